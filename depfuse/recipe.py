@@ -1,0 +1,68 @@
+"""One frozen, validated description of one fusion."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from depfuse.errors import RecipeError
+
+Criterion = Literal["activations", "weights", "mixture"]
+Solver = Literal["emd", "sinkhorn", "coordinate-descent"]
+Distance = Literal["pearson", "euclidean"]
+TapPosition = Literal["after", "before", "both"]
+Renorm = Literal["auto", "none", "reset"]
+
+
+class Recipe(BaseModel):
+    """How parents become a child; everything but the parents and the data.
+
+    Parameters are validated on construction; a contradictory recipe raises `RecipeError`
+    through `Recipe.create`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    criterion: Criterion = Field("activations", description="what makes two channels alike")
+    solver: Solver = Field("emd", description="how costs become couplings")
+    distance: Distance = Field("pearson", description="activation cost: correlation, or raw squared distance")
+    taps: TapPosition = Field("after", description="activations before or after the non-linearity, or both")
+    mixture: float = Field(0.5, ge=0.0, le=1.0, description="share of the activation cost in a mixture")
+    regularisation: float = Field(0.01, gt=0.0, description="Sinkhorn's, relative to the cost's scale")
+    restarts: int = Field(1, ge=1, description="random orders that coordinate descent tries")
+    weights: tuple[float, ...] | None = Field(None, description="one share per parent; None is equal shares")
+    renorm: Renorm = Field("auto", description="auto: reset where the network has BatchNorm, none elsewhere")
+    calibration: int = Field(2000, ge=0, description="number of calibration images, drawn from the training set")
+    batch_size: int = Field(250, ge=1, description="images per calibration batch")
+    seed: int = Field(0, ge=0, description="seed of every random choice")
+
+    @field_validator("weights")
+    @classmethod
+    def _shares_sum_to_one(cls, weights: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if weights is None:
+            return None
+        if any(not math.isfinite(w) or w < 0 for w in weights):
+            raise ValueError(f"weights {weights} must be finite and not negative")
+        if abs(sum(weights) - 1.0) > 1e-6:
+            raise ValueError(f"weights {weights} sum to {sum(weights):g}; they must sum to 1")
+        return weights
+
+    @classmethod
+    def create(cls, **settings: Any) -> Recipe:
+        """Build a recipe; a `RecipeError` names the first setting that is wrong and why."""
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "recipe"
+            raise RecipeError(f"recipe setting {where}: {first['msg'].removeprefix('Value error, ')}") from None
+
+    def shares(self, parents: int) -> tuple[float, ...]:
+        """One weight per parent, summing to one."""
+        if self.weights is None:
+            return (1.0 / parents,) * parents
+        if len(self.weights) != parents:
+            raise RecipeError(f"{len(self.weights)} weights for {parents} parents: give one per parent")
+        return self.weights
