@@ -1,0 +1,348 @@
+"""Read checkpoints of any common kind without running code, and write safetensors with a card."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+import platform
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from depfuse.data.preprocessing import Preprocessing
+from depfuse.errors import CheckpointError
+
+_CARD_KEY = "depfuse_card"
+_NESTED_KEYS = ("state_dict", "model_state_dict", "model", "net")
+_WRAPPERS = ("module.", "_orig_mod.")
+
+
+class Parent(BaseModel):
+    """A network that another one was made from."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    path: str
+    digest: str
+
+
+class Card(BaseModel):
+    """What is known about a network beside its weights.
+
+    Attributes
+    ----------
+    architecture
+        As `depfuse.models.build_network` takes it.
+    data
+        The data set it was trained or calibrated on, as `depfuse.data.load_data` takes it.
+    preprocessing
+        What its inputs went through.
+    classes
+        For each output, the label of the data set that it stands for; ``None`` where unknown.
+    recipe
+        The settings of the fusion or of the training that made it.
+    seeds
+        Every seed by what it was used for.
+    parents
+        The networks it was fused from.
+    metrics
+        What it reached; accuracies are fractions.
+    versions
+        Of the libraries that made it.
+    tensors
+        Digest of the tensors that the card belongs to; set by `write_checkpoint`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    architecture: str
+    data: str | None = None
+    preprocessing: Preprocessing | None = None
+    classes: tuple[int, ...] | None = None
+    recipe: dict[str, Any] | None = None
+    seeds: dict[str, int] = Field(default_factory=dict)
+    parents: tuple[Parent, ...] = ()
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=lambda: library_versions())
+    tensors: str | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state dict as it was read, with its card if it has one and its digest (see `state_digest`)."""
+
+    path: Path
+    state: dict[str, Tensor]
+    card: Card | None
+    digest: str
+
+
+def library_versions() -> dict[str, str]:
+    """Collect the versions of what the result depends on."""
+    from importlib import metadata
+
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        versions["depfuse"] = metadata.version("depfuse")
+    return versions
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """Compute the SHA-256 of a state dict: keys, types, shapes and bytes, in the order of the keys."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        tensor = state[key].detach().cpu().contiguous()
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read the weights in a file, whichever common program wrote it, without running code.
+
+    Takes safetensors, and what `torch.save` writes (.pt, .pth, .th, .dat, .ckpt, ...) as long as it holds
+    only tensors and plain values. The state dict may be nested under ``state_dict``,
+    ``model_state_dict``, ``model`` or ``net``, its keys may begin with ``module.`` or ``_orig_mod.``,
+    and it may have been saved on CUDA: tensors come to the CPU.
+
+    Raises
+    ------
+    CheckpointError
+        The file is not there, is cut off, is no checkpoint, would have to run code, or has a card that
+        contradicts its tensors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, not a checkpoint file")
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no file {path}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    if not head:
+        raise CheckpointError(f"{path} is empty")
+    # By content, not by name: a zip archive or a pickle is torch's, safetensors starts with its header.
+    if head.startswith((b"PK", b"\x80")):
+        state, card = _plain_state(path, _load_torch(path)), None
+    elif head[8:9] == b"{":
+        state, card = _load_safetensors(path)
+    else:
+        raise CheckpointError(f"{path} is no checkpoint: neither safetensors nor a file of torch.save")
+    if not state:
+        raise CheckpointError(f"{path} holds no tensors")
+    digest = state_digest(state)
+    if card is not None and card.tensors not in (None, digest):
+        raise CheckpointError(
+            f"{path}: the card belongs to other weights than these: the file was changed after it was written"
+        )
+    return Checkpoint(path, state, card, digest)
+
+
+def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Put the weights of a checkpoint into a network; all of them must fit.
+
+    ``num_batches_tracked`` of a BatchNorm may be missing, as in files of old versions of torch. Values of
+    another precision are converted to the network's own.
+
+    Raises
+    ------
+    CheckpointError
+        Keys are missing or left over, shapes differ, or a value is not finite; the network is
+        unchanged then.
+    """
+    own = model.state_dict()
+    state = _in_names_of(own, checkpoint.state)
+    counters = {key for key in own if key.endswith("num_batches_tracked")}
+    missing = [key for key in own if key not in state and key not in counters]
+    extra = [key for key in state if key not in own]
+    where = f"{checkpoint.path} does not fit {type(model).__name__}"
+    if missing or extra:
+        parts = [f"{_few(missing)} missing"] * bool(missing) + [f"{_few(extra)} left over"] * bool(extra)
+        raise CheckpointError(f"{where}: {' and '.join(parts)}; check the architecture")
+    wrong = [key for key in state if state[key].shape != own[key].shape]
+    if wrong:
+        key = wrong[0]
+        others = f" and {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
+        raise CheckpointError(
+            f"{where}: {key} has shape {tuple(state[key].shape)} in the file and "
+            f"{tuple(own[key].shape)} in the network{others}; check the architecture"
+        )
+    broken = [key for key in state if state[key].is_floating_point() and not state[key].isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"{checkpoint.path}: {_few(broken)} with NaN or infinite values: not a usable network"
+        )
+    model.load_state_dict(state, strict=False)
+
+
+def write_checkpoint(path: str | Path, state: Mapping[str, Tensor], card: Card) -> str:
+    """Write a state dict and its card as safetensors, all or nothing, and return the tensors' digest.
+
+    Raises
+    ------
+    CheckpointError
+        The file cannot be written; what stood there before still does.
+    """
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+    digest = state_digest(tensors)
+    described = card.model_copy(update={"tensors": digest}).model_dump(mode="json")
+    metadata = {_CARD_KEY: json.dumps(described, sort_keys=True)}
+    with replacing(path) as temporary:
+        temporary.write_bytes(safetensors.torch.save(tensors, metadata))
+    return digest
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise `CheckpointError` unless a file can be written at `path`; call it before long work."""
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} cannot be written: it is a folder")
+    with _one_sentence(path):
+        probe = _temporary(path)
+        probe.touch()
+        probe.unlink()
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`, which takes the place of `path` once the block has ended well.
+
+    The folder is made where it does not exist. Whatever goes wrong, the file that stood at `path`
+    stays as it was and nothing is left beside it.
+
+    Raises
+    ------
+    CheckpointError
+        The file cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} cannot be written: it is a folder")
+    with _one_sentence(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _one_sentence(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from None
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be written: {error}") from None
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], Card | None]:
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged or cut off: {_first_line(error)}") from None
+    if _CARD_KEY not in metadata:
+        return _without_wrappers(state), None
+    try:
+        card = Card.model_validate_json(metadata[_CARD_KEY])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "card"
+        raise CheckpointError(f"{path}: its card cannot be read: {where}: {first['msg']}") from None
+    return state, card
+
+
+def _load_torch(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" not in str(error):
+            raise CheckpointError(f"{path} is damaged or cut off: {_first_line(error)}") from None
+        found = re.search(r"(?:GLOBAL|function|class|instantiate) ([\w.]+\.[\w.]+)", str(error))
+        needs = f" ({found[1]})" if found else ""
+        raise CheckpointError(
+            f"{path} holds more than tensors and plain values{needs}, "
+            f"and reading it could run code: "
+            f"save the state dict alone, torch.save(model.state_dict(), path), where it was made"
+        ) from None
+    except Exception as error:  # torch has no one exception for a broken file
+        if "TorchScript" in str(error):
+            raise CheckpointError(f"{path} is a TorchScript program: save its state_dict() instead") from None
+        raise CheckpointError(f"{path} is damaged or cut off: {_first_line(error)}") from None
+
+
+def _harmless() -> list[Any]:
+    """List what the numpy numbers that many training scripts keep beside the weights are made of."""
+    scalar = np.float64(0).__reduce__()[0]  # its home is private and moved with numpy 2
+    kinds = {type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "int32", "int64", "bool")}
+    return [scalar, np.dtype, *kinds]
+
+
+def _plain_state(path: Path, loaded: Any) -> dict[str, Tensor]:
+    while isinstance(loaded, Mapping):
+        nested = [key for key in _NESTED_KEYS if isinstance(loaded.get(key), Mapping)]
+        if not nested:
+            break
+        loaded = loaded[nested[0]]
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{path} holds a {type(loaded).__name__}, not the weights of a network by name")
+    return _without_wrappers({str(key): value for key, value in loaded.items() if isinstance(value, Tensor)})
+
+
+def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take off what DataParallel and torch.compile put in front of every key."""
+    for _ in range(4):
+        for wrapper in _WRAPPERS:
+            if state and all(key.startswith(wrapper) for key in state):
+                state = {key.removeprefix(wrapper): value for key, value in state.items()}
+    return state
+
+
+def _in_names_of(own: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give a wrapper's name back to the keys where the network itself has it."""
+    for wrapper in _WRAPPERS:
+        if (
+            own
+            and all(key.startswith(wrapper) for key in own)
+            and not any(k.startswith(wrapper) for k in state)
+        ):
+            return {wrapper + key: value for key, value in state.items()}
+    return state
+
+
+def _few(keys: list[str]) -> str:
+    shown = ", ".join(keys[:3])
+    rest = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return f"{shown}{rest} {'is' if len(keys) == 1 else 'are'}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__

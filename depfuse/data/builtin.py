@@ -1,0 +1,79 @@
+"""The data sets that are known by name: digits, embedded, and three that torchvision downloads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits as sklearn_digits
+from sklearn.model_selection import train_test_split
+
+from depfuse.data.preprocessing import Preprocessing
+from depfuse.data.tensors import DataSet, Split, checked_data_set
+from depfuse.errors import DataError
+
+DIGITS_TEST_IMAGES = 500
+# Of the 1,297 training images, over all pixels, in units of [0, 1].
+DIGITS_PREPROCESSING = Preprocessing(mean=(0.3053,), std=(0.3758,))
+
+_DOWNLOADED: dict[str, tuple[str, Preprocessing]] = {
+    "cifar10": ("CIFAR10", Preprocessing(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))),
+    "cifar100": ("CIFAR100", Preprocessing(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762))),
+    "mnist": ("MNIST", Preprocessing(mean=(0.1307,), std=(0.3081,))),
+}
+
+DATA_SETS = ("digits", *_DOWNLOADED)
+
+
+def load_builtin(name: str, root: Path) -> DataSet:
+    """Load the data set of that name in `DATA_SETS`, downloaded under `root` where it is not embedded."""
+    return load_digits() if name == "digits" else load_torchvision(name, root)
+
+
+def load_digits() -> DataSet:
+    """Load scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, grey values 0..16 scaled to 0..255.
+
+    A fixed stratified split: 1,297 training and 500 test images.
+    """
+    digits = sklearn_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
+    train, test = train_test_split(
+        np.arange(len(images)), test_size=DIGITS_TEST_IMAGES, stratify=digits.target, random_state=0
+    )
+    first, second = (
+        Split(torch.from_numpy(images[part]), torch.from_numpy(digits.target[part].astype(np.int64)))
+        for part in (train, test)
+    )
+    return checked_data_set("digits", tuple(str(d) for d in range(10)), first, second, DIGITS_PREPROCESSING)
+
+
+def load_torchvision(name: str, root: Path) -> DataSet:
+    """Load a data set that torchvision downloads under `root`, with its own progress bar.
+
+    Raises
+    ------
+    DataError
+        It is not under `root` and cannot be downloaded.
+    """
+    from torchvision import datasets
+
+    kind, preprocessing = _DOWNLOADED[name]
+    try:
+        parts = [getattr(datasets, kind)(str(root), train=train, download=True) for train in (True, False)]
+    except (OSError, RuntimeError) as error:  # URLError is an OSError; a damaged file is a RuntimeError
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{name} cannot be downloaded to {root} ({reason}): go online, or give a .npz file "
+            f"with x_train, y_train, x_test and y_test as the data"
+        ) from None
+    classes = tuple(str(c) for c in parts[0].classes)
+    return checked_data_set(name, classes, _as_split(parts[0]), _as_split(parts[1]), preprocessing)
+
+
+def _as_split(part: Any) -> Split:
+    images = torch.as_tensor(part.data)
+    # MNIST is (N, H, W), CIFAR (N, H, W, C).
+    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+    return Split(images, torch.as_tensor(part.targets, dtype=torch.int64))

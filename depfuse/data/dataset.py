@@ -1,0 +1,65 @@
+"""From what the user names to a data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from depfuse.data.builtin import DATA_SETS, load_builtin
+from depfuse.data.files import load_folder, load_npz
+from depfuse.data.preprocessing import Preprocessing
+from depfuse.data.tensors import DataSet, Split
+from depfuse.errors import DataError
+
+__all__ = ["DATA_SETS", "DataSet", "Split", "load_data"]
+
+
+def load_data(
+    spec: str | Path,
+    *,
+    root: Path = Path("data"),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    size: Sequence[int] | None = None,
+) -> DataSet:
+    """Load a data set by name or from the user's own files.
+
+    Parameters
+    ----------
+    spec
+        A name in `DATA_SETS`, the path of a .npz file, or a folder of images by class.
+    root
+        Where downloaded data sets are kept.
+    mean, std, size
+        Override that part of the data set's pre-processing; a .npz file or a folder has none of its
+        own. `size` is (height, width).
+
+    Raises
+    ------
+    DataError
+        The data are not there, cannot be read, or contradict themselves.
+    """
+    given = Preprocessing.create(size=size, mean=mean, std=std)
+    name = str(spec)
+    if name in DATA_SETS:
+        data = load_builtin(name, root)
+        own = data.preprocessing
+        merged = Preprocessing.create(
+            size=given.size or own.size, mean=given.mean or own.mean, std=given.std or own.std
+        )
+        merged.check_channels(data.train.images.shape[1])
+        return dataclasses.replace(data, preprocessing=merged)
+    path = Path(spec)
+    if path.is_dir():
+        return load_folder(path, given)
+    if path.is_file():
+        return load_npz(path, given)
+    near = difflib.get_close_matches(name, DATA_SETS, n=1)
+    hint = (
+        f"did you mean {near[0]}?"
+        if near
+        else f"give {', '.join(DATA_SETS)}, a .npz file or a folder of images"
+    )
+    raise DataError(f"{name} is no data set, file or folder: {hint}")

@@ -1,0 +1,154 @@
+"""Parts of a training set by label, so that parents with different knowledge can be made."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from depfuse.data.tensors import DataSet, Split
+from depfuse.errors import DataError
+
+LabelShare = Mapping[int, float]
+
+_PIECE = re.compile(r"(\d+)(?:-(\d+))?(?::([0-9.eE+-]+))?")
+
+
+def parse_labels(text: str) -> dict[int, float]:
+    """Read which share of each class's training images to keep.
+
+    ``"0-4"`` keeps all of classes 0 to 4 and nothing else, ``"0-4:0.9,5-9:0.1"`` nine tenths of the
+    first five and one tenth of the others, ``"1,3,7:0.5"`` all of 1 and 3 and half of 7.
+
+    Returns
+    -------
+    dict
+        label -> share in (0, 1], in ascending order of labels.
+
+    Raises
+    ------
+    DataError
+        The text is not of this form, a label stands twice, or a share is outside (0, 1].
+    """
+    shares: dict[int, float] = {}
+    for piece in text.split(","):
+        match = _PIECE.fullmatch(piece.strip())
+        if match is None:
+            raise DataError(f"labels {text!r}: {piece.strip()!r} is not like 3, 0-4 or 0-4:0.9")
+        first, last = int(match[1]), int(match[2] or match[1])
+        try:
+            share = float(match[3] or 1)
+        except ValueError:
+            raise DataError(f"labels {text!r}: {match[3]!r} is no number") from None
+        if not 0 < share <= 1:
+            raise DataError(f"labels {text!r}: share {share:g} is outside (0, 1]")
+        if last < first:
+            raise DataError(f"labels {text!r}: {first}-{last} runs backwards")
+        if last - first > 100_000:
+            raise DataError(f"labels {text!r}: {first}-{last} is more classes than any data set has")
+        for label in range(first, last + 1):
+            if label in shares:
+                raise DataError(f"labels {text!r}: label {label} stands twice")
+            shares[label] = share
+    return dict(sorted(shares.items()))
+
+
+def select_labels(data: DataSet, shares: LabelShare, *, seed: int = 0) -> tuple[DataSet, list[int]]:
+    """Keep a share of each class's training images, and of the test images the classes that are left.
+
+    The labels that are left are renumbered 0, 1, ... in ascending order; with all of them there,
+    nothing is renumbered.
+
+    Returns
+    -------
+    DataSet, list of int
+        The data, and for each of its labels the label that it had.
+
+    Raises
+    ------
+    DataError
+        A label that the data do not have, or a share so small that a class has no training image.
+    """
+    kept = sorted(shares)
+    wrong = [label for label in kept if label >= len(data.classes) or label < 0]
+    if wrong:
+        raise DataError(f"{data.name} has labels 0 to {len(data.classes) - 1}, not {wrong[0]}")
+    chosen = []
+    for label in kept:
+        of_class = torch.nonzero(data.train.labels == label)[:, 0]
+        count = round(shares[label] * len(of_class))
+        if count == 0:
+            raise DataError(
+                f"{data.name}: a share of {shares[label]:g} leaves class {label} without a training image"
+            )
+        # Seeded by class, so that the images of one class do not depend on the share of another.
+        chosen.append(of_class[_order(len(of_class), seed, label)[:count]])
+    selected = torch.sort(torch.cat(chosen)).values
+    test = torch.isin(data.test.labels, torch.tensor(kept))
+    renumber = torch.full((len(data.classes),), -1)
+    renumber[torch.tensor(kept)] = torch.arange(len(kept))
+    train, rest = data.train.take(selected), data.test.take(torch.nonzero(test)[:, 0])
+    return (
+        dataclasses.replace(
+            data,
+            classes=tuple(data.classes[label] for label in kept),
+            train=Split(train.images, renumber[train.labels]),
+            test=Split(rest.images, renumber[rest.labels]),
+        ),
+        kept,
+    )
+
+
+def select_half(data: DataSet, half: int, *, seed: int = 0) -> DataSet:
+    """Keep one of two disjoint halves (0 or 1) of every class's training images, and all test images.
+
+    Raises
+    ------
+    DataError
+        `half` is neither 0 nor 1.
+    """
+    if half not in (0, 1):
+        raise DataError(f"half {half} is neither 0 nor 1")
+    return select_share(data, half, 2, seed=seed)
+
+
+def select_share(
+    data: DataSet, share: int, shares: int, *, alpha: float | None = None, seed: int = 0
+) -> DataSet:
+    """Keep one of `shares` disjoint parts of the training images that together hold them all.
+
+    Every class is dealt out evenly, or, with `alpha`, in proportions drawn for that class from a
+    symmetric Dirichlet distribution of concentration `alpha`: the smaller, the more the parts differ
+    (Hsu, Qi & Brown 2019). The same seed gives the same parts, whichever is asked for.
+
+    Raises
+    ------
+    DataError
+        `share` is not one of 0 ... `shares` - 1, `alpha` is not positive, or the part is empty.
+    """
+    if not 0 <= share < shares:
+        raise DataError(f"share {share} of {shares} does not exist: shares are 0 to {shares - 1}")
+    if alpha is not None and not 0 < alpha < float("inf"):
+        raise DataError(f"Dirichlet concentration {alpha} must be positive")
+    parts: list[Tensor] = []
+    for label in range(len(data.classes)):
+        of_class = torch.nonzero(data.train.labels == label)[:, 0]
+        shuffled = of_class[_order(len(of_class), seed, label)]
+        if alpha is None:
+            parts.append(shuffled[share::shares])
+        else:
+            generator = np.random.default_rng([seed, label, 1])
+            ends = np.rint(np.cumsum(generator.dirichlet([alpha] * shares)) * len(shuffled)).astype(int)
+            parts.append(shuffled[(ends[share - 1] if share else 0) : ends[share]])
+    selected = torch.sort(torch.cat(parts)).values
+    if len(selected) == 0:
+        raise DataError(f"{data.name}: share {share} of {shares} has no training image")
+    return dataclasses.replace(data, train=data.train.take(selected))
+
+
+def _order(count: int, seed: int, label: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng([seed, label]).permutation(count))

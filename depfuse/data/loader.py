@@ -1,0 +1,127 @@
+"""Batches of a split, on the device, without worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from depfuse.data.augment import Augmentation
+from depfuse.data.preprocessing import Preprocessing
+from depfuse.data.tensors import DataSet, Split
+from depfuse.errors import DataError
+
+
+class Loader:
+    """Batches of pre-processed images that live on the device as bytes.
+
+    Iterating gives pairs of images (n, C, H, W) float32 and labels (n,) int64. Batches differ in size
+    by one image at most and are never larger than `batch_size`, so that no batch is a lonely rest; with
+    `drop_last` they are all of `batch_size` and the rest is left out.
+
+    With `shuffle`, the order and the augmentation are a function of (`seed`, `epoch`) alone, on every
+    device, and each iteration that ends advances `epoch`.
+
+    Parameters
+    ----------
+    split
+        The images; moved to `device` whole, as uint8.
+    preprocessing
+        Applied to each batch on the device.
+    batch_size
+        Largest number of images in a batch.
+    channels_last
+        Give batches in channels-last memory layout.
+
+    Raises
+    ------
+    DataError
+        There are no images, or `batch_size` is not positive.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        preprocessing: Preprocessing,
+        *,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        shuffle: bool = False,
+        augment: Augmentation | None = None,
+        seed: int = 0,
+        drop_last: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise DataError(f"batch size {batch_size} must be at least 1")
+        if len(split) == 0:
+            raise DataError("there are no images to load")
+        preprocessing.check_channels(split.images.shape[1])
+        self.images = split.images.to(device)
+        self.labels = split.labels.to(device)
+        self.preprocessing = preprocessing
+        self.batch_size = batch_size
+        self.device = self.images.device
+        self.shuffle = shuffle
+        self.augment = augment
+        self.seed = seed
+        # A set smaller than one batch is still a batch: dropping it would leave nothing.
+        self.drop_last = drop_last and len(split) >= batch_size
+        self.channels_last = channels_last
+        self.epoch = 0
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    def __len__(self) -> int:
+        return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(_epoch_seed(self.seed, self.epoch))
+        order = torch.randperm(self.count, generator=generator) if self.shuffle else torch.arange(self.count)
+        drawn = None
+        if self.augment:
+            height, width = self.images.shape[-2:]
+            drawn = self.augment.draw(self.count, height, width, generator).to(self.device)
+        order = order.to(self.device)
+        if self.drop_last:
+            order = order[: len(self) * self.batch_size]
+        for batch in torch.tensor_split(order, len(self)):
+            images = self.images[batch]
+            if self.augment and drawn is not None:
+                images = self.augment.apply(images, drawn[batch])
+            yield self.preprocessing.apply(images, channels_last=self.channels_last), self.labels[batch]
+        if self.shuffle:
+            self.epoch += 1
+
+
+def calibration_loader(
+    data: DataSet, count: int, *, batch_size: int = 250, device: torch.device | str = "cpu", seed: int = 0
+) -> Loader:
+    """Load `count` training images drawn at random without replacement, in a fixed order.
+
+    All of them where there are not as many as `count`; the labels are there but no method
+    that calibrates reads them.
+
+    Raises
+    ------
+    DataError
+        Fewer than two images: neither correlations nor BatchNorm statistics exist then.
+    """
+    count = min(count, len(data.train))
+    if count < 2:
+        raise DataError(
+            f"{count} calibration images are too few for statistics: give at least 2, better 2000"
+        )
+    generator = torch.Generator().manual_seed(_epoch_seed(seed, 0))
+    chosen = torch.randperm(len(data.train), generator=generator)[:count]
+    return Loader(data.train.take(chosen), data.preprocessing, batch_size=batch_size, device=device)
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    """One well-mixed 63-bit seed from the two, so that neighbouring epochs share nothing."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> np.uint64(1))

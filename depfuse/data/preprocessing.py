@@ -1,0 +1,84 @@
+"""What happens to an image between its bytes and the network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from torch import Tensor
+
+from depfuse.errors import DataError
+
+
+class Preprocessing(BaseModel):
+    """Bytes to floats: scale to [0, 1], resize, then (x - mean) / std per channel.
+
+    Attributes
+    ----------
+    size
+        (height, width) that images are resized to, antialiased and bilinear; ``None`` keeps theirs.
+    mean, std
+        One value for all channels or one per channel, in units of [0, 1]; ``None`` leaves them out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    size: tuple[int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @model_validator(mode="after")
+    def _values_make_sense(self) -> Preprocessing:
+        if self.size is not None and min(self.size) < 1:
+            raise ValueError(f"size {self.size} must be positive")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and not (values and all(math.isfinite(v) for v in values)):
+                raise ValueError(f"{name} {values} must be one or more finite numbers")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std {self.std} must be positive")
+        if self.mean and self.std and len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean has {len(self.mean)} values and std {len(self.std)}: give as many of each"
+            )
+        return self
+
+    @classmethod
+    def create(
+        cls,
+        size: Sequence[int] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> Preprocessing:
+        """Build one from plain sequences; raises `DataError` with one sentence when they contradict."""
+        try:
+            return cls.model_validate({"size": size, "mean": mean, "std": std})
+        except ValidationError as error:
+            message = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise DataError(f"pre-processing: {message}") from None
+
+    def check_channels(self, channels: int) -> None:
+        """Raise `DataError` unless mean and std suit images of `channels` channels."""
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) not in (1, channels):
+                raise DataError(
+                    f"{name} has {len(values)} values, "
+                    f"but the images have {channels} channels: give 1 or {channels}"
+                )
+
+    def apply(self, images: Tensor, *, channels_last: bool = False) -> Tensor:
+        """Map images (N, C, H, W) uint8 to float32 (N, C, H', W') on the same device."""
+        self.check_channels(images.shape[1])
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        floats = images.to(torch.float32, memory_format=layout)
+        if self.size is not None and tuple(floats.shape[-2:]) != self.size:
+            floats = F.interpolate(floats, self.size, mode="bilinear", antialias=True, align_corners=False)
+            floats = floats.contiguous(memory_format=layout)
+        # One pass over the images: x / 255 scaled and shifted is a single multiply-add per channel.
+        mean = torch.tensor(self.mean or (0.0,), dtype=torch.float64)
+        std = torch.tensor(self.std or (1.0,), dtype=torch.float64)
+        scale = (1 / (255 * std)).float().to(images.device).view(-1, 1, 1)
+        shift = (-mean / std).float().to(images.device).view(-1, 1, 1)
+        return torch.addcmul(shift, floats, scale, out=floats)
