@@ -1,0 +1,340 @@
+"""Train a network on a data set: the parents of a fusion."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from depfuse.checkpoint import replacing, state_digest
+from depfuse.data import Augmentation, DataSet, Loader
+from depfuse.errors import CheckpointError, RecipeError
+from depfuse.evaluate import evaluate
+from depfuse.models import check_input
+
+Schedule = Literal["linear", "cosine"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+# Compiling takes about as long as this many steps of a small network save.
+_STEPS_THAT_PAY_FOR_COMPILING = 2000
+# On smaller images converting to bfloat16 and back takes longer than it saves on a CPU.
+_PIXELS_THAT_PAY_FOR_BFLOAT16 = 16 * 16
+
+
+class TrainRecipe(BaseModel):
+    """How a network is trained: SGD with Nesterov momentum, a warm-up, then a decay to zero.
+
+    Weight decay is for the weights of convolutions and linear layers; biases and BatchNorm have none.
+    `TrainRecipe.create` raises `RecipeError` with one sentence where a setting is wrong.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(20, ge=0, description="passes over the training images")
+    batch_size: int = Field(128, ge=2, description="images per step")
+    learning_rate: float = Field(0.2, gt=0, description="at the end of the warm-up")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov's")
+    weight_decay: float = Field(5e-4, ge=0, description="of convolutions and linear layers")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target spread over all classes")
+    warmup: float = Field(2.0, ge=0, description="epochs in which the learning rate rises from zero")
+    schedule: Schedule = Field("linear", description="how it falls to zero afterwards")
+    flip: bool = Field(False, description="mirror images at random")
+    translate: int = Field(0, ge=0, description="shift images by up to this many pixels")
+    cutout: int = Field(0, ge=0, description="side in pixels of a square that is blacked out")
+    precision: Precision = Field("auto", description="bfloat16 autocast; auto: where it is faster")
+    channels_last: bool = Field(True, description="memory layout of images and weights")
+    compile: bool | None = Field(
+        None, description="torch.compile; None: on CUDA where training is long enough"
+    )
+    seed: int = Field(0, ge=0, description="of the order of the images and their augmentation")
+
+    @classmethod
+    def create(cls, **settings: Any) -> TrainRecipe:
+        """Build a recipe; a `RecipeError` names the first setting that is wrong and why."""
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "recipe"
+            raise RecipeError(
+                f"training setting {where}: {first['msg'].removeprefix('Value error, ')}"
+            ) from None
+
+    @classmethod
+    def suited_to(cls, data: DataSet, **settings: Any) -> TrainRecipe:
+        """Build a recipe whose augmentation suits the images, where `settings` do not say otherwise.
+
+        Colour images are mirrored and shifted by an eighth of their side; grey ones, often digits and
+        letters that mean something else in the mirror, are only shifted, by a twelfth.
+        """
+        channels, height, width = data.image_shape
+        colour = channels >= 3
+        side = min(height, width)
+        suited = {"flip": colour, "translate": round(side / 8) if colour else math.ceil(side / 12)}
+        return cls.create(**{**suited, **settings})
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What happens to the training images."""
+        return Augmentation(self.flip, self.translate, self.cutout)
+
+    def learning_rate_at(self, epoch: float) -> float:
+        """Compute the learning rate `epoch` epochs after the start, a fraction within an epoch."""
+        warmup = min(self.warmup, self.epochs / 2)
+        if epoch < warmup:
+            return self.learning_rate * epoch / warmup
+        progress = min(1.0, (epoch - warmup) / max(self.epochs - warmup, 1e-12))
+        if self.schedule == "cosine":
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.learning_rate * (1 - progress)
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """Where a training stands: `epoch` of `epochs` are done.
+
+    `loss` and `accuracy` are means over the epoch's training batches, `learning_rate` is that of the
+    last step, and `seconds` is what the epoch took.
+    """
+
+    epoch: int
+    epochs: int
+    loss: float
+    accuracy: float
+    learning_rate: float
+    seconds: float
+
+
+def train(
+    model: nn.Module,
+    data: DataSet,
+    recipe: TrainRecipe,
+    *,
+    device: torch.device | str = "cpu",
+    resume_path: str | Path | None = None,
+    progress: Callable[[EpochReport], None] | None = None,
+    save_seconds: float = 30.0,
+) -> dict[str, float]:
+    """Train a network in place, from the weights it has, and say what it reached.
+
+    The same weights, data and recipe give the same result on the same machine with the same number
+    of threads; on the CPU bit for bit, also when the training was cut off and resumed in between.
+
+    Parameters
+    ----------
+    model
+        The network; moved to `device`, and left there in evaluation mode.
+    data
+        Its training images; the test images are only looked at when the training is over.
+    recipe
+        How to train.
+    device
+        Where to train.
+    resume_path
+        Where the state of the training is kept. A training that finds its own state there goes on
+        from it. The finished training stays there as well: delete the file once the result is kept.
+    progress
+        Called after every epoch.
+    save_seconds
+        The state is saved at the end of an epoch when so much time has passed since the last time, and
+        at the very end.
+
+    Returns
+    -------
+    dict
+        ``accuracy`` (fraction) and ``loss`` (nats) on the test images, ``train_accuracy`` and
+        ``train_loss`` of the last epoch, ``seconds`` of training.
+
+    Raises
+    ------
+    DataError
+        The images do not fit the network, or it has fewer outputs than there are classes.
+    RecipeError
+        The training diverged.
+    CheckpointError
+        The state at `resume_path` belongs to another training, or cannot be read or written; what had
+        been saved there before is still there.
+    """
+    device = torch.device(device)
+    model.to(device)
+    check_input(model, data.example(2, device), classes=len(data.classes))
+    run = _Run(model, data, recipe, device)
+    if resume_path is not None:
+        run.resume(Path(resume_path))
+    saved = time.perf_counter()
+    with _fastest_convolutions():
+        while run.epoch < recipe.epochs:
+            report = run.one_epoch()
+            if not math.isfinite(report.loss):
+                raise RecipeError(
+                    f"training diverged in epoch {run.epoch}: lower learning_rate {recipe.learning_rate:g}"
+                )
+            done = run.epoch == recipe.epochs
+            if resume_path is not None and (done or time.perf_counter() - saved >= save_seconds):
+                run.save(Path(resume_path))
+                saved = time.perf_counter()
+            if progress is not None:
+                progress(report)
+    model.to(memory_format=torch.contiguous_format)
+    model.eval()
+    scores = evaluate(model, Loader(data.test, data.preprocessing, batch_size=500, device=device))
+    return {
+        "accuracy": scores.accuracy,
+        "loss": scores.loss,
+        "train_accuracy": run.accuracy,
+        "train_loss": run.loss,
+        "seconds": run.seconds,
+    }
+
+
+class _Run:
+    """A training under way: everything that changes from epoch to epoch."""
+
+    def __init__(self, model: nn.Module, data: DataSet, recipe: TrainRecipe, device: torch.device) -> None:
+        self.model = model
+        self.recipe = recipe
+        self.device = device
+        self.epoch = 0
+        self.loss = self.accuracy = math.nan
+        self.seconds = 0.0
+        if recipe.channels_last:
+            model.to(memory_format=torch.channels_last)
+        self.loader = Loader(
+            data.train,
+            data.preprocessing,
+            batch_size=recipe.batch_size,
+            device=device,
+            shuffle=True,
+            augment=recipe.augmentation,
+            seed=recipe.seed,
+            drop_last=True,
+            channels_last=recipe.channels_last,
+        )
+        weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+        others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+        self.optimizer = torch.optim.SGD(
+            [
+                {"params": weights, "weight_decay": recipe.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            nesterov=recipe.momentum > 0,
+        )
+        self.bfloat16 = _use_bfloat16(recipe.precision, device, data.image_shape)
+        steps = recipe.epochs * len(self.loader)
+        compiled = recipe.compile
+        if compiled is None:
+            compiled = device.type == "cuda" and steps >= _STEPS_THAT_PAY_FOR_COMPILING
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(model) if compiled else model
+        self.identity = {
+            "recipe": recipe.model_dump(mode="json"),
+            "data": state_digest({"images": data.train.images, "labels": data.train.labels}),
+            "start": state_digest(model.state_dict()),
+        }
+
+    def one_epoch(self) -> EpochReport:
+        """Take one pass over the training images."""
+        started = time.perf_counter()
+        self.model.train()
+        self.loader.epoch = self.epoch
+        total = torch.zeros((), device=self.device)
+        hits = torch.zeros((), device=self.device, dtype=torch.int64)
+        count = 0
+        rate = 0.0
+        for step, (images, labels) in enumerate(self.loader):
+            rate = self.recipe.learning_rate_at(self.epoch + (step + 1) / (len(self.loader) + 1))
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                outputs = self.forward(images)
+            outputs = outputs.float()
+            loss = F.cross_entropy(outputs, labels, label_smoothing=self.recipe.label_smoothing)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            # Sums stay on the device: reading them would make it wait for every step.
+            total += loss.detach() * len(labels)
+            hits += (outputs.detach().argmax(1) == labels).sum()
+            count += len(labels)
+        self.epoch += 1
+        self.loss, self.accuracy = float(total) / count, int(hits) / count
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        return EpochReport(self.epoch, self.recipe.epochs, self.loss, self.accuracy, rate, seconds)
+
+    def save(self, path: Path) -> None:
+        """Write the whole state, all or nothing."""
+        state = {
+            "identity": self.identity,
+            "epoch": self.epoch,
+            "figures": [self.loss, self.accuracy, self.seconds],
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+        # Through memory, because torch.save does not say in the usual way that a disk is full.
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        with replacing(path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+
+    def resume(self, path: Path) -> None:
+        """Go on from the state at `path`, if there is one."""
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            identity = state["identity"]
+        except Exception:  # torch has no one exception for a broken file
+            raise CheckpointError(
+                f"{path} is not the state of a training: delete it to start afresh"
+            ) from None
+        different = [key for key in self.identity if identity.get(key) != self.identity[key]]
+        if different:
+            what = {"recipe": "recipe", "data": "data set", "start": "network or seed"}[different[0]]
+            raise CheckpointError(
+                f"{path} is the state of a training with another {what}: "
+                f"give another path, or delete it to start afresh"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch = state["epoch"]
+        self.loss, self.accuracy, self.seconds = state["figures"]
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+
+def _use_bfloat16(precision: Precision, device: torch.device, image_shape: tuple[int, int, int]) -> bool:
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    # Without instructions for it the CPU converts back and forth, which is slower than float32.
+    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return bool(
+        device.type == "cpu" and fast and image_shape[1] * image_shape[2] >= _PIXELS_THAT_PAY_FOR_BFLOAT16
+    )
+
+
+@contextmanager
+def _fastest_convolutions() -> Iterator[None]:
+    """Let cuDNN try its algorithms once; batches are of one shape here."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
