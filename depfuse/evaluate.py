@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -142,7 +143,8 @@ def evaluate_path(
 def barrier(alphas: Sequence[float], losses: Sequence[float]) -> float:
     """Height of a curve above the straight line between its ends (Frankle et al. 2020).
 
-    max over alpha of L(alpha) - ((1 - alpha) L(0) + alpha L(1)); never below 0, which the ends attain.
+    max over alpha of L(alpha) - ((1 - alpha) L(0) + alpha L(1)); never below 0, which the ends attain;
+    not a number where one of the losses is none.
 
     Parameters
     ----------
@@ -153,6 +155,8 @@ def barrier(alphas: Sequence[float], losses: Sequence[float]) -> float:
     """
     if len(alphas) != len(losses):
         raise ValueError(f"{len(alphas)} alphas for {len(losses)} losses")
+    if any(math.isnan(loss) for loss in losses):
+        return math.nan
     first, last = losses[0], losses[-1]
     return max(
         loss - ((1.0 - alpha) * first + alpha * last) for alpha, loss in zip(alphas, losses, strict=True)

@@ -1,0 +1,142 @@
+"""The `depfuse` command: its subcommands, and what becomes of errors."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any
+
+import typer
+
+from depfuse.cli.console import complain, warnings_in_one_line
+from depfuse.errors import DepfuseError
+
+# Typer does not export it, and some of its versions bring their own copy of click's.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+@dataclass(frozen=True)
+class _Command:
+    """A subcommand before it is imported: `module:function`, its help and an example of its use."""
+
+    place: str
+    help: str
+    example: str
+
+
+COMMANDS = {
+    "groups": _Command(
+        "depfuse.cli.groups:groups",
+        "Find, prove and print the channel groups of a network.\n\n"
+        "The exit code is 1 when a group could not be followed or proved, and 0 when all that is fixed"
+        " touches the network's input or output.",
+        "depfuse groups torchvision:resnet18",
+    ),
+    "train": _Command(
+        "depfuse.cli.train:train",
+        "Train a network, a parent to be fused.\n\n"
+        "What is not given suits the images: colour ones are mirrored and shifted, grey ones only shifted."
+        " A training that was cut off goes on where it stood when the same command is given again.",
+        "depfuse train digits_resnet --data digits --labels 0-4:0.9,5-9:0.1 --out first.safetensors",
+    ),
+    "fuse": _Command(
+        "depfuse.cli.fuse:fuse",
+        "Fuse trained networks of one architecture into one.\n\n"
+        "Parents, their logit ensemble, their plain average and the child are evaluated on the test images,"
+        " and a closing sentence says which of them to keep.",
+        "depfuse fuse first.safetensors second.safetensors --data digits --out child.safetensors",
+    ),
+    "eval": _Command(
+        "depfuse.cli.evaluate:evaluate",
+        "Evaluate networks on the test images.\n\n"
+        "Accuracy, mean cross-entropy in nats, and expected calibration error.",
+        "depfuse eval first.safetensors child.safetensors --data digits",
+    ),
+    "path": _Command(
+        "depfuse.cli.path:path",
+        "Measure the barrier on the way from one parent to another.\n\n"
+        "The parents are merged at every share between them, matched and naively.",
+        "depfuse path first.safetensors second.safetensors --data digits --plot path.png",
+    ),
+}
+
+
+def build_app(arguments: Sequence[str]) -> typer.Typer:
+    """Build the command line for these arguments.
+
+    Only a subcommand that they name is imported, so that help and mistakes do not wait for torch.
+    """
+    app = typer.Typer(
+        name="depfuse",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_depfuse)
+    for name, command in COMMANDS.items():
+        function = _load(command.place) if name in arguments else _not_asked_for
+        app.command(name, help=command.help, epilog=f"Example: {command.example}")(function)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    0: done; 1: `depfuse groups` could not prove everything; 2: the input or the way it was asked for is
+    wrong, said in one sentence on standard error, and nothing was written; 130: interrupted. Any other
+    exception is a mistake in the program and keeps its traceback.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    with warnings_in_one_line():
+        try:
+            status = typer.main.get_command(build_app(given)).main(
+                args=given or ["--help"], prog_name="depfuse", standalone_mode=False, obj=["depfuse", *given]
+            )
+        except DepfuseError as error:
+            complain(str(error))
+            return 2
+        except _UsageError as error:
+            complain(_usage(error))
+            return 2
+        except (KeyboardInterrupt, typer.Abort):
+            status = 130
+        if status == 130:  # newer versions of Typer turn the interruption into this code themselves
+            complain("interrupted")
+    return status if isinstance(status, int) else 0
+
+
+def _load(place: str) -> Callable[..., None]:
+    module, _, function = place.partition(":")
+    loaded: Callable[..., None] = getattr(importlib.import_module(module), function)
+    return loaded
+
+
+def _not_asked_for() -> None:
+    """Stand in for a subcommand that the arguments do not name."""
+
+
+def _usage(error: Any) -> str:
+    hint = f" (see {error.ctx.command_path} --help)" if error.ctx is not None else ""
+    return f"{error.format_message().rstrip('.')}{hint}"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            print(f"depfuse {version('depfuse')}")
+        except PackageNotFoundError:
+            print("depfuse, not installed")
+        raise typer.Exit
+
+
+def _depfuse(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Fuse independently trained networks of one architecture into one network."""

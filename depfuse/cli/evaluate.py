@@ -1,0 +1,64 @@
+"""`depfuse eval`."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from depfuse.checkpoint import replacing
+from depfuse.cli.console import Screen
+from depfuse.cli.inputs import read_inputs
+from depfuse.cli.options import (
+    ArchitectureOption,
+    Checkpoints,
+    DataOptions,
+    ReportOption,
+    RunOptions,
+    spread,
+)
+from depfuse.cli.outputs import check_outputs
+from depfuse.device import resolve_device
+from depfuse.evaluate import evaluate_together
+from depfuse.report import EvaluationReport, NetworkScores, describe_environment
+from depfuse.report.tables import scores_table, short_names
+
+
+@spread
+def evaluate(
+    context: typer.Context,
+    checkpoints: Checkpoints,
+    data: DataOptions,
+    options: RunOptions,
+    arch: ArchitectureOption = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")] = 250,
+    report: ReportOption = None,
+) -> None:
+    """Evaluate networks in one pass over the test images."""
+    screen = Screen(options.quiet)
+    check_outputs({"--report": report}, checkpoints)
+    device = resolve_device(options.device)
+    with screen.working() as work:
+        work.step("reading networks and data")
+        inputs = read_inputs(checkpoints, arch, data, device)
+        started = time.perf_counter()
+        scores = evaluate_together(inputs.models, work.track(inputs.test_loader(batch_size), "evaluating"))
+        seconds = time.perf_counter() - started
+    networks = [
+        NetworkScores.at(checkpoint.path, checkpoint.digest, found)
+        for checkpoint, found in zip(inputs.checkpoints, scores, strict=True)
+    ]
+    if report is not None:
+        document = EvaluationReport(
+            networks=networks,
+            data=inputs.data_name,
+            preprocessing=inputs.data.preprocessing.model_dump(mode="json"),
+            images=scores[0].count,
+            seconds={"evaluate": seconds},
+            environment=describe_environment(device),
+            command=context.obj,
+        )
+        with replacing(report) as temporary:
+            temporary.write_text(document.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    screen.show(scores_table(zip(short_names(networks), networks, strict=True)))

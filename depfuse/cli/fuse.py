@@ -1,0 +1,58 @@
+"""`depfuse fuse`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from depfuse.cli.console import Screen
+from depfuse.cli.corridor import Request, run
+from depfuse.cli.options import (
+    ArchitectureOption,
+    Checkpoints,
+    DataOptions,
+    PlotOption,
+    ReportOption,
+    RunOptions,
+    spread,
+)
+from depfuse.recipe import Recipe
+from depfuse.report.tables import fusion_table
+
+POINTS_OF_A_PLOT = 11
+
+
+@spread
+def fuse(
+    context: typer.Context,
+    parents: Checkpoints,
+    data: DataOptions,
+    recipe: Recipe,
+    options: RunOptions,
+    arch: ArchitectureOption = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="Where the child is written (.safetensors).")
+    ] = Path("child.safetensors"),
+    report: ReportOption = None,
+    plot: PlotOption = None,
+) -> None:
+    """Fuse parents, compare everything on the test images, and write what was asked for."""
+    request = Request(
+        parents=parents,
+        arch=arch,
+        data=data,
+        recipe=recipe,
+        device=options.device,
+        out=out,
+        report=report,
+        plot=plot,
+        points=None if plot is None else POINTS_OF_A_PLOT,
+        command=context.obj,
+    )
+    screen = Screen(options.quiet)
+    with screen.working() as work:
+        found = run(request, work)
+    screen.show(fusion_table(found))
+    screen.say(f"\n{found.verdict}")

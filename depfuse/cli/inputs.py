@@ -1,0 +1,97 @@
+"""From what the user names to networks and data that fit one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from depfuse.checkpoint import Card, Checkpoint, load_into, read_checkpoint
+from depfuse.cli.options import DataOptions
+from depfuse.data import DataSet, Loader, Preprocessing, load_data
+from depfuse.errors import ArchitectureError, CheckpointError, DataError
+from depfuse.models import build_network, check_input
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Networks with their checkpoints and architectures, and the data that they take."""
+
+    architectures: tuple[str, ...]
+    checkpoints: tuple[Checkpoint, ...]
+    models: tuple[nn.Module, ...]
+    data: DataSet
+    data_name: str
+    device: torch.device
+
+    def test_loader(self, batch_size: int) -> Loader:
+        """The test images, in order."""
+        return Loader(self.data.test, self.data.preprocessing, batch_size=batch_size, device=self.device)
+
+
+def read_inputs(
+    paths: Sequence[Path], arch: str | None, options: DataOptions, device: torch.device
+) -> Inputs:
+    """Read checkpoints and data, build the networks on the device, and check that all of it fits.
+
+    What the user leaves out is taken from the checkpoints' cards.
+    """
+    checkpoints = tuple(read_checkpoint(path) for path in paths)
+    architectures = tuple(_architecture(checkpoint, arch) for checkpoint in checkpoints)
+    data, data_name = read_data(checkpoints, options)
+    example = data.example()
+    models = []
+    for architecture, checkpoint in zip(architectures, checkpoints, strict=True):
+        classes = (checkpoint.card and checkpoint.card.classes) or data.classes
+        model = build_network(architecture, classes=len(classes), in_channels=data.image_shape[0])
+        load_into(model, checkpoint)
+        check_input(model, example, classes=len(data.classes))
+        models.append(model.to(device).eval())
+    return Inputs(architectures, checkpoints, tuple(models), data, data_name, device)
+
+
+def read_data(checkpoints: Sequence[Checkpoint], options: DataOptions) -> tuple[DataSet, str]:
+    """Load the data set, pre-processed as the user says, else as the cards say, else in its own way."""
+    cards = [checkpoint.card for checkpoint in checkpoints if checkpoint.card is not None]
+    name = options.data or _agreed(cards, "data") or "digits"
+    mean, std = options.means(), options.stds()
+    if mean is not None and std is not None:
+        return load_data(name, root=options.data_root, mean=mean, std=std), name
+    used = _agreed(cards, "preprocessing") or Preprocessing()
+    data = load_data(
+        name, root=options.data_root, mean=mean or used.mean, std=std or used.std, size=used.size
+    )
+    return data, name
+
+
+def same_architecture(inputs: Inputs) -> str:
+    """Return the architecture that all networks share; a `CheckpointError` names two that differ."""
+    first = inputs.architectures[0]
+    for architecture, checkpoint in zip(inputs.architectures, inputs.checkpoints, strict=True):
+        if architecture != first:
+            raise CheckpointError(
+                f"{inputs.checkpoints[0].path} is a {first}, but {checkpoint.path} is a {architecture}:"
+                " only networks of one architecture can be fused"
+            )
+    return first
+
+
+def _architecture(checkpoint: Checkpoint, arch: str | None) -> str:
+    if arch is not None:
+        return arch
+    if checkpoint.card is None:
+        raise ArchitectureError(f"{checkpoint.path} does not say what network it is: give --arch")
+    return checkpoint.card.architecture
+
+
+def _agreed(cards: Sequence[Card], field: str) -> Any:
+    """Return what the cards say about a field, None where they say nothing; they must not contradict."""
+    said = [value for card in cards if (value := getattr(card, field)) is not None]
+    if any(value != said[0] for value in said):
+        option = {"data": "--data", "preprocessing": "--mean and --std"}[field]
+        raise DataError(f"the networks' cards disagree about their {field}: say it with {option}")
+    return said[0] if said else None

@@ -1,0 +1,226 @@
+"""Options that commands share, and options made from the fields of a recipe.
+
+`spread` lets a command take whole descriptions (a `Recipe`, the options about data) as parameters; on the
+command line each of their fields is an option. So a setting is declared once, with its default and its
+help, where it belongs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from depfuse.errors import RecipeError
+
+Architecture = Annotated[
+    str,
+    typer.Argument(
+        metavar="ARCH",
+        help="NAME of a built-in network, torchvision:NAME, timm:NAME, FILE.py:FACTORY or MODULE:FACTORY,"
+        " each with (key=value, ...) if need be.",
+    ),
+]
+Checkpoints = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="CHECKPOINT...", help="Files with weights: .safetensors, or what torch.save writes."
+    ),
+]
+ArchitectureOption = Annotated[
+    str | None,
+    typer.Option(
+        "--arch",
+        metavar="ARCH",
+        help="What the networks are: NAME of a built-in one, torchvision:NAME, timm:NAME, FILE.py:FACTORY or"
+        " MODULE:FACTORY, each with (key=value, ...) if need be. Default: what the checkpoints' cards say.",
+    ),
+]
+ReportOption = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Write everything that was found as JSON.")
+]
+PlotOption = Annotated[
+    Path | None,
+    typer.Option("--plot", metavar="FILE", help="Draw the path between two parents (.png, .pdf or .svg)."),
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """Where a command runs and how much it says."""
+
+    device: Annotated[
+        str, typer.Option("--device", help="cpu, cuda, cuda:N, or auto: CUDA where there is one.")
+    ] = "auto"
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.")] = False
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """Which images, and what happens to them before the network."""
+
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="DATA",
+            help="digits, cifar10, cifar100, mnist, a .npz file or a folder of images by class."
+            " Default: what the checkpoints' cards say, else digits.",
+        ),
+    ] = None
+    data_root: Annotated[
+        Path, typer.Option("--data-root", metavar="FOLDER", help="Where downloaded data sets are kept.")
+    ] = Path("data")
+    mean: Annotated[
+        str | None, typer.Option("--mean", metavar="R,G,B", help="Mean of each channel, in units of [0, 1].")
+    ] = None
+    std: Annotated[
+        str | None, typer.Option("--std", metavar="R,G,B", help="Standard deviation of each channel.")
+    ] = None
+
+    def means(self) -> tuple[float, ...] | None:
+        """Read `--mean`."""
+        return None if self.mean is None else numbers("--mean", self.mean)
+
+    def stds(self) -> tuple[float, ...] | None:
+        """Read `--std`."""
+        return None if self.std is None else numbers("--std", self.std)
+
+
+SHORT_FLAGS = {"learning_rate": ("--lr",)}
+
+
+def numbers(option: str, text: str) -> tuple[float, ...]:
+    """Read `0.5,0.5`; a `RecipeError` names the option when there is something else."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise RecipeError(
+            f"{option} {text!r} must be numbers with commas between them, like 0.5,0.5"
+        ) from None
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace each parameter that describes several settings by one option per setting.
+
+    Such a parameter is annotated with a dataclass, whose fields are annotated as parameters would be; with
+    a pydantic model, which has a class method `create` that says in a `DepfuseError` what is wrong; or with
+    `Annotated[dict[str, Any], Model, "field", ...]`, for which the command gets the settings that the user
+    gave, to build the model when it has seen the images, on which the defaults of the named fields depend.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    plain: list[inspect.Parameter] = []
+    builders: dict[str, Callable[[dict[str, Any]], Any]] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        annotation = hints[name]
+        _, model, *dependent = (
+            get_args(annotation) if get_origin(annotation) is Annotated else (None, annotation)
+        )
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            plain += [_option(field, info, field in dependent) for field, info in model.model_fields.items()]
+            builders[name] = functools.partial(_create if model is annotation else _given, model)
+        elif dataclasses.is_dataclass(annotation):
+            plain += _fields(annotation)
+            builders[name] = functools.partial(_build, annotation)
+        else:
+            plain.append(parameter.replace(annotation=annotation, kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(command)
+    def spread_out(**values: Any) -> None:
+        built = {name: build(values) for name, build in builders.items()}
+        command(**values, **built)
+
+    spread_out.__signature__ = inspect.Signature(plain)  # type: ignore[attr-defined]
+    spread_out.__annotations__ = {parameter.name: parameter.annotation for parameter in plain}
+    return spread_out
+
+
+def _build(kind: Any, values: dict[str, Any]) -> Any:
+    return kind(**{field.name: values.pop(field.name) for field in dataclasses.fields(kind)})
+
+
+def _create(model: Any, values: dict[str, Any]) -> Any:
+    return model.create(**_given(model, values))
+
+
+def _given(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    """Take the settings of a model out of the values; those that the user did not give are left out."""
+    settings = {}
+    for name, info in model.model_fields.items():
+        value = values.pop(name)
+        if value is not None:
+            is_numbers = isinstance(value, str) and _is_numbers(info.annotation)
+            settings[name] = numbers(_flag(name), value) if is_numbers else value
+    return settings
+
+
+def _fields(kind: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(kind, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in dataclasses.fields(kind)
+    ]
+
+
+def _option(name: str, info: FieldInfo, depends_on_images: bool) -> inspect.Parameter:
+    """Make the option of one field; its value is checked by the model, which says why it is wrong."""
+    kind, metavar = _on_the_command_line(info.annotation)
+    flags = [_flag(name), *SHORT_FLAGS.get(name, ())]
+    if kind is bool:
+        flags = [f"{_flag(name)}/--no-{name.replace('_', '-')}"]
+    default = "what suits the images" if depends_on_images else _written(info.default)
+    option = typer.Option(
+        *flags,
+        metavar=metavar,
+        help=_sentence(info.description or "") + (f"  [default: {default}]" if default else ""),
+    )
+    # None stands for a setting that was not given: its default is the model's affair.
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def _sentence(text: str) -> str:
+    first = text.split(" ")[0]
+    return f"{text[:1].upper() if first.isalpha() else text[:1]}{text[1:]}."
+
+
+def _written(default: Any) -> str:
+    if default is None:
+        return ""
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def _on_the_command_line(annotation: Any) -> tuple[Any, str | None]:
+    """Return the type that Typer reads, and how the value is written in the help."""
+    (kind,) = [member for member in _members(annotation) if member is not type(None)]
+    if get_origin(kind) is Literal:
+        return str, f"[{'|'.join(map(str, get_args(kind)))}]"
+    return (str, "X,Y,...") if _is_numbers(kind) else (kind, None)
+
+
+def _is_numbers(annotation: Any) -> bool:
+    return any(get_origin(member) is tuple for member in _members(annotation))
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """List the members of a union, or the type itself."""
+    union = get_origin(annotation) in (Union, types.UnionType)
+    return get_args(annotation) if union else (annotation,)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,36 @@
+"""What a run tells afterwards: `report.json`, tables, plots, and one honest sentence."""
+
+from depfuse.report.environment import describe_environment
+from depfuse.report.schema import (
+    Barrier,
+    Environment,
+    EvaluationReport,
+    FusionReport,
+    GroupsSummary,
+    NetworkScores,
+    PathReport,
+    PathRow,
+    ReportError,
+    ScoreValues,
+    Seconds,
+    read_report,
+)
+from depfuse.report.verdict import barrier_sentence, verdict
+
+__all__ = [
+    "Barrier",
+    "Environment",
+    "EvaluationReport",
+    "FusionReport",
+    "GroupsSummary",
+    "NetworkScores",
+    "PathReport",
+    "PathRow",
+    "ReportError",
+    "ScoreValues",
+    "Seconds",
+    "barrier_sentence",
+    "describe_environment",
+    "read_report",
+    "verdict",
+]

@@ -1,0 +1,86 @@
+"""Plots, drawn without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from depfuse.report.schema import PathReport, PathRow, ReportError
+from depfuse.report.tables import short_names
+
+# Of Okabe and Ito's palette, which people with any colour vision can tell apart.
+MATCHED, NAIVE, ENSEMBLE = "#0072B2", "#D55E00", "#555555"
+KINDS = ("png", "pdf", "svg")
+
+
+def plot_kind(path: Path) -> str:
+    """Return png, pdf or svg, as the name of the picture says; raise `ReportError` for any other."""
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in KINDS:
+        raise ReportError(f"{path}: a plot's name must end in .png, .pdf or .svg")
+    return kind
+
+
+def draw_path(report: PathReport, path: Path, kind: str = "png") -> None:
+    """Draw accuracy and loss between the two parents and write the picture (png, pdf or svg) to `path`.
+
+    The matched path and the naive path share their ends, which are the parents themselves; the
+    ensemble's accuracy and loss are a dashed line.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    accuracy, loss = figure.subplots(1, 2)
+    _draw(
+        accuracy,
+        "accuracy (%)",
+        [100 * row.accuracy for row in report.path],
+        [100 * row.accuracy for row in report.naive_path],
+        100 * report.ensemble.accuracy,
+        report.path,
+    )
+    _draw(
+        loss,
+        "loss (nats)",
+        [_number(row.loss) for row in report.path],
+        [_number(row.loss) for row in report.naive_path],
+        _number(report.ensemble.loss),
+        report.path,
+    )
+    first, second = short_names(report.parents)
+    figure.suptitle(f"{first}  →  {second}", fontsize="medium")
+    handles, labels = accuracy.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    # A date in the file would make equal runs differ.
+    metadata = {"png": None, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
+    figure.savefig(path, format=kind, dpi=150, metadata=metadata)
+
+
+def _draw(
+    axes: Axes,
+    title: str,
+    matched: Sequence[float],
+    naive: Sequence[float],
+    ensemble: float,
+    rows: Sequence[PathRow],
+) -> None:
+    alphas = [row.alpha for row in rows]
+    axes.axhline(ensemble, color=ENSEMBLE, linestyle="--", linewidth=1, label="logit ensemble")
+    axes.plot(alphas, naive, color=NAIVE, marker="s", markersize=4, label="naive average")
+    axes.plot(alphas, matched, color=MATCHED, marker="o", markersize=4, label="matched")
+    ends = [matched[0], matched[-1]]
+    axes.plot(
+        [0, 1], ends, color="black", marker="D", linestyle="none", markersize=6, label="parents", zorder=3
+    )
+    axes.set_xlabel("share of the second parent")
+    axes.set_ylabel(title)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _number(loss: float | None) -> float:
+    """Turn a loss that was not finite into a gap in its line."""
+    return float("nan") if loss is None else loss

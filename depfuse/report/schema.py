@@ -1,0 +1,193 @@
+"""The fields of `report.json`, the same for the command that writes it and for those that read it back."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+
+from depfuse.errors import DepfuseError
+from depfuse.evaluate import PathPoint, Scores, barrier
+
+
+class ReportError(DepfuseError):
+    """A report cannot be read, or a plot cannot be drawn."""
+
+
+_ANY_OBJECT = TypeAdapter(dict[str, Any])
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# JSON knows no NaN and no infinity; a network whose loss is neither finite has none to show.
+Loss = Annotated[float | None, BeforeValidator(_finite)]
+
+
+class _Part(BaseModel):
+    # Later versions may add fields; a report of theirs is still read.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ScoreValues(_Part):
+    """Accuracy and calibration error as fractions, mean cross-entropy in nats."""
+
+    accuracy: float
+    loss: Loss
+    calibration_error: Loss
+
+    @classmethod
+    def of(cls, scores: Scores) -> ScoreValues:
+        """Take the same numbers into a report."""
+        return cls(accuracy=scores.accuracy, loss=scores.loss, calibration_error=scores.calibration_error)
+
+
+class NetworkScores(ScoreValues):
+    """The scores of a network that lies in a file; `digest` is the checkpoint's."""
+
+    path: str | None = None
+    digest: str | None = None
+
+    @classmethod
+    def at(cls, path: Path | None, digest: str | None, scores: Scores) -> NetworkScores:
+        """Take scores into a report, with the file that they belong to."""
+        return cls(
+            path=None if path is None else str(path), digest=digest, **ScoreValues.of(scores).model_dump()
+        )
+
+
+class GroupsSummary(_Part):
+    """What was found about the channels: free groups, their channels, the proof, what was fixed and why."""
+
+    count: int
+    free_channels: int
+    proof_error: float | None
+    fixed: dict[str, str]
+
+
+class Seconds(_Part):
+    """Wall-clock seconds of each step."""
+
+    groups: float = 0.0
+    align: float = 0.0
+    merge: float = 0.0
+    renorm: float = 0.0
+    evaluate: float = 0.0
+
+
+class Environment(_Part):
+    """Where a run took place."""
+
+    depfuse: str
+    python: str
+    torch: str
+    platform: str
+    cpu_count: int | None
+    threads: int
+    device: str
+    device_name: str | None = None
+
+
+class FusionReport(_Part):
+    """What `depfuse fuse` found."""
+
+    parents: list[NetworkScores]
+    ensemble: ScoreValues
+    naive: ScoreValues
+    naive_renorm: ScoreValues
+    child: NetworkScores
+    verdict: str
+    groups: GroupsSummary
+    seconds: Seconds
+    recipe: dict[str, Any]
+    architecture: str
+    data: str
+    preprocessing: dict[str, Any]
+    images: int
+    environment: Environment
+    command: list[str]
+
+
+class PathRow(_Part):
+    """One place on a path; `alpha` is the second parent's share."""
+
+    alpha: float
+    accuracy: float
+    loss: Loss
+    calibration_error: Loss
+
+    @classmethod
+    def of(cls, point: PathPoint) -> PathRow:
+        """Take the same numbers into a report."""
+        return cls(alpha=point.alpha, **ScoreValues.of(point.scores).model_dump())
+
+
+class Barrier(_Part):
+    """Height of the path above the straight line between the parents.
+
+    `loss` in nats, `error` as a fraction of wrong images; `naive_*` for the path of the plain averages.
+    """
+
+    loss: Loss
+    error: float
+    naive_loss: Loss
+    naive_error: float
+
+    @classmethod
+    def of(cls, path: list[PathPoint], naive: list[PathPoint]) -> Barrier:
+        """Measure a path and the naive path over the same alphas."""
+
+        def heights(points: list[PathPoint]) -> tuple[float, float]:
+            alphas = [point.alpha for point in points]
+            losses = [point.scores.loss for point in points]
+            errors = [1.0 - point.scores.accuracy for point in points]
+            return barrier(alphas, losses), barrier(alphas, errors)
+
+        (loss, error), (naive_loss, naive_error) = heights(path), heights(naive)
+        return cls(loss=loss, error=error, naive_loss=naive_loss, naive_error=naive_error)
+
+
+class PathReport(FusionReport):
+    """What `depfuse path` found: a fusion, and the networks between the two parents."""
+
+    path: list[PathRow]
+    naive_path: list[PathRow]
+    barrier: Barrier
+
+
+class EvaluationReport(_Part):
+    """What `depfuse eval` found."""
+
+    networks: list[NetworkScores]
+    data: str
+    preprocessing: dict[str, Any]
+    images: int
+    seconds: dict[str, float]
+    environment: Environment
+    command: list[str]
+
+
+def read_report(path: Path) -> FusionReport | PathReport | EvaluationReport:
+    """Read a `report.json` back; the kind follows from its fields.
+
+    Raises
+    ------
+    ReportError
+        When the file cannot be read or is no report; the first wrong field is named.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ReportError(f"{path}: the report cannot be read: {error}") from None
+    try:
+        fields = _ANY_OBJECT.validate_json(text)
+        if "networks" in fields:
+            return EvaluationReport.model_validate(fields)
+        return (PathReport if "path" in fields else FusionReport).model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ReportError(f"{path} is no report of depfuse: {where}: {first['msg']}") from None

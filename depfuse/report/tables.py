@@ -1,0 +1,64 @@
+"""Tables as Rich renderables; nothing is printed here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from depfuse.report.schema import FusionReport, NetworkScores, PathReport, PathRow, ScoreValues
+
+
+def fusion_table(report: FusionReport) -> Table:
+    """Show parents, their ensemble, the plain averages and the child."""
+    rows: list[tuple[str, ScoreValues]] = [
+        (f"parent {label}", parent)
+        for label, parent in zip(short_names(report.parents), report.parents, strict=True)
+    ]
+    rows += [
+        ("logit ensemble", report.ensemble),
+        ("naive average", report.naive),
+        ("naive average, renormalised", report.naive_renorm),
+        ("child", report.child),
+    ]
+    return scores_table(rows, emphasised="child")
+
+
+def scores_table(rows: Iterable[tuple[str, ScoreValues]], emphasised: str | None = None) -> Table:
+    """One row of scores per network: accuracy and calibration error in per cent, loss in nats."""
+    table = _table("network", "accuracy", "loss", "calibration error")
+    for name, scores in rows:
+        table.add_row(name, *_cells(scores), style="bold" if name == emphasised else None)
+    return table
+
+
+def path_table(report: PathReport) -> Table:
+    """Show the networks between the two parents, beside the plain averages at the same shares."""
+    table = _table("share of parent 2", "accuracy", "loss", "naive accuracy", "naive loss")
+    for row, naive in zip(report.path, report.naive_path, strict=True):
+        table.add_row(f"{row.alpha:.2f}", *_cells(row)[:2], *_cells(naive)[:2])
+    return table
+
+
+def short_names(networks: Sequence[NetworkScores]) -> list[str]:
+    """Names of files without their folders, as far as that tells them apart."""
+    paths = [network.path or "in memory" for network in networks]
+    names = [Path(path).name for path in paths]
+    return names if len(set(names)) == len(names) else paths
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first, overflow="fold")
+    for other in others:
+        table.add_column(other, justify="right", no_wrap=True)
+    return table
+
+
+def _cells(scores: ScoreValues | PathRow) -> tuple[str, str, str]:
+    loss = "not finite" if scores.loss is None else f"{scores.loss:.4f}"
+    calibration = (
+        "not finite" if scores.calibration_error is None else f"{100 * scores.calibration_error:.2f} %"
+    )
+    return f"{100 * scores.accuracy:.2f} %", loss, calibration

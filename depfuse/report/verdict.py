@@ -1,0 +1,70 @@
+"""One honest sentence: what is best, by how much, and what should be kept instead of the child."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from depfuse.report.schema import NetworkScores, PathReport, ScoreValues
+
+
+def verdict(
+    parents: Sequence[NetworkScores], ensemble: ScoreValues, naive: Sequence[ScoreValues], child: ScoreValues
+) -> str:
+    """Compare a child with its parents, their ensemble and the naive averages, by accuracy.
+
+    Differences are those of the printed figures, in percentage points.
+    """
+    best_parent = max(parents, key=lambda parent: parent.accuracy)
+    best_naive = max(naive, key=lambda scores: scores.accuracy)
+    over_parent = _points(child, best_parent)
+    over_ensemble = _points(child, ensemble)
+    parent = f"the {'better' if len(parents) == 2 else 'best'} parent ({_named(best_parent)})"
+    sentence = f"The child reaches {_per_cent(child)}, {_relation(over_parent)} {parent}"
+    if _points(child, best_naive) < 0:
+        sentence += f" and below the naive average ({_per_cent(best_naive)})"
+    if over_parent < 0 and _points(best_parent, ensemble) >= 0:
+        return f"{sentence}: keep that parent instead."
+    joint = f"the logit ensemble ({_per_cent(ensemble)})"
+    if over_parent < 0:
+        return f"{sentence}: keep that parent, or all {len(parents)} as {joint}."
+    if over_ensemble < 0:
+        return (
+            f"{sentence} and {_relation(over_ensemble)} {joint}:"
+            f" keep the ensemble where running {len(parents)} networks is affordable."
+        )
+    return f"{sentence} and {_relation(over_ensemble)} {joint}: keep the child."
+
+
+def barrier_sentence(report: PathReport) -> str:
+    """Say how high the barrier between two parents is, matched and naively."""
+    barrier = report.barrier
+    matched, naive = (
+        f"{_nats(loss)} and {100 * error:.2f} points of accuracy"
+        for loss, error in ((barrier.loss, barrier.error), (barrier.naive_loss, barrier.naive_error))
+    )
+    return f"The barrier between the parents is {matched}; without matching it is {naive}."
+
+
+def _nats(loss: float | None) -> str:
+    return "not finite" if loss is None else f"{loss:.4f} nats"
+
+
+def _points(first: ScoreValues, second: ScoreValues) -> float:
+    """Difference in percentage points, as it would be printed."""
+    return round(round(100 * first.accuracy, 2) - round(100 * second.accuracy, 2), 2)
+
+
+def _relation(points: float) -> str:
+    if points == 0:
+        return "as much as"
+    return f"{abs(points):.2f} points {'above' if points > 0 else 'below'}"
+
+
+def _per_cent(scores: ScoreValues) -> str:
+    return f"{100 * scores.accuracy:.2f} %"
+
+
+def _named(parent: NetworkScores) -> str:
+    name = f"{Path(parent.path).name}, " if parent.path else ""
+    return f"{name}{_per_cent(parent)}"
