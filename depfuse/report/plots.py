@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -54,9 +55,10 @@ def draw_path(report: PathReport, path: Path, kind: str = "png") -> None:
     figure.suptitle(f"{first}  →  {second}", fontsize="medium")
     handles, labels = accuracy.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    # A date in the file would make equal runs differ.
+    # Dates and random names in the file would make equal runs differ.
     metadata = {"png": None, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
-    figure.savefig(path, format=kind, dpi=150, metadata=metadata)
+    with matplotlib.rc_context({"svg.hashsalt": "depfuse"}):
+        figure.savefig(path, format=kind, dpi=150, metadata=metadata)
 
 
 def _draw(

@@ -1,0 +1,245 @@
+"""Reports: what is written is read back, the sentence is honest, tables and plots show the numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from depfuse.errors import DepfuseError
+from depfuse.evaluate import PathPoint, Scores
+from depfuse.report import (
+    Barrier,
+    EvaluationReport,
+    FusionReport,
+    GroupsSummary,
+    NetworkScores,
+    PathReport,
+    PathRow,
+    ReportError,
+    ScoreValues,
+    Seconds,
+    barrier_sentence,
+    describe_environment,
+    read_report,
+    verdict,
+)
+from depfuse.report.plots import draw_path, plot_kind
+from depfuse.report.tables import fusion_table, path_table, short_names
+
+
+def scores(accuracy: float, loss: float = 1.0) -> Scores:
+    return Scores(accuracy, loss, 0.05, 100)
+
+
+def network(accuracy: float, path: str | None = None) -> NetworkScores:
+    return NetworkScores.at(None if path is None else Path(path), "0" * 64, scores(accuracy))
+
+
+def fusion_report(**changes: object) -> FusionReport:
+    fields: dict[str, object] = {
+        "parents": [network(0.90, "runs/first.safetensors"), network(0.92, "runs/second.safetensors")],
+        "ensemble": ScoreValues.of(scores(0.95, 0.2)),
+        "naive": ScoreValues.of(scores(0.1, math.inf)),
+        "naive_renorm": ScoreValues.of(scores(0.4, 2.0)),
+        "child": network(0.93),
+        "verdict": "A sentence.",
+        "groups": GroupsSummary(count=3, free_channels=48, proof_error=1e-14, fixed={"conv1": "a reason"}),
+        "seconds": Seconds(groups=1.0, align=2.0),
+        "recipe": {"criterion": "activations"},
+        "architecture": "digits_resnet",
+        "data": "digits",
+        "preprocessing": {"mean": [0.5]},
+        "images": 100,
+        "environment": describe_environment(torch.device("cpu")),
+        "command": ["depfuse", "fuse"],
+    }
+    return FusionReport.model_validate({**fields, **changes})
+
+
+def path_report() -> PathReport:
+    alphas = (0.0, 0.5, 1.0)
+    path = [
+        PathPoint(a, scores(*pair))
+        for a, pair in zip(alphas, ((0.9, 0.3), (0.8, 0.6), (0.92, 0.3)), strict=True)
+    ]
+    naive = [
+        PathPoint(a, scores(*pair))
+        for a, pair in zip(alphas, ((0.9, 0.3), (0.1, math.nan), (0.92, 0.3)), strict=True)
+    ]
+    return PathReport(
+        **fusion_report().model_dump(),
+        path=[PathRow.of(point) for point in path],
+        naive_path=[PathRow.of(point) for point in naive],
+        barrier=Barrier.of(path, naive),
+    )
+
+
+def printed(renderable: object) -> str:
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(renderable)
+    return console.export_text()
+
+
+@pytest.mark.parametrize("report", [fusion_report(), path_report()], ids=["fusion", "path"])
+def test_report_is_read_back_as_it_was_written(report: FusionReport, tmp_path: Path) -> None:
+    place = tmp_path / "report.json"
+    place.write_text(report.model_dump_json(indent=2))
+    assert read_report(place) == report
+    assert type(read_report(place)) is type(report)
+
+
+def test_evaluation_report_is_read_back(tmp_path: Path) -> None:
+    report = EvaluationReport(
+        networks=[network(0.9, "a.pt")],
+        data="digits",
+        preprocessing={},
+        images=100,
+        seconds={"evaluate": 1.0},
+        environment=describe_environment(torch.device("cpu")),
+        command=["depfuse", "eval"],
+    )
+    place = tmp_path / "report.json"
+    place.write_text(report.model_dump_json())
+    assert read_report(place) == report
+
+
+def test_report_is_plain_json_without_nan() -> None:
+    document = json.loads(path_report().model_dump_json(), parse_constant=pytest.fail)
+    assert document["naive"]["loss"] is None
+    assert document["naive_path"][1]["loss"] is None
+    assert document["barrier"]["naive_loss"] is None
+    assert document["barrier"]["loss"] == pytest.approx(0.3)
+    assert document["barrier"]["error"] == pytest.approx(0.11)
+
+
+def test_report_of_a_later_version_is_read(tmp_path: Path) -> None:
+    document = json.loads(fusion_report().model_dump_json())
+    document["refit"] = {"method": "ridge"}
+    document["child"]["margin"] = 1.0
+    place = tmp_path / "report.json"
+    place.write_text(json.dumps(document))
+    assert read_report(place) == fusion_report()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no report"),
+        ("[1, 2]", "no report"),
+        ("{}", "parents"),
+        ('{"networks": 3}', "networks"),
+        (fusion_report().model_dump_json().replace('"images":100', '"images":"many"'), "images"),
+    ],
+)
+def test_what_is_no_report_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    place = tmp_path / "report.json"
+    place.write_text(text)
+    with pytest.raises(ReportError, match=words) as refusal:
+        read_report(place)
+    assert str(place) in str(refusal.value)
+    assert isinstance(refusal.value, DepfuseError)
+
+
+def test_missing_report_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="cannot be read"):
+        read_report(tmp_path / "report.json")
+
+
+@pytest.mark.parametrize(
+    ("parents", "ensemble", "naive", "child", "words"),
+    [
+        (
+            (0.84, 0.83),
+            0.80,
+            0.47,
+            0.92,
+            ["8.00 points above the better parent (a.pt, 84.00 %)", "keep the child"],
+        ),
+        (
+            (0.84, 0.83),
+            0.95,
+            0.47,
+            0.92,
+            ["8.00 points above", "3.00 points below the logit ensemble (95.00 %)"],
+        ),
+        (
+            (0.92, 0.93),
+            0.95,
+            0.47,
+            0.60,
+            ["33.00 points below", "keep that parent, or all 2 as the logit ensemble"],
+        ),
+        ((0.92, 0.93), 0.92, 0.47, 0.60, ["33.00 points below", "keep that parent instead"]),
+        ((0.92, 0.93), 0.92, 0.70, 0.60, ["below the naive average (70.00 %)", "keep that parent instead"]),
+        ((0.92, 0.92), 0.92, 0.70, 0.92, ["as much as the better parent", "as much as the logit ensemble"]),
+        ((0.5, 0.6, 0.7), 0.8, 0.1, 0.75, ["the best parent (c.pt, 70.00 %)", "running 3 networks"]),
+    ],
+)
+def test_the_sentence_says_what_to_keep(
+    parents: tuple[float, ...], ensemble: float, naive: float, child: float, words: list[str]
+) -> None:
+    sentence = verdict(
+        [network(value, f"{name}.pt") for value, name in zip(parents, "abc", strict=False)],
+        ScoreValues.of(scores(ensemble)),
+        [ScoreValues.of(scores(0.1)), ScoreValues.of(scores(naive))],
+        network(child),
+    )
+    assert sentence.startswith(f"The child reaches {100 * child:.2f} %, ")
+    assert sentence.endswith(".")
+    for word in words:
+        assert word in sentence
+    if naive <= child:
+        assert "naive" not in sentence
+
+
+def test_table_of_a_fusion_shows_every_network() -> None:
+    text = printed(fusion_table(fusion_report()))
+    lines = [line.split() for line in text.splitlines()]
+    assert ["parent", "first.safetensors", "90.00", "%", "1.0000", "5.00", "%"] in lines
+    assert ["logit", "ensemble", "95.00", "%", "0.2000", "5.00", "%"] in lines
+    assert ["naive", "average", "10.00", "%", "not", "finite", "5.00", "%"] in lines
+    assert ["naive", "average,", "renormalised", "40.00", "%", "2.0000", "5.00", "%"] in lines
+    assert ["child", "93.00", "%", "1.0000", "5.00", "%"] in lines
+
+
+def test_table_of_a_path_shows_both_paths() -> None:
+    lines = [line.split() for line in printed(path_table(path_report())).splitlines()]
+    assert ["0.50", "80.00", "%", "0.6000", "10.00", "%", "not", "finite"] in lines
+    assert len(lines) == 4
+
+
+def test_names_are_as_short_as_they_tell_networks_apart() -> None:
+    assert short_names([network(1, "x/a.pt"), network(1, "y/b.pt")]) == ["a.pt", "b.pt"]
+    assert short_names([network(1, "x/a.pt"), network(1, "y/a.pt")]) == ["x/a.pt", "y/a.pt"]
+
+
+def test_barrier_is_said_in_words() -> None:
+    sentence = barrier_sentence(path_report())
+    assert "0.3000 nats and 11.00 points" in sentence
+    assert "not finite" in sentence
+
+
+@pytest.mark.parametrize(("kind", "head"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_plot_of_a_path_is_drawn_the_same_each_time(kind: str, head: bytes, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        draw_path(path_report(), tmp_path / name, kind)
+    assert (tmp_path / "first").read_bytes().startswith(head)
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+def test_kind_of_a_plot_is_in_its_name() -> None:
+    assert plot_kind(Path("a/b.PNG")) == "png"
+    with pytest.raises(ReportError, match=r"b\.bmp: a plot's name must end in \.png"):
+        plot_kind(Path("a/b.bmp"))
+
+
+def test_environment_says_where_the_run_took_place() -> None:
+    environment = describe_environment(torch.device("cpu"))
+    assert environment.device == "cpu"
+    assert environment.torch == torch.__version__
+    assert environment.threads >= 1
