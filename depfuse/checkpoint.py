@@ -185,7 +185,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     broken = [key for key in state if state[key].is_floating_point() and not state[key].isfinite().all()]
     if broken:
         raise CheckpointError(
-            f"{checkpoint.path}: {_few(broken)} with NaN or infinite values: not a usable network"
+            f"{checkpoint.path}: {_few(broken)} not finite (NaN or infinity): no usable network"
         )
     model.load_state_dict(state, strict=False)
 
@@ -212,8 +212,11 @@ def check_writable(path: str | Path) -> None:
     path = Path(path)
     if path.is_dir():
         raise CheckpointError(f"{path} cannot be written: it is a folder")
+    folder = path.absolute().parent
+    while not folder.exists():  # `replacing` makes the folders that are missing
+        folder = folder.parent
     with _one_sentence(path):
-        probe = _temporary(path)
+        probe = _temporary(folder / path.name)
         probe.touch()
         probe.unlink()
 

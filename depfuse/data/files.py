@@ -23,8 +23,8 @@ _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".t
 def load_npz(path: Path, preprocessing: Preprocessing) -> DataSet:
     """Load a .npz file with x_train, y_train, x_test, y_test and, if it likes, names in `classes`.
 
-    Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C of 1, 3 or 4, uint8, or floats in [0, 1],
-    which are rounded to 255ths; labels are whole numbers (N,) from 0.
+    Images are (N, H, W), (N, C, H, W), or (N, H, W, C) with a C of 1, 3 or 4 that is less than H; they are
+    uint8, or floats in [0, 1], which are rounded to 255ths. Labels are whole numbers (N,) from 0.
 
     Raises
     ------
@@ -32,7 +32,12 @@ def load_npz(path: Path, preprocessing: Preprocessing) -> DataSet:
         The file cannot be read without running code, or the arrays are not as above.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise DataError(
+                f"{path} cannot be read as a .npz: it holds one array, and {', '.join(_KEYS)} are needed"
+            )
+        with loaded as file:
             missing = [key for key in _KEYS if key not in file.files]
             if missing:
                 raise DataError(f"{path} has no {', '.join(missing)}: a .npz needs {', '.join(_KEYS)}")
@@ -117,18 +122,19 @@ def _read_images(files: list[tuple[Path, int]], mode: str, preprocessing: Prepro
                 f"{file} is {pixels[-1].shape[1]} x {pixels[-1].shape[0]} pixels and {files[0][0]} "
                 f"{pixels[0].shape[1]} x {pixels[0].shape[0]}: give one size for all of them with --size"
             )
-    images = np.stack(pixels) if pixels else np.zeros((0, 1, 1), np.uint8)
+    stacked = np.stack(pixels) if pixels else np.zeros((0, 1, 1) if mode == "L" else (0, 1, 1, 3), np.uint8)
+    by_channel = stacked[:, None] if mode == "L" else np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
     labels = torch.tensor([label for _, label in files], dtype=torch.int64)
-    return Split(_as_images(images, "images"), labels)
+    return Split(torch.from_numpy(by_channel), labels)
 
 
 def _as_images(array: NDArray[Any], where: str) -> Tensor:
     """Any of the accepted layouts -> (N, C, H, W) uint8."""
     if array.ndim == 3:
         array = array[:, None]
-    elif array.ndim == 4 and array.shape[1] not in (1, 3, 4) and array.shape[3] in (1, 3, 4):
+    elif array.ndim == 4 and array.shape[3] in (1, 3, 4) and array.shape[3] < array.shape[1]:
         array = array.transpose(0, 3, 1, 2)
-    elif array.ndim != 4 or array.shape[1] not in (1, 3, 4):
+    elif array.ndim != 4:
         raise DataError(
             f"{where} has shape {array.shape}: images are (N, H, W), (N, H, W, C) or (N, C, H, W)"
         )

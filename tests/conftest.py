@@ -1,0 +1,31 @@
+"""Fixtures that the tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from depfuse.data import DataSet, load_data
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Find the folder of other people's networks and data; the tests that need it skip without it."""
+    beside = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ.get("DEPFUSE_SHARED", beside))
+    if not (folder / "checkpoints").is_dir():
+        pytest.skip("needs other people's checkpoints: set DEPFUSE_SHARED to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits() -> DataSet:
+    return load_data("digits")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
