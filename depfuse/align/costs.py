@@ -1,0 +1,73 @@
+"""What it costs to match target channel i with source channel j."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from depfuse.align.moments import Moments
+from depfuse.groups import ChannelGroup, Slot
+
+
+def activation_cost(moments: Moments, distance: str) -> Tensor:
+    r"""Cost matrix (n_target, n_source) from moments, in float64.
+
+    `euclidean`: mean squared difference of the activations,
+    :math:`E[a_i^2] + E[b_j^2] - 2 E[a_i b_j]` (Singh & Jaggi 2020, section 4). `pearson`: one minus the
+    correlation of :math:`a_i` and :math:`b_j` (Li et al. 2016); a channel that never varies correlates with
+    nothing.
+    """
+    count = moments.count
+    if distance == "euclidean":
+        squares = moments.target_square[:, None] + moments.source_square[None, :]
+        return (squares - 2.0 * moments.product) / count
+    target_mean, source_mean = moments.target_sum / count, moments.source_sum / count
+    covariance = moments.product / count - target_mean[:, None] * source_mean[None, :]
+    target = _deviation(moments.target_square / count, target_mean)
+    source = _deviation(moments.source_square / count, source_mean)
+    scale = target[:, None] * source[None, :]
+    return 1.0 - torch.where(scale > 0, covariance / scale.clamp_min(1e-300), 0.0)
+
+
+def _deviation(mean_square: Tensor, mean: Tensor) -> Tensor:
+    """Standard deviation, zero where it is lost in rounding."""
+    variance = mean_square - mean.square()
+    return torch.where(variance > 1e-7 * mean_square, variance, 0.0).clamp_min(0.0).sqrt()
+
+
+def weight_cost(
+    group: ChannelGroup,
+    target: Mapping[str, Tensor],
+    source: Mapping[str, Tensor],
+    slots: Sequence[Slot] | None = None,
+) -> Tensor:
+    r"""Sum over slots of the squared distance between channels' weights, (n_target, n_source), in float64.
+
+    :math:`C_{ij} = \sum_s \|A_s[i] - B_s[j]\|^2`, with A_s and B_s the slot's entries of target and source
+    (Ainsworth et al. 2023, section 3.2). The source is taken as it stands: bring its other groups into the target's
+    order first. Buffers (running statistics) do not count.
+    """
+    parts = [_slot_cost(slot.read(target[slot.key]), slot.read(source[slot.key])) for slot in slots or group.slots]
+    return torch.stack(parts).sum(0)
+
+
+def _slot_cost(target: Tensor, source: Tensor) -> Tensor:
+    target, source = target.float(), source.float()
+    product = (target @ source.T).double()
+    squares = target.double().square().sum(1)[:, None] + source.double().square().sum(1)[None, :]
+    return squares - 2.0 * product
+
+
+def mixed_cost(activations: Tensor, weights: Tensor, share: float) -> Tensor:
+    """`share` of the activation cost and the rest of the weight cost, each divided by its mean size."""
+    return share * _scaled(activations) + (1.0 - share) * _scaled(weights)
+
+
+def _scaled(cost: Tensor) -> Tensor:
+    size = cost.abs().mean()
+    return cost / size if float(size) > 0 else cost
+
+
+CostOf = Callable[[ChannelGroup], Tensor]

@@ -1,0 +1,71 @@
+"""Couplings by optimal transport between channels of uniform mass (POT)."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import ot
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from depfuse.align.coupling import Coupling
+from depfuse.errors import RecipeError
+
+
+def checked(cost: Tensor) -> np.ndarray:
+    """The cost on the host in float64; raises where an entry is not finite."""
+    values = cost.detach().cpu().double().numpy()
+    if not np.isfinite(values).all():
+        raise RecipeError("a matching cost is not finite: check the parents' weights and the calibration images")
+    return values
+
+
+def emd(cost: Tensor) -> Coupling:
+    r"""Exact optimal transport, :math:`\min_T \langle T, C \rangle` over plans with uniform marginals.
+
+    With as many targets as sources some permutation is optimal (Birkhoff), so the problem is linear
+    assignment; other shapes go to the network simplex of `ot.emd`.
+
+    Parameters
+    ----------
+    cost
+        (n_target, n_source).
+    """
+    values = checked(cost)
+    if values.shape[0] == values.shape[1]:
+        _, columns = linear_sum_assignment(values)
+        return Coupling(torch.from_numpy(columns.astype(np.int64)))
+    plan = ot.emd(*_uniform(values), values)
+    return Coupling(plan=torch.from_numpy(np.asarray(plan)))
+
+
+def sinkhorn(cost: Tensor, regularisation: float) -> Coupling:
+    r"""Entropic optimal transport (Cuturi 2013), in the log domain.
+
+    Minimises :math:`\langle T, C \rangle + \epsilon \sum_{ij} T_{ij} \log T_{ij}` with
+    :math:`\epsilon` = `regularisation` times the mean absolute deviation of the cost, so that the same number means the
+    same softness for every group and criterion.
+    """
+    values = checked(cost)
+    scale = float(np.abs(values - values.mean()).mean())
+    if scale == 0.0:
+        size = values.shape
+        return Coupling(plan=torch.full(size, 1.0 / (size[0] * size[1]), dtype=torch.float64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # POT warns where the marginals are met to less than 1e-9
+        plan = ot.sinkhorn(
+            *_uniform(values), (values - values.min()) / scale, regularisation, method="sinkhorn_log", numItermax=2000
+        )
+    return Coupling(plan=torch.from_numpy(np.asarray(plan)))
+
+
+def _uniform(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return tuple(np.full(size, 1.0 / size) for size in cost.shape)  # type: ignore[return-value]
+
+
+def transport_cost(cost: Tensor, coupling: Coupling) -> float:
+    """Transported cost, sum of plan times cost; a permutation carries 1/n at each of its pairs."""
+    values = cost.detach().cpu().double()
+    return float((coupling.matrix * values).sum())

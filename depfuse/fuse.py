@@ -1,0 +1,160 @@
+"""The whole corridor as one function: parents in, child out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.align import Coupling, Couplings, align
+from depfuse.data.loader import Loader
+from depfuse.errors import RecipeError
+from depfuse.groups import ChannelGroups, find_groups, prove_groups
+from depfuse.merge import average
+from depfuse.recipe import Recipe
+from depfuse.renorm import renormalise
+
+OnStep = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class FusionResult:
+    """A child and how it came about.
+
+    Attributes
+    ----------
+    child
+        The fused network, in eval mode, in the channel order of parent 0.
+    groups
+        The proved channel groups.
+    couplings
+        Group name -> coupling, one mapping per parent.
+    recipe
+        The settings used.
+    seconds
+        Wall-clock seconds of `groups` (finding and proving), `align`, `merge` and `renorm`.
+    """
+
+    child: nn.Module
+    groups: ChannelGroups
+    couplings: Sequence[Couplings]
+    recipe: Recipe
+    seconds: dict[str, float]
+    parents: Sequence[nn.Module]
+    calibration: Loader | None
+
+    def at(self, shares: Sequence[float]) -> nn.Module:
+        """Another child of the same couplings with other shares (one per parent, summing to one)."""
+        shares = self.recipe.model_copy(update={"weights": tuple(shares)}).shares(len(self.parents))
+        child = average(self.parents, self.groups, self.couplings, shares)
+        renormalise(child, self.recipe.renorm, self.calibration)
+        return child
+
+
+def fuse(
+    models: Sequence[nn.Module],
+    recipe: Recipe | None = None,
+    calibration: Loader | None = None,
+    *,
+    example: Tensor | None = None,
+    groups: ChannelGroups | None = None,
+    on_step: OnStep | None = None,
+) -> FusionResult:
+    """Fuse parents of one architecture into a child.
+
+    Groups are found and proved on parent 0, every other parent is aligned to it, the aligned weights are averaged and
+    the child's BatchNorm statistics recomputed. The parents are left as they were.
+
+    Parameters
+    ----------
+    models
+        Two or more parents with equal tensor names and shapes, on one device.
+    recipe
+        Settings; the defaults where None.
+    calibration
+        Unlabelled training images (labels are not read). May be None where the recipe needs none.
+    example
+        An input (1, C, H, W) to trace with; one calibration image where None.
+    groups
+        Proved channel groups of this architecture, to skip finding them again.
+    on_step
+        Called with the name of each step as it begins.
+
+    Raises
+    ------
+    RecipeError
+        The parents do not match, or the recipe does not suit them.
+    GroupError, ArchitectureError, DataError
+        See `find_groups`, `prove_groups` and `align`.
+    """
+    recipe = recipe or Recipe()
+    check_parents(models)
+    shares = recipe.shares(len(models))
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(name: str) -> Iterator[None]:
+        if on_step is not None:
+            on_step(name)
+        started = time.perf_counter()
+        yield
+        _wait_for_device(models[0])
+        seconds[name] = time.perf_counter() - started
+
+    with step("groups"):
+        if groups is None:
+            example = example if example is not None else _example(calibration)
+            groups = prove_groups(models[0], find_groups(models[0], example), example, seed=recipe.seed)
+    with step("align"):
+        couplings = align(models, groups, recipe, calibration)
+    with step("merge"):
+        child = average(models, groups, couplings, shares)
+    with step("renorm"):
+        renormalise(child, recipe.renorm, calibration)
+    return FusionResult(child, groups, couplings, recipe, seconds, models, calibration)
+
+
+def naive_average(models: Sequence[nn.Module], shares: Sequence[float], groups: ChannelGroups) -> nn.Module:
+    """The average of the parents as they are, without any alignment."""
+    check_parents(models)
+    identities = {group.name: Coupling.identity(group.size) for group in groups.free}
+    return average(models, groups, [identities] * len(models), shares)
+
+
+def check_parents(models: Sequence[nn.Module]) -> None:
+    """Raise `RecipeError` unless there are two parents or more with finite tensors of equal names and shapes."""
+    if len(models) < 2:
+        raise RecipeError(f"{len(models)} parent given: fusion needs at least two")
+    first = models[0].state_dict()
+    for number, model in enumerate(models, start=1):
+        state = model.state_dict()
+        if different := sorted(first.keys() ^ state.keys()):
+            raise RecipeError(
+                f"parent {number} is of another architecture than parent 1: "
+                f"{different[0]} is in one of them only"
+            )
+        for key, tensor in state.items():
+            if tensor.shape != first[key].shape:
+                raise RecipeError(
+                    f"parent {number} does not fit parent 1: {key} has shape {tuple(tensor.shape)}, "
+                    f"not {tuple(first[key].shape)}"
+                )
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise RecipeError(f"parent {number} holds NaN or infinite values in {key}: it cannot be fused")
+
+
+def _example(calibration: Loader | None) -> Tensor:
+    if calibration is None:
+        raise RecipeError("give an example input or calibration images: the network must be run once to be traced")
+    images, _ = next(iter(calibration))
+    return images[:1]
+
+
+def _wait_for_device(model: nn.Module) -> None:
+    tensor = next(model.parameters(), None)
+    if tensor is not None and tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)

@@ -1,0 +1,16 @@
+"""Channel groups: what may be permuted, found by DepGraph and proved."""
+
+from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, Slot, Tap, random_permutations
+from depfuse.groups.find import find_groups
+from depfuse.groups.invariance import TOLERANCE, prove_groups
+
+__all__ = [
+    "TOLERANCE",
+    "ChannelGroup",
+    "ChannelGroups",
+    "Slot",
+    "Tap",
+    "find_groups",
+    "prove_groups",
+    "random_permutations",
+]

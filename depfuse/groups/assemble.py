@@ -1,0 +1,354 @@
+"""From labels to channel groups: which classes of positions may be exchanged for one another.
+
+Two classes may be exchanged when they occupy the same slots, the same number of times in each, and belong
+to the same blocks. Whole blocks may be exchanged when their members correspond one to one. What this
+assumes about the order of positions inside a channel is proved afterwards (`invariance.py`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, Position, Role, Slot, Tap
+from depfuse.groups.labels import ZERO, Classes, Factor, Labels
+from depfuse.groups.rules import KERNEL, TOUCHES_INPUT, TOUCHES_OUTPUT, Replay
+
+NOT_USED = "not used in the forward pass"
+SINGLE = "a single channel"
+LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+NORMALISATIONS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+)
+
+
+@dataclass(frozen=True)
+class _Spot:
+    """One axis of one parameter (or, in a grouped convolution, of the rows of one block)."""
+
+    keys: tuple[str, ...]
+    axis: int
+    role: Role
+    within: Tensor | None
+    kind: int  # the same for all blocks of one axis
+
+
+class _Occurrences:
+    """Where each class occurs: parallel arrays of spot, class and position, sorted by class."""
+
+    def __init__(self, replay: Replay, classes: Classes) -> None:
+        self.spots: list[_Spot] = []
+        spots, members, positions = [], [], []
+        kinds = 0
+        for leaf, labels in replay.leaves.items():
+            keys = replay.trace.leaves[leaf]
+            for factor in labels.factors if keys else ():
+                assert factor.source is not None
+                axis = factor.source[1]
+                role = replay.ledger.roles.get(factor.source, "scales")
+                for within, values in _rows(factor, axis):
+                    of = classes.of[values]
+                    spots.append(np.full(len(of), len(self.spots)))
+                    members.append(of)
+                    positions.append(np.arange(len(of)))
+                    self.spots.append(_Spot(keys, axis, role, within, kinds))  # type: ignore[arg-type]
+                kinds += 1
+        order = np.argsort(np.concatenate(members), kind="stable") if members else np.zeros(0, np.int64)
+        self.spot = np.concatenate(spots)[order] if members else order
+        self.member = np.concatenate(members)[order] if members else order
+        self.position = np.concatenate(positions)[order] if members else order
+        self.starts = np.searchsorted(self.member, np.arange(classes.count + 1))
+
+    def of(self, member: int) -> slice:
+        """Rows of one class."""
+        return slice(int(self.starts[member]), int(self.starts[member + 1]))
+
+
+def _rows(factor: Factor, axis: int) -> Iterable[tuple[Tensor | None, np.ndarray]]:
+    """The labels along a parameter's axis, once per block of rows where they depend on the block."""
+    labels = factor.labels
+    if factor.axes == {axis}:
+        yield None, labels.reshape(-1).numpy()
+        return
+    table = labels.reshape(labels.shape[0], -1)
+    _, inverse = torch.unique(table[:, 0], return_inverse=True)
+    for block in range(int(inverse.max()) + 1):
+        rows = (inverse == block).nonzero().reshape(-1)
+        yield rows, table[rows[0]].numpy()
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """Well-mixed 64-bit hashes of integers (the finaliser of splitmix64)."""
+    x = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _signatures(occurrences: _Occurrences, identities: np.ndarray, count: int) -> np.ndarray:
+    """One hash per class of how often it occurs at each identity (spot or kind)."""
+    found: np.ndarray = np.zeros(count, dtype=np.uint64)
+    if not len(occurrences.spot):
+        return found
+    identity = identities[occurrences.spot]
+    width = int(identities.max()) + 1
+    pair, times = np.unique(occurrences.member * width + identity, return_counts=True)
+    np.add.at(found, pair // width, _mixed(_mixed(pair % width) + _mixed(times + 7)))
+    return found
+
+
+def assemble(replay: Replay, classes: Classes) -> ChannelGroups:
+    """Channel groups from a replayed trace, in the order in which the network first uses them."""
+    occurrences = _Occurrences(replay, classes)
+    free_of = np.zeros(classes.count, dtype=np.int64)
+    reasons = ["", *dict.fromkeys(classes.reasons.values())]
+    for member, reason in classes.reasons.items():
+        free_of[member] = reasons.index(reason)
+    by_spot = _signatures(occurrences, np.arange(len(occurrences.spots)), classes.count)
+    signature = by_spot + _mixed(free_of)
+    for number, relation in enumerate(classes.blocks):
+        np.add.at(signature, relation[:, 0], _mixed(relation[:, 1] * (len(classes.blocks) + 1) + number))
+
+    gathered: dict[int, list[int]] = defaultdict(list)
+    for member in np.unique(occurrences.member).tolist():
+        gathered[int(signature[member])].append(member)
+    drafts: list[tuple[list[list[int]], str | None]] = []
+    for members in gathered.values():
+        reason = reasons[free_of[members[0]]] or None
+        if reason != KERNEL:
+            drafts.append(([[member] for member in members], reason))
+    drafts.extend(_block_drafts(occurrences, classes))
+
+    groups, ranks = [], []
+    for units, reason in drafts:
+        units = sorted(units, key=lambda unit: _first(occurrences, unit))
+        slots = _slots(occurrences, units)
+        if slots and len(units) > 1:
+            groups.append(ChannelGroup("", len(units), slots, (), reason))
+            ranks.append(units)
+    first_use = {key: place for place, key in enumerate(_first_uses(replay))}
+    order = sorted(range(len(groups)), key=lambda g: first_use[groups[g].slots[0].key])
+    groups, ranks = [groups[g] for g in order], [ranks[g] for g in order]
+    taps = _taps(replay, classes, groups, ranks)
+    groups = [replace(group, taps=found) for group, found in zip(groups, taps, strict=True)]
+    named = tuple(_named(groups))
+    fixed, share = _coverage(replay, classes, named)
+    return ChannelGroups(named, fixed, share)
+
+
+def _first(occurrences: _Occurrences, unit: Sequence[int]) -> tuple[int, int]:
+    """(spot, position) of the earliest occurrence of a unit."""
+    rows = np.concatenate([np.arange(s.start, s.stop) for s in map(occurrences.of, unit)])
+    spots, positions = occurrences.spot[rows], occurrences.position[rows]
+    place = np.lexsort((positions, spots))[0]
+    return int(spots[place]), int(positions[place])
+
+
+def _first_uses(replay: Replay) -> list[str]:
+    return [key for leaf in replay.leaves for key in replay.trace.leaves[leaf]]
+
+
+def _block_drafts(
+    occurrences: _Occurrences, classes: Classes
+) -> list[tuple[list[list[int]], str | None]]:
+    """Groups whose units are whole blocks."""
+    cells: dict[tuple[int, ...], set[int]] = defaultdict(set)
+    for relation in classes.blocks:
+        order = relation[np.argsort(relation[:, 1], kind="stable")]
+        outer, starts = np.unique(order[:, 1], return_index=True)
+        for block, inner in zip(outer.tolist(), np.split(order[:, 0], starts[1:]), strict=True):
+            cells[tuple(sorted(inner.tolist()))].add(block)
+    kinds = np.array([spot.kind for spot in occurrences.spots], dtype=np.int64)
+    by_kind = _signatures(occurrences, kinds, classes.count) if len(kinds) else np.zeros(0, np.uint64)
+    containing: dict[int, list[tuple[int, ...]]] = defaultdict(list)
+    for cell in cells:
+        for member in cell:
+            containing[member].append(cell)
+    drafts: dict[tuple[int, ...], list[list[int]]] = defaultdict(list)
+    numbers = {cell: number for number, cell in enumerate(cells)}
+    for cell, blocks in cells.items():
+        around = {other for member in cell for other in containing[member] if other != cell}
+        coarser = sorted(numbers[other] for other in around if len(other) > len(cell))
+        finer = sorted(len(other) for other in around if len(other) <= len(cell))
+        shape = Counter(int(by_kind[member]) for member in cell)
+        own = sorted(int(by_kind[block]) for block in blocks)
+        pinned = next((classes.reasons[m] for m in (*cell, *blocks) if m in classes.reasons), "")
+        key = hash((tuple(sorted(shape.items())), tuple(own), tuple(coarser), tuple(finer), pinned))
+        members = sorted(cell, key=lambda m: (int(by_kind[m]), _first(occurrences, [m])
+                                              if occurrences.of(m).start < occurrences.of(m).stop else (0, 0)))
+        present = [m for m in members + sorted(blocks) if occurrences.of(m).start < occurrences.of(m).stop]
+        if present:
+            drafts[key, pinned].append(present)  # type: ignore[index]
+    return [(units, key[1] or None) for key, units in drafts.items()]  # type: ignore[misc]
+
+
+def _slots(occurrences: _Occurrences, units: Sequence[Sequence[int]]) -> tuple[Slot, ...]:
+    """Slots of the group whose channels are `units`; each unit's positions in the order of its members."""
+    whole_blocks = len(units[0]) > 1
+    ranks = np.repeat(np.arange(len(units)), [len(unit) for unit in units])
+    members = np.concatenate([np.asarray(unit) for unit in units])
+    sizes = occurrences.starts[members + 1] - occurrences.starts[members]
+    first = np.repeat(occurrences.starts[members] - np.cumsum(sizes) + sizes, sizes)
+    rows = first + np.arange(int(sizes.sum()))
+    rank, spots, positions = np.repeat(ranks, sizes), occurrences.spot[rows], occurrences.position[rows]
+    if whole_blocks:  # the input axis of a grouped convolution moves along with the rows of its block
+        moving = np.array([spot.within is None for spot in occurrences.spots])[spots]
+        rank, spots, positions = rank[moving], spots[moving], positions[moving]
+    slots = []
+    for spot, index in _tables(spots, rank, positions, len(units)):
+        if index is None:
+            return ()
+        place = occurrences.spots[spot]
+        within = None if place.within is None else (0, place.within)
+        slots.extend(Slot(key, place.axis, index, place.role, within) for key in place.keys)
+    produced = [slot for slot in slots if slot.role == "produces"]
+    return tuple(produced + [slot for slot in slots if slot.role != "produces"])
+
+
+def _tables(
+    kinds: np.ndarray, ranks: np.ndarray, positions: np.ndarray, size: int
+) -> Iterable[tuple[int, Tensor | None]]:
+    """For each kind, positions by rank as (size, repeats); None where the ranks have unequal numbers."""
+    order = np.lexsort((ranks, kinds))
+    kinds, ranks, positions = kinds[order], ranks[order], positions[order]
+    found, starts = np.unique(kinds, return_index=True)
+    ends = np.append(starts[1:], len(kinds))
+    for kind, start, end in zip(found.tolist(), starts.tolist(), ends.tolist(), strict=True):
+        counts = np.bincount(ranks[start:end], minlength=size)
+        equal = bool((counts == counts[0]).all())
+        yield kind, torch.from_numpy(positions[start:end].reshape(size, -1).copy()) if equal else None
+
+
+def _named(groups: Sequence[ChannelGroup]) -> Iterable[ChannelGroup]:
+    """Groups named after the layer that first produces them, numbered where several share it."""
+    names = [_layer(group) for group in groups]
+    totals, seen = Counter(names), Counter[str]()
+    for name, group in zip(names, groups, strict=True):
+        seen[name] += 1
+        yield replace(group, name=f"{name}#{seen[name]}" if totals[name] > 1 else name)
+
+
+def _layer(group: ChannelGroup) -> str:
+    slot = group.slots[0]
+    layer = slot.key.rpartition(".")[0] or slot.key
+    return layer if slot.role != "consumes" else f"{layer} (input)"
+
+
+# --- taps -----------------------------------------------------------------------------------------
+
+
+def _taps(
+    replay: Replay, classes: Classes, groups: Sequence[ChannelGroup], ranks: Sequence[Sequence[Sequence[int]]]
+) -> list[tuple[Tap, ...]]:
+    """Modules whose input or output carries each free group's channels, one for each tensor."""
+    carriers = _Carriers(groups, ranks)
+    found: list[dict[tuple[object, int, Position], Tap]] = [{} for _ in groups]
+    times = Counter((call.module, call.side) for call in replay.trace.calls)
+    normalised = {
+        call.value
+        for call in replay.trace.calls
+        if call.side == "input" and isinstance(replay.trace.modules[call.module], NORMALISATIONS)
+    }
+    for call in replay.trace.calls:
+        module = replay.trace.modules[call.module]
+        position = _position(call.side, module, call.value in normalised)
+        labels = replay.values.get(call.value)
+        if position is None or labels is None or times[call.module, call.side] > 1:
+            continue
+        for factor in labels.factors:
+            if len(factor.axes) != 1 or 0 in factor.axes:
+                continue
+            axis = next(iter(factor.axes))
+            flat = factor.labels.reshape(-1).numpy()
+            carried = np.where(flat == ZERO, classes.count, classes.of[flat])
+            for number, index in carriers.carried(carried):
+                tap = Tap(call.module, call.side, axis, index, position)  # type: ignore[arg-type]
+                found[number].setdefault((*call.value, position), tap)
+    return [tuple(taps.values()) for taps in found]
+
+
+class _Carriers:
+    """Which free group, and which of its channels, each class belongs to."""
+
+    def __init__(self, groups: Sequence[ChannelGroup], ranks: Sequence[Sequence[Sequence[int]]]) -> None:
+        self._sizes = [group.size for group in groups]
+        rows = [
+            (member, number, rank)
+            for number, (group, units) in enumerate(zip(groups, ranks, strict=True))
+            if group.fixed is None
+            for rank, unit in enumerate(units)
+            for member in unit
+        ]
+        table = np.array(rows, dtype=np.int64).reshape(-1, 3)
+        self._members, self._numbers, self._ranks = table[np.argsort(table[:, 0], kind="stable")].T
+
+    def carried(self, members: np.ndarray) -> Iterable[tuple[int, Tensor]]:
+        """(group number, index (n_channels, repeats)) of each group all of whose channels are among `members`."""
+        starts = np.searchsorted(self._members, members, "left")
+        counts = np.searchsorted(self._members, members, "right") - starts
+        rows = np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(int(counts.sum()))
+        positions = np.repeat(np.arange(len(members)), counts)
+        numbers, ranks = self._numbers[rows], self._ranks[rows]
+        for number in np.unique(numbers).tolist():
+            own = numbers == number
+            for _, index in _tables(numbers[own], ranks[own], positions[own], self._sizes[number]):
+                if index is not None:
+                    yield number, index
+
+
+def _position(side: str, module: nn.Module, is_normalised: bool) -> Position | None:
+    """Which side of the non-linearity a module's tensor lies on; None where it is no place to tap."""
+    if side == "input":
+        return "after" if isinstance(module, LAYERS) else None
+    if isinstance(module, NORMALISATIONS) or (isinstance(module, LAYERS) and not is_normalised):
+        return "before"
+    return None
+
+
+# --- what stays ------------------------------------------------------------------------------------
+
+
+def _coverage(
+    replay: Replay, classes: Classes, groups: Sequence[ChannelGroup]
+) -> tuple[dict[str, str], float]:
+    """Reasons of the tensors in no free group, and the share of parameters in one."""
+    uncovered: dict[str, float] = {}
+    for group in groups:
+        for slot in group.slots if group.fixed is None else ():
+            tensor = replay.trace.tensors[slot.key]
+            share = slot.index.numel() / tensor.shape[slot.axis]
+            if slot.within is not None:
+                share *= len(slot.within[1]) / tensor.shape[slot.within[0]]
+            uncovered[slot.key] = uncovered.get(slot.key, 1.0) * max(0.0, 1.0 - share)
+    by_key = {key: leaf for leaf, keys in replay.trace.leaves.items() for key in keys}
+    fixed, covered, total = {}, 0.0, 0
+    for key, leaf in by_key.items():
+        tensor = replay.trace.tensors[key]
+        if isinstance(tensor, nn.Parameter):
+            total += tensor.numel()
+            covered += tensor.numel() * (1.0 - uncovered.get(key, 1.0))
+        if key not in uncovered and tensor.is_floating_point():
+            fixed[key] = _why(replay.leaves.get(leaf), classes)
+    return fixed, covered / total if total else 0.0
+
+
+def _why(labels: Labels | None, classes: Classes) -> str:
+    if labels is None:
+        return NOT_USED
+    reasons = {
+        classes.reasons[member]
+        for factor in labels.factors
+        for member in np.unique(classes.of[factor.labels.reshape(-1).numpy()]).tolist()
+        if member in classes.reasons
+    } - {KERNEL}
+    for first in (TOUCHES_INPUT, TOUCHES_OUTPUT):
+        reasons = ({first} | (reasons - {first})) if first in reasons else reasons
+    return "; ".join(sorted(reasons)) or SINGLE

@@ -1,0 +1,193 @@
+"""Channel groups as plain data: which positions of which tensors belong to one channel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+Role = Literal["produces", "consumes", "scales"]
+Side = Literal["input", "output"]
+Position = Literal["before", "after"]
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """One tensor axis, or a part of it, that carries the channels of a group.
+
+    Attributes
+    ----------
+    key
+        Name in the state dict.
+    axis
+        The axis of that tensor.
+    index
+        (n_channels, repeats) int64; row c holds the positions on the axis that belong to channel c.
+    role
+        `produces` (output axis of a layer), `consumes` (input axis) or `scales` (normalisation, bias,
+        gates and other bare parameters).
+    within
+        None, or (axis, positions): the slot covers only these positions of another axis. The input
+        axis of a grouped convolution needs it, whose rows belong to different blocks.
+    """
+
+    key: str
+    axis: int
+    index: Tensor
+    role: Role
+    within: tuple[int, Tensor] | None = None
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """Entries of the slot, channel first: (n_channels, repeats * size of all other axes)."""
+        part = tensor if self.within is None else tensor.index_select(self.within[0], self.within[1])
+        part = part.movedim(self.axis, 0)
+        return part[self.index.to(part.device)].reshape(len(self.index), -1)
+
+    def write(self, tensor: Tensor, entries: Tensor) -> Tensor:
+        """Copy of `tensor` whose slot holds `entries`, laid out as `read` gives them."""
+        result = tensor.clone()
+        part = result if self.within is None else result.index_select(*self.within)
+        moved = part.movedim(self.axis, 0)
+        index = self.index.to(tensor.device)
+        moved[index.reshape(-1)] = entries.reshape(index.numel(), *moved.shape[1:]).to(tensor.dtype)
+        if self.within is not None:
+            result.index_copy_(*self.within, part)
+        return result
+
+    def permute(self, tensor: Tensor, permutation: Tensor) -> Tensor:
+        """Copy of `tensor` in which channel c holds what channel permutation[c] held before."""
+        order = torch.arange(tensor.shape[self.axis])
+        order[self.index] = self.index[permutation.cpu()]
+        order = order.to(tensor.device)
+        if self.within is None:
+            return tensor.index_select(self.axis, order)
+        axis, positions = self.within[0], self.within[1].to(tensor.device)
+        part = tensor.index_select(axis, positions).index_select(self.axis, order)
+        return tensor.index_copy(axis, positions, part)
+
+
+@dataclass(frozen=True, eq=False)
+class Tap:
+    """A module whose input or output carries a group's channels.
+
+    `index` is (n_channels, repeats): the positions of each channel on `axis` of that tensor.
+    `position` tells on which side of the non-linearity the tensor lies: `before` (what a layer and its
+    normalisation give) or `after` (what the next layer takes in).
+    """
+
+    module: str
+    side: Side
+    axis: int
+    index: Tensor
+    position: Position
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Tensor axes that must be permuted together for the network's function to stay the same.
+
+    The smallest example is the hidden layer of `Linear(3, 4), ReLU, Linear(4, 2)`: channel c is row c
+    of the first weight, entry c of its bias and column c of the second weight, so the group has three
+    slots. With a skip connection, every layer that writes to or reads from the stream joins one group.
+    """
+
+    name: str
+    size: int
+    slots: tuple[Slot, ...]
+    taps: tuple[Tap, ...] = ()
+    fixed: str | None = None
+
+    def permute(self, state: Mapping[str, Tensor], permutation: Tensor) -> dict[str, Tensor]:
+        """State dict in which channel c of the group holds what channel permutation[c] held before."""
+        result = dict(state)
+        for slot in self.slots:
+            result[slot.key] = slot.permute(result[slot.key], permutation)
+        return result
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {self.size} channels" + (f", fixed: {self.fixed}" if self.fixed else "")]
+        for slot in self.slots:
+            repeats = f" x {slot.index.shape[1]}" if slot.index.shape[1] > 1 else ""
+            part = "" if slot.within is None else f", {len(slot.within[1])} positions of axis {slot.within[0]}"
+            lines.append(f"  {slot.role:8s} {slot.key} axis {slot.axis}{repeats}{part}")
+        if self.taps:
+            lines.append("  taps     " + ", ".join(f"{tap.module or 'network'} ({tap.side})" for tap in self.taps))
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroups(Sequence[ChannelGroup]):
+    """All channel groups of one network, in the order in which the network computes them.
+
+    Attributes
+    ----------
+    groups
+        Every group, free and fixed.
+    fixed_tensors
+        State-dict key -> reason, for each tensor that no free group permutes.
+    covered_share
+        Share of the network's parameters that lie in at least one free group, 0 to 1.
+    proof_error
+        Largest relative change of the output under random permutations of all free groups at once;
+        None before the proof.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    fixed_tensors: Mapping[str, str] = field(default_factory=dict)
+    covered_share: float = 0.0
+    proof_error: float | None = None
+
+    @overload
+    def __getitem__(self, item: int) -> ChannelGroup: ...
+    @overload
+    def __getitem__(self, item: slice) -> Sequence[ChannelGroup]: ...
+    def __getitem__(self, item: int | slice) -> ChannelGroup | Sequence[ChannelGroup]:
+        return self.groups[item]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __iter__(self) -> Iterator[ChannelGroup]:
+        return iter(self.groups)
+
+    @property
+    def free(self) -> tuple[ChannelGroup, ...]:
+        """The groups whose channels may be permuted."""
+        return tuple(group for group in self.groups if group.fixed is None)
+
+    @property
+    def count(self) -> int:
+        """Number of free groups."""
+        return len(self.free)
+
+    @property
+    def free_channels(self) -> int:
+        """Number of channels in the free groups."""
+        return sum(group.size for group in self.free)
+
+    @property
+    def fixed(self) -> dict[str, str]:
+        """Name -> reason, for each fixed group."""
+        return {group.name: group.fixed for group in self.groups if group.fixed is not None}
+
+    def fix(self, reasons: Mapping[str, str]) -> ChannelGroups:
+        """Copy in which the groups named by `reasons` are fixed."""
+        groups = tuple(
+            replace(group, fixed=reasons[group.name]) if group.name in reasons else group for group in self.groups
+        )
+        return replace(self, groups=groups)
+
+    def __str__(self) -> str:
+        parts = [str(group) for group in self.groups]
+        parts.append(f"{self.count} free groups, {self.free_channels} channels, "
+                     f"{self.covered_share:.1%} of the parameters in a free group")
+        return "\n".join(parts)
+
+
+def random_permutations(groups: ChannelGroups, seed: int) -> dict[str, Tensor]:
+    """One uniformly random permutation (n_channels,) per free group, from `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    return {group.name: torch.randperm(group.size, generator=generator) for group in groups.free}

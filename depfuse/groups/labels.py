@@ -1,0 +1,270 @@
+"""Labels: which permutable unit each position of a tensor belongs to.
+
+Every entry of every axis of a parameter starts with a label of its own. As the forward pass is replayed,
+labels travel with the entries through data movement (by applying the same movement to the labels), are
+united where an operation ties two entries together (an addition, a product summed over the channel), and
+end where an axis is summed away. What is united in the end is one channel.
+
+A tensor may carry several *factors*, since its axes permute independently: a convolution's weight has one for its
+outputs and one for its inputs. A factor is an int64 tensor with as many axes as the tensor it labels and
+size 1 along every axis that it does not depend on. Label `ZERO` marks entries that are always zero
+(padding): they tie nothing.
+
+Where an operation takes statistics over part of a factor's positions (a group of GroupNorm, an attention
+head), the positions of one part form a *block*: they may be permuted among themselves, and whole blocks
+may be exchanged. That is kept as a relation (label, label of its block).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+ZERO = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """Labels of one independent set of positions; `source` is (tensor id, axis) where it is a parameter's own."""
+
+    labels: Tensor
+    source: tuple[int, int] | None = None
+
+    @property
+    def axes(self) -> frozenset[int]:
+        """The axes along which the labels vary."""
+        return frozenset(axis for axis, size in enumerate(self.labels.shape) if size > 1)
+
+    def with_labels(self, labels: Tensor) -> Factor:
+        """The same factor with other labels, reduced to the axes along which they vary."""
+        return replace(self, labels=compact(labels))
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """What is known of a tensor of shape `shape`: its factors, and its plain axes.
+
+    Entries along a *plain* axis differ in a way that no permutation may touch: pixels, tokens, the
+    network's input channels.
+    """
+
+    shape: tuple[int, ...]
+    factors: tuple[Factor, ...] = ()
+    plain: frozenset[int] = frozenset()
+
+    def on(self, axis: int) -> tuple[Factor, ...]:
+        """The factors that vary along an axis."""
+        return tuple(factor for factor in self.factors if axis in factor.axes)
+
+
+def compact(labels: Tensor) -> Tensor:
+    """Reduce broadcast (stride 0) axes to size 1."""
+    for axis, (size, stride) in enumerate(zip(labels.shape, labels.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            labels = labels.narrow(axis, 0, 1)
+    return labels
+
+
+@dataclass
+class Ledger:
+    """Everything learnt while replaying: unions, blocks, pinned labels and the roles of parameters' axes."""
+
+    count: int = 0
+    unions: list[np.ndarray] = field(default_factory=list)
+    blocks: list[np.ndarray] = field(default_factory=list)
+    pinned: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    roles: dict[tuple[int, int], str] = field(default_factory=dict)
+
+    def fresh(self, count: int) -> Tensor:
+        """`count` labels that nothing else carries."""
+        self.count += count
+        return torch.arange(self.count - count, self.count)
+
+    def unite(self, first: Tensor, second: Tensor) -> None:
+        """Tie labels entry by entry (the two broadcast)."""
+        pairs = _pairs(first, second)
+        if len(pairs):
+            self.unions.append(pairs)
+
+    def nest(self, inner: Tensor, outer: Tensor) -> None:
+        """Record `outer` as the block of `inner`, entry by entry (the two broadcast)."""
+        pairs = _pairs(inner, outer)
+        if len(pairs):
+            self.blocks.append(pairs)
+
+    def pin(self, labels: Tensor, reason: str) -> None:
+        """Fix labels: their channels must stay where they are."""
+        values = np.unique(labels.numpy())
+        values = values[values != ZERO]
+        if len(values):
+            self.pinned.append((values, reason))
+
+    def split(self, factor: Factor, away: Iterable[int]) -> Factor | None:
+        """Sum a factor over the axes `away`: None where all of it goes, else the labels of its blocks."""
+        away = frozenset(away)
+        gone = factor.axes & away
+        if not gone:
+            return factor
+        kept = factor.axes - away
+        if not kept:
+            return None
+        shape = [size if axis in kept else 1 for axis, size in enumerate(factor.labels.shape)]
+        outer = self.fresh(int(np.prod(shape))).reshape(shape)
+        self.nest(factor.labels, outer)
+        return Factor(outer)
+
+    def meet(self, first: Labels, second: Labels, reason: str) -> Labels:
+        """Labels of an entry-by-entry operation between two tensors (broadcast)."""
+        rank = max(len(first.shape), len(second.shape))
+        first, second = pad_rank(first, rank), pad_rank(second, rank)
+        shape = tuple(torch.broadcast_shapes(first.shape, second.shape))
+        factors: list[Factor] = []
+        theirs = list(second.factors)
+        for factor in first.factors:
+            match = next((other for other in theirs if other.axes == factor.axes), None)
+            if match is not None:
+                theirs.remove(match)
+            factors.append(factor if match is None else self._join(factor, match))
+        alone = [factor for factor in first.factors if factor in factors]
+        lost: set[Factor] = set()
+        for other in theirs:
+            for factor in alone:
+                if other.axes < factor.axes:
+                    self.nest(factor.labels, other.labels)
+                    lost.add(other)
+                elif factor.axes < other.axes:
+                    self.nest(other.labels, factor.labels)
+                    lost.add(factor)
+                elif factor.axes & other.axes:
+                    self.pin(factor.labels, reason)
+                    self.pin(other.labels, reason)
+        for mine, other_side in ((first, second), (second, first)):
+            for factor in mine.factors:
+                tied = any(factor.axes & candidate.axes for candidate in other_side.factors)
+                if not tied and factor.axes & other_side.plain:
+                    self.pin(factor.labels, reason)
+                    lost.add(factor)
+        kept = tuple(factor for factor in factors + theirs if factor not in lost)
+        return Labels(shape, kept, first.plain | second.plain)
+
+    def _join(self, first: Factor, second: Factor) -> Factor:
+        """One factor for two that vary along the same axes; a zero takes the other's label."""
+        self.unite(first.labels, second.labels)
+        if not bool((first.labels == ZERO).any()):
+            return Factor(first.labels, first.source)
+        return Factor(torch.where(first.labels == ZERO, second.labels, first.labels))
+
+
+def _pairs(first: Tensor, second: Tensor) -> np.ndarray:
+    """Distinct pairs (n, 2) of labels at the same place, zeros left out."""
+    first, second = torch.broadcast_tensors(first, second)
+    if first.numel() > 4096:
+        first, second = _narrow_together(first, second)
+    pairs = np.stack([first.reshape(-1).numpy(), second.reshape(-1).numpy()], axis=1)
+    pairs = pairs[(pairs != ZERO).all(axis=1) & (pairs[:, 0] != pairs[:, 1])]
+    return np.unique(pairs, axis=0) if len(pairs) > 4096 else pairs
+
+
+def _narrow_together(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Drop the axes along which neither of two broadcast tensors varies."""
+    for axis in range(first.ndim):
+        if first.stride(axis) == 0 and second.stride(axis) == 0:
+            first, second = first.narrow(axis, 0, 1), second.narrow(axis, 0, 1)
+    return first, second
+
+
+def pad_rank(labels: Labels, rank: int) -> Labels:
+    """Leading axes of size 1, as broadcasting adds them."""
+    extra = rank - len(labels.shape)
+    if extra <= 0:
+        return labels
+    return Labels(
+        (1,) * extra + labels.shape,
+        tuple(replace(f, labels=f.labels.reshape((1,) * extra + tuple(f.labels.shape))) for f in labels.factors),
+        frozenset(axis + extra for axis in labels.plain),
+    )
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Labels after all unions: `of[label]` is the class; classes are what may be permuted.
+
+    Attributes
+    ----------
+    of
+        (n_labels,) class of each label.
+    count
+        Number of classes.
+    blocks
+        One (n, 2) array per relation: class, class of its block.
+    reasons
+        Class -> why it is fixed.
+    """
+
+    of: np.ndarray
+    count: int
+    blocks: tuple[np.ndarray, ...]
+    reasons: dict[int, str]
+
+
+def settle(ledger: Ledger) -> Classes:
+    """Close the unions: equal channels have equal blocks, and a block of one channel is that channel."""
+    unions = list(ledger.unions)
+    while True:
+        classes, count = _components(unions, ledger.count)
+        relations = [np.unique(classes[pairs], axis=0) for pairs in ledger.blocks]
+        extra = [pairs for relation in relations if len(pairs := _forced(relation))]
+        if not extra:
+            break
+        representative = np.zeros(count, dtype=np.int64)
+        representative[classes] = np.arange(len(classes))
+        unions.extend(representative[pairs] for pairs in extra)
+    reasons: dict[int, str] = {}
+    for labels, reason in ledger.pinned:
+        for label in np.unique(classes[labels]).tolist():
+            reasons.setdefault(label, reason)
+    relations = [relation[relation[:, 0] != relation[:, 1]] for relation in relations]
+    return Classes(classes, count, tuple(r for r in relations if len(r)), reasons)
+
+
+def _forced(relation: np.ndarray) -> np.ndarray:
+    """Pairs of classes that one relation shows to be the same."""
+    relation = relation[relation[:, 0] != relation[:, 1]]
+    if not len(relation):
+        return relation
+    order = relation[np.argsort(relation[:, 0], kind="stable")]
+    same_inner = order[1:, 0] == order[:-1, 0]
+    forced = np.stack([order[1:, 1][same_inner], order[:-1, 1][same_inner]], axis=1)
+    _, where, sizes = np.unique(relation[:, 1], return_inverse=True, return_counts=True)
+    single = relation[sizes[where] == 1]
+    return np.concatenate([forced, single])
+
+
+def _components(unions: Sequence[np.ndarray], count: int) -> tuple[np.ndarray, int]:
+    if not unions:
+        return np.arange(count), count
+    pairs = np.concatenate(unions)
+    graph = coo_array((np.ones(len(pairs), dtype=np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    number, classes = connected_components(graph, directed=False)
+    return classes.astype(np.int64), int(number)
+
+
+def move(labels: Labels, movement: Any) -> Labels:
+    """Labels after data movement: `movement` maps a tensor of the old shape to one of the new."""
+    marked = torch.zeros((), dtype=torch.int8)
+    outcome = movement(marked.expand(labels.shape))
+    factors = tuple(f.with_labels(movement(f.labels.expand(labels.shape))) for f in labels.factors)
+    plain = set()
+    for axis in labels.plain:
+        size = [1] * len(labels.shape)
+        size[axis] = labels.shape[axis]
+        counted = compact(movement(torch.arange(labels.shape[axis]).reshape(size).expand(labels.shape)))
+        plain |= {a for a, extent in enumerate(counted.shape) if extent > 1}
+    return Labels(tuple(outcome.shape), tuple(f for f in factors if f.axes), frozenset(plain))
