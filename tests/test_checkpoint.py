@@ -20,8 +20,9 @@ from depfuse.checkpoint import (
     state_digest,
     write_checkpoint,
 )
-from depfuse.data import Preprocessing
+from depfuse.data import DataSet, Loader, Preprocessing
 from depfuse.errors import CheckpointError
+from depfuse.evaluate import evaluate
 from depfuse.models import build_network
 
 ARCH = "digits_resnet(width=0.25)"
@@ -89,6 +90,19 @@ def test_plain_safetensors_have_no_card(tmp_path: Path, network: nn.Module) -> N
     read = read_checkpoint(tmp_path / "net.bin")
     assert read.card is None
     assert same(read.state, network.state_dict())
+
+
+def test_shipped_parents_reach_what_their_cards_say(digits: DataSet) -> None:
+    files = sorted((Path(__file__).resolve().parent.parent / "checkpoints").glob("digits*.safetensors"))
+    assert len(files) >= 4
+    for file in files:
+        assert file.stat().st_size < 150_000
+        read = read_checkpoint(file)
+        assert read.card.preprocessing == digits.preprocessing
+        network = build_network(read.card.architecture)
+        load_into(network, read)
+        scores = evaluate(network, Loader(digits.test, digits.preprocessing, batch_size=500))
+        assert scores.accuracy == pytest.approx(read.card.metrics["accuracy"], abs=0.0021), file.name
 
 
 @pytest.mark.parametrize(

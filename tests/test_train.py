@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from depfuse.checkpoint import state_digest
+from depfuse.checkpoint import read_checkpoint, state_digest
 from depfuse.data import DataSet, parse_labels, select_labels
 from depfuse.errors import CheckpointError, DataError, RecipeError
 from depfuse.models import build_network
@@ -232,3 +232,17 @@ def test_no_epochs_only_evaluate(few: DataSet) -> None:
     metrics = train(network, few, TrainRecipe(epochs=0))
     assert state_digest(network.state_dict()) == before
     assert 0 <= metrics["accuracy"] < 0.5
+
+
+@pytest.mark.slow
+def test_the_script_makes_the_shipped_digits_parents(tmp_path: Path, digits: DataSet) -> None:
+    root = Path(__file__).resolve().parent.parent
+    script = root / "experiments" / "train_digits.py"
+    subprocess.run([sys.executable, str(script), "--out", str(tmp_path), "--pairs", "1"], check=True)
+    for name in ("digits-a", "digits-b", "digits-same-a", "digits-same-b"):
+        made, shipped = (
+            read_checkpoint(folder / f"{name}.safetensors") for folder in (tmp_path, root / "checkpoints")
+        )
+        # Another processor may round otherwise, so that the weights differ but not what they reach.
+        assert made.card.metrics["accuracy"] == pytest.approx(shipped.card.metrics["accuracy"], abs=0.1)
+        assert made.card.recipe == shipped.card.recipe
