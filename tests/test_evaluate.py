@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from depfuse.checkpoint import load_into, read_checkpoint
+from depfuse.data import Loader, load_data
 from depfuse.errors import DataError, RecipeError
 from depfuse.evaluate import (
     Scores,
@@ -21,6 +24,7 @@ from depfuse.evaluate import (
     evaluate_with_ensemble,
     path_alphas,
 )
+from depfuse.models import build_network
 
 
 class Table(nn.Module):
@@ -211,3 +215,15 @@ def test_path_that_does_not_run_from_end_to_end_is_refused() -> None:
     ends = (Scores(1, 0, 0, 1), Scores(1, 0, 0, 1))
     with pytest.raises(RecipeError, match="from 0 to 1"):
         evaluate_path(ends, lambda alpha: Table(), [], [0.0, 0.5])
+
+
+@pytest.mark.slow
+def test_published_accuracies_are_met_to_the_image(shared: Path) -> None:
+    data = load_data(shared / "data" / "mnist.npz")
+    models = []
+    for number in (1, 2):
+        models.append(build_network(f"{shared / 'models' / 'simplenet.py'}:simplenet"))
+        file = shared / "checkpoints" / "mnist-simplenet" / f"example_model_fusion_{number}.dat"
+        load_into(models[-1], read_checkpoint(file))
+    scores = evaluate_together(models, Loader(data.test, data.preprocessing, batch_size=250))
+    assert [round(10_000 * score.accuracy) for score in scores] == [8418, 8381]
