@@ -79,7 +79,7 @@ class _Fusion:
 
     def naive(self, shares: Sequence[float], renorm: str) -> nn.Module:
         """Average the parents as they stand, and renormalise."""
-        average = naive_average(self.inputs.models, shares)
+        average = naive_average(self.inputs.models, shares, self.result.groups)
         renormalise(average, renorm, self.calibration)
         return average
 
