@@ -218,6 +218,7 @@ def test_fuse_writes_child_report_and_plot(place: Place, capsys: pytest.CaptureF
     assert child.card.seeds == {"fuse": 3}
     assert [p.digest for p in child.card.parents] == [p.digest for p in found.parents]
     assert child.card.recipe == found.recipe
+    assert child.digest == found.child.digest
 
 
 def test_child_is_an_ordinary_network(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

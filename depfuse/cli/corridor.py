@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from depfuse.checkpoint import Card, Parent, replacing, write_checkpoint
+from depfuse.checkpoint import Card, Parent, replacing, state_digest, write_checkpoint
 from depfuse.cli.console import Work
 from depfuse.cli.inputs import Inputs, read_inputs, same_architecture
 from depfuse.cli.options import DataOptions
@@ -42,6 +42,14 @@ from depfuse.report import (
     verdict,
 )
 from depfuse.report.plots import draw_path, plot_kind
+
+
+STEPS = {
+    "groups": "finding and proving channel groups",
+    "align": "matching channels",
+    "merge": "merging",
+    "renorm": "renewing BatchNorm statistics",
+}
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         request.recipe,
         calibration,
         example=inputs.data.example(device=device),
-        on_step=work.step,
+        on_step=lambda step: work.step(STEPS.get(step, step)),
     )
     fusion = _Fusion(inputs, result, calibration, inputs.test_loader(request.recipe.batch_size))
 
@@ -120,7 +128,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         NetworkScores.at(checkpoint.path, checkpoint.digest, scores)
         for checkpoint, scores in zip(inputs.checkpoints, parents, strict=True)
     ]
-    child_row = NetworkScores.at(request.out, None, child)
+    child_row = NetworkScores.at(request.out, state_digest(result.child.state_dict()), child)
     naive_rows = (ScoreValues.of(naive), ScoreValues.of(naive_renorm))
     report = FusionReport(
         parents=parent_rows,
