@@ -43,7 +43,6 @@ from depfuse.report import (
 )
 from depfuse.report.plots import draw_path, plot_kind
 
-
 STEPS = {
     "groups": "finding and proving channel groups",
     "align": "matching channels",
