@@ -13,7 +13,7 @@ from torch import nn
 from depfuse.checkpoint import Card, Parent, replacing, state_digest, write_checkpoint
 from depfuse.cli.console import Work
 from depfuse.cli.inputs import Inputs, read_inputs, same_architecture
-from depfuse.cli.options import DataOptions
+from depfuse.cli.options import DataOptions, FusionOptions, RunOptions
 from depfuse.cli.outputs import check_outputs, check_weights_name
 from depfuse.data import Loader, calibration_loader
 from depfuse.device import resolve_device
@@ -59,19 +59,17 @@ class Request:
     """
 
     parents: Sequence[Path]
-    arch: str | None
     data: DataOptions
     recipe: Recipe
-    device: str
+    options: RunOptions
+    fusion: FusionOptions
     out: Path | None
-    report: Path | None
-    plot: Path | None
     points: int | None
     command: list[str]
 
 
 @dataclass(frozen=True)
-class _Fusion:
+class _Fused:
     """A fusion with everything that its path needs."""
 
     inputs: Inputs
@@ -94,9 +92,9 @@ class _Fusion:
 def run(request: Request, work: Work) -> FusionReport | PathReport:
     """Fuse, evaluate, and write what was asked for; nothing is written unless all of it succeeded."""
     shares = _check(request)
-    device = resolve_device(request.device)
+    device = resolve_device(request.options.device)
     work.step("reading networks and data")
-    inputs = read_inputs(request.parents, request.arch, request.data, device)
+    inputs = read_inputs(request.parents, request.fusion.arch, request.data, device)
     architecture = same_architecture(inputs)
     calibration = _calibration(request.recipe, inputs)
     result = fuse(
@@ -106,21 +104,21 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         example=inputs.data.example(device=device),
         on_step=lambda step: work.step(STEPS.get(step, step)),
     )
-    fusion = _Fusion(inputs, result, calibration, inputs.test_loader(request.recipe.batch_size))
+    fused = _Fused(inputs, result, calibration, inputs.test_loader(request.recipe.batch_size))
 
     started = time.perf_counter()
     parents, ensemble = evaluate_with_ensemble(
-        inputs.models, work.track(fusion.test, "evaluating the parents")
+        inputs.models, work.track(fused.test, "evaluating the parents")
     )
     children = [
-        fusion.naive(shares, "none"),
-        fusion.naive(shares, _best_renorm(fusion)),
+        fused.naive(shares, "none"),
+        fused.naive(shares, _best_renorm(fused)),
         result.child,
     ]
-    naive, naive_renorm, child = evaluate_together(children, work.track(fusion.test, "evaluating the child"))
+    naive, naive_renorm, child = evaluate_together(children, work.track(fused.test, "evaluating the child"))
     paths = None
     if request.points is not None:
-        paths = _paths(fusion, (parents[0], parents[1]), path_alphas(request.points), work)
+        paths = _paths(fused, (parents[0], parents[1]), path_alphas(request.points), work)
     seconds = Seconds(**result.seconds, evaluate=time.perf_counter() - started)
 
     parent_rows = [
@@ -159,7 +157,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
             naive_path=[PathRow.of(point) for point in naive_path],
             barrier=Barrier.of(path, naive_path),
         )
-    _write(request, report, fusion, child)
+    _write(request, report, fused, child)
     return report
 
 
@@ -172,10 +170,13 @@ def _check(request: Request) -> tuple[float, ...]:
         if len(request.parents) != 2:
             raise RecipeError(f"a path runs between two parents, not {len(request.parents)}")
         path_alphas(request.points)
-    if request.plot is not None:
-        plot_kind(request.plot)
+    if request.fusion.plot is not None:
+        plot_kind(request.fusion.plot)
     check_weights_name(request.out)
-    check_outputs({"--out": request.out, "--report": request.report, "--plot": request.plot}, request.parents)
+    check_outputs(
+        {"--out": request.out, "--report": request.fusion.report, "--plot": request.fusion.plot},
+        request.parents,
+    )
     return shares
 
 
@@ -195,14 +196,14 @@ def _renorm(recipe: Recipe, model: nn.Module) -> str:
     return "reset" if has_batch_norm(model) else "none"
 
 
-def _best_renorm(fusion: _Fusion) -> str:
+def _best_renorm(fused: _Fused) -> str:
     """How the naive average is renormalised for comparison, whatever the recipe does to the child."""
-    possible = fusion.calibration is not None and has_batch_norm(fusion.inputs.models[0])
+    possible = fused.calibration is not None and has_batch_norm(fused.inputs.models[0])
     return "reset" if possible else "none"
 
 
 def _paths(
-    fusion: _Fusion, ends: tuple[Scores, Scores], alphas: Sequence[float], work: Work
+    fused: _Fused, ends: tuple[Scores, Scores], alphas: Sequence[float], work: Work
 ) -> tuple[list[PathPoint], list[PathPoint]]:
     """Evaluate the path and the naive path, which differ by the couplings alone."""
     work.step("evaluating the path", total=2 * (len(alphas) - 2))
@@ -211,28 +212,30 @@ def _paths(
         work.advance()
 
     matched = evaluate_path(
-        ends, lambda alpha: fusion.result.at((1.0 - alpha, alpha)), fusion.test, alphas, advance
+        ends, lambda alpha: fused.result.at((1.0 - alpha, alpha)), fused.test, alphas, advance
     )
     naive = evaluate_path(
-        ends, lambda alpha: fusion.naive((1.0 - alpha, alpha), fusion.renorm), fusion.test, alphas, advance
+        ends, lambda alpha: fused.naive((1.0 - alpha, alpha), fused.renorm), fused.test, alphas, advance
     )
     return matched, naive
 
 
-def _write(request: Request, report: FusionReport | PathReport, fusion: _Fusion, child: Scores) -> None:
+def _write(request: Request, report: FusionReport | PathReport, fused: _Fused, child: Scores) -> None:
     """Write plot, report and child; each takes its place only when all of them are complete."""
     with ExitStack() as complete:
-        if request.plot is not None and isinstance(report, PathReport):
-            draw_path(report, complete.enter_context(replacing(request.plot)), plot_kind(request.plot))
-        if request.report is not None:
+        if request.fusion.plot is not None and isinstance(report, PathReport):
+            draw_path(
+                report, complete.enter_context(replacing(request.fusion.plot)), plot_kind(request.fusion.plot)
+            )
+        if request.fusion.report is not None:
             text = report.model_dump_json(indent=2) + "\n"
-            complete.enter_context(replacing(request.report)).write_text(text, encoding="utf-8")
+            complete.enter_context(replacing(request.fusion.report)).write_text(text, encoding="utf-8")
         if request.out is not None:
-            write_checkpoint(request.out, fusion.result.child.state_dict(), _card(report, fusion, child))
+            write_checkpoint(request.out, fused.result.child.state_dict(), _card(report, fused, child))
 
 
-def _card(report: FusionReport, fusion: _Fusion, child: Scores) -> Card:
-    inputs, recipe = fusion.inputs, fusion.result.recipe
+def _card(report: FusionReport, fused: _Fused, child: Scores) -> Card:
+    inputs, recipe = fused.inputs, fused.result.recipe
     return Card(
         architecture=report.architecture,
         data=report.data,

@@ -9,15 +9,7 @@ import typer
 
 from depfuse.cli.console import Screen
 from depfuse.cli.corridor import Request, run
-from depfuse.cli.options import (
-    ArchitectureOption,
-    Checkpoints,
-    DataOptions,
-    PlotOption,
-    ReportOption,
-    RunOptions,
-    spread,
-)
+from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RunOptions, spread
 from depfuse.recipe import Recipe
 from depfuse.report.tables import fusion_table
 
@@ -31,25 +23,21 @@ def fuse(
     data: DataOptions,
     recipe: Recipe,
     options: RunOptions,
-    arch: ArchitectureOption = None,
+    fusion: FusionOptions,
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="Where the child is written (.safetensors).")
     ] = Path("child.safetensors"),
-    report: ReportOption = None,
-    plot: PlotOption = None,
 ) -> None:
     """Fuse parents, compare everything on the test images, and write what was asked for."""
     request = Request(
-        parents=parents,
-        arch=arch,
-        data=data,
-        recipe=recipe,
-        device=options.device,
-        out=out,
-        report=report,
-        plot=plot,
-        points=None if plot is None else POINTS_OF_A_PLOT,
-        command=context.obj,
+        parents,
+        data,
+        recipe,
+        options,
+        fusion,
+        out,
+        None if fusion.plot is None else POINTS_OF_A_PLOT,
+        context.obj,
     )
     screen = Screen(options.quiet)
     with screen.working() as work:

@@ -47,10 +47,6 @@ ArchitectureOption = Annotated[
 ReportOption = Annotated[
     Path | None, typer.Option("--report", metavar="FILE", help="Write everything that was found as JSON.")
 ]
-PlotOption = Annotated[
-    Path | None,
-    typer.Option("--plot", metavar="FILE", help="Draw the path between two parents (.png, .pdf or .svg)."),
-]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
 
 
@@ -94,6 +90,20 @@ class DataOptions:
     def stds(self) -> tuple[float, ...] | None:
         """Read `--std`."""
         return None if self.std is None else numbers("--std", self.std)
+
+
+@dataclasses.dataclass(frozen=True)
+class FusionOptions:
+    """What a fusion is of, and what is written about it."""
+
+    arch: ArchitectureOption = None
+    report: ReportOption = None
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot", metavar="FILE", help="Draw the path between two parents (.png, .pdf or .svg)."
+        ),
+    ] = None
 
 
 SHORT_FLAGS = {"learning_rate": ("--lr",)}

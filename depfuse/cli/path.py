@@ -9,15 +9,7 @@ import typer
 
 from depfuse.cli.console import Screen
 from depfuse.cli.corridor import Request, run
-from depfuse.cli.options import (
-    ArchitectureOption,
-    Checkpoints,
-    DataOptions,
-    PlotOption,
-    ReportOption,
-    RunOptions,
-    spread,
-)
+from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RunOptions, spread
 from depfuse.recipe import Recipe
 from depfuse.report import PathReport, barrier_sentence
 from depfuse.report.tables import path_table
@@ -30,30 +22,17 @@ def path(
     data: DataOptions,
     recipe: Recipe,
     options: RunOptions,
+    fusion: FusionOptions,
     points: Annotated[
         int, typer.Option("--points", help="Number of networks on the path, both parents included.")
     ] = 11,
-    arch: ArchitectureOption = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="Write the child at the recipe's weights (.safetensors)."),
     ] = None,
-    report: ReportOption = None,
-    plot: PlotOption = None,
 ) -> None:
     """Fuse two parents at every share between them."""
-    request = Request(
-        parents=parents,
-        arch=arch,
-        data=data,
-        recipe=recipe,
-        device=options.device,
-        out=out,
-        report=report,
-        plot=plot,
-        points=points,
-        command=context.obj,
-    )
+    request = Request(parents, data, recipe, options, fusion, out, points, context.obj)
     screen = Screen(options.quiet)
     with screen.working() as work:
         found = run(request, work)
