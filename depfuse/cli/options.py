@@ -31,9 +31,7 @@ Architecture = Annotated[
 ]
 Checkpoints = Annotated[
     list[Path],
-    typer.Argument(
-        metavar="CHECKPOINT...", help="Files with weights: .safetensors, or what torch.save writes."
-    ),
+    typer.Argument(metavar="CHECKPOINT", help="Files with weights: .safetensors, or what torch.save writes."),
 ]
 ArchitectureOption = Annotated[
     str | None,
