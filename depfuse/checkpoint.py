@@ -184,9 +184,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
         )
     broken = [key for key in state if state[key].is_floating_point() and not state[key].isfinite().all()]
     if broken:
-        raise CheckpointError(
-            f"{checkpoint.path}: {_few(broken)} not finite (NaN or infinity): no usable network"
-        )
+        raise CheckpointError(f"{checkpoint.path}: {_few(broken)} not finite (NaN or infinity): no usable network")
     model.load_state_dict(state, strict=False)
 
 
@@ -332,11 +330,7 @@ def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _in_names_of(own: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Give a wrapper's name back to the keys where the network itself has it."""
     for wrapper in _WRAPPERS:
-        if (
-            own
-            and all(key.startswith(wrapper) for key in own)
-            and not any(k.startswith(wrapper) for k in state)
-        ):
+        if own and all(key.startswith(wrapper) for key in own) and not any(k.startswith(wrapper) for k in state):
             return {wrapper + key: value for key, value in state.items()}
     return state
 

@@ -25,18 +25,20 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    criterion: Criterion = Field("activations", description="what makes two channels alike")
-    solver: Solver = Field("emd", description="how costs become couplings")
-    distance: Distance = Field("pearson", description="activation cost: correlation, or raw squared distance")
-    taps: TapPosition = Field("after", description="activations before or after the non-linearity, or both")
-    mixture: float = Field(0.5, ge=0.0, le=1.0, description="share of the activation cost in a mixture")
-    regularisation: float = Field(0.01, gt=0.0, description="Sinkhorn's, relative to the cost's scale")
-    restarts: int = Field(1, ge=1, description="random orders that coordinate descent tries")
-    weights: tuple[float, ...] | None = Field(None, description="one share per parent; None is equal shares")
-    renorm: Renorm = Field("auto", description="auto: reset where the network has BatchNorm, none elsewhere")
-    calibration: int = Field(2000, ge=0, description="number of calibration images, drawn from the training set")
-    batch_size: int = Field(250, ge=1, description="images per calibration batch")
-    seed: int = Field(0, ge=0, description="seed of every random choice")
+    criterion: Criterion = Field(default="activations", description="what makes two channels alike")
+    solver: Solver = Field(default="emd", description="how costs become couplings")
+    distance: Distance = Field(default="pearson", description="activation cost: correlation, or raw squared distance")
+    taps: TapPosition = Field(default="after", description="activations before or after the non-linearity, or both")
+    mixture: float = Field(default=0.5, ge=0.0, le=1.0, description="share of the activation cost in a mixture")
+    regularisation: float = Field(default=0.01, gt=0.0, description="Sinkhorn's, relative to the cost's scale")
+    restarts: int = Field(default=6, ge=1, description="local optima of a weight matching to choose from")
+    weights: tuple[float, ...] | None = Field(default=None, description="one share per parent; None is equal shares")
+    renorm: Renorm = Field(default="auto", description="auto: reset where the network has BatchNorm, none elsewhere")
+    calibration: int = Field(
+        default=2000, ge=0, description="number of calibration images, drawn from the training set"
+    )
+    batch_size: int = Field(default=250, ge=1, description="images per calibration batch")
+    seed: int = Field(default=0, ge=0, description="seed of every random choice")
 
     @field_validator("weights")
     @classmethod

@@ -53,9 +53,7 @@ class TrainRecipe(BaseModel):
     cutout: int = Field(0, ge=0, description="side in pixels of a square that is blacked out")
     precision: Precision = Field("auto", description="bfloat16 autocast; auto: where it is faster")
     channels_last: bool = Field(True, description="memory layout of images and weights")
-    compile: bool | None = Field(
-        None, description="torch.compile; None: on CUDA where training is long enough"
-    )
+    compile: bool | None = Field(None, description="torch.compile; None: on CUDA where training is long enough")
     seed: int = Field(0, ge=0, description="of the order of the images and their augmentation")
 
     @classmethod
@@ -66,9 +64,7 @@ class TrainRecipe(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "recipe"
-            raise RecipeError(
-                f"training setting {where}: {first['msg'].removeprefix('Value error, ')}"
-            ) from None
+            raise RecipeError(f"training setting {where}: {first['msg'].removeprefix('Value error, ')}") from None
 
     @classmethod
     def suited_to(cls, data: DataSet, **settings: Any) -> TrainRecipe:
@@ -298,9 +294,7 @@ class _Run:
             state = torch.load(path, map_location="cpu", weights_only=True)
             identity = state["identity"]
         except Exception:  # torch has no one exception for a broken file
-            raise CheckpointError(
-                f"{path} is not the state of a training: delete it to start afresh"
-            ) from None
+            raise CheckpointError(f"{path} is not the state of a training: delete it to start afresh") from None
         different = [key for key in self.identity if identity.get(key) != self.identity[key]]
         if different:
             what = {"recipe": "recipe", "data": "data set", "start": "network or seed"}[different[0]]
@@ -324,9 +318,7 @@ def _use_bfloat16(precision: Precision, device: torch.device, image_shape: tuple
         return bool(torch.cuda.is_bf16_supported())
     # Without instructions for it the CPU converts back and forth, which is slower than float32.
     fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return bool(
-        device.type == "cpu" and fast and image_shape[1] * image_shape[2] >= _PIXELS_THAT_PAY_FOR_BFLOAT16
-    )
+    return bool(device.type == "cpu" and fast and image_shape[1] * image_shape[2] >= _PIXELS_THAT_PAY_FOR_BFLOAT16)
 
 
 @contextmanager

@@ -35,9 +35,7 @@ SKEWED = {"epochs": 15, "batch_size": 64, "weight_decay": 0.04}
 SAME = {"epochs": 20, "batch_size": 64}
 
 
-def train_parent(
-    path: Path, data: DataSet, labels: str | None, seed: int, settings: dict[str, float]
-) -> None:
+def train_parent(path: Path, data: DataSet, labels: str | None, seed: int, settings: dict[str, float]) -> None:
     check_writable(path)
     part, split = data, {}
     if labels is not None:

@@ -69,9 +69,7 @@ def test_tensors_that_share_memory_are_written(tmp_path: Path) -> None:
     assert torch.equal(read_checkpoint(tmp_path / "tied").state["c"], weight.T)
 
 
-@pytest.mark.parametrize(
-    "nesting", [(), ("state_dict",), ("model_state_dict",), ("model",), ("model", "state_dict")]
-)
+@pytest.mark.parametrize("nesting", [(), ("state_dict",), ("model_state_dict",), ("model",), ("model", "state_dict")])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 @pytest.mark.parametrize("legacy", [False, True])
 def test_common_files_are_read(
@@ -173,9 +171,7 @@ def test_a_file_that_would_run_code_is_refused_and_does_not(tmp_path: Path, how:
         file.write_bytes(pickle.dumps(content, protocol=protocol))
     else:
         torch.save(content, file, pickle_protocol=protocol, _use_new_zipfile_serialization=how == "torch")
-    with pytest.raises(
-        CheckpointError, match="reading it could run code: save the state dict alone"
-    ) as caught:
+    with pytest.raises(CheckpointError, match="reading it could run code: save the state dict alone") as caught:
         read_checkpoint(file)
     assert "\n" not in str(caught.value)
     assert not trap.exists()
@@ -224,9 +220,7 @@ def test_folders_and_files_that_are_not_there_are_named(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "net.pt")
 
 
-@pytest.mark.parametrize(
-    ("content", "sentence"), [([1, 2], "holds a list"), ({"epoch": 3}, "holds no tensors")]
-)
+@pytest.mark.parametrize(("content", "sentence"), [([1, 2], "holds a list"), ({"epoch": 3}, "holds no tensors")])
 def test_a_file_without_weights_is_named(tmp_path: Path, content: object, sentence: str) -> None:
     torch.save(content, tmp_path / "net.pt")
     with pytest.raises(CheckpointError, match=sentence):

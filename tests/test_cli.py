@@ -95,9 +95,7 @@ def tiny(width: int = 6, classes: int = 4, norm: bool = True) -> nn.Module:
     return scope["tiny"](width, classes, norm)  # type: ignore[operator, no-any-return]
 
 
-def write_data(
-    path: Path, *, channels: int | None = None, side: int = 6, classes: int = 4, count: int = 40
-) -> None:
+def write_data(path: Path, *, channels: int | None = None, side: int = 6, classes: int = 4, count: int = 40) -> None:
     generator = np.random.default_rng(0)
     shape = (side, side) if channels is None else (side, side, channels)
     arrays = {}
@@ -162,9 +160,7 @@ def test_help_lists_the_commands_and_is_fast(capsys: pytest.CaptureFixture[str])
 
 
 def test_module_is_the_command() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "depfuse", "--version"], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-m", "depfuse", "--version"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert done.stdout.startswith("depfuse")
 
@@ -229,9 +225,7 @@ def test_child_is_an_ordinary_network(place: Place, capsys: pytest.CaptureFixtur
     fused, evaluated = read_report(report), read_report(again)
     assert evaluated.networks[0].accuracy == fused.child.accuracy
     assert evaluated.networks[0].loss == pytest.approx(fused.child.loss, abs=1e-6)
-    assert (
-        place.fuse("--out", place.folder / "grandchild.safetensors", parents=[child, place.parents[0]]) == 0
-    )
+    assert place.fuse("--out", place.folder / "grandchild.safetensors", parents=[child, place.parents[0]]) == 0
 
 
 def test_same_command_gives_the_same_child(place: Place) -> None:
@@ -443,9 +437,7 @@ class Dangerous:
         return (print, ("code ran",))
 
 
-@pytest.mark.parametrize(
-    "kind", ["text", "empty", "truncated", "truncated torch", "code", "folder", "absent"]
-)
+@pytest.mark.parametrize("kind", ["text", "empty", "truncated", "truncated torch", "code", "folder", "absent"])
 def test_files_that_are_no_checkpoints(place: Place, refused, kind: str) -> None:
     broken = place.folder / "input.safetensors"
     if kind == "text":

@@ -93,9 +93,7 @@ def test_preprocessing_resizes_without_aliasing() -> None:
         ({"size": (0, 3)}, "must be positive"),
     ],
 )
-def test_preprocessing_that_contradicts_itself_is_one_sentence(
-    settings: dict[str, object], sentence: str
-) -> None:
+def test_preprocessing_that_contradicts_itself_is_one_sentence(settings: dict[str, object], sentence: str) -> None:
     with pytest.raises(DataError, match=sentence):
         load_data("digits", **settings)
 
@@ -300,9 +298,7 @@ def numbered(count: int) -> Split:
     return Split(torch.zeros(count, 1, 4, 4, dtype=torch.uint8), torch.arange(count))
 
 
-@pytest.mark.parametrize(
-    ("count", "batch", "sizes"), [(10, 4, [4, 3, 3]), (8, 4, [4, 4]), (9, 8, [5, 4]), (3, 8, [3])]
-)
+@pytest.mark.parametrize(("count", "batch", "sizes"), [(10, 4, [4, 3, 3]), (8, 4, [4, 4]), (9, 8, [5, 4]), (3, 8, [3])])
 def test_batches_are_even_and_hold_every_image_once(count: int, batch: int, sizes: list[int]) -> None:
     loader = Loader(numbered(count), Preprocessing(), batch_size=batch)
     assert [len(labels) for _, labels in loader] == sizes
@@ -318,9 +314,7 @@ def test_drop_last_gives_whole_batches_only() -> None:
 
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:
-    first, second = (
-        Loader(numbered(50), Preprocessing(), batch_size=8, shuffle=True, seed=5) for _ in range(2)
-    )
+    first, second = (Loader(numbered(50), Preprocessing(), batch_size=8, shuffle=True, seed=5) for _ in range(2))
     orders = [seen(first) for _ in range(3)]
     assert all(sorted(order.tolist()) == list(range(50)) for order in orders)
     assert not torch.equal(orders[0], orders[1])
@@ -349,9 +343,7 @@ def test_a_batch_size_that_is_none_is_refused(batch_size: int) -> None:
 
 def test_calibration_images_are_drawn_at_random_from_the_training_images(digits: DataSet) -> None:
     in_class_order = torch.argsort(digits.train.labels, stable=True)
-    data = DataSet(
-        "sorted", digits.classes, digits.train.take(in_class_order), digits.test, digits.preprocessing
-    )
+    data = DataSet("sorted", digits.classes, digits.train.take(in_class_order), digits.test, digits.preprocessing)
     loader = calibration_loader(data, 200, batch_size=64, seed=1)
     labels = seen(loader)
     assert loader.count == len(labels) == 200
@@ -476,9 +468,7 @@ def test_some_labels_alone_are_renumbered(digits: DataSet) -> None:
     ("shares", "sentence"),
     [({10: 1.0}, "has labels 0 to 9, not 10"), ({3: 0.001}, "class 3 without a training image")],
 )
-def test_labels_that_cannot_be_selected_are_named(
-    digits: DataSet, shares: dict[int, float], sentence: str
-) -> None:
+def test_labels_that_cannot_be_selected_are_named(digits: DataSet, shares: dict[int, float], sentence: str) -> None:
     with pytest.raises(DataError, match=sentence):
         select_labels(digits, shares)
 

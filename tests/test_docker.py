@@ -47,9 +47,7 @@ def test_compose_file_names_both_images() -> None:
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.suffix)
 def test_copied_files_exist_and_reach_the_engine(dockerfile: Path) -> None:
     let_through = {
-        line.removeprefix("!")
-        for line in (TOP / ".dockerignore").read_text().splitlines()
-        if line.startswith("!")
+        line.removeprefix("!") for line in (TOP / ".dockerignore").read_text().splitlines() if line.startswith("!")
     }
     assert sources(dockerfile)
     for source in sources(dockerfile):

@@ -107,9 +107,7 @@ def test_one_pass_reads_the_data_once() -> None:
 
 
 def test_evaluation_leaves_the_network_as_it_was() -> None:
-    model = nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(144, 3)
-    )
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(144, 3))
     model.train()
     model[2].eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}

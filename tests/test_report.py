@@ -63,13 +63,9 @@ def fusion_report(**changes: object) -> FusionReport:
 
 def path_report() -> PathReport:
     alphas = (0.0, 0.5, 1.0)
-    path = [
-        PathPoint(a, scores(*pair))
-        for a, pair in zip(alphas, ((0.9, 0.3), (0.8, 0.6), (0.92, 0.3)), strict=True)
-    ]
+    path = [PathPoint(a, scores(*pair)) for a, pair in zip(alphas, ((0.9, 0.3), (0.8, 0.6), (0.92, 0.3)), strict=True)]
     naive = [
-        PathPoint(a, scores(*pair))
-        for a, pair in zip(alphas, ((0.9, 0.3), (0.1, math.nan), (0.92, 0.3)), strict=True)
+        PathPoint(a, scores(*pair)) for a, pair in zip(alphas, ((0.9, 0.3), (0.1, math.nan), (0.92, 0.3)), strict=True)
     ]
     return PathReport(
         **fusion_report().model_dump(),

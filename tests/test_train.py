@@ -87,9 +87,7 @@ def test_resuming_ends_with_the_same_weights_bit_for_bit(
     again = train(resumed, few, recipe, resume_path=tmp_path / "state", progress=reports.append)
     assert [report.epoch for report in reports] == list(range(stop_after + 1, 5))
     assert state_digest(resumed.state_dict()) == state_digest(whole.state_dict())
-    assert {k: v for k, v in again.items() if k != "seconds"} == {
-        k: v for k, v in metrics.items() if k != "seconds"
-    }
+    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in metrics.items() if k != "seconds"}
 
 
 KILLED = """
@@ -137,9 +135,7 @@ def test_a_file_that_is_no_state_is_refused_and_kept(tmp_path: Path, few: DataSe
     assert (tmp_path / "state").read_bytes() == b"my thesis"
 
 
-def test_a_disk_that_fills_loses_nothing(
-    tmp_path: Path, few: DataSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_fills_loses_nothing(tmp_path: Path, few: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = TrainRecipe.create(**QUICK)
     whole = fresh()
     train(whole, few, recipe)
@@ -240,9 +236,7 @@ def test_the_script_makes_the_shipped_digits_parents(tmp_path: Path, digits: Dat
     script = root / "experiments" / "train_digits.py"
     subprocess.run([sys.executable, str(script), "--out", str(tmp_path), "--pairs", "1"], check=True)
     for name in ("digits-a", "digits-b", "digits-same-a", "digits-same-b"):
-        made, shipped = (
-            read_checkpoint(folder / f"{name}.safetensors") for folder in (tmp_path, root / "checkpoints")
-        )
+        made, shipped = (read_checkpoint(folder / f"{name}.safetensors") for folder in (tmp_path, root / "checkpoints"))
         # Another processor may round otherwise, so that the weights differ but not what they reach.
         assert made.card.metrics["accuracy"] == pytest.approx(shipped.card.metrics["accuracy"], abs=0.1)
         assert made.card.recipe == shipped.card.recipe

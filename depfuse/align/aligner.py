@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,15 @@ from depfuse.recipe import Recipe
 State = Mapping[str, Tensor]
 
 
+Judge = Callable[[int, Couplings], float]
+
+
 def align(
-    models: Sequence[nn.Module], groups: ChannelGroups, recipe: Recipe, calibration: Loader | None
+    models: Sequence[nn.Module],
+    groups: ChannelGroups,
+    recipe: Recipe,
+    calibration: Loader | None,
+    judge: Judge | None = None,
 ) -> list[Couplings]:
     """One coupling per free group for every parent, towards the channel order of parent 0.
 
@@ -36,6 +44,9 @@ def align(
         Criterion, solver and their settings.
     calibration
         Images for the activation cost; not read for criterion `weights`.
+    judge
+        (parent number, couplings) -> how bad the child of parent 0 and that parent is, without labels. Where matching
+        weights ends in several local optima it chooses between them; without it the lowest weight distance does.
 
     Returns
     -------
@@ -51,17 +62,38 @@ def align(
         raise RecipeError(
             "solver coordinate-descent matches weights: choose criterion weights or mixture, or solver emd or sinkhorn"
         )
-    moments: list[dict[str, Moments]] = [{} for _ in models[1:]]
+    moments: list[dict[str, list[Moments]]] = [{} for _ in models[1:]]
     if recipe.criterion != "weights":
         if calibration is None:
             raise RecipeError(f"criterion {recipe.criterion} needs calibration images: give at least 2")
         moments = collect_moments(models, groups, calibration, recipe.taps)
     target = models[0].state_dict()
     couplings: list[Couplings] = [{group.name: Coupling.identity(group.size) for group in groups.free}]
-    for model, found in zip(models[1:], moments, strict=True):
+    for number, (model, found) in enumerate(zip(models[1:], moments, strict=True), start=1):
         pair = _Pair(groups, target, model.state_dict(), _weights(model), found, recipe)
-        couplings.append(pair.couplings())
+        candidates = _distinct(pair.candidates())
+        if len(candidates) == 1:
+            couplings.append(candidates[0])
+        elif judge is not None:
+            couplings.append(min(candidates, key=partial(judge, number)))
+        else:
+            couplings.append(min(candidates, key=pair.distance))
     return couplings
+
+
+def _distinct(candidates: Sequence[Couplings]) -> list[Couplings]:
+    """Candidates that differ, in their order."""
+    found: list[Couplings] = []
+    for candidate in candidates:
+        if not any(all(_equal(candidate[name], known[name]) for name in known) for known in found):
+            found.append(candidate)
+    return found
+
+
+def _equal(first: Coupling, second: Coupling) -> bool:
+    if first.permutation is not None and second.permutation is not None:
+        return torch.equal(first.permutation, second.permutation)
+    return first.plan is second.plan
 
 
 def _weights(model: nn.Module) -> set[str]:
@@ -78,15 +110,13 @@ class _Pair:
         target: State,
         source: State,
         weights: set[str],
-        moments: Mapping[str, Moments],
+        moments: Mapping[str, Sequence[Moments]],
         recipe: Recipe,
     ) -> None:
         self.groups = groups.free
         self.target, self.source = target, source
         self.recipe = recipe
-        self.slots = {
-            group.name: tuple(slot for slot in group.slots if slot.key in weights) for group in self.groups
-        }
+        self.slots = {group.name: tuple(slot for slot in group.slots if slot.key in weights) for group in self.groups}
         self.activations = {name: activation_cost(found, recipe.distance) for name, found in moments.items()}
         untapped = [group.name for group in self.groups if group.name not in self.activations]
         if recipe.criterion != "weights" and untapped:
@@ -97,13 +127,15 @@ class _Pair:
                 stacklevel=3,
             )
 
-    def couplings(self) -> Couplings:
-        """Solve by the recipe's criterion and solver."""
+    def candidates(self) -> list[Couplings]:
+        """Solutions by the recipe's criterion and solver: one, or the local optima of the restarts."""
         if self.recipe.criterion == "activations":
-            return self._independent()
-        if self.recipe.solver == "coordinate-descent":
-            return self._descended()
-        return self._swept()
+            return [self._independent()]
+        if self.recipe.solver == "sinkhorn":
+            return [self._in_order()]
+        if self.recipe.solver == "emd":
+            return [self._swept(), *self._descents(self.recipe.restarts - 1)]
+        return self._descents(self.recipe.restarts)
 
     def _solve(self, cost: Tensor) -> Coupling:
         if self.recipe.solver == "sinkhorn":
@@ -119,57 +151,53 @@ class _Pair:
         for group in self.groups:
             if group.name not in found:
                 state = apply_couplings(self.groups, found, self.source)
-                found[group.name] = self._solve(self._weight_cost(group, state, self.slots[group.name]))
+                found[group.name] = self._solve(weight_cost(group, self.target, state, self.slots[group.name]))
         return found
 
-    def _swept(self) -> Couplings:
-        """Layer by layer in the order of the network, then sweeps over all slots (Singh & Jaggi 2020, section 4.1).
+    def _in_order(self) -> Couplings:
+        """Layer by layer in the order of the network (Singh & Jaggi 2020, section 4.1).
 
-        The first pass knows only what precedes a group, so it uses the slots whose other side is settled; the
-        sweeps that follow use all of them. Soft couplings are swept once: their sweeps need not descend.
+        Only what precedes a group is settled by then, so its cost leaves out the slots that consume it.
         """
         found: dict[str, Coupling] = {}
         state = dict(self.source)
         for group in self.groups:
             slots = [slot for slot in self.slots[group.name] if slot.role != "consumes"]
-            coupling = self._solve(self._cost(group, state, slots or self.slots[group.name]))
+            coupling = self._solve(self._cost(group, state, slots or self.slots[group.name], None))
             found[group.name] = coupling
             for slot in group.slots:
                 state[slot.key] = coupling.apply(slot, state[slot.key])
-        if self.recipe.solver == "sinkhorn":
-            return found
-        start = {name: coupling.permutation for name, coupling in found.items() if coupling.permutation is not None}
-        order = list(range(len(self.groups)))
-        return coordinate_descent(self.groups, self.source, self._full_cost, [order], start)
+        return found
 
-    def _descended(self) -> Couplings:
-        """Coordinate descent from the identity in random orders; the best of the restarts by total cost."""
+    def _swept(self) -> Couplings:
+        """The solution in order, then improved by sweeps over all slots in the same order."""
+        start = {name: found.permutation for name, found in self._in_order().items() if found.permutation is not None}
+        return coordinate_descent(self.groups, self.source, self._full_cost, [list(range(len(self.groups)))], start)
+
+    def _descents(self, restarts: int) -> list[Couplings]:
+        """Coordinate descent from the identity, visiting the groups in random orders."""
         generator = torch.Generator().manual_seed(self.recipe.seed)
-        best: tuple[float, Couplings] | None = None
-        for _ in range(self.recipe.restarts):
+        found: list[Couplings] = []
+        for _ in range(restarts):
             orders = [torch.randperm(len(self.groups), generator=generator).tolist() for _ in range(16)]
-            found = coordinate_descent(self.groups, self.source, self._full_cost, orders)
-            total = self._distance(apply_couplings(self.groups, found, self.source))
-            if best is None or total < best[0]:
-                best = (total, found)
-        assert best is not None
-        return best[1]
+            found.append(coordinate_descent(self.groups, self.source, self._full_cost, orders))
+        return found
 
-    def _distance(self, state: State) -> float:
-        """Squared distance between the target's weights and the source's in their present order."""
+    def distance(self, couplings: Couplings) -> float:
+        """Squared distance between the target's weights and the source's under the couplings."""
+        state = apply_couplings(self.groups, couplings, self.source)
         keys = {slot.key for slots in self.slots.values() for slot in slots}
         return sum(float((self.target[key].double() - state[key].double()).square().sum()) for key in sorted(keys))
 
-    def _full_cost(self, group: ChannelGroup, state: State) -> Tensor:
-        return self._cost(group, state, self.slots[group.name])
+    def _full_cost(self, group: ChannelGroup, state: State, permutation: Tensor) -> Tensor:
+        return self._cost(group, state, self.slots[group.name], permutation)
 
-    def _cost(self, group: ChannelGroup, state: State, slots: Sequence[Slot]) -> Tensor:
-        weights = self._weight_cost(group, state, slots)
+    def _cost(self, group: ChannelGroup, state: State, slots: Sequence[Slot], permutation: Tensor | None) -> Tensor:
+        """Cost between the target's channels and the source's in their present order."""
+        weights = weight_cost(group, self.target, state, slots)
         activations = self.activations.get(group.name)
         if self.recipe.criterion != "mixture" or activations is None:
             return weights
-        # The activation cost is between original source channels; the descent asks for the present ones.
+        if permutation is not None:
+            activations = activations[:, permutation.to(activations.device)]
         return mixed_cost(activations, weights, self.recipe.mixture)
-
-    def _weight_cost(self, group: ChannelGroup, state: State, slots: Sequence[Slot]) -> Tensor:
-        return weight_cost(group, self.target, state, slots)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,14 +11,18 @@ from depfuse.align.moments import Moments
 from depfuse.groups import ChannelGroup, Slot
 
 
-def activation_cost(moments: Moments, distance: str) -> Tensor:
-    r"""Cost matrix (n_target, n_source) from moments, in float64.
+def activation_cost(taps: Sequence[Moments], distance: str) -> Tensor:
+    r"""Cost matrix (n_target, n_source) from a group's moments, summed over its taps, in float64.
 
     `euclidean`: mean squared difference of the activations,
     :math:`E[a_i^2] + E[b_j^2] - 2 E[a_i b_j]` (Singh & Jaggi 2020, section 4). `pearson`: one minus the
     correlation of :math:`a_i` and :math:`b_j` (Li et al. 2016); a channel that never varies correlates with
     nothing.
     """
+    return torch.stack([_tap_cost(moments, distance) for moments in taps]).sum(0)
+
+
+def _tap_cost(moments: Moments, distance: str) -> Tensor:
     count = moments.count
     if distance == "euclidean":
         squares = moments.target_square[:, None] + moments.source_square[None, :]
@@ -61,13 +65,10 @@ def _slot_cost(target: Tensor, source: Tensor) -> Tensor:
 
 
 def mixed_cost(activations: Tensor, weights: Tensor, share: float) -> Tensor:
-    """`share` of the activation cost and the rest of the weight cost, each divided by its mean size."""
+    """`share` of the activation cost and the rest of the weight cost, each divided by its standard deviation."""
     return share * _scaled(activations) + (1.0 - share) * _scaled(weights)
 
 
 def _scaled(cost: Tensor) -> Tensor:
-    size = cost.abs().mean()
-    return cost / size if float(size) > 0 else cost
-
-
-CostOf = Callable[[ChannelGroup], Tensor]
+    spread = cost.std(correction=0)
+    return cost / spread if float(spread) > 0 else cost

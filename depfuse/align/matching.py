@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from depfuse.align.costs import weight_cost
 from depfuse.align.coupling import Coupling
 from depfuse.align.transport import emd, transport_cost
-from depfuse.groups import ChannelGroup, Slot
+from depfuse.groups import ChannelGroup
 
 State = Mapping[str, Tensor]
-CostOf = Callable[[ChannelGroup, State], Tensor]
+CostOf = Callable[[ChannelGroup, State, Tensor], Tensor]
 MAX_SWEEPS = 100
 
 
@@ -35,7 +34,8 @@ def coordinate_descent(
     source
         The state dict to be brought into the target's order.
     cost_of
-        (group, source as permuted so far) -> (n, n) cost between target and present source channels.
+        (group, source as permuted so far, the group's permutation so far) -> (n, n) cost between target and present
+        source channels.
     orders
         One order of the groups per sweep; the last one is repeated until the end.
     start
@@ -53,7 +53,7 @@ def coordinate_descent(
             break
         for number in order:
             group = groups[number]
-            cost = cost_of(group, state)
+            cost = cost_of(group, state, found[group.name])
             coupling = emd(cost)
             before = transport_cost(cost, Coupling.identity(group.size))
             if before - transport_cost(cost, coupling) <= 1e-9 * max(abs(before), 1e-12):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from depfuse.data.loader import Loader
 from depfuse.errors import DataError
 from depfuse.groups import ChannelGroup, ChannelGroups, Tap
+from depfuse.running import choose_layout, evaluating
 
 TapChoice = Literal["after", "before", "both"]
 
@@ -45,29 +46,16 @@ class Moments:
     source_square: Tensor
     product: Tensor
 
-    def __add__(self, other: Moments) -> Moments:
+    def select(self, channels: Tensor) -> Moments:
+        """Moments of some channels (k,) among themselves."""
+        channels = channels.to(self.product.device)
         return Moments(
-            self.count + other.count,
-            self.target_sum + other.target_sum,
-            self.target_square + other.target_square,
-            self.source_sum + other.source_sum,
-            self.source_square + other.source_square,
-            self.product + other.product,
-        )
-
-    def select(self, index: Tensor) -> Moments:
-        """Moments of a group whose channel c lies at positions index[c] (n_channels, repeats)."""
-        repeats = index.shape[1]
-        index = index.to(self.product.device)
-        product = sum(self.product[index[:, r]][:, index[:, r]] for r in range(repeats))
-        assert isinstance(product, Tensor)
-        return Moments(
-            self.count * repeats,
-            self.target_sum[index].sum(1),
-            self.target_square[index].sum(1),
-            self.source_sum[index].sum(1),
-            self.source_square[index].sum(1),
-            product,
+            self.count,
+            self.target_sum[channels],
+            self.target_square[channels],
+            self.source_sum[channels],
+            self.source_square[channels],
+            self.product[channels][:, channels],
         )
 
 
@@ -79,17 +67,21 @@ def taps_of(group: ChannelGroup, choice: TapChoice) -> tuple[Tap, ...]:
 
 @dataclass(frozen=True)
 class _Reading:
-    """One tensor to read: some positions of one axis of a module's input or output."""
+    """One tensor to read: an axis of a module's input or output."""
 
     module: str
     side: str
     axis: int
 
-    def rows(self, tensor: Tensor, positions: Tensor | None) -> Tensor:
-        """Samples by positions, (n_samples, n_positions), without a copy where the layout allows."""
+    def rows(self, tensor: Tensor, index: Tensor | None) -> Tensor:
+        """Read samples by channels, (n_samples, n_channels), without a copy where the layout allows.
+
+        Without `index` every position of the axis is a channel; with it (n_channels, repeats), each repeat is a
+        sample of its own.
+        """
         moved = tensor.detach().movedim(self.axis, -1)
-        if positions is not None:
-            moved = moved[..., positions.to(tensor.device)]
+        if index is not None:
+            moved = moved[..., index.to(tensor.device)].transpose(-1, -2)
         return moved.reshape(-1, moved.shape[-1])
 
 
@@ -105,15 +97,23 @@ class _Sums:
     def add(self, rows: Sequence[Tensor]) -> None:
         """Add one batch: (n_samples, n_positions) per parent."""
         self.count += len(rows[0])
+        ones = rows[0].new_ones(len(rows[0]))
         for parent, values in enumerate(rows):
-            _accumulate(self.sums, parent, values.sum(0, dtype=torch.float32))
-            _accumulate(self.squares, parent, torch.linalg.vector_norm(values, dim=0).square())
+            # Sums over the first axis as matrix-vector products: 5 to 50 times faster on a CPU than `sum(0)`.
+            _accumulate(self.sums, parent, values.T @ ones)
+            _accumulate(self.squares, parent, values.square().T @ ones)
             if parent:
                 _accumulate(self.products, parent, rows[0].T @ values)
 
     def moments(self, parent: int) -> Moments:
         """Moments between the reference and one other parent."""
-        found = (self.sums[0], self.squares[0], self.sums[parent], self.squares[parent], self.products[parent])
+        found = (
+            self.sums[0],
+            self.squares[0],
+            self.sums[parent],
+            self.squares[parent],
+            self.products[parent],
+        )
         assert all(tensor is not None for tensor in found)
         return Moments(self.count, *found)  # type: ignore[arg-type]
 
@@ -126,15 +126,15 @@ def _accumulate(sums: list[Tensor | None], parent: int, value: Tensor) -> None:
 
 def collect_moments(
     models: Sequence[nn.Module], groups: ChannelGroups, loader: Loader, choice: TapChoice
-) -> list[dict[str, Moments]]:
+) -> list[dict[str, list[Moments]]]:
     """Moments of every free group that has a tap, between parent 0 and each other parent.
 
-    One forward pass of every parent over the loader, in eval mode. The moments of a group's taps add up.
+    One forward pass of every parent over the loader, in eval mode.
 
     Returns
     -------
     list of dict
-        One dict (group name -> moments) per parent after the first.
+        One dict (group name -> moments at each of its taps) per parent after the first.
 
     Raises
     ------
@@ -143,19 +143,17 @@ def collect_moments(
     """
     plan = _plan(groups, choice)
     sums = {key: _Sums(len(models)) for key in plan}
-    with ExitStack() as stack, torch.inference_mode():
+    layouts: list[torch.memory_format] = []
+    with ExitStack() as stack, torch.inference_mode(), evaluating(*models):
         held = [stack.enter_context(_captured(model, {reading for reading, _ in plan})) for model in models]
         for images, _ in loader:
-            for model, captured in zip(models, held, strict=True):
-                captured.clear()
-                _forward(model, images)
-            for (reading, number), (positions, _) in plan.items():
-                rows = [reading.rows(captured[reading], positions) for captured in held]
+            layouts = layouts or [choose_layout(model, images[:1])[0] for model in models]
+            for model, layout in zip(models, layouts, strict=True):
+                model(images.contiguous(memory_format=layout))
+            for (reading, number), (index, _) in plan.items():
+                rows = [reading.rows(captured[reading], index) for captured in held]
                 sums[reading, number].add(rows)
-    return [
-        {name: moments for name, moments in _by_group(plan, sums, parent).items()}
-        for parent in range(1, len(models))
-    ]
+    return [_by_group(plan, sums, parent) for parent in range(1, len(models))]
 
 
 Uses = list[tuple[str, Tensor]]
@@ -168,47 +166,37 @@ def _plan(groups: ChannelGroups, choice: TapChoice) -> dict[tuple[_Reading, int]
         for tap in taps_of(group, choice):
             reading = _Reading(tap.module, tap.side, tap.axis)
             if tap.index.shape[1] == 1:
-                plan.setdefault((reading, 0), (None, []))[1].append((group.name, tap.index))
+                plan.setdefault((reading, 0), (None, []))[1].append((group.name, tap.index[:, 0]))
             else:
-                places = torch.arange(tap.index.numel()).reshape(tap.index.shape)
                 number = 1 + sum(1 for known, _ in plan if known == reading)
-                plan[reading, number] = (tap.index.reshape(-1), [(group.name, places)])
+                plan[reading, number] = (tap.index, [(group.name, torch.arange(group.size))])
     return plan
 
 
 def _by_group(
-    plan: dict[tuple[_Reading, int], tuple[Tensor | None, Uses]], sums: dict[tuple[_Reading, int], _Sums], parent: int
-) -> dict[str, Moments]:
-    found: dict[str, Moments] = {}
+    plan: dict[tuple[_Reading, int], tuple[Tensor | None, Uses]],
+    sums: dict[tuple[_Reading, int], _Sums],
+    parent: int,
+) -> dict[str, list[Moments]]:
+    found: dict[str, list[Moments]] = {}
     for key, (_, uses) in plan.items():
         moments = sums[key].moments(parent)
-        for name, index in uses:
-            part = moments.select(index)
+        for name, channels in uses:
+            part = moments.select(channels)
             if not bool(torch.isfinite(part.product).all()):
                 raise DataError(
                     f"activations of {key[0].module or 'the network'} are not finite on the calibration images: "
                     "check the pre-processing (--mean, --std) and the parents' weights"
                 )
-            found[name] = found[name] + part if name in found else part
+            found.setdefault(name, []).append(part)
     return found
-
-
-def _forward(model: nn.Module, images: Tensor) -> None:
-    try:
-        model(images)
-    except RuntimeError as error:
-        raise DataError(
-            f"images of shape {tuple(images.shape[1:])} do not fit {type(model).__name__}: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
 
 
 @contextmanager
 def _captured(model: nn.Module, readings: set[_Reading]) -> Iterator[dict[_Reading, Tensor]]:
-    """Run with the model in eval mode and its tapped tensors written to a dict at each forward pass."""
+    """Have the model's tapped tensors written to a dict at each forward pass."""
     modules = dict(model.named_modules())
     captured: dict[_Reading, Tensor] = {}
-    modes = {module: module.training for module in model.modules()}
     handles = []
     for reading in readings:
 
@@ -222,11 +210,8 @@ def _captured(model: nn.Module, readings: set[_Reading]) -> Iterator[dict[_Readi
             handles.append(module.register_forward_hook(keep))
         else:
             handles.append(module.register_forward_pre_hook(keep))
-    model.eval()
     try:
         yield captured
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training

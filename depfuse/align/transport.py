@@ -56,7 +56,11 @@ def sinkhorn(cost: Tensor, regularisation: float) -> Coupling:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # POT warns where the marginals are met to less than 1e-9
         plan = ot.sinkhorn(
-            *_uniform(values), (values - values.min()) / scale, regularisation, method="sinkhorn_log", numItermax=2000
+            *_uniform(values),
+            (values - values.min()) / scale,
+            regularisation,
+            method="sinkhorn_log",
+            numItermax=2000,
         )
     return Coupling(plan=torch.from_numpy(np.asarray(plan)))
 

@@ -107,9 +107,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     fused = _Fused(inputs, result, calibration, inputs.test_loader(request.recipe.batch_size))
 
     started = time.perf_counter()
-    parents, ensemble = evaluate_with_ensemble(
-        inputs.models, work.track(fused.test, "evaluating the parents")
-    )
+    parents, ensemble = evaluate_with_ensemble(inputs.models, work.track(fused.test, "evaluating the parents"))
     children = [
         fused.naive(shares, "none"),
         fused.naive(shares, _best_renorm(fused)),
@@ -211,9 +209,7 @@ def _paths(
     def advance(_: float) -> None:
         work.advance()
 
-    matched = evaluate_path(
-        ends, lambda alpha: fused.result.at((1.0 - alpha, alpha)), fused.test, alphas, advance
-    )
+    matched = evaluate_path(ends, lambda alpha: fused.result.at((1.0 - alpha, alpha)), fused.test, alphas, advance)
     naive = evaluate_path(
         ends, lambda alpha: fused.naive((1.0 - alpha, alpha), fused.renorm), fused.test, alphas, advance
     )
@@ -224,9 +220,7 @@ def _write(request: Request, report: FusionReport | PathReport, fused: _Fused, c
     """Write plot, report and child; each takes its place only when all of them are complete."""
     with ExitStack() as complete:
         if request.fusion.plot is not None and isinstance(report, PathReport):
-            draw_path(
-                report, complete.enter_context(replacing(request.fusion.plot)), plot_kind(request.fusion.plot)
-            )
+            draw_path(report, complete.enter_context(replacing(request.fusion.plot)), plot_kind(request.fusion.plot))
         if request.fusion.report is not None:
             text = report.model_dump_json(indent=2) + "\n"
             complete.enter_context(replacing(request.fusion.report)).write_text(text, encoding="utf-8")

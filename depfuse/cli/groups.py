@@ -28,9 +28,7 @@ def groups(
             help="Shape of one input. Default: what suits the architecture.",
         ),
     ] = None,
-    prove: Annotated[
-        bool, typer.Option("--prove/--no-prove", help="Permute every group at random in float64.")
-    ] = True,
+    prove: Annotated[bool, typer.Option("--prove/--no-prove", help="Permute every group at random in float64.")] = True,
     seed: SeedOption = 0,
 ) -> None:
     """Print the channel groups of a network with random weights."""
@@ -65,9 +63,7 @@ def _shape(text: str) -> tuple[int, ...]:
 
 def _not_followed(found: ChannelGroups) -> dict[str, str]:
     """Names and reasons of the groups that are fixed though they touch neither input nor output."""
-    return {
-        name: reason for name, reason in found.fixed.items() if reason not in (TOUCHES_INPUT, TOUCHES_OUTPUT)
-    }
+    return {name: reason for name, reason in found.fixed.items() if reason not in (TOUCHES_INPUT, TOUCHES_OUTPUT)}
 
 
 def _summary(found: ChannelGroups) -> str:

@@ -33,9 +33,7 @@ class Inputs:
         return Loader(self.data.test, self.data.preprocessing, batch_size=batch_size, device=self.device)
 
 
-def read_inputs(
-    paths: Sequence[Path], arch: str | None, options: DataOptions, device: torch.device
-) -> Inputs:
+def read_inputs(paths: Sequence[Path], arch: str | None, options: DataOptions, device: torch.device) -> Inputs:
     """Read checkpoints and data, build the networks on the device, and check that all of it fits.
 
     What the user leaves out is taken from the checkpoints' cards.
@@ -62,9 +60,7 @@ def read_data(checkpoints: Sequence[Checkpoint], options: DataOptions) -> tuple[
     if mean is not None and std is not None:
         return load_data(name, root=options.data_root, mean=mean, std=std), name
     used = _agreed(cards, "preprocessing") or Preprocessing()
-    data = load_data(
-        name, root=options.data_root, mean=mean or used.mean, std=std or used.std, size=used.size
-    )
+    data = load_data(name, root=options.data_root, mean=mean or used.mean, std=std or used.std, size=used.size)
     return data, name
 
 

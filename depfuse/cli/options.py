@@ -52,9 +52,9 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every ra
 class RunOptions:
     """Where a command runs and how much it says."""
 
-    device: Annotated[
-        str, typer.Option("--device", help="cpu, cuda, cuda:N, or auto: CUDA where there is one.")
-    ] = "auto"
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N, or auto: CUDA where there is one.")] = (
+        "auto"
+    )
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.")] = False
 
 
@@ -77,9 +77,9 @@ class DataOptions:
     mean: Annotated[
         str | None, typer.Option("--mean", metavar="R,G,B", help="Mean of each channel, in units of [0, 1].")
     ] = None
-    std: Annotated[
-        str | None, typer.Option("--std", metavar="R,G,B", help="Standard deviation of each channel.")
-    ] = None
+    std: Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Standard deviation of each channel.")] = (
+        None
+    )
 
     def means(self) -> tuple[float, ...] | None:
         """Read `--mean`."""
@@ -98,9 +98,7 @@ class FusionOptions:
     report: ReportOption = None
     plot: Annotated[
         Path | None,
-        typer.Option(
-            "--plot", metavar="FILE", help="Draw the path between two parents (.png, .pdf or .svg)."
-        ),
+        typer.Option("--plot", metavar="FILE", help="Draw the path between two parents (.png, .pdf or .svg)."),
     ] = None
 
 
@@ -112,9 +110,7 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise RecipeError(
-            f"{option} {text!r} must be numbers with commas between them, like 0.5,0.5"
-        ) from None
+        raise RecipeError(f"{option} {text!r} must be numbers with commas between them, like 0.5,0.5") from None
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
@@ -130,9 +126,7 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     builders: dict[str, Callable[[dict[str, Any]], Any]] = {}
     for name, parameter in inspect.signature(command).parameters.items():
         annotation = hints[name]
-        _, model, *dependent = (
-            get_args(annotation) if get_origin(annotation) is Annotated else (None, annotation)
-        )
+        _, model, *dependent = get_args(annotation) if get_origin(annotation) is Annotated else (None, annotation)
         if isinstance(model, type) and issubclass(model, BaseModel):
             plain += [_option(field, info, field in dependent) for field, info in model.model_fields.items()]
             builders[name] = functools.partial(_create if model is annotation else _given, model)

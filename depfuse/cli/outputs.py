@@ -24,9 +24,7 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path] = (
         if path is None:
             continue
         if path.resolve() in taken:
-            raise CheckpointError(
-                f"{option} {path} would overwrite {taken[path.resolve()]}: choose another name"
-            )
+            raise CheckpointError(f"{option} {path} would overwrite {taken[path.resolve()]}: choose another name")
         taken[path.resolve()] = f"what {option} writes"
         check_writable(path)
 
@@ -34,6 +32,4 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path] = (
 def check_weights_name(path: Path | None) -> None:
     """Raise `CheckpointError` when weights would be written under a name that says something else."""
     if path is not None and path.suffix != ".safetensors":
-        raise CheckpointError(
-            f"--out {path}: weights are written as safetensors; the name must end in .safetensors"
-        )
+        raise CheckpointError(f"--out {path}: weights are written as safetensors; the name must end in .safetensors")

@@ -27,9 +27,7 @@ def train(
     data: DataOptions,
     settings: Annotated[dict[str, Any], TrainRecipe, "flip", "translate"],
     options: RunOptions,
-    out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="Where the network is written (.safetensors).")
-    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the network is written (.safetensors).")],
     labels: Annotated[
         str | None,
         typer.Option(
@@ -44,24 +42,18 @@ def train(
     ] = None,
     share: Annotated[
         str | None,
-        typer.Option(
-            "--share", metavar="K/N", help="Train on part K (from 0) of N disjoint parts of the images."
-        ),
+        typer.Option("--share", metavar="K/N", help="Train on part K (from 0) of N disjoint parts of the images."),
     ] = None,
     dirichlet: Annotated[
         float | None,
-        typer.Option(
-            "--dirichlet", help="Let the classes' shares differ between the parts; the smaller, the more."
-        ),
+        typer.Option("--dirichlet", help="Let the classes' shares differ between the parts; the smaller, the more."),
     ] = None,
     split_seed: Annotated[
         int, typer.Option("--split-seed", min=0, help="Seed of which images a half, part or share holds.")
     ] = 0,
     resume: Annotated[
         bool,
-        typer.Option(
-            "--resume/--no-resume", help="Keep the training's state beside --out, and go on from it."
-        ),
+        typer.Option("--resume/--no-resume", help="Keep the training's state beside --out, and go on from it."),
     ] = True,
 ) -> None:
     """Train a network from random weights and write it with its card."""
@@ -97,9 +89,7 @@ def train(
             model, images, recipe, device=device, resume_path=state if resume else None, progress=progress
         )
     split = {"labels": labels, "half": half, "share": share, "dirichlet": dirichlet}
-    write_checkpoint(
-        out, model.state_dict(), _card(arch, name, images, kept, recipe, split, split_seed, metrics)
-    )
+    write_checkpoint(out, model.state_dict(), _card(arch, name, images, kept, recipe, split, split_seed, metrics))
     if resume:
         state.unlink(missing_ok=True)
     screen.say(

@@ -45,9 +45,7 @@ class Augmentation:
         rows = torch.arange(height, device=images.device)
         columns = torch.arange(width, device=images.device)
         if self.flip or self.translate:
-            mirrored = (
-                torch.where(flips[:, None] == 1, columns.flip(0), columns) if self.flip else columns[None]
-            )
+            mirrored = torch.where(flips[:, None] == 1, columns.flip(0), columns) if self.flip else columns[None]
             pad = self.translate
             if pad:
                 images = F.pad(images, (pad, pad, pad, pad))

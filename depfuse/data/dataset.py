@@ -57,9 +57,5 @@ def load_data(
     if path.is_file():
         return load_npz(path, given)
     near = difflib.get_close_matches(name, DATA_SETS, n=1)
-    hint = (
-        f"did you mean {near[0]}?"
-        if near
-        else f"give {', '.join(DATA_SETS)}, a .npz file or a folder of images"
-    )
+    hint = f"did you mean {near[0]}?" if near else f"give {', '.join(DATA_SETS)}, a .npz file or a folder of images"
     raise DataError(f"{name} is no data set, file or folder: {hint}")

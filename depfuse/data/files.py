@@ -34,9 +34,7 @@ def load_npz(path: Path, preprocessing: Preprocessing) -> DataSet:
     try:
         loaded = np.load(path, allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise DataError(
-                f"{path} cannot be read as a .npz: it holds one array, and {', '.join(_KEYS)} are needed"
-            )
+            raise DataError(f"{path} cannot be read as a .npz: it holds one array, and {', '.join(_KEYS)} are needed")
         with loaded as file:
             missing = [key for key in _KEYS if key not in file.files]
             if missing:
@@ -76,9 +74,7 @@ def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
         folder = root / part
         names[part] = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
         if not names[part]:
-            raise DataError(
-                f"{root} has no images by class under {part}/: it needs train/CLASS/*.png and test/CLASS/*"
-            )
+            raise DataError(f"{root} has no images by class under {part}/: it needs train/CLASS/*.png and test/CLASS/*")
     unknown = sorted(set(names["test"]) - set(names["train"]))
     if unknown:
         raise DataError(f"{root}: test class {unknown[0]} has no folder under train/")
@@ -92,9 +88,7 @@ def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
         for part in ("train", "test")
     }
     grey = all(_open(file).mode in ("L", "1", "I;16") for part in files.values() for file, _ in part)
-    train, test = (
-        _read_images(files[part], "L" if grey else "RGB", preprocessing) for part in ("train", "test")
-    )
+    train, test = (_read_images(files[part], "L" if grey else "RGB", preprocessing) for part in ("train", "test"))
     return checked_data_set(str(root), tuple(names["train"]), train, test, preprocessing)
 
 
@@ -135,14 +129,10 @@ def _as_images(array: NDArray[Any], where: str) -> Tensor:
     elif array.ndim == 4 and array.shape[3] in (1, 3, 4) and array.shape[3] < array.shape[1]:
         array = array.transpose(0, 3, 1, 2)
     elif array.ndim != 4:
-        raise DataError(
-            f"{where} has shape {array.shape}: images are (N, H, W), (N, H, W, C) or (N, C, H, W)"
-        )
+        raise DataError(f"{where} has shape {array.shape}: images are (N, H, W), (N, H, W, C) or (N, C, H, W)")
     if np.issubdtype(array.dtype, np.floating):
         if array.size and not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-            raise DataError(
-                f"{where} holds floats outside [0, 1]: give uint8 images, or scale them to [0, 1]"
-            )
+            raise DataError(f"{where} holds floats outside [0, 1]: give uint8 images, or scale them to [0, 1]")
         array = np.rint(array * 255).astype(np.uint8)
     elif array.dtype != np.uint8:
         raise DataError(f"{where} is {array.dtype}: images are uint8, or floats in [0, 1]")
@@ -153,7 +143,5 @@ def _as_labels(array: NDArray[Any], where: str) -> Tensor:
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise DataError(
-            f"{where} is {array.dtype} of shape {array.shape}: labels are whole numbers of shape (N,)"
-        )
+        raise DataError(f"{where} is {array.dtype} of shape {array.shape}: labels are whole numbers of shape (N,)")
     return torch.from_numpy(array.astype(np.int64))

@@ -82,9 +82,7 @@ def select_labels(data: DataSet, shares: LabelShare, *, seed: int = 0) -> tuple[
         of_class = torch.nonzero(data.train.labels == label)[:, 0]
         count = round(shares[label] * len(of_class))
         if count == 0:
-            raise DataError(
-                f"{data.name}: a share of {shares[label]:g} leaves class {label} without a training image"
-            )
+            raise DataError(f"{data.name}: a share of {shares[label]:g} leaves class {label} without a training image")
         # Seeded by class, so that the images of one class do not depend on the share of another.
         chosen.append(of_class[_order(len(of_class), seed, label)[:count]])
     selected = torch.sort(torch.cat(chosen)).values
@@ -116,9 +114,7 @@ def select_half(data: DataSet, half: int, *, seed: int = 0) -> DataSet:
     return select_share(data, half, 2, seed=seed)
 
 
-def select_share(
-    data: DataSet, share: int, shares: int, *, alpha: float | None = None, seed: int = 0
-) -> DataSet:
+def select_share(data: DataSet, share: int, shares: int, *, alpha: float | None = None, seed: int = 0) -> DataSet:
     """Keep one of `shares` disjoint parts of the training images that together hold them all.
 
     Every class is dealt out evenly, or, with `alpha`, in proportions drawn for that class from a

@@ -114,9 +114,7 @@ def calibration_loader(
     """
     count = min(count, len(data.train))
     if count < 2:
-        raise DataError(
-            f"{count} calibration images are too few for statistics: give at least 2, better 2000"
-        )
+        raise DataError(f"{count} calibration images are too few for statistics: give at least 2, better 2000")
     generator = torch.Generator().manual_seed(_epoch_seed(seed, 0))
     chosen = torch.randperm(len(data.train), generator=generator)[:count]
     return Loader(data.train.take(chosen), data.preprocessing, batch_size=batch_size, device=device)

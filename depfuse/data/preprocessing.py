@@ -40,9 +40,7 @@ class Preprocessing(BaseModel):
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"std {self.std} must be positive")
         if self.mean and self.std and len(self.mean) != len(self.std):
-            raise ValueError(
-                f"mean has {len(self.mean)} values and std {len(self.std)}: give as many of each"
-            )
+            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}: give as many of each")
         return self
 
     @classmethod
@@ -64,8 +62,7 @@ class Preprocessing(BaseModel):
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) not in (1, channels):
                 raise DataError(
-                    f"{name} has {len(values)} values, "
-                    f"but the images have {channels} channels: give 1 or {channels}"
+                    f"{name} has {len(values)} values, but the images have {channels} channels: give 1 or {channels}"
                 )
 
     def apply(self, images: Tensor, *, channels_last: bool = False) -> Tensor:

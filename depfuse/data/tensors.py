@@ -61,13 +61,10 @@ def checked_data_set(
             raise DataError(f"{name}: there are no {part} images")
         if len(split.images) != len(split.labels):
             raise DataError(
-                f"{name}: {len(split.images)} {part} images "
-                f"but {len(split.labels)} labels: there must be one per image"
+                f"{name}: {len(split.images)} {part} images but {len(split.labels)} labels: there must be one per image"
             )
         if int(split.labels.min()) < 0:
-            raise DataError(
-                f"{name}: {part} label {int(split.labels.min())} is out of range: labels start at 0"
-            )
+            raise DataError(f"{name}: {part} label {int(split.labels.min())} is out of range: labels start at 0")
     if train.images.shape[1:] != test.images.shape[1:]:
         shapes = f"{tuple(train.images.shape[1:])} and test images {tuple(test.images.shape[1:])}"
         raise DataError(f"{name}: training images are {shapes}: they must have the same shape")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, Position, Role, Slot, Tap
+from depfuse.groups.depgraph import Call
 from depfuse.groups.labels import ZERO, Classes, Factor, Labels
 from depfuse.groups.rules import KERNEL, TOUCHES_INPUT, TOUCHES_OUTPUT, Replay
 
@@ -117,22 +118,22 @@ def assemble(replay: Replay, classes: Classes) -> ChannelGroups:
     for number, relation in enumerate(classes.blocks):
         np.add.at(signature, relation[:, 0], _mixed(relation[:, 1] * (len(classes.blocks) + 1) + number))
 
+    drafts: list[tuple[list[list[int]], str | None]] = []
     gathered: dict[int, list[int]] = defaultdict(list)
     for member in np.unique(occurrences.member).tolist():
         gathered[int(signature[member])].append(member)
-    drafts: list[tuple[list[list[int]], str | None]] = []
     for members in gathered.values():
-        reason = reasons[free_of[members[0]]] or None
-        if reason != KERNEL:
-            drafts.append(([[member] for member in members], reason))
-    drafts.extend(_block_drafts(occurrences, classes))
+        why = reasons[free_of[members[0]]]
+        if why != KERNEL:
+            drafts.append(([[member] for member in members], why or None))
+    drafts += _block_drafts(occurrences, classes)
 
     groups, ranks = [], []
-    for units, reason in drafts:
-        units = sorted(units, key=lambda unit: _first(occurrences, unit))
+    for unordered, why_fixed in drafts:
+        units = sorted(unordered, key=lambda unit: _first(occurrences, unit))
         slots = _slots(occurrences, units)
         if slots and len(units) > 1:
-            groups.append(ChannelGroup("", len(units), slots, (), reason))
+            groups.append(ChannelGroup("", len(units), slots, (), why_fixed))
             ranks.append(units)
     first_use = {key: place for place, key in enumerate(_first_uses(replay))}
     order = sorted(range(len(groups)), key=lambda g: first_use[groups[g].slots[0].key])
@@ -156,15 +157,14 @@ def _first_uses(replay: Replay) -> list[str]:
     return [key for leaf in replay.leaves for key in replay.trace.leaves[leaf]]
 
 
-def _block_drafts(
-    occurrences: _Occurrences, classes: Classes
-) -> list[tuple[list[list[int]], str | None]]:
+def _block_drafts(occurrences: _Occurrences, classes: Classes) -> list[tuple[list[list[int]], str | None]]:
     """Groups whose units are whole blocks."""
     cells: dict[tuple[int, ...], set[int]] = defaultdict(set)
-    for relation in classes.blocks:
-        order = relation[np.argsort(relation[:, 1], kind="stable")]
-        outer, starts = np.unique(order[:, 1], return_index=True)
-        for block, inner in zip(outer.tolist(), np.split(order[:, 0], starts[1:]), strict=True):
+    if classes.blocks:
+        pairs = np.unique(np.concatenate(classes.blocks), axis=0)
+        pairs = pairs[np.argsort(pairs[:, 1], kind="stable")]
+        outer, starts = np.unique(pairs[:, 1], return_index=True)
+        for block, inner in zip(outer.tolist(), np.split(pairs[:, 0], starts[1:]), strict=True):
             cells[tuple(sorted(inner.tolist()))].add(block)
     kinds = np.array([spot.kind for spot in occurrences.spots], dtype=np.int64)
     by_kind = _signatures(occurrences, kinds, classes.count) if len(kinds) else np.zeros(0, np.uint64)
@@ -182,8 +182,13 @@ def _block_drafts(
         own = sorted(int(by_kind[block]) for block in blocks)
         pinned = next((classes.reasons[m] for m in (*cell, *blocks) if m in classes.reasons), "")
         key = hash((tuple(sorted(shape.items())), tuple(own), tuple(coarser), tuple(finer), pinned))
-        members = sorted(cell, key=lambda m: (int(by_kind[m]), _first(occurrences, [m])
-                                              if occurrences.of(m).start < occurrences.of(m).stop else (0, 0)))
+        members = sorted(
+            cell,
+            key=lambda m: (
+                int(by_kind[m]),
+                _first(occurrences, [m]) if occurrences.of(m).start < occurrences.of(m).stop else (0, 0),
+            ),
+        )
         present = [m for m in members + sorted(blocks) if occurrences.of(m).start < occurrences.of(m).stop]
         if present:
             drafts[key, pinned].append(present)  # type: ignore[index]
@@ -202,7 +207,7 @@ def _slots(occurrences: _Occurrences, units: Sequence[Sequence[int]]) -> tuple[S
     if whole_blocks:  # the input axis of a grouped convolution moves along with the rows of its block
         moving = np.array([spot.within is None for spot in occurrences.spots])[spots]
         rank, spots, positions = rank[moving], spots[moving], positions[moving]
-    slots = []
+    slots: list[Slot] = []
     for spot, index in _tables(spots, rank, positions, len(units)):
         if index is None:
             return ()
@@ -257,9 +262,14 @@ def _taps(
         for call in replay.trace.calls
         if call.side == "input" and isinstance(replay.trace.modules[call.module], NORMALISATIONS)
     }
+    raw = {
+        call.value
+        for call in replay.trace.calls
+        if call.side == "output" and isinstance(replay.trace.modules[call.module], (*LAYERS, *NORMALISATIONS))
+    }
     for call in replay.trace.calls:
         module = replay.trace.modules[call.module]
-        position = _position(call.side, module, call.value in normalised)
+        position = _position(call, module, call.value in normalised, raw)
         labels = replay.values.get(call.value)
         if position is None or labels is None or times[call.module, call.side] > 1:
             continue
@@ -304,21 +314,24 @@ class _Carriers:
                     yield number, index
 
 
-def _position(side: str, module: nn.Module, is_normalised: bool) -> Position | None:
-    """Which side of the non-linearity a module's tensor lies on; None where it is no place to tap."""
-    if side == "input":
+def _position(call: Call, module: nn.Module, is_normalised: bool, raw: set[tuple[object, int]]) -> Position | None:
+    """Which side of the non-linearity a module's tensor lies on; None where it is no place to tap.
+
+    A block's output counts as after the non-linearity, unless it is what a layer or normalisation gave: the last
+    block of a stage may be read by a pooling function alone, and be no layer's input.
+    """
+    if call.side == "input":
         return "after" if isinstance(module, LAYERS) else None
     if isinstance(module, NORMALISATIONS) or (isinstance(module, LAYERS) and not is_normalised):
         return "before"
-    return None
+    is_block = next(module.children(), None) is not None
+    return "after" if is_block and call.value not in raw else None
 
 
 # --- what stays ------------------------------------------------------------------------------------
 
 
-def _coverage(
-    replay: Replay, classes: Classes, groups: Sequence[ChannelGroup]
-) -> tuple[dict[str, str], float]:
+def _coverage(replay: Replay, classes: Classes, groups: Sequence[ChannelGroup]) -> tuple[dict[str, str], float]:
     """Reasons of the tensors in no free group, and the share of parameters in one."""
     uncovered: dict[str, float] = {}
     for group in groups:

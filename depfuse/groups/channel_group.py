@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, overload
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -119,7 +119,7 @@ class ChannelGroup:
 
 
 @dataclass(frozen=True, eq=False)
-class ChannelGroups(Sequence[ChannelGroup]):
+class ChannelGroups:
     """All channel groups of one network, in the order in which the network computes them.
 
     Attributes
@@ -140,12 +140,11 @@ class ChannelGroups(Sequence[ChannelGroup]):
     covered_share: float = 0.0
     proof_error: float | None = None
 
-    @overload
-    def __getitem__(self, item: int) -> ChannelGroup: ...
-    @overload
-    def __getitem__(self, item: slice) -> Sequence[ChannelGroup]: ...
-    def __getitem__(self, item: int | slice) -> ChannelGroup | Sequence[ChannelGroup]:
-        return self.groups[item]
+    def __getitem__(self, name: str) -> ChannelGroup:
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(name)
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -182,8 +181,10 @@ class ChannelGroups(Sequence[ChannelGroup]):
 
     def __str__(self) -> str:
         parts = [str(group) for group in self.groups]
-        parts.append(f"{self.count} free groups, {self.free_channels} channels, "
-                     f"{self.covered_share:.1%} of the parameters in a free group")
+        parts.append(
+            f"{self.count} free groups, {self.free_channels} channels, "
+            f"{self.covered_share:.1%} of the parameters in a free group"
+        )
         return "\n".join(parts)
 
 

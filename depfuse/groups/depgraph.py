@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch_pruning
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -27,12 +28,11 @@ Example = Tensor | Sequence[Any] | dict[str, Any]
 
 @dataclass(frozen=True)
 class Call:
-    """One tensor that went into or came out of a module: (operation, output number) and its shape."""
+    """One tensor that went into or came out of a module, as (operation that made it, output number)."""
 
     module: str
     side: str
     value: tuple[Any, int]
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -106,15 +106,21 @@ def without_hooks(model: nn.Module) -> Iterator[None]:
             module.__dict__[name] = hooks
 
 
-def evaluation_copy(model: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None) -> nn.Module:
-    """Deep copy in eval mode without hooks, its floating-point tensors in `dtype`, on `device`.
+def evaluation_copy(model: nn.Module, dtype: torch.dtype | None = None, *, shared: bool = False) -> nn.Module:
+    """Deep copy in eval mode without hooks; the caller's network is left as it was.
 
-    The caller's network is left as it was; a copy on the meta device costs no memory.
+    Parameters
+    ----------
+    dtype
+        Of the copy's floating-point tensors; as in the network where None.
+    shared
+        Let the copy's tensors share memory with the network's where their type allows: for running, not
+        for changing.
     """
     network = unwrap(model)
     copies: dict[int, Any] = {}
     for tensor in (*network.parameters(), *network.buffers()):
-        moved = tensor.detach().to(device or tensor.device, dtype if tensor.is_floating_point() else None, copy=True)
+        moved = tensor.detach().to(dtype=dtype if tensor.is_floating_point() else None, copy=not shared)
         is_parameter = isinstance(tensor, nn.Parameter)
         copies[id(tensor)] = nn.Parameter(moved, tensor.requires_grad) if is_parameter else moved
     try:
@@ -130,15 +136,15 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def trace(model: nn.Module, example: Example, device: torch.device) -> Trace:
-    """Run DepGraph's tracing on a copy of the network on `device` ('meta' computes shapes only).
+def trace(model: nn.Module, example: Example) -> Trace:
+    """Run DepGraph's tracing on a copy of the network, on its own device and in its own memory.
 
     Raises
     ------
     ArchitectureError
         The forward pass raises, or gives no tensor that depends on its input.
     """
-    network = evaluation_copy(model, device, torch.float32)
+    network = evaluation_copy(model, torch.float32, shared=True)
     leaves: dict[int, list[str]] = defaultdict(list)
     tensors: dict[str, Tensor] = {}
     normalisation = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
@@ -152,6 +158,7 @@ def trace(model: nn.Module, example: Example, device: torch.device) -> Trace:
             if tensor.is_floating_point() and key not in statistics:
                 tensor.requires_grad_(True)
     kept = network.state_dict().keys()
+    device = next(iter(tensors.values())).device if tensors else torch.device("cpu")
 
     def as_input(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -179,8 +186,6 @@ def _depgraph(network: nn.Module, example: Example) -> tuple[Any, tuple[tuple[An
     two steps before the mapping are called by themselves (they are private: the test
     `test_depgraph_tracing` states the versions of torch-pruning for which this holds).
     """
-    import torch_pruning
-
     outputs: list[tuple[Any, int]] = []
 
     def forward(model: nn.Module, inputs: Example) -> list[Tensor]:
@@ -227,9 +232,8 @@ def _recorded(network: nn.Module) -> Iterator[tuple[list[Call], list[tuple[int, 
     sequence_number: Callable[[], int] = torch._C._autograd._get_sequence_nr
 
     def note(name: str, side: str, value: Any) -> None:
-        for leaf in tree_leaves(value):
-            if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
-                calls.append(Call(name, side, (leaf.grad_fn, leaf.output_nr), tuple(leaf.shape)))
+        traced = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
+        calls.extend(Call(name, side, (leaf.grad_fn, leaf.output_nr)) for leaf in traced)
 
     def before(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, keywords: Any) -> None:

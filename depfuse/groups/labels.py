@@ -44,7 +44,9 @@ class Factor:
 
     def with_labels(self, labels: Tensor) -> Factor:
         """The same factor with other labels, reduced to the axes along which they vary."""
-        return replace(self, labels=compact(labels))
+        labels = compact(labels)
+        # A reshape that copies writes broadcast axes out: there the values themselves must be looked at.
+        return replace(self, labels=reduced(labels) if labels.numel() > self.labels.numel() else labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +71,15 @@ def compact(labels: Tensor) -> Tensor:
     for axis, (size, stride) in enumerate(zip(labels.shape, labels.stride(), strict=True)):
         if size > 1 and stride == 0:
             labels = labels.narrow(axis, 0, 1)
+    return labels
+
+
+def reduced(labels: Tensor) -> Tensor:
+    """Reduce to size 1 every axis along which the labels do not change."""
+    for axis in range(labels.ndim):
+        first = labels.narrow(axis, 0, 1)
+        if labels.shape[axis] > 1 and torch.equal(labels, first.expand_as(labels)):
+            labels = first
     return labels
 
 
@@ -124,7 +135,7 @@ class Ledger:
         """Labels of an entry-by-entry operation between two tensors (broadcast)."""
         rank = max(len(first.shape), len(second.shape))
         first, second = pad_rank(first, rank), pad_rank(second, rank)
-        shape = tuple(torch.broadcast_shapes(first.shape, second.shape))
+        shape = tuple(max(sizes) for sizes in zip(first.shape, second.shape, strict=True))
         factors: list[Factor] = []
         theirs = list(second.factors)
         for factor in first.factors:
@@ -164,7 +175,8 @@ class Ledger:
 
 def _pairs(first: Tensor, second: Tensor) -> np.ndarray:
     """Distinct pairs (n, 2) of labels at the same place, zeros left out."""
-    first, second = torch.broadcast_tensors(first, second)
+    shape = [max(sizes) for sizes in zip(first.shape, second.shape, strict=True)]
+    first, second = first.expand(shape), second.expand(shape)
     if first.numel() > 4096:
         first, second = _narrow_together(first, second)
     pairs = np.stack([first.reshape(-1).numpy(), second.reshape(-1).numpy()], axis=1)

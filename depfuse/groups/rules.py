@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from depfuse.groups.depgraph import Trace
-from depfuse.groups.labels import ZERO, Factor, Labels, Ledger, move, pad_rank
+from depfuse.groups.labels import ZERO, Factor, Labels, Ledger, compact, move, pad_rank, reduced
 
 TOUCHES_INPUT = "touches the network's input"
 TOUCHES_OUTPUT = "touches the network's output"
@@ -28,23 +28,23 @@ Operands = list["Labels | None"]
 Rule = Callable[["Replay", Any, Operands], "list[Labels]"]
 RULES: dict[str, Rule] = {}
 
-ENTRY_BY_ENTRY = (
-    "Add Sub Mul Div Pow Neg Abs Sign Exp Expm1 Log Log1P Sqrt Rsqrt Square Reciprocal Sin Cos Erf Tanh Sigmoid "
-    "LogSigmoid Relu Relu6 Hardtanh Hardswish Hardsigmoid Silu Gelu Elu Celu Selu Softplus Softsign Mish "
-    "LeakyRelu PreluKernel Threshold Clamp ClampMin ClampMax Where MaskedFill NativeDropout FusedDropout "
-    "Maximum Minimum Lerp Addcmul Addcdiv Clone ToCopy Alias Copy Contiguous Hardshrink Softshrink RreluWithNoise "
-    "Floor Ceil Round Detach ViewAsReal Fmod Remainder NanToNum"
-).split()
-RESHAPES = "View UnsafeView ReshapeAlias Reshape Squeeze Unsqueeze Flatten Unflatten ViewCopy".split()
-SUMS = "Mean Sum Amax Amin Max Min Var Std VarMean StdMean LinalgVectorNorm Norm Logsumexp Prod".split()
+ENTRY_BY_ENTRY = """
+    Add Sub Mul Div Pow Neg Abs Sign Exp Expm1 Log Log1P Sqrt Rsqrt Square Reciprocal Sin Cos Erf Tanh Sigmoid
+    LogSigmoid Relu Relu6 Hardtanh Hardswish Hardsigmoid Silu Gelu Elu Celu Selu Softplus Softsign Mish
+    LeakyRelu PreluKernel Threshold Clamp ClampMin ClampMax Where MaskedFill NativeDropout FusedDropout
+    Maximum Minimum Lerp Addcmul Addcdiv Clone ToCopy Alias Copy Contiguous Hardshrink Softshrink
+    RreluWithNoise Floor Ceil Round Detach ViewAsReal Fmod Remainder NanToNum
+""".split()
+RESHAPES = """
+    View UnsafeView ReshapeAlias Reshape Squeeze Unsqueeze Flatten Unflatten ViewCopy
+""".split()
+SUMS = """
+    Mean Sum Amax Amin Max Min Var Std VarMean StdMean LinalgVectorNorm Norm Logsumexp Prod
+""".split()
 SPATIAL = re.compile(
     r"(Adaptive)?(Avg|Max|Lp)Pool\dD(WithIndices)?|Upsample\w+\dD(Aa)?|(Reflection|Replication)Pad\dD|MkldnnAdaptive\w+"
 )
 IN_PLACE_NAMES = re.compile(r"Backward\d*$")
-
-
-class NeedsValues(Exception):  # noqa: N818 - a signal, not an error
-    """Labels are indexed by a tensor whose values are unknown on the meta device."""
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -238,7 +238,7 @@ def _select(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
 
 def _parts(labels: Labels | None, movement: Callable[[Tensor], Sequence[Tensor]], count: int) -> list[Labels]:
     assert labels is not None
-    return [move(labels, lambda t, part=part: movement(t)[part]) for part in range(count)]  # type: ignore[misc]
+    return [move(labels, lambda t, part=part: movement(t)[part]) for part in range(count)]
 
 
 @rule("Split", "SplitWithSizes")
@@ -246,7 +246,7 @@ def _split(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
     dim = signed(operation._saved_dim)
     sizes = getattr(operation, "_saved_split_sizes", None) or operation._saved_split_size
     sizes = [int(s) for s in sizes] if isinstance(sizes, (list, tuple)) else int(sizes)
-    return _parts(operands[0], lambda t: t.split(sizes, dim), len(operation._input_metadata))
+    return _parts(operands[0], lambda t: torch.split(t, sizes, dim), len(operation._input_metadata))
 
 
 @rule("Unbind")
@@ -263,24 +263,13 @@ def _roll(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
 
 @rule("Flip")
 def _flip(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
-    return _moved(operands[0], lambda t: _keep_broadcast(t, [signed(d) for d in operation._saved_dims]))
+    dims = [signed(d) for d in operation._saved_dims]
 
+    def flipped(tensor: Tensor) -> Tensor:
+        # Flipping would write broadcast axes out, and their labels would seem to vary.
+        return compact(tensor).flip(dims).expand(tensor.shape)
 
-def _keep_broadcast(tensor: Tensor, dims: Sequence[int]) -> Tensor:
-    """Flip, but leave axes alone along which the tensor is broadcast (flip copies them)."""
-    varying = [d for d in dims if tensor.stride(d) != 0]
-    if not varying:
-        return tensor
-    return compact_flip(tensor, varying)
-
-
-def compact_flip(tensor: Tensor, dims: Sequence[int]) -> Tensor:
-    """Flip a broadcast tensor without writing its broadcast axes out."""
-    shape = tensor.shape
-    for axis in range(tensor.ndim):
-        if tensor.stride(axis) == 0:
-            tensor = tensor.narrow(axis, 0, min(1, shape[axis]))
-    return tensor.flip(dims).expand(shape)
+    return _moved(operands[0], flipped)
 
 
 @rule("Repeat")
@@ -308,7 +297,7 @@ def _index(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
     else:
         indices = (None,) * signed(operation._saved_dim) + (operation._saved_index,)
     if any(index is not None and index.is_meta for index in indices):
-        raise NeedsValues
+        return _unknown(replay, operation, operands)
     where = tuple(slice(None) if index is None else index.cpu() for index in indices)
     return _moved(operands[0], lambda t: t[where])
 
@@ -321,9 +310,7 @@ def _pad(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
     amounts = [signed(p) for p in operation._saved_pad]
     factors = []
     for factor in labels.factors:
-        own = [
-            amount if rank - 1 - place // 2 in factor.axes else 0 for place, amount in enumerate(amounts)
-        ]
+        own = [amount if rank - 1 - place // 2 in factor.axes else 0 for place, amount in enumerate(amounts)]
         factors.append(factor.with_labels(F.pad(factor.labels, own, value=ZERO)))
     return [Labels(result_shape(operation), tuple(factors), labels.plain)]
 
@@ -352,8 +339,10 @@ def _concatenate(replay: Replay, operation: Any, operands: Operands) -> list[Lab
         extent = [1] * len(shape)
         for found in along:
             for factor in found:
-                extent = [max(a, b) if axis != dim else 1 for axis, (a, b) in
-                          enumerate(zip(extent, factor.labels.shape, strict=True))]
+                extent = [
+                    max(a, b) if axis != dim else 1
+                    for axis, (a, b) in enumerate(zip(extent, factor.labels.shape, strict=True))
+                ]
         for labels, found in zip(parts, along, strict=True):
             wanted = [labels.shape[dim] if axis == dim else size for axis, size in enumerate(extent)]
             if found:
@@ -365,7 +354,7 @@ def _concatenate(replay: Replay, operation: Any, operands: Operands) -> list[Lab
                 if dim in labels.plain or labels.shape[dim] == 1:
                     replay.ledger.pin(own, TOUCHES_INPUT)
                 pieces.append(own.reshape([-1 if a == dim else 1 for a in range(len(shape))]).expand(wanted))
-        factors.append(Factor(compact(torch.cat(pieces, dim))))
+        factors.append(Factor(reduced(torch.cat(pieces, dim))))
         plain.discard(dim)
     elif len(parts) > 1:
         plain.add(dim)
@@ -412,7 +401,7 @@ def _scaled(replay: Replay, labels: Labels, parameters: Sequence[Labels | None],
         if axis >= 0:
             shape = [1] * len(labels.shape)
             shape[axis] = parameter.shape[0]
-            parameter = move(parameter, lambda t, shape=shape: t.reshape(shape))  # type: ignore[misc]
+            parameter = move(parameter, lambda t, shape=shape: t.reshape(shape))
         labels = replay.ledger.meet(labels, parameter, "is scaled by a tensor that cannot be permuted")
     return labels
 
@@ -485,7 +474,10 @@ def _product(replay: Replay, first: Labels, second: Labels, where: str) -> Label
     reason = f"{where} sums it with positions that cannot be permuted"
     if rank - 1 in first.plain or rank - 2 in second.plain:
         reason = TOUCHES_INPUT
-    for labels, axis, other, across in ((first, rank - 1, second, rank - 2), (second, rank - 2, first, rank - 1)):
+    for labels, axis, other, across in (
+        (first, rank - 1, second, rank - 2),
+        (second, rank - 2, first, rank - 1),
+    ):
         if not other.on(across):
             replay.pin_all(labels, axis, reason)
         for factor in labels.on(axis):
@@ -493,12 +485,8 @@ def _product(replay: Replay, first: Labels, second: Labels, where: str) -> Label
             if zeros:
                 dead = factor.labels.reshape(-1) == ZERO
                 for opposite in other.on(across):
-                    replay.ledger.pin(
-                        opposite.labels.movedim(across, 0)[dead.nonzero().reshape(-1)], MULTIPLIES_ZEROS
-                    )
-    joint = replay.ledger.meet(
-        move(first, lambda t: t.unsqueeze(-1)), move(second, lambda t: t.unsqueeze(-3)), reason
-    )
+                    replay.ledger.pin(opposite.labels.movedim(across, 0)[dead.nonzero().reshape(-1)], MULTIPLIES_ZEROS)
+    joint = replay.ledger.meet(move(first, lambda t: t.unsqueeze(-1)), move(second, lambda t: t.unsqueeze(-3)), reason)
     return _sum_over(replay.ledger, joint, [rank - 1], False)
 
 
@@ -554,9 +542,7 @@ def _embedding(replay: Replay, operation: Any, operands: Operands) -> list[Label
     replay.role(table, 1, "produces")
     shape = result_shape(operation)
     rank = len(shape)
-    factors = tuple(
-        factor.with_labels(factor.labels.reshape((1,) * (rank - 1) + (-1,))) for factor in table.on(1)
-    )
+    factors = tuple(factor.with_labels(factor.labels.reshape((1,) * (rank - 1) + (-1,))) for factor in table.on(1))
     return [Labels(shape, factors, frozenset(a for a in range(rank - 1) if shape[a] > 1))]
 
 
@@ -578,8 +564,8 @@ def _convolution(replay: Replay, operation: Any, operands: Operands) -> list[Lab
     columns = _weight_labels(weight, 1, groups)
     blocks = replay.ledger.fresh(groups)[:, None]
     shape = result_shape(operation)
-    inner = (rows if transposed else columns)  # (groups, inputs per group), or None where that is one
-    outer = (columns if transposed else rows)
+    inner = rows if transposed else columns  # (groups, inputs per group), or None where that is one
+    outer = columns if transposed else rows
     if inner is not None:
         if incoming is None:
             replay.ledger.pin(inner, TOUCHES_INPUT)
@@ -632,15 +618,6 @@ def _weight_labels(weight: Labels, axis: int, groups: int) -> Tensor | None:
     if len(labels) == 1:
         return labels.expand(groups, -1)
     return labels.reshape(groups, -1, labels.shape[1])[:, 0]
-
-
-def compact(labels: Tensor) -> Tensor:
-    """Size 1 along every axis on which the labels do not change."""
-    for axis in range(labels.ndim):
-        first = labels.narrow(axis, 0, 1)
-        if labels.shape[axis] > 1 and torch.equal(labels, first.expand_as(labels)):
-            labels = first
-    return labels
 
 
 def lookup(operation: Any) -> Rule:

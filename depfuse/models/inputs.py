@@ -46,9 +46,7 @@ def example_shape(arch: str, model: nn.Module | None = None) -> tuple[int, ...]:
         if _failure(network, torch.zeros(1, *shape, dtype=first.dtype, device=first.device)) is None:
             return shape
     tried = ", ".join("x".join(map(str, shape)) for shape in _COMMON_SHAPES)
-    raise ArchitectureError(
-        f"{arch} takes none of the input shapes {tried}: give its own with --input-shape C,H,W"
-    )
+    raise ArchitectureError(f"{arch} takes none of the input shapes {tried}: give its own with --input-shape C,H,W")
 
 
 def check_input(model: nn.Module, example: Tensor, *, classes: int | None = None) -> None:

@@ -67,9 +67,7 @@ ALIASES: dict[str, str] = {
     "cifar_vgg16": "vgg16",
 }
 
-_ARCHITECTURE = re.compile(
-    r"(?:(?P<source>.+):)?(?P<name>[A-Za-z_][\w.\-]*)\s*(?P<arguments>\(.*\))?", re.DOTALL
-)
+_ARCHITECTURE = re.compile(r"(?:(?P<source>.+):)?(?P<name>[A-Za-z_][\w.\-]*)\s*(?P<arguments>\(.*\))?", re.DOTALL)
 # What this package calls a setting, and what the libraries call it.
 _RENAMED = {
     "torchvision": {"classes": "num_classes"},
@@ -135,9 +133,7 @@ def build_network(arch: str, **defaults: Any) -> nn.Module:
     except Exception as error:  # a user's factory may raise anything
         raise ArchitectureError(f"{arch}: building it raised {_sentence(error)}") from error
     if not isinstance(network, nn.Module):
-        raise ArchitectureError(
-            f"{arch}: {architecture.name} gave a {type(network).__name__}, not a torch.nn.Module"
-        )
+        raise ArchitectureError(f"{arch}: {architecture.name} gave a {type(network).__name__}, not a torch.nn.Module")
     return network
 
 
@@ -167,9 +163,7 @@ def _resolve(architecture: Architecture) -> Callable[..., nn.Module]:
     found: Any = module
     for part in architecture.name.split("."):
         if not hasattr(found, part):
-            names = [
-                name for name in dir(found) if callable(getattr(found, name)) and not name.startswith("_")
-            ]
+            names = [name for name in dir(found) if callable(getattr(found, name)) and not name.startswith("_")]
             raise ArchitectureError(f"{architecture.source} has no {part}{_near(part, names)}")
         found = getattr(found, part)
     if not callable(found):
@@ -185,9 +179,7 @@ def _torchvision_factory(name: str) -> Callable[..., nn.Module]:
     try:
         builder = models.get_model_builder(name)
     except ValueError:
-        raise ArchitectureError(
-            f"torchvision has no network {name}{_near(name, models.list_models())}"
-        ) from None
+        raise ArchitectureError(f"torchvision has no network {name}{_near(name, models.list_models())}") from None
     preset: dict[str, Any] = {"weights": None}
     if "weights_backbone" in inspect.signature(builder).parameters:
         preset["weights_backbone"] = None
@@ -273,11 +265,7 @@ def _importable(folder: Path) -> Iterator[None]:
 
 def _near(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return (
-        f": did you mean {' or '.join(near)}?"
-        if near
-        else f": there are {', '.join(sorted(known)[:12])}, ..."
-    )
+    return f": did you mean {' or '.join(near)}?" if near else f": there are {', '.join(sorted(known)[:12])}, ..."
 
 
 def _sentence(error: BaseException) -> str:

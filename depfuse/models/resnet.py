@@ -78,9 +78,7 @@ class ResNet(nn.Module):
         self.layer4 = self._stage(block, scaled(512, width), blocks[3], 2)
         self.linear = nn.Linear(self._width_in, classes)
 
-    def _stage(
-        self, block: type[BasicBlock] | type[Bottleneck], width: int, blocks: int, stride: int
-    ) -> nn.Sequential:
+    def _stage(self, block: type[BasicBlock] | type[Bottleneck], width: int, blocks: int, stride: int) -> nn.Sequential:
         layers = []
         for index in range(blocks):
             layers.append(block(self._width_in, width, stride if index == 0 else 1))

@@ -40,9 +40,7 @@ class ThinBlock(nn.Module):
         elif shortcut == "A":
             self.shortcut = PadShortcut(width_in, width)
         else:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, width_in, H, W) to (N, width, H / stride, W / stride)."""
@@ -77,29 +75,21 @@ class ThinResNet(nn.Module):
         return self.linear(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
-def cifar_resnet20(
-    classes: int = 10, shortcut: str = "A", width: float = 1.0, in_channels: int = 3
-) -> ThinResNet:
+def cifar_resnet20(classes: int = 10, shortcut: str = "A", width: float = 1.0, in_channels: int = 3) -> ThinResNet:
     """Build ResNet20 with shortcuts of option A or B; `width` scales every number of channels."""
     return ThinResNet(3, shortcut, classes, width, in_channels)
 
 
-def cifar_resnet32(
-    classes: int = 10, shortcut: str = "A", width: float = 1.0, in_channels: int = 3
-) -> ThinResNet:
+def cifar_resnet32(classes: int = 10, shortcut: str = "A", width: float = 1.0, in_channels: int = 3) -> ThinResNet:
     """Build ResNet32 with shortcuts of option A or B; `width` scales every number of channels."""
     return ThinResNet(5, shortcut, classes, width, in_channels)
 
 
-def cifar_resnet44(
-    classes: int = 10, shortcut: str = "A", width: float = 1.0, in_channels: int = 3
-) -> ThinResNet:
+def cifar_resnet44(classes: int = 10, shortcut: str = "A", width: float = 1.0, in_channels: int = 3) -> ThinResNet:
     """Build ResNet44 with shortcuts of option A or B; `width` scales every number of channels."""
     return ThinResNet(7, shortcut, classes, width, in_channels)
 
 
-def cifar_resnet56(
-    classes: int = 10, shortcut: str = "A", width: float = 1.0, in_channels: int = 3
-) -> ThinResNet:
+def cifar_resnet56(classes: int = 10, shortcut: str = "A", width: float = 1.0, in_channels: int = 3) -> ThinResNet:
     """Build ResNet56 with shortcuts of option A or B; `width` scales every number of channels."""
     return ThinResNet(9, shortcut, classes, width, in_channels)

@@ -7,14 +7,13 @@ from torch import nn
 
 from depfuse.data.loader import Loader
 from depfuse.errors import DataError
+from depfuse.running import choose_layout, evaluating
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
 def _tracked(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    return [
-        module for module in model.modules() if isinstance(module, BATCH_NORM) and module.running_mean is not None
-    ]
+    return [module for module in model.modules() if isinstance(module, BATCH_NORM) and module.running_mean is not None]
 
 
 def has_batch_norm(model: nn.Module) -> bool:
@@ -26,7 +25,7 @@ def reset_batch_norm(model: nn.Module, loader: Loader) -> None:
     """Set every BatchNorm's running mean and variance to their cumulative mean over all batches of the loader.
 
     One forward pass with batch statistics in the BatchNorm layers only (dropout stays off), without momentum, in
-    batches as the loader gives them (Jordan et al. 2023, section 3: "reset"). Parameters and modes are left as they were.
+    batches as the loader gives them (Jordan et al. 2023, section 3: "reset"). Parameters and modes stay as they were.
 
     Raises
     ------
@@ -38,19 +37,16 @@ def reset_batch_norm(model: nn.Module, loader: Loader) -> None:
         return
     if loader.count < 2:
         raise DataError(f"{loader.count} calibration image has no variance: BatchNorm reset needs at least 2")
-    modes = {module: module.training for module in model.modules()}
-    momenta = [layer.momentum for layer in layers]
-    model.eval()
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None
-        layer.training = True
-    try:
-        with torch.no_grad():
+    momenta = [(layer, layer.momentum, layer.training) for layer in layers]
+    layout: torch.memory_format | None = None
+    with torch.no_grad(), evaluating(model):
+        try:
             for images, _ in loader:
-                model(images)
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-        for module, training in modes.items():
-            module.training = training
+                layout = layout or choose_layout(model, images[:1])[0]
+                for layer in layers if not layers[0].training else ():
+                    layer.reset_running_stats()
+                    layer.momentum, layer.training = None, True
+                model(images.contiguous(memory_format=layout))
+        finally:
+            for layer, momentum, training in momenta:
+                layer.momentum, layer.training = momentum, training

@@ -74,9 +74,7 @@ def _draw(
     axes.plot(alphas, naive, color=NAIVE, marker="s", markersize=4, label="naive average")
     axes.plot(alphas, matched, color=MATCHED, marker="o", markersize=4, label="matched")
     ends = [matched[0], matched[-1]]
-    axes.plot(
-        [0, 1], ends, color="black", marker="D", linestyle="none", markersize=6, label="parents", zorder=3
-    )
+    axes.plot([0, 1], ends, color="black", marker="D", linestyle="none", markersize=6, label="parents", zorder=3)
     axes.set_xlabel("share of the second parent")
     axes.set_ylabel(title)
     axes.grid(alpha=0.25)

@@ -54,9 +54,7 @@ class NetworkScores(ScoreValues):
     @classmethod
     def at(cls, path: Path | None, digest: str | None, scores: Scores) -> NetworkScores:
         """Take scores into a report, with the file that they belong to."""
-        return cls(
-            path=None if path is None else str(path), digest=digest, **ScoreValues.of(scores).model_dump()
-        )
+        return cls(path=None if path is None else str(path), digest=digest, **ScoreValues.of(scores).model_dump())
 
 
 class GroupsSummary(_Part):

@@ -13,8 +13,7 @@ from depfuse.report.schema import FusionReport, NetworkScores, PathReport, PathR
 def fusion_table(report: FusionReport) -> Table:
     """Show parents, their ensemble, the plain averages and the child."""
     rows: list[tuple[str, ScoreValues]] = [
-        (f"parent {label}", parent)
-        for label, parent in zip(short_names(report.parents), report.parents, strict=True)
+        (f"parent {label}", parent) for label, parent in zip(short_names(report.parents), report.parents, strict=True)
     ]
     rows += [
         ("logit ensemble", report.ensemble),
@@ -58,7 +57,5 @@ def _table(first: str, *others: str) -> Table:
 
 def _cells(scores: ScoreValues | PathRow) -> tuple[str, str, str]:
     loss = "not finite" if scores.loss is None else f"{scores.loss:.4f}"
-    calibration = (
-        "not finite" if scores.calibration_error is None else f"{100 * scores.calibration_error:.2f} %"
-    )
+    calibration = "not finite" if scores.calibration_error is None else f"{100 * scores.calibration_error:.2f} %"
     return f"{100 * scores.accuracy:.2f} %", loss, calibration
