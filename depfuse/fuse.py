@@ -6,22 +6,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-from depfuse.align import Coupling, Couplings, Judge, align
+from depfuse.agreement import Disagreement
+from depfuse.align import Coupling, Couplings, align
 from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups, find_groups, prove_groups
 from depfuse.merge import average
 from depfuse.recipe import Recipe
 from depfuse.renorm import renormalise
-from depfuse.running import evaluating
 
 OnStep = Callable[[str], None]
-JUDGED_IMAGES = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +37,8 @@ class FusionResult:
     recipe
         The settings used.
     seconds
-        Wall-clock seconds of `groups` (finding and proving), `align`, `merge` and `renorm`.
+        Wall-clock seconds of `groups` (finding and proving), `align`, `choose` (between several alignments), `merge`
+        and `renorm`.
     """
 
     child: nn.Module
@@ -113,8 +112,10 @@ def fuse(
             example = example if example is not None else _example(calibration)
             groups = prove_groups(models[0], find_groups(models[0], example), example, seed=recipe.seed)
     with step("align"):
-        judge = _disagreement(models, groups, recipe, calibration)
+        judge = None if calibration is None else Disagreement(models, groups, recipe.renorm, calibration)
         couplings = align(models, groups, recipe, calibration, judge)
+    seconds["choose"] = judge.seconds if judge is not None else 0.0
+    seconds["align"] -= seconds["choose"]
     with step("merge"):
         child = average(models, groups, couplings, shares)
     with step("renorm"):
@@ -148,49 +149,6 @@ def check_parents(models: Sequence[nn.Module]) -> None:
                 )
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise RecipeError(f"parent {number} holds NaN or infinite values in {key}: it cannot be fused")
-
-
-def _disagreement(
-    models: Sequence[nn.Module], groups: ChannelGroups, recipe: Recipe, calibration: Loader | None
-) -> Judge | None:
-    """How far the child of parent 0 and another is from the two's ensemble on the calibration images.
-
-    Cross-entropy (nats) of the child under the mean of the parents' probabilities, summed over the first
-    `JUDGED_IMAGES`; no label is read.
-    """
-    if calibration is None:
-        return None
-    loader = calibration
-
-    @cache
-    def goals(number: int) -> list[Tensor]:
-        return [_probabilities((models[0], models[number]), images) for images in _first_images(loader)]
-
-    def judge(number: int, couplings: Couplings) -> float:
-        identity = {group.name: Coupling.identity(group.size) for group in groups.free}
-        child = average((models[0], models[number]), groups, (identity, couplings), (0.5, 0.5))
-        renormalise(child, recipe.renorm, loader)
-        pairs = zip(goals(number), _first_images(loader), strict=True)
-        losses = [-(goal * _probabilities((child,), images).clamp_min(1e-30).log()).sum() for goal, images in pairs]
-        return float(torch.stack(losses).sum())
-
-    return judge
-
-
-def _first_images(loader: Loader) -> Iterator[Tensor]:
-    """Batches of the loader until `JUDGED_IMAGES` are seen."""
-    seen = 0
-    for images, _ in loader:
-        if seen >= JUDGED_IMAGES:
-            return
-        seen += len(images)
-        yield images
-
-
-def _probabilities(models: Sequence[nn.Module], images: Tensor) -> Tensor:
-    """Mean class probabilities of networks in eval mode, (n, classes)."""
-    with torch.inference_mode(), evaluating(*models):
-        return torch.stack([model(images).softmax(1) for model in models]).mean(0)
 
 
 def _example(calibration: Loader | None) -> Tensor:

@@ -11,7 +11,7 @@ from depfuse.errors import RecipeError
 
 Criterion = Literal["activations", "weights", "mixture"]
 Solver = Literal["emd", "sinkhorn", "coordinate-descent"]
-Distance = Literal["pearson", "euclidean"]
+Distance = Literal["best", "cosine", "pearson", "cosine-pearson", "scaled", "euclidean"]
 TapPosition = Literal["after", "before", "both"]
 Renorm = Literal["auto", "none", "reset"]
 
@@ -27,12 +27,18 @@ class Recipe(BaseModel):
 
     criterion: Criterion = Field(default="activations", description="what makes two channels alike")
     solver: Solver = Field(default="emd", description="how costs become couplings")
-    distance: Distance = Field(default="pearson", description="activation cost: correlation, or raw squared distance")
+    distance: Distance = Field(
+        default="best",
+        description="how activations of two channels are compared; best tries four and keeps the one whose child "
+        "agrees best with the parents' ensemble on the calibration images",
+    )
     taps: TapPosition = Field(default="after", description="activations before or after the non-linearity, or both")
     mixture: float = Field(default=0.5, ge=0.0, le=1.0, description="share of the activation cost in a mixture")
     regularisation: float = Field(default=0.01, gt=0.0, description="Sinkhorn's, relative to the cost's scale")
     restarts: int = Field(default=6, ge=1, description="local optima of a weight matching to choose from")
-    weights: tuple[float, ...] | None = Field(default=None, description="one share per parent; None is equal shares")
+    weights: tuple[float, ...] | None = Field(
+        default=None, description="one share per parent, in their order, summing to 1; equal shares if left out"
+    )
     renorm: Renorm = Field(default="auto", description="auto: reset where the network has BatchNorm, none elsewhere")
     calibration: int = Field(
         default=2000, ge=0, description="number of calibration images, drawn from the training set"

@@ -20,6 +20,7 @@ from depfuse.groups import ChannelGroup, ChannelGroups, Slot
 from depfuse.recipe import Recipe
 
 State = Mapping[str, Tensor]
+DISTANCES_TRIED = ("cosine", "pearson", "cosine-pearson", "scaled")
 
 
 Judge = Callable[[int, Couplings], float]
@@ -45,8 +46,8 @@ def align(
     calibration
         Images for the activation cost; not read for criterion `weights`.
     judge
-        (parent number, couplings) -> how bad the child of parent 0 and that parent is, without labels. Where matching
-        weights ends in several local optima it chooses between them; without it the lowest weight distance does.
+        (parent number, couplings) -> how bad the child of parent 0 and that parent is, without labels. It chooses
+        where there are several solutions; without it the lowest weight distance does, or the first distance tried.
 
     Returns
     -------
@@ -76,6 +77,8 @@ def align(
             couplings.append(candidates[0])
         elif judge is not None:
             couplings.append(min(candidates, key=partial(judge, number)))
+        elif recipe.criterion == "activations":
+            couplings.append(candidates[0])
         else:
             couplings.append(min(candidates, key=pair.distance))
     return couplings
@@ -117,8 +120,11 @@ class _Pair:
         self.target, self.source = target, source
         self.recipe = recipe
         self.slots = {group.name: tuple(slot for slot in group.slots if slot.key in weights) for group in self.groups}
-        self.activations = {name: activation_cost(found, recipe.distance) for name, found in moments.items()}
-        untapped = [group.name for group in self.groups if group.name not in self.activations]
+        self.moments = moments
+        if recipe.criterion == "mixture":
+            distance = DISTANCES_TRIED[0] if recipe.distance == "best" else recipe.distance
+            self.mixed = {name: activation_cost(taps, distance) for name, taps in moments.items()}
+        untapped = [group.name for group in self.groups if group.name not in moments]
         if recipe.criterion != "weights" and untapped:
             warnings.warn(
                 f"no module carries the channels of {', '.join(untapped[:3])}"
@@ -128,9 +134,13 @@ class _Pair:
             )
 
     def candidates(self) -> list[Couplings]:
-        """Solutions by the recipe's criterion and solver: one, or the local optima of the restarts."""
+        """Solutions by the recipe's criterion and solver, the most plausible first.
+
+        One, or one per distance tried, or the local optima of the restarts.
+        """
         if self.recipe.criterion == "activations":
-            return [self._independent()]
+            distances = DISTANCES_TRIED if self.recipe.distance == "best" else (self.recipe.distance,)
+            return [self._independent(distance) for distance in distances]
         if self.recipe.solver == "sinkhorn":
             return [self._in_order()]
         if self.recipe.solver == "emd":
@@ -142,12 +152,9 @@ class _Pair:
             return sinkhorn(cost, self.recipe.regularisation)
         return emd(cost)
 
-    def _independent(self) -> Couplings:
+    def _independent(self, distance: str) -> Couplings:
         """Each group by itself: activation costs do not depend on the other groups' couplings."""
-        found: dict[str, Coupling] = {}
-        for group in self.groups:
-            if group.name in self.activations:
-                found[group.name] = self._solve(self.activations[group.name])
+        found = {name: self._solve(activation_cost(taps, distance)) for name, taps in self.moments.items()}
         for group in self.groups:
             if group.name not in found:
                 state = apply_couplings(self.groups, found, self.source)
@@ -195,9 +202,9 @@ class _Pair:
     def _cost(self, group: ChannelGroup, state: State, slots: Sequence[Slot], permutation: Tensor | None) -> Tensor:
         """Cost between the target's channels and the source's in their present order."""
         weights = weight_cost(group, self.target, state, slots)
-        activations = self.activations.get(group.name)
-        if self.recipe.criterion != "mixture" or activations is None:
+        if self.recipe.criterion != "mixture" or group.name not in self.moments:
             return weights
+        activations = self.mixed[group.name]
         if permutation is not None:
             activations = activations[:, permutation.to(activations.device)]
         return mixed_cost(activations, weights, self.recipe.mixture)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,25 +14,57 @@ from depfuse.groups import ChannelGroup, Slot
 def activation_cost(taps: Sequence[Moments], distance: str) -> Tensor:
     r"""Cost matrix (n_target, n_source) from a group's moments, summed over its taps, in float64.
 
-    `euclidean`: mean squared difference of the activations,
-    :math:`E[a_i^2] + E[b_j^2] - 2 E[a_i b_j]` (Singh & Jaggi 2020, section 4). `pearson`: one minus the
-    correlation of :math:`a_i` and :math:`b_j` (Li et al. 2016); a channel that never varies correlates with
-    nothing.
+    `cosine`: one minus :math:`E[a_i b_j] / \sqrt{E[a_i^2] E[b_j^2]}`. `pearson`: one minus the correlation of
+    :math:`a_i` and :math:`b_j`, the same about the means (Li et al. 2016). `euclidean`: mean squared difference,
+    :math:`E[a_i^2] + E[b_j^2] - 2 E[a_i b_j]` (Singh & Jaggi 2020, section 4). A channel that is silent (or for
+    `pearson` never varies) is like no other.
+
+    Two more lie between these, since trained networks differ in which serves them best: `cosine-pearson`, the mean of
+    the two, and `scaled`, :math:`-E[a_i b_j] / (\\|a_i\\| \\|b_j\\|)^{3/4}` with norms relative to their mean square,
+    which lets strong channels count for more.
     """
-    return torch.stack([_tap_cost(moments, distance) for moments in taps]).sum(0)
+    return torch.stack([DISTANCES[distance](moments) for moments in taps]).sum(0)
 
 
-def _tap_cost(moments: Moments, distance: str) -> Tensor:
+def _cosine(moments: Moments) -> Tensor:
+    return 1.0 - _ratio(moments.product, moments.target_square.sqrt(), moments.source_square.sqrt())
+
+
+def _scaled(moments: Moments) -> Tensor:
+    target, source = moments.target_square, moments.source_square
+    size = (target.mean() * source.mean()).clamp_min(1e-300).sqrt()
+    return -_ratio(
+        moments.product / size, *((part / part.mean().clamp_min(1e-300)) ** 0.375 for part in (target, source))
+    )
+
+
+def _pearson(moments: Moments) -> Tensor:
     count = moments.count
-    if distance == "euclidean":
-        squares = moments.target_square[:, None] + moments.source_square[None, :]
-        return (squares - 2.0 * moments.product) / count
     target_mean, source_mean = moments.target_sum / count, moments.source_sum / count
     covariance = moments.product / count - target_mean[:, None] * source_mean[None, :]
     target = _deviation(moments.target_square / count, target_mean)
     source = _deviation(moments.source_square / count, source_mean)
-    scale = target[:, None] * source[None, :]
-    return 1.0 - torch.where(scale > 0, covariance / scale.clamp_min(1e-300), 0.0)
+    return 1.0 - _ratio(covariance, target, source)
+
+
+def _euclidean(moments: Moments) -> Tensor:
+    squares = moments.target_square[:, None] + moments.source_square[None, :]
+    return (squares - 2.0 * moments.product) / moments.count
+
+
+DISTANCES: dict[str, Callable[[Moments], Tensor]] = {
+    "cosine": _cosine,
+    "pearson": _pearson,
+    "cosine-pearson": lambda moments: 0.5 * (_cosine(moments) + _pearson(moments)),
+    "scaled": _scaled,
+    "euclidean": _euclidean,
+}
+
+
+def _ratio(product: Tensor, target: Tensor, source: Tensor) -> Tensor:
+    """Products over the two sizes, zero where a size is zero."""
+    size = target[:, None] * source[None, :]
+    return torch.where(size > 0, product / size.clamp_min(1e-300), 0.0)
 
 
 def _deviation(mean_square: Tensor, mean: Tensor) -> Tensor:
@@ -66,9 +98,9 @@ def _slot_cost(target: Tensor, source: Tensor) -> Tensor:
 
 def mixed_cost(activations: Tensor, weights: Tensor, share: float) -> Tensor:
     """`share` of the activation cost and the rest of the weight cost, each divided by its standard deviation."""
-    return share * _scaled(activations) + (1.0 - share) * _scaled(weights)
+    return share * _standardised(activations) + (1.0 - share) * _standardised(weights)
 
 
-def _scaled(cost: Tensor) -> Tensor:
+def _standardised(cost: Tensor) -> Tensor:
     spread = cost.std(correction=0)
     return cost / spread if float(spread) > 0 else cost

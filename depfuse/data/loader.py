@@ -77,6 +77,17 @@ class Loader:
         """Number of images."""
         return len(self.labels)
 
+    def first(self, count: int) -> Loader:
+        """The same loader over its first `count` images, in batches of the same size."""
+        split = Split(self.images[:count], self.labels[:count])
+        return Loader(
+            split,
+            self.preprocessing,
+            batch_size=self.batch_size,
+            device=self.device,
+            channels_last=self.channels_last,
+        )
+
     def __len__(self) -> int:
         return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
 

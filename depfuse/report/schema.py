@@ -71,6 +71,7 @@ class Seconds(_Part):
 
     groups: float = 0.0
     align: float = 0.0
+    choose: float = 0.0
     merge: float = 0.0
     renorm: float = 0.0
     evaluate: float = 0.0
