@@ -17,7 +17,7 @@ from depfuse.renorm import renormalise
 from depfuse.running import evaluating
 
 RENORM_IMAGES = 500
-JUDGED_IMAGES = 1000
+JUDGED_IMAGES = 500
 
 
 class Disagreement:

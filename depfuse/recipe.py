@@ -35,7 +35,7 @@ class Recipe(BaseModel):
     taps: TapPosition = Field(default="after", description="activations before or after the non-linearity, or both")
     mixture: float = Field(default=0.5, ge=0.0, le=1.0, description="share of the activation cost in a mixture")
     regularisation: float = Field(default=0.01, gt=0.0, description="Sinkhorn's, relative to the cost's scale")
-    restarts: int = Field(default=6, ge=1, description="local optima of a weight matching to choose from")
+    restarts: int = Field(default=8, ge=1, description="local optima of a weight matching to choose from")
     weights: tuple[float, ...] | None = Field(
         default=None, description="one share per parent, in their order, summing to 1; equal shares if left out"
     )
