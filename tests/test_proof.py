@@ -1,0 +1,245 @@
+"""Channel groups: what is found, and that permuting it keeps the function."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from depfuse.errors import ArchitectureError, GroupError
+from depfuse.groups import ChannelGroup, ChannelGroups, find_groups, prove_groups
+from depfuse.models import build_network
+
+NETWORKS = [
+    # architecture, image shape, sorted sizes of the free groups
+    ("cifar_resnet18(width=0.125)", (3, 32, 32), [8] * 3 + [16] * 3 + [32] * 3 + [64] * 3),
+    ('cifar_resnet20(shortcut="A")', (3, 32, 32), [16] * 5 + [32] * 4 + [64] * 3),
+    ('cifar_resnet20(shortcut="B")', (3, 32, 32), [16] * 4 + [32] * 4 + [64] * 4),
+    ("digits_resnet", (1, 8, 8), None),
+    ("vgg11(width=0.125)", (3, 32, 32), None),
+    ("vgg11(width=0.125, batch_norm=False)", (3, 32, 32), None),
+    ("cifar_resnet50(width=0.125)", (3, 32, 32), None),
+    ("torchvision:resnet18", (3, 64, 64), [64] * 3 + [128] * 3 + [256] * 3 + [512] * 3),
+    ("torchvision:mobilenet_v2", (3, 64, 64), None),
+]
+SLOW_NETWORKS = (
+    "resnet50 wide_resnet50_2 vgg11_bn densenet121 efficientnet_b0 resnext50_32x4d shufflenet_v2_x1_0 googlenet"
+).split()
+
+
+def proved(network: nn.Module, shape: tuple[int, ...]) -> ChannelGroups:
+    example = torch.randn(1, *shape)
+    return prove_groups(network, find_groups(network, example), example)
+
+
+def reasons(groups: ChannelGroups) -> set[str]:
+    return set(groups.fixed.values())
+
+
+TOUCHES = {"touches the network's input", "touches the network's output"}
+
+
+@pytest.mark.parametrize(("arch", "shape", "sizes"), NETWORKS)
+def test_groups_are_found_and_proved(arch, shape, sizes):
+    groups = proved(build_network(arch), shape)
+    assert groups.proof_error <= 1e-9
+    assert reasons(groups) <= TOUCHES
+    assert groups.covered_share > 0.9
+    if sizes is not None:
+        assert sorted(group.size for group in groups.free) == sorted(sizes)
+    assert all(group.taps for group in groups.free)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW_NETWORKS)
+def test_torchvision_networks_are_proved_at_full_size(name):
+    groups = proved(build_network(f"torchvision:{name}"), (3, 224, 224))
+    assert groups.proof_error <= 1e-9
+    assert not [reason for reason in reasons(groups) if reason.startswith("not proved")]
+    assert groups.covered_share > 0.95
+
+
+@pytest.mark.parametrize("depth", [20, pytest.param(56, marks=pytest.mark.slow)])
+def test_padded_shortcuts_split_the_residual_stream(shared, depth):
+    network = build_network(f"{shared}/models/cifar_resnet_a.py:resnet{depth}")
+    groups = proved(network, (3, 32, 32))
+    assert groups.proof_error <= 1e-9
+    blocks = (depth - 2) // 6
+    assert sorted(group.size for group in groups.free) == sorted([16, 16, 32] + [16, 32, 64] * blocks)
+    where = {}
+    for group in groups.free:
+        for slot in group.slots:
+            if slot.key == "linear.weight" and slot.axis == 1:
+                where[group.size, int(slot.index[0, 0])] = slot.index[:, 0].tolist()
+    first, second, third = (where[key] for key in ((16, 24), (16, 16), (32, 0)))
+    assert first == list(range(24, 40))
+    assert second == list(range(16, 24)) + list(range(40, 48))
+    assert third == list(range(16)) + list(range(48, 64))
+
+
+def test_shared_simplenet(shared):
+    groups = proved(build_network(f"{shared}/models/simplenet.py:simplenet"), (1, 28, 28))
+    assert [group.size for group in groups.free] == [32, 64, 32]
+    flattened = next(slot for slot in groups["conv2"].slots if slot.key == "fc1.weight")
+    assert flattened.index.shape == (64, 49)
+    assert flattened.index[3].tolist() == list(range(3 * 49, 4 * 49))
+    assert groups.covered_share == 1.0
+
+
+def test_permutation_by_hand_keeps_the_function():
+    """Independent of prove_groups: plain indexing of a state dict, loaded into a fresh network."""
+    torch.manual_seed(0)
+    network = build_network('cifar_resnet20(shortcut="B")').double().eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
+                tensor.copy_(torch.rand_like(tensor) + 0.5)
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    groups = find_groups(network, images[:1].float())
+    state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    for group in groups.free:
+        order = torch.randperm(group.size)
+        for slot in group.slots:
+            moved = state[slot.key].movedim(slot.axis, 0)
+            moved[slot.index.reshape(-1)] = moved[slot.index[order].reshape(-1)].clone()
+    other = build_network('cifar_resnet20(shortcut="B")').double().eval()
+    other.load_state_dict(state)
+    assert not torch.equal(other.conv1.weight, network.conv1.weight)
+    torch.testing.assert_close(other(images), network(images), rtol=0, atol=1e-12)
+
+
+def without_slot(groups: ChannelGroups, name: str, place: int) -> ChannelGroups:
+    def cut(group: ChannelGroup) -> ChannelGroup:
+        slots = tuple(slot for number, slot in enumerate(group.slots) if number != place)
+        return replace(group, slots=slots) if group.name == name else group
+
+    return replace(groups, groups=tuple(cut(group) for group in groups.groups))
+
+
+def test_a_group_without_one_of_its_slots_is_found_out_and_fixed():
+    """Also where the slot's values are all equal, as a fresh BatchNorm's are."""
+    network, example = build_network("digits_resnet"), torch.randn(1, 1, 8, 8)
+    groups = find_groups(network, example)
+    target = groups.free[1]
+    for place in range(len(target.slots)):
+        result = prove_groups(network, without_slot(groups, target.name, place), example)
+        assert set(result.fixed) - set(groups.fixed) == {target.name}, target.slots[place]
+        assert result.fixed[target.name].startswith("not proved")
+        assert result.proof_error <= 1e-9
+
+
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.second(torch.dropout(self.first(x), 0.5, True))
+
+
+def test_a_random_network_cannot_be_proved():
+    network, example = Noisy(), torch.randn(1, 4)
+    with pytest.raises(GroupError, match="different outputs for the same input"):
+        prove_groups(network, find_groups(network, example), example)
+
+
+def test_the_network_is_left_as_it_was():
+    network = build_network("digits_resnet").train()
+    next(network.parameters()).requires_grad_(False)
+    calls = []
+    next(network.children()).register_forward_hook(lambda *_: calls.append(1))
+    before = copy.deepcopy(network.state_dict())
+    modes = [module.training for module in network.modules()]
+    grads = [parameter.requires_grad for parameter in network.parameters()]
+    proved(network, (1, 8, 8))
+    assert [module.training for module in network.modules()] == modes
+    assert [parameter.requires_grad for parameter in network.parameters()] == grads
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
+    assert not calls
+    network(torch.randn(2, 1, 8, 8))
+    assert calls
+
+
+class Blocks(nn.Module):
+    """Concatenation, split, gate, depthwise and grouped convolution, a shared and an unused layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.frozen = FrozenBatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.grouped = nn.Conv2d(8, 12, 3, padding=1, groups=2)
+        self.gate = nn.Conv2d(12, 12, 1)
+        self.mix = nn.Conv2d(20, 10, 1)
+        self.twice = nn.Conv2d(5, 5, 1)
+        self.unused = nn.Linear(2, 2)
+        self.head = nn.Linear(5 * 16, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.frozen(self.stem(x)))
+        y = torch.relu(self.grouped(self.depthwise(x)))
+        y = y * torch.sigmoid(self.gate(y.mean((2, 3), keepdim=True)))
+        left, right = self.mix(torch.cat([x, y], 1)).chunk(2, 1)
+        z = self.twice(torch.relu(self.twice(left * torch.tanh(right))))
+        return self.head(z.flatten(1))
+
+
+def test_operations_between_layers():
+    torch.manual_seed(1)
+    network = Blocks()
+    generic = torch.rand(8) + 0.5
+    network.frozen.running_var.copy_(generic)
+    groups = proved(network, (3, 4, 4))
+    assert groups.proof_error <= 1e-9
+    assert reasons(groups) <= TOUCHES
+    assert groups.fixed_tensors["unused.weight"] == "not used in the forward pass"
+    keys = {slot.key for group in groups.free for slot in group.slots}
+    assert {"frozen.running_var", "depthwise.weight", "grouped.weight", "gate.weight", "twice.weight"} <= keys
+    # The two blocks of the grouped convolution may be exchanged, and channels inside a block permuted.
+    sizes = sorted(group.size for group in groups.free)
+    assert sizes == [2, 4, 4, 5, 6, 6]
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda model: model.half(), lambda model: model.train()])
+def test_wrapped_half_and_training_networks(wrap):
+    network = wrap(build_network("digits_resnet"))
+    assert proved(network, (1, 8, 8)).proof_error <= 1e-9
+
+
+class Wrong(nn.Module):
+    def __init__(self, result):
+        super().__init__()
+        self.layer, self.result = nn.Linear(3, 3), result
+
+    def forward(self, x):
+        return self.result(x)
+
+
+def test_networks_that_cannot_be_traced():
+    with pytest.raises(ArchitectureError, match="Wrong raises on the example input"):
+        find_groups(Wrong(lambda x: x.reshape(7)), torch.randn(1, 3))
+    with pytest.raises(ArchitectureError, match="returns no tensor"):
+        find_groups(Wrong(lambda x: "nothing"), torch.randn(1, 3))
+
+
+def test_depgraph_tracing():
+    """The private tracing of torch-pruning that `depgraph.py` calls is there, as in 1.5 and 1.6."""
+    import inspect
+
+    import torch_pruning
+
+    parameters = list(inspect.signature(torch_pruning.DependencyGraph._trace).parameters)
+    assert parameters == ["self", "model", "example_inputs", "forward_fn", "output_transform"], torch_pruning.__version__
+
+
+def test_groups_print_as_a_tree():
+    text = str(proved(build_network("digits_resnet"), (1, 8, 8)))
+    assert "produces" in text
+    assert "consumes" in text
+    assert "touches the network's output" in text
+    assert "free groups" in text
