@@ -26,9 +26,16 @@ NETWORKS = [
     ("torchvision:resnet18", (3, 64, 64), [64] * 3 + [128] * 3 + [256] * 3 + [512] * 3),
     ("torchvision:mobilenet_v2", (3, 64, 64), None),
 ]
-SLOW_NETWORKS = (
-    "resnet50 wide_resnet50_2 vgg11_bn densenet121 efficientnet_b0 resnext50_32x4d shufflenet_v2_x1_0 googlenet"
-).split()
+SLOW_NETWORKS = [
+    "resnet50",
+    "wide_resnet50_2",
+    "vgg11_bn",
+    "densenet121",
+    "efficientnet_b0",
+    "resnext50_32x4d",
+    "shufflenet_v2_x1_0",
+    "googlenet",
+]
 
 
 def proved(network: nn.Module, shape: tuple[int, ...]) -> ChannelGroups:
@@ -205,7 +212,9 @@ def test_operations_between_layers():
     assert sizes == [2, 4, 4, 5, 6, 6]
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda model: model.half(), lambda model: model.train()])
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, torch.compile, lambda model: model.half(), lambda model: model.train()]
+)
 def test_wrapped_half_and_training_networks(wrap):
     network = wrap(build_network("digits_resnet"))
     assert proved(network, (1, 8, 8)).proof_error <= 1e-9
@@ -234,7 +243,9 @@ def test_depgraph_tracing():
     import torch_pruning
 
     parameters = list(inspect.signature(torch_pruning.DependencyGraph._trace).parameters)
-    assert parameters == ["self", "model", "example_inputs", "forward_fn", "output_transform"], torch_pruning.__version__
+    assert parameters == ["self", "model", "example_inputs", "forward_fn", "output_transform"], (
+        torch_pruning.__version__
+    )
 
 
 def test_groups_print_as_a_tree():
