@@ -28,7 +28,7 @@ SETTINGS: list[dict[str, object]] = [
     *(
         {"criterion": "activations", "distance": distance, "taps": taps, "solver": "emd"}
         for distance in ("best", "cosine", "pearson", "cosine-pearson", "scaled", "euclidean")
-        for taps in (("after", "before", "both") if distance in ("best", "pearson") else ("after",))
+        for taps in (("after", "before", "both") if distance == "pearson" else ("after",))
     ),
     *(
         {"criterion": "activations", "distance": "pearson", "solver": "sinkhorn", "regularisation": r}
