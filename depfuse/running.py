@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,16 +13,22 @@ from depfuse.errors import DataError
 
 
 @contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Put networks into evaluation mode and give every module back the mode it had."""
-    training = [module for model in models for module in model.modules() if module.training]
+def evaluating(*models: nn.Module, auxiliary: Iterable[str] = ()) -> Iterator[None]:
+    """Put networks into evaluation mode and give every module back the mode it had.
+
+    The modules named by `auxiliary` are put into training mode by themselves, so that they run the heads that they
+    use in training only, while every layer below them stays in evaluation mode.
+    """
+    modes = [(module, module.training) for model in models for module in model.modules()]
     for model in models:
         model.eval()
+        for name in auxiliary:
+            model.get_submodule(name).training = True
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, training in modes:
+            module.training = training
 
 
 def choose_layout(model: nn.Module, image: Tensor) -> tuple[torch.memory_format, Any]:

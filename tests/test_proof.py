@@ -35,6 +35,7 @@ SLOW_NETWORKS = [
     "resnext50_32x4d",
     "shufflenet_v2_x1_0",
     "googlenet",
+    "inception_v3",
 ]
 
 
@@ -64,10 +65,41 @@ def test_groups_are_found_and_proved(arch, shape, sizes):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW_NETWORKS)
 def test_torchvision_networks_are_proved_at_full_size(name):
-    groups = proved(build_network(f"torchvision:{name}"), (3, 224, 224))
+    size = 299 if name == "inception_v3" else 224  # at 224 pixels its auxiliary head has no input left
+    groups = proved(build_network(f"torchvision:{name}"), (3, size, size))
     assert groups.proof_error <= 1e-9
     assert not [reason for reason in reasons(groups) if reason.startswith("not proved")]
     assert groups.covered_share > 0.95
+
+
+class WithAuxiliaryHead(nn.Module):
+    """A trunk, a head, and a second head that only training runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
+        self.middle = nn.Sequential(nn.Conv2d(6, 5, 3), nn.ReLU(), nn.Dropout(0.5))
+        self.head = nn.Linear(5, 4)
+        layers = nn.Conv2d(6, 7, 1), nn.BatchNorm2d(7), nn.ReLU(), nn.Flatten(), nn.Linear(252, 4)
+        self.auxiliary = nn.Sequential(*layers)
+
+    def forward(self, x):
+        x = self.trunk(x)
+        main = self.head(self.middle(x).mean((2, 3)))
+        return (main, self.auxiliary(x)) if self.training else main
+
+
+def test_auxiliary_heads_join_the_groups():
+    network = WithAuxiliaryHead()
+    groups = proved(network, (3, 8, 8))
+    assert groups.proof_error <= 1e-9
+    assert "" in groups.auxiliary
+    assert sorted(group.size for group in groups.free) == [5, 6, 7]
+    assert "auxiliary.0.weight" in {slot.key for slot in groups["trunk.0"].slots}
+    assert all(module.training for module in network.modules())
+    network.eval()
+    proved(network, (3, 8, 8))
+    assert not any(module.training for module in network.modules())
 
 
 @pytest.mark.parametrize("depth", [20, pytest.param(56, marks=pytest.mark.slow)])

@@ -144,7 +144,7 @@ def collect_moments(
     plan = _plan(groups, choice)
     sums = {key: _Sums(len(models)) for key in plan}
     layouts: list[torch.memory_format] = []
-    with ExitStack() as stack, torch.inference_mode(), evaluating(*models):
+    with ExitStack() as stack, torch.inference_mode(), evaluating(*models, auxiliary=groups.auxiliary):
         held = [stack.enter_context(_captured(model, {reading for reading, _ in plan})) for model in models]
         for images, _ in loader:
             layouts = layouts or [choose_layout(model, images[:1])[0] for model in models]

@@ -133,12 +133,16 @@ class ChannelGroups:
     proof_error
         Largest relative change of the output under random permutations of all free groups at once;
         None before the proof.
+    auxiliary
+        Names of the modules that run auxiliary heads in training mode only ('' is the network itself). The groups
+        hold in both modes.
     """
 
     groups: tuple[ChannelGroup, ...]
     fixed_tensors: Mapping[str, str] = field(default_factory=dict)
     covered_share: float = 0.0
     proof_error: float | None = None
+    auxiliary: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> ChannelGroup:
         for group in self.groups:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.errors import ArchitectureError
+from depfuse.running import evaluating
 
 Example = Tensor | Sequence[Any] | dict[str, Any]
 
@@ -63,6 +64,14 @@ class Trace:
     calls: tuple[Call, ...]
     outputs: tuple[tuple[Any, int], ...]
     spans: tuple[tuple[int, int, str], ...]
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """State-dict keys of the parameters that took no part."""
+        below = (node for operation in self.operations for node, _ in operation.next_functions if node is not None)
+        used = {id(node.variable) for node in below if hasattr(node, "variable")}
+        parameters = {id(tensor) for tensor in self.tensors.values() if isinstance(tensor, nn.Parameter)}
+        return frozenset(key for leaf in parameters - used for key in self.leaves[leaf])
 
     def module_of(self, operation: Any) -> str:
         """Name of the innermost module that ran the operation; '' for the network itself."""
@@ -136,8 +145,10 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def trace(model: nn.Module, example: Example) -> Trace:
+def trace(model: nn.Module, example: Example, auxiliary: Iterable[str] = ()) -> Trace:
     """Run DepGraph's tracing on a copy of the network, on its own device and in its own memory.
+
+    The modules named by `auxiliary` run as in training mode (see `evaluating`).
 
     Raises
     ------
@@ -167,7 +178,7 @@ def trace(model: nn.Module, example: Example) -> Trace:
         return value.float().requires_grad_(True) if value.is_floating_point() else value
 
     with torch.enable_grad(), _recorded(network) as (calls, spans):
-        graph, outputs = _depgraph(network, tree_map(as_input, example))
+        graph, outputs = _depgraph(network, tree_map(as_input, example), auxiliary)
     return Trace(
         operations=_in_order([node.grad_fn for node in graph.module2node.values()] + [fn for fn, _ in outputs]),
         leaves={key: tuple(name for name in names if name in kept) for key, names in leaves.items()},
@@ -179,7 +190,9 @@ def trace(model: nn.Module, example: Example) -> Trace:
     )
 
 
-def _depgraph(network: nn.Module, example: Example) -> tuple[Any, tuple[tuple[Any, int], ...]]:
+def _depgraph(
+    network: nn.Module, example: Example, auxiliary: Iterable[str]
+) -> tuple[Any, tuple[tuple[Any, int], ...]]:
     """DepGraph's node graph of one forward pass, and the network's outputs.
 
     `DependencyGraph.build_dependency` traces and then maps indices; only the tracing is wanted, so its
@@ -189,7 +202,8 @@ def _depgraph(network: nn.Module, example: Example) -> tuple[Any, tuple[tuple[An
     outputs: list[tuple[Any, int]] = []
 
     def forward(model: nn.Module, inputs: Example) -> list[Tensor]:
-        found = [leaf for leaf in tree_leaves(_run(model, inputs)) if isinstance(leaf, Tensor)]
+        with evaluating(model, auxiliary=auxiliary):  # here, since DepGraph calls eval() first
+            found = [leaf for leaf in tree_leaves(_run(model, inputs)) if isinstance(leaf, Tensor)]
         found = [leaf for leaf in found if leaf.grad_fn is not None]
         if not found:
             raise ArchitectureError(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
 from depfuse.groups.assemble import assemble
+from depfuse.groups.auxiliary import trace_with_auxiliary
 from depfuse.groups.channel_group import ChannelGroups
-from depfuse.groups.depgraph import Example, trace
+from depfuse.groups.depgraph import Example
 from depfuse.groups.labels import settle
 from depfuse.groups.rules import Replay
 
@@ -14,7 +17,7 @@ from depfuse.groups.rules import Replay
 def find_groups(model: nn.Module, example: Example) -> ChannelGroups:
     """Channel groups of a network, not yet proved.
 
-    The network is traced once in eval mode on its own device, and left as it was.
+    The network is traced in eval mode, together with its auxiliary heads, on its own device, and left as it was.
 
     Parameters
     ----------
@@ -29,6 +32,7 @@ def find_groups(model: nn.Module, example: Example) -> ChannelGroups:
     ArchitectureError
         The forward pass raises on the example, or returns nothing that depends on it.
     """
-    replay = Replay(trace(model, example))
+    traced, auxiliary = trace_with_auxiliary(model, example)
+    replay = Replay(traced)
     replay.run()
-    return assemble(replay, settle(replay.ledger))
+    return replace(assemble(replay, settle(replay.ledger)), auxiliary=auxiliary)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from depfuse.errors import GroupError
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, random_permutations
 from depfuse.groups.depgraph import Example, evaluation_copy
+from depfuse.running import evaluating
 
 TOLERANCE = 1e-9
 
@@ -26,8 +27,8 @@ def prove_groups(
     A copy of the network gets generic values (every parameter and statistic is moved off special values such
     as a zero scale or a unit variance, under which a forgotten slot would not show). With f its function and
     f_P the function after random permutations of all free groups at once, the error is
-    :math:`\max |f_P(x) - f(x)| / \max |f(x)|`, taken over all outputs and a random input x in the example's
-    shape. If it exceeds the tolerance, the groups at fault are found by bisection and fixed.
+    :math:`\max |f_P(x) - f(x)| / \max |f(x)|`, taken over all outputs, those of auxiliary heads included, and a random
+    input x in the example's shape. If it exceeds the tolerance, the groups at fault are found by bisection and fixed.
 
     Returns
     -------
@@ -44,7 +45,12 @@ def prove_groups(
     generator = torch.Generator().manual_seed(seed)
     state = _generic_state(network, generator)
     inputs = tree_map(lambda leaf: _generic_input(leaf, state, generator), example)
-    reference = _outputs(network, state, inputs)
+    modes = [(), groups.auxiliary] if groups.auxiliary else [()]
+
+    def run(values: Mapping[str, Tensor]) -> list[Tensor]:
+        return [output for mode in modes for output in _outputs(network, values, inputs, mode)]
+
+    reference = run(state)
     scale = max((float(out.abs().max()) for out in reference if out.numel()), default=0.0)
     name = type(network).__name__
     if not all(bool(torch.isfinite(out).all()) for out in reference) or scale == 0.0:
@@ -55,14 +61,14 @@ def prove_groups(
         permuted: Mapping[str, Tensor] = state
         for group in chosen:
             permuted = group.permute(permuted, permutations[group.name])
-        return _change(reference, _outputs(network, permuted, inputs), scale)
+        return _change(reference, run(permuted), scale)
 
     free = list(groups.free)
     largest = error(free)
     if largest <= tolerance:
-        _check_power(network, groups, permutations, state, inputs, reference, scale)
+        _check_power(name, groups, permutations, state, run, reference, scale)
         return replace(groups, proof_error=largest)
-    if _change(reference, _outputs(network, state, inputs), scale) > tolerance:
+    if _change(reference, run(state), scale) > tolerance:
         raise GroupError(f"{name} gives different outputs for the same input: its groups cannot be proved")
     failing = _bisect(free, error, tolerance)
     reasons = {group.name: f"not proved: permuting it changes the output by {error([group]):.1e}" for group in failing}
@@ -81,11 +87,11 @@ def _bisect(chosen: list[ChannelGroup], error: Any, tolerance: float) -> list[Ch
 
 
 def _check_power(
-    network: nn.Module,
+    name: str,
     groups: ChannelGroups,
     permutations: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
-    inputs: Example,
+    run: Callable[[Mapping[str, Tensor]], list[Tensor]],
     reference: Sequence[Tensor],
     scale: float,
 ) -> None:
@@ -94,10 +100,9 @@ def _check_power(
     for group in groups.free:
         slot = group.slots[0]
         broken[slot.key] = slot.permute(broken[slot.key], permutations[group.name])
-    if groups.free and _change(reference, _outputs(network, broken, inputs), scale) <= 1e-6:
+    if groups.free and _change(reference, run(broken), scale) <= 1e-6:
         raise GroupError(
-            f"the output of {type(network).__name__} hardly depends on its channels on random values: "
-            "its groups cannot be proved"
+            f"the output of {name} hardly depends on its channels on random values: its groups cannot be proved"
         )
 
 
@@ -122,10 +127,12 @@ def _generic_input(leaf: Any, state: Mapping[str, Tensor], generator: torch.Gene
     return torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(device)
 
 
-def _outputs(network: nn.Module, state: Mapping[str, Tensor], inputs: Example) -> list[Tensor]:
+def _outputs(
+    network: nn.Module, state: Mapping[str, Tensor], inputs: Example, auxiliary: Sequence[str]
+) -> list[Tensor]:
     arguments: Any = (inputs,) if isinstance(inputs, Tensor) else () if isinstance(inputs, dict) else tuple(inputs)
     keywords = inputs if isinstance(inputs, dict) else {}
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(network, auxiliary=auxiliary):
         result = functional_call(network, dict(state), arguments, keywords)
     return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 

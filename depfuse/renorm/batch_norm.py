@@ -25,7 +25,8 @@ def reset_batch_norm(model: nn.Module, loader: Loader) -> None:
     """Set every BatchNorm's running mean and variance to their cumulative mean over all batches of the loader.
 
     One forward pass with batch statistics in the BatchNorm layers only (dropout stays off), without momentum, in
-    batches as the loader gives them (Jordan et al. 2023, section 3: "reset"). Parameters and modes stay as they were.
+    batches as the loader gives them (Jordan et al. 2023, section 3: "reset"). Parameters and modes stay as
+    they were, and so do the statistics of layers that the pass does not reach (auxiliary heads).
 
     Raises
     ------
@@ -38,6 +39,7 @@ def reset_batch_norm(model: nn.Module, loader: Loader) -> None:
     if loader.count < 2:
         raise DataError(f"{loader.count} calibration image has no variance: BatchNorm reset needs at least 2")
     momenta = [(layer, layer.momentum, layer.training) for layer in layers]
+    buffers = [{name: buffer.clone() for name, buffer in layer.named_buffers()} for layer in layers]
     layout: torch.memory_format | None = None
     with torch.no_grad(), evaluating(model):
         try:
@@ -50,3 +52,6 @@ def reset_batch_norm(model: nn.Module, loader: Loader) -> None:
         finally:
             for layer, momentum, training in momenta:
                 layer.momentum, layer.training = momentum, training
+    for layer, before in zip(layers, buffers, strict=True):
+        if layer.num_batches_tracked == 0:  # an auxiliary head, which evaluation does not run
+            layer.load_state_dict(before, strict=False)
