@@ -120,7 +120,10 @@ def assemble(replay: Replay, classes: Classes) -> ChannelGroups:
 
     drafts: list[tuple[list[list[int]], str | None]] = []
     gathered: dict[int, list[int]] = defaultdict(list)
+    holders = {int(block) for relation in classes.blocks for block in np.unique(relation[:, 1])}
     for member in np.unique(occurrences.member).tolist():
+        if member in holders:  # it names a block (a head's column in a table of biases) and moves with it
+            continue
         gathered[int(signature[member])].append(member)
     for members in gathered.values():
         why = reasons[free_of[members[0]]]
