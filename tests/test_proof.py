@@ -27,6 +27,11 @@ NETWORKS = [
     ("torchvision:mobilenet_v2", (3, 64, 64), None),
 ]
 SLOW_NETWORKS = [
+    "convnext_tiny",
+    "maxvit_t",
+    "squeezenet1_0",
+    "swin_t",
+    "vit_b_16",
     "resnet50",
     "wide_resnet50_2",
     "vgg11_bn",
@@ -70,6 +75,48 @@ def test_torchvision_networks_are_proved_at_full_size(name):
     assert groups.proof_error <= 1e-9
     assert not [reason for reason in reasons(groups) if reason.startswith("not proved")]
     assert groups.covered_share > 0.95
+
+
+class PaddedByConcatenation(nn.Module):
+    """A shortcut of option A whose missing channels are concatenated zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 1), nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        zeros = x.new_zeros(x.shape[0], 2, *x.shape[2:])
+        return self.head((self.branch(x) + torch.cat([zeros, x, zeros], 1)).relu().mean((2, 3)))
+
+
+def test_zeros_concatenated_are_padding():
+    groups = proved(PaddedByConcatenation(), (3, 4, 4))
+    assert reasons(groups) <= TOUCHES
+    assert [group.size for group in groups.free] == [4, 4]
+    stream = groups["stem"]
+    where = {(slot.key, slot.axis): slot.index[:, 0].tolist() for slot in stream.slots}
+    assert where["branch.weight", 0] == [2, 3, 4, 5]
+
+
+class WithCoordinates(nn.Module):
+    """A constant that is not zero joins the channels: a proof must find out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 1), nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        constant = torch.arange(4.0).to(x).reshape(1, 4, 1, 1).expand(x.shape[0], 4, *x.shape[2:])
+        return self.head((self.branch(x) + torch.cat([x, constant], 1)).relu().mean((2, 3)))
+
+
+def test_constants_concatenated_are_found_not_to_be_zeros():
+    groups = proved(WithCoordinates(), (3, 4, 4))
+    assert groups.proof_error <= 1e-9
+    assert [group.size for group in groups.free] == [4]
+    assert any(reason.startswith("not proved") for reason in reasons(groups))
 
 
 class WithAuxiliaryHead(nn.Module):

@@ -12,7 +12,8 @@ from depfuse.cli.options import Architecture, RunOptions, SeedOption, spread
 from depfuse.device import resolve_device
 from depfuse.errors import ArchitectureError
 from depfuse.groups import ChannelGroups, find_groups, prove_groups
-from depfuse.groups.rules import TOUCHES_INPUT, TOUCHES_OUTPUT
+from depfuse.groups.labels import TOUCHES_INPUT
+from depfuse.groups.rules import TOUCHES_OUTPUT
 from depfuse.models import build_network, example_shape
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, Position, Role, Slot, Tap
 from depfuse.groups.depgraph import Call
-from depfuse.groups.labels import ZERO, Classes, Factor, Labels
-from depfuse.groups.rules import KERNEL, TOUCHES_INPUT, TOUCHES_OUTPUT, Replay
+from depfuse.groups.labels import TOUCHES_INPUT, ZERO, Classes, Factor, Labels
+from depfuse.groups.rules import KERNEL, TOUCHES_OUTPUT, Replay
 
 NOT_USED = "not used in the forward pass"
 SINGLE = "a single channel"
@@ -336,14 +336,17 @@ def _position(call: Call, module: nn.Module, is_normalised: bool, raw: set[tuple
 
 def _coverage(replay: Replay, classes: Classes, groups: Sequence[ChannelGroup]) -> tuple[dict[str, str], float]:
     """Reasons of the tensors in no free group, and the share of parameters in one."""
-    uncovered: dict[str, float] = {}
+    along: dict[tuple[str, int], float] = {}  # (key, axis) -> share of the axis that lies in free groups
     for group in groups:
         for slot in group.slots if group.fixed is None else ():
             tensor = replay.trace.tensors[slot.key]
             share = slot.index.numel() / tensor.shape[slot.axis]
             if slot.within is not None:
                 share *= len(slot.within[1]) / tensor.shape[slot.within[0]]
-            uncovered[slot.key] = uncovered.get(slot.key, 1.0) * max(0.0, 1.0 - share)
+            along[slot.key, slot.axis] = along.get((slot.key, slot.axis), 0.0) + share
+    uncovered: dict[str, float] = {}
+    for (name, _), share in along.items():
+        uncovered[name] = uncovered.get(name, 1.0) * max(0.0, 1.0 - share)
     by_key = {key: leaf for leaf, keys in replay.trace.leaves.items() for key in keys}
     fixed, covered, total = {}, 0.0, 0
     for key, leaf in by_key.items():

@@ -28,6 +28,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 ZERO = -1
+TOUCHES_INPUT = "touches the network's input"
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +161,7 @@ class Ledger:
             for factor in mine.factors:
                 tied = any(factor.axes & candidate.axes for candidate in other_side.factors)
                 if not tied and factor.axes & other_side.plain:
-                    self.pin(factor.labels, reason)
+                    self.pin(factor.labels, TOUCHES_INPUT)
                     lost.add(factor)
         kept = tuple(factor for factor in factors + theirs if factor not in lost)
         return Labels(shape, kept, first.plain | second.plain)

@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from depfuse.groups.depgraph import Trace
-from depfuse.groups.labels import ZERO, Factor, Labels, Ledger, compact, move, pad_rank, reduced
+from depfuse.groups.labels import TOUCHES_INPUT, ZERO, Factor, Labels, Ledger, compact, move, pad_rank, reduced
 
-TOUCHES_INPUT = "touches the network's input"
 TOUCHES_OUTPUT = "touches the network's output"
 KERNEL = "positions of a convolution's kernel"
 MULTIPLIES_ZEROS = "multiplies channels that are always zero"
@@ -206,6 +205,15 @@ def _reshape(replay: Replay, operation: Any, operands: Operands) -> list[Labels]
     return _moved(operands[0], lambda t: t.reshape(result_shape(operation)))
 
 
+@rule("AsStrided")
+def _as_strided(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    """Another memory layout of the same tensor, as pooling to one pixel asks for in channels-last networks."""
+    labels = operands[0]
+    if labels is None or labels.shape != result_shape(operation):
+        return _unknown(replay, operation, operands)
+    return [labels]
+
+
 @rule("Permute")
 def _permute(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
     dims = tuple(signed(d) for d in operation._saved_dims)
@@ -315,12 +323,32 @@ def _pad(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
     return [Labels(result_shape(operation), tuple(factors), labels.plain)]
 
 
+def _with_constants(operands: Operands, shape: Sequence[int], dim: int) -> list[Labels] | None:
+    """The parts of a concatenation, constants among them; None where their sizes cannot be told.
+
+    A constant is taken for padding with zeros, as in shortcuts of option A: if it holds anything else, the proof says
+    so.
+    """
+    known = [labels for labels in operands if labels is not None]
+    missing = len(operands) - len(known)
+    if not missing:
+        return known
+    if any(len(labels.shape) != len(shape) for labels in known):  # a stack, or an empty tensor among them
+        return None
+    size, rest = divmod(shape[dim] - sum(labels.shape[dim] for labels in known), missing)
+    if rest or size < 1:
+        return None
+    extent = [size if axis == dim else 1 for axis in range(len(shape))]
+    padding = Labels(tuple(extent), (Factor(torch.full(extent, ZERO)),))
+    return [padding if labels is None else labels for labels in operands]
+
+
 @rule("Cat", "Stack")
 def _concatenate(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
     shape = result_shape(operation)
     dim = saved_dims(operation, "dim", len(shape))[0]
-    parts = [labels for labels in operands if labels is not None]
-    if len(parts) < len(operands):
+    parts = _with_constants(operands, shape, dim)
+    if parts is None:
         return _unknown(replay, operation, operands)
     if operation_name(operation) == "Stack":
         parts = [move(labels, lambda t: t.unsqueeze(dim)) for labels in parts]
