@@ -15,20 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, Position, Role, Slot, Tap
-from depfuse.groups.depgraph import Call
-from depfuse.groups.labels import TOUCHES_INPUT, ZERO, Classes, Factor, Labels
+from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, Role, Slot
+from depfuse.groups.labels import TOUCHES_INPUT, Classes, Factor, Labels
 from depfuse.groups.rules import KERNEL, TOUCHES_OUTPUT, Replay
+from depfuse.groups.taps import find_taps, position_tables
 
 NOT_USED = "not used in the forward pass"
 SINGLE = "a single channel"
-LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
-NORMALISATIONS = (
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
-    nn.LayerNorm,
-    nn.GroupNorm,
-)
 
 
 @dataclass(frozen=True)
@@ -141,7 +134,7 @@ def assemble(replay: Replay, classes: Classes) -> ChannelGroups:
     first_use = {key: place for place, key in enumerate(_first_uses(replay))}
     order = sorted(range(len(groups)), key=lambda g: first_use[groups[g].slots[0].key])
     groups, ranks = [groups[g] for g in order], [ranks[g] for g in order]
-    taps = _taps(replay, classes, groups, ranks)
+    taps = find_taps(replay, classes, groups, ranks)
     groups = [replace(group, taps=found) for group, found in zip(groups, taps, strict=True)]
     named = tuple(_named(groups))
     fixed, share = _coverage(replay, classes, named)
@@ -211,7 +204,7 @@ def _slots(occurrences: _Occurrences, units: Sequence[Sequence[int]]) -> tuple[S
         moving = np.array([spot.within is None for spot in occurrences.spots])[spots]
         rank, spots, positions = rank[moving], spots[moving], positions[moving]
     slots: list[Slot] = []
-    for spot, index in _tables(spots, rank, positions, len(units)):
+    for spot, index in position_tables(spots, rank, positions, len(units)):
         if index is None:
             return ()
         place = occurrences.spots[spot]
@@ -219,20 +212,6 @@ def _slots(occurrences: _Occurrences, units: Sequence[Sequence[int]]) -> tuple[S
         slots.extend(Slot(key, place.axis, index, place.role, within) for key in place.keys)
     produced = [slot for slot in slots if slot.role == "produces"]
     return tuple(produced + [slot for slot in slots if slot.role != "produces"])
-
-
-def _tables(
-    kinds: np.ndarray, ranks: np.ndarray, positions: np.ndarray, size: int
-) -> Iterable[tuple[int, Tensor | None]]:
-    """For each kind, positions by rank as (size, repeats); None where the ranks have unequal numbers."""
-    order = np.lexsort((ranks, kinds))
-    kinds, ranks, positions = kinds[order], ranks[order], positions[order]
-    found, starts = np.unique(kinds, return_index=True)
-    ends = np.append(starts[1:], len(kinds))
-    for kind, start, end in zip(found.tolist(), starts.tolist(), ends.tolist(), strict=True):
-        counts = np.bincount(ranks[start:end], minlength=size)
-        equal = bool((counts == counts[0]).all())
-        yield kind, torch.from_numpy(positions[start:end].reshape(size, -1).copy()) if equal else None
 
 
 def _named(groups: Sequence[ChannelGroup]) -> Iterable[ChannelGroup]:
@@ -248,87 +227,6 @@ def _layer(group: ChannelGroup) -> str:
     slot = group.slots[0]
     layer = slot.key.rpartition(".")[0] or slot.key
     return layer if slot.role != "consumes" else f"{layer} (input)"
-
-
-# --- taps -----------------------------------------------------------------------------------------
-
-
-def _taps(
-    replay: Replay, classes: Classes, groups: Sequence[ChannelGroup], ranks: Sequence[Sequence[Sequence[int]]]
-) -> list[tuple[Tap, ...]]:
-    """Modules whose input or output carries each free group's channels, one for each tensor."""
-    carriers = _Carriers(groups, ranks)
-    found: list[dict[tuple[object, int, Position], Tap]] = [{} for _ in groups]
-    times = Counter((call.module, call.side) for call in replay.trace.calls)
-    normalised = {
-        call.value
-        for call in replay.trace.calls
-        if call.side == "input" and isinstance(replay.trace.modules[call.module], NORMALISATIONS)
-    }
-    raw = {
-        call.value
-        for call in replay.trace.calls
-        if call.side == "output" and isinstance(replay.trace.modules[call.module], (*LAYERS, *NORMALISATIONS))
-    }
-    for call in replay.trace.calls:
-        module = replay.trace.modules[call.module]
-        position = _position(call, module, call.value in normalised, raw)
-        labels = replay.values.get(call.value)
-        if position is None or labels is None or times[call.module, call.side] > 1:
-            continue
-        for factor in labels.factors:
-            if len(factor.axes) != 1 or 0 in factor.axes:
-                continue
-            axis = next(iter(factor.axes))
-            flat = factor.labels.reshape(-1).numpy()
-            carried = np.where(flat == ZERO, classes.count, classes.of[flat])
-            for number, index in carriers.carried(carried):
-                tap = Tap(call.module, call.side, axis, index, position)  # type: ignore[arg-type]
-                found[number].setdefault((*call.value, position), tap)
-    return [tuple(taps.values()) for taps in found]
-
-
-class _Carriers:
-    """Which free group, and which of its channels, each class belongs to."""
-
-    def __init__(self, groups: Sequence[ChannelGroup], ranks: Sequence[Sequence[Sequence[int]]]) -> None:
-        self._sizes = [group.size for group in groups]
-        rows = [
-            (member, number, rank)
-            for number, (group, units) in enumerate(zip(groups, ranks, strict=True))
-            if group.fixed is None
-            for rank, unit in enumerate(units)
-            for member in unit
-        ]
-        table = np.array(rows, dtype=np.int64).reshape(-1, 3)
-        self._members, self._numbers, self._ranks = table[np.argsort(table[:, 0], kind="stable")].T
-
-    def carried(self, members: np.ndarray) -> Iterable[tuple[int, Tensor]]:
-        """(group number, index (n_channels, repeats)) of each group all of whose channels are among `members`."""
-        starts = np.searchsorted(self._members, members, "left")
-        counts = np.searchsorted(self._members, members, "right") - starts
-        rows = np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(int(counts.sum()))
-        positions = np.repeat(np.arange(len(members)), counts)
-        numbers, ranks = self._numbers[rows], self._ranks[rows]
-        for number in np.unique(numbers).tolist():
-            own = numbers == number
-            for _, index in _tables(numbers[own], ranks[own], positions[own], self._sizes[number]):
-                if index is not None:
-                    yield number, index
-
-
-def _position(call: Call, module: nn.Module, is_normalised: bool, raw: set[tuple[object, int]]) -> Position | None:
-    """Which side of the non-linearity a module's tensor lies on; None where it is no place to tap.
-
-    A block's output counts as after the non-linearity, unless it is what a layer or normalisation gave: the last
-    block of a stage may be read by a pooling function alone, and be no layer's input.
-    """
-    if call.side == "input":
-        return "after" if isinstance(module, LAYERS) else None
-    if isinstance(module, NORMALISATIONS) or (isinstance(module, LAYERS) and not is_normalised):
-        return "before"
-    is_block = next(module.children(), None) is not None
-    return "after" if is_block and call.value not in raw else None
 
 
 # --- what stays ------------------------------------------------------------------------------------
