@@ -7,12 +7,13 @@ sums, so they add up over batches and over processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depfuse.data.loader import Loader
@@ -70,19 +71,28 @@ def taps_of(group: ChannelGroup, choice: TapChoice) -> tuple[Tap, ...]:
 
 @dataclass(frozen=True)
 class _Reading:
-    """One tensor to read: an axis of a module's input or output."""
+    """One tensor to read: an axis of a module's input or output, or a linear map of it."""
 
     module: str
     side: str
     axis: int
+    through: tuple[str, str | None] | None
+
+    def taken(self, tensor: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """The tensor to read, channels last where it is a linear map of the module's."""
+        if self.through is None:
+            return tensor.movedim(self.axis, -1)
+        weight, bias = (None if key is None else state[key] for key in self.through)
+        assert weight is not None
+        return F.linear(tensor.movedim(self.axis, -1), weight, bias)
 
     def rows(self, tensor: Tensor, index: Tensor | None) -> Tensor:
-        """Read samples by channels, (n_samples, n_channels), without a copy where the layout allows.
+        """Samples by channels, (n_samples, n_channels), of what was taken; without a copy where the layout allows.
 
         Without `index` every position of the axis is a channel; with it (n_channels, repeats), each repeat is a
         sample of its own.
         """
-        moved = tensor.detach().movedim(self.axis, -1)
+        moved = tensor.detach()
         if index is not None:
             moved = moved[..., index.to(tensor.device)].transpose(-1, -2)
         return moved.reshape(-1, moved.shape[-1])
@@ -168,7 +178,7 @@ def _plan(groups: ChannelGroups, choice: TapChoice) -> dict[tuple[_Reading, int]
     plan: dict[tuple[_Reading, int], tuple[Tensor | None, Uses]] = {}
     for group in groups.free:
         for tap in taps_of(group, choice):
-            reading = _Reading(tap.module, tap.side, tap.axis)
+            reading = _Reading(tap.module, tap.side, tap.axis, tap.through)
             if tap.index.shape[1] == 1:
                 plan.setdefault((reading, 0), (None, []))[1].append((group.name, tap.index[:, 0]))
             else:
@@ -199,7 +209,7 @@ def _by_group(
 @contextmanager
 def _captured(model: nn.Module, readings: set[_Reading]) -> Iterator[dict[_Reading, Tensor]]:
     """Have the model's tapped tensors written to a dict at each forward pass."""
-    modules = dict(model.named_modules())
+    modules, state = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
     captured: dict[_Reading, Tensor] = {}
     handles = []
     for reading in readings:
@@ -207,7 +217,7 @@ def _captured(model: nn.Module, readings: set[_Reading]) -> Iterator[dict[_Readi
         def keep(module: nn.Module, inputs: Any, result: Any = None, reading: _Reading = reading) -> None:
             tensor = result if reading.side == "output" else inputs[0]
             # An in-place activation would overwrite what a normalisation gave.
-            captured[reading] = tensor.clone() if reading.side == "output" else tensor
+            captured[reading] = reading.taken(tensor.clone() if reading.side == "output" else tensor, state)
 
         module = modules[reading.module]
         if reading.side == "output":

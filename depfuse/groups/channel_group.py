@@ -76,6 +76,10 @@ class Tap:
     `index` is (n_channels, repeats): the positions of each channel on `axis` of that tensor.
     `position` tells on which side of the non-linearity the tensor lies: `before` (what a layer and its
     normalisation give) or `after` (what the next layer takes in).
+
+    `through` names a weight (n_out, n_in) and a bias or None, both state-dict keys: the channels are those of this
+    linear map of the module's tensor, its axis `axis` brought last. Attention that projects by a function instead of
+    a layer shows its heads in no other way.
     """
 
     module: str
@@ -83,6 +87,7 @@ class Tap:
     axis: int
     index: Tensor
     position: Position
+    through: tuple[str, str | None] | None = None
 
 
 @dataclass(frozen=True, eq=False)

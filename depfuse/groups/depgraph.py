@@ -29,11 +29,15 @@ Example = Tensor | Sequence[Any] | dict[str, Any]
 
 @dataclass(frozen=True)
 class Call:
-    """One tensor that went into or came out of a module, as (operation that made it, output number)."""
+    """One tensor that went into or came out of a module, as (operation that made it, output number).
+
+    `first` tells whether it is the module's first positional input, or its only output.
+    """
 
     module: str
     side: str
     value: tuple[Any, int]
+    first: bool
 
 
 @dataclass(frozen=True)
@@ -246,8 +250,9 @@ def _recorded(network: nn.Module) -> Iterator[tuple[list[Call], list[tuple[int, 
     sequence_number: Callable[[], int] = torch._C._autograd._get_sequence_nr
 
     def note(name: str, side: str, value: Any) -> None:
+        first = value[0] if side == "input" and value else value
         traced = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
-        calls.extend(Call(name, side, (leaf.grad_fn, leaf.output_nr)) for leaf in traced)
+        calls.extend(Call(name, side, (leaf.grad_fn, leaf.output_nr), leaf is first) for leaf in traced)
 
     def before(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, keywords: Any) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +13,12 @@ from torch import Tensor, nn
 
 from depfuse.groups.channel_group import ChannelGroup, Position, Tap
 from depfuse.groups.depgraph import Call
-from depfuse.groups.labels import ZERO, Classes
-from depfuse.groups.rules import Replay
+from depfuse.groups.labels import ZERO, Classes, Labels
+from depfuse.groups.rules import RESHAPES, Replay, operation_name
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+PRODUCTS = ("Mm", "Addmm")
+MOVEMENTS = (*RESHAPES, "Permute", "Transpose", "T", "Roll", "Slice", "Clone", "ConstantPadNd", "Index", "AsStrided")
 NORMALISATIONS = (
     nn.modules.batchnorm._BatchNorm,
     nn.modules.instancenorm._InstanceNorm,
@@ -44,18 +48,67 @@ def find_taps(
         module = replay.trace.modules[call.module]
         position = _position(call, module, call.value in normalised, raw)
         labels = replay.values.get(call.value)
-        if position is None or labels is None or times[call.module, call.side] > 1:
+        if position is None or labels is None or not call.first or times[call.module, call.side] > 1:
             continue
-        for factor in labels.factors:
-            if len(factor.axes) != 1 or 0 in factor.axes:
-                continue
-            axis = next(iter(factor.axes))
-            flat = factor.labels.reshape(-1).numpy()
-            carried = np.where(flat == ZERO, classes.count, classes.of[flat])
-            for number, index in carriers.carried(carried):
+        for axis, flat in _channel_axes(labels):
+            for number, index in carriers.carried(_classes_of(flat, classes)):
                 tap = Tap(call.module, call.side, axis, index, position)  # type: ignore[arg-type]
                 found[number].setdefault((*call.value, position), tap)
+    missing = {number for number, taps in enumerate(found) if not taps and groups[number].fixed is None}
+    if missing:
+        places = {call.value: call for call in replay.trace.calls if call.first and times[call.module, call.side] == 1}
+        for tap, flat in _projections(replay, places):
+            for number, index in carriers.carried(_classes_of(flat, classes)):
+                if number in missing:
+                    found[number].setdefault((tap.module, len(found[number]), "before"), replace(tap, index=index))
     return [tuple(taps.values()) for taps in found]
+
+
+def _channel_axes(labels: Labels) -> Iterable[tuple[int, np.ndarray]]:
+    """(axis, labels (n_positions,)) of each factor that lies along one axis, the batch's left out."""
+    for factor in labels.factors:
+        if len(factor.axes) == 1 and 0 not in factor.axes:
+            yield next(iter(factor.axes)), factor.labels.reshape(-1).numpy()
+
+
+def _classes_of(flat: np.ndarray, classes: Classes) -> np.ndarray:
+    return np.where(flat == ZERO, classes.count, classes.of[flat])
+
+
+def _projections(replay: Replay, places: Mapping[tuple[Any, int], Call]) -> Iterable[tuple[Tap, np.ndarray]]:
+    """Linear maps of tapped tensors by a function, as taps without index, and the labels of what they give."""
+    for operation in replay.trace.operations:
+        if operation_name(operation) not in PRODUCTS:
+            continue
+        edges = operation.next_functions
+        weight = _key(replay, edges[-1][0])
+        bias = _key(replay, edges[0][0]) if len(edges) == 3 else None
+        operand = edges[-2]
+        if weight is None or operand[0] is None or operand not in replay.values:
+            continue
+        wanted = list(_channel_axes(replay.values[operand]))
+        given = list(_channel_axes(replay.values[operation, 0]))
+        while operand not in places and _moves(operand[0]):
+            operand = operand[0].next_functions[0]
+        if operand not in places or len(wanted) != 1 or len(given) != 1:
+            continue
+        for axis, flat in _channel_axes(replay.values[operand]):
+            if np.array_equal(flat, wanted[0][1]):
+                call = places[operand]
+                tap = Tap(call.module, call.side, axis, torch.empty(0), "before", (weight, bias))  # type: ignore[arg-type]
+                yield tap, given[0][1]
+
+
+def _key(replay: Replay, node: Any) -> str | None:
+    """State-dict key of a whole parameter, transposed or not."""
+    while node is not None and operation_name(node) in ("T", "Transpose"):
+        node = node.next_functions[0][0]
+    keys = replay.trace.leaves.get(id(node.variable), ()) if hasattr(node, "variable") else ()
+    return keys[0] if keys else None
+
+
+def _moves(operation: Any) -> bool:
+    return operation is not None and not hasattr(operation, "variable") and operation_name(operation) in MOVEMENTS
 
 
 class _Carriers:
