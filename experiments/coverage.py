@@ -27,6 +27,7 @@ import contextlib
 import csv
 import json
 import multiprocessing
+import re
 import sys
 import time
 import traceback
@@ -183,13 +184,11 @@ def seconds_of_a_pass(model: nn.Module, example: Tensor) -> float:
 
 
 def count_parameters(arch: str) -> tuple[str, int | None]:
-    """(architecture, number of parameters), without allocating them; None where that cannot be told."""
-    try:
-        with torch.device("meta"):
-            model = build_network(arch)
-        return arch, sum(parameter.numel() for parameter in model.parameters())
-    except Exception:  # some networks cannot be built without memory
-        return arch, None
+    """(architecture, number of parameters), without allocating them where that is possible; None where it fails."""
+    for device in ("meta", "cpu"):  # some networks read values while they are built
+        with contextlib.suppress(Exception), torch.device(device):
+            return arch, sum(parameter.numel() for parameter in build_network(arch).parameters())
+    return arch, None
 
 
 def _rounded(seconds: float) -> float:
@@ -383,13 +382,22 @@ def _failures(rows: Sequence[Row]) -> list[str]:
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in rows:
         if row["status"] != "proved":
-            found[row["status"], row["why"]].append(_label(row))
+            found[row["status"], _kinds(row)].append(_label(row))
     lines = [
         f"- {status}: {why or 'no reason'} — {named(names, 6)}"
         for (status, why), names in sorted(found.items(), key=lambda item: (item[0][0], -len(item[1])))
     ]
     total = sum(map(len, found.values()))
     return [f"Not proved: {total}", "", *lines]
+
+
+def _kinds(row: Row) -> str:
+    """What `why` says, without the places: equal for networks that fail in the same way."""
+    if row["status"] != "refused":
+        return str(row["why"])
+    reasons = re.findall(r" \(((?:[^()]|\(\))*)\)(?:; |$)", row["why"]) or [row["why"]]
+    kinds = (re.sub(r"\d+(\.\d+)?e[+-]\d+", "...", re.sub(r" in (the network itself|\S+)", "", r)) for r in reasons)
+    return "; ".join(dict.fromkeys(kinds))
 
 
 def total_memory() -> float:

@@ -23,7 +23,7 @@ from depfuse.running import evaluating, modules_in_order
 FIXED = (0.80, 0.80, 0.80)
 LAYERS_PER_ROW = 44
 LEGEND = 15
-LONGEST_NAME = 26
+LONGEST_NAME = 32
 _READS, _GIVES = 0, 1  # sides of a layer, and the roles of the slots on them
 _SIDES = {"consumes": _READS, "produces": _GIVES}
 
@@ -177,7 +177,8 @@ def _add_legend(
 ) -> None:
     """Name the groups that most tensors belong to."""
     free = [number for number, group in enumerate(groups.groups) if group.fixed is None]
-    chosen = sorted(sorted(free, key=lambda number: -len(groups.groups[number].slots))[:LEGEND])
+    layers = {groups.groups[number].name.partition("#")[0]: number for number in reversed(free)}  # one of several alike
+    chosen = sorted(sorted(layers.values(), key=lambda number: -len(groups.groups[number].slots))[:LEGEND])
     entries = [
         Patch(color=colours[number], label=f"{groups.groups[number].name} ({groups.groups[number].size})")
         for number in chosen
