@@ -18,7 +18,7 @@ from depfuse.groups.reasons import by_reason, named, unexpected
 Detail = Literal["brief", "usual", "full"]
 ROLES = ("produces", "scales", "consumes")
 # Lines per role, and names per list, that are shown before the rest is counted.
-_LINES = {"brief": 0, "usual": 6, "full": None}
+_LINES = {"brief": 0, "usual": 4, "full": None}
 _NAMES = {"brief": 4, "usual": 8, "full": None}
 _NUMBER = re.compile(r"#\d+")
 
