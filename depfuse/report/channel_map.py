@@ -84,7 +84,9 @@ def group_colours(count: int) -> list[tuple[float, float, float]]:
     """Colours (red, green, blue) that differ most between groups that follow one another."""
     golden = (5**0.5 - 1) / 2
     shades = ((0.85, 0.80), (0.55, 0.95), (0.95, 0.55))  # saturation, value
-    return [colorsys.hsv_to_rgb((0.58 + golden * number) % 1.0, *shades[number % 3]) for number in range(count)]
+    # Hues come close to one another again after 55, 89, 144, ... steps: there the shade differs.
+    shade = [shades[(number + number // 55) % 3] for number in range(count)]
+    return [colorsys.hsv_to_rgb((0.58 + golden * number) % 1.0, *shade[number]) for number in range(count)]
 
 
 def _layers(model: nn.Module, example: Tensor, groups: ChannelGroups) -> list[_Layer]:
