@@ -136,11 +136,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     if not head:
         raise CheckpointError(f"{path} is empty")
-    # By content, not by name: a zip archive or a pickle is torch's, safetensors starts with its header.
-    if head.startswith((b"PK", b"\x80")):
-        state, card = _plain_state(path, _load_torch(path)), None
-    elif head[8:9] == b"{":
+    # By content, not by name. Safetensors starts with the length of its header (8 bytes, the lowest first) and the
+    # header, so its first bytes may by chance be those of a pickle or a zip archive; theirs give no such length.
+    if head[8:9] == b"{" and head[4:8] == bytes(4):
         state, card = _load_safetensors(path)
+    elif head.startswith((b"PK", b"\x80")):
+        state, card = _plain_state(path, _load_torch(path)), None
     else:
         raise CheckpointError(f"{path} is no checkpoint: neither safetensors nor a file of torch.save")
     if not state:

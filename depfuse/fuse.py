@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from depfuse.agreement import Disagreement
 from depfuse.align import Coupling, Couplings, align
 from depfuse.data.loader import Loader
-from depfuse.errors import RecipeError
-from depfuse.groups import ChannelGroups, find_groups, prove_groups
+from depfuse.errors import DepfuseWarning, GroupError, RecipeError
+from depfuse.groups import ChannelGroups, explain, find_groups, not_followed, prove_groups
 from depfuse.merge import average
 from depfuse.recipe import Recipe
 from depfuse.renorm import renormalise
@@ -64,6 +65,7 @@ def fuse(
     *,
     example: Tensor | None = None,
     groups: ChannelGroups | None = None,
+    allow_fixed: bool = True,
     on_step: OnStep | None = None,
 ) -> FusionResult:
     """Fuse parents of one architecture into a child.
@@ -83,6 +85,9 @@ def fuse(
         An input (1, C, H, W) to trace with; one calibration image where None.
     groups
         Proved channel groups of this architecture, to skip finding them again.
+    allow_fixed
+        Where a part of the network could not be followed or proved (see `not_followed`), leave its channels where they
+        are, warn, and fuse the rest; raise where False.
     on_step
         Called with the name of each step as it begins.
 
@@ -90,6 +95,8 @@ def fuse(
     ------
     RecipeError
         The parents do not match, or the recipe does not suit them.
+    GroupError
+        A part of the network could not be followed or proved, and `allow_fixed` is False.
     GroupError, ArchitectureError, DataError
         See `find_groups`, `prove_groups` and `align`.
     """
@@ -111,6 +118,7 @@ def fuse(
         if groups is None:
             example = example if example is not None else _example(calibration)
             groups = prove_groups(models[0], find_groups(models[0], example), example, seed=recipe.seed)
+        _check_followed(models[0], groups, allow_fixed)
     with step("align"):
         judge = None if calibration is None else Disagreement(models, groups, recipe.renorm, calibration)
         couplings = align(models, groups, recipe, calibration, judge)
@@ -149,6 +157,17 @@ def check_parents(models: Sequence[nn.Module]) -> None:
                 )
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise RecipeError(f"parent {number} holds NaN or infinite values in {key}: it cannot be fused")
+
+
+def _check_followed(model: nn.Module, groups: ChannelGroups, allow_fixed: bool) -> None:
+    """Warn of what could not be followed or proved, or raise `GroupError` where that is not allowed."""
+    wrong = not_followed(groups)
+    if not wrong:
+        return
+    fixed = f"a part of {type(model).__name__} stays fixed: {explain(wrong)}"
+    if not allow_fixed:
+        raise GroupError(f"{fixed}; allow that with --allow-fixed (allow_fixed=True in Python) to fuse the rest")
+    warnings.warn(f"{fixed}; the rest is fused", DepfuseWarning, stacklevel=3)
 
 
 def _example(calibration: Loader | None) -> Tensor:

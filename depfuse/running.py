@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +29,33 @@ def evaluating(*models: nn.Module, auxiliary: Iterable[str] = ()) -> Iterator[No
     finally:
         for module, training in modes:
             module.training = training
+
+
+def raised_in(model: nn.Module, error: BaseException) -> str:
+    """Name of the innermost module of the network whose forward pass an exception came out of; '' for itself."""
+    names = {id(module): name for name, module in model.named_modules()}
+    place = ""
+    step = error.__traceback__
+    while step is not None:
+        place = names.get(id(step.tb_frame.f_locals.get("self")), place)
+        step = step.tb_next
+    return place
+
+
+def modules_in_order(model: nn.Module, run: Callable[[], object]) -> list[str]:
+    """Names of the modules, in the order in which they first ran during `run`; '' is the network itself."""
+    order: dict[str, None] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *_: order.setdefault(name)
+
+    handles = [module.register_forward_pre_hook(note(name)) for name, module in model.named_modules()]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(order)
 
 
 def choose_layout(model: nn.Module, image: Tensor) -> tuple[torch.memory_format, Any]:

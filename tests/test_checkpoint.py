@@ -57,6 +57,19 @@ def test_what_was_written_is_read_back_with_its_card(tmp_path: Path, network: nn
     assert [file.name for file in tmp_path.iterdir()] == ["net.safetensors"]
 
 
+def test_headers_of_any_length_are_told_from_pickles_and_archives(tmp_path: Path) -> None:
+    """A header of 1408 bytes makes the first byte 0x80, as a pickle's is; one of 19280 bytes begins with PK."""
+    path, firsts = tmp_path / "net.safetensors", set()
+    for length in (*range(600, 1000, 8), *range(19280 - 480, 19280, 8)):
+        write_checkpoint(path, {"weight": torch.ones(2)}, Card(architecture="x" * length))
+        firsts.add(path.read_bytes()[:2])
+        card = read_checkpoint(path).card
+        assert card is not None
+        assert card.architecture == "x" * length
+    assert b"PK" in firsts
+    assert any(first.startswith(b"\x80") for first in firsts)
+
+
 def test_the_same_network_gives_the_same_file(tmp_path: Path, network: nn.Module) -> None:
     for name in ("a", "b"):
         write_checkpoint(tmp_path / name, network.state_dict(), Card(architecture=ARCH))

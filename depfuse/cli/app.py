@@ -31,9 +31,9 @@ COMMANDS = {
     "groups": _Command(
         "depfuse.cli.groups:groups",
         "Find, prove and print the channel groups of a network.\n\n"
-        "The exit code is 1 when a group could not be followed or proved, and 0 when all that is fixed"
-        " touches the network's input or output.",
-        "depfuse groups torchvision:resnet18",
+        "The exit code is 1 when something could not be followed or proved (unless --allow-fixed), and 0 when"
+        " all that is fixed has to be, such as what touches the network's input or output.",
+        "depfuse groups torchvision:resnet18 --plot groups.png",
     ),
     "train": _Command(
         "depfuse.cli.train:train",
@@ -86,7 +86,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0: done; 1: `depfuse groups` could not prove everything; 2: the input or the way it was asked for is
+    0: done; 1: `depfuse groups` could not follow or prove everything; 2: the input or the way it was asked for is
     wrong, said in one sentence on standard error, and nothing was written; 130: interrupted. Any other
     exception is a mistake in the program and keeps its traceback.
     """

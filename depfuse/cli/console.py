@@ -13,6 +13,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from depfuse.errors import DepfuseWarning
 
+_UNFOLDED = 10_000
+
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -88,9 +90,9 @@ class Screen:
             yield Work(progress)
 
     def show(self, result: RenderableType) -> None:
-        """Print a table on standard output."""
+        """Print a table or a tree on standard output; it is folded to fit a terminal, and nothing else."""
         if not self._quiet:
-            Console().print(result)
+            Console(width=None if sys.stdout.isatty() else _UNFOLDED).print(result)
 
     def say(self, text: str) -> None:
         """Print plain text on standard output, not wrapped."""

@@ -102,6 +102,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         request.recipe,
         calibration,
         example=inputs.data.example(device=device),
+        allow_fixed=request.fusion.allow_fixed,
         on_step=lambda step: work.step(STEPS.get(step, step)),
     )
     fused = _Fused(inputs, result, calibration, inputs.test_loader(request.recipe.batch_size))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
+from depfuse.checkpoint import replacing
 from depfuse.cli.console import Screen
-from depfuse.cli.options import Architecture, RunOptions, SeedOption, spread
+from depfuse.cli.options import AllowFixed, Architecture, RunOptions, SeedOption, spread
+from depfuse.cli.outputs import check_outputs
 from depfuse.device import resolve_device
 from depfuse.errors import ArchitectureError
-from depfuse.groups import ChannelGroups, find_groups, prove_groups
-from depfuse.groups.labels import TOUCHES_INPUT
-from depfuse.groups.rules import TOUCHES_OUTPUT
+from depfuse.groups import find_groups, not_followed, prove_groups
 from depfuse.models import build_network, example_shape
+from depfuse.report.channel_map import draw_channels
+from depfuse.report.group_tree import Detail, group_tree, summary_line
+from depfuse.report.plots import plot_kind
 
 
 @spread
@@ -30,10 +34,27 @@ def groups(
         ),
     ] = None,
     prove: Annotated[bool, typer.Option("--prove/--no-prove", help="Permute every group at random in float64.")] = True,
+    verbose: Annotated[
+        bool | None,
+        typer.Option(
+            "--verbose/--brief",
+            help="Every member of every group, or one line per group. Default: long lists are cut short.",
+            show_default=False,
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot", metavar="FILE", help="Draw each layer's channels, coloured by group (.png, .pdf or .svg)."
+        ),
+    ] = None,
+    allow_fixed: AllowFixed = False,
     seed: SeedOption = 0,
 ) -> None:
     """Print the channel groups of a network with random weights."""
     shape = None if input_shape is None else _shape(input_shape)
+    kind = None if plot is None else plot_kind(plot)
+    check_outputs({"--plot": plot})
     device = resolve_device(options.device)
     screen = Screen(options.quiet)
     with screen.working() as work:
@@ -46,9 +67,15 @@ def groups(
         if prove:
             work.step("proving them")
             found = prove_groups(model, found, example, seed=seed)
-    screen.say(str(found))
-    screen.say(_summary(found))
-    if _not_followed(found):
+        if plot is not None and kind is not None:
+            work.step("drawing them")
+            with replacing(plot) as unfinished:
+                draw_channels(arch, model, example, found, unfinished, kind)
+    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    details: dict[bool | None, Detail] = {None: "usual", True: "full", False: "brief"}
+    screen.show(group_tree(arch, found, shapes, details[verbose]))
+    screen.say(summary_line(found))
+    if not_followed(found) and not allow_fixed:
         raise typer.Exit(1)
 
 
@@ -60,15 +87,3 @@ def _shape(text: str) -> tuple[int, ...]:
     if not shape or min(shape) < 1:
         raise ArchitectureError(f"--input-shape {text!r} must be positive whole numbers like 3,224,224")
     return shape
-
-
-def _not_followed(found: ChannelGroups) -> dict[str, str]:
-    """Names and reasons of the groups that are fixed though they touch neither input nor output."""
-    return {name: reason for name, reason in found.fixed.items() if reason not in (TOUCHES_INPUT, TOUCHES_OUTPUT)}
-
-
-def _summary(found: ChannelGroups) -> str:
-    proof = "not proved" if found.proof_error is None else f"proved, relative error {found.proof_error:.1e}"
-    wrong = _not_followed(found)
-    named = "; ".join(f"{name} is fixed: {reason}" for name, reason in wrong.items())
-    return f"{proof}{f'; {named}' if wrong else ''}"

@@ -45,6 +45,13 @@ ArchitectureOption = Annotated[
 ReportOption = Annotated[
     Path | None, typer.Option("--report", metavar="FILE", help="Write everything that was found as JSON.")
 ]
+AllowFixed = Annotated[
+    bool,
+    typer.Option(
+        "--allow-fixed",
+        help="Go on where a part of the network could not be followed or proved: that part stays as it is.",
+    ),
+]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
 
 
@@ -100,6 +107,7 @@ class FusionOptions:
         Path | None,
         typer.Option("--plot", metavar="FILE", help="Draw the path between two parents (.png, .pdf or .svg)."),
     ] = None
+    allow_fixed: AllowFixed = False
 
 
 SHORT_FLAGS = {"learning_rate": ("--lr",)}

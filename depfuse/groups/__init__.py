@@ -3,6 +3,7 @@
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, Slot, Tap, random_permutations
 from depfuse.groups.find import find_groups
 from depfuse.groups.invariance import TOLERANCE, prove_groups
+from depfuse.groups.reasons import explain, not_followed
 
 __all__ = [
     "TOLERANCE",
@@ -10,7 +11,9 @@ __all__ = [
     "ChannelGroups",
     "Slot",
     "Tap",
+    "explain",
     "find_groups",
+    "not_followed",
     "prove_groups",
     "random_permutations",
 ]

@@ -8,6 +8,7 @@ from torch import nn
 
 from depfuse.groups.assemble import assemble
 from depfuse.groups.auxiliary import trace_with_auxiliary
+from depfuse.groups.branching import BranchWatch, fix_branches
 from depfuse.groups.channel_group import ChannelGroups
 from depfuse.groups.depgraph import Example
 from depfuse.groups.labels import settle
@@ -18,6 +19,7 @@ def find_groups(model: nn.Module, example: Example) -> ChannelGroups:
     """Channel groups of a network, not yet proved.
 
     The network is traced in eval mode, together with its auxiliary heads, on its own device, and left as it was.
+    The channels of a module whose computation depends on values (`branching.py`) are fixed.
 
     Parameters
     ----------
@@ -32,7 +34,9 @@ def find_groups(model: nn.Module, example: Example) -> ChannelGroups:
     ArchitectureError
         The forward pass raises on the example, or returns nothing that depends on it.
     """
-    traced, auxiliary = trace_with_auxiliary(model, example)
+    with BranchWatch(example) as watch:
+        traced, auxiliary = trace_with_auxiliary(model, example)
     replay = Replay(traced)
     replay.run()
+    fix_branches(replay, watch.branches)
     return replace(assemble(replay, settle(replay.ledger)), auxiliary=auxiliary)

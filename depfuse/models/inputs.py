@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from depfuse.errors import ArchitectureError, DataError
-from depfuse.models.registry import NETWORKS, build_network, parse_architecture
+from depfuse.models.registry import NETWORKS, Architecture, build_network, parse_architecture
+from depfuse.running import raised_in
 
+_USUAL_SIDE = 224  # of the images of ImageNet, where a library says nothing
+# Channels do not depend on the size of the images, and time does: networks made for larger ones get this size
+# where they take it.
+_LARGEST_SIDE = 320
 # Tried in this order on networks that do not say what they take.
 _COMMON_SHAPES = ((3, 32, 32), (1, 28, 28), (3, 224, 224), (1, 8, 8), (3, 299, 299))
 
@@ -15,8 +22,8 @@ _COMMON_SHAPES = ((3, 32, 32), (1, 28, 28), (3, 224, 224), (1, 8, 8), (3, 299, 2
 def example_shape(arch: str, model: nn.Module | None = None) -> tuple[int, ...]:
     """Find the shape (C, H, W) of an image that suits the architecture, without any data at hand.
 
-    The built-in networks, torchvision's and timm's say it themselves; on a user's own network a few
-    common shapes are tried.
+    The built-in networks say it themselves, torchvision's and timm's in the descriptions of their weights; on a
+    user's own network a few common shapes are tried.
 
     Parameters
     ----------
@@ -35,18 +42,53 @@ def example_shape(arch: str, model: nn.Module | None = None) -> tuple[int, ...]:
         channels, height, width = NETWORKS[architecture.name].example
         return int(architecture.arguments.get("in_channels", channels)), height, width
     if architecture.source == "torchvision":
-        side = 299 if architecture.name == "inception_v3" else architecture.arguments.get("image_size", 224)
-        return 3, int(side), int(side)
+        return _of_torchvision(architecture)
     network = build_network(arch) if model is None else model
     if architecture.source == "timm":
-        size = getattr(network, "default_cfg", {}).get("input_size", (3, 224, 224))
-        return int(architecture.arguments.get("in_chans", size[0])), int(size[1]), int(size[2])
+        return _of_timm(architecture, network)
     first = next(network.parameters(), torch.empty(0))
+    failures: dict[str, None] = {}
     for shape in _COMMON_SHAPES:
-        if _failure(network, torch.zeros(1, *shape, dtype=first.dtype, device=first.device)) is None:
+        failure = _failure(network, torch.zeros(1, *shape, dtype=first.dtype, device=first.device))
+        if failure is None:
             return shape
+        failures[failure] = None
+    if len(failures) == 1:  # then it is not the shape
+        raise ArchitectureError(f"the forward pass of {arch} raises on inputs of any shape: {next(iter(failures))}")
     tried = ", ".join("x".join(map(str, shape)) for shape in _COMMON_SHAPES)
     raise ArchitectureError(f"{arch} takes none of the input shapes {tried}: give its own with --input-shape C,H,W")
+
+
+def _of_torchvision(architecture: Architecture) -> tuple[int, int, int]:
+    """The smallest size that any of the network's published weights are for."""
+    from torchvision.models import get_model_weights
+
+    size = architecture.arguments.get("image_size", architecture.arguments.get("input_size"))
+    if size is None:
+        sides = []
+        for weights in get_model_weights(architecture.name):
+            side = getattr(weights.transforms, "keywords", {}).get("crop_size")
+            if isinstance(side, int):  # the images of videos have two
+                smallest = max(weights.meta.get("min_size", (1, 1)))
+                sides.append(max(min(side, _LARGEST_SIDE), smallest))
+        size = min(sides, default=_USUAL_SIDE)
+    height, width = (size, size) if isinstance(size, int) else size
+    return 3, int(height), int(width)
+
+
+def _of_timm(architecture: Architecture, network: nn.Module) -> tuple[int, int, int]:
+    described: dict[str, Any] = getattr(network, "default_cfg", None) or {}
+    channels, height, width = described.get("input_size", (3, _USUAL_SIDE, _USUAL_SIDE))
+    size = architecture.arguments.get("img_size")
+    if size is not None:
+        height, width = (size, size) if isinstance(size, int) else size
+    channels = int(architecture.arguments.get("in_chans", channels))
+    smaller = channels, min(height, _LARGEST_SIDE), min(width, _LARGEST_SIDE)
+    if size is None and max(height, width) > _LARGEST_SIDE and not described.get("fixed_input_size", False):
+        first = next(network.parameters(), torch.empty(0))
+        if _failure(network, torch.zeros(1, *smaller, dtype=first.dtype, device=first.device)) is None:
+            return smaller
+    return channels, int(height), int(width)
 
 
 def check_input(model: nn.Module, example: Tensor, *, classes: int | None = None) -> None:
@@ -84,7 +126,9 @@ def _failure(model: nn.Module, example: Tensor) -> str | None:
         with torch.no_grad():
             _evaluate(model, example)
     except Exception as error:  # a network may raise anything on images it was not made for
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        place = raised_in(model, error)
+        return f"{reason} (in {place})" if place else reason
     return None
 
 

@@ -55,6 +55,11 @@ def draw_path(report: PathReport, path: Path, kind: str = "png") -> None:
     figure.suptitle(f"{first}  →  {second}", fontsize="medium")
     handles, labels = accuracy.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    save(figure, path, kind)
+
+
+def save(figure: Figure, path: Path, kind: str) -> None:
+    """Write a figure as png, pdf or svg, the same bytes for the same figure."""
     # Dates and random names in the file would make equal runs differ.
     metadata = {"png": None, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
     with matplotlib.rc_context({"svg.hashsalt": "depfuse"}):

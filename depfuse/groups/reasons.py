@@ -1,0 +1,61 @@
+"""Why something stays where it is: because it must, or because it could not be followed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from depfuse.groups.assemble import NOT_USED, SINGLE
+from depfuse.groups.channel_group import ChannelGroups
+from depfuse.groups.rules import KERNEL, MULTIPLIES_ZEROS, TOUCHES_INPUT, TOUCHES_OUTPUT
+
+# What no permutation could move, or what nothing is gained by moving.
+EXPECTED = frozenset({TOUCHES_INPUT, TOUCHES_OUTPUT, SINGLE, NOT_USED, KERNEL, MULTIPLIES_ZEROS})
+SEPARATOR = "; "  # between the reasons of a tensor that has several
+
+
+def unexpected(reason: str) -> str:
+    """Those parts of a reason that are not among `EXPECTED`; empty where all of them are."""
+    return SEPARATOR.join(part for part in reason.split(SEPARATOR) if part not in EXPECTED)
+
+
+def not_followed(groups: ChannelGroups) -> dict[str, str]:
+    """What is fixed because it could not be followed or proved.
+
+    Returns
+    -------
+    dict
+        Group or state-dict key -> reason. A tensor is left out where a fixed group says the same already.
+    """
+    found = {name: why for name, reason in groups.fixed.items() if (why := unexpected(reason))}
+    said = set(found.values())
+    for key, reason in groups.fixed_tensors.items():
+        if (why := unexpected(reason)) and not said.issuperset(why.split(SEPARATOR)):
+            found.setdefault(key, why)
+    return found
+
+
+def by_reason(places: Mapping[str, str]) -> dict[str, list[str]]:
+    """Reason -> the places that have it, in their order."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for place, reason in places.items():
+        found[reason].append(place)
+    return dict(found)
+
+
+def named(places: Sequence[str], most: int = 3) -> str:
+    """Say `a, b, c and 4 more`."""
+    shown = list(places[:most])
+    rest = len(places) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest else "")
+
+
+def explain(wrong: Mapping[str, str], most: int = 3) -> str:
+    """Places and reasons of `not_followed` in one sentence, long lists cut short."""
+    found = by_reason(wrong)
+    parts = [f"{named(places)} ({reason})" for reason, places in found.items()]
+    return _joined(parts[:most], len(parts) - most)
+
+
+def _joined(parts: Iterable[str], left: int) -> str:
+    return "; ".join(parts) + (f"; and {left} more reasons" if left > 0 else "")

@@ -1,0 +1,163 @@
+"""Channel groups as a tree that a person can read, and in one line."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.text import Text
+from rich.tree import Tree
+from torch import Tensor
+
+from depfuse.groups import ChannelGroup, ChannelGroups, Slot, explain, not_followed
+from depfuse.groups.reasons import by_reason, named, unexpected
+
+Detail = Literal["brief", "usual", "full"]
+ROLES = ("produces", "scales", "consumes")
+# Lines per role, and names per list, that are shown before the rest is counted.
+_LINES = {"brief": 0, "usual": 4, "full": None}
+_NAMES = {"brief": 4, "usual": 8, "full": None}
+_NUMBER = re.compile(r"#\d+")
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """Groups that have the same members, each with channels of its own: the blocks of a grouped convolution."""
+
+    groups: tuple[ChannelGroup, ...]
+
+    def title(self, remark: str) -> Text:
+        first, last = self.groups[0], self.groups[-1]
+        if len(self.groups) == 1:
+            return Text.assemble((first.name, "bold"), f": {_counted(first.size, 'channel')}{remark}")
+        names = f"{first.name} to {last.name.rpartition('#')[2]}"
+        sizes = f"{len(self.groups)} groups of {_counted(first.size, 'channel')} each"
+        return Text.assemble((names, "bold"), f": {sizes}{remark or ', the first of them:'}")
+
+
+def group_tree(
+    title: str, groups: ChannelGroups, shapes: Mapping[str, Sequence[int]], detail: Detail = "usual"
+) -> Tree:
+    """One branch per free group, with its members by role and its taps; what is fixed, by reason, at the end.
+
+    Parameters
+    ----------
+    title
+        Name of the network.
+    groups
+        Its groups.
+    shapes
+        State-dict key -> shape of the tensor: members that cover a part of an axis are shown with their positions.
+    detail
+        `brief` counts a group's members, `full` cuts no list short.
+    """
+    tree = Tree(Text(title, style="bold"), guide_style="dim")
+    for alike in _gathered(groups.free):
+        example = alike.groups[0]
+        branch = tree.add(alike.title(f" ({_members_counted(example)})" if detail == "brief" else ""))
+        if detail == "brief":
+            continue
+        for role in ROLES:
+            slots = [slot for slot in example.slots if slot.role == role]
+            lines = list(_member_lines(slots, shapes))
+            if lines:
+                branch.add(_listed(role, lines, _LINES[detail]))
+        if example.taps:
+            taps = [f"{tap.module or 'the network'} {tap.side} ({tap.position})" for tap in example.taps]
+            branch.add(_listed("taps", taps, _LINES[detail]))
+        else:
+            branch.add(Text("no taps"))
+    _add_fixed(tree, groups, detail)
+    return tree
+
+
+def summary_line(groups: ChannelGroups) -> str:
+    """Groups, channels, share of the parameters, proof error, and what is not followed."""
+    proof = "not proved" if groups.proof_error is None else f"proved, relative error {groups.proof_error:.1e}"
+    line = (
+        f"{_counted(groups.count, 'free group')}, {_counted(groups.free_channels, 'channel')}, "
+        f"{100 * groups.covered_share:.1f}% of the parameters; {proof}"
+    )
+    wrong = not_followed(groups)
+    return f"{line}; not followed: {explain(wrong)}" if wrong else line
+
+
+def _gathered(groups: Sequence[ChannelGroup]) -> list[_Alike]:
+    found: dict[object, list[ChannelGroup]] = defaultdict(list)
+    for group in groups:
+        members = tuple((slot.key, slot.axis, slot.role, slot.index.shape[1]) for slot in group.slots)
+        found[_NUMBER.sub("", group.name), group.size, members].append(group)
+    return [_Alike(tuple(alike)) for alike in found.values()]
+
+
+def _member_lines(slots: Sequence[Slot], shapes: Mapping[str, Sequence[int]]) -> Iterator[str]:
+    """`layer.weight, .bias axis 0 [0:16] x 4`: tensors of one module that carry the channels alike in one line."""
+    found: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
+    for slot in slots:
+        module, _, name = slot.key.rpartition(".")
+        names = found[module, _place(slot, shapes.get(slot.key))]
+        names[name] = names.get(name, 0) + 1
+    for (module, place), names in found.items():
+        first, *others = names
+        keys = ", ".join([f"{module}.{first}" if module else first, *(f".{name}" for name in others)])
+        times = max(names.values())
+        yield f"{keys} {place}" + (f", in {times} parts" if times > 1 else "")
+
+
+def _place(slot: Slot, shape: Sequence[int] | None) -> str:
+    text = f"axis {slot.axis}"
+    if shape is not None and slot.index.numel() < shape[slot.axis]:
+        text += f" {_positions(slot.index)}"
+    if slot.index.shape[1] > 1:
+        text += f" x {slot.index.shape[1]}"
+    if slot.within is not None:
+        text += f" of {_counted(len(slot.within[1]), 'position')} of axis {slot.within[0]}"
+    return text
+
+
+def _positions(index: Tensor) -> str:
+    """`[0:8, 40:48]`, or their number where they are scattered."""
+    ordered = index.reshape(-1).sort().values
+    ends = (ordered.diff() != 1).nonzero().reshape(-1).tolist()
+    starts = [0, *(end + 1 for end in ends)]
+    if len(starts) > 3:
+        return f"at {len(ordered)} positions"
+    runs = zip(starts, [*ends, len(ordered) - 1], strict=True)
+    return "[" + ", ".join(f"{int(ordered[start])}:{int(ordered[end]) + 1}" for start, end in runs) + "]"
+
+
+def _members_counted(group: ChannelGroup) -> str:
+    counts = [(sum(slot.role == role for slot in group.slots), role) for role in ROLES]
+    parts = [f"{role} {count}" for count, role in counts if count]
+    return ", ".join([*parts, _counted(len(group.taps), "tap")])
+
+
+def _listed(head: str, lines: Sequence[str], most: int | None) -> Text:
+    """A head with its lines below one another."""
+    shown = list(lines if most is None or len(lines) == most + 1 else lines[:most])
+    if len(shown) < len(lines):
+        shown.append(f"and {len(lines) - len(shown)} more")
+    return Text.assemble((f"{head:8s} ", "italic"), f"\n{'':9s}".join(shown))
+
+
+def _add_fixed(tree: Tree, groups: ChannelGroups, detail: Detail) -> None:
+    sizes = {group.name: group.size for group in groups.groups}
+    fixed_groups, fixed_tensors = by_reason(groups.fixed), by_reason(groups.fixed_tensors)
+    reasons = sorted({**fixed_groups, **fixed_tensors}, key=lambda reason: not unexpected(reason))
+    if not reasons:
+        return
+    branch = tree.add(Text("fixed", style="bold"))
+    most = _NAMES[detail]
+    for reason in reasons:
+        below = branch.add(Text(reason, style="red" if unexpected(reason) else ""))
+        names = [f"{name} ({_counted(sizes[name], 'channel')})" for name in fixed_groups.get(reason, [])]
+        for head, found in (("groups", names), ("tensors", fixed_tensors.get(reason, []))):
+            if found:
+                below.add(Text.assemble((f"{head:8s} ", "italic"), named(found, most or len(found))))
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
