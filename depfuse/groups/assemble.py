@@ -156,12 +156,15 @@ def _first_uses(replay: Replay) -> list[str]:
 def _block_drafts(occurrences: _Occurrences, classes: Classes) -> list[tuple[list[list[int]], str | None]]:
     """Groups whose units are whole blocks."""
     cells: dict[tuple[int, ...], set[int]] = defaultdict(set)
+    around_block: dict[int, list[int]] = defaultdict(list)  # class -> the blocks that it lies in
     if classes.blocks:
         pairs = np.unique(np.concatenate(classes.blocks), axis=0)
         pairs = pairs[np.argsort(pairs[:, 1], kind="stable")]
         outer, starts = np.unique(pairs[:, 1], return_index=True)
         for block, inner in zip(outer.tolist(), np.split(pairs[:, 0], starts[1:]), strict=True):
             cells[tuple(sorted(inner.tolist()))].add(block)
+            for member in inner.tolist():
+                around_block[member].append(block)
     kinds = np.array([spot.kind for spot in occurrences.spots], dtype=np.int64)
     by_kind = _signatures(occurrences, kinds, classes.count) if len(kinds) else np.zeros(0, np.uint64)
     containing: dict[int, list[tuple[int, ...]]] = defaultdict(list)
@@ -177,7 +180,8 @@ def _block_drafts(occurrences: _Occurrences, classes: Classes) -> list[tuple[lis
         shape = Counter(int(by_kind[member]) for member in cell)
         own = sorted(int(by_kind[block]) for block in blocks)
         pinned = next((classes.reasons[m] for m in (*cell, *blocks) if m in classes.reasons), "")
-        key = hash((tuple(sorted(shape.items())), tuple(own), tuple(coarser), tuple(finer), pinned))
+        within = sorted(outer for block in blocks for outer in around_block[block])
+        key = hash((tuple(sorted(shape.items())), tuple(own), tuple(coarser), tuple(finer), tuple(within), pinned))
         members = sorted(
             cell,
             key=lambda m: (

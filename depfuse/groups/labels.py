@@ -47,7 +47,8 @@ class Factor:
         """The same factor with other labels, reduced to the axes along which they vary."""
         labels = compact(labels)
         # A reshape that copies writes broadcast axes out: there the values themselves must be looked at.
-        return replace(self, labels=reduced(labels) if labels.numel() > self.labels.numel() else labels)
+        copied = labels.numel() > self.labels.numel() or sum(s > 1 for s in labels.shape) > len(self.axes)
+        return replace(self, labels=reduced(labels) if copied else labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +132,26 @@ class Ledger:
         outer = self.fresh(int(np.prod(shape))).reshape(shape)
         self.nest(factor.labels, outer)
         return Factor(outer)
+
+    def joined(self, labels: Labels) -> Labels:
+        """Labels in which no two factors lie along the same one axis: each pair met there is a unit in two blocks.
+
+        Two axes that permute independently may be merged into one: heads and a head's channels.
+        """
+        for axis in range(len(labels.shape)):
+            alone = [factor for factor in labels.factors if factor.axes == {axis}]
+            if len(alone) < 2:
+                continue
+            first, second = (factor.labels.reshape(-1) for factor in alone[:2])
+            _, unit = torch.unique(torch.stack([first, second]), dim=1, return_inverse=True)
+            own = self.fresh(int(unit.max()) + 1)[unit]
+            own = torch.where((first == ZERO) | (second == ZERO), ZERO, own)
+            for part in (first, second):
+                self.nest(own, part)
+            factor = Factor(own.reshape([-1 if other == axis else 1 for other in range(len(labels.shape))]))
+            rest = tuple(known for known in labels.factors if known not in alone[:2])
+            return self.joined(Labels(labels.shape, (*rest, factor), labels.plain))
+        return labels
 
     def meet(self, first: Labels, second: Labels, reason: str) -> Labels:
         """Labels of an entry-by-entry operation between two tensors (broadcast)."""
@@ -228,12 +249,17 @@ class Classes:
 
 
 def settle(ledger: Ledger) -> Classes:
-    """Close the unions: equal channels have equal blocks, and a block of one channel is that channel."""
+    """Close the unions.
+
+    Equal channels have equal blocks, a block of one channel is that channel, and two divisions of the same channels
+    into the same blocks are one (two grouped convolutions that read one residual stream).
+    """
     unions = list(ledger.unions)
     while True:
         classes, count = _components(unions, ledger.count)
         relations = [np.unique(classes[pairs], axis=0) for pairs in ledger.blocks]
         extra = [pairs for relation in relations if len(pairs := _forced(relation))]
+        extra = extra or _same_blocks([relation[relation[:, 0] != relation[:, 1]] for relation in relations])
         if not extra:
             break
         representative = np.zeros(count, dtype=np.int64)
@@ -258,6 +284,36 @@ def _forced(relation: np.ndarray) -> np.ndarray:
     _, where, sizes = np.unique(relation[:, 1], return_inverse=True, return_counts=True)
     single = relation[sizes[where] == 1]
     return np.concatenate([forced, single])
+
+
+def _same_blocks(relations: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Pairs of blocks of two divisions that hold the same of those channels that both divide."""
+    divisions: list[np.ndarray] = []
+    for relation in filter(
+        len, relations
+    ):  # relations with a block in common are one division: a convolution's inputs and outputs
+        joined = [known for known in divisions if len(np.intersect1d(known[:, 1], relation[:, 1]))]
+        divisions = [known for known in divisions if not any(known is other for other in joined)]
+        divisions.append(np.unique(np.concatenate([relation, *joined]), axis=0))
+    found = []
+    for number, first in enumerate(divisions):
+        for second in divisions[:number]:
+            shared, mine, theirs = np.intersect1d(first[:, 0], second[:, 0], return_indices=True)
+            if not len(shared):
+                continue
+            pairs = np.unique(np.stack([first[mine, 1], second[theirs, 1]], axis=1), axis=0)
+            single = [_once(pairs[:, side]) for side in (0, 1)]
+            pairs = pairs[single[0] & single[1] & (pairs[:, 0] != pairs[:, 1])]
+            if len(pairs):
+                found.append(pairs)
+    return found
+
+
+def _once(values: np.ndarray) -> np.ndarray:
+    """Which values occur once."""
+    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
+    single: np.ndarray = counts[where] == 1
+    return single
 
 
 def _components(unions: Sequence[np.ndarray], count: int) -> tuple[np.ndarray, int]:

@@ -21,6 +21,7 @@ from depfuse.groups.labels import TOUCHES_INPUT, ZERO, Factor, Labels, Ledger, c
 
 TOUCHES_OUTPUT = "touches the network's output"
 KERNEL = "positions of a convolution's kernel"
+CONSTANT = "tied to a constant that is not in the state dict"
 MULTIPLIES_ZEROS = "multiplies channels that are always zero"
 
 Operands = list["Labels | None"]
@@ -72,7 +73,7 @@ class Replay:
         for operation in self.trace.operations:
             operands = [self.operand(below, number) for below, number in operation.next_functions]
             for number, labels in enumerate(lookup(operation)(self, operation, operands)):
-                self.values[operation, number] = labels
+                self.values[operation, number] = self.ledger.joined(labels)
         for output in self.trace.outputs:
             if output in self.values:
                 for factor in self.values[output].factors:
@@ -95,7 +96,8 @@ class Replay:
             blocks = self._grouped.get(id(tensor), 1)
             factors = []
             for axis, size in enumerate(shape):
-                if size == 1:
+                constant = not self.trace.leaves[id(tensor)]
+                if size == 1 or (constant and _uniform(tensor, axis)):
                     continue
                 extent = [size if other == axis else 1 for other in range(len(shape))]
                 if axis == 1 and blocks > 1:
@@ -104,6 +106,8 @@ class Replay:
                     extent[0] = shape[0]
                 else:
                     labels = self.ledger.fresh(size)
+                if constant:
+                    self.ledger.pin(labels, CONSTANT)
                 factors.append(Factor(labels.reshape(extent), (id(tensor), axis)))
             self.leaves[id(tensor)] = Labels(shape, tuple(factors))
         return self.leaves[id(tensor)]
@@ -177,6 +181,12 @@ def _unknown(replay: Replay, operation: Any, operands: Operands) -> list[Labels]
     return [plain_everywhere(result_shape(operation, number)) for number in results]
 
 
+def _uniform(tensor: Tensor, axis: int) -> bool:
+    """Whether a tensor's values do not change along an axis."""
+    first = tensor.detach().narrow(axis, 0, 1)
+    return not tensor.is_meta and torch.equal(first.expand_as(tensor), tensor.detach())
+
+
 def plain_everywhere(shape: Sequence[int]) -> Labels:
     """Labels of a tensor none of whose entries may be permuted."""
     return Labels(tuple(shape), (), frozenset(axis for axis, size in enumerate(shape) if size > 1))
@@ -189,7 +199,15 @@ def _entry_by_entry(replay: Replay, operation: Any, operands: Operands) -> list[
     result = known[0]
     for other in known[1:]:
         result = replay.ledger.meet(result, other, reason)
-    return [pad_rank(result, len(result_shape(operation)))]
+    shape = result_shape(operation)
+    result = pad_rank(result, len(shape))
+    factors = list(result.factors)
+    for axis, size in enumerate(shape):
+        if size != result.shape[axis]:  # a constant's axis, whose entries differ
+            own = replay.ledger.fresh(size)
+            replay.ledger.pin(own, CONSTANT)
+            factors.append(Factor(own.reshape([-1 if other == axis else 1 for other in range(len(shape))])))
+    return [Labels(shape, tuple(factors), result.plain)]
 
 
 # --- movement -------------------------------------------------------------------------------------
