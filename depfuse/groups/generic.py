@@ -91,13 +91,22 @@ class GenericNetwork:
 
 
 def _make_generic(tensor: Tensor, generator: torch.Generator) -> None:
-    """Move each entry by a tenth of its tensor's scale, in place; what is not negative stays so."""
+    """Move each entry by a tenth of its tensor's scale, in place; what is not negative stays so.
+
+    Weights too small to pass a signal on (depthwise ones, where they were drawn for their fan-out) are enlarged.
+    """
     low, high = (float(bound) for bound in tensor.aminmax())
     size = max(abs(low), abs(high))
-    if size < SMALL and sum(extent > 1 for extent in tensor.shape) <= 1:
-        tensor.mul_(0.5 / size if size else 1.0)
-        low, high, size = (0.5 * low / size, 0.5 * high / size, 0.5) if size else (low, high, 0.5)
-    size = size or 0.1
+    wanted = size
+    if sum(extent > 1 for extent in tensor.shape) <= 1:
+        wanted = size if size >= SMALL else 0.5
+    elif size:
+        gain = float(tensor.square().mean() * (tensor.numel() / tensor.shape[0])) ** 0.5
+        wanted = size / min(gain, 1.0)
+    if size:
+        tensor.mul_(wanted / size)
+        low, high = low * wanted / size, high * wanted / size
+    size = wanted or 0.1
     spread = 0.5 * size if low == high else 0.1 * (high - low)
     noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
     tensor.add_(noise.sub_(0.0 if low >= 0.0 else 0.5).mul_(spread))

@@ -22,6 +22,7 @@ from depfuse.groups.labels import TOUCHES_INPUT, ZERO, Factor, Labels, Ledger, c
 TOUCHES_OUTPUT = "touches the network's output"
 KERNEL = "positions of a convolution's kernel"
 CONSTANT = "tied to a constant that is not in the state dict"
+PARTS = "real and imaginary parts"
 MULTIPLIES_ZEROS = "multiplies channels that are always zero"
 
 Operands = list["Labels | None"]
@@ -33,7 +34,7 @@ ENTRY_BY_ENTRY = """
     LogSigmoid Relu Relu6 Hardtanh Hardswish Hardsigmoid Silu Gelu Elu Celu Selu Softplus Softsign Mish
     LeakyRelu PreluKernel Threshold Clamp ClampMin ClampMax Where MaskedFill NativeDropout FusedDropout
     Maximum Minimum Lerp Addcmul Addcdiv Clone ToCopy Alias Copy Contiguous Hardshrink Softshrink
-    RreluWithNoise Floor Ceil Round Detach ViewAsReal Fmod Remainder NanToNum
+    RreluWithNoise Floor Ceil Round Detach Fmod Remainder NanToNum
 """.split()
 RESHAPES = """
     View UnsafeView ReshapeAlias Reshape Squeeze Unsqueeze Flatten Unflatten ViewCopy
@@ -230,6 +231,26 @@ def _as_strided(replay: Replay, operation: Any, operands: Operands) -> list[Labe
     if labels is None or labels.shape != result_shape(operation):
         return _unknown(replay, operation, operands)
     return [labels]
+
+
+@rule("ViewAsReal")
+def _real_and_imaginary(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    """A last axis more: the real and the imaginary part, which keep their order."""
+    (complex_,) = _moved(operands[0], lambda t: t[..., None])
+    own = replay.ledger.fresh(2)
+    replay.ledger.pin(own, PARTS)
+    shape = result_shape(operation)
+    factor = Factor(own.reshape([1] * (len(shape) - 1) + [2]))
+    return [Labels(shape, (*complex_.factors, factor), complex_.plain)]
+
+
+@rule("ViewAsComplex")
+def _complex(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    """A last axis less."""
+    labels = operands[0]
+    assert labels is not None
+    replay.pin_all(labels, len(labels.shape) - 1, PARTS)
+    return _moved(labels, lambda t: t[..., 0])
 
 
 @rule("Permute")
