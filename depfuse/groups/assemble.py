@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, Role, Slot
-from depfuse.groups.labels import TOUCHES_INPUT, Classes, Factor, Labels
+from depfuse.groups.labels import SINGLE, TOUCHES_INPUT, Classes, Factor, Labels
 from depfuse.groups.rules import KERNEL, TOUCHES_OUTPUT, Replay
 from depfuse.groups.taps import find_taps, position_tables
 
 NOT_USED = "not used in the forward pass"
-SINGLE = "a single channel"
 
 
 @dataclass(frozen=True)
