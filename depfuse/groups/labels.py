@@ -30,6 +30,7 @@ from torch import Tensor
 ZERO = -1
 TOUCHES_INPUT = "touches the network's input"
 SINGLE = "a single channel"
+ROUNDS = 3  # of colour refinement
 OVERLAP = "blocks that have channels in common"
 
 
@@ -243,6 +244,9 @@ class Classes:
     ----------
     of
         (n_labels,) class of each label.
+    place
+        (n_labels,) a hash of how each label is tied to the others of its class: where two channels correspond, so do
+        their positions with the same hash.
     count
         Number of classes.
     blocks
@@ -252,6 +256,7 @@ class Classes:
     """
 
     of: np.ndarray
+    place: np.ndarray
     count: int
     blocks: tuple[np.ndarray, ...]
     reasons: dict[int, str]
@@ -283,7 +288,28 @@ def settle(ledger: Ledger) -> Classes:
     for relation in relations:
         for block in _overlapping(relation).tolist():
             reasons.setdefault(block, OVERLAP)
-    return Classes(classes, count, tuple(r for r in relations if len(r)), reasons)
+    return Classes(classes, _places(ledger), count, tuple(r for r in relations if len(r)), reasons)
+
+
+def _places(ledger: Ledger) -> np.ndarray:
+    """Colour refinement (Weisfeiler and Leman) of the graph whose edges are the unions: a few rounds of it."""
+    places: np.ndarray = np.zeros(ledger.count, dtype=np.uint64)
+    for _ in range(ROUNDS if ledger.unions else 0):
+        before, places = mixed(places), places.copy()
+        for event, pairs in enumerate(ledger.unions):
+            first, second = pairs.T
+            side = mixed(np.array([2 * event + 1, 2 * event + 2]))
+            np.add.at(places, first, mixed(before[second] + side[0]))
+            np.add.at(places, second, mixed(before[first] + side[1]))
+    return places
+
+
+def mixed(values: np.ndarray) -> np.ndarray:
+    """Well-mixed 64-bit hashes of integers (the finaliser of splitmix64)."""
+    x = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def _alone(relation: np.ndarray) -> np.ndarray:
