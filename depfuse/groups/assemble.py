@@ -124,8 +124,8 @@ def assemble(replay: Replay, classes: Classes) -> ChannelGroups:
         free_of[member] = reasons.index(reason)
     by_spot = _signatures(occurrences, np.arange(len(occurrences.spots)), classes.count)
     signature = by_spot + mixed(free_of)
-    for number, relation in enumerate(classes.blocks):
-        np.add.at(signature, relation[:, 0], mixed(relation[:, 1] * (len(classes.blocks) + 1) + number))
+    for number, relation in enumerate(classes.inside):
+        np.add.at(signature, relation[:, 0], mixed(relation[:, 1] * (len(classes.inside) + 1) + number))
 
     drafts: list[tuple[list[list[int]], str | None]] = []
     gathered: dict[int, list[int]] = defaultdict(list)

@@ -251,6 +251,9 @@ class Classes:
         Number of classes.
     blocks
         One (n, 2) array per relation: class, class of its block.
+    inside
+        One (n, 2) array per relation: class, label of its block. Two blocks of one class are two places still: the
+        filters of a depthwise convolution that read two positions of one channel.
     reasons
         Class -> why it is fixed.
     """
@@ -259,6 +262,7 @@ class Classes:
     place: np.ndarray
     count: int
     blocks: tuple[np.ndarray, ...]
+    inside: tuple[np.ndarray, ...]
     reasons: dict[int, str]
 
 
@@ -288,7 +292,16 @@ def settle(ledger: Ledger) -> Classes:
     for relation in relations:
         for block in _overlapping(relation).tolist():
             reasons.setdefault(block, OVERLAP)
-    return Classes(classes, _places(ledger), count, tuple(r for r in relations if len(r)), reasons)
+    blocks = tuple(relation for relation in relations if len(relation))
+    inside = tuple(_inside(classes, pairs) for pairs in ledger.blocks)
+    return Classes(classes, _places(ledger), count, blocks, inside, reasons)
+
+
+def _inside(classes: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Class and label of its block, of one relation between labels."""
+    pairs = pairs[classes[pairs[:, 0]] != classes[pairs[:, 1]]]
+    found: np.ndarray = np.unique(np.stack([classes[pairs[:, 0]], pairs[:, 1]], axis=1), axis=0)
+    return found
 
 
 def _places(ledger: Ledger) -> np.ndarray:
