@@ -189,6 +189,7 @@ def _block_drafts(occurrences: _Occurrences, classes: Classes) -> list[tuple[lis
         for member in cell:
             containing[member].append(cell)
     drafts: dict[tuple[int, str], list[list[list[int]]]] = defaultdict(list)
+    relations = _Blocks(classes, occurrences)
     numbers = {cell: number for number, cell in enumerate(cells)}
     for cell, blocks in cells.items():
         around = {other for member in cell for other in containing[member] if other != cell}
@@ -209,7 +210,7 @@ def _block_drafts(occurrences: _Occurrences, classes: Classes) -> list[tuple[lis
         unit = members + sorted(blocks)
         if any(occurrences.occurs(member) for member in unit):
             alike = drafts[key, pinned]
-            fitting = (units for units in alike if _exchangeable(units[0], unit, cells, containing, occurrences))
+            fitting = (units for units in alike if relations.exchangeable(units[0], unit))
             known = next(fitting, None)
             if known is None:
                 alike.append([unit])
@@ -222,28 +223,43 @@ def _block_drafts(occurrences: _Occurrences, classes: Classes) -> list[tuple[lis
     ]
 
 
-def _exchangeable(
-    first: Sequence[int],
-    second: Sequence[int],
-    cells: Mapping[tuple[int, ...], set[int]],
-    containing: Mapping[int, Sequence[tuple[int, ...]]],
-    occurrences: _Occurrences,
-) -> bool:
-    """Whether exchanging two units member by member takes every block to a block.
+class _Blocks:
+    """The blocks of all relations by their labels, and the classes that lie in each."""
 
-    Where a block has rows of its own in a grouped convolution, its channels move along with them, in their order.
-    """
-    if len(first) != len(second) or not all(map(occurrences.in_one_order, first, second)):
-        return False
-    exchange = dict(zip((*first, *second), (*second, *first), strict=True))
-    for cell in {cell for member in exchange for cell in containing.get(member, ())}:
-        image = tuple(sorted(exchange.get(member, member) for member in cell))
-        if image not in cells:
+    def __init__(self, classes: Classes, occurrences: _Occurrences) -> None:
+        self._classes, self._occurrences = classes, occurrences
+        self._members: dict[int, frozenset[int]] = {}
+        self._around: dict[int, list[int]] = defaultdict(list)
+        self._holding: dict[frozenset[int], set[int]] = defaultdict(set)
+        pairs = np.unique(np.concatenate(classes.inside), axis=0) if classes.inside else np.zeros((0, 2), np.int64)
+        pairs = pairs[np.argsort(pairs[:, 1], kind="stable")]
+        labels, starts = np.unique(pairs[:, 1], return_index=True)
+        for label, members in zip(labels.tolist(), np.split(pairs[:, 0], starts[1:]), strict=False):
+            self._members[label] = frozenset(members.tolist())
+            self._holding[self._members[label]].add(label)
+            for member in members.tolist():
+                self._around[member].append(label)
+
+    def exchangeable(self, first: Sequence[int], second: Sequence[int]) -> bool:
+        """Whether exchanging two units member by member takes every block to a block.
+
+        Where a block has rows of its own in a grouped convolution, its channels move along with them, in their order.
+        """
+        if len(first) != len(second) or not all(map(self._occurrences.in_one_order, first, second)):
             return False
-        moved = {exchange.get(block, block) for block in cells[cell] if occurrences.occurs(block)}
-        if moved != {block for block in cells[image] if occurrences.occurs(block)}:
-            return False
-    return True
+        exchange = dict(zip((*first, *second), (*second, *first), strict=True))
+        return all(
+            any(self._is_taken_to(label, other, exchange) for other in self._holding.get(image, ()))
+            for label in {label for member in exchange for label in self._around.get(member, ())}
+            for image in [frozenset(exchange.get(member, member) for member in self._members[label])]
+        )
+
+    def _is_taken_to(self, label: int, other: int, exchange: Mapping[int, int]) -> bool:
+        """Whether a block's own name goes where its members go; a channel that stays keeps each of its positions."""
+        name, target = int(self._classes.of[label]), int(self._classes.of[other])
+        if not self._occurrences.occurs(name):
+            return not self._occurrences.occurs(target)
+        return exchange.get(name, name) == target and (label == other or name != target)
 
 
 def _nested(block: int, inside: Mapping[int, Sequence[int]]) -> set[int]:
