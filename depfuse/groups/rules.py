@@ -390,6 +390,14 @@ def _with_constants(operands: Operands, shape: Sequence[int], dim: int) -> list[
     return [padding if labels is None else labels for labels in operands]
 
 
+def _renamed(ledger: Ledger, labels: Tensor) -> Tensor:
+    """Labels of their own for the positions of a tensor, tied to those that it had."""
+    known, place = labels.unique(return_inverse=True)
+    own = torch.where(known == ZERO, ZERO, ledger.fresh(len(known)))
+    ledger.unite(own, known)
+    return own[place]
+
+
 @rule("Cat", "Stack")
 def _concatenate(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
     shape = result_shape(operation)
@@ -429,6 +437,8 @@ def _concatenate(replay: Replay, operation: Any, operands: Operands) -> list[Lab
                 if dim in labels.plain or labels.shape[dim] == 1:
                     replay.ledger.pin(own, TOUCHES_INPUT if dim in labels.plain else SINGLE)
                 pieces.append(own.reshape([-1 if a == dim else 1 for a in range(len(shape))]).expand(wanted))
+        if len(torch.cat([piece.unique() for piece in pieces]).unique()) < sum(len(piece.unique()) for piece in pieces):
+            pieces = [_renamed(replay.ledger, piece) for piece in pieces]  # x beside f(x): two places of one channel
         factors.append(Factor(reduced(torch.cat(pieces, dim))))
         plain.discard(dim)
     elif len(parts) > 1:
