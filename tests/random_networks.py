@@ -204,6 +204,10 @@ class Draft:
         layer = nn.Conv2d(into, out, kernel, stride, kernel // 2, groups=groups, bias=self.flag())
         return self.apply(layer, x)
 
+    def narrowed_to(self, x: int, most: int) -> int:
+        """The image itself or, where a tiny network's would grow too wide, a narrower one."""
+        return self.convolution(x, most) if self.tiny and self.shape(x)[1] > most else x
+
     # Each block below takes an image (its number) and gives another.
 
     def plain(self, x: int) -> int:
@@ -239,7 +243,9 @@ class Draft:
 
     def padded(self, x: int) -> int:
         """A block that widens, with the missing channels of its shortcut padded with zeros."""
-        width, extra = self.shape(x)[1], self.one_of(1, 2)
+        extra = self.one_of(1, 2)
+        x = self.narrowed_to(x, 4 - extra)
+        width = self.shape(x)[1]
         before = self.one_of(*range(extra + 1))
         stride = 1 if self.tiny or self.shape(x)[2] < 4 else self.one_of(1, 2)
         y = self.norm(self.convolution(x, width + extra, stride=stride))
@@ -258,7 +264,8 @@ class Draft:
         return self.add(self.convolution(x, len(range(start, width, step))), shortcut)
 
     def concatenated(self, x: int) -> int:
-        y = self.simple(x)
+        x = self.narrowed_to(x, 2)
+        y = self.narrowed_to(self.simple(x), 2)
         parts = (x, y) if self.flag() else (y, x)
         return self.apply(Function("cat([a, b], 1)", lambda a, b: torch.cat([a, b], 1)), *parts)
 
@@ -271,7 +278,7 @@ class Draft:
             for part in range(parts)
         ]
         chosen = self.one_of(*range(parts))
-        pieces[chosen] = self.simple(pieces[chosen])
+        pieces[chosen] = self.narrowed_to(self.simple(pieces[chosen]), width // parts)
         if self.flag() and parts > 1:
             pieces[chosen - 1] = self.add(*pieces[-2:]) if self.same(*pieces[-2:]) else pieces[chosen - 1]
         return self.apply(Function("cat([...], 1)", lambda *v: torch.cat(v, 1)), *pieces)
@@ -336,9 +343,8 @@ class Draft:
     def block(self, x: int) -> int:
         names = ["residual", "plain", "grouped", "depthwise", "concatenated", "split", "shuffle", "padded", "skip"]
         names += ["gate", "layer_scale", "again", "halves", "narrowed", "transposed", "attention", "pooled"]
-        widest = 4 if self.tiny else 32
-        y = getattr(self, self.one_of(*names))(x)
-        return y if self.shape(y)[1] <= widest else self.convolution(y, widest)
+        y = self.narrowed_to(getattr(self, self.one_of(*names))(x), 4)
+        return y if self.shape(y)[1] <= 32 else self.convolution(y, 32)
 
     def head(self, x: int) -> int:
         """Flatten or pool, hidden layers or none, and a linear layer."""
