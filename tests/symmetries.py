@@ -6,13 +6,15 @@ blocks, so that their inputs, too, are one axis; what moves a zero is no symmetr
 
 The search fixes one permutation after the other. An axis that is not fixed yet is made constant: all its entries are
 the first one's, so that every permutation of it does nothing. A partial choice that already changes the function then
-cannot be completed. Choices that differ by a symmetry which is known and leaves alone what is fixed are tried once.
+cannot be completed. Normalisations are replaced by gates from the same means: the same permutations keep both, but what
+does not change along channels would vanish in a normalisation. Choices that differ by a symmetry which is known and leaves alone what is fixed are tried once.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from itertools import permutations
 from typing import Any
 
@@ -28,6 +30,34 @@ Permutation = tuple[int, ...]
 Symmetry = dict[Axis, Permutation]
 
 
+class Undecided(Exception):
+    """The search takes too long."""
+
+
+def _layer(module: nn.LayerNorm, x: Tensor) -> Tensor:
+    return x * x.mean(-1, keepdim=True).sigmoid() * module.weight + module.bias
+
+
+def _group(module: nn.GroupNorm, x: Tensor) -> Tensor:
+    means = x.unflatten(1, (module.num_groups, -1)).mean((2, 3, 4)).repeat_interleave(
+        module.num_channels // module.num_groups, 1
+    )
+    return x * means[..., None, None].sigmoid() * module.weight[:, None, None] + module.bias[:, None, None]
+
+
+def _instance(module: nn.InstanceNorm2d, x: Tensor) -> Tensor:
+    gated = x * x.mean((2, 3), keepdim=True).sigmoid()
+    return gated if module.weight is None else gated * module.weight[:, None, None] + module.bias[:, None, None]
+
+
+def _parametric(module: nn.PReLU, x: Tensor) -> Tensor:
+    return torch.where(x > 0, x, x * module.weight[:, None, None])  # its own function cannot be batched
+
+
+PLAIN = {nn.LayerNorm: _layer, nn.GroupNorm: _group, nn.InstanceNorm2d: _instance, nn.PReLU: _parametric}
+MOST_TRIED = 3000
+
+
 class DenseNetwork:
     """A drawn network with dense convolutions and values without special relations."""
 
@@ -39,6 +69,8 @@ class DenseNetwork:
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and module.groups > 1:
                 self._groups[f"{name}.weight"] = module.groups
                 module.groups = 1
+            if type(module) in PLAIN:
+                module.forward = partial(PLAIN[type(module)], module)
         generator = torch.Generator().manual_seed(1)
         self.state = {}
         for key, tensor in network.state_dict().items():
@@ -53,9 +85,13 @@ class DenseNetwork:
         self.axes = [
             (key, axis)
             for key, tensor in self.values.items()
-            for axis in range(min(tensor.ndim, 2))
+            for axis in self._inputs_first(key, tensor)
             if tensor.shape[axis] > 1
         ]
+
+    def _inputs_first(self, key: str, tensor: Tensor) -> Sequence[int]:
+        layer = self._network.get_submodule(key.rpartition(".")[0])
+        return [0] if tensor.ndim == 1 else [0, 1] if isinstance(layer, nn.ConvTranspose2d) else [1, 0]
 
     def dense(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights (outputs, inputs, ...) without groups, those behind a flatten (outputs, channels, pixels)."""
@@ -144,8 +180,12 @@ class Search:
     def __init__(self, network: DenseNetwork, known: Sequence[Symmetry]) -> None:
         self._network, self._known = network, known
         silent = {key for key in network.values if not self._has_effect(key)}
-        self.axes = [axis for axis in network.axes if axis[0] not in silent]
+        self.axes = sorted((axis for axis in network.axes if axis[0] not in silent), key=self._is_vector)
         self.tried = 0
+
+    def _is_vector(self, axis: Axis) -> bool:
+        """For the order of the search: weights show most, each layer's inputs right after the outputs that it reads."""
+        return self._network.values[axis[0]].ndim == 1
 
     def _has_effect(self, key: str) -> bool:
         network = self._network
@@ -189,6 +229,8 @@ class Search:
     def _kept(self, fixed: Sequence[Axis], chosen: Symmetry, candidates: Sequence[Permutation]) -> list[Permutation]:
         """Those candidates for the last of the fixed axes that do not change the function."""
         self.tried += len(candidates)
+        if self.tried > MOST_TRIED:
+            raise Undecided
         network, (key, axis) = self._network, fixed[-1]
         reduced = {name: _constant(tensor, name, fixed) for name, tensor in network.values.items()}
         before = {name: tensor * network.masks.get(name, 1.0) for name, tensor in reduced.items()}
