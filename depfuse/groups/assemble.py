@@ -257,6 +257,8 @@ class _Blocks:
     def _is_taken_to(self, label: int, other: int, exchange: Mapping[int, int]) -> bool:
         """Whether a block's own name goes where its members go; a channel that stays keeps each of its positions."""
         name, target = int(self._classes.of[label]), int(self._classes.of[other])
+        if name in self._classes.reasons or target in self._classes.reasons:
+            return label == other
         if not self._occurrences.occurs(name):
             return not self._occurrences.occurs(target)
         return exchange.get(name, name) == target and (label == other or name != target)

@@ -269,11 +269,12 @@ class Classes:
 def settle(ledger: Ledger) -> Classes:
     """Close the unions.
 
-    A block of one channel is that channel, and two divisions of the same channels into the same blocks are one (two
+    Blocks that hold the very same labels are one (a head, for each image of the batch), a block of one channel is that
+    channel, and two divisions of the same channels into the same blocks are one (two
     grouped convolutions that read one residual stream). Blocks of one division with a channel in common stay where
     they are: exchanging them would leave that channel in its place.
     """
-    unions = list(ledger.unions)
+    unions = list(ledger.unions) + [same for pairs in ledger.blocks if len(same := _identical(pairs))]
     while True:
         classes, count = _components(unions, ledger.count)
         relations = [np.unique(classes[pairs], axis=0) for pairs in ledger.blocks]
@@ -323,6 +324,17 @@ def mixed(values: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def _identical(pairs: np.ndarray) -> np.ndarray:
+    """Pairs of blocks of one relation that hold the same labels."""
+    pairs = np.unique(pairs, axis=0)
+    blocks, where = np.unique(pairs[:, 1], return_inverse=True)
+    content: np.ndarray = np.zeros(len(blocks), dtype=np.uint64)
+    np.add.at(content, where, mixed(pairs[:, 0]))
+    order = np.argsort(content, kind="stable")
+    same = content[order[1:]] == content[order[:-1]]
+    return np.stack([blocks[order[1:][same]], blocks[order[:-1][same]]], axis=1)
 
 
 def _alone(relation: np.ndarray) -> np.ndarray:
