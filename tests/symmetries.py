@@ -19,11 +19,14 @@ from itertools import permutations
 from typing import Any
 
 import torch
-from random_networks import IMAGE, Drawn
+from random_networks import IMAGE, Attention, Drawn
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from depfuse.groups import ChannelGroups
+from depfuse.groups.depgraph import trace
+from depfuse.groups.labels import settle
+from depfuse.groups.rules import Replay
 
 Axis = tuple[str, int]
 Permutation = tuple[int, ...]
@@ -39,8 +42,10 @@ def _layer(module: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def _group(module: nn.GroupNorm, x: Tensor) -> Tensor:
-    means = x.unflatten(1, (module.num_groups, -1)).mean((2, 3, 4)).repeat_interleave(
-        module.num_channels // module.num_groups, 1
+    means = (
+        x.unflatten(1, (module.num_groups, -1))
+        .mean((2, 3, 4))
+        .repeat_interleave(module.num_channels // module.num_groups, 1)
     )
     return x * means[..., None, None].sigmoid() * module.weight[:, None, None] + module.bias[:, None, None]
 
@@ -69,6 +74,8 @@ class DenseNetwork:
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and module.groups > 1:
                 self._groups[f"{name}.weight"] = module.groups
                 module.groups = 1
+            if isinstance(module, Attention):
+                module.fused = False  # the same function, which can be batched
             if type(module) in PLAIN:
                 module.forward = partial(PLAIN[type(module)], module)
         generator = torch.Generator().manual_seed(1)
@@ -177,8 +184,8 @@ def representatives(candidates: Iterable[Permutation], known: set[Permutation]) 
 class Search:
     """Finds symmetries of a network that known ones do not generate."""
 
-    def __init__(self, network: DenseNetwork, known: Sequence[Symmetry]) -> None:
-        self._network, self._known = network, known
+    def __init__(self, network: DenseNetwork, known: Sequence[Symmetry], most: int = MOST_TRIED) -> None:
+        self._network, self._known, self._most = network, known, most
         silent = {key for key in network.values if not self._has_effect(key)}
         self.axes = sorted((axis for axis in network.axes if axis[0] not in silent), key=self._is_vector)
         self.tried = 0
@@ -229,7 +236,7 @@ class Search:
     def _kept(self, fixed: Sequence[Axis], chosen: Symmetry, candidates: Sequence[Permutation]) -> list[Permutation]:
         """Those candidates for the last of the fixed axes that do not change the function."""
         self.tried += len(candidates)
-        if self.tried > MOST_TRIED:
+        if self.tried > self._most:
             raise Undecided
         network, (key, axis) = self._network, fixed[-1]
         reduced = {name: _constant(tensor, name, fixed) for name, tensor in network.values.items()}
@@ -265,3 +272,24 @@ def _constant(tensor: Tensor, key: str, fixed: Sequence[Axis]) -> Tensor:
 
 def _same(first: Tensor, second: Tensor) -> Any:
     return bool((first - second).abs().max() <= 1e-10 * (1.0 + second.abs().max()))
+
+
+def fixed_positions(network: Drawn) -> dict[tuple[str, int, int], str]:
+    """(key, axis, position) -> why it, or the block that it lies in, is fixed; grouped inputs left out."""
+    replay = Replay(trace(network, torch.randn(IMAGE)))
+    replay.run()
+    classes = settle(replay.ledger)
+    reasons = dict(classes.reasons)
+    for relation in classes.blocks:
+        for member, block in relation.tolist():
+            if block in classes.reasons:
+                reasons.setdefault(member, classes.reasons[block])
+    return {
+        (key, factor.source[1], position): reasons[member]
+        for leaf, labels in replay.leaves.items()
+        for key in replay.trace.leaves[leaf]
+        for factor in labels.factors
+        if factor.source is not None and len(factor.axes) == 1
+        for position, member in enumerate(classes.of[factor.labels.flatten().numpy()].tolist())
+        if member in reasons
+    }

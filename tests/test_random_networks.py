@@ -12,7 +12,10 @@ from depfuse.groups.generic import GenericNetwork
 from depfuse.groups.invariance import NO_EFFECT
 
 BOUNDED = settings(
-    deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
 
