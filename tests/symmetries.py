@@ -7,7 +7,8 @@ blocks, so that their inputs, too, are one axis; what moves a zero is no symmetr
 The search fixes one permutation after the other. An axis that is not fixed yet is made constant: all its entries are
 the first one's, so that every permutation of it does nothing. A partial choice that already changes the function then
 cannot be completed. Normalisations are replaced by gates from the same means: the same permutations keep both, but what
-does not change along channels would vanish in a normalisation. Choices that differ by a symmetry which is known and leaves alone what is fixed are tried once.
+does not change along channels would vanish in a normalisation. Choices that differ by a symmetry which is known and
+leaves alone what is fixed are tried once.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Permutation = tuple[int, ...]
 Symmetry = dict[Axis, Permutation]
 
 
-class Undecided(Exception):
+class UndecidedError(Exception):
     """The search takes too long."""
 
 
@@ -237,7 +238,7 @@ class Search:
         """Those candidates for the last of the fixed axes that do not change the function."""
         self.tried += len(candidates)
         if self.tried > self._most:
-            raise Undecided
+            raise UndecidedError
         network, (key, axis) = self._network, fixed[-1]
         reduced = {name: _constant(tensor, name, fixed) for name, tensor in network.values.items()}
         before = {name: tensor * network.masks.get(name, 1.0) for name, tensor in reduced.items()}

@@ -11,12 +11,8 @@ from depfuse.groups import ChannelGroup, find_groups, not_followed, prove_groups
 from depfuse.groups.generic import GenericNetwork
 from depfuse.groups.invariance import NO_EFFECT
 
-BOUNDED = settings(
-    deadline=None,
-    derandomize=True,
-    print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+BOUNDED = settings(deadline=None, derandomize=True, print_blob=True, suppress_health_check=SLOW)
 
 
 def has_effect(network: Drawn, example: torch.Tensor, group: ChannelGroup) -> bool:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, reject, settings
 from random_networks import IMAGE, Drawn, random_networks
-from symmetries import DenseNetwork, Search, Undecided, fixed_positions, generated, symmetries_of
+from symmetries import DenseNetwork, Search, UndecidedError, fixed_positions, generated, symmetries_of
 from test_random_networks import BOUNDED
 from torch import nn
 
@@ -24,7 +24,7 @@ def check_completeness(network: Drawn) -> None:
     dense = DenseNetwork(network)
     try:
         missing = Search(dense, symmetries_of(groups, dense)).missing()
-    except Undecided:
+    except UndecidedError:
         reject()
     if missing:
         fixed = fixed_positions(network)

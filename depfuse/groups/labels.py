@@ -339,8 +339,9 @@ def _identical(pairs: np.ndarray) -> np.ndarray:
 
 def _alone(relation: np.ndarray) -> np.ndarray:
     """Pairs of one relation whose block holds nothing else."""
-    relation = relation[relation[:, 0] != relation[:, 1]]
-    return relation[_once(relation[:, 1])]
+    found: np.ndarray = relation[relation[:, 0] != relation[:, 1]]
+    found = found[_once(found[:, 1])]
+    return found
 
 
 def _overlapping(relation: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -392,10 +393,11 @@ def _with_constants(operands: Operands, shape: Sequence[int], dim: int) -> list[
 
 def _renamed(ledger: Ledger, labels: Tensor) -> Tensor:
     """Labels of their own for the positions of a tensor, tied to those that it had."""
-    known, place = labels.unique(return_inverse=True)
+    found, place = np.unique(labels.numpy(), return_inverse=True)
+    known = torch.from_numpy(found)
     own = torch.where(known == ZERO, ZERO, ledger.fresh(len(known)))
     ledger.unite(own, known)
-    return own[place]
+    return own[torch.from_numpy(place.reshape(labels.shape))]
 
 
 @rule("Cat", "Stack")
@@ -437,7 +439,8 @@ def _concatenate(replay: Replay, operation: Any, operands: Operands) -> list[Lab
                 if dim in labels.plain or labels.shape[dim] == 1:
                     replay.ledger.pin(own, TOUCHES_INPUT if dim in labels.plain else SINGLE)
                 pieces.append(own.reshape([-1 if a == dim else 1 for a in range(len(shape))]).expand(wanted))
-        if len(torch.cat([piece.unique() for piece in pieces]).unique()) < sum(len(piece.unique()) for piece in pieces):
+        each = [np.unique(piece.numpy()) for piece in pieces]
+        if len(np.unique(np.concatenate(each))) < sum(map(len, each)):
             pieces = [_renamed(replay.ledger, piece) for piece in pieces]  # x beside f(x): two places of one channel
         factors.append(Factor(reduced(torch.cat(pieces, dim))))
         plain.discard(dim)
