@@ -179,9 +179,12 @@ def _block_drafts(occurrences: _Occurrences, classes: Classes) -> list[tuple[lis
         outer, starts = np.unique(pairs[:, 1], return_index=True)
         inside = dict(zip(outer.tolist(), (part.tolist() for part in np.split(pairs[:, 0], starts[1:])), strict=True))
         for block, inner in inside.items():
-            cells[tuple(sorted(_nested(block, inside)))].add(block)
             for member in inner:
                 around_block[member].append(block)
+        content = {block: _nested(block, inside) for block in inside}
+        for block, inner in content.items():
+            near = {other for member in inner for other in around_block[member]}
+            cells[tuple(sorted(inner | {other for other in near if content[other] < inner}))].add(block)
     kinds = np.array([spot.kind for spot in occurrences.spots], dtype=np.int64)
     by_kind = _signatures(occurrences, kinds, classes.count) if len(kinds) else np.zeros(0, np.uint64)
     containing: dict[int, list[tuple[int, ...]]] = defaultdict(list)
@@ -265,7 +268,7 @@ class _Blocks:
 
 
 def _nested(block: int, inside: Mapping[int, Sequence[int]]) -> set[int]:
-    """The classes that lie in a block, or in a block within it: all of them move with it."""
+    """The classes that lie in a block, or in a block that names one of them: all of them move with it."""
     found: set[int] = set()
     stack = [block]
     while stack:

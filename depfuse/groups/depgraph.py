@@ -170,7 +170,7 @@ def trace(model: nn.Module, example: Example, auxiliary: Iterable[str] = ()) -> 
         for key, tensor in owned:
             leaves[id(tensor)].append(prefix + key)
             tensors[prefix + key] = tensor
-            if tensor.is_floating_point() and key not in statistics:
+            if (tensor.is_floating_point() or tensor.is_complex()) and key not in statistics:
                 tensor.requires_grad_(True)
     kept = network.state_dict().keys()
     device = next(iter(tensors.values())).device if tensors else torch.device("cpu")

@@ -24,7 +24,8 @@ SMALL = 0.1  # a vector whose entries are all smaller is brought to the size of 
 class GenericNetwork:
     """A copy of a network in float64, with every parameter and statistic moved off special values.
 
-    In the draws after the first, the entries of each tensor are shuffled as well: other channels are silent then.
+    In the draws after the first, the entries of each tensor are shuffled as well: other channels are silent then. In
+    every second draw the vectors (biases among them) are not negative, so that rectified channels are seldom silent.
 
     Attributes
     ----------
@@ -42,6 +43,8 @@ class GenericNetwork:
                 if draw:
                     shuffled = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
                     tensor.copy_(tensor.reshape(-1)[shuffled].view_as(tensor))
+                if draw % 2 and sum(extent > 1 for extent in tensor.shape) <= 1:
+                    tensor.abs_()
         device = next(iter(self.state.values())).device if self.state else None
         self._inputs = tree_map(lambda leaf: _generic_input(leaf, device, generator), example)
         self._modes = [(), tuple(auxiliary)] if auxiliary else [()]

@@ -274,10 +274,11 @@ def settle(ledger: Ledger) -> Classes:
     grouped convolutions that read one residual stream). Blocks of one division with a channel in common stay where
     they are: exchanging them would leave that channel in its place.
     """
-    unions = list(ledger.unions) + [same for pairs in ledger.blocks if len(same := _identical(pairs))]
+    blocks, same = _without_copies(ledger)
+    unions = [*ledger.unions, *same]
     while True:
         classes, count = _components(unions, ledger.count)
-        relations = [np.unique(classes[pairs], axis=0) for pairs in ledger.blocks]
+        relations = [np.unique(classes[pairs], axis=0) for pairs in blocks]
         extra = [pairs for relation in relations if len(pairs := _alone(relation))]
         extra = extra or _same_blocks([relation[relation[:, 0] != relation[:, 1]] for relation in relations])
         if not extra:
@@ -293,9 +294,8 @@ def settle(ledger: Ledger) -> Classes:
     for relation in relations:
         for block in _overlapping(relation).tolist():
             reasons.setdefault(block, OVERLAP)
-    blocks = tuple(relation for relation in relations if len(relation))
-    inside = tuple(_inside(classes, pairs) for pairs in ledger.blocks)
-    return Classes(classes, _places(ledger), count, blocks, inside, reasons)
+    inside = tuple(_inside(classes, pairs) for pairs in blocks)
+    return Classes(classes, _places(ledger), count, tuple(filter(len, relations)), inside, reasons)
 
 
 def _inside(classes: np.ndarray, pairs: np.ndarray) -> np.ndarray:
@@ -324,6 +324,18 @@ def mixed(values: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def _without_copies(ledger: Ledger) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The relations, in which blocks that hold the very same labels have one label, and the pairs of such blocks."""
+    blocks, same = ledger.blocks, []
+    while found := [pairs for relation in blocks if len(pairs := _identical(relation))]:
+        same += found
+        number, count = _components(found, ledger.count)
+        first: np.ndarray = np.zeros(count, dtype=np.int64)
+        first[number[::-1]] = np.arange(len(number))[::-1]
+        blocks = [first[number[relation]] for relation in blocks]
+    return blocks, same
 
 
 def _identical(pairs: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -247,11 +248,16 @@ def _real_and_imaginary(replay: Replay, operation: Any, operands: Operands) -> l
 
 @rule("ViewAsComplex")
 def _complex(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
-    """A last axis less."""
+    """A last axis less: its two parts keep their order, and each pair of them may move as one."""
     labels = operands[0]
     assert labels is not None
-    replay.pin_all(labels, len(labels.shape) - 1, PARTS)
-    return _moved(labels, lambda t: t[..., 0])
+    last = len(labels.shape) - 1
+    parts = replay.ledger.fresh(2)
+    replay.ledger.pin(parts, PARTS)
+    for factor in labels.on(last):
+        replay.ledger.nest(factor.labels, parts.reshape([1] * last + [2]))
+    pairs = (replay.ledger.split(factor, [last]) for factor in labels.factors)
+    return _moved(replace(labels, factors=tuple(pair for pair in pairs if pair)), lambda t: t[..., 0])
 
 
 @rule("Permute")
