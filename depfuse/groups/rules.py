@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from depfuse.groups.depgraph import Trace
 from depfuse.groups.labels import TOUCHES_INPUT, ZERO, Factor, Labels, Ledger, compact, move, pad_rank, reduced
@@ -22,7 +22,7 @@ from depfuse.groups.overwrites import Region, take
 
 TOUCHES_OUTPUT = "touches the network's output"
 KERNEL = "positions of a convolution's kernel"
-CONSTANT = "tied to a constant that is not in the state dict"
+CONSTANT = "tied to a constant"
 PARTS = "parts that are not interchangeable"
 MULTIPLIES_ZEROS = "multiplies channels that are always zero"
 
@@ -97,9 +97,9 @@ class Replay:
             return Labels(shape, (), frozenset(axis for axis, size in enumerate(shape) if size > 1))
         if id(tensor) not in self.leaves:
             blocks = self._grouped.get(id(tensor), 1)
+            constant = self._is_constant(tensor)
             factors = []
             for axis, size in enumerate(shape):
-                constant = not self.trace.leaves[id(tensor)]
                 if size == 1 or (constant and _uniform(tensor, axis)):
                     continue
                 extent = [size if other == axis else 1 for other in range(len(shape))]
@@ -114,6 +114,11 @@ class Replay:
                 factors.append(Factor(labels.reshape(extent), (id(tensor), axis)))
             self.leaves[id(tensor)] = Labels(shape, tuple(factors))
         return self.leaves[id(tensor)]
+
+    def _is_constant(self, tensor: Tensor) -> bool:
+        """Whether a tensor is no state of the network (a non-persistent buffer), or a table that is not trained."""
+        table = not isinstance(tensor, nn.Parameter) and sum(size > 1 for size in tensor.shape) > 1
+        return table or not self.trace.leaves[id(tensor)]
 
     def role(self, labels: Labels, axis: int, role: str) -> None:
         """Note what the parameter's axis that gave the factors on `axis` does."""
