@@ -270,7 +270,18 @@ def settle(ledger: Ledger) -> Classes:
         for label in np.unique(classes[labels]).tolist():
             reasons.setdefault(label, reason)
     relations = [relation[relation[:, 0] != relation[:, 1]] for relation in relations]
+    _fix_around(reasons, relations)
     return Classes(classes, count, tuple(r for r in relations if len(r)), reasons)
+
+
+def _fix_around(reasons: dict[int, str], relations: Sequence[np.ndarray]) -> None:
+    """Fix the block of what is fixed."""
+    inner, outer = (np.concatenate([np.empty(0, np.int64), *(r[:, side] for r in relations)]) for side in (0, 1))
+    while True:
+        fixed = np.isin(inner, list(reasons)) & ~np.isin(outer, list(reasons))
+        if not fixed.any():
+            return
+        reasons.update({int(block): reasons[int(one)] for one, block in zip(inner[fixed], outer[fixed], strict=True)})
 
 
 def _forced(relation: np.ndarray) -> np.ndarray:
