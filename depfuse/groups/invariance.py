@@ -45,6 +45,7 @@ def prove_groups(
     name = type(model).__name__
     permutations = random_permutations(groups, seed)
     silent = list(groups.free)
+    not_used: dict[str, str] = {}
     errors = []
     for draw in range(DRAWS if silent else 1):
         proof = _Proof(name, GenericNetwork(model, example, groups.auxiliary, seed, draw), permutations)
@@ -55,14 +56,16 @@ def prove_groups(
                 model, groups.fix(proof.reasons(silent, tolerance)), example, seed=seed, tolerance=tolerance
             )
         silent = proof.without_effect(silent)
+        not_used |= {group.name: NOT_USED for group in silent if proof.not_used(group)}
+        silent = [group for group in silent if group.name not in not_used]
         if not silent:
             break
     if silent and len(silent) == groups.count:
         raise GroupError(
             f"the output of {name} hardly depends on its channels on random values: its groups cannot be proved"
         )
-    reasons = {group.name: NOT_USED if proof.not_used(group) else NO_EFFECT for group in silent}
-    return replace(groups.fix(reasons), proof_error=max(errors))
+    without_effect = {group.name: NO_EFFECT for group in silent}
+    return replace(groups.fix(not_used | without_effect), proof_error=max(errors))
 
 
 class _Proof:
