@@ -29,6 +29,8 @@ from torch import Tensor
 
 ZERO = -1
 TOUCHES_INPUT = "touches the network's input"
+SINGLE = "a single channel"
+OVERLAP = "blocks that have channels in common"
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +122,10 @@ class Ledger:
             self.pinned.append((values, reason))
 
     def split(self, factor: Factor, away: Iterable[int]) -> Factor | None:
-        """Sum a factor over the axes `away`: None where all of it goes, else the labels of its blocks."""
+        """Sum a factor over the axes `away`: None where all of it goes, else the labels of its blocks.
+
+        What is repeated along a kept axis (the same heads in every window) is one block.
+        """
         away = frozenset(away)
         gone = factor.axes & away
         if not gone:
@@ -129,9 +134,19 @@ class Ledger:
         if not kept:
             return None
         shape = [size if axis in kept else 1 for axis, size in enumerate(factor.labels.shape)]
-        outer = self.fresh(int(np.prod(shape))).reshape(shape)
+        order = sorted(range(len(shape)), key=lambda axis: axis not in kept)
+        rows = factor.labels.permute(order).reshape(int(np.prod(shape)), -1)
+        _, number = torch.unique(rows, dim=0, return_inverse=True)
+        outer = self.fresh(int(number.max()) + 1)[number].reshape(shape)
         self.nest(factor.labels, outer)
         return Factor(outer)
+
+    def single_out(self, labels: Labels) -> Labels:
+        """Labels without the factors of which one position is left, which is pinned: no other can take its place."""
+        for factor in labels.factors:
+            if not factor.axes:
+                self.pin(factor.labels, SINGLE)
+        return replace(labels, factors=tuple(factor for factor in labels.factors if factor.axes))
 
     def joined(self, labels: Labels) -> Labels:
         """Labels in which no two factors lie along the same one axis: each pair met there is a unit in two blocks.
@@ -251,14 +266,15 @@ class Classes:
 def settle(ledger: Ledger) -> Classes:
     """Close the unions.
 
-    Equal channels have equal blocks, a block of one channel is that channel, and two divisions of the same channels
-    into the same blocks are one (two grouped convolutions that read one residual stream).
+    A block of one channel is that channel, and two divisions of the same channels into the same blocks are one (two
+    grouped convolutions that read one residual stream). Blocks of one division with a channel in common stay where
+    they are: exchanging them would leave that channel in its place.
     """
     unions = list(ledger.unions)
     while True:
         classes, count = _components(unions, ledger.count)
         relations = [np.unique(classes[pairs], axis=0) for pairs in ledger.blocks]
-        extra = [pairs for relation in relations if len(pairs := _forced(relation))]
+        extra = [pairs for relation in relations if len(pairs := _alone(relation))]
         extra = extra or _same_blocks([relation[relation[:, 0] != relation[:, 1]] for relation in relations])
         if not extra:
             break
@@ -270,6 +286,9 @@ def settle(ledger: Ledger) -> Classes:
         for label in np.unique(classes[labels]).tolist():
             reasons.setdefault(label, reason)
     relations = [relation[relation[:, 0] != relation[:, 1]] for relation in relations]
+    for relation in relations:
+        for block in _overlapping(relation).tolist():
+            reasons.setdefault(block, OVERLAP)
     _fix_around(reasons, relations)
     return Classes(classes, count, tuple(r for r in relations if len(r)), reasons)
 
@@ -284,17 +303,17 @@ def _fix_around(reasons: dict[int, str], relations: Sequence[np.ndarray]) -> Non
         reasons.update({int(block): reasons[int(one)] for one, block in zip(inner[fixed], outer[fixed], strict=True)})
 
 
-def _forced(relation: np.ndarray) -> np.ndarray:
-    """Pairs of classes that one relation shows to be the same."""
+def _alone(relation: np.ndarray) -> np.ndarray:
+    """Pairs of one relation whose block holds nothing else."""
     relation = relation[relation[:, 0] != relation[:, 1]]
-    if not len(relation):
-        return relation
-    order = relation[np.argsort(relation[:, 0], kind="stable")]
-    same_inner = order[1:, 0] == order[:-1, 0]
-    forced = np.stack([order[1:, 1][same_inner], order[:-1, 1][same_inner]], axis=1)
-    _, where, sizes = np.unique(relation[:, 1], return_inverse=True, return_counts=True)
-    single = relation[sizes[where] == 1]
-    return np.concatenate([forced, single])
+    alone: np.ndarray = relation[_once(relation[:, 1])]
+    return alone
+
+
+def _overlapping(relation: np.ndarray) -> np.ndarray:
+    """Blocks of one relation that have a channel in common with another."""
+    overlapping: np.ndarray = np.unique(relation[~_once(relation[:, 0]), 1])
+    return overlapping
 
 
 def _same_blocks(relations: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -337,7 +356,10 @@ def _components(unions: Sequence[np.ndarray], count: int) -> tuple[np.ndarray, i
 
 
 def move(labels: Labels, movement: Any) -> Labels:
-    """Labels after data movement: `movement` maps a tensor of the old shape to one of the new."""
+    """Labels after data movement: `movement` maps a tensor of the old shape to one of the new.
+
+    A factor of which one position is left has no axes any more (`Ledger.single_out`).
+    """
     marked = torch.zeros((), dtype=torch.int8)
     outcome = movement(marked.expand(labels.shape))
     factors = tuple(f.with_labels(movement(f.labels.expand(labels.shape))) for f in labels.factors)
@@ -347,4 +369,4 @@ def move(labels: Labels, movement: Any) -> Labels:
         size[axis] = labels.shape[axis]
         counted = compact(movement(torch.arange(labels.shape[axis]).reshape(size).expand(labels.shape)))
         plain |= {a for a, extent in enumerate(counted.shape) if extent > 1}
-    return Labels(tuple(outcome.shape), tuple(f for f in factors if f.axes), frozenset(plain))
+    return Labels(tuple(outcome.shape), factors, frozenset(plain))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depfuse.groups.depgraph import Trace
-from depfuse.groups.labels import TOUCHES_INPUT, ZERO, Factor, Labels, Ledger, compact, move, pad_rank, reduced
+from depfuse.groups.labels import SINGLE, TOUCHES_INPUT, ZERO, Factor, Labels, Ledger, compact, move, pad_rank, reduced
 from depfuse.groups.overwrites import Region, take
 
 TOUCHES_OUTPUT = "touches the network's output"
@@ -76,7 +76,7 @@ class Replay:
         for operation in self.trace.operations:
             operands = [self.operand(below, number) for below, number in operation.next_functions]
             for number, labels in enumerate(lookup(operation)(self, operation, operands)):
-                self.values[operation, number] = self.ledger.joined(labels)
+                self.values[operation, number] = self.ledger.joined(self.ledger.single_out(labels))
         for output in self.trace.outputs:
             if output in self.values:
                 for factor in self.values[output].factors:
@@ -306,6 +306,14 @@ def _split(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
     return _parts(operands[0], lambda t: torch.split(t, sizes, dim), len(operation._input_metadata))
 
 
+@rule("Glu")
+def _gated_linear_unit(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    """One half of an axis times the sigmoid of the other."""
+    dim = signed(operation._saved_dim)
+    first, second = _parts(operands[0], lambda t: t.chunk(2, dim), 2)
+    return [replay.ledger.meet(first, second, f"{replay.where(operation)} ties its halves")]
+
+
 @rule("Unbind")
 def _unbind(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
     dim = signed(operation._saved_dim)
@@ -433,7 +441,7 @@ def _joined(ledger: Ledger, parts: Sequence[Labels], shape: Sequence[int], dim: 
             else:
                 own = ledger.fresh(labels.shape[dim])
                 if dim in labels.plain or labels.shape[dim] == 1:
-                    ledger.pin(own, TOUCHES_INPUT)
+                    ledger.pin(own, TOUCHES_INPUT if dim in labels.plain else SINGLE)
                 pieces.append(own.reshape([-1 if a == dim else 1 for a in range(len(shape))]).expand(wanted))
         factors.append(Factor(reduced(torch.cat(pieces, dim))))
         plain.discard(dim)
