@@ -132,9 +132,7 @@ def apply_couplings(
     return aligned
 
 
-def compose(
-    groups: ChannelGroups | Sequence[ChannelGroup], first: Couplings, second: Couplings
-) -> dict[str, Coupling]:
+def compose(groups: ChannelGroups | Sequence[ChannelGroup], first: Couplings, second: Couplings) -> dict[str, Coupling]:
     r"""Couplings of all groups that do what `first` and then `second` do.
 
     Nested groups do not compose name by name. With blocks permuted by :math:`\sigma_1`, then :math:`\sigma_2`, and

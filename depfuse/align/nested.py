@@ -134,7 +134,9 @@ class TreeCosts:
         return cost
 
 
-def match_tree(costs: TreeCosts, orbit: Orbit, origin: Tensor | None = None, placed: Placement | None = None) -> Placement:
+def match_tree(
+    costs: TreeCosts, orbit: Orbit, origin: Tensor | None = None, placed: Placement | None = None
+) -> Placement:
     r"""Place the channels of an orbit and of all inside it at least cost, group g's coming from group origin[g].
 
     For channels, that is :math:`\min_\pi \sum_c C[c, \pi(c)]`. For blocks it is the same with

@@ -8,7 +8,7 @@ assumes about the order of positions inside a channel is proved afterwards (`inv
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, Role, Slot
-from depfuse.groups.labels import TOUCHES_INPUT, Classes, Factor, Labels
+from depfuse.groups.labels import SINGLE, TOUCHES_INPUT, Classes, Factor, Labels
 from depfuse.groups.rules import KERNEL, TOUCHES_OUTPUT, Replay
 from depfuse.groups.taps import find_taps, position_tables
 
 NOT_USED = "not used in the forward pass"
-SINGLE = "a single channel"
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,10 @@ class _Occurrences:
     def of(self, member: int) -> slice:
         """Rows of one class."""
         return slice(int(self.starts[member]), int(self.starts[member + 1]))
+
+    def occurs(self, member: int) -> bool:
+        """Whether a class has a position in any tensor; one that only names a block may have none."""
+        return bool(self.starts[member] < self.starts[member + 1])
 
 
 def _rows(factor: Factor, axis: int) -> Iterable[tuple[Tensor | None, np.ndarray]]:
@@ -192,19 +195,23 @@ def _first_uses(replay: Replay) -> list[str]:
 def _block_drafts(occurrences: _Occurrences, classes: Classes) -> list[tuple[list[list[int]], str | None]]:
     """Groups whose units are whole blocks."""
     cells: dict[tuple[int, ...], set[int]] = defaultdict(set)
+    around_block: dict[int, list[int]] = defaultdict(list)  # class -> the blocks that it lies in
     if classes.blocks:
         pairs = np.unique(np.concatenate(classes.blocks), axis=0)
         pairs = pairs[np.argsort(pairs[:, 1], kind="stable")]
         outer, starts = np.unique(pairs[:, 1], return_index=True)
-        for block, inner in zip(outer.tolist(), np.split(pairs[:, 0], starts[1:]), strict=True):
-            cells[tuple(sorted(inner.tolist()))].add(block)
+        inside = dict(zip(outer.tolist(), (part.tolist() for part in np.split(pairs[:, 0], starts[1:])), strict=True))
+        for block, inner in inside.items():
+            cells[tuple(sorted(_nested(block, inside)))].add(block)
+            for member in inner:
+                around_block[member].append(block)
     kinds = np.array([spot.kind for spot in occurrences.spots], dtype=np.int64)
     by_kind = _signatures(occurrences, kinds, classes.count) if len(kinds) else np.zeros(0, np.uint64)
     containing: dict[int, list[tuple[int, ...]]] = defaultdict(list)
     for cell in cells:
         for member in cell:
             containing[member].append(cell)
-    drafts: dict[tuple[int, ...], list[list[int]]] = defaultdict(list)
+    drafts: dict[tuple[int, str], list[list[list[int]]]] = defaultdict(list)
     numbers = {cell: number for number, cell in enumerate(cells)}
     for cell, blocks in cells.items():
         around = {other for member in cell for other in containing[member] if other != cell}
@@ -213,18 +220,61 @@ def _block_drafts(occurrences: _Occurrences, classes: Classes) -> list[tuple[lis
         shape = Counter(int(by_kind[member]) for member in cell)
         own = sorted(int(by_kind[block]) for block in blocks)
         pinned = next((classes.reasons[m] for m in (*cell, *blocks) if m in classes.reasons), "")
-        key = hash((tuple(sorted(shape.items())), tuple(own), tuple(coarser), tuple(finer), pinned))
+        within = sorted(outer for block in blocks for outer in around_block[block])
+        key = hash((tuple(sorted(shape.items())), tuple(own), tuple(coarser), tuple(finer), tuple(within), pinned))
         members = sorted(
             cell,
             key=lambda m: (
                 int(by_kind[m]),
-                _first(occurrences, [m]) if occurrences.of(m).start < occurrences.of(m).stop else (0, 0),
+                _first(occurrences, [m]) if occurrences.occurs(m) else (0, 0),
             ),
         )
-        present = [m for m in members + sorted(blocks) if occurrences.of(m).start < occurrences.of(m).stop]
-        if present:
-            drafts[key, pinned].append(present)  # type: ignore[index]
-    return [(units, key[1] or None) for key, units in drafts.items()]  # type: ignore[misc]
+        unit = members + sorted(blocks)
+        if any(occurrences.occurs(member) for member in unit):
+            alike = drafts[key, pinned]
+            fitting = (units for units in alike if _exchangeable(units[0], unit, cells, containing, occurrences))
+            known = next(fitting, None)
+            if known is None:
+                alike.append([unit])
+            else:
+                known.append(unit)
+    return [
+        ([[member for member in unit if occurrences.occurs(member)] for unit in units], pinned or None)
+        for (_, pinned), alike in drafts.items()
+        for units in alike
+    ]
+
+
+def _exchangeable(
+    first: Sequence[int],
+    second: Sequence[int],
+    cells: Mapping[tuple[int, ...], set[int]],
+    containing: Mapping[int, Sequence[tuple[int, ...]]],
+    occurrences: _Occurrences,
+) -> bool:
+    """Whether exchanging two units member by member takes every block to a block."""
+    if len(first) != len(second):
+        return False
+    exchange = dict(zip((*first, *second), (*second, *first), strict=True))
+    for cell in {cell for member in exchange for cell in containing.get(member, ())}:
+        image = tuple(sorted(exchange.get(member, member) for member in cell))
+        if image not in cells:
+            return False
+        moved = {exchange.get(block, block) for block in cells[cell] if occurrences.occurs(block)}
+        if moved != {block for block in cells[image] if occurrences.occurs(block)}:
+            return False
+    return True
+
+
+def _nested(block: int, inside: Mapping[int, Sequence[int]]) -> set[int]:
+    """The classes that lie in a block, or in a block within it: all of them move with it."""
+    found: set[int] = set()
+    stack = [block]
+    while stack:
+        new = set(inside.get(stack.pop(), ())) - found - {block}
+        found |= new
+        stack.extend(new)
+    return found
 
 
 def _slots(occurrences: _Occurrences, units: Sequence[Sequence[int]]) -> tuple[Slot, ...]:
@@ -236,8 +286,10 @@ def _slots(occurrences: _Occurrences, units: Sequence[Sequence[int]]) -> tuple[S
     first = np.repeat(occurrences.starts[members] - np.cumsum(sizes) + sizes, sizes)
     rows = first + np.arange(int(sizes.sum()))
     rank, spots, positions = np.repeat(ranks, sizes), occurrences.spot[rows], occurrences.position[rows]
-    if whole_blocks:  # the input axis of a grouped convolution moves along with the rows of its block
+    if whole_blocks:  # where each block has rows of its own, the input axis moves along with them
         moving = np.array([spot.within is None for spot in occurrences.spots])[spots]
+        pairs = np.unique(np.stack([spots, rank]), axis=1)
+        moving |= np.bincount(pairs[0], minlength=len(occurrences.spots))[spots] > 1
         rank, spots, positions = rank[moving], spots[moving], positions[moving]
     slots: list[Slot] = []
     for spot, index in position_tables(spots, rank, positions, len(units)):

@@ -214,9 +214,17 @@ class ChannelGroups:
 
 
 def random_permutations(groups: ChannelGroups, seed: int) -> dict[str, Tensor]:
-    """One uniformly random permutation (n_channels,) per free group, from `seed`."""
+    """One random permutation (n_channels,) per free group, from `seed`; never the identity, which proves nothing."""
     generator = torch.Generator().manual_seed(seed)
-    return {group.name: torch.randperm(group.size, generator=generator) for group in groups.free}
+    found = {}
+    for group in groups.free:
+        permutation = torch.randperm(group.size, generator=generator)
+        found[group.name] = permutation if _moves(permutation) else permutation.roll(1)
+    return found
+
+
+def _moves(permutation: Tensor) -> bool:
+    return not torch.equal(permutation, torch.arange(len(permutation)))
 
 
 def siblings(groups: Sequence[ChannelGroup]) -> list[list[ChannelGroup]]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.errors import GroupError
+from depfuse.groups.assemble import NOT_USED
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, random_permutations
-from depfuse.groups.depgraph import Example, evaluation_copy
-from depfuse.running import evaluating
+from depfuse.groups.depgraph import Example
+from depfuse.groups.generic import GenericNetwork
 
 TOLERANCE = 1e-9
+LEAST_EFFECT = 1e-6  # of permuting one slot alone, relative to the output: a proof must be able to fail
+DRAWS = 3  # of generic values, for groups without effect: all channels of a small one may be silent by chance
+NO_EFFECT = "not proved: permuting one of its tensors alone hardly changes the output"
+MOST_RUNS = 200  # of the network to find the groups at fault
 
 
 def prove_groups(
@@ -24,11 +25,11 @@ def prove_groups(
 ) -> ChannelGroups:
     r"""Prove the free groups in float64, and fix those that fail.
 
-    A copy of the network gets generic values (every parameter and statistic is moved off special values such
-    as a zero scale or a unit variance, under which a forgotten slot would not show). With f its function and
-    f_P the function after random permutations of all free groups at once, the error is
-    :math:`\max |f_P(x) - f(x)| / \max |f(x)|`, taken over all outputs, those of auxiliary heads included, and a random
-    input x in the example's shape. If it exceeds the tolerance, the groups at fault are found by bisection and fixed.
+    A copy of the network gets generic values (`generic.py`). With f its function and f_P the function after random
+    permutations of all free groups at once, the error is :math:`\max |f_P(x) - f(x)| / \max |f(x)|`, taken over all
+    outputs, those of auxiliary heads included, and a random input x in the example's shape. If it exceeds the
+    tolerance, the groups at fault are found by bisection and fixed. So is a group of which no tensor has an effect on
+    the output: nothing would show that it is wrong.
 
     Returns
     -------
@@ -41,42 +42,101 @@ def prove_groups(
         The network's function is not finite or does not depend on its parameters, so that nothing can be
         proved, or does not give the same output twice.
     """
-    network = evaluation_copy(model, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    state = _generic_state(network, generator)
-    inputs = tree_map(lambda leaf: _generic_input(leaf, state, generator), example)
-    modes = [(), groups.auxiliary] if groups.auxiliary else [()]
-
-    def run(values: Mapping[str, Tensor]) -> list[Tensor]:
-        return [output for mode in modes for output in _outputs(network, values, inputs, mode)]
-
-    reference = run(state)
-    scale = max((float(out.abs().max()) for out in reference if out.numel()), default=0.0)
-    name = type(network).__name__
-    if not all(bool(torch.isfinite(out).all()) for out in reference) or scale == 0.0:
-        raise GroupError(f"{name} gives no finite, non-zero output on random values: its groups cannot be proved")
+    name = type(model).__name__
     permutations = random_permutations(groups, seed)
+    silent = list(groups.free)
+    not_used: dict[str, str] = {}
+    errors = []
+    for draw in range(DRAWS if silent else 1):
+        proof = _Proof(name, GenericNetwork(model, example, groups.auxiliary, seed, draw), permutations)
+        errors.append(proof.error(silent))
+        if errors[-1] > tolerance:
+            proof.check_repeatable(tolerance)
+            return prove_groups(
+                model, groups.fix(proof.reasons(silent, tolerance)), example, seed=seed, tolerance=tolerance
+            )
+        silent = proof.without_effect(silent)
+        not_used |= {group.name: NOT_USED for group in silent if proof.not_used(group)}
+        silent = [group for group in silent if group.name not in not_used]
+        if not silent:
+            break
+    if silent and len(silent) == groups.count:
+        raise GroupError(
+            f"the output of {name} hardly depends on its channels on random values: its groups cannot be proved"
+        )
+    without_effect = {group.name: NO_EFFECT for group in silent}
+    return replace(groups.fix(not_used | without_effect), proof_error=max(errors))
 
-    def error(chosen: Sequence[ChannelGroup]) -> float:
-        permuted: Mapping[str, Tensor] = state
+
+class _Proof:
+    """The network on one draw of generic values, and its output there."""
+
+    def __init__(self, name: str, network: GenericNetwork, permutations: Mapping[str, Tensor]) -> None:
+        self._name, self._network, self._permutations = name, network, permutations
+        self._reference = network.run(network.state)
+        self._effects: dict[str, float] = {}
+        self._scale = max((float(out.abs().max()) for out in self._reference if out.numel()), default=0.0)
+        if not 0.0 < self._scale < float("inf"):
+            raise GroupError(f"{name} gives no finite, non-zero output on random values: its groups cannot be proved")
+
+    def _change(self, state: Mapping[str, Tensor]) -> float:
+        """Largest absolute difference over all outputs, relative to the largest output."""
+        outputs = self._network.run(state)
+        errors = [float((a - b).abs().max()) for a, b in zip(self._reference, outputs, strict=True) if a.numel()]
+        largest = max(errors, default=0.0) / self._scale
+        return largest if largest == largest else float("inf")
+
+    def error(self, chosen: Sequence[ChannelGroup]) -> float:
+        """Change of the output when these groups are permuted."""
+        permuted: Mapping[str, Tensor] = self._network.state
         for group in chosen:
-            permuted = group.permute(permuted, permutations[group.name])
-        return _change(reference, run(permuted), scale)
+            permuted = group.permute(permuted, self._permutations[group.name])
+        return self._change(permuted)
 
-    free = list(groups.free)
-    largest = error(free)
-    if largest <= tolerance:
-        _check_power(name, groups, permutations, state, run, reference, scale)
-        return replace(groups, proof_error=largest)
-    if _change(reference, run(state), scale) > tolerance:
-        raise GroupError(f"{name} gives different outputs for the same input: its groups cannot be proved")
-    failing = _bisect(free, error, tolerance)
-    reasons = {group.name: f"not proved: permuting it changes the output by {error([group]):.1e}" for group in failing}
-    return prove_groups(model, groups.fix(reasons), example, seed=seed, tolerance=tolerance)
+    def check_repeatable(self, tolerance: float) -> None:
+        """Raise `GroupError` where the same input gives different outputs."""
+        if self._change(self._network.state) > tolerance:
+            raise GroupError(f"{self._name} gives different outputs for the same input: its groups cannot be proved")
+
+    def without_effect(self, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
+        """Those groups of which no tensor, permuted alone, changes the output."""
+        self._effects = self._network.effects(groups, self._permutations) if groups else {}
+        return [group for group in groups if self._effects[group.name] < LEAST_EFFECT * self._scale]
+
+    def not_used(self, group: ChannelGroup) -> bool:
+        """Whether a group without effect is one that nothing reads: overwritten, or cut off."""
+        return self._effects[group.name] == 0.0 and all(slot.role != "consumes" for slot in group.slots)
+
+    def reasons(self, free: Sequence[ChannelGroup], tolerance: float) -> dict[str, str]:
+        """Name -> reason, of each group at fault."""
+        failing = _bisect(list(free), _Counted(self.error), tolerance)
+        if len(failing) > MOST_RUNS // 4:
+            return {group.name: "not proved: permuting it with others changes the output" for group in failing}
+        return {
+            group.name: f"not proved: permuting it changes the output by {self.error([group]):.1e}" for group in failing
+        }
 
 
-def _bisect(chosen: list[ChannelGroup], error: Any, tolerance: float) -> list[ChannelGroup]:
-    """The groups that fail by themselves, or the last that fails together with others."""
+class _Counted:
+    """The error of chosen groups; once too many were asked for, all that is asked for fails."""
+
+    def __init__(self, error: Callable[[Sequence[ChannelGroup]], float]) -> None:
+        self._error, self._left = error, MOST_RUNS
+
+    @property
+    def spent(self) -> bool:
+        """Whether no run is left."""
+        return self._left <= 0
+
+    def __call__(self, chosen: Sequence[ChannelGroup]) -> float:
+        self._left -= 1
+        return self._error(chosen)
+
+
+def _bisect(chosen: list[ChannelGroup], error: _Counted, tolerance: float) -> list[ChannelGroup]:
+    """The groups that fail by themselves, or the last that fails together with others; all when the runs are spent."""
+    if error.spent:
+        return chosen
     if not chosen or error(chosen) <= tolerance:
         return []
     if len(chosen) == 1:
@@ -84,61 +144,3 @@ def _bisect(chosen: list[ChannelGroup], error: Any, tolerance: float) -> list[Ch
     half = len(chosen) // 2
     found = _bisect(chosen[:half], error, tolerance) + _bisect(chosen[half:], error, tolerance)
     return found or chosen[-1:]
-
-
-def _check_power(
-    name: str,
-    groups: ChannelGroups,
-    permutations: Mapping[str, Tensor],
-    state: Mapping[str, Tensor],
-    run: Callable[[Mapping[str, Tensor]], list[Tensor]],
-    reference: Sequence[Tensor],
-    scale: float,
-) -> None:
-    """A proof must be able to fail: with only the first slot of each group permuted, the output changes."""
-    broken = dict(state)
-    for group in groups.free:
-        slot = group.slots[0]
-        broken[slot.key] = slot.permute(broken[slot.key], permutations[group.name])
-    if groups.free and _change(reference, run(broken), scale) <= 1e-6:
-        raise GroupError(
-            f"the output of {name} hardly depends on its channels on random values: its groups cannot be proved"
-        )
-
-
-def _generic_state(network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-    """The network's tensors, each entry moved by a tenth of its tensor's scale; variances stay positive."""
-    state = {}
-    for key, tensor in network.state_dict().items():
-        if tensor.is_floating_point() and tensor.numel():
-            low, high = (float(bound) for bound in tensor.aminmax())
-            size = max(abs(low), abs(high)) or 0.1
-            spread = 0.5 * size if low == high else 0.1 * (high - low)
-            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
-            tensor = noise.sub_(0.0 if low >= 0.0 else 0.5).mul_(spread).add_(tensor)
-        state[key] = tensor
-    return state
-
-
-def _generic_input(leaf: Any, state: Mapping[str, Tensor], generator: torch.Generator) -> Any:
-    if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-        return leaf
-    device = next(iter(state.values())).device if state else leaf.device
-    return torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(device)
-
-
-def _outputs(
-    network: nn.Module, state: Mapping[str, Tensor], inputs: Example, auxiliary: Sequence[str]
-) -> list[Tensor]:
-    arguments: Any = (inputs,) if isinstance(inputs, Tensor) else () if isinstance(inputs, dict) else tuple(inputs)
-    keywords = inputs if isinstance(inputs, dict) else {}
-    with torch.no_grad(), evaluating(network, auxiliary=auxiliary):
-        result = functional_call(network, dict(state), arguments, keywords)
-    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-
-
-def _change(reference: Sequence[Tensor], outputs: Sequence[Tensor], scale: float) -> float:
-    """Largest absolute difference over all outputs, relative to the largest output."""
-    errors = [float((a - b).abs().max()) for a, b in zip(reference, outputs, strict=True) if a.numel()]
-    largest = max(errors, default=0.0) / scale
-    return largest if largest == largest else float("inf")

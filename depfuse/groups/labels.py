@@ -29,6 +29,8 @@ from torch import Tensor
 
 ZERO = -1
 TOUCHES_INPUT = "touches the network's input"
+SINGLE = "a single channel"
+OVERLAP = "blocks that have channels in common"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +49,8 @@ class Factor:
         """The same factor with other labels, reduced to the axes along which they vary."""
         labels = compact(labels)
         # A reshape that copies writes broadcast axes out: there the values themselves must be looked at.
-        return replace(self, labels=reduced(labels) if labels.numel() > self.labels.numel() else labels)
+        copied = labels.numel() > self.labels.numel() or sum(s > 1 for s in labels.shape) > len(self.axes)
+        return replace(self, labels=reduced(labels) if copied else labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +122,10 @@ class Ledger:
             self.pinned.append((values, reason))
 
     def split(self, factor: Factor, away: Iterable[int]) -> Factor | None:
-        """Sum a factor over the axes `away`: None where all of it goes, else the labels of its blocks."""
+        """Sum a factor over the axes `away`: None where all of it goes, else the labels of its blocks.
+
+        What is repeated along a kept axis (the same heads in every window) is one block.
+        """
         away = frozenset(away)
         gone = factor.axes & away
         if not gone:
@@ -128,9 +134,39 @@ class Ledger:
         if not kept:
             return None
         shape = [size if axis in kept else 1 for axis, size in enumerate(factor.labels.shape)]
-        outer = self.fresh(int(np.prod(shape))).reshape(shape)
+        order = sorted(range(len(shape)), key=lambda axis: axis not in kept)
+        rows = factor.labels.permute(order).reshape(int(np.prod(shape)), -1)
+        _, number = torch.unique(rows, dim=0, return_inverse=True)
+        outer = self.fresh(int(number.max()) + 1)[number].reshape(shape)
         self.nest(factor.labels, outer)
         return Factor(outer)
+
+    def single_out(self, labels: Labels) -> Labels:
+        """Labels without the factors of which one position is left, which is pinned: no other can take its place."""
+        for factor in labels.factors:
+            if not factor.axes:
+                self.pin(factor.labels, SINGLE)
+        return replace(labels, factors=tuple(factor for factor in labels.factors if factor.axes))
+
+    def joined(self, labels: Labels) -> Labels:
+        """Labels in which no two factors lie along the same one axis: each pair met there is a unit in two blocks.
+
+        Two axes that permute independently may be merged into one: heads and a head's channels.
+        """
+        for axis in range(len(labels.shape)):
+            alone = [factor for factor in labels.factors if factor.axes == {axis}]
+            if len(alone) < 2:
+                continue
+            first, second = (factor.labels.reshape(-1) for factor in alone[:2])
+            _, unit = torch.unique(torch.stack([first, second]), dim=1, return_inverse=True)
+            own = self.fresh(int(unit.max()) + 1)[unit]
+            own = torch.where((first == ZERO) | (second == ZERO), ZERO, own)
+            for part in (first, second):
+                self.nest(own, part)
+            factor = Factor(own.reshape([-1 if other == axis else 1 for other in range(len(labels.shape))]))
+            rest = tuple(known for known in labels.factors if known not in alone[:2])
+            return self.joined(Labels(labels.shape, (*rest, factor), labels.plain))
+        return labels
 
     def meet(self, first: Labels, second: Labels, reason: str) -> Labels:
         """Labels of an entry-by-entry operation between two tensors (broadcast)."""
@@ -228,12 +264,18 @@ class Classes:
 
 
 def settle(ledger: Ledger) -> Classes:
-    """Close the unions: equal channels have equal blocks, and a block of one channel is that channel."""
+    """Close the unions.
+
+    A block of one channel is that channel, and two divisions of the same channels into the same blocks are one (two
+    grouped convolutions that read one residual stream). Blocks of one division with a channel in common stay where
+    they are: exchanging them would leave that channel in its place.
+    """
     unions = list(ledger.unions)
     while True:
         classes, count = _components(unions, ledger.count)
         relations = [np.unique(classes[pairs], axis=0) for pairs in ledger.blocks]
-        extra = [pairs for relation in relations if len(pairs := _forced(relation))]
+        extra = [pairs for relation in relations if len(pairs := _alone(relation))]
+        extra = extra or _same_blocks([relation[relation[:, 0] != relation[:, 1]] for relation in relations])
         if not extra:
             break
         representative = np.zeros(count, dtype=np.int64)
@@ -244,20 +286,64 @@ def settle(ledger: Ledger) -> Classes:
         for label in np.unique(classes[labels]).tolist():
             reasons.setdefault(label, reason)
     relations = [relation[relation[:, 0] != relation[:, 1]] for relation in relations]
+    for relation in relations:
+        for block in _overlapping(relation).tolist():
+            reasons.setdefault(block, OVERLAP)
+    _fix_around(reasons, relations)
     return Classes(classes, count, tuple(r for r in relations if len(r)), reasons)
 
 
-def _forced(relation: np.ndarray) -> np.ndarray:
-    """Pairs of classes that one relation shows to be the same."""
+def _fix_around(reasons: dict[int, str], relations: Sequence[np.ndarray]) -> None:
+    """Fix the block of what is fixed."""
+    inner, outer = (np.concatenate([np.empty(0, np.int64), *(r[:, side] for r in relations)]) for side in (0, 1))
+    while True:
+        fixed = np.isin(inner, list(reasons)) & ~np.isin(outer, list(reasons))
+        if not fixed.any():
+            return
+        reasons.update({int(block): reasons[int(one)] for one, block in zip(inner[fixed], outer[fixed], strict=True)})
+
+
+def _alone(relation: np.ndarray) -> np.ndarray:
+    """Pairs of one relation whose block holds nothing else."""
     relation = relation[relation[:, 0] != relation[:, 1]]
-    if not len(relation):
-        return relation
-    order = relation[np.argsort(relation[:, 0], kind="stable")]
-    same_inner = order[1:, 0] == order[:-1, 0]
-    forced = np.stack([order[1:, 1][same_inner], order[:-1, 1][same_inner]], axis=1)
-    _, where, sizes = np.unique(relation[:, 1], return_inverse=True, return_counts=True)
-    single = relation[sizes[where] == 1]
-    return np.concatenate([forced, single])
+    alone: np.ndarray = relation[_once(relation[:, 1])]
+    return alone
+
+
+def _overlapping(relation: np.ndarray) -> np.ndarray:
+    """Blocks of one relation that have a channel in common with another."""
+    overlapping: np.ndarray = np.unique(relation[~_once(relation[:, 0]), 1])
+    return overlapping
+
+
+def _same_blocks(relations: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Pairs of blocks of two divisions that hold the same of those channels that both divide."""
+    divisions: list[np.ndarray] = []
+    for relation in filter(
+        len, relations
+    ):  # relations with a block in common are one division: a convolution's inputs and outputs
+        joined = [known for known in divisions if len(np.intersect1d(known[:, 1], relation[:, 1]))]
+        divisions = [known for known in divisions if not any(known is other for other in joined)]
+        divisions.append(np.unique(np.concatenate([relation, *joined]), axis=0))
+    found = []
+    for number, first in enumerate(divisions):
+        for second in divisions[:number]:
+            shared, mine, theirs = np.intersect1d(first[:, 0], second[:, 0], return_indices=True)
+            if not len(shared):
+                continue
+            pairs = np.unique(np.stack([first[mine, 1], second[theirs, 1]], axis=1), axis=0)
+            single = [_once(pairs[:, side]) for side in (0, 1)]
+            pairs = pairs[single[0] & single[1] & (pairs[:, 0] != pairs[:, 1])]
+            if len(pairs):
+                found.append(pairs)
+    return found
+
+
+def _once(values: np.ndarray) -> np.ndarray:
+    """Which values occur once."""
+    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
+    single: np.ndarray = counts[where] == 1
+    return single
 
 
 def _components(unions: Sequence[np.ndarray], count: int) -> tuple[np.ndarray, int]:
@@ -270,7 +356,10 @@ def _components(unions: Sequence[np.ndarray], count: int) -> tuple[np.ndarray, i
 
 
 def move(labels: Labels, movement: Any) -> Labels:
-    """Labels after data movement: `movement` maps a tensor of the old shape to one of the new."""
+    """Labels after data movement: `movement` maps a tensor of the old shape to one of the new.
+
+    A factor of which one position is left has no axes any more (`Ledger.single_out`).
+    """
     marked = torch.zeros((), dtype=torch.int8)
     outcome = movement(marked.expand(labels.shape))
     factors = tuple(f.with_labels(movement(f.labels.expand(labels.shape))) for f in labels.factors)
@@ -280,4 +369,4 @@ def move(labels: Labels, movement: Any) -> Labels:
         size[axis] = labels.shape[axis]
         counted = compact(movement(torch.arange(labels.shape[axis]).reshape(size).expand(labels.shape)))
         plain |= {a for a, extent in enumerate(counted.shape) if extent > 1}
-    return Labels(tuple(outcome.shape), tuple(f for f in factors if f.axes), frozenset(plain))
+    return Labels(tuple(outcome.shape), factors, frozenset(plain))

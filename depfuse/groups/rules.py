@@ -9,18 +9,21 @@ operation without a rule pins everything it touches, with a reason that names it
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from depfuse.groups.depgraph import Trace
-from depfuse.groups.labels import TOUCHES_INPUT, ZERO, Factor, Labels, Ledger, compact, move, pad_rank, reduced
+from depfuse.groups.labels import SINGLE, TOUCHES_INPUT, ZERO, Factor, Labels, Ledger, compact, move, pad_rank, reduced
+from depfuse.groups.overwrites import Region, take
 
 TOUCHES_OUTPUT = "touches the network's output"
 KERNEL = "positions of a convolution's kernel"
+CONSTANT = "tied to a constant"
+PARTS = "parts that are not interchangeable"
 MULTIPLIES_ZEROS = "multiplies channels that are always zero"
 
 Operands = list["Labels | None"]
@@ -32,7 +35,7 @@ ENTRY_BY_ENTRY = """
     LogSigmoid Relu Relu6 Hardtanh Hardswish Hardsigmoid Silu Gelu Elu Celu Selu Softplus Softsign Mish
     LeakyRelu PreluKernel Threshold Clamp ClampMin ClampMax Where MaskedFill NativeDropout FusedDropout
     Maximum Minimum Lerp Addcmul Addcdiv Clone ToCopy Alias Copy Contiguous Hardshrink Softshrink
-    RreluWithNoise Floor Ceil Round Detach ViewAsReal Fmod Remainder NanToNum
+    RreluWithNoise Floor Ceil Round Detach Fmod Remainder NanToNum
 """.split()
 RESHAPES = """
     View UnsafeView ReshapeAlias Reshape Squeeze Unsqueeze Flatten Unflatten ViewCopy
@@ -59,8 +62,9 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 class Replay:
     """Walks a trace in forward order and fills a ledger."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, regions: Mapping[Any, Region | None] | None = None) -> None:
         self.trace = trace
+        self.regions = regions or {}
         self.ledger = Ledger()
         self.values: dict[tuple[Any, int], Labels] = {}
         self.leaves: dict[int, Labels] = {}
@@ -72,7 +76,7 @@ class Replay:
         for operation in self.trace.operations:
             operands = [self.operand(below, number) for below, number in operation.next_functions]
             for number, labels in enumerate(lookup(operation)(self, operation, operands)):
-                self.values[operation, number] = labels
+                self.values[operation, number] = self.ledger.joined(self.ledger.single_out(labels))
         for output in self.trace.outputs:
             if output in self.values:
                 for factor in self.values[output].factors:
@@ -93,9 +97,10 @@ class Replay:
             return Labels(shape, (), frozenset(axis for axis, size in enumerate(shape) if size > 1))
         if id(tensor) not in self.leaves:
             blocks = self._grouped.get(id(tensor), 1)
+            constant = self._is_constant(tensor)
             factors = []
             for axis, size in enumerate(shape):
-                if size == 1:
+                if size == 1 or (constant and _uniform(tensor, axis)):
                     continue
                 extent = [size if other == axis else 1 for other in range(len(shape))]
                 if axis == 1 and blocks > 1:
@@ -104,9 +109,16 @@ class Replay:
                     extent[0] = shape[0]
                 else:
                     labels = self.ledger.fresh(size)
+                if constant:
+                    self.ledger.pin(labels, CONSTANT)
                 factors.append(Factor(labels.reshape(extent), (id(tensor), axis)))
             self.leaves[id(tensor)] = Labels(shape, tuple(factors))
         return self.leaves[id(tensor)]
+
+    def _is_constant(self, tensor: Tensor) -> bool:
+        """Whether a tensor is no state of the network (a non-persistent buffer), or a table that is not trained."""
+        table = not isinstance(tensor, nn.Parameter) and sum(size > 1 for size in tensor.shape) > 1
+        return table or not self.trace.leaves[id(tensor)]
 
     def role(self, labels: Labels, axis: int, role: str) -> None:
         """Note what the parameter's axis that gave the factors on `axis` does."""
@@ -177,6 +189,12 @@ def _unknown(replay: Replay, operation: Any, operands: Operands) -> list[Labels]
     return [plain_everywhere(result_shape(operation, number)) for number in results]
 
 
+def _uniform(tensor: Tensor, axis: int) -> bool:
+    """Whether a tensor's values do not change along an axis."""
+    first = tensor.detach().narrow(axis, 0, 1)
+    return not tensor.is_meta and torch.equal(first.expand_as(tensor), tensor.detach())
+
+
 def plain_everywhere(shape: Sequence[int]) -> Labels:
     """Labels of a tensor none of whose entries may be permuted."""
     return Labels(tuple(shape), (), frozenset(axis for axis, size in enumerate(shape) if size > 1))
@@ -189,7 +207,15 @@ def _entry_by_entry(replay: Replay, operation: Any, operands: Operands) -> list[
     result = known[0]
     for other in known[1:]:
         result = replay.ledger.meet(result, other, reason)
-    return [pad_rank(result, len(result_shape(operation)))]
+    shape = result_shape(operation)
+    result = pad_rank(result, len(shape))
+    factors = list(result.factors)
+    for axis, size in enumerate(shape):
+        if size != result.shape[axis]:  # a constant's axis, whose entries differ
+            own = replay.ledger.fresh(size)
+            replay.ledger.pin(own, CONSTANT)
+            factors.append(Factor(own.reshape([-1 if other == axis else 1 for other in range(len(shape))])))
+    return [Labels(shape, tuple(factors), result.plain)]
 
 
 # --- movement -------------------------------------------------------------------------------------
@@ -207,11 +233,34 @@ def _reshape(replay: Replay, operation: Any, operands: Operands) -> list[Labels]
 
 @rule("AsStrided")
 def _as_strided(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
-    """Another memory layout of the same tensor, as pooling to one pixel asks for in channels-last networks."""
+    """A view of a tensor written in place, or another layout of it, as pooling channels-last to one pixel asks for."""
     labels = operands[0]
+    region = replay.regions.get(operation)
+    if labels is not None and region is not None:
+        return _moved(labels, lambda t: region.read(t).reshape(result_shape(operation)))
     if labels is None or labels.shape != result_shape(operation):
         return _unknown(replay, operation, operands)
     return [labels]
+
+
+@rule("ViewAsReal")
+def _real_and_imaginary(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    """A last axis more: the real and the imaginary part, which keep their order."""
+    (complex_,) = _moved(operands[0], lambda t: t[..., None])
+    own = replay.ledger.fresh(2)
+    replay.ledger.pin(own, PARTS)
+    shape = result_shape(operation)
+    factor = Factor(own.reshape([1] * (len(shape) - 1) + [2]))
+    return [Labels(shape, (*complex_.factors, factor), complex_.plain)]
+
+
+@rule("ViewAsComplex")
+def _complex(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    """A last axis less."""
+    labels = operands[0]
+    assert labels is not None
+    replay.pin_all(labels, len(labels.shape) - 1, PARTS)
+    return _moved(labels, lambda t: t[..., 0])
 
 
 @rule("Permute")
@@ -255,6 +304,14 @@ def _split(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
     sizes = getattr(operation, "_saved_split_sizes", None) or operation._saved_split_size
     sizes = [int(s) for s in sizes] if isinstance(sizes, (list, tuple)) else int(sizes)
     return _parts(operands[0], lambda t: torch.split(t, sizes, dim), len(operation._input_metadata))
+
+
+@rule("Glu")
+def _gated_linear_unit(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    """One half of an axis times the sigmoid of the other."""
+    dim = signed(operation._saved_dim)
+    first, second = _parts(operands[0], lambda t: t.chunk(2, dim), 2)
+    return [replay.ledger.meet(first, second, f"{replay.where(operation)} ties its halves")]
 
 
 @rule("Unbind")
@@ -352,14 +409,18 @@ def _concatenate(replay: Replay, operation: Any, operands: Operands) -> list[Lab
         return _unknown(replay, operation, operands)
     if operation_name(operation) == "Stack":
         parts = [move(labels, lambda t: t.unsqueeze(dim)) for labels in parts]
-    parts = [labels for labels in parts if len(labels.shape) == len(shape)]
     reason = f"{replay.where(operation)} joins it with positions that cannot be permuted"
+    return [_joined(replay.ledger, [labels for labels in parts if len(labels.shape) == len(shape)], shape, dim, reason)]
+
+
+def _joined(ledger: Ledger, parts: Sequence[Labels], shape: Sequence[int], dim: int, reason: str) -> Labels:
+    """Labels of parts laid one after the other along `dim`."""
     along = [list(labels.on(dim)) for labels in parts]
     others = Labels(tuple(1 if a == dim else s for a, s in enumerate(shape)))
     plain: set[int] = set()
     for labels in parts:
         rest = tuple(factor for factor in labels.factors if dim not in factor.axes)
-        others = replay.ledger.meet(others, Labels(others.shape, rest, labels.plain - {dim}), reason)
+        others = ledger.meet(others, Labels(others.shape, rest, labels.plain - {dim}), reason)
         plain |= labels.plain
     factors = list(others.factors)
     if any(along):
@@ -376,17 +437,83 @@ def _concatenate(replay: Replay, operation: Any, operands: Operands) -> list[Lab
             if found:
                 pieces.append(found[0].labels.expand(wanted))
                 for extra in found[1:]:
-                    replay.ledger.pin(extra.labels, reason)
+                    ledger.pin(extra.labels, reason)
             else:
-                own = replay.ledger.fresh(labels.shape[dim])
+                own = ledger.fresh(labels.shape[dim])
                 if dim in labels.plain or labels.shape[dim] == 1:
-                    replay.ledger.pin(own, TOUCHES_INPUT)
+                    ledger.pin(own, TOUCHES_INPUT if dim in labels.plain else SINGLE)
                 pieces.append(own.reshape([-1 if a == dim else 1 for a in range(len(shape))]).expand(wanted))
         factors.append(Factor(reduced(torch.cat(pieces, dim))))
         plain.discard(dim)
     elif len(parts) > 1:
         plain.add(dim)
-    return [Labels(shape, tuple(factors), frozenset(plain))]
+    return Labels(tuple(shape), tuple(factors), frozenset(plain))
+
+
+@rule("CopySlices")
+def _overwrite(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    """A part of a tensor written in place; constants written are taken for zeros, as in a concatenation."""
+    region, base = replay.regions.get(operation), operands[0]
+    if region is None or region.kind == "other":
+        return _unknown(replay, operation, operands)
+    shape = result_shape(operation)
+    base = Labels(shape, _zeros(shape)) if base is None else base
+    kept = [len(positions) for positions in region.positions]
+    others = [_as_part(labels, region.shape, kept) for labels in operands[1:] if labels is not None]
+    reason = f"{replay.where(operation)} ties its channels to positions that cannot be permuted"
+    if region.kind == "update":
+        _keep_apart(replay.ledger, base, region, frozenset(axis for labels in others for axis in _varying(labels)))
+        others.append(move(base, region.read))
+    part = others[0] if others else Labels(tuple(kept), _zeros(kept))
+    for other in others[1:]:
+        part = replay.ledger.meet(part, other, reason)
+    return [_written(replay.ledger, base, part, region.positions, 0, reason)]
+
+
+def _keep_apart(ledger: Ledger, base: Labels, region: Region, tied: frozenset[int]) -> None:
+    """What is in the region and what is not may be permuted, but not exchanged; axes in `tied` show that by ties."""
+    for axis, inside in enumerate(region.positions):
+        if len(inside) == base.shape[axis] or axis in tied:
+            continue
+        everywhere = torch.arange(base.shape[axis])
+        for factor in base.on(axis):
+            blocks = ledger.fresh(2)
+            ledger.pin(blocks, PARTS)
+            extent = [-1 if other == axis else 1 for other in range(len(base.shape))]
+            ledger.nest(factor.labels, blocks[torch.isin(everywhere, inside).long()].reshape(extent))
+
+
+def _varying(labels: Labels) -> frozenset[int]:
+    """The axes along which any factor varies."""
+    return frozenset(axis for factor in labels.factors for axis in factor.axes)
+
+
+def _zeros(shape: Sequence[int]) -> tuple[Factor, ...]:
+    """Factors of a tensor of zeros: along every axis, any positions fit."""
+    rank = len(shape)
+    places = [[size if other == axis else 1 for other in range(rank)] for axis, size in enumerate(shape) if size > 1]
+    return tuple(Factor(torch.full(place, ZERO)) for place in places)
+
+
+def _as_part(labels: Labels, view: Sequence[int], kept: Sequence[int]) -> Labels:
+    """Labels of what is written, with all axes of the tensor that it is written to."""
+    return move(pad_rank(labels, len(view)), lambda t: t.expand(view).reshape(list(kept)))
+
+
+def _written(ledger: Ledger, base: Labels, part: Labels, positions: Sequence[Tensor], axis: int, reason: str) -> Labels:
+    """Labels of `base` with `part` at the given positions along `axis` and all later axes."""
+    if axis == len(base.shape):
+        return part
+    inside = positions[axis]
+    if len(inside) == base.shape[axis]:
+        return _written(ledger, base, part, positions, axis + 1, reason)
+    everywhere = torch.arange(base.shape[axis])
+    outside = everywhere[~torch.isin(everywhere, inside)]
+    rest, within = (move(base, lambda t, chosen=chosen: take(t, axis, chosen)) for chosen in (outside, inside))
+    parts = [rest, _written(ledger, within, part, positions, axis + 1, reason)]
+    result = _joined(ledger, parts, base.shape, axis, reason)
+    order = torch.argsort(torch.cat([outside, inside]))
+    return move(result, lambda t: take(t, axis, order))
 
 
 # --- sums and statistics --------------------------------------------------------------------------

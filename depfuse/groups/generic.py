@@ -1,0 +1,144 @@
+"""A network on generic values: what holds for them holds for every network of that architecture.
+
+On special values a forgotten slot would not show: a zero scale, a unit variance, a layer scale of 1e-6 that hides a
+whole branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves, tree_map
+
+from depfuse.groups.channel_group import ChannelGroup
+from depfuse.groups.depgraph import Example, evaluation_copy
+from depfuse.running import evaluating
+
+SMALL = 0.1  # a vector whose entries are all smaller is brought to the size of 0.5
+
+
+class GenericNetwork:
+    """A copy of a network in float64, with every parameter and statistic moved off special values.
+
+    In the draws after the first, the entries of each tensor are shuffled as well: other channels are silent then.
+
+    Attributes
+    ----------
+    state
+        Its tensors, by state-dict key.
+    """
+
+    def __init__(self, model: nn.Module, example: Example, auxiliary: Sequence[str], seed: int, draw: int = 0) -> None:
+        generator = self._generator = torch.Generator().manual_seed(seed + draw)
+        self._network = evaluation_copy(model, dtype=torch.float64)
+        self.state: dict[str, Tensor] = dict(self._network.state_dict())
+        for tensor in {id(tensor): tensor for tensor in self.state.values()}.values():
+            if tensor.is_floating_point() and tensor.numel():
+                _make_generic(tensor, generator)
+                if draw:
+                    shuffled = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
+                    tensor.copy_(tensor.reshape(-1)[shuffled].view_as(tensor))
+        device = next(iter(self.state.values())).device if self.state else None
+        self._inputs = tree_map(lambda leaf: _generic_input(leaf, device, generator), example)
+        self._modes = [(), tuple(auxiliary)] if auxiliary else [()]
+        self._set_statistics()
+
+    def _set_statistics(self) -> None:
+        """Bring BatchNorm's statistics near those of its inputs: signals neither die out nor explode."""
+
+        def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            values, mean, variance = inputs[0], module.running_mean, module.running_var
+            assert isinstance(mean, Tensor)
+            assert isinstance(variance, Tensor)
+            values = values.transpose(0, 1).flatten(1) if values.ndim > 1 else values
+            if values.shape[1] > 1 and (spread := values.var(1)).min() > 0.0:
+                noise = torch.rand((2, len(mean)), generator=self._generator, dtype=torch.float64).to(mean.device)
+                mean.copy_(values.mean(1) + 0.2 * spread.sqrt() * (noise[0] - 0.5))
+                variance.copy_(spread * (0.9 + 0.2 * noise[1]))
+
+        kept = [
+            module.register_forward_pre_hook(before)
+            for module in self._network.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and isinstance(module.running_var, Tensor)
+        ]
+        try:
+            if kept:
+                self.run(self.state)
+        finally:
+            for handle in kept:
+                handle.remove()
+
+    def run(self, values: Mapping[str, Tensor]) -> list[Tensor]:
+        """All outputs on given tensors, those of auxiliary heads included."""
+        return [output for mode in self._modes for output in self._outputs(values, mode, False)]
+
+    def _outputs(self, values: Mapping[str, Tensor], auxiliary: Sequence[str], gradient: bool) -> list[Tensor]:
+        inputs: Any = self._inputs
+        arguments: Any = (inputs,) if isinstance(inputs, Tensor) else () if isinstance(inputs, dict) else tuple(inputs)
+        keywords = inputs if isinstance(inputs, dict) else {}
+        with evaluating(self._network, auxiliary=auxiliary), torch.set_grad_enabled(gradient):
+            result = functional_call(self._network, dict(values), arguments, keywords)
+        return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+    def effects(self, groups: Sequence[ChannelGroup], permutations: Mapping[str, Tensor]) -> dict[str, float]:
+        """How much the outputs change, to first order, if one parameter's slot of a group is permuted alone.
+
+        Group name -> the largest change over its slots of the outputs' projection on a random direction with entries of
+        unit variance, from one backward pass.
+        """
+        parameters = dict(self._network.named_parameters(remove_duplicate=False))
+        keys = sorted({slot.key for group in groups for slot in group.slots} & parameters.keys())
+        leaves = {key: tensor.detach() for key, tensor in self.state.items()}
+        for key in keys:
+            leaves[key].requires_grad_(True)
+        gradients: dict[str, Tensor] = {}
+        for mode in self._modes:
+            outputs = [output for output in self._outputs(leaves, mode, True) if output.requires_grad]
+            directions = [torch.randn(out.shape, generator=self._generator).to(out) for out in outputs]
+            found = torch.autograd.grad(outputs, [leaves[key] for key in keys], directions, allow_unused=True)
+            for key, gradient in zip(keys, found, strict=True):
+                if gradient is not None:
+                    gradients[key] = gradients[key] + gradient if key in gradients else gradient
+        return {group.name: self._effect(group, permutations[group.name], gradients) for group in groups}
+
+    def _effect(self, group: ChannelGroup, permutation: Tensor, gradients: Mapping[str, Tensor]) -> float:
+        largest = 0.0
+        for slot in group.slots:
+            if slot.key not in gradients:
+                continue
+            entries = slot.read(self.state[slot.key])
+            change = slot.read(gradients[slot.key]) * (entries[permutation.to(entries.device)] - entries)
+            largest = max(largest, float(change.sum().abs()))
+        return largest
+
+
+def _make_generic(tensor: Tensor, generator: torch.Generator) -> None:
+    """Move each entry by a tenth of its tensor's scale, in place; what is not negative stays so.
+
+    Weights too small to pass a signal on (depthwise ones, where they were drawn for their fan-out) are enlarged.
+    """
+    low, high = (float(bound) for bound in tensor.aminmax())
+    size = max(abs(low), abs(high))
+    wanted = size
+    if sum(extent > 1 for extent in tensor.shape) <= 1:
+        wanted = size if size >= SMALL else 0.5
+    elif size:
+        gain = float(tensor.square().mean() * (tensor.numel() / tensor.shape[0])) ** 0.5
+        wanted = size / min(gain, 1.0)
+    if size:
+        tensor.mul_(wanted / size)
+        low, high = low * wanted / size, high * wanted / size
+    size = wanted or 0.1
+    spread = 0.5 * size if low == high else 0.1 * (high - low)
+    noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
+    tensor.add_(noise.sub_(0.0 if low >= 0.0 else 0.5).mul_(spread))
+
+
+def _generic_input(leaf: Any, device: torch.device | None, generator: torch.Generator) -> Any:
+    if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+        return leaf
+    return torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(device or leaf.device)
