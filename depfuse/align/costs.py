@@ -94,9 +94,10 @@ def squared_distances(target: Tensor, source: Tensor) -> Tensor:
 
 def mixed_cost(activations: Tensor, weights: Tensor, share: float) -> Tensor:
     """`share` of the activation cost and the rest of the weight cost, each divided by its standard deviation."""
-    return share * _standardised(activations) + (1.0 - share) * _standardised(weights)
+    return share * standardised(activations) + (1.0 - share) * standardised(weights)
 
 
-def _standardised(cost: Tensor) -> Tensor:
+def standardised(cost: Tensor) -> Tensor:
+    """A cost divided by its standard deviation."""
     spread = cost.std(correction=0)
     return cost / spread if float(spread) > 0 else cost

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -49,18 +49,18 @@ class Shared:
         The whole of the blocks in the tensor.
     parts
         (orbit name, part) of each, blocks before what is inside them.
+    counted
+        Those of them by which their orbits' channels are matched.
     scale
         What the squared distances are multiplied with.
-    counts
-        Whether the whole of it is part of a pair of blocks' cost.
     """
 
     key: str
     owner: str
     slot: Part
     parts: tuple[tuple[str, Part], ...]
-    scale: float
-    counts: bool
+    counted: tuple[tuple[str, Part], ...]
+    scale: float = 1.0
 
     def arranged(self, tensor: Tensor, placed: Mapping[str, Tensor]) -> Tensor:
         """The source's tensor with its channels where they are placed."""
@@ -85,21 +85,40 @@ class TreeCosts:
         depend on the other orbits.
     shared
         Tensors of which the cost does.
-    usable
-        Whether a part may be used to match its own orbit's channels.
     """
 
     alone: Mapping[str, Tensor]
     shared: Sequence[Shared]
-    usable: Callable[[Part], bool]
     target: State
     source: State
+
+    def scaled(self, factor: float) -> TreeCosts:
+        """All costs multiplied with a factor."""
+        alone = {name: cost * factor for name, cost in self.alone.items()}
+        return replace(self, alone=alone, shared=[replace(s, scale=s.scale * factor) for s in self.shared])
+
+    def with_costs(self, others: Mapping[str, Tensor]) -> TreeCosts:
+        """Further costs by orbit name, added."""
+        alone = dict(self.alone)
+        for name, cost in others.items():
+            alone[name] = alone[name] + cost if name in alone else cost
+        return replace(self, alone=alone)
+
+    def spread(self, orbit: Orbit) -> float:
+        """Mean standard deviation of the costs of innermost channels, as they stand."""
+        placed = as_it_stands(orbit)
+        found = [
+            float(self.of_channels(below, torch.arange(len(below.groups)), placed).std(correction=0))
+            for below in orbit.walk()
+            if not below.children
+        ]
+        return sum(found) / len(found)
 
     def of_blocks(self, orbit: Orbit, placed: Placement) -> Tensor:
         """Cost of each block (n_groups * n_blocks,) with everything in it where it is placed."""
         total = self._alone(orbit, placed)
         for shared in self.shared:
-            if shared.owner == orbit.name and shared.counts:
+            if shared.owner == orbit.name:
                 arranged = shared.arranged(self.source[shared.key], placed)
                 total = total + shared.along((self.target[shared.key].float() - arranged.float()).square())
         for child in orbit.children:
@@ -127,8 +146,8 @@ class TreeCosts:
         for shared in self.shared:
             if any(name not in placed for name, _ in shared.parts):
                 continue
-            for name, part in shared.parts:
-                if name == orbit.name and self.usable(part):
+            for name, part in shared.counted:
+                if name == orbit.name:
                     arranged = part.read(shared.arranged(self.source[shared.key], placed))
                     cost = cost + squared_distances(part.read(self.target[shared.key]), arranged) * shared.scale
         return cost
@@ -185,46 +204,37 @@ def as_it_stands(orbit: Orbit) -> Placement:
     return {below.name: torch.arange(len(below.groups) * below.size) for below in orbit.walk()}
 
 
-def weight_tree_costs(
-    orbit: Orbit,
-    target: State,
-    source: State,
-    weights: set[str],
-    usable: Callable[[Part], bool],
-    share: float = 1.0,
-    others: Mapping[str, Tensor] | None = None,
-) -> TreeCosts:
+def follow(first: Placement, second: Placement) -> Placement:
+    """Where flat positions come from after two placements, one after the other."""
+    return {name: first[name][order] for name, order in second.items()}
+
+
+def weight_tree_costs(orbit: Orbit, target: State, source: State, usable: Callable[[str, Part], bool]) -> TreeCosts:
     """Squared distances between the weights of a tree of blocks, the source taken as it stands.
 
     Parameters
     ----------
-    weights
-        Names of the tensors that count.
     usable
-        Which parts do.
-    share
-        What the squared distances are multiplied with.
-    others
-        Further costs by orbit name, to be added.
+        (orbit name, part) -> whether the part counts.
     """
-    parts = [(below.name, part) for below in orbit.walk() for part in below.parts if part.key in weights]
+    parts = [(below.name, part) for below in orbit.walk() for part in below.parts]
     axes: dict[str, set[int]] = {}
     for _, part in parts:
         axes.setdefault(part.key, set()).add(part.axis)
-    alone = dict(others or {})
+    alone: dict[str, Tensor] = {}
     for name, part in parts:
-        if len(axes[part.key]) == 1 and usable(part):
+        if len(axes[part.key]) == 1 and usable(name, part):
             both = [part.read(state[part.key]).flatten(0, 1) for state in (target, source)]
-            cost = squared_distances(*both) * share
+            cost = squared_distances(*both)
             alone[name] = alone[name] + cost if name in alone else cost
     shared = []
     for key, found in axes.items():
-        if len(found) > 1:
-            own = sorted(((n, p) for n, p in parts if p.key == key), key=lambda entry: entry[1].within is not None)
+        own = sorted(((n, p) for n, p in parts if p.key == key), key=lambda entry: entry[1].within is not None)
+        counted = tuple(entry for entry in own if usable(*entry))
+        if len(found) > 1 and counted:
             owner = _owner(orbit, {name for name, _ in own})
-            slot = whole_slot(owner, key)
-            shared.append(Shared(key, owner.name, slot, tuple(own), share, usable(slot)))
-    return TreeCosts(alone, shared, usable, target, source)
+            shared.append(Shared(key, owner.name, whole_slot(owner, key), tuple(own), counted))
+    return TreeCosts(alone, shared, target, source)
 
 
 def _owner(orbit: Orbit, names: set[str]) -> Orbit:

@@ -39,7 +39,7 @@ class Part:
 
     def read(self, tensor: Tensor) -> Tensor:
         """Entries, group and channel first: (n_groups, n_channels, repeats * size of all other axes)."""
-        groups, size, repeats = self.index.shape
+        groups, size, _ = self.index.shape
         index = self.index.to(tensor.device)
         if self.within is None:
             return tensor.index_select(self.axis, index.reshape(-1)).movedim(self.axis, 0).reshape(groups, size, -1)
@@ -52,7 +52,7 @@ class Part:
 
         With `within`, the rows are taken to have been moved already: only the order inside them changes.
         """
-        groups, size, _ = self.index.shape
+        groups = len(self.index)
         index, moved = self.index.to(tensor.device), moved.to(tensor.device)
         if self.within is None:
             order = torch.arange(tensor.shape[self.axis], device=tensor.device)
@@ -96,7 +96,7 @@ class Orbit:
         return self.groups[0].size
 
     def walk(self) -> Iterator[Orbit]:
-        """This orbit and all inside it, blocks first."""
+        """The orbit and all inside it, blocks first."""
         yield self
         for child in self.children:
             yield from child.walk()
