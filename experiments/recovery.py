@@ -34,60 +34,18 @@ from depfuse.models import build_network, example_shape
 from depfuse.renorm import renormalise
 
 NOISE = 0.01  # of each parameter's standard deviation
-TORCHVISION = [
-    "alexnet",
-    "vgg11_bn",
-    "resnet18",
-    "wide_resnet50_2",
-    "resnext50_32x4d",
-    "densenet121",
-    "googlenet",
-    "inception_v3",
-    "mobilenet_v2",
-    "mobilenet_v3_small",
-    "mnasnet0_5",
-    "squeezenet1_0",
-    "shufflenet_v2_x0_5",
-    "efficientnet_b0",
-    "efficientnet_v2_s",
-    "regnet_y_400mf",
-    "convnext_tiny",
-    "vit_b_16",
-    "swin_t",
-    "swin_v2_t",
-    "maxvit_t",
-]
-TIMM = [
-    "resnet18",
-    "resnext26ts",
-    "seresnet18",
-    "ecaresnet26t",
-    "skresnet18",
-    "res2net50_14w_8s",
-    "regnetx_002",
-    "nf_regnet_b0",
-    "densenet121",
-    "dla34",
-    "hrnet_w18_small",
-    "repvgg_a0",
-    "mobilenetv3_small_050",
-    "mobilenetv4_hybrid_medium_075",
-    "efficientnet_b0",
-    "mnasnet_small",
-    "ghostnet_100",
-    "rexnetr_200",
-    "convnextv2_atto",
-    "nfnet_l0",
-    "cspresnet50",
-    "darknet21",
-    "xception41",
-    "dpn48b",
-    "selecsls42b",
-    "vit_tiny_patch16_224",
-    "deit_tiny_patch16_224",
-    "swin_tiny_patch4_window7_224",
-]
-NAMES = [f"torchvision:{name}" for name in TORCHVISION] + [f"timm:{name}" for name in TIMM]
+TORCHVISION = """
+    alexnet vgg11_bn resnet18 wide_resnet50_2 resnext50_32x4d densenet121 googlenet inception_v3 mobilenet_v2
+    mobilenet_v3_small mnasnet0_5 squeezenet1_0 shufflenet_v2_x0_5 efficientnet_b0 efficientnet_v2_s regnet_y_400mf
+    convnext_tiny vit_b_16 swin_t swin_v2_t maxvit_t
+"""
+TIMM = """
+    resnet18 resnext26ts seresnet18 ecaresnet26t skresnet18 res2net50_14w_8s regnetx_002 nf_regnet_b0 densenet121
+    dla34 hrnet_w18_small repvgg_a0 mobilenetv3_small_050 mobilenetv4_hybrid_medium_075 efficientnet_b0
+    mnasnet_small ghostnet_100 rexnetr_200 convnextv2_atto nfnet_l0 cspresnet50 darknet21 xception41 dpn48b
+    selecsls42b vit_tiny_patch16_224 deit_tiny_patch16_224 swin_tiny_patch4_window7_224
+"""
+NAMES = [f"torchvision:{name}" for name in TORCHVISION.split()] + [f"timm:{name}" for name in TIMM.split()]
 
 
 @dataclass(frozen=True)
@@ -188,7 +146,7 @@ def recover(architecture: str, count: int = 16, seed: int = 0) -> Recovery:
     return Recovery(
         architecture,
         free,
-        planted.groups.channels,
+        sum(group.size for group in planted.groups.free),
         free - len(missed["weights"]),
         free - len(missed["activations"]),
         *seconds,
