@@ -128,7 +128,9 @@ def plant(architecture: str, calibration: Loader, seed: int) -> Planted:
         else tensor
         for key, tensor in state.items()
     }
-    second.load_state_dict(noisy)
+    with torch.no_grad():
+        for key, tensor in second.state_dict().items():
+            tensor.copy_(noisy[key])
     return Planted((first, second), groups, dict(first.state_dict()), state)
 
 

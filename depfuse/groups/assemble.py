@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, Role, Slot
-from depfuse.groups.labels import SINGLE, TOUCHES_INPUT, Classes, Factor, Labels
+from depfuse.groups.labels import SINGLE, TOUCHES_INPUT, Classes, Factor, Labels, mixed
 from depfuse.groups.rules import KERNEL, TOUCHES_OUTPUT, Replay
 from depfuse.groups.taps import find_taps, position_tables
 
@@ -35,11 +35,11 @@ class _Spot:
 
 
 class _Occurrences:
-    """Where each class occurs: parallel arrays of spot, class and position, sorted by class."""
+    """Where each class occurs: parallel arrays of spot, class and position, sorted by class and place in it."""
 
     def __init__(self, replay: Replay, classes: Classes) -> None:
         self.spots: list[_Spot] = []
-        spots, members, positions = [], [], []
+        spots, members, positions, places = [], [], [], []
         kinds = 0
         for leaf, labels in replay.leaves.items():
             keys = replay.trace.leaves[leaf]
@@ -51,18 +51,38 @@ class _Occurrences:
                     of = classes.of[values]
                     spots.append(np.full(len(of), len(self.spots)))
                     members.append(of)
+                    places.append(classes.place[values])
                     positions.append(np.arange(len(of)))
                     self.spots.append(_Spot(keys, axis, role, within, kinds))  # type: ignore[arg-type]
                 kinds += 1
-        order = np.argsort(np.concatenate(members), kind="stable") if members else np.zeros(0, np.int64)
+        order = np.zeros(0, np.int64)
+        if members:
+            order = np.lexsort((np.concatenate(places), np.concatenate(members)))
+        self.place = np.unique(np.concatenate(places)[order], return_inverse=True)[1] if members else order
         self.spot = np.concatenate(spots)[order] if members else order
         self.member = np.concatenate(members)[order] if members else order
         self.position = np.concatenate(positions)[order] if members else order
         self.starts = np.searchsorted(self.member, np.arange(classes.count + 1))
+        self.in_rows: dict[int, dict[int, set[tuple[int, int]]]] = defaultdict(lambda: defaultdict(set))
+        grouped = np.array([spot.within is not None for spot in self.spots], dtype=bool)
+        for row in grouped[self.spot].nonzero()[0].tolist():
+            spot = int(self.spot[row])
+            place = (spot, int(self.position[row]))
+            self.in_rows[int(self.member[row])][self.spots[spot].kind].add(place)
 
     def of(self, member: int) -> slice:
         """Rows of one class."""
         return slice(int(self.starts[member]), int(self.starts[member + 1]))
+
+    def in_one_order(self, first: int, second: int) -> bool:
+        """Whether two classes have the same positions in the rows of their two blocks."""
+        ours, theirs = self.in_rows.get(first, {}), self.in_rows.get(second, {})
+        for kind in ours.keys() & theirs.keys():
+            spots = [{spot for spot, _ in places[kind]} for places in (ours, theirs)]
+            positions = [{position for _, position in places[kind]} for places in (ours, theirs)]
+            if spots[0] != spots[1] and positions[0] != positions[1]:
+                return False
+        return ours.keys() == theirs.keys()
 
     def occurs(self, member: int) -> bool:
         """Whether a class has a position in any tensor; one that only names a block may have none."""
@@ -82,23 +102,16 @@ def _rows(factor: Factor, axis: int) -> Iterable[tuple[Tensor | None, np.ndarray
         yield rows, table[rows[0]].numpy()
 
 
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """Well-mixed 64-bit hashes of integers (the finaliser of splitmix64)."""
-    x = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
 def _signatures(occurrences: _Occurrences, identities: np.ndarray, count: int) -> np.ndarray:
-    """One hash per class of how often it occurs at each identity (spot or kind)."""
+    """One hash per class of how often it occurs at each identity (spot or kind), and in which places of the class."""
     found: np.ndarray = np.zeros(count, dtype=np.uint64)
     if not len(occurrences.spot):
         return found
-    identity = identities[occurrences.spot]
-    width = int(identities.max()) + 1
+    identity = identities[occurrences.spot] * (int(occurrences.place.max()) + 1) + occurrences.place
+    identity = np.unique(identity, return_inverse=True)[1]
+    width = int(identity.max()) + 1
     pair, times = np.unique(occurrences.member * width + identity, return_counts=True)
-    np.add.at(found, pair // width, _mixed(_mixed(pair % width) + _mixed(times + 7)))
+    np.add.at(found, pair // width, mixed(mixed(pair % width) + mixed(times + 7)))
     return found
 
 
@@ -110,9 +123,9 @@ def assemble(replay: Replay, classes: Classes) -> ChannelGroups:
     for member, reason in classes.reasons.items():
         free_of[member] = reasons.index(reason)
     by_spot = _signatures(occurrences, np.arange(len(occurrences.spots)), classes.count)
-    signature = by_spot + _mixed(free_of)
-    for number, relation in enumerate(classes.blocks):
-        np.add.at(signature, relation[:, 0], _mixed(relation[:, 1] * (len(classes.blocks) + 1) + number))
+    signature = by_spot + mixed(free_of)
+    for number, relation in enumerate(classes.inside):
+        np.add.at(signature, relation[:, 0], mixed(relation[:, 1] * (len(classes.inside) + 1) + number))
 
     drafts: list[tuple[list[list[int]], str | None]] = []
     gathered: dict[int, list[int]] = defaultdict(list)
@@ -212,6 +225,7 @@ def _block_drafts(occurrences: _Occurrences, classes: Classes) -> list[tuple[lis
         for member in cell:
             containing[member].append(cell)
     drafts: dict[tuple[int, str], list[list[list[int]]]] = defaultdict(list)
+    relations = _Blocks(classes, occurrences)
     numbers = {cell: number for number, cell in enumerate(cells)}
     for cell, blocks in cells.items():
         around = {other for member in cell for other in containing[member] if other != cell}
@@ -232,7 +246,7 @@ def _block_drafts(occurrences: _Occurrences, classes: Classes) -> list[tuple[lis
         unit = members + sorted(blocks)
         if any(occurrences.occurs(member) for member in unit):
             alike = drafts[key, pinned]
-            fitting = (units for units in alike if _exchangeable(units[0], unit, cells, containing, occurrences))
+            fitting = (units for units in alike if relations.exchangeable(units[0], unit))
             known = next(fitting, None)
             if known is None:
                 alike.append([unit])
@@ -245,25 +259,43 @@ def _block_drafts(occurrences: _Occurrences, classes: Classes) -> list[tuple[lis
     ]
 
 
-def _exchangeable(
-    first: Sequence[int],
-    second: Sequence[int],
-    cells: Mapping[tuple[int, ...], set[int]],
-    containing: Mapping[int, Sequence[tuple[int, ...]]],
-    occurrences: _Occurrences,
-) -> bool:
-    """Whether exchanging two units member by member takes every block to a block."""
-    if len(first) != len(second):
-        return False
-    exchange = dict(zip((*first, *second), (*second, *first), strict=True))
-    for cell in {cell for member in exchange for cell in containing.get(member, ())}:
-        image = tuple(sorted(exchange.get(member, member) for member in cell))
-        if image not in cells:
+class _Blocks:
+    """The blocks of all relations by their labels, and the classes that lie in each."""
+
+    def __init__(self, classes: Classes, occurrences: _Occurrences) -> None:
+        self._classes, self._occurrences = classes, occurrences
+        self._members: dict[int, frozenset[int]] = {}
+        self._around: dict[int, list[int]] = defaultdict(list)
+        self._holding: dict[frozenset[int], set[int]] = defaultdict(set)
+        pairs = np.unique(np.concatenate(classes.inside), axis=0) if classes.inside else np.zeros((0, 2), np.int64)
+        pairs = pairs[np.argsort(pairs[:, 1], kind="stable")]
+        labels, starts = np.unique(pairs[:, 1], return_index=True)
+        for label, members in zip(labels.tolist(), np.split(pairs[:, 0], starts[1:]), strict=False):
+            self._members[label] = frozenset(members.tolist())
+            self._holding[self._members[label]].add(label)
+            for member in members.tolist():
+                self._around[member].append(label)
+
+    def exchangeable(self, first: Sequence[int], second: Sequence[int]) -> bool:
+        """Whether exchanging two units member by member takes every block to a block.
+
+        Where a block has rows of its own in a grouped convolution, its channels move along with them, in their order.
+        """
+        if len(first) != len(second) or not all(map(self._occurrences.in_one_order, first, second)):
             return False
-        moved = {exchange.get(block, block) for block in cells[cell] if occurrences.occurs(block)}
-        if moved != {block for block in cells[image] if occurrences.occurs(block)}:
-            return False
-    return True
+        exchange = dict(zip((*first, *second), (*second, *first), strict=True))
+        return all(
+            any(self._is_taken_to(label, other, exchange) for other in self._holding.get(image, ()))
+            for label in {label for member in exchange for label in self._around.get(member, ())}
+            for image in [frozenset(exchange.get(member, member) for member in self._members[label])]
+        )
+
+    def _is_taken_to(self, label: int, other: int, exchange: Mapping[int, int]) -> bool:
+        """Whether a block's own name goes where its members go; a channel that stays keeps each of its positions."""
+        name, target = int(self._classes.of[label]), int(self._classes.of[other])
+        if not self._occurrences.occurs(name):
+            return not self._occurrences.occurs(target)
+        return exchange.get(name, name) == target and (label == other or name != target)
 
 
 def _nested(block: int, inside: Mapping[int, Sequence[int]]) -> set[int]:

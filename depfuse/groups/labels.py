@@ -30,6 +30,7 @@ from torch import Tensor
 ZERO = -1
 TOUCHES_INPUT = "touches the network's input"
 SINGLE = "a single channel"
+ROUNDS = 3  # of colour refinement
 OVERLAP = "blocks that have channels in common"
 
 
@@ -185,10 +186,10 @@ class Ledger:
         for other in theirs:
             for factor in alone:
                 if other.axes < factor.axes:
-                    self.nest(factor.labels, other.labels)
+                    self._tie(factor, other, second.plain)
                     lost.add(other)
                 elif factor.axes < other.axes:
-                    self.nest(other.labels, factor.labels)
+                    self._tie(other, factor, first.plain)
                     lost.add(factor)
                 elif factor.axes & other.axes:
                     self.pin(factor.labels, reason)
@@ -201,6 +202,13 @@ class Ledger:
                     lost.add(factor)
         kept = tuple(factor for factor in factors + theirs if factor not in lost)
         return Labels(shape, kept, first.plain | second.plain)
+
+    def _tie(self, inner: Factor, outer: Factor, plain: frozenset[int]) -> None:
+        """Tie a factor to one that varies along fewer axes: as blocks; in lockstep where the rest is plain."""
+        if inner.axes - outer.axes <= plain:
+            self.unite(inner.labels, outer.labels)
+        else:
+            self.nest(inner.labels, outer.labels)
 
     def _join(self, first: Factor, second: Factor) -> Factor:
         """One factor for two that vary along the same axes; a zero takes the other's label."""
@@ -249,17 +257,25 @@ class Classes:
     ----------
     of
         (n_labels,) class of each label.
+    place
+        (n_labels,) a hash of how each label is tied to the others of its class: where two channels correspond, so do
+        their positions with the same hash.
     count
         Number of classes.
     blocks
         One (n, 2) array per relation: class, class of its block.
+    inside
+        One (n, 2) array per relation: class, label of its block. Two blocks of one class are two places still: the
+        filters of a depthwise convolution that read two positions of one channel.
     reasons
         Class -> why it is fixed.
     """
 
     of: np.ndarray
+    place: np.ndarray
     count: int
     blocks: tuple[np.ndarray, ...]
+    inside: tuple[np.ndarray, ...]
     reasons: dict[int, str]
 
 
@@ -290,7 +306,37 @@ def settle(ledger: Ledger) -> Classes:
         for block in _overlapping(relation).tolist():
             reasons.setdefault(block, OVERLAP)
     _fix_around(reasons, relations)
-    return Classes(classes, count, tuple(r for r in relations if len(r)), reasons)
+    blocks = tuple(relation for relation in relations if len(relation))
+    inside = tuple(_inside(classes, pairs) for pairs in ledger.blocks)
+    return Classes(classes, _places(ledger), count, blocks, inside, reasons)
+
+
+def _inside(classes: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Class and label of its block, of one relation between labels."""
+    pairs = pairs[classes[pairs[:, 0]] != classes[pairs[:, 1]]]
+    found: np.ndarray = np.unique(np.stack([classes[pairs[:, 0]], pairs[:, 1]], axis=1), axis=0)
+    return found
+
+
+def _places(ledger: Ledger) -> np.ndarray:
+    """Colour refinement (Weisfeiler and Leman) of the graph whose edges are the unions: a few rounds of it."""
+    places: np.ndarray = np.zeros(ledger.count, dtype=np.uint64)
+    for _ in range(ROUNDS if ledger.unions else 0):
+        before, places = mixed(places), places.copy()
+        for event, pairs in enumerate(ledger.unions):
+            first, second = pairs.T
+            side = mixed(np.array([2 * event + 1, 2 * event + 2]))
+            np.add.at(places, first, mixed(before[second] + side[0]))
+            np.add.at(places, second, mixed(before[first] + side[1]))
+    return places
+
+
+def mixed(values: np.ndarray) -> np.ndarray:
+    """Well-mixed 64-bit hashes of integers (the finaliser of splitmix64)."""
+    x = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def _fix_around(reasons: dict[int, str], relations: Sequence[np.ndarray]) -> None:

@@ -400,6 +400,14 @@ def _with_constants(operands: Operands, shape: Sequence[int], dim: int) -> list[
     return [padding if labels is None else labels for labels in operands]
 
 
+def _renamed(ledger: Ledger, labels: Tensor) -> Tensor:
+    """Labels of their own for the positions of a tensor, tied to those that it had."""
+    known, place = torch.unique(labels, return_inverse=True)
+    own = torch.where(known == ZERO, ZERO, ledger.fresh(len(known)))
+    ledger.unite(own, known)
+    return own[place]
+
+
 @rule("Cat", "Stack")
 def _concatenate(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
     shape = result_shape(operation)
@@ -443,6 +451,9 @@ def _joined(ledger: Ledger, parts: Sequence[Labels], shape: Sequence[int], dim: 
                 if dim in labels.plain or labels.shape[dim] == 1:
                     ledger.pin(own, TOUCHES_INPUT if dim in labels.plain else SINGLE)
                 pieces.append(own.reshape([-1 if a == dim else 1 for a in range(len(shape))]).expand(wanted))
+        distinct = [torch.unique(piece) for piece in pieces]
+        if len(torch.unique(torch.cat(distinct))) < sum(map(len, distinct)):
+            pieces = [_renamed(ledger, piece) for piece in pieces]  # x beside f(x): two places of one channel
         factors.append(Factor(reduced(torch.cat(pieces, dim))))
         plain.discard(dim)
     elif len(parts) > 1:
