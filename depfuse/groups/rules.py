@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -717,6 +718,7 @@ def _convolution(replay: Replay, operation: Any, operands: Operands) -> list[Lab
     labels, weight, bias = operands
     if labels is None or weight is None:
         return _unknown(replay, operation, operands)
+    weight = _without_kernel(replay.ledger, weight)
     groups = int(operation._saved_groups)
     transposed = bool(operation._saved_transposed)
     into, out = (0, 1) if transposed else (1, 0)
@@ -769,6 +771,22 @@ def _one_factor(replay: Replay, labels: Labels, axis: int, size: int, reason: st
         if not found or factor is not found[0]:
             replay.ledger.pin(factor.labels, reason)
     return found[0].labels.reshape(size) if found else None
+
+
+def _without_kernel(ledger: Ledger, weight: Labels) -> Labels:
+    """Factors that lie along inputs and kernel together, as weight standardisation gives them, along inputs only.
+
+    A kernel's positions stay where they are, so an input moves with all of its positions.
+    """
+    factors = []
+    for factor in weight.factors:
+        labels = factor.labels
+        if factor.axes & {0, 1}:
+            for axis in range(2, labels.ndim):
+                labels = labels.narrow(axis, 0, 1)
+            ledger.unite(factor.labels, labels)
+        factors.append(replace(factor, labels=labels))
+    return replace(weight, factors=tuple(factors))
 
 
 def _weight_labels(weight: Labels, axis: int, groups: int) -> Tensor | None:
