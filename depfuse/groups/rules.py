@@ -163,20 +163,24 @@ def saved_dims(operation: Any, name: str, rank: int) -> tuple[int, ...]:
 
 
 def _grouped_weights(trace: Trace) -> dict[int, int]:
-    """Id of each weight of a grouped convolution -> number of groups, found by walking up from its uses."""
+    """Id of each weight of a grouped convolution -> number of groups.
+
+    Found by walking up from its uses, through what standardises or scales a weight.
+    """
     found: dict[int, int] = {}
     for operation in trace.operations:
         if operation_name(operation) != "Convolution" or operation._saved_groups == 1:
             continue
-        stack = [operation.next_functions[1][0]]
+        stack, seen = [operation.next_functions[1][0]], set()
         while stack:
             below = stack.pop()
-            if below is None:
+            if below is None or below in seen:
                 continue
+            seen.add(below)
             if hasattr(below, "variable"):
                 if below.variable.ndim > 2:
                     found[id(below.variable)] = operation._saved_groups
-            else:
+            elif operation_name(below) in (*ENTRY_BY_ENTRY, *RESHAPES, *SUMS, "NativeBatchNorm", "CudnnBatchNorm"):
                 stack.extend(function for function, _ in below.next_functions)
     return found
 
