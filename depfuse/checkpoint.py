@@ -186,7 +186,9 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     broken = [key for key in state if state[key].is_floating_point() and not state[key].isfinite().all()]
     if broken:
         raise CheckpointError(f"{checkpoint.path}: {_few(broken)} not finite (NaN or infinity): no usable network")
-    model.load_state_dict(state, strict=False)
+    with torch.no_grad():  # not by load_state_dict, which some networks refuse without their metadata
+        for key, tensor in state.items():
+            own[key].copy_(tensor)
 
 
 def write_checkpoint(path: str | Path, state: Mapping[str, Tensor], card: Card) -> str:

@@ -102,7 +102,10 @@ def run_depfuse(first: nn.Module, second: nn.Module, example: Tensor) -> dict[st
     proved = time.perf_counter()
     recipe = Recipe(criterion="weights", solver="coordinate-descent", restarts=1, renorm="none")
     couplings = align([first, second], groups, recipe, None)[1]
-    second.load_state_dict(apply_couplings(groups, couplings, second.state_dict()))
+    moved = apply_couplings(groups, couplings, second.state_dict())
+    with torch.no_grad():
+        for key, tensor in second.state_dict().items():
+            tensor.copy_(moved[key])
     matched = time.perf_counter()
     return {
         "seconds": matched - started,

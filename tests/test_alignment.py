@@ -20,6 +20,7 @@ from depfuse.align.transport import emd, sinkhorn, transport_cost
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.errors import RecipeError
 from depfuse.groups import Slot, find_groups, random_permutations
+from depfuse.groups.nesting import find_orbits
 from depfuse.models import build_network
 from depfuse.recipe import Recipe
 from depfuse.renorm import renormalise
@@ -148,9 +149,8 @@ def test_a_silent_channel_is_like_no_other():
 
 def test_weight_cost_is_the_summed_squared_distance():
     a, b = Tapped().state_dict(), Tapped().state_dict()
-    group = find_groups(Tapped(), torch.zeros(1, 1, 8, 8))["conv"]
-    slots = [slot for slot in group.slots if "running" not in slot.key]
-    cost = weight_cost(group, a, b, slots)
+    (orbit,) = (o for o in find_orbits(find_groups(Tapped(), torch.zeros(1, 1, 8, 8)).groups) if o.name == "conv")
+    (cost,) = weight_cost([part for part in orbit.parts if "running" not in part.key], a, b)
     for i in range(5):
         for j in range(5):
             expected = (a["conv.weight"][i] - b["conv.weight"][j]).square().sum()
@@ -240,25 +240,38 @@ def test_planted_permutations_are_recovered(arch, settings_):
         assert torch.equal(order, expected[group.name]), group.name
 
 
+class Distances:
+    """The matching problem of two networks' weights, which notes the distance before each step."""
+
+    def __init__(self, groups, target, source, weights) -> None:
+        self.roots, self.target, self.source, self.weights = find_orbits(groups.groups), target, source, weights
+        self.totals: list[float] = []
+
+    def cost(self, root, state):
+        return weight_cost([part for part in root.parts if part.key in self.weights], self.target, state)[0]
+
+    def improve(self, root, state, moved):
+        self.totals.append(sum(float((self.target[k] - state[k]).double().square().sum()) for k in self.weights))
+        cost = self.cost(root, state)
+        found, identity = emd(cost), Coupling.identity(root.size)
+        better = transport_cost(cost, found) < transport_cost(cost, identity) * (1 - 1e-9)
+        return {root.name: found.permutation} if better else None
+
+
 def test_descent_never_rises_and_ends_where_no_group_improves():
     models = [build_network("digits_resnet") for _ in range(2)]
     groups = find_groups(models[0], torch.zeros(1, 1, 8, 8))
     target, source = (model.state_dict() for model in models)
-    weights = {name for name, _ in models[0].named_parameters()}
-    slots = {g.name: [slot for slot in g.slots if slot.key in weights] for g in groups.free}
-    totals = []
-
-    def cost_of(group, state, permutation):
-        totals.append(sum(float((target[key] - state[key]).double().square().sum()) for key in weights))
-        return weight_cost(group, target, state, slots[group.name])
-
-    found = coordinate_descent(groups.free, source, cost_of, [range(len(groups.free))])
-    assert totals[-1] < totals[0]
-    assert all(later <= earlier + 1e-4 for earlier, later in itertools.pairwise(totals))
-    state = apply_couplings(groups, found, source)
-    for group in groups.free:
-        cost = weight_cost(group, target, state, slots[group.name])
-        assert transport_cost(cost, Coupling.identity(group.size)) <= transport_cost(cost, emd(cost)) * (1 + 1e-6)
+    problem = Distances(groups, target, source, {name for name, _ in models[0].named_parameters()})
+    found = coordinate_descent(problem, [range(len(problem.roots))])
+    assert problem.totals[-1] < problem.totals[0]
+    assert all(later <= earlier + 1e-4 for earlier, later in itertools.pairwise(problem.totals))
+    state = source
+    for root in problem.roots:
+        state = root.permute(state, found[root.name])
+    for root in problem.roots:
+        cost = problem.cost(root, state)
+        assert transport_cost(cost, Coupling.identity(root.size)) <= transport_cost(cost, emd(cost)) * (1 + 1e-6)
 
 
 def test_the_judge_chooses_and_without_it_the_nearest_weights():

@@ -88,7 +88,7 @@ def test_groups_that_are_alike_are_shown_once() -> None:
     shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
     text = text_of(group_tree("net", groups, shapes))
     assert groups.count == 7
-    assert text.count("0#1 to 3: 3 groups of 4 channels each, the first of them:") == 1
+    assert text.count("0#2 to 4: 3 groups of 4 channels each, the first of them:") == 1
     assert "axis 0 [0:4]" in text
 
 

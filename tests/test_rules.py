@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from depfuse.errors import GroupError
 from depfuse.groups import ChannelGroups, find_groups, not_followed, prove_groups, random_permutations
 from depfuse.groups.invariance import NO_EFFECT
-from depfuse.groups.labels import SINGLE
-from depfuse.groups.rules import CONSTANT, PARTS
+from depfuse.groups.labels import SINGLE, TOUCHES_INPUT
+from depfuse.groups.rules import CONSTANT, PARTS, TOUCHES_OUTPUT
 
 IMAGE = torch.zeros(2, 3, 4, 4)
 TOKENS = torch.zeros(2, 5, 6)
@@ -30,7 +30,7 @@ def proved(network: nn.Module, example: Tensor) -> ChannelGroups:
 
 
 def moved_by(groups: ChannelGroups, key: str, axis: int = 0) -> list[list[list[int]]]:
-    """For each free group with a slot there, the positions of each channel."""
+    """For each free group with a slot there, the positions of each channel; blocks before what is in them."""
     return [
         slot.index.tolist() for group in groups.free for slot in group.slots if (slot.key, slot.axis) == (key, axis)
     ]
@@ -65,7 +65,7 @@ def test_weight_standardisation_over_a_grouped_convolution():
     groups = proved(Two(Standardised(8, 8, 3, padding=1, groups=2)), IMAGE)
     assert not not_followed(groups)
     blocks = [[[0], [1], [2], [3]], [[4], [5], [6], [7]]]
-    assert moved_by(groups, "stem.weight") == [*blocks, [[0, 1, 2, 3], [4, 5, 6, 7]]]
+    assert moved_by(groups, "stem.weight") == [[[0, 1, 2, 3], [4, 5, 6, 7]], *blocks]
     assert moved_by(groups, "head.weight", 1) == [[[0, 1, 2, 3], [4, 5, 6, 7]], *blocks]
 
 
@@ -82,13 +82,13 @@ def test_blocks_of_two_divisions_that_do_not_fit():
     """Two and four blocks: halves of the halves. Nothing exchanges quarters of different halves."""
     groups = proved(Two(nn.Conv2d(8, 4, 1, groups=2), nn.Conv2d(8, 4, 1, groups=4)), IMAGE)
     assert moved_by(groups, "stem.weight") == [
-        [[0], [1]],
-        [[2], [3]],
-        [[4], [5]],
-        [[6], [7]],
         [[0, 1, 2, 3], [4, 5, 6, 7]],
         [[0, 1], [2, 3]],
+        [[0], [1]],
+        [[2], [3]],
         [[4, 5], [6, 7]],
+        [[4], [5]],
+        [[6], [7]],
     ]
 
 
@@ -259,7 +259,7 @@ def test_rotary_positions_fix_the_pairs_and_leave_the_heads(form):
     assert [[16], [17], [18], [19]] in moved
     assert [[20], [21], [22], [23]] in moved
     assert len(moved) == 3
-    assert set(groups.fixed.values()) <= {"touches the network's input", "touches the network's output", CONSTANT, PARTS}
+    assert set(groups.fixed.values()) <= {TOUCHES_INPUT, TOUCHES_OUTPUT, CONSTANT, PARTS}
 
 
 # --- constants ------------------------------------------------------------------------------------

@@ -76,8 +76,8 @@ def test_the_search_finds_what_is_left_out():
     dense = DenseNetwork(network)
     assert not Search(dense, symmetries_of(groups, dense)).missing()
     sizes = {name: groups[name].slots[0].index.shape[1] for name in ("layers.0#1", "layers.0#2", "layers.0#3")}
-    assert sizes == {"layers.0#1": 1, "layers.0#2": 1, "layers.0#3": 2}  # channels of each block, then the blocks
-    for left_out in ({"layers.0#1", "layers.0#2"}, {"layers.0#3"}, {"layers.2#1", "layers.2#2"}):
+    assert sizes == {"layers.0#1": 2, "layers.0#2": 1, "layers.0#3": 1}  # the blocks, then the channels of each
+    for left_out in ({"layers.0#2", "layers.0#3"}, {"layers.0#1"}, {"layers.2#1", "layers.2#2"}):
         rest = ChannelGroups(tuple(group for group in groups if group.name not in left_out))
         assert Search(dense, symmetries_of(rest, dense)).missing(), left_out
 

@@ -9,14 +9,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from depfuse.align.costs import activation_cost, mixed_cost, weight_cost
-from depfuse.align.coupling import Coupling, Couplings, apply_couplings
+from depfuse.align.costs import activation_cost, mixed_cost, standardised, weight_cost
+from depfuse.align.coupling import Coupling, Couplings, apply_couplings, flat_positions, from_flat_positions
 from depfuse.align.matching import coordinate_descent
 from depfuse.align.moments import Moments, collect_moments
-from depfuse.align.transport import emd, sinkhorn
+from depfuse.align.nested import Placement, TreeCosts, as_it_stands, match_tree, weight_tree_costs
+from depfuse.align.transport import emd, sinkhorn, transport_cost
 from depfuse.data.loader import Loader
 from depfuse.errors import DepfuseWarning, RecipeError
-from depfuse.groups import ChannelGroup, ChannelGroups, Slot
+from depfuse.groups import ChannelGroups
+from depfuse.groups.nesting import Orbit, Part, find_orbits
 from depfuse.recipe import Recipe
 
 State = Mapping[str, Tensor]
@@ -105,7 +107,13 @@ def _weights(model: nn.Module) -> set[str]:
 
 
 class _Pair:
-    """The matching problem between the reference and one other parent."""
+    """The matching problem between the reference and one other parent.
+
+    Attributes
+    ----------
+    roots
+        Orbits of the free groups that lie in no block, each with all that is inside it.
+    """
 
     def __init__(
         self,
@@ -116,15 +124,16 @@ class _Pair:
         moments: Mapping[str, Sequence[Moments]],
         recipe: Recipe,
     ) -> None:
-        self.groups = groups.free
+        self.groups = groups
+        self.roots = find_orbits(groups.groups)
         self.target, self.source = target, source
         self.recipe = recipe
-        self.slots = {group.name: tuple(slot for slot in group.slots if slot.key in weights) for group in self.groups}
+        self.weights = weights
         self.moments = moments
         if recipe.criterion == "mixture":
-            distance = DISTANCES_TRIED[0] if recipe.distance == "best" else recipe.distance
-            self.mixed = {name: activation_cost(taps, distance) for name, taps in moments.items()}
-        untapped = [group.name for group in self.groups if group.name not in moments]
+            self.watched = self._activation_costs(DISTANCES_TRIED[0] if recipe.distance == "best" else recipe.distance)
+        orbits = [orbit for root in self.roots for orbit in root.walk()]
+        untapped = [orbit.name for orbit in orbits if orbit.name not in moments and not orbit.children]
         if recipe.criterion != "weights" and untapped:
             warnings.warn(
                 f"no module carries the channels of {', '.join(untapped[:3])}"
@@ -132,6 +141,9 @@ class _Pair:
                 DepfuseWarning,
                 stacklevel=3,
             )
+
+    def _activation_costs(self, distance: str) -> dict[str, Tensor]:
+        return {name: activation_cost(taps, distance).cpu() for name, taps in self.moments.items()}
 
     def candidates(self) -> list[Couplings]:
         """Solutions by the recipe's criterion and solver, the most plausible first.
@@ -153,58 +165,139 @@ class _Pair:
         return emd(cost)
 
     def _independent(self, distance: str) -> Couplings:
-        """Each group by itself: activation costs do not depend on the other groups' couplings."""
-        found = {name: self._solve(activation_cost(taps, distance)) for name, taps in self.moments.items()}
-        for group in self.groups:
-            if group.name not in found:
+        """Each root by itself: activation costs do not depend on the other groups' couplings."""
+        costs = self._activation_costs(distance)
+        found: dict[str, Coupling] = {}
+        for root in self.roots:
+            if root.children:
+                found |= from_flat_positions(root, self._by_activations(root, costs, found))
+            elif root.name in costs:
+                found[root.name] = self._solve(costs[root.name])
+        for root in self.roots:
+            if root.name not in found:
                 state = apply_couplings(self.groups, found, self.source)
-                found[group.name] = self._solve(weight_cost(group, self.target, state, self.slots[group.name]))
+                found[root.name] = self._solve(weight_cost(self._parts(root), self.target, state)[0])
         return found
+
+    def _by_activations(self, root: Orbit, costs: Mapping[str, Tensor], found: Couplings) -> Placement:
+        """A tree's placement; channels in it that no module carries are matched by weights."""
+        untapped = {orbit.name for orbit in root.walk() if orbit.name not in costs and not orbit.children}
+        watched = {orbit.name: costs[orbit.name] for orbit in root.walk() if orbit.name in costs}
+        state = apply_couplings(self.groups, found, self.source) if untapped else self.source
+
+        def usable(name: str, part: Part) -> bool:
+            return name in untapped and part.key in self.weights
+
+        return match_tree(self._tree(root, state, usable, watched, 1.0), root)
+
+    def _parts(self, orbit: Orbit) -> list[Part]:
+        return [part for part in orbit.parts if part.key in self.weights]
 
     def _in_order(self) -> Couplings:
         """Layer by layer in the order of the network (Singh & Jaggi 2020, section 4.1).
 
-        Only what precedes a group is settled by then, so its cost leaves out the slots that consume it.
+        Only what precedes a group is settled by then, so its cost leaves out the slots that consume it. Blocks that
+        hold groups, and what is inside them, get permutations from every solver.
         """
         found: dict[str, Coupling] = {}
         state = dict(self.source)
-        for group in self.groups:
-            slots = [slot for slot in self.slots[group.name] if slot.role != "consumes"]
-            coupling = self._solve(self._cost(group, state, slots or self.slots[group.name], None))
-            found[group.name] = coupling
-            for slot in group.slots:
+        for root in self.roots:
+            if root.children:
+                step = self._match_tree(root, state, as_it_stands(root), consumed=False)[0]
+                found |= from_flat_positions(root, step)
+                state = root.permute(state, step)
+                continue
+            parts = self._parts(root)
+            before = [part for part in parts if part.role != "consumes"]
+            found[root.name] = coupling = self._solve(self._cost(root, state, before or parts, None))
+            for slot in root.groups[0].slots:
                 state[slot.key] = coupling.apply(slot, state[slot.key])
         return found
 
     def _swept(self) -> Couplings:
         """The solution in order, then improved by sweeps over all slots in the same order."""
-        start = {name: found.permutation for name, found in self._in_order().items() if found.permutation is not None}
-        return coordinate_descent(self.groups, self.source, self._full_cost, [list(range(len(self.groups)))], start)
+        start = {}
+        couplings = self._in_order()
+        for root in self.roots:
+            if (moved := flat_positions(root, couplings)) is not None:
+                start[root.name] = moved
+        return self._couplings(coordinate_descent(self, [list(range(len(self.roots)))], start))
 
     def _descents(self, restarts: int) -> list[Couplings]:
         """Coordinate descent from the identity, visiting the groups in random orders."""
         generator = torch.Generator().manual_seed(self.recipe.seed)
         found: list[Couplings] = []
         for _ in range(restarts):
-            orders = [torch.randperm(len(self.groups), generator=generator).tolist() for _ in range(16)]
-            found.append(coordinate_descent(self.groups, self.source, self._full_cost, orders))
+            orders = [torch.randperm(len(self.roots), generator=generator).tolist() for _ in range(16)]
+            found.append(self._couplings(coordinate_descent(self, orders)))
         return found
+
+    def _couplings(self, found: Mapping[str, Placement]) -> Couplings:
+        couplings: dict[str, Coupling] = {}
+        for root in self.roots:
+            couplings |= from_flat_positions(root, found[root.name])
+        return couplings
 
     def distance(self, couplings: Couplings) -> float:
         """Squared distance between the target's weights and the source's under the couplings."""
         state = apply_couplings(self.groups, couplings, self.source)
-        keys = {slot.key for slots in self.slots.values() for slot in slots}
+        keys = {part.key for root in self.roots for orbit in root.walk() for part in self._parts(orbit)}
         return sum(float((self.target[key].double() - state[key].double()).square().sum()) for key in sorted(keys))
 
-    def _full_cost(self, group: ChannelGroup, state: State, permutation: Tensor) -> Tensor:
-        return self._cost(group, state, self.slots[group.name], permutation)
+    def improve(self, root: Orbit, state: State, moved: Placement) -> Placement | None:
+        """The best placement of one root's channels from where they stand; None where they stand best."""
+        if root.children:
+            step, before, after = self._match_tree(root, state, moved)
+        else:
+            cost = self._cost(root, state, self._parts(root), moved[root.name])
+            coupling = emd(cost)
+            assert coupling.permutation is not None
+            step = {root.name: coupling.permutation}
+            before, after = (transport_cost(cost, c) for c in (Coupling.identity(root.size), coupling))
+        return step if before - after > 1e-9 * max(abs(before), 1e-12) else None
 
-    def _cost(self, group: ChannelGroup, state: State, slots: Sequence[Slot], permutation: Tensor | None) -> Tensor:
+    def _cost(self, root: Orbit, state: State, parts: Sequence[Part], permutation: Tensor | None) -> Tensor:
         """Cost between the target's channels and the source's in their present order."""
-        weights = weight_cost(group, self.target, state, slots)
-        if self.recipe.criterion != "mixture" or group.name not in self.moments:
+        if not parts:
+            return torch.zeros(root.size, root.size, dtype=torch.float64)
+        weights = weight_cost(parts, self.target, state)[0]
+        if self.recipe.criterion != "mixture" or root.name not in self.watched:
             return weights
-        activations = self.mixed[group.name]
+        activations = self.watched[root.name]
         if permutation is not None:
-            activations = activations[:, permutation.to(activations.device)]
+            activations = activations[:, permutation]
         return mixed_cost(activations, weights, self.recipe.mixture)
+
+    def _match_tree(
+        self, root: Orbit, state: State, moved: Placement, *, consumed: bool = True
+    ) -> tuple[Placement, float, float]:
+        """The best placement of a tree's channels, and the costs without and with it."""
+
+        def usable(name: str, part: Part) -> bool:
+            return part.key in self.weights and (consumed or part.role != "consumes")
+
+        watched: dict[str, Tensor] = {}
+        if self.recipe.criterion == "mixture":
+            own = [orbit.name for orbit in root.walk() if orbit.name in self.watched]
+            watched = {name: self.watched[name][:, moved[name]] for name in own}
+        tree = self._tree(root, state, usable, watched, 1.0 - self.recipe.mixture if watched else 1.0)
+        step = match_tree(tree, root)
+        before, after = (float(tree.of_blocks(root, place).sum()) for place in (as_it_stands(root), step))
+        return step, before, after
+
+    def _tree(
+        self,
+        root: Orbit,
+        state: State,
+        usable: Callable[[str, Part], bool],
+        watched: Mapping[str, Tensor],
+        share: float,
+    ) -> TreeCosts:
+        """Costs of a tree: weights, and activations beside them, brought to a common scale where there are both."""
+        weights = weight_tree_costs(root, self.target, state, usable)
+        if not watched:
+            return weights
+        spread = weights.spread(root)
+        rest = 1.0 - share if self.recipe.criterion == "mixture" else 1.0
+        costs = {name: rest * standardised(cost) for name, cost in watched.items()}
+        return weights.scaled(share / spread if spread > 0 else 1.0).with_costs(costs)

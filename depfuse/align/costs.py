@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from depfuse.align.moments import Moments
-from depfuse.groups import ChannelGroup, Slot
+from depfuse.groups.nesting import Part
 
 
 def activation_cost(taps: Sequence[Moments], distance: str) -> Tensor:
@@ -73,34 +73,31 @@ def _deviation(mean_square: Tensor, mean: Tensor) -> Tensor:
     return torch.where(variance > 1e-7 * mean_square, variance, 0.0).clamp_min(0.0).sqrt()
 
 
-def weight_cost(
-    group: ChannelGroup,
-    target: Mapping[str, Tensor],
-    source: Mapping[str, Tensor],
-    slots: Sequence[Slot] | None = None,
-) -> Tensor:
-    r"""Sum over slots of the squared distance between channels' weights, (n_target, n_source), in float64.
+def weight_cost(parts: Sequence[Part], target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> Tensor:
+    r"""Sum over parts of the squared distance between channels' weights, (n_groups, n_target, n_source), in float64.
 
-    :math:`C_{ij} = \sum_s \|A_s[i] - B_s[j]\|^2`, with A_s and B_s the slot's entries of target and source
-    (Ainsworth et al. 2023, section 3.2). The source is taken as it stands: bring its other groups into the target's
-    order first. Buffers (running statistics) do not count.
+    :math:`C_{gij} = \sum_p \|A_p[g, i] - B_p[g, j]\|^2`, with A_p and B_p the part's entries of target and source
+    (Ainsworth et al. 2023, section 3.2): each group of an orbit is compared with the source's at the same place. The
+    source is taken as it stands: bring its other groups into the target's order first.
     """
-    parts = [_slot_cost(slot.read(target[slot.key]), slot.read(source[slot.key])) for slot in slots or group.slots]
-    return torch.stack(parts).sum(0)
+    costs = [squared_distances(part.read(target[part.key]), part.read(source[part.key])) for part in parts]
+    return torch.stack(costs).sum(0)
 
 
-def _slot_cost(target: Tensor, source: Tensor) -> Tensor:
+def squared_distances(target: Tensor, source: Tensor) -> Tensor:
+    """Squared distances between rows, (..., n, k) and (..., m, k) -> (..., n, m), in float64 on the CPU."""
     target, source = target.float(), source.float()
-    product = (target @ source.T).double()
-    squares = target.double().square().sum(1)[:, None] + source.double().square().sum(1)[None, :]
-    return squares - 2.0 * product
+    product = (target @ source.mT).double()
+    squares = target.double().square().sum(-1)[..., :, None] + source.double().square().sum(-1)[..., None, :]
+    return (squares - 2.0 * product).cpu()
 
 
 def mixed_cost(activations: Tensor, weights: Tensor, share: float) -> Tensor:
     """`share` of the activation cost and the rest of the weight cost, each divided by its standard deviation."""
-    return share * _standardised(activations) + (1.0 - share) * _standardised(weights)
+    return share * standardised(activations) + (1.0 - share) * standardised(weights)
 
 
-def _standardised(cost: Tensor) -> Tensor:
+def standardised(cost: Tensor) -> Tensor:
+    """A cost divided by its standard deviation."""
     spread = cost.std(correction=0)
     return cost / spread if float(spread) > 0 else cost

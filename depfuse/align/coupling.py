@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroup, ChannelGroups, Slot
+from depfuse.groups.nesting import Orbit, find_orbits
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,12 +102,129 @@ Couplings = Mapping[str, Coupling]
 
 
 def apply_couplings(
-    groups: ChannelGroups | tuple[ChannelGroup, ...], couplings: Couplings, state: Mapping[str, Tensor]
+    groups: ChannelGroups | Sequence[ChannelGroup], couplings: Couplings, state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """State dict of a parent with each group's channels brought to the target's order."""
+    """State dict of a parent with each group's channels brought to the target's order.
+
+    Blocks are moved first, then what is inside each of them: an inner group's coupling brings channels from the block
+    that has come to its place.
+
+    Parameters
+    ----------
+    groups
+        All groups, fixed ones included, which are left alone.
+    couplings
+        Group name -> coupling; groups without one are left alone.
+    state
+        The parent's state dict.
+    """
     aligned = dict(state)
-    for group in groups:
-        coupling = couplings.get(group.name)
-        for slot in group.slots if coupling is not None and group.fixed is None else ():
-            aligned[slot.key] = coupling.apply(slot, aligned[slot.key])  # type: ignore[union-attr]
+    for root in find_orbits(tuple(groups)):
+        moved = flat_positions(root, couplings)
+        if moved is not None:
+            aligned = root.permute(aligned, moved)
+            continue
+        for orbit in root.walk():
+            for group in orbit.groups:
+                coupling = couplings.get(group.name)
+                for slot in group.slots if coupling is not None else ():
+                    aligned[slot.key] = coupling.apply(slot, aligned[slot.key])  # type: ignore[union-attr]
     return aligned
+
+
+def compose(groups: ChannelGroups | Sequence[ChannelGroup], first: Couplings, second: Couplings) -> dict[str, Coupling]:
+    r"""Couplings of all groups that do what `first` and then `second` do.
+
+    Nested groups do not compose name by name. With blocks permuted by :math:`\sigma_1`, then :math:`\sigma_2`, and
+    inner couplings :math:`T_1[b]`, :math:`T_2[b]` named by the block's place, the composition permutes blocks by
+    :math:`\sigma_1 \circ \sigma_2` and has :math:`T_2[b] \cdot T_1[\sigma_2(b)]` inside block b: the product of a
+    wreath product of groups.
+
+    Parameters
+    ----------
+    groups
+        All groups, fixed ones included.
+    first, second
+        Group name -> coupling; a missing one is the identity.
+
+    Raises
+    ------
+    RecipeError
+        Sizes do not match, or a block group's coupling is no permutation.
+    """
+    composed: dict[str, Coupling] = {}
+    for orbit, origin in _walk_with_origins(groups, second):
+        for place, group in enumerate(orbit.groups):
+            source = orbit.groups[int(origin[place])]
+            after, before = second.get(group.name), first.get(source.name)
+            after = Coupling.identity(group.size) if after is None else after
+            composed[group.name] = after if before is None else after.compose(before)
+    return composed
+
+
+def invert(groups: ChannelGroups | Sequence[ChannelGroup], couplings: Couplings) -> dict[str, Coupling]:
+    """Couplings of all groups in the other direction: composed with the given ones, permutations cancel.
+
+    What lies inside block b of the target is inverted at the block's place in the source.
+
+    Raises
+    ------
+    RecipeError
+        A block group's coupling is no permutation.
+    """
+    inverted: dict[str, Coupling] = {}
+    for orbit, origin in _walk_with_origins(groups, couplings):
+        for place, group in enumerate(orbit.groups):
+            coupling = couplings.get(group.name)
+            source = orbit.groups[int(origin[place])]
+            inverted[source.name] = Coupling.identity(group.size) if coupling is None else coupling.inverse()
+    return inverted
+
+
+def flat_positions(root: Orbit, couplings: Couplings) -> dict[str, Tensor] | None:
+    """Orbit name -> where each flat position comes from (int64, on the CPU); None where a coupling is soft."""
+    moved: dict[str, Tensor] = {}
+    for orbit, origin in _origins(root, couplings, torch.zeros(len(root.groups), dtype=torch.int64)):
+        own = [couplings.get(group.name) for group in orbit.groups]
+        if any(coupling is not None and coupling.permutation is None for coupling in own):
+            return None
+        moved[orbit.name] = _flat(orbit, own, origin)
+    return moved
+
+
+def from_flat_positions(root: Orbit, moved: Mapping[str, Tensor]) -> dict[str, Coupling]:
+    """Couplings (group name -> permutation) that move flat positions so; the inverse of `flat_positions`."""
+    return {
+        group.name: Coupling(order % orbit.size)
+        for orbit in root.walk()
+        for group, order in zip(orbit.groups, moved[orbit.name].reshape(-1, orbit.size), strict=True)
+    }
+
+
+def _walk_with_origins(
+    groups: ChannelGroups | Sequence[ChannelGroup], couplings: Couplings
+) -> Iterator[tuple[Orbit, Tensor]]:
+    for root in find_orbits(tuple(groups)):
+        yield from _origins(root, couplings, torch.zeros(1, dtype=torch.int64))
+
+
+def _origins(orbit: Orbit, couplings: Couplings, origin: Tensor) -> Iterator[tuple[Orbit, Tensor]]:
+    """Each orbit with the number of the group (n_groups,) that comes to each place."""
+    yield orbit, origin
+    if not orbit.children:
+        return
+    own = [couplings.get(group.name) for group in orbit.groups]
+    for group, coupling in zip(orbit.groups, own, strict=True):
+        if coupling is not None and coupling.permutation is None:
+            raise RecipeError(f"the blocks of {group.name} can only be permuted, not mixed: groups lie inside them")
+    blocks = _flat(orbit, own, origin)
+    for child in orbit.children:
+        yield from _origins(child, couplings, blocks)
+
+
+def _flat(orbit: Orbit, own: Sequence[Coupling | None], origin: Tensor) -> Tensor:
+    orders = [
+        torch.arange(orbit.size) if coupling is None or coupling.permutation is None else coupling.permutation.cpu()
+        for coupling in own
+    ]
+    return (origin[:, None] * orbit.size + torch.stack(orders)).reshape(-1)

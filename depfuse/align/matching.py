@@ -2,68 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from depfuse.align.coupling import Coupling
-from depfuse.align.transport import emd, transport_cost
-from depfuse.groups import ChannelGroup
+from depfuse.align.nested import Placement, as_it_stands, follow
+from depfuse.groups.nesting import Orbit
 
 State = Mapping[str, Tensor]
-CostOf = Callable[[ChannelGroup, State, Tensor], Tensor]
 MAX_SWEEPS = 100
 
 
-def coordinate_descent(
-    groups: Sequence[ChannelGroup],
-    source: State,
-    cost_of: CostOf,
-    orders: Iterable[Sequence[int]],
-    start: Mapping[str, Tensor] | None = None,
-) -> dict[str, Coupling]:
-    """Match group after group with all others held, until no group improves (Ainsworth et al. 2023, algorithm 1).
+class Problem(Protocol):
+    """What coordinate descent needs to know of a matching problem."""
 
-    Each step solves one group's linear assignment exactly, so the total cost never rises and the descent ends.
+    @property
+    def roots(self) -> Sequence[Orbit]:
+        """Orbits that lie in no block."""
+
+    @property
+    def source(self) -> State:
+        """The state dict to be brought into the target's order."""
+
+    def improve(self, root: Orbit, state: State, moved: Placement) -> Placement | None:
+        """The best placement of one root's channels from where they stand; None where they stand best.
+
+        Parameters
+        ----------
+        state
+            The source as moved so far.
+        moved
+            Where the root's channels come from so far.
+        """
+
+
+def coordinate_descent(
+    problem: Problem, orders: Iterable[Sequence[int]], start: Mapping[str, Placement] | None = None
+) -> dict[str, Placement]:
+    """Match root after root with all others held, until none improves (Ainsworth et al. 2023, algorithm 1).
+
+    A root is matched again only where a tensor that it shares with others has changed since.
 
     Parameters
     ----------
-    groups
-        Free groups.
-    source
-        The state dict to be brought into the target's order.
-    cost_of
-        (group, source as permuted so far, the group's permutation so far) -> (n, n) cost between target and present
-        source channels.
+    problem
+        Costs and the matching of one root.
     orders
-        One order of the groups per sweep; the last one is repeated until the end.
+        One order of the roots per sweep; the last one is repeated until the end.
     start
-        Permutations to start from; identity where absent.
+        Root name -> placement to start from; as they stand where absent.
+
+    Returns
+    -------
+    dict
+        Root name -> placement.
     """
-    found = {group.name: torch.arange(group.size) for group in groups}
-    state = dict(source)
-    for group in groups:
-        if start is not None and group.name in start:
-            found[group.name] = start[group.name]
-            state = group.permute(state, start[group.name])
-    settled: set[str] = set()
+    roots = problem.roots
+    found = {root.name: as_it_stands(root) for root in roots}
+    state = dict(problem.source)
+    for root in roots:
+        if start is not None and root.name in start:
+            found[root.name] = start[root.name]
+            state = root.permute(state, start[root.name])
+    keys = [{part.key for orbit in root.walk() for part in orbit.parts} for root in roots]
+    touching = [[other for other, theirs in enumerate(keys) if own & theirs] for own in keys]
+    open_ = set(range(len(roots)))
     for sweep, order in enumerate(_repeated(orders)):
-        if sweep >= MAX_SWEEPS or len(settled) == len(groups):
+        if sweep >= MAX_SWEEPS or not open_:
             break
         for number in order:
-            group = groups[number]
-            cost = cost_of(group, state, found[group.name])
-            coupling = emd(cost)
-            before = transport_cost(cost, Coupling.identity(group.size))
-            if before - transport_cost(cost, coupling) <= 1e-9 * max(abs(before), 1e-12):
-                settled.add(group.name)
+            if number not in open_:
                 continue
-            assert coupling.permutation is not None
-            found[group.name] = found[group.name][coupling.permutation]
-            state = group.permute(state, coupling.permutation)
-            settled = {group.name}
-    return {name: Coupling(permutation) for name, permutation in found.items()}
+            root = roots[number]
+            step = problem.improve(root, state, found[root.name])
+            open_.discard(number)
+            if step is not None:
+                found[root.name] = follow(found[root.name], step)
+                state = root.permute(state, step)
+                open_.update(touching[number])
+    return found
 
 
 def _repeated(orders: Iterable[Sequence[int]]) -> Iterable[Sequence[int]]:

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from depfuse.data.loader import Loader
 from depfuse.errors import DataError
-from depfuse.groups import ChannelGroup, ChannelGroups, Tap
+from depfuse.groups import ChannelGroups, Tap
+from depfuse.groups.channel_group import Position
+from depfuse.groups.nesting import Orbit, find_orbits, without
 from depfuse.running import choose_layout, evaluating
 
 TapChoice = Literal["after", "before", "both"]
@@ -63,12 +65,6 @@ class Moments:
         )
 
 
-def taps_of(group: ChannelGroup, choice: TapChoice) -> tuple[Tap, ...]:
-    """The group's taps on the chosen side of the non-linearity, or all of them where that side has none."""
-    chosen = tuple(tap for tap in group.taps if choice in ("both", tap.position))
-    return chosen or group.taps
-
-
 @dataclass(frozen=True)
 class _Reading:
     """One tensor to read: an axis of a module's input or output, or a linear map of it."""
@@ -96,6 +92,42 @@ class _Reading:
         if index is not None:
             moved = moved[..., index.to(tensor.device)].transpose(-1, -2)
         return moved.reshape(-1, moved.shape[-1])
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """Where an orbit's channels are watched: `index` is (n_groups * n_channels, repeats)."""
+
+    reading: _Reading
+    position: Position
+    index: Tensor
+
+
+def _watched(orbit: Orbit) -> list[_Watched]:
+    """The taps that all groups of an orbit have; for a block group, with the positions that no inner group watches."""
+    found = []
+    tables = [{_place(tap): tap for tap in group.taps} for group in orbit.groups]
+    inner = [watched for below in orbit.walk() if below is not orbit for watched in _watched(below)]
+    for place in tables[0]:
+        if not all(place in table for table in tables):
+            continue
+        reading, position = place
+        index = torch.cat([table[place].index for table in tables])
+        held = [watched.index.reshape(-1) for watched in inner if watched.reading == reading]
+        if held:
+            index = without(index, torch.cat(held))
+        if index.shape[1]:
+            found.append(_Watched(reading, position, index))
+    return found
+
+
+def _place(tap: Tap) -> tuple[_Reading, Position]:
+    return _Reading(tap.module, tap.side, tap.axis, tap.through), tap.position
+
+
+def _chosen(watched: Sequence[_Watched], choice: TapChoice) -> Sequence[_Watched]:
+    """Those on the chosen side of the non-linearity, or all of them where that side has none."""
+    return [place for place in watched if choice in ("both", place.position)] or watched
 
 
 class _Sums:
@@ -140,14 +172,16 @@ def _accumulate(sums: list[Tensor | None], parent: int, value: Tensor) -> None:
 def collect_moments(
     models: Sequence[nn.Module], groups: ChannelGroups, loader: Loader, choice: TapChoice
 ) -> list[dict[str, list[Moments]]]:
-    """Moments of every free group that has a tap, between parent 0 and each other parent.
+    """Moments of every orbit of free groups that has a tap, between parent 0 and each other parent.
 
     One forward pass of every parent over the loader, in eval mode.
 
     Returns
     -------
     list of dict
-        One dict (group name -> moments at each of its taps) per parent after the first.
+        One dict (orbit name -> moments at each of its taps) per parent after the first. A group that lies in no block
+        is an orbit by its own name. The moments of inner groups are those of all channels (n_groups * n_channels,) of
+        their orbit among one another; those of a block group are of what lies in no inner group.
 
     Raises
     ------
@@ -167,27 +201,26 @@ def collect_moments(
                 for (reading, number), (index, _) in plan.items():
                     rows = [reading.rows(captured[reading], index) for captured in held]
                     sums[reading, number].add(rows)
-    return [_by_group(plan, sums, parent) for parent in range(1, len(models))]
+    return [_by_orbit(plan, sums, parent) for parent in range(1, len(models))]
 
 
 Uses = list[tuple[str, Tensor]]
 
 
 def _plan(groups: ChannelGroups, choice: TapChoice) -> dict[tuple[_Reading, int], tuple[Tensor | None, Uses]]:
-    """What to read: each tensor once where channels are single positions, else once for each group."""
+    """What to read: each tensor once where channels are single positions, else once for each orbit."""
     plan: dict[tuple[_Reading, int], tuple[Tensor | None, Uses]] = {}
-    for group in groups.free:
-        for tap in taps_of(group, choice):
-            reading = _Reading(tap.module, tap.side, tap.axis, tap.through)
-            if tap.index.shape[1] == 1:
-                plan.setdefault((reading, 0), (None, []))[1].append((group.name, tap.index[:, 0]))
+    for orbit in (orbit for root in find_orbits(groups.groups) for orbit in root.walk()):
+        for watched in _chosen(_watched(orbit), choice):
+            if watched.index.shape[1] == 1:
+                plan.setdefault((watched.reading, 0), (None, []))[1].append((orbit.name, watched.index[:, 0]))
             else:
-                number = 1 + sum(1 for known, _ in plan if known == reading)
-                plan[reading, number] = (tap.index, [(group.name, torch.arange(group.size))])
+                number = 1 + sum(1 for known, _ in plan if known == watched.reading)
+                plan[watched.reading, number] = (watched.index, [(orbit.name, torch.arange(len(watched.index)))])
     return plan
 
 
-def _by_group(
+def _by_orbit(
     plan: dict[tuple[_Reading, int], tuple[Tensor | None, Uses]],
     sums: dict[tuple[_Reading, int], _Sums],
     parent: int,

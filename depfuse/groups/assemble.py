@@ -148,11 +148,20 @@ def assemble(replay: Replay, classes: Classes) -> ChannelGroups:
             groups.append(ChannelGroup("", len(units), slots, (), why_fixed))
             ranks.append(units)
     first_use = {key: place for place, key in enumerate(_first_uses(replay))}
-    order = sorted(range(len(groups)), key=lambda g: first_use[groups[g].slots[0].key])
-    groups, ranks = [groups[g] for g in order], [ranks[g] for g in order]
-    taps = find_taps(replay, classes, groups, ranks)
-    groups = [replace(group, taps=found) for group, found in zip(groups, taps, strict=True)]
-    named = tuple(_named(groups))
+    around = _enclosing(ranks)
+    order = _blocks_first(sorted(range(len(groups)), key=lambda g: first_use[groups[g].slots[0].key]), around)
+    names = _names([groups[g] for g in order])
+    name_of = dict(zip(order, names, strict=True))
+    taps = find_taps(replay, classes, [groups[g] for g in order], [ranks[g] for g in order])
+    named = tuple(
+        replace(
+            groups[g],
+            name=name_of[g],
+            taps=found,
+            inside=None if (block := around[g]) is None else (name_of[block[0]], block[1]),
+        )
+        for g, found in zip(order, taps, strict=True)
+    )
     fixed, share = _coverage(replay, classes, named)
     return ChannelGroups(named, fixed, share)
 
@@ -163,6 +172,33 @@ def _first(occurrences: _Occurrences, unit: Sequence[int]) -> tuple[int, int]:
     spots, positions = occurrences.spot[rows], occurrences.position[rows]
     place = np.lexsort((positions, spots))[0]
     return int(spots[place]), int(positions[place])
+
+
+def _enclosing(ranks: Sequence[Sequence[Sequence[int]]]) -> list[tuple[int, int] | None]:
+    """For each group (its units' members), the smallest block of another group that holds all of it: (group, block)."""
+    sets = [[frozenset(unit) for unit in units] for units in ranks]
+    blocks_of: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for number, units in enumerate(sets):
+        for rank, unit in enumerate(units) if len(ranks[number][0]) > 1 else ():
+            for member in unit:
+                blocks_of[member].append((number, rank))
+    found: list[tuple[int, int] | None] = []
+    for number, units in enumerate(sets):
+        own = frozenset().union(*units)
+        holding = [(g, b) for g, b in blocks_of.get(ranks[number][0][0], ()) if g != number and own <= sets[g][b]]
+        found.append(min(holding, key=lambda place: len(sets[place[0]][place[1]]), default=None))
+    return found
+
+
+def _blocks_first(order: Sequence[int], around: Sequence[tuple[int, int] | None]) -> list[int]:
+    """The same order, but that each block group comes before its inner groups."""
+    placed: dict[int, None] = {}
+    for group in order:
+        chain = [group]
+        while (block := around[chain[-1]]) is not None:
+            chain.append(block[0])
+        placed.update(dict.fromkeys(reversed(chain)))
+    return list(placed)
 
 
 def _first_uses(replay: Replay) -> list[str]:
@@ -303,13 +339,15 @@ def _slots(occurrences: _Occurrences, units: Sequence[Sequence[int]]) -> tuple[S
     return tuple(produced + [slot for slot in slots if slot.role != "produces"])
 
 
-def _named(groups: Sequence[ChannelGroup]) -> Iterable[ChannelGroup]:
-    """Groups named after the layer that first produces them, numbered where several share it."""
+def _names(groups: Sequence[ChannelGroup]) -> list[str]:
+    """Each group named after the layer that first produces it, numbered where several share it."""
     names = [_layer(group) for group in groups]
     totals, seen = Counter(names), Counter[str]()
-    for name, group in zip(names, groups, strict=True):
+    found = []
+    for name in names:
         seen[name] += 1
-        yield replace(group, name=f"{name}#{seen[name]}" if totals[name] > 1 else name)
+        found.append(f"{name}#{seen[name]}" if totals[name] > 1 else name)
+    return found
 
 
 def _layer(group: ChannelGroup) -> str:

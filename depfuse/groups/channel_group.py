@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -97,6 +97,11 @@ class ChannelGroup:
     The smallest example is the hidden layer of `Linear(3, 4), ReLU, Linear(4, 2)`: channel c is row c
     of the first weight, entry c of its bias and column c of the second weight, so the group has three
     slots. With a skip connection, every layer that writes to or reads from the stream joins one group.
+
+    The channels of a *block group* are whole blocks of positions: the blocks of a grouped convolution, attention heads,
+    the groups of a GroupNorm. The positions inside one block form *inner groups*, for which `inside` names the block
+    group and the number of the block. When the blocks are permuted, what an inner group permutes moves along: an inner
+    group is named by the place of its block, not by its contents.
     """
 
     name: str
@@ -104,6 +109,7 @@ class ChannelGroup:
     slots: tuple[Slot, ...]
     taps: tuple[Tap, ...] = ()
     fixed: str | None = None
+    inside: tuple[str, int] | None = None
 
     def permute(self, state: Mapping[str, Tensor], permutation: Tensor) -> dict[str, Tensor]:
         """State dict in which channel c of the group holds what channel permutation[c] held before."""
@@ -130,7 +136,8 @@ class ChannelGroups:
     Attributes
     ----------
     groups
-        Every group, free and fixed.
+        Every group, free and fixed. A block group comes before its inner groups, so that applying group after group
+        moves the blocks first and then what is inside each of them.
     fixed_tensors
         State-dict key -> reason, for each tensor that no free group permutes.
     covered_share
@@ -182,9 +189,18 @@ class ChannelGroups:
         return {group.name: group.fixed for group in self.groups if group.fixed is not None}
 
     def fix(self, reasons: Mapping[str, str]) -> ChannelGroups:
-        """Copy in which the groups named by `reasons` are fixed."""
+        """Copy in which the groups named by `reasons` are fixed.
+
+        Where an inner group of free blocks is fixed, so are the corresponding ones in the other blocks: else exchanging
+        the blocks would bring what is free to a place where it is not.
+        """
+        extended = dict(reasons)
+        for orbit in siblings(self.groups):
+            why = next((reasons[group.name] for group in orbit if group.name in reasons), None)
+            for group in orbit if why is not None else ():
+                extended.setdefault(group.name, why)  # type: ignore[arg-type]
         groups = tuple(
-            replace(group, fixed=reasons[group.name]) if group.name in reasons else group for group in self.groups
+            replace(group, fixed=extended[group.name]) if group.name in extended else group for group in self.groups
         )
         return replace(self, groups=groups)
 
@@ -209,3 +225,36 @@ def random_permutations(groups: ChannelGroups, seed: int) -> dict[str, Tensor]:
 
 def _moves(permutation: Tensor) -> bool:
     return not torch.equal(permutation, torch.arange(len(permutation)))
+
+
+def siblings(groups: Sequence[ChannelGroup]) -> list[list[ChannelGroup]]:
+    """The groups of each orbit, fixed groups inside free blocks included, in the order of the flat positions."""
+    known = {group.name: group for group in groups}
+    roles: dict[str, Hashable] = {}
+    places: dict[str, int] = {}
+
+    def resolve(group: ChannelGroup) -> None:
+        if group.name in roles:
+            return
+        roles[group.name], places[group.name] = group.name, 0
+        path: list[Hashable] = []
+        inside = group.inside
+        while inside is not None:
+            around, block = known[inside[0]], inside[1]
+            if around.fixed is None:
+                resolve(around)
+                roles[group.name] = (roles[around.name], *path, _signature(group))
+                places[group.name] = places[around.name] * around.size + block
+                return
+            path += [_signature(around), block]
+            inside = around.inside
+
+    found: dict[Hashable, list[ChannelGroup]] = {}
+    for group in groups:
+        resolve(group)
+        found.setdefault(roles[group.name], []).append(group)
+    return [sorted(orbit, key=lambda group: places[group.name]) for orbit in found.values()]
+
+
+def _signature(group: ChannelGroup) -> Hashable:
+    return group.size, tuple((slot.key, slot.axis, slot.role, slot.index.shape[1]) for slot in group.slots)

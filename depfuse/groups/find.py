@@ -12,6 +12,7 @@ from depfuse.groups.branching import BranchWatch, fix_branches
 from depfuse.groups.channel_group import ChannelGroups
 from depfuse.groups.depgraph import Example
 from depfuse.groups.labels import settle
+from depfuse.groups.overwrites import OverwriteWatch
 from depfuse.groups.rules import Replay
 
 
@@ -34,9 +35,9 @@ def find_groups(model: nn.Module, example: Example) -> ChannelGroups:
     ArchitectureError
         The forward pass raises on the example, or returns nothing that depends on it.
     """
-    with BranchWatch(example) as watch:
+    with BranchWatch(example) as watch, OverwriteWatch() as overwrites:
         traced, auxiliary = trace_with_auxiliary(model, example)
-    replay = Replay(traced)
+    replay = Replay(traced, overwrites.regions)
     replay.run()
     fix_branches(replay, watch.branches)
     return replace(assemble(replay, settle(replay.ledger)), auxiliary=auxiliary)

@@ -48,6 +48,32 @@ class GenericNetwork:
         device = next(iter(self.state.values())).device if self.state else None
         self._inputs = tree_map(lambda leaf: _generic_input(leaf, device, generator), example)
         self._modes = [(), tuple(auxiliary)] if auxiliary else [()]
+        self._set_statistics()
+
+    def _set_statistics(self) -> None:
+        """Bring BatchNorm's statistics near those of its inputs: signals neither die out nor explode."""
+
+        def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            values, mean, variance = inputs[0], module.running_mean, module.running_var
+            assert isinstance(mean, Tensor)
+            assert isinstance(variance, Tensor)
+            values = values.transpose(0, 1).flatten(1) if values.ndim > 1 else values
+            if values.shape[1] > 1 and (spread := values.var(1)).min() > 0.0:
+                noise = torch.rand((2, len(mean)), generator=self._generator, dtype=torch.float64).to(mean.device)
+                mean.copy_(values.mean(1) + 0.2 * spread.sqrt() * (noise[0] - 0.5))
+                variance.copy_(spread * (0.9 + 0.2 * noise[1]))
+
+        kept = [
+            module.register_forward_pre_hook(before)
+            for module in self._network.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and isinstance(module.running_var, Tensor)
+        ]
+        try:
+            if kept:
+                self.run(self.state)
+        finally:
+            for handle in kept:
+                handle.remove()
 
     def run(self, values: Mapping[str, Tensor]) -> list[Tensor]:
         """All outputs on given tensors, those of auxiliary heads included."""

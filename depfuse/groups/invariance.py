@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from depfuse.errors import GroupError
+from depfuse.groups.assemble import NOT_USED
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, random_permutations
 from depfuse.groups.depgraph import Example
 from depfuse.groups.generic import GenericNetwork
@@ -44,6 +45,7 @@ def prove_groups(
     name = type(model).__name__
     permutations = random_permutations(groups, seed)
     silent = list(groups.free)
+    not_used: dict[str, str] = {}
     errors = []
     for draw in range(DRAWS if silent else 1):
         proof = _Proof(name, GenericNetwork(model, example, groups.auxiliary, seed, draw), permutations)
@@ -54,13 +56,16 @@ def prove_groups(
                 model, groups.fix(proof.reasons(silent, tolerance)), example, seed=seed, tolerance=tolerance
             )
         silent = proof.without_effect(silent)
+        not_used |= {group.name: NOT_USED for group in silent if proof.not_used(group)}
+        silent = [group for group in silent if group.name not in not_used]
         if not silent:
             break
     if silent and len(silent) == groups.count:
         raise GroupError(
             f"the output of {name} hardly depends on its channels on random values: its groups cannot be proved"
         )
-    return replace(groups.fix({group.name: NO_EFFECT for group in silent}), proof_error=max(errors))
+    without_effect = {group.name: NO_EFFECT for group in silent}
+    return replace(groups.fix(not_used | without_effect), proof_error=max(errors))
 
 
 class _Proof:
@@ -69,6 +74,7 @@ class _Proof:
     def __init__(self, name: str, network: GenericNetwork, permutations: Mapping[str, Tensor]) -> None:
         self._name, self._network, self._permutations = name, network, permutations
         self._reference = network.run(network.state)
+        self._effects: dict[str, float] = {}
         self._scale = max((float(out.abs().max()) for out in self._reference if out.numel()), default=0.0)
         if not 0.0 < self._scale < float("inf"):
             raise GroupError(f"{name} gives no finite, non-zero output on random values: its groups cannot be proved")
@@ -94,8 +100,12 @@ class _Proof:
 
     def without_effect(self, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
         """Those groups of which no tensor, permuted alone, changes the output."""
-        effects = self._network.effects(groups, self._permutations) if groups else {}
-        return [group for group in groups if effects[group.name] < LEAST_EFFECT * self._scale]
+        self._effects = self._network.effects(groups, self._permutations) if groups else {}
+        return [group for group in groups if self._effects[group.name] < LEAST_EFFECT * self._scale]
+
+    def not_used(self, group: ChannelGroup) -> bool:
+        """Whether a group without effect is one that nothing reads: overwritten, or cut off."""
+        return self._effects[group.name] == 0.0 and all(slot.role != "consumes" for slot in group.slots)
 
     def reasons(self, free: Sequence[ChannelGroup], tolerance: float) -> dict[str, str]:
         """Name -> reason, of each group at fault."""

@@ -48,10 +48,7 @@ class Factor:
 
     def with_labels(self, labels: Tensor) -> Factor:
         """The same factor with other labels, reduced to the axes along which they vary."""
-        labels = compact(labels)
-        # A reshape that copies writes broadcast axes out: there the values themselves must be looked at.
-        copied = labels.numel() > self.labels.numel() or sum(s > 1 for s in labels.shape) > len(self.axes)
-        return replace(self, labels=reduced(labels) if copied else labels)
+        return replace(self, labels=_narrowed(labels, self.labels.numel(), len(self.axes)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +74,16 @@ def compact(labels: Tensor) -> Tensor:
         if size > 1 and stride == 0:
             labels = labels.narrow(axis, 0, 1)
     return labels
+
+
+def _narrowed(moved: Tensor, entries: int, axes: int) -> Tensor:
+    """Reduce to size 1 the axes along which labels do not change that varied along `axes` axes before they were moved.
+
+    A reshape that copies writes broadcast axes out: there the values themselves must be looked at.
+    """
+    moved = compact(moved)
+    copied = moved.numel() > entries or sum(size > 1 for size in moved.shape) > axes
+    return reduced(moved) if copied else moved
 
 
 def reduced(labels: Tensor) -> Tensor:
@@ -123,7 +130,10 @@ class Ledger:
             self.pinned.append((values, reason))
 
     def split(self, factor: Factor, away: Iterable[int]) -> Factor | None:
-        """Sum a factor over the axes `away`: None where all of it goes, else the labels of its blocks."""
+        """Sum a factor over the axes `away`: None where all of it goes, else the labels of its blocks.
+
+        What is repeated along a kept axis (the same heads in every window) is one block.
+        """
         away = frozenset(away)
         gone = factor.axes & away
         if not gone:
@@ -132,7 +142,10 @@ class Ledger:
         if not kept:
             return None
         shape = [size if axis in kept else 1 for axis, size in enumerate(factor.labels.shape)]
-        outer = self.fresh(int(np.prod(shape))).reshape(shape)
+        order = sorted(range(len(shape)), key=lambda axis: axis not in kept)
+        rows = factor.labels.permute(order).reshape(int(np.prod(shape)), -1)
+        _, number = torch.unique(rows, dim=0, return_inverse=True)
+        outer = self.fresh(int(number.max()) + 1)[number].reshape(shape)
         self.nest(factor.labels, outer)
         return Factor(outer)
 
@@ -160,7 +173,7 @@ class Ledger:
                 self.nest(own, part)
             factor = Factor(own.reshape([-1 if other == axis else 1 for other in range(len(labels.shape))]))
             rest = tuple(known for known in labels.factors if known not in alone[:2])
-            return self.joined(Labels(labels.shape, (*rest, factor), labels.plain))
+            return self.joined(replace(labels, factors=(*rest, factor)))
         return labels
 
     def meet(self, first: Labels, second: Labels, reason: str) -> Labels:
@@ -180,10 +193,10 @@ class Ledger:
         for other in theirs:
             for factor in alone:
                 if other.axes < factor.axes:
-                    self.nest(factor.labels, other.labels)
+                    self._tie(factor, other, second.plain)
                     lost.add(other)
                 elif factor.axes < other.axes:
-                    self.nest(other.labels, factor.labels)
+                    self._tie(other, factor, first.plain)
                     lost.add(factor)
                 elif factor.axes & other.axes:
                     self.pin(factor.labels, reason)
@@ -196,6 +209,13 @@ class Ledger:
                     lost.add(factor)
         kept = tuple(factor for factor in factors + theirs if factor not in lost)
         return Labels(shape, kept, first.plain | second.plain)
+
+    def _tie(self, inner: Factor, outer: Factor, plain: frozenset[int]) -> None:
+        """Tie a factor to one that varies along fewer axes: as blocks; in lockstep where the rest is plain."""
+        if inner.axes - outer.axes <= plain:
+            self.unite(inner.labels, outer.labels)
+        else:
+            self.nest(inner.labels, outer.labels)
 
     def _join(self, first: Factor, second: Factor) -> Factor:
         """One factor for two that vary along the same axes; a zero takes the other's label."""
@@ -294,6 +314,7 @@ def settle(ledger: Ledger) -> Classes:
     for relation in relations:
         for block in _overlapping(relation).tolist():
             reasons.setdefault(block, OVERLAP)
+    _fix_around(reasons, relations)
     inside = tuple(_inside(classes, pairs) for pairs in blocks)
     return Classes(classes, _places(ledger), count, tuple(filter(len, relations)), inside, reasons)
 
@@ -349,16 +370,27 @@ def _identical(pairs: np.ndarray) -> np.ndarray:
     return np.stack([blocks[order[1:][same]], blocks[order[:-1][same]]], axis=1)
 
 
+def _fix_around(reasons: dict[int, str], relations: Sequence[np.ndarray]) -> None:
+    """Fix the block of what is fixed."""
+    inner, outer = (np.concatenate([np.empty(0, np.int64), *(r[:, side] for r in relations)]) for side in (0, 1))
+    while True:
+        fixed = np.isin(inner, list(reasons)) & ~np.isin(outer, list(reasons))
+        if not fixed.any():
+            return
+        reasons.update({int(block): reasons[int(one)] for one, block in zip(inner[fixed], outer[fixed], strict=True)})
+
+
 def _alone(relation: np.ndarray) -> np.ndarray:
     """Pairs of one relation whose block holds nothing else."""
-    found: np.ndarray = relation[relation[:, 0] != relation[:, 1]]
-    found = found[_once(found[:, 1])]
-    return found
+    relation = relation[relation[:, 0] != relation[:, 1]]
+    alone: np.ndarray = relation[_once(relation[:, 1])]
+    return alone
 
 
 def _overlapping(relation: np.ndarray) -> np.ndarray:
     """Blocks of one relation that have a channel in common with another."""
-    return np.unique(relation[~_once(relation[:, 0]), 1])
+    overlapping: np.ndarray = np.unique(relation[~_once(relation[:, 0]), 1])
+    return overlapping
 
 
 def _same_blocks(relations: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -412,6 +444,6 @@ def move(labels: Labels, movement: Any) -> Labels:
     for axis in labels.plain:
         size = [1] * len(labels.shape)
         size[axis] = labels.shape[axis]
-        counted = compact(movement(torch.arange(labels.shape[axis]).reshape(size).expand(labels.shape)))
+        counted = _narrowed(movement(torch.arange(size[axis]).reshape(size).expand(labels.shape)), size[axis], 1)
         plain |= {a for a, extent in enumerate(counted.shape) if extent > 1}
     return Labels(tuple(outcome.shape), factors, frozenset(plain))

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from depfuse.groups.assemble import NOT_USED
 from depfuse.groups.channel_group import ChannelGroups
 from depfuse.groups.labels import OVERLAP, SINGLE, TOUCHES_INPUT
-from depfuse.groups.rules import KERNEL, MULTIPLIES_ZEROS, TOUCHES_OUTPUT
+from depfuse.groups.rules import CONSTANT, KERNEL, MULTIPLIES_ZEROS, PARTS, TOUCHES_OUTPUT
 
 # What no permutation could move, or what nothing is gained by moving.
-EXPECTED = frozenset({TOUCHES_INPUT, TOUCHES_OUTPUT, SINGLE, NOT_USED, KERNEL, MULTIPLIES_ZEROS, OVERLAP})
+EXPECTED = frozenset(
+    {TOUCHES_INPUT, TOUCHES_OUTPUT, CONSTANT, SINGLE, NOT_USED, KERNEL, MULTIPLIES_ZEROS, PARTS, OVERLAP}
+)
 SEPARATOR = "; "  # between the reasons of a tensor that has several
 
 

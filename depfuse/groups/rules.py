@@ -9,22 +9,23 @@ operation without a rule pins everything it touches, with a reason that names it
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from depfuse.groups.depgraph import Trace
 from depfuse.groups.labels import SINGLE, TOUCHES_INPUT, ZERO, Factor, Labels, Ledger, compact, move, pad_rank, reduced
+from depfuse.groups.overwrites import Region, take
 
 TOUCHES_OUTPUT = "touches the network's output"
 KERNEL = "positions of a convolution's kernel"
-CONSTANT = "tied to a constant that is not in the state dict"
-PARTS = "real and imaginary parts"
+CONSTANT = "tied to a constant"
+PARTS = "parts that are not interchangeable"
 MULTIPLIES_ZEROS = "multiplies channels that are always zero"
 
 Operands = list["Labels | None"]
@@ -63,8 +64,9 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 class Replay:
     """Walks a trace in forward order and fills a ledger."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, regions: Mapping[Any, Region | None] | None = None) -> None:
         self.trace = trace
+        self.regions = regions or {}
         self.ledger = Ledger()
         self.values: dict[tuple[Any, int], Labels] = {}
         self.leaves: dict[int, Labels] = {}
@@ -97,9 +99,9 @@ class Replay:
             return Labels(shape, (), frozenset(axis for axis, size in enumerate(shape) if size > 1))
         if id(tensor) not in self.leaves:
             blocks = self._grouped.get(id(tensor), 1)
+            constant = self._is_constant(tensor)
             factors = []
             for axis, size in enumerate(shape):
-                constant = not self.trace.leaves[id(tensor)]
                 if size == 1 or (constant and _uniform(tensor, axis)):
                     continue
                 extent = [size if other == axis else 1 for other in range(len(shape))]
@@ -114,6 +116,11 @@ class Replay:
                 factors.append(Factor(labels.reshape(extent), (id(tensor), axis)))
             self.leaves[id(tensor)] = Labels(shape, tuple(factors))
         return self.leaves[id(tensor)]
+
+    def _is_constant(self, tensor: Tensor) -> bool:
+        """Whether a tensor is no state of the network (a non-persistent buffer), or a table that is not trained."""
+        table = not isinstance(tensor, nn.Parameter) and sum(size > 1 for size in tensor.shape) > 1
+        return table or not self.trace.leaves[id(tensor)]
 
     def role(self, labels: Labels, axis: int, role: str) -> None:
         """Note what the parameter's axis that gave the factors on `axis` does."""
@@ -157,20 +164,24 @@ def saved_dims(operation: Any, name: str, rank: int) -> tuple[int, ...]:
 
 
 def _grouped_weights(trace: Trace) -> dict[int, int]:
-    """Id of each weight of a grouped convolution -> number of groups, found by walking up from its uses."""
+    """Id of each weight of a grouped convolution -> number of groups.
+
+    Found by walking up from its uses, through what standardises or scales a weight.
+    """
     found: dict[int, int] = {}
     for operation in trace.operations:
         if operation_name(operation) != "Convolution" or operation._saved_groups == 1:
             continue
-        stack = [operation.next_functions[1][0]]
+        stack, seen = [operation.next_functions[1][0]], set()
         while stack:
             below = stack.pop()
-            if below is None:
+            if below is None or below in seen:
                 continue
+            seen.add(below)
             if hasattr(below, "variable"):
                 if below.variable.ndim > 2:
                     found[id(below.variable)] = operation._saved_groups
-            else:
+            elif operation_name(below) in (*ENTRY_BY_ENTRY, *RESHAPES, *SUMS, "NativeBatchNorm", "CudnnBatchNorm"):
                 stack.extend(function for function, _ in below.next_functions)
     return found
 
@@ -228,8 +239,11 @@ def _reshape(replay: Replay, operation: Any, operands: Operands) -> list[Labels]
 
 @rule("AsStrided")
 def _as_strided(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
-    """Another memory layout of the same tensor, as pooling to one pixel asks for in channels-last networks."""
+    """A view of a tensor written in place, or another layout of it, as pooling channels-last to one pixel asks for."""
     labels = operands[0]
+    region = replay.regions.get(operation)
+    if labels is not None and region is not None:
+        return _moved(labels, lambda t: region.read(t).reshape(result_shape(operation)))
     if labels is None or labels.shape != result_shape(operation):
         return _unknown(replay, operation, operands)
     return [labels]
@@ -374,7 +388,7 @@ def _pad(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
     for factor in labels.factors:
         own = [amount if rank - 1 - place // 2 in factor.axes else 0 for place, amount in enumerate(amounts)]
         factors.append(factor.with_labels(F.pad(factor.labels, own, value=ZERO)))
-    return [Labels(result_shape(operation), tuple(factors), labels.plain)]
+    return [replace(labels, shape=tuple(result_shape(operation)), factors=tuple(factors))]
 
 
 def _with_constants(operands: Operands, shape: Sequence[int], dim: int) -> list[Labels] | None:
@@ -415,14 +429,18 @@ def _concatenate(replay: Replay, operation: Any, operands: Operands) -> list[Lab
         return _unknown(replay, operation, operands)
     if operation_name(operation) == "Stack":
         parts = [move(labels, lambda t: t.unsqueeze(dim)) for labels in parts]
-    parts = [labels for labels in parts if len(labels.shape) == len(shape)]
     reason = f"{replay.where(operation)} joins it with positions that cannot be permuted"
+    return [_joined(replay.ledger, [labels for labels in parts if len(labels.shape) == len(shape)], shape, dim, reason)]
+
+
+def _joined(ledger: Ledger, parts: Sequence[Labels], shape: Sequence[int], dim: int, reason: str) -> Labels:
+    """Labels of parts laid one after the other along `dim`."""
     along = [list(labels.on(dim)) for labels in parts]
     others = Labels(tuple(1 if a == dim else s for a, s in enumerate(shape)))
     plain: set[int] = set()
     for labels in parts:
         rest = tuple(factor for factor in labels.factors if dim not in factor.axes)
-        others = replay.ledger.meet(others, Labels(others.shape, rest, labels.plain - {dim}), reason)
+        others = ledger.meet(others, Labels(others.shape, rest, labels.plain - {dim}), reason)
         plain |= labels.plain
     factors = list(others.factors)
     if any(along):
@@ -439,20 +457,86 @@ def _concatenate(replay: Replay, operation: Any, operands: Operands) -> list[Lab
             if found:
                 pieces.append(found[0].labels.expand(wanted))
                 for extra in found[1:]:
-                    replay.ledger.pin(extra.labels, reason)
+                    ledger.pin(extra.labels, reason)
             else:
-                own = replay.ledger.fresh(labels.shape[dim])
+                own = ledger.fresh(labels.shape[dim])
                 if dim in labels.plain or labels.shape[dim] == 1:
-                    replay.ledger.pin(own, TOUCHES_INPUT if dim in labels.plain else SINGLE)
+                    ledger.pin(own, TOUCHES_INPUT if dim in labels.plain else SINGLE)
                 pieces.append(own.reshape([-1 if a == dim else 1 for a in range(len(shape))]).expand(wanted))
         each = [np.unique(piece.numpy()) for piece in pieces]
         if len(np.unique(np.concatenate(each))) < sum(map(len, each)):
-            pieces = [_renamed(replay.ledger, piece) for piece in pieces]  # x beside f(x): two places of one channel
+            pieces = [_renamed(ledger, piece) for piece in pieces]  # x beside f(x): two places of one channel
         factors.append(Factor(reduced(torch.cat(pieces, dim))))
         plain.discard(dim)
     elif len(parts) > 1:
         plain.add(dim)
-    return [Labels(shape, tuple(factors), frozenset(plain))]
+    return Labels(tuple(shape), tuple(factors), frozenset(plain))
+
+
+@rule("CopySlices")
+def _overwrite(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    """A part of a tensor written in place; constants written are taken for zeros, as in a concatenation."""
+    region, base = replay.regions.get(operation), operands[0]
+    if region is None or region.kind == "other":
+        return _unknown(replay, operation, operands)
+    shape = result_shape(operation)
+    base = Labels(shape, _zeros(shape)) if base is None else base
+    kept = [len(positions) for positions in region.positions]
+    others = [_as_part(labels, region.shape, kept) for labels in operands[1:] if labels is not None]
+    reason = f"{replay.where(operation)} ties its channels to positions that cannot be permuted"
+    if region.kind == "update":
+        _keep_apart(replay.ledger, base, region, frozenset(axis for labels in others for axis in _varying(labels)))
+        others.append(move(base, region.read))
+    part = others[0] if others else Labels(tuple(kept), _zeros(kept))
+    for other in others[1:]:
+        part = replay.ledger.meet(part, other, reason)
+    return [_written(replay.ledger, base, part, region.positions, 0, reason)]
+
+
+def _keep_apart(ledger: Ledger, base: Labels, region: Region, tied: frozenset[int]) -> None:
+    """What is in the region and what is not may be permuted, but not exchanged; axes in `tied` show that by ties."""
+    for axis, inside in enumerate(region.positions):
+        if len(inside) == base.shape[axis] or axis in tied:
+            continue
+        everywhere = torch.arange(base.shape[axis])
+        for factor in base.on(axis):
+            blocks = ledger.fresh(2)
+            ledger.pin(blocks, PARTS)
+            extent = [-1 if other == axis else 1 for other in range(len(base.shape))]
+            ledger.nest(factor.labels, blocks[torch.isin(everywhere, inside).long()].reshape(extent))
+
+
+def _varying(labels: Labels) -> frozenset[int]:
+    """The axes along which any factor varies."""
+    return frozenset(axis for factor in labels.factors for axis in factor.axes)
+
+
+def _zeros(shape: Sequence[int]) -> tuple[Factor, ...]:
+    """Factors of a tensor of zeros: along every axis, any positions fit."""
+    rank = len(shape)
+    places = [[size if other == axis else 1 for other in range(rank)] for axis, size in enumerate(shape) if size > 1]
+    return tuple(Factor(torch.full(place, ZERO)) for place in places)
+
+
+def _as_part(labels: Labels, view: Sequence[int], kept: Sequence[int]) -> Labels:
+    """Labels of what is written, with all axes of the tensor that it is written to."""
+    return move(pad_rank(labels, len(view)), lambda t: t.expand(view).reshape(list(kept)))
+
+
+def _written(ledger: Ledger, base: Labels, part: Labels, positions: Sequence[Tensor], axis: int, reason: str) -> Labels:
+    """Labels of `base` with `part` at the given positions along `axis` and all later axes."""
+    if axis == len(base.shape):
+        return part
+    inside = positions[axis]
+    if len(inside) == base.shape[axis]:
+        return _written(ledger, base, part, positions, axis + 1, reason)
+    everywhere = torch.arange(base.shape[axis])
+    outside = everywhere[~torch.isin(everywhere, inside)]
+    rest, within = (move(base, lambda t, chosen=chosen: take(t, axis, chosen)) for chosen in (outside, inside))
+    parts = [rest, _written(ledger, within, part, positions, axis + 1, reason)]
+    result = _joined(ledger, parts, base.shape, axis, reason)
+    order = torch.argsort(torch.cat([outside, inside]))
+    return move(result, lambda t: take(t, axis, order))
 
 
 # --- sums and statistics --------------------------------------------------------------------------
@@ -645,6 +729,7 @@ def _convolution(replay: Replay, operation: Any, operands: Operands) -> list[Lab
     labels, weight, bias = operands
     if labels is None or weight is None:
         return _unknown(replay, operation, operands)
+    weight = _without_kernel(replay.ledger, weight)
     groups = int(operation._saved_groups)
     transposed = bool(operation._saved_transposed)
     into, out = (0, 1) if transposed else (1, 0)
@@ -697,6 +782,22 @@ def _one_factor(replay: Replay, labels: Labels, axis: int, size: int, reason: st
         if not found or factor is not found[0]:
             replay.ledger.pin(factor.labels, reason)
     return found[0].labels.reshape(size) if found else None
+
+
+def _without_kernel(ledger: Ledger, weight: Labels) -> Labels:
+    """Factors that lie along inputs and kernel together, as weight standardisation gives them, along inputs only.
+
+    A kernel's positions stay where they are, so an input moves with all of its positions.
+    """
+    factors = []
+    for factor in weight.factors:
+        labels = factor.labels
+        if factor.axes & {0, 1}:
+            for axis in range(2, labels.ndim):
+                labels = labels.narrow(axis, 0, 1)
+            ledger.unite(factor.labels, labels)
+        factors.append(replace(factor, labels=labels))
+    return replace(weight, factors=tuple(factors))
 
 
 def _weight_labels(weight: Labels, axis: int, groups: int) -> Tensor | None:

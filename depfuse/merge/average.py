@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from depfuse.align.coupling import Couplings, apply_couplings
@@ -44,5 +45,7 @@ def average(
             elif share:
                 merged[key] = merged[key] + share * tensor.double() if key in merged else share * tensor.double()
     child = evaluation_copy(models[0])
-    child.load_state_dict({key: tensor.to(child.state_dict()[key].dtype) for key, tensor in merged.items()})
+    with torch.no_grad():  # not by load_state_dict, which some networks refuse without their metadata
+        for key, tensor in child.state_dict().items():
+            tensor.copy_(merged[key])
     return child

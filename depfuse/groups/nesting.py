@@ -1,0 +1,173 @@
+"""Nested groups as trees: which inner groups correspond to one another when blocks are exchanged.
+
+The smallest example is a grouped convolution with two blocks of three channels each. Its block group has two units.
+Inside block 0 lies an inner group of three output channels, inside block 1 another one: together they are one *orbit*,
+since exchanging the blocks carries one into the other. The flat position `block * 3 + channel` numbers all channels of
+the orbit, and a permutation of the blocks and of what is inside each is one permutation of flat positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from depfuse.groups.channel_group import ChannelGroup, Role, siblings
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Positions of an axis that belong to an orbit's channels and to nothing inside them.
+
+    Attributes
+    ----------
+    key, axis, role
+        As in `Slot`.
+    index
+        (n_groups, n_channels, repeats) int64.
+    within
+        None, or (axis, positions (n_groups, n_positions)): group g covers only these positions of another axis.
+    """
+
+    key: str
+    axis: int
+    index: Tensor
+    role: Role
+    within: tuple[int, Tensor] | None = None
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """Entries, group and channel first: (n_groups, n_channels, repeats * size of all other axes)."""
+        groups, size, _ = self.index.shape
+        index = self.index.to(tensor.device)
+        if self.within is None:
+            return tensor.index_select(self.axis, index.reshape(-1)).movedim(self.axis, 0).reshape(groups, size, -1)
+        rows = self.within[1].to(tensor.device)
+        part = tensor.movedim((self.within[0], self.axis), (0, 1))[rows[:, :, None], index.reshape(groups, 1, -1)]
+        return part.reshape(groups, rows.shape[1], size, -1).transpose(1, 2).reshape(groups, size, -1)
+
+    def permute(self, tensor: Tensor, moved: Tensor) -> Tensor:
+        """Copy in which flat position p holds what flat position moved[p] held before.
+
+        With `within`, the rows are taken to have been moved already: only the order inside them changes.
+        """
+        groups = len(self.index)
+        index, moved = self.index.to(tensor.device), moved.to(tensor.device)
+        if self.within is None:
+            order = torch.arange(tensor.shape[self.axis], device=tensor.device)
+            order[index.reshape(-1)] = index.flatten(0, 1)[moved].reshape(-1)
+            return tensor.index_select(self.axis, order)
+        rows = self.within[1].to(tensor.device)[:, :, None]
+        result = tensor.clone()
+        view = result.movedim((self.within[0], self.axis), (0, 1))
+        view[rows, index.reshape(groups, 1, -1)] = view[rows, index.flatten(0, 1)[moved].reshape(groups, 1, -1)]
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class Orbit:
+    """Groups that exchanges of blocks carry into one another: one for each block around them.
+
+    A group that lies in no block is an orbit of its own.
+
+    Attributes
+    ----------
+    groups
+        (n_groups,) in the order of the flat positions of the blocks around them.
+    parts
+        What the orbit's channels hold by themselves; for a block group, what no inner group holds.
+    children
+        Orbits of the inner groups; empty where the channels are no blocks.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    parts: tuple[Part, ...]
+    children: tuple[Orbit, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        """Name of the first group."""
+        return self.groups[0].name
+
+    @property
+    def size(self) -> int:
+        """Channels of each group."""
+        return self.groups[0].size
+
+    def walk(self) -> Iterator[Orbit]:
+        """The orbit and all inside it, blocks first."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+    def stay(self, blocks: Tensor) -> Tensor:
+        """Flat positions (n_groups * size,) that carry each group whole, given where its block comes from."""
+        return (blocks[:, None] * self.size + torch.arange(self.size)).reshape(-1)
+
+    def permute(self, state: Mapping[str, Tensor], moved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """State dict after moving flat positions, `moved` (orbit name -> (n_groups * size,)) for all of the walk."""
+        result = dict(state)
+        parts = [(orbit.name, part) for orbit in self.walk() for part in orbit.parts]
+        for name, part in sorted(parts, key=lambda entry: entry[1].within is not None):
+            if not torch.equal(moved[name], torch.arange(len(moved[name]))):
+                result[part.key] = part.permute(result[part.key], moved[name])
+        return result
+
+
+def find_orbits(groups: Sequence[ChannelGroup]) -> list[Orbit]:
+    """Orbits of the free groups that lie in no free block, each with all that is inside it, in the groups' order.
+
+    Parameters
+    ----------
+    groups
+        All groups, fixed ones included.
+    """
+    gathered = [orbit for orbit in siblings(groups) if orbit[0].fixed is None]
+    number_of = {group.name: number for number, orbit in enumerate(gathered) for group in orbit}
+    known = {group.name: group for group in groups}
+    children: dict[int, list[int]] = {}
+    roots = []
+    for number, orbit in enumerate(gathered):
+        inside = orbit[0].inside
+        while inside is not None and known[inside[0]].fixed is not None:
+            inside = known[inside[0]].inside
+        if inside is None:
+            roots.append(number)
+        else:
+            children.setdefault(number_of[inside[0]], []).append(number)
+
+    def build(number: int) -> Orbit:
+        inner = tuple(build(child) for child in children.get(number, ()))
+        return Orbit(tuple(gathered[number]), tuple(_parts(gathered[number], inner)), inner)
+
+    return [build(number) for number in roots]
+
+
+def _parts(groups: Sequence[ChannelGroup], inner: Sequence[Orbit]) -> Iterator[Part]:
+    """What the groups' slots hold and no inner orbit does."""
+    for slots in zip(*(group.slots for group in groups), strict=True):
+        key, axis = slots[0].key, slots[0].axis
+        index = torch.stack([slot.index for slot in slots])
+        # All of a tree on this axis; what `within` limits is no part of the block's own axis.
+        held = [
+            part.index.reshape(-1)
+            for orbit in inner
+            for below in orbit.walk()
+            for part in below.parts
+            if part.key == key and part.axis == axis and part.within is None
+        ]
+        if held:
+            index = without(index, torch.cat(held))
+        if index.shape[2]:
+            within = None
+            if slots[0].within is not None:
+                rows = [slot.within[1] for slot in slots if slot.within is not None]
+                within = slots[0].within[0], torch.stack(rows)
+            yield Part(key, axis, index, slots[0].role, within)
+
+
+def without(index: Tensor, held: Tensor) -> Tensor:
+    """Positions of an index (..., repeats) but those held; equally many must remain in each row."""
+    remaining = ~torch.isin(index, held)
+    return index[remaining].reshape(*index.shape[:-1], int(remaining.sum()) // max(index[..., 0].numel(), 1))
