@@ -33,9 +33,19 @@ def refit_ridge(
     shares: Sequence[float],
     calibration: Loader,
     seed: int = 0,
-) -> None:
+    classes=None, zipped=None,
+) :
+    if zipped:
+        couplings=[{} for _ in couplings]
     states = [apply_couplings(groups, found, model.state_dict()) for model, found in zip(models, couplings, strict=True)]
-    _Refit(child, states, shares, calibration, seed).run()
+    r=_Refit(child, states, shares, calibration, seed)
+    r.classes=classes
+    r.mixes=None
+    if zipped:
+        from depfuse.merge.refit.zipping import zip_targets
+        r.mixes=zip_targets(models,groups,r,calibration,zipped)
+    r.run()
+    return r
 
 
 class _Refit:
@@ -83,11 +93,25 @@ class _Refit:
         if VERBOSE:
             o=system.outputs
             print(unit.name,tuple(system.inputs.shape),strength,'relerr',system.error(weight)/float((o-o.mean(1,keepdim=True)).square().sum()))
+        self.grams = getattr(self,'grams',{}); self.grams[unit.name]=(window, __import__('depfuse.merge.refit.solve',fromlist=['gram']).gram(system.inputs,system.inputs)/system.inputs.shape[1])
         bias = weight[:, -1] if self.has_intercept(unit) else None
         self.write(unit, window, weight[:, :-1] if bias is not None else weight, bias, system)
 
     def target(self, unit: Unit, values: Sequence[Values]) -> tuple[Tensor, Tensor | None]:
         found = [own[unit.target] for own in values]
+        if unit.weight and self.parents[0][unit.weight].shape!=self.state[unit.weight].shape:
+            size=self.state[unit.weight].shape[0]
+            out=torch.zeros(len(found[0]),size); n=torch.zeros(size)
+            for v,c,w in zip(found,self.classes,self.shares): out[:,c]+=w*v; n[c]+=w
+            return out/n, None
+        if self.mixes is not None:
+            ms=self.mixes[unit.name]
+            pos=[v.relu() if unit.rectified else v for v in found]
+            def mix(vs):
+                return sum(torch.einsum('oc,nc...->no...',m,v) if vs[0].dim()!=3 else v@m.T for m,v in zip(ms,vs))
+            if not unit.rectified: return mix(pos),None
+            after=mix(pos); idle=after<=1e-6*after.abs().max()
+            return torch.where(idle,mix(found).clamp_max(0),after),torch.where(idle,0.0,-torch.inf)
         mean = self._mean(found)
         if not unit.rectified:
             return mean, None

@@ -135,7 +135,12 @@ def _factor(covariance: Tensor, strength: float, intercept: bool) -> Tensor:
     penalty = (strength * mean).clamp_min(max(1e-12 * float(mean.max()), 1e-12)).repeat(1, variances.shape[1])
     if intercept:
         penalty[:, -1] = 0.0
-    return torch.linalg.cholesky(covariance + torch.diag_embed(penalty))
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(covariance + torch.diag_embed(penalty))
+        if not bool(failed.any()):
+            return factor
+        # Sums in float32 can leave a Gram matrix slightly indefinite; more ridge makes up for it.
+        penalty = penalty * 10.0
 
 
 def _solve(factor: Tensor, covariance: Tensor, cross: Tensor, start: Tensor) -> Tensor:
