@@ -50,8 +50,8 @@ class Window:
             given = [*given[:3], given[5]]
         groups = given[3] if len(given) > 3 else 1
         usual = (1, 0, 1)
-        settings = [_each(given[i] if i < len(given) else usual[i], dimensions) for i in range(3)]
-        return cls(tuple(weight[2:]), *settings, groups, math.prod(shape[2:]))  # type: ignore[arg-type]
+        stride, padding, dilation = (_each(given[i] if i < len(given) else usual[i], dimensions) for i in range(3))
+        return cls(tuple(weight[2:]), stride, padding, dilation, groups, math.prod(shape[2:]))
 
     def inputs(self, x: Tensor, places: Tensor | None = None) -> Tensor:
         """What the layer sees at each place: (G, N * places, kernel positions * channels of a group).

@@ -136,6 +136,7 @@ def _factor(covariance: Tensor, strength: float, intercept: bool) -> Tensor:
     if intercept:
         penalty[:, -1] = 0.0
     while True:
+        factor: Tensor
         factor, failed = torch.linalg.cholesky_ex(covariance + torch.diag_embed(penalty))
         if not bool(failed.any()):
             return factor

@@ -65,11 +65,19 @@ class Unit:
         return self.node.args[0]  # type: ignore[return-value]
 
     @property
-    def name(self) -> str:
-        """State-dict key that stands for the unit."""
-        key = self.weight or (self.norm.mean if self.norm is not None else None)
-        assert key is not None
-        return key
+    def keys(self) -> tuple[str, ...]:
+        """State-dict keys of all its tensors."""
+        return tuple(key for key in _keys(self) if key is not None)
+
+    @property
+    def output_key(self) -> str:
+        """State-dict key of a tensor whose first axis is that of the unit's output."""
+        return self.keys[-1] if self.norm is not None else self.bias or self.keys[0]
+
+    @property
+    def axis(self) -> int:
+        """The axis of the unit's output that its channels lie on."""
+        return -1 if self.node.target is aten.linear.default else 1
 
 
 def find_units(program: Program, shared: Collection[str]) -> list[Unit]:
@@ -101,9 +109,7 @@ def find_units(program: Program, shared: Collection[str]) -> list[Unit]:
         target = layer.end if total is None else total
         users = list(target.users)
         rectified = len(users) == 1 and users[0].target in (aten.relu.default, aten.relu_.default)
-        units.append(
-            Unit(layer.node, layer.weight, layer.bias, layer.norm, layer.end, target, other, rectified)
-        )
+        units.append(Unit(layer.node, layer.weight, layer.bias, layer.norm, layer.end, target, other, rectified))
     program.reorder({unit.node: unit.other for unit in units if unit.other is not None})
     position = {node: number for number, node in enumerate(program.nodes)}
     return sorted(units, key=lambda unit: position[unit.node])
@@ -118,7 +124,7 @@ class _Layer:
     end: fx.Node
 
 
-def _keys(layer: _Layer) -> tuple[str | None, ...]:
+def _keys(layer: _Layer | Unit) -> tuple[str | None, ...]:
     norm = layer.norm
     return (layer.weight, layer.bias, *((norm.weight, norm.bias, norm.mean, norm.variance) if norm else ()))
 
