@@ -16,7 +16,8 @@ from depfuse.align import Coupling, Couplings, align
 from depfuse.data.loader import Loader
 from depfuse.errors import DepfuseWarning, GroupError, RecipeError
 from depfuse.groups import ChannelGroups, explain, find_groups, not_followed, prove_groups
-from depfuse.merge import average
+from depfuse.label_sets import LabelSets
+from depfuse.merge import average, refit
 from depfuse.recipe import Recipe
 from depfuse.renorm import renormalise
 
@@ -38,8 +39,12 @@ class FusionResult:
     recipe
         The settings used.
     seconds
-        Wall-clock seconds of `groups` (finding and proving), `align`, `choose` (between several alignments), `merge`
-        and `renorm`.
+        Wall-clock seconds of `groups` (finding and proving), `align`, `choose` (between several alignments), `merge`,
+        `refit` where it was asked for, and `renorm`.
+    labels
+        Which labels the parents' outputs stand for, where they differ.
+    template
+        A network with an output for each of them.
     """
 
     child: nn.Module
@@ -49,13 +54,34 @@ class FusionResult:
     seconds: dict[str, float]
     parents: Sequence[nn.Module]
     calibration: Loader | None
+    labels: LabelSets | None = None
+    template: nn.Module | None = None
 
     def at(self, shares: Sequence[float]) -> nn.Module:
         """Another child of the same couplings with other shares (one per parent, summing to one)."""
         shares = self.recipe.model_copy(update={"weights": tuple(shares)}).shares(len(self.parents))
-        child = average(self.parents, self.groups, self.couplings, shares)
-        renormalise(child, self.recipe.renorm, self.calibration)
+        child = average(self.parents, self.groups, self.couplings, shares, self.labels, self.template)
+        self._refit(child, shares)
+        renormalise(child, self.recipe.renorm_after, self.calibration)
         return child
+
+    def _refit(self, child: nn.Module, shares: Sequence[float]) -> None:
+        if self.recipe.refit == "none":
+            return
+        if self.calibration is None:
+            raise RecipeError(f"refit {self.recipe.refit} needs calibration images: give at least 2, better 2000")
+        refit(
+            child,
+            self.parents,
+            self.groups,
+            self.couplings,
+            shares,
+            self.calibration,
+            method=self.recipe.refit,
+            targets=self.recipe.targets,
+            labels=self.labels,
+            seed=self.recipe.seed,
+        )
 
 
 def fuse(
@@ -65,6 +91,8 @@ def fuse(
     *,
     example: Tensor | None = None,
     groups: ChannelGroups | None = None,
+    labels: Sequence[Sequence[int]] | None = None,
+    template: nn.Module | None = None,
     allow_fixed: bool = True,
     on_step: OnStep | None = None,
 ) -> FusionResult:
@@ -85,6 +113,11 @@ def fuse(
         An input (1, C, H, W) to trace with; one calibration image where None.
     groups
         Proved channel groups of this architecture, to skip finding them again.
+    labels
+        For every parent, the labels that its outputs stand for in order, where they differ. The child has one output
+        for each of all labels, ascending.
+    template
+        A network of the same architecture with that many outputs, which says what the child is; left as it was.
     allow_fixed
         Where a part of the network could not be followed or proved (see `not_followed`), leave its channels where they
         are, warn, and fuse the rest; raise where False.
@@ -101,8 +134,11 @@ def fuse(
         See `find_groups`, `prove_groups` and `align`.
     """
     recipe = recipe or Recipe()
-    check_parents(models)
+    sets = label_sets(labels, models, template)
+    check_parents(models, sets)
     shares = recipe.shares(len(models))
+    if recipe.refit != "none" and calibration is None:
+        raise RecipeError(f"refit {recipe.refit} needs calibration images: give at least 2, better 2000")
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -120,26 +156,59 @@ def fuse(
             groups = prove_groups(models[0], find_groups(models[0], example), example, seed=recipe.seed)
         _check_followed(models[0], groups, allow_fixed)
     with step("align"):
-        judge = None if calibration is None else Disagreement(models, groups, recipe.renorm, calibration)
+        judge = (
+            None if calibration is None else Disagreement(models, groups, recipe.renorm, calibration, sets, template)
+        )
         couplings = align(models, groups, recipe, calibration, judge)
     seconds["choose"] = judge.seconds if judge is not None else 0.0
     seconds["align"] -= seconds["choose"]
     with step("merge"):
-        child = average(models, groups, couplings, shares)
+        child = average(models, groups, couplings, shares, sets, template)
+    result = FusionResult(child, groups, couplings, recipe, seconds, models, calibration, sets, template)
+    if recipe.refit != "none":
+        with step("refit"):
+            result._refit(child, shares)
     with step("renorm"):
-        renormalise(child, recipe.renorm, calibration)
-    return FusionResult(child, groups, couplings, recipe, seconds, models, calibration)
+        renormalise(child, recipe.renorm_after, calibration)
+    return result
 
 
-def naive_average(models: Sequence[nn.Module], shares: Sequence[float], groups: ChannelGroups) -> nn.Module:
-    """The average of the parents as they are, without any alignment."""
-    check_parents(models)
+def naive_average(
+    models: Sequence[nn.Module],
+    shares: Sequence[float],
+    groups: ChannelGroups,
+    labels: Sequence[Sequence[int]] | None = None,
+    template: nn.Module | None = None,
+) -> nn.Module:
+    """The average of the parents as they are, without any alignment; the arguments are those of `fuse`."""
+    sets = label_sets(labels, models, template)
+    check_parents(models, sets)
     identities = {group.name: Coupling.identity(group.size) for group in groups.free}
-    return average(models, groups, [identities] * len(models), shares)
+    return average(models, groups, [identities] * len(models), shares, sets, template)
 
 
-def check_parents(models: Sequence[nn.Module]) -> None:
-    """Raise `RecipeError` unless there are two parents or more with finite tensors of equal names and shapes."""
+def label_sets(
+    labels: Sequence[Sequence[int]] | None, models: Sequence[nn.Module], template: nn.Module | None
+) -> LabelSets | None:
+    """The parents' labels where they differ, None where they do not.
+
+    Raises
+    ------
+    RecipeError
+        They do not fit the parents, or differ without a template.
+    """
+    if labels is None:
+        return None
+    sets = LabelSets.create(labels)
+    sets.check(models, template)
+    return None if sets.same else sets
+
+
+def check_parents(models: Sequence[nn.Module], labels: LabelSets | None = None) -> None:
+    """Raise `RecipeError` unless there are two parents or more with finite tensors of equal names and shapes.
+
+    Where the parents have different labels, the shapes may differ by their numbers.
+    """
     if len(models) < 2:
         raise RecipeError(f"{len(models)} parent given: fusion needs at least two")
     first = models[0].state_dict()
@@ -150,13 +219,20 @@ def check_parents(models: Sequence[nn.Module]) -> None:
                 f"parent {number} is of another architecture than parent 1: {different[0]} is in one of them only"
             )
         for key, tensor in state.items():
-            if tensor.shape != first[key].shape:
+            if tensor.shape != first[key].shape and not _differs_by_labels(tensor, first[key], number, labels):
                 raise RecipeError(
                     f"parent {number} does not fit parent 1: {key} has shape {tuple(tensor.shape)}, "
                     f"not {tuple(first[key].shape)}"
                 )
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise RecipeError(f"parent {number} holds NaN or infinite values in {key}: it cannot be fused")
+
+
+def _differs_by_labels(tensor: Tensor, first: Tensor, number: int, labels: LabelSets | None) -> bool:
+    if labels is None or tensor.dim() != first.dim():
+        return False
+    different = [sizes for sizes in zip(tensor.shape, first.shape, strict=True) if sizes[0] != sizes[1]]
+    return different == [(len(labels.sets[number - 1]), len(labels.sets[0]))]
 
 
 def _check_followed(model: nn.Module, groups: ChannelGroups, allow_fixed: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +15,12 @@ from depfuse.errors import RecipeError
 class LabelSets:
     """For every parent in order, the labels that its outputs stand for.
 
-    The child has one output for every label that any parent knows, in ascending order.
+    The child has one output for every label that any parent knows, in ascending order; `others` are labels that it has
+    besides.
     """
 
     sets: tuple[tuple[int, ...], ...]
+    others: tuple[int, ...] = ()
 
     @classmethod
     def create(cls, sets: Sequence[Sequence[int]]) -> LabelSets:
@@ -37,7 +39,11 @@ class LabelSets:
     @property
     def joint(self) -> tuple[int, ...]:
         """All labels, in ascending order."""
-        return tuple(sorted({label for labels in self.sets for label in labels}))
+        return tuple(sorted({label for labels in (*self.sets, self.others) for label in labels}))
+
+    def of(self, *parents: int) -> LabelSets:
+        """Those of some of the parents, with the joint outputs of all."""
+        return LabelSets(tuple(self.sets[parent] for parent in parents), self.joint)
 
     @property
     def same(self) -> bool:
@@ -72,6 +78,22 @@ class LabelSets:
             total[columns] += share
         scale = torch.where(total > 0, 1.0 / total, 0.0).to(joint)
         return (joint * scale.reshape(-1, *[1] * (joint.dim() - 1))).movedim(0, axis)
+
+    def axis(self, key: str, child: Mapping[str, Tensor], parents: Sequence[Mapping[str, Tensor]]) -> int:
+        """The axis of a tensor on which the labels lie, from its sizes in the child and in the parents.
+
+        Raises
+        ------
+        RecipeError
+            The sizes differ in another way than the numbers of labels do.
+        """
+        sizes = [tuple(tensors[key].shape) for tensors in (child, *parents)]
+        counts = [len(self.joint), *(len(labels) for labels in self.sets)]
+        for axis in range(len(sizes[0])):
+            rest = {size[:axis] + size[axis + 1 :] for size in sizes}
+            if len(rest) == 1 and [size[axis] for size in sizes] == counts:
+                return axis
+        raise RecipeError(f"{key} has sizes {sizes} in the child and the parents, but these have {counts} labels")
 
     def of_outputs(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         """The parents' logits (N, classes) as logits of all labels: -inf where a parent does not know one."""

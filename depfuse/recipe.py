@@ -14,6 +14,8 @@ Solver = Literal["emd", "sinkhorn", "coordinate-descent"]
 Distance = Literal["best", "cosine", "pearson", "cosine-pearson", "scaled", "euclidean"]
 TapPosition = Literal["after", "before", "both"]
 Renorm = Literal["auto", "none", "reset"]
+Refit = Literal["none", "ridge", "regmean", "least-squares"]
+Targets = Literal["clusters", "matched"]
 
 
 class Recipe(BaseModel):
@@ -39,7 +41,19 @@ class Recipe(BaseModel):
     weights: tuple[float, ...] | None = Field(
         default=None, description="one share per parent, in their order, summing to 1; equal shares if left out"
     )
-    renorm: Renorm = Field(default="auto", description="auto: reset where the network has BatchNorm, none elsewhere")
+    refit: Refit = Field(
+        default="none",
+        description="solve the layers in closed form for what the parents do; ridge, layer after layer, is the best",
+    )
+    targets: Targets = Field(
+        default="clusters",
+        description="what refit ridge aims at: mixtures of the parents' channels that keep what matters to their "
+        "outputs, or the means of matched channels",
+    )
+    renorm: Renorm = Field(
+        default="auto",
+        description="auto: reset where the network has BatchNorm, none elsewhere and after refit ridge, which sets it",
+    )
     calibration: int = Field(
         default=2000, ge=0, description="number of calibration images, drawn from the training set"
     )
@@ -66,6 +80,11 @@ class Recipe(BaseModel):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "recipe"
             raise RecipeError(f"recipe setting {where}: {first['msg'].removeprefix('Value error, ')}") from None
+
+    @property
+    def renorm_after(self) -> Renorm:
+        """How the child is renormalised once it has been refitted."""
+        return "none" if self.renorm == "auto" and self.refit == "ridge" else self.renorm
 
     def shares(self, parents: int) -> tuple[float, ...]:
         """One weight per parent, summing to one."""

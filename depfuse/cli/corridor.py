@@ -27,6 +27,7 @@ from depfuse.evaluate import (
     path_alphas,
 )
 from depfuse.fuse import FusionResult, fuse, naive_average
+from depfuse.models import with_classes
 from depfuse.recipe import Recipe
 from depfuse.renorm import has_batch_norm, renormalise
 from depfuse.report import (
@@ -47,6 +48,7 @@ STEPS = {
     "groups": "finding and proving channel groups",
     "align": "matching channels",
     "merge": "merging",
+    "refit": "refitting layer by layer",
     "renorm": "renewing BatchNorm statistics",
 }
 
@@ -84,7 +86,8 @@ class _Fused:
 
     def naive(self, shares: Sequence[float], renorm: str) -> nn.Module:
         """Average the parents as they stand, and renormalise."""
-        average = naive_average(self.inputs.models, shares, self.result.groups)
+        sets = None if self.inputs.labels is None else self.inputs.labels.sets
+        average = naive_average(self.inputs.models, shares, self.result.groups, sets, self.result.template)
         renormalise(average, renorm, self.calibration)
         return average
 
@@ -94,21 +97,29 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     shares = _check(request)
     device = resolve_device(request.options.device)
     work.step("reading networks and data")
-    inputs = read_inputs(request.parents, request.fusion.arch, request.data, device)
+    inputs = read_inputs(request.parents, request.fusion.arch, request.data, device, request.fusion.classes)
     architecture = same_architecture(inputs)
+    if inputs.labels is not None:
+        if request.points is not None:
+            raise RecipeError("a path needs parents that know the same labels: leave out --plot")
+        architecture = with_classes(architecture, len(inputs.labels.joint))
     calibration = _calibration(request.recipe, inputs)
     result = fuse(
         inputs.models,
         request.recipe,
         calibration,
         example=inputs.data.example(device=device),
+        labels=None if inputs.labels is None else inputs.labels.sets,
+        template=inputs.template(),
         allow_fixed=request.fusion.allow_fixed,
         on_step=lambda step: work.step(STEPS.get(step, step)),
     )
     fused = _Fused(inputs, result, calibration, inputs.test_loader(request.recipe.batch_size))
 
     started = time.perf_counter()
-    parents, ensemble = evaluate_with_ensemble(inputs.models, work.track(fused.test, "evaluating the parents"))
+    parents, ensemble = evaluate_with_ensemble(
+        inputs.models, work.track(fused.test, "evaluating the parents"), sets=inputs.labels
+    )
     children = [
         fused.naive(shares, "none"),
         fused.naive(shares, _best_renorm(fused)),
@@ -181,7 +192,7 @@ def _check(request: Request) -> tuple[float, ...]:
 
 def _calibration(recipe: Recipe, inputs: Inputs) -> Loader | None:
     """Draw the calibration images; none where nothing in the recipe looks at them."""
-    needed = recipe.criterion != "weights" or _renorm(recipe, inputs.models[0]) != "none"
+    needed = recipe.criterion != "weights" or recipe.refit != "none" or _renorm(recipe, inputs.models[0]) != "none"
     if not needed and recipe.calibration < 2:
         return None
     return calibration_loader(
@@ -235,6 +246,7 @@ def _card(report: FusionReport, fused: _Fused, child: Scores) -> Card:
         architecture=report.architecture,
         data=report.data,
         preprocessing=inputs.data.preprocessing,
+        classes=None if inputs.labels is None else inputs.labels.joint,
         recipe=report.recipe,
         seeds={"fuse": recipe.seed},
         parents=tuple(Parent(path=str(parent.path), digest=parent.digest) for parent in inputs.checkpoints),

@@ -12,9 +12,11 @@ from torch import nn
 
 from depfuse.checkpoint import Card, Checkpoint, load_into, read_checkpoint
 from depfuse.cli.options import DataOptions
-from depfuse.data import DataSet, Loader, Preprocessing, load_data
-from depfuse.errors import ArchitectureError, CheckpointError, DataError
-from depfuse.models import build_network, check_input
+from depfuse.data import DataSet, Loader, Preprocessing, load_data, parse_labels
+from depfuse.errors import ArchitectureError, CheckpointError, DataError, RecipeError
+from depfuse.label_sets import LabelSets
+from depfuse.models import build_network, check_input, with_classes
+from depfuse.running import evaluating
 
 
 @dataclass(frozen=True)
@@ -27,29 +29,76 @@ class Inputs:
     data: DataSet
     data_name: str
     device: torch.device
+    labels: LabelSets | None = None
+
+    def template(self) -> nn.Module | None:
+        """A network with an output for each label, where the parents know different ones."""
+        if self.labels is None:
+            return None
+        count = len(self.labels.joint)
+        arch = with_classes(self.architectures[0], count)
+        return build_network(arch, classes=count, in_channels=self.data.image_shape[0]).to(self.device).eval()
 
     def test_loader(self, batch_size: int) -> Loader:
         """The test images, in order."""
         return Loader(self.data.test, self.data.preprocessing, batch_size=batch_size, device=self.device)
 
 
-def read_inputs(paths: Sequence[Path], arch: str | None, options: DataOptions, device: torch.device) -> Inputs:
+def read_inputs(
+    paths: Sequence[Path],
+    arch: str | None,
+    options: DataOptions,
+    device: torch.device,
+    classes: Sequence[str] | None = None,
+) -> Inputs:
     """Read checkpoints and data, build the networks on the device, and check that all of it fits.
 
-    What the user leaves out is taken from the checkpoints' cards.
+    What the user leaves out is taken from the checkpoints' cards. With `classes`, one text per checkpoint, each network
+    has an output for each of its own labels; without, for each of the data's.
     """
     checkpoints = tuple(read_checkpoint(path) for path in paths)
     architectures = tuple(_architecture(checkpoint, arch) for checkpoint in checkpoints)
     data, data_name = read_data(checkpoints, options)
     example = data.example()
     models = []
-    for architecture, checkpoint in zip(architectures, checkpoints, strict=True):
-        classes = (checkpoint.card and checkpoint.card.classes) or data.classes
-        model = build_network(architecture, classes=len(classes), in_channels=data.image_shape[0])
+    labels = _labels(checkpoints, classes, data)
+    for number, (architecture, checkpoint) in enumerate(zip(architectures, checkpoints, strict=True)):
+        known = labels.sets[number] if labels else (checkpoint.card and checkpoint.card.classes) or data.classes
+        model = build_network(architecture, classes=len(known), in_channels=data.image_shape[0])
         load_into(model, checkpoint)
-        check_input(model, example, classes=len(data.classes))
+        check_input(model, example, classes=len(known) if labels else len(data.classes))
+        if labels:
+            _check_outputs(model, example, checkpoint, len(known))
         models.append(model.to(device).eval())
-    return Inputs(architectures, checkpoints, tuple(models), data, data_name, device)
+    return Inputs(architectures, checkpoints, tuple(models), data, data_name, device, labels)
+
+
+def _check_outputs(model: nn.Module, example: torch.Tensor, checkpoint: Checkpoint, known: int) -> None:
+    with torch.no_grad(), evaluating(model):
+        outputs = model(example).shape[1]
+    if outputs != known:
+        raise DataError(f"{checkpoint.path} has {outputs} outputs, but is said to know {known} classes")
+
+
+def _labels(checkpoints: Sequence[Checkpoint], classes: Sequence[str] | None, data: DataSet) -> LabelSets | None:
+    """The labels that the checkpoints know, as the user or else the cards say; None where all know all."""
+    everything = tuple(range(len(data.classes)))
+    if classes:
+        if len(classes) != len(checkpoints):
+            raise RecipeError(
+                f"--classes is given {len(classes)} times for {len(checkpoints)} parents: once per parent"
+            )
+        sets = LabelSets.create([tuple(parse_labels(text)) for text in classes])
+    else:
+        said = [checkpoint.card.classes if checkpoint.card else None for checkpoint in checkpoints]
+        sets = LabelSets.create([everything if known is None else known for known in said])
+        if len(set(sets.sets)) == 1:
+            return None
+    if unknown := sorted(set(sets.joint) - set(everything)):
+        raise DataError(f"the data have labels 0 to {len(everything) - 1}, but a parent is said to know {unknown[0]}")
+    if missing := sorted(set(everything) - set(sets.joint)):
+        raise DataError(f"no parent knows label {missing[0]} of the data: give data of the labels that they know")
+    return None if sets.same else sets
 
 
 def read_data(checkpoints: Sequence[Checkpoint], options: DataOptions) -> tuple[DataSet, str]:

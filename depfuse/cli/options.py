@@ -108,6 +108,15 @@ class FusionOptions:
         typer.Option("--plot", metavar="FILE", help="Draw the path between two parents (.png, .pdf or .svg)."),
     ] = None
     allow_fixed: AllowFixed = False
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--classes",
+            metavar="LABELS",
+            help="Which labels the outputs of a parent stand for, once per parent in order: 0-4, or 1,3,7."
+            " The child has an output for each of all labels. Default: what the cards say.",
+        ),
+    ] = None
 
 
 SHORT_FLAGS = {"learning_rate": ("--lr",)}

@@ -107,6 +107,18 @@ def parse_architecture(arch: str) -> Architecture:
     return Architecture(arch, source, name, arguments)
 
 
+def with_classes(arch: str, classes: int) -> str:
+    """The architecture string with another number of classes, where it sets one."""
+    architecture = parse_architecture(arch)
+    arguments = {
+        key: classes if key in ("classes", "num_classes") else value for key, value in architecture.arguments.items()
+    }
+    if arguments == architecture.arguments:
+        return arch
+    head = architecture.text.partition("(")[0].strip()
+    return f"{head}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+
+
 def build_network(arch: str, **defaults: Any) -> nn.Module:
     """Build the network that an architecture string names, with fresh random weights.
 

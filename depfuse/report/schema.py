@@ -73,6 +73,7 @@ class Seconds(_Part):
     align: float = 0.0
     choose: float = 0.0
     merge: float = 0.0
+    refit: float = 0.0
     renorm: float = 0.0
     evaluate: float = 0.0
 

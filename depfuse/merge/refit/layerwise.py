@@ -208,7 +208,7 @@ class _Refit:
 
     def _prior(self, unit: Unit, window: Window) -> Tensor:
         """The merged layer as one linear map (G, K, O)."""
-        scale = None
+        scale: Tensor | None = None
         if unit.norm is not None and unit.norm.weight is not None:
             scale = self.state[unit.norm.weight] / (self.state[unit.norm.variance] + unit.norm.epsilon).sqrt()
         if unit.weight is None:
