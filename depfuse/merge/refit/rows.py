@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from depfuse.merge.refit.units import CONVOLUTIONS, aten
+from depfuse.merge.refit.units import NORMALISATION, aten
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Window:
     Attributes
     ----------
     kernel, stride, padding, dilation
-        Of a convolution, one number per spatial dimension; empty for a linear layer.
+        Of a convolution, per spatial dimension, the padding before and after it; empty for a linear layer.
     groups
         Number of groups G; the layer's input and output channels are G blocks.
     positions
@@ -29,7 +29,7 @@ class Window:
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
-    padding: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
     groups: int
     positions: int
@@ -37,12 +37,13 @@ class Window:
     @classmethod
     def of(cls, node: fx.Node) -> Window:
         """Read it off an operation."""
+        if node.target is NORMALISATION:  # a depthwise convolution with a kernel of one position
+            _, channels, *sizes = node.args[0].meta["val"].shape  # type: ignore[union-attr]
+            ones = (1,) * len(sizes)
+            return cls(ones, ones, ((0, 0),) * len(ones), ones, channels, math.prod(sizes))
         shape = tuple(node.meta["val"].shape)
         if node.target is aten.linear.default:
             return cls((), (), (), (), 1, math.prod(shape[1:-1]))
-        if node.target not in CONVOLUTIONS:  # a BatchNorm is a depthwise convolution with a kernel of one
-            ones = (1,) * (len(shape_of_norm(node)) - 2)
-            return cls(ones, ones, (0,) * len(ones), ones, shape_of_norm(node)[1], math.prod(shape_of_norm(node)[2:]))
         weight = node.args[1].meta["val"].shape  # type: ignore[union-attr]
         dimensions = len(weight) - 2
         given: list[Any] = list(node.args[3:])
@@ -50,8 +51,15 @@ class Window:
             given = [*given[:3], given[5]]
         groups = given[3] if len(given) > 3 else 1
         usual = (1, 0, 1)
-        stride, padding, dilation = (_each(given[i] if i < len(given) else usual[i], dimensions) for i in range(3))
-        return cls(tuple(weight[2:]), stride, padding, dilation, groups, math.prod(shape[2:]))
+        found = [given[i] if i < len(given) else usual[i] for i in range(3)]
+        stride, dilation = _each(found[0], dimensions), _each(found[2], dimensions)
+        kernel = tuple(weight[2:])
+        if isinstance(found[1], str):
+            sums = [(k - 1) * d if found[1] == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
+            padding = tuple((total // 2, total - total // 2) for total in sums)
+        else:
+            padding = tuple((pad, pad) for pad in _each(found[1], dimensions))
+        return cls(kernel, stride, padding, dilation, groups, math.prod(shape[2:]))
 
     def inputs(self, x: Tensor, places: Tensor | None = None) -> Tensor:
         """What the layer sees at each place: (G, N * places, kernel positions * channels of a group).
@@ -67,7 +75,7 @@ class Window:
             rows = x.reshape(len(x), -1, x.shape[-1])
             rows = rows if places is None else rows[:, places]
             return rows.reshape(1, -1, x.shape[-1])
-        x = F.pad(x, [side for pad in reversed(self.padding) for side in (pad, pad)])
+        x = F.pad(x, [side for pads in reversed(self.padding) for side in pads])
         spatial = x.shape[2:]
         flat = x.movedim(1, -1).reshape(len(x), -1, x.shape[1])
         if math.prod(self.kernel) == 1 and places is None and flat.shape[1] == self.positions:
@@ -111,11 +119,6 @@ class Window:
             offset = offset[..., None] * size + torch.arange(kernel) * dilation
         found = (index.reshape(-1, 1) + offset.reshape(1, -1)).to(device)
         return (found if places is None else found[places]).reshape(-1)
-
-
-def shape_of_norm(node: fx.Node) -> tuple[int, ...]:
-    """Shape of what a BatchNorm takes in and gives out."""
-    return tuple(node.args[0].meta["val"].shape)  # type: ignore[union-attr]
 
 
 def _each(value: Any, dimensions: int) -> tuple[int, ...]:

@@ -13,7 +13,15 @@ from torch import fx
 from depfuse.merge.refit.graph import Program
 
 aten = torch.ops.aten
-CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.convolution.default)
+CONVOLUTIONS = (
+    aten.conv1d.default,
+    aten.conv2d.default,
+    aten.conv3d.default,
+    aten.conv1d.padding,
+    aten.conv2d.padding,
+    aten.conv3d.padding,
+    aten.convolution.default,
+)
 NORMALISATION = aten._native_batch_norm_legit_no_training.default
 
 
