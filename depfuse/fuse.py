@@ -17,7 +17,7 @@ from depfuse.data.loader import Loader
 from depfuse.errors import DepfuseWarning, GroupError, RecipeError
 from depfuse.groups import ChannelGroups, explain, find_groups, not_followed, prove_groups
 from depfuse.label_sets import LabelSets
-from depfuse.merge import average, refit
+from depfuse.merge import average, refit_layers
 from depfuse.recipe import Recipe
 from depfuse.renorm import renormalise
 
@@ -70,7 +70,7 @@ class FusionResult:
             return
         if self.calibration is None:
             raise RecipeError(f"refit {self.recipe.refit} needs calibration images: give at least 2, better 2000")
-        refit(
+        refit_layers(
             child,
             self.parents,
             self.groups,
@@ -79,6 +79,7 @@ class FusionResult:
             self.calibration,
             method=self.recipe.refit,
             targets=self.recipe.targets,
+            steps=self.recipe.refit_steps,
             labels=self.labels,
             seed=self.recipe.seed,
         )

@@ -50,6 +50,11 @@ class Recipe(BaseModel):
         description="what refit ridge aims at: mixtures of the parents' channels that keep what matters to their "
         "outputs, or the means of matched channels",
     )
+    refit_steps: int = Field(
+        default=8,
+        ge=0,
+        description="after refit ridge, steps of all layers together towards the ensemble's outputs; 0 for none",
+    )
     renorm: Renorm = Field(
         default="auto",
         description="auto: reset where the network has BatchNorm, none elsewhere and after refit ridge, which sets it",

@@ -17,7 +17,7 @@ from depfuse.data import Loader, Preprocessing, Split
 from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
 from depfuse.groups import random_permutations
 from depfuse.label_sets import LabelSets
-from depfuse.merge import average, refit
+from depfuse.merge import average, refit_layers
 from depfuse.merge.refit.clusters import cluster_channels
 from depfuse.merge.refit.graph import Program
 from depfuse.merge.refit.rows import Window
@@ -96,7 +96,9 @@ def refitted(models, loader, method="ridge", targets="clusters", **options):
     identity = {group.name: Coupling.identity(group.size) for group in groups.free}
     shares = [1 / len(models)] * len(models)
     child = average(models, groups, [identity] * len(models), shares)
-    refit(child, models, groups, [identity] * len(models), shares, loader, method=method, targets=targets, **options)
+    refit_layers(
+        child, models, groups, [identity] * len(models), shares, loader, method=method, targets=targets, **options
+    )
     return child
 
 
@@ -205,7 +207,8 @@ def test_a_walk_that_holds_nothing_gives_the_same():
     model, loader = Mixed().eval(), images(20, batch_size=5)
     program = Program(model, next(iter(loader))[0])
     walks = [Walk(program, [model.state_dict()], loader, limit) for limit in (2**30, 0)]
-    for end in (3, 7, 7, len(program.nodes)):
+    tensors = [n for n, node in enumerate(program.nodes, start=1) if isinstance(node.meta["val"], torch.Tensor)]
+    for end in (tensors[1], tensors[5], tensors[5], tensors[-1]):
         node = program.nodes[end - 1]
         first, second = ([own[0][node].clone() for own in walk.until([end], [node])] for walk in walks)
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -265,10 +268,10 @@ def test_refitting_comes_closer_to_the_ensemble_with_true_statistics(name):
     loader = images(200)
     models = [parent(name, seed, loader) for seed in (0, 1, 2)]
     batch = torch.cat([part for part, _ in loader])
-    ensemble = torch.stack([model(batch) for model in models]).mean(0)
+    ensemble = torch.stack([model(batch) for model in models]).mean(0).detach()
 
     def error(child):
-        return float((child(batch) - ensemble).square().mean())
+        return float((child(batch) - ensemble).square().mean().detach())
 
     groups = proved(models[0])
     identity = {group.name: Coupling.identity(group.size) for group in groups.free}
@@ -353,7 +356,7 @@ def test_parents_with_other_labels_get_one_joint_head(method):
     result = fuse([first, second], Recipe(refit=method), loader, labels=[(0, 1, 2), (3, 4)], template=Mixed(outputs=5))
     batch = next(iter(loader))[0]
     side_by_side = torch.cat([first(batch), second(batch)], 1)
-    tolerance = 1e-4 if method != "none" else 0.05
+    tolerance = 1e-4 if method == "ridge" else 0.05
     torch.testing.assert_close(result.child(batch), side_by_side, rtol=10 * tolerance, atol=tolerance)
     with pytest.raises(RecipeError, match="template"):
         fuse([first, second], Recipe(), loader, labels=[(0, 1, 2), (3, 4)])
@@ -371,7 +374,18 @@ def test_classes_in_an_architecture_string():
 
 def test_classes_on_the_command_line(tmp_path, capsys):
     for name, labels in (("low", "0-4"), ("high", "5-9")):
-        train = ["train", "digits_resnet(width=8)", "--data", "digits", "--labels", labels, "--epochs", "1"]
+        train = [
+            "train",
+            "digits_resnet(width=8)",
+            "--data",
+            "digits",
+            "--labels",
+            labels,
+            "--epochs",
+            "1",
+            "--batch-size",
+            "500",
+        ]
         assert main([*train, "--no-resume", "--out", str(tmp_path / f"{name}.safetensors")]) == 0
     parents = [str(tmp_path / "low.safetensors"), str(tmp_path / "high.safetensors")]
     out, report = tmp_path / "child.safetensors", tmp_path / "report.json"

@@ -1,6 +1,6 @@
 """Merging: one network from many aligned ones."""
 
 from depfuse.merge.average import average
-from depfuse.merge.refit import refit
+from depfuse.merge.refit import refit_layers
 
-__all__ = ["average", "refit"]
+__all__ = ["average", "refit_layers"]

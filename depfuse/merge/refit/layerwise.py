@@ -18,7 +18,8 @@ from depfuse.groups.depgraph import unwrap
 from depfuse.label_sets import LabelSets
 from depfuse.merge.refit.graph import Program, State
 from depfuse.merge.refit.rows import Window
-from depfuse.merge.refit.solve import Rows, ridge
+from depfuse.merge.refit.second_pass import SecondPass
+from depfuse.merge.refit.solve import Rows, gram, ridge
 from depfuse.merge.refit.targets import Mixtures, Targets, find_mixtures
 from depfuse.merge.refit.units import Unit, find_units
 from depfuse.merge.refit.walk import Walk
@@ -30,7 +31,7 @@ MOST_ROWS = 2**17
 MOST_BYTES = 2**29
 
 
-def refit(
+def refit_layers(
     child: nn.Module,
     models: Sequence[nn.Module],
     groups: ChannelGroups,
@@ -40,6 +41,7 @@ def refit(
     *,
     method: str = "ridge",
     targets: str = "clusters",
+    steps: int = 0,
     labels: LabelSets | None = None,
     seed: int = 0,
 ) -> None:
@@ -70,6 +72,8 @@ def refit(
     targets
         `matched`: a channel of the child is the mean of the parents' matched channels. `clusters`: a mixture of
         channels of all parents, see `find_mixtures`. Only `ridge` has the choice.
+    steps
+        After `ridge`, so many steps of all units together towards the ensemble's outputs, see `SecondPass`.
     labels
         Which labels the parents' outputs stand for, where they differ.
 
@@ -88,7 +92,7 @@ def refit(
     with torch.inference_mode():
         run = _Refit(child, states, shares, calibration, labels, seed)
         if method == "ridge":
-            run.forward(groups if targets == "clusters" else None)
+            run.forward(groups if targets == "clusters" else None, steps)
         else:
             run.in_parallel(pooled=method == "regmean")
 
@@ -118,9 +122,10 @@ class _Refit:
         if labels is not None and not labels.same:
             self.outputs = self._outputs()
         self._generator = torch.Generator().manual_seed(seed)
+        self.grams: dict[Unit, Tensor] = {}
         self._check_count()
 
-    def forward(self, clustered: ChannelGroups | None) -> None:
+    def forward(self, clustered: ChannelGroups | None, steps: int) -> None:
         """Unit after unit, from the child's own inputs."""
         mixtures: Mixtures = {}
         if clustered is not None:
@@ -130,7 +135,46 @@ class _Refit:
         targets = Targets(self.shares, mixtures, self.labels, self.outputs)
         walk = Walk(self.program, [*self.parents, self.state], self.loader)
         for unit in self.units:
-            self._solve_forward(unit, walk, targets)
+            self._solve_forward(unit, walk, targets, keep=steps > 0)
+        if steps > 0:
+            batches, logits = self._ensemble()
+            SecondPass(self.program, self.units, self.state, self.grams, self.seed).run(batches, logits, steps)
+            self._renew_statistics()
+
+    def _ensemble(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The images in batches, and the ensemble's logits for each."""
+        batches, logits = [], []
+        walk = Walk(self.program, self.parents, self.loader, limit=0)
+        size = walk.size
+        output = self.program.output
+        for (images, _), values in zip(
+            self.loader, walk.until([len(self.program.nodes)] * len(self.parents), [output]), strict=True
+        ):
+            found = [own[output] for own in values]
+            if self.labels is not None and not self.labels.same:
+                joint = self.labels.join(found, self.shares, 1)
+            else:
+                joint = torch.stack([share * own for share, own in zip(self.shares, found, strict=True)]).sum(0)
+            batches.append(images[:size])
+            logits.append(joint)
+        return batches, logits
+
+    def _renew_statistics(self) -> None:
+        """Give every unit's BatchNorm the statistics of what it takes in, and leave the function as it is."""
+        walk = Walk(self.program, [self.state], self.loader)
+        for unit in self.units:
+            if unit.norm is None:
+                continue
+            norm, state = unit.norm, self.state
+            assert norm.weight is not None
+            assert norm.bias is not None
+            mean, variance = self._statistics(unit, walk)
+            factor = state[norm.weight].double() / (state[norm.variance].double() + norm.epsilon).sqrt()
+            shift = state[norm.bias].double() + factor * (mean - state[norm.mean].double())
+            _put(state[norm.weight], factor * (variance + norm.epsilon).sqrt())
+            _put(state[norm.bias], shift)
+            _put(state[norm.mean], mean)
+            _put(state[norm.variance], variance)
 
     def in_parallel(self, *, pooled: bool) -> None:
         """Each unit from the parents' inputs, put one below the other (`pooled`) or averaged."""
@@ -167,7 +211,7 @@ class _Refit:
             weight, _ = ridge(rows, self._prior(unit, window), intercept=intercept)
             self._write(unit, window, weight, rows, None)
 
-    def _solve_forward(self, unit: Unit, walk: Walk, targets: Targets) -> None:
+    def _solve_forward(self, unit: Unit, walk: Walk, targets: Targets, *, keep: bool) -> None:
         window, intercept = Window.of(unit.node), has_intercept(unit)
         parents = len(self.parents)
         start, end = walk.position(unit.node), walk.position(unit.target) + 1
@@ -186,6 +230,8 @@ class _Refit:
             stack.add(number, parts)
         rows = Rows(*stack.tensors)
         weight, _ = ridge(rows, self._prior(unit, window), intercept=intercept)
+        if keep:
+            self.grams[unit] = gram(rows.inputs, rows.inputs) / rows.inputs.shape[1]
         self._write(unit, window, weight, rows, walk)
 
     def _inputs(self, window: Window, x: Tensor, places: Tensor | None, intercept: bool) -> Tensor:
@@ -259,7 +305,7 @@ class _Refit:
         end = walk.position(unit.node) + (unit.weight is not None)
         count = 0
         total = square = torch.zeros((), dtype=torch.float64)
-        for values in walk.until([0] * len(self.parents) + [end], [source]):
+        for values in walk.until([0] * (len(walk.states) - 1) + [end], [source]):
             value = values[-1][source].transpose(0, 1).flatten(1)
             mean, variance = value.mean(1).double(), value.var(1, correction=0).double()
             size = value.shape[1]

@@ -89,6 +89,8 @@ def find_mixtures(
         In the channel order of the aligned parents, as far as clusters have one.
     """
     places = _places(units, groups)
+    if not places:
+        return {}
     importance = _importance(program, list(places), states, walk, seed)
     covariances = _covariances(program, list(places), walk)
     weights: dict[str, Tensor] = {}
