@@ -89,7 +89,7 @@ def refit_layers(
     if any(coupling.permutation is None for found in couplings for coupling in found.values()):
         raise RecipeError("refitting needs couplings that are permutations: choose solver emd, or refit none")
     states = [apply_couplings(groups, own, model.state_dict()) for model, own in zip(models, couplings, strict=True)]
-    with torch.inference_mode():
+    with torch.no_grad():
         run = _Refit(child, states, shares, calibration, labels, seed)
         if method == "ridge":
             run.forward(groups if targets == "clusters" else None, steps)

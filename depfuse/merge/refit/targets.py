@@ -195,7 +195,7 @@ def _importance(
     for state in states:
         sums: dict[Unit, Tensor] = {}
         for images, _ in walk.loader:
-            with torch.inference_mode(False), torch.enable_grad():
+            with torch.enable_grad():
                 values: Values = {program.images: images[: walk.size].clone().requires_grad_(True)}
                 plain = {key: tensor.detach().clone() for key, tensor in state.items()}
                 for node in program.nodes:
