@@ -27,7 +27,7 @@ from depfuse.merge.refit.walk import Walk
 METHODS = ("ridge", "regmean", "least-squares")
 AT_ONCE = 50
 LOOKED_AT = 300
-MOST_ROWS = 2**17
+MOST_ROWS = 2**16
 MOST_BYTES = 2**29
 
 
