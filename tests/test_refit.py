@@ -18,7 +18,7 @@ from depfuse.data import Loader, Preprocessing, Split
 from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
 from depfuse.groups import random_permutations
 from depfuse.label_sets import LabelSets
-from depfuse.merge import average, refit_layers
+from depfuse.merge import average, refit_head, refit_layers
 from depfuse.merge.refit.clusters import cluster_channels
 from depfuse.merge.refit.graph import Program
 from depfuse.merge.refit.rows import Window
@@ -384,6 +384,20 @@ def test_parents_with_other_labels_get_one_joint_head(method):
         fuse([first, second], Recipe(), loader)
 
 
+def test_a_parent_with_its_head_refitted_to_the_ensemble():
+    loader = images(200)
+    models = [parent("digits_resnet", seed, loader) for seed in (0, 1)]
+    changed = refit_head(1, models, (0.5, 0.5), loader)
+    different = [
+        key for key, tensor in changed.state_dict().items() if not torch.equal(tensor, models[1].state_dict()[key])
+    ]
+    heads = [key for key, tensor in changed.state_dict().items() if tensor.shape[:1] == (10,)]
+    assert different == heads
+    batch = next(iter(loader))[0]
+    ensemble = (models[0](batch) + models[1](batch)) / 2
+    assert float((changed(batch) - ensemble).square().mean()) < float((models[1](batch) - ensemble).square().mean())
+
+
 def test_classes_in_an_architecture_string():
     assert with_classes("resnet20(classes=5)", 10) == "resnet20(classes=10)"
     assert with_classes("torchvision:resnet18(num_classes=5, zero_init_residual=True)", 7) == (
@@ -405,6 +419,7 @@ def test_classes_on_the_command_line(tmp_path, capsys):
     assert found["parents"][0]["accuracy"] <= 0.55
     assert found["parents"][0]["loss"] is None
     assert found["child"]["loss"] > 0
+    assert len(found["heads"]) == 2
     assert read_checkpoint(out).card.classes == tuple(range(10))
     assert found["seconds"]["refit"] > 0
     assert main(["eval", str(out), "--data", "digits"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from depfuse.cli.options import DataOptions, FusionOptions, RunOptions
 from depfuse.cli.outputs import check_outputs, check_weights_name
 from depfuse.data import Loader, calibration_loader
 from depfuse.device import resolve_device
-from depfuse.errors import RecipeError
+from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
 from depfuse.evaluate import (
     PathPoint,
     Scores,
@@ -27,6 +28,7 @@ from depfuse.evaluate import (
     path_alphas,
 )
 from depfuse.fuse import FusionResult, fuse, naive_average
+from depfuse.merge import refit_head
 from depfuse.models import with_classes
 from depfuse.recipe import Recipe
 from depfuse.renorm import has_batch_norm, renormalise
@@ -125,7 +127,8 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         fused.naive(shares, _best_renorm(fused)),
         result.child,
     ]
-    naive, naive_renorm, child = evaluate_together(children, work.track(fused.test, "evaluating the child"))
+    children += _with_refitted_heads(fused, shares, work)
+    naive, naive_renorm, child, *heads = evaluate_together(children, work.track(fused.test, "evaluating the child"))
     paths = None
     if request.points is not None:
         paths = _paths(fused, (parents[0], parents[1]), path_alphas(request.points), work)
@@ -140,10 +143,13 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     report = FusionReport(
         parents=parent_rows,
         ensemble=ScoreValues.of(ensemble),
+        heads=[ScoreValues.of(scores) for scores in heads],
         naive=naive_rows[0],
         naive_renorm=naive_rows[1],
         child=child_row,
-        verdict=verdict(parent_rows, ScoreValues.of(ensemble), naive_rows, child_row),
+        verdict=verdict(
+            parent_rows, ScoreValues.of(ensemble), naive_rows, child_row, [ScoreValues.of(scores) for scores in heads]
+        ),
         groups=GroupsSummary(
             count=result.groups.count,
             free_channels=result.groups.free_channels,
@@ -210,6 +216,22 @@ def _best_renorm(fused: _Fused) -> str:
     """How the naive average is renormalised for comparison, whatever the recipe does to the child."""
     possible = fused.calibration is not None and has_batch_norm(fused.inputs.models[0])
     return "reset" if possible else "none"
+
+
+def _with_refitted_heads(fused: _Fused, shares: Sequence[float], work: Work) -> list[nn.Module]:
+    """Every parent with its head refitted to the ensemble; none where there are no images or that cannot be done."""
+    if fused.calibration is None:
+        return []
+    work.step("refitting the parents' heads")
+    models, labels, template = fused.inputs.models, fused.inputs.labels, fused.result.template
+    try:
+        return [
+            refit_head(parent, models, shares, fused.calibration, labels=labels, template=template)
+            for parent in range(len(models))
+        ]
+    except (ArchitectureError, RecipeError) as error:
+        warnings.warn(f"no parent with a refitted head to compare with: {error}", DepfuseWarning, stacklevel=2)
+        return []
 
 
 def _paths(

@@ -92,10 +92,11 @@ class Environment(_Part):
 
 
 class FusionReport(_Part):
-    """What `depfuse fuse` found."""
+    """What `depfuse fuse` found; `heads` are the parents with their heads refitted to the ensemble."""
 
     parents: list[NetworkScores]
     ensemble: ScoreValues
+    heads: list[ScoreValues] = []
     naive: ScoreValues
     naive_renorm: ScoreValues
     child: NetworkScores

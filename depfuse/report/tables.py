@@ -16,6 +16,10 @@ def fusion_table(report: FusionReport) -> Table:
         (f"parent {label}", parent) for label, parent in zip(short_names(report.parents), report.parents, strict=True)
     ]
     rows += [
+        (f"parent {label}, head refitted", scores)
+        for label, scores in zip(short_names(report.parents), report.heads, strict=False)
+    ]
+    rows += [
         ("logit ensemble", report.ensemble),
         ("naive average", report.naive),
         ("naive average, renormalised", report.naive_renorm),

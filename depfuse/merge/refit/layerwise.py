@@ -16,6 +16,7 @@ from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.groups.depgraph import unwrap
 from depfuse.label_sets import LabelSets
+from depfuse.merge.average import average
 from depfuse.merge.refit.graph import Program, State
 from depfuse.merge.refit.rows import Window
 from depfuse.merge.refit.second_pass import SecondPass
@@ -97,6 +98,43 @@ def refit_layers(
             run.in_parallel(pooled=method == "regmean")
 
 
+def refit_head(
+    parent: int,
+    models: Sequence[nn.Module],
+    shares: Sequence[float],
+    calibration: Loader,
+    *,
+    labels: LabelSets | None = None,
+    template: nn.Module | None = None,
+) -> nn.Module:
+    """A copy of one parent whose last layer is solved for the logits of all parents' ensemble.
+
+    The least that a child must surpass to be worth having.
+
+    Parameters
+    ----------
+    parent
+        Its number.
+    models, shares, calibration, labels
+        As for `refit_layers`.
+    template
+        A network with an output for each label, where they differ.
+
+    Raises
+    ------
+    RecipeError
+        The layer that gives the logits cannot be refitted.
+    ArchitectureError
+        The network cannot be taken apart, see `Program`.
+    """
+    own = [1.0 if number == parent else 0.0 for number in range(len(models))]
+    child = average(models, ChannelGroups(()), [{}] * len(models), own, labels, template)
+    states = [model.state_dict() for model in models]
+    with torch.no_grad():
+        _Refit(child, states, shares, calibration, labels, 0).head()
+    return child
+
+
 class _Refit:
     """One refit under way."""
 
@@ -175,6 +213,14 @@ class _Refit:
             _put(state[norm.bias], shift)
             _put(state[norm.mean], mean)
             _put(state[norm.variance], variance)
+
+    def head(self) -> None:
+        """Only the layer that gives the logits."""
+        walk = Walk(self.program, [*self.parents, self.state], self.loader)
+        unit = self.outputs or next((unit for unit in self.units if unit.target is self.program.output), None)
+        if unit is None:
+            raise RecipeError("the layer that gives the class scores cannot be refitted")
+        self._solve_forward(unit, walk, Targets(self.shares, {}, self.labels, self.outputs), keep=False)
 
     def in_parallel(self, *, pooled: bool) -> None:
         """Each unit from the parents' inputs, put one below the other (`pooled`) or averaged."""

@@ -24,8 +24,8 @@ class SecondPass:
     Layer by layer solving cannot know what later layers make of an error. Here every unit's weight moves by
     :math:`-(A + \sqrt\lambda\pi)^{-1} \nabla_W (\Gamma + \sqrt\lambda/\pi)^{-1}`, where A is the Gram matrix of its
     inputs and :math:`\Gamma` that of the derivatives of the logits by its outputs (Martens & Grosse 2015; for
-    convolutions Grosse & Martens 2016, section 3). How far to go along this direction and the one before follows from the
-    Gauss-Newton model of the loss along both (2015, section 7).
+    convolutions Grosse & Martens 2016, section 3). How far to go along this direction and the one before follows from
+    the Gauss-Newton model of the loss along both (2015, section 7).
 
     Parameters
     ----------
