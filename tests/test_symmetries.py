@@ -14,7 +14,7 @@ from depfuse.groups import ChannelGroups, find_groups
 from depfuse.groups.labels import OVERLAP, SINGLE
 
 # A position that a slice singled out could still take the place of another with the same role; so could, seldom, blocks
-# that have channels in common. Neither is looked for.
+# that have channels in common, and a channel's own positions each other's. None of these is looked for.
 NOT_SOUGHT = {SINGLE, OVERLAP}
 
 
@@ -27,18 +27,30 @@ def check_completeness(network: Drawn) -> None:
     except UndecidedError:
         reject()
     if missing:
-        fixed = fixed_positions(network)
+        fixed, channels = fixed_positions(network), channels_of(groups)
         missing = [
             symmetry
             for symmetry in missing
             if not any(
                 fixed.get((key, axis, place)) in NOT_SOUGHT
+                or channels.get((key, axis, place), -1) == channels.get((key, axis, other))
                 for (key, axis), order in symmetry.items()
                 for place, other in enumerate(order)
                 if place != other
             )
         ]
     assert not missing, "\n".join(map(str, missing))
+
+
+def channels_of(groups: ChannelGroups) -> dict[tuple[str, int, int], tuple[str, int]]:
+    """(key, axis, position) -> the innermost channel that it belongs to: group and number."""
+    return {
+        (slot.key, slot.axis, place): (group.name, number)
+        for group in sorted(groups, key=lambda group: -group.slots[0].index.shape[1])
+        for slot in group.slots
+        for number, row in enumerate(slot.index.tolist())
+        for place in row
+    }
 
 
 @settings(BOUNDED, max_examples=30)
