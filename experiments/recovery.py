@@ -1,6 +1,6 @@
 """Are planted permutations found again? One network of each family, by weights and by activations.
 
-    python experiments/recovery.py [NAME ...] [--images 16] [--seed 0] [--out FILE.csv]
+    python experiments/recovery.py [NAME ...] [--images 32] [--seed 0] [--out FILE.csv]
 
 Parent A is a network with random weights, of which no channel is silent: vectors that are constant at initialisation
 (scales, biases) are drawn at random, and BatchNorm statistics are those of its inputs. Parent B is A with all free
@@ -134,13 +134,13 @@ def plant(architecture: str, calibration: Loader, seed: int) -> Planted:
     return Planted((first, second), groups, dict(first.state_dict()), state)
 
 
-def recover(architecture: str, count: int = 16, seed: int = 0) -> Recovery:
+def recover(architecture: str, count: int = 32, seed: int = 0) -> Recovery:
     """Plant permutations in a network and find them by both criteria."""
     calibration = images(count, example_shape(architecture), seed)
     planted = plant(architecture, calibration, seed)
     missed: dict[str, list[str]] = {}
     seconds = []
-    for recipe in (Recipe(criterion="weights", restarts=1), Recipe(distance="pearson", taps="before")):
+    for recipe in (Recipe(criterion="weights", restarts=1), Recipe(distance="cosine", taps="before")):
         started = time.perf_counter()
         couplings = align(planted.models, planted.groups, recipe, calibration)[1]
         seconds.append(round(time.perf_counter() - started, 2))
@@ -161,7 +161,7 @@ def main() -> int:
     """Run the networks named on the command line, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=NAMES)
-    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

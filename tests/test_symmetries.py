@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, reject, settings
 from random_networks import IMAGE, Drawn, random_networks
-from symmetries import DenseNetwork, Search, UndecidedError, fixed_positions, generated, symmetries_of
+from symmetries import DenseNetwork, Search, UndecidedError, classes_of_positions, generated, symmetries_of
 from test_random_networks import BOUNDED
 from torch import nn
 
@@ -18,6 +18,11 @@ from depfuse.groups.labels import OVERLAP, SINGLE
 NOT_SOUGHT = {SINGLE, OVERLAP}
 
 
+def not_sought(first: tuple[int, str | None] | None, second: tuple[int, str | None] | None) -> bool:
+    """Whether the symmetries that bring the second position's channel to the first are not looked for."""
+    return first is not None and (first[1] in NOT_SOUGHT or (second is not None and first[0] == second[0]))
+
+
 def check_completeness(network: Drawn) -> None:
     """The free groups generate every symmetry of every axis."""
     groups = find_groups(network, torch.randn(IMAGE))
@@ -27,30 +32,17 @@ def check_completeness(network: Drawn) -> None:
     except UndecidedError:
         reject()
     if missing:
-        fixed, channels = fixed_positions(network), channels_of(groups)
+        known = classes_of_positions(network)
         missing = [
             symmetry
             for symmetry in missing
             if not any(
-                fixed.get((key, axis, place)) in NOT_SOUGHT
-                or channels.get((key, axis, place), -1) == channels.get((key, axis, other))
+                place != other and not_sought(known.get((key, axis, place)), known.get((key, axis, other)))
                 for (key, axis), order in symmetry.items()
                 for place, other in enumerate(order)
-                if place != other
             )
         ]
     assert not missing, "\n".join(map(str, missing))
-
-
-def channels_of(groups: ChannelGroups) -> dict[tuple[str, int, int], tuple[str, int]]:
-    """(key, axis, position) -> the innermost channel that it belongs to: group and number."""
-    return {
-        (slot.key, slot.axis, place): (group.name, number)
-        for group in sorted(groups, key=lambda group: -group.slots[0].index.shape[1])
-        for slot in group.slots
-        for number, row in enumerate(slot.index.tolist())
-        for place in row
-    }
 
 
 @settings(BOUNDED, max_examples=30)
