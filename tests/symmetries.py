@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from depfuse.groups import ChannelGroups
+from depfuse.groups.classes import settle
 from depfuse.groups.depgraph import trace
-from depfuse.groups.labels import settle
 from depfuse.groups.rules import Replay
 
 Axis = tuple[str, int]

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from depfuse.errors import GroupError
 from depfuse.groups import ChannelGroups, find_groups, not_followed, prove_groups, random_permutations
 from depfuse.groups.invariance import NO_EFFECT
-from depfuse.groups.labels import SINGLE, TOUCHES_INPUT
-from depfuse.groups.rules import CONSTANT, PARTS, TOUCHES_OUTPUT
+from depfuse.groups.reasons import CONSTANT, PARTS, SINGLE, TOUCHES_INPUT, TOUCHES_OUTPUT
 
 IMAGE = torch.zeros(2, 3, 4, 4)
 TOKENS = torch.zeros(2, 5, 6)

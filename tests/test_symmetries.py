@@ -11,7 +11,7 @@ from test_random_networks import BOUNDED
 from torch import nn
 
 from depfuse.groups import ChannelGroups, find_groups
-from depfuse.groups.labels import OVERLAP, SINGLE
+from depfuse.groups.reasons import OVERLAP, SINGLE
 
 # A position that a slice singled out could still take the place of another with the same role; so could, seldom, blocks
 # that have channels in common, and a channel's own positions each other's. None of these is looked for.

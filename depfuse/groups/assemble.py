@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, Role, Slot
-from depfuse.groups.labels import SINGLE, TOUCHES_INPUT, Classes, Factor, Labels, mixed
-from depfuse.groups.rules import KERNEL, TOUCHES_OUTPUT, Replay
+from depfuse.groups.classes import Classes, mixed
+from depfuse.groups.labels import Factor, Labels
+from depfuse.groups.reasons import KERNEL, NOT_USED, SINGLE, TOUCHES_INPUT, TOUCHES_OUTPUT
+from depfuse.groups.rules import Replay
 from depfuse.groups.taps import find_taps, position_tables
-
-NOT_USED = "not used in the forward pass"
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.groups.channel_group import ChannelGroup, Position, Tap
+from depfuse.groups.classes import Classes
 from depfuse.groups.depgraph import Call
-from depfuse.groups.labels import ZERO, Classes, Labels
+from depfuse.groups.labels import ZERO, Labels
 from depfuse.groups.rules import RESHAPES, Replay, operation_name
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
