@@ -1,7 +1,8 @@
 """Which architectures' channel groups are found and proved: one row per name of torchvision and timm.
 
     python experiments/coverage.py [--library torchvision timm] [--family resnet vit ...] [--names 'timm:vit_*' ...]
-                                   [--jobs 2] [--seconds 600] [--memory GIB] [--again [STATUS ...]] [--out FILE]
+                                   [--jobs 2] [--seconds 600] [--memory GIB] [--pixels N] [--again [STATUS ...]]
+                                   [--out FILE]
 
 Names: all classification networks of torchvision, and timm's of the families below, with random weights. Every name
 runs in a process of its own, with a limit on time and memory, one thread each, the smallest networks first. A row is
@@ -125,12 +126,12 @@ class Job:
 # --- what runs in the process of one name -----------------------------------------------------------
 
 
-def measure(arch: str, outbox: Connection, threads: int) -> None:
+def measure(arch: str, outbox: Connection, threads: int, pixels: int) -> None:
     """Find and prove the groups of one network; what is known is sent as soon as it is."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     try:
-        _measure(arch, outbox, threads)
+        _measure(arch, outbox, threads, pixels)
     except DepfuseError as error:
         outbox.send({"status": "refused", "why": str(error)})
     except MemoryError:
@@ -142,10 +143,10 @@ def measure(arch: str, outbox: Connection, threads: int) -> None:
         outbox.send({"status": "error", "why": why})
 
 
-def _measure(arch: str, outbox: Connection, threads: int) -> None:
+def _measure(arch: str, outbox: Connection, threads: int, pixels: int) -> None:
     started = time.perf_counter()
     model = build_network(arch).eval()
-    example = torch.randn(1, *example_shape(arch, model))
+    example = torch.randn(1, *image_shape(arch, model, pixels))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     built = {"parameters": parameters, "input": "x".join(map(str, example.shape[1:]))}
     outbox.send({**built, "build_seconds": _rounded(time.perf_counter() - started), "why": "while finding groups"})
@@ -175,6 +176,15 @@ def _measure(arch: str, outbox: Connection, threads: int) -> None:
             "why": explain(wrong),
         }
     )
+
+
+def image_shape(arch: str, model: nn.Module, pixels: int) -> tuple[int, ...]:
+    """The shape that suits a network; with sides of at most `pixels` where timm says that it takes any size."""
+    channels, *sides = example_shape(arch, model)
+    description = getattr(model, "default_cfg", None)
+    if description is None or description.get("fixed_input_size"):
+        return channels, *sides
+    return channels, *(min(side, pixels) for side in sides)
 
 
 def seconds_of_a_pass(model: nn.Module, example: Tensor) -> float:
@@ -273,7 +283,7 @@ class Runner:
 
     def __init__(self, table: Table, sizes: Mapping[str, int], chosen: argparse.Namespace, context: Any) -> None:
         self._table, self._sizes, self._context = table, sizes, context
-        self._jobs, self._seconds = chosen.jobs, chosen.seconds
+        self._jobs, self._seconds, self._pixels = chosen.jobs, chosen.seconds, chosen.pixels
         self._memory = int(chosen.memory * GIB)
         self._running: list[Job] = []
 
@@ -312,7 +322,7 @@ class Runner:
 
     def _start(self, arch: str, row: Row, memory: int, threads: int) -> Job:
         inbox, outbox = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=measure, args=(arch, outbox, threads), daemon=True)
+        process = self._context.Process(target=measure, args=(arch, outbox, threads, self._pixels), daemon=True)
         row["why"] = "while building the network"
         process.start()
         outbox.close()
@@ -425,6 +435,9 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", default=[], metavar="PATTERN", help="like torchvision:resnet*")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seconds", type=float, default=600.0, help="limit of each name")
+    parser.add_argument(
+        "--pixels", type=int, default=10**4, help="longest image side, for networks of timm that take any"
+    )
     parser.add_argument(
         "--memory", type=float, default=round(0.85 * total_memory(), 1), metavar="GIB", help="limit of all together"
     )
