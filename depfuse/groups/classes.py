@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from depfuse.groups.labels import Ledger
+from depfuse.groups.labels import Ledger, distinct
 from depfuse.groups.reasons import OVERLAP
 
 ROUNDS = 3  # of colour refinement
@@ -57,7 +57,7 @@ def settle(ledger: Ledger) -> Classes:
     unions = [*ledger.unions, *same]
     while True:
         classes, count = _components(unions, ledger.count)
-        relations = [np.unique(classes[pairs], axis=0) for pairs in blocks]
+        relations = [distinct(classes[pairs]) for pairs in blocks]
         extra = [pairs for relation in relations if len(pairs := _alone(relation))]
         extra = extra or _same_blocks([relation[relation[:, 0] != relation[:, 1]] for relation in relations])
         if not extra:
@@ -81,7 +81,7 @@ def settle(ledger: Ledger) -> Classes:
 def _inside(classes: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """Class and label of its block, of one relation between labels."""
     pairs = pairs[classes[pairs[:, 0]] != classes[pairs[:, 1]]]
-    found: np.ndarray = np.unique(np.stack([classes[pairs[:, 0]], pairs[:, 1]], axis=1), axis=0)
+    found: np.ndarray = distinct(np.stack([classes[pairs[:, 0]], pairs[:, 1]], axis=1))
     return found
 
 
@@ -120,7 +120,7 @@ def _without_copies(ledger: Ledger) -> tuple[list[np.ndarray], list[np.ndarray]]
 
 def _identical(pairs: np.ndarray) -> np.ndarray:
     """Pairs of blocks of one relation that hold the same labels."""
-    pairs = np.unique(pairs, axis=0)
+    pairs = distinct(pairs)
     blocks, where = np.unique(pairs[:, 1], return_inverse=True)
     content: np.ndarray = np.zeros(len(blocks), dtype=np.uint64)
     np.add.at(content, where, mixed(pairs[:, 0]))
@@ -160,14 +160,14 @@ def _same_blocks(relations: Sequence[np.ndarray]) -> list[np.ndarray]:
     ):  # relations with a block in common are one division: a convolution's inputs and outputs
         joined = [known for known in divisions if len(np.intersect1d(known[:, 1], relation[:, 1]))]
         divisions = [known for known in divisions if not any(known is other for other in joined)]
-        divisions.append(np.unique(np.concatenate([relation, *joined]), axis=0))
+        divisions.append(distinct(np.concatenate([relation, *joined])))
     found = []
     for number, first in enumerate(divisions):
         for second in divisions[:number]:
             shared, mine, theirs = np.intersect1d(first[:, 0], second[:, 0], return_indices=True)
             if not len(shared):
                 continue
-            pairs = np.unique(np.stack([first[mine, 1], second[theirs, 1]], axis=1), axis=0)
+            pairs = distinct(np.stack([first[mine, 1], second[theirs, 1]], axis=1))
             single = [_once(pairs[:, side]) for side in (0, 1)]
             pairs = pairs[single[0] & single[1] & (pairs[:, 0] != pairs[:, 1])]
             if len(pairs):

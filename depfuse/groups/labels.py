@@ -229,7 +229,15 @@ def _pairs(first: Tensor, second: Tensor) -> np.ndarray:
         first, second = _narrow_together(first, second)
     pairs = np.stack([first.reshape(-1).numpy(), second.reshape(-1).numpy()], axis=1)
     pairs = pairs[(pairs != ZERO).all(axis=1) & (pairs[:, 0] != pairs[:, 1])]
-    return np.unique(pairs, axis=0) if len(pairs) > 4096 else pairs
+    return distinct(pairs) if len(pairs) > 4096 else pairs
+
+
+def distinct(pairs: np.ndarray) -> np.ndarray:
+    """Distinct rows of pairs (n, 2) of integers that are not negative, sorted."""
+    if not len(pairs):
+        return pairs
+    base = int(pairs[:, 1].max()) + 1
+    return np.stack(np.divmod(np.unique(pairs[:, 0] * base + pairs[:, 1]), base), axis=1)
 
 
 def _narrow_together(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
