@@ -91,14 +91,15 @@ class Planted:
 
 
 def images(count: int, shape: Sequence[int], seed: int, batch_size: int = 8) -> Loader:
-    """Random images (count, *shape) with structure at several scales."""
+    """Random images (count, *shape) with structure at several scales, more or less of each in every image."""
     generator = torch.Generator().manual_seed(seed)
     channels, *size = shape
     pixels = torch.zeros(count, channels, *size)
     extent = min(size)
     while extent >= 1:
         coarse = torch.randn(count, channels, *[max(1, side // extent) for side in size], generator=generator)
-        pixels += nn.functional.interpolate(coarse, size=tuple(size), mode="bilinear")
+        strength = torch.randn(count, channels, 1, 1, generator=generator).exp()
+        pixels += strength * nn.functional.interpolate(coarse, size=tuple(size), mode="bilinear")
         extent //= 2
     pixels = (pixels - pixels.mean()) / pixels.std()
     split = Split((128 + 50 * pixels).clamp(0, 255).to(torch.uint8), torch.zeros(count, dtype=torch.int64))
