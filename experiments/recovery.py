@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from depfuse import Recipe
 from depfuse.align import Couplings, align, apply_couplings
 from depfuse.data import Loader, Preprocessing, Split
-from depfuse.groups import ChannelGroups, find_groups
+from depfuse.groups import ChannelGroups, find_groups, prove_groups
 from depfuse.groups.channel_group import random_permutations
 from depfuse.models import build_network, example_shape
 from depfuse.renorm import renormalise
@@ -42,7 +42,7 @@ TORCHVISION = """
 """
 TIMM = """
     resnet18 resnext26ts seresnet18 ecaresnet26t skresnet18 res2net50_14w_8s regnetx_002 nf_regnet_b0 densenet121
-    dla34 hrnet_w18_small repvgg_a0 mobilenetv3_small_050 mobilenetv4_hybrid_medium_075 efficientnet_b0
+    dla34 hrnet_w18_small repvgg_a0 mobilenetv3_small_050 mobilenetv4_conv_small_050 efficientnet_b0
     mnasnet_small ghostnet_100 rexnetr_200 convnextv2_atto nfnet_l0 cspresnet50 darknet21 xception41 dpn48b
     selecsls42b vit_tiny_patch16_224 deit_tiny_patch16_224 swin_tiny_patch4_window7_224
 """
@@ -118,7 +118,7 @@ def plant(architecture: str, calibration: Loader, seed: int) -> Planted:
                 parameter.copy_(size * (0.5 + torch.rand(parameter.shape, generator=generator)))
     renormalise(first, "auto", calibration)
     batch, _ = next(iter(calibration))
-    groups = find_groups(first, batch[:1])
+    groups = prove_groups(first, find_groups(first, batch[:1]), batch[:1])
     state = dict(first.state_dict())
     for group in groups.free:
         state = group.permute(state, random_permutations(groups, seed)[group.name])
@@ -141,7 +141,7 @@ def recover(architecture: str, count: int = 32, seed: int = 0) -> Recovery:
     planted = plant(architecture, calibration, seed)
     missed: dict[str, list[str]] = {}
     seconds = []
-    for recipe in (Recipe(criterion="weights", restarts=1), Recipe(distance="cosine", taps="before")):
+    for recipe in (Recipe(criterion="weights", restarts=1), Recipe(distance="euclidean", taps="before")):
         started = time.perf_counter()
         couplings = align(planted.models, planted.groups, recipe, calibration)[1]
         seconds.append(round(time.perf_counter() - started, 2))
