@@ -218,6 +218,9 @@ def test_multi_query_attention():
     assert moved_by(groups, "value.weight") == [[[0], [1], [2]]]
     by_head, by_channel = [[0, 1, 2], [3, 4, 5], [6, 7, 8]], [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
     assert sorted(moved_by(groups, "out.weight", 1)) == sorted([by_head, by_channel])
+    # Where heads and channels cross, neither can be watched before the other is matched.
+    watched = {group.name: {(tap.module, tap.side) for tap in group.taps} for group in groups.free}
+    assert watched["query#1"] | watched["query#2"] == {("key", "output")}
 
 
 class Rotary(nn.Module):

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from depfuse.groups.labels import Labels, Ledger, move
 from depfuse.groups.rules.entries import entry_by_entry
-from depfuse.groups.rules.operations import SUMS, result_shape, saved_dims
-from depfuse.groups.rules.replay import Operands, Replay, rule
+from depfuse.groups.rules.operations import SUMS, result_shape, saved_dims, signed
+from depfuse.groups.rules.replay import Operands, Replay, rule, unknown
 
 SPATIAL = re.compile(
     r"(Adaptive)?(Avg|Max|Lp)Pool\dD(WithIndices)?|Upsample\w+\dD(Aa)?|(Reflection|Replication)Pad\dD|MkldnnAdaptive\w+"
 )
 
 
-def sum_over(ledger: Ledger, labels: Labels, dims: Sequence[int], keep: bool) -> Labels:
+def sum_over(ledger: Ledger, labels: Labels, dims: Iterable[int], keep: bool) -> Labels:
     """Labels after an order-free reduction over `dims`."""
     dims = sorted(set(dims))
     kept = [axis for axis in range(len(labels.shape)) if axis not in dims]
@@ -65,6 +65,17 @@ def _layer_norm(replay: Replay, operation: Any, operands: Operands) -> list[Labe
     rank, count = len(labels.shape), len(operation._saved_normalized_shape)
     sum_over(replay.ledger, labels, range(rank - count, rank), True)
     return [scaled(replay, labels, operands[1:3], -1)]
+
+
+@rule("WeightNormInterface")
+def _weight_norm(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    """A weight divided by its norm over all axes but one, times a scale; the norm is the second result."""
+    labels, scale = operands[:2]
+    if labels is None or scale is None:
+        return unknown(replay, operation, operands)
+    rank = len(labels.shape)
+    sum_over(replay.ledger, labels, set(range(rank)) - {signed(operation._saved_dim) % rank}, True)
+    return [replay.ledger.meet(labels, scale, f"{replay.where(operation)} scales it"), scale]
 
 
 @rule("NativeGroupNorm")
