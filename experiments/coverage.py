@@ -7,8 +7,8 @@
 Names: all classification networks of torchvision, and timm's of the families below, with random weights. Every name
 runs in a process of its own, with a limit on time and memory, one thread each, the smallest networks first. A row is
 written to the CSV as soon as it is there, and names that have one are skipped (`--again`: all of them once more, or
-those of the statuses given). The largest run first, alone, and so does once more what took more than its part of the
-memory.
+those of the statuses given). The largest run at the end, alone, and so does once more what took more than its part of
+the memory.
 
 - proved: permuting all groups at random changes the output by at most 1e-9, and all that is fixed has to be;
 - refused: something could not be followed or proved, and is fixed and named; or the network cannot be traced;
@@ -288,14 +288,12 @@ class Runner:
         self._running: list[Job] = []
 
     def run(self, rows: dict[str, Row]) -> None:
-        """All rows: those that need much memory alone, with a thread for each job; the others several at a time."""
+        """All rows, several at a time; then alone, with a thread for each job, those that need much memory."""
         share = self._memory // self._jobs
         large = [arch for arch in rows if self._sizes[arch] * BYTES_PER_PARAMETER > share]
         try:
-            self._run({arch: rows[arch] for arch in large}, 1, self._memory)
             too_large = self._run({arch: row for arch, row in rows.items() if arch not in large}, self._jobs, share)
-            if too_large and self._jobs > 1:
-                self._run({arch: rows[arch] for arch in too_large}, 1, self._memory)
+            self._run({arch: rows[arch] for arch in (*(too_large if self._jobs > 1 else ()), *large)}, 1, self._memory)
         finally:
             for job in self._running:
                 job.process.kill()
