@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from depfuse.align.solvers import SOLVERS
 from depfuse.errors import RecipeError
 
 Criterion = Literal["activations", "weights", "mixture"]
-Solver = Literal["emd", "sinkhorn", "coordinate-descent"]
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    Solver: TypeAlias = str
+    Start: TypeAlias = str
+else:
+    Solver = Literal[tuple(SOLVERS)]
+    Start = Literal[("none", "activations", *SOLVERS)]
 Distance = Literal["best", "cosine", "pearson", "cosine-pearson", "scaled", "euclidean"]
 TapPosition = Literal["after", "before", "both"]
 Renorm = Literal["auto", "none", "reset"]
@@ -35,7 +43,15 @@ class Recipe(BaseModel):
     taps: TapPosition = Field(default="after", description="activations before or after the non-linearity, or both")
     mixture: float = Field(default=0.5, ge=0.0, le=1.0, description="share of the activation cost in a mixture")
     regularisation: float = Field(default=0.01, gt=0.0, description="Sinkhorn's, relative to the cost's scale")
-    restarts: int = Field(default=8, ge=1, description="local optima of a weight matching to choose from")
+    restarts: int = Field(
+        default=8,
+        ge=1,
+        description="local optima of a weight matching to choose from, at most; large networks get fewer",
+    )
+    start: Start = Field(
+        default="none",
+        description="what an iterative solver starts from: activations is their assignment, a solver's name its result",
+    )
     weights: tuple[float, ...] | None = Field(
         default=None, description="one share per parent, in their order, summing to 1; equal shares if left out"
     )

@@ -22,6 +22,11 @@ def checked(cost: Tensor) -> np.ndarray:
     return values
 
 
+def assigned(cost: Tensor) -> Tensor:
+    """The permutation (n,) int64 of least cost: row i goes with column order[i]."""
+    return torch.from_numpy(linear_sum_assignment(checked(cost))[1].astype(np.int64))
+
+
 def emd(cost: Tensor) -> Coupling:
     r"""Exact optimal transport, :math:`\min_T \langle T, C \rangle` over plans with uniform marginals.
 
@@ -33,10 +38,9 @@ def emd(cost: Tensor) -> Coupling:
     cost
         (n_target, n_source).
     """
+    if cost.shape[0] == cost.shape[1]:
+        return Coupling(assigned(cost))
     values = checked(cost)
-    if values.shape[0] == values.shape[1]:
-        _, columns = linear_sum_assignment(values)
-        return Coupling(torch.from_numpy(columns.astype(np.int64)))
     plan = ot.emd(*_uniform(values), values)
     return Coupling(plan=torch.from_numpy(np.asarray(plan)))
 
