@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from depfuse.align.solvers import SOLVERS
 from depfuse.errors import RecipeError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Start: TypeAlias = str
 else:
     Solver = Literal[tuple(SOLVERS)]
-    Start = Literal[("none", "activations", *SOLVERS)]
+    Start = Literal[("none", "identity", "activations", *SOLVERS)]
 Distance = Literal["best", "cosine", "pearson", "cosine-pearson", "scaled", "euclidean"]
 TapPosition = Literal["after", "before", "both"]
 Renorm = Literal["auto", "none", "reset"]
@@ -52,6 +52,7 @@ class Recipe(BaseModel):
         default="none",
         description="what an iterative solver starts from: activations is their assignment, a solver's name its result",
     )
+    iterations: int = Field(default=100, ge=1, description="limit of the solvers that iterate over all groups at once")
     weights: tuple[float, ...] | None = Field(
         default=None, description="one share per parent, in their order, summing to 1; equal shares if left out"
     )
@@ -72,6 +73,12 @@ class Recipe(BaseModel):
         if abs(sum(weights) - 1.0) > 1e-6:
             raise ValueError(f"weights {weights} sum to {sum(weights):g}; they must sum to 1")
         return weights
+
+    @model_validator(mode="after")
+    def _start_is_another(self) -> Recipe:
+        if self.start == self.solver:
+            raise ValueError(f"start {self.start} is the solver itself: name another one, or leave it out")
+        return self
 
     @classmethod
     def create(cls, **settings: Any) -> Recipe:

@@ -14,6 +14,10 @@ SOLVERS: dict[str, str] = {
     "emd": "emd",
     "sinkhorn": "sinkhorn",
     "coordinate-descent": "coordinate_descent",
+    "spectral": "spectral",
+    "reweighted-random-walk": "reweighted_random_walk",
+    "ipfp": "ipfp",
+    "frank-wolfe": "frank_wolfe",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from depfuse.align.coupling import Couplings
+from depfuse.align.coupling import Coupling, Couplings
 from depfuse.align.problem import DISTANCES_TRIED, MatchingProblem
 from depfuse.align.solvers import load_solver
 from depfuse.align.transport import emd
@@ -11,11 +11,14 @@ from depfuse.align.transport import emd
 def start_of(problem: MatchingProblem) -> Couplings | None:
     """The couplings that the recipe says to start from; None where the solver starts as it does by itself.
 
-    `activations` is the assignment by activations alone; the name of a solver is its first solution.
+    `identity` leaves every channel where it is; `activations` is the assignment by activations alone; the name of a
+    solver is its first solution.
     """
     start = problem.recipe.start
     if start == "none":
         return None
+    if start == "identity":
+        return {group.name: Coupling.identity(group.size) for group in problem.groups.free}
     if start == "activations":
         distance = DISTANCES_TRIED[0] if problem.recipe.distance == "best" else problem.recipe.distance
         return problem.by_activations(distance, emd)
