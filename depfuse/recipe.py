@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Start: TypeAlias = str
 else:
     Solver = Literal[tuple(SOLVERS)]
-    Start = Literal[("none", "identity", "activations", *SOLVERS)]
+    Start = Literal[("none", "identity", "activations", *(name for name in SOLVERS if name != "sinkhorn"))]
 Distance = Literal["best", "cosine", "pearson", "cosine-pearson", "scaled", "euclidean"]
 TapPosition = Literal["after", "before", "both"]
 Renorm = Literal["auto", "none", "reset"]
@@ -51,6 +51,9 @@ class Recipe(BaseModel):
     start: Start = Field(
         default="none",
         description="what an iterative solver starts from: activations is their assignment, a solver's name its result",
+    )
+    structure: float = Field(
+        default=0.5, ge=0.0, le=1.0, description="share of the correlations within each parent in fused-gromov"
     )
     iterations: int = Field(default=100, ge=1, description="limit of the solvers that iterate over all groups at once")
     weights: tuple[float, ...] | None = Field(

@@ -1,9 +1,9 @@
 r"""The affinity between pairs of channels, applied without ever being written out.
 
 A candidate (i, j) says that channel i of the target is channel j of the source. Two candidates (i, j) and (k, l)
-support each other by how alike the edges between the channels are, :math:`\exp(-\|A[i, k] - B[j, l]\|)`. For a network of 139
-channels the matrix of all candidates has 19,321 rows. Here it is only ever multiplied with a vector, layer by layer
-(Liu et al. 2022, section 3).
+support each other by how alike the edges between the channels are, :math:`\exp(-\|A[i, k] - B[j, l]\|)`. For a network
+of 139 channels the matrix of all candidates has 19,321 rows. Here it is only ever multiplied with a vector, layer by
+layer (Liu et al. 2022, section 3).
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ SOLVERS: dict[str, str] = {
     "reweighted-random-walk": "reweighted_random_walk",
     "ipfp": "ipfp",
     "frank-wolfe": "frank_wolfe",
+    "fused-gromov": "fused_gromov",
+    "sinkhorn-implicit": "sinkhorn_implicit",
 }
 
 

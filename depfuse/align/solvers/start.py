@@ -8,13 +8,13 @@ from depfuse.align.solvers import load_solver
 from depfuse.align.transport import emd
 
 
-def start_of(problem: MatchingProblem) -> Couplings | None:
-    """The couplings that the recipe says to start from; None where the solver starts as it does by itself.
+def start_of(problem: MatchingProblem, default: str = "none") -> Couplings | None:
+    """The couplings that the recipe says to start from, or the default; None where that is `none`.
 
     `identity` leaves every channel where it is; `activations` is the assignment by activations alone; the name of a
     solver is its first solution.
     """
-    start = problem.recipe.start
+    start = default if problem.recipe.start == "none" else problem.recipe.start
     if start == "none":
         return None
     if start == "identity":
