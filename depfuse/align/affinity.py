@@ -70,7 +70,8 @@ def affinities(first: Tensor, second: Tensor) -> Tensor:
     """exp(-distance) between rows (n, d) and (m, d)."""
     if first.shape[1] == 1:
         return (first - second.T).abs_().neg_().exp_()
-    return torch.cdist(first, second).neg_().exp_()
+    # Not by a matrix product, which leaves equal edges a distance of 1e-4.
+    return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist").neg_().exp_()
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from depfuse.align.solvers.ipfp import as_candidates
 from depfuse.align.solvers.rounding import assign, completed, warn_of_limit
 from depfuse.align.solvers.start import start_of
 
-TOLERANCE = 1e-6
+TOLERANCE = 1e-4  # relative: near its end the iteration creeps
 
 
 class Likeness:

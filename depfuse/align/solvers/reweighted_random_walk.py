@@ -34,7 +34,7 @@ def walk(affinity: Affinity, start: Candidates, iterations: int) -> tuple[Candid
             moved[name] = mixed / mixed.sum() * len(value)
             change = max(change, float((moved[name] - weights[name]).norm()) / len(value))
         weights = moved
-        if change < TOLERANCE:
+        if change <= TOLERANCE:
             return weights, True
     return weights, False
 
@@ -51,9 +51,10 @@ def solve(problem: MatchingProblem) -> list[Couplings]:
     affinity = affinity_of(problem)
     with torch.no_grad():
         weights, rests = walk(affinity, affinity.uniform(), problem.recipe.iterations)
+    orders = assign(weights)
     if not rests:
         warn_of_limit("reweighted-random-walk", problem.recipe.iterations)
-    return [completed(problem, assign(weights))]
+    return [completed(problem, orders)]
 
 
 SOLVER = Solver(solve, criteria=("weights", "mixture"), advice="matches weights: choose criterion weights or mixture")

@@ -99,6 +99,8 @@ def solve(problem: MatchingProblem) -> list[Couplings]:
     recipe = problem.recipe
     placed = problem.placements(start_of(problem, "activations") or {})
     plain = [root for root in problem.roots if not root.children and all(p.within is None for p in root.parts)]
+    if not plain:
+        return [problem.couplings(placed)]
     descent = Descent(SharedCosts(problem), {r.name: placed[r.name] for r in problem.roots if r not in plain})
     source: State = {**problem.source, **{key: descent.state[key] for key in descent.state}}
     run = _Path(problem, plain, source)
@@ -140,8 +142,8 @@ class _Path:
 
     def __init__(self, problem: MatchingProblem, plain: list[Orbit], source: State) -> None:
         self.networks = problem.networks
-        self.target, self.source = problem.target, source
-        self.parts = [(root.name, part) for root in plain for part in root.parts]
+        self.target, self.source, self.weights = problem.target, source, problem.weights
+        self.parts = [(root.name, part) for root in plain for part in problem.parts(root)]
         self.between = copy.deepcopy(problem.networks[0]).eval()
         for module in self.between.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -154,10 +156,9 @@ class _Path:
         """Cross-entropy of the network at `share` to the mean of the parents' class probabilities."""
         moved = dict(self.source)
         for name, part in self.parts:
-            if moved[part.key].is_floating_point():
-                moved[part.key] = _moved(moved[part.key], part, plans[name].to(moved[part.key].dtype))
+            moved[part.key] = _moved(moved[part.key], part, plans[name].to(moved[part.key].dtype))
         state = {
-            key: torch.lerp(tensor, moved[key], share) if tensor.is_floating_point() else tensor.clone()
+            key: torch.lerp(tensor, moved[key], share) if key in self.weights else tensor.clone()
             for key, tensor in self.target.items()
         }
         with torch.no_grad(), evaluating(*self.networks):

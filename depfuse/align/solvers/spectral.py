@@ -27,7 +27,7 @@ def principal(affinity: Affinity, start: Candidates, iterations: int) -> tuple[C
         moved = {name: value * (len(value) / value.sum()) for name, value in support.items()}
         change = sum(float((moved[name] - weights[name]).abs().sum()) / len(moved[name]) for name in moved)
         weights = moved
-        if change < TOLERANCE * len(moved):
+        if change <= TOLERANCE * len(moved):
             return weights, True
     return weights, False
 
@@ -37,9 +37,10 @@ def solve(problem: MatchingProblem) -> list[Couplings]:
     affinity = affinity_of(problem)
     with torch.no_grad():
         weights, rests = principal(affinity, affinity.uniform(), problem.recipe.iterations)
+    orders = assign(weights)
     if not rests:
         warn_of_limit("spectral", problem.recipe.iterations)
-    return [completed(problem, assign(weights))]
+    return [completed(problem, orders)]
 
 
 SOLVER = Solver(solve, criteria=("weights", "mixture"), advice="matches weights: choose criterion weights or mixture")
