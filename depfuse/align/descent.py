@@ -19,8 +19,7 @@ from depfuse.align.coupling import Couplings
 from depfuse.align.edges import Edges
 from depfuse.align.nested import Placement, as_it_stands, follow
 from depfuse.align.problem import MatchingProblem, is_better
-from depfuse.align.transport import assigned
-from depfuse.groups.nesting import Orbit
+from depfuse.align.transport import assigned, reassigned
 
 MAX_SWEEPS = 100
 ROUNDING = 1e-7  # of float32, in which the products are
@@ -78,13 +77,15 @@ class SharedCosts:
             if edges.ends[1] is None:
                 continue
             second = self.numbers[edges.ends[1]]
-            turned = [t.transpose(0, 1).contiguous() for t in (edges.target, edges.source)]
+            turned = [t.transpose(0, 1) for t in (edges.target, edges.source)]
+            if edges.target.shape[2] > 1:  # else the transpose is a matrix as it is
+                turned = [t.contiguous() for t in turned]
             self.sides[second].append(_Side(edges, 1, *turned))
             self.neighbours[first].add(second)
             self.neighbours[second].add(first)
             if first == second:
                 self.loops[first].append(edges)
-        self.norms = [self._norms(root, sides) for root, sides in zip(self.roots, self.sides, strict=True)]
+        self._norms: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._through_others()
         self.starting: dict[int, Tensor] = {}
         self.work = 0
@@ -101,8 +102,12 @@ class SharedCosts:
         for number, own in enumerate(touched):
             self.neighbours[number] |= {other for other, theirs in enumerate(touched) if own & theirs}
 
-    def _norms(self, root: Orbit, sides: Sequence[_Side]) -> list[tuple[Tensor, Tensor]]:
-        return [(_squares(side.target), _squares(side.source)) for side in sides]
+    def norms(self, number: int, side: int) -> tuple[Tensor, Tensor]:
+        """Squared norms (n,) of a root's target and source channels through one side."""
+        if (number, side) not in self._norms:
+            seen = self.sides[number][side]
+            self._norms[number, side] = _squares(seen.target), _squares(seen.source)
+        return self._norms[number, side]
 
     def start(self, number: int) -> Tensor:
         """The product of a root with all others where they stand in the source; computed once for all descents."""
@@ -124,7 +129,7 @@ class SharedCosts:
 
 
 def _squares(tensor: Tensor) -> Tensor:
-    return tensor.flatten(1).double().square().sum(1).cpu()
+    return tensor.flatten(1).square().sum(1).double().cpu()
 
 
 class Descent:
@@ -184,7 +189,7 @@ class Descent:
                 step, _, _ = self.problem.match_tree(root, self.state, self.placed[root.name], consumed=False)
                 self._move(number, step)
             else:
-                order = assigned(self.cost(number, preceding=True))
+                order = assigned(self.cost(number, preceding=True, norms=bool(self.problem.watched)))
                 self._place(number, order)
 
     def improve(self, number: int) -> bool:
@@ -195,22 +200,22 @@ class Descent:
             if step is not None:
                 self._move(number, step)
             return step is not None
-        cost = self.cost(number)
-        order, old = assigned(cost), self.placed[root.name][root.name]
-        rows = torch.arange(root.size)
+        cost, old = self.cost(number, norms=bool(self.problem.watched)), self.placed[root.name][root.name]
+        order, rows = reassigned(cost, old), torch.arange(root.size)
         before, after = float(cost[rows, old].sum()), float(cost[rows, order].sum())
         if self.shared.loops[number] and not self.problem.watched:
             # Edges within the group depend on its coupling at both ends: what the cost says of them is a first guess.
             after -= 2.0 * sum(_loop(e, order) - _bent(e, old, order) for e in self.shared.loops[number])
-        better = is_better(after, before) and before - after > ROUNDING * float(cost.abs().mean()) * root.size
+        better = is_better(after, before) and before - after > ROUNDING * float(cost[rows, old].abs().sum())
         if better:
             self._place(number, order)
         return better
 
-    def cost(self, number: int, preceding: bool = False) -> Tensor:
+    def cost(self, number: int, preceding: bool = False, norms: bool = True) -> Tensor:
         """Cost (n, n) of a plain root, columns in the order of the source, in float64 on the CPU.
 
-        With `preceding`, only by tensors that do not consume the channels, if there are any.
+        With `preceding`, only by tensors that do not consume the channels, if there are any. Without `norms`, but for
+        what is constant along rows or columns and changes no assignment.
         """
         root, sides = self.shared.roots[number], self.shared.sides[number]
         others = self.problem.beside_edges.get(root.name, [])
@@ -222,11 +227,11 @@ class Descent:
             return torch.zeros(root.size, root.size, dtype=torch.float64)
         cost = torch.zeros(root.size, root.size, dtype=torch.float64)
         if chosen:
-            rows, columns = (sum(self.shared.norms[number][k][end] for k in chosen) for end in (0, 1))
-            assert isinstance(rows, Tensor)
-            assert isinstance(columns, Tensor)
-            product = self._product(number, chosen)
-            cost = (rows[:, None] + columns[None, :]).sub_(product.cpu().double(), alpha=2.0)
+            cost = self._product(number, chosen).cpu().double().mul_(-2.0)
+            if norms:
+                sizes = [self.shared.norms(number, k) for k in chosen]
+                cost += torch.stack([rows for rows, _ in sizes]).sum(0)[:, None]
+                cost += torch.stack([columns for _, columns in sizes]).sum(0)
         if before:
             current = weight_cost(before, self.problem.target, self.state)[0]
             cost = cost + current[:, torch.argsort(self.placed[root.name][root.name])]

@@ -129,11 +129,17 @@ def _of_tensor(
 
 def _entries(tensor: Tensor, first: int, rows: Tensor, second: int, columns: Tensor | None) -> Tensor:
     """Entries (n, m, d) of a tensor at rows (n, r) of one axis and columns (m, s) of another."""
-    rows = rows.to(tensor.device)
     if columns is None:
-        taken = tensor.index_select(first, rows.reshape(-1)).movedim(first, 0)
+        taken = _along(tensor, first, rows).movedim(first, 0)
         return taken.reshape(len(rows), 1, -1).float()
-    columns = columns.to(tensor.device)
-    taken = tensor.index_select(first, rows.reshape(-1)).index_select(second, columns.reshape(-1))
+    taken = _along(_along(tensor, first, rows), second, columns)
     taken = taken.movedim((first, second), (0, 1)).reshape(*rows.shape, *columns.shape, -1)
     return taken.transpose(1, 2).reshape(len(rows), len(columns), -1).float()
+
+
+def _along(tensor: Tensor, axis: int, index: Tensor) -> Tensor:
+    """The positions of an axis, without a copy where they are all of them in order."""
+    flat = index.reshape(-1)
+    if len(flat) == tensor.shape[axis] and torch.equal(flat, torch.arange(len(flat))):
+        return tensor
+    return tensor.index_select(axis, flat.to(tensor.device))

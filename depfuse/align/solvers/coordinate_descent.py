@@ -15,9 +15,9 @@ from depfuse.align.solvers.interface import Solver
 from depfuse.align.solvers.start import start_of
 from depfuse.errors import DepfuseWarning
 
-# Multiply-adds after which no further descent is begun: about two seconds of two CPU cores. Networks so large have
+# Multiply-adds after which no further descent is begun: about a second of two CPU cores. Networks so large have
 # wide groups, whose local optima hardly differ.
-WORK_LIMIT = 6e10
+WORK_LIMIT = 3e10
 
 
 def solve(problem: MatchingProblem) -> list[Couplings]:
