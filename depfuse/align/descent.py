@@ -225,7 +225,7 @@ class Descent:
             chosen, before = list(range(len(sides))), others
         if not chosen and not before:
             return torch.zeros(root.size, root.size, dtype=torch.float64)
-        cost = torch.zeros(root.size, root.size, dtype=torch.float64)
+        cost = None
         if chosen:
             cost = self._product(number, chosen).cpu().double().mul_(-2.0)
             if norms:
@@ -234,7 +234,9 @@ class Descent:
                 cost += torch.stack([columns for _, columns in sizes]).sum(0)
         if before:
             current = weight_cost(before, self.problem.target, self.state)[0]
-            cost = cost + current[:, torch.argsort(self.placed[root.name][root.name])]
+            current = current[:, torch.argsort(self.placed[root.name][root.name])]
+            cost = current if cost is None else cost + current
+        assert cost is not None
         return self.problem.mixed(root.name, cost)
 
     def _product(self, number: int, chosen: Sequence[int]) -> Tensor:
