@@ -23,7 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from depfuse.data.preprocessing import Preprocessing
-from depfuse.errors import CheckpointError
+from depfuse.errors import CheckpointError, DepfuseWarning
+from depfuse.foreign import Layout, is_plain_pickle, read_pickle, torch_names
 
 _CARD_KEY = "depfuse_card"
 _NESTED_KEYS = ("state_dict", "model_state_dict", "model", "net")
@@ -82,12 +83,16 @@ class Card(BaseModel):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state dict as it was read, with its card if it has one and its digest (see `state_digest`)."""
+    """A state dict as it was read, with its card if it has one and its digest (see `state_digest`).
+
+    `layout` says whether the weights of linear layers are (outputs, inputs) as in torch; see `read_pickle`.
+    """
 
     path: Path
     state: dict[str, Tensor]
     card: Card | None
     digest: str
+    layout: Layout = "torch"
 
 
 def library_versions() -> dict[str, str]:
@@ -116,7 +121,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Takes safetensors, and what `torch.save` writes (.pt, .pth, .th, .dat, .ckpt, ...) as long as it holds
     only tensors and plain values. The state dict may be nested under ``state_dict``,
     ``model_state_dict``, ``model`` or ``net``, its keys may begin with ``module.`` or ``_orig_mod.``,
-    and it may have been saved on CUDA: tensors come to the CPU.
+    and it may have been saved on CUDA: tensors come to the CPU. Pickles of arrays, as PaddlePaddle and Jittor write
+    them, are read without either; `load_into` turns linear weights as the network needs them.
 
     Raises
     ------
@@ -129,7 +135,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path} is a folder, not a checkpoint file")
     try:
         with path.open("rb") as file:
-            head = file.read(16)
+            head = file.read(64)
     except FileNotFoundError:
         raise CheckpointError(f"there is no file {path}") from None
     except OSError as error:
@@ -138,10 +144,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path} is empty")
     # By content, not by name. Safetensors starts with the length of its header (8 bytes, the lowest first) and the
     # header, so its first bytes may by chance be those of a pickle or a zip archive; theirs give no such length.
+    card: Card | None = None
+    layout: Layout = "torch"
     if head[8:9] == b"{" and head[4:8] == bytes(4):
         state, card = _load_safetensors(path)
+    elif is_plain_pickle(head):
+        loaded, layout = read_pickle(path)
+        state = torch_names(_plain_state(path, loaded), layout)
     elif head.startswith((b"PK", b"\x80")):
-        state, card = _plain_state(path, _load_torch(path)), None
+        state = _plain_state(path, _load_torch(path))
     else:
         raise CheckpointError(f"{path} is no checkpoint: neither safetensors nor a file of torch.save")
     if not state:
@@ -151,14 +162,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(
             f"{path}: the card belongs to other weights than these: the file was changed after it was written"
         )
-    return Checkpoint(path, state, card, digest)
+    return Checkpoint(path, state, card, digest, layout)
 
 
 def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Put the weights of a checkpoint into a network; all of them must fit.
 
     ``num_batches_tracked`` of a BatchNorm may be missing, as in files of old versions of torch. Values of
-    another precision are converted to the network's own.
+    another precision are converted to the network's own. Weights of `nn.Linear` are transposed where the file has
+    PaddlePaddle's layout.
 
     Raises
     ------
@@ -167,7 +179,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
         unchanged then.
     """
     own = model.state_dict()
-    state = _in_names_of(own, checkpoint.state)
+    state = _in_layout_of(model, _in_names_of(own, checkpoint.state), checkpoint)
     counters = {key for key in own if key.endswith("num_batches_tracked")}
     missing = [key for key in own if key not in state and key not in counters]
     extra = [key for key in state if key not in own]
@@ -336,6 +348,30 @@ def _in_names_of(own: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[st
         if own and all(key.startswith(wrapper) for key in own) and not any(k.startswith(wrapper) for k in state):
             return {wrapper + key: value for key, value in state.items()}
     return state
+
+
+def _in_layout_of(model: nn.Module, state: dict[str, Tensor], checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Transpose the weights of linear layers where the file keeps them as (inputs, outputs)."""
+    if checkpoint.layout == "torch":
+        return state
+    owned = [
+        f"{name}.weight".removeprefix(".") for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    ]
+    linear = [key for key in owned if key in state and state[key].dim() == 2]
+    if checkpoint.layout == "paddle?":
+        # The file as a whole has one layout, which a single weight that is not square gives away.
+        shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
+        telling = [key for key in linear if shapes[key][0] != shapes[key][1]]
+        if telling and all(state[key].shape == shapes[key] for key in telling):
+            return state
+        if linear and not telling:
+            warnings.warn(
+                f"{checkpoint.path} does not say whether its square linear weights are transposed: "
+                "they are taken to be, as PaddlePaddle stores them",
+                DepfuseWarning,
+                stacklevel=3,
+            )
+    return {**state, **{key: state[key].T for key in linear}}
 
 
 def _few(keys: list[str]) -> str:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from depfuse.align.solvers import SOLVERS
 from depfuse.errors import RecipeError
 
 Criterion = Literal["activations", "weights", "mixture"]
-Solver = Literal["emd", "sinkhorn", "coordinate-descent"]
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    Solver: TypeAlias = str
+    Start: TypeAlias = str
+else:
+    Solver = Literal[tuple(SOLVERS)]
+    Start = Literal[("none", "identity", "activations", *(name for name in SOLVERS if name != "sinkhorn"))]
 Distance = Literal["best", "cosine", "pearson", "cosine-pearson", "scaled", "euclidean"]
 TapPosition = Literal["after", "before", "both"]
 Renorm = Literal["auto", "none", "reset"]
@@ -37,7 +45,19 @@ class Recipe(BaseModel):
     taps: TapPosition = Field(default="after", description="activations before or after the non-linearity, or both")
     mixture: float = Field(default=0.5, ge=0.0, le=1.0, description="share of the activation cost in a mixture")
     regularisation: float = Field(default=0.01, gt=0.0, description="Sinkhorn's, relative to the cost's scale")
-    restarts: int = Field(default=8, ge=1, description="local optima of a weight matching to choose from")
+    restarts: int = Field(
+        default=8,
+        ge=1,
+        description="local optima of a weight matching to choose from, at most; large networks get fewer",
+    )
+    start: Start = Field(
+        default="none",
+        description="what an iterative solver starts from: activations is their assignment, a solver's name its result",
+    )
+    structure: float = Field(
+        default=0.5, ge=0.0, le=1.0, description="share of the correlations within each parent in fused-gromov"
+    )
+    iterations: int = Field(default=100, ge=1, description="limit of the solvers that iterate over all groups at once")
     weights: tuple[float, ...] | None = Field(
         default=None, description="one share per parent, in their order, summing to 1; equal shares if left out"
     )
@@ -75,6 +95,12 @@ class Recipe(BaseModel):
         if abs(sum(weights) - 1.0) > 1e-6:
             raise ValueError(f"weights {weights} sum to {sum(weights):g}; they must sum to 1")
         return weights
+
+    @model_validator(mode="after")
+    def _start_is_another(self) -> Recipe:
+        if self.start == self.solver:
+            raise ValueError(f"start {self.start} is the solver itself: name another one, or leave it out")
+        return self
 
     @classmethod
     def create(cls, **settings: Any) -> Recipe:

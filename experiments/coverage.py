@@ -1,26 +1,34 @@
 """Which architectures' channel groups are found and proved: one row per name of torchvision and timm.
 
     python experiments/coverage.py [--library torchvision timm] [--family resnet vit ...] [--names 'timm:vit_*' ...]
-                                   [--jobs 2] [--seconds 600] [--memory GIB] [--again [STATUS ...]] [--out FILE]
+                                   [--jobs 2] [--seconds 600] [--memory GIB] [--pixels N] [--again [STATUS ...]]
+                                   [--out FILE]
 
 Names: all classification networks of torchvision, and timm's of the families below, with random weights. Every name
 runs in a process of its own, with a limit on time and memory, one thread each, the smallest networks first. A row is
 written to the CSV as soon as it is there, and names that have one are skipped (`--again`: all of them once more, or
-those of the statuses given). A name that took more than its part of the memory runs once more at the end, alone.
+those of the statuses given). The largest run at the end, alone, and so does once more what took more than its part of
+the memory.
 
 - proved: permuting all groups at random changes the output by at most 1e-9, and all that is fixed has to be;
 - refused: something could not be followed or proved, and is fixed and named; or the network cannot be traced;
 - error: an exception that depfuse does not raise on purpose; timeout, memory: the limit was reached.
 
 Seconds are of one thread: `find_seconds` for the groups and taps, `pass_seconds` for one forward and backward pass in
-float32, `prove_seconds` for the proof in float64. Prints a summary in Markdown at the end (`--summary`: only that).
+float32, `prove_seconds` for the proof in float64 (of all threads, where a network runs alone). Prints a summary in
+Markdown at the end (`--summary`: only that).
 """
 
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if __name__ == "__main__" and "MALLOC_MMAP_MAX_" not in os.environ and sys.platform == "linux":
+    # Large tensors come and go: memory that stays with the process saves a third of the time.
+    os.environ.update(MALLOC_MMAP_MAX_="0", MALLOC_TRIM_THRESHOLD_=str(2**40))
+    os.execv(sys.executable, [sys.executable, *sys.argv])
 
 import argparse
 import contextlib
@@ -28,11 +36,10 @@ import csv
 import json
 import multiprocessing
 import re
-import sys
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from multiprocessing.connection import Connection
@@ -86,6 +93,7 @@ FAMILIES = {
 TRANSFORMERS = ("*vit_*", "*swin*", "*deit*")
 LEAST_SHARE = {True: 0.90, False: 0.95}  # of the parameters in a free group: transformers, convolutional networks
 GIB = 2**30
+BYTES_PER_PARAMETER = 22  # of the memory that the largest networks take
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 Row = dict[str, Any]
 
@@ -118,12 +126,12 @@ class Job:
 # --- what runs in the process of one name -----------------------------------------------------------
 
 
-def measure(arch: str, outbox: Connection) -> None:
+def measure(arch: str, outbox: Connection, threads: int, pixels: int) -> None:
     """Find and prove the groups of one network; what is known is sent as soon as it is."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     try:
-        _measure(arch, outbox)
+        _measure(arch, outbox, threads, pixels)
     except DepfuseError as error:
         outbox.send({"status": "refused", "why": str(error)})
     except MemoryError:
@@ -135,10 +143,10 @@ def measure(arch: str, outbox: Connection) -> None:
         outbox.send({"status": "error", "why": why})
 
 
-def _measure(arch: str, outbox: Connection) -> None:
+def _measure(arch: str, outbox: Connection, threads: int, pixels: int) -> None:
     started = time.perf_counter()
     model = build_network(arch).eval()
-    example = torch.randn(1, *example_shape(arch, model))
+    example = torch.randn(1, *image_shape(arch, model, pixels))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     built = {"parameters": parameters, "input": "x".join(map(str, example.shape[1:]))}
     outbox.send({**built, "build_seconds": _rounded(time.perf_counter() - started), "why": "while finding groups"})
@@ -149,6 +157,7 @@ def _measure(arch: str, outbox: Connection) -> None:
     outbox.send({**found, "find_seconds": _rounded(time.perf_counter() - started)})
     outbox.send({"pass_seconds": _rounded(seconds_of_a_pass(model, example)), "why": "while proving"})
 
+    torch.set_num_threads(threads)
     started = time.perf_counter()
     groups = prove_groups(model, groups, example)
     wrong = not_followed(groups)
@@ -167,6 +176,15 @@ def _measure(arch: str, outbox: Connection) -> None:
             "why": explain(wrong),
         }
     )
+
+
+def image_shape(arch: str, model: nn.Module, pixels: int) -> tuple[int, ...]:
+    """The shape that suits a network; with sides of at most `pixels` where timm says that it takes any size."""
+    channels, *sides = example_shape(arch, model)
+    description = getattr(model, "default_cfg", None)
+    if description is None or description.get("fixed_input_size"):
+        return channels, *sides
+    return channels, *(min(side, pixels) for side in sides)
 
 
 def seconds_of_a_pass(model: nn.Module, example: Tensor) -> float:
@@ -263,19 +281,19 @@ def sizes_of(names: Iterable[str], cache: Path, jobs: int, context: Any) -> dict
 class Runner:
     """Runs names in processes of their own, some at a time, and enters what they find into the table."""
 
-    def __init__(self, table: Table, chosen: argparse.Namespace, context: Any) -> None:
-        self._table, self._context = table, context
-        self._jobs, self._seconds = chosen.jobs, chosen.seconds
+    def __init__(self, table: Table, sizes: Mapping[str, int], chosen: argparse.Namespace, context: Any) -> None:
+        self._table, self._sizes, self._context = table, sizes, context
+        self._jobs, self._seconds, self._pixels = chosen.jobs, chosen.seconds, chosen.pixels
         self._memory = int(chosen.memory * GIB)
         self._running: list[Job] = []
 
     def run(self, rows: dict[str, Row]) -> None:
-        """All rows, several at a time; those that take too much memory for that once more, alone."""
+        """All rows, several at a time; then alone, with a thread for each job, those that need much memory."""
         share = self._memory // self._jobs
+        large = [arch for arch in rows if self._sizes[arch] * BYTES_PER_PARAMETER > share]
         try:
-            too_large = self._run(rows, self._jobs, share)
-            if too_large and self._jobs > 1:
-                self._run({arch: rows[arch] for arch in too_large}, 1, self._memory)
+            too_large = self._run({arch: row for arch, row in rows.items() if arch not in large}, self._jobs, share)
+            self._run({arch: rows[arch] for arch in (*(too_large if self._jobs > 1 else ()), *large)}, 1, self._memory)
         finally:
             for job in self._running:
                 job.process.kill()
@@ -285,7 +303,7 @@ class Runner:
         while waiting or self._running:
             while waiting and len(self._running) < jobs:
                 arch = waiting.pop(0)
-                self._running.append(self._start(arch, dict(rows[arch]), memory))
+                self._running.append(self._start(arch, dict(rows[arch]), memory, self._jobs // jobs))
             time.sleep(0.05)
             for job in list(self._running):
                 if self._is_over(job):
@@ -300,9 +318,9 @@ class Runner:
                     print(f"{finished}/{len(rows)} {job.row['status']:8s} {job.arch} {taken:.0f} s {why}", flush=True)
         return too_large
 
-    def _start(self, arch: str, row: Row, memory: int) -> Job:
+    def _start(self, arch: str, row: Row, memory: int, threads: int) -> Job:
         inbox, outbox = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=measure, args=(arch, outbox), daemon=True)
+        process = self._context.Process(target=measure, args=(arch, outbox, threads, self._pixels), daemon=True)
         row["why"] = "while building the network"
         process.start()
         outbox.close()
@@ -416,6 +434,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seconds", type=float, default=600.0, help="limit of each name")
     parser.add_argument(
+        "--pixels", type=int, default=10**4, help="longest image side, for networks of timm that take any"
+    )
+    parser.add_argument(
         "--memory", type=float, default=round(0.85 * total_memory(), 1), metavar="GIB", help="limit of all together"
     )
     parser.add_argument("--again", nargs="*", metavar="STATUS", help="also names that have a row, of these statuses")
@@ -430,7 +451,9 @@ def main() -> None:
         context = multiprocessing.get_context("fork" if has_fork else "spawn")
         left = {arch: row for arch, row in names.items() if wanted(table.rows.get(arch), chosen.again)}
         sizes = sizes_of(left, chosen.out.with_suffix(".sizes.json"), chosen.jobs, context)
-        Runner(table, chosen, context).run({arch: left[arch] for arch in sorted(left, key=lambda a: (sizes[a], a))})
+        Runner(table, sizes, chosen, context).run(
+            {arch: left[arch] for arch in sorted(left, key=lambda a: (sizes[a], a))}
+        )
     print("\n" + summary([row for arch, row in table.rows.items() if arch in names]))
 
 

@@ -59,6 +59,8 @@ PAIRS = {
         "mnist",
     ),
     "resnet20-8-1-8-2": _resnet20("run8-1", "run8-2"),
+    "resnet20-8-1-8-3": _resnet20("run8-1", "run8-3"),
+    "resnet20-8-2-8-3": _resnet20("run8-2", "run8-3"),
     "resnet20-1-4": _resnet20("run1", "run4"),
     "resnet56-3-5": Pair(
         "ResNet56 run3 + run5",

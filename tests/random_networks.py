@@ -259,7 +259,7 @@ class Draft:
     def narrowed(self, x: int) -> int:
         """A block that narrows, with a shortcut of some of the channels."""
         width = self.shape(x)[1]
-        start, step = self.one_of(0, 1), self.one_of(1, 2)
+        start, step = self.one_of(0, 1) if width > 1 else 0, self.one_of(1, 2)
         shortcut = self.apply(Function(f"x[:, {start}::{step}]", lambda v: v[:, start::step]), x)
         return self.add(self.convolution(x, len(range(start, width, step))), shortcut)
 

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from depfuse.groups import ChannelGroups
+from depfuse.groups.classes import settle
 from depfuse.groups.depgraph import trace
-from depfuse.groups.labels import settle
 from depfuse.groups.rules import Replay
 
 Axis = tuple[str, int]
@@ -275,8 +275,8 @@ def _same(first: Tensor, second: Tensor) -> Any:
     return bool((first - second).abs().max() <= 1e-10 * (1.0 + second.abs().max()))
 
 
-def fixed_positions(network: Drawn) -> dict[tuple[str, int, int], str]:
-    """(key, axis, position) -> why it, or the block that it lies in, is fixed; grouped inputs left out."""
+def classes_of_positions(network: Drawn) -> dict[tuple[str, int, int], tuple[int, str | None]]:
+    """(key, axis, position) -> its class, and why that, or the block that it lies in, is fixed."""
     replay = Replay(trace(network, torch.randn(IMAGE)))
     replay.run()
     classes = settle(replay.ledger)
@@ -286,11 +286,10 @@ def fixed_positions(network: Drawn) -> dict[tuple[str, int, int], str]:
             if block in classes.reasons:
                 reasons.setdefault(member, classes.reasons[block])
     return {
-        (key, factor.source[1], position): reasons[member]
+        (key, factor.source[1], position): (member, reasons.get(member))
         for leaf, labels in replay.leaves.items()
         for key in replay.trace.leaves[leaf]
         for factor in labels.factors
         if factor.source is not None and len(factor.axes) == 1
         for position, member in enumerate(classes.of[factor.labels.flatten().numpy()].tolist())
-        if member in reasons
     }

@@ -14,8 +14,9 @@ from torch import nn
 
 from depfuse.align import Coupling, align, apply_couplings
 from depfuse.align.costs import activation_cost, mixed_cost, weight_cost
-from depfuse.align.matching import coordinate_descent
+from depfuse.align.descent import Descent, SharedCosts
 from depfuse.align.moments import collect_moments
+from depfuse.align.problem import MatchingProblem
 from depfuse.align.transport import emd, sinkhorn, transport_cost
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.errors import RecipeError
@@ -240,37 +241,23 @@ def test_planted_permutations_are_recovered(arch, settings_):
         assert torch.equal(order, expected[group.name]), group.name
 
 
-class Distances:
-    """The matching problem of two networks' weights, which notes the distance before each step."""
-
-    def __init__(self, groups, target, source, weights) -> None:
-        self.roots, self.target, self.source, self.weights = find_orbits(groups.groups), target, source, weights
-        self.totals: list[float] = []
-
-    def cost(self, root, state):
-        return weight_cost([part for part in root.parts if part.key in self.weights], self.target, state)[0]
-
-    def improve(self, root, state, moved):
-        self.totals.append(sum(float((self.target[k] - state[k]).double().square().sum()) for k in self.weights))
-        cost = self.cost(root, state)
-        found, identity = emd(cost), Coupling.identity(root.size)
-        better = transport_cost(cost, found) < transport_cost(cost, identity) * (1 - 1e-9)
-        return {root.name: found.permutation} if better else None
-
-
 def test_descent_never_rises_and_ends_where_no_group_improves():
     models = [build_network("digits_resnet") for _ in range(2)]
     groups = find_groups(models[0], torch.zeros(1, 1, 8, 8))
-    target, source = (model.state_dict() for model in models)
-    problem = Distances(groups, target, source, {name for name, _ in models[0].named_parameters()})
-    found = coordinate_descent(problem, [range(len(problem.roots))])
-    assert problem.totals[-1] < problem.totals[0]
-    assert all(later <= earlier + 1e-4 for earlier, later in itertools.pairwise(problem.totals))
-    state = source
+    problem = MatchingProblem(groups, (models[0], models[1]), Recipe(criterion="weights"))
+    descent = Descent(SharedCosts(problem))
+    totals = [problem.distance(descent.couplings)]
+    moved = True
+    while moved:
+        moved = False
+        for number in range(len(problem.roots)):
+            moved |= descent.improve(number)
+            totals.append(problem.distance(descent.couplings))
+    assert totals[-1] < totals[0]
+    assert all(later <= earlier + 1e-4 for earlier, later in itertools.pairwise(totals))
+    state = apply_couplings(groups, descent.couplings, problem.source)
     for root in problem.roots:
-        state = root.permute(state, found[root.name])
-    for root in problem.roots:
-        cost = problem.cost(root, state)
+        cost = weight_cost(problem.parts(root), problem.target, state)[0]
         assert transport_cost(cost, Coupling.identity(root.size)) <= transport_cost(cost, emd(cost)) * (1 + 1e-6)
 
 

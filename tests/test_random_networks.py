@@ -9,7 +9,8 @@ from random_networks import IMAGE, Drawn, random_networks
 
 from depfuse.groups import ChannelGroup, find_groups, not_followed, prove_groups
 from depfuse.groups.generic import GenericNetwork
-from depfuse.groups.invariance import NO_EFFECT, NOT_USED
+from depfuse.groups.invariance import NO_EFFECT
+from depfuse.groups.reasons import NOT_USED
 
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 BOUNDED = settings(deadline=None, derandomize=True, print_blob=True, suppress_health_check=SLOW)

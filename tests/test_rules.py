@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from depfuse.errors import GroupError
 from depfuse.groups import ChannelGroups, find_groups, not_followed, prove_groups, random_permutations
 from depfuse.groups.invariance import NO_EFFECT
-from depfuse.groups.labels import SINGLE, TOUCHES_INPUT
-from depfuse.groups.rules import CONSTANT, PARTS, TOUCHES_OUTPUT
+from depfuse.groups.reasons import CONSTANT, PARTS, SINGLE, TOUCHES_INPUT, TOUCHES_OUTPUT
 
 IMAGE = torch.zeros(2, 3, 4, 4)
 TOKENS = torch.zeros(2, 5, 6)
@@ -90,6 +89,25 @@ def test_blocks_of_two_divisions_that_do_not_fit():
         [[4], [5]],
         [[6], [7]],
     ]
+
+
+class DividedBySpread(nn.Module):
+    """Each channel divided by the standard deviation over its block, as in EvoNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 6, 1), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        spread = x.reshape(len(x), 2, 3, *x.shape[2:]).var((2, 3, 4), keepdim=True).add(1e-5).sqrt()
+        x = x * torch.sigmoid(x) / spread.expand(len(x), 2, 3, *x.shape[2:]).reshape(x.shape)
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_statistic_of_a_block_ties_the_block_only():
+    groups = proved(DividedBySpread(), IMAGE)
+    assert moved_by(groups, "stem.weight") == [[[0, 1, 2], [3, 4, 5]], [[0], [1], [2]], [[3], [4], [5]]]
 
 
 class Halves(nn.Module):
@@ -219,6 +237,9 @@ def test_multi_query_attention():
     assert moved_by(groups, "value.weight") == [[[0], [1], [2]]]
     by_head, by_channel = [[0, 1, 2], [3, 4, 5], [6, 7, 8]], [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
     assert sorted(moved_by(groups, "out.weight", 1)) == sorted([by_head, by_channel])
+    # Where heads and channels cross, neither can be watched before the other is matched.
+    watched = {group.name: {(tap.module, tap.side) for tap in group.taps} for group in groups.free}
+    assert watched["query#1"] | watched["query#2"] == {("key", "output")}
 
 
 class Rotary(nn.Module):

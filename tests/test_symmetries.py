@@ -6,16 +6,21 @@ import pytest
 import torch
 from hypothesis import given, reject, settings
 from random_networks import IMAGE, Drawn, random_networks
-from symmetries import DenseNetwork, Search, UndecidedError, fixed_positions, generated, symmetries_of
+from symmetries import DenseNetwork, Search, UndecidedError, classes_of_positions, generated, symmetries_of
 from test_random_networks import BOUNDED
 from torch import nn
 
 from depfuse.groups import ChannelGroups, find_groups
-from depfuse.groups.labels import OVERLAP, SINGLE
+from depfuse.groups.reasons import OVERLAP, SINGLE
 
 # A position that a slice singled out could still take the place of another with the same role; so could, seldom, blocks
-# that have channels in common. Neither is looked for.
+# that have channels in common, and a channel's own positions each other's. None of these is looked for.
 NOT_SOUGHT = {SINGLE, OVERLAP}
+
+
+def not_sought(first: tuple[int, str | None] | None, second: tuple[int, str | None] | None) -> bool:
+    """Whether the symmetries that bring the second position's channel to the first are not looked for."""
+    return first is not None and (first[1] in NOT_SOUGHT or (second is not None and first[0] == second[0]))
 
 
 def check_completeness(network: Drawn) -> None:
@@ -27,15 +32,14 @@ def check_completeness(network: Drawn) -> None:
     except UndecidedError:
         reject()
     if missing:
-        fixed = fixed_positions(network)
+        known = classes_of_positions(network)
         missing = [
             symmetry
             for symmetry in missing
             if not any(
-                fixed.get((key, axis, place)) in NOT_SOUGHT
+                place != other and not_sought(known.get((key, axis, place)), known.get((key, axis, other)))
                 for (key, axis), order in symmetry.items()
                 for place, other in enumerate(order)
-                if place != other
             )
         ]
     assert not missing, "\n".join(map(str, missing))

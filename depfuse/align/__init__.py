@@ -1,6 +1,23 @@
 """Alignment: which channel of one parent is which channel of another."""
 
-from depfuse.align.aligner import Judge, align
-from depfuse.align.coupling import Coupling, Couplings, apply_couplings, compose, invert
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from depfuse.align.aligner import Judge, align
+    from depfuse.align.coupling import Coupling, Couplings, apply_couplings, compose, invert
 
 __all__ = ["Coupling", "Couplings", "Judge", "align", "apply_couplings", "compose", "invert"]
+
+_HOMES = {
+    "depfuse.align.aligner": ("Judge", "align"),
+    "depfuse.align.coupling": ("Coupling", "Couplings", "apply_couplings", "compose", "invert"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: a recipe looks up the solvers' names without torch."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,10 +8,15 @@ import numpy as np
 import ot
 import torch
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
 from depfuse.align.coupling import Coupling
 from depfuse.errors import RecipeError
+
+SPARSE_FROM = 768  # channels from which a few costs of each row are tried first
+NEAREST = 32
 
 
 def checked(cost: Tensor) -> np.ndarray:
@@ -20,6 +25,34 @@ def checked(cost: Tensor) -> np.ndarray:
     if not np.isfinite(values).all():
         raise RecipeError("a matching cost is not finite: check the parents' weights and the calibration images")
     return values
+
+
+def assigned(cost: Tensor) -> Tensor:
+    """The permutation (n,) int64 of least cost: row i goes with column order[i]."""
+    return torch.from_numpy(linear_sum_assignment(checked(cost))[1].astype(np.int64))
+
+
+def reassigned(cost: Tensor, known: Tensor) -> Tensor:
+    """A permutation of less cost than a known one, or one of least cost; quick where `assigned` is slow.
+
+    Large problems are solved among the few least costs of each row and the known pairs first: nearly always that gives
+    the best of all, in a tenth of the time. Only where it gives nothing better are all costs looked at.
+    """
+    size = len(cost)
+    if size < SPARSE_FROM or not bool(torch.isfinite(cost.sum())):
+        return assigned(cost)
+    near = torch.topk(cost, NEAREST, dim=1, largest=False).indices
+    columns = torch.cat([near, known[:, None]], 1).sort(1).values
+    first = torch.ones_like(columns, dtype=torch.bool)
+    first[:, 1:] = columns[:, 1:] != columns[:, :-1]
+    rows = torch.arange(size)[:, None].expand_as(columns)[first]
+    entries = (cost[rows, columns[first]] - cost.min()).numpy() + 1.0  # zeros would count as absent
+    begins = np.concatenate([[0], first.sum(1).cumsum(0).numpy()])
+    table = csr_array((entries, columns[first].numpy(), begins), shape=(size, size))
+    order = torch.from_numpy(min_weight_full_bipartite_matching(table)[1].astype(np.int64))
+    each = torch.arange(size)
+    found, before = float(cost[each, order].sum()), float(cost[each, known].sum())
+    return order if before - found > 1e-6 * abs(before) else assigned(cost)
 
 
 def emd(cost: Tensor) -> Coupling:
@@ -33,10 +66,9 @@ def emd(cost: Tensor) -> Coupling:
     cost
         (n_target, n_source).
     """
+    if cost.shape[0] == cost.shape[1]:
+        return Coupling(assigned(cost))
     values = checked(cost)
-    if values.shape[0] == values.shape[1]:
-        _, columns = linear_sum_assignment(values)
-        return Coupling(torch.from_numpy(columns.astype(np.int64)))
     plan = ot.emd(*_uniform(values), values)
     return Coupling(plan=torch.from_numpy(np.asarray(plan)))
 

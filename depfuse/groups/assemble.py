@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, Role, Slot
-from depfuse.groups.labels import SINGLE, TOUCHES_INPUT, Classes, Factor, Labels, mixed
-from depfuse.groups.rules import KERNEL, TOUCHES_OUTPUT, Replay
+from depfuse.groups.classes import Classes, mixed
+from depfuse.groups.labels import Factor, Labels, distinct
+from depfuse.groups.reasons import KERNEL, NOT_USED, SINGLE, TOUCHES_INPUT, TOUCHES_OUTPUT
+from depfuse.groups.rules import Replay
 from depfuse.groups.taps import find_taps, position_tables
-
-NOT_USED = "not used in the forward pass"
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _block_drafts(occurrences: _Occurrences, classes: Classes) -> list[tuple[lis
     cells: dict[tuple[int, ...], set[int]] = defaultdict(set)
     around_block: dict[int, list[int]] = defaultdict(list)  # class -> the blocks that it lies in
     if classes.blocks:
-        pairs = np.unique(np.concatenate(classes.blocks), axis=0)
+        pairs = distinct(np.concatenate(classes.blocks))
         pairs = pairs[np.argsort(pairs[:, 1], kind="stable")]
         outer, starts = np.unique(pairs[:, 1], return_index=True)
         inside = dict(zip(outer.tolist(), (part.tolist() for part in np.split(pairs[:, 0], starts[1:])), strict=True))
@@ -270,7 +270,7 @@ class _Blocks:
         self._members: dict[int, frozenset[int]] = {}
         self._around: dict[int, list[int]] = defaultdict(list)
         self._holding: dict[frozenset[int], set[int]] = defaultdict(set)
-        pairs = np.unique(np.concatenate(classes.inside), axis=0) if classes.inside else np.zeros((0, 2), np.int64)
+        pairs = distinct(np.concatenate(classes.inside)) if classes.inside else np.zeros((0, 2), np.int64)
         pairs = pairs[np.argsort(pairs[:, 1], kind="stable")]
         labels, starts = np.unique(pairs[:, 1], return_index=True)
         for label, members in zip(labels.tolist(), np.split(pairs[:, 0], starts[1:]), strict=False):

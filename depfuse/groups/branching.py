@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from depfuse.groups.depgraph import Example, run_network
+from depfuse.groups.overwrites import METADATA
 from depfuse.groups.rules import Replay
 
 ASKING: dict[Any, str] = {
@@ -72,6 +73,8 @@ class BranchWatch(TorchFunctionMode):
     ) -> Any:
         """Run the function, note whether it asks for a value, and pass dependence on to its results."""
         result = func(*args, **(kwargs or {}))
+        if isinstance(result, METADATA) and func not in ASKING:
+            return result
         operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if any(operand.requires_grad or operand in self._dependent for operand in operands):
             if func in ASKING and (module := _running_module(sys._getframe(1))) is not None:

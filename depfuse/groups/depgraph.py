@@ -3,7 +3,7 @@
 `torch_pruning.DependencyGraph` traces a network by hooks and autograd and gives its layers and
 operators as nodes. depfuse takes these nodes. What DepGraph does next, mapping channel indices from node to
 node as Python lists (Fang et al., DepGraph, CVPR 2023, section 3.2), is replaced by labels on tensors
-(`labels.py`, `rules.py`): lists cost 15 s on densenet121 and do not end on swin_t in torch-pruning 1.6.
+(`labels.py`, `rules`): lists cost 15 s on densenet121 and do not end on swin_t in torch-pruning 1.6.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from depfuse.groups.assemble import assemble
 from depfuse.groups.auxiliary import trace_with_auxiliary
 from depfuse.groups.branching import BranchWatch, fix_branches
 from depfuse.groups.channel_group import ChannelGroups
+from depfuse.groups.classes import settle
 from depfuse.groups.depgraph import Example
-from depfuse.groups.labels import settle
 from depfuse.groups.overwrites import OverwriteWatch
 from depfuse.groups.rules import Replay
 

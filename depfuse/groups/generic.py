@@ -84,7 +84,7 @@ class GenericNetwork:
         arguments: Any = (inputs,) if isinstance(inputs, Tensor) else () if isinstance(inputs, dict) else tuple(inputs)
         keywords = inputs if isinstance(inputs, dict) else {}
         with evaluating(self._network, auxiliary=auxiliary), torch.set_grad_enabled(gradient):
-            result = functional_call(self._network, dict(values), arguments, keywords)
+            result = functional_call(self._network, dict(values), arguments, keywords, tie_weights=False)
         return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
     def effects(self, groups: Sequence[ChannelGroup], permutations: Mapping[str, Tensor]) -> dict[str, float]:

@@ -8,10 +8,10 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from depfuse.errors import GroupError
-from depfuse.groups.assemble import NOT_USED
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, random_permutations
 from depfuse.groups.depgraph import Example
 from depfuse.groups.generic import GenericNetwork
+from depfuse.groups.reasons import NOT_USED
 
 TOLERANCE = 1e-9
 LEAST_EFFECT = 1e-6  # of permuting one slot alone, relative to the output: a proof must be able to fail

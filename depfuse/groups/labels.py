@@ -17,21 +17,17 @@ may be exchanged. That is kept as a relation (label, label of its block).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from depfuse.groups.reasons import SINGLE, TOUCHES_INPUT
+
 ZERO = -1
-TOUCHES_INPUT = "touches the network's input"
-SINGLE = "a single channel"
-ROUNDS = 3  # of colour refinement
-OVERLAP = "blocks that have channels in common"
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +183,7 @@ class Ledger:
             match = next((other for other in theirs if other.axes == factor.axes), None)
             if match is not None:
                 theirs.remove(match)
-            factors.append(factor if match is None else self._join(factor, match))
+            factors.append(factor if match is None else self._join(factor, match, first.plain, second.plain))
         alone = [factor for factor in first.factors if factor in factors]
         lost: set[Factor] = set()
         for other in theirs:
@@ -217,12 +213,31 @@ class Ledger:
         else:
             self.nest(inner.labels, outer.labels)
 
-    def _join(self, first: Factor, second: Factor) -> Factor:
-        """One factor for two that vary along the same axes; a zero takes the other's label."""
+    def _join(self, first: Factor, second: Factor, *plain: frozenset[int]) -> Factor:
+        """One factor for two that vary along the same axes; a zero takes the other's label.
+
+        What stands several times in one of them is a block of the other's: a statistic beside what it was taken of.
+        Along a plain axis it is not the same that stands there several times, but a channel's pixels.
+        """
+        if len(first.axes) == 1 and first.labels.shape == second.labels.shape:
+            for inner, outer, differs in ((first, second, plain[1]), (second, first, plain[0])):
+                if not outer.axes & differs and _is_coarser(outer.labels, inner.labels):
+                    self.nest(inner.labels, outer.labels)
+                    return inner
         self.unite(first.labels, second.labels)
         if not bool((first.labels == ZERO).any()):
             return Factor(first.labels, first.source)
         return Factor(torch.where(first.labels == ZERO, second.labels, first.labels))
+
+
+def _is_coarser(outer: Tensor, inner: Tensor) -> bool:
+    """Whether labels divide positions into parts of which those of other labels are parts in turn; no zeros."""
+    coarse, fine = outer.reshape(-1).numpy(), inner.reshape(-1).numpy()
+    parts = len(np.unique(coarse))
+    if parts == len(coarse) or ZERO in coarse or ZERO in fine:
+        return False
+    count = len(np.unique(fine))
+    return parts < count == len(distinct(np.stack([fine, coarse], axis=1)))
 
 
 def _pairs(first: Tensor, second: Tensor) -> np.ndarray:
@@ -233,7 +248,15 @@ def _pairs(first: Tensor, second: Tensor) -> np.ndarray:
         first, second = _narrow_together(first, second)
     pairs = np.stack([first.reshape(-1).numpy(), second.reshape(-1).numpy()], axis=1)
     pairs = pairs[(pairs != ZERO).all(axis=1) & (pairs[:, 0] != pairs[:, 1])]
-    return np.unique(pairs, axis=0) if len(pairs) > 4096 else pairs
+    return distinct(pairs) if len(pairs) > 4096 else pairs
+
+
+def distinct(pairs: np.ndarray) -> np.ndarray:
+    """Distinct rows of pairs (n, 2) of integers that are not negative, sorted."""
+    if not len(pairs):
+        return pairs
+    base = int(pairs[:, 1].max()) + 1
+    return np.stack(np.divmod(np.unique(pairs[:, 0] * base + pairs[:, 1]), base), axis=1)
 
 
 def _narrow_together(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -254,182 +277,6 @@ def pad_rank(labels: Labels, rank: int) -> Labels:
         tuple(replace(f, labels=f.labels.reshape((1,) * extra + tuple(f.labels.shape))) for f in labels.factors),
         frozenset(axis + extra for axis in labels.plain),
     )
-
-
-@dataclass(frozen=True)
-class Classes:
-    """Labels after all unions: `of[label]` is the class; classes are what may be permuted.
-
-    Attributes
-    ----------
-    of
-        (n_labels,) class of each label.
-    place
-        (n_labels,) a hash of how each label is tied to the others of its class: where two channels correspond, so do
-        their positions with the same hash.
-    count
-        Number of classes.
-    blocks
-        One (n, 2) array per relation: class, class of its block.
-    inside
-        One (n, 2) array per relation: class, label of its block. Two blocks of one class are two places still: the
-        filters of a depthwise convolution that read two positions of one channel.
-    reasons
-        Class -> why it is fixed.
-    """
-
-    of: np.ndarray
-    place: np.ndarray
-    count: int
-    blocks: tuple[np.ndarray, ...]
-    inside: tuple[np.ndarray, ...]
-    reasons: dict[int, str]
-
-
-def settle(ledger: Ledger) -> Classes:
-    """Close the unions.
-
-    Blocks that hold the very same labels are one (a head, for each image of the batch), a block of one channel is that
-    channel, and two divisions of the same channels into the same blocks are one (two
-    grouped convolutions that read one residual stream). Blocks of one division with a channel in common stay where
-    they are: exchanging them would leave that channel in its place.
-    """
-    blocks, same = _without_copies(ledger)
-    unions = [*ledger.unions, *same]
-    while True:
-        classes, count = _components(unions, ledger.count)
-        relations = [np.unique(classes[pairs], axis=0) for pairs in blocks]
-        extra = [pairs for relation in relations if len(pairs := _alone(relation))]
-        extra = extra or _same_blocks([relation[relation[:, 0] != relation[:, 1]] for relation in relations])
-        if not extra:
-            break
-        representative = np.zeros(count, dtype=np.int64)
-        representative[classes] = np.arange(len(classes))
-        unions.extend(representative[pairs] for pairs in extra)
-    reasons: dict[int, str] = {}
-    for labels, reason in ledger.pinned:
-        for label in np.unique(classes[labels]).tolist():
-            reasons.setdefault(label, reason)
-    relations = [relation[relation[:, 0] != relation[:, 1]] for relation in relations]
-    for relation in relations:
-        for block in _overlapping(relation).tolist():
-            reasons.setdefault(block, OVERLAP)
-    _fix_around(reasons, relations)
-    inside = tuple(_inside(classes, pairs) for pairs in blocks)
-    return Classes(classes, _places(ledger), count, tuple(filter(len, relations)), inside, reasons)
-
-
-def _inside(classes: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Class and label of its block, of one relation between labels."""
-    pairs = pairs[classes[pairs[:, 0]] != classes[pairs[:, 1]]]
-    found: np.ndarray = np.unique(np.stack([classes[pairs[:, 0]], pairs[:, 1]], axis=1), axis=0)
-    return found
-
-
-def _places(ledger: Ledger) -> np.ndarray:
-    """Colour refinement (Weisfeiler and Leman) of the graph whose edges are the unions: a few rounds of it."""
-    places: np.ndarray = np.zeros(ledger.count, dtype=np.uint64)
-    for _ in range(ROUNDS if ledger.unions else 0):
-        before, places = mixed(places), places.copy()
-        for event, pairs in enumerate(ledger.unions):
-            first, second = pairs.T
-            side = mixed(np.array([2 * event + 1, 2 * event + 2]))
-            np.add.at(places, first, mixed(before[second] + side[0]))
-            np.add.at(places, second, mixed(before[first] + side[1]))
-    return places
-
-
-def mixed(values: np.ndarray) -> np.ndarray:
-    """Well-mixed 64-bit hashes of integers (the finaliser of splitmix64)."""
-    x = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _without_copies(ledger: Ledger) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The relations, in which blocks that hold the very same labels have one label, and the pairs of such blocks."""
-    blocks, same = ledger.blocks, []
-    while found := [pairs for relation in blocks if len(pairs := _identical(relation))]:
-        same += found
-        number, count = _components(found, ledger.count)
-        first: np.ndarray = np.zeros(count, dtype=np.int64)
-        first[number[::-1]] = np.arange(len(number))[::-1]
-        blocks = [first[number[relation]] for relation in blocks]
-    return blocks, same
-
-
-def _identical(pairs: np.ndarray) -> np.ndarray:
-    """Pairs of blocks of one relation that hold the same labels."""
-    pairs = np.unique(pairs, axis=0)
-    blocks, where = np.unique(pairs[:, 1], return_inverse=True)
-    content: np.ndarray = np.zeros(len(blocks), dtype=np.uint64)
-    np.add.at(content, where, mixed(pairs[:, 0]))
-    order = np.argsort(content, kind="stable")
-    same = content[order[1:]] == content[order[:-1]]
-    return np.stack([blocks[order[1:][same]], blocks[order[:-1][same]]], axis=1)
-
-
-def _fix_around(reasons: dict[int, str], relations: Sequence[np.ndarray]) -> None:
-    """Fix the block of what is fixed."""
-    inner, outer = (np.concatenate([np.empty(0, np.int64), *(r[:, side] for r in relations)]) for side in (0, 1))
-    while True:
-        fixed = np.isin(inner, list(reasons)) & ~np.isin(outer, list(reasons))
-        if not fixed.any():
-            return
-        reasons.update({int(block): reasons[int(one)] for one, block in zip(inner[fixed], outer[fixed], strict=True)})
-
-
-def _alone(relation: np.ndarray) -> np.ndarray:
-    """Pairs of one relation whose block holds nothing else."""
-    relation = relation[relation[:, 0] != relation[:, 1]]
-    alone: np.ndarray = relation[_once(relation[:, 1])]
-    return alone
-
-
-def _overlapping(relation: np.ndarray) -> np.ndarray:
-    """Blocks of one relation that have a channel in common with another."""
-    overlapping: np.ndarray = np.unique(relation[~_once(relation[:, 0]), 1])
-    return overlapping
-
-
-def _same_blocks(relations: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Pairs of blocks of two divisions that hold the same of those channels that both divide."""
-    divisions: list[np.ndarray] = []
-    for relation in filter(
-        len, relations
-    ):  # relations with a block in common are one division: a convolution's inputs and outputs
-        joined = [known for known in divisions if len(np.intersect1d(known[:, 1], relation[:, 1]))]
-        divisions = [known for known in divisions if not any(known is other for other in joined)]
-        divisions.append(np.unique(np.concatenate([relation, *joined]), axis=0))
-    found = []
-    for number, first in enumerate(divisions):
-        for second in divisions[:number]:
-            shared, mine, theirs = np.intersect1d(first[:, 0], second[:, 0], return_indices=True)
-            if not len(shared):
-                continue
-            pairs = np.unique(np.stack([first[mine, 1], second[theirs, 1]], axis=1), axis=0)
-            single = [_once(pairs[:, side]) for side in (0, 1)]
-            pairs = pairs[single[0] & single[1] & (pairs[:, 0] != pairs[:, 1])]
-            if len(pairs):
-                found.append(pairs)
-    return found
-
-
-def _once(values: np.ndarray) -> np.ndarray:
-    """Which values occur once."""
-    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
-    single: np.ndarray = counts[where] == 1
-    return single
-
-
-def _components(unions: Sequence[np.ndarray], count: int) -> tuple[np.ndarray, int]:
-    if not unions:
-        return np.arange(count), count
-    pairs = np.concatenate(unions)
-    graph = coo_array((np.ones(len(pairs), dtype=np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    number, classes = connected_components(graph, directed=False)
-    return classes.astype(np.int64), int(number)
 
 
 def move(labels: Labels, movement: Any) -> Labels:

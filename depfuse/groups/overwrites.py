@@ -28,6 +28,8 @@ SETS = frozenset({"zero", "fill", "copy", "setitem"})
 # By their names, less the underscores: of tensor methods and of functions with inplace=True.
 UPDATES = frozenset(NAMES.split())
 
+METADATA = (int, float, str, torch.Size, torch.dtype, torch.device, torch.layout)  # results that hold no tensor
+
 
 @dataclass(frozen=True)
 class Region:
@@ -79,9 +81,12 @@ class OverwriteWatch(TorchFunctionMode):
     ) -> Any:
         """Run the function and note what it wrote."""
         result = func(*args, **(kwargs or {}))
-        for operand in tree_leaves((args, kwargs, result)):
-            if isinstance(operand, Tensor) and operand.requires_grad and operand.layout is torch.strided:
-                self._note(func, operand, args)
+        if isinstance(result, METADATA):
+            return result
+        with torch._C.DisableTorchFunction():  # what is asked here is nothing for the other modes
+            for operand in tree_leaves((args, kwargs, result)):
+                if isinstance(operand, Tensor) and operand.requires_grad and operand.layout is torch.strided:
+                    self._note(func, operand, args)
         return result
 
     def _note(self, func: Callable[..., Any], operand: Tensor, args: Sequence[Any]) -> None:

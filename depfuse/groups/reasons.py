@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from depfuse.groups.assemble import NOT_USED
 from depfuse.groups.channel_group import ChannelGroups
-from depfuse.groups.labels import OVERLAP, SINGLE, TOUCHES_INPUT
-from depfuse.groups.rules import CONSTANT, KERNEL, MULTIPLIES_ZEROS, PARTS, TOUCHES_OUTPUT
+
+TOUCHES_INPUT = "touches the network's input"
+TOUCHES_OUTPUT = "touches the network's output"
+NOT_USED = "not used in the forward pass"
+SINGLE = "a single channel"
+KERNEL = "positions of a convolution's kernel"
+CONSTANT = "tied to a constant"
+PARTS = "parts that are not interchangeable"
+OVERLAP = "blocks that have channels in common"
+MULTIPLIES_ZEROS = "multiplies channels that are always zero"
 
 # What no permutation could move, or what nothing is gained by moving.
 EXPECTED = frozenset(

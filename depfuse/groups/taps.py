@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.groups.channel_group import ChannelGroup, Position, Tap
+from depfuse.groups.classes import Classes
 from depfuse.groups.depgraph import Call
-from depfuse.groups.labels import ZERO, Classes, Labels
+from depfuse.groups.labels import ZERO, Labels
 from depfuse.groups.rules import RESHAPES, Replay, operation_name
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
@@ -61,7 +62,39 @@ def find_taps(
             for number, index in carriers.carried(_classes_of(flat, classes)):
                 if number in missing:
                     found[number].setdefault((tap.module, len(found[number]), "before"), replace(tap, index=index))
-    return [tuple(taps.values()) for taps in found]
+    return _without_crossings([tuple(taps.values()) for taps in found])
+
+
+def _without_crossings(found: Sequence[tuple[Tap, ...]]) -> list[tuple[Tap, ...]]:
+    """Taps less those where two groups cross, as heads and the channels of a key that all heads share.
+
+    There, the channels of neither group can be compared before the other is matched.
+    """
+    shared: dict[object, list[tuple[int, Tap]]] = defaultdict(list)
+    for number, taps in enumerate(found):
+        for tap in taps:
+            if tap.index.shape[1] > 1:
+                shared[tap.module, tap.side, tap.axis, tap.position, tap.through].append((number, tap))
+    crossing = {
+        (number, id(tap))
+        for own in shared.values()
+        for number, tap in own
+        if any(_cross(tap.index, other.index) for _, other in own if other is not tap)
+    }
+    return [tuple(tap for tap in taps if (number, id(tap)) not in crossing) for number, taps in enumerate(found)]
+
+
+def _cross(first: Tensor, second: Tensor) -> bool:
+    """Whether a channel of each has positions of several channels of the other."""
+    return _spread(first, second) and _spread(second, first)
+
+
+def _spread(first: Tensor, second: Tensor) -> bool:
+    """Whether positions of one channel (a row of the first) belong to several channels of the second."""
+    owner = torch.full((int(max(first.max(), second.max())) + 1,), -1)
+    owner[second] = torch.arange(len(second))[:, None].expand_as(second)
+    met = owner[first]
+    return bool(((met.max(1, keepdim=True).values != met) & (met >= 0)).any())
 
 
 def _channel_axes(labels: Labels) -> Iterable[tuple[int, np.ndarray]]:

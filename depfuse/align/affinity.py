@@ -1,0 +1,200 @@
+r"""The affinity between pairs of channels, applied without ever being written out.
+
+A candidate (i, j) says that channel i of the target is channel j of the source. Two candidates (i, j) and (k, l)
+support each other by how alike the edges between the channels are, :math:`\exp(-\|A[i, k] - B[j, l]\|)`. For a network
+of 139 channels the matrix of all candidates has 19,321 rows. Here it is only ever multiplied with a vector, layer by
+layer (Liu et al. 2022, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from depfuse.align.costs import standardised
+from depfuse.align.edges import Edges
+
+EXACT = 2**26  # pairs of edges of one tensor up to which the affinity is exact
+KEPT = 2**28  # pairs of edges of all tensors that are kept in memory: 1 GiB in float32
+AT_ONCE = 2**24  # pairs of edges computed at a time
+RANK = 64
+
+Candidates = dict[str, Tensor]  # group name -> (n, n) weight of each candidate
+
+
+@dataclass(frozen=True, eq=False)
+class _Exact:
+    """Affinities (n * n', m * m') between candidates at both ends, computed in rows and kept where `rows` says so."""
+
+    target: Tensor
+    source: Tensor
+    kept: Tensor | None
+
+    @classmethod
+    def of(cls, target: Tensor, source: Tensor, keep: bool) -> _Exact:
+        found = cls(target, source, None)
+        return cls(target, source, torch.cat(list(found._rows()))) if keep else found
+
+    def _rows(self) -> Iterable[Tensor]:
+        return [self.kept] if self.kept is not None else _rows(self.target, self.source)
+
+    def to_first(self, second: Tensor) -> Tensor:
+        """Support (n, n') that candidates (m, m') at the second end give to those at the first."""
+        parts = [rows @ second.reshape(-1) for rows in self._rows()]
+        return torch.cat(parts).reshape(len(self.target), len(self.source))
+
+    def to_second(self, first: Tensor) -> Tensor:
+        """Support (m, m') that candidates (n, n') at the first end give to those at the second."""
+        flat, total, done = first.reshape(-1), None, 0
+        for rows in self._rows():
+            part = flat[done : done + len(rows)] @ rows
+            total = part if total is None else total + part
+            done += len(rows)
+        assert total is not None
+        return total.reshape(self.target.shape[1], self.source.shape[1])
+
+
+def _rows(target: Tensor, source: Tensor) -> Iterator[Tensor]:
+    """Affinities (b * n', m * m') of edges, for some target channels at a time."""
+    m, (other, columns, _) = target.shape[1], source.shape
+    step = max(1, AT_ONCE // (m * other * columns))
+    for rows in torch.split(target, step):
+        near = affinities(rows.flatten(0, 1), source.flatten(0, 1)).reshape(len(rows), m, other, columns)
+        yield near.transpose(1, 2).reshape(len(rows) * other, m * columns)
+
+
+def affinities(first: Tensor, second: Tensor) -> Tensor:
+    """exp(-distance) between rows (n, d) and (m, d)."""
+    if first.shape[1] == 1:
+        return (first - second.T).abs_().neg_().exp_()
+    # Not by a matrix product, which leaves equal edges a distance of 1e-4.
+    return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist").neg_().exp_()
+
+
+@dataclass(frozen=True, eq=False)
+class _LowRank:
+    r"""Affinities as products of few features, :math:`K \approx \Phi_A \Phi_B^T` (Nystroem; Williams & Seeger 2000).
+
+    `target` and `source` are (rank, n, m) features of the edges.
+    """
+
+    target: Tensor
+    source: Tensor
+
+    @classmethod
+    def of(cls, target: Tensor, source: Tensor) -> _LowRank:
+        both = [target.flatten(0, 1), source.flatten(0, 1)]
+        generator = torch.Generator().manual_seed(0)
+        drawn = [edges[torch.randperm(len(edges), generator=generator)[: RANK // 2].to(edges.device)] for edges in both]
+        landmarks = torch.cat(drawn)
+        values, vectors = torch.linalg.eigh(affinities(landmarks, landmarks).double())
+        large = values > 1e-6 * values.max()
+        root = (vectors[:, large] * values[large].rsqrt()).to(target.dtype)
+        features = [
+            torch.cat([affinities(part, landmarks) @ root for part in torch.split(edges, AT_ONCE // RANK)])
+            for edges in both
+        ]
+        shaped = [f.reshape(*t.shape[:2], -1).movedim(-1, 0) for f, t in zip(features, (target, source), strict=True)]
+        return cls(shaped[0].contiguous(), shaped[1].contiguous())
+
+    def to_first(self, second: Tensor) -> Tensor:
+        """See `_Exact.to_first`."""
+        total = torch.zeros(self.target.shape[1], self.source.shape[1], device=second.device)
+        for target, source in zip(self.target, self.source, strict=True):
+            total += (target @ second) @ source.T
+        return total
+
+    def to_second(self, first: Tensor) -> Tensor:
+        """See `_Exact.to_second`."""
+        total = torch.zeros(self.target.shape[2], self.source.shape[2], device=first.device)
+        for target, source in zip(self.target, self.source, strict=True):
+            total += (target.T @ first) @ source
+        return total
+
+
+class Affinity:
+    """The affinity matrix of a matching problem as an operator on candidates.
+
+    Nodes that stand still (inputs and outputs of the network) are matched to themselves: what they support is a
+    constant.
+
+    Parameters
+    ----------
+    edges
+        Edges of the groups to match.
+
+    Attributes
+    ----------
+    sizes
+        Group name -> number of channels, for each group with an edge.
+    standing
+        Group name -> (n, n) support of candidates by nodes that stand still.
+    share
+        What all affinities are multiplied with.
+    """
+
+    def __init__(self, edges: Sequence[Edges]) -> None:
+        self.sizes: dict[str, int] = {}
+        self.standing: Candidates = {}
+        self.share = 1.0
+        self._kernels: list[tuple[str, str, _Exact | _LowRank]] = []
+        pairs = 0
+        for found in edges:
+            n, m, _ = found.target.shape
+            if not found.target.numel():
+                continue
+            first, second = found.ends
+            self.sizes[first] = n
+            if second is None:
+                for k in range(m):
+                    near = affinities(found.target[:, k], found.source[:, k])
+                    self.standing[first] = self.standing[first] + near if first in self.standing else near
+                continue
+            self.sizes[second] = m
+            if (n * m) ** 2 > EXACT:
+                self._kernels.append((first, second, _LowRank.of(found.target, found.source)))
+                continue
+            pairs += (n * m) ** 2
+            self._kernels.append((first, second, _Exact.of(found.target, found.source, keep=pairs <= KEPT)))
+        device = edges[0].target.device if edges else torch.device("cpu")
+        for name, size in self.sizes.items():
+            self.standing.setdefault(name, torch.zeros(size, size, device=device))
+
+    @property
+    def exact(self) -> bool:
+        """Whether no tensor is so large that its affinities are approximated."""
+        return not any(isinstance(kernel, _LowRank) for _, _, kernel in self._kernels)
+
+    def mix(self, costs: Mapping[str, Tensor], share: float) -> None:
+        """Let candidates be supported by low activation costs too, with this share of the spread of all support."""
+        support = self.support(self.uniform())
+        for name in self.sizes:
+            self.standing[name] = (1.0 - share) * self.standing[name]
+            if name in costs:
+                likeness = -standardised(costs[name]).to(self.standing[name])
+                self.standing[name] += share * support[name].std(correction=0) * (likeness - likeness.min())
+        self.share = 1.0 - share
+
+    def uniform(self) -> Candidates:
+        """All candidates of a group alike, as much as there are channels."""
+        return {name: torch.full_like(self.standing[name], 1.0 / size) for name, size in self.sizes.items()}
+
+    def __call__(self, weights: Candidates) -> Candidates:
+        """Support that every candidate gets from the weights of all others: the matrix times the vector."""
+        found = {name: torch.zeros_like(value) for name, value in weights.items()}
+        for first, second, kernel in self._kernels:
+            found[first] += self.share * kernel.to_first(weights[second])
+            found[second] += self.share * kernel.to_second(weights[first])
+        return found
+
+    def support(self, weights: Candidates) -> Candidates:
+        """The same with the support of nodes that stand still."""
+        return {name: value + self.standing[name] for name, value in self(weights).items()}
+
+
+def inner(first: Candidates, second: Candidates) -> float:
+    """Sum of products of two vectors of candidates."""
+    return sum(float((first[name].double() * second[name].double()).sum()) for name in first)

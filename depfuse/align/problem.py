@@ -1,0 +1,230 @@
+"""The matching problem between the reference and one other parent, as every solver gets it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.align.costs import activation_cost, mixed_cost, standardised, weight_cost
+from depfuse.align.coupling import Coupling, Couplings, apply_couplings, flat_positions, from_flat_positions
+from depfuse.align.edges import Edges, find_edges
+from depfuse.align.moments import Moments
+from depfuse.align.nested import Placement, TreeCosts, as_it_stands, match_tree, weight_tree_costs
+from depfuse.align.transport import emd, transport_cost
+from depfuse.data.loader import Loader
+from depfuse.errors import DepfuseWarning
+from depfuse.groups import ChannelGroups
+from depfuse.groups.nesting import Orbit, Part, find_orbits
+from depfuse.recipe import Recipe
+
+State = Mapping[str, Tensor]
+DISTANCES_TRIED = ("cosine", "pearson", "cosine-pearson", "scaled")
+
+
+class MatchingProblem:
+    """Two networks of one architecture, and what makes their channels alike.
+
+    Parameters
+    ----------
+    groups
+        Channel groups of both.
+    networks
+        The target, whose channel order is kept, and the source.
+    recipe
+        Criterion, solver and their settings.
+    moments
+        Orbit name -> moments at each of its taps; empty for criterion `weights`.
+    calibration
+        The images, for solvers that run the networks.
+
+    Attributes
+    ----------
+    roots
+        Orbits of the free groups that lie in no block, each with all that is inside it.
+    target, source
+        State dicts.
+    weights
+        Names of the tensors that count: running statistics are no weights.
+    watched
+        Orbit name -> activation cost (n, n), for criterion `mixture`.
+    """
+
+    def __init__(
+        self,
+        groups: ChannelGroups,
+        networks: tuple[nn.Module, nn.Module],
+        recipe: Recipe,
+        moments: Mapping[str, Sequence[Moments]] | None = None,
+        calibration: Loader | None = None,
+    ) -> None:
+        self.groups = groups
+        self.networks = networks
+        self.recipe = recipe
+        self.moments = moments or {}
+        self.calibration = calibration
+        self.roots = find_orbits(groups.groups)
+        self.target: State = networks[0].state_dict()
+        self.source: State = networks[1].state_dict()
+        self.weights = {name for name, _ in networks[1].named_parameters(remove_duplicate=False)}
+        self.watched: dict[str, Tensor] = {}
+        if recipe.criterion == "mixture":
+            self.watched = self.activation_costs(DISTANCES_TRIED[0] if recipe.distance == "best" else recipe.distance)
+        orbits = [orbit for root in self.roots for orbit in root.walk()]
+        untapped = [orbit.name for orbit in orbits if orbit.name not in self.moments and not orbit.children]
+        if recipe.criterion != "weights" and untapped:
+            warnings.warn(
+                f"no module carries the channels of {', '.join(untapped[:3])}"
+                f"{' and others' if len(untapped) > 3 else ''}: matched by weights instead",
+                DepfuseWarning,
+                stacklevel=3,
+            )
+
+    @cached_property
+    def _edges(self) -> tuple[list[Edges], dict[str, list[Part]]]:
+        return find_edges(self.roots, self.weights, self.target, self.source)
+
+    @property
+    def edges(self) -> list[Edges]:
+        """Weights between the channels of groups that have nothing to do with blocks."""
+        return self._edges[0]
+
+    @property
+    def beside_edges(self) -> dict[str, list[Part]]:
+        """Group name -> its parts of tensors that are no edges."""
+        return self._edges[1]
+
+    def activation_costs(self, distance: str) -> dict[str, Tensor]:
+        """Orbit name -> cost between the channels' activations, on the CPU."""
+        return {name: activation_cost(taps, distance).cpu() for name, taps in self.moments.items()}
+
+    def parts(self, orbit: Orbit) -> list[Part]:
+        """What counts of the weights that an orbit's channels hold by themselves."""
+        return [part for part in orbit.parts if part.key in self.weights]
+
+    def by_activations(self, distance: str, solve: Callable[[Tensor], Coupling]) -> Couplings:
+        """Each root by itself: activation costs do not depend on the other groups' couplings."""
+        costs = self.activation_costs(distance)
+        found: dict[str, Coupling] = {}
+        for root in self.roots:
+            if root.children:
+                found |= from_flat_positions(root, self._tree_by_activations(root, costs, found))
+            elif root.name in costs:
+                found[root.name] = solve(costs[root.name])
+        for root in self.roots:
+            if root.name not in found:
+                state = apply_couplings(self.groups, found, self.source)
+                found[root.name] = solve(weight_cost(self.parts(root), self.target, state)[0])
+        return found
+
+    def _tree_by_activations(self, root: Orbit, costs: Mapping[str, Tensor], found: Couplings) -> Placement:
+        """A tree's placement; channels in it that no module carries are matched by weights."""
+        untapped = {orbit.name for orbit in root.walk() if orbit.name not in costs and not orbit.children}
+        watched = {orbit.name: costs[orbit.name] for orbit in root.walk() if orbit.name in costs}
+        state = apply_couplings(self.groups, found, self.source) if untapped else self.source
+
+        def usable(name: str, part: Part) -> bool:
+            return name in untapped and part.key in self.weights
+
+        return match_tree(self._tree(root, state, usable, watched, 1.0), root)
+
+    def couplings(self, found: Mapping[str, Placement]) -> Couplings:
+        """Couplings of every group from the placement of every root."""
+        couplings: dict[str, Coupling] = {}
+        for root in self.roots:
+            couplings |= from_flat_positions(root, found[root.name])
+        return couplings
+
+    def placements(self, couplings: Couplings) -> dict[str, Placement]:
+        """Root name -> placement; roots with a soft coupling are left out."""
+        found = {}
+        for root in self.roots:
+            if (moved := flat_positions(root, couplings)) is not None:
+                found[root.name] = moved
+        return found
+
+    def distance(self, couplings: Couplings) -> float:
+        """Squared distance between the target's weights and the source's under the couplings."""
+        state = apply_couplings(self.groups, couplings, self.source)
+        keys = {part.key for root in self.roots for orbit in root.walk() for part in self.parts(orbit)}
+        return sum(float((self.target[key].double() - state[key].double()).square().sum()) for key in sorted(keys))
+
+    def mixed(self, name: str, weights: Tensor, permutation: Tensor | None = None) -> Tensor:
+        """The cost of a root by weights, mixed with that by activations where the recipe says so.
+
+        `permutation` says where the columns of the weights' cost come from.
+        """
+        if name not in self.watched:
+            return weights
+        activations = self.watched[name]
+        if permutation is not None:
+            activations = activations[:, permutation]
+        return mixed_cost(activations, weights, self.recipe.mixture)
+
+    def improve(self, root: Orbit, state: State, moved: Placement) -> Placement | None:
+        """The best placement of one root's channels from where they stand; None where they stand best.
+
+        Parameters
+        ----------
+        state
+            The source as moved so far; only the root's tensors are looked at.
+        moved
+            Where the root's channels come from so far.
+        """
+        if root.children:
+            step, before, after = self.match_tree(root, state, moved)
+        else:
+            parts = self.parts(root)
+            if parts:
+                weights = weight_cost(parts, self.target, state)[0]
+                cost = self.mixed(root.name, weights, moved[root.name])
+            else:
+                cost = torch.zeros(root.size, root.size, dtype=torch.float64)
+            coupling = emd(cost)
+            assert coupling.permutation is not None
+            step = {root.name: coupling.permutation}
+            before, after = (transport_cost(cost, c) for c in (Coupling.identity(root.size), coupling))
+        return step if is_better(after, before) else None
+
+    def match_tree(
+        self, root: Orbit, state: State, moved: Placement, *, consumed: bool = True
+    ) -> tuple[Placement, float, float]:
+        """The best placement of a tree's channels, and the costs without and with it.
+
+        With `consumed` False, the slots that consume channels are left out.
+        """
+
+        def usable(name: str, part: Part) -> bool:
+            return part.key in self.weights and (consumed or part.role != "consumes")
+
+        own = [orbit.name for orbit in root.walk() if orbit.name in self.watched]
+        watched = {name: self.watched[name][:, moved[name]] for name in own}
+        tree = self._tree(root, state, usable, watched, 1.0 - self.recipe.mixture if watched else 1.0)
+        step = match_tree(tree, root)
+        before, after = (float(tree.of_blocks(root, place).sum()) for place in (as_it_stands(root), step))
+        return step, before, after
+
+    def _tree(
+        self,
+        root: Orbit,
+        state: State,
+        usable: Callable[[str, Part], bool],
+        watched: Mapping[str, Tensor],
+        share: float,
+    ) -> TreeCosts:
+        """Costs of a tree: weights, and activations beside them, brought to a common scale where there are both."""
+        weights = weight_tree_costs(root, self.target, state, usable)
+        if not watched:
+            return weights
+        spread = weights.spread(root)
+        rest = 1.0 - share if self.recipe.criterion == "mixture" else 1.0
+        costs = {name: rest * standardised(cost) for name, cost in watched.items()}
+        return weights.scaled(share / spread if spread > 0 else 1.0).with_costs(costs)
+
+
+def is_better(cost: float, than: float) -> bool:
+    """Whether a cost is lower by more than rounding."""
+    return than - cost > 1e-9 * max(abs(than), 1e-12)

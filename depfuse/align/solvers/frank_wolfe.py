@@ -1,0 +1,136 @@
+"""Frank-Wolfe over all groups at once with exact line search (Crisostomi et al. 2024, C2M3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from depfuse.align.affinity import Candidates, inner
+from depfuse.align.costs import standardised
+from depfuse.align.coupling import Couplings
+from depfuse.align.edges import Edges
+from depfuse.align.problem import MatchingProblem
+from depfuse.align.solvers.interface import Solver
+from depfuse.align.solvers.ipfp import as_candidates
+from depfuse.align.solvers.rounding import assign, completed, warn_of_limit
+from depfuse.align.solvers.start import start_of
+
+TOLERANCE = 1e-4  # relative: near its end the iteration creeps
+
+
+class Likeness:
+    r"""How alike two networks' weights are under doubly stochastic X, :math:`\sum \langle A, X_p B X_c^T \rangle`.
+
+    Up to constants that is minus half their squared distance, for permutations.
+
+    Attributes
+    ----------
+    linear
+        Group name -> (n, n) what is linear in X: edges to nodes that stand still.
+    """
+
+    def __init__(self, edges: Sequence[Edges]) -> None:
+        self.pairs = [e for e in edges if e.ends[1] is not None]
+        self.linear: Candidates = {}
+        for e in edges:
+            for name, size in zip(e.ends, e.target.shape, strict=False):
+                if name is not None and name not in self.linear:
+                    self.linear[name] = torch.zeros(size, size, device=e.target.device)
+            if e.ends[1] is None:
+                self.linear[e.ends[0]] += e.target.flatten(1) @ e.source.flatten(1).T
+
+    def mix(self, costs: Mapping[str, Tensor], share: float) -> None:
+        """Count activation costs too, with this share of the spread that the weights' likeness has as they stand."""
+        spread = {name: float(value.std(correction=0)) for name, value in self.gradient(self.identity()).items()}
+        for name, value in self.linear.items():
+            self.linear[name] = (1.0 - share) * value
+            if name in costs:
+                self.linear[name] -= share * spread[name] * standardised(costs[name]).to(value)
+        self.pairs = [Edges(e.key, e.ends, e.roles, (1.0 - share) * e.target, e.source) for e in self.pairs]
+
+    def identity(self) -> Candidates:
+        """Every channel to itself."""
+        return {name: torch.eye(len(value), device=value.device) for name, value in self.linear.items()}
+
+    def uniform(self) -> Candidates:
+        """Every channel to all alike."""
+        return {name: torch.full_like(value, 1.0 / len(value)) for name, value in self.linear.items()}
+
+    def gradient(self, at: Candidates) -> Candidates:
+        """Derivative with respect to each group's X."""
+        found = {name: value.clone() for name, value in self.linear.items()}
+        for e in self.pairs:
+            first, second = e.ends
+            assert second is not None
+            carried = torch.einsum("jld,kl->jkd", e.source, at[second])
+            found[first] += e.target.flatten(1) @ carried.flatten(1).T
+            carried = torch.einsum("jld,ij->ild", e.source, at[first])
+            found[second] += torch.einsum("ikd,ild->kl", e.target, carried)
+        return found
+
+    def bend(self, step: Candidates) -> float:
+        """The coefficient of t squared along at + t * step."""
+        total = 0.0
+        for e in self.pairs:
+            assert e.ends[1] is not None
+            carried = torch.einsum("jld,kl->jkd", e.source, step[e.ends[1]])
+            total += float((step[e.ends[0]] * (e.target.flatten(1) @ carried.flatten(1).T)).double().sum())
+        return total
+
+    def __call__(self, at: Candidates) -> float:
+        """The likeness itself."""
+        return inner(self.linear, at) + self.bend(at)
+
+
+def frank_wolfe(likeness: Likeness, start: Candidates, iterations: int) -> tuple[dict[str, Tensor], float, bool]:
+    """Permutations of the best likeness met, the likeness, and whether the iteration came to rest.
+
+    Each step goes towards the permutations that are best for the gradient, to the highest point on the way: the
+    likeness is a parabola there.
+    """
+    at, best, last = start, (-float("inf"), assign(start)), likeness(start)
+    for _ in range(iterations):
+        gradient = likeness.gradient(at)
+        orders = assign(gradient)
+        vertex = as_candidates(orders, at)
+        best = max(best, (likeness(vertex), orders), key=lambda entry: entry[0])
+        step = {name: vertex[name] - at[name] for name in at}
+        slope, bend = inner(gradient, step), likeness.bend(step)
+        length = min(1.0, -slope / (2.0 * bend)) if bend < 0 else 1.0
+        at = {name: at[name] + length * step[name] for name in at}
+        reached = last + length * slope + length * length * bend
+        rests = reached - last <= TOLERANCE * abs(reached)
+        last = reached
+        if rests:
+            break
+    else:
+        rests = False
+    rounded = assign(at)
+    best = max(best, (likeness(as_candidates(rounded, at)), rounded), key=lambda entry: entry[0])
+    return best[1], best[0], rests
+
+
+def solve(problem: MatchingProblem) -> list[Couplings]:
+    """One solution, from uniform candidates or the recipe's start."""
+    likeness = Likeness(problem.edges)
+    if problem.recipe.criterion == "mixture":
+        likeness.mix(problem.watched, problem.recipe.mixture)
+    start, given = likeness.uniform(), start_of(problem)
+    if given is not None:
+        placed = problem.placements(given)
+        start = {**start, **as_candidates({n: placed[n][n] for n in start if n in placed}, start)}
+    with torch.no_grad():
+        orders, _, rests = frank_wolfe(likeness, start, problem.recipe.iterations)
+    if not rests:
+        warn_of_limit("frank-wolfe", problem.recipe.iterations)
+    return [completed(problem, orders)]
+
+
+SOLVER = Solver(
+    solve,
+    criteria=("weights", "mixture"),
+    advice="matches weights: choose criterion weights or mixture",
+    starts=True,
+)

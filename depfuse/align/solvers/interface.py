@@ -1,0 +1,34 @@
+"""What every solver is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from depfuse.align.coupling import Couplings
+from depfuse.align.problem import MatchingProblem
+
+
+@dataclass(frozen=True)
+class Solver:
+    """From a matching problem to couplings.
+
+    Attributes
+    ----------
+    solve
+        Solutions by the problem's recipe, the most plausible first: one coupling for every free group in each.
+    criteria
+        The criteria that it serves.
+    advice
+        What to choose instead where it does not.
+    starts
+        Whether it can start from another solver's result (`Recipe.start`).
+    needs_images
+        Whether it reads calibration images whatever the criterion.
+    """
+
+    solve: Callable[[MatchingProblem], list[Couplings]]
+    criteria: tuple[str, ...]
+    advice: str = ""
+    starts: bool = False
+    needs_images: bool = False

@@ -1,0 +1,60 @@
+"""Reweighted random walks on the graph of candidates (Cho et al. 2010)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from depfuse.align.affinity import Affinity, Candidates
+from depfuse.align.coupling import Couplings
+from depfuse.align.problem import MatchingProblem
+from depfuse.align.solvers.interface import Solver
+from depfuse.align.solvers.rounding import affinity_of, assign, completed, warn_of_limit
+
+JUMPS = 0.2  # share of a step by which the walker jumps to where the matching constraints hold
+INFLATION = 30.0
+SINKHORN_STEPS = 20
+TOLERANCE = 1e-5
+
+
+def walk(affinity: Affinity, start: Candidates, iterations: int) -> tuple[Candidates, bool]:
+    """Where the random walker is in the end (each group's candidates sum to one), and whether it came to rest.
+
+    In each step it walks along affinities, and jumps: to candidates inflated by an exponential and brought to row and
+    column sums of one (Cho et al. 2010, algorithm 1). Each group has a walker of its own, which the others attract.
+    """
+    weights = start
+    for _ in range(iterations):
+        support = affinity.support(weights)
+        walked = {name: value / value.sum() for name, value in support.items()}
+        moved, change = {}, 0.0
+        for name, value in walked.items():
+            jump = doubly_stochastic(INFLATION * value / value.max(), SINKHORN_STEPS)
+            mixed = JUMPS * jump + (1.0 - JUMPS) * value
+            moved[name] = mixed / mixed.sum() * len(value)
+            change = max(change, float((moved[name] - weights[name]).norm()) / len(value))
+        weights = moved
+        if change <= TOLERANCE:
+            return weights, True
+    return weights, False
+
+
+def doubly_stochastic(logits: Tensor, steps: int) -> Tensor:
+    """Sinkhorn's scaling of exp(logits) to row and column sums of one, in the log domain."""
+    for step in range(steps):
+        logits = logits - torch.logsumexp(logits, 1 - step % 2, keepdim=True)
+    return logits.exp()
+
+
+def solve(problem: MatchingProblem) -> list[Couplings]:
+    """One solution."""
+    affinity = affinity_of(problem)
+    with torch.no_grad():
+        weights, rests = walk(affinity, affinity.uniform(), problem.recipe.iterations)
+    orders = assign(weights)
+    if not rests:
+        warn_of_limit("reweighted-random-walk", problem.recipe.iterations)
+    return [completed(problem, orders)]
+
+
+SOLVER = Solver(solve, criteria=("weights", "mixture"), advice="matches weights: choose criterion weights or mixture")

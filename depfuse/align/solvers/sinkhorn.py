@@ -1,0 +1,53 @@
+"""Entropic optimal transport per group: soft couplings."""
+
+from __future__ import annotations
+
+import torch
+
+from depfuse.align.costs import weight_cost
+from depfuse.align.coupling import Coupling, Couplings, from_flat_positions
+from depfuse.align.nested import as_it_stands
+from depfuse.align.problem import DISTANCES_TRIED, MatchingProblem
+from depfuse.align.solvers.interface import Solver
+from depfuse.align.transport import sinkhorn
+
+
+def solve(problem: MatchingProblem) -> list[Couplings]:
+    """One solution per distance for activations; for weights, layer by layer."""
+    recipe = problem.recipe
+
+    def soft(cost: torch.Tensor) -> Coupling:
+        return sinkhorn(cost, recipe.regularisation)
+
+    if recipe.criterion == "activations":
+        distances = DISTANCES_TRIED if recipe.distance == "best" else (recipe.distance,)
+        return [problem.by_activations(distance, soft) for distance in distances]
+    return [_in_order(problem)]
+
+
+def _in_order(problem: MatchingProblem) -> Couplings:
+    """Layer by layer in the order of the network (Singh & Jaggi 2020, section 4.1).
+
+    Only what precedes a group is settled by then, so its cost leaves out the slots that consume it. Blocks that
+    hold groups, and what is inside them, get permutations.
+    """
+    found: dict[str, Coupling] = {}
+    state = dict(problem.source)
+    for root in problem.roots:
+        if root.children:
+            step = problem.match_tree(root, state, as_it_stands(root), consumed=False)[0]
+            found |= from_flat_positions(root, step)
+            state = root.permute(state, step)
+            continue
+        parts = problem.parts(root)
+        before = [part for part in parts if part.role != "consumes"] or parts
+        cost = torch.zeros(root.size, root.size, dtype=torch.float64)
+        if before:
+            cost = problem.mixed(root.name, weight_cost(before, problem.target, state)[0])
+        found[root.name] = coupling = sinkhorn(cost, problem.recipe.regularisation)
+        for slot in root.groups[0].slots:
+            state[slot.key] = coupling.apply(slot, state[slot.key])
+    return found
+
+
+SOLVER = Solver(solve, criteria=("activations", "weights", "mixture"))

@@ -1,0 +1,178 @@
+"""Differentiable matching: couplings that lower a loss along the path between the parents (Pena et al. 2023)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from depfuse.align.coupling import Couplings
+from depfuse.align.descent import Descent, SharedCosts
+from depfuse.align.problem import MatchingProblem
+from depfuse.align.solvers.interface import Solver
+from depfuse.align.solvers.rounding import assign, warn_of_limit
+from depfuse.align.solvers.start import start_of
+from depfuse.align.transport import checked
+from depfuse.groups.nesting import Orbit, Part
+from depfuse.running import evaluating
+
+State = dict[str, Tensor]
+TEMPERATURE = 0.1  # of the Sinkhorn operator, in units of the logits
+START = 0.5  # logit of the start's pairs above all others
+SINKHORN_STEPS = 200
+LEARNING_RATE = 0.02
+BATCH = 100
+
+
+class Sinkhorn(torch.autograd.Function):
+    r"""Doubly stochastic :math:`P_{ij} = \exp(L_{ij} + a_i + b_j)`, differentiated where it came to rest.
+
+    At rest, small changes of L keep row and column sums at one. With G the gradient with respect to P, that with
+    respect to L is :math:`P_{ij} (G_{ij} - \alpha_i - \beta_j)`, where :math:`\alpha + P \beta` and
+    :math:`P^T \alpha + \beta` are the row and column sums of P G: one linear system instead of all steps kept
+    (Eisenberger et al. 2022, section 3).
+    """
+
+    @staticmethod
+    def forward(context: Any, logits: Tensor) -> Tensor:
+        """Alternate rows and columns until both sum to one."""
+        log_plan = logits.double()
+        for _ in range(SINKHORN_STEPS):
+            log_plan = log_plan - torch.logsumexp(log_plan, 1, keepdim=True)
+            log_plan = log_plan - torch.logsumexp(log_plan, 0, keepdim=True)
+            if float((log_plan.exp().sum(1) - 1.0).abs().max()) < 1e-9:
+                break
+        plan = log_plan.exp()
+        context.save_for_backward(plan)
+        return plan.to(logits.dtype)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        """Solve for the multipliers of the row and column sums."""
+        (plan,) = context.saved_tensors
+        weighted = plan * gradients[0].double()
+        rows, columns = weighted.sum(1), weighted.sum(0)
+        size = len(plan)
+        # A constant may go from alpha to beta without effect: the system is singular by that, and by no more.
+        system = torch.eye(size, dtype=plan.dtype, device=plan.device) - plan.T @ plan + 1.0 / size
+        beta = torch.linalg.solve(system, columns - plan.T @ rows)
+        alpha = rows - plan @ beta
+        gradient: Tensor = weighted - plan * (alpha[:, None] + beta[None, :])
+        return gradient.to(gradients[0].dtype)
+
+
+def doubly_stochastic(logits: Tensor) -> Tensor:
+    """See `Sinkhorn`."""
+    plan: Tensor = Sinkhorn.apply(logits / TEMPERATURE)
+    return plan
+
+
+def _moved(tensor: Tensor, part: Part, plan: Tensor) -> Tensor:
+    """A tensor with a part's channels mixed by a plan (n, n)."""
+    index = part.index[0].to(tensor.device)
+    taken = tensor.index_select(part.axis, index.reshape(-1)).movedim(part.axis, 0)
+    mixed = torch.tensordot(plan, taken.reshape(*index.shape, *taken.shape[1:]), dims=1)
+    columns = mixed.reshape(taken.shape).movedim(0, part.axis)
+    result: Tensor = tensor.index_copy(part.axis, index.reshape(-1), columns)
+    return result
+
+
+def _batches(problem: MatchingProblem) -> Iterator[Tensor]:
+    assert problem.calibration is not None
+    while True:
+        for images, _ in problem.calibration:
+            yield from (batch for batch in torch.split(images, BATCH) if len(batch) > 1)
+
+
+def solve(problem: MatchingProblem) -> list[Couplings]:
+    """One solution, from the recipe's start, or the assignment by activations.
+
+    Each step draws a share t and moves the logits of all couplings against the gradient of the loss of the network
+    (1 - t) A + t P(B) on a batch: its cross-entropy to the mean of the parents' class probabilities, since no labels
+    are read. BatchNorm layers normalise by the batch. At regular steps the couplings are rounded to permutations; the
+    ones with the lowest loss halfway are the result. Groups in blocks, and blocks, stay where the start has them.
+    """
+    recipe = problem.recipe
+    placed = problem.placements(start_of(problem, "activations") or {})
+    plain = [root for root in problem.roots if not root.children and all(p.within is None for p in root.parts)]
+    if not plain:
+        return [problem.couplings(placed)]
+    descent = Descent(SharedCosts(problem), {r.name: placed[r.name] for r in problem.roots if r not in plain})
+    source: State = {**problem.source, **{key: descent.state[key] for key in descent.state}}
+    run = _Path(problem, plain, source)
+    with torch.enable_grad():
+        logits = {
+            root.name: (START * torch.eye(root.size)[placed[root.name][root.name]]).to(run.device).requires_grad_()
+            for root in plain
+        }
+    optimiser = torch.optim.Adam(list(logits.values()), lr=LEARNING_RATE)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    batches = _batches(problem)
+    held = [next(batches) for _ in range(4)]
+    best: tuple[float, dict[str, Tensor]] | None = None
+    every = max(1, recipe.iterations // 10)
+    improved_at = 0
+    for step in range(recipe.iterations + 1):
+        if step % every == 0 or step == recipe.iterations:
+            orders = assign({name: value.detach() for name, value in logits.items()})
+            with torch.no_grad():
+                plans = {n: torch.eye(len(o))[o].to(run.device) for n, o in orders.items()}
+                found = sum(float(run.loss(plans, images, 0.5)) for images in held) / len(held)
+            if best is None or found < best[0]:
+                best, improved_at = (found, orders), step
+        if step < recipe.iterations:
+            share = float(torch.rand((), generator=generator))
+            with torch.enable_grad():
+                loss = run.loss({n: doubly_stochastic(v) for n, v in logits.items()}, next(batches), share)
+                optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+    assert best is not None
+    if recipe.iterations - improved_at < every and recipe.iterations > every:
+        warn_of_limit("sinkhorn-implicit", recipe.iterations)
+    return [problem.couplings({**placed, **{name: {name: order} for name, order in best[1].items()}})]
+
+
+class _Path:
+    """The networks between the parents, as functions of the couplings."""
+
+    def __init__(self, problem: MatchingProblem, plain: list[Orbit], source: State) -> None:
+        self.networks = problem.networks
+        self.target, self.source, self.weights = problem.target, source, problem.weights
+        self.parts = [(root.name, part) for root in plain for part in problem.parts(root)]
+        self.between = copy.deepcopy(problem.networks[0]).eval()
+        for module in self.between.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.train()
+        for parameter in self.between.parameters():
+            parameter.requires_grad_(False)
+        self.device = next(iter(self.target.values())).device
+
+    def loss(self, plans: dict[str, Tensor], images: Tensor, share: float) -> Tensor:
+        """Cross-entropy of the network at `share` to the mean of the parents' class probabilities."""
+        moved = dict(self.source)
+        for name, part in self.parts:
+            moved[part.key] = _moved(moved[part.key], part, plans[name].to(moved[part.key].dtype))
+        state = {
+            key: torch.lerp(tensor, moved[key], share) if key in self.weights else tensor.clone()
+            for key, tensor in self.target.items()
+        }
+        with torch.no_grad(), evaluating(*self.networks):
+            wanted = sum((network(images).softmax(1) for network in self.networks), torch.zeros(())) / 2
+        logits = functional_call(self.between, state, (images,))
+        loss: Tensor = -(wanted * logits.log_softmax(1)).sum(1).mean()
+        checked(loss.detach())
+        return loss
+
+
+SOLVER = Solver(
+    solve,
+    criteria=("activations",),
+    advice="lowers a loss on images: choose criterion activations; its start may be another solver's result",
+    starts=True,
+    needs_images=True,
+)

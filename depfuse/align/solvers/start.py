@@ -1,0 +1,25 @@
+"""Where an iterative solver starts from."""
+
+from __future__ import annotations
+
+from depfuse.align.coupling import Coupling, Couplings
+from depfuse.align.problem import DISTANCES_TRIED, MatchingProblem
+from depfuse.align.solvers import load_solver
+from depfuse.align.transport import emd
+
+
+def start_of(problem: MatchingProblem, default: str = "none") -> Couplings | None:
+    """The couplings that the recipe says to start from, or the default; None where that is `none`.
+
+    `identity` leaves every channel where it is; `activations` is the assignment by activations alone; the name of a
+    solver is its first solution.
+    """
+    start = default if problem.recipe.start == "none" else problem.recipe.start
+    if start == "none":
+        return None
+    if start == "identity":
+        return {group.name: Coupling.identity(group.size) for group in problem.groups.free}
+    if start == "activations":
+        distance = DISTANCES_TRIED[0] if problem.recipe.distance == "best" else problem.recipe.distance
+        return problem.by_activations(distance, emd)
+    return load_solver(start).solve(problem)[0]

@@ -1,0 +1,46 @@
+"""What autograd knows of an operation: its name, shapes and saved dimensions."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+IN_PLACE_NAMES = re.compile(r"Backward\d*$")
+
+ENTRY_BY_ENTRY = """
+    Add Sub Mul Div Pow Neg Abs Sign Exp Expm1 Log Log1P Sqrt Rsqrt Square Reciprocal Sin Cos Erf Tanh Sigmoid
+    LogSigmoid Relu Relu6 Hardtanh Hardswish Hardsigmoid Silu Gelu Elu Celu Selu Softplus Softsign Mish
+    LeakyRelu PreluKernel Threshold Clamp ClampMin ClampMax Where MaskedFill NativeDropout FusedDropout
+    Maximum Minimum Lerp Addcmul Addcdiv Clone ToCopy Alias Copy Contiguous Hardshrink Softshrink
+    RreluWithNoise Floor Ceil Round Detach Fmod Remainder NanToNum
+""".split()
+RESHAPES = """
+    View UnsafeView ReshapeAlias Reshape Squeeze Unsqueeze Flatten Unflatten ViewCopy
+""".split()
+SUMS = """
+    Mean Sum Amax Amin Max Min Var Std VarMean StdMean LinalgVectorNorm Norm Logsumexp Prod
+""".split()
+
+
+def operation_name(operation: Any) -> str:
+    """An autograd function's name without its suffix: 'ConvolutionBackward0' -> 'Convolution'."""
+    return IN_PLACE_NAMES.sub("", operation.name().rsplit("::", 1)[-1])
+
+
+def result_shape(operation: Any, number: int = 0) -> tuple[int, ...]:
+    """Shape of an operation's result."""
+    return tuple(int(size) for size in operation._input_metadata[number].shape)
+
+
+def signed(value: int) -> int:
+    """Autograd saves negative dimensions as unsigned 64-bit integers."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def saved_dims(operation: Any, name: str, rank: int) -> tuple[int, ...]:
+    """A saved dimension or list of dimensions, counted from the front; all of them where none is saved."""
+    dims = getattr(operation, f"_saved_{name}", None)
+    if dims is None:
+        return tuple(range(rank))
+    values = (dims,) if isinstance(dims, int) else tuple(dims)
+    return tuple(signed(v) % max(rank, 1) for v in values) or tuple(range(rank))
