@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from depfuse.cli.options import DataOptions, FusionOptions, RunOptions
 from depfuse.cli.outputs import check_outputs, check_weights_name
 from depfuse.data import Loader, calibration_loader
 from depfuse.device import resolve_device
-from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
+from depfuse.errors import ArchitectureError, RecipeError
 from depfuse.evaluate import (
     PathPoint,
     Scores,
@@ -219,7 +218,10 @@ def _best_renorm(fused: _Fused) -> str:
 
 
 def _with_refitted_heads(fused: _Fused, shares: Sequence[float], work: Work) -> list[nn.Module]:
-    """Every parent with its head refitted to the ensemble; none where there are no images or that cannot be done."""
+    """Every parent with its head refitted to the ensemble, to compare with.
+
+    None where there are no images, or where the network cannot be taken apart: the report then leaves the rows out.
+    """
     if fused.calibration is None:
         return []
     work.step("refitting the parents' heads")
@@ -229,8 +231,7 @@ def _with_refitted_heads(fused: _Fused, shares: Sequence[float], work: Work) -> 
             refit_head(parent, models, shares, fused.calibration, labels=labels, template=template)
             for parent in range(len(models))
         ]
-    except (ArchitectureError, RecipeError) as error:
-        warnings.warn(f"no parent with a refitted head to compare with: {error}", DepfuseWarning, stacklevel=2)
+    except (ArchitectureError, RecipeError):
         return []
 
 

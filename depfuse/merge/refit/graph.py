@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import operator
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -46,7 +49,7 @@ class Program:
     def __init__(self, model: nn.Module, images: Tensor) -> None:
         network = evaluation_copy(model, shared=True)
         try:
-            with warnings.catch_warnings(), torch.no_grad():
+            with warnings.catch_warnings(), _without_logs(), redirect_stderr(io.StringIO()), torch.no_grad():
                 warnings.simplefilter("ignore")
                 exported = torch.export.export(network, (images,), strict=False).run_decompositions({})
         except Exception as error:  # torch.export has no one exception for what it cannot follow
@@ -117,3 +120,14 @@ class Program:
                 placed.add(node)
                 order.append(node)
         self.nodes = order
+
+
+@contextmanager
+def _without_logs() -> Iterator[None]:
+    """Tracing logs and prints pages of what it could not follow; the exception says it in one sentence."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
