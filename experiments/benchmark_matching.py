@@ -33,6 +33,7 @@ from depfuse.align.costs import weight_cost
 from depfuse.align.nested import Placement, as_it_stands, follow
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.transport import assigned
+from depfuse.checkpoint import replacing
 from depfuse.data import Loader, calibration_loader
 from depfuse.evaluate import evaluate
 from depfuse.groups import random_permutations
@@ -205,10 +206,8 @@ def main() -> None:
             figures = ", ".join(f"{k} {v:.6g}" for k, v in row.items() if k not in ("part", "kind", "by", "seconds"))
             print(f"| {row['kind']} | {row['by']} | {row['seconds']:.2f} | {figures} |", flush=True)
             rows.append(row)
-            chosen.out.parent.mkdir(parents=True, exist_ok=True)
-            temporary = chosen.out.with_suffix(".tmp")
-            temporary.write_text(json.dumps(rows, indent=2) + "\n")
-            temporary.replace(chosen.out)
+            with replacing(chosen.out) as temporary:
+                temporary.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from depfuse import Recipe, find_groups, prove_groups
 from depfuse.align import align, apply_couplings
+from depfuse.checkpoint import replacing
 from depfuse.data import Loader, calibration_loader
 from depfuse.evaluate import evaluate
 from depfuse.groups import explain, not_followed
@@ -226,10 +227,8 @@ def main() -> None:
         rows += own
         label = "real ResNet20, padded shortcuts" if name == REAL else name.partition(":")[2]
         print(f"| {label} | " + " | ".join(cell for row in own for cell in cells(row)) + " |", flush=True)
-        chosen.out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = chosen.out.with_suffix(".tmp")
-        temporary.write_text(json.dumps(rows, indent=2) + "\n")
-        temporary.replace(chosen.out)
+        with replacing(chosen.out) as temporary:
+            temporary.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,11 +23,12 @@ from depfuse.align.problem import MatchingProblem
 from depfuse.align.solvers import SOLVERS, load_solver
 from depfuse.align.solvers.frank_wolfe import Likeness, frank_wolfe
 from depfuse.align.solvers.fused_gromov import fused
-from depfuse.align.solvers.ipfp import as_candidates, fixed_point
+from depfuse.align.solvers.ipfp import fixed_point
 from depfuse.align.solvers.reweighted_random_walk import walk
 from depfuse.align.solvers.rounding import assign
 from depfuse.align.solvers.sinkhorn_implicit import Sinkhorn
 from depfuse.align.solvers.spectral import principal
+from depfuse.align.solvers.start import as_candidates
 from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.groups import find_groups, random_permutations
 from depfuse.models import build_network

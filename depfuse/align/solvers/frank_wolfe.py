@@ -13,9 +13,8 @@ from depfuse.align.coupling import Couplings
 from depfuse.align.edges import Edges
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solvers.interface import Solver
-from depfuse.align.solvers.ipfp import as_candidates
 from depfuse.align.solvers.rounding import assign, completed, warn_of_limit
-from depfuse.align.solvers.start import start_of
+from depfuse.align.solvers.start import as_candidates, started
 
 TOLERANCE = 1e-4  # relative: near its end the iteration creeps
 
@@ -117,10 +116,7 @@ def solve(problem: MatchingProblem) -> list[Couplings]:
     likeness = Likeness(problem.edges)
     if problem.recipe.criterion == "mixture":
         likeness.mix(problem.watched, problem.recipe.mixture)
-    start, given = likeness.uniform(), start_of(problem)
-    if given is not None:
-        placed = problem.placements(given)
-        start = {**start, **as_candidates({n: placed[n][n] for n in start if n in placed}, start)}
+    start = started(problem, likeness.uniform())
     with torch.no_grad():
         orders, _, rests = frank_wolfe(likeness, start, problem.recipe.iterations)
     if not rests:

@@ -10,14 +10,9 @@ from depfuse.align.coupling import Couplings
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solvers.interface import Solver
 from depfuse.align.solvers.rounding import affinity_of, assign, completed, warn_of_limit
-from depfuse.align.solvers.start import start_of
+from depfuse.align.solvers.start import as_candidates, started
 
 TOLERANCE = 1e-6
-
-
-def as_candidates(orders: dict[str, Tensor], like: Candidates) -> Candidates:
-    """Weight one at each pair of a permutation."""
-    return {name: torch.eye(len(order))[order].to(like[name]) for name, order in orders.items()}
 
 
 def fixed_point(affinity: Affinity, start: Candidates, iterations: int) -> tuple[dict[str, Tensor], float, bool]:
@@ -53,10 +48,7 @@ def fixed_point(affinity: Affinity, start: Candidates, iterations: int) -> tuple
 def solve(problem: MatchingProblem) -> list[Couplings]:
     """One solution, from uniform candidates or the recipe's start."""
     affinity = affinity_of(problem)
-    start, given = affinity.uniform(), start_of(problem)
-    if given is not None:
-        placed = problem.placements(given)
-        start = {**start, **as_candidates({n: placed[n][n] for n in start if n in placed}, start)}
+    start = started(problem, affinity.uniform())
     with torch.no_grad():
         orders, _, rests = fixed_point(affinity, start, problem.recipe.iterations)
     if not rests:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from depfuse.align.affinity import Candidates
 from depfuse.align.coupling import Coupling, Couplings
 from depfuse.align.problem import DISTANCES_TRIED, MatchingProblem
 from depfuse.align.solvers import load_solver
@@ -23,3 +29,17 @@ def start_of(problem: MatchingProblem, default: str = "none") -> Couplings | Non
         distance = DISTANCES_TRIED[0] if problem.recipe.distance == "best" else problem.recipe.distance
         return problem.by_activations(distance, emd)
     return load_solver(start).solve(problem)[0]
+
+
+def as_candidates(orders: Mapping[str, Tensor], like: Candidates) -> Candidates:
+    """Weight one at each pair of a permutation."""
+    return {name: torch.eye(len(order))[order].to(like[name]) for name, order in orders.items()}
+
+
+def started(problem: MatchingProblem, uniform: Candidates) -> Candidates:
+    """Uniform candidates, or the couplings that the recipe says to start from for the groups that they hold."""
+    given = start_of(problem)
+    if given is None:
+        return uniform
+    placed = problem.placements(given)
+    return {**uniform, **as_candidates({name: placed[name][name] for name in uniform if name in placed}, uniform)}
