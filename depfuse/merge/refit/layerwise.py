@@ -161,10 +161,10 @@ class _Refit:
             self.outputs = self._outputs()
         self._generator = torch.Generator().manual_seed(seed)
         self.grams: dict[Unit, Tensor] = {}
-        self._check_count()
 
     def forward(self, clustered: ChannelGroups | None, steps: int) -> None:
         """Unit after unit, from the child's own inputs."""
+        self._check_count(self.units)
         mixtures: Mixtures = {}
         if clustered is not None:
             few = Walk(self.program, self.parents, _in_small_batches(self.loader, LOOKED_AT))
@@ -220,10 +220,12 @@ class _Refit:
         unit = self.outputs or next((unit for unit in self.units if unit.target is self.program.output), None)
         if unit is None:
             raise RecipeError("the layer that gives the class scores cannot be refitted")
+        self._check_count([unit])
         self._solve_forward(unit, walk, Targets(self.shares, {}, self.labels, self.outputs), keep=False)
 
     def in_parallel(self, *, pooled: bool) -> None:
         """Each unit from the parents' inputs, put one below the other (`pooled`) or averaged."""
+        self._check_count(self.units)
         walk = Walk(self.program, self.parents, self.loader)
         targets = Targets(self.shares, {}, self.labels, self.outputs)
         for unit in self.units:
@@ -367,9 +369,9 @@ class _Refit:
                 return unit
         raise RecipeError("the layer that gives the class scores cannot be refitted: choose --refit none")
 
-    def _check_count(self) -> None:
+    def _check_count(self, units: Sequence[Unit]) -> None:
         """Warn where a layer has more inputs than there are rows to fit them to."""
-        for unit in self.units:
+        for unit in units:
             window = Window.of(unit.node)
             width = 1 if unit.weight is None else window.matrix(self.state[unit.weight]).shape[1]
             if width > self.images * window.positions:
