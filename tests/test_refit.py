@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 
 import pytest
 import torch
@@ -324,6 +325,9 @@ def test_fewer_images_than_inputs_are_said_and_survived():
     with pytest.warns(DepfuseWarning, match="64 inputs, but 20 images"):
         child = refitted(models, loader)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in child.state_dict().values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        refit_head(0, models, (0.5, 0.5), loader)  # 12 inputs are few enough
 
 
 class Branching(nn.Module):
