@@ -40,10 +40,16 @@ class Disagreement:
 
     def __call__(self, parent: int, couplings: Couplings) -> float:
         """How far the child of parent 0 and `parent` is from their ensemble."""
+        return self.of((self._models[0], self._models[parent]), parent, couplings)
+
+    def of(self, pair: tuple[nn.Module, nn.Module], parent: int, couplings: Couplings | None = None) -> float:
+        """The same for the child of two networks that stand for parent 0 and `parent`, at other widths, say.
+
+        Without couplings, they are merged as they stand.
+        """
         started = time.perf_counter()
         identity = {group.name: Coupling.identity(group.size) for group in self._groups.free}
-        pair = (self._models[0], self._models[parent])
-        child = average(pair, self._groups, (identity, couplings), (0.5, 0.5))
+        child = average(pair, self._groups, (identity, identity if couplings is None else couplings), (0.5, 0.5))
         renormalise(child, self._renorm, self._calibration.first(RENORM_IMAGES))
         losses = [
             -((ours + theirs) / 2 * child_own.clamp_min(1e-30).log()).sum(1)

@@ -19,6 +19,7 @@ from depfuse.groups import ChannelGroups, explain, find_groups, not_followed, pr
 from depfuse.merge import average
 from depfuse.recipe import Recipe
 from depfuse.renorm import renormalise
+from depfuse.widths import Brought, Widths, shapes_of
 
 OnStep = Callable[[str], None]
 
@@ -32,14 +33,20 @@ class FusionResult:
     child
         The fused network, in eval mode, in the channel order of parent 0.
     groups
-        The proved channel groups.
+        The proved channel groups, of the child's width.
     couplings
-        Group name -> coupling, one mapping per parent.
+        Group name -> coupling, one mapping per parent: from its channels at the child's width.
     recipe
         The settings used.
     seconds
         Wall-clock seconds of `groups` (finding and proving), `align`, `choose` (between several alignments), `merge`
         and `renorm`.
+    parents
+        The parents, each at the child's width.
+    widths
+        Where parents had other widths: how each was brought to the child's, with the rectangular couplings.
+    unmatched
+        The parents at the child's width in the order in which their channels stand.
     """
 
     child: nn.Module
@@ -49,6 +56,8 @@ class FusionResult:
     seconds: dict[str, float]
     parents: Sequence[nn.Module]
     calibration: Loader | None
+    widths: Brought | None = None
+    unmatched: Sequence[nn.Module] = ()
 
     def at(self, shares: Sequence[float]) -> nn.Module:
         """Another child of the same couplings with other shares (one per parent, summing to one)."""
@@ -65,6 +74,7 @@ def fuse(
     *,
     example: Tensor | None = None,
     groups: ChannelGroups | None = None,
+    template: nn.Module | None = None,
     allow_fixed: bool = True,
     on_step: OnStep | None = None,
 ) -> FusionResult:
@@ -73,10 +83,13 @@ def fuse(
     Groups are found and proved on parent 0, every other parent is aligned to it, the aligned weights are averaged and
     the child's BatchNorm statistics recomputed. The parents are left as they were.
 
+    Where their widths differ, those of another width than the child's are first brought to it, each matched to a parent
+    of the child's width (`Widths`).
+
     Parameters
     ----------
     models
-        Two or more parents with equal tensor names and shapes, on one device.
+        Two or more parents with equal tensor names, on one device; their widths may differ.
     recipe
         Settings; the defaults where None.
     calibration
@@ -84,7 +97,9 @@ def fuse(
     example
         An input (1, C, H, W) to trace with; one calibration image where None.
     groups
-        Proved channel groups of this architecture, to skip finding them again.
+        Proved channel groups of this architecture, to skip finding them again; not used where widths differ.
+    template
+        A network that the child is to be like, for a width that no parent has; left as it was.
     allow_fixed
         Where a part of the network could not be followed or proved (see `not_followed`), leave its channels where they
         are, warn, and fuse the rest; raise where False.
@@ -101,8 +116,9 @@ def fuse(
         See `find_groups`, `prove_groups` and `align`.
     """
     recipe = recipe or Recipe()
-    check_parents(models)
+    check_parents(models if template is None else [*models, template])
     shares = recipe.shares(len(models))
+    unequal = any(shapes_of(model) != shapes_of(models[0]) for model in (*models, template or models[0]))
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -114,43 +130,76 @@ def fuse(
         _wait_for_device(models[0])
         seconds[name] = time.perf_counter() - started
 
+    widths: Widths | None = None
     with step("groups"):
-        if groups is None:
+        if groups is None or unequal:
             example = example if example is not None else _example(calibration)
+        if unequal:
+            assert example is not None
+            widths = Widths(models, recipe, example, template)
+            groups = widths.groups
+        elif groups is None:
             groups = prove_groups(models[0], find_groups(models[0], example), example, seed=recipe.seed)
         _check_followed(models[0], groups, allow_fixed)
+    brought: Brought | None = None
+    unmatched = models
     with step("align"):
-        judge = None if calibration is None else Disagreement(models, groups, recipe.renorm, calibration)
-        couplings = align(models, groups, recipe, calibration, judge)
-    seconds["choose"] = judge.seconds if judge is not None else 0.0
+        if widths is not None:
+            brought, unmatched = widths.bring(calibration), widths.as_they_stand()
+            models = brought.models
+        couplings, seconds["choose"] = _aligned(models, groups, recipe, calibration, brought)
     seconds["align"] -= seconds["choose"]
     with step("merge"):
         child = average(models, groups, couplings, shares)
     with step("renorm"):
         renormalise(child, recipe.renorm, calibration)
-    return FusionResult(child, groups, couplings, recipe, seconds, models, calibration)
+    return FusionResult(child, groups, couplings, recipe, seconds, models, calibration, brought, unmatched)
+
+
+def _aligned(
+    models: Sequence[nn.Module],
+    groups: ChannelGroups,
+    recipe: Recipe,
+    calibration: Loader | None,
+    brought: Brought | None,
+) -> tuple[list[Couplings], float]:
+    """Couplings of all parents, and the seconds of choosing; parents that were matched on the way stay as they are."""
+    order = list(range(len(models)))
+    if brought is not None:
+        order = [brought.reference, *sorted(brought.unsettled)]
+    chosen = [models[number] for number in order]
+    judge = None if calibration is None else Disagreement(chosen, groups, recipe.renorm, calibration)
+    couplings: list[Couplings] = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
+    for number, found in zip(order, align(chosen, groups, recipe, calibration, judge), strict=True):
+        couplings[number] = found
+    spent = (0.0 if judge is None else judge.seconds) + (0.0 if brought is None else brought.seconds)
+    return couplings, spent
 
 
 def naive_average(models: Sequence[nn.Module], shares: Sequence[float], groups: ChannelGroups) -> nn.Module:
-    """The average of the parents as they are, without any alignment."""
+    """The average of parents of one width as they are, without any alignment."""
     check_parents(models)
+    for number, model in enumerate(models, start=1):
+        if shapes_of(model) != shapes_of(models[0]):
+            raise RecipeError(f"parent {number} has another width than parent 1: bring them to one width first")
     identities = {group.name: Coupling.identity(group.size) for group in groups.free}
     return average(models, groups, [identities] * len(models), shares)
 
 
 def check_parents(models: Sequence[nn.Module]) -> None:
-    """Raise `RecipeError` unless there are two parents or more with finite tensors of equal names and shapes."""
+    """Raise `RecipeError` unless there are two parents or more with finite tensors of equal names and ranks."""
     if len(models) < 2:
         raise RecipeError(f"{len(models)} parent given: fusion needs at least two")
     first = models[0].state_dict()
     for number, model in enumerate(models, start=1):
         state = model.state_dict()
-        if different := sorted(first.keys() ^ state.keys()):
+        if different := first.keys() ^ state.keys():
+            key = next(key for key in (*first, *state) if key in different)
             raise RecipeError(
-                f"parent {number} is of another architecture than parent 1: {different[0]} is in one of them only"
+                f"parent {number} is of another architecture or depth than parent 1: {key} is in one of them only"
             )
         for key, tensor in state.items():
-            if tensor.shape != first[key].shape:
+            if tensor.dim() != first[key].dim():
                 raise RecipeError(
                     f"parent {number} does not fit parent 1: {key} has shape {tuple(tensor.shape)}, "
                     f"not {tuple(first[key].shape)}"

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     Start: TypeAlias = str
 else:
     Solver = Literal[tuple(SOLVERS)]
-    Start = Literal[("none", "identity", "activations", *(name for name in SOLVERS if name != "sinkhorn"))]
+    SOFT = ("sinkhorn", "unbalanced")
+    Start = Literal[("none", "identity", "activations", *(name for name in SOLVERS if name not in SOFT))]
 Distance = Literal["best", "cosine", "pearson", "cosine-pearson", "scaled", "euclidean"]
 TapPosition = Literal["after", "before", "both"]
+Masses = Literal["best", "whole", "equal"]
 Renorm = Literal["auto", "none", "reset"]
 
 
@@ -43,6 +45,20 @@ class Recipe(BaseModel):
     taps: TapPosition = Field(default="after", description="activations before or after the non-linearity, or both")
     mixture: float = Field(default=0.5, ge=0.0, le=1.0, description="share of the activation cost in a mixture")
     regularisation: float = Field(default=0.01, gt=0.0, description="Sinkhorn's, relative to the cost's scale")
+    strictness: float = Field(
+        default=3.0, gt=0.0, description="how strictly unbalanced transport keeps masses, relative to the cost's scale"
+    )
+    masses: Masses = Field(
+        default="best",
+        description="parents of unequal widths, solver emd: whole splits no channel of the wider one, equal gives all "
+        "channels of a network one mass; best keeps the better of the two, as with distances",
+    )
+    width_of: int | None = Field(
+        default=None,
+        ge=1,
+        description="parents of unequal widths: the child is as wide as this one, counted from 1; the widest if left "
+        "out",
+    )
     restarts: int = Field(
         default=8,
         ge=1,

@@ -1,4 +1,4 @@
-"""Couplings between networks of unequal widths: applied to weights, and found group by group.
+"""Couplings between networks of unequal widths, applied to weights.
 
 The smallest example is `Linear(3, 4), ReLU, Linear(4, 2)` brought to six hidden channels. A plan (6, 4) says where each
 of them comes from. Its rows, scaled to sum to one, make the new rows of the first weight: means of the old ones. Its

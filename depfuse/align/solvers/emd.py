@@ -6,8 +6,11 @@ from depfuse.align.coupling import Couplings
 from depfuse.align.descent import SharedCosts
 from depfuse.align.problem import DISTANCES_TRIED, MatchingProblem
 from depfuse.align.solvers.coordinate_descent import descents, swept
-from depfuse.align.solvers.interface import Solver
-from depfuse.align.transport import emd
+from depfuse.align.solvers.interface import Solver, Transport
+from depfuse.align.transport import emd, whole
+from depfuse.recipe import Recipe
+
+MASSES: dict[str, list[Transport]] = {"best": [whole, emd], "whole": [whole], "equal": [emd]}
 
 
 def solve(problem: MatchingProblem) -> list[Couplings]:
@@ -20,4 +23,9 @@ def solve(problem: MatchingProblem) -> list[Couplings]:
     return [swept(shared), *descents(shared, recipe.restarts - 1)]
 
 
-SOLVER = Solver(solve, criteria=("activations", "weights", "mixture"))
+def transports(recipe: Recipe) -> list[Transport]:
+    """Exact transport between groups of unequal sizes, with masses as the recipe says."""
+    return MASSES[recipe.masses]
+
+
+SOLVER = Solver(solve, criteria=("activations", "weights", "mixture"), transports=transports)
