@@ -22,7 +22,7 @@ else:
     Start = Literal[("none", "identity", "activations", *(name for name in SOLVERS if name not in SOFT))]
 Distance = Literal["best", "cosine", "pearson", "cosine-pearson", "scaled", "euclidean"]
 TapPosition = Literal["after", "before", "both"]
-Masses = Literal["best", "whole", "equal"]
+Masses = Literal["best", "whole", "equal", "free"]
 Renorm = Literal["auto", "none", "reset"]
 
 
@@ -51,7 +51,8 @@ class Recipe(BaseModel):
     masses: Masses = Field(
         default="best",
         description="parents of unequal widths, solver emd: whole splits no channel of the wider one, equal gives all "
-        "channels of a network one mass; best keeps the better of the two, as with distances",
+        "channels of a network one mass, free lets each of the wider one go where it fits best; best tries all, as "
+        "with distances",
     )
     width_of: int | None = Field(
         default=None,

@@ -73,7 +73,7 @@ def emd(cost: Tensor) -> Coupling:
     return Coupling(plan=torch.from_numpy(np.asarray(plan)))
 
 
-def whole(cost: Tensor) -> Coupling:
+def whole(cost: Tensor, *, even: bool = True) -> Coupling:
     r"""Exact optimal transport in which no channel of the larger side is split.
 
     :math:`\min_T \langle T, C \rangle` over plans that send each channel of the larger side, n of them, whole to one of
@@ -86,14 +86,16 @@ def whole(cost: Tensor) -> Coupling:
     ----------
     cost
         (n_target, n_source).
+    even
+        Without it, a channel of the smaller side takes one at least and as many as go with it best.
     """
     if cost.shape[0] == cost.shape[1]:
         return emd(cost)
     if cost.shape[0] < cost.shape[1]:
-        return whole(cost.T).inverse()
+        return whole(cost.T, even=even).inverse()
     values = checked(cost)
     targets, sources = values.shape
-    least, most = targets // sources, -(-targets // sources)
+    least, most = (targets // sources, -(-targets // sources)) if even else (1, targets - sources + 1)
     # Lower than any sum of costs, so that each source's first copies are all taken.
     taken = values - 2.0 * targets * (np.abs(values).max() + 1.0)
     copies = np.concatenate([taken] * least + [values] * (most - least), axis=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from depfuse.align.coupling import Couplings
 from depfuse.align.descent import SharedCosts
 from depfuse.align.problem import DISTANCES_TRIED, MatchingProblem
@@ -10,7 +12,7 @@ from depfuse.align.solvers.interface import Solver, Transport
 from depfuse.align.transport import emd, whole
 from depfuse.recipe import Recipe
 
-MASSES: dict[str, list[Transport]] = {"best": [whole, emd], "whole": [whole], "equal": [emd]}
+MASSES: dict[str, list[Transport]] = {"whole": [whole], "equal": [emd], "free": [partial(whole, even=False)]}
 
 
 def solve(problem: MatchingProblem) -> list[Couplings]:
@@ -25,7 +27,7 @@ def solve(problem: MatchingProblem) -> list[Couplings]:
 
 def transports(recipe: Recipe) -> list[Transport]:
     """Exact transport between groups of unequal sizes, with masses as the recipe says."""
-    return MASSES[recipe.masses]
+    return sum(MASSES.values(), []) if recipe.masses == "best" else MASSES[recipe.masses]
 
 
 SOLVER = Solver(solve, criteria=("activations", "weights", "mixture"), transports=transports)
