@@ -31,7 +31,7 @@ class FusionResult:
     Attributes
     ----------
     child
-        The fused network, in eval mode, in the channel order of parent 0.
+        The fused network, in eval mode, in the channel order of parent `like`.
     groups
         The proved channel groups, of the child's width.
     couplings
@@ -58,6 +58,11 @@ class FusionResult:
     calibration: Loader | None
     widths: Brought | None = None
     unmatched: Sequence[nn.Module] = ()
+
+    @property
+    def like(self) -> int:
+        """Number of the parent whose channels the child's are matched to: it has the child's width if any has."""
+        return 0 if self.widths is None else self.widths.reference
 
     def at(self, shares: Sequence[float]) -> nn.Module:
         """Another child of the same couplings with other shares (one per parent, summing to one)."""

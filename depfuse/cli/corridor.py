@@ -12,7 +12,7 @@ from torch import nn
 
 from depfuse.checkpoint import Card, Parent, replacing, state_digest, write_checkpoint
 from depfuse.cli.console import Work
-from depfuse.cli.inputs import Inputs, read_inputs, same_architecture
+from depfuse.cli.inputs import Inputs, check_architectures, read_inputs, read_template
 from depfuse.cli.options import DataOptions, FusionOptions, RunOptions
 from depfuse.cli.outputs import check_outputs, check_weights_name
 from depfuse.data import Loader, calibration_loader
@@ -84,7 +84,7 @@ class _Fused:
 
     def naive(self, shares: Sequence[float], renorm: str) -> nn.Module:
         """Average the parents as they stand, and renormalise."""
-        average = naive_average(self.inputs.models, shares, self.result.groups)
+        average = naive_average(self.result.unmatched, shares, self.result.groups)
         renormalise(average, renorm, self.calibration)
         return average
 
@@ -95,13 +95,15 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     device = resolve_device(request.options.device)
     work.step("reading networks and data")
     inputs = read_inputs(request.parents, request.fusion.arch, request.data, device)
-    architecture = same_architecture(inputs)
+    check_architectures(inputs)
+    architecture, template = read_template(inputs, request.fusion.width, request.fusion.child_arch)
     calibration = _calibration(request.recipe, inputs)
     result = fuse(
         inputs.models,
         request.recipe,
         calibration,
         example=inputs.data.example(device=device),
+        template=template,
         allow_fixed=request.fusion.allow_fixed,
         on_step=lambda step: work.step(STEPS.get(step, step)),
     )
@@ -141,7 +143,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         ),
         seconds=seconds,
         recipe=result.recipe.model_dump(mode="json"),
-        architecture=architecture,
+        architecture=architecture or inputs.architectures[result.like],
         data=inputs.data_name,
         preprocessing=inputs.data.preprocessing.model_dump(mode="json"),
         images=child.count,

@@ -13,8 +13,9 @@ from torch import nn
 from depfuse.checkpoint import Card, Checkpoint, load_into, read_checkpoint
 from depfuse.cli.options import DataOptions
 from depfuse.data import DataSet, Loader, Preprocessing, load_data
-from depfuse.errors import ArchitectureError, CheckpointError, DataError
+from depfuse.errors import ArchitectureError, CheckpointError, DataError, RecipeError
 from depfuse.models import build_network, check_input
+from depfuse.models.registry import parse_architecture, with_arguments
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,19 @@ class Inputs:
         return Loader(self.data.test, self.data.preprocessing, batch_size=batch_size, device=self.device)
 
 
-def read_inputs(paths: Sequence[Path], arch: str | None, options: DataOptions, device: torch.device) -> Inputs:
+def read_inputs(paths: Sequence[Path], arch: str | Sequence[str] | None, options: DataOptions, device: torch.device) -> Inputs:
     """Read checkpoints and data, build the networks on the device, and check that all of it fits.
 
-    What the user leaves out is taken from the checkpoints' cards.
+    What the user leaves out is taken from the checkpoints' cards. Architectures are one for all, or one per checkpoint.
     """
+    given = [arch] if arch is None or isinstance(arch, str) else list(arch)
+    if len(given) not in (1, len(paths)):
+        raise ArchitectureError(
+            f"{len(given)} architectures for {len(paths)} networks: give --arch once, or once per network"
+        )
+    given *= len(paths) // len(given)
     checkpoints = tuple(read_checkpoint(path) for path in paths)
-    architectures = tuple(_architecture(checkpoint, arch) for checkpoint in checkpoints)
+    architectures = tuple(_architecture(checkpoint, own) for checkpoint, own in zip(checkpoints, given, strict=True))
     data, data_name = read_data(checkpoints, options)
     example = data.example()
     models = []
@@ -64,16 +71,38 @@ def read_data(checkpoints: Sequence[Checkpoint], options: DataOptions) -> tuple[
     return data, name
 
 
-def same_architecture(inputs: Inputs) -> str:
-    """Return the architecture that all networks share; a `CheckpointError` names two that differ."""
+def check_architectures(inputs: Inputs) -> None:
+    """Raise `CheckpointError` where two networks are not of one architecture; their widths may differ."""
     first = inputs.architectures[0]
     for architecture, checkpoint in zip(inputs.architectures, inputs.checkpoints, strict=True):
-        if architecture != first:
+        if _family(architecture) != _family(first):
             raise CheckpointError(
                 f"{inputs.checkpoints[0].path} is a {first}, but {checkpoint.path} is a {architecture}:"
                 " only networks of one architecture can be fused"
             )
-    return first
+
+
+def read_template(
+    inputs: Inputs, width: float | None, child_arch: str | None
+) -> tuple[str | None, nn.Module | None]:
+    """Architecture and network that the child is to be like, where the user asks for a width of its own."""
+    if width is None and child_arch is None:
+        return None, None
+    if width is not None and child_arch is not None:
+        raise RecipeError("--width and --child-arch both say how wide the child is: give one of them")
+    first = inputs.architectures[0]
+    architecture = child_arch if child_arch is not None else with_arguments(first, width=width)
+    if _family(architecture) != _family(first):
+        raise RecipeError(f"the child cannot be a {architecture}: its parents are of another architecture ({first})")
+    card = inputs.checkpoints[0].card
+    classes = (card and card.classes) or inputs.data.classes
+    template = build_network(architecture, classes=len(classes), in_channels=inputs.data.image_shape[0])
+    return architecture, template.to(inputs.device).eval()
+
+
+def _family(architecture: str) -> tuple[str, str]:
+    parsed = parse_architecture(architecture)
+    return parsed.source, parsed.name
 
 
 def _architecture(checkpoint: Checkpoint, arch: str | None) -> str:

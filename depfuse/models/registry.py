@@ -107,6 +107,15 @@ def parse_architecture(arch: str) -> Architecture:
     return Architecture(arch, source, name, arguments)
 
 
+def with_arguments(arch: str, **changed: Any) -> str:
+    """Write an architecture string with some of its arguments set anew: `resnet18(width=0.5)` at width 1, say."""
+    architecture = parse_architecture(arch)
+    arguments = {**architecture.arguments, **changed}
+    written = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    head = f"{architecture.source}:{architecture.name}" if architecture.source else architecture.name
+    return f"{head}({written})" if written else head
+
+
 def build_network(arch: str, **defaults: Any) -> nn.Module:
     """Build the network that an architecture string names, with fresh random weights.
 
