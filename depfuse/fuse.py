@@ -31,7 +31,7 @@ class FusionResult:
     Attributes
     ----------
     child
-        The fused network, in eval mode, in the channel order of parent 0.
+        The fused network, in eval mode, in the channel order of parent 0, or of the one that the recipe names.
     groups
         The proved channel groups.
     couplings
@@ -158,7 +158,9 @@ def fuse(
         _check_followed(models[0], groups, allow_fixed)
     with step("align"):
         judge = (
-            None if calibration is None else Disagreement(models, groups, recipe.renorm, calibration, sets, template)
+            None
+            if calibration is None
+            else Disagreement(models, groups, recipe.renorm, calibration, sets, template, recipe.reference or 0)
         )
         couplings = align(models, groups, recipe, calibration, judge)
     seconds["choose"] = judge.seconds if judge is not None else 0.0

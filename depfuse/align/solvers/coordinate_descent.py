@@ -71,4 +71,5 @@ SOLVER = Solver(
     criteria=("weights", "mixture"),
     advice="matches weights: choose criterion weights or mixture, or solver emd or sinkhorn",
     starts=True,
+    universe=("weights", "mixture"),
 )

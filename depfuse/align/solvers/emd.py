@@ -20,4 +20,4 @@ def solve(problem: MatchingProblem) -> list[Couplings]:
     return [swept(shared), *descents(shared, recipe.restarts - 1)]
 
 
-SOLVER = Solver(solve, criteria=("activations", "weights", "mixture"))
+SOLVER = Solver(solve, criteria=("activations", "weights", "mixture"), universe=("activations", "weights", "mixture"))

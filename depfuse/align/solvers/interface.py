@@ -25,6 +25,8 @@ class Solver:
         Whether it can start from another solver's result (`Recipe.start`).
     needs_images
         Whether it reads calibration images whatever the criterion.
+    universe
+        The criteria by which it can match each of many parents to the others' mean.
     """
 
     solve: Callable[[MatchingProblem], list[Couplings]]
@@ -32,3 +34,4 @@ class Solver:
     advice: str = ""
     starts: bool = False
     needs_images: bool = False
+    universe: tuple[str, ...] = ()
