@@ -17,6 +17,7 @@ from depfuse.data.loader import Loader
 from depfuse.errors import DepfuseWarning, GroupError, RecipeError
 from depfuse.groups import ChannelGroups, explain, find_groups, not_followed, prove_groups
 from depfuse.label_sets import LabelSets
+from depfuse.limits import noting_limits
 from depfuse.merge import average, refit_layers
 from depfuse.recipe import Recipe
 from depfuse.renorm import renormalise
@@ -45,6 +46,8 @@ class FusionResult:
         Which labels the parents' outputs stand for, where they differ.
     template
         A network with an output for each of them.
+    not_converged
+        One sentence for each solver that stopped at its limit; the best of its results is used.
     """
 
     child: nn.Module
@@ -56,6 +59,7 @@ class FusionResult:
     calibration: Loader | None
     labels: LabelSets | None = None
     template: nn.Module | None = None
+    not_converged: Sequence[str] = ()
 
     def at(self, shares: Sequence[float]) -> nn.Module:
         """Another child of the same couplings with other shares (one per parent, summing to one)."""
@@ -162,12 +166,13 @@ def fuse(
             if calibration is None
             else Disagreement(models, groups, recipe.renorm, calibration, sets, template, recipe.reference or 0)
         )
-        couplings = align(models, groups, recipe, calibration, judge)
+        with noting_limits() as not_converged:
+            couplings = align(models, groups, recipe, calibration, judge)
     seconds["choose"] = judge.seconds if judge is not None else 0.0
     seconds["align"] -= seconds["choose"]
     with step("merge"):
         child = average(models, groups, couplings, shares, sets, template)
-    result = FusionResult(child, groups, couplings, recipe, seconds, models, calibration, sets, template)
+    result = FusionResult(child, groups, couplings, recipe, seconds, models, calibration, sets, template, not_converged)
     if recipe.refit != "none":
         with step("refit"):
             result._refit(child, shares)

@@ -42,8 +42,8 @@ def align(
     calibration
         Images for the activation cost; not read for criterion `weights`.
     judge
-        Says how bad the child of the reference and another parent is, without labels. It chooses where there are several
-        solutions; without it the lowest weight distance does, or the first distance tried.
+        Says how bad the child of the reference and another parent is, without labels. It chooses where there are
+        several solutions; without it the lowest weight distance does, or the first distance tried.
 
     Returns
     -------

@@ -117,16 +117,22 @@ class Watcher:
 
     Attributes
     ----------
+    tapped
+        Names of the orbits that are watched.
+    modules
+        Orbit name -> the module at each of its taps.
     most_kept
         Most matrices of products per reading that were kept at a time.
     """
 
-    def __init__(
-        self, models: Sequence[nn.Module], groups: ChannelGroups, loader: Loader, choice: TapChoice
-    ) -> None:
+    def __init__(self, models: Sequence[nn.Module], groups: ChannelGroups, loader: Loader, choice: TapChoice) -> None:
         self.models, self.groups, self.loader = models, groups, loader
         self.plan = _plan(groups, choice)
         self.tapped = {name for _, uses in self.plan.values() for name, _ in uses}
+        self.modules: dict[str, list[str]] = {}
+        for (reading, _), (_, uses) in self.plan.items():
+            for name, _ in uses:
+                self.modules.setdefault(name, []).append(reading.module)
         self.most_kept = 0
         self._sizes: dict[Key, Sums] | None = None
 
@@ -235,14 +241,17 @@ class Together:
         self._pairs: dict[tuple[str, int, int], Tensor] = {}
         self._distance = ""
 
+    def moments(self, name: str, target: int, source: int) -> list[Moments]:
+        """Moments between two parents at each tap of an orbit."""
+        return [sums.moments(target, source, channels) for sums, channels in self.uses[name]]
+
     def pair(self, name: str, target: int, source: int, distance: str) -> Tensor:
         """Likeness (n, n) of two parents' channels, summed over taps, in float64 on the CPU."""
         if distance != self._distance:
             self._pairs, self._distance = {}, distance
         first, second = min(target, source), max(target, source)
         if (name, first, second) not in self._pairs:
-            taps = [sums.moments(first, second, channels) for sums, channels in self.uses[name]]
-            self._pairs[name, first, second] = -activation_cost(taps, distance).cpu()
+            self._pairs[name, first, second] = -activation_cost(self.moments(name, first, second), distance).cpu()
         found = self._pairs[name, first, second]
         return found if target == first else found.T
 

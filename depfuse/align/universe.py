@@ -1,7 +1,7 @@
 r"""Many parents matched through one universe of channels.
 
-Each parent has one matching to the universe, :math:`P_i`, and between two parents it is :math:`P_{ij} = P_i P_j^T`: cycle
-consistent by construction (Crisostomi et al. 2024, section 4). What is maximised is the likeness of all pairs,
+Each parent has one matching to the universe, :math:`P_i`, and between two parents it is :math:`P_{ij} = P_i P_j^T`:
+cycle consistent by construction (Crisostomi et al. 2024, section 4). What is maximised is the likeness of all pairs,
 :math:`\sum_{i < j} w_i w_j \langle P_i \theta_i, P_j \theta_j \rangle`, with weights or standardised activations for
 :math:`\theta` and the parents' shares for w. For one parent with all others held that is a matching to the
 share-weighted mean of the others, so the parents are matched in turn until none moves: coordinate ascent.
@@ -32,10 +32,11 @@ from depfuse.groups.nesting import Orbit, find_orbits
 from depfuse.recipe import Recipe
 
 LEAST_SHARE = 1e-3  # of an equal share: a parent without weight is matched all the same
-STARTS = 2  # parents that the first few are matched to at the start, one after the other
 DESCENTS = ("emd", "coordinate-descent")
 
 Placed = dict[int, dict[str, Placement]]  # parent -> root name -> where the universe's channels come from
+
+
 def align_through_universe(
     models: Sequence[nn.Module],
     groups: ChannelGroups,
@@ -162,7 +163,9 @@ class Universe:
         if self._total is not None:
             self._count(parent, self.shares[parent])
 
-    def _problem(self, parent: int, target: Mapping[str, Tensor], costs: Mapping[str, Tensor] | None = None) -> MatchingProblem:
+    def _problem(
+        self, parent: int, target: Mapping[str, Tensor], costs: Mapping[str, Tensor] | None = None
+    ) -> MatchingProblem:
         """One parent against the mean of the others."""
         model = self.models[parent]
         state = {**model.state_dict(), **target}
@@ -219,7 +222,7 @@ class Universe:
         together = self._watch(block, "")
         tried = DISTANCES_TRIED if recipe.criterion == "activations" else DISTANCES_TRIED[:1]
         distances = tried if recipe.distance == "best" else (recipe.distance,)
-        starts = block[: STARTS if judge is not None and recipe.restarts >= STARTS * len(distances) else 1]
+        starts = block[: recipe.restarts if judge is not None else 1]
         found: list[tuple[str, Placed]] = []
         for distance in distances:
             for start in starts:
@@ -274,9 +277,7 @@ class Universe:
     ) -> tuple[Placement, bool]:
         """The best placement of one group of one parent with all others held, and whether it is better."""
         theirs = {
-            other: found[root.name]
-            for other, found in placed.items()
-            if other != parent and other in together.members
+            other: found[root.name] for other, found in placed.items() if other != parent and other in together.members
         }
         names = [orbit.name for orbit in root.walk() if orbit.name in together.uses]
         costs = {name: -together.likeness(name, parent, theirs, self.shares, distance) for name in names}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
@@ -13,6 +13,7 @@ from torch import nn
 from depfuse.checkpoint import Card, Parent, replacing, state_digest, write_checkpoint
 from depfuse.cli.console import Work
 from depfuse.cli.inputs import Inputs, read_inputs, same_architecture
+from depfuse.cli.methods import method_path, needs_images
 from depfuse.cli.options import DataOptions, FusionOptions, RunOptions
 from depfuse.cli.outputs import check_outputs, check_weights_name
 from depfuse.data import Loader, calibration_loader
@@ -35,6 +36,7 @@ from depfuse.report import (
     Barrier,
     FusionReport,
     GroupsSummary,
+    MethodPath,
     NetworkScores,
     PathReport,
     PathRow,
@@ -58,7 +60,8 @@ STEPS = {
 class Request:
     """What the user asked for: parents, data, recipe, and the files to write.
 
-    `points` is the number of networks on the path between two parents, None where none is wanted.
+    `points` is the number of networks on the path between two parents, None where none is wanted. `methods` are further
+    recipes to draw paths of; the first of them is `recipe`.
     """
 
     parents: Sequence[Path]
@@ -69,6 +72,7 @@ class Request:
     out: Path | None
     points: int | None
     command: list[str]
+    methods: Mapping[str, Recipe] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         if request.points is not None:
             raise RecipeError("a path needs parents that know the same labels: leave out --plot")
         architecture = with_classes(architecture, len(inputs.labels.joint))
-    calibration = _calibration(request.recipe, inputs)
+    calibration = _calibration(request.recipe, inputs, needs_images(request.methods))
     result = fuse(
         inputs.models,
         request.recipe,
@@ -128,9 +132,11 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     ]
     children += _with_refitted_heads(fused, shares, work)
     naive, naive_renorm, child, *heads = evaluate_together(children, work.track(fused.test, "evaluating the child"))
-    paths = None
+    paths, methods = None, []
     if request.points is not None:
-        paths = _paths(fused, (parents[0], parents[1]), path_alphas(request.points), work)
+        ends, alphas = (parents[0], parents[1]), path_alphas(request.points)
+        paths = _paths(fused, ends, alphas, work)
+        methods = _methods(request, fused, ends, paths[0], work)
     seconds = Seconds(**result.seconds, evaluate=time.perf_counter() - started)
 
     parent_rows = [
@@ -149,6 +155,8 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         verdict=verdict(
             parent_rows, ScoreValues.of(ensemble), naive_rows, child_row, [ScoreValues.of(scores) for scores in heads]
         ),
+        converged=not result.not_converged,
+        not_converged=list(result.not_converged),
         groups=GroupsSummary(
             count=result.groups.count,
             free_channels=result.groups.free_channels,
@@ -171,6 +179,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
             path=[PathRow.of(point) for point in path],
             naive_path=[PathRow.of(point) for point in naive_path],
             barrier=Barrier.of(path, naive_path),
+            methods=methods,
         )
     _write(request, report, fused, child)
     return report
@@ -181,6 +190,7 @@ def _check(request: Request) -> tuple[float, ...]:
     if len(request.parents) < 2:
         raise RecipeError("a fusion needs at least two parents")
     shares = request.recipe.shares(len(request.parents))
+    request.recipe.check_numbers(len(request.parents))
     if request.points is not None:
         if len(request.parents) != 2:
             raise RecipeError(f"a path runs between two parents, not {len(request.parents)}")
@@ -195,9 +205,11 @@ def _check(request: Request) -> tuple[float, ...]:
     return shares
 
 
-def _calibration(recipe: Recipe, inputs: Inputs) -> Loader | None:
-    """Draw the calibration images; none where nothing in the recipe looks at them."""
-    needed = recipe.criterion != "weights" or recipe.refit != "none" or _renorm(recipe, inputs.models[0]) != "none"
+def _calibration(recipe: Recipe, inputs: Inputs, wanted: bool = False) -> Loader | None:
+    """Draw the calibration images; none where nothing in the recipe looks at them, unless they are wanted."""
+    needed = (
+        wanted or recipe.criterion != "weights" or recipe.refit != "none" or _renorm(recipe, inputs.models[0]) != "none"
+    )
     if not needed and recipe.calibration < 2:
         return None
     return calibration_loader(
@@ -240,15 +252,43 @@ def _paths(
 ) -> tuple[list[PathPoint], list[PathPoint]]:
     """Evaluate the path and the naive path, which differ by the couplings alone."""
     work.step("evaluating the path", total=2 * (len(alphas) - 2))
-
-    def advance(_: float) -> None:
-        work.advance()
-
-    matched = evaluate_path(ends, lambda alpha: fused.result.at((1.0 - alpha, alpha)), fused.test, alphas, advance)
+    matched = _matched_path(fused, ends, alphas, work)
     naive = evaluate_path(
-        ends, lambda alpha: fused.naive((1.0 - alpha, alpha), fused.renorm), fused.test, alphas, advance
+        ends,
+        lambda alpha: fused.naive((1.0 - alpha, alpha), fused.renorm),
+        fused.test,
+        alphas,
+        lambda _: work.advance(),
     )
     return matched, naive
+
+
+def _matched_path(fused: _Fused, ends: tuple[Scores, Scores], alphas: Sequence[float], work: Work) -> list[PathPoint]:
+    return evaluate_path(
+        ends,
+        lambda alpha: fused.result.at((1.0 - alpha, alpha)),
+        fused.test,
+        alphas,
+        lambda _: work.advance(),
+    )
+
+
+def _methods(
+    request: Request, fused: _Fused, ends: tuple[Scores, Scores], path: list[PathPoint], work: Work
+) -> list[MethodPath]:
+    """The paths of all methods, in order; the first one's is known."""
+    found = []
+    for number, (name, recipe) in enumerate(request.methods.items()):
+        if number == 0:
+            found.append(method_path(name, fused.result, path))
+            continue
+        work.step(f"matching by {name}")
+        result = fuse(fused.inputs.models, recipe, fused.calibration, groups=fused.result.groups)
+        other = replace(fused, result=result)
+        alphas = [point.alpha for point in path]
+        work.step(f"evaluating the path by {name}", total=len(alphas) - 2)
+        found.append(method_path(name, result, _matched_path(other, ends, alphas, work)))
+    return found
 
 
 def _write(request: Request, report: FusionReport | PathReport, fused: _Fused, child: Scores) -> None:

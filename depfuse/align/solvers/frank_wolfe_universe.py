@@ -112,7 +112,7 @@ def highest(coefficients: np.ndarray) -> float:
     polynomial = np.polynomial.Polynomial(coefficients)
     roots = polynomial.deriv().roots()
     inside = [float(root.real) for root in roots if abs(root.imag) < 1e-9 and 0.0 < root.real < 1.0]
-    return max((1.0, *inside, 0.0), key=polynomial)
+    return max((1.0, *inside, 0.0), key=lambda t: float(polynomial(t)))
 
 
 def frank_wolfe_together(
