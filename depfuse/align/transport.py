@@ -13,10 +13,12 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
 from depfuse.align.coupling import Coupling
-from depfuse.errors import RecipeError
+from depfuse.errors import LimitWarning, RecipeError
 
 SPARSE_FROM = 768  # channels from which a few costs of each row are tried first
 NEAREST = 16
+SINKHORN_STEPS = 2000
+UNEVEN = 0.05  # of a channel's mass, by which a plan may miss it
 
 
 def checked(cost: Tensor) -> np.ndarray:
@@ -94,7 +96,17 @@ def sinkhorn(cost: Tensor, regularisation: float) -> Coupling:
             (values - values.min()) / scale,
             regularisation,
             method="sinkhorn_log",
-            numItermax=2000,
+            numItermax=SINKHORN_STEPS,
+        )
+    misses = (
+        np.abs(np.asarray(plan).sum(axis) * size - 1.0) for axis, size in ((1, len(values)), (0, values.shape[1]))
+    )
+    if not max(float(miss.max()) for miss in misses) < UNEVEN:
+        warnings.warn(
+            f"sinkhorn did not converge in {SINKHORN_STEPS} iterations: its best result so far is used; more"
+            " regularisation converges sooner",
+            LimitWarning,
+            stacklevel=5,
         )
     return Coupling(plan=torch.from_numpy(np.asarray(plan)))
 

@@ -337,13 +337,11 @@ class Universe:
                 warn_of_limit("frank-wolfe", self.recipe.iterations)
             for parent, found in zip(self.visited, orders, strict=True):
                 self.placed[parent] |= {name: {name: order} for name, order in found.items()}
-            everything = [number for number, root in enumerate(self.roots) if root.name not in orders[0]]
         else:
             for parent in rest:
                 problem = self._problem(parent, self.mean_of_others(parent))
                 self._place(parent, problem.placements(self._best(problem)))
-        if everything:
-            self._by_weights(everything)
+        self._by_weights(everything)
 
     def _best(self, problem: MatchingProblem) -> Couplings:
         candidates = load_solver(self.recipe.solver).solve(problem)
@@ -381,7 +379,8 @@ class Universe:
         recipe = self.recipe
         problem = self._problem(parent, self.mean_of_others(parent), costs)
         before = self.placed[parent]
-        if recipe.solver in DESCENTS or len(numbers) < len(self.roots):
+        together = recipe.solver == "frank-wolfe" and recipe.criterion == "weights"  # which has done its work by now
+        if recipe.solver in DESCENTS or together or len(numbers) < len(self.roots):
             descent = Descent(SharedCosts(problem), before)
             descent.run([numbers])
             found = descent.placed

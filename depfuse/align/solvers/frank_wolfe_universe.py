@@ -109,10 +109,14 @@ def _square(parts: Sequence[Tensor]) -> np.ndarray:
 
 def highest(coefficients: np.ndarray) -> float:
     """Where in [0, 1] a polynomial (coefficients in ascending order) is highest."""
-    polynomial = np.polynomial.Polynomial(coefficients)
-    roots = polynomial.deriv().roots()
-    inside = [float(root.real) for root in roots if abs(root.imag) < 1e-9 and 0.0 < root.real < 1.0]
-    return max((1.0, *inside, 0.0), key=lambda t: float(polynomial(t)))
+    roots: list[complex] = np.polynomial.Polynomial(coefficients).deriv().roots().astype(complex).tolist()
+    inside = [root.real for root in roots if abs(root.imag) < 1e-9 and 0.0 < root.real < 1.0]
+    return max((1.0, *inside, 0.0), key=lambda t: value(coefficients, t))
+
+
+def value(coefficients: np.ndarray, t: float) -> float:
+    """A polynomial (coefficients in ascending order) at t."""
+    return sum(float(c) * t**power for power, c in enumerate(coefficients))
 
 
 def frank_wolfe_together(
@@ -135,7 +139,7 @@ def frank_wolfe_together(
             along = likeness.along(at, step)
             length = highest(along)
             at = [{name: x[name] + length * s[name] for name in x} for x, s in zip(at, step, strict=True)]
-            reached = float(np.polynomial.Polynomial(along)(length))
+            reached = value(along, length)
             if reached - along[0] <= TOLERANCE * abs(reached):
                 rests = True
                 break
