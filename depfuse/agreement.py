@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from depfuse.align import Coupling, Couplings
 from depfuse.data.loader import Loader
 from depfuse.groups import ChannelGroups
+from depfuse.label_sets import LabelSets
 from depfuse.merge import average
 from depfuse.renorm import renormalise
 from depfuse.running import evaluating
@@ -21,9 +22,11 @@ JUDGED_IMAGES = 500
 
 
 class Disagreement:
-    """Judges alignments of a parent to parent 0 by the child at equal shares.
+    """Judges alignments of a parent to the reference, or of several parents, by their child.
 
-    The figure is the cross-entropy (nats) of the child's class probabilities under the mean of the two parents',
+    Of two parents, the child is that at equal shares.
+
+    The figure is the cross-entropy (nats) of the child's class probabilities under the mean of its parents',
     averaged over the first `JUDGED_IMAGES` calibration images; the child's BatchNorm statistics come from the
     first `RENORM_IMAGES`. No label is read.
 
@@ -33,39 +36,71 @@ class Disagreement:
         Wall-clock seconds spent so far.
     """
 
-    def __init__(self, models: Sequence[nn.Module], groups: ChannelGroups, renorm: str, calibration: Loader) -> None:
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        groups: ChannelGroups,
+        renorm: str,
+        calibration: Loader,
+        labels: LabelSets | None = None,
+        template: nn.Module | None = None,
+        reference: int = 0,
+    ) -> None:
+        self.reference = reference
         self.seconds = 0.0
         self._models, self._groups, self._renorm = models, groups, renorm
-        self._calibration = calibration
+        self._calibration, self._labels, self._template = calibration, labels, template
 
     def __call__(self, parent: int, couplings: Couplings) -> float:
-        """How far the child of parent 0 and `parent` is from their ensemble."""
-        return self.of((self._models[0], self._models[parent]), parent, couplings)
+        """How far the child of the reference and `parent` is from their ensemble."""
+        identity = self._identity()
+        return self.together((self.reference, parent), (identity, couplings), (0.5, 0.5))
 
-    def of(self, pair: tuple[nn.Module, nn.Module], parent: int, couplings: Couplings | None = None) -> float:
-        """The same for the child of two networks that stand for parent 0 and `parent`, at other widths, say.
+    def at_one_width(self, pair: tuple[nn.Module, nn.Module], parent: int) -> float:
+        """The same for two networks that stand for the reference and `parent` at another width, as they stand."""
+        identity = self._identity()
+        return self._judged(pair, (self.reference, parent), (identity, identity), (0.5, 0.5))
 
-        Without couplings, they are merged as they stand.
-        """
+    def together(self, members: Sequence[int], couplings: Sequence[Couplings], shares: Sequence[float]) -> float:
+        """How far the child of some parents is from their ensemble, with one coupling and share for each."""
+        return self._judged([self._models[member] for member in members], members, couplings, shares)
+
+    def _identity(self) -> Couplings:
+        return {group.name: Coupling.identity(group.size) for group in self._groups.free}
+
+    def _judged(
+        self,
+        models: Sequence[nn.Module],
+        members: Sequence[int],
+        couplings: Sequence[Couplings],
+        shares: Sequence[float],
+    ) -> float:
         started = time.perf_counter()
-        identity = {group.name: Coupling.identity(group.size) for group in self._groups.free}
-        child = average(pair, self._groups, (identity, identity if couplings is None else couplings), (0.5, 0.5))
+        labels = None if self._labels is None else self._labels.of(*members)
+        child = average(models, self._groups, couplings, shares, labels, self._template)
         renormalise(child, self._renorm, self._calibration.first(RENORM_IMAGES))
+        batches = zip(*(self._outputs[member] for member in members), strict=True)
         losses = [
-            -((ours + theirs) / 2 * child_own.clamp_min(1e-30).log()).sum(1)
-            for ours, theirs, child_own in zip(
-                self._probabilities[0], self._probabilities[parent], self._of(child), strict=True
-            )
+            -(self._joint(theirs, shares, labels) * child_own.softmax(1).clamp_min(1e-30).log()).sum(1)
+            for theirs, child_own in zip(batches, self._of(child), strict=True)
         ]
         loss = float(torch.cat(losses).mean())
         self.seconds += time.perf_counter() - started
         return loss if loss == loss else float("inf")
 
+    @staticmethod
+    def _joint(outputs: Sequence[Tensor], shares: Sequence[float], labels: LabelSets | None) -> Tensor:
+        """The ensemble's probabilities: the mean of the parents', or of all heads side by side."""
+        if labels is None or labels.same:
+            return torch.stack([share * own.softmax(1) for own, share in zip(outputs, shares, strict=True)]).sum(0)
+        known = torch.stack(labels.of_outputs(outputs)).amax(0) > -torch.inf
+        return labels.join(outputs, shares, 1).masked_fill(~known, -torch.inf).softmax(1)
+
     @cached_property
-    def _probabilities(self) -> list[list[Tensor]]:
+    def _outputs(self) -> list[list[Tensor]]:
         return [list(self._of(model)) for model in self._models]
 
     def _of(self, model: nn.Module) -> Iterator[Tensor]:
         with torch.inference_mode(), evaluating(model):
             for images, _ in self._calibration.first(JUDGED_IMAGES):
-                yield model(images).softmax(1)
+                yield model(images)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.errors import DataError, RecipeError
+from depfuse.label_sets import LabelSets
 from depfuse.running import choose_layout, evaluating
 
 BINS = 15
@@ -67,18 +68,24 @@ def evaluate_together(models: Sequence[nn.Module], batches: Batches) -> list[Sco
 
 
 def evaluate_with_ensemble(
-    models: Sequence[nn.Module], batches: Batches, weights: Sequence[float] | None = None
+    models: Sequence[nn.Module],
+    batches: Batches,
+    weights: Sequence[float] | None = None,
+    sets: LabelSets | None = None,
 ) -> tuple[list[Scores], Scores]:
     """Score networks and their logit ensemble in one pass over the data.
 
     Parameters
     ----------
     models : sequence of Module
-        The members; all have the same number of outputs.
+        The members; all have the same number of outputs, unless `sets` says what these stand for.
     batches : iterable of (inputs, labels)
         Labelled images on the networks' device.
     weights : sequence of float, optional
         One share per member, summing to one; equal shares when left out.
+    sets : LabelSets, optional
+        Which labels the members' outputs stand for, where they differ. A member gives those that it does not know no
+        probability; the ensemble has the heads side by side.
 
     Returns
     -------
@@ -88,7 +95,7 @@ def evaluate_with_ensemble(
     shares = list(weights) if weights is not None else [1.0 / len(models)] * len(models)
     if len(shares) != len(models):
         raise RecipeError(f"{len(shares)} weights for an ensemble of {len(models)} networks: give one each")
-    *members, ensemble = _score(models, batches, [shares])
+    *members, ensemble = _score(models, batches, [shares], sets)
     return members, ensemble
 
 
@@ -211,7 +218,12 @@ class _Tally:
         )
 
 
-def _score(models: Sequence[nn.Module], batches: Batches, ensembles: Sequence[Sequence[float]]) -> list[Scores]:
+def _score(
+    models: Sequence[nn.Module],
+    batches: Batches,
+    ensembles: Sequence[Sequence[float]],
+    sets: LabelSets | None = None,
+) -> list[Scores]:
     """Score every network, then every ensemble (one share per network), in one pass."""
     tallies = [_Tally() for _ in range(len(models) + len(ensembles))]
     layouts: list[torch.memory_format] = []
@@ -223,7 +235,10 @@ def _score(models: Sequence[nn.Module], batches: Batches, ensembles: Sequence[Se
             outputs = [
                 model(inputs.contiguous(memory_format=layout)) for model, layout in zip(models, layouts, strict=True)
             ]
-            outputs += [_mean(outputs, shares) for shares in ensembles]
+            if sets is None:
+                outputs += [_mean(outputs, shares) for shares in ensembles]
+            else:
+                outputs = sets.of_outputs(outputs) + [sets.join(outputs, shares, 1) for shares in ensembles]
             for tally, logits in zip(tallies, outputs, strict=True):
                 tally.add(logits, labels)
     return [tally.scores() for tally in tallies]

@@ -16,7 +16,9 @@ from depfuse.align import Coupling, Couplings, align
 from depfuse.data.loader import Loader
 from depfuse.errors import DepfuseWarning, GroupError, RecipeError
 from depfuse.groups import ChannelGroups, explain, find_groups, not_followed, prove_groups
-from depfuse.merge import average
+from depfuse.label_sets import LabelSets
+from depfuse.limits import noting_limits
+from depfuse.merge import average, refit_layers
 from depfuse.recipe import Recipe
 from depfuse.renorm import renormalise
 from depfuse.widths import Brought, Widths, shapes_of
@@ -31,7 +33,8 @@ class FusionResult:
     Attributes
     ----------
     child
-        The fused network, in eval mode, in the channel order of parent `like`.
+        The fused network, in eval mode, in the channel order of parent 0, or of the one that the recipe names; of
+        parent `like` where widths differ.
     groups
         The proved channel groups, of the child's width.
     couplings
@@ -39,10 +42,16 @@ class FusionResult:
     recipe
         The settings used.
     seconds
-        Wall-clock seconds of `groups` (finding and proving), `align`, `choose` (between several alignments), `merge`
-        and `renorm`.
+        Wall-clock seconds of `groups` (finding and proving), `align`, `choose` (between several alignments), `merge`,
+        `refit` where it was asked for, and `renorm`.
     parents
         The parents, each at the child's width.
+    labels
+        Which labels the parents' outputs stand for, where they differ.
+    template
+        A network that the child is like, where it is like none of the parents.
+    not_converged
+        One sentence for each solver that stopped at its limit; the best of its results is used.
     widths
         Where parents had other widths: how each was brought to the child's, with the rectangular couplings.
     unmatched
@@ -56,20 +65,43 @@ class FusionResult:
     seconds: dict[str, float]
     parents: Sequence[nn.Module]
     calibration: Loader | None
+    labels: LabelSets | None = None
+    template: nn.Module | None = None
+    not_converged: Sequence[str] = ()
     widths: Brought | None = None
     unmatched: Sequence[nn.Module] = ()
 
     @property
     def like(self) -> int:
         """Number of the parent whose channels the child's are matched to: it has the child's width if any has."""
-        return 0 if self.widths is None else self.widths.reference
+        return self.recipe.kept if self.widths is None else self.widths.reference
 
     def at(self, shares: Sequence[float]) -> nn.Module:
         """Another child of the same couplings with other shares (one per parent, summing to one)."""
         shares = self.recipe.model_copy(update={"weights": tuple(shares)}).shares(len(self.parents))
-        child = average(self.parents, self.groups, self.couplings, shares)
-        renormalise(child, self.recipe.renorm, self.calibration)
+        child = average(self.parents, self.groups, self.couplings, shares, self.labels, self.template)
+        self._refit(child, shares)
+        renormalise(child, self.recipe.renorm_after, self.calibration)
         return child
+
+    def _refit(self, child: nn.Module, shares: Sequence[float]) -> None:
+        if self.recipe.refit == "none":
+            return
+        if self.calibration is None:
+            raise RecipeError(f"refit {self.recipe.refit} needs calibration images: give at least 2, better 2000")
+        refit_layers(
+            child,
+            self.parents,
+            self.groups,
+            self.couplings,
+            shares,
+            self.calibration,
+            method=self.recipe.refit,
+            targets=self.recipe.targets,
+            steps=self.recipe.refit_steps,
+            labels=self.labels,
+            seed=self.recipe.seed,
+        )
 
 
 def fuse(
@@ -79,6 +111,7 @@ def fuse(
     *,
     example: Tensor | None = None,
     groups: ChannelGroups | None = None,
+    labels: Sequence[Sequence[int]] | None = None,
     template: nn.Module | None = None,
     allow_fixed: bool = True,
     on_step: OnStep | None = None,
@@ -103,8 +136,12 @@ def fuse(
         An input (1, C, H, W) to trace with; one calibration image where None.
     groups
         Proved channel groups of this architecture, to skip finding them again; not used where widths differ.
+    labels
+        For every parent, the labels that its outputs stand for in order, where they differ. The child has one output
+        for each of all labels, ascending.
     template
-        A network that the child is to be like, for a width that no parent has; left as it was.
+        A network of the same architecture which says what the child is, with that many outputs, or of a width that no
+        parent has; left as it was.
     allow_fixed
         Where a part of the network could not be followed or proved (see `not_followed`), leave its channels where they
         are, warn, and fuse the rest; raise where False.
@@ -121,9 +158,17 @@ def fuse(
         See `find_groups`, `prove_groups` and `align`.
     """
     recipe = recipe or Recipe()
-    check_parents(models if template is None else [*models, template])
+    sets = label_sets(labels, models, template)
+    check_parents(models if template is None or sets is not None else [*models, template], sets)
     shares = recipe.shares(len(models))
-    unequal = any(shapes_of(model) != shapes_of(models[0]) for model in (*models, template or models[0]))
+    if recipe.refit != "none" and calibration is None:
+        raise RecipeError(f"refit {recipe.refit} needs calibration images: give at least 2, better 2000")
+    unequal = sets is None and any(shapes_of(m) != shapes_of(models[0]) for m in (*models, template or models[0]))
+    if unequal and (recipe.universe or recipe.reference is not None or recipe.order is not None):
+        raise RecipeError(
+            "parents of unequal widths are matched to the one that has the child's width: leave out --universe, "
+            "--reference and --order"
+        )
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -138,13 +183,12 @@ def fuse(
     widths: Widths | None = None
     with step("groups"):
         if groups is None or unequal:
-            example = example if example is not None else _example(calibration)
-        if unequal:
-            assert example is not None
-            widths = Widths(models, recipe, example, template)
-            groups = widths.groups
-        elif groups is None:
-            groups = prove_groups(models[0], find_groups(models[0], example), example, seed=recipe.seed)
+            given = example if example is not None else _example(calibration)
+            if unequal:
+                widths = Widths(models, recipe, given, template)
+                groups = widths.groups
+            else:
+                groups = prove_groups(models[0], find_groups(models[0], given), given, seed=recipe.seed)
         _check_followed(models[0], groups, allow_fixed)
     brought: Brought | None = None
     unmatched = models
@@ -152,47 +196,82 @@ def fuse(
         if widths is not None:
             brought, unmatched = widths.bring(calibration), widths.as_they_stand()
             models = brought.models
-        couplings, seconds["choose"] = _aligned(models, groups, recipe, calibration, brought)
+        numbers = list(range(len(models))) if brought is None else [brought.reference, *sorted(brought.unsettled)]
+        chosen = [models[number] for number in numbers]
+        judge = (
+            None
+            if calibration is None
+            else Disagreement(chosen, groups, recipe.renorm, calibration, sets, template, recipe.reference or 0)
+        )
+        couplings: list[Couplings] = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
+        with noting_limits() as not_converged:
+            for number, found in zip(numbers, align(chosen, groups, recipe, calibration, judge), strict=True):
+                couplings[number] = found
+    seconds["choose"] = (0.0 if judge is None else judge.seconds) + (0.0 if brought is None else brought.seconds)
     seconds["align"] -= seconds["choose"]
     with step("merge"):
-        child = average(models, groups, couplings, shares)
+        child = average(models, groups, couplings, shares, sets, template)
+    result = FusionResult(
+        child,
+        groups,
+        couplings,
+        recipe,
+        seconds,
+        models,
+        calibration,
+        sets,
+        template,
+        not_converged,
+        brought,
+        unmatched,
+    )
+    if recipe.refit != "none":
+        with step("refit"):
+            result._refit(child, shares)
     with step("renorm"):
-        renormalise(child, recipe.renorm, calibration)
-    return FusionResult(child, groups, couplings, recipe, seconds, models, calibration, brought, unmatched)
+        renormalise(child, recipe.renorm_after, calibration)
+    return result
 
 
-def _aligned(
+def naive_average(
     models: Sequence[nn.Module],
+    shares: Sequence[float],
     groups: ChannelGroups,
-    recipe: Recipe,
-    calibration: Loader | None,
-    brought: Brought | None,
-) -> tuple[list[Couplings], float]:
-    """Couplings of all parents, and the seconds of choosing; parents that were matched on the way stay as they are."""
-    order = list(range(len(models)))
-    if brought is not None:
-        order = [brought.reference, *sorted(brought.unsettled)]
-    chosen = [models[number] for number in order]
-    judge = None if calibration is None else Disagreement(chosen, groups, recipe.renorm, calibration)
-    couplings: list[Couplings] = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
-    for number, found in zip(order, align(chosen, groups, recipe, calibration, judge), strict=True):
-        couplings[number] = found
-    spent = (0.0 if judge is None else judge.seconds) + (0.0 if brought is None else brought.seconds)
-    return couplings, spent
-
-
-def naive_average(models: Sequence[nn.Module], shares: Sequence[float], groups: ChannelGroups) -> nn.Module:
-    """The average of parents of one width as they are, without any alignment."""
-    check_parents(models)
-    for number, model in enumerate(models, start=1):
+    labels: Sequence[Sequence[int]] | None = None,
+    template: nn.Module | None = None,
+) -> nn.Module:
+    """The average of parents of one width as they are, without any alignment; the arguments are those of `fuse`."""
+    sets = label_sets(labels, models, template)
+    check_parents(models, sets)
+    for number, model in enumerate(models if sets is None else (), start=1):
         if shapes_of(model) != shapes_of(models[0]):
             raise RecipeError(f"parent {number} has another width than parent 1: bring them to one width first")
     identities = {group.name: Coupling.identity(group.size) for group in groups.free}
-    return average(models, groups, [identities] * len(models), shares)
+    return average(models, groups, [identities] * len(models), shares, sets, template)
 
 
-def check_parents(models: Sequence[nn.Module]) -> None:
-    """Raise `RecipeError` unless there are two parents or more with finite tensors of equal names and ranks."""
+def label_sets(
+    labels: Sequence[Sequence[int]] | None, models: Sequence[nn.Module], template: nn.Module | None
+) -> LabelSets | None:
+    """The parents' labels where they differ, None where they do not.
+
+    Raises
+    ------
+    RecipeError
+        They do not fit the parents, or differ without a template.
+    """
+    if labels is None:
+        return None
+    sets = LabelSets.create(labels)
+    sets.check(models, template)
+    return None if sets.same else sets
+
+
+def check_parents(models: Sequence[nn.Module], labels: LabelSets | None = None) -> None:
+    """Raise `RecipeError` unless there are two parents or more with finite tensors of equal names and ranks.
+
+    Where the parents have different labels, the shapes may differ by their numbers only.
+    """
     if len(models) < 2:
         raise RecipeError(f"{len(models)} parent given: fusion needs at least two")
     first = models[0].state_dict()
@@ -204,13 +283,21 @@ def check_parents(models: Sequence[nn.Module]) -> None:
                 f"parent {number} is of another architecture or depth than parent 1: {key} is in one of them only"
             )
         for key, tensor in state.items():
-            if tensor.dim() != first[key].dim():
+            fits = tensor.dim() == first[key].dim() if labels is None else tensor.shape == first[key].shape
+            if not fits and not _differs_by_labels(tensor, first[key], number, labels):
                 raise RecipeError(
                     f"parent {number} does not fit parent 1: {key} has shape {tuple(tensor.shape)}, "
                     f"not {tuple(first[key].shape)}"
                 )
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise RecipeError(f"parent {number} holds NaN or infinite values in {key}: it cannot be fused")
+
+
+def _differs_by_labels(tensor: Tensor, first: Tensor, number: int, labels: LabelSets | None) -> bool:
+    if labels is None or tensor.dim() != first.dim():
+        return False
+    different = [sizes for sizes in zip(tensor.shape, first.shape, strict=True) if sizes[0] != sizes[1]]
+    return different == [(len(labels.sets[number - 1]), len(labels.sets[0]))]
 
 
 def _check_followed(model: nn.Module, groups: ChannelGroups, allow_fixed: bool) -> None:

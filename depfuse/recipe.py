@@ -24,6 +24,8 @@ Distance = Literal["best", "cosine", "pearson", "cosine-pearson", "scaled", "euc
 TapPosition = Literal["after", "before", "both"]
 Masses = Literal["best", "whole", "equal", "free"]
 Renorm = Literal["auto", "none", "reset"]
+Refit = Literal["none", "ridge", "regmean", "least-squares"]
+Targets = Literal["clusters", "matched"]
 
 
 class Recipe(BaseModel):
@@ -76,7 +78,37 @@ class Recipe(BaseModel):
     weights: tuple[float, ...] | None = Field(
         default=None, description="one share per parent, in their order, summing to 1; equal shares if left out"
     )
-    renorm: Renorm = Field(default="auto", description="auto: reset where the network has BatchNorm, none elsewhere")
+    universe: bool = Field(
+        default=False,
+        description="match all parents through one universe of channels, consistently between any two of them, instead "
+        "of to one parent",
+    )
+    reference: int | None = Field(
+        default=None, ge=0, description="number of the parent that all others are matched to, from 0; 0 if left out"
+    )
+    order: int | None = Field(
+        default=None,
+        ge=0,
+        description="number of the parent, from 0, whose channel order the child has; the reference's if left out",
+    )
+    refit: Refit = Field(
+        default="none",
+        description="solve the layers in closed form for what the parents do; ridge, layer after layer, is the best",
+    )
+    targets: Targets = Field(
+        default="clusters",
+        description="what refit ridge aims at: mixtures of the parents' channels that keep what matters to their "
+        "outputs, or the means of matched channels",
+    )
+    refit_steps: int = Field(
+        default=8,
+        ge=0,
+        description="after refit ridge, steps of all layers together towards the ensemble's outputs; 0 for none",
+    )
+    renorm: Renorm = Field(
+        default="auto",
+        description="auto: reset where the network has BatchNorm, none elsewhere and after refit ridge, which sets it",
+    )
     calibration: int = Field(
         default=2000, ge=0, description="number of calibration images, drawn from the training set"
     )
@@ -100,6 +132,15 @@ class Recipe(BaseModel):
             raise ValueError(f"start {self.start} is the solver itself: name another one, or leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _matched_in_one_way(self) -> Recipe:
+        if self.universe and self.reference is not None:
+            raise ValueError(
+                f"a universe has no reference: leave out --universe or --reference {self.reference}; "
+                "--order says whose channel order the child has"
+            )
+        return self
+
     @classmethod
     def create(cls, **settings: Any) -> Recipe:
         """Build a recipe; a `RecipeError` names the first setting that is wrong and why."""
@@ -109,6 +150,24 @@ class Recipe(BaseModel):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "recipe"
             raise RecipeError(f"recipe setting {where}: {first['msg'].removeprefix('Value error, ')}") from None
+
+    @property
+    def renorm_after(self) -> Renorm:
+        """How the child is renormalised once it has been refitted."""
+        return "none" if self.renorm == "auto" and self.refit == "ridge" else self.renorm
+
+    @property
+    def kept(self) -> int:
+        """Number of the parent whose channel order the child has."""
+        return self.order if self.order is not None else self.reference or 0
+
+    def check_numbers(self, parents: int) -> None:
+        """Raise `RecipeError` where a parent is named that is not there."""
+        for name, number in (("reference", self.reference), ("order", self.order)):
+            if number is not None and number >= parents:
+                raise RecipeError(
+                    f"--{name} {number} is out of range: the {parents} parents are numbered from 0 to {parents - 1}"
+                )
 
     def shares(self, parents: int) -> tuple[float, ...]:
         """One weight per parent, summing to one."""

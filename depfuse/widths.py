@@ -17,7 +17,7 @@ from depfuse.align.transport import in_order
 from depfuse.align.unequal import UnequalProblem
 from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError
-from depfuse.groups import ChannelGroups, find_groups, prove_groups
+from depfuse.groups import ChannelGroup, ChannelGroups, find_groups, prove_groups
 from depfuse.groups.depgraph import evaluation_copy
 from depfuse.groups.nesting import find_orbits
 from depfuse.groups.pairing import pair_groups
@@ -155,7 +155,7 @@ class Widths:
     def _matched(
         self, target: nn.Module, reference: int, number: int, calibration: Loader | None
     ) -> tuple[Couplings, float]:
-        transports = (load_solver(self.recipe.solver).transports or load_solver("emd").transports)
+        transports = load_solver(self.recipe.solver).transports or load_solver("emd").transports
         assert transports is not None
         problem = UnequalProblem(
             (target, self.models[number]), (self.groups, self.of_parents[number]), self.recipe, calibration
@@ -166,7 +166,7 @@ class Widths:
         judge = Disagreement(
             [self.models[reference], self.models[number]], self.groups, self.recipe.renorm, calibration
         )
-        losses = [judge.of((target, self.network(number, couplings)), 1) for couplings in candidates]
+        losses = [judge.at_one_width((target, self.network(number, couplings)), 1) for couplings in candidates]
         return candidates[losses.index(min(losses))], judge.seconds
 
     def _alone(self, number: int, calibration: Loader | None) -> Couplings:

@@ -163,3 +163,49 @@ def test_cells_say_what_happened(peers) -> None:
         "kept (1e-07), with statistics **broken** (5e-01)", "50 %", "0.900", "2.0",
     ]  # fmt: skip
     assert peers.cells({"error": 0.0, "error_of_weights": 0.0, **fields, "moved": 0.0})[0] == "nothing permuted"
+
+
+# --- the zoo ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def zoo() -> ModuleType:
+    return load("train_zoo")
+
+
+def test_every_entry_of_the_zoo_can_be_built(zoo) -> None:
+    for name, entry in zoo.read_zoo().items():
+        with torch.device("meta"):
+            zoo.build_network(entry.architecture)
+        zoo.TrainRecipe.create(seed=entry.seed, **entry.recipe)
+        assert entry.labels is None or zoo.parse_labels(entry.labels), name
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{a: {architecture: x, data: digits, seed: 0, width: 3}}", "a: width: Extra inputs are not permitted"),
+        ("{a: {architecture: x, data: imagenet, seed: 0}}", "a: data 'imagenet' is none of digits"),
+        ("{a: {architecture: x, data: digits, seed: 0, labels: 0-4, share: {number: 0, of: 2}}}", "contradict"),
+    ],
+)
+def test_wrong_entries_are_named(zoo, tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "zoo.yaml"
+    path.write_text(text)
+    with pytest.raises(zoo.RecipeError, match=message):
+        zoo.read_zoo(path)
+    with pytest.raises(zoo.RecipeError, match="nothing is not in the zoo"):
+        zoo.chosen(zoo.read_zoo(), ["nothing"])
+
+
+def test_a_parent_is_trained_from_its_entry(zoo, tmp_path: Path) -> None:
+    entry = zoo.Entry(
+        architecture="digits_resnet(width=0.25, classes=5)", data="digits", seed=3, labels="0-4", recipe={"epochs": 1}
+    )
+    data, labels = zoo.data_of(entry, {}, tmp_path)
+    out = tmp_path / "a.safetensors"
+    zoo.train_entry("a", entry, data, labels, out, torch.device("cpu"))
+    found = zoo.read_checkpoint(out)
+    assert found.card.classes == (0, 1, 2, 3, 4)
+    assert found.card.recipe["labels"] == "0-4"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]

@@ -19,11 +19,12 @@ BOUNDED = settings(deadline=None, derandomize=True, print_blob=True, suppress_he
 def has_effect(network: Drawn, example: torch.Tensor, group: ChannelGroup) -> bool:
     """Whether other values in the group's tensors change the output."""
     generic = GenericNetwork(network, example, (), seed=0)
-    other = dict(generic.state)
+    before = generic.run()
     for slot in group.slots:
-        entries = slot.read(other[slot.key])
-        other[slot.key] = slot.write(other[slot.key], entries + torch.rand(entries.shape, dtype=entries.dtype))
-    pairs = zip(generic.run(generic.state), generic.run(other), strict=True)
+        entries = slot.read(generic.state[slot.key])
+        changed = entries + torch.rand(entries.shape, dtype=entries.dtype)
+        generic.state[slot.key] = slot.write(generic.state[slot.key], changed)
+    pairs = zip(before, generic.run(), strict=True)
     return any(float((a - b).abs().max()) > 1e-9 * float(a.abs().max()) for a, b in pairs)
 
 

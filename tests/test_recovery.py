@@ -7,7 +7,7 @@ from test_experiments import load
 
 from depfuse.align import Coupling
 
-FAST = ("torchvision:shufflenet_v2_x0_5", "torchvision:mobilenet_v3_small", "torchvision:regnet_y_400mf")
+FAST = ("torchvision:shufflenet_v2_x0_5", "torchvision:mobilenet_v3_small")
 LONG = ("torchvision:vit_b_16", "torchvision:swin_v2_t", "torchvision:maxvit_t")  # minutes each
 
 recovery = load("recovery")

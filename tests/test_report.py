@@ -193,6 +193,20 @@ def test_the_sentence_says_what_to_keep(
         assert "naive" not in sentence
 
 
+@pytest.mark.parametrize(
+    ("heads", "child", "words"),
+    [
+        ((0.91, 0.925), 0.85, "parent b.pt with its head refitted to the ensemble 92.50 %: keep the refitted parent"),
+        ((0.91, 0.915), 0.85, "keep that parent"),
+        ((0.91, 0.925), 0.94, "keep the child"),
+    ],
+)
+def test_the_sentence_keeps_a_parent_with_a_refitted_head_where_it_is_best(heads, child, words) -> None:
+    parents = [network(0.91, "a.pt"), network(0.92, "b.pt")]
+    found = [ScoreValues.of(scores(value)) for value in heads]
+    assert words in verdict(parents, ScoreValues.of(scores(0.93)), [ScoreValues.of(scores(0.1))], network(child), found)
+
+
 def test_table_of_a_fusion_shows_every_network() -> None:
     text = printed(fusion_table(fusion_report()))
     lines = [line.split() for line in text.splitlines()]

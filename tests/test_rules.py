@@ -91,6 +91,25 @@ def test_blocks_of_two_divisions_that_do_not_fit():
     ]
 
 
+class DividedBySpread(nn.Module):
+    """Each channel divided by the standard deviation over its block, as in EvoNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 6, 1), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        spread = x.reshape(len(x), 2, 3, *x.shape[2:]).var((2, 3, 4), keepdim=True).add(1e-5).sqrt()
+        x = x * torch.sigmoid(x) / spread.expand(len(x), 2, 3, *x.shape[2:]).reshape(x.shape)
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_statistic_of_a_block_ties_the_block_only():
+    groups = proved(DividedBySpread(), IMAGE)
+    assert moved_by(groups, "stem.weight") == [[[0, 1, 2], [3, 4, 5]], [[0], [1], [2]], [[3], [4], [5]]]
+
+
 class Halves(nn.Module):
     """The outputs of a transposed convolution with two blocks, tied across the blocks."""
 

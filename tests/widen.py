@@ -10,7 +10,7 @@ from depfuse.groups.pairing import pair_groups
 
 
 def doubled(narrow: nn.Module, wide: nn.Module, example: torch.Tensor, seed: int) -> nn.Module:
-    """Give `wide` the function of `narrow`: its first channels are the narrow one's, the others copies of random ones."""
+    """Give `wide` the function of `narrow`: its first channels are the narrow one's, the others are copies."""
     generator = torch.Generator().manual_seed(seed)
     own = find_groups(wide, example)
     theirs = pair_groups(own, find_groups(narrow, example))

@@ -27,8 +27,10 @@ def joined(cost: Tensor, targets: int) -> Coupling:
     distances -= distances.min()
     np.fill_diagonal(distances, 0.0)
     size = len(values)
-    labels = np.arange(size) if size == targets else fcluster(
-        linkage(squareform(distances, checks=False), "average"), targets, criterion="maxclust"
+    labels = (
+        np.arange(size)
+        if size == targets
+        else fcluster(linkage(squareform(distances, checks=False), "average"), targets, criterion="maxclust")
     )
     numbers = np.unique(labels, return_inverse=True)[1]
     # Ties may leave fewer clusters than were asked for: the largest are taken apart.

@@ -27,7 +27,10 @@ ROUNDING = 1e-7  # of float32, in which the products are
 
 @dataclass(frozen=True, eq=False)
 class _Side:
-    """Edges as one of their two groups sees them: (n, m, d) with the group's channels first."""
+    """Edges as one of their two groups sees them: (m, d, n), the group's channels last.
+
+    So the columns that another group's change moves lie together, and products read them where they are.
+    """
 
     edges: Edges
     end: int
@@ -47,12 +50,12 @@ class _Side:
         if permutation is not None:
             permutation = permutation.to(source.device)
             if changed is None or old is None:
-                source = source[:, permutation]
+                source = source[permutation]
             else:
                 changed = changed.to(source.device)
-                target = target[:, changed]
-                source = source[:, permutation[changed]] - source[:, old.to(source.device)[changed]]
-        return target.flatten(1) @ source.flatten(1).T
+                target = target[changed]
+                source = source[permutation[changed]] - source[old.to(source.device)[changed]]
+        return target.flatten(0, 1).T @ source.flatten(0, 1)
 
 
 class SharedCosts:
@@ -73,14 +76,12 @@ class SharedCosts:
         self.neighbours: list[set[int]] = [set() for _ in self.roots]
         for edges in problem.edges:
             first = self.numbers[edges.ends[0]]
-            self.sides[first].append(_Side(edges, 0, edges.target, edges.source))
+            pair = edges.target, edges.source
+            self.sides[first].append(_Side(edges, 0, *(t.permute(1, 2, 0).contiguous() for t in pair)))
             if edges.ends[1] is None:
                 continue
             second = self.numbers[edges.ends[1]]
-            turned = [t.transpose(0, 1) for t in (edges.target, edges.source)]
-            if edges.target.shape[2] > 1:  # else the transpose is a matrix as it is
-                turned = [t.contiguous() for t in turned]
-            self.sides[second].append(_Side(edges, 1, *turned))
+            self.sides[second].append(_Side(edges, 1, *(t.transpose(1, 2).contiguous() for t in pair)))
             self.neighbours[first].add(second)
             self.neighbours[second].add(first)
             if first == second:
@@ -123,13 +124,13 @@ class SharedCosts:
         self, side: _Side, permutation: Tensor | None, changed: Tensor | None = None, old: Tensor | None = None
     ) -> Tensor:
         """See `_Side.product`; the work is counted."""
-        share = 1.0 if changed is None else len(changed) / max(side.target.shape[1], 1)
-        self.work += int(share * side.target.numel()) * side.target.shape[0]
+        share = 1.0 if changed is None else len(changed) / max(len(side.target), 1)
+        self.work += int(share * side.target.numel()) * side.target.shape[2]
         return side.product(permutation, changed, old)
 
 
 def _squares(tensor: Tensor) -> Tensor:
-    return tensor.flatten(1).square().sum(1).double().cpu()
+    return tensor.flatten(0, 1).square().sum(0).double().cpu()
 
 
 class Descent:

@@ -13,10 +13,12 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
 from depfuse.align.coupling import Coupling
-from depfuse.errors import RecipeError
+from depfuse.errors import LimitWarning, RecipeError
 
 SPARSE_FROM = 768  # channels from which a few costs of each row are tried first
-NEAREST = 32
+NEAREST = 16
+SINKHORN_STEPS = 2000
+UNEVEN = 0.05  # of a channel's mass, by which a plan may miss it
 
 
 def checked(cost: Tensor) -> np.ndarray:
@@ -29,7 +31,9 @@ def checked(cost: Tensor) -> np.ndarray:
 
 def assigned(cost: Tensor) -> Tensor:
     """The permutation (n,) int64 of least cost: row i goes with column order[i]."""
-    return torch.from_numpy(linear_sum_assignment(checked(cost))[1].astype(np.int64))
+    values = checked(cost)
+    values = values - values.min(0, initial=np.inf)  # changes no assignment, and the search begins nearer to its end
+    return torch.from_numpy(linear_sum_assignment(values)[1].astype(np.int64))
 
 
 def reassigned(cost: Tensor, known: Tensor) -> Tensor:
@@ -108,9 +112,9 @@ def whole(cost: Tensor, *, even: bool = True) -> Coupling:
 def unbalanced(cost: Tensor, strictness: float) -> Coupling:
     r"""Unbalanced optimal transport (Chapel et al. 2021): masses need not be met.
 
-    Minimises :math:`\langle T, C \rangle + \rho (KL(T 1, a) + KL(T^T 1, b))` with uniform a and b, where :math:`\rho` is
-    `strictness` times the mean absolute deviation of the cost, which is counted from its least entry: a channel that is
-    like no other one sends, or gets, less than its share.
+    Minimises :math:`\langle T, C \rangle + \rho (KL(T 1, a) + KL(T^T 1, b))` with uniform a and b, where :math:`\rho`
+    is `strictness` times the mean absolute deviation of the cost, which is counted from its least entry: a channel that
+    is like no other one sends, or gets, less than its share.
     """
     values = checked(cost)
     scale = float(np.abs(values - values.mean()).mean())
@@ -150,7 +154,17 @@ def sinkhorn(cost: Tensor, regularisation: float) -> Coupling:
             (values - values.min()) / scale,
             regularisation,
             method="sinkhorn_log",
-            numItermax=2000,
+            numItermax=SINKHORN_STEPS,
+        )
+    misses = (
+        np.abs(np.asarray(plan).sum(axis) * size - 1.0) for axis, size in ((1, len(values)), (0, values.shape[1]))
+    )
+    if not max(float(miss.max()) for miss in misses) < UNEVEN:
+        warnings.warn(
+            f"sinkhorn did not converge in {SINKHORN_STEPS} iterations: its best result so far is used; more"
+            " regularisation converges sooner",
+            LimitWarning,
+            stacklevel=5,
         )
     return Coupling(plan=torch.from_numpy(np.asarray(plan)))
 

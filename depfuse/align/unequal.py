@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from depfuse.align.coupling import Coupling, Couplings
 from depfuse.align.costs import activation_cost, mixed_cost, squared_distances
+from depfuse.align.coupling import Coupling, Couplings
 from depfuse.align.moments import Moments, collect_moments
 from depfuse.align.problem import DISTANCES_TRIED
 from depfuse.align.rectangular import brought

@@ -12,10 +12,12 @@ from torch import nn
 
 from depfuse.checkpoint import Card, Checkpoint, load_into, read_checkpoint
 from depfuse.cli.options import DataOptions
-from depfuse.data import DataSet, Loader, Preprocessing, load_data
+from depfuse.data import DataSet, Loader, Preprocessing, load_data, parse_labels
 from depfuse.errors import ArchitectureError, CheckpointError, DataError, RecipeError
-from depfuse.models import build_network, check_input
+from depfuse.label_sets import LabelSets
+from depfuse.models import build_network, check_input, with_classes
 from depfuse.models.registry import parse_architecture, with_arguments
+from depfuse.running import evaluating
 
 
 @dataclass(frozen=True)
@@ -28,16 +30,25 @@ class Inputs:
     data: DataSet
     data_name: str
     device: torch.device
+    labels: LabelSets | None = None
 
     def test_loader(self, batch_size: int) -> Loader:
         """The test images, in order."""
         return Loader(self.data.test, self.data.preprocessing, batch_size=batch_size, device=self.device)
 
 
-def read_inputs(paths: Sequence[Path], arch: str | Sequence[str] | None, options: DataOptions, device: torch.device) -> Inputs:
+def read_inputs(
+    paths: Sequence[Path],
+    arch: str | Sequence[str] | None,
+    options: DataOptions,
+    device: torch.device,
+    classes: Sequence[str] | None = None,
+) -> Inputs:
     """Read checkpoints and data, build the networks on the device, and check that all of it fits.
 
     What the user leaves out is taken from the checkpoints' cards. Architectures are one for all, or one per checkpoint.
+    With `classes`, one text per checkpoint, each network has an output for each of its own labels; without, for each of
+    the data's.
     """
     given = [arch] if arch is None or isinstance(arch, str) else list(arch)
     if len(given) not in (1, len(paths)):
@@ -50,13 +61,44 @@ def read_inputs(paths: Sequence[Path], arch: str | Sequence[str] | None, options
     data, data_name = read_data(checkpoints, options)
     example = data.example()
     models = []
-    for architecture, checkpoint in zip(architectures, checkpoints, strict=True):
-        classes = (checkpoint.card and checkpoint.card.classes) or data.classes
-        model = build_network(architecture, classes=len(classes), in_channels=data.image_shape[0])
+    labels = _labels(checkpoints, classes, data)
+    for number, (architecture, checkpoint) in enumerate(zip(architectures, checkpoints, strict=True)):
+        known = labels.sets[number] if labels else (checkpoint.card and checkpoint.card.classes) or data.classes
+        model = build_network(architecture, classes=len(known), in_channels=data.image_shape[0])
         load_into(model, checkpoint)
-        check_input(model, example, classes=len(data.classes))
+        check_input(model, example, classes=len(known) if labels else len(data.classes))
+        if labels:
+            _check_outputs(model, example, checkpoint, len(known))
         models.append(model.to(device).eval())
-    return Inputs(architectures, checkpoints, tuple(models), data, data_name, device)
+    return Inputs(architectures, checkpoints, tuple(models), data, data_name, device, labels)
+
+
+def _check_outputs(model: nn.Module, example: torch.Tensor, checkpoint: Checkpoint, known: int) -> None:
+    with torch.no_grad(), evaluating(model):
+        outputs = model(example).shape[1]
+    if outputs != known:
+        raise DataError(f"{checkpoint.path} has {outputs} outputs, but is said to know {known} classes")
+
+
+def _labels(checkpoints: Sequence[Checkpoint], classes: Sequence[str] | None, data: DataSet) -> LabelSets | None:
+    """The labels that the checkpoints know, as the user or else the cards say; None where all know all."""
+    everything = tuple(range(len(data.classes)))
+    if classes:
+        if len(classes) != len(checkpoints):
+            raise RecipeError(
+                f"--classes is given {len(classes)} times for {len(checkpoints)} parents: once per parent"
+            )
+        sets = LabelSets.create([tuple(parse_labels(text)) for text in classes])
+    else:
+        said = [checkpoint.card.classes if checkpoint.card else None for checkpoint in checkpoints]
+        sets = LabelSets.create([everything if known is None else known for known in said])
+        if len(set(sets.sets)) == 1:
+            return None
+    if unknown := sorted(set(sets.joint) - set(everything)):
+        raise DataError(f"the data have labels 0 to {len(everything) - 1}, but a parent is said to know {unknown[0]}")
+    if missing := sorted(set(everything) - set(sets.joint)):
+        raise DataError(f"no parent knows label {missing[0]} of the data: give data of the labels that they know")
+    return None if sets.same else sets
 
 
 def read_data(checkpoints: Sequence[Checkpoint], options: DataOptions) -> tuple[DataSet, str]:
@@ -71,6 +113,19 @@ def read_data(checkpoints: Sequence[Checkpoint], options: DataOptions) -> tuple[
     return data, name
 
 
+def same_architecture(inputs: Inputs) -> str:
+    """Return the architecture that all networks share, widths included; a `CheckpointError` names two that differ."""
+    check_architectures(inputs)
+    first = inputs.architectures[0]
+    for architecture, checkpoint in zip(inputs.architectures, inputs.checkpoints, strict=True):
+        if architecture != first:
+            raise CheckpointError(
+                f"{inputs.checkpoints[0].path} is a {first}, but {checkpoint.path} is a {architecture}: their channels"
+                " are not equally many, so that no permutation matches them"
+            )
+    return first
+
+
 def check_architectures(inputs: Inputs) -> None:
     """Raise `CheckpointError` where two networks are not of one architecture; their widths may differ."""
     first = inputs.architectures[0]
@@ -82,21 +137,28 @@ def check_architectures(inputs: Inputs) -> None:
             )
 
 
-def read_template(
-    inputs: Inputs, width: float | None, child_arch: str | None
-) -> tuple[str | None, nn.Module | None]:
-    """Architecture and network that the child is to be like, where the user asks for a width of its own."""
-    if width is None and child_arch is None:
+def read_template(inputs: Inputs, width: float | None, child_arch: str | None) -> tuple[str | None, nn.Module | None]:
+    """Architecture and network that the child is to be like; None where it is like one of its parents.
+
+    It is like none of them where the user asks for a width of its own, or the parents know different labels.
+    """
+    if width is None and child_arch is None and inputs.labels is None:
         return None, None
     if width is not None and child_arch is not None:
         raise RecipeError("--width and --child-arch both say how wide the child is: give one of them")
+    if inputs.labels is not None and (width is not None or child_arch is not None):
+        raise RecipeError("parents that know different labels keep their width: leave out --width and --child-arch")
     first = inputs.architectures[0]
-    architecture = child_arch if child_arch is not None else with_arguments(first, width=width)
+    architecture = first if width is None else with_arguments(first, width=width)
+    architecture = architecture if child_arch is None else child_arch
     if _family(architecture) != _family(first):
         raise RecipeError(f"the child cannot be a {architecture}: its parents are of another architecture ({first})")
     card = inputs.checkpoints[0].card
-    classes = (card and card.classes) or inputs.data.classes
-    template = build_network(architecture, classes=len(classes), in_channels=inputs.data.image_shape[0])
+    count = len((card and card.classes) or inputs.data.classes)
+    if inputs.labels is not None:
+        count = len(inputs.labels.joint)
+        architecture = with_classes(architecture, count)
+    template = build_network(architecture, classes=count, in_channels=inputs.data.image_shape[0])
     return architecture, template.to(inputs.device).eval()
 
 

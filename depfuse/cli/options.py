@@ -119,9 +119,7 @@ class FusionOptions:
     ] = None
     child_arch: Annotated[
         str | None,
-        typer.Option(
-            "--child-arch", metavar="ARCH", help="What the child is: the parents' architecture at any width."
-        ),
+        typer.Option("--child-arch", metavar="ARCH", help="What the child is: the parents' architecture at any width."),
     ] = None
     report: ReportOption = None
     plot: Annotated[
@@ -129,6 +127,15 @@ class FusionOptions:
         typer.Option("--plot", metavar="FILE", help="Draw the path between two parents (.png, .pdf or .svg)."),
     ] = None
     allow_fixed: AllowFixed = False
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--classes",
+            metavar="LABELS",
+            help="Which labels the outputs of a parent stand for, once per parent in order: 0-4, or 1,3,7."
+            " The child has an output for each of all labels. Default: what the cards say.",
+        ),
+    ] = None
 
 
 SHORT_FLAGS = {"learning_rate": ("--lr",)}

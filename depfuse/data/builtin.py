@@ -32,6 +32,11 @@ def load_builtin(name: str, root: Path) -> DataSet:
     return load_digits() if name == "digits" else load_torchvision(name, root)
 
 
+def builtin_preprocessing(name: str) -> Preprocessing:
+    """Pre-processing of the data set of that name in `DATA_SETS`."""
+    return DIGITS_PREPROCESSING if name == "digits" else _DOWNLOADED[name][1]
+
+
 def load_digits() -> DataSet:
     """Load scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, grey values 0..16 scaled to 0..255.
 

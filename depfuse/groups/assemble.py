@@ -284,14 +284,14 @@ class _Blocks:
 
         Where a block has rows of its own in a grouped convolution, its channels move along with them, in their order.
         """
-        if len(first) != len(second) or not all(map(self._occurrences.in_one_order, first, second)):
+        if len(first) != len(second):
             return False
         exchange = dict(zip((*first, *second), (*second, *first), strict=True))
         return all(
             any(self._is_taken_to(label, other, exchange) for other in self._holding.get(image, ()))
             for label in {label for member in exchange for label in self._around.get(member, ())}
             for image in [frozenset(exchange.get(member, member) for member in self._members[label])]
-        )
+        ) and all(map(self._occurrences.in_one_order, first, second))
 
     def _is_taken_to(self, label: int, other: int, exchange: Mapping[int, int]) -> bool:
         """Whether a block's own name goes where its members go; a channel that stays keeps each of its positions."""

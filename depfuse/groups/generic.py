@@ -6,7 +6,10 @@ whole branch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
-from depfuse.groups.channel_group import ChannelGroup
+from depfuse.groups.channel_group import ChannelGroup, Slot
 from depfuse.groups.depgraph import Example, evaluation_copy
 from depfuse.running import evaluating
 
@@ -49,6 +52,7 @@ class GenericNetwork:
         self._inputs = tree_map(lambda leaf: _generic_input(leaf, device, generator), example)
         self._modes = [(), tuple(auxiliary)] if auxiliary else [()]
         self._set_statistics()
+        self._separate()
 
     def _set_statistics(self) -> None:
         """Bring BatchNorm's statistics near those of its inputs: signals neither die out nor explode."""
@@ -70,14 +74,23 @@ class GenericNetwork:
         ]
         try:
             if kept:
-                self.run(self.state)
+                self.run()
         finally:
             for handle in kept:
                 handle.remove()
 
-    def run(self, values: Mapping[str, Tensor]) -> list[Tensor]:
-        """All outputs on given tensors, those of auxiliary heads included."""
-        return [output for mode in self._modes for output in self._outputs(values, mode, False)]
+    def _separate(self) -> None:
+        """Give every name memory of its own, tied tensors too: they can be permuted in place, each by itself."""
+        seen: set[int] = set()
+        for key, tensor in self.state.items():
+            if tensor.data_ptr() in seen:
+                self.state[key] = tensor.clone()
+            self.state[key] = self.state[key].contiguous()
+            seen.add(tensor.data_ptr())
+
+    def run(self) -> list[Tensor]:
+        """All outputs, those of auxiliary heads included."""
+        return [output for mode in self._modes for output in self._outputs(self.state, mode, False)]
 
     def _outputs(self, values: Mapping[str, Tensor], auxiliary: Sequence[str], gradient: bool) -> list[Tensor]:
         inputs: Any = self._inputs
@@ -91,32 +104,46 @@ class GenericNetwork:
         """How much the outputs change, to first order, if one parameter's slot of a group is permuted alone.
 
         Group name -> the largest change over its slots of the outputs' projection on a random direction with entries of
-        unit variance, from one backward pass.
+        unit variance, from one backward pass for each mode. Gradients are let go of as soon as they are there.
         """
-        parameters = dict(self._network.named_parameters(remove_duplicate=False))
-        keys = sorted({slot.key for group in groups for slot in group.slots} & parameters.keys())
+        largest = {group.name: 0.0 for group in groups}
+        slots: dict[str, list[tuple[str, Slot]]] = defaultdict(list)
+        for group in groups:
+            for slot in group.slots:
+                slots[slot.key].append((group.name, slot))
+
+        def note(key: str, leaf: Tensor) -> None:
+            gradient, leaf.grad = leaf.grad, None
+            assert gradient is not None
+            for name, slot in slots[key]:
+                entries = slot.read(self.state[key])
+                change = slot.read(gradient) * (entries[permutations[name].to(entries.device)] - entries)
+                largest[name] = max(largest[name], float(change.sum().abs()))
+
         leaves = {key: tensor.detach() for key, tensor in self.state.items()}
-        for key in keys:
-            leaves[key].requires_grad_(True)
-        gradients: dict[str, Tensor] = {}
+        for key in slots.keys() & {key for key, _ in self._network.named_parameters(remove_duplicate=False)}:
+            leaf = leaves[key].requires_grad_(True)
+            leaf.register_post_accumulate_grad_hook(partial(note, key))  # type: ignore[no-untyped-call]
         for mode in self._modes:
             outputs = [output for output in self._outputs(leaves, mode, True) if output.requires_grad]
             directions = [torch.randn(out.shape, generator=self._generator).to(out) for out in outputs]
-            found = torch.autograd.grad(outputs, [leaves[key] for key in keys], directions, allow_unused=True)
-            for key, gradient in zip(keys, found, strict=True):
-                if gradient is not None:
-                    gradients[key] = gradients[key] + gradient if key in gradients else gradient
-        return {group.name: self._effect(group, permutations[group.name], gradients) for group in groups}
-
-    def _effect(self, group: ChannelGroup, permutation: Tensor, gradients: Mapping[str, Tensor]) -> float:
-        largest = 0.0
-        for slot in group.slots:
-            if slot.key not in gradients:
-                continue
-            entries = slot.read(self.state[slot.key])
-            change = slot.read(gradients[slot.key]) * (entries[permutation.to(entries.device)] - entries)
-            largest = max(largest, float(change.sum().abs()))
+            torch.autograd.backward(outputs, directions)
         return largest
+
+    @contextmanager
+    def permuted(self, groups: Sequence[ChannelGroup], permutations: Mapping[str, Tensor]) -> Iterator[None]:
+        """While the context is open, the channels of these groups are permuted, in place."""
+        self._permute(groups, permutations)
+        try:
+            yield
+        finally:
+            inverse = {group.name: torch.argsort(permutations[group.name]) for group in groups}
+            self._permute(groups[::-1], inverse)
+
+    def _permute(self, groups: Sequence[ChannelGroup], permutations: Mapping[str, Tensor]) -> None:
+        for group in groups:
+            for slot in group.slots:
+                self.state[slot.key].copy_(slot.permute(self.state[slot.key], permutations[group.name]))
 
 
 def _make_generic(tensor: Tensor, generator: torch.Generator) -> None:

@@ -73,29 +73,27 @@ class _Proof:
 
     def __init__(self, name: str, network: GenericNetwork, permutations: Mapping[str, Tensor]) -> None:
         self._name, self._network, self._permutations = name, network, permutations
-        self._reference = network.run(network.state)
+        self._reference = network.run()
         self._effects: dict[str, float] = {}
         self._scale = max((float(out.abs().max()) for out in self._reference if out.numel()), default=0.0)
         if not 0.0 < self._scale < float("inf"):
             raise GroupError(f"{name} gives no finite, non-zero output on random values: its groups cannot be proved")
 
-    def _change(self, state: Mapping[str, Tensor]) -> float:
+    def _change(self) -> float:
         """Largest absolute difference over all outputs, relative to the largest output."""
-        outputs = self._network.run(state)
+        outputs = self._network.run()
         errors = [float((a - b).abs().max()) for a, b in zip(self._reference, outputs, strict=True) if a.numel()]
         largest = max(errors, default=0.0) / self._scale
         return largest if largest == largest else float("inf")
 
     def error(self, chosen: Sequence[ChannelGroup]) -> float:
         """Change of the output when these groups are permuted."""
-        permuted: Mapping[str, Tensor] = self._network.state
-        for group in chosen:
-            permuted = group.permute(permuted, self._permutations[group.name])
-        return self._change(permuted)
+        with self._network.permuted(chosen, self._permutations):
+            return self._change()
 
     def check_repeatable(self, tolerance: float) -> None:
         """Raise `GroupError` where the same input gives different outputs."""
-        if self._change(self._network.state) > tolerance:
+        if self._change() > tolerance:
             raise GroupError(f"{self._name} gives different outputs for the same input: its groups cannot be proved")
 
     def without_effect(self, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:

@@ -183,7 +183,7 @@ class Ledger:
             match = next((other for other in theirs if other.axes == factor.axes), None)
             if match is not None:
                 theirs.remove(match)
-            factors.append(factor if match is None else self._join(factor, match))
+            factors.append(factor if match is None else self._join(factor, match, first.plain, second.plain))
         alone = [factor for factor in first.factors if factor in factors]
         lost: set[Factor] = set()
         for other in theirs:
@@ -213,12 +213,31 @@ class Ledger:
         else:
             self.nest(inner.labels, outer.labels)
 
-    def _join(self, first: Factor, second: Factor) -> Factor:
-        """One factor for two that vary along the same axes; a zero takes the other's label."""
+    def _join(self, first: Factor, second: Factor, *plain: frozenset[int]) -> Factor:
+        """One factor for two that vary along the same axes; a zero takes the other's label.
+
+        What stands several times in one of them is a block of the other's: a statistic beside what it was taken of.
+        Along a plain axis it is not the same that stands there several times, but a channel's pixels.
+        """
+        if len(first.axes) == 1 and first.labels.shape == second.labels.shape:
+            for inner, outer, differs in ((first, second, plain[1]), (second, first, plain[0])):
+                if not outer.axes & differs and _is_coarser(outer.labels, inner.labels):
+                    self.nest(inner.labels, outer.labels)
+                    return inner
         self.unite(first.labels, second.labels)
         if not bool((first.labels == ZERO).any()):
             return Factor(first.labels, first.source)
         return Factor(torch.where(first.labels == ZERO, second.labels, first.labels))
+
+
+def _is_coarser(outer: Tensor, inner: Tensor) -> bool:
+    """Whether labels divide positions into parts of which those of other labels are parts in turn; no zeros."""
+    coarse, fine = outer.reshape(-1).numpy(), inner.reshape(-1).numpy()
+    parts = len(np.unique(coarse))
+    if parts == len(coarse) or ZERO in coarse or ZERO in fine:
+        return False
+    count = len(np.unique(fine))
+    return parts < count == len(distinct(np.stack([fine, coarse], axis=1)))
 
 
 def _pairs(first: Tensor, second: Tensor) -> np.ndarray:

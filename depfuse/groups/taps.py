@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -70,18 +71,28 @@ def _without_crossings(found: Sequence[tuple[Tap, ...]]) -> list[tuple[Tap, ...]
 
     There, the channels of neither group can be compared before the other is matched.
     """
-    shared: dict[object, list[tuple[int, Tap]]] = defaultdict(list)
-    for number, taps in enumerate(found):
+    shared: dict[object, list[Tap]] = defaultdict(list)
+    for taps in found:
         for tap in taps:
             if tap.index.shape[1] > 1:
-                shared[tap.module, tap.side, tap.axis, tap.position, tap.through].append((number, tap))
+                shared[tap.module, tap.side, tap.axis, tap.position, tap.through].append(tap)
     crossing = {
-        (number, id(tap))
+        id(tap)
         for own in shared.values()
-        for number, tap in own
-        if any(_cross(tap.index, other.index) for _, other in own if other is not tap)
+        for first, second in _meeting(own)
+        if _cross(first.index, second.index)
+        for tap in (first, second)
     }
-    return [tuple(tap for tap in taps if (number, id(tap)) not in crossing) for number, taps in enumerate(found)]
+    return [tuple(tap for tap in taps if id(tap) not in crossing) for taps in found]
+
+
+def _meeting(taps: Sequence[Tap]) -> set[tuple[Tap, Tap]]:
+    """Pairs of taps of one tensor that have a position in common."""
+    at: dict[int, list[Tap]] = defaultdict(list)
+    for tap in taps:
+        for position in torch.unique(tap.index).tolist():
+            at[position].append(tap)
+    return {pair for together in at.values() for pair in combinations(together, 2)}
 
 
 def _cross(first: Tensor, second: Tensor) -> bool:

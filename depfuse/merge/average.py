@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from depfuse.align.coupling import Couplings, apply_couplings
 from depfuse.groups import ChannelGroups
 from depfuse.groups.depgraph import evaluation_copy
+from depfuse.label_sets import LabelSets
 
 
 def average(
@@ -17,6 +18,8 @@ def average(
     groups: ChannelGroups,
     couplings: Sequence[Couplings],
     shares: Sequence[float],
+    labels: LabelSets | None = None,
+    template: nn.Module | None = None,
 ) -> nn.Module:
     r"""Child whose every tensor is :math:`\sum_p w_p \, T_p(\theta_p)`, in the channel order of parent 0.
 
@@ -30,6 +33,11 @@ def average(
         One mapping (group name -> coupling) per parent.
     shares
         One weight w_p per parent, summing to one.
+    labels
+        Which labels the parents' outputs stand for, where they differ.
+    template
+        A network with an output for each of these labels, to be filled; the tensors that give the parents' outputs come
+        side by side in it.
 
     Returns
     -------
@@ -42,10 +50,33 @@ def average(
         for key, tensor in state.items():
             if not tensor.is_floating_point():
                 merged.setdefault(key, tensor)
-            elif share:
+            elif share and (key not in merged or merged[key].shape == tensor.shape):
                 merged[key] = merged[key] + share * tensor.double() if key in merged else share * tensor.double()
-    child = evaluation_copy(models[0])
+    child = evaluation_copy(models[0] if template is None else template)
+    if labels is not None:
+        merged |= _side_by_side(models, groups, couplings, shares, labels, child)
     with torch.no_grad():  # not by load_state_dict, which some networks refuse without their metadata
         for key, tensor in child.state_dict().items():
             tensor.copy_(merged[key])
     return child
+
+
+def _side_by_side(
+    models: Sequence[nn.Module],
+    groups: ChannelGroups,
+    couplings: Sequence[Couplings],
+    shares: Sequence[float],
+    labels: LabelSets,
+    child: nn.Module,
+) -> dict[str, Tensor]:
+    """The child's tensors that have another shape than some parent's: those that give the outputs."""
+    own = child.state_dict()
+    states = [model.state_dict() for model in models]
+    wide = [key for key, tensor in own.items() if any(state[key].shape != tensor.shape for state in states)]
+    if not wide:
+        return {}
+    aligned = [apply_couplings(groups, found, state) for found, state in zip(couplings, states, strict=True)]
+    return {
+        key: labels.join([state[key].double() for state in aligned], shares, labels.axis(key, own, states))
+        for key in wide
+    }

@@ -1,6 +1,6 @@
 """Built-in networks, and the registry that turns an architecture's name into a network."""
 
 from depfuse.models.inputs import check_input, example_shape
-from depfuse.models.registry import NETWORKS, build_network
+from depfuse.models.registry import NETWORKS, build_network, with_classes
 
-__all__ = ["NETWORKS", "build_network", "check_input", "example_shape"]
+__all__ = ["NETWORKS", "build_network", "check_input", "example_shape", "with_classes"]

@@ -107,13 +107,20 @@ def parse_architecture(arch: str) -> Architecture:
     return Architecture(arch, source, name, arguments)
 
 
+def with_classes(arch: str, classes: int) -> str:
+    """The architecture string with another number of classes, where it sets one."""
+    own = parse_architecture(arch).arguments
+    return with_arguments(arch, **{key: classes for key in ("classes", "num_classes") if key in own})
+
+
 def with_arguments(arch: str, **changed: Any) -> str:
-    """Write an architecture string with some of its arguments set anew: `resnet18(width=0.5)` at width 1, say."""
+    """The architecture string with some arguments set anew: `resnet18(width=0.5)` at width 1, say."""
     architecture = parse_architecture(arch)
     arguments = {**architecture.arguments, **changed}
-    written = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-    head = f"{architecture.source}:{architecture.name}" if architecture.source else architecture.name
-    return f"{head}({written})" if written else head
+    if arguments == architecture.arguments:
+        return arch
+    head = architecture.text.partition("(")[0].strip()
+    return f"{head}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
 
 
 def build_network(arch: str, **defaults: Any) -> nn.Module:

@@ -9,11 +9,16 @@ from depfuse.report.schema import NetworkScores, PathReport, ScoreValues
 
 
 def verdict(
-    parents: Sequence[NetworkScores], ensemble: ScoreValues, naive: Sequence[ScoreValues], child: ScoreValues
+    parents: Sequence[NetworkScores],
+    ensemble: ScoreValues,
+    naive: Sequence[ScoreValues],
+    child: ScoreValues,
+    heads: Sequence[ScoreValues] = (),
 ) -> str:
     """Compare a child with its parents, their ensemble and the naive averages, by accuracy.
 
-    Differences are those of the printed figures, in percentage points.
+    `heads` are the parents with their heads refitted to the ensemble, in order; one of them is to be kept where it is
+    better than the child and the parents. Differences are those of the printed figures, in percentage points.
     """
     best_parent = max(parents, key=lambda parent: parent.accuracy)
     best_naive = max(naive, key=lambda scores: scores.accuracy)
@@ -23,6 +28,15 @@ def verdict(
     sentence = f"The child reaches {_per_cent(child)}, {_relation(over_parent)} {parent}"
     if _points(child, best_naive) < 0:
         sentence += f" and below the naive average ({_per_cent(best_naive)})"
+    best_head = max(range(len(heads)), key=lambda number: heads[number].accuracy, default=None)
+    if best_head is not None:
+        head = heads[best_head]
+        if _points(head, child) > 0 and _points(head, best_parent) > 0:
+            named = Path(parents[best_head].path or f"number {best_head + 1}").name
+            sentence += f", and parent {named} with its head refitted to the ensemble {_per_cent(head)}"
+            over = _points(head, ensemble)
+            rest = f", or all {len(parents)} as the logit ensemble ({_per_cent(ensemble)})" if over < 0 else ""
+            return f"{sentence}: keep the refitted parent{rest}."
     if over_parent < 0 and _points(best_parent, ensemble) >= 0:
         return f"{sentence}: keep that parent instead."
     joint = f"the logit ensemble ({_per_cent(ensemble)})"
@@ -39,6 +53,13 @@ def verdict(
 def barrier_sentence(report: PathReport) -> str:
     """Say how high the barrier between two parents is, matched and naively."""
     barrier = report.barrier
+    if report.methods:
+        heights = [
+            f"{_nats(method.barrier_loss)} and {100 * method.barrier_error:.2f} points of accuracy by {method.name}"
+            for method in report.methods
+        ]
+        naive = f"{_nats(barrier.naive_loss)} and {100 * barrier.naive_error:.2f} points"
+        return f"The barrier between the parents is {', '.join(heights)}; without matching it is {naive}."
     matched, naive = (
         f"{_nats(loss)} and {100 * error:.2f} points of accuracy"
         for loss, error in ((barrier.loss, barrier.error), (barrier.naive_loss, barrier.naive_error))

@@ -27,7 +27,12 @@ def solve(problem: MatchingProblem) -> list[Couplings]:
 
 def transports(recipe: Recipe) -> list[Transport]:
     """Exact transport between groups of unequal sizes, with masses as the recipe says."""
-    return sum(MASSES.values(), []) if recipe.masses == "best" else MASSES[recipe.masses]
+    return [way for masses, ways in MASSES.items() if recipe.masses in ("best", masses) for way in ways]
 
 
-SOLVER = Solver(solve, criteria=("activations", "weights", "mixture"), transports=transports)
+SOLVER = Solver(
+    solve,
+    criteria=("activations", "weights", "mixture"),
+    transports=transports,
+    universe=("activations", "weights", "mixture"),
+)

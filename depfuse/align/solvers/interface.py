@@ -34,6 +34,8 @@ class Solver:
         For parents of unequal widths: (recipe) -> ways to a group's coupling from its cost (n_target, n_source), the
         most plausible first. None where the solver matches equal widths only: such parents are brought to one width by
         exact transport first.
+    universe
+        The criteria by which it can match each of many parents to the others' mean.
     """
 
     solve: Callable[[MatchingProblem], list[Couplings]]
@@ -42,3 +44,4 @@ class Solver:
     starts: bool = False
     needs_images: bool = False
     transports: Callable[[Recipe], list[Transport]] | None = None
+    universe: tuple[str, ...] = ()

@@ -1,0 +1,112 @@
+"""Parents that know different labels, and the joint outputs of their child."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class LabelSets:
+    """For every parent in order, the labels that its outputs stand for.
+
+    The child has one output for every label that any parent knows, in ascending order; `others` are labels that it has
+    besides.
+    """
+
+    sets: tuple[tuple[int, ...], ...]
+    others: tuple[int, ...] = ()
+
+    @classmethod
+    def create(cls, sets: Sequence[Sequence[int]]) -> LabelSets:
+        """Check and keep them.
+
+        Raises
+        ------
+        RecipeError
+            A parent has no label, or one label twice.
+        """
+        for number, labels in enumerate(sets, start=1):
+            if not labels or len(set(labels)) != len(labels):
+                raise RecipeError(f"the labels of parent {number} must be one or more, each of them once: {labels}")
+        return cls(tuple(tuple(labels) for labels in sets))
+
+    @property
+    def joint(self) -> tuple[int, ...]:
+        """All labels, in ascending order."""
+        return tuple(sorted({label for labels in (*self.sets, self.others) for label in labels}))
+
+    def of(self, *parents: int) -> LabelSets:
+        """Those of some of the parents, with the joint outputs of all."""
+        return LabelSets(tuple(self.sets[parent] for parent in parents), self.joint)
+
+    @property
+    def same(self) -> bool:
+        """Whether all parents know the same labels in the same order, which is then that of the child."""
+        return all(labels == self.joint for labels in self.sets)
+
+    def columns(self, parent: int) -> Tensor:
+        """Which of the child's outputs a parent's outputs are, int64."""
+        places = {label: place for place, label in enumerate(self.joint)}
+        return torch.tensor([places[label] for label in self.sets[parent]])
+
+    def join(self, tensors: Sequence[Tensor], shares: Sequence[float], axis: int) -> Tensor:
+        """Put the parents' outputs, or the weights that give them, side by side.
+
+        Where several parents know a label, its entry is their weighted mean.
+
+        Parameters
+        ----------
+        tensors
+            One per parent, with its labels on `axis`.
+        shares
+            One weight per parent; those of the parents that know a label are made to sum to one.
+        axis
+            The axis of the labels.
+        """
+        first = tensors[0].movedim(axis, 0)
+        joint = first.new_zeros(len(self.joint), *first.shape[1:])
+        total = torch.zeros(len(self.joint), dtype=torch.float64)
+        for parent, (tensor, share) in enumerate(zip(tensors, shares, strict=True)):
+            columns = self.columns(parent)
+            joint.index_add_(0, columns.to(joint.device), (share * tensor).movedim(axis, 0))
+            total[columns] += share
+        scale = torch.where(total > 0, 1.0 / total, 0.0).to(joint)
+        return (joint * scale.reshape(-1, *[1] * (joint.dim() - 1))).movedim(0, axis)
+
+    def axis(self, key: str, child: Mapping[str, Tensor], parents: Sequence[Mapping[str, Tensor]]) -> int:
+        """The axis of a tensor on which the labels lie, from its sizes in the child and in the parents.
+
+        Raises
+        ------
+        RecipeError
+            The sizes differ in another way than the numbers of labels do.
+        """
+        sizes = [tuple(tensors[key].shape) for tensors in (child, *parents)]
+        counts = [len(self.joint), *(len(labels) for labels in self.sets)]
+        for axis in range(len(sizes[0])):
+            rest = {size[:axis] + size[axis + 1 :] for size in sizes}
+            if len(rest) == 1 and [size[axis] for size in sizes] == counts:
+                return axis
+        raise RecipeError(f"{key} has sizes {sizes} in the child and the parents, but these have {counts} labels")
+
+    def of_outputs(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """The parents' logits (N, classes) as logits of all labels: -inf where a parent does not know one."""
+        found = []
+        for parent, logits in enumerate(outputs):
+            columns = self.columns(parent).to(logits.device)
+            wide = logits.new_full((len(logits), len(self.joint)), -torch.inf)
+            found.append(wide.index_copy(1, columns, logits))
+        return found
+
+    def check(self, models: Sequence[nn.Module], template: nn.Module | None) -> None:
+        """Raise `RecipeError` unless there is one set per parent and, where they differ, a network to fill."""
+        if len(self.sets) != len(models):
+            raise RecipeError(f"{len(self.sets)} sets of classes for {len(models)} parents: give one per parent")
+        if template is None and not self.same:
+            raise RecipeError("parents with different labels need a network with an output for each of them: template")

@@ -1,0 +1,148 @@
+"""Ridge regression from Gram matrices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+BLOCK = 16384
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A linear system with one row per image and place.
+
+    Attributes
+    ----------
+    inputs
+        X (G, rows, K): what each of G independent groups of channels sees; a last column of ones is the intercept's.
+    outputs
+        Y (G, rows, O): what it should give.
+    bounds
+        (G, rows, O): below this, an output may be whatever it likes to be; -inf where it may not. So does a ReLU treat
+        its input where its output shall be zero. None where there are no bounds.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+    bounds: Tensor | None = None
+
+    def part(self, start: int, end: int) -> Rows:
+        """Some of the rows."""
+        bounds = None if self.bounds is None else self.bounds[:, start:end]
+        return Rows(self.inputs[:, start:end], self.outputs[:, start:end], bounds)
+
+    def predict(self, weight: Tensor) -> Tensor:
+        """X W."""
+        return self.inputs @ weight.to(self.inputs)
+
+    def settle(self, weight: Tensor) -> Tensor:
+        """Y, with the entries that are free in reach of the prediction X W."""
+        if self.bounds is None:
+            return self.outputs
+        free = self.bounds > -torch.inf
+        return torch.where(free, torch.minimum(self.predict(weight), self.bounds), self.outputs)
+
+    def error(self, weight: Tensor) -> float:
+        """Sum of the squared differences between prediction and Y, or its nearest allowed value."""
+        return float((self.predict(weight) - self.settle(weight)).double().square().sum())
+
+
+def gram(first: Tensor, second: Tensor) -> Tensor:
+    """first^T second (G, K, O) of two matrices with equally many rows: blocks in their type, their sum in float64."""
+    total = torch.zeros(len(first), first.shape[2], second.shape[2], dtype=torch.float64, device=first.device)
+    for start in range(0, first.shape[1], BLOCK):
+        total += first[:, start : start + BLOCK].mT @ second[:, start : start + BLOCK]
+    return total
+
+
+def ridge(
+    rows: Rows,
+    prior: Tensor,
+    *,
+    intercept: bool,
+    held_out: float = 0.125,
+    strengths: tuple[float, ...] = STRENGTHS,
+    sweeps: int = 3,
+) -> tuple[Tensor, float]:
+    r"""Minimise :math:`\|XW - Y\|^2 / n + \lambda \|W - sW_0\|^2` for every group of channels.
+
+    :math:`\lambda` is a strength times the mean variance of the inputs; of several strengths the one with the least
+    error on the last rows, which it has not seen, is taken, and all rows then solved with it. The scales s (one per
+    output) fit the prior to the data. Entries of Y with a bound are then replaced by the prediction where that is
+    lower, `sweeps` times.
+
+    Parameters
+    ----------
+    rows
+        X, Y and bounds of Y.
+    prior
+        :math:`W_0` (G, K, O).
+    intercept
+        Whether the last column of X is the intercept's; its weight is not penalised.
+    held_out
+        Share of the rows to choose the strength by.
+
+    Returns
+    -------
+    W (G, K, O) float64 and the strength.
+    """
+    count = rows.inputs.shape[1]
+    seen = count - round(held_out * count)
+    train, rest = rows.part(0, seen), rows.part(seen, count)
+    grams = [gram(part.inputs, part.inputs) for part in (train, rest)]
+    crosses = [gram(part.inputs, part.outputs) for part in (train, rest)]
+    covariance, cross = grams[0] + grams[1], crosses[0] + crosses[1]
+    start = _scaled(covariance, cross, prior.double(), intercept)
+    strength = strengths[0]
+    if len(strengths) > 1 and 0 < seen < count:
+        tried = {s: _solve(_factor(grams[0], s, intercept), grams[0], crosses[0], start) for s in strengths}
+        errors = {s: rest.error(solution) for s, solution in tried.items()}
+        strength = min(errors, key=errors.__getitem__)
+    factor = _factor(covariance, strength, intercept)
+    solution = _solve(factor, covariance, cross, start)
+    for _ in range(sweeps if rows.bounds is not None else 0):
+        solution = _solve(factor, covariance, gram(rows.inputs, rows.settle(solution)), start)
+    return solution, strength
+
+
+def _scaled(covariance: Tensor, cross: Tensor, prior: Tensor, intercept: bool) -> Tensor:
+    """The prior scaled to the data, one factor per output, with the best intercept."""
+    if intercept:
+        count = covariance[:, -1:, -1:]
+        means, sums = covariance[:, -1:] / count, cross[:, -1:]
+        prior = torch.cat([prior, torch.zeros_like(prior[:, :1])], 1)
+        covariance, cross = covariance - means.mT @ means * count, cross - means.mT @ sums
+    squares = (prior * (covariance @ prior)).sum(1, keepdim=True)
+    scale = ((prior * cross).sum(1, keepdim=True) / squares.clamp_min(1e-300)).clamp_min(0.0)
+    start = prior * torch.where(squares > 0, scale, torch.zeros_like(scale))
+    if intercept:
+        start[:, -1:] = sums / count - means @ start
+    return start
+
+
+def _factor(covariance: Tensor, strength: float, intercept: bool) -> Tensor:
+    """Cholesky factor of the Gram matrix with its ridge."""
+    variances = covariance.diagonal(dim1=1, dim2=2).clone()
+    if intercept:
+        variances = variances - covariance[:, -1].square() / covariance[:, -1:, -1]
+        variances[:, -1] = 0.0
+    mean = variances.clamp_min(0.0).sum(1, keepdim=True) / (variances.shape[1] - intercept)
+    # Inputs that do not vary have no scale of their own.
+    penalty = (strength * mean).clamp_min(max(1e-12 * float(mean.max()), 1e-12)).repeat(1, variances.shape[1])
+    if intercept:
+        penalty[:, -1] = 0.0
+    while True:
+        factor: Tensor
+        factor, failed = torch.linalg.cholesky_ex(covariance + torch.diag_embed(penalty))
+        if not bool(failed.any()):
+            return factor
+        # Sums in float32 can leave a Gram matrix slightly indefinite; more ridge makes up for it.
+        penalty = penalty * 10.0
+
+
+def _solve(factor: Tensor, covariance: Tensor, cross: Tensor, start: Tensor) -> Tensor:
+    return start + torch.cholesky_solve(cross - covariance @ start, factor)

@@ -1,0 +1,191 @@
+"""Train the parents that zoo.yaml lists: what is missing is trained, what was cut off is resumed.
+
+    python experiments/train_zoo.py [NAME ...] [--list] [--out checkpoints] [--data-root data] [--npz cifar10=FILE]
+                                    [--device auto] [--threads N]
+
+Each network is written with its card, in half precision where that keeps its accuracy within 0.05 points. Data sets are
+downloaded by torchvision; `--npz` takes one from a file instead (x_train, y_train, x_test, y_test; the data set's own
+pre-processing is used). A training that is stopped goes on where it stood, bit for bit on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from torch import Tensor
+
+from depfuse.checkpoint import Card, check_writable, read_checkpoint, write_checkpoint
+from depfuse.data import DATA_SETS, DataSet, Loader, load_data, parse_labels, select_labels, select_share
+from depfuse.data.builtin import builtin_preprocessing
+from depfuse.device import resolve_device
+from depfuse.errors import DepfuseError, RecipeError
+from depfuse.evaluate import evaluate
+from depfuse.models import build_network
+from depfuse.train import EpochReport, TrainRecipe, train
+
+ZOO = Path(__file__).with_name("zoo.yaml")
+CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
+KEPT = 5e-4  # of the accuracy, in half precision
+
+
+class Share(BaseModel):
+    """One of several disjoint parts of the training images; see `select_share`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    number: int
+    of: int
+    alpha: float | None = None
+    seed: int = 0
+
+
+class Entry(BaseModel):
+    """One network of the zoo."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    architecture: str
+    data: str
+    seed: int
+    labels: str | None = None
+    share: Share | None = None
+    recipe: dict[str, Any] = {}
+    device: Literal["any", "gpu"] = "any"
+    ship: bool = False
+
+    @model_validator(mode="after")
+    def _one_split(self) -> Entry:
+        if self.labels is not None and self.share is not None:
+            raise ValueError("labels and share contradict each other: give one of them")
+        if self.data not in DATA_SETS:
+            raise ValueError(f"data {self.data!r} is none of {', '.join(DATA_SETS)}")
+        return self
+
+
+def read_zoo(path: Path = ZOO) -> dict[str, Entry]:
+    """Name -> entry; `RecipeError` names the first that is wrong and why."""
+    found = {}
+    for name, settings in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        try:
+            found[name] = Entry(**settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            message = first["msg"].removeprefix("Value error, ")
+            raise RecipeError(f"{path.name}: {name}: {where + ': ' if where else ''}{message}") from None
+    return found
+
+
+def chosen(zoo: dict[str, Entry], names: list[str]) -> dict[str, Entry]:
+    """The entries named, or all; `RecipeError` where one does not exist."""
+    if unknown := [name for name in names if name not in zoo]:
+        raise RecipeError(f"{unknown[0]} is not in the zoo: choose from {', '.join(zoo)}")
+    return {name: zoo[name] for name in names or zoo}
+
+
+def data_of(entry: Entry, files: dict[str, Path], root: Path) -> tuple[DataSet, tuple[int, ...]]:
+    """The entry's data, and for each output of its network the label that it stands for."""
+    if entry.data in files:
+        own = builtin_preprocessing(entry.data)
+        data = load_data(files[entry.data], mean=own.mean, std=own.std)
+        data = dataclasses.replace(data, name=entry.data)
+    else:
+        data = load_data(entry.data, root=root)
+    labels = list(range(len(data.classes)))
+    if entry.labels is not None:
+        data, labels = select_labels(data, parse_labels(entry.labels))
+    if entry.share is not None:
+        share = entry.share
+        data = select_share(data, share.number, share.of, alpha=share.alpha, seed=share.seed)
+    return data, tuple(labels)
+
+
+def in_half_precision(
+    architecture: str, state: Mapping[str, Tensor], data: DataSet, accuracy: float
+) -> tuple[Mapping[str, Tensor], float]:
+    """Weights in half precision and their accuracy; as they are where that changes it by more than 0.05 points."""
+    halved = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+    model = build_network(architecture)
+    model.load_state_dict({key: halved[key].to(tensor.dtype) for key, tensor in state.items()})
+    found = evaluate(model, Loader(data.test, data.preprocessing, batch_size=500)).accuracy
+    return (halved, found) if abs(found - accuracy) <= KEPT else (state, accuracy)
+
+
+def train_entry(
+    name: str, entry: Entry, data: DataSet, labels: tuple[int, ...], out: Path, device: torch.device
+) -> None:
+    """Train one network and write it with its card."""
+    check_writable(out)
+    recipe = TrainRecipe.suited_to(data, seed=entry.seed, **entry.recipe)
+    torch.manual_seed(entry.seed)
+    model = build_network(entry.architecture)
+    resume = out.with_suffix(".resume")
+
+    def report(done: EpochReport) -> None:
+        accuracy = f"{100 * done.accuracy:.1f} % of the training images"
+        print(f"{name}: epoch {done.epoch} of {done.epochs}, {accuracy}, {done.seconds:.0f} s", flush=True)
+
+    metrics = train(model, data, recipe, device=device, resume_path=resume, progress=report)
+    state, accuracy = in_half_precision(entry.architecture, model.to("cpu").state_dict(), data, metrics["accuracy"])
+    split = {"labels": entry.labels} if entry.labels else entry.share.model_dump() if entry.share else {}
+    card = Card(
+        architecture=entry.architecture,
+        data=entry.data,
+        preprocessing=data.preprocessing,
+        classes=labels,
+        recipe={**recipe.model_dump(mode="json"), **split},
+        seeds={"train": entry.seed},
+        metrics={**metrics, "accuracy": accuracy},
+    )
+    write_checkpoint(out, state, card)
+    resume.unlink(missing_ok=True)
+
+
+def main() -> int:
+    """Train what was asked for; 2 where the request or the data are wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--list", action="store_true", help="print what is there, with its accuracy, and train nothing")
+    parser.add_argument("--out", type=Path, default=CHECKPOINTS)
+    parser.add_argument("--data-root", type=Path, default=Path("data"))
+    parser.add_argument("--npz", action="append", default=[], metavar="DATA=FILE")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    try:
+        files = {name: Path(file) for name, _, file in (pair.partition("=") for pair in options.npz)}
+        device = resolve_device(options.device)
+        for name, entry in chosen(read_zoo(), options.names).items():
+            out = options.out / f"{name}.safetensors"
+            if options.list:
+                print(f"{name}: {100 * card_accuracy(out):.2f} %" if out.exists() else f"{name}: not trained")
+            elif out.exists():
+                print(f"{name}: is there")
+            elif entry.device == "gpu" and device.type == "cpu":
+                print(f"{name}: needs a GPU")
+            else:
+                started = time.perf_counter()
+                train_entry(name, entry, *data_of(entry, files, options.data_root), out, device)
+                print(f"{name}: {100 * card_accuracy(out):.2f} % in {time.perf_counter() - started:.0f} s", flush=True)
+    except DepfuseError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def card_accuracy(path: Path) -> float:
+    """Accuracy that a network's card states."""
+    card = read_checkpoint(path).card
+    return float(card.metrics["accuracy"]) if card is not None else float("nan")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
