@@ -32,7 +32,7 @@ class MatchedGroup:
     matrix
         (n, n) how much of each source channel goes to each target channel; rows sum to one.
     activation_cost
-        The recipe's distance between the channels' activations; None where none of them are watched.
+        The recipe's distance between the channels' activations, the mean over taps; None where there are none.
     weight_cost
         Squared distance between the channels' weights, with all other groups matched.
     correlation
@@ -135,7 +135,7 @@ def _against(
             costs = correlations = None
             if orbit.name in together.uses:
                 moments = together.moments(orbit.name, *pair)
-                costs = _before_and_after(activation_cost(moments, distance).cpu(), matrix)
+                costs = _before_and_after(activation_cost(moments, distance).cpu() / len(moments), matrix)
                 each = [1.0 - activation_cost([tap], "pearson").cpu() for tap in moments]
                 for module, correlation in zip(watcher.modules[orbit.name], each, strict=True):
                     taps.append(MatchedTap(module, orbit.name, correlation.diag(), (matrix * correlation).sum(1)))

@@ -74,7 +74,9 @@ class Recipe(BaseModel):
     structure: float = Field(
         default=0.5, ge=0.0, le=1.0, description="share of the correlations within each parent in fused-gromov"
     )
-    iterations: int = Field(default=100, ge=1, description="limit of the solvers that iterate over all groups at once")
+    iterations: int = Field(
+        default=100, ge=1, description="limit of solvers that iterate over all groups, and of sweeps over parents"
+    )
     weights: tuple[float, ...] | None = Field(
         default=None, description="one share per parent, in their order, summing to 1; equal shares if left out"
     )

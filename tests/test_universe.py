@@ -366,3 +366,11 @@ def test_the_judge_of_several_parents_prefers_their_matching():
     naive = [{group.name: Coupling.identity(group.size) for group in groups.free}] * 3
     shares = (1 / 3,) * 3
     assert judge.together(range(3), matched, shares) < judge.together(range(3), naive, shares)
+
+
+@pytest.mark.parametrize("kind", [Residual, Grouped])
+@pytest.mark.parametrize("criterion", ["activations", "mixture", "weights"])
+def test_more_parents_than_are_watched_together_are_recovered(kind, criterion):
+    parents, groups = copies(MOST + 2, kind)
+    recipe = Recipe(universe=True, criterion=criterion, distance="pearson", renorm="none")
+    close(fuse(parents, recipe, images(), groups=groups).child, parents[0])

@@ -51,6 +51,8 @@ def draw_matchings(
         _draw_matrix(axes[0], matching.groups, parent, kept)
         _draw_costs(axes[1], matching.groups)
         _draw_depths(axes[2], matching)
+    handles, labels = rows[-1][2].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     save(figure, path, kind)
 
 
@@ -59,16 +61,17 @@ def _draw_matrix(axes: Axes, groups: Sequence[MatchedGroup], parent: str, kept: 
     ends = np.cumsum([0, *sizes])
     total = int(ends[-1])
     # Single pixels of a large permutation would vanish: each entry covers a few of them.
-    reach = total // 400
+    reach = total // 1000
     image = np.zeros((total, total))
     for group, start in zip(groups, ends, strict=False):
         block = group.matrix.numpy()
         block = block / max(float(block.max()), 1e-300)
         image[start : start + len(block), start : start + len(block)] = _thickened(block, reach)
     axes.imshow(image, cmap="Blues", vmin=0.0, vmax=1.0, interpolation="nearest" if total <= 400 else "antialiased")
+    width = 0.5 if len(groups) <= NAMED else 0.2
     for end in ends:
-        axes.axhline(end - 0.5, color="0.55", linewidth=0.5)
-        axes.axvline(end - 0.5, color="0.55", linewidth=0.5)
+        axes.axhline(end - 0.5, color="0.55", linewidth=width)
+        axes.axvline(end - 0.5, color="0.55", linewidth=width)
     places = (ends[:-1] + ends[1:] - 1) / 2
     if len(groups) <= NAMED:
         gap = total / 46  # lines of text that fit beside the matrix
@@ -110,7 +113,6 @@ def _draw_costs(axes: Axes, groups: Sequence[MatchedGroup]) -> None:
         axes.set_ylabel("group, in the order of the network", fontsize="small")
     axes.set_xlabel(f"{'activation cost' if watched else 'squared weight distance'} per channel", fontsize="small")
     axes.set_title("cost before and after matching", fontsize="medium")
-    axes.legend(frameon=False, fontsize="small", loc="best")
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -131,7 +133,6 @@ def _draw_depths(axes: Axes, matching: Matching) -> None:
     axes.set_ylabel("correlation of matched channels", fontsize="small")
     axes.set_title("correlation by depth", fontsize="medium")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize="small", loc="best")
     axes.spines[["top", "right"]].set_visible(False)
 
 
