@@ -93,7 +93,7 @@ FAMILIES = {
 TRANSFORMERS = ("*vit_*", "*swin*", "*deit*")
 LEAST_SHARE = {True: 0.90, False: 0.95}  # of the parameters in a free group: transformers, convolutional networks
 GIB = 2**30
-BYTES_PER_PARAMETER = 22  # of the memory that the largest networks take
+BYTES_PER_PARAMETER = 13  # of the memory that the largest networks take
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 Row = dict[str, Any]
 

@@ -218,6 +218,27 @@ def test_a_group_without_one_of_its_slots_is_found_out_and_fixed():
         assert result.proof_error <= 1e-9
 
 
+class Saturated(nn.Module):
+    """Attention whose softmax takes one place only: on most values, queries and keys do not count."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(16, 8) for _ in range(3))
+        self.out = nn.Linear(8, 4)
+
+    def forward(self, x):
+        attention = (1000.0 * self.query(x) @ self.key(x).transpose(1, 2)).softmax(-1)
+        return self.out(attention @ self.value(x))
+
+
+def test_channels_behind_a_saturated_softmax_are_proved_on_smaller_values():
+    torch.manual_seed(0)
+    model, example = Saturated(), torch.randn(1, 6, 16)
+    proved = prove_groups(model, find_groups(model, example), example)
+    assert proved.proof_error <= 1e-9
+    assert {"query", "value"} <= {group.name for group in proved.free}
+
+
 class Noisy(nn.Module):
     def __init__(self):
         super().__init__()

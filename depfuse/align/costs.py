@@ -87,9 +87,10 @@ def weight_cost(parts: Sequence[Part], target: Mapping[str, Tensor], source: Map
 def squared_distances(target: Tensor, source: Tensor) -> Tensor:
     """Squared distances between rows, (..., n, k) and (..., m, k) -> (..., n, m), in float64 on the CPU."""
     target, source = target.float(), source.float()
-    product = (target @ source.mT).double()
-    squares = target.double().square().sum(-1)[..., :, None] + source.double().square().sum(-1)[..., None, :]
-    return (squares - 2.0 * product).cpu()
+    cost = (target @ source.mT).cpu().double().mul_(-2.0)
+    cost += target.square().sum(-1).cpu().double()[..., :, None]
+    cost += source.square().sum(-1).cpu().double()[..., None, :]
+    return cost
 
 
 def mixed_cost(activations: Tensor, weights: Tensor, share: float) -> Tensor:

@@ -7,7 +7,7 @@ whole branch.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -28,7 +28,9 @@ class GenericNetwork:
     """A copy of a network in float64, with every parameter and statistic moved off special values.
 
     In the draws after the first, the entries of each tensor are shuffled as well: other channels are silent then. In
-    every second draw the vectors (biases among them) are not negative, so that rectified channels are seldom silent.
+    every second draw the vectors (biases among them) are not negative, so that rectified channels are seldom silent;
+    and the tensors named in `damped` are brought to a tenth of their size from draw to draw, so that they do not
+    saturate what they feed (the softmax of attention in a wide network).
 
     Attributes
     ----------
@@ -36,7 +38,15 @@ class GenericNetwork:
         Its tensors, by state-dict key.
     """
 
-    def __init__(self, model: nn.Module, example: Example, auxiliary: Sequence[str], seed: int, draw: int = 0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Example,
+        auxiliary: Sequence[str],
+        seed: int,
+        draw: int = 0,
+        damped: Collection[str] = (),
+    ) -> None:
         generator = self._generator = torch.Generator().manual_seed(seed + draw)
         self._network = evaluation_copy(model, dtype=torch.float64)
         self.state: dict[str, Tensor] = dict(self._network.state_dict())
@@ -48,6 +58,8 @@ class GenericNetwork:
                     tensor.copy_(tensor.reshape(-1)[shuffled].view_as(tensor))
                 if draw % 2 and sum(extent > 1 for extent in tensor.shape) <= 1:
                     tensor.abs_()
+        for key in damped:
+            self.state[key].mul_(0.1**draw)
         device = next(iter(self.state.values())).device if self.state else None
         self._inputs = tree_map(lambda leaf: _generic_input(leaf, device, generator), example)
         self._modes = [(), tuple(auxiliary)] if auxiliary else [()]

@@ -48,7 +48,8 @@ def prove_groups(
     not_used: dict[str, str] = {}
     errors = []
     for draw in range(DRAWS if silent else 1):
-        proof = _Proof(name, GenericNetwork(model, example, groups.auxiliary, seed, draw), permutations)
+        damped = {slot.key for group in silent for slot in group.slots if slot.role == "produces"} if draw else ()
+        proof = _Proof(name, GenericNetwork(model, example, groups.auxiliary, seed, draw, damped), permutations)
         errors.append(proof.error(silent))
         if errors[-1] > tolerance:
             proof.check_repeatable(tolerance)
