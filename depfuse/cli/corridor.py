@@ -45,6 +45,7 @@ from depfuse.report import (
     verdict,
 )
 from depfuse.report.plots import draw_path, plot_kind
+from depfuse.widths import shapes_of
 
 STEPS = {
     "groups": "finding and proving channel groups",

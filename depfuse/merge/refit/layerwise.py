@@ -14,7 +14,7 @@ from depfuse.data.loader import Loader
 from depfuse.data.tensors import Split
 from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.groups import ChannelGroups
-from depfuse.groups.depgraph import unwrap
+from depfuse.groups.depgraph import evaluation_copy, unwrap
 from depfuse.label_sets import LabelSets
 from depfuse.merge.average import average
 from depfuse.merge.refit.graph import Program, State
