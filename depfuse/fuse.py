@@ -169,6 +169,8 @@ def fuse(
             "parents of unequal widths are matched to the one that has the child's width: leave out --universe, "
             "--reference and --order"
         )
+    if unequal and template is not None and recipe.width_of is not None:
+        raise RecipeError("the child's width is given twice: leave out --width-of, or --width and --child-arch")
     seconds: dict[str, float] = {}
 
     @contextmanager

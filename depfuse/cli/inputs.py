@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,10 +147,12 @@ def read_template(inputs: Inputs, width: float | None, child_arch: str | None) -
         return None, None
     if width is not None and child_arch is not None:
         raise RecipeError("--width and --child-arch both say how wide the child is: give one of them")
+    if width is not None and not 0 < width < math.inf:
+        raise RecipeError(f"--width {width:g} must be more than 0")
     if inputs.labels is not None and (width is not None or child_arch is not None):
         raise RecipeError("parents that know different labels keep their width: leave out --width and --child-arch")
     first = inputs.architectures[0]
-    architecture = first if width is None else with_arguments(first, width=width)
+    architecture = first if width is None else with_arguments(first, width=int(width) if width.is_integer() else width)
     architecture = architecture if child_arch is None else child_arch
     if _family(architecture) != _family(first):
         raise RecipeError(f"the child cannot be a {architecture}: its parents are of another architecture ({first})")

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from depfuse.errors import RecipeError
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups
+from depfuse.groups.reasons import TOUCHES_OUTPUT
 
 
 def pair_groups(target: ChannelGroups, source: ChannelGroups) -> ChannelGroups:
@@ -42,6 +43,11 @@ def pair_groups(target: ChannelGroups, source: ChannelGroups) -> ChannelGroups:
             raise RecipeError(
                 f"the blocks of {own.name} cannot be brought to another width ({other.size} and {own.size}): groups of "
                 "a convolution or a normalisation and attention heads must be equal in number and size"
+            )
+        if own.size != other.size and TOUCHES_OUTPUT in (own.fixed, other.fixed):
+            raise RecipeError(
+                f"the networks' outputs differ in number ({other.size} and {own.size}): say which labels the outputs "
+                "of each parent stand for, with --classes (labels in Python)"
             )
         if own.size != other.size and (own.fixed or other.fixed):
             raise RecipeError(
