@@ -22,9 +22,11 @@ JUDGED_IMAGES = 500
 
 
 class Disagreement:
-    """Judges alignments of a parent to parent 0 by the child at equal shares.
+    """Judges alignments of a parent to the reference, or of several parents, by their child.
 
-    The figure is the cross-entropy (nats) of the child's class probabilities under the mean of the two parents',
+    Of two parents, the child is that at equal shares.
+
+    The figure is the cross-entropy (nats) of the child's class probabilities under the mean of its parents',
     averaged over the first `JUDGED_IMAGES` calibration images; the child's BatchNorm statistics come from the
     first `RENORM_IMAGES`. No label is read.
 
@@ -42,34 +44,57 @@ class Disagreement:
         calibration: Loader,
         labels: LabelSets | None = None,
         template: nn.Module | None = None,
+        reference: int = 0,
     ) -> None:
+        self.reference = reference
         self.seconds = 0.0
         self._models, self._groups, self._renorm = models, groups, renorm
         self._calibration, self._labels, self._template = calibration, labels, template
 
     def __call__(self, parent: int, couplings: Couplings) -> float:
-        """How far the child of parent 0 and `parent` is from their ensemble."""
+        """How far the child of the reference and `parent` is from their ensemble."""
+        identity = self._identity()
+        return self.together((self.reference, parent), (identity, couplings), (0.5, 0.5))
+
+    def at_one_width(self, pair: tuple[nn.Module, nn.Module], parent: int) -> float:
+        """The same for two networks that stand for the reference and `parent` at another width, as they stand."""
+        identity = self._identity()
+        return self._judged(pair, (self.reference, parent), (identity, identity), (0.5, 0.5))
+
+    def together(self, members: Sequence[int], couplings: Sequence[Couplings], shares: Sequence[float]) -> float:
+        """How far the child of some parents is from their ensemble, with one coupling and share for each."""
+        return self._judged([self._models[member] for member in members], members, couplings, shares)
+
+    def _identity(self) -> Couplings:
+        return {group.name: Coupling.identity(group.size) for group in self._groups.free}
+
+    def _judged(
+        self,
+        models: Sequence[nn.Module],
+        members: Sequence[int],
+        couplings: Sequence[Couplings],
+        shares: Sequence[float],
+    ) -> float:
         started = time.perf_counter()
-        identity = {group.name: Coupling.identity(group.size) for group in self._groups.free}
-        pair = (self._models[0], self._models[parent])
-        labels = None if self._labels is None else self._labels.of(0, parent)
-        child = average(pair, self._groups, (identity, couplings), (0.5, 0.5), labels, self._template)
+        labels = None if self._labels is None else self._labels.of(*members)
+        child = average(models, self._groups, couplings, shares, labels, self._template)
         renormalise(child, self._renorm, self._calibration.first(RENORM_IMAGES))
+        batches = zip(*(self._outputs[member] for member in members), strict=True)
         losses = [
-            -(self._joint(ours, theirs, labels) * child_own.softmax(1).clamp_min(1e-30).log()).sum(1)
-            for ours, theirs, child_own in zip(self._outputs[0], self._outputs[parent], self._of(child), strict=True)
+            -(self._joint(theirs, shares, labels) * child_own.softmax(1).clamp_min(1e-30).log()).sum(1)
+            for theirs, child_own in zip(batches, self._of(child), strict=True)
         ]
         loss = float(torch.cat(losses).mean())
         self.seconds += time.perf_counter() - started
         return loss if loss == loss else float("inf")
 
     @staticmethod
-    def _joint(ours: Tensor, theirs: Tensor, labels: LabelSets | None) -> Tensor:
-        """The ensemble's probabilities: the mean of the parents', or of both heads side by side."""
+    def _joint(outputs: Sequence[Tensor], shares: Sequence[float], labels: LabelSets | None) -> Tensor:
+        """The ensemble's probabilities: the mean of the parents', or of all heads side by side."""
         if labels is None or labels.same:
-            return (ours.softmax(1) + theirs.softmax(1)) / 2
-        known = torch.stack(labels.of_outputs([ours, theirs])).amax(0) > -torch.inf
-        return labels.join([ours, theirs], (0.5, 0.5), 1).masked_fill(~known, -torch.inf).softmax(1)
+            return torch.stack([share * own.softmax(1) for own, share in zip(outputs, shares, strict=True)]).sum(0)
+        known = torch.stack(labels.of_outputs(outputs)).amax(0) > -torch.inf
+        return labels.join(outputs, shares, 1).masked_fill(~known, -torch.inf).softmax(1)
 
     @cached_property
     def _outputs(self) -> list[list[Tensor]]:

@@ -36,3 +36,7 @@ class DeviceError(DepfuseError):
 
 class DepfuseWarning(UserWarning):
     """Something the user should know, and that does not make the result wrong."""
+
+
+class LimitWarning(DepfuseWarning):
+    """A solver stopped at its limit before it came to rest; its best result so far is used."""

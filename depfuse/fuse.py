@@ -17,9 +17,11 @@ from depfuse.data.loader import Loader
 from depfuse.errors import DepfuseWarning, GroupError, RecipeError
 from depfuse.groups import ChannelGroups, explain, find_groups, not_followed, prove_groups
 from depfuse.label_sets import LabelSets
+from depfuse.limits import noting_limits
 from depfuse.merge import average, refit_layers
 from depfuse.recipe import Recipe
 from depfuse.renorm import renormalise
+from depfuse.widths import Brought, Widths, shapes_of
 
 OnStep = Callable[[str], None]
 
@@ -31,20 +33,29 @@ class FusionResult:
     Attributes
     ----------
     child
-        The fused network, in eval mode, in the channel order of parent 0.
+        The fused network, in eval mode, in the channel order of parent 0, or of the one that the recipe names; of
+        parent `like` where widths differ.
     groups
-        The proved channel groups.
+        The proved channel groups, of the child's width.
     couplings
-        Group name -> coupling, one mapping per parent.
+        Group name -> coupling, one mapping per parent: from its channels at the child's width.
     recipe
         The settings used.
     seconds
         Wall-clock seconds of `groups` (finding and proving), `align`, `choose` (between several alignments), `merge`,
         `refit` where it was asked for, and `renorm`.
+    parents
+        The parents, each at the child's width.
     labels
         Which labels the parents' outputs stand for, where they differ.
     template
-        A network with an output for each of them.
+        A network that the child is like, where it is like none of the parents.
+    not_converged
+        One sentence for each solver that stopped at its limit; the best of its results is used.
+    widths
+        Where parents had other widths: how each was brought to the child's, with the rectangular couplings.
+    unmatched
+        The parents at the child's width in the order in which their channels stand.
     """
 
     child: nn.Module
@@ -56,6 +67,14 @@ class FusionResult:
     calibration: Loader | None
     labels: LabelSets | None = None
     template: nn.Module | None = None
+    not_converged: Sequence[str] = ()
+    widths: Brought | None = None
+    unmatched: Sequence[nn.Module] = ()
+
+    @property
+    def like(self) -> int:
+        """Number of the parent whose channels the child's are matched to: it has the child's width if any has."""
+        return self.recipe.kept if self.widths is None else self.widths.reference
 
     def at(self, shares: Sequence[float]) -> nn.Module:
         """Another child of the same couplings with other shares (one per parent, summing to one)."""
@@ -102,10 +121,13 @@ def fuse(
     Groups are found and proved on parent 0, every other parent is aligned to it, the aligned weights are averaged and
     the child's BatchNorm statistics recomputed. The parents are left as they were.
 
+    Where their widths differ, those of another width than the child's are first brought to it, each matched to a parent
+    of the child's width (`Widths`).
+
     Parameters
     ----------
     models
-        Two or more parents with equal tensor names and shapes, on one device.
+        Two or more parents with equal tensor names, on one device; their widths may differ.
     recipe
         Settings; the defaults where None.
     calibration
@@ -113,12 +135,13 @@ def fuse(
     example
         An input (1, C, H, W) to trace with; one calibration image where None.
     groups
-        Proved channel groups of this architecture, to skip finding them again.
+        Proved channel groups of this architecture, to skip finding them again; not used where widths differ.
     labels
         For every parent, the labels that its outputs stand for in order, where they differ. The child has one output
         for each of all labels, ascending.
     template
-        A network of the same architecture with that many outputs, which says what the child is; left as it was.
+        A network of the same architecture which says what the child is, with that many outputs, or of a width that no
+        parent has; left as it was.
     allow_fixed
         Where a part of the network could not be followed or proved (see `not_followed`), leave its channels where they
         are, warn, and fuse the rest; raise where False.
@@ -136,10 +159,18 @@ def fuse(
     """
     recipe = recipe or Recipe()
     sets = label_sets(labels, models, template)
-    check_parents(models, sets)
+    check_parents(models if template is None or sets is not None else [*models, template], sets)
     shares = recipe.shares(len(models))
     if recipe.refit != "none" and calibration is None:
         raise RecipeError(f"refit {recipe.refit} needs calibration images: give at least 2, better 2000")
+    unequal = sets is None and any(shapes_of(m) != shapes_of(models[0]) for m in (*models, template or models[0]))
+    if unequal and (recipe.universe or recipe.reference is not None or recipe.order is not None):
+        raise RecipeError(
+            "parents of unequal widths are matched to the one that has the child's width: leave out --universe, "
+            "--reference and --order"
+        )
+    if unequal and template is not None and recipe.width_of is not None:
+        raise RecipeError("the child's width is given twice: leave out --width-of, or --width and --child-arch")
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -151,21 +182,51 @@ def fuse(
         _wait_for_device(models[0])
         seconds[name] = time.perf_counter() - started
 
+    widths: Widths | None = None
     with step("groups"):
-        if groups is None:
-            example = example if example is not None else _example(calibration)
-            groups = prove_groups(models[0], find_groups(models[0], example), example, seed=recipe.seed)
+        if groups is None or unequal:
+            given = example if example is not None else _example(calibration)
+            if unequal:
+                widths = Widths(models, recipe, given, template)
+                groups = widths.groups
+            else:
+                groups = prove_groups(models[0], find_groups(models[0], given), given, seed=recipe.seed)
         _check_followed(models[0], groups, allow_fixed)
+    brought: Brought | None = None
+    unmatched = models
     with step("align"):
+        if widths is not None:
+            brought, unmatched = widths.bring(calibration), widths.as_they_stand()
+            models = brought.models
+        numbers = list(range(len(models))) if brought is None else [brought.reference, *sorted(brought.unsettled)]
+        chosen = [models[number] for number in numbers]
         judge = (
-            None if calibration is None else Disagreement(models, groups, recipe.renorm, calibration, sets, template)
+            None
+            if calibration is None
+            else Disagreement(chosen, groups, recipe.renorm, calibration, sets, template, recipe.reference or 0)
         )
-        couplings = align(models, groups, recipe, calibration, judge)
-    seconds["choose"] = judge.seconds if judge is not None else 0.0
+        couplings: list[Couplings] = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
+        with noting_limits() as not_converged:
+            for number, found in zip(numbers, align(chosen, groups, recipe, calibration, judge), strict=True):
+                couplings[number] = found
+    seconds["choose"] = (0.0 if judge is None else judge.seconds) + (0.0 if brought is None else brought.seconds)
     seconds["align"] -= seconds["choose"]
     with step("merge"):
         child = average(models, groups, couplings, shares, sets, template)
-    result = FusionResult(child, groups, couplings, recipe, seconds, models, calibration, sets, template)
+    result = FusionResult(
+        child,
+        groups,
+        couplings,
+        recipe,
+        seconds,
+        models,
+        calibration,
+        sets,
+        template,
+        not_converged,
+        brought,
+        unmatched,
+    )
     if recipe.refit != "none":
         with step("refit"):
             result._refit(child, shares)
@@ -181,9 +242,12 @@ def naive_average(
     labels: Sequence[Sequence[int]] | None = None,
     template: nn.Module | None = None,
 ) -> nn.Module:
-    """The average of the parents as they are, without any alignment; the arguments are those of `fuse`."""
+    """The average of parents of one width as they are, without any alignment; the arguments are those of `fuse`."""
     sets = label_sets(labels, models, template)
     check_parents(models, sets)
+    for number, model in enumerate(models if sets is None else (), start=1):
+        if shapes_of(model) != shapes_of(models[0]):
+            raise RecipeError(f"parent {number} has another width than parent 1: bring them to one width first")
     identities = {group.name: Coupling.identity(group.size) for group in groups.free}
     return average(models, groups, [identities] * len(models), shares, sets, template)
 
@@ -206,21 +270,23 @@ def label_sets(
 
 
 def check_parents(models: Sequence[nn.Module], labels: LabelSets | None = None) -> None:
-    """Raise `RecipeError` unless there are two parents or more with finite tensors of equal names and shapes.
+    """Raise `RecipeError` unless there are two parents or more with finite tensors of equal names and ranks.
 
-    Where the parents have different labels, the shapes may differ by their numbers.
+    Where the parents have different labels, the shapes may differ by their numbers only.
     """
     if len(models) < 2:
         raise RecipeError(f"{len(models)} parent given: fusion needs at least two")
     first = models[0].state_dict()
     for number, model in enumerate(models, start=1):
         state = model.state_dict()
-        if different := sorted(first.keys() ^ state.keys()):
+        if different := first.keys() ^ state.keys():
+            key = next(key for key in (*first, *state) if key in different)
             raise RecipeError(
-                f"parent {number} is of another architecture than parent 1: {different[0]} is in one of them only"
+                f"parent {number} is of another architecture or depth than parent 1: {key} is in one of them only"
             )
         for key, tensor in state.items():
-            if tensor.shape != first[key].shape and not _differs_by_labels(tensor, first[key], number, labels):
+            fits = tensor.dim() == first[key].dim() if labels is None else tensor.shape == first[key].shape
+            if not fits and not _differs_by_labels(tensor, first[key], number, labels):
                 raise RecipeError(
                     f"parent {number} does not fit parent 1: {key} has shape {tuple(tensor.shape)}, "
                     f"not {tuple(first[key].shape)}"

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     Start: TypeAlias = str
 else:
     Solver = Literal[tuple(SOLVERS)]
-    Start = Literal[("none", "identity", "activations", *(name for name in SOLVERS if name != "sinkhorn"))]
+    SOFT = ("sinkhorn", "unbalanced")
+    Start = Literal[("none", "identity", "activations", *(name for name in SOLVERS if name not in SOFT))]
 Distance = Literal["best", "cosine", "pearson", "cosine-pearson", "scaled", "euclidean"]
 TapPosition = Literal["after", "before", "both"]
+Masses = Literal["best", "whole", "equal", "free"]
 Renorm = Literal["auto", "none", "reset"]
 Refit = Literal["none", "ridge", "regmean", "least-squares"]
 Targets = Literal["clusters", "matched"]
@@ -45,6 +47,21 @@ class Recipe(BaseModel):
     taps: TapPosition = Field(default="after", description="activations before or after the non-linearity, or both")
     mixture: float = Field(default=0.5, ge=0.0, le=1.0, description="share of the activation cost in a mixture")
     regularisation: float = Field(default=0.01, gt=0.0, description="Sinkhorn's, relative to the cost's scale")
+    strictness: float = Field(
+        default=3.0, gt=0.0, description="how strictly unbalanced transport keeps masses, relative to the cost's scale"
+    )
+    masses: Masses = Field(
+        default="best",
+        description="parents of unequal widths, solver emd: whole splits no channel of the wider one, equal gives all "
+        "channels of a network one mass, free lets each of the wider one go where it fits best; best tries all, as "
+        "with distances",
+    )
+    width_of: int | None = Field(
+        default=None,
+        ge=1,
+        description="parents of unequal widths: the child is as wide as this one, counted from 1; the widest if left "
+        "out",
+    )
     restarts: int = Field(
         default=8,
         ge=1,
@@ -57,9 +74,24 @@ class Recipe(BaseModel):
     structure: float = Field(
         default=0.5, ge=0.0, le=1.0, description="share of the correlations within each parent in fused-gromov"
     )
-    iterations: int = Field(default=100, ge=1, description="limit of the solvers that iterate over all groups at once")
+    iterations: int = Field(
+        default=100, ge=1, description="limit of solvers that iterate over all groups, and of sweeps over parents"
+    )
     weights: tuple[float, ...] | None = Field(
         default=None, description="one share per parent, in their order, summing to 1; equal shares if left out"
+    )
+    universe: bool = Field(
+        default=False,
+        description="match all parents through one universe of channels, consistently between any two of them, instead "
+        "of to one parent",
+    )
+    reference: int | None = Field(
+        default=None, ge=0, description="number of the parent that all others are matched to, from 0; 0 if left out"
+    )
+    order: int | None = Field(
+        default=None,
+        ge=0,
+        description="number of the parent, from 0, whose channel order the child has; the reference's if left out",
     )
     refit: Refit = Field(
         default="none",
@@ -102,6 +134,15 @@ class Recipe(BaseModel):
             raise ValueError(f"start {self.start} is the solver itself: name another one, or leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _matched_in_one_way(self) -> Recipe:
+        if self.universe and self.reference is not None:
+            raise ValueError(
+                f"a universe has no reference: leave out --universe or --reference {self.reference}; "
+                "--order says whose channel order the child has"
+            )
+        return self
+
     @classmethod
     def create(cls, **settings: Any) -> Recipe:
         """Build a recipe; a `RecipeError` names the first setting that is wrong and why."""
@@ -116,6 +157,19 @@ class Recipe(BaseModel):
     def renorm_after(self) -> Renorm:
         """How the child is renormalised once it has been refitted."""
         return "none" if self.renorm == "auto" and self.refit == "ridge" else self.renorm
+
+    @property
+    def kept(self) -> int:
+        """Number of the parent whose channel order the child has."""
+        return self.order if self.order is not None else self.reference or 0
+
+    def check_numbers(self, parents: int) -> None:
+        """Raise `RecipeError` where a parent is named that is not there."""
+        for name, number in (("reference", self.reference), ("order", self.order)):
+            if number is not None and number >= parents:
+                raise RecipeError(
+                    f"--{name} {number} is out of range: the {parents} parents are numbered from 0 to {parents - 1}"
+                )
 
     def shares(self, parents: int) -> tuple[float, ...]:
         """One weight per parent, summing to one."""

@@ -39,6 +39,10 @@ def tiny(width=6, classes=4, norm=True):
     )
 
 
+def renamed(width=6):
+    return tiny(width)
+
+
 def broken():
     raise ValueError("this factory is broken")
 
@@ -403,8 +407,45 @@ def test_groups_that_cannot_be_permuted_are_named(place: Place, capsys: pytest.C
 
 def test_parents_of_different_architectures(place: Place, refused) -> None:
     other = place.folder / "input.safetensors"
-    place.write_parent(other, 2, f"{place.arch}(width=7)", width=7)
-    refused(place.fuse(parents=[place.parents[0], other]), "a.safetensors", "input.safetensors", "width=7")
+    place.write_parent(other, 2, place.arch.replace(":tiny", ":renamed"))
+    refused(place.fuse(parents=[place.parents[0], other]), "a.safetensors", "input.safetensors", ":renamed")
+
+
+def test_parents_of_different_depth(place: Place, refused) -> None:
+    other = place.folder / "input.safetensors"
+    place.write_parent(other, 2, f"{place.arch}(norm=False)", norm=False)
+    refused(place.fuse(parents=[place.parents[0], other]), "parent 2", "architecture or depth", "1.weight")
+
+
+def test_parents_of_unequal_widths(place: Place) -> None:
+    other, report = place.folder / "wide.safetensors", place.folder / "report.json"
+    place.write_parent(other, 2, f"{place.arch}(width=9)", width=9)
+    parents = [place.parents[0], other]
+    for options, width in (([], 9), (["--width-of", 1], 6), (["--width", 4], 4)):
+        assert place.fuse("--report", report, *options, parents=parents) == 0
+        assert read_checkpoint(place.folder / "child.safetensors").state["0.weight"].shape[0] == width
+        found = read_report(report)
+        assert found.architecture == (place.arch if width == 6 else f"{place.arch}(width={width})")
+        assert len(found.heads) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--width-of", 3], ["width_of 3", "names no parent"]),
+        (["--width", 3, "--width-of", 1], ["--width", "--width-of"]),
+        (["--width", 0], ["--width 0", "more than 0"]),
+        (["--width", 8, "--child-arch", "digits_resnet"], ["--width", "--child-arch", "one of them"]),
+        (["--child-arch", "digits_resnet"], ["digits_resnet", "another architecture"]),
+        (["--universe"], ["--universe", "unequal widths"]),
+        (["--plot", "path.png"], ["one width", "--plot"]),
+    ],
+)
+def test_widths_that_cannot_be_reached(place: Place, refused, options: list[object], words: list[str]) -> None:
+    other = place.folder / "input.safetensors"
+    place.write_parent(other, 2, f"{place.arch}(width=9)", width=9)
+    command = "path" if "--plot" in options else "fuse"
+    refused(place.fuse(*options, parents=[place.parents[0], other], command=command), *words)
 
 
 def test_parents_of_different_shapes(place: Place, refused) -> None:

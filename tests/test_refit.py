@@ -384,7 +384,7 @@ def test_parents_with_other_labels_get_one_joint_head(method):
     torch.testing.assert_close(result.child(batch), side_by_side, rtol=10 * tolerance, atol=tolerance)
     with pytest.raises(RecipeError, match="template"):
         fuse([first, second], Recipe(), loader, labels=[(0, 1, 2), (3, 4)])
-    with pytest.raises(RecipeError, match="does not fit parent 1"):
+    with pytest.raises(RecipeError, match="outputs differ in number"):
         fuse([first, second], Recipe(), loader)
 
 

@@ -4,14 +4,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from depfuse.align.aligner import Judge, align
+    from depfuse.align.aligner import align
     from depfuse.align.coupling import Coupling, Couplings, apply_couplings, compose, invert
+    from depfuse.align.judge import Judge
 
 __all__ = ["Coupling", "Couplings", "Judge", "align", "apply_couplings", "compose", "invert"]
 
 _HOMES = {
-    "depfuse.align.aligner": ("Judge", "align"),
+    "depfuse.align.aligner": ("align",),
     "depfuse.align.coupling": ("Coupling", "Couplings", "apply_couplings", "compose", "invert"),
+    "depfuse.align.judge": ("Judge",),
 }
 
 

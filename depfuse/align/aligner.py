@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import nn
 
-from depfuse.align.coupling import Coupling, Couplings
+from depfuse.align.coupling import Coupling, Couplings, compose, invert
+from depfuse.align.judge import Judge
 from depfuse.align.moments import Moments, collect_moments
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solvers import load_solver
+from depfuse.align.universe import align_through_universe
 from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.recipe import Recipe
-
-Judge = Callable[[int, Couplings], float]
 
 
 def align(
@@ -27,7 +27,9 @@ def align(
     calibration: Loader | None,
     judge: Judge | None = None,
 ) -> list[Couplings]:
-    """One coupling per free group for every parent, towards the channel order of parent 0.
+    """One coupling per free group for every parent, towards the channel order of the parent that the recipe says.
+
+    All parents are matched to one of them, the reference, or with `Recipe.universe` through one universe.
 
     Parameters
     ----------
@@ -40,43 +42,58 @@ def align(
     calibration
         Images for the activation cost; not read for criterion `weights`.
     judge
-        (parent number, couplings) -> how bad the child of parent 0 and that parent is, without labels. It chooses
-        where there are several solutions; without it the lowest weight distance does, or the first distance tried.
+        Says how bad the child of the reference and another parent is, without labels. It chooses where there are
+        several solutions; without it the lowest weight distance does, or the first distance tried.
 
     Returns
     -------
     list of mapping
-        Group name -> coupling, per parent; identities for parent 0.
+        Group name -> coupling, per parent; identities for the one whose channel order is kept.
 
     Raises
     ------
     RecipeError
-        Activations are asked for without images, or the solver does not serve the criterion.
+        Activations are asked for without images, the solver does not serve the criterion, or there is no parent of the
+        recipe's numbers.
     """
+    recipe.check_numbers(len(models))
     solver = load_solver(recipe.solver)
     if recipe.criterion not in solver.criteria:
         raise RecipeError(f"solver {recipe.solver} {solver.advice}")
     if recipe.start != "none" and not solver.starts:
         raise RecipeError(f"solver {recipe.solver} takes no start: leave it out, or choose coordinate-descent")
-    moments: list[dict[str, list[Moments]]] = [{} for _ in models[1:]]
     if calibration is None and (recipe.criterion != "weights" or recipe.start == "activations" or solver.needs_images):
         what = f"criterion {recipe.criterion}" if recipe.criterion != "weights" else f"solver {recipe.solver}"
         raise RecipeError(f"{what} needs calibration images: give at least 2")
+    if recipe.universe:
+        return align_through_universe(models, groups, recipe, calibration, judge)
+    reference = recipe.reference or 0
+    others = [number for number in range(len(models)) if number != reference]
+    moments: list[dict[str, list[Moments]]] = [{} for _ in others]
     if calibration is not None and (recipe.criterion != "weights" or recipe.start == "activations"):
-        moments = collect_moments(models, groups, calibration, recipe.taps)
-    couplings: list[Couplings] = [{group.name: Coupling.identity(group.size) for group in groups.free}]
-    for number, (model, found) in enumerate(zip(models[1:], moments, strict=True), start=1):
-        problem = MatchingProblem(groups, (models[0], model), recipe, found, calibration)
+        ordered = [models[number] for number in (reference, *others)]
+        moments = collect_moments(ordered, groups, calibration, recipe.taps)
+    couplings: list[Couplings] = [{group.name: Coupling.identity(group.size) for group in groups.free} for _ in models]
+    for number, found in zip(others, moments, strict=True):
+        problem = MatchingProblem(groups, (models[reference], models[number]), recipe, found, calibration)
         candidates = _distinct(solver.solve(problem))
-        if len(candidates) == 1:
-            couplings.append(candidates[0])
+        if len(candidates) == 1 or (judge is None and recipe.criterion == "activations"):
+            couplings[number] = candidates[0]
         elif judge is not None:
-            couplings.append(min(candidates, key=partial(judge, number)))
-        elif recipe.criterion == "activations":
-            couplings.append(candidates[0])
+            couplings[number] = min(candidates, key=partial(judge, number))
         else:
-            couplings.append(min(candidates, key=problem.distance))
-    return couplings
+            couplings[number] = min(candidates, key=problem.distance)
+    return couplings if recipe.kept == reference else _in_order_of(groups, couplings, recipe.kept)
+
+
+def _in_order_of(groups: ChannelGroups, couplings: Sequence[Couplings], parent: int) -> list[Couplings]:
+    """The same couplings, towards the channel order of another parent."""
+    if any(coupling.permutation is None for coupling in couplings[parent].values()):
+        raise RecipeError(
+            f"soft couplings cannot be brought to the order of parent {parent}: leave out --order, or choose solver emd"
+        )
+    back = invert(groups, couplings[parent])
+    return [compose(groups, found, back) for found in couplings]
 
 
 def _distinct(candidates: Sequence[Couplings]) -> list[Couplings]:

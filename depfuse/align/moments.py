@@ -52,16 +52,16 @@ class Moments:
     source_square: Tensor
     product: Tensor
 
-    def select(self, channels: Tensor) -> Moments:
-        """Moments of some channels (k,) among themselves."""
-        channels = channels.to(self.product.device)
+    def select(self, target: Tensor, source: Tensor) -> Moments:
+        """Moments between some target channels (k,) and some source channels (l,)."""
+        target, source = target.to(self.product.device), source.to(self.product.device)
         return Moments(
             self.count,
-            self.target_sum[channels],
-            self.target_square[channels],
-            self.source_sum[channels],
-            self.source_square[channels],
-            self.product[channels][:, channels],
+            self.target_sum[target],
+            self.target_square[target],
+            self.source_sum[source],
+            self.source_square[source],
+            self.product[target][:, source],
         )
 
 
@@ -170,11 +170,23 @@ def _accumulate(sums: list[Tensor | None], parent: int, value: Tensor) -> None:
 
 
 def collect_moments(
-    models: Sequence[nn.Module], groups: ChannelGroups, loader: Loader, choice: TapChoice
+    models: Sequence[nn.Module],
+    groups: ChannelGroups | Sequence[ChannelGroups],
+    loader: Loader,
+    choice: TapChoice,
 ) -> list[dict[str, list[Moments]]]:
     """Moments of every orbit of free groups that has a tap, between parent 0 and each other parent.
 
     One forward pass of every parent over the loader, in eval mode.
+
+    Parameters
+    ----------
+    groups
+        Of all parents, or where their widths differ, those of each one, paired by name (`pair_groups`).
+    loader
+        The images; labels are not read.
+    choice
+        At which taps.
 
     Returns
     -------
@@ -188,28 +200,35 @@ def collect_moments(
     DataError
         An activation is not finite, or the images do not fit the networks.
     """
-    plan = _plan(groups, choice)
-    sums = {key: _Sums(len(models)) for key in plan}
+    own = [groups] * len(models) if isinstance(groups, ChannelGroups) else groups
+    plans = [_plan(found, choice) for found in own]
+    read = [key for key in plans[0] if all(key in plan for plan in plans)]
+    sums = {key: _Sums(len(models)) for key in read}
     layouts: list[torch.memory_format] = []
-    with ExitStack() as stack, torch.inference_mode(), evaluating(*models, auxiliary=groups.auxiliary):
-        held = [stack.enter_context(_captured(model, {reading for reading, _ in plan})) for model in models]
+    with ExitStack() as stack, torch.inference_mode(), evaluating(*models, auxiliary=own[0].auxiliary):
+        held = [stack.enter_context(_captured(model, {reading for reading, _ in read})) for model in models]
         for images, _ in loader:
             layouts = layouts or [choose_layout(model, images[:1])[0] for model in models]
             for part in torch.split(images, AT_ONCE if images.device.type == "cpu" else len(images)):
                 for model, layout in zip(models, layouts, strict=True):
                     model(part.contiguous(memory_format=layout))
-                for (reading, number), (index, _) in plan.items():
-                    rows = [reading.rows(captured[reading], index) for captured in held]
-                    sums[reading, number].add(rows)
-    return [_by_orbit(plan, sums, parent) for parent in range(1, len(models))]
+                for key in read:
+                    reading, _ = key
+                    rows = [
+                        reading.rows(captured[reading], plan[key][0])
+                        for captured, plan in zip(held, plans, strict=True)
+                    ]
+                    sums[key].add(rows)
+    return [_by_orbit(plans[0], plans[parent], sums, parent) for parent in range(1, len(models))]
 
 
 Uses = list[tuple[str, Tensor]]
+Plan = dict[tuple[_Reading, int], tuple[Tensor | None, Uses]]
 
 
-def _plan(groups: ChannelGroups, choice: TapChoice) -> dict[tuple[_Reading, int], tuple[Tensor | None, Uses]]:
+def _plan(groups: ChannelGroups, choice: TapChoice) -> Plan:
     """What to read: each tensor once where channels are single positions, else once for each orbit."""
-    plan: dict[tuple[_Reading, int], tuple[Tensor | None, Uses]] = {}
+    plan: Plan = {}
     for orbit in (orbit for root in find_orbits(groups.groups) for orbit in root.walk()):
         for watched in _chosen(_watched(orbit), choice):
             if watched.index.shape[1] == 1:
@@ -221,15 +240,19 @@ def _plan(groups: ChannelGroups, choice: TapChoice) -> dict[tuple[_Reading, int]
 
 
 def _by_orbit(
-    plan: dict[tuple[_Reading, int], tuple[Tensor | None, Uses]],
+    target: Plan,
+    source: Plan,
     sums: dict[tuple[_Reading, int], _Sums],
     parent: int,
 ) -> dict[str, list[Moments]]:
     found: dict[str, list[Moments]] = {}
-    for key, (_, uses) in plan.items():
-        moments = sums[key].moments(parent)
-        for name, channels in uses:
-            part = moments.select(channels)
+    for key, running in sums.items():
+        moments = running.moments(parent)
+        theirs = dict(source[key][1])
+        for name, channels in target[key][1]:
+            if name not in theirs:
+                continue
+            part = moments.select(channels, theirs[name])
             if not bool(torch.isfinite(part.product).all()):
                 raise DataError(
                     f"activations of {key[0].module or 'the network'} are not finite on the calibration images: "

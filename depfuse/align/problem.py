@@ -40,6 +40,10 @@ class MatchingProblem:
         Orbit name -> moments at each of its taps; empty for criterion `weights`.
     calibration
         The images, for solvers that run the networks.
+    target
+        Weights to match instead of the first network's: the mean of several parents, say.
+    costs
+        Activation costs by orbit name, where they are known instead of the moments.
 
     Attributes
     ----------
@@ -60,14 +64,18 @@ class MatchingProblem:
         recipe: Recipe,
         moments: Mapping[str, Sequence[Moments]] | None = None,
         calibration: Loader | None = None,
+        *,
+        target: State | None = None,
+        costs: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.groups = groups
         self.networks = networks
         self.recipe = recipe
         self.moments = moments or {}
+        self.costs = costs
         self.calibration = calibration
         self.roots = find_orbits(groups.groups)
-        self.target: State = networks[0].state_dict()
+        self.target: State = networks[0].state_dict() if target is None else target
         self.source: State = networks[1].state_dict()
         self.weights = {name for name, _ in networks[1].named_parameters(remove_duplicate=False)}
         self.watched: dict[str, Tensor] = {}
@@ -75,7 +83,7 @@ class MatchingProblem:
             self.watched = self.activation_costs(DISTANCES_TRIED[0] if recipe.distance == "best" else recipe.distance)
         orbits = [orbit for root in self.roots for orbit in root.walk()]
         untapped = [orbit.name for orbit in orbits if orbit.name not in self.moments and not orbit.children]
-        if recipe.criterion != "weights" and untapped:
+        if recipe.criterion != "weights" and costs is None and untapped:
             warnings.warn(
                 f"no module carries the channels of {', '.join(untapped[:3])}"
                 f"{' and others' if len(untapped) > 3 else ''}: matched by weights instead",
@@ -99,6 +107,8 @@ class MatchingProblem:
 
     def activation_costs(self, distance: str) -> dict[str, Tensor]:
         """Orbit name -> cost between the channels' activations, on the CPU."""
+        if self.costs is not None:
+            return dict(self.costs)
         return {name: activation_cost(taps, distance).cpu() for name, taps in self.moments.items()}
 
     def parts(self, orbit: Orbit) -> list[Part]:
@@ -111,7 +121,7 @@ class MatchingProblem:
         found: dict[str, Coupling] = {}
         for root in self.roots:
             if root.children:
-                found |= from_flat_positions(root, self._tree_by_activations(root, costs, found))
+                found |= from_flat_positions(root, self.tree_by_activations(root, costs, found))
             elif root.name in costs:
                 found[root.name] = solve(costs[root.name])
         for root in self.roots:
@@ -120,7 +130,7 @@ class MatchingProblem:
                 found[root.name] = solve(weight_cost(self.parts(root), self.target, state)[0])
         return found
 
-    def _tree_by_activations(self, root: Orbit, costs: Mapping[str, Tensor], found: Couplings) -> Placement:
+    def tree_by_activations(self, root: Orbit, costs: Mapping[str, Tensor], found: Couplings) -> Placement:
         """A tree's placement; channels in it that no module carries are matched by weights."""
         untapped = {orbit.name for orbit in root.walk() if orbit.name not in costs and not orbit.children}
         watched = {orbit.name: costs[orbit.name] for orbit in root.walk() if orbit.name in costs}

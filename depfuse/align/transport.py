@@ -13,10 +13,12 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
 from depfuse.align.coupling import Coupling
-from depfuse.errors import RecipeError
+from depfuse.errors import LimitWarning, RecipeError
 
 SPARSE_FROM = 768  # channels from which a few costs of each row are tried first
 NEAREST = 16
+SINKHORN_STEPS = 2000
+UNEVEN = 0.05  # of a channel's mass, by which a plan may miss it
 
 
 def checked(cost: Tensor) -> np.ndarray:
@@ -75,6 +77,64 @@ def emd(cost: Tensor) -> Coupling:
     return Coupling(plan=torch.from_numpy(np.asarray(plan)))
 
 
+def whole(cost: Tensor, *, even: bool = True) -> Coupling:
+    r"""Exact optimal transport in which no channel of the larger side is split.
+
+    :math:`\min_T \langle T, C \rangle` over plans that send each channel of the larger side, n of them, whole to one of
+    the m on the smaller, which takes between :math:`\lfloor n / m \rfloor` and :math:`\lceil n / m \rceil` of them. The
+    vertices of these bounds are such plans, so the problem is linear assignment to copies. Brought to more channels by
+    it, a network keeps its function: each new channel is a copy of one old channel, which is shared out among its
+    copies. Equal masses would mix two channels into one wherever n / m is no whole number.
+
+    Parameters
+    ----------
+    cost
+        (n_target, n_source).
+    even
+        Without it, a channel of the smaller side takes one at least and as many as go with it best.
+    """
+    if cost.shape[0] == cost.shape[1]:
+        return emd(cost)
+    if cost.shape[0] < cost.shape[1]:
+        return whole(cost.T, even=even).inverse()
+    values = checked(cost)
+    targets, sources = values.shape
+    least, most = (targets // sources, -(-targets // sources)) if even else (1, targets - sources + 1)
+    # Lower than any sum of costs, so that each source's first copies are all taken.
+    taken = values - 2.0 * targets * (np.abs(values).max() + 1.0)
+    copies = np.concatenate([taken] * least + [values] * (most - least), axis=1)
+    rows, columns = linear_sum_assignment(copies)
+    plan = np.zeros_like(values)
+    plan[rows, columns % sources] = 1.0 / targets
+    return Coupling(plan=torch.from_numpy(plan))
+
+
+def unbalanced(cost: Tensor, strictness: float) -> Coupling:
+    r"""Unbalanced optimal transport (Chapel et al. 2021): masses need not be met.
+
+    Minimises :math:`\langle T, C \rangle + \rho (KL(T 1, a) + KL(T^T 1, b))` with uniform a and b, where :math:`\rho`
+    is `strictness` times the mean absolute deviation of the cost, which is counted from its least entry: a channel that
+    is like no other one sends, or gets, less than its share.
+    """
+    values = checked(cost)
+    scale = float(np.abs(values - values.mean()).mean())
+    if scale == 0.0:
+        return Coupling(plan=torch.full(values.shape, 1.0 / values.size, dtype=torch.float64))
+    plan = ot.unbalanced.mm_unbalanced(*_uniform(values), (values - values.min()) / scale, strictness, div="kl")
+    total = float(np.sum(plan))
+    if not total > 0.0:
+        raise RecipeError(f"unbalanced transport with strictness {strictness:g} moves nothing: raise it")
+    return Coupling(plan=torch.from_numpy(np.asarray(plan) / total))
+
+
+def in_order(targets: int, sources: int) -> Coupling:
+    """Channels as they stand: the first to the first, with equal masses; the identity where they are equally many."""
+    if targets == sources:
+        return Coupling.identity(targets)
+    places = [(torch.arange(size, dtype=torch.float64) + 0.5) / size for size in (targets, sources)]
+    return emd((places[0][:, None] - places[1][None, :]).square())
+
+
 def sinkhorn(cost: Tensor, regularisation: float) -> Coupling:
     r"""Entropic optimal transport (Cuturi 2013), in the log domain.
 
@@ -94,7 +154,17 @@ def sinkhorn(cost: Tensor, regularisation: float) -> Coupling:
             (values - values.min()) / scale,
             regularisation,
             method="sinkhorn_log",
-            numItermax=2000,
+            numItermax=SINKHORN_STEPS,
+        )
+    misses = (
+        np.abs(np.asarray(plan).sum(axis) * size - 1.0) for axis, size in ((1, len(values)), (0, values.shape[1]))
+    )
+    if not max(float(miss.max()) for miss in misses) < UNEVEN:
+        warnings.warn(
+            f"sinkhorn did not converge in {SINKHORN_STEPS} iterations: its best result so far is used; more"
+            " regularisation converges sooner",
+            LimitWarning,
+            stacklevel=5,
         )
     return Coupling(plan=torch.from_numpy(np.asarray(plan)))
 

@@ -55,6 +55,13 @@ COMMANDS = {
         "Accuracy, mean cross-entropy in nats, and expected calibration error.",
         "depfuse eval first.safetensors child.safetensors --data digits",
     ),
+    "match": _Command(
+        "depfuse.cli.match:match",
+        "Match the channels of parents, and show the matching.\n\n"
+        "For each group the cost before and after, and for each depth how the matched channels correlate"
+        " on the calibration images. No test image is looked at.",
+        "depfuse match first.safetensors second.safetensors --data digits --plot matching.png",
+    ),
     "path": _Command(
         "depfuse.cli.path:path",
         "Measure the barrier on the way from one parent to another.\n\n"

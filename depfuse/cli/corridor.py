@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
 
 from depfuse.checkpoint import Card, Parent, replacing, state_digest, write_checkpoint
 from depfuse.cli.console import Work
-from depfuse.cli.inputs import Inputs, read_inputs, same_architecture
+from depfuse.cli.inputs import Inputs, check_architectures, read_inputs, read_template
+from depfuse.cli.methods import method_path, needs_images
 from depfuse.cli.options import DataOptions, FusionOptions, RunOptions
 from depfuse.cli.outputs import check_outputs, check_weights_name
 from depfuse.data import Loader, calibration_loader
@@ -28,13 +29,13 @@ from depfuse.evaluate import (
 )
 from depfuse.fuse import FusionResult, fuse, naive_average
 from depfuse.merge import refit_head
-from depfuse.models import with_classes
 from depfuse.recipe import Recipe
 from depfuse.renorm import has_batch_norm, renormalise
 from depfuse.report import (
     Barrier,
     FusionReport,
     GroupsSummary,
+    MethodPath,
     NetworkScores,
     PathReport,
     PathRow,
@@ -44,6 +45,7 @@ from depfuse.report import (
     verdict,
 )
 from depfuse.report.plots import draw_path, plot_kind
+from depfuse.widths import shapes_of
 
 STEPS = {
     "groups": "finding and proving channel groups",
@@ -58,7 +60,8 @@ STEPS = {
 class Request:
     """What the user asked for: parents, data, recipe, and the files to write.
 
-    `points` is the number of networks on the path between two parents, None where none is wanted.
+    `points` is the number of networks on the path between two parents, None where none is wanted. `methods` are further
+    recipes to draw paths of; the first of them is `recipe`.
     """
 
     parents: Sequence[Path]
@@ -69,6 +72,7 @@ class Request:
     out: Path | None
     points: int | None
     command: list[str]
+    methods: Mapping[str, Recipe] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class _Fused:
     def naive(self, shares: Sequence[float], renorm: str) -> nn.Module:
         """Average the parents as they stand, and renormalise."""
         sets = None if self.inputs.labels is None else self.inputs.labels.sets
-        average = naive_average(self.inputs.models, shares, self.result.groups, sets, self.result.template)
+        average = naive_average(self.result.unmatched, shares, self.result.groups, sets, self.result.template)
         renormalise(average, renorm, self.calibration)
         return average
 
@@ -99,19 +103,20 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     device = resolve_device(request.options.device)
     work.step("reading networks and data")
     inputs = read_inputs(request.parents, request.fusion.arch, request.data, device, request.fusion.classes)
-    architecture = same_architecture(inputs)
-    if inputs.labels is not None:
-        if request.points is not None:
-            raise RecipeError("a path needs parents that know the same labels: leave out --plot")
-        architecture = with_classes(architecture, len(inputs.labels.joint))
-    calibration = _calibration(request.recipe, inputs)
+    check_architectures(inputs)
+    if inputs.labels is not None and request.points is not None:
+        raise RecipeError("a path needs parents that know the same labels: leave out --plot")
+    if request.points is not None and any(shapes_of(m) != shapes_of(inputs.models[0]) for m in inputs.models):
+        raise RecipeError("a path needs parents of one width: leave out --plot")
+    architecture, template = read_template(inputs, request.fusion.width, request.fusion.child_arch)
+    calibration = _calibration(request.recipe, inputs, needs_images(request.methods))
     result = fuse(
         inputs.models,
         request.recipe,
         calibration,
         example=inputs.data.example(device=device),
         labels=None if inputs.labels is None else inputs.labels.sets,
-        template=inputs.template(),
+        template=template,
         allow_fixed=request.fusion.allow_fixed,
         on_step=lambda step: work.step(STEPS.get(step, step)),
     )
@@ -128,9 +133,11 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     ]
     children += _with_refitted_heads(fused, shares, work)
     naive, naive_renorm, child, *heads = evaluate_together(children, work.track(fused.test, "evaluating the child"))
-    paths = None
+    paths, methods = None, []
     if request.points is not None:
-        paths = _paths(fused, (parents[0], parents[1]), path_alphas(request.points), work)
+        ends, alphas = (parents[0], parents[1]), path_alphas(request.points)
+        paths = _paths(fused, ends, alphas, work)
+        methods = _methods(request, fused, ends, paths[0], work)
     seconds = Seconds(**result.seconds, evaluate=time.perf_counter() - started)
 
     parent_rows = [
@@ -149,6 +156,8 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         verdict=verdict(
             parent_rows, ScoreValues.of(ensemble), naive_rows, child_row, [ScoreValues.of(scores) for scores in heads]
         ),
+        converged=not result.not_converged,
+        not_converged=list(result.not_converged),
         groups=GroupsSummary(
             count=result.groups.count,
             free_channels=result.groups.free_channels,
@@ -157,7 +166,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         ),
         seconds=seconds,
         recipe=result.recipe.model_dump(mode="json"),
-        architecture=architecture,
+        architecture=architecture or inputs.architectures[result.like],
         data=inputs.data_name,
         preprocessing=inputs.data.preprocessing.model_dump(mode="json"),
         images=child.count,
@@ -171,6 +180,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
             path=[PathRow.of(point) for point in path],
             naive_path=[PathRow.of(point) for point in naive_path],
             barrier=Barrier.of(path, naive_path),
+            methods=methods,
         )
     _write(request, report, fused, child)
     return report
@@ -181,6 +191,7 @@ def _check(request: Request) -> tuple[float, ...]:
     if len(request.parents) < 2:
         raise RecipeError("a fusion needs at least two parents")
     shares = request.recipe.shares(len(request.parents))
+    request.recipe.check_numbers(len(request.parents))
     if request.points is not None:
         if len(request.parents) != 2:
             raise RecipeError(f"a path runs between two parents, not {len(request.parents)}")
@@ -195,9 +206,11 @@ def _check(request: Request) -> tuple[float, ...]:
     return shares
 
 
-def _calibration(recipe: Recipe, inputs: Inputs) -> Loader | None:
-    """Draw the calibration images; none where nothing in the recipe looks at them."""
-    needed = recipe.criterion != "weights" or recipe.refit != "none" or _renorm(recipe, inputs.models[0]) != "none"
+def _calibration(recipe: Recipe, inputs: Inputs, wanted: bool = False) -> Loader | None:
+    """Draw the calibration images; none where nothing in the recipe looks at them, unless they are wanted."""
+    needed = (
+        wanted or recipe.criterion != "weights" or recipe.refit != "none" or _renorm(recipe, inputs.models[0]) != "none"
+    )
     if not needed and recipe.calibration < 2:
         return None
     return calibration_loader(
@@ -240,15 +253,43 @@ def _paths(
 ) -> tuple[list[PathPoint], list[PathPoint]]:
     """Evaluate the path and the naive path, which differ by the couplings alone."""
     work.step("evaluating the path", total=2 * (len(alphas) - 2))
-
-    def advance(_: float) -> None:
-        work.advance()
-
-    matched = evaluate_path(ends, lambda alpha: fused.result.at((1.0 - alpha, alpha)), fused.test, alphas, advance)
+    matched = _matched_path(fused, ends, alphas, work)
     naive = evaluate_path(
-        ends, lambda alpha: fused.naive((1.0 - alpha, alpha), fused.renorm), fused.test, alphas, advance
+        ends,
+        lambda alpha: fused.naive((1.0 - alpha, alpha), fused.renorm),
+        fused.test,
+        alphas,
+        lambda _: work.advance(),
     )
     return matched, naive
+
+
+def _matched_path(fused: _Fused, ends: tuple[Scores, Scores], alphas: Sequence[float], work: Work) -> list[PathPoint]:
+    return evaluate_path(
+        ends,
+        lambda alpha: fused.result.at((1.0 - alpha, alpha)),
+        fused.test,
+        alphas,
+        lambda _: work.advance(),
+    )
+
+
+def _methods(
+    request: Request, fused: _Fused, ends: tuple[Scores, Scores], path: list[PathPoint], work: Work
+) -> list[MethodPath]:
+    """The paths of all methods, in order; the first one's is known."""
+    found = []
+    for number, (name, recipe) in enumerate(request.methods.items()):
+        if number == 0:
+            found.append(method_path(name, fused.result, path))
+            continue
+        work.step(f"matching by {name}")
+        result = fuse(fused.inputs.models, recipe, fused.calibration, groups=fused.result.groups)
+        other = replace(fused, result=result)
+        alphas = [point.alpha for point in path]
+        work.step(f"evaluating the path by {name}", total=len(alphas) - 2)
+        found.append(method_path(name, result, _matched_path(other, ends, alphas, work)))
+    return found
 
 
 def _write(request: Request, report: FusionReport | PathReport, fused: _Fused, child: Scores) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from depfuse.data import DataSet, Loader, Preprocessing, load_data, parse_labels
 from depfuse.errors import ArchitectureError, CheckpointError, DataError, RecipeError
 from depfuse.label_sets import LabelSets
 from depfuse.models import build_network, check_input, with_classes
+from depfuse.models.registry import parse_architecture, with_arguments
 from depfuse.running import evaluating
 
 
@@ -31,14 +33,6 @@ class Inputs:
     device: torch.device
     labels: LabelSets | None = None
 
-    def template(self) -> nn.Module | None:
-        """A network with an output for each label, where the parents know different ones."""
-        if self.labels is None:
-            return None
-        count = len(self.labels.joint)
-        arch = with_classes(self.architectures[0], count)
-        return build_network(arch, classes=count, in_channels=self.data.image_shape[0]).to(self.device).eval()
-
     def test_loader(self, batch_size: int) -> Loader:
         """The test images, in order."""
         return Loader(self.data.test, self.data.preprocessing, batch_size=batch_size, device=self.device)
@@ -46,18 +40,25 @@ class Inputs:
 
 def read_inputs(
     paths: Sequence[Path],
-    arch: str | None,
+    arch: str | Sequence[str] | None,
     options: DataOptions,
     device: torch.device,
     classes: Sequence[str] | None = None,
 ) -> Inputs:
     """Read checkpoints and data, build the networks on the device, and check that all of it fits.
 
-    What the user leaves out is taken from the checkpoints' cards. With `classes`, one text per checkpoint, each network
-    has an output for each of its own labels; without, for each of the data's.
+    What the user leaves out is taken from the checkpoints' cards. Architectures are one for all, or one per checkpoint.
+    With `classes`, one text per checkpoint, each network has an output for each of its own labels; without, for each of
+    the data's.
     """
+    given = [arch] if arch is None or isinstance(arch, str) else list(arch)
+    if len(given) not in (1, len(paths)):
+        raise ArchitectureError(
+            f"{len(given)} architectures for {len(paths)} networks: give --arch once, or once per network"
+        )
+    given *= len(paths) // len(given)
     checkpoints = tuple(read_checkpoint(path) for path in paths)
-    architectures = tuple(_architecture(checkpoint, arch) for checkpoint in checkpoints)
+    architectures = tuple(_architecture(checkpoint, own) for checkpoint, own in zip(checkpoints, given, strict=True))
     data, data_name = read_data(checkpoints, options)
     example = data.example()
     models = []
@@ -114,15 +115,59 @@ def read_data(checkpoints: Sequence[Checkpoint], options: DataOptions) -> tuple[
 
 
 def same_architecture(inputs: Inputs) -> str:
-    """Return the architecture that all networks share; a `CheckpointError` names two that differ."""
+    """Return the architecture that all networks share, widths included; a `CheckpointError` names two that differ."""
+    check_architectures(inputs)
     first = inputs.architectures[0]
     for architecture, checkpoint in zip(inputs.architectures, inputs.checkpoints, strict=True):
         if architecture != first:
             raise CheckpointError(
+                f"{inputs.checkpoints[0].path} is a {first}, but {checkpoint.path} is a {architecture}: their channels"
+                " are not equally many, so that no permutation matches them"
+            )
+    return first
+
+
+def check_architectures(inputs: Inputs) -> None:
+    """Raise `CheckpointError` where two networks are not of one architecture; their widths may differ."""
+    first = inputs.architectures[0]
+    for architecture, checkpoint in zip(inputs.architectures, inputs.checkpoints, strict=True):
+        if _family(architecture) != _family(first):
+            raise CheckpointError(
                 f"{inputs.checkpoints[0].path} is a {first}, but {checkpoint.path} is a {architecture}:"
                 " only networks of one architecture can be fused"
             )
-    return first
+
+
+def read_template(inputs: Inputs, width: float | None, child_arch: str | None) -> tuple[str | None, nn.Module | None]:
+    """Architecture and network that the child is to be like; None where it is like one of its parents.
+
+    It is like none of them where the user asks for a width of its own, or the parents know different labels.
+    """
+    if width is None and child_arch is None and inputs.labels is None:
+        return None, None
+    if width is not None and child_arch is not None:
+        raise RecipeError("--width and --child-arch both say how wide the child is: give one of them")
+    if width is not None and not 0 < width < math.inf:
+        raise RecipeError(f"--width {width:g} must be more than 0")
+    if inputs.labels is not None and (width is not None or child_arch is not None):
+        raise RecipeError("parents that know different labels keep their width: leave out --width and --child-arch")
+    first = inputs.architectures[0]
+    architecture = first if width is None else with_arguments(first, width=int(width) if width.is_integer() else width)
+    architecture = architecture if child_arch is None else child_arch
+    if _family(architecture) != _family(first):
+        raise RecipeError(f"the child cannot be a {architecture}: its parents are of another architecture ({first})")
+    card = inputs.checkpoints[0].card
+    count = len((card and card.classes) or inputs.data.classes)
+    if inputs.labels is not None:
+        count = len(inputs.labels.joint)
+        architecture = with_classes(architecture, count)
+    template = build_network(architecture, classes=count, in_channels=inputs.data.image_shape[0])
+    return architecture, template.to(inputs.device).eval()
+
+
+def _family(architecture: str) -> tuple[str, str]:
+    parsed = parse_architecture(architecture)
+    return parsed.source, parsed.name
 
 
 def _architecture(checkpoint: Checkpoint, arch: str | None) -> str:

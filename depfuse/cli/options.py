@@ -101,7 +101,26 @@ class DataOptions:
 class FusionOptions:
     """What a fusion is of, and what is written about it."""
 
-    arch: ArchitectureOption = None
+    arch: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arch",
+            metavar="ARCH",
+            help="What the networks are: NAME of a built-in one, torchvision:NAME, timm:NAME, FILE.py:FACTORY or"
+            " MODULE:FACTORY, each with (key=value, ...) if need be; once, or once per parent where their widths"
+            " differ. Default: what the checkpoints' cards say.",
+        ),
+    ] = None
+    width: Annotated[
+        float | None,
+        typer.Option(
+            "--width", metavar="FACTOR", help="Width of the child, for an architecture that takes a width; any will do."
+        ),
+    ] = None
+    child_arch: Annotated[
+        str | None,
+        typer.Option("--child-arch", metavar="ARCH", help="What the child is: the parents' architecture at any width."),
+    ] = None
     report: ReportOption = None
     plot: Annotated[
         Path | None,

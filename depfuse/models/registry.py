@@ -109,10 +109,14 @@ def parse_architecture(arch: str) -> Architecture:
 
 def with_classes(arch: str, classes: int) -> str:
     """The architecture string with another number of classes, where it sets one."""
+    own = parse_architecture(arch).arguments
+    return with_arguments(arch, **{key: classes for key in ("classes", "num_classes") if key in own})
+
+
+def with_arguments(arch: str, **changed: Any) -> str:
+    """The architecture string with some arguments set anew: `resnet18(width=0.5)` at width 1, say."""
     architecture = parse_architecture(arch)
-    arguments = {
-        key: classes if key in ("classes", "num_classes") else value for key, value in architecture.arguments.items()
-    }
+    arguments = {**architecture.arguments, **changed}
     if arguments == architecture.arguments:
         return arch
     head = architecture.text.partition("(")[0].strip()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -15,6 +15,8 @@ from depfuse.report.tables import short_names
 
 # Of Okabe and Ito's palette, which people with any colour vision can tell apart.
 MATCHED, NAIVE, ENSEMBLE = "#0072B2", "#D55E00", "#555555"
+METHODS = (MATCHED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "o^vP*X"
 KINDS = ("png", "pdf", "svg")
 
 
@@ -29,16 +31,17 @@ def plot_kind(path: Path) -> str:
 def draw_path(report: PathReport, path: Path, kind: str = "png") -> None:
     """Draw accuracy and loss between the two parents and write the picture (png, pdf or svg) to `path`.
 
-    The matched path and the naive path share their ends, which are the parents themselves; the
+    The paths by all methods and the naive path share their ends, which are the parents themselves; the
     ensemble's accuracy and loss are a dashed line.
     """
+    curves = {method.name: method.path for method in report.methods} or {"matched": report.path}
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     accuracy, loss = figure.subplots(1, 2)
     _draw(
         accuracy,
         "accuracy (%)",
-        [100 * row.accuracy for row in report.path],
+        {name: [100 * row.accuracy for row in rows] for name, rows in curves.items()},
         [100 * row.accuracy for row in report.naive_path],
         100 * report.ensemble.accuracy,
         report.path,
@@ -46,7 +49,7 @@ def draw_path(report: PathReport, path: Path, kind: str = "png") -> None:
     _draw(
         loss,
         "loss (nats)",
-        [_number(row.loss) for row in report.path],
+        {name: [_number(row.loss) for row in rows] for name, rows in curves.items()},
         [_number(row.loss) for row in report.naive_path],
         _number(report.ensemble.loss),
         report.path,
@@ -54,7 +57,7 @@ def draw_path(report: PathReport, path: Path, kind: str = "png") -> None:
     first, second = short_names(report.parents)
     figure.suptitle(f"{first}  →  {second}", fontsize="medium")
     handles, labels = accuracy.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
     save(figure, path, kind)
 
 
@@ -69,7 +72,7 @@ def save(figure: Figure, path: Path, kind: str) -> None:
 def _draw(
     axes: Axes,
     title: str,
-    matched: Sequence[float],
+    curves: Mapping[str, Sequence[float]],
     naive: Sequence[float],
     ensemble: float,
     rows: Sequence[PathRow],
@@ -77,8 +80,11 @@ def _draw(
     alphas = [row.alpha for row in rows]
     axes.axhline(ensemble, color=ENSEMBLE, linestyle="--", linewidth=1, label="logit ensemble")
     axes.plot(alphas, naive, color=NAIVE, marker="s", markersize=4, label="naive average")
-    axes.plot(alphas, matched, color=MATCHED, marker="o", markersize=4, label="matched")
-    ends = [matched[0], matched[-1]]
+    for number, (name, values) in enumerate(curves.items()):
+        colour, marker = METHODS[number % len(METHODS)], MARKERS[number % len(MARKERS)]
+        style = "-" if number < len(METHODS) else ":"
+        axes.plot(alphas, values, color=colour, marker=marker, markersize=4, linestyle=style, label=name)
+    ends = [naive[0], naive[-1]]
     axes.plot([0, 1], ends, color="black", marker="D", linestyle="none", markersize=6, label="parents", zorder=3)
     axes.set_xlabel("share of the second parent")
     axes.set_ylabel(title)

@@ -92,7 +92,10 @@ class Environment(_Part):
 
 
 class FusionReport(_Part):
-    """What `depfuse fuse` found; `heads` are the parents with their heads refitted to the ensemble."""
+    """What `depfuse fuse` found; `heads` are the parents with their heads refitted to the ensemble.
+
+    `not_converged` has one sentence for each solver that stopped at its limit, with the best result so far.
+    """
 
     parents: list[NetworkScores]
     ensemble: ScoreValues
@@ -101,6 +104,8 @@ class FusionReport(_Part):
     naive_renorm: ScoreValues
     child: NetworkScores
     verdict: str
+    converged: bool = True
+    not_converged: list[str] = []
     groups: GroupsSummary
     seconds: Seconds
     recipe: dict[str, Any]
@@ -151,12 +156,28 @@ class Barrier(_Part):
         return cls(loss=loss, error=error, naive_loss=naive_loss, naive_error=naive_error)
 
 
+class MethodPath(_Part):
+    """The path by one method of matching; barriers as in `Barrier`, `seconds` of matching."""
+
+    name: str
+    path: list[PathRow]
+    barrier_loss: Loss
+    barrier_error: float
+    seconds: float
+    recipe: dict[str, Any]
+    not_converged: list[str] = []
+
+
 class PathReport(FusionReport):
-    """What `depfuse path` found: a fusion, and the networks between the two parents."""
+    """What `depfuse path` found: a fusion, and the networks between the two parents.
+
+    `methods` holds the paths of all methods that were asked for by name; the first one's is `path`, too.
+    """
 
     path: list[PathRow]
     naive_path: list[PathRow]
     barrier: Barrier
+    methods: list[MethodPath] = []
 
 
 class EvaluationReport(_Part):

@@ -37,10 +37,13 @@ def scores_table(rows: Iterable[tuple[str, ScoreValues]], emphasised: str | None
 
 
 def path_table(report: PathReport) -> Table:
-    """Show the networks between the two parents, beside the plain averages at the same shares."""
-    table = _table("share of parent 2", "accuracy", "loss", "naive accuracy", "naive loss")
-    for row, naive in zip(report.path, report.naive_path, strict=True):
-        table.add_row(f"{row.alpha:.2f}", *_cells(row)[:2], *_cells(naive)[:2])
+    """Show the networks between the two parents, by each method, beside the plain averages at the same shares."""
+    curves = {method.name: method.path for method in report.methods} or {"": report.path}
+    curves["naive"] = report.naive_path
+    heads = [f"{name} {what}".strip() for name in curves for what in ("accuracy", "loss")]
+    table = _table("share of parent 2", *heads)
+    for rows in zip(*curves.values(), strict=True):
+        table.add_row(f"{rows[0].alpha:.2f}", *(cell for row in rows for cell in _cells(row)[:2]))
     return table
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 SOLVERS: dict[str, str] = {
     "emd": "emd",
     "sinkhorn": "sinkhorn",
+    "unbalanced": "unbalanced",
     "coordinate-descent": "coordinate_descent",
     "spectral": "spectral",
     "reweighted-random-walk": "reweighted_random_walk",

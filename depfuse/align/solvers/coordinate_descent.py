@@ -13,7 +13,7 @@ from depfuse.align.nested import Placement
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solvers.interface import Solver
 from depfuse.align.solvers.start import start_of
-from depfuse.errors import DepfuseWarning
+from depfuse.errors import LimitWarning
 
 # Multiply-adds after which no further descent is begun: about a second of two CPU cores. Networks so large have
 # wide groups, whose local optima hardly differ.
@@ -60,7 +60,7 @@ def _finished(descent: Descent) -> Couplings:
     if not descent.converged:
         warnings.warn(
             "coordinate descent still improved when its sweeps were over: the best result so far is used",
-            DepfuseWarning,
+            LimitWarning,
             stacklevel=4,
         )
     return descent.couplings
@@ -71,4 +71,5 @@ SOLVER = Solver(
     criteria=("weights", "mixture"),
     advice="matches weights: choose criterion weights or mixture, or solver emd or sinkhorn",
     starts=True,
+    universe=("weights", "mixture"),
 )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from depfuse.align.coupling import Couplings
 from depfuse.align.descent import SharedCosts
 from depfuse.align.problem import DISTANCES_TRIED, MatchingProblem
 from depfuse.align.solvers.coordinate_descent import descents, swept
-from depfuse.align.solvers.interface import Solver
-from depfuse.align.transport import emd
+from depfuse.align.solvers.interface import Solver, Transport
+from depfuse.align.transport import emd, whole
+from depfuse.recipe import Recipe
+
+MASSES: dict[str, list[Transport]] = {"whole": [whole], "equal": [emd], "free": [partial(whole, even=False)]}
 
 
 def solve(problem: MatchingProblem) -> list[Couplings]:
@@ -20,4 +25,14 @@ def solve(problem: MatchingProblem) -> list[Couplings]:
     return [swept(shared), *descents(shared, recipe.restarts - 1)]
 
 
-SOLVER = Solver(solve, criteria=("activations", "weights", "mixture"))
+def transports(recipe: Recipe) -> list[Transport]:
+    """Exact transport between groups of unequal sizes, with masses as the recipe says."""
+    return [way for masses, ways in MASSES.items() if recipe.masses in ("best", masses) for way in ways]
+
+
+SOLVER = Solver(
+    solve,
+    criteria=("activations", "weights", "mixture"),
+    transports=transports,
+    universe=("activations", "weights", "mixture"),
+)

@@ -129,4 +129,5 @@ SOLVER = Solver(
     criteria=("weights", "mixture"),
     advice="matches weights: choose criterion weights or mixture",
     starts=True,
+    universe=("weights", "mixture"),
 )

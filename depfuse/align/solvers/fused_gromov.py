@@ -104,4 +104,4 @@ def solve(problem: MatchingProblem) -> list[Couplings]:
     return [completed(problem, orders)]
 
 
-SOLVER = Solver(solve, criteria=("activations", "weights", "mixture"))
+SOLVER = Solver(solve, criteria=("activations", "weights", "mixture"), universe=("weights",))

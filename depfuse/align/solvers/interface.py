@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from depfuse.align.coupling import Couplings
+from torch import Tensor
+
+from depfuse.align.coupling import Coupling, Couplings
 from depfuse.align.problem import MatchingProblem
+from depfuse.recipe import Recipe
+
+Transport = Callable[[Tensor], Coupling]
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,12 @@ class Solver:
         Whether it can start from another solver's result (`Recipe.start`).
     needs_images
         Whether it reads calibration images whatever the criterion.
+    transports
+        For parents of unequal widths: (recipe) -> ways to a group's coupling from its cost (n_target, n_source), the
+        most plausible first. None where the solver matches equal widths only: such parents are brought to one width by
+        exact transport first.
+    universe
+        The criteria by which it can match each of many parents to the others' mean.
     """
 
     solve: Callable[[MatchingProblem], list[Couplings]]
@@ -32,3 +43,5 @@ class Solver:
     advice: str = ""
     starts: bool = False
     needs_images: bool = False
+    transports: Callable[[Recipe], list[Transport]] | None = None
+    universe: tuple[str, ...] = ()

@@ -61,4 +61,5 @@ SOLVER = Solver(
     criteria=("weights", "mixture"),
     advice="matches weights: choose criterion weights or mixture",
     starts=True,
+    universe=("weights", "mixture"),
 )

@@ -57,4 +57,9 @@ def solve(problem: MatchingProblem) -> list[Couplings]:
     return [completed(problem, orders)]
 
 
-SOLVER = Solver(solve, criteria=("weights", "mixture"), advice="matches weights: choose criterion weights or mixture")
+SOLVER = Solver(
+    solve,
+    criteria=("weights", "mixture"),
+    advice="matches weights: choose criterion weights or mixture",
+    universe=("weights", "mixture"),
+)

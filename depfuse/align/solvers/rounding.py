@@ -12,7 +12,7 @@ from depfuse.align.coupling import Couplings
 from depfuse.align.descent import Descent, SharedCosts
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.transport import assigned
-from depfuse.errors import DepfuseWarning
+from depfuse.errors import LimitWarning
 
 
 def affinity_of(problem: MatchingProblem) -> Affinity:
@@ -44,6 +44,6 @@ def warn_of_limit(solver: str, iterations: int) -> None:
     warnings.warn(
         f"{solver} did not converge in {iterations} iterations: its best result so far is used; "
         "more may be allowed with iterations",
-        DepfuseWarning,
+        LimitWarning,
         stacklevel=5,
     )

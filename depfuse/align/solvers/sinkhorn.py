@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from depfuse.align.costs import weight_cost
 from depfuse.align.coupling import Coupling, Couplings, from_flat_positions
 from depfuse.align.nested import as_it_stands
 from depfuse.align.problem import DISTANCES_TRIED, MatchingProblem
-from depfuse.align.solvers.interface import Solver
+from depfuse.align.solvers.interface import Solver, Transport
 from depfuse.align.transport import sinkhorn
+from depfuse.recipe import Recipe
 
 
 def solve(problem: MatchingProblem) -> list[Couplings]:
     """One solution per distance for activations; for weights, layer by layer."""
+    return softly(problem, transports(problem.recipe)[0])
+
+
+def softly(problem: MatchingProblem, soft: Transport) -> list[Couplings]:
+    """Solutions by a transport that gives soft couplings."""
     recipe = problem.recipe
-
-    def soft(cost: torch.Tensor) -> Coupling:
-        return sinkhorn(cost, recipe.regularisation)
-
     if recipe.criterion == "activations":
         distances = DISTANCES_TRIED if recipe.distance == "best" else (recipe.distance,)
         return [problem.by_activations(distance, soft) for distance in distances]
-    return [_in_order(problem)]
+    return [_in_order(problem, soft)]
 
 
-def _in_order(problem: MatchingProblem) -> Couplings:
+def _in_order(problem: MatchingProblem, soft: Transport) -> Couplings:
     """Layer by layer in the order of the network (Singh & Jaggi 2020, section 4.1).
 
     Only what precedes a group is settled by then, so its cost leaves out the slots that consume it. Blocks that
@@ -44,10 +48,15 @@ def _in_order(problem: MatchingProblem) -> Couplings:
         cost = torch.zeros(root.size, root.size, dtype=torch.float64)
         if before:
             cost = problem.mixed(root.name, weight_cost(before, problem.target, state)[0])
-        found[root.name] = coupling = sinkhorn(cost, problem.recipe.regularisation)
+        found[root.name] = coupling = soft(cost)
         for slot in root.groups[0].slots:
             state[slot.key] = coupling.apply(slot, state[slot.key])
     return found
 
 
-SOLVER = Solver(solve, criteria=("activations", "weights", "mixture"))
+def transports(recipe: Recipe) -> list[Transport]:
+    """Entropic transport, for groups of any sizes."""
+    return [partial(sinkhorn, regularisation=recipe.regularisation)]
+
+
+SOLVER = Solver(solve, criteria=("activations", "weights", "mixture"), transports=transports)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from depfuse.align.coupling import Couplings, apply_couplings
 from depfuse.data.loader import Loader
 from depfuse.data.tensors import Split
-from depfuse.errors import DepfuseWarning, RecipeError
+from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
 from depfuse.groups import ChannelGroups
-from depfuse.groups.depgraph import unwrap
+from depfuse.groups.depgraph import evaluation_copy, unwrap
 from depfuse.label_sets import LabelSets
 from depfuse.merge.average import average
 from depfuse.merge.refit.graph import Program, State
@@ -125,13 +125,22 @@ def refit_head(
     RecipeError
         The layer that gives the logits cannot be refitted.
     ArchitectureError
-        The network cannot be taken apart, see `Program`.
+        The network cannot be taken apart, see `Program`, or not at the widths of all parents.
     """
-    own = [1.0 if number == parent else 0.0 for number in range(len(models))]
-    child = average(models, ChannelGroups(()), [{}] * len(models), own, labels, template)
+    if labels is None:
+        child = evaluation_copy(models[parent])
+    else:
+        own = [1.0 if number == parent else 0.0 for number in range(len(models))]
+        child = average(models, ChannelGroups(()), [{}] * len(models), own, labels, template)
     states = [model.state_dict() for model in models]
-    with torch.no_grad():
-        _Refit(child, states, shares, calibration, labels, 0).head()
+    try:
+        with torch.no_grad():
+            _Refit(child, states, shares, calibration, labels, 0).head()
+    except RuntimeError as error:
+        shapes = [{key: tensor.shape for key, tensor in state.items()} for state in states]
+        if labels is not None or all(own == shapes[0] for own in shapes):
+            raise
+        raise ArchitectureError(f"the network's operations depend on its width: {error}") from None
     return child
 
 

@@ -1,0 +1,96 @@
+"""Couplings between networks of unequal widths, applied to weights.
+
+The smallest example is `Linear(3, 4), ReLU, Linear(4, 2)` brought to six hidden channels. A plan (6, 4) says where each
+of them comes from. Its rows, scaled to sum to one, make the new rows of the first weight: means of the old ones. Its
+columns, scaled to sum to one, share the old columns of the second weight out: whatever an old channel gave to an
+output, the new channels that come from it give together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from depfuse.align.coupling import Coupling, Couplings
+from depfuse.errors import RecipeError
+from depfuse.groups import ChannelGroups, Slot
+from depfuse.groups.channel_group import Role
+
+State = Mapping[str, Tensor]
+
+
+def shares(coupling: Coupling, role: Role) -> Tensor:
+    """What of each source channel a target channel takes in a tensor, (n_target, n_source), float64.
+
+    Rows sum to one where the tensor produces or scales the channels, columns where it consumes them; a channel without
+    mass gets nothing and gives nothing. (Singh & Jaggi 2020, section 3.)
+    """
+    plan = coupling.matrix.double()
+    mass = plan.sum(0 if role == "consumes" else 1, keepdim=True)
+    return torch.where(mass > 0, plan / mass.clamp_min(1e-300), 0.0)
+
+
+def brought(
+    target: ChannelGroups,
+    source: ChannelGroups,
+    couplings: Couplings,
+    state: State,
+    shapes: Mapping[str, Sequence[int]],
+) -> dict[str, Tensor]:
+    """State dict of the source with its channels brought to the target's number and order.
+
+    Parameters
+    ----------
+    target, source
+        Groups of both, paired by name (`pair_groups`).
+    couplings
+        Group name -> coupling; the channels of a group without one stay as they are.
+    state
+        The source's.
+    shapes
+        State-dict key -> shape of the target's tensor.
+
+    Raises
+    ------
+    RecipeError
+        Positions of an axis that no group carries are not equally many in both.
+    """
+    carried: dict[tuple[str, int], list[tuple[Slot, Slot, Coupling]]] = {}
+    for group in target.free:
+        if group.name in couplings:
+            theirs = {(slot.key, slot.axis, slot.role): [] for slot in group.slots}  # type: ignore[var-annotated]
+            for slot in source[group.name].slots:
+                theirs[slot.key, slot.axis, slot.role].append(slot)
+            for slot in group.slots:
+                other = theirs[slot.key, slot.axis, slot.role].pop(0)
+                carried.setdefault((slot.key, slot.axis), []).append((slot, other, couplings[group.name]))
+    result = dict(state)
+    for (key, axis), entries in carried.items():
+        result[key] = _along(result[key], key, axis, shapes[key][axis], entries)
+    return result
+
+
+def _along(tensor: Tensor, key: str, axis: int, size: int, entries: Sequence[tuple[Slot, Slot, Coupling]]) -> Tensor:
+    """One axis brought to its new size."""
+    if not tensor.is_floating_point():
+        return tensor
+    old = tensor.movedim(axis, 0).double()
+    new = old.new_zeros(size, *old.shape[1:])
+    rest = [torch.ones(count, dtype=torch.bool) for count in (size, len(old))]
+    for slot, other, coupling in entries:
+        indices = [side.index.to(old.device) for side in (slot, other)]
+        weights = shares(coupling, slot.role).to(old.device)
+        taken = old[indices[1].reshape(-1)].reshape(len(indices[1]), -1)
+        new[indices[0].reshape(-1)] = (weights @ taken).reshape(indices[0].numel(), *old.shape[1:])
+        for free, side in zip(rest, (slot, other), strict=True):
+            free[side.index] = False
+    kept = [torch.nonzero(free)[:, 0].to(old.device) for free in rest]
+    if len(kept[0]) != len(kept[1]):
+        raise RecipeError(
+            f"{key} cannot be brought to another width: {len(kept[1])} and {len(kept[0])} positions of its axis {axis} "
+            "belong to no channel group"
+        )
+    new[kept[0]] = old[kept[1]]
+    return new.to(tensor.dtype).movedim(0, axis).contiguous()

@@ -1,0 +1,280 @@
+"""Moments of many parents, some at a time, and how alike a parent's channels are to the others'.
+
+Between N parents there are N (N - 1) / 2 matrices of products for each tap. Only those among a few parents are kept at
+a time; all others count as one: the share-weighted mean of their standardised channels, in the universe's order. So
+there are at most `MOST * (MOST + 1) / 2` matrices per tap, however many parents there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.align.costs import activation_cost
+from depfuse.align.moments import AT_ONCE, Moments, TapChoice, _captured, _plan, _Reading
+from depfuse.align.nested import Placement
+from depfuse.data.loader import Loader
+from depfuse.errors import DataError
+from depfuse.groups import ChannelGroups
+from depfuse.running import choose_layout, evaluating
+
+MOST = 6  # parents whose moments among one another are kept at a time
+# Distance -> (share, whether means are taken off, exponent of the channel's size) of the features whose products are
+# the likeness that `activation_cost` turns into a cost.
+FEATURES: dict[str, tuple[tuple[float, bool, float], ...]] = {
+    "cosine": ((1.0, False, 1.0),),
+    "pearson": ((1.0, True, 1.0),),
+    "cosine-pearson": ((0.5, False, 1.0), (0.5, True, 1.0)),
+    "scaled": ((1.0, False, 0.75),),
+    "euclidean": ((2.0, False, 0.0),),
+}
+
+Key = tuple[_Reading, int]
+Likeness = dict[str, Tensor]  # orbit name -> (n, n), channels of the universe or a parent by channels of a parent
+
+
+@dataclass
+class Sums:
+    """Running sums of one reading: per parent of channels and squares, per pair of products.
+
+    Attributes
+    ----------
+    count
+        Samples so far.
+    sums, squares
+        (n,) per parent, in float64.
+    products
+        (j, i) with j before i -> (n, n) sum of parent j's channels times parent i's.
+    """
+
+    count: float = 0.0
+    sums: dict[int, Tensor] = field(default_factory=dict)
+    squares: dict[int, Tensor] = field(default_factory=dict)
+    products: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def add(self, rows: Mapping[int, Tensor], pairs: bool) -> None:
+        """Add one batch: parent -> (n_samples, n)."""
+        self.count += len(next(iter(rows.values())))
+        for i, values in rows.items():
+            ones = values.new_ones(len(values))
+            _accumulate(self.sums, i, values.T @ ones)
+            _accumulate(self.squares, i, values.square().T @ ones)
+            for j in rows if pairs else ():
+                if j < i:
+                    _accumulate(self.products, (j, i), rows[j].T @ values)
+
+    def moments(self, target: int, source: int, channels: Tensor) -> Moments:
+        """Moments between some channels of two parents."""
+        product = self.products[min(target, source), max(target, source)]
+        product = product if target < source else product.T
+        channels = channels.to(product.device)
+        return Moments(
+            self.count,
+            self.sums[target][channels],
+            self.squares[target][channels],
+            self.sums[source][channels],
+            self.squares[source][channels],
+            product[channels][:, channels],
+        )
+
+    def feature(self, parent: int, rows: Tensor, channels: Tensor, centred: bool, exponent: float) -> Tensor:
+        """Channels (n_samples, n) in the units in which their products are a likeness; silent ones are zero."""
+        mean = self.sums[parent][channels] / self.count
+        square = self.squares[parent][channels] / self.count
+        shift = torch.zeros_like(mean)
+        if centred:
+            variance = square - mean.square()
+            square, shift = torch.where(variance > 1e-7 * square, variance, 0.0), mean
+        typical = square.mean() if 0.0 < exponent < 1.0 else 1.0
+        size = square.sqrt() ** exponent * typical ** (0.5 - 0.5 * exponent)
+        factor = torch.where(square > 0, 1.0 / size.clamp_min(1e-300), 0.0 if exponent else 1.0)
+        return (rows[:, channels] - shift.to(rows)) * factor.to(rows)
+
+
+def _accumulate(sums: dict, key: object, value: Tensor) -> None:  # type: ignore[type-arg]
+    # The sums of one batch fit float32; the sum over all batches does not.
+    known = sums.get(key)
+    sums[key] = value.double() if known is None else known.add_(value)
+
+
+class Watcher:
+    """Reads many parents' channels on the calibration images, in one pass each time.
+
+    Parameters
+    ----------
+    models
+        All parents.
+    groups
+        Their channel groups.
+    loader
+        The images; labels are not read.
+    choice
+        At which taps.
+
+    Attributes
+    ----------
+    tapped
+        Names of the orbits that are watched.
+    modules
+        Orbit name -> the module at each of its taps.
+    most_kept
+        Most matrices of products per reading that were kept at a time.
+    """
+
+    def __init__(self, models: Sequence[nn.Module], groups: ChannelGroups, loader: Loader, choice: TapChoice) -> None:
+        self.models, self.groups, self.loader = models, groups, loader
+        self.plan = _plan(groups, choice)
+        self.tapped = {name for _, uses in self.plan.values() for name, _ in uses}
+        self.modules: dict[str, list[str]] = {}
+        for (reading, _), (_, uses) in self.plan.items():
+            for name, _ in uses:
+                self.modules.setdefault(name, []).append(reading.module)
+        self.most_kept = 0
+        self._sizes: dict[Key, Sums] | None = None
+
+    def _batches(self, parents: Sequence[int]) -> Iterator[tuple[Key, dict[int, Tensor]]]:
+        """Each reading of each batch: parent -> (n_samples, n_positions)."""
+        models = [self.models[parent] for parent in parents]
+        layouts: list[torch.memory_format] = []
+        readings = {reading for reading, _ in self.plan}
+        with ExitStack() as stack, torch.inference_mode(), evaluating(*models, auxiliary=self.groups.auxiliary):
+            held = [stack.enter_context(_captured(model, readings)) for model in models]
+            for images, _ in self.loader:
+                layouts = layouts or [choose_layout(model, images[:1])[0] for model in models]
+                for part in torch.split(images, AT_ONCE if images.device.type == "cpu" else len(images)):
+                    for model, layout in zip(models, layouts, strict=True):
+                        model(part.contiguous(memory_format=layout))
+                    for key, (index, _) in self.plan.items():
+                        yield key, {p: key[0].rows(c[key[0]], index) for p, c in zip(parents, held, strict=True)}
+
+    def among(self, members: Sequence[int]) -> Together:
+        """Moments of some parents among one another, by one pass of these."""
+        sums = {key: Sums() for key in self.plan}
+        for key, rows in self._batches(members):
+            sums[key].add(rows, pairs=True)
+        for key, found in sums.items():
+            self.most_kept = max(self.most_kept, len(found.products))
+            if not all(bool(torch.isfinite(product).all()) for product in found.products.values()):
+                raise DataError(
+                    f"activations of {key[0].module or 'the network'} are not finite on the calibration images: "
+                    "check the pre-processing (--mean, --std) and the parents' weights"
+                )
+        return Together(tuple(members), self._uses(sums), {})
+
+    def among_and_others(
+        self,
+        members: Sequence[int],
+        others: Mapping[int, Mapping[str, Tensor]],
+        shares: Sequence[float],
+        distance: str,
+    ) -> Together:
+        """The same with likeness to the others' mean, by one pass of all.
+
+        Parameters
+        ----------
+        others
+            Parent -> orbit name -> where the universe's flat positions come from.
+        shares
+            One per parent.
+        """
+        if self._sizes is None:
+            self._sizes = {key: Sums() for key in self.plan}
+            for parent in range(len(self.models)):
+                for key, rows in self._batches([parent]):
+                    self._sizes[key].add(rows, pairs=False)
+            for found in self._sizes.values():
+                found.count /= len(self.models)
+        sums = {key: Sums() for key in self.plan}
+        mean: dict[int, Likeness] = {member: {} for member in members}
+        for key, rows in self._batches([*members, *others]):
+            sums[key].add({member: rows[member] for member in members}, pairs=True)
+            for name, channels in self.plan[key][1]:
+                for share, centred, exponent in FEATURES[distance]:
+                    total: Tensor | None = None
+                    for parent, placed in others.items():
+                        order = channels[placed[name]]
+                        own = shares[parent] * self._sizes[key].feature(parent, rows[parent], order, centred, exponent)
+                        total = own if total is None else total.add_(own)
+                    assert total is not None
+                    for member in members:
+                        own = self._sizes[key].feature(member, rows[member], channels, centred, exponent)
+                        _accumulate(mean[member], name, share * total.T @ own / self._sizes[key].count)
+        self.most_kept = max(self.most_kept, *(len(found.products) + len(members) for found in sums.values()))
+        return Together(tuple(members), self._uses(sums), {m: _on_host(found) for m, found in mean.items()})
+
+    def _uses(self, sums: Mapping[Key, Sums]) -> dict[str, list[tuple[Sums, Tensor]]]:
+        uses: dict[str, list[tuple[Sums, Tensor]]] = {}
+        for key, (_, named) in self.plan.items():
+            for name, channels in named:
+                uses.setdefault(name, []).append((sums[key], channels))
+        return uses
+
+
+def _on_host(found: Likeness) -> Likeness:
+    return {name: value.cpu() for name, value in found.items()}
+
+
+class Together:
+    """How alike the channels of some parents are, to one another and to the mean of all others.
+
+    Parameters
+    ----------
+    members
+        The parents.
+    uses
+        Orbit name -> running sums and channels at each of its taps.
+    others
+        Parent -> likeness to the others' mean, in the universe's order; empty where there are no others.
+    """
+
+    def __init__(
+        self,
+        members: tuple[int, ...],
+        uses: Mapping[str, list[tuple[Sums, Tensor]]],
+        others: Mapping[int, Likeness],
+    ) -> None:
+        self.members, self.uses, self.others = members, uses, others
+        self._pairs: dict[tuple[str, int, int], Tensor] = {}
+        self._distance = ""
+
+    def moments(self, name: str, target: int, source: int) -> list[Moments]:
+        """Moments between two parents at each tap of an orbit."""
+        return [sums.moments(target, source, channels) for sums, channels in self.uses[name]]
+
+    def pair(self, name: str, target: int, source: int, distance: str) -> Tensor:
+        """Likeness (n, n) of two parents' channels, summed over taps, in float64 on the CPU."""
+        if distance != self._distance:
+            self._pairs, self._distance = {}, distance
+        first, second = min(target, source), max(target, source)
+        if (name, first, second) not in self._pairs:
+            self._pairs[name, first, second] = -activation_cost(self.moments(name, first, second), distance).cpu()
+        found = self._pairs[name, first, second]
+        return found if target == first else found.T
+
+    def likeness(
+        self,
+        name: str,
+        parent: int,
+        placed: Mapping[int, Placement],
+        shares: Sequence[float],
+        distance: str,
+    ) -> Tensor:
+        """Likeness (n, n) of the universe's channels, as all other parents have them, and one parent's.
+
+        Parameters
+        ----------
+        placed
+            Other members -> where the universe's channels come from; those that are not placed yet do not count.
+        """
+        size = len(self.uses[name][0][1])
+        total = torch.zeros(size, size, dtype=torch.float64)
+        if parent in self.others:
+            total += self.others[parent][name]
+        for other, place in placed.items():
+            if other != parent:
+                total += shares[other] * self.pair(name, other, parent, distance)[place[name]]
+        return total

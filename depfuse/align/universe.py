@@ -1,0 +1,408 @@
+r"""Many parents matched through one universe of channels.
+
+Each parent has one matching to the universe, :math:`P_i`, and between two parents it is :math:`P_{ij} = P_i P_j^T`:
+cycle consistent by construction (Crisostomi et al. 2024, section 4). What is maximised is the likeness of all pairs,
+:math:`\sum_{i < j} w_i w_j \langle P_i \theta_i, P_j \theta_j \rangle`, with weights or standardised activations for
+:math:`\theta` and the parents' shares for w. For one parent with all others held that is a matching to the
+share-weighted mean of the others, so the parents are matched in turn until none moves: coordinate ascent.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.align.coupling import Coupling, Couplings, compose, invert
+from depfuse.align.descent import Descent, SharedCosts
+from depfuse.align.judge import Judge
+from depfuse.align.nested import Placement, as_it_stands
+from depfuse.align.problem import DISTANCES_TRIED, MatchingProblem, is_better
+from depfuse.align.solvers import load_solver
+from depfuse.align.solvers.frank_wolfe_universe import frank_wolfe_together
+from depfuse.align.solvers.rounding import warn_of_limit
+from depfuse.align.together import MOST, Together, Watcher
+from depfuse.align.transport import reassigned
+from depfuse.data.loader import Loader
+from depfuse.errors import DepfuseWarning, RecipeError
+from depfuse.groups import ChannelGroups
+from depfuse.groups.nesting import Orbit, find_orbits
+from depfuse.recipe import Recipe
+
+LEAST_SHARE = 1e-3  # of an equal share: a parent without weight is matched all the same
+DESCENTS = ("emd", "coordinate-descent")
+
+Placed = dict[int, dict[str, Placement]]  # parent -> root name -> where the universe's channels come from
+
+
+def align_through_universe(
+    models: Sequence[nn.Module],
+    groups: ChannelGroups,
+    recipe: Recipe,
+    calibration: Loader | None,
+    judge: Judge | None = None,
+) -> list[Couplings]:
+    """One coupling per free group for every parent, towards the channel order of parent `recipe.kept`.
+
+    The parents are visited in an order that does not depend on how they are given.
+
+    Parameters
+    ----------
+    models
+        Parents with equal parameter shapes, but for their outputs.
+    groups
+        Their common channel groups.
+    recipe
+        Criterion, solver and their settings; the shares of the parents.
+    calibration
+        Images for the activation cost; not read for criterion `weights`.
+    judge
+        Chooses where there are several solutions; without it the first distance tried is taken.
+
+    Raises
+    ------
+    RecipeError
+        The solver does not match many parents by this criterion.
+    """
+    solver = load_solver(recipe.solver)
+    if recipe.criterion not in solver.universe:
+        raise RecipeError(
+            f"solver {recipe.solver} does not match many parents by {recipe.criterion}: choose solver emd, or leave out"
+            " --universe to match all parents to one"
+        )
+    if recipe.start != "none":
+        raise RecipeError("a universe has its own start: leave out --start, or --universe")
+    universe = Universe(models, groups, recipe, calibration)
+    if recipe.criterion == "weights":
+        universe.match_by_weights()
+    else:
+        universe.match_by_activations(judge)
+    found = universe.couplings(range(len(models)))
+    back = invert(groups, found[recipe.kept])
+    return [compose(groups, couplings, back) for couplings in found]
+
+
+class Universe:
+    """Where the channels of the universe come from in each parent.
+
+    Attributes
+    ----------
+    placed
+        The parents' placements; absent until they are matched.
+    visited
+        The parents in the order in which they are matched.
+    shares
+        What each of them counts, summing to one.
+    watcher
+        Reads their activations; None where only weights count.
+    """
+
+    def __init__(
+        self, models: Sequence[nn.Module], groups: ChannelGroups, recipe: Recipe, calibration: Loader | None
+    ) -> None:
+        self.models, self.groups, self.recipe, self.calibration = models, groups, recipe, calibration
+        least = LEAST_SHARE / len(models)
+        shares = [max(share, least) for share in recipe.shares(len(models))]
+        self.shares = [share / sum(shares) for share in shares]
+        self.roots = find_orbits(groups.groups)
+        self.placed: Placed = {}
+        self.visited = sorted(range(len(models)), key=lambda i: _norm(models[i]))
+        self.watcher: Watcher | None = None
+        if recipe.criterion != "weights":
+            assert calibration is not None
+            self.watcher = Watcher(models, groups, calibration, recipe.taps)
+        states = [model.state_dict() for model in models]
+        self._keys = [
+            key
+            for key, tensor in states[0].items()
+            if tensor.is_floating_point() and all(state[key].shape == tensor.shape for state in states)
+        ]
+        self._total: dict[str, Tensor] | None = None
+
+    # --- the mean of the others' weights ------------------------------------------------------------------------
+
+    def couplings(self, parents: Sequence[int]) -> list[Couplings]:
+        """Couplings of some parents towards the universe."""
+        problem = self._problem(0, {})
+        return [problem.couplings(self.placed[parent]) for parent in parents]
+
+    def _aligned(self, parent: int) -> dict[str, Tensor]:
+        state = dict(self.models[parent].state_dict())
+        for root in self.roots:
+            state = root.permute(state, self.placed[parent][root.name])
+        return {key: state[key] for key in self._keys}
+
+    def mean_of_others(self, parent: int) -> dict[str, Tensor]:
+        """The share-weighted mean of the other parents' weights in the universe's order; of those placed so far."""
+        if self._total is None:
+            for known in self.placed:
+                self._count(known, self.shares[known])
+        assert self._total is not None
+        own = self._aligned(parent) if parent in self.placed else None
+        share = sum(self.shares[other] for other in self.placed if other != parent)
+        mean = {}
+        for key, tensor in self._total.items():
+            rest = tensor if own is None else tensor - self.shares[parent] * own[key].double()
+            mean[key] = (rest / share).to(self.models[parent].state_dict()[key].dtype)
+        return mean
+
+    def _count(self, parent: int, share: float) -> None:
+        aligned = self._aligned(parent)
+        if self._total is None:
+            self._total = {key: torch.zeros_like(tensor, dtype=torch.float64) for key, tensor in aligned.items()}
+        for key, tensor in aligned.items():
+            self._total[key] += share * tensor.double()
+
+    def _place(self, parent: int, found: Mapping[str, Placement]) -> None:
+        """Let a parent's channels come from elsewhere; the mean follows."""
+        if self._total is not None and parent in self.placed:
+            self._count(parent, -self.shares[parent])
+        self.placed[parent] = {**self.placed.get(parent, {}), **found}
+        if self._total is not None:
+            self._count(parent, self.shares[parent])
+
+    def _problem(
+        self, parent: int, target: Mapping[str, Tensor], costs: Mapping[str, Tensor] | None = None
+    ) -> MatchingProblem:
+        """One parent against the mean of the others."""
+        model = self.models[parent]
+        state = {**model.state_dict(), **target}
+        problem = MatchingProblem(
+            self.groups, (model, model), self.recipe, None, self.calibration, target=state, costs=costs or {}
+        )
+        problem.weights &= set(self._keys)
+        return problem
+
+    # --- by activations -----------------------------------------------------------------------------------------
+
+    def match_by_activations(self, judge: Judge | None) -> None:
+        """Match by activations, or by them and weights together.
+
+        The distance is chosen on the first few parents, from several starts; all others join one group of a few after
+        another, and the groups are gone through again until no parent moves.
+        """
+        assert self.watcher is not None
+        distance, self.placed = self._first(judge)
+        first, *rest = self._blocks()
+        for block in rest:
+            together = self._watch(block, distance)
+            for parent in block:
+                self._join(together, parent, distance)
+            self._ascend(together, distance)
+        mixture = self.recipe.criterion == "mixture"
+        untapped = self._without_taps()
+        if mixture or untapped:
+            self._warn_of_untapped(untapped)
+        if mixture:
+            self._by_weights(range(len(self.roots)), distance)
+        else:
+            if rest:
+                self._until_at_rest([first, *rest], distance)
+            if untapped:
+                self._by_weights(untapped)
+
+    def _blocks(self) -> list[list[int]]:
+        """Parents by few, in the order of visits."""
+        return [self.visited[start : start + MOST] for start in range(0, len(self.visited), MOST)]
+
+    def _watch(self, block: Sequence[int], distance: str) -> Together:
+        """Likeness among some parents, and to all others that are placed."""
+        assert self.watcher is not None
+        others = {i: _by_orbit(found) for i, found in self.placed.items() if i not in block}
+        if not others:
+            return self.watcher.among(block)
+        return self.watcher.among_and_others(block, others, self.shares, distance)
+
+    def _first(self, judge: Judge | None) -> tuple[str, Placed]:
+        """The distance, and the first few parents' placements."""
+        recipe = self.recipe
+        block = self._blocks()[0]
+        together = self._watch(block, "")
+        tried = DISTANCES_TRIED if recipe.criterion == "activations" else DISTANCES_TRIED[:1]
+        distances = tried if recipe.distance == "best" else (recipe.distance,)
+        starts = block[: recipe.restarts if judge is not None else 1]
+        found: list[tuple[str, Placed]] = []
+        for distance in distances:
+            for start in starts:
+                self.placed = {start: {root.name: as_it_stands(root) for root in self.roots}}
+                self._total = None
+                for parent in block:
+                    if parent != start:
+                        self._join(together, parent, distance, {start: self.placed[start]})
+                self._ascend(together, distance)
+                found.append((distance, self.placed))
+        if len(found) == 1 or judge is None:
+            self._total = None
+            return found[0]
+        shares = [self.shares[parent] / sum(self.shares[member] for member in block) for parent in block]
+        figures = []
+        for _, self.placed in found:
+            figures.append(judge.together(block, self.couplings(block), shares))
+        self._total = None
+        return found[min(range(len(found)), key=figures.__getitem__)]
+
+    def _join(self, together: Together, parent: int, distance: str, placed: Placed | None = None) -> None:
+        """Place a parent by its likeness to those that are placed."""
+        known = self.placed if placed is None else placed
+        stands = {root.name: as_it_stands(root) for root in self.roots}
+        found = {}
+        for root in self.roots:
+            if self._taps(root):
+                found[root.name] = self._step(together, root, parent, distance, known, stands[root.name])[0]
+        self._place(parent, {**stands, **found})
+
+    def _ascend(self, together: Together, distance: str) -> bool:
+        """Match some parents in turn, group by group, until none moves; whether any did."""
+        moved = False
+        for root in self.roots:
+            if not self._taps(root):
+                continue
+            open_, left = list(together.members), self.recipe.iterations * len(together.members)
+            while open_ and left:
+                parent, left = open_.pop(0), left - 1
+                place = self.placed[parent][root.name]
+                new, better = self._step(together, root, parent, distance, self.placed, place)
+                if better:
+                    self._place(parent, {root.name: new})
+                    open_ += [other for other in together.members if other != parent and other not in open_]
+                    moved = True
+            if open_:
+                warn_of_limit("the universe", self.recipe.iterations)
+        return moved
+
+    def _step(
+        self, together: Together, root: Orbit, parent: int, distance: str, placed: Placed, now: Placement
+    ) -> tuple[Placement, bool]:
+        """The best placement of one group of one parent with all others held, and whether it is better."""
+        theirs = {
+            other: found[root.name] for other, found in placed.items() if other != parent and other in together.members
+        }
+        names = [orbit.name for orbit in root.walk() if orbit.name in together.uses]
+        costs = {name: -together.likeness(name, parent, theirs, self.shares, distance) for name in names}
+        if root.children:
+            untapped = any(o.name not in costs and not o.children for o in root.walk())
+            target = self.mean_of_others(parent) if untapped else {}
+            found = self._problem(parent, target, costs).tree_by_activations(root, costs, {})
+        else:
+            found = {root.name: reassigned(costs[root.name], now[root.name])}
+        before, after = (
+            sum(float(cost.gather(1, place[name][:, None]).sum()) for name, cost in costs.items())
+            for place in (now, found)
+        )
+        return (found, True) if is_better(after, before) else (now, False)
+
+    def _until_at_rest(self, blocks: Sequence[Sequence[int]], distance: str) -> None:
+        for _ in range(self.recipe.iterations):
+            moved = [self._ascend(self._watch(block, distance), distance) for block in blocks]
+            if not any(moved):
+                return
+        warn_of_limit("the universe", self.recipe.iterations)
+
+    def _taps(self, root: Orbit) -> bool:
+        assert self.watcher is not None
+        return any(orbit.name in self.watcher.tapped for orbit in root.walk() if not orbit.children)
+
+    def _without_taps(self) -> list[int]:
+        return [number for number, root in enumerate(self.roots) if not self._taps(root)]
+
+    def _warn_of_untapped(self, numbers: Sequence[int]) -> None:
+        names = [self.roots[number].name for number in numbers]
+        if names:
+            warnings.warn(
+                f"no module carries the channels of {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}:"
+                " matched by weights instead",
+                DepfuseWarning,
+                stacklevel=5,
+            )
+
+    # --- by weights ---------------------------------------------------------------------------------------------
+
+    def match_by_weights(self) -> None:
+        """Match by weights: one parent after another to the mean of those before, then all in turn until none moves."""
+        first, *rest = self.visited
+        self.placed = {first: {root.name: as_it_stands(root) for root in self.roots}}
+        everything = list(range(len(self.roots)))
+        if self.recipe.solver == "frank-wolfe":
+            for parent in rest:
+                self.placed[parent] = {root.name: as_it_stands(root) for root in self.roots}
+            problems = {parent: self._problem(parent, {}) for parent in self.visited}
+            orders, rests = frank_wolfe_together(
+                [problems[parent].edges for parent in self.visited],
+                [self.shares[parent] for parent in self.visited],
+                self.recipe.iterations,
+            )
+            if not rests:
+                warn_of_limit("frank-wolfe", self.recipe.iterations)
+            for parent, found in zip(self.visited, orders, strict=True):
+                self.placed[parent] |= {name: {name: order} for name, order in found.items()}
+        else:
+            for parent in rest:
+                problem = self._problem(parent, self.mean_of_others(parent))
+                self._place(parent, problem.placements(self._best(problem)))
+        self._by_weights(everything)
+
+    def _best(self, problem: MatchingProblem) -> Couplings:
+        candidates = load_solver(self.recipe.solver).solve(problem)
+        return min(candidates, key=problem.distance) if self.recipe.criterion == "weights" else candidates[0]
+
+    def _by_weights(self, numbers: Sequence[int], distance: str | None = None) -> None:
+        """Match the parents in turn, with the others held, until none moves.
+
+        Parameters
+        ----------
+        numbers
+            Of the roots to be matched.
+        distance
+            Of the activations that count beside the weights; None for weights alone.
+        """
+        blocks = self._blocks()
+        together = self._watch(blocks[0], distance) if distance is not None and len(blocks) == 1 else None
+        for _ in range(self.recipe.iterations):
+            moved = False
+            for block in blocks:
+                if distance is not None and len(blocks) > 1:
+                    together = self._watch(block, distance)
+                for parent in block:
+                    costs = None
+                    if together is not None and distance is not None:
+                        theirs = {i: _by_orbit(self.placed[i]) for i in block if i != parent}
+                        costs = {n: -together.likeness(n, parent, theirs, self.shares, distance) for n in together.uses}
+                    moved |= self._rematch(parent, numbers, costs)
+            if not moved:
+                return
+        warn_of_limit("the universe", self.recipe.iterations)
+
+    def _rematch(self, parent: int, numbers: Sequence[int], costs: Mapping[str, Tensor] | None) -> bool:
+        """Match one parent to the mean of the others; whether that moved it."""
+        recipe = self.recipe
+        problem = self._problem(parent, self.mean_of_others(parent), costs)
+        before = self.placed[parent]
+        together = recipe.solver == "frank-wolfe" and recipe.criterion == "weights"  # which has done its work by now
+        if recipe.solver in DESCENTS or together or len(numbers) < len(self.roots):
+            descent = Descent(SharedCosts(problem), before)
+            descent.run([numbers])
+            found = descent.placed
+        else:
+            found = problem.placements(self._best(problem))
+        now, then = problem.couplings(before), problem.couplings(found)
+        if all(torch.equal(_order(now[name]), _order(then[name])) for name in now):
+            return False
+        if recipe.criterion != "mixture" and not is_better(problem.distance(then), problem.distance(now)):
+            return False
+        self._place(parent, found)
+        return True
+
+
+def _order(coupling: Coupling) -> Tensor:
+    assert coupling.permutation is not None
+    return coupling.permutation
+
+
+def _by_orbit(found: Mapping[str, Placement]) -> Placement:
+    return {name: order for placement in found.values() for name, order in placement.items()}
+
+
+def _norm(model: nn.Module) -> float:
+    return sum(float(tensor.detach().double().square().sum()) for tensor in model.parameters())

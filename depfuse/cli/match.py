@@ -1,0 +1,128 @@
+"""`depfuse match`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from depfuse.checkpoint import replacing
+from depfuse.cli.console import Screen
+from depfuse.cli.corridor import STEPS
+from depfuse.cli.inputs import read_inputs, read_template, same_architecture
+from depfuse.cli.options import (
+    AllowFixed,
+    ArchitectureOption,
+    Checkpoints,
+    DataOptions,
+    ReportOption,
+    RunOptions,
+    spread,
+)
+from depfuse.cli.outputs import check_outputs
+from depfuse.data import calibration_loader
+from depfuse.device import resolve_device
+from depfuse.errors import RecipeError
+from depfuse.fuse import fuse
+from depfuse.matched import describe_matching
+from depfuse.recipe import Recipe
+from depfuse.report import describe_environment
+from depfuse.report.matching import MatchReport, ParentMatch, depths_table, groups_table, match_sentence
+from depfuse.report.matching_plot import draw_matchings
+from depfuse.report.plots import plot_kind
+
+
+@spread
+def match(
+    context: typer.Context,
+    parents: Checkpoints,
+    data: DataOptions,
+    recipe: Recipe,
+    options: RunOptions,
+    arch: ArchitectureOption = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option("--group", metavar="NAME", help="Show only this group; may be given again. Default: all groups."),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Draw the matching as a block matrix, costs, and correlations by depth (.png, .pdf or .svg).",
+        ),
+    ] = None,
+    report: ReportOption = None,
+    allow_fixed: AllowFixed = False,
+) -> None:
+    """Match parents, and show what the matching does."""
+    if len(parents) < 2:
+        raise RecipeError("a matching needs at least two parents")
+    recipe.shares(len(parents))
+    recipe.check_numbers(len(parents))
+    kind = None if plot is None else plot_kind(plot)
+    check_outputs({"--report": report, "--plot": plot}, parents)
+    device = resolve_device(options.device)
+    screen = Screen(options.quiet)
+    with screen.working() as work:
+        work.step("reading networks and data")
+        inputs = read_inputs(parents, arch, data, device)
+        architecture = same_architecture(inputs)
+        calibration = calibration_loader(
+            inputs.data, recipe.calibration, batch_size=recipe.batch_size, device=device, seed=recipe.seed
+        )
+        # Only the couplings are looked at; the child need not be fit for anything.
+        result = fuse(
+            inputs.models,
+            recipe.model_copy(update={"refit": "none", "renorm": "none"}),
+            calibration,
+            example=inputs.data.example(device=device),
+            labels=None if inputs.labels is None else inputs.labels.sets,
+            template=read_template(inputs, None, None)[1],
+            allow_fixed=allow_fixed,
+            on_step=lambda step: work.step(STEPS.get(step, step)),
+        )
+        work.step("comparing matched channels")
+        matchings = describe_matching(inputs.models, result.groups, result.couplings, recipe, calibration)
+    known = [found.name for found in next(iter(matchings.values())).groups]
+    for name in group or ():
+        if name not in known:
+            raise RecipeError(f"--group {name!r} is no free group: `depfuse groups` lists them, such as {known[0]}")
+    names = [checkpoint.path.name for checkpoint in inputs.checkpoints]
+    labels = names if len(set(names)) == len(names) else [str(checkpoint.path) for checkpoint in inputs.checkpoints]
+    found = [
+        ParentMatch.of(
+            parent, str(inputs.checkpoints[parent].path), inputs.checkpoints[parent].digest, matching, group or None
+        )
+        for parent, matching in matchings.items()
+    ]
+    document = MatchReport(
+        kept=recipe.kept,
+        kept_path=str(inputs.checkpoints[recipe.kept].path),
+        matchings=found,
+        converged=not result.not_converged,
+        not_converged=list(result.not_converged),
+        seconds={step: result.seconds[step] for step in ("groups", "align", "choose")},
+        recipe=recipe.model_dump(mode="json"),
+        architecture=architecture,
+        data=inputs.data_name,
+        preprocessing=inputs.data.preprocessing.model_dump(mode="json"),
+        environment=describe_environment(device),
+        command=context.obj,
+    )
+    with ExitStack() as complete:
+        if plot is not None and kind is not None:
+            drawn = {labels[parent]: matching for parent, matching in matchings.items()}
+            draw_matchings(drawn, labels[recipe.kept], group or None, complete.enter_context(replacing(plot)), kind)
+        if report is not None:
+            text = document.model_dump_json(indent=2) + "\n"
+            complete.enter_context(replacing(report)).write_text(text, encoding="utf-8")
+    for row in found:
+        if len(found) > 1:
+            screen.say(f"\n{labels[row.parent]}:")
+        screen.show(groups_table(row))
+        screen.say("")
+        screen.show(depths_table(row))
+        screen.say(f"\n{match_sentence(row, labels[row.parent], labels[recipe.kept])}")

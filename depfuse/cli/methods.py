@@ -1,0 +1,64 @@
+"""Several methods of matching, drawn in one plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+from depfuse.errors import RecipeError
+from depfuse.evaluate import PathPoint, barrier
+from depfuse.fuse import FusionResult
+from depfuse.recipe import Criterion, Recipe
+from depfuse.report import MethodPath, PathRow
+
+NAIVE = "naive"
+
+
+def parse_methods(text: str, recipe: Recipe) -> dict[str, Recipe]:
+    """Read `weights,activations:sinkhorn,naive`: the name of each method and its recipe.
+
+    A method is a criterion, with a solver after a colon if it is not the recipe's; everything else is as in the recipe.
+    `naive` may be named, since it is always drawn.
+
+    Raises
+    ------
+    RecipeError
+        A method is unknown, named twice, or none is left beside `naive`.
+    """
+    found: dict[str, Recipe] = {}
+    names = [part.strip() for part in text.split(",")]
+    for name in names:
+        if names.count(name) > 1:
+            raise RecipeError(f"--methods names {name} twice: name each method once")
+        if name == NAIVE:
+            continue
+        criterion, colon, solver = name.partition(":")
+        if criterion not in get_args(Criterion) or (colon and not solver):
+            raise RecipeError(
+                f"--methods {name!r} is not known: give {', '.join(get_args(Criterion))} or {NAIVE}, each with a solver"
+                " after a colon if need be, like weights:frank-wolfe"
+            )
+        settings = {**recipe.model_dump(), "criterion": criterion, "solver": solver or recipe.solver}
+        found[name] = Recipe.create(**settings)
+    if not found:
+        raise RecipeError(f"--methods names no method beside {NAIVE}: add weights or activations")
+    return found
+
+
+def method_path(name: str, result: FusionResult, points: Sequence[PathPoint]) -> MethodPath:
+    """Take the path by one method into a report."""
+    alphas = [point.alpha for point in points]
+    return MethodPath(
+        name=name,
+        path=[PathRow.of(point) for point in points],
+        barrier_loss=barrier(alphas, [point.scores.loss for point in points]),
+        barrier_error=barrier(alphas, [1.0 - point.scores.accuracy for point in points]),
+        seconds=result.seconds["align"] + result.seconds["choose"],
+        recipe=result.recipe.model_dump(mode="json"),
+        not_converged=list(result.not_converged),
+    )
+
+
+def needs_images(methods: Mapping[str, Recipe]) -> bool:
+    """Whether one of the methods looks at calibration images."""
+    return any(recipe.criterion != "weights" for recipe in methods.values())

@@ -1,0 +1,73 @@
+"""Which channel group of one network is which of another of the same architecture and another width."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import replace
+
+from depfuse.errors import RecipeError
+from depfuse.groups.channel_group import ChannelGroup, ChannelGroups
+from depfuse.groups.reasons import TOUCHES_OUTPUT
+
+
+def pair_groups(target: ChannelGroups, source: ChannelGroups) -> ChannelGroups:
+    """The source's groups under the names and in the order of the target's.
+
+    Groups belong together when their slots lie on the same axes of the same tensors with the same roles, whatever the
+    number of channels. A group that is fixed in one of the networks is fixed in both.
+
+    Raises
+    ------
+    RecipeError
+        A group of one network has no counterpart in the other, its channels stand in another number of places, or
+        blocks (of a grouped convolution, attention heads, a GroupNorm) differ in number or size.
+    """
+    waiting: dict[Hashable, list[ChannelGroup]] = {}
+    for group in source:
+        waiting.setdefault(_signature(group), []).append(group)
+    pairs = []
+    for group in target:
+        alike = waiting.get(_signature(group))
+        if not alike:
+            raise RecipeError(
+                f"the channel group {group.name} has no counterpart in the parent of another width: its channels are "
+                "coupled in another way there"
+            )
+        pairs.append((group, alike.pop(0)))
+    if left := [group.name for groups in waiting.values() for group in groups]:
+        raise RecipeError(f"the channel group {left[0]} has no counterpart in the network of the child's width")
+    blocks = {group.inside[0] for groups in (target, source) for group in groups if group.inside is not None}
+    for own, other in pairs:
+        nested = own.inside is not None or {own.name, other.name} & blocks
+        if nested and own.size != other.size and own.fixed is None:
+            raise RecipeError(
+                f"the blocks of {own.name} cannot be brought to another width ({other.size} and {own.size}): groups of "
+                "a convolution or a normalisation and attention heads must be equal in number and size"
+            )
+        if own.size != other.size and TOUCHES_OUTPUT in (own.fixed, other.fixed):
+            raise RecipeError(
+                f"the networks' outputs differ in number ({other.size} and {own.size}): say which labels the outputs "
+                "of each parent stand for, with --classes (labels in Python)"
+            )
+        if own.size != other.size and (own.fixed or other.fixed):
+            raise RecipeError(
+                f"the channels of {own.name} cannot be brought to another width ({other.size} and {own.size}): "
+                f"{own.fixed or other.fixed}"
+            )
+    places = {other.name: own.name for own, other in pairs}
+    return replace(
+        source,
+        groups=tuple(
+            replace(
+                other,
+                name=own.name,
+                fixed=own.fixed or other.fixed,
+                inside=None if other.inside is None else (places[other.inside[0]], other.inside[1]),
+            )
+            for own, other in pairs
+        ),
+    )
+
+
+def _signature(group: ChannelGroup) -> Hashable:
+    return frozenset((slot.key, slot.axis, slot.role) for slot in group.slots)

@@ -1,0 +1,178 @@
+"""What `depfuse match` found: its fields, its tables, and one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from rich.table import Table
+
+from depfuse.matched import MatchedGroup, MatchedTap, Matching
+from depfuse.report.schema import Environment
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class GroupMatch(_Part):
+    """One group: costs and correlations are means over channels.
+
+    `source` says for each channel which of the other parent's goes there; None where the matching is soft.
+    """
+
+    name: str
+    channels: int
+    moved: int
+    activation_cost_before: float | None
+    activation_cost_after: float | None
+    weight_cost_before: float
+    weight_cost_after: float
+    correlation_before: float | None
+    correlation_after: float | None
+    source: list[int] | None
+
+    @classmethod
+    def of(cls, group: MatchedGroup) -> GroupMatch:
+        """Take the same numbers into a report."""
+        costs = group.activation_cost or (None, None)
+        correlations = group.correlation or (None, None)
+        hard = bool((group.matrix.max(1).values == 1.0).all())
+        return cls(
+            name=group.name,
+            channels=group.channels,
+            moved=group.moved,
+            activation_cost_before=costs[0],
+            activation_cost_after=costs[1],
+            weight_cost_before=group.weight_cost[0],
+            weight_cost_after=group.weight_cost[1],
+            correlation_before=correlations[0],
+            correlation_after=correlations[1],
+            source=group.matrix.argmax(1).tolist() if hard else None,
+        )
+
+
+class DepthMatch(_Part):
+    """Correlation of matched channels at one place of the network, over channels: mean, 10th and 90th percentile."""
+
+    depth: int
+    module: str
+    group: str
+    before: float
+    after: float
+    after_low: float
+    after_high: float
+
+    @classmethod
+    def of(cls, depth: int, tap: MatchedTap) -> DepthMatch:
+        """Take the same numbers into a report."""
+        low, high = torch.quantile(tap.after, torch.tensor([0.1, 0.9], dtype=tap.after.dtype)).tolist()
+        return cls(
+            depth=depth,
+            module=tap.module,
+            group=tap.group,
+            before=float(tap.before.mean()),
+            after=float(tap.after.mean()),
+            after_low=low,
+            after_high=high,
+        )
+
+
+class ParentMatch(_Part):
+    """One parent's matching to the parent whose channel order is kept."""
+
+    parent: int
+    path: str
+    digest: str
+    groups: list[GroupMatch]
+    depths: list[DepthMatch]
+
+    @classmethod
+    def of(cls, parent: int, path: str, digest: str, matching: Matching, names: Sequence[str] | None) -> ParentMatch:
+        """Take a matching into a report; of some groups only where they are named."""
+        return cls(
+            parent=parent,
+            path=path,
+            digest=digest,
+            groups=[GroupMatch.of(group) for group in matching.groups if names is None or group.name in names],
+            depths=[
+                DepthMatch.of(depth, tap)
+                for depth, tap in enumerate(matching.taps)
+                if names is None or tap.group in names
+            ],
+        )
+
+
+class MatchReport(_Part):
+    """What `depfuse match` found."""
+
+    kept: int
+    kept_path: str
+    matchings: list[ParentMatch]
+    converged: bool
+    not_converged: list[str]
+    seconds: dict[str, float]
+    recipe: dict[str, Any]
+    architecture: str
+    data: str
+    preprocessing: dict[str, Any]
+    environment: Environment
+    command: list[str]
+
+
+def groups_table(match: ParentMatch) -> Table:
+    """One row per group: costs and correlations before and after matching."""
+    table = _table("group", "channels", "moved", "activation cost", "weight distance", "correlation")
+    for group in match.groups:
+        table.add_row(
+            group.name,
+            str(group.channels),
+            str(group.moved),
+            _change(group.activation_cost_before, group.activation_cost_after),
+            _change(group.weight_cost_before, group.weight_cost_after),
+            _change(group.correlation_before, group.correlation_after),
+        )
+    return table
+
+
+def depths_table(match: ParentMatch) -> Table:
+    """One row per place in the network: the correlation of matched channels there."""
+    table = _table("depth", "module", "group", "correlation before", "after", "10 % to 90 %")
+    for row in match.depths:
+        table.add_row(
+            str(row.depth),
+            row.module,
+            row.group,
+            f"{row.before:.3f}",
+            f"{row.after:.3f}",
+            f"{row.after_low:.3f} to {row.after_high:.3f}",
+        )
+    return table
+
+
+def match_sentence(match: ParentMatch, name: str, kept: str) -> str:
+    """Say how much matching changed."""
+    channels = sum(group.channels for group in match.groups)
+    moved = sum(group.moved for group in match.groups)
+    sentence = f"Of {channels} channels of {name}, {moved} go to another place in {kept}"
+    rows = match.depths
+    if rows:
+        before, after = (sum(values) / len(rows) for values in ([r.before for r in rows], [r.after for r in rows]))
+        sentence += f"; the mean correlation over all depths rises from {before:.3f} to {after:.3f}"
+        if after < before:
+            sentence = sentence.replace("rises", "falls")
+    return f"{sentence}."
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        left = number == 0 or column in ("module", "group")
+        table.add_column(column, justify="left" if left else "right", overflow="fold", no_wrap=not left)
+    return table
+
+
+def _change(before: float | None, after: float | None) -> str:
+    return "-" if before is None or after is None else f"{before:.4g} → {after:.4g}"
