@@ -16,8 +16,8 @@ from torch import Tensor
 from depfuse.align.affinity import Candidates
 from depfuse.align.edges import Edges
 from depfuse.align.solvers.frank_wolfe import TOLERANCE
-from depfuse.align.solvers.ipfp import as_candidates
 from depfuse.align.solvers.rounding import assign
+from depfuse.align.solvers.start import as_candidates
 
 
 class LikenessTogether:
