@@ -17,8 +17,9 @@ from depfuse.merge import average
 from depfuse.renorm import renormalise
 from depfuse.running import evaluating
 
-RENORM_IMAGES = 500
-JUDGED_IMAGES = 500
+RENORM_IMAGES = 1000
+JUDGED_IMAGES = 1000
+SCALES = tuple(2.0 ** (step / 2) for step in range(-4, 7))
 
 
 class Disagreement:
@@ -28,7 +29,8 @@ class Disagreement:
 
     The figure is the cross-entropy (nats) of the child's class probabilities under the mean of its parents',
     averaged over the first `JUDGED_IMAGES` calibration images; the child's BatchNorm statistics come from the
-    first `RENORM_IMAGES`. No label is read.
+    first `RENORM_IMAGES`. No label is read. The child's scores are multiplied by the one of `SCALES` with which it is
+    least: averaged networks give scores that are too small, some more than others, and no decision depends on that.
 
     Attributes
     ----------
@@ -80,11 +82,11 @@ class Disagreement:
         child = average(models, self._groups, couplings, shares, labels, self._template)
         renormalise(child, self._renorm, self._calibration.first(RENORM_IMAGES))
         batches = zip(*(self._outputs[member] for member in members), strict=True)
-        losses = [
-            -(self._joint(theirs, shares, labels) * child_own.softmax(1).clamp_min(1e-30).log()).sum(1)
-            for theirs, child_own in zip(batches, self._of(child), strict=True)
-        ]
-        loss = float(torch.cat(losses).mean())
+        wanted = torch.cat([self._joint(theirs, shares, labels) for theirs in batches])
+        scores = torch.cat(list(self._of(child)))
+        loss = min(
+            float(-(wanted * (scale * scores).softmax(1).clamp_min(1e-30).log()).sum(1).mean()) for scale in SCALES
+        )
         self.seconds += time.perf_counter() - started
         return loss if loss == loss else float("inf")
 

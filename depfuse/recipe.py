@@ -22,6 +22,7 @@ else:
     Start = Literal[("none", "identity", "activations", *(name for name in SOLVERS if name not in SOFT))]
 Distance = Literal["best", "cosine", "pearson", "cosine-pearson", "scaled", "euclidean"]
 TapPosition = Literal["after", "before", "both"]
+Choose = Literal["whole", "groups"]
 Masses = Literal["best", "whole", "equal", "free"]
 Renorm = Literal["auto", "none", "reset"]
 Refit = Literal["none", "ridge", "regmean", "least-squares"]
@@ -46,6 +47,11 @@ class Recipe(BaseModel):
     )
     taps: TapPosition = Field(default="after", description="activations before or after the non-linearity, or both")
     mixture: float = Field(default=0.5, ge=0.0, le=1.0, description="share of the activation cost in a mixture")
+    choose: Choose = Field(
+        default="whole",
+        description="where several matchings were found, take the one whose child agrees best with the parents' "
+        "ensemble, or for each group the one with which it does: closer, and minutes slower",
+    )
     regularisation: float = Field(default=0.01, gt=0.0, description="Sinkhorn's, relative to the cost's scale")
     strictness: float = Field(
         default=3.0, gt=0.0, description="how strictly unbalanced transport keeps masses, relative to the cost's scale"
@@ -136,6 +142,8 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _matched_in_one_way(self) -> Recipe:
+        if self.universe and self.choose == "groups":
+            raise ValueError("a universe is chosen as a whole: leave out --universe, or --choose groups")
         if self.universe and self.reference is not None:
             raise ValueError(
                 f"a universe has no reference: leave out --universe or --reference {self.reference}; "

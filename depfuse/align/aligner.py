@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import torch
 from torch import nn
 
+from depfuse.align.choice import choose, choose_by_group
 from depfuse.align.coupling import Coupling, Couplings, compose, invert
 from depfuse.align.judge import Judge
 from depfuse.align.moments import Moments, collect_moments
@@ -76,13 +76,16 @@ def align(
     couplings: list[Couplings] = [{group.name: Coupling.identity(group.size) for group in groups.free} for _ in models]
     for number, found in zip(others, moments, strict=True):
         problem = MatchingProblem(groups, (models[reference], models[number]), recipe, found, calibration)
-        candidates = _distinct(solver.solve(problem))
-        if len(candidates) == 1 or (judge is None and recipe.criterion == "activations"):
-            couplings[number] = candidates[0]
+        candidates = solver.solve(problem)
+        if judge is not None and recipe.choose == "groups":
+            together = [[g.name for orbit in root.walk() for g in orbit.groups] for root in problem.roots]
+            couplings[number] = choose_by_group(candidates, together, partial(judge, number))
         elif judge is not None:
-            couplings[number] = min(candidates, key=partial(judge, number))
+            couplings[number] = choose(candidates, partial(judge, number))
         else:
-            couplings[number] = min(candidates, key=problem.distance)
+            couplings[number] = (
+                candidates[0] if recipe.criterion == "activations" else choose(candidates, problem.distance)
+            )
     return couplings if recipe.kept == reference else _in_order_of(groups, couplings, recipe.kept)
 
 
@@ -94,18 +97,3 @@ def _in_order_of(groups: ChannelGroups, couplings: Sequence[Couplings], parent: 
         )
     back = invert(groups, couplings[parent])
     return [compose(groups, found, back) for found in couplings]
-
-
-def _distinct(candidates: Sequence[Couplings]) -> list[Couplings]:
-    """Candidates that differ, in their order."""
-    found: list[Couplings] = []
-    for candidate in candidates:
-        if not any(all(_equal(candidate[name], known[name]) for name in known) for known in found):
-            found.append(candidate)
-    return found
-
-
-def _equal(first: Coupling, second: Coupling) -> bool:
-    if first.permutation is not None and second.permutation is not None:
-        return torch.equal(first.permutation, second.permutation)
-    return first.plan is second.plan

@@ -1,0 +1,66 @@
+"""Choosing between several solutions of one matching problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+import torch
+
+from depfuse.align.coupling import Coupling, Couplings
+
+MAX_ROUNDS = 5
+
+
+def choose(candidates: Sequence[Couplings], judge: Callable[[Couplings], float]) -> Couplings:
+    """The candidate that is judged least."""
+    different = _distinct(candidates)
+    return different[0] if len(different) == 1 else min(different, key=judge)
+
+
+def choose_by_group(
+    candidates: Sequence[Couplings], together: Sequence[Collection[str]], judge: Callable[[Couplings], float]
+) -> Couplings:
+    """Couplings of which each group's comes from the candidate with which the whole is judged least.
+
+    From the best candidate on, one set of groups after the other takes what lowers the figure most, until a round
+    over all of them changes nothing: coordinate descent with a few choices for each coordinate.
+
+    Parameters
+    ----------
+    candidates
+        One or more.
+    together
+        Sets of group names that take theirs from one candidate: blocks and what is inside them.
+    judge
+        The less, the better.
+    """
+    different = _distinct(candidates)
+    losses = [judge(candidate) for candidate in different]
+    least = min(losses)
+    best = dict(different[losses.index(least)])
+    for _ in range(MAX_ROUNDS):
+        before = least
+        for names in together:
+            kept = {name: best[name] for name in names}
+            for other in _distinct([kept, *({name: own[name] for name in names} for own in different)])[1:]:
+                loss = judge({**best, **other})
+                if loss < least:
+                    best, least = {**best, **other}, loss
+        if least == before:
+            break
+    return best
+
+
+def _distinct(candidates: Sequence[Couplings]) -> list[Couplings]:
+    """Candidates that differ, in their order."""
+    found: list[Couplings] = []
+    for candidate in candidates:
+        if not any(all(_equal(candidate[name], known[name]) for name in known) for known in found):
+            found.append(candidate)
+    return found
+
+
+def _equal(first: Coupling, second: Coupling) -> bool:
+    if first.permutation is not None and second.permutation is not None:
+        return torch.equal(first.permutation, second.permutation)
+    return first.plan is second.plan
