@@ -19,7 +19,7 @@ from depfuse.running import evaluating
 
 RENORM_IMAGES = 1000
 JUDGED_IMAGES = 1000
-SCALES = tuple(2.0 ** (step / 2) for step in range(-4, 7))
+SCALES = tuple(2.0 ** (step / 2) for step in range(-6, 7))
 
 
 class Disagreement:
