@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -79,8 +80,8 @@ def test_a_child_chosen_by_group_agrees_at_least_as_well():
 
 def test_a_judge_does_not_look_at_the_scale_of_scores():
     parents, images = parents_and_images()
-    for parent in parents:
-        torch.nn.init.normal_(parent.linear.weight, std=0.5)
+    torch.nn.init.normal_(parents[0].linear.weight, std=0.5)
+    parents[1] = copy.deepcopy(parents[0])
     groups = prove_groups(parents[0], find_groups(parents[0], torch.rand(1, 1, 8, 8)), torch.rand(1, 1, 8, 8))
     identity = {group.name: Coupling.identity(group.size) for group in groups.free}
     judge = Disagreement(parents, groups, "reset", images)
