@@ -84,7 +84,7 @@ def test_a_judge_does_not_look_at_the_scale_of_scores():
     parents[1] = copy.deepcopy(parents[0])
     groups = prove_groups(parents[0], find_groups(parents[0], torch.rand(1, 1, 8, 8)), torch.rand(1, 1, 8, 8))
     identity = {group.name: Coupling.identity(group.size) for group in groups.free}
-    judge = Disagreement(parents, groups, "reset", images)
+    judge = Disagreement(parents, groups, "none", images)
     before = judge(1, identity)
     with torch.no_grad():
         for parent in parents:
