@@ -10,23 +10,30 @@ from depfuse.groups.pairing import pair_groups
 
 
 def doubled(narrow: nn.Module, wide: nn.Module, example: torch.Tensor, seed: int) -> nn.Module:
-    """Give `wide` the function of `narrow`: its first channels are the narrow one's, the others are copies."""
+    """Give `wide` the function of `narrow`: its channels are the narrow one's and copies of them, in any order."""
     generator = torch.Generator().manual_seed(seed)
     own = find_groups(wide, example)
     theirs = pair_groups(own, find_groups(narrow, example))
-    state = dict(narrow.state_dict())
+    state, shapes = dict(narrow.state_dict()), {key: tensor.shape for key, tensor in wide.state_dict().items()}
+    origins = {}
     for group in own.free:
         size = theirs[group.name].size
         extra = torch.randint(size, (group.size - size,), generator=generator)
-        origin = torch.cat([torch.arange(size), extra])[torch.randperm(group.size, generator=generator)]
-        copies = torch.bincount(origin, minlength=size)
-        for slot in theirs[group.name].slots:
-            order = slot.index[origin].reshape(-1)
-            taken = state[slot.key].index_select(slot.axis, order)
-            if slot.role == "consumes":
-                shape = [1] * taken.dim()
-                shape[slot.axis] = -1
-                taken = taken / copies[origin].repeat_interleave(slot.index.shape[1]).reshape(shape)
-            state[slot.key] = taken
+        origins[group.name] = torch.cat([torch.arange(size), extra])[torch.randperm(group.size, generator=generator)]
+    for key, axis in {(slot.key, slot.axis): None for group in own.free for slot in group.slots}:
+        old = state[key].movedim(axis, 0)
+        new = torch.full((shapes[key][axis], *old.shape[1:]), float("nan"))
+        for group in own.free:
+            origin = origins[group.name]
+            copies = torch.bincount(origin)
+            places = [
+                [slot for slot in side.slots if (slot.key, slot.axis) == (key, axis)]
+                for side in (group, theirs[group.name])
+            ]
+            for slot, other in zip(*places, strict=True):
+                for channel, source in enumerate(origin.tolist()):
+                    share = copies[source] if slot.role == "consumes" else 1
+                    new[slot.index[channel]] = old[other.index[source]] / share
+        state[key] = new.movedim(0, axis)
     wide.load_state_dict(state)
     return wide.eval()

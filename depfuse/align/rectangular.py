@@ -8,7 +8,7 @@ output, the new channels that come from it give together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ def brought(
     couplings: Couplings,
     state: State,
     shapes: Mapping[str, Sequence[int]],
+    unmatched: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """State dict of the source with its channels brought to the target's number and order.
 
@@ -51,12 +52,15 @@ def brought(
         The source's.
     shapes
         State-dict key -> shape of the target's tensor.
+    unmatched
+        Names of groups that have no coupling yet: axes on which they lie stay as they are.
 
     Raises
     ------
     RecipeError
         Positions of an axis that no group carries are not equally many in both.
     """
+    left = {(slot.key, slot.axis) for name in unmatched for slot in target[name].slots}
     carried: dict[tuple[str, int], list[tuple[Slot, Slot, Coupling]]] = {}
     for group in target.free:
         if group.name in couplings:
@@ -68,6 +72,8 @@ def brought(
                 carried.setdefault((slot.key, slot.axis), []).append((slot, other, couplings[group.name]))
     result = dict(state)
     for (key, axis), entries in carried.items():
+        if (key, axis) in left:
+            continue
         result[key] = _along(result[key], key, axis, shapes[key][axis], entries)
     return result
 

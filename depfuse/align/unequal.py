@@ -132,7 +132,8 @@ class UnequalProblem:
 
         What a channel gives is shared out where it is brought to more channels: it is compared so.
         """
-        state = brought(*self.groups, others, self.source, self.shapes)
+        unmatched = [root.name for root, _ in self.roots if root.name not in others]
+        state = brought(*self.groups, others, self.source, self.shapes, unmatched)
         total = torch.zeros(roots[0].size, roots[1].size, dtype=torch.float64)
         ratio = roots[1].size / roots[0].size
         for own, their in self._parts(roots):
