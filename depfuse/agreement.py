@@ -17,8 +17,8 @@ from depfuse.merge import average
 from depfuse.renorm import renormalise
 from depfuse.running import evaluating
 
-RENORM_IMAGES = 1000
-JUDGED_IMAGES = 1000
+RENORM_IMAGES = 500
+JUDGED_IMAGES = 500
 SCALES = tuple(2.0 ** (step / 2) for step in range(-6, 7))
 
 

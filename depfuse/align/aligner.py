@@ -10,7 +10,7 @@ from torch import nn
 from depfuse.align.choice import choose, choose_by_group
 from depfuse.align.coupling import Coupling, Couplings, compose, invert
 from depfuse.align.judge import Judge
-from depfuse.align.moments import Moments, collect_moments
+from depfuse.align.moments import Moments, TapChoice, collect_moments
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solvers import load_solver
 from depfuse.align.universe import align_through_universe
@@ -69,14 +69,17 @@ def align(
         return align_through_universe(models, groups, recipe, calibration, judge)
     reference = recipe.reference or 0
     others = [number for number in range(len(models)) if number != reference]
-    moments: list[dict[str, list[Moments]]] = [{} for _ in others]
+    variants = _variants(recipe)
+    moments: dict[TapChoice, list[dict[str, list[Moments]]]] = {own.taps: [{} for _ in others] for own in variants}
     if calibration is not None and (recipe.criterion != "weights" or recipe.start == "activations"):
         ordered = [models[number] for number in (reference, *others)]
-        moments = collect_moments(ordered, groups, calibration, recipe.taps)
+        moments = {taps: collect_moments(ordered, groups, calibration, taps) for taps in moments}
     couplings: list[Couplings] = [{group.name: Coupling.identity(group.size) for group in groups.free} for _ in models]
-    for number, found in zip(others, moments, strict=True):
-        problem = MatchingProblem(groups, (models[reference], models[number]), recipe, found, calibration)
-        candidates = solver.solve(problem)
+    for place, number in enumerate(others):
+        pair = models[reference], models[number]
+        problems = [MatchingProblem(groups, pair, own, moments[own.taps][place], calibration) for own in variants]
+        candidates = [found for own in problems for found in load_solver(own.recipe.solver).solve(own)]
+        problem = problems[0]
         if judge is not None and recipe.choose == "groups":
             together = [[g.name for orbit in root.walk() for g in orbit.groups] for root in problem.roots]
             couplings[number] = choose_by_group(candidates, together, partial(judge, number))
@@ -87,6 +90,28 @@ def align(
                 candidates[0] if recipe.criterion == "activations" else choose(candidates, problem.distance)
             )
     return couplings if recipe.kept == reference else _in_order_of(groups, couplings, recipe.kept)
+
+
+def _variants(recipe: Recipe) -> list[Recipe]:
+    """The recipe, and for a choice by group of matchings by activations, what else may serve a group better."""
+    if recipe.choose != "groups" or recipe.criterion != "activations":
+        return [recipe]
+    other = recipe.model_copy(update={"taps": "after" if recipe.taps == "both" else "both"})
+    mixtures = [
+        recipe.model_copy(
+            update={
+                "criterion": "mixture",
+                "solver": "coordinate-descent",
+                "start": "none",
+                "distance": distance,
+                "mixture": share,
+                "restarts": 1,
+            }
+        )
+        for distance in ("pearson", "scaled")
+        for share in (0.2, 0.5, 0.8)
+    ]
+    return [recipe, other, *mixtures]
 
 
 def _in_order_of(groups: ChannelGroups, couplings: Sequence[Couplings], parent: int) -> list[Couplings]:
