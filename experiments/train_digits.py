@@ -47,9 +47,9 @@ def train_skewed(
     return _trained(part, architecture, settings, seeds, labels=SKEWS[which])
 
 
-def train_same(data: DataSet, seed: int) -> tuple[nn.Module, Card]:
+def train_same(data: DataSet, seed: int, architecture: str = ARCHITECTURE) -> tuple[nn.Module, Card]:
     """A parent that saw all training images."""
-    return _trained(data, ARCHITECTURE, {}, {"train": seed})
+    return _trained(data, architecture, {}, {"train": seed})
 
 
 def _trained(

@@ -79,16 +79,15 @@ def align(
         pair = models[reference], models[number]
         problems = [MatchingProblem(groups, pair, own, moments[own.taps][place], calibration) for own in variants]
         candidates = [found for own in problems for found in load_solver(own.recipe.solver).solve(own)]
-        problem = problems[0]
-        if judge is not None and recipe.choose == "groups":
-            together = [[g.name for orbit in root.walk() for g in orbit.groups] for root in problem.roots]
-            couplings[number] = choose_by_group(candidates, together, partial(judge, number))
-        elif judge is not None:
-            couplings[number] = choose(candidates, partial(judge, number))
+        if judge is None and recipe.criterion == "activations":
+            couplings[number] = candidates[0]
+            continue
+        figure = problems[0].distance if judge is None else partial(judge, number)
+        if recipe.choose == "groups":
+            together = [[g.name for orbit in root.walk() for g in orbit.groups] for root in problems[0].roots]
+            couplings[number] = choose_by_group(candidates, together, figure)
         else:
-            couplings[number] = (
-                candidates[0] if recipe.criterion == "activations" else choose(candidates, problem.distance)
-            )
+            couplings[number] = choose(candidates, figure)
     return couplings if recipe.kept == reference else _in_order_of(groups, couplings, recipe.kept)
 
 

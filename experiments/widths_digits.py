@@ -1,0 +1,80 @@
+"""Fusing digits parents of unequal widths: a 1.5-wide and a 1-wide residual network, to either width.
+
+    python experiments/widths_digits.py [--pairs 5] [--first-seed 0] [--held-out]
+
+Trains each pair with the trainer's own settings on all training images, parent and pair numbers being the seeds, and
+prints for the 500 test images, in per cent: the parents, the naive average (the first channels on the first) with
+BatchNorm reset, and the child at equal weights to the width of either parent, by default and by other transports.
+
+With `--held-out` no test image is looked at: training is on four fifths of the training images, the rest is the judge.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+import pandas as pd
+import torch
+from skewed_digits import FIRST_HELD_OUT_SEED, FOLDS, fold
+from torch import nn
+from train_digits import train_same
+
+from depfuse import Recipe, fuse
+from depfuse.data import DataSet, Loader, calibration_loader, load_data
+from depfuse.evaluate import evaluate
+from depfuse.fuse import naive_average
+from depfuse.renorm import renormalise
+
+WIDTHS = (1.5, 1.0)
+RECIPES = {
+    "emd": Recipe(),
+    "sinkhorn": Recipe(solver="sinkhorn", regularisation=0.1),
+    "unbalanced": Recipe(solver="unbalanced"),
+    "weights": Recipe(criterion="weights"),
+}
+
+
+def pairs(count: int, first_seed: int, *, held_out: bool) -> Iterator[tuple[DataSet, list[nn.Module]]]:
+    data = load_data("digits")
+    for pair in range(count):
+        seed = first_seed + 2 * pair + (FIRST_HELD_OUT_SEED if held_out else 0)
+        part = fold(data, pair % FOLDS) if held_out else data
+        yield part, [train_same(part, seed + n, f"digits_resnet(width={w})")[0] for n, w in enumerate(WIDTHS)]
+
+
+def measure(data: DataSet, parents: list[nn.Module]) -> dict[str, float]:
+    calibration = calibration_loader(data, 2000)  # all of them: there are fewer
+    judged = Loader(data.test, data.preprocessing, batch_size=500)
+    row = {f"parent {w}": evaluate(p, judged).accuracy for w, p in zip(WIDTHS, parents, strict=True)}
+    for number, width in enumerate(WIDTHS, start=1):
+        for name, recipe in RECIPES.items():
+            result = fuse(parents, recipe.model_copy(update={"width_of": number}), calibration)
+            if name == "emd":
+                naive = naive_average(result.unmatched, (0.5, 0.5), result.groups)
+                renormalise(naive, "reset", calibration)
+                row[f"to {width}: naive"] = evaluate(naive, judged).accuracy
+            row[f"to {width}: {name}"] = evaluate(result.child, judged).accuracy
+    return {name: 100 * value for name, value in row.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--held-out", action="store_true", help="judge on training images that nothing has seen")
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # the order of additions depends on the number of threads
+    rows = []
+    for data, parents in pairs(options.pairs, options.first_seed, held_out=options.held_out):
+        rows.append(measure(data, parents))
+        if len(rows) == 1:
+            print("| pair | " + " | ".join(rows[0]) + " |")
+            print("| --- " * (len(rows[0]) + 1) + "|")
+        print(f"| {len(rows)} | " + " | ".join(f"{value:.1f}" for value in rows[-1].values()) + " |", flush=True)
+    mean = pd.DataFrame(rows).mean()
+    print("| mean | " + " | ".join(f"{value:.1f}" for value in mean) + " |")
+
+
+if __name__ == "__main__":
+    main()
