@@ -98,6 +98,7 @@ class Widths:
         for number in range(len(models)):
             if not self.fits(number):
                 self._check_reached(number)
+                self._check_refit(number)
 
     def fits(self, number: int) -> bool:
         """Whether a parent has the child's width."""
@@ -188,6 +189,15 @@ class Widths:
     def _plain(self, number: int) -> Couplings:
         own = self.of_parents[number]
         return {group.name: in_order(group.size, own[group.name].size) for group in self._matchable()}
+
+    def _check_refit(self, number: int) -> None:
+        """Raise `RecipeError` where a parent that a refit is to follow would lose channels first."""
+        wider = any(self.of_parents[number][group.name].size > group.size for group in self.groups.free)
+        if wider and self.recipe.refit != "none":
+            raise RecipeError(
+                f"parent {number + 1} is wider than the child, and would be narrowed before refit {self.recipe.refit}: "
+                "leave out --refit, or let the child be as wide as the widest parent"
+            )
 
     def _check_reached(self, number: int) -> None:
         """Raise `RecipeError` where a tensor would not take the child's shape."""

@@ -265,6 +265,7 @@ def test_blocks_of_one_size_stay_and_others_are_refused():
 @pytest.mark.parametrize(
     ("settings_", "template", "words"),
     [
+        ({"width_of": 1, "refit": "ridge"}, None, "parent 2 is wider than the child"),
         ({"width_of": 3}, None, "width_of 3 names no parent"),
         ({"width_of": 1}, 1.0, "given twice"),
         ({"universe": True}, None, "unequal widths"),
@@ -276,6 +277,18 @@ def test_contradictions(settings_, template, words):
     parents = [digits(0.5), digits(0.75)]
     with pytest.raises(RecipeError, match=words):
         fuse(parents, Recipe(**settings_), images(4), template=template and digits(template))
+
+
+def test_a_refit_follows_parents_that_were_widened():
+    parents = [lively(digits(width, seed)) for seed, width in enumerate((0.5, 0.75))]
+    batch = next(iter(images()))[0]
+    errors = []
+    with torch.no_grad():
+        ensemble = torch.stack([parent(batch) for parent in parents]).mean(0)
+        for refit in ("none", "ridge"):
+            child = fuse(parents, Recipe(refit=refit), images()).child
+            errors.append(float((child(batch) - ensemble).square().mean()))
+    assert errors[1] < 0.5 * errors[0]
 
 
 def test_another_depth_is_another_architecture():
