@@ -47,6 +47,8 @@ PAIRS_OF_RUN8 = ("resnet20-8-1-8-2", "resnet20-8-1-8-3", "resnet20-8-2-8-3")
 MIXTURE = {"criterion": "mixture", "mixture": 0.7}
 SETTINGS: dict[str, dict[str, Any]] = {
     "emd, activations": {"criterion": "activations", "solver": "emd"},
+    "emd, chosen by group": {"criterion": "activations", "solver": "emd", "choose": "groups"},
+    "sinkhorn 0.1, activations": {"criterion": "activations", "solver": "sinkhorn", "regularisation": 0.1},
     **{
         f"{solver}, weights": {"criterion": "weights", "solver": solver}
         for solver in (
