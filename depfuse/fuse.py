@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from depfuse.agreement import Disagreement
 from depfuse.align import Coupling, Couplings, align
 from depfuse.data.loader import Loader
+from depfuse.distil import Ensemble, Further
 from depfuse.errors import DepfuseWarning, GroupError, RecipeError
 from depfuse.groups import ChannelGroups, explain, find_groups, not_followed, prove_groups
 from depfuse.label_sets import LabelSets
@@ -43,7 +44,7 @@ class FusionResult:
         The settings used.
     seconds
         Wall-clock seconds of `groups` (finding and proving), `align`, `choose` (between several alignments), `merge`,
-        `refit` where it was asked for, and `renorm`.
+        `refit` where it was asked for, `renorm`, and `distil` and `finetune` where they were.
     parents
         The parents, each at the child's width.
     labels
@@ -77,7 +78,7 @@ class FusionResult:
         return self.recipe.kept if self.widths is None else self.widths.reference
 
     def at(self, shares: Sequence[float]) -> nn.Module:
-        """Another child of the same couplings with other shares (one per parent, summing to one)."""
+        """Another child of the same couplings with other shares (one per parent, summing to one), not trained on."""
         shares = self.recipe.model_copy(update={"weights": tuple(shares)}).shares(len(self.parents))
         child = average(self.parents, self.groups, self.couplings, shares, self.labels, self.template)
         self._refit(child, shares)
@@ -114,12 +115,14 @@ def fuse(
     labels: Sequence[Sequence[int]] | None = None,
     template: nn.Module | None = None,
     allow_fixed: bool = True,
+    further: Further | None = None,
     on_step: OnStep | None = None,
 ) -> FusionResult:
     """Fuse parents of one architecture into a child.
 
     Groups are found and proved on parent 0, every other parent is aligned to it, the aligned weights are averaged and
-    the child's BatchNorm statistics recomputed. The parents are left as they were.
+    the child's BatchNorm statistics recomputed; then it is trained on, where the recipe says so. The parents are left
+    as they were.
 
     Where their widths differ, those of another width than the child's are first brought to it, each matched to a parent
     of the child's width (`Widths`).
@@ -145,6 +148,8 @@ def fuse(
     allow_fixed
         Where a part of the network could not be followed or proved (see `not_followed`), leave its channels where they
         are, warn, and fuse the rest; raise where False.
+    further
+        The training images, where the recipe says to distil or to fine-tune.
     on_step
         Called with the name of each step as it begins.
 
@@ -163,6 +168,10 @@ def fuse(
     shares = recipe.shares(len(models))
     if recipe.refit != "none" and calibration is None:
         raise RecipeError(f"refit {recipe.refit} needs calibration images: give at least 2, better 2000")
+    trains = recipe.distil > 0 or recipe.finetune > 0
+    if trains and further is None:
+        raise RecipeError("distil and finetune need the training images: give further=Further(data, recipe)")
+    given_models = models
     unequal = sets is None and any(shapes_of(m) != shapes_of(models[0]) for m in (*models, template or models[0]))
     if unequal and (recipe.universe or recipe.reference is not None or recipe.order is not None):
         raise RecipeError(
@@ -232,6 +241,10 @@ def fuse(
             result._refit(child, shares)
     with step("renorm"):
         renormalise(child, recipe.renorm_after, calibration)
+    if trains and further is not None:
+        if on_step is not None:
+            on_step("train")
+        seconds |= further.train(child, Ensemble(given_models, shares, sets), "child")
     return result
 
 

@@ -117,6 +117,13 @@ class Recipe(BaseModel):
         default="auto",
         description="auto: reset where the network has BatchNorm, none elsewhere and after refit ridge, which sets it",
     )
+    distil: int = Field(
+        default=0, ge=0, description="afterwards, epochs of training towards the parents' ensemble, without labels"
+    )
+    finetune: int = Field(default=0, ge=0, description="at last, epochs of training on the labels")
+    learning_rate: float = Field(
+        default=0.05, gt=0.0, description="of distil and finetune, at the end of their warm-up"
+    )
     calibration: int = Field(
         default=2000, ge=0, description="number of calibration images, drawn from the training set"
     )

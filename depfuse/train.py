@@ -7,9 +7,9 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -99,8 +99,9 @@ class TrainRecipe(BaseModel):
 class EpochReport:
     """Where a training stands: `epoch` of `epochs` are done.
 
-    `loss` and `accuracy` are means over the epoch's training batches, `learning_rate` is that of the
-    last step, and `seconds` is what the epoch took.
+    `loss` and `accuracy` are means over the epoch's training batches (with a teacher, `accuracy` is how often the
+    network chooses its class), `learning_rate` is that of the last step, `seconds` is what the epoch took, and
+    `total_seconds` what all did so far.
     """
 
     epoch: int
@@ -109,6 +110,21 @@ class EpochReport:
     accuracy: float
     learning_rate: float
     seconds: float
+    total_seconds: float
+
+
+Progress = Callable[[EpochReport], None]
+
+
+class Teacher(Protocol):
+    """What a network learns instead of labels."""
+
+    @property
+    def digest(self) -> str:
+        """Tells one teacher from another."""
+
+    def __call__(self, images: Tensor, /) -> Tensor:
+        """Class probabilities (N, C) of images, without gradients."""
 
 
 def train(
@@ -118,10 +134,44 @@ def train(
     *,
     device: torch.device | str = "cpu",
     resume_path: str | Path | None = None,
-    progress: Callable[[EpochReport], None] | None = None,
+    progress: Progress | None = None,
     save_seconds: float = 30.0,
 ) -> dict[str, float]:
     """Train a network in place, from the weights it has, and say what it reached.
+
+    See `fit`, which it is, followed by an evaluation.
+
+    Returns
+    -------
+    dict
+        ``accuracy`` (fraction) and ``loss`` (nats) on the test images, ``train_accuracy`` and
+        ``train_loss`` of the last epoch, ``seconds`` of training.
+    """
+    last = fit(
+        model, data, recipe, device=device, resume_path=resume_path, progress=progress, save_seconds=save_seconds
+    )
+    scores = evaluate(model, Loader(data.test, data.preprocessing, batch_size=500, device=torch.device(device)))
+    return {
+        "accuracy": scores.accuracy,
+        "loss": scores.loss,
+        "train_accuracy": last.accuracy,
+        "train_loss": last.loss,
+        "seconds": last.total_seconds,
+    }
+
+
+def fit(
+    model: nn.Module,
+    data: DataSet,
+    recipe: TrainRecipe,
+    *,
+    teacher: Teacher | None = None,
+    device: torch.device | str = "cpu",
+    resume_path: str | Path | None = None,
+    progress: Progress | None = None,
+    save_seconds: float = 30.0,
+) -> EpochReport:
+    """Train a network in place, from the weights it has, on labels or on what a teacher says.
 
     The same weights, data and recipe give the same result on the same machine with the same number
     of threads; on the CPU bit for bit, also when the training was cut off and resumed in between.
@@ -131,9 +181,11 @@ def train(
     model
         The network; moved to `device`, and left there in evaluation mode.
     data
-        Its training images; the test images are only looked at when the training is over.
+        Its training images.
     recipe
         How to train.
+    teacher
+        Where given, the loss is the cross-entropy under its class probabilities, and no label is read.
     device
         Where to train.
     resume_path
@@ -147,9 +199,8 @@ def train(
 
     Returns
     -------
-    dict
-        ``accuracy`` (fraction) and ``loss`` (nats) on the test images, ``train_accuracy`` and
-        ``train_loss`` of the last epoch, ``seconds`` of training.
+    EpochReport
+        Of the last epoch, with the seconds of all.
 
     Raises
     ------
@@ -164,7 +215,7 @@ def train(
     device = torch.device(device)
     model.to(device)
     check_input(model, data.example(2, device), classes=len(data.classes))
-    run = _Run(model, data, recipe, device)
+    run = _Run(model, data, recipe, device, teacher)
     if resume_path is not None:
         run.resume(Path(resume_path))
     saved = time.perf_counter()
@@ -183,22 +234,23 @@ def train(
                 progress(report)
     model.to(memory_format=torch.contiguous_format)
     model.eval()
-    scores = evaluate(model, Loader(data.test, data.preprocessing, batch_size=500, device=device))
-    return {
-        "accuracy": scores.accuracy,
-        "loss": scores.loss,
-        "train_accuracy": run.accuracy,
-        "train_loss": run.loss,
-        "seconds": run.seconds,
-    }
+    return run.report
 
 
 class _Run:
     """A training under way: everything that changes from epoch to epoch."""
 
-    def __init__(self, model: nn.Module, data: DataSet, recipe: TrainRecipe, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        data: DataSet,
+        recipe: TrainRecipe,
+        device: torch.device,
+        teacher: Teacher | None = None,
+    ) -> None:
         self.model = model
         self.recipe = recipe
+        self.teacher = teacher
         self.device = device
         self.epoch = 0
         self.loss = self.accuracy = math.nan
@@ -237,7 +289,14 @@ class _Run:
             "recipe": recipe.model_dump(mode="json"),
             "data": state_digest({"images": data.train.images, "labels": data.train.labels}),
             "start": state_digest(model.state_dict()),
+            "teacher": None if teacher is None else teacher.digest,
         }
+
+    @property
+    def report(self) -> EpochReport:
+        """Where it stands after the epochs so far."""
+        rate = self.recipe.learning_rate_at(self.epoch)
+        return EpochReport(self.epoch, self.recipe.epochs, self.loss, self.accuracy, rate, 0.0, self.seconds)
 
     def one_epoch(self) -> EpochReport:
         """Take one pass over the training images."""
@@ -253,21 +312,22 @@ class _Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                wanted = labels if self.teacher is None else self.teacher(images)
                 outputs = self.forward(images)
             outputs = outputs.float()
-            loss = F.cross_entropy(outputs, labels, label_smoothing=self.recipe.label_smoothing)
+            loss = F.cross_entropy(outputs, wanted, label_smoothing=self.recipe.label_smoothing)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             # Sums stay on the device: reading them would make it wait for every step.
             total += loss.detach() * len(labels)
-            hits += (outputs.detach().argmax(1) == labels).sum()
+            hits += (outputs.detach().argmax(1) == (wanted if wanted.dim() == 1 else wanted.argmax(1))).sum()
             count += len(labels)
         self.epoch += 1
         self.loss, self.accuracy = float(total) / count, int(hits) / count
         seconds = time.perf_counter() - started
         self.seconds += seconds
-        return EpochReport(self.epoch, self.recipe.epochs, self.loss, self.accuracy, rate, seconds)
+        return replace(self.report, learning_rate=rate, seconds=seconds)
 
     def save(self, path: Path) -> None:
         """Write the whole state, all or nothing."""
@@ -297,7 +357,9 @@ class _Run:
             raise CheckpointError(f"{path} is not the state of a training: delete it to start afresh") from None
         different = [key for key in self.identity if identity.get(key) != self.identity[key]]
         if different:
-            what = {"recipe": "recipe", "data": "data set", "start": "network or seed"}[different[0]]
+            what = {"recipe": "recipe", "data": "data set", "start": "network or seed", "teacher": "teacher"}[
+                different[0]
+            ]
             raise CheckpointError(
                 f"{path} is the state of a training with another {what}: "
                 f"give another path, or delete it to start afresh"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from depfuse.cli.options import DataOptions, FusionOptions, RunOptions
 from depfuse.cli.outputs import check_outputs, check_weights_name
 from depfuse.data import Loader, calibration_loader
 from depfuse.device import resolve_device
+from depfuse.distil import Ensemble, Further
 from depfuse.errors import ArchitectureError, RecipeError
 from depfuse.evaluate import (
     PathPoint,
@@ -45,6 +47,7 @@ from depfuse.report import (
     verdict,
 )
 from depfuse.report.plots import draw_path, plot_kind
+from depfuse.train import EpochReport
 from depfuse.widths import shapes_of
 
 STEPS = {
@@ -53,6 +56,7 @@ STEPS = {
     "merge": "merging",
     "refit": "refitting layer by layer",
     "renorm": "renewing BatchNorm statistics",
+    "train": "training on",
 }
 
 
@@ -110,6 +114,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         raise RecipeError("a path needs parents of one width: leave out --plot")
     architecture, template = read_template(inputs, request.fusion.width, request.fusion.child_arch)
     calibration = _calibration(request.recipe, inputs, needs_images(request.methods))
+    further = _further(request, inputs, work)
     result = fuse(
         inputs.models,
         request.recipe,
@@ -118,6 +123,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         labels=None if inputs.labels is None else inputs.labels.sets,
         template=template,
         allow_fixed=request.fusion.allow_fixed,
+        further=further,
         on_step=lambda step: work.step(STEPS.get(step, step)),
     )
     fused = _Fused(inputs, result, calibration, inputs.test_loader(request.recipe.batch_size))
@@ -131,8 +137,11 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         fused.naive(shares, _best_renorm(fused)),
         result.child,
     ]
-    children += _with_refitted_heads(fused, shares, work)
-    naive, naive_renorm, child, *heads = evaluate_together(children, work.track(fused.test, "evaluating the child"))
+    heads = _with_refitted_heads(fused, shares, work)
+    rival = None if further is None else _rival(fused, shares, heads, further, work)
+    children += [*heads, *([] if rival is None else [rival[1]])]
+    naive, naive_renorm, child, *others = evaluate_together(children, work.track(fused.test, "evaluating the child"))
+    head_scores = others[: len(heads)]
     paths, methods = None, []
     if request.points is not None:
         ends, alphas = (parents[0], parents[1]), path_alphas(request.points)
@@ -146,16 +155,17 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     ]
     child_row = NetworkScores.at(request.out, state_digest(result.child.state_dict()), child)
     naive_rows = (ScoreValues.of(naive), ScoreValues.of(naive_renorm))
+    head_rows = [ScoreValues.of(scores) for scores in head_scores]
+    rival_row = None if rival is None else NetworkScores.at(inputs.checkpoints[rival[0]].path, None, others[-1])
     report = FusionReport(
         parents=parent_rows,
         ensemble=ScoreValues.of(ensemble),
-        heads=[ScoreValues.of(scores) for scores in heads],
+        heads=head_rows,
+        trained_parent=rival_row,
         naive=naive_rows[0],
         naive_renorm=naive_rows[1],
         child=child_row,
-        verdict=verdict(
-            parent_rows, ScoreValues.of(ensemble), naive_rows, child_row, [ScoreValues.of(scores) for scores in heads]
-        ),
+        verdict=verdict(parent_rows, ScoreValues.of(ensemble), naive_rows, child_row, head_rows, rival_row),
         converged=not result.not_converged,
         not_converged=list(result.not_converged),
         groups=GroupsSummary(
@@ -183,6 +193,8 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
             methods=methods,
         )
     _write(request, report, fused, child)
+    if further is not None:
+        further.done()
     return report
 
 
@@ -196,6 +208,8 @@ def _check(request: Request) -> tuple[float, ...]:
         if len(request.parents) != 2:
             raise RecipeError(f"a path runs between two parents, not {len(request.parents)}")
         path_alphas(request.points)
+        if request.recipe.distil or request.recipe.finetune:
+            raise RecipeError("a path shows children as they are merged: leave out --plot, or --distil and --finetune")
     if request.fusion.plot is not None:
         plot_kind(request.fusion.plot)
     check_weights_name(request.out)
@@ -246,6 +260,42 @@ def _with_refitted_heads(fused: _Fused, shares: Sequence[float], work: Work) -> 
         ]
     except (ArchitectureError, RecipeError):
         return []
+
+
+def _further(request: Request, inputs: Inputs, work: Work) -> Further | None:
+    """What trains the child on, where the recipe says so; its state lies beside the child."""
+    recipe = request.recipe
+    if not (recipe.distil or recipe.finetune):
+        return None
+
+    def progress(what: str, report: EpochReport) -> None:
+        work.step(f"{what}, epoch {report.epoch} of {report.epochs}, loss {report.loss:.3f}")
+
+    state = None if request.out is None else request.out.with_name(f"{request.out.name}.training")
+    return Further(inputs.data, recipe, state, progress)
+
+
+def _rival(
+    fused: _Fused, shares: Sequence[float], heads: Sequence[nn.Module], further: Further, work: Work
+) -> tuple[int, nn.Module] | None:
+    """A parent trained as long as the child, and its number: what the child must surpass.
+
+    It begins from the parent, with its head refitted where that can be, that agrees best with the ensemble on the
+    calibration images. None where the parents' labels differ and no head could be refitted.
+    """
+    inputs = fused.inputs
+    if inputs.labels is not None and not heads:
+        return None
+    work.step("training a parent as long")
+    candidates = list(heads) or list(inputs.models)
+    teacher = Ensemble(inputs.models, shares, inputs.labels)
+    number = 0
+    if fused.calibration is not None:
+        losses = [teacher.disagreement(model, fused.calibration) for model in candidates]
+        number = losses.index(min(losses))
+    model = copy.deepcopy(candidates[number])
+    further.train(model, teacher, "parent")
+    return number, model
 
 
 def _paths(

@@ -75,6 +75,8 @@ class Seconds(_Part):
     merge: float = 0.0
     refit: float = 0.0
     renorm: float = 0.0
+    distil: float = 0.0
+    finetune: float = 0.0
     evaluate: float = 0.0
 
 
@@ -94,12 +96,15 @@ class Environment(_Part):
 class FusionReport(_Part):
     """What `depfuse fuse` found; `heads` are the parents with their heads refitted to the ensemble.
 
+    Where the child was trained on, `trained_parent` is a parent trained as long, from the weights with which it agreed
+    best with the ensemble.
     `not_converged` has one sentence for each solver that stopped at its limit, with the best result so far.
     """
 
     parents: list[NetworkScores]
     ensemble: ScoreValues
     heads: list[ScoreValues] = []
+    trained_parent: NetworkScores | None = None
     naive: ScoreValues
     naive_renorm: ScoreValues
     child: NetworkScores

@@ -19,6 +19,9 @@ def fusion_table(report: FusionReport) -> Table:
         (f"parent {label}, head refitted", scores)
         for label, scores in zip(short_names(report.parents), report.heads, strict=False)
     ]
+    if report.trained_parent is not None:
+        path = report.trained_parent.path
+        rows.append((f"parent {'' if path is None else Path(path).name}, trained as long", report.trained_parent))
     rows += [
         ("logit ensemble", report.ensemble),
         ("naive average", report.naive),

@@ -14,11 +14,13 @@ def verdict(
     naive: Sequence[ScoreValues],
     child: ScoreValues,
     heads: Sequence[ScoreValues] = (),
+    trained_parent: NetworkScores | None = None,
 ) -> str:
     """Compare a child with its parents, their ensemble and the naive averages, by accuracy.
 
     `heads` are the parents with their heads refitted to the ensemble, in order; one of them is to be kept where it is
-    better than the child and the parents. Differences are those of the printed figures, in percentage points.
+    better than the child and the parents. So is `trained_parent`, trained as long as the child was. Differences are
+    those of the printed figures, in percentage points.
     """
     best_parent = max(parents, key=lambda parent: parent.accuracy)
     best_naive = max(naive, key=lambda scores: scores.accuracy)
@@ -28,6 +30,11 @@ def verdict(
     sentence = f"The child reaches {_per_cent(child)}, {_relation(over_parent)} {parent}"
     if _points(child, best_naive) < 0:
         sentence += f" and below the naive average ({_per_cent(best_naive)})"
+    rivals = [*heads, best_parent]
+    if trained_parent is not None and _points(trained_parent, max([child, *rivals], key=lambda s: s.accuracy)) > 0:
+        over = _points(trained_parent, ensemble)
+        rest = f", or all {len(parents)} as the logit ensemble ({_per_cent(ensemble)})" if over < 0 else ""
+        return f"{sentence}, and a parent trained as long ({_named(trained_parent)}): keep the trained parent{rest}."
     best_head = max(range(len(heads)), key=lambda number: heads[number].accuracy, default=None)
     if best_head is not None:
         head = heads[best_head]

@@ -1,0 +1,136 @@
+"""Training a child on: towards its parents' ensemble without labels, and with them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.checkpoint import state_digest
+from depfuse.data import DataSet
+from depfuse.data.loader import Loader
+from depfuse.label_sets import LabelSets
+from depfuse.recipe import Recipe
+from depfuse.running import evaluating
+from depfuse.train import EpochReport, TrainRecipe, fit
+
+WARMUP = 0.1  # of the epochs
+
+
+class Ensemble:
+    """The parents' logit ensemble as a teacher (Hinton et al. 2015).
+
+    Parameters
+    ----------
+    models
+        The parents; copied, and left as they are.
+    shares
+        One weight per parent, summing to one.
+    labels
+        Which labels the parents' outputs stand for, where they differ.
+    """
+
+    def __init__(self, models: Sequence[nn.Module], shares: Sequence[float], labels: LabelSets | None = None) -> None:
+        self._shares, self._labels = shares, labels
+        digests = [state_digest(model.state_dict()) for model in models]
+        described = f"{digests} {list(shares)} {None if labels is None else labels.sets}"
+        self._digest = hashlib.sha256(described.encode()).hexdigest()
+        self._models = [copy.deepcopy(model).eval() for model in models]
+
+    @property
+    def digest(self) -> str:
+        """Of the parents' weights, shares and labels."""
+        return self._digest
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Class probabilities (N, C) in float32."""
+        with torch.no_grad(), evaluating(*self._models):
+            outputs = [model(images).float() for model in self._models]
+        if self._labels is not None and not self._labels.same:
+            return self._labels.join(outputs, self._shares, 1).softmax(1)
+        joint = torch.stack([share * own for share, own in zip(self._shares, outputs, strict=True)])
+        return joint.sum(0).softmax(1)
+
+    def disagreement(self, model: nn.Module, loader: Loader) -> float:
+        """Cross-entropy (nats) of a network's class probabilities under the ensemble's, without labels."""
+        total = 0.0
+        with torch.no_grad(), evaluating(model):
+            for images, _ in loader:
+                total -= float((self(images) * model(images).float().log_softmax(1)).sum())
+        return total / loader.count
+
+
+@dataclass(frozen=True)
+class Further:
+    """Training after fusion, by a recipe's `distil` and `finetune`.
+
+    Attributes
+    ----------
+    data
+        The training images, and for `finetune` their labels.
+    recipe
+        Numbers of epochs, learning rate and seed.
+    resume
+        Where the state of an unfinished training is kept, None for nowhere; see `states`.
+    progress
+        Called after every epoch with what is trained.
+    """
+
+    data: DataSet
+    recipe: Recipe
+    resume: Path | None = None
+    progress: Callable[[str, EpochReport], None] | None = None
+
+    def train(self, model: nn.Module, teacher: Ensemble, name: str) -> dict[str, float]:
+        """Train a network in place, first towards the teacher, then on labels; return the seconds of each.
+
+        Parameters
+        ----------
+        model
+            The network; it stays on its device.
+        teacher
+            What it learns while it is distilled.
+        name
+            Tells its state file from others'.
+        """
+        device = next(model.parameters()).device
+        seconds = {}
+        for step, epochs in (("distil", self.recipe.distil), ("finetune", self.recipe.finetune)):
+            if epochs == 0:
+                continue
+            report = fit(
+                model,
+                self.data,
+                self._settings(epochs),
+                teacher=teacher if step == "distil" else None,
+                device=device,
+                resume_path=self._state(name, step),
+                progress=None if self.progress is None else partial(self.progress, f"{step}: {name}"),
+            )
+            seconds[step] = report.total_seconds
+        return seconds
+
+    def done(self) -> None:
+        """Delete the states: everything that was trained has been kept."""
+        if self.resume is not None:
+            for state in self.resume.parent.glob(f"{self.resume.name}.*-*"):
+                state.unlink()
+
+    def _state(self, name: str, step: str) -> Path | None:
+        return None if self.resume is None else self.resume.with_name(f"{self.resume.name}.{name}-{step}")
+
+    def _settings(self, epochs: int) -> TrainRecipe:
+        return TrainRecipe.suited_to(
+            self.data,
+            epochs=epochs,
+            learning_rate=self.recipe.learning_rate,
+            warmup=WARMUP * epochs,
+            label_smoothing=0.0,
+            seed=self.recipe.seed,
+        )

@@ -1,0 +1,153 @@
+"""Training a child on: the ensemble as a teacher, without labels and with them, and beside a parent."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from depfuse import Recipe, fuse
+from depfuse.checkpoint import load_into, read_checkpoint
+from depfuse.cli import main
+from depfuse.data import DataSet, Loader, calibration_loader, load_data
+from depfuse.distil import Ensemble, Further
+from depfuse.errors import CheckpointError, RecipeError
+from depfuse.evaluate import evaluate
+from depfuse.label_sets import LabelSets
+from depfuse.models import build_network
+from depfuse.report import FusionReport, NetworkScores, ScoreValues
+from depfuse.report.verdict import verdict
+from depfuse.train import EpochReport, TrainRecipe, fit
+
+CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
+PARENTS = [str(CHECKPOINTS / f"digits-{name}.safetensors") for name in "ab"]
+STEPS = TrainRecipe(epochs=3, label_smoothing=0.0, learning_rate=0.05)
+
+
+@pytest.fixture(scope="module")
+def data() -> DataSet:
+    return load_data("digits")
+
+
+@pytest.fixture
+def parents() -> list[torch.nn.Module]:
+    found = []
+    for path in PARENTS:
+        model = build_network("digits_resnet(width=1.25)")
+        load_into(model, read_checkpoint(path))
+        found.append(model.eval())
+    return found
+
+
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([tensor.double().reshape(-1) for tensor in model.state_dict().values()])
+
+
+def test_the_teacher_is_the_logit_ensemble(parents, data):
+    images = data.example(5)
+    with torch.no_grad():
+        outputs = [parent(images) for parent in parents]
+    torch.testing.assert_close(Ensemble(parents, (0.3, 0.7))(images), (0.3 * outputs[0] + 0.7 * outputs[1]).softmax(1))
+    sets = LabelSets.create([range(10), range(5, 15)])
+    joint = Ensemble(parents, (0.5, 0.5), sets)(images)
+    both = [torch.cat([outputs[0][:, :5], (outputs[0][:, 5:] + outputs[1][:, :5]) / 2, outputs[1][:, 5:]], 1)]
+    torch.testing.assert_close(joint, both[0].softmax(1))
+    digests = {
+        Ensemble(models, shares).digest
+        for models, shares in ((parents, (0.5, 0.5)), (parents, (0.4, 0.6)), (parents[::-1], (0.5, 0.5)))
+    }
+    assert len(digests) == 3
+
+
+def test_the_ensemble_disagrees_least_with_itself(parents, data):
+    loader = calibration_loader(data, 200)
+    alone = Ensemble(parents[:1], (1.0,))
+    assert alone.disagreement(parents[0], loader) < alone.disagreement(parents[1], loader)
+
+
+def test_no_label_is_read_while_a_child_is_distilled(parents, data):
+    teacher = Ensemble(parents, (0.5, 0.5))
+    shuffled = dataclasses.replace(data, train=dataclasses.replace(data.train, labels=data.train.labels.flip(0)))
+    students = []
+    for images in (data, shuffled):
+        student = copy.deepcopy(parents[0])
+        fit(student, images, STEPS.model_copy(update={"epochs": 1}), teacher=teacher)
+        students.append(student)
+    assert torch.equal(weights(students[0]), weights(students[1]))
+    assert not torch.equal(weights(students[0]), weights(parents[0]))
+
+
+def test_distilling_brings_a_child_nearer_and_labels_make_it_better(parents, data):
+    calibration, test = calibration_loader(data, 500), Loader(data.test, data.preprocessing, batch_size=500)
+    teacher = Ensemble(parents, (0.5, 0.5))
+    before = [weights(parent) for parent in parents]
+    figures = []
+    for distil, finetune in ((0, 0), (3, 0), (3, 2)):
+        recipe = Recipe(distil=distil, finetune=finetune)
+        result = fuse(parents, recipe, calibration, further=Further(data, recipe))
+        accuracy = evaluate(result.child, test).accuracy
+        figures.append((teacher.disagreement(result.child, calibration), accuracy))
+        assert ("distil" in result.seconds, "finetune" in result.seconds) == (distil > 0, finetune > 0)
+    assert figures[1][0] < figures[0][0]
+    assert figures[2][1] > figures[1][1]
+    for parent, kept in zip(parents, before, strict=True):
+        assert torch.equal(weights(parent), kept)
+
+
+def test_a_distillation_that_was_cut_off_goes_on_bit_for_bit(parents, data, tmp_path):
+    teacher, path = Ensemble(parents, (0.5, 0.5)), tmp_path / "state"
+
+    def cut(report: EpochReport) -> None:
+        if report.epoch == 2:
+            raise KeyboardInterrupt
+
+    whole = copy.deepcopy(parents[0])
+    fit(whole, data, STEPS, teacher=teacher)
+    with pytest.raises(KeyboardInterrupt):
+        fit(copy.deepcopy(parents[0]), data, STEPS, teacher=teacher, resume_path=path, progress=cut, save_seconds=0)
+    resumed = copy.deepcopy(parents[0])
+    seen: list[int] = []
+    fit(resumed, data, STEPS, teacher=teacher, resume_path=path, progress=lambda r: seen.append(r.epoch))
+    assert seen == [3]
+    assert torch.equal(weights(resumed), weights(whole))
+    with pytest.raises(CheckpointError, match="another teacher"):
+        fit(copy.deepcopy(parents[0]), data, STEPS, teacher=Ensemble(parents, (0.4, 0.6)), resume_path=path)
+
+
+def test_training_on_needs_images(parents, data):
+    with pytest.raises(RecipeError, match="need the training images"):
+        fuse(parents, Recipe(distil=1), calibration_loader(data, 100))
+    with pytest.raises(RecipeError, match="distil"):
+        Recipe.create(distil=-1)
+
+
+def test_the_command_line_compares_with_a_parent_trained_as_long(tmp_path, capsys):
+    out, report = tmp_path / "child.safetensors", tmp_path / "report.json"
+    arguments = ["fuse", *PARENTS, "--data", "digits", "--distil", "1", "--finetune", "1", "--out", str(out)]
+    assert main([*arguments, "--report", str(report)]) == 0
+    found = FusionReport.model_validate_json(report.read_text())
+    assert found.trained_parent is not None
+    assert found.trained_parent.path in PARENTS
+    assert found.seconds.distil > 0
+    assert found.seconds.finetune > 0
+    assert "trained as long" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["child.safetensors", "report.json"]
+    assert json.loads(report.read_text())["recipe"]["distil"] == 1
+    assert main([*arguments, "--plot", str(tmp_path / "path.png")]) == 2
+    assert "leave out --plot" in capsys.readouterr().err
+
+
+def test_a_trained_parent_that_is_best_is_kept():
+    def scores(accuracy):
+        return ScoreValues(accuracy=accuracy, loss=1.0, calibration_error=0.0)
+
+    parents = [NetworkScores(path=f"{n}.pt", **scores(0.5 + n / 10).model_dump()) for n in (0, 1)]
+    trained = NetworkScores(path="1.pt", **scores(0.8).model_dump())
+    naive = [scores(0.1)] * 2
+    kept = verdict(parents, scores(0.9), naive, scores(0.7), [], trained)
+    assert "a parent trained as long (1.pt, 80.00 %): keep the trained parent" in kept
+    assert "trained" not in verdict(parents, scores(0.9), naive, scores(0.85), [], trained)
