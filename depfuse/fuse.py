@@ -21,7 +21,7 @@ from depfuse.label_sets import LabelSets
 from depfuse.limits import noting_limits
 from depfuse.merge import average, refit_layers
 from depfuse.recipe import Recipe
-from depfuse.renorm import renormalise
+from depfuse.renorm import renormalise, repair
 from depfuse.widths import Brought, Widths, shapes_of
 
 OnStep = Callable[[str], None]
@@ -82,8 +82,19 @@ class FusionResult:
         shares = self.recipe.model_copy(update={"weights": tuple(shares)}).shares(len(self.parents))
         child = average(self.parents, self.groups, self.couplings, shares, self.labels, self.template)
         self._refit(child, shares)
-        renormalise(child, self.recipe.renorm_after, self.calibration)
+        self.renormalise(child, self.couplings, shares)
         return child
+
+    def renormalise(self, child: nn.Module, couplings: Sequence[Couplings], shares: Sequence[float]) -> None:
+        """Renormalise an average of the parents in place, as the recipe says."""
+        method = self.recipe.renorm_after
+        if method not in ("repair", "rescale"):
+            renormalise(child, method, self.calibration)
+            return
+        if self.calibration is None:
+            raise RecipeError(f"renorm {method} needs calibration images: give at least 2")
+        shift = method == "repair"
+        repair(child, self.parents, self.groups, couplings, shares, self.calibration, shift=shift)
 
     def _refit(self, child: nn.Module, shares: Sequence[float]) -> None:
         if self.recipe.refit == "none":
@@ -212,7 +223,7 @@ def fuse(
         judge = (
             None
             if calibration is None
-            else Disagreement(chosen, groups, recipe.renorm, calibration, sets, template, recipe.reference or 0)
+            else Disagreement(chosen, groups, recipe.renorm_alone, calibration, sets, template, recipe.reference or 0)
         )
         couplings: list[Couplings] = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
         with noting_limits() as not_converged:
@@ -240,7 +251,7 @@ def fuse(
         with step("refit"):
             result._refit(child, shares)
     with step("renorm"):
-        renormalise(child, recipe.renorm_after, calibration)
+        result.renormalise(child, couplings, shares)
     if trains and further is not None:
         if on_step is not None:
             on_step("train")

@@ -24,7 +24,7 @@ Distance = Literal["best", "cosine", "pearson", "cosine-pearson", "scaled", "euc
 TapPosition = Literal["after", "before", "both"]
 Choose = Literal["whole", "groups"]
 Masses = Literal["best", "whole", "equal", "free"]
-Renorm = Literal["auto", "none", "reset"]
+Renorm = Literal["auto", "none", "reset", "repair", "rescale"]
 Refit = Literal["none", "ridge", "regmean", "least-squares"]
 Targets = Literal["clusters", "matched"]
 
@@ -115,7 +115,8 @@ class Recipe(BaseModel):
     )
     renorm: Renorm = Field(
         default="auto",
-        description="auto: reset where the network has BatchNorm, none elsewhere and after refit ridge, which sets it",
+        description="auto: reset where the network has BatchNorm, none elsewhere and after refit ridge, which sets it; "
+        "repair gives every layer the parents' means and deviations, with BatchNorm or without, rescale the deviations",
     )
     distil: int = Field(
         default=0, ge=0, description="afterwards, epochs of training towards the parents' ensemble, without labels"
@@ -172,6 +173,11 @@ class Recipe(BaseModel):
     def renorm_after(self) -> Renorm:
         """How the child is renormalised once it has been refitted."""
         return "none" if self.renorm == "auto" and self.refit == "ridge" else self.renorm
+
+    @property
+    def renorm_alone(self) -> Renorm:
+        """How networks are renormalised of which there may be no parents to repair them by: to compare them."""
+        return "auto" if self.renorm in ("repair", "rescale") else self.renorm
 
     @property
     def kept(self) -> int:

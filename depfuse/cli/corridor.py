@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
+from depfuse.align import Coupling
 from depfuse.checkpoint import Card, Parent, replacing, state_digest, write_checkpoint
 from depfuse.cli.console import Work
 from depfuse.cli.inputs import Inputs, check_architectures, read_inputs, read_template
@@ -97,7 +98,11 @@ class _Fused:
         """Average the parents as they stand, and renormalise."""
         sets = None if self.inputs.labels is None else self.inputs.labels.sets
         average = naive_average(self.result.unmatched, shares, self.result.groups, sets, self.result.template)
-        renormalise(average, renorm, self.calibration)
+        if renorm in ("repair", "rescale"):
+            identity = {group.name: Coupling.identity(group.size) for group in self.result.groups.free}
+            self.result.renormalise(average, [identity] * len(shares), shares)
+        else:
+            renormalise(average, renorm, self.calibration)
         return average
 
 
