@@ -82,10 +82,11 @@ class Request:
 
 @dataclass(frozen=True)
 class _Fused:
-    """A fusion with everything that its path needs."""
+    """A fusion with everything that its path needs; `template` is as `fuse` was given it."""
 
     inputs: Inputs
     result: FusionResult
+    template: nn.Module | None
     calibration: Loader | None
     test: Loader
 
@@ -131,7 +132,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         further=further,
         on_step=lambda step: work.step(STEPS.get(step, step)),
     )
-    fused = _Fused(inputs, result, calibration, inputs.test_loader(request.recipe.batch_size))
+    fused = _Fused(inputs, result, template, calibration, inputs.test_loader(request.recipe.batch_size))
 
     started = time.perf_counter()
     parents, ensemble = evaluate_with_ensemble(
@@ -257,7 +258,7 @@ def _with_refitted_heads(fused: _Fused, shares: Sequence[float], work: Work) -> 
     if fused.calibration is None:
         return []
     work.step("refitting the parents' heads")
-    models, labels, template = fused.inputs.models, fused.inputs.labels, fused.result.template
+    models, labels, template = fused.inputs.models, fused.inputs.labels, fused.template
     try:
         return [
             refit_head(parent, models, shares, fused.calibration, labels=labels, template=template)
@@ -366,6 +367,7 @@ def _card(report: FusionReport, fused: _Fused, child: Scores) -> Card:
         data=report.data,
         preprocessing=inputs.data.preprocessing,
         classes=None if inputs.labels is None else inputs.labels.joint,
+        widened=fused.result.apart is not None,
         recipe=report.recipe,
         seeds={"fuse": recipe.seed},
         parents=tuple(Parent(path=str(parent.path), digest=parent.digest) for parent in inputs.checkpoints),
