@@ -171,26 +171,32 @@ def _whole_groups(model: nn.Module, groups: ChannelGroups, recipe: Recipe, examp
 
 
 def _distances(aligned: Sequence[nn.Module], groups: ChannelGroups, calibration: Loader | None) -> dict[str, Tensor]:
-    """Group -> how far apart the channels of each matched pair are (n,), summed over parents and taps.
+    """Group -> how far apart the channels of each matched pair are (n,), for what comes after them.
 
-    With images, the variance of the difference of the pair's activations; without, the squared distance of weights.
+    With images, the variance of the difference of the pair's activations, relative to the others at a tap and summed
+    over taps and parents, times the squared weights that read the pair. Without, the squared distance of its weights.
     """
     found: dict[str, Tensor] = {}
+    states = [model.state_dict() for model in aligned]
     if calibration is not None:
         for moments in collect_moments(aligned, groups, calibration, "after"):
             for name, taps in moments.items():
                 for tap in taps:
-                    difference = tap.target_square + tap.source_square - 2 * tap.product.diagonal()
+                    squares = tap.target_square + tap.source_square - 2 * tap.product.diagonal()
                     mean = (tap.target_sum - tap.source_sum) / tap.count
-                    apart = (difference / tap.count - mean.square()).cpu()
-                    found[name] = found.get(name, 0) + apart / apart.mean().clamp_min(1e-30)
-    states = [model.state_dict() for model in aligned]
+                    variance = (squares / tap.count - mean.square()).clamp_min(0.0).cpu()
+                    found[name] = found.get(name, 0) + variance / variance.mean().clamp_min(1e-30)
     for group in groups.free:
-        if group.name not in found:
+        reading = [slot for slot in group.slots if slot.role == "consumes"]
+        if group.name in found:
+            read = [slot.read(state[slot.key]).double().square().sum(1).cpu() for slot in reading for state in states]
+            found[group.name] = found[group.name] * (torch.stack(read).sum(0) if read else 1.0)
+        else:
             parts = [
                 (slot.read(states[0][slot.key]).double() - slot.read(state[slot.key]).double()).square().sum(1).cpu()
                 for slot in group.slots
                 for state in states[1:]
+                if state[slot.key].shape == states[0][slot.key].shape  # heads of other labels differ
             ]
             found[group.name] = torch.stack(parts).sum(0)
     return found

@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import sub
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,10 @@ def _widen(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Give a network the shapes of a checkpoint whose card says that it is wider than its architecture."""
     own = model.state_dict()
     shapes = {key: tensor.shape for key, tensor in checkpoint.state.items() if key in own}
-    if any(len(shape) != own[key].dim() or shape < own[key].shape for key, shape in shapes.items()):
+    if any(
+        len(shape) != own[key].dim() or min(map(sub, shape, own[key].shape), default=0) < 0
+        for key, shape in shapes.items()
+    ):
         return  # another network: what does not fit is named where its weights are put in
     resize(model, shapes)
 

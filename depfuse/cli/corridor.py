@@ -362,12 +362,13 @@ def _write(request: Request, report: FusionReport | PathReport, fused: _Fused, c
 
 def _card(report: FusionReport, fused: _Fused, child: Scores) -> Card:
     inputs, recipe = fused.inputs, fused.result.recipe
+    like = inputs.checkpoints[fused.result.like].card
     return Card(
         architecture=report.architecture,
         data=report.data,
         preprocessing=inputs.data.preprocessing,
         classes=None if inputs.labels is None else inputs.labels.joint,
-        widened=fused.result.apart is not None,
+        widened=fused.result.apart is not None or bool(like is not None and like.widened and fused.template is None),
         recipe=report.recipe,
         seeds={"fuse": recipe.seed},
         parents=tuple(Parent(path=str(parent.path), digest=parent.digest) for parent in inputs.checkpoints),
