@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import sub
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.errors import CheckpointError, DepfuseWarning
 from depfuse.foreign import Layout, is_plain_pickle, read_pickle, torch_names
+from depfuse.resizing import resize
 
 _CARD_KEY = "depfuse_card"
 _NESTED_KEYS = ("state_dict", "model_state_dict", "model", "net")
@@ -63,6 +65,8 @@ class Card(BaseModel):
         What it reached; accuracies are fractions.
     versions
         Of the libraries that made it.
+    widened
+        Whether layers have more channels than the architecture says, since some of the parents' stand side by side.
     tensors
         Digest of the tensors that the card belongs to; set by `write_checkpoint`.
     """
@@ -78,6 +82,7 @@ class Card(BaseModel):
     parents: tuple[Parent, ...] = ()
     metrics: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=lambda: library_versions())
+    widened: bool = False
     tensors: str | None = None
 
 
@@ -178,6 +183,8 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
         Keys are missing or left over, shapes differ, or a value is not finite; the network is
         unchanged then.
     """
+    if checkpoint.card is not None and checkpoint.card.widened:
+        _widen(model, checkpoint)
     own = model.state_dict()
     state = _in_layout_of(model, _in_names_of(own, checkpoint.state), checkpoint)
     counters = {key for key in own if key.endswith("num_batches_tracked")}
@@ -201,6 +208,18 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     with torch.no_grad():  # not by load_state_dict, which some networks refuse without their metadata
         for key, tensor in state.items():
             own[key].copy_(tensor)
+
+
+def _widen(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Give a network the shapes of a checkpoint whose card says that it is wider than its architecture."""
+    own = model.state_dict()
+    shapes = {key: tensor.shape for key, tensor in checkpoint.state.items() if key in own}
+    if any(
+        len(shape) != own[key].dim() or min(map(sub, shape, own[key].shape), default=0) < 0
+        for key, shape in shapes.items()
+    ):
+        return  # another network: what does not fit is named where its weights are put in
+    resize(model, shapes)
 
 
 def write_checkpoint(path: str | Path, state: Mapping[str, Tensor], card: Card) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from depfuse.agreement import Disagreement
 from depfuse.align import Coupling, Couplings, align
+from depfuse.apart import Apart, Owners, keep_apart
 from depfuse.data.loader import Loader
 from depfuse.distil import Ensemble, Further
 from depfuse.errors import DepfuseWarning, GroupError, RecipeError
@@ -21,7 +22,7 @@ from depfuse.label_sets import LabelSets
 from depfuse.limits import noting_limits
 from depfuse.merge import average, refit_layers
 from depfuse.recipe import Recipe
-from depfuse.renorm import renormalise
+from depfuse.renorm import renormalise, repair
 from depfuse.widths import Brought, Widths, shapes_of
 
 OnStep = Callable[[str], None]
@@ -57,6 +58,9 @@ class FusionResult:
         Where parents had other widths: how each was brought to the child's, with the rectangular couplings.
     unmatched
         The parents at the child's width in the order in which their channels stand.
+    apart
+        Where channels are kept side by side: which, and the parents with room for them. Groups, couplings and parents
+        are those of the wider child then.
     """
 
     child: nn.Module
@@ -71,6 +75,12 @@ class FusionResult:
     not_converged: Sequence[str] = ()
     widths: Brought | None = None
     unmatched: Sequence[nn.Module] = ()
+    apart: Apart | None = None
+
+    @property
+    def owners(self) -> Owners | None:
+        """Whose alone the child's channels are, where some are kept apart."""
+        return None if self.apart is None else self.apart.owners
 
     @property
     def like(self) -> int:
@@ -80,10 +90,21 @@ class FusionResult:
     def at(self, shares: Sequence[float]) -> nn.Module:
         """Another child of the same couplings with other shares (one per parent, summing to one), not trained on."""
         shares = self.recipe.model_copy(update={"weights": tuple(shares)}).shares(len(self.parents))
-        child = average(self.parents, self.groups, self.couplings, shares, self.labels, self.template)
+        child = average(self.parents, self.groups, self.couplings, shares, self.labels, self.template, self.owners)
         self._refit(child, shares)
-        renormalise(child, self.recipe.renorm_after, self.calibration)
+        self.renormalise(child, self.couplings, shares)
         return child
+
+    def renormalise(self, child: nn.Module, couplings: Sequence[Couplings], shares: Sequence[float]) -> None:
+        """Renormalise an average of the parents in place, as the recipe says."""
+        method = self.recipe.renorm_after
+        if method not in ("repair", "rescale"):
+            renormalise(child, method, self.calibration)
+            return
+        if self.calibration is None:
+            raise RecipeError(f"renorm {method} needs calibration images: give at least 2")
+        shift = method == "repair"
+        repair(child, self.parents, self.groups, couplings, shares, self.calibration, shift=shift)
 
     def _refit(self, child: nn.Module, shares: Sequence[float]) -> None:
         if self.recipe.refit == "none":
@@ -212,7 +233,7 @@ def fuse(
         judge = (
             None
             if calibration is None
-            else Disagreement(chosen, groups, recipe.renorm, calibration, sets, template, recipe.reference or 0)
+            else Disagreement(chosen, groups, recipe.renorm_alone, calibration, sets, template, recipe.reference or 0)
         )
         couplings: list[Couplings] = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
         with noting_limits() as not_converged:
@@ -221,7 +242,13 @@ def fuse(
     seconds["choose"] = (0.0 if judge is None else judge.seconds) + (0.0 if brought is None else brought.seconds)
     seconds["align"] -= seconds["choose"]
     with step("merge"):
-        child = average(models, groups, couplings, shares, sets, template)
+        apart: Apart | None = None
+        if recipe.keeps_apart:
+            given = example if example is not None else _example(calibration)
+            apart = keep_apart(models, groups, couplings, recipe, given, calibration, template)
+            models, unmatched, template, groups = apart.models, apart.unmatched, apart.template, apart.groups
+            couplings = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
+        child = average(models, groups, couplings, shares, sets, template, None if apart is None else apart.owners)
     result = FusionResult(
         child,
         groups,
@@ -235,12 +262,13 @@ def fuse(
         not_converged,
         brought,
         unmatched,
+        apart,
     )
     if recipe.refit != "none":
         with step("refit"):
             result._refit(child, shares)
     with step("renorm"):
-        renormalise(child, recipe.renorm_after, calibration)
+        result.renormalise(child, couplings, shares)
     if trains and further is not None:
         if on_step is not None:
             on_step("train")

@@ -24,7 +24,7 @@ Distance = Literal["best", "cosine", "pearson", "cosine-pearson", "scaled", "euc
 TapPosition = Literal["after", "before", "both"]
 Choose = Literal["whole", "groups"]
 Masses = Literal["best", "whole", "equal", "free"]
-Renorm = Literal["auto", "none", "reset"]
+Renorm = Literal["auto", "none", "reset", "repair", "rescale"]
 Refit = Literal["none", "ridge", "regmean", "least-squares"]
 Targets = Literal["clusters", "matched"]
 
@@ -99,6 +99,18 @@ class Recipe(BaseModel):
         ge=0,
         description="number of the parent, from 0, whose channel order the child has; the reference's if left out",
     )
+    keep_worst: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="share of every group's pairs of channels, the least alike, to stand side by side in a wider child",
+    )
+    keep_first: int = Field(
+        default=0,
+        ge=0,
+        description="stages from the first on whose channels stand side by side; a stage has one resolution",
+    )
+    keep_last: int = Field(default=0, ge=0, description="stages up to the last whose channels stand side by side")
     refit: Refit = Field(
         default="none",
         description="solve the layers in closed form for what the parents do; ridge, layer after layer, is the best",
@@ -115,7 +127,8 @@ class Recipe(BaseModel):
     )
     renorm: Renorm = Field(
         default="auto",
-        description="auto: reset where the network has BatchNorm, none elsewhere and after refit ridge, which sets it",
+        description="auto: reset where the network has BatchNorm, none elsewhere and after refit ridge, which sets it; "
+        "repair gives every layer the parents' means and deviations, with BatchNorm or without, rescale the deviations",
     )
     distil: int = Field(
         default=0, ge=0, description="afterwards, epochs of training towards the parents' ensemble, without labels"
@@ -158,6 +171,14 @@ class Recipe(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _apart_and_renormalised(self) -> Recipe:
+        if self.keeps_apart and self.renorm in ("repair", "rescale"):
+            raise ValueError(
+                f"renorm {self.renorm} is for channels that are all merged: choose reset, or keep none apart"
+            )
+        return self
+
     @classmethod
     def create(cls, **settings: Any) -> Recipe:
         """Build a recipe; a `RecipeError` names the first setting that is wrong and why."""
@@ -172,6 +193,16 @@ class Recipe(BaseModel):
     def renorm_after(self) -> Renorm:
         """How the child is renormalised once it has been refitted."""
         return "none" if self.renorm == "auto" and self.refit == "ridge" else self.renorm
+
+    @property
+    def renorm_alone(self) -> Renorm:
+        """How networks are renormalised of which there may be no parents to repair them by: to compare them."""
+        return "auto" if self.renorm in ("repair", "rescale") else self.renorm
+
+    @property
+    def keeps_apart(self) -> bool:
+        """Whether the child is wider than the parents, with some of their channels side by side."""
+        return bool(self.keep_worst or self.keep_first or self.keep_last)
 
     @property
     def kept(self) -> int:

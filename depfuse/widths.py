@@ -124,7 +124,7 @@ class Widths:
         if not fitting:
             alone = couplings[reference] = self._alone(reference, calibration)
             models[reference] = self.network(reference, alone)
-            renormalise(models[reference], self.recipe.renorm, calibration)
+            renormalise(models[reference], self.recipe.renorm_alone, calibration)
         for number in numbers:
             if number != reference and number not in fitting:
                 matched, spent = self._matched(models[reference], reference, number, calibration)
@@ -134,7 +134,7 @@ class Widths:
         settles &= len(self._matchable()) == self.groups.count
         unsettled = frozenset(number for number in numbers if number in fitting or not settles) - {reference}
         for number in unsettled - set(fitting):
-            renormalise(models[number], self.recipe.renorm, calibration)
+            renormalise(models[number], self.recipe.renorm_alone, calibration)
         return Brought(models, couplings, reference, unsettled, seconds)
 
     def as_they_stand(self) -> list[nn.Module]:
@@ -165,7 +165,7 @@ class Widths:
         if len(candidates) == 1 or calibration is None:
             return candidates[0], 0.0
         judge = Disagreement(
-            [self.models[reference], self.models[number]], self.groups, self.recipe.renorm, calibration
+            [self.models[reference], self.models[number]], self.groups, self.recipe.renorm_alone, calibration
         )
         losses = [judge.at_one_width((target, self.network(number, couplings)), 1) for couplings in candidates]
         return candidates[losses.index(min(losses))], judge.seconds

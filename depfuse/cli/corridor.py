@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
+from depfuse.align import Coupling
 from depfuse.checkpoint import Card, Parent, replacing, state_digest, write_checkpoint
 from depfuse.cli.console import Work
 from depfuse.cli.inputs import Inputs, check_architectures, read_inputs, read_template
@@ -81,10 +82,11 @@ class Request:
 
 @dataclass(frozen=True)
 class _Fused:
-    """A fusion with everything that its path needs."""
+    """A fusion with everything that its path needs; `template` is as `fuse` was given it."""
 
     inputs: Inputs
     result: FusionResult
+    template: nn.Module | None
     calibration: Loader | None
     test: Loader
 
@@ -97,7 +99,11 @@ class _Fused:
         """Average the parents as they stand, and renormalise."""
         sets = None if self.inputs.labels is None else self.inputs.labels.sets
         average = naive_average(self.result.unmatched, shares, self.result.groups, sets, self.result.template)
-        renormalise(average, renorm, self.calibration)
+        if renorm in ("repair", "rescale"):
+            identity = {group.name: Coupling.identity(group.size) for group in self.result.groups.free}
+            self.result.renormalise(average, [identity] * len(shares), shares)
+        else:
+            renormalise(average, renorm, self.calibration)
         return average
 
 
@@ -126,7 +132,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         further=further,
         on_step=lambda step: work.step(STEPS.get(step, step)),
     )
-    fused = _Fused(inputs, result, calibration, inputs.test_loader(request.recipe.batch_size))
+    fused = _Fused(inputs, result, template, calibration, inputs.test_loader(request.recipe.batch_size))
 
     started = time.perf_counter()
     parents, ensemble = evaluate_with_ensemble(
@@ -252,7 +258,7 @@ def _with_refitted_heads(fused: _Fused, shares: Sequence[float], work: Work) -> 
     if fused.calibration is None:
         return []
     work.step("refitting the parents' heads")
-    models, labels, template = fused.inputs.models, fused.inputs.labels, fused.result.template
+    models, labels, template = fused.inputs.models, fused.inputs.labels, fused.template
     try:
         return [
             refit_head(parent, models, shares, fused.calibration, labels=labels, template=template)
@@ -356,11 +362,13 @@ def _write(request: Request, report: FusionReport | PathReport, fused: _Fused, c
 
 def _card(report: FusionReport, fused: _Fused, child: Scores) -> Card:
     inputs, recipe = fused.inputs, fused.result.recipe
+    like = inputs.checkpoints[fused.result.like].card
     return Card(
         architecture=report.architecture,
         data=report.data,
         preprocessing=inputs.data.preprocessing,
         classes=None if inputs.labels is None else inputs.labels.joint,
+        widened=fused.result.apart is not None or bool(like is not None and like.widened and fused.template is None),
         recipe=report.recipe,
         seeds={"fuse": recipe.seed},
         parents=tuple(Parent(path=str(parent.path), digest=parent.digest) for parent in inputs.checkpoints),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ def average(
     shares: Sequence[float],
     labels: LabelSets | None = None,
     template: nn.Module | None = None,
+    owners: Mapping[tuple[str, int], Tensor] | None = None,
 ) -> nn.Module:
     r"""Child whose every tensor is :math:`\sum_p w_p \, T_p(\theta_p)`, in the channel order of parent 0.
 
@@ -38,6 +39,9 @@ def average(
     template
         A network with an output for each of these labels, to be filled; the tensors that give the parents' outputs come
         side by side in it.
+    owners
+        (key, axis) -> (length,) int64: the parent that alone gives what stands at a position, -1 where all do by their
+        shares.
 
     Returns
     -------
@@ -45,13 +49,15 @@ def average(
         A new network in eval mode; tensors that are not floating-point are those of parent 0.
     """
     merged: dict[str, Tensor] = {}
-    for model, found, share in zip(models, couplings, shares, strict=True):
-        state = apply_couplings(groups, found, model.state_dict()) if share else model.state_dict()
+    for number, (model, found, share) in enumerate(zip(models, couplings, shares, strict=True)):
+        counts = share != 0 or owners is not None
+        state = apply_couplings(groups, found, model.state_dict()) if counts else model.state_dict()
         for key, tensor in state.items():
             if not tensor.is_floating_point():
                 merged.setdefault(key, tensor)
-            elif share and (key not in merged or merged[key].shape == tensor.shape):
-                merged[key] = merged[key] + share * tensor.double() if key in merged else share * tensor.double()
+            elif counts and (key not in merged or merged[key].shape == tensor.shape):
+                part = _factor(key, tensor, number, share, owners or {}) * tensor.double()
+                merged[key] = merged[key] + part if key in merged else part
     child = evaluation_copy(models[0] if template is None else template)
     if labels is not None:
         merged |= _side_by_side(models, groups, couplings, shares, labels, child)
@@ -59,6 +65,20 @@ def average(
         for key, tensor in child.state_dict().items():
             tensor.copy_(merged[key])
     return child
+
+
+def _factor(
+    key: str, tensor: Tensor, parent: int, share: float, owners: Mapping[tuple[str, int], Tensor]
+) -> Tensor | float:
+    """How much of a parent's tensor the child has, to be broadcast over it: its share, or all or nothing."""
+    factor: Tensor | float = share
+    for axis in range(tensor.dim()):
+        owner = owners.get((key, axis))
+        if owner is not None:
+            own = owner.to(tensor.device).reshape(-1, *[1] * (tensor.dim() - 1 - axis))
+            alone = (own == parent).to(torch.float64)
+            factor = torch.where(own >= 0, alone, torch.as_tensor(factor, dtype=torch.float64, device=tensor.device))
+    return factor
 
 
 def _side_by_side(

@@ -1,0 +1,216 @@
+r"""REPAIR: the child's activations get the statistics that its parents' have (Jordan et al. 2023, section 4).
+
+Where channels of parents that are not alike are averaged, they cancel: their variance collapses, layer after layer. The
+smallest example is one linear layer. Its output y has mean m and standard deviation s over the images, while the
+parents' outputs have means and deviations whose shares make :math:`\mu` and :math:`\sigma`. Then
+:math:`y' = (y - m) \sigma / s + \mu` is again a linear layer, with weight :math:`W \sigma / s` and bias
+:math:`(b - m) \sigma / s + \mu`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.align.coupling import Couplings, apply_couplings
+from depfuse.data.loader import Loader
+from depfuse.errors import RecipeError
+from depfuse.groups import ChannelGroups
+from depfuse.renorm.batch_norm import BATCH_NORM
+from depfuse.running import evaluating
+
+LEAST = 1e-6  # of the goal's deviation: a channel that varies less is silent, and is not scaled
+CORRECTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # no subclass
+Hook = Callable[[nn.Module, Any, Tensor], Tensor | None]
+
+
+def repair(
+    child: nn.Module,
+    parents: Sequence[nn.Module],
+    groups: ChannelGroups,
+    couplings: Sequence[Couplings],
+    shares: Sequence[float],
+    loader: Loader,
+    *,
+    shift: bool = True,
+) -> None:
+    """Give each layer's outputs the share-weighted mean and deviation of the parents', in place.
+
+    A layer is a convolution or linear layer with the BatchNorm that follows it, or such a layer alone, or a BatchNorm
+    alone. One pass over the images, in which each layer sees what the corrected layers before it give; then the
+    correction is part of the weights, and BatchNorm layers have true running statistics. What gives the network's
+    outputs stays as it is, and so do layers that run more than once.
+
+    Parameters
+    ----------
+    child
+        The merged network, of the parents' architecture.
+    parents, groups, couplings, shares
+        As they were merged.
+    loader
+        Images; labels are not read.
+    shift
+        Without it, outputs are scaled only ("rescale").
+
+    Raises
+    ------
+    RecipeError
+        There are fewer than two images, or a BatchNorm of another kind than torch's own.
+    """
+    if loader.count < 2:
+        raise RecipeError(f"renorm repair needs at least 2 calibration images, not {loader.count}")
+    names = _layers(child, next(iter(loader))[0][:2])
+    goals = {name: (torch.zeros(()), torch.zeros(())) for name in names}
+    for parent, coupling, share in zip(parents, couplings, shares, strict=True):
+        seen = {name: _Statistics(parent.get_submodule(name)) for name in names}
+        _run(parent, loader, {name: own.watch for name, own in seen.items()})
+        means = _in_order(parent, groups, coupling, {name: own.mean for name, own in seen.items()})
+        deviations = _in_order(parent, groups, coupling, {name: own.deviation for name, own in seen.items()})
+        goals = {n: (mean + share * means[n], sd + share * deviations[n]) for n, (mean, sd) in goals.items()}
+    corrections = {name: _Correction(child.get_submodule(name), *goals[name], shift) for name in names}
+    _run(child, loader, {name: correction.correct for name, correction in corrections.items()})
+    with torch.no_grad():
+        for correction in corrections.values():
+            correction.write()
+
+
+def _layers(model: nn.Module, images: Tensor) -> list[str]:
+    """Names of the layers to correct: not those that a BatchNorm follows, run twice, or give the outputs."""
+    runs: list[tuple[str, Tensor, Tensor]] = []
+    found = {name: module for name, module in model.named_modules() if type(module) in CORRECTED}
+    for name, module in model.named_modules():
+        if not isinstance(module, BATCH_NORM):
+            continue
+        if name not in found or not module.affine or module.running_mean is None:
+            raise RecipeError(
+                f"renorm repair does not know what {name} ({type(module).__name__}) does to its channels: choose reset"
+            )
+
+    def noting(name: str) -> Hook:
+        return lambda module, inputs, output: runs.append((name, inputs[0], output))
+
+    with torch.no_grad(), evaluating(model), _hooked(model, {name: noting(name) for name in found}):
+        result = model(images)
+    normalised = {id(given) for name, given, _ in runs if isinstance(found[name], BATCH_NORM)}
+    times = Counter(name for name, _, _ in runs)
+    return [
+        name for name, _, output in runs if times[name] == 1 and id(output) not in normalised and output is not result
+    ]
+
+
+def _in_order(
+    parent: nn.Module, groups: ChannelGroups, coupling: Couplings, figures: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Figures (C,) of layers' outputs in the child's order of channels: they go where couplings bring weights' rows."""
+    state: dict[str, Tensor] = dict(parent.state_dict())
+    for name, figure in figures.items():
+        weight = state[f"{name}.weight"]
+        state[f"{name}.weight"] = figure.reshape(-1, *[1] * (weight.dim() - 1)).expand_as(weight).clone()
+    moved = apply_couplings(groups, coupling, state)
+    return {name: moved[f"{name}.weight"].reshape(len(figure), -1).mean(1) for name, figure in figures.items()}
+
+
+class _Statistics:
+    """Mean and deviation of each channel of a layer's outputs (C,), float64, and for a BatchNorm of its inputs."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+        self._axis = -1 if isinstance(layer, nn.Linear) else 1
+        self._count = 0
+        self._sums: list[Tensor] = []
+
+    def watch(self, _module: nn.Module, inputs: Any, output: Tensor) -> None:
+        """Count a batch."""
+        found = [self.rows(output), *([self.rows(inputs[0])] if isinstance(self.layer, BATCH_NORM) else [])]
+        sums = [sum_ for rows in found for sum_ in (rows.sum(0), rows.square().sum(0))]
+        self._sums = [a + b for a, b in zip(self._sums, sums, strict=True)] if self._sums else sums
+        self._count += len(found[0])
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """(samples, C), float64."""
+        return tensor.detach().movedim(self._axis, -1).flatten(0, -2).double()
+
+    def _moments(self, first: int) -> tuple[Tensor, Tensor]:
+        mean = self._sums[first] / self._count
+        return mean, (self._sums[first + 1] / self._count - mean.square()).clamp_min(0.0)
+
+    @property
+    def mean(self) -> Tensor:
+        """Of the outputs."""
+        return self._moments(0)[0]
+
+    @property
+    def deviation(self) -> Tensor:
+        """Of the outputs."""
+        return self._moments(0)[1].sqrt()
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of a BatchNorm's inputs."""
+        return self._moments(2)
+
+
+class _Correction:
+    """One layer of the child, on its way to its goal."""
+
+    def __init__(self, layer: Any, mean: Tensor, deviation: Tensor, shift: bool) -> None:
+        self._layer, self._mean, self._deviation, self._shift = layer, mean, deviation, shift
+        self._seen = _Statistics(layer)
+
+    def correct(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        """The output as it would be with this batch's own correction; counts the batch."""
+        self._seen.watch(module, inputs, output)
+        rows = self._seen.rows(output)
+        scale, offset = self._map(rows.mean(0), rows.std(0, correction=0))
+        shape = [1] * output.dim()
+        shape[-1 if isinstance(self._layer, nn.Linear) else 1] = -1
+        return output * scale.reshape(shape).to(output.dtype) + offset.reshape(shape).to(output.dtype)
+
+    def write(self) -> None:
+        """Make the correction over all images part of the layer."""
+        scale, offset = self._map(self._seen.mean, self._seen.deviation)
+        weight, bias = self._layer.weight, self._layer.bias
+        assert isinstance(weight, Tensor)
+        if isinstance(self._layer, BATCH_NORM):
+            assert self._layer.running_mean is not None
+            assert self._layer.running_var is not None
+            mean, variance = self._seen.inputs
+            factor = weight.double() / (self._layer.running_var.double() + self._layer.eps).sqrt()
+            shift = bias.double() + factor * (mean - self._layer.running_mean.double())
+            weight.copy_(scale * factor * (variance + self._layer.eps).sqrt())
+            bias.copy_(scale * shift + offset)
+            self._layer.running_mean.copy_(mean)
+            self._layer.running_var.copy_(variance)
+            return
+        weight.mul_(scale.to(weight).reshape(-1, *[1] * (weight.dim() - 1)))
+        if isinstance(bias, Tensor):
+            bias.copy_(scale * bias.double() + offset)
+
+    def _map(self, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and offset (C,) that lead from a mean and deviation to the goal's."""
+        silent = deviation <= LEAST * self._deviation
+        scale = torch.where(silent, 1.0, self._deviation / deviation.clamp_min(1e-300))
+        can_shift = self._shift and self._layer.bias is not None
+        return scale, self._mean - scale * mean if can_shift else torch.zeros_like(scale)
+
+
+@contextmanager
+def _hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
+    handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _run(model: nn.Module, loader: Loader, hooks: Mapping[str, Hook]) -> None:
+    """One pass over the images, in evaluation mode, with forward hooks."""
+    with torch.no_grad(), evaluating(model), _hooked(model, hooks):
+        for images, _ in loader:
+            model(images)

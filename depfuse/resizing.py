@@ -1,0 +1,67 @@
+"""Networks whose layers have other numbers of channels than their architecture says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from depfuse.errors import ArchitectureError
+
+
+def resize(model: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
+    """Give parameters and buffers of a network other shapes, in place; those that change are zero afterwards.
+
+    Layers of torch are told their new numbers of channels. Whether the network still runs is for the caller to see.
+
+    Parameters
+    ----------
+    shapes
+        State-dict key -> shape, for every tensor or for some; as many axes as before.
+
+    Raises
+    ------
+    ArchitectureError
+        A tensor is not there, or has another number of axes.
+    """
+    own = model.state_dict()
+    for key, shape in shapes.items():
+        if key not in own or len(own[key].shape) != len(shape):
+            raise ArchitectureError(f"{type(model).__name__} has no {key} with {len(shape)} axes to be resized")
+    different = {key for key, shape in shapes.items() if own[key].shape != shape}
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        mine = {key.removeprefix(prefix) for key in different if key.rpartition(".")[0] == name}
+        for local in mine:
+            old: Tensor = getattr(module, local)
+            new = torch.zeros(shapes[prefix + local], dtype=old.dtype, device=old.device)
+            if isinstance(old, nn.Parameter):
+                setattr(module, local, nn.Parameter(new, requires_grad=old.requires_grad))
+            else:
+                module.register_buffer(local, new, persistent=True)
+        if mine:
+            _tell(module)
+
+
+def _tell(module: nn.Module) -> None:
+    """Bring a layer's own numbers into line with its tensors."""
+    if isinstance(module, _ConvNd):
+        depthwise = module.groups > 1 and module.groups == module.in_channels == module.out_channels
+        first, second = module.weight.shape[:2]
+        module.groups = first if depthwise else module.groups
+        outer, inner = first, second * module.groups
+        if module.transposed:
+            outer, inner = second * module.groups, first
+        module.out_channels, module.in_channels = outer, inner
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, _BatchNorm):
+        sized = next(tensor for tensor in (module.weight, module.running_mean) if tensor is not None)
+        module.num_features = len(sized)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
