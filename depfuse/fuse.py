@@ -18,6 +18,7 @@ from depfuse.data.loader import Loader
 from depfuse.distil import Ensemble, Further
 from depfuse.errors import DepfuseWarning, GroupError, RecipeError
 from depfuse.groups import ChannelGroups, explain, find_groups, not_followed, prove_groups
+from depfuse.joint_head import renewed, with_joint_head
 from depfuse.label_sets import LabelSets
 from depfuse.limits import noting_limits
 from depfuse.merge import average, refit_layers
@@ -61,6 +62,10 @@ class FusionResult:
     apart
         Where channels are kept side by side: which, and the parents with room for them. Groups, couplings and parents
         are those of the wider child then.
+    teachers
+        The parents whose ensemble the child learns from: those given, or with renewed statistics, or with one head.
+    joint
+        Whether the teachers have one head over all labels.
     """
 
     child: nn.Module
@@ -76,6 +81,8 @@ class FusionResult:
     widths: Brought | None = None
     unmatched: Sequence[nn.Module] = ()
     apart: Apart | None = None
+    teachers: Sequence[nn.Module] = ()
+    joint: bool = False
 
     @property
     def owners(self) -> Owners | None:
@@ -192,7 +199,10 @@ def fuse(
     trains = recipe.distil > 0 or recipe.finetune > 0
     if trains and further is None:
         raise RecipeError("distil and finetune need the training images: give further=Further(data, recipe)")
-    given_models = models
+    models, sets = _teachers(models, recipe, shares, calibration, sets, template)
+    if recipe.labelled:
+        template = None
+    teachers = models
     unequal = sets is None and any(shapes_of(m) != shapes_of(models[0]) for m in (*models, template or models[0]))
     if unequal and (recipe.universe or recipe.reference is not None or recipe.order is not None):
         raise RecipeError(
@@ -263,6 +273,8 @@ def fuse(
         brought,
         unmatched,
         apart,
+        teachers,
+        recipe.labelled > 0,
     )
     if recipe.refit != "none":
         with step("refit"):
@@ -272,8 +284,29 @@ def fuse(
     if trains and further is not None:
         if on_step is not None:
             on_step("train")
-        seconds |= further.train(child, Ensemble(given_models, shares, sets), "child")
+        seconds |= further.train(child, Ensemble(teachers, shares, sets), "child")
     return result
+
+
+def _teachers(
+    models: Sequence[nn.Module],
+    recipe: Recipe,
+    shares: Sequence[float],
+    calibration: Loader | None,
+    labels: LabelSets | None,
+    template: nn.Module | None,
+) -> tuple[Sequence[nn.Module], LabelSets | None]:
+    """The parents as the recipe prepares them, and their labels where these still differ."""
+    wanted = recipe.parents_renorm == "reset" or (recipe.parents_renorm == "auto" and labels is not None)
+    if calibration is None and (recipe.parents_renorm == "reset" or recipe.labelled):
+        raise RecipeError("renewing the parents' statistics, and labelled, need calibration images: give at least 2")
+    if wanted and calibration is not None:
+        models = renewed(models, calibration)
+    if recipe.labelled and calibration is not None:
+        if labels is None and template is not None:
+            raise RecipeError("labelled images fit the heads of the parents' own widths: leave out --width")
+        return with_joint_head(models, shares, calibration.first(recipe.labelled), labels, template), None
+    return models, labels
 
 
 def naive_average(

@@ -25,6 +25,7 @@ TapPosition = Literal["after", "before", "both"]
 Choose = Literal["whole", "groups"]
 Masses = Literal["best", "whole", "equal", "free"]
 Renorm = Literal["auto", "none", "reset", "repair", "rescale"]
+ParentsRenorm = Literal["auto", "none", "reset"]
 Refit = Literal["none", "ridge", "regmean", "least-squares"]
 Targets = Literal["clusters", "matched"]
 
@@ -130,6 +131,17 @@ class Recipe(BaseModel):
         description="auto: reset where the network has BatchNorm, none elsewhere and after refit ridge, which sets it; "
         "repair gives every layer the parents' means and deviations, with BatchNorm or without, rescale the deviations",
     )
+    parents_renorm: ParentsRenorm = Field(
+        default="auto",
+        description="reset gives the parents BatchNorm statistics of the calibration images before anything else; auto "
+        "does so where they know different labels",
+    )
+    labelled: int = Field(
+        default=0,
+        ge=0,
+        description="calibration images, the first ones, whose labels are read: for one head over the features of all "
+        "parents, which then teaches the child",
+    )
     distil: int = Field(
         default=0, ge=0, description="afterwards, epochs of training towards the parents' ensemble, without labels"
     )
@@ -176,6 +188,14 @@ class Recipe(BaseModel):
         if self.keeps_apart and self.renorm in ("repair", "rescale"):
             raise ValueError(
                 f"renorm {self.renorm} is for channels that are all merged: choose reset, or keep none apart"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _labelled_images_are_calibration_images(self) -> Recipe:
+        if self.labelled > self.calibration:
+            raise ValueError(
+                f"labelled {self.labelled} is more than the {self.calibration} calibration images: give more"
             )
         return self
 

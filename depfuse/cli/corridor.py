@@ -97,7 +97,7 @@ class _Fused:
 
     def naive(self, shares: Sequence[float], renorm: str) -> nn.Module:
         """Average the parents as they stand, and renormalise."""
-        sets = None if self.inputs.labels is None else self.inputs.labels.sets
+        sets = None if self.result.labels is None else self.result.labels.sets
         average = naive_average(self.result.unmatched, shares, self.result.groups, sets, self.result.template)
         if renorm in ("repair", "rescale"):
             identity = {group.name: Coupling.identity(group.size) for group in self.result.groups.free}
@@ -148,6 +148,11 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     children += [*heads, *([] if rival is None else [rival[1]])]
     naive, naive_renorm, child, *others = evaluate_together(children, work.track(fused.test, "evaluating the child"))
     head_scores = others[: len(heads)]
+    teacher = None
+    if result.joint or request.recipe.parents_renorm == "reset" or (inputs.labels is not None and calibration):
+        teacher = evaluate_with_ensemble(
+            result.teachers, work.track(fused.test, "evaluating the teachers"), shares, result.labels
+        )[1]
     paths, methods = None, []
     if request.points is not None:
         ends, alphas = (parents[0], parents[1]), path_alphas(request.points)
@@ -166,6 +171,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     report = FusionReport(
         parents=parent_rows,
         ensemble=ScoreValues.of(ensemble),
+        teacher=None if teacher is None else ScoreValues.of(teacher),
         heads=head_rows,
         trained_parent=rival_row,
         naive=naive_rows[0],
@@ -258,7 +264,8 @@ def _with_refitted_heads(fused: _Fused, shares: Sequence[float], work: Work) -> 
     if fused.calibration is None:
         return []
     work.step("refitting the parents' heads")
-    models, labels, template = fused.inputs.models, fused.inputs.labels, fused.template
+    models, labels = fused.result.teachers, fused.result.labels
+    template = None if fused.result.joint else fused.template
     try:
         return [
             refit_head(parent, models, shares, fused.calibration, labels=labels, template=template)
@@ -289,12 +296,12 @@ def _rival(
     It begins from the parent, with its head refitted where that can be, that agrees best with the ensemble on the
     calibration images. None where the parents' labels differ and no head could be refitted.
     """
-    inputs = fused.inputs
-    if inputs.labels is not None and not heads:
+    teachers, labels = fused.result.teachers, fused.result.labels
+    if labels is not None and not heads:
         return None
     work.step("training a parent as long")
-    candidates = list(heads) or list(inputs.models)
-    teacher = Ensemble(inputs.models, shares, inputs.labels)
+    candidates = list(heads) or list(teachers)
+    teacher = Ensemble(teachers, shares, labels)
     number = 0
     if fused.calibration is not None:
         losses = [teacher.disagreement(model, fused.calibration) for model in candidates]

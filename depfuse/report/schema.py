@@ -96,6 +96,7 @@ class Environment(_Part):
 class FusionReport(_Part):
     """What `depfuse fuse` found; `heads` are the parents with their heads refitted to the ensemble.
 
+    `teacher` is the ensemble that the child learns from, where the parents were renewed first or got one head.
     Where the child was trained on, `trained_parent` is a parent trained as long, from the weights with which it agreed
     best with the ensemble.
     `not_converged` has one sentence for each solver that stopped at its limit, with the best result so far.
@@ -103,6 +104,7 @@ class FusionReport(_Part):
 
     parents: list[NetworkScores]
     ensemble: ScoreValues
+    teacher: ScoreValues | None = None
     heads: list[ScoreValues] = []
     trained_parent: NetworkScores | None = None
     naive: ScoreValues

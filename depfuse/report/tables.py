@@ -22,8 +22,10 @@ def fusion_table(report: FusionReport) -> Table:
     if report.trained_parent is not None:
         path = report.trained_parent.path
         rows.append((f"parent {'' if path is None else Path(path).name}, trained as long", report.trained_parent))
+    rows.append(("logit ensemble", report.ensemble))
+    if report.teacher is not None:
+        rows.append(("logit ensemble, renewed", report.teacher))
     rows += [
-        ("logit ensemble", report.ensemble),
         ("naive average", report.naive),
         ("naive average, renormalised", report.naive_renorm),
         ("child", report.child),
