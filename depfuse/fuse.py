@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from depfuse.agreement import Disagreement
 from depfuse.align import Coupling, Couplings, align
 from depfuse.apart import Apart, Owners, keep_apart
+from depfuse.data.augment import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.distil import Ensemble, Further
 from depfuse.errors import DepfuseWarning, GroupError, RecipeError
@@ -128,6 +129,7 @@ class FusionResult:
             method=self.recipe.refit,
             targets=self.recipe.targets,
             steps=self.recipe.refit_steps,
+            augment=Augmentation.suited_to(self.calibration.image_shape) if self.recipe.augment else None,
             labels=self.labels,
             seed=self.recipe.seed,
         )

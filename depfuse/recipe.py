@@ -122,9 +122,12 @@ class Recipe(BaseModel):
         "outputs, or the means of matched channels",
     )
     refit_steps: int = Field(
-        default=8,
+        default=32,
         ge=0,
         description="after refit ridge, steps of all layers together towards the ensemble's outputs; 0 for none",
+    )
+    augment: bool = Field(
+        default=True, description="these steps see the calibration images flipped and shifted anew each time"
     )
     renorm: Renorm = Field(
         default="auto",

@@ -21,6 +21,7 @@ from depfuse.data import Augmentation, DataSet, Loader
 from depfuse.errors import CheckpointError, RecipeError
 from depfuse.evaluate import evaluate
 from depfuse.models import check_input
+from depfuse.running import bfloat16_pays
 
 Schedule = Literal["linear", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -68,16 +69,9 @@ class TrainRecipe(BaseModel):
 
     @classmethod
     def suited_to(cls, data: DataSet, **settings: Any) -> TrainRecipe:
-        """Build a recipe whose augmentation suits the images, where `settings` do not say otherwise.
-
-        Colour images are mirrored and shifted by an eighth of their side; grey ones, often digits and
-        letters that mean something else in the mirror, are only shifted, by a twelfth.
-        """
-        channels, height, width = data.image_shape
-        colour = channels >= 3
-        side = min(height, width)
-        suited = {"flip": colour, "translate": round(side / 8) if colour else math.ceil(side / 12)}
-        return cls.create(**{**suited, **settings})
+        """Build a recipe whose augmentation suits the images, where `settings` do not say otherwise."""
+        suited = Augmentation.suited_to(data.image_shape)
+        return cls.create(**{"flip": suited.flip, "translate": suited.translate, **settings})
 
     @property
     def augmentation(self) -> Augmentation:
@@ -376,11 +370,8 @@ class _Run:
 def _use_bfloat16(precision: Precision, device: torch.device, image_shape: tuple[int, int, int]) -> bool:
     if precision != "auto":
         return precision == "bfloat16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    # Without instructions for it the CPU converts back and forth, which is slower than float32.
-    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return bool(device.type == "cpu" and fast and image_shape[1] * image_shape[2] >= _PIXELS_THAT_PAY_FOR_BFLOAT16)
+    enough = device.type == "cuda" or image_shape[1] * image_shape[2] >= _PIXELS_THAT_PAY_FOR_BFLOAT16
+    return enough and bfloat16_pays(device)
 
 
 @contextmanager

@@ -77,6 +77,12 @@ class Loader:
         """Number of images."""
         return len(self.labels)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width before pre-processing."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
     def first(self, count: int) -> Loader:
         """The same loader over its first `count` images, in batches of the same size."""
         split = Split(self.images[:count], self.labels[:count])

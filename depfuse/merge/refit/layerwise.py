@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.align.coupling import Couplings, apply_couplings
+from depfuse.data.augment import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.data.tensors import Split
 from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
@@ -17,16 +18,18 @@ from depfuse.groups import ChannelGroups
 from depfuse.groups.depgraph import evaluation_copy, unwrap
 from depfuse.label_sets import LabelSets
 from depfuse.merge.average import average
+from depfuse.merge.refit.folded import Folded, Teacher
 from depfuse.merge.refit.graph import Program, State
 from depfuse.merge.refit.rows import Window
 from depfuse.merge.refit.second_pass import SecondPass
-from depfuse.merge.refit.solve import Rows, gram, ridge
+from depfuse.merge.refit.solve import Rows, ridge
 from depfuse.merge.refit.targets import Mixtures, Targets, find_mixtures
 from depfuse.merge.refit.units import Unit, find_units
 from depfuse.merge.refit.walk import Walk
 
 METHODS = ("ridge", "regmean", "least-squares")
-AT_ONCE = 50
+AT_ONCE = 125
+PIXELS_AT_ONCE = AT_ONCE * 32 * 32
 LOOKED_AT = 300
 MOST_ROWS = 2**16
 MOST_BYTES = 2**29
@@ -43,6 +46,7 @@ def refit_layers(
     method: str = "ridge",
     targets: str = "clusters",
     steps: int = 0,
+    augment: Augmentation | None = None,
     labels: LabelSets | None = None,
     seed: int = 0,
 ) -> None:
@@ -93,7 +97,7 @@ def refit_layers(
     with torch.no_grad():
         run = _Refit(child, states, shares, calibration, labels, seed)
         if method == "ridge":
-            run.forward(groups if targets == "clusters" else None, steps)
+            run.forward(groups if targets == "clusters" else None, steps, augment or Augmentation())
         else:
             run.in_parallel(pooled=method == "regmean")
 
@@ -169,9 +173,8 @@ class _Refit:
         if labels is not None and not labels.same:
             self.outputs = self._outputs()
         self._generator = torch.Generator().manual_seed(seed)
-        self.grams: dict[Unit, Tensor] = {}
 
-    def forward(self, clustered: ChannelGroups | None, steps: int) -> None:
+    def forward(self, clustered: ChannelGroups | None, steps: int, augment: Augmentation) -> None:
         """Unit after unit, from the child's own inputs."""
         self._check_count(self.units)
         mixtures: Mixtures = {}
@@ -182,29 +185,13 @@ class _Refit:
         targets = Targets(self.shares, mixtures, self.labels, self.outputs)
         walk = Walk(self.program, [*self.parents, self.state], self.loader)
         for unit in self.units:
-            self._solve_forward(unit, walk, targets, keep=steps > 0)
+            self._solve_forward(unit, walk, targets)
+        del walk
         if steps > 0:
-            batches, logits = self._ensemble()
-            SecondPass(self.program, self.units, self.state, self.grams, self.seed).run(batches, logits, steps)
-            self._renew_statistics()
-
-    def _ensemble(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The images in batches, and the ensemble's logits for each."""
-        batches, logits = [], []
-        walk = Walk(self.program, self.parents, self.loader, limit=0)
-        size = walk.size
-        output = self.program.output
-        for (images, _), values in zip(
-            self.loader, walk.until([len(self.program.nodes)] * len(self.parents), [output]), strict=True
-        ):
-            found = [own[output] for own in values]
-            if self.labels is not None and not self.labels.same:
-                joint = self.labels.join(found, self.shares, 1)
-            else:
-                joint = torch.stack([share * own for share, own in zip(self.shares, found, strict=True)]).sum(0)
-            batches.append(images[:size])
-            logits.append(joint)
-        return batches, logits
+            folded = Folded(self.program, self.units)
+            teacher = Teacher.create(folded, self.parents, self.shares, self.labels)
+            SecondPass(folded, self.state, teacher, self.loader, augment, self.seed).run(steps)
+        self._renew_statistics()
 
     def _renew_statistics(self) -> None:
         """Give every unit's BatchNorm the statistics of what it takes in, and leave the function as it is."""
@@ -230,7 +217,7 @@ class _Refit:
         if unit is None:
             raise RecipeError("the layer that gives the class scores cannot be refitted")
         self._check_count([unit])
-        self._solve_forward(unit, walk, Targets(self.shares, {}, self.labels, self.outputs), keep=False)
+        self._solve_forward(unit, walk, Targets(self.shares, {}, self.labels, self.outputs))
 
     def in_parallel(self, *, pooled: bool) -> None:
         """Each unit from the parents' inputs, put one below the other (`pooled`) or averaged."""
@@ -266,9 +253,9 @@ class _Refit:
                 stack.add(number, [inputs, outputs])
             rows = Rows(*stack.tensors)
             weight, _ = ridge(rows, self._prior(unit, window), intercept=intercept)
-            self._write(unit, window, weight, rows, None)
+            self._write(unit, window, weight, rows)
 
-    def _solve_forward(self, unit: Unit, walk: Walk, targets: Targets, *, keep: bool) -> None:
+    def _solve_forward(self, unit: Unit, walk: Walk, targets: Targets) -> None:
         window, intercept = Window.of(unit.node), has_intercept(unit)
         parents = len(self.parents)
         start, end = walk.position(unit.node), walk.position(unit.target) + 1
@@ -287,9 +274,7 @@ class _Refit:
             stack.add(number, parts)
         rows = Rows(*stack.tensors)
         weight, _ = ridge(rows, self._prior(unit, window), intercept=intercept)
-        if keep:
-            self.grams[unit] = gram(rows.inputs, rows.inputs) / rows.inputs.shape[1]
-        self._write(unit, window, weight, rows, walk)
+        self._write(unit, window, weight, rows)
 
     def _inputs(self, window: Window, x: Tensor, places: Tensor | None, intercept: bool) -> Tensor:
         rows = window.inputs(x, places)
@@ -320,8 +305,8 @@ class _Refit:
         matrix: Tensor = window.matrix(self.state[unit.weight])
         return matrix if scale is None else matrix * scale.reshape(window.groups, 1, -1)
 
-    def _write(self, unit: Unit, window: Window, weight: Tensor, rows: Rows, walk: Walk | None) -> None:
-        """Write an affine map as the layer and its BatchNorm, with the statistics of what the layer then gives."""
+    def _write(self, unit: Unit, window: Window, weight: Tensor, rows: Rows) -> None:
+        """Write an affine map as the layer and its BatchNorm, with the statistics of what it gives for the rows."""
         state, norm = self.state, unit.norm
         shift = torch.zeros_like(weight[:, 0])
         if has_intercept(unit):
@@ -332,22 +317,20 @@ class _Refit:
             if unit.bias is not None:
                 _put(state[unit.bias], shift.reshape(-1))
             return
+        given = rows.inputs[..., : weight.shape[1]]
         if unit.weight is None:
             factor = weight[:, 0]
         else:
             # The layer gives what varies as its average parent's output does, and the BatchNorm the rest.
-            given = rows.inputs[..., : weight.shape[1]] @ weight.to(rows.inputs)
+            given = given @ weight.to(given)
             spread = given.double().std(1, correction=0)
             factor = spread / state[norm.variance].double().reshape(spread.shape).clamp_min(1e-30).sqrt()
             factor = torch.where(factor > 1e-10, factor, torch.ones_like(factor))
+            given = given / factor[:, None].to(given)
             _put(state[unit.weight], window.weight(weight / factor[:, None], state[unit.weight].shape))
             if unit.bias is not None:
                 state[unit.bias].zero_()
-        if walk is not None:
-            mean, variance = self._statistics(unit, walk)
-        else:
-            given = rows.inputs[..., : weight.shape[1]] @ (weight / factor[:, None]).to(rows.inputs)
-            mean, variance = given.double().mean(1).reshape(-1), given.double().var(1).reshape(-1)
+        mean, variance = given.double().mean(1).reshape(-1), given.double().var(1).reshape(-1)
         factor = factor.reshape(-1)
         assert norm.weight is not None
         assert norm.bias is not None
@@ -416,8 +399,9 @@ def has_intercept(unit: Unit) -> bool:
 
 def _in_small_batches(loader: Loader, count: int) -> Loader:
     split = Split(loader.images[:count], loader.labels[:count])
-    size = min(AT_ONCE, loader.batch_size)
-    return Loader(split, loader.preprocessing, batch_size=size, device=loader.device)
+    _, height, width = loader.image_shape
+    size = min(AT_ONCE, loader.batch_size, max(50, PIXELS_AT_ONCE // (height * width)))
+    return Loader(split, loader.preprocessing, batch_size=size, device=loader.device, channels_last=True)
 
 
 def _put(tensor: Tensor, value: Tensor) -> None:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from depfuse.merge.refit.graph import Program, State, Values
+from depfuse.data.augment import Augmentation
+from depfuse.data.loader import Loader
+from depfuse.merge.refit.folded import Folded, weight_and_shift
+from depfuse.merge.refit.graph import State
 from depfuse.merge.refit.rows import Window
 from depfuse.merge.refit.units import Unit
+from depfuse.running import bfloat16_pays
 
 PER_STEP = 500
+PER_FACTORS = 250
+PER_CURVATURE = 125
+MOST_ROWS = 2**15
 DAMPING = 1e-3
-TRUST = 0.3
+TRUST = 0.03
+AVERAGED = 0.75
 HELD_OUT = 0.125
 REFRESHED = 8
+COMPARED = 4
+
+Batch = tuple[Tensor, Tensor]
 
 
 class SecondPass:
@@ -25,176 +36,187 @@ class SecondPass:
     :math:`-(A + \sqrt\lambda\pi)^{-1} \nabla_W (\Gamma + \sqrt\lambda/\pi)^{-1}`, where A is the Gram matrix of its
     inputs and :math:`\Gamma` that of the derivatives of the logits by its outputs (Martens & Grosse 2015; for
     convolutions Grosse & Martens 2016, section 3). How far to go along this direction and the one before follows from
-    the Gauss-Newton model of the loss along both (2015, section 7).
+    the Gauss-Newton model of the loss along both (2015, section 7). A running mean of the weights is tried besides
+    the weights themselves (2015, section 13: it takes out the noise of steps that see few images).
 
     Parameters
     ----------
-    program, units
-        The network, and what may change of it: units with a weight.
+    folded
+        The network, and what may change of it: its units.
     state
-        The child's tensors, changed in place; BatchNorm statistics are taken as constants.
-    grams
-        Unit -> Gram matrix (G, K, K) of its inputs at one place, a last row and column for the constant.
+        The network's tensors; those of the units are changed in place.
+    teacher
+        The ensemble's logits for images.
+    calibration
+        Unlabelled images; the last `HELD_OUT` of them no step sees.
+    augment
+        What may happen to an image each time it is drawn for a step.
     """
 
     def __init__(
-        self, program: Program, units: Sequence[Unit], state: dict[str, Tensor], grams: Mapping[Unit, Tensor], seed: int
+        self,
+        folded: Folded,
+        state: dict[str, Tensor],
+        teacher: Callable[[Tensor], Tensor],
+        calibration: Loader,
+        augment: Augmentation,
+        seed: int,
     ) -> None:
-        self.program, self.state, self.grams = program, state, grams
-        self.units = [unit for unit in units if unit.weight is not None]
-        self.windows = {unit: Window.of(unit.node) for unit in self.units}
+        self.folded, self.state, self.teacher, self.augment = folded, state, teacher, augment
+        self.windows = {unit: Window.of(unit.node) for unit in folded.units}
+        self._loader = calibration
+        self._size = calibration.count // len(calibration)
+        held = max(1, round(HELD_OUT * calibration.count / self._size)) * self._size
+        self._held = torch.arange(calibration.count - held, calibration.count)
+        self._seen = calibration.count - held
+        self._order = torch.zeros(0, dtype=torch.int64)
         self._generator = torch.Generator().manual_seed(seed)
+        self._fast = bfloat16_pays(calibration.device)
 
-    def run(self, batches: Sequence[Tensor], targets: Sequence[Tensor], steps: int) -> None:
-        """Take some steps, and keep the weights after which the images that no step has seen are fitted best.
-
-        Parameters
-        ----------
-        batches
-            Images, in batches of the program's size.
-        targets
-            The ensemble's logits for each.
-        """
-        held = max(1, round(HELD_OUT * len(batches)))
-        if len(batches) < 2:
+    def run(self, steps: int) -> None:
+        """Take some steps, and keep the weights after which the images that no step has seen are fitted best."""
+        if self._seen < self._size:
             return
-        seen = list(zip(batches, targets, strict=True))[:-held]
-        rest = list(zip(batches, targets, strict=True))[-held:]
-        keys = [key for unit in self.units for key in self._keys(unit)]
-        parameters = {key: self.state[key].clone() for key in keys}
-        best, lowest = parameters, self._loss(parameters, rest)
+        rest = [(images, self.teacher(images)) for images in self._images(self._held)]
+        best = mean = maps = self.folded.maps(self.state)
+        lowest = self._loss(maps, rest)
         previous: dict[str, Tensor] | None = None
-        size = max(1, PER_STEP // max(1, len(batches[0])))
-        order: list[int] = []
         for step in range(steps):
-            if len(order) < size:
-                order = torch.randperm(len(seen), generator=self._generator).tolist()
-            chosen, order = [seen[number] for number in order[:size]], order[size:]
+            chosen = self._draw(PER_STEP)
             if step % REFRESHED == 0:
-                factors = self._factors(parameters, [images for images, _ in chosen[: max(1, size // 2)]])
-            gradient = self._gradient(parameters, chosen)
+                factors = self._factors(maps, chosen[: self._batches(PER_FACTORS)])
+            gradient = self._gradient(maps, chosen)
             directions = [self._preconditioned(gradient, factors)]
             if previous is not None:
                 directions.append(previous)
-            lengths = self._lengths(parameters, gradient, directions, chosen[: max(1, size // 2)])
+            lengths = self._lengths(maps, gradient, directions, chosen[: self._batches(PER_CURVATURE)])
             previous = {
                 key: sum(length * direction[key] for length, direction in zip(lengths, directions, strict=True))  # type: ignore[misc]
-                for key in keys
+                for key in maps
             }
-            parameters = {key: parameters[key] + previous[key] for key in keys}
-            loss = self._loss(parameters, rest)
-            if loss < lowest:
-                best, lowest = parameters, loss
-        for key, tensor in best.items():
-            self.state[key].copy_(tensor)
+            maps = {key: maps[key] + previous[key] for key in maps}
+            mean = {key: AVERAGED * mean[key] + (1 - AVERAGED) * maps[key] for key in maps}
+            if step % COMPARED == COMPARED - 1 or step == steps - 1:
+                for candidate in (maps, mean):
+                    loss = self._loss(candidate, rest)
+                    if loss < lowest:
+                        best, lowest = candidate, loss
+        self.folded.write(best, self.state)
 
-    def _keys(self, unit: Unit) -> list[str]:
-        shift = unit.bias if unit.norm is None else unit.norm.bias
-        return [key for key in (unit.weight, shift) if key is not None]
+    def _batches(self, images: int) -> int:
+        return max(1, images // self._size)
 
-    def _scale(self, unit: Unit) -> Tensor:
-        """What the BatchNorm multiplies the layer's outputs by (C,)."""
-        if unit.norm is None:
-            return torch.ones((), device=self.state[unit.keys[0]].device).expand(self.state[unit.keys[0]].shape[0])
-        assert unit.norm.weight is not None
-        return self.state[unit.norm.weight] / (self.state[unit.norm.variance] + unit.norm.epsilon).sqrt()
+    def _images(self, numbers: Tensor, augment: Augmentation | None = None) -> list[Tensor]:
+        """Images by number, in batches of the program's size."""
+        found = []
+        height, width = self._loader.image_shape[1:]
+        for chosen in numbers.tensor_split(max(1, len(numbers) // self._size)):
+            images = self._loader.images[chosen.to(self._loader.device)]
+            if augment:
+                images = augment.apply(images, augment.draw(len(images), height, width, self._generator))
+            found.append(self._loader.preprocessing.apply(images, channels_last=True))
+        return found
 
-    def _forward(self, parameters: State, images: Tensor, kept: Sequence[Unit] = ()) -> tuple[Tensor, list[Tensor]]:
-        state = {**self.state, **parameters}
-        values: Values = {self.program.images: images}
-        ends = {unit.end: number for number, unit in enumerate(kept)}
-        found: list[Tensor] = [images] * len(kept)
-        remaining = {node: len(node.users) for node in self.program.nodes}
-        for node in self.program.nodes:
-            values[node] = self.program.call(node, state, values)
-            if node in ends:
-                found[ends[node]] = values[node]
-            for source in node.all_input_nodes:
-                if source in remaining:
-                    remaining[source] -= 1
-                    if remaining[source] == 0 and source is not self.program.output:
-                        del values[source]
-        return values[self.program.output], found
+    def _draw(self, count: int) -> list[Batch]:
+        """Images for a step with the ensemble's logits; all have been drawn before one is drawn again."""
+        count = min(self._batches(count) * self._size, self._seen // self._size * self._size)
+        if len(self._order) < count:
+            self._order = torch.randperm(self._seen, generator=self._generator)
+        chosen, self._order = self._order[:count], self._order[count:]
+        with self._quick():
+            return [(images, self.teacher(images)) for images in self._images(chosen, self.augment)]
 
-    def _loss(self, parameters: State, batches: Sequence[tuple[Tensor, Tensor]]) -> float:
-        losses = [_residual(self._forward(parameters, images)[0], target).square().sum() for images, target in batches]
+    def _quick(self) -> torch.autocast:
+        return torch.autocast(self._loader.device.type, torch.bfloat16, enabled=self._fast)
+
+    def _loss(self, maps: State, batches: Sequence[Batch]) -> float:
+        losses = [
+            _residual(self.folded.run(maps, self.state, images)[0], target).square().sum() for images, target in batches
+        ]
         return float(torch.stack(losses).sum())
 
-    def _gradient(self, parameters: State, batches: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        total = {key: torch.zeros_like(tensor) for key, tensor in parameters.items()}
-        with torch.enable_grad():
+    def _gradient(self, maps: State, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        total = {key: torch.zeros_like(tensor) for key, tensor in maps.items()}
+        with torch.enable_grad(), self._quick():
             for images, target in batches:
-                leaves = {key: tensor.clone().requires_grad_(True) for key, tensor in parameters.items()}
-                output, _ = self._forward(leaves, images)
-                loss = 0.5 * _residual(output, target).square().sum()
+                leaves = {key: tensor.clone().requires_grad_(True) for key, tensor in maps.items()}
+                output, _ = self.folded.run(leaves, self.state, images)
+                loss = 0.5 * _residual(output.float(), target).square().sum()
                 found = torch.autograd.grad(loss, list(leaves.values()))
                 for key, gradient in zip(leaves, found, strict=True):
                     total[key] += gradient
         count = sum(len(images) for images, _ in batches)
         return {key: gradient / count for key, gradient in total.items()}
 
-    def _factors(self, parameters: State, batches: Sequence[Tensor]) -> dict[Unit, tuple[Tensor, Tensor]]:
+    def _factors(self, maps: State, batches: Sequence[Batch]) -> dict[Unit, tuple[Tensor, Tensor]]:
         """The two factors of every unit's curvature, damped."""
-        sums: dict[Unit, Tensor] = {}
-        for images in batches:
-            with torch.enable_grad():
-                leaves = {key: tensor.clone().requires_grad_(True) for key, tensor in parameters.items()}
-                output, ends = self._forward(leaves, images, self.units)
+        inputs: dict[Unit, Tensor] = {}
+        outputs: dict[Unit, Tensor] = {}
+        units = self.folded.units
+        nodes = [*(unit.end for unit in units), *(unit.input for unit in units)]
+        for images, _ in batches:
+            with torch.enable_grad(), self._quick():
+                leaves = {key: tensor.clone().requires_grad_(True) for key, tensor in maps.items()}
+                output, values = self.folded.run(leaves, self.state, images, nodes)
                 signs = torch.randint(0, 2, output.shape, generator=self._generator).to(output) * 2 - 1
                 probe = (output * (signs - signs.mean(-1, keepdim=True))).sum()
-                gradients = torch.autograd.grad(probe, ends)
-            for unit, gradient in zip(self.units, gradients, strict=True):
-                rows = self.windows[unit].outputs(gradient)
-                part = (rows.mT @ rows).double() / (rows.shape[1] * len(batches))
-                sums[unit] = sums[unit] + part if unit in sums else part
-        factors = {}
-        for unit, outputs in sums.items():
-            inputs = self.grams[unit] * self.windows[unit].positions
-            powers = [factor.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-20) for factor in (inputs, outputs)]
-            # Both factors get the same share of the damping, each in its own units.
-            factors[unit] = (
-                _damped(inputs, DAMPING**0.5 * powers[0]),
-                _damped(outputs, DAMPING**0.5 * powers[1]),
-            )
-        return factors
+                gradients = torch.autograd.grad(probe, values[: len(units)])
+            for unit, gradient, value in zip(units, gradients, values[len(units) :], strict=True):
+                window = self.windows[unit]
+                rows = window.outputs(gradient.float())
+                part = (rows.mT @ rows).double() / (len(images) * len(batches))
+                outputs[unit] = outputs[unit] + part if unit in outputs else part
+                part = self._gram(unit, value.detach().float()) * (window.positions / len(batches))
+                inputs[unit] = inputs[unit] + part if unit in inputs else part
+        # Both factors get the same share of the damping, each in its own units.
+        return {unit: (_damped(inputs[unit]), _damped(outputs[unit] / self.windows[unit].positions)) for unit in units}
+
+    def _gram(self, unit: Unit, value: Tensor) -> Tensor:
+        """Mean Gram matrix (G, K, K) of what a unit takes in at one place, a last row and column for the constant."""
+        window = self.windows[unit]
+        places = None
+        if window.positions * len(value) > MOST_ROWS:
+            count = max(1, MOST_ROWS // len(value))
+            places = torch.randperm(window.positions, generator=self._generator)[:count].sort().values
+        rows = window.inputs(value, places)
+        if weight_and_shift(unit)[1] is not None:
+            rows = torch.cat([rows, torch.ones_like(rows[..., :1])], -1)
+        return (rows.mT @ rows).double() / rows.shape[1]
 
     def _preconditioned(
         self, gradient: Mapping[str, Tensor], factors: Mapping[Unit, tuple[Tensor, Tensor]]
     ) -> dict[str, Tensor]:
         direction: dict[str, Tensor] = {}
-        for unit in self.units:
-            window, scale = self.windows[unit], self._scale(unit)
-            keys = self._keys(unit)
-            inverse = torch.where(scale.abs() > 1e-6, 1.0 / scale, torch.zeros_like(scale))
-            shape = gradient[keys[0]].shape
-            per_row = inverse.reshape(-1, *[1] * (len(shape) - 1))
-            step = window.matrix(gradient[keys[0]] * per_row).double()
-            if len(keys) > 1:
-                step = torch.cat([step, gradient[keys[1]].double().reshape(window.groups, 1, -1)], 1)
+        for unit in self.folded.units:
+            window = self.windows[unit]
+            weight, shift = weight_and_shift(unit)
+            step = window.matrix(gradient[weight]).double()
+            if shift is not None:
+                step = torch.cat([step, gradient[shift].double().reshape(window.groups, 1, -1)], 1)
             inputs, outputs = factors[unit]
             step = -torch.cholesky_solve(torch.cholesky_solve(step, inputs).mT, outputs).mT
-            if len(keys) > 1:
-                direction[keys[1]] = step[:, -1].reshape(-1).to(gradient[keys[1]])
+            if shift is not None:
+                direction[shift] = step[:, -1].reshape(-1).to(gradient[shift])
                 step = step[:, :-1]
-            direction[keys[0]] = window.weight(step, shape).to(per_row) * per_row
+            direction[weight] = window.weight(step, gradient[weight].shape).to(gradient[weight])
         return direction
 
     def _lengths(
         self,
-        parameters: State,
+        maps: State,
         gradient: Mapping[str, Tensor],
         directions: Sequence[Mapping[str, Tensor]],
-        batches: Sequence[tuple[Tensor, Tensor]],
+        batches: Sequence[Batch],
     ) -> list[float]:
         """How far to go along each direction, by the Gauss-Newton model of the loss."""
-        size = sum(float(tensor.square().sum()) for tensor in parameters.values()) ** 0.5
+        size = sum(float(tensor.square().sum()) for tensor in maps.values()) ** 0.5
         slopes, changes = [], []
-        plain = [self._forward(parameters, images)[0] for images, _ in batches]
+        plain = [self.folded.run(maps, self.state, images)[0] for images, _ in batches]
         for direction in directions:
             length = sum(float(tensor.square().sum()) for tensor in direction.values()) ** 0.5
             probe = 1e-3 * size / max(length, 1e-30)
-            moved = {key: tensor + probe * direction[key] for key, tensor in parameters.items()}
-            outputs = [self._forward(moved, images)[0] for images, _ in batches]
+            moved = {key: tensor + probe * direction[key] for key, tensor in maps.items()}
+            outputs = [self.folded.run(moved, self.state, images)[0] for images, _ in batches]
             change = torch.cat([_residual(after, before) for after, before in zip(outputs, plain, strict=True)])
             changes.append(change.double().reshape(-1) / probe)
             slopes.append(sum(float((gradient[key].double() * direction[key]).sum()) for key in gradient))
@@ -214,7 +236,9 @@ def _residual(output: Tensor, target: Tensor) -> Tensor:
     return difference - difference.mean(-1, keepdim=True)
 
 
-def _damped(factor: Tensor, amount: Tensor) -> Tensor:
-    damping = amount * torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
+def _damped(factor: Tensor) -> Tensor:
+    """Cholesky factors (G, K, K) of a matrix with some of its mean variance added."""
+    power = factor.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-20)
+    damping = DAMPING**0.5 * power * torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
     found: Tensor = torch.linalg.cholesky(factor + damping)
     return found
