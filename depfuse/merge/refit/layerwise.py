@@ -30,7 +30,7 @@ from depfuse.merge.refit.walk import Walk
 METHODS = ("ridge", "regmean", "least-squares")
 AT_ONCE = 125
 PIXELS_AT_ONCE = AT_ONCE * 32 * 32
-LOOKED_AT = 300
+LOOKED_AT = 250
 MOST_ROWS = 2**16
 MOST_BYTES = 2**29
 
@@ -160,15 +160,15 @@ class _Refit:
         labels: LabelSets | None,
         seed: int,
     ) -> None:
-        self.loader = _in_small_batches(calibration, calibration.count)
-        size = self.loader.count // len(self.loader)
-        images = next(iter(self.loader))[0][:size]
+        self.loader = _in_small_batches(calibration)
+        self.size = self.loader.count // len(self.loader)
+        images = next(iter(self.loader))[0][: self.size]
         network = unwrap(child)
         self.program = Program(network, images)
         self.units = find_units(self.program, _shared(network))
         self.state = dict(network.state_dict())
         self.parents, self.shares, self.labels, self.seed = list(parents), list(shares), labels, seed
-        self.images = len(self.loader) * size
+        self.images = len(self.loader) * self.size
         self.outputs = None
         if labels is not None and not labels.same:
             self.outputs = self._outputs()
@@ -179,7 +179,7 @@ class _Refit:
         self._check_count(self.units)
         mixtures: Mixtures = {}
         if clustered is not None:
-            few = Walk(self.program, self.parents, _in_small_batches(self.loader, LOOKED_AT))
+            few = Walk(self.program, self.parents, self._few())
             inner = [unit for unit in self.units if unit is not self.outputs]
             mixtures = find_mixtures(self.program, inner, self.parents, self.shares, clustered, few, self.seed)
         targets = Targets(self.shares, mixtures, self.labels, self.outputs)
@@ -192,6 +192,12 @@ class _Refit:
             teacher = Teacher.create(folded, self.parents, self.shares, self.labels)
             SecondPass(folded, self.state, teacher, self.loader, augment, self.seed).run(steps)
         self._renew_statistics()
+
+    def _few(self) -> Loader:
+        """About `LOOKED_AT` images in batches of the program's size."""
+        count = self.size * max(1, min(LOOKED_AT, self.images) // self.size)
+        split = Split(self.loader.images[:count], self.loader.labels[:count])
+        return Loader(split, self.loader.preprocessing, batch_size=self.size, device=self.loader.device)
 
     def _renew_statistics(self) -> None:
         """Give every unit's BatchNorm the statistics of what it takes in, and leave the function as it is."""
@@ -397,8 +403,8 @@ def has_intercept(unit: Unit) -> bool:
     return unit.bias is not None or unit.norm is not None
 
 
-def _in_small_batches(loader: Loader, count: int) -> Loader:
-    split = Split(loader.images[:count], loader.labels[:count])
+def _in_small_batches(loader: Loader) -> Loader:
+    split = Split(loader.images, loader.labels)
     _, height, width = loader.image_shape
     size = min(AT_ONCE, loader.batch_size, max(50, PIXELS_AT_ONCE // (height * width)))
     return Loader(split, loader.preprocessing, batch_size=size, device=loader.device, channels_last=True)
