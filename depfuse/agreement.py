@@ -32,6 +32,22 @@ class Disagreement:
     first `RENORM_IMAGES`. No label is read. The child's scores are multiplied by the one of `SCALES` with which it is
     least: averaged networks give scores that are too small, some more than others, and no decision depends on that.
 
+    Parameters
+    ----------
+    models, groups, labels, template
+        As for `average`.
+    renorm
+        How the child is renormalised.
+    calibration
+        Images for that.
+    reference
+        Number of the parent that others are aligned to.
+    judged
+        The images to judge by, where they are others than these.
+    labelled
+        Read the labels of the images to judge by: the figure is then the cross-entropy of the child's probabilities
+        under them.
+
     Attributes
     ----------
     seconds
@@ -47,11 +63,16 @@ class Disagreement:
         labels: LabelSets | None = None,
         template: nn.Module | None = None,
         reference: int = 0,
+        *,
+        judged: Loader | None = None,
+        labelled: bool = False,
     ) -> None:
         self.reference = reference
         self.seconds = 0.0
         self._models, self._groups, self._renorm = models, groups, renorm
         self._calibration, self._labels, self._template = calibration, labels, template
+        self._images = calibration.first(JUDGED_IMAGES) if judged is None else judged
+        self._labelled = labelled
 
     def __call__(self, parent: int, couplings: Couplings) -> float:
         """How far the child of the reference and `parent` is from their ensemble."""
@@ -67,6 +88,13 @@ class Disagreement:
         """How far the child of some parents is from their ensemble, with one coupling and share for each."""
         return self._judged([self._models[member] for member in members], members, couplings, shares)
 
+    def of_child(self, child: nn.Module, shares: Sequence[float]) -> float:
+        """How far a child of all parents is from their ensemble at some shares; it is renormalised in place."""
+        started = time.perf_counter()
+        loss = self._loss(child, range(len(self._models)), shares, self._labels)
+        self.seconds += time.perf_counter() - started
+        return loss
+
     def _identity(self) -> Couplings:
         return {group.name: Coupling.identity(group.size) for group in self._groups.free}
 
@@ -80,14 +108,23 @@ class Disagreement:
         started = time.perf_counter()
         labels = None if self._labels is None else self._labels.of(*members)
         child = average(models, self._groups, couplings, shares, labels, self._template)
+        loss = self._loss(child, members, shares, labels)
+        self.seconds += time.perf_counter() - started
+        return loss
+
+    def _loss(
+        self, child: nn.Module, members: Sequence[int], shares: Sequence[float], labels: LabelSets | None
+    ) -> float:
         renormalise(child, self._renorm, self._calibration.first(RENORM_IMAGES))
-        batches = zip(*(self._outputs[member] for member in members), strict=True)
-        wanted = torch.cat([self._joint(theirs, shares, labels) for theirs in batches])
         scores = torch.cat(list(self._of(child)))
+        if self._labelled:
+            wanted = nn.functional.one_hot(self._images.labels, scores.shape[1]).to(scores)
+        else:
+            batches = zip(*(self._outputs[member] for member in members), strict=True)
+            wanted = torch.cat([self._joint(theirs, shares, labels) for theirs in batches])
         loss = min(
             float(-(wanted * (scale * scores).softmax(1).clamp_min(1e-30).log()).sum(1).mean()) for scale in SCALES
         )
-        self.seconds += time.perf_counter() - started
         return loss if loss == loss else float("inf")
 
     @staticmethod
@@ -104,5 +141,5 @@ class Disagreement:
 
     def _of(self, model: nn.Module) -> Iterator[Tensor]:
         with torch.inference_mode(), evaluating(model):
-            for images, _ in self._calibration.first(JUDGED_IMAGES):
+            for images, _ in self._images:
                 yield model(images)

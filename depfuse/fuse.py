@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from depfuse.agreement import Disagreement
 from depfuse.align import Coupling, Couplings, align
 from depfuse.apart import Apart, Owners, keep_apart
+from depfuse.choose_shares import Chosen, shares_of_parts
 from depfuse.data.augment import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.distil import Ensemble, Further
@@ -22,7 +23,7 @@ from depfuse.groups import ChannelGroups, explain, find_groups, not_followed, pr
 from depfuse.joint_head import renewed, with_joint_head
 from depfuse.label_sets import LabelSets
 from depfuse.limits import noting_limits
-from depfuse.merge import average, refit_layers
+from depfuse.merge import Shares, average, fisher_information, refit_layers
 from depfuse.recipe import Recipe
 from depfuse.renorm import renormalise, repair
 from depfuse.widths import Brought, Widths, shapes_of
@@ -47,7 +48,8 @@ class FusionResult:
         The settings used.
     seconds
         Wall-clock seconds of `groups` (finding and proving), `align`, `choose` (between several alignments), `merge`,
-        `refit` where it was asked for, `renorm`, and `distil` and `finetune` where they were.
+        `shares` (choosing them for each part) and `refit` where they were asked for, `renorm`, and `distil` and
+        `finetune` where they were.
     parents
         The parents, each at the child's width.
     labels
@@ -67,6 +69,10 @@ class FusionResult:
         The parents whose ensemble the child learns from: those given, or with renewed statistics, or with one head.
     joint
         Whether the teachers have one head over all labels.
+    chosen
+        The parents' shares in the child, and how they were chosen where the recipe says so.
+    information
+        Per parent the Fisher information of its parameters, where they are averaged by it.
     """
 
     child: nn.Module
@@ -84,6 +90,8 @@ class FusionResult:
     apart: Apart | None = None
     teachers: Sequence[nn.Module] = ()
     joint: bool = False
+    chosen: Chosen | None = None
+    information: Sequence[Mapping[str, Tensor]] | None = None
 
     @property
     def owners(self) -> Owners | None:
@@ -95,15 +103,34 @@ class FusionResult:
         """Number of the parent whose channels the child's are matched to: it has the child's width if any has."""
         return self.recipe.kept if self.widths is None else self.widths.reference
 
-    def at(self, shares: Sequence[float]) -> nn.Module:
-        """Another child of the same couplings with other shares (one per parent, summing to one), not trained on."""
-        shares = self.recipe.model_copy(update={"weights": tuple(shares)}).shares(len(self.parents))
-        child = average(self.parents, self.groups, self.couplings, shares, self.labels, self.template, self.owners)
+    @property
+    def shares(self) -> Shares:
+        """The parents' shares in the child."""
+        return Shares(self.recipe.shares(len(self.parents))) if self.chosen is None else self.chosen.shares
+
+    def at(self, shares: Shares | Sequence[float]) -> nn.Module:
+        """Another child of the same couplings, not trained on.
+
+        With other shares, one per parent and summing to one, for the whole network, or with `Shares` that differ in its
+        parts; `at(result.shares)` is the child again.
+        """
+        shares = Shares.create(shares)
+        self.recipe.model_copy(update={"weights": shares.network}).shares(len(self.parents))
+        child = average(
+            self.parents,
+            self.groups,
+            self.couplings,
+            shares,
+            self.labels,
+            self.template,
+            self.owners,
+            self.information,
+        )
         self._refit(child, shares)
         self.renormalise(child, self.couplings, shares)
         return child
 
-    def renormalise(self, child: nn.Module, couplings: Sequence[Couplings], shares: Sequence[float]) -> None:
+    def renormalise(self, child: nn.Module, couplings: Sequence[Couplings], shares: Shares | Sequence[float]) -> None:
         """Renormalise an average of the parents in place, as the recipe says."""
         method = self.recipe.renorm_after
         if method not in ("repair", "rescale"):
@@ -114,7 +141,7 @@ class FusionResult:
         shift = method == "repair"
         repair(child, self.parents, self.groups, couplings, shares, self.calibration, shift=shift)
 
-    def _refit(self, child: nn.Module, shares: Sequence[float]) -> None:
+    def _refit(self, child: nn.Module, shares: Shares) -> None:
         if self.recipe.refit == "none":
             return
         if self.calibration is None:
@@ -196,6 +223,10 @@ def fuse(
     sets = label_sets(labels, models, template)
     check_parents(models if template is None or sets is not None else [*models, template], sets)
     shares = recipe.shares(len(models))
+    choice = Chosen(Shares(shares))
+    if calibration is None and (recipe.weights_by != "network" or recipe.average == "fisher"):
+        setting = f"average {recipe.average}" if recipe.weights_by == "network" else f"weights_by {recipe.weights_by}"
+        raise RecipeError(f"{setting} needs calibration images: give at least 4, better 1000")
     if recipe.refit != "none" and calibration is None:
         raise RecipeError(f"refit {recipe.refit} needs calibration images: give at least 2, better 2000")
     trains = recipe.distil > 0 or recipe.finetune > 0
@@ -222,7 +253,7 @@ def fuse(
         started = time.perf_counter()
         yield
         _wait_for_device(models[0])
-        seconds[name] = time.perf_counter() - started
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
 
     widths: Widths | None = None
     with step("groups"):
@@ -260,7 +291,20 @@ def fuse(
             apart = keep_apart(models, groups, couplings, recipe, given, calibration, template)
             models, unmatched, template, groups = apart.models, apart.unmatched, apart.template, apart.groups
             couplings = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
-        child = average(models, groups, couplings, shares, sets, template, None if apart is None else apart.owners)
+        information = None
+        if recipe.average == "fisher" and calibration is not None:
+            information = [fisher_information(model, calibration, seed=recipe.seed) for model in models]
+        owners = None if apart is None else apart.owners
+
+        def merged(own: Shares) -> nn.Module:
+            return average(models, groups, couplings, own, sets, template, owners, information)
+
+    if recipe.weights_by != "network" and calibration is not None:
+        with step("shares"):
+            given = example if example is not None else _example(calibration)
+            choice = shares_of_parts(models, groups, recipe, given, calibration, merged, teachers, sets)
+    with step("merge"):
+        child = merged(choice.shares)
     result = FusionResult(
         child,
         groups,
@@ -277,12 +321,14 @@ def fuse(
         apart,
         teachers,
         recipe.labelled > 0,
+        choice,
+        information,
     )
     if recipe.refit != "none":
         with step("refit"):
-            result._refit(child, shares)
+            result._refit(child, choice.shares)
     with step("renorm"):
-        result.renormalise(child, couplings, shares)
+        result.renormalise(child, couplings, choice.shares)
     if trains and further is not None:
         if on_step is not None:
             on_step("train")

@@ -28,6 +28,8 @@ Renorm = Literal["auto", "none", "reset", "repair", "rescale"]
 ParentsRenorm = Literal["auto", "none", "reset"]
 Refit = Literal["none", "ridge", "regmean", "least-squares"]
 Targets = Literal["clusters", "matched"]
+WeightsBy = Literal["network", "stage", "group"]
+Average = Literal["mean", "fisher"]
 
 
 class Recipe(BaseModel):
@@ -86,6 +88,16 @@ class Recipe(BaseModel):
     )
     weights: tuple[float, ...] | None = Field(
         default=None, description="one share per parent, in their order, summing to 1; equal shares if left out"
+    )
+    weights_by: WeightsBy = Field(
+        default="network",
+        description="one set of weights for the network, or one for each stage or channel group, chosen from those on "
+        "by how well the child agrees with the parents' ensemble on held-out calibration images, or by its loss on the "
+        "labelled ones",
+    )
+    average: Average = Field(
+        default="mean",
+        description="fisher: each parameter counts with its Fisher information, from calibration images without labels",
     )
     universe: bool = Field(
         default=False,
@@ -199,6 +211,33 @@ class Recipe(BaseModel):
         if self.labelled > self.calibration:
             raise ValueError(
                 f"labelled {self.labelled} is more than the {self.calibration} calibration images: give more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_can_be_chosen(self) -> Recipe:
+        if self.weights_by != "network" and self.calibration < 4:
+            raise ValueError(
+                f"weights_by {self.weights_by} needs at least 4 calibration images, not {self.calibration}: give 1000"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _averaged_channel_by_channel(self) -> Recipe:
+        if self.average == "mean":
+            return self
+        if self.solver in ("sinkhorn", "unbalanced"):
+            raise ValueError(
+                f"average {self.average} needs couplings that are permutations, and solver {self.solver} gives none: "
+                "choose emd"
+            )
+        if self.keeps_apart:
+            raise ValueError(
+                f"average {self.average} is for channels that are all merged: choose mean, or keep none apart"
+            )
+        if self.calibration < 2:
+            raise ValueError(
+                f"average {self.average} needs calibration images, not {self.calibration}: give at least 2, better 500"
             )
         return self
 

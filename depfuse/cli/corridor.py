@@ -44,6 +44,7 @@ from depfuse.report import (
     PathRow,
     ScoreValues,
     Seconds,
+    SharesSummary,
     describe_environment,
     verdict,
 )
@@ -55,6 +56,7 @@ STEPS = {
     "groups": "finding and proving channel groups",
     "align": "matching channels",
     "merge": "merging",
+    "shares": "choosing the parents' shares",
     "refit": "refitting layer by layer",
     "renorm": "renewing BatchNorm statistics",
     "train": "training on",
@@ -186,6 +188,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
             proof_error=result.groups.proof_error,
             fixed=result.groups.fixed,
         ),
+        shares=SharesSummary.of(result.chosen),
         seconds=seconds,
         recipe=result.recipe.model_dump(mode="json"),
         architecture=architecture or inputs.architectures[result.like],
@@ -222,6 +225,8 @@ def _check(request: Request) -> tuple[float, ...]:
         path_alphas(request.points)
         if request.recipe.distil or request.recipe.finetune:
             raise RecipeError("a path shows children as they are merged: leave out --plot, or --distil and --finetune")
+        if request.recipe.weights_by != "network":
+            raise RecipeError("a path gives a parent one share everywhere: leave out --weights-by, or the path")
     if request.fusion.plot is not None:
         plot_kind(request.fusion.plot)
     check_weights_name(request.out)
@@ -235,7 +240,12 @@ def _check(request: Request) -> tuple[float, ...]:
 def _calibration(recipe: Recipe, inputs: Inputs, wanted: bool = False) -> Loader | None:
     """Draw the calibration images; none where nothing in the recipe looks at them, unless they are wanted."""
     needed = (
-        wanted or recipe.criterion != "weights" or recipe.refit != "none" or _renorm(recipe, inputs.models[0]) != "none"
+        wanted
+        or recipe.criterion != "weights"
+        or recipe.refit != "none"
+        or recipe.weights_by != "network"
+        or recipe.average == "fisher"
+        or _renorm(recipe, inputs.models[0]) != "none"
     )
     if not needed and recipe.calibration < 2:
         return None

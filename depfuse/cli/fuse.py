@@ -11,7 +11,7 @@ from depfuse.cli.console import Screen
 from depfuse.cli.corridor import Request, run
 from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RunOptions, spread
 from depfuse.recipe import Recipe
-from depfuse.report.tables import fusion_table
+from depfuse.report.tables import fusion_table, shares_table, short_names
 
 POINTS_OF_A_PLOT = 11
 
@@ -43,4 +43,7 @@ def fuse(
     with screen.working() as work:
         found = run(request, work)
     screen.show(fusion_table(found))
+    if found.shares is not None and found.shares.parts:
+        screen.say("")
+        screen.show(shares_table(found.shares, short_names(found.parents)))
     screen.say(f"\n{found.verdict}")

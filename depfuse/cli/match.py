@@ -76,7 +76,7 @@ def match(
         # Only the couplings are looked at; the child need not be fit for anything.
         result = fuse(
             inputs.models,
-            recipe.model_copy(update={"refit": "none", "renorm": "none"}),
+            recipe.model_copy(update={"refit": "none", "renorm": "none", "weights_by": "network", "average": "mean"}),
             calibration,
             example=inputs.data.example(device=device),
             labels=None if inputs.labels is None else inputs.labels.sets,

@@ -85,7 +85,11 @@ class Loader:
 
     def first(self, count: int) -> Loader:
         """The same loader over its first `count` images, in batches of the same size."""
-        split = Split(self.images[:count], self.labels[:count])
+        return self.between(0, count)
+
+    def between(self, start: int, end: int) -> Loader:
+        """The same loader over its images from number `start` up to, not including, `end`."""
+        split = Split(self.images[start:end], self.labels[start:end])
         return Loader(
             split,
             self.preprocessing,

@@ -1,6 +1,8 @@
 """Merging: one network from many aligned ones."""
 
 from depfuse.merge.average import average
+from depfuse.merge.fisher import fisher_information
 from depfuse.merge.refit import refit_head, refit_layers
+from depfuse.merge.shares import Shares
 
-__all__ = ["average", "refit_head", "refit_layers"]
+__all__ = ["Shares", "average", "fisher_information", "refit_head", "refit_layers"]

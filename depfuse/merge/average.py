@@ -8,21 +8,30 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.align.coupling import Couplings, apply_couplings
+from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.groups.depgraph import evaluation_copy
 from depfuse.label_sets import LabelSets
+from depfuse.merge.shares import Shares
+
+FLOOR = 1e-6  # of the mean of a tensor's Fisher information
 
 
 def average(
     models: Sequence[nn.Module],
     groups: ChannelGroups,
     couplings: Sequence[Couplings],
-    shares: Sequence[float],
+    shares: Shares | Sequence[float],
     labels: LabelSets | None = None,
     template: nn.Module | None = None,
     owners: Mapping[tuple[str, int], Tensor] | None = None,
+    information: Sequence[Mapping[str, Tensor]] | None = None,
 ) -> nn.Module:
     r"""Child whose every tensor is :math:`\sum_p w_p \, T_p(\theta_p)`, in the channel order of parent 0.
+
+    With Fisher information F it is :math:`\sum_p w_p F_p \theta_p / \sum_p w_p F_p`, entry by entry (Matena & Raffel
+    2022, section 3): each entry follows the parents to whose predictions it matters. A small constant is added to F, so
+    that entries that matter to none have the plain average.
 
     Parameters
     ----------
@@ -33,7 +42,7 @@ def average(
     couplings
         One mapping (group name -> coupling) per parent.
     shares
-        One weight w_p per parent, summing to one.
+        One weight w_p per parent, summing to one, of the whole network or of each tensor.
     labels
         Which labels the parents' outputs stand for, where they differ.
     template
@@ -42,22 +51,44 @@ def average(
     owners
         (key, axis) -> (length,) int64: the parent that alone gives what stands at a position, -1 where all do by their
         shares.
+    information
+        Per parent, the diagonal Fisher information of its parameters, in the order of its own channels; tensors that it
+        does not hold, statistics above all, are averaged by their shares.
 
     Returns
     -------
     nn.Module
         A new network in eval mode; tensors that are not floating-point are those of parent 0.
+
+    Raises
+    ------
+    RecipeError
+        There is Fisher information, and a coupling is no permutation.
     """
+    shares = Shares.create(shares)
+    if information is not None and any(c.permutation is None for found in couplings for c in found.values()):
+        raise RecipeError("Fisher-weighted averages need couplings that are permutations: choose solver emd, or mean")
+    floors = {} if information is None else _floors(information)
     merged: dict[str, Tensor] = {}
-    for number, (model, found, share) in enumerate(zip(models, couplings, shares, strict=True)):
-        counts = share != 0 or owners is not None
+    totals: dict[str, Tensor] = {}
+    for number, (model, found, _) in enumerate(zip(models, couplings, shares.network, strict=True)):
+        counts = shares.count(number) or owners is not None
         state = apply_couplings(groups, found, model.state_dict()) if counts else model.state_dict()
+        known = {}
+        if information is not None and counts:
+            known = apply_couplings(groups, found, {**model.state_dict(), **information[number]})
         for key, tensor in state.items():
+            share = shares.of(key)[number]
             if not tensor.is_floating_point():
                 merged.setdefault(key, tensor)
-            elif counts and (key not in merged or merged[key].shape == tensor.shape):
-                part = _factor(key, tensor, number, share, owners or {}) * tensor.double()
+            elif (share != 0 or owners is not None) and (key not in merged or merged[key].shape == tensor.shape):
+                factor = _factor(key, tensor, number, share, owners or {})
+                if key in floors:
+                    factor = factor * (known[key].double() + floors[key])
+                    totals[key] = totals.get(key, 0) + factor
+                part = factor * tensor.double()
                 merged[key] = merged[key] + part if key in merged else part
+    merged |= {key: merged[key] / total for key, total in totals.items()}
     child = evaluation_copy(models[0] if template is None else template)
     if labels is not None:
         merged |= _side_by_side(models, groups, couplings, shares, labels, child)
@@ -65,6 +96,15 @@ def average(
         for key, tensor in child.state_dict().items():
             tensor.copy_(merged[key])
     return child
+
+
+def _floors(information: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """For each tensor of which all know the Fisher information, what is added to it; never zero."""
+    keys = [key for key in information[0] if all(key in own for own in information)]
+    return {
+        key: FLOOR * sum(float(own[key].double().mean()) for own in information) / len(information) + 1e-100
+        for key in keys
+    }
 
 
 def _factor(
@@ -85,7 +125,7 @@ def _side_by_side(
     models: Sequence[nn.Module],
     groups: ChannelGroups,
     couplings: Sequence[Couplings],
-    shares: Sequence[float],
+    shares: Shares,
     labels: LabelSets,
     child: nn.Module,
 ) -> dict[str, Tensor]:
@@ -97,6 +137,6 @@ def _side_by_side(
         return {}
     aligned = [apply_couplings(groups, found, state) for found, state in zip(couplings, states, strict=True)]
     return {
-        key: labels.join([state[key].double() for state in aligned], shares, labels.axis(key, own, states))
+        key: labels.join([state[key].double() for state in aligned], shares.of(key), labels.axis(key, own, states))
         for key in wide
     }

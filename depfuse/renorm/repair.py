@@ -21,6 +21,7 @@ from depfuse.align.coupling import Couplings, apply_couplings
 from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
+from depfuse.merge.shares import Shares
 from depfuse.renorm.batch_norm import BATCH_NORM
 from depfuse.running import evaluating
 
@@ -34,7 +35,7 @@ def repair(
     parents: Sequence[nn.Module],
     groups: ChannelGroups,
     couplings: Sequence[Couplings],
-    shares: Sequence[float],
+    shares: Shares | Sequence[float],
     loader: Loader,
     *,
     shift: bool = True,
@@ -66,12 +67,14 @@ def repair(
         raise RecipeError(f"renorm repair needs at least 2 calibration images, not {loader.count}")
     names = _layers(child, next(iter(loader))[0][:2])
     goals = {name: (torch.zeros(()), torch.zeros(())) for name in names}
-    for parent, coupling, share in zip(parents, couplings, shares, strict=True):
+    shares = Shares.create(shares)
+    for number, (parent, coupling, _) in enumerate(zip(parents, couplings, shares.network, strict=True)):
         seen = {name: _Statistics(parent.get_submodule(name)) for name in names}
         _run(parent, loader, {name: own.watch for name, own in seen.items()})
         means = _in_order(parent, groups, coupling, {name: own.mean for name, own in seen.items()})
         deviations = _in_order(parent, groups, coupling, {name: own.deviation for name, own in seen.items()})
-        goals = {n: (mean + share * means[n], sd + share * deviations[n]) for n, (mean, sd) in goals.items()}
+        own = {name: shares.of(f"{name}.weight")[number] for name in names}
+        goals = {n: (mean + own[n] * means[n], sd + own[n] * deviations[n]) for n, (mean, sd) in goals.items()}
     corrections = {name: _Correction(child.get_submodule(name), *goals[name], shift) for name in names}
     _run(child, loader, {name: correction.correct for name, correction in corrections.items()})
     with torch.no_grad():

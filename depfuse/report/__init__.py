@@ -14,6 +14,7 @@ from depfuse.report.schema import (
     ReportError,
     ScoreValues,
     Seconds,
+    SharesSummary,
     read_report,
 )
 from depfuse.report.verdict import barrier_sentence, verdict
@@ -31,6 +32,7 @@ __all__ = [
     "ReportError",
     "ScoreValues",
     "Seconds",
+    "SharesSummary",
     "barrier_sentence",
     "describe_environment",
     "read_report",

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
+from depfuse.choose_shares import Chosen
 from depfuse.errors import DepfuseError
 from depfuse.evaluate import PathPoint, Scores, barrier
 
@@ -66,6 +67,27 @@ class GroupsSummary(_Part):
     fixed: dict[str, str]
 
 
+class SharesSummary(_Part):
+    """The parents' shares in the child: of the network, and of its stages or groups where they were chosen.
+
+    `loss_before` and `loss_after` are the child's loss (nats) on the images held out, with the network's shares in all
+    parts and with the chosen ones.
+    """
+
+    network: list[float]
+    parts: dict[str, list[float]] = {}
+    loss_before: Loss = None
+    loss_after: Loss = None
+
+    @classmethod
+    def of(cls, chosen: Chosen | None) -> SharesSummary | None:
+        """Take a choice into a report."""
+        if chosen is None:
+            return None
+        parts = {part: list(own) for part, own in chosen.shares.parts.items()}
+        return cls(network=list(chosen.shares.network), parts=parts, loss_before=chosen.before, loss_after=chosen.after)
+
+
 class Seconds(_Part):
     """Wall-clock seconds of each step."""
 
@@ -73,6 +95,7 @@ class Seconds(_Part):
     align: float = 0.0
     choose: float = 0.0
     merge: float = 0.0
+    shares: float = 0.0
     refit: float = 0.0
     renorm: float = 0.0
     distil: float = 0.0
@@ -114,6 +137,7 @@ class FusionReport(_Part):
     converged: bool = True
     not_converged: list[str] = []
     groups: GroupsSummary
+    shares: SharesSummary | None = None
     seconds: Seconds
     recipe: dict[str, Any]
     architecture: str

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from depfuse.report.schema import FusionReport, NetworkScores, PathReport, PathRow, ScoreValues
+from depfuse.report.schema import FusionReport, NetworkScores, PathReport, PathRow, ScoreValues, SharesSummary
 
 
 def fusion_table(report: FusionReport) -> Table:
@@ -31,6 +31,14 @@ def fusion_table(report: FusionReport) -> Table:
         ("child", report.child),
     ]
     return scores_table(rows, emphasised="child")
+
+
+def shares_table(shares: SharesSummary, names: Sequence[str]) -> Table:
+    """Show each parent's share in every part of the child."""
+    table = _table("part", *(f"share of {name}" for name in names))
+    for part, own in shares.parts.items():
+        table.add_row(part, *(f"{share:.2f}" for share in own))
+    return table
 
 
 def scores_table(rows: Iterable[tuple[str, ScoreValues]], emphasised: str | None = None) -> Table:

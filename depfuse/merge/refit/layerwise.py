@@ -23,9 +23,10 @@ from depfuse.merge.refit.graph import Program, State
 from depfuse.merge.refit.rows import Window
 from depfuse.merge.refit.second_pass import SecondPass
 from depfuse.merge.refit.solve import Rows, ridge
-from depfuse.merge.refit.targets import Mixtures, Targets, find_mixtures
-from depfuse.merge.refit.units import Unit, find_units
+from depfuse.merge.refit.targets import Mixtures, Targets, find_mixtures, shares_of
+from depfuse.merge.refit.units import Unit, feeding, find_units
 from depfuse.merge.refit.walk import Walk
+from depfuse.merge.shares import Shares
 
 METHODS = ("ridge", "regmean", "least-squares")
 AT_ONCE = 125
@@ -40,7 +41,7 @@ def refit_layers(
     models: Sequence[nn.Module],
     groups: ChannelGroups,
     couplings: Sequence[Couplings],
-    shares: Sequence[float],
+    shares: Shares | Sequence[float],
     calibration: Loader,
     *,
     method: str = "ridge",
@@ -63,6 +64,9 @@ def refit_layers(
     `regmean` solves every unit by itself, from each parent's inputs for that parent's outputs, all parents together
     (Jin et al. 2023, section 3; with patches for convolutions); `least-squares` from the mean of the parents' inputs
     for the mean of their outputs (PLeaS, Nasery et al. 2024, section 3.2). Both leave BatchNorm to be reset.
+
+    Where the parents' shares differ from layer to layer, every unit is solved for the mixture by its own; the mean of
+    inputs is by those of the unit that they come from, and the ensemble of the second pass by those of the network.
 
     Parameters
     ----------
@@ -95,7 +99,7 @@ def refit_layers(
         raise RecipeError("refitting needs couplings that are permutations: choose solver emd, or refit none")
     states = [apply_couplings(groups, own, model.state_dict()) for model, own in zip(models, couplings, strict=True)]
     with torch.no_grad():
-        run = _Refit(child, states, shares, calibration, labels, seed)
+        run = _Refit(child, states, Shares.create(shares), calibration, labels, seed)
         if method == "ridge":
             run.forward(groups if targets == "clusters" else None, steps, augment or Augmentation())
         else:
@@ -139,7 +143,7 @@ def refit_head(
     states = [model.state_dict() for model in models]
     try:
         with torch.no_grad():
-            _Refit(child, states, shares, calibration, labels, 0).head()
+            _Refit(child, states, Shares.create(shares), calibration, labels, 0).head()
     except RuntimeError as error:
         shapes = [{key: tensor.shape for key, tensor in state.items()} for state in states]
         if labels is not None or all(own == shapes[0] for own in shapes):
@@ -155,7 +159,7 @@ class _Refit:
         self,
         child: nn.Module,
         parents: Sequence[State],
-        shares: Sequence[float],
+        shares: Shares,
         calibration: Loader,
         labels: LabelSets | None,
         seed: int,
@@ -167,7 +171,7 @@ class _Refit:
         self.program = Program(network, images)
         self.units = find_units(self.program, _shared(network))
         self.state = dict(network.state_dict())
-        self.parents, self.shares, self.labels, self.seed = list(parents), list(shares), labels, seed
+        self.parents, self.shares, self.labels, self.seed = list(parents), shares, labels, seed
         self.images = len(self.loader) * self.size
         self.outputs = None
         if labels is not None and not labels.same:
@@ -189,7 +193,7 @@ class _Refit:
         del walk
         if steps > 0:
             folded = Folded(self.program, self.units)
-            teacher = Teacher.create(folded, self.parents, self.shares, self.labels)
+            teacher = Teacher.create(folded, self.parents, self.shares.network, self.labels)
             SecondPass(folded, self.state, teacher, self.loader, augment, self.seed).run(steps)
         self._renew_statistics()
 
@@ -232,6 +236,8 @@ class _Refit:
         targets = Targets(self.shares, {}, self.labels, self.outputs)
         for unit in self.units:
             window, end = Window.of(unit.node), walk.position(unit.end) + 1
+            shares = shares_of(unit, self.shares)
+            given = shares_of(feeding(unit, self.units) or unit, self.shares)
             intercept = has_intercept(unit)
             places = self._places(unit, window, len(self.parents) if pooled else 1)
             stack = _Stack(len(self.loader))
@@ -241,7 +247,7 @@ class _Refit:
                 ends = [own[unit.end] for own in values]
                 if pooled and unit is not self.outputs:
                     # The square root of a share on a row weights its error by the share.
-                    roots = [(share * len(self.shares)) ** 0.5 for share in self.shares]
+                    roots = [(share * len(shares)) ** 0.5 for share in shares]
                     inputs = torch.cat(
                         [
                             root * self._inputs(window, x, chosen, intercept)
@@ -253,7 +259,7 @@ class _Refit:
                         [root * window.outputs(y, chosen) for root, y in zip(roots, ends, strict=True)], 1
                     )
                 else:
-                    mean = torch.stack([w * x for w, x in zip(self.shares, sources, strict=True)]).sum(0)
+                    mean = torch.stack([w * x for w, x in zip(given, sources, strict=True)]).sum(0)
                     inputs = self._inputs(window, mean, chosen, intercept)
                     outputs = window.outputs(targets.mixed(unit, ends), chosen)
                 stack.add(number, [inputs, outputs])

@@ -14,6 +14,7 @@ from depfuse.merge.refit.clusters import cluster_channels, in_order_of
 from depfuse.merge.refit.graph import Program, State, Values
 from depfuse.merge.refit.units import Unit
 from depfuse.merge.refit.walk import Walk
+from depfuse.merge.shares import Shares
 
 Mixtures = Mapping[Unit, Sequence[Tensor]]
 """Unit -> per parent, how much (n_channels, n_channels) of each of its channels goes to each channel of the child."""
@@ -22,10 +23,13 @@ Mixtures = Mapping[Unit, Sequence[Tensor]]
 class Targets:
     """The values that the child's layers shall have, from those of the parents.
 
+    A unit aims at the mixture by its own shares. Where its output is added to a stream, the stream after it shall be
+    that mixture, whatever shares the units before it have.
+
     Parameters
     ----------
     shares
-        One weight per parent, summing to one.
+        One weight per parent, summing to one, of the whole network or of each tensor.
     mixtures
         Of the channels, for the units where they are not simply averaged one by one.
     labels
@@ -35,9 +39,9 @@ class Targets:
     """
 
     def __init__(
-        self, shares: Sequence[float], mixtures: Mixtures, labels: LabelSets | None = None, outputs: Unit | None = None
+        self, shares: Shares, mixtures: Mixtures, labels: LabelSets | None = None, outputs: Unit | None = None
     ) -> None:
-        self.shares, self.mixtures, self.labels, self.outputs = list(shares), mixtures, labels, outputs
+        self.shares, self.mixtures, self.labels, self.outputs = shares, mixtures, labels, outputs
 
     def __call__(self, unit: Unit, values: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """The target of a unit from the parents' values at its target, and its upper bounds.
@@ -54,11 +58,11 @@ class Targets:
 
     def mixed(self, unit: Unit, values: Sequence[Tensor]) -> Tensor:
         """The mixture of the parents' values."""
-        axis = unit.axis
+        axis, shares = unit.axis, shares_of(unit, self.shares)
         if self.labels is not None and unit is self.outputs:
-            return self.labels.join(values, self.shares, axis)
+            return self.labels.join(values, shares, axis)
         if unit not in self.mixtures:
-            return torch.stack([share * value for share, value in zip(self.shares, values, strict=True)]).sum(0)
+            return torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum(0)
         parts = [
             torch.einsum("oc,n...c->n...o", matrix, value.movedim(axis, -1))
             for matrix, value in zip(self.mixtures[unit], values, strict=True)
@@ -66,15 +70,21 @@ class Targets:
         return torch.stack(parts).sum(0).movedim(-1, axis)
 
 
+def shares_of(unit: Unit, shares: Shares) -> tuple[float, ...]:
+    """The parents' shares in a unit: those of its first tensor."""
+    return shares.of(unit.keys[0])
+
+
 def find_mixtures(
-    program: Program, units: Sequence[Unit], states: Sequence[State], shares: Sequence[float], groups: ChannelGroups,
+    program: Program, units: Sequence[Unit], states: Sequence[State], shares: Shares, groups: ChannelGroups,
     walk: Walk, seed: int,
 ) -> Mixtures:  # fmt: skip
     """Mixtures that lose little of what the parents' outputs depend on, from unlabelled images.
 
     For every group of channels whose tensors all belong to units, the channels of all parents are clustered
     (`cluster_channels`) by their covariances after the non-linearity. A channel counts with its importance: the mean
-    square of the derivative of a random mixture of the outputs by it.
+    square of the derivative of a random mixture of the outputs by it. Parents count by their shares in each unit; a
+    stream has one mixture for all units that write to it.
 
     Parameters
     ----------
@@ -96,29 +106,31 @@ def find_mixtures(
     weights: dict[str, Tensor] = {}
     sums: dict[str, Tensor] = {}
     sizes: dict[str, int] = {}
+    written: dict[str, list[tuple[float, ...]]] = {}
     for unit, found in places.items():
+        own = shares_of(unit, shares)
         for group, slot in found:
             index = slot.index[:, 0].to(covariances[unit].device)
             width = covariances[unit].shape[0] // len(states)
             chosen = torch.cat([index + parent * width for parent in range(len(states))])
-            scale = torch.cat(
-                [importance[unit][p][index] * (share * len(shares)) for p, share in enumerate(shares)]
-            ).sqrt()
+            scale = torch.cat([importance[unit][p][index] * (share * len(own)) for p, share in enumerate(own)]).sqrt()
             covariance = scale[:, None] * covariances[unit][chosen][:, chosen] * scale
             # Parents count alike, and so do the places of a stream.
             power = covariance.diagonal().reshape(len(states), -1).mean(1)
-            power = power / torch.tensor(shares, dtype=power.dtype, device=power.device).clamp_min(1e-12) / len(shares)
+            power = power / torch.tensor(own, dtype=power.dtype, device=power.device).clamp_min(1e-12) / len(own)
             even = power.clamp_min(1e-30).rsqrt().repeat_interleave(group.size)
             sums[group.name] = sums.get(group.name, 0) + even[:, None] * covariance * even
             weights[group.name] = weights.get(group.name, 0) + even * scale
             sizes[group.name] = group.size
+            written.setdefault(group.name, []).append(own)
     mixed: dict[str, Tensor] = {}
     for name, covariance in sums.items():
-        aligned = torch.cat([share * torch.eye(sizes[name], dtype=torch.float64) for share in shares], 1)
+        mean = torch.tensor(written[name], dtype=torch.float64).mean(0)
+        aligned = torch.cat([share * torch.eye(sizes[name], dtype=torch.float64) for share in mean], 1)
         clusters = in_order_of(cluster_channels(covariance.cpu(), sizes[name]), aligned)
         rows = clusters * weights[name].cpu()
         mixed[name] = rows / rows.sum(1, keepdim=True).clamp_min(1e-30)
-    return {unit: _matrices(unit, found, mixed, states, shares) for unit, found in places.items()}
+    return {unit: _matrices(unit, found, mixed, states, shares_of(unit, shares)) for unit, found in places.items()}
 
 
 def _places(units: Sequence[Unit], groups: ChannelGroups) -> dict[Unit, list[tuple[ChannelGroup, Slot]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -121,6 +121,22 @@ def find_units(program: Program, shared: Collection[str]) -> list[Unit]:
     program.reorder({unit.node: unit.other for unit in units if unit.other is not None})
     position = {node: number for number, node in enumerate(program.nodes)}
     return sorted(units, key=lambda unit: position[unit.node])
+
+
+def feeding(unit: Unit, units: Sequence[Unit]) -> Unit | None:
+    """Of the units whose output reaches this one's input through no other, the last; None where it is the images."""
+    ends = {node: other for other in units for node in (other.end, other.target) if other is not unit}
+    found: set[Unit] = set()
+    seen: set[fx.Node] = set()
+    stack = [unit.input]
+    while stack:
+        node = stack.pop()
+        if node in ends:
+            found.add(ends[node])
+        elif node not in seen:
+            seen.add(node)
+            stack += node.all_input_nodes
+    return next((other for other in reversed(units) if other in found), None)
 
 
 @dataclass(frozen=True, eq=False)

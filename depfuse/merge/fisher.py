@@ -1,0 +1,97 @@
+"""How much each parameter of a network matters to its predictions: the diagonal of its Fisher information."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+
+from depfuse.data.loader import Loader
+from depfuse.errors import ArchitectureError
+from depfuse.running import evaluating
+
+IMAGES = 500
+AT_ONCE = 125
+MOST_BYTES = 2**29
+
+
+def fisher_information(
+    model: nn.Module, loader: Loader, *, images: int = IMAGES, draws: int | None = 1, seed: int = 0
+) -> dict[str, Tensor]:
+    r"""Diagonal Fisher information of a network's parameters, without labels (Matena & Raffel 2022, section 3.1).
+
+    :math:`F_i = \frac1N \sum_x \mathbb E_{y \sim p(y|x)} (\partial_i \log p(y|x))^2`. With J the derivatives of the
+    logits by the parameters, that is the diagonal of :math:`J^\top B^\top B J`, where row c of B is
+    :math:`\sqrt{p_c} (e_c - p)`. For a vector s of random signs, the squares of :math:`s^\top B J` have this
+    expectation, so that one backward pass sees every class, however unlikely. Drawing y instead would rarely see
+    anything but the most likely class of a network that is sure of it.
+
+    Parameters
+    ----------
+    model
+        Any network with logits (N, classes); it runs in evaluation mode and is left as it was.
+    loader
+        Its first images are used; labels are not read.
+    images
+        How many of them, at most.
+    draws
+        Vectors of signs per image; None for the exact expectation, with one backward pass per class.
+    seed
+        Of the signs.
+
+    Returns
+    -------
+    dict
+        State-dict key of each parameter -> float64, of its shape.
+
+    Raises
+    ------
+    ArchitectureError
+        The network's operations cannot be differentiated image by image.
+    """
+    parameters = {key: tensor.detach() for key, tensor in model.named_parameters()}
+    buffers = {key: tensor.detach() for key, tensor in model.named_buffers()}
+    generator = torch.Generator().manual_seed(seed)
+
+    def squares(image: Tensor, signs: Tensor) -> dict[str, Tensor]:
+        """Sums over the rows of signs (K, classes), for one image."""
+        logits, backward = vjp(  # type: ignore[misc]
+            lambda own: functional_call(model, (own, buffers), (image[None],))[0], parameters
+        )
+        probabilities = logits.softmax(0)
+        vectors = signs * probabilities.sqrt()
+        vectors = vectors - vectors.sum(1, keepdim=True) * probabilities
+        (gradients,) = vmap(backward)(vectors)
+        return {key: gradient.square().sum(0) for key, gradient in gradients.items()}
+
+    used = loader.first(images)
+    total = {key: torch.zeros_like(tensor, dtype=torch.float64) for key, tensor in parameters.items()}
+    with torch.no_grad(), evaluating(model):
+        classes = model(next(iter(used))[0][:1]).shape[1]
+        rows = classes if draws is None else draws
+        size = sum(tensor.numel() for tensor in parameters.values())
+        at_once = min(AT_ONCE, max(1, MOST_BYTES // (4 * rows * max(1, size))))
+        for batch, _ in used:
+            for part in torch.split(batch, at_once):
+                if draws is None:
+                    signs = torch.eye(classes).expand(len(part), -1, -1)
+                else:
+                    signs = torch.randint(0, 2, (len(part), draws, classes), generator=generator) * 2.0 - 1.0
+                    signs = signs / draws**0.5
+                for key, square in _mapped(squares, model, part, signs.to(part)).items():
+                    total[key] += square.sum(0, dtype=torch.float64)
+    known = {id(tensor): total[key] / used.count for key, tensor in model.named_parameters()}
+    return {key: known[id(tensor)] for key, tensor in model.named_parameters(remove_duplicate=False)}
+
+
+def _mapped(function: object, model: nn.Module, images: Tensor, signs: Tensor) -> dict[str, Tensor]:
+    try:
+        found: dict[str, Tensor] = vmap(function)(images, signs)  # type: ignore[arg-type]
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ArchitectureError(
+            f"{type(model).__name__} cannot be differentiated image by image ({reason}): choose --average mean"
+        ) from error
+    return found

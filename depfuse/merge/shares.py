@@ -1,0 +1,66 @@
+"""How much each parent counts in the child: everywhere alike, or part by part of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from depfuse.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Shares:
+    """One share per parent, for the network as a whole and where they differ for parts of it.
+
+    The smallest example is a network of two stages. `Shares((0.5, 0.5), {"stage 2": (0.0, 1.0)}, {"conv2.weight":
+    "stage 2"})` averages every tensor but `conv2.weight`, which is the second parent's.
+
+    Attributes
+    ----------
+    network
+        One share per parent, summing to one: of the parents' ensemble, and of all tensors that no part holds.
+    parts
+        Name of a part -> its shares.
+    part_of
+        State-dict key -> the part that the tensor belongs to.
+
+    Raises
+    ------
+    RecipeError
+        A part has another number of shares than the network, or they do not sum to one.
+    """
+
+    network: tuple[float, ...]
+    parts: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    part_of: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for part, own in self.parts.items():
+            if len(own) != len(self.network):
+                raise RecipeError(f"{part} has {len(own)} shares for {len(self.network)} parents: give one per parent")
+            if min(own) < 0 or abs(sum(own) - sum(self.network)) > 1e-6:
+                raise RecipeError(f"the shares {own} of {part} must not be negative and must sum to 1")
+
+    @classmethod
+    def create(cls, shares: Shares | Sequence[float]) -> Shares:
+        """The same shares, or those of a whole network from one number per parent."""
+        return shares if isinstance(shares, Shares) else cls(tuple(shares))
+
+    @classmethod
+    def of_parts(cls, network: Sequence[float], part_of: Mapping[str, str]) -> Shares:
+        """The network's shares for every part, to be changed part by part."""
+        names = dict.fromkeys(part_of.values())
+        return cls(tuple(network), {name: tuple(network) for name in names}, dict(part_of))
+
+    def of(self, key: str) -> tuple[float, ...]:
+        """The shares of the tensor with a state-dict key."""
+        part = self.part_of.get(key)
+        return self.network if part is None else self.parts.get(part, self.network)
+
+    def having(self, part: str, shares: Sequence[float]) -> Shares:
+        """The same shares but for one part."""
+        return replace(self, parts={**self.parts, part: tuple(shares)})
+
+    def count(self, parent: int) -> bool:
+        """Whether a parent has a share in anything."""
+        return any(own[parent] != 0 for own in (self.network, *self.parts.values()))
