@@ -74,3 +74,14 @@ class Augmentation:
             inside_columns = (columns >= first_column) & (columns < first_column + self.cutout)
             images = images.masked_fill((inside_rows[:, :, None] & inside_columns[:, None, :])[:, None], 0)
         return images
+
+
+def mix(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image (N, C, H, W) with up to half of another one in it, in their memory layout.
+
+    Between images a network's outputs are asked for where it was not trained: what two networks have in common there is
+    more than what they know by heart (function matching, Beyer et al. 2022, section 3.1; mixup, Zhang et al. 2018).
+    """
+    share = 0.5 * torch.rand(len(images), generator=generator).to(images).reshape(-1, 1, 1, 1)
+    other = torch.randperm(len(images), generator=generator).to(images.device)
+    return images + share * (images[other] - images)

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from depfuse.label_sets import LabelSets
 from depfuse.merge.refit.graph import Program, State, Values
 from depfuse.merge.refit.units import Unit
+from depfuse.teaching import ensemble_logits
 
 
 class Folded:
@@ -138,9 +139,7 @@ class Teacher:
         found = [
             self.folded.run(maps, state, images)[0].float() for maps, state in zip(self._maps, self.states, strict=True)
         ]
-        if self.labels is not None and not self.labels.same:
-            return self.labels.join(found, self.shares, 1)
-        return torch.stack([share * own for share, own in zip(self.shares, found, strict=True)]).sum(0)
+        return ensemble_logits(found, self.shares, self.labels)
 
 
 def weight_and_shift(unit: Unit) -> tuple[str, str | None]:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from depfuse.data.augment import Augmentation
+from depfuse.data.augment import Augmentation, mix
 from depfuse.data.loader import Loader
 from depfuse.merge.refit.folded import Folded, weight_and_shift
 from depfuse.merge.refit.graph import State
 from depfuse.merge.refit.rows import Window
 from depfuse.merge.refit.units import Unit
 from depfuse.running import bfloat16_pays
+from depfuse.teaching import curved, divergence, drawn, slope
 
 PER_STEP = 500
 PER_FACTORS = 250
@@ -30,14 +31,15 @@ Batch = tuple[Tensor, Tensor]
 
 
 class SecondPass:
-    r"""Lowers :math:`\tfrac12 \|z(x) - t(x)\|^2` of the child's logits z and the ensemble's t, each without its mean.
+    r"""Lowers the divergence (`teaching.divergence`) of the child's logits z from the ensemble's t.
 
     Layer by layer solving cannot know what later layers make of an error. Here every unit's weight moves by
     :math:`-(A + \sqrt\lambda\pi)^{-1} \nabla_W (\Gamma + \sqrt\lambda/\pi)^{-1}`, where A is the Gram matrix of its
-    inputs and :math:`\Gamma` that of the derivatives of the logits by its outputs (Martens & Grosse 2015; for
-    convolutions Grosse & Martens 2016, section 3). How far to go along this direction and the one before follows from
-    the Gauss-Newton model of the loss along both (2015, section 7). A running mean of the weights is tried besides
-    the weights themselves (2015, section 13: it takes out the noise of steps that see few images).
+    inputs and :math:`\Gamma` that of the derivatives by its outputs of a class drawn from the child's own probabilities
+    (Martens & Grosse 2015; for convolutions Grosse & Martens 2016, section 3). How far to go along this direction and
+    the one before follows from the Gauss-Newton model of the loss along both (2015, section 7). A running mean of the
+    weights is tried besides the weights themselves (2015, section 13: it takes out the noise of steps that see few
+    images).
 
     Parameters
     ----------
@@ -114,7 +116,8 @@ class SecondPass:
             images = self._loader.images[chosen.to(self._loader.device)]
             if augment:
                 images = augment.apply(images, augment.draw(len(images), height, width, self._generator))
-            found.append(self._loader.preprocessing.apply(images, channels_last=True))
+            prepared = self._loader.preprocessing.apply(images, channels_last=True)
+            found.append(mix(prepared, self._generator) if augment else prepared)
         return found
 
     def _draw(self, count: int) -> list[Batch]:
@@ -130,9 +133,7 @@ class SecondPass:
         return torch.autocast(self._loader.device.type, torch.bfloat16, enabled=self._fast)
 
     def _loss(self, maps: State, batches: Sequence[Batch]) -> float:
-        losses = [
-            _residual(self.folded.run(maps, self.state, images)[0], target).square().sum() for images, target in batches
-        ]
+        losses = [divergence(self.folded.run(maps, self.state, images)[0], target) for images, target in batches]
         return float(torch.stack(losses).sum())
 
     def _gradient(self, maps: State, batches: Sequence[Batch]) -> dict[str, Tensor]:
@@ -141,8 +142,8 @@ class SecondPass:
             for images, target in batches:
                 leaves = {key: tensor.clone().requires_grad_(True) for key, tensor in maps.items()}
                 output, _ = self.folded.run(leaves, self.state, images)
-                loss = 0.5 * _residual(output.float(), target).square().sum()
-                found = torch.autograd.grad(loss, list(leaves.values()))
+                pull = slope(output.detach().float(), target)
+                found = torch.autograd.grad(output, list(leaves.values()), pull.to(output))
                 for key, gradient in zip(leaves, found, strict=True):
                     total[key] += gradient
         count = sum(len(images) for images, _ in batches)
@@ -158,9 +159,8 @@ class SecondPass:
             with torch.enable_grad(), self._quick():
                 leaves = {key: tensor.clone().requires_grad_(True) for key, tensor in maps.items()}
                 output, values = self.folded.run(leaves, self.state, images, nodes)
-                signs = torch.randint(0, 2, output.shape, generator=self._generator).to(output) * 2 - 1
-                probe = (output * (signs - signs.mean(-1, keepdim=True))).sum()
-                gradients = torch.autograd.grad(probe, values[: len(units)])
+                probe = drawn(output.detach().float(), self._generator)
+                gradients = torch.autograd.grad(output, values[: len(units)], probe.to(output))
             for unit, gradient, value in zip(units, gradients, values[len(units) :], strict=True):
                 window = self.windows[unit]
                 rows = window.outputs(gradient.float())
@@ -217,23 +217,17 @@ class SecondPass:
             probe = 1e-3 * size / max(length, 1e-30)
             moved = {key: tensor + probe * direction[key] for key, tensor in maps.items()}
             outputs = [self.folded.run(moved, self.state, images)[0] for images, _ in batches]
-            change = torch.cat([_residual(after, before) for after, before in zip(outputs, plain, strict=True)])
-            changes.append(change.double().reshape(-1) / probe)
+            change = torch.cat([after - before for after, before in zip(outputs, plain, strict=True)])
+            changes.append(change.double() / probe)
             slopes.append(sum(float((gradient[key].double() * direction[key]).sum()) for key in gradient))
-        stacked = torch.stack(changes)
-        curvature = stacked @ stacked.T / sum(len(images) for images, _ in batches)
+        bent = [curved(change, torch.cat(plain)) for change in changes]
+        curvature = torch.stack([torch.stack([(a * b).sum() for b in bent]) for a in changes]) / len(changes[0])
         curvature = (
             curvature + TRUST * torch.diag(curvature.diagonal()) + 1e-12 * torch.eye(len(curvature)).to(curvature)
         )
         slope = torch.tensor(slopes, dtype=curvature.dtype, device=curvature.device)
         found: list[float] = (-torch.linalg.solve(curvature, slope)).tolist()
         return found
-
-
-def _residual(output: Tensor, target: Tensor) -> Tensor:
-    """Difference of two logits (N, C) without its mean, which changes no probability."""
-    difference = output - target
-    return difference - difference.mean(-1, keepdim=True)
 
 
 def _damped(factor: Tensor) -> Tensor:

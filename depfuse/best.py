@@ -1,0 +1,215 @@
+"""The best single network that can be had: candidates, of which the one that agrees best with the ensemble is kept.
+
+Where parents know different things, merging them pays; where they know the same, every step from one of them towards the
+average loses, and the best single network is a parent whose head, or last stage, has learned from the ensemble. Which it
+is shows on images that no candidate has seen.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.choose_shares import shares_of_parts
+from depfuse.data.augment import Augmentation
+from depfuse.data.loader import Loader
+from depfuse.distil import Ensemble
+from depfuse.errors import ArchitectureError, RecipeError
+from depfuse.groups import ChannelGroups
+from depfuse.groups.parts import parts_by_stage
+from depfuse.label_sets import LabelSets
+from depfuse.merge import Shares, polish, refit_head
+from depfuse.recipe import Recipe
+from depfuse.renorm import settle_batch_norm
+from depfuse.teaching import ensemble_logits
+
+HELD_OUT = 0.25
+LEAST_IMAGES = 8
+# Candidates are compared on so many images; the best merged one is made again of all.
+COMPARED_IMAGES = 500
+SHARES_IMAGES = 400
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One network of the family.
+
+    Attributes
+    ----------
+    name
+        How it came about.
+    network
+        The network, in eval mode.
+    disagreement
+        Cross-entropy (nats) of its class probabilities under the ensemble's, on held-out images without labels.
+    seconds
+        What making it took.
+    """
+
+    name: str
+    network: nn.Module
+    disagreement: float
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """The candidates of a fusion, as they are made.
+
+    Attributes
+    ----------
+    models, groups, labels, template
+        The parents at the child's width, their groups, and which labels their outputs stand for, where they differ.
+    teachers
+        The parents whose ensemble is to be agreed with.
+    recipe
+        Settings.
+    calibration
+        Unlabelled images; the last quarter is held out.
+    example
+        An input (1, ...).
+    merged
+        Gives the average of the parents at some shares.
+    refitted
+        Refits such an average in place from images, with a number of further steps of all layers.
+    """
+
+    models: Sequence[nn.Module]
+    groups: ChannelGroups
+    labels: LabelSets | None
+    template: nn.Module | None
+    teachers: Sequence[nn.Module]
+    recipe: Recipe
+    calibration: Loader
+    example: Tensor
+    merged: Callable[[Shares], nn.Module]
+    refitted: Callable[[nn.Module, Shares, Loader, int], None]
+
+    def find(self) -> list[Candidate]:
+        """Make all candidates; the best is the one with the least disagreement.
+
+        Each parent as it is (where all know the same labels) and with its head refitted to the ensemble; the best of
+        these up to a stage and the average of all from there on, for every stage; the average of all; the average with
+        shares chosen by stage. Averages are refitted layer by layer. If the best is an average, it is made again from
+        more images and with the recipe's steps of all layers together; the best of all is polished, where the recipe
+        says so.
+
+        Raises
+        ------
+        RecipeError
+            There are fewer than eight images.
+        """
+        if self.calibration.count < LEAST_IMAGES:
+            raise RecipeError(
+                f"goal best needs at least {LEAST_IMAGES} calibration images, not {self.calibration.count}: give 2000"
+            )
+        held = max(2, round(HELD_OUT * self.calibration.count))
+        seen = self.calibration.first(self.calibration.count - held)
+        few = seen.first(COMPARED_IMAGES)
+        judged = self.calibration.between(seen.count, self.calibration.count).augmented(
+            self._augmentation, self.recipe.seed
+        )
+        shares = Shares(self.recipe.shares(len(self.models)))
+        teacher = Ensemble(self.teachers, shares.network, self.labels)
+        found: list[Candidate] = []
+
+        def add(name: str, make: Callable[[], nn.Module]) -> None:
+            started = time.perf_counter()
+            try:
+                network = make()
+            except (ArchitectureError, RecipeError):  # the network cannot be taken apart, or its head not be refitted
+                return
+            seconds = time.perf_counter() - started
+            found.append(Candidate(name, network, teacher.disagreement(network, judged), seconds))
+
+        for number, model in enumerate(self.models):
+            if self.labels is None:
+                add(f"parent {number + 1}", lambda model=model: copy.deepcopy(model).eval())
+            add(f"parent {number + 1}, head refitted", lambda number=number: self._head(number, shares.network, seen))
+        merged = dict(self._merged_from(self._base(found), shares))
+        merged["average"] = shares
+        for name, own in merged.items():
+            add(name, lambda own=own: self._refitted(own, few, 0))
+        name = "average, shares by stage"
+        by_stage = self._by_stage(seen)
+        if by_stage not in merged.values():
+            merged[name] = by_stage
+            add(name, lambda: self._refitted(by_stage, few, 0))
+        best = best_of(found)
+        if best.name in merged:
+            add(
+                f"{best.name}, all images and layers",
+                lambda: self._refitted(merged[best.name], seen, self.recipe.refit_steps),
+            )
+        if self.recipe.polish:
+            best = best_of(found)
+            add(f"{best.name}, polished", lambda: self.polished(copy.deepcopy(best.network), seen))
+        return found
+
+    def polished(self, network: nn.Module, images: Loader) -> nn.Module:
+        """Polish a network in place towards the ensemble; its BatchNorm statistics are those of the images then."""
+        shares = self.recipe.shares(len(self.teachers))
+        teachers = [copy.deepcopy(model).eval() for model in self.teachers]
+
+        def teacher(inputs: Tensor) -> Tensor:
+            with torch.no_grad():
+                return ensemble_logits([model(inputs).float() for model in teachers], shares, self.labels)
+
+        done = polish(
+            network,
+            teacher,
+            images,
+            augment=self._augmentation if self.recipe.augment else None,
+            seed=self.recipe.seed,
+        )
+        if done.layers is not None:
+            settle_batch_norm(network, images)
+        return network
+
+    @property
+    def _augmentation(self) -> Augmentation:
+        return Augmentation.suited_to(self.calibration.image_shape)
+
+    def _base(self, found: Sequence[Candidate]) -> int:
+        """The parent of the best candidate so far."""
+        if not found:
+            return 0
+        return int(best_of(found).name.split()[1].rstrip(",")) - 1
+
+    def _head(self, number: int, shares: Sequence[float], images: Loader) -> nn.Module:
+        return refit_head(number, self.models, shares, images, labels=self.labels, template=self.template)
+
+    def _merged_from(self, base: int, shares: Shares) -> list[tuple[str, Shares]]:
+        """One parent up to a stage and all from there on: names and shares, the last stage first."""
+        part_of = parts_by_stage(self.models[0], self.example)
+        stages = list(dict.fromkeys(part_of.values()))
+        alone = tuple(float(number == base) for number in range(len(self.models)))
+        found = []
+        for depth in range(len(stages) - 1, 0, -1):
+            own = Shares.of_parts(shares.network, part_of)
+            for stage in stages[:depth]:
+                own = own.having(stage, alone)
+            found.append((f"parent {base + 1}, merged from {stages[depth]} on", own))
+        return found
+
+    def _by_stage(self, images: Loader) -> Shares:
+        recipe = self.recipe.model_copy(update={"weights_by": "stage"})
+        few = images if self.recipe.labelled else images.first(SHARES_IMAGES)
+        return shares_of_parts(
+            self.models, self.groups, recipe, self.example, few, self.merged, self.teachers, self.labels
+        ).shares
+
+    def _refitted(self, shares: Shares, images: Loader, steps: int) -> nn.Module:
+        network = self.merged(shares)
+        self.refitted(network, shares, images, steps)
+        return network
+
+
+def best_of(candidates: Sequence[Candidate]) -> Candidate:
+    """The one that agrees best with the ensemble; the first of equals."""
+    return min(candidates, key=lambda candidate: candidate.disagreement)

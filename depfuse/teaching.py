@@ -1,0 +1,65 @@
+"""What the parents' ensemble teaches: softened class scores, and how far a child's are from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from depfuse.label_sets import LabelSets
+
+TEMPERATURE = 4.0
+
+
+def ensemble_logits(outputs: Sequence[Tensor], shares: Sequence[float], labels: LabelSets | None = None) -> Tensor:
+    r"""Logits t (N, C) with :math:`\mathrm{softmax}(t / \tau) = \sum_p w_p\, \mathrm{softmax}(z_p / \tau)`.
+
+    The mean of the parents' probabilities, softened by the temperature :math:`\tau` (Hinton et al. 2015, section 2): a
+    parent that does not know an image has little say, while the mean of the logits lets one that is sure and wrong
+    outvote the others. Where the parents know different labels, their logits side by side.
+
+    Parameters
+    ----------
+    outputs
+        Each parent's logits (N, C).
+    shares
+        One weight per parent, summing to one.
+    labels
+        Which labels they stand for, where they differ.
+    """
+    if labels is not None and not labels.same:
+        return labels.join(outputs, shares, 1)
+    weighted = [(own / TEMPERATURE).log_softmax(1) + _log(share) for own, share in zip(outputs, shares, strict=True)]
+    return TEMPERATURE * torch.logsumexp(torch.stack(weighted), 0)
+
+
+def divergence(logits: Tensor, target: Tensor) -> Tensor:
+    r"""Sum over images of :math:`\tau^2\, \mathrm{KL}(\mathrm{softmax}(t / \tau), \mathrm{softmax}(z / \tau))`.
+
+    At high temperatures half the squared distance of the logits, each without its mean, over the number of classes.
+    """
+    wanted, given = (target / TEMPERATURE).log_softmax(-1), (logits / TEMPERATURE).log_softmax(-1)
+    return TEMPERATURE**2 * (wanted.exp() * (wanted - given)).sum()
+
+
+def slope(logits: Tensor, target: Tensor) -> Tensor:
+    """The derivative (N, C) of the divergence by the logits."""
+    return TEMPERATURE * ((logits / TEMPERATURE).softmax(-1) - (target / TEMPERATURE).softmax(-1))
+
+
+def curved(change: Tensor, logits: Tensor) -> Tensor:
+    """The product (N, C) of the divergence's second derivative at some logits with a change of them."""
+    p = (logits / TEMPERATURE).softmax(-1)
+    return p * (change - (p * change).sum(-1, keepdim=True))
+
+
+def drawn(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Random (N, C) with the second derivative as covariance: a class drawn, less the classes' probabilities."""
+    p = (logits / TEMPERATURE).softmax(-1)
+    classes = torch.multinomial(p.cpu(), 1, generator=generator).to(p.device)
+    return torch.zeros_like(p).scatter_(-1, classes, 1.0) - p
+
+
+def _log(share: float) -> float:
+    return float(torch.tensor(share).log())
