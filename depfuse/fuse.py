@@ -24,7 +24,7 @@ from depfuse.label_sets import LabelSets
 from depfuse.limits import noting_limits
 from depfuse.merge import average, refit_layers
 from depfuse.recipe import Recipe
-from depfuse.renorm import renormalise, repair
+from depfuse.renorm import Merged, chosen_method, renormalise
 from depfuse.widths import Brought, Widths, shapes_of
 
 OnStep = Callable[[str], None]
@@ -67,6 +67,8 @@ class FusionResult:
         The parents whose ensemble the child learns from: those given, or with renewed statistics, or with one head.
     joint
         Whether the teachers have one head over all labels.
+    example
+        An input that the parents take, where one is known.
     """
 
     child: nn.Module
@@ -84,6 +86,7 @@ class FusionResult:
     apart: Apart | None = None
     teachers: Sequence[nn.Module] = ()
     joint: bool = False
+    example: Tensor | None = None
 
     @property
     def owners(self) -> Owners | None:
@@ -103,16 +106,13 @@ class FusionResult:
         self.renormalise(child, self.couplings, shares)
         return child
 
-    def renormalise(self, child: nn.Module, couplings: Sequence[Couplings], shares: Sequence[float]) -> None:
-        """Renormalise an average of the parents in place, as the recipe says."""
-        method = self.recipe.renorm_after
-        if method not in ("repair", "rescale"):
-            renormalise(child, method, self.calibration)
-            return
-        if self.calibration is None:
-            raise RecipeError(f"renorm {method} needs calibration images: give at least 2")
-        shift = method == "repair"
-        repair(child, self.parents, self.groups, couplings, shares, self.calibration, shift=shift)
+    def renormalise(
+        self, child: nn.Module, couplings: Sequence[Couplings], shares: Sequence[float], method: str | None = None
+    ) -> None:
+        """Renormalise an average of the parents in place, as the recipe says, or by another method."""
+        merged = Merged(self.parents, self.groups, couplings, shares, self.example)
+        images = _for_statistics(self.calibration, self.recipe)
+        renormalise(child, self.recipe.renorm_after if method is None else method, images, merged)
 
     def _refit(self, child: nn.Module, shares: Sequence[float]) -> None:
         if self.recipe.refit == "none":
@@ -198,6 +198,7 @@ def fuse(
     shares = recipe.shares(len(models))
     if recipe.refit != "none" and calibration is None:
         raise RecipeError(f"refit {recipe.refit} needs calibration images: give at least 2, better 2000")
+    _check_renorm(recipe, models[0])
     trains = recipe.distil > 0 or recipe.finetune > 0
     if trains and further is None:
         raise RecipeError("distil and finetune need the training images: give further=Further(data, recipe)")
@@ -277,6 +278,7 @@ def fuse(
         apart,
         teachers,
         recipe.labelled > 0,
+        example if example is not None or calibration is None else _example(calibration),
     )
     if recipe.refit != "none":
         with step("refit"):
@@ -302,8 +304,9 @@ def _teachers(
     wanted = recipe.parents_renorm == "reset" or (recipe.parents_renorm == "auto" and labels is not None)
     if calibration is None and (recipe.parents_renorm == "reset" or recipe.labelled):
         raise RecipeError("renewing the parents' statistics, and labelled, need calibration images: give at least 2")
-    if wanted and calibration is not None:
-        models = renewed(models, calibration)
+    images = _for_statistics(calibration, recipe)
+    if wanted and images is not None:
+        models = renewed(models, images)
     if recipe.labelled and calibration is not None:
         if labels is None and template is not None:
             raise RecipeError("labelled images fit the heads of the parents' own widths: leave out --width")
@@ -387,6 +390,25 @@ def _check_followed(model: nn.Module, groups: ChannelGroups, allow_fixed: bool) 
     if not allow_fixed:
         raise GroupError(f"{fixed}; allow that with --allow-fixed (allow_fixed=True in Python) to fuse the rest")
     warnings.warn(f"{fixed}; the rest is fused", DepfuseWarning, stacklevel=3)
+
+
+def _check_renorm(recipe: Recipe, model: nn.Module) -> None:
+    """Raise `RecipeError` where the recipe wants statistics that the network does not have."""
+    method = chosen_method(recipe.renorm, model)
+    if recipe.parents_renorm == "reset":
+        chosen_method("reset", model)
+    if recipe.augment_statistics and method == "none":
+        raise RecipeError(
+            f"augment_statistics has no statistics to renew: {type(model).__name__} has no BatchNorm; choose renorm "
+            "repair or rescale, or leave it out"
+        )
+
+
+def _for_statistics(calibration: Loader | None, recipe: Recipe) -> Loader | None:
+    """The calibration images as statistics are taken from them."""
+    if calibration is None or not recipe.augment_statistics:
+        return calibration
+    return calibration.augmented(Augmentation.suited_to(calibration.image_shape), recipe.seed)
 
 
 def _example(calibration: Loader | None) -> Tensor:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from depfuse.align.solvers import SOLVERS
 from depfuse.errors import RecipeError
+from depfuse.renorm.registry import METHODS
 
 Criterion = Literal["activations", "weights", "mixture"]
 if TYPE_CHECKING:
@@ -16,15 +17,16 @@ if TYPE_CHECKING:
 
     Solver: TypeAlias = str
     Start: TypeAlias = str
+    Renorm: TypeAlias = str
 else:
     Solver = Literal[tuple(SOLVERS)]
     SOFT = ("sinkhorn", "unbalanced")
     Start = Literal[("none", "identity", "activations", *(name for name in SOLVERS if name not in SOFT))]
+    Renorm = Literal[("auto", "none", *METHODS)]
 Distance = Literal["best", "cosine", "pearson", "cosine-pearson", "scaled", "euclidean"]
 TapPosition = Literal["after", "before", "both"]
 Choose = Literal["whole", "groups"]
 Masses = Literal["best", "whole", "equal", "free"]
-Renorm = Literal["auto", "none", "reset", "repair", "rescale"]
 ParentsRenorm = Literal["auto", "none", "reset"]
 Refit = Literal["none", "ridge", "regmean", "least-squares"]
 Targets = Literal["clusters", "matched"]
@@ -132,7 +134,12 @@ class Recipe(BaseModel):
     renorm: Renorm = Field(
         default="auto",
         description="auto: reset where the network has BatchNorm, none elsewhere and after refit ridge, which sets it; "
-        "repair gives every layer the parents' means and deviations, with BatchNorm or without, rescale the deviations",
+        "repair gives every layer the parents' means and deviations, with BatchNorm or without; rescale gives "
+        "the deviations only, data-free those that the weights alone tell",
+    )
+    augment_statistics: bool = Field(
+        default=False,
+        description="statistics of BatchNorm, repair and rescale come from calibration images flipped and shifted",
     )
     parents_renorm: ParentsRenorm = Field(
         default="auto",
@@ -188,9 +195,20 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _apart_and_renormalised(self) -> Recipe:
-        if self.keeps_apart and self.renorm in ("repair", "rescale"):
+        if self.keeps_apart and self._compares:
             raise ValueError(
                 f"renorm {self.renorm} is for channels that are all merged: choose reset, or keep none apart"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _renormalised_from_what_it_needs(self) -> Recipe:
+        if self.renorm == "data-free" and self.refit != "none":
+            raise ValueError("renorm data-free is for weights that are averaged: leave out --refit, or choose another")
+        method = self.renorm_after
+        if self.augment_statistics and method != "auto" and (method == "none" or not METHODS[method].images):
+            raise ValueError(
+                f"augment_statistics changes images, and renorm {method} reads none: choose reset, repair or rescale"
             )
         return self
 
@@ -220,7 +238,12 @@ class Recipe(BaseModel):
     @property
     def renorm_alone(self) -> Renorm:
         """How networks are renormalised of which there may be no parents to repair them by: to compare them."""
-        return "auto" if self.renorm in ("repair", "rescale") else self.renorm
+        return "auto" if self._compares else self.renorm
+
+    @property
+    def _compares(self) -> bool:
+        """Whether the child is compared with its parents to be renormalised."""
+        return self.renorm in METHODS and METHODS[self.renorm].parents
 
     @property
     def keeps_apart(self) -> bool:

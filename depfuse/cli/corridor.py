@@ -33,7 +33,8 @@ from depfuse.evaluate import (
 from depfuse.fuse import FusionResult, fuse, naive_average
 from depfuse.merge import refit_head
 from depfuse.recipe import Recipe
-from depfuse.renorm import has_batch_norm, renormalise
+from depfuse.renorm import chosen_method, has_batch_norm
+from depfuse.renorm.registry import METHODS
 from depfuse.report import (
     Barrier,
     FusionReport,
@@ -99,11 +100,8 @@ class _Fused:
         """Average the parents as they stand, and renormalise."""
         sets = None if self.result.labels is None else self.result.labels.sets
         average = naive_average(self.result.unmatched, shares, self.result.groups, sets, self.result.template)
-        if renorm in ("repair", "rescale"):
-            identity = {group.name: Coupling.identity(group.size) for group in self.result.groups.free}
-            self.result.renormalise(average, [identity] * len(shares), shares)
-        else:
-            renormalise(average, renorm, self.calibration)
+        identity = {group.name: Coupling.identity(group.size) for group in self.result.groups.free}
+        self.result.renormalise(average, [identity] * len(shares), shares, renorm)
         return average
 
 
@@ -234,9 +232,9 @@ def _check(request: Request) -> tuple[float, ...]:
 
 def _calibration(recipe: Recipe, inputs: Inputs, wanted: bool = False) -> Loader | None:
     """Draw the calibration images; none where nothing in the recipe looks at them, unless they are wanted."""
-    needed = (
-        wanted or recipe.criterion != "weights" or recipe.refit != "none" or _renorm(recipe, inputs.models[0]) != "none"
-    )
+    renorm = _renorm(recipe, inputs.models[0])
+    needed = wanted or recipe.criterion != "weights" or recipe.refit != "none"
+    needed |= renorm != "none" and METHODS[renorm].images
     if not needed and recipe.calibration < 2:
         return None
     return calibration_loader(
@@ -245,9 +243,7 @@ def _calibration(recipe: Recipe, inputs: Inputs, wanted: bool = False) -> Loader
 
 
 def _renorm(recipe: Recipe, model: nn.Module) -> str:
-    if recipe.renorm != "auto":
-        return recipe.renorm
-    return "reset" if has_batch_norm(model) else "none"
+    return chosen_method(recipe.renorm, model)
 
 
 def _best_renorm(fused: _Fused) -> str:
