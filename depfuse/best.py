@@ -1,8 +1,8 @@
 """The best single network that can be had: candidates, of which the one that agrees best with the ensemble is kept.
 
-Where parents know different things, merging them pays; where they know the same, every step from one of them towards the
-average loses, and the best single network is a parent whose head, or last stage, has learned from the ensemble. Which it
-is shows on images that no candidate has seen.
+Where parents know different things, merging them pays; where they know the same, every step from one of them towards
+the average loses, and the best single network is a parent whose head, or last stage, has learned from the ensemble.
+Which it is shows on images that no candidate has seen.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from depfuse.errors import ArchitectureError, RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.groups.parts import parts_by_stage
 from depfuse.label_sets import LabelSets
-from depfuse.merge import Shares, polish, refit_head
+from depfuse.merge import Polished, Shares, polish, refit_head
 from depfuse.recipe import Recipe
 from depfuse.renorm import settle_batch_norm
 from depfuse.teaching import ensemble_logits
@@ -76,7 +76,7 @@ class Family:
     merged
         Gives the average of the parents at some shares.
     refitted
-        Refits such an average in place from images, with a number of further steps of all layers.
+        Refits such an average in place: from images, for targets, with a number of steps of all layers together.
     """
 
     models: Sequence[nn.Module]
@@ -88,7 +88,7 @@ class Family:
     calibration: Loader
     example: Tensor
     merged: Callable[[Shares], nn.Module]
-    refitted: Callable[[nn.Module, Shares, Loader, int], None]
+    refitted: Callable[[nn.Module, Shares, Loader, str, int], None]
 
     def find(self) -> list[Candidate]:
         """Make all candidates; the best is the one with the least disagreement.
@@ -146,30 +146,10 @@ class Family:
                 f"{best.name}, all images and layers",
                 lambda: self._refitted(merged[best.name], seen, self.recipe.refit_steps),
             )
-        if self.recipe.polish:
+        if self.recipe.polishes:
             best = best_of(found)
-            add(f"{best.name}, polished", lambda: self.polished(copy.deepcopy(best.network), seen))
+            add(f"{best.name}, polished", lambda: self._polished(best.network, seen))
         return found
-
-    def polished(self, network: nn.Module, images: Loader) -> nn.Module:
-        """Polish a network in place towards the ensemble; its BatchNorm statistics are those of the images then."""
-        shares = self.recipe.shares(len(self.teachers))
-        teachers = [copy.deepcopy(model).eval() for model in self.teachers]
-
-        def teacher(inputs: Tensor) -> Tensor:
-            with torch.no_grad():
-                return ensemble_logits([model(inputs).float() for model in teachers], shares, self.labels)
-
-        done = polish(
-            network,
-            teacher,
-            images,
-            augment=self._augmentation if self.recipe.augment else None,
-            seed=self.recipe.seed,
-        )
-        if done.layers is not None:
-            settle_batch_norm(network, images)
-        return network
 
     @property
     def _augmentation(self) -> Augmentation:
@@ -204,12 +184,39 @@ class Family:
             self.models, self.groups, recipe, self.example, few, self.merged, self.teachers, self.labels
         ).shares
 
+    def _polished(self, network: nn.Module, images: Loader) -> nn.Module:
+        network = copy.deepcopy(network)
+        polish_child(network, self.teachers, self.labels, images, self.recipe)
+        return network
+
     def _refitted(self, shares: Shares, images: Loader, steps: int) -> nn.Module:
         network = self.merged(shares)
-        self.refitted(network, shares, images, steps)
+        # A stream has one mixture, which shares that differ by stage would have to agree on.
+        self.refitted(network, shares, images, "matched" if shares.parts else self.recipe.targets, steps)
         return network
 
 
 def best_of(candidates: Sequence[Candidate]) -> Candidate:
     """The one that agrees best with the ensemble; the first of equals."""
     return min(candidates, key=lambda candidate: candidate.disagreement)
+
+
+def polish_child(
+    child: nn.Module, teachers: Sequence[nn.Module], labels: LabelSets | None, images: Loader, recipe: Recipe
+) -> Polished:
+    """Polish a network in place towards the ensemble of some teachers, as a recipe says (`merge.polish`).
+
+    Where it changes, its BatchNorm statistics are those of the images afterwards.
+    """
+    shares = recipe.shares(len(teachers))
+    ensemble = [copy.deepcopy(model).eval() for model in teachers]
+
+    def teacher(inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            return ensemble_logits([model(inputs).float() for model in ensemble], shares, labels)
+
+    augment = Augmentation.suited_to(images.image_shape) if recipe.augment else None
+    done = polish(child, teacher, images, augment=augment, seed=recipe.seed)
+    if done.layers is not None:
+        settle_batch_norm(child, images)
+    return done

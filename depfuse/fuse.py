@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from depfuse.agreement import Disagreement
 from depfuse.align import Coupling, Couplings, align
 from depfuse.apart import Apart, Owners, keep_apart
+from depfuse.best import Candidate, Family, best_of, polish_child
 from depfuse.choose_shares import Chosen, shares_of_parts
 from depfuse.data.augment import Augmentation
 from depfuse.data.loader import Loader
@@ -23,9 +24,9 @@ from depfuse.groups import ChannelGroups, explain, find_groups, not_followed, pr
 from depfuse.joint_head import renewed, with_joint_head
 from depfuse.label_sets import LabelSets
 from depfuse.limits import noting_limits
-from depfuse.merge import Shares, average, fisher_information, refit_layers
+from depfuse.merge import Polished, Shares, average, fisher_information, refit_layers
 from depfuse.recipe import Recipe
-from depfuse.renorm import renormalise, repair
+from depfuse.renorm import Merged, chosen_method, renormalise
 from depfuse.widths import Brought, Widths, shapes_of
 
 OnStep = Callable[[str], None]
@@ -73,6 +74,12 @@ class FusionResult:
         The parents' shares in the child, and how they were chosen where the recipe says so.
     information
         Per parent the Fisher information of its parameters, where they are averaged by it.
+    example
+        An input that the parents take, where one is known.
+    family
+        All candidates, where the recipe's goal is the best of them.
+    polished
+        What a polish of the child did, where the recipe asks for one.
     """
 
     child: nn.Module
@@ -92,6 +99,9 @@ class FusionResult:
     joint: bool = False
     chosen: Chosen | None = None
     information: Sequence[Mapping[str, Tensor]] | None = None
+    example: Tensor | None = None
+    family: Sequence[Candidate] = ()
+    polished: Polished | None = None
 
     @property
     def owners(self) -> Owners | None:
@@ -130,35 +140,61 @@ class FusionResult:
         self.renormalise(child, self.couplings, shares)
         return child
 
-    def renormalise(self, child: nn.Module, couplings: Sequence[Couplings], shares: Shares | Sequence[float]) -> None:
-        """Renormalise an average of the parents in place, as the recipe says."""
-        method = self.recipe.renorm_after
-        if method not in ("repair", "rescale"):
-            renormalise(child, method, self.calibration)
-            return
-        if self.calibration is None:
-            raise RecipeError(f"renorm {method} needs calibration images: give at least 2")
-        shift = method == "repair"
-        repair(child, self.parents, self.groups, couplings, shares, self.calibration, shift=shift)
+    def renormalise(
+        self,
+        child: nn.Module,
+        couplings: Sequence[Couplings],
+        shares: Shares | Sequence[float],
+        method: str | None = None,
+    ) -> None:
+        """Renormalise an average of the parents in place, as the recipe says, or by another method."""
+        merged = Merged(self.parents, self.groups, couplings, shares, self.example)
+        images = _for_statistics(self.calibration, self.recipe)
+        renormalise(child, self.recipe.renorm_after if method is None else method, images, merged)
 
     def _refit(self, child: nn.Module, shares: Shares) -> None:
         if self.recipe.refit == "none":
             return
         if self.calibration is None:
             raise RecipeError(f"refit {self.recipe.refit} needs calibration images: give at least 2, better 2000")
+        self._refit_from(child, shares, self.calibration, self.recipe.targets, self.recipe.refit_steps)
+
+    def _refit_from(self, child: nn.Module, shares: Shares, images: Loader, targets: str, steps: int) -> None:
         refit_layers(
             child,
             self.parents,
             self.groups,
             self.couplings,
             shares,
-            self.calibration,
-            method=self.recipe.refit,
-            targets=self.recipe.targets,
-            steps=self.recipe.refit_steps,
-            augment=Augmentation.suited_to(self.calibration.image_shape) if self.recipe.augment else None,
+            images,
+            method="ridge" if self.recipe.refit == "none" else self.recipe.refit,
+            targets=targets,
+            steps=steps,
+            augment=Augmentation.suited_to(images.image_shape) if self.recipe.augment else None,
             labels=self.labels,
             seed=self.recipe.seed,
+        )
+
+    def _family(self) -> Family:
+        assert self.calibration is not None
+        assert self.example is not None
+
+        def merged(shares: Shares) -> nn.Module:
+            return average(
+                self.parents, self.groups, self.couplings, shares, self.labels, self.template, None, self.information
+            )
+
+        return Family(
+            self.parents,
+            self.groups,
+            self.labels,
+            self.template,
+            self.teachers,
+            self.recipe,
+            self.calibration,
+            self.example,
+            merged,
+            self._refit_from,
         )
 
 
@@ -229,6 +265,9 @@ def fuse(
         raise RecipeError(f"{setting} needs calibration images: give at least 4, better 1000")
     if recipe.refit != "none" and calibration is None:
         raise RecipeError(f"refit {recipe.refit} needs calibration images: give at least 2, better 2000")
+    if calibration is None and (recipe.goal == "best" or recipe.polishes):
+        raise RecipeError("goal best and polish need calibration images: give at least 8, better 2000")
+    _check_renorm(recipe, models[0])
     trains = recipe.distil > 0 or recipe.finetune > 0
     if trains and further is None:
         raise RecipeError("distil and finetune need the training images: give further=Further(data, recipe)")
@@ -323,12 +362,22 @@ def fuse(
         recipe.labelled > 0,
         choice,
         information,
+        example if example is not None or calibration is None else _example(calibration),
     )
-    if recipe.refit != "none":
-        with step("refit"):
-            result._refit(child, choice.shares)
-    with step("renorm"):
-        result.renormalise(child, couplings, choice.shares)
+    if recipe.goal == "best":
+        with step("best"):
+            family = result._family().find()
+        child = best_of(family).network
+        result = replace(result, child=child, family=family)
+    else:
+        if recipe.refit != "none":
+            with step("refit"):
+                result._refit(child, choice.shares)
+        with step("renorm"):
+            result.renormalise(child, couplings, choice.shares)
+        if recipe.polishes and calibration is not None:
+            with step("polish"):
+                result = replace(result, polished=polish_child(child, teachers, sets, calibration, recipe))
     if trains and further is not None:
         if on_step is not None:
             on_step("train")
@@ -348,8 +397,9 @@ def _teachers(
     wanted = recipe.parents_renorm == "reset" or (recipe.parents_renorm == "auto" and labels is not None)
     if calibration is None and (recipe.parents_renorm == "reset" or recipe.labelled):
         raise RecipeError("renewing the parents' statistics, and labelled, need calibration images: give at least 2")
-    if wanted and calibration is not None:
-        models = renewed(models, calibration)
+    images = _for_statistics(calibration, recipe)
+    if wanted and images is not None:
+        models = renewed(models, images)
     if recipe.labelled and calibration is not None:
         if labels is None and template is not None:
             raise RecipeError("labelled images fit the heads of the parents' own widths: leave out --width")
@@ -433,6 +483,25 @@ def _check_followed(model: nn.Module, groups: ChannelGroups, allow_fixed: bool) 
     if not allow_fixed:
         raise GroupError(f"{fixed}; allow that with --allow-fixed (allow_fixed=True in Python) to fuse the rest")
     warnings.warn(f"{fixed}; the rest is fused", DepfuseWarning, stacklevel=3)
+
+
+def _check_renorm(recipe: Recipe, model: nn.Module) -> None:
+    """Raise `RecipeError` where the recipe wants statistics that the network does not have."""
+    method = chosen_method(recipe.renorm, model)
+    if recipe.parents_renorm == "reset":
+        chosen_method("reset", model)
+    if recipe.augment_statistics and method == "none":
+        raise RecipeError(
+            f"augment_statistics has no statistics to renew: {type(model).__name__} has no BatchNorm; choose renorm "
+            "repair or rescale, or leave it out"
+        )
+
+
+def _for_statistics(calibration: Loader | None, recipe: Recipe) -> Loader | None:
+    """The calibration images as statistics are taken from them."""
+    if calibration is None or not recipe.augment_statistics:
+        return calibration
+    return calibration.augmented(Augmentation.suited_to(calibration.image_shape), recipe.seed)
 
 
 def _example(calibration: Loader | None) -> Tensor:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from depfuse.align.solvers import SOLVERS
 from depfuse.errors import RecipeError
+from depfuse.renorm.registry import METHODS
 
 Criterion = Literal["activations", "weights", "mixture"]
 if TYPE_CHECKING:
@@ -16,20 +17,22 @@ if TYPE_CHECKING:
 
     Solver: TypeAlias = str
     Start: TypeAlias = str
+    Renorm: TypeAlias = str
 else:
     Solver = Literal[tuple(SOLVERS)]
     SOFT = ("sinkhorn", "unbalanced")
     Start = Literal[("none", "identity", "activations", *(name for name in SOLVERS if name not in SOFT))]
+    Renorm = Literal[("auto", "none", *METHODS)]
 Distance = Literal["best", "cosine", "pearson", "cosine-pearson", "scaled", "euclidean"]
 TapPosition = Literal["after", "before", "both"]
 Choose = Literal["whole", "groups"]
 Masses = Literal["best", "whole", "equal", "free"]
-Renorm = Literal["auto", "none", "reset", "repair", "rescale"]
 ParentsRenorm = Literal["auto", "none", "reset"]
 Refit = Literal["none", "ridge", "regmean", "least-squares"]
 Targets = Literal["clusters", "matched"]
 WeightsBy = Literal["network", "stage", "group"]
 Average = Literal["mean", "fisher"]
+Goal = Literal["child", "best"]
 
 
 class Recipe(BaseModel):
@@ -144,7 +147,12 @@ class Recipe(BaseModel):
     renorm: Renorm = Field(
         default="auto",
         description="auto: reset where the network has BatchNorm, none elsewhere and after refit ridge, which sets it; "
-        "repair gives every layer the parents' means and deviations, with BatchNorm or without, rescale the deviations",
+        "repair gives every layer the parents' means and deviations, with BatchNorm or without; rescale gives "
+        "the deviations only, data-free those that the weights alone tell",
+    )
+    augment_statistics: bool = Field(
+        default=False,
+        description="statistics of BatchNorm, repair and rescale come from calibration images flipped and shifted",
     )
     parents_renorm: ParentsRenorm = Field(
         default="auto",
@@ -156,6 +164,16 @@ class Recipe(BaseModel):
         ge=0,
         description="calibration images, the first ones, whose labels are read: for one head over the features of all "
         "parents, which then teaches the child",
+    )
+    goal: Goal = Field(
+        default="child",
+        description="best makes a family of candidates (each parent with its head refitted, merged from each stage on, "
+        "averages), each refitted, and keeps the one that agrees best with the ensemble on held-out calibration images",
+    )
+    polish: bool | None = Field(
+        default=None,
+        description="a Gauss-Newton step towards the ensemble, of the last stage or of all layers, kept where it agrees "
+        "better on images that it has not seen; left out, with goal best only",
     )
     distil: int = Field(
         default=0, ge=0, description="afterwards, epochs of training towards the parents' ensemble, without labels"
@@ -200,9 +218,20 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _apart_and_renormalised(self) -> Recipe:
-        if self.keeps_apart and self.renorm in ("repair", "rescale"):
+        if self.keeps_apart and self._compares:
             raise ValueError(
                 f"renorm {self.renorm} is for channels that are all merged: choose reset, or keep none apart"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _renormalised_from_what_it_needs(self) -> Recipe:
+        if self.renorm == "data-free" and self.refit != "none":
+            raise ValueError("renorm data-free is for weights that are averaged: leave out --refit, or choose another")
+        method = self.renorm_after
+        if self.augment_statistics and method != "auto" and (method == "none" or not METHODS[method].images):
+            raise ValueError(
+                f"augment_statistics changes images, and renorm {method} reads none: choose reset, repair or rescale"
             )
         return self
 
@@ -241,6 +270,18 @@ class Recipe(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _best_of_a_family(self) -> Recipe:
+        if self.goal == "child":
+            return self
+        if self.refit not in ("none", "ridge"):
+            raise ValueError(f"goal best refits its candidates by ridge: leave out --refit {self.refit}")
+        if self.solver in ("sinkhorn", "unbalanced"):
+            raise ValueError(f"goal best needs couplings that are permutations: leave out --solver {self.solver}")
+        if self.keeps_apart:
+            raise ValueError("goal best is of the parents' width: leave out --keep-worst, --keep-first and --keep-last")
+        return self
+
     @classmethod
     def create(cls, **settings: Any) -> Recipe:
         """Build a recipe; a `RecipeError` names the first setting that is wrong and why."""
@@ -259,7 +300,17 @@ class Recipe(BaseModel):
     @property
     def renorm_alone(self) -> Renorm:
         """How networks are renormalised of which there may be no parents to repair them by: to compare them."""
-        return "auto" if self.renorm in ("repair", "rescale") else self.renorm
+        return "auto" if self._compares else self.renorm
+
+    @property
+    def _compares(self) -> bool:
+        """Whether the child is compared with its parents to be renormalised."""
+        return self.renorm in METHODS and METHODS[self.renorm].parents
+
+    @property
+    def polishes(self) -> bool:
+        """Whether a Gauss-Newton step follows."""
+        return self.goal == "best" if self.polish is None else self.polish
 
     @property
     def keeps_apart(self) -> bool:

@@ -128,8 +128,11 @@ def test_reset_repairs_a_scrambled_network_and_spares_others():
     untracked.last = nn.Identity()
     assert not has_batch_norm(untracked)
     before = copy.deepcopy(untracked.state_dict())
-    renormalise(untracked, "reset", loader)
+    renormalise(untracked, "auto", loader)
+    reset_batch_norm(untracked, loader)
     assert all(torch.equal(tensor, before[key]) for key, tensor in untracked.state_dict().items())
+    with pytest.raises(RecipeError, match=r"Normed has no BatchNorm.*choose renorm repair, data-free or none"):
+        renormalise(untracked, "reset", loader)
 
 
 def test_renorm_needs_images_and_a_known_name():

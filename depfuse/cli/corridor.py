@@ -33,7 +33,8 @@ from depfuse.evaluate import (
 from depfuse.fuse import FusionResult, fuse, naive_average
 from depfuse.merge import refit_head
 from depfuse.recipe import Recipe
-from depfuse.renorm import has_batch_norm, renormalise
+from depfuse.renorm import chosen_method, has_batch_norm
+from depfuse.renorm.registry import METHODS
 from depfuse.report import (
     Barrier,
     FusionReport,
@@ -101,11 +102,8 @@ class _Fused:
         """Average the parents as they stand, and renormalise."""
         sets = None if self.result.labels is None else self.result.labels.sets
         average = naive_average(self.result.unmatched, shares, self.result.groups, sets, self.result.template)
-        if renorm in ("repair", "rescale"):
-            identity = {group.name: Coupling.identity(group.size) for group in self.result.groups.free}
-            self.result.renormalise(average, [identity] * len(shares), shares)
-        else:
-            renormalise(average, renorm, self.calibration)
+        identity = {group.name: Coupling.identity(group.size) for group in self.result.groups.free}
+        self.result.renormalise(average, [identity] * len(shares), shares, renorm)
         return average
 
 
@@ -114,7 +112,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     shares = _check(request)
     device = resolve_device(request.options.device)
     work.step("reading networks and data")
-    inputs = read_inputs(request.parents, request.fusion.arch, request.data, device, request.fusion.classes)
+    inputs = read_inputs(request.parents, request.fusion.arch, request.data, device, request.fusion.classes, fused=True)
     check_architectures(inputs)
     if inputs.labels is not None and request.points is not None:
         raise RecipeError("a path needs parents that know the same labels: leave out --plot")
@@ -239,13 +237,14 @@ def _check(request: Request) -> tuple[float, ...]:
 
 def _calibration(recipe: Recipe, inputs: Inputs, wanted: bool = False) -> Loader | None:
     """Draw the calibration images; none where nothing in the recipe looks at them, unless they are wanted."""
+    renorm = _renorm(recipe, inputs.models[0])
     needed = (
         wanted
         or recipe.criterion != "weights"
         or recipe.refit != "none"
         or recipe.weights_by != "network"
         or recipe.average == "fisher"
-        or _renorm(recipe, inputs.models[0]) != "none"
+        or (renorm != "none" and METHODS[renorm].images)
     )
     if not needed and recipe.calibration < 2:
         return None
@@ -255,9 +254,7 @@ def _calibration(recipe: Recipe, inputs: Inputs, wanted: bool = False) -> Loader
 
 
 def _renorm(recipe: Recipe, model: nn.Module) -> str:
-    if recipe.renorm != "auto":
-        return recipe.renorm
-    return "reset" if has_batch_norm(model) else "none"
+    return chosen_method(recipe.renorm, model)
 
 
 def _best_renorm(fused: _Fused) -> str:

@@ -44,12 +44,14 @@ def read_inputs(
     options: DataOptions,
     device: torch.device,
     classes: Sequence[str] | None = None,
+    *,
+    fused: bool = False,
 ) -> Inputs:
     """Read checkpoints and data, build the networks on the device, and check that all of it fits.
 
     What the user leaves out is taken from the checkpoints' cards. Architectures are one for all, or one per checkpoint.
     With `classes`, one text per checkpoint, each network has an output for each of its own labels; without, for each of
-    the data's.
+    the data's. Networks to be `fused` may be said to know fewer.
     """
     given = [arch] if arch is None or isinstance(arch, str) else list(arch)
     if len(given) not in (1, len(paths)):
@@ -66,8 +68,12 @@ def read_inputs(
     for number, (architecture, checkpoint) in enumerate(zip(architectures, checkpoints, strict=True)):
         known = labels.sets[number] if labels else (checkpoint.card and checkpoint.card.classes) or data.classes
         model = build_network(architecture, classes=len(known), in_channels=data.image_shape[0])
+        if fused and not labels:
+            _check_head(model, checkpoint, len(known))
         load_into(model, checkpoint)
-        check_input(model, example, classes=len(known) if labels else len(data.classes))
+        check_input(model, example, classes=None if fused else len(known) if labels else len(data.classes))
+        if fused and not labels:
+            _check_knows(_outputs(model, example), checkpoint, len(data.classes))
         if labels:
             _check_outputs(model, example, checkpoint, len(known))
         models.append(model.to(device).eval())
@@ -75,10 +81,35 @@ def read_inputs(
 
 
 def _check_outputs(model: nn.Module, example: torch.Tensor, checkpoint: Checkpoint, known: int) -> None:
-    with torch.no_grad(), evaluating(model):
-        outputs = model(example).shape[1]
+    outputs = _outputs(model, example)
     if outputs != known:
         raise DataError(f"{checkpoint.path} has {outputs} outputs, but is said to know {known} classes")
+
+
+def _check_head(model: nn.Module, checkpoint: Checkpoint, classes: int) -> None:
+    """Say it where a checkpoint fits its network but for the number of labels, which only the user can know."""
+    own = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    wrong = [key for key, tensor in checkpoint.state.items() if key in own and own[key] != tensor.shape]
+    found = [checkpoint.state[key].shape for key in wrong]
+    alike = [own[key][:1] == (classes,) and own[key][1:] == shape[1:] for key, shape in zip(wrong, found, strict=True)]
+    if wrong and all(alike) and len({shape[0] for shape in found}) == 1:
+        _check_knows(found[0][0], checkpoint, classes)
+
+
+def _check_knows(outputs: int, checkpoint: Checkpoint, classes: int) -> None:
+    if outputs < classes:
+        raise DataError(
+            f"{checkpoint.path} has {outputs} outputs, but the labels name {classes} classes, so that labels from "
+            f"{outputs} on are out of range: say which labels each parent knows with --classes, once per parent"
+        )
+
+
+def _outputs(model: nn.Module, example: torch.Tensor) -> int:
+    with torch.no_grad(), evaluating(model):
+        outputs = model(example)
+    if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:
+        raise DataError(f"{type(model).__name__} does not give one row of class scores per image")
+    return outputs.shape[1]
 
 
 def _labels(checkpoints: Sequence[Checkpoint], classes: Sequence[str] | None, data: DataSet) -> LabelSets | None:

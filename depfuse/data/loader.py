@@ -98,6 +98,18 @@ class Loader:
             channels_last=self.channels_last,
         )
 
+    def augmented(self, augment: Augmentation, seed: int = 0) -> Loader:
+        """The same images in the same order, each changed as was drawn for it once: every pass sees the same."""
+        return Loader(
+            Split(self.images, self.labels),
+            self.preprocessing,
+            batch_size=self.batch_size,
+            device=self.device,
+            augment=augment,
+            seed=seed,
+            channels_last=self.channels_last,
+        )
+
     def __len__(self) -> int:
         return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from depfuse.data.loader import Loader
 from depfuse.errors import DataError
@@ -55,3 +55,44 @@ def reset_batch_norm(model: nn.Module, loader: Loader) -> None:
     for layer, before in zip(layers, buffers, strict=True):
         if layer.num_batches_tracked == 0:  # an auxiliary head, which evaluation does not run
             layer.load_state_dict(before, strict=False)
+
+
+def settle_batch_norm(model: nn.Module, loader: Loader) -> None:
+    """Give every BatchNorm the statistics of what it takes in, and leave the network's function as it is.
+
+    Scale and shift make up for the other mean and variance. Layers without both, and those that the images do not
+    reach, stay as they were.
+    """
+    sums: dict[nn.Module, tuple[float, Tensor, Tensor]] = {}
+
+    def watch(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        rows = inputs[0].detach().double().transpose(0, 1).flatten(1)
+        count, total, square = sums.get(layer, (0.0, torch.zeros(()), torch.zeros(())))
+        sums[layer] = (count + rows.shape[1], total.to(rows) + rows.sum(1), square.to(rows) + rows.square().sum(1))
+
+    layers = [layer for layer in _tracked(model) if layer.affine]
+    handles = [layer.register_forward_pre_hook(watch) for layer in layers]
+    layout: torch.memory_format | None = None
+    try:
+        with torch.no_grad(), evaluating(model):
+            for images, _ in loader:
+                layout = layout or choose_layout(model, images[:1])[0]
+                model(images.contiguous(memory_format=layout))
+    finally:
+        for handle in handles:
+            handle.remove()
+    with torch.no_grad():
+        for layer in layers:
+            if layer not in sums or sums[layer][0] < 2:
+                continue
+            count, total, square = sums[layer]
+            mean = total / count
+            variance = (square / count - mean * mean).clamp_min(0.0) * (count / (count - 1))
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            factor = layer.weight.double() / (layer.running_var.double() + layer.eps).sqrt()
+            shift = layer.bias.double() + factor * (mean - layer.running_mean.double())
+            layer.weight.copy_(factor * (variance + layer.eps).sqrt())
+            layer.bias.copy_(shift)
+            layer.running_mean.copy_(mean)
+            layer.running_var.copy_(variance)

@@ -1,32 +1,126 @@
-"""Renormalisation by name."""
+"""Renormalisation by name: a new method is a file and a line in `METHODS`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import nn
-
-from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError
-from depfuse.renorm.batch_norm import has_batch_norm, reset_batch_norm
 
-METHODS: dict[str, Callable[[nn.Module, Loader], None]] = {"reset": reset_batch_norm}
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from depfuse.align.coupling import Couplings
+    from depfuse.data.loader import Loader
+    from depfuse.groups import ChannelGroups
+    from depfuse.merge.shares import Shares
 
 
-def renormalise(model: nn.Module, method: str, loader: Loader | None) -> None:
-    """Renormalise a network in place by `none`, `reset`, or `auto` (reset where it has BatchNorm).
+@dataclass(frozen=True)
+class Method:
+    """Where a method is, and what it looks at beside the child, which it changes in place.
+
+    Attributes
+    ----------
+    module, function
+        Called with the child, then with parents, groups, couplings and shares where `parents` is true, then with the
+        calibration images, or with an example input where `images` is false.
+    images
+        Whether it reads calibration images.
+    parents
+        Whether it compares the child with its parents.
+    """
+
+    module: str
+    function: str
+    images: bool
+    parents: bool
+
+
+# Name in a recipe -> where it is. Nothing is imported before it is used: a recipe is checked, and `depfuse --help`
+# printed, without torch.
+METHODS: dict[str, Method] = {
+    "reset": Method("batch_norm", "reset_batch_norm", images=True, parents=False),
+    "repair": Method("repairing", "repair", images=True, parents=True),
+    "rescale": Method("repairing", "rescale", images=True, parents=True),
+    "data-free": Method("data_free", "rescale_by_norms", images=False, parents=True),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """What a child is the average of, for the methods that compare it with its parents.
+
+    Attributes
+    ----------
+    parents, groups, couplings, shares
+        As they were merged.
+    example
+        An input (N, C, H, W) to run the networks with where there are no calibration images.
+    """
+
+    parents: Sequence[nn.Module]
+    groups: ChannelGroups
+    couplings: Sequence[Couplings]
+    shares: Shares | Sequence[float]
+    example: Tensor | None = None
+
+
+def chosen_method(method: str, model: nn.Module) -> str:
+    """What `auto` is for a network: reset where it has BatchNorm, none elsewhere; other names are their own.
 
     Raises
     ------
     RecipeError
-        The method needs calibration images and there are none, or is not known.
+        The method is not known, or is `reset` for a network that has no BatchNorm.
     """
+    from depfuse.renorm.batch_norm import has_batch_norm
+
     if method == "auto":
-        method = "reset" if has_batch_norm(model) else "none"
+        return "reset" if has_batch_norm(model) else "none"
+    if method != "none" and method not in METHODS:
+        raise RecipeError(f"renorm {method} is not known: choose from none, auto, {', '.join(METHODS)}")
+    if method == "reset" and not has_batch_norm(model):
+        raise RecipeError(
+            f"renorm reset has nothing to reset: {type(model).__name__} has no BatchNorm with running statistics; "
+            "choose renorm repair, data-free or none"
+        )
+    return method
+
+
+def renormalise(model: nn.Module, method: str, loader: Loader | None, merged: Merged | None = None) -> None:
+    """Renormalise a network in place by one of `METHODS`, by `none`, or by `auto` (see `chosen_method`).
+
+    Parameters
+    ----------
+    model
+        The network.
+    method
+        Its name.
+    loader
+        Calibration images; their labels are not read. None where the method reads none.
+    merged
+        What the network is the average of; None where the method does not compare it with its parents.
+
+    Raises
+    ------
+    RecipeError
+        The method needs what is not given, is not known, or does not suit the network.
+    """
+    method = chosen_method(method, model)
     if method == "none":
         return
-    if method not in METHODS:
-        raise RecipeError(f"renorm {method} is not known: choose from none, auto, {', '.join(METHODS)}")
-    if loader is None:
-        raise RecipeError(f"renorm {method} needs calibration images: give at least 2, or choose renorm none")
-    METHODS[method](model, loader)
+    found = METHODS[method]
+    if found.images and loader is None:
+        raise RecipeError(f"renorm {method} needs calibration images: give at least 2, or choose data-free or none")
+    given: list[object] = []
+    if found.parents:
+        if merged is None:
+            raise RecipeError(f"renorm {method} compares a child with its parents: choose reset or none without them")
+        given += [merged.parents, merged.groups, merged.couplings, merged.shares]
+    if not found.images and (merged is None or merged.example is None):
+        raise RecipeError(f"renorm {method} needs an example input: the network must be run once")
+    function = getattr(importlib.import_module(f"depfuse.renorm.{found.module}"), found.function)
+    function(model, *given, loader if found.images else merged and merged.example)

@@ -188,7 +188,7 @@ class _Refit:
             mixtures = find_mixtures(self.program, inner, self.parents, self.shares, clustered, few, self.seed)
         targets = Targets(self.shares, mixtures, self.labels, self.outputs)
         walk = Walk(self.program, [*self.parents, self.state], self.loader)
-        for unit in self.units:
+        for unit in self.units[self._settled() :]:
             self._solve_forward(unit, walk, targets)
         del walk
         if steps > 0:
@@ -196,6 +196,13 @@ class _Refit:
             teacher = Teacher.create(folded, self.parents, self.shares.network, self.labels)
             SecondPass(folded, self.state, teacher, self.loader, augment, self.seed).run(steps)
         self._renew_statistics()
+
+    def _settled(self) -> int:
+        """How many units from the input on are one parent's alone, and stay as they are."""
+        first = shares_of(self.units[0], self.shares) if self.units else ()
+        if max(first, default=0.0) < 1.0:
+            return 0
+        return next((n for n, unit in enumerate(self.units) if shares_of(unit, self.shares) != first), len(self.units))
 
     def _few(self) -> Loader:
         """About `LOOKED_AT` images in batches of the program's size."""

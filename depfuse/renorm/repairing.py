@@ -9,25 +9,23 @@ parents' outputs have means and deviations whose shares make :math:`\mu` and :ma
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from depfuse.align.coupling import Couplings, apply_couplings
+from depfuse.align.coupling import Couplings
 from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.merge.shares import Shares
 from depfuse.renorm.batch_norm import BATCH_NORM
+from depfuse.renorm.layers import Hook, find_layers, hooked, in_order
 from depfuse.running import evaluating
 
 LEAST = 1e-6  # of the goal's deviation: a channel that varies less is silent, and is not scaled
-CORRECTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # no subclass
-Hook = Callable[[nn.Module, Any, Tensor], Tensor | None]
 
 
 def repair(
@@ -63,16 +61,18 @@ def repair(
     RecipeError
         There are fewer than two images, or a BatchNorm of another kind than torch's own.
     """
+    method = "repair" if shift else "rescale"
     if loader.count < 2:
-        raise RecipeError(f"renorm repair needs at least 2 calibration images, not {loader.count}")
-    names = _layers(child, next(iter(loader))[0][:2])
+        raise RecipeError(f"renorm {method} needs at least 2 calibration images, not {loader.count}")
+    layers = find_layers(child, next(iter(loader))[0][:2], method)
+    names = [own.name for own in layers if own.times == 1 and own.norm is None and not own.gives_outputs]
     goals = {name: (torch.zeros(()), torch.zeros(())) for name in names}
     shares = Shares.create(shares)
     for number, (parent, coupling, _) in enumerate(zip(parents, couplings, shares.network, strict=True)):
         seen = {name: _Statistics(parent.get_submodule(name)) for name in names}
         _run(parent, loader, {name: own.watch for name, own in seen.items()})
-        means = _in_order(parent, groups, coupling, {name: own.mean for name, own in seen.items()})
-        deviations = _in_order(parent, groups, coupling, {name: own.deviation for name, own in seen.items()})
+        means = in_order(parent, groups, coupling, {name: own.mean for name, own in seen.items()})
+        deviations = in_order(parent, groups, coupling, {name: own.deviation for name, own in seen.items()})
         own = {name: shares.of(f"{name}.weight")[number] for name in names}
         goals = {n: (mean + own[n] * means[n], sd + own[n] * deviations[n]) for n, (mean, sd) in goals.items()}
     corrections = {name: _Correction(child.get_submodule(name), *goals[name], shift) for name in names}
@@ -82,40 +82,7 @@ def repair(
             correction.write()
 
 
-def _layers(model: nn.Module, images: Tensor) -> list[str]:
-    """Names of the layers to correct: not those that a BatchNorm follows, run twice, or give the outputs."""
-    runs: list[tuple[str, Tensor, Tensor]] = []
-    found = {name: module for name, module in model.named_modules() if type(module) in CORRECTED}
-    for name, module in model.named_modules():
-        if not isinstance(module, BATCH_NORM):
-            continue
-        if name not in found or not module.affine or module.running_mean is None:
-            raise RecipeError(
-                f"renorm repair does not know what {name} ({type(module).__name__}) does to its channels: choose reset"
-            )
-
-    def noting(name: str) -> Hook:
-        return lambda module, inputs, output: runs.append((name, inputs[0], output))
-
-    with torch.no_grad(), evaluating(model), _hooked(model, {name: noting(name) for name in found}):
-        result = model(images)
-    normalised = {id(given) for name, given, _ in runs if isinstance(found[name], BATCH_NORM)}
-    times = Counter(name for name, _, _ in runs)
-    return [
-        name for name, _, output in runs if times[name] == 1 and id(output) not in normalised and output is not result
-    ]
-
-
-def _in_order(
-    parent: nn.Module, groups: ChannelGroups, coupling: Couplings, figures: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Figures (C,) of layers' outputs in the child's order of channels: they go where couplings bring weights' rows."""
-    state: dict[str, Tensor] = dict(parent.state_dict())
-    for name, figure in figures.items():
-        weight = state[f"{name}.weight"]
-        state[f"{name}.weight"] = figure.reshape(-1, *[1] * (weight.dim() - 1)).expand_as(weight).clone()
-    moved = apply_couplings(groups, coupling, state)
-    return {name: moved[f"{name}.weight"].reshape(len(figure), -1).mean(1) for name, figure in figures.items()}
+rescale = partial(repair, shift=False)
 
 
 class _Statistics:
@@ -202,18 +169,8 @@ class _Correction:
         return scale, self._mean - scale * mean if can_shift else torch.zeros_like(scale)
 
 
-@contextmanager
-def _hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
-    handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _run(model: nn.Module, loader: Loader, hooks: Mapping[str, Hook]) -> None:
     """One pass over the images, in evaluation mode, with forward hooks."""
-    with torch.no_grad(), evaluating(model), _hooked(model, hooks):
+    with torch.no_grad(), evaluating(model), hooked(model, hooks):
         for images, _ in loader:
             model(images)

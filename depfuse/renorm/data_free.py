@@ -1,0 +1,128 @@
+r"""What averaging does to signals, undone from the weights alone, without any image.
+
+Where parents that are not alike are averaged, their weights partly cancel, and so does what differs in a layer's output
+from image to image; biases and means do not, and in the end they drown the signal, the more the deeper the network.
+The smallest example is one channel :math:`y = w^\top x` whose inputs are uncorrelated and have variance one: its
+deviation is :math:`\lVert w \rVert`. The average of two parents with orthogonal weights of norm one has
+:math:`1/\sqrt 2` of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.align.coupling import Couplings, apply_couplings
+from depfuse.groups import ChannelGroups
+from depfuse.merge.shares import Shares
+from depfuse.renorm.batch_norm import BATCH_NORM
+from depfuse.renorm.layers import Layer, find_layers, in_order
+
+LEAST = 1e-6  # of the goal's norm: a channel that has less is silent, and is not scaled
+
+
+def rescale_by_norms(
+    child: nn.Module,
+    parents: Sequence[nn.Module],
+    groups: ChannelGroups,
+    couplings: Sequence[Couplings],
+    shares: Shares | Sequence[float],
+    example: Tensor,
+) -> None:
+    r"""Give each layer's outputs the deviations of the parents', as far as the weights tell, in place.
+
+    With :math:`w_p` the weights of an output channel in parent p before matching, :math:`s_p` the parent's share and
+    :math:`T_p` its coupling to the child's channels:
+
+    - A layer without BatchNorm gets weights of the parents' norm: the average :math:`\bar w = \sum_p s_p T_p w_p` times
+      :math:`\sum_p s_p T_p \lVert w_p \rVert / \lVert \bar w \rVert`. Its bias stays the average.
+    - A BatchNorm behind a layer gets the variance of an average of signals that are as correlated as their weights,
+      :math:`\lVert \sum_p s_p T_p \, \sigma_p w_p / \lVert w_p \rVert \rVert^2`, where :math:`\sigma_p` is the
+      deviation that it has in parent p. The layer's weights, and the means, stay the average.
+    - A BatchNorm behind anything else gets the parents' deviation :math:`\sum_p s_p T_p \sigma_p`, which the layers
+      before it have been given back.
+
+    Each layer makes up for itself alone, so that both operands of an addition have their parents' deviation however
+    much either had lost. In a network of positively homogeneous operations without additions and BatchNorm, it is the
+    same, but for the scale of the outputs, as leaving the weights and dividing the bias of layer k by what all layers
+    up to k have lost: a bias correction by depth.
+
+    Signals that vanish beside biases: Qu & Horvath 2024 (arXiv 2402.05966); the variance that collapses: Jordan et al.
+    2023 (REPAIR), section 3; its estimate from the correlation of weights: Wang et al. 2025 (model folding,
+    arXiv 2502.10216).
+
+    Parameters
+    ----------
+    child
+        The merged network, of the parents' architecture.
+    parents, groups, couplings, shares
+        As they were merged.
+    example
+        An input (N, C, H, W) to see which BatchNorm follows which layer; its values do not matter.
+
+    Raises
+    ------
+    RecipeError
+        There is a BatchNorm of another kind than torch's own.
+    """
+    layers = [own for own in find_layers(child, example, "data-free") if _is_shaped_alike(own, [child, *parents])]
+    norms = [own.name for own in layers if isinstance(child.get_submodule(own.name), BATCH_NORM)]
+    sources = _sources(layers, norms)
+    bare = [own.name for own in layers if own.name not in {*norms, *sources.values()}]
+    signals: dict[str, Tensor] = {}
+    goals: dict[str, Tensor] = {}
+    shares = Shares.create(shares)
+    for number, (parent, coupling, _) in enumerate(zip(parents, couplings, shares.network, strict=True)):
+        figures = {name: _deviation(parent, name) for name in [*norms, *bare]}
+        state: dict[str, Tensor] = dict(parent.state_dict())
+        for norm, source in sources.items():
+            weight = state[f"{source}.weight"].double()
+            state[f"{source}.weight"] = _scaled(weight, figures[norm] / _norms(weight).clamp_min(1e-300))
+        moved = apply_couplings(groups, coupling, state)
+        for norm, source in sources.items():
+            signals[norm] = signals.get(norm, 0.0) + shares.of(f"{source}.weight")[number] * moved[f"{source}.weight"]
+        for name, figure in in_order(parent, groups, coupling, figures).items():
+            goals[name] = goals.get(name, 0.0) + shares.of(f"{name}.weight")[number] * figure
+    with torch.no_grad():
+        for name in norms:
+            deviation = _norms(signals[name]) if name in sources else goals[name]
+            child.get_buffer(f"{name}.running_var").copy_(deviation.square())
+        for name in bare:
+            weight = child.get_parameter(f"{name}.weight")
+            own, goal = _norms(weight), goals[name]
+            silent = own <= LEAST * goal
+            weight.copy_(_scaled(weight.double(), torch.where(silent, 1.0, goal / own.clamp_min(1e-300))))
+
+
+def _sources(layers: Sequence[Layer], norms: Sequence[str]) -> dict[str, str]:
+    """BatchNorm -> the layer whose output it takes, where no other BatchNorm does."""
+    found = {own.name: own.source for own in layers if own.source is not None and own.source not in norms}
+    uses = Counter(found.values())
+    return {norm: source for norm, source in found.items() if uses[source] == 1}
+
+
+def _is_shaped_alike(layer: Layer, models: Sequence[nn.Module]) -> bool:
+    """Whether a layer has one shape in all networks: heads of other labels do not."""
+    key = f"{layer.name}.weight"
+    return len({model.get_parameter(key).shape for model in models}) == 1
+
+
+def _deviation(model: nn.Module, name: str) -> Tensor:
+    """Deviation of each channel of what a BatchNorm takes (C,), float64; of other layers the norm of its weights."""
+    if isinstance(model.get_submodule(name), BATCH_NORM):
+        return model.get_buffer(f"{name}.running_var").double().sqrt()
+    return _norms(model.get_parameter(f"{name}.weight"))
+
+
+def _norms(weight: Tensor) -> Tensor:
+    """Norm of each row of a weight (C, ...), float64."""
+    norms: Tensor = torch.linalg.vector_norm(weight.detach().double().flatten(1), dim=1)
+    return norms
+
+
+def _scaled(weight: Tensor, factors: Tensor) -> Tensor:
+    """Rows of a weight (C, ...) times their factors (C,)."""
+    return weight * factors.reshape(-1, *[1] * (weight.dim() - 1))

@@ -1,0 +1,107 @@
+"""What a method of renormalisation can correct: layers and the BatchNorm behind them, as a forward pass shows them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.align.coupling import Couplings, apply_couplings
+from depfuse.errors import RecipeError
+from depfuse.groups import ChannelGroups
+from depfuse.renorm.batch_norm import BATCH_NORM
+from depfuse.running import evaluating
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # no subclass
+Hook = Callable[[nn.Module, Any, Tensor], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution, a linear layer or a BatchNorm.
+
+    Attributes
+    ----------
+    name
+        Of the module.
+    source
+        Of a BatchNorm, the layer whose output it takes; None for other layers, and where something lies between.
+    norm
+        The BatchNorm that takes the layer's output.
+    times
+        How often it runs.
+    gives_outputs
+        Whether its output is the network's.
+    """
+
+    name: str
+    source: str | None
+    norm: str | None
+    times: int
+    gives_outputs: bool
+
+
+def find_layers(model: nn.Module, images: Tensor, method: str) -> list[Layer]:
+    """List the layers in the order in which they run, each once.
+
+    Raises
+    ------
+    RecipeError
+        There is a BatchNorm of another kind than torch's own, or without running statistics or parameters.
+    """
+    runs: list[tuple[str, Tensor, Tensor]] = []
+    found = {name: module for name, module in model.named_modules() if type(module) in LAYERS}
+    for name, module in model.named_modules():
+        if not isinstance(module, BATCH_NORM):
+            continue
+        if name not in found or not module.affine or module.running_mean is None:
+            kind = type(module).__name__
+            raise RecipeError(f"renorm {method} does not know what {name} ({kind}) does to its channels: choose reset")
+
+    def noting(name: str) -> Hook:
+        return lambda module, inputs, output: runs.append((name, inputs[0], output))
+
+    with torch.no_grad(), evaluating(model), hooked(model, {name: noting(name) for name in found}):
+        result = model(images)
+    giving = {id(output): name for name, _, output in runs}
+    norms = {id(given): name for name, given, _ in runs if isinstance(found[name], BATCH_NORM)}
+    times = Counter(name for name, _, _ in runs)
+    layers = {
+        name: Layer(
+            name,
+            giving.get(id(given)) if isinstance(found[name], BATCH_NORM) else None,
+            norms.get(id(output)),
+            times[name],
+            output is result,
+        )
+        for name, given, output in runs
+    }
+    return list(layers.values())
+
+
+def in_order(
+    parent: nn.Module, groups: ChannelGroups, coupling: Couplings, figures: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Figures (C,) of layers' outputs in the child's order of channels: they go where couplings bring weights' rows."""
+    state: dict[str, Tensor] = dict(parent.state_dict())
+    for name, figure in figures.items():
+        weight = state[f"{name}.weight"]
+        state[f"{name}.weight"] = figure.reshape(-1, *[1] * (weight.dim() - 1)).expand_as(weight).clone()
+    moved = apply_couplings(groups, coupling, state)
+    return {name: moved[f"{name}.weight"].reshape(len(figure), -1).mean(1) for name, figure in figures.items()}
+
+
+@contextmanager
+def hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
+    """Have modules call forward hooks, by their names."""
+    handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
