@@ -11,6 +11,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -129,26 +130,24 @@ class Family:
 
         for number, model in enumerate(self.models):
             if self.labels is None:
-                add(f"parent {number + 1}", lambda model=model: copy.deepcopy(model).eval())
-            add(f"parent {number + 1}, head refitted", lambda number=number: self._head(number, shares.network, seen))
+                add(f"parent {number + 1}", partial(_copied, model))
+            add(f"parent {number + 1}, head refitted", partial(self._head, number, shares.network, seen))
         merged = dict(self._merged_from(self._base(found), shares))
         merged["average"] = shares
         for name, own in merged.items():
-            add(name, lambda own=own: self._refitted(own, few, 0))
+            add(name, partial(self._refitted, own, few, 0))
         name = "average, shares by stage"
         by_stage = self._by_stage(seen)
         if by_stage not in merged.values():
             merged[name] = by_stage
-            add(name, lambda: self._refitted(by_stage, few, 0))
+            add(name, partial(self._refitted, by_stage, few, 0))
         best = best_of(found)
         if best.name in merged:
-            add(
-                f"{best.name}, all images and layers",
-                lambda: self._refitted(merged[best.name], seen, self.recipe.refit_steps),
-            )
+            whole = partial(self._refitted, merged[best.name], seen, self.recipe.refit_steps)
+            add(f"{best.name}, all images and layers", whole)
         if self.recipe.polishes:
             best = best_of(found)
-            add(f"{best.name}, polished", lambda: self._polished(best.network, seen))
+            add(f"{best.name}, polished", partial(self._polished, best.network, seen))
         return found
 
     @property
@@ -185,7 +184,7 @@ class Family:
         ).shares
 
     def _polished(self, network: nn.Module, images: Loader) -> nn.Module:
-        network = copy.deepcopy(network)
+        network = _copied(network)
         polish_child(network, self.teachers, self.labels, images, self.recipe)
         return network
 
@@ -201,6 +200,10 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate:
     return min(candidates, key=lambda candidate: candidate.disagreement)
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).eval()
+
+
 def polish_child(
     child: nn.Module, teachers: Sequence[nn.Module], labels: LabelSets | None, images: Loader, recipe: Recipe
 ) -> Polished:
@@ -209,7 +212,7 @@ def polish_child(
     Where it changes, its BatchNorm statistics are those of the images afterwards.
     """
     shares = recipe.shares(len(teachers))
-    ensemble = [copy.deepcopy(model).eval() for model in teachers]
+    ensemble = [_copied(model) for model in teachers]
 
     def teacher(inputs: Tensor) -> Tensor:
         with torch.no_grad():

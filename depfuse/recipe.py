@@ -172,8 +172,8 @@ class Recipe(BaseModel):
     )
     polish: bool | None = Field(
         default=None,
-        description="a Gauss-Newton step towards the ensemble, of the last stage or of all layers, kept where it agrees "
-        "better on images that it has not seen; left out, with goal best only",
+        description="a Gauss-Newton step towards the ensemble, of the last stage or of all layers, where it agrees "
+        "better then on images that it has not seen; if left out, with goal best only",
     )
     distil: int = Field(
         default=0, ge=0, description="afterwards, epochs of training towards the parents' ensemble, without labels"

@@ -162,7 +162,7 @@ class _Polish:
         """Images by number, changed and prepared, with the teacher's logits."""
         found = []
         height, width = self.loader.image_shape[1:]
-        for chosen in numbers.split(AT_ONCE):
+        for chosen in torch.split(numbers, AT_ONCE):
             images = self.loader.images[chosen.to(self.loader.device)]
             if augment:
                 images = augment.apply(images, augment.draw(len(images), height, width, self._generator))
@@ -241,7 +241,7 @@ class _Polish:
             def logits(parameters: Vector, images: Tensor = images) -> Tensor:
                 return self._logits(parameters, images)
 
-            output, pulled = vjp(logits, free)
+            output, pulled = vjp(logits, free)[:2]
             pull = slope(output, target) if moved is None else curved(jvp(logits, (free,), (moved,))[1], output)
             total += _joined(pulled(pull)[0])
         return scale * total / sum(len(images) for images, _ in views)
@@ -253,7 +253,7 @@ class _Polish:
         """
         squares = {name: torch.zeros((), device=tensor.device) for name, tensor in free.items()}
         images, _ = views[0]
-        output, pulled = vjp(lambda parameters: self._logits(parameters, images), free)
+        output, pulled = vjp(lambda parameters: self._logits(parameters, images), free)[:2]
         for _ in range(PROBES):
             for name, gradient in pulled(drawn(output, self._generator))[0].items():
                 squares[name] = squares[name] + gradient.square().mean() / (PROBES * len(images))
@@ -262,7 +262,7 @@ class _Polish:
 
 
 def _apart(vector: Tensor, free: Vector) -> dict[str, Tensor]:
-    parts = vector.split([tensor.numel() for tensor in free.values()])
+    parts = torch.split(vector, [tensor.numel() for tensor in free.values()])
     return {name: part.reshape(tensor.shape) for (name, tensor), part in zip(free.items(), parts, strict=True)}
 
 
