@@ -114,6 +114,11 @@ class FusionResult:
         return self.recipe.kept if self.widths is None else self.widths.reference
 
     @property
+    def best(self) -> Candidate | None:
+        """The candidate that the child is, where the recipe's goal is the best of a family."""
+        return best_of(self.family) if self.family else None
+
+    @property
     def shares(self) -> Shares:
         """The parents' shares in the child."""
         return Shares(self.recipe.shares(len(self.parents))) if self.chosen is None else self.chosen.shares

@@ -37,19 +37,21 @@ from depfuse.renorm import chosen_method, has_batch_norm
 from depfuse.renorm.registry import METHODS
 from depfuse.report import (
     Barrier,
+    FamilyRow,
     FusionReport,
     GroupsSummary,
     MethodPath,
     NetworkScores,
     PathReport,
     PathRow,
+    PolishSummary,
     ScoreValues,
     Seconds,
     SharesSummary,
     describe_environment,
     verdict,
 )
-from depfuse.report.plots import draw_path, plot_kind
+from depfuse.report.plots import draw_family, draw_path, plot_kind
 from depfuse.train import EpochReport
 from depfuse.widths import shapes_of
 
@@ -60,6 +62,8 @@ STEPS = {
     "shares": "choosing the parents' shares",
     "refit": "refitting layer by layer",
     "renorm": "renewing BatchNorm statistics",
+    "best": "making candidates, and choosing the best",
+    "polish": "polishing towards the ensemble",
     "train": "training on",
 }
 
@@ -146,8 +150,9 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     heads = _with_refitted_heads(fused, shares, work)
     rival = None if further is None else _rival(fused, shares, heads, further, work)
     children += [*heads, *([] if rival is None else [rival[1]])]
+    children += [candidate.network for candidate in result.family]
     naive, naive_renorm, child, *others = evaluate_together(children, work.track(fused.test, "evaluating the child"))
-    head_scores = others[: len(heads)]
+    head_scores, others = others[: len(heads)], others[len(heads) :]
     teacher = None
     if result.joint or request.recipe.parents_renorm == "reset" or (inputs.labels is not None and calibration):
         teacher = evaluate_with_ensemble(
@@ -167,7 +172,11 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     child_row = NetworkScores.at(request.out, state_digest(result.child.state_dict()), child)
     naive_rows = (ScoreValues.of(naive), ScoreValues.of(naive_renorm))
     head_rows = [ScoreValues.of(scores) for scores in head_scores]
-    rival_row = None if rival is None else NetworkScores.at(inputs.checkpoints[rival[0]].path, None, others[-1])
+    rival_row = None if rival is None else NetworkScores.at(inputs.checkpoints[rival[0]].path, None, others.pop(0))
+    family = [
+        FamilyRow.of(candidate, scores, candidate is result.best)
+        for candidate, scores in zip(result.family, others, strict=True)
+    ]
     report = FusionReport(
         parents=parent_rows,
         ensemble=ScoreValues.of(ensemble),
@@ -177,7 +186,15 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         naive=naive_rows[0],
         naive_renorm=naive_rows[1],
         child=child_row,
-        verdict=verdict(parent_rows, ScoreValues.of(ensemble), naive_rows, child_row, head_rows, rival_row),
+        verdict=verdict(
+            parent_rows,
+            ScoreValues.of(ensemble),
+            naive_rows,
+            child_row,
+            head_rows,
+            rival_row,
+            result.best.name if result.best else None,
+        ),
         converged=not result.not_converged,
         not_converged=list(result.not_converged),
         groups=GroupsSummary(
@@ -187,6 +204,8 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
             fixed=result.groups.fixed,
         ),
         shares=SharesSummary.of(result.chosen),
+        family=family,
+        polish=PolishSummary.of(result.polished),
         seconds=seconds,
         recipe=result.recipe.model_dump(mode="json"),
         architecture=architecture or inputs.architectures[result.like],
@@ -367,6 +386,8 @@ def _write(request: Request, report: FusionReport | PathReport, fused: _Fused, c
     with ExitStack() as complete:
         if request.fusion.plot is not None and isinstance(report, PathReport):
             draw_path(report, complete.enter_context(replacing(request.fusion.plot)), plot_kind(request.fusion.plot))
+        elif request.fusion.plot is not None:
+            draw_family(report, complete.enter_context(replacing(request.fusion.plot)), plot_kind(request.fusion.plot))
         if request.fusion.report is not None:
             text = report.model_dump_json(indent=2) + "\n"
             complete.enter_context(replacing(request.fusion.report)).write_text(text, encoding="utf-8")

@@ -11,7 +11,7 @@ from depfuse.cli.console import Screen
 from depfuse.cli.corridor import Request, run
 from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RunOptions, spread
 from depfuse.recipe import Recipe
-from depfuse.report.tables import fusion_table, shares_table, short_names
+from depfuse.report.tables import family_table, fusion_table, shares_table, short_names
 
 POINTS_OF_A_PLOT = 11
 
@@ -36,7 +36,7 @@ def fuse(
         options,
         fusion,
         out,
-        None if fusion.plot is None else POINTS_OF_A_PLOT,
+        None if fusion.plot is None or recipe.goal == "best" else POINTS_OF_A_PLOT,
         context.obj,
     )
     screen = Screen(options.quiet)
@@ -46,4 +46,7 @@ def fuse(
     if found.shares is not None and found.shares.parts:
         screen.say("")
         screen.show(shares_table(found.shares, short_names(found.parents)))
+    if found.family:
+        screen.say("")
+        screen.show(family_table(found.family))
     screen.say(f"\n{found.verdict}")

@@ -124,7 +124,11 @@ class FusionOptions:
     report: ReportOption = None
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", metavar="FILE", help="Draw the path between two parents (.png, .pdf or .svg)."),
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Draw the path between two parents, or with --goal best the candidates (.png, .pdf or .svg).",
+        ),
     ] = None
     allow_fixed: AllowFixed = False
     classes: Annotated[

@@ -10,11 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from depfuse.report.schema import PathReport, PathRow, ReportError
+from depfuse.report.schema import FusionReport, PathReport, PathRow, ReportError
 from depfuse.report.tables import short_names
 
 # Of Okabe and Ito's palette, which people with any colour vision can tell apart.
 MATCHED, NAIVE, ENSEMBLE = "#0072B2", "#D55E00", "#555555"
+CANDIDATE = "#999999"
 METHODS = (MATCHED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "o^vP*X"
 KINDS = ("png", "pdf", "svg")
@@ -61,6 +62,33 @@ def draw_path(report: PathReport, path: Path, kind: str = "png") -> None:
     save(figure, path, kind)
 
 
+def draw_family(report: FusionReport, path: Path, kind: str = "png") -> None:
+    """Draw the candidates' accuracy, what they were chosen by, and their seconds, and write the picture to `path`.
+
+    The parents' accuracies are dotted lines, the ensemble's is dashed; the child is coloured.
+    """
+    rows = sorted(report.family, key=lambda row: (not row.chosen, _largest(row.disagreement)), reverse=True)
+    figure = Figure(figsize=(10, 1.2 + 0.32 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    accuracy, disagreement, seconds = figure.subplots(1, 3, sharey=True)
+    places = range(len(rows))
+    colours = [MATCHED if row.chosen else CANDIDATE for row in rows]
+    accuracy.scatter([100 * row.accuracy for row in rows], places, color=colours, zorder=3)
+    for parent in report.parents:
+        accuracy.axvline(100 * parent.accuracy, color="black", linestyle=":", linewidth=1)
+    accuracy.axvline(100 * report.ensemble.accuracy, color=ENSEMBLE, linestyle="--", linewidth=1)
+    accuracy.set_xlabel("accuracy (%)")
+    disagreement.scatter([_number(row.disagreement) for row in rows], places, color=colours, zorder=3)
+    disagreement.set_xlabel("disagreement (nats)")
+    seconds.barh(places, [row.seconds for row in rows], color=colours)
+    seconds.set_xlabel("seconds")
+    accuracy.set_yticks(places, [row.name for row in rows])
+    for axes in (accuracy, disagreement, seconds):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path, kind)
+
+
 def save(figure: Figure, path: Path, kind: str) -> None:
     """Write a figure as png, pdf or svg, the same bytes for the same figure."""
     # Dates and random names in the file would make equal runs differ.
@@ -90,6 +118,10 @@ def _draw(
     axes.set_ylabel(title)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _largest(loss: float | None) -> float:
+    return float("inf") if loss is None else loss
 
 
 def _number(loss: float | None) -> float:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
+from depfuse.best import Candidate
 from depfuse.choose_shares import Chosen
 from depfuse.errors import DepfuseError
 from depfuse.evaluate import PathPoint, Scores, barrier
+from depfuse.merge import Polished
 
 
 class ReportError(DepfuseError):
@@ -88,6 +91,47 @@ class SharesSummary(_Part):
         return cls(network=list(chosen.shares.network), parts=parts, loss_before=chosen.before, loss_after=chosen.after)
 
 
+class FamilyRow(ScoreValues):
+    """One candidate of `--goal best`: its scores, and what it was chosen by.
+
+    `disagreement` is the cross-entropy (nats) under the ensemble's probabilities on held-out training images, without
+    labels; `seconds` is what making it took; `chosen` marks the child.
+    """
+
+    name: str
+    disagreement: Loss
+    seconds: float
+    chosen: bool
+
+    @classmethod
+    def of(cls, candidate: Candidate, scores: Scores, chosen: bool) -> FamilyRow:
+        """Take a candidate into a report."""
+        return cls(
+            name=candidate.name,
+            disagreement=candidate.disagreement,
+            seconds=candidate.seconds,
+            chosen=chosen,
+            **ScoreValues.of(scores).model_dump(),
+        )
+
+
+class PolishSummary(_Part):
+    """What `--polish` did: cross-entropy under the ensemble before and after on images that no step saw.
+
+    `layers` says which were free, None where no step lowered it and the child was left as it was.
+    """
+
+    before: Loss
+    after: Loss
+    layers: str | None
+    damping: float | None
+
+    @classmethod
+    def of(cls, done: Polished | None) -> PolishSummary | None:
+        """Take a polish into a report."""
+        return None if done is None else cls(**asdict(done))
+
+
 class Seconds(_Part):
     """Wall-clock seconds of each step."""
 
@@ -98,6 +142,8 @@ class Seconds(_Part):
     shares: float = 0.0
     refit: float = 0.0
     renorm: float = 0.0
+    best: float = 0.0
+    polish: float = 0.0
     distil: float = 0.0
     finetune: float = 0.0
     evaluate: float = 0.0
@@ -122,6 +168,7 @@ class FusionReport(_Part):
     `teacher` is the ensemble that the child learns from, where the parents were renewed first or got one head.
     Where the child was trained on, `trained_parent` is a parent trained as long, from the weights with which it agreed
     best with the ensemble.
+    `family` holds all candidates of which the child is the best, where that was asked for.
     `not_converged` has one sentence for each solver that stopped at its limit, with the best result so far.
     """
 
@@ -138,6 +185,8 @@ class FusionReport(_Part):
     not_converged: list[str] = []
     groups: GroupsSummary
     shares: SharesSummary | None = None
+    family: list[FamilyRow] = []
+    polish: PolishSummary | None = None
     seconds: Seconds
     recipe: dict[str, Any]
     architecture: str

@@ -7,7 +7,15 @@ from pathlib import Path
 
 from rich.table import Table
 
-from depfuse.report.schema import FusionReport, NetworkScores, PathReport, PathRow, ScoreValues, SharesSummary
+from depfuse.report.schema import (
+    FamilyRow,
+    FusionReport,
+    NetworkScores,
+    PathReport,
+    PathRow,
+    ScoreValues,
+    SharesSummary,
+)
 
 
 def fusion_table(report: FusionReport) -> Table:
@@ -31,6 +39,16 @@ def fusion_table(report: FusionReport) -> Table:
         ("child", report.child),
     ]
     return scores_table(rows, emphasised="child")
+
+
+def family_table(rows: Sequence[FamilyRow]) -> Table:
+    """Show the candidates in the order in which they agree with the ensemble, the child first."""
+    table = _table("candidate", "disagreement", "accuracy", "loss", "seconds")
+    for row in sorted(rows, key=lambda row: (not row.chosen, _number(row.disagreement))):
+        disagreement = "not finite" if row.disagreement is None else f"{row.disagreement:.4f}"
+        cells = (disagreement, *_cells(row)[:2], f"{row.seconds:.1f}")
+        table.add_row(row.name, *cells, style="bold" if row.chosen else None)
+    return table
 
 
 def shares_table(shares: SharesSummary, names: Sequence[str]) -> Table:
@@ -73,6 +91,10 @@ def _table(first: str, *others: str) -> Table:
     for other in others:
         table.add_column(other, justify="right", no_wrap=True)
     return table
+
+
+def _number(loss: float | None) -> float:
+    return float("inf") if loss is None else loss
 
 
 def _cells(scores: ScoreValues | PathRow) -> tuple[str, str, str]:

@@ -15,19 +15,22 @@ def verdict(
     child: ScoreValues,
     heads: Sequence[ScoreValues] = (),
     trained_parent: NetworkScores | None = None,
+    candidate: str | None = None,
 ) -> str:
     """Compare a child with its parents, their ensemble and the naive averages, by accuracy.
 
     `heads` are the parents with their heads refitted to the ensemble, in order; one of them is to be kept where it is
-    better than the child and the parents. So is `trained_parent`, trained as long as the child was. Differences are
-    those of the printed figures, in percentage points.
+    better than the child and the parents. So is `trained_parent`, trained as long as the child was. `candidate`
+    says what the child is, where it is the best of several. Differences are those of the printed figures, in percentage
+    points.
     """
     best_parent = max(parents, key=lambda parent: parent.accuracy)
     best_naive = max(naive, key=lambda scores: scores.accuracy)
     over_parent = _points(child, best_parent)
     over_ensemble = _points(child, ensemble)
     parent = f"the {'better' if len(parents) == 2 else 'best'} parent ({_named(best_parent)})"
-    sentence = f"The child reaches {_per_cent(child)}, {_relation(over_parent)} {parent}"
+    what = "The child" if candidate is None else f"The child ({candidate})"
+    sentence = f"{what} reaches {_per_cent(child)}, {_relation(over_parent)} {parent}"
     if _points(child, best_naive) < 0:
         sentence += f" and below the naive average ({_per_cent(best_naive)})"
     rivals = [*heads, best_parent]
