@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from depfuse.data.augment import Augmentation, mix
+from depfuse.data.augment import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.merge.refit.folded import Folded, weight_and_shift
 from depfuse.merge.refit.graph import State
@@ -116,8 +116,7 @@ class SecondPass:
             images = self._loader.images[chosen.to(self._loader.device)]
             if augment:
                 images = augment.apply(images, augment.draw(len(images), height, width, self._generator))
-            prepared = self._loader.preprocessing.apply(images, channels_last=True)
-            found.append(mix(prepared, self._generator) if augment else prepared)
+            found.append(self._loader.preprocessing.apply(images, channels_last=True))
         return found
 
     def _draw(self, count: int) -> list[Batch]:
