@@ -148,7 +148,7 @@ def test_the_average_is_that_by_hand(by):
             torch.testing.assert_close(tensor, first * states[0][key] + second * states[1][key])
 
 
-@pytest.mark.parametrize(("method", "by"), [("ridge", "group"), ("regmean", "stage"), ("least-squares", "group")])
+@pytest.mark.parametrize(("method", "by"), [("ridge", "group"), ("regmean", "stage")])
 def test_shares_of_equal_parents_change_nothing(method, by):
     loader = images(100)
     model = network(0, loader=loader)
