@@ -108,5 +108,9 @@ class LabelSets:
         """Raise `RecipeError` unless there is one set per parent and, where they differ, a network to fill."""
         if len(self.sets) != len(models):
             raise RecipeError(f"{len(self.sets)} sets of classes for {len(models)} parents: give one per parent")
+        if not self.same and all(len(labels) == len(self.joint) for labels in self.sets):
+            raise RecipeError(
+                "the parents know the same labels in different orders: put the rows of their heads into one order first"
+            )
         if template is None and not self.same:
             raise RecipeError("parents with different labels need a network with an output for each of them: template")

@@ -71,16 +71,15 @@ def settle_batch_norm(model: nn.Module, loader: Loader) -> None:
         sums[layer] = (count + rows.shape[1], total.to(rows) + rows.sum(1), square.to(rows) + rows.square().sum(1))
 
     layers = [layer for layer in _tracked(model) if layer.affine]
-    handles = [layer.register_forward_pre_hook(watch) for layer in layers]
-    layout: torch.memory_format | None = None
-    try:
-        with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), evaluating(model):
+        layout = choose_layout(model, next(iter(loader))[0][:1])[0]
+        handles = [layer.register_forward_pre_hook(watch) for layer in layers]
+        try:
             for images, _ in loader:
-                layout = layout or choose_layout(model, images[:1])[0]
                 model(images.contiguous(memory_format=layout))
-    finally:
-        for handle in handles:
-            handle.remove()
+        finally:
+            for handle in handles:
+                handle.remove()
     with torch.no_grad():
         for layer in layers:
             if layer not in sums or sums[layer][0] < 2:

@@ -1,0 +1,165 @@
+"""The best child: a family of candidates, judged without labels on images that none of them saw."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from depfuse import Recipe, fuse
+from depfuse.best import HELD_OUT, best_of
+from depfuse.checkpoint import load_into, read_checkpoint
+from depfuse.cli import main
+from depfuse.data import DataSet, calibration_loader, load_data
+from depfuse.data.augment import Augmentation
+from depfuse.distil import Ensemble
+from depfuse.errors import DepfuseWarning, RecipeError
+from depfuse.models import build_network
+
+CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
+PARENTS = [str(CHECKPOINTS / f"digits-{name}.safetensors") for name in "ab"]
+SAME = [str(CHECKPOINTS / f"digits-same-{name}.safetensors") for name in "ab"]
+BEST = Recipe(goal="best", refit_steps=4, distance="scaled")
+
+
+@pytest.fixture(scope="module")
+def data() -> DataSet:
+    return load_data("digits")
+
+
+def networks(files: list[str]) -> list[nn.Module]:
+    found = []
+    for path in files:
+        model = build_network("digits_resnet(width=1.25)")
+        load_into(model, read_checkpoint(path))
+        found.append(model.eval())
+    return found
+
+
+@pytest.fixture(scope="module")
+def result(data):
+    return fuse(networks(PARENTS), BEST, calibration_loader(data, 600))
+
+
+def test_the_child_is_the_candidate_that_agrees_best(result, data):
+    names = [candidate.name for candidate in result.family]
+    assert names[:4] == ["parent 1", "parent 1, head refitted", "parent 2", "parent 2, head refitted"]
+    assert "average" in names
+    assert any(name.endswith("merged from stage 2 on") for name in names)
+    assert names[-1].endswith("polished")
+    assert result.child is best_of(result.family).network
+    assert result.best.disagreement == min(candidate.disagreement for candidate in result.family)
+    assert all(candidate.seconds >= 0 for candidate in result.family)
+    loader = calibration_loader(data, 600)
+    held = round(HELD_OUT * 600)
+    judged = loader.between(600 - held, 600).augmented(Augmentation.suited_to(loader.image_shape), 0)
+    ensemble = Ensemble(networks(PARENTS), (0.5, 0.5))
+    for candidate in result.family:
+        assert ensemble.disagreement(candidate.network, judged) == pytest.approx(candidate.disagreement, rel=1e-5)
+
+
+def test_parents_of_different_knowledge_are_merged(result):
+    parents = [candidate for candidate in result.family if candidate.name in ("parent 1", "parent 2")]
+    assert result.best.disagreement < min(parent.disagreement for parent in parents)
+    assert result.best.name.startswith(("average", "parent 1, merged", "parent 2, merged"))
+
+
+def test_the_last_candidates_begin_from_the_best_before_them(result):
+    polished = result.family[-1]
+    rest = best_of(result.family[:-1])
+    assert polished.name == f"{rest.name}, polished"
+    merged = [candidate for candidate in result.family if candidate.name.endswith("all images and layers")]
+    assert len(merged) == 1
+
+
+def test_one_parent_twice_is_that_parent(data):
+    parent = networks(PARENTS)[0]
+    found = fuse([parent, copy.deepcopy(parent)], BEST, calibration_loader(data, 200))
+    images = data.example(100)
+    with torch.no_grad():
+        torch.testing.assert_close(found.child(images).softmax(1), parent(images).softmax(1), atol=0.02, rtol=0)
+
+
+def test_no_label_is_read(data):
+    loaders = [calibration_loader(data, 100) for _ in range(2)]
+    loaders[1].labels.zero_()
+    first, second = (fuse(networks(PARENTS), BEST, loader) for loader in loaders)
+    for one, two in zip(first.family, second.family, strict=True):
+        assert one.disagreement == two.disagreement
+
+
+class Unfollowed(nn.Module):
+    """A network whose path depends on values, so that it cannot be taken apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.head = nn.Linear(64, 12), nn.BatchNorm1d(12), nn.Linear(12, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.first(x.flatten(1))).relu()
+        return self.head(x) if float(x.sum()) >= 0 else self.head(-x)
+
+
+def test_networks_that_cannot_be_refitted_still_have_a_best(data):
+    torch.manual_seed(0)
+    with pytest.warns(DepfuseWarning, match="stays fixed"):
+        found = fuse([Unfollowed().eval(), Unfollowed().eval()], BEST, calibration_loader(data, 100))
+    assert [candidate.name for candidate in found.family][:2] == ["parent 1", "parent 2"]
+    assert found.best is not None
+
+
+def test_polish_alone(data):
+    found = fuse(networks(PARENTS), Recipe(polish=True, distance="scaled"), calibration_loader(data, 400))
+    plain = fuse(networks(PARENTS), Recipe(distance="scaled"), calibration_loader(data, 400))
+    assert found.polished is not None
+    assert found.polished.after < found.polished.before
+    loader = calibration_loader(data, 1200, seed=1)
+    ensemble = Ensemble(networks(PARENTS), (0.5, 0.5))
+    assert ensemble.disagreement(found.child, loader) < ensemble.disagreement(plain.child, loader)
+    assert (
+        fuse(networks(PARENTS), BEST.model_copy(update={"polish": False}), calibration_loader(data, 100)).polished
+        is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"refit": "regmean"}, "goal best refits its candidates by ridge"),
+        ({"solver": "sinkhorn"}, "goal best needs couplings that are permutations"),
+        ({"keep_worst": 0.2}, "goal best is of the parents' width"),
+    ],
+)
+def test_contradictions_get_one_sentence(settings, sentence):
+    with pytest.raises(RecipeError, match=sentence):
+        Recipe.create(goal="best", **settings)
+
+
+def test_images_are_needed(data):
+    with pytest.raises(RecipeError, match="goal best and polish need calibration images"):
+        fuse(networks(PARENTS), BEST.model_copy(update={"criterion": "weights"}), example=data.example())
+    with pytest.raises(RecipeError, match="at least 8 calibration images, not 5"):
+        fuse(networks(PARENTS), BEST, calibration_loader(data, 5))
+
+
+def test_on_the_command_line(tmp_path: Path, capsys):
+    out, report, plot = (tmp_path / name for name in ("child.safetensors", "report.json", "family.png"))
+    arguments = ["--data", "digits", "--calibration", "200", "--refit-steps", "2", "--distance", "scaled"]
+    files = ["--out", str(out), "--report", str(report), "--plot", str(plot)]
+    assert main(["fuse", *SAME, *arguments, "--goal", "best", *files]) == 0
+    found = json.loads(report.read_text())
+    rows = found["family"]
+    chosen = [row for row in rows if row["chosen"]]
+    assert len(chosen) == 1
+    assert chosen[0]["accuracy"] == found["child"]["accuracy"]
+    assert chosen[0]["name"] in found["verdict"]
+    assert {row["name"] for row in rows} >= {"parent 1", "parent 2, head refitted", "average"}
+    assert found["seconds"]["best"] > 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert all(row["name"] in printed for row in rows)
+    assert found["child"]["accuracy"] >= max(parent["accuracy"] for parent in found["parents"]) - 0.01
