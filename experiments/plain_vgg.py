@@ -4,8 +4,9 @@
 
 Pairs of VGG11 without BatchNorm, trained here from seeds 2k and 2k + 1 on scikit-learn's digits at 32 x 32 pixels;
 fused at equal weights, matched by activations (exact transport, and Sinkhorn couplings with regularisation 0.1) on
-1,000 training images. Accuracy on the 500 test images without renormalisation, with the deviations alone and with
-REPAIR, and the share that REPAIR recovers of the gap to the parents' mean. Prints Markdown.
+1,000 training images. Accuracy on the 500 test images without renormalisation, with the norms of the weights (no
+images), with the deviations alone and with REPAIR, and the share that REPAIR recovers of the gap to the parents' mean.
+Prints Markdown.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     data = load_data("digits", size=(32, 32))
     calibration, test = calibration_loader(data, 1000), Loader(data.test, data.preprocessing, batch_size=500)
-    print("| pair | solver | parents | ensemble | matched | rescale | repair | recovered |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| pair | solver | parents | ensemble | matched | data-free | rescale | repair | recovered |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for pair in range(options.pairs):
         parents = [trained(data, options.width, options.epochs, 2 * pair + number) for number in (0, 1)]
         own = [evaluate(parent, test).accuracy for parent in parents]
@@ -60,7 +61,7 @@ def main() -> None:
                 renorm: evaluate(
                     fuse(parents, Recipe.create(renorm=renorm, solver=solver, **settings), calibration).child, test
                 ).accuracy
-                for renorm in ("none", "rescale", "repair")
+                for renorm in ("none", "data-free", "rescale", "repair")
             }
             share = recovered(sum(own) / 2, child["none"], child["repair"])
             figures = [*own, both, *child.values(), share]
