@@ -11,15 +11,16 @@ in the CSV, kept as soon as it is measured; rows that are there are not measured
 - accuracy and cross-entropy (nats) on all test images, which nothing is chosen by;
 - accuracy on 5,000 training images that calibration did not see (a quarter of the digits'), and the share of them on
   which the network names the same class as the parents' ensemble, with renewed statistics where labels differ;
-- parameters relative to the first parent, and seconds: in all, and of each part; without finding and proving the
-  parents' groups, and without evaluation;
+- parameters relative to the first parent, and seconds: in all, of each part, and of the processor (all threads added
+  up, which other work on the machine does not change); without finding and proving the parents' groups, and without
+  evaluation;
 - the processor and torch's threads.
 
 Seeds draw the calibration images and everything random after that. Children have equal shares. Steps that train are
 measured with `--distil` (one epoch, without the held-out images), matchings chosen group by group with `--by-group`.
-`--processes` measures several cells at a time, each with its part of the cores; seconds are then those of a busy
-machine. Prints one table per kind of parents in Markdown, means with 95 % confidence intervals over seeds; `--plot`
-draws accuracy against seconds.
+`--processes` measures several cells at a time, each with its part of the cores; `--cost cpu` then shows the seconds of
+the processor instead of the clock's. Prints one table per kind of parents in Markdown, means with 95 % confidence
+intervals over seeds; `--plot` draws accuracy against seconds.
 
 Found, on the five digits pairs (500 test images, 2,000 calibration images asked for, which is all of them, seed 0):
 see the README.
@@ -62,7 +63,7 @@ CSV = Path(__file__).resolve().parent / "results" / "ablate_child.csv"
 PARTS = ("align", "choose", "merge", "refit", "renorm", "distil")
 KEYS = ("set", "step", "seed", "images", "test_limit", "settings")
 VALUES = (
-    "accuracy", "loss", "held_out_accuracy", "agreement", "parameters", "seconds",
+    "accuracy", "loss", "held_out_accuracy", "agreement", "parameters", "seconds", "cpu_seconds",
     *(f"seconds_{part}" for part in PARTS),
 )  # fmt: skip
 SHOWN = {
@@ -71,6 +72,8 @@ SHOWN = {
     "held-out": ("held_out_accuracy", 100.0, 1, "per cent of held-out training images"),
     "agreement": ("agreement", 100.0, 1, "per cent of held-out training images with the ensemble's class"),
 }
+
+COSTS = {"clock": ("seconds", "seconds"), "cpu": ("cpu_seconds", "CPU seconds")}
 
 
 # --- one cell --------------------------------------------------------------------------------------
@@ -117,11 +120,12 @@ def _calibration(of: Material, images: int, seed: int) -> Loader | None:
 def _compared(seen: Seen, step: Step) -> tuple[nn.Module, dict[str, Any]]:
     assert not isinstance(step, Fusion)
     seen.of.groups  # noqa: B018  found before the clock starts
-    started = time.perf_counter()
+    started, begun = time.perf_counter(), time.process_time()
     network = BASELINES[step.what](seen, **step.arguments)
     _wait_for(seen.of.inputs.device)
+    took = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - begun}
     made = step.images or step.what == "naive"  # parents and their ensemble are there without any work
-    return network, {"seconds": time.perf_counter() - started if made else 0.0}
+    return network, took if made else dict.fromkeys(took, 0.0)
 
 
 def _fused(seen: Seen, step: Fusion) -> tuple[nn.Module, dict[str, Any]]:
@@ -133,6 +137,12 @@ def _fused(seen: Seen, step: Fusion) -> tuple[nn.Module, dict[str, Any]]:
         note.append(f"keep_worst {settings['keep_worst']:.4g}")
     recipe = Recipe.create(**settings, calibration=seen.images, seed=seen.seed)
     further = Further(of.without_held_out(seen.images, seen.seed), recipe) if step.trains else None
+    begun: dict[str, float] = {}
+
+    def begin(part: str) -> None:
+        begun[part] = time.process_time()
+
+    begin("fuse")
     started = time.perf_counter()
     result = fuse(
         inputs.models,
@@ -143,9 +153,13 @@ def _fused(seen: Seen, step: Fusion) -> tuple[nn.Module, dict[str, Any]]:
         labels=None if inputs.labels is None else inputs.labels.sets,
         template=of.template,
         further=further,
+        on_step=begin,
     )
     _wait_for(inputs.device)
-    found = {"seconds": time.perf_counter() - started - result.seconds["groups"]}
+    found = {
+        "seconds": time.perf_counter() - started - result.seconds["groups"],
+        "cpu_seconds": time.process_time() - begun["fuse"] - (begun["align"] - begun["groups"]),
+    }
     found |= {f"seconds_{part}": result.seconds.get(part, 0.0) for part in PARTS}
     return result.child, {**found, "note": "; ".join([*note, *result.not_converged])}
 
@@ -216,11 +230,11 @@ def cells_of(
 def check(steps: Mapping[str, Step], cells: Sequence[Cell], images: Sequence[int], patterns: Sequence[str]) -> None:
     """Raise `RecipeError` where a pattern gives nothing to do, or the recipe of a step is contradictory."""
     there = {cell["step"] for cell in cells}
-    if not there:
-        raise RecipeError("there is nothing to measure: choose other steps")
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in there):
             raise RecipeError(f"step {pattern!r} cannot be measured on any of the chosen parents: choose others")
+    if not there:
+        raise RecipeError("there is nothing to measure: choose other steps")
     for name, step in steps.items():
         for count in images if name in there else ():
             try:
@@ -240,7 +254,7 @@ def study(setup: Setup) -> Study:
 # --- what is shown ---------------------------------------------------------------------------------
 
 
-def tables(table: pd.DataFrame, shown: Sequence[str]) -> str:
+def tables(table: pd.DataFrame, shown: Sequence[str], cost: str) -> str:
     """One table per value, kind of parents and number of images, in Markdown; and what could not be measured."""
     parts = []
     for value in shown:
@@ -249,21 +263,21 @@ def tables(table: pd.DataFrame, shown: Sequence[str]) -> str:
             sets = {name: SETS[name].title for name in SETS if SETS[name].kind == kind and name in set(table["set"])}
             for count in _counts(table[table["set"].isin(sets)]):
                 rows = table[table["images"].isin(["0", count])]
-                text = cost_table(rows, column, sets, list(STEPS), scale, digits)
+                text = cost_table(rows, column, sets, list(STEPS), COSTS[cost], scale, digits)
                 parts.append(f"**{kind}**, {count} calibration images, {meaning}\n\n{text}")
     refused = table[table["refused"] != ""].drop_duplicates(["set", "step", "refused"])
     lines = [f"- {row['set']}, {row['step']}: {row['refused']}" for row in refused.to_dict("records")]
     return "\n\n".join([*parts, *(["Not possible:\n\n" + "\n".join(lines)] if lines else [])])
 
 
-def draw(table: pd.DataFrame, path: Path) -> None:
+def draw(table: pd.DataFrame, path: Path, cost: str) -> None:
     """A panel for each set of parents and number of images."""
     panels: dict[str, pd.DataFrame] = {}
     for name in [name for name in SETS if name in set(table["set"])]:
         own = table[table["set"] == name]
         title = f"{SETS[name].kind}: {SETS[name].title}"
         panels |= {f"{title}, {count} images": own[own["images"].isin(["0", count])] for count in _counts(own)}
-    draw_costs(panels, list(STEPS), path)
+    draw_costs(panels, list(STEPS), path, COSTS[cost])
 
 
 def _counts(table: pd.DataFrame) -> list[str]:
@@ -296,6 +310,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--csv", type=Path, default=CSV, metavar="FILE")
     options.add_argument("--plot", type=Path, metavar="FILE")
     options.add_argument("--show", nargs="+", choices=SHOWN, default=["accuracy"])
+    options.add_argument("--cost", choices=COSTS, default="clock", help="seconds of the clock or of the processor")
     options.add_argument("--processes", type=int, metavar="N", help="cells at a time; 1")
     options.add_argument("--threads", type=int, metavar="N", help="of each process; together all cores if left out")
     options.add_argument("--device", default="cpu")
@@ -316,9 +331,9 @@ def run(options: argparse.Namespace) -> None:
         raise RecipeError(f"there is no set of parents {unknown[0]!r}: choose from {', '.join(SETS)}")
     sets = options.sets or list(SETS)
     table = shown_rows(options, sets) if options.tables_only else measured_rows(options, sets)
-    print(tables(table, options.show))
+    print(tables(table, options.show, options.cost))
     if options.plot is not None:
-        draw(table, options.plot)
+        draw(table, options.plot, options.cost)
 
 
 def shown_rows(options: argparse.Namespace, sets: Sequence[str]) -> pd.DataFrame:

@@ -63,15 +63,27 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+Cost = tuple[str, str]
+"""A column of seconds and its heading."""
+
+CLOCK: Cost = ("seconds", "seconds")
+
+
 def cost_table(
-    table: pd.DataFrame, value: str, sets: Mapping[str, str], steps: Sequence[str], scale: float = 1.0, digits: int = 1
+    table: pd.DataFrame,
+    value: str,
+    sets: Mapping[str, str],
+    steps: Sequence[str],
+    cost: Cost = CLOCK,
+    scale: float = 1.0,
+    digits: int = 1,
 ) -> str:
     """Steps as rows and sets as columns, with their mean, parameters and seconds, as a table in Markdown.
 
     Parameters
     ----------
     table
-        Rows of a study with the columns `set`, `step`, `parameters`, `seconds` and `value`.
+        Rows of a study with the columns `set`, `step`, `parameters`, `value` and that of the cost.
     value
         The column that is shown, times `scale`.
     sets
@@ -80,8 +92,8 @@ def cost_table(
         In this order; those without any figure are left out.
     """
     table = table[table["set"].isin(sets)]
-    found, parameters, seconds = (estimates(table, "step", "set", name) for name in (value, "parameters", "seconds"))
-    headers = ["step", *sets.values(), *(["mean"] if len(sets) > 1 else []), "parameters", "seconds"]
+    found, parameters, seconds = (estimates(table, "step", "set", name) for name in (value, "parameters", cost[0]))
+    headers = ["step", *sets.values(), *(["mean"] if len(sets) > 1 else []), "parameters", cost[1]]
     rows = []
     for step in steps:
         own = [found.get((step, name)) for name in sets]
@@ -101,11 +113,11 @@ def cost_table(
     return markdown(headers, rows)
 
 
-def draw_costs(panels: Mapping[str, pd.DataFrame], steps: Sequence[str], path: Path) -> None:
+def draw_costs(panels: Mapping[str, pd.DataFrame], steps: Sequence[str], path: Path, cost: Cost = CLOCK) -> None:
     """Accuracy against seconds of every step, one panel per table, with the intervals as error bars.
 
     Steps that cost nothing, the parents and their ensemble, are lines. The tables have the columns `step`, `accuracy`
-    and `seconds`.
+    and that of the cost.
 
     Raises
     ------
@@ -123,9 +135,9 @@ def draw_costs(panels: Mapping[str, pd.DataFrame], steps: Sequence[str], path: P
     for place, (title, table) in zip(axes, panels.items(), strict=False):
         place.set_title(title, fontsize="small")
         for number, step in enumerate(shown):
-            _draw(place, table[table["step"] == step], step, number, handles)
+            _draw(place, table[table["step"] == step], step, number, cost[0], handles)
         place.set_xscale("log")
-        place.set_xlabel("seconds")
+        place.set_xlabel(cost[1])
         place.set_ylabel("accuracy (%)")
         place.grid(alpha=0.25)
         place.spines[["top", "right"]].set_visible(False)
@@ -140,8 +152,8 @@ def draw_costs(panels: Mapping[str, pd.DataFrame], steps: Sequence[str], path: P
         save(figure, temporary, kind)
 
 
-def _draw(axes: Axes, table: pd.DataFrame, step: str, number: int, handles: dict[str, Any]) -> None:
-    accuracy, seconds = Estimate.of(table["accuracy"].tolist()), Estimate.of(table["seconds"].tolist())
+def _draw(axes: Axes, table: pd.DataFrame, step: str, number: int, cost: str, handles: dict[str, Any]) -> None:
+    accuracy, seconds = Estimate.of(table["accuracy"].tolist()), Estimate.of(table[cost].tolist())
     if accuracy is None:
         return
     if seconds is None or seconds.mean == 0.0:

@@ -165,7 +165,7 @@ def test_a_table_has_sets_as_columns_and_their_mean(results) -> None:
     table = rows(x=[0.60, 0.62, 0.64], y=[0.8])
     lone = pd.DataFrame([{"set": "y", "step": "naive", "accuracy": 0.1, "parameters": 1.0, "seconds": 0.5}])
     found = results.cost_table(
-        pd.concat([table, lone]), "accuracy", {"x": "first", "y": "second"}, ["naive", "ridge", "none"], 100
+        pd.concat([table, lone]), "accuracy", {"x": "first", "y": "second"}, ["naive", "ridge", "none"], scale=100
     )
     assert found.splitlines() == [
         "| step | first | second | mean | parameters | seconds |",
@@ -250,7 +250,7 @@ def test_parents_of_different_labels_are_measured_over_all_labels(ablation, tmp_
     ):
         found = measured(ablation, step, name="halves")
         assert 0.0 <= found["accuracy"] <= 1.0, step
-        assert found["parameters"] == pytest.approx(1.5 if "1.5" in step else 1.0, abs=0.05), step
+        assert found["parameters"] == pytest.approx(1.5 if "1.5" in step else 1.0, abs=0.1), step
     ablation.material.cache_clear()
 
 
@@ -272,8 +272,12 @@ def test_a_small_run_gives_rows_and_tables_and_is_not_done_twice(ablation, tmp_p
     table = pd.read_csv(path)
     assert len(table) == 1 + 3 * 2
     assert set(table["step"]) == {"naive average", "naive average, reset", "matched", "matched, reset"}
-    assert (table["accuracy"] * 50 % 1 < 1e-6).all()
-    assert table[["accuracy", "loss", "held_out_accuracy", "agreement", "parameters", "seconds"]].notna().all(axis=None)
+    assert ((50 * table["accuracy"]).round(6) % 1 == 0).all()
+    assert (
+        table[["accuracy", "loss", "held_out_accuracy", "agreement", "parameters", "seconds", "cpu_seconds"]]
+        .notna()
+        .all(axis=None)
+    )
     assert "**Digits, different knowledge**, 100 calibration images, per cent of the test images" in shown.out
     assert " ± " in shown.out
     before = path.read_bytes()
@@ -336,31 +340,56 @@ def test_every_declared_step_is_known_to_the_recipe_or_left_out(ablation) -> Non
     assert len(set(described)) == len(described)
 
 
-def test_several_processes_and_the_exit_code(tmp_path: Path) -> None:
-    script, path = str(EXPERIMENTS / "ablate_child.py"), tmp_path / "table.csv"
-    run_in = {
-        "cwd": tmp_path,
-        "capture_output": True,
-        "text": True,
-        "timeout": 300,
-        "env": {**os.environ, "OMP_NUM_THREADS": "1"},
-    }
-    options = [
-        "--sets",
-        "digits",
-        "--images",
-        "100",
-        "--limit-test",
-        "50",
-        "--steps",
-        "matched*reset",
-        "--processes",
-        "2",
-    ]
-    done = subprocess.run([sys.executable, script, *options, "--csv", str(path)], **run_in)  # type: ignore[call-overload]
-    assert done.returncode == 0, done.stderr
-    assert len(pd.read_csv(path)) == 2
+def test_the_exit_code_is_2_for_a_wrong_request_and_1_where_cells_failed(
+    ablation, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    path = tmp_path / "table.csv"
     path.write_text("nonsense")
-    done = subprocess.run([sys.executable, script, "--tables-only", "--csv", str(path)], **run_in)  # type: ignore[call-overload]
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"{path} is no table of this study, it has no column set: name another file\n"
+    monkeypatch.setattr(sys, "argv", ["ablate_child.py", "--tables-only", "--csv", str(path)])
+    assert ablation.main() == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == f"{path} is no table of this study, it has no column set: name another file\n"
+    path.unlink()
+    monkeypatch.setattr(sys, "argv", ["ablate_child.py", *SMALL, "--csv", str(path), "--threads", "1"])
+    monkeypatch.setattr(ablation, "_fused", lambda *_: 1 / 0)
+    assert ablation.main() == 1
+    assert capsys.readouterr().err.endswith("2 of 4 cells failed, the first was digits, matched, 0, 100: see above\n")
+    assert set(pd.read_csv(path)["step"]) == {"naive average", "naive average, reset"}
+
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+from study import Study
+
+def measure(cell):
+    return {"process": os.getpid(), "value": 2 * cell["number"]}
+
+if __name__ == "__main__":
+    study = Study(keys=("number",), values=("process", "value"), measure=measure)
+    study.run(Path(sys.argv[1]), [{"number": number} for number in range(8)], processes=2, threads=1)
+"""
+
+
+def test_several_processes_measure_and_one_writes(study, tmp_path: Path) -> None:
+    script, path = tmp_path / "script.py", tmp_path / "table.csv"
+    script.write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(EXPERIMENTS), *sys.path])}
+    subprocess.run([sys.executable, script, path], env=environment, check=True, capture_output=True, timeout=300)
+    table = pd.read_csv(path).sort_values("number")
+    assert table["value"].tolist() == [2 * number for number in range(8)]
+    assert 1 <= table["process"].nunique() <= 2
+    assert set(table["threads"]) == {1}
+
+
+@pytest.mark.slow
+def test_several_processes_measure_the_same_as_one(tmp_path: Path) -> None:
+    tables = []
+    for processes in ("1", "2"):
+        path = tmp_path / f"{processes}.csv"
+        options = [*SMALL, "--csv", str(path), "--processes", processes, "--threads", "1"]
+        command = [sys.executable, str(EXPERIMENTS / "ablate_child.py"), *options]
+        subprocess.run(command, check=True, capture_output=True, timeout=600)
+        tables.append(pd.read_csv(path).set_index("step")[["accuracy", "loss", "agreement"]].sort_index())
+    pd.testing.assert_frame_equal(*tables)
