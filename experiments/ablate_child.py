@@ -238,10 +238,7 @@ def check(steps: Mapping[str, Step], cells: Sequence[Cell], images: Sequence[int
     for name, step in steps.items():
         for count in images if name in there else ():
             try:
-                settings = (
-                    step.settings if isinstance(step, Fusion) else {"labelled": step.arguments.get("labelled", 0)}
-                )
-                Recipe.create(**settings, calibration=count)
+                Recipe.create(**step.asks, calibration=count)
             except RecipeError as error:
                 raise RecipeError(f"step {name!r} with --images {count}: {error}") from None
 
@@ -372,7 +369,8 @@ def measured_rows(options: argparse.Namespace, sets: Sequence[str]) -> pd.DataFr
         print(f"left out, since this version of depfuse has no such setting: {named}", file=sys.stderr)
         steps = {name: step for name, step in steps.items() if name not in lacking}
     cells = cells_of(sets, steps, seeds, images, options.limit_test)
-    check(steps, cells, images, [p for p in options.steps if not any(fnmatchcase(name, p) for name in lacking)])
+    wanted = [pattern for pattern in options.steps if not any(fnmatchcase(name, pattern) for name in lacking)]
+    check(steps, cells, images, wanted)
     files = data_files([SETS[name] for name in sets], dict(pair.partition("=")[::2] for pair in options.npz))
     scheme = study(Setup(files, str(resolve_device(options.device))))
     table = scheme.run(
