@@ -312,7 +312,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--threads", type=int, metavar="N", help="of each process; together all cores if left out")
     options.add_argument("--device", default="cpu")
     options.add_argument("--npz", action="append", default=[], metavar="DATA=FILE")
-    options.add_argument("--limit-test", type=int, default=0, metavar="N", help="only the first N images, for tests")
+    options.add_argument("--limit-test", type=int, default=0, metavar="N", help="only N of the images, for tests")
     options.add_argument("--retry", action="store_true", help="measure once more what was not possible")
     options.add_argument("--tables-only", action="store_true", help="measure nothing")
     options.add_argument("--list", action="store_true", help="name sets and steps, and measure nothing")

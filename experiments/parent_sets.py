@@ -169,7 +169,7 @@ class Material:
         return (1.0 / len(self.inputs.models),) * len(self.inputs.models)
 
     def test(self, limit: int) -> Loader:
-        """The test images; the first `limit` of them where it is not 0."""
+        """The test images; `limit` of them where it is not 0."""
         return self._loader(self.inputs.data.test, limit)
 
     def held_out(self, images: int, seed: int, limit: int) -> Loader | None:
@@ -193,7 +193,8 @@ class Material:
         return Split(drawn.images[kept:], drawn.labels[kept:]), Split(drawn.images[:kept], drawn.labels[:kept])
 
     def _loader(self, split: Split, limit: int) -> Loader:
-        part = Split(split.images[:limit], split.labels[:limit]) if limit else split
+        # Files may be sorted by class: the first images would be of one.
+        part = split.take(torch.arange(limit) * len(split) // limit) if 0 < limit < len(split) else split
         return Loader(part, self.inputs.data.preprocessing, batch_size=BATCH, device=self.inputs.device)
 
 

@@ -213,6 +213,8 @@ def test_held_out_images_are_no_calibration_images(ablation) -> None:
     of = ablation.material("digits", "digits", torch.device("cpu"))
     few, many = of.held_out(100, 3, 0), of.held_out(900, 3, 0)
     assert few.count == 1297 // 4
+    assert of.held_out(100, 3, 20).count == of.test(20).count == 20
+    assert torch.equal(of.test(250).labels, of.test(0).labels[::2])
     assert torch.equal(few.images, many.images)
     assert of.held_out(1297, 3, 0) is None
     seen = {image.numpy().tobytes() for image in of.held_out(100, 4, 0).images}
