@@ -83,14 +83,19 @@ def mnist() -> DataSet:
     return load_data(str(SHARED / "data" / "mnist.npz"))
 
 
-@cache
-def cifar10() -> DataSet:
-    """CIFAR-10 with the normalisation of the ResNet parents; unpacked once into the user's cache."""
+def unpacked(name: str) -> Path:
+    """The file of cifar10 or cifar100; unpacked once into the user's cache."""
     cache_folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "depfuse"
-    file = cache_folder / "cifar10.npz"
+    file = cache_folder / f"{name}.npz"
     if not file.exists():
         cache_folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache_folder) as folder:
-            subprocess.run([sys.executable, SHARED / "tools" / "unpack_images.py", folder, "cifar10"], check=True)
-            (Path(folder) / "cifar10.npz").rename(file)
-    return load_data(str(file), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+            subprocess.run([sys.executable, SHARED / "tools" / "unpack_images.py", folder, name], check=True)
+            (Path(folder) / file.name).rename(file)
+    return file
+
+
+@cache
+def cifar10() -> DataSet:
+    """CIFAR-10 with the normalisation of the ResNet parents."""
+    return load_data(str(unpacked("cifar10")), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -1,0 +1,103 @@
+"""What a child is compared with: its parents, their ensembles and plain averages.
+
+Each function takes the parents and what they may see, and gives a network over all labels.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from parent_sets import Joint, Material, ensemble, teachers
+from torch import nn
+
+from depfuse import Recipe
+from depfuse.data import Loader
+from depfuse.distil import Ensemble, Further
+from depfuse.errors import DataError
+from depfuse.fuse import naive_average
+from depfuse.joint_head import renewed, with_joint_head
+from depfuse.merge import refit_head
+from depfuse.renorm import renormalise
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Parents with their calibration images, if any, and the number of these and their seed."""
+
+    of: Material
+    calibration: Loader | None
+    images: int
+    seed: int
+
+    @property
+    def loader(self) -> Loader:
+        """The calibration images; `DataError` where there are none."""
+        if self.calibration is None:
+            raise DataError("calibration images are needed: give at least 2")
+        return self.calibration
+
+
+def parent(seen: Seen, number: int) -> nn.Module:
+    """One parent as it is, counted from 1."""
+    sets = seen.of.inputs.labels
+    return Joint([seen.of.inputs.models[number - 1]], (1.0,), None if sets is None else sets.of(number - 1))
+
+
+def ensemble_as_it_is(seen: Seen) -> nn.Module:
+    """The mean of the parents' logits, or their heads side by side."""
+    return ensemble(seen.of)
+
+
+def ensemble_renewed(seen: Seen) -> nn.Module:
+    """The same with the parents' BatchNorm statistics renewed: the teacher where labels differ."""
+    return ensemble(seen.of, renewed(seen.of.inputs.models, seen.loader))
+
+
+def ensemble_with_joint_head(seen: Seen, labelled: int) -> nn.Module:
+    """The parents with one head over all their features, from some labelled images: `labelled`'s teacher."""
+    models = teachers(seen.of, seen.loader)
+    of, first = seen.of, seen.loader.first(labelled)
+    return Joint(with_joint_head(models, of.shares, first, of.inputs.labels, of.template), of.shares)
+
+
+def naive(seen: Seen) -> nn.Module:
+    """The average of the parents as they stand."""
+    labels = seen.of.inputs.labels
+    sets = None if labels is None else labels.sets
+    return naive_average(seen.of.inputs.models, seen.of.shares, seen.of.groups, sets, seen.of.template)
+
+
+def naive_reset(seen: Seen) -> nn.Module:
+    """The same with BatchNorm statistics of its own."""
+    found = naive(seen)
+    renormalise(found, "auto", seen.loader)
+    return found
+
+
+def best_parent(seen: Seen, epochs: int = 0) -> nn.Module:
+    """The parent that agrees best with the ensemble on the calibration images once its head is refitted to it.
+
+    With `epochs`, trained towards the ensemble as a distilled child is.
+    """
+    of, models = seen.of, teachers(seen.of, seen.loader)
+    labels, template, calibration = of.inputs.labels, of.template, seen.loader
+    heads = [
+        refit_head(number, models, of.shares, calibration, labels=labels, template=template)
+        for number in range(len(models))
+    ]
+    teacher = Ensemble(models, of.shares, labels)
+    best = copy.deepcopy(min(heads, key=lambda model: teacher.disagreement(model, calibration)))
+    if epochs:
+        recipe = Recipe(distil=epochs, seed=seen.seed)
+        Further(of.without_held_out(seen.images, seen.seed), recipe).train(best, teacher, "parent")
+    return best
+
+
+BASELINES: dict[str, Callable[..., nn.Module]] = {
+    function.__name__: function
+    for function in (
+        parent, ensemble_as_it_is, ensemble_renewed, ensemble_with_joint_head, naive, naive_reset, best_parent,
+    )
+}  # fmt: skip
