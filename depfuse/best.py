@@ -16,17 +16,19 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from depfuse.agreement import SCALES
 from depfuse.choose_shares import shares_of_parts
-from depfuse.data.augment import Augmentation
+from depfuse.data.augment import Augmentation, mix
 from depfuse.data.loader import Loader
-from depfuse.distil import Ensemble
 from depfuse.errors import ArchitectureError, RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.groups.parts import parts_by_stage
+from depfuse.joint_head import head_of
 from depfuse.label_sets import LabelSets
 from depfuse.merge import Polished, Shares, polish, refit_head
 from depfuse.recipe import Recipe
 from depfuse.renorm import settle_batch_norm
+from depfuse.running import choose_layout, evaluating
 from depfuse.teaching import ensemble_logits
 
 HELD_OUT = 0.25
@@ -47,15 +49,22 @@ class Candidate:
     network
         The network, in eval mode.
     disagreement
-        Cross-entropy (nats) of its class probabilities under the ensemble's, on held-out images without labels.
+        Cross-entropy (nats) of its class probabilities under the mean of the parents', on held-out images without
+        labels, each mixed with another.
     seconds
         What making it took.
+    scale
+        What its class scores were multiplied by, with which it is least; no decision depends on it.
+    losses
+        The disagreement of each image (N,).
     """
 
     name: str
     network: nn.Module
     disagreement: float
     seconds: float
+    scale: float
+    losses: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,13 +101,13 @@ class Family:
     refitted: Callable[[nn.Module, Shares, Loader, str, int], None]
 
     def find(self) -> list[Candidate]:
-        """Make all candidates; the best is the one with the least disagreement.
+        """Make all candidates, the simplest first (see `best_of`).
 
         Each parent as it is (where all know the same labels) and with its head refitted to the ensemble; the best of
-        these up to a stage and the average of all from there on, for every stage; the average of all; the average with
-        shares chosen by stage. Averages are refitted layer by layer. If the best is an average, it is made again from
-        more images and with the recipe's steps of all layers together; the best of all is polished, where the recipe
-        says so.
+        these up to a stage and the average of all from there on, from the last stage backwards as long as that helps;
+        the average of all; the average with shares chosen by stage. Averages are refitted layer by layer. If the best
+        is an average, it is made again from more images and with the recipe's steps of all layers together; the best of
+        all is polished, where the recipe says so.
 
         Raises
         ------
@@ -112,11 +121,8 @@ class Family:
         held = max(2, round(HELD_OUT * self.calibration.count))
         seen = self.calibration.first(self.calibration.count - held)
         few = seen.first(COMPARED_IMAGES)
-        judged = self.calibration.between(seen.count, self.calibration.count).augmented(
-            self._augmentation, self.recipe.seed
-        )
+        judge = Judge(self, self.calibration.between(seen.count, self.calibration.count))
         shares = Shares(self.recipe.shares(len(self.models)))
-        teacher = Ensemble(self.teachers, shares.network, self.labels)
         found: list[Candidate] = []
 
         def add(name: str, make: Callable[[], nn.Module]) -> None:
@@ -126,19 +132,25 @@ class Family:
             except (ArchitectureError, RecipeError):  # the network cannot be taken apart, or its head not be refitted
                 return
             seconds = time.perf_counter() - started
-            found.append(Candidate(name, network, teacher.disagreement(network, judged), seconds))
+            losses, scale = judge(network)
+            found.append(Candidate(name, network, _finite(losses), seconds, scale, losses))
 
         for number, model in enumerate(self.models):
             if self.labels is None:
                 add(f"parent {number + 1}", partial(_copied, model))
             add(f"parent {number + 1}, head refitted", partial(self._head, number, shares.network, seen))
-        merged = dict(self._merged_from(self._base(found), shares))
-        merged["average"] = shares
-        for name, own in merged.items():
+        merged = {"average": shares}
+        last = min((candidate.disagreement for candidate in found), default=float("inf"))
+        for name, own in self._merged_from(self._base(found), shares):
+            merged[name] = own
             add(name, partial(self._refitted, own, few, 0))
+            if found and found[-1].disagreement > last:
+                break
+            last = found[-1].disagreement if found else last
+        add("average", partial(self._refitted, shares, few, 0))
         name = "average, shares by stage"
         by_stage = self._by_stage(seen)
-        if by_stage not in merged.values():
+        if by_stage not in merged.values() and not by_stage.of_one_parent:
             merged[name] = by_stage
             add(name, partial(self._refitted, by_stage, few, 0))
         best = best_of(found)
@@ -148,7 +160,7 @@ class Family:
         if self.recipe.polishes:
             best = best_of(found)
             add(f"{best.name}, polished", partial(self._polished, best.network, seen))
-        return found
+        return [judge.rescaled(candidate) for candidate in found]
 
     @property
     def _augmentation(self) -> Augmentation:
@@ -195,9 +207,75 @@ class Family:
         return network
 
 
+class Judge:
+    """How far candidates are from the parents' ensemble, on images that no candidate has seen.
+
+    Each image is flipped, shifted and mixed with another: networks know by heart what they were trained on, and are
+    alike there; between the images it shows what they make of others. A candidate's class scores are multiplied by the
+    one of `SCALES` with which it is nearest: networks are too sure where the mean of their probabilities is not
+    (temperature scaling, Guo et al. 2017, without labels).
+    """
+
+    def __init__(self, family: Family, images: Loader) -> None:
+        recipe = family.recipe
+        generator = torch.Generator().manual_seed(recipe.seed)
+        augmented = images.augmented(Augmentation.suited_to(images.image_shape), recipe.seed)
+        self._images = [mix(inputs, generator) for inputs, _ in augmented]
+        shares, labels = recipe.shares(len(family.teachers)), family.labels
+        outputs = zip(*(self._logits(model) for model in family.teachers), strict=True)
+        self._wanted = torch.cat([_probabilities(own, shares, labels) for own in outputs])
+
+    def __call__(self, network: nn.Module) -> tuple[Tensor, float]:
+        """Each image's disagreement (N,), nats, and the scale with which it is least; 1 without a linear head."""
+        scores = torch.cat(self._logits(network))
+        try:
+            head_of(network, self._images[0][:1])
+            scales = SCALES
+        except RecipeError:
+            scales = (1.0,)
+        losses = {scale: -(self._wanted * (scale * scores).log_softmax(1)).sum(1) for scale in scales}
+        scale = min(losses, key=lambda scale: float(losses[scale].mean()))
+        return losses[scale], scale
+
+    def rescaled(self, candidate: Candidate) -> Candidate:
+        """The candidate with its scale in its head."""
+        if candidate.scale != 1.0:
+            head = head_of(candidate.network, self._images[0][:1])
+            with torch.no_grad():
+                head.weight.mul_(candidate.scale)
+                head.bias.mul_(candidate.scale)
+        return candidate
+
+    def _logits(self, network: nn.Module) -> list[Tensor]:
+        with torch.no_grad(), evaluating(network):
+            layout = choose_layout(network, self._images[0][:1])[0]
+            return [network(inputs.contiguous(memory_format=layout)).float() for inputs in self._images]
+
+
+def _probabilities(outputs: Sequence[Tensor], shares: Sequence[float], labels: LabelSets | None) -> Tensor:
+    """The mean of the parents' class probabilities; of all heads side by side where labels differ."""
+    if labels is not None and not labels.same:
+        return labels.join(outputs, shares, 1).softmax(1)
+    return torch.stack([share * own.softmax(1) for own, share in zip(outputs, shares, strict=True)]).sum(0)
+
+
 def best_of(candidates: Sequence[Candidate]) -> Candidate:
-    """The one that agrees best with the ensemble; the first of equals."""
-    return min(candidates, key=lambda candidate: candidate.disagreement)
+    """The first that agrees with the ensemble as well as the best one does, but for one standard error.
+
+    Candidates come with the simplest first: a difference that chance explains does not outweigh that (the rule of one
+    standard error, Breiman et al. 1984, section 3.4.3, on the differences image by image).
+    """
+    least = min(candidates, key=lambda candidate: candidate.disagreement)
+    for candidate in candidates:
+        differences = candidate.losses - least.losses
+        if candidate is least or float(differences.mean()) <= float(differences.std()) / len(differences) ** 0.5:
+            return candidate
+    return least
+
+
+def _finite(losses: Tensor) -> float:
+    mean = float(losses.mean())
+    return mean if mean == mean else float("inf")
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -66,7 +66,7 @@ def with_joint_head(
         raise RecipeError(f"{labelled.count} labelled images are too few for a head: give at least 10, better 500")
     copies = [_of_all_labels(models, number, labels, template) for number in range(len(models))]
     images = next(iter(labelled))[0][:1]
-    heads = [_head(model, images) for model in copies]
+    heads = [head_of(model, images) for model in copies]
     features = [_features(model, head, labelled) for model, head in zip(copies, heads, strict=True)]
     classes = heads[0].out_features
     highest = int(labelled.labels.max())
@@ -92,8 +92,14 @@ def _of_all_labels(
     return average(models, ChannelGroups(()), [{}] * len(models), own, labels, template)
 
 
-def _head(model: nn.Module, images: Tensor) -> nn.Linear:
-    """The layer that gives the logits: the last one with weights that runs."""
+def head_of(model: nn.Module, images: Tensor) -> nn.Linear:
+    """The linear layer that gives the logits: the last layer with weights that runs.
+
+    Raises
+    ------
+    RecipeError
+        It is none, or has no bias.
+    """
     with torch.no_grad(), evaluating(model):
         ran = modules_in_order(model, lambda: model(images))
     layers = [name for name in ran if name and next(model.get_submodule(name).parameters(False), None) is not None]

@@ -174,7 +174,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     head_rows = [ScoreValues.of(scores) for scores in head_scores]
     rival_row = None if rival is None else NetworkScores.at(inputs.checkpoints[rival[0]].path, None, others.pop(0))
     family = [
-        FamilyRow.of(candidate, scores, candidate is result.best)
+        FamilyRow.of_candidate(candidate, scores, candidate is result.best)
         for candidate, scores in zip(result.family, others, strict=True)
     ]
     report = FusionReport(

@@ -28,8 +28,8 @@ from depfuse.groups.stages import stages_of
 from depfuse.running import choose_layout, evaluating
 from depfuse.teaching import curved, drawn, slope
 
-VIEWS = 1500
-ITERATIONS = 6
+VIEWS = 1000
+ITERATIONS = 5
 HELD_OUT = 0.125
 AT_ONCE = 125
 # Which layers are free is found on so much of the views and of the iterations.

@@ -61,6 +61,12 @@ class Shares:
         """The same shares but for one part."""
         return replace(self, parts={**self.parts, part: tuple(shares)})
 
+    @property
+    def of_one_parent(self) -> bool:
+        """Whether one parent alone has all shares, in every part."""
+        parts = {tuple(own) for own in self.parts.values()} or {self.network}
+        return len(parts) == 1 and max(next(iter(parts))) == 1.0
+
     def count(self, parent: int) -> bool:
         """Whether a parent has a share in anything."""
         return any(own[parent] != 0 for own in (self.network, *self.parts.values()))

@@ -104,7 +104,7 @@ class FamilyRow(ScoreValues):
     chosen: bool
 
     @classmethod
-    def of(cls, candidate: Candidate, scores: Scores, chosen: bool) -> FamilyRow:
+    def of_candidate(cls, candidate: Candidate, scores: Scores, chosen: bool) -> FamilyRow:
         """Take a candidate into a report."""
         return cls(
             name=candidate.name,
