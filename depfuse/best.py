@@ -77,6 +77,8 @@ class Family:
         The parents at the child's width, their groups, and which labels their outputs stand for, where they differ.
     teachers
         The parents whose ensemble is to be agreed with.
+    joint
+        Whether they have one head together, so that none says anything alone.
     recipe
         Settings.
     calibration
@@ -94,6 +96,7 @@ class Family:
     labels: LabelSets | None
     template: nn.Module | None
     teachers: Sequence[nn.Module]
+    joint: bool
     recipe: Recipe
     calibration: Loader
     example: Tensor
@@ -136,7 +139,7 @@ class Family:
             found.append(Candidate(name, network, _finite(losses), seconds, scale, losses))
 
         for number, model in enumerate(self.models):
-            if self.labels is None:
+            if self.labels is None and not self.joint:
                 add(f"parent {number + 1}", partial(_copied, model))
             add(f"parent {number + 1}, head refitted", partial(self._head, number, shares.network, seen))
         merged = {"average": shares}
@@ -197,7 +200,7 @@ class Family:
 
     def _polished(self, network: nn.Module, images: Loader) -> nn.Module:
         network = _copied(network)
-        polish_child(network, self.teachers, self.labels, images, self.recipe)
+        polish_child(network, self.teachers, self.labels, images, self.recipe, joint=self.joint)
         return network
 
     def _refitted(self, shares: Shares, images: Loader, steps: int) -> nn.Module:
@@ -223,7 +226,7 @@ class Judge:
         self._images = [mix(inputs, generator) for inputs, _ in augmented]
         shares, labels = recipe.shares(len(family.teachers)), family.labels
         outputs = zip(*(self._logits(model) for model in family.teachers), strict=True)
-        self._wanted = torch.cat([_probabilities(own, shares, labels) for own in outputs])
+        self._wanted = torch.cat([_probabilities(own, shares, labels, family.joint) for own in outputs])
 
     def __call__(self, network: nn.Module) -> tuple[Tensor, float]:
         """Each image's disagreement (N,), nats, and the scale with which it is least; 1 without a linear head."""
@@ -252,10 +255,10 @@ class Judge:
             return [network(inputs.contiguous(memory_format=layout)).float() for inputs in self._images]
 
 
-def _probabilities(outputs: Sequence[Tensor], shares: Sequence[float], labels: LabelSets | None) -> Tensor:
-    """The mean of the parents' class probabilities; of all heads side by side where labels differ."""
-    if labels is not None and not labels.same:
-        return labels.join(outputs, shares, 1).softmax(1)
+def _probabilities(outputs: Sequence[Tensor], shares: Sequence[float], labels: LabelSets | None, joint: bool) -> Tensor:
+    """The mean of the parents' class probabilities; those of the one head, or of heads side by side."""
+    if joint or (labels is not None and not labels.same):
+        return ensemble_logits(outputs, shares, labels, joint=joint).softmax(1)
     return torch.stack([share * own.softmax(1) for own, share in zip(outputs, shares, strict=True)]).sum(0)
 
 
@@ -283,7 +286,13 @@ def _copied(model: nn.Module) -> nn.Module:
 
 
 def polish_child(
-    child: nn.Module, teachers: Sequence[nn.Module], labels: LabelSets | None, images: Loader, recipe: Recipe
+    child: nn.Module,
+    teachers: Sequence[nn.Module],
+    labels: LabelSets | None,
+    images: Loader,
+    recipe: Recipe,
+    *,
+    joint: bool = False,
 ) -> Polished:
     """Polish a network in place towards the ensemble of some teachers, as a recipe says (`merge.polish`).
 
@@ -294,7 +303,7 @@ def polish_child(
 
     def teacher(inputs: Tensor) -> Tensor:
         with torch.no_grad():
-            return ensemble_logits([model(inputs).float() for model in ensemble], shares, labels)
+            return ensemble_logits([model(inputs).float() for model in ensemble], shares, labels, joint=joint)
 
     augment = Augmentation.suited_to(images.image_shape) if recipe.augment else None
     done = polish(child, teacher, images, augment=augment, seed=recipe.seed)

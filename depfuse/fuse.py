@@ -177,6 +177,7 @@ class FusionResult:
             steps=steps,
             augment=Augmentation.suited_to(images.image_shape) if self.recipe.augment else None,
             labels=self.labels,
+            joint=self.joint,
             seed=self.recipe.seed,
         )
 
@@ -195,6 +196,7 @@ class FusionResult:
             self.labels,
             self.template,
             self.teachers,
+            self.joint,
             self.recipe,
             self.calibration,
             self.example,
@@ -382,7 +384,9 @@ def fuse(
             result.renormalise(child, couplings, choice.shares)
         if recipe.polishes and calibration is not None:
             with step("polish"):
-                result = replace(result, polished=polish_child(child, teachers, sets, calibration, recipe))
+                result = replace(
+                    result, polished=polish_child(child, teachers, sets, calibration, recipe, joint=result.joint)
+                )
     if trains and further is not None:
         if on_step is not None:
             on_step("train")

@@ -12,7 +12,9 @@ from depfuse.label_sets import LabelSets
 TEMPERATURE = 4.0
 
 
-def ensemble_logits(outputs: Sequence[Tensor], shares: Sequence[float], labels: LabelSets | None = None) -> Tensor:
+def ensemble_logits(
+    outputs: Sequence[Tensor], shares: Sequence[float], labels: LabelSets | None = None, *, joint: bool = False
+) -> Tensor:
     r"""Logits t (N, C) with :math:`\mathrm{softmax}(t / \tau) = \sum_p w_p\, \mathrm{softmax}(z_p / \tau)`.
 
     The mean of the parents' probabilities, softened by the temperature :math:`\tau` (Hinton et al. 2015, section 2): a
@@ -27,7 +29,11 @@ def ensemble_logits(outputs: Sequence[Tensor], shares: Sequence[float], labels: 
         One weight per parent, summing to one.
     labels
         Which labels they stand for, where they differ.
+    joint
+        The parents have one head together: the mean of their logits is its output, and none says anything alone.
     """
+    if joint:
+        return torch.stack([share * own for share, own in zip(shares, outputs, strict=True)]).sum(0)
     if labels is not None and not labels.same:
         return labels.join(outputs, shares, 1)
     weighted = [(own / TEMPERATURE).log_softmax(1) + _log(share) for own, share in zip(outputs, shares, strict=True)]

@@ -24,6 +24,11 @@ def test_the_ensemble_is_the_mean_of_softened_probabilities(logits):
     torch.testing.assert_close(ensemble_logits([first, second], (1.0, 0.0)).softmax(1), first.softmax(1))
 
 
+def test_one_head_together_is_the_mean_of_logits(logits):
+    first, second = logits
+    torch.testing.assert_close(ensemble_logits([first, second], (0.3, 0.7), joint=True), 0.3 * first + 0.7 * second)
+
+
 def test_other_labels_stand_side_by_side(logits):
     first, second = logits
     sets = LabelSets.create([range(7), range(7, 14)])

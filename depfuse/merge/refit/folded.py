@@ -119,27 +119,36 @@ class Teacher:
         One weight per network, summing to one.
     labels
         Which labels their outputs stand for, where they differ.
+    joint
+        Whether they have one head together, see `ensemble_logits`.
     """
 
     folded: Folded
     states: Sequence[State]
     shares: Sequence[float]
     labels: LabelSets | None
+    joint: bool
     _maps: list[dict[str, Tensor]]
 
     @classmethod
     def create(
-        cls, folded: Folded, states: Sequence[State], shares: Sequence[float], labels: LabelSets | None
+        cls,
+        folded: Folded,
+        states: Sequence[State],
+        shares: Sequence[float],
+        labels: LabelSets | None,
+        *,
+        joint: bool = False,
     ) -> Teacher:
         """With each network's BatchNorm folded."""
-        return cls(folded, states, shares, labels, [folded.maps(state) for state in states])
+        return cls(folded, states, shares, labels, joint, [folded.maps(state) for state in states])
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (N, C) in float32."""
         found = [
             self.folded.run(maps, state, images)[0].float() for maps, state in zip(self._maps, self.states, strict=True)
         ]
-        return ensemble_logits(found, self.shares, self.labels)
+        return ensemble_logits(found, self.shares, self.labels, joint=self.joint)
 
 
 def weight_and_shift(unit: Unit) -> tuple[str, str | None]:

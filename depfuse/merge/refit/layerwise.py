@@ -49,6 +49,7 @@ def refit_layers(
     steps: int = 0,
     augment: Augmentation | None = None,
     labels: LabelSets | None = None,
+    joint: bool = False,
     seed: int = 0,
 ) -> None:
     """Solve the layers of a merged network in closed form for what its parents do, in place.
@@ -85,6 +86,8 @@ def refit_layers(
         After `ridge`, so many steps of all units together towards the ensemble's outputs, see `SecondPass`.
     labels
         Which labels the parents' outputs stand for, where they differ.
+    joint
+        Whether the parents have one head together, see `ensemble_logits`.
 
     Raises
     ------
@@ -101,7 +104,7 @@ def refit_layers(
     with torch.no_grad():
         run = _Refit(child, states, Shares.create(shares), calibration, labels, seed)
         if method == "ridge":
-            run.forward(groups if targets == "clusters" else None, steps, augment or Augmentation())
+            run.forward(groups if targets == "clusters" else None, steps, augment or Augmentation(), joint)
         else:
             run.in_parallel(pooled=method == "regmean")
 
@@ -178,7 +181,7 @@ class _Refit:
             self.outputs = self._outputs()
         self._generator = torch.Generator().manual_seed(seed)
 
-    def forward(self, clustered: ChannelGroups | None, steps: int, augment: Augmentation) -> None:
+    def forward(self, clustered: ChannelGroups | None, steps: int, augment: Augmentation, joint: bool) -> None:
         """Unit after unit, from the child's own inputs."""
         self._check_count(self.units)
         mixtures: Mixtures = {}
@@ -193,7 +196,7 @@ class _Refit:
         del walk
         if steps > 0:
             folded = Folded(self.program, self.units)
-            teacher = Teacher.create(folded, self.parents, self.shares.network, self.labels)
+            teacher = Teacher.create(folded, self.parents, self.shares.network, self.labels, joint=joint)
             SecondPass(folded, self.state, teacher, self.loader, augment, self.seed).run(steps)
         self._renew_statistics()
 
