@@ -1,6 +1,7 @@
 """Every method of renormalisation on the real pairs, with the same matching: accuracy of the child.
 
-    python experiments/compare_renorm.py [--pairs simplenet resnet20-8-1-2 ...] [--images test|held-out] [--threads 2]
+    python experiments/compare_renorm.py [--pairs simplenet resnet20-8-1-2 ...] [--images test|held-out]
+        [--criteria activations weights] [--threads 2]
 
 Children at equal weights, matched by activations and by weights on 2,000 calibration images with seed 0. `none` is the
 average as it is, with averaged BatchNorm statistics; `augmented` is reset from the images flipped and shifted. Prints a
