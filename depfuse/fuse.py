@@ -294,7 +294,7 @@ def fuse(
 
     @contextmanager
     def step(name: str) -> Iterator[None]:
-        if on_step is not None:
+        if on_step is not None and name not in seconds:
             on_step(name)
         started = time.perf_counter()
         yield
