@@ -16,6 +16,7 @@ from depfuse.label_sets import LabelSets
 from depfuse.merge import average
 from depfuse.renorm import renormalise
 from depfuse.running import evaluating
+from depfuse.teaching import mean_probabilities
 
 RENORM_IMAGES = 500
 JUDGED_IMAGES = 500
@@ -121,19 +122,8 @@ class Disagreement:
             wanted = nn.functional.one_hot(self._images.labels, scores.shape[1]).to(scores)
         else:
             batches = zip(*(self._outputs[member] for member in members), strict=True)
-            wanted = torch.cat([self._joint(theirs, shares, labels) for theirs in batches])
-        loss = min(
-            float(-(wanted * (scale * scores).softmax(1).clamp_min(1e-30).log()).sum(1).mean()) for scale in SCALES
-        )
-        return loss if loss == loss else float("inf")
-
-    @staticmethod
-    def _joint(outputs: Sequence[Tensor], shares: Sequence[float], labels: LabelSets | None) -> Tensor:
-        """The ensemble's probabilities: the mean of the parents', or of all heads side by side."""
-        if labels is None or labels.same:
-            return torch.stack([share * own.softmax(1) for own, share in zip(outputs, shares, strict=True)]).sum(0)
-        known = torch.stack(labels.of_outputs(outputs)).amax(0) > -torch.inf
-        return labels.join(outputs, shares, 1).masked_fill(~known, -torch.inf).softmax(1)
+            wanted = torch.cat([mean_probabilities(theirs, shares, labels) for theirs in batches])
+        return mean_or_infinite(at_best_scale(scores, wanted)[0])
 
     @cached_property
     def _outputs(self) -> list[list[Tensor]]:
@@ -143,3 +133,24 @@ class Disagreement:
         with torch.inference_mode(), evaluating(model):
             for images, _ in self._images:
                 yield model(images)
+
+
+def at_best_scale(scores: Tensor, wanted: Tensor, scales: Sequence[float] = SCALES) -> tuple[Tensor, float]:
+    """Cross-entropies (N,), nats, of scaled class scores under probabilities, and the scale that gives the least mean.
+
+    Parameters
+    ----------
+    scores, wanted
+        (N, C).
+    scales
+        What the scores may be multiplied by.
+    """
+    losses = {scale: -(wanted * (scale * scores).softmax(1).clamp_min(1e-30).log()).sum(1) for scale in scales}
+    best = min(losses, key=lambda scale: float(losses[scale].mean()))
+    return losses[best], best
+
+
+def mean_or_infinite(losses: Tensor) -> float:
+    """The mean, and infinity where it is not a number."""
+    mean = float(losses.mean())
+    return mean if mean == mean else float("inf")

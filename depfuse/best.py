@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from depfuse.agreement import SCALES
+from depfuse.agreement import SCALES, at_best_scale, mean_or_infinite
 from depfuse.choose_shares import shares_of_parts
 from depfuse.data.augment import Augmentation, mix
 from depfuse.data.loader import Loader
@@ -29,7 +29,7 @@ from depfuse.merge import Polished, Shares, polish, refit_head
 from depfuse.recipe import Recipe
 from depfuse.renorm import settle_batch_norm
 from depfuse.running import choose_layout, evaluating
-from depfuse.teaching import ensemble_logits
+from depfuse.teaching import ensemble_logits, mean_logits, mean_probabilities
 
 HELD_OUT = 0.25
 LEAST_IMAGES = 8
@@ -128,28 +128,34 @@ class Family:
         shares = Shares(self.recipe.shares(len(self.models)))
         found: list[Candidate] = []
 
-        def add(name: str, make: Callable[[], nn.Module]) -> None:
+        def add(name: str, make: Callable[[], nn.Module]) -> float:
+            """The disagreement of a new candidate; infinity where there can be none."""
             started = time.perf_counter()
             try:
                 network = make()
             except (ArchitectureError, RecipeError):  # the network cannot be taken apart, or its head not be refitted
-                return
+                return float("inf")
             seconds = time.perf_counter() - started
             losses, scale = judge(network)
-            found.append(Candidate(name, network, _finite(losses), seconds, scale, losses))
+            found.append(Candidate(name, network, mean_or_infinite(losses), seconds, scale, losses))
+            return found[-1].disagreement
 
+        bases: dict[str, int] = {}
         for number, model in enumerate(self.models):
+            name = f"parent {number + 1}"
+            bases |= {name: number, f"{name}, head refitted": number}
             if self.labels is None and not self.joint:
-                add(f"parent {number + 1}", partial(_copied, model))
-            add(f"parent {number + 1}, head refitted", partial(self._head, number, shares.network, seen))
+                add(name, partial(_copied, model))
+            add(f"{name}, head refitted", partial(self._head, number, shares.network, seen))
         merged = {"average": shares}
-        last = min((candidate.disagreement for candidate in found), default=float("inf"))
-        for name, own in self._merged_from(self._base(found), shares):
+        least = min((candidate.disagreement for candidate in found), default=float("inf"))
+        base = bases[best_of(found).name] if found else 0
+        for name, own in self._merged_from(base, shares):
             merged[name] = own
-            add(name, partial(self._refitted, own, few, 0))
-            if found and found[-1].disagreement > last:
+            now = add(name, partial(self._refitted, own, few, 0))
+            if now > least:
                 break
-            last = found[-1].disagreement if found else last
+            least = now
         add("average", partial(self._refitted, shares, few, 0))
         name = "average, shares by stage"
         by_stage = self._by_stage(seen)
@@ -168,12 +174,6 @@ class Family:
     @property
     def _augmentation(self) -> Augmentation:
         return Augmentation.suited_to(self.calibration.image_shape)
-
-    def _base(self, found: Sequence[Candidate]) -> int:
-        """The parent of the best candidate so far."""
-        if not found:
-            return 0
-        return int(best_of(found).name.split()[1].rstrip(",")) - 1
 
     def _head(self, number: int, shares: Sequence[float], images: Loader) -> nn.Module:
         return refit_head(number, self.models, shares, images, labels=self.labels, template=self.template)
@@ -226,7 +226,12 @@ class Judge:
         self._images = [mix(inputs, generator) for inputs, _ in augmented]
         shares, labels = recipe.shares(len(family.teachers)), family.labels
         outputs = zip(*(self._logits(model) for model in family.teachers), strict=True)
-        self._wanted = torch.cat([_probabilities(own, shares, labels, family.joint) for own in outputs])
+        self._wanted = torch.cat(
+            [
+                mean_logits(own, shares).softmax(1) if family.joint else mean_probabilities(own, shares, labels)
+                for own in outputs
+            ]
+        )
 
     def __call__(self, network: nn.Module) -> tuple[Tensor, float]:
         """Each image's disagreement (N,), nats, and the scale with which it is least; 1 without a linear head."""
@@ -236,9 +241,7 @@ class Judge:
             scales = SCALES
         except RecipeError:
             scales = (1.0,)
-        losses = {scale: -(self._wanted * (scale * scores).log_softmax(1)).sum(1) for scale in scales}
-        scale = min(losses, key=lambda scale: float(losses[scale].mean()))
-        return losses[scale], scale
+        return at_best_scale(scores, self._wanted, scales)
 
     def rescaled(self, candidate: Candidate) -> Candidate:
         """The candidate with its scale in its head."""
@@ -255,13 +258,6 @@ class Judge:
             return [network(inputs.contiguous(memory_format=layout)).float() for inputs in self._images]
 
 
-def _probabilities(outputs: Sequence[Tensor], shares: Sequence[float], labels: LabelSets | None, joint: bool) -> Tensor:
-    """The mean of the parents' class probabilities; those of the one head, or of heads side by side."""
-    if joint or (labels is not None and not labels.same):
-        return ensemble_logits(outputs, shares, labels, joint=joint).softmax(1)
-    return torch.stack([share * own.softmax(1) for own, share in zip(outputs, shares, strict=True)]).sum(0)
-
-
 def best_of(candidates: Sequence[Candidate]) -> Candidate:
     """The first that agrees with the ensemble as well as the best one does, but for one standard error.
 
@@ -274,11 +270,6 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate:
         if candidate is least or float(differences.mean()) <= float(differences.std()) / len(differences) ** 0.5:
             return candidate
     return least
-
-
-def _finite(losses: Tensor) -> float:
-    mean = float(losses.mean())
-    return mean if mean == mean else float("inf")
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -299,14 +290,14 @@ def polish_child(
     Where it changes, its BatchNorm statistics are those of the images afterwards.
     """
     shares = recipe.shares(len(teachers))
-    ensemble = [_copied(model) for model in teachers]
 
     def teacher(inputs: Tensor) -> Tensor:
         with torch.no_grad():
-            return ensemble_logits([model(inputs).float() for model in ensemble], shares, labels, joint=joint)
+            return ensemble_logits([model(inputs).float() for model in teachers], shares, labels, joint=joint)
 
     augment = Augmentation.suited_to(images.image_shape) if recipe.augment else None
-    done = polish(child, teacher, images, augment=augment, seed=recipe.seed)
+    with evaluating(*teachers):
+        done = polish(child, teacher, images, augment=augment, seed=recipe.seed)
     if done.layers is not None:
         settle_batch_norm(child, images)
     return done

@@ -18,6 +18,7 @@ from depfuse.data.loader import Loader
 from depfuse.label_sets import LabelSets
 from depfuse.recipe import Recipe
 from depfuse.running import evaluating
+from depfuse.teaching import mean_logits
 from depfuse.train import EpochReport, TrainRecipe, fit
 
 WARMUP = 0.1  # of the epochs
@@ -52,10 +53,7 @@ class Ensemble:
         """Class probabilities (N, C) in float32."""
         with torch.no_grad(), evaluating(*self._models):
             outputs = [model(images).float() for model in self._models]
-        if self._labels is not None and not self._labels.same:
-            return self._labels.join(outputs, self._shares, 1).softmax(1)
-        joint = torch.stack([share * own for share, own in zip(self._shares, outputs, strict=True)])
-        return joint.sum(0).softmax(1)
+        return mean_logits(outputs, self._shares, self._labels).softmax(1)
 
     def disagreement(self, model: nn.Module, loader: Loader) -> float:
         """Cross-entropy (nats) of a network's class probabilities under the ensemble's, without labels."""

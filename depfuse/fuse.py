@@ -131,7 +131,13 @@ class FusionResult:
         """
         shares = Shares.create(shares)
         self.recipe.model_copy(update={"weights": shares.network}).shares(len(self.parents))
-        child = average(
+        child = self._average(shares)
+        self._refit(child, shares)
+        self.renormalise(child, self.couplings, shares)
+        return child
+
+    def _average(self, shares: Shares) -> nn.Module:
+        return average(
             self.parents,
             self.groups,
             self.couplings,
@@ -141,9 +147,6 @@ class FusionResult:
             self.owners,
             self.information,
         )
-        self._refit(child, shares)
-        self.renormalise(child, self.couplings, shares)
-        return child
 
     def renormalise(
         self,
@@ -184,12 +187,6 @@ class FusionResult:
     def _family(self) -> Family:
         assert self.calibration is not None
         assert self.example is not None
-
-        def merged(shares: Shares) -> nn.Module:
-            return average(
-                self.parents, self.groups, self.couplings, shares, self.labels, self.template, None, self.information
-            )
-
         return Family(
             self.parents,
             self.groups,
@@ -200,7 +197,7 @@ class FusionResult:
             self.recipe,
             self.calibration,
             self.example,
-            merged,
+            self._average,
             self._refit_from,
         )
 
@@ -294,12 +291,12 @@ def fuse(
 
     @contextmanager
     def step(name: str) -> Iterator[None]:
-        if on_step is not None and name not in seconds:
+        if on_step is not None:
             on_step(name)
         started = time.perf_counter()
         yield
         _wait_for_device(models[0])
-        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
+        seconds[name] = time.perf_counter() - started
 
     widths: Widths | None = None
     with step("groups"):
@@ -341,16 +338,7 @@ def fuse(
         if recipe.average == "fisher" and calibration is not None:
             information = [fisher_information(model, calibration, seed=recipe.seed) for model in models]
         owners = None if apart is None else apart.owners
-
-        def merged(own: Shares) -> nn.Module:
-            return average(models, groups, couplings, own, sets, template, owners, information)
-
-    if recipe.weights_by != "network" and calibration is not None:
-        with step("shares"):
-            given = example if example is not None else _example(calibration)
-            choice = shares_of_parts(models, groups, recipe, given, calibration, merged, teachers, sets)
-    with step("merge"):
-        child = merged(choice.shares)
+        child = average(models, groups, couplings, shares, sets, template, owners, information)
     result = FusionResult(
         child,
         groups,
@@ -371,6 +359,13 @@ def fuse(
         information,
         example if example is not None or calibration is None else _example(calibration),
     )
+    if recipe.weights_by != "network" and calibration is not None and result.example is not None:
+        with step("shares"):
+            choice = shares_of_parts(
+                models, groups, recipe, result.example, calibration, result._average, teachers, sets
+            )
+            child = result._average(choice.shares)
+        result = replace(result, child=child, chosen=choice)
     if recipe.goal == "best":
         with step("best"):
             family = result._family().find()

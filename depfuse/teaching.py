@@ -12,6 +12,24 @@ from depfuse.label_sets import LabelSets
 TEMPERATURE = 4.0
 
 
+def mean_logits(outputs: Sequence[Tensor], shares: Sequence[float], labels: LabelSets | None = None) -> Tensor:
+    """The share-weighted mean of the parents' logits (N, C); side by side where they know different labels."""
+    if labels is not None and not labels.same:
+        return labels.join(outputs, shares, 1)
+    return torch.stack([share * own for share, own in zip(shares, outputs, strict=True)]).sum(0)
+
+
+def mean_probabilities(outputs: Sequence[Tensor], shares: Sequence[float], labels: LabelSets | None = None) -> Tensor:
+    """The share-weighted mean of the parents' class probabilities (N, C).
+
+    Those of their logits side by side where they know different labels: a label that none knows has none.
+    """
+    if labels is None or labels.same:
+        return torch.stack([share * own.softmax(1) for share, own in zip(shares, outputs, strict=True)]).sum(0)
+    known = torch.stack(labels.of_outputs(outputs)).amax(0) > -torch.inf
+    return labels.join(outputs, shares, 1).masked_fill(~known, -torch.inf).softmax(1)
+
+
 def ensemble_logits(
     outputs: Sequence[Tensor], shares: Sequence[float], labels: LabelSets | None = None, *, joint: bool = False
 ) -> Tensor:
@@ -32,10 +50,8 @@ def ensemble_logits(
     joint
         The parents have one head together: the mean of their logits is its output, and none says anything alone.
     """
-    if joint:
-        return torch.stack([share * own for share, own in zip(shares, outputs, strict=True)]).sum(0)
-    if labels is not None and not labels.same:
-        return labels.join(outputs, shares, 1)
+    if joint or (labels is not None and not labels.same):
+        return mean_logits(outputs, shares, labels)
     weighted = [(own / TEMPERATURE).log_softmax(1) + _log(share) for own, share in zip(outputs, shares, strict=True)]
     return TEMPERATURE * torch.logsumexp(torch.stack(weighted), 0)
 

@@ -21,6 +21,7 @@ from depfuse.errors import CheckpointError, DataError, RecipeError
 from depfuse.groups import ChannelGroups, find_groups, prove_groups
 from depfuse.joint_head import renewed
 from depfuse.label_sets import LabelSets
+from depfuse.teaching import mean_logits
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 HELD_OUT = 5000
@@ -225,11 +226,9 @@ class Joint(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, labels)."""
         outputs = [model(images) for model in self.models]
-        if self.labels is None:
-            return torch.stack([share * own for share, own in zip(self.shares, outputs, strict=True)]).sum(0)
-        if len(outputs) == 1:
+        if self.labels is not None and len(outputs) == 1:
             return self.labels.of_outputs(outputs)[0]
-        return self.labels.join(outputs, self.shares, 1)
+        return mean_logits(outputs, self.shares, self.labels)
 
 
 def ensemble(of: Material, models: Sequence[nn.Module] | None = None) -> Joint:
