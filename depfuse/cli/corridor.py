@@ -100,7 +100,7 @@ class _Fused:
     @property
     def renorm(self) -> str:
         """How the child was renormalised."""
-        return _renorm(self.result.recipe, self.inputs.models[0])
+        return chosen_method(self.result.recipe.renorm, self.inputs.models[0])
 
     def naive(self, shares: Sequence[float], renorm: str) -> nn.Module:
         """Average the parents as they stand, and renormalise."""
@@ -150,7 +150,8 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     heads = _with_refitted_heads(fused, shares, work)
     rival = None if further is None else _rival(fused, shares, heads, further, work)
     children += [*heads, *([] if rival is None else [rival[1]])]
-    children += [candidate.network for candidate in result.family]
+    others_of_family = [candidate for candidate in result.family if candidate is not result.best]
+    children += [candidate.network for candidate in others_of_family]
     naive, naive_renorm, child, *others = evaluate_together(children, work.track(fused.test, "evaluating the child"))
     head_scores, others = others[: len(heads)], others[len(heads) :]
     teacher = None
@@ -173,10 +174,8 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     naive_rows = (ScoreValues.of(naive), ScoreValues.of(naive_renorm))
     head_rows = [ScoreValues.of(scores) for scores in head_scores]
     rival_row = None if rival is None else NetworkScores.at(inputs.checkpoints[rival[0]].path, None, others.pop(0))
-    family = [
-        FamilyRow.of_candidate(candidate, scores, candidate is result.best)
-        for candidate, scores in zip(result.family, others, strict=True)
-    ]
+    known = dict(zip(others_of_family, others, strict=True))
+    family = [FamilyRow.of_candidate(own, known.get(own, child), own not in known) for own in result.family]
     report = FusionReport(
         parents=parent_rows,
         ensemble=ScoreValues.of(ensemble),
@@ -256,7 +255,7 @@ def _check(request: Request) -> tuple[float, ...]:
 
 def _calibration(recipe: Recipe, inputs: Inputs, wanted: bool = False) -> Loader | None:
     """Draw the calibration images; none where nothing in the recipe looks at them, unless they are wanted."""
-    renorm = _renorm(recipe, inputs.models[0])
+    renorm = chosen_method(recipe.renorm, inputs.models[0])
     needed = (
         wanted
         or recipe.criterion != "weights"
@@ -270,10 +269,6 @@ def _calibration(recipe: Recipe, inputs: Inputs, wanted: bool = False) -> Loader
     return calibration_loader(
         inputs.data, recipe.calibration, batch_size=recipe.batch_size, device=inputs.device, seed=recipe.seed
     )
-
-
-def _renorm(recipe: Recipe, model: nn.Module) -> str:
-    return chosen_method(recipe.renorm, model)
 
 
 def _best_renorm(fused: _Fused) -> str:

@@ -48,5 +48,5 @@ def fuse(
         screen.show(shares_table(found.shares, short_names(found.parents)))
     if found.family:
         screen.say("")
-        screen.show(family_table(found.family))
+        screen.show(family_table(found))
     screen.say(f"\n{found.verdict}")

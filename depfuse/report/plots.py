@@ -67,7 +67,7 @@ def draw_family(report: FusionReport, path: Path, kind: str = "png") -> None:
 
     The parents' accuracies are dotted lines, the ensemble's is dashed; the child is coloured.
     """
-    rows = sorted(report.family, key=lambda row: (not row.chosen, _largest(row.disagreement)), reverse=True)
+    rows = report.ranked_family[::-1]
     figure = Figure(figsize=(10, 1.2 + 0.32 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     accuracy, disagreement, seconds = figure.subplots(1, 3, sharey=True)
@@ -118,10 +118,6 @@ def _draw(
     axes.set_ylabel(title)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _largest(loss: float | None) -> float:
-    return float("inf") if loss is None else loss
 
 
 def _number(loss: float | None) -> float:

@@ -196,6 +196,15 @@ class FusionReport(_Part):
     environment: Environment
     command: list[str]
 
+    @property
+    def ranked_family(self) -> list[FamilyRow]:
+        """The candidates in the order in which they agree with the ensemble, the child first."""
+
+        def rank(row: FamilyRow) -> tuple[bool, float]:
+            return not row.chosen, math.inf if row.disagreement is None else row.disagreement
+
+        return sorted(self.family, key=rank)
+
 
 class PathRow(_Part):
     """One place on a path; `alpha` is the second parent's share."""

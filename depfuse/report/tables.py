@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.table import Table
 
 from depfuse.report.schema import (
-    FamilyRow,
     FusionReport,
     NetworkScores,
     PathReport,
@@ -41,12 +40,11 @@ def fusion_table(report: FusionReport) -> Table:
     return scores_table(rows, emphasised="child")
 
 
-def family_table(rows: Sequence[FamilyRow]) -> Table:
-    """Show the candidates in the order in which they agree with the ensemble, the child first."""
+def family_table(report: FusionReport) -> Table:
+    """Show the candidates of `--goal best`, the child first."""
     table = _table("candidate", "disagreement", "accuracy", "loss", "seconds")
-    for row in sorted(rows, key=lambda row: (not row.chosen, _number(row.disagreement))):
-        disagreement = "not finite" if row.disagreement is None else f"{row.disagreement:.4f}"
-        cells = (disagreement, *_cells(row)[:2], f"{row.seconds:.1f}")
+    for row in report.ranked_family:
+        cells = (_nats(row.disagreement), *_cells(row)[:2], f"{row.seconds:.1f}")
         table.add_row(row.name, *cells, style="bold" if row.chosen else None)
     return table
 
@@ -93,11 +91,10 @@ def _table(first: str, *others: str) -> Table:
     return table
 
 
-def _number(loss: float | None) -> float:
-    return float("inf") if loss is None else loss
+def _nats(loss: float | None) -> str:
+    return "not finite" if loss is None else f"{loss:.4f}"
 
 
 def _cells(scores: ScoreValues | PathRow) -> tuple[str, str, str]:
-    loss = "not finite" if scores.loss is None else f"{scores.loss:.4f}"
     calibration = "not finite" if scores.calibration_error is None else f"{100 * scores.calibration_error:.2f} %"
-    return f"{100 * scores.accuracy:.2f} %", loss, calibration
+    return f"{100 * scores.accuracy:.2f} %", _nats(scores.loss), calibration
