@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from depfuse.data.loader import Loader
 from depfuse.errors import DataError
+from depfuse.restating import restate
 from depfuse.running import choose_layout, evaluating
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
@@ -89,9 +90,4 @@ def settle_batch_norm(model: nn.Module, loader: Loader) -> None:
             variance = (square / count - mean * mean).clamp_min(0.0) * (count / (count - 1))
             assert layer.running_mean is not None
             assert layer.running_var is not None
-            factor = layer.weight.double() / (layer.running_var.double() + layer.eps).sqrt()
-            shift = layer.bias.double() + factor * (mean - layer.running_mean.double())
-            layer.weight.copy_(factor * (variance + layer.eps).sqrt())
-            layer.bias.copy_(shift)
-            layer.running_mean.copy_(mean)
-            layer.running_var.copy_(variance)
+            restate(layer.weight, layer.bias, layer.running_mean, layer.running_var, layer.eps, mean, variance)

@@ -19,9 +19,7 @@ from depfuse.align.coupling import Couplings, apply_couplings
 from depfuse.groups import ChannelGroups
 from depfuse.merge.shares import Shares
 from depfuse.renorm.batch_norm import BATCH_NORM
-from depfuse.renorm.layers import Layer, find_layers, in_order
-
-LEAST = 1e-6  # of the goal's norm: a channel that has less is silent, and is not scaled
+from depfuse.renorm.layers import Layer, factors, find_layers, in_order
 
 
 def rescale_by_norms(
@@ -92,9 +90,7 @@ def rescale_by_norms(
             child.get_buffer(f"{name}.running_var").copy_(deviation.square())
         for name in bare:
             weight = child.get_parameter(f"{name}.weight")
-            own, goal = _norms(weight), goals[name]
-            silent = own <= LEAST * goal
-            weight.copy_(_scaled(weight.double(), torch.where(silent, 1.0, goal / own.clamp_min(1e-300))))
+            weight.copy_(_scaled(weight.double(), factors(goals[name], _norms(weight))))
 
 
 def _sources(layers: Sequence[Layer], norms: Sequence[str]) -> dict[str, str]:

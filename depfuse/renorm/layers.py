@@ -18,6 +18,7 @@ from depfuse.renorm.batch_norm import BATCH_NORM
 from depfuse.running import evaluating
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # no subclass
+LEAST = 1e-6  # of the goal: a channel that has less is silent, and is not scaled
 Hook = Callable[[nn.Module, Any, Tensor], Tensor | None]
 
 
@@ -94,6 +95,11 @@ def in_order(
         state[f"{name}.weight"] = figure.reshape(-1, *[1] * (weight.dim() - 1)).expand_as(weight).clone()
     moved = apply_couplings(groups, coupling, state)
     return {name: moved[f"{name}.weight"].reshape(len(figure), -1).mean(1) for name, figure in figures.items()}
+
+
+def factors(goal: Tensor, own: Tensor) -> Tensor:
+    """What takes channels' own deviations or norms (C,) to their goals; 1 for those that are silent beside them."""
+    return torch.where(own <= LEAST * goal, 1.0, goal / own.clamp_min(1e-300))
 
 
 @contextmanager

@@ -22,10 +22,9 @@ from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.merge.shares import Shares
 from depfuse.renorm.batch_norm import BATCH_NORM
-from depfuse.renorm.layers import Hook, find_layers, hooked, in_order
+from depfuse.renorm.layers import Hook, factors, find_layers, hooked, in_order
+from depfuse.restating import restate
 from depfuse.running import evaluating
-
-LEAST = 1e-6  # of the goal's deviation: a channel that varies less is silent, and is not scaled
 
 
 def repair(
@@ -147,24 +146,17 @@ class _Correction:
         weight, bias = self._layer.weight, self._layer.bias
         assert isinstance(weight, Tensor)
         if isinstance(self._layer, BATCH_NORM):
-            assert self._layer.running_mean is not None
-            assert self._layer.running_var is not None
-            mean, variance = self._seen.inputs
-            factor = weight.double() / (self._layer.running_var.double() + self._layer.eps).sqrt()
-            shift = bias.double() + factor * (mean - self._layer.running_mean.double())
-            weight.copy_(scale * factor * (variance + self._layer.eps).sqrt())
-            bias.copy_(scale * shift + offset)
-            self._layer.running_mean.copy_(mean)
-            self._layer.running_var.copy_(variance)
-            return
+            own = self._layer
+            assert own.running_mean is not None
+            assert own.running_var is not None
+            restate(weight, bias, own.running_mean, own.running_var, own.eps, *self._seen.inputs)
         weight.mul_(scale.to(weight).reshape(-1, *[1] * (weight.dim() - 1)))
         if isinstance(bias, Tensor):
             bias.copy_(scale * bias.double() + offset)
 
     def _map(self, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and offset (C,) that lead from a mean and deviation to the goal's."""
-        silent = deviation <= LEAST * self._deviation
-        scale = torch.where(silent, 1.0, self._deviation / deviation.clamp_min(1e-300))
+        scale = factors(self._deviation, deviation)
         can_shift = self._shift and self._layer.bias is not None
         return scale, self._mean - scale * mean if can_shift else torch.zeros_like(scale)
 

@@ -27,6 +27,7 @@ from depfuse.merge.refit.targets import Mixtures, Targets, find_mixtures, shares
 from depfuse.merge.refit.units import Unit, feeding, find_units
 from depfuse.merge.refit.walk import Walk
 from depfuse.merge.shares import Shares
+from depfuse.restating import restate
 
 METHODS = ("ridge", "regmean", "least-squares")
 AT_ONCE = 125
@@ -223,12 +224,8 @@ class _Refit:
             assert norm.weight is not None
             assert norm.bias is not None
             mean, variance = self._statistics(unit, walk)
-            factor = state[norm.weight].double() / (state[norm.variance].double() + norm.epsilon).sqrt()
-            shift = state[norm.bias].double() + factor * (mean - state[norm.mean].double())
-            _put(state[norm.weight], factor * (variance + norm.epsilon).sqrt())
-            _put(state[norm.bias], shift)
-            _put(state[norm.mean], mean)
-            _put(state[norm.variance], variance)
+            weight, bias = state[norm.weight], state[norm.bias]
+            restate(weight, bias, state[norm.mean], state[norm.variance], norm.epsilon, mean, variance)
 
     def head(self) -> None:
         """Only the layer that gives the logits."""
