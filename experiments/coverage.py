@@ -428,7 +428,8 @@ def total_memory() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", nargs="+", choices=["torchvision", "timm"], default=["torchvision", "timm"])
+    libraries = ["torchvision", "timm"]
+    parser.add_argument("--library", dest="libraries", nargs="+", choices=libraries, default=libraries)
     parser.add_argument("--family", nargs="+", choices=["torchvision", *FAMILIES], default=[], metavar="FAMILY")
     parser.add_argument("--names", nargs="+", default=[], metavar="PATTERN", help="like torchvision:resnet*")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
@@ -444,7 +445,7 @@ def main() -> None:
     parser.add_argument("--summary", action="store_true", help="only print the summary of what is there")
     chosen = parser.parse_args()
     table = Table(chosen.out)
-    names = architectures(chosen.library, chosen.family, chosen.names)
+    names = architectures(chosen.libraries, chosen.family, chosen.names)
     if not chosen.summary:
         # Forked processes have the libraries loaded; nothing has been computed here that a fork could break.
         has_fork = "fork" in multiprocessing.get_all_start_methods()

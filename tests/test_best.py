@@ -8,22 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from digits_parents import digits_files, digits_parents
 from torch import nn
 
 from depfuse import Recipe, fuse
 from depfuse.agreement import SCALES
 from depfuse.best import HELD_OUT, best_of
-from depfuse.checkpoint import load_into, read_checkpoint
 from depfuse.cli import main
 from depfuse.data import DataSet, calibration_loader, load_data
 from depfuse.data.augment import Augmentation, mix
 from depfuse.distil import Ensemble
 from depfuse.errors import DepfuseWarning, RecipeError
-from depfuse.models import build_network
 
-CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
-PARENTS = [str(CHECKPOINTS / f"digits-{name}.safetensors") for name in "ab"]
-SAME = [str(CHECKPOINTS / f"digits-same-{name}.safetensors") for name in "ab"]
 BEST = Recipe(goal="best", refit_steps=4, distance="scaled")
 
 
@@ -32,18 +28,9 @@ def data() -> DataSet:
     return load_data("digits")
 
 
-def networks(files: list[str]) -> list[nn.Module]:
-    found = []
-    for path in files:
-        model = build_network("digits_resnet(width=1.25)")
-        load_into(model, read_checkpoint(path))
-        found.append(model.eval())
-    return found
-
-
 @pytest.fixture(scope="module")
 def result(data):
-    return fuse(networks(PARENTS), BEST, calibration_loader(data, 600))
+    return fuse(digits_parents(*"ab"), BEST, calibration_loader(data, 600))
 
 
 def test_the_child_is_the_candidate_that_agrees_best(result, data):
@@ -67,7 +54,7 @@ def test_disagreement_is_measured_on_mixed_images_at_the_best_scale(result, data
     augmented = loader.between(600 - held, 600).augmented(Augmentation.suited_to(loader.image_shape), 0)
     generator = torch.Generator().manual_seed(0)
     images = torch.cat([mix(inputs, generator) for inputs, _ in augmented])
-    parents = networks(PARENTS)
+    parents = digits_parents(*"ab")
     with torch.no_grad():
         wanted = torch.stack([parent(images).softmax(1) for parent in parents]).mean(0)
         for candidate in result.family:
@@ -82,7 +69,7 @@ def test_disagreement_is_measured_on_mixed_images_at_the_best_scale(result, data
 def test_a_scale_changes_no_decision(result, data):
     images = data.example(200)
     with torch.no_grad():
-        for candidate, parent in zip(result.family[::2], networks(PARENTS), strict=False):
+        for candidate, parent in zip(result.family[::2], digits_parents(*"ab"), strict=False):
             scores = parent(images)
             assert torch.equal(candidate.network(images).argmax(1), scores.argmax(1))
             torch.testing.assert_close(candidate.network(images), candidate.scale * scores, atol=1e-4, rtol=1e-4)
@@ -103,7 +90,7 @@ def test_the_last_candidates_begin_from_the_best_before_them(result):
 
 
 def test_one_parent_twice_is_that_parent(data):
-    parent = networks(PARENTS)[0]
+    parent = digits_parents(*"ab")[0]
     found = fuse([parent, copy.deepcopy(parent)], BEST, calibration_loader(data, 200))
     images = data.example(100)
     with torch.no_grad():
@@ -113,7 +100,7 @@ def test_one_parent_twice_is_that_parent(data):
 def test_no_label_is_read(data):
     loaders = [calibration_loader(data, 100) for _ in range(2)]
     loaders[1].labels.zero_()
-    first, second = (fuse(networks(PARENTS), BEST, loader) for loader in loaders)
+    first, second = (fuse(digits_parents(*"ab"), BEST, loader) for loader in loaders)
     for one, two in zip(first.family, second.family, strict=True):
         assert one.disagreement == two.disagreement
 
@@ -139,15 +126,15 @@ def test_networks_that_cannot_be_refitted_still_have_a_best(data):
 
 
 def test_polish_alone(data):
-    found = fuse(networks(PARENTS), Recipe(polish=True, distance="scaled"), calibration_loader(data, 400))
-    plain = fuse(networks(PARENTS), Recipe(distance="scaled"), calibration_loader(data, 400))
+    found = fuse(digits_parents(*"ab"), Recipe(polish=True, distance="scaled"), calibration_loader(data, 400))
+    plain = fuse(digits_parents(*"ab"), Recipe(distance="scaled"), calibration_loader(data, 400))
     assert found.polished is not None
     assert found.polished.after < found.polished.before
     loader = calibration_loader(data, 1200, seed=1)
-    ensemble = Ensemble(networks(PARENTS), (0.5, 0.5))
+    ensemble = Ensemble(digits_parents(*"ab"), (0.5, 0.5))
     assert ensemble.disagreement(found.child, loader) < ensemble.disagreement(plain.child, loader)
     assert (
-        fuse(networks(PARENTS), BEST.model_copy(update={"polish": False}), calibration_loader(data, 100)).polished
+        fuse(digits_parents(*"ab"), BEST.model_copy(update={"polish": False}), calibration_loader(data, 100)).polished
         is None
     )
 
@@ -167,16 +154,16 @@ def test_contradictions_get_one_sentence(settings, sentence):
 
 def test_images_are_needed(data):
     with pytest.raises(RecipeError, match="goal best and polish need calibration images"):
-        fuse(networks(PARENTS), BEST.model_copy(update={"criterion": "weights"}), example=data.example())
+        fuse(digits_parents(*"ab"), BEST.model_copy(update={"criterion": "weights"}), example=data.example())
     with pytest.raises(RecipeError, match="at least 8 calibration images, not 5"):
-        fuse(networks(PARENTS), BEST, calibration_loader(data, 5))
+        fuse(digits_parents(*"ab"), BEST, calibration_loader(data, 5))
 
 
 def test_on_the_command_line(tmp_path: Path, capsys):
     out, report, plot = (tmp_path / name for name in ("child.safetensors", "report.json", "family.png"))
     arguments = ["--data", "digits", "--calibration", "200", "--refit-steps", "2", "--distance", "scaled"]
     files = ["--out", str(out), "--report", str(report), "--plot", str(plot)]
-    assert main(["fuse", *SAME, *arguments, "--goal", "best", *files]) == 0
+    assert main(["fuse", *digits_files("same-a", "same-b"), *arguments, "--goal", "best", *files]) == 0
     found = json.loads(report.read_text())
     rows = found["family"]
     chosen = [row for row in rows if row["chosen"]]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from digits_parents import digits_files, digits_parents
 from torch import nn
 
 from depfuse import Recipe, find_groups, fuse
 from depfuse.align import Coupling
-from depfuse.checkpoint import load_into, read_checkpoint
+from depfuse.checkpoint import read_checkpoint
 from depfuse.cli import main
 from depfuse.data import Loader, load_data
 from depfuse.errors import RecipeError
@@ -22,8 +22,6 @@ from depfuse.models import build_network
 from depfuse.renorm import rescale_by_norms
 
 IMAGE = torch.zeros(1, 1, 8, 8)
-CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
-
 
 def identity(groups):
     return {group.name: Coupling.identity(group.size) for group in groups.free}
@@ -205,10 +203,7 @@ def test_silent_channels_stay_silent():
 
 
 def test_networks_with_batch_norm_are_better_than_with_averaged_statistics():
-    parents = []
-    for name in "ab":
-        parents.append(build_network("digits_resnet(width=1.25)").eval())
-        load_into(parents[-1], read_checkpoint(CHECKPOINTS / f"digits-same-{name}.safetensors"))
+    parents = digits_parents("same-a", "same-b")
     data = load_data("digits")
     images = Loader(data.train, data.preprocessing, batch_size=500)
     accuracy = {
@@ -221,7 +216,7 @@ def test_networks_with_batch_norm_are_better_than_with_averaged_statistics():
 
 
 def test_no_image_is_needed_on_the_command_line(tmp_path):
-    parents = [str(CHECKPOINTS / f"digits-same-{name}.safetensors") for name in "ab"]
+    parents = digits_files("same-a", "same-b")
     out = tmp_path / "child.safetensors"
     command = ["fuse", *parents, "--criterion", "weights", "--renorm", "data-free", "--restarts", "1", "--quiet"]
     assert main([*command, "--calibration", "0", "--out", str(out)]) == 0

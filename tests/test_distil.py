@@ -5,26 +5,23 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from digits_parents import digits_files, digits_parents
 
 from depfuse import Recipe, fuse
-from depfuse.checkpoint import load_into, read_checkpoint
 from depfuse.cli import main
 from depfuse.data import DataSet, Loader, calibration_loader, load_data
 from depfuse.distil import Ensemble, Further
 from depfuse.errors import CheckpointError, RecipeError
 from depfuse.evaluate import evaluate
 from depfuse.label_sets import LabelSets
-from depfuse.models import build_network
 from depfuse.report import FusionReport, NetworkScores, ScoreValues
 from depfuse.report.verdict import verdict
 from depfuse.train import EpochReport, TrainRecipe, fit
 
-CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
-PARENTS = [str(CHECKPOINTS / f"digits-{name}.safetensors") for name in "ab"]
+PARENTS = digits_files(*"ab")
 STEPS = TrainRecipe(epochs=3, label_smoothing=0.0, learning_rate=0.05)
 
 
@@ -35,12 +32,7 @@ def data() -> DataSet:
 
 @pytest.fixture
 def parents() -> list[torch.nn.Module]:
-    found = []
-    for path in PARENTS:
-        model = build_network("digits_resnet(width=1.25)")
-        load_into(model, read_checkpoint(path))
-        found.append(model.eval())
-    return found
+    return digits_parents(*"ab")
 
 
 def weights(model: torch.nn.Module) -> torch.Tensor:

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from digits_parents import digits_parents
 from torch import nn
 from torch.func import functional_call
 
-from depfuse.checkpoint import load_into, read_checkpoint
 from depfuse.data import Loader, Split, calibration_loader, load_data
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.errors import RecipeError
 from depfuse.merge import polish
 from depfuse.merge.polish import _apart, _joined, _Polish
-from depfuse.models import build_network
 from depfuse.renorm import settle_batch_norm
 from depfuse.running import evaluating
 from depfuse.teaching import TEMPERATURE, slope
-
-CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 
 
 def images(count: int, size: int = 4, channels: int = 1) -> Loader:
@@ -144,13 +140,8 @@ def test_a_network_that_is_its_teacher_stays_as_it_is():
 
 
 def test_a_polished_resnet_agrees_better_and_repeats_bit_for_bit():
-    data = load_data("digits")
-    nets = []
-    for letter in "ab":
-        model = build_network("digits_resnet(width=1.25)")
-        load_into(model, read_checkpoint(CHECKPOINTS / f"digits-{letter}.safetensors"))
-        nets.append(model.eval())
-    loader = calibration_loader(data, 300)
+    nets = digits_parents(*"ab")
+    loader = calibration_loader(load_data("digits"), 300)
     children = [copy.deepcopy(nets[0]) for _ in range(2)]
     done = [polish(child, nets[1], loader, views=200, iterations=3) for child in children]
     assert done[0] == done[1]

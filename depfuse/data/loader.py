@@ -110,6 +110,15 @@ class Loader:
             channels_last=self.channels_last,
         )
 
+    def prepared(
+        self, numbers: Tensor, augment: Augmentation | None, generator: torch.Generator, *, channels_last: bool = False
+    ) -> Tensor:
+        """Images by number (n,), each changed as the generator draws for it, as the network takes them."""
+        images = self.images[numbers.to(self.device)]
+        if augment:
+            images = augment.apply(images, augment.draw(len(images), *self.image_shape[1:], generator))
+        return self.preprocessing.apply(images, channels_last=channels_last)
+
     def __len__(self) -> int:
         return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
 

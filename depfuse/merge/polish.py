@@ -139,36 +139,31 @@ class _Polish:
     def run(self, iterations: int) -> Polished:
         """Find out which layers shall be free, then take the best step."""
         before = self._loss({})
-        sets = {"last stage": self._free(self._count - 1), "all": self._free(0)}
-        sets = {name: free for name, free in sets.items() if free}
-        if len(sets.get("last stage", ())) == len(sets.get("all", ())):
-            sets.pop("last stage", None)
-        if len(sets) > 1:
-            few = self.views[: max(1, round(PROBED * len(self.views)))]
-            short = max(1, round(PROBED * iterations))
-            trials = {name: self._best(free, few, short)[0] for name, free in sets.items()}
-            chosen = min(trials, key=trials.__getitem__)
-            sets = {chosen: sets[chosen]}
-        for name, free in sets.items():
-            after, moved, damping = self._best(free, self.views, iterations)
-            if after < before:
-                parameters = dict(self.model.named_parameters())
-                for key, tensor in moved.items():
-                    parameters[key].copy_(tensor)
-                return Polished(before, after, name, damping)
-        return Polished(before, before)
+        layers, free = self._chosen(iterations)
+        after, moved, damping = self._best(free, self.views, iterations)
+        if not after < before:
+            return Polished(before, before)
+        parameters = dict(self.model.named_parameters())
+        for key, tensor in moved.items():
+            parameters[key].copy_(tensor)
+        return Polished(before, after, layers, damping)
+
+    def _chosen(self, iterations: int) -> tuple[str, dict[str, Tensor]]:
+        """The layers that shall be free: those that do better on some of the views, in some of the iterations."""
+        whole, last = self._free(0), self._free(self._count - 1)
+        if not last or len(last) == len(whole):
+            return "all", whole
+        few, short = self.views[: max(1, round(PROBED * len(self.views)))], max(1, round(PROBED * iterations))
+        better = self._best(last, few, short)[0] <= self._best(whole, few, short)[0]
+        return ("last stage", last) if better else ("all", whole)
 
     def _batches(self, numbers: Tensor, augment: Augmentation | None, mixed: bool = False) -> list[Batch]:
         """Images by number, changed and prepared, with the teacher's logits."""
         found = []
-        height, width = self.loader.image_shape[1:]
-        for chosen in torch.split(numbers, AT_ONCE):
-            images = self.loader.images[chosen.to(self.loader.device)]
-            if augment:
-                images = augment.apply(images, augment.draw(len(images), height, width, self._generator))
-            prepared = self.loader.preprocessing.apply(images).contiguous(memory_format=self._layout)
-            prepared = mix(prepared, self._generator) if mixed else prepared
-            found.append((prepared, self.teacher(prepared).float()))
+        for part in torch.split(numbers, AT_ONCE):
+            images = self.loader.prepared(part, augment, self._generator).contiguous(memory_format=self._layout)
+            images = mix(images, self._generator) if mixed else images
+            found.append((images, self.teacher(images).float()))
         return found
 
     def _free(self, stage: int) -> dict[str, Tensor]:
@@ -204,6 +199,8 @@ class _Polish:
 
     def _steps(self, free: Vector, views: list[Batch], iterations: int) -> Iterator[tuple[float, dict[str, Tensor]]]:
         """The step for each damping, from one Lanczos iteration."""
+        if not free:
+            return
         scale = self._scales(free, views)
         start = self._product(free, views, scale, None)
         length = start.norm()

@@ -110,14 +110,8 @@ class SecondPass:
 
     def _images(self, numbers: Tensor, augment: Augmentation | None = None) -> list[Tensor]:
         """Images by number, in batches of the program's size."""
-        found = []
-        height, width = self._loader.image_shape[1:]
-        for chosen in numbers.tensor_split(max(1, len(numbers) // self._size)):
-            images = self._loader.images[chosen.to(self._loader.device)]
-            if augment:
-                images = augment.apply(images, augment.draw(len(images), height, width, self._generator))
-            found.append(self._loader.preprocessing.apply(images, channels_last=True))
-        return found
+        parts = numbers.tensor_split(max(1, len(numbers) // self._size))
+        return [self._loader.prepared(part, augment, self._generator, channels_last=True) for part in parts]
 
     def _draw(self, count: int) -> list[Batch]:
         """Images for a step with the ensemble's logits; all have been drawn before one is drawn again."""
@@ -219,8 +213,8 @@ class SecondPass:
             change = torch.cat([after - before for after, before in zip(outputs, plain, strict=True)])
             changes.append(change.double() / probe)
             slopes.append(sum(float((gradient[key].double() * direction[key]).sum()) for key in gradient))
-        bent = [curved(change, torch.cat(plain)) for change in changes]
-        curvature = torch.stack([torch.stack([(a * b).sum() for b in bent]) for a in changes]) / len(changes[0])
+        moves = torch.stack(changes)
+        curvature = moves.flatten(1) @ curved(moves, torch.cat(plain)).flatten(1).T / moves.shape[1]
         curvature = (
             curvature + TRUST * torch.diag(curvature.diagonal()) + 1e-12 * torch.eye(len(curvature)).to(curvature)
         )
