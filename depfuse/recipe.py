@@ -137,7 +137,7 @@ class Recipe(BaseModel):
         "outputs, or the means of matched channels",
     )
     refit_steps: int = Field(
-        default=32,
+        default=160,
         ge=0,
         description="after refit ridge, steps of all layers together towards the ensemble's outputs; 0 for none",
     )

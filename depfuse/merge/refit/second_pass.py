@@ -14,18 +14,16 @@ from depfuse.merge.refit.graph import State
 from depfuse.merge.refit.rows import Window
 from depfuse.merge.refit.units import Unit
 from depfuse.running import bfloat16_pays
-from depfuse.teaching import curved, divergence, drawn, slope
+from depfuse.teaching import divergence, drawn, slope
 
-PER_STEP = 500
-PER_FACTORS = 250
-PER_CURVATURE = 125
+PER_STEP = 125
 MOST_ROWS = 2**15
 DAMPING = 1e-3
-TRUST = 0.03
-AVERAGED = 0.75
+TRUST = 0.02
+MOMENTUM = 0.9
 HELD_OUT = 0.125
-REFRESHED = 8
-COMPARED = 4
+REFRESHED = 64
+COMPARED = 16
 
 Batch = tuple[Tensor, Tensor]
 
@@ -36,10 +34,10 @@ class SecondPass:
     Layer by layer solving cannot know what later layers make of an error. Here every unit's weight moves by
     :math:`-(A + \sqrt\lambda\pi)^{-1} \nabla_W (\Gamma + \sqrt\lambda/\pi)^{-1}`, where A is the Gram matrix of its
     inputs and :math:`\Gamma` that of the derivatives by its outputs of a class drawn from the child's own probabilities
-    (Martens & Grosse 2015; for convolutions Grosse & Martens 2016, section 3). How far to go along this direction and
-    the one before follows from the Gauss-Newton model of the loss along both (2015, section 7). A running mean of the
-    weights is tried besides the weights themselves (2015, section 13: it takes out the noise of steps that see few
-    images).
+    (Martens & Grosse 2015; for convolutions Grosse & Martens 2016, section 3). A step sees few images, and most of it
+    is chance: each is so long that the model of the loss changes by a share of what the loss was at first (Ba et al.
+    2017, section 5), which is `TRUST` over the number of units, since the model does not know how they act together;
+    shorter and shorter towards the end. A running mean of such steps is taken.
 
     Parameters
     ----------
@@ -80,33 +78,26 @@ class SecondPass:
         if self._seen < self._size:
             return
         rest = [(images, self.teacher(images)) for images in self._images(self._held)]
-        best = mean = maps = self.folded.maps(self.state)
+        best = maps = self.folded.maps(self.state)
         lowest = self._loss(maps, rest)
-        previous: dict[str, Tensor] | None = None
+        trusted = TRUST / len(self.folded.units) * lowest / sum(len(images) for images, _ in rest)
+        change = {key: torch.zeros_like(tensor) for key, tensor in maps.items()}
         for step in range(steps):
             chosen = self._draw(PER_STEP)
             if step % REFRESHED == 0:
-                factors = self._factors(maps, chosen[: self._batches(PER_FACTORS)])
+                factors = self._factors(maps, chosen)
             gradient = self._gradient(maps, chosen)
-            directions = [self._preconditioned(gradient, factors)]
-            if previous is not None:
-                directions.append(previous)
-            lengths = self._lengths(maps, gradient, directions, chosen[: self._batches(PER_CURVATURE)])
-            previous = {
-                key: sum(length * direction[key] for length, direction in zip(lengths, directions, strict=True))  # type: ignore[misc]
-                for key in maps
-            }
-            maps = {key: maps[key] + previous[key] for key in maps}
-            mean = {key: AVERAGED * mean[key] + (1 - AVERAGED) * maps[key] for key in maps}
+            direction = self._preconditioned(gradient, factors)
+            power = -sum(float((gradient[key].double() * direction[key]).sum()) for key in maps)
+            length = (trusted / max(power, 1e-30)) ** 0.5 * (1 - step / steps)
+            for key in maps:
+                change[key] = MOMENTUM * change[key] + (1 - MOMENTUM) * length * direction[key]
+            maps = {key: tensor + change[key] for key, tensor in maps.items()}
             if step % COMPARED == COMPARED - 1 or step == steps - 1:
-                for candidate in (maps, mean):
-                    loss = self._loss(candidate, rest)
-                    if loss < lowest:
-                        best, lowest = candidate, loss
+                loss = self._loss(maps, rest)
+                if loss < lowest:
+                    best, lowest = maps, loss
         self.folded.write(best, self.state)
-
-    def _batches(self, images: int) -> int:
-        return max(1, images // self._size)
 
     def _images(self, numbers: Tensor, augment: Augmentation | None = None) -> list[Tensor]:
         """Images by number, in batches of the program's size."""
@@ -115,7 +106,7 @@ class SecondPass:
 
     def _draw(self, count: int) -> list[Batch]:
         """Images for a step with the ensemble's logits; all have been drawn before one is drawn again."""
-        count = min(self._batches(count) * self._size, self._seen // self._size * self._size)
+        count = min(max(1, count // self._size) * self._size, self._seen // self._size * self._size)
         if len(self._order) < count:
             self._order = torch.randperm(self._seen, generator=self._generator)
         chosen, self._order = self._order[:count], self._order[count:]
@@ -193,34 +184,6 @@ class SecondPass:
                 step = step[:, :-1]
             direction[weight] = window.weight(step, gradient[weight].shape).to(gradient[weight])
         return direction
-
-    def _lengths(
-        self,
-        maps: State,
-        gradient: Mapping[str, Tensor],
-        directions: Sequence[Mapping[str, Tensor]],
-        batches: Sequence[Batch],
-    ) -> list[float]:
-        """How far to go along each direction, by the Gauss-Newton model of the loss."""
-        size = sum(float(tensor.square().sum()) for tensor in maps.values()) ** 0.5
-        slopes, changes = [], []
-        plain = [self.folded.run(maps, self.state, images)[0] for images, _ in batches]
-        for direction in directions:
-            length = sum(float(tensor.square().sum()) for tensor in direction.values()) ** 0.5
-            probe = 1e-3 * size / max(length, 1e-30)
-            moved = {key: tensor + probe * direction[key] for key, tensor in maps.items()}
-            outputs = [self.folded.run(moved, self.state, images)[0] for images, _ in batches]
-            change = torch.cat([after - before for after, before in zip(outputs, plain, strict=True)])
-            changes.append(change.double() / probe)
-            slopes.append(sum(float((gradient[key].double() * direction[key]).sum()) for key in gradient))
-        moves = torch.stack(changes)
-        curvature = moves.flatten(1) @ curved(moves, torch.cat(plain)).flatten(1).T / moves.shape[1]
-        curvature = (
-            curvature + TRUST * torch.diag(curvature.diagonal()) + 1e-12 * torch.eye(len(curvature)).to(curvature)
-        )
-        slope = torch.tensor(slopes, dtype=curvature.dtype, device=curvature.device)
-        found: list[float] = (-torch.linalg.solve(curvature, slope)).tolist()
-        return found
 
 
 def _damped(factor: Tensor) -> Tensor:
