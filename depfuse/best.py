@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from depfuse.agreement import SCALES, at_best_scale, mean_or_infinite
 from depfuse.choose_shares import shares_of_parts
-from depfuse.data.augment import Augmentation, mix
+from depfuse.data.augment import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.errors import ArchitectureError, RecipeError
 from depfuse.groups import ChannelGroups
@@ -32,6 +32,8 @@ from depfuse.running import choose_layout, evaluating
 from depfuse.teaching import ensemble_logits, mean_logits, mean_probabilities
 
 HELD_OUT = 0.25
+VIEWS = 4
+FARTHER = 2
 LEAST_IMAGES = 8
 # Candidates are compared on so many images; the best merged one is made again of all.
 COMPARED_IMAGES = 500
@@ -49,14 +51,14 @@ class Candidate:
     network
         The network, in eval mode.
     disagreement
-        Cross-entropy (nats) of its class probabilities under the mean of the parents', on held-out images without
-        labels, each mixed with another.
+        Cross-entropy (nats) of its class probabilities for held-out images, shifted far, under the mean of the parents'
+        for the same images as they are; without labels.
     seconds
         What making it took.
     scale
         What its class scores were multiplied by, with which it is least; no decision depends on it.
     losses
-        The disagreement of each image (N,).
+        The disagreement of each image (N,), over its views.
     """
 
     name: str
@@ -213,49 +215,46 @@ class Family:
 class Judge:
     """How far candidates are from the parents' ensemble, on images that no candidate has seen.
 
-    Each image is flipped, shifted and mixed with another: networks know by heart what they were trained on, and are
-    alike there; between the images it shows what they make of others. A candidate's class scores are multiplied by the
-    one of `SCALES` with which it is nearest: networks are too sure where the mean of their probabilities is not
-    (temperature scaling, Guo et al. 2017, without labels).
+    The ensemble sees each image as it is, a candidate several views of it, flipped and shifted twice as far as in
+    training: what networks know by heart they all name alike, and those that generalise name it so from afar as well. A
+    candidate's class scores are multiplied by the one of `SCALES` with which it is nearest: networks are too sure of
+    what they know by heart (temperature scaling, Guo et al. 2017, without labels).
     """
 
     def __init__(self, family: Family, images: Loader) -> None:
         recipe = family.recipe
-        generator = torch.Generator().manual_seed(recipe.seed)
-        augmented = images.augmented(Augmentation.suited_to(images.image_shape), recipe.seed)
-        self._images = [mix(inputs, generator) for inputs, _ in augmented]
+        near = Augmentation.suited_to(images.image_shape)
+        far = replace(near, translate=FARTHER * near.translate)
         shares, labels = recipe.shares(len(family.teachers)), family.labels
-        outputs = zip(*(self._logits(model) for model in family.teachers), strict=True)
+        plain = [inputs for inputs, _ in images]
+        outputs = zip(*(_logits(model, plain) for model in family.teachers), strict=True)
         self._wanted = torch.cat(
             [
                 mean_logits(own, shares).softmax(1) if family.joint else mean_probabilities(own, shares, labels)
                 for own in outputs
             ]
         )
+        self._views = [inputs for view in range(VIEWS) for inputs, _ in images.augmented(far, recipe.seed + view)]
 
     def __call__(self, network: nn.Module) -> tuple[Tensor, float]:
         """Each image's disagreement (N,), nats, and the scale with which it is least; 1 without a linear head."""
-        scores = torch.cat(self._logits(network))
+        scores = torch.cat(_logits(network, self._views))
         try:
-            head_of(network, self._images[0][:1])
+            head_of(network, self._views[0][:1])
             scales = SCALES
         except RecipeError:
             scales = (1.0,)
-        return at_best_scale(scores, self._wanted, scales)
+        losses, scale = at_best_scale(scores, self._wanted.repeat(VIEWS, 1), scales)
+        return losses.reshape(VIEWS, -1).mean(0), scale
 
     def rescaled(self, candidate: Candidate) -> Candidate:
         """The candidate with its scale in its head."""
         if candidate.scale != 1.0:
-            head = head_of(candidate.network, self._images[0][:1])
+            head = head_of(candidate.network, self._views[0][:1])
             with torch.no_grad():
                 head.weight.mul_(candidate.scale)
                 head.bias.mul_(candidate.scale)
         return candidate
-
-    def _logits(self, network: nn.Module) -> list[Tensor]:
-        with torch.no_grad(), evaluating(network):
-            layout = choose_layout(network, self._images[0][:1])[0]
-            return [network(inputs.contiguous(memory_format=layout)).float() for inputs in self._images]
 
 
 def best_of(candidates: Sequence[Candidate]) -> Candidate:
@@ -270,6 +269,12 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate:
         if candidate is least or float(differences.mean()) <= float(differences.std()) / len(differences) ** 0.5:
             return candidate
     return least
+
+
+def _logits(network: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
+    with torch.no_grad(), evaluating(network):
+        layout = choose_layout(network, batches[0][:1])[0]
+        return [network(inputs.contiguous(memory_format=layout)).float() for inputs in batches]
 
 
 def _copied(model: nn.Module) -> nn.Module:

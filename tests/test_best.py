@@ -16,7 +16,7 @@ from depfuse.agreement import SCALES
 from depfuse.best import HELD_OUT, best_of
 from depfuse.cli import main
 from depfuse.data import DataSet, calibration_loader, load_data
-from depfuse.data.augment import Augmentation, mix
+from depfuse.data.augment import Augmentation
 from depfuse.distil import Ensemble
 from depfuse.errors import DepfuseWarning, RecipeError
 
@@ -48,15 +48,17 @@ def test_the_child_is_the_candidate_that_agrees_best(result, data):
     assert all(candidate.seconds >= 0 for candidate in result.family)
 
 
-def test_disagreement_is_measured_on_mixed_images_at_the_best_scale(result, data):
+def test_disagreement_is_measured_from_afar_at_the_best_scale(result, data):
     loader = calibration_loader(data, 600)
     held = round(HELD_OUT * 600)
-    augmented = loader.between(600 - held, 600).augmented(Augmentation.suited_to(loader.image_shape), 0)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.cat([mix(inputs, generator) for inputs, _ in augmented])
+    rest = loader.between(600 - held, 600)
+    translate = 2 * Augmentation.suited_to(loader.image_shape).translate
+    views = [rest.augmented(Augmentation(translate=translate), view) for view in range(4)]
+    images = torch.cat([inputs for view in views for inputs, _ in view])
+    plain = torch.cat([inputs for inputs, _ in rest])
     parents = digits_parents(*"ab")
     with torch.no_grad():
-        wanted = torch.stack([parent(images).softmax(1) for parent in parents]).mean(0)
+        wanted = torch.stack([parent(plain).softmax(1) for parent in parents]).mean(0).repeat(4, 1)
         for candidate in result.family:
             scores = candidate.network(images)
             loss = -float((wanted * scores.log_softmax(1)).sum(1).mean())
