@@ -23,6 +23,7 @@ from depfuse.renorm import rescale_by_norms
 
 IMAGE = torch.zeros(1, 1, 8, 8)
 
+
 def identity(groups):
     return {group.name: Coupling.identity(group.size) for group in groups.free}
 
