@@ -109,6 +109,7 @@ class Further:
                 teacher=teacher if step == "distil" else None,
                 device=device,
                 resume_path=self._state(name, step),
+                start=self._start(name, step, teacher),
                 progress=None if self.progress is None else partial(self.progress, f"{step}: {name}"),
             )
             seconds[step] = report.total_seconds
@@ -122,6 +123,11 @@ class Further:
 
     def _state(self, name: str, step: str) -> Path | None:
         return None if self.resume is None else self.resume.with_name(f"{self.resume.name}.{name}-{step}")
+
+    def _start(self, name: str, step: str, teacher: Ensemble) -> str:
+        """What a network comes from: refitted with other threads or on a GPU, it is not the same bit for bit."""
+        described = f"{name} {step} {teacher.digest} {self.recipe.model_dump_json()}"
+        return hashlib.sha256(described.encode()).hexdigest()
 
     def _settings(self, epochs: int) -> TrainRecipe:
         return TrainRecipe.suited_to(

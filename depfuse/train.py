@@ -164,6 +164,7 @@ def fit(
     resume_path: str | Path | None = None,
     progress: Progress | None = None,
     save_seconds: float = 30.0,
+    start: str | None = None,
 ) -> EpochReport:
     """Train a network in place, from the weights it has, on labels or on what a teacher says.
 
@@ -209,7 +210,7 @@ def fit(
     device = torch.device(device)
     model.to(device)
     check_input(model, data.example(2, device), classes=len(data.classes))
-    run = _Run(model, data, recipe, device, teacher)
+    run = _Run(model, data, recipe, device, teacher, start)
     if resume_path is not None:
         run.resume(Path(resume_path))
     saved = time.perf_counter()
@@ -241,6 +242,7 @@ class _Run:
         recipe: TrainRecipe,
         device: torch.device,
         teacher: Teacher | None = None,
+        start: str | None = None,
     ) -> None:
         self.model = model
         self.recipe = recipe
@@ -282,7 +284,7 @@ class _Run:
         self.identity = {
             "recipe": recipe.model_dump(mode="json"),
             "data": state_digest({"images": data.train.images, "labels": data.train.labels}),
-            "start": state_digest(model.state_dict()),
+            "start": state_digest(model.state_dict()) if start is None else start,
             "teacher": None if teacher is None else teacher.digest,
         }
 

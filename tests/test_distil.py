@@ -143,3 +143,23 @@ def test_a_trained_parent_that_is_best_is_kept():
     kept = verdict(parents, scores(0.9), naive, scores(0.7), [], trained)
     assert "a parent trained as long (1.pt, 80.00 %): keep the trained parent" in kept
     assert "trained" not in verdict(parents, scores(0.9), naive, scores(0.85), [], trained)
+
+
+def test_a_state_belongs_to_what_a_network_comes_from_not_to_its_last_bits(parents, data, tmp_path):
+    """Refitting with another number of threads, or on a GPU, gives the same network but for rounding."""
+    teacher, recipe = Ensemble(parents, (0.5, 0.5)), Recipe(distil=2)
+    seen: list[int] = []
+
+    def train(recipe: Recipe, change: float) -> torch.Tensor:
+        network = copy.deepcopy(parents[0])
+        with torch.no_grad():
+            next(network.parameters()).mul_(1 + change)
+        further = Further(data, recipe, tmp_path / "state", lambda _, report: seen.append(report.epoch))
+        further.train(network, teacher, "child")
+        return weights(network)
+
+    whole = train(recipe, 0.0)
+    assert torch.equal(train(recipe, 1e-6), whole)
+    assert seen == [1, 2]
+    with pytest.raises(CheckpointError, match="another"):
+        train(Recipe(distil=2, refit="ridge"), 0.0)

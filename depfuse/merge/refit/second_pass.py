@@ -80,7 +80,7 @@ class SecondPass:
         rest = [(images, self.teacher(images)) for images in self._images(self._held)]
         best = maps = self.folded.maps(self.state)
         lowest = self._loss(maps, rest)
-        trusted = TRUST / len(self.folded.units) * lowest / sum(len(images) for images, _ in rest)
+        trusted = TRUST / len(self.folded.units) * max(0.0, lowest) / sum(len(images) for images, _ in rest)
         change = {key: torch.zeros_like(tensor) for key, tensor in maps.items()}
         for step in range(steps):
             chosen = self._draw(PER_STEP)
