@@ -18,14 +18,14 @@ from depfuse.data.loader import Loader
 from depfuse.label_sets import LabelSets
 from depfuse.recipe import Recipe
 from depfuse.running import evaluating
-from depfuse.teaching import mean_logits
+from depfuse.teaching import ensemble_logits
 from depfuse.train import EpochReport, TrainRecipe, fit
 
 WARMUP = 0.1  # of the epochs
 
 
 class Ensemble:
-    """The parents' logit ensemble as a teacher (Hinton et al. 2015).
+    """The parents' ensemble as a teacher, by its softened class scores (Hinton et al. 2015).
 
     Parameters
     ----------
@@ -35,12 +35,21 @@ class Ensemble:
         One weight per parent, summing to one.
     labels
         Which labels the parents' outputs stand for, where they differ.
+    joint
+        Whether they have one head together, see `ensemble_logits`.
     """
 
-    def __init__(self, models: Sequence[nn.Module], shares: Sequence[float], labels: LabelSets | None = None) -> None:
-        self._shares, self._labels = shares, labels
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        shares: Sequence[float],
+        labels: LabelSets | None = None,
+        *,
+        joint: bool = False,
+    ) -> None:
+        self._shares, self._labels, self._joint = shares, labels, joint
         digests = [state_digest(model.state_dict()) for model in models]
-        described = f"{digests} {list(shares)} {None if labels is None else labels.sets}"
+        described = f"{digests} {list(shares)} {None if labels is None else labels.sets} {joint}"
         self._digest = hashlib.sha256(described.encode()).hexdigest()
         self._models = [copy.deepcopy(model).eval() for model in models]
 
@@ -50,17 +59,17 @@ class Ensemble:
         return self._digest
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Class probabilities (N, C) in float32."""
+        """Logits (N, C) in float32."""
         with torch.no_grad(), evaluating(*self._models):
             outputs = [model(images).float() for model in self._models]
-        return mean_logits(outputs, self._shares, self._labels).softmax(1)
+        return ensemble_logits(outputs, self._shares, self._labels, joint=self._joint)
 
     def disagreement(self, model: nn.Module, loader: Loader) -> float:
         """Cross-entropy (nats) of a network's class probabilities under the ensemble's, without labels."""
         total = 0.0
         with torch.no_grad(), evaluating(model):
             for images, _ in loader:
-                total -= float((self(images) * model(images).float().log_softmax(1)).sum())
+                total -= float((self(images).softmax(1) * model(images).float().log_softmax(1)).sum())
         return total / loader.count
 
 

@@ -385,7 +385,7 @@ def fuse(
     if trains and further is not None:
         if on_step is not None:
             on_step("train")
-        seconds |= further.train(child, Ensemble(teachers, shares, sets), "child")
+        seconds |= further.train(child, Ensemble(teachers, shares, sets, joint=result.joint), "child")
     return result
 
 

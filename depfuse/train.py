@@ -22,6 +22,7 @@ from depfuse.errors import CheckpointError, RecipeError
 from depfuse.evaluate import evaluate
 from depfuse.models import check_input
 from depfuse.running import bfloat16_pays
+from depfuse.teaching import divergence
 
 Schedule = Literal["linear", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -118,7 +119,7 @@ class Teacher(Protocol):
         """Tells one teacher from another."""
 
     def __call__(self, images: Tensor, /) -> Tensor:
-        """Class probabilities (N, C) of images, without gradients."""
+        """Logits (N, C) for images, without gradients."""
 
 
 def train(
@@ -180,7 +181,8 @@ def fit(
     recipe
         How to train.
     teacher
-        Where given, the loss is the cross-entropy under its class probabilities, and no label is read.
+        Where given, the loss is the divergence from its softened class scores (`teaching.divergence`), and no label is
+        read.
     device
         Where to train.
     resume_path
@@ -311,7 +313,10 @@ class _Run:
                 wanted = labels if self.teacher is None else self.teacher(images)
                 outputs = self.forward(images)
             outputs = outputs.float()
-            loss = F.cross_entropy(outputs, wanted, label_smoothing=self.recipe.label_smoothing)
+            if self.teacher is None:
+                loss = F.cross_entropy(outputs, wanted, label_smoothing=self.recipe.label_smoothing)
+            else:
+                loss = divergence(outputs, wanted.float()) / len(wanted)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()

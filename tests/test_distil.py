@@ -19,6 +19,7 @@ from depfuse.evaluate import evaluate
 from depfuse.label_sets import LabelSets
 from depfuse.report import FusionReport, NetworkScores, ScoreValues
 from depfuse.report.verdict import verdict
+from depfuse.teaching import TEMPERATURE
 from depfuse.train import EpochReport, TrainRecipe, fit
 
 PARENTS = digits_files(*"ab")
@@ -39,15 +40,19 @@ def weights(model: torch.nn.Module) -> torch.Tensor:
     return torch.cat([tensor.double().reshape(-1) for tensor in model.state_dict().values()])
 
 
-def test_the_teacher_is_the_logit_ensemble(parents, data):
+def test_the_teacher_is_the_ensemble(parents, data):
     images = data.example(5)
     with torch.no_grad():
         outputs = [parent(images) for parent in parents]
-    torch.testing.assert_close(Ensemble(parents, (0.3, 0.7))(images), (0.3 * outputs[0] + 0.7 * outputs[1]).softmax(1))
+    softened = [(output / TEMPERATURE).softmax(1) for output in outputs]
+    found = (Ensemble(parents, (0.3, 0.7))(images) / TEMPERATURE).softmax(1)
+    torch.testing.assert_close(found, 0.3 * softened[0] + 0.7 * softened[1])
+    one_head = Ensemble(parents, (0.3, 0.7), joint=True)(images)
+    torch.testing.assert_close(one_head, 0.3 * outputs[0] + 0.7 * outputs[1])
     sets = LabelSets.create([range(10), range(5, 15)])
     joint = Ensemble(parents, (0.5, 0.5), sets)(images)
     both = [torch.cat([outputs[0][:, :5], (outputs[0][:, 5:] + outputs[1][:, :5]) / 2, outputs[1][:, 5:]], 1)]
-    torch.testing.assert_close(joint, both[0].softmax(1))
+    torch.testing.assert_close(joint, both[0])
     digests = {
         Ensemble(models, shares).digest
         for models, shares in ((parents, (0.5, 0.5)), (parents, (0.4, 0.6)), (parents[::-1], (0.5, 0.5)))

@@ -21,11 +21,15 @@ from depfuse.groups import random_permutations
 from depfuse.label_sets import LabelSets
 from depfuse.merge import average, refit_head, refit_layers
 from depfuse.merge.refit.clusters import cluster_channels
+from depfuse.merge.refit.folded import Folded, Teacher
 from depfuse.merge.refit.graph import Program
 from depfuse.merge.refit.rows import Window
 from depfuse.merge.refit.solve import Rows, gram, ridge
+from depfuse.merge.refit.streams import Streams
+from depfuse.merge.refit.targets import Targets
 from depfuse.merge.refit.units import find_units
 from depfuse.merge.refit.walk import Walk
+from depfuse.merge.shares import Shares
 from depfuse.models import build_network, with_classes
 from depfuse.renorm import reset_batch_norm
 
@@ -307,6 +311,28 @@ def test_a_second_pass_comes_closer_still_and_keeps_true_statistics():
     for key, tensor in child.state_dict().items():
         if "running" in key:
             torch.testing.assert_close(tensor, before[key], rtol=1e-3, atol=1e-3)
+
+
+def test_streams_are_pulled_to_the_parents_mixtures():
+    """Each stage's stream as much as another, and nothing is too low in front of a ReLU."""
+    loader = images(25)
+    batch = next(iter(loader))[0]
+    models = [parent("digits_resnet", seed, loader) for seed in (0, 1)]
+    program = Program(models[0], batch)
+    folded = Folded(program, find_units(program, ()))
+    states = [model.state_dict() for model in models]
+    for shares, child in (((1.0, 0.0), 0), ((0.5, 0.5), 1)):
+        streams = Streams(folded.units, Targets(Shares(shares), {}))
+        _, values = Teacher.create(folded, states, shares, None).watched(batch, streams.nodes)
+        assert len(streams.nodes) == len({node.meta["val"].shape for node in streams.nodes}) > 1
+        pulls = streams.pulls(values[child], streams.wanted(values), 0.7)
+        counted = []
+        for one, two, own, pull in zip(*values, values[child], pulls, strict=True):
+            mixture = shares[0] * one.relu() + shares[1] * two.relu()
+            error = own.relu() - mixture + torch.where(mixture > 0, own.clamp_max(0.0), 0.0)
+            torch.testing.assert_close(pull * error.norm(), error * pull.norm())
+            counted.append(float((pull * error).sum()) / 2 / len(batch))
+        assert counted == pytest.approx([child * 0.7 / len(pulls)] * len(counted), rel=1e-4)
 
 
 def test_the_same_refit_twice_is_the_same_bit_for_bit():

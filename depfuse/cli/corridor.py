@@ -322,7 +322,7 @@ def _rival(
         return None
     work.step("training a parent as long")
     candidates = list(heads) or list(teachers)
-    teacher = Ensemble(teachers, shares, labels)
+    teacher = Ensemble(teachers, shares, labels, joint=fused.result.joint)
     number = 0
     if fused.calibration is not None:
         losses = [teacher.disagreement(model, fused.calibration) for model in candidates]

@@ -143,12 +143,14 @@ class Teacher:
         """With each network's BatchNorm folded."""
         return cls(folded, states, shares, labels, joint, [folded.maps(state) for state in states])
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Logits (N, C) in float32."""
-        found = [
-            self.folded.run(maps, state, images)[0].float() for maps, state in zip(self._maps, self.states, strict=True)
-        ]
-        return ensemble_logits(found, self.shares, self.labels, joint=self.joint)
+    def watched(self, images: Tensor, nodes: Sequence[fx.Node]) -> tuple[Tensor, list[list[Tensor]]]:
+        """Logits (N, C), and each network's values of some nodes; all in float32."""
+        outputs, values = [], []
+        for maps, state in zip(self._maps, self.states, strict=True):
+            output, kept = self.folded.run(maps, state, images, nodes)
+            outputs.append(output.float())
+            values.append([value.float() for value in kept])
+        return ensemble_logits(outputs, self.shares, self.labels, joint=self.joint), values
 
 
 def weight_and_shift(unit: Unit) -> tuple[str, str | None]:

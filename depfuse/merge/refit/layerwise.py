@@ -23,6 +23,7 @@ from depfuse.merge.refit.graph import Program, State
 from depfuse.merge.refit.rows import Window
 from depfuse.merge.refit.second_pass import SecondPass
 from depfuse.merge.refit.solve import Rows, ridge
+from depfuse.merge.refit.streams import Streams
 from depfuse.merge.refit.targets import Mixtures, Targets, find_mixtures, shares_of
 from depfuse.merge.refit.units import Unit, feeding, find_units
 from depfuse.merge.refit.walk import Walk
@@ -198,7 +199,8 @@ class _Refit:
         if steps > 0:
             folded = Folded(self.program, self.units)
             teacher = Teacher.create(folded, self.parents, self.shares.network, self.labels, joint=joint)
-            SecondPass(folded, self.state, teacher, self.loader, augment, self.seed).run(steps)
+            streams = Streams(folded.units, targets)
+            SecondPass(folded, self.state, teacher, streams, self.loader, augment, self.seed).run(steps)
         self._renew_statistics()
 
     def _settled(self) -> int:

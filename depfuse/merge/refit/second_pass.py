@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from depfuse.data.augment import Augmentation
 from depfuse.data.loader import Loader
-from depfuse.merge.refit.folded import Folded, weight_and_shift
+from depfuse.merge.refit.folded import Folded, Teacher, weight_and_shift
 from depfuse.merge.refit.graph import State
 from depfuse.merge.refit.rows import Window
+from depfuse.merge.refit.streams import Streams
 from depfuse.merge.refit.units import Unit
 from depfuse.running import bfloat16_pays
 from depfuse.teaching import divergence, drawn, slope
@@ -24,12 +25,14 @@ MOMENTUM = 0.9
 HELD_OUT = 0.125
 REFRESHED = 64
 COMPARED = 16
+NOTHING = 1e-5  # a divergence that is rounding only
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, Tensor, Sequence[Tensor]]
+"""Images, the ensemble's logits for them, and what the streams shall carry."""
 
 
 class SecondPass:
-    r"""Lowers the divergence (`teaching.divergence`) of the child's logits z from the ensemble's t.
+    r"""Brings the child's logits nearer to the ensemble's (`teaching.divergence`), and its streams to the parents'.
 
     Layer by layer solving cannot know what later layers make of an error. Here every unit's weight moves by
     :math:`-(A + \sqrt\lambda\pi)^{-1} \nabla_W (\Gamma + \sqrt\lambda/\pi)^{-1}`, where A is the Gram matrix of its
@@ -46,7 +49,9 @@ class SecondPass:
     state
         The network's tensors; those of the units are changed in place.
     teacher
-        The ensemble's logits for images.
+        The ensemble.
+    streams
+        What the child shall carry besides.
     calibration
         Unlabelled images; the last `HELD_OUT` of them no step sees.
     augment
@@ -57,12 +62,14 @@ class SecondPass:
         self,
         folded: Folded,
         state: dict[str, Tensor],
-        teacher: Callable[[Tensor], Tensor],
+        teacher: Teacher,
+        streams: Streams,
         calibration: Loader,
         augment: Augmentation,
         seed: int,
     ) -> None:
-        self.folded, self.state, self.teacher, self.augment = folded, state, teacher, augment
+        self.folded, self.state, self.teacher = folded, state, teacher
+        self.streams, self.augment = streams, augment
         self.windows = {unit: Window.of(unit.node) for unit in folded.units}
         self._loader = calibration
         self._size = calibration.count // len(calibration)
@@ -77,16 +84,19 @@ class SecondPass:
         """Take some steps, and keep the weights after which the images that no step has seen are fitted best."""
         if self._seen < self._size:
             return
-        rest = [(images, self.teacher(images)) for images in self._images(self._held)]
+        rest = self._taught(self._images(self._held))
         best = maps = self.folded.maps(self.state)
         lowest = self._loss(maps, rest)
-        trusted = TRUST / len(self.folded.units) * max(0.0, lowest) / sum(len(images) for images, _ in rest)
+        first = lowest / len(self._held)
+        if first < NOTHING:
+            return
+        trusted = TRUST / len(self.folded.units) * first
         change = {key: torch.zeros_like(tensor) for key, tensor in maps.items()}
         for step in range(steps):
             chosen = self._draw(PER_STEP)
             if step % REFRESHED == 0:
                 factors = self._factors(maps, chosen)
-            gradient = self._gradient(maps, chosen)
+            gradient = self._gradient(maps, chosen, first)
             direction = self._preconditioned(gradient, factors)
             power = -sum(float((gradient[key].double() * direction[key]).sum()) for key in maps)
             length = (trusted / max(power, 1e-30)) ** 0.5 * (1 - step / steps)
@@ -111,26 +121,36 @@ class SecondPass:
             self._order = torch.randperm(self._seen, generator=self._generator)
         chosen, self._order = self._order[:count], self._order[count:]
         with self._quick():
-            return [(images, self.teacher(images)) for images in self._images(chosen, self.augment)]
+            return self._taught(self._images(chosen, self.augment))
+
+    def _taught(self, batches: Sequence[Tensor]) -> list[Batch]:
+        found: list[Batch] = []
+        for images in batches:
+            logits, values = self.teacher.watched(images, self.streams.nodes)
+            found.append((images, logits, self.streams.wanted(values)))
+        return found
 
     def _quick(self) -> torch.autocast:
         return torch.autocast(self._loader.device.type, torch.bfloat16, enabled=self._fast)
 
     def _loss(self, maps: State, batches: Sequence[Batch]) -> float:
-        losses = [divergence(self.folded.run(maps, self.state, images)[0], target) for images, target in batches]
+        losses = [divergence(self.folded.run(maps, self.state, images)[0], logits) for images, logits, _ in batches]
         return float(torch.stack(losses).sum())
 
-    def _gradient(self, maps: State, batches: Sequence[Batch]) -> dict[str, Tensor]:
+    def _gradient(self, maps: State, batches: Sequence[Batch], loss: float) -> dict[str, Tensor]:
+        """Of the mean over images; the streams count as much as `loss` at first."""
         total = {key: torch.zeros_like(tensor) for key, tensor in maps.items()}
         with torch.enable_grad(), self._quick():
-            for images, target in batches:
+            for images, logits, wanted in batches:
                 leaves = {key: tensor.clone().requires_grad_(True) for key, tensor in maps.items()}
-                output, _ = self.folded.run(leaves, self.state, images)
-                pull = slope(output.detach().float(), target)
-                found = torch.autograd.grad(output, list(leaves.values()), pull.to(output))
+                output, values = self.folded.run(leaves, self.state, images, self.streams.nodes)
+                pulls = [slope(output.detach().float(), logits), *self.streams.pulls(values, wanted, loss)]
+                outputs = [output, *values]
+                pulls = [pull.to(one) for pull, one in zip(pulls, outputs, strict=True)]
+                found = torch.autograd.grad(outputs, list(leaves.values()), pulls)
                 for key, gradient in zip(leaves, found, strict=True):
                     total[key] += gradient
-        count = sum(len(images) for images, _ in batches)
+        count = sum(len(images) for images, *_ in batches)
         return {key: gradient / count for key, gradient in total.items()}
 
     def _factors(self, maps: State, batches: Sequence[Batch]) -> dict[Unit, tuple[Tensor, Tensor]]:
@@ -139,7 +159,7 @@ class SecondPass:
         outputs: dict[Unit, Tensor] = {}
         units = self.folded.units
         nodes = [*(unit.end for unit in units), *(unit.input for unit in units)]
-        for images, _ in batches:
+        for images, *_ in batches:
             with torch.enable_grad(), self._quick():
                 leaves = {key: tensor.clone().requires_grad_(True) for key, tensor in maps.items()}
                 output, values = self.folded.run(leaves, self.state, images, nodes)

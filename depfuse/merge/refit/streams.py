@@ -1,0 +1,62 @@
+"""What a child's residual streams shall carry, beside what it shall say in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx
+
+from depfuse.merge.refit.targets import Targets
+from depfuse.merge.refit.units import Unit
+
+
+class Streams:
+    """The distance of a child's streams from the mixtures of its parents', where each stage ends.
+
+    A few images say little by their logits, and steps towards these alone soon fit nothing but them; every place of a
+    stream has its own target (hints, Romero et al. 2015, section 2.2).
+
+    Parameters
+    ----------
+    units
+        Of those that add to a stream, the last one of each shape is looked at; there may be none.
+    targets
+        What they shall give.
+    """
+
+    def __init__(self, units: Sequence[Unit], targets: Targets) -> None:
+        last = {unit.target.meta["val"].shape[1:]: unit for unit in units if unit.other is not None}
+        self._units, self._targets = list(last.values()), targets
+        self._weights: list[float] = []
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """Where the streams are looked at."""
+        return [unit.target for unit in self._units]
+
+    def wanted(self, values: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """What each stream shall carry, from the values of each parent at the nodes."""
+        streams = zip(*values, strict=True)
+        return [self._targets(unit, own)[0] for unit, own in zip(self._units, streams, strict=True)]
+
+    def pulls(self, values: Sequence[Tensor], wanted: Sequence[Tensor], loss: float) -> list[Tensor]:
+        """The derivatives, by the child's values at the nodes, of their squared distances, summed over images.
+
+        The first time this is asked for, the distances are weighted: together they count as much as `loss` per image,
+        each stream as much as another.
+        """
+        errors = [_error(unit, *both) for unit, *both in zip(self._units, values, wanted, strict=True)]
+        if not self._weights:
+            squares = [float(error.square().sum()) / len(error) for error in errors]
+            self._weights = [loss / (len(squares) * square) if square > 0 else 0.0 for square in squares]
+        return [2 * weight * error for weight, error in zip(self._weights, errors, strict=True)]
+
+
+def _error(unit: Unit, value: Tensor, wanted: Tensor) -> Tensor:
+    """How far values are from what they shall be; below zero in front of a ReLU, nothing is too low."""
+    value = value.detach().float()
+    if not unit.rectified:
+        return value - wanted
+    wanted = wanted.clamp_min(0.0)
+    return torch.where((wanted > 0) | (value > 0), value - wanted, 0.0)
