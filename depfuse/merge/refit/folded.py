@@ -144,12 +144,12 @@ class Teacher:
         return cls(folded, states, shares, labels, joint, [folded.maps(state) for state in states])
 
     def watched(self, images: Tensor, nodes: Sequence[fx.Node]) -> tuple[Tensor, list[list[Tensor]]]:
-        """Logits (N, C), and each network's values of some nodes; all in float32."""
+        """Logits (N, C) in float32, and each network's values of some nodes."""
         outputs, values = [], []
         for maps, state in zip(self._maps, self.states, strict=True):
             output, kept = self.folded.run(maps, state, images, nodes)
             outputs.append(output.float())
-            values.append([value.float() for value in kept])
+            values.append(kept)
         return ensemble_logits(outputs, self.shares, self.labels, joint=self.joint), values
 
 

@@ -36,9 +36,12 @@ class Streams:
         return [unit.target for unit in self._units]
 
     def wanted(self, values: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """What each stream shall carry, from the values of each parent at the nodes."""
-        streams = zip(*values, strict=True)
-        return [self._targets(unit, own)[0] for unit, own in zip(self._units, streams, strict=True)]
+        """What each stream shall carry, behind its ReLU where one follows, from each parent's values at the nodes."""
+        found = []
+        for unit, *own in zip(self._units, *values, strict=True):
+            seen = [value.relu() for value in own] if unit.rectified else own
+            found.append(self._targets.mixed(unit, seen))
+        return found
 
     def pulls(self, values: Sequence[Tensor], wanted: Sequence[Tensor], loss: float) -> list[Tensor]:
         """The derivatives, by the child's values at the nodes, of their squared distances, summed over images.
@@ -54,9 +57,6 @@ class Streams:
 
 
 def _error(unit: Unit, value: Tensor, wanted: Tensor) -> Tensor:
-    """How far values are from what they shall be; below zero in front of a ReLU, nothing is too low."""
-    value = value.detach().float()
-    if not unit.rectified:
-        return value - wanted
-    wanted = wanted.clamp_min(0.0)
-    return torch.where((wanted > 0) | (value > 0), value - wanted, 0.0)
+    """How far values are from what they shall be; in front of a ReLU none is too low where nothing shall pass."""
+    error = value.detach().float() - wanted
+    return torch.where((wanted > 0) | (value > 0), error, 0.0) if unit.rectified else error
