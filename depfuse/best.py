@@ -10,15 +10,16 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from depfuse.agreement import SCALES, at_best_scale, mean_or_infinite
+from depfuse.agreement import at_best_scale, mean_or_infinite
 from depfuse.choose_shares import shares_of_parts
-from depfuse.data.augment import Augmentation
+from depfuse.data.augment import Augmentation, mix
 from depfuse.data.loader import Loader
 from depfuse.errors import ArchitectureError, RecipeError
 from depfuse.groups import ChannelGroups
@@ -52,11 +53,11 @@ class Candidate:
         The network, in eval mode.
     disagreement
         Cross-entropy (nats) of its class probabilities for held-out images, shifted far, under the mean of the parents'
-        for the same images as they are; without labels.
+        for the same images as they are; without labels, at the best scale of its scores.
     seconds
         What making it took.
     scale
-        What its class scores were multiplied by, with which it is least; no decision depends on it.
+        What its class scores were multiplied by; no decision depends on it.
     losses
         The disagreement of each image (N,), over its views.
     """
@@ -216,36 +217,42 @@ class Judge:
     """How far candidates are from the parents' ensemble, on images that no candidate has seen.
 
     The ensemble sees each image as it is, a candidate several views of it, flipped and shifted twice as far as in
-    training: what networks know by heart they all name alike, and those that generalise name it so from afar as well. A
-    candidate's class scores are multiplied by the one of `SCALES` with which it is nearest: networks are too sure of
-    what they know by heart (temperature scaling, Guo et al. 2017, without labels).
+    training: what networks know by heart they all name alike, and those that generalise name it so from afar as well.
+    Losses are those with the one of `SCALES`, a factor of all class scores, with which they are least.
+
+    How sure a candidate may be is another question, since networks are too sure of what they know by heart. Of images
+    mixed with each other nothing is known by heart: the scale with which a candidate is nearest to the mean of the
+    parents' probabilities there is its own (temperature scaling, Guo et al. 2017, without labels).
     """
 
     def __init__(self, family: Family, images: Loader) -> None:
-        recipe = family.recipe
+        self._family = family
+        seed = family.recipe.seed
         near = Augmentation.suited_to(images.image_shape)
         far = replace(near, translate=FARTHER * near.translate)
-        shares, labels = recipe.shares(len(family.teachers)), family.labels
-        plain = [inputs for inputs, _ in images]
-        outputs = zip(*(_logits(model, plain) for model in family.teachers), strict=True)
-        self._wanted = torch.cat(
-            [
-                mean_logits(own, shares).softmax(1) if family.joint else mean_probabilities(own, shares, labels)
-                for own in outputs
-            ]
-        )
-        self._views = [inputs for view in range(VIEWS) for inputs, _ in images.augmented(far, recipe.seed + view)]
+        generator = torch.Generator().manual_seed(seed)
+        self._wanted = self._probabilities([inputs for inputs, _ in images])
+        self._views = [inputs for view in range(VIEWS) for inputs, _ in images.augmented(far, seed + view)]
+        self._mixed = [mix(inputs, generator) for inputs, _ in images.augmented(near, seed)]
+        self._between = self._probabilities(self._mixed)
 
     def __call__(self, network: nn.Module) -> tuple[Tensor, float]:
-        """Each image's disagreement (N,), nats, and the scale with which it is least; 1 without a linear head."""
-        scores = torch.cat(_logits(network, self._views))
-        try:
+        """Each image's disagreement (N,), nats, and the network's scale; 1 without a linear head."""
+        views, mixed = (torch.cat(_logits(network, batches)) for batches in (self._views, self._mixed))
+        losses, scale = at_best_scale(views, self._wanted.repeat(VIEWS, 1))[0], 1.0
+        with suppress(RecipeError):
             head_of(network, self._views[0][:1])
-            scales = SCALES
-        except RecipeError:
-            scales = (1.0,)
-        losses, scale = at_best_scale(scores, self._wanted.repeat(VIEWS, 1), scales)
+            scale = at_best_scale(mixed, self._between)[1]
         return losses.reshape(VIEWS, -1).mean(0), scale
+
+    def _probabilities(self, batches: Sequence[Tensor]) -> Tensor:
+        """The ensemble's for images (N, C)."""
+        family = self._family
+        shares = family.recipe.shares(len(family.teachers))
+        outputs = zip(*(_logits(model, batches) for model in family.teachers), strict=True)
+        if family.joint:
+            return torch.cat([mean_logits(own, shares).softmax(1) for own in outputs])
+        return torch.cat([mean_probabilities(own, shares, family.labels) for own in outputs])
 
     def rescaled(self, candidate: Candidate) -> Candidate:
         """The candidate with its scale in its head."""

@@ -16,7 +16,7 @@ from depfuse.agreement import SCALES
 from depfuse.best import HELD_OUT, best_of
 from depfuse.cli import main
 from depfuse.data import DataSet, calibration_loader, load_data
-from depfuse.data.augment import Augmentation
+from depfuse.data.augment import Augmentation, mix
 from depfuse.distil import Ensemble
 from depfuse.errors import DepfuseWarning, RecipeError
 
@@ -48,23 +48,28 @@ def test_the_child_is_the_candidate_that_agrees_best(result, data):
     assert all(candidate.seconds >= 0 for candidate in result.family)
 
 
-def test_disagreement_is_measured_from_afar_at_the_best_scale(result, data):
+def test_disagreement_is_measured_from_afar_and_the_scale_between_images(result, data):
     loader = calibration_loader(data, 600)
     held = round(HELD_OUT * 600)
-    rest = loader.between(600 - held, 600)
-    translate = 2 * Augmentation.suited_to(loader.image_shape).translate
-    views = [rest.augmented(Augmentation(translate=translate), view) for view in range(4)]
+    rest, near = loader.between(600 - held, 600), Augmentation.suited_to(loader.image_shape)
+    views = [rest.augmented(Augmentation(translate=2 * near.translate), view) for view in range(4)]
     images = torch.cat([inputs for view in views for inputs, _ in view])
     plain = torch.cat([inputs for inputs, _ in rest])
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.cat([mix(inputs, generator) for inputs, _ in rest.augmented(near, 0)])
     parents = digits_parents(*"ab")
     with torch.no_grad():
-        wanted = torch.stack([parent(plain).softmax(1) for parent in parents]).mean(0).repeat(4, 1)
+        wanted, between = (
+            torch.stack([parent(inputs).softmax(1) for parent in parents]).mean(0) for inputs in (plain, mixed)
+        )
         for candidate in result.family:
-            scores = candidate.network(images)
-            loss = -float((wanted * scores.log_softmax(1)).sum(1).mean())
-            assert loss == pytest.approx(candidate.disagreement, rel=1e-4)
+            scores = candidate.network(images) / candidate.scale
+            losses = [-(wanted.repeat(4, 1) * (scale * scores).log_softmax(1)).sum(1).mean() for scale in SCALES]
+            assert float(min(losses)) == pytest.approx(candidate.disagreement, rel=1e-4)
+            scores = candidate.network(mixed)
+            loss = -float((between * scores.log_softmax(1)).sum(1).mean())
             for factor in (2**-0.5, 2**0.5):
-                other = -float((wanted * (factor * scores).log_softmax(1)).sum(1).mean())
+                other = -float((between * (factor * scores).log_softmax(1)).sum(1).mean())
                 assert other > loss or candidate.scale in (SCALES[0], SCALES[-1])
 
 
