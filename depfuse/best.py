@@ -21,6 +21,7 @@ from depfuse.agreement import at_best_scale, mean_or_infinite
 from depfuse.choose_shares import shares_of_parts
 from depfuse.data.augment import Augmentation, mix
 from depfuse.data.loader import Loader
+from depfuse.distil import Ensemble
 from depfuse.errors import ArchitectureError, RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.groups.parts import parts_by_stage
@@ -30,7 +31,7 @@ from depfuse.merge import Polished, Shares, polish, refit_head
 from depfuse.recipe import Recipe
 from depfuse.renorm import settle_batch_norm
 from depfuse.running import choose_layout, evaluating
-from depfuse.teaching import ensemble_logits, mean_logits, mean_probabilities
+from depfuse.teaching import mean_logits, mean_probabilities
 
 HELD_OUT = 0.25
 VIEWS = 4
@@ -238,7 +239,7 @@ class Judge:
 
     def __call__(self, network: nn.Module) -> tuple[Tensor, float]:
         """Each image's disagreement (N,), nats, and the network's scale; 1 without a linear head."""
-        views, mixed = (torch.cat(_logits(network, batches)) for batches in (self._views, self._mixed))
+        views, mixed = _logits(network, self._views), _logits(network, self._mixed)
         losses, scale = at_best_scale(views, self._wanted.repeat(VIEWS, 1))[0], 1.0
         with suppress(RecipeError):
             head_of(network, self._views[0][:1])
@@ -249,10 +250,10 @@ class Judge:
         """The ensemble's for images (N, C)."""
         family = self._family
         shares = family.recipe.shares(len(family.teachers))
-        outputs = zip(*(_logits(model, batches) for model in family.teachers), strict=True)
+        outputs = [_logits(model, batches) for model in family.teachers]
         if family.joint:
-            return torch.cat([mean_logits(own, shares).softmax(1) for own in outputs])
-        return torch.cat([mean_probabilities(own, shares, family.labels) for own in outputs])
+            return mean_logits(outputs, shares).softmax(1)
+        return mean_probabilities(outputs, shares, family.labels)
 
     def rescaled(self, candidate: Candidate) -> Candidate:
         """The candidate with its scale in its head."""
@@ -278,10 +279,10 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate:
     return least
 
 
-def _logits(network: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
+def _logits(network: nn.Module, batches: Sequence[Tensor]) -> Tensor:
     with torch.no_grad(), evaluating(network):
         layout = choose_layout(network, batches[0][:1])[0]
-        return [network(inputs.contiguous(memory_format=layout)).float() for inputs in batches]
+        return torch.cat([network(inputs.contiguous(memory_format=layout)).float() for inputs in batches])
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -301,15 +302,9 @@ def polish_child(
 
     Where it changes, its BatchNorm statistics are those of the images afterwards.
     """
-    shares = recipe.shares(len(teachers))
-
-    def teacher(inputs: Tensor) -> Tensor:
-        with torch.no_grad():
-            return ensemble_logits([model(inputs).float() for model in teachers], shares, labels, joint=joint)
-
+    teacher = Ensemble(teachers, recipe.shares(len(teachers)), labels, joint=joint)
     augment = Augmentation.suited_to(images.image_shape) if recipe.augment else None
-    with evaluating(*teachers):
-        done = polish(child, teacher, images, augment=augment, seed=recipe.seed)
+    done = polish(child, teacher, images, augment=augment, seed=recipe.seed)
     if done.layers is not None:
         settle_batch_norm(child, images)
     return done

@@ -6,7 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -48,15 +48,14 @@ class Ensemble:
         joint: bool = False,
     ) -> None:
         self._shares, self._labels, self._joint = shares, labels, joint
-        digests = [state_digest(model.state_dict()) for model in models]
-        described = f"{digests} {list(shares)} {None if labels is None else labels.sets} {joint}"
-        self._digest = hashlib.sha256(described.encode()).hexdigest()
         self._models = [copy.deepcopy(model).eval() for model in models]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Of the parents' weights, shares and labels."""
-        return self._digest
+        digests = [state_digest(model.state_dict()) for model in self._models]
+        labels = None if self._labels is None else self._labels.sets
+        return hashlib.sha256(f"{digests} {list(self._shares)} {labels} {self._joint}".encode()).hexdigest()
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (N, C) in float32."""

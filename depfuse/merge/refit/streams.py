@@ -37,11 +37,7 @@ class Streams:
 
     def wanted(self, values: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         """What each stream shall carry, behind its ReLU where one follows, from each parent's values at the nodes."""
-        found = []
-        for unit, *own in zip(self._units, *values, strict=True):
-            seen = [value.relu() for value in own] if unit.rectified else own
-            found.append(self._targets.mixed(unit, seen))
-        return found
+        return [self._targets.passed(unit, own) for unit, *own in zip(self._units, *values, strict=True)]
 
     def pulls(self, values: Sequence[Tensor], wanted: Sequence[Tensor], loss: float) -> list[Tensor]:
         """The derivatives, by the child's values at the nodes, of their squared distances, summed over images.

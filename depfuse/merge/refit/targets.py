@@ -49,12 +49,16 @@ class Targets:
         Where a ReLU follows, the child shall match the mixture of what comes out of it. An output that shall be zero
         may have any value below its bound before the ReLU; the others have the bound -inf, and no freedom.
         """
+        after = self.passed(unit, values)
         if not unit.rectified:
-            return self.mixed(unit, values), None
-        after = self.mixed(unit, [value.relu() for value in values])
+            return after, None
         idle = after <= 0
         before = self.mixed(unit, values)
         return torch.where(idle, before, after), torch.where(idle, 0.0, -torch.inf)
+
+    def passed(self, unit: Unit, values: Sequence[Tensor]) -> Tensor:
+        """The mixture of the parents' values, of what comes out of the ReLU where one follows."""
+        return self.mixed(unit, [value.relu() for value in values] if unit.rectified else values)
 
     def mixed(self, unit: Unit, values: Sequence[Tensor]) -> Tensor:
         """The mixture of the parents' values."""
