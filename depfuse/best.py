@@ -105,7 +105,7 @@ class Family:
     calibration: Loader
     example: Tensor
     merged: Callable[[Shares], nn.Module]
-    refitted: Callable[[nn.Module, Shares, Loader, str, int], None]
+    refitted: Callable[[nn.Module, Shares, Loader, str, int], object]
 
     def find(self) -> list[Candidate]:
         """Make all candidates, the simplest first (see `best_of`).

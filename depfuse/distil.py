@@ -16,8 +16,9 @@ from depfuse.checkpoint import state_digest
 from depfuse.data import DataSet
 from depfuse.data.loader import Loader
 from depfuse.label_sets import LabelSets
+from depfuse.merge.refit import Hints
 from depfuse.recipe import Recipe
-from depfuse.running import evaluating
+from depfuse.running import evaluating, watching
 from depfuse.teaching import ensemble_logits
 from depfuse.train import EpochReport, TrainRecipe, fit
 
@@ -37,6 +38,8 @@ class Ensemble:
         Which labels the parents' outputs stand for, where they differ.
     joint
         Whether they have one head together, see `ensemble_logits`.
+    hints
+        What a student is taught besides, of the same parents' streams.
     """
 
     def __init__(
@@ -46,22 +49,44 @@ class Ensemble:
         labels: LabelSets | None = None,
         *,
         joint: bool = False,
+        hints: Hints | None = None,
     ) -> None:
         self._shares, self._labels, self._joint = shares, labels, joint
         self._models = [copy.deepcopy(model).eval() for model in models]
+        self._hints = hints if hints is not None and hints.places else None
+
+    @property
+    def places(self) -> Sequence[str]:
+        """Modules of a student whose outputs are taught besides."""
+        return () if self._hints is None else self._hints.places
 
     @cached_property
     def digest(self) -> str:
-        """Of the parents' weights, shares and labels."""
+        """Of the parents' weights, shares and labels, and of what is taught besides."""
         digests = [state_digest(model.state_dict()) for model in self._models]
         labels = None if self._labels is None else self._labels.sets
-        return hashlib.sha256(f"{digests} {list(self._shares)} {labels} {self._joint}".encode()).hexdigest()
+        return hashlib.sha256(
+            f"{digests} {list(self._shares)} {labels} {self._joint} {self.places}".encode()
+        ).hexdigest()
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (N, C) in float32."""
         with torch.no_grad(), evaluating(*self._models):
             outputs = [model(images).float() for model in self._models]
         return ensemble_logits(outputs, self._shares, self._labels, joint=self._joint)
+
+    def lesson(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits (N, C) in float32, and what the student's modules at `places` shall give."""
+        if self._hints is None:
+            return self(images), []
+        outputs, values = [], []
+        with torch.no_grad(), evaluating(*self._hints.networks):
+            for network in self._hints.networks:
+                with watching(network, self.places) as seen:
+                    outputs.append(network(images).float())
+                values.append([seen[place] for place in self.places])
+            wanted = self._hints.wanted(values)
+        return ensemble_logits(outputs, self._shares, self._labels, joint=self._joint), wanted
 
     def disagreement(self, model: nn.Module, loader: Loader) -> float:
         """Cross-entropy (nats) of a network's class probabilities under the ensemble's, without labels."""

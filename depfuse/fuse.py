@@ -24,7 +24,7 @@ from depfuse.groups import ChannelGroups, explain, find_groups, not_followed, pr
 from depfuse.joint_head import renewed, with_joint_head
 from depfuse.label_sets import LabelSets
 from depfuse.limits import noting_limits
-from depfuse.merge import Polished, Shares, average, fisher_information, refit_layers
+from depfuse.merge import Hints, Polished, Shares, average, fisher_information, refit_layers
 from depfuse.recipe import Recipe
 from depfuse.renorm import Merged, chosen_method, renormalise
 from depfuse.widths import Brought, Widths, shapes_of
@@ -160,15 +160,15 @@ class FusionResult:
         images = _for_statistics(self.calibration, self.recipe)
         renormalise(child, self.recipe.renorm_after if method is None else method, images, merged)
 
-    def _refit(self, child: nn.Module, shares: Shares) -> None:
+    def _refit(self, child: nn.Module, shares: Shares) -> Hints | None:
         if self.recipe.refit == "none":
-            return
+            return None
         if self.calibration is None:
             raise RecipeError(f"refit {self.recipe.refit} needs calibration images: give at least 2, better 2000")
-        self._refit_from(child, shares, self.calibration, self.recipe.targets, self.recipe.refit_steps)
+        return self._refit_from(child, shares, self.calibration, self.recipe.targets, self.recipe.refit_steps)
 
-    def _refit_from(self, child: nn.Module, shares: Shares, images: Loader, targets: str, steps: int) -> None:
-        refit_layers(
+    def _refit_from(self, child: nn.Module, shares: Shares, images: Loader, targets: str, steps: int) -> Hints | None:
+        return refit_layers(
             child,
             self.parents,
             self.groups,
@@ -366,6 +366,7 @@ def fuse(
             )
             child = result._average(choice.shares)
         result = replace(result, child=child, chosen=choice)
+    hints: Hints | None = None
     if recipe.goal == "best":
         with step("best"):
             family = result._family().find()
@@ -374,7 +375,7 @@ def fuse(
     else:
         if recipe.refit != "none":
             with step("refit"):
-                result._refit(child, choice.shares)
+                hints = result._refit(child, choice.shares)
         with step("renorm"):
             result.renormalise(child, couplings, choice.shares)
         if recipe.polishes and calibration is not None:
@@ -385,7 +386,9 @@ def fuse(
     if trains and further is not None:
         if on_step is not None:
             on_step("train")
-        seconds |= further.train(child, Ensemble(teachers, shares, sets, joint=result.joint), "child")
+        if brought is not None:  # at another width the parents say something else
+            hints = None
+        seconds |= further.train(child, Ensemble(teachers, shares, sets, joint=result.joint, hints=hints), "child")
     return result
 
 

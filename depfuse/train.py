@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +21,8 @@ from depfuse.data import Augmentation, DataSet, Loader
 from depfuse.errors import CheckpointError, RecipeError
 from depfuse.evaluate import evaluate
 from depfuse.models import check_input
-from depfuse.running import bfloat16_pays
-from depfuse.teaching import divergence
+from depfuse.running import bfloat16_pays, watching
+from depfuse.teaching import divergence, unexplained
 
 Schedule = Literal["linear", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -31,6 +31,8 @@ Precision = Literal["auto", "float32", "bfloat16"]
 _STEPS_THAT_PAY_FOR_COMPILING = 2000
 # On smaller images converting to bfloat16 and back takes longer than it saves on a CPU.
 _PIXELS_THAT_PAY_FOR_BFLOAT16 = 16 * 16
+# What the streams count beside the class scores, in nats for the whole variance of all.
+_STREAMS = 5.0
 
 
 class TrainRecipe(BaseModel):
@@ -118,8 +120,12 @@ class Teacher(Protocol):
     def digest(self) -> str:
         """Tells one teacher from another."""
 
-    def __call__(self, images: Tensor, /) -> Tensor:
-        """Logits (N, C) for images, without gradients."""
+    @property
+    def places(self) -> Sequence[str]:
+        """Names of the network's modules whose outputs are taught besides; there may be none."""
+
+    def lesson(self, images: Tensor, /) -> tuple[Tensor, list[Tensor]]:
+        """Logits (N, C) for images, and what those modules shall give, without gradients."""
 
 
 def train(
@@ -181,8 +187,8 @@ def fit(
     recipe
         How to train.
     teacher
-        Where given, the loss is the divergence from its softened class scores (`teaching.divergence`), and no label is
-        read.
+        Where given, the loss is the divergence from its softened class scores (`teaching.divergence`), and the share
+        that is unexplained of what its places shall give, and no label is read.
     device
         Where to train.
     resume_path
@@ -216,9 +222,9 @@ def fit(
     if resume_path is not None:
         run.resume(Path(resume_path))
     saved = time.perf_counter()
-    with _fastest_convolutions():
+    with _fastest_convolutions(), watching(model, () if teacher is None else teacher.places) as seen:
         while run.epoch < recipe.epochs:
-            report = run.one_epoch()
+            report = run.one_epoch(seen)
             if not math.isfinite(report.loss):
                 raise RecipeError(
                     f"training diverged in epoch {run.epoch}: lower learning_rate {recipe.learning_rate:g}"
@@ -296,8 +302,8 @@ class _Run:
         rate = self.recipe.learning_rate_at(self.epoch)
         return EpochReport(self.epoch, self.recipe.epochs, self.loss, self.accuracy, rate, 0.0, self.seconds)
 
-    def one_epoch(self) -> EpochReport:
-        """Take one pass over the training images."""
+    def one_epoch(self, seen: Mapping[str, Tensor]) -> EpochReport:
+        """Take one pass over the training images; `seen` are the outputs of what the teacher looks at."""
         started = time.perf_counter()
         self.model.train()
         self.loader.epoch = self.epoch
@@ -310,13 +316,15 @@ class _Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-                wanted = labels if self.teacher is None else self.teacher(images)
+                wanted, streams = (labels, []) if self.teacher is None else self.teacher.lesson(images)
                 outputs = self.forward(images)
             outputs = outputs.float()
             if self.teacher is None:
                 loss = F.cross_entropy(outputs, wanted, label_smoothing=self.recipe.label_smoothing)
             else:
                 loss = divergence(outputs, wanted.float()) / len(wanted)
+                for place, stream in zip(self.teacher.places, streams, strict=True):
+                    loss = loss + _STREAMS / len(streams) * unexplained(seen[place].float(), stream.float())
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()

@@ -332,7 +332,7 @@ def test_streams_are_pulled_to_the_parents_mixtures():
             error = own.relu() - mixture + torch.where(mixture > 0, own.clamp_max(0.0), 0.0)
             torch.testing.assert_close(pull * error.norm(), error * pull.norm())
             counted.append(float((pull * error).sum()) / 2 / len(batch))
-        assert counted == pytest.approx([child * 0.7 / len(pulls)] * len(counted), rel=1e-4)
+        assert counted == pytest.approx([child * 0.7 * streams.weight / len(pulls)] * len(counted), rel=1e-4)
 
 
 def test_the_same_refit_twice_is_the_same_bit_for_bit():

@@ -20,6 +20,7 @@ from depfuse.label_sets import LabelSets
 from depfuse.merge.average import average
 from depfuse.merge.refit.folded import Folded, Teacher
 from depfuse.merge.refit.graph import Program, State
+from depfuse.merge.refit.hints import Hints
 from depfuse.merge.refit.rows import Window
 from depfuse.merge.refit.second_pass import SecondPass
 from depfuse.merge.refit.solve import Rows, ridge
@@ -53,7 +54,7 @@ def refit_layers(
     labels: LabelSets | None = None,
     joint: bool = False,
     seed: int = 0,
-) -> None:
+) -> Hints | None:
     """Solve the layers of a merged network in closed form for what its parents do, in place.
 
     A unit is a convolution or linear layer with its BatchNorm; each is solved by ridge regression towards the merged
@@ -91,6 +92,11 @@ def refit_layers(
     joint
         Whether the parents have one head together, see `ensemble_logits`.
 
+    Returns
+    -------
+    Hints or None
+        After `ridge`, what the child can be taught of the parents' streams when it is trained on.
+
     Raises
     ------
     RecipeError
@@ -106,9 +112,10 @@ def refit_layers(
     with torch.no_grad():
         run = _Refit(child, states, Shares.create(shares), calibration, labels, seed)
         if method == "ridge":
-            run.forward(groups if targets == "clusters" else None, steps, augment or Augmentation(), joint)
-        else:
-            run.in_parallel(pooled=method == "regmean")
+            aimed = run.forward(groups if targets == "clusters" else None, steps, augment or Augmentation(), joint)
+            return run.hints(child, models, aimed)
+        run.in_parallel(pooled=method == "regmean")
+        return None
 
 
 def refit_head(
@@ -183,8 +190,8 @@ class _Refit:
             self.outputs = self._outputs()
         self._generator = torch.Generator().manual_seed(seed)
 
-    def forward(self, clustered: ChannelGroups | None, steps: int, augment: Augmentation, joint: bool) -> None:
-        """Unit after unit, from the child's own inputs."""
+    def forward(self, clustered: ChannelGroups | None, steps: int, augment: Augmentation, joint: bool) -> Targets:
+        """Unit after unit, from the child's own inputs; what they were solved for."""
         self._check_count(self.units)
         mixtures: Mixtures = {}
         if clustered is not None:
@@ -202,6 +209,15 @@ class _Refit:
             streams = Streams(folded.units, targets)
             SecondPass(folded, self.state, teacher, streams, self.loader, augment, self.seed).run(steps)
         self._renew_statistics()
+        return targets
+
+    def hints(self, child: nn.Module, models: Sequence[nn.Module], targets: Targets) -> Hints:
+        """Which modules of the child give its streams, and what these shall carry."""
+        few = self.loader.first(self.size)
+        ((images, _),) = few
+        nodes = [unit.target for unit in self.units if unit.other is not None]
+        (own,) = next(Walk(self.program, [self.state], few).until([len(self.program.nodes)], nodes))
+        return Hints.create(child, models, self.parents, images, own, self.units, targets)
 
     def _settled(self) -> int:
         """How many units from the input on are one parent's alone, and stay as they are."""

@@ -10,12 +10,14 @@ from torch import Tensor, fx
 from depfuse.merge.refit.targets import Targets
 from depfuse.merge.refit.units import Unit
 
+WEIGHT = 16.0
+
 
 class Streams:
     """The distance of a child's streams from the mixtures of its parents', where each stage ends.
 
     A few images say little by their logits, and steps towards these alone soon fit nothing but them; every place of a
-    stream has its own target (hints, Romero et al. 2015, section 2.2).
+    stream has its own target (hints, Romero et al. 2015, section 2.2), so the streams count for much more.
 
     Parameters
     ----------
@@ -31,6 +33,16 @@ class Streams:
         self._weights: list[float] = []
 
     @property
+    def units(self) -> Sequence[Unit]:
+        """The units that write the last to each stream."""
+        return self._units
+
+    @property
+    def weight(self) -> float:
+        """What all streams together count at first, beside the class scores."""
+        return WEIGHT if self._units else 0.0
+
+    @property
     def nodes(self) -> list[fx.Node]:
         """Where the streams are looked at."""
         return [unit.target for unit in self._units]
@@ -42,13 +54,13 @@ class Streams:
     def pulls(self, values: Sequence[Tensor], wanted: Sequence[Tensor], loss: float) -> list[Tensor]:
         """The derivatives, by the child's values at the nodes, of their squared distances, summed over images.
 
-        The first time this is asked for, the distances are weighted: together they count as much as `loss` per image,
-        each stream as much as another.
+        The first time this is asked for, the distances are weighted: together they count `WEIGHT` times `loss` per
+        image, each stream as much as another.
         """
         errors = [_error(unit, *both) for unit, *both in zip(self._units, values, wanted, strict=True)]
         if not self._weights:
             squares = [float(error.square().sum()) / len(error) for error in errors]
-            self._weights = [loss / (len(squares) * square) if square > 0 else 0.0 for square in squares]
+            self._weights = [WEIGHT * loss / (len(squares) * square) if square > 0 else 0.0 for square in squares]
         return [2 * weight * error for weight, error in zip(self._weights, errors, strict=True)]
 
 
