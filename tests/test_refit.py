@@ -13,9 +13,11 @@ from torch import nn
 
 from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.align import Coupling
+from depfuse.align.coupling import apply_couplings
 from depfuse.checkpoint import Card, read_checkpoint, write_checkpoint
 from depfuse.cli import main
 from depfuse.data import Loader, Preprocessing, Split
+from depfuse.distil import Ensemble
 from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
 from depfuse.groups import random_permutations
 from depfuse.label_sets import LabelSets
@@ -32,6 +34,7 @@ from depfuse.merge.refit.walk import Walk
 from depfuse.merge.shares import Shares
 from depfuse.models import build_network, with_classes
 from depfuse.renorm import reset_batch_norm
+from depfuse.running import watching
 
 
 def images(count: int, shape=(1, 8, 8), batch_size: int = 25) -> Loader:
@@ -106,6 +109,22 @@ def refitted(models, loader, method="ridge", targets="clusters", **options):
         child, models, groups, [identity] * len(models), shares, loader, method=method, targets=targets, **options
     )
     return child
+
+
+class Nameless(nn.Module):
+    """Two stages; no module gives what the first one adds."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.stem, self.one = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.down, self.two, self.head = nn.Conv2d(6, 8, 3, 2), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 10)
+        self.passing = nn.Identity()
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        x = self.down(F.relu(x + self.one(x)))
+        return self.head(self.passing(x + self.two(x)).mean((2, 3)))
 
 
 # --- rows and ridge -------------------------------------------------------------------------------
@@ -333,6 +352,43 @@ def test_streams_are_pulled_to_the_parents_mixtures():
             torch.testing.assert_close(pull * error.norm(), error * pull.norm())
             counted.append(float((pull * error).sum()) / 2 / len(batch))
         assert counted == pytest.approx([child * 0.7 * streams.weight / len(pulls)] * len(counted), rel=1e-4)
+
+
+def test_hints_are_what_the_childs_modules_give_when_its_parents_are_one():
+    """The streams are found in child and parents, in the child's order, and by the modules that give them."""
+    loader = images(100)
+    model = parent("digits_resnet", 0, loader)
+    groups = proved(model)
+    orders = random_permutations(groups, 3)
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(
+        apply_couplings(groups, {name: Coupling(order) for name, order in orders.items()}, model.state_dict())
+    )
+    back = {name: Coupling(order).inverse() for name, order in orders.items()}
+    identity = {name: Coupling.identity(len(order)) for name, order in orders.items()}
+    child, found = copy.deepcopy(model), [identity, back]
+    hints = refit_layers(child, [model, twin], groups, found, (0.5, 0.5), loader)
+    teacher = Ensemble([model, twin], (0.5, 0.5), hints=hints)
+    batch = torch.rand(7, 1, 8, 8)
+    logits, wanted = teacher.lesson(batch)
+    assert len(teacher.places) == len(wanted) > 1
+    torch.testing.assert_close(logits, model(batch).detach())
+    with watching(child, teacher.places) as outputs:
+        child(batch)
+    for place, stream in zip(teacher.places, wanted, strict=True):
+        torch.testing.assert_close(outputs[place], stream, rtol=1e-3, atol=1e-3)
+        assert float(stream.std()) > 0.01
+
+
+def test_streams_that_no_module_gives_are_not_taught():
+    loader = images(100)
+    models = [Nameless(seed).eval() for seed in (0, 1)]
+    groups = proved(models[0])
+    identity = {group.name: Coupling.identity(group.size) for group in groups.free}
+    child = average(models, groups, [identity] * 2, (0.5, 0.5))
+    hints = refit_layers(child, models, groups, [identity] * 2, (0.5, 0.5), loader)
+    assert hints.places == ["passing"]
+    assert refit_layers(child, models, groups, [identity] * 2, (0.5, 0.5), loader, method="regmean") is None
 
 
 def test_the_same_refit_twice_is_the_same_bit_for_bit():

@@ -20,7 +20,7 @@ from depfuse.teaching import divergence, drawn, slope
 PER_STEP = 125
 MOST_ROWS = 2**15
 DAMPING = 1e-3
-TRUST = 0.006
+TRUST = 0.024
 MOMENTUM = 0.9
 HELD_OUT = 0.125
 REFRESHED = 64
@@ -38,9 +38,10 @@ class SecondPass:
     :math:`-(A + \sqrt\lambda\pi)^{-1} \nabla_W (\Gamma + \sqrt\lambda/\pi)^{-1}`, where A is the Gram matrix of its
     inputs and :math:`\Gamma` that of the derivatives by its outputs of a class drawn from the child's own probabilities
     (Martens & Grosse 2015; for convolutions Grosse & Martens 2016, section 3). A step sees few images, and most of it
-    is chance: each is so long that the model of the loss changes by a share of what all of it was at first (Ba et al.
-    2017, section 5), which is `TRUST` over the number of units, since the model does not know how they act together;
-    shorter and shorter towards the end. A running mean of such steps is taken.
+    is chance: each is so long that the model of the loss changes by a share of what it was at first (Ba et al.
+    2017, section 5), which is `TRUST` over the number of units, since the model does not know how they act together,
+    and more by the root of what the streams add; shorter and shorter towards the end. A running mean of such steps is
+    taken.
 
     Parameters
     ----------
@@ -90,7 +91,7 @@ class SecondPass:
         first = lowest / len(self._held)
         if first < NOTHING:
             return
-        trusted = TRUST / len(self.folded.units) * first * (1 + self.streams.weight)
+        trusted = TRUST / len(self.folded.units) * first * (1 + self.streams.weight) ** 0.5
         change = {key: torch.zeros_like(tensor) for key, tensor in maps.items()}
         for step in range(steps):
             chosen = self._draw(PER_STEP)
