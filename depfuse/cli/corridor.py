@@ -368,7 +368,14 @@ def _methods(
             found.append(method_path(name, fused.result, path))
             continue
         work.step(f"matching by {name}")
-        result = fuse(fused.inputs.models, recipe, fused.calibration, groups=fused.result.groups)
+        groups = None if fused.result.folded else fused.result.groups
+        result = fuse(
+            fused.inputs.models,
+            recipe,
+            fused.calibration,
+            example=fused.inputs.data.example(device=fused.inputs.device),
+            groups=groups,
+        )
         other = replace(fused, result=result)
         alphas = [point.alpha for point in path]
         work.step(f"evaluating the path by {name}", total=len(alphas) - 2)

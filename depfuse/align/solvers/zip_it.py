@@ -1,0 +1,142 @@
+"""ZipIt!: the channels of all parents in one pool, zipped pair by pair, also two of one parent (Stoica et al. 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.align.coupling import Coupling, Couplings, Maps
+from depfuse.align.moments import collect_moments
+from depfuse.align.problem import MatchingProblem
+from depfuse.align.solvers.interface import Solver
+from depfuse.align.together import Watcher
+from depfuse.align.transport import checked, emd
+from depfuse.data.loader import Loader
+from depfuse.errors import RecipeError
+from depfuse.groups import ChannelGroups
+from depfuse.groups.nesting import find_orbits
+from depfuse.recipe import Recipe
+
+REUSE = 0.3  # what the likeness of a zipped channel to others is multiplied with: the paper's alpha
+WITHIN = 0.125  # share of a parent's zips that may be of two of its own channels: the paper's beta
+
+
+def zipped(likeness: Tensor, parents: int) -> Tensor:
+    """Put channels of all parents together until as many are left as one parent has.
+
+    The two that are most alike become one, which is as alike to a third as the less alike of them is, times `REUSE`.
+    A zip of two that began with channels of the same parent is taken from that parent's budget; where this is used up,
+    such channels are no longer zipped to one another. (Stoica et al. 2024, sections 4.1 and 4.3.)
+
+    Parameters
+    ----------
+    likeness
+        (parents * n, parents * n) correlations, one parent's channels after the other's.
+    parents
+        How many there are.
+
+    Returns
+    -------
+    Tensor
+        (parents * n,) int64: the channel of the child, from 0 to n - 1, that each is part of; the child's channels are
+        in the order of their first ones.
+    """
+    total = len(likeness)
+    size = total // parents
+    alike = likeness.double().clone().fill_diagonal_(-torch.inf)
+    origin = torch.arange(total) // size
+    member = torch.arange(total)
+    budget = [int((total - size) // parents * WITHIN)] * parents
+    for _ in range(total - size):
+        first, second = sorted(divmod(int(alike.argmax()), total))
+        row = REUSE * torch.minimum(alike[first], alike[second])
+        row[[first, second]] = -torch.inf
+        alike[first], alike[:, first] = row, row
+        alike[second], alike[:, second] = -torch.inf, -torch.inf
+        member[member == second] = first
+        parent = int(origin[first])
+        if parent == int(origin[second]):
+            budget[parent] -= 1
+            if budget[parent] <= 0:
+                own = origin == parent
+                alike[own[:, None] & own[None]] = -torch.inf
+    return torch.unique(member, return_inverse=True)[1]
+
+
+def maps_of(member: Tensor, shares: Sequence[float]) -> list[Maps]:
+    r"""The maps of every parent into the child.
+
+    A channel of the child is the share-weighted mean of its members; all that read one of these read it. With
+    :math:`w_p` the shares, that is :math:`M = [w_1 P_1, \dots]` and :math:`U = [C_1, \dots]^T` of the paper, where the
+    child's weights are :math:`\sum_p w_p P_p W_p C_p^T`.
+
+    Parameters
+    ----------
+    member
+        As `zipped` gives it.
+    shares
+        One per parent.
+    """
+    size = len(member) // len(shares)
+    into = torch.zeros(size, len(member), dtype=torch.float64)
+    into[member, torch.arange(len(member))] = 1.0
+    counts = into @ torch.tensor(shares, dtype=torch.float64).repeat_interleave(size)
+    # What only parents without a share are part of is silent: they do not count anyway.
+    means = into * torch.where(counts > 0, 1.0 / counts.clamp_min(1e-300), 0.0)[:, None]
+    return [Maps(p, c) for p, c in zip(means.split(size, 1), into.split(size, 1), strict=True)]
+
+
+def together(
+    models: Sequence[nn.Module], groups: ChannelGroups, recipe: Recipe, calibration: Loader
+) -> list[Couplings]:
+    """Maps of every parent, the reference included, by the mean correlation at a group's taps.
+
+    Blocks, what is inside them, and groups without a tap cannot be zipped: they are matched to the reference.
+    """
+    reference = recipe.reference or 0
+    order = [reference, *(number for number in range(len(models)) if number != reference)]
+    ordered, shares = [models[n] for n in order], recipe.shares(len(models))
+    covariances = Watcher(ordered, groups, calibration, recipe.taps).covariances()
+    roots = find_orbits(groups.groups)
+    free = [root for root in roots if root.name in covariances and not root.children]
+    found: list[dict[str, Coupling]] = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
+    if len(free) < len(roots):
+        moments = collect_moments(ordered, groups, calibration, recipe.taps)
+        for number, own in zip(order[1:], moments, strict=True):
+            problem = MatchingProblem(groups, (models[reference], models[number]), recipe, own, calibration)
+            found[number] |= problem.by_activations("pearson", emd)
+    for root in free:
+        likeness = torch.stack([_correlation(tap) for tap in covariances[root.name]]).mean(0)
+        member = zipped(likeness, len(models))
+        for number, maps in zip(order, maps_of(member, [shares[n] for n in order]), strict=True):
+            found[number][root.name] = Coupling(maps=maps)
+    return [*found]
+
+
+def _correlation(covariance: Tensor) -> Tensor:
+    """Correlations; a channel that never varies is like no other."""
+    checked(covariance)
+    deviation = covariance.diagonal().clamp_min(0.0).sqrt()
+    size = deviation[:, None] * deviation[None]
+    return torch.where(size > 0, covariance / size.clamp_min(1e-300), 0.0)
+
+
+def solve(problem: MatchingProblem) -> list[Couplings]:
+    """Refuse: a zip changes the reference too.
+
+    Raises
+    ------
+    RecipeError
+        Always.
+    """
+    raise RecipeError("solver zip-it zips all parents at once: it does not match one to another")
+
+
+SOLVER = Solver(
+    solve,
+    criteria=("activations",),
+    advice="works on activations: leave out --criterion",
+    together=together,
+)
