@@ -63,9 +63,7 @@ def fold(
             for copy in copies:
                 _fold(copy.state_dict(), own, deviation, epsilon)
     still = {f"{own.name}.{what}" for own in layers for what in ("weight", "running_var")}
-    kept = tuple(
-        replace(group, slots=tuple(slot for slot in group.slots if slot.key not in still)) for group in groups
-    )
+    kept = tuple(replace(group, slots=tuple(slot for slot in group.slots if slot.key not in still)) for group in groups)
     return copies, replace(groups, groups=kept)
 
 

@@ -136,6 +136,8 @@ class FusionResult:
         parts; `at(result.shares)` is the child again.
         """
         shares = Shares.create(shares)
+        if shares != self.shares and load_solver(self.recipe.solver).together is not None:
+            raise RecipeError(f"solver {self.recipe.solver} matches by the shares: fuse again to have others")
         self.recipe.model_copy(update={"weights": shares.network}).shares(len(self.parents))
         child = self._average(shares)
         self._refit(child, shares)

@@ -61,7 +61,7 @@ def solve(problem: MatchingProblem) -> list[Couplings]:
     """
     recipe = problem.recipe
     assert problem.calibration is not None
-    found = problem.by_activations("pearson", emd)
+    found = {**problem.by_activations("pearson", emd)}
     watcher = Watcher(problem.networks, problem.groups, problem.calibration, recipe.taps)
     covariances = watcher.covariances()
     for root in problem.roots:

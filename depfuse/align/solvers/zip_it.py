@@ -62,7 +62,8 @@ def zipped(likeness: Tensor, parents: int) -> Tensor:
             if budget[parent] <= 0:
                 own = origin == parent
                 alike[own[:, None] & own[None]] = -torch.inf
-    return torch.unique(member, return_inverse=True)[1]
+    firsts = (member == torch.arange(total)).long().cumsum(0) - 1
+    return firsts[member]
 
 
 def maps_of(member: Tensor, shares: Sequence[float]) -> list[Maps]:
@@ -85,7 +86,8 @@ def maps_of(member: Tensor, shares: Sequence[float]) -> list[Maps]:
     counts = into @ torch.tensor(shares, dtype=torch.float64).repeat_interleave(size)
     # What only parents without a share are part of is silent: they do not count anyway.
     means = into * torch.where(counts > 0, 1.0 / counts.clamp_min(1e-300), 0.0)[:, None]
-    return [Maps(p, c) for p, c in zip(means.split(size, 1), into.split(size, 1), strict=True)]
+    starts = range(0, len(member), size)
+    return [Maps(means[:, start : start + size], into[:, start : start + size]) for start in starts]
 
 
 def together(
