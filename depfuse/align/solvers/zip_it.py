@@ -26,9 +26,12 @@ WITHIN = 0.125  # share of a parent's zips that may be of two of its own channel
 def zipped(likeness: Tensor, parents: int) -> Tensor:
     """Put channels of all parents together until as many are left as one parent has.
 
-    The two that are most alike become one, which is as alike to a third as the less alike of them is, times `REUSE`.
-    A zip of two that began with channels of the same parent is taken from that parent's budget; where this is used up,
-    such channels are no longer zipped to one another. (Stoica et al. 2024, sections 4.1 and 4.3.)
+    The two that are most alike become one, which is as alike to a third as the less alike of them is, times `REUSE`
+    as soon as it holds as many channels as there are parents: two in the paper, where any zip does.
+    A zip of two that begin with channels of the same parent is taken from that parent's budget; where this is used up,
+    what begins with a channel of the parent is zipped to the like no more, nor is anything that has it inside. (Stoica
+    et al. 2024, sections 4.1 and 4.3.) Of more than two parents it can come about that nothing is left to zip then:
+    the budgets are forgotten for one zip.
 
     Parameters
     ----------
@@ -48,20 +51,25 @@ def zipped(likeness: Tensor, parents: int) -> Tensor:
     alike = likeness.double().clone().fill_diagonal_(-torch.inf)
     origin = torch.arange(total) // size
     member = torch.arange(total)
+    allowed = torch.ones_like(alike, dtype=torch.bool)
     budget = [int((total - size) // parents * WITHIN)] * parents
     for _ in range(total - size):
-        first, second = sorted(divmod(int(alike.argmax()), total))
-        row = REUSE * torch.minimum(alike[first], alike[second])
-        row[[first, second]] = -torch.inf
+        choice = torch.where(allowed, alike, -torch.inf)
+        choice = choice if float(choice.max()) > -torch.inf else alike
+        first, second = sorted(divmod(int(choice.argmax()), total))
+        member[member == second] = first
+        factor = REUSE if int((member == first).sum()) >= parents else 1.0
+        row, still = factor * torch.minimum(alike[first], alike[second]), allowed[first] & allowed[second]
+        row[first] = -torch.inf
         alike[first], alike[:, first] = row, row
         alike[second], alike[:, second] = -torch.inf, -torch.inf
-        member[member == second] = first
+        allowed[first], allowed[:, first] = still, still
         parent = int(origin[first])
         if parent == int(origin[second]):
             budget[parent] -= 1
             if budget[parent] <= 0:
                 own = origin == parent
-                alike[own[:, None] & own[None]] = -torch.inf
+                allowed[own[:, None] & own[None]] = False
     firsts = (member == torch.arange(total)).long().cumsum(0) - 1
     return firsts[member]
 
