@@ -46,7 +46,8 @@ def fold(
     RecipeError
         A BatchNorm takes anything but the output of one layer that runs once: its scale has nowhere to go.
     """
-    layers = [own for own in find_layers(models[0], example, "by cca") if _is_norm(models[0], own.name)]
+    found = find_layers(models[0], example, "solver cca", "choose solver zip-it or emd")
+    layers = [own for own in found if _is_norm(models[0], own.name)]
     for own in layers:
         if own.source is None or own.times != 1 or _feeds_several(layers, own):
             raise RecipeError(

@@ -325,7 +325,8 @@ def fuse(
         folded = load_solver(recipe.solver).folds and has_batch_norm(models[0])
         if folded:
             given = example if example is not None else _example(calibration)
-            models, groups = fold(models, groups, given, models[recipe.reference or 0])
+            reference = recipe.reference or 0 if brought is None else brought.reference
+            models, groups = fold(models, groups, given, models[reference])
         numbers = list(range(len(models))) if brought is None else [brought.reference, *sorted(brought.unsettled)]
         chosen = [models[number] for number in numbers]
         judge = (

@@ -215,6 +215,14 @@ def test_a_batch_norm_that_no_layer_feeds_cannot_be_folded():
         fuse(networks, Recipe(solver="cca"), noise_images(20))
     assert fuse(networks, Recipe(solver="zip-it"), noise_images(20)).child is not None
 
+    class Own(nn.BatchNorm2d):
+        pass
+
+    for network in networks:
+        network.norm = Own(4)
+    with pytest.raises(RecipeError, match=r"solver cca does not know what norm \(Own\) does .* choose solver zip-it"):
+        fuse(networks, Recipe(solver="cca"), noise_images(20))
+
 
 # --- ZipIt! ---------------------------------------------------------------------------------------
 
@@ -291,6 +299,22 @@ def test_three_copies_of_a_network_are_zipped_to_it_whatever_their_order(digits)
     torch.testing.assert_close(result.at(result.shares).state_dict(), result.child.state_dict())
     with pytest.raises(RecipeError, match="fuse again"):
         result.at((0.2, 0.3, 0.5))
+
+
+@pytest.mark.parametrize("solver", ["cca", "zip-it"])
+def test_parents_of_two_widths_are_brought_to_one_first(solver):
+    models = [build_network(f"digits_resnet(width={width})").eval() for width in (0.5, 1.0)]
+    recipe = Recipe(solver=solver, weights=(0.0, 1.0))
+    result = fuse(models, recipe, noise_images(100))
+    assert result.child.conv1.weight.shape == models[1].conv1.weight.shape
+    assert result.folded == (solver == "cca")
+    for own, narrow in zip(result.couplings[1].values(), result.couplings[0].values(), strict=True):
+        if solver == "cca":
+            assert own.permutation is not None
+            assert narrow.maps is not None
+        else:  # the share is the wide parent's: its channels alone make the means
+            sums = own.maps.produces.sum(1)
+            torch.testing.assert_close(sums, own.maps.consumes.any(1).double())
 
 
 @pytest.mark.parametrize("solver", ["cca", "zip-it"])

@@ -1,6 +1,11 @@
 """Canonical correlation analysis: each group's channels are mixed so that they go with the target's as well as can be.
 
-No permutation is found but an invertible linear map (CCA Merge; Horoi et al. 2024, section 4).
+No permutation is found but an invertible linear map (CCA Merge; Horoi et al. 2024, section 4). The function stays where
+all that lies between what gives the channels and what reads them is linear and the same for all channels. A ReLU is
+not: no map but a permutation passes through it unchanged, and what is found serves as well as channels go together.
+BatchNorm's scales are each channel's own, and are folded into the layers before (`fold`); biases, shifts and means are
+mixed as the channels are. Other scales, of LayerNorm or of depthwise convolutions, are mixed like biases: that is exact
+for permutations only.
 """
 
 from __future__ import annotations
