@@ -318,6 +318,25 @@ def test_parents_of_two_widths_are_brought_to_one_first(solver):
 
 
 @pytest.mark.parametrize("solver", ["cca", "zip-it"])
+def test_heads_over_different_labels_read_the_mixed_channels(solver, digits):
+    (model,) = digits_parents("same-a")
+    groups = find_groups(model, torch.zeros(1, 1, 8, 8))
+    state = dict(model.state_dict())
+    for name, order in random_permutations(groups, 4).items():
+        state = groups[name].permute(state, order)
+    parents, sets = [], [list(range(5)), list(range(5, 10))]
+    for labels, own in zip(sets, (model.state_dict(), state), strict=True):
+        parent = build_network("digits_resnet(width=1.25, classes=5)").eval()
+        heads = {key: own[key][labels] for key in ("linear.weight", "linear.bias")}
+        parent.load_state_dict({**own, **heads})
+        parents.append(parent)
+    recipe = Recipe(solver=solver, regularisation=1e-6, renorm="none", parents_renorm="none")
+    result = fuse(parents, recipe, calibration_loader(digits, 300), labels=sets, template=model)
+    images = next(iter(Loader(digits.test, digits.preprocessing, batch_size=50)))[0]
+    assert gap(model, result.child, images) < (0.03 if solver == "cca" else 1e-4)
+
+
+@pytest.mark.parametrize("solver", ["cca", "zip-it"])
 def test_parents_that_differ_get_a_child_better_than_their_average(solver, digits):
     models = digits_parents("a", "b")
     result = fuse(models, Recipe(solver=solver, regularisation=1.0), calibration_loader(digits, 500))
