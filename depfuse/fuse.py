@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from depfuse.agreement import Disagreement
 from depfuse.align import Coupling, Couplings, align
+from depfuse.align.solvers import load_solver
 from depfuse.apart import Apart, Owners, keep_apart
 from depfuse.best import Candidate, Family, best_of, polish_child
 from depfuse.choose_shares import Chosen, shares_of_parts
@@ -20,13 +21,14 @@ from depfuse.data.augment import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.distil import Ensemble, Further
 from depfuse.errors import DepfuseWarning, GroupError, RecipeError
+from depfuse.folding import fold
 from depfuse.groups import ChannelGroups, explain, find_groups, not_followed, prove_groups
 from depfuse.joint_head import renewed, with_joint_head
 from depfuse.label_sets import LabelSets
 from depfuse.limits import noting_limits
 from depfuse.merge import Hints, Polished, Shares, average, fisher_information, refit_layers
 from depfuse.recipe import Recipe
-from depfuse.renorm import Merged, chosen_method, renormalise
+from depfuse.renorm import Merged, chosen_method, has_batch_norm, renormalise
 from depfuse.widths import Brought, Widths, shapes_of
 
 OnStep = Callable[[str], None]
@@ -80,6 +82,9 @@ class FusionResult:
         All candidates, where the recipe's goal is the best of them.
     polished
         What a polish of the child did, where the recipe asks for one.
+    folded
+        Whether BatchNorm's scales were folded into the layers before, so that channels could be mixed. Groups and
+        parents are those of the folded networks then.
     """
 
     child: nn.Module
@@ -102,6 +107,7 @@ class FusionResult:
     example: Tensor | None = None
     family: Sequence[Candidate] = ()
     polished: Polished | None = None
+    folded: bool = False
 
     @property
     def owners(self) -> Owners | None:
@@ -130,6 +136,8 @@ class FusionResult:
         parts; `at(result.shares)` is the child again.
         """
         shares = Shares.create(shares)
+        if shares != self.shares and load_solver(self.recipe.solver).together is not None:
+            raise RecipeError(f"solver {self.recipe.solver} matches by the shares: fuse again to have others")
         self.recipe.model_copy(update={"weights": shares.network}).shares(len(self.parents))
         child = self._average(shares)
         self._refit(child, shares)
@@ -314,6 +322,11 @@ def fuse(
         if widths is not None:
             brought, unmatched = widths.bring(calibration), widths.as_they_stand()
             models = brought.models
+        folded = load_solver(recipe.solver).folds and has_batch_norm(models[0])
+        if folded:
+            given = example if example is not None else _example(calibration)
+            reference = recipe.reference or 0 if brought is None else brought.reference
+            models, groups = fold(models, groups, given, models[reference])
         numbers = list(range(len(models))) if brought is None else [brought.reference, *sorted(brought.unsettled)]
         chosen = [models[number] for number in numbers]
         judge = (
@@ -323,7 +336,8 @@ def fuse(
         )
         couplings: list[Couplings] = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
         with noting_limits() as not_converged:
-            for number, found in zip(numbers, align(chosen, groups, recipe, calibration, judge), strict=True):
+            counting = recipe.model_copy(update={"weights": tuple(shares[number] for number in numbers)})
+            for number, found in zip(numbers, align(chosen, groups, counting, calibration, judge), strict=True):
                 couplings[number] = found
     seconds["choose"] = (0.0 if judge is None else judge.seconds) + (0.0 if brought is None else brought.seconds)
     seconds["align"] -= seconds["choose"]
@@ -358,6 +372,7 @@ def fuse(
         choice,
         information,
         example if example is not None or calibration is None else _example(calibration),
+        folded=folded,
     )
     if recipe.weights_by != "network" and calibration is not None and result.example is not None:
         with step("shares"):

@@ -11,6 +11,8 @@ from depfuse.align.solvers import SOLVERS
 from depfuse.errors import RecipeError
 from depfuse.renorm.registry import METHODS
 
+SOFT = ("sinkhorn", "unbalanced")  # solvers that give plans
+MIXING = ("cca", "zip-it")  # and those that give linear maps
 Criterion = Literal["activations", "weights", "mixture"]
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -20,8 +22,7 @@ if TYPE_CHECKING:
     Renorm: TypeAlias = str
 else:
     Solver = Literal[tuple(SOLVERS)]
-    SOFT = ("sinkhorn", "unbalanced")
-    Start = Literal[("none", "identity", "activations", *(name for name in SOLVERS if name not in SOFT))]
+    Start = Literal[("none", "identity", "activations", *(name for name in SOLVERS if name not in (*SOFT, *MIXING)))]
     Renorm = Literal[("auto", "none", *METHODS)]
 Distance = Literal["best", "cosine", "pearson", "cosine-pearson", "scaled", "euclidean"]
 TapPosition = Literal["after", "before", "both"]
@@ -58,7 +59,11 @@ class Recipe(BaseModel):
         description="where several matchings were found, take the one whose child agrees best with the parents' "
         "ensemble, or for each group the one with which it does: closer, and minutes slower",
     )
-    regularisation: float = Field(default=0.01, gt=0.0, description="Sinkhorn's, relative to the cost's scale")
+    regularisation: float = Field(
+        default=0.01,
+        gt=0.0,
+        description="Sinkhorn's, relative to the cost's scale; that of cca, relative to the channels' mean variance",
+    )
     strictness: float = Field(
         default=3.0, gt=0.0, description="how strictly unbalanced transport keeps masses, relative to the cost's scale"
     )
@@ -255,7 +260,7 @@ class Recipe(BaseModel):
     def _averaged_channel_by_channel(self) -> Recipe:
         if self.average == "mean":
             return self
-        if self.solver in ("sinkhorn", "unbalanced"):
+        if self.solver in (*SOFT, *MIXING):
             raise ValueError(
                 f"average {self.average} needs couplings that are permutations, and solver {self.solver} gives none: "
                 "choose emd"
@@ -276,10 +281,35 @@ class Recipe(BaseModel):
             return self
         if self.refit not in ("none", "ridge"):
             raise ValueError(f"goal best refits its candidates by ridge: leave out --refit {self.refit}")
-        if self.solver in ("sinkhorn", "unbalanced"):
+        if self.solver in (*SOFT, *MIXING):
             raise ValueError(f"goal best needs couplings that are permutations: leave out --solver {self.solver}")
         if self.keeps_apart:
             raise ValueError("goal best is of the parents' width: leave out --keep-worst, --keep-first and --keep-last")
+        return self
+
+    @model_validator(mode="after")
+    def _mixed_by_maps(self) -> Recipe:
+        if self.solver not in MIXING:
+            return self
+        if self.refit != "none":
+            raise ValueError(
+                f"refit {self.refit} needs couplings that are permutations, and solver {self.solver} mixes channels: "
+                "choose solver emd, or refit none"
+            )
+        if self.keeps_apart:
+            raise ValueError(
+                f"channels are kept apart by pairs, and solver {self.solver} finds none: choose solver emd, or leave "
+                "out --keep-worst, --keep-first and --keep-last"
+            )
+        if self.solver == "cca" and self._compares:
+            raise ValueError(
+                f"renorm {self.renorm} compares a child with its parents channel by channel, and solver cca mixes "
+                "them: choose reset or none"
+            )
+        if self.solver == "zip-it" and self.weights_by != "network":
+            raise ValueError(f"solver zip-it zips by one share per parent: leave out --weights-by {self.weights_by}")
+        if self.choose == "groups":
+            raise ValueError(f"solver {self.solver} finds one solution: leave out --choose groups")
         return self
 
     @classmethod

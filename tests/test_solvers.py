@@ -29,7 +29,7 @@ from depfuse.align.solvers.rounding import assign
 from depfuse.align.solvers.sinkhorn_implicit import Sinkhorn
 from depfuse.align.solvers.spectral import principal
 from depfuse.align.solvers.start import as_candidates
-from depfuse.errors import DepfuseWarning, RecipeError
+from depfuse.errors import DataError, DepfuseWarning, RecipeError
 from depfuse.groups import find_groups, random_permutations
 from depfuse.models import build_network
 from depfuse.recipe import Recipe
@@ -358,6 +358,8 @@ def test_equal_weights_give_couplings_and_broken_ones_a_sentence(solver):
         coupling = found[group.name]
         if solver in ("sinkhorn", "unbalanced"):
             torch.testing.assert_close(coupling.matrix, torch.full_like(coupling.matrix, 1.0 / group.size**2))
+        elif solver in ("cca", "zip-it"):
+            assert bool(torch.isfinite(coupling.maps.produces).all() & torch.isfinite(coupling.maps.consumes).all())
         else:
             assert sorted(coupling.permutation.tolist()) == list(range(group.size))
     if criterion == "weights":
@@ -379,6 +381,11 @@ def test_contradictions_are_refused():
         align(networks, groups, Recipe(criterion="weights", solver="spectral", start="ipfp"), None)
     with pytest.raises(RecipeError, match="needs calibration images"):
         align(networks, groups, Recipe(criterion="weights", solver="ipfp", start="activations"), None)
+    with torch.no_grad():
+        networks[1].conv1.weight[0] = float("nan")
+    for solver in ("cca", "zip-it"):
+        with pytest.raises(DataError, match="not finite on the calibration images"):
+            align(networks, groups, Recipe(solver=solver), noise_images(4))
     with pytest.raises(RecipeError, match="the solver itself"):
         Recipe.create(criterion="weights", solver="ipfp", start="ipfp")
     with pytest.raises(RecipeError, match="solver: Input should be 'emd'"):

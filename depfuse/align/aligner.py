@@ -67,6 +67,9 @@ def align(
         raise RecipeError(f"{what} needs calibration images: give at least 2")
     if recipe.universe:
         return align_through_universe(models, groups, recipe, calibration, judge)
+    if solver.together is not None:
+        assert calibration is not None
+        return _in_order_of(groups, solver.together(models, groups, recipe, calibration), recipe)
     reference = recipe.reference or 0
     others = [number for number in range(len(models)) if number != reference]
     variants = _variants(recipe)
@@ -88,7 +91,7 @@ def align(
             couplings[number] = choose_by_group(candidates, together, figure)
         else:
             couplings[number] = choose(candidates, figure)
-    return couplings if recipe.kept == reference else _in_order_of(groups, couplings, recipe.kept)
+    return _in_order_of(groups, couplings, recipe)
 
 
 def _variants(recipe: Recipe) -> list[Recipe]:
@@ -113,8 +116,11 @@ def _variants(recipe: Recipe) -> list[Recipe]:
     return [recipe, other, *mixtures]
 
 
-def _in_order_of(groups: ChannelGroups, couplings: Sequence[Couplings], parent: int) -> list[Couplings]:
-    """The same couplings, towards the channel order of another parent."""
+def _in_order_of(groups: ChannelGroups, couplings: list[Couplings], recipe: Recipe) -> list[Couplings]:
+    """The same couplings, towards the channel order of the parent that the recipe says."""
+    parent = recipe.kept
+    if parent == (recipe.reference or 0):
+        return couplings
     if any(coupling.permutation is None for coupling in couplings[parent].values()):
         raise RecipeError(
             f"soft couplings cannot be brought to the order of parent {parent}: leave out --order, or choose solver emd"

@@ -63,4 +63,4 @@ def _distinct(candidates: Sequence[Couplings]) -> list[Couplings]:
 def _equal(first: Coupling, second: Coupling) -> bool:
     if first.permutation is not None and second.permutation is not None:
         return torch.equal(first.permutation, second.permutation)
-    return first.plan is second.plan
+    return first.plan is second.plan and first.maps is second.maps

@@ -10,14 +10,41 @@ from torch import Tensor
 
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroup, ChannelGroups, Slot
+from depfuse.groups.channel_group import Role
 from depfuse.groups.nesting import Orbit, find_orbits
+
+ROLES: tuple[Role, Role] = ("produces", "consumes")
+
+
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """Two linear maps from a group's source channels to its target channels, (n_target, n_source) float64 each.
+
+    The smallest example is `Linear(3, 2), Linear(2, 1)` whose two hidden channels are mixed by an invertible T. The
+    first weight and its bias become T times what they were, the second weight loses the mixing again: its columns are
+    multiplied with the transposed inverse of T, and the function stays.
+
+    Attributes
+    ----------
+    produces
+        Of what gives the channels or belongs to them: rows of weights, biases, means.
+    consumes
+        Of the weights by which channels are read.
+    """
+
+    produces: Tensor
+    consumes: Tensor
+
+    def __post_init__(self) -> None:
+        if self.produces.shape != self.consumes.shape:
+            raise ValueError(f"maps of shapes {tuple(self.produces.shape)} and {tuple(self.consumes.shape)} differ")
 
 
 @dataclass(frozen=True, eq=False)
 class Coupling:
     """For one group, where the target's channels come from.
 
-    Exactly one of the two is set.
+    Exactly one of the three is set.
 
     Attributes
     ----------
@@ -26,14 +53,17 @@ class Coupling:
     plan
         (n_target, n_source), non-negative, total mass 1: how much of source channel j goes to target
         channel i (a transport plan between uniform masses).
+    maps
+        Any linear maps, one for what produces channels and one for what consumes them.
     """
 
     permutation: Tensor | None = None
     plan: Tensor | None = None
+    maps: Maps | None = None
 
     def __post_init__(self) -> None:
-        if (self.permutation is None) == (self.plan is None):
-            raise ValueError("a coupling is either a permutation or a plan")
+        if sum(kind is not None for kind in (self.permutation, self.plan, self.maps)) != 1:
+            raise ValueError("a coupling is either a permutation, a plan or a pair of maps")
 
     @classmethod
     def identity(cls, size: int) -> Coupling:
@@ -45,24 +75,45 @@ class Coupling:
         """(n_target, n_source)."""
         if self.permutation is not None:
             return len(self.permutation), len(self.permutation)
-        assert self.plan is not None
-        return self.plan.shape[0], self.plan.shape[1]
+        matrix = self.maps.produces if self.plan is None and self.maps is not None else self.plan
+        assert matrix is not None
+        return matrix.shape[0], matrix.shape[1]
 
     @property
     def matrix(self) -> Tensor:
-        """The plan (n_target, n_source), float64; a permutation has 1/n at each of its pairs."""
+        """The plan (n_target, n_source), float64; a permutation has 1/n at each of its pairs.
+
+        Of maps, the sizes of what produces, brought to mass 1: how much comes from where, whatever its sign.
+        """
         if self.plan is not None:
             return self.plan
+        if self.maps is not None:
+            sizes = self.maps.produces.abs()
+            return sizes / sizes.sum().clamp_min(1e-300)
         assert self.permutation is not None
         size = len(self.permutation)
         matrix = torch.zeros(size, size, dtype=torch.float64)
         matrix[torch.arange(size), self.permutation.cpu()] = 1.0 / size
         return matrix
 
+    def mixing(self, role: Role) -> Tensor:
+        """What each target channel takes of each source channel in slots of a role, (n_target, n_source), float64.
+
+        By a plan, a target channel is the average of its sources (rows sum to one) where the slot produces or scales
+        it. Where the slot consumes it, each source's incoming weight is shared out among its targets (columns sum to
+        one), so that no input is counted twice. (Singh & Jaggi 2020, section 3.)
+        """
+        if self.maps is not None:
+            return self.maps.consumes if role == "consumes" else self.maps.produces
+        matrix = self.matrix
+        return matrix / matrix.sum(0 if role == "consumes" else 1, keepdim=True).clamp_min(1e-300)
+
     def inverse(self) -> Coupling:
-        """The coupling in the other direction."""
+        """The coupling in the other direction; of maps, what consumed produces then."""
         if self.permutation is not None:
             return Coupling(torch.argsort(self.permutation))
+        if self.maps is not None:
+            return Coupling(maps=Maps(self.maps.consumes.T, self.maps.produces.T))
         assert self.plan is not None
         return Coupling(plan=self.plan.T)
 
@@ -80,22 +131,17 @@ class Coupling:
             )
         if self.permutation is not None and other.permutation is not None:
             return Coupling(other.permutation[self.permutation])
+        if self.maps is not None or other.maps is not None:
+            after, before = ([c.mixing(role) for role in ROLES] for c in (self, other))
+            return Coupling(maps=Maps(*(a @ b.to(a) for a, b in zip(after, before, strict=True))))
         middle = self.sizes[1]
         return Coupling(plan=self.matrix @ other.matrix.to(self.matrix) * middle)
 
     def apply(self, slot: Slot, tensor: Tensor) -> Tensor:
-        """The source's tensor with the slot's channels brought to the target's.
-
-        A target channel is the average of its sources (rows of the plan sum to one) where the slot produces
-        or scales it. Where the slot consumes it, each source's incoming weight is shared out among its
-        targets (columns sum to one), so that no input is counted twice. (Singh & Jaggi 2020, section 3.)
-        """
+        """The source's tensor with the slot's channels brought to the target's, as `mixing` says."""
         if self.permutation is not None:
             return slot.permute(tensor, self.permutation)
-        assert self.plan is not None
-        plan = self.plan.to(tensor.device, torch.float64)
-        mass = plan.sum(0 if slot.role == "consumes" else 1, keepdim=True).clamp_min(1e-300)
-        return slot.write(tensor, (plan / mass) @ slot.read(tensor).double())
+        return slot.write(tensor, self.mixing(slot.role).to(tensor.device, torch.float64) @ slot.read(tensor).double())
 
 
 Couplings = Mapping[str, Coupling]

@@ -7,7 +7,7 @@ there are at most `MOST * (MOST + 1) / 2` matrices per tap, however many parents
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -158,11 +158,7 @@ class Watcher:
             sums[key].add(rows, pairs=True)
         for key, found in sums.items():
             self.most_kept = max(self.most_kept, len(found.products))
-            if not all(bool(torch.isfinite(product).all()) for product in found.products.values()):
-                raise DataError(
-                    f"activations of {key[0].module or 'the network'} are not finite on the calibration images: "
-                    "check the pre-processing (--mean, --std) and the parents' weights"
-                )
+            _check_finite(key, found.products.values())
         return Together(tuple(members), self._uses(sums), {})
 
     def among_and_others(
@@ -206,12 +202,48 @@ class Watcher:
         self.most_kept = max(self.most_kept, *(len(found.products) + len(members) for found in sums.values()))
         return Together(tuple(members), self._uses(sums), {m: _on_host(found) for m, found in mean.items()})
 
+    def covariances(self) -> dict[str, list[Tensor]]:
+        """Covariances of the channels of all parents, within each and between any two, by one pass of all.
+
+        Returns
+        -------
+        dict
+            Orbit name -> (parents * n, parents * n) float64 on the CPU at each of its taps, one parent's channels after
+            the other's.
+        """
+        count: dict[Key, int] = {}
+        sums: dict[Key, Tensor] = {}
+        products: dict[Key, Tensor] = {}
+        for key, rows in self._batches(range(len(self.models))):
+            joint = torch.cat(list(rows.values()), 1)
+            count[key] = count.get(key, 0) + len(joint)
+            _accumulate(sums, key, joint.T @ joint.new_ones(len(joint)))
+            _accumulate(products, key, joint.T @ joint)
+        found: dict[str, list[Tensor]] = {}
+        for key, (_, uses) in self.plan.items():
+            _check_finite(key, [products[key]])
+            mean = sums[key] / count[key]
+            covariance = (products[key] / count[key] - mean[:, None] * mean[None]).cpu()
+            starts = torch.arange(len(self.models)) * (len(mean) // len(self.models))
+            for name, channels in uses:
+                own = (starts[:, None] + channels.cpu()).reshape(-1)
+                found.setdefault(name, []).append(covariance[own][:, own])
+        return found
+
     def _uses(self, sums: Mapping[Key, Sums]) -> dict[str, list[tuple[Sums, Tensor]]]:
         uses: dict[str, list[tuple[Sums, Tensor]]] = {}
         for key, (_, named) in self.plan.items():
             for name, channels in named:
                 uses.setdefault(name, []).append((sums[key], channels))
         return uses
+
+
+def _check_finite(key: Key, products: Iterable[Tensor]) -> None:
+    if not all(bool(torch.isfinite(product).all()) for product in products):
+        raise DataError(
+            f"activations of {key[0].module or 'the network'} are not finite on the calibration images: "
+            "check the pre-processing (--mean, --std) and the parents' weights"
+        )
 
 
 def _on_host(found: Likeness) -> Likeness:

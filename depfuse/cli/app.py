@@ -49,6 +49,12 @@ COMMANDS = {
         " and a closing sentence says which of them to keep.",
         "depfuse fuse first.safetensors second.safetensors --data digits --out child.safetensors",
     ),
+    "recipes": _Command(
+        "depfuse.cli.recipes:recipes",
+        "List the published methods that come with depfuse.\n\n"
+        "Each is a few settings over depfuse's own parts, for `depfuse fuse --recipe NAME`.",
+        "depfuse recipes",
+    ),
     "eval": _Command(
         "depfuse.cli.evaluate:evaluate",
         "Evaluate networks on the test images.\n\n"

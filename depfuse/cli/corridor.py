@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from depfuse.align import Coupling
+from depfuse.align.solvers import load_solver
 from depfuse.checkpoint import Card, Parent, replacing, state_digest, write_checkpoint
 from depfuse.cli.console import Work
 from depfuse.cli.inputs import Inputs, check_architectures, read_inputs, read_template
@@ -239,6 +240,12 @@ def _check(request: Request) -> tuple[float, ...]:
         if len(request.parents) != 2:
             raise RecipeError(f"a path runs between two parents, not {len(request.parents)}")
         path_alphas(request.points)
+        for recipe in (request.recipe, *request.methods.values()):
+            if load_solver(recipe.solver).together is not None:
+                raise RecipeError(
+                    f"a path has other shares at every point, and solver {recipe.solver} matches by them: leave out the"
+                    " path or plot, or choose another solver"
+                )
         if request.recipe.distil or request.recipe.finetune:
             raise RecipeError("a path shows children as they are merged: leave out --plot, or --distil and --finetune")
         if request.recipe.weights_by != "network":
@@ -368,7 +375,14 @@ def _methods(
             found.append(method_path(name, fused.result, path))
             continue
         work.step(f"matching by {name}")
-        result = fuse(fused.inputs.models, recipe, fused.calibration, groups=fused.result.groups)
+        groups = None if fused.result.folded else fused.result.groups
+        result = fuse(
+            fused.inputs.models,
+            recipe,
+            fused.calibration,
+            example=fused.inputs.data.example(device=fused.inputs.device),
+            groups=groups,
+        )
         other = replace(fused, result=result)
         alphas = [point.alpha for point in path]
         work.step(f"evaluating the path by {name}", total=len(alphas) - 2)

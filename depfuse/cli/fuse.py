@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from depfuse.cli.console import Screen
 from depfuse.cli.corridor import Request, run
-from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RunOptions, spread
+from depfuse.cli.options import (
+    Checkpoints,
+    DataOptions,
+    FusionOptions,
+    RecipeOption,
+    RunOptions,
+    chosen_recipe,
+    spread,
+)
 from depfuse.recipe import Recipe
 from depfuse.report.tables import family_table, fusion_table, shares_table, short_names
 
@@ -21,22 +29,24 @@ def fuse(
     context: typer.Context,
     parents: Checkpoints,
     data: DataOptions,
-    recipe: Recipe,
+    settings: Annotated[dict[str, Any], Recipe],
     options: RunOptions,
     fusion: FusionOptions,
+    recipe: RecipeOption = None,
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="Where the child is written (.safetensors).")
     ] = Path("child.safetensors"),
 ) -> None:
     """Fuse parents, compare everything on the test images, and write what was asked for."""
+    chosen = chosen_recipe(recipe, settings)
     request = Request(
         parents,
         data,
-        recipe,
+        chosen,
         options,
         fusion,
         out,
-        None if fusion.plot is None or recipe.goal == "best" else POINTS_OF_A_PLOT,
+        None if fusion.plot is None or chosen.goal == "best" else POINTS_OF_A_PLOT,
         context.obj,
     )
     screen = Screen(options.quiet)

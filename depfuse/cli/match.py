@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from depfuse.align.solvers import load_solver
 from depfuse.checkpoint import replacing
 from depfuse.cli.console import Screen
 from depfuse.cli.corridor import STEPS
@@ -17,8 +18,10 @@ from depfuse.cli.options import (
     ArchitectureOption,
     Checkpoints,
     DataOptions,
+    RecipeOption,
     ReportOption,
     RunOptions,
+    chosen_recipe,
     spread,
 )
 from depfuse.cli.outputs import check_outputs
@@ -39,8 +42,9 @@ def match(
     context: typer.Context,
     parents: Checkpoints,
     data: DataOptions,
-    recipe: Recipe,
+    settings: Annotated[dict[str, Any], Recipe],
     options: RunOptions,
+    source: RecipeOption = None,
     arch: ArchitectureOption = None,
     group: Annotated[
         list[str] | None,
@@ -58,8 +62,11 @@ def match(
     allow_fixed: AllowFixed = False,
 ) -> None:
     """Match parents, and show what the matching does."""
+    recipe = chosen_recipe(source, settings)
     if len(parents) < 2:
         raise RecipeError("a matching needs at least two parents")
+    if load_solver(recipe.solver).together is not None:
+        raise RecipeError(f"solver {recipe.solver} matches no parent to another: choose emd to see a matching")
     recipe.shares(len(parents))
     recipe.check_numbers(len(parents))
     kind = None if plot is None else plot_kind(plot)
@@ -85,7 +92,8 @@ def match(
             on_step=lambda step: work.step(STEPS.get(step, step)),
         )
         work.step("comparing matched channels")
-        matchings = describe_matching(inputs.models, result.groups, result.couplings, recipe, calibration)
+        models = result.parents if result.folded else inputs.models
+        matchings = describe_matching(models, result.groups, result.couplings, recipe, calibration)
     known = [found.name for found in next(iter(matchings.values())).groups]
     for name in group or ():
         if name not in known:

@@ -20,6 +20,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from depfuse.errors import RecipeError
+from depfuse.recipe import Recipe
+from depfuse.recipes import read_settings
 
 Architecture = Annotated[
     str,
@@ -50,6 +52,15 @@ AllowFixed = Annotated[
     typer.Option(
         "--allow-fixed",
         help="Go on where a part of the network could not be followed or proved: that part stays as it is.",
+    ),
+]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME|FILE",
+        help="Settings of a published method (`depfuse recipes` lists them: git-re-basin, zip-it, ...), of a JSON file,"
+        " or of an earlier run's report; options given besides count for more.",
     ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
@@ -151,6 +162,12 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise RecipeError(f"{option} {text!r} must be numbers with commas between them, like 0.5,0.5") from None
+
+
+def chosen_recipe(source: str | None, given: dict[str, Any]) -> Recipe:
+    """The recipe of `--recipe`, or the default one, with the settings that the user gave besides."""
+    base = {} if source is None else read_settings(source)
+    return Recipe.create(**{**base, **given})
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from depfuse.cli.console import Screen
 from depfuse.cli.corridor import Request, run
 from depfuse.cli.methods import parse_methods
-from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RunOptions, spread
+from depfuse.cli.options import (
+    Checkpoints,
+    DataOptions,
+    FusionOptions,
+    RecipeOption,
+    RunOptions,
+    chosen_recipe,
+    spread,
+)
 from depfuse.recipe import Recipe
 from depfuse.report import PathReport, barrier_sentence
 from depfuse.report.tables import path_table
@@ -21,9 +29,10 @@ def path(
     context: typer.Context,
     parents: Checkpoints,
     data: DataOptions,
-    recipe: Recipe,
+    settings: Annotated[dict[str, Any], Recipe],
     options: RunOptions,
     fusion: FusionOptions,
+    recipe: RecipeOption = None,
     points: Annotated[
         int, typer.Option("--points", help="Number of networks on the path, both parents included.")
     ] = 11,
@@ -43,9 +52,10 @@ def path(
     ] = None,
 ) -> None:
     """Fuse two parents at every share between them."""
-    several = {} if methods is None else parse_methods(methods, recipe)
-    recipe = next(iter(several.values()), recipe)
-    request = Request(parents, data, recipe, options, fusion, out, points, context.obj, several)
+    base = chosen_recipe(recipe, settings)
+    several = {} if methods is None else parse_methods(methods, base)
+    first = next(iter(several.values()), base)
+    request = Request(parents, data, first, options, fusion, out, points, context.obj, several)
     screen = Screen(options.quiet)
     with screen.working() as work:
         found = run(request, work)

@@ -66,7 +66,9 @@ def rescale_by_norms(
     RecipeError
         There is a BatchNorm of another kind than torch's own.
     """
-    layers = [own for own in find_layers(child, example, "data-free") if _is_shaped_alike(own, [child, *parents])]
+    layers = [
+        own for own in find_layers(child, example, "renorm data-free") if _is_shaped_alike(own, [child, *parents])
+    ]
     norms = [own.name for own in layers if isinstance(child.get_submodule(own.name), BATCH_NORM)]
     sources = _sources(layers, norms)
     bare = [own.name for own in layers if own.name not in {*norms, *sources.values()}]

@@ -47,8 +47,15 @@ class Layer:
     gives_outputs: bool
 
 
-def find_layers(model: nn.Module, images: Tensor, method: str) -> list[Layer]:
+def find_layers(model: nn.Module, images: Tensor, asking: str, advice: str = "choose reset") -> list[Layer]:
     """List the layers in the order in which they run, each once.
+
+    Parameters
+    ----------
+    model, images
+        The network, and an input (N, C, H, W).
+    asking, advice
+        Who wants to know, and what to do instead: the words of the error.
 
     Raises
     ------
@@ -62,7 +69,7 @@ def find_layers(model: nn.Module, images: Tensor, method: str) -> list[Layer]:
             continue
         if name not in found or not module.affine or module.running_mean is None:
             kind = type(module).__name__
-            raise RecipeError(f"renorm {method} does not know what {name} ({kind}) does to its channels: choose reset")
+            raise RecipeError(f"{asking} does not know what {name} ({kind}) does to its channels: {advice}")
 
     def noting(name: str) -> Hook:
         return lambda module, inputs, output: runs.append((name, inputs[0], output))

@@ -63,7 +63,7 @@ def repair(
     method = "repair" if shift else "rescale"
     if loader.count < 2:
         raise RecipeError(f"renorm {method} needs at least 2 calibration images, not {loader.count}")
-    layers = find_layers(child, next(iter(loader))[0][:2], method)
+    layers = find_layers(child, next(iter(loader))[0][:2], f"renorm {method}")
     names = [own.name for own in layers if own.times == 1 and own.norm is None and not own.gives_outputs]
     goals = {name: (torch.zeros(()), torch.zeros(())) for name in names}
     shares = Shares.create(shares)

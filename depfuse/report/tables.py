@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from depfuse.recipes import Published
 from depfuse.report.schema import (
     FusionReport,
     NetworkScores,
@@ -54,6 +55,16 @@ def shares_table(shares: SharesSummary, names: Sequence[str]) -> Table:
     table = _table("part", *(f"share of {name}" for name in names))
     for part, own in shares.parts.items():
         table.add_row(part, *(f"{share:.2f}" for share in own))
+    return table
+
+
+def recipes_table(recipes: Sequence[Published]) -> Table:
+    """Show published methods with their papers, and in what they differ from these."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, wraps in (("name", False), ("title", True), ("paper", True), ("otherwise than there", True)):
+        table.add_column(name, overflow="fold", no_wrap=not wraps)
+    for own in recipes:
+        table.add_row(own.name, own.title, own.paper, own.differs)
     return table
 
 

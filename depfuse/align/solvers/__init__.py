@@ -21,6 +21,8 @@ SOLVERS: dict[str, str] = {
     "frank-wolfe": "frank_wolfe",
     "fused-gromov": "fused_gromov",
     "sinkhorn-implicit": "sinkhorn_implicit",
+    "cca": "cca",
+    "zip-it": "zip_it",
 }
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from depfuse.align.coupling import Coupling, Couplings
 from depfuse.align.problem import MatchingProblem
+from depfuse.data.loader import Loader
+from depfuse.groups import ChannelGroups
 from depfuse.recipe import Recipe
 
 Transport = Callable[[Tensor], Coupling]
+Together = Callable[[Sequence[nn.Module], ChannelGroups, Recipe, Loader], list[Couplings]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,11 @@ class Solver:
         exact transport first.
     universe
         The criteria by which it can match each of many parents to the others' mean.
+    together
+        For a solver that changes all parents, the reference too: (parents, groups, recipe, calibration images) -> the
+        couplings of each. It is asked instead of `solve`.
+    folds
+        Whether it mixes channels by maps of any sign: the scales of BatchNorm are folded into layers before (`fold`).
     """
 
     solve: Callable[[MatchingProblem], list[Couplings]]
@@ -45,3 +53,5 @@ class Solver:
     needs_images: bool = False
     transports: Callable[[Recipe], list[Transport]] | None = None
     universe: tuple[str, ...] = ()
+    together: Together | None = None
+    folds: bool = False

@@ -1,0 +1,88 @@
+"""Canonical correlation analysis: each group's channels are mixed so that they go with the target's as well as can be.
+
+No permutation is found but an invertible linear map (CCA Merge; Horoi et al. 2024, section 4). The function stays where
+all that lies between what gives the channels and what reads them is linear and the same for all channels. A ReLU is
+not: no map but a permutation passes through it unchanged, and what is found serves as well as channels go together.
+BatchNorm's scales are each channel's own, and are folded into the layers before (`fold`); biases, shifts and means are
+mixed as the channels are. Other scales, of LayerNorm or of depthwise convolutions, are mixed like biases: that is exact
+for permutations only.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from depfuse.align.coupling import Coupling, Couplings, Maps
+from depfuse.align.problem import MatchingProblem
+from depfuse.align.solvers.interface import Solver
+from depfuse.align.together import Watcher
+from depfuse.align.transport import checked, emd
+
+
+def canonical_maps(target: Tensor, source: Tensor, cross: Tensor, regularisation: float) -> Maps:
+    r"""The map that takes the source's channels to the target's by way of their canonical variables.
+
+    With the ridges :math:`\Sigma_X + \gamma_X I` and :math:`\Sigma_Y + \gamma_Y I`, where :math:`\gamma` is
+    `regularisation` times the mean variance, and :math:`U S V^T` the singular value decomposition of
+    :math:`\Sigma_X^{-1/2} \Sigma_{XY} \Sigma_Y^{-1/2}`, canonical variables are :math:`U^T \Sigma_X^{-1/2} x` and
+    :math:`V^T \Sigma_Y^{-1/2} y`. Going up to them and down again is
+
+    .. math:: T = \Sigma_X^{1/2} U V^T \Sigma_Y^{-1/2},
+
+    which has the inverse :math:`\Sigma_Y^{1/2} V U^T \Sigma_X^{-1/2}`. Where the source is the target's channels after
+    an invertible map, T undoes it: a permutation above all. The more ridge, the nearer is T to the rotation that is
+    best for :math:`\Sigma_{XY}`.
+
+    Parameters
+    ----------
+    target, source
+        Covariances :math:`\Sigma_X` and :math:`\Sigma_Y`, (n, n) float64 each.
+    cross
+        :math:`\Sigma_{XY}` (n, n) between the target's channels (rows) and the source's.
+    regularisation
+        Above zero: channels that never vary have no inverse.
+    """
+    checked(cross)
+    roots, inverses = zip(*(_roots(own, regularisation) for own in (target, source)), strict=True)
+    left, _, right = torch.linalg.svd(inverses[0] @ cross @ inverses[1])
+    rotation = left @ right
+    return Maps(roots[0] @ rotation @ inverses[1], inverses[0] @ rotation @ roots[1])
+
+
+def _roots(covariance: Tensor, regularisation: float) -> tuple[Tensor, Tensor]:
+    """Square root of a covariance with its ridge, and the inverse of that."""
+    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
+    mean = float(values.mean())
+    ridge = regularisation * mean if mean > 0 else 1.0  # channels of which none ever varies stay as they are
+    roots = (values.clamp_min(0.0) + ridge).sqrt()
+    return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
+
+
+def solve(problem: MatchingProblem) -> list[Couplings]:
+    """One solution: maps for groups that have a tap, permutations for blocks, what is inside them, and all others.
+
+    Covariances at several taps of a group are added up, each relative to the target's mean variance there.
+    """
+    recipe = problem.recipe
+    assert problem.calibration is not None
+    found = {**problem.by_activations("pearson", emd)}
+    watcher = Watcher(problem.networks, problem.groups, problem.calibration, recipe.taps)
+    covariances = watcher.covariances()
+    for root in problem.roots:
+        if root.children or root.name not in covariances:
+            continue
+        n = root.size
+        taps = [tap / tap[:n, :n].diagonal().mean().clamp_min(1e-300) for tap in covariances[root.name]]
+        joint = torch.stack(taps).sum(0)
+        maps = canonical_maps(joint[:n, :n], joint[n:, n:], joint[:n, n:], recipe.regularisation)
+        found[root.name] = Coupling(maps=maps)
+    return [found]
+
+
+SOLVER = Solver(
+    solve,
+    criteria=("activations",),
+    advice="works on activations: leave out --criterion",
+    folds=True,
+)

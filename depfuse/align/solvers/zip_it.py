@@ -1,0 +1,152 @@
+"""ZipIt!: the channels of all parents in one pool, zipped pair by pair, also two of one parent (Stoica et al. 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.align.coupling import Coupling, Couplings, Maps
+from depfuse.align.moments import collect_moments
+from depfuse.align.problem import MatchingProblem
+from depfuse.align.solvers.interface import Solver
+from depfuse.align.together import Watcher
+from depfuse.align.transport import checked, emd
+from depfuse.data.loader import Loader
+from depfuse.errors import RecipeError
+from depfuse.groups import ChannelGroups
+from depfuse.groups.nesting import find_orbits
+from depfuse.recipe import Recipe
+
+REUSE = 0.3  # what the likeness of a zipped channel to others is multiplied with: the paper's alpha
+WITHIN = 0.125  # share of a parent's zips that may be of two of its own channels: the paper's beta
+
+
+def zipped(likeness: Tensor, parents: int) -> Tensor:
+    """Put channels of all parents together until as many are left as one parent has.
+
+    The two that are most alike become one, which is as alike to a third as the less alike of them is, times `REUSE`
+    as soon as it holds as many channels as there are parents: two in the paper, where any zip does.
+    A zip of two that begin with channels of the same parent is taken from that parent's budget; where this is used up,
+    what begins with a channel of the parent is zipped to the like no more, nor is anything that has it inside. (Stoica
+    et al. 2024, sections 4.1 and 4.3.) Of more than two parents it can come about that nothing is left to zip then:
+    the budgets are forgotten for one zip.
+
+    Parameters
+    ----------
+    likeness
+        (parents * n, parents * n) correlations, one parent's channels after the other's.
+    parents
+        How many there are.
+
+    Returns
+    -------
+    Tensor
+        (parents * n,) int64: the channel of the child, from 0 to n - 1, that each is part of; the child's channels are
+        in the order of their first ones.
+    """
+    total = len(likeness)
+    size = total // parents
+    alike = likeness.double().clone().fill_diagonal_(-torch.inf)
+    origin = torch.arange(total) // size
+    member = torch.arange(total)
+    allowed = torch.ones_like(alike, dtype=torch.bool)
+    budget = [int((total - size) // parents * WITHIN)] * parents
+    for _ in range(total - size):
+        choice = torch.where(allowed, alike, -torch.inf)
+        choice = choice if float(choice.max()) > -torch.inf else alike
+        first, second = sorted(divmod(int(choice.argmax()), total))
+        member[member == second] = first
+        factor = REUSE if int((member == first).sum()) >= parents else 1.0
+        row, still = factor * torch.minimum(alike[first], alike[second]), allowed[first] & allowed[second]
+        row[first] = -torch.inf
+        alike[first], alike[:, first] = row, row
+        alike[second], alike[:, second] = -torch.inf, -torch.inf
+        allowed[first], allowed[:, first] = still, still
+        parent = int(origin[first])
+        if parent == int(origin[second]):
+            budget[parent] -= 1
+            if budget[parent] <= 0:
+                own = origin == parent
+                allowed[own[:, None] & own[None]] = False
+    firsts = (member == torch.arange(total)).long().cumsum(0) - 1
+    return firsts[member]
+
+
+def maps_of(member: Tensor, shares: Sequence[float]) -> list[Maps]:
+    r"""The maps of every parent into the child.
+
+    A channel of the child is the share-weighted mean of its members; all that read one of these read it. With
+    :math:`w_p` the shares, that is :math:`M = [w_1 P_1, \dots]` and :math:`U = [C_1, \dots]^T` of the paper, where the
+    child's weights are :math:`\sum_p w_p P_p W_p C_p^T`.
+
+    Parameters
+    ----------
+    member
+        As `zipped` gives it.
+    shares
+        One per parent.
+    """
+    size = len(member) // len(shares)
+    into = torch.zeros(size, len(member), dtype=torch.float64)
+    into[member, torch.arange(len(member))] = 1.0
+    counts = into @ torch.tensor(shares, dtype=torch.float64).repeat_interleave(size)
+    # What only parents without a share are part of is silent: they do not count anyway.
+    means = into * torch.where(counts > 0, 1.0 / counts.clamp_min(1e-300), 0.0)[:, None]
+    starts = range(0, len(member), size)
+    return [Maps(means[:, start : start + size], into[:, start : start + size]) for start in starts]
+
+
+def together(
+    models: Sequence[nn.Module], groups: ChannelGroups, recipe: Recipe, calibration: Loader
+) -> list[Couplings]:
+    """Maps of every parent, the reference included, by the mean correlation at a group's taps.
+
+    Blocks, what is inside them, and groups without a tap cannot be zipped: they are matched to the reference.
+    """
+    reference = recipe.reference or 0
+    order = [reference, *(number for number in range(len(models)) if number != reference)]
+    ordered, shares = [models[n] for n in order], recipe.shares(len(models))
+    covariances = Watcher(ordered, groups, calibration, recipe.taps).covariances()
+    roots = find_orbits(groups.groups)
+    free = [root for root in roots if root.name in covariances and not root.children]
+    found: list[dict[str, Coupling]] = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
+    if len(free) < len(roots):
+        moments = collect_moments(ordered, groups, calibration, recipe.taps)
+        for number, own in zip(order[1:], moments, strict=True):
+            problem = MatchingProblem(groups, (models[reference], models[number]), recipe, own, calibration)
+            found[number] |= problem.by_activations("pearson", emd)
+    for root in free:
+        likeness = torch.stack([_correlation(tap) for tap in covariances[root.name]]).mean(0)
+        member = zipped(likeness, len(models))
+        for number, maps in zip(order, maps_of(member, [shares[n] for n in order]), strict=True):
+            found[number][root.name] = Coupling(maps=maps)
+    return [*found]
+
+
+def _correlation(covariance: Tensor) -> Tensor:
+    """Correlations; a channel that never varies is like no other."""
+    checked(covariance)
+    deviation = covariance.diagonal().clamp_min(0.0).sqrt()
+    size = deviation[:, None] * deviation[None]
+    return torch.where(size > 0, covariance / size.clamp_min(1e-300), 0.0)
+
+
+def solve(problem: MatchingProblem) -> list[Couplings]:
+    """Refuse: a zip changes the reference too.
+
+    Raises
+    ------
+    RecipeError
+        Always.
+    """
+    raise RecipeError("solver zip-it zips all parents at once: it does not match one to another")
+
+
+SOLVER = Solver(
+    solve,
+    criteria=("activations",),
+    advice="works on activations: leave out --criterion",
+    together=together,
+)
