@@ -38,7 +38,7 @@ ABLATION = Ablation(
             "emd, activations": Setting(only=DIGITS),
             "unbalanced, activations": Setting({"solver": "unbalanced"}, only=DIGITS),
             "fused-gromov, activations": Setting({"solver": "fused-gromov"}, only=DIGITS),
-            "sinkhorn-implicit": Setting({"solver": "sinkhorn-implicit"}, only=DIGITS),
+            "sinkhorn-implicit": Setting({"solver": "sinkhorn-implicit"}, only=("digits",)),
             **{
                 f"{solver}, mixture": Setting({**MIXTURE, "solver": solver}, only=DIGITS)
                 for solver in ("coordinate-descent", "frank-wolfe", "spectral", "reweighted-random-walk", "ipfp")
@@ -52,7 +52,7 @@ ABLATION = Ablation(
             "0": Setting(COSINE),
             **{
                 str(amount): Setting({**COSINE, "solver": "sinkhorn", "regularisation": amount})
-                for amount in (0.01, 0.03, 0.1, 0.3, 1.0)
+                for amount in (0.01, 0.1, 0.3, 1.0, 3.0)
             },
         },
     },

@@ -13,7 +13,7 @@ import sys
 from ablation import Ablation, Setting, main
 from trained_parents import Training, thin_resnet
 
-BLOCKS = (1, 2, 3, 5, 9)
+BLOCKS = (1, 2, 3, 5)
 
 
 def _trained(**settings: float) -> Setting:
@@ -33,7 +33,6 @@ ABLATION = Ablation(
         },
         "weight decay": {"0.0005": Setting(), **{str(d): _trained(weight_decay=d) for d in (0.0, 0.005, 0.02, 0.05)}},
         "learning rate": {"0.2": Setting(), **{str(r): _trained(learning_rate=r) for r in (0.02, 0.05, 0.1, 0.4)}},
-        "epochs": {"20": Setting(), **{str(e): _trained(epochs=e) for e in (5, 10, 40)}},
     },
     families=("digits",),
     shown={

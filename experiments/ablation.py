@@ -95,8 +95,8 @@ class Setting:
         Settings of the recipe that are not its defaults.
     images
         Number of calibration images; all where there are fewer.
-    reset
-        Number of those that BatchNorm is reset from, where they are others than the matching's.
+    match, reset
+        How many of them the matching sees, and how many the reset of BatchNorm; all where not given.
     parents
         Number of them; other people's come in twos.
     training
@@ -109,11 +109,16 @@ class Setting:
 
     recipe: Mapping[str, Any] = field(default_factory=dict)
     images: int | None = None
+    match: int | None = None
     reset: int | None = None
     parents: int = 2
     training: Training | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
     only: tuple[str, ...] = ()
+
+    def serves(self, family: str) -> bool:
+        """Whether it is for a family."""
+        return not self.only or family in self.only
 
     @property
     def described(self) -> str:
@@ -138,8 +143,9 @@ class Case:
 
     @property
     def calibration(self) -> Loader | None:
-        """The calibration images, None where there are none."""
-        return self.drawn(self.images) if self.images else None
+        """The images that the matching sees, None where there are none."""
+        images = self.setting.match or self.images
+        return self.drawn(images) if images else None
 
     def drawn(self, count: int) -> Loader:
         """So many calibration images; the first ones are the same for every number."""
@@ -152,11 +158,11 @@ class Case:
 
 
 def fused(case: Case) -> nn.Module:
-    """The child as `fuse` makes it, with BatchNorm reset anew where the setting says so."""
-    models, of = case.of.inputs.models, case.of
+    """The child as `fuse` makes it, its BatchNorm reset from other images where the setting says so."""
+    models, of, setting = case.of.inputs.models, case.of, case.setting
     child = fuse(models, case.recipe, case.calibration, example=case.example, groups=of.groups).child
-    if case.setting.reset is not None:
-        renormalise(child, "reset", case.drawn(case.setting.reset))
+    if setting.match or setting.reset:
+        renormalise(child, "reset", case.drawn(setting.reset or case.images))
     return child
 
 
@@ -232,7 +238,7 @@ def measure(setup: Setup, cell: Cell) -> dict[str, Any]:
         warnings.simplefilter("ignore", LimitWarning)
         child = setup.ablation.make(case)
     found = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - begun}
-    held_out = of.held_out(max(images, setting.reset or 0), seed, limit)
+    held_out = of.held_out(images, seed, limit)
     found["accuracy"] = evaluate(child, of.test(limit)).accuracy
     if held_out is not None:
         found["held_out_accuracy"] = evaluate(child, held_out).accuracy
@@ -274,7 +280,7 @@ def cells_of(
     found = {}
     for name in sets:
         family = FAMILIES[name]
-        own = [one for one in settings if not one.only or name in one.only]
+        own = [one for one in settings if one.serves(name)]
         # Settings with other parents last: what has been read is used for all settings that share it.
         own.sort(key=lambda one: (one.parents, one.training is not None))
         for seed in family.seeds if seeds is None else seeds:
@@ -293,6 +299,8 @@ def estimated(
     table: pd.DataFrame, family: str, setting: Setting, value: str, against: Setting | None = None
 ) -> Estimate | None:
     """Mean over seeds in per cent, or that of the differences from another setting, seed by seed."""
+    if not setting.serves(family):
+        return None
     of = table[table["set"] == family].set_index("seed")
     values = of[of["setting"] == setting.described][value]
     if against is not None:
@@ -305,17 +313,18 @@ def tables(ablation: Ablation, table: pd.DataFrame, chosen: Mapping[str, Setting
     parts = []
     sets = [name for name in ablation.families if name in set(table["set"])]
     for factor, settings in ablation.factors.items():
-        first = next(iter(settings))
         headers = [factor]
+        first = {name: next((key for key, one in settings.items() if one.serves(name)), "") for name in sets}
         for name in sets:
             titled = [f"{FAMILIES[name].title}: {heading}" for heading in ablation.shown.values()]
-            headers += [*titled, f"against {first}"]
+            headers += [*titled, f"against {first[name]}"]
         rows = []
         for setting, one in settings.items():
             cells = []
             for name in sets:
                 shown = [estimated(table, name, one, value) for value in ablation.shown]
-                differs = None if setting == first else estimated(table, name, one, "accuracy", settings[first])
+                against = settings.get(first[name], one)
+                differs = None if one == against else estimated(table, name, one, "accuracy", against)
                 cells += ["" if found is None else found.text() for found in (*shown, differs)]
             if f"{factor}: {setting}" in chosen and any(cells):
                 rows.append([setting, *cells, _seconds(table, one)])

@@ -43,7 +43,7 @@ class Estimate:
 
     def text(self, scale: float = 1.0, digits: int = 1) -> str:
         """`63.9`, or `63.9 ± 0.4` of several runs."""
-        mean = f"{scale * self.mean:.{digits}f}"
+        mean = f"{round(scale * self.mean, digits) + 0.0:.{digits}f}"  # no -0.0
         return mean if math.isnan(self.interval) else f"{mean} ± {scale * self.interval:.{digits}f}"
 
 
@@ -169,7 +169,9 @@ def _draw(axes: Axes, table: pd.DataFrame, step: str, number: int, cost: str, ha
     )  # fmt: skip
 
 
-def draw_intervals(panels: Mapping[str, Mapping[str, Mapping[str, Estimate]]], path: Path, label: str) -> None:
+def draw_intervals(
+    panels: Mapping[str, Mapping[str, Mapping[str, Estimate]]], path: Path, label: str, *, power_laws: bool = False
+) -> None:
     """Estimates with their intervals: a panel for each factor, a colour for each family, a place for each setting.
 
     Where all settings of a panel are numbers they are joined by lines, on a logarithmic axis where they span a
@@ -181,6 +183,8 @@ def draw_intervals(panels: Mapping[str, Mapping[str, Mapping[str, Estimate]]], p
         Factor -> family -> setting -> estimate.
     label
         What is estimated.
+    power_laws
+        Make both axes logarithmic, so that power laws are straight lines.
 
     Raises
     ------
@@ -202,7 +206,9 @@ def draw_intervals(panels: Mapping[str, Mapping[str, Mapping[str, Estimate]]], p
                 color=colormaps["tab10"](number), marker=MARKERS[number], markersize=5, capsize=2,
                 linestyle="-" if _are_numbers(names) else "none",
             )  # fmt: skip
-        if _are_numbers(names):
+        if power_laws:
+            place.loglog()
+        elif _are_numbers(names):
             values = [value for value in scale.values() if value > 0]
             if values and max(values) >= 100 * min(values):
                 place.set_xscale("symlog", linthresh=min(values))

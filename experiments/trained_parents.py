@@ -22,10 +22,10 @@ FIRST_SEED = 3000  # no shipped parent has such a seed
 MOST = 20  # parents of one seed of an ablation
 
 
-def thin_resnet(blocks: int, width: float = 0.5) -> str:
-    """The CIFAR ResNet of depth 6 blocks + 2, zero-padded shortcuts, for digits."""
+def thin_resnet(blocks: int, width: float = 0.5, in_channels: int = 1) -> str:
+    """The CIFAR ResNet of depth 6 blocks + 2 with zero-padded shortcuts, for digits where nothing else is said."""
     network = "depfuse.models.thin_resnet:ThinResNet"
-    return f"{network}(blocks={blocks}, shortcut='A', classes=10, width={width}, in_channels=1)"
+    return f"{network}(blocks={blocks}, shortcut='A', classes=10, width={width}, in_channels={in_channels})"
 
 
 @dataclass(frozen=True)
