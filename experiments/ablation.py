@@ -396,13 +396,14 @@ def run(ablation: Ablation, options: argparse.Namespace) -> None:
 def _prepared(ablation: Ablation, cells: Sequence[Cell], options: argparse.Namespace) -> dict[str, str]:
     """Train the parents that are not there yet; where the data of all cells lie."""
     settings = {one.described: one for one in ablation.settings.values()}
+    given = dict(pair.partition("=")[::2] for pair in options.npz)
     processes = options.processes or 1
-    wanted = [(FAMILIES[cell["set"]], settings[cell["setting"]], cell["seed"]) for cell in cells]
-    own = [(one.training or of.training, seed, one.parents) for of, one, seed in wanted if not of.real]
     threads = options.threads or max(1, cores() // processes)
+    wanted = [(FAMILIES[cell["set"]], settings[cell["setting"]], cell["seed"]) for cell in cells]
+    files = data_files([parents_of(*of, options.parents) for of in wanted if of[0].real], given)  # before any training
+    own = [(one.training or family.training, seed, one.parents) for family, one, seed in wanted if not family.real]
     train_missing(own, options.parents, processes=processes, threads=threads, say=say)
-    sets = [parents_of(of, one, seed, options.parents) for of, one, seed in wanted]
-    return data_files(sets, dict(pair.partition("=")[::2] for pair in options.npz))
+    return files | data_files([parents_of(*of, options.parents) for of in wanted if not of[0].real], given)
 
 
 def main(ablation: Ablation) -> int:

@@ -33,7 +33,7 @@ class PowerLaw:
 
     def at(self, x: float) -> float:
         """What it says for x."""
-        return self.constant * x**self.exponent
+        return self.constant * math.pow(x, self.exponent)
 
     def text(self) -> str:
         """`1.98 ± 0.03`, the exponent with its standard error."""

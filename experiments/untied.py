@@ -113,8 +113,7 @@ def _where(entry: Slot | Tap) -> tuple[object, ...]:
 
 
 def _group(key: str, layer: _Layer) -> ChannelGroup:
-    tables = {**layer.slots, **layer.taps}
-    if any(bool((index < 0).any()) for index in tables.values()):
+    if any(bool((index < 0).any()) for index in (*layer.slots.values(), *layer.taps.values())):
         raise GroupError(f"some outputs of {key} lie in no free group: layers cannot be taken one by one")
     slots = tuple(replace(slot, index=index) for slot, index in layer.slots.items())
     taps = tuple(replace(tap, index=index) for tap, index in layer.taps.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
-from test_experiments import load
+from test_experiments import EXPERIMENTS, load
 from torch import nn
 
 from depfuse import find_groups
@@ -188,6 +189,19 @@ def test_lists_name_all_settings(ablation, scripts, capsys) -> None:
         ablation.run(script.ABLATION, asked(ablation, script, "--list"))
         shown = capsys.readouterr().out
         assert all(f"  {name}\n" in shown for name in script.ABLATION.settings)
+
+
+@pytest.mark.slow
+def test_several_processes_train_and_measure_the_same_as_one(ablation, tmp_path: Path) -> None:
+    tables = []
+    for processes in ("1", "2"):
+        csv, folder = tmp_path / f"{processes}.csv", tmp_path / processes
+        options = [*small(csv, folder, ["*activations: layers*"]), "--seeds", "0,1", "--processes", processes]
+        script = str(EXPERIMENTS / "ablate_groups.py")
+        subprocess.run([sys.executable, script, *options], check=True, capture_output=True, timeout=600)
+        table = pd.read_csv(csv).sort_values(["seed", "setting"], ignore_index=True)
+        tables.append(table[["seed", "setting", "accuracy", "held_out_accuracy", "parents_accuracy"]])
+    pd.testing.assert_frame_equal(*tables)
 
 
 # --- intervals -------------------------------------------------------------------------------------
