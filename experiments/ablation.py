@@ -364,7 +364,9 @@ def parser(ablation: Ablation) -> argparse.ArgumentParser:
     options.add_argument("--seeds", metavar="N,...", help=f"0 to {SEEDS - 1}; of real parents, all pairs")
     options.add_argument("--parents", type=Path, default=FOLDER, metavar="FOLDER", help="where trained ones are kept")
     options.add_argument("--npz", action="append", default=[], metavar="DATA=FILE")
-    options.add_argument("--limit-test", type=int, default=0, metavar="N", help="only N of the images, for tests")
+    options.add_argument(
+        "--limit-test", type=int, default=0, metavar="N", help="only N of the test images, and of the held-out ones"
+    )
     return options
 
 
