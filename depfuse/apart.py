@@ -25,6 +25,7 @@ from depfuse.groups.stages import stages_of
 from depfuse.groups.widening import Axis, Widened, hosts, make_room, spread
 from depfuse.recipe import Recipe
 from depfuse.resizing import resize
+from depfuse.running import evaluating, modules_in_order
 
 Owners = Mapping[Axis, Tensor]
 """(key, axis) -> (length,) int64: the parent whose alone a position is; -1 where it is shared."""
@@ -50,6 +51,8 @@ class Apart:
         Group -> how many of its pairs are kept apart.
     merged
         Groups that have no room, and are merged.
+    settled
+        Modules that run before any whose channels are merged: they do in the child what they do in the parents.
     """
 
     models: list[nn.Module]
@@ -59,6 +62,7 @@ class Apart:
     owners: Owners
     kept: Mapping[str, int]
     merged: tuple[str, ...]
+    settled: tuple[str, ...]
 
 
 def keep_apart(
@@ -107,7 +111,21 @@ def keep_apart(
         owners,
         {name: len(pairs) for name, pairs in chosen.items()},
         merged,
+        _settled(networks[0], [group for group in groups if len(chosen.get(group.name, ())) < group.size], example),
     )
+
+
+def _settled(network: nn.Module, merged: Sequence[ChannelGroup], example: Tensor) -> tuple[str, ...]:
+    """Names of the modules that run before all those that write to or scale channels of some groups."""
+    keys = {slot.key for group in merged for slot in group.slots if slot.role != "consumes"}
+    mixing = {key.rpartition(".")[0] for key in keys}
+    given = example.to(next(network.parameters()).dtype)
+    with torch.no_grad(), evaluating(network):
+        order = modules_in_order(network, lambda: network(given))
+    leaves = [name for name in order if next(network.get_submodule(name).children(), None) is None]
+    first = next((place for place, name in enumerate(leaves) if name in mixing), len(leaves))
+    # Bare parameters belong to modules that run other modules: where they lie cannot be told.
+    return tuple(leaves[:first]) if mixing <= set(leaves) else ()
 
 
 def _move(

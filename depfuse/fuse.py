@@ -163,10 +163,17 @@ class FusionResult:
         shares: Shares | Sequence[float],
         method: str | None = None,
     ) -> None:
-        """Renormalise an average of the parents in place, as the recipe says, or by another method."""
+        """Renormalise an average of the parents in place, as the recipe says, or any network by another method.
+
+        As the recipe says, layers of which all that is before them is kept apart have their parents' statistics still.
+        """
         merged = Merged(self.parents, self.groups, couplings, shares, self.example)
         images = _for_statistics(self.calibration, self.recipe)
-        renormalise(child, self.recipe.renorm_after if method is None else method, images, merged)
+        if method is not None:
+            renormalise(child, method, images, merged)
+        else:
+            kept = () if self.apart is None else self.apart.settled
+            renormalise(child, self.recipe.renorm_after, images, merged, kept)
 
     def _refit(self, child: nn.Module, shares: Shares) -> Hints | None:
         if self.recipe.refit == "none":

@@ -98,6 +98,26 @@ def test_parents_keep_their_function_and_a_child_with_all_apart_is_the_ensemble(
         torch.testing.assert_close(whole.child(batch), sum(expected) / 2, rtol=1e-9, atol=1e-9)
 
 
+def test_statistics_before_anything_is_merged_are_the_parents():
+    """Other images than those of the parents' statistics change only what merged channels go into."""
+    name = 'cifar_resnet20(shortcut="B")'
+    parents = [network(name, seed, images(3, 16)) for seed in (0, 1)]
+    others = images(3, 16, 90)
+    batch = next(iter(others))[0]
+    whole = fuse(parents, Recipe(keep_worst=1.0), others)
+    first = fuse(parents, Recipe(keep_first=1, distance="pearson"), others)
+    with torch.no_grad():
+        torch.testing.assert_close(whole.child(batch), sum(parent(batch) for parent in parents) / 2)
+    changed = {key for key in dict(first.child.named_buffers()) if "num_batches" not in key}
+    plain = fuse(parents, Recipe(keep_first=1, distance="pearson", renorm="none"), others).child.state_dict()
+    changed = {key.rpartition(".")[0] for key in changed if not torch.equal(first.child.state_dict()[key], plain[key])}
+    tracked = [key for key, module in first.child.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert changed == {key for key in tracked if key.startswith(("layer2", "layer3"))}
+    merged = fuse(parents, Recipe(keep_worst=0.5), others)
+    assert merged.apart is not None
+    assert merged.apart.settled == ()
+
+
 def test_three_parents_with_shares():
     loader = images(3, 16)
     parents = [network('cifar_resnet20(shortcut="A")', seed, loader).double() for seed in range(3)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -13,8 +15,12 @@ from depfuse.running import choose_layout, evaluating
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
-def _tracked(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    return [module for module in model.modules() if isinstance(module, BATCH_NORM) and module.running_mean is not None]
+def _tracked(model: nn.Module, kept: Collection[str] = ()) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, BATCH_NORM) and module.running_mean is not None and name not in kept
+    ]
 
 
 def has_batch_norm(model: nn.Module) -> bool:
@@ -22,19 +28,20 @@ def has_batch_norm(model: nn.Module) -> bool:
     return bool(_tracked(model))
 
 
-def reset_batch_norm(model: nn.Module, loader: Loader) -> None:
+def reset_batch_norm(model: nn.Module, loader: Loader, kept: Collection[str] = ()) -> None:
     """Set every BatchNorm's running mean and variance to their cumulative mean over all batches of the loader.
 
     One forward pass with batch statistics in the BatchNorm layers only (dropout stays off), without momentum, in
     batches as the loader gives them (Jordan et al. 2023, section 3: "reset"). Parameters and modes stay as
-    they were, and so do the statistics of layers that the pass does not reach (auxiliary heads).
+    they were, and so do the statistics of layers that the pass does not reach (auxiliary heads) and of those named by
+    `kept`, which give what they gave before.
 
     Raises
     ------
     DataError
         A batch has a single image: it has no variance.
     """
-    layers = _tracked(model)
+    layers = _tracked(model, kept)
     if not layers:
         return
     if loader.count < 2:

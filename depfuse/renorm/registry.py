@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -90,7 +90,9 @@ def chosen_method(method: str, model: nn.Module) -> str:
     return method
 
 
-def renormalise(model: nn.Module, method: str, loader: Loader | None, merged: Merged | None = None) -> None:
+def renormalise(
+    model: nn.Module, method: str, loader: Loader | None, merged: Merged | None = None, kept: Collection[str] = ()
+) -> None:
     """Renormalise a network in place by one of `METHODS`, by `none`, or by `auto` (see `chosen_method`).
 
     Parameters
@@ -103,6 +105,8 @@ def renormalise(model: nn.Module, method: str, loader: Loader | None, merged: Me
         Calibration images; their labels are not read. None where the method reads none.
     merged
         What the network is the average of; None where the method does not compare it with its parents.
+    kept
+        Names of BatchNorms that have the statistics of what they take in already; `reset` leaves them alone.
 
     Raises
     ------
@@ -123,4 +127,7 @@ def renormalise(model: nn.Module, method: str, loader: Loader | None, merged: Me
     if not found.images and (merged is None or merged.example is None):
         raise RecipeError(f"renorm {method} needs an example input: the network must be run once")
     function = getattr(importlib.import_module(f"depfuse.renorm.{found.module}"), found.function)
-    function(model, *given, loader if found.images else merged and merged.example)
+    given.append(loader if found.images else merged and merged.example)
+    if method == "reset":
+        given.append(kept)
+    function(model, *given)
