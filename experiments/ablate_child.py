@@ -24,8 +24,8 @@ intervals over seeds; `--plot` draws accuracy against seconds.
 
 Found, on digits pairs 0 to 2 (500 test images, seed 0, one thread of an AMD EPYC; the table is in the README), means:
 matching and BatchNorm reset bring the naive average from 38.3 to 76.1 per cent, the first pass of ridge to 87.8 with
-clusters and 85.8 without, the second pass to 89.0 and 88.1; renewing the parents' statistics before that brings 98.0,
-one head from 500 labels 98.8. Their ensemble has 90.0, with renewed statistics 98.1.
+clusters and 85.8 without, the second pass to 88.8 and 88.0; renewing the parents' statistics before that brings 97.9,
+one head from 500 labels 98.7. Their ensemble has 90.0, with renewed statistics 98.1.
 """
 
 from __future__ import annotations
