@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from depfuse.report.matching import MatchReport
 from depfuse.report.page.numbers import counted, decimal, per_cent
 from depfuse.report.page.runs import Run
-from depfuse.report.page.scores import kept_scores, single_networks
+from depfuse.report.page.scores import single_networks
 from depfuse.report.schema import EvaluationReport, FusionReport, ScoreValues
 from depfuse.report.tables import short_names
 
@@ -37,17 +37,21 @@ def caution(runs: Sequence[Run]) -> str | None:
 
 
 def _of_fusions(data: str, fusions: Sequence[tuple[str, FusionReport]]) -> str:
-    advised = [(name, report, found) for name, report in fusions if (found := kept_scores(report)) is not None]
-    singles = [(name, what, scores) for name, report in fusions for what, scores in single_networks(report)]
+    singles = [(name, *network) for name, report in fusions for network in single_networks(report)]
     name, what, scores = max(singles, key=lambda single: _accuracy(single[2]))
-    network = f"{what}, {per_cent(scores.accuracy)} % ({name})"
-    if advised:
-        where, report, (kept, joint) = max(advised, key=lambda own: _accuracy(own[2][1]))
-        if kept == "ensemble" and joint.accuracy > scores.accuracy:
-            names = " and ".join(short_names(report.parents)) if len(report.parents) < 3 else "all parents"
-            together = f"the ensemble of {names}, {per_cent(joint.accuracy)} % ({where})"
-            return f"Best on {data}: {together}. As one network: {network}."
-    return f"Best on {data}: {network}."
+    sentence = f"Best on {data}: {what}, {per_cent(scores.accuracy)} % ({name})."
+    where, report = max(fusions, key=lambda fusion: _accuracy(fusion[1].ensemble))
+    if _accuracy(report.ensemble) <= _accuracy(scores):
+        return sentence
+    return (
+        f"{sentence} The ensemble of {_all(report)} reaches {per_cent(report.ensemble.accuracy)} % ({where}), where"
+        f" running {len(report.parents)} networks is affordable."
+    )
+
+
+def _all(report: FusionReport) -> str:
+    names = short_names(report.parents)
+    return " and ".join(names) if len(names) < 3 else f"{len(names)} parents"
 
 
 def _of_the_rest(runs: Sequence[Run]) -> str:

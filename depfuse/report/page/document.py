@@ -14,13 +14,20 @@ from depfuse.report.page.best import best_sentences, caution
 from depfuse.report.page.fusion import fusion_details, fusion_summary
 from depfuse.report.page.markup import Html, element, join
 from depfuse.report.page.matching import match_details, match_summary
-from depfuse.report.page.numbers import counted, nats, per_cent
+from depfuse.report.page.numbers import counted, nats, per_cent, unbroken
 from depfuse.report.page.overview import Entry, evaluations_table, fusions_table, matchings_table
 from depfuse.report.page.parts import environment_section, section
 from depfuse.report.page.runs import Broken, Runs
 from depfuse.report.page.tables import plain_table
 from depfuse.report.schema import EvaluationReport, FusionReport
 from depfuse.report.tables import short_names
+
+_FUSIONS = (
+    "Accuracies are per cent of the test images. Gain: points of the child above the best parent. Naive: the plain"
+    " average, renormalised where that is better. Seconds: without evaluation."
+)
+_MATCHINGS = "Correlation of matched channels: the mean over all depths, and what it was before matching."
+_EVALUATIONS = "Accuracy in per cent of the test images, loss in nats."
 
 
 def _evaluation_details(report: EvaluationReport) -> Html:
@@ -38,11 +45,12 @@ def _evaluation_summary(report: EvaluationReport) -> str:
     return f"{counted(len(report.networks), 'network')} on {report.data}"
 
 
-# A further kind of report is one more row: its title, its class, its table, and one run's summary and details.
-_KINDS: tuple[tuple[str, type[Any], Callable[[Any], Html], Callable[[Any], str], Callable[[Any], Html]], ...] = (
-    ("Fusions", FusionReport, fusions_table, fusion_summary, fusion_details),
-    ("Matchings", MatchReport, matchings_table, match_summary, match_details),
-    ("Evaluations", EvaluationReport, evaluations_table, _evaluation_summary, _evaluation_details),
+# A further kind of report is one more row: its title, what its columns are, its class, its table, and a run's line and
+# details.
+_KINDS: tuple[tuple[str, str, type[Any], Callable[[Any], Html], Callable[[Any], str], Callable[[Any], Html]], ...] = (
+    ("Fusions", _FUSIONS, FusionReport, fusions_table, fusion_summary, fusion_details),
+    ("Matchings", _MATCHINGS, MatchReport, matchings_table, match_summary, match_details),
+    ("Evaluations", _EVALUATIONS, EvaluationReport, evaluations_table, _evaluation_summary, _evaluation_details),
 )
 
 
@@ -82,7 +90,7 @@ def build_page(found: Runs) -> str:
 
 
 def _header(found: Runs) -> Html:
-    best = [element("p", sentence, class_="best") for sentence in best_sentences(found.runs)]
+    best = [element("p", unbroken(sentence), class_="best") for sentence in best_sentences(found.runs)]
     note = caution(found.runs)
     return element(
         "header",
@@ -108,10 +116,10 @@ def _broken(broken: Sequence[Broken]) -> Html | None:
 def _main(found: Runs) -> list[Html]:
     entries = [Entry(f"run-{number}", run.name, run.report) for number, run in enumerate(found.runs, start=1)]
     tables, details = [], []
-    for title, kind, table, summary, one in _KINDS:
+    for title, says, kind, table, summary, one in _KINDS:
         own: list[Entry[Any]] = [entry for entry in entries if isinstance(entry.report, kind)]
         if own:
-            tables.append(element("section", element("h2", title), table(own)))
+            tables.append(element("section", element("h2", title), element("p", says, class_="quiet"), table(own)))
             details += [_details(entry, summary(entry.report), one(entry.report)) for entry in own]
     return [_filter(), *tables, element("section", element("h2", "Details"), *details)]
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from depfuse.report.page.markup import Html, element
 
-_WIDTH, _HEIGHT = 440, 250
+_WIDTH, _HEIGHT = 360, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 42
 _TICKS = MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10])
 

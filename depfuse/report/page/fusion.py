@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from depfuse.report.page.figures import Line, legend, line_chart
 from depfuse.report.page.markup import Html, element, join
-from depfuse.report.page.numbers import counted, decimal, nats, per_cent
+from depfuse.report.page.numbers import counted, decimal, nats, per_cent, unbroken
 from depfuse.report.page.parts import (
     environment_section,
     on_demand,
@@ -28,7 +28,7 @@ def fusion_details(report: FusionReport) -> Html:
     """Verdict, scores, path, candidates, shares, seconds, recipe, groups and command of one fusion."""
     return join(
         [
-            element("p", report.verdict, class_="verdict"),
+            element("p", unbroken(report.verdict), class_="verdict"),
             warnings_part(report.not_converged),
             element("div", *_left(report), class_="column"),
             element("div", *_right(report), class_="column"),
@@ -51,7 +51,7 @@ def _left(report: FusionReport) -> list[Html]:
         heads = ["part", *(f"share of {name}" for name in short_names(report.parents))]
         rows = [[part, *(decimal(share, 2) for share in own)] for part, own in report.shares.parts.items()]
         parts.append(section("Shares of the parents", plain_table("Shares of the parents", heads, rows)))
-    return parts
+    return [*parts, _subject(report), environment_section(report.environment, report.command)]
 
 
 def _right(report: FusionReport) -> list[Html]:
@@ -59,7 +59,7 @@ def _right(report: FusionReport) -> list[Html]:
     if report.polish is not None:
         change = {"before (nats)": nats(report.polish.before), "after (nats)": nats(report.polish.after)}
         parts.append(section("Polish", pairs({"layers": report.polish.layers or "left as they were", **change})))
-    return [*parts, _groups(report.groups), _subject(report), environment_section(report.environment, report.command)]
+    return [*parts, _groups(report.groups)]
 
 
 def _scores(report: FusionReport) -> Html:

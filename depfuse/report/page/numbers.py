@@ -32,6 +32,11 @@ def nats(loss: float | None) -> str:
     return "not finite" if loss is None else decimal(loss, 4)
 
 
+def unbroken(sentence: str) -> str:
+    """A sentence whose numbers stay in one line with their sign of per cent."""
+    return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
 def counted(number: int, thing: str) -> str:
     """`1 run`, `2 runs`."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"

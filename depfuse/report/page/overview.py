@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from depfuse.report.matching import MatchReport, ParentMatch
 from depfuse.report.page.markup import Html
 from depfuse.report.page.numbers import decimal, nats, per_cent, points
-from depfuse.report.page.scores import best_naive, best_parent, changed_settings, settings_text
+from depfuse.report.page.scores import best_naive, best_parent, changed_settings, settings_text, stems
 from depfuse.report.page.tables import Column, sortable_table
 from depfuse.report.schema import EvaluationReport, FusionReport, NetworkScores, PathReport
 from depfuse.report.tables import short_names
@@ -48,22 +49,22 @@ def fusions_table(entries: Sequence[Entry[FusionReport]]) -> Html:
     reports = [entry.report for entry in entries]
     columns: list[Column[Entry[FusionReport]]] = [
         Column("Run", lambda entry: entry.name),
-        _fraction("Child %", lambda report: report.child.accuracy),
-        _fraction("Best parent %", _parent_accuracy),
+        _fraction("Child", lambda report: report.child.accuracy),
+        _fraction("Best parent", _parent_accuracy),
         Column("Gain", lambda entry: points(_gain(entry.report)), lambda entry: _gain(entry.report)),
-        _fraction("Ensemble %", lambda report: report.ensemble.accuracy),
-        _fraction("Naive %", lambda report: best_naive(report).accuracy),
+        _fraction("Ensemble", lambda report: report.ensemble.accuracy),
+        _fraction("Naive", lambda report: best_naive(report).accuracy),
         Column("Keep", lambda entry: kept(entry.report.verdict) or ""),
         Column("Recipe", lambda entry: settings_text(changed_settings(entry.report.recipe)) or "default"),
-        Column("Barrier", lambda entry: points(_barrier(entry.report)), lambda entry: _barrier(entry.report)),
+        Column("Barrier", lambda entry: per_cent(_barrier(entry.report)), lambda entry: _barrier(entry.report)),
         Column("Seconds", lambda entry: decimal(seconds(entry.report), 1), lambda entry: seconds(entry.report)),
-        Column("Parents", lambda entry: ", ".join(short_names(entry.report.parents))),
+        Column("Parents", lambda entry: ", ".join(stems(entry.report.parents))),
     ]
     if len({report.data for report in reports}) > 1:
         columns.append(Column("Data", lambda entry: entry.report.data))
     if len({report.architecture for report in reports}) > 1:
         columns.append(Column("Architecture", lambda entry: entry.report.architecture))
-    return sortable_table("Fusions", columns, entries, lambda entry: entry.identity, "Child %")
+    return sortable_table("Fusions", columns, entries, lambda entry: entry.identity, "Child")
 
 
 def matchings_table(entries: Sequence[Entry[MatchReport]]) -> Html:
@@ -82,8 +83,8 @@ def matchings_table(entries: Sequence[Entry[MatchReport]]) -> Html:
             lambda row: decimal(sum(row.entry.report.seconds.values()), 1),
             lambda row: sum(row.entry.report.seconds.values()),
         ),
-        Column("Matched", lambda row: row.match.path),
-        Column("To", lambda row: row.entry.report.kept_path),
+        Column("Matched", lambda row: _stem(row.match.path)),
+        Column("To", lambda row: _stem(row.entry.report.kept_path)),
     ]
     return sortable_table("Matchings", columns, rows, lambda row: row.entry.identity, "Correlation")
 
@@ -94,11 +95,11 @@ def evaluations_table(entries: Sequence[Entry[EvaluationReport]]) -> Html:
     columns: list[Column[_Evaluated]] = [
         Column("Run", lambda row: row.entry.name),
         Column("Network", lambda row: short_names([row.network])[0]),
-        Column("Accuracy %", lambda row: per_cent(row.network.accuracy), lambda row: row.network.accuracy),
-        Column("Loss (nats)", lambda row: nats(row.network.loss), lambda row: row.network.loss),
+        Column("Accuracy", lambda row: per_cent(row.network.accuracy), lambda row: row.network.accuracy),
+        Column("Loss", lambda row: nats(row.network.loss), lambda row: row.network.loss),
         Column("Data", lambda row: row.entry.report.data),
     ]
-    return sortable_table("Evaluations", columns, rows, lambda row: row.entry.identity, "Accuracy %")
+    return sortable_table("Evaluations", columns, rows, lambda row: row.entry.identity, "Accuracy")
 
 
 def seconds(report: FusionReport) -> float:
@@ -130,6 +131,10 @@ def _gain(report: FusionReport) -> float | None:
 
 def _barrier(report: FusionReport) -> float | None:
     return report.barrier.error if isinstance(report, PathReport) else None
+
+
+def _stem(path: str) -> str:
+    return Path(path).stem
 
 
 def _correlation(row: _Matched) -> tuple[float | None, float | None]:

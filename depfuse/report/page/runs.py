@@ -73,8 +73,8 @@ def find_runs(folder: Path) -> Runs:
             runs.append(Run(_name(path.relative_to(folder)), report))
     if not runs:
         if broken:
-            many = f"none of {len(broken)} reports" if len(broken) > 1 else "the only report"
-            raise ReportError(f"{folder}: {many} can be read: {broken[0].reason}")
+            none = "its only report cannot" if len(broken) == 1 else f"none of its {len(broken)} reports can"
+            raise ReportError(f"{folder}: {none} be read: {broken[0].reason}")
         raise ReportError(
             f"{folder} holds no report: `depfuse fuse`, `path`, `match` and `eval` write one with --report FILE"
         )

@@ -1,14 +1,15 @@
-"""What the page tells of a fusion besides its fields: the best parent, what the verdict keeps, the recipe's news."""
+"""What the page tells of a fusion besides its fields: the best parent and average, the recipe's news."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from depfuse.recipe import Recipe
 from depfuse.report.schema import FusionReport, NetworkScores, ScoreValues
 from depfuse.report.tables import short_names
-from depfuse.report.verdict import Kept, kept
 
 
 def best_parent(report: FusionReport) -> NetworkScores | None:
@@ -21,32 +22,22 @@ def best_naive(report: FusionReport) -> ScoreValues:
     return max(report.naive, report.naive_renorm, key=lambda scores: scores.accuracy)
 
 
-def kept_scores(report: FusionReport) -> tuple[Kept, ScoreValues] | None:
-    """What the verdict says to keep, and its scores; None where either is not known."""
-    what = kept(report.verdict)
-    head = max(report.heads, key=lambda scores: scores.accuracy, default=None)
-    scores = {
-        "child": report.child,
-        "parent": best_parent(report),
-        "refitted parent": head,
-        "trained parent": report.trained_parent,
-        "ensemble": report.ensemble,
-    }
-    found = None if what is None else scores[what]
-    return None if what is None or found is None else (what, found)
-
-
 def single_networks(report: FusionReport) -> list[tuple[str, ScoreValues]]:
-    """Each network of a fusion that can be kept alone, and what it is; what needs least work comes first."""
+    """Each network of a fusion that can be kept alone, and what it is; of equals the verdict keeps the first."""
     names = short_names(report.parents)
-    rows: list[tuple[str, ScoreValues]] = [
-        (f"parent {name}", parent) for name, parent in zip(names, report.parents, strict=True)
-    ]
-    rows.append(("the child", report.child))
+    rows: list[tuple[str, ScoreValues]] = [("the child", report.child)]
+    rows += [(f"parent {name}", parent) for name, parent in zip(names, report.parents, strict=True)]
     rows += [(f"parent {name} with its head refitted", head) for name, head in zip(names, report.heads, strict=False)]
     if report.trained_parent is not None:
         rows.append(("a parent trained as long as the child", report.trained_parent))
     return rows
+
+
+def stems(networks: Sequence[NetworkScores]) -> list[str]:
+    """Names of files without folders and endings, as far as that tells them apart."""
+    names = short_names(networks)
+    short = [Path(name).stem for name in names]
+    return short if len(set(short)) == len(names) else names
 
 
 def changed_settings(recipe: dict[str, Any]) -> dict[str, Any]:
