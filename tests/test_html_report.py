@@ -234,13 +234,13 @@ def test_only_pages_are_written(runs: Callable[..., Path], capsys: pytest.Captur
 
 
 def test_text_of_reports_stays_text(tmp_path: Path) -> None:
-    folder = tmp_path / "<img src=x onerror=alert(1)>"
+    folder = tmp_path / os.fsdecode(b"<img src=x onerror=alert(1)> \xff")
     parents = [network(0.9, f"{HOSTILE}.pt"), network(0.8, "b.pt")]
     changes = dict.fromkeys(("verdict", "architecture", "data"), HOSTILE)
     report = fusion_report(
         parents=parents,
         recipe={HOSTILE: [HOSTILE]},
-        command=["depfuse", HOSTILE, "\ud800"],
+        command=["depfuse", HOSTILE],
         not_converged=[HOSTILE],
         **changes,
     )
@@ -317,9 +317,9 @@ def many(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_200_runs_are_built_in_seconds_and_stay_small(many: Path) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     text = build_page(find_runs(many))
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert len(text.encode()) < 5_000_000
     page = Page(text)
     assert len([part for part in page.all("details") if part.get("class") == "run"]) == 200
