@@ -372,7 +372,7 @@ def test_buttons_sort_and_words_filter(many: Path, tmp_path: Path) -> None:
         "document.body.dataset.open = document.querySelectorAll('details.run[open]').length;"
         "document.body.dataset.said = document.getElementById('shown').textContent;"
     )
-    script = f"<script>{steps}</script>"
+    script = f"<script>{{ {steps} }}</script>"  # in a block: names are shared between scripts
     # The page's own policy would not let another script run.
     policy = re.sub("script-src &#x27;[^&]*&#x27;", "script-src &#x27;unsafe-inline&#x27;", text)
     page = tmp_path / "page.html"
