@@ -74,6 +74,13 @@ COMMANDS = {
         "The parents are merged at every share between them, matched and naively.",
         "depfuse path first.safetensors second.safetensors --data digits --plot path.png",
     ),
+    "report": _Command(
+        "depfuse.cli.report:report",
+        "Show all reports below a folder on one HTML page.\n\n"
+        "The reports are what --report of `depfuse fuse`, `path`, `match` and `eval` wrote. The page needs no network:"
+        " all of it is in the one file.",
+        "depfuse report runs --out runs.html",
+    ),
 }
 
 

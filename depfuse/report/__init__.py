@@ -19,7 +19,7 @@ from depfuse.report.schema import (
     SharesSummary,
     read_report,
 )
-from depfuse.report.verdict import barrier_sentence, verdict
+from depfuse.report.verdict import barrier_sentence, kept, verdict
 
 __all__ = [
     "Barrier",
@@ -39,6 +39,7 @@ __all__ = [
     "SharesSummary",
     "barrier_sentence",
     "describe_environment",
+    "kept",
     "read_report",
     "verdict",
 ]

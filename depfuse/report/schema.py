@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
@@ -20,6 +20,7 @@ class ReportError(DepfuseError):
     """A report cannot be read, or a plot cannot be drawn."""
 
 
+Report = TypeVar("Report", bound=BaseModel)
 _ANY_OBJECT = TypeAdapter(dict[str, Any])
 
 
@@ -289,16 +290,33 @@ def read_report(path: Path) -> FusionReport | PathReport | EvaluationReport:
     ReportError
         When the file cannot be read or is no report; the first wrong field is named.
     """
+    fields = read_fields(path)
+    if "networks" in fields:
+        return as_report(path, fields, EvaluationReport)
+    return as_report(path, fields, PathReport if "path" in fields else FusionReport)
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """Read the object that a report's file holds, whatever its kind; raise `ReportError` where there is none."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ReportError(f"{path}: the report cannot be read: {error}") from None
     try:
-        fields = _ANY_OBJECT.validate_json(text)
-        if "networks" in fields:
-            return EvaluationReport.model_validate(fields)
-        return (PathReport if "path" in fields else FusionReport).model_validate(fields)
+        return _ANY_OBJECT.validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ReportError(f"{path} is no report of depfuse: {where}: {first['msg']}") from None
+        raise _no_report(path, error) from None
+
+
+def as_report(path: Path, fields: dict[str, Any], kind: type[Report]) -> Report:
+    """Validate the fields of a report of a kind; a `ReportError` names the file and the first wrong field."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise _no_report(path, error) from None
+
+
+def _no_report(path: Path, error: ValidationError) -> ReportError:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the file"
+    return ReportError(f"{path} is no report of depfuse: {where}: {first['msg']}")

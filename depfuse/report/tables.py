@@ -20,6 +20,11 @@ from depfuse.report.schema import (
 
 def fusion_table(report: FusionReport) -> Table:
     """Show parents, their ensemble, the plain averages and the child."""
+    return scores_table(fusion_rows(report), emphasised="child")
+
+
+def fusion_rows(report: FusionReport) -> list[tuple[str, ScoreValues]]:
+    """Every network of a fusion by name, with its scores: parents, their ensemble, the plain averages, the child."""
     rows: list[tuple[str, ScoreValues]] = [
         (f"parent {label}", parent) for label, parent in zip(short_names(report.parents), report.parents, strict=True)
     ]
@@ -38,7 +43,7 @@ def fusion_table(report: FusionReport) -> Table:
         ("naive average, renormalised", report.naive_renorm),
         ("child", report.child),
     ]
-    return scores_table(rows, emphasised="child")
+    return rows
 
 
 def family_table(report: FusionReport) -> Table:

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from depfuse.report.schema import NetworkScores, PathReport, ScoreValues
+
+Kept = Literal["child", "parent", "refitted parent", "trained parent", "ensemble"]
+# How the advice of a verdict begins -> what it says to keep.
+_ADVICE: dict[str, Kept] = {
+    "keep the child": "child",
+    "keep that parent": "parent",
+    "keep the refitted parent": "refitted parent",
+    "keep the trained parent": "trained parent",
+    "keep the ensemble": "ensemble",
+}
 
 
 def verdict(
@@ -58,6 +69,12 @@ def verdict(
             f" keep the ensemble where running {len(parents)} networks is affordable."
         )
     return f"{sentence} and {_relation(over_ensemble)} {joint}: keep the child."
+
+
+def kept(sentence: str) -> Kept | None:
+    """What a verdict says to keep; None where it is in the words of another version."""
+    advice = sentence.rpartition(": ")[2]
+    return next((what for words, what in _ADVICE.items() if advice.startswith(words)), None)
 
 
 def barrier_sentence(report: PathReport) -> str:

@@ -1,0 +1,72 @@
+"""The line at the top of the page: what is best in the whole set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from depfuse.report.matching import MatchReport
+from depfuse.report.page.numbers import counted, decimal, per_cent
+from depfuse.report.page.runs import Run
+from depfuse.report.page.scores import single_networks
+from depfuse.report.schema import EvaluationReport, FusionReport, ScoreValues
+from depfuse.report.tables import short_names
+
+
+def best_sentences(runs: Sequence[Run]) -> list[str]:
+    """One sentence per data set that fusions were evaluated on; of a set without fusions, one about the rest."""
+    fusions = [(run.name, run.report) for run in runs if isinstance(run.report, FusionReport)]
+    by_data: dict[str, list[tuple[str, FusionReport]]] = {}
+    for name, report in fusions:
+        by_data.setdefault(report.data, []).append((name, report))
+    return [_of_fusions(data, found) for data, found in by_data.items()] or [_of_the_rest(runs)]
+
+
+def caution(runs: Sequence[Run]) -> str | None:
+    """How much the figures of several fusions can tell apart; None where there is only one."""
+    reports = [run.report for run in runs if isinstance(run.report, FusionReport)]
+    if len(reports) < 2:
+        return None
+    images = min(report.images for report in reports)
+    error = 50 / math.sqrt(images) if images > 0 else math.inf
+    return (
+        f"All figures are of test images, of which there are {images:,}"
+        f"{'' if all(report.images == images for report in reports) else ' at least'}: one standard error is up to"
+        f" {decimal(error, 2)} points. Choose between recipes on held-out training images, not on these figures."
+    )
+
+
+def _of_fusions(data: str, fusions: Sequence[tuple[str, FusionReport]]) -> str:
+    singles = [(name, *network) for name, report in fusions for network in single_networks(report)]
+    name, what, scores = max(singles, key=lambda single: _accuracy(single[2]))
+    sentence = f"Best on {data}: {what}, {per_cent(scores.accuracy)} % ({name})."
+    where, report = max(fusions, key=lambda fusion: _accuracy(fusion[1].ensemble))
+    if _accuracy(report.ensemble) <= _accuracy(scores):
+        return sentence
+    return (
+        f"{sentence} The ensemble of {_all(report)} reaches {per_cent(report.ensemble.accuracy)} % ({where}), where"
+        f" running {len(report.parents)} networks is affordable."
+    )
+
+
+def _all(report: FusionReport) -> str:
+    names = short_names(report.parents)
+    return " and ".join(names) if len(names) < 3 else f"{len(names)} parents"
+
+
+def _of_the_rest(runs: Sequence[Run]) -> str:
+    networks = [
+        (run.name, network, run.report.data)
+        for run in runs
+        if isinstance(run.report, EvaluationReport)
+        for network in run.report.networks
+    ]
+    if networks:
+        name, network, data = max(networks, key=lambda own: _accuracy(own[1]))
+        return f"Best on {data}: {short_names([network])[0]}, {per_cent(network.accuracy)} % ({name})."
+    matchings = sum(len(run.report.matchings) for run in runs if isinstance(run.report, MatchReport))
+    return f"{counted(matchings, 'matching')}, and no fusion whose accuracy could be compared."
+
+
+def _accuracy(scores: ScoreValues) -> float:
+    return scores.accuracy if math.isfinite(scores.accuracy) else -math.inf

@@ -1,0 +1,143 @@
+"""The page as a whole."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from typing import Any
+
+from depfuse.checkpoint import library_versions
+from depfuse.report.matching import MatchReport
+from depfuse.report.page.best import best_sentences, caution
+from depfuse.report.page.fusion import fusion_details, fusion_summary
+from depfuse.report.page.markup import Html, element, join
+from depfuse.report.page.matching import match_details, match_summary
+from depfuse.report.page.numbers import counted, nats, per_cent, unbroken
+from depfuse.report.page.overview import Entry, evaluations_table, fusions_table, matchings_table
+from depfuse.report.page.parts import environment_section, section
+from depfuse.report.page.runs import Broken, Runs
+from depfuse.report.page.tables import plain_table
+from depfuse.report.schema import EvaluationReport, FusionReport
+from depfuse.report.tables import short_names
+
+_FUSIONS = (
+    "Accuracies are per cent of the test images. Gain: points of the child above the best parent. Naive: the plain"
+    " average, renormalised where that is better. Seconds: without evaluation."
+)
+_MATCHINGS = "Correlation of matched channels: the mean over all depths, and what it was before matching."
+_EVALUATIONS = "Accuracy in per cent of the test images, loss in nats."
+
+
+def _evaluation_details(report: EvaluationReport) -> Html:
+    names = short_names(report.networks)
+    rows = [
+        (name, per_cent(network.accuracy), nats(network.loss))
+        for name, network in zip(names, report.networks, strict=True)
+    ]
+    scores = section("Scores", plain_table("Scores", ("network", "accuracy %", "loss (nats)"), rows))
+    rest = environment_section(report.environment, report.command)
+    return join([element("div", scores, class_="column"), element("div", rest, class_="column")])
+
+
+def _evaluation_summary(report: EvaluationReport) -> str:
+    return f"{counted(len(report.networks), 'network')} on {report.data}"
+
+
+# A further kind of report is one more row: its title, what its columns are, its class, its table, and a run's line and
+# details.
+_KINDS: tuple[tuple[str, str, type[Any], Callable[[Any], Html], Callable[[Any], str], Callable[[Any], Html]], ...] = (
+    ("Fusions", _FUSIONS, FusionReport, fusions_table, fusion_summary, fusion_details),
+    ("Matchings", _MATCHINGS, MatchReport, matchings_table, match_summary, match_details),
+    ("Evaluations", _EVALUATIONS, EvaluationReport, evaluations_table, _evaluation_summary, _evaluation_details),
+)
+
+
+def build_page(found: Runs) -> str:
+    """Build the page that shows all runs: one HTML document with its style, its script and its drawings inside.
+
+    Its Content-Security-Policy lets the browser use these and nothing else, from nowhere else. Without the script
+    all is there to be read; the script sorts and filters the tables and opens the details that a link leads to.
+    """
+    style, script = _resource("page.css"), _resource("page.js")
+    title = f"depfuse: {counted(len(found.runs), 'run')} in {found.folder.resolve().name}"
+    policy = (
+        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; img-src data:;"
+        " base-uri 'none'; form-action 'none'"
+    )
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("link", rel="icon", href="data:,"),  # or the browser would ask a server for one
+        element("title", title),
+        element("style", Html(style)),
+    )
+    body = element(
+        "body",
+        element("a", "Skip to the runs", href="#runs", class_="skip"),
+        _header(found),
+        element("main", *_main(found), id="runs", tabindex=-1),
+        element(
+            "footer", f"Made by depfuse {library_versions().get('depfuse', '')} from the reports below this folder."
+        ),
+        element("script", Html(script)),
+    )
+    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+
+
+def _header(found: Runs) -> Html:
+    best = [element("p", unbroken(sentence), class_="best") for sentence in best_sentences(found.runs)]
+    note = caution(found.runs)
+    return element(
+        "header",
+        element("h1", f"{counted(len(found.runs), 'run')} in {found.folder.resolve().name}"),
+        *best,
+        None if note is None else element("p", note, class_="quiet"),
+        _broken(found.broken),
+    )
+
+
+def _broken(broken: Sequence[Broken]) -> Html | None:
+    if not broken:
+        return None
+    title = f"{counted(len(broken), 'report')} could not be read"
+    return element(
+        "section",
+        element("h2", title),
+        element("ul", *(element("li", report.reason) for report in broken)),
+        class_="warning",
+    )
+
+
+def _main(found: Runs) -> list[Html]:
+    entries = [Entry(f"run-{number}", run.name, run.report) for number, run in enumerate(found.runs, start=1)]
+    tables, details = [], []
+    for title, says, kind, table, summary, one in _KINDS:
+        own: list[Entry[Any]] = [entry for entry in entries if isinstance(entry.report, kind)]
+        if own:
+            tables.append(element("section", element("h2", title), element("p", says, class_="quiet"), table(own)))
+            details += [_details(entry, summary(entry.report), one(entry.report)) for entry in own]
+    return [_filter(), *tables, element("section", element("h2", "Details"), *details)]
+
+
+def _details(entry: Entry[Any], line: str, content: Html) -> Html:
+    summary = element("summary", element("h3", entry.name), element("span", line, class_="quiet"))
+    return element("details", summary, element("div", content, class_="run"), id=entry.identity, class_="run")
+
+
+def _filter() -> Html:
+    field = element("input", type="search", id="filter", autocomplete="off", spellcheck="false")
+    label = element("label", "Show runs with all of these words", for_="filter")
+    return element("div", label, field, element("p", role="status", id="shown", class_="quiet"), class_="filter")
+
+
+def _digest(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _resource(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")

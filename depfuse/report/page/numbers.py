@@ -1,0 +1,42 @@
+"""Numbers as the page writes them."""
+
+from __future__ import annotations
+
+import math
+
+NOTHING = "–"
+
+
+def per_cent(fraction: float | None) -> str:
+    """A fraction as a percentage without its sign."""
+    return decimal(None if fraction is None else 100 * fraction, 2)
+
+
+def points(difference: float | None) -> str:
+    """A difference of fractions in percentage points, with its sign."""
+    if difference is None or not math.isfinite(difference):
+        return decimal(difference, 2)
+    rounded = round(100 * difference, 2) + 0.0
+    return f"{rounded:+.2f}".replace("-", "−") if rounded else "0.00"
+
+
+def decimal(value: float | None, digits: int) -> str:
+    """A number with so many digits behind the point, or a dash where there is none."""
+    if value is None:
+        return NOTHING
+    return f"{value:.{digits}f}".replace("-", "−") if math.isfinite(value) else "not finite"
+
+
+def nats(loss: float | None) -> str:
+    """A loss; a report holds none where it was not finite."""
+    return "not finite" if loss is None else decimal(loss, 4)
+
+
+def unbroken(sentence: str) -> str:
+    """A sentence whose numbers stay in one line with their sign of per cent."""
+    return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -1,0 +1,149 @@
+"""The tables of all runs: one per kind of report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from depfuse.report.matching import MatchReport, ParentMatch
+from depfuse.report.page.markup import Html
+from depfuse.report.page.numbers import decimal, nats, per_cent, points
+from depfuse.report.page.scores import best_naive, best_parent, changed_settings, settings_text, stems
+from depfuse.report.page.tables import Column, sortable_table
+from depfuse.report.schema import EvaluationReport, FusionReport, NetworkScores, PathReport
+from depfuse.report.tables import short_names
+from depfuse.report.verdict import kept
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Entry(Generic[R]):
+    """A report in a table: the id of its details, its name, itself."""
+
+    identity: str
+    name: str
+    report: R
+
+
+@dataclass(frozen=True)
+class _Matched:
+    """One row of the matchings: a report may hold several."""
+
+    entry: Entry[MatchReport]
+    match: ParentMatch
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """One row of the evaluations."""
+
+    entry: Entry[EvaluationReport]
+    network: NetworkScores
+
+
+def fusions_table(entries: Sequence[Entry[FusionReport]]) -> Html:
+    """All fusions, the best child first."""
+    reports = [entry.report for entry in entries]
+    columns: list[Column[Entry[FusionReport]]] = [
+        Column("Run", lambda entry: entry.name),
+        _fraction("Child", lambda report: report.child.accuracy),
+        _fraction("Best parent", _parent_accuracy),
+        Column("Gain", lambda entry: points(_gain(entry.report)), lambda entry: _gain(entry.report)),
+        _fraction("Ensemble", lambda report: report.ensemble.accuracy),
+        _fraction("Naive", lambda report: best_naive(report).accuracy),
+        Column("Keep", lambda entry: kept(entry.report.verdict) or ""),
+        Column("Recipe", lambda entry: settings_text(changed_settings(entry.report.recipe)) or "default"),
+        Column("Barrier", lambda entry: per_cent(_barrier(entry.report)), lambda entry: _barrier(entry.report)),
+        Column("Seconds", lambda entry: decimal(seconds(entry.report), 1), lambda entry: seconds(entry.report)),
+        Column("Parents", lambda entry: ", ".join(stems(entry.report.parents))),
+    ]
+    if len({report.data for report in reports}) > 1:
+        columns.append(Column("Data", lambda entry: entry.report.data))
+    if len({report.architecture for report in reports}) > 1:
+        columns.append(Column("Architecture", lambda entry: entry.report.architecture))
+    return sortable_table("Fusions", columns, entries, lambda entry: entry.identity, "Child")
+
+
+def matchings_table(entries: Sequence[Entry[MatchReport]]) -> Html:
+    """All matchings, the one with the most alike channels first."""
+    rows = [_Matched(entry, match) for entry in entries for match in entry.report.matchings]
+    columns: list[Column[_Matched]] = [
+        Column("Run", lambda row: row.entry.name),
+        Column("Correlation", lambda row: decimal(_correlation(row)[1], 3), lambda row: _correlation(row)[1]),
+        Column("Before", lambda row: decimal(_correlation(row)[0], 3), lambda row: _correlation(row)[0]),
+        Column("Groups", lambda row: str(len(row.match.groups)), lambda row: len(row.match.groups)),
+        Column("Channels", lambda row: f"{_channels(row):,}", _channels),
+        Column("Moved", lambda row: f"{_moved(row):,}", _moved),
+        Column("Recipe", lambda row: settings_text(changed_settings(row.entry.report.recipe)) or "default"),
+        Column(
+            "Seconds",
+            lambda row: decimal(sum(row.entry.report.seconds.values()), 1),
+            lambda row: sum(row.entry.report.seconds.values()),
+        ),
+        Column("Matched", lambda row: _stem(row.match.path)),
+        Column("To", lambda row: _stem(row.entry.report.kept_path)),
+    ]
+    return sortable_table("Matchings", columns, rows, lambda row: row.entry.identity, "Correlation")
+
+
+def evaluations_table(entries: Sequence[Entry[EvaluationReport]]) -> Html:
+    """All networks that were evaluated, the best first."""
+    rows = [_Evaluated(entry, network) for entry in entries for network in entry.report.networks]
+    columns: list[Column[_Evaluated]] = [
+        Column("Run", lambda row: row.entry.name),
+        Column("Network", lambda row: short_names([row.network])[0]),
+        Column("Accuracy", lambda row: per_cent(row.network.accuracy), lambda row: row.network.accuracy),
+        Column("Loss", lambda row: nats(row.network.loss), lambda row: row.network.loss),
+        Column("Data", lambda row: row.entry.report.data),
+    ]
+    return sortable_table("Evaluations", columns, rows, lambda row: row.entry.identity, "Accuracy")
+
+
+def seconds(report: FusionReport) -> float:
+    """What the fusion took, evaluation left out."""
+    return float(sum(report.seconds.model_dump(exclude={"evaluate"}).values()))
+
+
+def mean_correlation(match: ParentMatch) -> tuple[float | None, float | None]:
+    """Correlation of matched channels before and after, the mean over all depths; None where there are none."""
+    rows = match.depths
+    if not rows:
+        return None, None
+    return sum(row.before for row in rows) / len(rows), sum(row.after for row in rows) / len(rows)
+
+
+def _fraction(head: str, value: Callable[[FusionReport], float | None]) -> Column[Entry[FusionReport]]:
+    return Column(head, lambda entry: per_cent(value(entry.report)), lambda entry: value(entry.report))
+
+
+def _parent_accuracy(report: FusionReport) -> float | None:
+    parent = best_parent(report)
+    return None if parent is None else parent.accuracy
+
+
+def _gain(report: FusionReport) -> float | None:
+    parent = _parent_accuracy(report)
+    return None if parent is None else report.child.accuracy - parent
+
+
+def _barrier(report: FusionReport) -> float | None:
+    return report.barrier.error if isinstance(report, PathReport) else None
+
+
+def _stem(path: str) -> str:
+    return Path(path).stem
+
+
+def _correlation(row: _Matched) -> tuple[float | None, float | None]:
+    return mean_correlation(row.match)
+
+
+def _channels(row: _Matched) -> int:
+    return sum(group.channels for group in row.match.groups)
+
+
+def _moved(row: _Matched) -> int:
+    return sum(group.moved for group in row.match.groups)

@@ -1,0 +1,59 @@
+"""Parts that the details of every kind of run share: seconds, recipe, environment, command."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from depfuse.report.page.figures import bar
+from depfuse.report.page.markup import Html, element, join
+from depfuse.report.page.numbers import decimal
+from depfuse.report.page.scores import changed_settings, setting
+from depfuse.report.schema import Environment
+
+
+def section(title: str, *content: Html | None) -> Html:
+    """A titled part of a run's details."""
+    return element("section", element("h4", title), *content)
+
+
+def on_demand(title: str, *content: Html) -> Html:
+    """What few will want to see: closed until it is asked for."""
+    return element("details", element("summary", title), *content)
+
+
+def pairs(rows: Mapping[str, str | Html]) -> Html:
+    """Names and what they stand for."""
+    return element("dl", *(element("div", element("dt", name), element("dd", value)) for name, value in rows.items()))
+
+
+def seconds_section(seconds: Mapping[str, float]) -> Html:
+    """A bar for each step that took time."""
+    taken = {step: value for step, value in seconds.items() if value > 0}
+    longest = max(taken.values(), default=0.0)
+    rows = [
+        element("li", element("span", step), bar(value / longest), element("span", decimal(value, 2), class_="number"))
+        for step, value in taken.items()
+    ]
+    return section(f"Seconds: {decimal(sum(taken.values()), 1)}", element("ul", *rows, class_="bars"))
+
+
+def recipe_section(recipe: dict[str, Any]) -> Html:
+    """What differs from the default recipe, and the whole on demand."""
+    changed = {name: setting(value) for name, value in changed_settings(recipe).items()}
+    news = pairs(changed) if changed else element("p", "The default settings.", class_="quiet")
+    whole = element("pre", json.dumps(recipe, indent=1, ensure_ascii=False))
+    return section("Recipe", news, on_demand("All settings", whole))
+
+
+def environment_section(environment: Environment, command: Sequence[str]) -> Html:
+    """Where the run took place, and how it is done again."""
+    rows = {name.replace("_", " "): str(value) for name, value in environment if value is not None}
+    return section("Command", element("pre", shlex.join(command)), on_demand("Environment", pairs(rows)))
+
+
+def warnings_part(sentences: Sequence[str]) -> Html | None:
+    """Solvers that stopped at their limit, if any."""
+    return element("p", join(sentences, " "), class_="warning") if sentences else None

@@ -1,0 +1,85 @@
+"""Tables for the page: plain ones, and ones that a reader can sort."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from depfuse.report.page.markup import Html, element
+from depfuse.report.page.numbers import NOTHING
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Column(Generic[Row]):
+    """One column of a sortable table; a column with a `value` is sorted by it, others by their text."""
+
+    head: str
+    text: Callable[[Row], str]
+    value: Callable[[Row], float | None] | None = None
+
+
+def plain_table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], marked: int | None = None) -> Html:
+    """A table whose first column names its rows and whose others are numbers; row `marked` is emphasised."""
+    body = [
+        element(
+            "tr",
+            element("th", cells[0], scope="row"),
+            *(element("td", cell, class_="number") for cell in cells[1:]),
+            class_="marked" if number == marked else None,
+        )
+        for number, cells in enumerate(rows)
+    ]
+    head = [element("th", text, scope="col", class_="number" if place else None) for place, text in enumerate(heads)]
+    return scrolling(caption, element("table", element("thead", element("tr", *head)), element("tbody", *body)))
+
+
+def sortable_table(
+    caption: str, columns: Sequence[Column[Row]], rows: Sequence[Row], identity: Callable[[Row], str], sorted_by: str
+) -> Html:
+    """A table with a button at the head of each column; columns that say nothing about any row are left out.
+
+    `identity` is the id of the details that a row belongs to; its first cell leads there. `sorted_by` is the column
+    that the rows are sorted by, highest first.
+    """
+    shown = [column for column in columns if any(column.text(row) not in ("", NOTHING) for row in rows)]
+    rows = sorted(rows, key=_falling(next(column for column in columns if column.head == sorted_by)))
+    head = [
+        element(
+            "th",
+            element("button", column.head, type="button"),
+            scope="col",
+            class_="number" if column.value else None,
+            aria_sort="descending" if column.head == sorted_by else None,
+        )
+        for column in shown
+    ]
+    body = [element("tr", *_cells(shown, row, identity(row)), data_run=identity(row)) for row in rows]
+    table = element("table", element("thead", element("tr", *head)), element("tbody", *body), class_="sortable")
+    return scrolling(caption, table)
+
+
+def scrolling(caption: str, table: Html) -> Html:
+    """A table that scrolls inside itself where it is too wide, by keyboard as well."""
+    return element("div", table, class_="wide", role="region", aria_label=caption, tabindex=0)
+
+
+def _falling(column: Column[Row]) -> Callable[[Row], float]:
+    def key(row: Row) -> float:
+        value = column.value(row) if column.value else None
+        return math.inf if value is None or not math.isfinite(value) else -value
+
+    return key
+
+
+def _cells(columns: Sequence[Column[Row]], row: Row, identity: str) -> list[Html]:
+    cells = [element("th", element("a", columns[0].text(row), href=f"#{identity}"), scope="row")]
+    for column in columns[1:]:
+        value = None if column.value is None else column.value(row)
+        known = value is not None and math.isfinite(value)
+        number = "number" if column.value else None
+        cells.append(element("td", column.text(row), class_=number, data_value=f"{value:.9g}" if known else None))
+    return cells
