@@ -401,7 +401,9 @@ def fuse(
     if trains and further is not None:
         if on_step is not None:
             on_step("train")
-        if brought is not None:  # at another width the parents say something else
+        # At another width the parents say something else; where they know other labels, mixtures of their streams hold
+        # less than the child can learn.
+        if brought is not None or sets is not None or result.joint:
             hints = None
         seconds |= further.train(child, Ensemble(teachers, shares, sets, joint=result.joint, hints=hints), "child")
     return result

@@ -31,7 +31,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 _STEPS_THAT_PAY_FOR_COMPILING = 2000
 # On smaller images converting to bfloat16 and back takes longer than it saves on a CPU.
 _PIXELS_THAT_PAY_FOR_BFLOAT16 = 16 * 16
-# What the streams count beside the class scores, in nats for the whole variance of all.
+# What a student's streams count where they explain nothing of what they shall carry, beside the class scores.
 _STREAMS = 5.0
 
 

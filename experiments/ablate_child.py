@@ -48,17 +48,16 @@ from child_size import keep_worst_for, parameters
 from child_steps import STEPS, Fusion, Step
 from parent_sets import SETS, ZOO, Material, data_files, ensemble, material, teachers
 from results_table import cost_table, draw_costs
-from study import Cell, Study, StudyError
+from study import Cell, Study
+from study_command import check_counts, check_plot, common_options, exit_code, measured, numbers
 from torch import Tensor, nn
 
 from depfuse import Recipe, fuse
-from depfuse.checkpoint import check_writable
 from depfuse.data import Loader, calibration_loader
 from depfuse.device import resolve_device
 from depfuse.distil import Further
-from depfuse.errors import DepfuseError, LimitWarning, RecipeError
+from depfuse.errors import LimitWarning, RecipeError
 from depfuse.evaluate import evaluate
-from depfuse.report.plots import plot_kind
 from depfuse.running import evaluating
 
 CSV = Path(__file__).resolve().parent / "results" / "ablate_child.csv"
@@ -293,44 +292,29 @@ def _counts(table: pd.DataFrame) -> list[str]:
 # --- the command -----------------------------------------------------------------------------------
 
 
-def numbers(option: str, text: str, least: int) -> list[int]:
-    """Whole numbers from a text with commas; `RecipeError` where it is none."""
-    parts = text.split(",")
-    found = [int(part) for part in parts if part.strip().isdecimal()]
-    if len(found) < len(parts) or len(set(found)) < len(found) or min(found) < least:
-        raise RecipeError(f"{option} {text}: give whole numbers of at least {least}, each once, as in 500,2000")
-    return found
-
-
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = common_options(__doc__, CSV)
     options.add_argument("--sets", nargs="+", metavar="NAME", default=[])
     options.add_argument("--steps", nargs="+", metavar="PATTERN", default=[], help="like 'matched, reset' or 'ridge*'")
     options.add_argument("--seeds", metavar="N,...", help="of the calibration images and all that follows; 0")
     options.add_argument("--images", metavar="N,...", help="numbers of calibration images; 2000")
     options.add_argument("--distil", action="store_true", help="also steps that train")
     options.add_argument("--by-group", action="store_true", help="also matchings chosen group by group")
-    options.add_argument("--csv", type=Path, default=CSV, metavar="FILE")
-    options.add_argument("--plot", type=Path, metavar="FILE")
     options.add_argument("--show", nargs="+", choices=SHOWN, default=["accuracy"])
     options.add_argument("--cost", choices=COSTS, default="clock", help="seconds of the clock or of the processor")
-    options.add_argument("--processes", type=int, metavar="N", help="cells at a time; 1")
-    options.add_argument("--threads", type=int, metavar="N", help="of each process; together all cores if left out")
     options.add_argument("--device", default="cpu")
     options.add_argument("--npz", action="append", default=[], metavar="DATA=FILE")
     options.add_argument("--limit-test", type=int, default=0, metavar="N", help="only N of the images, for tests")
-    options.add_argument("--retry", action="store_true", help="measure once more what was not possible")
-    options.add_argument("--tables-only", action="store_true", help="measure nothing")
-    options.add_argument("--list", action="store_true", help="name sets and steps, and measure nothing")
     return options
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure and show what was asked for."""
-    if options.plot is not None:
-        plot_kind(options.plot)
-        check_writable(options.plot)
+    if options.list:
+        print("\n".join(["Sets:", *(f"  {name}" for name in SETS), "Steps:", *(f"  {name}" for name in STEPS)]))
+        return
+    check_plot(options.plot)
     if unknown := [name for name in options.sets if name not in SETS]:
         raise RecipeError(f"there is no set of parents {unknown[0]!r}: choose from {', '.join(SETS)}")
     sets = options.sets or [name for name, parents in SETS.items() if parents.kind != ZOO or not parents.lacks]
@@ -365,10 +349,7 @@ def shown_rows(options: argparse.Namespace, sets: Sequence[str]) -> pd.DataFrame
 def measured_rows(options: argparse.Namespace, sets: Sequence[str]) -> pd.DataFrame:
     """The rows of what was asked for, once all of it has been measured."""
     seeds, images = numbers("--seeds", options.seeds or "0", 0), numbers("--images", options.images or "2000", 2)
-    for name, least in (("processes", 1), ("threads", 1), ("limit_test", 0)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise RecipeError(f"--{name.replace('_', '-')} {value} must be at least {least}")
+    check_counts(options, limit_test=0)
     steps = chosen_steps(options.steps, distil=options.distil, by_group=options.by_group)
     lacking = {name: step.lacks() for name, step in steps.items() if step.lacks()}
     if lacking:
@@ -380,32 +361,12 @@ def measured_rows(options: argparse.Namespace, sets: Sequence[str]) -> pd.DataFr
     check(steps, cells, images, wanted)
     files = data_files([SETS[name] for name in sets], dict(pair.partition("=")[::2] for pair in options.npz))
     scheme = study(Setup(files, str(resolve_device(options.device))))
-    table = scheme.run(
-        options.csv,
-        cells,
-        processes=options.processes or 1,
-        threads=options.threads,
-        retry=options.retry,
-        say=partial(print, file=sys.stderr, flush=True),
-    )
-    return scheme.rows_of(table, cells)
+    return scheme.rows_of(measured(scheme, cells, options), cells)
 
 
 def main() -> int:
     """0 where all is well, 1 where cells failed, 2 where the request or the data are wrong."""
-    options = parser().parse_args()
-    try:
-        if options.list:
-            print("\n".join(["Sets:", *(f"  {name}" for name in SETS), "Steps:", *(f"  {name}" for name in STEPS)]))
-            return 0
-        run(options)
-    except DepfuseError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except StudyError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(run, parser().parse_args())
 
 
 if __name__ == "__main__":

@@ -59,6 +59,8 @@ class ParentSet:
         Whether the parents know different labels.
     batch_norm
         Whether they have BatchNorm.
+    folder
+        Where own checkpoints lie, if not in checkpoints/.
     """
 
     title: str
@@ -71,12 +73,13 @@ class ParentSet:
     std: str | None = None
     differ: bool = False
     batch_norm: bool = True
+    folder: Path | None = None
 
     @property
     def paths(self) -> list[Path]:
         """Where the checkpoints lie."""
         if self.architecture is None:
-            return [CHECKPOINTS / f"{name}.safetensors" for name in self.files]
+            return [(self.folder or CHECKPOINTS) / f"{name}.safetensors" for name in self.files]
         return [SHARED / "checkpoints" / name for name in self.files]
 
     @property
@@ -218,13 +221,19 @@ class Material:
 
 @lru_cache(maxsize=1)
 def material(name: str, file: str, device: torch.device) -> Material:
-    """Read the networks and the data of a set; the last one is kept, since cells come set by set."""
-    parents = SETS[name]
+    """The networks and the data of a set by its name; the last one is kept, since cells come set by set."""
+    return read_material(SETS[name], file, device)
+
+
+def read_material(parents: ParentSet, file: str, device: torch.device) -> Material:
+    """Read the networks and the data of a set."""
     architecture = None if parents.architecture is None else f"{SHARED}/models/{parents.architecture}"
     options = DataOptions(data=file, mean=parents.mean, std=parents.std)
     inputs = read_inputs(parents.paths, architecture, options, device, parents.classes)
     if (inputs.labels is not None) != parents.differ:
-        raise RecipeError(f"{name} is declared with `differ={parents.differ}`, which its checkpoints contradict")
+        raise RecipeError(
+            f"{parents.title} is declared with `differ={parents.differ}`, which its checkpoints contradict"
+        )
     return Material(parents, inputs, read_template(inputs, None, None)[1])
 
 

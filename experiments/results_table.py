@@ -43,7 +43,7 @@ class Estimate:
 
     def text(self, scale: float = 1.0, digits: int = 1) -> str:
         """`63.9`, or `63.9 ± 0.4` of several runs."""
-        mean = f"{scale * self.mean:.{digits}f}"
+        mean = f"{round(scale * self.mean, digits) + 0.0:.{digits}f}"  # no -0.0
         return mean if math.isnan(self.interval) else f"{mean} ± {scale * self.interval:.{digits}f}"
 
 
@@ -167,3 +167,66 @@ def _draw(axes: Axes, table: pd.DataFrame, step: str, number: int, cost: str, ha
         color=colours(number % 10), marker=MARKERS[number // 10 % len(MARKERS)], markersize=5, linestyle="none",
         elinewidth=1, capsize=2,
     )  # fmt: skip
+
+
+def draw_intervals(
+    panels: Mapping[str, Mapping[str, Mapping[str, Estimate]]], path: Path, label: str, *, power_laws: bool = False
+) -> None:
+    """Estimates with their intervals: a panel for each factor, a colour for each family, a place for each setting.
+
+    Where all settings of a panel are numbers they are joined by lines, on a logarithmic axis where they span a
+    hundredfold.
+
+    Parameters
+    ----------
+    panels
+        Factor -> family -> setting -> estimate.
+    label
+        What is estimated.
+    power_laws
+        Make both axes logarithmic, so that power laws are straight lines.
+
+    Raises
+    ------
+    ReportError
+        The name of the picture is none of png, pdf and svg.
+    """
+    kind = plot_kind(path)
+    figure = Figure(figsize=(5.0 * len(panels), 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    handles: dict[str, Any] = {}
+    for place, (factor, families) in zip(axes, panels.items(), strict=True):
+        names = list(dict.fromkeys(name for settings in families.values() for name in settings))
+        scale = _positions(names)
+        for number, (family, settings) in enumerate(families.items()):
+            bars = [0.0 if math.isnan(found.interval) else found.interval for found in settings.values()]
+            handles[family] = place.errorbar(
+                [scale[name] for name in settings], [found.mean for found in settings.values()], yerr=bars,
+                color=colormaps["tab10"](number), marker=MARKERS[number], markersize=5, capsize=2,
+                linestyle="-" if _are_numbers(names) else "none",
+            )  # fmt: skip
+        if power_laws:
+            place.loglog()
+        elif _are_numbers(names):
+            values = [value for value in scale.values() if value > 0]
+            if values and max(values) >= 100 * min(values):
+                place.set_xscale("symlog", linthresh=min(values))
+        else:
+            place.set_xticks(list(scale.values()), names, rotation=60, ha="right", fontsize="x-small")
+        place.set_xlabel(factor)
+        place.set_ylabel(label)
+        place.grid(alpha=0.25)
+        place.spines[["top", "right"]].set_visible(False)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles), frameon=False)
+    with replacing(path) as temporary:
+        save(figure, temporary, kind)
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    return all(name.replace(".", "", 1).isdecimal() for name in names)
+
+
+def _positions(names: Sequence[str]) -> dict[str, float]:
+    """Where on the axis each setting stands."""
+    return {name: float(name) if _are_numbers(names) else float(place) for place, name in enumerate(names)}

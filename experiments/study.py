@@ -26,8 +26,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
@@ -37,6 +38,8 @@ from depfuse.errors import DataError, DepfuseError, RecipeError
 
 Cell = Mapping[str, Any]
 Say = Callable[[str], None]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class StudyError(Exception):
@@ -161,7 +164,8 @@ class Study:
         known = set(self._keys_of(table[table["refused"] == ""] if retry else table))
         left = [cell for cell in cells if self.key(cell) not in known]
         failed: list[str] = []
-        for number, (cell, row) in enumerate(self._measured(left, processes, threads), start=1):
+        measured = in_processes(partial(_row, self.measure), left, processes=processes, threads=threads)
+        for number, (cell, row) in enumerate(measured, start=1):
             named = ", ".join(str(cell[name]) for name in self.keys if name not in self.unsaid)
             if row is None:
                 failed.append(named)
@@ -182,29 +186,36 @@ class Study:
         entered = pd.DataFrame([{**dict(zip(self.keys, self.key(cell), strict=True)), **values, **texts}])
         return entered if table.empty else pd.concat([table, entered], ignore_index=True)
 
-    def _measured(
-        self, cells: Sequence[Cell], processes: int, threads: int
-    ) -> Iterator[tuple[Cell, Mapping[str, Any] | None]]:
-        """Each cell with its row as it is finished, None where it failed."""
-        if processes == 1:
-            torch.set_num_threads(threads)
-            for cell in cells:
-                yield cell, _row(self.measure, cell)
-            return
-        # Not forked: a process that has computed with several threads cannot be forked safely.
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(processes, context, _begin, (threads,))
-        try:
-            running = {pool.submit(_row, self.measure, cell): cell for cell in cells}
-            for done in as_completed(running):
-                yield running[done], done.result()
-        except BrokenProcessPool:
-            raise StudyError(
-                "a process died, perhaps for want of memory; what was finished is in the file: run it again with fewer"
-                " processes"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+
+def in_processes(
+    work: Callable[[Item], Result], items: Sequence[Item], *, processes: int, threads: int
+) -> Iterator[tuple[Item, Result]]:
+    """Each item with what `work` makes of it, as it is finished; `work` is a function of a module.
+
+    Raises
+    ------
+    StudyError
+        A process died.
+    """
+    if processes == 1:
+        torch.set_num_threads(threads)
+        for item in items:
+            yield item, work(item)
+        return
+    # Not forked: a process that has computed with several threads cannot be forked safely.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, context, _begin, (threads,))
+    try:
+        running = {pool.submit(work, item): item for item in items}
+        for done in as_completed(running):
+            yield running[done], done.result()
+    except BrokenProcessPool:
+        raise StudyError(
+            "a process died, perhaps for want of memory; what was finished is in the file: run it again with fewer"
+            " processes"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _begin(threads: int) -> None:

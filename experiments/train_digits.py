@@ -22,6 +22,7 @@ weight decay were chosen, on held-out training images.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ SKEWED: dict[str, Any] = {"epochs": 12, "weight_decay": 0.02}
 
 
 def train_skewed(
-    data: DataSet, which: str, first_seed: int, settings: dict[str, Any], architecture: str = ARCHITECTURE
+    data: DataSet, which: str, first_seed: int, settings: Mapping[str, Any], architecture: str = ARCHITECTURE
 ) -> tuple[nn.Module, Card]:
     """Parent `which` ("a" or "b") of the pair that begins with `first_seed`."""
     part, _ = select_labels(data, parse_labels(SKEWS[which]), seed=first_seed)
@@ -47,13 +48,15 @@ def train_skewed(
     return _trained(part, architecture, settings, seeds, labels=SKEWS[which])
 
 
-def train_same(data: DataSet, seed: int, architecture: str = ARCHITECTURE) -> tuple[nn.Module, Card]:
+def train_same(
+    data: DataSet, seed: int, architecture: str = ARCHITECTURE, settings: Mapping[str, Any] | None = None
+) -> tuple[nn.Module, Card]:
     """A parent that saw all training images."""
-    return _trained(data, architecture, {}, {"train": seed})
+    return _trained(data, architecture, settings or {}, {"train": seed})
 
 
 def _trained(
-    part: DataSet, architecture: str, settings: dict[str, Any], seeds: dict[str, int], **split: str
+    part: DataSet, architecture: str, settings: Mapping[str, Any], seeds: dict[str, int], **split: str
 ) -> tuple[nn.Module, Card]:
     recipe = TrainRecipe.suited_to(part, seed=seeds["train"], **settings)
     torch.manual_seed(recipe.seed)

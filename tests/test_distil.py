@@ -17,6 +17,7 @@ from depfuse.distil import Ensemble, Further
 from depfuse.errors import CheckpointError, RecipeError
 from depfuse.evaluate import evaluate
 from depfuse.label_sets import LabelSets
+from depfuse.models import build_network
 from depfuse.report import FusionReport, NetworkScores, ScoreValues
 from depfuse.report.verdict import verdict
 from depfuse.teaching import TEMPERATURE
@@ -58,6 +59,26 @@ def test_the_teacher_is_the_ensemble(parents, data):
         for models, shares in ((parents, (0.5, 0.5)), (parents, (0.4, 0.6)), (parents[::-1], (0.5, 0.5)))
     }
     assert len(digests) == 3
+
+
+def test_streams_are_taught_where_the_parents_know_the_same(parents, data):
+    class Listener:
+        def train(self, model, teacher, name):
+            self.places = teacher.places
+            return {}
+
+    places = {}
+    for name, settings, sets in (
+        ("same", {"refit": "ridge", "refit_steps": 0}, None),
+        ("averaged", {}, None),
+        ("one head", {"refit": "ridge", "refit_steps": 0, "labelled": 50}, None),
+        ("other labels", {"refit": "ridge", "refit_steps": 0}, [range(10), range(5, 15)]),
+    ):
+        further, template = Listener(), None if sets is None else build_network("digits_resnet(width=1.25, classes=15)")
+        recipe = Recipe(distil=1, calibration=200, **settings)
+        fuse(parents, recipe, calibration_loader(data, 200), labels=sets, template=template, further=further)
+        places[name] = list(further.places)
+    assert places == {"same": ["layer1", "layer2"], "averaged": [], "one head": [], "other labels": []}
 
 
 def test_the_ensemble_disagrees_least_with_itself(parents, data):

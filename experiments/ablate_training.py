@@ -1,0 +1,47 @@
+"""What the parents' width, depth and training do to the child.
+
+    python experiments/ablate_training.py [--seeds 0,1,2,3,4] [--processes N] [--csv FILE] [--plot FILE]
+
+Every parent is trained here, on all digits (20 epochs, learning rate 0.2, weight decay 0.0005 where nothing else is
+said), and kept.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from ablation import Ablation, Setting, main
+from trained_parents import Training, thin_resnet
+
+BLOCKS = (1, 2, 3, 5)
+
+
+def _trained(**settings: float) -> Setting:
+    return Setting(training=Training(settings=settings))
+
+
+ABLATION = Ablation(
+    "ablate_training",
+    __doc__,
+    {
+        "width": {
+            "1": Setting(),
+            **{str(w): Setting(training=Training(f"digits_resnet(width={w})")) for w in (0.25, 0.5, 2)},
+        },
+        "depth, at half width": {
+            str(6 * blocks + 2): Setting(training=Training(thin_resnet(blocks))) for blocks in BLOCKS
+        },
+        "weight decay": {"0.0005": Setting(), **{str(d): _trained(weight_decay=d) for d in (0.0, 0.005, 0.05)}},
+        "learning rate": {"0.2": Setting(), **{str(r): _trained(learning_rate=r) for r in (0.02, 0.05, 0.4)}},
+    },
+    families=("digits",),
+    shown={
+        "accuracy": "test",
+        "held_out_accuracy": "held-out",
+        "parents_accuracy": "parents",
+        "ensemble_accuracy": "ensemble",
+    },
+)
+
+if __name__ == "__main__":
+    sys.exit(main(ABLATION))
