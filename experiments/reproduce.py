@@ -1,8 +1,8 @@
 """The published table, and ours beside it: ResNet18 pairs fused by optimal transport on DepGraph's groups.
 
     python experiments/reproduce.py [--sets NAME ...] [--columns HEADING ...] [--distil] [--by-group] [--seeds 0,1,2]
-        [--images N] [--csv FILE] [--cost clock] [--npz cifar10=FILE] [--device cpu] [--processes N] [--threads N]
-        [--tables-only]
+        [--images N] [--csv FILE] [--plot FILE] [--cost clock] [--npz cifar10=FILE] [--device cpu] [--processes N]
+        [--threads N] [--retry] [--tables-only] [--list]
 
 A row is a pair of parents, a column a network made of them: the parents, the ensemble of their logits, the plain
 average, the published method by activations and by weights (the recipes depgraph-ot-activations and
@@ -17,8 +17,8 @@ candidates. Nothing is chosen by test images.
 
 Children have equal shares and see 2,000 calibration images without labels. Three tables are printed in Markdown: per
 cent of all test images; of 5,000 training images that calibration did not see (which the parents were trained on); and
-seconds, without finding and proving the groups and without evaluation. Each cell is a row of a CSV, kept as soon as it
-is measured; what is there is not measured again.
+seconds, without finding and proving the groups and without evaluation. `--plot` draws accuracy against seconds. Each
+cell is a row of a CSV, kept as soon as it is measured; what is there is not measured again.
 """
 
 from __future__ import annotations
@@ -26,19 +26,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
-from ablate_child import COSTS, Setup, cells_of, check, not_possible, numbers, study
+from ablate_child import COSTS, Setup, cells_of, check, not_possible, study
 from child_steps import STEPS, Fusion, Step
 from parent_sets import SETS, data_files
 from parents import PAIRS
-from results_table import Estimate, estimates, markdown
-from study import StudyError
+from results_table import Estimate, draw_costs, estimates, markdown
+from study_command import check_counts, check_plot, common_options, exit_code, numbers, rows_of
 
 from depfuse.device import resolve_device
-from depfuse.errors import DepfuseError, RecipeError
+from depfuse.errors import RecipeError
 
 CSV = Path(__file__).resolve().parent / "results" / "reproduce.csv"
 SHOWN = (
@@ -180,56 +179,50 @@ def _of(table: pd.DataFrame, name: str, value: str) -> dict[tuple[str, str], Est
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = common_options(__doc__, CSV)
     options.add_argument("--sets", nargs="+", metavar="NAME", default=list(SHOWN))
     options.add_argument("--columns", nargs="+", metavar="HEADING", default=[])
     options.add_argument("--distil", action="store_true", help="also refitted and distilled for three epochs")
     options.add_argument("--by-group", action="store_true", help="also choose among matchings group by group")
     options.add_argument("--seeds", metavar="N,...", default="0", help="of the calibration images and what follows")
     options.add_argument("--images", type=int, default=2000, metavar="N", help="number of calibration images")
-    options.add_argument("--csv", type=Path, default=CSV, metavar="FILE")
     options.add_argument("--cost", choices=COSTS, default="clock", help="seconds of the clock or of the processor")
-    options.add_argument("--processes", type=int, default=1, metavar="N", help="cells at a time")
-    options.add_argument("--threads", type=int, metavar="N", help="of each process; together all cores if left out")
     options.add_argument("--device", default="cpu")
     options.add_argument("--npz", action="append", default=[], metavar="DATA=FILE")
     options.add_argument("--limit-test", type=int, default=0, metavar="N", help="only N of the images, for tests")
-    options.add_argument("--tables-only", action="store_true", help="measure nothing")
     return options
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure what is not there, and print the tables."""
+    if options.list:
+        print("\n".join(["Sets:", *(f"  {name}" for name in SHOWN), "Columns:", *(f"  {name}" for name in COLUMNS)]))
+        return
+    check_plot(options.plot)
+    check_counts(options, images=2, limit_test=0)
     if unknown := [name for name in options.sets if name not in SETS or len(SETS[name].files) != 2]:
         raise RecipeError(f"there is no pair {unknown[0]!r}: choose from {', '.join(SHOWN)}")
     columns = columns_of(options.columns, distil=options.distil, by_group=options.by_group)
     steps = {name: step for own in columns.values() for name, step in own.items()}
     there = [name for name in options.sets if not SETS[name].lacks]
-    seeds = numbers("--seeds", options.seeds, 0)
-    cells = cells_of(there, steps, seeds, numbers("--images", str(options.images), 2), options.limit_test)
-    if options.tables_only or not cells:
-        scheme = study(Setup({}, "cpu"))
-        table = scheme.read(options.csv)
-    else:
+    cells = cells_of(there, steps, numbers("--seeds", options.seeds, 0), [options.images], options.limit_test)
+    if options.plot is not None and not there:
+        raise RecipeError("none of these pairs has been trained: leave out --plot")
+    files = {}
+    if cells and not options.tables_only:
         check(steps, cells, [options.images], [])
         files = data_files([SETS[name] for name in there], dict(pair.partition("=")[::2] for pair in options.npz))
-        scheme = study(Setup(files, str(resolve_device(options.device))))
-        say = partial(print, file=sys.stderr, flush=True)
-        table = scheme.run(options.csv, cells, processes=options.processes, threads=options.threads, say=say)
-    print(tables(scheme.rows_of(table, cells), options.sets, columns, options.cost))
+    scheme = study(Setup(files, str(resolve_device(options.device))))
+    table = rows_of(scheme, cells, options) if cells else scheme.rows_of(scheme.read(options.csv), [])
+    print(tables(table, options.sets, columns, options.cost))
+    if options.plot is not None:
+        panels = {title_of(name): table[table["set"] == name] for name in there}
+        draw_costs(panels, list(steps), options.plot, COSTS[options.cost])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 where all is well, 1 where cells failed, 2 where the request or the data are wrong."""
-    try:
-        run(parser().parse_args(arguments))
-    except DepfuseError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except StudyError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(run, parser().parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -62,12 +62,14 @@ def test_a_small_run_gives_the_tables_and_is_not_done_twice(reproduce, tmp_path:
     assert held_out[2].split(" | ")[4].startswith(f"{100 * candidates['held_out_accuracy'].max():.2f} (")
     assert seconds[2].endswith(f" | {candidates['seconds'].sum():.1f} |")
     before = path.read_bytes()
-    for more in ([], ["--tables-only"]):
+    plot = tmp_path / "plot.svg"
+    for more in ([], ["--tables-only", "--plot", str(plot)]):
         assert reproduce.main(command(path, *more)) == 0
         assert path.read_bytes() == before
         again = capsys.readouterr()
         assert again.out == shown.out
         assert again.err == ""
+    assert plot.read_text().startswith("<?xml")
 
 
 def test_open_rows_need_neither_networks_nor_data(reproduce, tmp_path: Path, capsys) -> None:
@@ -124,7 +126,7 @@ def test_every_row_of_the_table_is_there(reproduce) -> None:
     [
         (["--sets", "nobody"], "there is no pair 'nobody': choose from cifar10-resnet18"),
         (["--sets", "digits", "--columns", "best"], "there is no column 'best': choose from parents"),
-        (["--sets", "digits", "--images", "1"], "--images 1: give whole numbers of at least 2"),
+        (["--sets", "digits", "--images", "1"], "--images 1 must be at least 2"),
     ],
 )
 def test_a_wrong_request_gets_one_sentence(reproduce, tmp_path, capsys, arguments: list[str], message: str) -> None:
