@@ -193,14 +193,14 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     where = f"{checkpoint.path} does not fit {type(model).__name__}"
     if missing or extra:
         parts = [f"{_few(missing)} missing"] * bool(missing) + [f"{_few(extra)} left over"] * bool(extra)
-        raise CheckpointError(f"{where}: {' and '.join(parts)}; check the architecture")
+        raise CheckpointError(f"{where}: {' and '.join(parts)}; {_advice(checkpoint.card)}")
     wrong = [key for key in state if state[key].shape != own[key].shape]
     if wrong:
         key = wrong[0]
         others = f" and {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
         raise CheckpointError(
             f"{where}: {key} has shape {tuple(state[key].shape)} in the file and "
-            f"{tuple(own[key].shape)} in the network{others}; check the architecture"
+            f"{tuple(own[key].shape)} in the network{others}; {_advice(checkpoint.card)}"
         )
     broken = [key for key in state if state[key].is_floating_point() and not state[key].isfinite().all()]
     if broken:
@@ -391,6 +391,14 @@ def _in_layout_of(model: nn.Module, state: dict[str, Tensor], checkpoint: Checkp
                 stacklevel=3,
             )
     return {**state, **{key: state[key].T for key in linear}}
+
+
+def _advice(card: Card | None) -> str:
+    """What to look at where tensors do not fit a network."""
+    if card is None:
+        return "check the architecture"
+    classes = "" if card.classes is None else f" with {len(card.classes)} classes"
+    return f"its card says that it is a {card.architecture}{classes}"
 
 
 def _few(keys: list[str]) -> str:

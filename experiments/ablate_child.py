@@ -46,7 +46,7 @@ import torch
 from baselines import BASELINES, Seen
 from child_size import keep_worst_for, parameters
 from child_steps import STEPS, Fusion, Step
-from parent_sets import SETS, Material, data_files, ensemble, material, teachers
+from parent_sets import SETS, ZOO, Material, data_files, ensemble, material, teachers
 from results_table import cost_table, draw_costs
 from study import Cell, Study
 from study_command import check_counts, check_plot, common_options, exit_code, measured, numbers
@@ -263,9 +263,14 @@ def tables(table: pd.DataFrame, shown: Sequence[str], cost: str) -> str:
                 rows = table[table["images"].isin(["0", count])]
                 text = cost_table(rows, column, sets, list(STEPS), COSTS[cost], scale, digits)
                 parts.append(f"**{kind}**, {count} calibration images, {meaning}\n\n{text}")
+    return "\n\n".join([*parts, *not_possible(table)])
+
+
+def not_possible(table: pd.DataFrame) -> list[str]:
+    """A list in Markdown of what could not be measured; empty where there is nothing of the kind."""
     refused = table[table["refused"] != ""].drop_duplicates(["set", "step", "refused"])
     lines = [f"- {row['set']}, {row['step']}: {row['refused']}" for row in refused.to_dict("records")]
-    return "\n\n".join([*parts, *(["Not possible:\n\n" + "\n".join(lines)] if lines else [])])
+    return ["Not possible:\n\n" + "\n".join(lines)] if lines else []
 
 
 def draw(table: pd.DataFrame, path: Path, cost: str) -> None:
@@ -312,7 +317,7 @@ def run(options: argparse.Namespace) -> None:
     check_plot(options.plot)
     if unknown := [name for name in options.sets if name not in SETS]:
         raise RecipeError(f"there is no set of parents {unknown[0]!r}: choose from {', '.join(SETS)}")
-    sets = options.sets or list(SETS)
+    sets = options.sets or [name for name, parents in SETS.items() if parents.kind != ZOO or not parents.lacks]
     table = shown_rows(options, sets) if options.tables_only else measured_rows(options, sets)
     print(tables(table, options.show, options.cost))
     if options.plot is not None:

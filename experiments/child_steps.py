@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from parent_sets import ParentSet
 
 from depfuse import Recipe
+from depfuse.recipes import published
 
 Needs = Literal["all", "several parents", "the same labels"]
 
@@ -135,6 +136,9 @@ COMPARED: dict[str, Step] = {
     "best parent, head refitted": Baseline("best_parent"),
     "best parent, head refitted, distilled": Baseline("best_parent", {"epochs": 1}, trains=True),
 }
+PUBLISHED: dict[str, Step] = {
+    name: Fusion(published(name).settings) for name in ("depgraph-ot-activations", "depgraph-ot-weights")
+}
 MERGED: dict[str, Step] = {
     "matched": Fusion({"renorm": "none"}),
     "matched, reset": Fusion(),
@@ -169,6 +173,7 @@ TOGETHER: dict[str, Step] = {
     "ridge, 1.5 times the parameters": Fusion(RIDGE, times=1.5),
     "ridge, 1.5 times the parameters, one head from 500 labels": Fusion({**RIDGE, **LABELLED}, times=1.5),
     "ridge, distilled": Fusion({**RIDGE, **DISTIL}),
+    "ridge, distilled for three epochs": Fusion({**RIDGE, "distil": 3}),
 }
 # Settings that a version of depfuse may not have; their steps are left out there.
 OPTIONAL: dict[str, Step] = {
@@ -183,4 +188,4 @@ OPTIONAL: dict[str, Step] = {
     "ridge, polished": Fusion({**RIDGE, "polish": True}),
     "goal best": Fusion({"goal": "best"}),
 }
-STEPS: dict[str, Step] = {**COMPARED, **MERGED, **REFITTED, **TOGETHER, **OPTIONAL}
+STEPS: dict[str, Step] = {**COMPARED, **PUBLISHED, **MERGED, **REFITTED, **TOGETHER, **OPTIONAL}

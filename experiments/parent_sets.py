@@ -26,9 +26,10 @@ from depfuse.teaching import mean_logits
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 HELD_OUT = 5000
 BATCH = 500
-SAME, OTHERS, DIFFERENT, DIGITS = (
+SAME, OTHERS, ZOO, DIFFERENT, DIGITS = (
     "ResNet20, one task",
     "Other networks, one task",
+    "ResNet18 of the zoo, one task",
     "Different knowledge",
     "Digits, different knowledge",
 )
@@ -81,6 +82,16 @@ class ParentSet:
             return [(self.folder or CHECKPOINTS) / f"{name}.safetensors" for name in self.files]
         return [SHARED / "checkpoints" / name for name in self.files]
 
+    @property
+    def lacks(self) -> str:
+        """What is to be done for the parents that are not there; nothing where all are."""
+        absent = [name for name, path in zip(self.files, self.paths, strict=True) if not path.is_file()]
+        if not absent:
+            return ""
+        if self.architecture is not None:
+            return "set DEPFUSE_SHARED to the folder of real parents"
+        return f"train with `python experiments/train_zoo.py {' '.join(absent)}`"
+
 
 def _others(kind: str, title: str, network: str, data: str, files: Sequence[str], **more: object) -> ParentSet:
     normalised = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"} if data == "cifar10" else {}
@@ -93,6 +104,12 @@ def _pair(key: str, kind: str, **more: object) -> ParentSet:
 
 
 RESNET20 = "cifar_resnet_a.py:resnet20"
+
+
+def _zoo(title: str, data: str, network: str) -> ParentSet:
+    return ParentSet(title, ZOO, data, tuple(f"{data}-{network}-seed{seed}" for seed in (0, 1)))
+
+
 RUNS = ("run8-1", "run8-2", "run8-3", "run1", "run4")
 HALVES = ("classes0-4", "classes5-9")
 SETS: dict[str, ParentSet] = {
@@ -100,9 +117,10 @@ SETS: dict[str, ParentSet] = {
     "resnet20-five": _others(SAME, "all five", RESNET20, "cifar10", [f"cifar10-resnet20/{run}.th" for run in RUNS]),
     "resnet56-3-5": _pair("resnet56-3-5", OTHERS),
     "simplenet": _pair("simplenet", OTHERS, batch_norm=False),
-    "cifar100": ParentSet(
-        "ResNet20, CIFAR-100", OTHERS, "cifar100", tuple(f"cifar100-resnet20-seed{seed}" for seed in (0, 1))
-    ),
+    "cifar100": replace(_zoo("ResNet20, CIFAR-100", "cifar100", "resnet20"), kind=OTHERS),
+    "cifar10-resnet18": _zoo("ResNet18, CIFAR-10", "cifar10", "resnet18"),
+    "cifar100-resnet18": _zoo("ResNet18, CIFAR-100", "cifar100", "resnet18"),
+    "cifar10-resnet18-width16": _zoo("ResNet18 of width 16, CIFAR-10", "cifar10", "resnet18-width16"),
     "halves": _others(
         DIFFERENT, "halves", RESNET20, "cifar10", [f"cifar10-resnet20-halves/{half}.pt" for half in HALVES],
         classes=("0-4", "5-9"), differ=True,
@@ -134,10 +152,9 @@ def data_files(sets: Sequence[ParentSet], given: Mapping[str, str]) -> dict[str,
         A file is not there, or is given for an unknown data set.
     """
     for parents in sets:
-        for path in parents.paths:
-            if not path.is_file():
-                advice = "" if parents.architecture is None else ": set DEPFUSE_SHARED to the folder of real parents"
-                raise CheckpointError(f"{path}, a parent of {parents.title}, is not there{advice}")
+        if parents.lacks:
+            path = next(path for path in parents.paths if not path.is_file())
+            raise CheckpointError(f"{path}, a parent of {parents.title}, is not there: {parents.lacks}")
     if unknown := [name for name in given if name not in DATA_SETS]:
         raise DataError(f"--npz {unknown[0]} is no data set: give one of {', '.join(DATA_SETS)}, as in cifar100=FILE")
     found = {}

@@ -119,7 +119,7 @@ class Study:
     def rows_of(self, table: pd.DataFrame, cells: Sequence[Cell]) -> pd.DataFrame:
         """The rows of some cells only."""
         wanted = {self.key(cell) for cell in cells}
-        return table[[key in wanted for key in self._keys_of(table)]]
+        return table.loc[[key in wanted for key in self._keys_of(table)]]
 
     def _keys_of(self, table: pd.DataFrame) -> list[tuple[str, ...]]:
         return [tuple(key) for key in table[list(self.keys)].to_numpy().tolist()]

@@ -1,11 +1,12 @@
 """Train the parents that zoo.yaml lists: what is missing is trained, what was cut off is resumed.
 
-    python experiments/train_zoo.py [NAME ...] [--list] [--out checkpoints] [--data-root data] [--npz cifar10=FILE]
-                                    [--device auto] [--threads N]
+    python experiments/train_zoo.py [NAME ...] [--list] [--zoo zoo.yaml] [--out checkpoints] [--data-root data]
+                                    [--npz cifar10=FILE] [--device auto] [--threads N]
 
 Each network is written with its card, in half precision where that keeps its accuracy within 0.05 points. Data sets are
 downloaded by torchvision; `--npz` takes one from a file instead (x_train, y_train, x_test, y_test; the data set's own
-pre-processing is used). A training that is stopped goes on where it stood, bit for bit on the CPU.
+pre-processing is used). A training that is stopped goes on where it stood, bit for bit on the CPU. All entries, and the
+networks that are there, are checked before any training.
 """
 
 from __future__ import annotations
@@ -14,80 +15,24 @@ import argparse
 import dataclasses
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from torch import Tensor
+from zoo import ZOO, Entry, accuracy_of, chosen, read_zoo
 
-from depfuse.checkpoint import Card, check_writable, read_checkpoint, write_checkpoint
+from depfuse.checkpoint import Card, check_writable, write_checkpoint
 from depfuse.data import DATA_SETS, DataSet, Loader, load_data, parse_labels, select_labels, select_share
 from depfuse.data.builtin import builtin_preprocessing
 from depfuse.device import resolve_device
-from depfuse.errors import DepfuseError, RecipeError
+from depfuse.errors import DataError, DepfuseError
 from depfuse.evaluate import evaluate
 from depfuse.models import build_network
 from depfuse.train import EpochReport, TrainRecipe, train
 
-ZOO = Path(__file__).with_name("zoo.yaml")
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 KEPT = 5e-4  # of the accuracy, in half precision
-
-
-class Share(BaseModel):
-    """One of several disjoint parts of the training images; see `select_share`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    number: int
-    of: int
-    alpha: float | None = None
-    seed: int = 0
-
-
-class Entry(BaseModel):
-    """One network of the zoo."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    architecture: str
-    data: str
-    seed: int
-    labels: str | None = None
-    share: Share | None = None
-    recipe: dict[str, Any] = {}
-    device: Literal["any", "gpu"] = "any"
-    ship: bool = False
-
-    @model_validator(mode="after")
-    def _one_split(self) -> Entry:
-        if self.labels is not None and self.share is not None:
-            raise ValueError("labels and share contradict each other: give one of them")
-        if self.data not in DATA_SETS:
-            raise ValueError(f"data {self.data!r} is none of {', '.join(DATA_SETS)}")
-        return self
-
-
-def read_zoo(path: Path = ZOO) -> dict[str, Entry]:
-    """Name -> entry; `RecipeError` names the first that is wrong and why."""
-    found = {}
-    for name, settings in yaml.safe_load(path.read_text(encoding="utf-8")).items():
-        try:
-            found[name] = Entry(**settings)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            message = first["msg"].removeprefix("Value error, ")
-            raise RecipeError(f"{path.name}: {name}: {where + ': ' if where else ''}{message}") from None
-    return found
-
-
-def chosen(zoo: dict[str, Entry], names: list[str]) -> dict[str, Entry]:
-    """The entries named, or all; `RecipeError` where one does not exist."""
-    if unknown := [name for name in names if name not in zoo]:
-        raise RecipeError(f"{unknown[0]} is not in the zoo: choose from {', '.join(zoo)}")
-    return {name: zoo[name] for name in names or zoo}
 
 
 def data_of(entry: Entry, files: dict[str, Path], root: Path) -> tuple[DataSet, tuple[int, ...]]:
@@ -120,8 +65,11 @@ def in_half_precision(
 
 def train_entry(
     name: str, entry: Entry, data: DataSet, labels: tuple[int, ...], out: Path, device: torch.device
-) -> None:
-    """Train one network and write it with its card."""
+) -> float:
+    """Train one network and write it with its card; its accuracy (fraction).
+
+    Where the disk fills, `CheckpointError` says so; what had been saved of the training goes on another time.
+    """
     check_writable(out)
     recipe = TrainRecipe.suited_to(data, seed=entry.seed, **entry.recipe)
     torch.manual_seed(entry.seed)
@@ -146,45 +94,50 @@ def train_entry(
     )
     write_checkpoint(out, state, card)
     resume.unlink(missing_ok=True)
+    return accuracy
 
 
-def main() -> int:
-    """Train what was asked for; 2 where the request or the data are wrong."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train what was asked for; 2 where the request or the data are wrong, or a file cannot be written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--list", action="store_true", help="print what is there, with its accuracy, and train nothing")
+    parser.add_argument("--zoo", type=Path, default=ZOO, metavar="FILE")
     parser.add_argument("--out", type=Path, default=CHECKPOINTS)
     parser.add_argument("--data-root", type=Path, default=Path("data"))
     parser.add_argument("--npz", action="append", default=[], metavar="DATA=FILE")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     try:
-        files = {name: Path(file) for name, _, file in (pair.partition("=") for pair in options.npz)}
-        device = resolve_device(options.device)
-        for name, entry in chosen(read_zoo(), options.names).items():
-            out = options.out / f"{name}.safetensors"
-            if options.list:
-                print(f"{name}: {100 * card_accuracy(out):.2f} %" if out.exists() else f"{name}: not trained")
-            elif out.exists():
-                print(f"{name}: is there")
-            elif entry.device == "gpu" and device.type == "cpu":
-                print(f"{name}: needs a GPU")
-            else:
-                started = time.perf_counter()
-                train_entry(name, entry, *data_of(entry, files, options.data_root), out, device)
-                print(f"{name}: {100 * card_accuracy(out):.2f} % in {time.perf_counter() - started:.0f} s", flush=True)
+        run(options)
     except DepfuseError as error:
         print(error, file=sys.stderr)
         return 2
     return 0
 
 
-def card_accuracy(path: Path) -> float:
-    """Accuracy that a network's card states."""
-    card = read_checkpoint(path).card
-    return float(card.metrics["accuracy"]) if card is not None else float("nan")
+def run(options: argparse.Namespace) -> None:
+    """Train what is missing; all entries and what is there are checked first."""
+    files = {name: Path(file) for name, _, file in (pair.partition("=") for pair in options.npz)}
+    if unknown := [name for name in files if name not in DATA_SETS]:
+        raise DataError(f"--npz {unknown[0]} is no data set: give one of {', '.join(DATA_SETS)}, as in cifar10=FILE")
+    device = resolve_device(options.device)
+    entries = chosen(read_zoo(options.zoo), options.names)
+    outs = {name: options.out / f"{name}.safetensors" for name in entries}
+    there = {name: accuracy_of(out, entries[name]) for name, out in outs.items() if out.exists()}
+    for name, entry in entries.items():
+        if options.list:
+            print(f"{name}: {100 * there[name]:.2f} %" if name in there else f"{name}: not trained")
+        elif name in there:
+            print(f"{name}: is there")
+        elif entry.device == "gpu" and device.type == "cpu":
+            print(f"{name}: needs a GPU")
+        else:
+            started = time.perf_counter()
+            accuracy = train_entry(name, entry, *data_of(entry, files, options.data_root), outs[name], device)
+            print(f"{name}: {100 * accuracy:.2f} % in {time.perf_counter() - started:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

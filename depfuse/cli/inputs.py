@@ -74,7 +74,7 @@ def read_inputs(
         check_input(model, example, classes=None if fused else len(known) if labels else len(data.classes))
         if fused and not labels:
             _check_knows(_outputs(model, example), checkpoint, len(data.classes))
-        if labels:
+        if labels or (checkpoint.card and checkpoint.card.classes and not classes):
             _check_outputs(model, example, checkpoint, len(known))
         models.append(model.to(device).eval())
     return Inputs(architectures, checkpoints, tuple(models), data, data_name, device, labels)
