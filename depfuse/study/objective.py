@@ -83,11 +83,11 @@ class Objective:
         timed: bool = False,
     ) -> None:
         device = next(models[0].parameters()).device
-        available = len(data.train) - common.calibration
+        available = max(len(data.train) - common.calibration, 0)
         if available < min(judged, FEWEST_JUDGED):
             raise DataError(
-                f"{common.calibration} of {len(data.train)} training images are for calibration, and {max(available, 0)}"
-                " are left to judge children by: give fewer with --calibration"
+                f"{common.calibration} of {len(data.train)} training images are for calibration, and {available} are"
+                " left to judge children by: give fewer with --calibration"
             )
         images = calibration_loader(
             data, common.calibration + judged, batch_size=common.batch_size, device=device, seed=common.seed

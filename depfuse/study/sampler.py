@@ -19,8 +19,9 @@ RANDOM_TRIALS = 10  # before the estimators have anything to go by
 class NumberedSampler(BaseSampler):
     """Tree-structured Parzen estimators, seeded anew for each trial.
 
-    They are multivariate, one for each group of parameters that occur together. So a search that was cut off goes on as if it had not been, and workers of one seed do not suggest the same.
-    Bergstra et al. 2011; Falkner et al. 2018 for the multivariate form.
+    They are multivariate, one for each group of parameters that occur together. So a search that was cut off goes on as
+    if it had not been, and workers of one seed do not suggest the same. Bergstra et al. 2011; Falkner et al. 2018 for
+    the multivariate form.
     """
 
     def __init__(self, seed: int) -> None:
