@@ -29,6 +29,8 @@ RESULT = "result"  # the user attribute of a trial that holds its recipe and wha
 FEWEST = 100  # calibration images, before a trial may be pruned
 SIZES = 4  # of the calibration set, each twice the one before
 FEWEST_JUDGED = 50
+# What a decomposition raises that does not come to an end.
+NUMERICAL = (np.linalg.LinAlgError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 
 
 def growing(images: int) -> list[int]:
@@ -122,7 +124,7 @@ class Objective:
         for size in self._images:
             try:
                 result, seconds = self._fused(recipe, size)
-            except (RecipeError, np.linalg.LinAlgError, torch.linalg.LinAlgError) as error:
+            except (RecipeError, *NUMERICAL) as error:
                 raise _given_up(trial, recipe, str(error)) from None
             quality = self.quality(result.child)
             if not math.isfinite(quality):
