@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -425,24 +426,21 @@ def test_identity_is_kept_with_the_study(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
+def server() -> Iterator[str]:
     """URL of a database of a PostgreSQL server of its own."""
     pytest.importorskip("psycopg", reason="needs a driver for PostgreSQL: pip install 'depfuse[postgres]'")
     binaries = {name: shutil.which(name) for name in ("initdb", "pg_ctl", "postgres")}
     if not all(binaries.values()):
         pytest.skip("needs a PostgreSQL server: initdb, pg_ctl and postgres on the path")
     as_user: list[str] = []
-    folder = tmp_path / "pg"
-    folder.mkdir()
+    # Not in pytest's own folder, which only its owner may enter; and the path of a socket has to be short.
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))
     if os.geteuid() == 0:  # the server refuses to run as root
         runuser = shutil.which("runuser")
         if runuser is None:
             pytest.skip("PostgreSQL does not run as root, and there is no runuser")
         as_user = [runuser, "-u", "nobody", "--"]
         shutil.chown(folder, "nobody")
-        for above in (tmp_path, *tmp_path.parents):
-            if above.stat().st_uid == 0 and above != Path("/"):
-                above.chmod(above.stat().st_mode | 0o011)
     base = folder / "data"
 
     def run(*command: str) -> None:
@@ -454,7 +452,8 @@ def server(tmp_path: Path) -> Iterator[str]:
     try:
         yield f"postgresql://tune@/postgres?host={folder}"
     finally:
-        run(str(binaries["pg_ctl"]), "-D", str(base), "-m", "immediate", "stop")
+        run(str(binaries["pg_ctl"]), "-D", str(base), "-m", "immediate", "-w", "stop")
+        shutil.rmtree(folder)
 
 
 @pytest.mark.slow
