@@ -209,9 +209,10 @@ def test_a_search_is_reproduced_and_goes_on_as_if_it_had_not_stopped(searched: P
     assert max(found(tmp_path / "parts")) < 3
     assert tune(tmp_path / "parts", "--resume", trials=8) == 0
     assert found(tmp_path / "parts") == records
-    log = (tmp_path / "parts" / "study.log").read_bytes()
+    seconds = (tmp_path / "parts" / "trial-0.json").read_bytes()
     assert tune(tmp_path / "parts", "--resume", trials=8) == 0  # there is nothing left to do
-    assert (tmp_path / "parts" / "study.log").read_bytes() == log
+    assert found(tmp_path / "parts") == records
+    assert (tmp_path / "parts" / "trial-0.json").read_bytes() == seconds
     names = {path.name for path in searched.iterdir()} - {f"trial-{number}.json" for number in range(8)}
     assert names - {"importances.png"} == {"study.log", "history.png", "slices.png", "pareto.png"}
 
