@@ -34,6 +34,10 @@ class DeviceError(DepfuseError):
     """A device that was asked for is not there."""
 
 
+class StudyError(DepfuseError):
+    """The study of a search cannot be reached, or is not the one that it is taken for."""
+
+
 class DepfuseWarning(UserWarning):
     """Something the user should know, and that does not make the result wrong."""
 

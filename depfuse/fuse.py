@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from depfuse.agreement import Disagreement
 from depfuse.align import Coupling, Couplings, align
+from depfuse.align.shared_moments import SharedMoments
 from depfuse.align.solvers import load_solver
 from depfuse.apart import Apart, Owners, keep_apart
 from depfuse.best import Candidate, Family, best_of, polish_child
@@ -228,6 +229,7 @@ def fuse(
     template: nn.Module | None = None,
     allow_fixed: bool = True,
     further: Further | None = None,
+    shared: SharedMoments | None = None,
     on_step: OnStep | None = None,
 ) -> FusionResult:
     """Fuse parents of one architecture into a child.
@@ -262,6 +264,8 @@ def fuse(
         are, warn, and fuse the rest; raise where False.
     further
         The training images, where the recipe says to distil or to fine-tune.
+    shared
+        Moments of these parents and groups, for several fusions of them: none is collected twice.
     on_step
         Called with the name of each step as it begins.
 
@@ -344,7 +348,7 @@ def fuse(
         couplings: list[Couplings] = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
         with noting_limits() as not_converged:
             counting = recipe.model_copy(update={"weights": tuple(shares[number] for number in numbers)})
-            for number, found in zip(numbers, align(chosen, groups, counting, calibration, judge), strict=True):
+            for number, found in zip(numbers, align(chosen, groups, counting, calibration, judge, shared), strict=True):
                 couplings[number] = found
     seconds["choose"] = (0.0 if judge is None else judge.seconds) + (0.0 if brought is None else brought.seconds)
     seconds["align"] -= seconds["choose"]

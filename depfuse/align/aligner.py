@@ -12,6 +12,7 @@ from depfuse.align.coupling import Coupling, Couplings, compose, invert
 from depfuse.align.judge import Judge
 from depfuse.align.moments import Moments, TapChoice, collect_moments
 from depfuse.align.problem import MatchingProblem
+from depfuse.align.shared_moments import SharedMoments
 from depfuse.align.solvers import load_solver
 from depfuse.align.universe import align_through_universe
 from depfuse.data.loader import Loader
@@ -26,6 +27,7 @@ def align(
     recipe: Recipe,
     calibration: Loader | None,
     judge: Judge | None = None,
+    shared: SharedMoments | None = None,
 ) -> list[Couplings]:
     """One coupling per free group for every parent, towards the channel order of the parent that the recipe says.
 
@@ -44,6 +46,8 @@ def align(
     judge
         Says how bad the child of the reference and another parent is, without labels. It chooses where there are
         several solutions; without it the lowest weight distance does, or the first distance tried.
+    shared
+        Where moments of these parents may be known from other fusions.
 
     Returns
     -------
@@ -76,7 +80,8 @@ def align(
     moments: dict[TapChoice, list[dict[str, list[Moments]]]] = {own.taps: [{} for _ in others] for own in variants}
     if calibration is not None and (recipe.criterion != "weights" or recipe.start == "activations"):
         ordered = [models[number] for number in (reference, *others)]
-        moments = {taps: collect_moments(ordered, groups, calibration, taps) for taps in moments}
+        collect = collect_moments if shared is None else shared.collect
+        moments = {taps: collect(ordered, groups, calibration, taps) for taps in moments}
     couplings: list[Couplings] = [{group.name: Coupling.identity(group.size) for group in groups.free} for _ in models]
     for place, number in enumerate(others):
         pair = models[reference], models[number]

@@ -49,6 +49,14 @@ COMMANDS = {
         " and a closing sentence says which of them to keep.",
         "depfuse fuse first.safetensors second.safetensors --data digits --out child.safetensors",
     ),
+    "tune": _Command(
+        "depfuse.cli.tune:tune",
+        "Search for the recipe that gives the best child.\n\n"
+        "Settings that are given are kept, all others of a method are searched, with Optuna. Children are judged on"
+        " training images that they were not calibrated on, and no test image is looked at. A search goes on where it"
+        " stood with --resume, by several workers if need be.",
+        "depfuse tune first.safetensors second.safetensors --data digits --refit none --trials 50",
+    ),
     "recipes": _Command(
         "depfuse.cli.recipes:recipes",
         "List the published methods that come with depfuse.\n\n"

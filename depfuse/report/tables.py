@@ -16,6 +16,7 @@ from depfuse.report.schema import (
     ScoreValues,
     SharesSummary,
 )
+from depfuse.study.records import TrialRecord, best_first
 
 
 def fusion_table(report: FusionReport) -> Table:
@@ -73,6 +74,35 @@ def recipes_table(recipes: Sequence[Published]) -> Table:
     return table
 
 
+def search_table(trials: Sequence[TrialRecord], *, labelled: bool) -> Table:
+    """Show trials of a search in their order, with what was drawn for each."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("trial")
+    for title in (_measure(labelled), "seconds"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("drawn", overflow="fold")
+    for trial in trials:
+        drawn = ", ".join(f"{name} {_short(value)}" for name, value in trial.parameters.items())
+        table.add_row(str(trial.trial), _quality(trial, labelled), f"{trial.seconds or 0.0:.2f}", drawn)
+    return table
+
+
+def search_sentence(trials: Sequence[TrialRecord], folder: Path, *, labelled: bool) -> str:
+    """Say which trial is the best, of how many, and how far from the recipe that the search began with."""
+    ranked = best_first(trials, labelled=labelled)
+    best = ranked[0]
+    counts = {state: sum(trial.state == state for trial in trials) for state in ("complete", "pruned", "refused")}
+    first = next((trial for trial in ranked if trial.trial == 0), None)
+    began = (
+        "" if first is None or first is best else f" (the first trial, with defaults, has {_quality(first, labelled)})"
+    )
+    return (
+        f"trial {best.trial} is the best of {len(trials)} trials, {counts['complete']} complete, {counts['pruned']} "
+        f"pruned, {counts['refused']} refused: {_measure(labelled)} {_quality(best, labelled)}{began}; "
+        f"depfuse fuse --recipe {folder / f'trial-{best.trial}.json'} makes its child"
+    )
+
+
 def scores_table(rows: Iterable[tuple[str, ScoreValues]], emphasised: str | None = None) -> Table:
     """One row of scores per network: accuracy and calibration error in per cent, loss in nats."""
     table = _table("network", "accuracy", "loss", "calibration error")
@@ -105,6 +135,18 @@ def _table(first: str, *others: str) -> Table:
     for other in others:
         table.add_column(other, justify="right", no_wrap=True)
     return table
+
+
+def _measure(labelled: bool) -> str:
+    return "held-out accuracy" if labelled else "held-out disagreement"
+
+
+def _quality(trial: TrialRecord, labelled: bool) -> str:
+    return f"{100 * (trial.quality or 0.0):.2f} %" if labelled else _nats(trial.quality)
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _nats(loss: float | None) -> str:

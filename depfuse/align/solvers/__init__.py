@@ -30,3 +30,8 @@ def load_solver(name: str) -> Solver:
     """The solver that a recipe names."""
     found: Solver = importlib.import_module(f"{__name__}.{SOLVERS[name]}").SOLVER
     return found
+
+
+def serving(criterion: str) -> tuple[str, ...]:
+    """Names of the solvers that serve a criterion."""
+    return tuple(name for name in SOLVERS if criterion in load_solver(name).criteria)

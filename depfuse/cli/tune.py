@@ -1,0 +1,215 @@
+"""`depfuse tune`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import optuna
+import typer
+
+from depfuse.checkpoint import replacing
+from depfuse.cli.console import Screen
+from depfuse.cli.inputs import Inputs, check_architectures, read_inputs, read_template
+from depfuse.cli.options import AllowFixed, Checkpoints, DataOptions, RecipeOption, RunOptions, spread
+from depfuse.device import resolve_device
+from depfuse.errors import CheckpointError, RecipeError, StudyError
+from depfuse.recipe import Recipe
+from depfuse.recipes import read_settings
+from depfuse.report.study_plots import draw_history, draw_importances, draw_pareto, draw_slices
+from depfuse.report.tables import search_sentence, search_table
+from depfuse.study.importances import importances
+from depfuse.study.objective import Objective
+from depfuse.study.records import TrialRecord, best_first, pareto_front
+from depfuse.study.search import FINISHED, Search, open_study
+from depfuse.study.space import Space
+from depfuse.study.storage import DatabaseStorage, FileStorage, Storage
+
+FILE = "study.log"
+SHOWN = 5  # trials in the table
+
+
+@spread
+def tune(
+    parents: Checkpoints,
+    data: DataOptions,
+    settings: Annotated[dict[str, Any], Recipe, "calibration"],
+    options: RunOptions,
+    recipe: RecipeOption = None,
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="FOLDER", help="Where trial-N.json of each trial and the plots are written."),
+    ] = Path("tune"),
+    trials: Annotated[
+        int, typer.Option("--trials", min=1, help="Trials that the study shall have, those of all workers together.")
+    ] = 100,
+    labels: Annotated[
+        int,
+        typer.Option(
+            "--labels",
+            min=0,
+            help="Read the labels of so many held-out training images, and search for accuracy on them."
+            " Default: none, and children are judged by their cross-entropy under the parents' ensemble.",
+        ),
+    ] = 0,
+    held_out: Annotated[
+        int, typer.Option("--held-out", min=1, help="Held-out training images to judge by where no labels are read.")
+    ] = 2000,
+    seconds: Annotated[
+        bool,
+        typer.Option(
+            "--seconds", help="Search for fast fusions as well: the best for each time are found. Nothing is pruned."
+        ),
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the study if it is there. Workers that share a study are all started with it."
+        ),
+    ] = False,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            "--storage",
+            metavar="URL",
+            help="Keep the study in a database that several machines reach: postgresql://user:password@host/database."
+            f" Default: the file {FILE} in the folder of --out.",
+        ),
+    ] = None,
+    study: Annotated[str, typer.Option("--study", metavar="NAME", help="Name of the study.")] = "depfuse",
+    heartbeat: Annotated[
+        int,
+        typer.Option(
+            "--heartbeat",
+            min=1,
+            help="Seconds between two signs of life in a database; after three missed ones others take a trial over.",
+        ),
+    ] = 20,
+    arch: Annotated[
+        list[str] | None,
+        typer.Option("--arch", metavar="ARCH", help="What the networks are, as for `depfuse fuse`."),
+    ] = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--classes", metavar="LABELS", help="Which labels a parent knows, as for `depfuse fuse`."),
+    ] = None,
+    allow_fixed: AllowFixed = False,
+) -> None:
+    """Search for the recipe with the best child; settings that are given are kept."""
+    given = {**({} if recipe is None else read_settings(recipe)), **settings}
+    _check(given, parents, out)
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    screen = Screen(options.quiet)
+    judged = labels or held_out
+    with screen.working() as work:
+        work.step("reading networks and data")
+        inputs = read_inputs(parents, arch, data, resolve_device(options.device), classes, fused=True)
+        check_architectures(inputs)
+        common = _common(given, inputs, judged)
+        kept = {**given, **{name: getattr(common, name) for name in ("calibration", "batch_size", "seed")}}
+        space = Space(len(parents), kept)
+        work.step("finding and proving channel groups")
+        objective = Objective(
+            space,
+            common,
+            inputs.models,
+            inputs.data,
+            judged=judged,
+            labels=inputs.labels,
+            template=read_template(inputs, None, None)[1],
+            allow_fixed=allow_fixed,
+            labelled=labels > 0,
+            timed=seconds,
+        )
+        place: Storage
+        place = FileStorage(out / FILE) if storage is None else DatabaseStorage(storage, heartbeat)
+        try:
+            opened = open_study(
+                place,
+                study,
+                _identity(inputs, kept, judged=judged, labelled=labels > 0, timed=seconds),
+                space.defaults(),
+                labelled=labels > 0,
+                timed=seconds,
+                seed=common.seed,
+                resume=resume,
+            )
+            work.step("searching", total=trials)
+
+            def note(trial: optuna.trial.FrozenTrial) -> None:
+                TrialRecord.of(trial).write(out)
+                work.advance()
+
+            Search(opened, place, objective, trials, note).run()
+            with place.reached():
+                records = [TrialRecord.of(trial) for trial in opened.get_trials(states=FINISHED)]
+                shares = importances(opened)
+        finally:
+            place.close()
+        work.step("drawing")
+        for record in records:
+            record.write(out)
+        _draw(records, shares, out, labelled=labels > 0)
+    ranked = best_first(records, labelled=labels > 0)
+    if not ranked:
+        raise StudyError(f"none of {len(records)} trials came to its end: {records[0].reason}")
+    shown = pareto_front(records, labelled=labels > 0) if seconds else ranked[:SHOWN]
+    screen.show(search_table(shown, labelled=labels > 0))
+    screen.say(f"\n{search_sentence(records, out, labelled=labels > 0)}")
+
+
+def _check(given: dict[str, Any], parents: list[Path], out: Path) -> None:
+    """Refuse what can be refused before anything is read."""
+    if len(parents) < 2:
+        raise RecipeError("a fusion needs at least two parents")
+    recipe = Recipe.create(**given)
+    recipe.shares(len(parents))
+    recipe.check_numbers(len(parents))
+    if recipe.distil or recipe.finetune:
+        raise RecipeError("a search compares children as they are fused: leave out --distil and --finetune")
+    if out.exists() and not out.is_dir():
+        raise CheckpointError(f"--out {out} is a file: give a folder")
+
+
+def _common(given: dict[str, Any], inputs: Inputs, judged: int) -> Recipe:
+    """The settings that all recipes have, with as many calibration images as leave some to judge by."""
+    recipe = Recipe.create(**given)
+    if "calibration" in given:
+        return recipe
+    count = len(inputs.data.train)
+    fewer = max(count - judged, 2 * count // 3)
+    return Recipe.create(**{**given, "calibration": min(recipe.calibration, fewer)})
+
+
+def _identity(inputs: Inputs, kept: dict[str, Any], *, judged: int, labelled: bool, timed: bool) -> dict[str, Any]:
+    """What the study is of; see `open_study`."""
+    identity = {
+        "parents": [[str(parent.path), parent.digest] for parent in inputs.checkpoints],
+        "data": f"{inputs.data_name}, {len(inputs.data.train)} training images",
+        "judged": judged,
+        "labelled": labelled,
+        "timed": timed,
+        "kept": kept,
+        "networks": [
+            list(inputs.architectures),
+            None if inputs.labels is None else inputs.labels.sets,
+            inputs.data.preprocessing.model_dump(mode="json"),
+        ],
+    }
+    found: dict[str, Any] = json.loads(json.dumps(identity))  # as the storage will give it back
+    return found
+
+
+def _draw(records: list[TrialRecord], shares: dict[str, float], out: Path, *, labelled: bool) -> None:
+    if not any(record.state == "complete" for record in records):
+        return
+    with replacing(out / "history.png") as path:
+        draw_history(records, path, labelled=labelled)
+    with replacing(out / "slices.png") as path:
+        draw_slices(records, path, labelled=labelled)
+    with replacing(out / "pareto.png") as path:
+        draw_pareto(records, path, labelled=labelled)
+    if shares:
+        with replacing(out / "importances.png") as path:
+            draw_importances(shares, path)

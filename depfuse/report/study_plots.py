@@ -1,0 +1,110 @@
+"""Plots of a search: its history, what matters, how each parameter matters, and quality against seconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from depfuse.report.plots import CANDIDATE, MATCHED, NAIVE, save
+from depfuse.study.records import TrialRecord, best_first, pareto_front
+
+COLUMNS = 4
+
+
+def draw_history(records: Sequence[TrialRecord], path: Path, *, labelled: bool) -> None:
+    """The quality of each trial and of the best so far; below them, what was given up."""
+    figure, (axes,) = _figure(1, 7, 4)
+    complete = _complete(records)
+    numbers, values = [record.trial for record in complete], [_shown(record, labelled) for record in complete]
+    axes.plot(numbers, values, color=MATCHED, marker="o", markersize=4, linestyle="none", label="trial")
+    best = [_shown(best_first(complete[: place + 1], labelled=labelled)[0], labelled) for place in range(len(complete))]
+    axes.plot(numbers, best, color=NAIVE, drawstyle="steps-post", label="best so far")
+    given_up = [record.trial for record in records if record.state != "complete"]
+    place = axes.get_xaxis_transform()
+    axes.plot(given_up, [0.01] * len(given_up), "|", color=CANDIDATE, transform=place, label="given up")
+    axes.set_xlabel("trial")
+    axes.set_ylabel(_title(labelled))
+    axes.legend(frameon=False)
+    save(figure, path, "png")
+
+
+def draw_importances(shares: Mapping[str, float], path: Path) -> None:
+    """A bar for the share of each parameter, the largest on top."""
+    figure, (axes,) = _figure(1, 7, 1.2 + 0.28 * len(shares))
+    names = list(shares)[::-1]
+    axes.barh(range(len(names)), [shares[name] for name in names], color=MATCHED)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("importance")
+    save(figure, path, "png")
+
+
+def draw_slices(records: Sequence[TrialRecord], path: Path, *, labelled: bool) -> None:
+    """The quality against each parameter, of the trials that have it."""
+    complete = _complete(records)
+    names = list(dict.fromkeys(name for record in complete for name in record.parameters))
+    rows = max(1, math.ceil(len(names) / COLUMNS))
+    figure, grid = _figure(len(names), 3 * COLUMNS, 2.6 * rows)
+    for axes, name in zip(grid, names, strict=True):
+        own = [record for record in complete if name in record.parameters]
+        drawn = [record.parameters[name] for record in own]
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in drawn)
+        places = drawn if numbers else [str(value) for value in drawn]
+        axes.scatter(places, [_shown(record, labelled) for record in own], s=12, color=MATCHED)
+        axes.set_title(name, fontsize="small")
+        axes.tick_params(labelsize="x-small")
+        if not numbers:
+            axes.tick_params(axis="x", labelrotation=30)
+        elif min(drawn) > 0 and max(drawn) / min(drawn) > 10:
+            axes.set_xscale("log")
+    figure.supylabel(_title(labelled), fontsize="small")
+    save(figure, path, "png")
+
+
+def draw_pareto(records: Sequence[TrialRecord], path: Path, *, labelled: bool) -> None:
+    """The quality of each trial against its seconds, and the trials that no other surpasses in both."""
+    figure, (axes,) = _figure(1, 6, 4)
+    complete, front = _complete(records), pareto_front(records, labelled=labelled)[::-1]
+    axes.scatter(
+        [record.seconds or 0.0 for record in complete],
+        [_shown(record, labelled) for record in complete],
+        color=CANDIDATE,
+        s=16,
+    )
+    seconds = [record.seconds or 0.0 for record in front]
+    axes.plot(seconds, [_shown(record, labelled) for record in front], color=MATCHED, marker="o", markersize=5)
+    for record in front:
+        place = (record.seconds or 0.0, _shown(record, labelled))
+        axes.annotate(str(record.trial), place, textcoords="offset points", xytext=(4, 4), fontsize="x-small")
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds of a fusion")
+    axes.set_ylabel(_title(labelled))
+    save(figure, path, "png")
+
+
+def _figure(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    columns = min(count, COLUMNS) or 1
+    grid = [figure.add_subplot(math.ceil(count / columns), columns, place + 1) for place in range(count)]
+    for axes in grid:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, grid
+
+
+def _complete(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    return [record for record in records if record.state == "complete"]
+
+
+def _shown(record: TrialRecord, labelled: bool) -> float:
+    quality = math.nan if record.quality is None else record.quality
+    return 100 * quality if labelled else quality
+
+
+def _title(labelled: bool) -> str:
+    return "held-out accuracy (%)" if labelled else "held-out disagreement (nats)"

@@ -1,0 +1,167 @@
+"""What a trial does: fuse by a recipe from more and more calibration images, and judge the child."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from optuna import Trial, TrialPruned
+from torch import nn
+
+from depfuse.align.shared_moments import SharedMoments
+from depfuse.checkpoint import state_digest
+from depfuse.data import DataSet
+from depfuse.data.loader import calibration_loader
+from depfuse.errors import DataError, LimitWarning, RecipeError
+from depfuse.fuse import FusionResult, fuse
+from depfuse.groups import find_groups, prove_groups
+from depfuse.label_sets import LabelSets
+from depfuse.recipe import Recipe
+from depfuse.study.judge import Quality
+from depfuse.study.space import Space
+from depfuse.widths import shapes_of
+
+RESULT = "result"  # the user attribute of a trial that holds its recipe and what came of it
+FEWEST = 100  # calibration images, before a trial may be pruned
+SIZES = 4  # of the calibration set, each twice the one before
+FEWEST_JUDGED = 50
+# What a decomposition raises that does not come to an end.
+NUMERICAL = (np.linalg.LinAlgError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+
+
+def growing(images: int) -> list[int]:
+    """Sizes of the calibration set after which a trial is judged: 250, 500, 1000 and 2000 of 2000."""
+    sizes = [images // 2**halvings for halvings in reversed(range(SIZES))]
+    return [size for size in sizes if size >= FEWEST] or [images]
+
+
+class Objective:
+    """The quality of a recipe's child, and where two figures are wanted the seconds that it takes.
+
+    Channel groups and the moments of the parents are found once for all trials.
+
+    Parameters
+    ----------
+    space
+        What recipes are drawn from.
+    common
+        A recipe with the settings that all of them share: calibration images, batch size, seed, and the shares in the
+        ensemble that they are judged by.
+    models, labels, template, allow_fixed
+        As for `fuse`.
+    data
+        The training images. Those to judge by are drawn after those to calibrate on; none is both.
+    judged
+        How many images to judge by.
+    labelled
+        Whether to read the labels of these; see `Quality`.
+    timed
+        Whether seconds are a second figure. Nothing is pruned then: of two figures neither says which trial is behind.
+
+    Raises
+    ------
+    DataError
+        The calibration images leave too few to judge by.
+    GroupError
+        See `fuse`.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        common: Recipe,
+        models: Sequence[nn.Module],
+        data: DataSet,
+        *,
+        judged: int,
+        labels: LabelSets | None = None,
+        template: nn.Module | None = None,
+        allow_fixed: bool = False,
+        labelled: bool = False,
+        timed: bool = False,
+    ) -> None:
+        device = next(models[0].parameters()).device
+        available = max(len(data.train) - common.calibration, 0)
+        if available < min(judged, FEWEST_JUDGED):
+            raise DataError(
+                f"{common.calibration} of {len(data.train)} training images are for calibration, and {available} are"
+                " left to judge children by: give fewer with --calibration"
+            )
+        images = calibration_loader(
+            data, common.calibration + judged, batch_size=common.batch_size, device=device, seed=common.seed
+        )
+        self.timed = timed
+        self._space, self._models, self._labels, self._template = space, models, labels, template
+        self._allow_fixed, self._example = allow_fixed, data.example(device=device)
+        sizes = [common.calibration] if timed else growing(common.calibration)
+        self._images = {size: images.first(size) for size in sizes}
+        held_out = images.between(common.calibration, images.count)
+        self.quality = Quality(models, common.shares(len(models)), held_out, labels, labelled=labelled)
+        self._groups = None
+        self._shared = None
+        if labels is not None or all(shapes_of(m) == shapes_of(models[0]) for m in (*models, template or models[0])):
+            found = find_groups(models[0], self._example)
+            self._groups = prove_groups(models[0], found, self._example, seed=common.seed)
+            self._shared = SharedMoments(models, self._groups)
+
+    def __call__(self, trial: Trial) -> float | tuple[float, float]:
+        """Run a trial.
+
+        Raises
+        ------
+        TrialPruned
+            The recipe is contradictory or does not suit the parents, or its child is not finite or behind the median of
+            other trials.
+        """
+        try:
+            recipe = self._space.recipe(self._space.suggest(trial))
+        except RecipeError as error:
+            raise _given_up(trial, None, str(error)) from None
+        for size in self._images:
+            try:
+                result, seconds = self._fused(recipe, size)
+            except (RecipeError, *NUMERICAL) as error:
+                raise _given_up(trial, recipe, str(error)) from None
+            quality = self.quality(result.child)
+            if not math.isfinite(quality):
+                raise _given_up(trial, recipe, f"the child's scores are not finite, of {size} calibration images")
+            if not self.timed:
+                trial.report(quality, size)
+            if size < recipe.calibration and trial.should_prune():
+                raise _given_up(trial, recipe, f"behind the median at {size} calibration images")
+        digest = state_digest(result.child.state_dict())
+        _note(trial, recipe, seconds=seconds, digest=digest, not_converged=list(result.not_converged))
+        return (quality, seconds) if self.timed else quality
+
+    def _fused(self, recipe: Recipe, size: int) -> tuple[FusionResult, float]:
+        """A fusion, and the seconds that it takes by itself but for finding the groups."""
+        saved = 0.0 if self._shared is None else self._shared.saved
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LimitWarning)  # noted with the trial
+            result = fuse(
+                self._models,
+                recipe,
+                self._images[size],
+                example=self._example,
+                groups=self._groups,
+                labels=None if self._labels is None else self._labels.sets,
+                template=self._template,
+                allow_fixed=self._allow_fixed,
+                shared=self._shared,
+            )
+        saved = 0.0 if self._shared is None else self._shared.saved - saved
+        return result, sum(result.seconds.values()) - result.seconds["groups"] + saved
+
+
+def _given_up(trial: Trial, recipe: Recipe | None, reason: str) -> TrialPruned:
+    _note(trial, recipe, reason=reason)
+    return TrialPruned(reason)
+
+
+def _note(trial: Trial, recipe: Recipe | None, **found: Any) -> None:
+    """Keep with a trial its recipe and what came of it: in one attribute, since each is a visit to the storage."""
+    trial.set_user_attr(RESULT, {"recipe": None if recipe is None else recipe.model_dump(mode="json"), **found})

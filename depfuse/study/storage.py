@@ -1,0 +1,197 @@
+"""Where a study is kept, and how trials of workers that were killed are run again.
+
+In a file, which appends what changes and needs no server, or in a database that several machines reach.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+import sqlalchemy.exc
+from optuna import Study, Trial
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import (
+    BaseStorage,
+    JournalStorage,
+    RDBStorage,
+    RetryHeartbeatStaleTrialCallback,
+    fail_stale_trials,
+)
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import make_url
+
+from depfuse.errors import StudyError
+from depfuse.study.roll import Roll
+
+WORKER = "worker"  # the user attribute of a trial that names who runs it
+GRACE = 3  # heartbeats that may be missed
+JUST_BEGUN = 60.0  # seconds in which a trial may be without a worker's name
+_ATTEMPTS = 5  # to make the tables, where another worker makes them at the same time
+
+
+def run_again(study: Study, trial: FrozenTrial) -> None:
+    """Queue the parameters of a trial that did not end, for whoever comes next."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        RetryHeartbeatStaleTrialCallback()(study, trial)
+
+
+class Storage(ABC):
+    """A place for studies.
+
+    Attributes
+    ----------
+    optuna
+        The same for Optuna.
+    shown
+        What it is called in sentences, without a password.
+    """
+
+    optuna: BaseStorage
+    shown: str
+
+    @abstractmethod
+    def begin(self, trial: Trial) -> None:
+        """Say that a trial is run here."""
+
+    @abstractmethod
+    def take_over(self, study: Study) -> None:
+        """Give up the trials of workers that are no longer there, and queue them again."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what is held."""
+
+    @contextmanager
+    def reached(self) -> Iterator[None]:
+        """Turn the exceptions of a storage that fails while it is used into a `StudyError`."""
+        try:
+            yield
+        except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+            raise StudyError(f"{self.shown} can no longer be reached: {_reason(error)}") from None
+
+
+class FileStorage(Storage):
+    """A file to which every change is appended; workers on this machine may share it.
+
+    Raises
+    ------
+    StudyError
+        It cannot be read or written, or is no such file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.shown = str(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.optuna = JournalStorage(JournalFileBackend(str(path)))
+            self._roll = Roll(path.parent)
+        except OSError as error:
+            raise StudyError(f"study {path} cannot be used: {error.strerror or error}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise StudyError(f"{path} is no study, or is damaged: {_reason(error)}") from None
+
+    def begin(self, trial: Trial) -> None:
+        """Say that a trial is run here."""
+        trial.set_user_attr(WORKER, self._roll.name)
+
+    def take_over(self, study: Study) -> None:
+        """Give up the trials of workers that are no longer there, and queue them again."""
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            worker, started = trial.user_attrs.get(WORKER), trial.datetime_start or datetime.now()
+            if worker is None:
+                lost = (datetime.now() - started).total_seconds() > JUST_BEGUN
+            else:
+                lost = not self._roll.alive(worker)
+            if lost:
+                with suppress(UpdateFinishedTrialError, ValueError):  # another worker was faster
+                    study.tell(trial.number, state=TrialState.FAIL)
+                    run_again(study, trial)
+
+    def close(self) -> None:
+        """Let go of what is held."""
+        self._roll.close()
+
+
+class DatabaseStorage(Storage):
+    """A database by its URL; workers anywhere may share it, and each shows regularly that it is alive.
+
+    Parameters
+    ----------
+    url
+        As SQLAlchemy takes it, such as `postgresql://user:password@host/database`.
+    heartbeat
+        Seconds between two signs of life. A trial is given up after three of them.
+
+    Raises
+    ------
+    StudyError
+        It is no URL, its driver is not installed, the database cannot be reached, or its tables are of another version
+        of Optuna.
+    """
+
+    def __init__(self, url: str, heartbeat: int) -> None:
+        try:
+            parsed = make_url(url)
+        except sqlalchemy.exc.ArgumentError:
+            raise StudyError(
+                "--storage is no URL of a database: give one such as postgresql://user:password@host/database"
+            ) from None
+        self.shown = parsed.render_as_string(hide_password=True)
+        if parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        for attempt in range(_ATTEMPTS):
+            try:
+                self.optuna = self._open(parsed.render_as_string(hide_password=False), heartbeat)
+                return
+            except (sqlalchemy.exc.NoSuchModuleError, ImportError):
+                raise StudyError(
+                    f"{self.shown} needs a driver that is not installed: pip install 'depfuse[postgres]' for PostgreSQL"
+                ) from None
+            except RuntimeError:
+                raise StudyError(
+                    f"{self.shown} holds studies in the tables of another version of Optuna: run `optuna storage "
+                    "upgrade --storage URL`, or give another database"
+                ) from None
+            except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
+                at_once = isinstance(error, sqlalchemy.exc.IntegrityError) or "already exists" in str(error)
+                if not at_once or attempt == _ATTEMPTS - 1:
+                    raise StudyError(f"{self.shown} cannot be reached: {_reason(error)}") from None
+                time.sleep(0.5)
+
+    def begin(self, trial: Trial) -> None:
+        """Say that a trial is run here: its heartbeat does."""
+
+    def take_over(self, study: Study) -> None:
+        """Give up the trials of workers that are no longer there, and queue them again."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            fail_stale_trials(study)
+
+    def close(self) -> None:
+        """Let go of what is held."""
+        self.optuna.remove_session()
+
+    def _open(self, url: str, heartbeat: int) -> RDBStorage:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return RDBStorage(
+                url,
+                heartbeat_interval=heartbeat,
+                grace_period=GRACE * heartbeat,
+                heartbeat_stale_trial_callback=run_again,
+            )
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what a library says, without the statement that it was about."""
+    cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ is not None else error
+    text = str(getattr(cause, "orig", None) or cause).strip()
+    return (text.splitlines() or [type(cause).__name__])[0].rstrip(".")
