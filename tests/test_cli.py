@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +148,7 @@ def test_help_shows_an_example_that_parses(command: str, capsys: pytest.CaptureF
     assert main([command, "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert f"Example: {COMMANDS[command].example}" in text
-    for option in ("--device", "--quiet"):
+    for option in ("--quiet",) if command == "report" else ("--device", "--quiet"):  # a page needs no device
         assert option in text
     words = COMMANDS[command].example.split()
     assert words[:2] == ["depfuse", command]
@@ -352,10 +353,10 @@ def test_training_that_was_cut_off_goes_on(place: Place, monkeypatch: pytest.Mon
 
     whole_epoch = trainer._Run.one_epoch
 
-    def cut_off(run: trainer._Run) -> trainer.EpochReport:
+    def cut_off(run: trainer._Run, seen: Mapping[str, torch.Tensor]) -> trainer.EpochReport:
         if run.epoch == 2:
             raise KeyboardInterrupt
-        return whole_epoch(run)
+        return whole_epoch(run, seen)
 
     monkeypatch.setattr(trainer._Run, "one_epoch", cut_off)
     monkeypatch.setattr("depfuse.cli.train.train_network", functools.partial(trainer.train, save_seconds=0))
