@@ -176,14 +176,16 @@ class FusionResult:
             kept = () if self.apart is None else self.apart.settled
             renormalise(child, self.recipe.renorm_after, images, merged, kept)
 
-    def _refit(self, child: nn.Module, shares: Shares) -> Hints | None:
+    def _refit(self, child: nn.Module, shares: Shares) -> Callable[[], Hints] | None:
         if self.recipe.refit == "none":
             return None
         if self.calibration is None:
             raise RecipeError(f"refit {self.recipe.refit} needs calibration images: give at least 2, better 2000")
         return self._refit_from(child, shares, self.calibration, self.recipe.targets, self.recipe.refit_steps)
 
-    def _refit_from(self, child: nn.Module, shares: Shares, images: Loader, targets: str, steps: int) -> Hints | None:
+    def _refit_from(
+        self, child: nn.Module, shares: Shares, images: Loader, targets: str, steps: int
+    ) -> Callable[[], Hints] | None:
         return refit_layers(
             child,
             self.parents,
@@ -392,7 +394,7 @@ def fuse(
             )
             child = result._average(choice.shares)
         result = replace(result, child=child, chosen=choice)
-    hints: Hints | None = None
+    find_hints: Callable[[], Hints] | None = None
     if recipe.goal == "best":
         with step("best"):
             family = result._family().find()
@@ -401,7 +403,7 @@ def fuse(
     else:
         if recipe.refit != "none":
             with step("refit"):
-                hints = result._refit(child, choice.shares)
+                find_hints = result._refit(child, choice.shares)
         with step("renorm"):
             result.renormalise(child, couplings, choice.shares)
         if recipe.polishes and calibration is not None:
@@ -414,8 +416,8 @@ def fuse(
             on_step("train")
         # At another width the parents say something else; where they know other labels, mixtures of their streams hold
         # less than the child can learn.
-        if brought is not None or sets is not None or result.joint:
-            hints = None
+        alike = brought is None and sets is None and not result.joint
+        hints = find_hints() if alike and find_hints is not None else None
         seconds |= further.train(child, Ensemble(teachers, shares, sets, joint=result.joint, hints=hints), "child")
     return result
 

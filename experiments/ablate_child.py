@@ -292,6 +292,14 @@ def _counts(table: pd.DataFrame) -> list[str]:
 # --- the command -----------------------------------------------------------------------------------
 
 
+def measuring_options(options: argparse.ArgumentParser) -> None:
+    """Options about how a step is measured, and on what."""
+    options.add_argument("--cost", choices=COSTS, default="clock", help="seconds of the clock or of the processor")
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--npz", action="append", default=[], metavar="DATA=FILE")
+    options.add_argument("--limit-test", type=int, default=0, metavar="N", help="only N of the images, for tests")
+
+
 def parser() -> argparse.ArgumentParser:
     """The options."""
     options = common_options(__doc__, CSV)
@@ -302,10 +310,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--distil", action="store_true", help="also steps that train")
     options.add_argument("--by-group", action="store_true", help="also matchings chosen group by group")
     options.add_argument("--show", nargs="+", choices=SHOWN, default=["accuracy"])
-    options.add_argument("--cost", choices=COSTS, default="clock", help="seconds of the clock or of the processor")
-    options.add_argument("--device", default="cpu")
-    options.add_argument("--npz", action="append", default=[], metavar="DATA=FILE")
-    options.add_argument("--limit-test", type=int, default=0, metavar="N", help="only N of the images, for tests")
+    measuring_options(options)
     return options
 
 

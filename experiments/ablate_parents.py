@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from ablation import Ablation, Setting, main
+from ablation import SHOWN_BESIDE, Ablation, Setting, main
 
 DIGITS = ("digits", "digits-skewed")
 NUMBERS = (2, 3, 4, 6, 8)
@@ -26,12 +26,7 @@ ABLATION = Ablation(
             **{f"{share:g}": Setting({"weights": (round(1.0 - share, 9), share)}) for share in SHARES},
         },
     },
-    shown={
-        "accuracy": "test",
-        "held_out_accuracy": "held-out",
-        "parents_accuracy": "parents",
-        "ensemble_accuracy": "ensemble",
-    },
+    shown=SHOWN_BESIDE,
 )
 
 if __name__ == "__main__":

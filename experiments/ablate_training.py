@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from ablation import Ablation, Setting, main
+from ablation import SHOWN_BESIDE, Ablation, Setting, main
 from trained_parents import Training, thin_resnet
 
 BLOCKS = (1, 2, 3, 5)
@@ -35,12 +35,7 @@ ABLATION = Ablation(
         "learning rate": {"0.2": Setting(), **{str(r): _trained(learning_rate=r) for r in (0.02, 0.05, 0.4)}},
     },
     families=("digits",),
-    shown={
-        "accuracy": "test",
-        "held_out_accuracy": "held-out",
-        "parents_accuracy": "parents",
-        "ensemble_accuracy": "ensemble",
-    },
+    shown=SHOWN_BESIDE,
 )
 
 if __name__ == "__main__":

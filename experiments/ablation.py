@@ -48,6 +48,7 @@ VALUES = (
 )  # fmt: skip
 SEEDS = 10
 SHOWN = {"accuracy": "test", "held_out_accuracy": "held-out"}
+SHOWN_BESIDE = {**SHOWN, "parents_accuracy": "parents", "ensemble_accuracy": "ensemble"}
 
 
 @dataclass(frozen=True)

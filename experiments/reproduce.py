@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
-from ablate_child import COSTS, Setup, cells_of, check, not_possible, study
+from ablate_child import COSTS, Setup, cells_of, check, measuring_options, not_possible, study
 from child_steps import STEPS, Fusion, Step
 from parent_sets import SETS, data_files
 from parents import PAIRS
@@ -186,10 +186,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--by-group", action="store_true", help="also choose among matchings group by group")
     options.add_argument("--seeds", metavar="N,...", default="0", help="of the calibration images and what follows")
     options.add_argument("--images", type=int, default=2000, metavar="N", help="number of calibration images")
-    options.add_argument("--cost", choices=COSTS, default="clock", help="seconds of the clock or of the processor")
-    options.add_argument("--device", default="cpu")
-    options.add_argument("--npz", action="append", default=[], metavar="DATA=FILE")
-    options.add_argument("--limit-test", type=int, default=0, metavar="N", help="only N of the images, for tests")
+    measuring_options(options)
     return options
 
 

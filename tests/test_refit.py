@@ -367,7 +367,7 @@ def test_hints_are_what_the_childs_modules_give_when_its_parents_are_one():
     back = {name: Coupling(order).inverse() for name, order in orders.items()}
     identity = {name: Coupling.identity(len(order)) for name, order in orders.items()}
     child, found = copy.deepcopy(model), [identity, back]
-    hints = refit_layers(child, [model, twin], groups, found, (0.5, 0.5), loader)
+    hints = refit_layers(child, [model, twin], groups, found, (0.5, 0.5), loader)()
     teacher = Ensemble([model, twin], (0.5, 0.5), hints=hints)
     batch = torch.rand(7, 1, 8, 8)
     logits, wanted = teacher.lesson(batch)
@@ -386,7 +386,7 @@ def test_streams_that_no_module_gives_are_not_taught():
     groups = proved(models[0])
     identity = {group.name: Coupling.identity(group.size) for group in groups.free}
     child = average(models, groups, [identity] * 2, (0.5, 0.5))
-    hints = refit_layers(child, models, groups, [identity] * 2, (0.5, 0.5), loader)
+    hints = refit_layers(child, models, groups, [identity] * 2, (0.5, 0.5), loader)()
     assert hints.places == ["passing"]
     assert refit_layers(child, models, groups, [identity] * 2, (0.5, 0.5), loader, method="regmean") is None
 

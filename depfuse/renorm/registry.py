@@ -31,18 +31,21 @@ class Method:
         Whether it reads calibration images.
     parents
         Whether it compares the child with its parents.
+    keeps
+        Whether it is called at last with names of layers to leave alone.
     """
 
     module: str
     function: str
     images: bool
     parents: bool
+    keeps: bool = False
 
 
 # Name in a recipe -> where it is. Nothing is imported before it is used: a recipe is checked, and `depfuse --help`
 # printed, without torch.
 METHODS: dict[str, Method] = {
-    "reset": Method("batch_norm", "reset_batch_norm", images=True, parents=False),
+    "reset": Method("batch_norm", "reset_batch_norm", images=True, parents=False, keeps=True),
     "repair": Method("repairing", "repair", images=True, parents=True),
     "rescale": Method("repairing", "rescale", images=True, parents=True),
     "data-free": Method("data_free", "rescale_by_norms", images=False, parents=True),
@@ -106,7 +109,7 @@ def renormalise(
     merged
         What the network is the average of; None where the method does not compare it with its parents.
     kept
-        Names of BatchNorms that have the statistics of what they take in already; `reset` leaves them alone.
+        Names of BatchNorms whose statistics hold already, for methods that can leave layers alone.
 
     Raises
     ------
@@ -128,6 +131,6 @@ def renormalise(
         raise RecipeError(f"renorm {method} needs an example input: the network must be run once")
     function = getattr(importlib.import_module(f"depfuse.renorm.{found.module}"), found.function)
     given.append(loader if found.images else merged and merged.example)
-    if method == "reset":
+    if found.keeps:
         given.append(kept)
     function(model, *given)

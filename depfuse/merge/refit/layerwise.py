@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ def refit_layers(
     labels: LabelSets | None = None,
     joint: bool = False,
     seed: int = 0,
-) -> Hints | None:
+) -> Callable[[], Hints] | None:
     """Solve the layers of a merged network in closed form for what its parents do, in place.
 
     A unit is a convolution or linear layer with its BatchNorm; each is solved by ridge regression towards the merged
@@ -94,8 +95,8 @@ def refit_layers(
 
     Returns
     -------
-    Hints or None
-        After `ridge`, what the child can be taught of the parents' streams when it is trained on.
+    callable or None
+        After `ridge`, finds what the child can be taught of the parents' streams when it is trained on.
 
     Raises
     ------
@@ -113,7 +114,7 @@ def refit_layers(
         run = _Refit(child, states, Shares.create(shares), calibration, labels, seed)
         if method == "ridge":
             aimed = run.forward(groups if targets == "clusters" else None, steps, augment or Augmentation(), joint)
-            return run.hints(child, models, aimed)
+            return partial(run.hints, child, models, aimed)
         run.in_parallel(pooled=method == "regmean")
         return None
 
@@ -216,7 +217,8 @@ class _Refit:
         few = self.loader.first(self.size)
         ((images, _),) = few
         nodes = [unit.target for unit in self.units if unit.other is not None]
-        (own,) = next(Walk(self.program, [self.state], few).until([len(self.program.nodes)], nodes))
+        with torch.no_grad():
+            (own,) = next(Walk(self.program, [self.state], few).until([len(self.program.nodes)], nodes))
         return Hints.create(child, models, self.parents, images, own, self.units, targets)
 
     def _settled(self) -> int:
