@@ -13,16 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.checkpoint import state_digest
-from depfuse.data import DataSet
+from depfuse.data import DataSet, calibration_loader
 from depfuse.data.loader import Loader
+from depfuse.errors import ArchitectureError
 from depfuse.label_sets import LabelSets
-from depfuse.merge.refit import Hints
+from depfuse.merge import NaturalGradientTraining, Together
 from depfuse.recipe import Recipe
-from depfuse.running import evaluating, watching
+from depfuse.running import evaluating
 from depfuse.teaching import ensemble_logits
 from depfuse.train import EpochReport, TrainRecipe, fit
 
-WARMUP = 0.1  # of the epochs
+WARMUP = 0.1  # of the epochs, with SGD
+STATISTICS_IMAGES = 2000
 
 
 class Ensemble:
@@ -38,8 +40,6 @@ class Ensemble:
         Which labels the parents' outputs stand for, where they differ.
     joint
         Whether they have one head together, see `ensemble_logits`.
-    hints
-        What a student is taught besides, of the same parents' streams.
     """
 
     def __init__(
@@ -49,44 +49,22 @@ class Ensemble:
         labels: LabelSets | None = None,
         *,
         joint: bool = False,
-        hints: Hints | None = None,
     ) -> None:
         self._shares, self._labels, self._joint = shares, labels, joint
         self._models = [copy.deepcopy(model).eval() for model in models]
-        self._hints = hints if hints is not None and hints.places else None
-
-    @property
-    def places(self) -> Sequence[str]:
-        """Modules of a student whose outputs are taught besides."""
-        return () if self._hints is None else self._hints.places
 
     @cached_property
     def digest(self) -> str:
-        """Of the parents' weights, shares and labels, and of what is taught besides."""
+        """Of the parents' weights, shares and labels."""
         digests = [state_digest(model.state_dict()) for model in self._models]
         labels = None if self._labels is None else self._labels.sets
-        return hashlib.sha256(
-            f"{digests} {list(self._shares)} {labels} {self._joint} {self.places}".encode()
-        ).hexdigest()
+        return hashlib.sha256(f"{digests} {list(self._shares)} {labels} {self._joint}".encode()).hexdigest()
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (N, C) in float32."""
         with torch.no_grad(), evaluating(*self._models):
             outputs = [model(images).float() for model in self._models]
         return ensemble_logits(outputs, self._shares, self._labels, joint=self._joint)
-
-    def lesson(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits (N, C) in float32, and what the student's modules at `places` shall give."""
-        if self._hints is None:
-            return self(images), []
-        outputs, values = [], []
-        with torch.no_grad(), evaluating(*self._hints.networks):
-            for network in self._hints.networks:
-                with watching(network, self.places) as seen:
-                    outputs.append(network(images).float())
-                values.append([seen[place] for place in self.places])
-            wanted = self._hints.wanted(values)
-        return ensemble_logits(outputs, self._shares, self._labels, joint=self._joint), wanted
 
     def disagreement(self, model: nn.Module, loader: Loader) -> float:
         """Cross-entropy (nats) of a network's class probabilities under the ensemble's, without labels."""
@@ -118,8 +96,13 @@ class Further:
     resume: Path | None = None
     progress: Callable[[str, EpochReport], None] | None = None
 
-    def train(self, model: nn.Module, teacher: Ensemble, name: str) -> dict[str, float]:
+    def train(
+        self, model: nn.Module, teacher: Ensemble, name: str, together: Together | None = None
+    ) -> dict[str, float]:
         """Train a network in place, first towards the teacher, then on labels; return the seconds of each.
+
+        Towards the teacher by natural-gradient steps (`NaturalGradient`), or by SGD where the network cannot be taken
+        apart; on labels by SGD.
 
         Parameters
         ----------
@@ -129,17 +112,21 @@ class Further:
             What it learns while it is distilled.
         name
             Tells its state file from others'.
+        together
+            The same network and teacher, where it shall be taught more than class scores.
         """
         device = next(model.parameters()).device
         seconds = {}
         for step, epochs in (("distil", self.recipe.distil), ("finetune", self.recipe.finetune)):
             if epochs == 0:
                 continue
+            learner = self._natural(model, teacher, together) if step == "distil" else None
             report = fit(
                 model,
                 self.data,
-                self._settings(epochs),
+                self._settings(epochs, learner),
                 teacher=teacher if step == "distil" else None,
+                learner=learner,
                 device=device,
                 resume_path=self._state(name, step),
                 start=self._start(name, step, teacher),
@@ -162,12 +149,24 @@ class Further:
         described = f"{name} {step} {teacher.digest} {self.recipe.model_dump_json()}"
         return hashlib.sha256(described.encode()).hexdigest()
 
-    def _settings(self, epochs: int) -> TrainRecipe:
+    def _natural(
+        self, model: nn.Module, teacher: Ensemble, together: Together | None
+    ) -> NaturalGradientTraining | None:
+        if together is None:
+            device = next(model.parameters()).device
+            few = calibration_loader(self.data, STATISTICS_IMAGES, device=device, seed=self.recipe.seed)
+            try:
+                together = Together.towards(model.eval(), teacher, few, seed=self.recipe.seed)
+            except ArchitectureError:
+                return None
+        return together.training()
+
+    def _settings(self, epochs: int, learner: NaturalGradientTraining | None) -> TrainRecipe:
+        sgd = {"warmup": WARMUP * epochs, "label_smoothing": 0.0}
         return TrainRecipe.suited_to(
             self.data,
             epochs=epochs,
             learning_rate=self.recipe.learning_rate,
-            warmup=WARMUP * epochs,
-            label_smoothing=0.0,
             seed=self.recipe.seed,
+            **(sgd if learner is None else {"warmup": 0.0, "batch_size": learner.batch_size}),
         )

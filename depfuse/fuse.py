@@ -27,7 +27,7 @@ from depfuse.groups import ChannelGroups, explain, find_groups, not_followed, pr
 from depfuse.joint_head import renewed, with_joint_head
 from depfuse.label_sets import LabelSets
 from depfuse.limits import noting_limits
-from depfuse.merge import Hints, Polished, Shares, average, fisher_information, refit_layers
+from depfuse.merge import Polished, Shares, Together, average, fisher_information, refit_layers
 from depfuse.recipe import Recipe
 from depfuse.renorm import Merged, chosen_method, has_batch_norm, renormalise
 from depfuse.widths import Brought, Widths, shapes_of
@@ -176,7 +176,7 @@ class FusionResult:
             kept = () if self.apart is None else self.apart.settled
             renormalise(child, self.recipe.renorm_after, images, merged, kept)
 
-    def _refit(self, child: nn.Module, shares: Shares) -> Callable[[], Hints] | None:
+    def _refit(self, child: nn.Module, shares: Shares) -> Together | None:
         if self.recipe.refit == "none":
             return None
         if self.calibration is None:
@@ -185,7 +185,7 @@ class FusionResult:
 
     def _refit_from(
         self, child: nn.Module, shares: Shares, images: Loader, targets: str, steps: int
-    ) -> Callable[[], Hints] | None:
+    ) -> Together | None:
         return refit_layers(
             child,
             self.parents,
@@ -394,7 +394,7 @@ def fuse(
             )
             child = result._average(choice.shares)
         result = replace(result, child=child, chosen=choice)
-    find_hints: Callable[[], Hints] | None = None
+    refitted: Together | None = None
     if recipe.goal == "best":
         with step("best"):
             family = result._family().find()
@@ -403,7 +403,7 @@ def fuse(
     else:
         if recipe.refit != "none":
             with step("refit"):
-                find_hints = result._refit(child, choice.shares)
+                refitted = result._refit(child, choice.shares)
         with step("renorm"):
             result.renormalise(child, couplings, choice.shares)
         if recipe.polishes and calibration is not None:
@@ -417,8 +417,8 @@ def fuse(
         # At another width the parents say something else; where they know other labels, mixtures of their streams hold
         # less than the child can learn.
         alike = brought is None and sets is None and not result.joint
-        hints = find_hints() if alike and find_hints is not None else None
-        seconds |= further.train(child, Ensemble(teachers, shares, sets, joint=result.joint, hints=hints), "child")
+        teacher = Ensemble(teachers, shares, sets, joint=result.joint)
+        seconds |= further.train(child, teacher, "child", refitted if alike else None)
     return result
 
 

@@ -31,26 +31,6 @@ def evaluating(*models: nn.Module, auxiliary: Iterable[str] = ()) -> Iterator[No
             module.training = training
 
 
-@contextmanager
-def watching(model: nn.Module, places: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """The outputs of some modules, by name, as of the last time that each ran; those that are one tensor."""
-    outputs: dict[str, Tensor] = {}
-
-    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, given: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                outputs[name] = output
-
-        return hook
-
-    handles = [model.get_submodule(name).register_forward_hook(note(name)) for name in places]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def bfloat16_pays(device: torch.device) -> bool:
     """Whether a device multiplies bfloat16 faster than float32."""
     if device.type == "cuda":

@@ -83,15 +83,5 @@ def drawn(logits: Tensor, generator: torch.Generator) -> Tensor:
     return torch.zeros_like(p).scatter_(-1, classes, 1.0) - p
 
 
-def unexplained(values: Tensor, wanted: Tensor) -> Tensor:
-    """The squared distance of values (N, C, ...) from what they shall be, over the variance of that by channel."""
-    return (values - wanted).square().sum() / (wanted - _means(wanted)).square().sum().clamp_min(1e-30)
-
-
-def _means(tensor: Tensor) -> Tensor:
-    """Of each channel over images and positions, to be broadcast over it."""
-    return tensor.mean([axis for axis in range(tensor.dim()) if axis != 1], keepdim=True)
-
-
 def _log(share: float) -> float:
     return float(torch.tensor(share).log())

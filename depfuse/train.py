@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +21,8 @@ from depfuse.data import Augmentation, DataSet, Loader
 from depfuse.errors import CheckpointError, RecipeError
 from depfuse.evaluate import evaluate
 from depfuse.models import check_input
-from depfuse.running import bfloat16_pays, watching
-from depfuse.teaching import divergence, unexplained
+from depfuse.running import bfloat16_pays
+from depfuse.teaching import divergence
 
 Schedule = Literal["linear", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -31,8 +31,6 @@ Precision = Literal["auto", "float32", "bfloat16"]
 _STEPS_THAT_PAY_FOR_COMPILING = 2000
 # On smaller images converting to bfloat16 and back takes longer than it saves on a CPU.
 _PIXELS_THAT_PAY_FOR_BFLOAT16 = 16 * 16
-# What a student's streams count where they explain nothing of what they shall carry, beside the class scores.
-_STREAMS = 5.0
 
 
 class TrainRecipe(BaseModel):
@@ -120,12 +118,27 @@ class Teacher(Protocol):
     def digest(self) -> str:
         """Tells one teacher from another."""
 
-    @property
-    def places(self) -> Sequence[str]:
-        """Names of the network's modules whose outputs are taught besides; there may be none."""
+    def __call__(self, images: Tensor, /) -> Tensor:
+        """Logits (N, C) for images, without gradients."""
 
-    def lesson(self, images: Tensor, /) -> tuple[Tensor, list[Tensor]]:
-        """Logits (N, C) for images, and what those modules shall give, without gradients."""
+
+class Learner(Protocol):
+    """Moves a network's weights, one batch of training images after another."""
+
+    def begin_epoch(self) -> None:
+        """Called before every epoch."""
+
+    def step(self, images: Tensor, labels: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+        """Learn one batch at a learning rate; give its loss, summed over images, and how many it named rightly."""
+
+    def finish(self) -> None:
+        """Called once after the last epoch: leave the network as it shall be used."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes from epoch to epoch, the network's weights included."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Go on from what `state_dict` gave."""
 
 
 def train(
@@ -167,6 +180,7 @@ def fit(
     recipe: TrainRecipe,
     *,
     teacher: Teacher | None = None,
+    learner: Learner | None = None,
     device: torch.device | str = "cpu",
     resume_path: str | Path | None = None,
     progress: Progress | None = None,
@@ -187,8 +201,11 @@ def fit(
     recipe
         How to train.
     teacher
-        Where given, the loss is the divergence from its softened class scores (`teaching.divergence`), and the share
-        that is unexplained of what its places shall give, and no label is read.
+        Where given, the loss is the divergence from its softened class scores (`teaching.divergence`), and no label is
+        read.
+    learner
+        What takes the steps in place of SGD; it knows the network, and the teacher if there is one. Of the recipe
+        it is given the learning rate.
     device
         Where to train.
     resume_path
@@ -218,13 +235,13 @@ def fit(
     device = torch.device(device)
     model.to(device)
     check_input(model, data.example(2, device), classes=len(data.classes))
-    run = _Run(model, data, recipe, device, teacher, start)
+    run = _Run(model, data, recipe, device, teacher, learner, start)
     if resume_path is not None:
         run.resume(Path(resume_path))
     saved = time.perf_counter()
-    with _fastest_convolutions(), watching(model, () if teacher is None else teacher.places) as seen:
+    with _fastest_convolutions():
         while run.epoch < recipe.epochs:
-            report = run.one_epoch(seen)
+            report = run.one_epoch()
             if not math.isfinite(report.loss):
                 raise RecipeError(
                     f"training diverged in epoch {run.epoch}: lower learning_rate {recipe.learning_rate:g}"
@@ -235,9 +252,72 @@ def fit(
                 saved = time.perf_counter()
             if progress is not None:
                 progress(report)
-    model.to(memory_format=torch.contiguous_format)
+    run.learner.finish()
     model.eval()
     return run.report
+
+
+class _Descent:
+    """SGD on labels, or towards a teacher."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: TrainRecipe,
+        device: torch.device,
+        *,
+        teacher: Teacher | None,
+        fast: bool,
+        steps: int,
+    ) -> None:
+        self.model, self.recipe, self.teacher, self.device, self.fast = model, recipe, teacher, device, fast
+        if recipe.channels_last:
+            model.to(memory_format=torch.channels_last)
+        weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+        others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+        self.optimizer = torch.optim.SGD(
+            [
+                {"params": weights, "weight_decay": recipe.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            nesterov=recipe.momentum > 0,
+        )
+        compiled = recipe.compile
+        if compiled is None:
+            compiled = device.type == "cuda" and steps >= _STEPS_THAT_PAY_FOR_COMPILING
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(model) if compiled else model
+
+    def begin_epoch(self) -> None:
+        self.model.train()
+
+    def step(self, images: Tensor, labels: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
+            wanted = labels if self.teacher is None else self.teacher(images)
+            outputs = self.forward(images)
+        outputs = outputs.float()
+        if self.teacher is None:
+            loss = F.cross_entropy(outputs, wanted, label_smoothing=self.recipe.label_smoothing)
+        else:
+            loss = divergence(outputs, wanted.float()) / len(wanted)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        named = outputs.detach().argmax(1) == (wanted if wanted.dim() == 1 else wanted.argmax(1))
+        return loss.detach() * len(labels), named.sum()
+
+    def finish(self) -> None:
+        self.model.to(memory_format=torch.contiguous_format)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
 
 
 class _Run:
@@ -250,17 +330,14 @@ class _Run:
         recipe: TrainRecipe,
         device: torch.device,
         teacher: Teacher | None = None,
+        learner: Learner | None = None,
         start: str | None = None,
     ) -> None:
-        self.model = model
         self.recipe = recipe
-        self.teacher = teacher
         self.device = device
         self.epoch = 0
         self.loss = self.accuracy = math.nan
         self.seconds = 0.0
-        if recipe.channels_last:
-            model.to(memory_format=torch.channels_last)
         self.loader = Loader(
             data.train,
             data.preprocessing,
@@ -272,29 +349,17 @@ class _Run:
             drop_last=True,
             channels_last=recipe.channels_last,
         )
-        weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-        others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-        self.optimizer = torch.optim.SGD(
-            [
-                {"params": weights, "weight_decay": recipe.weight_decay},
-                {"params": others, "weight_decay": 0.0},
-            ],
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            nesterov=recipe.momentum > 0,
-        )
-        self.bfloat16 = _use_bfloat16(recipe.precision, device, data.image_shape)
-        steps = recipe.epochs * len(self.loader)
-        compiled = recipe.compile
-        if compiled is None:
-            compiled = device.type == "cuda" and steps >= _STEPS_THAT_PAY_FOR_COMPILING
-        self.forward: Callable[[Tensor], Tensor] = torch.compile(model) if compiled else model
         self.identity = {
             "recipe": recipe.model_dump(mode="json"),
             "data": state_digest({"images": data.train.images, "labels": data.train.labels}),
             "start": state_digest(model.state_dict()) if start is None else start,
             "teacher": None if teacher is None else teacher.digest,
         }
+        if learner is None:
+            fast = _use_bfloat16(recipe.precision, device, data.image_shape)
+            steps = recipe.epochs * len(self.loader)
+            learner = _Descent(model, recipe, device, teacher=teacher, fast=fast, steps=steps)
+        self.learner = learner
 
     @property
     def report(self) -> EpochReport:
@@ -302,10 +367,10 @@ class _Run:
         rate = self.recipe.learning_rate_at(self.epoch)
         return EpochReport(self.epoch, self.recipe.epochs, self.loss, self.accuracy, rate, 0.0, self.seconds)
 
-    def one_epoch(self, seen: Mapping[str, Tensor]) -> EpochReport:
-        """Take one pass over the training images; `seen` are the outputs of what the teacher looks at."""
+    def one_epoch(self) -> EpochReport:
+        """Take one pass over the training images."""
         started = time.perf_counter()
-        self.model.train()
+        self.learner.begin_epoch()
         self.loader.epoch = self.epoch
         total = torch.zeros((), device=self.device)
         hits = torch.zeros((), device=self.device, dtype=torch.int64)
@@ -313,24 +378,10 @@ class _Run:
         rate = 0.0
         for step, (images, labels) in enumerate(self.loader):
             rate = self.recipe.learning_rate_at(self.epoch + (step + 1) / (len(self.loader) + 1))
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-                wanted, streams = (labels, []) if self.teacher is None else self.teacher.lesson(images)
-                outputs = self.forward(images)
-            outputs = outputs.float()
-            if self.teacher is None:
-                loss = F.cross_entropy(outputs, wanted, label_smoothing=self.recipe.label_smoothing)
-            else:
-                loss = divergence(outputs, wanted.float()) / len(wanted)
-                for place, stream in zip(self.teacher.places, streams, strict=True):
-                    loss = loss + _STREAMS / len(streams) * unexplained(seen[place].float(), stream.float())
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
+            loss, named = self.learner.step(images, labels, rate)
             # Sums stay on the device: reading them would make it wait for every step.
-            total += loss.detach() * len(labels)
-            hits += (outputs.detach().argmax(1) == (wanted if wanted.dim() == 1 else wanted.argmax(1))).sum()
+            total += loss
+            hits += named
             count += len(labels)
         self.epoch += 1
         self.loss, self.accuracy = float(total) / count, int(hits) / count
@@ -344,8 +395,7 @@ class _Run:
             "identity": self.identity,
             "epoch": self.epoch,
             "figures": [self.loss, self.accuracy, self.seconds],
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "learner": self.learner.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
@@ -373,8 +423,7 @@ class _Run:
                 f"{path} is the state of a training with another {what}: "
                 f"give another path, or delete it to start afresh"
             )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.learner.load_state_dict(state["learner"])
         self.epoch = state["epoch"]
         self.loss, self.accuracy, self.seconds = state["figures"]
         torch.set_rng_state(state["rng"])

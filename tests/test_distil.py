@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,11 +65,11 @@ def test_the_teacher_is_the_ensemble(parents, data):
 
 def test_streams_are_taught_where_the_parents_know_the_same(parents, data):
     class Listener:
-        def train(self, model, teacher, name):
-            self.places = teacher.places
+        def train(self, model, teacher, name, together):
+            self.streams = 0 if together is None else len(together.streams.nodes)
             return {}
 
-    places = {}
+    streams = {}
     for name, settings, sets in (
         ("same", {"refit": "ridge", "refit_steps": 0}, None),
         ("averaged", {}, None),
@@ -77,8 +79,8 @@ def test_streams_are_taught_where_the_parents_know_the_same(parents, data):
         further, template = Listener(), None if sets is None else build_network("digits_resnet(width=1.25, classes=15)")
         recipe = Recipe(distil=1, calibration=200, **settings)
         fuse(parents, recipe, calibration_loader(data, 200), labels=sets, template=template, further=further)
-        places[name] = list(further.places)
-    assert places == {"same": ["layer1", "layer2"], "averaged": [], "one head": [], "other labels": []}
+        streams[name] = further.streams
+    assert streams == {"same": 2, "averaged": 0, "one head": 0, "other labels": 0}
 
 
 def test_the_ensemble_disagrees_least_with_itself(parents, data):
@@ -116,24 +118,53 @@ def test_distilling_brings_a_child_nearer_and_labels_make_it_better(parents, dat
         assert torch.equal(weights(parent), kept)
 
 
-def test_a_distillation_that_was_cut_off_goes_on_bit_for_bit(parents, data, tmp_path):
-    teacher, path = Ensemble(parents, (0.5, 0.5)), tmp_path / "state"
-
-    def cut(report: EpochReport) -> None:
-        if report.epoch == 2:
-            raise KeyboardInterrupt
-
-    whole = copy.deepcopy(parents[0])
-    fit(whole, data, STEPS, teacher=teacher)
-    with pytest.raises(KeyboardInterrupt):
-        fit(copy.deepcopy(parents[0]), data, STEPS, teacher=teacher, resume_path=path, progress=cut, save_seconds=0)
-    resumed = copy.deepcopy(parents[0])
+@pytest.mark.parametrize("refit", ["none", "ridge"])
+def test_a_distillation_that_was_cut_off_goes_on_bit_for_bit(parents, data, tmp_path, refit, monkeypatch):
+    monkeypatch.setattr("depfuse.distil.fit", partial(fit, save_seconds=0))
+    recipe = Recipe(distil=3, refit=refit, refit_steps=0, calibration=200)
+    calibration = calibration_loader(data, 200)
     seen: list[int] = []
-    fit(resumed, data, STEPS, teacher=teacher, resume_path=path, progress=lambda r: seen.append(r.epoch))
+
+    def child(path: Path | None, stop: int) -> torch.Tensor:
+        def progress(_: str, report: EpochReport) -> None:
+            seen.append(report.epoch)
+            if report.epoch == stop:
+                raise KeyboardInterrupt
+
+        further = Further(data, recipe, path, progress)
+        return weights(fuse(parents, recipe, calibration, further=further).child)
+
+    whole = child(None, 0)
+    with pytest.raises(KeyboardInterrupt):
+        child(tmp_path / "state", 2)
+    seen.clear()
+    assert torch.equal(child(tmp_path / "state", 0), whole)
     assert seen == [3]
-    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_state_of_another_teacher_is_refused(parents, data, tmp_path):
+    teacher, path = Ensemble(parents, (0.5, 0.5)), tmp_path / "state"
+    fit(copy.deepcopy(parents[0]), data, STEPS, teacher=teacher, resume_path=path)
     with pytest.raises(CheckpointError, match="another teacher"):
         fit(copy.deepcopy(parents[0]), data, STEPS, teacher=Ensemble(parents, (0.4, 0.6)), resume_path=path)
+
+
+def test_what_cannot_be_taken_apart_is_distilled_by_descent(parents, data):
+    class Branching(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x) if float(x.sum()) > -1e9 else x
+
+    teacher, student = Ensemble(parents, (0.5, 0.5)), Branching(copy.deepcopy(parents[0])).eval()
+    calibration = calibration_loader(data, 200)
+    before = teacher.disagreement(student, calibration)
+    assert Further(data, Recipe(distil=2)).train(student, teacher, "child")["distil"] > 0
+    assert teacher.disagreement(student, calibration) < before
+    counted, parent = (int(model.bn1.num_batches_tracked) for model in (student.inner, parents[0]))
+    assert counted > parent  # natural-gradient steps do not run BatchNorm on batches
 
 
 def test_training_on_needs_images(parents, data):

@@ -17,14 +17,15 @@ from depfuse.align.coupling import apply_couplings
 from depfuse.checkpoint import Card, read_checkpoint, write_checkpoint
 from depfuse.cli import main
 from depfuse.data import Loader, Preprocessing, Split
-from depfuse.distil import Ensemble
 from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
 from depfuse.groups import random_permutations
 from depfuse.label_sets import LabelSets
-from depfuse.merge import average, refit_head, refit_layers
+from depfuse.merge import Together, average, refit_head, refit_layers
+from depfuse.merge.refit import natural_gradient
 from depfuse.merge.refit.clusters import cluster_channels
 from depfuse.merge.refit.folded import Folded, Teacher
 from depfuse.merge.refit.graph import Program
+from depfuse.merge.refit.natural_gradient import DAMPING, MOMENTUM, TRUST, NaturalGradient
 from depfuse.merge.refit.rows import Window
 from depfuse.merge.refit.solve import Rows, gram, ridge
 from depfuse.merge.refit.streams import Streams
@@ -34,7 +35,7 @@ from depfuse.merge.refit.walk import Walk
 from depfuse.merge.shares import Shares
 from depfuse.models import build_network, with_classes
 from depfuse.renorm import reset_batch_norm
-from depfuse.running import watching
+from depfuse.teaching import divergence, drawn, slope
 
 
 def images(count: int, shape=(1, 8, 8), batch_size: int = 25) -> Loader:
@@ -109,22 +110,6 @@ def refitted(models, loader, method="ridge", targets="clusters", **options):
         child, models, groups, [identity] * len(models), shares, loader, method=method, targets=targets, **options
     )
     return child
-
-
-class Nameless(nn.Module):
-    """Two stages; no module gives what the first one adds."""
-
-    def __init__(self, seed):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.stem, self.one = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
-        self.down, self.two, self.head = nn.Conv2d(6, 8, 3, 2), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 10)
-        self.passing = nn.Identity()
-
-    def forward(self, x):
-        x = F.relu(self.stem(x))
-        x = self.down(F.relu(x + self.one(x)))
-        return self.head(self.passing(x + self.two(x)).mean((2, 3)))
 
 
 # --- rows and ridge -------------------------------------------------------------------------------
@@ -354,8 +339,8 @@ def test_streams_are_pulled_to_the_parents_mixtures():
         assert counted == pytest.approx([child * 0.7 * streams.weight / len(pulls)] * len(counted), rel=1e-4)
 
 
-def test_hints_are_what_the_childs_modules_give_when_its_parents_are_one():
-    """The streams are found in child and parents, in the child's order, and by the modules that give them."""
+def test_a_child_of_one_parent_twice_has_nothing_to_learn():
+    """Class scores and streams that a refitted child is trained towards are its own, in its own order."""
     loader = images(100)
     model = parent("digits_resnet", 0, loader)
     groups = proved(model)
@@ -366,29 +351,57 @@ def test_hints_are_what_the_childs_modules_give_when_its_parents_are_one():
     )
     back = {name: Coupling(order).inverse() for name, order in orders.items()}
     identity = {name: Coupling.identity(len(order)) for name, order in orders.items()}
-    child, found = copy.deepcopy(model), [identity, back]
-    hints = refit_layers(child, [model, twin], groups, found, (0.5, 0.5), loader)()
-    teacher = Ensemble([model, twin], (0.5, 0.5), hints=hints)
-    batch = torch.rand(7, 1, 8, 8)
-    logits, wanted = teacher.lesson(batch)
-    assert len(teacher.places) == len(wanted) > 1
+    child = copy.deepcopy(model)
+    together = refit_layers(child, [model, twin], groups, [identity, back], (0.5, 0.5), loader)
+    batch = next(iter(loader))[0]
+    logits, wanted = together.lesson(batch)
     torch.testing.assert_close(logits.log_softmax(1), model(batch).detach().log_softmax(1), rtol=1e-4, atol=1e-4)
-    with watching(child, teacher.places) as outputs:
-        child(batch)
-    for place, stream in zip(teacher.places, wanted, strict=True):
-        torch.testing.assert_close(outputs[place], stream, rtol=1e-3, atol=1e-3)
+    folded, state = together.folded, together.dissected.state
+    _, values = folded.run(folded.maps(state), state, batch, together.streams.nodes)
+    assert len(wanted) == len(values) > 1
+    for value, stream in zip(values, wanted, strict=True):
+        torch.testing.assert_close(value.relu(), stream, rtol=1e-3, atol=1e-3)
         assert float(stream.std()) > 0.01
+    assert refit_layers(child, [model, twin], groups, [identity] * 2, (0.5, 0.5), loader, method="regmean") is None
 
 
-def test_streams_that_no_module_gives_are_not_taught():
-    loader = images(100)
-    models = [Nameless(seed).eval() for seed in (0, 1)]
-    groups = proved(models[0])
-    identity = {group.name: Coupling.identity(group.size) for group in groups.free}
-    child = average(models, groups, [identity] * 2, (0.5, 0.5))
-    hints = refit_layers(child, models, groups, [identity] * 2, (0.5, 0.5), loader)()
-    assert hints.places == ["passing"]
-    assert refit_layers(child, models, groups, [identity] * 2, (0.5, 0.5), loader, method="regmean") is None
+def test_a_natural_gradient_step_is_the_damped_kronecker_solution(monkeypatch):
+    """Of a network of one layer: the gradient times the inverse of the product of its two factors, written out."""
+    monkeypatch.setattr(natural_gradient, "bfloat16_pays", lambda device: False)
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Flatten(), nn.Linear(9, 4)).eval()
+    loader, target = images(25, (1, 3, 3)), torch.randn(25, 4)
+    together = Together.towards(layer, lambda _: target, loader, seed=5)
+    batch = next(iter(loader))[0]
+    state = together.dissected.state
+    learner = NaturalGradient(
+        together.folded, state, together.lesson, together.streams, torch.Generator().manual_seed(5)
+    )
+    before = {key: tensor.clone() for key, tensor in learner.maps.items()}
+    with torch.no_grad():
+        taught = learner.taught([batch])
+        learner.begin(learner.loss(taught) / 25)
+        logits = layer(batch)
+        loss, alike = learner.step(taught, 1.0)
+    assert float(loss) == pytest.approx(float(divergence(logits, target)), rel=1e-4)
+    assert int(alike) == int((logits.argmax(1) == target.argmax(1)).sum())
+    rows = torch.cat([batch.flatten(1), torch.ones(25, 1)], 1).double()
+    probe = drawn(logits, torch.Generator().manual_seed(5)).double()
+    factors = [rows.T @ rows / 25, probe.T @ probe / 25]
+    first, second = (
+        factor + DAMPING**0.5 * factor.diagonal().mean() * torch.eye(len(factor)).double() for factor in factors
+    )
+    gradient = rows.T @ slope(logits, target).double() / 25
+    wanted = -torch.linalg.solve(torch.kron(first, second), gradient.reshape(-1)).reshape(10, 4)
+    change = torch.cat(
+        [learner.maps["1.weight"] - before["1.weight"], (learner.maps["1.bias"] - before["1.bias"])[:, None]], 1
+    )
+    taken = change.T.double()
+    torch.testing.assert_close(taken / taken.norm(), wanted / wanted.norm(), rtol=1e-3, atol=1e-4)
+    # A whole step is as long as the loss that its model says it saves.
+    saved = -float((gradient * taken).sum()) / (1 - MOMENTUM)
+    length = float(taken.norm() / wanted.norm()) / (1 - MOMENTUM)
+    assert saved * length == pytest.approx(TRUST * float(loss) / 25, rel=1e-3)
 
 
 def test_the_same_refit_twice_is_the_same_bit_for_bit():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from depfuse.label_sets import LabelSets
-from depfuse.teaching import TEMPERATURE, curved, divergence, drawn, ensemble_logits, slope, unexplained
+from depfuse.teaching import TEMPERATURE, curved, divergence, drawn, ensemble_logits, slope
 
 
 @pytest.fixture
@@ -52,12 +52,3 @@ def test_drawn_vectors_have_the_curvature_as_covariance(logits):
     covariance = vectors.T @ vectors / len(vectors)
     torch.testing.assert_close(covariance, curved(torch.eye(7, dtype=one.dtype), one[:7]), atol=5e-3, rtol=0)
     torch.testing.assert_close(vectors.mean(0), torch.zeros(7, dtype=one.dtype), atol=5e-3, rtol=0)
-
-
-def test_what_is_unexplained_is_a_share_of_the_variance_by_channel():
-    generator = torch.Generator().manual_seed(0)
-    wanted = torch.randn(5, 3, 4, 4, generator=generator) + 10 * torch.arange(3.0)[:, None, None]
-    means = torch.stack([torch.full((5, 4, 4), float(wanted[:, c].mean())) for c in range(3)], 1)
-    assert float(unexplained(wanted, wanted)) == 0.0
-    assert float(unexplained(means, wanted)) == pytest.approx(1.0, rel=1e-4)
-    assert float(unexplained((means + wanted) / 2, wanted)) == pytest.approx(0.25, rel=1e-4)

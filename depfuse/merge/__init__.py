@@ -3,7 +3,17 @@
 from depfuse.merge.average import average
 from depfuse.merge.fisher import fisher_information
 from depfuse.merge.polish import Polished, polish
-from depfuse.merge.refit import Hints, refit_head, refit_layers
+from depfuse.merge.refit import NaturalGradientTraining, Together, refit_head, refit_layers
 from depfuse.merge.shares import Shares
 
-__all__ = ["Hints", "Polished", "Shares", "average", "fisher_information", "polish", "refit_head", "refit_layers"]
+__all__ = [
+    "NaturalGradientTraining",
+    "Polished",
+    "Shares",
+    "Together",
+    "average",
+    "fisher_information",
+    "polish",
+    "refit_head",
+    "refit_layers",
+]

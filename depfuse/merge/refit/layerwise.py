@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,25 +14,22 @@ from depfuse.data.loader import Loader
 from depfuse.data.tensors import Split
 from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
 from depfuse.groups import ChannelGroups
-from depfuse.groups.depgraph import evaluation_copy, unwrap
+from depfuse.groups.depgraph import evaluation_copy
 from depfuse.label_sets import LabelSets
 from depfuse.merge.average import average
+from depfuse.merge.refit.dissected import Dissected
 from depfuse.merge.refit.folded import Folded, Teacher
-from depfuse.merge.refit.graph import Program, State
-from depfuse.merge.refit.hints import Hints
+from depfuse.merge.refit.graph import State
 from depfuse.merge.refit.rows import Window
-from depfuse.merge.refit.second_pass import SecondPass
 from depfuse.merge.refit.solve import Rows, ridge
 from depfuse.merge.refit.streams import Streams
 from depfuse.merge.refit.targets import Mixtures, Targets, find_mixtures, shares_of
-from depfuse.merge.refit.units import Unit, feeding, find_units
+from depfuse.merge.refit.together import Together
+from depfuse.merge.refit.units import Unit, feeding
 from depfuse.merge.refit.walk import Walk
 from depfuse.merge.shares import Shares
-from depfuse.restating import restate
 
 METHODS = ("ridge", "regmean", "least-squares")
-AT_ONCE = 125
-PIXELS_AT_ONCE = AT_ONCE * 32 * 32
 LOOKED_AT = 250
 MOST_ROWS = 2**16
 MOST_BYTES = 2**29
@@ -55,7 +50,7 @@ def refit_layers(
     labels: LabelSets | None = None,
     joint: bool = False,
     seed: int = 0,
-) -> Callable[[], Hints] | None:
+) -> Together | None:
     """Solve the layers of a merged network in closed form for what its parents do, in place.
 
     A unit is a convolution or linear layer with its BatchNorm; each is solved by ridge regression towards the merged
@@ -95,8 +90,8 @@ def refit_layers(
 
     Returns
     -------
-    callable or None
-        After `ridge`, finds what the child can be taught of the parents' streams when it is trained on.
+    Together or None
+        After `ridge`, the child as it learns the ensemble's outputs and the parents' streams, to be trained on.
 
     Raises
     ------
@@ -113,8 +108,7 @@ def refit_layers(
     with torch.no_grad():
         run = _Refit(child, states, Shares.create(shares), calibration, labels, seed)
         if method == "ridge":
-            aimed = run.forward(groups if targets == "clusters" else None, steps, augment or Augmentation(), joint)
-            return partial(run.hints, child, models, aimed)
+            return run.forward(groups if targets == "clusters" else None, steps, augment or Augmentation(), joint)
         run.in_parallel(pooled=method == "regmean")
         return None
 
@@ -177,13 +171,9 @@ class _Refit:
         labels: LabelSets | None,
         seed: int,
     ) -> None:
-        self.loader = _in_small_batches(calibration)
-        self.size = self.loader.count // len(self.loader)
-        images = next(iter(self.loader))[0][: self.size]
-        network = unwrap(child)
-        self.program = Program(network, images)
-        self.units = find_units(self.program, _shared(network))
-        self.state = dict(network.state_dict())
+        self.dissected = Dissected.create(child, calibration)
+        self.program, self.units, self.state = self.dissected.program, self.dissected.units, self.dissected.state
+        self.loader, self.size = self.dissected.loader, self.dissected.size
         self.parents, self.shares, self.labels, self.seed = list(parents), shares, labels, seed
         self.images = len(self.loader) * self.size
         self.outputs = None
@@ -191,8 +181,8 @@ class _Refit:
             self.outputs = self._outputs()
         self._generator = torch.Generator().manual_seed(seed)
 
-    def forward(self, clustered: ChannelGroups | None, steps: int, augment: Augmentation, joint: bool) -> Targets:
-        """Unit after unit, from the child's own inputs; what they were solved for."""
+    def forward(self, clustered: ChannelGroups | None, steps: int, augment: Augmentation, joint: bool) -> Together:
+        """Unit after unit, from the child's own inputs, then all together."""
         self._check_count(self.units)
         mixtures: Mixtures = {}
         if clustered is not None:
@@ -204,22 +194,17 @@ class _Refit:
         for unit in self.units[self._settled() :]:
             self._solve_forward(unit, walk, targets)
         del walk
-        if steps > 0:
-            folded = Folded(self.program, self.units)
-            teacher = Teacher.create(folded, self.parents, self.shares.network, self.labels, joint=joint)
-            streams = Streams(folded.units, targets)
-            SecondPass(folded, self.state, teacher, streams, self.loader, augment, self.seed).run(steps)
-        self._renew_statistics()
-        return targets
+        folded = Folded(self.program, self.units)
+        teacher = Teacher.create(folded, self.parents, self.shares.network, self.labels, joint=joint)
+        streams = Streams(folded.units, targets)
 
-    def hints(self, child: nn.Module, models: Sequence[nn.Module], targets: Targets) -> Hints:
-        """Which modules of the child give its streams, and what these shall carry."""
-        few = self.loader.first(self.size)
-        ((images, _),) = few
-        nodes = [unit.target for unit in self.units if unit.other is not None]
-        with torch.no_grad():
-            (own,) = next(Walk(self.program, [self.state], few).until([len(self.program.nodes)], nodes))
-        return Hints.create(child, models, self.parents, images, own, self.units, targets)
+        def lesson(images: Tensor) -> tuple[Tensor, list[Tensor]]:
+            logits, values = teacher.watched(images, streams.nodes)
+            return logits, streams.wanted(values)
+
+        together = Together(self.dissected, folded, lesson, streams, self.seed)
+        together.second_pass(steps, augment)
+        return together
 
     def _settled(self) -> int:
         """How many units from the input on are one parent's alone, and stay as they are."""
@@ -233,19 +218,6 @@ class _Refit:
         count = self.size * max(1, min(LOOKED_AT, self.images) // self.size)
         split = Split(self.loader.images[:count], self.loader.labels[:count])
         return Loader(split, self.loader.preprocessing, batch_size=self.size, device=self.loader.device)
-
-    def _renew_statistics(self) -> None:
-        """Give every unit's BatchNorm the statistics of what it takes in, and leave the function as it is."""
-        walk = Walk(self.program, [self.state], self.loader)
-        for unit in self.units:
-            if unit.norm is None:
-                continue
-            norm, state = unit.norm, self.state
-            assert norm.weight is not None
-            assert norm.bias is not None
-            mean, variance = self._statistics(unit, walk)
-            weight, bias = state[norm.weight], state[norm.bias]
-            restate(weight, bias, state[norm.mean], state[norm.variance], norm.epsilon, mean, variance)
 
     def head(self) -> None:
         """Only the layer that gives the logits."""
@@ -378,21 +350,6 @@ class _Refit:
         _put(state[norm.weight], (variance + norm.epsilon).sqrt() * factor)
         _put(state[norm.bias], shift.reshape(-1) + mean * factor)
 
-    def _statistics(self, unit: Unit, walk: Walk) -> tuple[Tensor, Tensor]:
-        """Mean and variance (C,) of what the unit's BatchNorm takes in."""
-        source = unit.input if unit.weight is None else unit.node
-        end = walk.position(unit.node) + (unit.weight is not None)
-        count = 0
-        total = square = torch.zeros((), dtype=torch.float64)
-        for values in walk.until([0] * (len(walk.states) - 1) + [end], [source]):
-            value = values[-1][source].transpose(0, 1).flatten(1)
-            mean, variance = value.mean(1).double(), value.var(1, correction=0).double()
-            size = value.shape[1]
-            count += size
-            total, square = total.to(mean) + size * mean, square.to(mean) + size * (variance + mean * mean)
-        mean = total / count
-        return mean, (square / count - mean * mean).clamp_min(0.0) * (count / max(1, count - 1))
-
     def _outputs(self) -> Unit:
         """The unit whose outputs are the labels."""
         for unit in self.units:
@@ -436,19 +393,5 @@ def has_intercept(unit: Unit) -> bool:
     return unit.bias is not None or unit.norm is not None
 
 
-def _in_small_batches(loader: Loader) -> Loader:
-    split = Split(loader.images, loader.labels)
-    _, height, width = loader.image_shape
-    size = min(AT_ONCE, loader.batch_size, max(50, PIXELS_AT_ONCE // (height * width)))
-    return Loader(split, loader.preprocessing, batch_size=size, device=loader.device, channels_last=True)
-
-
 def _put(tensor: Tensor, value: Tensor) -> None:
     tensor.copy_(value.to(tensor))
-
-
-def _shared(network: nn.Module) -> set[str]:
-    """Names of parameters that are one tensor under several names."""
-    named = list(network.named_parameters(remove_duplicate=False))
-    counts = Counter(id(tensor) for _, tensor in named)
-    return {name for name, tensor in named if counts[id(tensor)] > 1}

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from depfuse.merge.refit.targets import Targets
 from depfuse.merge.refit.units import Unit
+from depfuse.merge.shares import Shares
 
 WEIGHT = 16.0
 
@@ -25,17 +26,22 @@ class Streams:
         Of those that add to a stream, the last one of each shape is looked at; there may be none.
     targets
         What they shall give.
+
+    Attributes
+    ----------
+    weights
+        What a squared distance counts at each stream, found when they are first asked for.
     """
 
     def __init__(self, units: Sequence[Unit], targets: Targets) -> None:
         last = {unit.target.meta["val"].shape[1:]: unit for unit in units if unit.other is not None}
         self._units, self._targets = list(last.values()), targets
-        self._weights: list[float] = []
+        self.weights: list[float] = []
 
-    @property
-    def units(self) -> Sequence[Unit]:
-        """The units that write the last to each stream."""
-        return self._units
+    @classmethod
+    def none(cls) -> Streams:
+        """Of a network whose class scores alone count."""
+        return cls((), Targets(Shares((1.0,)), {}))
 
     @property
     def weight(self) -> float:
@@ -58,10 +64,10 @@ class Streams:
         image, each stream as much as another.
         """
         errors = [_error(unit, *both) for unit, *both in zip(self._units, values, wanted, strict=True)]
-        if not self._weights:
+        if not self.weights:
             squares = [float(error.square().sum()) / len(error) for error in errors]
-            self._weights = [WEIGHT * loss / (len(squares) * square) if square > 0 else 0.0 for square in squares]
-        return [2 * weight * error for weight, error in zip(self._weights, errors, strict=True)]
+            self.weights = [WEIGHT * loss / (len(squares) * square) if square > 0 else 0.0 for square in squares]
+        return [2 * weight * error for weight, error in zip(self.weights, errors, strict=True)]
 
 
 def _error(unit: Unit, value: Tensor, wanted: Tensor) -> Tensor:

@@ -1,0 +1,223 @@
+"""Natural-gradient steps of all layers of a network at once, towards an ensemble's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from depfuse.merge.refit.folded import Folded, weight_and_shift
+from depfuse.merge.refit.rows import Window
+from depfuse.merge.refit.streams import Streams
+from depfuse.merge.refit.units import Unit
+from depfuse.running import bfloat16_pays
+from depfuse.teaching import divergence, drawn, slope
+
+PER_STEP = 125
+MOST_ROWS = 2**15
+DAMPING = 1e-4
+TRUST = 0.024
+MOMENTUM = 0.9
+REFRESHED = 64
+
+Lesson = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
+"""Gives the ensemble's logits (N, C) for images, and what the network's streams shall carry."""
+Batch = tuple[Tensor, Tensor, Sequence[Tensor]]
+"""Images, and the lesson for them."""
+
+
+class NaturalGradient:
+    r"""Brings a network's logits nearer to the ensemble's (`teaching.divergence`), and its streams to the parents'.
+
+    Every unit's weight moves by :math:`-(A + \sqrt\lambda\pi)^{-1} \nabla_W (\Gamma + \sqrt\lambda/\pi)^{-1}`, where A
+    is the Gram matrix of its inputs and :math:`\Gamma` that of the derivatives by its outputs of a class drawn from the
+    network's own probabilities (Martens & Grosse 2015; for convolutions Grosse & Martens 2016, section 3). A step sees
+    few images, and most of it is chance: each is so long that the model of the loss changes by a share of what it was
+    at first (Ba et al. 2017, section 5), which is `TRUST` over the number of units, since the model does not know how
+    they act together, and more by the root of what the streams add. A running mean of such steps is taken.
+
+    BatchNorm is part of the layer before it and keeps its statistics.
+
+    Parameters
+    ----------
+    folded
+        The network, and what may change of it: its units.
+    state
+        The network's tensors; `write` changes those of the units.
+    lesson
+        What is to be learned.
+    streams
+        What the network shall carry besides.
+    """
+
+    def __init__(
+        self, folded: Folded, state: dict[str, Tensor], lesson: Lesson, streams: Streams, generator: torch.Generator
+    ) -> None:
+        self.folded, self.state, self.streams, self.generator = folded, state, streams, generator
+        self.maps = folded.maps(state)
+        self._lesson = lesson
+        self._windows = {unit: Window.of(unit.node) for unit in folded.units}
+        self._change = {key: torch.zeros_like(tensor) for key, tensor in self.maps.items()}
+        self._factors: dict[Unit, tuple[Tensor, Tensor]] = {}
+        self._taken = 0
+        self._first = 0.0
+        device = next(iter(state.values())).device
+        self._quick = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_pays(device))
+
+    def begin(self, loss: float) -> None:
+        """What steps and streams are measured by: the loss per image before the first step."""
+        self._first, self.streams.weights = loss, []
+
+    def refresh(self) -> None:
+        """Find the curvature anew at the next step, as at every `REFRESHED`-th."""
+        self._taken = 0
+
+    def taught(self, parts: Sequence[Tensor], *, quick: bool = False) -> list[Batch]:
+        """Images in batches of the program's size, with the lesson for each; in bfloat16 where that is faster."""
+        if not quick:
+            return [(images, *self._lesson(images)) for images in parts]
+        with self._quick:
+            return [(images, *self._lesson(images)) for images in parts]
+
+    def loss(self, batches: Sequence[Batch]) -> float:
+        """The divergence of the network's logits, summed over images."""
+        losses = [
+            divergence(self.folded.run(self.maps, self.state, images)[0], logits) for images, logits, _ in batches
+        ]
+        return float(torch.stack(losses).sum())
+
+    def step(self, batches: Sequence[Batch], share: float) -> tuple[Tensor, Tensor]:
+        """Take one step.
+
+        Parameters
+        ----------
+        batches
+            What `taught` gave.
+        share
+            Its length, as a share of a whole step's.
+
+        Returns
+        -------
+        tuple of two tensors
+            The divergence before the step, summed over the images, and on how many of them the network names the
+            ensemble's class.
+        """
+        if self._taken % REFRESHED == 0:
+            self._factors = self._found_factors(batches)
+        self._taken += 1
+        gradient, loss, alike = self._gradient(batches)
+        direction = self._preconditioned(gradient)
+        power = -sum(float((gradient[key].double() * direction[key]).sum()) for key in self.maps)
+        trusted = TRUST / len(self.folded.units) * self._first * (1 + self.streams.weight) ** 0.5
+        length = (trusted / max(power, 1e-30)) ** 0.5 * share
+        for key, tensor in self.maps.items():
+            self._change[key] = MOMENTUM * self._change[key] + (1 - MOMENTUM) * length * direction[key]
+            self.maps[key] = tensor + self._change[key]
+        return loss, alike
+
+    def write(self) -> None:
+        """Give the network's tensors what was learned."""
+        self.folded.write(self.maps, self.state)
+
+    def state_dict(self) -> dict[str, object]:
+        """All that changes from step to step, but the curvature: `refresh` after every time that this is kept."""
+        return {
+            "maps": dict(self.maps),
+            "change": dict(self._change),
+            "first": self._first,
+            "weights": list(self.streams.weights),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Go on from what `state_dict` gave."""
+        for own, kept in ((self.maps, state["maps"]), (self._change, state["change"])):
+            assert isinstance(kept, dict)
+            own.update({key: tensor.to(own[key]) for key, tensor in kept.items()})
+        first, weights, generator = state["first"], state["weights"], state["generator"]
+        assert isinstance(first, float)
+        assert isinstance(weights, list)
+        assert isinstance(generator, Tensor)
+        self._first, self.streams.weights = first, weights
+        self.generator.set_state(generator)
+        self.refresh()
+
+    def _gradient(self, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Of the mean over images; the divergence summed over them, and how many are named alike."""
+        total = {key: torch.zeros_like(tensor) for key, tensor in self.maps.items()}
+        losses, alike = [], []
+        with torch.enable_grad(), self._quick:
+            for images, logits, wanted in batches:
+                leaves = {key: tensor.clone().requires_grad_(True) for key, tensor in self.maps.items()}
+                output, values = self.folded.run(leaves, self.state, images, self.streams.nodes)
+                given = output.detach().float()
+                losses.append(divergence(given, logits))
+                alike.append((given.argmax(1) == logits.argmax(1)).sum())
+                pulls = [slope(given, logits), *self.streams.pulls(values, wanted, self._first)]
+                outputs = [output, *values]
+                pulls = [pull.to(one) for pull, one in zip(pulls, outputs, strict=True)]
+                found = torch.autograd.grad(outputs, list(leaves.values()), pulls)
+                for key, gradient in zip(leaves, found, strict=True):
+                    total[key] += gradient
+        count = sum(len(images) for images, *_ in batches)
+        mean = {key: gradient / count for key, gradient in total.items()}
+        return mean, torch.stack(losses).sum(), torch.stack(alike).sum()
+
+    def _found_factors(self, batches: Sequence[Batch]) -> dict[Unit, tuple[Tensor, Tensor]]:
+        """The two factors of every unit's curvature, damped."""
+        inputs: dict[Unit, Tensor] = {}
+        outputs: dict[Unit, Tensor] = {}
+        units = self.folded.units
+        nodes = [*(unit.end for unit in units), *(unit.input for unit in units)]
+        for images, *_ in batches:
+            with torch.enable_grad(), self._quick:
+                leaves = {key: tensor.clone().requires_grad_(True) for key, tensor in self.maps.items()}
+                output, values = self.folded.run(leaves, self.state, images, nodes)
+                probe = drawn(output.detach().float(), self.generator)
+                gradients = torch.autograd.grad(output, values[: len(units)], probe.to(output))
+            for unit, gradient, value in zip(units, gradients, values[len(units) :], strict=True):
+                window = self._windows[unit]
+                rows = window.outputs(gradient.float())
+                part = (rows.mT @ rows).double() / (len(images) * len(batches))
+                outputs[unit] = outputs[unit] + part if unit in outputs else part
+                part = self._gram(unit, value.detach().float()) * (window.positions / len(batches))
+                inputs[unit] = inputs[unit] + part if unit in inputs else part
+        # Both factors get the same share of the damping, each in its own units.
+        return {unit: (_damped(inputs[unit]), _damped(outputs[unit] / self._windows[unit].positions)) for unit in units}
+
+    def _gram(self, unit: Unit, value: Tensor) -> Tensor:
+        """Mean Gram matrix (G, K, K) of what a unit takes in at one place, a last row and column for the constant."""
+        window = self._windows[unit]
+        places = None
+        if window.positions * len(value) > MOST_ROWS:
+            count = max(1, MOST_ROWS // len(value))
+            places = torch.randperm(window.positions, generator=self.generator)[:count].sort().values
+        rows = window.inputs(value, places)
+        if weight_and_shift(unit)[1] is not None:
+            rows = torch.cat([rows, torch.ones_like(rows[..., :1])], -1)
+        return (rows.mT @ rows).double() / rows.shape[1]
+
+    def _preconditioned(self, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        direction: dict[str, Tensor] = {}
+        for unit in self.folded.units:
+            window = self._windows[unit]
+            weight, shift = weight_and_shift(unit)
+            step = window.matrix(gradient[weight]).double()
+            if shift is not None:
+                step = torch.cat([step, gradient[shift].double().reshape(window.groups, 1, -1)], 1)
+            inputs, outputs = self._factors[unit]
+            step = -torch.cholesky_solve(torch.cholesky_solve(step, inputs).mT, outputs).mT
+            if shift is not None:
+                direction[shift] = step[:, -1].reshape(-1).to(gradient[shift])
+                step = step[:, :-1]
+            direction[weight] = window.weight(step, gradient[weight].shape).to(gradient[weight])
+        return direction
+
+
+def _damped(factor: Tensor) -> Tensor:
+    """Cholesky factors (G, K, K) of a matrix with some of its mean variance added."""
+    power = factor.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-20)
+    damping = DAMPING**0.5 * power * torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
+    found: Tensor = torch.linalg.cholesky(factor + damping)
+    return found
