@@ -27,7 +27,7 @@ from depfuse.groups import ChannelGroups
 from depfuse.groups.parts import parts_by_stage
 from depfuse.joint_head import head_of
 from depfuse.label_sets import LabelSets
-from depfuse.merge import Polished, Shares, Together, polish, refit_head
+from depfuse.merge import Polished, Shares, polish, refit_head
 from depfuse.recipe import Recipe
 from depfuse.renorm import settle_batch_norm
 from depfuse.running import choose_layout, evaluating
@@ -113,8 +113,8 @@ class Family:
         Each parent as it is (where all know the same labels) and with its head refitted to the ensemble; the best of
         these up to a stage and the average of all from there on, from the last stage backwards as long as that helps;
         the average of all; the average with shares chosen by stage. Averages are refitted layer by layer. If the best
-        is an average, it is made again from more images and with the recipe's steps of all layers together; if it is
-        a parent, these steps are taken from there. The best of all is polished, where the recipe says so.
+        is an average, it is made again from more images and with the recipe's steps of all layers together; the best of
+        all is polished, where the recipe says so.
 
         Raises
         ------
@@ -170,8 +170,6 @@ class Family:
         if best.name in merged:
             whole = partial(self._refitted, merged[best.name], seen, self.recipe.refit_steps)
             add(f"{best.name}, all images and layers", whole)
-        elif self.recipe.refit_steps > 0:
-            add(f"{best.name}, all layers", partial(self._moved, best.network, seen))
         if self.recipe.polishes:
             best = best_of(found)
             add(f"{best.name}, polished", partial(self._polished, best.network, seen))
@@ -203,13 +201,6 @@ class Family:
         return shares_of_parts(
             self.models, self.groups, recipe, self.example, few, self.merged, self.teachers, self.labels
         ).shares
-
-    def _moved(self, network: nn.Module, images: Loader) -> nn.Module:
-        network = _copied(network)
-        teacher = Ensemble(self.teachers, self.recipe.shares(len(self.teachers)), self.labels, joint=self.joint)
-        together = Together.towards(network, teacher, images, seed=self.recipe.seed)
-        together.second_pass(self.recipe.refit_steps, self._augmentation if self.recipe.augment else Augmentation())
-        return network
 
     def _polished(self, network: nn.Module, images: Loader) -> nn.Module:
         network = _copied(network)

@@ -185,7 +185,9 @@ class Recipe(BaseModel):
     )
     finetune: int = Field(default=0, ge=0, description="at last, epochs of training on the labels")
     learning_rate: float = Field(
-        default=0.05, gt=0.0, description="of distil and finetune, at the end of their warm-up"
+        default=0.05,
+        gt=0.0,
+        description="of finetune, at the end of its warm-up; the steps of distil are longer or shorter in proportion",
     )
     calibration: int = Field(
         default=2000, ge=0, description="number of calibration images, drawn from the training set"
