@@ -203,9 +203,9 @@ class NaturalGradient:
         for unit in self.folded.units:
             window = self._windows[unit]
             weight, shift = weight_and_shift(unit)
-            step = window.matrix(gradient[weight]).double()
+            step = window.matrix(gradient[weight])
             if shift is not None:
-                step = torch.cat([step, gradient[shift].double().reshape(window.groups, 1, -1)], 1)
+                step = torch.cat([step, gradient[shift].reshape(window.groups, 1, -1)], 1)
             inputs, outputs = self._factors[unit]
             step = -torch.cholesky_solve(torch.cholesky_solve(step, inputs).mT, outputs).mT
             if shift is not None:
@@ -216,8 +216,8 @@ class NaturalGradient:
 
 
 def _damped(factor: Tensor) -> Tensor:
-    """Cholesky factors (G, K, K) of a matrix with some of its mean variance added."""
+    """Cholesky factors (G, K, K) of a matrix with some of its mean variance added, in float32."""
     power = factor.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-20)
     damping = DAMPING**0.5 * power * torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
     found: Tensor = torch.linalg.cholesky(factor + damping)
-    return found
+    return found.float()
