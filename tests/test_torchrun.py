@@ -83,7 +83,7 @@ def test_two_processes_train_well_and_resume(tmp_path: Path) -> None:
 def some_cifar10(folder: Path, out: Path) -> None:
     """A few images of each class, from the strips that they are kept in."""
     arrays: dict[str, np.ndarray] = {}
-    for split, count in (("train", 120), ("test", 20)):
+    for split, count in (("train", 60), ("test", 10)):
         strips = sorted((folder / split).glob("*.00.webp"))
         images = [np.asarray(Image.open(strip).convert("RGB")).reshape(-1, 32, 32, 3)[:count] for strip in strips]
         arrays[f"x_{split}"] = np.concatenate(images)
@@ -97,7 +97,7 @@ def test_real_networks_give_the_same_child(options: list[str], shared: Path, tmp
     some_cifar10(shared / "data" / "cifar10", tmp_path / "cifar.npz")
     parents = [str(shared / "checkpoints" / "cifar10-resnet20" / f"run8-{number}.th") for number in (1, 2)]
     arguments = ["fuse", *parents, "--arch", f"{shared / 'models' / 'cifar_resnet_a.py'}:resnet20"]
-    arguments += ["--data", str(tmp_path / "cifar.npz"), "--calibration", "1000", *options]
+    arguments += ["--data", str(tmp_path / "cifar.npz"), "--calibration", "500", "--batch-size", "100", *options]
     for option, values in (("--mean", (0.485, 0.456, 0.406)), ("--std", (0.229, 0.224, 0.225))):
         arguments += [option, ",".join(map(str, values))]
     one = in_one_process(*arguments, "--out", str(tmp_path / "one.safetensors"))
