@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from depfuse import processes
 from depfuse.errors import DeviceError
 
 
@@ -19,8 +20,14 @@ def resolve_device(name: str | None = None) -> torch.device:
     Raises
     ------
     DeviceError
-        The name is no device, or the device is not there.
+        The name is no device, or the device is not there, or not for each of several processes.
     """
+    device = _named(name)
+    processes.check_device(device)
+    return device
+
+
+def _named(name: str | None) -> torch.device:
     if name is None or name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

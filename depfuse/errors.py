@@ -34,6 +34,10 @@ class DeviceError(DepfuseError):
     """A device that was asked for is not there."""
 
 
+class ProcessError(DepfuseError):
+    """One of several processes that work together has died."""
+
+
 class StudyError(DepfuseError):
     """The study of a search cannot be reached, or is not the one that it is taken for."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.errors import DataError
+
+Hook = Callable[[nn.Module, Any, Tensor], Tensor | None]
 
 
 @contextmanager
@@ -29,6 +31,17 @@ def evaluating(*models: nn.Module, auxiliary: Iterable[str] = ()) -> Iterator[No
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
+    """Have modules call forward hooks, by their names."""
+    handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def bfloat16_pays(device: torch.device) -> bool:

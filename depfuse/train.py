@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -16,11 +18,14 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
+from depfuse import processes
 from depfuse.checkpoint import replacing, state_digest
 from depfuse.data import Augmentation, DataSet, Loader
+from depfuse.data.loader import epoch_seed
 from depfuse.errors import CheckpointError, RecipeError
 from depfuse.evaluate import evaluate
 from depfuse.models import check_input
+from depfuse.processes import Team, together
 from depfuse.running import bfloat16_pays
 from depfuse.teaching import divergence
 
@@ -155,16 +160,34 @@ def train(
 
     See `fit`, which it is, followed by an evaluation.
 
+    Several processes (`depfuse.processes`) share every step: each takes its part of each batch, and gradients are those
+    of the whole batch. BatchNorm normalises a part by its own statistics, as if batches were smaller, and running
+    statistics are averaged over the processes after every epoch.
+
     Returns
     -------
     dict
         ``accuracy`` (fraction) and ``loss`` (nats) on the test images, ``train_accuracy`` and
         ``train_loss`` of the last epoch, ``seconds`` of training.
+
+    Raises
+    ------
+    RecipeError
+        A batch is too small for the number of processes.
     """
-    last = fit(
-        model, data, recipe, device=device, resume_path=resume_path, progress=progress, save_seconds=save_seconds
+    device = torch.device(device)
+    _check_parts(data, recipe)
+    last = together(
+        _fit_together,
+        model,
+        data,
+        recipe,
+        device,
+        resume_path=resume_path,
+        progress=progress,
+        save_seconds=save_seconds,
     )
-    scores = evaluate(model, Loader(data.test, data.preprocessing, batch_size=500, device=torch.device(device)))
+    scores = evaluate(model, Loader(data.test, data.preprocessing, batch_size=500, device=device))
     return {
         "accuracy": scores.accuracy,
         "loss": scores.loss,
@@ -172,6 +195,22 @@ def train(
         "train_loss": last.loss,
         "seconds": last.total_seconds,
     }
+
+
+def _check_parts(data: DataSet, recipe: TrainRecipe) -> None:
+    """Raise `RecipeError` unless every process has two images of each batch: a BatchNorm needs their variance."""
+    smallest = min(recipe.batch_size, len(data.train)) // processes.count()
+    if processes.count() > 1 and smallest < 2:
+        raise RecipeError(
+            f"batch_size {recipe.batch_size} leaves {smallest} images of {len(data.train)} to each of "
+            f"{processes.count()} processes: give at least {2 * processes.count()}, or fewer processes"
+        )
+
+
+def _fit_together(
+    team: Team | None, model: nn.Module, data: DataSet, recipe: TrainRecipe, device: torch.device, **own: Any
+) -> EpochReport:
+    return fit(model, data, recipe, device=device if team is None else team.own(device), team=team, **own)
 
 
 def fit(
@@ -186,6 +225,7 @@ def fit(
     progress: Progress | None = None,
     save_seconds: float = 30.0,
     start: str | None = None,
+    team: Team | None = None,
 ) -> EpochReport:
     """Train a network in place, from the weights it has, on labels or on what a teacher says.
 
@@ -216,6 +256,9 @@ def fit(
     save_seconds
         The state is saved at the end of an epoch when so much time has passed since the last time, and
         at the very end.
+    team
+        Processes that share the training by SGD on labels; all of them call this, the first one alone with
+        `resume_path` and `progress`.
 
     Returns
     -------
@@ -235,10 +278,12 @@ def fit(
     device = torch.device(device)
     model.to(device)
     check_input(model, data.example(2, device), classes=len(data.classes))
-    run = _Run(model, data, recipe, device, teacher, learner, start)
-    if resume_path is not None:
-        run.resume(Path(resume_path))
-    saved = time.perf_counter()
+    run = _Run(model, data, recipe, device, teacher, learner, start, team)
+    path = None if resume_path is None else Path(resume_path)
+    in_first = _call if team is None else team.in_first
+    in_first(partial(run.resume, path))
+    if team is not None:
+        run.restore(team.agreed(run.state()))
     with _fastest_convolutions():
         while run.epoch < recipe.epochs:
             report = run.one_epoch()
@@ -246,15 +291,14 @@ def fit(
                 raise RecipeError(
                     f"training diverged in epoch {run.epoch}: lower learning_rate {recipe.learning_rate:g}"
                 )
-            done = run.epoch == recipe.epochs
-            if resume_path is not None and (done or time.perf_counter() - saved >= save_seconds):
-                run.save(Path(resume_path))
-                saved = time.perf_counter()
-            if progress is not None:
-                progress(report)
+            in_first(partial(run.end_epoch, report, path, save_seconds, progress))
     run.learner.finish()
     model.eval()
     return run.report
+
+
+def _call(function: Callable[[], None]) -> None:
+    function()
 
 
 class _Descent:
@@ -287,7 +331,11 @@ class _Descent:
         compiled = recipe.compile
         if compiled is None:
             compiled = device.type == "cuda" and steps >= _STEPS_THAT_PAY_FOR_COMPILING
-        self.forward: Callable[[Tensor], Tensor] = torch.compile(model) if compiled else model
+        running = self._running()
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(running) if compiled else running
+
+    def _running(self) -> nn.Module:
+        return self.model
 
     def begin_epoch(self) -> None:
         self.model.train()
@@ -304,10 +352,13 @@ class _Descent:
         else:
             loss = divergence(outputs, wanted.float()) / len(wanted)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._weighted(loss, len(labels)).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         named = outputs.detach().argmax(1) == (wanted if wanted.dim() == 1 else wanted.argmax(1))
         return loss.detach() * len(labels), named.sum()
+
+    def _weighted(self, loss: Tensor, count: int) -> Tensor:
+        return loss
 
     def finish(self) -> None:
         self.model.to(memory_format=torch.contiguous_format)
@@ -318,6 +369,41 @@ class _Descent:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+class _SharedDescent(_Descent):
+    """SGD on labels by several processes, each of which sees its part of every batch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: TrainRecipe,
+        device: torch.device,
+        *,
+        team: Team,
+        batch: int,
+        fast: bool,
+        steps: int,
+    ) -> None:
+        self.team, self.batch = team, batch
+        super().__init__(model, recipe, device, teacher=None, fast=fast, steps=steps)
+
+    def _running(self) -> nn.Module:
+        with warnings.catch_warnings():
+            # Newer versions of torch have another name for it, which older ones do not know.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return nn.parallel.DistributedDataParallel(self.model, broadcast_buffers=False)
+
+    def _weighted(self, loss: Tensor, count: int) -> Tensor:
+        # The mean of these over processes is the mean over the whole batch, where its parts are not equal too.
+        return loss * (count * self.team.size / self.batch)
+
+    def end_epoch(self, *figures: Tensor) -> list[Tensor]:
+        """Give BatchNorms the mean of what they saw in all processes; the sums of figures."""
+        for buffer in self.model.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(self.team.add(buffer.double()) / self.team.size)
+        return [self.team.add(figure) for figure in figures]
 
 
 class _Run:
@@ -332,12 +418,14 @@ class _Run:
         teacher: Teacher | None = None,
         learner: Learner | None = None,
         start: str | None = None,
+        team: Team | None = None,
     ) -> None:
         self.recipe = recipe
         self.device = device
         self.epoch = 0
         self.loss = self.accuracy = math.nan
         self.seconds = 0.0
+        self.saved = time.perf_counter()
         self.loader = Loader(
             data.train,
             data.preprocessing,
@@ -358,7 +446,12 @@ class _Run:
         if learner is None:
             fast = _use_bfloat16(recipe.precision, device, data.image_shape)
             steps = recipe.epochs * len(self.loader)
-            learner = _Descent(model, recipe, device, teacher=teacher, fast=fast, steps=steps)
+            if team is None:
+                learner = _Descent(model, recipe, device, teacher=teacher, fast=fast, steps=steps)
+            else:
+                self.loader.part = team.rank, team.size
+                batch = min(recipe.batch_size, self.loader.count)
+                learner = _SharedDescent(model, recipe, device, team=team, batch=batch, fast=fast, steps=steps)
         self.learner = learner
 
     @property
@@ -372,6 +465,8 @@ class _Run:
         started = time.perf_counter()
         self.learner.begin_epoch()
         self.loader.epoch = self.epoch
+        if isinstance(self.learner, _SharedDescent):  # each draws its own, the same again after it was cut off
+            torch.manual_seed(epoch_seed(self.recipe.seed, self.epoch, self.learner.team.rank))
         total = torch.zeros((), device=self.device)
         hits = torch.zeros((), device=self.device, dtype=torch.int64)
         count = 0
@@ -384,30 +479,44 @@ class _Run:
             hits += named
             count += len(labels)
         self.epoch += 1
+        if isinstance(self.learner, _SharedDescent):
+            total, hits, counted = self.learner.end_epoch(total.double(), hits, torch.tensor(count))
+            count = int(counted)
         self.loss, self.accuracy = float(total) / count, int(hits) / count
         seconds = time.perf_counter() - started
         self.seconds += seconds
         return replace(self.report, learning_rate=rate, seconds=seconds)
 
+    def end_epoch(self, report: EpochReport, path: Path | None, seconds: float, progress: Progress | None) -> None:
+        """Save the state at the end, and where so much time has passed since the last time; say where it stands."""
+        done = self.epoch == self.recipe.epochs
+        if path is not None and (done or time.perf_counter() - self.saved >= seconds):
+            self.save(path)
+            self.saved = time.perf_counter()
+        if progress is not None:
+            progress(report)
+
     def save(self, path: Path) -> None:
         """Write the whole state, all or nothing."""
-        state = {
-            "identity": self.identity,
+        # Through memory, because torch.save does not say in the usual way that a disk is full.
+        buffer = io.BytesIO()
+        torch.save({"identity": self.identity, **self.state()}, buffer)
+        with replacing(path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+
+    def state(self) -> dict[str, Any]:
+        """All that changes from epoch to epoch."""
+        return {
             "epoch": self.epoch,
             "figures": [self.loss, self.accuracy, self.seconds],
             "learner": self.learner.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        # Through memory, because torch.save does not say in the usual way that a disk is full.
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        with replacing(path) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
 
-    def resume(self, path: Path) -> None:
+    def resume(self, path: Path | None) -> None:
         """Go on from the state at `path`, if there is one."""
-        if not path.exists():
+        if path is None or not path.exists():
             return
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -423,6 +532,10 @@ class _Run:
                 f"{path} is the state of a training with another {what}: "
                 f"give another path, or delete it to start afresh"
             )
+        self.restore(state)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
         self.learner.load_state_dict(state["learner"])
         self.epoch = state["epoch"]
         self.loss, self.accuracy, self.seconds = state["figures"]

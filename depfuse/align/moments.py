@@ -7,7 +7,7 @@ sums, so they add up over batches and over processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from depfuse.errors import DataError
 from depfuse.groups import ChannelGroups, Tap
 from depfuse.groups.channel_group import Position
 from depfuse.groups.nesting import Orbit, find_orbits, without
+from depfuse.processes import summed
 from depfuse.running import choose_layout, evaluating
 
 TapChoice = Literal["after", "before", "both"]
@@ -130,11 +131,16 @@ def _chosen(watched: Sequence[_Watched], choice: TapChoice) -> Sequence[_Watched
     return [place for place in watched if choice in ("both", place.position)] or watched
 
 
+Uses = list[tuple[str, Tensor]]
+Key = tuple[_Reading, int]
+Plan = dict[Key, tuple[Tensor | None, Uses]]
+
+
 class _Sums:
     """Running sums of one reading for a reference and the other parents."""
 
     def __init__(self, parents: int) -> None:
-        self.count = 0.0
+        self.count = torch.zeros((), dtype=torch.float64)
         self.sums: list[Tensor | None] = [None] * parents
         self.squares: list[Tensor | None] = [None] * parents
         self.products: list[Tensor | None] = [None] * parents
@@ -150,6 +156,10 @@ class _Sums:
             if parent:
                 _accumulate(self.products, parent, rows[0].T @ values)
 
+    def tensors(self) -> list[Tensor]:
+        """All sums."""
+        return [self.count, *(t for own in (self.sums, self.squares, self.products) for t in own if t is not None)]
+
     def moments(self, parent: int) -> Moments:
         """Moments between the reference and one other parent."""
         found = (
@@ -160,7 +170,7 @@ class _Sums:
             self.products[parent],
         )
         assert all(tensor is not None for tensor in found)
-        return Moments(self.count, *found)  # type: ignore[arg-type]
+        return Moments(float(self.count), *found)  # type: ignore[arg-type]
 
 
 def _accumulate(sums: list[Tensor | None], parent: int, value: Tensor) -> None:
@@ -202,10 +212,17 @@ def collect_moments(
     """
     own = [groups] * len(models) if isinstance(groups, ChannelGroups) else groups
     plans = [_plan(found, choice) for found in own]
+    sums = summed(_running_sums, loader, list(models), plans, own[0].auxiliary)
+    return [_by_orbit(plans[0], plans[parent], sums, parent) for parent in range(1, len(models))]
+
+
+def _running_sums(
+    loader: Loader, models: Sequence[nn.Module], plans: Sequence[Plan], auxiliary: Iterable[str]
+) -> tuple[dict[Key, _Sums], list[Tensor]]:
     read = [key for key in plans[0] if all(key in plan for plan in plans)]
     sums = {key: _Sums(len(models)) for key in read}
     layouts: list[torch.memory_format] = []
-    with ExitStack() as stack, torch.inference_mode(), evaluating(*models, auxiliary=own[0].auxiliary):
+    with ExitStack() as stack, torch.inference_mode(), evaluating(*models, auxiliary=auxiliary):
         held = [stack.enter_context(_captured(model, {reading for reading, _ in read})) for model in models]
         for images, _ in loader:
             layouts = layouts or [choose_layout(model, images[:1])[0] for model in models]
@@ -219,11 +236,7 @@ def collect_moments(
                         for captured, plan in zip(held, plans, strict=True)
                     ]
                     sums[key].add(rows)
-    return [_by_orbit(plans[0], plans[parent], sums, parent) for parent in range(1, len(models))]
-
-
-Uses = list[tuple[str, Tensor]]
-Plan = dict[tuple[_Reading, int], tuple[Tensor | None, Uses]]
+    return sums, [tensor for own in sums.values() for tensor in own.tensors()]
 
 
 def _plan(groups: ChannelGroups, choice: TapChoice) -> Plan:
@@ -242,7 +255,7 @@ def _plan(groups: ChannelGroups, choice: TapChoice) -> Plan:
 def _by_orbit(
     target: Plan,
     source: Plan,
-    sums: dict[tuple[_Reading, int], _Sums],
+    sums: dict[Key, _Sums],
     parent: int,
 ) -> dict[str, list[Moments]]:
     found: dict[str, list[Moments]] = {}

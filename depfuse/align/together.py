@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.align.costs import activation_cost
-from depfuse.align.moments import AT_ONCE, Moments, TapChoice, _captured, _plan, _Reading
+from depfuse.align.moments import AT_ONCE, Key, Moments, Plan, TapChoice, _captured, _plan
 from depfuse.align.nested import Placement
 from depfuse.data.loader import Loader
 from depfuse.errors import DataError
 from depfuse.groups import ChannelGroups
+from depfuse.processes import summed
 from depfuse.running import choose_layout, evaluating
 
 MOST = 6  # parents whose moments among one another are kept at a time
@@ -33,7 +34,6 @@ FEATURES: dict[str, tuple[tuple[float, bool, float], ...]] = {
     "euclidean": ((2.0, False, 0.0),),
 }
 
-Key = tuple[_Reading, int]
 Likeness = dict[str, Tensor]  # orbit name -> (n, n), channels of the universe or a parent by channels of a parent
 
 
@@ -51,7 +51,7 @@ class Sums:
         (j, i) with j before i -> (n, n) sum of parent j's channels times parent i's.
     """
 
-    count: float = 0.0
+    count: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     sums: dict[int, Tensor] = field(default_factory=dict)
     squares: dict[int, Tensor] = field(default_factory=dict)
     products: dict[tuple[int, int], Tensor] = field(default_factory=dict)
@@ -67,13 +67,17 @@ class Sums:
                 if j < i:
                     _accumulate(self.products, (j, i), rows[j].T @ values)
 
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        return [self.count, *self.sums.values(), *self.squares.values(), *self.products.values()]
+
     def moments(self, target: int, source: int, channels: Tensor) -> Moments:
         """Moments between some channels of two parents."""
         product = self.products[min(target, source), max(target, source)]
         product = product if target < source else product.T
         channels = channels.to(product.device)
         return Moments(
-            self.count,
+            float(self.count),
             self.sums[target][channels],
             self.squares[target][channels],
             self.sums[source][channels],
@@ -136,26 +140,9 @@ class Watcher:
         self.most_kept = 0
         self._sizes: dict[Key, Sums] | None = None
 
-    def _batches(self, parents: Sequence[int]) -> Iterator[tuple[Key, dict[int, Tensor]]]:
-        """Each reading of each batch: parent -> (n_samples, n_positions)."""
-        models = [self.models[parent] for parent in parents]
-        layouts: list[torch.memory_format] = []
-        readings = {reading for reading, _ in self.plan}
-        with ExitStack() as stack, torch.inference_mode(), evaluating(*models, auxiliary=self.groups.auxiliary):
-            held = [stack.enter_context(_captured(model, readings)) for model in models]
-            for images, _ in self.loader:
-                layouts = layouts or [choose_layout(model, images[:1])[0] for model in models]
-                for part in torch.split(images, AT_ONCE if images.device.type == "cpu" else len(images)):
-                    for model, layout in zip(models, layouts, strict=True):
-                        model(part.contiguous(memory_format=layout))
-                    for key, (index, _) in self.plan.items():
-                        yield key, {p: key[0].rows(c[key[0]], index) for p, c in zip(parents, held, strict=True)}
-
     def among(self, members: Sequence[int]) -> Together:
         """Moments of some parents among one another, by one pass of these."""
-        sums = {key: Sums() for key in self.plan}
-        for key, rows in self._batches(members):
-            sums[key].add(rows, pairs=True)
+        sums = summed(_sums, self.loader, self._reader(members), True)
         for key, found in sums.items():
             self.most_kept = max(self.most_kept, len(found.products))
             _check_finite(key, found.products.values())
@@ -180,25 +167,13 @@ class Watcher:
         if self._sizes is None:
             self._sizes = {key: Sums() for key in self.plan}
             for parent in range(len(self.models)):
-                for key, rows in self._batches([parent]):
-                    self._sizes[key].add(rows, pairs=False)
-            for found in self._sizes.values():
-                found.count /= len(self.models)
-        sums = {key: Sums() for key in self.plan}
-        mean: dict[int, Likeness] = {member: {} for member in members}
-        for key, rows in self._batches([*members, *others]):
-            sums[key].add({member: rows[member] for member in members}, pairs=True)
-            for name, channels in self.plan[key][1]:
-                for share, centred, exponent in FEATURES[distance]:
-                    total: Tensor | None = None
-                    for parent, placed in others.items():
-                        order = channels[placed[name]]
-                        own = shares[parent] * self._sizes[key].feature(parent, rows[parent], order, centred, exponent)
-                        total = own if total is None else total.add_(own)
-                    assert total is not None
-                    for member in members:
-                        own = self._sizes[key].feature(member, rows[member], channels, centred, exponent)
-                        _accumulate(mean[member], name, share * total.T @ own / self._sizes[key].count)
+                for key, own in summed(_sums, self.loader, self._reader([parent]), False).items():
+                    known = self._sizes[key]
+                    known.count = own.count
+                    known.sums |= own.sums
+                    known.squares |= own.squares
+        reader = self._reader([*members, *others])
+        sums, mean = summed(_with_others, self.loader, reader, members, others, shares, distance, self._sizes)
         self.most_kept = max(self.most_kept, *(len(found.products) + len(members) for found in sums.values()))
         return Together(tuple(members), self._uses(sums), {m: _on_host(found) for m, found in mean.items()})
 
@@ -211,14 +186,7 @@ class Watcher:
             Orbit name -> (parents * n, parents * n) float64 on the CPU at each of its taps, one parent's channels after
             the other's.
         """
-        count: dict[Key, int] = {}
-        sums: dict[Key, Tensor] = {}
-        products: dict[Key, Tensor] = {}
-        for key, rows in self._batches(range(len(self.models))):
-            joint = torch.cat(list(rows.values()), 1)
-            count[key] = count.get(key, 0) + len(joint)
-            _accumulate(sums, key, joint.T @ joint.new_ones(len(joint)))
-            _accumulate(products, key, joint.T @ joint)
+        count, sums, products = summed(_joint_sums, self.loader, self._reader(range(len(self.models))))
         found: dict[str, list[Tensor]] = {}
         for key, (_, uses) in self.plan.items():
             _check_finite(key, [products[key]])
@@ -230,12 +198,90 @@ class Watcher:
                 found.setdefault(name, []).append(covariance[own][:, own])
         return found
 
+    def _reader(self, parents: Sequence[int]) -> _Reader:
+        return _Reader({parent: self.models[parent] for parent in parents}, self.plan, self.groups.auxiliary)
+
     def _uses(self, sums: Mapping[Key, Sums]) -> dict[str, list[tuple[Sums, Tensor]]]:
         uses: dict[str, list[tuple[Sums, Tensor]]] = {}
         for key, (_, named) in self.plan.items():
             for name, channels in named:
                 uses.setdefault(name, []).append((sums[key], channels))
         return uses
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Some parents by number, and where to read them."""
+
+    models: Mapping[int, nn.Module]
+    plan: Plan
+    auxiliary: Sequence[str]
+
+    def read(self, loader: Loader) -> Iterator[tuple[Key, dict[int, Tensor]]]:
+        """Each reading of each batch: parent -> (n_samples, n_positions)."""
+        models = list(self.models.values())
+        layouts: list[torch.memory_format] = []
+        readings = {reading for reading, _ in self.plan}
+        with ExitStack() as stack, torch.inference_mode(), evaluating(*models, auxiliary=self.auxiliary):
+            held = [stack.enter_context(_captured(model, readings)) for model in models]
+            for images, _ in loader:
+                layouts = layouts or [choose_layout(model, images[:1])[0] for model in models]
+                for part in torch.split(images, AT_ONCE if images.device.type == "cpu" else len(images)):
+                    for model, layout in zip(models, layouts, strict=True):
+                        model(part.contiguous(memory_format=layout))
+                    for key, (index, _) in self.plan.items():
+                        yield key, {p: key[0].rows(c[key[0]], index) for p, c in zip(self.models, held, strict=True)}
+
+
+def _sums(loader: Loader, reader: _Reader, pairs: bool) -> tuple[dict[Key, Sums], list[Tensor]]:
+    sums = {key: Sums() for key in reader.plan}
+    for key, rows in reader.read(loader):
+        sums[key].add(rows, pairs)
+    return sums, [tensor for own in sums.values() for tensor in own.tensors()]
+
+
+def _with_others(
+    loader: Loader,
+    reader: _Reader,
+    members: Sequence[int],
+    others: Mapping[int, Mapping[str, Tensor]],
+    shares: Sequence[float],
+    distance: str,
+    sizes: Mapping[Key, Sums],
+) -> tuple[tuple[dict[Key, Sums], dict[int, Likeness]], list[Tensor]]:
+    sums = {key: Sums() for key in reader.plan}
+    mean: dict[int, Likeness] = {member: {} for member in members}
+    for key, rows in reader.read(loader):
+        sums[key].add({member: rows[member] for member in members}, pairs=True)
+        for name, channels in reader.plan[key][1]:
+            for share, centred, exponent in FEATURES[distance]:
+                total: Tensor | None = None
+                for parent, placed in others.items():
+                    order = channels[placed[name]]
+                    own = shares[parent] * sizes[key].feature(parent, rows[parent], order, centred, exponent)
+                    total = own if total is None else total.add_(own)
+                assert total is not None
+                for member in members:
+                    own = sizes[key].feature(member, rows[member], channels, centred, exponent)
+                    _accumulate(mean[member], name, share * total.T @ own / float(sizes[key].count))
+    added = [tensor for own in sums.values() for tensor in own.tensors()]
+    return (sums, mean), [*added, *(tensor for found in mean.values() for tensor in found.values())]
+
+
+def _joint_sums(
+    loader: Loader, reader: _Reader
+) -> tuple[tuple[dict[Key, Tensor], dict[Key, Tensor], dict[Key, Tensor]], list[Tensor]]:
+    """Reading -> samples, sums and products of all parents' channels, one parent's after the other's."""
+    count: dict[Key, Tensor] = {}
+    sums: dict[Key, Tensor] = {}
+    products: dict[Key, Tensor] = {}
+    for key, rows in reader.read(loader):
+        joint = torch.cat(list(rows.values()), 1)
+        ones = joint.new_ones(len(joint))
+        _accumulate(count, key, ones.sum())
+        _accumulate(sums, key, joint.T @ ones)
+        _accumulate(products, key, joint.T @ joint)
+    return (count, sums, products), [tensor for own in (count, sums, products) for tensor in own.values()]
 
 
 def _check_finite(key: Key, products: Iterable[Tensor]) -> None:

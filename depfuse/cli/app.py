@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -116,9 +117,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done; 1: `depfuse groups` could not follow or prove everything; 2: the input or the way it was asked for is
     wrong, said in one sentence on standard error, and nothing was written; 130: interrupted. Any other
-    exception is a mistake in the program and keeps its traceback.
+    exception is a mistake in the program and keeps its traceback. Of several processes that `torchrun` started, the
+    first one runs it, and the others help.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    # Anything else need not wait for torch.
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        from depfuse.processes import led
+
+        return led(lambda: _run(given))
+    return _run(given)
+
+
+def _run(given: list[str]) -> int:
     with warnings_in_one_line():
         try:
             status = typer.main.get_command(build_app(given)).main(

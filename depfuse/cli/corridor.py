@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from torch import nn
 
+from depfuse import processes
 from depfuse.align import Coupling
 from depfuse.align.solvers import load_solver
 from depfuse.checkpoint import Card, Parent, replacing, state_digest, write_checkpoint
@@ -22,7 +24,7 @@ from depfuse.cli.outputs import check_outputs, check_weights_name
 from depfuse.data import Loader, calibration_loader
 from depfuse.device import resolve_device
 from depfuse.distil import Ensemble, Further
-from depfuse.errors import ArchitectureError, RecipeError
+from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
 from depfuse.evaluate import (
     PathPoint,
     Scores,
@@ -273,9 +275,17 @@ def _calibration(recipe: Recipe, inputs: Inputs, wanted: bool = False) -> Loader
     )
     if not needed and recipe.calibration < 2:
         return None
-    return calibration_loader(
+    loader = calibration_loader(
         inputs.data, recipe.calibration, batch_size=recipe.batch_size, device=inputs.device, seed=recipe.seed
     )
+    if processes.count() > len(loader):
+        warnings.warn(
+            f"{processes.count()} processes share {len(loader)} calibration batches, so that some have nothing to do: "
+            f"give --nproc-per-node {len(loader)}, or more batches (--calibration, --batch-size)",
+            DepfuseWarning,
+            stacklevel=2,
+        )
+    return loader
 
 
 def _best_renorm(fused: _Fused) -> str:

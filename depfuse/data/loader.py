@@ -35,6 +35,13 @@ class Loader:
     channels_last
         Give batches in channels-last memory layout.
 
+    Attributes
+    ----------
+    epoch
+        Number of the pass, where the order is drawn.
+    part
+        Of every batch, which part out of how many to give; (0, 1) for all of it.
+
     Raises
     ------
     DataError
@@ -63,7 +70,6 @@ class Loader:
         self.labels = split.labels.to(device)
         self.preprocessing = preprocessing
         self.batch_size = batch_size
-        self.device = self.images.device
         self.shuffle = shuffle
         self.augment = augment
         self.seed = seed
@@ -71,11 +77,17 @@ class Loader:
         self.drop_last = drop_last and len(split) >= batch_size
         self.channels_last = channels_last
         self.epoch = 0
+        self.part = (0, 1)
 
     @property
     def count(self) -> int:
         """Number of images."""
         return len(self.labels)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images are."""
+        return self.images.device
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -92,6 +104,25 @@ class Loader:
         split = Split(self.images[start:end], self.labels[start:end])
         return Loader(
             split,
+            self.preprocessing,
+            batch_size=self.batch_size,
+            device=self.device,
+            channels_last=self.channels_last,
+        )
+
+    def batches(self, start: int, end: int) -> Loader:
+        """The same loader over its batches from number `start` up to, not including, `end`.
+
+        It holds these images alone, changed as was drawn for them. The order must be fixed.
+        """
+        sizes = [len(batch) for batch in torch.tensor_split(torch.empty(self.count), len(self))]
+        first, last = sum(sizes[:start]), sum(sizes[:end])
+        images = self.images[first:last].clone()
+        if self.augment:
+            images = self.augment.apply(images, self._drawn(self._generator())[first:last])
+        # As many batches out of equal ones, cut into as many, are the same batches again.
+        return Loader(
+            Split(images, self.labels[first:last].clone()),
             self.preprocessing,
             batch_size=self.batch_size,
             device=self.device,
@@ -123,22 +154,30 @@ class Loader:
         return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(_epoch_seed(self.seed, self.epoch))
+        generator = self._generator()
         order = torch.randperm(self.count, generator=generator) if self.shuffle else torch.arange(self.count)
-        drawn = None
-        if self.augment:
-            height, width = self.images.shape[-2:]
-            drawn = self.augment.draw(self.count, height, width, generator).to(self.device)
+        drawn = self._drawn(generator) if self.augment else None
         order = order.to(self.device)
         if self.drop_last:
             order = order[: len(self) * self.batch_size]
-        for batch in torch.tensor_split(order, len(self)):
+        part, parts = self.part
+        for whole in torch.tensor_split(order, len(self)):
+            batch = torch.tensor_split(whole, parts)[part]
             images = self.images[batch]
             if self.augment and drawn is not None:
                 images = self.augment.apply(images, drawn[batch])
             yield self.preprocessing.apply(images, channels_last=self.channels_last), self.labels[batch]
         if self.shuffle:
             self.epoch += 1
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
+
+    def _drawn(self, generator: torch.Generator) -> Tensor:
+        """What happens to each image."""
+        assert self.augment is not None
+        height, width = self.images.shape[-2:]
+        return self.augment.draw(self.count, height, width, generator).to(self.device)
 
 
 def calibration_loader(
@@ -157,11 +196,11 @@ def calibration_loader(
     count = min(count, len(data.train))
     if count < 2:
         raise DataError(f"{count} calibration images are too few for statistics: give at least 2, better 2000")
-    generator = torch.Generator().manual_seed(_epoch_seed(seed, 0))
+    generator = torch.Generator().manual_seed(epoch_seed(seed, 0))
     chosen = torch.randperm(len(data.train), generator=generator)[:count]
     return Loader(data.train.take(chosen), data.preprocessing, batch_size=batch_size, device=device)
 
 
-def _epoch_seed(seed: int, epoch: int) -> int:
-    """One well-mixed 63-bit seed from the two, so that neighbouring epochs share nothing."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def epoch_seed(*numbers: int) -> int:
+    """One well-mixed 63-bit seed from seed and epoch, and what else there is: neighbouring epochs share nothing."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

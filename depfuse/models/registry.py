@@ -25,7 +25,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -233,6 +233,27 @@ def _known(factory: Callable[..., nn.Module], defaults: dict[str, Any], source: 
     return {key: value for key, value in defaults.items() if key in parameters}
 
 
+_loaded: dict[str, None] = {}
+
+
+def loaded_sources() -> list[str]:
+    """Files and modules of the user's that networks were built from."""
+    return list(_loaded)
+
+
+def load_sources(sources: Sequence[str]) -> None:
+    """Load what another process built networks from, so that they can be taken over from it.
+
+    Raises
+    ------
+    ArchitectureError
+        There is no such file or module here.
+    """
+    for source in sources:
+        if source not in _loaded:
+            _load_module(source, source)
+
+
 def _load_module(arch: str, source: str) -> Any:
     is_file = source.endswith(".py")
     path = Path(source).expanduser()
@@ -241,7 +262,9 @@ def _load_module(arch: str, source: str) -> Any:
     try:
         if not is_file:
             with _importable(Path.cwd()):
-                return importlib.import_module(source)
+                module = importlib.import_module(source)
+            _loaded[source] = None
+            return module
         digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
         name = f"depfuse_user_{path.stem}_{digest}"
         spec = importlib.util.spec_from_file_location(name, path)
@@ -255,6 +278,7 @@ def _load_module(arch: str, source: str) -> Any:
         except BaseException:
             del sys.modules[name]
             raise
+        _loaded[source] = None
         return module
     except ModuleNotFoundError as error:
         if error.name is not None and source.split(".")[0] == error.name.split(".")[0]:

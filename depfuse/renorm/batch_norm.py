@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from depfuse.data.loader import Loader
 from depfuse.errors import DataError
+from depfuse.processes import summed
 from depfuse.restating import restate
-from depfuse.running import choose_layout, evaluating
+from depfuse.running import Hook, choose_layout, evaluating, hooked
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
+Statistics = dict[str, list[Tensor]]  # name of a layer -> count, two sums (C,), float64
 
 
-def _tracked(model: nn.Module, kept: Collection[str] = ()) -> list[nn.modules.batchnorm._BatchNorm]:
-    return [
-        module
+def _tracked(model: nn.Module, kept: Collection[str] = ()) -> dict[str, nn.modules.batchnorm._BatchNorm]:
+    return {
+        name: module
         for name, module in model.named_modules()
         if isinstance(module, BATCH_NORM) and module.running_mean is not None and name not in kept
-    ]
+    }
 
 
 def has_batch_norm(model: nn.Module) -> bool:
@@ -46,23 +50,15 @@ def reset_batch_norm(model: nn.Module, loader: Loader, kept: Collection[str] = (
         return
     if loader.count < 2:
         raise DataError(f"{loader.count} calibration image has no variance: BatchNorm reset needs at least 2")
-    momenta = [(layer, layer.momentum, layer.training) for layer in layers]
-    buffers = [{name: buffer.clone() for name, buffer in layer.named_buffers()} for layer in layers]
-    layout: torch.memory_format | None = None
-    with torch.no_grad(), evaluating(model):
-        try:
-            for images, _ in loader:
-                layout = layout or choose_layout(model, images[:1])[0]
-                for layer in layers if not layers[0].training else ():
-                    layer.reset_running_stats()
-                    layer.momentum, layer.training = None, True
-                model(images.contiguous(memory_format=layout))
-        finally:
-            for layer, momentum, training in momenta:
-                layer.momentum, layer.training = momentum, training
-    for layer, before in zip(layers, buffers, strict=True):
-        if layer.num_batches_tracked == 0:  # an auxiliary head, which evaluation does not run
-            layer.load_state_dict(before, strict=False)
+    statistics = summed(_sums_over_batches, loader, model, list(layers))
+    for name, layer in layers.items():
+        count, mean, variance = statistics[name]
+        if count == 0:  # an auxiliary head, which evaluation does not run
+            continue
+        layer.reset_running_stats()
+        _buffer(layer.running_mean).copy_(mean / count)
+        _buffer(layer.running_var).copy_(variance / count)
+        _buffer(layer.num_batches_tracked).fill_(int(count))
 
 
 def settle_batch_norm(model: nn.Module, loader: Loader) -> None:
@@ -71,30 +67,80 @@ def settle_batch_norm(model: nn.Module, loader: Loader) -> None:
     Scale and shift make up for the other mean and variance. Layers without both, and those that the images do not
     reach, stay as they were.
     """
-    sums: dict[nn.Module, tuple[float, Tensor, Tensor]] = {}
-
-    def watch(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        rows = inputs[0].detach().double().transpose(0, 1).flatten(1)
-        count, total, square = sums.get(layer, (0.0, torch.zeros(()), torch.zeros(())))
-        sums[layer] = (count + rows.shape[1], total.to(rows) + rows.sum(1), square.to(rows) + rows.square().sum(1))
-
-    layers = [layer for layer in _tracked(model) if layer.affine]
-    with torch.no_grad(), evaluating(model):
-        layout = choose_layout(model, next(iter(loader))[0][:1])[0]
-        handles = [layer.register_forward_pre_hook(watch) for layer in layers]
-        try:
-            for images, _ in loader:
-                model(images.contiguous(memory_format=layout))
-        finally:
-            for handle in handles:
-                handle.remove()
+    layers = {name: layer for name, layer in _tracked(model).items() if layer.affine}
+    statistics = summed(_sums_of_inputs, loader, model, list(layers))
     with torch.no_grad():
-        for layer in layers:
-            if layer not in sums or sums[layer][0] < 2:
+        for name, layer in layers.items():
+            count, total, square = statistics[name]
+            if count < 2:
                 continue
-            count, total, square = sums[layer]
             mean = total / count
             variance = (square / count - mean * mean).clamp_min(0.0) * (count / (count - 1))
-            assert layer.running_mean is not None
-            assert layer.running_var is not None
-            restate(layer.weight, layer.bias, layer.running_mean, layer.running_var, layer.eps, mean, variance)
+            running_mean, running_var = _buffer(layer.running_mean), _buffer(layer.running_var)
+            restate(layer.weight, layer.bias, running_mean, running_var, layer.eps, mean, variance)
+
+
+def _sums_over_batches(loader: Loader, model: nn.Module, names: Sequence[str]) -> tuple[Statistics, list[Tensor]]:
+    """Numbers of batches, and sums of their means and variances; the network is left as it was."""
+    layers = {name: layer for name, layer in _tracked(model).items() if name in names}
+    momenta = [(layer, layer.momentum, layer.training) for layer in layers.values()]
+    buffers = [{name: buffer.clone() for name, buffer in layer.named_buffers()} for layer in layers.values()]
+
+    def begin() -> None:
+        for layer in layers.values():
+            layer.reset_running_stats()
+            layer.momentum, layer.training = 1.0, True
+
+    try:
+        # With a momentum of one, running statistics are the last batch's.
+        return _watched(loader, model, layers, lambda own, _: (1.0, own.running_mean, own.running_var), begin)
+    finally:
+        for (layer, momentum, training), before in zip(momenta, buffers, strict=True):
+            layer.momentum, layer.training = momentum, training
+            layer.load_state_dict(before, strict=False)
+
+
+def _sums_of_inputs(loader: Loader, model: nn.Module, names: Sequence[str]) -> tuple[Statistics, list[Tensor]]:
+    """Numbers of samples, and sums of what the layers take in and of its squares."""
+
+    def seen(_: nn.Module, given: Tensor) -> Sequence[float | Tensor]:
+        rows = given.detach().double().transpose(0, 1).flatten(1)
+        return rows.shape[1], rows.sum(1), rows.square().sum(1)
+
+    return _watched(loader, model, {name: model.get_submodule(name) for name in names}, seen)
+
+
+def _watched(
+    loader: Loader,
+    model: nn.Module,
+    layers: Mapping[str, Any],
+    seen: Callable[[Any, Tensor], Sequence[float | Tensor]],
+    begin: Callable[[], None] = lambda: None,
+) -> tuple[Statistics, list[Tensor]]:
+    """Sums of what is seen of each layer and what it takes in, each time that it runs, in evaluation mode."""
+    statistics = {}
+    for name, layer in layers.items():
+        nothing = torch.zeros_like(layer.running_mean, dtype=torch.float64)
+        statistics[name] = [nothing.new_zeros(()), nothing, nothing.clone()]
+
+    def watch(name: str) -> Hook:
+        def add(layer: nn.Module, inputs: Any, _: Tensor) -> None:
+            for total, value in zip(statistics[name], seen(layer, inputs[0]), strict=True):
+                total += value
+
+        return add
+
+    layout: torch.memory_format | None = None
+    with ExitStack() as stack, torch.no_grad(), evaluating(model):
+        for images, _ in loader:
+            if layout is None:
+                layout = choose_layout(model, images[:1])[0]
+                stack.enter_context(hooked(model, {name: watch(name) for name in layers}))
+                begin()
+            model(images.contiguous(memory_format=layout))
+    return statistics, [total for own in statistics.values() for total in own]
+
+
+def _buffer(buffer: Tensor | None) -> Tensor:
+    assert buffer is not None
+    return buffer

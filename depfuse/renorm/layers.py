@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +13,10 @@ from depfuse.align.coupling import Couplings, apply_couplings
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.renorm.batch_norm import BATCH_NORM
-from depfuse.running import evaluating
+from depfuse.running import Hook, evaluating, hooked
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # no subclass
 LEAST = 1e-6  # of the goal: a channel that has less is silent, and is not scaled
-Hook = Callable[[nn.Module, Any, Tensor], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -107,14 +104,3 @@ def in_order(
 def factors(goal: Tensor, own: Tensor) -> Tensor:
     """What takes channels' own deviations or norms (C,) to their goals; 1 for those that are silent beside them."""
     return torch.where(own <= LEAST * goal, 1.0, goal / own.clamp_min(1e-300))
-
-
-@contextmanager
-def hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
-    """Have modules call forward hooks, by their names."""
-    handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

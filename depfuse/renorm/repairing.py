@@ -21,10 +21,11 @@ from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.merge.shares import Shares
+from depfuse.processes import summed
 from depfuse.renorm.batch_norm import BATCH_NORM
-from depfuse.renorm.layers import Hook, factors, find_layers, hooked, in_order
+from depfuse.renorm.layers import factors, find_layers, in_order
 from depfuse.restating import restate
-from depfuse.running import evaluating
+from depfuse.running import Hook, evaluating, hooked
 
 
 def repair(
@@ -68,45 +69,70 @@ def repair(
     goals = {name: (torch.zeros(()), torch.zeros(())) for name in names}
     shares = Shares.create(shares)
     for number, (parent, coupling, _) in enumerate(zip(parents, couplings, shares.network, strict=True)):
-        seen = {name: _Statistics(parent.get_submodule(name)) for name in names}
-        _run(parent, loader, {name: own.watch for name, own in seen.items()})
+        seen = summed(_statistics, loader, parent, names)
         means = in_order(parent, groups, coupling, {name: own.mean for name, own in seen.items()})
         deviations = in_order(parent, groups, coupling, {name: own.deviation for name, own in seen.items()})
         own = {name: shares.of(f"{name}.weight")[number] for name in names}
         goals = {n: (mean + own[n] * means[n], sd + own[n] * deviations[n]) for n, (mean, sd) in goals.items()}
-    corrections = {name: _Correction(child.get_submodule(name), *goals[name], shift) for name in names}
-    _run(child, loader, {name: correction.correct for name, correction in corrections.items()})
+    corrections = {name: _Correction(*goals[name], shift) for name in names}
+    found = summed(_statistics, loader, child, names, corrections)
     with torch.no_grad():
-        for correction in corrections.values():
-            correction.write()
+        for name, correction in corrections.items():
+            correction.write(child.get_submodule(name), found[name])
 
 
 rescale = partial(repair, shift=False)
 
 
+def _statistics(
+    loader: Loader, model: nn.Module, names: Sequence[str], corrections: Mapping[str, _Correction] | None = None
+) -> tuple[dict[str, _Statistics], list[Tensor]]:
+    """Statistics of layers by one pass in evaluation mode, in which their outputs are corrected batch by batch."""
+    found = {name: _Statistics() for name in names}
+
+    def watch(name: str) -> Hook:
+        correct = None if corrections is None else corrections[name].correct
+
+        def hook(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+            found[name].add(layer, inputs, output)
+            return None if correct is None else correct(layer, output)
+
+        return hook
+
+    with torch.no_grad(), evaluating(model), hooked(model, {name: watch(name) for name in names}):
+        for images, _ in loader:
+            model(images)
+    return found, [tensor for own in found.values() for tensor in own.tensors]
+
+
+def _rows(layer: nn.Module, tensor: Tensor) -> Tensor:
+    """What goes into or comes out of a layer as (samples, C), float64."""
+    return tensor.detach().movedim(-1 if isinstance(layer, nn.Linear) else 1, -1).flatten(0, -2).double()
+
+
 class _Statistics:
-    """Mean and deviation of each channel of a layer's outputs (C,), float64, and for a BatchNorm of its inputs."""
+    """Mean and deviation of each channel of a layer's outputs (C,), float64, and for a BatchNorm of its inputs.
 
-    def __init__(self, layer: Any) -> None:
-        self.layer = layer
-        self._axis = -1 if isinstance(layer, nn.Linear) else 1
-        self._count = 0
-        self._sums: list[Tensor] = []
+    Attributes
+    ----------
+    tensors
+        The number of samples, and sums over them.
+    """
 
-    def watch(self, _module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+
+    def add(self, layer: nn.Module, inputs: Any, output: Tensor) -> None:
         """Count a batch."""
-        found = [self.rows(output), *([self.rows(inputs[0])] if isinstance(self.layer, BATCH_NORM) else [])]
-        sums = [sum_ for rows in found for sum_ in (rows.sum(0), rows.square().sum(0))]
-        self._sums = [a + b for a, b in zip(self._sums, sums, strict=True)] if self._sums else sums
-        self._count += len(found[0])
-
-    def rows(self, tensor: Tensor) -> Tensor:
-        """(samples, C), float64."""
-        return tensor.detach().movedim(self._axis, -1).flatten(0, -2).double()
+        found = [_rows(layer, output), *([_rows(layer, inputs[0])] if isinstance(layer, BATCH_NORM) else [])]
+        count = torch.tensor(float(len(found[0])), dtype=torch.float64)
+        sums = [count, *(sum_ for rows in found for sum_ in (rows.sum(0), rows.square().sum(0)))]
+        self.tensors = [a + b for a, b in zip(self.tensors, sums, strict=True)] if self.tensors else sums
 
     def _moments(self, first: int) -> tuple[Tensor, Tensor]:
-        mean = self._sums[first] / self._count
-        return mean, (self._sums[first + 1] / self._count - mean.square()).clamp_min(0.0)
+        count, *sums = self.tensors
+        mean = sums[first] / count
+        return mean, (sums[first + 1] / count - mean.square()).clamp_min(0.0)
 
     @property
     def mean(self) -> Tensor:
@@ -125,44 +151,34 @@ class _Statistics:
 
 
 class _Correction:
-    """One layer of the child, on its way to its goal."""
+    """What takes a layer of the child to its goal."""
 
-    def __init__(self, layer: Any, mean: Tensor, deviation: Tensor, shift: bool) -> None:
-        self._layer, self._mean, self._deviation, self._shift = layer, mean, deviation, shift
-        self._seen = _Statistics(layer)
+    def __init__(self, mean: Tensor, deviation: Tensor, shift: bool) -> None:
+        self._mean, self._deviation, self._shift = mean, deviation, shift
 
-    def correct(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        """The output as it would be with this batch's own correction; counts the batch."""
-        self._seen.watch(module, inputs, output)
-        rows = self._seen.rows(output)
-        scale, offset = self._map(rows.mean(0), rows.std(0, correction=0))
+    def correct(self, layer: nn.Module, output: Tensor) -> Tensor:
+        """The output as it would be with this batch's own correction."""
+        rows = _rows(layer, output)
+        scale, offset = self._map(layer, rows.mean(0), rows.std(0, correction=0))
         shape = [1] * output.dim()
-        shape[-1 if isinstance(self._layer, nn.Linear) else 1] = -1
+        shape[-1 if isinstance(layer, nn.Linear) else 1] = -1
         return output * scale.reshape(shape).to(output.dtype) + offset.reshape(shape).to(output.dtype)
 
-    def write(self) -> None:
+    def write(self, layer: Any, seen: _Statistics) -> None:
         """Make the correction over all images part of the layer."""
-        scale, offset = self._map(self._seen.mean, self._seen.deviation)
-        weight, bias = self._layer.weight, self._layer.bias
+        scale, offset = self._map(layer, seen.mean, seen.deviation)
+        weight, bias = layer.weight, layer.bias
         assert isinstance(weight, Tensor)
-        if isinstance(self._layer, BATCH_NORM):
-            own = self._layer
-            assert own.running_mean is not None
-            assert own.running_var is not None
-            restate(weight, bias, own.running_mean, own.running_var, own.eps, *self._seen.inputs)
+        if isinstance(layer, BATCH_NORM):
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            restate(weight, bias, layer.running_mean, layer.running_var, layer.eps, *seen.inputs)
         weight.mul_(scale.to(weight).reshape(-1, *[1] * (weight.dim() - 1)))
         if isinstance(bias, Tensor):
             bias.copy_(scale * bias.double() + offset)
 
-    def _map(self, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
+    def _map(self, layer: Any, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and offset (C,) that lead from a mean and deviation to the goal's."""
         scale = factors(self._deviation, deviation)
-        can_shift = self._shift and self._layer.bias is not None
+        can_shift = self._shift and layer.bias is not None
         return scale, self._mean - scale * mean if can_shift else torch.zeros_like(scale)
-
-
-def _run(model: nn.Module, loader: Loader, hooks: Mapping[str, Hook]) -> None:
-    """One pass over the images, in evaluation mode, with forward hooks."""
-    with torch.no_grad(), evaluating(model), hooked(model, hooks):
-        for images, _ in loader:
-            model(images)

@@ -1,0 +1,108 @@
+"""The commands under `torchrun`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from digits_parents import digits_files
+from PIL import Image
+from safetensors.torch import load_file
+from shared_work import torchrun
+
+FUSION = ["fuse", *digits_files("a", "b"), "--data", "digits", "--calibration", "450", "--refit", "none"]
+
+
+def in_one_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return torchrun("-m", "depfuse", *arguments, processes=1)
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    one, other = load_file(first), load_file(second)
+    assert one.keys() == other.keys()
+    for key, tensor in one.items():
+        torch.testing.assert_close(other[key], tensor, rtol=1e-6, atol=1e-6)
+
+
+def test_two_processes_fuse_and_one_of_them_speaks(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    done = torchrun("-m", "depfuse", *FUSION, "--out", str(tmp_path / "child.safetensors"), "--report", str(report))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("The child reaches") == 1
+    assert "2 calibration batches" not in done.stderr
+    assert json.loads(report.read_text())["command"][:2] == ["depfuse", "fuse"]
+    assert {path.name for path in tmp_path.iterdir()} == {"child.safetensors", "report.json"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refit", ["none", "ridge"])
+def test_two_processes_write_the_child_of_one(refit: str, tmp_path: Path) -> None:
+    arguments = [*FUSION[:-1], refit, "--batch-size", "100"]
+    assert in_one_process(*arguments, "--out", str(tmp_path / "one.safetensors")).returncode == 0
+    assert torchrun("-m", "depfuse", *arguments, "--out", str(tmp_path / "two.safetensors")).returncode == 0
+    assert_same_weights(tmp_path / "one.safetensors", tmp_path / "two.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "processes", "said"),
+    [
+        ([*FUSION, "--batch-size", "300"], 3, "3 processes share 2 calibration batches, so that some have nothing"),
+        ([*FUSION, "--weights", "2,3"], 2, "depfuse: "),
+        ([*FUSION, "--device", "cuda:1"], 2, "depfuse: cuda:1 "),
+        (["fuse", "nothing.safetensors", "nothing.safetensors"], 2, "depfuse: "),
+        (["train", "digits_resnet", "--data", "digits", "--batch-size", "2"], 2, "batch_size 2 leaves 1 images"),
+    ],
+)
+def test_bad_input_is_said_once(arguments: list[str], processes: int, said: str, tmp_path: Path) -> None:
+    done = torchrun("-m", "depfuse", *arguments, "--out", str(tmp_path / "child.safetensors"), processes=processes)
+    assert done.stderr.count(said) == 1
+    assert "depfuse/cli" not in done.stderr  # no traceback
+    assert (done.returncode == 0) == said.startswith("3 processes")
+    assert (tmp_path / "child.safetensors").exists() == (done.returncode == 0)
+
+
+@pytest.mark.slow
+def test_two_processes_train_well_and_resume(tmp_path: Path) -> None:
+    out = tmp_path / "network.safetensors"
+    arguments = ["train", "digits_resnet", "--data", "digits", "--epochs", "4", "--batch-size", "64"]
+    first = torchrun("-m", "depfuse", *arguments, "--out", str(out))
+    assert first.returncode == 0, first.stderr
+    assert "FutureWarning" not in first.stderr
+    second = torchrun("-m", "depfuse", *arguments, "--out", str(tmp_path / "again.safetensors"))
+    assert second.returncode == 0, second.stderr
+    assert_same_weights(out, tmp_path / "again.safetensors")
+    assert float(first.stdout.split(": ")[1].split(" %")[0]) > 95
+    assert {path.name for path in tmp_path.iterdir()} == {"network.safetensors", "again.safetensors"}
+
+
+def some_cifar10(folder: Path, out: Path) -> None:
+    """A few images of each class, from the strips that they are kept in."""
+    arrays: dict[str, np.ndarray] = {}
+    for split, count in (("train", 60), ("test", 10)):
+        strips = sorted((folder / split).glob("*.00.webp"))
+        images = [np.asarray(Image.open(strip).convert("RGB")).reshape(-1, 32, 32, 3)[:count] for strip in strips]
+        arrays[f"x_{split}"] = np.concatenate(images)
+        arrays[f"y_{split}"] = np.repeat(np.arange(len(strips), dtype=np.uint8), count)
+    np.savez(out, **arrays)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [["--refit", "none"], ["--choose", "groups", "--refit", "none"], []])
+def test_real_networks_give_the_same_child(options: list[str], shared: Path, tmp_path: Path) -> None:
+    some_cifar10(shared / "data" / "cifar10", tmp_path / "cifar.npz")
+    parents = [str(shared / "checkpoints" / "cifar10-resnet20" / f"run8-{number}.th") for number in (1, 2)]
+    arguments = ["fuse", *parents, "--arch", f"{shared / 'models' / 'cifar_resnet_a.py'}:resnet20"]
+    arguments += ["--data", str(tmp_path / "cifar.npz"), "--calibration", "500", "--batch-size", "100", *options]
+    for option, values in (("--mean", (0.485, 0.456, 0.406)), ("--std", (0.229, 0.224, 0.225))):
+        arguments += [option, ",".join(map(str, values))]
+    one = in_one_process(*arguments, "--out", str(tmp_path / "one.safetensors"))
+    assert one.returncode == 0, one.stderr
+    two = torchrun("-m", "depfuse", *arguments, "--out", str(tmp_path / "two.safetensors"))
+    assert two.returncode == 0, two.stderr
+    assert "cannot be sent" not in two.stderr
+    assert_same_weights(tmp_path / "one.safetensors", tmp_path / "two.safetensors")
