@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_show_copyright = html_copy_source = False
 html_math_renderer = "mathml"
+smartquotes = False  # two hyphens begin an option
 pygments_dark_style = "github-dark"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
@@ -54,6 +56,13 @@ def describe_settings(app: Sphinx, what: str, name: str, obj: Any, options: Any,
         lines += [key, f"    {field.description}. Default: ``{field.default!r}``."]
 
 
+def name_singly(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Give names that share a description (`a, b`) one each: napoleon takes one of them for a type otherwise."""
+    shared = re.compile(r"^(\w+(?:, \w+)+)\n((?:    .*(?:\n|\Z))+)", re.MULTILINE)
+    text = shared.sub(lambda found: "".join(f"{own}\n{found[2]}" for own in found[1].split(", ")), "\n".join(lines))
+    lines[:] = text.split("\n")
+
+
 def shorten_signature(app: Sphinx, what: str, name: str, obj: Any, *_: Any) -> tuple[str, None] | None:
     """A pydantic model takes its fields, which are described below its signature."""
     return ("(**fields)", None) if what == "class" and issubclass(obj, BaseModel) else None
@@ -72,8 +81,11 @@ def insert_commands(app: Sphinx, page: str, source: list[str]) -> None:
 def link_by_short_name(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, shown: nodes.Element
 ) -> nodes.reference | None:
-    """Link `find_groups` to the one function, class or exception of that name in the package."""
-    if node.get("reftype") != "obj":
+    """Link `find_groups` to the one function, class or exception of that name in the package.
+
+    A plain word, such as `kept`, is more often a parameter.
+    """
+    if node.get("reftype") != "obj" or re.fullmatch("[a-z]*", node["reftarget"]):
         return None
     python = env.domains.python_domain
     found = [
@@ -95,4 +107,5 @@ def setup(app: Sphinx) -> None:
     }
     for event, handler in handlers.items():
         app.connect(event, handler)
-    app.connect("autodoc-process-docstring", describe_settings, priority=400)  # before napoleon reads sections
+    for prepare in (describe_settings, name_singly):  # before napoleon reads sections
+        app.connect("autodoc-process-docstring", prepare, priority=400)

@@ -42,7 +42,7 @@ def main(picture: Path) -> dict[str, float]:
     for place, (name, network) in enumerate(networks.items()):
         bars = [digit + 0.2 * (place - 1.5) for digit in range(10)]
         label = f"{name} ({reached[name]:.1f} %)"
-        axes.bar(bars, accuracy_by_digit(network), width=0.2, color=colours[name], label=label)
+        axes.bar(bars, accuracy_by_digit(network).numpy(), width=0.2, color=colours[name], label=label)
     axes.set_xticks(range(10))
     axes.set_xlabel("digit")
     axes.set_ylabel("accuracy (%)")

@@ -47,7 +47,7 @@ def main(picture: Path) -> dict[str, float]:
         group = groups.free[-1]
         coupling = result.couplings[1][group.name].matrix
         order = coupling.argmax(1) if order is None else order
-        axes.imshow((coupling / coupling.sum(1, keepdim=True))[:, order], cmap="Blues", vmin=0, vmax=1)
+        axes.imshow((coupling / coupling.sum(1, keepdim=True))[:, order].numpy(), cmap="Blues", vmin=0, vmax=1)
         axes.set_title(f"{name}\n{reached[name]:.1f} %", fontsize="small")
         axes.set_xlabel("channels of b", fontsize="small")
         axes.set_xticks([])

@@ -52,7 +52,7 @@ def main(picture: Path) -> dict[str, float]:
 
     figure = Figure(figsize=(7, 2.6), layout="constrained")
     axes = figure.subplots()
-    table = torch.stack([accuracy_by_digit(network) for network in networks.values()])
+    table = torch.stack([accuracy_by_digit(network) for network in networks.values()]).numpy()
     image = axes.imshow(table, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     axes.set_xticks(range(10))
     axes.set_xlabel("digit")

@@ -3,7 +3,7 @@
     python experiments/gallery/step5_search.py [PICTURE.png]
 
 Shows what to do where the default recipe is not good enough: `depfuse tune`, called from Python here, with the words of
-the command line. It tries eight recipes, the first of them the defaults, and judges each child on 397 training images
+the command line. It tries six recipes, the first of them the defaults, and judges each child on 397 training images
 that it was not calibrated on; their labels are read, and no test image is. Every trial is a file with its recipe, which
 `depfuse fuse --recipe` takes as well. The picture is the search's own history.png.
 
@@ -34,7 +34,7 @@ KEPT = ["--criterion", "activations", "--average", "mean", "--refit", "none", "-
 
 def main(picture: Path) -> dict[str, float]:
     with TemporaryDirectory() as folder:
-        depfuse(["tune", *map(str, FILES), *KEPT, "--labels", "397", "--trials", "8", "--out", folder])
+        depfuse(["tune", *map(str, FILES), *KEPT, "--labels", "397", "--trials", "6", "--out", folder])
         found = [TrialRecord.model_validate_json(file.read_text()) for file in Path(folder).glob("trial-*.json")]
         shutil.copy(Path(folder) / "history.png", picture)
 
