@@ -30,7 +30,6 @@ html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_show_copyright = html_copy_source = False
 html_math_renderer = "mathml"
-smartquotes = False  # two hyphens begin an option
 pygments_dark_style = "github-dark"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
@@ -75,7 +74,11 @@ def insert_commands(app: Sphinx, page: str, source: list[str]) -> None:
         context = typer.Context(command, info_name="depfuse")
         for name in COMMANDS:
             own = command.get_command(context, name)  # type: ignore[attr-defined]
-            source[0] += "\n" + get_docs_for_click(obj=own, ctx=context, indent=1, call_prefix="depfuse")
+            text = get_docs_for_click(obj=own, ctx=context, indent=1, call_prefix="depfuse")
+            text = re.sub(r"^Example: (.*)$", r"Example: `\1`", text, flags=re.MULTILINE)
+            # Options in sentences, too, are code: their hyphens would become a dash.
+            text = re.sub(r"`[^`]*`|--[a-z][a-z-]*", lambda found: f"`{found[0].strip('`')}`", text)
+            source[0] += "\n" + text
 
 
 def link_by_short_name(
