@@ -46,10 +46,10 @@ def test_the_site_builds_without_a_warning_and_asks_for_nothing_from_elsewhere(t
     assert pages["api/align.html"].count("<math") > 20
     for page, content in {
         "index.html": "CIFAR-10 in three commands",
-        "groups.html": 'id="residual-block"',
+        "groups.html": "The smallest residual block: its layers from top to bottom",
         "recipes.html": "--weights-by",
         "command_line.html": "depfuse tune",
-        "gallery.html": "step5_search",
-        "api/fusing.html": 'id="depfuse.fuse.fuse"',
+        "gallery.html": "5. Search",
+        "api/fusing.html": "Fuse parents of one architecture into a child.",
     }.items():
-        assert content in pages[page], page
+        assert content in re.sub(r"<[^>]*>", "", pages[page]), page
