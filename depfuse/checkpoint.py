@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.errors import CheckpointError, DepfuseWarning
 from depfuse.foreign import Layout, is_plain_pickle, read_pickle, torch_names
+from depfuse.models.registry import build_network
 from depfuse.resizing import resize
 
 _CARD_KEY = "depfuse_card"
@@ -208,6 +209,36 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     with torch.no_grad():  # not by load_state_dict, which some networks refuse without their metadata
         for key, tensor in state.items():
             own[key].copy_(tensor)
+
+
+def load_network(path: str | Path, **defaults: Any) -> nn.Module:
+    """The network in a file that depfuse wrote, in evaluation mode on the CPU.
+
+    Its card says what it is and how many classes it knows. Files of others have none, and go through `build_network`,
+    `read_checkpoint` and `load_into`.
+
+    Parameters
+    ----------
+    path
+        The file.
+    **defaults
+        Settings that the card's architecture leaves open, such as ``in_channels``; see `build_network`.
+
+    Raises
+    ------
+    CheckpointError
+        The file has no card; for what else, see `read_checkpoint` and `load_into`.
+    ArchitectureError
+        See `build_network`.
+    """
+    checkpoint = read_checkpoint(path)
+    if checkpoint.card is None:
+        raise CheckpointError(f"{path} does not say what network it is: use build_network, then load_into")
+    if checkpoint.card.classes is not None:
+        defaults = {"classes": len(checkpoint.card.classes), **defaults}
+    network = build_network(checkpoint.card.architecture, **defaults)
+    load_into(network, checkpoint)
+    return network.eval()
 
 
 def _widen(model: nn.Module, checkpoint: Checkpoint) -> None:

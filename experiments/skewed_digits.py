@@ -24,11 +24,10 @@ from torch import nn
 from train_digits import SKEWED, SKEWS, train_skewed
 
 from depfuse import fuse
-from depfuse.checkpoint import load_into, read_checkpoint
+from depfuse.checkpoint import load_network
 from depfuse.data import DataSet, Loader, calibration_loader, load_data
 from depfuse.evaluate import evaluate, evaluate_ensemble
 from depfuse.fuse import naive_average
-from depfuse.models import build_network
 from depfuse.renorm import renormalise
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
@@ -39,14 +38,7 @@ FIRST_HELD_OUT_SEED = 1000
 def shipped() -> Iterator[tuple[DataSet, list[nn.Module]]]:
     for pair in range(5):
         stem = "digits" if pair == 0 else f"digits-skewed-{pair}"
-        parents = []
-        for which in SKEWS:
-            read = read_checkpoint(CHECKPOINTS / f"{stem}-{which}.safetensors")
-            assert read.card is not None
-            model = build_network(read.card.architecture)
-            load_into(model, read)
-            parents.append(model.eval())
-        yield load_data("digits"), parents
+        yield load_data("digits"), [load_network(CHECKPOINTS / f"{stem}-{which}.safetensors") for which in SKEWS]
 
 
 def held_out(pairs: int, epochs: int, weight_decay: float, width: float) -> Iterator[tuple[DataSet, list[nn.Module]]]:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from depfuse.checkpoint import load_into, read_checkpoint
-from depfuse.models import build_network
+from depfuse.checkpoint import load_network
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 ARCHITECTURE = "digits_resnet(width=1.25)"
@@ -20,9 +19,4 @@ def digits_files(*names: str) -> list[str]:
 
 def digits_parents(*names: str) -> list[nn.Module]:
     """The same as networks, in evaluation mode."""
-    found = []
-    for path in digits_files(*names):
-        model = build_network(ARCHITECTURE)
-        load_into(model, read_checkpoint(path))
-        found.append(model.eval())
-    return found
+    return [load_network(path) for path in digits_files(*names)]

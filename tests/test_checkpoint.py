@@ -16,6 +16,7 @@ from depfuse.checkpoint import (
     Parent,
     check_writable,
     load_into,
+    load_network,
     read_checkpoint,
     state_digest,
     write_checkpoint,
@@ -103,6 +104,18 @@ def test_plain_safetensors_have_no_card(tmp_path: Path, network: nn.Module) -> N
     assert same(read.state, network.state_dict())
 
 
+def test_a_network_is_what_its_card_says(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    original = build_network(ARCH, classes=3, in_channels=2)
+    write_checkpoint(path, original.state_dict(), Card(architecture=ARCH, classes=(4, 5, 6)))
+    found = load_network(path, in_channels=2)
+    assert same(found.state_dict(), original.state_dict())
+    assert not found.training
+    safetensors.torch.save_file(original.state_dict(), path)
+    with pytest.raises(CheckpointError, match=r"net\.safetensors does not say what network it is: use build_network"):
+        load_network(path)
+
+
 def test_shipped_parents_reach_what_their_cards_say(digits: DataSet) -> None:
     files = sorted((Path(__file__).resolve().parent.parent / "checkpoints").glob("digits*.safetensors"))
     assert len(files) >= 4
@@ -110,9 +123,7 @@ def test_shipped_parents_reach_what_their_cards_say(digits: DataSet) -> None:
         assert file.stat().st_size < 150_000
         read = read_checkpoint(file)
         assert read.card.preprocessing == digits.preprocessing
-        network = build_network(read.card.architecture)
-        load_into(network, read)
-        scores = evaluate(network, Loader(digits.test, digits.preprocessing, batch_size=500))
+        scores = evaluate(load_network(file), Loader(digits.test, digits.preprocessing, batch_size=500))
         assert scores.accuracy == pytest.approx(read.card.metrics["accuracy"], abs=0.0021), file.name
 
 

@@ -20,7 +20,7 @@ def activation_cost(taps: Sequence[Moments], distance: str) -> Tensor:
     `pearson` never varies) is like no other.
 
     Two more lie between these, since trained networks differ in which serves them best: `cosine-pearson`, the mean of
-    the two, and `scaled`, :math:`-E[a_i b_j] / (\\|a_i\\| \\|b_j\\|)^{3/4}` with norms relative to their mean square,
+    the two, and `scaled`, :math:`-E[a_i b_j] / (\|a_i\| \|b_j\|)^{3/4}` with norms relative to their mean square,
     which lets strong channels count for more.
     """
     return torch.stack([DISTANCES[distance](moments) for moments in taps]).sum(0)

@@ -14,7 +14,7 @@ TOLERANCE = 1e-5
 
 
 def principal(affinity: Affinity, start: Candidates, iterations: int) -> tuple[Candidates, bool]:
-    r"""Power iteration :math:`x \\leftarrow (M x + u) / \\|M x + u\\|_1`; the vector, and whether it came to rest.
+    r"""Power iteration :math:`x \leftarrow (M x + u) / \|M x + u\|_1`; the vector, and whether it came to rest.
 
     M are the affinities between candidates, u the support by nodes that stand still, whose candidates have weight one.
     Each group's candidates are scaled to sum to its number of channels: the norm of the whole vector, which is usual

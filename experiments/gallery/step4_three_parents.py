@@ -1,0 +1,67 @@
+"""Fuse three parents, each with a third of the knowledge.
+
+    python experiments/gallery/step4_three_parents.py [PICTURE.png]
+
+Shows training of parents and the refit. Three networks see nine tenths of the images of three or four digits and one
+tenth of the others'. Averaging three parents that differ so much is not enough, however well they are matched;
+refitting the child's layers to what the parents do on the calibration images, without labels, brings it to their
+ensemble.
+
+Reached on 500 test images (one thread of an AMD EPYC with AVX512-bf16): parents 38.8 %, 42.2 % and 31.2 %,
+the child 41.4 % averaged and 87.4 % refitted, the ensemble of the three 88.0 %.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from digits import accuracy_by_digit, calibration, data, test
+from matplotlib.figure import Figure
+from torch import nn
+
+from depfuse import Recipe, fuse
+from depfuse.data import parse_labels, select_labels
+from depfuse.evaluate import evaluate, evaluate_ensemble
+from depfuse.models import build_network
+from depfuse.train import TrainRecipe, train
+
+KNOWLEDGE = {"0-3": "0-3:0.9,4-9:0.1", "4-6": "0-3:0.1,4-6:0.9,7-9:0.1", "7-9": "0-6:0.1,7-9:0.9"}
+
+
+def trained(labels: str, seed: int) -> nn.Module:
+    part, _ = select_labels(data, parse_labels(labels))
+    torch.manual_seed(seed)
+    network = build_network("digits_resnet")
+    train(network, part, TrainRecipe.suited_to(part, seed=seed, epochs=12, weight_decay=0.02))
+    return network.eval()
+
+
+def main(picture: Path) -> dict[str, float]:
+    parents = [trained(labels, seed) for seed, labels in enumerate(KNOWLEDGE.values())]
+    averaged = fuse(parents, Recipe(), calibration)
+    refitted = fuse(parents, Recipe(refit="ridge", refit_steps=40), calibration, groups=averaged.groups)
+
+    networks = {f"parent of {digits}": parent for digits, parent in zip(KNOWLEDGE, parents, strict=True)}
+    networks |= {"child, averaged": averaged.child, "child, refitted": refitted.child}
+    reached = {name: 100 * evaluate(network, test).accuracy for name, network in networks.items()}
+    reached["ensemble"] = 100 * evaluate_ensemble(parents, test).accuracy
+    for name, accuracy in reached.items():
+        print(f"{name:16s} {accuracy:5.1f} %")
+
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    axes = figure.subplots()
+    table = torch.stack([accuracy_by_digit(network) for network in networks.values()]).numpy()
+    image = axes.imshow(table, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    axes.set_xticks(range(10))
+    axes.set_xlabel("digit")
+    axes.set_yticks(range(len(networks)), [f"{name} ({reached[name]:.1f} %)" for name in networks], fontsize="small")
+    figure.colorbar(image, label="accuracy (%)")
+    figure.savefig(picture, dpi=110)
+    return reached
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # as for the figures above
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_suffix(".png"))
