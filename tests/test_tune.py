@@ -33,6 +33,7 @@ from depfuse.groups import find_groups, prove_groups
 from depfuse.recipe import MIXING, SOFT, Recipe
 from depfuse.report.trials import TrialRecord, best_first, pareto_front
 from depfuse.searched import SEARCHED, Between, OneOf, Ratios
+from depfuse.study.importances import importances
 from depfuse.study.judge import Quality
 from depfuse.study.objective import growing
 from depfuse.study.search import IDENTITY, Search, open_study
@@ -270,6 +271,25 @@ def test_the_front_holds_what_no_other_surpasses() -> None:
     assert [row.trial for row in best_first(rows, labelled=False)] == [2, 1, 0, 3, 4]
     assert [row.trial for row in pareto_front(rows, labelled=False)] == [2, 0, 4]
     assert [row.trial for row in pareto_front(rows, labelled=True)] == [4]
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_importances_look_at_the_best_trials_whatever_is_searched_for(direction: str, recwarn) -> None:
+    sign = 1.0 if direction == "minimize" else -1.0
+    studies = [optuna.create_study(directions=[direction, "minimize"][:count]) for count in (1, 2)]
+    for number in range(40):
+        # Of the best trials all have x near 0, of the worst all have y near 0.
+        x, y = number / 40, (number * 17 % 40) / 40
+        quality = sign * (x if x < 0.25 else 2.0 - y)
+        for study in studies:
+            distributions = {name: optuna.distributions.FloatDistribution(0.0, 1.0) for name in "xy"}
+            values = [quality, 1.0][: len(study.directions)]
+            study.add_trial(optuna.create_trial(params={"x": x, "y": y}, distributions=distributions, values=values))
+    alone, timed = (importances(study) for study in studies)
+    assert alone == timed
+    assert list(alone) == ["x", "y"]
+    assert alone["x"] > 0.8
+    assert not recwarn.list
 
 
 # --- studies without networks ----------------------------------------------------------------------
