@@ -15,11 +15,10 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-import torch
 from optuna.storages import JournalStorage, RDBStorage, get_storage
 from optuna.trial import FrozenTrial
 from parent_sets import SETS
-from study import StudyError
+from study import StudyError, begin_process
 
 from depfuse.cli import main as depfuse
 from depfuse.study.search import Search
@@ -61,7 +60,7 @@ class Stopwatch:
 
 def _work(words: Sequence[str], barrier: Barrier, results: Queue[tuple[int, float, float, float]]) -> None:
     """One worker: once all are ready, search; then say trials, when they began and ended, and the storage's seconds."""
-    torch.set_num_threads(1)
+    begin_process(1)
     watch, search = Stopwatch(), Search.run
     for storage in (JournalStorage, type(get_storage(RDBStorage("sqlite://")))):
         watch.watch(storage)
