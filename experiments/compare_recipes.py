@@ -78,19 +78,26 @@ def measure(files: Mapping[str, str], cell: Cell) -> dict[str, Any]:
     }
 
 
-def cells_of(sets: Sequence[str], recipes: Sequence[str], seed: int, limit: int) -> list[dict[str, Any]]:
-    """All cells, set by set."""
+def images_of(name: str) -> int:
+    """Calibration images of a set of parents."""
+    return 900 if SETS[name].kind == DIGITS else 2000
+
+
+def cells_of(
+    sets: Sequence[str], recipes: Mapping[str, Mapping[str, Any]], seed: int, limit: int
+) -> list[dict[str, Any]]:
+    """All cells, set by set; recipes are settings by name."""
     return [
         {
             "set": name,
             "recipe": recipe,
             "seed": seed,
-            "images": 900 if SETS[name].kind == DIGITS else 2000,
+            "images": images_of(name),
             "test_limit": limit,
-            "settings": json.dumps(settings_of(recipe), sort_keys=True),
+            "settings": json.dumps(settings, sort_keys=True),
         }
         for name in sets
-        for recipe in recipes
+        for recipe, settings in recipes.items()
     ]
 
 
@@ -130,7 +137,8 @@ def run(options: argparse.Namespace) -> None:
     """Measure what is not there, and print the table."""
     if unknown := [name for name in options.sets if name not in SETS or SETS[name].differ]:
         raise RecipeError(f"there is no pair {unknown[0]!r} of one set of labels: choose from {', '.join(PAIRS)}")
-    cells = cells_of(options.sets, options.recipes, options.seed, options.limit_test)
+    recipes = {recipe: settings_of(recipe) for recipe in options.recipes}
+    cells = cells_of(options.sets, recipes, options.seed, options.limit_test)
     if options.tables_only:
         scheme = Study(KEYS, VALUES, partial(measure, {}), ("note",))
         table = scheme.read(options.csv)

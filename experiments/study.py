@@ -204,7 +204,7 @@ def in_processes(
         return
     # Not forked: a process that has computed with several threads cannot be forked safely.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, _begin, (threads,))
+    pool = ProcessPoolExecutor(processes, context, begin_process, (threads,))
     try:
         running = {pool.submit(work, item): item for item in items}
         for done in as_completed(running):
@@ -218,8 +218,8 @@ def in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(threads: int) -> None:
-    """Set up a process of the pool."""
+def begin_process(threads: int) -> None:
+    """Set up a process of its own: so many of torch's threads, and it ends with the one that started it."""
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

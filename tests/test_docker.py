@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from sqlalchemy.engine import make_url
+
+from depfuse.cli import main
 
 TOP = Path(__file__).resolve().parents[1]
 DOCKERFILES = sorted((TOP / "docker").glob("Dockerfile.*"))
@@ -44,6 +47,38 @@ def test_compose_file_names_both_images() -> None:
     assert device["capabilities"] == ["gpu"]
 
 
+def test_workers_of_a_search_and_the_dashboard_share_a_database(capsys) -> None:
+    compose = yaml.safe_load((TOP / "docker" / "tune.yaml").read_text())
+    database, worker, dashboard = (compose["services"][name] for name in ("database", "worker", "dashboard"))
+    assert "ports" not in database, "a database without a password is for the services beside it only"
+    command = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", worker["command"])
+    name, *words = shlex.split(command)
+    assert name == "tune"
+    assert set(words) >= {"--resume", "--trials"}
+    files = [word for word in words if word.endswith(".safetensors")]
+    assert len(files) == 2
+    assert all((TOP / file).is_file() for file in files)
+    assert main(["tune", "--help"]) == 0
+    assert {word for word in words if word.startswith("--")} <= set(capsys.readouterr().out.split())
+    for url in (words[words.index("--storage") + 1], dashboard["command"]):
+        parsed = make_url(url)
+        assert (parsed.host, parsed.username) == ("database", database["environment"]["POSTGRES_USER"])
+        assert parsed.database == database["environment"]["POSTGRES_DB"]
+    assert words[words.index("--out") + 1].startswith("runs/")
+    assert worker["image"] == yaml.safe_load((TOP / "docker" / "compose.yaml").read_text())["services"]["cpu"]["image"]
+    assert "container_name" not in worker, "there can be many"
+    assert {own["depends_on"]["database"]["condition"] for own in (worker, dashboard)} == {"service_healthy"}
+    assert dashboard["ports"] == ["127.0.0.1:8080:8080"]
+    assert (TOP / "docker" / worker["build"]["context"]).resolve() == TOP
+
+
+def test_the_readme_starts_workers() -> None:
+    readme = " ".join((TOP / "README.md").read_text().split())
+    command = re.search(r"docker compose -f (\S+) up --build --scale (\w+)=\d", readme)
+    assert command is not None
+    assert command[2] in yaml.safe_load((TOP / command[1]).read_text())["services"]
+
+
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.suffix)
 def test_copied_files_exist_and_reach_the_engine(dockerfile: Path) -> None:
     let_through = {
@@ -62,6 +97,7 @@ def test_images_install_as_the_readme_does(dockerfile: Path) -> None:
     assert command is not None, "the README does not say how to install"
     runs = [arguments.strip() for word, arguments in instructions(dockerfile) if word == "RUN"]
     assert command[0] in runs
+    assert "pip install -e '.[postgresql]'" in runs, "a worker of a search needs a driver"
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.suffix)

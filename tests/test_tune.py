@@ -9,8 +9,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,11 @@ from depfuse.errors import RecipeError, StudyError
 from depfuse.fuse import fuse
 from depfuse.groups import find_groups, prove_groups
 from depfuse.recipe import MIXING, SOFT, Recipe
+from depfuse.report.trials import TrialRecord, best_first, pareto_front
 from depfuse.searched import SEARCHED, Between, OneOf, Ratios
+from depfuse.study.importances import importances
 from depfuse.study.judge import Quality
 from depfuse.study.objective import growing
-from depfuse.study.records import TrialRecord, best_first, pareto_front
 from depfuse.study.search import IDENTITY, Search, open_study
 from depfuse.study.space import Space
 from depfuse.study.storage import DatabaseStorage, FileStorage
@@ -272,6 +273,25 @@ def test_the_front_holds_what_no_other_surpasses() -> None:
     assert [row.trial for row in pareto_front(rows, labelled=True)] == [4]
 
 
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_importances_look_at_the_best_trials_whatever_is_searched_for(direction: str, recwarn) -> None:
+    sign = 1.0 if direction == "minimize" else -1.0
+    studies = [optuna.create_study(directions=[direction, "minimize"][:count]) for count in (1, 2)]
+    for number in range(40):
+        # Of the best trials all have x near 0, of the worst all have y near 0.
+        x, y = number / 40, (number * 17 % 40) / 40
+        quality = sign * (x if x < 0.25 else 2.0 - y)
+        for study in studies:
+            distributions = {name: optuna.distributions.FloatDistribution(0.0, 1.0) for name in "xy"}
+            values = [quality, 1.0][: len(study.directions)]
+            study.add_trial(optuna.create_trial(params={"x": x, "y": y}, distributions=distributions, values=values))
+    alone, timed = (importances(study) for study in studies)
+    assert alone == timed
+    assert list(alone) == ["x", "y"]
+    assert alone["x"] > 0.8
+    assert not recwarn.list
+
+
 # --- studies without networks ----------------------------------------------------------------------
 
 
@@ -357,19 +377,20 @@ def test_settings_that_cannot_be_searched_are_refused(tmp_path: Path, refused) -
     ("url", "words"),
     [
         ("nonsense", "no URL of a database"),
-        ("postgresql://me:secret@127.0.0.1:1/studies", "cannot be reached"),
+        ("postgresql://me:x@host:secret/studies", "no URL of a database"),
+        ("postgresql://me:very@secret@host/studies", "written %40"),
+        ("postgresql://me:secret@127.0.0.1:1/studies", r"me:\*\*\*@127.0.0.1:1/studies cannot be reached"),
+        ("postgresql://127.0.0.1:1/studies?user=me&password=secret", "127.0.0.1:1/studies cannot be reached"),
         ("sqlite:////no/such/folder/study.db", "cannot be reached: unable to open database file"),
-        ("firebird://host/x", "needs a driver that is not installed"),
+        ("firebird://me:secret@host/x", "needs a driver that is not installed"),
     ],
 )
-def test_a_storage_that_cannot_be_reached(url: str, words: str, tmp_path: Path, refused, capsys) -> None:
-    if url.startswith("postgresql"):
-        pytest.importorskip("psycopg", reason="needs a driver for PostgreSQL: pip install 'depfuse[postgres]'")
+def test_a_storage_that_cannot_be_reached(url: str, words: str) -> None:
+    if words.endswith("reached") and url.startswith("postgresql"):
+        pytest.importorskip("psycopg", reason="needs a driver for PostgreSQL: pip install 'depfuse[postgresql]'")
     with pytest.raises(StudyError, match=words) as error:
         DatabaseStorage(url, 20)
     assert "secret" not in str(error.value)
-    if url == "nonsense":
-        refused(tune(tmp_path, "--storage", url), words)
 
 
 def test_a_storage_of_an_older_schema(tmp_path: Path, refused) -> None:
@@ -379,6 +400,20 @@ def test_a_storage_of_an_older_schema(tmp_path: Path, refused) -> None:
         base.execute("update alembic_version set version_num = 'v1.3.0.a'")
         base.execute("update version_info set schema_version = 9, library_version = '1.3.0'")
     refused(tune(tmp_path / "out", "--storage", url), "tables of another version of Optuna", "upgrade")
+
+
+def test_a_database_that_goes_away(tmp_path: Path) -> None:
+    storage = DatabaseStorage(f"sqlite:///{tmp_path / 'study.db'}", 20)
+
+    def objective(trial: optuna.Trial) -> float:
+        with sqlite3.connect(tmp_path / "study.db") as base:
+            base.execute("drop table trial_params")
+        return trial.suggest_float("x", 0.0, 1.0)
+
+    search = Search(begin(storage), storage, objective, 2)  # type: ignore[arg-type]
+    with pytest.raises(StudyError, match=r"study.db can no longer be reached: no such table: trial_params$"):
+        search.run()
+    storage.close()
 
 
 def test_a_damaged_file_and_another_study(tmp_path: Path, refused) -> None:
@@ -427,34 +462,12 @@ def test_identity_is_kept_with_the_study(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def server() -> Iterator[str]:
-    """URL of a database of a PostgreSQL server of its own."""
-    pytest.importorskip("psycopg", reason="needs a driver for PostgreSQL: pip install 'depfuse[postgres]'")
-    binaries = {name: shutil.which(name) for name in ("initdb", "pg_ctl", "postgres")}
-    if not all(binaries.values()):
-        pytest.skip("needs a PostgreSQL server: initdb, pg_ctl and postgres on the path")
-    as_user: list[str] = []
-    # Not in pytest's own folder, which only its owner may enter; and the path of a socket has to be short.
-    folder = Path(tempfile.mkdtemp(prefix="postgres-"))
-    if os.geteuid() == 0:  # the server refuses to run as root
-        runuser = shutil.which("runuser")
-        if runuser is None:
-            pytest.skip("PostgreSQL does not run as root, and there is no runuser")
-        as_user = [runuser, "-u", "nobody", "--"]
-        shutil.chown(folder, "nobody")
-    base = folder / "data"
-
-    def run(*command: str) -> None:
-        subprocess.run([*as_user, *command], check=True, capture_output=True, cwd="/", timeout=120)
-
-    run(str(binaries["initdb"]), "-D", str(base), "-U", "tune", "-A", "trust", "--no-sync")
-    socket = f"-c listen_addresses='' -c unix_socket_directories={folder}"
-    run(str(binaries["pg_ctl"]), "-D", str(base), "-o", socket, "-w", "-l", str(folder / "log"), "start")
-    try:
-        yield f"postgresql://tune@/postgres?host={folder}"
-    finally:
-        run(str(binaries["pg_ctl"]), "-D", str(base), "-m", "immediate", "-w", "stop")
-        shutil.rmtree(folder)
+def server() -> str:
+    """URL of a database of a PostgreSQL server."""
+    url = os.environ.get("DEPFUSE_POSTGRESQL")
+    if url is None:
+        pytest.skip("needs a PostgreSQL server: run it by .ci/with-postgresql")
+    return url
 
 
 @pytest.mark.slow
@@ -462,7 +475,8 @@ def test_four_workers_of_which_one_is_killed(server: str, tmp_path: Path) -> Non
     trials = 16
     out = tmp_path / "out"
     command = [sys.executable, "-m", "depfuse", "tune", *digits_files("a", "b"), *QUICK.split(), "--resume", "--quiet"]
-    command += ["--storage", server, "--heartbeat", "5", "--trials", str(trials), "--out", str(out)]
+    name = uuid.uuid4().hex
+    command += ["--storage", server, "--study", name, "--heartbeat", "5", "--trials", str(trials), "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     workers = [subprocess.Popen(command, env=environment) for _ in range(4)]
     storage = DatabaseStorage(server, 5)
@@ -470,10 +484,11 @@ def test_four_workers_of_which_one_is_killed(server: str, tmp_path: Path) -> Non
         deadline = time.monotonic() + 600
         while True:  # kill the first one in the middle of a trial of its own, with others behind it
             assert time.monotonic() < deadline
+            assert all(worker.poll() is None for worker in workers)
             time.sleep(0.2)
             with_study = [s.study_name for s in optuna.get_all_study_summaries(storage=storage.optuna)]
-            if "depfuse" in with_study:
-                study = optuna.load_study(study_name="depfuse", storage=storage.optuna)
+            if name in with_study:
+                study = optuna.load_study(study_name=name, storage=storage.optuna)
                 states = [trial.state for trial in study.trials]
                 if states.count(TrialState.COMPLETE) >= 2 and states.count(TrialState.RUNNING) == 4:
                     break
@@ -484,7 +499,7 @@ def test_four_workers_of_which_one_is_killed(server: str, tmp_path: Path) -> Non
     finally:
         for worker in workers:
             worker.kill()
-    study = optuna.load_study(study_name="depfuse", storage=storage.optuna)
+    study = optuna.load_study(study_name=name, storage=storage.optuna)
     counted = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
     assert len(counted) == trials
     assert not study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING))

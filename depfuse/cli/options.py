@@ -63,6 +63,7 @@ RecipeOption = Annotated[
         " or of an earlier run's report; options given besides count for more.",
     ),
 ]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
 
 
@@ -73,7 +74,7 @@ class RunOptions:
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N, or auto: CUDA where there is one.")] = (
         "auto"
     )
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.")] = False
+    quiet: QuietOption = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import typer
 
 from depfuse.checkpoint import replacing
 from depfuse.cli.console import Screen
+from depfuse.cli.options import QuietOption
 from depfuse.cli.outputs import check_outputs
 from depfuse.errors import DepfuseWarning
 from depfuse.report import ReportError
@@ -25,7 +26,7 @@ def report(
         Path | None,
         typer.Option("--out", metavar="FILE", help="Where the page is written. Default: report.html in the folder."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show all reports below a folder on one page."""
     page = folder / "report.html" if out is None else out

@@ -19,9 +19,10 @@ from depfuse.recipe import Recipe
 from depfuse.recipes import read_settings
 from depfuse.report.study_plots import draw_history, draw_importances, draw_pareto, draw_slices
 from depfuse.report.tables import search_sentence, search_table
+from depfuse.report.trials import TrialRecord, best_first, pareto_front
 from depfuse.study.importances import importances
 from depfuse.study.objective import Objective
-from depfuse.study.records import TrialRecord, best_first, pareto_front
+from depfuse.study.records import record_of
 from depfuse.study.search import FINISHED, Search, open_study
 from depfuse.study.space import Space
 from depfuse.study.storage import DatabaseStorage, FileStorage, Storage
@@ -138,12 +139,12 @@ def tune(
             work.step("searching", total=trials)
 
             def note(trial: optuna.trial.FrozenTrial) -> None:
-                TrialRecord.of(trial).write(out)
+                record_of(trial).write(out)
                 work.advance()
 
             Search(opened, place, objective, trials, note).run()
             with place.reached():
-                records = [TrialRecord.of(trial) for trial in opened.get_trials(states=FINISHED)]
+                records = [record_of(trial) for trial in opened.get_trials(states=FINISHED)]
                 shares = importances(opened)
         finally:
             place.close()

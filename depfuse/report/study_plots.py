@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from depfuse.report.plots import CANDIDATE, MATCHED, NAIVE, save
-from depfuse.study.records import TrialRecord, best_first, pareto_front
+from depfuse.report.trials import TrialRecord, best_first, pareto_front
 
 COLUMNS = 4
 

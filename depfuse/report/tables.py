@@ -16,7 +16,7 @@ from depfuse.report.schema import (
     ScoreValues,
     SharesSummary,
 )
-from depfuse.study.records import TrialRecord, best_first
+from depfuse.report.trials import TrialRecord, best_first
 
 
 def fusion_table(report: FusionReport) -> Table:

@@ -7,7 +7,8 @@ import warnings
 from optuna import Study
 from optuna.exceptions import ExperimentalWarning
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.trial import TrialState
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
 FEWEST_TRIALS = 6
 
@@ -25,12 +26,17 @@ def importances(study: Study) -> dict[str, float]:
         for name, value in trial.params.items():
             values.setdefault(name, []).append(value)
     found: dict[str, float] = {}
+    sign = -1.0 if study.directions[0] == StudyDirection.MAXIMIZE else 1.0
+
+    def target(trial: FrozenTrial) -> float:
+        return sign * float(trial.values[0])
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         warnings.filterwarnings("ignore", "Some regimes", UserWarning)  # few trials are a rough guide, as documented
+        warnings.filterwarnings("ignore", "PedAnovaImportanceEvaluator computes", UserWarning)  # that less is better
         for name, own in values.items():
             if len(own) >= FEWEST_TRIALS and len(set(own)) > 1:
-                target = (lambda trial: float(trial.values[0])) if len(study.directions) > 1 else None
                 single = get_param_importances(
                     study, evaluator=PedAnovaImportanceEvaluator(), params=[name], target=target, normalize=False
                 )

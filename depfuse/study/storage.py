@@ -33,6 +33,7 @@ from depfuse.study.roll import Roll
 WORKER = "worker"  # the user attribute of a trial that names who runs it
 GRACE = 3  # heartbeats that may be missed
 JUST_BEGUN = 60.0  # seconds in which a trial may be without a worker's name
+_EXAMPLE = "give one such as postgresql://user:password@host/database"
 _ATTEMPTS = 5  # to make the tables, where another worker makes them at the same time
 
 
@@ -51,7 +52,7 @@ class Storage(ABC):
     optuna
         The same for Optuna.
     shown
-        What it is called in sentences, without a password.
+        What it is called in sentences, without a password or options of the connection, which may hold one.
     """
 
     optuna: BaseStorage
@@ -140,11 +141,11 @@ class DatabaseStorage(Storage):
     def __init__(self, url: str, heartbeat: int) -> None:
         try:
             parsed = make_url(url)
-        except sqlalchemy.exc.ArgumentError:
-            raise StudyError(
-                "--storage is no URL of a database: give one such as postgresql://user:password@host/database"
-            ) from None
-        self.shown = parsed.render_as_string(hide_password=True)
+        except (sqlalchemy.exc.ArgumentError, ValueError):
+            raise StudyError(f"--storage is no URL of a database: {_EXAMPLE}") from None
+        if "@" in (parsed.host or ""):  # the rest of a password
+            raise StudyError(f"--storage has more than one @, which in a password is written %40: {_EXAMPLE}")
+        self.shown = parsed.set(query={}).render_as_string(hide_password=True)
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
         for attempt in range(_ATTEMPTS):
@@ -153,7 +154,8 @@ class DatabaseStorage(Storage):
                 return
             except (sqlalchemy.exc.NoSuchModuleError, ImportError):
                 raise StudyError(
-                    f"{self.shown} needs a driver that is not installed: pip install 'depfuse[postgres]' for PostgreSQL"
+                    f"{self.shown} needs a driver that is not installed, for PostgreSQL by "
+                    "pip install 'depfuse[postgresql]'"
                 ) from None
             except RuntimeError:
                 raise StudyError(

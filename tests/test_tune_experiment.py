@@ -1,0 +1,88 @@
+"""The measurements of searches: each is made once, the best recipe is tried on other pairs, and figures are right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import pytest
+import torch
+from test_experiments import load
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    return load("tune")
+
+
+@pytest.fixture(scope="module")
+def throughput(script: ModuleType) -> ModuleType:
+    return load("throughput")
+
+
+def test_the_best_recipe_is_tried_on_other_pairs_and_nothing_is_measured_twice(
+    script, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setitem(script.TARGETS, "digits", ("digits", "digits-skewed-1"))
+    words = ["--target", "digits", "--trials", "2", "--limit-test", "100", "--threads", str(torch.get_num_threads())]
+    words += ["--out", str(tmp_path / "search"), "--csv", str(tmp_path / "table.csv")]
+    assert script.main(words) == 0
+    first = capsys.readouterr()
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert list(zip(table["set"], table["recipe"].str.startswith("trial "), strict=True)) == [
+        ("digits", False), ("digits", True), ("digits-skewed-1", False), ("digits-skewed-1", True),
+    ]  # fmt: skip
+    assert (table["accuracy"] > 0.2).all()
+    assert all('"refit": "none"' in settings or '"refit"' not in settings for settings in table["settings"])
+    assert set(table["images"]) == {900}
+    assert first.err.count("digits") == 4
+    trials = {path: path.read_bytes() for path in (tmp_path / "search").glob("trial-*.json")}
+    assert script.main(words) == 0
+    second = capsys.readouterr()
+    assert second.out == first.out
+    assert second.err == ""
+    assert {path: path.read_bytes() for path in (tmp_path / "search").glob("trial-*.json")} == trials
+
+
+def test_ratios_are_of_the_same_round(script) -> None:
+    rates = {("independent", "0"): 2.0, ("shared", "0"): 1.0, ("independent", "1"): 8.0, ("shared", "1"): 6.0}
+    rows = pd.DataFrame(
+        [
+            {"objectives": "2", "way": way, "round": number, "trials_per_second": rate,
+             "storage_share": 0.1 if way == "shared" else 0.5, "storage_seconds_per_trial": 0.02}
+            for (way, number), rate in rates.items()
+        ]
+    )  # fmt: skip
+    (line,) = script.throughput_table(rows).splitlines()[2:]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells == ["2", "5.00", "3.50", "0.50, 0.75", "0.62", "10.0 %", "20"]
+
+
+def test_nested_calls_of_a_storage_count_once(throughput, monkeypatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now)
+
+    class Storage:
+        def outer(self) -> None:
+            self.inner()
+            self.inner()
+
+        def inner(self) -> None:
+            nonlocal now
+            now += 1.0
+
+    watch = throughput.Stopwatch()
+    watch.watch(Storage)
+    Storage().outer()
+    assert watch.seconds == 2.0
+    Storage().inner()
+    assert watch.seconds == 3.0
+
+
+def test_what_cannot_be_measured_is_refused(script, monkeypatch, capsys) -> None:
+    monkeypatch.delenv("DEPFUSE_POSTGRESQL", raising=False)
+    assert script.main(["--throughput"]) == 2
+    assert "run this by .ci/with-postgresql" in capsys.readouterr().err
+    assert script.main(["--target", "magic"]) == 2
+    assert "there is no target 'magic': choose from resnet20" in capsys.readouterr().err
