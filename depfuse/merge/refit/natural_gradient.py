@@ -87,7 +87,7 @@ class NaturalGradient:
         ]
         return float(torch.stack(losses).sum())
 
-    def step(self, batches: Sequence[Batch], share: float) -> tuple[Tensor, Tensor]:
+    def step(self, batches: Sequence[Batch], share: float, streams: float = 1.0) -> tuple[Tensor, Tensor]:
         """Take one step.
 
         Parameters
@@ -96,6 +96,8 @@ class NaturalGradient:
             What `taught` gave.
         share
             Its length, as a share of a whole step's.
+        streams
+            What the streams count, as a share of what they count at first.
 
         Returns
         -------
@@ -106,7 +108,7 @@ class NaturalGradient:
         if self._taken % REFRESHED == 0:
             self._factors = self._found_factors(batches)
         self._taken += 1
-        gradient, loss, alike = self._gradient(batches)
+        gradient, loss, alike = self._gradient(batches, streams)
         direction = self._preconditioned(gradient)
         power = -sum(float((gradient[key].double() * direction[key]).sum()) for key in self.maps)
         trusted = TRUST / len(self.folded.units) * self._first * (1 + self.streams.weight) ** 0.5
@@ -143,8 +145,8 @@ class NaturalGradient:
         self.generator.set_state(generator)
         self.refresh()
 
-    def _gradient(self, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Of the mean over images; the divergence summed over them, and how many are named alike."""
+    def _gradient(self, batches: Sequence[Batch], share: float) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Of the mean over images, with a share of the streams; their divergence, and how many are named alike."""
         total = {key: torch.zeros_like(tensor) for key, tensor in self.maps.items()}
         losses, alike = [], []
         with torch.enable_grad(), self._quick:
@@ -154,7 +156,7 @@ class NaturalGradient:
                 given = output.detach().float()
                 losses.append(divergence(given, logits))
                 alike.append((given.argmax(1) == logits.argmax(1)).sum())
-                pulls = [slope(given, logits), *self.streams.pulls(values, wanted, self._first)]
+                pulls = [slope(given, logits), *self.streams.pulls(values, wanted, self._first, share)]
                 outputs = [output, *values]
                 pulls = [pull.to(one) for pull, one in zip(pulls, outputs, strict=True)]
                 found = torch.autograd.grad(outputs, list(leaves.values()), pulls)

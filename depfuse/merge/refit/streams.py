@@ -57,17 +57,19 @@ class Streams:
         """What each stream shall carry, behind its ReLU where one follows, from each parent's values at the nodes."""
         return [self._targets.passed(unit, own) for unit, *own in zip(self._units, *values, strict=True)]
 
-    def pulls(self, values: Sequence[Tensor], wanted: Sequence[Tensor], loss: float) -> list[Tensor]:
+    def pulls(
+        self, values: Sequence[Tensor], wanted: Sequence[Tensor], loss: float, share: float = 1.0
+    ) -> list[Tensor]:
         """The derivatives, by the child's values at the nodes, of their squared distances, summed over images.
 
         The first time this is asked for, the distances are weighted: together they count `WEIGHT` times `loss` per
-        image, each stream as much as another.
+        image, each stream as much as another; `share` of that is what they count now.
         """
         errors = [_error(unit, *both) for unit, *both in zip(self._units, values, wanted, strict=True)]
         if not self.weights:
             squares = [float(error.square().sum()) / len(error) for error in errors]
             self.weights = [WEIGHT * loss / (len(squares) * square) if square > 0 else 0.0 for square in squares]
-        return [2 * weight * error for weight, error in zip(self.weights, errors, strict=True)]
+        return [2 * share * weight * error for weight, error in zip(self.weights, errors, strict=True)]
 
 
 def _error(unit: Unit, value: Tensor, wanted: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from depfuse.merge.refit.natural_gradient import PER_STEP, NaturalGradient
 
 USUAL_RATE = 0.05
+SHARE = 0.7  # of the length of a second pass's steps, which are fewer
 
 
 class NaturalGradientTraining:
@@ -39,13 +40,14 @@ class NaturalGradientTraining:
         self._learner.refresh()
 
     def step(self, images: Tensor, labels: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-        """One step, whole at a rate of `USUAL_RATE`; see `NaturalGradient.step`."""
+        """One step, see `NaturalGradient.step`: the lower the rate, the shorter, and the less the streams count."""
         with torch.no_grad():
             batches = self._learner.taught(torch.split(images, self._size), quick=True)
             if not self._begun:
                 self._learner.begin(self._learner.loss(batches) / len(images))
                 self._begun = True
-            return self._learner.step(batches, rate / USUAL_RATE)
+            part = rate / USUAL_RATE
+            return self._learner.step(batches, SHARE * part, min(1.0, part))
 
     def finish(self) -> None:
         """Give the network what was learned, in eval mode."""
