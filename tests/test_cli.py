@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -354,10 +353,10 @@ def test_training_that_was_cut_off_goes_on(place: Place, monkeypatch: pytest.Mon
 
     whole_epoch = trainer._Run.one_epoch
 
-    def cut_off(run: trainer._Run, seen: Mapping[str, torch.Tensor]) -> trainer.EpochReport:
+    def cut_off(run: trainer._Run) -> trainer.EpochReport:
         if run.epoch == 2:
             raise KeyboardInterrupt
-        return whole_epoch(run, seen)
+        return whole_epoch(run)
 
     monkeypatch.setattr(trainer._Run, "one_epoch", cut_off)
     monkeypatch.setattr("depfuse.cli.train.train_network", functools.partial(trainer.train, save_seconds=0))
