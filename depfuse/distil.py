@@ -152,14 +152,14 @@ class Further:
     def _natural(
         self, model: nn.Module, teacher: Ensemble, together: Together | None
     ) -> NaturalGradientTraining | None:
-        if together is None:
-            device = next(model.parameters()).device
-            few = calibration_loader(self.data, STATISTICS_IMAGES, device=device, seed=self.recipe.seed)
-            try:
+        try:
+            if together is None:
+                device = next(model.parameters()).device
+                few = calibration_loader(self.data, STATISTICS_IMAGES, device=device, seed=self.recipe.seed)
                 together = Together.towards(model.eval(), teacher, few, seed=self.recipe.seed)
-            except ArchitectureError:
-                return None
-        return together.training()
+            return together.training()
+        except ArchitectureError:
+            return None
 
     def _settings(self, epochs: int, learner: NaturalGradientTraining | None) -> TrainRecipe:
         sgd = {"warmup": WARMUP * epochs, "label_smoothing": 0.0}

@@ -27,6 +27,17 @@ def digits() -> DataSet:
     return load_data("digits")
 
 
+def assert_one_sentence(capsys: pytest.CaptureFixture[str], code: int, *words: str) -> None:
+    """Check that a command was refused: code 2 and one line on standard error that holds the words."""
+    stdout, stderr = capsys.readouterr()
+    assert code == 2
+    assert stdout == ""
+    assert stderr.count("\n") == 1, stderr
+    assert stderr.startswith("depfuse: ")
+    for word in words:
+        assert word in stderr
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import assert_one_sentence
 from safetensors.torch import save_file
 from torch import nn
 
@@ -120,13 +121,7 @@ def refused(place: Place, capsys: pytest.CaptureFixture[str]):
 
     def check(code: int, *words: str) -> None:
         after = files(place.folder)
-        stdout, stderr = capsys.readouterr()
-        assert code == 2
-        assert stdout == ""
-        assert stderr.count("\n") == 1, stderr
-        assert stderr.startswith("depfuse: ")
-        for word in words:
-            assert word in stderr
+        assert_one_sentence(capsys, code, *words)
         assert after == before
 
     before = files(place.folder)

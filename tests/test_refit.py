@@ -17,6 +17,7 @@ from depfuse.align.coupling import apply_couplings
 from depfuse.checkpoint import Card, read_checkpoint, write_checkpoint
 from depfuse.cli import main
 from depfuse.data import Loader, Preprocessing, Split
+from depfuse.data.augment import Augmentation
 from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
 from depfuse.groups import random_permutations
 from depfuse.label_sets import LabelSets
@@ -402,6 +403,25 @@ def test_a_natural_gradient_step_is_the_damped_kronecker_solution(monkeypatch):
     saved = -float((gradient * taken).sum()) / (1 - MOMENTUM)
     length = float(taken.norm() / wanted.norm()) / (1 - MOMENTUM)
     assert saved * length == pytest.approx(TRUST * float(loss) / 25, rel=1e-3)
+
+
+def test_where_no_layer_can_be_moved_that_is_said_and_nothing_is():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(64, 64), nn.Linear(64, 64)
+            self.two.weight, self.two.bias = self.one.weight, self.one.bias
+
+        def forward(self, x):
+            return self.two(self.one(x.flatten(1)).relu())
+
+    tied, loader = Tied().eval(), images(50)
+    before = copy.deepcopy(tied.state_dict())
+    together = Together.towards(tied, lambda inputs: inputs.flatten(1), loader)
+    together.second_pass(4, Augmentation())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in tied.state_dict().items())
+    with pytest.raises(ArchitectureError, match="no layer"):
+        together.training()
 
 
 def test_the_same_refit_twice_is_the_same_bit_for_bit():

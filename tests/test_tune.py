@@ -12,12 +12,14 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import torch
+from conftest import assert_one_sentence
 from digits_parents import digits_files, digits_parents
 from optuna.trial import TrialState
 from pydantic import Field
@@ -348,18 +350,8 @@ def test_trials_of_a_worker_that_is_gone_are_run_again_and_those_of_others_are_l
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
-    """Check that a command was refused: code 2 and one line that holds the words."""
-
-    def check(code: int, *words: str) -> None:
-        stdout, stderr = capsys.readouterr()
-        assert code == 2
-        assert stdout == ""
-        assert stderr.count("\n") == 1, stderr
-        assert stderr.startswith("depfuse: ")
-        for word in words:
-            assert word in stderr
-
-    return check
+    """Check that a command was refused with one line that holds the words."""
+    return partial(assert_one_sentence, capsys)
 
 
 def test_settings_that_cannot_be_searched_are_refused(tmp_path: Path, refused) -> None:

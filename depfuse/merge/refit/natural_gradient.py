@@ -61,13 +61,18 @@ class NaturalGradient:
         self._change = {key: torch.zeros_like(tensor) for key, tensor in self.maps.items()}
         self._factors: dict[Unit, tuple[Tensor, Tensor]] = {}
         self._taken = 0
-        self._first = 0.0
+        self._first: float | None = None
         device = next(iter(state.values())).device
         self._quick = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_pays(device))
 
     def begin(self, loss: float) -> None:
         """What steps and streams are measured by: the loss per image before the first step."""
         self._first, self.streams.weights = loss, []
+
+    @property
+    def begun(self) -> bool:
+        """Whether that is known."""
+        return self._first is not None
 
     def refresh(self) -> None:
         """Find the curvature anew at the next step, as at every `REFRESHED`-th."""
@@ -88,7 +93,7 @@ class NaturalGradient:
         return float(torch.stack(losses).sum())
 
     def step(self, batches: Sequence[Batch], share: float, streams: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Take one step.
+        """Take one step, after `begin`.
 
         Parameters
         ----------
@@ -105,10 +110,11 @@ class NaturalGradient:
             The divergence before the step, summed over the images, and on how many of them the network names the
             ensemble's class.
         """
+        assert self._first is not None
         if self._taken % REFRESHED == 0:
             self._factors = self._found_factors(batches)
         self._taken += 1
-        gradient, loss, alike = self._gradient(batches, streams)
+        gradient, loss, alike = self._gradient(batches, self._first, streams)
         direction = self._preconditioned(gradient)
         power = -sum(float((gradient[key].double() * direction[key]).sum()) for key in self.maps)
         trusted = TRUST / len(self.folded.units) * self._first * (1 + self.streams.weight) ** 0.5
@@ -145,7 +151,9 @@ class NaturalGradient:
         self.generator.set_state(generator)
         self.refresh()
 
-    def _gradient(self, batches: Sequence[Batch], share: float) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def _gradient(
+        self, batches: Sequence[Batch], first: float, share: float
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Of the mean over images, with a share of the streams; their divergence, and how many are named alike."""
         total = {key: torch.zeros_like(tensor) for key, tensor in self.maps.items()}
         losses, alike = [], []
@@ -156,7 +164,7 @@ class NaturalGradient:
                 given = output.detach().float()
                 losses.append(divergence(given, logits))
                 alike.append((given.argmax(1) == logits.argmax(1)).sum())
-                pulls = [slope(given, logits), *self.streams.pulls(values, wanted, self._first, share)]
+                pulls = [slope(given, logits), *self.streams.pulls(values, wanted, first, share)]
                 outputs = [output, *values]
                 pulls = [pull.to(one) for pull, one in zip(pulls, outputs, strict=True)]
                 found = torch.autograd.grad(outputs, list(leaves.values()), pulls)

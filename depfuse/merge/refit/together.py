@@ -55,22 +55,23 @@ class Together:
         Raises
         ------
         ArchitectureError
-            The network cannot be taken apart, see `Program`, or nothing of it can be moved.
+            The network cannot be taken apart, see `Program`.
         """
         dissected = Dissected.create(network, images)
         folded = Folded(dissected.program, dissected.units)
-        if not folded.units:
-            raise ArchitectureError("no layer of the network can be refitted")
         return cls(dissected, folded, lambda inputs: (teacher(inputs), []), Streams.none(), seed)
 
     def second_pass(self, steps: int, augment: Augmentation) -> None:
         """Take some steps on the images in place, see `SecondPass`, with BatchNorm statistics of its own at the end."""
         with torch.no_grad():
-            SecondPass(self._learner(), self.dissected.loader, augment).run(steps)
+            if self.folded.units:
+                SecondPass(self._learner(), self.dissected.loader, augment).run(steps)
             self.dissected.renew_statistics()
 
     def training(self) -> NaturalGradientTraining:
-        """What trains the network on, as it is now."""
+        """What trains the network on, as it is now; `ArchitectureError` where nothing of it can be moved."""
+        if not self.folded.units:
+            raise ArchitectureError("no layer of the network can be refitted")
         return NaturalGradientTraining(self._learner(), self.dissected.size, self.dissected.renew_statistics)
 
     def _learner(self) -> NaturalGradient:

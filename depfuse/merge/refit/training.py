@@ -28,7 +28,6 @@ class NaturalGradientTraining:
 
     def __init__(self, learner: NaturalGradient, size: int, settle: Callable[[], None]) -> None:
         self._learner, self._size, self._settle = learner, size, settle
-        self._begun = False
 
     @property
     def batch_size(self) -> int:
@@ -43,9 +42,8 @@ class NaturalGradientTraining:
         """One step, see `NaturalGradient.step`: the lower the rate, the shorter, and the less the streams count."""
         with torch.no_grad():
             batches = self._learner.taught(torch.split(images, self._size), quick=True)
-            if not self._begun:
+            if not self._learner.begun:
                 self._learner.begin(self._learner.loss(batches) / len(images))
-                self._begun = True
             part = rate / USUAL_RATE
             return self._learner.step(batches, SHARE * part, min(1.0, part))
 
@@ -62,4 +60,3 @@ class NaturalGradientTraining:
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Go on from what `state_dict` gave."""
         self._learner.load_state_dict(state)
-        self._begun = True
