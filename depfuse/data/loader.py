@@ -101,14 +101,7 @@ class Loader:
 
     def between(self, start: int, end: int) -> Loader:
         """The same loader over its images from number `start` up to, not including, `end`."""
-        split = Split(self.images[start:end], self.labels[start:end])
-        return Loader(
-            split,
-            self.preprocessing,
-            batch_size=self.batch_size,
-            device=self.device,
-            channels_last=self.channels_last,
-        )
+        return self._over(self.images[start:end], self.labels[start:end])
 
     def batches(self, start: int, end: int) -> Loader:
         """The same loader over its batches from number `start` up to, not including, `end`.
@@ -121,18 +114,16 @@ class Loader:
         if self.augment:
             images = self.augment.apply(images, self._drawn(self._generator())[first:last])
         # As many batches out of equal ones, cut into as many, are the same batches again.
-        return Loader(
-            Split(images, self.labels[first:last].clone()),
-            self.preprocessing,
-            batch_size=self.batch_size,
-            device=self.device,
-            channels_last=self.channels_last,
-        )
+        return self._over(images, self.labels[first:last].clone())
 
     def augmented(self, augment: Augmentation, seed: int = 0) -> Loader:
         """The same images in the same order, each changed as was drawn for it once: every pass sees the same."""
+        return self._over(self.images, self.labels, augment, seed)
+
+    def _over(self, images: Tensor, labels: Tensor, augment: Augmentation | None = None, seed: int = 0) -> Loader:
+        """The same loader over other images, in a fixed order."""
         return Loader(
-            Split(self.images, self.labels),
+            Split(images, labels),
             self.preprocessing,
             batch_size=self.batch_size,
             device=self.device,
