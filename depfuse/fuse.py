@@ -24,12 +24,12 @@ from depfuse.distil import Ensemble, Further
 from depfuse.errors import DepfuseWarning, GroupError, RecipeError
 from depfuse.folding import fold
 from depfuse.groups import ChannelGroups, explain, find_groups, not_followed, prove_groups
-from depfuse.joint_head import renewed, with_joint_head
 from depfuse.label_sets import LabelSets
 from depfuse.limits import noting_limits
 from depfuse.merge import Polished, Shares, Together, average, fisher_information, refit_layers
 from depfuse.recipe import Recipe
 from depfuse.renorm import Merged, chosen_method, has_batch_norm, renormalise
+from depfuse.teachers import for_statistics, prepared
 from depfuse.widths import Brought, Widths, shapes_of
 
 OnStep = Callable[[str], None]
@@ -70,7 +70,7 @@ class FusionResult:
         Where channels are kept side by side: which, and the parents with room for them. Groups, couplings and parents
         are those of the wider child then.
     teachers
-        The parents whose ensemble the child learns from: those given, or with renewed statistics, or with one head.
+        The parents whose ensemble the child learns from: those given, or with renewed statistics, and with one head.
     joint
         Whether the teachers have one head over all labels.
     chosen
@@ -169,7 +169,7 @@ class FusionResult:
         As the recipe says, layers of which all that is before them is kept apart have their parents' statistics still.
         """
         merged = Merged(self.parents, self.groups, couplings, shares, self.example)
-        images = _for_statistics(self.calibration, self.recipe)
+        images = None if self.calibration is None else for_statistics(self.calibration, self.recipe)
         if method is not None:
             renormalise(child, method, images, merged)
         else:
@@ -296,8 +296,9 @@ def fuse(
     trains = recipe.distil > 0 or recipe.finetune > 0
     if trains and further is None:
         raise RecipeError("distil and finetune need the training images: give further=Further(data, recipe)")
-    models, sets = _teachers(models, recipe, shares, calibration, sets, template)
-    if recipe.labelled:
+    taught = prepared(models, recipe, shares, calibration, sets, template)
+    models, sets = taught.models, taught.labels
+    if taught.joint:
         template = None
     teachers = models
     unequal = sets is None and any(shapes_of(m) != shapes_of(models[0]) for m in (*models, template or models[0]))
@@ -381,7 +382,7 @@ def fuse(
         unmatched,
         apart,
         teachers,
-        recipe.labelled > 0,
+        taught.joint,
         choice,
         information,
         example if example is not None or calibration is None else _example(calibration),
@@ -420,28 +421,6 @@ def fuse(
         teacher = Ensemble(teachers, shares, sets, joint=result.joint)
         seconds |= further.train(child, teacher, "child", refitted if alike else None)
     return result
-
-
-def _teachers(
-    models: Sequence[nn.Module],
-    recipe: Recipe,
-    shares: Sequence[float],
-    calibration: Loader | None,
-    labels: LabelSets | None,
-    template: nn.Module | None,
-) -> tuple[Sequence[nn.Module], LabelSets | None]:
-    """The parents as the recipe prepares them, and their labels where these still differ."""
-    wanted = recipe.parents_renorm == "reset" or (recipe.parents_renorm == "auto" and labels is not None)
-    if calibration is None and (recipe.parents_renorm == "reset" or recipe.labelled):
-        raise RecipeError("renewing the parents' statistics, and labelled, need calibration images: give at least 2")
-    images = _for_statistics(calibration, recipe)
-    if wanted and images is not None:
-        models = renewed(models, images)
-    if recipe.labelled and calibration is not None:
-        if labels is None and template is not None:
-            raise RecipeError("labelled images fit the heads of the parents' own widths: leave out --width")
-        return with_joint_head(models, shares, calibration.first(recipe.labelled), labels, template), None
-    return models, labels
 
 
 def naive_average(
@@ -532,13 +511,6 @@ def _check_renorm(recipe: Recipe, model: nn.Module) -> None:
             f"augment_statistics has no statistics to renew: {type(model).__name__} has no BatchNorm; choose renorm "
             "repair or rescale, or leave it out"
         )
-
-
-def _for_statistics(calibration: Loader | None, recipe: Recipe) -> Loader | None:
-    """The calibration images as statistics are taken from them."""
-    if calibration is None or not recipe.augment_statistics:
-        return calibration
-    return calibration.augmented(Augmentation.suited_to(calibration.image_shape), recipe.seed)
 
 
 def _example(calibration: Loader | None) -> Tensor:

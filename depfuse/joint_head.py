@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +13,15 @@ from torch import Tensor, nn
 from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
+from depfuse.information import informed
 from depfuse.label_sets import LabelSets
 from depfuse.merge import average
 from depfuse.renorm import reset_batch_norm
 from depfuse.running import evaluating, modules_in_order
 
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-FOLDS = 5
-ITERATIONS = 100
+FEWEST = 10
+COMPARED = 500
+AGREEING = 0.75
 
 
 def renewed(models: Sequence[nn.Module], calibration: Loader) -> list[nn.Module]:
@@ -33,18 +36,45 @@ def renewed(models: Sequence[nn.Module], calibration: Loader) -> list[nn.Module]
     return found
 
 
+def know_different(models: Sequence[nn.Module], images: Loader) -> bool:
+    """Whether parents with the same labels have learned to tell different ones apart.
+
+    Two of them then name the same class far more seldom than each is sure of its own: for less than `AGREEING` of the
+    mean of their highest class probabilities, over all pairs and some unlabelled images.
+    """
+    found: list[list[Tensor]] = [[] for _ in models]
+    with torch.inference_mode(), evaluating(*models):
+        for batch, _ in images.first(COMPARED):
+            for outputs, model in zip(found, models, strict=True):
+                outputs.append(model(batch).float().softmax(1))
+    sure, named = zip(*(torch.cat(outputs).max(1) for outputs in found), strict=True)
+    agreement = [float((one == other).float().mean()) for one, other in itertools.combinations(named, 2)]
+    return sum(agreement) / len(agreement) < AGREEING * float(torch.stack(sure).mean())
+
+
+def can_have_joint_head(models: Sequence[nn.Module], images: Loader, labels: LabelSets | None = None) -> bool:
+    """Whether all networks end in a linear layer, and there are enough images for so many classes to find a head."""
+    first = next(iter(images))[0][:1]
+    layers = [_last(model, first) for model in models]
+    heads = [layer for layer in layers if _is_head(layer)]
+    classes = heads[0].out_features if labels is None and heads else 0 if labels is None else len(labels.joint)
+    return len(heads) == len(models) and images.count >= FEWEST * classes
+
+
 def with_joint_head(
     models: Sequence[nn.Module],
     shares: Sequence[float],
-    labelled: Loader,
+    calibration: Loader,
+    labelled: int = 0,
     labels: LabelSets | None = None,
     template: nn.Module | None = None,
 ) -> list[nn.Module]:
-    """Copies of the parents with heads over all labels, whose share-weighted logits fit some labelled images.
+    """Copies of the parents with heads over all labels, whose share-weighted logits are those of one classifier.
 
-    Multinomial logistic regression on the standardised features of all parents side by side, its L2 penalty chosen by
-    cross-validation in five parts. Each copy takes its part of the weights, so that the ensemble of the copies is that
-    classifier.
+    Heads side by side are poorly calibrated against each other: each parent is as sure of images that it does not know.
+    One linear classifier of the features of all parents, which begins as these heads, learns to tell better, by
+    regularised information maximisation (`informed`) and, where they are read, labels. Each copy takes its part of the
+    weights.
 
     Parameters
     ----------
@@ -52,35 +82,52 @@ def with_joint_head(
         The parents; left as they are.
     shares
         One weight per parent; one of weight zero has no say.
+    calibration
+        Images.
     labelled
-        Images with labels, which are read here.
+        The labels of so many of these, the first ones, are read.
     labels, template
         Which labels the parents' outputs stand for and a network with an output for each, where they differ.
 
     Raises
     ------
     RecipeError
-        There are fewer than five images of two labels, or a network does not end in a linear layer.
+        A network does not end in a linear layer, or a label that was read is not one of the parents'.
     """
-    if labelled.count < FOLDS or len(torch.unique(labelled.labels)) < 2:
-        raise RecipeError(f"{labelled.count} labelled images are too few for a head: give at least 10, better 500")
     copies = [_of_all_labels(models, number, labels, template) for number in range(len(models))]
-    images = next(iter(labelled))[0][:1]
+    images = next(iter(calibration))[0][:1]
     heads = [head_of(model, images) for model in copies]
-    features = [_features(model, head, labelled) for model, head in zip(copies, heads, strict=True)]
     classes = heads[0].out_features
-    highest = int(labelled.labels.max())
-    if highest >= classes:
+    known = calibration.labels[:labelled].long().to(images.device) if labelled else None
+    if known is not None and int(known.max()) >= classes:
         raise RecipeError(
-            f"the data have the label {highest}, but the parents know {classes} labels: 0 to {classes - 1}"
+            f"the data have the label {int(known.max())}, but the parents know {classes} labels: 0 to {classes - 1}"
         )
-    widths = [found.shape[1] for found in features]
-    weight, bias = _logistic_regression(torch.cat(features, 1), labelled.labels, classes)
+    says = [number for number, share in enumerate(shares) if share > 0]
+    features = [_features(copies[number], heads[number], calibration) for number in says]
     with torch.no_grad():
-        for head, own, share in zip(heads, torch.split(weight, widths, 1), shares, strict=True):
-            head.weight.copy_(own / share if share > 0 else torch.zeros_like(own))
+        counted = torch.stack([_counts(number, shares, labels, heads[0].weight) for number in says])
+        counted = counted / counted.sum(0).clamp_min(1e-12)
+        own = [count[:, None] * heads[number].weight for count, number in zip(counted, says, strict=True)]
+        bias = sum(count * heads[number].bias for count, number in zip(counted, says, strict=True))
+        weight, bias = informed(torch.cat(features, 1), torch.cat(own, 1), bias, known)
+        for head in heads:
+            head.weight.zero_()
             head.bias.copy_(bias)
+        widths = [found.shape[1] for found in features]
+        for number, part in zip(says, torch.split(weight, widths, 1), strict=True):
+            heads[number].weight.copy_(part / shares[number])
     return copies
+
+
+def _counts(number: int, shares: Sequence[float], labels: LabelSets | None, like: Tensor) -> Tensor:
+    """A parent's share (classes,) in each output: none where it does not know the label."""
+    counts = like.new_full((len(like),), shares[number])
+    if labels is not None:
+        known = torch.zeros(len(like), dtype=torch.bool)
+        known[labels.columns(number)] = True
+        counts[~known.to(like.device)] = 0.0
+    return counts
 
 
 def _of_all_labels(
@@ -100,16 +147,24 @@ def head_of(model: nn.Module, images: Tensor) -> nn.Linear:
     RecipeError
         It is none, or has no bias.
     """
+    layer = _last(model, images)
+    if not _is_head(layer):
+        raise RecipeError(
+            f"one head for all parents needs networks that end in a linear layer with a bias, not in"
+            f" {type(layer).__name__}: leave out --labelled and --joint-head"
+        )
+    return layer
+
+
+def _is_head(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    return isinstance(layer, nn.Linear) and layer.bias is not None
+
+
+def _last(model: nn.Module, images: Tensor) -> nn.Module:
     with torch.no_grad(), evaluating(model):
         ran = modules_in_order(model, lambda: model(images))
     layers = [name for name in ran if name and next(model.get_submodule(name).parameters(False), None) is not None]
-    layer = model.get_submodule(layers[-1]) if layers else model
-    if not isinstance(layer, nn.Linear) or layer.bias is None:
-        raise RecipeError(
-            f"labelled images fit the head of a network that ends in a linear layer with a bias, not in"
-            f" {type(layer).__name__}: leave out --labelled"
-        )
-    return layer
+    return model.get_submodule(layers[-1]) if layers else model
 
 
 def _features(model: nn.Module, layer: nn.Module, loader: Loader) -> Tensor:
@@ -123,37 +178,3 @@ def _features(model: nn.Module, layer: nn.Module, loader: Loader) -> Tensor:
     finally:
         handle.remove()
     return torch.cat(found)
-
-
-def _logistic_regression(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Weight (classes, width) and bias (classes,) of the regression with the best penalty."""
-    mean, deviation = features.mean(0), features.std(0).clamp_min(1e-6)
-    x, y = ((features - mean) / deviation).double(), labels.long()
-    parts = torch.arange(len(x), device=x.device) % FOLDS
-    losses = []
-    for penalty in PENALTIES:
-        held = 0.0
-        for part in range(FOLDS):
-            weight, bias = _fitted(x[parts != part], y[parts != part], classes, penalty)
-            scores = x[parts == part] @ weight.T + bias
-            held += float(nn.functional.cross_entropy(scores, y[parts == part], reduction="sum"))
-        losses.append(held)
-    weight, bias = _fitted(x, y, classes, PENALTIES[losses.index(min(losses))])
-    weight = weight / deviation
-    return weight.to(features), (bias - weight @ mean.double()).to(features)
-
-
-def _fitted(x: Tensor, y: Tensor, classes: int, penalty: float) -> tuple[Tensor, Tensor]:
-    weight = x.new_zeros(classes, x.shape[1], requires_grad=True)
-    bias = x.new_zeros(classes, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        loss = nn.functional.cross_entropy(x @ weight.T + bias, y) + 0.5 * penalty * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    with torch.enable_grad():
-        optimiser.step(closure)  # type: ignore[no-untyped-call]
-    return weight.detach(), bias.detach()

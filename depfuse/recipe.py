@@ -29,6 +29,7 @@ TapPosition = Literal["after", "before", "both"]
 Choose = Literal["whole", "groups"]
 Masses = Literal["best", "whole", "equal", "free"]
 ParentsRenorm = Literal["auto", "none", "reset"]
+JointHead = Literal["auto", "none", "always"]
 Refit = Literal["none", "ridge", "regmean", "least-squares"]
 Targets = Literal["clusters", "matched"]
 WeightsBy = Literal["network", "stage", "group"]
@@ -162,13 +163,20 @@ class Recipe(BaseModel):
     parents_renorm: ParentsRenorm = Field(
         default="auto",
         description="reset gives the parents BatchNorm statistics of the calibration images before anything else; auto "
-        "does so where they know different labels",
+        "does so where they know different labels, and where a child that learns from them finds that they tell "
+        "different ones apart",
+    )
+    joint_head: JointHead = Field(
+        default="auto",
+        description="the parents teach the child with one head over all their features, found on the calibration "
+        "images without labels; auto: where they know different things and the child is refitted, distilled, or the "
+        "best of a family",
     )
     labelled: int = Field(
         default=0,
         ge=0,
         description="calibration images, the first ones, whose labels are read: for one head over the features of all "
-        "parents, which then teaches the child",
+        "parents, as joint_head, which then teaches the child",
     )
     goal: Goal = Field(
         default="child",
@@ -248,6 +256,8 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"labelled {self.labelled} is more than the {self.calibration} calibration images: give more"
             )
+        if self.labelled and self.joint_head == "none":
+            raise ValueError("labelled images are read for one head of all parents: leave out joint_head none")
         return self
 
     @model_validator(mode="after")
@@ -343,6 +353,11 @@ class Recipe(BaseModel):
     def polishes(self) -> bool:
         """Whether a Gauss-Newton step follows."""
         return self.goal == "best" if self.polish is None else self.polish
+
+    @property
+    def learns(self) -> bool:
+        """Whether the child learns from the parents' outputs, not from their weights alone."""
+        return self.refit != "none" or self.distil > 0 or self.goal == "best"
 
     @property
     def keeps_apart(self) -> bool:

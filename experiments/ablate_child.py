@@ -10,7 +10,7 @@ in the CSV, kept as soon as it is measured; rows that are there are not measured
 
 - accuracy and cross-entropy (nats) on all test images, which nothing is chosen by;
 - accuracy on 5,000 training images that calibration did not see (a quarter of the digits'), and the share of them on
-  which the network names the same class as the parents' ensemble, with renewed statistics where labels differ;
+  which the network names the same class as the parents' ensemble as it teaches a refitted child;
 - parameters relative to the first parent, and seconds: in all, of each part, and of the processor (all threads added
   up, which other work on the machine does not change); without finding and proving the parents' groups, and without
   evaluation;
@@ -46,7 +46,7 @@ import torch
 from baselines import BASELINES, Seen
 from child_size import keep_worst_for, parameters
 from child_steps import STEPS, Fusion, Step
-from parent_sets import SETS, ZOO, Material, data_files, ensemble, material, teachers
+from parent_sets import SETS, ZOO, Joint, Material, data_files, ensemble, material, teachers
 from results_table import cost_table, draw_costs
 from study import Cell, Study
 from study_command import check_counts, check_plot, common_options, exit_code, measured, numbers
@@ -170,7 +170,10 @@ def _named_by_teachers(of: Material, images: int, seed: int, limit: int) -> Tens
     """The classes (N,) that the parents' ensemble names on the held-out images."""
     calibration, held_out = _calibration(of, images, seed), of.held_out(images, seed, limit)
     assert held_out is not None
-    return _classes(ensemble(of, None if calibration is None else teachers(of, calibration)), held_out)
+    if calibration is None:
+        return _classes(ensemble(of), held_out)
+    taught = teachers(of, calibration)
+    return _classes(Joint(taught.models, of.shares, taught.labels), held_out)
 
 
 def _classes(network: nn.Module, loader: Loader) -> Tensor:

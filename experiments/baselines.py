@@ -17,7 +17,7 @@ from depfuse.data import Loader
 from depfuse.distil import Ensemble, Further
 from depfuse.errors import DataError
 from depfuse.fuse import naive_average
-from depfuse.joint_head import renewed, with_joint_head
+from depfuse.joint_head import renewed
 from depfuse.merge import refit_head
 from depfuse.renorm import renormalise
 
@@ -51,15 +51,14 @@ def ensemble_as_it_is(seen: Seen) -> nn.Module:
 
 
 def ensemble_renewed(seen: Seen) -> nn.Module:
-    """The same with the parents' BatchNorm statistics renewed: the teacher where labels differ."""
+    """The same with the parents' BatchNorm statistics renewed."""
     return ensemble(seen.of, renewed(seen.of.inputs.models, seen.loader))
 
 
-def ensemble_with_joint_head(seen: Seen, labelled: int) -> nn.Module:
-    """The parents with one head over all their features, from some labelled images: `labelled`'s teacher."""
-    models = teachers(seen.of, seen.loader)
-    of, first = seen.of, seen.loader.first(labelled)
-    return Joint(with_joint_head(models, of.shares, first, of.inputs.labels, of.template), of.shares)
+def ensemble_with_joint_head(seen: Seen, labelled: int = 0) -> nn.Module:
+    """The parents with one head over all their features, without labels or from some: the teacher in such a case."""
+    taught = teachers(seen.of, seen.loader, Recipe(refit="ridge", joint_head="always", labelled=labelled))
+    return Joint(taught.models, seen.of.shares)
 
 
 def naive(seen: Seen) -> nn.Module:
@@ -81,13 +80,14 @@ def best_parent(seen: Seen, epochs: int = 0) -> nn.Module:
 
     With `epochs`, trained towards the ensemble as a distilled child is.
     """
-    of, models = seen.of, teachers(seen.of, seen.loader)
-    labels, template, calibration = of.inputs.labels, of.template, seen.loader
+    of, calibration = seen.of, seen.loader
+    taught = teachers(of, calibration)
+    template = None if taught.joint else of.template
     heads = [
-        refit_head(number, models, of.shares, calibration, labels=labels, template=template)
-        for number in range(len(models))
+        refit_head(number, taught.models, of.shares, calibration, labels=taught.labels, template=template)
+        for number in range(len(taught.models))
     ]
-    teacher = Ensemble(models, of.shares, labels)
+    teacher = Ensemble(taught.models, of.shares, taught.labels, joint=taught.joint)
     best = copy.deepcopy(min(heads, key=lambda model: teacher.disagreement(model, calibration)))
     if epochs:
         recipe = Recipe(distil=epochs, seed=seen.seed)

@@ -130,6 +130,7 @@ COMPARED: dict[str, Step] = {
     **{f"parent {n}": Baseline("parent", {"number": n}, max(n, 2), images=False) for n in range(1, 6)},
     "ensemble": Baseline("ensemble_as_it_is", images=False),
     "ensemble, statistics renewed": Baseline("ensemble_renewed"),
+    "ensemble, one head without labels": Baseline("ensemble_with_joint_head"),
     "ensemble, one head from 500 labels": Baseline("ensemble_with_joint_head", {"labelled": 500}),
     "naive average": Baseline("naive", images=False),
     "naive average, reset": Baseline("naive_reset"),
@@ -166,7 +167,8 @@ REFITTED: dict[str, Step] = {
 TOGETHER: dict[str, Step] = {
     "ridge, matched by group": Fusion({**RIDGE, **BY_GROUP}, by_group=True),
     "ridge, universe": Fusion({**RIDGE, **UNIVERSE}, needs="several parents"),
-    "ridge, parents renewed": Fusion({**RIDGE, "parents_renorm": "reset"}, needs="the same labels"),
+    "ridge, heads side by side": Fusion({**RIDGE, "joint_head": "none"}),
+    "ridge, parents as they are": Fusion({**RIDGE, "joint_head": "none", "parents_renorm": "none"}),
     "ridge, one head from 500 labels": Fusion({**RIDGE, **LABELLED}),
     "ridge, worst 0.2 kept": Fusion({**RIDGE, "keep_worst": 0.2}),
     "ridge, 1.2 times the parameters": Fusion(RIDGE, times=1.2),

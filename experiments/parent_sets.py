@@ -19,8 +19,9 @@ from depfuse.cli.options import DataOptions
 from depfuse.data import DATA_SETS, DataSet, Loader, Split, calibration_loader
 from depfuse.errors import CheckpointError, DataError, RecipeError
 from depfuse.groups import ChannelGroups, find_groups, prove_groups
-from depfuse.joint_head import renewed
 from depfuse.label_sets import LabelSets
+from depfuse.recipe import Recipe
+from depfuse.teachers import Teachers, prepared
 from depfuse.teaching import mean_logits
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
@@ -262,6 +263,7 @@ def ensemble(of: Material, models: Sequence[nn.Module] | None = None) -> Joint:
     return Joint(of.inputs.models if models is None else models, of.shares, of.inputs.labels)
 
 
-def teachers(of: Material, calibration: Loader) -> Sequence[nn.Module]:
-    """The parents as `fuse` takes them for teachers: with renewed statistics where their labels differ."""
-    return of.inputs.models if of.inputs.labels is None else renewed(of.inputs.models, calibration)
+def teachers(of: Material, calibration: Loader, recipe: Recipe | None = None) -> Teachers:
+    """The parents as they teach a refitted child, or that of another recipe."""
+    inputs = of.inputs
+    return prepared(inputs.models, recipe or Recipe(refit="ridge"), of.shares, calibration, inputs.labels, of.template)

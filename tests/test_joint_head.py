@@ -6,25 +6,24 @@ import copy
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize
-from scipy.special import logsumexp
-from torch import nn
+from torch import Tensor, nn
 
 from depfuse import Recipe, fuse
-from depfuse.checkpoint import Card, write_checkpoint
+from depfuse.checkpoint import Card, load_network, write_checkpoint
 from depfuse.cli import main
 from depfuse.data import Loader, calibration_loader, load_data, parse_labels, select_labels
 from depfuse.errors import RecipeError
-from depfuse.evaluate import evaluate, evaluate_ensemble
-from depfuse.joint_head import _fitted, renewed, with_joint_head
+from depfuse.evaluate import evaluate, evaluate_ensemble, evaluate_with_ensemble
+from depfuse.joint_head import can_have_joint_head, know_different, renewed, with_joint_head
 from depfuse.label_sets import LabelSets
 from depfuse.models import build_network
 from depfuse.renorm import reset_batch_norm
+from depfuse.teaching import mean_logits
 from depfuse.train import TrainRecipe, fit
 
+CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 ARCHITECTURE = "digits_resnet(width=0.5, classes=5)"
 
 
@@ -45,48 +44,84 @@ def halves(data):
     return found
 
 
-def test_the_regression_is_the_optimum_that_scipy_finds():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(60, 4, generator=generator, dtype=torch.float64)
-    y = torch.randint(0, 3, (60,), generator=generator)
-    weight, bias = _fitted(x, y, 3, 0.01)
-
-    def loss(flat: np.ndarray) -> float:
-        w, b = flat[:12].reshape(3, 4), flat[12:]
-        scores = x.numpy() @ w.T + b
-        return float((logsumexp(scores, axis=1) - scores[np.arange(60), y.numpy()]).mean() + 0.005 * (w**2).sum())
-
-    best = minimize(loss, np.zeros(15), method="BFGS", options={"gtol": 1e-8})
-    found = np.concatenate([weight.numpy().reshape(-1), bias.numpy()])
-    assert loss(found) == pytest.approx(best.fun, abs=1e-5)
-    assert np.allclose(weight.numpy(), best.x[:12].reshape(3, 4), atol=1e-2)
-
-
-def test_one_head_fits_the_labels_better_than_heads_side_by_side(halves, data):
+@pytest.mark.parametrize("labelled", [0, 200])
+def test_one_head_tells_labels_apart_better_than_heads_side_by_side(halves, data, labelled):
     before = [copy.deepcopy(model.state_dict()) for model in halves]
-    calibration = calibration_loader(data, 500)
+    calibration = calibration_loader(data, 800)
     sets = LabelSets.create([range(5), range(5, 10)])
     shares = (0.4, 0.6)
-    teachers = with_joint_head(
-        renewed(halves, calibration), shares, calibration.first(200), sets, build_network("digits_resnet(width=0.5)")
-    )
+    fresh = renewed(halves, calibration)
+    teachers = with_joint_head(fresh, shares, calibration, labelled, sets, build_network("digits_resnet(width=0.5)"))
     test = Loader(data.test, data.preprocessing, batch_size=500)
-    with torch.no_grad():
-        images = next(iter(test))[0]
-        joint = sets.join([model(images) for model in halves], (0.5, 0.5), 1)
-    beside = float((joint.argmax(1) == data.test.labels[: len(images)]).float().mean())
-    assert evaluate_ensemble(teachers, test, shares).accuracy > max(beside, 0.9)
+    beside, joint = evaluate_with_ensemble(fresh, test, shares, sets)[1], evaluate_ensemble(teachers, test, shares)
+    assert joint.accuracy > beside.accuracy
+    assert joint.loss < beside.loss
     for model, state in zip(halves, before, strict=True):
         assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+
+
+def test_the_heads_together_are_the_classifier_that_was_found(halves, data, monkeypatch):
+    calibration = calibration_loader(data, 200)
+    sets = LabelSets.create([range(5), range(5, 10)])
+    given = {}
+
+    def as_it_was(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        given["scores"] = features @ weight.T + bias
+        return weight, bias
+
+    monkeypatch.setattr("depfuse.joint_head.informed", as_it_was)
+    shares = (0.3, 0.7)
+    teachers = with_joint_head(halves, shares, calibration, 0, sets, build_network("digits_resnet(width=0.5)"))
+    with torch.no_grad():
+        batches = [images for images, _ in calibration]
+        scores = torch.cat([sets.join([model(images) for model in halves], shares, 1) for images in batches])
+        together = torch.cat([mean_logits([model(images) for model in teachers], shares) for images in batches])
+    assert torch.allclose(given["scores"], scores, atol=1e-4)  # heads side by side are where it begins
+    assert torch.allclose(together, scores, atol=1e-4)
 
 
 def test_a_parent_without_a_share_has_no_say(halves, data):
     calibration = calibration_loader(data, 200)
     sets = LabelSets.create([range(5), range(5, 10)])
-    teachers = with_joint_head(halves, (0.0, 1.0), calibration, sets, build_network("digits_resnet(width=0.5)"))
+    teachers = with_joint_head(halves, (0.0, 1.0), calibration, 100, sets, build_network("digits_resnet(width=0.5)"))
     heads = [[m for m in model.modules() if isinstance(m, nn.Linear)][-1] for model in teachers]
     assert not heads[0].weight.any()
     assert heads[1].weight.any()
+
+
+def test_which_parents_know_different_things(data):
+    calibration = calibration_loader(data, 400)
+    loaded = {name: load_network(CHECKPOINTS / f"digits-{name}.safetensors") for name in ("a", "b", "same-a", "same-b")}
+    assert know_different([loaded["a"], loaded["b"]], calibration)
+    assert not know_different([loaded["same-a"], loaded["same-b"]], calibration)
+    assert know_different([loaded["same-a"], loaded["a"], loaded["b"]], calibration)
+
+
+@pytest.mark.parametrize(
+    ("names", "settings", "joint", "changed"),
+    [
+        ("a b", {"refit": "ridge", "refit_steps": 0}, True, True),
+        ("a b", {}, False, False),
+        ("a b", {"refit": "ridge", "refit_steps": 0, "joint_head": "none"}, False, True),
+        ("a b", {"joint_head": "always"}, True, True),
+        ("same-a same-b", {"refit": "ridge", "refit_steps": 0}, False, False),
+        ("same-a same-b", {"labelled": 20}, True, True),
+    ],
+)
+def test_where_parents_have_one_head(data, names, settings, joint, changed):
+    parents = [load_network(CHECKPOINTS / f"digits-{name}.safetensors") for name in names.split()]
+    result = fuse(parents, Recipe(criterion="weights", restarts=1, **settings), calibration_loader(data, 200))
+    assert result.joint is joint
+    assert (result.teachers[0] is not parents[0]) is changed
+
+
+def test_too_few_images_for_a_head_leave_the_heads_as_they_are(halves, data):
+    labels = LabelSets.create([range(5), range(5, 10)])
+    assert can_have_joint_head(halves, calibration_loader(data, 100), labels)
+    assert not can_have_joint_head(halves, calibration_loader(data, 99), labels)
+    assert can_have_joint_head(halves, calibration_loader(data, 50))
+    convolutional = nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())
+    assert not can_have_joint_head([halves[0], convolutional], calibration_loader(data, 500))
 
 
 def test_the_child_of_halves_learns_from_labelled_images(halves, data):
@@ -98,8 +133,7 @@ def test_the_child_of_halves_learns_from_labelled_images(halves, data):
         fuse(halves, Recipe(refit="ridge", labelled=number), calibration, labels=labels, template=template)
         for number in (0, 300)
     ]
-    assert [result.joint for result in found] == [False, True]
-    assert found[1].labels is None
+    assert all(result.joint and result.labels is None for result in found)
     without, with_labels = (evaluate(result.child, test).accuracy for result in found)
     assert with_labels > without
     other = calibration_loader(data, 800)
@@ -135,14 +169,14 @@ def test_refusals(halves, data):
     calibration = calibration_loader(data, 300)
     with pytest.raises(RecipeError, match="labelled 500 is more than the 100 calibration images"):
         Recipe.create(labelled=500, calibration=100)
-    with pytest.raises(RecipeError, match="3 labelled images are too few"):
-        with_joint_head(halves, (0.5, 0.5), calibration.first(3))
+    with pytest.raises(RecipeError, match="labelled images are read for one head"):
+        Recipe.create(labelled=5, joint_head="none")
     with pytest.raises(RecipeError, match="the data have the label 9, but the parents know 5 labels"):
-        with_joint_head(halves, (0.5, 0.5), calibration)
+        with_joint_head(halves, (0.5, 0.5), calibration, 300)
     with pytest.raises(RecipeError, match="need calibration images"):
         fuse(halves, Recipe(criterion="weights", labelled=50), None, example=data.example())
     convolutional = nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())
-    with pytest.raises(RecipeError, match="not in Conv2d: leave out --labelled"):
+    with pytest.raises(RecipeError, match="not in Conv2d: leave out --labelled and --joint-head"):
         with_joint_head([convolutional, convolutional], (0.5, 0.5), calibration)
 
 

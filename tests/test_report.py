@@ -207,6 +207,21 @@ def test_the_sentence_keeps_a_parent_with_a_refitted_head_where_it_is_best(heads
     assert words in verdict(parents, ScoreValues.of(scores(0.93)), [ScoreValues.of(scores(0.1))], network(child), found)
 
 
+@pytest.mark.parametrize(
+    ("teacher", "child", "words"),
+    [
+        (0.81, 0.78, "3.00 points below the ensemble that taught it (81.00 %): keep the ensemble"),
+        (0.81, 0.82, "1.00 points above the ensemble that taught it (81.00 %): keep the child"),
+        (0.70, 0.78, "5.00 points above the logit ensemble (73.00 %): keep the child"),
+    ],
+)
+def test_the_sentence_compares_with_the_better_ensemble(teacher, child, words) -> None:
+    parents = [network(0.46, "a.pt"), network(0.48, "b.pt")]
+    ensemble, taught = ScoreValues.of(scores(0.73)), ScoreValues.of(scores(teacher))
+    naive = [ScoreValues.of(scores(0.1))]
+    assert words in verdict(parents, ensemble, naive, network(child), teacher=taught)
+
+
 def test_table_of_a_fusion_shows_every_network() -> None:
     text = printed(fusion_table(fusion_report()))
     lines = [line.split() for line in text.splitlines()]

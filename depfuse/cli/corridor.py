@@ -158,7 +158,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     naive, naive_renorm, child, *others = evaluate_together(children, work.track(fused.test, "evaluating the child"))
     head_scores, others = others[: len(heads)], others[len(heads) :]
     teacher = None
-    if result.joint or request.recipe.parents_renorm == "reset" or (inputs.labels is not None and calibration):
+    if any(taught is not parent for taught, parent in zip(result.teachers, inputs.models, strict=True)):
         teacher = evaluate_with_ensemble(
             result.teachers, work.track(fused.test, "evaluating the teachers"), shares, result.labels
         )[1]
@@ -196,6 +196,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
             head_rows,
             rival_row,
             result.best.name if result.best else None,
+            None if teacher is None else ScoreValues.of(teacher),
         ),
         converged=not result.not_converged,
         not_converged=list(result.not_converged),

@@ -38,7 +38,7 @@ def fusion_rows(report: FusionReport) -> list[tuple[str, ScoreValues]]:
         rows.append((f"parent {'' if path is None else Path(path).name}, trained as long", report.trained_parent))
     rows.append(("logit ensemble", report.ensemble))
     if report.teacher is not None:
-        rows.append(("logit ensemble, renewed", report.teacher))
+        rows.append(("logit ensemble, as it taught", report.teacher))
     rows += [
         ("naive average", report.naive),
         ("naive average, renormalised", report.naive_renorm),

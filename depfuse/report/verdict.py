@@ -27,14 +27,19 @@ def verdict(
     heads: Sequence[ScoreValues] = (),
     trained_parent: NetworkScores | None = None,
     candidate: str | None = None,
+    teacher: ScoreValues | None = None,
 ) -> str:
     """Compare a child with its parents, their ensemble and the naive averages, by accuracy.
 
     `heads` are the parents with their heads refitted to the ensemble, in order; one of them is to be kept where it is
     better than the child and the parents. So is `trained_parent`, trained as long as the child was. `candidate`
-    says what the child is, where it is the best of several. Differences are those of the printed figures, in percentage
-    points.
+    says what the child is, where it is the best of several. `teacher` is the ensemble that the child learned from,
+    where the parents were changed for that; it stands for the ensemble where it is better. Differences are those of the
+    printed figures, in percentage points.
     """
+    name = "logit ensemble"
+    if teacher is not None and _points(teacher, ensemble) > 0:
+        ensemble, name = teacher, "ensemble that taught it"
     best_parent = max(parents, key=lambda parent: parent.accuracy)
     best_naive = max(naive, key=lambda scores: scores.accuracy)
     over_parent = _points(child, best_parent)
@@ -47,7 +52,7 @@ def verdict(
     rivals = [*heads, best_parent]
     if trained_parent is not None and _points(trained_parent, max([child, *rivals], key=lambda s: s.accuracy)) > 0:
         over = _points(trained_parent, ensemble)
-        rest = f", or all {len(parents)} as the logit ensemble ({_per_cent(ensemble)})" if over < 0 else ""
+        rest = f", or all {len(parents)} as the {name} ({_per_cent(ensemble)})" if over < 0 else ""
         return f"{sentence}, and a parent trained as long ({_named(trained_parent)}): keep the trained parent{rest}."
     best_head = max(range(len(heads)), key=lambda number: heads[number].accuracy, default=None)
     if best_head is not None:
@@ -56,11 +61,11 @@ def verdict(
             named = Path(parents[best_head].path or f"number {best_head + 1}").name
             sentence += f", and parent {named} with its head refitted to the ensemble {_per_cent(head)}"
             over = _points(head, ensemble)
-            rest = f", or all {len(parents)} as the logit ensemble ({_per_cent(ensemble)})" if over < 0 else ""
+            rest = f", or all {len(parents)} as the {name} ({_per_cent(ensemble)})" if over < 0 else ""
             return f"{sentence}: keep the refitted parent{rest}."
     if over_parent < 0 and _points(best_parent, ensemble) >= 0:
         return f"{sentence}: keep that parent instead."
-    joint = f"the logit ensemble ({_per_cent(ensemble)})"
+    joint = f"the {name} ({_per_cent(ensemble)})"
     if over_parent < 0:
         return f"{sentence}: keep that parent, or all {len(parents)} as {joint}."
     if over_ensemble < 0:

@@ -1,0 +1,66 @@
+"""Regularised information maximisation: a linear classifier made sure of what it sees, without labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+TEMPERATURE = 2.0
+KEPT = 0.5
+PENALTY = 1e-2
+ITERATIONS = 50
+
+
+def informed(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    r"""Bring a linear classifier from where it stands to one that is surer, without changing how often it names what.
+
+    What is made least is
+
+    .. math:: \overline{H(p)} + \mathrm{KL}(\bar p, \pi) + \kappa\, \overline{H(p^0, p)} + \tfrac\mu2 \|\Delta W\|^2
+
+    over images, where p are its class probabilities and p0 those at the start, at the temperature of `TEMPERATURE`. The
+    first two terms are the mutual information of image and class with a prior for the classes (Krause et al. 2010,
+    section 3; Liang et al. 2020, section 3.2); :math:`\pi` is the mean of its probabilities at the start, and not
+    uniform, since nobody has said that the images are balanced. :math:`\Delta W` is by standardised features. Where
+    there are labels, their mean cross-entropy is added.
+
+    Parameters
+    ----------
+    features
+        What it looks at (N, width).
+    weight, bias
+        Where it stands, (classes, width) and (classes,).
+    labels
+        Of the first images (int64), if there are any.
+
+    Returns
+    -------
+    tuple of two tensors
+        Weight and bias of the new one, whose scores are at temperature 1.
+    """
+    mean, deviation = features.double().mean(0), features.double().std(0).clamp_min(1e-6)
+    x = (features.double() - mean) / deviation
+    start = (weight.double() * deviation / TEMPERATURE, (bias.double() + weight.double() @ mean) / TEMPERATURE)
+    scores = x @ start[0].T + start[1]
+    prior = (TEMPERATURE * scores).log_softmax(1).exp().mean(0).clamp_min(1e-12).log()
+    stay = KEPT * scores.softmax(1)
+    moved = torch.zeros_like(start[0], requires_grad=True)
+    shift = torch.zeros_like(start[1], requires_grad=True)
+    optimiser = torch.optim.LBFGS([moved, shift], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        logarithms = (x @ (start[0] + moved).T + start[1] + shift).log_softmax(1)
+        probabilities = logarithms.exp()
+        marginal = probabilities.mean(0).clamp_min(1e-12)
+        loss = -((probabilities + stay) * logarithms).sum(1).mean() + (marginal * (marginal.log() - prior)).sum()
+        loss = loss + 0.5 * PENALTY * moved.square().sum()
+        if labels is not None:
+            loss = loss + nn.functional.nll_loss(logarithms[: len(labels)], labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    with torch.enable_grad():
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
+    found = (start[0] + moved.detach()) / deviation
+    return found.to(weight), (start[1] + shift.detach() - found @ mean).to(bias)
