@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from depfuse.evaluate import (
     evaluate_with_ensemble,
     path_alphas,
 )
+from depfuse.families import family_for
 from depfuse.fuse import FusionResult, fuse, naive_average
 from depfuse.merge import refit_head
 from depfuse.recipe import Recipe
@@ -58,6 +59,7 @@ from depfuse.report.plots import draw_family, draw_path, plot_kind
 from depfuse.train import EpochReport
 from depfuse.widths import shapes_of
 
+REFITTED_POINTS = 5
 STEPS = {
     "groups": "finding and proving channel groups",
     "align": "matching channels",
@@ -76,7 +78,8 @@ class Request:
     """What the user asked for: parents, data, recipe, and the files to write.
 
     `points` is the number of networks on the path between two parents, None where none is wanted. `methods` are further
-    recipes to draw paths of; the first of them is `recipe`.
+    recipes to draw paths of; the first of them is `recipe`. `chosen` are the names of the settings that the user gave,
+    where those of the networks' family shall fill them up; `suited_to` is its name then.
     """
 
     parents: Sequence[Path]
@@ -88,6 +91,8 @@ class Request:
     points: int | None
     command: list[str]
     methods: Mapping[str, Recipe] = field(default_factory=dict)
+    chosen: Collection[str] | None = None
+    suited_to: str | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         raise RecipeError("a path needs parents of one width: leave out --plot")
     architecture, template = read_template(inputs, request.fusion.width, request.fusion.child_arch)
     calibration = _calibration(request.recipe, inputs, needs_images(request.methods))
+    request = _by_family(request, inputs, calibration)
     further = _further(request, inputs, work)
     result = fuse(
         inputs.models,
@@ -208,6 +214,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         ),
         shares=SharesSummary.of(result.chosen),
         family=family,
+        suited_to=request.suited_to,
         polish=PolishSummary.of(result.polished),
         seconds=seconds,
         recipe=result.recipe.model_dump(mode="json"),
@@ -231,6 +238,18 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     if further is not None:
         further.done()
     return report
+
+
+def _by_family(request: Request, inputs: Inputs, calibration: Loader | None) -> Request:
+    """The request with the settings of the networks' family, where the user has chosen no method."""
+    if request.chosen is None or calibration is None:
+        return request
+    found = family_for(inputs.models[0], calibration, request.chosen)
+    if found is None:
+        return request
+    recipe = Recipe.create(**{**request.recipe.model_dump(), **found.settings})
+    points = request.points and min(request.points, REFITTED_POINTS)
+    return replace(request, recipe=recipe, points=points, suited_to=found.name)
 
 
 def _check(request: Request) -> tuple[float, ...]:

@@ -18,6 +18,7 @@ from depfuse.cli.options import (
     chosen_recipe,
     spread,
 )
+from depfuse.families import family
 from depfuse.recipe import Recipe
 from depfuse.report.tables import family_table, fusion_table, shares_table, short_names
 
@@ -37,7 +38,10 @@ def fuse(
         Path, typer.Option("--out", metavar="FILE", help="Where the child is written (.safetensors).")
     ] = Path("child.safetensors"),
 ) -> None:
-    """Fuse parents, compare everything on the test images, and write what was asked for."""
+    """Fuse parents, compare everything on the test images, and write what was asked for.
+
+    Where no method is chosen, the settings are those that suit the networks' family best.
+    """
     chosen = chosen_recipe(recipe, settings)
     request = Request(
         parents,
@@ -48,6 +52,7 @@ def fuse(
         out,
         None if fusion.plot is None or chosen.goal == "best" else POINTS_OF_A_PLOT,
         context.obj,
+        chosen=settings.keys() if recipe is None else None,
     )
     screen = Screen(options.quiet)
     with screen.working() as work:
@@ -59,4 +64,8 @@ def fuse(
     if found.family:
         screen.say("")
         screen.show(family_table(found))
+    if found.suited_to is not None:
+        suited = family(found.suited_to)
+        named = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in suited.settings.items())
+        screen.say(f"\nSettings for {suited.title}: {named}; any method that you choose replaces them.")
     screen.say(f"\n{found.verdict}")

@@ -159,6 +159,14 @@ def refit_head(
     return child
 
 
+def can_be_refitted(model: nn.Module, images: Loader) -> bool:
+    """Whether a network can be taken apart, see `Program`, and has a layer that can be solved for."""
+    try:
+        return bool(Dissected.create(evaluation_copy(model), images).units)
+    except ArchitectureError:
+        return False
+
+
 class _Refit:
     """One refit under way."""
 
