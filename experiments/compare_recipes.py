@@ -13,7 +13,7 @@ Prints Markdown.
 Found, seed 0, one thread of an AMD EPYC with AVX512-bf16, on ResNet20 run8-1 + run8-2 (parents 92.50 and 92.22 per cent
 of the test images): pleas 79.7, regmean 69.3, depgraph-ot-activations 61.1, cca 60.6, repair 60.2, zip-it 59.7, fisher
 57.9, ot-fusion 51.4, and by weights alone c2m3 39.5, git-re-basin 33.8, depgraph-ot-weights 30.8, graph-matching 23.9;
-the default settings 63.9, --refit ridge 87.7. On the SimpleNets (84.18 and 83.81) cca has 94.4 and is behind those that
+the default settings 63.9, --refit ridge 88.9. On the SimpleNets (84.18 and 83.81) cca has 94.4 and is behind those that
 refit layers only (pleas 95.3, regmean 94.9, --refit ridge 95.6); graph-matching has 89.7, where 53.74 are published
 (pygmtools' example).
 """
