@@ -122,6 +122,16 @@ FIRST_PASS = {**RIDGE, "refit_steps": 0}
 MATCHED_FIRST_PASS = {**FIRST_PASS, "targets": "matched"}
 UNIVERSE = {"universe": True}
 SOFT = {"solver": "sinkhorn", "regularisation": 0.1}
+# What 100 trials of `depfuse tune` on ResNet20 run8-1 + run8-2 found, without refit (experiments/tune.py).
+SEARCHED = {
+    "criterion": "mixture",
+    "mixture": 0.22,
+    "distance": "cosine",
+    "solver": "sinkhorn",
+    "regularisation": 1.0,
+    "renorm": "repair",
+    "augment_statistics": True,
+}
 BY_GROUP = {"choose": "groups"}
 LABELLED = {"labelled": 500}
 DISTIL = {"distil": 1}
@@ -146,6 +156,7 @@ MERGED: dict[str, Step] = {
     "matched, rescale": Fusion({"renorm": "rescale"}),
     "matched, repair": Fusion({"renorm": "repair"}),
     "matched softly, reset": Fusion(SOFT),
+    "matched as searched, repair": Fusion(SEARCHED),
     "matched by group, reset": Fusion(BY_GROUP, by_group=True),
     "universe, reset": Fusion(UNIVERSE, needs="several parents"),
     "parents renewed, matched, reset": Fusion({"parents_renorm": "reset"}, needs="the same labels"),

@@ -53,6 +53,7 @@ BEST = "best without refit"
 CANDIDATES = {
     "matched, reset": "default",
     "matched softly, reset": "sinkhorn 0.1",
+    "matched as searched, repair": "searched",
     "matched by group, reset": "by group",
 }
 COLUMNS: dict[str, tuple[str, ...]] = {

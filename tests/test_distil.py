@@ -107,7 +107,7 @@ def test_distilling_brings_a_child_nearer_and_labels_make_it_better(parents, dat
     before = [weights(parent) for parent in parents]
     figures = []
     for distil, finetune in ((0, 0), (3, 0), (3, 2)):
-        recipe = Recipe(distil=distil, finetune=finetune)
+        recipe = Recipe(distil=distil, finetune=finetune, joint_head="none", parents_renorm="none")
         result = fuse(parents, recipe, calibration, further=Further(data, recipe))
         accuracy = evaluate(result.child, test).accuracy
         figures.append((teacher.disagreement(result.child, calibration), accuracy))

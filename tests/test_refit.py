@@ -492,7 +492,8 @@ def test_parents_with_other_labels_get_one_joint_head(method):
     first = parent("mixed", 0, loader)
     second = copy.deepcopy(first)
     second.head = nn.Linear(8, 2)
-    result = fuse([first, second], Recipe(refit=method), loader, labels=[(0, 1, 2), (3, 4)], template=Mixed(outputs=5))
+    recipe = Recipe(refit=method, joint_head="none")
+    result = fuse([first, second], recipe, loader, labels=[(0, 1, 2), (3, 4)], template=Mixed(outputs=5))
     batch = next(iter(loader))[0]
     side_by_side = torch.cat([first(batch), second(batch)], 1)
     tolerance = 1e-4 if method == "ridge" else 0.05

@@ -20,6 +20,7 @@ DAMPING = 1e-4
 TRUST = 0.024
 MOMENTUM = 0.9
 REFRESHED = 64
+REMEMBERED = 0.7
 
 Lesson = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
 """Gives the ensemble's logits (N, C) for images, and what the network's streams shall carry."""
@@ -32,10 +33,11 @@ class NaturalGradient:
 
     Every unit's weight moves by :math:`-(A + \sqrt\lambda\pi)^{-1} \nabla_W (\Gamma + \sqrt\lambda/\pi)^{-1}`, where A
     is the Gram matrix of its inputs and :math:`\Gamma` that of the derivatives by its outputs of a class drawn from the
-    network's own probabilities (Martens & Grosse 2015; for convolutions Grosse & Martens 2016, section 3). A step sees
-    few images, and most of it is chance: each is so long that the model of the loss changes by a share of what it was
-    at first (Ba et al. 2017, section 5), which is `TRUST` over the number of units, since the model does not know how
-    they act together, and more by the root of what the streams add. A running mean of such steps is taken.
+    network's own probabilities (Martens & Grosse 2015; for convolutions Grosse & Martens 2016, section 3). Few images
+    are seen at a time, and most of what they tell is chance: both matrices are running means. Each step is so long that
+    the model of the loss changes by a share of what it was at first (Ba et al. 2017, section 5), which is `TRUST` over
+    the number of units, since the model does not know how they act together, and more by the root of what the streams
+    add. A running mean of such steps is taken.
 
     BatchNorm is part of the layer before it and keeps its statistics.
 
@@ -59,6 +61,7 @@ class NaturalGradient:
         self._lesson = lesson
         self._windows = {unit: Window.of(unit.node) for unit in folded.units}
         self._change = {key: torch.zeros_like(tensor) for key, tensor in self.maps.items()}
+        self._moments: dict[Unit, tuple[Tensor, Tensor]] = {}
         self._factors: dict[Unit, tuple[Tensor, Tensor]] = {}
         self._taken = 0
         self._first: float | None = None
@@ -75,8 +78,8 @@ class NaturalGradient:
         return self._first is not None
 
     def refresh(self) -> None:
-        """Find the curvature anew at the next step, as at every `REFRESHED`-th."""
-        self._taken = 0
+        """Find the curvature anew at the next step, and remember nothing of what it was."""
+        self._taken, self._moments = 0, {}
 
     def taught(self, parts: Sequence[Tensor], *, quick: bool = False) -> list[Batch]:
         """Images in batches of the program's size, with the lesson for each; in bfloat16 where that is faster."""
@@ -112,7 +115,7 @@ class NaturalGradient:
         """
         assert self._first is not None
         if self._taken % REFRESHED == 0:
-            self._factors = self._found_factors(batches)
+            self._renew_curvature(batches)
         self._taken += 1
         gradient, loss, alike = self._gradient(batches, self._first, streams)
         direction = self._preconditioned(gradient)
@@ -174,8 +177,20 @@ class NaturalGradient:
         mean = {key: gradient / count for key, gradient in total.items()}
         return mean, torch.stack(losses).sum(), torch.stack(alike).sum()
 
-    def _found_factors(self, batches: Sequence[Batch]) -> dict[Unit, tuple[Tensor, Tensor]]:
-        """The two factors of every unit's curvature, damped."""
+    def _renew_curvature(self, batches: Sequence[Batch]) -> None:
+        """Let these images count beside those of the times before."""
+        found = self._found_moments(batches)
+        # A mean of all at first, and then one that forgets.
+        new = max(1 - REMEMBERED, 1 / (self._taken // REFRESHED + 1))
+        for unit, moments in found.items():
+            before = self._moments.get(unit, moments)
+            inputs, outputs = (torch.lerp(old, now, new) for old, now in zip(before, moments, strict=True))
+            self._moments[unit] = inputs, outputs
+            # Both factors get the same share of the damping, each in its own units.
+            self._factors[unit] = _damped(inputs), _damped(outputs / self._windows[unit].positions)
+
+    def _found_moments(self, batches: Sequence[Batch]) -> dict[Unit, tuple[Tensor, Tensor]]:
+        """For every unit the mean products of what it takes in, and of the derivatives by what it gives."""
         inputs: dict[Unit, Tensor] = {}
         outputs: dict[Unit, Tensor] = {}
         units = self.folded.units
@@ -193,8 +208,7 @@ class NaturalGradient:
                 outputs[unit] = outputs[unit] + part if unit in outputs else part
                 part = self._gram(unit, value.detach().float()) * (window.positions / len(batches))
                 inputs[unit] = inputs[unit] + part if unit in inputs else part
-        # Both factors get the same share of the damping, each in its own units.
-        return {unit: (_damped(inputs[unit]), _damped(outputs[unit] / self._windows[unit].positions)) for unit in units}
+        return {unit: (inputs[unit], outputs[unit]) for unit in units}
 
     def _gram(self, unit: Unit, value: Tensor) -> Tensor:
         """Mean Gram matrix (G, K, K) of what a unit takes in at one place, a last row and column for the constant."""
