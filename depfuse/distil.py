@@ -25,6 +25,7 @@ from depfuse.train import EpochReport, TrainRecipe, fit
 
 WARMUP = 0.1  # of the epochs, with SGD
 STATISTICS_IMAGES = 2000
+PREPARING_IMAGES = 10_000
 
 
 class Ensemble:
@@ -134,6 +135,10 @@ class Further:
             )
             seconds[step] = report.total_seconds
         return seconds
+
+    def images(self, device: torch.device | str) -> Loader:
+        """Some of the training images, for what is found before the training."""
+        return calibration_loader(self.data, PREPARING_IMAGES, device=device, seed=self.recipe.seed)
 
     def done(self) -> None:
         """Delete the states: everything that was trained has been kept."""

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -296,7 +297,8 @@ def fuse(
     trains = recipe.distil > 0 or recipe.finetune > 0
     if trains and further is None:
         raise RecipeError("distil and finetune need the training images: give further=Further(data, recipe)")
-    taught = prepared(models, recipe, shares, calibration, sets, template)
+    teaching = partial(prepared, models, shares=shares, labels=sets, template=template)
+    taught = teaching(recipe=recipe, calibration=calibration)
     models, sets = taught.models, taught.labels
     if taught.joint:
         template = None
@@ -418,6 +420,12 @@ def fuse(
         # At another width the parents say something else; where they know other labels, mixtures of their streams hold
         # less than the child can learn.
         alike = brought is None and sets is None and not result.joint
+        if result.joint and not recipe.labelled:
+            # More images than were there for calibration make a better head.
+            many = further.images(next(child.parameters()).device)
+            always = recipe.model_copy(update={"joint_head": "always"})
+            teachers = teaching(recipe=always, calibration=many).models
+            result = replace(result, teachers=teachers)
         teacher = Ensemble(teachers, shares, sets, joint=result.joint)
         seconds |= further.train(child, teacher, "child", refitted if alike else None)
     return result

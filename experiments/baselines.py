@@ -81,7 +81,8 @@ def best_parent(seen: Seen, epochs: int = 0) -> nn.Module:
     With `epochs`, trained towards the ensemble as a distilled child is.
     """
     of, calibration = seen.of, seen.loader
-    taught = teachers(of, calibration)
+    further = Further(of.without_held_out(seen.images, seen.seed), Recipe(distil=epochs, seed=seen.seed))
+    taught = teachers(of, further.images(calibration.device) if epochs else calibration)
     template = None if taught.joint else of.template
     heads = [
         refit_head(number, taught.models, of.shares, calibration, labels=taught.labels, template=template)
@@ -90,8 +91,7 @@ def best_parent(seen: Seen, epochs: int = 0) -> nn.Module:
     teacher = Ensemble(taught.models, of.shares, taught.labels, joint=taught.joint)
     best = copy.deepcopy(min(heads, key=lambda model: teacher.disagreement(model, calibration)))
     if epochs:
-        recipe = Recipe(distil=epochs, seed=seen.seed)
-        Further(of.without_held_out(seen.images, seen.seed), recipe).train(best, teacher, "parent")
+        further.train(best, teacher, "parent")
     return best
 
 

@@ -65,22 +65,35 @@ def test_the_teacher_is_the_ensemble(parents, data):
 
 def test_streams_are_taught_where_the_parents_know_the_same(parents, data):
     class Listener:
+        def images(self, device):
+            return calibration_loader(data, 200)
+
         def train(self, model, teacher, name, together):
             self.streams = 0 if together is None else len(together.streams.nodes)
             return {}
 
     streams = {}
     for name, settings, sets in (
-        ("same", {"refit": "ridge", "refit_steps": 0}, None),
-        ("averaged", {}, None),
-        ("one head", {"refit": "ridge", "refit_steps": 0, "labelled": 50}, None),
-        ("other labels", {"refit": "ridge", "refit_steps": 0}, [range(10), range(5, 15)]),
+        ("same", {"refit": "ridge", "refit_steps": 0, "joint_head": "none"}, None),
+        ("averaged", {"joint_head": "none"}, None),
+        ("one head", {"refit": "ridge", "refit_steps": 0}, None),
+        ("other labels", {"refit": "ridge", "refit_steps": 0, "joint_head": "none"}, [range(10), range(5, 15)]),
     ):
         further, template = Listener(), None if sets is None else build_network("digits_resnet(width=1.25, classes=15)")
         recipe = Recipe(distil=1, calibration=200, **settings)
         fuse(parents, recipe, calibration_loader(data, 200), labels=sets, template=template, further=further)
         streams[name] = further.streams
     assert streams == {"same": 2, "averaged": 0, "one head": 0, "other labels": 0}
+
+
+@pytest.mark.parametrize("labelled", [0, 50])
+def test_training_finds_the_one_head_on_more_images(parents, data, labelled):
+    heads = []
+    for distil in (0, 1):
+        recipe = Recipe(refit="ridge", refit_steps=0, calibration=200, labelled=labelled, distil=distil)
+        result = fuse(parents, recipe, calibration_loader(data, 200), further=Further(data, recipe))
+        heads.append(result.teachers[0].linear.weight)
+    assert torch.equal(*heads) is (labelled > 0)  # labels are those of the calibration images
 
 
 def test_the_ensemble_disagrees_least_with_itself(parents, data):
