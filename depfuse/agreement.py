@@ -43,6 +43,8 @@ class Disagreement:
         Images for that.
     reference
         Number of the parent that others are aligned to.
+    joint
+        Whether the parents have one head together, see `ensemble_logits`.
     judged
         The images to judge by, where they are others than these.
     labelled
@@ -65,6 +67,7 @@ class Disagreement:
         template: nn.Module | None = None,
         reference: int = 0,
         *,
+        joint: bool = False,
         judged: Loader | None = None,
         labelled: bool = False,
     ) -> None:
@@ -73,7 +76,7 @@ class Disagreement:
         self._models, self._groups, self._renorm = models, groups, renorm
         self._calibration, self._labels, self._template = calibration, labels, template
         self._images = calibration.first(JUDGED_IMAGES) if judged is None else judged
-        self._labelled = labelled
+        self._joint, self._labelled = joint, labelled
 
     def __call__(self, parent: int, couplings: Couplings) -> float:
         """How far the child of the reference and `parent` is from their ensemble."""
@@ -122,7 +125,8 @@ class Disagreement:
             wanted = nn.functional.one_hot(self._images.labels, scores.shape[1]).to(scores)
         else:
             batches = zip(*(self._outputs[member] for member in members), strict=True)
-            wanted = torch.cat([mean_probabilities(theirs, shares, labels) for theirs in batches])
+            found = [mean_probabilities(theirs, shares, labels, joint=self._joint) for theirs in batches]
+            wanted = torch.cat(found)
         return mean_or_infinite(at_best_scale(scores, wanted)[0])
 
     @cached_property

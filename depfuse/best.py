@@ -31,7 +31,7 @@ from depfuse.merge import Polished, Shares, polish, refit_head
 from depfuse.recipe import Recipe
 from depfuse.renorm import settle_batch_norm
 from depfuse.running import choose_layout, evaluating
-from depfuse.teaching import mean_logits, mean_probabilities
+from depfuse.teaching import mean_probabilities
 
 HELD_OUT = 0.25
 VIEWS = 4
@@ -199,7 +199,15 @@ class Family:
         recipe = self.recipe.model_copy(update={"weights_by": "stage"})
         few = images if self.recipe.labelled else images.first(SHARES_IMAGES)
         return shares_of_parts(
-            self.models, self.groups, recipe, self.example, few, self.merged, self.teachers, self.labels
+            self.models,
+            self.groups,
+            recipe,
+            self.example,
+            few,
+            self.merged,
+            self.teachers,
+            self.labels,
+            joint=self.joint,
         ).shares
 
     def _polished(self, network: nn.Module, images: Loader) -> nn.Module:
@@ -251,9 +259,7 @@ class Judge:
         family = self._family
         shares = family.recipe.shares(len(family.teachers))
         outputs = [_logits(model, batches) for model in family.teachers]
-        if family.joint:
-            return mean_logits(outputs, shares).softmax(1)
-        return mean_probabilities(outputs, shares, family.labels)
+        return mean_probabilities(outputs, shares, family.labels, joint=family.joint)
 
     def rescaled(self, candidate: Candidate) -> Candidate:
         """The candidate with its scale in its head."""

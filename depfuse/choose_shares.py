@@ -83,6 +83,8 @@ def shares_of_parts(
     merged: Callable[[Shares], nn.Module],
     teachers: Sequence[nn.Module],
     labels: LabelSets | None = None,
+    *,
+    joint: bool = False,
 ) -> Chosen:
     """Choose the shares of every stage or group, as the recipe says, from the recipe's own shares on.
 
@@ -101,6 +103,8 @@ def shares_of_parts(
         Gives the child of shares.
     teachers, labels
         The networks of the ensemble, and which labels their outputs stand for, where they differ.
+    joint
+        Whether they have one head together.
 
     Raises
     ------
@@ -120,6 +124,7 @@ def shares_of_parts(
         recipe.renorm_alone,
         seen,
         labels,
+        joint=joint,
         judged=held_out,
         labelled=recipe.labelled > 0,
     )

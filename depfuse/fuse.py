@@ -327,7 +327,7 @@ def fuse(
         if groups is None or unequal:
             given = example if example is not None else _example(calibration)
             if unequal:
-                widths = Widths(models, recipe, given, template)
+                widths = Widths(models, recipe, given, template, joint=taught.joint)
                 groups = widths.groups
             else:
                 groups = prove_groups(models[0], find_groups(models[0], given), given, seed=recipe.seed)
@@ -348,7 +348,16 @@ def fuse(
         judge = (
             None
             if calibration is None
-            else Disagreement(chosen, groups, recipe.renorm_alone, calibration, sets, template, recipe.reference or 0)
+            else Disagreement(
+                chosen,
+                groups,
+                recipe.renorm_alone,
+                calibration,
+                sets,
+                template,
+                recipe.reference or 0,
+                joint=taught.joint,
+            )
         )
         couplings: list[Couplings] = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
         with noting_limits() as not_converged:
@@ -393,7 +402,7 @@ def fuse(
     if recipe.weights_by != "network" and calibration is not None and result.example is not None:
         with step("shares"):
             choice = shares_of_parts(
-                models, groups, recipe, result.example, calibration, result._average, teachers, sets
+                models, groups, recipe, result.example, calibration, result._average, teachers, sets, joint=taught.joint
             )
             child = result._average(choice.shares)
         result = replace(result, child=child, chosen=choice)

@@ -19,11 +19,16 @@ def mean_logits(outputs: Sequence[Tensor], shares: Sequence[float], labels: Labe
     return torch.stack([share * own for share, own in zip(shares, outputs, strict=True)]).sum(0)
 
 
-def mean_probabilities(outputs: Sequence[Tensor], shares: Sequence[float], labels: LabelSets | None = None) -> Tensor:
+def mean_probabilities(
+    outputs: Sequence[Tensor], shares: Sequence[float], labels: LabelSets | None = None, *, joint: bool = False
+) -> Tensor:
     """The share-weighted mean of the parents' class probabilities (N, C).
 
-    Those of their logits side by side where they know different labels: a label that none knows has none.
+    Those of their logits side by side where they know different labels: a label that none knows has none. Those of the
+    mean of their logits where they have one head together (`joint`).
     """
+    if joint:
+        return mean_logits(outputs, shares, labels).softmax(1)
     if labels is None or labels.same:
         return torch.stack([share * own.softmax(1) for share, own in zip(shares, outputs, strict=True)]).sum(0)
     known = torch.stack(labels.of_outputs(outputs)).amax(0) > -torch.inf

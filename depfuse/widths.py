@@ -64,6 +64,8 @@ class Widths:
         An input to trace with.
     template
         A network of the child's width where no parent's is wanted.
+    joint
+        Whether the parents have one head together.
 
     Attributes
     ----------
@@ -79,9 +81,15 @@ class Widths:
     """
 
     def __init__(
-        self, models: Sequence[nn.Module], recipe: Recipe, example: Tensor, template: nn.Module | None = None
+        self,
+        models: Sequence[nn.Module],
+        recipe: Recipe,
+        example: Tensor,
+        template: nn.Module | None = None,
+        *,
+        joint: bool = False,
     ) -> None:
-        self.models, self.recipe = models, recipe
+        self.models, self.recipe, self.joint = models, recipe, joint
         self.template = models[_widest(models, recipe.width_of)] if template is None else template
         self.shapes = shapes_of(self.template)
         found = [(shapes_of(self.template), _proved(self.template, example, recipe.seed))]
@@ -165,7 +173,11 @@ class Widths:
         if len(candidates) == 1 or calibration is None:
             return candidates[0], 0.0
         judge = Disagreement(
-            [self.models[reference], self.models[number]], self.groups, self.recipe.renorm_alone, calibration
+            [self.models[reference], self.models[number]],
+            self.groups,
+            self.recipe.renorm_alone,
+            calibration,
+            joint=self.joint,
         )
         losses = [judge.at_one_width((target, self.network(number, couplings)), 1) for couplings in candidates]
         return candidates[losses.index(min(losses))], judge.seconds

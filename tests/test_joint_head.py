@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from depfuse import Recipe, fuse
+from depfuse import Recipe, find_groups, fuse
+from depfuse.agreement import Disagreement, at_best_scale
 from depfuse.checkpoint import Card, load_network, write_checkpoint
 from depfuse.cli import main
 from depfuse.data import Loader, calibration_loader, load_data, parse_labels, select_labels
@@ -113,6 +114,22 @@ def test_where_parents_have_one_head(data, names, settings, joint, changed):
     result = fuse(parents, Recipe(criterion="weights", restarts=1, **settings), calibration_loader(data, 200))
     assert result.joint is joint
     assert (result.teachers[0] is not parents[0]) is changed
+
+
+def test_matchings_are_judged_by_what_the_one_head_says(halves, data):
+    calibration = calibration_loader(data, 200)
+    sets = LabelSets.create([range(5), range(5, 10)])
+    teachers = with_joint_head(halves, (0.5, 0.5), calibration, 0, sets, build_network("digits_resnet(width=0.5)"))
+    groups = find_groups(teachers[0], data.example())
+    child = copy.deepcopy(teachers[0])
+    judge = Disagreement(teachers, groups, "none", calibration, joint=True)
+    with torch.no_grad():
+        wanted = torch.cat([mean_logits([m(x) for m in teachers], (0.5, 0.5)).softmax(1) for x, _ in calibration])
+        scores = torch.cat([child(x) for x, _ in calibration])
+    by_hand = float(at_best_scale(scores, wanted)[0].mean())
+    assert judge.of_child(child, (0.5, 0.5)) == pytest.approx(by_hand, abs=1e-5)
+    apart = Disagreement(teachers, groups, "none", calibration).of_child(child, (0.5, 0.5))
+    assert abs(apart - by_hand) > 0.01
 
 
 def test_too_few_images_for_a_head_leave_the_heads_as_they_are(halves, data):
