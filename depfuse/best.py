@@ -79,6 +79,8 @@ class Family:
     ----------
     models, groups, labels, template
         The parents at the child's width, their groups, and which labels their outputs stand for, where they differ.
+    alone
+        The parents as candidates by themselves; none where they do not know all labels.
     teachers
         The parents whose ensemble is to be agreed with.
     joint
@@ -99,6 +101,7 @@ class Family:
     groups: ChannelGroups
     labels: LabelSets | None
     template: nn.Module | None
+    alone: Sequence[nn.Module]
     teachers: Sequence[nn.Module]
     joint: bool
     recipe: Recipe
@@ -145,11 +148,11 @@ class Family:
             return found[-1].disagreement
 
         bases: dict[str, int] = {}
-        for number, model in enumerate(self.models):
+        for number in range(len(self.models)):
             name = f"parent {number + 1}"
             bases |= {name: number, f"{name}, head refitted": number}
-            if self.labels is None and not self.joint:
-                add(name, partial(_copied, model))
+            if self.alone:
+                add(name, partial(_copied, self.alone[number]))
             add(f"{name}, head refitted", partial(self._head, number, shares.network, seen))
         merged = {"average": shares}
         least = min((candidate.disagreement for candidate in found), default=float("inf"))

@@ -162,9 +162,10 @@ class Further:
                 device = next(model.parameters()).device
                 few = calibration_loader(self.data, STATISTICS_IMAGES, device=device, seed=self.recipe.seed)
                 together = Together.towards(model.eval(), teacher, few, seed=self.recipe.seed)
-            return together.training()
+            learner = together.training()
         except ArchitectureError:
             return None
+        return learner if learner.batch_size(len(self.data.train)) else None
 
     def _settings(self, epochs: int, learner: NaturalGradientTraining | None) -> TrainRecipe:
         sgd = {"warmup": WARMUP * epochs, "label_smoothing": 0.0}
@@ -173,5 +174,5 @@ class Further:
             epochs=epochs,
             learning_rate=self.recipe.learning_rate,
             seed=self.recipe.seed,
-            **(sgd if learner is None else {"warmup": 0.0, "batch_size": learner.batch_size}),
+            **(sgd if learner is None else {"warmup": 0.0, "batch_size": learner.batch_size(len(self.data.train))}),
         )

@@ -203,7 +203,7 @@ class FusionResult:
             seed=self.recipe.seed,
         )
 
-    def _family(self) -> Family:
+    def _family(self, alone: Sequence[nn.Module]) -> Family:
         assert self.calibration is not None
         assert self.example is not None
         return Family(
@@ -211,6 +211,7 @@ class FusionResult:
             self.groups,
             self.labels,
             self.template,
+            alone,
             self.teachers,
             self.joint,
             self.recipe,
@@ -297,6 +298,7 @@ def fuse(
     trains = recipe.distil > 0 or recipe.finetune > 0
     if trains and further is None:
         raise RecipeError("distil and finetune need the training images: give further=Further(data, recipe)")
+    alone = models if sets is None else ()
     teaching = partial(prepared, models, shares=shares, labels=sets, template=template)
     taught = teaching(recipe=recipe, calibration=calibration)
     models, sets = taught.models, taught.labels
@@ -409,7 +411,9 @@ def fuse(
     refitted: Together | None = None
     if recipe.goal == "best":
         with step("best"):
-            family = result._family().find()
+            if brought is not None:
+                alone = () if taught.joint else models
+            family = result._family(alone).find()
         child = best_of(family).network
         result = replace(result, child=child, family=family)
     else:

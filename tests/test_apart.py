@@ -278,6 +278,9 @@ def test_wider_children_are_written_read_and_fused_again(tmp_path):
         load_into(build_network("digits_resnet(width=4)"), checkpoint)
 
 
+AS_THEY_ARE = Recipe(refit="ridge", refit_steps=0, joint_head="none", parents_renorm="none")
+
+
 def test_refit_of_a_wider_child_is_closer_to_the_parents():
     loader = images(count=200)
     parents = [network("digits_resnet(width=0.5)", seed, loader) for seed in (0, 1)]
@@ -285,7 +288,7 @@ def test_refit_of_a_wider_child_is_closer_to_the_parents():
     with torch.no_grad():
         mean = sum(parent(batch) for parent in parents) / 2
         errors = [
-            float((fuse(parents, Recipe(refit="ridge", refit_steps=0, **keep), loader).child(batch) - mean).norm())
+            float((fuse(parents, AS_THEY_ARE.model_copy(update=keep), loader).child(batch) - mean).norm())
             for keep in ({}, {"keep_worst": 1.0})
         ]
     assert errors[1] < 0.5 * errors[0]

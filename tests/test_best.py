@@ -20,7 +20,7 @@ from depfuse.data.augment import Augmentation, mix
 from depfuse.distil import Ensemble
 from depfuse.errors import DepfuseWarning, RecipeError
 
-BEST = Recipe(goal="best", refit_steps=4, distance="scaled")
+BEST = Recipe(goal="best", refit_steps=4, distance="scaled", joint_head="none", parents_renorm="none")
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,19 @@ def test_parents_of_different_knowledge_are_merged(result):
     parents = [candidate for candidate in result.family if candidate.name in ("parent 1", "parent 2")]
     assert result.best.disagreement < min(parent.disagreement for parent in parents)
     assert result.best.name.startswith(("average", "parent 1, merged", "parent 2, merged"))
+
+
+def test_parents_with_one_head_are_candidates_as_they_were_given(data):
+    given = digits_parents(*"ab")
+    recipe = BEST.model_copy(update={"joint_head": "auto", "parents_renorm": "auto", "polish": False})
+    found = fuse(given, recipe, calibration_loader(data, 400))
+    assert found.joint
+    assert [candidate.name for candidate in found.family][:2] == ["parent 1", "parent 1, head refitted"]
+    images = data.example(50)
+    alone = found.family[0]
+    with torch.no_grad():
+        torch.testing.assert_close(alone.network(images), alone.scale * given[0](images), atol=1e-4, rtol=1e-4)
+    assert not found.best.name.startswith("parent")
 
 
 def test_the_last_candidates_begin_from_the_best_before_them(result):

@@ -29,10 +29,9 @@ class NaturalGradientTraining:
     def __init__(self, learner: NaturalGradient, size: int, settle: Callable[[], None]) -> None:
         self._learner, self._size, self._settle = learner, size, settle
 
-    @property
-    def batch_size(self) -> int:
-        """Images that each step sees."""
-        return max(1, PER_STEP // self._size) * self._size
+    def batch_size(self, images: int) -> int:
+        """How many of so many training images each step sees; 0 where these are too few for one."""
+        return min(max(1, PER_STEP // self._size), images // self._size) * self._size
 
     def begin_epoch(self) -> None:
         """Every epoch begins with new curvature, so that one that is resumed does as well."""
