@@ -189,6 +189,7 @@ def test_scales() -> None:
     assert names.share(0) > names.share(1) > 0
     assert [text for _, text in names.ticks] == ["b", "a name that is mu…"]
     assert linear([2.0]).share(2.0) == 0.5
+    assert [text for _, text in linear([0.0, 11.0], whole=True).ticks] == ["0", "5", "10"]
 
 
 def test_a_study_at_its_limits() -> None:

@@ -409,6 +409,7 @@ def test_a_storage_that_cannot_be_reached(url: str, words: str) -> None:
     assert "secret" not in str(error.value)
 
 
+@pytest.mark.filterwarnings("ignore:Query string")
 @pytest.mark.parametrize("joined", [False, True])
 def test_no_file_holds_the_password_of_a_database(tmp_path: Path, joined: bool) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}?password=secret"

@@ -173,7 +173,7 @@ def tune(
             architectures=list(inputs.architectures),
             data=inputs.data_name,
             calibration=common.calibration,
-            judged=judged,
+            judged=objective.judged,
             kept=json.loads(common.model_dump_json(include=set(kept))),
             environment=describe_environment(inputs.device),
             command=_without_password(context.obj, place.shown),

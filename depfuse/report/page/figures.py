@@ -35,7 +35,7 @@ class Line:
 class Mark:
     """One mark: `says` is what is told of it where a pointer rests on it, `look` as of a line.
 
-    A mark without `y` is a stroke below the lower edge. `label` is written beside it, unless another one is there.
+    A mark without `y` is a stroke below the lower edge. `label` is written beside it, unless an earlier one is there.
     """
 
     x: float
@@ -128,7 +128,7 @@ def _stroke(look: str) -> Html:
 def _mark(mark: Mark, right: float, down: float, lowest: float) -> Html:
     title = element("title", mark.says)
     if mark.y is None:
-        return element("path", title, d=f"M{right:g} {lowest}v7", class_=f"mark line {mark.look}")
+        return element("path", title, d=f"M{right:g} {lowest}v5", class_=f"mark line {mark.look}")
     return element("circle", title, cx=right, cy=down, r=3.5, class_=f"mark {mark.look}")
 
 

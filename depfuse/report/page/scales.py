@@ -32,12 +32,11 @@ class Scale:
         return (own - low) / (high - low)
 
 
-def linear(values: Sequence[float], margin: float = 0.0) -> Scale:
-    """A scale that holds all values, and a margin of so much of their range beside them."""
+def linear(values: Sequence[float], margin: float = 0.0, *, whole: bool = False) -> Scale:
+    """A scale that holds all values, and a margin of so much of their range beside them; ticks may be `whole` alone."""
     low, high = _limits(values, margin)
-    return Scale(
-        low, high, [(float(tick), f"{tick:g}") for tick in _TICKS.tick_values(low, high) if low <= tick <= high]
-    )
+    ticks = [float(tick) for tick in _TICKS.tick_values(low, high) if low <= tick <= high]
+    return Scale(low, high, [(tick, f"{tick:g}") for tick in ticks if tick.is_integer() or not whole])
 
 
 def logarithmic(values: Sequence[float], margin: float = 0.0) -> Scale:

@@ -69,9 +69,8 @@ def _trials(report: StudyReport) -> Html:
         Column("Trial", lambda trial: str(trial.trial), lambda trial: trial.trial),
         Column(head, lambda trial: _quality(report, trial), _final),
         Column("Seconds", lambda trial: decimal(trial.seconds, 2), lambda trial: trial.seconds),
-        Column("State", lambda trial: trial.state),
+        Column("State", lambda trial: trial.state if trial.reason is None else f"{trial.state}: {trial.reason}"),
         Column("Drawn", drawn_text),
-        Column("Given up since", lambda trial: trial.reason or ""),
     ]
     table = sortable_table("Trials", columns, [*complete, *others], None, head, rising=not report.labelled)
     label = element(

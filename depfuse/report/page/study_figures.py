@@ -42,7 +42,7 @@ def history(report: StudyReport) -> Html:
     samples = {"trial": marks[-1]}
     if given_up:
         samples["given up"] = marks[0]
-    across = linear([trial.trial for trial in report.trials], _MARGIN)
+    across = linear([trial.trial for trial in report.trials], _MARGIN, whole=True)
     drawing = chart(says, "trial", _title(report), lines, marks, x=across, y=_scale(report))
     return element("div", drawing, legend(lines, samples))
 
@@ -82,7 +82,7 @@ def slice_charts(report: StudyReport) -> list[Html]:
 
 def pareto(report: StudyReport) -> Html:
     """The quality of each complete trial against its seconds, and the trials that no other surpasses in both."""
-    complete, front = complete_trials(report.trials), pareto_front(report.trials, labelled=report.labelled)[::-1]
+    complete, front = complete_trials(report.trials), pareto_front(report.trials, labelled=report.labelled)
     taken = [_seconds(trial) for trial in complete]
     lines = [Line("no other is as good and as fast", "look0", [(_seconds(t), _shown(report, t)) for t in front])]
     chosen = {trial.trial for trial in front}
