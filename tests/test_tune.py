@@ -33,6 +33,8 @@ from depfuse.errors import RecipeError, StudyError
 from depfuse.fuse import fuse
 from depfuse.groups import find_groups, prove_groups
 from depfuse.recipe import MIXING, SOFT, Recipe
+from depfuse.report.page import build_page, find_runs
+from depfuse.report.study import StudyReport
 from depfuse.report.trials import TrialRecord, best_first, pareto_front
 from depfuse.searched import SEARCHED, Between, OneOf, Ratios
 from depfuse.study.importances import importances
@@ -217,7 +219,26 @@ def test_a_search_is_reproduced_and_goes_on_as_if_it_had_not_stopped(searched: P
     assert found(tmp_path / "parts") == records
     assert (tmp_path / "parts" / "trial-0.json").read_bytes() == seconds
     names = {path.name for path in searched.iterdir()} - {f"trial-{number}.json" for number in range(8)}
-    assert names - {"importances.png"} == {"study.log", "history.png", "slices.png", "pareto.png"}
+    assert names - {"importances.png"} == {
+        "study.log", "study.json", "report.html", "history.png", "slices.png", "pareto.png"
+    }  # fmt: skip
+
+
+def test_the_whole_study_is_one_file_and_one_page(searched: Path) -> None:
+    (run,) = find_runs(searched).runs
+    report = run.report
+    assert isinstance(report, StudyReport)
+    assert (len(report.trials), report.asked, report.labelled, report.timed) == (8, 8, False, False)
+    assert (report.calibration, report.judged, report.data) == (200, 100, "digits")
+    assert report.parents == digits_files("a", "b")
+    assert report.kept["criterion"] == "activations"
+    assert "solver" not in report.kept
+    assert report.command[:2] == ["depfuse", "tune"]
+    assert (report.importances is not None) == (searched / "importances.png").exists()
+    for number, kept in found(searched).items():
+        (own,) = [trial for trial in report.trials if trial.trial == number]
+        assert own.model_dump(mode="json", exclude={"trial", "seconds"}) == kept
+    assert (searched / "report.html").read_text(encoding="utf-8") == build_page(find_runs(searched))
 
 
 def test_a_trial_run_again_by_fuse_gives_the_same_child(searched: Path, tmp_path: Path) -> None:
@@ -259,6 +280,9 @@ def test_two_objectives_give_a_front_and_labels_give_accuracy(tmp_path: Path, ca
     assert main(["tune", *given, *options]) == 0
     said = capsys.readouterr().out
     assert "held-out accuracy" in said
+    report = StudyReport.model_validate_json((tmp_path / "study.json").read_bytes())
+    assert report.labelled
+    assert report.timed
     records = found(tmp_path)
     assert all(record["state"] != "pruned" for record in records.values())
     assert all(round(60 * record["quality"], 6).is_integer() for record in records.values() if record["quality"])
@@ -383,6 +407,17 @@ def test_a_storage_that_cannot_be_reached(url: str, words: str) -> None:
     with pytest.raises(StudyError, match=words) as error:
         DatabaseStorage(url, 20)
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:Query string")
+@pytest.mark.parametrize("joined", [False, True])
+def test_no_file_holds_the_password_of_a_database(tmp_path: Path, joined: bool) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}?password=secret"
+    words = [f"--storage={url}"] if joined else ["--storage", url]
+    assert tune(tmp_path / "out", *words, trials=1) == 0
+    report = StudyReport.model_validate_json((tmp_path / "out" / "study.json").read_bytes())
+    assert f"sqlite:///{tmp_path / 'study.db'}" in " ".join(report.command)
+    assert not [path for path in (tmp_path / "out").iterdir() if b"secret" in path.read_bytes()]
 
 
 def test_a_storage_of_an_older_schema(tmp_path: Path, refused) -> None:

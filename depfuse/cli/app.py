@@ -55,7 +55,8 @@ COMMANDS = {
         "Search for the recipe that gives the best child.\n\n"
         "Settings that are given are kept, all others of a method are searched, with Optuna. Children are judged on"
         " training images that they were not calibrated on, and no test image is looked at. A search goes on where it"
-        " stood with --resume, by several workers if need be.",
+        " stood with --resume, by several workers if need be. It ends with plots, and with a page, report.html, that"
+        " shows all trials.",
         "depfuse tune first.safetensors second.safetensors --data digits --refit none --trials 50",
     ),
     "recipes": _Command(
@@ -85,9 +86,9 @@ COMMANDS = {
     ),
     "report": _Command(
         "depfuse.cli.report:report",
-        "Show all reports below a folder on one HTML page.\n\n"
-        "The reports are what --report of `depfuse fuse`, `path`, `match` and `eval` wrote. The page needs no network:"
-        " all of it is in the one file.",
+        "Show all reports and studies below a folder on one HTML page.\n\n"
+        "The reports are what --report of `depfuse fuse`, `path`, `match` and `eval` wrote, the studies what `depfuse"
+        " tune` did. The page needs no network: all of it is in the one file.",
         "depfuse report runs --out runs.html",
     ),
 }

@@ -8,19 +8,19 @@ from typing import Annotated
 
 import typer
 
-from depfuse.checkpoint import replacing
 from depfuse.cli.console import Screen
 from depfuse.cli.options import QuietOption
 from depfuse.cli.outputs import check_outputs
 from depfuse.errors import DepfuseWarning
 from depfuse.report import ReportError
-from depfuse.report.page import build_page, find_runs
+from depfuse.report.page import find_runs, write_page
 from depfuse.report.page.best import best_sentences
 
 
 def report(
     folder: Annotated[
-        Path, typer.Argument(metavar="RUN_DIR", help="The folder that holds the reports, at any depth below it.")
+        Path,
+        typer.Argument(metavar="RUN_DIR", help="The folder that holds the reports and studies, at any depth below it."),
     ],
     out: Annotated[
         Path | None,
@@ -28,16 +28,13 @@ def report(
     ] = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Show all reports below a folder on one page."""
+    """Show all reports and studies below a folder on one page."""
     page = folder / "report.html" if out is None else out
     if page.suffix.lower() not in (".html", ".htm"):
         raise ReportError(f"--out {page}: the page's name must end in .html")
     found = find_runs(folder)
     check_outputs({"--out": page})
-    text = build_page(found)
-    with replacing(page) as unfinished:
-        # Names of files may hold what is no Unicode; the page shows a question mark instead.
-        unfinished.write_bytes(text.encode("utf-8", errors="replace"))
+    write_page(found, page)
     for broken in found.broken:
         warnings.warn(f"left out: {broken.reason}", DepfuseWarning, stacklevel=2)
     screen = Screen(quiet)

@@ -17,9 +17,12 @@ from depfuse.device import resolve_device
 from depfuse.errors import CheckpointError, RecipeError, StudyError
 from depfuse.recipe import Recipe
 from depfuse.recipes import read_settings
+from depfuse.report import describe_environment
+from depfuse.report.page import Run, Runs, write_page
+from depfuse.report.study import STUDY, StudyReport
 from depfuse.report.study_plots import draw_history, draw_importances, draw_pareto, draw_slices
 from depfuse.report.tables import search_sentence, search_table
-from depfuse.report.trials import TrialRecord, best_first, pareto_front
+from depfuse.report.trials import best_first, pareto_front
 from depfuse.study.importances import importances
 from depfuse.study.objective import Objective
 from depfuse.study.records import record_of
@@ -28,11 +31,13 @@ from depfuse.study.space import Space
 from depfuse.study.storage import DatabaseStorage, FileStorage, Storage
 
 FILE = "study.log"
+PAGE = "report.html"
 SHOWN = 5  # trials in the table
 
 
 @spread
 def tune(
+    context: typer.Context,
     parents: Checkpoints,
     data: DataOptions,
     settings: Annotated[dict[str, Any], Recipe, "calibration"],
@@ -40,7 +45,11 @@ def tune(
     recipe: RecipeOption = None,
     out: Annotated[
         Path,
-        typer.Option("--out", metavar="FOLDER", help="Where trial-N.json of each trial and the plots are written."),
+        typer.Option(
+            "--out",
+            metavar="FOLDER",
+            help="Where trial-N.json of each trial, the plots, study.json and report.html are written.",
+        ),
     ] = Path("tune"),
     trials: Annotated[
         int, typer.Option("--trials", min=1, help="Trials that the study shall have, those of all workers together.")
@@ -151,13 +160,31 @@ def tune(
         work.step("drawing")
         for record in records:
             record.write(out)
-        _draw(records, shares, out, labelled=labels > 0)
-    ranked = best_first(records, labelled=labels > 0)
-    if not ranked:
-        raise StudyError(f"none of {len(records)} trials came to its end: {records[0].reason}")
+        ranked = best_first(records, labelled=labels > 0)
+        if not ranked:
+            raise StudyError(f"none of {len(records)} trials came to its end: {records[0].reason}")
+        report = StudyReport(
+            trials=records,
+            importances=shares or None,
+            labelled=labels > 0,
+            timed=seconds,
+            asked=trials,
+            parents=[str(parent.path) for parent in inputs.checkpoints],
+            architectures=list(inputs.architectures),
+            data=inputs.data_name,
+            calibration=common.calibration,
+            judged=objective.judged,
+            kept=json.loads(common.model_dump_json(include=set(kept))),
+            environment=describe_environment(inputs.device),
+            command=_without_password(context.obj, place.shown),
+        )
+        _write(report, out)
     shown = pareto_front(records, labelled=labels > 0) if seconds else ranked[:SHOWN]
     screen.show(search_table(shown, labelled=labels > 0))
-    screen.say(f"\n{search_sentence(records, out, labelled=labels > 0)}")
+    screen.say(
+        f"\n{search_sentence(records, labelled=labels > 0)}; "
+        f"depfuse fuse --recipe {out / f'trial-{ranked[0].trial}.json'} makes its child; {out / PAGE} shows all trials"
+    )
 
 
 def _check(given: dict[str, Any], parents: list[Path], out: Path) -> None:
@@ -202,15 +229,30 @@ def _identity(inputs: Inputs, kept: dict[str, Any], *, judged: int, labelled: bo
     return found
 
 
-def _draw(records: list[TrialRecord], shares: dict[str, float], out: Path, *, labelled: bool) -> None:
-    if not any(record.state == "complete" for record in records):
-        return
+def _without_password(command: list[str], shown: str) -> list[str]:
+    """The words of the command, where the storage's address stands without what may be a password."""
+    words = []
+    for before, word in zip(["", *command], command, strict=False):
+        if before == "--storage":
+            word = shown
+        elif word.startswith("--storage="):
+            word = f"--storage={shown}"
+        words.append(word)
+    return words
+
+
+def _write(report: StudyReport, out: Path) -> None:
+    """Write the study, its plots and its page; each takes its place when it is complete."""
+    labelled = report.labelled
+    with replacing(out / STUDY) as path:
+        path.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     with replacing(out / "history.png") as path:
-        draw_history(records, path, labelled=labelled)
+        draw_history(report.trials, path, labelled=labelled)
     with replacing(out / "slices.png") as path:
-        draw_slices(records, path, labelled=labelled)
+        draw_slices(report.trials, path, labelled=labelled)
     with replacing(out / "pareto.png") as path:
-        draw_pareto(records, path, labelled=labelled)
-    if shares:
+        draw_pareto(report.trials, path, labelled=labelled)
+    if report.importances is not None:
         with replacing(out / "importances.png") as path:
-            draw_importances(shares, path)
+            draw_importances(report.importances, path)
+    write_page(Runs(out, (Run(STUDY, report),), ()), out / PAGE)

@@ -11,7 +11,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from depfuse.report.plots import CANDIDATE, MATCHED, NAIVE, save
-from depfuse.report.trials import TrialRecord, best_first, pareto_front
+from depfuse.report.trials import (
+    TrialRecord,
+    best_so_far,
+    complete_trials,
+    is_wide,
+    pareto_front,
+    quality_title,
+    slices_of,
+)
 
 COLUMNS = 4
 
@@ -19,16 +27,17 @@ COLUMNS = 4
 def draw_history(records: Sequence[TrialRecord], path: Path, *, labelled: bool) -> None:
     """The quality of each trial and of the best so far; below them, what was given up."""
     figure, (axes,) = _figure(1, 7, 4)
-    complete = _complete(records)
-    numbers, values = [record.trial for record in complete], [_shown(record, labelled) for record in complete]
+    complete = complete_trials(records)
+    numbers, values = [record.trial for record in complete], _shown(complete, labelled)
     axes.plot(numbers, values, color=MATCHED, marker="o", markersize=4, linestyle="none", label="trial")
-    best = [_shown(best_first(complete[: place + 1], labelled=labelled)[0], labelled) for place in range(len(complete))]
+    best = _shown(best_so_far(records, labelled=labelled), labelled)
     axes.plot(numbers, best, color=NAIVE, drawstyle="steps-post", label="best so far")
     given_up = [record.trial for record in records if record.state != "complete"]
     place = axes.get_xaxis_transform()
     axes.plot(given_up, [0.01] * len(given_up), "|", color=CANDIDATE, transform=place, label="given up")
     axes.set_xlabel("trial")
-    axes.set_ylabel(_title(labelled))
+    axes.set_ylabel(quality_title(labelled=labelled))
+    _scale_quality(axes, complete, labelled)
     axes.legend(frameon=False)
     save(figure, path, "png")
 
@@ -45,44 +54,41 @@ def draw_importances(shares: Mapping[str, float], path: Path) -> None:
 
 def draw_slices(records: Sequence[TrialRecord], path: Path, *, labelled: bool) -> None:
     """The quality against each parameter, of the trials that have it."""
-    complete = _complete(records)
-    names = list(dict.fromkeys(name for record in complete for name in record.parameters))
-    rows = max(1, math.ceil(len(names) / COLUMNS))
-    figure, grid = _figure(len(names), 3 * COLUMNS, 2.6 * rows)
-    for axes, name in zip(grid, names, strict=True):
-        own = [record for record in complete if name in record.parameters]
-        drawn = [record.parameters[name] for record in own]
-        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in drawn)
-        places = drawn if numbers else [str(value) for value in drawn]
-        axes.scatter(places, [_shown(record, labelled) for record in own], s=12, color=MATCHED)
-        axes.set_title(name, fontsize="small")
+    slices = slices_of(records)
+    rows = max(1, math.ceil(len(slices) / COLUMNS))
+    figure, grid = _figure(len(slices), 3 * COLUMNS, 2.6 * rows)
+    for axes, own in zip(grid, slices, strict=True):
+        axes.scatter(own.values, _shown(own.records, labelled), s=12, color=MATCHED)
+        axes.set_title(own.name, fontsize="small")
         axes.tick_params(labelsize="x-small")
-        if not numbers:
+        if not own.numeric:
             axes.tick_params(axis="x", labelrotation=30)
-        elif min(drawn) > 0 and max(drawn) / min(drawn) > 10:
+        elif own.log:
             axes.set_xscale("log")
-    figure.supylabel(_title(labelled), fontsize="small")
+        _scale_quality(axes, complete_trials(records), labelled)
+    figure.supylabel(quality_title(labelled=labelled), fontsize="small")
     save(figure, path, "png")
 
 
 def draw_pareto(records: Sequence[TrialRecord], path: Path, *, labelled: bool) -> None:
     """The quality of each trial against its seconds, and the trials that no other surpasses in both."""
     figure, (axes,) = _figure(1, 6, 4)
-    complete, front = _complete(records), pareto_front(records, labelled=labelled)[::-1]
+    complete, front = complete_trials(records), pareto_front(records, labelled=labelled)[::-1]
     axes.scatter(
         [record.seconds or 0.0 for record in complete],
-        [_shown(record, labelled) for record in complete],
+        _shown(complete, labelled),
         color=CANDIDATE,
         s=16,
     )
     seconds = [record.seconds or 0.0 for record in front]
-    axes.plot(seconds, [_shown(record, labelled) for record in front], color=MATCHED, marker="o", markersize=5)
+    axes.plot(seconds, _shown(front, labelled), color=MATCHED, marker="o", markersize=5)
     for record in front:
-        place = (record.seconds or 0.0, _shown(record, labelled))
+        place = (record.seconds or 0.0, record.shown_quality(labelled=labelled))
         axes.annotate(str(record.trial), place, textcoords="offset points", xytext=(4, 4), fontsize="x-small")
     axes.set_xscale("log")
     axes.set_xlabel("seconds of a fusion")
-    axes.set_ylabel(_title(labelled))
+    axes.set_ylabel(quality_title(labelled=labelled))
+    _scale_quality(axes, complete, labelled)
     save(figure, path, "png")
 
 
@@ -97,14 +103,10 @@ def _figure(count: int, width: float, height: float) -> tuple[Figure, list[Axes]
     return figure, grid
 
 
-def _complete(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    return [record for record in records if record.state == "complete"]
+def _scale_quality(axes: Axes, complete: Sequence[TrialRecord], labelled: bool) -> None:
+    if not labelled and is_wide(_shown(complete, labelled)):
+        axes.set_yscale("log")
 
 
-def _shown(record: TrialRecord, labelled: bool) -> float:
-    quality = math.nan if record.quality is None else record.quality
-    return 100 * quality if labelled else quality
-
-
-def _title(labelled: bool) -> str:
-    return "held-out accuracy (%)" if labelled else "held-out disagreement (nats)"
+def _shown(records: Sequence[TrialRecord], labelled: bool) -> list[float]:
+    return [record.shown_quality(labelled=labelled) for record in records]

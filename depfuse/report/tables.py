@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from rich.table import Table
 
@@ -16,7 +17,7 @@ from depfuse.report.schema import (
     ScoreValues,
     SharesSummary,
 )
-from depfuse.report.trials import TrialRecord, best_first
+from depfuse.report.trials import State, TrialRecord, best_first
 
 
 def fusion_table(report: FusionReport) -> Table:
@@ -82,25 +83,31 @@ def search_table(trials: Sequence[TrialRecord], *, labelled: bool) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("drawn", overflow="fold")
     for trial in trials:
-        drawn = ", ".join(f"{name} {_short(value)}" for name, value in trial.parameters.items())
-        table.add_row(str(trial.trial), _quality(trial, labelled), f"{trial.seconds or 0.0:.2f}", drawn)
+        table.add_row(str(trial.trial), _quality(trial, labelled), f"{trial.seconds or 0.0:.2f}", drawn_text(trial))
     return table
 
 
-def search_sentence(trials: Sequence[TrialRecord], folder: Path, *, labelled: bool) -> str:
+def search_sentence(trials: Sequence[TrialRecord], *, labelled: bool) -> str:
     """Say which trial is the best, of how many, and how far from the recipe that the search began with."""
     ranked = best_first(trials, labelled=labelled)
     best = ranked[0]
-    counts = {state: sum(trial.state == state for trial in trials) for state in ("complete", "pruned", "refused")}
+    counts = {state: sum(trial.state == state for trial in trials) for state in get_args(State)}
     first = next((trial for trial in ranked if trial.trial == 0), None)
-    began = (
-        "" if first is None or first is best else f" (the first trial, with defaults, has {_quality(first, labelled)})"
-    )
+    if first is None:
+        began = ""
+    elif first is best:
+        began = " (it is the first trial, with defaults)"
+    else:
+        began = f" (the first trial, with defaults, has {_quality(first, labelled)})"
     return (
         f"trial {best.trial} is the best of {len(trials)} trials, {counts['complete']} complete, {counts['pruned']} "
-        f"pruned, {counts['refused']} refused: {_measure(labelled)} {_quality(best, labelled)}{began}; "
-        f"depfuse fuse --recipe {folder / f'trial-{best.trial}.json'} makes its child"
+        f"pruned, {counts['refused']} refused: {_measure(labelled)} {_quality(best, labelled)}{began}"
     )
+
+
+def drawn_text(trial: TrialRecord) -> str:
+    """What was drawn for a trial: `distance cosine, mixture 0.31`."""
+    return ", ".join(f"{name} {_short(value)}" for name, value in trial.parameters.items())
 
 
 def scores_table(rows: Iterable[tuple[str, ScoreValues]], emphasised: str | None = None) -> Table:

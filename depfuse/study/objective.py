@@ -62,6 +62,13 @@ class Objective:
     timed
         Whether seconds are a second figure. Nothing is pruned then: of two figures neither says which trial is behind.
 
+    Attributes
+    ----------
+    quality
+        What children are judged by.
+    judged
+        Of how many images: fewer than were asked for where there are not so many.
+
     Raises
     ------
     DataError
@@ -100,6 +107,7 @@ class Objective:
         sizes = [common.calibration] if timed else growing(common.calibration)
         self._images = {size: images.first(size) for size in sizes}
         held_out = images.between(common.calibration, images.count)
+        self.judged = held_out.count
         self.quality = Quality(models, common.shares(len(models)), held_out, labels, labelled=labelled)
         self._groups = None
         self._shared = None

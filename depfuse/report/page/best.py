@@ -9,17 +9,28 @@ from depfuse.report.matching import MatchReport
 from depfuse.report.page.numbers import counted, decimal, per_cent
 from depfuse.report.page.runs import Run
 from depfuse.report.page.scores import single_networks
+from depfuse.report.page.study import study_sentence
 from depfuse.report.schema import EvaluationReport, FusionReport, ScoreValues
+from depfuse.report.study import StudyReport
 from depfuse.report.tables import short_names
 
 
 def best_sentences(runs: Sequence[Run]) -> list[str]:
-    """One sentence per data set that fusions were evaluated on; of a set without fusions, one about the rest."""
+    """One sentence per data set that fusions were evaluated on, and one per study.
+
+    Of runs without fusions that are no studies, one tells of all.
+    """
     fusions = [(run.name, run.report) for run in runs if isinstance(run.report, FusionReport)]
     by_data: dict[str, list[tuple[str, FusionReport]]] = {}
     for name, report in fusions:
         by_data.setdefault(report.data, []).append((name, report))
-    return [_of_fusions(data, found) for data, found in by_data.items()] or [_of_the_rest(runs)]
+    others = [run for run in runs if not isinstance(run.report, StudyReport)]
+    found = [_of_fusions(data, own) for data, own in by_data.items()] or ([_of_the_rest(others)] if others else [])
+    return found + [
+        f"Search on {run.report.data} ({run.name}): {study_sentence(run.report)}."
+        for run in runs
+        if isinstance(run.report, StudyReport)
+    ]
 
 
 def caution(runs: Sequence[Run]) -> str | None:

@@ -6,20 +6,23 @@ import base64
 import hashlib
 from collections.abc import Callable, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-from depfuse.checkpoint import library_versions
+from depfuse.checkpoint import library_versions, replacing
 from depfuse.report.matching import MatchReport
 from depfuse.report.page.best import best_sentences, caution
 from depfuse.report.page.fusion import fusion_details, fusion_summary
 from depfuse.report.page.markup import Html, element, join
 from depfuse.report.page.matching import match_details, match_summary
 from depfuse.report.page.numbers import counted, nats, per_cent, unbroken
-from depfuse.report.page.overview import Entry, evaluations_table, fusions_table, matchings_table
+from depfuse.report.page.overview import Entry, evaluations_table, fusions_table, matchings_table, studies_table
 from depfuse.report.page.parts import environment_section, section
 from depfuse.report.page.runs import Broken, Runs
+from depfuse.report.page.study import study_details, study_summary
 from depfuse.report.page.tables import plain_table
 from depfuse.report.schema import EvaluationReport, FusionReport
+from depfuse.report.study import StudyReport
 from depfuse.report.tables import short_names
 
 _FUSIONS = (
@@ -27,6 +30,10 @@ _FUSIONS = (
     " average, renormalised where that is better. Seconds: without evaluation."
 )
 _MATCHINGS = "Correlation of matched channels: the mean over all depths, and what it was before matching."
+_SEARCHES = (
+    "Each by its best trial, and beside it the first one, with defaults, on training images that neither was calibrated"
+    " on. Disagreement: cross-entropy under the parents' ensemble, lower is better. Seconds: of the best fusion."
+)
 _EVALUATIONS = "Accuracy in per cent of the test images, loss in nats."
 
 
@@ -50,6 +57,7 @@ def _evaluation_summary(report: EvaluationReport) -> str:
 _KINDS: tuple[tuple[str, str, type[Any], Callable[[Any], Html], Callable[[Any], str], Callable[[Any], Html]], ...] = (
     ("Fusions", _FUSIONS, FusionReport, fusions_table, fusion_summary, fusion_details),
     ("Matchings", _MATCHINGS, MatchReport, matchings_table, match_summary, match_details),
+    ("Searches", _SEARCHES, StudyReport, studies_table, study_summary, study_details),
     ("Evaluations", _EVALUATIONS, EvaluationReport, evaluations_table, _evaluation_summary, _evaluation_details),
 )
 
@@ -89,6 +97,14 @@ def build_page(found: Runs) -> str:
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
 
 
+def write_page(found: Runs, path: Path) -> None:
+    """Build the page and write it; it takes its place when it is complete."""
+    text = build_page(found)
+    with replacing(path) as unfinished:
+        # Names of files may hold what is no Unicode; the page shows a question mark instead.
+        unfinished.write_bytes(text.encode("utf-8", errors="replace"))
+
+
 def _header(found: Runs) -> Html:
     best = [element("p", unbroken(sentence), class_="best") for sentence in best_sentences(found.runs)]
     note = caution(found.runs)
@@ -115,18 +131,19 @@ def _broken(broken: Sequence[Broken]) -> Html | None:
 
 def _main(found: Runs) -> list[Html]:
     entries = [Entry(f"run-{number}", run.name, run.report) for number, run in enumerate(found.runs, start=1)]
-    tables, details = [], []
+    tables, details, alone = [], [], len(entries) == 1
     for title, says, kind, table, summary, one in _KINDS:
         own: list[Entry[Any]] = [entry for entry in entries if isinstance(entry.report, kind)]
         if own:
             tables.append(element("section", element("h2", title), element("p", says, class_="quiet"), table(own)))
-            details += [_details(entry, summary(entry.report), one(entry.report)) for entry in own]
+            details += [_details(entry, summary(entry.report), one(entry.report), alone) for entry in own]
     return [_filter(), *tables, element("section", element("h2", "Details"), *details)]
 
 
-def _details(entry: Entry[Any], line: str, content: Html) -> Html:
+def _details(entry: Entry[Any], line: str, content: Html, opened: bool) -> Html:
     summary = element("summary", element("h3", entry.name), element("span", line, class_="quiet"))
-    return element("details", summary, element("div", content, class_="run"), id=entry.identity, class_="run")
+    inside = element("div", content, class_="run")
+    return element("details", summary, inside, id=entry.identity, class_="run", open=opened)
 
 
 def _filter() -> Html:

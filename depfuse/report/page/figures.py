@@ -1,19 +1,18 @@
-"""Small drawings as SVG inside the page: bars and lines, coloured by its style sheet."""
+"""Small drawings as SVG inside the page: bars, lines and marks, coloured by its style sheet."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from matplotlib.ticker import MaxNLocator
-
 from depfuse.report.page.markup import Html, element
+from depfuse.report.page.scales import Scale, linear
 
 _WIDTH, _HEIGHT = 360, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 42
-_TICKS = MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10])
+_CHARACTER, _LINE = 7.6, 14  # about how wide a character is, and how high a line
 
 Point: TypeAlias = "tuple[float, float | None]"
 Placing: TypeAlias = Callable[[float, float], "tuple[float, float]"]
@@ -32,6 +31,20 @@ class Line:
     band: tuple[Sequence[Point], Sequence[Point]] | None = None
 
 
+@dataclass(frozen=True)
+class Mark:
+    """One mark: `says` is what is told of it where a pointer rests on it, `look` as of a line.
+
+    A mark without `y` is a stroke below the lower edge. `label` is written beside it, unless an earlier one is there.
+    """
+
+    x: float
+    y: float | None
+    look: str
+    says: str
+    label: str | None = None
+
+
 def bar(share: float | None, look: str = "") -> Html:
     """A bar that is filled to a share between 0 and 1; decoration beside the number that it shows."""
     filled = 0.0 if share is None or not math.isfinite(share) else min(max(share, 0.0), 1.0)
@@ -42,46 +55,85 @@ def bar(share: float | None, look: str = "") -> Html:
     )  # fmt: skip
 
 
-def legend(lines: Sequence[Line]) -> Html:
-    """The names of curves, each beside a piece of its line."""
-    return element("ul", *(element("li", _sample(line.look), line.name) for line in lines), class_="legend")
+def legend(lines: Sequence[Line], marks: Mapping[str, Mark] | None = None) -> Html:
+    """The names of curves, each beside a piece of its line, and names of marks, each beside one."""
+    samples = [(_stroke(line.look), line.name) for line in lines]
+    samples += [(_mark(mark, 13, 6, 3), name) for name, mark in (marks or {}).items()]
+    return element("ul", *(element("li", _sample(sample), name) for sample, name in samples), class_="legend")
 
 
-def line_chart(says: str, across: str, upwards: str, lines: Sequence[Line]) -> Html:
-    """Curves over one axis; `says` is what those who do not see the drawing are told, the others are axes' names."""
+def chart(
+    says: str,
+    across: str,
+    upwards: str,
+    lines: Sequence[Line],
+    marks: Sequence[Mark] = (),
+    *,
+    x: Scale | None = None,
+    y: Scale | None = None,
+) -> Html:
+    """Curves and marks over one axis.
+
+    `says` is what those who do not see the drawing are told, `across` and `upwards` are the axes' names; scales that
+    are not given hold all that is drawn.
+    """
     shown = [point for line in lines for edge in (line.points, *(line.band or ())) for point in _finite(edge)]
-    if not shown:
+    heights = [height for _, height in shown] + [mark.y for mark in marks if mark.y is not None]
+    if not heights:
         return element("p", f"{upwards}: nothing finite to draw", class_="quiet")
-    x_low, x_high = _limits([x for x, _ in shown])
-    y_low, y_high = _limits([y for _, y in shown], margin=0.05)
+    x = x or linear([right for right, _ in shown] + [mark.x for mark in marks])
+    y = y or linear(heights, margin=0.05)
+    left = max(_LEFT, round(12 + _CHARACTER * max((len(text) for _, text in y.ticks), default=0)))
+    lowest = _HEIGHT - _BOTTOM
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        right = _LEFT + (x - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT)
-        down = _HEIGHT - _BOTTOM - (y - y_low) / (y_high - y_low) * (_HEIGHT - _TOP - _BOTTOM)
-        return round(right, 1), round(down, 1)
+    def place(right: float, up: float) -> tuple[float, float]:
+        return (
+            round(left + x.share(right) * (_WIDTH - left - _RIGHT), 1),
+            round(lowest - y.share(up) * (lowest - _TOP), 1),
+        )
 
     parts: list[Html] = []
-    for y in _ticks(y_low, y_high):
-        down = place(x_low, y)[1]
-        parts.append(element("path", d=f"M{_LEFT} {down}H{_WIDTH - _RIGHT}", class_="grid"))
-        parts.append(element("text", f"{y:g}", x=_LEFT - 6, y=down + 4, text_anchor="end"))
-    for x in _ticks(x_low, x_high):
-        right = place(x, y_low)[0]
-        parts.append(element("text", f"{x:g}", x=right, y=_HEIGHT - _BOTTOM + 17, text_anchor="middle"))
-    middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(element("text", across, x=middle, y=_HEIGHT - 6, text_anchor="middle"))
+    for tick, text in y.ticks:
+        down = place(x.low, tick)[1]
+        parts.append(element("path", d=f"M{left} {down}H{_WIDTH - _RIGHT}", class_="grid"))
+        parts.append(element("text", text, x=left - 6, y=down + 4, text_anchor="end"))
+    for tick, text in x.ticks:
+        parts.append(element("text", text, x=place(tick, y.low)[0], y=lowest + 17, text_anchor="middle"))
+    parts.append(element("text", across, x=(left + _WIDTH - _RIGHT) / 2, y=_HEIGHT - 6, text_anchor="middle"))
     for line in lines:
         if line.band is not None:
             low, high = ([place(*point) for point in _finite(edge)] for edge in line.band)
             parts.append(element("path", d=_path([*low, *high[::-1]]) + "Z", class_=f"band {line.look}"))
     parts += [element("path", d=_curve(line.points, place), class_=f"line {line.look}") for line in lines]
+    labels: list[tuple[float, float]] = []
+    for mark in marks:
+        right, down = place(mark.x, y.low if mark.y is None else mark.y)
+        parts.append(_mark(mark, right, down, lowest))
+        wide = _CHARACTER * len(mark.label or "")
+        near = any(abs(right - other) < wide + 5 and abs(down - height) < _LINE for other, height in labels)
+        if mark.label and not near:
+            labels.append((right, down))
+            anchor, beside = ("end", -5) if right + 5 + wide > _WIDTH else (None, 5)
+            parts.append(
+                element("text", mark.label, x=round(right + beside, 1), y=round(down - 5, 1), text_anchor=anchor)
+            )
     drawing = element("svg", *parts, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=says, class_="chart")
     return element("figure", element("figcaption", upwards), drawing)
 
 
-def _sample(look: str) -> Html:
-    stroke = element("path", d="M0 6H26", class_=f"line {look}")
-    return element("svg", stroke, width=26, height=12, aria_hidden="true")
+def _stroke(look: str) -> Html:
+    return element("path", d="M0 6H26", class_=f"line {look}")
+
+
+def _mark(mark: Mark, right: float, down: float, lowest: float) -> Html:
+    title = element("title", mark.says)
+    if mark.y is None:
+        return element("path", title, d=f"M{right:g} {lowest}v5", class_=f"mark line {mark.look}")
+    return element("circle", title, cx=right, cy=down, r=3.5, class_=f"mark {mark.look}")
+
+
+def _sample(drawn: Html) -> Html:
+    return element("svg", drawn, width=26, height=12, aria_hidden="true")
 
 
 def _curve(points: Sequence[Point], place: Placing) -> str:
@@ -101,15 +153,3 @@ def _path(places: Sequence[tuple[float, float]]) -> str:
 
 def _finite(points: Sequence[Point]) -> list[tuple[float, float]]:
     return [(x, y) for x, y in points if y is not None and math.isfinite(x) and math.isfinite(y)]
-
-
-def _limits(values: Sequence[float], margin: float = 0.0) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    wide = high - low
-    if wide <= 1e-9 * max(abs(low), abs(high), 1.0):
-        return low - 0.5, high + 0.5
-    return low - margin * wide, high + margin * wide
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    return [float(tick) for tick in _TICKS.tick_values(low, high) if low <= tick <= high]

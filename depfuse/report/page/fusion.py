@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from depfuse.report.page.figures import Line, legend, line_chart
+from depfuse.report.page.figures import Line, chart, legend
 from depfuse.report.page.markup import Html, element, join
 from depfuse.report.page.numbers import counted, decimal, nats, per_cent, unbroken
 from depfuse.report.page.parts import (
@@ -92,8 +92,8 @@ def _path(report: PathReport) -> Html:
         return found + [Line(name, looks[name], _points(rows, loss)) for name, rows in curves.items()]
 
     charts = [
-        line_chart(f"Accuracy between the parents. {says}", "share of the second parent", "accuracy (%)", lines(False)),
-        line_chart(f"Loss between the parents. {says}", "share of the second parent", "loss (nats)", lines(True)),
+        chart(f"Accuracy between the parents. {says}", "share of the second parent", "accuracy (%)", lines(False)),
+        chart(f"Loss between the parents. {says}", "share of the second parent", "loss (nats)", lines(True)),
     ]
     heads = ["share", *(f"{name} {what}" for name in (*curves, "naive") for what in ("%", "nats"))]
     rows = [

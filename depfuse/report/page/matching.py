@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from depfuse.report.matching import GroupMatch, MatchReport, ParentMatch, match_sentence
-from depfuse.report.page.figures import Line, bar, legend, line_chart
+from depfuse.report.page.figures import Line, bar, chart, legend
 from depfuse.report.page.markup import Html, element, join
 from depfuse.report.page.numbers import counted, decimal
 from depfuse.report.page.overview import mean_correlation
@@ -84,9 +84,9 @@ def _depths(match: ParentMatch) -> Html | None:
         (row.module, *(decimal(value, 3) for value in (row.before, row.after, row.after_low, row.after_high)))
         for row in rows
     ]
-    chart = line_chart(says, "depth", "correlation of matched channels", lines)
+    drawing = chart(says, "depth", "correlation of matched channels", lines)
     table = on_demand("The depths in numbers", plain_table("Correlation by depth", heads, numbers))
-    return element("div", chart, legend(lines), table)
+    return element("div", drawing, legend(lines), table)
 
 
 def _tree(groups: Sequence[GroupMatch]) -> Html:

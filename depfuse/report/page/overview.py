@@ -13,7 +13,9 @@ from depfuse.report.page.numbers import decimal, nats, per_cent, points
 from depfuse.report.page.scores import best_naive, best_parent, changed_settings, settings_text, stems
 from depfuse.report.page.tables import Column, sortable_table
 from depfuse.report.schema import EvaluationReport, FusionReport, NetworkScores, PathReport
+from depfuse.report.study import StudyReport
 from depfuse.report.tables import short_names
+from depfuse.report.trials import State, TrialRecord, complete_trials
 from depfuse.report.verdict import kept
 
 R = TypeVar("R")
@@ -102,6 +104,27 @@ def evaluations_table(entries: Sequence[Entry[EvaluationReport]]) -> Html:
     return sortable_table("Evaluations", columns, rows, lambda row: row.entry.identity, "Accuracy")
 
 
+def studies_table(entries: Sequence[Entry[StudyReport]]) -> Html:
+    """All studies, the longest first: of different parents none is better than another."""
+    columns: list[Column[Entry[StudyReport]]] = [
+        Column("Run", lambda entry: entry.name),
+        _judged("Disagreement", nats, lambda study: None if study.labelled else study.best),
+        _judged("With defaults", nats, lambda study: None if study.labelled else _first(study)),
+        _judged("Accuracy", per_cent, lambda study: study.best if study.labelled else None),
+        _judged("Accuracy with defaults", per_cent, lambda study: _first(study) if study.labelled else None),
+        Column("Best trial", lambda entry: str(entry.report.best.trial), lambda entry: entry.report.best.trial),
+        *(_count(state) for state in ("complete", "pruned", "refused")),
+        Column("Trials", lambda entry: f"{len(entry.report.trials):,}", lambda entry: len(entry.report.trials)),
+        Column(
+            "Best recipe", lambda entry: settings_text(changed_settings(entry.report.best.recipe or {})) or "default"
+        ),
+        Column("Seconds", lambda entry: decimal(entry.report.best.seconds, 2), lambda entry: entry.report.best.seconds),
+        Column("Parents", lambda entry: ", ".join(_stem(path) for path in entry.report.parents)),
+        Column("Data", lambda entry: entry.report.data),
+    ]
+    return sortable_table("Searches", columns, entries, lambda entry: entry.identity, "Trials")
+
+
 def seconds(report: FusionReport) -> float:
     """What the fusion took, evaluation left out."""
     return float(sum(report.seconds.model_dump(exclude={"evaluate"}).values()))
@@ -113,6 +136,27 @@ def mean_correlation(match: ParentMatch) -> tuple[float | None, float | None]:
     if not rows:
         return None, None
     return sum(row.before for row in rows) / len(rows), sum(row.after for row in rows) / len(rows)
+
+
+def _judged(
+    head: str, text: Callable[[float], str], chosen: Callable[[StudyReport], TrialRecord | None]
+) -> Column[Entry[StudyReport]]:
+    def value(entry: Entry[StudyReport]) -> float | None:
+        trial = chosen(entry.report)
+        return None if trial is None else trial.quality
+
+    return Column(head, lambda entry: "" if (own := value(entry)) is None else text(own), value)
+
+
+def _count(state: State) -> Column[Entry[StudyReport]]:
+    def value(entry: Entry[StudyReport]) -> int:
+        return sum(trial.state == state for trial in entry.report.trials)
+
+    return Column(state.capitalize(), lambda entry: f"{value(entry):,}", value)
+
+
+def _first(study: StudyReport) -> TrialRecord | None:
+    return next((trial for trial in complete_trials(study.trials) if trial.trial == 0), None)
 
 
 def _fraction(head: str, value: Callable[[FusionReport], float | None]) -> Column[Entry[FusionReport]]:

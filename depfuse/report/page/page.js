@@ -34,6 +34,15 @@ function filter(text) {
   document.getElementById("shown").textContent = words.length ? `${shown.size} of ${runs.length} runs` : "";
 }
 
+// Show the rows of the table after a field that hold every word.
+function narrow(field) {
+  const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+  const bar = field.closest(".trials"), rows = Array.from(bar.nextElementSibling.querySelectorAll("tbody tr"));
+  for (const row of rows) row.hidden = !words.every(word => row.textContent.toLowerCase().includes(word));
+  const shown = rows.filter(row => !row.hidden).length;
+  bar.querySelector("[role=status]").textContent = words.length ? `${shown} of ${rows.length} trials` : "";
+}
+
 // Open the details that the address leads to.
 function reveal() {
   const run = document.getElementById(location.hash.slice(1));
@@ -48,5 +57,9 @@ for (const button of document.querySelectorAll("table.sortable th button"))
 const field = document.getElementById("filter");
 field.addEventListener("input", () => filter(field.value));
 filter(field.value);
+for (const own of document.querySelectorAll(".trials input")) {
+  own.addEventListener("input", () => narrow(own));
+  narrow(own);
+}
 addEventListener("hashchange", reveal);
 reveal();

@@ -40,12 +40,12 @@ def seconds_section(seconds: Mapping[str, float]) -> Html:
     return section(f"Seconds: {decimal(sum(taken.values()), 1)}", element("ul", *rows, class_="bars"))
 
 
-def recipe_section(recipe: dict[str, Any]) -> Html:
+def recipe_section(recipe: dict[str, Any], title: str = "Recipe") -> Html:
     """What differs from the default recipe, and the whole on demand."""
     changed = {name: setting(value) for name, value in changed_settings(recipe).items()}
     news = pairs(changed) if changed else element("p", "The default settings.", class_="quiet")
     whole = element("pre", json.dumps(recipe, indent=1, ensure_ascii=False))
-    return section("Recipe", news, on_demand("All settings", whole))
+    return section(title, news, on_demand("All settings", whole))
 
 
 def environment_section(environment: Environment, command: Sequence[str]) -> Html:

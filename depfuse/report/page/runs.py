@@ -1,4 +1,4 @@
-"""The reports below a folder."""
+"""The reports and studies below a folder."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from depfuse.report.schema import (
     read_fields,
     read_report,
 )
+from depfuse.report.study import STUDY, StudyReport
 
-AnyReport: TypeAlias = FusionReport | PathReport | MatchReport | EvaluationReport
+AnyReport: TypeAlias = FusionReport | PathReport | MatchReport | EvaluationReport | StudyReport
 
 
 @dataclass(frozen=True)
 class Run:
-    """A report, and what it is called: its path below the folder, `a/b` for `a/b/report.json`."""
+    """A report, and what it is called: its path below the folder, `a/b` for `a/b/report.json` or `a/b/study.json`."""
 
     name: str
     report: AnyReport
@@ -48,10 +49,10 @@ class Runs:
 
 
 def find_runs(folder: Path) -> Runs:
-    """Read every report below a folder: each .json file that one of depfuse's commands wrote with `--report`.
+    """Read every report below a folder: each .json file that a command wrote with `--report`, or `depfuse tune`.
 
-    JSON of other kinds is passed over, unless its name says that it is a report. What is no JSON at all counts as a
-    broken report.
+    JSON of other kinds is passed over, unless its name says that it is a report or a study. What is no JSON at all
+    counts as a broken report.
 
     Raises
     ------
@@ -76,7 +77,8 @@ def find_runs(folder: Path) -> Runs:
             none = "its only report cannot" if len(broken) == 1 else f"none of its {len(broken)} reports can"
             raise ReportError(f"{folder}: {none} be read: {broken[0].reason}")
         raise ReportError(
-            f"{folder} holds no report: `depfuse fuse`, `path`, `match` and `eval` write one with --report FILE"
+            f"{folder} holds no report: `depfuse fuse`, `path`, `match` and `eval` write one with --report FILE,"
+            f" and `depfuse tune` writes {STUDY}"
         )
     return Runs(folder, tuple(runs), tuple(broken))
 
@@ -86,14 +88,16 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _read(path: Path) -> AnyReport:
-    # `MatchReport` lies above `read_report`, which knows the kinds that fusions and evaluations write.
+    # These lie above `read_report`, which knows the kinds that fusions and evaluations write.
     fields = read_fields(path)
+    if path.name == STUDY or "trials" in fields:
+        return as_report(path, fields, StudyReport)
     return as_report(path, fields, MatchReport) if "matchings" in fields else read_report(path)
 
 
 def _of_another_kind(path: Path) -> bool:
     """Whether a file is sound JSON, and neither named nor shaped like a report."""
-    if "report" in path.name.lower():
+    if "report" in path.name.lower() or path.name == STUDY:
         return False
     try:
         fields = json.loads(path.read_bytes())
@@ -103,4 +107,4 @@ def _of_another_kind(path: Path) -> bool:
 
 
 def _name(path: Path) -> str:
-    return str(path.parent if path.name == "report.json" and path.parent.name else path)
+    return str(path.parent if path.name in ("report.json", STUDY) and path.parent.name else path)

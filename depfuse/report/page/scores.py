@@ -59,7 +59,7 @@ def setting(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @cache

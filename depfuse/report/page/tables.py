@@ -38,26 +38,35 @@ def plain_table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]
 
 
 def sortable_table(
-    caption: str, columns: Sequence[Column[Row]], rows: Sequence[Row], identity: Callable[[Row], str], sorted_by: str
+    caption: str,
+    columns: Sequence[Column[Row]],
+    rows: Sequence[Row],
+    identity: Callable[[Row], str] | None,
+    sorted_by: str,
+    *,
+    rising: bool = False,
 ) -> Html:
     """A table with a button at the head of each column; columns that say nothing about any row are left out.
 
     `identity` is the id of the details that a row belongs to; its first cell leads there. `sorted_by` is the column
-    that the rows are sorted by, highest first.
+    that the rows are sorted by, highest first, or lowest first if `rising`; what has no number comes last.
     """
     shown = [column for column in columns if any(column.text(row) not in ("", NOTHING) for row in rows)]
-    rows = sorted(rows, key=_falling(next(column for column in columns if column.head == sorted_by)))
+    rows = sorted(rows, key=_rank(next(column for column in columns if column.head == sorted_by), rising))
     head = [
         element(
             "th",
             element("button", column.head, type="button"),
             scope="col",
             class_="number" if column.value else None,
-            aria_sort="descending" if column.head == sorted_by else None,
+            aria_sort=("ascending" if rising else "descending") if column.head == sorted_by else None,
         )
         for column in shown
     ]
-    body = [element("tr", *_cells(shown, row, identity(row)), data_run=identity(row)) for row in rows]
+    body = []
+    for row in rows:
+        run = None if identity is None else identity(row)
+        body.append(element("tr", *_cells(shown, row, run), data_run=run))
     table = element("table", element("thead", element("tr", *head)), element("tbody", *body), class_="sortable")
     return scrolling(caption, table)
 
@@ -67,19 +76,28 @@ def scrolling(caption: str, table: Html) -> Html:
     return element("div", table, class_="wide", role="region", aria_label=caption, tabindex=0)
 
 
-def _falling(column: Column[Row]) -> Callable[[Row], float]:
+def _rank(column: Column[Row], rising: bool) -> Callable[[Row], float]:
     def key(row: Row) -> float:
         value = column.value(row) if column.value else None
-        return math.inf if value is None or not math.isfinite(value) else -value
+        return math.inf if value is None or not math.isfinite(value) else value if rising else -value
 
     return key
 
 
-def _cells(columns: Sequence[Column[Row]], row: Row, identity: str) -> list[Html]:
-    cells = [element("th", element("a", columns[0].text(row), href=f"#{identity}"), scope="row")]
-    for column in columns[1:]:
+def _cells(columns: Sequence[Column[Row]], row: Row, run: str | None) -> list[Html]:
+    cells = []
+    for place, column in enumerate(columns):
         value = None if column.value is None else column.value(row)
         known = value is not None and math.isfinite(value)
-        number = "number" if column.value else None
-        cells.append(element("td", column.text(row), class_=number, data_value=f"{value:.9g}" if known else None))
+        text = column.text(row)
+        content = text if place or run is None else element("a", text, href=f"#{run}")
+        cells.append(
+            element(
+                "td" if place else "th",
+                content,
+                scope=None if place else "row",
+                class_="number" if column.value else None,
+                data_value=f"{value:.9g}" if known else None,
+            )
+        )
     return cells

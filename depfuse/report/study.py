@@ -1,0 +1,65 @@
+"""The fields of `study.json`: what `depfuse tune` found, wherever the study itself is stored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, field_validator
+
+from depfuse.report.schema import Environment
+from depfuse.report.trials import TrialRecord, best_first, complete_trials
+
+STUDY = "study.json"  # its name in the folder of a search
+Share = Annotated[FiniteFloat, Field(ge=0)]
+
+
+class StudyReport(BaseModel):
+    """What `depfuse tune` found.
+
+    Attributes
+    ----------
+    trials
+        All that finished, in the order of their numbers; at least one is complete.
+    importances
+        Share of each parameter in the quality, the largest first; None where there are too few trials to tell.
+    labelled
+        Whether the quality is accuracy, for which labels were read, and not disagreement with the ensemble.
+    timed
+        Whether seconds were a second objective.
+    asked
+        Trials that the study was to have.
+    parents, architectures, data
+        What was searched on: the files of the parents, what they are, and the name of the data.
+    calibration, judged
+        Training images to calibrate on and to judge by.
+    kept
+        Settings that were given, and not searched.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    trials: list[TrialRecord]
+    importances: dict[str, Share] | None
+    labelled: bool
+    timed: bool
+    asked: NonNegativeInt
+    parents: list[str]
+    architectures: list[str]
+    data: str
+    calibration: NonNegativeInt
+    judged: NonNegativeInt
+    kept: dict[str, Any]
+    environment: Environment
+    command: list[str]
+
+    @field_validator("trials")
+    @classmethod
+    def _one_is_complete(cls, trials: list[TrialRecord]) -> list[TrialRecord]:
+        if not complete_trials(trials):
+            raise ValueError("none of the trials is complete")
+        return trials
+
+    @property
+    def best(self) -> TrialRecord:
+        """The best trial."""
+        return best_first(self.trials, labelled=self.labelled)[0]
