@@ -25,6 +25,7 @@ from depfuse.distil import Ensemble, Further
 from depfuse.errors import DepfuseWarning, GroupError, RecipeError
 from depfuse.folding import fold
 from depfuse.groups import ChannelGroups, explain, find_groups, not_followed, prove_groups
+from depfuse.joint_head import shared_anew
 from depfuse.label_sets import LabelSets
 from depfuse.limits import noting_limits
 from depfuse.merge import Polished, Shares, Together, average, fisher_information, refit_layers
@@ -141,9 +142,13 @@ class FusionResult:
         if shares != self.shares and load_solver(self.recipe.solver).together is not None:
             raise RecipeError(f"solver {self.recipe.solver} matches by the shares: fuse again to have others")
         self.recipe.model_copy(update={"weights": shares.network}).shares(len(self.parents))
-        child = self._average(shares)
-        self._refit(child, shares)
-        self.renormalise(child, self.couplings, shares)
+        result = self
+        if self.joint and self.example is not None and shares.network != self.shares.network:
+            parents = shared_anew(self.parents, self.shares.network, shares.network, self.example)
+            result = replace(self, parents=parents)
+        child = result._average(shares)
+        result._refit(child, shares)
+        result.renormalise(child, self.couplings, shares)
         return child
 
     def _average(self, shares: Shares) -> nn.Module:

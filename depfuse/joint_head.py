@@ -120,6 +120,29 @@ def with_joint_head(
     return copies
 
 
+def shared_anew(
+    models: Sequence[nn.Module], before: Sequence[float], now: Sequence[float], images: Tensor
+) -> list[nn.Module]:
+    """Copies of parents with one head whose logits, weighted by other shares, are again those of that head.
+
+    One of weight zero has no say, now or before.
+
+    Parameters
+    ----------
+    models
+        What `with_joint_head` gave, or these with other channels.
+    before, now
+        The shares that they had, and those that they get.
+    images
+        One input, to find their heads with.
+    """
+    copies = [copy.deepcopy(model) for model in models]
+    with torch.no_grad():
+        for model, old, new in zip(copies, before, now, strict=True):
+            head_of(model, images).weight.mul_(old / new if new > 0 else 0.0)
+    return copies
+
+
 def _counts(number: int, shares: Sequence[float], labels: LabelSets | None, like: Tensor) -> Tensor:
     """A parent's share (classes,) in each output: none where it does not know the label."""
     counts = like.new_full((len(like),), shares[number])

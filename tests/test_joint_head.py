@@ -17,7 +17,7 @@ from depfuse.cli import main
 from depfuse.data import Loader, calibration_loader, load_data, parse_labels, select_labels
 from depfuse.errors import RecipeError
 from depfuse.evaluate import evaluate, evaluate_ensemble, evaluate_with_ensemble
-from depfuse.joint_head import can_have_joint_head, know_different, renewed, with_joint_head
+from depfuse.joint_head import can_have_joint_head, know_different, renewed, shared_anew, with_joint_head
 from depfuse.label_sets import LabelSets
 from depfuse.models import build_network
 from depfuse.renorm import reset_batch_norm
@@ -88,6 +88,20 @@ def test_a_parent_without_a_share_has_no_say(halves, data):
     heads = [[m for m in model.modules() if isinstance(m, nn.Linear)][-1] for model in teachers]
     assert not heads[0].weight.any()
     assert heads[1].weight.any()
+
+
+def test_at_other_shares_the_one_head_stays_what_it_is(data):
+    parents = [load_network(CHECKPOINTS / f"digits-{name}.safetensors") for name in "ab"]
+    test = Loader(data.test, data.preprocessing, batch_size=500)
+    result = fuse(parents, Recipe(refit="ridge", refit_steps=0, seed=1), calibration_loader(data, 600))
+    images = data.example(50)
+    anew = shared_anew(result.teachers, (0.5, 0.5), (0.2, 0.8), images[:1])
+    with torch.no_grad():
+        before = mean_logits([model(images) for model in result.teachers], (0.5, 0.5))
+        torch.testing.assert_close(mean_logits([model(images) for model in anew], (0.2, 0.8)), before)
+    same = result.at(result.shares).state_dict()
+    assert all(torch.equal(tensor, same[key]) for key, tensor in result.child.state_dict().items())
+    assert evaluate(result.at((0.3, 0.7)), test).accuracy > 0.9
 
 
 def test_which_parents_know_different_things(data):

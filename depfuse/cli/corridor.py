@@ -112,8 +112,12 @@ class _Fused:
 
     def naive(self, shares: Sequence[float], renorm: str) -> nn.Module:
         """Average the parents as they stand, and renormalise."""
-        sets = None if self.result.labels is None else self.result.labels.sets
-        average = naive_average(self.result.unmatched, shares, self.result.groups, sets, self.result.template)
+        result, models = self.result, self.inputs.models
+        labels, template = self.inputs.labels, self.template
+        if result.widths is not None or result.apart is not None:
+            models, labels, template = tuple(result.unmatched), result.labels, result.template
+        sets = None if labels is None else labels.sets
+        average = naive_average(models, shares, result.groups, sets, template)
         identity = {group.name: Coupling.identity(group.size) for group in self.result.groups.free}
         self.result.renormalise(average, [identity] * len(shares), shares, renorm)
         return average
