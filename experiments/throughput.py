@@ -23,10 +23,10 @@ from study import StudyError, begin_process
 from depfuse.cli import main as depfuse
 from depfuse.study.search import Search
 
-KEYS = ("round", "objectives", "way", "workers", "trials")
+KEYS = ("round", "objectives", "refit", "way", "workers", "trials")
 VALUES = ("trials_per_second", "seconds", "storage_share", "storage_seconds_per_trial")
 WAYS = ("independent", "shared")
-LIKE = "--data digits --criterion activations --solver emd --average mean --refit none"  # trials that take as long
+LIKE = "--data digits --criterion activations --solver emd --average mean"  # trials that take as long
 START = 900.0  # seconds in which all workers have to be ready
 
 
@@ -88,7 +88,15 @@ def _work(words: Sequence[str], barrier: Barrier, results: Queue[tuple[int, floa
 def measure_throughput(url: str, cell: Mapping[str, Any]) -> dict[str, float]:
     """Let workers search side by side, together or each for itself."""
     workers, trials = int(cell["workers"]), int(cell["trials"])
-    common = ["tune", *map(str, SETS["digits"].paths), *LIKE.split(), "--resume", "--quiet"]
+    common = [
+        "tune",
+        *map(str, SETS["digits"].paths),
+        *LIKE.split(),
+        "--refit",
+        str(cell["refit"]),
+        "--resume",
+        "--quiet",
+    ]
     common += ["--seconds"] * (int(cell["objectives"]) == 2)
     context = multiprocessing.get_context("spawn")  # torch and connections do not survive a fork
     barrier, results = context.Barrier(workers), context.Queue()

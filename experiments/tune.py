@@ -14,7 +14,8 @@ images that the search may have seen). The study and its plots lie in the folder
 each with its own file; digits, one thread each, trials of one matching method, so that they take about as long. The
 time begins when all have found their channel groups, and ends with the last trial. Measured once with a second
 objective, where no trial is given up and all do the same work, and once with one, where those behind the median are
-given up: a shared study knows its median sooner. `storage` is the share of a worker's time that it spends in calls of
+given up: a shared study knows its median sooner; and with two objectives and refitted children, which are a fifth as
+many and take ten times as long. `storage` is the share of a worker's time that it spends in calls of
 the storage.
 
 Rows are kept in a CSV as soon as they are measured; what is there is not measured again. Prints Markdown.
@@ -113,9 +114,9 @@ def run_throughput(options: argparse.Namespace) -> None:
         raise RecipeError("DEPFUSE_POSTGRESQL holds no URL of a database: run this by .ci/with-postgresql")
     trials = options.trials or 25
     cells = [
-        {"round": number, "objectives": objectives, "way": way, "workers": options.workers, "trials": trials}
+        {"round": number, "objectives": objectives, "refit": refit, "way": way, "workers": options.workers, "trials": n}
         for number in range(options.rounds)
-        for objectives in (2, 1)
+        for objectives, refit, n in ((2, "none", trials), (1, "none", trials), (2, "ridge", max(1, trials // 5)))
         for way in WAYS
     ]
     scheme = Study(RUN, FOUND, partial(measure_throughput, url))
@@ -124,15 +125,24 @@ def run_throughput(options: argparse.Namespace) -> None:
 
 
 def throughput_table(rows: pd.DataFrame) -> str:
-    """A line per number of objectives: medians over the rounds, and the ratio of each round's two figures."""
-    head = ["objectives", *(f"trials/s {way}" for way in WAYS), "ratio by round", "median", "storage", "ms a trial"]
+    """A line per kind of trial: medians over the rounds, and the ratio of each round's two figures."""
+    head = [
+        "refit",
+        "objectives",
+        *(f"trials/s {way}" for way in WAYS),
+        "ratio by round",
+        "median",
+        "storage",
+        "ms a trial",
+    ]
     lines = []
-    for objectives, own in rows.groupby("objectives", sort=False):
+    for (refit, objectives), own in rows.groupby(["refit", "objectives"], sort=False):
         by_round = own.pivot_table(index="round", columns="way", values="trials_per_second")
         ratios = (by_round["shared"] / by_round["independent"]).dropna()
         shared = own[own["way"] == "shared"]
         lines.append(
             [
+                str(refit),
                 str(objectives),
                 *(f"{by_round[way].median():.2f}" for way in WAYS),
                 ", ".join(f"{ratio:.2f}" for ratio in ratios),

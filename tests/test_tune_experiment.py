@@ -49,14 +49,14 @@ def test_ratios_are_of_the_same_round(script) -> None:
     rates = {("independent", "0"): 2.0, ("shared", "0"): 1.0, ("independent", "1"): 8.0, ("shared", "1"): 6.0}
     rows = pd.DataFrame(
         [
-            {"objectives": "2", "way": way, "round": number, "trials_per_second": rate,
+            {"refit": "none", "objectives": "2", "way": way, "round": number, "trials_per_second": rate,
              "storage_share": 0.1 if way == "shared" else 0.5, "storage_seconds_per_trial": 0.02}
             for (way, number), rate in rates.items()
         ]
     )  # fmt: skip
     (line,) = script.throughput_table(rows).splitlines()[2:]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells == ["2", "5.00", "3.50", "0.50, 0.75", "0.62", "10.0 %", "20"]
+    assert cells == ["none", "2", "5.00", "3.50", "0.50, 0.75", "0.62", "10.0 %", "20"]
 
 
 def test_nested_calls_of_a_storage_count_once(throughput, monkeypatch) -> None:
