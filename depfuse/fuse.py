@@ -438,7 +438,7 @@ def fuse(
         # At another width the parents say something else; where they know other labels, mixtures of their streams hold
         # less than the child can learn.
         alike = brought is None and sets is None and not result.joint
-        if result.joint and not recipe.labelled:
+        if recipe.distil and result.joint and not recipe.labelled:
             # More images than were there for calibration make a better head.
             many = further.images(next(child.parameters()).device)
             always = recipe.model_copy(update={"joint_head": "always"})

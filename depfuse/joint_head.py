@@ -55,10 +55,11 @@ def know_different(models: Sequence[nn.Module], images: Loader) -> bool:
 def can_have_joint_head(models: Sequence[nn.Module], images: Loader, labels: LabelSets | None = None) -> bool:
     """Whether all networks end in a linear layer, and there are enough images for so many classes to find a head."""
     first = next(iter(images))[0][:1]
-    layers = [_last(model, first) for model in models]
-    heads = [layer for layer in layers if _is_head(layer)]
-    classes = heads[0].out_features if labels is None and heads else 0 if labels is None else len(labels.joint)
-    return len(heads) == len(models) and images.count >= FEWEST * classes
+    heads = [layer for layer in (_last(model, first) for model in models) if _is_head(layer)]
+    if len(heads) < len(models):
+        return False
+    classes = heads[0].out_features if labels is None else len(labels.joint)
+    return images.count >= FEWEST * classes
 
 
 def with_joint_head(
@@ -106,11 +107,10 @@ def with_joint_head(
     says = [number for number, share in enumerate(shares) if share > 0]
     features = [_features(copies[number], heads[number], calibration) for number in says]
     with torch.no_grad():
-        counted = torch.stack([_counts(number, shares, labels, heads[0].weight) for number in says])
-        counted = counted / counted.sum(0).clamp_min(1e-12)
-        own = [count[:, None] * heads[number].weight for count, number in zip(counted, says, strict=True)]
-        bias = sum(count * heads[number].bias for count, number in zip(counted, says, strict=True))
-        weight, bias = informed(torch.cat(features, 1), torch.cat(own, 1), bias, known)
+        counts = [_counts(number, shares, labels, classes).to(heads[number].bias) for number in says]
+        own = [count[:, None] * heads[number].weight for count, number in zip(counts, says, strict=True)]
+        start = torch.stack([count * heads[number].bias for count, number in zip(counts, says, strict=True)]).sum(0)
+        weight, bias = informed(torch.cat(features, 1), torch.cat(own, 1), start, known)
         for head in heads:
             head.weight.zero_()
             head.bias.copy_(bias)
@@ -143,14 +143,12 @@ def shared_anew(
     return copies
 
 
-def _counts(number: int, shares: Sequence[float], labels: LabelSets | None, like: Tensor) -> Tensor:
-    """A parent's share (classes,) in each output: none where it does not know the label."""
-    counts = like.new_full((len(like),), shares[number])
-    if labels is not None:
-        known = torch.zeros(len(like), dtype=torch.bool)
-        known[labels.columns(number)] = True
-        counts[~known.to(like.device)] = 0.0
-    return counts
+def _counts(number: int, shares: Sequence[float], labels: LabelSets | None, classes: int) -> Tensor:
+    """What a parent counts in each output (classes,), beside the others that know its label."""
+    if labels is None:
+        return torch.full((classes,), shares[number])
+    alone = [torch.full((len(known),), float(parent == number)) for parent, known in enumerate(labels.sets)]
+    return labels.join(alone, shares, 0)
 
 
 def _of_all_labels(

@@ -81,8 +81,10 @@ def best_parent(seen: Seen, epochs: int = 0) -> nn.Module:
     With `epochs`, trained towards the ensemble as a distilled child is.
     """
     of, calibration = seen.of, seen.loader
-    further = Further(of.without_held_out(seen.images, seen.seed), Recipe(distil=epochs, seed=seen.seed))
-    taught = teachers(of, further.images(calibration.device) if epochs else calibration)
+    further = None
+    if epochs:
+        further = Further(of.without_held_out(seen.images, seen.seed), Recipe(distil=epochs, seed=seen.seed))
+    taught = teachers(of, calibration if further is None else further.images(calibration.device))
     template = None if taught.joint else of.template
     heads = [
         refit_head(number, taught.models, of.shares, calibration, labels=taught.labels, template=template)
@@ -90,7 +92,7 @@ def best_parent(seen: Seen, epochs: int = 0) -> nn.Module:
     ]
     teacher = Ensemble(taught.models, of.shares, taught.labels, joint=taught.joint)
     best = copy.deepcopy(min(heads, key=lambda model: teacher.disagreement(model, calibration)))
-    if epochs:
+    if further is not None:
         further.train(best, teacher, "parent")
     return best
 

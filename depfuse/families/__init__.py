@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from depfuse.data.loader import Loader
 from depfuse.merge import can_be_refitted
+from depfuse.recipes import shipped
 from depfuse.renorm import has_batch_norm
 from depfuse.running import evaluating
 
@@ -54,7 +55,7 @@ class Family:
 
 def names() -> list[str]:
     """Names of all families, in the order of the alphabet."""
-    return sorted(entry.name.removesuffix(".json") for entry in files(__name__).iterdir() if ".json" in entry.name)
+    return shipped(__name__)
 
 
 def family(name: str) -> Family:

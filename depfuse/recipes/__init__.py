@@ -53,7 +53,12 @@ class Published:
 
 def names() -> list[str]:
     """Names of all published methods, in the order of the alphabet."""
-    found = (entry.name for entry in files(__name__).iterdir())
+    return shipped(__name__)
+
+
+def shipped(package: str) -> list[str]:
+    """Names of the JSON files that come with a package, in the order of the alphabet, without their ending."""
+    found = (entry.name for entry in files(package).iterdir())
     return sorted(name.removesuffix(".json") for name in found if name.endswith(".json"))
 
 
