@@ -40,7 +40,7 @@ def numbers(option: str, text: str, least: int) -> list[int]:
 def check_counts(options: argparse.Namespace, **least: int) -> None:
     """Raise `RecipeError` where processes, threads or another number is given and too small."""
     for name, value in {"processes": 1, "threads": 1, **least}.items():
-        given = getattr(options, name)
+        given = getattr(options, name, None)
         if given is not None and given < value:
             raise RecipeError(f"--{name.replace('_', '-')} {given} must be at least {value}")
 
