@@ -27,7 +27,7 @@ from depfuse.groups import ChannelGroups
 from depfuse.groups.parts import parts_by_stage
 from depfuse.joint_head import head_of
 from depfuse.label_sets import LabelSets
-from depfuse.merge import Polished, Shares, polish, refit_head
+from depfuse.merge import Polished, Shares, Together, polish, refit_head
 from depfuse.recipe import Recipe
 from depfuse.renorm import settle_batch_norm
 from depfuse.running import choose_layout, evaluating
@@ -61,6 +61,8 @@ class Candidate:
         What its class scores were multiplied by; no decision depends on it.
     losses
         The disagreement of each image (N,), over its views.
+    instead_of
+        The name of the candidate that it came from and takes the place of, nearer to the ensemble on mixed images.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Candidate:
     seconds: float
     scale: float
     losses: Tensor
+    instead_of: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,8 +119,9 @@ class Family:
         Each parent as it is (where all know the same labels) and with its head refitted to the ensemble; the best of
         these up to a stage and the average of all from there on, from the last stage backwards as long as that helps;
         the average of all; the average with shares chosen by stage. Averages are refitted layer by layer. If the best
-        is an average, it is made again from more images and with the recipe's steps of all layers together; the best of
-        all is polished, where the recipe says so.
+        is an average, it is made again from more images and with the recipe's steps of all layers together, and the
+        best of all is polished, where the recipe says so. If it is a parent, it is led half the way to where such steps
+        bring it (`_half_way`).
 
         Raises
         ------
@@ -175,7 +179,12 @@ class Family:
             add(f"{best.name}, all images and layers", whole)
         if self.recipe.polishes:
             best = best_of(found)
-            add(f"{best.name}, polished", partial(self._polished, best.network, seen))
+            name = f"{best.name}, all layers half-way"
+            if best.name not in bases or add(name, partial(self._half_way, best.network, seen)) == float("inf"):
+                add(f"{best.name}, polished", partial(self._polished, best.network, seen))
+            elif judge.nearer(found[-1].network, best.network):
+                # Mixed images are no longer strange to it: they say less of how sure it may be than of its origin.
+                found[-1] = replace(found[-1], instead_of=best.name, scale=best.scale)
         return [judge.rescaled(candidate) for candidate in found]
 
     @property
@@ -218,6 +227,24 @@ class Family:
         polish_child(network, self.teachers, self.labels, images, self.recipe, joint=self.joint)
         return network
 
+    def _half_way(self, network: nn.Module, images: Loader) -> nn.Module:
+        """Half the way to where natural-gradient steps on mixed images bring a network.
+
+        A network that is as good as its parents has little to gain, and what a few images teach is half chance: half
+        the way has most of the gain and a quarter of the variance (weights averaged after fine-tuning, Wortsman et al.
+        2022, section 3). Images are mixed but not shifted, and the parents know none of the mixtures by heart.
+        """
+        taught, half = _copied(network), _copied(network)
+        recipe = self.recipe
+        teacher = Ensemble(self.teachers, recipe.shares(len(self.teachers)), self.labels, joint=self.joint)
+        together = Together.towards(taught, teacher, images, seed=recipe.seed)
+        together.second_pass(recipe.refit_steps, Augmentation(flip=self._augmentation.flip), mixed=True)
+        with torch.no_grad():
+            for own, other in zip(half.state_dict().values(), taught.state_dict().values(), strict=True):
+                if own.is_floating_point():
+                    own.lerp_(other, 0.5)
+        return half
+
     def _refitted(self, shares: Shares, images: Loader, steps: int) -> nn.Module:
         network = self.merged(shares)
         # A stream has one mixture, which shares that differ by stage would have to agree on.
@@ -257,6 +284,14 @@ class Judge:
             scale = at_best_scale(mixed, self._between)[1]
         return losses.reshape(VIEWS, -1).mean(0), scale
 
+    def nearer(self, network: nn.Module, other: nn.Module) -> bool:
+        """Whether a network is nearer to the ensemble than another one on the mixed images, beyond chance.
+
+        A question for two networks of which one came from the other: how sure they are counts here.
+        """
+        one, two = (-(self._between * _logits(model, self._mixed).log_softmax(1)).sum(1) for model in (network, other))
+        return beyond_chance(two - one)
+
     def _probabilities(self, batches: Sequence[Tensor]) -> Tensor:
         """The ensemble's for images (N, C)."""
         family = self._family
@@ -278,14 +313,20 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate:
     """The first that agrees with the ensemble as well as the best one does, but for one standard error.
 
     Candidates come with the simplest first: a difference that chance explains does not outweigh that (the rule of one
-    standard error, Breiman et al. 1984, section 3.4.3, on the differences image by image).
+    standard error, Breiman et al. 1984, section 3.4.3, on the differences image by image). If another one takes its
+    place, that one.
     """
-    least = min(candidates, key=lambda candidate: candidate.disagreement)
-    for candidate in candidates:
-        differences = candidate.losses - least.losses
-        if candidate is least or float(differences.mean()) <= float(differences.std()) / len(differences) ** 0.5:
-            return candidate
-    return least
+    first = [candidate for candidate in candidates if candidate.instead_of is None]
+    least = min(first, key=lambda candidate: candidate.disagreement)
+    best = next(
+        candidate for candidate in first if candidate is least or not beyond_chance(candidate.losses - least.losses)
+    )
+    return next((candidate for candidate in candidates if candidate.instead_of == best.name), best)
+
+
+def beyond_chance(differences: Tensor) -> bool:
+    """Whether the mean of some differences (N,) is above zero by more than one standard error."""
+    return float(differences.mean()) > float(differences.std()) / len(differences) ** 0.5
 
 
 def _logits(network: nn.Module, batches: Sequence[Tensor]) -> Tensor:

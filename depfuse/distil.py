@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from depfuse.checkpoint import state_digest
 from depfuse.data import DataSet, calibration_loader
+from depfuse.data.augment import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.errors import ArchitectureError
 from depfuse.label_sets import LabelSets
@@ -26,6 +27,7 @@ from depfuse.train import EpochReport, TrainRecipe, fit
 WARMUP = 0.1  # of the epochs, with SGD
 STATISTICS_IMAGES = 2000
 PREPARING_IMAGES = 10_000
+EPOCHS_PER_PIXEL = 4
 
 
 class Ensemble:
@@ -168,11 +170,16 @@ class Further:
         return learner if learner.batch_size(len(self.data.train)) else None
 
     def _settings(self, epochs: int, learner: NaturalGradientTraining | None) -> TrainRecipe:
-        sgd = {"warmup": WARMUP * epochs, "label_smoothing": 0.0}
+        own: dict[str, float] = {"warmup": WARMUP * epochs, "label_smoothing": 0.0}
+        if learner is not None:
+            # Shifted images are harder to learn than those as they are, and pay where each is seen many times.
+            most = Augmentation.suited_to(self.data.image_shape).translate
+            size = learner.batch_size(len(self.data.train))
+            own = {"warmup": 0.0, "batch_size": size, "translate": min(most, epochs // EPOCHS_PER_PIXEL)}
         return TrainRecipe.suited_to(
             self.data,
             epochs=epochs,
             learning_rate=self.recipe.learning_rate,
             seed=self.recipe.seed,
-            **(sgd if learner is None else {"warmup": 0.0, "batch_size": learner.batch_size(len(self.data.train))}),
+            **own,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -196,3 +197,37 @@ def test_on_the_command_line(tmp_path: Path, capsys):
     printed = capsys.readouterr().out
     assert all(row["name"] in printed for row in rows)
     assert found["child"]["accuracy"] >= max(parent["accuracy"] for parent in found["parents"]) - 0.01
+
+
+def test_a_parent_that_is_best_goes_half_way_to_the_ensemble(data):
+    given = digits_parents("same-a", "same-b")
+    loader = calibration_loader(data, 400)
+    recipe = BEST.model_copy(update={"refit_steps": 40})
+    found = fuse(given, recipe, loader)
+    origin, last = best_of(found.family[:-1]), found.family[-1]
+    assert origin.name.startswith("parent")
+    assert last.name == f"{origin.name}, all layers half-way"
+    assert last.instead_of == origin.name
+    assert found.best is last
+    assert last.scale == origin.scale
+    # Nearer to the ensemble between images that neither it nor its teachers have seen.
+    fresh = torch.cat([inputs for inputs, _ in calibration_loader(data, 1200, seed=1)])
+    mixed = mix(fresh, torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        wanted = torch.stack([parent(mixed).softmax(1) for parent in given]).mean(0)
+        losses = [
+            -float((wanted * (one.network(mixed) / one.scale).log_softmax(1)).sum(1).mean()) for one in (last, origin)
+        ]
+    assert losses[0] < losses[1]
+    alone = fuse(given, recipe.model_copy(update={"polish": False}), loader)
+    assert [candidate.name for candidate in alone.family] == [candidate.name for candidate in found.family[:-1]]
+    assert alone.best.name == origin.name
+
+
+def test_a_candidate_takes_the_place_of_its_origin_only(result):
+    first, second = result.family[0], result.family[2]
+    best = best_of([first, second])
+    other = second if best is first else first
+    for origin, kept in ((best, True), (other, False)):
+        heir = replace(origin, name="heir", losses=origin.losses + 1, instead_of=origin.name)
+        assert (best_of([first, second, heir]) is heir) is kept

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from depfuse.data.augment import Augmentation
+from depfuse.data.augment import Augmentation, mix
 from depfuse.data.loader import Loader
 from depfuse.merge.refit.natural_gradient import PER_STEP, Batch, NaturalGradient
 
@@ -30,10 +30,14 @@ class SecondPass:
         Unlabelled images in batches of the program's size; the last `HELD_OUT` of them no step sees.
     augment
         What may happen to an image each time it is drawn for a step.
+    mixed
+        Mix images with each other (`mix`), those that are held out as well.
     """
 
-    def __init__(self, learner: NaturalGradient, calibration: Loader, augment: Augmentation) -> None:
-        self._learner, self._augment, self._loader = learner, augment, calibration
+    def __init__(
+        self, learner: NaturalGradient, calibration: Loader, augment: Augmentation, *, mixed: bool = False
+    ) -> None:
+        self._learner, self._augment, self._loader, self._mixed = learner, augment, calibration, mixed
         self._size = calibration.count // len(calibration)
         held = max(1, round(HELD_OUT * calibration.count / self._size)) * self._size
         self._held = torch.arange(calibration.count - held, calibration.count)
@@ -64,7 +68,9 @@ class SecondPass:
     def _images(self, numbers: Tensor, augment: Augmentation | None = None) -> Sequence[Tensor]:
         """Images by number, in batches of the program's size."""
         parts = numbers.tensor_split(max(1, len(numbers) // self._size))
-        return [self._loader.prepared(part, augment, self._learner.generator, channels_last=True) for part in parts]
+        generator = self._learner.generator
+        images = [self._loader.prepared(part, augment, generator, channels_last=True) for part in parts]
+        return [mix(own, generator) for own in images] if self._mixed else images
 
     def _draw(self, count: int) -> list[Batch]:
         """Images for a step with their lesson; all have been drawn before one is drawn again."""

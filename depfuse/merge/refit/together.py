@@ -61,11 +61,11 @@ class Together:
         folded = Folded(dissected.program, dissected.units)
         return cls(dissected, folded, lambda inputs: (teacher(inputs), []), Streams.none(), seed)
 
-    def second_pass(self, steps: int, augment: Augmentation) -> None:
+    def second_pass(self, steps: int, augment: Augmentation, *, mixed: bool = False) -> None:
         """Take some steps on the images in place, see `SecondPass`, with BatchNorm statistics of its own at the end."""
         with torch.no_grad():
             if self.folded.units:
-                SecondPass(self._learner(), self.dissected.loader, augment).run(steps)
+                SecondPass(self._learner(), self.dissected.loader, augment, mixed=mixed).run(steps)
             self.dissected.renew_statistics()
 
     def training(self) -> NaturalGradientTraining:
