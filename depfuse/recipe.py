@@ -186,7 +186,8 @@ class Recipe(BaseModel):
     polish: bool | None = Field(
         default=None,
         description="a Gauss-Newton step towards the ensemble, of the last stage or of all layers, where it agrees "
-        "better then on images that it has not seen; if left out, with goal best only",
+        "better then on images that it has not seen; if left out, with goal best only, which leads a parent half the "
+        "way of --refit-steps steps instead",
     )
     distil: int = Field(
         default=0, ge=0, description="afterwards, epochs of training towards the parents' ensemble, without labels"
