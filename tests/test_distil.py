@@ -233,3 +233,15 @@ def test_a_state_belongs_to_what_a_network_comes_from_not_to_its_last_bits(paren
     assert seen == [1, 2]
     with pytest.raises(CheckpointError, match="another"):
         train(Recipe(distil=2, refit="ridge"), 0.0)
+
+
+@pytest.mark.parametrize(("epochs", "shift"), [(1, 0), (3, 0), (4, 1), (100, 1)])
+def test_short_trainings_see_images_unshifted(parents, data, epochs, shift, monkeypatch):
+    found = []
+    monkeypatch.setattr("depfuse.distil.fit", lambda model, images, recipe, **_: found.append(recipe) or Done())
+    Further(data, Recipe(distil=epochs)).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child")
+    assert [(recipe.epochs, recipe.translate, recipe.flip) for recipe in found] == [(epochs, shift, False)]
+
+
+class Done:
+    total_seconds = 0.0

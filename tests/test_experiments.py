@@ -163,3 +163,28 @@ def test_cells_say_what_happened(peers) -> None:
         "kept (1e-07), with statistics **broken** (5e-01)", "50 %", "0.900", "2.0",
     ]  # fmt: skip
     assert peers.cells({"error": 0.0, "error_of_weights": 0.0, **fields, "moved": 0.0})[0] == "nothing permuted"
+
+
+def test_a_fusion_end_to_end_is_measured_beside_its_forward_passes(monkeypatch, capsys) -> None:
+    measured = load("end_to_end")
+    few = ["--width", "0.0625", "--align", "4", "--reset", "3", "--test", "2", "--device", "cpu"]
+    for most, code in ((1e9, 0), (0.0, 1)):
+        monkeypatch.setattr(measured, "MOST_TIMES", most)
+        assert measured.exit_code(measured.run, measured.parser().parse_args(few)) == code
+        printed = capsys.readouterr()
+        rows = dict(line.strip("| ").split(" | ") for line in printed.out.splitlines() if line.startswith("| "))
+        assert set(rows) == {
+            "step", "---", "groups found", "groups proved", "matched and merged, 4 images", "BatchNorm reset, 3 images",
+            "evaluated, 2 images", "all", "bare forward passes",
+        }  # fmt: skip
+        parts = [float(rows[name]) for name in rows if "images" in name or name.startswith("groups")]
+        assert sum(parts) == pytest.approx(float(rows["all"]), abs=0.05)
+        assert ("too slow" in printed.err) == (code == 1)
+    assert measured.exit_code(measured.run, measured.parser().parse_args(["--align", "1"])) == 2
+    assert "--align 1 must be at least 2" in capsys.readouterr().err
+
+
+def test_recipes_are_compared_on_sets_that_exist(capsys) -> None:
+    compared = load("compare_recipes")
+    assert compared.main(["--sets", "thirds"]) == 2
+    assert "there is no set of parents 'thirds': choose from" in capsys.readouterr().err
