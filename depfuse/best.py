@@ -8,6 +8,7 @@ Which it is shows on images that no candidate has seen.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -326,7 +327,7 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate:
 
 def beyond_chance(differences: Tensor) -> bool:
     """Whether the mean of some differences (N,) is above zero by more than one standard error."""
-    return float(differences.mean()) > float(differences.std()) / len(differences) ** 0.5
+    return float(differences.mean()) > float(differences.std()) / math.sqrt(len(differences))
 
 
 def _logits(network: nn.Module, batches: Sequence[Tensor]) -> Tensor:

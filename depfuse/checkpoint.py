@@ -7,9 +7,11 @@ import hashlib
 import json
 import os
 import pickle
+import pickletools
 import platform
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from operator import sub
@@ -32,6 +34,7 @@ from depfuse.resizing import resize
 _CARD_KEY = "depfuse_card"
 _NESTED_KEYS = ("state_dict", "model_state_dict", "model", "net")
 _WRAPPERS = ("module.", "_orig_mod.")
+_LEGACY_PICKLES = 4  # a magic number, the protocol, the machine, and what was saved
 
 
 class Parent(BaseModel):
@@ -350,7 +353,7 @@ def _load_torch(path: Path) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Weights only load failed" not in str(error):
+        if "Weights only load failed" not in str(error) or _is_cut_off(path):
             raise CheckpointError(f"{path} is damaged or cut off: {_first_line(error)}") from None
         found = re.search(r"(?:GLOBAL|function|class|instantiate) ([\w.]+\.[\w.]+)", str(error))
         needs = f" ({found[1]})" if found else ""
@@ -363,6 +366,23 @@ def _load_torch(path: Path) -> Any:
         if "TorchScript" in str(error):
             raise CheckpointError(f"{path} is a TorchScript program: save its state_dict() instead") from None
         raise CheckpointError(f"{path} is damaged or cut off: {_first_line(error)}") from None
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether a file ends within the pickles that torch.save wrote before it wrote zip archives; nothing is called.
+
+    A name that is cut off there looks like that of something else.
+    """
+    if zipfile.is_zipfile(path):
+        return False
+    with path.open("rb") as file:
+        try:
+            for _ in range(_LEGACY_PICKLES):
+                for _ in pickletools.genops(file):
+                    pass
+        except ValueError:
+            return True
+    return False
 
 
 def _harmless() -> list[Any]:

@@ -222,6 +222,17 @@ def test_a_truncated_file_is_one_sentence(tmp_path: Path, network: nn.Module, ki
     assert "\n" not in str(caught.value)
 
 
+def test_a_name_that_is_cut_off_is_not_taken_for_another(tmp_path: Path, network: nn.Module) -> None:
+    file = tmp_path / "net.pt"
+    torch.save(network.state_dict(), file, _use_new_zipfile_serialization=False)
+    whole = file.read_bytes()
+    start = whole.index(b"_rebuild_tensor_v2")
+    for end in (start + 5, start + len(b"_rebuild_tensor_v2")):
+        file.write_bytes(whole[:end])
+        with pytest.raises(CheckpointError, match="damaged or cut off"):
+            read_checkpoint(file)
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

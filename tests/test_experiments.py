@@ -182,9 +182,3 @@ def test_a_fusion_end_to_end_is_measured_beside_its_forward_passes(monkeypatch, 
         assert ("too slow" in printed.err) == (code == 1)
     assert measured.exit_code(measured.run, measured.parser().parse_args(["--align", "1"])) == 2
     assert "--align 1 must be at least 2" in capsys.readouterr().err
-
-
-def test_recipes_are_compared_on_sets_that_exist(capsys) -> None:
-    compared = load("compare_recipes")
-    assert compared.main(["--sets", "thirds"]) == 2
-    assert "there is no set of parents 'thirds': choose from" in capsys.readouterr().err

@@ -259,6 +259,6 @@ def test_the_comparison_measures_each_cell_once(tmp_path, monkeypatch, capsys):
     assert 20.0 < test < 100.0
     assert 20.0 < held_out < 100.0
     assert script.main([*few, "--sets", "nowhere"]) == 2
-    assert "there is no pair 'nowhere'" in capsys.readouterr().err
+    assert "there is no set of parents 'nowhere'" in capsys.readouterr().err
     assert script.main([*few, "--recipes", "magic"]) == 2
     assert "there is no recipe 'magic'" in capsys.readouterr().err
