@@ -180,12 +180,13 @@ class Family:
             add(f"{best.name}, all images and layers", whole)
         if self.recipe.polishes:
             best = best_of(found)
-            name = f"{best.name}, all layers half-way"
-            if best.name not in bases or add(name, partial(self._half_way, best.network, seen)) == float("inf"):
+            half_way = partial(self._half_way, best.network, seen)
+            if best.name in bases and add(f"{best.name}, all layers half-way", half_way) < float("inf"):
+                if judge.nearer(found[-1].network, best.network):
+                    # Mixed images are no longer strange to it: they say less of how sure it may be than of its origin.
+                    found[-1] = replace(found[-1], instead_of=best.name, scale=best.scale)
+            else:
                 add(f"{best.name}, polished", partial(self._polished, best.network, seen))
-            elif judge.nearer(found[-1].network, best.network):
-                # Mixed images are no longer strange to it: they say less of how sure it may be than of its origin.
-                found[-1] = replace(found[-1], instead_of=best.name, scale=best.scale)
         return [judge.rescaled(candidate) for candidate in found]
 
     @property

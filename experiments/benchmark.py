@@ -25,12 +25,13 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
+from end_to_end import random_images, random_parents
 from parents import PAIRS, SHARED
 from torch import nn
 
 from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.align import align
-from depfuse.data import DataSet, Loader, Preprocessing, Split, calibration_loader
+from depfuse.data import DataSet, Loader, calibration_loader
 from depfuse.groups import ChannelGroups
 from depfuse.models import build_network
 from depfuse.running import choose_layout
@@ -75,16 +76,6 @@ def alignment(name: str, networks: Sequence[nn.Module], images: Loader, rounds: 
     return show(f"alignment / bare forward passes, {name}", ratio, 1.3, "x")
 
 
-def random_resnet18() -> tuple[list[nn.Module], Loader]:
-    networks = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        networks.append(build_network("cifar_resnet18(width=0.5)").eval())
-    pixels = torch.randint(0, 256, (500, 3, 32, 32), dtype=torch.uint8)
-    split = Split(pixels, torch.zeros(500, dtype=torch.int64))
-    return networks, Loader(split, Preprocessing(), batch_size=250)
-
-
 def fusion_of_mnist_pair() -> bool:
     pair = PAIRS["simplenet"]
     networks, data = pair.networks(), pair.dataset()
@@ -117,8 +108,8 @@ def main() -> None:
     if chosen.peak_memory:
         print_peak_memory(chosen.peak_memory)
         return
-    held = groups_of_resnet18()
-    held.append(alignment("random ResNet18 of half width", *random_resnet18()))
+    held, cpu = groups_of_resnet18(), torch.device("cpu")
+    held.append(alignment("random ResNet18 of half width", random_parents(0.5, cpu), random_images(500, cpu, 0)))
     if (SHARED / "checkpoints").is_dir():
         pair = PAIRS["resnet20-8-1-8-2"]
         held.append(alignment("real ResNet20s", pair.networks(), calibration_loader(pair.dataset(), 2000)))
