@@ -196,13 +196,16 @@ def draw_intervals(
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     handles: dict[str, Any] = {}
+    everywhere = list(dict.fromkeys(family for families in panels.values() for family in families))
     for place, (factor, families) in zip(axes, panels.items(), strict=True):
         names = list(dict.fromkeys(name for settings in families.values() for name in settings))
         scale = _positions(names)
-        for number, (family, settings) in enumerate(families.items()):
-            bars = [0.0 if math.isnan(found.interval) else found.interval for found in settings.values()]
+        for family, settings in families.items():
+            number, ordered = everywhere.index(family), sorted(settings, key=scale.__getitem__)
+            found = [settings[name] for name in ordered]
+            bars = [0.0 if math.isnan(own.interval) else own.interval for own in found]
             handles[family] = place.errorbar(
-                [scale[name] for name in settings], [found.mean for found in settings.values()], yerr=bars,
+                [scale[name] for name in ordered], [own.mean for own in found], yerr=bars,
                 color=colormaps["tab10"](number), marker=MARKERS[number], markersize=5, capsize=2,
                 linestyle="-" if _are_numbers(names) else "none",
             )  # fmt: skip
