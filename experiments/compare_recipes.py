@@ -1,7 +1,7 @@
 """Every published method that comes with depfuse over the real pairs: accuracy of the child, and seconds, in one run.
 
     python experiments/compare_recipes.py [--sets NAME ...] [--recipes NAME ...] [--csv FILE] [--npz cifar10=FILE]
-        [--seed N] [--threads N] [--tables-only]
+        [--seed N] [--device cpu] [--processes N] [--threads N] [--tables-only]
 
 Rows are `depfuse fuse --recipe NAME` at equal shares from 2,000 calibration images (digits: 900), one seed; beside them
 the default settings and our own best, `--refit ridge`. Sets of parents are those of parent_sets.py. A cell of the table
@@ -38,6 +38,7 @@ from study import Cell, Study, StudyError
 
 from depfuse import Recipe, fuse
 from depfuse.data import calibration_loader
+from depfuse.device import resolve_device
 from depfuse.errors import DepfuseError, LimitWarning, RecipeError
 from depfuse.evaluate import evaluate
 from depfuse.recipes import names, published
@@ -57,19 +58,19 @@ def settings_of(recipe: str) -> dict[str, Any]:
     return dict(OURS[recipe]) if recipe in OURS else dict(published(recipe).settings)
 
 
-def measure(files: Mapping[str, str], cell: Cell) -> dict[str, Any]:
-    """Fuse one pair by one recipe, and judge the child."""
+def measure(files: Mapping[str, str], device: str, cell: Cell) -> dict[str, Any]:
+    """Fuse one pair by one recipe on a device, and judge the child."""
     images, seed, limit = (int(cell[name]) for name in ("images", "seed", "test_limit"))
-    of = material(cell["set"], files[SETS[cell["set"]].data], torch.device("cpu"))
+    of = material(cell["set"], files[SETS[cell["set"]].data], torch.device(device))
     data, groups = of.inputs.data, of.groups
     recipe = Recipe.create(**json.loads(cell["settings"]), calibration=images, seed=seed)
-    calibration = calibration_loader(data, images, batch_size=recipe.batch_size, seed=seed)
+    calibration = calibration_loader(data, images, batch_size=recipe.batch_size, device=device, seed=seed)
     started, begun = time.perf_counter(), time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LimitWarning)  # noted in the row
         labels = None if of.inputs.labels is None else of.inputs.labels.sets
         given: dict[str, Any] = {"groups": groups, "labels": labels, "template": of.template}
-        result = fuse(of.inputs.models, recipe, calibration, example=data.example(), **given)
+        result = fuse(of.inputs.models, recipe, calibration, example=data.example(device=device), **given)
     took = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - begun}
     held_out = of.held_out(images, seed, limit)
     assert held_out is not None
@@ -129,7 +130,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--recipes", nargs="+", metavar="NAME", default=[*names(), *OURS])
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--csv", type=Path, default=CSV, metavar="FILE")
-    options.add_argument("--threads", type=int, metavar="N", help="all cores if left out")
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--processes", type=int, default=1, metavar="N", help="cells at a time; 1")
+    options.add_argument("--threads", type=int, metavar="N", help="of each process; together all cores if left out")
     options.add_argument("--npz", action="append", default=[], metavar="DATA=FILE")
     options.add_argument("--limit-test", type=int, default=0, metavar="N", help="only N of the images, for tests")
     options.add_argument("--tables-only", action="store_true", help="measure nothing")
@@ -143,14 +146,14 @@ def run(options: argparse.Namespace) -> None:
     recipes = {recipe: settings_of(recipe) for recipe in options.recipes}
     cells = cells_of(options.sets, recipes, options.seed, options.limit_test)
     if options.tables_only:
-        scheme = Study(KEYS, VALUES, partial(measure, {}), ("note",))
+        scheme = Study(KEYS, VALUES, partial(measure, {}, options.device), ("note",))
         table = scheme.read(options.csv)
     else:
         given = dict(pair.partition("=")[::2] for pair in options.npz)
-        files = data_files([SETS[name] for name in options.sets], given)
-        scheme = Study(KEYS, VALUES, partial(measure, files), ("note",), unsaid=KEYS[2:])
+        files, device = data_files([SETS[name] for name in options.sets], given), str(resolve_device(options.device))
+        scheme = Study(KEYS, VALUES, partial(measure, files, device), ("note",), unsaid=KEYS[2:])
         say = partial(print, file=sys.stderr, flush=True)
-        table = scheme.run(options.csv, cells, threads=options.threads, say=say)
+        table = scheme.run(options.csv, cells, processes=options.processes, threads=options.threads, say=say)
     print(table_of(scheme.rows_of(table, cells), options.sets, options.recipes))
 
 

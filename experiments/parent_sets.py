@@ -129,6 +129,9 @@ SETS: dict[str, ParentSet] = {
     "own-halves": ParentSet(
         "own halves", DIFFERENT, "cifar10", tuple(f"cifar10-resnet20-{half}" for half in HALVES), differ=True
     ),
+    "resnet18-halves": ParentSet(
+        "halves, ResNet18", DIFFERENT, "cifar10", tuple(f"cifar10-resnet18-{half}" for half in HALVES), differ=True
+    ),
     "shares": ParentSet(
         "four shares", DIFFERENT, "cifar10", tuple(f"cifar10-resnet20-share{number}" for number in range(4))
     ),

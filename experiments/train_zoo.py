@@ -53,13 +53,14 @@ def data_of(entry: Entry, files: dict[str, Path], root: Path) -> tuple[DataSet, 
 
 
 def in_half_precision(
-    architecture: str, state: Mapping[str, Tensor], data: DataSet, accuracy: float
+    architecture: str, state: Mapping[str, Tensor], data: DataSet, accuracy: float, device: torch.device
 ) -> tuple[Mapping[str, Tensor], float]:
     """Weights in half precision and their accuracy; as they are where that changes it by more than 0.05 points."""
     halved = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
     model = build_network(architecture)
     model.load_state_dict({key: halved[key].to(tensor.dtype) for key, tensor in state.items()})
-    found = evaluate(model, Loader(data.test, data.preprocessing, batch_size=500)).accuracy
+    images = Loader(data.test, data.preprocessing, batch_size=500, device=device)
+    found = evaluate(model.to(device), images).accuracy
     return (halved, found) if abs(found - accuracy) <= KEPT else (state, accuracy)
 
 
@@ -78,10 +79,11 @@ def train_entry(
 
     def report(done: EpochReport) -> None:
         accuracy = f"{100 * done.accuracy:.1f} % of the training images"
-        print(f"{name}: epoch {done.epoch} of {done.epochs}, {accuracy}, {done.seconds:.0f} s", flush=True)
+        print(f"{name}: epoch {done.epoch} of {done.epochs}, {accuracy}, {done.seconds:.1f} s", flush=True)
 
     metrics = train(model, data, recipe, device=device, resume_path=resume, progress=report)
-    state, accuracy = in_half_precision(entry.architecture, model.to("cpu").state_dict(), data, metrics["accuracy"])
+    trained = model.to("cpu").state_dict()
+    state, accuracy = in_half_precision(entry.architecture, trained, data, metrics["accuracy"], device)
     split = {"labels": entry.labels} if entry.labels else entry.share.model_dump() if entry.share else {}
     card = Card(
         architecture=entry.architecture,

@@ -6,6 +6,7 @@ whole branch.
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -139,7 +140,10 @@ class GenericNetwork:
         for mode in self._modes:
             outputs = [output for output in self._outputs(leaves, mode, True) if output.requires_grad]
             directions = [torch.randn(out.shape, generator=self._generator).to(out) for out in outputs]
-            torch.autograd.backward(outputs, directions)
+            with warnings.catch_warnings():
+                # Its own thread has no CUDA context at first: torch makes one, and says so.
+                warnings.filterwarnings("ignore", "Attempting to run cuBLAS", UserWarning)
+                torch.autograd.backward(outputs, directions)
         return largest
 
     @contextmanager
