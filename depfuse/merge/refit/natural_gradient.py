@@ -119,9 +119,10 @@ class NaturalGradient:
         self._taken += 1
         gradient, loss, alike = self._gradient(batches, self._first, streams)
         direction = self._preconditioned(gradient)
-        power = -sum(float((gradient[key].double() * direction[key]).sum()) for key in self.maps)
+        # All of it stays on the device: reading a number would make it wait.
+        power = -torch.stack([(gradient[key].double() * direction[key]).sum() for key in self.maps]).sum()
         trusted = TRUST / len(self.folded.units) * self._first * (1 + self.streams.weight) ** 0.5
-        length = (trusted / max(power, 1e-30)) ** 0.5 * share
+        length = (trusted / power.clamp_min(1e-30)).sqrt() * share
         for key, tensor in self.maps.items():
             self._change[key] = MOMENTUM * self._change[key] + (1 - MOMENTUM) * length * direction[key]
             self.maps[key] = tensor + self._change[key]
