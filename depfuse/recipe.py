@@ -24,6 +24,7 @@ else:
     Solver = Literal[tuple(SOLVERS)]
     Start = Literal[("none", "identity", "activations", *(name for name in SOLVERS if name not in (*SOFT, *MIXING)))]
     Renorm = Literal[("auto", "none", *METHODS)]
+DISTANCES_TRIED = ("cosine", "pearson", "cosine-pearson", "scaled")
 Distance = Literal["best", "cosine", "pearson", "cosine-pearson", "scaled", "euclidean"]
 TapPosition = Literal["after", "before", "both"]
 Choose = Literal["whole", "groups"]
@@ -51,7 +52,8 @@ class Recipe(BaseModel):
     distance: Distance = Field(
         default="best",
         description="how activations of two channels are compared; best tries four and keeps the one whose child "
-        "agrees best with the parents' ensemble on the calibration images",
+        "agrees best with the parents' ensemble on the calibration images, and is scaled where refit ridge aims at "
+        "clusters",
     )
     taps: TapPosition = Field(default="after", description="activations before or after the non-linearity, or both")
     mixture: float = Field(default=0.5, ge=0.0, le=1.0, description="share of the activation cost in a mixture")
@@ -334,6 +336,17 @@ class Recipe(BaseModel):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "recipe"
             raise RecipeError(f"recipe setting {where}: {first['msg'].removeprefix('Value error, ')}") from None
+
+    @property
+    def distances(self) -> tuple[str, ...]:
+        """Distances to compare channels by; each gives a matching to choose from.
+
+        A child refitted to clusters owes little to the matching: seconds of choosing would change nothing there.
+        """
+        if self.distance != "best":
+            return (self.distance,)
+        by_clusters = self.refit == "ridge" and self.targets == "clusters" and self.choose == "whole"
+        return ("scaled",) if by_clusters else DISTANCES_TRIED
 
     @property
     def renorm_after(self) -> Renorm:

@@ -22,7 +22,6 @@ from depfuse.groups.nesting import Orbit, Part, find_orbits
 from depfuse.recipe import Recipe
 
 State = Mapping[str, Tensor]
-DISTANCES_TRIED = ("cosine", "pearson", "cosine-pearson", "scaled")
 
 
 class MatchingProblem:
@@ -80,7 +79,7 @@ class MatchingProblem:
         self.weights = {name for name, _ in networks[1].named_parameters(remove_duplicate=False)}
         self.watched: dict[str, Tensor] = {}
         if recipe.criterion == "mixture":
-            self.watched = self.activation_costs(DISTANCES_TRIED[0] if recipe.distance == "best" else recipe.distance)
+            self.watched = self.activation_costs(recipe.distances[0])
         orbits = [orbit for root in self.roots for orbit in root.walk()]
         untapped = [orbit.name for orbit in orbits if orbit.name not in self.moments and not orbit.children]
         if recipe.criterion != "weights" and costs is None and untapped:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from depfuse.align.costs import activation_cost, mixed_cost, squared_distances
 from depfuse.align.coupling import Coupling, Couplings
 from depfuse.align.moments import Moments, collect_moments
-from depfuse.align.problem import DISTANCES_TRIED
 from depfuse.align.rectangular import brought
 from depfuse.align.solvers.interface import Transport
 from depfuse.data.loader import Loader
@@ -72,15 +71,14 @@ class UnequalProblem:
         """One solution per transport, and for activations per distance, the most plausible first."""
         if self.recipe.criterion == "weights":
             return [self._by_weights(transport, {}) for transport in transports]
-        tried = DISTANCES_TRIED if self.recipe.distance == "best" else (self.recipe.distance,)
+        tried = self.recipe.distances
         if self.recipe.criterion == "mixture":
             return [self._by_weights(transport, self._watched(tried[0])) for transport in transports]
         return [self._by_activations(transport, self._watched(d)) for transport in transports for d in tried]
 
     def costs(self) -> dict[str, Tensor]:
         """Group name -> cost (n_target, n_source) with all other groups where they stand."""
-        tried = DISTANCES_TRIED[0] if self.recipe.distance == "best" else self.recipe.distance
-        watched = self._watched(tried)
+        watched = self._watched(self.recipe.distances[0])
         found = {roots[0].name: self._cost(roots, {}) for roots in self.roots}
         if self.recipe.criterion == "mixture":
             return found | {n: mixed_cost(cost, found[n], self.recipe.mixture) for n, cost in watched.items()}

@@ -19,7 +19,7 @@ from depfuse.align.coupling import Coupling, Couplings, compose, invert
 from depfuse.align.descent import Descent, SharedCosts
 from depfuse.align.judge import Judge
 from depfuse.align.nested import Placement, as_it_stands
-from depfuse.align.problem import DISTANCES_TRIED, MatchingProblem, is_better
+from depfuse.align.problem import MatchingProblem, is_better
 from depfuse.align.solvers import load_solver
 from depfuse.align.solvers.frank_wolfe_universe import frank_wolfe_together
 from depfuse.align.solvers.rounding import warn_of_limit
@@ -220,8 +220,7 @@ class Universe:
         recipe = self.recipe
         block = self._blocks()[0]
         together = self._watch(block, "")
-        tried = DISTANCES_TRIED if recipe.criterion == "activations" else DISTANCES_TRIED[:1]
-        distances = tried if recipe.distance == "best" else (recipe.distance,)
+        distances = recipe.distances if recipe.criterion == "activations" else recipe.distances[:1]
         starts = block[: recipe.restarts if judge is not None else 1]
         found: list[tuple[str, Placed]] = []
         for distance in distances:

@@ -6,7 +6,7 @@ from functools import partial
 
 from depfuse.align.coupling import Couplings
 from depfuse.align.descent import SharedCosts
-from depfuse.align.problem import DISTANCES_TRIED, MatchingProblem
+from depfuse.align.problem import MatchingProblem
 from depfuse.align.solvers.coordinate_descent import descents, swept
 from depfuse.align.solvers.interface import Solver, Transport
 from depfuse.align.transport import emd, whole
@@ -19,8 +19,7 @@ def solve(problem: MatchingProblem) -> list[Couplings]:
     """One solution per distance for activations; for weights, the swept one and the local optima of descents."""
     recipe = problem.recipe
     if recipe.criterion == "activations":
-        distances = DISTANCES_TRIED if recipe.distance == "best" else (recipe.distance,)
-        return [problem.by_activations(distance, emd) for distance in distances]
+        return [problem.by_activations(distance, emd) for distance in recipe.distances]
     shared = SharedCosts(problem)
     return [swept(shared), *descents(shared, recipe.restarts - 1)]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from depfuse.align.costs import activation_cost, standardised, weight_cost
 from depfuse.align.coupling import Coupling, Couplings, apply_couplings
 from depfuse.align.moments import Moments, collect_moments
-from depfuse.align.problem import DISTANCES_TRIED, MatchingProblem
+from depfuse.align.problem import MatchingProblem
 from depfuse.align.solvers.interface import Solver
 from depfuse.align.solvers.rounding import completed, warn_of_limit
 from depfuse.align.transport import assigned, checked, emd
@@ -77,7 +77,7 @@ def solve(problem: MatchingProblem) -> list[Couplings]:
         assert problem.calibration is not None
         for network in problem.networks:
             within += collect_moments([network, network], problem.groups, problem.calibration, recipe.taps)
-    costs = problem.activation_costs(DISTANCES_TRIED[0] if recipe.distance == "best" else recipe.distance)
+    costs = problem.activation_costs(recipe.distances[0])
     converged = True
     for root in problem.roots:
         parts = problem.parts(root)

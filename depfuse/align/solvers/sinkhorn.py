@@ -9,7 +9,7 @@ import torch
 from depfuse.align.costs import weight_cost
 from depfuse.align.coupling import Coupling, Couplings, from_flat_positions
 from depfuse.align.nested import as_it_stands
-from depfuse.align.problem import DISTANCES_TRIED, MatchingProblem
+from depfuse.align.problem import MatchingProblem
 from depfuse.align.solvers.interface import Solver, Transport
 from depfuse.align.transport import sinkhorn
 from depfuse.recipe import Recipe
@@ -24,8 +24,7 @@ def softly(problem: MatchingProblem, soft: Transport) -> list[Couplings]:
     """Solutions by a transport that gives soft couplings."""
     recipe = problem.recipe
     if recipe.criterion == "activations":
-        distances = DISTANCES_TRIED if recipe.distance == "best" else (recipe.distance,)
-        return [problem.by_activations(distance, soft) for distance in distances]
+        return [problem.by_activations(distance, soft) for distance in recipe.distances]
     return [_in_order(problem, soft)]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from depfuse.align.affinity import Candidates
 from depfuse.align.coupling import Coupling, Couplings
-from depfuse.align.problem import DISTANCES_TRIED, MatchingProblem
+from depfuse.align.problem import MatchingProblem
 from depfuse.align.solvers import load_solver
 from depfuse.align.transport import emd
 
@@ -26,8 +26,7 @@ def start_of(problem: MatchingProblem, default: str = "none") -> Couplings | Non
     if start == "identity":
         return {group.name: Coupling.identity(group.size) for group in problem.groups.free}
     if start == "activations":
-        distance = DISTANCES_TRIED[0] if problem.recipe.distance == "best" else problem.recipe.distance
-        return problem.by_activations(distance, emd)
+        return problem.by_activations(problem.recipe.distances[0], emd)
     return load_solver(start).solve(problem)[0]
 
 

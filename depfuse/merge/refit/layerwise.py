@@ -31,7 +31,7 @@ from depfuse.merge.shares import Shares
 
 METHODS = ("ridge", "regmean", "least-squares")
 LOOKED_AT = 250
-MOST_ROWS = 2**16
+MOST_ROWS = 2**15
 MOST_BYTES = 2**29
 
 
