@@ -14,7 +14,7 @@ Found, seed 0, one thread of an AMD EPYC with AVX512-bf16, means over the four R
 to 92.7 per cent of the test images): pleas 80.5, regmean 70.3, repair 63.5, depgraph-ot-activations 62.3, cca 62.3,
 fisher 62.2, zip-it 61.1, ot-fusion 50.6, and by weights alone c2m3 41.2, git-re-basin 38.6, depgraph-ot-weights 37.8,
 graph-matching 30.2; the default settings 64.3, --refit ridge 89.0. On the halves of CIFAR-10 pleas has 60.7, zip-it
-43.0 and --refit ridge 78.0. On the SimpleNets (84.18 and 83.81) cca has 94.4 and is behind those that refit layers only
+43.0 and --refit ridge 77.9. On the SimpleNets (84.18 and 83.81) cca has 94.4 and is behind those that refit layers only
 (pleas 95.3, regmean 94.9, --refit ridge 95.6); graph-matching has 89.7, where 53.74 are published (pygmtools' example).
 """
 
