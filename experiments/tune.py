@@ -99,7 +99,7 @@ def run_target(options: argparse.Namespace) -> None:
     assert best.recipe is not None
     found = settings_of(best.recipe)
     recipes = {DEFAULT: dict(KEPT), f"trial {best.trial} of {trials}": found}
-    scheme = Study(KEYS, VALUES, partial(measure, files), ("note",), unsaid=KEYS[2:])
+    scheme = Study(KEYS, VALUES, partial(measure, files, "cpu"), ("note",), unsaid=KEYS[2:])
     cells = cells_of(sets, recipes, SEED, options.limit_test)
     csv = options.csv or RESULTS / f"tune-{options.target}.csv"
     rows = scheme.rows_of(scheme.run(csv, cells, threads=options.threads, say=say), cells)
