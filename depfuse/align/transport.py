@@ -73,7 +73,8 @@ def emd(cost: Tensor) -> Coupling:
     if cost.shape[0] == cost.shape[1]:
         return Coupling(assigned(cost))
     values = checked(cost)
-    plan = ot.emd(*_uniform(values), values)
+    # The simplex calls problems with negative costs infeasible and moves nothing; a constant changes no plan.
+    plan = ot.emd(*_uniform(values), values - values.min())
     return Coupling(plan=torch.from_numpy(np.asarray(plan)))
 
 
