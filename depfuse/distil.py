@@ -28,6 +28,7 @@ WARMUP = 0.1  # of the epochs, with SGD
 STATISTICS_IMAGES = 2000
 PREPARING_IMAGES = 10_000
 EPOCHS_PER_PIXEL = 4
+PATIENT_EPOCHS = 8
 
 
 class Ensemble:
@@ -153,8 +154,12 @@ class Further:
 
     def _start(self, name: str, step: str, teacher: Ensemble) -> str:
         """What a network comes from: refitted with other threads or on a GPU, it is not the same bit for bit."""
-        described = f"{name} {step} {teacher.digest} {self.recipe.model_dump_json()}"
+        described = f"{name} {step} {self._patient} {teacher.digest} {self.recipe.model_dump_json()}"
         return hashlib.sha256(described.encode()).hexdigest()
+
+    @property
+    def _patient(self) -> bool:
+        return self.recipe.distil >= PATIENT_EPOCHS
 
     def _natural(
         self, model: nn.Module, teacher: Ensemble, together: Together | None
@@ -164,7 +169,8 @@ class Further:
                 device = next(model.parameters()).device
                 few = calibration_loader(self.data, STATISTICS_IMAGES, device=device, seed=self.recipe.seed)
                 together = Together.towards(model.eval(), teacher, few, seed=self.recipe.seed)
-            learner = together.training()
+            # Seen many times, images are known by heart; between them there is always something new to learn.
+            learner = together.training(patient=self._patient)
         except ArchitectureError:
             return None
         return learner if learner.batch_size(len(self.data.train)) else None

@@ -14,11 +14,13 @@ from digits_parents import digits_files, digits_parents
 
 from depfuse import Recipe, fuse
 from depfuse.cli import main
-from depfuse.data import DataSet, Loader, calibration_loader, load_data
+from depfuse.data import DataSet, Loader, Split, calibration_loader, load_data
+from depfuse.data.augment import mix
 from depfuse.distil import Ensemble, Further
 from depfuse.errors import CheckpointError, RecipeError
 from depfuse.evaluate import evaluate
 from depfuse.label_sets import LabelSets
+from depfuse.merge.refit.natural_gradient import NaturalGradient
 from depfuse.models import build_network
 from depfuse.report import FusionReport, NetworkScores, ScoreValues
 from depfuse.report.verdict import verdict
@@ -131,9 +133,10 @@ def test_distilling_brings_a_child_nearer_and_labels_make_it_better(parents, dat
         assert torch.equal(weights(parent), kept)
 
 
-@pytest.mark.parametrize("refit", ["none", "ridge"])
-def test_a_distillation_that_was_cut_off_goes_on_bit_for_bit(parents, data, tmp_path, refit, monkeypatch):
+@pytest.mark.parametrize(("refit", "patient"), [("none", 8), ("ridge", 8), ("ridge", 3)])
+def test_a_distillation_that_was_cut_off_goes_on_bit_for_bit(parents, data, tmp_path, refit, patient, monkeypatch):
     monkeypatch.setattr("depfuse.distil.fit", partial(fit, save_seconds=0))
+    monkeypatch.setattr("depfuse.distil.PATIENT_EPOCHS", patient)
     recipe = Recipe(distil=3, refit=refit, refit_steps=0, calibration=200)
     calibration = calibration_loader(data, 200)
     seen: list[int] = []
@@ -241,6 +244,29 @@ def test_short_trainings_see_images_unshifted(parents, data, epochs, shift, monk
     monkeypatch.setattr("depfuse.distil.fit", lambda model, images, recipe, **_: found.append(recipe) or Done())
     Further(data, Recipe(distil=epochs)).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child")
     assert [(recipe.epochs, recipe.translate, recipe.flip) for recipe in found] == [(epochs, shift, False)]
+
+
+@pytest.mark.parametrize(("patient", "mixed", "streams"), [(3, 0, [0.75, 0.25]), (2, 2, [0.75, 0.0])])
+def test_long_trainings_mix_images_and_leave_the_streams_after_one_epoch(
+    parents, data, patient, mixed, streams, monkeypatch
+):
+    monkeypatch.setattr("depfuse.distil.PATIENT_EPOCHS", patient)
+    few = dataclasses.replace(data, train=Split(data.train.images[:100], data.train.labels[:100]))
+    mixes, shares, take = [], [], NaturalGradient.step
+
+    def watched_mix(images, generator):
+        mixes.append(len(images))
+        return mix(images, generator)
+
+    def watched_step(self, batches, share, streams):
+        shares.append(streams)
+        return take(self, batches, share, streams)
+
+    monkeypatch.setattr("depfuse.merge.refit.training.mix", watched_mix)
+    monkeypatch.setattr(NaturalGradient, "step", watched_step)
+    Further(few, Recipe(distil=2)).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child")
+    assert len(mixes) == mixed
+    assert shares == pytest.approx(streams)
 
 
 class Done:

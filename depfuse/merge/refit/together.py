@@ -68,11 +68,12 @@ class Together:
                 SecondPass(self._learner(), self.dissected.loader, augment, mixed=mixed).run(steps)
             self.dissected.renew_statistics()
 
-    def training(self) -> NaturalGradientTraining:
+    def training(self, *, patient: bool = False) -> NaturalGradientTraining:
         """What trains the network on, as it is now; `ArchitectureError` where nothing of it can be moved."""
         if not self.folded.units:
             raise ArchitectureError("no layer of the network can be refitted")
-        return NaturalGradientTraining(self._learner(), self.dissected.size, self.dissected.renew_statistics)
+        dissected = self.dissected
+        return NaturalGradientTraining(self._learner(), dissected.size, dissected.renew_statistics, patient=patient)
 
     def _learner(self) -> NaturalGradient:
         generator = torch.Generator().manual_seed(self.seed)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from depfuse.data.augment import mix
 from depfuse.merge.refit.natural_gradient import PER_STEP, NaturalGradient
 
 USUAL_RATE = 0.05
@@ -24,10 +25,16 @@ class NaturalGradientTraining:
         Images in a batch of the network's program.
     settle
         Called when the network has its new weights.
+    patient
+        It sees every image many times: mix those of a batch with each other (`mix`), and let streams count in the first
+        epoch only.
     """
 
-    def __init__(self, learner: NaturalGradient, size: int, settle: Callable[[], None]) -> None:
-        self._learner, self._size, self._settle = learner, size, settle
+    def __init__(
+        self, learner: NaturalGradient, size: int, settle: Callable[[], None], *, patient: bool = False
+    ) -> None:
+        self._learner, self._size, self._settle, self._patient = learner, size, settle, patient
+        self._epochs = 0
 
     def batch_size(self, images: int) -> int:
         """How many of so many training images each step sees; 0 where these are too few for one."""
@@ -36,15 +43,19 @@ class NaturalGradientTraining:
     def begin_epoch(self) -> None:
         """Every epoch begins with new curvature, so that one that is resumed does as well."""
         self._learner.refresh()
+        self._epochs += 1
 
     def step(self, images: Tensor, labels: Tensor, rate: float) -> tuple[Tensor, Tensor]:
         """One step, see `NaturalGradient.step`: the lower the rate, the shorter, and the less the streams count."""
         with torch.no_grad():
+            if self._patient:
+                images = mix(images, self._learner.generator)
             batches = self._learner.taught(torch.split(images, self._size), quick=True)
             if not self._learner.begun:
                 self._learner.begin(self._learner.loss(batches) / len(images))
             part = rate / USUAL_RATE
-            return self._learner.step(batches, SHARE * part, min(1.0, part))
+            streams = 0.0 if self._patient and self._epochs > 1 else min(1.0, part)
+            return self._learner.step(batches, SHARE * part, streams)
 
     def finish(self) -> None:
         """Give the network what was learned, in eval mode."""
@@ -54,8 +65,11 @@ class NaturalGradientTraining:
 
     def state_dict(self) -> dict[str, object]:
         """All that changes from epoch to epoch."""
-        return self._learner.state_dict()
+        return {"epochs": self._epochs, **self._learner.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Go on from what `state_dict` gave."""
+        epochs = state["epochs"]
+        assert isinstance(epochs, int)
+        self._epochs = epochs
         self._learner.load_state_dict(state)
