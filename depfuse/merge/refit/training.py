@@ -11,7 +11,9 @@ from depfuse.data.augment import mix
 from depfuse.merge.refit.natural_gradient import PER_STEP, NaturalGradient
 
 USUAL_RATE = 0.05
-SHARE = 0.7  # of the length of a second pass's steps, which are fewer
+# Of the length of a second pass's steps, which are fewer.
+SHARE = 0.7
+PATIENT_SHARE = 0.28
 
 
 class NaturalGradientTraining:
@@ -26,8 +28,8 @@ class NaturalGradientTraining:
     settle
         Called when the network has its new weights.
     patient
-        It sees every image many times: mix those of a batch with each other (`mix`), and let streams count in the first
-        epoch only.
+        It sees every image many times: mix those of a batch with each other (`mix`), take shorter steps, and let
+        streams count in the first epoch only.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class NaturalGradientTraining:
                 self._learner.begin(self._learner.loss(batches) / len(images))
             part = rate / USUAL_RATE
             streams = 0.0 if self._patient and self._epochs > 1 else min(1.0, part)
-            return self._learner.step(batches, SHARE * part, streams)
+            return self._learner.step(batches, (PATIENT_SHARE if self._patient else SHARE) * part, streams)
 
     def finish(self) -> None:
         """Give the network what was learned, in eval mode."""
