@@ -29,6 +29,7 @@ STATISTICS_IMAGES = 2000
 PREPARING_IMAGES = 10_000
 EPOCHS_PER_PIXEL = 4
 PATIENT_EPOCHS = 8
+PATIENT_IMAGES = 300_000  # in all epochs; short steps need to be many
 
 
 class Ensemble:
@@ -159,7 +160,8 @@ class Further:
 
     @property
     def _patient(self) -> bool:
-        return self.recipe.distil >= PATIENT_EPOCHS
+        epochs = self.recipe.distil
+        return epochs >= PATIENT_EPOCHS and epochs * len(self.data.train) >= PATIENT_IMAGES
 
     def _natural(
         self, model: nn.Module, teacher: Ensemble, together: Together | None

@@ -137,6 +137,7 @@ def test_distilling_brings_a_child_nearer_and_labels_make_it_better(parents, dat
 def test_a_distillation_that_was_cut_off_goes_on_bit_for_bit(parents, data, tmp_path, refit, patient, monkeypatch):
     monkeypatch.setattr("depfuse.distil.fit", partial(fit, save_seconds=0))
     monkeypatch.setattr("depfuse.distil.PATIENT_EPOCHS", patient)
+    monkeypatch.setattr("depfuse.distil.PATIENT_IMAGES", 0)
     recipe = Recipe(distil=3, refit=refit, refit_steps=0, calibration=200)
     calibration = calibration_loader(data, 200)
     seen: list[int] = []
@@ -246,11 +247,26 @@ def test_short_trainings_see_images_unshifted(parents, data, epochs, shift, monk
     assert [(recipe.epochs, recipe.translate, recipe.flip) for recipe in found] == [(epochs, shift, False)]
 
 
+@pytest.mark.parametrize(("images", "shares"), [(37_499, [0.7]), (37_500, [0.28])])
+def test_short_steps_are_taken_where_there_are_many(parents, data, images, shares, monkeypatch):
+    found = []
+    monkeypatch.setattr("depfuse.distil.fit", lambda *_, learner, **__: found.append(learner) or Done())
+    many = torch.arange(images) % len(data.train)
+    more = dataclasses.replace(data, train=Split(data.train.images[many], data.train.labels[many]))
+    taken = []
+    monkeypatch.setattr(NaturalGradient, "step", lambda self, batches, share, streams: taken.append(share))
+    Further(more, Recipe(distil=8)).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child")
+    size = found[0].batch_size(images)
+    found[0].step(torch.zeros(size, *data.image_shape), torch.zeros(size), 0.05)
+    assert taken == pytest.approx(shares)
+
+
 @pytest.mark.parametrize(("patient", "mixed", "streams"), [(3, 0, [0.75, 0.25]), (2, 2, [0.75, 0.0])])
 def test_long_trainings_mix_images_and_leave_the_streams_after_one_epoch(
     parents, data, patient, mixed, streams, monkeypatch
 ):
     monkeypatch.setattr("depfuse.distil.PATIENT_EPOCHS", patient)
+    monkeypatch.setattr("depfuse.distil.PATIENT_IMAGES", 0)
     few = dataclasses.replace(data, train=Split(data.train.images[:100], data.train.labels[:100]))
     mixes, shares, take = [], [], NaturalGradient.step
 
