@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,12 +17,12 @@ from depfuse.checkpoint import state_digest
 from depfuse.data import DataSet, calibration_loader
 from depfuse.data.augment import Augmentation
 from depfuse.data.loader import Loader
-from depfuse.errors import ArchitectureError
+from depfuse.errors import ArchitectureError, DepfuseWarning
 from depfuse.label_sets import LabelSets
 from depfuse.merge import NaturalGradientTraining, Together
 from depfuse.recipe import Recipe
 from depfuse.running import evaluating
-from depfuse.teaching import ensemble_logits
+from depfuse.teaching import divergence, ensemble_logits
 from depfuse.train import EpochReport, TrainRecipe, fit
 
 WARMUP = 0.1  # of the epochs, with SGD
@@ -30,6 +31,7 @@ PREPARING_IMAGES = 10_000
 EPOCHS_PER_PIXEL = 4
 PATIENT_EPOCHS = 8
 PATIENT_IMAGES = 300_000  # in all epochs; short steps need to be many
+STATE = 2  # of a training: another number where states of before cannot be gone on from
 
 
 class Ensemble:
@@ -79,6 +81,35 @@ class Ensemble:
                 total -= float((self(images).softmax(1) * model(images).float().log_softmax(1)).sum())
         return total / loader.count
 
+    def distance(self, model: nn.Module, loader: Loader) -> float:
+        """What distilling makes small: a network's `teaching.divergence` from the ensemble, per image."""
+        total = 0.0
+        with torch.no_grad(), evaluating(model):
+            for images, _ in loader:
+                total += float(divergence(model(images).float(), self(images)))
+        return total / loader.count
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A network before it is distilled."""
+
+    state: Mapping[str, Tensor]
+    distance: float
+    teacher: Ensemble
+    images: Loader
+
+    @classmethod
+    def of(cls, model: nn.Module, teacher: Ensemble, images: Loader) -> _Start:
+        return cls(copy.deepcopy(model.state_dict()), teacher.distance(model, images), teacher, images)
+
+    def keep_the_nearer(self, model: nn.Module) -> bool:
+        """Whether that is the distilled network; the model becomes what it was where it is not."""
+        nearer = self.teacher.distance(model, self.images) <= self.distance
+        if not nearer:
+            model.load_state_dict(self.state)
+        return nearer
+
 
 @dataclass(frozen=True)
 class Further:
@@ -107,7 +138,7 @@ class Further:
         """Train a network in place, first towards the teacher, then on labels; return the seconds of each.
 
         Towards the teacher by natural-gradient steps (`NaturalGradient`), or by SGD where the network cannot be taken
-        apart; on labels by SGD.
+        apart; on labels by SGD. A network that came no nearer to the teacher stays as it was, with a `DepfuseWarning`.
 
         Parameters
         ----------
@@ -126,6 +157,7 @@ class Further:
             if epochs == 0:
                 continue
             learner = self._natural(model, teacher, together) if step == "distil" else None
+            start = None if step == "finetune" else _Start.of(model, teacher, self._few(device))
             report = fit(
                 model,
                 self.data,
@@ -138,11 +170,21 @@ class Further:
                 progress=None if self.progress is None else partial(self.progress, f"{step}: {name}"),
             )
             seconds[step] = report.total_seconds
+            if start is not None and not start.keep_the_nearer(model):
+                warnings.warn(
+                    f"the {name} came no nearer to the ensemble in {epochs} epochs and stays as it was: "
+                    f"lower learning_rate {self.recipe.learning_rate:g}",
+                    DepfuseWarning,
+                    stacklevel=2,
+                )
         return seconds
 
     def images(self, device: torch.device | str) -> Loader:
         """Some of the training images, for what is found before the training."""
         return calibration_loader(self.data, PREPARING_IMAGES, device=device, seed=self.recipe.seed)
+
+    def _few(self, device: torch.device) -> Loader:
+        return calibration_loader(self.data, STATISTICS_IMAGES, device=device, seed=self.recipe.seed)
 
     def done(self) -> None:
         """Delete the states: everything that was trained has been kept."""
@@ -155,7 +197,7 @@ class Further:
 
     def _start(self, name: str, step: str, teacher: Ensemble) -> str:
         """What a network comes from: refitted with other threads or on a GPU, it is not the same bit for bit."""
-        described = f"{name} {step} {self._patient} {teacher.digest} {self.recipe.model_dump_json()}"
+        described = f"{STATE} {name} {step} {self._patient} {teacher.digest} {self.recipe.model_dump_json()}"
         return hashlib.sha256(described.encode()).hexdigest()
 
     @property
@@ -168,8 +210,7 @@ class Further:
     ) -> NaturalGradientTraining | None:
         try:
             if together is None:
-                device = next(model.parameters()).device
-                few = calibration_loader(self.data, STATISTICS_IMAGES, device=device, seed=self.recipe.seed)
+                few = self._few(next(model.parameters()).device)
                 together = Together.towards(model.eval(), teacher, few, seed=self.recipe.seed)
             # Seen many times, images are known by heart; between them there is always something new to learn.
             learner = together.training(patient=self._patient)

@@ -17,10 +17,12 @@ from depfuse.cli import main
 from depfuse.data import DataSet, Loader, Split, calibration_loader, load_data
 from depfuse.data.augment import mix
 from depfuse.distil import Ensemble, Further
-from depfuse.errors import CheckpointError, RecipeError
+from depfuse.errors import CheckpointError, DepfuseWarning, RecipeError
 from depfuse.evaluate import evaluate
 from depfuse.label_sets import LabelSets
-from depfuse.merge.refit.natural_gradient import NaturalGradient
+from depfuse.merge.refit import natural_gradient
+from depfuse.merge.refit.guard import Guard
+from depfuse.merge.refit.natural_gradient import TRUST, NaturalGradient
 from depfuse.models import build_network
 from depfuse.report import FusionReport, NetworkScores, ScoreValues
 from depfuse.report.verdict import verdict
@@ -133,8 +135,14 @@ def test_distilling_brings_a_child_nearer_and_labels_make_it_better(parents, dat
         assert torch.equal(weights(parent), kept)
 
 
-@pytest.mark.parametrize(("refit", "patient"), [("none", 8), ("ridge", 8), ("ridge", 3)])
-def test_a_distillation_that_was_cut_off_goes_on_bit_for_bit(parents, data, tmp_path, refit, patient, monkeypatch):
+@pytest.mark.parametrize(
+    ("refit", "patient", "trust"), [("none", 8, TRUST), ("ridge", 8, TRUST), ("ridge", 3, TRUST), ("none", 8, 3.0)]
+)
+def test_a_distillation_that_was_cut_off_goes_on_bit_for_bit(
+    parents, data, tmp_path, refit, patient, trust, monkeypatch
+):
+    """Also where steps are so long that some are taken back."""
+    monkeypatch.setattr(natural_gradient, "TRUST", trust)
     monkeypatch.setattr("depfuse.distil.fit", partial(fit, save_seconds=0))
     monkeypatch.setattr("depfuse.distil.PATIENT_EPOCHS", patient)
     monkeypatch.setattr("depfuse.distil.PATIENT_IMAGES", 0)
@@ -157,6 +165,17 @@ def test_a_distillation_that_was_cut_off_goes_on_bit_for_bit(parents, data, tmp_
     seen.clear()
     assert torch.equal(child(tmp_path / "state", 0), whole)
     assert seen == [3]
+
+
+def test_steps_that_are_far_too_long_are_taken_back(parents, data, monkeypatch):
+    monkeypatch.setattr(natural_gradient, "TRUST", 1.0)
+    teacher, calibration = Ensemble(parents, (0.5, 0.5)), calibration_loader(data, 500)
+    student = copy.deepcopy(parents[0])
+    Further(data, Recipe(distil=4)).train(student, teacher, "child")
+    assert teacher.disagreement(student, calibration) < teacher.disagreement(parents[0], calibration)
+    monkeypatch.setattr(Guard, "where_to_go_on", lambda *_: None)
+    with pytest.warns(DepfuseWarning, match="no nearer"):
+        Further(data, Recipe(distil=4)).train(copy.deepcopy(parents[0]), teacher, "child")
 
 
 def test_a_state_of_another_teacher_is_refused(parents, data, tmp_path):
@@ -287,3 +306,16 @@ def test_long_trainings_mix_images_and_leave_the_streams_after_one_epoch(
 
 class Done:
     total_seconds = 0.0
+
+
+def test_a_network_that_came_no_nearer_stays_as_it_was(parents, data, monkeypatch):
+    def worse(model, *_, **__):
+        with torch.no_grad():
+            next(model.parameters()).mul_(3)
+        return Done()
+
+    monkeypatch.setattr("depfuse.distil.fit", worse)
+    student, teacher = copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5))
+    with pytest.warns(DepfuseWarning, match=r"child came no nearer to the ensemble in 2 epochs .* lower learning_rate"):
+        Further(data, Recipe(distil=2)).train(student, teacher, "child")
+    assert torch.equal(weights(student), weights(parents[0]))

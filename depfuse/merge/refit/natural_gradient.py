@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from depfuse.merge.refit.folded import Folded, weight_and_shift
+from depfuse.merge.refit.guard import Guard
 from depfuse.merge.refit.rows import Window
 from depfuse.merge.refit.streams import Streams
 from depfuse.merge.refit.units import Unit
@@ -21,6 +22,10 @@ TRUST = 0.024
 MOMENTUM = 0.9
 REFRESHED = 64
 REMEMBERED = 0.7
+# After steps that lead away.
+MORE_DAMPING = 30.0
+MOST_DAMPING = 1.0
+LESS_TRUST = 0.5
 
 Lesson = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
 """Gives the ensemble's logits (N, C) for images, and what the network's streams shall carry."""
@@ -38,6 +43,10 @@ class NaturalGradient:
     the model of the loss changes by a share of what it was at first (Ba et al. 2017, section 5), which is `TRUST` over
     the number of units, since the model does not know how they act together, and more by the root of what the streams
     add. A running mean of such steps is taken.
+
+    Where layers are wide, few images show little of their curvature, and where little is left to learn, steps are too
+    long. Steps that lead away are taken back (`Guard`), and those that follow are damped more and trusted less
+    (Levenberg-Marquardt, as in Martens & Grosse 2015, section 6.5).
 
     BatchNorm is part of the layer before it and keeps its statistics.
 
@@ -64,6 +73,8 @@ class NaturalGradient:
         self._moments: dict[Unit, tuple[Tensor, Tensor]] = {}
         self._factors: dict[Unit, tuple[Tensor, Tensor]] = {}
         self._taken = 0
+        self._damping, self._trust = DAMPING, TRUST
+        self._guard = Guard()
         self._first: float | None = None
         device = next(iter(state.values())).device
         self._quick = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_pays(device))
@@ -71,6 +82,7 @@ class NaturalGradient:
     def begin(self, loss: float) -> None:
         """What steps and streams are measured by: the loss per image before the first step."""
         self._first, self.streams.weights = loss, []
+        self._guard.begin()
 
     @property
     def begun(self) -> bool:
@@ -118,10 +130,14 @@ class NaturalGradient:
             self._renew_curvature(batches)
         self._taken += 1
         gradient, loss, alike = self._gradient(batches, self._first, streams)
+        kept = self._guard.where_to_go_on(loss / sum(len(images) for images, *_ in batches), self.maps)
+        if kept is not None:
+            self._take_back(kept)
+            return loss, alike
         direction = self._preconditioned(gradient)
         # All of it stays on the device: reading a number would make it wait.
         power = -torch.stack([(gradient[key].double() * direction[key]).sum() for key in self.maps]).sum()
-        trusted = TRUST / len(self.folded.units) * self._first * (1 + self.streams.weight) ** 0.5
+        trusted = self._trust / len(self.folded.units) * self._first * (1 + self.streams.weight) ** 0.5
         length = (trusted / power.clamp_min(1e-30)).sqrt() * share
         for key, tensor in self.maps.items():
             self._change[key] = MOMENTUM * self._change[key] + (1 - MOMENTUM) * length * direction[key]
@@ -140,6 +156,9 @@ class NaturalGradient:
             "first": self._first,
             "weights": list(self.streams.weights),
             "generator": self.generator.get_state(),
+            "guard": self._guard.state_dict(),
+            "damping": self._damping,
+            "trust": self._trust,
         }
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
@@ -148,11 +167,24 @@ class NaturalGradient:
             assert isinstance(kept, dict)
             own.update({key: tensor.to(own[key]) for key, tensor in kept.items()})
         first, weights, generator = state["first"], state["weights"], state["generator"]
+        guard, damping, trust = state["guard"], state["damping"], state["trust"]
         assert isinstance(first, float)
         assert isinstance(weights, list)
         assert isinstance(generator, Tensor)
+        assert isinstance(guard, dict)
+        assert isinstance(damping, float)
+        assert isinstance(trust, float)
         self._first, self.streams.weights = first, weights
         self.generator.set_state(generator)
+        self._guard.load_state_dict(guard, self.maps)
+        self._damping, self._trust = damping, trust
+        self.refresh()
+
+    def _take_back(self, maps: dict[str, Tensor]) -> None:
+        """Go on from weights of before, with more care, and with the curvature that it has there."""
+        self.maps = maps
+        self._change = {key: torch.zeros_like(tensor) for key, tensor in maps.items()}
+        self._damping, self._trust = min(MOST_DAMPING, self._damping * MORE_DAMPING), self._trust * LESS_TRUST
         self.refresh()
 
     def _gradient(
@@ -187,8 +219,12 @@ class NaturalGradient:
             before = self._moments.get(unit, moments)
             inputs, outputs = (torch.lerp(old, now, new) for old, now in zip(before, moments, strict=True))
             self._moments[unit] = inputs, outputs
-            # Both factors get the same share of the damping, each in its own units.
-            self._factors[unit] = _damped(inputs), _damped(outputs / self._windows[unit].positions)
+            self._factors[unit] = self._damped(unit)
+
+    def _damped(self, unit: Unit) -> tuple[Tensor, Tensor]:
+        """Factors of a unit's curvature. Both get the same share of the damping, each in its own units."""
+        inputs, outputs = self._moments[unit]
+        return _damped(inputs, self._damping), _damped(outputs / self._windows[unit].positions, self._damping)
 
     def _found_moments(self, batches: Sequence[Batch]) -> dict[Unit, tuple[Tensor, Tensor]]:
         """For every unit the mean products of what it takes in, and of the derivatives by what it gives."""
@@ -240,9 +276,10 @@ class NaturalGradient:
         return direction
 
 
-def _damped(factor: Tensor) -> Tensor:
+def _damped(factor: Tensor, share: float) -> Tensor:
     """Cholesky factors (G, K, K) of a matrix with some of its mean variance added, in float32."""
     power = factor.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-20)
-    damping = DAMPING**0.5 * power * torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
-    found: Tensor = torch.linalg.cholesky(factor + damping)
+    damping = share**0.5 * power * torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
+    # Weights that steps led far away, and that will be taken back, may have no factor: nobody waits to hear that.
+    found: Tensor = torch.linalg.cholesky_ex(factor + damping).L
     return found.float()
