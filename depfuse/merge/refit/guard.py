@@ -1,78 +1,57 @@
-"""Steps that lead away from what is to be learned: noticed by their losses, and taken back."""
+"""Steps that lead away from what is to be learned: noticed on a few images, and taken back."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
-import torch
 from torch import Tensor
 
-CHECKED = 8
+from depfuse.merge.refit.natural_gradient import Batch, NaturalGradient
+
+COMPARED = 16
 WORSE = 1.25
-WORSE_AT_FIRST = 2.0  # than one step's loss, which is of few images
 
 
 class Guard:
-    """Compares the losses of some steps at a time with the lowest such mean so far, and keeps the weights it came from.
+    """Keeps the weights with which some images are fitted best, and goes back to them where that is lost.
 
-    Chance alone does not raise a mean of `CHECKED` steps by as much as `WORSE`: either steps are too long, or the
-    curvature of few images says too little about others. Every time that this is found, more is forgiven the next
-    time, so that a mean that was low by luck does not hold up everything.
+    These images are always the same, so that their loss changes by the steps alone. Where it is `WORSE` times the
+    lowest, steps are too long, or the curvature of few images says too little about others.
+
+    Parameters
+    ----------
+    learner
+        What takes the steps; its weights now are the first that are kept.
+    images
+        What is compared, with the lesson.
     """
 
-    def __init__(self) -> None:
-        self.begin()
+    def __init__(self, learner: NaturalGradient, images: Sequence[Batch]) -> None:
+        self._learner, self._images = learner, images
+        self.kept: Mapping[str, Tensor] = dict(learner.maps)
 
-    def begin(self) -> None:
-        """Forget all."""
-        self._limit: float | None = None
-        self._losses: list[Tensor] = []
-        self._start: dict[str, Tensor] = {}
-        self._kept: dict[str, Tensor] = {}
+    @cached_property
+    def lowest(self) -> float:
+        """The loss, summed over the images, with the weights that are kept."""
+        return self._learner.loss(self._images)
 
-    def where_to_go_on(self, loss: Tensor, maps: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """Weights to go back to where the steps of late have led away; None where they have not.
-
-        Parameters
-        ----------
-        loss
-            Per image, with the weights before this step.
-        maps
-            These weights; no step may change them in place.
-        """
-        if not self._losses:
-            self._start = dict(maps)
-        self._losses.append(loss.detach().double())
-        if len(self._losses) < CHECKED:
-            return None
-        # The first number that is read from the device since the last check.
-        mean, first = float(torch.stack(self._losses).mean()), float(self._losses[0])
-        self._losses = []
-        limit = WORSE_AT_FIRST * first if self._limit is None else self._limit
-        if not (math.isfinite(mean) and mean <= limit):
-            self._limit, self._kept = limit * WORSE, self._kept or self._start
-            return dict(self._kept)
-        if self._limit is None or mean * WORSE < self._limit:
-            self._limit, self._kept = mean * WORSE, self._start
-        return None
+    def compare(self) -> None:
+        """Every `COMPARED` steps: keep the weights where they are the best so far, or go back to those that were."""
+        lowest, loss = self.lowest, self._learner.loss(self._images)
+        if not loss <= WORSE * lowest:  # nor where it is no number
+            self._learner.take_back(self.kept)
+        elif loss < lowest:
+            self.kept, self.lowest = dict(self._learner.maps), loss
 
     def state_dict(self) -> dict[str, object]:
         """All that changes."""
-        losses = [float(loss) for loss in self._losses]
-        return {"limit": self._limit, "losses": losses, "start": self._start if losses else {}, "kept": self._kept}
+        return {"kept": dict(self.kept), "lowest": self.lowest}
 
-    def load_state_dict(self, state: Mapping[str, object], like: Mapping[str, Tensor]) -> None:
-        """Go on from what `state_dict` gave, with weights where those of `like` lie."""
-        limit, losses = state["limit"], state["losses"]
-        assert limit is None or isinstance(limit, float)
-        assert isinstance(losses, list)
-        self._limit = limit
-        device = next(iter(like.values())).device
-        self._losses = [torch.tensor(loss, dtype=torch.float64, device=device) for loss in losses]
-        self._start, self._kept = (_moved(state[name], like) for name in ("start", "kept"))
-
-
-def _moved(maps: object, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    assert isinstance(maps, dict)
-    return {key: tensor.to(like[key]) for key, tensor in maps.items()}
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Go on from what `state_dict` gave."""
+        kept, lowest = state["kept"], state["lowest"]
+        assert isinstance(kept, dict)
+        assert isinstance(lowest, float)
+        self.kept = {key: tensor.to(self._learner.maps[key]) for key, tensor in kept.items()}
+        self.lowest = lowest

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from depfuse.merge.refit.folded import Folded, weight_and_shift
-from depfuse.merge.refit.guard import Guard
 from depfuse.merge.refit.rows import Window
 from depfuse.merge.refit.streams import Streams
 from depfuse.merge.refit.units import Unit
@@ -23,7 +22,7 @@ MOMENTUM = 0.9
 REFRESHED = 64
 REMEMBERED = 0.7
 # After steps that lead away.
-MORE_DAMPING = 30.0
+MORE_DAMPING = 1000.0
 MOST_DAMPING = 1.0
 LESS_TRUST = 0.5
 
@@ -45,8 +44,8 @@ class NaturalGradient:
     add. A running mean of such steps is taken.
 
     Where layers are wide, few images show little of their curvature, and where little is left to learn, steps are too
-    long. Steps that lead away are taken back (`Guard`), and those that follow are damped more and trusted less
-    (Levenberg-Marquardt, as in Martens & Grosse 2015, section 6.5).
+    long. After `take_back` they are damped more and trusted less (Levenberg-Marquardt, as in Martens & Grosse 2015,
+    section 6.5).
 
     BatchNorm is part of the layer before it and keeps its statistics.
 
@@ -74,7 +73,6 @@ class NaturalGradient:
         self._factors: dict[Unit, tuple[Tensor, Tensor]] = {}
         self._taken = 0
         self._damping, self._trust = DAMPING, TRUST
-        self._guard = Guard()
         self._first: float | None = None
         device = next(iter(state.values())).device
         self._quick = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_pays(device))
@@ -82,7 +80,6 @@ class NaturalGradient:
     def begin(self, loss: float) -> None:
         """What steps and streams are measured by: the loss per image before the first step."""
         self._first, self.streams.weights = loss, []
-        self._guard.begin()
 
     @property
     def begun(self) -> bool:
@@ -130,10 +127,6 @@ class NaturalGradient:
             self._renew_curvature(batches)
         self._taken += 1
         gradient, loss, alike = self._gradient(batches, self._first, streams)
-        kept = self._guard.where_to_go_on(loss / sum(len(images) for images, *_ in batches), self.maps)
-        if kept is not None:
-            self._take_back(kept)
-            return loss, alike
         direction = self._preconditioned(gradient)
         # All of it stays on the device: reading a number would make it wait.
         power = -torch.stack([(gradient[key].double() * direction[key]).sum() for key in self.maps]).sum()
@@ -143,6 +136,13 @@ class NaturalGradient:
             self._change[key] = MOMENTUM * self._change[key] + (1 - MOMENTUM) * length * direction[key]
             self.maps[key] = tensor + self._change[key]
         return loss, alike
+
+    def take_back(self, maps: Mapping[str, Tensor]) -> None:
+        """Go on from weights of before, with more care, and with the curvature that they have."""
+        self.maps = dict(maps)
+        self._change = {key: torch.zeros_like(tensor) for key, tensor in maps.items()}
+        self._damping, self._trust = min(MOST_DAMPING, self._damping * MORE_DAMPING), self._trust * LESS_TRUST
+        self.refresh()
 
     def write(self) -> None:
         """Give the network's tensors what was learned."""
@@ -156,7 +156,6 @@ class NaturalGradient:
             "first": self._first,
             "weights": list(self.streams.weights),
             "generator": self.generator.get_state(),
-            "guard": self._guard.state_dict(),
             "damping": self._damping,
             "trust": self._trust,
         }
@@ -167,24 +166,15 @@ class NaturalGradient:
             assert isinstance(kept, dict)
             own.update({key: tensor.to(own[key]) for key, tensor in kept.items()})
         first, weights, generator = state["first"], state["weights"], state["generator"]
-        guard, damping, trust = state["guard"], state["damping"], state["trust"]
+        damping, trust = state["damping"], state["trust"]
         assert isinstance(first, float)
         assert isinstance(weights, list)
         assert isinstance(generator, Tensor)
-        assert isinstance(guard, dict)
         assert isinstance(damping, float)
         assert isinstance(trust, float)
         self._first, self.streams.weights = first, weights
         self.generator.set_state(generator)
-        self._guard.load_state_dict(guard, self.maps)
         self._damping, self._trust = damping, trust
-        self.refresh()
-
-    def _take_back(self, maps: dict[str, Tensor]) -> None:
-        """Go on from weights of before, with more care, and with the curvature that it has there."""
-        self.maps = maps
-        self._change = {key: torch.zeros_like(tensor) for key, tensor in maps.items()}
-        self._damping, self._trust = min(MOST_DAMPING, self._damping * MORE_DAMPING), self._trust * LESS_TRUST
         self.refresh()
 
     def _gradient(

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from depfuse.data.augment import Augmentation, mix
 from depfuse.data.loader import Loader
+from depfuse.merge.refit.guard import COMPARED, Guard
 from depfuse.merge.refit.natural_gradient import PER_STEP, Batch, NaturalGradient
 
 HELD_OUT = 0.125
-COMPARED = 16
 NOTHING = 1e-5  # a divergence that is rounding only
 
 
@@ -50,19 +50,16 @@ class SecondPass:
             return
         learner = self._learner
         rest = learner.taught(self._images(self._held))
-        lowest = learner.loss(rest)
-        first = lowest / len(self._held)
+        guard = Guard(learner, rest)
+        first = guard.lowest / len(self._held)
         if first < NOTHING:
             return
-        best = dict(learner.maps)
         learner.begin(first)
         for step in range(steps):
             learner.step(self._draw(PER_STEP), 1 - step / steps)
             if step % COMPARED == COMPARED - 1 or step == steps - 1:
-                loss = learner.loss(rest)
-                if loss < lowest:
-                    best, lowest = dict(learner.maps), loss
-        learner.maps = best
+                guard.compare()
+        learner.maps = dict(guard.kept)
         learner.write()
 
     def _images(self, numbers: Tensor, augment: Augmentation | None = None) -> Sequence[Tensor]:

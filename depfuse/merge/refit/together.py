@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from depfuse.merge.refit.natural_gradient import Lesson, NaturalGradient
 from depfuse.merge.refit.second_pass import SecondPass
 from depfuse.merge.refit.streams import Streams
 from depfuse.merge.refit.training import NaturalGradientTraining
+
+COMPARED = 2  # batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +76,9 @@ class Together:
         if not self.folded.units:
             raise ArchitectureError("no layer of the network can be refitted")
         dissected = self.dissected
-        return NaturalGradientTraining(self._learner(), dissected.size, dissected.renew_statistics, patient=patient)
+        images = [images for images, _ in islice(dissected.loader, COMPARED)]
+        settle = dissected.renew_statistics
+        return NaturalGradientTraining(self._learner(), dissected.size, images, settle, patient=patient)
 
     def _learner(self) -> NaturalGradient:
         generator = torch.Generator().manual_seed(self.seed)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from depfuse.data.augment import mix
+from depfuse.merge.refit.guard import COMPARED, Guard
 from depfuse.merge.refit.natural_gradient import PER_STEP, NaturalGradient
 
 USUAL_RATE = 0.05
@@ -25,6 +27,8 @@ class NaturalGradientTraining:
         What takes the steps.
     size
         Images in a batch of the network's program.
+    compared
+        Some training images, one such batch after another, on which the steps are compared (`Guard`).
     settle
         Called when the network has its new weights.
     patient
@@ -33,10 +37,26 @@ class NaturalGradientTraining:
     """
 
     def __init__(
-        self, learner: NaturalGradient, size: int, settle: Callable[[], None], *, patient: bool = False
+        self,
+        learner: NaturalGradient,
+        size: int,
+        compared: Sequence[Tensor],
+        settle: Callable[[], None],
+        *,
+        patient: bool = False,
     ) -> None:
-        self._learner, self._size, self._settle, self._patient = learner, size, settle, patient
-        self._epochs = 0
+        self._learner, self._size, self._compared, self._settle = learner, size, compared, settle
+        self._patient = patient
+        self._epochs = self._steps = 0
+
+    @cached_property
+    def _guard(self) -> Guard:
+        """Of images as the steps see them, but always the same."""
+        images = list(self._compared)
+        if self._patient:
+            generator = torch.Generator().manual_seed(0)
+            images = [mix(own, generator) for own in images]
+        return Guard(self._learner, self._learner.taught(images))
 
     def batch_size(self, images: int) -> int:
         """How many of so many training images each step sees; 0 where these are too few for one."""
@@ -55,6 +75,9 @@ class NaturalGradientTraining:
             batches = self._learner.taught(torch.split(images, self._size), quick=True)
             if not self._learner.begun:
                 self._learner.begin(self._learner.loss(batches) / len(images))
+            if self._steps % COMPARED == 0:
+                self._guard.compare()
+            self._steps += 1
             part = rate / USUAL_RATE
             streams = 0.0 if self._patient and self._epochs > 1 else min(1.0, part)
             return self._learner.step(batches, (PATIENT_SHARE if self._patient else SHARE) * part, streams)
@@ -62,16 +85,22 @@ class NaturalGradientTraining:
     def finish(self) -> None:
         """Give the network what was learned, in eval mode."""
         with torch.no_grad():
+            self._guard.compare()
             self._learner.write()
             self._settle()
 
     def state_dict(self) -> dict[str, object]:
         """All that changes from epoch to epoch."""
-        return {"epochs": self._epochs, **self._learner.state_dict()}
+        own = {"epochs": self._epochs, "steps": self._steps, "guard": self._guard.state_dict()}
+        return {**own, **self._learner.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Go on from what `state_dict` gave."""
-        epochs = state["epochs"]
+        epochs, steps, guard = state["epochs"], state["steps"], state["guard"]
         assert isinstance(epochs, int)
-        self._epochs = epochs
+        assert isinstance(steps, int)
+        assert isinstance(guard, dict)
+        self._epochs, self._steps = epochs, steps
         self._learner.load_state_dict(state)
+        with torch.no_grad():
+            self._guard.load_state_dict(guard)
