@@ -27,6 +27,7 @@ from depfuse.train import EpochReport, TrainRecipe, fit
 
 WARMUP = 0.1  # of the epochs, with SGD
 STATISTICS_IMAGES = 2000
+COMPARED_IMAGES = 250
 PREPARING_IMAGES = 10_000
 EPOCHS_PER_PIXEL = 4
 PATIENT_EPOCHS = 8
@@ -208,12 +209,15 @@ class Further:
     def _natural(
         self, model: nn.Module, teacher: Ensemble, together: Together | None
     ) -> NaturalGradientTraining | None:
+        device = next(model.parameters()).device
         try:
             if together is None:
-                few = self._few(next(model.parameters()).device)
-                together = Together.towards(model.eval(), teacher, few, seed=self.recipe.seed)
+                together = Together.towards(model.eval(), teacher, self._few(device), seed=self.recipe.seed)
+            # Others than those that the network was fitted to, which any training makes worse at first.
+            seed = self.recipe.seed + 1
+            compared = calibration_loader(self.data, COMPARED_IMAGES, device=device, seed=seed)
             # Seen many times, images are known by heart; between them there is always something new to learn.
-            learner = together.training(patient=self._patient)
+            learner = together.training(compared, patient=self._patient)
         except ArchitectureError:
             return None
         return learner if learner.batch_size(len(self.data.train)) else None

@@ -421,7 +421,7 @@ def test_where_no_layer_can_be_moved_that_is_said_and_nothing_is():
     together.second_pass(4, Augmentation())
     assert all(torch.equal(tensor, before[key]) for key, tensor in tied.state_dict().items())
     with pytest.raises(ArchitectureError, match="no layer"):
-        together.training()
+        together.training(loader)
 
 
 def test_the_same_refit_twice_is_the_same_bit_for_bit():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +17,6 @@ from depfuse.merge.refit.natural_gradient import Lesson, NaturalGradient
 from depfuse.merge.refit.second_pass import SecondPass
 from depfuse.merge.refit.streams import Streams
 from depfuse.merge.refit.training import NaturalGradientTraining
-
-COMPARED = 2  # batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,14 +68,21 @@ class Together:
                 SecondPass(self._learner(), self.dissected.loader, augment, mixed=mixed).run(steps)
             self.dissected.renew_statistics()
 
-    def training(self, *, patient: bool = False) -> NaturalGradientTraining:
-        """What trains the network on, as it is now; `ArchitectureError` where nothing of it can be moved."""
+    def training(self, compared: Loader, *, patient: bool = False) -> NaturalGradientTraining:
+        """What trains the network on, as it is now, and compares its steps on some images that it was not fitted to.
+
+        Raises
+        ------
+        ArchitectureError
+            Nothing of the network can be moved.
+        """
         if not self.folded.units:
             raise ArchitectureError("no layer of the network can be refitted")
         dissected = self.dissected
-        images = [images for images, _ in islice(dissected.loader, COMPARED)]
-        settle = dissected.renew_statistics
-        return NaturalGradientTraining(self._learner(), dissected.size, images, settle, patient=patient)
+        learner, size = self._learner(), dissected.size
+        parts = [torch.arange(first, first + size) for first in range(0, compared.count - size + 1, size)]
+        images = [compared.prepared(part, None, learner.generator, channels_last=True) for part in parts]
+        return NaturalGradientTraining(learner, size, images, dissected.renew_statistics, patient=patient)
 
     def _learner(self) -> NaturalGradient:
         generator = torch.Generator().manual_seed(self.seed)
