@@ -214,7 +214,7 @@ class NaturalGradient:
     def _damped(self, unit: Unit) -> tuple[Tensor, Tensor]:
         """Factors of a unit's curvature. Both get the same share of the damping, each in its own units."""
         inputs, outputs = self._moments[unit]
-        return _damped(inputs, self._damping), _damped(outputs / self._windows[unit].positions, self._damping)
+        return _cholesky(inputs, self._damping), _cholesky(outputs / self._windows[unit].positions, self._damping)
 
     def _found_moments(self, batches: Sequence[Batch]) -> dict[Unit, tuple[Tensor, Tensor]]:
         """For every unit the mean products of what it takes in, and of the derivatives by what it gives."""
@@ -266,8 +266,8 @@ class NaturalGradient:
         return direction
 
 
-def _damped(factor: Tensor, share: float) -> Tensor:
-    """Cholesky factors (G, K, K) of a matrix with some of its mean variance added, in float32."""
+def _cholesky(factor: Tensor, share: float) -> Tensor:
+    """Cholesky factors (G, K, K) of matrices with a share of their mean variance added, in float32."""
     power = factor.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-20)
     damping = share**0.5 * power * torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
     # Weights that steps led far away, and that will be taken back, may have no factor: nobody waits to hear that.
