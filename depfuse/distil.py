@@ -76,19 +76,16 @@ class Ensemble:
 
     def disagreement(self, model: nn.Module, loader: Loader) -> float:
         """Cross-entropy (nats) of a network's class probabilities under the ensemble's, without labels."""
-        total = 0.0
-        with torch.no_grad(), evaluating(model):
-            for images, _ in loader:
-                total -= float((self(images).softmax(1) * model(images).float().log_softmax(1)).sum())
-        return total / loader.count
+        return self._mean(model, loader, lambda logits, own: -(logits.softmax(1) * own.log_softmax(1)).sum())
 
     def distance(self, model: nn.Module, loader: Loader) -> float:
         """What distilling makes small: a network's `teaching.divergence` from the ensemble, per image."""
-        total = 0.0
+        return self._mean(model, loader, lambda logits, own: divergence(own, logits))
+
+    def _mean(self, model: nn.Module, loader: Loader, compare: Callable[[Tensor, Tensor], Tensor]) -> float:
+        """Over images, of what the ensemble's logits and the network's own give, summed over a batch."""
         with torch.no_grad(), evaluating(model):
-            for images, _ in loader:
-                total += float(divergence(model(images).float(), self(images)))
-        return total / loader.count
+            return sum(float(compare(self(images), model(images).float())) for images, _ in loader) / loader.count
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 
 from torch import Tensor
 
@@ -30,18 +29,14 @@ class Guard:
     def __init__(self, learner: NaturalGradient, images: Sequence[Batch]) -> None:
         self._learner, self._images = learner, images
         self.kept: Mapping[str, Tensor] = dict(learner.maps)
-
-    @cached_property
-    def lowest(self) -> float:
-        """The loss, summed over the images, with the weights that are kept."""
-        return self._learner.loss(self._images)
+        self.lowest = learner.loss(images)  # summed over the images, with the weights that are kept
 
     def compare(self) -> None:
         """Every `COMPARED` steps: keep the weights where they are the best so far, or go back to those that were."""
-        lowest, loss = self.lowest, self._learner.loss(self._images)
-        if not loss <= WORSE * lowest:  # nor where it is no number
+        loss = self._learner.loss(self._images)
+        if not loss <= WORSE * self.lowest:  # nor where it is no number
             self._learner.take_back(self.kept)
-        elif loss < lowest:
+        elif loss < self.lowest:
             self.kept, self.lowest = dict(self._learner.maps), loss
 
     def state_dict(self) -> dict[str, object]:
