@@ -22,7 +22,7 @@ from depfuse.label_sets import LabelSets
 from depfuse.merge import NaturalGradientTraining, Together
 from depfuse.recipe import Recipe
 from depfuse.running import evaluating
-from depfuse.teaching import divergence, ensemble_logits
+from depfuse.teaching import TEMPERATURE, divergence, ensemble_logits
 from depfuse.train import EpochReport, TrainRecipe, fit
 
 WARMUP = 0.1  # of the epochs, with SGD
@@ -32,7 +32,7 @@ PREPARING_IMAGES = 10_000
 EPOCHS_PER_PIXEL = 4
 PATIENT_EPOCHS = 8
 PATIENT_IMAGES = 300_000  # in all epochs; short steps need to be many
-STATE = 2  # of a training: another number where states of before cannot be gone on from
+STATE = 3  # of a training: another number where states of before cannot be gone on from
 
 
 class Ensemble:
@@ -68,11 +68,11 @@ class Ensemble:
         labels = None if self._labels is None else self._labels.sets
         return hashlib.sha256(f"{digests} {list(self._shares)} {labels} {self._joint}".encode()).hexdigest()
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Logits (N, C) in float32."""
+    def __call__(self, images: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+        """Logits (N, C) in float32, see `ensemble_logits`."""
         with torch.no_grad(), evaluating(*self._models):
             outputs = [model(images).float() for model in self._models]
-        return ensemble_logits(outputs, self._shares, self._labels, joint=self._joint)
+        return ensemble_logits(outputs, self._shares, self._labels, temperature, joint=self._joint)
 
     def disagreement(self, model: nn.Module, loader: Loader) -> float:
         """Cross-entropy (nats) of a network's class probabilities under the ensemble's, without labels."""
@@ -199,9 +199,10 @@ class Further:
         return hashlib.sha256(described.encode()).hexdigest()
 
     @property
-    def _patient(self) -> bool:
+    def _patient(self) -> int:
+        """The number of epochs, 0 where it is not a long training."""
         epochs = self.recipe.distil
-        return epochs >= PATIENT_EPOCHS and epochs * len(self.data.train) >= PATIENT_IMAGES
+        return epochs if epochs >= PATIENT_EPOCHS and epochs * len(self.data.train) >= PATIENT_IMAGES else 0
 
     def _natural(
         self, model: nn.Module, teacher: Ensemble, together: Together | None

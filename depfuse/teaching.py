@@ -36,7 +36,12 @@ def mean_probabilities(
 
 
 def ensemble_logits(
-    outputs: Sequence[Tensor], shares: Sequence[float], labels: LabelSets | None = None, *, joint: bool = False
+    outputs: Sequence[Tensor],
+    shares: Sequence[float],
+    labels: LabelSets | None = None,
+    temperature: float = TEMPERATURE,
+    *,
+    joint: bool = False,
 ) -> Tensor:
     r"""Logits t (N, C) with :math:`\mathrm{softmax}(t / \tau) = \sum_p w_p\, \mathrm{softmax}(z_p / \tau)`.
 
@@ -52,27 +57,29 @@ def ensemble_logits(
         One weight per parent, summing to one.
     labels
         Which labels they stand for, where they differ.
+    temperature
+        How far probabilities are softened; at 1 they are the ensemble's own.
     joint
         The parents have one head together: the mean of their logits is its output, and none says anything alone.
     """
     if joint or (labels is not None and not labels.same):
         return mean_logits(outputs, shares, labels)
-    weighted = [(own / TEMPERATURE).log_softmax(1) + _log(share) for own, share in zip(outputs, shares, strict=True)]
-    return TEMPERATURE * torch.logsumexp(torch.stack(weighted), 0)
+    weighted = [(own / temperature).log_softmax(1) + _log(share) for own, share in zip(outputs, shares, strict=True)]
+    return temperature * torch.logsumexp(torch.stack(weighted), 0)
 
 
-def divergence(logits: Tensor, target: Tensor) -> Tensor:
+def divergence(logits: Tensor, target: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     r"""Sum over images of :math:`\tau^2\, \mathrm{KL}(\mathrm{softmax}(t / \tau), \mathrm{softmax}(z / \tau))`.
 
     At high temperatures half the squared distance of the logits, each without its mean, over the number of classes.
     """
-    wanted, given = (target / TEMPERATURE).log_softmax(-1), (logits / TEMPERATURE).log_softmax(-1)
-    return TEMPERATURE**2 * (wanted.exp() * (wanted - given)).sum()
+    wanted, given = (target / temperature).log_softmax(-1), (logits / temperature).log_softmax(-1)
+    return temperature**2 * (wanted.exp() * (wanted - given)).sum()
 
 
-def slope(logits: Tensor, target: Tensor) -> Tensor:
+def slope(logits: Tensor, target: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """The derivative (N, C) of the divergence by the logits."""
-    return TEMPERATURE * ((logits / TEMPERATURE).softmax(-1) - (target / TEMPERATURE).softmax(-1))
+    return temperature * ((logits / temperature).softmax(-1) - (target / temperature).softmax(-1))
 
 
 def curved(change: Tensor, logits: Tensor) -> Tensor:
@@ -81,9 +88,9 @@ def curved(change: Tensor, logits: Tensor) -> Tensor:
     return p * (change - (p * change).sum(-1, keepdim=True))
 
 
-def drawn(logits: Tensor, generator: torch.Generator) -> Tensor:
+def drawn(logits: Tensor, generator: torch.Generator, temperature: float = TEMPERATURE) -> Tensor:
     """Random (N, C) with the second derivative as covariance: a class drawn, less the classes' probabilities."""
-    p = (logits / TEMPERATURE).softmax(-1)
+    p = (logits / temperature).softmax(-1)
     classes = torch.multinomial(p.cpu(), 1, generator=generator).to(p.device)
     return torch.zeros_like(p).scatter_(-1, classes, 1.0) - p
 

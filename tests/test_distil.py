@@ -20,13 +20,13 @@ from depfuse.distil import Ensemble, Further
 from depfuse.errors import CheckpointError, DepfuseWarning, RecipeError
 from depfuse.evaluate import evaluate
 from depfuse.label_sets import LabelSets
-from depfuse.merge.refit import natural_gradient
+from depfuse.merge.refit import natural_gradient, training
 from depfuse.merge.refit.guard import Guard
 from depfuse.merge.refit.natural_gradient import TRUST, NaturalGradient
 from depfuse.models import build_network
 from depfuse.report import FusionReport, NetworkScores, ScoreValues
 from depfuse.report.verdict import verdict
-from depfuse.teaching import TEMPERATURE
+from depfuse.teaching import TEMPERATURE, ensemble_logits
 from depfuse.train import EpochReport, TrainRecipe, fit
 
 PARENTS = digits_files(*"ab")
@@ -136,13 +136,21 @@ def test_distilling_brings_a_child_nearer_and_labels_make_it_better(parents, dat
 
 
 @pytest.mark.parametrize(
-    ("refit", "patient", "trust"), [("none", 8, TRUST), ("ridge", 8, TRUST), ("ridge", 3, TRUST), ("none", 8, 3.0)]
+    ("refit", "patient", "trust", "finishing"),
+    [
+        ("none", 8, TRUST, 0.25),
+        ("ridge", 8, TRUST, 0.25),
+        ("ridge", 3, TRUST, 0.25),
+        ("none", 3, TRUST, 0.5),
+        ("none", 8, 3.0, 0.25),
+    ],
 )
 def test_a_distillation_that_was_cut_off_goes_on_bit_for_bit(
-    parents, data, tmp_path, refit, patient, trust, monkeypatch
+    parents, data, tmp_path, refit, patient, trust, finishing, monkeypatch
 ):
-    """Also where steps are so long that some are taken back."""
+    """Also where the end of a long training has begun, and where steps are so long that some are taken back."""
     monkeypatch.setattr(natural_gradient, "TRUST", trust)
+    monkeypatch.setattr(training, "FINISHING", finishing)
     monkeypatch.setattr("depfuse.distil.fit", partial(fit, save_seconds=0))
     monkeypatch.setattr("depfuse.distil.PATIENT_EPOCHS", patient)
     monkeypatch.setattr("depfuse.distil.PATIENT_IMAGES", 0)
@@ -280,28 +288,57 @@ def test_short_steps_are_taken_where_there_are_many(parents, data, images, share
     assert taken == pytest.approx([share])
 
 
-@pytest.mark.parametrize(("patient", "mixed", "streams"), [(3, 0, [0.75, 0.25]), (2, 3, [0.75, 0.0])])
-def test_long_trainings_mix_images_and_leave_the_streams_after_one_epoch(
-    parents, data, patient, mixed, streams, monkeypatch
+@pytest.mark.parametrize(
+    ("patient", "mixed", "streams", "temperatures"),
+    [(5, 0, [0.875, 0.625, 0.375, 0.125], [4.0] * 4), (4, 4, [0.875, 0.0, 0.0, 0.0], [4.0, 4.0, 4.0, 1.0])],
+)
+def test_long_trainings_mix_images_until_they_end_and_leave_the_streams_after_one_epoch(
+    parents, data, patient, mixed, streams, temperatures, monkeypatch
 ):
     monkeypatch.setattr("depfuse.distil.PATIENT_EPOCHS", patient)
     monkeypatch.setattr("depfuse.distil.PATIENT_IMAGES", 0)
     few = dataclasses.replace(data, train=Split(data.train.images[:100], data.train.labels[:100]))
-    mixes, shares, take = [], [], NaturalGradient.step
+    mixes, taken, take = [], [], NaturalGradient.step
 
     def watched_mix(images, generator):
         mixes.append(len(images))
         return mix(images, generator)
 
     def watched_step(self, batches, share, streams):
-        shares.append(streams)
+        taken.append((streams, self.temperature))
         return take(self, batches, share, streams)
 
     monkeypatch.setattr("depfuse.merge.refit.training.mix", watched_mix)
     monkeypatch.setattr(NaturalGradient, "step", watched_step)
-    Further(few, Recipe(distil=2)).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child")
-    assert len(mixes) == mixed  # of two steps, and what they are compared on
-    assert shares == pytest.approx(streams)
+    Further(few, Recipe(distil=4)).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child")
+    assert len(mixes) == mixed  # of the steps before the end, and what they are compared on
+    assert [share for share, _ in taken] == pytest.approx(streams)
+    assert [temperature for _, temperature in taken] == temperatures
+
+
+def test_steps_at_another_temperature_are_measured_anew(parents, data, monkeypatch):
+    """By the loss at that temperature, of images as they are."""
+    monkeypatch.setattr("depfuse.distil.PATIENT_EPOCHS", 4)
+    monkeypatch.setattr("depfuse.distil.PATIENT_IMAGES", 0)
+    few = dataclasses.replace(data, train=Split(data.train.images[:100], data.train.labels[:100]))
+    begun, losses, begin, take = {}, [], NaturalGradient.begin, NaturalGradient.step
+
+    def watched_begin(self, loss):
+        begun[len(losses)] = loss
+        begin(self, loss)
+
+    def watched_step(self, batches, share, streams):
+        loss, alike = take(self, batches, share, streams)
+        with torch.no_grad():
+            given = ensemble_logits([parent(batches[0][0]) for parent in parents], (0.5, 0.5), None, self.temperature)
+        torch.testing.assert_close(batches[0][1], given, atol=0.05, rtol=0.05)
+        losses.append(float(loss) / sum(len(images) for images, *_ in batches))
+        return loss, alike
+
+    monkeypatch.setattr(NaturalGradient, "begin", watched_begin)
+    monkeypatch.setattr(NaturalGradient, "step", watched_step)
+    Further(few, Recipe(distil=4)).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child")
+    assert begun == pytest.approx({0: losses[0], 3: losses[3]}, rel=0.05)
 
 
 class Done:

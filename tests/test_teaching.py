@@ -16,11 +16,14 @@ def logits() -> tuple[torch.Tensor, torch.Tensor]:
     return found[0], found[1]
 
 
-def test_the_ensemble_is_the_mean_of_softened_probabilities(logits):
+@pytest.mark.parametrize("temperature", [1.0, 2.0, TEMPERATURE])
+def test_the_ensemble_is_the_mean_of_softened_probabilities(logits, temperature):
     first, second = logits
-    joint = ensemble_logits([first, second], (0.3, 0.7))
-    mean = 0.3 * (first / TEMPERATURE).softmax(1) + 0.7 * (second / TEMPERATURE).softmax(1)
-    torch.testing.assert_close((joint / TEMPERATURE).softmax(1), mean)
+    joint = ensemble_logits([first, second], (0.3, 0.7), None, temperature)
+    mean = 0.3 * (first / temperature).softmax(1) + 0.7 * (second / temperature).softmax(1)
+    torch.testing.assert_close((joint / temperature).softmax(1), mean)
+    if temperature == TEMPERATURE:
+        assert torch.equal(ensemble_logits([first, second], (0.3, 0.7)), joint)
     torch.testing.assert_close(ensemble_logits([first, second], (1.0, 0.0)).softmax(1), first.softmax(1))
 
 
@@ -40,6 +43,8 @@ def test_slope_and_curvature_are_the_divergences_derivatives(logits):
     found = first.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(divergence(found, second), found)
     torch.testing.assert_close(slope(first, second), gradient)
+    (sharper,) = torch.autograd.grad(divergence(found, second, 1.0), found)
+    torch.testing.assert_close(slope(first, second, 1.0), sharper)
     change = torch.ones_like(first).cumsum(1)
     _, bent = torch.autograd.functional.hvp(lambda z: divergence(z, second), first, change)
     torch.testing.assert_close(curved(change, first), bent)
@@ -52,3 +57,6 @@ def test_drawn_vectors_have_the_curvature_as_covariance(logits):
     covariance = vectors.T @ vectors / len(vectors)
     torch.testing.assert_close(covariance, curved(torch.eye(7, dtype=one.dtype), one[:7]), atol=5e-3, rtol=0)
     torch.testing.assert_close(vectors.mean(0), torch.zeros(7, dtype=one.dtype), atol=5e-3, rtol=0)
+    vectors = drawn(one, torch.Generator().manual_seed(0), 1.0)
+    p = one[0].softmax(0)
+    torch.testing.assert_close(vectors.T @ vectors / len(vectors), p.diag() - p.outer(p), atol=5e-3, rtol=0)

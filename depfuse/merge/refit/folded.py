@@ -143,14 +143,16 @@ class Teacher:
         """With each network's BatchNorm folded."""
         return cls(folded, states, shares, labels, joint, [folded.maps(state) for state in states])
 
-    def watched(self, images: Tensor, nodes: Sequence[fx.Node]) -> tuple[Tensor, list[list[Tensor]]]:
-        """Logits (N, C) in float32, and each network's values of some nodes."""
+    def watched(
+        self, images: Tensor, nodes: Sequence[fx.Node], temperature: float
+    ) -> tuple[Tensor, list[list[Tensor]]]:
+        """Logits (N, C) in float32, see `ensemble_logits`, and each network's values of some nodes."""
         outputs, values = [], []
         for maps, state in zip(self._maps, self.states, strict=True):
             output, kept = self.folded.run(maps, state, images, nodes)
             outputs.append(output.float())
             values.append(kept)
-        return ensemble_logits(outputs, self.shares, self.labels, joint=self.joint), values
+        return ensemble_logits(outputs, self.shares, self.labels, temperature, joint=self.joint), values
 
 
 def weight_and_shift(unit: Unit) -> tuple[str, str | None]:

@@ -206,8 +206,8 @@ class _Refit:
         teacher = Teacher.create(folded, self.parents, self.shares.network, self.labels, joint=joint)
         streams = Streams(folded.units, targets)
 
-        def lesson(images: Tensor) -> tuple[Tensor, list[Tensor]]:
-            logits, values = teacher.watched(images, streams.nodes)
+        def lesson(images: Tensor, temperature: float) -> tuple[Tensor, list[Tensor]]:
+            logits, values = teacher.watched(images, streams.nodes, temperature)
             return logits, streams.wanted(values)
 
         together = Together(self.dissected, folded, lesson, streams, self.seed)

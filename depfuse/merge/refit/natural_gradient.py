@@ -12,7 +12,7 @@ from depfuse.merge.refit.rows import Window
 from depfuse.merge.refit.streams import Streams
 from depfuse.merge.refit.units import Unit
 from depfuse.running import bfloat16_pays
-from depfuse.teaching import divergence, drawn, slope
+from depfuse.teaching import TEMPERATURE, divergence, drawn, slope
 
 PER_STEP = 125
 MOST_ROWS = 2**15
@@ -26,8 +26,8 @@ MORE_DAMPING = 1000.0
 MOST_DAMPING = 1.0
 LESS_TRUST = 0.5
 
-Lesson = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
-"""Gives the ensemble's logits (N, C) for images, and what the network's streams shall carry."""
+Lesson = Callable[[Tensor, float], tuple[Tensor, list[Tensor]]]
+"""Gives the ensemble's logits (N, C) for images, at a temperature, and what the network's streams shall carry."""
 Batch = tuple[Tensor, Tensor, Sequence[Tensor]]
 """Images, and the lesson for them."""
 
@@ -59,6 +59,11 @@ class NaturalGradient:
         What is to be learned.
     streams
         What the network shall carry besides.
+
+    Attributes
+    ----------
+    temperature
+        Of the lesson and of the divergence from it, see `soften`.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class NaturalGradient:
         self._moments: dict[Unit, tuple[Tensor, Tensor]] = {}
         self._factors: dict[Unit, tuple[Tensor, Tensor]] = {}
         self._taken = 0
+        self.temperature = TEMPERATURE
         self._damping, self._trust = DAMPING, TRUST
         self._first: float | None = None
         device = next(iter(state.values())).device
@@ -86,6 +92,10 @@ class NaturalGradient:
         """Whether that is known."""
         return self._first is not None
 
+    def soften(self, temperature: float) -> None:
+        """Learn at another temperature, by which `begin` has to measure anew."""
+        self.temperature, self._first = temperature, None
+
     def refresh(self) -> None:
         """Find the curvature anew at the next step, and remember nothing of what it was."""
         self._taken, self._moments = 0, {}
@@ -93,14 +103,15 @@ class NaturalGradient:
     def taught(self, parts: Sequence[Tensor], *, quick: bool = False) -> list[Batch]:
         """Images in batches of the program's size, with the lesson for each; in bfloat16 where that is faster."""
         if not quick:
-            return [(images, *self._lesson(images)) for images in parts]
+            return [(images, *self._lesson(images, self.temperature)) for images in parts]
         with self._quick:
-            return [(images, *self._lesson(images)) for images in parts]
+            return [(images, *self._lesson(images, self.temperature)) for images in parts]
 
     def loss(self, batches: Sequence[Batch]) -> float:
         """The divergence of the network's logits, summed over images."""
         losses = [
-            divergence(self.folded.run(self.maps, self.state, images)[0], logits) for images, logits, _ in batches
+            divergence(self.folded.run(self.maps, self.state, images)[0], logits, self.temperature)
+            for images, logits, _ in batches
         ]
         return float(torch.stack(losses).sum())
 
@@ -188,9 +199,9 @@ class NaturalGradient:
                 leaves = {key: tensor.clone().requires_grad_(True) for key, tensor in self.maps.items()}
                 output, values = self.folded.run(leaves, self.state, images, self.streams.nodes)
                 given = output.detach().float()
-                losses.append(divergence(given, logits))
+                losses.append(divergence(given, logits, self.temperature))
                 alike.append((given.argmax(1) == logits.argmax(1)).sum())
-                pulls = [slope(given, logits), *self.streams.pulls(values, wanted, first, share)]
+                pulls = [slope(given, logits, self.temperature), *self.streams.pulls(values, wanted, first, share)]
                 outputs = [output, *values]
                 pulls = [pull.to(one) for pull, one in zip(pulls, outputs, strict=True)]
                 found = torch.autograd.grad(outputs, list(leaves.values()), pulls)
@@ -226,7 +237,7 @@ class NaturalGradient:
             with torch.enable_grad(), self._quick:
                 leaves = {key: tensor.clone().requires_grad_(True) for key, tensor in self.maps.items()}
                 output, values = self.folded.run(leaves, self.state, images, nodes)
-                probe = drawn(output.detach().float(), self.generator)
+                probe = drawn(output.detach().float(), self.generator, self.temperature)
                 gradients = torch.autograd.grad(output, values[: len(units)], probe.to(output))
             for unit, gradient, value in zip(units, gradients, values[len(units) :], strict=True):
                 window = self._windows[unit]

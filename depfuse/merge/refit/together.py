@@ -41,9 +41,9 @@ class Together:
 
     @classmethod
     def towards(
-        cls, network: nn.Module, teacher: Callable[[Tensor], Tensor], images: Loader, *, seed: int = 0
+        cls, network: nn.Module, teacher: Callable[[Tensor, float], Tensor], images: Loader, *, seed: int = 0
     ) -> Together:
-        """Any network in eval mode, towards a teacher's logits (N, C) alone.
+        """Any network in eval mode, towards a teacher's logits (N, C) alone, which may depend on the temperature.
 
         Parameters
         ----------
@@ -59,7 +59,11 @@ class Together:
         """
         dissected = Dissected.create(network, images)
         folded = Folded(dissected.program, dissected.units)
-        return cls(dissected, folded, lambda inputs: (teacher(inputs), []), Streams.none(), seed)
+
+        def lesson(images: Tensor, temperature: float) -> tuple[Tensor, list[Tensor]]:
+            return teacher(images, temperature), []
+
+        return cls(dissected, folded, lesson, Streams.none(), seed)
 
     def second_pass(self, steps: int, augment: Augmentation, *, mixed: bool = False) -> None:
         """Take some steps on the images in place, see `SecondPass`, with BatchNorm statistics of its own at the end."""
@@ -68,7 +72,7 @@ class Together:
                 SecondPass(self._learner(), self.dissected.loader, augment, mixed=mixed).run(steps)
             self.dissected.renew_statistics()
 
-    def training(self, compared: Loader, *, patient: bool = False) -> NaturalGradientTraining:
+    def training(self, compared: Loader, *, patient: int = 0) -> NaturalGradientTraining:
         """What trains the network on, as it is now, and compares its steps on some images that it was not fitted to.
 
         Raises

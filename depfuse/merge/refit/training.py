@@ -16,6 +16,9 @@ USUAL_RATE = 0.05
 # Of the length of a second pass's steps, which are fewer.
 SHARE = 0.7
 PATIENT_SHARE = 0.28
+# The end of a long training.
+FINISHING = 0.25  # of its epochs
+FINISHING_TEMPERATURE = 1.0
 
 
 class NaturalGradientTraining:
@@ -32,8 +35,9 @@ class NaturalGradientTraining:
     settle
         Called when the network has its new weights.
     patient
-        It sees every image many times: mix those of a batch with each other (`mix`), take shorter steps, and let
-        streams count in the first epoch only.
+        The number of epochs of a long training, 0 for a short one. A long one sees every image many times: images of a
+        batch are mixed with each other (`mix`), steps are shorter, and streams count in the first epoch only. In the
+        last epochs it learns what it is wanted for: images as they are, and the ensemble's own probabilities.
     """
 
     def __init__(
@@ -43,17 +47,25 @@ class NaturalGradientTraining:
         compared: Sequence[Tensor],
         settle: Callable[[], None],
         *,
-        patient: bool = False,
+        patient: int = 0,
     ) -> None:
         self._learner, self._size, self._compared, self._settle = learner, size, compared, settle
         self._patient = patient
         self._epochs = self._steps = 0
 
+    @property
+    def _finishing(self) -> bool:
+        return self._epochs > self._patient * (1 - FINISHING) > 0
+
+    @property
+    def _mixes(self) -> bool:
+        return self._patient > 0 and not self._finishing
+
     @cached_property
     def _guard(self) -> Guard:
         """Of images as the steps see them, but always the same."""
         images = list(self._compared)
-        if self._patient:
+        if self._mixes:
             generator = torch.Generator().manual_seed(0)
             images = [mix(own, generator) for own in images]
         return Guard(self._learner, self._learner.taught(images))
@@ -65,12 +77,18 @@ class NaturalGradientTraining:
     def begin_epoch(self) -> None:
         """Every epoch begins with new curvature, so that one that is resumed does as well."""
         self._learner.refresh()
+        mixed = self._mixes
         self._epochs += 1
+        if mixed and self._finishing:
+            with torch.no_grad():
+                self._guard.compare()
+            del self._guard
+            self._learner.soften(FINISHING_TEMPERATURE)
 
     def step(self, images: Tensor, labels: Tensor, rate: float) -> tuple[Tensor, Tensor]:
         """One step, see `NaturalGradient.step`: the lower the rate, the shorter, and the less the streams count."""
         with torch.no_grad():
-            if self._patient:
+            if self._mixes:
                 images = mix(images, self._learner.generator)
             batches = self._learner.taught(torch.split(images, self._size), quick=True)
             if not self._learner.begun:
@@ -102,5 +120,7 @@ class NaturalGradientTraining:
         assert isinstance(guard, dict)
         self._epochs, self._steps = epochs, steps
         self._learner.load_state_dict(state)
+        if self._finishing:
+            self._learner.temperature = FINISHING_TEMPERATURE
         with torch.no_grad():
             self._guard.load_state_dict(guard)
