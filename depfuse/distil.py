@@ -78,32 +78,40 @@ class Ensemble:
         """Cross-entropy (nats) of a network's class probabilities under the ensemble's, without labels."""
         return self._mean(model, loader, lambda logits, own: -(logits.softmax(1) * own.log_softmax(1)).sum())
 
-    def distance(self, model: nn.Module, loader: Loader) -> float:
+    def distance(self, model: nn.Module, loader: Loader, temperature: float = TEMPERATURE) -> float:
         """What distilling makes small: a network's `teaching.divergence` from the ensemble, per image."""
-        return self._mean(model, loader, lambda logits, own: divergence(own, logits))
+        compare = partial(divergence, temperature=temperature)
+        return self._mean(model, loader, lambda logits, own: compare(own, logits), temperature)
 
-    def _mean(self, model: nn.Module, loader: Loader, compare: Callable[[Tensor, Tensor], Tensor]) -> float:
+    def _mean(
+        self,
+        model: nn.Module,
+        loader: Loader,
+        compare: Callable[[Tensor, Tensor], Tensor],
+        temperature: float = TEMPERATURE,
+    ) -> float:
         """Over images, of what the ensemble's logits and the network's own give, summed over a batch."""
         with torch.no_grad(), evaluating(model):
-            return sum(float(compare(self(images), model(images).float())) for images, _ in loader) / loader.count
+            found = (compare(self(images, temperature), model(images).float()) for images, _ in loader)
+            return sum(map(float, found)) / loader.count
 
 
 @dataclass(frozen=True)
 class _Start:
-    """A network before it is distilled."""
+    """A network before it is distilled, and what it shall come nearer to."""
 
     state: Mapping[str, Tensor]
-    distance: float
-    teacher: Ensemble
-    images: Loader
+    distance: Callable[[nn.Module], float]
+    first: float
 
     @classmethod
-    def of(cls, model: nn.Module, teacher: Ensemble, images: Loader) -> _Start:
-        return cls(copy.deepcopy(model.state_dict()), teacher.distance(model, images), teacher, images)
+    def of(cls, model: nn.Module, teacher: Ensemble, images: Loader, temperature: float) -> _Start:
+        distance = partial(teacher.distance, loader=images, temperature=temperature)
+        return cls(copy.deepcopy(model.state_dict()), distance, distance(model))
 
     def keep_the_nearer(self, model: nn.Module) -> bool:
         """Whether that is the distilled network; the model becomes what it was where it is not."""
-        nearer = self.teacher.distance(model, self.images) <= self.distance
+        nearer = self.distance(model) <= self.first
         if not nearer:
             model.load_state_dict(self.state)
         return nearer
@@ -155,7 +163,10 @@ class Further:
             if epochs == 0:
                 continue
             learner = self._natural(model, teacher, together) if step == "distil" else None
-            start = None if step == "finetune" else _Start.of(model, teacher, self._few(device))
+            start = None
+            if step == "distil":
+                temperature = TEMPERATURE if learner is None else learner.last_temperature
+                start = _Start.of(model, teacher, self._few(device), temperature)
             report = fit(
                 model,
                 self.data,

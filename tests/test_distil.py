@@ -298,7 +298,7 @@ def test_long_trainings_mix_images_until_they_end_and_leave_the_streams_after_on
     monkeypatch.setattr("depfuse.distil.PATIENT_EPOCHS", patient)
     monkeypatch.setattr("depfuse.distil.PATIENT_IMAGES", 0)
     few = dataclasses.replace(data, train=Split(data.train.images[:100], data.train.labels[:100]))
-    mixes, taken, take = [], [], NaturalGradient.step
+    mixes, taken, take, compared, distance = [], [], NaturalGradient.step, [], Ensemble.distance
 
     def watched_mix(images, generator):
         mixes.append(len(images))
@@ -308,12 +308,18 @@ def test_long_trainings_mix_images_until_they_end_and_leave_the_streams_after_on
         taken.append((streams, self.temperature))
         return take(self, batches, share, streams)
 
+    def watched_distance(self, model, loader, temperature):
+        compared.append(temperature)
+        return distance(self, model, loader, temperature)
+
     monkeypatch.setattr("depfuse.merge.refit.training.mix", watched_mix)
     monkeypatch.setattr(NaturalGradient, "step", watched_step)
+    monkeypatch.setattr(Ensemble, "distance", watched_distance)
     Further(few, Recipe(distil=4)).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child")
     assert len(mixes) == mixed  # of the steps before the end, and what they are compared on
     assert [share for share, _ in taken] == pytest.approx(streams)
     assert [temperature for _, temperature in taken] == temperatures
+    assert compared == temperatures[-1:] * 2  # before and after: whether the network came nearer
 
 
 def test_steps_at_another_temperature_are_measured_anew(parents, data, monkeypatch):

@@ -11,6 +11,7 @@ from torch import Tensor
 from depfuse.data.augment import mix
 from depfuse.merge.refit.guard import COMPARED, Guard
 from depfuse.merge.refit.natural_gradient import PER_STEP, NaturalGradient
+from depfuse.teaching import TEMPERATURE
 
 USUAL_RATE = 0.05
 # Of the length of a second pass's steps, which are fewer.
@@ -69,6 +70,11 @@ class NaturalGradientTraining:
             generator = torch.Generator().manual_seed(0)
             images = [mix(own, generator) for own in images]
         return Guard(self._learner, self._learner.taught(images))
+
+    @property
+    def last_temperature(self) -> float:
+        """At which it learns in the end."""
+        return FINISHING_TEMPERATURE if self._patient else TEMPERATURE
 
     def batch_size(self, images: int) -> int:
         """How many of so many training images each step sees; 0 where these are too few for one."""
