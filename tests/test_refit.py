@@ -36,7 +36,7 @@ from depfuse.merge.refit.walk import Walk
 from depfuse.merge.shares import Shares
 from depfuse.models import build_network, with_classes
 from depfuse.renorm import reset_batch_norm
-from depfuse.teaching import divergence, drawn, slope
+from depfuse.teaching import TEMPERATURE, divergence, drawn, slope
 
 
 def images(count: int, shape=(1, 8, 8), batch_size: int = 25) -> Loader:
@@ -328,7 +328,7 @@ def test_streams_are_pulled_to_the_parents_mixtures():
     states = [model.state_dict() for model in models]
     for shares, child in (((1.0, 0.0), 0), ((0.5, 0.5), 1)):
         streams = Streams(folded.units, Targets(Shares(shares), {}))
-        _, values = Teacher.create(folded, states, shares, None).watched(batch, streams.nodes)
+        _, values = Teacher.create(folded, states, shares, None).watched(batch, streams.nodes, TEMPERATURE)
         assert len(streams.nodes) == len({node.meta["val"].shape for node in streams.nodes}) > 1
         pulls = streams.pulls(values[child], streams.wanted(values), 0.7)
         counted = []
@@ -355,7 +355,7 @@ def test_a_child_of_one_parent_twice_has_nothing_to_learn():
     child = copy.deepcopy(model)
     together = refit_layers(child, [model, twin], groups, [identity, back], (0.5, 0.5), loader)
     batch = next(iter(loader))[0]
-    logits, wanted = together.lesson(batch)
+    logits, wanted = together.lesson(batch, TEMPERATURE)
     torch.testing.assert_close(logits.log_softmax(1), model(batch).detach().log_softmax(1), rtol=1e-4, atol=1e-4)
     folded, state = together.folded, together.dissected.state
     _, values = folded.run(folded.maps(state), state, batch, together.streams.nodes)
