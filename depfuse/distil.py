@@ -80,8 +80,7 @@ class Ensemble:
 
     def distance(self, model: nn.Module, loader: Loader, temperature: float = TEMPERATURE) -> float:
         """What distilling makes small: a network's `teaching.divergence` from the ensemble, per image."""
-        compare = partial(divergence, temperature=temperature)
-        return self._mean(model, loader, lambda logits, own: compare(own, logits), temperature)
+        return self._mean(model, loader, lambda logits, own: divergence(own, logits, temperature), temperature)
 
     def _mean(
         self,
@@ -162,9 +161,9 @@ class Further:
         for step, epochs in (("distil", self.recipe.distil), ("finetune", self.recipe.finetune)):
             if epochs == 0:
                 continue
-            learner = self._natural(model, teacher, together) if step == "distil" else None
-            start = None
+            learner = start = None
             if step == "distil":
+                learner = self._natural(model, teacher, together)
                 temperature = TEMPERATURE if learner is None else learner.last_temperature
                 start = _Start.of(model, teacher, self._few(device), temperature)
             report = fit(

@@ -169,6 +169,7 @@ class NaturalGradient:
             "generator": self.generator.get_state(),
             "damping": self._damping,
             "trust": self._trust,
+            "temperature": self.temperature,
         }
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
@@ -177,15 +178,16 @@ class NaturalGradient:
             assert isinstance(kept, dict)
             own.update({key: tensor.to(own[key]) for key, tensor in kept.items()})
         first, weights, generator = state["first"], state["weights"], state["generator"]
-        damping, trust = state["damping"], state["trust"]
+        damping, trust, temperature = state["damping"], state["trust"], state["temperature"]
         assert isinstance(first, float)
         assert isinstance(weights, list)
         assert isinstance(generator, Tensor)
         assert isinstance(damping, float)
         assert isinstance(trust, float)
+        assert isinstance(temperature, float)
         self._first, self.streams.weights = first, weights
         self.generator.set_state(generator)
-        self._damping, self._trust = damping, trust
+        self._damping, self._trust, self.temperature = damping, trust, temperature
         self.refresh()
 
     def _gradient(

@@ -126,7 +126,5 @@ class NaturalGradientTraining:
         assert isinstance(guard, dict)
         self._epochs, self._steps = epochs, steps
         self._learner.load_state_dict(state)
-        if self._finishing:
-            self._learner.temperature = FINISHING_TEMPERATURE
         with torch.no_grad():
             self._guard.load_state_dict(guard)
