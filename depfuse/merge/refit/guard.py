@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from depfuse.merge.refit.natural_gradient import Batch, NaturalGradient
+from depfuse.merge.refit.natural_gradient import NaturalGradient, Taught
 
 COMPARED = 16
 WORSE = 1.25
@@ -26,7 +26,7 @@ class Guard:
         What is compared, with the lesson.
     """
 
-    def __init__(self, learner: NaturalGradient, images: Sequence[Batch]) -> None:
+    def __init__(self, learner: NaturalGradient, images: Sequence[Taught]) -> None:
         self._learner, self._images = learner, images
         self.kept: Mapping[str, Tensor] = dict(learner.maps)
         self.lowest = learner.loss(images)  # summed over the images, with the weights that are kept

@@ -28,7 +28,7 @@ LESS_TRUST = 0.5
 
 Lesson = Callable[[Tensor, float], tuple[Tensor, list[Tensor]]]
 """Gives the ensemble's logits (N, C) for images, at a temperature, and what the network's streams shall carry."""
-Batch = tuple[Tensor, Tensor, Sequence[Tensor]]
+Taught = tuple[Tensor, Tensor, Sequence[Tensor]]
 """Images, and the lesson for them."""
 
 
@@ -100,14 +100,14 @@ class NaturalGradient:
         """Find the curvature anew at the next step, and remember nothing of what it was."""
         self._taken, self._moments = 0, {}
 
-    def taught(self, parts: Sequence[Tensor], *, quick: bool = False) -> list[Batch]:
+    def taught(self, parts: Sequence[Tensor], *, quick: bool = False) -> list[Taught]:
         """Images in batches of the program's size, with the lesson for each; in bfloat16 where that is faster."""
         if not quick:
             return [(images, *self._lesson(images, self.temperature)) for images in parts]
         with self._quick:
             return [(images, *self._lesson(images, self.temperature)) for images in parts]
 
-    def loss(self, batches: Sequence[Batch]) -> float:
+    def loss(self, batches: Sequence[Taught]) -> float:
         """The divergence of the network's logits, summed over images."""
         losses = [
             divergence(self.folded.run(self.maps, self.state, images)[0], logits, self.temperature)
@@ -115,7 +115,7 @@ class NaturalGradient:
         ]
         return float(torch.stack(losses).sum())
 
-    def step(self, batches: Sequence[Batch], share: float, streams: float = 1.0) -> tuple[Tensor, Tensor]:
+    def step(self, batches: Sequence[Taught], share: float, streams: float = 1.0) -> tuple[Tensor, Tensor]:
         """Take one step, after `begin`.
 
         Parameters
@@ -191,7 +191,7 @@ class NaturalGradient:
         self.refresh()
 
     def _gradient(
-        self, batches: Sequence[Batch], first: float, share: float
+        self, batches: Sequence[Taught], first: float, share: float
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Of the mean over images, with a share of the streams; their divergence, and how many are named alike."""
         total = {key: torch.zeros_like(tensor) for key, tensor in self.maps.items()}
@@ -213,7 +213,7 @@ class NaturalGradient:
         mean = {key: gradient / count for key, gradient in total.items()}
         return mean, torch.stack(losses).sum(), torch.stack(alike).sum()
 
-    def _renew_curvature(self, batches: Sequence[Batch]) -> None:
+    def _renew_curvature(self, batches: Sequence[Taught]) -> None:
         """Let these images count beside those of the times before."""
         found = self._found_moments(batches)
         # A mean of all at first, and then one that forgets.
@@ -229,7 +229,7 @@ class NaturalGradient:
         inputs, outputs = self._moments[unit]
         return _cholesky(inputs, self._damping), _cholesky(outputs / self._windows[unit].positions, self._damping)
 
-    def _found_moments(self, batches: Sequence[Batch]) -> dict[Unit, tuple[Tensor, Tensor]]:
+    def _found_moments(self, batches: Sequence[Taught]) -> dict[Unit, tuple[Tensor, Tensor]]:
         """For every unit the mean products of what it takes in, and of the derivatives by what it gives."""
         inputs: dict[Unit, Tensor] = {}
         outputs: dict[Unit, Tensor] = {}

@@ -10,7 +10,7 @@ from torch import Tensor
 from depfuse.data.augment import Augmentation, mix
 from depfuse.data.loader import Loader
 from depfuse.merge.refit.guard import COMPARED, Guard
-from depfuse.merge.refit.natural_gradient import PER_STEP, Batch, NaturalGradient
+from depfuse.merge.refit.natural_gradient import PER_STEP, NaturalGradient, Taught
 
 HELD_OUT = 0.125
 NOTHING = 1e-5  # a divergence that is rounding only
@@ -69,7 +69,7 @@ class SecondPass:
         images = [self._loader.prepared(part, augment, generator, channels_last=True) for part in parts]
         return [mix(own, generator) for own in images] if self._mixed else images
 
-    def _draw(self, count: int) -> list[Batch]:
+    def _draw(self, count: int) -> list[Taught]:
         """Images for a step with their lesson; all have been drawn before one is drawn again."""
         count = min(max(1, count // self._size) * self._size, self._seen // self._size * self._size)
         if len(self._order) < count:
