@@ -13,6 +13,10 @@ import pytest
 import torch
 from torch import nn
 
+from depfuse.checkpoint import load_network
+from depfuse.data import Loader, load_data, select_half
+from depfuse.evaluate import evaluate
+
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
 
@@ -182,3 +186,28 @@ def test_a_fusion_end_to_end_is_measured_beside_its_forward_passes(monkeypatch, 
         assert ("too slow" in printed.err) == (code == 1)
     assert measured.exit_code(measured.run, measured.parser().parse_args(["--align", "1"])) == 2
     assert "--align 1 must be at least 2" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_distillations_are_judged_on_the_half_that_no_parent_saw(tmp_path: Path) -> None:
+    few = ["--parent-epochs", "2", "--epochs", "1", "--calibration", "200", "--threads", "1"]
+    command = [sys.executable, str(EXPERIMENTS / "distil_unseen.py"), "--data", "digits", *few]
+    command += ["--architecture", "digits_resnet", "--folder", str(tmp_path)]
+    printed = []
+    for _ in range(2):  # the second time with the parents that are there
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout)
+    rows = [line.split(" | ") for line in printed[0].strip("| \n").splitlines()[2:]]
+    names = ["parent 0", "parent 1", "ensemble", "child, refitted", "child, distilled", "better parent, distilled"]
+    assert [name.strip("| ") for name, *_ in rows] == names
+    assert printed[1] == printed[0]
+    parents = sorted(tmp_path.iterdir())
+    assert [path.name.partition("-")[0] for path in parents] == ["parent0", "parent1"]
+    half = select_half(load_data("digits"), 1)
+    parent = load_network(parents[0]).eval()
+    accuracy = evaluate(parent, Loader(half.train, half.preprocessing, batch_size=500)).accuracy
+    assert rows[0][1] == f"{100 * accuracy:.2f}"
+    failed = subprocess.run([*command, "--epochs", "0"], capture_output=True, text=True, timeout=300)
+    assert failed.returncode == 2
+    assert "--epochs 0 must be at least 1" in failed.stderr
