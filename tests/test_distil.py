@@ -13,6 +13,7 @@ import torch
 from digits_parents import digits_files, digits_parents
 
 from depfuse import Recipe, fuse
+from depfuse.checkpoint import Card, load_network, write_checkpoint
 from depfuse.cli import main
 from depfuse.data import DataSet, Loader, Split, calibration_loader, load_data
 from depfuse.data.augment import mix
@@ -232,6 +233,49 @@ def test_the_command_line_compares_with_a_parent_trained_as_long(tmp_path, capsy
     assert json.loads(report.read_text())["recipe"]["distil"] == 1
     assert main([*arguments, "--plot", str(tmp_path / "path.png")]) == 2
     assert "leave out --plot" in capsys.readouterr().err
+
+
+def test_the_parent_that_is_trained_as_long_can_be_kept(tmp_path, data, capsys):
+    """Where the verdict says to keep it, there must be a file; it is the network whose scores the report has."""
+    out, trained, report = tmp_path / "child.safetensors", tmp_path / "parent.safetensors", tmp_path / "report.json"
+    arguments = ["fuse", *PARENTS, "--data", "digits", "--out", str(out), "--report", str(report)]
+    assert main([*arguments, "--distil", "1", "--out-parent", str(trained)]) == 0
+    assert f"The trained parent is in {trained}" in capsys.readouterr().out.replace("\n", "")
+    found = FusionReport.model_validate_json(report.read_text()).trained_parent
+    scores = evaluate(load_network(trained), Loader(data.test, data.preprocessing, batch_size=500))
+    assert scores.accuracy == found.accuracy
+    assert scores.loss == pytest.approx(found.loss, rel=1e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, trained.name, report.name]
+    assert main(["fuse", *PARENTS, "--data", "digits", "--out-parent", str(trained)]) == 2
+    assert "leave out --out-parent" in capsys.readouterr().err
+    for wrong, sentence in ((out, "would overwrite"), (tmp_path / "parent.pt", "must end in .safetensors")):
+        assert main([*arguments, "--distil", "1", "--out-parent", str(wrong)]) == 2
+        assert sentence in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_trained_parent_of_other_labels_is_kept_with_the_joint_head(tmp_path, data):
+    paths = []
+    for number, labels in enumerate((range(5), range(5, 10))):
+        card = Card(architecture="digits_resnet", data="digits", classes=tuple(labels))
+        state = build_network("digits_resnet", classes=5).state_dict()
+        write_checkpoint(tmp_path / f"{number}.safetensors", state, card)
+        paths.append(str(tmp_path / f"{number}.safetensors"))
+    trained, report = tmp_path / "parent.safetensors", tmp_path / "report.json"
+    arguments = [
+        "fuse",
+        *paths,
+        "--data",
+        "digits",
+        "--out",
+        str(tmp_path / "child.safetensors"),
+        "--calibration",
+        "300",
+    ]
+    arguments += ["--refit", "ridge", "--distil", "1"]
+    assert main([*arguments, "--out-parent", str(trained), "--report", str(report)]) == 0
+    found = FusionReport.model_validate_json(report.read_text()).trained_parent
+    scores = evaluate(load_network(trained), Loader(data.test, data.preprocessing, batch_size=500))
+    assert scores.accuracy == found.accuracy
 
 
 def test_a_trained_parent_that_is_best_is_kept():

@@ -36,6 +36,7 @@ from depfuse.evaluate import (
 from depfuse.families import family_for
 from depfuse.fuse import FusionResult, fuse, naive_average
 from depfuse.merge import refit_head
+from depfuse.models import with_classes
 from depfuse.recipe import Recipe
 from depfuse.renorm import chosen_method, has_batch_norm
 from depfuse.renorm.registry import METHODS
@@ -238,7 +239,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
             barrier=Barrier.of(path, naive_path),
             methods=methods,
         )
-    _write(request, report, fused, child)
+    _write(request, report, fused, child, rival)
     if further is not None:
         further.done()
     return report
@@ -278,9 +279,17 @@ def _check(request: Request) -> tuple[float, ...]:
             raise RecipeError("a path gives a parent one share everywhere: leave out --weights-by, or the path")
     if request.fusion.plot is not None:
         plot_kind(request.fusion.plot)
+    if request.fusion.out_parent is not None and not (request.recipe.distil or request.recipe.finetune):
+        raise RecipeError("no parent is trained: leave out --out-parent, or give --distil or --finetune")
     check_weights_name(request.out)
+    check_weights_name(request.fusion.out_parent, "--out-parent")
     check_outputs(
-        {"--out": request.out, "--report": request.fusion.report, "--plot": request.fusion.plot},
+        {
+            "--out": request.out,
+            "--out-parent": request.fusion.out_parent,
+            "--report": request.fusion.report,
+            "--plot": request.fusion.plot,
+        },
         request.parents,
     )
     return shares
@@ -424,8 +433,14 @@ def _methods(
     return found
 
 
-def _write(request: Request, report: FusionReport | PathReport, fused: _Fused, child: Scores) -> None:
-    """Write plot, report and child; each takes its place only when all of them are complete."""
+def _write(
+    request: Request,
+    report: FusionReport | PathReport,
+    fused: _Fused,
+    child: Scores,
+    rival: tuple[int, nn.Module] | None,
+) -> None:
+    """Write plot, report, trained parent and child; each takes its place only when all of them are complete."""
     with ExitStack() as complete:
         if request.fusion.plot is not None and isinstance(report, PathReport):
             draw_path(report, complete.enter_context(replacing(request.fusion.plot)), plot_kind(request.fusion.plot))
@@ -434,21 +449,43 @@ def _write(request: Request, report: FusionReport | PathReport, fused: _Fused, c
         if request.fusion.report is not None:
             text = report.model_dump_json(indent=2) + "\n"
             complete.enter_context(replacing(request.fusion.report)).write_text(text, encoding="utf-8")
+        if request.fusion.out_parent is not None and rival is not None:
+            number, parent = rival
+            path = complete.enter_context(replacing(request.fusion.out_parent))
+            write_checkpoint(path, parent.state_dict(), _card_of_parent(report, fused, number, child.count))
         if request.out is not None:
-            write_checkpoint(request.out, fused.result.child.state_dict(), _card(report, fused, child))
+            write_checkpoint(request.out, fused.result.child.state_dict(), _card_of_child(report, fused, child.count))
 
 
-def _card(report: FusionReport, fused: _Fused, child: Scores) -> Card:
-    inputs, recipe = fused.inputs, fused.result.recipe
-    like = inputs.checkpoints[fused.result.like].card
+def _card_of_child(report: FusionReport, fused: _Fused, images: int) -> Card:
+    like = fused.inputs.checkpoints[fused.result.like].card
+    widened = fused.result.apart is not None or bool(like is not None and like.widened and fused.template is None)
+    return _card(report, fused, report.architecture, report.child, images, widened=widened)
+
+
+def _card_of_parent(report: FusionReport, fused: _Fused, number: int, images: int) -> Card:
+    """Of the parent that was trained as long as the child, with the same teacher and for the same labels."""
+    inputs = fused.inputs
+    own, architecture = inputs.checkpoints[number].card, inputs.architectures[number]
+    if inputs.labels is not None:
+        architecture = with_classes(architecture, len(inputs.labels.joint))
+    assert report.trained_parent is not None
+    widened = own is not None and own.widened
+    return _card(report, fused, architecture, report.trained_parent, images, widened=widened)
+
+
+def _card(
+    report: FusionReport, fused: _Fused, architecture: str, scores: ScoreValues, images: int, *, widened: bool
+) -> Card:
+    inputs = fused.inputs
     return Card(
-        architecture=report.architecture,
+        architecture=architecture,
         data=report.data,
         preprocessing=inputs.data.preprocessing,
         classes=None if inputs.labels is None else inputs.labels.joint,
-        widened=fused.result.apart is not None or bool(like is not None and like.widened and fused.template is None),
+        widened=widened,
         recipe=report.recipe,
-        seeds={"fuse": recipe.seed},
+        seeds={"fuse": fused.result.recipe.seed},
         parents=tuple(Parent(path=str(parent.path), digest=parent.digest) for parent in inputs.checkpoints),
-        metrics={**ScoreValues.of(child).model_dump(), "images": child.count},
+        metrics={**scores.model_dump(include=set(ScoreValues.model_fields)), "images": images},
     )

@@ -69,3 +69,5 @@ def fuse(
         named = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in suited.settings.items())
         screen.say(f"\nSettings for {suited.title}: {named}; any method that you choose replaces them.")
     screen.say(f"\n{found.verdict}")
+    if fusion.out_parent is not None and found.trained_parent is not None:
+        screen.say(f"The trained parent is in {fusion.out_parent}.")

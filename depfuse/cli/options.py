@@ -142,6 +142,15 @@ class FusionOptions:
             help="Draw the path between two parents, or with --goal best the candidates (.png, .pdf or .svg).",
         ),
     ] = None
+    out_parent: Annotated[
+        Path | None,
+        typer.Option(
+            "--out-parent",
+            metavar="FILE",
+            help="Where the parent goes that is trained as long as the child, with --distil or --finetune"
+            " (.safetensors).",
+        ),
+    ] = None
     allow_fixed: AllowFixed = False
     classes: Annotated[
         list[str] | None,

@@ -29,7 +29,7 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path] = (
         check_writable(path)
 
 
-def check_weights_name(path: Path | None) -> None:
+def check_weights_name(path: Path | None, option: str = "--out") -> None:
     """Raise `CheckpointError` when weights would be written under a name that says something else."""
     if path is not None and path.suffix != ".safetensors":
-        raise CheckpointError(f"--out {path}: weights are written as safetensors; the name must end in .safetensors")
+        raise CheckpointError(f"{option} {path}: weights are written as safetensors; the name must end in .safetensors")
