@@ -253,7 +253,7 @@ def test_the_parent_that_is_trained_as_long_can_be_kept(tmp_path, data, capsys):
         assert sentence in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_a_trained_parent_of_other_labels_is_kept_with_the_joint_head(tmp_path, data):
+def test_a_trained_parent_of_other_labels_is_kept_with_the_joint_head(tmp_path, data, capsys):
     paths = []
     for number, labels in enumerate((range(5), range(5, 10))):
         card = Card(architecture="digits_resnet", data="digits", classes=tuple(labels))
@@ -261,18 +261,13 @@ def test_a_trained_parent_of_other_labels_is_kept_with_the_joint_head(tmp_path, 
         write_checkpoint(tmp_path / f"{number}.safetensors", state, card)
         paths.append(str(tmp_path / f"{number}.safetensors"))
     trained, report = tmp_path / "parent.safetensors", tmp_path / "report.json"
-    arguments = [
-        "fuse",
-        *paths,
-        "--data",
-        "digits",
-        "--out",
-        str(tmp_path / "child.safetensors"),
-        "--calibration",
-        "300",
-    ]
-    arguments += ["--refit", "ridge", "--distil", "1"]
-    assert main([*arguments, "--out-parent", str(trained), "--report", str(report)]) == 0
+    child = str(tmp_path / "child.safetensors")
+    arguments = ["fuse", *paths, "--data", "digits", "--distil", "1", "--out", child, "--out-parent", str(trained)]
+    assert main([*arguments, "--calibration", "0", "--criterion", "weights", "--renorm", "data-free"]) == 0
+    assert not trained.exists()
+    assert "is not written: no parent could get a head" in " ".join(capsys.readouterr().err.split())
+    arguments += ["--calibration", "300", "--refit", "ridge", "--report", str(report)]
+    assert main(arguments) == 0
     found = FusionReport.model_validate_json(report.read_text()).trained_parent
     scores = evaluate(load_network(trained), Loader(data.test, data.preprocessing, batch_size=500))
     assert scores.accuracy == found.accuracy

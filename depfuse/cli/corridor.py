@@ -162,7 +162,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         result.child,
     ]
     heads = _with_refitted_heads(fused, shares, work)
-    rival = None if further is None else _rival(fused, shares, heads, further, work)
+    rival = None if further is None else _rival(fused, shares, heads, further, work, request.fusion.out_parent)
     children += [*heads, *([] if rival is None else [rival[1]])]
     others_of_family = [candidate for candidate in result.family if candidate is not result.best]
     children += [candidate.network for candidate in others_of_family]
@@ -360,15 +360,28 @@ def _further(request: Request, inputs: Inputs, work: Work) -> Further | None:
 
 
 def _rival(
-    fused: _Fused, shares: Sequence[float], heads: Sequence[nn.Module], further: Further, work: Work
+    fused: _Fused,
+    shares: Sequence[float],
+    heads: Sequence[nn.Module],
+    further: Further,
+    work: Work,
+    out: Path | None,
 ) -> tuple[int, nn.Module] | None:
     """A parent trained as long as the child, and its number: what the child must surpass.
 
     It begins from the parent, with its head refitted where that can be, that agrees best with the ensemble on the
-    calibration images. None where the parents' labels differ and no head could be refitted.
+    calibration images. None where the parents' labels differ and no head could be refitted, with a `DepfuseWarning` if
+    it was to be written to `out`.
     """
     teachers, labels = fused.result.teachers, fused.result.labels
     if labels is not None and not heads:
+        if out is not None:
+            warnings.warn(
+                f"--out-parent {out} is not written: no parent could get a head over the labels of all, as it needs"
+                " calibration images and a network that can be refitted",
+                DepfuseWarning,
+                stacklevel=2,
+            )
         return None
     work.step("training a parent as long")
     candidates = list(heads) or list(teachers)
