@@ -31,8 +31,9 @@ from depfuse.limits import noting_limits
 from depfuse.merge import Polished, Shares, Together, average, fisher_information, refit_layers
 from depfuse.recipe import Recipe
 from depfuse.renorm import Merged, chosen_method, has_batch_norm, renormalise
+from depfuse.resolve import resolve_refit
 from depfuse.teachers import for_statistics, prepared
-from depfuse.widths import Brought, Widths, shapes_of
+from depfuse.widths import Brought, Widths, shapes_of, widest
 
 OnStep = Callable[[str], None]
 
@@ -51,7 +52,7 @@ class FusionResult:
     couplings
         Group name -> coupling, one mapping per parent: from its channels at the child's width.
     recipe
-        The settings used.
+        The settings used, with what `refit auto` became.
     seconds
         Wall-clock seconds of `groups` (finding and proving), `align`, `choose` (between several alignments), `merge`,
         `shares` (choosing them for each part) and `refit` where they were asked for, `renorm`, and `distil` and
@@ -88,6 +89,8 @@ class FusionResult:
     folded
         Whether BatchNorm's scales were folded into the layers before, so that channels could be mixed. Groups and
         parents are those of the folded networks then.
+    refit_reason
+        What `refit auto` became and why, in one sentence; empty where the recipe named the refit.
     """
 
     child: nn.Module
@@ -111,6 +114,7 @@ class FusionResult:
     family: Sequence[Candidate] = ()
     polished: Polished | None = None
     folded: bool = False
+    refit_reason: str = ""
 
     @property
     def owners(self) -> Owners | None:
@@ -183,7 +187,7 @@ class FusionResult:
             renormalise(child, self.recipe.renorm_after, images, merged, kept)
 
     def _refit(self, child: nn.Module, shares: Shares) -> Together | None:
-        if self.recipe.refit == "none":
+        if not self.recipe.refits:
             return None
         if self.calibration is None:
             raise RecipeError(f"refit {self.recipe.refit} needs calibration images: give at least 2, better 2000")
@@ -199,7 +203,7 @@ class FusionResult:
             self.couplings,
             shares,
             images,
-            method="ridge" if self.recipe.refit == "none" else self.recipe.refit,
+            method=self.recipe.refit if self.recipe.refits else "ridge",
             targets=targets,
             steps=steps,
             augment=Augmentation.suited_to(images.image_shape) if self.recipe.augment else None,
@@ -290,12 +294,13 @@ def fuse(
     recipe = recipe or Recipe()
     sets = label_sets(labels, models, template)
     check_parents(models if template is None or sets is not None else [*models, template], sets)
+    recipe, refit_reason = resolve_refit(recipe, models, template or widest(models, recipe.width_of), calibration)
     shares = recipe.shares(len(models))
     choice = Chosen(Shares(shares))
     if calibration is None and (recipe.weights_by != "network" or recipe.average == "fisher"):
         setting = f"average {recipe.average}" if recipe.weights_by == "network" else f"weights_by {recipe.weights_by}"
         raise RecipeError(f"{setting} needs calibration images: give at least 4, better 1000")
-    if recipe.refit != "none" and calibration is None:
+    if recipe.refits and calibration is None:
         raise RecipeError(f"refit {recipe.refit} needs calibration images: give at least 2, better 2000")
     if calibration is None and (recipe.goal == "best" or recipe.polishes):
         raise RecipeError("goal best and polish need calibration images: give at least 8, better 2000")
@@ -405,6 +410,7 @@ def fuse(
         information,
         example if example is not None or calibration is None else _example(calibration),
         folded=folded,
+        refit_reason=refit_reason,
     )
     if recipe.weights_by != "network" and calibration is not None and result.example is not None:
         with step("shares"):
@@ -422,7 +428,7 @@ def fuse(
         child = best_of(family).network
         result = replace(result, child=child, family=family)
     else:
-        if recipe.refit != "none":
+        if recipe.refits:
             with step("refit"):
                 refitted = result._refit(child, choice.shares)
         with step("renorm"):

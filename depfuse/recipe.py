@@ -31,7 +31,7 @@ Choose = Literal["whole", "groups"]
 Masses = Literal["best", "whole", "equal", "free"]
 ParentsRenorm = Literal["auto", "none", "reset"]
 JointHead = Literal["auto", "none", "always"]
-Refit = Literal["none", "ridge", "regmean", "least-squares"]
+Refit = Literal["auto", "none", "ridge", "regmean", "least-squares"]
 Targets = Literal["clusters", "matched"]
 WeightsBy = Literal["network", "stage", "group"]
 Average = Literal["mean", "fisher"]
@@ -136,8 +136,10 @@ class Recipe(BaseModel):
     )
     keep_last: int = Field(default=0, ge=0, description="stages up to the last whose channels stand side by side")
     refit: Refit = Field(
-        default="none",
-        description="solve the layers in closed form for what the parents do; ridge, layer after layer, is the best",
+        default="auto",
+        description="solve the layers in closed form for what the parents do; ridge, layer after layer, is the best; "
+        "auto: ridge for convolutional networks with BatchNorm or without normalisation, where there are calibration "
+        "images and the solver gives permutations, none elsewhere; which it is, is said",
     )
     targets: Targets = Field(
         default="clusters",
@@ -244,7 +246,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _renormalised_from_what_it_needs(self) -> Recipe:
-        if self.renorm == "data-free" and self.refit != "none":
+        if self.renorm == "data-free" and self.refits:
             raise ValueError("renorm data-free is for weights that are averaged: leave out --refit, or choose another")
         method = self.renorm_after
         if self.augment_statistics and method != "auto" and (method == "none" or not METHODS[method].images):
@@ -294,7 +296,7 @@ class Recipe(BaseModel):
     def _best_of_a_family(self) -> Recipe:
         if self.goal == "child":
             return self
-        if self.refit not in ("none", "ridge"):
+        if self.refit in ("regmean", "least-squares"):
             raise ValueError(f"goal best refits its candidates by ridge: leave out --refit {self.refit}")
         if self.solver in (*SOFT, *MIXING):
             raise ValueError(f"goal best needs couplings that are permutations: leave out --solver {self.solver}")
@@ -306,7 +308,7 @@ class Recipe(BaseModel):
     def _mixed_by_maps(self) -> Recipe:
         if self.solver not in MIXING:
             return self
-        if self.refit != "none":
+        if self.refits:
             raise ValueError(
                 f"refit {self.refit} needs couplings that are permutations, and solver {self.solver} mixes channels: "
                 "choose solver emd, or refit none"
@@ -337,6 +339,10 @@ class Recipe(BaseModel):
             where = ".".join(str(part) for part in first["loc"]) or "recipe"
             raise RecipeError(f"recipe setting {where}: {first['msg'].removeprefix('Value error, ')}") from None
 
+    def changed(self, **settings: Any) -> Recipe:
+        """The recipe with other settings, validated as `create` does."""
+        return Recipe.create(**{**self.model_dump(), **settings})
+
     @property
     def distances(self) -> tuple[str, ...]:
         """Distances to compare channels by; each gives a matching to choose from.
@@ -347,6 +353,11 @@ class Recipe(BaseModel):
             return (self.distance,)
         by_clusters = self.refit == "ridge" and self.targets == "clusters" and self.choose == "whole"
         return ("scaled",) if by_clusters else DISTANCES_TRIED
+
+    @property
+    def refits(self) -> bool:
+        """Whether the child is refitted; not known of `auto`, which is another method once it is resolved."""
+        return self.refit not in ("auto", "none")
 
     @property
     def renorm_after(self) -> Renorm:
@@ -371,7 +382,7 @@ class Recipe(BaseModel):
     @property
     def learns(self) -> bool:
         """Whether the child learns from the parents' outputs, not from their weights alone."""
-        return self.refit != "none" or self.distil > 0 or self.goal == "best"
+        return self.refits or self.distil > 0 or self.goal == "best"
 
     @property
     def keeps_apart(self) -> bool:

@@ -114,7 +114,7 @@ SEARCHED: dict[str, tuple[Searched, ...]] = {
     "iterations": (Between(20, 200, log=True, when=({"solver": _ITERATING},)),),
     "weights": (Ratios(2.0),),
     "average": (OneOf(when=({"solver": _PERMUTING},)),),
-    "refit": (OneOf(when=({"solver": _NOT_MIXING},)),),
+    "refit": (OneOf(("ridge", "none", *_ALONE), when=({"solver": _NOT_MIXING},)),),  # auto is one of the first two
     "targets": (OneOf(when=_RIDGE),),
     "refit_steps": (Between(20, 320, log=True, when=_RIDGE),),
     "augment": (OneOf(when=_RIDGE),),

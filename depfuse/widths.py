@@ -205,7 +205,7 @@ class Widths:
     def _check_refit(self, number: int) -> None:
         """Raise `RecipeError` where a parent that a refit is to follow would lose channels first."""
         wider = any(self.of_parents[number][group.name].size > group.size for group in self.groups.free)
-        if wider and self.recipe.refit != "none":
+        if wider and self.recipe.refits:
             raise RecipeError(
                 f"parent {number + 1} is wider than the child, and would be narrowed before refit {self.recipe.refit}: "
                 "leave out --refit, or let the child be as wide as the widest parent"
@@ -221,6 +221,11 @@ class Widths:
                     f"parent {number + 1} cannot be brought to the child's width: {key} has shape "
                     f"{tuple(state[key].shape)}, not {tuple(shape)}, and what differs belongs to no channel group"
                 )
+
+
+def widest(models: Sequence[nn.Module], width_of: int | None) -> nn.Module:
+    """The parent whose width the child has where there is no template."""
+    return models[_widest(models, width_of)]
 
 
 def _widest(models: Sequence[nn.Module], width_of: int | None) -> int:

@@ -49,10 +49,3 @@ def _threads_as_before() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def _no_family(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands take the plain defaults of a `Recipe`, but for tests marked `family`: those of a family take seconds."""
-    if "family" not in request.keywords:
-        monkeypatch.setattr("depfuse.cli.corridor.family_for", lambda *_: None)

@@ -86,7 +86,9 @@ def test_parents_keep_their_function_and_a_child_with_all_apart_is_the_ensemble(
     parents = [network(name, seed, loader).double() for seed in (0, 1)]
     batch = next(iter(loader))[0].double()
     groups = prove_groups(parents[0], find_groups(parents[0], batch[:1]), batch[:1])
-    whole = fuse(parents, Recipe(criterion="weights", restarts=1, renorm="none", keep_worst=1.0), example=batch[:1])
+    whole = fuse(
+        parents, Recipe(refit="none", criterion="weights", restarts=1, renorm="none", keep_worst=1.0), example=batch[:1]
+    )
     assert whole.apart is not None
     assert not whole.apart.merged
     assert whole.apart.kept == {group.name: group.size for group in groups.free}
@@ -104,16 +106,18 @@ def test_statistics_before_anything_is_merged_are_the_parents():
     parents = [network(name, seed, images(3, 16)) for seed in (0, 1)]
     others = images(3, 16, 90)
     batch = next(iter(others))[0]
-    whole = fuse(parents, Recipe(keep_worst=1.0), others)
-    first = fuse(parents, Recipe(keep_first=1, distance="pearson"), others)
+    whole = fuse(parents, Recipe(refit="none", keep_worst=1.0), others)
+    first = fuse(parents, Recipe(refit="none", keep_first=1, distance="pearson"), others)
     with torch.no_grad():
         torch.testing.assert_close(whole.child(batch), sum(parent(batch) for parent in parents) / 2)
     changed = {key for key in dict(first.child.named_buffers()) if "num_batches" not in key}
-    plain = fuse(parents, Recipe(keep_first=1, distance="pearson", renorm="none"), others).child.state_dict()
+    plain = fuse(
+        parents, Recipe(refit="none", keep_first=1, distance="pearson", renorm="none"), others
+    ).child.state_dict()
     changed = {key.rpartition(".")[0] for key in changed if not torch.equal(first.child.state_dict()[key], plain[key])}
     tracked = [key for key, module in first.child.named_modules() if isinstance(module, nn.BatchNorm2d)]
     assert changed == {key for key in tracked if key.startswith(("layer2", "layer3"))}
-    merged = fuse(parents, Recipe(keep_worst=0.5), others)
+    merged = fuse(parents, Recipe(refit="none", keep_worst=0.5), others)
     assert merged.apart is not None
     assert merged.apart.settled == ()
 
@@ -122,7 +126,9 @@ def test_three_parents_with_shares():
     loader = images(3, 16)
     parents = [network('cifar_resnet20(shortcut="A")', seed, loader).double() for seed in range(3)]
     batch = next(iter(loader))[0].double()
-    recipe = Recipe(criterion="weights", restarts=1, renorm="none", keep_worst=1.0, weights=(0.5, 0.3, 0.2))
+    recipe = Recipe(
+        refit="none", criterion="weights", restarts=1, renorm="none", keep_worst=1.0, weights=(0.5, 0.3, 0.2)
+    )
     result = fuse(parents, recipe, example=batch[:1])
     with torch.no_grad():
         expected = [parent(batch) for parent in parents]
@@ -135,7 +141,7 @@ def test_parents_of_other_labels_all_apart_are_their_heads_side_by_side():
     loader = images()
     parents = [network(f"digits_resnet(width=0.5, classes={count})", count, loader).double() for count in (3, 4)]
     template = build_network("digits_resnet(width=0.5, classes=7)").double()
-    recipe = Recipe(criterion="weights", restarts=1, renorm="none", keep_worst=1.0)
+    recipe = Recipe(refit="none", criterion="weights", restarts=1, renorm="none", keep_worst=1.0)
     batch = next(iter(loader))[0].double()
     labels = [(0, 2, 4), (1, 3, 5, 6)]
     child = fuse(parents, recipe, example=batch[:1], labels=labels, template=template).child
@@ -149,7 +155,7 @@ def test_a_perceptron_by_hand():
     parents = [Perceptron(seed).double().eval() for seed in (0, 1)]
     loader = images()
     groups = prove_groups(parents[0], find_groups(parents[0], torch.zeros(1, 1, 8, 8)), torch.zeros(1, 1, 8, 8))
-    recipe = Recipe(criterion="weights", renorm="none", keep_worst=0.5, restarts=1)
+    recipe = Recipe(refit="none", criterion="weights", renorm="none", keep_worst=0.5, restarts=1)
     result = fuse(parents, recipe, None, example=torch.zeros(1, 1, 8, 8))
     (group,) = groups.free
     order = fuse(parents, recipe.model_copy(update={"keep_worst": 0.0}), None, example=torch.zeros(1, 1, 8, 8))
@@ -182,8 +188,8 @@ def test_a_perceptron_by_hand():
 def test_a_share_of_every_group_is_kept(share):
     loader = images()
     parents = [network("digits_resnet(width=0.5)", seed, loader) for seed in (0, 1)]
-    result = fuse(parents, Recipe(keep_worst=share), loader)
-    plain = fuse(parents, Recipe(), loader)
+    result = fuse(parents, Recipe(refit="none", keep_worst=share), loader)
+    plain = fuse(parents, Recipe(refit="none"), loader)
     kept = {g.name: round(share * g.size) for g in plain.groups.free if round(share * g.size)}
     assert kept == ({} if result.apart is None else result.apart.kept)
     assert {g.name: g.size for g in result.groups.free} == {
@@ -207,7 +213,7 @@ def test_what_has_no_room_is_merged_and_named():
     for settings in ({"written": True}, {"normed": True}):
         parents = [Perceptron(seed, **settings).eval() for seed in (0, 1)]
         with pytest.raises(RecipeError, match="no room"):
-            fuse(parents, Recipe(criterion="weights", keep_worst=0.5), example=example)
+            fuse(parents, Recipe(refit="none", criterion="weights", keep_worst=0.5), example=example)
 
 
 def test_new_channels_follow_the_last_of_their_group():
@@ -233,7 +239,7 @@ def test_stages_are_kept_apart():
     loader = images(3, 32, 30)
     parents = [network("vgg11(width=0.125)", seed, loader) for seed in (0, 1)]
     sizes = {
-        name: [g.size for g in fuse(parents, Recipe(**keep), loader).groups.free]
+        name: [g.size for g in fuse(parents, Recipe(refit="none", **keep), loader).groups.free]
         for name, keep in {"none": {}, "first": {"keep_first": 2}, "last": {"keep_last": 1}}.items()
     }
     none = sizes["none"]
@@ -263,7 +269,7 @@ def test_wider_children_are_written_read_and_fused_again(tmp_path):
         paths.append(tmp_path / f"parent{seed}.safetensors")
         model = network("digits_resnet(width=0.5)", seed, images())
         write_checkpoint(paths[-1], model.state_dict(), Card(architecture="digits_resnet(width=0.5)", data="digits"))
-    common = ["--calibration", "100", "--quiet"]
+    common = ["--calibration", "100", "--quiet", "--refit", "none"]
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     assert main(["fuse", *map(str, paths), "--out", str(first), "--keep-worst", "0.25", *common]) == 0
     assert main(["fuse", str(first), str(paths[0]), "--out", str(second), *common]) == 0

@@ -58,7 +58,7 @@ def parents() -> list[torch.nn.Module]:
 
 @pytest.mark.parametrize("renorm", ["auto", "reset", "repair", "rescale"])
 def test_the_child_has_their_statistics(parents, renorm):
-    recipe = Recipe(criterion="weights", restarts=1, renorm=renorm, seed=5)
+    recipe = Recipe(refit="none", criterion="weights", restarts=1, renorm=renorm, seed=5)
     augmented = recipe.model_copy(update={"augment_statistics": True})
     children = [fuse(parents, own, images()).child.state_dict() for own in (recipe, augmented, augmented)]
     key = "layer1.bn1.running_mean"
@@ -71,7 +71,7 @@ def test_the_child_has_their_statistics(parents, renorm):
 
 
 def test_parents_are_renewed_with_the_same_images(parents):
-    recipe = Recipe(criterion="weights", restarts=1, parents_renorm="reset", augment_statistics=True)
+    recipe = Recipe(refit="none", criterion="weights", restarts=1, parents_renorm="reset", augment_statistics=True)
     teachers = fuse(parents, recipe, images()).teachers
     reset_batch_norm(parents[0], images().augmented(Augmentation.suited_to((3, 8, 8)), 0))
     assert all(torch.equal(tensor, teachers[0].state_dict()[key]) for key, tensor in parents[0].state_dict().items())

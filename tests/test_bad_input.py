@@ -128,7 +128,6 @@ main(sys.argv[2:])
 """
 
 
-@pytest.mark.family
 def test_a_distillation_that_was_killed_goes_on_bit_for_bit(place: Place) -> None:
     """The process is killed outright when the first of three epochs has been saved."""
 

@@ -147,8 +147,10 @@ def test_networks_that_cannot_be_refitted_still_have_a_best(data):
 
 
 def test_polish_alone(data):
-    found = fuse(digits_parents(*"ab"), Recipe(polish=True, distance="scaled"), calibration_loader(data, 400))
-    plain = fuse(digits_parents(*"ab"), Recipe(distance="scaled"), calibration_loader(data, 400))
+    found = fuse(
+        digits_parents(*"ab"), Recipe(refit="none", polish=True, distance="scaled"), calibration_loader(data, 400)
+    )
+    plain = fuse(digits_parents(*"ab"), Recipe(refit="none", distance="scaled"), calibration_loader(data, 400))
     assert found.polished is not None
     assert found.polished.after < found.polished.before
     loader = calibration_loader(data, 1200, seed=1)

@@ -70,8 +70,8 @@ def parents_and_images():
 
 def test_a_child_chosen_by_group_agrees_at_least_as_well():
     parents, images = parents_and_images()
-    whole = fuse(parents, Recipe(), images)
-    by_group = fuse(parents, Recipe(choose="groups"), images, groups=whole.groups)
+    whole = fuse(parents, Recipe(refit="none"), images)
+    by_group = fuse(parents, Recipe(refit="none", choose="groups"), images, groups=whole.groups)
     judge = Disagreement(parents, whole.groups, "reset", images)
     assert judge(1, by_group.couplings[1]) < judge(1, whole.couplings[1])
     for group in whole.groups.free:

@@ -90,7 +90,7 @@ class Place:
     def fuse(self, *arguments: object, parents: list[Path] | None = None, command: str = "fuse") -> int:
         given = [str(p) for p in (self.parents if parents is None else parents)]
         out = ["--out", str(self.folder / "child.safetensors")]
-        recipe = ["--calibration", "32", "--batch-size", "16"]
+        recipe = ["--calibration", "32", "--batch-size", "16", "--refit", "none"]
         return main([command, *given, *recipe, *out, *map(str, arguments)])
 
 
@@ -273,7 +273,7 @@ def test_foreign_checkpoints_need_the_architecture_only(place: Place) -> None:
 def test_path_runs_from_parent_to_parent(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     report, plot = place.folder / "path.json", place.folder / "path.svg"
     code = main(
-        ["path", *map(str, place.parents), "--points", "3", "--calibration", "32",
+        ["path", *map(str, place.parents), "--points", "3", "--calibration", "32", "--refit", "none",
          "--report", str(report), "--plot", str(plot)]
     )  # fmt: skip
     stdout, stderr = capsys.readouterr()

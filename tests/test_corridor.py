@@ -154,7 +154,7 @@ def test_fusing_twins_gives_the_parent():
     loader = images(100)
     before = [copy.deepcopy(model.state_dict()) for model in (first, second)]
     steps = []
-    result = fuse([first, second], Recipe(renorm="none", taps="both"), loader, on_step=steps.append)
+    result = fuse([first, second], Recipe(refit="none", renorm="none", taps="both"), loader, on_step=steps.append)
     batch = next(iter(loader))[0]
     torch.testing.assert_close(result.child(batch), first(batch), rtol=1e-4, atol=1e-5)
     assert steps == ["groups", "align", "merge", "renorm"]
@@ -168,7 +168,11 @@ def test_fusing_twins_gives_the_parent():
 
 def test_the_same_recipe_gives_the_same_child_bit_for_bit():
     models, loader = [network(0), network(1), network(2)], images(60)
-    for recipe in (Recipe(), Recipe(criterion="weights"), Recipe(criterion="mixture", solver="coordinate-descent")):
+    for recipe in (
+        Recipe(refit="none"),
+        Recipe(refit="none", criterion="weights"),
+        Recipe(refit="none", criterion="mixture", solver="coordinate-descent"),
+    ):
         one, two = fuse(models, recipe, loader).child, fuse(models, recipe, loader).child
         assert all(torch.equal(tensor, two.state_dict()[key]) for key, tensor in one.state_dict().items())
 
@@ -194,7 +198,7 @@ def test_disagreement_is_least_for_the_right_alignment():
 )
 def test_parents_that_do_not_go_together(spoil, words):
     with pytest.raises(RecipeError, match=words):
-        fuse(spoil([network(0), network(1)]), Recipe(), images(10))
+        fuse(spoil([network(0), network(1)]), Recipe(refit="none"), images(10))
 
 
 def _with_nan(model: nn.Module) -> nn.Module:
@@ -225,6 +229,6 @@ def test_the_real_mnist_pair(shared, criterion, least):
         parents.append(parent.eval())
     data = load_data(str(shared / "data" / "mnist.npz"))
     test = Loader(data.test, data.preprocessing, batch_size=1000)
-    result = fuse(parents, Recipe(criterion=criterion), calibration_loader(data, 2000))
+    result = fuse(parents, Recipe(refit="none", criterion=criterion), calibration_loader(data, 2000))
     assert evaluate(naive_average(parents, (0.5, 0.5), result.groups), test).accuracy == pytest.approx(0.4716, abs=5e-5)
     assert evaluate(result.child, test).accuracy >= least

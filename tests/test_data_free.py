@@ -209,7 +209,8 @@ def test_networks_with_batch_norm_are_better_than_with_averaged_statistics():
     images = Loader(data.train, data.preprocessing, batch_size=500)
     accuracy = {
         renorm: evaluate(
-            fuse(parents, Recipe(criterion="weights", renorm=renorm), None, example=data.example()).child, images
+            fuse(parents, Recipe(refit="none", criterion="weights", renorm=renorm), None, example=data.example()).child,
+            images,
         ).accuracy
         for renorm in ("none", "data-free")
     }
@@ -231,7 +232,7 @@ def test_heads_of_other_labels_are_left():
     template = build_network("digits_resnet(width=0.5)").eval()
     child = fuse(
         parents,
-        Recipe(criterion="weights", renorm="data-free", restarts=1),
+        Recipe(refit="none", criterion="weights", renorm="data-free", restarts=1),
         example=IMAGE,
         labels=[range(5), range(5, 10)],
         template=template,

@@ -125,7 +125,7 @@ def test_distilling_brings_a_child_nearer_and_labels_make_it_better(parents, dat
     before = [weights(parent) for parent in parents]
     figures = []
     for distil, finetune in ((0, 0), (3, 0), (3, 2)):
-        recipe = Recipe(distil=distil, finetune=finetune, joint_head="none", parents_renorm="none")
+        recipe = Recipe(refit="none", distil=distil, finetune=finetune, joint_head="none", parents_renorm="none")
         result = fuse(parents, recipe, calibration, further=Further(data, recipe))
         accuracy = evaluate(result.child, test).accuracy
         figures.append((teacher.disagreement(result.child, calibration), accuracy))
@@ -214,7 +214,7 @@ def test_what_cannot_be_taken_apart_is_distilled_by_descent(parents, data):
 
 def test_training_on_needs_images(parents, data):
     with pytest.raises(RecipeError, match="need the training images"):
-        fuse(parents, Recipe(distil=1), calibration_loader(data, 100))
+        fuse(parents, Recipe(refit="none", distil=1), calibration_loader(data, 100))
     with pytest.raises(RecipeError, match="distil"):
         Recipe.create(distil=-1)
 
@@ -287,7 +287,7 @@ def test_a_trained_parent_that_is_best_is_kept():
 
 def test_a_state_belongs_to_what_a_network_comes_from_not_to_its_last_bits(parents, data, tmp_path):
     """Refitting with another number of threads, or on a GPU, gives the same network but for rounding."""
-    teacher, recipe = Ensemble(parents, (0.5, 0.5)), Recipe(distil=2)
+    teacher, recipe = Ensemble(parents, (0.5, 0.5)), Recipe(refit="none", distil=2)
     seen: list[int] = []
 
     def train(recipe: Recipe, change: float) -> torch.Tensor:

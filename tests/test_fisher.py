@@ -139,7 +139,7 @@ def test_equal_parents_give_the_parent_and_permuted_ones_too():
     for group in groups.free:
         state = group.permute(state, random_permutations(groups, 1)[group.name])
     other.load_state_dict(state)
-    result = fuse([model, other], Recipe(average="fisher", renorm="none"), images(200))
+    result = fuse([model, other], Recipe(refit="none", average="fisher", renorm="none"), images(200))
     assert result.information is not None
     for child in (result.child, result.at((0.2, 0.8))):
         torch.testing.assert_close(child.state_dict(), model.state_dict(), rtol=1e-6, atol=1e-7)
@@ -165,7 +165,7 @@ def test_refusals():
         Recipe.create(average="fisher", calibration=0)
     parents = [resnet(0), resnet(1)]
     with pytest.raises(RecipeError, match="average fisher needs calibration images"):
-        fuse(parents, Recipe(criterion="weights", average="fisher"), None, example=EXAMPLE)
+        fuse(parents, Recipe(refit="none", criterion="weights", average="fisher"), None, example=EXAMPLE)
     groups = prove_groups(parents[0], find_groups(parents[0], EXAMPLE), EXAMPLE)
     soft = {group.name: Coupling(plan=Coupling.identity(group.size).matrix) for group in groups.free}
     information = [fisher_information(parent, images(10)) for parent in parents]
@@ -175,7 +175,7 @@ def test_refusals():
 
 def test_a_contradiction_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     paths = [str(CHECKPOINTS / f"digits-{name}.safetensors") for name in "ab"]
-    command = ["fuse", *paths, "--out", str(tmp_path / "child.safetensors"), "--average", "fisher"]
+    command = ["fuse", *paths, "--out", str(tmp_path / "child.safetensors"), "--average", "fisher", "--refit", "none"]
     assert main([*command, "--solver", "sinkhorn"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not list(tmp_path.iterdir())

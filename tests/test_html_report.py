@@ -28,7 +28,20 @@ from depfuse.report.page import Run, Runs, build_page, find_runs
 from depfuse.report.page.best import best_sentences
 from depfuse.report.page.scores import changed_settings, settings_text
 
-QUICK = ("--data", "digits", "--calibration", "64", "--batch-size", "64", "--distance", "cosine", "--seed", "3")
+QUICK = (
+    "--data",
+    "digits",
+    "--calibration",
+    "64",
+    "--batch-size",
+    "64",
+    "--distance",
+    "cosine",
+    "--seed",
+    "3",
+    "--refit",
+    "none",
+)
 HOSTILE = "<script>alert(1)</script>\"'&"
 
 

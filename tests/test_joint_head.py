@@ -185,7 +185,7 @@ def test_statistics_are_renewed_where_labels_differ_or_it_is_asked_for(halves, d
     different = {"labels": [range(5), range(5, 10)], "template": template}
 
     def first_teacher(setting: str, **options: object) -> nn.Module:
-        recipe = Recipe(criterion="weights", parents_renorm=setting)
+        recipe = Recipe(refit="none", criterion="weights", parents_renorm=setting)
         return fuse(halves, recipe, calibration, **options).teachers[0]  # type: ignore[arg-type]
 
     def same(a: nn.Module, b: nn.Module) -> bool:
@@ -206,7 +206,7 @@ def test_refusals(halves, data):
     with pytest.raises(RecipeError, match="the data have the label 9, but the parents know 5 labels"):
         with_joint_head(halves, (0.5, 0.5), calibration, 300)
     with pytest.raises(RecipeError, match="need calibration images"):
-        fuse(halves, Recipe(criterion="weights", labelled=50), None, example=data.example())
+        fuse(halves, Recipe(refit="none", criterion="weights", labelled=50), None, example=data.example())
     convolutional = nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())
     with pytest.raises(RecipeError, match="not in Conv2d: leave out --labelled and --joint-head"):
         with_joint_head([convolutional, convolutional], (0.5, 0.5), calibration)

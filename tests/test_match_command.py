@@ -19,7 +19,7 @@ CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
 DIGITS = [str(CHECKPOINTS / f"digits-same-{name}.safetensors") for name in "ab"] + [
     str(CHECKPOINTS / "digits-a.safetensors")
 ]
-FEW = ["--data", "digits", "--calibration", "200"]
+FEW = ["--data", "digits", "--calibration", "200", "--refit", "none"]
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], *words: str) -> None:

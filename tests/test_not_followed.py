@@ -141,7 +141,20 @@ class Place:
             write_checkpoint(parents[-1], self.network(name, seed).state_dict(), card)
         outputs = {"--out": "child.safetensors", "--report": "report.json", "--plot": "path.png"}
         written = [word for option, file in outputs.items() for word in (option, str(self.folder / file))]
-        return main([command, *map(str, parents), "--calibration", "20", "--batch-size", "10", *written, *options])
+        return main(
+            [
+                command,
+                *map(str, parents),
+                "--refit",
+                "none",
+                "--calibration",
+                "20",
+                "--batch-size",
+                "10",
+                *written,
+                *options,
+            ]
+        )
 
     @property
     def outputs(self) -> set[str]:
@@ -207,7 +220,7 @@ def test_what_cannot_be_traced_or_proved_is_refused(place: Place, capsys, comman
 def test_the_library_warns_unless_it_is_told_to_refuse(place: Place, name: str) -> None:
     networks = [place.network(name, seed) for seed in (0, 1)]
     example = torch.randn(1, 1, 6, 6)
-    recipe = Recipe(criterion="weights", renorm="none")
+    recipe = Recipe(refit="none", criterion="weights", renorm="none")
     with pytest.warns(DepfuseWarning, match="first") as caught:
         result = fuse(networks, recipe, example=example)
     assert UNKNOWN[name][0] in str(caught[0].message)

@@ -499,9 +499,9 @@ def test_parents_with_other_labels_get_one_joint_head(method):
     tolerance = 1e-4 if method == "ridge" else 0.05
     torch.testing.assert_close(result.child(batch), side_by_side, rtol=10 * tolerance, atol=tolerance)
     with pytest.raises(RecipeError, match="template"):
-        fuse([first, second], Recipe(), loader, labels=[(0, 1, 2), (3, 4)])
+        fuse([first, second], Recipe(refit="none"), loader, labels=[(0, 1, 2), (3, 4)])
     with pytest.raises(RecipeError, match="outputs differ in number"):
-        fuse([first, second], Recipe(), loader)
+        fuse([first, second], Recipe(refit="none"), loader)
 
 
 def test_a_parent_with_its_head_refitted_to_the_ensemble():

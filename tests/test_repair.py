@@ -111,7 +111,7 @@ def _group(groups, key):
 def test_a_parent_and_itself_give_itself(renorm):
     for parent in (Plain(0).eval(), build_network("digits_resnet(width=0.5)").eval()):
         reset_batch_norm(parent, images())
-        child = fuse([parent, copy.deepcopy(parent)], Recipe(renorm=renorm), images()).child
+        child = fuse([parent, copy.deepcopy(parent)], Recipe(refit="none", renorm=renorm), images()).child
         batch = next(iter(images()))[0]
         with torch.no_grad():
             torch.testing.assert_close(child(batch), parent(batch), rtol=1e-2, atol=1e-2)  # batches differ
@@ -122,7 +122,7 @@ def test_silent_channels_stay_silent():
     with torch.no_grad():
         for parent in parents:
             parent.stem.weight[0] = 0.0
-    child = fuse(parents, Recipe(renorm="repair", criterion="weights"), images()).child
+    child = fuse(parents, Recipe(refit="none", renorm="repair", criterion="weights"), images()).child
     assert all(bool(torch.isfinite(tensor).all()) for tensor in child.state_dict().values())
 
 
@@ -135,11 +135,11 @@ def test_what_cannot_be_repaired_is_named():
     for parent in parents:
         parent.norm = Odd(8).eval()
     with pytest.raises(RecipeError, match=r"norm \(Odd\).*choose reset"):
-        fuse(parents, Recipe(renorm="repair"), images())
+        fuse(parents, Recipe(refit="none", renorm="repair"), images())
     plain = [Plain(seed).eval() for seed in (0, 1)]
     example = torch.zeros(1, 1, 8, 8)
     with pytest.raises(RecipeError, match="needs calibration images"):
-        fuse(plain, Recipe(renorm="repair", criterion="weights"), None, example=example)
+        fuse(plain, Recipe(refit="none", renorm="repair", criterion="weights"), None, example=example)
 
 
 @pytest.mark.slow

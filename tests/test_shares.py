@@ -81,7 +81,7 @@ def test_shares_that_do_not_fit_are_refused():
         Shares((0.5, 0.5), {"stage 1": (0.2, 0.3)})
     model = network(0)
     with pytest.raises(RecipeError, match="3 weights for 2 parents"):
-        fuse([model, network(1)], Recipe(), images()).at((0.2, 0.3, 0.5))
+        fuse([model, network(1)], Recipe(refit="none"), images()).at((0.2, 0.3, 0.5))
 
 
 def test_parts_are_stages_or_what_writes_to_a_group():
@@ -134,7 +134,7 @@ def test_a_tied_tensor_belongs_to_one_part():
 @pytest.mark.parametrize("by", ["stage", "group"])
 def test_the_average_is_that_by_hand(by):
     parents = [network(0), network(1)]
-    result = fuse(parents, Recipe(renorm="none"), images())
+    result = fuse(parents, Recipe(refit="none", renorm="none"), images())
     parts = parts_by_stage(parents[0], EXAMPLE) if by == "stage" else parts_by_group(parents[0], result.groups)
     shares = Shares.of_parts((0.5, 0.5), parts)
     for number, part in enumerate(shares.parts):
@@ -313,7 +313,7 @@ def test_a_destroyed_stage_is_left_to_the_other_parent(parents_of_digits, digits
                 parameter.copy_(4 * parameter.std() * torch.randn_like(parameter))
     calibration = calibration_loader(digits, 300)
     reset_batch_norm(broken, calibration)
-    recipe = Recipe(criterion="weights", restarts=1, weights_by="stage")
+    recipe = Recipe(refit="none", criterion="weights", restarts=1, weights_by="stage")
     result = fuse([broken, whole], recipe, calibration, groups=proved(whole))
     assert result.chosen is not None
     assert result.shares.network == (0.5, 0.5)
@@ -344,7 +344,7 @@ def test_a_destroyed_stage_is_left_to_the_other_parent(parents_of_digits, digits
 )
 def test_the_choice_is_no_worse_on_its_own_images(options):
     parents = [network(seed) for seed in range(len(options.get("weights", "ab")))]
-    result = fuse(parents, Recipe(distance="cosine", calibration=60, **options), images())
+    result = fuse(parents, Recipe(refit="none", distance="cosine", calibration=60, **options), images())
     assert result.chosen is not None
     assert result.chosen.after <= result.chosen.before
     assert all(sum(own) == pytest.approx(1) for own in result.shares.parts.values())
@@ -368,7 +368,7 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     paths = [str(CHECKPOINTS / f"digits-{name}.safetensors") for name in "ab"]
     report = tmp_path / "report.json"
     command = ["fuse", *paths, "--out", str(tmp_path / "child.safetensors"), "--calibration", "200"]
-    command += ["--distance", "cosine"]
+    command += ["--distance", "cosine", "--refit", "none"]
     assert main([*command, "--weights-by", "stage", "--average", "fisher", "--report", str(report)]) == 0
     out = capsys.readouterr().out
     assert "stage 2" in out
@@ -388,4 +388,4 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_the_choice_needs_images():
     model = network(0)
     with pytest.raises(RecipeError, match="weights_by stage needs calibration images"):
-        fuse([model, network(1)], Recipe(criterion="weights", weights_by="stage"), None, example=EXAMPLE)
+        fuse([model, network(1)], Recipe(refit="none", criterion="weights", weights_by="stage"), None, example=EXAMPLE)

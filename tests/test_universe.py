@@ -133,7 +133,9 @@ def test_permuted_copies_of_one_parent_are_recovered(count, setting):
 @pytest.mark.parametrize("criterion", ["activations", "weights"])
 def test_groups_inside_blocks_are_recovered(criterion):
     parents, groups = copies(4, Grouped)
-    result = fuse(parents, Recipe(universe=True, criterion=criterion, renorm="none"), images(), groups=groups)
+    result = fuse(
+        parents, Recipe(refit="none", universe=True, criterion=criterion, renorm="none"), images(), groups=groups
+    )
     close(result.child, parents[0])
 
 
@@ -142,7 +144,7 @@ def test_groups_inside_blocks_are_recovered(criterion):
 def test_any_two_parents_are_matched_through_the_universe(seed, count, criterion):
     parents = [network(seed + number) for number in range(count)]
     groups = find_groups(parents[0], EXAMPLE)
-    recipe = Recipe(universe=True, criterion=criterion, renorm="none")
+    recipe = Recipe(refit="none", universe=True, criterion=criterion, renorm="none")
     towards = [align(parents, groups, recipe.model_copy(update={"order": k}), images()) for k in range(count)]
     for k in range(count):  # towards[k][i] is P_k P_i^T
         assert orders(towards[k][k]) == {group.name: list(range(group.size)) for group in groups.free}
@@ -187,8 +189,8 @@ def test_a_reference_is_what_all_are_matched_to():
     pair = align([parents[2], parents[0]], groups, Recipe(), images())
     assert orders(found[2]) == orders(pair[0])
     assert orders(found[0]) == orders(pair[1])
-    turned = fuse([parents[2], parents[0], parents[1]], Recipe(), images(), groups=groups)
-    same = fuse(parents, Recipe(reference=2), images(), groups=groups)
+    turned = fuse([parents[2], parents[0], parents[1]], Recipe(refit="none"), images(), groups=groups)
+    same = fuse(parents, Recipe(refit="none", reference=2), images(), groups=groups)
     for key, tensor in turned.child.state_dict().items():
         torch.testing.assert_close(same.child.state_dict()[key], tensor)
 
@@ -273,7 +275,7 @@ def test_the_others_mean_counts_like_the_sum_over_them(distance):
 def test_frank_wolfes_likeness_slope_and_line_are_those_of_all_pairs(seed):
     parents = [network(seed + number) for number in range(3)]
     groups = find_groups(parents[0], EXAMPLE)
-    recipe = Recipe(criterion="weights")
+    recipe = Recipe(refit="none", criterion="weights")
     edges = [MatchingProblem(groups, (parent, parent), recipe).edges for parent in parents]
     likeness = LikenessTogether(edges, (0.5, 0.3, 0.2))
     generator = torch.Generator().manual_seed(seed)
@@ -292,7 +294,7 @@ def test_frank_wolfes_likeness_slope_and_line_are_those_of_all_pairs(seed):
 
 def test_a_parent_without_weight_is_matched_all_the_same():
     parents, groups = copies(3)
-    recipe = Recipe(universe=True, criterion="weights", renorm="none", weights=(1.0, 0.0, 0.0))
+    recipe = Recipe(refit="none", universe=True, criterion="weights", renorm="none", weights=(1.0, 0.0, 0.0))
     result = fuse(parents, recipe, None, example=EXAMPLE, groups=groups)
     close(result.at((0.2, 0.4, 0.4)), parents[0])
 
@@ -315,7 +317,7 @@ def test_parents_with_nan_are_refused():
     with torch.no_grad():
         parents[2].stem.weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(RecipeError, match=r"parent 3 holds NaN or infinite values in stem\.weight"):
-        fuse(parents, Recipe(universe=True), images(), example=EXAMPLE)
+        fuse(parents, Recipe(refit="none", universe=True), images(), example=EXAMPLE)
 
 
 @pytest.mark.parametrize("setting", [{"distance": "pearson"}, {"criterion": "weights", "solver": "frank-wolfe"}])
@@ -372,5 +374,5 @@ def test_the_judge_of_several_parents_prefers_their_matching():
 @pytest.mark.parametrize("criterion", ["activations", "mixture", "weights"])
 def test_more_parents_than_are_watched_together_are_recovered(kind, criterion):
     parents, groups = copies(MOST + 2, kind)
-    recipe = Recipe(universe=True, criterion=criterion, distance="pearson", renorm="none")
+    recipe = Recipe(refit="none", universe=True, criterion=criterion, distance="pearson", renorm="none")
     close(fuse(parents, recipe, images(), groups=groups).child, parents[0])

@@ -217,7 +217,7 @@ def test_copies_are_joined_and_strong_channels_copied():
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_child_wider_than_all_parents_keeps_their_function(kind):
     parent = lively(NETWORKS[kind](1))
-    child = fuse([parent, parent], Recipe(renorm="none"), images(), template=NETWORKS[kind](2)).child
+    child = fuse([parent, parent], Recipe(refit="none", renorm="none"), images(), template=NETWORKS[kind](2)).child
     agree(child, parent)
     assert shapes_of(child) == shapes_of(NETWORKS[kind](2))
 
@@ -232,7 +232,7 @@ def test_a_network_and_itself_with_doubled_channels_give_itself(kind, criterion,
     narrow = lively(NETWORKS[kind](1))
     wide = doubled(narrow, NETWORKS[kind](2), EXAMPLE, 0)
     agree(wide, narrow)
-    result = fuse([narrow, wide], Recipe(criterion=criterion, renorm="none", width_of=width_of), images())
+    result = fuse([narrow, wide], Recipe(refit="none", criterion=criterion, renorm="none", width_of=width_of), images())
     agree(result.child, narrow)
     assert shapes_of(result.child) == shapes_of((narrow, wide)[width_of - 1])
     assert result.widths is not None
@@ -245,7 +245,7 @@ def test_three_parents_and_a_width_that_none_has(solver):
     parents = [lively(digits(width, seed)) for seed, width in enumerate((0.5, 0.75, 0.5))]
     before = [{key: tensor.clone() for key, tensor in parent.state_dict().items()} for parent in parents]
     for template in (None, digits(0.625)):
-        recipe = Recipe(solver=solver, criterion=criterion, weights=(0.5, 0.3, 0.2), regularisation=0.2)
+        recipe = Recipe(refit="none", solver=solver, criterion=criterion, weights=(0.5, 0.3, 0.2), regularisation=0.2)
         result = fuse(parents, recipe, images(), template=template)
         assert shapes_of(result.child) == shapes_of(parents[1] if template is None else template)
         assert all(bool(torch.isfinite(tensor).all()) for tensor in result.child.state_dict().values())
@@ -302,7 +302,7 @@ def test_another_depth_is_another_architecture():
     flat = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Identity(), nn.Flatten(), nn.Linear(216, 3))
     for parents, template in (([flat, deeper], None), ([flat, flat], deeper)):
         with pytest.raises(RecipeError, match="another architecture or depth"):
-            fuse(parents, Recipe(renorm="none"), images(4), template=template)
+            fuse(parents, Recipe(refit="none", renorm="none"), images(4), template=template)
 
 
 def test_costs_that_are_no_numbers():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,7 +33,6 @@ from depfuse.evaluate import (
     evaluate_with_ensemble,
     path_alphas,
 )
-from depfuse.families import family_for
 from depfuse.fuse import FusionResult, fuse, naive_average
 from depfuse.merge import refit_head
 from depfuse.models import with_classes
@@ -60,6 +59,7 @@ from depfuse.report.plots import draw_family, draw_path, plot_kind
 from depfuse.train import EpochReport
 from depfuse.widths import shapes_of
 
+POINTS_OF_A_PLOT = 11
 REFITTED_POINTS = 5
 STEPS = {
     "groups": "finding and proving channel groups",
@@ -78,9 +78,9 @@ STEPS = {
 class Request:
     """What the user asked for: parents, data, recipe, and the files to write.
 
-    `points` is the number of networks on the path between two parents, None where none is wanted. `methods` are further
-    recipes to draw paths of; the first of them is `recipe`. `chosen` are the names of the settings that the user gave,
-    where those of the networks' family shall fill them up; `suited_to` is its name then.
+    `points` is the number of networks on the path between two parents, None where none is wanted; of one that is
+    refitted, each of which takes as long as a child, no more than `refitted_points`. `methods` are further recipes to
+    draw paths of; the first of them is `recipe`.
     """
 
     parents: Sequence[Path]
@@ -92,8 +92,7 @@ class Request:
     points: int | None
     command: list[str]
     methods: Mapping[str, Recipe] = field(default_factory=dict)
-    chosen: Collection[str] | None = None
-    suited_to: str | None = None
+    refitted_points: int = REFITTED_POINTS
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,6 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         raise RecipeError("a path needs parents of one width: leave out --plot")
     architecture, template = read_template(inputs, request.fusion.width, request.fusion.child_arch)
     calibration = _calibration(request.recipe, inputs, needs_images(request.methods))
-    request = _by_family(request, inputs, calibration)
     further = _further(request, inputs, work)
     result = fuse(
         inputs.models,
@@ -175,7 +173,8 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         )[1]
     paths, methods = None, []
     if request.points is not None:
-        ends, alphas = (parents[0], parents[1]), path_alphas(request.points)
+        points = min(request.points, request.refitted_points) if result.recipe.refits else request.points
+        ends, alphas = (parents[0], parents[1]), path_alphas(points)
         paths = _paths(fused, ends, alphas, work)
         methods = _methods(request, fused, ends, paths[0], work)
     seconds = Seconds(**result.seconds, evaluate=time.perf_counter() - started)
@@ -219,7 +218,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         ),
         shares=SharesSummary.of(result.chosen),
         family=family,
-        suited_to=request.suited_to,
+        refit_reason=result.refit_reason or None,
         polish=PolishSummary.of(result.polished),
         seconds=seconds,
         recipe=result.recipe.model_dump(mode="json"),
@@ -243,18 +242,6 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     if further is not None:
         further.done()
     return report
-
-
-def _by_family(request: Request, inputs: Inputs, calibration: Loader | None) -> Request:
-    """The request with the settings of the networks' family, where the user has chosen no method."""
-    if request.chosen is None or calibration is None:
-        return request
-    found = family_for(inputs.models[0], calibration, request.chosen)
-    if found is None:
-        return request
-    recipe = Recipe.create(**{**request.recipe.model_dump(), **found.settings})
-    points = request.points and min(request.points, REFITTED_POINTS)
-    return replace(request, recipe=recipe, points=points, suited_to=found.name)
 
 
 def _check(request: Request) -> tuple[float, ...]:
@@ -301,7 +288,7 @@ def _calibration(recipe: Recipe, inputs: Inputs, wanted: bool = False) -> Loader
     needed = (
         wanted
         or recipe.criterion != "weights"
-        or recipe.refit != "none"
+        or recipe.refits
         or recipe.weights_by != "network"
         or recipe.average == "fisher"
         or (renorm != "none" and METHODS[renorm].images)

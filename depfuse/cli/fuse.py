@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from depfuse.cli.console import Screen
-from depfuse.cli.corridor import Request, run
+from depfuse.cli.corridor import POINTS_OF_A_PLOT, Request, run
 from depfuse.cli.options import (
     Checkpoints,
     DataOptions,
@@ -18,11 +18,8 @@ from depfuse.cli.options import (
     chosen_recipe,
     spread,
 )
-from depfuse.families import family
 from depfuse.recipe import Recipe
 from depfuse.report.tables import family_table, fusion_table, shares_table, short_names
-
-POINTS_OF_A_PLOT = 11
 
 
 @spread
@@ -38,10 +35,7 @@ def fuse(
         Path, typer.Option("--out", metavar="FILE", help="Where the child is written (.safetensors).")
     ] = Path("child.safetensors"),
 ) -> None:
-    """Fuse parents, compare everything on the test images, and write what was asked for.
-
-    Where no method is chosen, the settings are those that suit the networks' family best.
-    """
+    """Fuse parents, compare everything on the test images, and write what was asked for."""
     chosen = chosen_recipe(recipe, settings)
     request = Request(
         parents,
@@ -52,7 +46,6 @@ def fuse(
         out,
         None if fusion.plot is None or chosen.goal == "best" else POINTS_OF_A_PLOT,
         context.obj,
-        chosen=settings.keys() if recipe is None else None,
     )
     screen = Screen(options.quiet)
     with screen.working() as work:
@@ -64,10 +57,8 @@ def fuse(
     if found.family:
         screen.say("")
         screen.show(family_table(found))
-    if found.suited_to is not None:
-        suited = family(found.suited_to)
-        named = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in suited.settings.items())
-        screen.say(f"\nSettings for {suited.title}: {named}; any method that you choose replaces them.")
+    if found.refit_reason is not None:
+        screen.say(f"\n{found.refit_reason[:1].upper()}{found.refit_reason[1:]}.")
     screen.say(f"\n{found.verdict}")
     if fusion.out_parent is not None and found.trained_parent is not None:
         screen.say(f"The trained parent is in {fusion.out_parent}.")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from depfuse.cli.console import Screen
-from depfuse.cli.corridor import Request, run
+from depfuse.cli.corridor import POINTS_OF_A_PLOT, REFITTED_POINTS, Request, run
 from depfuse.cli.methods import parse_methods
 from depfuse.cli.options import (
     Checkpoints,
@@ -34,8 +34,13 @@ def path(
     fusion: FusionOptions,
     recipe: RecipeOption = None,
     points: Annotated[
-        int, typer.Option("--points", help="Number of networks on the path, both parents included.")
-    ] = 11,
+        int | None,
+        typer.Option(
+            "--points",
+            help="Number of networks on the path, both parents included. Default: "
+            f"{POINTS_OF_A_PLOT}, or {REFITTED_POINTS} where each is refitted.",
+        ),
+    ] = None,
     methods: Annotated[
         str | None,
         typer.Option(
@@ -55,10 +60,23 @@ def path(
     base = chosen_recipe(recipe, settings)
     several = {} if methods is None else parse_methods(methods, base)
     first = next(iter(several.values()), base)
-    request = Request(parents, data, first, options, fusion, out, points, context.obj, several)
+    request = Request(
+        parents,
+        data,
+        first,
+        options,
+        fusion,
+        out,
+        POINTS_OF_A_PLOT if points is None else points,
+        context.obj,
+        several,
+        REFITTED_POINTS if points is None else points,
+    )
     screen = Screen(options.quiet)
     with screen.working() as work:
         found = run(request, work)
     assert isinstance(found, PathReport)
     screen.show(path_table(found))
+    if found.refit_reason is not None:
+        screen.say(f"\n{found.refit_reason[:1].upper()}{found.refit_reason[1:]}.")
     screen.say(f"\n{barrier_sentence(found)}")

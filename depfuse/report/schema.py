@@ -170,7 +170,7 @@ class FusionReport(_Part):
     Where the child was trained on, `trained_parent` is a parent trained as long, from the weights with which it agreed
     best with the ensemble.
     `family` holds all candidates of which the child is the best, where that was asked for.
-    `suited_to` is the family of networks whose settings the recipe has, where nobody chose a method.
+    `refit_reason` says what `refit auto` became and why. `suited_to` is in older reports only: a kind of networks.
     `not_converged` has one sentence for each solver that stopped at its limit, with the best result so far.
     """
 
@@ -188,6 +188,7 @@ class FusionReport(_Part):
     groups: GroupsSummary
     shares: SharesSummary | None = None
     family: list[FamilyRow] = []
+    refit_reason: str | None = None
     suited_to: str | None = None
     polish: PolishSummary | None = None
     seconds: Seconds

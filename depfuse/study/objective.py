@@ -16,7 +16,7 @@ from depfuse.align.shared_moments import SharedMoments
 from depfuse.checkpoint import state_digest
 from depfuse.data import DataSet
 from depfuse.data.loader import calibration_loader
-from depfuse.errors import DataError, LimitWarning, RecipeError
+from depfuse.errors import ArchitectureError, DataError, LimitWarning, RecipeError
 from depfuse.fuse import FusionResult, fuse
 from depfuse.groups import find_groups, prove_groups
 from depfuse.label_sets import LabelSets
@@ -132,7 +132,7 @@ class Objective:
         for size in self._images:
             try:
                 result, seconds = self._fused(recipe, size)
-            except (RecipeError, *NUMERICAL) as error:
+            except (ArchitectureError, RecipeError, *NUMERICAL) as error:
                 raise _given_up(trial, recipe, str(error)) from None
             quality = self.quality(result.child)
             if not math.isfinite(quality):
