@@ -37,6 +37,7 @@ from depfuse.teaching import mean_probabilities
 HELD_OUT = 0.25
 VIEWS = 4
 FARTHER = 2
+MIXED_AT_ONCE = 250  # images that are mixed with each other
 LEAST_IMAGES = 8
 # Candidates are compared on so many images; the best merged one is made again of all.
 COMPARED_IMAGES = 500
@@ -271,6 +272,7 @@ class Judge:
         seed = family.recipe.seed
         near = Augmentation.suited_to(images.image_shape)
         far = replace(near, translate=FARTHER * near.translate)
+        images = images.in_batches(MIXED_AT_ONCE)
         generator = torch.Generator().manual_seed(seed)
         self._wanted = self._probabilities([inputs for inputs, _ in images])
         self._views = [inputs for view in range(VIEWS) for inputs, _ in images.augmented(far, seed + view)]

@@ -32,6 +32,7 @@ from depfuse.merge import Polished, Shares, Together, average, fisher_informatio
 from depfuse.recipe import Recipe
 from depfuse.renorm import Merged, chosen_method, has_batch_norm, renormalise
 from depfuse.resolve import resolve_refit
+from depfuse.soundness import check_variances
 from depfuse.teachers import for_statistics, prepared
 from depfuse.widths import Brought, Widths, shapes_of, widest
 
@@ -492,6 +493,8 @@ def label_sets(
 def check_parents(models: Sequence[nn.Module], labels: LabelSets | None = None) -> None:
     """Raise `RecipeError` unless there are two parents or more with finite tensors of equal names and ranks.
 
+    Nor may a variance be negative.
+
     Where the parents have different labels, the shapes may differ by their numbers only.
     """
     if len(models) < 2:
@@ -513,6 +516,7 @@ def check_parents(models: Sequence[nn.Module], labels: LabelSets | None = None) 
                 )
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise RecipeError(f"parent {number} holds NaN or infinite values in {key}: it cannot be fused")
+        check_variances(state, number)
 
 
 def _differs_by_labels(tensor: Tensor, first: Tensor, number: int, labels: LabelSets | None) -> bool:

@@ -205,7 +205,11 @@ class Recipe(BaseModel):
     calibration: int = Field(
         default=2000, ge=0, description="number of calibration images, drawn from the training set"
     )
-    batch_size: int = Field(default=250, ge=1, description="images per calibration batch")
+    batch_size: int = Field(
+        default=250,
+        ge=1,
+        description="images per calibration batch, for speed and memory: the child does not depend on it",
+    )
     seed: int = Field(default=0, ge=0, description="seed of every random choice")
 
     @field_validator("weights")

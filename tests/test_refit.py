@@ -35,7 +35,7 @@ from depfuse.merge.refit.units import find_units
 from depfuse.merge.refit.walk import Walk
 from depfuse.merge.shares import Shares
 from depfuse.models import build_network, with_classes
-from depfuse.renorm import reset_batch_norm
+from depfuse.renorm import reset_batch_norm, settle_batch_norm
 from depfuse.teaching import TEMPERATURE, divergence, drawn, slope
 
 
@@ -292,8 +292,7 @@ def test_refitting_comes_closer_to_the_ensemble_with_true_statistics(name):
     assert error(child) < 0.5 * error(plain)
     assert child.state_dict().keys() == models[0].state_dict().keys()
     before = copy.deepcopy(child.state_dict())
-    whole = Loader(Split(loader.images, loader.labels), loader.preprocessing, batch_size=200)
-    reset_batch_norm(child, whole)
+    settle_batch_norm(child, loader)
     for key, tensor in child.state_dict().items():
         if "running" in key:
             torch.testing.assert_close(tensor, before[key], rtol=1e-3, atol=1e-3)
@@ -312,7 +311,7 @@ def test_a_second_pass_comes_closer_still_and_keeps_true_statistics():
         errors.append(float((output - output.mean(1, keepdim=True) - centred).square().mean()))
     assert errors[1] < 0.9 * errors[0]
     before = copy.deepcopy(child.state_dict())
-    reset_batch_norm(child, Loader(Split(loader.images, loader.labels), loader.preprocessing, batch_size=600))
+    settle_batch_norm(child, loader)
     for key, tensor in child.state_dict().items():
         if "running" in key:
             torch.testing.assert_close(tensor, before[key], rtol=1e-3, atol=1e-3)

@@ -116,16 +116,31 @@ class Loader:
         # As many batches out of equal ones, cut into as many, are the same batches again.
         return self._over(images, self.labels[first:last].clone())
 
+    def in_batches(self, size: int) -> Loader:
+        """The same images in the same order, changed as was drawn for each, in batches of at most `size`.
+
+        For what a batch is part of: where it has statistics of its own, or its images are mixed with each other. What
+        is found then does not depend on how the images were given.
+        """
+        return self._over(self.images, self.labels, self.augment, self.seed, size)
+
     def augmented(self, augment: Augmentation, seed: int = 0) -> Loader:
         """The same images in the same order, each changed as was drawn for it once: every pass sees the same."""
         return self._over(self.images, self.labels, augment, seed)
 
-    def _over(self, images: Tensor, labels: Tensor, augment: Augmentation | None = None, seed: int = 0) -> Loader:
+    def _over(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        augment: Augmentation | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+    ) -> Loader:
         """The same loader over other images, in a fixed order."""
         return Loader(
             Split(images, labels),
             self.preprocessing,
-            batch_size=self.batch_size,
+            batch_size=batch_size or self.batch_size,
             device=self.device,
             augment=augment,
             seed=seed,

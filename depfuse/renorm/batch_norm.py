@@ -16,6 +16,8 @@ from depfuse.restating import restate
 from depfuse.running import Hook, choose_layout, evaluating, hooked
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
+# Images that are normalised by each other. Fewer have statistics that are far from those of all.
+AT_ONCE = 250
 Statistics = dict[str, list[Tensor]]  # name of a layer -> count, two sums (C,), float64
 
 
@@ -33,24 +35,24 @@ def has_batch_norm(model: nn.Module) -> bool:
 
 
 def reset_batch_norm(model: nn.Module, loader: Loader, kept: Collection[str] = ()) -> None:
-    """Set every BatchNorm's running mean and variance to their cumulative mean over all batches of the loader.
+    """Set every BatchNorm's running mean and variance to their cumulative mean over batches of all images.
 
     One forward pass with batch statistics in the BatchNorm layers only (dropout stays off), without momentum, in
-    batches as the loader gives them (Jordan et al. 2023, section 3: "reset"). Parameters and modes stay as
-    they were, and so do the statistics of layers that the pass does not reach (auxiliary heads) and of those named by
-    `kept`, which give what they gave before.
+    batches of `AT_ONCE` images whatever the loader's are (Jordan et al. 2023, section 3: "reset"). Parameters and modes
+    stay as they were, and so do the statistics of layers that the pass does not reach (auxiliary heads) and of those
+    named by `kept`, which give what they gave before.
 
     Raises
     ------
     DataError
-        A batch has a single image: it has no variance.
+        There is a single image: it has no variance.
     """
     layers = _tracked(model, kept)
     if not layers:
         return
     if loader.count < 2:
         raise DataError(f"{loader.count} calibration image has no variance: BatchNorm reset needs at least 2")
-    statistics = summed(_sums_over_batches, loader, model, list(layers))
+    statistics = summed(_sums_over_batches, loader.in_batches(AT_ONCE), model, list(layers))
     for name, layer in layers.items():
         count, mean, variance = statistics[name]
         if count == 0:  # an auxiliary head, which evaluation does not run

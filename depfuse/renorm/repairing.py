@@ -22,7 +22,7 @@ from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.merge.shares import Shares
 from depfuse.processes import summed
-from depfuse.renorm.batch_norm import BATCH_NORM
+from depfuse.renorm.batch_norm import AT_ONCE, BATCH_NORM
 from depfuse.renorm.layers import factors, find_layers, in_order
 from depfuse.restating import restate
 from depfuse.running import Hook, evaluating, hooked
@@ -64,6 +64,7 @@ def repair(
     method = "repair" if shift else "rescale"
     if loader.count < 2:
         raise RecipeError(f"renorm {method} needs at least 2 calibration images, not {loader.count}")
+    loader = loader.in_batches(AT_ONCE)
     layers = find_layers(child, next(iter(loader))[0][:2], f"renorm {method}")
     names = [own.name for own in layers if own.times == 1 and own.norm is None and not own.gives_outputs]
     goals = {name: (torch.zeros(()), torch.zeros(())) for name in names}

@@ -84,8 +84,7 @@ def _moved(tensor: Tensor, part: Part, plan: Tensor) -> Tensor:
 def _batches(problem: MatchingProblem) -> Iterator[Tensor]:
     assert problem.calibration is not None
     while True:
-        for images, _ in problem.calibration:
-            yield from (batch for batch in torch.split(images, BATCH) if len(batch) > 1)
+        yield from (images for images, _ in problem.calibration.in_batches(BATCH))
 
 
 def solve(problem: MatchingProblem) -> list[Couplings]:

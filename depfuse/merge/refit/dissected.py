@@ -88,9 +88,10 @@ def _statistics(unit: Unit, walk: Walk) -> tuple[Tensor, Tensor]:
 
 
 def _in_small_batches(loader: Loader) -> Loader:
+    """Batches of a size that the images alone decide: a program takes no other, and steps are made of them."""
     split = Split(loader.images, loader.labels)
     _, height, width = loader.image_shape
-    size = min(AT_ONCE, loader.batch_size, max(50, PIXELS_AT_ONCE // (height * width)))
+    size = min(AT_ONCE, max(50, PIXELS_AT_ONCE // (height * width)))
     return Loader(split, loader.preprocessing, batch_size=size, device=loader.device, channels_last=True)
 
 
