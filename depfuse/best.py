@@ -28,10 +28,11 @@ from depfuse.groups import ChannelGroups
 from depfuse.groups.parts import parts_by_stage
 from depfuse.joint_head import head_of
 from depfuse.label_sets import LabelSets
+from depfuse.layout import choose_layout
 from depfuse.merge import Polished, Shares, Together, polish, refit_head
 from depfuse.recipe import Recipe
 from depfuse.renorm import settle_batch_norm
-from depfuse.running import choose_layout, evaluating
+from depfuse.running import evaluating
 from depfuse.teaching import mean_probabilities
 
 HELD_OUT = 0.25

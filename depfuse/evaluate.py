@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from depfuse.errors import DataError, RecipeError
 from depfuse.label_sets import LabelSets
-from depfuse.running import choose_layout, evaluating
+from depfuse.layout import choose_layout
+from depfuse.running import evaluating
 
 BINS = 15
 

@@ -1,4 +1,4 @@
-"""Running networks on images: modes, memory layout, and what goes wrong."""
+"""Running networks: modes, hooks, and what goes wrong."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from depfuse.errors import DataError
 
 Hook = Callable[[nn.Module, Any, Tensor], Tensor | None]
 
@@ -77,31 +75,3 @@ def modules_in_order(model: nn.Module, run: Callable[[], object]) -> list[str]:
         for handle in handles:
             handle.remove()
     return list(order)
-
-
-def choose_layout(model: nn.Module, image: Tensor) -> tuple[torch.memory_format, Any]:
-    """Try a network on one image (1, C, H, W); the memory format its inputs should have, and its output.
-
-    On a CPU, channels last is 15 to 25 % faster for convolutions in float32. A network that flattens
-    with `view` cannot take it, so the plain format is tried after it.
-
-    Raises
-    ------
-    DataError
-        The image does not fit the network.
-    """
-    convolutional = image.device.type == "cpu" and image.dim() == 4
-    layouts = ([torch.channels_last] if convolutional else []) + [torch.contiguous_format]
-    failure: Exception | None = None
-    for layout in layouts:
-        try:
-            return layout, model(image.contiguous(memory_format=layout))
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-            failure = error
-    reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
-    raise DataError(
-        f"images of shape {tuple(image.shape[1:])} do not fit the network ({reason}):"
-        " check the data set, its size and its channels"
-    ) from failure

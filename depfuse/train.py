@@ -24,9 +24,10 @@ from depfuse.data import Augmentation, DataSet, Loader
 from depfuse.data.loader import epoch_seed
 from depfuse.errors import CheckpointError, RecipeError
 from depfuse.evaluate import evaluate
+from depfuse.layout import differentiable, takes_channels_last
 from depfuse.models import check_input
 from depfuse.processes import Team, together
-from depfuse.running import bfloat16_pays
+from depfuse.running import bfloat16_pays, evaluating
 from depfuse.teaching import divergence
 
 Schedule = Literal["linear", "cosine"]
@@ -59,7 +60,7 @@ class TrainRecipe(BaseModel):
     translate: int = Field(0, ge=0, description="shift images by up to this many pixels")
     cutout: int = Field(0, ge=0, description="side in pixels of a square that is blacked out")
     precision: Precision = Field("auto", description="bfloat16 autocast; auto: where it is faster")
-    channels_last: bool = Field(True, description="memory layout of images and weights")
+    channels_last: bool = Field(True, description="memory layout of images and weights, where the network can take it")
     compile: bool | None = Field(None, description="torch.compile; None: on CUDA where training is long enough")
     seed: int = Field(0, ge=0, description="of the order of the images and their augmentation")
 
@@ -315,8 +316,6 @@ class _Descent:
         steps: int,
     ) -> None:
         self.model, self.recipe, self.teacher, self.device, self.fast = model, recipe, teacher, device, fast
-        if recipe.channels_last:
-            model.to(memory_format=torch.channels_last)
         weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
         others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
         self.optimizer = torch.optim.SGD(
@@ -343,7 +342,7 @@ class _Descent:
     def step(self, images: Tensor, labels: Tensor, rate: float) -> tuple[Tensor, Tensor]:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
+        with differentiable(self.device), torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
             wanted = labels if self.teacher is None else self.teacher(images)
             outputs = self.forward(images)
         outputs = outputs.float()
@@ -382,11 +381,10 @@ class _SharedDescent(_Descent):
         *,
         team: Team,
         batch: int,
-        fast: bool,
-        steps: int,
+        **own: Any,
     ) -> None:
         self.team, self.batch = team, batch
-        super().__init__(model, recipe, device, teacher=None, fast=fast, steps=steps)
+        super().__init__(model, recipe, device, teacher=None, **own)
 
     def _running(self) -> nn.Module:
         with warnings.catch_warnings():
@@ -435,7 +433,6 @@ class _Run:
             augment=recipe.augmentation,
             seed=recipe.seed,
             drop_last=True,
-            channels_last=recipe.channels_last,
         )
         self.identity = {
             "recipe": recipe.model_dump(mode="json"),
@@ -443,15 +440,18 @@ class _Run:
             "start": state_digest(model.state_dict()) if start is None else start,
             "teacher": None if teacher is None else teacher.digest,
         }
+        if recipe.channels_last:
+            self.loader.channels_last = _in_channels_last(model, data.example(2, device), weights=learner is None)
         if learner is None:
             fast = _use_bfloat16(recipe.precision, device, data.image_shape)
             steps = recipe.epochs * len(self.loader)
+            own: dict[str, Any] = {"fast": fast, "steps": steps}
             if team is None:
-                learner = _Descent(model, recipe, device, teacher=teacher, fast=fast, steps=steps)
+                learner = _Descent(model, recipe, device, teacher=teacher, **own)
             else:
                 self.loader.part = team.rank, team.size
                 batch = min(recipe.batch_size, self.loader.count)
-                learner = _SharedDescent(model, recipe, device, team=team, batch=batch, fast=fast, steps=steps)
+                learner = _SharedDescent(model, recipe, device, team=team, batch=batch, **own)
         self.learner = learner
 
     @property
@@ -542,6 +542,17 @@ class _Run:
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+
+def _in_channels_last(model: nn.Module, images: Tensor, *, weights: bool) -> bool:
+    """Give a network weights in channels-last layout, where it runs in that; whether it does."""
+    if weights:
+        model.to(memory_format=torch.channels_last)
+    with evaluating(model):
+        possible = takes_channels_last(model, images)
+    if not possible:
+        model.to(memory_format=torch.contiguous_format)
+    return possible
 
 
 def _use_bfloat16(precision: Precision, device: torch.device, image_shape: tuple[int, int, int]) -> bool:

@@ -30,9 +30,9 @@ from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.device import resolve_device
 from depfuse.evaluate import evaluate
+from depfuse.layout import choose_layout
 from depfuse.models import build_network
 from depfuse.renorm import renormalise
-from depfuse.running import choose_layout
 
 MOST_SECONDS, MOST_TIMES = 8.0, 1.3
 WARMING = 500  # images

@@ -53,10 +53,10 @@ from depfuse.align.solvers import load_solver
 from depfuse.align.transport import assigned
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.errors import RecipeError
+from depfuse.layout import choose_layout
 from depfuse.merge import average
 from depfuse.models import build_network
 from depfuse.renorm import renormalise
-from depfuse.running import choose_layout
 
 KEYS = ("network", "parents", "images", "side", "seed")
 STEPS = ("groups", "forward", "matching", "assignment", "merge", "renorm")

@@ -21,8 +21,9 @@ from depfuse.errors import DataError
 from depfuse.groups import ChannelGroups, Tap
 from depfuse.groups.channel_group import Position
 from depfuse.groups.nesting import Orbit, find_orbits, without
+from depfuse.layout import choose_layout
 from depfuse.processes import summed
-from depfuse.running import choose_layout, evaluating
+from depfuse.running import evaluating
 
 TapChoice = Literal["after", "before", "both"]
 # Images per forward pass on the CPU. The tapped tensors of a pass are held together: in small parts they stay in the

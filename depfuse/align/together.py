@@ -20,8 +20,9 @@ from depfuse.align.nested import Placement
 from depfuse.data.loader import Loader
 from depfuse.errors import DataError
 from depfuse.groups import ChannelGroups
+from depfuse.layout import choose_layout
 from depfuse.processes import summed
-from depfuse.running import choose_layout, evaluating
+from depfuse.running import evaluating
 
 MOST = 6  # parents whose moments among one another are kept at a time
 # Distance -> (share, whether means are taken off, exponent of the channel's size) of the features whose products are

@@ -8,6 +8,7 @@ from torch.func import functional_call, vjp, vmap
 
 from depfuse.data.loader import Loader
 from depfuse.errors import ArchitectureError
+from depfuse.layout import differentiable
 from depfuse.running import evaluating
 
 IMAGES = 500
@@ -66,7 +67,7 @@ def fisher_information(
 
     used = loader.first(images)
     total = {key: torch.zeros_like(tensor, dtype=torch.float64) for key, tensor in parameters.items()}
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), evaluating(model), differentiable(loader.device):
         classes = model(next(iter(used))[0][:1]).shape[1]
         rows = classes if draws is None else draws
         size = sum(tensor.numel() for tensor in parameters.values())

@@ -14,18 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from depfuse.data.augment import Augmentation, mix
 from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError
 from depfuse.groups.depgraph import unwrap
 from depfuse.groups.stages import stages_of
-from depfuse.running import choose_layout, evaluating
+from depfuse.layout import choose_layout, differentiable
+from depfuse.running import evaluating
 from depfuse.teaching import curved, drawn, slope
 
 VIEWS = 1000
@@ -107,9 +110,18 @@ def polish(
     """
     if calibration.count < 2:
         raise RecipeError(f"polish needs calibration images, not {calibration.count}: give at least 100, better 2000")
-    with torch.no_grad(), evaluating(model), sdpa_kernel(SDPBackend.MATH):  # others have no forward derivative
+    with torch.no_grad(), evaluating(model), _PlainAttention(), differentiable(calibration.device):
         work = _Polish(unwrap(model), teacher, calibration, augment, views, seed)
         return work.run(iterations)
+
+
+class _PlainAttention(TorchFunctionMode):
+    """Compute attention by matrix products, in this thread: what is faster has no forward derivative."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return torch._scaled_dot_product_attention_math(*args, **(kwargs or {}))[0]
+        return func(*args, **(kwargs or {}))
 
 
 class _Polish:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from depfuse.data.loader import Loader
 from depfuse.errors import DataError
+from depfuse.layout import choose_layout
 from depfuse.processes import summed
 from depfuse.restating import restate
-from depfuse.running import Hook, choose_layout, evaluating, hooked
+from depfuse.running import Hook, evaluating, hooked
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 # Images that are normalised by each other. Fewer have statistics that are far from those of all.

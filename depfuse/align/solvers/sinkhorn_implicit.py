@@ -18,6 +18,7 @@ from depfuse.align.solvers.rounding import assign, warn_of_limit
 from depfuse.align.solvers.start import start_of
 from depfuse.align.transport import checked
 from depfuse.groups.nesting import Orbit, Part
+from depfuse.layout import differentiable
 from depfuse.running import evaluating
 
 State = dict[str, Tensor]
@@ -162,7 +163,8 @@ class _Path:
         }
         with torch.no_grad(), evaluating(*self.networks):
             wanted = sum((network(images).softmax(1) for network in self.networks), torch.zeros(())) / 2
-        logits = functional_call(self.between, state, (images,))
+        with differentiable(self.device):
+            logits = functional_call(self.between, state, (images,))
         loss: Tensor = -(wanted * logits.log_softmax(1)).sum(1).mean()
         checked(loss.detach())
         return loss

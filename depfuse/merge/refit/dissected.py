@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from depfuse.data.loader import Loader
 from depfuse.data.tensors import Split
 from depfuse.groups.depgraph import unwrap
+from depfuse.layout import takes_channels_last
 from depfuse.merge.refit.graph import Program
 from depfuse.merge.refit.units import Unit, find_units
 from depfuse.merge.refit.walk import Walk
@@ -33,7 +34,7 @@ class Dissected:
     state
         Its tensors, which are those of the network.
     loader
-        The images in batches of `size`, in channels-last layout.
+        The images in batches of `size`, in channels-last layout where the network can take it.
     """
 
     program: Program
@@ -51,9 +52,10 @@ class Dissected:
         ArchitectureError
             That cannot be done, see `Program`.
         """
-        loader = _in_small_batches(images)
-        size = loader.count // len(loader)
         network = unwrap(network)
+        last = takes_channels_last(network, images.preprocessing.apply(images.images[:1]))
+        loader = _in_small_batches(images, channels_last=last)
+        size = loader.count // len(loader)
         program = Program(network, next(iter(loader))[0][:size])
         return cls(program, find_units(program, _shared(network)), dict(network.state_dict()), loader, size)
 
@@ -87,12 +89,12 @@ def _statistics(unit: Unit, walk: Walk) -> tuple[Tensor, Tensor]:
     return mean, (square / count - mean * mean).clamp_min(0.0) * (count / max(1, count - 1))
 
 
-def _in_small_batches(loader: Loader) -> Loader:
+def _in_small_batches(loader: Loader, *, channels_last: bool) -> Loader:
     """Batches of a size that the images alone decide: a program takes no other, and steps are made of them."""
     split = Split(loader.images, loader.labels)
     _, height, width = loader.image_shape
     size = min(AT_ONCE, max(50, PIXELS_AT_ONCE // (height * width)))
-    return Loader(split, loader.preprocessing, batch_size=size, device=loader.device, channels_last=True)
+    return Loader(split, loader.preprocessing, batch_size=size, device=loader.device, channels_last=channels_last)
 
 
 def _shared(network: nn.Module) -> set[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from depfuse.layout import differentiable
 from depfuse.merge.refit.folded import Folded, weight_and_shift
 from depfuse.merge.refit.rows import Window
 from depfuse.merge.refit.streams import Streams
@@ -80,8 +81,8 @@ class NaturalGradient:
         self.temperature = TEMPERATURE
         self._damping, self._trust = DAMPING, TRUST
         self._first: float | None = None
-        device = next(iter(state.values())).device
-        self._quick = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_pays(device))
+        self._device = next(iter(state.values())).device
+        self._quick = torch.autocast(self._device.type, torch.bfloat16, enabled=bfloat16_pays(self._device))
 
     def begin(self, loss: float) -> None:
         """What steps and streams are measured by: the loss per image before the first step."""
@@ -196,7 +197,7 @@ class NaturalGradient:
         """Of the mean over images, with a share of the streams; their divergence, and how many are named alike."""
         total = {key: torch.zeros_like(tensor) for key, tensor in self.maps.items()}
         losses, alike = [], []
-        with torch.enable_grad(), self._quick:
+        with torch.enable_grad(), self._quick, differentiable(self._device):
             for images, logits, wanted in batches:
                 leaves = {key: tensor.clone().requires_grad_(True) for key, tensor in self.maps.items()}
                 output, values = self.folded.run(leaves, self.state, images, self.streams.nodes)
@@ -236,7 +237,7 @@ class NaturalGradient:
         units = self.folded.units
         nodes = [*(unit.end for unit in units), *(unit.input for unit in units)]
         for images, *_ in batches:
-            with torch.enable_grad(), self._quick:
+            with torch.enable_grad(), self._quick, differentiable(self._device):
                 leaves = {key: tensor.clone().requires_grad_(True) for key, tensor in self.maps.items()}
                 output, values = self.folded.run(leaves, self.state, images, nodes)
                 probe = drawn(output.detach().float(), self.generator, self.temperature)

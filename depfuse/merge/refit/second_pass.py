@@ -66,7 +66,8 @@ class SecondPass:
         """Images by number, in batches of the program's size."""
         parts = numbers.tensor_split(max(1, len(numbers) // self._size))
         generator = self._learner.generator
-        images = [self._loader.prepared(part, augment, generator, channels_last=True) for part in parts]
+        last = self._loader.channels_last
+        images = [self._loader.prepared(part, augment, generator, channels_last=last) for part in parts]
         return [mix(own, generator) for own in images] if self._mixed else images
 
     def _draw(self, count: int) -> list[Taught]:

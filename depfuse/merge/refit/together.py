@@ -85,7 +85,8 @@ class Together:
         dissected = self.dissected
         learner, size = self._learner(), dissected.size
         parts = [torch.arange(first, first + size) for first in range(0, compared.count - size + 1, size)]
-        images = [compared.prepared(part, None, learner.generator, channels_last=True) for part in parts]
+        last = dissected.loader.channels_last
+        images = [compared.prepared(part, None, learner.generator, channels_last=last) for part in parts]
         return NaturalGradientTraining(learner, size, images, dissected.renew_statistics, patient=patient)
 
     def _learner(self) -> NaturalGradient:
