@@ -2,7 +2,17 @@
 
 import sys
 
-from depfuse.cli import main
+
+def main() -> int:
+    """Run the command line; an interruption ends it in one sentence, while it imports what it needs as well."""
+    try:
+        from depfuse.cli import main as run
+
+        return run()
+    except KeyboardInterrupt:
+        print("depfuse: interrupted", file=sys.stderr)
+        return 130
+
 
 if __name__ == "__main__":
     sys.exit(main())

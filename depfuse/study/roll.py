@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import uuid
 from pathlib import Path
 
-_WAYS = fcntl.LOCK_EX | fcntl.LOCK_NB
+from filelock import FileLock, Timeout
 
 
 class Roll:
@@ -23,27 +22,28 @@ class Roll:
     def __init__(self, folder: Path) -> None:
         self.name = uuid.uuid4().hex
         self._folder = folder
-        self._file = self._path(self.name).open("w")
-        fcntl.flock(self._file, _WAYS)
+        self._lock = FileLock(self._path(self.name), timeout=0)
+        self._lock.acquire()
 
     def alive(self, name: str) -> bool:
         """Whether a worker still runs."""
         if name == self.name:
             return True
-        try:
-            with self._path(name).open("r+") as file:
-                fcntl.flock(file, _WAYS)
-        except BlockingIOError:
-            return True
-        except FileNotFoundError:
+        path = self._path(name)
+        if not path.exists():
             return False
-        self._path(name).unlink(missing_ok=True)
+        try:
+            with FileLock(path, timeout=0):
+                pass
+        except Timeout:
+            return True
+        path.unlink(missing_ok=True)
         return False
 
     def close(self) -> None:
         """Strike the worker off."""
+        self._lock.release()
         self._path(self.name).unlink(missing_ok=True)
-        self._file.close()
 
     def _path(self, name: str) -> Path:
         return self._folder / f".worker-{name}"

@@ -23,7 +23,7 @@ from optuna.storages import (
     RetryHeartbeatStaleTrialCallback,
     fail_stale_trials,
 )
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
 
@@ -92,7 +92,8 @@ class FileStorage(Storage):
         self.shown = str(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.optuna = JournalStorage(JournalFileBackend(str(path)))
+            # Not by a symbolic link, which is Optuna's default and on Windows a privilege.
+            self.optuna = JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
             self._roll = Roll(path.parent)
         except OSError as error:
             raise StudyError(f"study {path} cannot be used: {error.strerror or error}") from None

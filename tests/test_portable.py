@@ -1,0 +1,72 @@
+"""Nothing of depfuse needs a POSIX system."""
+
+from __future__ import annotations
+
+import ast
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import depfuse
+from depfuse.study.roll import Roll
+
+POSIX_ONLY = (
+    "crypt", "fcntl", "grp", "nis", "ossaudiodev", "pty", "pwd", "readline", "resource", "spwd", "syslog", "termios",
+    "tty",
+)  # fmt: skip
+POSIX_ONLY_ATTRIBUTES = {
+    "os.chown", "os.fork", "os.forkpty", "os.getuid", "os.geteuid", "os.getgid", "os.getpgid", "os.killpg", "os.mkfifo",
+    "os.setsid", "os.sched_getaffinity", "os.statvfs", "os.sysconf", "os.uname", "os.O_NONBLOCK", "os.O_DIRECTORY",
+    "signal.SIGALRM", "signal.SIGHUP", "signal.SIGKILL", "signal.SIGUSR1", "signal.SIGUSR2", "signal.alarm",
+    "signal.setitimer", "signal.pause",
+}  # fmt: skip
+MODULES = [m.name for m in pkgutil.walk_packages(depfuse.__path__, "depfuse.") if m.name != "depfuse.__main__"]
+
+
+def test_every_module_is_imported_where_posix_only_ones_are_missing() -> None:
+    assert "depfuse.study.roll" in MODULES
+    program = (
+        "import importlib, sys\n"
+        f"for name in {POSIX_ONLY}: sys.modules[name] = None\n"
+        f"for name in {MODULES}: importlib.import_module(name)\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_is_called_that_only_posix_has() -> None:
+    found = [
+        f"{file.name}:{node.lineno}: {node.value.id}.{node.attr}"
+        for file in Path(depfuse.__path__[0]).rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and f"{node.value.id}.{node.attr}" in POSIX_ONLY_ATTRIBUTES
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_worker_is_alive_as_long_as_its_process(tmp_path: Path, killed: bool) -> None:
+    own = Roll(tmp_path)
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom depfuse.study.roll import Roll\n"
+        "roll = Roll(Path(sys.argv[1]))\nprint(roll.name, flush=True)\nsys.stdin.read()\nroll.close()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as worker:
+        assert worker.stdout is not None
+        name = worker.stdout.readline().strip()
+        assert own.alive(own.name)
+        assert own.alive(name)
+        if killed:
+            worker.kill()
+        worker.communicate()
+    assert not own.alive(name)
+    assert not own.alive("a worker that never was")
+    own.close()
+    assert list(tmp_path.iterdir()) == []
