@@ -328,6 +328,8 @@ class _Descent:
             nesterov=recipe.momentum > 0,
         )
         compiled = recipe.compile
+        if compiled and device.type == "cpu":  # the compiler chooses layouts itself, also those of `depfuse.layout`
+            raise RecipeError("compile is for CUDA: leave it out on a CPU")
         if compiled is None:
             compiled = device.type == "cuda" and steps >= _STEPS_THAT_PAY_FOR_COMPILING
         running = self._running()

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depfuse.data import DataSet
+from depfuse.errors import RecipeError
 from depfuse.layout import choose_layout, differentiable, takes_channels_last
 from depfuse.train import TrainRecipe, train
 
@@ -91,6 +92,11 @@ def test_a_network_that_views_gets_plain_images(digits: DataSet) -> None:
     assert not takes_channels_last(Viewing(3).eval(), images)
     scores = train(Viewing(), digits, TrainRecipe.create(epochs=1))
     assert scores["accuracy"] > 0.5
+
+
+def test_what_is_compiled_chooses_its_layouts_itself(digits: DataSet) -> None:
+    with pytest.raises(RecipeError, match="compile is for CUDA"):
+        train(Viewing(), digits, TrainRecipe.create(epochs=1, compile=True))
 
 
 SMALLEST = """
