@@ -74,6 +74,22 @@ class Matching:
     taps: list[MatchedTap]
 
 
+def moved_channels(couplings: Sequence[Couplings], kept: int) -> tuple[int, int] | None:
+    """How many channels of the parents other than `kept` the couplings put elsewhere, and how many there are.
+
+    None where a coupling maps channels linearly or to another number of them, so that none keeps its place.
+    """
+    moved = channels = 0
+    for number, parent in enumerate(couplings):
+        for coupling in parent.values() if number != kept else ():
+            if coupling.maps is not None or coupling.sizes[0] != coupling.sizes[1]:
+                return None
+            source = coupling.permutation if coupling.permutation is not None else coupling.matrix.argmax(1)
+            moved += int((source.cpu() != torch.arange(len(source))).sum())
+            channels += len(source)
+    return moved, channels
+
+
 def describe_matching(
     models: Sequence[nn.Module],
     groups: ChannelGroups,

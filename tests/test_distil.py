@@ -25,8 +25,7 @@ from depfuse.merge.refit import natural_gradient, training
 from depfuse.merge.refit.guard import Guard
 from depfuse.merge.refit.natural_gradient import TRUST, NaturalGradient
 from depfuse.models import build_network
-from depfuse.report import FusionReport, NetworkScores, ScoreValues
-from depfuse.report.verdict import verdict
+from depfuse.report import FusionReport
 from depfuse.teaching import TEMPERATURE, ensemble_logits
 from depfuse.train import EpochReport, TrainRecipe, fit
 
@@ -271,18 +270,6 @@ def test_a_trained_parent_of_other_labels_is_kept_with_the_joint_head(tmp_path, 
     found = FusionReport.model_validate_json(report.read_text()).trained_parent
     scores = evaluate(load_network(trained), Loader(data.test, data.preprocessing, batch_size=500))
     assert scores.accuracy == found.accuracy
-
-
-def test_a_trained_parent_that_is_best_is_kept():
-    def scores(accuracy):
-        return ScoreValues(accuracy=accuracy, loss=1.0, calibration_error=0.0)
-
-    parents = [NetworkScores(path=f"{n}.pt", **scores(0.5 + n / 10).model_dump()) for n in (0, 1)]
-    trained = NetworkScores(path="1.pt", **scores(0.8).model_dump())
-    naive = [scores(0.1)] * 2
-    kept = verdict(parents, scores(0.9), naive, scores(0.7), [], trained)
-    assert "a parent trained as long (1.pt, 80.00 %): keep the trained parent" in kept
-    assert "trained" not in verdict(parents, scores(0.9), naive, scores(0.85), [], trained)
 
 
 def test_a_state_belongs_to_what_a_network_comes_from_not_to_its_last_bits(parents, data, tmp_path):

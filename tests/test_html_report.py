@@ -23,7 +23,7 @@ from digits_parents import digits_files
 from test_report import fusion_report, network, path_report, scores
 
 from depfuse.cli import main
-from depfuse.report import ReportError, ScoreValues, kept, verdict
+from depfuse.report import ReportError, ScoreValues
 from depfuse.report.page import Run, Runs, build_page, find_runs
 from depfuse.report.page.best import best_sentences
 from depfuse.report.page.scores import changed_settings, settings_text
@@ -276,19 +276,6 @@ def test_reports_at_their_limits() -> None:
     page = Page(build_page(Runs(Path("runs"), (Run("a", report), Run("b", path)), ())))
     assert "not finite" in page.words
     assert "nothing finite to draw" in page.words
-
-
-def test_advice_is_read_back_from_every_kind_of_verdict() -> None:
-    values = [ScoreValues.of(scores(accuracy)) for accuracy in (0.5, 0.7, 0.8, 0.9, 0.95)]
-    parents = [network(0.6, "a: b.pt"), network(0.7, "c.pt")]
-    rest = {"parents": parents, "naive": [values[0]]}
-    assert kept(verdict(**rest, ensemble=values[2], child=values[3])) == "child"
-    assert kept(verdict(**rest, ensemble=values[3], child=values[2])) == "ensemble"
-    assert kept(verdict(**rest, ensemble=values[0], child=values[0])) == "parent"
-    assert kept(verdict(**rest, ensemble=values[3], child=values[0])) == "parent"
-    assert kept(verdict(**rest, ensemble=values[4], child=values[0], heads=[values[3], values[0]])) == "refitted parent"
-    assert kept(verdict(**rest, ensemble=values[4], child=values[2], trained_parent=network(0.9))) == "trained parent"
-    assert kept("Another version's words.") is None
 
 
 def test_the_line_at_the_top(runs: Callable[..., Path]) -> None:

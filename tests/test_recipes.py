@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from digits_parents import digits_files
 
 from depfuse.checkpoint import read_checkpoint
@@ -24,7 +25,7 @@ PARENTS = digits_files("a", "b")
 FEW = ["--data", "digits", "--calibration", "200", "--quiet"]
 ASKED_FOR = {
     "ot-fusion", "depgraph-ot-activations", "depgraph-ot-weights", "graph-matching", "git-re-basin", "repair", "zip-it",
-    "c2m3", "pleas", "regmean", "fisher", "cca",
+    "c2m3", "pleas", "regmean", "fisher", "cca", "soup",
 }  # fmt: skip
 
 
@@ -74,12 +75,21 @@ def test_a_method_names_its_paper_and_is_a_few_settings(name):
     assert own != Recipe()
 
 
+def test_soup_is_the_plain_average(tmp_path):
+    report = fused(tmp_path, "--recipe", "soup")
+    assert (report.child.accuracy, report.child.loss) == (report.naive.accuracy, report.naive.loss)
+    first, second, child = (read_checkpoint(file).state for file in (*PARENTS, tmp_path / "child.safetensors"))
+    for key, tensor in child.items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor, (first[key] + second[key]) / 2, rtol=0, atol=1e-6)
+
+
 def test_no_two_methods_are_the_same():
     recipes = [published(name).recipe for name in names()]
     assert len({recipe.model_dump_json() for recipe in recipes}) == len(recipes)
 
 
-@pytest.mark.parametrize("name", sorted(ASKED_FOR))
+@pytest.mark.parametrize("name", sorted(ASKED_FOR - {"soup"}))
 def test_every_method_fuses_from_files_to_a_file(name, tmp_path):
     report = fused(tmp_path, "--recipe", name)
     assert report.recipe == Recipe(**published(name).settings, calibration=200).model_dump(mode="json")

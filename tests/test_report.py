@@ -26,7 +26,6 @@ from depfuse.report import (
     barrier_sentence,
     describe_environment,
     read_report,
-    verdict,
 )
 from depfuse.report.plots import draw_path, plot_kind
 from depfuse.report.tables import fusion_table, path_table, short_names
@@ -144,82 +143,6 @@ def test_what_is_no_report_is_refused(text: str, words: str, tmp_path: Path) -> 
 def test_missing_report_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="cannot be read"):
         read_report(tmp_path / "report.json")
-
-
-@pytest.mark.parametrize(
-    ("parents", "ensemble", "naive", "child", "words"),
-    [
-        (
-            (0.84, 0.83),
-            0.80,
-            0.47,
-            0.92,
-            ["8.00 points above the better parent (a.pt, 84.00 %)", "keep the child"],
-        ),
-        (
-            (0.84, 0.83),
-            0.95,
-            0.47,
-            0.92,
-            ["8.00 points above", "3.00 points below the logit ensemble (95.00 %)"],
-        ),
-        (
-            (0.92, 0.93),
-            0.95,
-            0.47,
-            0.60,
-            ["33.00 points below", "keep that parent, or all 2 as the logit ensemble"],
-        ),
-        ((0.92, 0.93), 0.92, 0.47, 0.60, ["33.00 points below", "keep that parent instead"]),
-        ((0.92, 0.93), 0.92, 0.70, 0.60, ["below the naive average (70.00 %)", "keep that parent instead"]),
-        ((0.92, 0.92), 0.92, 0.70, 0.92, ["as much as the better parent", "as much as the logit ensemble"]),
-        ((0.5, 0.6, 0.7), 0.8, 0.1, 0.75, ["the best parent (c.pt, 70.00 %)", "running 3 networks"]),
-    ],
-)
-def test_the_sentence_says_what_to_keep(
-    parents: tuple[float, ...], ensemble: float, naive: float, child: float, words: list[str]
-) -> None:
-    sentence = verdict(
-        [network(value, f"{name}.pt") for value, name in zip(parents, "abc", strict=False)],
-        ScoreValues.of(scores(ensemble)),
-        [ScoreValues.of(scores(0.1)), ScoreValues.of(scores(naive))],
-        network(child),
-    )
-    assert sentence.startswith(f"The child reaches {100 * child:.2f} %, ")
-    assert sentence.endswith(".")
-    for word in words:
-        assert word in sentence
-    if naive <= child:
-        assert "naive" not in sentence
-
-
-@pytest.mark.parametrize(
-    ("heads", "child", "words"),
-    [
-        ((0.91, 0.925), 0.85, "parent b.pt with its head refitted to the ensemble 92.50 %: keep the refitted parent"),
-        ((0.91, 0.915), 0.85, "keep that parent"),
-        ((0.91, 0.925), 0.94, "keep the child"),
-    ],
-)
-def test_the_sentence_keeps_a_parent_with_a_refitted_head_where_it_is_best(heads, child, words) -> None:
-    parents = [network(0.91, "a.pt"), network(0.92, "b.pt")]
-    found = [ScoreValues.of(scores(value)) for value in heads]
-    assert words in verdict(parents, ScoreValues.of(scores(0.93)), [ScoreValues.of(scores(0.1))], network(child), found)
-
-
-@pytest.mark.parametrize(
-    ("teacher", "child", "words"),
-    [
-        (0.81, 0.78, "3.00 points below the ensemble that taught it (81.00 %): keep the ensemble"),
-        (0.81, 0.82, "1.00 points above the ensemble that taught it (81.00 %): keep the child"),
-        (0.70, 0.78, "5.00 points above the logit ensemble (73.00 %): keep the child"),
-    ],
-)
-def test_the_sentence_compares_with_the_better_ensemble(teacher, child, words) -> None:
-    parents = [network(0.46, "a.pt"), network(0.48, "b.pt")]
-    ensemble, taught = ScoreValues.of(scores(0.73)), ScoreValues.of(scores(teacher))
-    naive = [ScoreValues.of(scores(0.1))]
-    assert words in verdict(parents, ensemble, naive, network(child), teacher=taught)
 
 
 def test_table_of_a_fusion_shows_every_network() -> None:

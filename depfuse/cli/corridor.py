@@ -31,9 +31,11 @@ from depfuse.evaluate import (
     evaluate_path,
     evaluate_together,
     evaluate_with_ensemble,
+    most_frequent,
     path_alphas,
 )
 from depfuse.fuse import FusionResult, fuse, naive_average
+from depfuse.matched import moved_channels
 from depfuse.merge import refit_head
 from depfuse.models import with_classes
 from depfuse.recipe import Recipe
@@ -41,6 +43,7 @@ from depfuse.renorm import chosen_method, has_batch_norm
 from depfuse.renorm.registry import METHODS
 from depfuse.report import (
     Barrier,
+    Contender,
     FamilyRow,
     FusionReport,
     GroupsSummary,
@@ -49,9 +52,11 @@ from depfuse.report import (
     PathReport,
     PathRow,
     PolishSummary,
+    SameStart,
     ScoreValues,
     Seconds,
     SharesSummary,
+    advise,
     describe_environment,
     verdict,
 )
@@ -184,30 +189,36 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         for checkpoint, scores in zip(inputs.checkpoints, parents, strict=True)
     ]
     child_row = NetworkScores.at(request.out, state_digest(result.child.state_dict()), child)
-    naive_rows = (ScoreValues.of(naive), ScoreValues.of(naive_renorm))
-    head_rows = [ScoreValues.of(scores) for scores in head_scores]
-    rival_row = None if rival is None else NetworkScores.at(inputs.checkpoints[rival[0]].path, None, others.pop(0))
-    known = dict(zip(others_of_family, others, strict=True))
+    known = dict(zip(others_of_family, others[0 if rival is None else 1 :], strict=True))
     family = [FamilyRow.of_candidate(own, known.get(own, child), own not in known) for own in result.family]
+    trained = None if rival is None else (rival[0], others[0])
+    advice = advise(
+        [
+            Contender("child", child, path=request.out),
+            *_parents(fused, parents, ensemble),
+            Contender("average", naive),
+            Contender("renewed average", naive_renorm),
+            *(Contender("refitted parent", own, number) for number, own in enumerate(head_scores, start=1)),
+            *_trained(trained, request.fusion.out_parent),
+            *([] if teacher is None else [Contender("teachers", teacher, networks=len(parents))]),
+        ],
+        most_frequent(inputs.data.test.labels),
+        _moved(result),
+    )
     report = FusionReport(
         parents=parent_rows,
         ensemble=ScoreValues.of(ensemble),
         teacher=None if teacher is None else ScoreValues.of(teacher),
-        heads=head_rows,
-        trained_parent=rival_row,
-        naive=naive_rows[0],
-        naive_renorm=naive_rows[1],
+        heads=[ScoreValues.of(scores) for scores in head_scores],
+        trained_parent=None
+        if trained is None
+        else NetworkScores.at(inputs.checkpoints[trained[0]].path, None, trained[1]),
+        naive=ScoreValues.of(naive),
+        naive_renorm=ScoreValues.of(naive_renorm),
         child=child_row,
-        verdict=verdict(
-            parent_rows,
-            ScoreValues.of(ensemble),
-            naive_rows,
-            child_row,
-            head_rows,
-            rival_row,
-            result.best.name if result.best else None,
-            None if teacher is None else ScoreValues.of(teacher),
-        ),
+        verdict=verdict(advice, result.best.name if result.best else None),
+        advice=advice,
+        widened=_widened(fused),
         converged=not result.not_converged,
         not_converged=list(result.not_converged),
         groups=GroupsSummary(
@@ -242,6 +253,38 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     if further is not None:
         further.done()
     return report
+
+
+def _parents(fused: _Fused, parents: Sequence[Scores], ensemble: Scores) -> list[Contender]:
+    """The parents as they lie in their files, and the ensemble of these."""
+    inputs = fused.inputs
+    known = [None] * len(parents) if inputs.labels is None else [len(own) for own in inputs.labels.sets]
+    found = [
+        Contender("parent", scores, number, checkpoint.path, labels=count)
+        for number, (scores, checkpoint, count) in enumerate(
+            zip(parents, inputs.checkpoints, known, strict=True), start=1
+        )
+    ]
+    return [*found, Contender("ensemble", ensemble, networks=len(parents))]
+
+
+def _trained(trained: tuple[int, Scores] | None, path: Path | None) -> list[Contender]:
+    """The parent that was trained as long as the child, if one was."""
+    return [] if trained is None else [Contender("trained parent", trained[1], trained[0] + 1, path)]
+
+
+def _moved(result: FusionResult) -> SameStart | None:
+    """How many channels were moved, where the couplings are of the parents' own channels."""
+    if result.apart is not None or result.widths is not None:
+        return None
+    found = moved_channels(result.couplings, result.like)
+    return None if found is None else SameStart(moved=found[0], channels=found[1])
+
+
+def _widened(fused: _Fused) -> bool:
+    """Whether channels stand side by side in the child, so that its class alone does not tell its shapes."""
+    like = fused.inputs.checkpoints[fused.result.like].card
+    return fused.result.apart is not None or bool(like is not None and like.widened and fused.template is None)
 
 
 def _check(request: Request) -> tuple[float, ...]:
@@ -458,9 +501,7 @@ def _write(
 
 
 def _card_of_child(report: FusionReport, fused: _Fused, images: int) -> Card:
-    like = fused.inputs.checkpoints[fused.result.like].card
-    widened = fused.result.apart is not None or bool(like is not None and like.widened and fused.template is None)
-    return _card(report, fused, report.architecture, report.child, images, widened=widened)
+    return _card(report, fused, report.architecture, report.child, images, widened=report.widened)
 
 
 def _card_of_parent(report: FusionReport, fused: _Fused, number: int, images: int) -> Card:

@@ -19,6 +19,7 @@ from depfuse.cli.options import (
     spread,
 )
 from depfuse.recipe import Recipe
+from depfuse.report import loading_lines
 from depfuse.report.tables import family_table, fusion_table, shares_table, short_names
 
 
@@ -59,6 +60,9 @@ def fuse(
         screen.show(family_table(found))
     if found.refit_reason is not None:
         screen.say(f"\n{found.refit_reason[:1].upper()}{found.refit_reason[1:]}.")
-    screen.say(f"\n{found.verdict}")
+    screen.say("")
+    for line in loading_lines(found):
+        screen.say(line)
     if fusion.out_parent is not None and found.trained_parent is not None:
         screen.say(f"The trained parent is in {fusion.out_parent}.")
+    screen.say(f"\n{found.verdict}")

@@ -1,5 +1,6 @@
 """What a run tells afterwards: `report.json`, tables, plots, and one honest sentence."""
 
+from depfuse.report.advice import Advice, Contender, SameStart, advise
 from depfuse.report.environment import describe_environment
 from depfuse.report.schema import (
     Barrier,
@@ -19,10 +20,12 @@ from depfuse.report.schema import (
     SharesSummary,
     read_report,
 )
-from depfuse.report.verdict import barrier_sentence, kept, verdict
+from depfuse.report.verdict import barrier_sentence, loading_lines, verdict
 
 __all__ = [
+    "Advice",
     "Barrier",
+    "Contender",
     "Environment",
     "EvaluationReport",
     "FamilyRow",
@@ -34,12 +37,14 @@ __all__ = [
     "PathRow",
     "PolishSummary",
     "ReportError",
+    "SameStart",
     "ScoreValues",
     "Seconds",
     "SharesSummary",
+    "advise",
     "barrier_sentence",
     "describe_environment",
-    "kept",
+    "loading_lines",
     "read_report",
     "verdict",
 ]

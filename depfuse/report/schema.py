@@ -14,6 +14,7 @@ from depfuse.choose_shares import Chosen
 from depfuse.errors import DepfuseError
 from depfuse.evaluate import PathPoint, Scores, barrier
 from depfuse.merge import Polished
+from depfuse.report.advice import Advice
 
 
 class ReportError(DepfuseError):
@@ -171,6 +172,8 @@ class FusionReport(_Part):
     best with the ensemble.
     `family` holds all candidates of which the child is the best, where that was asked for.
     `refit_reason` says what `refit auto` became and why. `suited_to` is in older reports only: a kind of networks.
+    `advice` is what the verdict says, as data; None in reports of versions that had words only. `widened` says whether
+    channels stand side by side in the child.
     `not_converged` has one sentence for each solver that stopped at its limit, with the best result so far.
     """
 
@@ -183,6 +186,8 @@ class FusionReport(_Part):
     naive_renorm: ScoreValues
     child: NetworkScores
     verdict: str
+    advice: Advice | None = None
+    widened: bool = False
     converged: bool = True
     not_converged: list[str] = []
     groups: GroupsSummary

@@ -31,7 +31,7 @@ def fusion_rows(report: FusionReport) -> list[tuple[str, ScoreValues]]:
         (f"parent {label}", parent) for label, parent in zip(short_names(report.parents), report.parents, strict=True)
     ]
     rows += [
-        (f"parent {label}, head refitted", scores)
+        (f"parent {label}, head refitted (no file)", scores)
         for label, scores in zip(short_names(report.parents), report.heads, strict=False)
     ]
     if report.trained_parent is not None:
@@ -39,7 +39,7 @@ def fusion_rows(report: FusionReport) -> list[tuple[str, ScoreValues]]:
         rows.append((f"parent {'' if path is None else Path(path).name}, trained as long", report.trained_parent))
     rows.append(("logit ensemble", report.ensemble))
     if report.teacher is not None:
-        rows.append(("logit ensemble, as it taught", report.teacher))
+        rows.append(("ensemble that taught it (no file)", report.teacher))
     rows += [
         ("naive average", report.naive),
         ("naive average, renormalised", report.naive_renorm),

@@ -1,85 +1,28 @@
-"""One honest sentence: what is best, by how much, and what should be kept instead of the child."""
+"""The words of a verdict: what to keep, by how much it is better, how to get it; all of them follow from `Advice`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
-from depfuse.report.schema import NetworkScores, PathReport, ScoreValues
+from depfuse.report.advice import AVERAGES, Advice, Compared
+from depfuse.report.schema import FusionReport, PathReport
 
-Kept = Literal["child", "parent", "refitted parent", "trained parent", "ensemble"]
-# How the advice of a verdict begins -> what it says to keep.
-_ADVICE: dict[str, Kept] = {
-    "keep the child": "child",
-    "keep that parent": "parent",
-    "keep the refitted parent": "refitted parent",
-    "keep the trained parent": "trained parent",
-    "keep the ensemble": "ensemble",
-}
+SOUP = {"average": "--recipe soup", "renewed average": "--recipe soup --renorm reset"}
 
 
-def verdict(
-    parents: Sequence[NetworkScores],
-    ensemble: ScoreValues,
-    naive: Sequence[ScoreValues],
-    child: ScoreValues,
-    heads: Sequence[ScoreValues] = (),
-    trained_parent: NetworkScores | None = None,
-    candidate: str | None = None,
-    teacher: ScoreValues | None = None,
-) -> str:
-    """Compare a child with its parents, their ensemble and the naive averages, by accuracy.
+def verdict(advice: Advice, candidate: str | None = None) -> str:
+    """Say what to keep and why, in a line.
 
-    `heads` are the parents with their heads refitted to the ensemble, in order; one of them is to be kept where it is
-    better than the child and the parents. So is `trained_parent`, trained as long as the child was. `candidate`
-    says what the child is, where it is the best of several. `teacher` is the ensemble that the child learned from,
-    where the parents were changed for that; it stands for the ensemble where it is better. Differences are those of the
-    printed figures, in percentage points.
+    Parameters
+    ----------
+    advice
+        From `advise`.
+    candidate
+        What the child is, where it is the best of several.
     """
-    name = "logit ensemble"
-    if teacher is not None and _points(teacher, ensemble) > 0:
-        ensemble, name = teacher, "ensemble that taught it"
-    best_parent = max(parents, key=lambda parent: parent.accuracy)
-    best_naive = max(naive, key=lambda scores: scores.accuracy)
-    over_parent = _points(child, best_parent)
-    over_ensemble = _points(child, ensemble)
-    parent = f"the {'better' if len(parents) == 2 else 'best'} parent ({_named(best_parent)})"
-    what = "The child" if candidate is None else f"The child ({candidate})"
-    sentence = f"{what} reaches {_per_cent(child)}, {_relation(over_parent)} {parent}"
-    if _points(child, best_naive) < 0:
-        sentence += f" and below the naive average ({_per_cent(best_naive)})"
-    rivals = [*heads, best_parent]
-    if trained_parent is not None and _points(trained_parent, max([child, *rivals], key=lambda s: s.accuracy)) > 0:
-        over = _points(trained_parent, ensemble)
-        rest = f", or all {len(parents)} as the {name} ({_per_cent(ensemble)})" if over < 0 else ""
-        return f"{sentence}, and a parent trained as long ({_named(trained_parent)}): keep the trained parent{rest}."
-    best_head = max(range(len(heads)), key=lambda number: heads[number].accuracy, default=None)
-    if best_head is not None:
-        head = heads[best_head]
-        if _points(head, child) > 0 and _points(head, best_parent) > 0:
-            named = Path(parents[best_head].path or f"number {best_head + 1}").name
-            sentence += f", and parent {named} with its head refitted to the ensemble {_per_cent(head)}"
-            over = _points(head, ensemble)
-            rest = f", or all {len(parents)} as the {name} ({_per_cent(ensemble)})" if over < 0 else ""
-            return f"{sentence}: keep the refitted parent{rest}."
-    if over_parent < 0 and _points(best_parent, ensemble) >= 0:
-        return f"{sentence}: keep that parent instead."
-    joint = f"the {name} ({_per_cent(ensemble)})"
-    if over_parent < 0:
-        return f"{sentence}: keep that parent, or all {len(parents)} as {joint}."
-    if over_ensemble < 0:
-        return (
-            f"{sentence} and {_relation(over_ensemble)} {joint}:"
-            f" keep the ensemble where running {len(parents)} networks is affordable."
-        )
-    return f"{sentence} and {_relation(over_ensemble)} {joint}: keep the child."
-
-
-def kept(sentence: str) -> Kept | None:
-    """What a verdict says to keep; None where it is in the words of another version."""
-    advice = sentence.rpartition(": ")[2]
-    return next((what for words, what in _ADVICE.items() if advice.startswith(words)), None)
+    child = "the child" if candidate is None else f"the child ({candidate})"
+    sentences = [_recommendation(advice, child), *_notes(advice)]
+    return " ".join(sentences)
 
 
 def barrier_sentence(report: PathReport) -> str:
@@ -99,25 +42,118 @@ def barrier_sentence(report: PathReport) -> str:
     return f"The barrier between the parents is {matched}; without matching it is {naive}."
 
 
+def loading_lines(report: FusionReport) -> list[str]:
+    """Say where the child lies and how to load it; nothing where it lies in no file."""
+    if report.child.path is None:
+        return []
+    path = report.child.path
+    lines = [f"The child is in {path}, a {report.architecture}."]
+    if report.widened:
+        lines[0] += " Channels stand side by side in it, so that it is wider than its class: depfuse builds it."
+        return [*lines, "    from depfuse.checkpoint import load_network", f"    model = load_network({path!r})"]
+    lines[0] += " Into a network of that architecture of your own:"
+    return [*lines, "    from safetensors.torch import load_file", f"    model.load_state_dict(load_file({path!r}))"]
+
+
+def _recommendation(advice: Advice, child: str) -> str:
+    keep, images = advice.keep, f"{advice.images:,} test images"
+    if keep is None:
+        return (
+            f"Keep none of them: of {images}, no network gets more right than one that always predicts the most"
+            f" frequent label ({_per_cent(advice.chance)}). Check the data, their labels, and --mean and --std."
+        )
+    if keep.what == "child":
+        return f"Keep {child}: of {images} it gets {_per_cent(keep.accuracy)} right, {_reasons(advice)}."
+    found = f"Keep {_name(keep, advice)} ({_per_cent(keep.accuracy)} of {images})"
+    if advice.instead is not None:
+        other = child if advice.instead.what == "child" else _name(advice.instead, advice)
+        share = "" if advice.instead.what == "child" else f" ({_per_cent(advice.instead.accuracy)})"
+        found += f" where running {keep.networks} networks is affordable, otherwise {other}{share}"
+    return f"{found}: {child} reaches {_per_cent(advice.child.accuracy)}, {_reasons(advice)}."
+
+
+def _reasons(advice: Advice) -> str:
+    """How the child stands to the best parent and the ensemble, and to an average that is better."""
+    found = [_relation(rival, advice) for kind in ("parent", "ensemble") if (rival := advice.best(kind)) is not None]
+    average = advice.best(*AVERAGES)
+    if average is not None and average.lead < 0:
+        found.append(f"below the {_name(average, advice).removeprefix('the ')} ({_per_cent(average.accuracy)})")
+    trained = advice.best("trained parent")
+    if trained is not None and trained.held:
+        found.append(_relation(trained, advice))
+    if advice.chance_alone:
+        found.append(f"no better than always predicting the most frequent label ({_per_cent(advice.chance)})")
+    return found[0] if len(found) == 1 else f"{', '.join(found[:-1])} and {found[-1]}" if found else "alone"
+
+
+def _relation(rival: Compared, advice: Advice) -> str:
+    points = round(round(100 * advice.child.accuracy, 2) - round(100 * rival.accuracy, 2), 2)
+    name = f"{_name(rival, advice)}"
+    share = f" ({_per_cent(rival.accuracy)})"
+    if rival.what == "parent":
+        count = sum(own.what == "parent" for own in advice.rivals)
+        name = f"the {'better' if count == 2 else 'best'} parent" if count > 1 else "the parent"
+        known = "" if rival.labels is None else f", which knows {rival.labels} of the labels"
+        share = f" ({'' if rival.path is None else f'{Path(rival.path).name}, '}{_per_cent(rival.accuracy)}{known})"
+    if points == 0:
+        return f"level with {name}{share}"
+    found = f"{abs(points):.2f} points {'above' if points > 0 else 'below'} {name}{share}"
+    if rival.certain:
+        return found
+    saved = f", for the cost of one network instead of {rival.networks}" if rival.networks > 1 else ""
+    return f"{found}, which is within the error of so few images{saved}"
+
+
+def _name(option: Compared, advice: Advice) -> str:
+    """What a thing is called, with the file where it lies in one."""
+    file = None if option.path is None else Path(option.path).name
+    if option.what == "parent":
+        return f"parent {file or option.number}"
+    if option.what == "ensemble":
+        return f"the ensemble of {'both' if option.networks == 2 else f'all {option.networks}'} parents"
+    if option.what == "average":
+        return "the naive average"
+    if option.what == "renewed average":
+        return "the naive average with its BatchNorm reset"
+    if option.what == "trained parent":
+        return f"the parent trained as long{'' if file is None else f' ({file})'}"
+    if option.what == "refitted parent":
+        files = [own.path for own in advice.rivals if own.what == "parent" and own.number == option.number]
+        named = Path(files[0]).name if files and files[0] is not None else option.number
+        return f"parent {named} with its head refitted to the ensemble"
+    return "the child" if option.what == "child" else "the ensemble that taught the child"
+
+
+def _notes(advice: Advice) -> list[str]:
+    """What else is worth knowing, and how to get what is better but in no file."""
+    found = []
+    kept = [option for option in (advice.keep, advice.instead) if option is not None]
+    average = next((option for option in kept if option.what in AVERAGES), None)
+    if advice.same_start is not None:
+        moved, channels = advice.same_start.moved, advice.same_start.channels
+        best = advice.best(*AVERAGES)
+        assert best is not None
+        found.append(
+            f"The parents share a start: {'no channel' if moved == 0 else f'{moved:,} of {channels:,} channels'}"
+            f" {'was' if moved < 2 else 'were'} moved, and {_name(best, advice)} reaches {_per_cent(best.accuracy)}."
+        )
+        average = average or (best if best.lead <= 0 or not best.certain else None)
+    if average is not None:
+        found.append(f"{SOUP[average.what]} in place of the other settings writes that average.")
+    for option in advice.better:
+        how = (
+            "run again with --out-parent FILE to have it in one"
+            if option.what == "trained parent"
+            else "--goal best looks among such networks"
+        )
+        name = _name(option, advice)
+        found.append(f"{name[0].upper()}{name[1:]} reaches {_per_cent(option.accuracy)} but lies in no file; {how}.")
+    return found
+
+
 def _nats(loss: float | None) -> str:
     return "not finite" if loss is None else f"{loss:.4f} nats"
 
 
-def _points(first: ScoreValues, second: ScoreValues) -> float:
-    """Difference in percentage points, as it would be printed."""
-    return round(round(100 * first.accuracy, 2) - round(100 * second.accuracy, 2), 2)
-
-
-def _relation(points: float) -> str:
-    if points == 0:
-        return "as much as"
-    return f"{abs(points):.2f} points {'above' if points > 0 else 'below'}"
-
-
-def _per_cent(scores: ScoreValues) -> str:
-    return f"{100 * scores.accuracy:.2f} %"
-
-
-def _named(parent: NetworkScores) -> str:
-    name = f"{Path(parent.path).name}, " if parent.path else ""
-    return f"{name}{_per_cent(parent)}"
+def _per_cent(share: float) -> str:
+    return f"{100 * share:.2f} %"

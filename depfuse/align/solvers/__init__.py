@@ -23,6 +23,7 @@ SOLVERS: dict[str, str] = {
     "sinkhorn-implicit": "sinkhorn_implicit",
     "cca": "cca",
     "zip-it": "zip_it",
+    "identity": "identity",
 }
 
 
@@ -33,5 +34,5 @@ def load_solver(name: str) -> Solver:
 
 
 def serving(criterion: str) -> tuple[str, ...]:
-    """Names of the solvers that serve a criterion."""
-    return tuple(name for name in SOLVERS if criterion in load_solver(name).criteria)
+    """Names of the solvers that match by a criterion."""
+    return tuple(name for name in SOLVERS if name != "identity" and criterion in load_solver(name).criteria)

@@ -19,7 +19,7 @@ from depfuse.report.page.parts import (
 from depfuse.report.page.tables import plain_table
 from depfuse.report.schema import FusionReport, GroupsSummary, PathReport, PathRow, ScoreValues
 from depfuse.report.tables import fusion_rows, short_names
-from depfuse.report.verdict import barrier_sentence
+from depfuse.report.verdict import barrier_sentence, loading_lines
 
 _LOOKS = 5  # that the style sheet has for the curves of methods
 
@@ -29,11 +29,17 @@ def fusion_details(report: FusionReport) -> Html:
     return join(
         [
             element("p", unbroken(report.verdict), class_="verdict"),
+            _loading(report),
             warnings_part(report.not_converged),
             element("div", *_left(report), class_="column"),
             element("div", *_right(report), class_="column"),
         ]
     )
+
+
+def _loading(report: FusionReport) -> Html | None:
+    says, *code = loading_lines(report) or [""]
+    return join([element("p", says), element("pre", "\n".join(line.strip() for line in code))]) if says else None
 
 
 def fusion_summary(report: FusionReport) -> str:

@@ -16,7 +16,6 @@ from depfuse.report.schema import EvaluationReport, FusionReport, NetworkScores,
 from depfuse.report.study import StudyReport
 from depfuse.report.tables import short_names
 from depfuse.report.trials import State, TrialRecord, complete_trials
-from depfuse.report.verdict import kept
 
 R = TypeVar("R")
 
@@ -56,7 +55,7 @@ def fusions_table(entries: Sequence[Entry[FusionReport]]) -> Html:
         Column("Gain", lambda entry: points(_gain(entry.report)), lambda entry: _gain(entry.report)),
         _fraction("Ensemble", lambda report: report.ensemble.accuracy),
         _fraction("Naive", lambda report: best_naive(report).accuracy),
-        Column("Keep", lambda entry: kept(entry.report.verdict) or ""),
+        Column("Keep", lambda entry: _keep(entry.report)),
         Column("Recipe", lambda entry: settings_text(changed_settings(entry.report.recipe)) or "default"),
         Column("Barrier", lambda entry: per_cent(_barrier(entry.report)), lambda entry: _barrier(entry.report)),
         Column("Seconds", lambda entry: decimal(seconds(entry.report), 1), lambda entry: seconds(entry.report)),
@@ -161,6 +160,13 @@ def _first(study: StudyReport) -> TrialRecord | None:
 
 def _fraction(head: str, value: Callable[[FusionReport], float | None]) -> Column[Entry[FusionReport]]:
     return Column(head, lambda entry: per_cent(value(entry.report)), lambda entry: value(entry.report))
+
+
+def _keep(report: FusionReport) -> str:
+    """What the verdict says to keep; nothing for reports that have it in words only."""
+    if report.advice is None:
+        return ""
+    return "none of them" if report.advice.keep is None else report.advice.keep.what
 
 
 def _parent_accuracy(report: FusionReport) -> float | None:

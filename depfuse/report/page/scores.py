@@ -23,12 +23,12 @@ def best_naive(report: FusionReport) -> ScoreValues:
 
 
 def single_networks(report: FusionReport) -> list[tuple[str, ScoreValues]]:
-    """Each network of a fusion that can be kept alone, and what it is; of equals the verdict keeps the first."""
+    """Each network of a fusion that lies in a file, and what it is; of equals the first is to be kept."""
     names = short_names(report.parents)
     rows: list[tuple[str, ScoreValues]] = [("the child", report.child)]
     rows += [(f"parent {name}", parent) for name, parent in zip(names, report.parents, strict=True)]
-    rows += [(f"parent {name} with its head refitted", head) for name, head in zip(names, report.heads, strict=False)]
-    if report.trained_parent is not None:
+    trained = None if report.advice is None else report.advice.best("trained parent")
+    if report.trained_parent is not None and trained is not None and trained.held:
         rows.append(("a parent trained as long as the child", report.trained_parent))
     return rows
 

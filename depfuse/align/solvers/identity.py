@@ -1,0 +1,19 @@
+"""No matching: every channel stays where it is, for parents that share a start (Wortsman et al. 2022, model soups)."""
+
+from __future__ import annotations
+
+from depfuse.align.coupling import Coupling, Couplings
+from depfuse.align.problem import MatchingProblem
+from depfuse.align.solvers.interface import Solver
+
+
+def solve(problem: MatchingProblem) -> list[Couplings]:
+    """The identity of every free group."""
+    return [{group.name: Coupling.identity(group.size) for group in problem.groups.free}]
+
+
+SOLVER = Solver(
+    solve,
+    criteria=("weights",),
+    advice="compares nothing, so that there is nothing to measure: choose criterion weights, which needs no images",
+)
