@@ -9,7 +9,8 @@ whose outgoing weights count with their parents' shares. With all pairs kept apa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,18 +18,23 @@ from torch import Tensor, nn
 
 from depfuse.align.coupling import Couplings, apply_couplings
 from depfuse.align.moments import collect_moments
+from depfuse.arrangement import Arrangement, Owners, with_state
 from depfuse.data.loader import Loader
-from depfuse.errors import RecipeError
+from depfuse.errors import DepfuseWarning, GroupError, RecipeError
 from depfuse.groups import ChannelGroup, ChannelGroups, find_groups, prove_groups
-from depfuse.groups.depgraph import evaluation_copy
+from depfuse.groups.mixing import Fault
+from depfuse.groups.reasons import SEPARATOR, SINGLE, explain, not_followed
 from depfuse.groups.stages import stages_of
-from depfuse.groups.widening import Axis, Widened, hosts, make_room, spread
+from depfuse.groups.widening import find_hosts, largest
+from depfuse.label_sets import LabelSets
 from depfuse.recipe import Recipe
-from depfuse.resizing import resize
 from depfuse.running import evaluating, modules_in_order
+from depfuse.separation import SeparationProof
 
-Owners = Mapping[Axis, Tensor]
-"""(key, axis) -> (length,) int64: the parent whose alone a position is; -1 where it is shared."""
+NOT_THE_ENSEMBLE = "with all channels kept apart the child would not be the ensemble of its parents' logits"
+KEEP_LESS = "keep a smaller share (--keep-worst), and these are merged"
+OUTPUT = "the output"
+NOT_LINEAR = "it is not linear in what the last layer gives, or in a tensor that is averaged"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,101 +79,143 @@ def keep_apart(
     example: Tensor,
     calibration: Loader | None,
     template: nn.Module | None = None,
+    labels: LabelSets | None = None,
+    shares: Sequence[float] | None = None,
 ) -> Apart:
     """Give the parents room for the channels that the recipe keeps apart, in the order of their couplings.
+
+    Groups whose channels cannot stand side by side are merged, with a warning that says why. Where all channels of all
+    groups are to be kept, the child must be the ensemble of its parents, and is refused if it is not.
+
+    Parameters
+    ----------
+    labels, template
+        As `average` takes them, the template at the parents' width.
+    shares
+        One per parent; equal ones where None.
 
     Raises
     ------
     RecipeError
         Couplings are soft, there are fewer stages than asked for, or no group has room.
+    GroupError
+        All is to be kept and the child would not be the ensemble, or what is kept could not be proved.
     """
     if any(coupling.permutation is None for found in couplings for coupling in found.values()):
         raise RecipeError(f"channels are kept apart by pairs, and solver {recipe.solver} gives none: choose emd")
     aligned = [
-        _with_state(m, apply_couplings(groups, c, m.state_dict())) for m, c in zip(models, couplings, strict=True)
+        with_state(model, apply_couplings(groups, found, model.state_dict()))
+        for model, found in zip(models, couplings, strict=True)
     ]
-    host = hosts(models[0], groups, example)
-    chosen = _chosen(aligned, groups, recipe, example, calibration)
-    merged = tuple(name for name, pairs in chosen.items() if len(pairs) and name not in host)
-    chosen = {name: pairs for name, pairs in chosen.items() if len(pairs) and name in host}
-    if merged and not chosen:
-        raise RecipeError(f"no channels can be kept apart: {merged[0]} and all others have no room in this network")
-    counts: dict[str, int] = {}
-    begins: dict[str, int] = {}
-    for name, pairs in chosen.items():
-        begins[name] = counts.get(host[name], 0)
-        counts[host[name]] = begins[name] + len(pairs) * (len(models) - 1)
-    room = make_room(groups, counts, models[0].state_dict())
-    owners = {axis: torch.full((len(source),), -1) for axis, source in room.source.items()}
-    sources = [dict(room.source) for _ in models]
-    for name, pairs in chosen.items():
-        _move(groups[name], groups[host[name]], pairs, begins[name], room, sources, owners)
-    networks = [_spread_out(model, own, room) for model, own in zip(aligned, sources, strict=True)]
+    counts = _counts(aligned[0], groups, recipe, example)
+    whole = all(counts.get(group.name) == group.size for group in groups.free)
+    host, why = find_hosts(models[0], groups, example)
+    without = {name: why[name] for name, count in counts.items() if count and name not in host}
+    if whole and without:
+        raise GroupError(f"{NOT_THE_ENSEMBLE}: {explain(without)}; {KEEP_LESS}")
+    if without and all(name in without for name, count in counts.items() if count):
+        raise RecipeError(f"no channels can be kept apart, this network has no room for more: {explain(without)}")
+    chosen = _chosen(aligned, groups, {n: k for n, k in counts.items() if k and n not in without}, calibration)
+    proof = SeparationProof(
+        aligned, example, labels, template, shares or [1.0 / len(models)] * len(models), seed=recipe.seed
+    )
+
+    def arranged(names: Iterable[str]) -> Arrangement:
+        kept = {name: pairs for name, pairs in chosen.items() if name in set(names)}
+        return Arrangement.create(groups, host, kept, len(models), models[0].state_dict())
+
+    def fault(names: Sequence[str]) -> Fault | None:
+        return proof.fault(arranged(names), whole=False)
+
+    wrong = proof.fault(arranged(chosen), whole=whole)
+    if wrong is not None:
+        faults: dict[str, str] = {}
+        kept = largest(list(chosen), lambda names: _noted(fault(names), names, faults))
+        if whole:
+            faults = faults or _averaged(groups, arranged(chosen)) or {OUTPUT: NOT_LINEAR}
+            raise GroupError(f"{NOT_THE_ENSEMBLE}: {explain(faults)}; {KEEP_LESS}")
+        if not kept or fault(kept) is not None:
+            raise GroupError(f"no channels can be kept apart: {explain(faults or {OUTPUT: wrong.words})}")
+        chosen = {name: chosen[name] for name in kept}
+        without |= faults
+    if without:
+        said = f"channels that were to be kept apart are merged: {explain(without)}"
+        warnings.warn(said, DepfuseWarning, stacklevel=3)
+    arrangement = arranged(chosen)
+    networks = [arrangement.widen(model, number) for number, model in enumerate(aligned)]
     return Apart(
         networks,
-        [_spread_out(model, room.source, room) for model in models],
-        None if template is None else _spread_out(template, room.source, room),
+        [arrangement.widen(model) for model in models],
+        None if template is None else arrangement.widen(template),
         prove_groups(networks[0], find_groups(networks[0], example), example, seed=recipe.seed),
-        owners,
+        arrangement.owners,
         {name: len(pairs) for name, pairs in chosen.items()},
-        merged,
-        _settled(networks[0], [group for group in groups if len(chosen.get(group.name, ())) < group.size], example),
+        tuple(without),
+        _settled(networks, arrangement, example),
     )
 
 
-def _settled(network: nn.Module, merged: Sequence[ChannelGroup], example: Tensor) -> tuple[str, ...]:
-    """Names of the modules that run before all those that write to or scale channels of some groups."""
-    keys = {slot.key for group in merged for slot in group.slots if slot.role != "consumes"}
-    mixing = {key.rpartition(".")[0] for key in keys}
-    given = example.to(next(network.parameters()).dtype)
-    with torch.no_grad(), evaluating(network):
-        order = modules_in_order(network, lambda: network(given))
-    leaves = [name for name in order if next(network.get_submodule(name).children(), None) is None]
-    first = next((place for place, name in enumerate(leaves) if name in mixing), len(leaves))
+def _noted(fault: Fault | None, names: Sequence[str], faults: dict[str, str]) -> bool:
+    """Whether there is no fault; that of one group alone is noted."""
+    if fault is not None and len(names) == 1:
+        faults[names[0]] = fault.words
+    return fault is None
+
+
+def _averaged(groups: ChannelGroups, arrangement: Arrangement) -> dict[str, str]:
+    """Group, layer or tensor -> why it is averaged, where what comes after it need not be linear in it."""
+    between = {
+        group.name: group.fixed
+        for group in groups
+        if group.fixed is not None and {"consumes"} < {slot.role for slot in group.slots}
+    }
+    single = {key: SINGLE for key, reason in groups.fixed_tensors.items() if SINGLE in reason.split(SEPARATOR)}
+    partly = {
+        key.rpartition(".")[0] or key: "some of its channels are in no group"
+        for (key, _), owner in arrangement.owners.items()
+        if bool((owner >= 0).any() and (owner < 0).any())
+    }
+    return {**partly, **between, **not_followed(groups), **single}
+
+
+def _settled(networks: Sequence[nn.Module], arrangement: Arrangement, example: Tensor) -> tuple[str, ...]:
+    """Names of the modules that run before all those of which the child has an average of what its parents have."""
+    first, *others = (network.state_dict() for network in networks)
+    mixing = {
+        key.rpartition(".")[0]
+        for key, tensor in first.items()
+        if tensor.is_floating_point()
+        and not arrangement.owned(key)
+        and not all(tensor.shape == state[key].shape and torch.equal(tensor, state[key]) for state in others)
+    }
+    given = example.to(next(networks[0].parameters()).dtype)
+    with torch.no_grad(), evaluating(networks[0]):
+        order = modules_in_order(networks[0], lambda: networks[0](given))
+    leaves = [name for name in order if next(networks[0].get_submodule(name).children(), None) is None]
+    before = next((place for place, name in enumerate(leaves) if name in mixing), len(leaves))
     # Bare parameters belong to modules that run other modules: where they lie cannot be told.
-    return tuple(leaves[:first]) if mixing <= set(leaves) else ()
+    return tuple(leaves[:before]) if mixing <= set(leaves) else ()
 
 
-def _move(
-    group: ChannelGroup,
-    host: ChannelGroup,
-    pairs: Tensor,
-    begin: int,
-    room: Widened,
-    sources: Sequence[dict[Axis, Tensor]],
-    owners: Mapping[Axis, Tensor],
-) -> None:
-    """Leave pairs (k,) of a group to parent 0 where they stand, and bring the others' to new channels of its host."""
-    for slot in group.slots:
-        axis = slot.key, slot.axis
-        stand = room.moved[axis][slot.index[pairs]]
-        places = [number for number, other in enumerate(host.slots) if (other.key, other.axis) == axis]
-        number = host.slots.index(slot) if group is host else places[0]
-        new = room.places[host.name, number][begin:].reshape(-1, stand.shape[1])
-        if slot.role != "consumes":
-            owners[axis][stand] = 0
-        for parent in range(1, len(sources)):
-            own = sources[parent][axis] = sources[parent][axis].clone()
-            goes = new[(parent - 1) * len(pairs) : parent * len(pairs)]
-            own[goes], own[stand] = slot.index[pairs], -1
-            if slot.role != "consumes":
-                owners[axis][goes] = parent
+def _counts(model: nn.Module, groups: ChannelGroups, recipe: Recipe, example: Tensor) -> dict[str, int]:
+    """Free group -> how many of its channels are to be kept apart."""
+    whole = _whole_groups(model, groups, recipe, example)
+    return {g.name: g.size if g.name in whole else round(recipe.keep_worst * g.size) for g in groups.free}
 
 
 def _chosen(
-    aligned: Sequence[nn.Module], groups: ChannelGroups, recipe: Recipe, example: Tensor, calibration: Loader | None
+    aligned: Sequence[nn.Module], groups: ChannelGroups, counts: Mapping[str, int], calibration: Loader | None
 ) -> dict[str, Tensor]:
-    """Group -> the pairs (k,) int64 to keep apart."""
-    whole = _whole_groups(aligned[0], groups, recipe, example)
-    distances = _distances(aligned, groups, calibration) if recipe.keep_worst else {}
+    """Group -> the pairs (k,) int64 to keep apart: those that are farthest apart."""
+    partly = [group for group in groups.free if 0 < counts.get(group.name, 0) < group.size]
+    distances = _distances(aligned, groups, partly, calibration) if partly else {}
     chosen = {}
-    for group in groups.free:
-        if group.name in whole:
-            chosen[group.name] = torch.arange(group.size)
-        elif recipe.keep_worst:
-            count = round(recipe.keep_worst * group.size)
-            worst = torch.argsort(distances[group.name], descending=True, stable=True)[:count]
-            chosen[group.name] = worst.sort().values
+    for name, count in counts.items():
+        if name in distances:
+            worst = torch.argsort(distances[name], descending=True, stable=True)[:count]
+            chosen[name] = worst.sort().values
+        else:
+            chosen[name] = torch.arange(count)
     return chosen
 
 
@@ -188,23 +236,28 @@ def _whole_groups(model: nn.Module, groups: ChannelGroups, recipe: Recipe, examp
     return found
 
 
-def _distances(aligned: Sequence[nn.Module], groups: ChannelGroups, calibration: Loader | None) -> dict[str, Tensor]:
-    """Group -> how far apart the channels of each matched pair are (n,), for what comes after them.
+def _distances(
+    aligned: Sequence[nn.Module], groups: ChannelGroups, chosen: Sequence[ChannelGroup], calibration: Loader | None
+) -> dict[str, Tensor]:
+    """Group among those chosen -> how far apart the channels of each matched pair are (n,), for what comes after them.
+
+    None of those chosen has blocks or lies in one.
 
     With images, the variance of the difference of the pair's activations, relative to the others at a tap and summed
     over taps and parents, times the squared weights that read the pair. Without, the squared distance of its weights.
     """
     found: dict[str, Tensor] = {}
+    names = {group.name for group in chosen}
     states = [model.state_dict() for model in aligned]
     if calibration is not None:
         for moments in collect_moments(aligned, groups, calibration, "after"):
             for name, taps in moments.items():
-                for tap in taps:
+                for tap in taps if name in names else ():
                     squares = tap.target_square + tap.source_square - 2 * tap.product.diagonal()
                     mean = (tap.target_sum - tap.source_sum) / tap.count
                     variance = (squares / tap.count - mean.square()).clamp_min(0.0).cpu()
                     found[name] = found.get(name, 0) + variance / variance.mean().clamp_min(1e-30)
-    for group in groups.free:
+    for group in chosen:
         reading = [slot for slot in group.slots if slot.role == "consumes"]
         if group.name in found:
             read = [slot.read(state[slot.key]).double().square().sum(1).cpu() for slot in reading for state in states]
@@ -218,19 +271,3 @@ def _distances(aligned: Sequence[nn.Module], groups: ChannelGroups, calibration:
             ]
             found[group.name] = torch.stack(parts).sum(0)
     return found
-
-
-def _with_state(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    network = evaluation_copy(model)
-    with torch.no_grad():  # not by load_state_dict, which some networks refuse without their metadata
-        for key, tensor in network.state_dict().items():
-            tensor.copy_(state[key])
-    return network
-
-
-def _spread_out(model: nn.Module, sources: Mapping[Axis, Tensor], room: Widened) -> nn.Module:
-    """A network with new, silent channels; layers that `sources` do not fit, a head of other labels, as they are."""
-    state = model.state_dict()
-    network = evaluation_copy(model)
-    resize(network, room.shapes(state))
-    return _with_state(network, {key: spread(key, tensor, sources) for key, tensor in state.items()})

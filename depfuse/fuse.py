@@ -16,7 +16,8 @@ from depfuse.agreement import Disagreement
 from depfuse.align import Coupling, Couplings, align
 from depfuse.align.shared_moments import SharedMoments
 from depfuse.align.solvers import load_solver
-from depfuse.apart import Apart, Owners, keep_apart
+from depfuse.apart import Apart, keep_apart
+from depfuse.arrangement import Owners
 from depfuse.best import Candidate, Family, best_of, polish_child
 from depfuse.choose_shares import Chosen, shares_of_parts
 from depfuse.data.augment import Augmentation
@@ -383,7 +384,9 @@ def fuse(
         apart: Apart | None = None
         if recipe.keeps_apart:
             given = example if example is not None else _example(calibration)
-            apart = keep_apart(models, groups, couplings, recipe, given, calibration, template)
+            apart = keep_apart(
+                models, groups, couplings, recipe, given, calibration, template, sets, shares
+            )
             models, unmatched, template, groups = apart.models, apart.unmatched, apart.template, apart.groups
             couplings = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
         information = None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from depfuse.errors import ArchitectureError
@@ -58,7 +58,7 @@ def _tell(module: nn.Module) -> None:
         module.out_channels, module.in_channels = outer, inner
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, _BatchNorm):
+    elif isinstance(module, _NormBase):
         sized = next(tensor for tensor in (module.weight, module.running_mean) if tensor is not None)
         module.num_features = len(sized)
     elif isinstance(module, nn.PReLU):

@@ -15,7 +15,7 @@ from depfuse.cli.app import main
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.errors import ArchitectureError, CheckpointError, RecipeError
 from depfuse.groups.stages import stages_of
-from depfuse.groups.widening import hosts, make_room
+from depfuse.groups.widening import find_hosts, make_room
 from depfuse.models import build_network
 from depfuse.renorm import reset_batch_norm
 from depfuse.resizing import resize
@@ -201,7 +201,8 @@ def test_padded_shortcuts_find_room_in_the_stream():
     example = torch.zeros(1, 3, 16, 16)
     model = build_network('cifar_resnet20(shortcut="A")').eval()
     groups = prove_groups(model, find_groups(model, example), example)
-    found = hosts(model, groups, example)
+    found, why = find_hosts(model, groups, example)
+    assert not why
     assert found.keys() == {group.name for group in groups.free}
     guests = {name for name, host in found.items() if name != host}
     assert {groups[name].size for name in guests} == {16, 32}

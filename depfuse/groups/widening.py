@@ -10,7 +10,7 @@ a padded shortcut, say, find it among those that run through the stream from the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, Slot
 from depfuse.groups.depgraph import evaluation_copy
+from depfuse.groups.mixing import UNFIT, Fault, compared, not_taken, outputs_of
 from depfuse.resizing import resize
-from depfuse.running import evaluating
 
-TOLERANCE = 1e-9
+BLOCKS = "channels in blocks: of a grouped convolution, attention heads, or groups of a norm"
+NO_ORDER = "channels that stand in no order"
 Axis = tuple[str, int]
 
 
@@ -56,38 +57,44 @@ def make_room(groups: ChannelGroups, counts: Mapping[str, int], state: Mapping[s
 
     `state` is that of a network with these groups.
     """
-    inserts: dict[Axis, list[tuple[int, int, str, int, int]]] = {}
+    inserts: dict[Axis, list[tuple[int, int, str, int, int, int]]] = {}
     for group in groups:
         for number, slot in enumerate(group.slots):
-            for point, size in _ends(slot) if counts.get(group.name) else ():
+            for column, (point, size) in enumerate(_ends(slot) if counts.get(group.name) else ()):
                 found = inserts.setdefault((slot.key, slot.axis), [])
-                found.append((point, size * counts[group.name], group.name, number, size))
+                found.append((point, size * counts[group.name], group.name, number, column, size))
     source: dict[Axis, Tensor] = {}
     moved: dict[Axis, Tensor] = {}
-    columns: dict[tuple[str, int], list[Tensor]] = {}
+    columns: dict[tuple[str, int], dict[int, Tensor]] = {}
     for axis, found in inserts.items():
         length = state[axis[0]].shape[axis[1]]
         parts, begin, added = [], 0, 0
         shift = torch.zeros(length, dtype=torch.int64)
-        for point, size, name, number, each in sorted(found):
+        for point, size, name, number, column, each in sorted(found):
             parts += [torch.arange(begin, point), torch.full((size,), -1)]
-            columns.setdefault((name, number), []).append((torch.arange(size) + point + added).reshape(-1, each))
+            # A slot may hold a channel's later position first: its columns keep their order.
+            columns.setdefault((name, number), {})[column] = (torch.arange(size) + point + added).reshape(-1, each)
             begin, added = point, added + size
             shift[point:] += size
         source[axis] = torch.cat([*parts, torch.arange(begin, length)])
         moved[axis] = torch.arange(length) + shift
-    return Widened(source, {place: torch.cat(parts, 1) for place, parts in columns.items()}, moved)
+    places = {place: torch.cat([found for _, found in sorted(each.items())], 1) for place, each in columns.items()}
+    return Widened(source, places, moved)
 
 
-def hosts(model: nn.Module, groups: ChannelGroups, example: Tensor) -> dict[str, str]:
-    """Group -> the group whose room its new channels take: itself where it has room. Groups without any are left out.
+def find_hosts(model: nn.Module, groups: ChannelGroups, example: Tensor) -> tuple[dict[str, str], dict[str, str]]:
+    """Group -> the group whose room its new channels take, itself where it has room; and why others have none.
 
     Proved by running the network with one more channel in each group, in float64 on the CPU.
     """
     candidates = [group for group in groups.free if _is_simple(group, groups)]
+    why = {group.name: BLOCKS for group in groups.free}
+    why |= {group.name: NO_ORDER for group in candidates}
     fits = _Fits(model, groups, example)
-    roomy = _largest([group for group in candidates if all(map(_ends, group.slots))], fits)
+    ordered = {group.name: group for group in candidates if all(map(_ends, group.slots))}
+    roomy = [ordered[name] for name in largest(list(ordered), lambda names: fits([ordered[name] for name in names]))]
     roomy = roomy if fits(roomy) else []
+    why |= fits.why
     found = {group.name: group.name for group in roomy}
     for group in candidates:
         if group.name in found:
@@ -96,18 +103,25 @@ def hosts(model: nn.Module, groups: ChannelGroups, example: Tensor) -> dict[str,
         around = [host for host in roomy if axes <= {(slot.key, slot.axis) for slot in host.slots}]
         if around:
             found[group.name] = min(around, key=lambda host: len(host.slots)).name
-    return found
+    return found, {name: reason for name, reason in why.items() if name not in found}
 
 
 class _Fits:
-    """Whether a network keeps its function with one more channel in some groups."""
+    """Whether a network keeps its function with one more channel in some groups; and why not, of one alone."""
 
     def __init__(self, model: nn.Module, groups: ChannelGroups, example: Tensor) -> None:
         self.model = evaluation_copy(model).cpu().double()
         self.groups, self.example = groups, example.detach().cpu().double()
-        self.expected = self._outputs(self.model)
+        self.expected = outputs_of(self.model, self.example)
+        self.why: dict[str, str] = {}
 
     def __call__(self, chosen: Sequence[ChannelGroup]) -> bool:
+        fault = self._fault(chosen)
+        if fault is not None and len(chosen) == 1:
+            self.why[chosen[0].name] = fault.words
+        return fault is None
+
+    def _fault(self, chosen: Sequence[ChannelGroup]) -> Fault | None:
         state = self.model.state_dict()
         room = make_room(self.groups, {group.name: 1 for group in chosen}, state)
         wider = evaluation_copy(self.model)
@@ -116,26 +130,19 @@ class _Fits:
             with torch.no_grad():
                 for key, tensor in wider.state_dict().items():
                     tensor.copy_(spread(key, state[key], room.source))
-            outputs = self._outputs(wider)
-        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError):
-            return False  # the network's code says how many channels there are
-        if outputs.shape != self.expected.shape:
-            return False
-        return float((outputs - self.expected).abs().max()) <= TOLERANCE * float(self.expected.abs().max())
-
-    def _outputs(self, model: nn.Module) -> Tensor:
-        with torch.no_grad(), evaluating(model):
-            return model(self.example)  # type: ignore[no-any-return]
+        except UNFIT as error:
+            return not_taken(wider, error)
+        return compared(wider, self.expected, self.example, self.model)
 
 
-def _largest(groups: Sequence[ChannelGroup], fits: _Fits) -> list[ChannelGroup]:
-    """The groups that have room, by halving what has none."""
-    if not groups or fits(groups):
-        return list(groups)
-    if len(groups) == 1:
+def largest(names: Sequence[str], fits: Callable[[Sequence[str]], bool]) -> list[str]:
+    """Those that fit, by halving what does not."""
+    if not names or fits(names):
+        return list(names)
+    if len(names) == 1:
         return []
-    middle = len(groups) // 2
-    return _largest(groups[:middle], fits) + _largest(groups[middle:], fits)
+    middle = len(names) // 2
+    return largest(names[:middle], fits) + largest(names[middle:], fits)
 
 
 def spread(key: str, tensor: Tensor, sources: Mapping[Axis, Tensor]) -> Tensor:

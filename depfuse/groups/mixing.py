@@ -1,0 +1,142 @@
+"""Where a wider network computes something else than the narrower one whose channels it holds.
+
+Operations entry by entry, sums with weights, and what is done to each channel alone keep channels apart, whatever
+stands beside them. A softmax over channels, a norm over them, or a part that is cut out by its position does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from depfuse.groups.depgraph import first_line
+from depfuse.running import evaluating, raised_in
+
+TOLERANCE = 1e-9  # relative to the largest output; rounding in float64 is below 1e-12
+PLACE_TOLERANCE = 1e-7  # of the largest value of a tensor, where the place is looked for
+UNFIT = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError, ZeroDivisionError)
+"""What a network raises whose code says how many channels there are."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why parents cannot stand side by side.
+
+    Attributes
+    ----------
+    error
+        The largest difference, relative to the largest output; infinite where the network does not run.
+    words
+        What is wrong, as the end of a sentence.
+    """
+
+    error: float
+    words: str
+
+
+def outputs_of(model: nn.Module, given: Tensor) -> list[Tensor]:
+    """The tensors that a network returns."""
+    with torch.no_grad(), evaluating(model):
+        leaves = tree_leaves(model(given))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def compared(network: nn.Module, expected: Sequence[Tensor], given: Tensor, parent: nn.Module) -> Fault | None:
+    """What is wrong with the outputs of a network that holds the channels of another, a parent, and more."""
+    try:
+        outputs = outputs_of(network, given)
+    except UNFIT as error:
+        return not_taken(network, error)
+    scale = max((float(wanted.abs().max()) for wanted in expected if wanted.numel()), default=0.0)
+    if len(outputs) != len(expected) or any(a.shape != b.shape for a, b in zip(outputs, expected, strict=True)):
+        return Fault(float("inf"), "with more channels the output has another shape")
+    if not 0.0 < scale < float("inf"):
+        return Fault(float("inf"), "on random values the output is zero, or not finite: nothing can be proved")
+    differences = [float((a - b).abs().max()) for a, b in zip(outputs, expected, strict=True) if a.numel()]
+    largest = max(differences) / scale
+    if largest <= TOLERANCE:  # False for NaN
+        return None
+    return Fault(largest, f"{_mixing_place(parent, network, given)} does not keep channels side by side apart")
+
+
+def not_taken(model: nn.Module, error: BaseException) -> Fault:
+    """What is wrong with a network that raises on another number of channels."""
+    module = _said(model, raised_in(model, error))
+    return Fault(float("inf"), f"{module} takes no other number of channels ({first_line(error)})")
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A tensor that went into or came out of a module."""
+
+    module: str
+    side: str
+    value: Tensor
+
+
+def _seen(model: nn.Module, given: Tensor) -> list[_Seen]:
+    """The first tensors that go into and come out of each module, in the order in which they were there."""
+    seen: list[_Seen] = []
+
+    def note(module: str, side: str, values: Any) -> None:
+        tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        if tensors:
+            seen.append(_Seen(module, side, tensors[0]))
+
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda _, values, name=name: note(name, "input", values)))
+        handles.append(module.register_forward_hook(lambda _, __, value, name=name: note(name, "output", value)))
+    try:
+        outputs_of(model, given)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _mixing_place(parent: nn.Module, network: nn.Module, given: Tensor) -> str:
+    """Where a network that holds a parent's channels first computes something else than the parent."""
+    before = ""
+    for own, wide in zip(_seen(parent, given), _seen(network, given), strict=False):
+        if (own.module, own.side) != (wide.module, wide.side):
+            break
+        if not _contains(wide.value, own.value):
+            leaf = next(parent.get_submodule(own.module).children(), None) is None
+            if own.side == "output" and leaf:
+                return _said(parent, own.module)
+            return _between(parent, before, own.module if own.side == "input" else "")
+        before = own.module or before
+    return _between(parent, before, "")
+
+
+def _between(model: nn.Module, first: str, last: str) -> str:
+    where = f" between {first} and {last}" if first and last else f" after {first}" if first else ""
+    return f"what {type(model).__name__} computes{where}"
+
+
+def _contains(wide: Tensor, narrow: Tensor) -> bool:
+    """Whether all that a parent's tensor holds is in that of a network with more channels."""
+    if wide.dim() != narrow.dim():
+        return False
+    axes = [axis for axis in range(wide.dim()) if wide.shape[axis] != narrow.shape[axis]]
+    if len(axes) > 1:  # a weight that is computed, with inputs and outputs of its own
+        return True
+    if bool(narrow.isfinite().all()) and not bool(wide.isfinite().all()):
+        return False
+    scale = float(narrow.abs().max()) if narrow.numel() else 0.0
+    if not axes:
+        return bool(((wide - narrow).abs() <= PLACE_TOLERANCE * scale).all())
+    own, others = (tensor.movedim(axes[0], 0).flatten(1) for tensor in (narrow, wide))
+    distances = torch.cdist(own, others, p=float("inf"))
+    return bool((distances.amin(1) <= PLACE_TOLERANCE * scale).all())
+
+
+def _said(model: nn.Module, name: str) -> str:
+    kind = type(model.get_submodule(name)).__name__
+    return f"{kind} ({name})" if name else f"the forward pass of {kind}"
