@@ -14,9 +14,10 @@ from depfuse.data.loader import Loader
 from depfuse.groups import ChannelGroups
 from depfuse.label_sets import LabelSets
 from depfuse.merge import average
+from depfuse.outputs import distance_of, gives_classes
 from depfuse.renorm import renormalise
 from depfuse.running import evaluating
-from depfuse.teaching import mean_probabilities
+from depfuse.teaching import wanted_of
 
 RENORM_IMAGES = 500
 JUDGED_IMAGES = 500
@@ -32,6 +33,7 @@ class Disagreement:
     averaged over the first `JUDGED_IMAGES` calibration images; the child's BatchNorm statistics come from the
     first `RENORM_IMAGES`. No label is read. The child's scores are multiplied by the one of `SCALES` with which it is
     least: averaged networks give scores that are too small, some more than others, and no decision depends on that.
+    Where outputs are no class scores it is their mean squared error (see `outputs`).
 
     Parameters
     ----------
@@ -125,7 +127,7 @@ class Disagreement:
             wanted = nn.functional.one_hot(self._images.labels, scores.shape[1]).to(scores)
         else:
             batches = zip(*(self._outputs[member] for member in members), strict=True)
-            found = [mean_probabilities(theirs, shares, labels, joint=self._joint) for theirs in batches]
+            found = [wanted_of(theirs, shares, labels, joint=self._joint) for theirs in batches]
             wanted = torch.cat(found)
         return mean_or_infinite(at_best_scale(scores, wanted)[0])
 
@@ -142,14 +144,19 @@ class Disagreement:
 def at_best_scale(scores: Tensor, wanted: Tensor, scales: Sequence[float] = SCALES) -> tuple[Tensor, float]:
     """Cross-entropies (N,), nats, of scaled class scores under probabilities, and the scale that gives the least mean.
 
+    Of outputs that are no class scores, the squared errors as they are: their scale is part of what they say.
+
     Parameters
     ----------
     scores, wanted
-        (N, C).
+        (N, C), or (N, ...) of numbers.
     scales
         What the scores may be multiplied by.
     """
-    losses = {scale: -(wanted * (scale * scores).softmax(1).clamp_min(1e-30).log()).sum(1) for scale in scales}
+    distance = distance_of(scores)
+    if not gives_classes(scores):
+        return distance.losses(scores, wanted), 1.0
+    losses = {scale: distance.losses(scale * scores, wanted) for scale in scales}
     best = min(losses, key=lambda scale: float(losses[scale].mean()))
     return losses[best], best
 

@@ -30,10 +30,11 @@ from depfuse.joint_head import head_of
 from depfuse.label_sets import LabelSets
 from depfuse.layout import choose_layout
 from depfuse.merge import Polished, Shares, Together, polish, refit_head
+from depfuse.outputs import distance_of
 from depfuse.recipe import Recipe
 from depfuse.renorm import settle_batch_norm
 from depfuse.running import evaluating
-from depfuse.teaching import mean_probabilities
+from depfuse.teaching import wanted_of
 
 HELD_OUT = 0.25
 VIEWS = 4
@@ -57,7 +58,8 @@ class Candidate:
         The network, in eval mode.
     disagreement
         Cross-entropy (nats) of its class probabilities for held-out images, shifted far, under the mean of the parents'
-        for the same images as they are; without labels, at the best scale of its scores.
+        for the same images as they are; without labels, at the best scale of its scores. Mean squared error where the
+        outputs are no class scores.
     seconds
         What making it took.
     scale
@@ -275,15 +277,15 @@ class Judge:
         far = replace(near, translate=FARTHER * near.translate)
         images = images.in_batches(MIXED_AT_ONCE)
         generator = torch.Generator().manual_seed(seed)
-        self._wanted = self._probabilities([inputs for inputs, _ in images])
+        self._wanted = self._together([inputs for inputs, _ in images])
         self._views = [inputs for view in range(VIEWS) for inputs, _ in images.augmented(far, seed + view)]
         self._mixed = [mix(inputs, generator) for inputs, _ in images.augmented(near, seed)]
-        self._between = self._probabilities(self._mixed)
+        self._between = self._together(self._mixed)
 
     def __call__(self, network: nn.Module) -> tuple[Tensor, float]:
         """Each image's disagreement (N,), nats, and the network's scale; 1 without a linear head."""
         views, mixed = _logits(network, self._views), _logits(network, self._mixed)
-        losses, scale = at_best_scale(views, self._wanted.repeat(VIEWS, 1))[0], 1.0
+        losses, scale = at_best_scale(views, torch.cat([self._wanted] * VIEWS))[0], 1.0
         with suppress(RecipeError):
             head_of(network, self._views[0][:1])
             scale = at_best_scale(mixed, self._between)[1]
@@ -294,15 +296,16 @@ class Judge:
 
         A question for two networks of which one came from the other: how sure they are counts here.
         """
-        one, two = (-(self._between * _logits(model, self._mixed).log_softmax(1)).sum(1) for model in (network, other))
+        given = [_logits(model, self._mixed) for model in (network, other)]
+        one, two = (distance_of(outputs).losses(outputs, self._between) for outputs in given)
         return beyond_chance(two - one)
 
-    def _probabilities(self, batches: Sequence[Tensor]) -> Tensor:
-        """The ensemble's for images (N, C)."""
+    def _together(self, batches: Sequence[Tensor]) -> Tensor:
+        """What the ensemble says of images (N, ...)."""
         family = self._family
         shares = family.recipe.shares(len(family.teachers))
         outputs = [_logits(model, batches) for model in family.teachers]
-        return mean_probabilities(outputs, shares, family.labels, joint=family.joint)
+        return wanted_of(outputs, shares, family.labels, joint=family.joint)
 
     def rescaled(self, candidate: Candidate) -> Candidate:
         """The candidate with its scale in its head."""

@@ -20,6 +20,7 @@ from depfuse.data.loader import Loader
 from depfuse.errors import ArchitectureError, DepfuseWarning
 from depfuse.label_sets import LabelSets
 from depfuse.merge import NaturalGradientTraining, Together
+from depfuse.outputs import distance_of
 from depfuse.recipe import Recipe
 from depfuse.running import evaluating
 from depfuse.teaching import TEMPERATURE, divergence, ensemble_logits
@@ -75,8 +76,16 @@ class Ensemble:
         return ensemble_logits(outputs, self._shares, self._labels, temperature, joint=self._joint)
 
     def disagreement(self, model: nn.Module, loader: Loader) -> float:
-        """Cross-entropy (nats) of a network's class probabilities under the ensemble's, without labels."""
-        return self._mean(model, loader, lambda logits, own: -(logits.softmax(1) * own.log_softmax(1)).sum())
+        """Cross-entropy (nats) of a network's class probabilities under the ensemble's, without labels.
+
+        Mean squared error where the outputs are no class scores.
+        """
+
+        def losses(logits: Tensor, own: Tensor) -> Tensor:
+            distance = distance_of(own)
+            return distance.losses(own, distance.said(logits)).sum()
+
+        return self._mean(model, loader, losses)
 
     def distance(self, model: nn.Module, loader: Loader, temperature: float = TEMPERATURE) -> float:
         """What distilling makes small: a network's `teaching.divergence` from the ensemble, per image."""

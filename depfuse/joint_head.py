@@ -16,6 +16,7 @@ from depfuse.groups import ChannelGroups
 from depfuse.information import informed
 from depfuse.label_sets import LabelSets
 from depfuse.merge import average
+from depfuse.outputs import gives_classes
 from depfuse.renorm import reset_batch_norm
 from depfuse.running import bfloat16_pays, evaluating, modules_in_order
 
@@ -40,8 +41,13 @@ def know_different(models: Sequence[nn.Module], images: Loader) -> bool:
     """Whether parents with the same labels have learned to tell different ones apart.
 
     Two of them then name the same class far more seldom than each is sure of its own: for less than `AGREEING` of the
-    mean of their highest class probabilities, over all pairs and some unlabelled images.
+    mean of their highest class probabilities, over all pairs and some unlabelled images. Where outputs are no class
+    scores, there are none to tell apart.
     """
+    first = next(iter(images))[0][:1]
+    with torch.inference_mode(), evaluating(models[0]):
+        if not gives_classes(models[0](first)):
+            return False
     found: list[list[Tensor]] = [[] for _ in models]
     with torch.inference_mode(), evaluating(*models):
         for batch, _ in images.first(COMPARED):
@@ -59,7 +65,7 @@ def can_have_joint_head(models: Sequence[nn.Module], images: Loader, labels: Lab
     if len(heads) < len(models):
         return False
     classes = heads[0].out_features if labels is None else len(labels.joint)
-    return images.count >= FEWEST * classes
+    return classes > 1 and images.count >= FEWEST * classes
 
 
 def with_joint_head(
@@ -93,12 +99,18 @@ def with_joint_head(
     Raises
     ------
     RecipeError
-        A network does not end in a linear layer, or a label that was read is not one of the parents'.
+        A network does not end in a linear layer with several outputs, or a label that was read is not one of the
+        parents'.
     """
     copies = [_of_all_labels(models, number, labels, template) for number in range(len(models))]
     images = next(iter(calibration))[0][:1]
     heads = [head_of(model, images) for model in copies]
     classes = heads[0].out_features
+    if classes < 2:
+        raise RecipeError(
+            "one head for all parents tells classes apart, and these networks have one output: leave out --labelled "
+            "and --joint-head"
+        )
     known = calibration.labels[:labelled].long().to(images.device) if labelled else None
     if known is not None and int(known.max()) >= classes:
         raise RecipeError(

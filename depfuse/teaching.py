@@ -1,4 +1,4 @@
-"""What the parents' ensemble teaches: softened class scores, and how far a child's are from them."""
+"""What the parents' ensemble teaches: what their outputs are together, by `outputs` and the labels that they know."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from depfuse.label_sets import LabelSets
+from depfuse.outputs import distance_of
 
 TEMPERATURE = 4.0
 
@@ -19,18 +20,20 @@ def mean_logits(outputs: Sequence[Tensor], shares: Sequence[float], labels: Labe
     return torch.stack([share * own for share, own in zip(shares, outputs, strict=True)]).sum(0)
 
 
-def mean_probabilities(
+def wanted_of(
     outputs: Sequence[Tensor], shares: Sequence[float], labels: LabelSets | None = None, *, joint: bool = False
 ) -> Tensor:
-    """The share-weighted mean of the parents' class probabilities (N, C).
+    """What the parents say together (N, ...), to compare others with (`Distance.losses`).
 
-    Those of their logits side by side where they know different labels: a label that none knows has none. Those of the
-    mean of their logits where they have one head together (`joint`).
+    Of class scores the share-weighted mean of the parents' class probabilities; those of their logits side by side
+    where they know different labels: a label that none knows has none. Those of the mean of their logits where they
+    have one head together (`joint`). Of numbers their share-weighted mean.
     """
     if joint:
-        return mean_logits(outputs, shares, labels).softmax(1)
+        logits = mean_logits(outputs, shares, labels)
+        return distance_of(logits).said(logits)
     if labels is None or labels.same:
-        return torch.stack([share * own.softmax(1) for share, own in zip(shares, outputs, strict=True)]).sum(0)
+        return distance_of(outputs[0]).mean(outputs, shares)
     known = torch.stack(labels.of_outputs(outputs)).amax(0) > -torch.inf
     return labels.join(outputs, shares, 1).masked_fill(~known, -torch.inf).softmax(1)
 
@@ -47,7 +50,8 @@ def ensemble_logits(
 
     The mean of the parents' probabilities, softened by the temperature :math:`\tau` (Hinton et al. 2015, section 2): a
     parent that does not know an image has little say, while the mean of the logits lets one that is sure and wrong
-    outvote the others. Where the parents know different labels, their logits side by side.
+    outvote the others. Where the parents know different labels, their logits side by side. Where the outputs are no
+    class scores, their mean.
 
     Parameters
     ----------
@@ -64,36 +68,24 @@ def ensemble_logits(
     """
     if joint or (labels is not None and not labels.same):
         return mean_logits(outputs, shares, labels)
-    weighted = [(own / temperature).log_softmax(1) + _log(share) for own, share in zip(outputs, shares, strict=True)]
-    return temperature * torch.logsumexp(torch.stack(weighted), 0)
+    return distance_of(outputs[0]).together(outputs, shares, temperature)
 
 
 def divergence(logits: Tensor, target: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    r"""Sum over images of :math:`\tau^2\, \mathrm{KL}(\mathrm{softmax}(t / \tau), \mathrm{softmax}(z / \tau))`.
-
-    At high temperatures half the squared distance of the logits, each without its mean, over the number of classes.
-    """
-    wanted, given = (target / temperature).log_softmax(-1), (logits / temperature).log_softmax(-1)
-    return temperature**2 * (wanted.exp() * (wanted - given)).sum()
+    """How far outputs are from the ensemble's, summed over images (see `outputs`)."""
+    return distance_of(logits).divergence(logits, target, temperature)
 
 
 def slope(logits: Tensor, target: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """The derivative (N, C) of the divergence by the logits."""
-    return temperature * ((logits / temperature).softmax(-1) - (target / temperature).softmax(-1))
+    """The derivative (N, ...) of the divergence by the outputs."""
+    return distance_of(logits).slope(logits, target, temperature)
 
 
 def curved(change: Tensor, logits: Tensor) -> Tensor:
-    """The product (N, C) of the divergence's second derivative at some logits with a change of them."""
-    p = (logits / TEMPERATURE).softmax(-1)
-    return p * (change - (p * change).sum(-1, keepdim=True))
+    """The product (N, ...) of the divergence's curvature at some outputs with a change of them."""
+    return distance_of(logits).curved(change, logits, TEMPERATURE)
 
 
 def drawn(logits: Tensor, generator: torch.Generator, temperature: float = TEMPERATURE) -> Tensor:
-    """Random (N, C) with the second derivative as covariance: a class drawn, less the classes' probabilities."""
-    p = (logits / temperature).softmax(-1)
-    classes = torch.multinomial(p.cpu(), 1, generator=generator).to(p.device)
-    return torch.zeros_like(p).scatter_(-1, classes, 1.0) - p
-
-
-def _log(share: float) -> float:
-    return float(torch.tensor(share).log())
+    """Random (N, ...) with the divergence's curvature as covariance."""
+    return distance_of(logits).drawn(logits, generator, temperature)

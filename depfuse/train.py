@@ -26,6 +26,7 @@ from depfuse.errors import CheckpointError, RecipeError
 from depfuse.evaluate import evaluate
 from depfuse.layout import differentiable, takes_channels_last
 from depfuse.models import check_input
+from depfuse.outputs import distance_of
 from depfuse.processes import Team, together
 from depfuse.running import bfloat16_pays, evaluating
 from depfuse.teaching import divergence
@@ -355,8 +356,9 @@ class _Descent:
         self.optimizer.zero_grad(set_to_none=True)
         self._weighted(loss, len(labels)).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        named = outputs.detach().argmax(1) == (wanted if wanted.dim() == 1 else wanted.argmax(1))
-        return loss.detach() * len(labels), named.sum()
+        given = outputs.detach()
+        alike = (given.argmax(1) == labels).sum() if self.teacher is None else distance_of(given).alike(given, wanted)
+        return loss.detach() * len(labels), alike
 
     def _weighted(self, loss: Tensor, count: int) -> Tensor:
         return loss

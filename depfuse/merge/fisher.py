@@ -9,6 +9,7 @@ from torch.func import functional_call, vjp, vmap
 from depfuse.data.loader import Loader
 from depfuse.errors import ArchitectureError
 from depfuse.layout import differentiable
+from depfuse.outputs import distance_of
 from depfuse.running import evaluating
 
 IMAGES = 500
@@ -30,7 +31,8 @@ def fisher_information(
     Parameters
     ----------
     model
-        Any network with logits (N, classes); it runs in evaluation mode and is left as it was.
+        Any network; it runs in evaluation mode and is left as it was. Outputs that are no class scores count as the
+        means of numbers with a deviation of one.
     loader
         Its first images are used; labels are not read.
     images
@@ -55,20 +57,19 @@ def fisher_information(
     generator = torch.Generator().manual_seed(seed)
 
     def squares(image: Tensor, signs: Tensor) -> dict[str, Tensor]:
-        """Sums over the rows of signs (K, classes), for one image."""
+        """Sums over the rows of signs (K, outputs), for one image."""
         logits, backward = vjp(  # type: ignore[misc]
             lambda own: functional_call(model, (own, buffers), (image[None],))[0], parameters
         )
-        probabilities = logits.softmax(0)
-        vectors = signs * probabilities.sqrt()
-        vectors = vectors - vectors.sum(1, keepdim=True) * probabilities
-        (gradients,) = vmap(backward)(vectors)
+        vectors = distance.factor(logits, signs)
+        (gradients,) = vmap(backward)(vectors.reshape(len(vectors), *logits.shape))
         return {key: gradient.square().sum(0) for key, gradient in gradients.items()}
 
     used = loader.first(images)
     total = {key: torch.zeros_like(tensor, dtype=torch.float64) for key, tensor in parameters.items()}
     with torch.no_grad(), evaluating(model), differentiable(loader.device):
-        classes = model(next(iter(used))[0][:1]).shape[1]
+        output = model(next(iter(used))[0][:1])
+        distance, classes = distance_of(output), output[0].numel()
         rows = classes if draws is None else draws
         size = sum(tensor.numel() for tensor in parameters.values())
         at_once = min(AT_ONCE, max(1, MOST_BYTES // (4 * rows * max(1, size))))

@@ -28,6 +28,7 @@ from depfuse.errors import RecipeError
 from depfuse.groups.depgraph import unwrap
 from depfuse.groups.stages import stages_of
 from depfuse.layout import choose_layout, differentiable
+from depfuse.outputs import distance_of
 from depfuse.running import evaluating
 from depfuse.teaching import curved, drawn, slope
 
@@ -54,7 +55,8 @@ class Polished:
     Attributes
     ----------
     before, after
-        Cross-entropy (nats) of the network's probabilities under the teacher's, on images that no step saw.
+        Cross-entropy (nats) of the network's probabilities under the teacher's, on images that no step saw; mean
+        squared error where the outputs are no class scores.
     layers
         `last stage` or `all`: which were free; None where no step lowered it, and nothing was changed.
     damping
@@ -191,11 +193,11 @@ class _Polish:
         return output
 
     def _loss(self, free: Vector) -> float:
-        """Mean cross-entropy under the teacher on the images that no step sees."""
-        total = sum(
-            -float((target.softmax(-1) * self._logits(free, images).log_softmax(-1)).sum())
-            for images, target in self.rest
-        )
+        """Mean cross-entropy under the teacher on the images that no step sees, or squared error."""
+        total = 0.0
+        for images, target in self.rest:
+            distance = distance_of(target)
+            total += float(distance.losses(self._logits(free, images).float(), distance.said(target)).sum())
         return total / sum(len(images) for images, _ in self.rest)
 
     def _best(self, free: Vector, views: list[Batch], iterations: int) -> tuple[float, dict[str, Tensor], float]:

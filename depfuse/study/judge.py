@@ -13,7 +13,7 @@ from depfuse.agreement import at_best_scale, mean_or_infinite
 from depfuse.data.loader import Loader
 from depfuse.label_sets import LabelSets
 from depfuse.running import evaluating
-from depfuse.teaching import mean_probabilities
+from depfuse.teaching import wanted_of
 
 
 class Quality:
@@ -55,9 +55,9 @@ class Quality:
 
     @cached_property
     def _wanted(self) -> Tensor:
-        """The ensemble's probabilities (N, C)."""
+        """What the ensemble says (N, ...)."""
         batches = zip(*[self._scores(model) for model in self._models], strict=True)
-        return torch.cat([mean_probabilities(theirs, self._shares, self._sets) for theirs in batches])
+        return torch.cat([wanted_of(theirs, self._shares, self._sets) for theirs in batches])
 
     def _scores(self, model: nn.Module) -> list[Tensor]:
         with torch.inference_mode(), evaluating(model):

@@ -19,7 +19,9 @@ from depfuse.align.solvers.start import start_of
 from depfuse.align.transport import checked
 from depfuse.groups.nesting import Orbit, Part
 from depfuse.layout import differentiable
+from depfuse.outputs import distance_of
 from depfuse.running import evaluating
+from depfuse.teaching import wanted_of
 
 State = dict[str, Tensor]
 TEMPERATURE = 0.1  # of the Sinkhorn operator, in units of the logits
@@ -153,7 +155,7 @@ class _Path:
         self.device = next(iter(self.target.values())).device
 
     def loss(self, plans: dict[str, Tensor], images: Tensor, share: float) -> Tensor:
-        """Cross-entropy of the network at `share` to the mean of the parents' class probabilities."""
+        """How far the network at `share` is from what its parents say together."""
         moved = dict(self.source)
         for name, part in self.parts:
             moved[part.key] = _moved(moved[part.key], part, plans[name].to(moved[part.key].dtype))
@@ -162,10 +164,10 @@ class _Path:
             for key, tensor in self.target.items()
         }
         with torch.no_grad(), evaluating(*self.networks):
-            wanted = sum((network(images).softmax(1) for network in self.networks), torch.zeros(())) / 2
+            wanted = wanted_of([network(images) for network in self.networks], (0.5, 0.5))
         with differentiable(self.device):
             logits = functional_call(self.between, state, (images,))
-        loss: Tensor = -(wanted * logits.log_softmax(1)).sum(1).mean()
+        loss = distance_of(logits).losses(logits, wanted).mean()
         checked(loss.detach())
         return loss
 

@@ -12,6 +12,7 @@ from depfuse.merge.refit.folded import Folded, weight_and_shift
 from depfuse.merge.refit.rows import Window
 from depfuse.merge.refit.streams import Streams
 from depfuse.merge.refit.units import Unit
+from depfuse.outputs import distance_of
 from depfuse.running import bfloat16_pays
 from depfuse.teaching import TEMPERATURE, divergence, drawn, slope
 
@@ -203,7 +204,7 @@ class NaturalGradient:
                 output, values = self.folded.run(leaves, self.state, images, self.streams.nodes)
                 given = output.detach().float()
                 losses.append(divergence(given, logits, self.temperature))
-                alike.append((given.argmax(1) == logits.argmax(1)).sum())
+                alike.append(distance_of(given).alike(given, logits))
                 pulls = [slope(given, logits, self.temperature), *self.streams.pulls(values, wanted, first, share)]
                 outputs = [output, *values]
                 pulls = [pull.to(one) for pull, one in zip(pulls, outputs, strict=True)]

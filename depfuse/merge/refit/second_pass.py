@@ -11,9 +11,10 @@ from depfuse.data.augment import Augmentation, mix
 from depfuse.data.loader import Loader
 from depfuse.merge.refit.guard import COMPARED, Guard
 from depfuse.merge.refit.natural_gradient import PER_STEP, NaturalGradient, Taught
+from depfuse.outputs import distance_of
 
 HELD_OUT = 0.125
-NOTHING = 1e-5  # a divergence that is rounding only
+NOTHING = 1e-5  # a divergence that is rounding only, in its unit
 
 
 class SecondPass:
@@ -52,7 +53,8 @@ class SecondPass:
         rest = learner.taught(self._images(self._held))
         guard = Guard(learner, rest)
         first = guard.lowest / len(self._held)
-        if first < NOTHING:
+        target = torch.cat([logits for _, logits, _ in rest])
+        if first <= NOTHING * distance_of(target).unit(target):
             return
         learner.begin(first)
         for step in range(steps):

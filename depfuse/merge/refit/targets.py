@@ -15,6 +15,7 @@ from depfuse.merge.refit.graph import Program, State, Values
 from depfuse.merge.refit.units import Unit
 from depfuse.merge.refit.walk import Walk
 from depfuse.merge.shares import Shares
+from depfuse.outputs import distance_of
 
 Mixtures = Mapping[Unit, Sequence[Tensor]]
 """Unit -> per parent, how much (n_channels, n_channels) of each of its channels goes to each channel of the child."""
@@ -218,7 +219,7 @@ def _importance(
                     values[node] = program.call(node, plain, values)
                 output = values[program.output]
                 signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
-                signs = signs - signs.mean(-1, keepdim=True)
+                signs = distance_of(output).centred(signs)
                 found_here = torch.autograd.grad((output * signs).sum(), [values[node] for node in nodes.values()])
             for unit, gradient in zip(nodes, found_here, strict=True):
                 square = gradient.movedim(unit.axis, -1).flatten(0, -2).double().square().mean(0)
