@@ -16,18 +16,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from operator import sub
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.errors import CheckpointError, DepfuseWarning
 from depfuse.foreign import Layout, is_plain_pickle, read_pickle, torch_names
+from depfuse.models.origin import FromFile, shown
 from depfuse.models.registry import build_network
 from depfuse.resizing import resize
 
@@ -52,9 +53,10 @@ class Card(BaseModel):
     Attributes
     ----------
     architecture
-        As `depfuse.models.build_network` takes it.
+        As `depfuse.models.build_network` takes it, in the words of a file: nothing that it names is imported.
     data
-        The data set it was trained or calibrated on, as `depfuse.data.load_data` takes it.
+        The data set it was trained or calibrated on, as `depfuse.data.load_data` takes it. A path that it names is not
+        opened unless the user asks for it.
     preprocessing
         What its inputs went through.
     classes
@@ -77,7 +79,7 @@ class Card(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    architecture: str
+    architecture: Annotated[str, AfterValidator(FromFile)]
     data: str | None = None
     preprocessing: Preprocessing | None = None
     classes: tuple[int, ...] | None = None
@@ -214,7 +216,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
             own[key].copy_(tensor)
 
 
-def load_network(path: str | Path, **defaults: Any) -> nn.Module:
+def load_network(path: str | Path, *, trust: bool = False, **defaults: Any) -> nn.Module:
     """The network in a file that depfuse wrote, in evaluation mode on the CPU.
 
     Its card says what it is and how many classes it knows. Files of others have none, and go through `build_network`,
@@ -224,6 +226,8 @@ def load_network(path: str | Path, **defaults: Any) -> nn.Module:
     ----------
     path
         The file.
+    trust
+        Import and call the function of a file or module that the card names as the network; for files of your own.
     **defaults
         Settings that the card's architecture leaves open, such as ``in_channels``; see `build_network`.
 
@@ -232,14 +236,14 @@ def load_network(path: str | Path, **defaults: Any) -> nn.Module:
     CheckpointError
         The file has no card; for what else, see `read_checkpoint` and `load_into`.
     ArchitectureError
-        See `build_network`.
+        See `build_network`; the card names code of its own, and `trust` is not given.
     """
     checkpoint = read_checkpoint(path)
     if checkpoint.card is None:
         raise CheckpointError(f"{path} does not say what network it is: use build_network, then load_into")
     if checkpoint.card.classes is not None:
         defaults = {"classes": len(checkpoint.card.classes), **defaults}
-    network = build_network(checkpoint.card.architecture, **defaults)
+    network = build_network(checkpoint.card.architecture, trust=trust, fitting=checkpoint.state, **defaults)
     load_into(network, checkpoint)
     return network.eval()
 
@@ -449,7 +453,7 @@ def _advice(card: Card | None) -> str:
     if card is None:
         return "check the architecture"
     classes = "" if card.classes is None else f" with {len(card.classes)} classes"
-    return f"its card says that it is a {card.architecture}{classes}"
+    return f"its card says that it is a {shown(card.architecture)}{classes}"
 
 
 def _few(keys: list[str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_cli import Place, files, write_data
+from test_cli import Place, files, trust, write_data
 
 from depfuse.checkpoint import read_checkpoint
 from depfuse.cli import main
@@ -133,7 +133,7 @@ def test_a_distillation_that_was_killed_goes_on_bit_for_bit(place: Place) -> Non
 
     def command(name: str) -> list[str]:
         options = ["--calibration", "32", "--batch-size", "16", "--distil", "3", "--quiet"]
-        return ["fuse", *map(str, place.parents), *options, "--out", str(place.folder / name)]
+        return ["fuse", *map(str, place.parents), *trust(*place.parents), *options, "--out", str(place.folder / name)]
 
     assert main(command("whole.safetensors")) == 0
     arguments = [sys.executable, "-c", KILLED, str(torch.get_num_threads()), *command("parts.safetensors")]

@@ -91,7 +91,12 @@ class Place:
         given = [str(p) for p in (self.parents if parents is None else parents)]
         out = ["--out", str(self.folder / "child.safetensors")]
         recipe = ["--calibration", "32", "--batch-size", "16", "--refit", "none"]
-        return main([command, *given, *recipe, *out, *map(str, arguments)])
+        return main([command, *given, *trust(*given), *recipe, *out, *map(str, arguments)])
+
+
+def trust(*paths: object) -> list[str]:
+    """Options that take the cards' words for the user's own: these parents name a file of his and his data."""
+    return [word for path in paths for word in ("--trust", str(path))]
 
 
 def tiny(width: int = 6, classes: int = 4, norm: bool = True) -> nn.Module:
@@ -221,7 +226,7 @@ def test_child_is_an_ordinary_network(place: Place, capsys: pytest.CaptureFixtur
     report, again = place.folder / "report.json", place.folder / "again.json"
     assert place.fuse("--report", report) == 0
     child = place.folder / "child.safetensors"
-    assert main(["eval", str(child), "--report", str(again)]) == 0
+    assert main(["eval", str(child), *trust(child), "--report", str(again)]) == 0
     fused, evaluated = read_report(report), read_report(again)
     assert evaluated.networks[0].accuracy == fused.child.accuracy
     assert evaluated.networks[0].loss == pytest.approx(fused.child.loss, abs=1e-6)
@@ -273,7 +278,8 @@ def test_foreign_checkpoints_need_the_architecture_only(place: Place) -> None:
 def test_path_runs_from_parent_to_parent(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     report, plot = place.folder / "path.json", place.folder / "path.svg"
     code = main(
-        ["path", *map(str, place.parents), "--points", "3", "--calibration", "32", "--refit", "none",
+        ["path", *map(str, place.parents), *trust(*place.parents), "--points", "3", "--calibration", "32",
+         "--refit", "none",
          "--report", str(report), "--plot", str(plot)]
     )  # fmt: skip
     stdout, stderr = capsys.readouterr()
@@ -303,7 +309,7 @@ def test_alpha_is_the_share_of_the_second_parent(place: Place) -> None:
 
 def test_eval_shows_every_network(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     report = place.folder / "report.json"
-    assert main(["eval", *map(str, place.parents), "--report", str(report)]) == 0
+    assert main(["eval", *map(str, place.parents), *trust(*place.parents), "--report", str(report)]) == 0
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert rows == ["network", "a.safetensors", "b.safetensors"]
     networks = json.loads(report.read_text())["networks"]
@@ -334,7 +340,7 @@ def test_train_writes_a_network_that_is_evaluated(place: Place, capsys: pytest.C
     assert card.recipe["labels"] == "0-1,2-3:0.5"
     assert card.classes == (0, 1, 2, 3)
     assert [path.name for path in place.folder.glob("new*")] == ["new.safetensors"]
-    assert main(["eval", str(out)]) == 0
+    assert main(["eval", str(out), *trust(out)]) == 0
 
 
 def test_training_that_was_cut_off_goes_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +383,7 @@ def test_halves_of_the_data_differ(place: Place) -> None:
 
 def test_quiet_prints_nothing(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert place.fuse("--quiet") == 0
-    assert main(["eval", str(place.parents[0]), "--quiet"]) == 0
+    assert main(["eval", str(place.parents[0]), *trust(place.parents[0]), "--quiet"]) == 0
     assert main(["groups", place.arch, "--input-shape", "1,6,6", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
 
@@ -644,7 +650,7 @@ def test_warnings_are_one_line(place: Place, monkeypatch, capsys: pytest.Capture
             warnings.warn("first line\nsecond line", DepfuseWarning, stacklevel=1)
 
     monkeypatch.setattr(command, "check_outputs", warn)
-    assert main(["eval", str(place.parents[0]), "--quiet"]) == 0
+    assert main(["eval", str(place.parents[0]), *trust(place.parents[0]), "--quiet"]) == 0
     assert capsys.readouterr() == ("", "depfuse: warning: first line second line\n")
 
 
@@ -656,7 +662,7 @@ def test_mistakes_in_the_program_keep_their_traceback(place: Place, monkeypatch)
 
     monkeypatch.setattr(command, "check_outputs", fail)
     with pytest.raises(ZeroDivisionError):
-        main(["eval", str(place.parents[0])])
+        main(["eval", str(place.parents[0]), *trust(place.parents[0])])
 
 
 def test_interruption_is_code_130(place: Place, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -666,7 +672,7 @@ def test_interruption_is_code_130(place: Place, monkeypatch, capsys: pytest.Capt
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "check_outputs", interrupt)
-    assert main(["eval", str(place.parents[0])]) == 130
+    assert main(["eval", str(place.parents[0]), *trust(place.parents[0])]) == 130
     assert capsys.readouterr().err == "depfuse: interrupted\n"
 
 

@@ -141,20 +141,9 @@ class Place:
             write_checkpoint(parents[-1], self.network(name, seed).state_dict(), card)
         outputs = {"--out": "child.safetensors", "--report": "report.json", "--plot": "path.png"}
         written = [word for option, file in outputs.items() for word in (option, str(self.folder / file))]
-        return main(
-            [
-                command,
-                *map(str, parents),
-                "--refit",
-                "none",
-                "--calibration",
-                "20",
-                "--batch-size",
-                "10",
-                *written,
-                *options,
-            ]
-        )
+        written += ["--arch", self.arch(name), "--data", str(self.folder / "data.npz")]
+        few = ["--refit", "none", "--calibration", "20", "--batch-size", "10"]
+        return main([command, *map(str, parents), *few, *written, *options])
 
     @property
     def outputs(self) -> set[str]:

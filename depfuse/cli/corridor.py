@@ -133,7 +133,10 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     shares = _check(request)
     device = resolve_device(request.options.device)
     work.step("reading networks and data")
-    inputs = read_inputs(request.parents, request.fusion.arch, request.data, device, request.fusion.classes, fused=True)
+    fusion = request.fusion
+    inputs = read_inputs(
+        request.parents, fusion.arch, request.data, device, fusion.classes, fused=True, trust=fusion.trust
+    )
     check_architectures(inputs)
     if inputs.labels is not None and request.points is not None:
         raise RecipeError("a path needs parents that know the same labels: leave out --plot")

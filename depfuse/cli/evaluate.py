@@ -16,6 +16,7 @@ from depfuse.cli.options import (
     DataOptions,
     ReportOption,
     RunOptions,
+    TrustOption,
     spread,
 )
 from depfuse.cli.outputs import check_outputs
@@ -32,6 +33,7 @@ def evaluate(
     data: DataOptions,
     options: RunOptions,
     arch: ArchitectureOption = None,
+    trust: TrustOption = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")] = 250,
     report: ReportOption = None,
 ) -> None:
@@ -41,7 +43,7 @@ def evaluate(
     device = resolve_device(options.device)
     with screen.working() as work:
         work.step("reading networks and data")
-        inputs = read_inputs(checkpoints, arch, data, device)
+        inputs = read_inputs(checkpoints, arch, data, device, trust=trust)
         started = time.perf_counter()
         scores = evaluate_together(inputs.models, work.track(inputs.test_loader(batch_size), "evaluating"))
         seconds = time.perf_counter() - started

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from torch import nn
 
 from depfuse.checkpoint import Card, Checkpoint, load_into, read_checkpoint
 from depfuse.cli.options import DataOptions
-from depfuse.data import DataSet, Loader, Preprocessing, load_data, parse_labels
+from depfuse.data import DATA_SETS, DataSet, Loader, Preprocessing, load_data, parse_labels
 from depfuse.errors import ArchitectureError, CheckpointError, DataError, RecipeError
 from depfuse.label_sets import LabelSets
 from depfuse.models import build_network, check_input, with_classes
-from depfuse.models.registry import parse_architecture, with_arguments
+from depfuse.models.origin import shown
+from depfuse.models.registry import needs_trust, parse_architecture, with_arguments
 from depfuse.running import evaluating
 
 
@@ -46,12 +47,14 @@ def read_inputs(
     classes: Sequence[str] | None = None,
     *,
     fused: bool = False,
+    trust: Sequence[Path] | None = None,
 ) -> Inputs:
     """Read checkpoints and data, build the networks on the device, and check that all of it fits.
 
     What the user leaves out is taken from the checkpoints' cards. Architectures are one for all, or one per checkpoint.
     With `classes`, one text per checkpoint, each network has an output for each of its own labels; without, for each of
-    the data's. Networks to be `fused` may be said to know fewer.
+    the data's. Networks to be `fused` may be said to know fewer. Code and data that a card names are used only
+    where its file is one of those that the user trusts.
     """
     given = [arch] if arch is None or isinstance(arch, str) else list(arch)
     if len(given) not in (1, len(paths)):
@@ -59,15 +62,21 @@ def read_inputs(
             f"{len(given)} architectures for {len(paths)} networks: give --arch once, or once per network"
         )
     given *= len(paths) // len(given)
+    trusted = _trusted(paths, trust or ())
     checkpoints = tuple(read_checkpoint(path) for path in paths)
-    architectures = tuple(_architecture(checkpoint, own) for checkpoint, own in zip(checkpoints, given, strict=True))
-    data, data_name = read_data(checkpoints, options)
+    architectures = tuple(
+        _architecture(checkpoint, own, trusted=checkpoint.path in trusted)
+        for checkpoint, own in zip(checkpoints, given, strict=True)
+    )
+    data, data_name = read_data(checkpoints, options, trusted)
     example = data.example()
     models = []
     labels = _labels(checkpoints, classes, data)
     for number, (architecture, checkpoint) in enumerate(zip(architectures, checkpoints, strict=True)):
         known = labels.sets[number] if labels else (checkpoint.card and checkpoint.card.classes) or data.classes
-        model = build_network(architecture, classes=len(known), in_channels=data.image_shape[0])
+        model = build_network(
+            architecture, fitting=checkpoint.state, classes=len(known), in_channels=data.image_shape[0]
+        )
         if fused and not labels:
             _check_head(model, checkpoint, len(known))
         load_into(model, checkpoint)
@@ -133,16 +142,39 @@ def _labels(checkpoints: Sequence[Checkpoint], classes: Sequence[str] | None, da
     return None if sets.same else sets
 
 
-def read_data(checkpoints: Sequence[Checkpoint], options: DataOptions) -> tuple[DataSet, str]:
+def read_data(
+    checkpoints: Sequence[Checkpoint], options: DataOptions, trusted: Collection[Path] = ()
+) -> tuple[DataSet, str]:
     """Load the data set, pre-processed as the user says, else as the cards say, else in its own way."""
     cards = [checkpoint.card for checkpoint in checkpoints if checkpoint.card is not None]
-    name = options.data or _agreed(cards, "data") or "digits"
+    name = options.data or _named_data(checkpoints, trusted)
     mean, std = options.means(), options.stds()
-    if mean is not None and std is not None:
-        return load_data(name, root=options.data_root, mean=mean, std=std), name
-    used = _agreed(cards, "preprocessing") or Preprocessing()
-    data = load_data(name, root=options.data_root, mean=mean or used.mean, std=std or used.std, size=used.size)
+    used = Preprocessing()
+    if mean is None or std is None:
+        used = _agreed(cards, "preprocessing") or used
+    data = load_data(
+        name,
+        root=options.data_root,
+        mean=mean or used.mean,
+        std=std or used.std,
+        size=used.size,
+        download=options.data is not None,
+    )
     return data, name
+
+
+def _named_data(checkpoints: Sequence[Checkpoint], trusted: Collection[Path]) -> str:
+    """Take the data set from the cards: one that is built in, or what a trusted file names."""
+    name = _agreed([checkpoint.card for checkpoint in checkpoints if checkpoint.card is not None], "data")
+    if name is None:
+        raise DataError("no data are named, by you or by the files: give --data")
+    naming = [checkpoint.path for checkpoint in checkpoints if checkpoint.card and checkpoint.card.data is not None]
+    if name not in DATA_SETS and not set(naming) <= set(trusted):
+        raise DataError(
+            f"{naming[0]} says that its data are {shown(name)}, which is not opened because a file names it:"
+            " give --data"
+        )
+    return str(name)
 
 
 def same_architecture(inputs: Inputs) -> str:
@@ -201,12 +233,33 @@ def _family(architecture: str) -> tuple[str, str]:
     return parsed.source, parsed.name
 
 
-def _architecture(checkpoint: Checkpoint, arch: str | None) -> str:
+def _trusted(paths: Sequence[Path], trust: Sequence[Path]) -> set[Path]:
+    """Find the files that the user trusts among those that are read, however they are written."""
+    for path in trust:
+        if not any(path.resolve() == own.resolve() for own in paths):
+            raise CheckpointError(f"--trust {path} is none of the files that are read: give the name of one of them")
+    return {own for own in paths if any(path.resolve() == own.resolve() for path in trust)}
+
+
+def _architecture(checkpoint: Checkpoint, arch: str | None, *, trusted: bool) -> str:
+    """Take the architecture in the user's words, else in the file's, which are the user's where the file is trusted."""
     if arch is not None:
         return arch
     if checkpoint.card is None:
         raise ArchitectureError(f"{checkpoint.path} does not say what network it is: give --arch")
-    return checkpoint.card.architecture
+    named = checkpoint.card.architecture
+    if trusted:
+        return str(named)
+    try:
+        reason = needs_trust(named)
+    except ArchitectureError as error:
+        raise ArchitectureError(f"{checkpoint.path}: {error}") from None
+    if reason is not None:
+        raise ArchitectureError(
+            f"{checkpoint.path} says that its network is {shown(named)}, which {reason}: say what it is with"
+            f" --arch, such as --arch FILE.py:FACTORY, or give --trust {checkpoint.path} if that file is your own"
+        )
+    return named
 
 
 def _agreed(cards: Sequence[Card], field: str) -> Any:

@@ -21,6 +21,7 @@ from depfuse.cli.options import (
     RecipeOption,
     ReportOption,
     RunOptions,
+    TrustOption,
     chosen_recipe,
     spread,
 )
@@ -46,6 +47,7 @@ def match(
     options: RunOptions,
     source: RecipeOption = None,
     arch: ArchitectureOption = None,
+    trust: TrustOption = None,
     group: Annotated[
         list[str] | None,
         typer.Option("--group", metavar="NAME", help="Show only this group; may be given again. Default: all groups."),
@@ -75,7 +77,7 @@ def match(
     screen = Screen(options.quiet)
     with screen.working() as work:
         work.step("reading networks and data")
-        inputs = read_inputs(parents, arch, data, device)
+        inputs = read_inputs(parents, arch, data, device, trust=trust)
         architecture = same_architecture(inputs)
         calibration = calibration_loader(
             inputs.data, recipe.calibration, batch_size=recipe.batch_size, device=device, seed=recipe.seed

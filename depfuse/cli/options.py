@@ -44,6 +44,16 @@ ArchitectureOption = Annotated[
         " MODULE:FACTORY, each with (key=value, ...) if need be. Default: what the checkpoints' cards say.",
     ),
 ]
+TrustOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--trust",
+        metavar="FILE",
+        help="Take what the card in this checkpoint says as your own words: the FILE.py or MODULE that it names as its"
+        " network is imported and run, and the file or folder that it names as its data is opened. For files that you"
+        " made yourself; may be given again. Default: no file is trusted, and reading one runs no code.",
+    ),
+]
 ReportOption = Annotated[
     Path | None, typer.Option("--report", metavar="FILE", help="Write everything that was found as JSON.")
 ]
@@ -87,7 +97,7 @@ class DataOptions:
             "--data",
             metavar="DATA",
             help="digits, cifar10, cifar100, mnist, a .npz file or a folder of images by class."
-            " Default: what the checkpoints' cards say, else digits.",
+            " Default: the built-in data set that the checkpoints' cards name.",
         ),
     ] = None
     data_root: Annotated[
@@ -133,6 +143,7 @@ class FusionOptions:
         str | None,
         typer.Option("--child-arch", metavar="ARCH", help="What the child is: the parents' architecture at any width."),
     ] = None
+    trust: TrustOption = None
     report: ReportOption = None
     plot: Annotated[
         Path | None,

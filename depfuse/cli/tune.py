@@ -12,7 +12,7 @@ import typer
 from depfuse.checkpoint import replacing
 from depfuse.cli.console import Screen
 from depfuse.cli.inputs import Inputs, check_architectures, read_inputs, read_template
-from depfuse.cli.options import AllowFixed, Checkpoints, DataOptions, RecipeOption, RunOptions, spread
+from depfuse.cli.options import AllowFixed, Checkpoints, DataOptions, RecipeOption, RunOptions, TrustOption, spread
 from depfuse.device import resolve_device
 from depfuse.errors import CheckpointError, RecipeError, StudyError
 from depfuse.recipe import Recipe
@@ -100,6 +100,7 @@ def tune(
         list[str] | None,
         typer.Option("--arch", metavar="ARCH", help="What the networks are, as for `depfuse fuse`."),
     ] = None,
+    trust: TrustOption = None,
     classes: Annotated[
         list[str] | None,
         typer.Option("--classes", metavar="LABELS", help="Which labels a parent knows, as for `depfuse fuse`."),
@@ -114,7 +115,7 @@ def tune(
     judged = labels or held_out
     with screen.working() as work:
         work.step("reading networks and data")
-        inputs = read_inputs(parents, arch, data, resolve_device(options.device), classes, fused=True)
+        inputs = read_inputs(parents, arch, data, resolve_device(options.device), classes, fused=True, trust=trust)
         check_architectures(inputs)
         common = _common(given, inputs, judged)
         kept = {**given, **{name: getattr(common, name) for name in ("calibration", "batch_size", "seed")}}

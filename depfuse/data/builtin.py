@@ -27,9 +27,9 @@ _DOWNLOADED: dict[str, tuple[str, Preprocessing]] = {
 DATA_SETS = ("digits", *_DOWNLOADED)
 
 
-def load_builtin(name: str, root: Path) -> DataSet:
+def load_builtin(name: str, root: Path, *, download: bool = True) -> DataSet:
     """Load the data set of that name in `DATA_SETS`, downloaded under `root` where it is not embedded."""
-    return load_digits() if name == "digits" else load_torchvision(name, root)
+    return load_digits() if name == "digits" else load_torchvision(name, root, download=download)
 
 
 def builtin_preprocessing(name: str) -> Preprocessing:
@@ -54,20 +54,25 @@ def load_digits() -> DataSet:
     return checked_data_set("digits", tuple(str(d) for d in range(10)), first, second, DIGITS_PREPROCESSING)
 
 
-def load_torchvision(name: str, root: Path) -> DataSet:
+def load_torchvision(name: str, root: Path, *, download: bool = True) -> DataSet:
     """Load a data set that torchvision downloads under `root`, with its own progress bar.
 
     Raises
     ------
     DataError
-        It is not under `root` and cannot be downloaded.
+        It is not under `root`, and cannot or shall not be downloaded.
     """
     from torchvision import datasets
 
     kind, preprocessing = _DOWNLOADED[name]
     try:
-        parts = [getattr(datasets, kind)(str(root), train=train, download=True) for train in (True, False)]
+        parts = [getattr(datasets, kind)(str(root), train=train, download=download) for train in (True, False)]
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a damaged file is a RuntimeError
+        if not download:
+            raise DataError(
+                f"{name}, which the files name, is not in {root}, and is downloaded only if you name it: "
+                f"give it as the data yourself (--data {name}), or the folder where it is"
+            ) from None
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"{name} cannot be downloaded to {root} ({reason}): go online, or give a .npz file "

@@ -23,6 +23,7 @@ def load_data(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     size: Sequence[int] | None = None,
+    download: bool = True,
 ) -> DataSet:
     """Load a data set by name or from the user's own files.
 
@@ -35,6 +36,8 @@ def load_data(
     mean, std, size
         Override that part of the data set's pre-processing; a .npz file or a folder has none of its
         own. `size` is (height, width).
+    download
+        Whether a data set that is not under `root` may be downloaded.
 
     Raises
     ------
@@ -44,12 +47,13 @@ def load_data(
     given = Preprocessing.create(size=size, mean=mean, std=std)
     name = str(spec)
     if name in DATA_SETS:
-        data = load_builtin(name, root)
+        data = load_builtin(name, root, download=download)
         own = data.preprocessing
         merged = Preprocessing.create(
             size=given.size or own.size, mean=given.mean or own.mean, std=given.std or own.std
         )
         merged.check_channels(data.train.images.shape[1])
+        merged.check_size(*data.train.images.shape[2:])
         return dataclasses.replace(data, preprocessing=merged)
     path = Path(spec)
     if path.is_dir():

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from depfuse.errors import DataError
 
+MOST_PIXELS = 4096  # a side
+MOST_TIMES = 64  # as many pixels a side as an image had
+
 
 class Preprocessing(BaseModel):
     """Bytes to floats: scale to [0, 1], resize, then (x - mean) / std per channel.
@@ -34,6 +37,8 @@ class Preprocessing(BaseModel):
     def _values_make_sense(self) -> Preprocessing:
         if self.size is not None and min(self.size) < 1:
             raise ValueError(f"size {self.size} must be positive")
+        if self.size is not None and max(self.size) > MOST_PIXELS:
+            raise ValueError(f"size {self.size} is more than {MOST_PIXELS} pixels a side, which no network takes")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and not (values and all(math.isfinite(v) for v in values)):
                 raise ValueError(f"{name} {values} must be one or more finite numbers")
@@ -56,6 +61,14 @@ class Preprocessing(BaseModel):
         except ValidationError as error:
             message = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise DataError(f"pre-processing: {message}") from None
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise `DataError` where images (height, width) would be resized to what is out of all proportion."""
+        if self.size is not None and max(self.size[0] / height, self.size[1] / width) > MOST_TIMES:
+            raise DataError(
+                f"pre-processing: images of {height} x {width} pixels would be resized to {self.size[0]} x"
+                f" {self.size[1]}, more than {MOST_TIMES} times as many a side"
+            )
 
     def check_channels(self, channels: int) -> None:
         """Raise `DataError` unless mean and std suit images of `channels` channels."""

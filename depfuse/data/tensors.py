@@ -10,6 +10,8 @@ from torch import Tensor
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.errors import DataError
 
+MOST_CLASSES = 100_000  # where there are fewer images than that
+
 
 @dataclass(frozen=True)
 class Split:
@@ -63,13 +65,18 @@ def checked_data_set(
             raise DataError(
                 f"{name}: {len(split.images)} {part} images but {len(split.labels)} labels: there must be one per image"
             )
+        if 0 in split.images.shape:
+            raise DataError(f"{name}: {part} images of shape {tuple(split.images.shape[1:])} have no pixels")
         if int(split.labels.min()) < 0:
             raise DataError(f"{name}: {part} label {int(split.labels.min())} is out of range: labels start at 0")
     if train.images.shape[1:] != test.images.shape[1:]:
         shapes = f"{tuple(train.images.shape[1:])} and test images {tuple(test.images.shape[1:])}"
         raise DataError(f"{name}: training images are {shapes}: they must have the same shape")
+    largest = int(torch.cat([train.labels, test.labels]).max())
+    if classes is None and largest >= max(MOST_CLASSES, len(train) + len(test)):
+        raise DataError(f"{name}: label {largest} means more classes than any data set has: labels are 0, 1, 2, ...")
     if classes is None:
-        classes = tuple(str(label) for label in range(int(torch.cat([train.labels, test.labels]).max()) + 1))
+        classes = tuple(str(label) for label in range(largest + 1))
     for part, split in (("training", train), ("test", test)):
         if int(split.labels.max()) >= len(classes):
             raise DataError(
@@ -77,4 +84,5 @@ def checked_data_set(
                 f"with {len(classes)} classes labels are 0 to {len(classes) - 1}"
             )
     preprocessing.check_channels(train.images.shape[1])
+    preprocessing.check_size(*train.images.shape[2:])
     return DataSet(name, classes, train, test, preprocessing)

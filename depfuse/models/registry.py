@@ -12,6 +12,7 @@ what is written       what is built
 
 Each may be followed by ``(key=value, ...)`` with plain Python values. The short names such as
 ``resnet18`` are the built-in networks for small images; torchvision's is ``torchvision:resnet18``.
+Where a file says what its network is, and not the user, the last two are refused; see `depfuse.models.origin`.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from depfuse.errors import ArchitectureError
 from depfuse.models.digits import digits_resnet
+from depfuse.models.origin import FromFile, built, shown, why_not
 from depfuse.models.resnet import cifar_resnet18, cifar_resnet34, cifar_resnet50
 from depfuse.models.thin_resnet import cifar_resnet20, cifar_resnet32, cifar_resnet44, cifar_resnet56
 from depfuse.models.vgg import vgg11, vgg16
@@ -68,6 +70,7 @@ ALIASES: dict[str, str] = {
 }
 
 _ARCHITECTURE = re.compile(r"(?:(?P<source>.+):)?(?P<name>[A-Za-z_][\w.\-]*)\s*(?P<arguments>\(.*\))?", re.DOTALL)
+_LONGEST = 8192  # characters of an architecture, the path of its file included
 # What this package calls a setting, and what the libraries call it.
 _RENAMED = {
     "torchvision": {"classes": "num_classes"},
@@ -86,7 +89,7 @@ class Architecture:
 
 
 def parse_architecture(arch: str) -> Architecture:
-    """Take an architecture string apart, without building anything.
+    """Take an architecture string apart, without building or importing anything.
 
     Raises
     ------
@@ -95,10 +98,10 @@ def parse_architecture(arch: str) -> Architecture:
     """
     # Greedy on the source: a Windows path and a timm tag may hold colons and dots of their own.
     head, bracket, rest = arch.strip().partition("(")
-    match = _ARCHITECTURE.fullmatch(head.strip() + bracket + rest)
+    match = None if len(arch) > _LONGEST else _ARCHITECTURE.fullmatch(head.strip() + bracket + rest)
     if match is None:
         raise ArchitectureError(
-            f"{arch!r} is no architecture: write NAME, torchvision:NAME, timm:NAME, FILE.py:FACTORY "
+            f"{shown(arch)!r} is no architecture: write NAME, torchvision:NAME, timm:NAME, FILE.py:FACTORY "
             f"or MODULE:FACTORY, each with (key=value, ...) if need be"
         )
     arguments = _parse_arguments(arch, match["arguments"]) if match["arguments"] else {}
@@ -120,10 +123,25 @@ def with_arguments(arch: str, **changed: Any) -> str:
     if arguments == architecture.arguments:
         return arch
     head = architecture.text.partition("(")[0].strip()
-    return f"{head}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+    changed_text = f"{head}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+    return FromFile(changed_text) if isinstance(arch, FromFile) else changed_text
 
 
-def build_network(arch: str, **defaults: Any) -> nn.Module:
+def needs_trust(arch: str) -> str | None:
+    """Say why an architecture is not built in the words of a file, which go on after "which"; None if it is.
+
+    Raises
+    ------
+    ArchitectureError
+        It is none.
+    """
+    architecture = parse_architecture(arch)
+    return why_not(architecture.source, architecture.arguments)
+
+
+def build_network(
+    arch: str, *, trust: bool = False, fitting: Mapping[str, Tensor] | None = None, **defaults: Any
+) -> nn.Module:
     """Build the network that an architecture string names, with fresh random weights.
 
     Nothing is downloaded. Seed torch first where the initial weights matter.
@@ -131,7 +149,12 @@ def build_network(arch: str, **defaults: Any) -> nn.Module:
     Parameters
     ----------
     arch
-        See the table at the head of this module.
+        See the table at the head of this module. Plain text is the caller's own words; a card's `architecture` is a
+        file's, and is built only from the registries and no larger than `fitting`.
+    trust
+        Take a file's words as the caller's own: import and call what they name.
+    fitting
+        The tensors that are to go into the network.
     **defaults
         Settings such as ``classes`` or ``in_channels`` that are used where the string does not set them and
         what builds the network knows them.
@@ -139,15 +162,27 @@ def build_network(arch: str, **defaults: Any) -> nn.Module:
     Raises
     ------
     ArchitectureError
-        The string does not resolve, or what it names raises or does not return a network.
+        The string does not resolve, or what it names raises or does not return a network, or a file names it and it is
+        code outside of the registries.
     """
     architecture = parse_architecture(arch)
+    if isinstance(arch, FromFile):
+        if trust:
+            arch = str(arch)
+        elif reason := why_not(architecture.source, architecture.arguments):
+            raise ArchitectureError(
+                f"{shown(arch)} {reason}: give trust=True if the file is yours, or build the network yourself"
+            )
+        elif architecture.source:
+            _check_installed(architecture.source)
     factory = _resolve(architecture)
     arguments = {**_known(factory, defaults, architecture.source), **architecture.arguments}
     try:
-        network = factory(**arguments)
+        network = built(factory, arch, arguments, fitting)
+    except ArchitectureError:
+        raise
     except Exception as error:  # a user's factory may raise anything
-        raise ArchitectureError(f"{arch}: building it raised {_sentence(error)}") from error
+        raise ArchitectureError(f"{shown(arch)}: building it raised {_sentence(error)}") from error
     if not isinstance(network, nn.Module):
         raise ArchitectureError(f"{arch}: {architecture.name} gave a {type(network).__name__}, not a torch.nn.Module")
     return network
@@ -158,10 +193,13 @@ def _parse_arguments(arch: str, text: str) -> dict[str, Any]:
         call = ast.parse(f"f{text}", mode="eval").body
         if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
             raise ValueError
-        return {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-    except (SyntaxError, ValueError):
+        arguments = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        if len(arguments) < len(call.keywords):  # one of them stands twice
+            raise ValueError
+        return arguments
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):  # the last ones where it is nested deeply
         raise ArchitectureError(
-            f"{arch!r}: the arguments must be like (key=value, ...) with plain numbers, texts and tuples"
+            f"{shown(arch)!r}: the arguments must be like (key=value, ...) with plain numbers, texts and tuples"
         ) from None
 
 
@@ -169,7 +207,7 @@ def _resolve(architecture: Architecture) -> Callable[..., nn.Module]:
     if architecture.source == "":
         if architecture.name not in NETWORKS:
             near = _near(architecture.name, [*NETWORKS, *ALIASES])
-            raise ArchitectureError(f"there is no built-in network {architecture.name}{near}")
+            raise ArchitectureError(f"there is no built-in network {shown(architecture.name)}{near}")
         return NETWORKS[architecture.name].factory
     if architecture.source == "torchvision":
         return _torchvision_factory(architecture.name)
@@ -195,7 +233,8 @@ def _torchvision_factory(name: str) -> Callable[..., nn.Module]:
     try:
         builder = models.get_model_builder(name)
     except ValueError:
-        raise ArchitectureError(f"torchvision has no network {name}{_near(name, models.list_models())}") from None
+        near = _near(name, models.list_models())
+        raise ArchitectureError(f"torchvision has no network {shown(name)}{near}") from None
     preset: dict[str, Any] = {"weights": None}
     if "weights_backbone" in inspect.signature(builder).parameters:
         preset["weights_backbone"] = None
@@ -210,8 +249,15 @@ def _timm_factory(name: str) -> Callable[..., nn.Module]:
     except ImportError:
         raise ArchitectureError(f"timm:{name} needs timm, which is not installed: pip install timm") from None
     if not timm.is_model(name):
-        raise ArchitectureError(f"timm has no network {name}{_near(name, timm.list_models())}")
+        raise ArchitectureError(f"timm has no network {shown(name)}{_near(name, timm.list_models())}")
     return _preset(timm.create_model, {"model_name": name, "pretrained": False})
+
+
+def _check_installed(library: str) -> None:
+    """Refuse what lies in the current folder and has the name of a library: a file may not have it imported."""
+    spec = None if library in sys.modules else importlib.util.find_spec(library)
+    if spec is not None and spec.origin is not None and Path.cwd() in (Path(spec.origin).parents[:2]):
+        raise ArchitectureError(f"{library} would be imported from the current folder, {spec.origin}: rename that file")
 
 
 def _preset(builder: Callable[..., nn.Module], preset: dict[str, Any]) -> Callable[..., nn.Module]:

@@ -1,0 +1,107 @@
+"""One image file as 8 bits per pixel and channel.
+
+=====================================  =======================================================
+what the file holds                    what becomes of it
+=====================================  =======================================================
+8 bits, grey, colour or a palette      the same
+16 bits, grey                          divided by 257, so that black and white stay
+floats, as TIFF has them               multiplied by 255 where all are in [0, 1], else refused
+32-bit or signed whole numbers         refused: nothing says which of them is white
+an alpha channel                       left out
+=====================================  =======================================================
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from depfuse.errors import DataError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+# No others whatever a file is called: some of Pillow's readers call other programs.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_GREY = ("1", "L", "LA", "La", "I", "F")
+_WHITE_OF_16_BITS = 65535
+
+
+def image_files(folder: Path) -> list[Path]:
+    """List the images in a folder by name; hidden files, which other programs leave there, are passed over."""
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not is_hidden(file))
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a file or folder is one that a system or program hides, such as `._3.png` or `.ipynb_checkpoints`."""
+    return path.name.startswith(".") or path.name == "__MACOSX"
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Image.Image]:
+    """Open an image; whatever its decoder raises, here or in the block, is a `DataError` that names the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file, formats=_FORMATS) as image:
+                yield image
+    except DataError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        most = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise DataError(f"{file} has more than {most:.0f} megapixels: scale it down") from None
+    except Exception as error:  # a damaged image may raise anything
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise DataError(f"{file} cannot be read as an image: {reason}") from None
+
+
+def is_grey(file: Path) -> bool:
+    """Whether an image has one channel; a palette counts as colour."""
+    with opened(file) as image:
+        return image.mode in _GREY or image.mode.startswith("I;16")
+
+
+def read_image(file: Path, *, grey: bool, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """Read an image as (H, W), grey, or (H, W, 3).
+
+    Parameters
+    ----------
+    file
+        The image.
+    grey
+        Whether to convert it to grey, by luminance, or to RGB.
+    size
+        (height, width) to resize it to; None keeps its own.
+
+    Raises
+    ------
+    DataError
+        It cannot be read, is too large, or its numbers do not say what is white.
+    """
+    with opened(file) as image:
+        plain = _eight_bits(file, image)
+        if "transparency" in plain.info and plain.mode == "P":
+            plain = plain.convert("RGBA")
+        plain = plain.convert("L" if grey else "RGB")
+        if size is not None:
+            plain = plain.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        return np.array(plain, np.uint8)
+
+
+def _eight_bits(file: Path, image: Image.Image) -> Image.Image:
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image)
+    if image.mode == "F":
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+            raise DataError(f"{file} holds floats outside [0, 1]: scale them to [0, 1], or save 8 or 16 bits per pixel")
+        return Image.fromarray(np.rint(values * 255.0).astype(np.uint8))
+    # Pillow gives some 16-bit images, PNG and PGM alike, as 32-bit ones; TIFF's are what they say.
+    if image.mode == "I" and (image.format == "TIFF" or values.min() < 0 or values.max() > _WHITE_OF_16_BITS):
+        raise DataError(f"{file} holds 32-bit or signed numbers, which do not say what is white: save 8 or 16 bits")
+    return Image.fromarray(np.rint(values / 257.0).astype(np.uint8))
