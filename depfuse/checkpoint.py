@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.errors import CheckpointError, DepfuseWarning
 from depfuse.foreign import Layout, is_plain_pickle, read_pickle, torch_names
+from depfuse.memory import GIBIBYTE
 from depfuse.models.origin import FromFile, shown
 from depfuse.models.registry import build_network
 from depfuse.resizing import resize
@@ -35,6 +36,8 @@ from depfuse.resizing import resize
 _CARD_KEY = "depfuse_card"
 _NESTED_KEYS = ("state_dict", "model_state_dict", "model", "net")
 _WRAPPERS = ("module.", "_orig_mod.")
+# How much larger than its file what is in it may be: tensors may share their numbers, and little is compressed.
+_TIMES, _BYTES = 16, 2**28
 _LEGACY_PICKLES = 4  # a magic number, the protocol, the machine, and what was saved
 
 
@@ -168,6 +171,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path} is no checkpoint: neither safetensors nor a file of torch.save")
     if not state:
         raise CheckpointError(f"{path} holds no tensors")
+    _check_tensors(path, state)
     digest = state_digest(state)
     if card is not None and card.tensors not in (None, digest):
         raise CheckpointError(
@@ -347,11 +351,31 @@ def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], Card | None]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "card"
-        raise CheckpointError(f"{path}: its card cannot be read: {where}: {first['msg']}") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        raise CheckpointError(f"{path}: its card cannot be read: {where}: {reason}") from None
     return state, card
 
 
+def _check_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Refuse tensors without numbers of their own, and those that show the few in the file very often."""
+    for key, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
+            raise CheckpointError(f"{path}: {shown(key)} is no plain tensor (sparse, quantised or without numbers)")
+    _check_size(path, sum(tensor.numel() * tensor.element_size() for tensor in state.values()))
+
+
+def _check_size(path: Path, needed: int) -> None:
+    own = path.stat().st_size
+    if needed > _TIMES * own + _BYTES:
+        raise CheckpointError(
+            f"{path} would take {needed / GIBIBYTE:.1f} GiB of memory, and is a file of {own} bytes: it is damaged"
+        )
+
+
 def _load_torch(path: Path) -> Any:
+    if zipfile.is_zipfile(path):
+        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:  # torch says what is broken
+            _check_size(path, sum(entry.file_size for entry in archive.infolist()))
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
             warnings.simplefilter("ignore")

@@ -25,6 +25,8 @@ Layout = Literal["torch", "paddle", "paddle?"]
 
 # What torch.save wrote before it wrote zip archives: a pickle of this number comes first.
 _TORCH_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[2:]
+# How much larger than its file what is in it may be: arrays may have the same bytes.
+_TIMES, _BYTES = 16, 2**28
 _PADDLE_MARK = "StructuredToParameterName@@"
 _NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
 _PADDLE_NAMES = {"_mean": "running_mean", "_variance": "running_var"}
@@ -55,7 +57,7 @@ def read_pickle(path: Path) -> tuple[Any, Layout]:
         reader = _Reader(file, path)
         try:
             loaded = reader.load()
-            plain = _plain(loaded)
+            plain = _Plain(path.stat().st_size).of(loaded)
         except CheckpointError:
             raise
         except RecursionError:
@@ -99,15 +101,14 @@ class _Type:
 
 
 class _Array:
-    """An array whose shape and bytes come after it."""
+    """An array whose shape and bytes come after it; several may have the same bytes."""
 
     def __init__(self, *_: object) -> None:
         self.values: np.ndarray | None = None
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, fortran, data = state
-        values = np.frombuffer(data, kind.type).reshape(shape, order="F" if fortran else "C")
-        self.values = values.astype(values.dtype.newbyteorder("="), order="C")
+        self.values = np.frombuffer(data, kind.type).reshape(shape, order="F" if fortran else "C")
 
 
 def _from_buffer(data: bytes, kind: _Type, shape: tuple[int, ...], order: str) -> _Array:
@@ -150,7 +151,7 @@ def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[i
     last = offset + sum((extent - 1) * step for extent, step in zip(size, stride, strict=True))
     if math.prod(size) and not 0 <= last < len(storage):
         raise ValueError("a tensor reaches beyond its numbers")
-    return storage.as_strided(size, stride, offset).clone()
+    return storage.as_strided(size, stride, offset)
 
 
 _CALLS: dict[str, Callable[..., object]] = {
@@ -165,7 +166,8 @@ _CALLS: dict[str, Callable[..., object]] = {
 }
 
 
-class _Reader(pickle.Unpickler):
+# Python's own unpickler: that of C makes room for as many objects as a number in the file says.
+class _Reader(pickle._Unpickler):
     def __init__(self, file: Any, path: Path) -> None:
         super().__init__(file)
         self.path = path
@@ -187,14 +189,35 @@ class _Reader(pickle.Unpickler):
         raise CheckpointError(f"{self.path} refers to something outside of itself: it is no checkpoint")
 
 
-def _plain(loaded: Any) -> Any:
-    """Dicts, lists and tuples with the arrays put together."""
-    if isinstance(loaded, _Array):
+class _Plain:
+    """Puts arrays together, once each: a pickle may hold the same list in a list, many times over.
+
+    Parameters
+    ----------
+    size
+        Of the file, in bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._bytes = _TIMES * size + _BYTES
+        self._made: dict[int, Any] = {}
+
+    def of(self, loaded: Any) -> Any:
+        """Dicts, lists and tuples with the arrays put together."""
+        if not isinstance(loaded, (_Array, Mapping, list, tuple)):
+            return loaded
+        if id(loaded) not in self._made:
+            self._made[id(loaded)] = self._anew(loaded)
+        return self._made[id(loaded)]
+
+    def _anew(self, loaded: Any) -> Any:
+        if isinstance(loaded, Mapping):
+            return {key: self.of(value) for key, value in loaded.items()}
+        if isinstance(loaded, (list, tuple)):
+            return [self.of(value) for value in loaded]
         if loaded.values is None:
             raise ValueError("an array has no values")
-        return torch.from_numpy(loaded.values)
-    if isinstance(loaded, Mapping):
-        return {key: _plain(value) for key, value in loaded.items()}
-    if isinstance(loaded, (list, tuple)):
-        return [_plain(value) for value in loaded]
-    return loaded
+        self._bytes -= loaded.values.nbytes
+        if self._bytes < 0:
+            raise ValueError("its arrays are far larger than the file")
+        return torch.from_numpy(loaded.values.astype(loaded.values.dtype.newbyteorder("="), order="C"))

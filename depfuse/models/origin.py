@@ -72,7 +72,7 @@ def _is_plain(value: object, *, nested: bool = False) -> bool:
     return value is None
 
 
-class Bounded(TorchDispatchMode):
+class Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While a network is built, stop before a tensor is made that its file cannot have.
 
     Parameters
@@ -84,7 +84,7 @@ class Bounded(TorchDispatchMode):
     """
 
     def __init__(self, arch: str, fitting: Mapping[str, Tensor] | None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._arch = arch
         self._numbers, self._tensors = _MOST_NUMBERS, _MOST_TENSORS
         if fitting is not None:
