@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, Role, Slot
 from depfuse.groups.classes import Classes, mixed
 from depfuse.groups.labels import Factor, Labels, distinct
-from depfuse.groups.reasons import KERNEL, NOT_USED, SINGLE, TOUCHES_INPUT, TOUCHES_OUTPUT
+from depfuse.groups.reasons import KERNEL, NOT_USED, PARTS, SINGLE, TOUCHES_INPUT, TOUCHES_OUTPUT
 from depfuse.groups.rules import Replay
 from depfuse.groups.taps import find_taps, position_tables
 
@@ -162,8 +162,13 @@ def assemble(replay: Replay, classes: Classes) -> ChannelGroups:
         )
         for g, found in zip(order, taps, strict=True)
     )
-    fixed, share = _coverage(replay, classes, named)
-    return ChannelGroups(named, fixed, share)
+    parameters = {
+        key: tuple(replay.trace.tensors[key].shape)
+        for keys in replay.trace.leaves.values()
+        for key in keys
+        if isinstance(replay.trace.tensors[key], nn.Parameter)
+    }
+    return ChannelGroups(named, _fixed_tensors(replay, classes, named), parameters)
 
 
 def _first(occurrences: _Occurrences, unit: Sequence[int]) -> tuple[int, int]:
@@ -359,29 +364,15 @@ def _layer(group: ChannelGroup) -> str:
 # --- what stays ------------------------------------------------------------------------------------
 
 
-def _coverage(replay: Replay, classes: Classes, groups: Sequence[ChannelGroup]) -> tuple[dict[str, str], float]:
-    """Reasons of the tensors in no free group, and the share of parameters in one."""
-    along: dict[tuple[str, int], float] = {}  # (key, axis) -> share of the axis that lies in free groups
-    for group in groups:
-        for slot in group.slots if group.fixed is None else ():
-            tensor = replay.trace.tensors[slot.key]
-            share = slot.index.numel() / tensor.shape[slot.axis]
-            if slot.within is not None:
-                share *= len(slot.within[1]) / tensor.shape[slot.within[0]]
-            along[slot.key, slot.axis] = along.get((slot.key, slot.axis), 0.0) + share
-    uncovered: dict[str, float] = {}
-    for (name, _), share in along.items():
-        uncovered[name] = uncovered.get(name, 1.0) * max(0.0, 1.0 - share)
-    by_key = {key: leaf for leaf, keys in replay.trace.leaves.items() for key in keys}
-    fixed, covered, total = {}, 0.0, 0
-    for key, leaf in by_key.items():
-        tensor = replay.trace.tensors[key]
-        if isinstance(tensor, nn.Parameter):
-            total += tensor.numel()
-            covered += tensor.numel() * (1.0 - uncovered.get(key, 1.0))
-        if key not in uncovered and tensor.is_floating_point():
-            fixed[key] = _why(replay.leaves.get(leaf), classes)
-    return fixed, covered / total if total else 0.0
+def _fixed_tensors(replay: Replay, classes: Classes, groups: Sequence[ChannelGroup]) -> dict[str, str]:
+    """State-dict key -> reason, of the floating-point tensors in no free group."""
+    moved = {slot.key for group in groups if group.fixed is None for slot in group.slots}
+    return {
+        key: _why(replay.leaves.get(leaf), classes)
+        for leaf, keys in replay.trace.leaves.items()
+        for key in keys
+        if key not in moved and replay.trace.tensors[key].is_floating_point()
+    }
 
 
 def _why(labels: Labels | None, classes: Classes) -> str:
@@ -395,4 +386,5 @@ def _why(labels: Labels | None, classes: Classes) -> str:
     } - {KERNEL}
     for first in (TOUCHES_INPUT, TOUCHES_OUTPUT):
         reasons = ({first} | (reasons - {first})) if first in reasons else reasons
-    return "; ".join(sorted(reasons)) or SINGLE
+    several = any(len(np.unique(classes.of[factor.labels.reshape(-1).numpy()])) > 1 for factor in labels.factors)
+    return "; ".join(sorted(reasons)) or (PARTS if several else SINGLE)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -140,8 +141,8 @@ class ChannelGroups:
         moves the blocks first and then what is inside each of them.
     fixed_tensors
         State-dict key -> reason, for each tensor that no free group permutes.
-    covered_share
-        Share of the network's parameters that lie in at least one free group, 0 to 1.
+    parameters
+        State-dict key -> shape, of every parameter.
     proof_error
         Largest relative change of the output under random permutations of all free groups at once;
         None before the proof.
@@ -152,7 +153,7 @@ class ChannelGroups:
 
     groups: tuple[ChannelGroup, ...]
     fixed_tensors: Mapping[str, str] = field(default_factory=dict)
-    covered_share: float = 0.0
+    parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     proof_error: float | None = None
     auxiliary: tuple[str, ...] = ()
 
@@ -188,8 +189,37 @@ class ChannelGroups:
         """Name -> reason, for each fixed group."""
         return {group.name: group.fixed for group in self.groups if group.fixed is not None}
 
+    @property
+    def covered_share(self) -> float:
+        """Share of the network's parameters that lie in at least one free group, 0 to 1."""
+        return self.share_covered(self.parameters)
+
+    def share_covered(self, keys: Iterable[str]) -> float:
+        """Share of the entries of these parameters that lie along at least one axis of a free group, 0 to 1."""
+        uncovered = self._uncovered()
+        sizes = {key: math.prod(self.parameters[key]) for key in keys}
+        total = sum(sizes.values())
+        return sum(size * (1.0 - uncovered.get(key, 1.0)) for key, size in sizes.items()) / total if total else 0.0
+
+    def _uncovered(self) -> dict[str, float]:
+        """State-dict key -> share of the tensor's entries that no free group moves, where that is not all of them."""
+        along: dict[tuple[str, int], float] = {}  # (key, axis) -> share of the axis that lies in free groups
+        for group in self.free:
+            for slot in group.slots:
+                shape = self.parameters.get(slot.key)
+                if shape is None:
+                    continue
+                share = slot.index.numel() / shape[slot.axis]
+                if slot.within is not None:
+                    share *= len(slot.within[1]) / shape[slot.within[0]]
+                along[slot.key, slot.axis] = along.get((slot.key, slot.axis), 0.0) + share
+        uncovered: dict[str, float] = {}
+        for (key, _), share in along.items():
+            uncovered[key] = uncovered.get(key, 1.0) * max(0.0, 1.0 - share)
+        return uncovered
+
     def fix(self, reasons: Mapping[str, str]) -> ChannelGroups:
-        """Copy in which the groups named by `reasons` are fixed.
+        """Copy in which the groups named by `reasons` are fixed, and with them the tensors that only they moved.
 
         Where an inner group of free blocks is fixed, so are the corresponding ones in the other blocks: else exchanging
         the blocks would bring what is free to a place where it is not.
@@ -202,7 +232,15 @@ class ChannelGroups:
         groups = tuple(
             replace(group, fixed=extended[group.name]) if group.name in extended else group for group in self.groups
         )
-        return replace(self, groups=groups)
+        free = {slot.key for group in groups if group.fixed is None for slot in group.slots}
+        left = {
+            slot.key: extended[group.name]
+            for group in self.free
+            if group.name in extended
+            for slot in group.slots
+            if slot.key not in free
+        }
+        return replace(self, groups=groups, fixed_tensors={**left, **self.fixed_tensors})
 
     def __str__(self) -> str:
         parts = [str(group) for group in self.groups]

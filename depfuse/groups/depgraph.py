@@ -8,7 +8,6 @@ node as Python lists (Fang et al., DepGraph, CVPR 2023, section 3.2), is replace
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,9 +21,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.errors import ArchitectureError
+from depfuse.groups.copying import Example, evaluation_copy, first_line, run_network, unwrap
 from depfuse.running import evaluating
 
-Example = Tensor | Sequence[Any] | dict[str, Any]
+__all__ = ["Example", "Trace", "describe", "evaluation_copy", "first_line", "run_network", "trace", "unwrap"]
 
 
 @dataclass(frozen=True)
@@ -82,71 +82,6 @@ class Trace:
         number = operation._sequence_nr()
         inside = [(end - start, name) for start, end, name in self.spans if start <= number < end]
         return min(inside, key=lambda span: span[0])[1] if inside else ""
-
-
-def run_network(model: nn.Module, example: Example) -> Any:
-    """Forward pass with a tensor, a sequence of positional or a dict of keyword inputs."""
-    if isinstance(example, Tensor):
-        return model(example)
-    if isinstance(example, dict):
-        return model(**example)
-    return model(*example)
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The network below DataParallel, DistributedDataParallel and torch.compile wrappers."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
-@contextmanager
-def without_hooks(model: nn.Module) -> Iterator[None]:
-    """Take the user's forward hooks off for a while, so that a copy carries none and none of them runs."""
-    kept = []
-    for module in model.modules():
-        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-            kept.append((module, name, module.__dict__[name]))
-            module.__dict__[name] = type(module.__dict__[name])()
-    try:
-        yield
-    finally:
-        for module, name, hooks in kept:
-            module.__dict__[name] = hooks
-
-
-def evaluation_copy(model: nn.Module, dtype: torch.dtype | None = None, *, shared: bool = False) -> nn.Module:
-    """Deep copy in eval mode without hooks; the caller's network is left as it was.
-
-    Parameters
-    ----------
-    dtype
-        Of the copy's floating-point tensors; as in the network where None.
-    shared
-        Let the copy's tensors share memory with the network's where their type allows: for running, not
-        for changing.
-    """
-    network = unwrap(model)
-    copies: dict[int, Any] = {}
-    for tensor in (*network.parameters(), *network.buffers()):
-        moved = tensor.detach().to(dtype=dtype if tensor.is_floating_point() else None, copy=not shared)
-        is_parameter = isinstance(tensor, nn.Parameter)
-        copies[id(tensor)] = nn.Parameter(moved, tensor.requires_grad) if is_parameter else moved
-    try:
-        with without_hooks(network):
-            return copy.deepcopy(network, copies).eval()
-    except RuntimeError as error:
-        raise ArchitectureError(f"{type(network).__name__} cannot be copied: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def trace(model: nn.Module, example: Example, auxiliary: Iterable[str] = ()) -> Trace:

@@ -11,6 +11,7 @@ from depfuse.groups.auxiliary import trace_with_auxiliary
 from depfuse.groups.branching import BranchWatch, fix_branches
 from depfuse.groups.channel_group import ChannelGroups
 from depfuse.groups.classes import settle
+from depfuse.groups.copying import ForeignWatch, check_hooks
 from depfuse.groups.depgraph import Example
 from depfuse.groups.overwrites import OverwriteWatch
 from depfuse.groups.rules import Replay
@@ -33,10 +34,13 @@ def find_groups(model: nn.Module, example: Example) -> ChannelGroups:
     Raises
     ------
     ArchitectureError
-        The forward pass raises on the example, or returns nothing that depends on it.
+        The forward pass raises on the example, or returns nothing that depends on it; or a copy of the network
+        computes something else, because of its forward hooks.
     """
-    with BranchWatch(example) as watch, OverwriteWatch() as overwrites:
+    check_hooks(model, example)
+    with ForeignWatch(model) as foreign, BranchWatch(example) as watch, OverwriteWatch() as overwrites:
         traced, auxiliary = trace_with_auxiliary(model, example)
+    foreign.check()
     replay = Replay(traced, overwrites.regions)
     replay.run()
     fix_branches(replay, watch.branches)

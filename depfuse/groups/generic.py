@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
+from depfuse.errors import GroupError
 from depfuse.groups.channel_group import ChannelGroup, Slot
-from depfuse.groups.depgraph import Example, evaluation_copy
+from depfuse.groups.copying import Example, evaluation_copy, first_line, unwrap
 from depfuse.running import evaluating
 
+IMAGES = 2  # different inputs: a network may mix them
 SMALL = 0.1  # a vector whose entries are all smaller is brought to the size of 0.5
 
 
@@ -37,6 +39,8 @@ class GenericNetwork:
     ----------
     state
         Its tensors, by state-dict key.
+    overwritten
+        Keys of the floating-point tensors that the forward pass itself writes.
     """
 
     def __init__(
@@ -49,7 +53,9 @@ class GenericNetwork:
         damped: Collection[str] = (),
     ) -> None:
         generator = self._generator = torch.Generator().manual_seed(seed + draw)
+        self.name = type(unwrap(model)).__name__
         self._network = evaluation_copy(model, dtype=torch.float64)
+        self._several: Any = None
         self.state: dict[str, Tensor] = dict(self._network.state_dict())
         for tensor in {id(tensor): tensor for tensor in self.state.values()}.values():
             if tensor.is_floating_point() and tensor.numel():
@@ -66,6 +72,9 @@ class GenericNetwork:
         self._modes = [(), tuple(auxiliary)] if auxiliary else [()]
         self._set_statistics()
         self._separate()
+        written = {key: _fingerprint(tensor) for key, tensor in self.state.items()}
+        self._several = self._with_several()
+        self.overwritten = frozenset(key for key, was in written.items() if _fingerprint(self.state[key]) != was)
 
     def _set_statistics(self) -> None:
         """Bring BatchNorm's statistics near those of its inputs: signals neither die out nor explode."""
@@ -101,17 +110,56 @@ class GenericNetwork:
             self.state[key] = self.state[key].contiguous()
             seen.add(tensor.data_ptr())
 
-    def run(self) -> list[Tensor]:
-        """All outputs, those of auxiliary heads included."""
-        return [output for mode in self._modes for output in self._outputs(self.state, mode, False)]
+    def _with_several(self) -> Any:
+        """Several different inputs where the example is one and the network takes more, else the example's."""
+        tensors = [leaf for leaf in tree_leaves(self._inputs) if isinstance(leaf, Tensor)]
+        if any(leaf.dim() == 0 or leaf.shape[0] != 1 for leaf in tensors):
+            self.run()
+            return None
 
-    def _outputs(self, values: Mapping[str, Tensor], auxiliary: Sequence[str], gradient: bool) -> list[Tensor]:
-        inputs: Any = self._inputs
+        def extended(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            repeated = leaf.repeat(IMAGES, *[1] * (leaf.dim() - 1))
+            return _generic_input(repeated, leaf.device, self._generator)
+
+        several = tree_map(extended, self._inputs)
+        first = self.run()
+        try:
+            found = [output for mode in self._modes for output in self._outputs(several, self.state, mode, False)]
+        except Exception:  # whatever a network raises that is made for one input
+            return None
+        return several if len(found) == len(first) and all(bool(out.isfinite().all()) for out in found) else None
+
+    def run(self) -> list[Tensor]:
+        """All outputs, those of auxiliary heads included, for several inputs where the network takes them."""
+        inputs = self._inputs if self._several is None else self._several
+        return [output for mode in self._modes for output in self._outputs(inputs, self.state, mode, False)]
+
+    def _outputs(
+        self, inputs: Any, values: Mapping[str, Tensor], auxiliary: Sequence[str], gradient: bool
+    ) -> list[Tensor]:
         arguments: Any = (inputs,) if isinstance(inputs, Tensor) else () if isinstance(inputs, dict) else tuple(inputs)
         keywords = inputs if isinstance(inputs, dict) else {}
-        with evaluating(self._network, auxiliary=auxiliary), torch.set_grad_enabled(gradient):
-            result = functional_call(self._network, dict(values), arguments, keywords, tie_weights=False)
+        try:
+            with evaluating(self._network, auxiliary=auxiliary), torch.set_grad_enabled(gradient):
+                result = functional_call(self._network, dict(values), arguments, keywords, tie_weights=False)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise GroupError(
+                f"{self.name} cannot be run in float64, so that its groups cannot be proved: {first_line(error)}"
+            ) from error
         return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+    @contextmanager
+    def changed(self, keys: Sequence[str]) -> Iterator[None]:
+        """While the context is open, the entries of these tensors are twice as large and in reverse order."""
+        for key in keys:
+            self.state[key].copy_(self.state[key].reshape(-1).flip(0).view_as(self.state[key]) * 2)
+        try:
+            yield
+        finally:
+            for key in keys:
+                self.state[key].copy_(self.state[key].reshape(-1).flip(0).view_as(self.state[key]) / 2)
 
     def effects(self, groups: Sequence[ChannelGroup], permutations: Mapping[str, Tensor]) -> dict[str, float]:
         """How much the outputs change, to first order, if one parameter's slot of a group is permuted alone.
@@ -138,12 +186,17 @@ class GenericNetwork:
             leaf = leaves[key].requires_grad_(True)
             leaf.register_post_accumulate_grad_hook(partial(note, key))  # type: ignore[no-untyped-call]
         for mode in self._modes:
-            outputs = [output for output in self._outputs(leaves, mode, True) if output.requires_grad]
+            outputs = [output for output in self._outputs(self._inputs, leaves, mode, True) if output.requires_grad]
             directions = [torch.randn(out.shape, generator=self._generator).to(out) for out in outputs]
             with warnings.catch_warnings():
                 # Its own thread has no CUDA context at first: torch makes one, and says so.
                 warnings.filterwarnings("ignore", "Attempting to run cuBLAS", UserWarning)
-                torch.autograd.backward(outputs, directions)
+                try:
+                    torch.autograd.backward(outputs, directions)
+                except (RuntimeError, NotImplementedError) as error:
+                    raise GroupError(
+                        f"{self.name} has no gradient, so that its groups cannot be proved: {first_line(error)}"
+                    ) from error
         return largest
 
     @contextmanager
@@ -182,6 +235,11 @@ def _make_generic(tensor: Tensor, generator: torch.Generator) -> None:
     spread = 0.5 * size if low == high else 0.1 * (high - low)
     noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
     tensor.add_(noise.sub_(0.0 if low >= 0.0 else 0.5).mul_(spread))
+
+
+def _fingerprint(tensor: Tensor) -> tuple[float, float] | None:
+    """Two sums by which a tensor's values are recognised; none where they are not floating-point."""
+    return (float(tensor.sum()), float(tensor.abs().sum())) if tensor.is_floating_point() else None
 
 
 def _generic_input(leaf: Any, device: torch.device | None, generator: torch.Generator) -> Any:

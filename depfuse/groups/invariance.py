@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Generic, TypeVar
 
 from torch import Tensor, nn
 
@@ -11,7 +12,9 @@ from depfuse.errors import GroupError
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, random_permutations
 from depfuse.groups.depgraph import Example
 from depfuse.groups.generic import GenericNetwork
-from depfuse.groups.reasons import NOT_USED
+from depfuse.groups.reasons import HIDDEN, NOT_USED, OVERWRITTEN
+
+Chosen = TypeVar("Chosen")
 
 TOLERANCE = 1e-9
 LEAST_EFFECT = 1e-6  # of permuting one slot alone, relative to the output: a proof must be able to fail
@@ -42,14 +45,19 @@ def prove_groups(
         The network's function is not finite or does not depend on its parameters, so that nothing can be
         proved, or does not give the same output twice.
     """
-    name = type(model).__name__
     permutations = random_permutations(groups, seed)
     silent = list(groups.free)
     not_used: dict[str, str] = {}
     errors = []
     for draw in range(DRAWS if silent else 1):
         damped = {slot.key for group in silent for slot in group.slots if slot.role == "produces"} if draw else ()
-        proof = _Proof(name, GenericNetwork(model, example, groups.auxiliary, seed, draw, damped), permutations)
+        network = GenericNetwork(model, example, groups.auxiliary, seed, draw, damped)
+        name = network.name
+        if written := _overwritten(groups, network):
+            return prove_groups(model, groups.fix(written), example, seed=seed, tolerance=tolerance)
+        proof = _Proof(name, network, permutations)
+        if not draw:
+            groups = proof.with_hidden(groups, tolerance)
         errors.append(proof.error(silent))
         if errors[-1] > tolerance:
             proof.check_repeatable(tolerance)
@@ -67,6 +75,15 @@ def prove_groups(
         )
     without_effect = {group.name: NO_EFFECT for group in silent}
     return replace(groups.fix(not_used | without_effect), proof_error=max(errors))
+
+
+def _overwritten(groups: ChannelGroups, network: GenericNetwork) -> dict[str, str]:
+    """Name -> reason, of the free groups with a tensor that the forward pass itself writes."""
+    return {
+        group.name: OVERWRITTEN.format(key)
+        for group in groups.free
+        for key in sorted({slot.key for slot in group.slots} & network.overwritten)[:1]
+    }
 
 
 class _Proof:
@@ -92,6 +109,20 @@ class _Proof:
         with self._network.permuted(chosen, self._permutations):
             return self._change()
 
+    def with_hidden(self, groups: ChannelGroups, tolerance: float) -> ChannelGroups:
+        """Copy of groups in which tensors that seem unused, but change the output, have that reason."""
+        unused = [key for key, reason in groups.fixed_tensors.items() if reason == NOT_USED and key in groups.parameters]
+
+        def change(keys: Sequence[str]) -> float:
+            with self._network.changed(keys):
+                return self._change()
+
+        found = _bisect(unused, _Counted(change), tolerance)
+        if not found:
+            return groups
+        self.check_repeatable(tolerance)
+        return replace(groups, fixed_tensors={**groups.fixed_tensors, **dict.fromkeys(found, HIDDEN)})
+
     def check_repeatable(self, tolerance: float) -> None:
         """Raise `GroupError` where the same input gives different outputs."""
         if self._change() > tolerance:
@@ -116,10 +147,10 @@ class _Proof:
         }
 
 
-class _Counted:
-    """The error of chosen groups; once too many were asked for, all that is asked for fails."""
+class _Counted(Generic[Chosen]):
+    """The error of what is chosen; once too much was asked for, all that is asked for fails."""
 
-    def __init__(self, error: Callable[[Sequence[ChannelGroup]], float]) -> None:
+    def __init__(self, error: Callable[[Sequence[Chosen]], float]) -> None:
         self._error, self._left = error, MOST_RUNS
 
     @property
@@ -127,13 +158,13 @@ class _Counted:
         """Whether no run is left."""
         return self._left <= 0
 
-    def __call__(self, chosen: Sequence[ChannelGroup]) -> float:
+    def __call__(self, chosen: Sequence[Chosen]) -> float:
         self._left -= 1
         return self._error(chosen)
 
 
-def _bisect(chosen: list[ChannelGroup], error: _Counted, tolerance: float) -> list[ChannelGroup]:
-    """The groups that fail by themselves, or the last that fails together with others; all when the runs are spent."""
+def _bisect(chosen: list[Chosen], error: _Counted[Chosen], tolerance: float) -> list[Chosen]:
+    """What fails by itself, or the last that fails together with others; all when the runs are spent."""
     if error.spent:
         return chosen
     if not chosen or error(chosen) <= tolerance:

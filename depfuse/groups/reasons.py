@@ -16,6 +16,8 @@ CONSTANT = "tied to a constant"
 PARTS = "parts that are not interchangeable"
 OVERLAP = "blocks that have channels in common"
 MULTIPLIES_ZEROS = "multiplies channels that are always zero"
+HIDDEN = "used, but not seen in the trace (no_grad, detach, .data, a reentrant checkpoint or another branch)"
+OVERWRITTEN = "not proved: the forward pass itself writes {}"
 
 # What no permutation could move, or what nothing is gained by moving.
 EXPECTED = frozenset(

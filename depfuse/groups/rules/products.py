@@ -22,7 +22,7 @@ def _product(replay: Replay, first: Labels, second: Labels, where: str) -> Label
     for labels, inner in ((first, rank - 1), (second, rank - 2)):
         replay.role(labels, inner, "consumes")
         replay.role(labels, 2 * rank - 3 - inner, "produces")
-    reason = f"{where} sums it with positions that cannot be permuted"
+    reason = mixing = f"{where} sums it with positions that cannot be permuted"
     if rank - 1 in first.plain or rank - 2 in second.plain:
         reason = TOUCHES_INPUT
     for labels, axis, other, across in (
@@ -37,7 +37,7 @@ def _product(replay: Replay, first: Labels, second: Labels, where: str) -> Label
                 dead = factor.labels.reshape(-1) == ZERO
                 for opposite in other.on(across):
                     replay.ledger.pin(opposite.labels.movedim(across, 0)[dead.nonzero().reshape(-1)], MULTIPLIES_ZEROS)
-    joint = replay.ledger.meet(move(first, lambda t: t.unsqueeze(-1)), move(second, lambda t: t.unsqueeze(-3)), reason)
+    joint = replay.ledger.meet(move(first, lambda t: t.unsqueeze(-1)), move(second, lambda t: t.unsqueeze(-3)), mixing)
     return sum_over(replay.ledger, joint, [rank - 1], False)
 
 

@@ -59,12 +59,19 @@ class Replay:
         """Apply the rule of every operation, then pin the outputs."""
         for operation in self.trace.operations:
             operands = [self.operand(below, number) for below, number in operation.next_functions]
-            for number, labels in enumerate(lookup(operation)(self, operation, operands)):
+            for number, labels in enumerate(self._labels(operation, operands)):
                 self.values[operation, number] = self.ledger.joined(self.ledger.single_out(labels))
         for output in self.trace.outputs:
             if output in self.values:
                 for factor in self.values[output].factors:
                     self.ledger.pin(factor.labels, TOUCHES_OUTPUT)
+
+    def _labels(self, operation: Any, operands: Operands) -> list[Labels]:
+        """Labels of an operation's results; of shapes that its rule does not know nothing is known."""
+        try:
+            return lookup(operation)(self, operation, operands)
+        except (RuntimeError, IndexError):
+            return unknown(self, operation, operands)
 
     def operand(self, below: Any, number: int) -> Labels | None:
         """Labels of an operand; None for a constant."""
@@ -81,6 +88,7 @@ class Replay:
             return Labels(shape, (), frozenset(axis for axis, size in enumerate(shape) if size > 1))
         if id(tensor) not in self.leaves:
             blocks = self._grouped.get(id(tensor), 1)
+            blocks = 1 if shape[:1] and shape[0] % blocks else blocks  # not the weight itself, but what it is made of
             constant = self._is_constant(tensor)
             factors = []
             for axis, size in enumerate(shape):
