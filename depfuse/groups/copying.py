@@ -240,11 +240,12 @@ def same_outputs(found: Sequence[Tensor] | None, wanted: Sequence[Tensor] | None
     """Whether outputs agree within a tolerance relative to the largest; what is not finite must be so in both."""
     if found is None or wanted is None or len(found) != len(wanted):
         return found is None and wanted is None
-    return all(difference(one, other) <= TOLERANCE.get(other.dtype, tolerance) for one, other in zip(found, wanted))
+    pairs = zip(found, wanted, strict=True)
+    return all(difference(one, other) <= TOLERANCE.get(other.dtype, tolerance) for one, other in pairs)
 
 
 def difference(found: Tensor, wanted: Tensor) -> float:
-    """Largest difference of two tensors relative to the largest finite entry; infinite where they cannot be compared."""
+    """Largest difference relative to the largest finite entry; infinite where two tensors cannot be compared."""
     if found.shape != wanted.shape:
         return float("inf")
     if not wanted.numel():

@@ -111,7 +111,7 @@ class _Proof:
 
     def with_hidden(self, groups: ChannelGroups, tolerance: float) -> ChannelGroups:
         """Copy of groups in which tensors that seem unused, but change the output, have that reason."""
-        unused = [key for key, reason in groups.fixed_tensors.items() if reason == NOT_USED and key in groups.parameters]
+        unused = [key for key in groups.parameters if groups.fixed_tensors.get(key) == NOT_USED]
 
         def change(keys: Sequence[str]) -> float:
             with self._network.changed(keys):
