@@ -26,12 +26,11 @@ from depfuse.groups.copying import (
 SCALE = 4.0  # of the random inputs, in standard deviations: what is cut off (ReLU6) shows
 PLAIN = (int, float, bool, str, tuple, type(None))
 # Attributes of torch's layers that follow from the width, and the mode.
-SIZES = frozenset(
-    """
+NAMES = """
     in_channels out_channels in_features out_features num_features normalized_shape num_groups groups num_parameters
     embed_dim kdim vdim num_heads head_dim num_embeddings embedding_dim input_size hidden_size training
-    """.split()
-)
+"""
+SIZES = frozenset(NAMES.split())
 
 
 def check_alike(models: Sequence[nn.Module], example: Example | None) -> None:
@@ -79,7 +78,7 @@ def _compare(first: nn.Module, model: nn.Module, example: Example, number: int) 
     given = suited(example, own)
     for inputs in (given, random_like(given, SCALE)):
         wanted = _run(lambda: run_network(own, _cloned(inputs)))  # noqa: B023
-        if isinstance(wanted, str) or not same_outputs(_run(lambda: run_network(own, _cloned(inputs))), wanted):  # noqa: B023
+        if not _agree(_run(lambda: run_network(own, _cloned(inputs))), wanted):  # noqa: B023
             continue  # it does not run there, or is random: tracing and proving say that in their own words
         found = _run(lambda: _with_weights(modules, state, inputs))  # noqa: B023
         if isinstance(found, str):
@@ -89,7 +88,7 @@ def _compare(first: nn.Module, model: nn.Module, example: Example, number: int) 
                 f"parent {number} is another network than parent 1, whose modules cannot be run with its weights "
                 f"({found})"
             )
-        if not same_outputs(found, wanted):
+        if not _agree(found, wanted):
             raise RecipeError(
                 f"parent {number} is another network than parent 1, though their tensors fit: with equal weights "
                 f"{_first_difference(modules, own, state, inputs)}; fuse networks that differ in their weights only"
@@ -121,6 +120,11 @@ def _run(forward: Callable[[], Any]) -> list[Tensor] | str:
         return first_line(error)
 
 
+def _agree(found: list[Tensor] | str, wanted: list[Tensor] | str) -> bool:
+    """Whether two forward passes gave the same."""
+    return not isinstance(found, str) and not isinstance(wanted, str) and same_outputs(found, wanted)
+
+
 def _with_weights(modules: nn.Module, state: dict[str, Tensor], inputs: Example) -> Any:
     """Forward pass of a network's modules with other weights."""
     given = _cloned(inputs)
@@ -136,7 +140,7 @@ def _first_difference(modules: nn.Module, own: nn.Module, state: dict[str, Tenso
             continue
         kind = "which is no weight and cannot be averaged" if key in own.state_dict() else "which no state dict holds"
         found = _run(lambda: _with_weights(modules, {**state, key: tensor}, inputs))  # noqa: B023
-        if not isinstance(found, str) and not isinstance(wanted, str) and same_outputs(found, wanted):
+        if _agree(found, wanted):
             return f"they compute by another buffer {key}, {kind}"
     ours = _recorded(modules, lambda: _with_weights(modules, state, inputs))
     theirs = _recorded(own, lambda: run_network(own, _cloned(inputs)))
@@ -187,6 +191,6 @@ def _settings(first: nn.Module, other: nn.Module, name: str) -> Iterator[str]:
         return
     for key, value in vars(one).items():
         its = vars(two).get(key)
-        if not (key.startswith("_") or key in SIZES) and all(isinstance(each, PLAIN) for each in (value, its)):
-            if value != its:
-                yield f"{name}.{key} ({value}, {its})"
+        compared = not (key.startswith("_") or key in SIZES) and all(isinstance(each, PLAIN) for each in (value, its))
+        if compared and value != its:
+            yield f"{name}.{key} ({value}, {its})"

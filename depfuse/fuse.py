@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from depfuse.agreement import Disagreement
 from depfuse.align import Coupling, Couplings, align
 from depfuse.align.shared_moments import SharedMoments
 from depfuse.align.solvers import load_solver
+from depfuse.alike import check_alike
 from depfuse.apart import Apart, keep_apart
 from depfuse.arrangement import Owners
 from depfuse.best import Candidate, Family, best_of, polish_child
@@ -23,9 +23,10 @@ from depfuse.choose_shares import Chosen, shares_of_parts
 from depfuse.data.augment import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.distil import Ensemble, Further
-from depfuse.errors import DepfuseWarning, GroupError, RecipeError
+from depfuse.errors import RecipeError
 from depfuse.folding import fold
-from depfuse.groups import ChannelGroups, explain, find_groups, not_followed, prove_groups
+from depfuse.followed import check_followed
+from depfuse.groups import ChannelGroups, find_groups, prove_groups
 from depfuse.joint_head import shared_anew
 from depfuse.label_sets import LabelSets
 from depfuse.limits import noting_limits
@@ -242,7 +243,7 @@ def fuse(
     groups: ChannelGroups | None = None,
     labels: Sequence[Sequence[int]] | None = None,
     template: nn.Module | None = None,
-    allow_fixed: bool = True,
+    allow_fixed: bool | None = None,
     further: Further | None = None,
     shared: SharedMoments | None = None,
     on_step: OnStep | None = None,
@@ -276,7 +277,8 @@ def fuse(
         parent has; left as it was.
     allow_fixed
         Where a part of the network could not be followed or proved (see `not_followed`), leave its channels where they
-        are, warn, and fuse the rest; raise where False.
+        are, warn, and fuse the rest. By default raise where that is more than half of the parameters that reach the
+        output; where False, always.
     further
         The training images, where the recipe says to distil or to fine-tune.
     shared
@@ -287,15 +289,20 @@ def fuse(
     Raises
     ------
     RecipeError
-        The parents do not match, or the recipe does not suit them.
+        The parents do not match, differ in more than their weights (see `check_alike`), or the recipe does not suit
+        them.
     GroupError
-        A part of the network could not be followed or proved, and `allow_fixed` is False.
+        A part of the network could not be followed or proved that `allow_fixed` does not allow.
     GroupError, ArchitectureError, DataError
         See `find_groups`, `prove_groups` and `align`.
     """
     recipe = recipe or Recipe()
     sets = label_sets(labels, models, template)
     check_parents(models if template is None or sets is not None else [*models, template], sets)
+    check_alike(
+        models if template is None else [*models, template],
+        example if example is not None or calibration is None else _example(calibration),
+    )
     recipe, refit_reason = resolve_refit(recipe, models, template or widest(models, recipe.width_of), calibration)
     shares = recipe.shares(len(models))
     choice = Chosen(Shares(shares))
@@ -345,7 +352,7 @@ def fuse(
                 groups = widths.groups
             else:
                 groups = prove_groups(models[0], find_groups(models[0], given), given, seed=recipe.seed)
-        _check_followed(models[0], groups, allow_fixed)
+        check_followed(models[0], groups, allow_fixed)
     brought: Brought | None = None
     unmatched = models
     with step("align"):
@@ -527,17 +534,6 @@ def _differs_by_labels(tensor: Tensor, first: Tensor, number: int, labels: Label
         return False
     different = [sizes for sizes in zip(tensor.shape, first.shape, strict=True) if sizes[0] != sizes[1]]
     return different == [(len(labels.sets[number - 1]), len(labels.sets[0]))]
-
-
-def _check_followed(model: nn.Module, groups: ChannelGroups, allow_fixed: bool) -> None:
-    """Warn of what could not be followed or proved, or raise `GroupError` where that is not allowed."""
-    wrong = not_followed(groups)
-    if not wrong:
-        return
-    fixed = f"a part of {type(model).__name__} stays fixed: {explain(wrong)}"
-    if not allow_fixed:
-        raise GroupError(f"{fixed}; allow that with --allow-fixed (allow_fixed=True in Python) to fuse the rest")
-    warnings.warn(f"{fixed}; the rest is fused", DepfuseWarning, stacklevel=3)
 
 
 def _check_renorm(recipe: Recipe, model: nn.Module) -> None:

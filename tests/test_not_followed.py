@@ -169,9 +169,21 @@ def one_sentence(capsys: pytest.CaptureFixture[str], *words: str) -> None:
 @pytest.mark.parametrize("command", ["fuse", "path"])
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_what_cannot_be_followed_is_refused(place: Place, capsys, command: str, name: str) -> None:
-    assert place.run(command, name) == 2
+    assert place.run(command, name, "--no-fixed") == 2
     one_sentence(capsys, "first", UNKNOWN[name][0], "--allow-fixed")
     assert place.outputs == set()
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_by_default_it_is_refused_where_it_is_most_of_the_network(place: Place, capsys, name: str) -> None:
+    """Of WithBranch a third of the parameters are in proved groups, of the others more than half."""
+    if name == "WithBranch":
+        assert place.run("fuse", name) == 2
+        one_sentence(capsys, "only 33% of the parameters", UNKNOWN[name][0], "--allow-fixed")
+        assert place.outputs == set()
+    else:
+        assert place.run("fuse", name) == 0
+        assert "the rest, 53% of the parameters, is fused" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["fuse", "path"])
@@ -212,7 +224,7 @@ def test_the_library_warns_unless_it_is_told_to_refuse(place: Place, name: str) 
     example = torch.randn(1, 1, 6, 6)
     recipe = Recipe(refit="none", criterion="weights", renorm="none")
     with pytest.warns(DepfuseWarning, match="first") as caught:
-        result = fuse(networks, recipe, example=example)
+        result = fuse(networks, recipe, example=example, allow_fixed=True)
     assert UNKNOWN[name][0] in str(caught[0].message)
     assert caught[0].filename == __file__
     assert "third" in result.couplings[1]

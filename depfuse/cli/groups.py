@@ -48,7 +48,7 @@ def groups(
             "--plot", metavar="FILE", help="Draw each layer's channels, coloured by group (.png, .pdf or .svg)."
         ),
     ] = None,
-    allow_fixed: AllowFixed = False,
+    allow_fixed: AllowFixed = None,
     seed: SeedOption = 0,
 ) -> None:
     """Print the channel groups of a network with random weights."""

@@ -61,7 +61,7 @@ def match(
         ),
     ] = None,
     report: ReportOption = None,
-    allow_fixed: AllowFixed = False,
+    allow_fixed: AllowFixed = None,
 ) -> None:
     """Match parents, and show what the matching does."""
     recipe = chosen_recipe(source, settings)

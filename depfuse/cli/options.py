@@ -58,10 +58,12 @@ ReportOption = Annotated[
     Path | None, typer.Option("--report", metavar="FILE", help="Write everything that was found as JSON.")
 ]
 AllowFixed = Annotated[
-    bool,
+    bool | None,
     typer.Option(
-        "--allow-fixed",
-        help="Go on where a part of the network could not be followed or proved: that part stays as it is.",
+        "--allow-fixed/--no-fixed",
+        help="Go on where a part of the network could not be followed or proved: its channels stay where they are."
+        " Default: only where that is less than half of the parameters.",
+        show_default=False,
     ),
 ]
 RecipeOption = Annotated[
@@ -162,7 +164,7 @@ class FusionOptions:
             " (.safetensors).",
         ),
     ] = None
-    allow_fixed: AllowFixed = False
+    allow_fixed: AllowFixed = None
     classes: Annotated[
         list[str] | None,
         typer.Option(

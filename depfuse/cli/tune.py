@@ -105,7 +105,7 @@ def tune(
         list[str] | None,
         typer.Option("--classes", metavar="LABELS", help="Which labels a parent knows, as for `depfuse fuse`."),
     ] = None,
-    allow_fixed: AllowFixed = False,
+    allow_fixed: AllowFixed = None,
 ) -> None:
     """Search for the recipe with the best child; settings that are given are kept."""
     given = {**({} if recipe is None else read_settings(recipe)), **settings}

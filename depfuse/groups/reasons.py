@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from depfuse.groups.channel_group import ChannelGroups
 
@@ -26,23 +26,23 @@ EXPECTED = frozenset(
 SEPARATOR = "; "  # between the reasons of a tensor that has several
 
 
-def unexpected(reason: str) -> str:
-    """Those parts of a reason that are not among `EXPECTED`; empty where all of them are."""
-    return SEPARATOR.join(part for part in reason.split(SEPARATOR) if part not in EXPECTED)
+def unexpected(reason: str, expected: Collection[str] = EXPECTED) -> str:
+    """Those parts of a reason that are not among the expected ones; empty where all of them are."""
+    return SEPARATOR.join(part for part in reason.split(SEPARATOR) if part not in expected)
 
 
-def not_followed(groups: ChannelGroups) -> dict[str, str]:
-    """What is fixed because it could not be followed or proved.
+def not_followed(groups: ChannelGroups, expected: Collection[str] = EXPECTED) -> dict[str, str]:
+    """What is fixed because it could not be followed or proved, or for any reason that is not among the expected ones.
 
     Returns
     -------
     dict
         Group or state-dict key -> reason. A tensor is left out where a fixed group says the same already.
     """
-    found = {name: why for name, reason in groups.fixed.items() if (why := unexpected(reason))}
+    found = {name: why for name, reason in groups.fixed.items() if (why := unexpected(reason, expected))}
     said = set(found.values())
     for key, reason in groups.fixed_tensors.items():
-        if (why := unexpected(reason)) and not said.issuperset(why.split(SEPARATOR)):
+        if (why := unexpected(reason, expected)) and not said.issuperset(why.split(SEPARATOR)):
             found.setdefault(key, why)
     return found
 

@@ -87,7 +87,7 @@ class Objective:
         judged: int,
         labels: LabelSets | None = None,
         template: nn.Module | None = None,
-        allow_fixed: bool = False,
+        allow_fixed: bool | None = None,
         labelled: bool = False,
         timed: bool = False,
     ) -> None:

@@ -1,0 +1,91 @@
+"""Parents may differ in their weights only: their modules are compared, not only their tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from depfuse import Recipe, fuse
+from depfuse.alike import check_alike
+from depfuse.errors import DepfuseWarning, RecipeError
+
+EXAMPLE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """A small network with what parents may have otherwise."""
+
+    def __init__(
+        self, width: int = 6, act: type[nn.Module] = nn.ReLU, dilation: int = 1, eps: float = 1e-5, slope: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=dilation, dilation=dilation)
+        self.bn, self.act, self.head = nn.BatchNorm2d(width, eps), act(), nn.Linear(width, 4)
+        self.slope = slope
+        self.register_buffer("order", torch.arange(4))
+        self.register_buffer("shift", torch.zeros(4), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.bn(self.conv(x))).mean((2, 3)) * self.slope
+        return self.head(x)[:, self.order] + self.shift
+
+
+def changed(change: Callable[[Net], object]) -> Net:
+    network = Net()
+    change(network)
+    return network
+
+
+OTHERS = {
+    "another activation": (lambda: Net(act=nn.SiLU), r"output of act differs \(act \(ReLU, SiLU\)\)"),
+    "an activation that is cut off": (lambda: Net(act=nn.Hardtanh), r"output of act differs"),
+    "another dilation": (lambda: Net(dilation=2), r"output of conv differs \(conv.padding"),
+    "another epsilon": (lambda: Net(eps=0.1), r"output of bn differs \(bn.eps \(1e-05, 0.1\)\)"),
+    "an attribute that forward reads": (lambda: Net(slope=2.0), "output of head differs"),
+    "a hook": (
+        lambda: changed(lambda net: net.act.register_forward_hook(lambda _module, _inputs, output: output + 1)),
+        "output of act differs",
+    ),
+    "an index": (lambda: changed(lambda net: net.order.copy_(torch.tensor([1, 0, 2, 3]))), "buffer order, which is no"),
+    "a buffer beside the state dict": (lambda: changed(lambda net: net.shift.fill_(1.0)), "buffer shift, which no"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_parents_that_differ_in_more_than_weights_are_refused(name: str) -> None:
+    make, said = OTHERS[name]
+    with pytest.raises(RecipeError, match=said) as caught:
+        fuse([Net(), Net(), make()], Recipe(criterion="weights", refit="none", renorm="none"), example=EXAMPLE)
+    assert "parent 3" in str(caught.value)
+
+
+def test_equal_buffers_and_other_weights_are_alike(recwarn: pytest.WarningsRecorder) -> None:
+    check_alike([Net().train(), Net().eval(), Net().half(), nn.DataParallel(Net())], EXAMPLE)
+    assert not recwarn.list
+
+
+def test_a_setting_that_does_not_show_is_warned_of() -> None:
+    other = Net()
+    other.bn.momentum = 0.01
+    with pytest.warns(DepfuseWarning, match=r"bn.momentum \(0.1, 0.01\), which does not show"):
+        check_alike([Net(), other], EXAMPLE)
+
+
+@pytest.mark.parametrize("example", [EXAMPLE, None])
+def test_widths_may_differ_but_modules_not(example: Tensor | None, recwarn: pytest.WarningsRecorder) -> None:
+    check_alike([Net(), Net(width=9)], example)
+    assert not recwarn.list
+    with pytest.raises(RecipeError, match="act"):
+        check_alike([Net(), Net(width=9, act=nn.SiLU)], example)
+
+
+def test_nothing_of_the_parents_is_changed() -> None:
+    networks = [Net().train(), Net().train()]
+    before = [{key: value.clone() for key, value in net.state_dict().items()} for net in networks]
+    check_alike(networks, EXAMPLE)
+    assert all(net.training for net in networks)
+    for net, state in zip(networks, before, strict=True):
+        assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
