@@ -214,7 +214,7 @@ class Family:
         return found
 
     def _by_stage(self, images: Loader) -> Shares:
-        recipe = self.recipe.model_copy(update={"weights_by": "stage"})
+        recipe = self.recipe.changed(weights_by="stage")
         few = images if self.recipe.labelled else images.first(SHARES_IMAGES)
         return shares_of_parts(
             self.models,

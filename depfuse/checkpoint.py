@@ -274,7 +274,7 @@ def write_checkpoint(path: str | Path, state: Mapping[str, Tensor], card: Card) 
     """
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     digest = state_digest(tensors)
-    described = card.model_copy(update={"tensors": digest}).model_dump(mode="json")
+    described = {**card.model_dump(mode="json"), "tensors": digest}
     metadata = {_CARD_KEY: json.dumps(described, sort_keys=True)}
     with replacing(path) as temporary:
         temporary.write_bytes(safetensors.torch.save(tensors, metadata))

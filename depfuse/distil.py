@@ -6,7 +6,7 @@ import copy
 import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -127,14 +127,12 @@ class _Start:
 
 @dataclass(frozen=True)
 class Further:
-    """Training after fusion, by a recipe's `distil` and `finetune`.
+    """Training after fusion, by `distil` and `finetune` of the recipe of the fusion.
 
     Attributes
     ----------
     data
         The training images, and for `finetune` their labels.
-    recipe
-        Numbers of epochs, learning rate and seed.
     resume
         Where the state of an unfinished training is kept, None for nowhere; see `states`.
     progress
@@ -142,12 +140,11 @@ class Further:
     """
 
     data: DataSet
-    recipe: Recipe
-    resume: Path | None = None
-    progress: Callable[[str, EpochReport], None] | None = None
+    resume: Path | None = field(default=None, kw_only=True)
+    progress: Callable[[str, EpochReport], None] | None = field(default=None, kw_only=True)
 
     def train(
-        self, model: nn.Module, teacher: Ensemble, name: str, together: Together | None = None
+        self, model: nn.Module, teacher: Ensemble, name: str, recipe: Recipe, together: Together | None = None
     ) -> dict[str, float]:
         """Train a network in place, first towards the teacher, then on labels; return the seconds of each.
 
@@ -162,46 +159,48 @@ class Further:
             What it learns while it is distilled.
         name
             Tells its state file from others'.
+        recipe
+            Numbers of epochs, learning rate and seed.
         together
             The same network and teacher, where it shall be taught more than class scores.
         """
         device = next(model.parameters()).device
         seconds = {}
-        for step, epochs in (("distil", self.recipe.distil), ("finetune", self.recipe.finetune)):
+        for step, epochs in (("distil", recipe.distil), ("finetune", recipe.finetune)):
             if epochs == 0:
                 continue
             learner = start = None
             if step == "distil":
-                learner = self._natural(model, teacher, together)
+                learner = self._natural(model, teacher, recipe, together)
                 temperature = TEMPERATURE if learner is None else learner.last_temperature
-                start = _Start.of(model, teacher, self._few(device), temperature)
+                start = _Start.of(model, teacher, self._few(device, recipe.seed), temperature)
             report = fit(
                 model,
                 self.data,
-                self._settings(epochs, learner),
+                self._settings(epochs, recipe, learner),
                 teacher=teacher if step == "distil" else None,
                 learner=learner,
                 device=device,
                 resume_path=self._state(name, step),
-                start=self._start(name, step, teacher),
+                start=self._start(name, step, teacher, recipe),
                 progress=None if self.progress is None else partial(self.progress, f"{step}: {name}"),
             )
             seconds[step] = report.total_seconds
             if start is not None and not start.keep_the_nearer(model):
                 warnings.warn(
                     f"the {name} came no nearer to the ensemble in {epochs} epochs and stays as it was: "
-                    f"lower learning_rate {self.recipe.learning_rate:g}",
+                    f"lower learning_rate {recipe.learning_rate:g}",
                     DepfuseWarning,
                     stacklevel=2,
                 )
         return seconds
 
-    def images(self, device: torch.device | str) -> Loader:
+    def images(self, device: torch.device | str, seed: int) -> Loader:
         """Some of the training images, for what is found before the training."""
-        return calibration_loader(self.data, PREPARING_IMAGES, device=device, seed=self.recipe.seed)
+        return calibration_loader(self.data, PREPARING_IMAGES, device=device, seed=seed)
 
-    def _few(self, device: torch.device) -> Loader:
-        return calibration_loader(self.data, STATISTICS_IMAGES, device=device, seed=self.recipe.seed)
+    def _few(self, device: torch.device, seed: int) -> Loader:
+        return calibration_loader(self.data, STATISTICS_IMAGES, device=device, seed=seed)
 
     def done(self) -> None:
         """Delete the states: everything that was trained has been kept."""
@@ -212,34 +211,33 @@ class Further:
     def _state(self, name: str, step: str) -> Path | None:
         return None if self.resume is None else self.resume.with_name(f"{self.resume.name}.{name}-{step}")
 
-    def _start(self, name: str, step: str, teacher: Ensemble) -> str:
+    def _start(self, name: str, step: str, teacher: Ensemble, recipe: Recipe) -> str:
         """What a network comes from: refitted with other threads or on a GPU, it is not the same bit for bit."""
-        described = f"{STATE} {name} {step} {self._patient} {teacher.digest} {self.recipe.model_dump_json()}"
+        described = f"{STATE} {name} {step} {self._patient(recipe)} {teacher.digest} {recipe.model_dump_json()}"
         return hashlib.sha256(described.encode()).hexdigest()
 
-    @property
-    def _patient(self) -> int:
+    def _patient(self, recipe: Recipe) -> int:
         """The number of epochs, 0 where it is not a long training."""
-        epochs = self.recipe.distil
+        epochs = recipe.distil
         return epochs if epochs >= PATIENT_EPOCHS and epochs * len(self.data.train) >= PATIENT_IMAGES else 0
 
     def _natural(
-        self, model: nn.Module, teacher: Ensemble, together: Together | None
+        self, model: nn.Module, teacher: Ensemble, recipe: Recipe, together: Together | None
     ) -> NaturalGradientTraining | None:
         device = next(model.parameters()).device
         try:
             if together is None:
-                together = Together.towards(model.eval(), teacher, self._few(device), seed=self.recipe.seed)
+                together = Together.towards(model.eval(), teacher, self._few(device, recipe.seed), seed=recipe.seed)
             # Others than those that the network was fitted to, which any training makes worse at first.
-            seed = self.recipe.seed + 1
+            seed = recipe.seed + 1
             compared = calibration_loader(self.data, COMPARED_IMAGES, device=device, seed=seed)
             # Seen many times, images are known by heart; between them there is always something new to learn.
-            learner = together.training(compared, patient=self._patient)
+            learner = together.training(compared, patient=self._patient(recipe))
         except ArchitectureError:
             return None
         return learner if learner.batch_size(len(self.data.train)) else None
 
-    def _settings(self, epochs: int, learner: NaturalGradientTraining | None) -> TrainRecipe:
+    def _settings(self, epochs: int, recipe: Recipe, learner: NaturalGradientTraining | None) -> TrainRecipe:
         own: dict[str, float] = {"warmup": WARMUP * epochs, "label_smoothing": 0.0}
         if learner is not None:
             # Shifted images are harder to learn than those as they are, and pay where each is seen many times.
@@ -249,7 +247,7 @@ class Further:
         return TrainRecipe.suited_to(
             self.data,
             epochs=epochs,
-            learning_rate=self.recipe.learning_rate,
-            seed=self.recipe.seed,
+            learning_rate=recipe.learning_rate,
+            seed=recipe.seed,
             **own,
         )

@@ -148,7 +148,7 @@ class FusionResult:
         shares = Shares.create(shares)
         if shares != self.shares and load_solver(self.recipe.solver).together is not None:
             raise RecipeError(f"solver {self.recipe.solver} matches by the shares: fuse again to have others")
-        self.recipe.model_copy(update={"weights": shares.network}).shares(len(self.parents))
+        self.recipe.changed(weights=shares.network).shares(len(self.parents))
         result = self
         if self.joint and self.example is not None and shares.network != self.shares.network:
             parents = shared_anew(self.parents, self.shares.network, shares.network, self.example)
@@ -316,7 +316,7 @@ def fuse(
     _check_renorm(recipe, models[0])
     trains = recipe.distil > 0 or recipe.finetune > 0
     if trains and further is None:
-        raise RecipeError("distil and finetune need the training images: give further=Further(data, recipe)")
+        raise RecipeError("distil and finetune need the training images: give further=Further(data)")
     alone = models if sets is None else ()
     teaching = partial(prepared, models, shares=shares, labels=sets, template=template)
     taught = teaching(recipe=recipe, calibration=calibration)
@@ -362,7 +362,7 @@ def fuse(
         folded = load_solver(recipe.solver).folds and has_batch_norm(models[0])
         if folded:
             given = example if example is not None else _example(calibration)
-            reference = recipe.reference or 0 if brought is None else brought.reference
+            reference = recipe.target if brought is None else brought.reference
             models, groups = fold(models, groups, given, models[reference])
         numbers = list(range(len(models))) if brought is None else [brought.reference, *sorted(brought.unsettled)]
         chosen = [models[number] for number in numbers]
@@ -376,13 +376,13 @@ def fuse(
                 calibration,
                 sets,
                 template,
-                recipe.reference or 0,
+                recipe.target,
                 joint=taught.joint,
             )
         )
         couplings: list[Couplings] = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
         with noting_limits() as not_converged:
-            counting = recipe.model_copy(update={"weights": tuple(shares[number] for number in numbers)})
+            counting = recipe if brought is None else recipe.changed(weights=_among(shares, numbers))
             for number, found in zip(numbers, align(chosen, groups, counting, calibration, judge, shared), strict=True):
                 couplings[number] = found
     seconds["choose"] = (0.0 if judge is None else judge.seconds) + (0.0 if brought is None else brought.seconds)
@@ -457,12 +457,12 @@ def fuse(
         alike = brought is None and sets is None and not result.joint
         if recipe.distil and result.joint and not recipe.labelled:
             # More images than were there for calibration make a better head.
-            many = further.images(next(child.parameters()).device)
-            always = recipe.model_copy(update={"joint_head": "always"})
+            many = further.images(next(child.parameters()).device, recipe.seed)
+            always = recipe.changed(joint_head="always")
             teachers = teaching(recipe=always, calibration=many).models
             result = replace(result, teachers=teachers)
         teacher = Ensemble(teachers, shares, sets, joint=result.joint)
-        seconds |= further.train(child, teacher, "child", refitted if alike else None)
+        seconds |= further.train(child, teacher, "child", recipe, refitted if alike else None)
     return result
 
 
@@ -553,6 +553,12 @@ def _example(calibration: Loader | None) -> Tensor:
         raise RecipeError("give an example input or calibration images: the network must be run once to be traced")
     images, _ = next(iter(calibration))
     return images[:1]
+
+
+def _among(shares: Sequence[float], numbers: Sequence[int]) -> tuple[float, ...] | None:
+    """The shares of some parents among themselves; None, equal ones, where they have none."""
+    total = sum(shares[number] for number in numbers)
+    return tuple(shares[number] / total for number in numbers) if total > 0 else None
 
 
 def _wait_for_device(model: nn.Module) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from depfuse.align.solvers import SOLVERS
 from depfuse.errors import RecipeError
+from depfuse.reads import is_read, only_read, why_not_read
 from depfuse.renorm.registry import METHODS
 
 SOFT = ("sinkhorn", "unbalanced")  # solvers that give plans
@@ -42,7 +44,7 @@ class Recipe(BaseModel):
     """How parents become a child; everything but the parents and the data.
 
     Parameters are validated on construction; a contradictory recipe raises `RecipeError`
-    through `Recipe.create`.
+    through `Recipe.create`, and so does one with a setting that nothing reads (`depfuse.reads`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -116,12 +118,14 @@ class Recipe(BaseModel):
         "of to one parent",
     )
     reference: int | None = Field(
-        default=None, ge=0, description="number of the parent that all others are matched to, from 0; 0 if left out"
+        default=None,
+        ge=1,
+        description="the parent that all others are matched to, counted from 1; the first if left out",
     )
     order: int | None = Field(
         default=None,
-        ge=0,
-        description="number of the parent, from 0, whose channel order the child has; the reference's if left out",
+        ge=1,
+        description="the parent, counted from 1, whose channel order the child has; the reference's if left out",
     )
     keep_worst: float = Field(
         default=0.0,
@@ -211,6 +215,32 @@ class Recipe(BaseModel):
         description="images per calibration batch, for speed and memory: the child does not depend on it",
     )
     seed: int = Field(default=0, ge=0, description="seed of every random choice")
+    parents_from: Literal[1] = Field(
+        default=1,
+        description="what reference and order count from; recipes of before, which do not say it, counted from 0",
+        json_schema_extra={"option": False},
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _counted_from_one(cls, settings: Any) -> Any:
+        """Read a recipe that counts parents from 0."""
+        if not isinstance(settings, dict) or settings.get("parents_from") != 0:
+            return settings
+        from_one = {name: settings[name] + 1 for name in ("reference", "order") if isinstance(settings.get(name), int)}
+        return {**settings, **from_one, "parents_from": 1}
+
+    @model_validator(mode="after")
+    def _every_setting_is_read(self) -> Recipe:
+        settings = self.settings
+        for name, info in type(self).model_fields.items():
+            if settings[name] != info.default and not is_read(name, settings):
+                value = settings[name]
+                raise ValueError(
+                    f"{name} {value} would be ignored: it needs {why_not_read(name, settings)}; leave {name} out, or "
+                    "change that"
+                )
+        return self
 
     @field_validator("weights")
     @classmethod
@@ -233,11 +263,6 @@ class Recipe(BaseModel):
     def _matched_in_one_way(self) -> Recipe:
         if self.universe and self.choose == "groups":
             raise ValueError("a universe is chosen as a whole: leave out --universe, or --choose groups")
-        if self.universe and self.reference is not None:
-            raise ValueError(
-                f"a universe has no reference: leave out --universe or --reference {self.reference}; "
-                "--order says whose channel order the child has"
-            )
         return self
 
     @model_validator(mode="after")
@@ -252,11 +277,6 @@ class Recipe(BaseModel):
     def _renormalised_from_what_it_needs(self) -> Recipe:
         if self.renorm == "data-free" and self.refits:
             raise ValueError("renorm data-free is for weights that are averaged: leave out --refit, or choose another")
-        method = self.renorm_after
-        if self.augment_statistics and method != "auto" and (method == "none" or not METHODS[method].images):
-            raise ValueError(
-                f"augment_statistics changes images, and renorm {method} reads none: choose reset, repair or rescale"
-            )
         return self
 
     @model_validator(mode="after")
@@ -300,6 +320,10 @@ class Recipe(BaseModel):
     def _best_of_a_family(self) -> Recipe:
         if self.goal == "child":
             return self
+        if self._compares:
+            raise ValueError(
+                f"goal best renews its candidates' statistics itself: leave out --renorm {self.renorm}"
+            )
         if self.refit in ("regmean", "least-squares"):
             raise ValueError(f"goal best refits its candidates by ridge: leave out --refit {self.refit}")
         if self.solver in (*SOFT, *MIXING):
@@ -340,12 +364,26 @@ class Recipe(BaseModel):
             return cls(**settings)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "recipe"
-            raise RecipeError(f"recipe setting {where}: {first['msg'].removeprefix('Value error, ')}") from None
+            where = "".join(f" setting {part}" for part in first["loc"][:1])
+            raise RecipeError(f"recipe{where}: {first['msg'].removeprefix('Value error, ')}") from None
 
     def changed(self, **settings: Any) -> Recipe:
-        """The recipe with other settings, validated as `create` does."""
-        return Recipe.create(**{**self.model_dump(), **settings})
+        """The recipe with other settings, validated as `create` does.
+
+        What nothing reads any more goes back to its default; of the settings that are given, that is refused.
+        """
+        return Recipe.with_read({**self.settings, **settings}, keep=settings)
+
+    @classmethod
+    def with_read(cls, settings: Mapping[str, Any], keep: Collection[str] = ()) -> Recipe:
+        """Build a recipe of those settings that are read, and of some that are refused if they are not."""
+        defaults = {name: info.default for name, info in cls.model_fields.items()}
+        return cls.create(**only_read(settings, defaults, keep))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Name -> value of all settings."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
 
     @property
     def distances(self) -> tuple[str, ...]:
@@ -394,16 +432,21 @@ class Recipe(BaseModel):
         return bool(self.keep_worst or self.keep_first or self.keep_last)
 
     @property
+    def target(self) -> int:
+        """Index, from 0, of the parent that all others are matched to."""
+        return (self.reference or 1) - 1
+
+    @property
     def kept(self) -> int:
-        """Number of the parent whose channel order the child has."""
-        return self.order if self.order is not None else self.reference or 0
+        """Index, from 0, of the parent whose channel order the child has."""
+        return self.target if self.order is None else self.order - 1
 
     def check_numbers(self, parents: int) -> None:
         """Raise `RecipeError` where a parent is named that is not there."""
         for name, number in (("reference", self.reference), ("order", self.order)):
-            if number is not None and number >= parents:
+            if number is not None and number > parents:
                 raise RecipeError(
-                    f"--{name} {number} is out of range: the {parents} parents are numbered from 0 to {parents - 1}"
+                    f"--{name} {number} is out of range: the {parents} parents are numbered from 1 to {parents}"
                 )
 
     def shares(self, parents: int) -> tuple[float, ...]:

@@ -19,10 +19,9 @@ from functools import partial
 from typing import Any
 
 from depfuse.align.solvers import SOLVERS, serving
+from depfuse.reads import READ, Case
 from depfuse.recipe import MIXING, SOFT
 from depfuse.renorm.registry import METHODS
-
-Case = Mapping[str, tuple[Any, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,21 +73,12 @@ class Ratios(Searched):
     most: float
 
 
-_ACTIVATIONS = ("activations", "mixture")
-_STARTING = ("coordinate-descent", "ipfp", "frank-wolfe", "sinkhorn-implicit")
-_ITERATING = ("spectral", "reweighted-random-walk", "fused-gromov", *_STARTING[1:])
 _PERMUTING = tuple(name for name in SOLVERS if name not in (*SOFT, *MIXING))
 _NOT_MIXING = tuple(name for name in SOLVERS if name not in MIXING)
-# sinkhorn-implicit looks at no cost but where it starts.
-_AT_THE_START: tuple[Case, ...] = (
-    {"solver": ("sinkhorn-implicit",), "start": ("none", "activations")},
-    {"solver": _STARTING, "criterion": ("weights",), "start": ("activations",)},
-)
-_WATCHING = tuple(name for name in SOLVERS if name != "sinkhorn-implicit")
-_COMPARING = tuple(name for name in _WATCHING if name not in MIXING)
 _ALONE = ("regmean", "least-squares")  # refits after which BatchNorm is renewed
-_RENEWING = ("auto", *(name for name, method in METHODS.items() if method.images and name != "reset"))  # auto resets
+_NOT = ("auto", "none")  # auto is left open where the solver gives no permutations
 _RIDGE: tuple[Case, ...] = ({"refit": ("ridge",)},)
+_RENEWING = ("auto", *(name for name, method in METHODS.items() if method.images and name != "reset"))  # auto resets
 
 SEARCHED: dict[str, tuple[Searched, ...]] = {
     "criterion": (OneOf(),),
@@ -96,31 +86,27 @@ SEARCHED: dict[str, tuple[Searched, ...]] = {
         OneOf(partial(serving, criterion), when=({"criterion": (criterion,)},), label=criterion)
         for criterion in ("activations", "weights", "mixture")
     ),
-    "distance": (OneOf(when=({"criterion": _ACTIVATIONS, "solver": _COMPARING}, *_AT_THE_START)),),
-    "taps": (OneOf(when=({"criterion": _ACTIVATIONS, "solver": _WATCHING}, *_AT_THE_START)),),
-    "mixture": (Between(0.1, 0.9, when=({"criterion": ("mixture",)},)),),
+    "distance": (OneOf(when=READ["distance"]),),
+    "taps": (OneOf(when=READ["taps"]),),
+    "mixture": (Between(0.1, 0.9, when=READ["mixture"]),),
     "regularisation": (
         Between(0.001, 1.0, log=True, when=({"solver": ("sinkhorn",)},)),
         Between(0.1, 1000.0, log=True, when=({"solver": ("cca",)},), label="cca"),
     ),
-    "strictness": (Between(0.1, 30.0, log=True, when=({"solver": ("unbalanced",)},)),),
-    "restarts": (
-        Between(
-            1, 8, when=({"solver": ("coordinate-descent",)}, {"solver": ("emd",), "criterion": ("weights", "mixture")})
-        ),
-    ),
-    "start": (OneOf(("none", "identity", "activations"), when=({"solver": _STARTING},)),),
-    "structure": (Between(0.1, 0.9, when=({"solver": ("fused-gromov",)},)),),
-    "iterations": (Between(20, 200, log=True, when=({"solver": _ITERATING},)),),
+    "strictness": (Between(0.1, 30.0, log=True, when=READ["strictness"]),),
+    "restarts": (Between(1, 8, when=READ["restarts"]),),
+    "start": (OneOf(("none", "identity", "activations"), when=READ["start"]),),
+    "structure": (Between(0.1, 0.9, when=READ["structure"]),),
+    "iterations": (Between(20, 200, log=True, when=READ["iterations"]),),
     "weights": (Ratios(2.0),),
     "average": (OneOf(when=({"solver": _PERMUTING},)),),
-    "refit": (OneOf(("ridge", "none", *_ALONE), when=({"solver": _NOT_MIXING},)),),  # auto is one of the first two
+    "refit": (OneOf(("ridge", "none", *_ALONE), when=({"solver": _NOT_MIXING},)),),
     "targets": (OneOf(when=_RIDGE),),
     "refit_steps": (Between(20, 320, log=True, when=_RIDGE),),
     "augment": (OneOf(when=_RIDGE),),
     "renorm": (
-        OneOf(("auto", *(name for name in METHODS if name != "reset")), when=({"refit": ("none",)},)),
+        OneOf(("auto", *(name for name in METHODS if name != "reset")), when=({"refit": _NOT},)),
         OneOf(_RENEWING, when=({"refit": _ALONE},), label="refitted"),
     ),
-    "augment_statistics": (OneOf(when=({"refit": ("none", *_ALONE), "renorm": _RENEWING},)),),
+    "augment_statistics": (OneOf(when=({"refit": (*_NOT, *_ALONE), "renorm": _RENEWING},)),),
 }

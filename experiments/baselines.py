@@ -83,8 +83,8 @@ def best_parent(seen: Seen, epochs: int = 0) -> nn.Module:
     of, calibration = seen.of, seen.loader
     further = None
     if epochs:
-        further = Further(of.without_held_out(seen.images, seen.seed), Recipe(distil=epochs, seed=seen.seed))
-    taught = teachers(of, calibration if further is None else further.images(calibration.device))
+        further = Further(of.without_held_out(seen.images, seen.seed))
+    taught = teachers(of, calibration if further is None else further.images(calibration.device, seen.seed))
     template = None if taught.joint else of.template
     heads = [
         refit_head(number, taught.models, of.shares, calibration, labels=taught.labels, template=template)
@@ -93,7 +93,7 @@ def best_parent(seen: Seen, epochs: int = 0) -> nn.Module:
     teacher = Ensemble(taught.models, of.shares, taught.labels, joint=taught.joint)
     best = copy.deepcopy(min(heads, key=lambda model: teacher.disagreement(model, calibration)))
     if further is not None:
-        further.train(best, teacher, "parent")
+        further.train(best, teacher, "parent", Recipe(distil=epochs, seed=seen.seed))
     return best
 
 

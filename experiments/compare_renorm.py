@@ -33,7 +33,7 @@ def child_of(result: FusionResult, method: str) -> nn.Module:
     """The child of a matching by a method."""
     augmented = method == "augmented"
     update = {"renorm": "reset" if augmented else method, "augment_statistics": augmented}
-    recipe = result.recipe.model_copy(update=update)
+    recipe = result.recipe.changed(**update)
     shares = recipe.shares(len(result.parents))
     child = average(result.parents, result.groups, result.couplings, shares)
     other = FusionResult(

@@ -57,7 +57,7 @@ def measure(data: DataSet, parents: list[nn.Module]) -> dict[str, float]:
         for name, recipe in RECIPES.items():
             if recipe.refit != "none" and width < max(WIDTHS):
                 continue
-            result = fuse(parents, recipe.model_copy(update={"width_of": number}), calibration)
+            result = fuse(parents, recipe.changed(width_of=number), calibration)
             if name == "emd":
                 naive = naive_average(result.unmatched, (0.5, 0.5), result.groups)
                 renormalise(naive, "reset", calibration)

@@ -158,7 +158,7 @@ def test_a_perceptron_by_hand():
     recipe = Recipe(refit="none", criterion="weights", renorm="none", keep_worst=0.5, restarts=1)
     result = fuse(parents, recipe, None, example=torch.zeros(1, 1, 8, 8))
     (group,) = groups.free
-    order = fuse(parents, recipe.model_copy(update={"keep_worst": 0.0}), None, example=torch.zeros(1, 1, 8, 8))
+    order = fuse(parents, recipe.changed(keep_worst=0.0), None, example=torch.zeros(1, 1, 8, 8))
     order = order.couplings[1][group.name].permutation
     a, b = (parent.requires_grad_(False) for parent in parents)
     squares = [
@@ -295,7 +295,7 @@ def test_refit_of_a_wider_child_is_closer_to_the_parents():
     with torch.no_grad():
         mean = sum(parent(batch) for parent in parents) / 2
         errors = [
-            float((fuse(parents, AS_THEY_ARE.model_copy(update=keep), loader).child(batch) - mean).norm())
+            float((fuse(parents, AS_THEY_ARE.changed(**keep), loader).child(batch) - mean).norm())
             for keep in ({}, {"keep_worst": 1.0})
         ]
     assert errors[1] < 0.5 * errors[0]

@@ -59,13 +59,13 @@ def parents() -> list[torch.nn.Module]:
 @pytest.mark.parametrize("renorm", ["auto", "reset", "repair", "rescale"])
 def test_the_child_has_their_statistics(parents, renorm):
     recipe = Recipe(refit="none", criterion="weights", restarts=1, renorm=renorm, seed=5)
-    augmented = recipe.model_copy(update={"augment_statistics": True})
+    augmented = recipe.changed(augment_statistics=True)
     children = [fuse(parents, own, images()).child.state_dict() for own in (recipe, augmented, augmented)]
     key = "layer1.bn1.running_mean"
     assert torch.equal(children[1][key], children[2][key])
     assert not torch.equal(children[0][key], children[1][key])
     if renorm in ("auto", "reset"):
-        child = fuse(parents, recipe.model_copy(update={"renorm": "none"}), images()).child
+        child = fuse(parents, recipe.changed(renorm="none"), images()).child
         reset_batch_norm(child, images().augmented(Augmentation.suited_to((3, 8, 8)), 5))
         assert all(torch.equal(tensor, children[1][name]) for name, tensor in child.state_dict().items())
 

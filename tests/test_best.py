@@ -91,7 +91,7 @@ def test_parents_of_different_knowledge_are_merged(result):
 
 def test_parents_with_one_head_are_candidates_as_they_were_given(data):
     given = digits_parents(*"ab")
-    recipe = BEST.model_copy(update={"joint_head": "auto", "parents_renorm": "auto", "polish": False})
+    recipe = BEST.changed(joint_head="auto", parents_renorm="auto", polish=False)
     found = fuse(given, recipe, calibration_loader(data, 400))
     assert found.joint
     assert [candidate.name for candidate in found.family][:2] == ["parent 1", "parent 1, head refitted"]
@@ -156,10 +156,7 @@ def test_polish_alone(data):
     loader = calibration_loader(data, 1200, seed=1)
     ensemble = Ensemble(digits_parents(*"ab"), (0.5, 0.5))
     assert ensemble.disagreement(found.child, loader) < ensemble.disagreement(plain.child, loader)
-    assert (
-        fuse(digits_parents(*"ab"), BEST.model_copy(update={"polish": False}), calibration_loader(data, 100)).polished
-        is None
-    )
+    assert fuse(digits_parents(*"ab"), BEST.changed(polish=False), calibration_loader(data, 100)).polished is None
 
 
 @pytest.mark.parametrize(
@@ -177,7 +174,7 @@ def test_contradictions_get_one_sentence(settings, sentence):
 
 def test_images_are_needed(data):
     with pytest.raises(RecipeError, match="goal best and polish need calibration images"):
-        fuse(digits_parents(*"ab"), BEST.model_copy(update={"criterion": "weights"}), example=data.example())
+        fuse(digits_parents(*"ab"), BEST.changed(criterion="weights"), example=data.example())
     with pytest.raises(RecipeError, match="at least 8 calibration images, not 5"):
         fuse(digits_parents(*"ab"), BEST, calibration_loader(data, 5))
 
@@ -204,7 +201,7 @@ def test_on_the_command_line(tmp_path: Path, capsys):
 def test_a_parent_that_is_best_goes_half_way_to_the_ensemble(data):
     given = digits_parents("same-a", "same-b")
     loader = calibration_loader(data, 400)
-    recipe = BEST.model_copy(update={"refit_steps": 40})
+    recipe = BEST.changed(refit_steps=40)
     found = fuse(given, recipe, loader)
     origin, last = best_of(found.family[:-1]), found.family[-1]
     assert origin.name.startswith("parent")
@@ -221,7 +218,7 @@ def test_a_parent_that_is_best_goes_half_way_to_the_ensemble(data):
             -float((wanted * (one.network(mixed) / one.scale).log_softmax(1)).sum(1).mean()) for one in (last, origin)
         ]
     assert losses[0] < losses[1]
-    alone = fuse(given, recipe.model_copy(update={"polish": False}), loader)
+    alone = fuse(given, recipe.changed(polish=False), loader)
     assert [candidate.name for candidate in alone.family] == [candidate.name for candidate in found.family[:-1]]
     assert alone.best.name == origin.name
 

@@ -46,7 +46,7 @@ ALIKE_OF = {"c2m3": 0.05}  # its local optima lie further apart
 
 def fused(recipe: Recipe, data: DataSet, device: str) -> Scores:
     parents = [parent.to(device) for parent in digits_parents(*"ab")]
-    further = Further(data, recipe) if recipe.distil or recipe.finetune else None
+    further = Further(data) if recipe.distil or recipe.finetune else None
     child = fuse(parents, recipe, calibration_loader(data, IMAGES, device=device), further=further).child
     assert {tensor.device.type for tensor in child.state_dict().values()} == {device}
     return evaluate(child, Loader(data.test, data.preprocessing, batch_size=100, device=device))

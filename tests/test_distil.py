@@ -95,7 +95,7 @@ def test_training_finds_the_one_head_on_more_images(parents, data, labelled):
     heads = []
     for distil in (0, 1):
         recipe = Recipe(refit="ridge", refit_steps=0, calibration=200, labelled=labelled, distil=distil)
-        result = fuse(parents, recipe, calibration_loader(data, 200), further=Further(data, recipe))
+        result = fuse(parents, recipe, calibration_loader(data, 200), further=Further(data))
         heads.append(result.teachers[0].linear.weight)
     assert torch.equal(*heads) is (labelled > 0)  # labels are those of the calibration images
 
@@ -112,7 +112,7 @@ def test_no_label_is_read_while_a_child_is_distilled(parents, data):
     students = []
     for images in (data, shuffled):
         student = copy.deepcopy(parents[0])
-        fit(student, images, STEPS.model_copy(update={"epochs": 1}), teacher=teacher)
+        fit(student, images, TrainRecipe(**{**STEPS.model_dump(), "epochs": 1}), teacher=teacher)
         students.append(student)
     assert torch.equal(weights(students[0]), weights(students[1]))
     assert not torch.equal(weights(students[0]), weights(parents[0]))
@@ -125,7 +125,7 @@ def test_distilling_brings_a_child_nearer_and_labels_make_it_better(parents, dat
     figures = []
     for distil, finetune in ((0, 0), (3, 0), (3, 2)):
         recipe = Recipe(refit="none", distil=distil, finetune=finetune, joint_head="none", parents_renorm="none")
-        result = fuse(parents, recipe, calibration, further=Further(data, recipe))
+        result = fuse(parents, recipe, calibration, further=Further(data))
         accuracy = evaluate(result.child, test).accuracy
         figures.append((teacher.disagreement(result.child, calibration), accuracy))
         assert ("distil" in result.seconds, "finetune" in result.seconds) == (distil > 0, finetune > 0)
@@ -164,7 +164,7 @@ def test_a_distillation_that_was_cut_off_goes_on_bit_for_bit(
             if report.epoch == stop:
                 raise KeyboardInterrupt
 
-        further = Further(data, recipe, path, progress)
+        further = Further(data, resume=path, progress=progress)
         return weights(fuse(parents, recipe, calibration, further=further).child)
 
     whole = child(None, 0)
@@ -179,11 +179,11 @@ def test_steps_that_are_far_too_long_are_taken_back(parents, data, monkeypatch):
     monkeypatch.setattr(natural_gradient, "TRUST", 1.0)
     teacher, calibration = Ensemble(parents, (0.5, 0.5)), calibration_loader(data, 500)
     student = copy.deepcopy(parents[0])
-    Further(data, Recipe(distil=4)).train(student, teacher, "child")
+    Further(data).train(student, teacher, "child", Recipe(distil=4))
     assert teacher.disagreement(student, calibration) < teacher.disagreement(parents[0], calibration)
     monkeypatch.setattr(Guard, "compare", lambda _: None)
     with pytest.warns(DepfuseWarning, match="no nearer"):
-        Further(data, Recipe(distil=4)).train(copy.deepcopy(parents[0]), teacher, "child")
+        Further(data).train(copy.deepcopy(parents[0]), teacher, "child", Recipe(distil=4))
 
 
 def test_a_state_of_another_teacher_is_refused(parents, data, tmp_path):
@@ -205,7 +205,7 @@ def test_what_cannot_be_taken_apart_is_distilled_by_descent(parents, data):
     teacher, student = Ensemble(parents, (0.5, 0.5)), Branching(copy.deepcopy(parents[0])).eval()
     calibration = calibration_loader(data, 200)
     before = teacher.disagreement(student, calibration)
-    assert Further(data, Recipe(distil=2)).train(student, teacher, "child")["distil"] > 0
+    assert Further(data).train(student, teacher, "child", Recipe(distil=2))["distil"] > 0
     assert teacher.disagreement(student, calibration) < before
     counted, parent = (int(model.bn1.num_batches_tracked) for model in (student.inner, parents[0]))
     assert counted > parent  # natural-gradient steps do not run BatchNorm on batches
@@ -281,8 +281,8 @@ def test_a_state_belongs_to_what_a_network_comes_from_not_to_its_last_bits(paren
         network = copy.deepcopy(parents[0])
         with torch.no_grad():
             next(network.parameters()).mul_(1 + change)
-        further = Further(data, recipe, tmp_path / "state", lambda _, report: seen.append(report.epoch))
-        further.train(network, teacher, "child")
+        progress = lambda _, report: seen.append(report.epoch)  # noqa: E731
+        Further(data, resume=tmp_path / "state", progress=progress).train(network, teacher, "child", recipe)
         return weights(network)
 
     whole = train(recipe, 0.0)
@@ -296,7 +296,7 @@ def test_a_state_belongs_to_what_a_network_comes_from_not_to_its_last_bits(paren
 def test_short_trainings_see_images_unshifted(parents, data, epochs, shift, monkeypatch):
     found = []
     monkeypatch.setattr("depfuse.distil.fit", lambda model, images, recipe, **_: found.append(recipe) or Done())
-    Further(data, Recipe(distil=epochs)).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child")
+    Further(data).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child", Recipe(distil=epochs))
     assert [(recipe.epochs, recipe.translate, recipe.flip) for recipe in found] == [(epochs, shift, False)]
 
 
@@ -308,7 +308,7 @@ def test_short_steps_are_taken_where_there_are_many(parents, data, images, share
     more = dataclasses.replace(data, train=Split(data.train.images[many], data.train.labels[many]))
     taken = []
     monkeypatch.setattr(NaturalGradient, "step", lambda self, batches, share, streams: taken.append(share))
-    Further(more, Recipe(distil=8)).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child")
+    Further(more).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child", Recipe(distil=8))
     size = found[0].batch_size(images)
     found[0].step(torch.zeros(size, *data.image_shape), torch.zeros(size), 0.05)
     assert taken == pytest.approx([share])
@@ -341,7 +341,7 @@ def test_long_trainings_mix_images_until_they_end_and_leave_the_streams_after_on
     monkeypatch.setattr("depfuse.merge.refit.training.mix", watched_mix)
     monkeypatch.setattr(NaturalGradient, "step", watched_step)
     monkeypatch.setattr(Ensemble, "distance", watched_distance)
-    Further(few, Recipe(distil=4)).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child")
+    Further(few).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child", Recipe(distil=4))
     assert len(mixes) == mixed  # of the steps before the end, and what they are compared on
     assert [share for share, _ in taken] == pytest.approx(streams)
     assert [temperature for _, temperature in taken] == temperatures
@@ -369,7 +369,7 @@ def test_steps_at_another_temperature_are_measured_anew(parents, data, monkeypat
 
     monkeypatch.setattr(NaturalGradient, "begin", watched_begin)
     monkeypatch.setattr(NaturalGradient, "step", watched_step)
-    Further(few, Recipe(distil=4)).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child")
+    Further(few).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child", Recipe(distil=4))
     assert begun == pytest.approx({0: losses[0], 3: losses[3]}, rel=0.05)
 
 
@@ -386,5 +386,5 @@ def test_a_network_that_came_no_nearer_stays_as_it_was(parents, data, monkeypatc
     monkeypatch.setattr("depfuse.distil.fit", worse)
     student, teacher = copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5))
     with pytest.warns(DepfuseWarning, match=r"child came no nearer to the ensemble in 2 epochs .* lower learning_rate"):
-        Further(data, Recipe(distil=2)).train(student, teacher, "child")
+        Further(data).train(student, teacher, "child", Recipe(distil=2))
     assert torch.equal(weights(student), weights(parents[0]))

@@ -23,7 +23,7 @@ from digits_parents import digits_files
 from test_report import fusion_report, network, path_report, scores
 
 from depfuse.cli import main
-from depfuse.report import ReportError, ScoreValues
+from depfuse.report import PathReport, ReportError, ScoreValues
 from depfuse.report.page import Run, Runs, build_page, find_runs
 from depfuse.report.page.best import best_sentences
 from depfuse.report.page.scores import changed_settings, settings_text
@@ -272,7 +272,7 @@ def test_text_of_reports_stays_text(tmp_path: Path) -> None:
 def test_reports_at_their_limits() -> None:
     nothing = ScoreValues(accuracy=float("nan"), loss=None, calibration_error=None)
     report = fusion_report(parents=[], ensemble=nothing, naive=nothing, recipe={}, command=[], images=0)
-    path = path_report().model_copy(update={"path": [], "naive_path": [], "methods": []})
+    path = PathReport(**{**path_report().model_dump(), "path": [], "naive_path": [], "methods": []})
     page = Page(build_page(Runs(Path("runs"), (Run("a", report), Run("b", path)), ())))
     assert "not finite" in page.words
     assert "nothing finite to draw" in page.words

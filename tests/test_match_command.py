@@ -103,7 +103,7 @@ def test_match_of_one_group_and_a_soft_matching(tmp_path: Path, capsys: pytest.C
 
 def test_match_of_many_parents_through_a_universe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plot = tmp_path / "match.png"
-    found = matched(tmp_path, "--universe", "--order", "1", "--plot", str(plot), "--distance", "cosine", parents=DIGITS)
+    found = matched(tmp_path, "--universe", "--order", "2", "--plot", str(plot), "--distance", "cosine", parents=DIGITS)
     assert found.kept == 1
     assert [match.parent for match in found.matchings] == [0, 2]
     stdout = capsys.readouterr().out
@@ -138,7 +138,7 @@ def test_fuse_of_three_parents_in_the_order_of_one(tmp_path: Path) -> None:
     children = []
     for order in (0, 1):
         report, out = tmp_path / f"{order}.json", tmp_path / f"{order}.safetensors"
-        arguments = ["--universe", "--order", str(order), "--distance", "cosine", "--weights", "0.5,0.3,0.2"]
+        arguments = ["--universe", "--order", str(order + 1), "--distance", "cosine", "--weights", "0.5,0.3,0.2"]
         assert main(["fuse", *DIGITS, *FEW, *arguments, "--report", str(report), "--out", str(out)]) == 0
         children.append((json.loads(report.read_text()), read_checkpoint(out).state))
     (first, one), (second, other) = children
@@ -170,10 +170,10 @@ def test_a_limit_is_in_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[
     [
         (["fuse", DIGITS[0], *FEW, "--universe"], ["at least two parents"]),
         (["match", DIGITS[0], *FEW], ["at least two parents"]),
-        (["fuse", *DIGITS, *FEW, "--reference", "3"], ["--reference 3 is out of range", "from 0 to 2"]),
-        (["fuse", *DIGITS, *FEW, "--order", "7"], ["--order 7 is out of range", "from 0 to 2"]),
-        (["match", *DIGITS, *FEW, "--order", "-1"], ["order", "greater than or equal to 0"]),
-        (["fuse", *DIGITS, *FEW, "--universe", "--reference", "0"], ["a universe has no reference"]),
+        (["fuse", *DIGITS, *FEW, "--reference", "4"], ["--reference 4 is out of range", "from 1 to 3"]),
+        (["fuse", *DIGITS, *FEW, "--order", "7"], ["--order 7 is out of range", "from 1 to 3"]),
+        (["match", *DIGITS, *FEW, "--order", "0"], ["order", "greater than or equal to 1"]),
+        (["fuse", *DIGITS, *FEW, "--universe", "--reference", "1"], ["reference 1 would be ignored"]),
         (["fuse", *DIGITS, *FEW, "--universe", "--weights", "0.5,0.5"], ["2 weights for 3 parents"]),
         (["fuse", *DIGITS, *FEW, "--universe", "--solver", "sinkhorn"], ["sinkhorn does not match many parents"]),
         (["match", *DIGITS[:2], *FEW, "--group", "nothing"], ["--group 'nothing' is no free group", "conv1"]),

@@ -290,7 +290,7 @@ def test_three_copies_of_a_network_are_zipped_to_it_whatever_their_order(digits)
         for name, order in random_permutations(groups, seed).items():
             state = groups[name].permute(state, order)
         models.append(loaded(model, state))
-    recipe = Recipe(solver="zip-it", renorm="none", reference=2, weights=(0.5, 0.3, 0.2))
+    recipe = Recipe(solver="zip-it", renorm="none", reference=3, weights=(0.5, 0.3, 0.2))
     result = fuse(models, recipe, calibration_loader(digits, 300))
     images = next(iter(Loader(digits.test, digits.preprocessing, batch_size=50)))[0]
     assert gap(model, result.child, images) < 1e-4
@@ -352,8 +352,8 @@ def test_parents_that_differ_get_a_child_better_than_their_average(solver, digit
         ({"solver": "cca", "criterion": "weights"}, "works on activations"),
         ({"solver": "zip-it", "criterion": "mixture"}, "works on activations"),
         ({"solver": "zip-it", "universe": True}, "does not match many parents"),
-        ({"solver": "zip-it", "order": 1}, "leave out --order"),
-        ({"solver": "cca", "start": "spectral"}, "takes no start"),
+        ({"solver": "zip-it", "order": 2}, "leave out --order"),
+        ({"solver": "cca", "start": "spectral"}, "start spectral would be ignored"),
     ],
 )
 def test_what_the_solvers_do_not_do_is_said(settings, words):

@@ -212,7 +212,7 @@ def test_a_folder_is_no_recipe(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("c2m3", ["--reference", "1"], ["a universe has no reference"]),
+        ("c2m3", ["--reference", "1"], ["reference 1 would be ignored"]),
         ("fisher", ["--solver", "sinkhorn"], ["average fisher", "sinkhorn gives none"]),
         ("zip-it", ["--refit", "ridge"], ["refit ridge", "solver zip-it mixes channels"]),
         ("zip-it", ["--average", "fisher"], ["average fisher", "zip-it gives none"]),
@@ -222,7 +222,7 @@ def test_a_folder_is_no_recipe(tmp_path, capsys):
         ("cca", ["--keep-worst", "0.2"], ["kept apart by pairs", "--keep-worst"]),
         ("cca", ["--renorm", "repair"], ["channel by channel", "solver cca mixes"]),
         ("cca", ["--choose", "groups"], ["one solution", "--choose groups"]),
-        ("cca", ["--start", "spectral"], ["takes no start"]),
+        ("cca", ["--start", "spectral"], ["start spectral would be ignored"]),
         ("cca", ["--criterion", "weights"], ["works on activations"]),
         ("graph-matching", ["--criterion", "activations"], ["matches weights"]),
         ("git-re-basin", ["--restarts", "0"], ["restarts", "greater than or equal to 1"]),

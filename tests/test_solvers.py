@@ -377,8 +377,8 @@ def test_contradictions_are_refused():
             align(networks, groups, Recipe(solver=solver), noise_images(4))
     with pytest.raises(RecipeError, match="lowers a loss"):
         align(networks, groups, Recipe(criterion="weights", solver="sinkhorn-implicit"), noise_images(4))
-    with pytest.raises(RecipeError, match="takes no start"):
-        align(networks, groups, Recipe(criterion="weights", solver="spectral", start="ipfp"), None)
+    with pytest.raises(RecipeError, match="start ipfp would be ignored"):
+        Recipe.create(criterion="weights", solver="spectral", start="ipfp")
     with pytest.raises(RecipeError, match="needs calibration images"):
         align(networks, groups, Recipe(criterion="weights", solver="ipfp", start="activations"), None)
     with torch.no_grad():

@@ -170,7 +170,7 @@ def test_moments_are_collected_once_and_the_child_is_the_same(digits: DataSet, m
     assert len(digests) == 1
     assert len(calls) == 1
     assert shared.saved > 0
-    fuse(parents, recipe.model_copy(update={"taps": "both"}), images, example=example, groups=groups, shared=shared)
+    fuse(parents, recipe.changed(taps="both"), images, example=example, groups=groups, shared=shared)
     fuse(digits_parents("a", "b"), recipe, images, example=example, groups=groups, shared=shared)
     assert len(calls) == 3
 

@@ -118,7 +118,7 @@ SETTINGS = [
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: "-".join(s.values()))
 def test_permuted_copies_of_one_parent_are_recovered(count, setting):
     parents, groups = copies(count)
-    recipe = Recipe.create(universe=True, renorm="none", **setting)
+    recipe = Recipe.create(refit="none", universe=True, renorm="none", **setting)
     result = fuse(parents, recipe, images(), groups=groups)
     close(result.child, parents[0])
     for model, couplings in (
@@ -145,7 +145,7 @@ def test_any_two_parents_are_matched_through_the_universe(seed, count, criterion
     parents = [network(seed + number) for number in range(count)]
     groups = find_groups(parents[0], EXAMPLE)
     recipe = Recipe(refit="none", universe=True, criterion=criterion, renorm="none")
-    towards = [align(parents, groups, recipe.model_copy(update={"order": k}), images()) for k in range(count)]
+    towards = [align(parents, groups, recipe.changed(order=k + 1), images()) for k in range(count)]
     for k in range(count):  # towards[k][i] is P_k P_i^T
         assert orders(towards[k][k]) == {group.name: list(range(group.size)) for group in groups.free}
         for i, j in itertools.product(range(count), repeat=2):
@@ -161,21 +161,23 @@ def test_the_parents_order_does_not_matter(setting):
     parents = [network(seed) for seed in range(4)]
     groups = find_groups(parents[0], EXAMPLE)
     shares = (0.1, 0.2, 0.3, 0.4)
-    first = fuse(parents, Recipe.create(universe=True, weights=shares, **setting), images(), groups=groups).child
+    recipe = Recipe.create(refit="none", universe=True, weights=shares, **setting)
+    first = fuse(parents, recipe, images(), groups=groups).child
     turned = [2, 0, 3, 1]
-    recipe = Recipe.create(universe=True, weights=[shares[i] for i in turned], order=1, **setting)
+    recipe = Recipe.create(refit="none", universe=True, weights=[shares[i] for i in turned], order=2, **setting)
     second = fuse([parents[i] for i in turned], recipe, images(), groups=groups).child
     for key, tensor in first.state_dict().items():
         torch.testing.assert_close(second.state_dict()[key], tensor, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("how", [{"universe": True}, {"reference": 1}])
+@pytest.mark.parametrize("how", [{"universe": True}, {"reference": 2}])
 @pytest.mark.parametrize("criterion", ["activations", "weights"])
 def test_the_childs_order_changes_its_channels_and_not_its_function(how, criterion):
     parents = [network(seed) for seed in range(3)]
     groups = find_groups(parents[0], EXAMPLE)
     children = [
-        fuse(parents, Recipe(criterion=criterion, order=k, **how), images(), groups=groups).child for k in range(3)
+        fuse(parents, Recipe(refit="none", criterion=criterion, order=k + 1, **how), images(), groups=groups).child
+        for k in range(3)
     ]
     for child in children[1:]:
         close(child, children[0])
@@ -185,12 +187,12 @@ def test_the_childs_order_changes_its_channels_and_not_its_function(how, criteri
 def test_a_reference_is_what_all_are_matched_to():
     parents = [network(seed) for seed in range(3)]
     groups = find_groups(parents[0], EXAMPLE)
-    found = align(parents, groups, Recipe(reference=2), images())
+    found = align(parents, groups, Recipe(reference=3), images())
     pair = align([parents[2], parents[0]], groups, Recipe(), images())
     assert orders(found[2]) == orders(pair[0])
     assert orders(found[0]) == orders(pair[1])
     turned = fuse([parents[2], parents[0], parents[1]], Recipe(refit="none"), images(), groups=groups)
-    same = fuse(parents, Recipe(refit="none", reference=2), images(), groups=groups)
+    same = fuse(parents, Recipe(refit="none", reference=3), images(), groups=groups)
     for key, tensor in turned.child.state_dict().items():
         torch.testing.assert_close(same.child.state_dict()[key], tensor)
 
@@ -325,7 +327,9 @@ def test_a_limit_is_said_and_the_result_is_whole(setting):
     parents = [network(seed) for seed in range(4)]
     groups = find_groups(parents[0], EXAMPLE)
     with pytest.warns(LimitWarning, match="did not converge in 1 iterations"):
-        result = fuse(parents, Recipe.create(universe=True, iterations=1, **setting), images(), groups=groups)
+        result = fuse(
+            parents, Recipe.create(refit="none", universe=True, iterations=1, **setting), images(), groups=groups
+        )
     assert len(result.not_converged) >= 1
     assert all("best result so far" in sentence for sentence in result.not_converged)
     for found in result.couplings:
@@ -336,8 +340,8 @@ def test_a_limit_is_said_and_the_result_is_whole(setting):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"universe": True, "reference": 0}, "a universe has no reference"),
-        ({"order": -1}, "recipe setting order"),
+        ({"universe": True, "reference": 1}, "reference 1 would be ignored: it needs universe False"),
+        ({"order": 0}, "recipe setting order"),
     ],
 )
 def test_contradictory_recipes_are_refused(settings, words):
@@ -348,11 +352,14 @@ def test_contradictory_recipes_are_refused(settings, words):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"reference": 2}, "--reference 2 is out of range: the 2 parents are numbered from 0 to 1"),
+        ({"reference": 3}, "--reference 3 is out of range: the 2 parents are numbered from 1 to 2"),
         ({"universe": True, "order": 5}, "--order 5 is out of range"),
         ({"universe": True, "solver": "sinkhorn"}, "solver sinkhorn does not match many parents by activations"),
-        ({"universe": True, "criterion": "weights", "solver": "ipfp", "start": "identity"}, "has its own start"),
-        ({"solver": "sinkhorn", "order": 1}, "soft couplings cannot be brought to the order of parent 1"),
+        (
+            {"universe": True, "criterion": "weights", "solver": "ipfp", "start": "identity"},
+            "start identity would be ignored: it needs universe False",
+        ),
+        ({"solver": "sinkhorn", "order": 2}, "soft couplings cannot be brought to the order of parent 2"),
     ],
 )
 def test_recipes_that_do_not_fit_the_parents_are_refused(settings, words):

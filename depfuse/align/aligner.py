@@ -64,8 +64,6 @@ def align(
     solver = load_solver(recipe.solver)
     if recipe.criterion not in solver.criteria:
         raise RecipeError(f"solver {recipe.solver} {solver.advice}")
-    if recipe.start != "none" and not solver.starts:
-        raise RecipeError(f"solver {recipe.solver} takes no start: leave it out, or choose coordinate-descent")
     if calibration is None and (recipe.criterion != "weights" or recipe.start == "activations" or solver.needs_images):
         what = f"criterion {recipe.criterion}" if recipe.criterion != "weights" else f"solver {recipe.solver}"
         raise RecipeError(f"{what} needs calibration images: give at least 2")
@@ -74,7 +72,7 @@ def align(
     if solver.together is not None:
         assert calibration is not None
         return _in_order_of(groups, solver.together(models, groups, recipe, calibration), recipe)
-    reference = recipe.reference or 0
+    reference = recipe.target
     others = [number for number in range(len(models)) if number != reference]
     variants = _variants(recipe)
     moments: dict[TapChoice, list[dict[str, list[Moments]]]] = {own.taps: [{} for _ in others] for own in variants}
@@ -103,17 +101,15 @@ def _variants(recipe: Recipe) -> list[Recipe]:
     """The recipe, and for a choice by group of matchings by activations, what else may serve a group better."""
     if recipe.choose != "groups" or recipe.criterion != "activations":
         return [recipe]
-    other = recipe.model_copy(update={"taps": "after" if recipe.taps == "both" else "both"})
+    other = recipe.changed(taps="after" if recipe.taps == "both" else "both")
     mixtures = [
-        recipe.model_copy(
-            update={
-                "criterion": "mixture",
-                "solver": "coordinate-descent",
-                "start": "none",
-                "distance": distance,
-                "mixture": share,
-                "restarts": 1,
-            }
+        recipe.changed(
+            criterion="mixture",
+            solver="coordinate-descent",
+            start="none",
+            distance=distance,
+            mixture=share,
+            restarts=1,
         )
         for distance in ("pearson", "scaled")
         for share in (0.2, 0.5, 0.8)
@@ -124,11 +120,12 @@ def _variants(recipe: Recipe) -> list[Recipe]:
 def _in_order_of(groups: ChannelGroups, couplings: list[Couplings], recipe: Recipe) -> list[Couplings]:
     """The same couplings, towards the channel order of the parent that the recipe says."""
     parent = recipe.kept
-    if parent == (recipe.reference or 0):
+    if parent == recipe.target:
         return couplings
     if any(coupling.permutation is None for coupling in couplings[parent].values()):
         raise RecipeError(
-            f"soft couplings cannot be brought to the order of parent {parent}: leave out --order, or choose solver emd"
+            f"soft couplings cannot be brought to the order of parent {parent + 1}: leave out --order, or choose "
+            "solver emd"
         )
     back = invert(groups, couplings[parent])
     return [compose(groups, found, back) for found in couplings]

@@ -72,8 +72,6 @@ def align_through_universe(
             f"solver {recipe.solver} does not match many parents by {recipe.criterion}: choose solver emd, or leave out"
             " --universe to match all parents to one"
         )
-    if recipe.start != "none":
-        raise RecipeError("a universe has its own start: leave out --start, or --universe")
     universe = Universe(models, groups, recipe, calibration)
     if recipe.criterion == "weights":
         universe.match_by_weights()

@@ -113,7 +113,8 @@ class _Fused:
     @property
     def renorm(self) -> str:
         """How the child was renormalised."""
-        return chosen_method(self.result.recipe.renorm, self.inputs.models[0])
+        recipe = self.result.recipe  # ridge sets the child's statistics itself
+        return chosen_method("auto" if recipe.refit == "ridge" else recipe.renorm, self.inputs.models[0])
 
     def naive(self, shares: Sequence[float], renorm: str) -> nn.Module:
         """Average the parents as they stand, and renormalise."""
@@ -389,7 +390,7 @@ def _further(request: Request, inputs: Inputs, work: Work) -> Further | None:
         work.step(f"{what}, epoch {report.epoch} of {report.epochs}, loss {report.loss:.3f}")
 
     state = None if request.out is None else request.out.with_name(f"{request.out.name}.training")
-    return Further(inputs.data, recipe, state, progress)
+    return Further(inputs.data, resume=state, progress=progress)
 
 
 def _rival(
@@ -424,7 +425,7 @@ def _rival(
         losses = [teacher.disagreement(model, fused.calibration) for model in candidates]
         number = losses.index(min(losses))
     model = copy.deepcopy(candidates[number])
-    further.train(model, teacher, "parent")
+    further.train(model, teacher, "parent", fused.result.recipe)
     return number, model
 
 

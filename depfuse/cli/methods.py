@@ -38,8 +38,7 @@ def parse_methods(text: str, recipe: Recipe) -> dict[str, Recipe]:
                 f"--methods {name!r} is not known: give {', '.join(get_args(Criterion))} or {NAIVE}, each with a solver"
                 " after a colon if need be, like weights:frank-wolfe"
             )
-        settings = {**recipe.model_dump(), "criterion": criterion, "solver": solver or recipe.solver}
-        found[name] = Recipe.create(**settings)
+        found[name] = recipe.changed(criterion=criterion, solver=solver or recipe.solver)
     if not found:
         raise RecipeError(f"--methods names no method beside {NAIVE}: add weights or activations")
     return found

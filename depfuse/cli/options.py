@@ -188,9 +188,12 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
 
 
 def chosen_recipe(source: str | None, given: dict[str, Any]) -> Recipe:
-    """The recipe of `--recipe`, or the default one, with the settings that the user gave besides."""
+    """The recipe of `--recipe`, or the default one, with the settings that the user gave besides.
+
+    Those of `--recipe` that these leave nothing to read are left out.
+    """
     base = {} if source is None else read_settings(source)
-    return Recipe.create(**{**base, **given})
+    return Recipe.with_read({**base, **given}, keep=given)
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
@@ -208,7 +211,7 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
         annotation = hints[name]
         _, model, *dependent = get_args(annotation) if get_origin(annotation) is Annotated else (None, annotation)
         if isinstance(model, type) and issubclass(model, BaseModel):
-            plain += [_option(field, info, field in dependent) for field, info in model.model_fields.items()]
+            plain += [_option(field, info, field in dependent) for field, info in _options_of(model).items()]
             builders[name] = functools.partial(_create if model is annotation else _given, model)
         elif dataclasses.is_dataclass(annotation):
             plain += _fields(annotation)
@@ -237,12 +240,18 @@ def _create(model: Any, values: dict[str, Any]) -> Any:
 def _given(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
     """Take the settings of a model out of the values; those that the user did not give are left out."""
     settings = {}
-    for name, info in model.model_fields.items():
+    for name, info in _options_of(model).items():
         value = values.pop(name)
         if value is not None:
             is_numbers = isinstance(value, str) and _is_numbers(info.annotation)
             settings[name] = numbers(_flag(name), value) if is_numbers else value
     return settings
+
+
+def _options_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields that are options: all but those that say otherwise."""
+    hidden = {"option": False}
+    return {name: info for name, info in model.model_fields.items() if info.json_schema_extra != hidden}
 
 
 def _fields(kind: Any) -> list[inspect.Parameter]:

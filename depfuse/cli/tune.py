@@ -15,6 +15,7 @@ from depfuse.cli.inputs import Inputs, check_architectures, read_inputs, read_te
 from depfuse.cli.options import AllowFixed, Checkpoints, DataOptions, RecipeOption, RunOptions, TrustOption, spread
 from depfuse.device import resolve_device
 from depfuse.errors import CheckpointError, RecipeError, StudyError
+from depfuse.reads import may_be_read
 from depfuse.recipe import Recipe
 from depfuse.recipes import read_settings
 from depfuse.report import describe_environment
@@ -23,6 +24,7 @@ from depfuse.report.study import STUDY, StudyReport
 from depfuse.report.study_plots import draw_history, draw_importances, draw_pareto, draw_slices
 from depfuse.report.tables import search_sentence, search_table
 from depfuse.report.trials import best_first, pareto_front
+from depfuse.searched import SEARCHED
 from depfuse.study.importances import importances
 from depfuse.study.objective import Objective
 from depfuse.study.records import record_of
@@ -175,7 +177,7 @@ def tune(
             data=inputs.data_name,
             calibration=common.calibration,
             judged=objective.judged,
-            kept=json.loads(common.model_dump_json(include=set(kept))),
+            kept={**json.loads(common.model_dump_json(include=set(kept))), **kept},
             environment=describe_environment(inputs.device),
             command=_without_password(context.obj, place.shown),
         )
@@ -192,7 +194,12 @@ def _check(given: dict[str, Any], parents: list[Path], out: Path) -> None:
     """Refuse what can be refused before anything is read."""
     if len(parents) < 2:
         raise RecipeError("a fusion needs at least two parents")
-    recipe = Recipe.create(**given)
+    usual = {name: info.default for name, info in Recipe.model_fields.items()}
+    fixed = {name: value for name, value in usual.items() if name not in SEARCHED} | given
+    for name, value in given.items():
+        if value != usual[name] and not may_be_read(name, fixed):
+            Recipe.create(**given)  # which says why
+    recipe = Recipe.with_read(given)  # some trials may read what others do not
     recipe.shares(len(parents))
     recipe.check_numbers(len(parents))
     if recipe.distil or recipe.finetune:
@@ -203,12 +210,12 @@ def _check(given: dict[str, Any], parents: list[Path], out: Path) -> None:
 
 def _common(given: dict[str, Any], inputs: Inputs, judged: int) -> Recipe:
     """The settings that all recipes have, with as many calibration images as leave some to judge by."""
-    recipe = Recipe.create(**given)
+    recipe = Recipe.with_read(given)
     if "calibration" in given:
         return recipe
     count = len(inputs.data.train)
     fewer = max(count - judged, 2 * count // 3)
-    return Recipe.create(**{**given, "calibration": min(recipe.calibration, fewer)})
+    return recipe.changed(calibration=min(recipe.calibration, fewer))
 
 
 def _identity(inputs: Inputs, kept: dict[str, Any], *, judged: int, labelled: bool, timed: bool) -> dict[str, Any]:

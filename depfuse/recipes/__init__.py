@@ -21,6 +21,7 @@ from depfuse.errors import RecipeError
 from depfuse.recipe import Recipe
 
 ABOUT = ("title", "paper", "differs")
+WHOLE = frozenset({"criterion", "solver", "weights", "reference", "order", "refit", "seed"})  # of a stored recipe
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def read_settings(source: str) -> dict[str, Any]:
         raise RecipeError(f"recipe {source} cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise RecipeError(f"recipe {source} is not JSON: {error}") from None
-    settings = _settings_in(found)
+    settings, stored = _settings_in(found)
     if settings is None:
         raise RecipeError(f'recipe {source} is no object of settings, such as {{"solver": "emd"}}')
     for name in settings:
@@ -107,17 +108,27 @@ def read_settings(source: str) -> dict[str, Any]:
             near = difflib.get_close_matches(name, Recipe.model_fields, n=1)
             meant = f"; did you mean {near[0]}?" if near else ": `depfuse fuse --help` lists all settings"
             raise RecipeError(f"recipe {source} has an unknown setting {name!r}{meant}")
+    if stored and "parents_from" not in settings:
+        # Written when parents counted from 0, and when settings that nothing reads were let pass.
+        settings = {**settings, "parents_from": 0}
+        kept: Mapping[str, Any] = {}
+    else:
+        kept = settings
     try:
-        Recipe.create(**settings)
+        recipe = Recipe.with_read(settings, keep=kept)
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
-    return settings
+    return {name: getattr(recipe, name) for name in settings if name != "parents_from"}
 
 
-def _settings_in(found: Any) -> dict[str, Any] | None:
-    """The settings in what a file holds; None where there are none."""
+def _settings_in(found: Any) -> tuple[dict[str, Any] | None, bool]:
+    """The settings in what a file holds, None where there are none, and whether a run stored them."""
+    stored = False
     if isinstance(found, dict) and "settings" in found and found.keys() <= {*ABOUT, "settings"}:
         found = found["settings"]
     elif isinstance(found, dict) and "recipe" in found:
+        stored = len(found) > 1
         found = found["recipe"]
-    return found if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return None, stored
+    return found, stored or found.keys() >= WHOLE

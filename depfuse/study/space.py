@@ -94,7 +94,7 @@ class Space:
 
     def recipe(self, settings: Mapping[str, Any]) -> Recipe:
         """The recipe with these settings and those that are kept; a `RecipeError` where it is contradictory."""
-        return self._model.create(**{**self._kept, **settings})
+        return self._model.with_read({**self._kept, **settings}, keep=settings)
 
     def _settle(self, ask: Callable[[Parameter], Any]) -> dict[str, Any]:
         found: dict[str, Any] = {}

@@ -3,33 +3,66 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from depfuse.align.solvers.interface import Solver
 
-# Name in a recipe -> module here, which holds a `SOLVER`. Nothing is imported before it is used: a recipe is checked,
-# and `depfuse --help` printed, without torch.
-SOLVERS: dict[str, str] = {
-    "emd": "emd",
-    "sinkhorn": "sinkhorn",
-    "unbalanced": "unbalanced",
-    "coordinate-descent": "coordinate_descent",
-    "spectral": "spectral",
-    "reweighted-random-walk": "reweighted_random_walk",
-    "ipfp": "ipfp",
-    "frank-wolfe": "frank_wolfe",
-    "fused-gromov": "fused_gromov",
-    "sinkhorn-implicit": "sinkhorn_implicit",
-    "cca": "cca",
-    "zip-it": "zip_it",
-    "identity": "identity",
+
+@dataclass(frozen=True)
+class Listed:
+    """Where a solver is, and which settings it reads beside criterion and shares.
+
+    Attributes
+    ----------
+    module
+        The one here that holds a `SOLVER`. Nothing is imported before it is used: a recipe is checked, and `depfuse
+        --help` printed, without torch.
+    reads
+        Settings -> in which cases: mappings of other settings to the values that they have then; `ALWAYS`, in any.
+    """
+
+    module: str
+    reads: Mapping[str, tuple[Mapping[str, tuple[Any, ...]], ...]]
+
+
+ALWAYS: tuple[Mapping[str, tuple[Any, ...]], ...] = ({},)
+_ACTIVATIONS = ({"criterion": ("activations", "mixture")},)
+_WEIGHTS = ({"criterion": ("weights", "mixture")},)
+_WATCHED = {"distance": _ACTIVATIONS, "taps": _ACTIVATIONS}
+# A start by activations watches them whatever the criterion.
+_STARTED = ({"criterion": ("activations", "mixture")}, {"criterion": ("weights",), "start": ("activations",)})
+_STARTING = {"distance": _STARTED, "taps": _STARTED, "start": ALWAYS}
+# Unequal widths are brought to one by exact transport first, where a solver has none of its own.
+_BY_EMD = {"masses": ALWAYS}
+_ASSIGNED = ({"start": ("none", "activations")},)
+
+# Name in a recipe -> the solver.
+SOLVERS: dict[str, Listed] = {
+    "emd": Listed("emd", {**_WATCHED, **_BY_EMD, "restarts": _WEIGHTS}),
+    "sinkhorn": Listed("sinkhorn", {**_WATCHED, "regularisation": ALWAYS}),
+    "unbalanced": Listed("unbalanced", {**_WATCHED, "strictness": ALWAYS}),
+    "coordinate-descent": Listed("coordinate_descent", {**_STARTING, **_BY_EMD, "restarts": ALWAYS}),
+    "spectral": Listed("spectral", {**_WATCHED, **_BY_EMD, "iterations": ALWAYS}),
+    "reweighted-random-walk": Listed("reweighted_random_walk", {**_WATCHED, **_BY_EMD, "iterations": ALWAYS}),
+    "ipfp": Listed("ipfp", {**_STARTING, **_BY_EMD, "iterations": ALWAYS}),
+    "frank-wolfe": Listed("frank_wolfe", {**_STARTING, **_BY_EMD, "iterations": ALWAYS}),
+    "fused-gromov": Listed("fused_gromov", {**_WATCHED, **_BY_EMD, "structure": ALWAYS, "iterations": ALWAYS}),
+    "sinkhorn-implicit": Listed(
+        "sinkhorn_implicit",
+        {"distance": _ASSIGNED, "taps": _ASSIGNED, "start": ALWAYS, **_BY_EMD, "iterations": ALWAYS},
+    ),
+    "cca": Listed("cca", {"taps": ALWAYS, **_BY_EMD, "regularisation": ALWAYS}),
+    "zip-it": Listed("zip_it", {"taps": ALWAYS, **_BY_EMD}),
+    "identity": Listed("identity", _BY_EMD),
 }
 
 
 def load_solver(name: str) -> Solver:
     """The solver that a recipe names."""
-    found: Solver = importlib.import_module(f"{__name__}.{SOLVERS[name]}").SOLVER
+    found: Solver = importlib.import_module(f"{__name__}.{SOLVERS[name].module}").SOLVER
     return found
 
 

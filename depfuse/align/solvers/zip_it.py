@@ -105,7 +105,7 @@ def together(
 
     Blocks, what is inside them, and groups without a tap cannot be zipped: they are matched to the reference.
     """
-    reference = recipe.reference or 0
+    reference = recipe.target
     order = [reference, *(number for number in range(len(models)) if number != reference)]
     ordered, shares = [models[n] for n in order], recipe.shares(len(models))
     covariances = Watcher(ordered, groups, calibration, recipe.taps).covariances()
