@@ -79,7 +79,7 @@ def test_streams_are_taught_where_the_parents_know_the_same(parents, data):
     streams = {}
     for name, settings, sets in (
         ("same", {"refit": "ridge", "refit_steps": 0, "joint_head": "none"}, None),
-        ("averaged", {"joint_head": "none"}, None),
+        ("averaged", {"refit": "none", "joint_head": "none"}, None),
         ("one head", {"refit": "ridge", "refit_steps": 0}, None),
         ("other labels", {"refit": "ridge", "refit_steps": 0, "joint_head": "none"}, [range(10), range(5, 15)]),
     ):
@@ -154,7 +154,7 @@ def test_a_distillation_that_was_cut_off_goes_on_bit_for_bit(
     monkeypatch.setattr("depfuse.distil.fit", partial(fit, save_seconds=0))
     monkeypatch.setattr("depfuse.distil.PATIENT_EPOCHS", patient)
     monkeypatch.setattr("depfuse.distil.PATIENT_IMAGES", 0)
-    recipe = Recipe(distil=3, refit=refit, refit_steps=0, calibration=200)
+    recipe = Recipe(distil=3, refit=refit, calibration=200, **({} if refit == "none" else {"refit_steps": 0}))
     calibration = calibration_loader(data, 200)
     seen: list[int] = []
 
