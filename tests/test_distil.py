@@ -69,10 +69,10 @@ def test_the_teacher_is_the_ensemble(parents, data):
 
 def test_streams_are_taught_where_the_parents_know_the_same(parents, data):
     class Listener:
-        def images(self, device):
+        def images(self, device, seed):
             return calibration_loader(data, 200)
 
-        def train(self, model, teacher, name, together):
+        def train(self, model, teacher, name, recipe, together):
             self.streams = 0 if together is None else len(together.streams.nodes)
             return {}
 
