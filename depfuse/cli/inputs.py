@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from depfuse.checkpoint import Card, Checkpoint, load_into, read_checkpoint
+from depfuse.cli.normalised import warn_of_normalisation
 from depfuse.cli.options import DataOptions
 from depfuse.data import DATA_SETS, DataSet, Loader, Preprocessing, load_data, parse_labels
 from depfuse.errors import ArchitectureError, CheckpointError, DataError, RecipeError
@@ -86,6 +87,7 @@ def read_inputs(
         if labels or (checkpoint.card and checkpoint.card.classes and not classes):
             _check_outputs(model, example, checkpoint, len(known))
         models.append(model.to(device).eval())
+    warn_of_normalisation(paths, models, data, device)
     return Inputs(architectures, checkpoints, tuple(models), data, data_name, device, labels)
 
 

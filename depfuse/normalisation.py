@@ -1,0 +1,294 @@
+"""Tell from a network's first BatchNorm whether images are normalised as they were when it was trained.
+
+Where everything between the input and a BatchNorm is linear, its running statistics follow from the images of the
+training and from their normalisation. Of images x in [0, 1] with channels c, normalised to a_c x_c + b_c
+(a = 1 / std, b = -mean / std), the BatchNorm's channel k sees r_k0 + sum_c a_c r_kc(x_c) + b_c s_kc, where r_kc is the
+answer to channel c alone, s_kc that to ones, and r_k0 that to zeros. Means and covariances of these answers over
+images and positions, padding included, give the statistics at any a and b: those that fit can be found.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import least_squares
+from torch import Tensor, nn
+
+from depfuse.renorm.batch_norm import BATCH_NORM
+
+IMAGES = 128
+FEWEST_IMAGES = 32
+PLACES = 2**18  # of all images together: large images can be fewer
+CHUNK = 2**24  # numbers held at a time
+LINEAR = 1e-3  # relative: what counts as linear in float32
+# In nats, measured on ResNets for CIFAR-10: images normalised as in training are at most 0.09 away, those of CIFAR-100
+# as well, digits on black 0.5; a forgotten normalisation is 2 away, one from -1 to 1 instead of ImageNet's 0.6.
+WRONG = 0.5
+VERY_WRONG = 1.0  # where no common normalisation fits, but some other would
+RIGHT = 0.1
+UNEQUAL = 2.0  # channels of colour images have deviations that differ less; other images would have to be bent more
+BETTER = 5.0  # times nearer than the present normalisation
+
+Values = tuple[float, ...]
+Array = npt.NDArray[np.float64]
+KNOWN: tuple[tuple[Values, Values], ...] = (
+    ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet
+    ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),  # CIFAR-10
+    ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # CIFAR-10 with the mean deviation within an image
+    ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),  # CIFAR-100
+    ((0.1307,), (0.3081,)),  # MNIST
+    ((0.5,), (0.5,)),  # from -1 to 1
+    ((0.0,), (1.0,)),  # from 0 to 1
+    ((0.0,), (round(1 / 255, 8),)),  # from 0 to 255
+)
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation per channel of images in [0, 1], and how far the first BatchNorm is from them.
+
+    Attributes
+    ----------
+    mean, std
+        One value per channel, or one for all.
+    distance
+        Between the statistics with it and the running ones, nats: z^2 / 2 + (ln v)^2 / 4, the median over channels,
+        with the difference z of the means in running deviations and the ratio v of the variances.
+    """
+
+    mean: Values
+    std: Values
+    distance: float
+
+
+class FirstBatchNorm:
+    """The first BatchNorm that images reach through linear layers alone, and what it sees of some images.
+
+    Parameters
+    ----------
+    model
+        Left as it is: a copy is measured.
+    images
+        (N, C, H, W), normalised as `mean` and `std` say.
+    mean, std
+        One value per channel of the images, or one for all.
+
+    Attributes
+    ----------
+    name
+        The BatchNorm's; None where there is no such one, or it has no statistics.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor, mean: Values, std: Values) -> None:
+        self.name: str | None = None
+        self._channels = images.shape[1]
+        self._present = mean, std
+        own = copy.deepcopy(model).eval()
+        with torch.no_grad():
+            found = _reached(own, images[:1])
+            if found is None:
+                return
+            self.name, self._answer = found
+            norm = own.get_submodule(self.name)
+            assert isinstance(norm, BATCH_NORM)
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            self._mean = np.asarray(norm.running_mean.double().cpu())
+            self._eps = float(norm.eps)
+            self._variance = np.asarray(norm.running_var.double().cpu()) + self._eps
+            places = self._answer(images[:1])[0, 0].numel()
+        self._images = images[: max(FEWEST_IMAGES, min(IMAGES, PLACES // places))]
+
+    def present(self) -> float:
+        """How far the images as they are are from the running statistics, see `Normalisation`."""
+        with torch.no_grad():
+            seen = self._answer(self._images).double().transpose(0, 1).flatten(1)
+            found = self._residuals(np.asarray(seen.mean(1).cpu()), np.asarray(seen.var(1, unbiased=False).cpu()))
+        return _distance(found)
+
+    def distance(self, mean: Values, std: Values) -> float:
+        """How far they would be, were they normalised by other values."""
+        return _distance(self._predicted(*_scales(mean, std, self._channels)))
+
+    def known(self) -> list[Normalisation]:
+        """Common normalisations that suit the number of channels, the nearest first."""
+        found = [
+            Normalisation(mean, std, self.distance(mean, std))
+            for mean, std in KNOWN
+            if len(mean) in (1, self._channels)
+        ]
+        return sorted(found, key=lambda own: own.distance)
+
+    def fitted(self) -> Normalisation:
+        """The values with which the images have the running statistics, by least squares from the nearest known one."""
+        start, channels = self.known()[0], self._channels
+
+        def residuals(values: Array) -> Array:
+            return self._predicted(np.exp(values[:channels]), values[channels:]).ravel()
+
+        scale, shift = _scales(start.mean, start.std, channels)
+        found = least_squares(residuals, np.concatenate([np.log(scale), shift]), loss="soft_l1", max_nfev=200).x
+        std = np.exp(-found[:channels])
+        mean = tuple(round(float(own), 3) for own in -found[channels:] * std)
+        deviations = tuple(float(f"{own:.3g}") for own in std)
+        return Normalisation(mean, deviations, self.distance(mean, deviations))
+
+    @cached_property
+    def _moments(self) -> tuple[Array, Array]:
+        mean, std = (torch.tensor(own, device=self._images.device).view(-1, 1, 1) for own in self._present)
+        with torch.no_grad():
+            means, covariances = _moments(self._answer, self._images * std + mean)
+        return np.asarray(means.cpu()), np.asarray(covariances.cpu())
+
+    def _predicted(self, scale: Array, shift: Array) -> Array:
+        means, covariances = self._moments
+        weights = np.concatenate([scale, shift, [1.0]])
+        return self._residuals(means @ weights, np.einsum("i,kij,j->k", weights, covariances, weights).clip(0))
+
+    def _residuals(self, means: Array, variances: Array) -> Array:
+        """(2, K); the squares of a channel's two sum to its distance."""
+        away = (means - self._mean) / np.sqrt(self._variance)
+        return np.stack([away / np.sqrt(2), np.log((variances + self._eps) / self._variance) / 2])
+
+
+def forgotten_normalisation(
+    model: nn.Module, images: Tensor, mean: Sequence[float], std: Sequence[float]
+) -> list[Normalisation]:
+    """Find the normalisation that a network was trained with, where the images are clearly normalised otherwise.
+
+    The common ones that fit, the nearest first, or else one that was computed. None where the images fit as they are,
+    where there is no BatchNorm to tell by, and where no normalisation makes them fit: images of another kind than those
+    of training are no mistake.
+
+    Parameters
+    ----------
+    model
+        A trained network; left as it is.
+    images
+        (N, C, H, W), normalised as `mean` and `std` say, on the network's device.
+    mean, std
+        In units of [0, 1]: one value per channel, or one for all.
+    """
+    if images.dim() != 4 or len(images) < 2:
+        return []
+    first = FirstBatchNorm(model, images, tuple(mean), tuple(std))
+    if first.name is None or not (now := first.present()) > WRONG:
+        return []
+    found = [own for own in first.known() if _explains(own, now)]
+    if not found and now > VERY_WRONG:
+        found = [own for own in [first.fitted()] if _explains(own, now) and max(own.std) <= UNEQUAL * min(own.std)]
+    return found
+
+
+def _explains(found: Normalisation, now: float) -> bool:
+    return found.distance <= RIGHT and found.distance * BETTER <= now
+
+
+def _distance(residuals: Array) -> float:
+    return float(np.median((residuals**2).sum(0)))
+
+
+def _scales(mean: Values, std: Values, channels: int) -> tuple[Array, Array]:
+    scale = np.broadcast_to(1.0 / np.asarray(std, dtype=float), channels)
+    return scale, np.broadcast_to(-np.asarray(mean, dtype=float), channels) * scale
+
+
+class _ReachedError(Exception):
+    """A forward pass has come as far as it is needed."""
+
+    def __init__(self, seen: Tensor) -> None:
+        self.seen = seen
+
+
+def _reached(model: nn.Module, image: Tensor) -> tuple[str, Callable[[Tensor], Tensor]] | None:
+    """The first BatchNorm whose input is linear in the image, and what gives this input; None where there is none."""
+    generator = torch.Generator().manual_seed(0)
+    other = torch.randn(image.shape, generator=generator).to(image)
+    probes = torch.cat([image, other, (image + other) / 2])
+    seen: dict[str, Tensor] = {}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen.setdefault(name, inputs[0])
+
+        return hook
+
+    norms = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, BATCH_NORM) and _has_statistics(module)
+    }
+    handles = [module.register_forward_pre_hook(note(name)) for name, module in norms.items()]
+    try:
+        model(probes)
+    finally:
+        for handle in handles:
+            handle.remove()
+    name = next((name for name, values in seen.items() if _is_linear(values)), None)
+    if name is None:
+        return None
+
+    def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        raise _ReachedError(inputs[0])
+
+    norms[name].register_forward_pre_hook(stop)
+
+    def answer(images: Tensor) -> Tensor:
+        try:
+            model(images)
+        except _ReachedError as reached:
+            return reached.seen
+        raise AssertionError(f"{name} was not reached again")
+
+    return name, answer
+
+
+def _has_statistics(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+    """Whether it has seen images: as it is built, its means are 0 and its variances 1."""
+    mean, variance = norm.running_mean, norm.running_var
+    return mean is not None and variance is not None and bool((mean != 0).any() or (variance != 1).any())
+
+
+def _is_linear(values: Tensor) -> bool:
+    if len(values) != 3:
+        return False
+    first, second, middle = values.double()
+    spread = (first - second).abs().max()
+    return bool(spread > 0) and bool((middle - (first + second) / 2).abs().max() <= LINEAR * spread)
+
+
+def _moments(answer: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
+    """Means (K, R) and covariances (K, R, R) of the answers to single channels, to ones in them, and to zeros."""
+    channels = images.shape[1]
+
+    def places_of(seen: Tensor) -> Tensor:
+        return seen.reshape(*seen.shape[:2], -1)
+
+    nothing = places_of(answer(torch.zeros_like(images[:1])))
+
+    def alone(given: Tensor, channel: int) -> Tensor:
+        only = torch.zeros_like(given)
+        only[:, channel] = given[:, channel]
+        return places_of(answer(only)) - nothing
+
+    ones = [alone(torch.ones_like(images[:1]), channel) for channel in range(channels)]
+    features, count = nothing.shape[1], 2 * channels + 1
+    size = max(1, CHUNK // (count * nothing.numel()))
+    total, count_of_places = torch.zeros(features, count, count, dtype=torch.float64, device=images.device), 0
+    sums = torch.zeros(features, count, dtype=torch.float64, device=images.device)
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        seen = [alone(part, channel) for channel in range(channels)]
+        seen += [fixed.expand_as(seen[0]) for fixed in (*ones, nothing)]
+        answers = torch.stack(seen, 2).transpose(0, 1).double()  # (K, n, R, places)
+        total += torch.einsum("knip,knjp->kij", answers, answers)
+        sums += answers.sum((1, 3))
+        count_of_places += answers.shape[1] * answers.shape[3]
+    means = sums / count_of_places
+    return means, total / count_of_places - means[:, :, None] * means[:, None, :]
