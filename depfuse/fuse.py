@@ -303,7 +303,8 @@ def fuse(
         models if template is None else [*models, template],
         example if example is not None or calibration is None else _example(calibration),
     )
-    recipe, refit_reason = resolve_refit(recipe, models, template or widest(models, recipe.width_of), calibration)
+    like = template or widest(models, recipe.width_of)
+    recipe, refit_reason = resolve_refit(recipe, models, like, calibration, sets)
     shares = recipe.shares(len(models))
     choice = Chosen(Shares(shares))
     if calibration is None and (recipe.weights_by != "network" or recipe.average == "fisher"):

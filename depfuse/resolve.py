@@ -17,16 +17,22 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from depfuse.data.loader import Loader
+from depfuse.label_sets import LabelSets
 from depfuse.merge import can_be_refitted
 from depfuse.recipe import MIXING, SOFT, Recipe
 from depfuse.renorm import has_batch_norm
 from depfuse.running import evaluating
+from depfuse.same_start import share_a_start
 
 LARGEST = 1_000_000_000  # multiply-adds for an image, of the networks that were searched on
 
 
 def resolve_refit(
-    recipe: Recipe, models: Sequence[nn.Module], child: nn.Module, images: Loader | None
+    recipe: Recipe,
+    models: Sequence[nn.Module],
+    child: nn.Module,
+    images: Loader | None,
+    labels: LabelSets | None = None,
 ) -> tuple[Recipe, str]:
     """Decide what `refit auto` is for some parents.
 
@@ -38,6 +44,8 @@ def resolve_refit(
         A network of the child's width.
     images
         Calibration images, if there are any.
+    labels
+        Which labels the parents know, where these differ.
 
     Returns
     -------
@@ -46,7 +54,7 @@ def resolve_refit(
     """
     if recipe.refit != "auto":
         return recipe, ""
-    against = _against(recipe, models, child, images)
+    against = _against(recipe, models, child, images) or _in_place(recipe, models, child, images, labels)
     if against:
         return recipe.changed(refit="none"), f"refit auto is none here: {against}"
     kind = "BatchNorm" if has_batch_norm(models[0]) else "no normalisation"
@@ -71,6 +79,17 @@ def _against(recipe: Recipe, models: Sequence[nn.Module], child: nn.Module, imag
     if _any_wider(models, child):
         return "a parent is wider than the child, and what it loses cannot be followed"
     return _unsuited(models[0], images)
+
+
+def _in_place(
+    recipe: Recipe, models: Sequence[nn.Module], child: nn.Module, images: Loader | None, labels: LabelSets | None
+) -> str:
+    """Why parents need no refit; empty where they do not share a start."""
+    if images is None or labels is not None or _any_wider([child], models[0]) or _any_wider(models, child):
+        return ""
+    if not share_a_start(models, recipe.shares(len(models)), images):
+        return ""
+    return "the parents share a start, and their plain average agrees with their ensemble as well as the best of them"
 
 
 def _unsuited(model: nn.Module, images: Loader) -> str:
