@@ -39,6 +39,8 @@ class GenericNetwork:
     ----------
     state
         Its tensors, by state-dict key.
+    first
+        The outputs of its first run.
     overwritten
         Keys of the floating-point tensors that the forward pass itself writes.
     """
@@ -55,7 +57,6 @@ class GenericNetwork:
         generator = self._generator = torch.Generator().manual_seed(seed + draw)
         self.name = type(unwrap(model)).__name__
         self._network = evaluation_copy(model, dtype=torch.float64)
-        self._several: Any = None
         self.state: dict[str, Tensor] = dict(self._network.state_dict())
         for tensor in {id(tensor): tensor for tensor in self.state.values()}.values():
             if tensor.is_floating_point() and tensor.numel():
@@ -68,12 +69,13 @@ class GenericNetwork:
         for key in damped:
             self.state[key].mul_(0.1**draw)
         device = next(iter(self.state.values())).device if self.state else None
-        self._inputs = tree_map(lambda leaf: _generic_input(leaf, device, generator), example)
+        self._inputs = self._several = tree_map(lambda leaf: _generic_input(leaf, device, generator), example)
         self._modes = [(), tuple(auxiliary)] if auxiliary else [()]
         self._set_statistics()
         self._separate()
         written = {key: _fingerprint(tensor) for key, tensor in self.state.items()}
         self._several = self._with_several()
+        self.first = self._first_run()
         self.overwritten = frozenset(key for key, was in written.items() if _fingerprint(self.state[key]) != was)
 
     def _set_statistics(self) -> None:
@@ -111,11 +113,10 @@ class GenericNetwork:
             seen.add(tensor.data_ptr())
 
     def _with_several(self) -> Any:
-        """Several different inputs where the example is one and the network takes more, else the example's."""
+        """Several different inputs, where the example is one and the network takes more; else the example's."""
         tensors = [leaf for leaf in tree_leaves(self._inputs) if isinstance(leaf, Tensor)]
-        if any(leaf.dim() == 0 or leaf.shape[0] != 1 for leaf in tensors):
-            self.run()
-            return None
+        if not tensors or any(leaf.dim() == 0 or leaf.shape[0] != 1 for leaf in tensors):
+            return self._inputs
 
         def extended(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
@@ -123,18 +124,23 @@ class GenericNetwork:
             repeated = leaf.repeat(IMAGES, *[1] * (leaf.dim() - 1))
             return _generic_input(repeated, leaf.device, self._generator)
 
-        several = tree_map(extended, self._inputs)
-        first = self.run()
-        try:
-            found = [output for mode in self._modes for output in self._outputs(several, self.state, mode, False)]
-        except Exception:  # whatever a network raises that is made for one input
-            return None
-        return several if len(found) == len(first) and all(bool(out.isfinite().all()) for out in found) else None
+        return tree_map(extended, self._inputs)
+
+    def _first_run(self) -> list[Tensor]:
+        """The outputs for several inputs, or for one where the network takes one only."""
+        if self._several is not self._inputs:
+            try:
+                outputs = self.run()
+                if all(bool(output.isfinite().all()) for output in outputs):
+                    return outputs
+            except Exception:  # whatever a network raises that is made for one input
+                pass
+            self._several = self._inputs
+        return self.run()
 
     def run(self) -> list[Tensor]:
         """All outputs, those of auxiliary heads included, for several inputs where the network takes them."""
-        inputs = self._inputs if self._several is None else self._several
-        return [output for mode in self._modes for output in self._outputs(inputs, self.state, mode, False)]
+        return [output for mode in self._modes for output in self._outputs(self._several, self.state, mode, False)]
 
     def _outputs(
         self, inputs: Any, values: Mapping[str, Tensor], auxiliary: Sequence[str], gradient: bool

@@ -91,7 +91,7 @@ class _Proof:
 
     def __init__(self, name: str, network: GenericNetwork, permutations: Mapping[str, Tensor]) -> None:
         self._name, self._network, self._permutations = name, network, permutations
-        self._reference = network.run()
+        self._reference = network.first
         self._effects: dict[str, float] = {}
         self._scale = max((float(out.abs().max()) for out in self._reference if out.numel()), default=0.0)
         if not 0.0 < self._scale < float("inf"):
