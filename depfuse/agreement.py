@@ -14,7 +14,7 @@ from depfuse.data.loader import Loader
 from depfuse.groups import ChannelGroups
 from depfuse.label_sets import LabelSets
 from depfuse.merge import average
-from depfuse.outputs import distance_of, gives_classes
+from depfuse.outputs import as_numbers, distance_of, gives_classes
 from depfuse.renorm import renormalise
 from depfuse.running import evaluating
 from depfuse.teaching import wanted_of
@@ -138,7 +138,7 @@ class Disagreement:
     def _of(self, model: nn.Module) -> Iterator[Tensor]:
         with torch.inference_mode(), evaluating(model):
             for images, _ in self._images:
-                yield model(images)
+                yield as_numbers(model(images))
 
 
 def at_best_scale(scores: Tensor, wanted: Tensor, scales: Sequence[float] = SCALES) -> tuple[Tensor, float]:

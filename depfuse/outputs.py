@@ -2,7 +2,8 @@ r"""What a network's outputs are: how those of several parents are one, how far 
 
 Outputs (N, C) with two numbers or more are class scores, compared by cross-entropy. Everything else is numbers that
 mean themselves, compared by squared error: one output (N, 1) or (N,), of which a softmax says nothing, and maps,
-sequences or images. Maps of class scores fall under these too: their squared distance is that of the logits.
+sequences or images, and all that a dictionary or a tuple holds. Maps of class scores fall under these too: their
+squared distance is that of the logits.
 
 A divergence D comes with its slope and the Gauss-Newton factor B of its curvature :math:`H = B^\top B`, so that steps
 by curvature need no more than this file to know another kind of outputs.
@@ -11,10 +12,13 @@ by curvature need no more than this file to know another kind of outputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from depfuse.errors import DataError, RecipeError
 
 
 class Distance(Protocol):
@@ -179,8 +183,29 @@ CROSS_ENTROPY = CrossEntropy()
 SQUARED_ERROR = SquaredError()
 
 
+def as_numbers(output: Any) -> Tensor:
+    """A tensor as it is; of a dictionary or tuple of outputs, all numbers of an image in one column (N, m, 1)."""
+    if isinstance(output, Tensor):
+        return output
+    found = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if any(leaf.dim() == 0 or len(leaf) != len(found[0]) for leaf in found) or not found:
+        raise DataError("outputs are compared image by image: give networks whose outputs have an entry for each image")
+    return torch.cat([leaf.reshape(len(leaf), -1) for leaf in found], 1).unsqueeze(-1)
+
+
 def gives_classes(outputs: Tensor) -> bool:
-    """Whether outputs are one row of class scores (N, C) per image."""
+    """Whether outputs are one row of class scores (N, C) per image.
+
+    Raises
+    ------
+    RecipeError
+        They are no tensor: what a child learns from must be one.
+    """
+    if not isinstance(outputs, Tensor):
+        raise RecipeError(
+            f"the networks give a {type(outputs).__name__} of outputs, and a child can learn from one tensor only: "
+            "wrap them so that they return it, or choose --refit none (refit='none')"
+        )
     return outputs.dim() == 2 and outputs.shape[1] > 1
 
 
