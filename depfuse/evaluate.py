@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from depfuse.errors import DataError, RecipeError
+from depfuse.groups.depgraph import evaluation_copy
+from depfuse.isolation import undisturbed
 from depfuse.label_sets import LabelSets
 from depfuse.layout import choose_layout
-from depfuse.running import evaluating
 
 BINS = 15
 CERTAIN = 2.0  # standard errors; by chance a difference is larger once in 22 times
@@ -271,6 +271,7 @@ class _Tally:
         )
 
 
+@undisturbed()
 def _score(
     models: Sequence[nn.Module],
     batches: Batches,
@@ -278,11 +279,11 @@ def _score(
     sets: LabelSets | None = None,
 ) -> list[Scores]:
     """Score every network, then every ensemble (one share per network), in one pass."""
+    # What is not in evaluation mode is copied instead of being switched: other threads may use it meanwhile.
+    models = [m if not any(part.training for part in m.modules()) else evaluation_copy(m, shared=True) for m in models]
     tallies = [_Tally() for _ in range(len(models) + len(ensembles))]
     layouts: list[torch.memory_format] = []
-    with ExitStack() as modes, torch.inference_mode():
-        for model in models:
-            modes.enter_context(evaluating(model))
+    with torch.inference_mode():
         for inputs, labels in batches:
             layouts = layouts or [_checked_layout(model, inputs[:1]) for model in models]
             outputs = [

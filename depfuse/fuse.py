@@ -27,6 +27,8 @@ from depfuse.errors import RecipeError
 from depfuse.folding import fold
 from depfuse.followed import check_followed
 from depfuse.groups import ChannelGroups, find_groups, prove_groups
+from depfuse.groups.copying import evaluation_copy, private_copy
+from depfuse.isolation import one_at_a_time, undisturbed
 from depfuse.joint_head import shared_anew
 from depfuse.label_sets import LabelSets
 from depfuse.limits import noting_limits
@@ -139,6 +141,8 @@ class FusionResult:
         """The parents' shares in the child."""
         return Shares(self.recipe.shares(len(self.parents))) if self.chosen is None else self.chosen.shares
 
+    @one_at_a_time()
+    @undisturbed()
     def at(self, shares: Shares | Sequence[float]) -> nn.Module:
         """Another child of the same couplings, not trained on.
 
@@ -170,6 +174,8 @@ class FusionResult:
             self.information,
         )
 
+    @one_at_a_time()
+    @undisturbed()
     def renormalise(
         self,
         child: nn.Module,
@@ -234,6 +240,8 @@ class FusionResult:
         )
 
 
+@one_at_a_time()
+@undisturbed()
 def fuse(
     models: Sequence[nn.Module],
     recipe: Recipe | None = None,
@@ -251,8 +259,9 @@ def fuse(
     """Fuse parents of one architecture into a child.
 
     Groups are found and proved on parent 0, every other parent is aligned to it, the aligned weights are averaged and
-    the child's BatchNorm statistics recomputed; then it is trained on, where the recipe says so. The parents are left
-    as they were.
+    the child's BatchNorm statistics recomputed; then it is trained on, where the recipe says so. The parents are only
+    read, and copied at the start: several threads may fuse the same ones, which is done one fusion after another. A
+    caller's autocast, `no_grad`, inference mode or default type changes nothing in the child.
 
     Where their widths differ, those of another width than the child's are first brought to it, each matched to a parent
     of the child's width (`Widths`).
@@ -299,10 +308,12 @@ def fuse(
     recipe = recipe or Recipe()
     sets = label_sets(labels, models, template)
     check_parents(models if template is None or sets is not None else [*models, template], sets)
-    check_alike(
-        models if template is None else [*models, template],
-        example if example is not None or calibration is None else _example(calibration),
-    )
+    image = example if example is not None or calibration is None else _example(calibration)
+    check_alike(models if template is None else [*models, template], image)
+    copies: Sequence[nn.Module] = [private_copy(model, image) for model in models]
+    template = None if template is None else evaluation_copy(template)
+    shared = None if shared is None else shared.known_as(models, copies)
+    models = copies
     like = template or widest(models, recipe.width_of)
     recipe, refit_reason = resolve_refit(recipe, models, like, calibration, sets)
     shares = recipe.shares(len(models))

@@ -158,8 +158,11 @@ def shared_anew(
 def _counts(number: int, shares: Sequence[float], labels: LabelSets | None, classes: int) -> Tensor:
     """What a parent counts in each output (classes,), beside the others that know its label."""
     if labels is None:
-        return torch.full((classes,), shares[number])
-    alone = [torch.full((len(known),), float(parent == number)) for parent, known in enumerate(labels.sets)]
+        return torch.full((classes,), shares[number], dtype=torch.float32)
+    alone = [
+        torch.full((len(known),), float(parent == number), dtype=torch.float32)
+        for parent, known in enumerate(labels.sets)
+    ]
     return labels.join(alone, shares, 0)
 
 

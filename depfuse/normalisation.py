@@ -141,7 +141,9 @@ class FirstBatchNorm:
 
     @cached_property
     def _moments(self) -> tuple[Array, Array]:
-        mean, std = (torch.tensor(own, device=self._images.device).view(-1, 1, 1) for own in self._present)
+        mean, std = (
+            torch.tensor(own, dtype=torch.float32, device=self._images.device).view(-1, 1, 1) for own in self._present
+        )
         with torch.no_grad():
             means, covariances = _moments(self._answer, self._images * std + mean)
         return np.asarray(means.cpu()), np.asarray(covariances.cpu())
@@ -209,7 +211,7 @@ class _ReachedError(Exception):
 def _reached(model: nn.Module, image: Tensor) -> tuple[str, Callable[[Tensor], Tensor]] | None:
     """The first BatchNorm whose input is linear in the image, and what gives this input; None where there is none."""
     generator = torch.Generator().manual_seed(0)
-    other = torch.randn(image.shape, generator=generator).to(image)
+    other = torch.randn(image.shape, generator=generator, dtype=torch.float32).to(image)
     probes = torch.cat([image, other, (image + other) / 2])
     seen: dict[str, Tensor] = {}
 

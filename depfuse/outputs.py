@@ -172,7 +172,7 @@ class SquaredError:
 
     def alike(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Nothing is predicted that could be right or wrong."""
-        return torch.full((), torch.nan, device=outputs.device)
+        return torch.full((), torch.nan, dtype=torch.float32, device=outputs.device)
 
     def unit(self, target: Tensor) -> float:
         """Half the variance of the target over images."""
@@ -219,4 +219,4 @@ def _numbers(outputs: Tensor) -> int:
 
 
 def _log(share: float) -> float:
-    return float(torch.tensor(share).log())
+    return float(torch.tensor(share, dtype=torch.float32).log())

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from depfuse.data.loader import Loader
+from depfuse.isolation import one_at_a_time
 from depfuse.label_sets import LabelSets
 from depfuse.merge import can_be_refitted
 from depfuse.recipe import MIXING, SOFT, Recipe
@@ -116,7 +117,7 @@ def _unsuited(model: nn.Module, images: Loader) -> str:
 
 def multiply_adds(model: nn.Module, image: Tensor) -> int:
     """Multiplications with an addition that a forward pass of one image (1, C, H, W) takes."""
-    with FlopCounterMode(display=False) as counter:
+    with one_at_a_time(), FlopCounterMode(display=False) as counter:  # it hooks all modules there are
         _outputs(model, image)
     return int(counter.get_total_flops()) // 2
 

@@ -6,8 +6,8 @@ import io
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from depfuse.data import Augmentation, DataSet, Loader
 from depfuse.data.loader import epoch_seed
 from depfuse.errors import CheckpointError, RecipeError
 from depfuse.evaluate import evaluate
+from depfuse.isolation import check_changeable, seeded, undisturbed
 from depfuse.layout import differentiable, takes_channels_last
 from depfuse.models import check_input
 from depfuse.outputs import distance_of
@@ -148,6 +149,7 @@ class Learner(Protocol):
         """Go on from what `state_dict` gave."""
 
 
+@undisturbed()
 def train(
     model: nn.Module,
     data: DataSet,
@@ -215,6 +217,7 @@ def _fit_together(
     return fit(model, data, recipe, device=device if team is None else team.own(device), team=team, **own)
 
 
+@undisturbed()
 def fit(
     model: nn.Module,
     data: DataSet,
@@ -278,6 +281,7 @@ def fit(
         been saved there before is still there.
     """
     device = torch.device(device)
+    check_changeable(model)
     model.to(device)
     check_input(model, data.example(2, device), classes=len(data.classes))
     run = _Run(model, data, recipe, device, teacher, learner, start, team)
@@ -286,14 +290,11 @@ def fit(
     in_first(partial(run.resume, path))
     if team is not None:
         run.restore(team.agreed(run.state()))
-    with _fastest_convolutions():
-        while run.epoch < recipe.epochs:
-            report = run.one_epoch()
-            if not math.isfinite(report.loss):
-                raise RecipeError(
-                    f"training diverged in epoch {run.epoch}: lower learning_rate {recipe.learning_rate:g}"
-                )
-            in_first(partial(run.end_epoch, report, path, save_seconds, progress))
+    while run.epoch < recipe.epochs:
+        report = run.one_epoch()
+        if not math.isfinite(report.loss):
+            raise RecipeError(f"training diverged in epoch {run.epoch}: lower learning_rate {recipe.learning_rate:g}")
+        in_first(partial(run.end_epoch, report, path, save_seconds, progress))
     run.learner.finish()
     model.eval()
     return run.report
@@ -469,9 +470,23 @@ class _Run:
         started = time.perf_counter()
         self.learner.begin_epoch()
         self.loader.epoch = self.epoch
-        if isinstance(self.learner, _SharedDescent):  # each draws its own, the same again after it was cut off
-            torch.manual_seed(epoch_seed(self.recipe.seed, self.epoch, self.learner.team.rank))
-        total = torch.zeros((), device=self.device)
+        # Dropout draws from the process's generator: the same after a training was cut off, its own in each process.
+        rank = (self.learner.team.rank,) if isinstance(self.learner, _SharedDescent) else ()
+        draws = isinstance(self.learner, _Descent)
+        with seeded(epoch_seed(self.recipe.seed, self.epoch, *rank), self.device) if draws else nullcontext():
+            total, hits, count, rate = self._steps()
+        self.epoch += 1
+        if isinstance(self.learner, _SharedDescent):
+            total, hits, counted = self.learner.end_epoch(total.double(), hits, torch.tensor(count))
+            count = int(counted)
+        self.loss, self.accuracy = float(total) / count, int(hits) / count
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        return replace(self.report, learning_rate=rate, seconds=seconds)
+
+    def _steps(self) -> tuple[Tensor, Tensor, int, float]:
+        """The steps of an epoch: the sum of losses, the numbers of hits and of images, and the last learning rate."""
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
         hits = torch.zeros((), device=self.device, dtype=torch.int64)
         count = 0
         rate = 0.0
@@ -482,14 +497,7 @@ class _Run:
             total += loss
             hits += named
             count += len(labels)
-        self.epoch += 1
-        if isinstance(self.learner, _SharedDescent):
-            total, hits, counted = self.learner.end_epoch(total.double(), hits, torch.tensor(count))
-            count = int(counted)
-        self.loss, self.accuracy = float(total) / count, int(hits) / count
-        seconds = time.perf_counter() - started
-        self.seconds += seconds
-        return replace(self.report, learning_rate=rate, seconds=seconds)
+        return total, hits, count, rate
 
     def end_epoch(self, report: EpochReport, path: Path | None, seconds: float, progress: Progress | None) -> None:
         """Save the state at the end, and where so much time has passed since the last time; say where it stands."""
@@ -514,8 +522,6 @@ class _Run:
             "epoch": self.epoch,
             "figures": [self.loss, self.accuracy, self.seconds],
             "learner": self.learner.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 
     def resume(self, path: Path | None) -> None:
@@ -543,9 +549,6 @@ class _Run:
         self.learner.load_state_dict(state["learner"])
         self.epoch = state["epoch"]
         self.loss, self.accuracy, self.seconds = state["figures"]
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
 
 
 def _in_channels_last(model: nn.Module, images: Tensor, *, weights: bool) -> bool:
@@ -564,14 +567,3 @@ def _use_bfloat16(precision: Precision, device: torch.device, image_shape: tuple
         return precision == "bfloat16"
     enough = device.type == "cuda" or image_shape[1] * image_shape[2] >= _PIXELS_THAT_PAY_FOR_BFLOAT16
     return enough and bfloat16_pays(device)
-
-
-@contextmanager
-def _fastest_convolutions() -> Iterator[None]:
-    """Let cuDNN try its algorithms once; batches are of one shape here."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before

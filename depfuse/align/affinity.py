@@ -102,14 +102,14 @@ class _LowRank:
 
     def to_first(self, second: Tensor) -> Tensor:
         """See `_Exact.to_first`."""
-        total = torch.zeros(self.target.shape[1], self.source.shape[1], device=second.device)
+        total = torch.zeros(self.target.shape[1], self.source.shape[1], dtype=torch.float32, device=second.device)
         for target, source in zip(self.target, self.source, strict=True):
             total += (target @ second) @ source.T
         return total
 
     def to_second(self, first: Tensor) -> Tensor:
         """See `_Exact.to_second`."""
-        total = torch.zeros(self.target.shape[2], self.source.shape[2], device=first.device)
+        total = torch.zeros(self.target.shape[2], self.source.shape[2], dtype=torch.float32, device=first.device)
         for target, source in zip(self.target, self.source, strict=True):
             total += (target.T @ first) @ source
         return total
@@ -161,7 +161,7 @@ class Affinity:
             self._kernels.append((first, second, _Exact.of(found.target, found.source, keep=pairs <= KEPT)))
         device = edges[0].target.device if edges else torch.device("cpu")
         for name, size in self.sizes.items():
-            self.standing.setdefault(name, torch.zeros(size, size, device=device))
+            self.standing.setdefault(name, torch.zeros(size, size, dtype=torch.float32, device=device))
 
     @property
     def exact(self) -> bool:

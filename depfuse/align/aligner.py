@@ -18,9 +18,13 @@ from depfuse.align.universe import align_through_universe
 from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
+from depfuse.groups.depgraph import evaluation_copy
+from depfuse.isolation import one_at_a_time, undisturbed
 from depfuse.recipe import Recipe
 
 
+@one_at_a_time()
+@undisturbed()
 def align(
     models: Sequence[nn.Module],
     groups: ChannelGroups,
@@ -60,6 +64,8 @@ def align(
         Activations are asked for without images, the solver does not serve the criterion, or there is no parent of the
         recipe's numbers.
     """
+    given, models = models, [evaluation_copy(model, shared=True) for model in models]
+    shared = None if shared is None else shared.known_as(given, models)
     recipe.check_numbers(len(models))
     solver = load_solver(recipe.solver)
     if recipe.criterion not in solver.criteria:

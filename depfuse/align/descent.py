@@ -114,7 +114,7 @@ class SharedCosts:
         """The product of a root with all others where they stand in the source; computed once for all descents."""
         if number not in self.starting:
             size = self.roots[number].size
-            total = torch.zeros(size, size, device=self.sides[number][0].target.device)
+            total = torch.zeros(size, size, dtype=torch.float32, device=self.sides[number][0].target.device)
             for side in self.sides[number]:
                 total += self.multiply(side, None)
             self.starting[number] = total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 
@@ -22,18 +23,27 @@ class SharedMoments:
     models, groups
         The parents, which must not change meanwhile, and their channel groups. What is asked of other networks, such as
         folded or renewed parents, is collected anew each time.
-
-    Attributes
-    ----------
-    saved
-        Wall-clock seconds that collecting took of all moments that did not have to be collected again.
     """
 
     def __init__(self, models: Sequence[nn.Module], groups: ChannelGroups) -> None:
-        self.saved = 0.0
         self._models, self._groups = list(models), groups
+        self._seconds = [0.0]
         # With each moments the images that they are of: an object's number is its own only while it lives.
         self._kept: dict[tuple[tuple[int, ...], int, TapChoice], tuple[Found, float, Loader]] = {}
+
+    @property
+    def saved(self) -> float:
+        """Wall-clock seconds that collecting took of all moments that did not have to be collected again."""
+        return self._seconds[0]
+
+    def known_as(self, models: Sequence[nn.Module], copies: Sequence[nn.Module]) -> SharedMoments:
+        """The same moments, where copies of some parents are asked for in their place."""
+        own = copy.copy(self)
+        places = [next((n for n, model in enumerate(models) if model is known), None) for known in self._models]
+        own._models = [
+            known if place is None else copies[place] for known, place in zip(self._models, places, strict=True)
+        ]
+        return own
 
     def collect(self, models: Sequence[nn.Module], groups: ChannelGroups, loader: Loader, choice: TapChoice) -> Found:
         """The same as `collect_moments`."""
@@ -43,7 +53,7 @@ class SharedMoments:
         key = (order, id(loader), choice)
         if key in self._kept:
             found, seconds, _ = self._kept[key]
-            self.saved += seconds
+            self._seconds[0] += seconds
             return found
         started = time.perf_counter()
         found = collect_moments(models, groups, loader, choice)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from depfuse.align.coupling import Coupling
 from depfuse.errors import LimitWarning, RecipeError
+from depfuse.isolation import without_warnings
 
 SPARSE_FROM = 768  # channels from which a few costs of each row are tried first
 NEAREST = 16
@@ -148,8 +149,7 @@ def sinkhorn(cost: Tensor, regularisation: float) -> Coupling:
     if scale == 0.0:
         size = values.shape
         return Coupling(plan=torch.full(size, 1.0 / (size[0] * size[1]), dtype=torch.float64))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # POT warns where the marginals are met to less than 1e-9
+    with without_warnings():  # POT warns where the marginals are met to less than 1e-9
         plan = ot.sinkhorn(
             *_uniform(values),
             (values - values.min()) / scale,

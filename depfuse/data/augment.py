@@ -82,6 +82,6 @@ def mix(images: Tensor, generator: torch.Generator) -> Tensor:
     Between images a network's outputs are asked for where it was not trained: what two networks have in common there is
     more than what they know by heart (function matching, Beyer et al. 2022, section 3.1; mixup, Zhang et al. 2018).
     """
-    share = 0.5 * torch.rand(len(images), generator=generator).to(images).reshape(-1, 1, 1, 1)
+    share = 0.5 * torch.rand(len(images), generator=generator, dtype=torch.float32).to(images).reshape(-1, 1, 1, 1)
     other = torch.randperm(len(images), generator=generator).to(images.device)
     return images + share * (images[other] - images)

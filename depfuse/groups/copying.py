@@ -194,6 +194,26 @@ def check_hooks(model: nn.Module, example: Example) -> None:
             raise ArchitectureError(_unfaithful(network, hooked, "does not compute from its own weights"))
 
 
+def private_copy(model: nn.Module, example: Example | None) -> nn.Module:
+    """Evaluation copy of a network that computes by itself what the network computes, where there is an example.
+
+    Raises
+    ------
+    ArchitectureError
+        It cannot be copied; or the copy computes something else because of the network's forward hooks, or with the
+        network's own tensors.
+    """
+    copied = evaluation_copy(model)
+    if example is not None:
+        check_hooks(model, example)
+        given = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, suited(example, copied))
+        # Where it does not run, tracing says that in its own words.
+        with torch.no_grad(), ForeignWatch(model) as foreign, suppress(Exception):
+            run_network(copied, given)
+        foreign.check()
+    return copied
+
+
 def suited(example: Example, network: nn.Module) -> Example:
     """An example on a network's device, its floating-point tensors of the network's type."""
     tensors = (*network.parameters(), *network.buffers())
@@ -215,7 +235,7 @@ def random_like(example: Example, scale: float = 1.0) -> Example:
     def drawn(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
             return leaf
-        return torch.randn(leaf.shape, generator=generator).mul_(scale).to(leaf)
+        return torch.randn(leaf.shape, generator=generator, dtype=torch.float32).mul_(scale).to(leaf)
 
     return tree_map(drawn, example)  # type: ignore[no-any-return]
 

@@ -8,7 +8,6 @@ node as Python lists (Fang et al., DepGraph, CVPR 2023, section 3.2), is replace
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.errors import ArchitectureError
 from depfuse.groups.copying import Example, evaluation_copy, first_line, run_network, unwrap
+from depfuse.isolation import without_warnings
 from depfuse.running import evaluating
 
 __all__ = ["Example", "Trace", "describe", "evaluation_copy", "first_line", "run_network", "trace", "unwrap"]
@@ -155,8 +155,7 @@ def _depgraph(
     graph.model, graph.verbose, graph.ignored_params = network, False, []
     graph._module2name = {module: name for name, module in network.named_modules()}
     graph._param_to_name, graph.unwrapped_parameters = {}, []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with without_warnings():
         graph.module2node = graph._trace(network, example, forward, None)
     return graph, tuple(outputs)
 

@@ -15,8 +15,10 @@ from depfuse.groups.copying import ForeignWatch, check_hooks
 from depfuse.groups.depgraph import Example
 from depfuse.groups.overwrites import OverwriteWatch
 from depfuse.groups.rules import Replay
+from depfuse.isolation import undisturbed
 
 
+@undisturbed()
 def find_groups(model: nn.Module, example: Example) -> ChannelGroups:
     """Channel groups of a network, not yet proved.
 

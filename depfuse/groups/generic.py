@@ -6,7 +6,6 @@ whole branch.
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from depfuse.errors import GroupError
 from depfuse.groups.channel_group import ChannelGroup, Slot
 from depfuse.groups.copying import Example, evaluation_copy, first_line, unwrap
+from depfuse.isolation import without_warnings
 from depfuse.running import evaluating
 
 IMAGES = 2  # different inputs: a network may mix them
@@ -193,10 +193,10 @@ class GenericNetwork:
             leaf.register_post_accumulate_grad_hook(partial(note, key))  # type: ignore[no-untyped-call]
         for mode in self._modes:
             outputs = [output for output in self._outputs(self._inputs, leaves, mode, True) if output.requires_grad]
-            directions = [torch.randn(out.shape, generator=self._generator).to(out) for out in outputs]
-            with warnings.catch_warnings():
-                # Its own thread has no CUDA context at first: torch makes one, and says so.
-                warnings.filterwarnings("ignore", "Attempting to run cuBLAS", UserWarning)
+            directions = [
+                torch.randn(out.shape, generator=self._generator, dtype=torch.float32).to(out) for out in outputs
+            ]
+            with without_warnings():  # its own thread has no CUDA context at first: torch makes one, and says so
                 try:
                     torch.autograd.backward(outputs, directions)
                 except (RuntimeError, NotImplementedError) as error:

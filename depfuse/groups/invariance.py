@@ -13,6 +13,7 @@ from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, random_per
 from depfuse.groups.depgraph import Example
 from depfuse.groups.generic import GenericNetwork
 from depfuse.groups.reasons import HIDDEN, NOT_USED, OVERWRITTEN
+from depfuse.isolation import undisturbed
 
 Chosen = TypeVar("Chosen")
 
@@ -23,6 +24,7 @@ NO_EFFECT = "not proved: permuting one of its tensors alone hardly changes the o
 MOST_RUNS = 200  # of the network to find the groups at fault
 
 
+@undisturbed()
 def prove_groups(
     model: nn.Module, groups: ChannelGroups, example: Example, *, seed: int = 0, tolerance: float = TOLERANCE
 ) -> ChannelGroups:

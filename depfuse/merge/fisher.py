@@ -76,7 +76,7 @@ def fisher_information(
         for batch, _ in used:
             for part in torch.split(batch, at_once):
                 if draws is None:
-                    signs = torch.eye(classes).expand(len(part), -1, -1)
+                    signs = torch.eye(classes, dtype=torch.float32).expand(len(part), -1, -1)
                 else:
                     signs = torch.randint(0, 2, (len(part), draws, classes), generator=generator) * 2.0 - 1.0
                     signs = signs / draws**0.5

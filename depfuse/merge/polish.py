@@ -262,7 +262,7 @@ class _Polish:
 
         The diagonal is estimated with random vectors that have the curvature as covariance, on some of the images.
         """
-        squares = {name: torch.zeros((), device=tensor.device) for name, tensor in free.items()}
+        squares = {name: torch.zeros((), dtype=torch.float32, device=tensor.device) for name, tensor in free.items()}
         images, _ = views[0]
         output, pulled = vjp(lambda parameters: self._logits(parameters, images), free)[:2]
         for _ in range(PROBES):

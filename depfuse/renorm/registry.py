@@ -116,6 +116,9 @@ def renormalise(
     RecipeError
         The method needs what is not given, is not known, or does not suit the network.
     """
+    from depfuse.groups.depgraph import evaluation_copy
+    from depfuse.isolation import check_changeable, undisturbed
+
     method = chosen_method(method, model)
     if method == "none":
         return
@@ -126,11 +129,14 @@ def renormalise(
     if found.parents:
         if merged is None:
             raise RecipeError(f"renorm {method} compares a child with its parents: choose reset or none without them")
-        given += [merged.parents, merged.groups, merged.couplings, merged.shares]
+        parents = [evaluation_copy(parent, shared=True) for parent in merged.parents]
+        given += [parents, merged.groups, merged.couplings, merged.shares]
     if not found.images and (merged is None or merged.example is None):
         raise RecipeError(f"renorm {method} needs an example input: the network must be run once")
     function = getattr(importlib.import_module(f"depfuse.renorm.{found.module}"), found.function)
     given.append(loader if found.images else merged and merged.example)
     if found.keeps:
         given.append(kept)
-    function(model, *given)
+    check_changeable(model)
+    with undisturbed():
+        function(model, *given)

@@ -67,7 +67,7 @@ def repair(
     loader = loader.in_batches(AT_ONCE)
     layers = find_layers(child, next(iter(loader))[0][:2], f"renorm {method}")
     names = [own.name for own in layers if own.times == 1 and own.norm is None and not own.gives_outputs]
-    goals = {name: (torch.zeros(()), torch.zeros(())) for name in names}
+    goals = {name: (torch.zeros((), dtype=torch.float32), torch.zeros((), dtype=torch.float32)) for name in names}
     shares = Shares.create(shares)
     for number, (parent, coupling, _) in enumerate(zip(parents, couplings, shares.network, strict=True)):
         seen = summed(_statistics, loader, parent, names)

@@ -36,7 +36,7 @@ class Likeness:
         for e in edges:
             for name, size in zip(e.ends, e.target.shape, strict=False):
                 if name is not None and name not in self.linear:
-                    self.linear[name] = torch.zeros(size, size, device=e.target.device)
+                    self.linear[name] = torch.zeros(size, size, dtype=torch.float32, device=e.target.device)
             if e.ends[1] is None:
                 self.linear[e.ends[0]] += e.target.flatten(1) @ e.source.flatten(1).T
 
@@ -51,7 +51,9 @@ class Likeness:
 
     def identity(self) -> Candidates:
         """Every channel to itself."""
-        return {name: torch.eye(len(value), device=value.device) for name, value in self.linear.items()}
+        return {
+            name: torch.eye(len(value), dtype=torch.float32, device=value.device) for name, value in self.linear.items()
+        }
 
     def uniform(self) -> Candidates:
         """Every channel to all alike."""

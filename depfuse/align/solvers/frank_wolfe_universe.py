@@ -42,7 +42,9 @@ class LikenessTogether:
 
     def start(self) -> list[Candidates]:
         """The first network stands as it is, the others' channels come from all alike."""
-        first = {name: torch.eye(size, device=device) for name, (size, device) in self.sizes.items()}
+        first = {
+            name: torch.eye(size, dtype=torch.float32, device=device) for name, (size, device) in self.sizes.items()
+        }
         even = {name: torch.full_like(value, 1.0 / len(value)) for name, value in first.items()}
         return [first, *(dict(even) for _ in self.shares[1:])]
 
@@ -76,7 +78,7 @@ class LikenessTogether:
                 product = [
                     torch.einsum("ij,jkd->ikd", x[ends[0]], stays),
                     torch.einsum("ij,jkd->ikd", s[ends[0]], stays),
-                    torch.zeros(()),
+                    torch.zeros((), dtype=torch.float32),
                 ]
                 if ends[1] is not None:
                     product[1] = product[1] + torch.einsum("ij,jkd->ikd", x[ends[0]], moves)

@@ -108,7 +108,9 @@ def solve(problem: MatchingProblem) -> list[Couplings]:
     run = _Path(problem, plain, source)
     with torch.enable_grad():
         logits = {
-            root.name: (START * torch.eye(root.size)[placed[root.name][root.name]]).to(run.device).requires_grad_()
+            root.name: (START * torch.eye(root.size, dtype=torch.float32)[placed[root.name][root.name]])
+            .to(run.device)
+            .requires_grad_()
             for root in plain
         }
     optimiser = torch.optim.Adam(list(logits.values()), lr=LEARNING_RATE)
@@ -122,12 +124,12 @@ def solve(problem: MatchingProblem) -> list[Couplings]:
         if step % every == 0 or step == recipe.iterations:
             orders = assign({name: value.detach() for name, value in logits.items()})
             with torch.no_grad():
-                plans = {n: torch.eye(len(o))[o].to(run.device) for n, o in orders.items()}
+                plans = {n: torch.eye(len(o), dtype=torch.float32)[o].to(run.device) for n, o in orders.items()}
                 found = sum(float(run.loss(plans, images, 0.5)) for images in held) / len(held)
             if best is None or found < best[0]:
                 best, improved_at = (found, orders), step
         if step < recipe.iterations:
-            share = float(torch.rand((), generator=generator))
+            share = float(torch.rand((), generator=generator, dtype=torch.float32))
             with torch.enable_grad():
                 loss = run.loss({n: doubly_stochastic(v) for n, v in logits.items()}, next(batches), share)
                 optimiser.zero_grad()

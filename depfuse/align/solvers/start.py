@@ -32,7 +32,7 @@ def start_of(problem: MatchingProblem, default: str = "none") -> Couplings | Non
 
 def as_candidates(orders: Mapping[str, Tensor], like: Candidates) -> Candidates:
     """Weight one at each pair of a permutation."""
-    return {name: torch.eye(len(order))[order].to(like[name]) for name, order in orders.items()}
+    return {name: torch.eye(len(order), dtype=torch.float32)[order].to(like[name]) for name, order in orders.items()}
 
 
 def started(problem: MatchingProblem, uniform: Candidates) -> Candidates:

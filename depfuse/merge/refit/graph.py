@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import operator
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from depfuse.errors import ArchitectureError
 from depfuse.groups.depgraph import evaluation_copy, first_line
+from depfuse.isolation import without_warnings
 from depfuse.running import raised_in
 
 State = Mapping[str, Tensor]
@@ -49,8 +49,7 @@ class Program:
     def __init__(self, model: nn.Module, images: Tensor) -> None:
         network = evaluation_copy(model, shared=True)
         try:
-            with warnings.catch_warnings(), _without_logs(), redirect_stderr(io.StringIO()), torch.no_grad():
-                warnings.simplefilter("ignore")
+            with without_warnings(), _without_logs(), redirect_stderr(io.StringIO()), torch.no_grad():
                 exported = torch.export.export(network, (images,), strict=False).run_decompositions({})
         except Exception as error:  # torch.export has no one exception for what it cannot follow
             place = raised_in(network, error)

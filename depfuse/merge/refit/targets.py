@@ -55,7 +55,7 @@ class Targets:
             return after, None
         idle = after <= 0
         before = self.mixed(unit, values)
-        return torch.where(idle, before, after), torch.where(idle, 0.0, -torch.inf)
+        return torch.where(idle, before, after), torch.where(idle, 0.0, -torch.inf).to(before.dtype)
 
     def passed(self, unit: Unit, values: Sequence[Tensor]) -> Tensor:
         """The mixture of the parents' values, of what comes out of the ReLU where one follows."""
