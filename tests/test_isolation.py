@@ -75,7 +75,7 @@ SWITCHED: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "inference_mode": torch.inference_mode,
     "float64": float64_by_default,
 }
-FLOATING = ("empty", "eye", "linspace", "logspace", "normal", "ones", "rand", "randn", "zeros")
+FLOATING = ("eye", "linspace", "logspace", "normal", "ones", "rand", "randn", "zeros")
 MERGED = Recipe(refit="none", renorm="reset")
 REFITTED = Recipe(refit="ridge", refit_steps=2)
 SOLVERS = ("coordinate-descent", "frank-wolfe", "spectral")
