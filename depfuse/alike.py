@@ -64,7 +64,7 @@ def check_alike(models: Sequence[nn.Module], example: Example | None) -> None:
             f"parents 1 and {number} differ in {other}, which does not show in what they compute: the child has parent "
             "1's",
             DepfuseWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -28,7 +28,7 @@ from depfuse.folding import fold
 from depfuse.followed import check_followed
 from depfuse.groups import ChannelGroups, find_groups, prove_groups
 from depfuse.groups.copying import evaluation_copy, private_copy
-from depfuse.isolation import one_at_a_time, undisturbed
+from depfuse.isolation import isolated
 from depfuse.joint_head import shared_anew
 from depfuse.label_sets import LabelSets
 from depfuse.limits import noting_limits
@@ -141,8 +141,7 @@ class FusionResult:
         """The parents' shares in the child."""
         return Shares(self.recipe.shares(len(self.parents))) if self.chosen is None else self.chosen.shares
 
-    @one_at_a_time()
-    @undisturbed()
+    @isolated()
     def at(self, shares: Shares | Sequence[float]) -> nn.Module:
         """Another child of the same couplings, not trained on.
 
@@ -174,8 +173,7 @@ class FusionResult:
             self.information,
         )
 
-    @one_at_a_time()
-    @undisturbed()
+    @isolated()
     def renormalise(
         self,
         child: nn.Module,
@@ -240,8 +238,7 @@ class FusionResult:
         )
 
 
-@one_at_a_time()
-@undisturbed()
+@isolated()
 def fuse(
     models: Sequence[nn.Module],
     recipe: Recipe | None = None,
@@ -364,7 +361,7 @@ def fuse(
                 groups = widths.groups
             else:
                 groups = prove_groups(models[0], find_groups(models[0], given), given, seed=recipe.seed)
-        check_followed(models[0], groups, allow_fixed)
+        check_followed(models[0], groups, allow_fixed, stacklevel=4)
     brought: Brought | None = None
     unmatched = models
     with step("align"):

@@ -45,6 +45,13 @@ def one_at_a_time() -> Iterator[None]:
 
 
 @contextmanager
+def isolated() -> Iterator[None]:
+    """Do both; as a decorator it adds one frame to the stack that warnings count."""
+    with one_at_a_time(), undisturbed():
+        yield
+
+
+@contextmanager
 def without_warnings() -> Iterator[None]:
     """Let other libraries warn in vain; warnings of depfuse's own, in other threads as well, go on as they were."""
     with one_at_a_time(), warnings.catch_warnings():

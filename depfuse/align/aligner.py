@@ -19,12 +19,11 @@ from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.groups.depgraph import evaluation_copy
-from depfuse.isolation import one_at_a_time, undisturbed
+from depfuse.isolation import isolated
 from depfuse.recipe import Recipe
 
 
-@one_at_a_time()
-@undisturbed()
+@isolated()
 def align(
     models: Sequence[nn.Module],
     groups: ChannelGroups,

@@ -61,7 +61,7 @@ def groups(
         work.step("building the network")
         torch.manual_seed(seed)
         model = build_network(arch).to(device).eval()
-        example = torch.randn(1, *(shape or example_shape(arch, model)), device=device)
+        example = torch.randn(1, *(shape or example_shape(arch, model)), dtype=torch.float32, device=device)
         work.step("finding channel groups")
         found = find_groups(model, example)
         if prove:
