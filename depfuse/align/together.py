@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from depfuse.align.costs import activation_cost
-from depfuse.align.moments import AT_ONCE, Key, Moments, Plan, TapChoice, _captured, _plan
+from depfuse.align.costs import LOST, activation_cost
+from depfuse.align.moments import AT_ONCE, Centred, Key, Moments, Plan, TapChoice, _captured, _plan
 from depfuse.align.nested import Placement
 from depfuse.data.loader import Loader
 from depfuse.errors import DataError
@@ -56,10 +56,12 @@ class Sums:
     sums: dict[int, Tensor] = field(default_factory=dict)
     squares: dict[int, Tensor] = field(default_factory=dict)
     products: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    _centred: Centred = field(default_factory=Centred)
 
     def add(self, rows: Mapping[int, Tensor], pairs: bool) -> None:
         """Add one batch: parent -> (n_samples, n)."""
         self.count += len(next(iter(rows.values())))
+        rows = {i: self._centred(i, values) for i, values in rows.items()}
         for i, values in rows.items():
             ones = values.new_ones(len(values))
             _accumulate(self.sums, i, values.T @ ones)
@@ -67,6 +69,15 @@ class Sums:
             for j in rows if pairs else ():
                 if j < i:
                     _accumulate(self.products, (j, i), rows[j].T @ values)
+
+    def finish(self) -> None:
+        """Bring all sums, which are about an origin of each channel's so far, back to the origin zero."""
+        for (j, i), product in self.products.items():
+            totals = self.sums[j], self.sums[i]
+            self.products[j, i] = self._centred.product_about_zero((j, i), self.count, totals, product)
+        for i in self.sums:
+            found = self._centred.about_zero(i, self.count, self.sums[i], self.squares[i])
+            self.sums[i], self.squares[i] = found
 
     def tensors(self) -> list[Tensor]:
         """All of them."""
@@ -93,7 +104,7 @@ class Sums:
         shift = torch.zeros_like(mean)
         if centred:
             variance = square - mean.square()
-            square, shift = torch.where(variance > 1e-7 * square, variance, 0.0), mean
+            square, shift = torch.where(variance > LOST * square, variance, 0.0), mean
         typical = square.mean() if 0.0 < exponent < 1.0 else 1.0
         size = square.sqrt() ** exponent * typical ** (0.5 - 0.5 * exponent)
         factor = torch.where(square > 0, 1.0 / size.clamp_min(1e-300), 0.0 if exponent else 1.0)
@@ -185,14 +196,17 @@ class Watcher:
         -------
         dict
             Orbit name -> (parents * n, parents * n) float64 on the CPU at each of its taps, one parent's channels after
-            the other's.
+            the other's; zero for channels that vary no more than rounding.
         """
         count, sums, products = summed(_joint_sums, self.loader, self._reader(range(len(self.models))))
         found: dict[str, list[Tensor]] = {}
         for key, (_, uses) in self.plan.items():
             _check_finite(key, [products[key]])
             mean = sums[key] / count[key]
+            squares = products[key].diagonal() / count[key]
+            varies = squares - mean.square() > LOST * squares
             covariance = (products[key] / count[key] - mean[:, None] * mean[None]).cpu()
+            covariance *= (varies[:, None] & varies[None]).cpu()
             starts = torch.arange(len(self.models)) * (len(mean) // len(self.models))
             for name, channels in uses:
                 own = (starts[:, None] + channels.cpu()).reshape(-1)
@@ -238,6 +252,8 @@ def _sums(loader: Loader, reader: _Reader, pairs: bool) -> tuple[dict[Key, Sums]
     sums = {key: Sums() for key in reader.plan}
     for key, rows in reader.read(loader):
         sums[key].add(rows, pairs)
+    for own in sums.values():
+        own.finish()
     return sums, [tensor for own in sums.values() for tensor in own.tensors()]
 
 
@@ -265,6 +281,8 @@ def _with_others(
                 for member in members:
                     own = sizes[key].feature(member, rows[member], channels, centred, exponent)
                     _accumulate(mean[member], name, share * total.T @ own / float(sizes[key].count))
+    for found in sums.values():
+        found.finish()
     added = [tensor for own in sums.values() for tensor in own.tensors()]
     return (sums, mean), [*added, *(tensor for found in mean.values() for tensor in found.values())]
 
@@ -276,12 +294,17 @@ def _joint_sums(
     count: dict[Key, Tensor] = {}
     sums: dict[Key, Tensor] = {}
     products: dict[Key, Tensor] = {}
+    centred: dict[Key, Centred] = {}
     for key, rows in reader.read(loader):
-        joint = torch.cat(list(rows.values()), 1)
+        joint = centred.setdefault(key, Centred())(0, torch.cat(list(rows.values()), 1))
         ones = joint.new_ones(len(joint))
         _accumulate(count, key, ones.sum())
         _accumulate(sums, key, joint.T @ ones)
         _accumulate(products, key, joint.T @ joint)
+    for key, own in centred.items():
+        totals = sums[key], sums[key]
+        products[key] = own.product_about_zero((0, 0), count[key], totals, products[key])
+        sums[key] = own.about_zero(0, count[key], sums[key], sums[key])[0]
     return (count, sums, products), [tensor for own in (count, sums, products) for tensor in own.values()]
 
 
