@@ -31,7 +31,6 @@ from depfuse.groups.copying import evaluation_copy, private_copy
 from depfuse.isolation import isolated
 from depfuse.joint_head import shared_anew
 from depfuse.label_sets import LabelSets
-from depfuse.limits import noting_limits
 from depfuse.merge import Polished, Shares, Together, average, fisher_information, refit_layers
 from depfuse.recipe import Recipe
 from depfuse.renorm import Merged, chosen_method, has_batch_norm, renormalise
@@ -390,10 +389,11 @@ def fuse(
             )
         )
         couplings: list[Couplings] = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
-        with noting_limits() as not_converged:
-            counting = recipe if brought is None else recipe.changed(weights=_among(shares, numbers))
-            for number, found in zip(numbers, align(chosen, groups, counting, calibration, judge, shared), strict=True):
-                couplings[number] = found
+        counting = recipe if brought is None else recipe.changed(weights=_among(shares, numbers))
+        alignment = align(chosen, groups, counting, calibration, judge, shared)
+        not_converged = alignment.not_converged if brought is None else brought.not_converged + alignment.not_converged
+        for number, found in zip(numbers, alignment.couplings, strict=True):
+            couplings[number] = found
     seconds["choose"] = (0.0 if judge is None else judge.seconds) + (0.0 if brought is None else brought.seconds)
     seconds["align"] -= seconds["choose"]
     with step("merge"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,11 +13,12 @@ from depfuse.agreement import Disagreement
 from depfuse.align.copies import copied, joined
 from depfuse.align.coupling import Coupling, Couplings
 from depfuse.align.rectangular import brought
+from depfuse.align.solution import distinct
 from depfuse.align.solvers import load_solver
 from depfuse.align.transport import in_order
 from depfuse.align.unequal import UnequalProblem
 from depfuse.data.loader import Loader
-from depfuse.errors import RecipeError
+from depfuse.errors import LimitWarning, RecipeError
 from depfuse.groups import ChannelGroup, ChannelGroups, find_groups, prove_groups
 from depfuse.groups.depgraph import evaluation_copy
 from depfuse.groups.nesting import find_orbits
@@ -49,6 +51,12 @@ class Brought:
     reference: int
     unsettled: frozenset[int]
     seconds: float = 0.0
+
+    @property
+    def not_converged(self) -> tuple[str, ...]:
+        """A sentence for each coupling whose iteration stopped at its limit, each once."""
+        found = (c.not_converged for own in self.couplings for c in (own or {}).values())
+        return distinct(sentence for sentence in found if sentence is not None)
 
 
 class Widths:
@@ -143,7 +151,10 @@ class Widths:
         unsettled = frozenset(number for number in numbers if number in fitting or not settles) - {reference}
         for number in unsettled - set(fitting):
             renormalise(models[number], self.recipe.renorm_alone, calibration)
-        return Brought(models, couplings, reference, unsettled, seconds)
+        found = Brought(models, couplings, reference, unsettled, seconds)
+        for sentence in found.not_converged:
+            warnings.warn(sentence, LimitWarning, stacklevel=2)
+        return found
 
     def as_they_stand(self) -> list[nn.Module]:
         """The parents at the child's width with nothing matched: the first channels to the first."""

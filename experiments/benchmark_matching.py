@@ -121,7 +121,7 @@ def resnet50_rows() -> Iterator[dict[str, Any]]:
         recipe = Recipe(criterion="weights")
         problem = MatchingProblem(groups, (first, second), recipe)
         started = time.perf_counter()
-        found = align([first, second], groups, recipe, None)[1]
+        found = align([first, second], groups, recipe, None).couplings[1]
         yield _row(kind, "depfuse", started, problem.distance(found))
         started = time.perf_counter()
         again = recomputed(problem)
@@ -135,7 +135,7 @@ def resnet50_rows() -> Iterator[dict[str, Any]]:
         PermutationCoordinateDescent(first, second, example).rebasin()
         seconds = time.perf_counter()
         rest = MatchingProblem(groups, (first, second), recipe)
-        identity = align([first, first], groups, Recipe(criterion="weights", restarts=1), None)[0]
+        identity = align([first, first], groups, Recipe(criterion="weights", restarts=1), None).couplings[0]
         yield _row(kind, "rebasin", started, rest.distance(identity), seconds)
 
 
@@ -175,7 +175,7 @@ def resnet20_rows(known: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
             recipe = Recipe.create(**setting)
             judge = Disagreement(networks, groups, recipe.renorm, calibration)
             started = time.perf_counter()
-            couplings = align(networks, groups, recipe, calibration, judge)
+            couplings = align(networks, groups, recipe, calibration, judge).couplings
             seconds = time.perf_counter() - started
             child = average(networks, groups, couplings, (0.5, 0.5))
             renormalise(child, recipe.renorm, calibration)

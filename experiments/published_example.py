@@ -55,7 +55,7 @@ def row(setting: dict[str, object]) -> tuple[list[float], float]:
     recipe = Recipe.create(**setting)
     judge = Disagreement(networks, groups, recipe.renorm, calibration)
     started = time.perf_counter()
-    couplings = align(networks, groups, recipe, calibration, judge)
+    couplings = align(networks, groups, recipe, calibration, judge).couplings
     seconds = time.perf_counter() - started
     children = [average(networks, groups, couplings, (1 - step / 10, step / 10)) for step in range(11)]
     return [100 * evaluate(child, test).accuracy for child in children], seconds

@@ -144,7 +144,7 @@ def recover(architecture: str, count: int = 32, seed: int = 0) -> Recovery:
     calibration = images(count, example_shape(architecture), seed)
     planted = plant(architecture, calibration, seed)
     started = time.perf_counter()
-    by_weights = align(planted.models, planted.groups, Recipe(criterion="weights", restarts=1), None)[1]
+    by_weights = align(planted.models, planted.groups, Recipe(criterion="weights", restarts=1), None).couplings[1]
     halfway = time.perf_counter()
     recipe = Recipe(taps="both")
     moments = collect_moments(planted.models, planted.groups, calibration, recipe.taps)[0]

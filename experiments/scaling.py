@@ -129,7 +129,7 @@ def _corridor(cell: Mapping[str, Any]) -> dict[str, float]:
     with step("assignment"):
         for own, network in zip(moments, networks[1:], strict=True):
             problem = MatchingProblem(groups, (networks[0], network), recipe, own, loader)
-            couplings += load_solver(recipe.solver).solve(problem)
+            couplings += [found.couplings for found in load_solver(recipe.solver).solve(problem)]
     with step("merge"):
         child = average(networks, groups, couplings, recipe.shares(len(networks)))
     with step("renorm"):

@@ -234,7 +234,7 @@ RECIPES = [
 @pytest.mark.parametrize("arch", ["digits_resnet", 'cifar_resnet20(shortcut="A", in_channels=1)'])
 def test_planted_permutations_are_recovered(arch, settings_):
     models, groups, expected = planted(arch, (1, 8, 8))
-    found = align(models, groups, Recipe(**settings_), noise_images(200, batch_size=50))[1]
+    found = align(models, groups, Recipe(**settings_), noise_images(200, batch_size=50)).couplings[1]
     for group in groups.free:
         coupling = found[group.name]
         order = coupling.permutation if coupling.permutation is not None else coupling.plan.argmax(1)
@@ -271,7 +271,7 @@ def test_the_judge_chooses_and_without_it_the_nearest_weights():
         return -float(len(seen))
 
     recipe = Recipe(criterion="weights", restarts=6)
-    chosen = align(models, groups, recipe, None, judge)[1]
+    chosen = align(models, groups, recipe, None, judge).couplings[1]
     assert len(seen) > 1
     assert chosen is seen[-1]
     target, source = (model.state_dict() for model in models)
@@ -281,7 +281,7 @@ def test_the_judge_chooses_and_without_it_the_nearest_weights():
         state = apply_couplings(groups, couplings, source)
         return sum(float((target[key] - state[key]).square().sum()) for key in weights)
 
-    nearest = align(models, groups, recipe, None)[1]
+    nearest = align(models, groups, recipe, None).couplings[1]
     assert distance(nearest) == pytest.approx(min(distance(candidate) for candidate in seen), rel=1e-6)
 
 

@@ -200,7 +200,7 @@ def test_no_solver_beats_brute_force_and_descents_end_where_no_group_does_better
         for two in itertools.permutations(range(sizes[1]))
     ]
     for name in ("emd", "coordinate-descent", "spectral", "reweighted-random-walk", "ipfp", "frank-wolfe"):
-        distances = [problem.distance(found) for found in load_solver(name).solve(problem)]
+        distances = [problem.distance(found.couplings) for found in load_solver(name).solve(problem)]
         assert min(distances) >= min(every) * (1 - 1e-6)
         if name == "emd":
             assert min(distances) <= np.median(every) * (1 + 1e-6)
@@ -214,7 +214,7 @@ def test_groups_of_up_to_seven_channels_are_matched_as_brute_force_does(size):
     problem = MatchingProblem(groups, networks, Recipe(criterion="weights"))
     every = [problem.distance({name: Coupling(torch.tensor(o))}) for o in itertools.permutations(range(size))]
     for solver in ("emd", "coordinate-descent", "frank-wolfe"):
-        assert problem.distance(load_solver(solver).solve(problem)[0]) == pytest.approx(min(every), rel=1e-6)
+        assert problem.distance(load_solver(solver).solve(problem)[0].couplings) == pytest.approx(min(every), rel=1e-6)
 
 
 def test_fused_gromov_is_assignment_without_structure_and_finds_structure_alone():
@@ -303,7 +303,7 @@ RECIPES = [
 @pytest.mark.parametrize("settings_", RECIPES, ids=str)
 def test_planted_permutations_are_recovered(settings_):
     models, groups, expected = planted("digits_resnet(width=0.5)", (1, 8, 8))
-    found = align(models, groups, Recipe(**settings_), noise_images(200, batch_size=50))[1]
+    found = align(models, groups, Recipe(**settings_), noise_images(200, batch_size=50)).couplings[1]
     assert found.keys() == expected.keys()
     for name, order in expected.items():
         assert torch.equal(found[name].permutation, order), name
@@ -324,7 +324,7 @@ def test_blocks_and_what_is_inside_them_get_valid_permutations(solver):
     groups = find_groups(networks[0], torch.zeros(1, 1, 8, 8))
     criterion = "weights" if "weights" in load_solver(solver).criteria else "activations"
     recipe = Recipe(criterion=criterion, solver=solver, iterations=200 if criterion == "weights" else 2)
-    found = align(networks, groups, recipe, noise_images(40))[1]
+    found = align(networks, groups, recipe, noise_images(40)).couplings[1]
     assert found.keys() == {group.name for group in groups.free}
     images = torch.randn(2, 1, 8, 8)
     before = networks[1](images)
@@ -338,7 +338,7 @@ def test_a_limit_that_is_reached_is_said_and_gives_permutations():
     for solver in ("spectral", "reweighted-random-walk", "ipfp", "frank-wolfe"):
         recipe = Recipe(criterion="weights", solver=solver, iterations=1)
         with pytest.warns(DepfuseWarning, match=f"{solver} did not converge in 1 iterations"):
-            found = align(networks, groups, recipe, None)[1]
+            found = align(networks, groups, recipe, None).couplings[1]
         for group in groups.free:
             assert sorted(found[group.name].permutation.tolist()) == list(range(group.size))
 
@@ -353,7 +353,7 @@ def test_equal_weights_give_couplings_and_broken_ones_a_sentence(solver):
         for network in networks:
             for tensor in network.parameters():
                 tensor.fill_(0.1)
-    found = align(networks, groups, recipe, noise_images(20))[1]
+    found = align(networks, groups, recipe, noise_images(20)).couplings[1]
     for group in groups.free:
         coupling = found[group.name]
         if solver in ("sinkhorn", "unbalanced"):

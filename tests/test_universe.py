@@ -145,7 +145,7 @@ def test_any_two_parents_are_matched_through_the_universe(seed, count, criterion
     parents = [network(seed + number) for number in range(count)]
     groups = find_groups(parents[0], EXAMPLE)
     recipe = Recipe(refit="none", universe=True, criterion=criterion, renorm="none")
-    towards = [align(parents, groups, recipe.changed(order=k + 1), images()) for k in range(count)]
+    towards = [align(parents, groups, recipe.changed(order=k + 1), images()).couplings for k in range(count)]
     for k in range(count):  # towards[k][i] is P_k P_i^T
         assert orders(towards[k][k]) == {group.name: list(range(group.size)) for group in groups.free}
         for i, j in itertools.product(range(count), repeat=2):
@@ -187,8 +187,8 @@ def test_the_childs_order_changes_its_channels_and_not_its_function(how, criteri
 def test_a_reference_is_what_all_are_matched_to():
     parents = [network(seed) for seed in range(3)]
     groups = find_groups(parents[0], EXAMPLE)
-    found = align(parents, groups, Recipe(reference=3), images())
-    pair = align([parents[2], parents[0]], groups, Recipe(), images())
+    found = align(parents, groups, Recipe(reference=3), images()).couplings
+    pair = align([parents[2], parents[0]], groups, Recipe(), images()).couplings
     assert orders(found[2]) == orders(pair[0])
     assert orders(found[0]) == orders(pair[1])
     turned = fuse([parents[2], parents[0], parents[1]], Recipe(refit="none"), images(), groups=groups)
@@ -211,15 +211,15 @@ def likeness_of_pairs(parents, groups, couplings) -> float:
 def test_all_pairs_are_more_alike_than_by_one_reference(solver):
     parents = [network(seed) for seed in range(5)]
     groups = find_groups(parents[0], EXAMPLE)
-    through = align(parents, groups, Recipe(universe=True, criterion="weights", solver=solver), None)
-    to_one = align(parents, groups, Recipe(criterion="weights", solver=solver), None)
+    through = align(parents, groups, Recipe(universe=True, criterion="weights", solver=solver), None).couplings
+    to_one = align(parents, groups, Recipe(criterion="weights", solver=solver), None).couplings
     assert likeness_of_pairs(parents, groups, through) > likeness_of_pairs(parents, groups, to_one)
 
 
 def test_no_single_move_of_a_parent_makes_activations_more_alike():
     parents = [network(seed) for seed in range(4)]
     groups = find_groups(parents[0], EXAMPLE)
-    couplings = align(parents, groups, Recipe(universe=True, distance="pearson"), images())
+    couplings = align(parents, groups, Recipe(universe=True, distance="pearson"), images()).couplings
     for group in groups.free:
         places = [found[group.name].permutation for found in couplings]
         for i in range(4):
@@ -308,7 +308,7 @@ def test_costs_that_are_all_equal_give_permutations(criterion):
         for tensor in model.parameters():
             nn.init.zeros_(tensor)
     groups = find_groups(network(0), EXAMPLE)
-    couplings = align(parents, groups, Recipe(universe=True, criterion=criterion), images())
+    couplings = align(parents, groups, Recipe(universe=True, criterion=criterion), images()).couplings
     for found in couplings:
         for group in groups.free:
             assert sorted(found[group.name].permutation.tolist()) == list(range(group.size))
@@ -371,7 +371,7 @@ def test_recipes_that_do_not_fit_the_parents_are_refused(settings, words):
 def test_the_judge_of_several_parents_prefers_their_matching():
     parents, groups = copies(3)
     judge = Disagreement(parents, groups, "none", images())
-    matched = align(parents, groups, Recipe(universe=True), images())
+    matched = align(parents, groups, Recipe(universe=True), images()).couplings
     naive = [{group.name: Coupling.identity(group.size) for group in groups.free}] * 3
     shares = (1 / 3,) * 3
     assert judge.together(range(3), matched, shares) < judge.together(range(3), naive, shares)

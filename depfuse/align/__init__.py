@@ -7,13 +7,15 @@ if TYPE_CHECKING:
     from depfuse.align.aligner import align
     from depfuse.align.coupling import Coupling, Couplings, apply_couplings, compose, invert
     from depfuse.align.judge import Judge
+    from depfuse.align.solution import Alignment
 
-__all__ = ["Coupling", "Couplings", "Judge", "align", "apply_couplings", "compose", "invert"]
+__all__ = ["Alignment", "Coupling", "Couplings", "Judge", "align", "apply_couplings", "compose", "invert"]
 
 _HOMES = {
     "depfuse.align.aligner": ("align",),
     "depfuse.align.coupling": ("Coupling", "Couplings", "apply_couplings", "compose", "invert"),
     "depfuse.align.judge": ("Judge",),
+    "depfuse.align.solution": ("Alignment",),
 }
 
 

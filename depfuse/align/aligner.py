@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 
@@ -13,10 +14,11 @@ from depfuse.align.judge import Judge
 from depfuse.align.moments import Moments, TapChoice, collect_moments
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.shared_moments import SharedMoments
+from depfuse.align.solution import Alignment, distinct
 from depfuse.align.solvers import load_solver
 from depfuse.align.universe import align_through_universe
 from depfuse.data.loader import Loader
-from depfuse.errors import RecipeError
+from depfuse.errors import LimitWarning, RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.groups.depgraph import evaluation_copy
 from depfuse.isolation import isolated
@@ -31,7 +33,7 @@ def align(
     calibration: Loader | None,
     judge: Judge | None = None,
     shared: SharedMoments | None = None,
-) -> list[Couplings]:
+) -> Alignment:
     """One coupling per free group for every parent, towards the channel order of the parent that the recipe says.
 
     All parents are matched to one of them, the reference, or with `Recipe.universe` through one universe.
@@ -54,8 +56,14 @@ def align(
 
     Returns
     -------
-    list of mapping
-        Group name -> coupling, per parent; identities for the one whose channel order is kept.
+    Alignment
+        Group name -> coupling, per parent; identities for the one whose channel order is kept. What stopped at its
+        limit is in it, and is warned of.
+
+    Warns
+    -----
+    LimitWarning
+        A solver stopped at its limit before it converged.
 
     Raises
     ------
@@ -65,6 +73,20 @@ def align(
     """
     given, models = models, [evaluation_copy(model, shared=True) for model in models]
     shared = None if shared is None else shared.known_as(given, models)
+    found = _alignment(models, groups, recipe, calibration, judge, shared)
+    for sentence in found.not_converged:
+        warnings.warn(sentence, LimitWarning, stacklevel=2)
+    return found
+
+
+def _alignment(
+    models: Sequence[nn.Module],
+    groups: ChannelGroups,
+    recipe: Recipe,
+    calibration: Loader | None,
+    judge: Judge | None,
+    shared: SharedMoments | None,
+) -> Alignment:
     recipe.check_numbers(len(models))
     solver = load_solver(recipe.solver)
     if recipe.criterion not in solver.criteria:
@@ -76,7 +98,7 @@ def align(
         return align_through_universe(models, groups, recipe, calibration, judge)
     if solver.together is not None:
         assert calibration is not None
-        return _in_order_of(groups, solver.together(models, groups, recipe, calibration), recipe)
+        return Alignment(_in_order_of(groups, solver.together(models, groups, recipe, calibration), recipe))
     reference = recipe.target
     others = [number for number in range(len(models)) if number != reference]
     variants = _variants(recipe)
@@ -86,10 +108,13 @@ def align(
         collect = collect_moments if shared is None else shared.collect
         moments = {taps: collect(ordered, groups, calibration, taps) for taps in moments}
     couplings: list[Couplings] = [{group.name: Coupling.identity(group.size) for group in groups.free} for _ in models]
+    said: list[str] = []
     for place, number in enumerate(others):
         pair = models[reference], models[number]
         problems = [MatchingProblem(groups, pair, own, moments[own.taps][place], calibration) for own in variants]
-        candidates = [found for own in problems for found in load_solver(own.recipe.solver).solve(own)]
+        solutions = [found for own in problems for found in load_solver(own.recipe.solver).solve(own)]
+        said += [sentence for solution in solutions for sentence in solution.not_converged]
+        candidates = [solution.couplings for solution in solutions]
         if judge is None and recipe.criterion == "activations":
             couplings[number] = candidates[0]
             continue
@@ -99,7 +124,7 @@ def align(
             couplings[number] = choose_by_group(candidates, together, figure)
         else:
             couplings[number] = choose(candidates, figure)
-    return _in_order_of(groups, couplings, recipe)
+    return Alignment(_in_order_of(groups, couplings, recipe), distinct(said))
 
 
 def _variants(recipe: Recipe) -> list[Recipe]:

@@ -10,6 +10,9 @@ from torch import Tensor
 from depfuse.align.moments import Moments
 from depfuse.groups.nesting import Part
 
+NOISE = 1e-6  # relative, of float32 activations behind a few dozen layers
+LOST = 1e-7  # of the mean square: variances below it are lost in rounding
+
 
 def activation_cost(taps: Sequence[Moments], distance: str) -> Tensor:
     r"""Cost matrix (n_target, n_source) from a group's moments, summed over its taps, in float64.
@@ -24,6 +27,32 @@ def activation_cost(taps: Sequence[Moments], distance: str) -> Tensor:
     which lets strong channels count for more.
     """
     return torch.stack([DISTANCES[distance](moments) for moments in taps]).sum(0)
+
+
+def activation_noise(taps: Sequence[Moments], distance: str) -> Tensor:
+    """Up to how much (n_target, n_source) activation costs are equal, in float64.
+
+    Activations are known up to `NOISE` of their root mean square: rounding in all layers before. A correlation is known
+    the less, the less a channel varies about its mean.
+    """
+    return torch.stack([_noise(moments, distance) for moments in taps]).sum(0)
+
+
+def _noise(moments: Moments, distance: str) -> Tensor:
+    squares = moments.target_square, moments.source_square
+    if distance == "euclidean":
+        return NOISE * (squares[0][:, None] + squares[1][None, :]) / moments.count
+    if distance == "scaled":
+        sizes = [(part / part.mean().clamp_min(1e-300)) ** 0.125 for part in squares]
+        return 2.0 * NOISE * sizes[0][:, None] * sizes[1][None, :]
+    if distance == "cosine":
+        return torch.full_like(moments.product, 2.0 * NOISE)
+    ratios = []
+    for total, square in zip((moments.target_sum, moments.source_sum), squares, strict=True):
+        mean_square = square / moments.count
+        deviation = _deviation(mean_square, total / moments.count)
+        ratios.append(torch.where(deviation > 0, mean_square.sqrt() / deviation.clamp_min(1e-300), 1.0))
+    return NOISE * (ratios[0][:, None] + ratios[1][None, :])
 
 
 def _cosine(moments: Moments) -> Tensor:
@@ -70,7 +99,7 @@ def _ratio(product: Tensor, target: Tensor, source: Tensor) -> Tensor:
 def _deviation(mean_square: Tensor, mean: Tensor) -> Tensor:
     """Standard deviation, zero where it is lost in rounding."""
     variance = mean_square - mean.square()
-    return torch.where(variance > 1e-7 * mean_square, variance, 0.0).clamp_min(0.0).sqrt()
+    return torch.where(variance > LOST * mean_square, variance, 0.0).clamp_min(0.0).sqrt()
 
 
 def weight_cost(parts: Sequence[Part], target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> Tensor:

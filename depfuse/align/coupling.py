@@ -55,11 +55,14 @@ class Coupling:
         channel i (a transport plan between uniform masses).
     maps
         Any linear maps, one for what produces channels and one for what consumes them.
+    not_converged
+        A sentence where the iteration that found it stopped at its limit.
     """
 
     permutation: Tensor | None = None
     plan: Tensor | None = None
     maps: Maps | None = None
+    not_converged: str | None = None
 
     def __post_init__(self) -> None:
         if sum(kind is not None for kind in (self.permutation, self.plan, self.maps)) != 1:

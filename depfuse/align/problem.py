@@ -9,11 +9,12 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from depfuse.align.costs import activation_cost, mixed_cost, standardised, weight_cost
+from depfuse.align.costs import activation_cost, activation_noise, mixed_cost, standardised, weight_cost
 from depfuse.align.coupling import Coupling, Couplings, apply_couplings, flat_positions, from_flat_positions
 from depfuse.align.edges import Edges, find_edges
 from depfuse.align.moments import Moments
 from depfuse.align.nested import Placement, TreeCosts, as_it_stands, match_tree, weight_tree_costs
+from depfuse.align.settling import settled
 from depfuse.align.transport import emd, transport_cost
 from depfuse.data.loader import Loader
 from depfuse.errors import DepfuseWarning
@@ -115,7 +116,10 @@ class MatchingProblem:
         return [part for part in orbit.parts if part.key in self.weights]
 
     def by_activations(self, distance: str, solve: Callable[[Tensor], Coupling]) -> Couplings:
-        """Each root by itself: activation costs do not depend on the other groups' couplings."""
+        """Each root by itself: activation costs do not depend on the other groups' couplings.
+
+        Permutations are settled by weights where activations cannot tell channels apart (`settled`).
+        """
         costs = self.activation_costs(distance)
         found: dict[str, Coupling] = {}
         for root in self.roots:
@@ -127,7 +131,10 @@ class MatchingProblem:
             if root.name not in found:
                 state = apply_couplings(self.groups, found, self.source)
                 found[root.name] = solve(weight_cost(self.parts(root), self.target, state)[0])
-        return found
+        if any(coupling.permutation is None for coupling in found.values()):
+            return found
+        noise = {name: activation_noise(taps, distance).cpu() for name, taps in self.moments.items()}
+        return settled(self, found, costs, noise)
 
     def tree_by_activations(self, root: Orbit, costs: Mapping[str, Tensor], found: Couplings) -> Placement:
         """A tree's placement; channels in it that no module carries are matched by weights."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import ot
 import torch
@@ -13,8 +11,7 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
 from depfuse.align.coupling import Coupling
-from depfuse.errors import LimitWarning, RecipeError
-from depfuse.isolation import without_warnings
+from depfuse.errors import RecipeError
 
 SPARSE_FROM = 768  # channels from which a few costs of each row are tried first
 NEAREST = 16
@@ -149,25 +146,24 @@ def sinkhorn(cost: Tensor, regularisation: float) -> Coupling:
     if scale == 0.0:
         size = values.shape
         return Coupling(plan=torch.full(size, 1.0 / (size[0] * size[1]), dtype=torch.float64))
-    with without_warnings():  # POT warns where the marginals are met to less than 1e-9
-        plan = ot.sinkhorn(
-            *_uniform(values),
-            (values - values.min()) / scale,
-            regularisation,
-            method="sinkhorn_log",
-            numItermax=SINKHORN_STEPS,
-        )
+    plan = ot.sinkhorn(
+        *_uniform(values),
+        (values - values.min()) / scale,
+        regularisation,
+        method="sinkhorn_log",
+        numItermax=SINKHORN_STEPS,
+        warn=False,  # it would where the marginals are met to less than 1e-9
+    )
     misses = (
         np.abs(np.asarray(plan).sum(axis) * size - 1.0) for axis, size in ((1, len(values)), (0, values.shape[1]))
     )
+    limit = None
     if not max(float(miss.max()) for miss in misses) < UNEVEN:
-        warnings.warn(
+        limit = (
             f"sinkhorn did not converge in {SINKHORN_STEPS} iterations: its best result so far is used; more"
-            " regularisation converges sooner",
-            LimitWarning,
-            stacklevel=5,
+            " regularisation converges sooner"
         )
-    return Coupling(plan=torch.from_numpy(np.asarray(plan)))
+    return Coupling(plan=torch.from_numpy(np.asarray(plan)), not_converged=limit)
 
 
 def _uniform(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

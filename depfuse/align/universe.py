@@ -20,9 +20,9 @@ from depfuse.align.descent import Descent, SharedCosts
 from depfuse.align.judge import Judge
 from depfuse.align.nested import Placement, as_it_stands
 from depfuse.align.problem import MatchingProblem, is_better
+from depfuse.align.solution import Alignment, at_limit, distinct
 from depfuse.align.solvers import load_solver
 from depfuse.align.solvers.frank_wolfe_universe import frank_wolfe_together
-from depfuse.align.solvers.rounding import warn_of_limit
 from depfuse.align.together import MOST, Together, Watcher
 from depfuse.align.transport import reassigned
 from depfuse.data.loader import Loader
@@ -43,7 +43,7 @@ def align_through_universe(
     recipe: Recipe,
     calibration: Loader | None,
     judge: Judge | None = None,
-) -> list[Couplings]:
+) -> Alignment:
     """One coupling per free group for every parent, towards the channel order of parent `recipe.kept`.
 
     The parents are visited in an order that does not depend on how they are given.
@@ -79,7 +79,7 @@ def align_through_universe(
         universe.match_by_activations(judge)
     found = universe.couplings(range(len(models)))
     back = invert(groups, found[recipe.kept])
-    return [compose(groups, couplings, back) for couplings in found]
+    return Alignment([compose(groups, couplings, back) for couplings in found], distinct(universe.not_converged))
 
 
 class Universe:
@@ -95,6 +95,8 @@ class Universe:
         What each of them counts, summing to one.
     watcher
         Reads their activations; None where only weights count.
+    not_converged
+        A sentence for each iteration that stopped at its limit.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class Universe:
         self.shares = [share / sum(shares) for share in shares]
         self.roots = find_orbits(groups.groups)
         self.placed: Placed = {}
+        self.not_converged: list[str] = []
         self.visited = sorted(range(len(models)), key=lambda i: _norm(models[i]))
         self.watcher: Watcher | None = None
         if recipe.criterion != "weights":
@@ -265,8 +268,7 @@ class Universe:
                     self._place(parent, {root.name: new})
                     open_ += [other for other in together.members if other != parent and other not in open_]
                     moved = True
-            if open_:
-                warn_of_limit("the universe", self.recipe.iterations)
+            self.not_converged += at_limit("the universe", self.recipe.iterations, unless=not open_)
         return moved
 
     def _step(
@@ -295,7 +297,7 @@ class Universe:
             moved = [self._ascend(self._watch(block, distance), distance) for block in blocks]
             if not any(moved):
                 return
-        warn_of_limit("the universe", self.recipe.iterations)
+        self.not_converged += at_limit("the universe", self.recipe.iterations, unless=False)
 
     def _taps(self, root: Orbit) -> bool:
         assert self.watcher is not None
@@ -330,8 +332,7 @@ class Universe:
                 [self.shares[parent] for parent in self.visited],
                 self.recipe.iterations,
             )
-            if not rests:
-                warn_of_limit("frank-wolfe", self.recipe.iterations)
+            self.not_converged += at_limit("frank-wolfe", self.recipe.iterations, unless=rests)
             for parent, found in zip(self.visited, orders, strict=True):
                 self.placed[parent] |= {name: {name: order} for name, order in found.items()}
         else:
@@ -341,7 +342,9 @@ class Universe:
         self._by_weights(everything)
 
     def _best(self, problem: MatchingProblem) -> Couplings:
-        candidates = load_solver(self.recipe.solver).solve(problem)
+        solutions = load_solver(self.recipe.solver).solve(problem)
+        self.not_converged += [sentence for solution in solutions for sentence in solution.not_converged]
+        candidates = [solution.couplings for solution in solutions]
         return min(candidates, key=problem.distance) if self.recipe.criterion == "weights" else candidates[0]
 
     def _by_weights(self, numbers: Sequence[int], distance: str | None = None) -> None:
@@ -369,7 +372,7 @@ class Universe:
                     moved |= self._rematch(parent, numbers, costs)
             if not moved:
                 return
-        warn_of_limit("the universe", self.recipe.iterations)
+        self.not_converged += at_limit("the universe", self.recipe.iterations, unless=False)
 
     def _rematch(self, parent: int, numbers: Sequence[int], costs: Mapping[str, Tensor] | None) -> bool:
         """Match one parent to the mean of the others; whether that moved it."""

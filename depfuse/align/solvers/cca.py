@@ -13,14 +13,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from depfuse.align.coupling import Coupling, Couplings, Maps
+from depfuse.align.coupling import Coupling, Maps
 from depfuse.align.problem import MatchingProblem
+from depfuse.align.solution import Solution
 from depfuse.align.solvers.interface import Solver
 from depfuse.align.together import Watcher
 from depfuse.align.transport import checked, emd
 
+DOUBT = 1e-3  # of the largest singular value: of directions below it nothing is known
 
-def canonical_maps(target: Tensor, source: Tensor, cross: Tensor, regularisation: float) -> Maps:
+
+def canonical_maps(
+    target: Tensor, source: Tensor, cross: Tensor, regularisation: float, order: Tensor | None = None
+) -> Maps:
     r"""The map that takes the source's channels to the target's by way of their canonical variables.
 
     With the ridges :math:`\Sigma_X + \gamma_X I` and :math:`\Sigma_Y + \gamma_Y I`, where :math:`\gamma` is
@@ -34,6 +39,9 @@ def canonical_maps(target: Tensor, source: Tensor, cross: Tensor, regularisation
     an invertible map, T undoes it: a permutation above all. The more ridge, the nearer is T to the rotation that is
     best for :math:`\Sigma_{XY}`.
 
+    Directions of singular values near zero could be rotated in any way: nothing was measured of them. They are rotated
+    as is nearest to a permutation.
+
     Parameters
     ----------
     target, source
@@ -42,11 +50,16 @@ def canonical_maps(target: Tensor, source: Tensor, cross: Tensor, regularisation
         :math:`\Sigma_{XY}` (n, n) between the target's channels (rows) and the source's.
     regularisation
         Above zero: channels that never vary have no inverse.
+    order
+        (n,) the permutation of the source's channels that is followed where nothing was measured; without it, they stay.
     """
     checked(cross)
     roots, inverses = zip(*(_roots(own, regularisation) for own in (target, source)), strict=True)
-    left, _, right = torch.linalg.svd(inverses[0] @ cross @ inverses[1])
-    rotation = left @ right
+    left, values, right = torch.linalg.svd(inverses[0] @ cross @ inverses[1])
+    known = int((values > DOUBT * values[0]).sum())
+    permutation = torch.eye(len(cross), dtype=cross.dtype)[torch.arange(len(cross)) if order is None else order]
+    nearest, _, back = torch.linalg.svd(left[:, known:].T @ permutation @ right[known:].T)
+    rotation = left[:, :known] @ right[:known] + left[:, known:] @ (nearest @ back) @ right[known:]
     return Maps(roots[0] @ rotation @ inverses[1], inverses[0] @ rotation @ roots[1])
 
 
@@ -59,10 +72,11 @@ def _roots(covariance: Tensor, regularisation: float) -> tuple[Tensor, Tensor]:
     return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
 
 
-def solve(problem: MatchingProblem) -> list[Couplings]:
+def solve(problem: MatchingProblem) -> list[Solution]:
     """One solution: maps for groups that have a tap, permutations for blocks, what is inside them, and all others.
 
-    Covariances at several taps of a group are added up, each relative to the target's mean variance there.
+    Covariances at several taps of a group are added up, each relative to the target's mean variance there. A group that
+    does not vary in one of the networks keeps its permutation.
     """
     recipe = problem.recipe
     assert problem.calibration is not None
@@ -73,11 +87,20 @@ def solve(problem: MatchingProblem) -> list[Couplings]:
         if root.children or root.name not in covariances:
             continue
         n = root.size
-        taps = [tap / tap[:n, :n].diagonal().mean().clamp_min(1e-300) for tap in covariances[root.name]]
+        taps = [tap / tap[:n, :n].diagonal().mean() for tap in covariances[root.name] if _vary(tap)]
+        if not taps:
+            continue
         joint = torch.stack(taps).sum(0)
-        maps = canonical_maps(joint[:n, :n], joint[n:, n:], joint[:n, n:], recipe.regularisation)
+        order = found[root.name].permutation
+        maps = canonical_maps(joint[:n, :n], joint[n:, n:], joint[:n, n:], recipe.regularisation, order)
         found[root.name] = Coupling(maps=maps)
-    return [found]
+    return [Solution(found)]
+
+
+def _vary(joint: Tensor) -> bool:
+    """Whether channels of both networks vary."""
+    variances = joint.diagonal().reshape(2, -1).mean(1)
+    return bool((variances > 0).all())
 
 
 SOLVER = Solver(

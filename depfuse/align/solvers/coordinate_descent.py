@@ -2,44 +2,61 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
-from depfuse.align.coupling import Couplings
 from depfuse.align.descent import Descent, SharedCosts
+from depfuse.align.invariants import by_invariants
 from depfuse.align.nested import Placement
 from depfuse.align.problem import MatchingProblem
+from depfuse.align.solution import Solution, distinct
 from depfuse.align.solvers.interface import Solver
 from depfuse.align.solvers.start import start_of
-from depfuse.errors import LimitWarning
 
 # Multiply-adds after which no further descent is begun: about a second of two CPU cores. Networks so large have
 # wide groups, whose local optima hardly differ.
 WORK_LIMIT = 3e10
 
 
-def solve(problem: MatchingProblem) -> list[Couplings]:
+def solve(problem: MatchingProblem) -> list[Solution]:
     """The local optima of descents from the recipe's start, or from the identity, in random orders of the groups.
 
-    At most `restarts`; large networks get fewer (`WORK_LIMIT`).
+    At most `restarts`; large networks get fewer (`WORK_LIMIT`). Without a start there is one more, from invariants.
     """
     shared = SharedCosts(problem)
     start = start_of(problem)
     if start is None:
-        return descents(shared, problem.recipe.restarts)
-    placed = problem.placements(start)
-    order = list(range(len(problem.roots)))
-    first = Descent(shared, placed)
-    first.run([order])
-    return [_finished(first), *descents(shared, problem.recipe.restarts - 1, placed)]
+        return [*descents(shared, problem.recipe.restarts), from_invariants(shared)]
+    placed = problem.placements(start.couplings)
+    first = _run_in_order(shared, placed)
+    first = replace(first, not_converged=distinct((*start.not_converged, *first.not_converged)))
+    return [first, *descents(shared, problem.recipe.restarts - 1, placed)]
 
 
-def descents(shared: SharedCosts, restarts: int, start: Mapping[str, Placement] | None = None) -> list[Couplings]:
+def from_invariants(shared: SharedCosts) -> Solution:
+    """The local optimum near the assignment by what no order of the other groups changes.
+
+    Blocks, which that says nothing of, are matched first.
+    """
+    roots = shared.roots
+    order = sorted(range(len(roots)), key=lambda number: not roots[number].children)
+    descent = Descent(shared, by_invariants(shared.problem))
+    descent.run([order])
+    return _finished(descent)
+
+
+def _run_in_order(shared: SharedCosts, placed: Mapping[str, Placement]) -> Solution:
+    descent = Descent(shared, placed)
+    descent.run([list(range(len(shared.roots)))])
+    return _finished(descent)
+
+
+def descents(shared: SharedCosts, restarts: int, start: Mapping[str, Placement] | None = None) -> list[Solution]:
     """Couplings of descents that visit the groups in random orders."""
     generator = torch.Generator().manual_seed(shared.problem.recipe.seed)
-    found: list[Couplings] = []
+    found: list[Solution] = []
     while len(found) < restarts and (shared.work < WORK_LIMIT or not shared.work):
         orders = [torch.randperm(len(shared.roots), generator=generator).tolist() for _ in range(16)]
         descent = Descent(shared, start)
@@ -48,7 +65,7 @@ def descents(shared: SharedCosts, restarts: int, start: Mapping[str, Placement] 
     return found
 
 
-def swept(shared: SharedCosts) -> Couplings:
+def swept(shared: SharedCosts) -> Solution:
     """The solution layer by layer, then improved by sweeps over all slots in the same order."""
     descent = Descent(shared)
     descent.in_order()
@@ -56,14 +73,9 @@ def swept(shared: SharedCosts) -> Couplings:
     return _finished(descent)
 
 
-def _finished(descent: Descent) -> Couplings:
-    if not descent.converged:
-        warnings.warn(
-            "coordinate descent still improved when its sweeps were over: the best result so far is used",
-            LimitWarning,
-            stacklevel=4,
-        )
-    return descent.couplings
+def _finished(descent: Descent) -> Solution:
+    limit = "coordinate descent still improved when its sweeps were over: the best result so far is used"
+    return Solution(descent.couplings, () if descent.converged else (limit,))
 
 
 SOLVER = Solver(

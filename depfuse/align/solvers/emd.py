@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from depfuse.align.coupling import Couplings
 from depfuse.align.descent import SharedCosts
 from depfuse.align.problem import MatchingProblem
-from depfuse.align.solvers.coordinate_descent import descents, swept
+from depfuse.align.solution import Solution
+from depfuse.align.solvers.coordinate_descent import descents, from_invariants, swept
 from depfuse.align.solvers.interface import Solver, Transport
 from depfuse.align.transport import emd, whole
 from depfuse.recipe import Recipe
@@ -15,13 +15,16 @@ from depfuse.recipe import Recipe
 MASSES: dict[str, list[Transport]] = {"whole": [whole], "equal": [emd], "free": [partial(whole, even=False)]}
 
 
-def solve(problem: MatchingProblem) -> list[Couplings]:
-    """One solution per distance for activations; for weights, the swept one and the local optima of descents."""
+def solve(problem: MatchingProblem) -> list[Solution]:
+    """One solution per distance for activations; for weights, the swept one and the local optima of descents.
+
+    One of these begins from what no order of the other groups changes.
+    """
     recipe = problem.recipe
     if recipe.criterion == "activations":
-        return [problem.by_activations(distance, emd) for distance in recipe.distances]
+        return [Solution(problem.by_activations(distance, emd)) for distance in recipe.distances]
     shared = SharedCosts(problem)
-    return [swept(shared), *descents(shared, recipe.restarts - 1)]
+    return [swept(shared), *descents(shared, recipe.restarts - 1), from_invariants(shared)]
 
 
 def transports(recipe: Recipe) -> list[Transport]:

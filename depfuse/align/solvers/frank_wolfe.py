@@ -9,11 +9,11 @@ from torch import Tensor
 
 from depfuse.align.affinity import Candidates, inner
 from depfuse.align.costs import standardised
-from depfuse.align.coupling import Couplings
 from depfuse.align.edges import Edges
 from depfuse.align.problem import MatchingProblem
+from depfuse.align.solution import Solution, at_limit
 from depfuse.align.solvers.interface import Solver
-from depfuse.align.solvers.rounding import assign, completed, warn_of_limit
+from depfuse.align.solvers.rounding import assign, completed
 from depfuse.align.solvers.start import as_candidates, started
 
 TOLERANCE = 1e-4  # relative: near its end the iteration creeps
@@ -113,17 +113,17 @@ def frank_wolfe(likeness: Likeness, start: Candidates, iterations: int) -> tuple
     return best[1], best[0], rests
 
 
-def solve(problem: MatchingProblem) -> list[Couplings]:
-    """One solution, from uniform candidates or the recipe's start."""
+def solve(problem: MatchingProblem) -> list[Solution]:
+    """One solution: the best from uniform candidates and invariants, or the one from the recipe's start."""
     likeness = Likeness(problem.edges)
     if problem.recipe.criterion == "mixture":
         likeness.mix(problem.watched, problem.recipe.mixture)
-    start = started(problem, likeness.uniform())
+    starts, said = started(problem, likeness.uniform())
     with torch.no_grad():
-        orders, _, rests = frank_wolfe(likeness, start, problem.recipe.iterations)
-    if not rests:
-        warn_of_limit("frank-wolfe", problem.recipe.iterations)
-    return [completed(problem, orders)]
+        found = [frank_wolfe(likeness, start, problem.recipe.iterations) for start in starts]
+    orders, _, rests = max(found, key=lambda entry: entry[1])
+    said += at_limit("frank-wolfe", problem.recipe.iterations, unless=rests)
+    return [Solution(completed(problem, orders), said)]
 
 
 SOLVER = Solver(

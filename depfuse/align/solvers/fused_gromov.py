@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,22 +9,28 @@ import ot
 import torch
 from torch import Tensor
 
-from depfuse.align.costs import activation_cost, standardised, weight_cost
-from depfuse.align.coupling import Coupling, Couplings, apply_couplings
+from depfuse.align.costs import NOISE, activation_cost, activation_noise, standardised, weight_cost
+from depfuse.align.coupling import Coupling, apply_couplings
 from depfuse.align.moments import Moments, collect_moments
 from depfuse.align.problem import MatchingProblem
+from depfuse.align.settling import settled
+from depfuse.align.solution import Solution, at_limit
 from depfuse.align.solvers.interface import Solver
-from depfuse.align.solvers.rounding import completed, warn_of_limit
+from depfuse.align.solvers.rounding import completed
 from depfuse.align.transport import assigned, checked, emd
 from depfuse.groups.nesting import Part
 
+TOLERANCE = 1e-9  # relative, of the last step
 
-def fused(cost: Tensor, target: Tensor, source: Tensor, share: float, iterations: int) -> tuple[Tensor, bool]:
+
+def fused(
+    cost: Tensor, target: Tensor, source: Tensor, share: float, iterations: int, start: Tensor | None = None
+) -> tuple[Tensor, bool]:
     r"""Permutation (n,) by fused Gromov-Wasserstein transport, and whether that converged.
 
     Minimises :math:`(1 - \alpha) \langle T, C \rangle + \alpha \sum_{ijkl} (D_{ik} - E_{jl})^2 T_{ij} T_{kl}` over
-    plans of uniform marginals (Vayer et al. 2020, equation 4), each of the two brought to spread one, from the
-    assignment by cost alone. A plan that is no permutation is rounded to the nearest one.
+    plans of uniform marginals (Vayer et al. 2020, equation 4), each of the two brought to spread one, from a
+    permutation. A plan that is no permutation is rounded to the nearest one.
 
     Parameters
     ----------
@@ -35,24 +40,41 @@ def fused(cost: Tensor, target: Tensor, source: Tensor, share: float, iterations
         D and E, (n, n) within each.
     share
         Alpha.
+    start
+        (n,) the permutation to start from; the assignment by cost alone where None.
     """
     size = len(cost)
-    spread = float(torch.cat([target.reshape(-1), source.reshape(-1)]).std(correction=0)) or 1.0
+    spread = _spread(target, source)
     inside = [checked(structure / spread) for structure in (target, source)]
     uniform = np.full(size, 1.0 / size)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        plan = ot.gromov.fused_gromov_wasserstein(
-            checked(standardised(cost)),
-            *inside,
-            uniform,
-            uniform,
-            alpha=share,
-            symmetric=True,
-            G0=emd(cost).matrix.numpy(),
-            max_iter=iterations,
-        )
-    return assigned(-torch.from_numpy(np.asarray(plan))), not any("converge" in str(w.message) for w in said)
+    plan, log = ot.gromov.fused_gromov_wasserstein(
+        checked(standardised(cost)),
+        *inside,
+        uniform,
+        uniform,
+        alpha=share,
+        symmetric=True,
+        G0=(emd(cost) if start is None else Coupling(start)).matrix.numpy(),
+        max_iter=iterations,
+        log=True,
+    )
+    losses = log["loss"]  # before the first step, and after each
+    settled = len(losses) > 1 and abs(losses[-1] - losses[-2]) <= TOLERANCE * abs(losses[-1])
+    return assigned(-torch.from_numpy(np.asarray(plan))), settled or len(losses) <= iterations
+
+
+def linearised(cost: Tensor, target: Tensor, source: Tensor, share: float, order: Tensor) -> Tensor:
+    r"""What `fused` minimises, linear in T about a permutation; but for what is constant along rows or columns.
+
+    :math:`(1 - \alpha) C - 4 \alpha D T E`, with the settings and units of `fused`.
+    """
+    spread = _spread(target, source)
+    structure = target @ source[order] / (len(cost) * spread**2)
+    return (1.0 - share) * standardised(cost) - 4.0 * share * structure
+
+
+def _spread(target: Tensor, source: Tensor) -> float:
+    return float(torch.cat([target.reshape(-1), source.reshape(-1)]).std(correction=0)) or 1.0
 
 
 def likeness_of_weights(parts: Sequence[Part], state: dict[str, Tensor]) -> Tensor:
@@ -68,9 +90,16 @@ def likeness_of_activations(taps: Sequence[Moments]) -> Tensor:
     return 1.0 - activation_cost(taps, "pearson") / len(taps)
 
 
-def solve(problem: MatchingProblem) -> list[Couplings]:
-    """One solution: every group by itself for activations, in the order of the network for weights."""
+def solve(problem: MatchingProblem) -> list[Solution]:
+    """One solution: every group by itself for activations, in the order of the network for weights.
+
+    Where activations cannot tell channels apart, weights do, before and after (`settled`).
+    """
     recipe, orders = problem.recipe, {}
+    by_activations = recipe.criterion == "activations"
+    starts = problem.by_activations(recipe.distances[0], emd) if by_activations else {}
+    known: dict[str, Tensor] = {}
+    noise: dict[str, Tensor] = {}
     found: dict[str, Coupling] = {}
     within: list[dict[str, list[Moments]]] = []
     if recipe.criterion != "weights":
@@ -95,13 +124,22 @@ def solve(problem: MatchingProblem) -> list[Couplings]:
             if watched
             else [likeness_of_weights(parts, dict(state)) for state in (problem.target, problem.source)]
         )
-        order, done = fused(cost, structures[0], structures[1], recipe.structure, recipe.iterations)
+        start = starts[root.name].permutation if root.name in starts else None
+        order, done = fused(cost, structures[0], structures[1], recipe.structure, recipe.iterations, start)
+        if watched and by_activations:
+            known[root.name] = linearised(cost, structures[0], structures[1], recipe.structure, order)
+            own = activation_noise(problem.moments[root.name], recipe.distances[0]).cpu()
+            doubt = 4.0 * NOISE / _spread(*structures) ** 2  # of a product of two correlations
+            scale = float(cost.std(correction=0)) or 1.0
+            noise[root.name] = (1.0 - recipe.structure) * own / scale + 4.0 * recipe.structure * doubt
         converged = converged and done
         orders[root.name] = order
         found[root.name] = Coupling(order)
-    if not converged:
-        warn_of_limit("fused-gromov", recipe.iterations)
-    return [completed(problem, orders)]
+    couplings = completed(problem, orders)
+    if by_activations:
+        trees = {name: cost for name, cost in costs.items() if name not in known}
+        couplings = settled(problem, couplings, {**trees, **known}, noise)
+    return [Solution(couplings, at_limit("fused-gromov", recipe.iterations, unless=converged))]
 
 
 SOLVER = Solver(solve, criteria=("activations", "weights", "mixture"), universe=("weights",))

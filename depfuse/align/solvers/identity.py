@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from depfuse.align.coupling import Coupling, Couplings
+from depfuse.align.coupling import Coupling
 from depfuse.align.problem import MatchingProblem
+from depfuse.align.solution import Solution
 from depfuse.align.solvers.interface import Solver
 
 
-def solve(problem: MatchingProblem) -> list[Couplings]:
+def solve(problem: MatchingProblem) -> list[Solution]:
     """The identity of every free group."""
-    return [{group.name: Coupling.identity(group.size) for group in problem.groups.free}]
+    return [Solution({group.name: Coupling.identity(group.size) for group in problem.groups.free})]
 
 
 SOLVER = Solver(

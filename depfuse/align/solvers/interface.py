@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from depfuse.align.coupling import Coupling, Couplings
 from depfuse.align.problem import MatchingProblem
+from depfuse.align.solution import Solution
 from depfuse.data.loader import Loader
 from depfuse.groups import ChannelGroups
 from depfuse.recipe import Recipe
@@ -24,7 +25,8 @@ class Solver:
     Attributes
     ----------
     solve
-        Solutions by the problem's recipe, the most plausible first: one coupling for every free group in each.
+        Solutions by the problem's recipe, the most plausible first: one coupling for every free group in each, and
+        whether the solver converged.
     criteria
         The criteria that it serves.
     advice
@@ -46,7 +48,7 @@ class Solver:
         Whether it mixes channels by maps of any sign: the scales of BatchNorm are folded into layers before (`fold`).
     """
 
-    solve: Callable[[MatchingProblem], list[Couplings]]
+    solve: Callable[[MatchingProblem], list[Solution]]
     criteria: tuple[str, ...]
     advice: str = ""
     starts: bool = False

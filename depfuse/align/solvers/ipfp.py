@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from depfuse.align.affinity import Affinity, Candidates, inner
-from depfuse.align.coupling import Couplings
 from depfuse.align.problem import MatchingProblem
+from depfuse.align.solution import Solution, at_limit
 from depfuse.align.solvers.interface import Solver
-from depfuse.align.solvers.rounding import affinity_of, assign, completed, warn_of_limit
+from depfuse.align.solvers.rounding import affinity_of, assign, completed
 from depfuse.align.solvers.start import as_candidates, started
 
 TOLERANCE = 1e-6
@@ -45,15 +45,15 @@ def fixed_point(affinity: Affinity, start: Candidates, iterations: int) -> tuple
     return best[1], best[0], False
 
 
-def solve(problem: MatchingProblem) -> list[Couplings]:
-    """One solution, from uniform candidates or the recipe's start."""
+def solve(problem: MatchingProblem) -> list[Solution]:
+    """One solution: the best from uniform candidates and invariants, or the one from the recipe's start."""
     affinity = affinity_of(problem)
-    start = started(problem, affinity.uniform())
+    starts, said = started(problem, affinity.uniform())
     with torch.no_grad():
-        orders, _, rests = fixed_point(affinity, start, problem.recipe.iterations)
-    if not rests:
-        warn_of_limit("ipfp", problem.recipe.iterations)
-    return [completed(problem, orders)]
+        found = [fixed_point(affinity, start, problem.recipe.iterations) for start in starts]
+    orders, _, rests = max(found, key=lambda entry: entry[1])
+    said += at_limit("ipfp", problem.recipe.iterations, unless=rests)
+    return [Solution(completed(problem, orders), said)]
 
 
 SOLVER = Solver(

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from depfuse.align.affinity import Affinity, Candidates
-from depfuse.align.coupling import Couplings
 from depfuse.align.problem import MatchingProblem
+from depfuse.align.solution import Solution, at_limit
 from depfuse.align.solvers.interface import Solver
-from depfuse.align.solvers.rounding import affinity_of, assign, completed, warn_of_limit
+from depfuse.align.solvers.rounding import affinity_of, assign, completed
 
 JUMPS = 0.2  # share of a step by which the walker jumps to where the matching constraints hold
 INFLATION = 30.0
@@ -46,15 +46,14 @@ def doubly_stochastic(logits: Tensor, steps: int) -> Tensor:
     return logits.exp()
 
 
-def solve(problem: MatchingProblem) -> list[Couplings]:
+def solve(problem: MatchingProblem) -> list[Solution]:
     """One solution."""
     affinity = affinity_of(problem)
     with torch.no_grad():
         weights, rests = walk(affinity, affinity.uniform(), problem.recipe.iterations)
     orders = assign(weights)
-    if not rests:
-        warn_of_limit("reweighted-random-walk", problem.recipe.iterations)
-    return [completed(problem, orders)]
+    said = at_limit("reweighted-random-walk", problem.recipe.iterations, unless=rests)
+    return [Solution(completed(problem, orders), said)]
 
 
 SOLVER = Solver(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -12,7 +11,6 @@ from depfuse.align.coupling import Couplings
 from depfuse.align.descent import Descent, SharedCosts
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.transport import assigned
-from depfuse.errors import LimitWarning
 
 
 def affinity_of(problem: MatchingProblem) -> Affinity:
@@ -37,13 +35,3 @@ def completed(problem: MatchingProblem, found: Mapping[str, Tensor]) -> Coupling
     descent = Descent(SharedCosts(problem), placed)
     descent.run([rest])
     return descent.couplings
-
-
-def warn_of_limit(solver: str, iterations: int) -> None:
-    """Say that a solver did not come to rest."""
-    warnings.warn(
-        f"{solver} did not converge in {iterations} iterations: its best result so far is used; "
-        "more may be allowed with iterations",
-        LimitWarning,
-        stacklevel=5,
-    )

@@ -10,22 +10,23 @@ from depfuse.align.costs import weight_cost
 from depfuse.align.coupling import Coupling, Couplings, from_flat_positions
 from depfuse.align.nested import as_it_stands
 from depfuse.align.problem import MatchingProblem
+from depfuse.align.solution import Solution
 from depfuse.align.solvers.interface import Solver, Transport
 from depfuse.align.transport import sinkhorn
 from depfuse.recipe import Recipe
 
 
-def solve(problem: MatchingProblem) -> list[Couplings]:
+def solve(problem: MatchingProblem) -> list[Solution]:
     """One solution per distance for activations; for weights, layer by layer."""
     return softly(problem, transports(problem.recipe)[0])
 
 
-def softly(problem: MatchingProblem, soft: Transport) -> list[Couplings]:
+def softly(problem: MatchingProblem, soft: Transport) -> list[Solution]:
     """Solutions by a transport that gives soft couplings."""
     recipe = problem.recipe
     if recipe.criterion == "activations":
-        return [problem.by_activations(distance, soft) for distance in recipe.distances]
-    return [_in_order(problem, soft)]
+        return [Solution.of(problem.by_activations(distance, soft)) for distance in recipe.distances]
+    return [Solution.of(_in_order(problem, soft))]
 
 
 def _in_order(problem: MatchingProblem, soft: Transport) -> Couplings:

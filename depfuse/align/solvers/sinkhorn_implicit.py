@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from depfuse.align.coupling import Couplings
 from depfuse.align.descent import Descent, SharedCosts
 from depfuse.align.problem import MatchingProblem
+from depfuse.align.solution import Solution, at_limit
 from depfuse.align.solvers.interface import Solver
-from depfuse.align.solvers.rounding import assign, warn_of_limit
+from depfuse.align.solvers.rounding import assign
 from depfuse.align.solvers.start import start_of
 from depfuse.align.transport import checked
 from depfuse.groups.nesting import Orbit, Part
@@ -90,7 +90,7 @@ def _batches(problem: MatchingProblem) -> Iterator[Tensor]:
         yield from (images for images, _ in problem.calibration.in_batches(BATCH))
 
 
-def solve(problem: MatchingProblem) -> list[Couplings]:
+def solve(problem: MatchingProblem) -> list[Solution]:
     """One solution, from the recipe's start, or the assignment by activations.
 
     Each step draws a share t and moves the logits of all couplings against the gradient of the loss of the network
@@ -99,10 +99,12 @@ def solve(problem: MatchingProblem) -> list[Couplings]:
     ones with the lowest loss halfway are the result. Groups in blocks, and blocks, stay where the start has them.
     """
     recipe = problem.recipe
-    placed = problem.placements(start_of(problem, "activations") or {})
+    start = start_of(problem, "activations")
+    assert start is not None
+    placed = problem.placements(start.couplings)
     plain = [root for root in problem.roots if not root.children and all(p.within is None for p in root.parts)]
     if not plain:
-        return [problem.couplings(placed)]
+        return [Solution(problem.couplings(placed), start.not_converged)]
     descent = Descent(SharedCosts(problem), {r.name: placed[r.name] for r in problem.roots if r not in plain})
     source: State = {**problem.source, **{key: descent.state[key] for key in descent.state}}
     run = _Path(problem, plain, source)
@@ -136,9 +138,9 @@ def solve(problem: MatchingProblem) -> list[Couplings]:
                 loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
     assert best is not None
-    if recipe.iterations - improved_at < every and recipe.iterations > every:
-        warn_of_limit("sinkhorn-implicit", recipe.iterations)
-    return [problem.couplings({**placed, **{name: {name: order} for name, order in best[1].items()}})]
+    improves = recipe.iterations - improved_at < every and recipe.iterations > every
+    said = start.not_converged + at_limit("sinkhorn-implicit", recipe.iterations, unless=not improves)
+    return [Solution(problem.couplings({**placed, **{name: {name: order} for name, order in best[1].items()}}), said)]
 
 
 class _Path:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from depfuse.align.affinity import Affinity, Candidates
-from depfuse.align.coupling import Couplings
 from depfuse.align.problem import MatchingProblem
+from depfuse.align.solution import Solution, at_limit
 from depfuse.align.solvers.interface import Solver
-from depfuse.align.solvers.rounding import affinity_of, assign, completed, warn_of_limit
+from depfuse.align.solvers.rounding import affinity_of, assign, completed
 
 TOLERANCE = 1e-5
 
@@ -32,15 +32,14 @@ def principal(affinity: Affinity, start: Candidates, iterations: int) -> tuple[C
     return weights, False
 
 
-def solve(problem: MatchingProblem) -> list[Couplings]:
+def solve(problem: MatchingProblem) -> list[Solution]:
     """One solution."""
     affinity = affinity_of(problem)
     with torch.no_grad():
         weights, rests = principal(affinity, affinity.uniform(), problem.recipe.iterations)
     orders = assign(weights)
-    if not rests:
-        warn_of_limit("spectral", problem.recipe.iterations)
-    return [completed(problem, orders)]
+    said = at_limit("spectral", problem.recipe.iterations, unless=rests)
+    return [Solution(completed(problem, orders), said)]
 
 
 SOLVER = Solver(

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 from depfuse.align.affinity import Candidates
-from depfuse.align.coupling import Coupling, Couplings
+from depfuse.align.coupling import Coupling
+from depfuse.align.invariants import by_invariants
+from depfuse.align.nested import Placement
 from depfuse.align.problem import MatchingProblem
+from depfuse.align.solution import Solution
 from depfuse.align.solvers import load_solver
 from depfuse.align.transport import emd
 
 
-def start_of(problem: MatchingProblem, default: str = "none") -> Couplings | None:
+def start_of(problem: MatchingProblem, default: str = "none") -> Solution | None:
     """The couplings that the recipe says to start from, or the default; None where that is `none`.
 
     `identity` leaves every channel where it is; `activations` is the assignment by activations alone; the name of a
@@ -24,9 +27,9 @@ def start_of(problem: MatchingProblem, default: str = "none") -> Couplings | Non
     if start == "none":
         return None
     if start == "identity":
-        return {group.name: Coupling.identity(group.size) for group in problem.groups.free}
+        return Solution({group.name: Coupling.identity(group.size) for group in problem.groups.free})
     if start == "activations":
-        return problem.by_activations(problem.recipe.distances[0], emd)
+        return Solution(problem.by_activations(problem.recipe.distances[0], emd))
     return load_solver(start).solve(problem)[0]
 
 
@@ -35,10 +38,18 @@ def as_candidates(orders: Mapping[str, Tensor], like: Candidates) -> Candidates:
     return {name: torch.eye(len(order), dtype=torch.float32)[order].to(like[name]) for name, order in orders.items()}
 
 
-def started(problem: MatchingProblem, uniform: Candidates) -> Candidates:
-    """Uniform candidates, or the couplings that the recipe says to start from for the groups that they hold."""
+def started(problem: MatchingProblem, uniform: Candidates) -> tuple[list[Candidates], tuple[str, ...]]:
+    """What to start from, and the sentences of a solver that gave it and did not converge.
+
+    Where the recipe names a start, its couplings for the groups that they hold. Else uniform candidates, and the
+    assignment by what no order of the other groups changes (`by_invariants`): an iteration that climbs ends in a local
+    optimum, and the best of the two counts.
+    """
     given = start_of(problem)
     if given is None:
-        return uniform
-    placed = problem.placements(given)
+        return [uniform, _vertices(by_invariants(problem), uniform)], ()
+    return [_vertices(problem.placements(given.couplings), uniform)], given.not_converged
+
+
+def _vertices(placed: Mapping[str, Placement], uniform: Candidates) -> Candidates:
     return {**uniform, **as_candidates({name: placed[name][name] for name in uniform if name in placed}, uniform)}

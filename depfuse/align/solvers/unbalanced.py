@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 
-from depfuse.align.coupling import Couplings
 from depfuse.align.problem import MatchingProblem
+from depfuse.align.solution import Solution
 from depfuse.align.solvers.interface import Solver, Transport
 from depfuse.align.solvers.sinkhorn import softly
 from depfuse.align.transport import unbalanced
 from depfuse.recipe import Recipe
 
 
-def solve(problem: MatchingProblem) -> list[Couplings]:
+def solve(problem: MatchingProblem) -> list[Solution]:
     """One solution per distance for activations; for weights, layer by layer."""
     return softly(problem, transports(problem.recipe)[0])
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from depfuse.align.coupling import Coupling, Couplings, Maps
 from depfuse.align.moments import collect_moments
 from depfuse.align.problem import MatchingProblem
+from depfuse.align.solution import Solution
 from depfuse.align.solvers.interface import Solver
 from depfuse.align.together import Watcher
 from depfuse.align.transport import checked, emd
@@ -133,7 +134,7 @@ def _correlation(covariance: Tensor) -> Tensor:
     return torch.where(size > 0, covariance / size.clamp_min(1e-300), 0.0)
 
 
-def solve(problem: MatchingProblem) -> list[Couplings]:
+def solve(problem: MatchingProblem) -> list[Solution]:
     """Refuse: a zip changes the reference too.
 
     Raises

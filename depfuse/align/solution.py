@@ -1,0 +1,66 @@
+"""What a solver returns, and what an alignment is: couplings, and whether the iterations that found them converged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from depfuse.align.coupling import Couplings
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """One solution of a matching problem.
+
+    Attributes
+    ----------
+    couplings
+        One for every free group.
+    not_converged
+        A sentence for each iteration that stopped at its limit; its best result so far is used.
+    """
+
+    couplings: Couplings
+    not_converged: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, couplings: Couplings) -> Solution:
+        """A solution whose couplings know by themselves whether they converged."""
+        said = (coupling.not_converged for coupling in couplings.values())
+        return cls(couplings, distinct(sentence for sentence in said if sentence is not None))
+
+    @property
+    def converged(self) -> bool:
+        """Whether no iteration stopped at its limit."""
+        return not self.not_converged
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """Couplings of every parent towards one channel order.
+
+    Attributes
+    ----------
+    couplings
+        Group name -> coupling, per parent.
+    not_converged
+        Each sentence once, of all solutions that were found.
+    """
+
+    couplings: list[Couplings]
+    not_converged: tuple[str, ...] = ()
+
+
+def at_limit(solver: str, iterations: int, *, unless: bool) -> tuple[str, ...]:
+    """Say that a solver stopped at its limit, `unless` it converged."""
+    if unless:
+        return ()
+    return (
+        f"{solver} did not converge in {iterations} iterations: its best result so far is used; "
+        "more may be allowed with iterations",
+    )
+
+
+def distinct(sentences: Iterable[str]) -> tuple[str, ...]:
+    """Each sentence once, in their order."""
+    return tuple(dict.fromkeys(sentences))
