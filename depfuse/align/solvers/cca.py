@@ -51,7 +51,7 @@ def canonical_maps(
     regularisation
         Above zero: channels that never vary have no inverse.
     order
-        (n,) the permutation of the source's channels that is followed where nothing was measured; without it, they stay.
+        (n,) the permutation of the source that is followed where nothing was measured; without it, channels stay.
     """
     checked(cross)
     roots, inverses = zip(*(_roots(own, regularisation) for own in (target, source)), strict=True)
