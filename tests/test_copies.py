@@ -156,6 +156,11 @@ def planted(network: type[nn.Module]) -> tuple[nn.Module, nn.Module, ChannelGrou
     return model, permuted(model, groups), groups
 
 
+def recipe_of(solver: str, criterion: str) -> Recipe:
+    few = {"iterations": 10} if solver == "sinkhorn-implicit" else {}
+    return Recipe(solver=solver, criterion=criterion, **few)
+
+
 def assert_recovered(model: nn.Module, other: nn.Module, groups: ChannelGroups, recipe: Recipe) -> None:
     """Every tensor of the copy, brought to the network's order, is the network's, bit for bit.
 
@@ -172,8 +177,7 @@ def assert_recovered(model: nn.Module, other: nn.Module, groups: ChannelGroups, 
 @pytest.mark.parametrize(("solver", "criterion"), CASES)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_permuted_copy_is_recovered_by_every_solver(network, solver, criterion):
-    recipe = Recipe(solver=solver, criterion=criterion, iterations=10 if solver == "sinkhorn-implicit" else 100)
-    assert_recovered(*planted(network), recipe)
+    assert_recovered(*planted(network), recipe_of(solver, criterion))
 
 
 @pytest.mark.parametrize("distance", ["cosine", "pearson", "cosine-pearson", "scaled", "euclidean"])
@@ -199,8 +203,7 @@ def test_linear_maps_recover_it_where_channels_vary_and_where_they_do_not(networ
 def test_a_network_stays_as_it_is_when_it_meets_itself(solver):
     """Silent channels do not move, though no image tells them apart."""
     model, _, groups = planted(Residual)
-    criterion = load_solver(solver).criteria[0]
-    recipe = Recipe(solver=solver, criterion=criterion, iterations=10 if solver == "sinkhorn-implicit" else 100)
+    recipe = recipe_of(solver, load_solver(solver).criteria[0])
     found = align([model, copy.deepcopy(model)], groups, recipe, images()).couplings[1]
     for group in groups.free:
         assert found[group.name].permutation.tolist() == list(range(group.size)), group.name
