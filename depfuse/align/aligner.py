@@ -75,7 +75,7 @@ def align(
     shared = None if shared is None else shared.known_as(given, models)
     found = _alignment(models, groups, recipe, calibration, judge, shared)
     for sentence in found.not_converged:
-        warnings.warn(sentence, LimitWarning, stacklevel=2)
+        warnings.warn(sentence, LimitWarning, stacklevel=3)
     return found
 
 

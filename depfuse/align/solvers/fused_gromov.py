@@ -19,6 +19,7 @@ from depfuse.align.solvers.interface import Solver
 from depfuse.align.solvers.rounding import completed
 from depfuse.align.transport import assigned, checked, emd
 from depfuse.groups.nesting import Part
+from depfuse.isolation import without_warnings
 
 TOLERANCE = 1e-9  # relative, of the last step
 
@@ -47,17 +48,18 @@ def fused(
     spread = _spread(target, source)
     inside = [checked(structure / spread) for structure in (target, source)]
     uniform = np.full(size, 1.0 / size)
-    plan, log = ot.gromov.fused_gromov_wasserstein(
-        checked(standardised(cost)),
-        *inside,
-        uniform,
-        uniform,
-        alpha=share,
-        symmetric=True,
-        G0=(emd(cost) if start is None else Coupling(start)).matrix.numpy(),
-        max_iter=iterations,
-        log=True,
-    )
+    with without_warnings():  # POT warns of marginals that are met up to rounding only
+        plan, log = ot.gromov.fused_gromov_wasserstein(
+            checked(standardised(cost)),
+            *inside,
+            uniform,
+            uniform,
+            alpha=share,
+            symmetric=True,
+            G0=(emd(cost) if start is None else Coupling(start)).matrix.numpy(),
+            max_iter=iterations,
+            log=True,
+        )
     losses = log["loss"]  # before the first step, and after each
     settled = len(losses) > 1 and abs(losses[-1] - losses[-2]) <= TOLERANCE * abs(losses[-1])
     return assigned(-torch.from_numpy(np.asarray(plan))), settled or len(losses) <= iterations
