@@ -22,7 +22,7 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from depfuse.data.preprocessing import Preprocessing
@@ -32,6 +32,7 @@ from depfuse.memory import GIBIBYTE
 from depfuse.models.origin import FromFile, shown
 from depfuse.models.registry import build_network
 from depfuse.resizing import resize
+from depfuse.text import storable
 
 _CARD_KEY = "depfuse_card"
 _NESTED_KEYS = ("state_dict", "model_state_dict", "model", "net")
@@ -45,6 +46,7 @@ class Parent(BaseModel):
     """A network that another one was made from."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+    _storable = model_validator(mode="before")(storable)
 
     path: str
     digest: str
@@ -81,6 +83,7 @@ class Card(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+    _storable = model_validator(mode="before")(storable)
 
     architecture: Annotated[str, AfterValidator(FromFile)]
     data: str | None = None
@@ -337,11 +340,19 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if storable(str(path)) == str(path):
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    content = path.read_bytes()  # the library opens no file whose name is no Unicode
+    state = safetensors.torch.load(content)
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return state, header.get("__metadata__") or {}
+
+
 def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], Card | None]:
     try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        state, metadata = _read_safetensors(path)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or cut off: {_first_line(error)}") from None
     if _CARD_KEY not in metadata:

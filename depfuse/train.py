@@ -530,7 +530,7 @@ class _Run:
             return
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            identity = state["identity"]
+            identity = dict(state["identity"])
         except Exception:  # torch has no one exception for a broken file
             raise CheckpointError(f"{path} is not the state of a training: delete it to start afresh") from None
         different = [key for key in self.identity if identity.get(key) != self.identity[key]]
@@ -542,7 +542,13 @@ class _Run:
                 f"{path} is the state of a training with another {what}: "
                 f"give another path, or delete it to start afresh"
             )
-        self.restore(state)
+        try:
+            self.restore(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(
+                f"{path} is not the state of this training ({reason}): delete it to start afresh"
+            ) from None
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -131,6 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: list[str]) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have bytes that are no Unicode
+        sys.stdout.reconfigure(errors="backslashreplace")
     with warnings_in_one_line():
         try:
             status = typer.main.get_command(build_app(given)).main(

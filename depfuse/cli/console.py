@@ -12,6 +12,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from depfuse.errors import DepfuseWarning
+from depfuse.text import readable
 
 _UNFOLDED = 10_000
 
@@ -92,17 +93,17 @@ class Screen:
     def show(self, result: RenderableType) -> None:
         """Print a table or a tree on standard output; it is folded to fit a terminal, and nothing else."""
         if not self._quiet:
-            Console(width=None if sys.stdout.isatty() else _UNFOLDED).print(result)
+            Console(width=None if sys.stdout.isatty() else _UNFOLDED, markup=False, emoji=False).print(result)
 
     def say(self, text: str) -> None:
         """Print plain text on standard output, not wrapped."""
         if not self._quiet:
-            print(text)
+            print(readable(text))
 
 
 def complain(sentence: str) -> None:
     """Print one line on standard error."""
-    print(f"depfuse: {' '.join(sentence.split())}", file=sys.stderr)
+    print(f"depfuse: {readable(' '.join(sentence.split()))}", file=sys.stderr)
 
 
 @contextmanager

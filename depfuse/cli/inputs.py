@@ -18,7 +18,7 @@ from depfuse.data import DATA_SETS, DataSet, Loader, Preprocessing, load_data, p
 from depfuse.errors import ArchitectureError, CheckpointError, DataError, RecipeError
 from depfuse.label_sets import LabelSets
 from depfuse.models import build_network, check_input, with_classes
-from depfuse.models.origin import shown
+from depfuse.models.origin import FromFile, shown
 from depfuse.models.registry import needs_trust, parse_architecture, with_arguments
 from depfuse.running import evaluating
 
@@ -75,9 +75,7 @@ def read_inputs(
     labels = _labels(checkpoints, classes, data)
     for number, (architecture, checkpoint) in enumerate(zip(architectures, checkpoints, strict=True)):
         known = labels.sets[number] if labels else (checkpoint.card and checkpoint.card.classes) or data.classes
-        model = build_network(
-            architecture, fitting=checkpoint.state, classes=len(known), in_channels=data.image_shape[0]
-        )
+        model = _built(architecture, checkpoint, len(known), data.image_shape[0])
         if fused and not labels:
             _check_head(model, checkpoint, len(known))
         load_into(model, checkpoint)
@@ -89,6 +87,16 @@ def read_inputs(
         models.append(model.to(device).eval())
     warn_of_normalisation(paths, models, data, device)
     return Inputs(architectures, checkpoints, tuple(models), data, data_name, device, labels)
+
+
+def _built(architecture: str, checkpoint: Checkpoint, classes: int, channels: int) -> nn.Module:
+    """Build the network for a checkpoint; what is wrong with its card's architecture is said of the file."""
+    try:
+        return build_network(architecture, fitting=checkpoint.state, classes=classes, in_channels=channels)
+    except ArchitectureError as error:
+        if isinstance(architecture, FromFile):
+            raise ArchitectureError(f"{checkpoint.path}: {error}") from None
+        raise
 
 
 def _check_outputs(model: nn.Module, example: torch.Tensor, checkpoint: Checkpoint, known: int) -> None:

@@ -36,6 +36,7 @@ from depfuse.report import describe_environment
 from depfuse.report.matching import MatchReport, ParentMatch, depths_table, groups_table, match_sentence
 from depfuse.report.matching_plot import draw_matchings
 from depfuse.report.plots import plot_kind
+from depfuse.text import readable
 
 
 @spread
@@ -100,7 +101,7 @@ def match(
     for name in group or ():
         if name not in known:
             raise RecipeError(f"--group {name!r} is no free group: `depfuse groups` lists them, such as {known[0]}")
-    names = [checkpoint.path.name for checkpoint in inputs.checkpoints]
+    names = [readable(checkpoint.path.name) for checkpoint in inputs.checkpoints]
     labels = names if len(set(names)) == len(names) else [str(checkpoint.path) for checkpoint in inputs.checkpoints]
     found = [
         ParentMatch.of(

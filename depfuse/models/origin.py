@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from depfuse.errors import ArchitectureError
+from depfuse.text import readable
 
 REGISTRIES = ("", "torchvision", "timm")
 SHOWN = 120  # characters of a file's words in a sentence
@@ -40,7 +41,7 @@ class FromFile(str):
 
 def shown(text: str) -> str:
     """Show what a file says: on one line, cut where it is long, without characters that a terminal would obey."""
-    plain = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+    plain = readable(" ".join(text.split()))
     return plain if len(plain) <= SHOWN else f"{plain[:SHOWN]}..."
 
 

@@ -100,6 +100,8 @@ def read_settings(source: str) -> dict[str, Any]:
         raise RecipeError(f"recipe {source} cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise RecipeError(f"recipe {source} is not JSON: {error}") from None
+    except RecursionError:
+        raise RecipeError(f"recipe {source} is nested too deeply to be a recipe") from None
     settings, stored = _settings_in(found)
     if settings is None:
         raise RecipeError(f'recipe {source} is no object of settings, such as {{"solver": "emd"}}')

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from depfuse.errors import DataError
 from depfuse.evaluate import CERTAIN, Scores, difference
+from depfuse.text import storable
 
 What = Literal[
     "child", "parent", "ensemble", "average", "renewed average", "trained parent", "refitted parent", "teachers"
@@ -51,6 +52,7 @@ class Contender:
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
+    _storable = model_validator(mode="before")(storable)
 
 
 class Compared(_Part):

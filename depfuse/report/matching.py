@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from rich.table import Table
 
 from depfuse.matched import MatchedGroup, MatchedTap, Matching
 from depfuse.report.schema import Environment
+from depfuse.text import storable
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
+    _storable = model_validator(mode="before")(storable)
 
 
 class GroupMatch(_Part):

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from depfuse.best import Candidate
 from depfuse.choose_shares import Chosen
@@ -15,6 +15,7 @@ from depfuse.errors import DepfuseError
 from depfuse.evaluate import PathPoint, Scores, barrier
 from depfuse.merge import Polished
 from depfuse.report.advice import Advice
+from depfuse.text import storable
 
 
 class ReportError(DepfuseError):
@@ -36,6 +37,7 @@ Loss = Annotated[float | None, BeforeValidator(_finite)]
 class _Part(BaseModel):
     # Later versions may add fields; a report of theirs is still read.
     model_config = ConfigDict(frozen=True, extra="ignore")
+    _storable = model_validator(mode="before")(storable)
 
 
 class ScoreValues(_Part):

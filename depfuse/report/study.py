@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, field_validator, model_validator
 
 from depfuse.report.schema import Environment
 from depfuse.report.trials import TrialRecord, best_first, complete_trials
+from depfuse.text import storable
 
 STUDY = "study.json"  # its name in the folder of a search
 Share = Annotated[FiniteFloat, Field(ge=0)]
@@ -37,6 +38,7 @@ class StudyReport(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+    _storable = model_validator(mode="before")(storable)
 
     trials: list[TrialRecord]
     importances: dict[str, Share] | None

@@ -6,13 +6,22 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from depfuse.errors import StudyError
 from depfuse.report.trials import TrialRecord
 from depfuse.study.objective import RESULT
 
 
 def record_of(trial: FrozenTrial) -> TrialRecord:
-    """The record of a finished trial."""
-    found: dict[str, Any] = trial.user_attrs.get(RESULT, {"recipe": None})
+    """The record of a finished trial; a `StudyError` where what is kept with it is not what a search keeps."""
+    try:
+        return _record_of(trial, trial.user_attrs.get(RESULT, {"recipe": None}))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise StudyError(
+            f"trial {trial.number} of the study holds no result of depfuse tune: choose another name with --study"
+        ) from None
+
+
+def _record_of(trial: FrozenTrial, found: dict[str, Any]) -> TrialRecord:
     complete = trial.state == TrialState.COMPLETE
     step = trial.last_step
     quality = trial.values[0] if complete else None if step is None else trial.intermediate_values[step]

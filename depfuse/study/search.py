@@ -96,6 +96,8 @@ def _check(study: Study, storage: Storage, identity: Mapping[str, Any], resume: 
         if study.get_trials(deepcopy=False) or time.monotonic() - begun > PATIENCE:
             raise StudyError(f"{where} that is not one of depfuse tune: choose another name with --study")
         time.sleep(POLL / 10)
+    if not _is_whole(known):
+        raise StudyError(f"{where} that is damaged: choose another name with --study")
     if not resume:
         raise StudyError(f"{where} already: go on with it by --resume, or choose another name with --study")
     for (path, digest), (now, found) in zip(known["parents"], identity["parents"], strict=False):
@@ -110,6 +112,12 @@ def _check(study: Study, storage: Storage, identity: Mapping[str, Any], resume: 
                 f"{where} with other {name} ({known.get(key)}, not {identity.get(key)}): give the same, or choose "
                 "another name with --study"
             )
+
+
+def _is_whole(known: Any) -> bool:
+    """Whether a study says of which parents it is, as another worker wrote it."""
+    parents = known.get("parents") if isinstance(known, dict) else None
+    return isinstance(parents, list) and all(isinstance(own, list) and len(own) == 2 for own in parents)
 
 
 class Search:

@@ -5,6 +5,7 @@ In a file, which appends what changes and needs no server, or in a database that
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -31,6 +32,7 @@ from depfuse.errors import StudyError
 from depfuse.study.roll import Roll
 
 WORKER = "worker"  # the user attribute of a trial that names who runs it
+_NAME = re.compile(r"[0-9a-f]{32}")  # of a worker
 GRACE = 3  # heartbeats that may be missed
 JUST_BEGUN = 60.0  # seconds in which a trial may be without a worker's name
 _EXAMPLE = "give one such as postgresql://user:password@host/database"
@@ -108,7 +110,7 @@ class FileStorage(Storage):
         """Give up the trials of workers that are no longer there, and queue them again."""
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             worker, started = trial.user_attrs.get(WORKER), trial.datetime_start or datetime.now()
-            if worker is None:
+            if not isinstance(worker, str) or _NAME.fullmatch(worker) is None:  # a name is part of a path
                 lost = (datetime.now() - started).total_seconds() > JUST_BEGUN
             else:
                 lost = not self._roll.alive(worker)

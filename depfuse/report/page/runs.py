@@ -84,7 +84,9 @@ def find_runs(folder: Path) -> Runs:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*.json") if path.is_file())
+    """All JSON below a folder but for what is hidden there: copies that editors and notebooks keep."""
+    found = (path for path in folder.rglob("*.json") if path.is_file())
+    return (path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def _read(path: Path) -> AnyReport:
