@@ -34,7 +34,7 @@ from depfuse.label_sets import LabelSets
 from depfuse.merge import Polished, Shares, Together, average, fisher_information, refit_layers
 from depfuse.recipe import Recipe
 from depfuse.renorm import Merged, chosen_method, has_batch_norm, renormalise
-from depfuse.resolve import resolve_refit
+from depfuse.resolve import check_widths, resolve_refit, settled
 from depfuse.soundness import check_variances
 from depfuse.teachers import for_statistics, prepared
 from depfuse.widths import Brought, Widths, shapes_of, widest
@@ -56,13 +56,14 @@ class FusionResult:
     couplings
         Group name -> coupling, one mapping per parent: from its channels at the child's width.
     recipe
-        The settings used, with what `refit auto` became.
+        The settings used, with what all became that was left open: a fusion by it decides nothing anew.
     seconds
         Wall-clock seconds of `groups` (finding and proving), `align`, `choose` (between several alignments), `merge`,
         `shares` (choosing them for each part) and `refit` where they were asked for, `renorm`, and `distil` and
         `finetune` where they were.
-    parents
-        The parents, each at the child's width.
+    averaged
+        What was averaged: the parents at the child's width, with renewed statistics, one head, folded scales or room
+        for channels of others where they were changed so.
     labels
         Which labels the parents' outputs stand for, where they differ.
     template
@@ -74,8 +75,8 @@ class FusionResult:
     unmatched
         The parents at the child's width in the order in which their channels stand.
     apart
-        Where channels are kept side by side: which, and the parents with room for them. Groups, couplings and parents
-        are those of the wider child then.
+        Where channels are kept side by side: which, and the parents with room for them. Groups, couplings and what was
+        averaged are those of the wider child then.
     teachers
         The parents whose ensemble the child learns from: those given, or with renewed statistics, and with one head.
     joint
@@ -91,10 +92,12 @@ class FusionResult:
     polished
         What a polish of the child did, where the recipe asks for one.
     folded
-        Whether BatchNorm's scales were folded into the layers before, so that channels could be mixed. Groups and
-        parents are those of the folded networks then.
+        Whether BatchNorm's scales were folded into the layers before, so that channels could be mixed. Groups are those
+        of the folded networks then.
     refit_reason
         What `refit auto` became and why, in one sentence; empty where the recipe named the refit.
+    parents
+        The parents as they were given.
     """
 
     child: nn.Module
@@ -102,7 +105,7 @@ class FusionResult:
     couplings: Sequence[Couplings]
     recipe: Recipe
     seconds: dict[str, float]
-    parents: Sequence[nn.Module]
+    averaged: Sequence[nn.Module]
     calibration: Loader | None
     labels: LabelSets | None = None
     template: nn.Module | None = None
@@ -119,6 +122,7 @@ class FusionResult:
     polished: Polished | None = None
     folded: bool = False
     refit_reason: str = ""
+    parents: Sequence[nn.Module] = ()
 
     @property
     def owners(self) -> Owners | None:
@@ -138,7 +142,7 @@ class FusionResult:
     @property
     def shares(self) -> Shares:
         """The parents' shares in the child."""
-        return Shares(self.recipe.shares(len(self.parents))) if self.chosen is None else self.chosen.shares
+        return Shares(self.recipe.shares(len(self.averaged))) if self.chosen is None else self.chosen.shares
 
     @isolated()
     def at(self, shares: Shares | Sequence[float]) -> nn.Module:
@@ -146,23 +150,43 @@ class FusionResult:
 
         With other shares, one per parent and summing to one, for the whole network, or with `Shares` that differ in its
         parts; `at(result.shares)` is the child again.
+
+        Raises
+        ------
+        RecipeError
+            The shares are negative or do not sum to one, or the child depends on more than couplings and shares.
         """
         shares = Shares.create(shares)
+        self._check_at()
         if shares != self.shares and load_solver(self.recipe.solver).together is not None:
             raise RecipeError(f"solver {self.recipe.solver} matches by the shares: fuse again to have others")
-        self.recipe.changed(weights=shares.network).shares(len(self.parents))
+        self.recipe.changed(weights=shares.network).shares(len(self.averaged))
         result = self
         if self.joint and self.example is not None and shares.network != self.shares.network:
-            parents = shared_anew(self.parents, self.shares.network, shares.network, self.example)
-            result = replace(self, parents=parents)
+            averaged = shared_anew(self.averaged, self.shares.network, shares.network, self.example)
+            result = replace(self, averaged=averaged)
         child = result._average(shares)
         result._refit(child, shares)
         result.renormalise(child, self.couplings, shares)
+        if self.recipe.polishes and self.calibration is not None:
+            polish_child(child, self.teachers, self.labels, self.calibration, self.recipe, joint=self.joint)
         return child
+
+    def _check_at(self) -> None:
+        """Raise `RecipeError` where no shares make the child again."""
+        trained = {name: value for name, value in self.recipe.settings.items() if name in ("distil", "finetune")}
+        for name, epochs in trained.items():
+            if epochs:
+                raise RecipeError(f"the child was trained on ({name} {epochs}): fuse again to have one of other shares")
+        if self.recipe.goal == "best":
+            raise RecipeError(
+                "with goal best the child is the best of several candidates, which have shares of their own: "
+                "result.family holds them, and goal child has other shares"
+            )
 
     def _average(self, shares: Shares) -> nn.Module:
         return average(
-            self.parents,
+            self.averaged,
             self.groups,
             self.couplings,
             shares,
@@ -184,7 +208,7 @@ class FusionResult:
 
         As the recipe says, layers of which all that is before them is kept apart have their parents' statistics still.
         """
-        merged = Merged(self.parents, self.groups, couplings, shares, self.example)
+        merged = Merged(self.averaged, self.groups, couplings, shares, self.example)
         images = None if self.calibration is None else for_statistics(self.calibration, self.recipe)
         if method is not None:
             renormalise(child, method, images, merged)
@@ -204,7 +228,7 @@ class FusionResult:
     ) -> Together | None:
         return refit_layers(
             child,
-            self.parents,
+            self.averaged,
             self.groups,
             self.couplings,
             shares,
@@ -222,7 +246,7 @@ class FusionResult:
         assert self.calibration is not None
         assert self.example is not None
         return Family(
-            self.parents,
+            self.averaged,
             self.groups,
             self.labels,
             self.template,
@@ -325,6 +349,7 @@ def fuse(
     trains = recipe.distil > 0 or recipe.finetune > 0
     if trains and further is None:
         raise RecipeError("distil and finetune need the training images: give further=Further(data)")
+    given_models = models
     alone = models if sets is None else ()
     teaching = partial(prepared, models, shares=shares, labels=sets, template=template)
     taught = teaching(recipe=recipe, calibration=calibration)
@@ -340,6 +365,7 @@ def fuse(
         )
     if unequal and template is not None and recipe.width_of is not None:
         raise RecipeError("the child's width is given twice: leave out --width-of, or --width and --child-arch")
+    check_widths(recipe, one_width=not unequal)
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -380,7 +406,7 @@ def fuse(
             else Disagreement(
                 chosen,
                 groups,
-                recipe.renorm_alone,
+                "auto",
                 calibration,
                 sets,
                 template,
@@ -400,9 +426,7 @@ def fuse(
         apart: Apart | None = None
         if recipe.keeps_apart:
             given = example if example is not None else _example(calibration)
-            apart = keep_apart(
-                models, groups, couplings, recipe, given, calibration, template, sets, shares
-            )
+            apart = keep_apart(models, groups, couplings, recipe, given, calibration, template, sets, shares)
             models, unmatched, template, groups = apart.models, apart.unmatched, apart.template, apart.groups
             couplings = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
         information = None
@@ -431,6 +455,7 @@ def fuse(
         example if example is not None or calibration is None else _example(calibration),
         folded=folded,
         refit_reason=refit_reason,
+        parents=given_models,
     )
     if recipe.weights_by != "network" and calibration is not None and result.example is not None:
         with step("shares"):
@@ -458,6 +483,17 @@ def fuse(
                 result = replace(
                     result, polished=polish_child(child, teachers, sets, calibration, recipe, joint=result.joint)
                 )
+    renorm = "none" if recipe.refit == "ridge" and recipe.renorm == "auto" else chosen_method(recipe.renorm, child)
+    made = settled(
+        recipe,
+        len(models),
+        renorm=renorm,
+        renewed=taught.renewed,
+        joint=taught.joint,
+        widths=brought,
+        template=template,
+    )
+    result = replace(result, recipe=made)
     if trains and further is not None:
         if on_step is not None:
             on_step("train")

@@ -409,7 +409,7 @@ class Recipe(BaseModel):
     @property
     def renorm_alone(self) -> Renorm:
         """How networks are renormalised of which there may be no parents to repair them by: to compare them."""
-        return "auto" if self._compares else self.renorm
+        return "auto" if self._compares or self.refit == "ridge" else self.renorm
 
     @property
     def _compares(self) -> bool:

@@ -10,20 +10,24 @@ networks, and larger ones, were not searched on: they are not refitted unless th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from depfuse.data.loader import Loader
+from depfuse.errors import RecipeError
 from depfuse.isolation import one_at_a_time
 from depfuse.label_sets import LabelSets
 from depfuse.merge import can_be_refitted
+from depfuse.reads import is_read
 from depfuse.recipe import MIXING, SOFT, Recipe
 from depfuse.renorm import has_batch_norm
 from depfuse.running import evaluating
 from depfuse.same_start import share_a_start
+from depfuse.widths import Brought
 
 LARGEST = 1_000_000_000  # multiply-adds for an image, of the networks that were searched on
 
@@ -57,7 +61,9 @@ def resolve_refit(
         return recipe, ""
     against = _against(recipe, models, child, images) or _in_place(recipe, models, child, images, labels)
     if against:
-        return recipe.changed(refit="none"), f"refit auto is none here: {against}"
+        why = f"refit auto is none here: {against}"
+        _check_read({**recipe.settings, "refit": "none"}, f"{why}; leave {{}} out, or give refit ridge")
+        return recipe.changed(refit="none"), why
     kind = "BatchNorm" if has_batch_norm(models[0]) else "no normalisation"
     why = f"refit auto is ridge here, as is best for convolutional networks with {kind}; refit none leaves it out"
     return recipe.changed(refit="ridge"), why
@@ -80,6 +86,65 @@ def _against(recipe: Recipe, models: Sequence[nn.Module], child: nn.Module, imag
     if _any_wider(models, child):
         return "a parent is wider than the child, and what it loses cannot be followed"
     return _unsuited(models[0], images)
+
+
+def settled(
+    recipe: Recipe,
+    parents: int,
+    *,
+    renorm: str,
+    renewed: bool,
+    joint: bool,
+    widths: Brought | None,
+    template: nn.Module | None,
+) -> Recipe:
+    """The recipe with what everything became that it left open, so that a fusion by it decides nothing anew.
+
+    Parameters
+    ----------
+    recipe
+        With its refit.
+    parents
+        How many.
+    renorm
+        How the child was renormalised.
+    renewed, joint
+        Whether the parents' statistics were renewed, and whether they got one head.
+    widths, template
+        How the parents were brought to the child's width where theirs is another, and what the child is like where it
+        is like none of them. The widths say then who is matched to whom.
+    """
+    found: dict[str, Any] = {
+        "renorm": renorm,
+        "parents_renorm": "reset" if renewed else "none",
+        "joint_head": "always" if joint else "none",
+        "polish": recipe.polishes,
+        "weights": recipe.shares(parents),
+    }
+    if widths is None:
+        found["order"] = recipe.kept + 1
+    elif template is None:
+        found["width_of"] = widths.reference + 1
+    if widths is None and not recipe.universe:
+        found["reference"] = recipe.target + 1
+    return recipe.changed(**found)
+
+
+def check_widths(recipe: Recipe, *, one_width: bool) -> None:
+    """Raise `RecipeError` where a setting is of unequal widths, and there are none."""
+    for name in ("masses", "width_of") if one_width else ():
+        value = recipe.settings[name]
+        if value != type(recipe).model_fields[name].default:
+            raise RecipeError(
+                f"{name} {value} would be ignored: the parents have one width, and it is for several; leave it out"
+            )
+
+
+def _check_read(settings: Mapping[str, Any], why: str) -> None:
+    """Raise `RecipeError` where one of the settings is not read any more."""
+    for name, info in Recipe.model_fields.items():
+        if settings[name] != info.default and not is_read(name, settings):
+            raise RecipeError(f"{name} {settings[name]} would be ignored: {why.format(name)}")
 
 
 def _in_place(

@@ -28,11 +28,14 @@ class Teachers:
         Which labels their outputs stand for, where these still differ.
     joint
         Whether they have one head over all labels together.
+    renewed
+        Whether their BatchNorm statistics were renewed.
     """
 
     models: Sequence[nn.Module]
     labels: LabelSets | None
     joint: bool
+    renewed: bool = False
 
 
 def prepared(
@@ -74,13 +77,14 @@ def prepared(
         raise RecipeError("one head is fitted to features of the parents' own widths: leave out --width")
     different = labels is not None or (recipe.learns and know_different(models, calibration))
     renewable = recipe.parents_renorm == "auto" and different and has_batch_norm(models[0])
-    if renewable or recipe.parents_renorm == "reset":
+    renews = renewable or recipe.parents_renorm == "reset"
+    if renews:
         models = renewed(models, for_statistics(calibration, recipe))
     wanted = recipe.joint_head == "auto" and different and recipe.learns and not resized
     if always or (wanted and can_have_joint_head(models, calibration, labels)):
         copies = with_joint_head(models, shares, calibration, recipe.labelled, labels, template)
-        return Teachers(copies, None, joint=True)
-    return Teachers(models, labels, joint=False)
+        return Teachers(copies, None, joint=True, renewed=renews)
+    return Teachers(models, labels, joint=False, renewed=renews)
 
 
 def for_statistics(calibration: Loader, recipe: Recipe) -> Loader:

@@ -186,7 +186,7 @@ class Widths:
         judge = Disagreement(
             [self.models[reference], self.models[number]],
             self.groups,
-            self.recipe.renorm_alone,
+            "auto",
             calibration,
             joint=self.joint,
         )

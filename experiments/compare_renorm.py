@@ -34,10 +34,10 @@ def child_of(result: FusionResult, method: str) -> nn.Module:
     augmented = method == "augmented"
     update = {"renorm": "reset" if augmented else method, "augment_statistics": augmented}
     recipe = result.recipe.changed(**update)
-    shares = recipe.shares(len(result.parents))
-    child = average(result.parents, result.groups, result.couplings, shares)
+    shares = recipe.shares(len(result.averaged))
+    child = average(result.averaged, result.groups, result.couplings, shares)
     other = FusionResult(
-        child, result.groups, result.couplings, recipe, {}, result.parents, result.calibration, example=result.example
+        child, result.groups, result.couplings, recipe, {}, result.averaged, result.calibration, example=result.example
     )
     other.renormalise(child, result.couplings, shares)
     return child

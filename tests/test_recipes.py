@@ -92,7 +92,10 @@ def test_no_two_methods_are_the_same():
 @pytest.mark.parametrize("name", sorted(ASKED_FOR - {"soup"}))
 def test_every_method_fuses_from_files_to_a_file(name, tmp_path):
     report = fused(tmp_path, "--recipe", name)
-    assert report.recipe == Recipe(**published(name).settings, calibration=200).model_dump(mode="json")
+    asked = Recipe(**published(name).settings, calibration=200)
+    left_open = {"renorm", "parents_renorm", "joint_head", "polish", "weights", "reference", "order"}
+    assert Recipe(**report.recipe).model_dump(exclude=left_open) == asked.model_dump(exclude=left_open)
+    assert "auto" not in report.recipe.values()
     assert read_checkpoint(tmp_path / "child.safetensors").digest == report.child.digest
     assert report.child.accuracy > report.naive.accuracy + 0.15
 

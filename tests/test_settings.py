@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from digits_parents import digits_parents
 from torch import nn
 
 from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.align import align
 from depfuse.align.solvers import SOLVERS, serving
+from depfuse.cli.console import warnings_in_one_line
 from depfuse.data import Loader, calibration_loader
 from depfuse.distil import Further
-from depfuse.errors import RecipeError
+from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.reads import READ, is_read, only_read, why_not_read
 from depfuse.recipes import names, published, read_settings
 
@@ -178,3 +182,68 @@ def test_shares_of_another_child_are_checked(images, shares, words):
     result = fuse([plain(0), plain(1)], Recipe(refit="none"), images)
     with pytest.raises(RecipeError, match=words):
         result.at(shares)
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"refit": "none"},
+        {"refit_steps": 2},
+        {"criterion": "weights", "refit": "none", "order": 2},
+        {"universe": True, "refit": "none"},
+        {"polish": True, "refit": "none", "distance": "scaled"},
+        {"solver": "cca", "regularisation": 1.0},
+        {"joint_head": "always", "refit": "none", "parents_renorm": "reset"},
+    ],
+)
+def test_the_recipe_of_a_result_leaves_nothing_open_and_gives_the_child_again(digits, settings):
+    parents, calibration = digits_parents(*"ab"), calibration_loader(digits, 100)
+    result = fuse(parents, Recipe(**settings), calibration)
+    made = result.recipe
+    assert "auto" not in made.model_dump().values()
+    assert None not in {made.weights, made.polish, made.order} | ({made.reference} if not made.universe else set())
+    again = fuse(parents, Recipe(**json.loads(made.model_dump_json())), calibration)
+    assert again.recipe == made
+    assert same(again.child, result.child)
+    assert same(result.at(result.shares), result.child)
+    assert list(result.parents) == parents
+
+
+def test_no_shares_describe_the_best_of_a_family(digits):
+    recipe = Recipe(goal="best", refit_steps=0, distance="scaled", polish=False, joint_head="none")
+    result = fuse(digits_parents(*"ab"), recipe, calibration_loader(digits, 80))
+    with pytest.raises(RecipeError, match="best of several candidates"):
+        result.at(result.shares)
+
+
+@pytest.mark.parametrize(("name", "value"), [("refit_steps", 9), ("targets", "matched"), ("augment", False)])
+def test_settings_of_a_refit_that_is_not_made_are_refused(images, name, value):
+    recipe = Recipe(**{name: value, "solver": "sinkhorn"})
+    with pytest.raises(RecipeError, match=f"{name} {value} would be ignored: refit auto is none here: solver sinkhorn"):
+        fuse([plain(0), plain(1)], recipe, images)
+
+
+@pytest.mark.parametrize(("name", "value"), [("masses", "free"), ("width_of", 2)])
+def test_settings_of_widths_are_refused_for_parents_of_one(images, name, value):
+    with pytest.raises(RecipeError, match=f"{name} {value} would be ignored: the parents have one width"):
+        fuse([plain(0), plain(1)], Recipe(**{name: value}), images)
+
+
+def test_an_error_filter_of_the_user_fires_when_a_warning_is_given(capsys, monkeypatch):
+    def warn() -> None:
+        warnings.warn("the channels are few", DepfuseWarning, stacklevel=2)
+
+    with warnings_in_one_line():
+        warn()
+        warn()
+    assert capsys.readouterr().err == "depfuse: warning: the channels are few\n"
+    monkeypatch.setattr(sys, "warnoptions", ["error"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with warnings_in_one_line(), pytest.raises(DepfuseWarning):
+            warn()

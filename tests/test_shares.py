@@ -322,10 +322,10 @@ def test_a_destroyed_stage_is_left_to_the_other_parent(parents_of_digits, digits
     assert result.seconds["shares"] > 0
     same(result.child, result.at(result.shares))
     seen, judged = _parted(calibration, 100)
-    judge = Disagreement(result.parents, result.groups, "reset", seen, judged=judged, labelled=True)
+    judge = Disagreement(result.averaged, result.groups, "reset", seen, judged=judged, labelled=True)
 
     def loss(shares: Shares) -> float:
-        return judge.of_child(average(result.parents, result.groups, result.couplings, shares), (0.5, 0.5))
+        return judge.of_child(average(result.averaged, result.groups, result.couplings, shares), (0.5, 0.5))
 
     by_labels = choose_shares(Shares.of_parts((0.5, 0.5), result.shares.part_of), loss)
     assert by_labels.shares.parts["stage 2"] == (0.0, 1.0)

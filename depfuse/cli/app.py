@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from depfuse.cli.console import complain, warnings_in_one_line
-from depfuse.errors import DepfuseError
+from depfuse.errors import DepfuseError, DepfuseWarning
 
 # Typer does not export it, and some of its versions bring their own copy of click's.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -139,7 +139,7 @@ def _run(given: list[str]) -> int:
             status = typer.main.get_command(build_app(given)).main(
                 args=given or ["--help"], prog_name="depfuse", standalone_mode=False, obj=["depfuse", *given]
             )
-        except DepfuseError as error:
+        except (DepfuseError, DepfuseWarning) as error:  # a warning, where the user's filter makes it an error
             complain(str(error))
             return 2
         except _UsageError as error:

@@ -108,10 +108,13 @@ def complain(sentence: str) -> None:
 
 @contextmanager
 def warnings_in_one_line() -> Generator[None, None, None]:
-    """Show every `DepfuseWarning` as one line on standard error, each text once."""
+    """Show every `DepfuseWarning` as one line on standard error, each text once.
+
+    What the user's own filters (`python -W`, PYTHONWARNINGS) say of them counts for more.
+    """
     shown: set[str] = set()
     with warnings.catch_warnings():
-        warnings.simplefilter("always", DepfuseWarning)
+        warnings.simplefilter("always", DepfuseWarning, append=bool(sys.warnoptions))
         usual = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *place: object) -> None:

@@ -95,7 +95,7 @@ def match(
             on_step=lambda step: work.step(STEPS.get(step, step)),
         )
         work.step("comparing matched channels")
-        models = result.parents if result.folded else inputs.models
+        models = result.averaged if result.folded else inputs.models
         matchings = describe_matching(models, result.groups, result.couplings, recipe, calibration)
     known = [found.name for found in next(iter(matchings.values())).groups]
     for name in group or ():
