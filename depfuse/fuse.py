@@ -330,6 +330,7 @@ def fuse(
     check_parents(models if template is None or sets is not None else [*models, template], sets)
     image = example if example is not None or calibration is None else _example(calibration)
     check_alike(models if template is None else [*models, template], image)
+    given_models = models
     copies: Sequence[nn.Module] = [private_copy(model, image) for model in models]
     template = None if template is None else evaluation_copy(template)
     shared = None if shared is None else shared.known_as(models, copies)
@@ -349,7 +350,6 @@ def fuse(
     trains = recipe.distil > 0 or recipe.finetune > 0
     if trains and further is None:
         raise RecipeError("distil and finetune need the training images: give further=Further(data)")
-    given_models = models
     alone = models if sets is None else ()
     teaching = partial(prepared, models, shares=shares, labels=sets, template=template)
     taught = teaching(recipe=recipe, calibration=calibration)
