@@ -150,7 +150,10 @@ def _check_read(settings: Mapping[str, Any], why: str) -> None:
 def _in_place(
     recipe: Recipe, models: Sequence[nn.Module], child: nn.Module, images: Loader | None, labels: LabelSets | None
 ) -> str:
-    """Why parents need no refit; empty where they do not share a start."""
+    """Why parents need no refit; empty where they do not share a start, or the user says how to refit."""
+    usual = Recipe()
+    if any(getattr(recipe, name) != getattr(usual, name) for name in ("targets", "refit_steps", "augment")):
+        return ""
     if images is None or labels is not None or _any_wider([child], models[0]) or _any_wider(models, child):
         return ""
     if not share_a_start(models, recipe.shares(len(models)), images):

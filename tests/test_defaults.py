@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -39,8 +40,17 @@ def images(digits) -> Loader:
     return calibration_loader(digits, 50)
 
 
+def pair(model: nn.Module) -> list[nn.Module]:
+    """It and another one that was not trained from the same start."""
+    other = copy.deepcopy(model)
+    for module in other.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.reset_parameters()
+    return [model, other]
+
+
 def resolved(model: nn.Module, images: Loader | None, **settings: object) -> tuple[str, str]:
-    recipe, why = resolve_refit(Recipe.create(**settings), [model, model], model, images)
+    recipe, why = resolve_refit(Recipe.create(**settings), pair(model), model, images)
     return recipe.refit, why
 
 
@@ -133,6 +143,15 @@ def test_the_command_line_and_python_have_one_default(tmp_path: Path, capsys, di
 )
 def test_a_setting_changes_what_it_names_and_nothing_else(images, settings):
     model = plain().eval()
-    plainly = resolve_refit(Recipe(), [model, model], model, images)[0].model_dump()
-    typed = resolve_refit(Recipe(**settings), [model, model], model, images)[0].model_dump()
+    parents = pair(model)
+    plainly = resolve_refit(Recipe(), parents, model, images)[0].model_dump()
+    typed = resolve_refit(Recipe(**settings), parents, model, images)[0].model_dump()
     assert typed == {**plainly, **settings}
+
+
+def test_parents_that_share_a_start_are_not_refitted_unless_the_user_says_how(images):
+    model = plain().eval()
+    recipe, why = resolve_refit(Recipe(), [model, model], model, images)
+    assert recipe.refit == "none"
+    assert "the parents share a start" in why
+    assert resolve_refit(Recipe(refit_steps=8), [model, model], model, images)[0].refit == "ridge"
