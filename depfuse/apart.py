@@ -107,8 +107,7 @@ def keep_apart(
         with_state(model, apply_couplings(groups, found, model.state_dict()))
         for model, found in zip(models, couplings, strict=True)
     ]
-    counts = _counts(aligned[0], groups, recipe, example)
-    whole = all(counts.get(group.name) == group.size for group in groups.free)
+    counts, whole = _counts(aligned[0], groups, recipe, example)
     host, why = find_hosts(models[0], groups, example)
     without = {name: why[name] for name, count in counts.items() if count and name not in host}
     if whole and without:
@@ -197,10 +196,13 @@ def _settled(networks: Sequence[nn.Module], arrangement: Arrangement, example: T
     return tuple(leaves[:before]) if mixing <= set(leaves) else ()
 
 
-def _counts(model: nn.Module, groups: ChannelGroups, recipe: Recipe, example: Tensor) -> dict[str, int]:
-    """Free group -> how many of its channels are to be kept apart."""
-    whole = _whole_groups(model, groups, recipe, example)
-    return {g.name: g.size if g.name in whole else round(recipe.keep_worst * g.size) for g in groups.free}
+def _counts(model: nn.Module, groups: ChannelGroups, recipe: Recipe, example: Tensor) -> tuple[dict[str, int], bool]:
+    """Free group -> how many of its channels are to be kept apart; and whether that is all that there is."""
+    stages, count = stages_of(model, example) if recipe.keep_first or recipe.keep_last else ({}, 0)
+    whole = _whole_groups(stages, count, type(model).__name__, groups, recipe)
+    found = {g.name: g.size if g.name in whole else round(recipe.keep_worst * g.size) for g in groups.free}
+    everything = recipe.keep_worst == 1.0 or 0 < count <= recipe.keep_first + recipe.keep_last
+    return found, everything and all(found[group.name] == group.size for group in groups.free)
 
 
 def _chosen(
@@ -219,14 +221,11 @@ def _chosen(
     return chosen
 
 
-def _whole_groups(model: nn.Module, groups: ChannelGroups, recipe: Recipe, example: Tensor) -> set[str]:
+def _whole_groups(stages: Mapping[str, int], count: int, name: str, groups: ChannelGroups, recipe: Recipe) -> set[str]:
     """Groups that only layers of the first or last stages write to, as many stages as the recipe keeps apart."""
-    if not recipe.keep_first and not recipe.keep_last:
-        return set()
-    stages, count = stages_of(model, example)
     for option, asked in (("--keep-first", recipe.keep_first), ("--keep-last", recipe.keep_last)):
         if asked > count:
-            raise RecipeError(f"{option} {asked} is more than the {count} stages of {type(model).__name__}")
+            raise RecipeError(f"{option} {asked} is more than the {count} stages of {name}")
     found = set()
     for group in groups.free:
         writers = {slot.key.rpartition(".")[0] for slot in group.slots if slot.role == "produces"}

@@ -75,10 +75,9 @@ class Arrangement:
         Layers that the sources do not fit, a head of other labels, stay as they are.
         """
         sources = self.room.source if parent is None else self.sources[parent]
-        state = model.state_dict()
         network = evaluation_copy(model)
-        resize(network, self.room.shapes(state))
-        return with_state(network, {key: spread(key, tensor, sources) for key, tensor in state.items()})
+        resize(network, self.room.shapes(model.state_dict()))
+        return with_state(network, spread(model, sources))
 
     def owned(self, key: str) -> bool:
         """Whether every position along some axis of a tensor belongs to one parent alone: nothing in it is averaged."""

@@ -42,7 +42,10 @@ def resize(model: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
                 setattr(module, local, nn.Parameter(new, requires_grad=old.requires_grad))
             else:
                 module.register_buffer(local, new, persistent=True)
-        if mine:
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        computed = f"{prefix}parametrizations."  # weights that are computed when they are asked for
+        if any(key.rpartition(".")[0] == name or key.startswith(computed) for key in different):
             _tell(module)
 
 

@@ -101,6 +101,14 @@ class Gate(nn.Module):
         return x * (gate[:, :, None, None] if self.linear else gate)
 
 
+class Standardised(nn.Conv2d):
+    """A convolution whose weights have mean zero and variance one for each output, as BiT has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        deviation, mean = torch.std_mean(self.weight, (1, 2, 3), keepdim=True)
+        return F.conv2d(x, (self.weight - mean) / (deviation + 0.01), self.bias, padding=self.padding)
+
+
 class LayerScale(nn.Module):
     """One factor per channel, as small as CaiT and ConvNeXt begin with."""
 
@@ -152,6 +160,7 @@ class Draft:
 
     draw: Any
     tiny: bool
+    mixing: bool = False
     layers: list[nn.Module] = field(default_factory=list)
     steps: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=lambda: [torch.zeros(IMAGE)])
@@ -296,6 +305,47 @@ class Draft:
             return x
         return self.apply(Function("glu(x, 1)", lambda v: F.glu(v, 1)), x)
 
+    def pieces(self, x: int) -> int:
+        """Two parts of unequal size, exchanged."""
+        width = self.shape(x)[1]
+        size = self.one_of(*range(1, width))
+        text = f"cat(reversed(x.split([{size}, {width - size}], 1)), 1)"
+        return self.apply(Function(text, lambda v: torch.cat(v.split([size, width - size], 1)[::-1], 1)), x)
+
+    def rolled(self, x: int) -> int:
+        shift = self.one_of(*range(1, self.shape(x)[1]))
+        return self.apply(Function(f"x + 0.5 * x.roll({shift}, 1)", lambda v: v + 0.5 * v.roll(shift, 1)), x)
+
+    def flipped(self, x: int) -> int:
+        return self.apply(Function("x + 0.5 * x.flip(1)", lambda v: v + 0.5 * v.flip(1)), x)
+
+    def maxout(self, x: int) -> int:
+        """The largest of neighbouring channels."""
+        width = self.shape(x)[1]
+        parts = self.one_of(*_divisors(width)[1:])
+        text = f"x.unflatten(1, (-1, {parts})).amax(2)"
+        return self.apply(Function(text, lambda v: v.unflatten(1, (-1, parts)).amax(2)), x)
+
+    def across(self, x: int) -> int:
+        """Something taken over all channels at each position."""
+        kinds = {
+            "x.softmax(1)": lambda v: v.softmax(1),
+            "normalize(x, dim=1)": lambda v: F.normalize(v, dim=1),
+            "x * sigmoid(x.amax(1, True))": lambda v: v * v.amax(1, True).sigmoid(),
+            "x * sigmoid(x.mean(1, True))": lambda v: v * v.mean(1, True).sigmoid(),
+        }
+        text = self.one_of(*kinds)
+        return self.apply(Function(text, kinds[text]), x)
+
+    def normed_weights(self, x: int) -> int:
+        """A convolution whose weights are standardised, or divided by their norm."""
+        arguments = self.shape(x)[1], self.width(), self.one_of(1, 3)
+        padding = arguments[2] // 2
+        if self.flag():
+            return self.activation(self.apply(Standardised(*arguments, padding=padding), x))
+        layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(*arguments, padding=padding))
+        return self.activation(self.apply(layer, x))
+
     def gate(self, x: int) -> int:
         return self.apply(Gate(self.shape(x)[1], self.one_of(2, 3), self.flag()), x)
 
@@ -343,6 +393,9 @@ class Draft:
     def block(self, x: int) -> int:
         names = ["residual", "plain", "grouped", "depthwise", "concatenated", "split", "shuffle", "padded", "skip"]
         names += ["gate", "layer_scale", "again", "halves", "narrowed", "transposed", "attention", "pooled"]
+        if self.mixing:
+            names += ["across", "normed_weights"]
+            names += ["pieces", "rolled", "flipped", "maxout"] if self.shape(x)[1] > 1 else []
         y = self.narrowed_to(getattr(self, self.one_of(*names))(x), 4)
         return y if self.shape(y)[1] <= 32 else self.convolution(y, 32)
 
@@ -364,10 +417,14 @@ def _divisors(number: int) -> list[int]:
 
 
 @st.composite
-def random_networks(draw: Any, tiny: bool = False) -> Drawn:
-    """A network with one to three blocks if tiny (no axis longer than 4, pixels apart), else up to seven."""
+def random_networks(draw: Any, tiny: bool = False, mixing: bool = False) -> Drawn:
+    """A network with one to three blocks if tiny (no axis longer than 4, pixels apart), else up to seven.
+
+    `mixing`: with blocks that mix channels by their positions or over all of them. Not all groups of such networks are
+    found: some are fixed by their proof.
+    """
     torch.manual_seed(0)
-    draft = Draft(draw, tiny)
+    draft = Draft(draw, tiny, mixing)
     x = draft.plain(0)
     ends = []
     for _ in range(draw(st.integers(1, 3 if tiny else 7))):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,15 +12,18 @@ from torch import nn
 from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.align import Coupling
 from depfuse.apart import keep_apart
+from depfuse.arrangement import Arrangement
 from depfuse.checkpoint import Card, load_into, read_checkpoint, write_checkpoint
 from depfuse.cli.app import main
 from depfuse.data import Loader, Preprocessing, Split
-from depfuse.errors import ArchitectureError, CheckpointError, RecipeError
+from depfuse.errors import ArchitectureError, CheckpointError, DepfuseWarning, GroupError, RecipeError
+from depfuse.groups.channel_group import random_permutations
 from depfuse.groups.stages import stages_of
 from depfuse.groups.widening import find_hosts, make_room
 from depfuse.models import build_network
 from depfuse.renorm import reset_batch_norm
 from depfuse.resizing import resize
+from depfuse.separation import SeparationProof
 from depfuse.widths import shapes_of
 
 
@@ -215,6 +220,180 @@ def test_what_has_no_room_is_merged_and_named():
         parents = [Perceptron(seed, **settings).eval() for seed in (0, 1)]
         with pytest.raises(RecipeError, match="no room"):
             fuse(parents, Recipe(refit="none", criterion="weights", keep_worst=0.5), example=example)
+
+
+class Middle(nn.Module):
+    """A convolution with BatchNorm, something in the middle, and a second convolution: (N, 1, 8, 8) to (N, 3)."""
+
+    def __init__(self, name: str, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        function, layer, width = MIDDLES[name]
+        self.first, self.norm = nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12)
+        self.layer, self.middle = layer() if layer else nn.Identity(), function
+        self.second, self.last = nn.Conv2d(width, 6, 3), nn.Linear(6, 3)
+        for tensor in (self.norm.weight, self.norm.running_var):
+            nn.init.uniform_(tensor, 0.5, 1.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.middle(self.layer, F.relu(self.norm(self.first(x))))
+        return self.last(F.relu(self.second(x)).mean((2, 3)))
+
+
+def gated_thirds(_: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    first, second, third = x.chunk(3, 1)
+    return torch.cat([second, first * third.sigmoid(), third], 1)
+
+
+def attention(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    tokens = x.flatten(2).transpose(1, 2)
+    return (tokens + layer(tokens, tokens, tokens)[0]).transpose(1, 2).reshape(x.shape)
+
+
+def shuffle(_: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return x.unflatten(1, (3, 4)).transpose(1, 2).flatten(1, 2)
+
+
+def weight_normed() -> nn.Module:
+    return nn.utils.parametrizations.weight_norm(nn.Conv2d(12, 12, 3, padding=1))
+
+
+ORDER = torch.tensor([3, 1, 4, 0, 5, 9, 2, 6, 8, 7, 11, 10])
+# Name -> what is done in the middle, its layer, and how many channels come out.
+EXACT = {
+    "chunks": (gated_thirds, None, 12),
+    "gated linear unit": (lambda _, x: F.glu(x, 1), None, 6),
+    "x beside itself": (lambda _, x: torch.cat([x, x.roll(1, 2)], 1), None, 24),
+    "squeeze": (lambda layer, x: x * layer(x.mean((2, 3)))[..., None, None].sigmoid(), lambda: nn.Linear(12, 12), 12),
+    "instance norm": (lambda layer, x: layer(x), lambda: nn.InstanceNorm2d(12, affine=True), 12),
+    "depthwise": (lambda layer, x: layer(x).relu(), lambda: nn.Conv2d(12, 12, 3, padding=1, groups=12), 12),
+    "weight norm": (lambda layer, x: layer(x).relu(), weight_normed, 12),
+    "slopes": (lambda layer, x: layer(x - 0.5), lambda: nn.PReLU(12), 12),
+}
+REFUSED = {
+    "uneven split": (lambda _, x: torch.cat(x.split([2, 4, 6], 1)[::-1], 1), None, 12, "first"),
+    "roll": (lambda _, x: x + x.roll(3, 1), None, 12, "between norm"),
+    "flip": (lambda _, x: x + 0.5 * x.flip(1), None, 12, "first"),
+    "maxout": (lambda _, x: x.unflatten(1, (6, 2)).amax(2), None, 6, "blocks"),
+    "softmax": (lambda _, x: 12 * x.softmax(1), None, 12, "between norm and second"),
+    "largest": (lambda _, x: x * x.amax(1, True), None, 12, "between norm and second"),
+    "top-k": (lambda _, x: x * (x >= x.topk(4, 1).values[:, -1:]), None, 12, "between norm and second"),
+    "argmax": (lambda _, x: x * F.one_hot(x.argmax(1), x.shape[1]).movedim(-1, 1), None, 12, "between norm and second"),
+    "sort": (lambda _, x: x.sort(1).values, None, 12, "Sort"),
+    "gather": (lambda _, x: x.gather(1, ORDER[None, :, None, None].expand_as(x)), None, 12, "Gather"),
+    "length": (lambda _, x: F.normalize(x, dim=1), None, 12, "between norm and second"),
+    "neighbours": (lambda _, x: F.local_response_norm(x, 3), None, 12, "neighbouring"),
+    "shuffle": (shuffle, None, 12, "first"),
+    "products": (
+        lambda _, x: torch.einsum("nchw,ndhw->ncd", x, x).flatten(1)[..., None, None].expand(-1, -1, 4, 4),
+        None,
+        144,
+        "first",
+    ),
+    "layer norm": (lambda layer, x: layer(x.movedim(1, -1)).movedim(-1, 1), lambda: nn.LayerNorm(12), 12, "LayerNorm"),
+    "group norm": (lambda layer, x: layer(x), lambda: nn.GroupNorm(3, 12), 12, "blocks"),
+    "one group": (lambda layer, x: layer(x), lambda: nn.GroupNorm(1, 12), 12, r"GroupNorm \(layer\)"),
+    "attention": (attention, lambda: nn.MultiheadAttention(12, 3, batch_first=True), 12, "MultiheadAttention"),
+    "groups": (lambda layer, x: layer(x), lambda: nn.ConvTranspose2d(12, 24, 2, stride=2, groups=3), 24, "blocks"),
+    "one slope": (lambda layer, x: layer(x - 0.5), nn.PReLU, 12, "single channel"),
+    "one gate": (lambda layer, x: x * layer(x).sigmoid(), lambda: nn.Conv2d(12, 1, 1), 12, "single channel"),
+    "last channel": (lambda _, x: x * x[:, -1:].sigmoid(), None, 12, "in no group"),
+}
+MIDDLES = EXACT | {name: (*parts, width) for name, (*parts, width, _) in REFUSED.items()}
+BY_WEIGHTS = Recipe(criterion="weights", restarts=1, refit="none", renorm="none", keep_worst=1.0)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_what_treats_channels_by_themselves_gives_the_ensemble(name):
+    parents = [Middle(name, seed).eval() for seed in (0, 1, 2)]
+    batch = torch.randn(4, 1, 8, 8)
+    recipe = BY_WEIGHTS.model_copy(update={"weights": (0.5, 0.3, 0.2)})
+    child = fuse(parents, recipe, example=batch[:1]).child
+    with torch.no_grad():
+        mean = sum(share * parent(batch) for share, parent in zip((0.5, 0.3, 0.2), parents, strict=True))
+        torch.testing.assert_close(child(batch), mean, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:a part of")
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_mixes_channels_is_refused_by_name(name):
+    parents = [Middle(name, seed).eval() for seed in (0, 1)]
+    with pytest.raises(GroupError, match=f"would not be the ensemble.*{REFUSED[name][-1]}"):
+        fuse(parents, BY_WEIGHTS, example=torch.randn(1, 1, 8, 8))
+
+
+def test_what_is_not_linear_in_the_logits_is_refused():
+    parents = [nn.Sequential(Perceptron(seed), nn.Softmax(1)).eval() for seed in (0, 1)]
+    with pytest.raises(GroupError, match="the output"):
+        fuse(parents, BY_WEIGHTS, example=torch.randn(1, 1, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["softmax", "layer norm", "attention", "groups"])
+def test_what_mixes_channels_is_merged_with_a_warning_where_a_part_is_kept(name):
+    parents = [Middle(name, seed).eval() for seed in (0, 1)]
+    recipe = BY_WEIGHTS.model_copy(update={"keep_worst": 0.5})
+    with pytest.warns(DepfuseWarning, match=f"kept apart are merged: first.*{REFUSED[name][-1]}"):
+        result = fuse(parents, recipe, example=torch.randn(1, 1, 8, 8))
+    assert result.apart is not None
+    assert result.apart.kept == {"second": 3}
+    assert any(group.startswith("first") for group in result.apart.merged)
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.filterwarnings("ignore:channels that were")
+def test_a_child_of_permuted_copies_with_some_channels_apart_is_the_parent(name):
+    parent = Middle(name, 0).eval()
+    batch = torch.randn(4, 1, 8, 8)
+    groups = prove_groups(parent, find_groups(parent, batch), batch)
+    state = parent.state_dict()
+    for group, permutation in random_permutations(groups, 3).items():
+        state = groups[group].permute(state, permutation)
+    other = Middle(name, 0).eval()
+    other.load_state_dict(state)
+    child = fuse([parent, other], BY_WEIGHTS.model_copy(update={"keep_worst": 0.5}), example=batch[:1]).child
+    with torch.no_grad():
+        torch.testing.assert_close(child(batch), parent(batch), rtol=1e-5, atol=1e-5)
+
+
+def test_an_arrangement_that_exchanges_channels_fails_its_proof():
+    parents = [Middle("gated linear unit", seed).eval() for seed in (0, 1)]
+    example = torch.randn(1, 1, 8, 8)
+    groups = prove_groups(parents[0], find_groups(parents[0], example), example)
+    hosts, _ = find_hosts(parents[0], groups, example)
+    kept = {group.name: torch.arange(group.size) for group in groups.free}
+    proof = SeparationProof(parents, example, None, None, (0.5, 0.5), seed=0)
+    for some in (kept, {"first": kept["first"][:3]}):
+        right = Arrangement.create(groups, hosts, some, 2, parents[0].state_dict())
+        whole = some is kept
+        assert proof.fault(right, whole=whole) is None
+        source = right.sources[1]["first.bias", 0].clone()
+        new = (right.owners["first.bias", 0] == 1).nonzero().flatten()
+        source[new] = source[new.roll(1)]
+        sources = (right.sources[0], {**right.sources[1], ("first.bias", 0): source})
+        fault = proof.fault(replace(right, sources=sources), whole=whole)
+        assert fault is not None
+        assert fault.error > 1e-6
+
+
+def test_nothing_is_settled_behind_a_single_channel_that_is_merged():
+    class Narrow(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            torch.manual_seed(seed)
+            self.one, self.norm = nn.Conv2d(1, 1, 3, padding=1), nn.BatchNorm2d(1)
+            self.first, self.second, self.last = nn.Conv2d(1, 6, 3, 2), nn.Conv2d(6, 6, 1), nn.Linear(6, 3)
+            self.stem = nn.Conv2d(1, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(F.relu(self.norm(self.one(x))))
+            return self.last(F.relu(self.second(F.relu(x))).mean((2, 3)))
+
+    parents = [Narrow(seed).eval() for seed in (0, 1)]
+    recipe = Recipe(criterion="weights", restarts=1, refit="none", renorm="none", keep_last=1)
+    result = fuse(parents, recipe, example=torch.randn(1, 1, 8, 8))
+    assert result.apart is not None
+    assert set(result.apart.kept) == {"first", "second"}
+    assert result.apart.settled == ()
 
 
 def test_new_channels_follow_the_last_of_their_group():

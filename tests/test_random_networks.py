@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
+
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from random_networks import IMAGE, Drawn, random_networks
+from torch.utils._pytree import tree_leaves
 
+from depfuse import Recipe
+from depfuse.align import Coupling
+from depfuse.apart import keep_apart
+from depfuse.errors import GroupError, RecipeError
 from depfuse.groups import ChannelGroup, find_groups, not_followed, prove_groups
 from depfuse.groups.generic import GenericNetwork
 from depfuse.groups.invariance import NO_EFFECT
 from depfuse.groups.reasons import NOT_USED
+from depfuse.merge import average
 
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 BOUNDED = settings(deadline=None, derandomize=True, print_blob=True, suppress_health_check=SLOW)
@@ -53,3 +62,62 @@ def test_random_networks_are_proved(network):
 @given(random_networks())
 def test_a_thousand_random_networks_are_proved(network):
     check_proof(network)
+
+
+def another(network: Drawn) -> Drawn:
+    """The same network with other parameters and statistics, in float64."""
+    generator = torch.Generator().manual_seed(1)
+    found = copy.deepcopy(network).double()
+    with torch.no_grad():
+        for tensor in (*found.parameters(), *(b for b in found.buffers() if b.is_floating_point())):
+            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+            if tensor.dim() < 2:
+                tensor.copy_(tensor.abs() * (0.5 + noise) + 0.1)
+            else:
+                tensor.copy_((noise - 0.5) * 3 * tensor.std(correction=0).clamp_min(0.1))
+    return found
+
+
+def check_side_by_side(network: Drawn, share: float) -> None:
+    """With all channels apart the child is its parents' ensemble, or is refused; with some it has finite outputs."""
+    parents = [network.double(), another(network)]
+    image = torch.randn(IMAGE, dtype=torch.float64)
+    groups = prove_groups(network, find_groups(network, image), image)
+    identity = {group.name: Coupling.identity(group.size) for group in groups.free}
+    shares = (0.3, 0.7)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            recipe = Recipe(keep_worst=share)
+            apart = keep_apart(parents, groups, [identity] * 2, recipe, image[:1], None, shares=shares)
+    except (GroupError, RecipeError):
+        event("refused")
+        return
+    event("kept apart")
+    child = average(apart.models, apart.groups, [{}, {}], shares, owners=apart.owners)
+    with torch.no_grad():
+        outputs, *each = (tree_leaves(model(image)) for model in (child, *parents))
+    for output, *logits in zip(outputs, *each, strict=True):
+        assert bool(output.isfinite().all())
+        mean = sum(own * values for own, values in zip(shares, logits, strict=True))
+        assert share < 1.0 or float((output - mean).abs().max()) <= 1e-4 * float(mean.abs().max())
+
+
+@settings(BOUNDED, max_examples=40)
+@given(random_networks(mixing=True))
+def test_children_with_all_channels_apart_are_ensembles_or_refused(network):
+    check_side_by_side(network, 1.0)
+
+
+@pytest.mark.slow
+@settings(BOUNDED, max_examples=1000)
+@given(random_networks(mixing=True))
+def test_a_thousand_children_with_all_channels_apart_are_ensembles_or_refused(network):
+    check_side_by_side(network, 1.0)
+
+
+@pytest.mark.slow
+@settings(BOUNDED, max_examples=200)
+@given(random_networks(mixing=True))
+def test_two_hundred_children_with_half_of_the_channels_apart_have_outputs_or_are_refused(network):
+    check_side_by_side(network, 0.5)

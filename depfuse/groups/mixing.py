@@ -86,7 +86,7 @@ def _seen(model: nn.Module, given: Tensor) -> list[_Seen]:
     def note(module: str, side: str, values: Any) -> None:
         tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
         if tensors:
-            seen.append(_Seen(module, side, tensors[0]))
+            seen.append(_Seen(module, side, tensors[0].detach()))
 
     handles = []
     for name, module in model.named_modules():

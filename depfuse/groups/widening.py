@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.parametrize import ParametrizationList
 
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, Slot
 from depfuse.groups.depgraph import evaluation_copy
@@ -128,8 +130,9 @@ class _Fits:
         try:
             resize(wider, room.shapes(state))
             with torch.no_grad():
+                wide = spread(self.model, room.source)
                 for key, tensor in wider.state_dict().items():
-                    tensor.copy_(spread(key, state[key], room.source))
+                    tensor.copy_(wide[key])
         except UNFIT as error:
             return not_taken(wider, error)
         return compared(wider, self.expected, self.example, self.model)
@@ -145,18 +148,33 @@ def largest(names: Sequence[str], fits: Callable[[Sequence[str]], bool]) -> list
     return largest(names[:middle], fits) + largest(names[middle:], fits)
 
 
-def spread(key: str, tensor: Tensor, sources: Mapping[Axis, Tensor]) -> Tensor:
-    """A tensor with its old positions at their new places, and at new ones what makes a channel silent.
+def spread(model: nn.Module, sources: Mapping[Axis, Tensor]) -> dict[str, Tensor]:
+    """A network's tensors with old positions at their new places, and at new ones what makes a channel silent.
 
     `sources` are (key, axis) -> (new length,) int64: an old position, or -1.
     """
-    for axis in range(tensor.dim()):
-        source = sources.get((key, axis))
-        if source is not None:
-            new = source.to(tensor.device)
-            tensor = tensor.index_select(axis, new.clamp_min(0))
-            tensor.movedim(axis, 0)[new < 0] = 1.0 if key.endswith("running_var") else 0.0
-    return tensor
+    divisors = _divisors(model)
+    found = {}
+    for key, tensor in model.state_dict().items():
+        for axis in range(tensor.dim()):
+            source = sources.get((key, axis))
+            if source is not None:
+                new = source.to(tensor.device)
+                tensor = tensor.index_select(axis, new.clamp_min(0))
+                tensor.movedim(axis, 0)[new < 0] = 1.0 if (key, axis) in divisors else 0.0
+        found[key] = tensor
+    return found
+
+
+def _divisors(model: nn.Module) -> set[Axis]:
+    """Axes along which entries are divided by, and may not be zero: variances, and directions of weight norm."""
+    found = {(key, 0) for key in model.state_dict() if key.endswith("running_var")}
+    for name, module in model.named_modules():
+        if isinstance(module, ParametrizationList) and isinstance(module[0], _WeightNorm):
+            direction = module.original1
+            assert isinstance(direction, Tensor)
+            found.add((f"{name}.original1", module[0].dim % direction.dim()))
+    return found
 
 
 def _is_simple(group: ChannelGroup, groups: ChannelGroups) -> bool:
