@@ -268,6 +268,7 @@ def _moves(permutation: Tensor) -> bool:
 def siblings(groups: Sequence[ChannelGroup]) -> list[list[ChannelGroup]]:
     """The groups of each orbit, fixed groups inside free blocks included, in the order of the flat positions."""
     known = {group.name: group for group in groups}
+    order = _order_in_block(groups)
     roles: dict[str, Hashable] = {}
     places: dict[str, int] = {}
 
@@ -281,7 +282,7 @@ def siblings(groups: Sequence[ChannelGroup]) -> list[list[ChannelGroup]]:
             around, block = known[inside[0]], inside[1]
             if around.fixed is None:
                 resolve(around)
-                roles[group.name] = (roles[around.name], *path, _signature(group))
+                roles[group.name] = (roles[around.name], *path, _signature(group), order[group.name])
                 places[group.name] = places[around.name] * around.size + block
                 return
             path += [_signature(around), block]
@@ -292,6 +293,36 @@ def siblings(groups: Sequence[ChannelGroup]) -> list[list[ChannelGroup]]:
         resolve(group)
         found.setdefault(roles[group.name], []).append(group)
     return [sorted(orbit, key=lambda group: places[group.name]) for orbit in found.values()]
+
+
+def _order_in_block(groups: Sequence[ChannelGroup]) -> dict[str, int]:
+    """For each inner group, how many that look the same come before it in its block.
+
+    Where blocks are tied to one another, one unit of the block group holds several of them.
+    """
+    known = {group.name: group for group in groups}
+    alike: dict[Hashable, list[ChannelGroup]] = {}
+    for group in groups:
+        if group.inside is not None:
+            alike.setdefault((group.inside, _signature(group)), []).append(group)
+    found = {}
+    for same in alike.values():
+        ordered = sorted(same, key=lambda inner: _columns(inner, known)) if len(same) > 1 else same
+        found |= {group.name: number for number, group in enumerate(ordered)}
+    return found
+
+
+def _columns(inner: ChannelGroup, known: Mapping[str, ChannelGroup]) -> list[int]:
+    """Which of its block's positions are an inner group's, in the first slot that shows it."""
+    assert inner.inside is not None
+    around, block = known[inner.inside[0]], inner.inside[1]
+    for slot in inner.slots:
+        for other in around.slots if slot.within is None else ():
+            if (other.key, other.axis) == (slot.key, slot.axis):
+                found = torch.isin(other.index[block], slot.index).nonzero().flatten().tolist()
+                if found:
+                    return found
+    return []
 
 
 def _signature(group: ChannelGroup) -> Hashable:
