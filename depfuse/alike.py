@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -178,6 +179,12 @@ def _other_settings(first: nn.Module, other: nn.Module) -> Iterator[str]:
         yield from _settings(unwrap(first), unwrap(other), name)
 
 
+def _of_one_kind(one: nn.Module, two: nn.Module) -> bool:
+    """Whether two modules have one class; torch makes a class of its own for every module with a parametrization."""
+    kinds = [type(module).__mro__[is_parametrized(module) :] for module in (one, two)]
+    return is_parametrized(one) == is_parametrized(two) and kinds[0] == kinds[1]
+
+
 def _settings(first: nn.Module, other: nn.Module, name: str) -> Iterator[str]:
     """What is set otherwise in one layer of torch's own, sizes left out: `bn1.eps (1e-05, 0.1)`."""
     modules = dict(first.named_modules()), dict(other.named_modules())
@@ -186,7 +193,7 @@ def _settings(first: nn.Module, other: nn.Module, name: str) -> Iterator[str]:
     one, two = modules[0][name], modules[1][name]
     if not all(type(module).__module__.startswith("torch.nn.") for module in (one, two)):
         return
-    if type(one) is not type(two):
+    if not _of_one_kind(one, two):
         yield f"{name} ({type(one).__name__}, {type(two).__name__})"
         return
     for key, value in vars(one).items():

@@ -305,7 +305,7 @@ def _order_in_block(groups: Sequence[ChannelGroup]) -> dict[str, int]:
     for group in groups:
         if group.inside is not None:
             alike.setdefault((group.inside, _signature(group)), []).append(group)
-    found = {}
+    found: dict[str, int] = {}
     for same in alike.values():
         ordered = sorted(same, key=lambda inner: _columns(inner, known)) if len(same) > 1 else same
         found |= {group.name: number for number, group in enumerate(ordered)}
