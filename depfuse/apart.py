@@ -23,7 +23,7 @@ from depfuse.data.loader import Loader
 from depfuse.errors import DepfuseWarning, GroupError, RecipeError
 from depfuse.groups import ChannelGroup, ChannelGroups, find_groups, prove_groups
 from depfuse.groups.mixing import Fault
-from depfuse.groups.reasons import SEPARATOR, SINGLE, explain, not_followed
+from depfuse.groups.reasons import NOT_USED, SEPARATOR, TOUCHES_OUTPUT, explain
 from depfuse.groups.stages import stages_of
 from depfuse.groups.widening import find_hosts, largest
 from depfuse.label_sets import LabelSets
@@ -162,19 +162,23 @@ def _noted(fault: Fault | None, names: Sequence[str], faults: dict[str, str]) ->
 
 
 def _averaged(groups: ChannelGroups, arrangement: Arrangement) -> dict[str, str]:
-    """Group, layer or tensor -> why it is averaged, where what comes after it need not be linear in it."""
+    """Group or layer -> why it is averaged, where what comes after it need not be linear in it."""
     between = {
         group.name: group.fixed
         for group in groups
         if group.fixed is not None and {"consumes"} < {slot.role for slot in group.slots}
     }
-    single = {key: SINGLE for key, reason in groups.fixed_tensors.items() if SINGLE in reason.split(SEPARATOR)}
+    still = {
+        key.rpartition(".")[0] or key: reason
+        for key, reason in groups.fixed_tensors.items()
+        if not {TOUCHES_OUTPUT, NOT_USED}.issuperset(reason.split(SEPARATOR))
+    }
     partly = {
         key.rpartition(".")[0] or key: "some of its channels are in no group"
         for (key, _), owner in arrangement.owners.items()
         if bool((owner >= 0).any() and (owner < 0).any())
     }
-    return {**partly, **between, **not_followed(groups), **single}
+    return {**partly, **between, **still}
 
 
 def _settled(networks: Sequence[nn.Module], arrangement: Arrangement, example: Tensor) -> tuple[str, ...]:
