@@ -10,6 +10,7 @@ import pickle
 import pickletools
 import platform
 import re
+import tarfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -384,6 +385,8 @@ def _check_size(path: Path, needed: int) -> None:
 
 
 def _load_torch(path: Path) -> Any:
+    if tarfile.is_tarfile(path):  # the oldest format, which torch before 2.6 unpickles whatever is in it
+        raise CheckpointError(f"{path} is a tar archive, as torch before 0.1.10 wrote: load it there and save it anew")
     if zipfile.is_zipfile(path):
         with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:  # torch says what is broken
             _check_size(path, sum(entry.file_size for entry in archive.infolist()))

@@ -8,11 +8,13 @@ import os
 import pickle
 import struct
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 import torch
 from conftest import assert_one_sentence
@@ -282,6 +284,16 @@ def test_no_pickle_is_executed(tmp_path: Path, marker: Path, write: Callable[...
     assert not marker.exists()
 
 
+def test_an_archive_that_torch_once_unpickled_is_refused(tmp_path: Path) -> None:
+    """Its first name makes it look like a file of `torch.save`."""
+    path, name = tmp_path / "evil.pt", tmp_path / "member"
+    name.write_bytes(b"content")
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        archive.add(name, arcname="PK\x03")
+    with pytest.raises(CheckpointError, match="is a tar archive"):
+        read_checkpoint(path)
+
+
 def test_the_state_of_a_training_is_no_pickle_either(tmp_path: Path, marker: Path, capsys) -> None:
     train = ["train", "digits_resnet(width=0.25)", "--data", "digits", "--epochs", "1"]
     out = tmp_path / "net.safetensors"
@@ -368,6 +380,7 @@ def test_an_array_larger_than_memory_is_not_read(tmp_path: Path, monkeypatch: py
         ({"y_train": np.array([0, 1, 2, 2**40])}, "1099511627776 means more classes than any data set has"),
         ({"classes": np.array("abc")}, r"classes has shape \(\): names of classes are one list"),
         ({"classes": np.array([["a", "b"]])}, r"classes has shape \(1, 2\)"),
+        ({"classes": np.zeros(100_001, "S1")}, "at most 100000"),
         ({"x_train": np.zeros((4, 0, 6), np.uint8)}, "no pixels"),
     ],
 )
@@ -512,8 +525,6 @@ def test_a_study_in_a_file_holds_no_pickle() -> None:
 
 
 def test_a_worker_in_a_study_is_no_path(tmp_path: Path) -> None:
-    import optuna
-
     (tmp_path / ".worker-x").mkdir()
     victim = tmp_path / "victim"
     victim.write_text("precious")
@@ -524,6 +535,17 @@ def test_a_worker_in_a_study_is_no_path(tmp_path: Path) -> None:
     storage.take_over(study)
     storage.close()
     assert victim.read_text() == "precious"
+
+
+def test_a_trial_that_somebody_queued_is_given_up_where_it_is_none() -> None:
+    from depfuse.study.objective import Objective
+    from depfuse.study.space import Space
+
+    objective = object.__new__(Objective)
+    objective._space = Space(2, {})
+    trial = optuna.trial.FixedTrial({"criterion": "__import__('os')"})
+    with pytest.raises(optuna.TrialPruned, match="__import__"):
+        objective(trial)
 
 
 @pytest.mark.parametrize("found", [3, {"recipe": 4}, {"trial": 1, "recipe": None}, {"recipe": {}, "digest": []}])

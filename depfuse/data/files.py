@@ -15,7 +15,7 @@ from torch import Tensor
 
 from depfuse.data.images import image_files, is_grey, is_hidden, read_image
 from depfuse.data.preprocessing import Preprocessing
-from depfuse.data.tensors import DataSet, Split, checked_data_set
+from depfuse.data.tensors import MOST_CLASSES, DataSet, Split, checked_data_set
 from depfuse.errors import DataError, DepfuseWarning
 from depfuse.memory import too_much
 
@@ -180,6 +180,8 @@ def _as_labels(array: NDArray[Any], where: str) -> Tensor:
 
 
 def _as_names(array: NDArray[Any], where: str) -> tuple[str, ...]:
-    if array.ndim != 1:
-        raise DataError(f"{where} has shape {array.shape}: names of classes are one list, of shape (K,)")
+    if array.ndim != 1 or len(array) > MOST_CLASSES:
+        raise DataError(
+            f"{where} has shape {array.shape}: names of classes are one list, of shape (K,), and at most {MOST_CLASSES}"
+        )
     return tuple(str(name, "utf-8", "replace") if isinstance(name, bytes) else str(name) for name in array.tolist())

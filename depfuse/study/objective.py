@@ -127,7 +127,7 @@ class Objective:
         """
         try:
             recipe = self._space.recipe(self._space.suggest(trial))
-        except RecipeError as error:
+        except (RecipeError, ValueError) as error:  # Optuna's own, where somebody has queued what is no choice
             raise _given_up(trial, None, str(error)) from None
         for size in self._images:
             try:
