@@ -297,6 +297,32 @@ def test_the_covered_share_is_that_after_the_proof() -> None:
     assert after.fixed_tensors["first.weight"].startswith("not proved")
 
 
+class Rounded(nn.Module):
+    """Weights that count by their signs, or not at all, but that gradients go through."""
+
+    def __init__(self, counts: float) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(3, 6))
+        self.plain = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+        self.counts = counts
+
+    def forward(self, x: Tensor) -> Tensor:
+        beside = self.plain(x)
+        for weight in (self.first, self.second):
+            signs = weight.sign() * self.counts + 1 - self.counts
+            x = F.linear(F.leaky_relu(x), weight + (signs - weight).detach())
+        return x + beside
+
+
+@pytest.mark.parametrize("counts", [1.0, 0.0])
+def test_gradients_that_are_not_the_functions_prove_nothing(counts: float) -> None:
+    """What the permutation of a part does is then measured: signs count, ones in place of weights do not."""
+    groups = proved(Rounded(counts), torch.randn(1, 4))
+    assert [group.size for group in groups.free] == ([5, 6] if counts else [5])
+    if not counts:
+        assert "permuting one of its tensors alone hardly changes the output" in groups.fixed["first"]
+
+
 class OneImage(nn.Module):
     """A network that takes one image only."""
 

@@ -24,6 +24,9 @@ from depfuse.isolation import without_warnings
 from depfuse.running import evaluating
 
 IMAGES = 2  # different inputs: a network may mix them
+STEPS = 1e-8, 1e-9  # relative, of all parameters at once, to compare gradients with what the function does
+SLACK = 1e-3  # of what the gradients predict for a step
+ROUNDING = 1e-13  # of the outputs
 SMALL = 0.1  # a vector whose entries are all smaller is brought to the size of 0.5
 
 
@@ -167,43 +170,76 @@ class GenericNetwork:
             for key in keys:
                 self.state[key].copy_(self.state[key].reshape(-1).flip(0).view_as(self.state[key]) / 2)
 
-    def effects(self, groups: Sequence[ChannelGroup], permutations: Mapping[str, Tensor]) -> dict[str, float]:
+    def effects(
+        self, groups: Sequence[ChannelGroup], permutations: Mapping[str, Tensor]
+    ) -> tuple[dict[str, float], bool]:
         """How much the outputs change, to first order, if one parameter's slot of a group is permuted alone.
 
         Group name -> the largest change over its slots of the outputs' projection on a random direction with entries of
         unit variance, from one backward pass for each mode. Gradients are let go of as soon as they are there.
+
+        Also whether the gradients are those of the function: a small step along them all changes the projection as they
+        predict. They are not where a forward pass rounds, and passes gradients on.
         """
         largest = {group.name: 0.0 for group in groups}
         slots: dict[str, list[tuple[str, Slot]]] = defaultdict(list)
         for group in groups:
             for slot in group.slots:
                 slots[slot.key].append((group.name, slot))
+        predicted: list[float] = []
 
         def note(key: str, leaf: Tensor) -> None:
             gradient, leaf.grad = leaf.grad, None
             assert gradient is not None
+            predicted.append(float((gradient * steps[key]).sum()))
             for name, slot in slots[key]:
                 entries = slot.read(self.state[key])
                 change = slot.read(gradient) * (entries[permutations[name].to(entries.device)] - entries)
                 largest[name] = max(largest[name], float(change.sum().abs()))
 
         leaves = {key: tensor.detach() for key, tensor in self.state.items()}
-        for key in slots.keys() & {key for key, _ in self._network.named_parameters(remove_duplicate=False)}:
+        keys = slots.keys() & {key for key, _ in self._network.named_parameters(remove_duplicate=False)}
+        steps = {key: _step(self.state[key]) for key in sorted(keys)}
+        for key in steps:
             leaf = leaves[key].requires_grad_(True)
             leaf.register_post_accumulate_grad_hook(partial(note, key))  # type: ignore[no-untyped-call]
+        before = size = 0.0
+        along: list[list[Tensor]] = []
         for mode in self._modes:
-            outputs = [output for output in self._outputs(self._inputs, leaves, mode, True) if output.requires_grad]
+            outputs = self._outputs(self._inputs, leaves, mode, True)
             directions = [
                 torch.randn(out.shape, generator=self._generator, dtype=torch.float32).to(out) for out in outputs
             ]
+            along.append(directions)
+            before += _projection(outputs, directions)
+            size += _projection([out.abs() for out in outputs], [direction.abs() for direction in directions])
+            found = [pair for pair in zip(outputs, directions, strict=True) if pair[0].requires_grad]
             with without_warnings():  # its own thread has no CUDA context at first: torch makes one, and says so
                 try:
-                    torch.autograd.backward(outputs, directions)
+                    torch.autograd.backward([out for out, _ in found], [direction for _, direction in found])
                 except (RuntimeError, NotImplementedError) as error:
                     raise GroupError(
                         f"{self.name} has no gradient, so that its groups cannot be proved: {first_line(error)}"
                     ) from error
-        return largest
+        for step in STEPS:
+            stepped = {**self.state, **{key: self.state[key] + step * change for key, change in steps.items()}}
+            after = sum(
+                _projection(self._outputs(self._inputs, stepped, mode, False), directions)
+                for mode, directions in zip(self._modes, along, strict=True)
+            )
+            error_of = abs((after - before) / step - sum(predicted))
+            if error_of <= SLACK * sum(map(abs, predicted)) + ROUNDING * size / step:
+                return largest, True
+        return largest, False
+
+    @contextmanager
+    def moved(self, slot: Slot, permutation: Tensor) -> Iterator[None]:
+        """While the context is open, one slot alone is permuted, in place."""
+        self.state[slot.key].copy_(slot.permute(self.state[slot.key], permutation))
+        try:
+            yield
+        finally:
+            self.state[slot.key].copy_(slot.permute(self.state[slot.key], torch.argsort(permutation)))
 
     @contextmanager
     def permuted(self, groups: Sequence[ChannelGroup], permutations: Mapping[str, Tensor]) -> Iterator[None]:
@@ -219,6 +255,17 @@ class GenericNetwork:
         for group in groups:
             for slot in group.slots:
                 self.state[slot.key].copy_(slot.permute(self.state[slot.key], permutations[group.name]))
+
+
+def _step(tensor: Tensor) -> Tensor:
+    """A direction to step along: entries as large as the tensor's, of all signs."""
+    pattern = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).remainder_(7.0).sub_(2.5)
+    return pattern.mul_(float(tensor.abs().mean())).view_as(tensor)
+
+
+def _projection(outputs: Sequence[Tensor], directions: Sequence[Tensor]) -> float:
+    """The outputs' sum, weighted by directions."""
+    return sum(float((out.detach() * along).sum()) for out, along in zip(outputs, directions, strict=True))
 
 
 def _make_generic(tensor: Tensor, generator: torch.Generator) -> None:

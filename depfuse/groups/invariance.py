@@ -131,13 +131,37 @@ class _Proof:
             raise GroupError(f"{self._name} gives different outputs for the same input: its groups cannot be proved")
 
     def without_effect(self, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
-        """Those groups of which no tensor, permuted alone, changes the output."""
-        self._effects = self._network.effects(groups, self._permutations) if groups else {}
-        return [group for group in groups if self._effects[group.name] < LEAST_EFFECT * self._scale]
+        """Those groups of which no tensor, permuted alone, changes the output.
+
+        To first order, by gradients; where these are not the function's, by permuting, `MOST_RUNS` times at most.
+        """
+        if not groups:
+            return []
+        self._effects, true = self._network.effects(groups, self._permutations)
+        if not true:
+            self._effects = self._by_permuting(groups)
+        return [group for group in groups if self._effects.get(group.name, 0.0) < LEAST_EFFECT * self._scale]
+
+    def _by_permuting(self, groups: Sequence[ChannelGroup]) -> dict[str, float]:
+        """Group name -> change of the output when one tensor is permuted alone, up to the first that has an effect."""
+        effects: dict[str, float] = {}
+        left = MOST_RUNS
+        for group in groups:
+            largest = 0.0
+            for slot in group.slots:
+                left -= 1
+                if left < 0:
+                    return effects
+                with self._network.moved(slot, self._permutations[group.name]):
+                    largest = max(largest, self._change())
+                if largest >= LEAST_EFFECT:
+                    break
+            effects[group.name] = largest * self._scale
+        return effects
 
     def not_used(self, group: ChannelGroup) -> bool:
         """Whether a group without effect is one that nothing reads: overwritten, or cut off."""
-        return self._effects[group.name] == 0.0 and all(slot.role != "consumes" for slot in group.slots)
+        return self._effects.get(group.name) == 0.0 and all(slot.role != "consumes" for slot in group.slots)
 
     def reasons(self, free: Sequence[ChannelGroup], tolerance: float) -> dict[str, str]:
         """Name -> reason, of each group at fault."""
