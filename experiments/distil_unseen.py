@@ -50,7 +50,7 @@ def trained(options: argparse.Namespace) -> list[nn.Module]:
             ["train", options.architecture, "--data", options.data, *settings, "--out", str(path)]
         ):
             raise StudyError(f"parent {seed} could not be trained")
-        found.append(load_network(path).eval())
+        found.append(load_network(path, trust=True).eval())  # the architecture was given here
     return found
 
 
