@@ -77,7 +77,7 @@ class Arrangement:
         sources = self.room.source if parent is None else self.sources[parent]
         network = evaluation_copy(model)
         resize(network, self.room.shapes(model.state_dict()))
-        return with_state(network, spread(model, sources))
+        return _fill(network, spread(model, sources))
 
     def owned(self, key: str) -> bool:
         """Whether every position along some axis of a tensor belongs to one parent alone: nothing in it is averaged."""
@@ -86,7 +86,10 @@ class Arrangement:
 
 def with_state(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """Copy of a network in eval mode with other values in its tensors."""
-    network = evaluation_copy(model)
+    return _fill(evaluation_copy(model), state)
+
+
+def _fill(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     with torch.no_grad():  # not by load_state_dict, which some networks refuse without their metadata
         for key, tensor in network.state_dict().items():
             tensor.copy_(state[key])

@@ -68,7 +68,6 @@ class SeparationProof:
             with_state(parent, GenericNetwork(parent, self._input, (), seed, draw).state)
             for draw, parent in enumerate(self._parents, start=1)
         ]
-        self._alike = [_like(self._generic[0], parent) for parent in self._generic]
 
     def fault(self, arrangement: Arrangement, *, whole: bool) -> Fault | None:
         """What is wrong with an arrangement; `whole`: nothing is merged in it."""
@@ -105,10 +104,10 @@ class SeparationProof:
                 return fault
         if not generic:
             return None
-        alike = [arrangement.widen(parent, number) for number, parent in enumerate(self._alike)]
-        expected = [outputs_of(parent, given) for parent in self._alike]
-        child = self._child(arrangement, alike, shares)
-        return compared(child, self._mean(expected, shares), given, self._alike[0])
+        alike = [_like(parents[0], parent) for parent in parents]
+        expected = [outputs_of(parent, given) for parent in alike]
+        wide = [arrangement.widen(parent, number) for number, parent in enumerate(alike)]
+        return compared(self._child(arrangement, wide, shares), self._mean(expected, shares), given, alike[0])
 
     def _child(self, arrangement: Arrangement, wide: Sequence[nn.Module], shares: Sequence[float]) -> nn.Module:
         template = None if self._template is None else arrangement.widen(self._template)
