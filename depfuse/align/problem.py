@@ -166,7 +166,9 @@ class MatchingProblem:
         """Squared distance between the target's weights and the source's under the couplings."""
         state = apply_couplings(self.groups, couplings, self.source)
         keys = {part.key for root in self.roots for orbit in root.walk() for part in self.parts(orbit)}
-        return sum(float((self.target[key].double() - state[key].double()).square().sum()) for key in sorted(keys))
+        # Heads of other labels differ in shape.
+        alike = [key for key in sorted(keys) if self.target[key].shape == state[key].shape]
+        return sum(float((self.target[key].double() - state[key].double()).square().sum()) for key in alike)
 
     def mixed(self, name: str, weights: Tensor, permutation: Tensor | None = None) -> Tensor:
         """The cost of a root by weights, mixed with that by activations where the recipe says so.
