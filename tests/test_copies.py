@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from functools import cache
 
 import pytest
 import torch
+import torchvision
 from scipy.optimize import linear_sum_assignment
 from test_alignment import noise_images
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.regnet import BlockParams, RegNet
+from torchvision.models.shufflenetv2 import ShuffleNetV2
 
 from depfuse.align import Coupling, align, apply_couplings
 from depfuse.align.solvers import SOLVERS, load_solver
@@ -113,16 +117,16 @@ class Blocks(nn.Module):
 NETWORKS = (Residual, Mobile, UNet, Decoder, Blocks)
 
 
-def images(count: int = 60) -> Loader:
+def images(count: int = 60, size: int = 8) -> Loader:
     torch.manual_seed(5)
-    return noise_images(count, (3, 8, 8), batch_size=20)
+    return noise_images(count, (3, size, size), batch_size=20)
 
 
-def inputs(count: int = 20) -> Tensor:
-    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(7))
+def inputs(count: int = 20, size: int = 8) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(7))
 
 
-def worn(network: type[nn.Module]) -> nn.Module:
+def worn(network: Callable[[], nn.Module], size: int = 8) -> nn.Module:
     """Build a network as training leaves it: lively statistics, one channel in four silent behind a ReLU."""
     torch.manual_seed(0)
     model = network()
@@ -133,7 +137,7 @@ def worn(network: type[nn.Module]) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
     with torch.no_grad():
-        model.train()(inputs(64))
+        model.train()(inputs(64, size))
         for module in model.eval().modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.bias[::4] = -9.0
@@ -161,14 +165,14 @@ def recipe_of(solver: str, criterion: str) -> Recipe:
     return Recipe(solver=solver, criterion=criterion, **few)
 
 
-def assert_recovered(model: nn.Module, other: nn.Module, groups: ChannelGroups, recipe: Recipe) -> None:
+def assert_recovered(model: nn.Module, other: nn.Module, groups: ChannelGroups, recipe: Recipe, size: int = 8) -> None:
     """Every tensor of the copy, brought to the network's order, is the network's, bit for bit.
 
     Channels that were exchanged then were equal in all that they have.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DepfuseWarning)
-        found = align([model, other], groups, recipe, images()).couplings[1]
+        found = align([model, other], groups, recipe, images(size=size)).couplings[1]
     state = apply_couplings(groups, found, other.state_dict())
     different = [key for key, tensor in model.state_dict().items() if not torch.equal(tensor, state[key])]
     assert different == []
@@ -178,6 +182,27 @@ def assert_recovered(model: nn.Module, other: nn.Module, groups: ChannelGroups, 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_permuted_copy_is_recovered_by_every_solver(network, solver, criterion):
     assert_recovered(*planted(network), recipe_of(solver, criterion))
+
+
+FAMILIES = {
+    "mobilenet_v2": lambda: torchvision.models.mobilenet_v2(num_classes=5, width_mult=0.1),
+    "mobilenet_v3": lambda: torchvision.models.mobilenet_v3_small(num_classes=5, width_mult=0.15),
+    "shufflenet": lambda: ShuffleNetV2([1, 1, 1], [8, 16, 32, 64, 64], num_classes=5),
+    "densenet": lambda: torchvision.models.DenseNet(4, (2, 2), 8, num_classes=5),
+    "regnet": lambda: RegNet(BlockParams([1, 1], [16, 32], [8, 8], [1, 1], [2, 2], 0.25), 5, stem_width=8),
+    "vit": lambda: torchvision.models.VisionTransformer(64, 16, 2, 2, 16, 32, num_classes=5),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("solver", "criterion"), [("emd", "activations"), ("fused-gromov", "activations"),
+                                                   ("coordinate-descent", "weights"), ("ipfp", "weights")])  # fmt: skip
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_is_in_torchvisions_families(family, solver, criterion):
+    model = worn(FAMILIES[family], size=64)
+    example = inputs(1, 64)
+    groups = prove_groups(model, find_groups(model, example), example, seed=0)
+    assert_recovered(model, permuted(model, groups), groups, recipe_of(solver, criterion), size=64)
 
 
 @pytest.mark.parametrize("distance", ["cosine", "pearson", "cosine-pearson", "scaled", "euclidean"])
