@@ -26,6 +26,10 @@ class RecipeError(DepfuseError):
     """A recipe is contradictory, or does not fit the parents or the data."""
 
 
+class FusionError(DepfuseError):
+    """A child came out that is of no use: it is not finite, or gives the same for every input."""
+
+
 class GroupError(DepfuseError):
     """The channel groups of a network cannot be found or proved."""
 

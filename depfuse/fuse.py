@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,19 +25,20 @@ from depfuse.choose_shares import Chosen, shares_of_parts
 from depfuse.data.augment import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.distil import Ensemble, Further
-from depfuse.errors import RecipeError
+from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.folding import fold
 from depfuse.followed import check_followed
 from depfuse.groups import ChannelGroups, find_groups, prove_groups
 from depfuse.groups.copying import evaluation_copy, private_copy
 from depfuse.isolation import isolated
 from depfuse.joint_head import shared_anew
+from depfuse.keeping import Keeper, Step
 from depfuse.label_sets import LabelSets
 from depfuse.merge import Polished, Shares, Together, average, fisher_information, refit_layers
 from depfuse.recipe import Recipe
 from depfuse.renorm import Merged, chosen_method, has_batch_norm, renormalise
 from depfuse.resolve import check_widths, resolve_refit, settled
-from depfuse.soundness import check_variances
+from depfuse.soundness import Soundness, check_variances
 from depfuse.teachers import for_statistics, prepared
 from depfuse.widths import Brought, Widths, shapes_of, widest
 
@@ -91,6 +94,9 @@ class FusionResult:
         All candidates, where the recipe's goal is the best of them.
     polished
         What a polish of the child did, where the recipe asks for one.
+    steps
+        How far the child was from its parents' ensemble before and after each step that followed the merge, and which
+        were kept.
     folded
         Whether BatchNorm's scales were folded into the layers before, so that channels could be mixed. Groups are those
         of the folded networks then.
@@ -121,6 +127,7 @@ class FusionResult:
     family: Sequence[Candidate] = ()
     polished: Polished | None = None
     folded: bool = False
+    steps: Sequence[Step] = ()
     refit_reason: str = ""
     parents: Sequence[nn.Module] = ()
 
@@ -163,14 +170,80 @@ class FusionResult:
         self.recipe.changed(weights=shares.network).shares(len(self.averaged))
         result = self
         if self.joint and self.example is not None and shares.network != self.shares.network:
-            averaged = shared_anew(self.averaged, self.shares.network, shares.network, self.example)
-            result = replace(self, averaged=averaged)
-        child = result._average(shares)
-        result._refit(child, shares)
-        result.renormalise(child, self.couplings, shares)
-        if self.recipe.polishes and self.calibration is not None:
-            polish_child(child, self.teachers, self.labels, self.calibration, self.recipe, joint=self.joint)
+            again = partial(shared_anew, before=self.shares.network, now=shares.network, images=self.example)
+            result = replace(self, averaged=again(self.averaged), teachers=again(self.teachers))
+        child = result._finished(result._average(shares), shares)[0]
+        if self.recipe.polishes:
+            result._polish(child, shares)
         return child
+
+    def _finished(self, child: nn.Module, shares: Shares) -> tuple[nn.Module, Together | None, list[Step]]:
+        """Refit and renormalise an average of the parents, as the recipe says and where it helps (see `Keeper`).
+
+        The child may be changed. The second is what a refitted one is trained on by.
+        """
+        keeper = self._keeper(shares)
+        steps: list[Step] = []
+        if keeper is None or not self.recipe.refits:
+            self._renew(child, shares, self.recipe.renorm_after, keeper, steps)
+            return child, None, steps
+        refitted = copy.deepcopy(child)
+        together = self._refit(refitted, shares, keeper)
+        self.renormalise(refitted, self.couplings, shares)
+        self._renew(child, shares, self.recipe.renorm, keeper, steps)
+        steps.append(keeper.compare(f"refit {self.recipe.refit}", child, refitted))
+        return (refitted, together, steps) if steps[-1].kept else (child, None, steps)
+
+    @property
+    def refit_left_out(self) -> bool:
+        """Whether a refit was tried, and its child was no nearer to the ensemble."""
+        return any(step.name.startswith("refit ") and not step.kept for step in self.steps)
+
+    @property
+    def renormed(self) -> str:
+        """How the child was renormalised, where `auto` left that open."""
+        found = [step.kept for step in self.steps if step.name == "renorm reset"]
+        if self.recipe.refits and not self.refit_left_out:
+            return "none" if self.recipe.renorm_after == "none" else chosen_method(self.recipe.renorm_after, self.child)
+        if found:
+            return "reset" if found[0] else "none"
+        return chosen_method(self.recipe.renorm, self.child)
+
+    def _keeper(self, shares: Shares) -> Keeper | None:
+        if self.calibration is None:
+            return None
+        return Keeper(self.teachers, shares.network, self.labels, self.calibration, joint=self.joint)
+
+    def _renew(
+        self, child: nn.Module, shares: Shares, method: str, keeper: Keeper | None, steps: list[Step]
+    ) -> None:
+        """Renormalise an average of the parents in place; by `auto`, only where that helps."""
+        if keeper is None or method != "auto" or chosen_method("auto", child) != "reset":
+            self._renormalise(child, self.couplings, shares, method, self._settled)
+            return
+        assert self.calibration is not None
+        images, some = (for_statistics(loader, self.recipe) for loader in (self.calibration, keeper.seen))
+        steps.append(keeper.renew_where_nearer(child, images, some, self._settled))
+
+    @property
+    def _settled(self) -> Sequence[str]:
+        """Layers of which all that is before them is kept apart: they have their parents' statistics still."""
+        return () if self.apart is None else self.apart.settled
+
+    def _polish(self, child: nn.Module, shares: Shares) -> FusionResult:
+        """Polish a child in place, where that helps."""
+        keeper = self._keeper(shares)
+        assert keeper is not None
+        polished = copy.deepcopy(child)
+        done = polish_child(polished, self.teachers, self.labels, keeper.seen, self.recipe, joint=self.joint)
+        if done.layers is None:
+            return replace(self, polished=done)
+        found = keeper.compare("polish", child, polished)
+        if found.kept:
+            child.load_state_dict(polished.state_dict())
+        else:
+            done = Polished(done.before, done.before)
+        return replace(self, polished=done, steps=[*self.steps, found])
 
     def _check_at(self) -> None:
         """Raise `RecipeError` where no shares make the child again."""
@@ -208,23 +281,29 @@ class FusionResult:
 
         As the recipe says, layers of which all that is before them is kept apart have their parents' statistics still.
         """
+        if method is not None:
+            self._renormalise(child, couplings, shares, method)
+        else:
+            self._renormalise(child, couplings, shares, self.recipe.renorm_after, self._settled)
+
+    def _renormalise(
+        self,
+        child: nn.Module,
+        couplings: Sequence[Couplings],
+        shares: Shares | Sequence[float],
+        method: str,
+        kept: Sequence[str] = (),
+    ) -> None:
         merged = Merged(self.averaged, self.groups, couplings, shares, self.example)
         images = None if self.calibration is None else for_statistics(self.calibration, self.recipe)
-        if method is not None:
-            renormalise(child, method, images, merged)
-        else:
-            kept = () if self.apart is None else self.apart.settled
-            renormalise(child, self.recipe.renorm_after, images, merged, kept)
+        renormalise(child, method, images, merged, kept)
 
-    def _refit(self, child: nn.Module, shares: Shares) -> Together | None:
-        if not self.recipe.refits:
-            return None
-        if self.calibration is None:
-            raise RecipeError(f"refit {self.recipe.refit} needs calibration images: give at least 2, better 2000")
-        return self._refit_from(child, shares, self.calibration, self.recipe.targets, self.recipe.refit_steps)
+    def _refit(self, child: nn.Module, shares: Shares, keeper: Keeper) -> Together | None:
+        recipe = self.recipe
+        return self._refit_from(child, shares, keeper.seen, recipe.targets, recipe.refit_steps, keeper.held)
 
     def _refit_from(
-        self, child: nn.Module, shares: Shares, images: Loader, targets: str, steps: int
+        self, child: nn.Module, shares: Shares, images: Loader, targets: str, steps: int, held: Loader | None = None
     ) -> Together | None:
         return refit_layers(
             child,
@@ -240,6 +319,7 @@ class FusionResult:
             labels=self.labels,
             joint=self.joint,
             seed=self.recipe.seed,
+            held=held,
         )
 
     def _family(self, alone: Sequence[nn.Module]) -> Family:
@@ -464,6 +544,8 @@ def fuse(
             )
             child = result._average(choice.shares)
         result = replace(result, child=child, chosen=choice)
+    sound = Soundness(teachers, calibration, result.example)
+    sound.after("the merge", child)
     refitted: Together | None = None
     if recipe.goal == "best":
         with step("best"):
@@ -472,22 +554,23 @@ def fuse(
             family = result._family(alone).find()
         child = best_of(family).network
         result = replace(result, child=child, family=family)
+        sound.after("goal best", child)
     else:
-        if recipe.refits:
-            with step("refit"):
-                refitted = result._refit(child, choice.shares)
-        with step("renorm"):
-            result.renormalise(child, couplings, choice.shares)
-        if recipe.polishes and calibration is not None:
+        with step("refit" if recipe.refits else "renorm"):
+            child, refitted, steps = result._finished(child, choice.shares)
+        result = replace(result, child=child, steps=steps)
+        sound.after(f"refit {recipe.refit}" if recipe.refits else f"renorm {recipe.renorm}", child)
+        if recipe.polishes:
             with step("polish"):
-                result = replace(
-                    result, polished=polish_child(child, teachers, sets, calibration, recipe, joint=result.joint)
-                )
-    renorm = "none" if recipe.refit == "ridge" and recipe.renorm == "auto" else chosen_method(recipe.renorm, child)
+                result = result._polish(child, choice.shares)
+            sound.after("polish", child)
+        for done in result.steps:
+            if not done.kept and done.name != "renorm reset":
+                warnings.warn(f"{done}: the child stays as it was", DepfuseWarning, stacklevel=3)
     made = settled(
-        recipe,
+        recipe.changed(refit="none") if result.refit_left_out else recipe,
         len(models),
-        renorm=renorm,
+        renorm=result.renormed,
         renewed=taught.renewed,
         joint=taught.joint,
         widths=brought,
@@ -508,6 +591,9 @@ def fuse(
             result = replace(result, teachers=teachers)
         teacher = Ensemble(teachers, shares, sets, joint=result.joint)
         seconds |= further.train(child, teacher, "child", recipe, refitted if alike else None)
+        sound.after("the training", child)
+    sound.check()
+    sound.check_spread(child)
     return result
 
 

@@ -50,6 +50,7 @@ def refit_layers(
     labels: LabelSets | None = None,
     joint: bool = False,
     seed: int = 0,
+    held: Loader | None = None,
 ) -> Together | None:
     """Solve the layers of a merged network in closed form for what its parents do, in place.
 
@@ -87,6 +88,8 @@ def refit_layers(
         Which labels the parents' outputs stand for, where they differ.
     joint
         Whether the parents have one head together, see `ensemble_logits`.
+    held
+        Images by which the best of these steps is found; some of the others where None.
 
     Returns
     -------
@@ -108,7 +111,7 @@ def refit_layers(
     with torch.no_grad():
         run = _Refit(child, states, Shares.create(shares), calibration, labels, seed)
         if method == "ridge":
-            return run.forward(groups if targets == "clusters" else None, steps, augment or Augmentation(), joint)
+            return run.forward(groups if targets == "clusters" else None, steps, augment or Augmentation(), joint, held)
         run.in_parallel(pooled=method == "regmean")
         return None
 
@@ -189,7 +192,14 @@ class _Refit:
             self.outputs = self._outputs()
         self._generator = torch.Generator().manual_seed(seed)
 
-    def forward(self, clustered: ChannelGroups | None, steps: int, augment: Augmentation, joint: bool) -> Together:
+    def forward(
+        self,
+        clustered: ChannelGroups | None,
+        steps: int,
+        augment: Augmentation,
+        joint: bool,
+        held: Loader | None,
+    ) -> Together:
         """Unit after unit, from the child's own inputs, then all together."""
         self._check_count(self.units)
         mixtures: Mixtures = {}
@@ -211,7 +221,7 @@ class _Refit:
             return logits, streams.wanted(values)
 
         together = Together(self.dissected, folded, lesson, streams, self.seed)
-        together.second_pass(steps, augment)
+        together.second_pass(steps, augment, held=held)
         return together
 
     def _settled(self) -> int:

@@ -28,7 +28,9 @@ class SecondPass:
     learner
         What takes the steps.
     calibration
-        Unlabelled images in batches of the program's size; the last `HELD_OUT` of them no step sees.
+        Unlabelled images in batches of the program's size.
+    held
+        Images that no step sees; the last `HELD_OUT` of the others where None.
     augment
         What may happen to an image each time it is drawn for a step.
     mixed
@@ -36,23 +38,33 @@ class SecondPass:
     """
 
     def __init__(
-        self, learner: NaturalGradient, calibration: Loader, augment: Augmentation, *, mixed: bool = False
+        self,
+        learner: NaturalGradient,
+        calibration: Loader,
+        augment: Augmentation,
+        *,
+        mixed: bool = False,
+        held: Loader | None = None,
     ) -> None:
         self._learner, self._augment, self._loader, self._mixed = learner, augment, calibration, mixed
-        self._size = calibration.count // len(calibration)
-        held = max(1, round(HELD_OUT * calibration.count / self._size)) * self._size
-        self._held = torch.arange(calibration.count - held, calibration.count)
-        self._seen = calibration.count - held
+        self._size = size = calibration.count // len(calibration)
+        self._seen = calibration.count
+        if held is None:
+            self._seen -= max(1, round(HELD_OUT * calibration.count / size)) * size
+            held = calibration.between(self._seen, calibration.count)
+        self._held = held
         self._order = torch.zeros(0, dtype=torch.int64)
 
     def run(self, steps: int) -> None:
         """Take some steps, and give the network the best weights of them; those it has where none is better."""
-        if steps == 0 or self._seen < self._size:
+        if steps == 0 or len(self._loader) < 2:
             return
         learner = self._learner
-        rest = learner.taught(self._images(self._held))
+        # The program takes batches of its size only: of fewer images, some count twice.
+        numbers = torch.arange(max(1, self._held.count // self._size) * self._size) % self._held.count
+        rest = learner.taught(self._images(self._held, numbers))
         guard = Guard(learner, rest)
-        first = guard.lowest / len(self._held)
+        first = guard.lowest / len(numbers)
         target = torch.cat([logits for _, logits, _ in rest])
         if first <= NOTHING * distance_of(target).unit(target):
             return
@@ -64,12 +76,12 @@ class SecondPass:
         learner.maps = dict(guard.kept)
         learner.write()
 
-    def _images(self, numbers: Tensor, augment: Augmentation | None = None) -> Sequence[Tensor]:
-        """Images by number, in batches of the program's size."""
+    def _images(self, loader: Loader, numbers: Tensor, augment: Augmentation | None = None) -> Sequence[Tensor]:
+        """Images of a loader by number, in batches of the program's size and its memory layout."""
         parts = numbers.tensor_split(max(1, len(numbers) // self._size))
         generator = self._learner.generator
         last = self._loader.channels_last
-        images = [self._loader.prepared(part, augment, generator, channels_last=last) for part in parts]
+        images = [loader.prepared(part, augment, generator, channels_last=last) for part in parts]
         return [mix(own, generator) for own in images] if self._mixed else images
 
     def _draw(self, count: int) -> list[Taught]:
@@ -78,4 +90,4 @@ class SecondPass:
         if len(self._order) < count:
             self._order = torch.randperm(self._seen, generator=self._learner.generator)
         chosen, self._order = self._order[:count], self._order[count:]
-        return self._learner.taught(self._images(chosen, self._augment), quick=True)
+        return self._learner.taught(self._images(self._loader, chosen, self._augment), quick=True)

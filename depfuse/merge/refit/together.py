@@ -65,11 +65,13 @@ class Together:
 
         return cls(dissected, folded, lesson, Streams.none(), seed)
 
-    def second_pass(self, steps: int, augment: Augmentation, *, mixed: bool = False) -> None:
+    def second_pass(
+        self, steps: int, augment: Augmentation, *, mixed: bool = False, held: Loader | None = None
+    ) -> None:
         """Take some steps on the images in place, see `SecondPass`, with BatchNorm statistics of its own at the end."""
         with torch.no_grad():
             if self.folded.units:
-                SecondPass(self._learner(), self.dissected.loader, augment, mixed=mixed).run(steps)
+                SecondPass(self._learner(), self.dissected.loader, augment, mixed=mixed, held=held).run(steps)
             self.dissected.renew_statistics()
 
     def training(self, compared: Loader, *, patient: int = 0) -> NaturalGradientTraining:
