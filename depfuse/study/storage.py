@@ -110,10 +110,11 @@ class FileStorage(Storage):
         """Give up the trials of workers that are no longer there, and queue them again."""
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             worker, started = trial.user_attrs.get(WORKER), trial.datetime_start or datetime.now()
-            if not isinstance(worker, str) or _NAME.fullmatch(worker) is None:  # a name is part of a path
+            if worker is None:
                 lost = (datetime.now() - started).total_seconds() > JUST_BEGUN
-            else:
-                lost = not self._roll.alive(worker)
+            else:  # a name is part of a path, and what is no name is nobody's
+                known = isinstance(worker, str) and _NAME.fullmatch(worker) is not None
+                lost = not known or not self._roll.alive(worker)
             if lost:
                 with suppress(UpdateFinishedTrialError, ValueError):  # another worker was faster
                     study.tell(trial.number, state=TrialState.FAIL)
