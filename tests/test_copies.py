@@ -318,3 +318,14 @@ def test_a_coupling_that_did_not_converge_says_so(monkeypatch):
     with pytest.warns(LimitWarning, match="sinkhorn did not converge in 1 iterations"):
         found = align([model, other], groups, Recipe(solver="sinkhorn", distance="pearson"), images())
     assert len(found.not_converged) == 1
+
+
+@pytest.mark.parametrize("criterion", ["weights", "mixture"])
+def test_heads_over_more_labels_are_not_compared_by_weights(criterion):
+    model, _, groups = planted(Residual)
+    other = copy.deepcopy(model)
+    other.head = nn.Linear(10, 2)
+    solver = "emd" if criterion == "weights" else "coordinate-descent"
+    found = align([model, other], groups, Recipe(solver=solver, criterion=criterion), images()).couplings[1]
+    for group in groups.free:
+        assert found[group.name].permutation.tolist() == list(range(group.size)), group.name

@@ -52,7 +52,7 @@ class MatchingProblem:
     target, source
         State dicts.
     weights
-        Names of the tensors that count: running statistics are no weights.
+        Names of the tensors that count: running statistics are no weights, and heads over other labels do not compare.
     watched
         Orbit name -> activation cost (n, n), for criterion `mixture`.
     """
@@ -77,7 +77,11 @@ class MatchingProblem:
         self.roots = find_orbits(groups.groups)
         self.target: State = networks[0].state_dict() if target is None else target
         self.source: State = networks[1].state_dict()
-        self.weights = {name for name, _ in networks[1].named_parameters(remove_duplicate=False)}
+        self.weights = {
+            name
+            for name, parameter in networks[1].named_parameters(remove_duplicate=False)
+            if parameter.shape == self.target[name].shape
+        }
         self.watched: dict[str, Tensor] = {}
         if recipe.criterion == "mixture":
             self.watched = self.activation_costs(recipe.distances[0])
