@@ -39,7 +39,8 @@ class Drawn(nn.Module):
         return values
 
     def __repr__(self) -> str:
-        shapes = [tuple(value.shape) for value in self.values(torch.zeros(IMAGE))]
+        image = torch.zeros(IMAGE, dtype=next(self.parameters()).dtype)
+        shapes = [tuple(value.shape) for value in self.values(image)]
         lines = [f"v0 = image {shapes[0]}"]
         for number, (layer, inputs) in enumerate(self.steps, 1):
             module = repr(self.layers[layer]).replace("\n", " ")

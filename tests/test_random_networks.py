@@ -82,12 +82,12 @@ def check_side_by_side(network: Drawn, share: float) -> None:
     """With all channels apart the child is its parents' ensemble, or is refused; with some it has finite outputs."""
     parents = [network.double(), another(network)]
     image = torch.randn(IMAGE, dtype=torch.float64)
-    groups = prove_groups(network, find_groups(network, image), image)
-    identity = {group.name: Coupling.identity(group.size) for group in groups.free}
     shares = (0.3, 0.7)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            groups = prove_groups(network, find_groups(network, image), image)
+            identity = {group.name: Coupling.identity(group.size) for group in groups.free}
             recipe = Recipe(keep_worst=share)
             apart = keep_apart(parents, groups, [identity] * 2, recipe, image[:1], None, shares=shares)
     except (GroupError, RecipeError):
