@@ -146,6 +146,13 @@ def test_what_lies_in_no_file_is_mentioned_with_the_option_that_writes_it():
     assert not advice.better
 
 
+def test_a_child_that_was_not_written_is_recommended_with_the_option_that_writes_it():
+    table = [own for own in contenders(490, [260, 296], 450) if own.what != "child"]
+    words = verdict(advise([Contender("child", scores(490)), *table], 0.1))
+    assert words.endswith("The child lies in no file: --out FILE writes it.")
+    assert "--out FILE" not in said(child=490, parents=[260, 296], ensemble=450)[1]
+
+
 @pytest.mark.parametrize(
     ("moved", "average", "expected"), [(0, 455, True), (3, 455, True), (30, 455, False), (0, 400, False)]
 )

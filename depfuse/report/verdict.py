@@ -129,6 +129,8 @@ def _notes(advice: Advice) -> list[str]:
     found = []
     kept = [option for option in (advice.keep, advice.instead) if option is not None]
     average = next((option for option in kept if option.what in AVERAGES), None)
+    if any(option.what == "child" and option.path is None for option in kept):
+        found.append("The child lies in no file: --out FILE writes it.")
     if advice.same_start is not None:
         moved, channels = advice.same_start.moved, advice.same_start.channels
         best = advice.best(*AVERAGES)
