@@ -11,6 +11,10 @@ import torch
 
 from depfuse.data import DataSet, load_data
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the processor; what they start inherits it
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

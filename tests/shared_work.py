@@ -55,7 +55,7 @@ class StoppedError(Exception):
 def torchrun(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
     """Run a module or a file in several processes."""
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), *arguments],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *arguments],
         capture_output=True,
         text=True,
         timeout=1200,
