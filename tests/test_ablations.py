@@ -31,6 +31,7 @@ SCRIPTS = {
     "ablate_parents": (["parents: 3", "share*: 0"], 2),
     "ablate_training": (["width: 0.25", "learning rate: 0.4"], 2),
 }
+LONG = ("ablate_groups", "ablate_matching", "ablate_calibration")  # refits of every child
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def small(csv: Path, parents: Path, settings: list[str]) -> list[str]:
 # --- the ablations ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in SCRIPTS])
 def test_a_small_run_of_every_script_is_shown_drawn_and_not_measured_twice(
     name: str, scripts, ablation, parents, tmp_path: Path, capsys, monkeypatch
 ) -> None:
