@@ -39,7 +39,7 @@ from depfuse.recipe import Recipe
 from depfuse.renorm import Merged, chosen_method, has_batch_norm, renormalise
 from depfuse.resolve import check_widths, resolve_refit, settled
 from depfuse.soundness import Soundness, check_variances
-from depfuse.teachers import for_statistics, prepared
+from depfuse.teachers import Teachers, for_statistics, prepared
 from depfuse.widths import Brought, Widths, shapes_of, widest
 
 OnStep = Callable[[str], None]
@@ -341,6 +341,72 @@ class FusionResult:
         )
 
 
+class _Clock:
+    """Names each step as it begins, and measures its wall-clock seconds."""
+
+    def __init__(self, on_step: OnStep | None, model: nn.Module) -> None:
+        self.on_step, self.model = on_step, model
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        if self.on_step is not None:
+            self.on_step(name)
+        started = time.perf_counter()
+        yield
+        _wait_for_device(self.model)
+        self.seconds[name] = time.perf_counter() - started
+
+
+@dataclass(frozen=True, eq=False)
+class Aligned:
+    """Parents whose channels are matched: a fusion before anything is merged.
+
+    Attributes
+    ----------
+    recipe
+        The settings, with its refit and, where one was chosen, its distance.
+    shares
+        One per parent.
+    parents
+        As they were given.
+    models
+        What is matched: the parents at the child's width, with renewed statistics, one head or folded scales where they
+        were changed so.
+    groups, couplings
+        The channel groups, and a mapping of group name to coupling per parent.
+    labels, template, example
+        As in `FusionResult`.
+    teaching, taught
+        What prepares the parents as teachers, and the teachers.
+    alone
+        The parents as networks by themselves, where they know the same labels.
+    brought, unmatched, not_converged, refit_reason, folded
+        As in `FusionResult`, where the first is `widths`.
+    step
+        Measures the steps.
+    """
+
+    recipe: Recipe
+    shares: tuple[float, ...]
+    parents: Sequence[nn.Module]
+    models: Sequence[nn.Module]
+    groups: ChannelGroups
+    couplings: list[Couplings]
+    labels: LabelSets | None
+    template: nn.Module | None
+    example: Tensor | None
+    teaching: Callable[..., Teachers]
+    taught: Teachers
+    alone: Sequence[nn.Module]
+    brought: Brought | None
+    unmatched: Sequence[nn.Module]
+    not_converged: Sequence[str]
+    refit_reason: str
+    folded: bool
+    step: _Clock
+
+
 @isolated()
 def fuse(
     models: Sequence[nn.Module],
@@ -406,102 +472,26 @@ def fuse(
         See `find_groups`, `prove_groups` and `align`.
     """
     recipe = recipe or Recipe()
-    sets = label_sets(labels, models, template)
-    check_parents(models if template is None or sets is not None else [*models, template], sets)
-    image = example if example is not None or calibration is None else _example(calibration)
-    check_alike(models if template is None else [*models, template], image)
-    given_models = models
-    copies: Sequence[nn.Module] = [private_copy(model, image) for model in models]
-    template = None if template is None else evaluation_copy(template)
-    shared = None if shared is None else shared.known_as(models, copies)
-    models = copies
-    like = template or widest(models, recipe.width_of)
-    recipe, refit_reason = resolve_refit(recipe, models, like, calibration, sets)
-    shares = recipe.shares(len(models))
-    choice = Chosen(Shares(shares))
-    if calibration is None and (recipe.weights_by != "network" or recipe.average == "fisher"):
-        setting = f"average {recipe.average}" if recipe.weights_by == "network" else f"weights_by {recipe.weights_by}"
-        raise RecipeError(f"{setting} needs calibration images: give at least 4, better 1000")
-    if recipe.refits and calibration is None:
-        raise RecipeError(f"refit {recipe.refit} needs calibration images: give at least 2, better 2000")
-    if calibration is None and (recipe.goal == "best" or recipe.polishes):
-        raise RecipeError("goal best and polish need calibration images: give at least 8, better 2000")
-    _check_renorm(recipe, models[0])
     trains = recipe.distil > 0 or recipe.finetune > 0
     if trains and further is None:
         raise RecipeError("distil and finetune need the training images: give further=Further(data)")
-    alone = models if sets is None else ()
-    teaching = partial(prepared, models, shares=shares, labels=sets, template=template)
-    taught = teaching(recipe=recipe, calibration=calibration)
-    models, sets = taught.models, taught.labels
-    if taught.joint:
-        template = None
-    teachers = models
-    unequal = sets is None and any(shapes_of(m) != shapes_of(models[0]) for m in (*models, template or models[0]))
-    if unequal and (recipe.universe or recipe.reference is not None or recipe.order is not None):
-        raise RecipeError(
-            "parents of unequal widths are matched to the one that has the child's width: leave out --universe, "
-            "--reference and --order"
-        )
-    if unequal and template is not None and recipe.width_of is not None:
-        raise RecipeError("the child's width is given twice: leave out --width-of, or --width and --child-arch")
-    check_widths(recipe, one_width=not unequal)
-    seconds: dict[str, float] = {}
-
-    @contextmanager
-    def step(name: str) -> Iterator[None]:
-        if on_step is not None:
-            on_step(name)
-        started = time.perf_counter()
-        yield
-        _wait_for_device(models[0])
-        seconds[name] = time.perf_counter() - started
-
-    widths: Widths | None = None
-    with step("groups"):
-        if groups is None or unequal:
-            given = example if example is not None else _example(calibration)
-            if unequal:
-                widths = Widths(models, recipe, given, template, joint=taught.joint)
-                groups = widths.groups
-            else:
-                groups = prove_groups(models[0], find_groups(models[0], given), given, seed=recipe.seed)
-        check_followed(models[0], groups, allow_fixed, stacklevel=4)
-    brought: Brought | None = None
-    unmatched = models
-    with step("align"):
-        if widths is not None:
-            brought, unmatched = widths.bring(calibration), widths.as_they_stand()
-            models = brought.models
-        folded = load_solver(recipe.solver).folds and has_batch_norm(models[0])
-        if folded:
-            given = example if example is not None else _example(calibration)
-            reference = recipe.target if brought is None else brought.reference
-            models, groups = fold(models, groups, given, models[reference])
-        numbers = list(range(len(models))) if brought is None else [brought.reference, *sorted(brought.unsettled)]
-        chosen = [models[number] for number in numbers]
-        judge = (
-            None
-            if calibration is None
-            else Disagreement(
-                chosen,
-                groups,
-                "auto",
-                calibration,
-                sets,
-                template,
-                recipe.target,
-                joint=taught.joint,
-            )
-        )
-        couplings: list[Couplings] = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
-        counting = recipe if brought is None else recipe.changed(weights=_among(shares, numbers))
-        alignment = align(chosen, groups, counting, calibration, judge, shared)
-        not_converged = alignment.not_converged if brought is None else brought.not_converged + alignment.not_converged
-        for number, found in zip(numbers, alignment.couplings, strict=True):
-            couplings[number] = found
-    seconds["choose"] = (0.0 if judge is None else judge.seconds) + (0.0 if brought is None else brought.seconds)
-    seconds["align"] -= seconds["choose"]
+    aligned = _aligned(models, recipe, calibration, example, groups, labels, template, allow_fixed, shared, on_step)
+    recipe, shares, models, groups, couplings = (
+        aligned.recipe,
+        aligned.shares,
+        aligned.models,
+        aligned.groups,
+        aligned.couplings,
+    )
+    sets, template, taught, brought, step = (
+        aligned.labels,
+        aligned.template,
+        aligned.taught,
+        aligned.brought,
+        aligned.step,
+    )
+    unmatched, teachers, alone, seconds = aligned.unmatched, taught.models, aligned.alone, step.seconds
+    choice = Chosen(Shares(shares))
     with step("merge"):
         apart: Apart | None = None
         if recipe.keeps_apart:
@@ -524,7 +514,7 @@ def fuse(
         calibration,
         sets,
         template,
-        not_converged,
+        aligned.not_converged,
         brought,
         unmatched,
         apart,
@@ -532,10 +522,10 @@ def fuse(
         taught.joint,
         choice,
         information,
-        example if example is not None or calibration is None else _example(calibration),
-        folded=folded,
-        refit_reason=refit_reason,
-        parents=given_models,
+        aligned.example,
+        folded=aligned.folded,
+        refit_reason=aligned.refit_reason,
+        parents=aligned.parents,
     )
     if recipe.weights_by != "network" and calibration is not None and result.example is not None:
         with step("shares"):
@@ -587,7 +577,7 @@ def fuse(
             # More images than were there for calibration make a better head.
             many = further.images(next(child.parameters()).device, recipe.seed)
             always = recipe.changed(joint_head="always")
-            teachers = teaching(recipe=always, calibration=many).models
+            teachers = aligned.teaching(recipe=always, calibration=many).models
             result = replace(result, teachers=teachers)
         teacher = Ensemble(teachers, shares, sets, joint=result.joint)
         seconds |= further.train(child, teacher, "child", recipe, refitted if alike else None)
@@ -595,6 +585,141 @@ def fuse(
     sound.check()
     sound.check_spread(child)
     return result
+
+
+@isolated()
+def match(
+    models: Sequence[nn.Module],
+    recipe: Recipe | None = None,
+    calibration: Loader | None = None,
+    *,
+    example: Tensor | None = None,
+    groups: ChannelGroups | None = None,
+    labels: Sequence[Sequence[int]] | None = None,
+    template: nn.Module | None = None,
+    allow_fixed: bool | None = None,
+    shared: SharedMoments | None = None,
+    on_step: OnStep | None = None,
+) -> Aligned:
+    """Match the channels of parents as `fuse` does, which begins so; the arguments are its own."""
+    return _aligned(
+        models, recipe or Recipe(), calibration, example, groups, labels, template, allow_fixed, shared, on_step
+    )
+
+
+def _aligned(
+    models: Sequence[nn.Module],
+    recipe: Recipe,
+    calibration: Loader | None,
+    example: Tensor | None,
+    groups: ChannelGroups | None,
+    labels: Sequence[Sequence[int]] | None,
+    template: nn.Module | None,
+    allow_fixed: bool | None,
+    shared: SharedMoments | None,
+    on_step: OnStep | None,
+) -> Aligned:
+    sets = label_sets(labels, models, template)
+    check_parents(models if template is None or sets is not None else [*models, template], sets)
+    image = example if example is not None or calibration is None else _example(calibration)
+    check_alike(models if template is None else [*models, template], image)
+    given_models = models
+    copies: Sequence[nn.Module] = [private_copy(model, image) for model in models]
+    template = None if template is None else evaluation_copy(template)
+    shared = None if shared is None else shared.known_as(models, copies)
+    models = copies
+    like = template or widest(models, recipe.width_of)
+    recipe, refit_reason = resolve_refit(recipe, models, like, calibration, sets)
+    shares = recipe.shares(len(models))
+    if calibration is None and (recipe.weights_by != "network" or recipe.average == "fisher"):
+        setting = f"average {recipe.average}" if recipe.weights_by == "network" else f"weights_by {recipe.weights_by}"
+        raise RecipeError(f"{setting} needs calibration images: give at least 4, better 1000")
+    if recipe.refits and calibration is None:
+        raise RecipeError(f"refit {recipe.refit} needs calibration images: give at least 2, better 2000")
+    if calibration is None and (recipe.goal == "best" or recipe.polishes):
+        raise RecipeError("goal best and polish need calibration images: give at least 8, better 2000")
+    _check_renorm(recipe, models[0])
+    alone = models if sets is None else ()
+    teaching = partial(prepared, models, shares=shares, labels=sets, template=template)
+    taught = teaching(recipe=recipe, calibration=calibration)
+    models, sets = taught.models, taught.labels
+    if taught.joint:
+        template = None
+    unequal = sets is None and any(shapes_of(m) != shapes_of(models[0]) for m in (*models, template or models[0]))
+    if unequal and (recipe.universe or recipe.reference is not None or recipe.order is not None):
+        raise RecipeError(
+            "parents of unequal widths are matched to the one that has the child's width: leave out --universe, "
+            "--reference and --order"
+        )
+    if unequal and template is not None and recipe.width_of is not None:
+        raise RecipeError("the child's width is given twice: leave out --width-of, or --width and --child-arch")
+    check_widths(recipe, one_width=not unequal)
+    step = _Clock(on_step, models[0])
+    widths: Widths | None = None
+    with step("groups"):
+        if groups is None or unequal:
+            given = example if example is not None else _example(calibration)
+            if unequal:
+                widths = Widths(models, recipe, given, template, joint=taught.joint)
+                groups = widths.groups
+            else:
+                groups = prove_groups(models[0], find_groups(models[0], given), given, seed=recipe.seed)
+        check_followed(models[0], groups, allow_fixed, stacklevel=5)
+    brought: Brought | None = None
+    unmatched = models
+    with step("align"):
+        if widths is not None:
+            brought, unmatched = widths.bring(calibration), widths.as_they_stand()
+            models = brought.models
+        folded = load_solver(recipe.solver).folds and has_batch_norm(models[0])
+        if folded:
+            given = example if example is not None else _example(calibration)
+            reference = recipe.target if brought is None else brought.reference
+            models, groups = fold(models, groups, given, models[reference])
+        numbers = list(range(len(models))) if brought is None else [brought.reference, *sorted(brought.unsettled)]
+        chosen = [models[number] for number in numbers]
+        judge = (
+            None
+            if calibration is None
+            else Disagreement(
+                chosen,
+                groups,
+                "auto",
+                calibration,
+                sets,
+                template,
+                recipe.target,
+                joint=taught.joint,
+            )
+        )
+        couplings: list[Couplings] = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
+        counting = recipe if brought is None else recipe.changed(weights=_among(shares, numbers))
+        alignment = align(chosen, groups, counting, calibration, judge, shared)
+        not_converged = alignment.not_converged if brought is None else brought.not_converged + alignment.not_converged
+        for number, found in zip(numbers, alignment.couplings, strict=True):
+            couplings[number] = found
+    step.seconds["choose"] = (0.0 if judge is None else judge.seconds) + (0.0 if brought is None else brought.seconds)
+    step.seconds["align"] -= step.seconds["choose"]
+    return Aligned(
+        recipe,
+        shares,
+        given_models,
+        models,
+        groups,
+        couplings,
+        sets,
+        template,
+        image,
+        teaching,
+        taught,
+        alone,
+        brought,
+        unmatched,
+        not_converged,
+        refit_reason,
+        folded,
+        step,
+    )
 
 
 def naive_average(

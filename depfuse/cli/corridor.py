@@ -176,7 +176,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     naive, naive_renorm, child, *others = evaluate_together(children, work.track(fused.test, "evaluating the child"))
     head_scores, others = others[: len(heads)], others[len(heads) :]
     teacher = None
-    if any(taught is not parent for taught, parent in zip(result.teachers, inputs.models, strict=True)):
+    if result.joint or result.recipe.parents_renorm == "reset":
         teacher = evaluate_with_ensemble(
             result.teachers, work.track(fused.test, "evaluating the teachers"), shares, result.labels
         )[1]

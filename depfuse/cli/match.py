@@ -29,7 +29,7 @@ from depfuse.cli.outputs import check_outputs
 from depfuse.data import calibration_loader
 from depfuse.device import resolve_device
 from depfuse.errors import RecipeError
-from depfuse.fuse import fuse
+from depfuse.fuse import match as match_channels
 from depfuse.matched import describe_matching
 from depfuse.recipe import Recipe
 from depfuse.report import describe_environment
@@ -83,10 +83,9 @@ def match(
         calibration = calibration_loader(
             inputs.data, recipe.calibration, batch_size=recipe.batch_size, device=device, seed=recipe.seed
         )
-        # Only the couplings are looked at; the child need not be fit for anything.
-        result = fuse(
+        result = match_channels(
             inputs.models,
-            recipe.model_copy(update={"refit": "none", "renorm": "none", "weights_by": "network", "average": "mean"}),
+            recipe,
             calibration,
             example=inputs.data.example(device=device),
             labels=None if inputs.labels is None else inputs.labels.sets,
@@ -95,8 +94,8 @@ def match(
             on_step=lambda step: work.step(STEPS.get(step, step)),
         )
         work.step("comparing matched channels")
-        models = result.averaged if result.folded else inputs.models
-        matchings = describe_matching(models, result.groups, result.couplings, recipe, calibration)
+        recipe = result.recipe
+        matchings = describe_matching(result.models, result.groups, result.couplings, recipe, calibration)
     known = [found.name for found in next(iter(matchings.values())).groups]
     for name in group or ():
         if name not in known:
@@ -115,7 +114,7 @@ def match(
         matchings=found,
         converged=not result.not_converged,
         not_converged=list(result.not_converged),
-        seconds={step: result.seconds[step] for step in ("groups", "align", "choose")},
+        seconds={step: result.step.seconds[step] for step in ("groups", "align", "choose")},
         recipe=recipe.model_dump(mode="json"),
         architecture=architecture,
         data=inputs.data_name,
