@@ -37,7 +37,7 @@ from depfuse.label_sets import LabelSets
 from depfuse.merge import Polished, Shares, Together, average, fisher_information, refit_layers
 from depfuse.recipe import Recipe
 from depfuse.renorm import Merged, chosen_method, has_batch_norm, renormalise
-from depfuse.resolve import check_widths, resolve_refit, settled
+from depfuse.resolve import check_widths, resolve_distance, resolve_refit, settled
 from depfuse.soundness import Soundness, check_variances
 from depfuse.teachers import Teachers, for_statistics, prepared
 from depfuse.widths import Brought, Widths, shapes_of, widest
@@ -698,6 +698,8 @@ def _aligned(
         not_converged = alignment.not_converged if brought is None else brought.not_converged + alignment.not_converged
         for number, found in zip(numbers, alignment.couplings, strict=True):
             couplings[number] = found
+        if brought is None:
+            recipe = resolve_distance(recipe, alignment.distances)
     step.seconds["choose"] = (0.0 if judge is None else judge.seconds) + (0.0 if brought is None else brought.seconds)
     step.seconds["align"] -= step.seconds["choose"]
     return Aligned(

@@ -130,6 +130,15 @@ def settled(
     return recipe.changed(**found)
 
 
+def resolve_distance(recipe: Recipe, distances: Sequence[str]) -> Recipe:
+    """The recipe with the distance that its parents were matched by; with `best` where there were several."""
+    if recipe.distance != "best" or recipe.choose == "groups" or not is_read("distance", recipe.settings):
+        return recipe
+    if recipe.criterion != "activations" or not distances:
+        return recipe.changed(distance=recipe.distances[0])  # only a matching by activations alone tries all
+    return recipe.changed(distance=distances[0]) if len(distances) == 1 else recipe
+
+
 def check_widths(recipe: Recipe, *, one_width: bool) -> None:
     """Raise `RecipeError` where a setting is of unequal widths, and there are none."""
     for name in ("masses", "width_of") if one_width else ():

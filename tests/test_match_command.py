@@ -10,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from depfuse import Recipe, fuse
 from depfuse.checkpoint import read_checkpoint, write_checkpoint
 from depfuse.cli import main
+from depfuse.data import calibration_loader, load_data
 from depfuse.report import PathReport, read_report
 from depfuse.report.matching import MatchReport
 
@@ -204,3 +206,20 @@ def test_parents_of_different_depth_are_refused(tmp_path: Path, capsys: pytest.C
         out = ["--out", str(tmp_path / "child.safetensors")] if command == "fuse" else []
         arguments = [command, *DIGITS[:2], str(deeper), *FEW, "--mean", "0.5", "--std", "0.25", "--universe", *out]
         refused(arguments, capsys, "only networks of one architecture can be fused")
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        ([], {}),
+        (["--keep-worst", "0.2"], {}),  # channels that stand side by side are matched as without
+        (["--criterion", "weights", "--restarts", "2"], {"criterion": "weights", "restarts": 2}),
+    ],
+)
+def test_what_is_shown_is_what_a_fusion_averages_by(tmp_path, options, settings):
+    shown = {group.name: group.source for group in matched(tmp_path, *options).matchings[0].groups}
+    parents = [load_network(path) for path in DIGITS[:2]]
+    recipe = Recipe(refit="none", **settings)
+    used = fuse(parents, recipe, calibration_loader(load_data("digits"), 200)).couplings[1]
+    for name, coupling in used.items():
+        assert shown[name] == coupling.permutation.tolist()

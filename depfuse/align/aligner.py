@@ -109,6 +109,7 @@ def _alignment(
         moments = {taps: collect(ordered, groups, calibration, taps) for taps in moments}
     couplings: list[Couplings] = [{group.name: Coupling.identity(group.size) for group in groups.free} for _ in models]
     said: list[str] = []
+    tried: list[str] = []
     for place, number in enumerate(others):
         pair = models[reference], models[number]
         problems = [MatchingProblem(groups, pair, own, moments[own.taps][place], calibration) for own in variants]
@@ -117,6 +118,7 @@ def _alignment(
         candidates = [solution.couplings for solution in solutions]
         if judge is None and recipe.criterion == "activations":
             couplings[number] = candidates[0]
+            tried += [solutions[0].distance or ""]
             continue
         figure = problems[0].distance if judge is None else partial(judge, number)
         if recipe.choose == "groups":
@@ -124,7 +126,8 @@ def _alignment(
             couplings[number] = choose_by_group(candidates, together, figure)
         else:
             couplings[number] = choose(candidates, figure)
-    return Alignment(_in_order_of(groups, couplings, recipe), distinct(said))
+            tried += [own.distance or "" for own in solutions if own.couplings is couplings[number]]
+    return Alignment(_in_order_of(groups, couplings, recipe), distinct(said), distinct(filter(None, tried)))
 
 
 def _variants(recipe: Recipe) -> list[Recipe]:

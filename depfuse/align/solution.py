@@ -18,16 +18,19 @@ class Solution:
         One for every free group.
     not_converged
         A sentence for each iteration that stopped at its limit; its best result so far is used.
+    distance
+        That which activations were compared by, where it is one of several that were tried.
     """
 
     couplings: Couplings
     not_converged: tuple[str, ...] = ()
+    distance: str | None = None
 
     @classmethod
-    def of(cls, couplings: Couplings) -> Solution:
+    def of(cls, couplings: Couplings, distance: str | None = None) -> Solution:
         """A solution whose couplings know by themselves whether they converged."""
         said = (coupling.not_converged for coupling in couplings.values())
-        return cls(couplings, distinct(sentence for sentence in said if sentence is not None))
+        return cls(couplings, distinct(sentence for sentence in said if sentence is not None), distance)
 
     @property
     def converged(self) -> bool:
@@ -45,10 +48,13 @@ class Alignment:
         Group name -> coupling, per parent.
     not_converged
         Each sentence once, of all solutions that were found.
+    distances
+        Those that activations were compared by, each once, where several were tried and one was chosen for a parent.
     """
 
     couplings: list[Couplings]
     not_converged: tuple[str, ...] = ()
+    distances: tuple[str, ...] = ()
 
 
 def at_limit(solver: str, iterations: int, *, unless: bool) -> tuple[str, ...]:

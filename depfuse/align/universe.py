@@ -79,7 +79,8 @@ def align_through_universe(
         universe.match_by_activations(judge)
     found = universe.couplings(range(len(models)))
     back = invert(groups, found[recipe.kept])
-    return Alignment([compose(groups, couplings, back) for couplings in found], distinct(universe.not_converged))
+    aligned = [compose(groups, couplings, back) for couplings in found]
+    return Alignment(aligned, distinct(universe.not_converged), distinct(filter(None, [universe.distance])))
 
 
 class Universe:
@@ -97,6 +98,8 @@ class Universe:
         Reads their activations; None where only weights count.
     not_converged
         A sentence for each iteration that stopped at its limit.
+    distance
+        What activations were compared by; empty where only weights count.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class Universe:
         self.roots = find_orbits(groups.groups)
         self.placed: Placed = {}
         self.not_converged: list[str] = []
+        self.distance = ""
         self.visited = sorted(range(len(models)), key=lambda i: _norm(models[i]))
         self.watcher: Watcher | None = None
         if recipe.criterion != "weights":
@@ -186,6 +190,7 @@ class Universe:
         """
         assert self.watcher is not None
         distance, self.placed = self._first(judge)
+        self.distance = distance
         first, *rest = self._blocks()
         for block in rest:
             together = self._watch(block, distance)

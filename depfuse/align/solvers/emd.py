@@ -22,7 +22,7 @@ def solve(problem: MatchingProblem) -> list[Solution]:
     """
     recipe = problem.recipe
     if recipe.criterion == "activations":
-        return [Solution(problem.by_activations(distance, emd)) for distance in recipe.distances]
+        return [Solution(problem.by_activations(distance, emd), distance=distance) for distance in recipe.distances]
     shared = SharedCosts(problem)
     return [swept(shared), *descents(shared, recipe.restarts - 1), from_invariants(shared)]
 

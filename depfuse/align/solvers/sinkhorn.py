@@ -25,7 +25,7 @@ def softly(problem: MatchingProblem, soft: Transport) -> list[Solution]:
     """Solutions by a transport that gives soft couplings."""
     recipe = problem.recipe
     if recipe.criterion == "activations":
-        return [Solution.of(problem.by_activations(distance, soft)) for distance in recipe.distances]
+        return [Solution.of(problem.by_activations(distance, soft), distance) for distance in recipe.distances]
     return [Solution.of(_in_order(problem, soft))]
 
 
