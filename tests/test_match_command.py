@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from depfuse import Recipe, fuse
-from depfuse.checkpoint import read_checkpoint, write_checkpoint
+from depfuse.checkpoint import load_network, read_checkpoint, write_checkpoint
 from depfuse.cli import main
 from depfuse.data import calibration_loader, load_data
 from depfuse.report import PathReport, read_report

@@ -79,7 +79,7 @@ def align_through_universe(
         universe.match_by_activations(judge)
     found = universe.couplings(range(len(models)))
     back = invert(groups, found[recipe.kept])
-    aligned = [compose(groups, couplings, back) for couplings in found]
+    aligned: list[Couplings] = [compose(groups, couplings, back) for couplings in found]
     return Alignment(aligned, distinct(universe.not_converged), distinct(filter(None, [universe.distance])))
 
 
