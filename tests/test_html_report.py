@@ -126,7 +126,7 @@ def test_real_reports_are_all_on_the_page(real: Path, capsys: pytest.CaptureFixt
     for name in ("fuse", "deep/er/path", "match"):
         assert name in page.inside("h3").split("\n")
     assert "Path between the parents" in words
-    assert "distance=cosine, calibration=64, batch_size=64, seed=3" in words
+    assert "distance=cosine, refit=none, calibration=64, batch_size=64, seed=3" in words
     matched = json.loads((real / "match/report.json").read_text())["matchings"][0]
     for group in matched["groups"]:
         assert f"{group['channels']} channels, {group['moved']:,} moved" in words

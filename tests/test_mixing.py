@@ -167,7 +167,7 @@ def test_the_child_of_a_network_and_its_permuted_copy_is_that_network(solver, di
     state = dict(model.state_dict())
     for name, order in random_permutations(groups, 4).items():
         state = groups[name].permute(state, order)
-    recipe = Recipe(solver=solver, regularisation=1e-6, renorm="none")
+    recipe = Recipe.with_read({"solver": solver, "regularisation": 1e-6, "renorm": "none"})
     result = fuse([model, loaded(model, state)], recipe, calibration_loader(digits, 300))
     images = next(iter(Loader(digits.test, digits.preprocessing, batch_size=50)))[0]
     assert gap(model, result.child, images) < (0.03 if solver == "cca" else 1e-4)
@@ -332,7 +332,7 @@ def test_heads_over_different_labels_read_the_mixed_channels(solver, digits):
         heads = {key: own[key][labels] for key in ("linear.weight", "linear.bias")}
         parent.load_state_dict({**own, **heads})
         parents.append(parent)
-    recipe = Recipe(solver=solver, regularisation=1e-6, renorm="none", parents_renorm="none")
+    recipe = Recipe.with_read({"solver": solver, "regularisation": 1e-6, "renorm": "none", "parents_renorm": "none"})
     result = fuse(parents, recipe, calibration_loader(digits, 300), labels=sets, template=model)
     images = next(iter(Loader(digits.test, digits.preprocessing, batch_size=50)))[0]
     assert gap(model, result.child, images) < (0.03 if solver == "cca" else 1e-4)
@@ -341,7 +341,7 @@ def test_heads_over_different_labels_read_the_mixed_channels(solver, digits):
 @pytest.mark.parametrize("solver", ["cca", "zip-it"])
 def test_parents_that_differ_get_a_child_better_than_their_average(solver, digits):
     models = digits_parents("a", "b")
-    result = fuse(models, Recipe(solver=solver, regularisation=1.0), calibration_loader(digits, 500))
+    result = fuse(models, Recipe.with_read({"solver": solver, "regularisation": 1.0}), calibration_loader(digits, 500))
     test = Loader(digits.test, digits.preprocessing, batch_size=500)
     naive = naive_average(result.unmatched, (0.5, 0.5), result.groups)
     result.renormalise(naive, result.couplings, (0.5, 0.5), "reset")

@@ -323,7 +323,9 @@ def test_blocks_and_what_is_inside_them_get_valid_permutations(solver):
     networks = [Grouped(), Grouped()]
     groups = find_groups(networks[0], torch.zeros(1, 1, 8, 8))
     criterion = "weights" if "weights" in load_solver(solver).criteria else "activations"
-    recipe = Recipe(criterion=criterion, solver=solver, iterations=200 if criterion == "weights" else 2)
+    recipe = Recipe.with_read(
+        {"criterion": criterion, "solver": solver, "iterations": 200 if criterion == "weights" else 2}
+    )
     found = align(networks, groups, recipe, noise_images(40)).couplings[1]
     assert found.keys() == {group.name for group in groups.free}
     images = torch.randn(2, 1, 8, 8)
@@ -348,7 +350,7 @@ def test_equal_weights_give_couplings_and_broken_ones_a_sentence(solver):
     networks = [build_network("digits_resnet(width=0.25)").eval() for _ in range(2)]
     groups = find_groups(networks[0], torch.zeros(1, 1, 8, 8))
     criterion = "weights" if "weights" in load_solver(solver).criteria else "activations"
-    recipe = Recipe(criterion=criterion, solver=solver, iterations=5)
+    recipe = Recipe.with_read({"criterion": criterion, "solver": solver, "iterations": 5})
     with torch.no_grad():
         for network in networks:
             for tensor in network.parameters():

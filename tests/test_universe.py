@@ -381,5 +381,7 @@ def test_the_judge_of_several_parents_prefers_their_matching():
 @pytest.mark.parametrize("criterion", ["activations", "mixture", "weights"])
 def test_more_parents_than_are_watched_together_are_recovered(kind, criterion):
     parents, groups = copies(MOST + 2, kind)
-    recipe = Recipe(refit="none", universe=True, criterion=criterion, distance="pearson", renorm="none")
+    recipe = Recipe.with_read(
+        {"refit": "none", "universe": True, "criterion": criterion, "distance": "pearson", "renorm": "none"}
+    )
     close(fuse(parents, recipe, images(), groups=groups).child, parents[0])

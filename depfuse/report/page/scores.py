@@ -41,9 +41,21 @@ def stems(networks: Sequence[NetworkScores]) -> list[str]:
 
 
 def changed_settings(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a recipe that differ from the default ones, or that these do not know."""
+    """The settings of a recipe that differ from the default ones, or that these do not know.
+
+    What the defaults leave open and usually become is no difference either.
+    """
     usual = _usual()
-    return {name: value for name, value in recipe.items() if name not in usual or usual[name] != value}
+    return {
+        name: value
+        for name, value in recipe.items()
+        if name not in usual or (usual[name] != value and value not in USUALLY.get(name, ()) and not _alike(value))
+    }
+
+
+def _alike(value: Any) -> bool:
+    """Whether it is one equal share per parent."""
+    return isinstance(value, (list, tuple)) and len(set(value)) == 1
 
 
 def settings_text(settings: dict[str, Any]) -> str:
@@ -60,6 +72,16 @@ def setting(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+USUALLY = {
+    "reference": (1,),
+    "order": (1,),
+    "parents_renorm": ("none",),
+    "joint_head": ("none",),
+    "polish": (False,),
+    "renorm": ("reset",),
+}  # what is left open becomes
 
 
 @cache
