@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import pkgutil
 import subprocess
 import sys
@@ -75,3 +76,14 @@ def test_a_worker_is_alive_as_long_as_its_process(tmp_path: Path, killed: bool) 
     assert not own.alive("a worker that never was")
     own.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_while_modules_are_imported_ends_the_command(tmp_path: Path) -> None:
+    """Torch's own modules swallow it: where it was raised in one of them, the command went on as if nothing was."""
+    swallowing = "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass\n"
+    (tmp_path / "torch.py").write_text(swallowing)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-m", "depfuse", "groups", "digits_resnet"], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "depfuse: interrupted\n")
