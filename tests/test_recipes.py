@@ -197,7 +197,7 @@ def test_recipes_that_do_not_exist(command, capsys):
         ('{"settings": {}, "solver": "emd"}', ["unknown setting 'settings'"]),
         ('{"solver": "magic"}', ["own.json", "setting solver", "emd"]),
         ('{"restarts": "many"}', ["own.json", "setting restarts", "integer"]),
-        ('{"universe": true, "reference": 1}', ["own.json", "a universe has no reference"]),
+        ('{"universe": true, "reference": 1}', ["own.json", "reference 1 would be ignored"]),
         ('{"solver": "cca", "refit": "ridge"}', ["own.json", "refit ridge", "solver cca mixes channels"]),
     ],
 )
