@@ -555,7 +555,7 @@ def fuse(
                 result = result._polish(child, choice.shares)
             sound.after("polish", child)
         for done in result.steps:
-            if not done.kept and done.name != "renorm reset":
+            if not (done.kept or done.left_nothing_out or done.name == "renorm reset"):
                 warnings.warn(f"{done}: the child stays as it was", DepfuseWarning, stacklevel=3)
     made = settled(
         recipe.changed(refit="none") if result.refit_left_out else recipe,

@@ -26,6 +26,7 @@ from depfuse.teaching import wanted_of
 HELD_OUT = 0.125
 MOST_HELD_OUT = 500
 RENEWED_FROM = 500  # images, to find out whether statistics shall be renewed
+WORTH_A_WORD = 1e-4  # relative difference of two distances below which nobody misses a step
 FEWEST = 3  # of fewer images none can be held out: two are left for statistics
 
 
@@ -55,6 +56,11 @@ class Step:
     alike_after: int | None
     images: int
     kept: bool
+
+    @property
+    def left_nothing_out(self) -> bool:
+        """Whether the child was as near without it: it is a parent, say, or keeps all channels of both apart."""
+        return abs(self.after - self.before) <= WORTH_A_WORD * self.before and self.alike_after == self.alike_before
 
     def __str__(self) -> str:
         alike = ""

@@ -116,8 +116,14 @@ class Soundness:
 
     def _outputs(self, model: nn.Module) -> list[list[Tensor]]:
         """Floating-point tensors of the outputs, for each batch."""
+        parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
         with torch.inference_mode(), evaluating(model):
-            return [_tensors(model(images)) for images in self._inputs]
+            return [_tensors(model(_in_type_of(images, parameter))) for images in self._inputs]
+
+
+def _in_type_of(images: Tensor, parameter: Tensor | None) -> Tensor:
+    """Inputs in the floating-point type of a network."""
+    return images.to(parameter.dtype) if parameter is not None and images.is_floating_point() else images
 
 
 def _tensors(output: object) -> list[Tensor]:

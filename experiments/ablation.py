@@ -139,8 +139,8 @@ class Case:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe of the setting."""
-        return Recipe.create(**self.setting.recipe, calibration=self.images, seed=self.seed)
+        """The recipe of the setting; what is compared is merged, and not refitted where the setting does not say so."""
+        return Recipe.create(**{"refit": "none", **self.setting.recipe}, calibration=self.images, seed=self.seed)
 
     @property
     def calibration(self) -> Loader | None:

@@ -80,14 +80,14 @@ def alignment(name: str, networks: Sequence[nn.Module], images: Loader, rounds: 
 def fusion_of_mnist_pair() -> bool:
     pair = PAIRS["simplenet"]
     networks, data = pair.networks(), pair.dataset()
-    result = fuse(networks, Recipe(), calibration_loader(data, 2000))
+    result = fuse(networks, Recipe(refit="none"), calibration_loader(data, 2000))
     return show("fusion of the MNIST pair without evaluation", sum(result.seconds.values()), 3.0, "s")
 
 
 def print_peak_memory(images: int) -> None:
     pair = PAIRS["resnet20-8-1-8-2"]
     data: DataSet = pair.dataset()
-    fuse(pair.networks(), Recipe(), calibration_loader(data, images))
+    fuse(pair.networks(), Recipe(refit="none"), calibration_loader(data, images))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 

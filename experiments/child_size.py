@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
-from depfuse.groups.widening import hosts, make_room
+from depfuse.groups.widening import find_hosts, make_room
 
 HALVINGS = 20
 
@@ -28,7 +28,7 @@ def keep_worst_for(
         No child has so many.
     """
     model = template or models[0]
-    room = hosts(models[0], groups, example)
+    room, _ = find_hosts(models[0], groups, example)
     names = {name for name, _ in model.named_parameters()}
     state: Mapping[str, Tensor] = model.state_dict()
     merged = _parameters({key: tensor.shape for key, tensor in state.items()}, names)

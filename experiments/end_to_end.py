@@ -83,7 +83,7 @@ def fused(parents: list[nn.Module], align: Loader, reset: Loader, test: Loader, 
     with watch.step("groups proved"):
         prove_groups(parents[0], groups, example)
     with watch.step(f"matched and merged, {align.count:,} images"):
-        child = fuse(parents, Recipe(renorm="none"), align, groups=groups).child
+        child = fuse(parents, Recipe(refit="none", renorm="none"), align, groups=groups).child
     with watch.step(f"BatchNorm reset, {reset.count:,} images"):
         renormalise(child, "reset", reset)
     with watch.step(f"evaluated, {test.count:,} images"):

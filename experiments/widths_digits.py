@@ -29,10 +29,10 @@ from depfuse.renorm import renormalise
 
 WIDTHS = (1.5, 1.0)
 RECIPES = {
-    "emd": Recipe(),
-    "sinkhorn": Recipe(solver="sinkhorn", regularisation=0.1),
-    "unbalanced": Recipe(solver="unbalanced"),
-    "weights": Recipe(criterion="weights"),
+    "emd": Recipe(refit="none"),
+    "sinkhorn": Recipe(refit="none", solver="sinkhorn", regularisation=0.1),
+    "unbalanced": Recipe(refit="none", solver="unbalanced"),
+    "weights": Recipe(refit="none", criterion="weights"),
     "emd, refitted": Recipe(refit="ridge"),
 }
 

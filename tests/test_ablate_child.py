@@ -302,7 +302,7 @@ def test_a_small_run_gives_rows_and_tables_and_is_not_done_twice(ablation, tmp_p
         (["--seeds", "0,0"], "--seeds 0,0: give whole numbers of at least 0, each once"),
         (["--images", "1"], "--images 1: give whole numbers of at least 2"),
         (["--images", "many"], "--images many"),
-        (["--images", "400"], "with --images 400: recipe setting recipe: labelled 500 is more than the 400"),
+        (["--images", "400"], "with --images 400: recipe: labelled 500 is more than the 400"),
         (["--processes", "0"], "--processes 0 must be at least 1"),
         (["--tables-only", "--seeds", "1"], "--tables-only measures nothing: leave out --seeds"),
         (["--tables-only"], "no file .*absent.csv"),

@@ -51,8 +51,8 @@ def test_fewer_images_than_a_layer_has_inputs(place: Place, capsys) -> None:
     options = ["--refit", "ridge", "--refit-steps", 0, "--calibration", 8]
     assert place.fuse(*options) == 0
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("depfuse: warning: ")]
-    assert "3.weight has 54 inputs, but 8 images show only 32 examples of them" in warnings[0]
-    assert all(line.endswith("give more calibration images") for line in warnings)
+    assert "3.weight has 54 inputs, but 7 images show only 28 examples of them" in warnings[0]
+    assert all("give more calibration images" in line for line in warnings if "examples of them" in line)
     assert finite(place.folder / "child.safetensors")
 
 
@@ -73,7 +73,8 @@ def test_images_that_are_all_the_same(place: Place) -> None:
     arrays["x_train"] = np.full_like(arrays["x_train"], 90)
     np.savez(other, **arrays)
     for refit in ("ridge", "regmean", "least-squares"):
-        assert place.fuse("--data", other, "--refit", refit, "--refit-steps", 2, "--quiet") == 0
+        steps = ("--refit-steps", 2) if refit == "ridge" else ()
+        assert place.fuse("--data", other, "--refit", refit, *steps, "--quiet") == 0
         assert finite(place.folder / "child.safetensors")
 
 
@@ -87,7 +88,7 @@ def test_reset_of_a_network_without_batch_norm(plain: Place, capsys) -> None:
 
 def test_statistics_of_images_that_nobody_looks_at(plain: Place, capsys) -> None:
     assert "has no BatchNorm; choose renorm repair" in refused(plain, capsys, "--augment-statistics")
-    assert "renorm none reads none" in refused(plain, capsys, "--augment-statistics", "--renorm", "none")
+    assert "would be ignored" in refused(plain, capsys, "--augment-statistics", "--renorm", "none")
     assert plain.fuse("--augment-statistics", "--renorm", "repair", "--quiet") == 0
 
 

@@ -26,10 +26,10 @@ from depfuse.evaluate import evaluate
 from depfuse.recipes import published
 
 RECIPES = {
-    "activations, emd": Recipe(),
-    "activations, sinkhorn": Recipe(solver="sinkhorn", regularisation=0.1),
-    "weights, emd": Recipe(criterion="weights"),
-    "weights, frank-wolfe": Recipe(criterion="weights", solver="frank-wolfe"),
+    "activations, emd": Recipe(refit="none"),
+    "activations, sinkhorn": Recipe(refit="none", solver="sinkhorn", regularisation=0.1),
+    "weights, emd": Recipe(refit="none", criterion="weights"),
+    "weights, frank-wolfe": Recipe(refit="none", criterion="weights", solver="frank-wolfe"),
     "git-re-basin": published("git-re-basin").recipe,
 }
 

@@ -41,7 +41,7 @@ def trained(labels: str, seed: int) -> nn.Module:
 
 def main(picture: Path) -> dict[str, float]:
     parents = [trained(labels, seed) for seed, labels in enumerate(KNOWLEDGE.values())]
-    averaged = fuse(parents, Recipe(), calibration)
+    averaged = fuse(parents, Recipe(refit="none"), calibration)
     refitted = fuse(parents, Recipe(refit="ridge", refit_steps=40), calibration, groups=averaged.groups)
 
     networks = {f"parent of {digits}": parent for digits, parent in zip(KNOWLEDGE, parents, strict=True)}
