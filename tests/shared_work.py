@@ -149,7 +149,7 @@ CASES: dict[str, Callable[[], Found]] = {
     "moments": moments,
     "many parents": of_many_parents,
     "a fusion": lambda: fused("a", "b", refit="none"),
-    "cca": lambda: fused("a", "b", solver="cca", distance="pearson", refit="none"),
+    "cca": lambda: fused("a", "b", solver="cca", refit="none"),
     "repair": lambda: fused("a", "b", renorm="repair", refit="none"),
     "augmented statistics": lambda: fused("a", "b", augment_statistics=True, refit="none"),
     "channels apart": lambda: fused("a", "b", keep_worst=0.2, refit="none"),
