@@ -136,7 +136,7 @@ def _fused(seen: Seen, step: Fusion) -> tuple[nn.Module, dict[str, Any]]:
     if step.times:
         settings["keep_worst"] = keep_worst_for(step.times, inputs.models, of.groups, example, of.template)
         note.append(f"keep_worst {settings['keep_worst']:.4g}")
-    recipe = Recipe.create(**settings, calibration=seen.images, seed=seen.seed)
+    recipe = Recipe.create(**{"refit": "none", **settings}, calibration=seen.images, seed=seen.seed)
     further = Further(of.without_held_out(seen.images, seen.seed)) if step.trains else None
     begun: dict[str, float] = {}
 

@@ -101,7 +101,7 @@ def run_depfuse(first: nn.Module, second: nn.Module, example: Tensor) -> dict[st
     if wrong := not_followed(groups):
         print(f"fixed: {explain(wrong)}", file=sys.stderr)
     proved = time.perf_counter()
-    recipe = Recipe(criterion="weights", solver="coordinate-descent", restarts=1, renorm="none")
+    recipe = Recipe(criterion="weights", solver="coordinate-descent", restarts=1, renorm="none", refit="none")
     couplings = align([first, second], groups, recipe, None).couplings[1]
     moved = apply_couplings(groups, couplings, second.state_dict())
     with torch.no_grad():

@@ -48,7 +48,7 @@ def measure(pair: Pair, criterion: str, images: str) -> list[str]:
     networks, data = pair.networks(), pair.dataset()
     calibration = calibration_loader(data, 2000, seed=0)
     judged = Loader(data.test if images == "test" else held_out(data), data.preprocessing, batch_size=1000)
-    result = fuse(networks, Recipe.create(criterion=criterion), calibration)
+    result = fuse(networks, Recipe.create(refit="none", criterion=criterion), calibration)
     possible = METHODS if has_batch_norm(networks[0]) else METHODS[:4]
     cells = [f"{100 * evaluate(child_of(result, method), judged).accuracy:.2f}" for method in possible]
     return cells + [""] * (len(METHODS) - len(cells))

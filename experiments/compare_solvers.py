@@ -55,7 +55,7 @@ def measure(pair: Pair, settings: list[dict[str, object]], images: str) -> Itera
     judged = Loader(data.test if images == "test" else held_out(data), data.preprocessing, batch_size=1000)
     groups: ChannelGroups | None = None
     for setting in settings:
-        result = fuse(networks, Recipe.create(**setting), calibration, groups=groups)
+        result = fuse(networks, Recipe.create(**{"refit": "none", **setting}), calibration, groups=groups)
         groups = result.groups
         seconds = result.seconds["merge"] + result.seconds["renorm"]
         accuracy = evaluate(result.child, judged).accuracy

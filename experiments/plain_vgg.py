@@ -70,10 +70,9 @@ def main() -> None:
         own = [evaluate(parent, test).accuracy for parent in parents]
         both = evaluate_ensemble(parents, test).accuracy
         for solver, settings in SOLVERS.items():
+            own = {"refit": "none", "solver": solver, **settings}
             child = {
-                renorm: evaluate(
-                    fuse(parents, Recipe.create(renorm=renorm, solver=solver, **settings), calibration).child, test
-                ).accuracy
+                renorm: evaluate(fuse(parents, Recipe.create(renorm=renorm, **own), calibration).child, test).accuracy
                 for renorm in ("none", "data-free", "rescale", "repair")
             }
             rows[solver].append([*own, both, *child.values()])
