@@ -307,7 +307,7 @@ BY_WEIGHTS = Recipe(criterion="weights", restarts=1, refit="none", renorm="none"
 def test_what_treats_channels_by_themselves_gives_the_ensemble(name):
     parents = [Middle(name, seed).eval() for seed in (0, 1, 2)]
     batch = torch.randn(4, 1, 8, 8)
-    recipe = BY_WEIGHTS.model_copy(update={"weights": (0.5, 0.3, 0.2)})
+    recipe = BY_WEIGHTS.changed(weights=(0.5, 0.3, 0.2))
     child = fuse(parents, recipe, example=batch[:1]).child
     with torch.no_grad():
         mean = sum(share * parent(batch) for share, parent in zip((0.5, 0.3, 0.2), parents, strict=True))
@@ -331,7 +331,7 @@ def test_what_is_not_linear_in_the_logits_is_refused():
 @pytest.mark.parametrize("name", ["softmax", "layer norm", "attention", "groups"])
 def test_what_mixes_channels_is_merged_with_a_warning_where_a_part_is_kept(name):
     parents = [Middle(name, seed).eval() for seed in (0, 1)]
-    recipe = BY_WEIGHTS.model_copy(update={"keep_worst": 0.5})
+    recipe = BY_WEIGHTS.changed(keep_worst=0.5)
     with pytest.warns(DepfuseWarning, match=f"kept apart are merged: first.*{REFUSED[name][-1]}"):
         result = fuse(parents, recipe, example=torch.randn(1, 1, 8, 8))
     assert result.apart is not None
@@ -350,7 +350,7 @@ def test_a_child_of_permuted_copies_with_some_channels_apart_is_the_parent(name)
         state = groups[group].permute(state, permutation)
     other = Middle(name, 0).eval()
     other.load_state_dict(state)
-    child = fuse([parent, other], BY_WEIGHTS.model_copy(update={"keep_worst": 0.5}), example=batch[:1]).child
+    child = fuse([parent, other], BY_WEIGHTS.changed(keep_worst=0.5), example=batch[:1]).child
     with torch.no_grad():
         torch.testing.assert_close(child(batch), parent(batch), rtol=1e-5, atol=1e-5)
 

@@ -82,6 +82,5 @@ SOLVER = Solver(
     solve,
     criteria=("weights", "mixture"),
     advice="matches weights: choose criterion weights or mixture, or solver emd or sinkhorn",
-    starts=True,
     universe=("weights", "mixture"),
 )

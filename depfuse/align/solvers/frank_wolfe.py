@@ -130,6 +130,5 @@ SOLVER = Solver(
     solve,
     criteria=("weights", "mixture"),
     advice="matches weights: choose criterion weights or mixture",
-    starts=True,
     universe=("weights", "mixture"),
 )

@@ -31,8 +31,6 @@ class Solver:
         The criteria that it serves.
     advice
         What to choose instead where it does not.
-    starts
-        Whether it can start from another solver's result (`Recipe.start`).
     needs_images
         Whether it reads calibration images whatever the criterion.
     transports
@@ -51,7 +49,6 @@ class Solver:
     solve: Callable[[MatchingProblem], list[Solution]]
     criteria: tuple[str, ...]
     advice: str = ""
-    starts: bool = False
     needs_images: bool = False
     transports: Callable[[Recipe], list[Transport]] | None = None
     universe: tuple[str, ...] = ()

@@ -180,6 +180,5 @@ SOLVER = Solver(
     solve,
     criteria=("activations",),
     advice="lowers a loss on images: choose criterion activations; its start may be another solver's result",
-    starts=True,
     needs_images=True,
 )
