@@ -140,26 +140,23 @@ Plan = dict[Key, tuple[Tensor | None, Uses]]
 
 
 class Centred:
-    """Channels less their means in the first batch, each parent's.
+    """Channels less their means in the first images, each parent's.
 
     Sums of float32 products about zero lose what distinguishes channels that hardly vary. About an origin near the mean
-    they do not; `about_zero` and `product_about_zero` bring them back in float64.
+    they do not; `about_zero` and `product_about_zero` bring them back in float64. The origins are the same in all
+    processes, or these would round otherwise than one does alone.
 
-    Attributes
+    Parameters
     ----------
     origins
         (n,) float32 per parent.
     """
 
-    def __init__(self) -> None:
-        self.origins: dict[int, Tensor] = {}
+    def __init__(self, origins: Mapping[int, Tensor]) -> None:
+        self.origins = origins
 
     def __call__(self, parent: int, rows: Tensor) -> Tensor:
-        """Take a parent's origin off its rows (n_samples, n); the first rows give it."""
-        if parent not in self.origins:
-            # Sums over the first axis as matrix-vector products: 5 to 50 times faster on a CPU than `sum(0)`.
-            mean = rows.T @ rows.new_ones(len(rows)) / max(len(rows), 1)
-            self.origins[parent] = torch.where(mean.isfinite(), mean, 0.0)
+        """Take a parent's origin off its rows (n_samples, n)."""
         return rows - self.origins[parent]
 
     def about_zero(self, parent: int, count: Tensor, total: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,15 +177,23 @@ class Centred:
         )
 
 
+def origin_of(rows: Tensor) -> Tensor:
+    """Mean (n,) of rows (n_samples, n); zero where it is not finite."""
+    # Sums over the first axis as matrix-vector products: 5 to 50 times faster on a CPU than `sum(0)`.
+    mean = rows.T @ rows.new_ones(len(rows)) / max(len(rows), 1)
+    return torch.where(mean.isfinite(), mean, 0.0)
+
+
 class _Sums:
     """Running sums of one reading for a reference and the other parents, about an origin of each channel's."""
 
-    def __init__(self, parents: int) -> None:
+    def __init__(self, origins: Mapping[int, Tensor]) -> None:
+        parents = len(origins)
         self.count = torch.zeros((), dtype=torch.float64)
         self.sums: list[Tensor | None] = [None] * parents
         self.squares: list[Tensor | None] = [None] * parents
         self.products: list[Tensor | None] = [None] * parents
-        self._centred = Centred()
+        self._centred = Centred(origins)
 
     def add(self, rows: Sequence[Tensor]) -> None:
         """Add one batch: (n_samples, n_positions) per parent."""
@@ -269,15 +274,32 @@ def collect_moments(
     """
     own = [groups] * len(models) if isinstance(groups, ChannelGroups) else groups
     plans = [_plan(found, choice) for found in own]
-    sums = summed(_running_sums, loader, list(models), plans, own[0].auxiliary)
+    first = _rows(loader.first(AT_ONCE), models, plans, own[0].auxiliary)
+    origins = {key: {parent: origin_of(values) for parent, values in enumerate(rows)} for key, rows in first}
+    sums = summed(_running_sums, loader, list(models), plans, own[0].auxiliary, origins)
     return [_by_orbit(plans[0], plans[parent], sums, parent) for parent in range(1, len(models))]
 
 
 def _running_sums(
-    loader: Loader, models: Sequence[nn.Module], plans: Sequence[Plan], auxiliary: Iterable[str]
+    loader: Loader,
+    models: Sequence[nn.Module],
+    plans: Sequence[Plan],
+    auxiliary: Iterable[str],
+    origins: Mapping[Key, Mapping[int, Tensor]],
 ) -> tuple[dict[Key, _Sums], list[Tensor]]:
+    sums = {key: _Sums(own) for key, own in origins.items()}
+    for key, rows in _rows(loader, models, plans, auxiliary):
+        sums[key].add(rows)
+    for own in sums.values():
+        own.finish()
+    return sums, [tensor for own in sums.values() for tensor in own.tensors()]
+
+
+def _rows(
+    loader: Loader, models: Sequence[nn.Module], plans: Sequence[Plan], auxiliary: Iterable[str]
+) -> Iterator[tuple[Key, list[Tensor]]]:
+    """Each reading of each batch: (n_samples, n_positions) per parent."""
     read = [key for key in plans[0] if all(key in plan for plan in plans)]
-    sums = {key: _Sums(len(models)) for key in read}
     layouts: list[torch.memory_format] = []
     with ExitStack() as stack, torch.inference_mode(), evaluating(*models, auxiliary=auxiliary):
         held = [stack.enter_context(_captured(model, {reading for reading, _ in read})) for model in models]
@@ -288,14 +310,13 @@ def _running_sums(
                     model(part.contiguous(memory_format=layout))
                 for key in read:
                     reading, _ = key
-                    rows = [
-                        reading.rows(captured[reading], plan[key][0])
-                        for captured, plan in zip(held, plans, strict=True)
-                    ]
-                    sums[key].add(rows)
-    for own in sums.values():
-        own.finish()
-    return sums, [tensor for own in sums.values() for tensor in own.tensors()]
+                    yield (
+                        key,
+                        [
+                            reading.rows(captured[reading], plan[key][0])
+                            for captured, plan in zip(held, plans, strict=True)
+                        ],
+                    )
 
 
 def _plan(groups: ChannelGroups, choice: TapChoice) -> Plan:

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from depfuse.align.costs import LOST, activation_cost
-from depfuse.align.moments import AT_ONCE, Centred, Key, Moments, Plan, TapChoice, _captured, _plan
+from depfuse.align.moments import AT_ONCE, Centred, Key, Moments, Plan, TapChoice, _captured, _plan, origin_of
 from depfuse.align.nested import Placement
 from depfuse.data.loader import Loader
 from depfuse.errors import DataError
@@ -44,6 +45,8 @@ class Sums:
 
     Attributes
     ----------
+    centred
+        Takes each parent's origins off.
     count
         Samples so far.
     sums, squares
@@ -52,16 +55,16 @@ class Sums:
         (j, i) with j before i -> (n, n) sum of parent j's channels times parent i's.
     """
 
+    centred: Centred
     count: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     sums: dict[int, Tensor] = field(default_factory=dict)
     squares: dict[int, Tensor] = field(default_factory=dict)
     products: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    _centred: Centred = field(default_factory=Centred)
 
     def add(self, rows: Mapping[int, Tensor], pairs: bool) -> None:
         """Add one batch: parent -> (n_samples, n)."""
         self.count += len(next(iter(rows.values())))
-        rows = {i: self._centred(i, values) for i, values in rows.items()}
+        rows = {i: self.centred(i, values) for i, values in rows.items()}
         for i, values in rows.items():
             ones = values.new_ones(len(values))
             _accumulate(self.sums, i, values.T @ ones)
@@ -74,9 +77,9 @@ class Sums:
         """Bring all sums, which are about an origin of each channel's so far, back to the origin zero."""
         for (j, i), product in self.products.items():
             totals = self.sums[j], self.sums[i]
-            self.products[j, i] = self._centred.product_about_zero((j, i), self.count, totals, product)
+            self.products[j, i] = self.centred.product_about_zero((j, i), self.count, totals, product)
         for i in self.sums:
-            found = self._centred.about_zero(i, self.count, self.sums[i], self.squares[i])
+            found = self.centred.about_zero(i, self.count, self.sums[i], self.squares[i])
             self.sums[i], self.squares[i] = found
 
     def tensors(self) -> list[Tensor]:
@@ -177,7 +180,7 @@ class Watcher:
             One per parent.
         """
         if self._sizes is None:
-            self._sizes = {key: Sums() for key in self.plan}
+            self._sizes = {key: Sums(Centred(self._origins[key])) for key in self.plan}
             for parent in range(len(self.models)):
                 for key, own in summed(_sums, self.loader, self._reader([parent]), False).items():
                     known = self._sizes[key]
@@ -214,7 +217,15 @@ class Watcher:
         return found
 
     def _reader(self, parents: Sequence[int]) -> _Reader:
-        return _Reader({parent: self.models[parent] for parent in parents}, self.plan, self.groups.auxiliary)
+        models = {parent: self.models[parent] for parent in parents}
+        return _Reader(models, self.plan, self.groups.auxiliary, self._origins)
+
+    @cached_property
+    def _origins(self) -> dict[Key, dict[int, Tensor]]:
+        """Mean of every parent's channels over the first images, for each reading."""
+        reader = _Reader(dict(enumerate(self.models)), self.plan, self.groups.auxiliary, {})
+        first = reader.read(self.loader.first(AT_ONCE))
+        return {key: {parent: origin_of(values) for parent, values in rows.items()} for key, rows in first}
 
     def _uses(self, sums: Mapping[Key, Sums]) -> dict[str, list[tuple[Sums, Tensor]]]:
         uses: dict[str, list[tuple[Sums, Tensor]]] = {}
@@ -231,6 +242,7 @@ class _Reader:
     models: Mapping[int, nn.Module]
     plan: Plan
     auxiliary: Sequence[str]
+    origins: Mapping[Key, Mapping[int, Tensor]]
 
     def read(self, loader: Loader) -> Iterator[tuple[Key, dict[int, Tensor]]]:
         """Each reading of each batch: parent -> (n_samples, n_positions)."""
@@ -249,7 +261,7 @@ class _Reader:
 
 
 def _sums(loader: Loader, reader: _Reader, pairs: bool) -> tuple[dict[Key, Sums], list[Tensor]]:
-    sums = {key: Sums() for key in reader.plan}
+    sums = {key: Sums(Centred(reader.origins[key])) for key in reader.plan}
     for key, rows in reader.read(loader):
         sums[key].add(rows, pairs)
     for own in sums.values():
@@ -266,7 +278,7 @@ def _with_others(
     distance: str,
     sizes: Mapping[Key, Sums],
 ) -> tuple[tuple[dict[Key, Sums], dict[int, Likeness]], list[Tensor]]:
-    sums = {key: Sums() for key in reader.plan}
+    sums = {key: Sums(Centred(reader.origins[key])) for key in reader.plan}
     mean: dict[int, Likeness] = {member: {} for member in members}
     for key, rows in reader.read(loader):
         sums[key].add({member: rows[member] for member in members}, pairs=True)
@@ -294,9 +306,11 @@ def _joint_sums(
     count: dict[Key, Tensor] = {}
     sums: dict[Key, Tensor] = {}
     products: dict[Key, Tensor] = {}
-    centred: dict[Key, Centred] = {}
+    centred = {
+        key: Centred({0: torch.cat([own[parent] for parent in reader.models])}) for key, own in reader.origins.items()
+    }
     for key, rows in reader.read(loader):
-        joint = centred.setdefault(key, Centred())(0, torch.cat(list(rows.values()), 1))
+        joint = centred[key](0, torch.cat(list(rows.values()), 1))
         ones = joint.new_ones(len(joint))
         _accumulate(count, key, ones.sum())
         _accumulate(sums, key, joint.T @ ones)
