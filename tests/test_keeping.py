@@ -28,11 +28,8 @@ def states_equal(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(first, second) for first, second in pairs if first.is_floating_point())
 
 
-@pytest.mark.parametrize(
-    ("settings", "warned"),
-    [({"refit": "ridge"}, True), ({"refit": "none"}, False), ({"refit": "none", "polish": True}, False)],
-)
-def test_a_network_with_itself_is_itself_however_few_images(same, digits: DataSet, settings, warned):
+@pytest.mark.parametrize("settings", [{"refit": "ridge"}, {"refit": "none"}, {"refit": "none", "polish": True}])
+def test_a_network_with_itself_is_itself_however_few_images(same, digits: DataSet, settings):
     few = calibration_loader(digits, 8)
     pair = [same[0], copy.deepcopy(same[0])]
     with warnings.catch_warnings(record=True) as caught:
@@ -40,7 +37,7 @@ def test_a_network_with_itself_is_itself_however_few_images(same, digits: DataSe
         result = fuse(pair, Recipe(**settings), few)
         again = result.at(result.shares)
     said = [str(warning.message) for warning in caught]
-    assert any("refit ridge did not bring the child nearer to its parents' ensemble" in one for one in said) is warned
+    assert not any("did not bring the child nearer" in one for one in said)  # nothing was to be gained
     assert states_equal(result.child, same[0])
     assert [step.kept for step in result.steps] == [False] * len(result.steps)
     assert result.steps[0].name == "renorm reset"
