@@ -75,8 +75,6 @@ def small(csv: Path, parents: Path, settings: list[str]) -> list[str]:
 # --- the ablations ---------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:.* images show only")  # what few images do is what is measured
-@pytest.mark.filterwarnings("ignore:.*the child stays as it was")  # one that is a single parent
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in SCRIPTS])
 def test_a_small_run_of_every_script_is_shown_drawn_and_not_measured_twice(
     name: str, scripts, ablation, parents, tmp_path: Path, capsys, monkeypatch
