@@ -1,8 +1,8 @@
 """What comes after the merge is kept only where it brings the child nearer to its parents' ensemble.
 
-The last eighth of the calibration images is held out from every step after the merge. The smallest example is a network
-fused with itself from a few images: the average is the network, and statistics or weights found anew from these images
-can only be worse.
+The last sixteenth of the calibration images, of few images up to an eighth, is held out from every step after the
+merge. The smallest example is a network fused with itself from a few images: the average is the network, and statistics
+or weights found anew from these images can only be worse.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from depfuse.renorm import reset_batch_norm
 from depfuse.running import evaluating
 from depfuse.teaching import wanted_of
 
-HELD_OUT = 0.125
+# What is held out is missed by the refit: of six digits pairs, children refitted from 15/16 of the images have a lower
+# cross-entropy than from 7/8 on four, a higher one on one.
+HELD_OUT = 1 / 16
+HELD_OUT_OF_FEW = 1 / 8  # as long as that is not more than so many images:
+ENOUGH_HELD_OUT = 32
 MOST_HELD_OUT = 500
 RENEWED_FROM = 500  # images, to find out whether statistics shall be renewed
 WORTH_A_WORD = 1e-4  # relative difference of two distances below which nobody misses a step
@@ -108,7 +112,8 @@ class Keeper:
     ) -> None:
         self._teachers, self._shares, self._labels, self._joint = teachers, shares, labels, joint
         count = calibration.count
-        held = min(MOST_HELD_OUT, max(1, round(HELD_OUT * count)))
+        held = min(ENOUGH_HELD_OUT, max(1, round(HELD_OUT_OF_FEW * count)))
+        held = min(MOST_HELD_OUT, max(held, round(HELD_OUT * count)))
         if count < FEWEST:
             self.seen = self.held = calibration
         else:

@@ -65,11 +65,16 @@ def test_a_polish_that_forgets_what_it_predicts_is_taken_back(digits: DataSet):
     assert polished.polished.layers is None
 
 
-def test_a_keeper_holds_the_last_eighth_out(same, digits: DataSet):
-    images = calibration_loader(digits, 80)
+@pytest.mark.parametrize(("count", "held"), [(3, 1), (80, 10), (256, 32), (400, 32), (512, 32), (1200, 75)])
+def test_a_keeper_holds_the_last_images_out(same, digits: DataSet, count: int, held: int):
+    images = calibration_loader(digits, count)
     keeper = Keeper(same, (0.5, 0.5), None, images)
-    assert torch.equal(keeper.seen.images, images.images[:70])
-    assert torch.equal(keeper.held.images, images.images[70:])
+    assert torch.equal(keeper.seen.images, images.images[: count - held])
+    assert torch.equal(keeper.held.images, images.images[count - held :])
+
+
+def test_of_two_images_none_is_held_out(same, digits: DataSet):
+    images = calibration_loader(digits, 80)
     assert Keeper(same, (0.5, 0.5), None, images.first(2)).held.count == 2
 
 
