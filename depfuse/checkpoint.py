@@ -194,8 +194,8 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     Raises
     ------
     CheckpointError
-        Keys are missing or left over, shapes differ, or a value is not finite; the network is
-        unchanged then.
+        Keys are missing or left over, shapes differ, complex numbers would become real ones, or a value is not finite;
+        the network is unchanged then.
     """
     if checkpoint.card is not None and checkpoint.card.widened:
         _widen(model, checkpoint)
@@ -216,6 +216,10 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
             f"{where}: {key} has shape {tuple(state[key].shape)} in the file and "
             f"{tuple(own[key].shape)} in the network{others}; {_advice(checkpoint.card)}"
         )
+    other = [key for key in state if state[key].is_complex() != own[key].is_complex()]
+    if other:
+        kinds = ("complex", "real") if state[other[0]].is_complex() else ("real", "complex")
+        raise CheckpointError(f"{where}: {_few(other)} {kinds[0]} in the file and {kinds[1]} in the network")
     broken = [key for key in state if state[key].is_floating_point() and not state[key].isfinite().all()]
     if broken:
         raise CheckpointError(f"{checkpoint.path}: {_few(broken)} not finite (NaN or infinity): no usable network")
@@ -373,6 +377,11 @@ def _check_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
     for key, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
             raise CheckpointError(f"{path}: {shown(key)} is no plain tensor (sparse, quantised or without numbers)")
+        if tensor.is_floating_point() and tensor.element_size() < 2:
+            raise CheckpointError(
+                f"{path}: {shown(key)} has 8 bits per number ({tensor.dtype}), which mean nothing without their scale: "
+                "save the weights as float32, float16 or bfloat16"
+            )
     _check_size(path, sum(tensor.numel() * tensor.element_size() for tensor in state.values()))
 
 

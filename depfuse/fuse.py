@@ -25,7 +25,7 @@ from depfuse.choose_shares import Chosen, shares_of_parts
 from depfuse.data.augment import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.distil import Ensemble, Further
-from depfuse.errors import DepfuseWarning, RecipeError
+from depfuse.errors import DepfuseWarning, GroupError, RecipeError
 from depfuse.folding import fold
 from depfuse.followed import check_followed
 from depfuse.groups import ChannelGroups, find_groups, prove_groups
@@ -443,7 +443,8 @@ def fuse(
     example
         An input (1, C, H, W) to trace with; one calibration image where None.
     groups
-        Proved channel groups of this architecture, to skip finding them again; not used where widths differ.
+        Channel groups of this architecture, to skip finding them again, and proving them where they are proved; not
+        used where widths differ.
     labels
         For every parent, the labels that its outputs stand for in order, where they differ. The child has one output
         for each of all labels, ascending.
@@ -664,6 +665,11 @@ def _aligned(
                 groups = widths.groups
             else:
                 groups = prove_groups(models[0], find_groups(models[0], given), given, seed=recipe.seed)
+        elif (wrong := groups.misfit(dict(copies[0].named_parameters()))) is not None:
+            raise GroupError(f"the groups are of another network than the parents: {wrong}; find them on a parent")
+        elif groups.proof_error is None:
+            given = example if example is not None else _example(calibration)
+            groups = prove_groups(models[0], groups, given, seed=recipe.seed)
         check_followed(models[0], groups, allow_fixed, stacklevel=5)
     brought: Brought | None = None
     unmatched = models

@@ -19,18 +19,23 @@ from torch import nn
 from depfuse.errors import DepfuseWarning, RecipeError
 
 AUTOCAST = ("cpu", "cuda", "mps", "xpu")
+_CPU = torch.device("cpu")  # where tensors are made that are not said to be elsewhere
 _LOCK = threading.RLock()
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Compute with gradients, without autocast and outside inference mode, whatever the caller has switched on.
+    """Compute with gradients, without autocast, outside inference mode and with tensors on the CPU by default.
+
+    Whatever the caller has switched on.
 
     All of these are of the calling thread alone. It decorates functions as well.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        if torch.get_default_device() != _CPU:
+            stack.enter_context(_CPU)
         for device in AUTOCAST:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))

@@ -47,7 +47,7 @@ class Recipe(BaseModel):
     through `Recipe.create`, and so does one with a setting that nothing reads (`depfuse.reads`).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     criterion: Criterion = Field(default="activations", description="what makes two channels alike")
     solver: Solver = Field(default="emd", description="how costs become couplings")
@@ -214,7 +214,7 @@ class Recipe(BaseModel):
         ge=1,
         description="images per calibration batch, for speed and memory: the child does not depend on it",
     )
-    seed: int = Field(default=0, ge=0, description="seed of every random choice")
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="seed of every random choice")
     parents_from: Literal[1] = Field(
         default=1,
         description="what reference and order count from; recipes of before, which do not say it, counted from 0",

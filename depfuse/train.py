@@ -64,7 +64,7 @@ class TrainRecipe(BaseModel):
     precision: Precision = Field("auto", description="bfloat16 autocast; auto: where it is faster")
     channels_last: bool = Field(True, description="memory layout of images and weights, where the network can take it")
     compile: bool | None = Field(None, description="torch.compile; None: on CUDA where training is long enough")
-    seed: int = Field(0, ge=0, description="of the order of the images and their augmentation")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="of the order of the images and their augmentation")
 
     @classmethod
     def create(cls, **settings: Any) -> TrainRecipe:

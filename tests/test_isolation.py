@@ -114,6 +114,21 @@ def test_a_child_does_not_depend_on_what_the_caller_has_switched_on(digits: Data
         assert differing(found, wanted) == [], switch
 
 
+@pytest.mark.parametrize("name", ["merged", "refitted", "repaired", "by weights", "frank-wolfe"])
+def test_nor_on_where_tensors_are_made_by_default(digits: DataSet, name: str) -> None:
+    """On the meta device, which stands for a GPU here, tensors hold no numbers."""
+    parents, images = pair(), calibration_loader(digits, 100, batch_size=50)
+    wanted = fuse(parents, RECIPES[name], images).child.state_dict()
+    with torch.device("meta"):
+        result = fuse(parents, RECIPES[name], images)
+        again = result.at((0.5, 0.5))
+        groups = prove_groups(parents[0], find_groups(parents[0], images.images[:1].float()), images.images[:1].float())
+        scores = evaluate(result.child, images)
+    assert differing(result.child.state_dict(), wanted) == differing(again.state_dict(), wanted) == []
+    assert groups.free_channels == 20
+    assert scores.loss == evaluate(result.child, images).loss
+
+
 @pytest.mark.parametrize("switch", SWITCHED)
 def test_training_and_distilling_do_not_either(digits: DataSet, switch: str) -> None:
     few = calibration_loader(digits, 250)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from depfuse import Recipe, fuse
+from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.alike import check_alike
-from depfuse.errors import DepfuseWarning, RecipeError
+from depfuse.errors import ArchitectureError, DepfuseWarning, GroupError, RecipeError
 
 EXAMPLE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -31,6 +31,38 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.bn(self.conv(x))).mean((2, 3)) * self.slope
         return self.head(x)[:, self.order] + self.shift
+
+
+def test_compiled_parents_are_refused_in_words():
+    """TorchScript takes no hooks on its modules, and its operations leave no trace that can be followed."""
+    plain = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3)).eval()
+    for compiled in (torch.jit.script(plain), torch.jit.trace(plain, EXAMPLE)):
+        with pytest.raises(ArchitectureError, match=r"compiled to TorchScript, .* the network that it was made from"):
+            fuse([plain, compiled], Recipe(refit="none", renorm="none", criterion="weights"), example=EXAMPLE)
+        with pytest.raises(ArchitectureError, match="compiled to TorchScript"):
+            find_groups(compiled, EXAMPLE)
+
+
+@pytest.mark.parametrize("width", [5, 7])
+def test_groups_of_another_network_are_refused(width: int):
+    """Groups of fewer channels would move a part of them only."""
+    other = prove_groups(Net(width), find_groups(Net(width), EXAMPLE), EXAMPLE)
+    recipe = Recipe(refit="none", renorm="none", criterion="weights")
+    with pytest.raises(GroupError, match=f"axis 0 of conv.weight has 6 positions, not {width}"):
+        fuse([Net(), Net()], recipe, example=EXAMPLE, groups=other)
+    deeper = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1))
+    with pytest.raises(GroupError, match=r"0\.weight is in one of them only"):
+        fuse([Net(), Net()], recipe, example=EXAMPLE, groups=find_groups(deeper, EXAMPLE))
+
+
+def test_groups_that_are_given_are_proved():
+    model = Net()
+    given = find_groups(model, EXAMPLE)
+    assert given.proof_error is None
+    recipe = Recipe(refit="none", renorm="none", criterion="weights")
+    found = fuse([model, Net()], recipe, example=EXAMPLE, groups=given).groups
+    assert found.proof_error is not None
+    assert found.proof_error < 1e-9
 
 
 def changed(change: Callable[[Net], object]) -> Net:

@@ -27,6 +27,27 @@ def proved(network: nn.Module, example: Tensor = IMAGE) -> ChannelGroups:
     return prove_groups(network, find_groups(network, example), example)
 
 
+class Named(nn.Module):
+    """A step of one's own between two layers: it adds every channel to its neighbour."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.first, self.second, self.head = Conv(3, 8, 3), Conv(8, 12, 3), Conv(12, 4, 1)
+        forward = staticmethod(lambda _, x: x + x.roll(1, 1))
+        backward = staticmethod(lambda _, gradient: gradient)
+        self.own = type(name, (torch.autograd.Function,), {"forward": forward, "backward": backward})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.second(self.own.apply(self.first(x)))))
+
+
+@pytest.mark.parametrize("name", ["Roll", "Relu", "Cat", "Convolution", "View", "Mul"])
+def test_a_function_of_ones_own_is_not_what_its_name_says(name: str) -> None:
+    groups = proved(Named(name))
+    assert [group.size for group in groups.free] == [12]
+    assert f"autograd.Function {name} " in explain(not_followed(groups))
+
+
 def change_by_permuting(network: nn.Module, groups: ChannelGroups, example: Tensor) -> float:
     """Relative change of the output when all free groups are rolled by one in the network itself."""
     with torch.no_grad():

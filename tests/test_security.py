@@ -25,7 +25,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from depfuse.checkpoint import load_network, read_checkpoint
+from depfuse.checkpoint import load_into, load_network, read_checkpoint
 from depfuse.cli import main
 from depfuse.data import load_data
 from depfuse.errors import ArchitectureError, CheckpointError, DataError, DepfuseWarning, RecipeError, StudyError
@@ -177,6 +177,8 @@ def test_changed_words_of_a_file_are_still_the_files() -> None:
         (f"digits_resnet(width={'-' * 3000}1)", "must be like"),
         (f"digits_resnet(width={'9' * 5000})", "must be like"),
         ("digits_resnet(width=1, width=2)", "must be like"),
+        ("digits_resnet(width=1.25)()", "must be like"),
+        ("digits_resnet(width=1.25)(classes=3)", "must be like"),
         ("x" * 100_000, "is no architecture"),
     ],
 )
@@ -320,6 +322,17 @@ def test_tensors_are_no_larger_than_their_file(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "packed.pt")
 
 
+def test_numbers_that_mean_something_else_in_the_network_are_refused(tmp_path: Path) -> None:
+    state = build_network(ARCH).state_dict()
+    key = next(iter(state))
+    save_file({**state, key: state[key].to(torch.float8_e4m3fn)}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=f"{key} has 8 bits per number"):
+        read_checkpoint(tmp_path / "a.safetensors")
+    torch.save({**state, key: torch.complex(state[key], state[key])}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=f"{key} is complex in the file and real in the network"):
+        load_into(build_network(ARCH), read_checkpoint(tmp_path / "a.pt"))
+
+
 def test_pickles_of_arrays_are_no_larger_than_their_file(tmp_path: Path) -> None:
     path, nested = tmp_path / "net.pkl", [1.0]
     for _ in range(64):
@@ -382,6 +395,7 @@ def test_an_array_larger_than_memory_is_not_read(tmp_path: Path, monkeypatch: py
         ({"classes": np.array([["a", "b"]])}, r"classes has shape \(1, 2\)"),
         ({"classes": np.zeros(100_001, "S1")}, "at most 100000"),
         ({"x_train": np.zeros((4, 0, 6), np.uint8)}, "no pixels"),
+        ({"y_train": np.full(4, 2**63 + 1, np.uint64)}, "holds label 9223372036854775809"),
     ],
 )
 def test_arrays_that_make_no_sense_are_one_sentence(tmp_path: Path, changed, sentence: str) -> None:
@@ -420,6 +434,20 @@ def test_an_image_of_hundreds_of_megapixels_is_one_sentence(tmp_path: Path, side
     (tmp_path / "train/one/9.png").write_bytes(b"".join(parts))
     with pytest.raises(DataError, match=r"9\.png has more than 89 megapixels"):
         load_data(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names on this system")
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    """Nothing is ever written to this pipe: to open it would last for ever."""
+    os.mkfifo(folder_of(tmp_path, grey()) / "train" / "one" / "z.png")
+    with pytest.raises(DataError, match=r"z\.png is no image, but a folder, pipe or device"):
+        load_data(str(tmp_path))
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="there is no /dev/zero on this system")
+def test_a_recipe_without_end_is_one_sentence() -> None:
+    with pytest.raises(RecipeError, match="/dev/zero is larger than any recipe"):
+        read_settings("/dev/zero")
 
 
 def test_images_that_need_another_program_are_not_decoded(tmp_path: Path, marker: Path) -> None:

@@ -177,11 +177,31 @@ def test_images_to_train_on_come_without_a_recipe(digits):
         Further(digits, Recipe(distil=1))
 
 
-@pytest.mark.parametrize(("shares", "words"), [((0.9, 0.9), "sum to 1"), ((1.5, -0.5), "not negative")])
+@pytest.mark.parametrize(
+    ("shares", "words"),
+    [
+        ((0.9, 0.9), "sum to 1"),
+        ((1.5, -0.5), "not negative"),
+        (0.3, "no sequence of numbers"),
+        ({0: 0.3, 1: 0.7}, "no sequence of numbers"),
+        ({0.3, 0.7}, "no sequence of numbers"),
+    ],
+)
 def test_shares_of_another_child_are_checked(images, shares, words):
     result = fuse([plain(0), plain(1)], Recipe(refit="none"), images)
     with pytest.raises(RecipeError, match=words):
         result.at(shares)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"solver": "sinkhorn", "regularisation": 1e999}', '{"learning_rate": 1e999, "distil": 1}', '{"seed": 18446744073709551616}'],
+)
+def test_numbers_that_are_none_are_refused(tmp_path, text):
+    (tmp_path / "own.json").write_text(text)
+    with pytest.raises(RecipeError, match=r"setting (regularisation|learning_rate|seed): Input should be"):
+        read_settings(str(tmp_path / "own.json"))
+    assert Recipe(seed=2**63 - 1).seed == 2**63 - 1
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:

@@ -144,7 +144,7 @@ def _read_images(files: list[tuple[Path, int]], grey: bool, preprocessing: Prepr
         if pixels[-1].shape != pixels[0].shape:
             raise DataError(
                 f"{file} is {pixels[-1].shape[1]} x {pixels[-1].shape[0]} pixels and {files[0][0]} "
-                f"{pixels[0].shape[1]} x {pixels[0].shape[0]}: give one size for all of them with --size"
+                f"{pixels[0].shape[1]} x {pixels[0].shape[0]}: scale them all to one size first"
             )
         if len(pixels) == 1 and (found := too_much(_COPIES * count * pixels[0].size)):
             raise DataError(f"{count} images as large as {file} need {found}: give fewer or smaller ones")
@@ -176,6 +176,8 @@ def _as_labels(array: NDArray[Any], where: str) -> Tensor:
         array = array[:, 0]
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
         raise DataError(f"{where} is {array.dtype} of shape {array.shape}: labels are whole numbers of shape (N,)")
+    if array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise DataError(f"{where} holds label {int(array.max())}: labels are 0, 1, 2, ...")
     return torch.from_numpy(array.astype(np.int64))
 
 

@@ -44,6 +44,8 @@ def is_hidden(path: Path) -> bool:
 @contextmanager
 def opened(file: Path) -> Iterator[Image.Image]:
     """Open an image; whatever its decoder raises, here or in the block, is a `DataError` that names the file."""
+    if file.exists() and not file.is_file():
+        raise DataError(f"{file} is no image, but a folder, pipe or device: remove it, or give it another name")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -218,6 +218,20 @@ class ChannelGroups:
             uncovered[key] = uncovered.get(key, 1.0) * max(0.0, 1.0 - share)
         return uncovered
 
+    def misfit(self, parameters: Mapping[str, Tensor]) -> str | None:
+        """Say which parameter shows that the groups are of another network; None where all are there and as large.
+
+        Sizes are compared along the axes of free groups: what a network predicts may be other labels.
+        """
+        for key in (*self.parameters, *parameters):
+            if key not in parameters or key not in self.parameters:
+                return f"{key} is in one of them only"
+        for slot in (slot for group in self.free for slot in group.slots if slot.key in self.parameters):
+            own, their = (int(shape[slot.axis]) for shape in (self.parameters[slot.key], parameters[slot.key].shape))
+            if own != their:
+                return f"axis {slot.axis} of {slot.key} has {their} positions, not {own}"
+        return None
+
     def fix(self, reasons: Mapping[str, str]) -> ChannelGroups:
         """Copy in which the groups named by `reasons` are fixed, and with them the tensors that only they moved.
 

@@ -73,9 +73,14 @@ def evaluation_copy(model: nn.Module, dtype: torch.dtype | None = None, *, share
     Raises
     ------
     ArchitectureError
-        The network holds something that cannot be copied.
+        The network holds something that cannot be copied, or is compiled to TorchScript.
     """
     network = unwrap(model)
+    if scripted := [name for name, module in network.named_modules() if isinstance(module, torch.jit.ScriptModule)]:
+        raise ArchitectureError(
+            f"{scripted[0] or type(network).__name__} is compiled to TorchScript, in which operations cannot be "
+            "followed: give the network that it was made from"
+        )
     copies: dict[int, Any] = {}
     for tensor in (*network.parameters(), *network.buffers(), *_plain_tensors(network)):
         moved = tensor.detach().to(dtype=dtype if tensor.is_floating_point() else None, copy=not shared)

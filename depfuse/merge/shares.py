@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from depfuse.errors import RecipeError
@@ -43,8 +43,18 @@ class Shares:
 
     @classmethod
     def create(cls, shares: Shares | Sequence[float]) -> Shares:
-        """The same shares, or those of a whole network from one number per parent."""
-        return shares if isinstance(shares, Shares) else cls(tuple(shares))
+        """The same shares, or those of a whole network from one number per parent.
+
+        Raises
+        ------
+        RecipeError
+            They are in no order, or are no sequence.
+        """
+        if isinstance(shares, Shares):
+            return shares
+        if isinstance(shares, (str, Mapping, Set)) or not isinstance(shares, Iterable):
+            raise RecipeError(f"shares {shares!r} are no sequence of numbers: give one per parent, such as (0.3, 0.7)")
+        return cls(tuple(shares))
 
     @classmethod
     def of_parts(cls, network: Sequence[float], part_of: Mapping[str, str]) -> Shares:

@@ -191,7 +191,9 @@ def build_network(
 def _parse_arguments(arch: str, text: str) -> dict[str, Any]:
     try:
         call = ast.parse(f"f{text}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):  # not f(...)(...), which is two
+            raise ValueError
+        if call.args or any(k.arg is None for k in call.keywords):
             raise ValueError
         arguments = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
         if len(arguments) < len(call.keywords):  # one of them stands twice

@@ -21,6 +21,7 @@ from depfuse.errors import RecipeError
 from depfuse.recipe import Recipe
 
 ABOUT = ("title", "paper", "differs")
+_LARGEST = 2**26  # characters, of a recipe or a report that holds one
 WHOLE = frozenset({"criterion", "solver", "weights", "reference", "order", "refit", "seed"})  # of a stored recipe
 
 
@@ -95,7 +96,11 @@ def read_settings(source: str) -> dict[str, Any]:
     if source in names() or not is_file:
         return dict(published(source).settings)
     try:
-        found = json.loads(Path(source).read_text(encoding="utf-8"))
+        with Path(source).open(encoding="utf-8") as file:
+            text = file.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            raise RecipeError(f"recipe {source} is larger than any recipe or report")
+        found = json.loads(text)
     except OSError as error:
         raise RecipeError(f"recipe {source} cannot be read: {error.strerror or error}") from None
     except ValueError as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from torch.autograd.function import BackwardCFunction
+
 IN_PLACE_NAMES = re.compile(r"Backward\d*$")
 
 ENTRY_BY_ENTRY = """
@@ -23,7 +25,12 @@ SUMS = """
 
 
 def operation_name(operation: Any) -> str:
-    """An autograd function's name without its suffix: 'ConvolutionBackward0' -> 'Convolution'."""
+    """An autograd function's name without its suffix: 'ConvolutionBackward0' -> 'Convolution'.
+
+    A user's own `torch.autograd.Function` may have the name of any of torch's, and is told apart from it.
+    """
+    if isinstance(operation, BackwardCFunction):
+        return f"the autograd.Function {IN_PLACE_NAMES.sub('', type(operation).__name__)}"
     return IN_PLACE_NAMES.sub("", operation.name().rsplit("::", 1)[-1])
 
 
