@@ -111,7 +111,7 @@ def test_statistics_before_anything_is_merged_are_the_parents():
     parents = [network(name, seed, images(3, 16)) for seed in (0, 1)]
     others = images(3, 16, 90)
     batch = next(iter(others))[0]
-    whole = fuse(parents, Recipe(refit="none", keep_worst=1.0), others)
+    whole = fuse(parents, Recipe(refit="none", keep_worst=1.0, distance="pearson"), others)
     first = fuse(parents, Recipe(refit="none", keep_first=1, distance="pearson"), others)
     with torch.no_grad():
         torch.testing.assert_close(whole.child(batch), sum(parent(batch) for parent in parents) / 2)
@@ -122,7 +122,7 @@ def test_statistics_before_anything_is_merged_are_the_parents():
     changed = {key.rpartition(".")[0] for key in changed if not torch.equal(first.child.state_dict()[key], plain[key])}
     tracked = [key for key, module in first.child.named_modules() if isinstance(module, nn.BatchNorm2d)]
     assert changed == {key for key in tracked if key.startswith(("layer2", "layer3"))}
-    merged = fuse(parents, Recipe(refit="none", keep_worst=0.5), others)
+    merged = fuse(parents, Recipe(refit="none", keep_worst=0.5, distance="pearson"), others)
     assert merged.apart is not None
     assert merged.apart.settled == ()
 
@@ -433,7 +433,7 @@ def test_stages_are_kept_apart():
         ({"keep_worst": 1.5}, "less than or equal to 1"),
         ({"keep_worst": -0.1}, "greater than or equal to 0"),
         ({"keep_worst": 0.2, "renorm": "repair"}, "choose reset"),
-        ({"keep_worst": 0.2, "solver": "sinkhorn"}, "choose emd"),
+        ({"keep_worst": 0.2, "solver": "sinkhorn", "regularisation": 0.5}, "choose emd"),
         ({"keep_last": 9}, "--keep-last 9 is more than the"),
     ],
 )

@@ -30,6 +30,7 @@ from depfuse.teaching import TEMPERATURE, ensemble_logits
 from depfuse.train import EpochReport, TrainRecipe, fit
 
 PARENTS = digits_files(*"ab")
+SMALL = ["--calibration", "200", "--refit", "ridge", "--refit-steps", "0"]
 STEPS = TrainRecipe(epochs=3, label_smoothing=0.0, learning_rate=0.05)
 
 
@@ -136,17 +137,17 @@ def test_distilling_brings_a_child_nearer_and_labels_make_it_better(parents, dat
 
 
 @pytest.mark.parametrize(
-    ("refit", "patient", "trust", "finishing"),
+    ("refit", "patient", "trust", "finishing", "images"),
     [
-        ("none", 8, TRUST, 0.25),
-        ("ridge", 8, TRUST, 0.25),
-        ("ridge", 3, TRUST, 0.25),
-        ("none", 3, TRUST, 0.5),
-        ("none", 8, 3.0, 0.25),
+        ("none", 8, TRUST, 0.25, 300),
+        ("ridge", 8, TRUST, 0.25, 300),
+        ("ridge", 3, TRUST, 0.25, 300),
+        ("none", 3, TRUST, 0.5, 300),
+        ("none", 8, 3.0, 0.25, 1297),
     ],
 )
 def test_a_distillation_that_was_cut_off_goes_on_bit_for_bit(
-    parents, data, tmp_path, refit, patient, trust, finishing, monkeypatch
+    parents, data, tmp_path, refit, patient, trust, finishing, images, monkeypatch
 ):
     """Also where the end of a long training has begun, and where steps are so long that some are taken back."""
     monkeypatch.setattr(natural_gradient, "TRUST", trust)
@@ -154,8 +155,9 @@ def test_a_distillation_that_was_cut_off_goes_on_bit_for_bit(
     monkeypatch.setattr("depfuse.distil.fit", partial(fit, save_seconds=0))
     monkeypatch.setattr("depfuse.distil.PATIENT_EPOCHS", patient)
     monkeypatch.setattr("depfuse.distil.PATIENT_IMAGES", 0)
+    few = dataclasses.replace(data, train=data.train.take(torch.arange(images)))
     recipe = Recipe(distil=3, refit=refit, calibration=200, **({} if refit == "none" else {"refit_steps": 0}))
-    calibration = calibration_loader(data, 200)
+    calibration = calibration_loader(few, 200)
     seen: list[int] = []
 
     def child(path: Path | None, stop: int) -> torch.Tensor:
@@ -164,7 +166,7 @@ def test_a_distillation_that_was_cut_off_goes_on_bit_for_bit(
             if report.epoch == stop:
                 raise KeyboardInterrupt
 
-        further = Further(data, resume=path, progress=progress)
+        further = Further(few, resume=path, progress=progress)
         return weights(fuse(parents, recipe, calibration, further=further).child)
 
     whole = child(None, 0)
@@ -220,7 +222,7 @@ def test_training_on_needs_images(parents, data):
 
 def test_the_command_line_compares_with_a_parent_trained_as_long(tmp_path, capsys):
     out, report = tmp_path / "child.safetensors", tmp_path / "report.json"
-    arguments = ["fuse", *PARENTS, "--data", "digits", "--distil", "1", "--finetune", "1", "--out", str(out)]
+    arguments = ["fuse", *PARENTS, "--data", "digits", *SMALL, "--distil", "1", "--finetune", "1", "--out", str(out)]
     assert main([*arguments, "--report", str(report)]) == 0
     found = FusionReport.model_validate_json(report.read_text())
     assert found.trained_parent is not None
@@ -237,7 +239,7 @@ def test_the_command_line_compares_with_a_parent_trained_as_long(tmp_path, capsy
 def test_the_parent_that_is_trained_as_long_can_be_kept(tmp_path, data, capsys):
     """Where the verdict says to keep it, there must be a file; it is the network whose scores the report has."""
     out, trained, report = tmp_path / "child.safetensors", tmp_path / "parent.safetensors", tmp_path / "report.json"
-    arguments = ["fuse", *PARENTS, "--data", "digits", "--out", str(out), "--report", str(report)]
+    arguments = ["fuse", *PARENTS, "--data", "digits", *SMALL, "--out", str(out), "--report", str(report)]
     assert main([*arguments, "--distil", "1", "--out-parent", str(trained)]) == 0
     assert f"The trained parent is in {trained}" in capsys.readouterr().out.replace("\n", "")
     found = FusionReport.model_validate_json(report.read_text()).trained_parent
@@ -265,7 +267,7 @@ def test_a_trained_parent_of_other_labels_is_kept_with_the_joint_head(tmp_path, 
     assert main([*arguments, "--calibration", "0", "--criterion", "weights", "--renorm", "data-free"]) == 0
     assert not trained.exists()
     assert "is not written: no parent could get a head" in " ".join(capsys.readouterr().err.split())
-    arguments += ["--calibration", "300", "--refit", "ridge", "--report", str(report)]
+    arguments += ["--calibration", "300", "--refit", "ridge", "--refit-steps", "0", "--report", str(report)]
     assert main(arguments) == 0
     found = FusionReport.model_validate_json(report.read_text()).trained_parent
     scores = evaluate(load_network(trained), Loader(data.test, data.preprocessing, batch_size=500))

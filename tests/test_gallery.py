@@ -64,6 +64,7 @@ def test_three_parents_need_the_refit(run) -> None:
     assert reached["child, refitted"] > reached["ensemble"] + 3
 
 
+@pytest.mark.slow
 def test_a_search_finds_more_than_the_defaults(run) -> None:
     defaults, best = run("step5_search").values()
     assert best > defaults + 5

@@ -99,7 +99,7 @@ def test_a_parent_without_a_share_has_no_say(halves, data):
 def test_at_other_shares_the_one_head_stays_what_it_is(data):
     parents = [load_network(CHECKPOINTS / f"digits-{name}.safetensors") for name in "ab"]
     test = Loader(data.test, data.preprocessing, batch_size=500)
-    result = fuse(parents, Recipe(refit="ridge", refit_steps=0, seed=1), calibration_loader(data, 600))
+    result = fuse(parents, Recipe(refit="ridge", refit_steps=0, seed=1), calibration_loader(data, 300))
     images = data.example(50)
     anew = shared_anew(result.teachers, (0.5, 0.5), (0.2, 0.8), images[:1])
     with torch.no_grad():
@@ -124,9 +124,9 @@ def test_which_parents_know_different_things(data):
         ("a b", {"refit": "ridge", "refit_steps": 0}, True, True),
         ("a b", {"refit": "none"}, False, False),
         ("a b", {"refit": "ridge", "refit_steps": 0, "joint_head": "none"}, False, True),
-        ("a b", {"joint_head": "always"}, True, True),
+        ("a b", {"joint_head": "always", "refit_steps": 2}, True, True),
         ("same-a same-b", {"refit": "ridge", "refit_steps": 0}, False, False),
-        ("same-a same-b", {"labelled": 20}, True, True),
+        ("same-a same-b", {"labelled": 20, "refit_steps": 2}, True, True),
     ],
 )
 def test_where_parents_have_one_head(data, names, settings, joint, changed):
@@ -162,20 +162,22 @@ def test_too_few_images_for_a_head_leave_the_heads_as_they_are(halves, data):
 
 
 def test_the_child_of_halves_learns_from_labelled_images(halves, data):
-    calibration = calibration_loader(data, 800)
+    calibration = calibration_loader(data, 400)
     test = Loader(data.test, data.preprocessing, batch_size=500)
     labels = [range(5), range(5, 10)]
     template = build_network("digits_resnet(width=0.5)")
     found = [
-        fuse(halves, Recipe(refit="ridge", labelled=number), calibration, labels=labels, template=template)
-        for number in (0, 300)
+        fuse(
+            halves, Recipe(refit="ridge", refit_steps=8, labelled=number), calibration, labels=labels, template=template
+        )
+        for number in (0, 200)
     ]
     assert all(result.joint and result.labels is None for result in found)
     without, with_labels = (evaluate(result.child, test).accuracy for result in found)
     assert with_labels > without
-    other = calibration_loader(data, 800)
+    other = calibration_loader(data, 400)
     other.labels = other.labels.flip(0)  # no label is read unless it is asked for
-    again = fuse(halves, Recipe(refit="ridge"), other, labels=labels, template=template)
+    again = fuse(halves, Recipe(refit="ridge", refit_steps=8), other, labels=labels, template=template)
     assert all(
         torch.equal(a, b)
         for a, b in zip(found[0].child.state_dict().values(), again.child.state_dict().values(), strict=True)
@@ -223,7 +225,19 @@ def test_on_the_command_line(halves, tmp_path: Path):
         )
         paths.append(str(path))
     report = tmp_path / "report.json"
-    command = ["fuse", *paths, "--refit", "ridge", "--calibration", "600", "--labelled", "200", "-q"]
+    command = [
+        "fuse",
+        *paths,
+        "--refit",
+        "ridge",
+        "--refit-steps",
+        "8",
+        "--calibration",
+        "400",
+        "--labelled",
+        "200",
+        "-q",
+    ]
     assert main([*command, "--report", str(report)]) == 0
     found = json.loads(report.read_text())
     assert found["teacher"]["accuracy"] > found["ensemble"]["accuracy"]

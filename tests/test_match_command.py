@@ -94,7 +94,9 @@ def test_a_permuted_copy_matches_without_cost(tmp_path: Path) -> None:
 
 def test_match_of_one_group_and_a_soft_matching(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plot = tmp_path / "match.svg"
-    found = matched(tmp_path, "--group", "layer2.conv1", "--solver", "sinkhorn", "--plot", str(plot))
+    found = matched(
+        tmp_path, "--group", "layer2.conv1", "--solver", "sinkhorn", "--regularisation", "0.3", "--plot", str(plot)
+    )
     (match,) = found.matchings
     assert [group.name for group in match.groups] == ["layer2.conv1"]
     assert match.groups[0].source is None
@@ -116,16 +118,16 @@ def test_match_of_many_parents_through_a_universe(tmp_path: Path, capsys: pytest
 def test_path_draws_several_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report, plot = tmp_path / "path.json", tmp_path / "path.png"
     files = ["--report", str(report), "--plot", str(plot)]
-    methods = "weights,activations:sinkhorn,naive"
+    methods = "weights,activations:unbalanced,naive"
     assert main(["path", *DIGITS[:2], *FEW, "--points", "3", "--methods", methods, *files]) == 0
     stdout = capsys.readouterr().out
     found = read_report(report)
     assert isinstance(found, PathReport)
-    assert [method.name for method in found.methods] == ["weights", "activations:sinkhorn"]
+    assert [method.name for method in found.methods] == ["weights", "activations:unbalanced"]
     assert found.methods[0].path == found.path
     assert found.methods[0].barrier_loss == found.barrier.loss
     assert found.methods[1].path[1] != found.path[1]
-    assert found.methods[1].recipe["solver"] == "sinkhorn"
+    assert found.methods[1].recipe["solver"] == "unbalanced"
     for method in found.methods:
         assert [row.alpha for row in method.path] == [0.0, 0.5, 1.0]
         assert method.path[0] == found.naive_path[0]

@@ -257,6 +257,7 @@ def test_the_comparison_measures_each_cell_once(tmp_path, monkeypatch, capsys):
     script = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "compare_recipes", script)
     spec.loader.exec_module(script)
+    monkeypatch.setattr(script, "images_of", lambda _: 100)
     csv = tmp_path / "table.csv"
     few = ["--csv", str(csv), "--sets", "digits", "--limit-test", "100"]
     assert script.main([*few, "--recipes", "git-re-basin", "(default settings)"]) == 0

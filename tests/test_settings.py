@@ -109,8 +109,9 @@ def test_a_matching_does_not_change_with_what_it_is_said_not_to_read(images, sol
     """The table is right: all settings at once that nothing is said to read, past validation."""
     parents = [plain(0), plain(1)]
     groups = prove_groups(parents[0], find_groups(parents[0], torch.zeros(1, 1, 8, 8)), torch.zeros(1, 1, 8, 8))
-    recipe = Recipe(solver=solver, criterion=criterion, **({"iterations": 20} if is_read("iterations", {
-        **DEFAULTS, "solver": solver}) else {}))  # fmt: skip
+    bounded = {"iterations": 20, "regularisation": 0.3}
+    read = {name: value for name, value in bounded.items() if is_read(name, {**DEFAULTS, "solver": solver})}
+    recipe = Recipe(solver=solver, criterion=criterion, **read)
     unread = {name: value for name, value in OTHER.items() if not is_read(name, recipe.settings)}
     assert unread
     other = Recipe.model_construct(**{**recipe.settings, **unread})
