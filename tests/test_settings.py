@@ -196,7 +196,11 @@ def test_shares_of_another_child_are_checked(images, shares, words):
 
 @pytest.mark.parametrize(
     "text",
-    ['{"solver": "sinkhorn", "regularisation": 1e999}', '{"learning_rate": 1e999, "distil": 1}', '{"seed": 18446744073709551616}'],
+    [
+        '{"solver": "sinkhorn", "regularisation": 1e999}',
+        '{"learning_rate": 1e999, "distil": 1}',
+        '{"seed": 18446744073709551616}',
+    ],
 )
 def test_numbers_that_are_none_are_refused(tmp_path, text):
     (tmp_path / "own.json").write_text(text)
