@@ -230,7 +230,7 @@ def test_a_folder_of_images_by_class_is_read(tmp_path: Path, mode: str, channels
 def test_images_of_many_sizes_need_one(tmp_path: Path) -> None:
     folder_of_images(tmp_path)
     Image.new("RGB", (7, 7)).save(tmp_path / "train" / "ant" / "9.png")
-    with pytest.raises(DataError, match="give one size for all of them with --size"):
+    with pytest.raises(DataError, match=r"scale them all to one size, or give load_data one, size=\(height, width\)"):
         load_data(tmp_path)
     assert load_data(tmp_path, size=(8, 6)).train.images.shape == (7, 3, 8, 6)
 

@@ -8,6 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from conftest import assert_one_sentence
 from rich.console import Console
 from torch import nn
 
@@ -253,3 +254,8 @@ def test_torchvision_networks_are_printed_and_drawn(name: str, tmp_path: Path, c
     height, width, _ = matplotlib.image.imread(plot).shape
     assert 500 < height < 4000
     assert 500 < width < 4000
+
+
+def test_an_input_that_does_not_fit_into_memory_is_one_sentence(capsys) -> None:
+    command = ["groups", "digits_resnet(width=1.25)", "--input-shape", "1,10000000,10000000"]
+    assert_one_sentence(capsys, main(command), "an input of shape 1, 10000000, 10000000 needs", "give a smaller one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -13,12 +14,15 @@ from depfuse.cli.console import Screen
 from depfuse.cli.options import AllowFixed, Architecture, RunOptions, SeedOption, spread
 from depfuse.cli.outputs import check_outputs
 from depfuse.device import resolve_device
-from depfuse.errors import ArchitectureError
+from depfuse.errors import ArchitectureError, DataError
 from depfuse.groups import find_groups, not_followed, prove_groups
+from depfuse.memory import too_much
 from depfuse.models import build_network, example_shape
 from depfuse.report.channel_map import draw_channels
 from depfuse.report.group_tree import Detail, group_tree, summary_line
 from depfuse.report.plots import plot_kind
+
+_BYTES = 4  # of a number in float32
 
 
 @spread
@@ -61,7 +65,10 @@ def groups(
         work.step("building the network")
         torch.manual_seed(seed)
         model = build_network(arch).to(device).eval()
-        example = torch.randn(1, *(shape or example_shape(arch, model)), dtype=torch.float32, device=device)
+        shape = shape or example_shape(arch, model)
+        if needed := too_much(_BYTES * math.prod(shape)):
+            raise DataError(f"an input of shape {', '.join(map(str, shape))} needs {needed}: give a smaller one")
+        example = torch.randn(1, *shape, dtype=torch.float32, device=device)
         work.step("finding channel groups")
         found = find_groups(model, example)
         if prove:

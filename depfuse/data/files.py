@@ -144,7 +144,8 @@ def _read_images(files: list[tuple[Path, int]], grey: bool, preprocessing: Prepr
         if pixels[-1].shape != pixels[0].shape:
             raise DataError(
                 f"{file} is {pixels[-1].shape[1]} x {pixels[-1].shape[0]} pixels and {files[0][0]} "
-                f"{pixels[0].shape[1]} x {pixels[0].shape[0]}: scale them all to one size first"
+                f"{pixels[0].shape[1]} x {pixels[0].shape[0]}: scale them all to one size, "
+                "or give load_data one, size=(height, width)"
             )
         if len(pixels) == 1 and (found := too_much(_COPIES * count * pixels[0].size)):
             raise DataError(f"{count} images as large as {file} need {found}: give fewer or smaller ones")
