@@ -1,0 +1,79 @@
+"""Children are what they were: byte for byte on a known kind of machine, up to rounding on others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from .cases import FAST, FUSIONS, NAMES
+from .compute import VALUES, compute, deviations, differences, distance, merged, read, records_file
+from .machine import kind
+from .product import choices
+from .record import Outcome, state_digest
+
+RENEW = "If that is meant: python -m tests.golden --write"
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in NAMES])
+def test_nothing_has_changed(name: str) -> None:
+    records, outcome = read(records_file()), compute(name)
+    found = differences(outcome, records[name]) if records else deviations(outcome, read(VALUES)[name])
+    assert found == [], f"{name}: {'; '.join(found)}. {RENEW}"
+
+
+def test_every_case_is_stored_on_every_kind() -> None:
+    files = [VALUES, *records_file().parent.glob("*.json")]
+    assert len(files) >= 3
+    for file in files:
+        assert sorted(read(file)) == sorted(NAMES), f"{file.name}. {RENEW}"
+    assert set(FAST) <= set(NAMES)
+
+
+@pytest.mark.parametrize("setting", ["solver", "renorm", "criterion", "refit", "distance", "taps", "goal"])
+def test_every_choice_has_a_case(setting: str) -> None:
+    known = {
+        **choices(),
+        "criterion": {"activations", "weights", "mixture"},
+        "refit": {"none", "ridge", "regmean", "least-squares"},
+        "distance": {"cosine", "pearson", "scaled", "euclidean"},
+        "taps": {"before", "both"},
+        "goal": {"best"},
+    }
+    taken = {case.settings.get(setting) for case in FUSIONS.values()}
+    defaults = {"solver": "emd", "renorm": "auto", "criterion": "activations"}
+    assert known[setting] <= taken | {defaults.get(setting)}
+
+
+def test_a_digest_notices_the_last_bit_of_one_number() -> None:
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2)
+    before = state_digest(network.state_dict())
+    assert state_digest(network.state_dict()) == before
+    with torch.no_grad():
+        network.weight[1, 2] = torch.nextafter(network.weight[1, 2], torch.tensor(9.0))
+    assert state_digest(network.state_dict()) != before
+
+
+def test_values_of_kinds_that_differ_little_are_compared_closely_and_others_by_accuracy() -> None:
+    def outcome(outputs: float, accuracy: float = 0.9, chosen: str = "a", code: int = 0) -> Outcome:
+        return Outcome([code], {}, [[outputs, 1.0]], accuracy, chosen)
+
+    stored = merged([outcome(0.5).values, outcome(0.500001).values])
+    assert stored["within"] == 1e-4
+    assert distance([[0.5, 2.0]], [[0.6, 2.0]]) == pytest.approx(0.05)
+    assert deviations(outcome(0.50002), stored) == []
+    assert len(deviations(outcome(0.51), stored)) == 1
+    assert len(deviations(outcome(0.5, chosen="b"), stored)) == 1
+    assert len(deviations(outcome(0.5, code=2), stored)) == 1
+    flipped = merged([outcome(0.5).values, outcome(0.7, chosen="b").values])
+    assert (flipped["within"], flipped["chosen"]) == (None, None)
+    assert deviations(outcome(0.9, accuracy=0.885, chosen="c"), flipped) == []
+    assert len(deviations(outcome(0.5, accuracy=0.87), flipped)) == 1
+
+
+def test_a_kind_names_a_file() -> None:
+    assert kind() == kind()
+    assert records_file("some-kind").name == "some-kind.json"
+    assert not set(kind()) & set('/\\: "')
