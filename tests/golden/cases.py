@@ -25,11 +25,14 @@ class Fusion:
 QUICK = {"calibration": 128, "batch_size": 64}
 MATCH = {"refit": "none", "distance": "scaled"}  # match, average, reset
 PLAIN = {"refit": "none"}
-RIDGE = {"refit": "ridge", "refit_steps": 4}
+# Fewer images would be one batch, of which no step is taken.
+RIDGE = {"refit": "ridge", "refit_steps": 6, "calibration": 320}
 
 HALVES: dict[str, Any] = {"labels": ((0, 1, 2, 3, 4), (5, 6, 7, 8, 9)), "template": "digits_resnet(width=1.25)"}
 
 SOLVERS = {
+    "emd": Fusion("digits", MATCH),
+    "emd, best distance on drawn parents": Fusion("vgg", PLAIN),
     "emd, best distance": Fusion("digits", {**PLAIN, "calibration": 64}),
     "emd, weights": Fusion("digits", {**PLAIN, "criterion": "weights", "restarts": 3}),
     "emd, mixture, taps both": Fusion(
@@ -39,10 +42,10 @@ SOLVERS = {
     "sinkhorn, weights": Fusion("vgg", {**PLAIN, "solver": "sinkhorn", "criterion": "weights"}),
     "unbalanced, cosine": Fusion("digits", {**MATCH, "solver": "unbalanced", "distance": "cosine"}),
     "coordinate descent": Fusion(
-        "digits", {**PLAIN, "solver": "coordinate-descent", "criterion": "weights", "restarts": 2}
+        "digits", {**PLAIN, "solver": "coordinate-descent", "criterion": "weights", "start": "spectral"}
     ),
     "coordinate descent from activations": Fusion(
-        "residual",
+        "skewed",
         {**MATCH, "solver": "coordinate-descent", "criterion": "weights", "start": "activations", "taps": "before"},
     ),
     "spectral": Fusion("vgg", {**PLAIN, "solver": "spectral", "criterion": "weights", "iterations": 30}),
@@ -54,7 +57,7 @@ SOLVERS = {
     ),
     "fused gromov, pearson": Fusion("digits", {**MATCH, "solver": "fused-gromov", "distance": "pearson"}),
     "implicit sinkhorn": Fusion(
-        "residual", {**MATCH, "solver": "sinkhorn-implicit", "start": "activations", "iterations": 10}
+        "digits", {**PLAIN, "solver": "sinkhorn-implicit", "start": "identity", "iterations": 20}
     ),
     "cca": Fusion("digits", {**PLAIN, "solver": "cca"}),
     "zip-it": Fusion("digits", {**PLAIN, "solver": "zip-it", "taps": "before"}),
@@ -73,21 +76,21 @@ RENORMS = {
 }
 REFITS = {
     "ridge": Fusion("digits", RIDGE),
-    "ridge, no second pass": Fusion("digits", {"refit": "ridge", "refit_steps": 0}),
+    "ridge, no second pass": Fusion("digits", {**RIDGE, "refit_steps": 0}),
     "ridge, matched targets, not augmented": Fusion("digits", {**RIDGE, "targets": "matched", "augment": False}),
     "regmean": Fusion("digits", {**MATCH, "refit": "regmean"}),
     "least squares": Fusion("digits", {**MATCH, "refit": "least-squares"}),
-    "polish": Fusion("residual", {**MATCH, "polish": True}),
+    "polish": Fusion("vgg", {**MATCH, "polish": True, "calibration": 640}),
     "joint head, skewed parents": Fusion("skewed", {**RIDGE, "joint_head": "always"}),
     "labelled head, skewed parents": Fusion("skewed", {**RIDGE, "labelled": 64}),
-    "goal best": Fusion("vgg", {"goal": "best", "refit_steps": 2, "calibration": 64}),
+    "goal best": Fusion("vgg", {"goal": "best", "refit_steps": 2, "calibration": 320}),
     "distil": Fusion("digits", {**MATCH, "distil": 1}, training_images=200),
     "ridge, then fine-tuning": Fusion("digits", {**RIDGE, "finetune": 1}, training_images=200),
     "distil, halves": Fusion("halves", {**RIDGE, "distil": 1}, **HALVES, training_images=200),
 }
 MERGES = {
     "shares": Fusion("digits", {**MATCH, "weights": [0.7, 0.3]}),
-    "shares by stage": Fusion("digits", {**MATCH, "weights_by": "stage"}),
+    "shares by stage": Fusion("skewed", {**MATCH, "weights_by": "stage"}),
     "shares by group": Fusion("vgg", {**MATCH, "weights_by": "group"}),
     "fisher": Fusion("digits", {**MATCH, "average": "fisher", "seed": 3}),
     "three parents": Fusion("three", {**MATCH, "reference": 2, "order": 3, "weights": [0.5, 0.3, 0.2]}),
@@ -109,8 +112,8 @@ NETWORKS = {
     "mobile": Fusion("mobile", RIDGE),
     "grouped": Fusion("grouped", RIDGE),
     "dense": Fusion("dense", RIDGE),
-    "shared weights": Fusion("shared", {"refit_steps": 4}),
-    "channel shuffle": Fusion("shuffle", {"refit_steps": 4}),
+    "shared weights": Fusion("shared", {"refit_steps": 6, "calibration": 320}),
+    "channel shuffle": Fusion("shuffle", {"refit_steps": 6, "calibration": 320}),
     "one-dimensional": Fusion("one-dimensional", RIDGE),
     "without norm": Fusion("without norm", RIDGE),
     "transformer": Fusion("transformer", {}),

@@ -159,7 +159,7 @@ def refused(folder: Path) -> Outcome:
 
 COMMANDS: dict[str, Callable[[Path], Outcome]] = {
     "command fuse": fuse(AB, refit="none", distance="scaled"),
-    "command fuse, ridge": fuse(AB, refit="ridge", refit_steps=4),
+    "command fuse, ridge": fuse(AB, refit="ridge", refit_steps=6, calibration=320),
     "command fuse, goal best": fuse(digits_files("skewed-1-a", "skewed-1-b"), goal="best", refit_steps=2),
     "command fuse, same start": fuse(digits_files("same-a", "same-b"), refit="none", distance="scaled"),
     "command path": fuse(AB, command="path", options=("--points", "5"), refit="none", distance="scaled"),

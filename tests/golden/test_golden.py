@@ -46,6 +46,16 @@ def test_every_choice_has_a_case(setting: str) -> None:
     assert known[setting] <= taken | {defaults.get(setting)}
 
 
+def test_no_two_recipes_have_one_child() -> None:
+    """A setting that changes nothing covers nothing."""
+    for file in records_file().parent.glob("*.json"):
+        children = {name: record["child"] for name, record in read(file).items() if name in FUSIONS}
+        names: dict[str, list[str]] = {}
+        for name, child in children.items():
+            names.setdefault(child, []).append(name)
+        assert [same for same in names.values() if len(same) > 1] == []
+
+
 def test_a_digest_notices_the_last_bit_of_one_number() -> None:
     torch.manual_seed(0)
     network = nn.Linear(3, 2)
