@@ -665,7 +665,7 @@ def _aligned(
                 groups = widths.groups
             else:
                 groups = prove_groups(models[0], find_groups(models[0], given), given, seed=recipe.seed)
-        elif (wrong := groups.misfit(dict(copies[0].named_parameters()))) is not None:
+        elif (wrong := groups.misfit(dict(copies[0].named_parameters(remove_duplicate=False)))) is not None:
             raise GroupError(f"the groups are of another network than the parents: {wrong}; find them on a parent")
         elif groups.proof_error is None:
             given = example if example is not None else _example(calibration)

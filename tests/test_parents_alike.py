@@ -55,6 +55,16 @@ def test_groups_of_another_network_are_refused(width: int):
         fuse([Net(), Net()], recipe, example=EXAMPLE, groups=find_groups(deeper, EXAMPLE))
 
 
+def test_groups_of_a_network_with_tied_weights_fit_it():
+    """A tied weight has two names, of which `parameters()` gives one."""
+    tied = [nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1)) for _ in "ab"]
+    for network in tied:
+        network[3].weight = network[2].weight
+    given = prove_groups(tied[0], find_groups(tied[0], EXAMPLE), EXAMPLE)
+    recipe = Recipe(refit="none", renorm="none", criterion="weights")
+    assert fuse(tied, recipe, example=EXAMPLE, groups=given, allow_fixed=True).groups is given
+
+
 def test_groups_that_are_given_are_proved():
     model = Net()
     given = find_groups(model, EXAMPLE)
