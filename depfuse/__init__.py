@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from depfuse.errors import DepfuseError, DepfuseWarning
-    from depfuse.fuse import FusionResult, fuse, naive_average
+    from depfuse.fusion.pipeline import FusionResult, fuse, naive_average
     from depfuse.groups import ChannelGroup, ChannelGroups, Slot, Tap, find_groups, prove_groups
     from depfuse.recipe import Recipe
 
@@ -34,9 +34,9 @@ __all__ = [
 
 _HOMES = {
     "depfuse.errors": ("DepfuseError", "DepfuseWarning"),
-    "depfuse.fuse": ("FusionResult", "fuse", "naive_average"),
+    "depfuse.fusion.pipeline": ("FusionResult", "fuse", "naive_average"),
     "depfuse.groups": ("ChannelGroup", "ChannelGroups", "Slot", "Tap", "find_groups", "prove_groups"),
-    "depfuse.recipe": ("Recipe",),
+    "depfuse.recipe.recipe": ("Recipe",),
 }
 
 
@@ -53,7 +53,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """The package, in which `fuse` is the function, though the module `depfuse.fuse` has the same name."""
+    """The package, in which `fuse` is the function, though the module `depfuse.fusion.pipeline` has the same name."""
 
     @property
     def fuse(self) -> Any:

@@ -19,7 +19,9 @@ from typer.cli import get_docs_for_click
 import depfuse
 from depfuse.cli.app import COMMANDS, build_app
 
-sys.path.insert(0, str(Path(__file__).parent))  # for mathml.py
+sys.path.insert(0, str(Path(__file__).parent))  # for mathml.py and reference.py
+
+from reference import write_pages
 
 project = "depfuse"
 version = release = depfuse.__version__
@@ -102,7 +104,8 @@ def link_by_short_name(
 
 
 def setup(app: Sphinx) -> None:
-    """Connect what is above."""
+    """Write the reference, and connect what is above."""
+    write_pages()
     handlers: dict[str, Callable[..., Any]] = {
         "autodoc-process-signature": shorten_signature,
         "source-read": insert_commands,

@@ -54,11 +54,11 @@ from torch import Tensor, nn
 
 from depfuse import Recipe, fuse
 from depfuse.data import Loader, calibration_loader
-from depfuse.device import resolve_device
-from depfuse.distil import Further
+from depfuse.distributed.device import resolve_device
 from depfuse.errors import LimitWarning, RecipeError
 from depfuse.evaluate import evaluate
-from depfuse.running import evaluating
+from depfuse.networks.running import evaluating
+from depfuse.teach.distil import Further
 
 CSV = Path(__file__).resolve().parent / "results" / "ablate_child.csv"
 PARTS = ("align", "choose", "merge", "refit", "renorm", "distil")

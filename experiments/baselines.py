@@ -14,12 +14,12 @@ from torch import nn
 
 from depfuse import Recipe
 from depfuse.data import Loader
-from depfuse.distil import Ensemble, Further
 from depfuse.errors import DataError
-from depfuse.fuse import naive_average
-from depfuse.joint_head import renewed
-from depfuse.merge import refit_head
+from depfuse.fusion.pipeline import naive_average
+from depfuse.refit import refit_head
 from depfuse.renorm import renormalise
+from depfuse.teach.distil import Ensemble, Further
+from depfuse.teach.joint_head import renewed
 
 
 @dataclass(frozen=True, eq=False)

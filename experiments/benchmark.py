@@ -33,8 +33,8 @@ from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.align import align
 from depfuse.data import DataSet, Loader, calibration_loader
 from depfuse.groups import ChannelGroups
-from depfuse.layout import choose_layout
 from depfuse.models import build_network
+from depfuse.networks.layout import choose_layout
 
 
 def seconds_of(work: Callable[[], object]) -> float:

@@ -27,16 +27,16 @@ from parents import PAIRS, require_shared
 from torch import Tensor, nn
 
 from depfuse import ChannelGroups, Recipe, find_groups
-from depfuse.agreement import Disagreement
 from depfuse.align import Couplings, align
 from depfuse.align.costs import weight_cost
-from depfuse.align.nested import Placement, as_it_stands, follow
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.transport import assigned
-from depfuse.checkpoint import replacing
+from depfuse.align.trees import Placement, as_it_stands, follow
 from depfuse.data import Loader, calibration_loader
 from depfuse.evaluate import evaluate
+from depfuse.fusion.agreement import Disagreement
 from depfuse.groups import random_permutations
+from depfuse.io.checkpoint import replacing
 from depfuse.merge import average
 from depfuse.models import build_network
 from depfuse.renorm import renormalise

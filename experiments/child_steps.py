@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from parent_sets import ParentSet
 
 from depfuse import Recipe
-from depfuse.recipes import published
+from depfuse.recipe.presets import published
 
 Needs = Literal["all", "several parents", "the same labels"]
 

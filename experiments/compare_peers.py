@@ -34,10 +34,10 @@ from torch import Tensor, nn
 
 from depfuse import Recipe, find_groups, prove_groups
 from depfuse.align import align, apply_couplings
-from depfuse.checkpoint import replacing
 from depfuse.data import Loader, calibration_loader
 from depfuse.evaluate import evaluate
 from depfuse.groups import explain, not_followed
+from depfuse.io.checkpoint import replacing
 from depfuse.models import build_network, example_shape
 from depfuse.renorm import renormalise
 

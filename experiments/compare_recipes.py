@@ -38,10 +38,10 @@ from study import Cell, Study, StudyError
 
 from depfuse import Recipe, fuse
 from depfuse.data import calibration_loader
-from depfuse.device import resolve_device
+from depfuse.distributed.device import resolve_device
 from depfuse.errors import DepfuseError, LimitWarning, RecipeError
 from depfuse.evaluate import evaluate
-from depfuse.recipes import names, published
+from depfuse.recipe.presets import names, published
 
 CSV = Path(__file__).resolve().parent / "results" / "compare_recipes.csv"
 PAIRS = (

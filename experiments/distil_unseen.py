@@ -27,11 +27,11 @@ from study_command import check_counts, exit_code
 from torch import nn
 
 from depfuse import Recipe, fuse
-from depfuse.checkpoint import load_network
 from depfuse.cli import main as depfuse
 from depfuse.data import DataSet, Loader, calibration_loader, load_data, select_half
-from depfuse.distil import Ensemble, Further
 from depfuse.evaluate import Scores, evaluate, evaluate_ensemble
+from depfuse.io.checkpoint import load_network
+from depfuse.teach.distil import Ensemble, Further
 
 SHARES = (0.5, 0.5)
 ORDER = 12  # seed of the order of the images

@@ -28,10 +28,10 @@ from torch import nn
 
 from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.data import Loader, Preprocessing, Split
-from depfuse.device import resolve_device
+from depfuse.distributed.device import resolve_device
 from depfuse.evaluate import evaluate
-from depfuse.layout import choose_layout
 from depfuse.models import build_network
+from depfuse.networks.layout import choose_layout
 from depfuse.renorm import renormalise
 
 MOST_SECONDS, MOST_TIMES = 8.0, 1.3

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from depfuse.cli.inputs import Inputs, read_inputs, read_template
 from depfuse.cli.options import DataOptions
 from depfuse.data import DATA_SETS, DataSet, Loader, Split, calibration_loader
+from depfuse.ensemble.label_sets import LabelSets
+from depfuse.ensemble.targets import mean_logits
 from depfuse.errors import CheckpointError, DataError, RecipeError
 from depfuse.groups import ChannelGroups, find_groups, prove_groups
-from depfuse.label_sets import LabelSets
 from depfuse.recipe import Recipe
-from depfuse.teachers import Teachers, prepared
-from depfuse.teaching import mean_logits
+from depfuse.teach.teachers import Teachers, prepared
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 HELD_OUT = 5000

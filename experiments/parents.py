@@ -16,8 +16,8 @@ from pathlib import Path
 
 from torch import nn
 
-from depfuse.checkpoint import load_into, read_checkpoint
 from depfuse.data import DataSet, load_data
+from depfuse.io.checkpoint import load_into, read_checkpoint
 from depfuse.models import build_network
 
 SHARED = Path(os.environ.get("DEPFUSE_SHARED", Path(__file__).resolve().parents[2] / "shared"))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from depfuse.groups import ChannelGroups
-from depfuse.running import evaluating
+from depfuse.networks.running import evaluating
 
 
 @dataclass(frozen=True)

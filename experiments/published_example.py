@@ -18,11 +18,11 @@ import torch
 from parents import PAIRS, require_shared
 
 from depfuse import Recipe, find_groups, prove_groups
-from depfuse.agreement import Disagreement
 from depfuse.align import align
 from depfuse.data import Loader, calibration_loader
 from depfuse.errors import DepfuseWarning
 from depfuse.evaluate import evaluate
+from depfuse.fusion.agreement import Disagreement
 from depfuse.merge import average
 
 PUBLISHED = (84.18, 85.12, 85.21, 82.52, 71.11, 53.74, 63.26, 78.51, 82.81, 83.97, 83.81)

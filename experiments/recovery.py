@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from depfuse import Recipe
 from depfuse.align import Couplings, align, apply_couplings
 from depfuse.align.costs import DISTANCES
-from depfuse.align.moments import collect_moments
 from depfuse.align.problem import MatchingProblem
+from depfuse.align.statistics.moments import collect_moments
 from depfuse.align.transport import emd
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.groups import ChannelGroups, find_groups, prove_groups

@@ -36,7 +36,7 @@ from parents import PAIRS
 from results_table import Estimate, draw_costs, estimates, markdown
 from study_command import check_counts, check_plot, common_options, exit_code, numbers, rows_of
 
-from depfuse.device import resolve_device
+from depfuse.distributed.device import resolve_device
 from depfuse.errors import RecipeError
 
 CSV = Path(__file__).resolve().parent / "results" / "reproduce.csv"

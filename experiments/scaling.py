@@ -47,15 +47,15 @@ from trained_parents import thin_resnet
 
 from depfuse import Recipe, find_groups, prove_groups
 from depfuse.align import Coupling, Couplings
-from depfuse.align.moments import AT_ONCE, collect_moments
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solvers import load_solver
+from depfuse.align.statistics.moments import AT_ONCE, collect_moments
 from depfuse.align.transport import assigned
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.errors import RecipeError
-from depfuse.layout import choose_layout
 from depfuse.merge import average
 from depfuse.models import build_network
+from depfuse.networks.layout import choose_layout
 from depfuse.renorm import renormalise
 
 KEYS = ("network", "parents", "images", "side", "seed")

@@ -4,7 +4,7 @@
     python experiments/skewed_digits.py --held-out [--epochs 15] [--weight-decay 0.02] [--width 1.25] [--pairs 10]
 
 The first prints, for the five shipped skewed pairs on the 500 test images, the parents, their logit ensemble, the
-naive average with BatchNorm reset, and the child of `depfuse.fuse` with its default settings, in per cent.
+naive average with BatchNorm reset, and the child of `depfuse.fusion.pipeline` with its default settings, in per cent.
 
 The second never looks at a test image: each pair is trained, with seeds that no shipped parent has, on four fifths of
 the training images, and judged on the other fifth.
@@ -24,10 +24,10 @@ from torch import nn
 from train_digits import SKEWED, SKEWS, train_skewed
 
 from depfuse import fuse
-from depfuse.checkpoint import load_network
 from depfuse.data import DataSet, Loader, calibration_loader, load_data
 from depfuse.evaluate import evaluate, evaluate_ensemble
-from depfuse.fuse import naive_average
+from depfuse.fusion.pipeline import naive_average
+from depfuse.io.checkpoint import load_network
 from depfuse.renorm import renormalise
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"

@@ -33,8 +33,8 @@ from typing import Any, TypeVar
 import pandas as pd
 import torch
 
-from depfuse.checkpoint import check_writable, replacing
 from depfuse.errors import DataError, DepfuseError, RecipeError
+from depfuse.io.checkpoint import check_writable, replacing
 
 Cell = Mapping[str, Any]
 Say = Callable[[str], None]

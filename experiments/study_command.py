@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 from study import Cell, Study, StudyError
 
-from depfuse.checkpoint import check_writable
 from depfuse.errors import DepfuseError, RecipeError
+from depfuse.io.checkpoint import check_writable
 from depfuse.report.plots import plot_kind
 
 

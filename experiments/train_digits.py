@@ -29,8 +29,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from depfuse.checkpoint import Card, check_writable, write_checkpoint
 from depfuse.data import DataSet, load_data, parse_labels, select_labels
+from depfuse.io.checkpoint import Card, check_writable, write_checkpoint
 from depfuse.models import build_network
 from depfuse.train import TrainRecipe, train
 

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 from zoo import ZOO, Entry, accuracy_of, chosen, read_zoo
 
-from depfuse.checkpoint import Card, check_writable, write_checkpoint
 from depfuse.data import DATA_SETS, DataSet, Loader, load_data, parse_labels, select_labels, select_share
 from depfuse.data.builtin import builtin_preprocessing
-from depfuse.device import resolve_device
+from depfuse.distributed.device import resolve_device
 from depfuse.errors import DataError, DepfuseError
 from depfuse.evaluate import evaluate
+from depfuse.io.checkpoint import Card, check_writable, write_checkpoint
 from depfuse.models import build_network
 from depfuse.train import EpochReport, TrainRecipe, train
 

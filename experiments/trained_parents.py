@@ -14,8 +14,8 @@ from parent_sets import DIGITS, ParentSet
 from study import in_processes
 from train_digits import SKEWED, train_same, train_skewed
 
-from depfuse.checkpoint import check_writable, write_checkpoint
 from depfuse.data import load_data
+from depfuse.io.checkpoint import check_writable, write_checkpoint
 
 FOLDER = Path("runs/parents")
 FIRST_SEED = 3000  # no shipped parent has such a seed

@@ -24,7 +24,7 @@ from train_digits import SKEWED, SKEWS, train_same, train_skewed
 from depfuse import Recipe, fuse
 from depfuse.data import DataSet, Loader, calibration_loader, load_data
 from depfuse.evaluate import evaluate
-from depfuse.fuse import naive_average
+from depfuse.fusion.pipeline import naive_average
 from depfuse.renorm import renormalise
 
 WIDTHS = (1.5, 1.0)

@@ -11,9 +11,9 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from depfuse.checkpoint import load_into, read_checkpoint
 from depfuse.data import DATA_SETS, parse_labels
 from depfuse.errors import CheckpointError, DepfuseError, RecipeError
+from depfuse.io.checkpoint import load_into, read_checkpoint
 from depfuse.models import build_network, check_input
 from depfuse.train import TrainRecipe
 

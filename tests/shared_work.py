@@ -19,10 +19,11 @@ import torch.distributed as dist
 from digits_parents import digits_parents
 from torch import Tensor, nn
 
-from depfuse import Recipe, fuse, processes
-from depfuse.align.moments import collect_moments
-from depfuse.align.together import Watcher
+from depfuse import Recipe, fuse
+from depfuse.align.statistics.moments import collect_moments
+from depfuse.align.statistics.pairwise import Watcher
 from depfuse.data import DataSet, Loader, calibration_loader, load_data
+from depfuse.distributed import team as processes
 from depfuse.errors import DataError, DepfuseWarning
 from depfuse.groups import find_groups
 from depfuse.models import build_network

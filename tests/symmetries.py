@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from depfuse.groups import ChannelGroups
-from depfuse.groups.classes import settle
-from depfuse.groups.depgraph import trace
-from depfuse.groups.rules import Replay
+from depfuse.groups.labels.classes import settle
+from depfuse.groups.labels.rules import Replay
+from depfuse.groups.tracing.depgraph import trace
 
 Axis = tuple[str, int]
 Permutation = tuple[int, ...]

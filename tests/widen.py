@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from depfuse.align.unequal.pairing import pair_groups
 from depfuse.groups import find_groups
-from depfuse.groups.pairing import pair_groups
 
 
 def doubled(narrow: nn.Module, wide: nn.Module, example: torch.Tensor, seed: int) -> nn.Module:

@@ -11,17 +11,17 @@ from torch import nn
 from depfuse.align.choice import choose, choose_by_group
 from depfuse.align.coupling import Coupling, Couplings, compose, invert
 from depfuse.align.judge import Judge
-from depfuse.align.moments import Moments, TapChoice, collect_moments
 from depfuse.align.problem import MatchingProblem
-from depfuse.align.shared_moments import SharedMoments
 from depfuse.align.solution import Alignment, distinct
 from depfuse.align.solvers import load_solver
+from depfuse.align.statistics.moments import Moments, TapChoice, collect_moments
+from depfuse.align.statistics.shared import SharedMoments
 from depfuse.align.universe import align_through_universe
 from depfuse.data.loader import Loader
 from depfuse.errors import LimitWarning, RecipeError
 from depfuse.groups import ChannelGroups
-from depfuse.groups.depgraph import evaluation_copy
-from depfuse.isolation import isolated
+from depfuse.groups.tracing.depgraph import evaluation_copy
+from depfuse.networks.isolation import isolated
 from depfuse.recipe import Recipe
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from depfuse.align.costs import weight_cost
 from depfuse.align.coupling import Couplings
 from depfuse.align.edges import Edges
-from depfuse.align.nested import Placement, as_it_stands, follow
 from depfuse.align.problem import MatchingProblem, is_better
 from depfuse.align.transport import assigned, reassigned
+from depfuse.align.trees import Placement, as_it_stands, follow
 
 MAX_SWEEPS = 100
 ROUNDING = 1e-7  # of float32, in which the products are

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from depfuse.align.edges import Edges
-from depfuse.align.nested import Placement
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.transport import assigned
+from depfuse.align.trees import Placement
 from depfuse.groups.nesting import Orbit
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from depfuse.align.coupling import Couplings, apply_couplings
-from depfuse.align.nested import Placement, follow, match_tree, weight_tree_costs
 from depfuse.align.ties import Tie, find_ties, settle
+from depfuse.align.trees import Placement, follow, match_tree, weight_tree_costs
 from depfuse.groups.nesting import Orbit, Part
 
 if TYPE_CHECKING:

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from depfuse.align.coupling import Coupling, Couplings, compose, invert
 from depfuse.align.descent import Descent, SharedCosts
 from depfuse.align.judge import Judge
-from depfuse.align.nested import Placement, as_it_stands
 from depfuse.align.problem import MatchingProblem, is_better
 from depfuse.align.solution import Alignment, at_limit, distinct
 from depfuse.align.solvers import load_solver
 from depfuse.align.solvers.frank_wolfe_universe import frank_wolfe_together
-from depfuse.align.together import MOST, Together, Watcher
+from depfuse.align.statistics.pairwise import MOST, Together, Watcher
 from depfuse.align.transport import reassigned
+from depfuse.align.trees import Placement, as_it_stands
 from depfuse.data.loader import Loader
 from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.groups import ChannelGroups

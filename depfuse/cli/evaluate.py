@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from depfuse.checkpoint import replacing
 from depfuse.cli.console import Screen
 from depfuse.cli.inputs import read_inputs
 from depfuse.cli.options import (
@@ -19,9 +18,10 @@ from depfuse.cli.options import (
     TrustOption,
     spread,
 )
-from depfuse.cli.outputs import check_outputs
-from depfuse.device import resolve_device
+from depfuse.distributed.device import resolve_device
 from depfuse.evaluate import evaluate_together
+from depfuse.io.checkpoint import replacing
+from depfuse.io.output_files import check_outputs
 from depfuse.report import EvaluationReport, NetworkScores, describe_environment
 from depfuse.report.tables import scores_table, short_names
 

@@ -8,16 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from depfuse.cli.console import Screen
-from depfuse.cli.corridor import POINTS_OF_A_PLOT, Request, run
-from depfuse.cli.options import (
-    Checkpoints,
-    DataOptions,
-    FusionOptions,
-    RecipeOption,
-    RunOptions,
-    chosen_recipe,
-    spread,
-)
+from depfuse.cli.fusing import POINTS_OF_A_PLOT, Request, run
+from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RecipeOption, RunOptions, chosen_recipe, spread
 from depfuse.recipe import Recipe
 from depfuse.report import loading_lines
 from depfuse.report.tables import family_table, fusion_table, shares_table, short_names

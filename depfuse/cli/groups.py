@@ -9,14 +9,14 @@ from typing import Annotated
 import torch
 import typer
 
-from depfuse.checkpoint import replacing
 from depfuse.cli.console import Screen
 from depfuse.cli.options import AllowFixed, Architecture, RunOptions, SeedOption, spread
-from depfuse.cli.outputs import check_outputs
-from depfuse.device import resolve_device
+from depfuse.data.memory import too_much
+from depfuse.distributed.device import resolve_device
 from depfuse.errors import ArchitectureError, DataError
 from depfuse.groups import find_groups, not_followed, prove_groups
-from depfuse.memory import too_much
+from depfuse.io.checkpoint import replacing
+from depfuse.io.output_files import check_outputs
 from depfuse.models import build_network, example_shape
 from depfuse.report.channel_map import draw_channels
 from depfuse.report.group_tree import Detail, group_tree, summary_line

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from depfuse.checkpoint import Card, Checkpoint, load_into, read_checkpoint
 from depfuse.cli.normalised import warn_of_normalisation
 from depfuse.cli.options import DataOptions
 from depfuse.data import DATA_SETS, DataSet, Loader, Preprocessing, load_data, parse_labels
+from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import ArchitectureError, CheckpointError, DataError, RecipeError
-from depfuse.label_sets import LabelSets
+from depfuse.io.checkpoint import Card, Checkpoint, load_into, read_checkpoint
 from depfuse.models import build_network, check_input, with_classes
 from depfuse.models.origin import FromFile, shown
 from depfuse.models.registry import needs_trust, parse_architecture, with_arguments
-from depfuse.running import evaluating
+from depfuse.networks.running import evaluating
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from depfuse.align.description import describe_matching
 from depfuse.align.solvers import load_solver
-from depfuse.checkpoint import replacing
 from depfuse.cli.console import Screen
-from depfuse.cli.corridor import STEPS
+from depfuse.cli.fusing import STEPS
 from depfuse.cli.inputs import read_inputs, read_template, same_architecture
 from depfuse.cli.options import (
     AllowFixed,
@@ -25,12 +25,12 @@ from depfuse.cli.options import (
     chosen_recipe,
     spread,
 )
-from depfuse.cli.outputs import check_outputs
 from depfuse.data import calibration_loader
-from depfuse.device import resolve_device
+from depfuse.distributed.device import resolve_device
 from depfuse.errors import RecipeError
-from depfuse.fuse import match as match_channels
-from depfuse.matched import describe_matching
+from depfuse.fusion.pipeline import match as match_channels
+from depfuse.io.checkpoint import replacing
+from depfuse.io.output_files import check_outputs
 from depfuse.recipe import Recipe
 from depfuse.report import describe_environment
 from depfuse.report.matching import MatchReport, ParentMatch, depths_table, groups_table, match_sentence

@@ -11,7 +11,7 @@ from torch import nn
 
 from depfuse.data import DataSet, calibration_loader
 from depfuse.errors import DepfuseWarning
-from depfuse.normalisation import IMAGES, Normalisation, forgotten_normalisation
+from depfuse.renorm.input_normalisation import IMAGES, Normalisation, forgotten_normalisation
 
 
 def warn_of_normalisation(

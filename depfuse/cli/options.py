@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from depfuse.errors import RecipeError
 from depfuse.recipe import Recipe
-from depfuse.recipes import read_settings
+from depfuse.recipe.presets import read_settings
 
 Architecture = Annotated[
     str,

@@ -8,17 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from depfuse.cli.console import Screen
-from depfuse.cli.corridor import POINTS_OF_A_PLOT, REFITTED_POINTS, Request, run
+from depfuse.cli.fusing import POINTS_OF_A_PLOT, REFITTED_POINTS, Request, run
 from depfuse.cli.methods import parse_methods
-from depfuse.cli.options import (
-    Checkpoints,
-    DataOptions,
-    FusionOptions,
-    RecipeOption,
-    RunOptions,
-    chosen_recipe,
-    spread,
-)
+from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RecipeOption, RunOptions, chosen_recipe, spread
 from depfuse.recipe import Recipe
 from depfuse.report import PathReport, barrier_sentence
 from depfuse.report.tables import path_table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from depfuse.cli.console import Screen
-from depfuse.recipes import names, published
+from depfuse.recipe.presets import names, published
 from depfuse.report.tables import recipes_table
 
 

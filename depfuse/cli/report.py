@@ -10,8 +10,8 @@ import typer
 
 from depfuse.cli.console import Screen
 from depfuse.cli.options import QuietOption
-from depfuse.cli.outputs import check_outputs
 from depfuse.errors import DepfuseWarning
+from depfuse.io.output_files import check_outputs
 from depfuse.report import ReportError
 from depfuse.report.page import find_runs, write_page
 from depfuse.report.page.best import best_sentences

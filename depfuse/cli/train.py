@@ -8,14 +8,14 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from depfuse.checkpoint import Card, write_checkpoint
 from depfuse.cli.console import Screen
 from depfuse.cli.inputs import read_data
 from depfuse.cli.options import Architecture, DataOptions, RunOptions, spread
-from depfuse.cli.outputs import check_outputs, check_weights_name
 from depfuse.data import DataSet, parse_labels, select_labels, select_share
-from depfuse.device import resolve_device
+from depfuse.distributed.device import resolve_device
 from depfuse.errors import DataError
+from depfuse.io.checkpoint import Card, write_checkpoint
+from depfuse.io.output_files import check_outputs, check_weights_name
 from depfuse.models import build_network
 from depfuse.train import EpochReport, TrainRecipe
 from depfuse.train import train as train_network

@@ -9,27 +9,27 @@ from typing import Annotated, Any
 import optuna
 import typer
 
-from depfuse.checkpoint import replacing
 from depfuse.cli.console import Screen
 from depfuse.cli.inputs import Inputs, check_architectures, read_inputs, read_template
 from depfuse.cli.options import AllowFixed, Checkpoints, DataOptions, RecipeOption, RunOptions, TrustOption, spread
-from depfuse.device import resolve_device
+from depfuse.distributed.device import resolve_device
 from depfuse.errors import CheckpointError, RecipeError, StudyError
-from depfuse.reads import may_be_read
+from depfuse.io.checkpoint import replacing
 from depfuse.recipe import Recipe
-from depfuse.recipes import read_settings
+from depfuse.recipe.presets import read_settings
+from depfuse.recipe.reads import may_be_read
 from depfuse.report import describe_environment
 from depfuse.report.page import Run, Runs, write_page
 from depfuse.report.study import STUDY, StudyReport
 from depfuse.report.study_plots import draw_history, draw_importances, draw_pareto, draw_slices
 from depfuse.report.tables import search_sentence, search_table
 from depfuse.report.trials import best_first, pareto_front
-from depfuse.searched import SEARCHED
+from depfuse.study.draw import Space
 from depfuse.study.importances import importances
 from depfuse.study.objective import Objective
 from depfuse.study.records import record_of
 from depfuse.study.search import FINISHED, Search, open_study
-from depfuse.study.space import Space
+from depfuse.study.search_space import SEARCHED
 from depfuse.study.storage import DatabaseStorage, FileStorage, Storage
 
 FILE = "study.log"

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from depfuse.data.images import image_files, is_grey, is_hidden, read_image
+from depfuse.data.memory import too_much
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.data.tensors import MOST_CLASSES, DataSet, Split, checked_data_set
 from depfuse.errors import DataError, DepfuseWarning
-from depfuse.memory import too_much
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _CLASSES = "classes"

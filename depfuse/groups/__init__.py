@@ -2,7 +2,7 @@
 
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, Slot, Tap, random_permutations
 from depfuse.groups.find import find_groups
-from depfuse.groups.invariance import TOLERANCE, prove_groups
+from depfuse.groups.proof import TOLERANCE, prove_groups
 from depfuse.groups.reasons import explain, not_followed
 
 __all__ = [

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, Role, Slot
-from depfuse.groups.classes import Classes, mixed
-from depfuse.groups.labels import Factor, Labels, distinct
+from depfuse.groups.labels.classes import Classes, mixed
+from depfuse.groups.labels.labels import Factor, Labels, distinct
+from depfuse.groups.labels.rules import Replay
 from depfuse.groups.reasons import KERNEL, NOT_USED, PARTS, SINGLE, TOUCHES_INPUT, TOUCHES_OUTPUT
-from depfuse.groups.rules import Replay
 from depfuse.groups.taps import find_taps, position_tables
 
 

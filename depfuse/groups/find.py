@@ -7,15 +7,15 @@ from dataclasses import replace
 from torch import nn
 
 from depfuse.groups.assemble import assemble
-from depfuse.groups.auxiliary import trace_with_auxiliary
-from depfuse.groups.branching import BranchWatch, fix_branches
 from depfuse.groups.channel_group import ChannelGroups
-from depfuse.groups.classes import settle
-from depfuse.groups.copying import ForeignWatch, check_hooks
-from depfuse.groups.depgraph import Example
-from depfuse.groups.overwrites import OverwriteWatch
-from depfuse.groups.rules import Replay
-from depfuse.isolation import undisturbed
+from depfuse.groups.labels.classes import settle
+from depfuse.groups.labels.rules import Replay
+from depfuse.groups.tracing.auxiliary_heads import trace_with_auxiliary
+from depfuse.groups.tracing.branching import BranchWatch, fix_branches
+from depfuse.groups.tracing.depgraph import Example
+from depfuse.groups.tracing.overwrites import OverwriteWatch
+from depfuse.networks.copying import ForeignWatch, check_hooks
+from depfuse.networks.isolation import undisturbed
 
 
 @undisturbed()

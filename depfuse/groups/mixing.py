@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from depfuse.groups.depgraph import first_line
-from depfuse.running import evaluating, raised_in
+from depfuse.groups.tracing.depgraph import first_line
+from depfuse.networks.running import evaluating, raised_in
 
 TOLERANCE = 1e-9  # relative to the largest output; rounding in float64 is below 1e-12
 PLACE_TOLERANCE = 1e-7  # of the largest value of a tensor, where the place is looked for

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.groups.channel_group import ChannelGroup, Position, Tap
-from depfuse.groups.classes import Classes
-from depfuse.groups.depgraph import Call
-from depfuse.groups.labels import ZERO, Labels
-from depfuse.groups.rules import RESHAPES, Replay, operation_name
+from depfuse.groups.labels.classes import Classes
+from depfuse.groups.labels.labels import ZERO, Labels
+from depfuse.groups.labels.rules import RESHAPES, Replay, operation_name
+from depfuse.groups.tracing.depgraph import Call
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 PRODUCTS = ("Mm", "Addmm")

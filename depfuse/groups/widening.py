@@ -19,9 +19,9 @@ from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList
 
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, Slot
-from depfuse.groups.depgraph import evaluation_copy
 from depfuse.groups.mixing import UNFIT, Fault, compared, not_taken, outputs_of
-from depfuse.resizing import resize
+from depfuse.groups.tracing.depgraph import evaluation_copy
+from depfuse.networks.resizing import resize
 
 BLOCKS = "channels in blocks: of a grouped convolution, attention heads, or groups of a norm"
 NO_ORDER = "channels that stand in no order"

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.align.coupling import Couplings, apply_couplings
+from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
-from depfuse.groups.depgraph import evaluation_copy
-from depfuse.label_sets import LabelSets
+from depfuse.groups.tracing.depgraph import evaluation_copy
 from depfuse.merge.shares import Shares
 
 FLOOR = 1e-6  # of the mean of a tensor's Fisher information

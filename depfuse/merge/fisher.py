@@ -8,9 +8,9 @@ from torch.func import functional_call, vjp, vmap
 
 from depfuse.data.loader import Loader
 from depfuse.errors import ArchitectureError
-from depfuse.layout import differentiable
-from depfuse.outputs import distance_of
-from depfuse.running import evaluating
+from depfuse.networks.layout import differentiable
+from depfuse.networks.running import evaluating
+from depfuse.tasks.outputs import distance_of
 
 IMAGES = 500
 AT_ONCE = 125

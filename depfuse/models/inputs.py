@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from depfuse.errors import ArchitectureError, DataError
 from depfuse.models.registry import NETWORKS, Architecture, build_network, parse_architecture
-from depfuse.running import raised_in
+from depfuse.networks.running import raised_in
 
 _USUAL_SIDE = 224  # of the images of ImageNet, where a library says nothing
 # Channels do not depend on the size of the images, and time does: networks made for larger ones get this size

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.data.loader import Loader
+from depfuse.distributed.team import summed
 from depfuse.errors import DataError
-from depfuse.layout import choose_layout
-from depfuse.processes import summed
-from depfuse.restating import restate
-from depfuse.running import Hook, evaluating, hooked
+from depfuse.networks.batch_norm import restate
+from depfuse.networks.layout import choose_layout
+from depfuse.networks.running import Hook, evaluating, hooked
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 # Images that are normalised by each other. Fewer have statistics that are far from those of all.

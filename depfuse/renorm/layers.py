@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from depfuse.align.coupling import Couplings, apply_couplings
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
+from depfuse.networks.running import Hook, evaluating, hooked
 from depfuse.renorm.batch_norm import BATCH_NORM
-from depfuse.running import Hook, evaluating, hooked
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # no subclass
 LEAST = 1e-6  # of the goal: a channel that has less is silent, and is not scaled

@@ -116,8 +116,8 @@ def renormalise(
     RecipeError
         The method needs what is not given, is not known, or does not suit the network.
     """
-    from depfuse.groups.depgraph import evaluation_copy
-    from depfuse.isolation import check_changeable, undisturbed
+    from depfuse.groups.tracing.depgraph import evaluation_copy
+    from depfuse.networks.isolation import check_changeable, undisturbed
 
     method = chosen_method(method, model)
     if method == "none":

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from depfuse.align.coupling import Couplings
 from depfuse.data.loader import Loader
+from depfuse.distributed.team import summed
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.merge.shares import Shares
-from depfuse.processes import summed
+from depfuse.networks.batch_norm import restate
+from depfuse.networks.running import Hook, evaluating, hooked
 from depfuse.renorm.batch_norm import AT_ONCE, BATCH_NORM
 from depfuse.renorm.layers import factors, find_layers, in_order
-from depfuse.restating import restate
-from depfuse.running import Hook, evaluating, hooked
 
 
 def repair(

@@ -17,8 +17,8 @@ from matplotlib.patches import Patch
 from torch import Tensor, nn
 
 from depfuse.groups import ChannelGroups, Slot
+from depfuse.networks.running import evaluating, modules_in_order
 from depfuse.report.plots import save
-from depfuse.running import evaluating, modules_in_order
 
 FIXED = (0.80, 0.80, 0.80)
 LAYERS_PER_ROW = 44

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 from rich.table import Table
 
-from depfuse.matched import MatchedGroup, MatchedTap, Matching
+from depfuse.align.description import MatchedGroup, MatchedTap, Matching
 from depfuse.report.schema import Environment
 from depfuse.text import storable
 

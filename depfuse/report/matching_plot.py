@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from depfuse.matched import MatchedGroup, Matching
+from depfuse.align.description import MatchedGroup, Matching
 from depfuse.report.plots import MATCHED, NAIVE, save
 
 SIDE = 5.2  # inches of a matrix

@@ -9,11 +9,11 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError, model_validator
 
-from depfuse.best import Candidate
-from depfuse.choose_shares import Chosen
 from depfuse.errors import DepfuseError
 from depfuse.evaluate import PathPoint, Scores, barrier
-from depfuse.merge import Polished
+from depfuse.fusion.candidates import Candidate
+from depfuse.fusion.choose_shares import Chosen
+from depfuse.refit.second_order.polish import Polished
 from depfuse.report.advice import Advice
 from depfuse.text import storable
 

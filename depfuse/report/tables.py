@@ -8,15 +8,8 @@ from typing import get_args
 
 from rich.table import Table
 
-from depfuse.recipes import Published
-from depfuse.report.schema import (
-    FusionReport,
-    NetworkScores,
-    PathReport,
-    PathRow,
-    ScoreValues,
-    SharesSummary,
-)
+from depfuse.recipe.presets import Published
+from depfuse.report.schema import FusionReport, NetworkScores, PathReport, PathRow, ScoreValues, SharesSummary
 from depfuse.report.trials import State, TrialRecord, best_first
 
 

@@ -9,11 +9,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from depfuse.agreement import at_best_scale, mean_or_infinite
 from depfuse.data.loader import Loader
-from depfuse.label_sets import LabelSets
-from depfuse.running import evaluating
-from depfuse.teaching import wanted_of
+from depfuse.ensemble.label_sets import LabelSets
+from depfuse.ensemble.targets import wanted_of
+from depfuse.fusion.agreement import at_best_scale, mean_or_infinite
+from depfuse.networks.running import evaluating
 
 
 class Quality:

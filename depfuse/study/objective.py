@@ -12,18 +12,18 @@ import torch
 from optuna import Trial, TrialPruned
 from torch import nn
 
-from depfuse.align.shared_moments import SharedMoments
-from depfuse.checkpoint import state_digest
+from depfuse.align.statistics.shared import SharedMoments
 from depfuse.data import DataSet
 from depfuse.data.loader import calibration_loader
+from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import ArchitectureError, DataError, LimitWarning, RecipeError
-from depfuse.fuse import FusionResult, fuse
+from depfuse.fusion.pipeline import FusionResult, fuse
+from depfuse.fusion.widths import shapes_of
 from depfuse.groups import find_groups, prove_groups
-from depfuse.label_sets import LabelSets
+from depfuse.io.checkpoint import state_digest
 from depfuse.recipe import Recipe
+from depfuse.study.draw import Space
 from depfuse.study.judge import Quality
-from depfuse.study.space import Space
-from depfuse.widths import shapes_of
 
 RESULT = "result"  # the user attribute of a trial that holds its recipe and what came of it
 FEWEST = 100  # calibration images, before a trial may be pruned

@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
 
 from depfuse.errors import StudyError
-from depfuse.study.roll import Roll
+from depfuse.study.worker_lock import Roll
 
 WORKER = "worker"  # the user attribute of a trial that names who runs it
 _NAME = re.compile(r"[0-9a-f]{32}")  # of a worker

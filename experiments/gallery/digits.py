@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from depfuse.checkpoint import load_network
 from depfuse.data import Loader, calibration_loader, load_data
+from depfuse.io.checkpoint import load_network
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
 FILES = [CHECKPOINTS / f"digits-{name}.safetensors" for name in "ab"]

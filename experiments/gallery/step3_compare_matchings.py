@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from depfuse import Recipe, fuse
 from depfuse.evaluate import evaluate
-from depfuse.recipes import published
+from depfuse.recipe.presets import published
 
 RECIPES = {
     "activations, emd": Recipe(refit="none"),

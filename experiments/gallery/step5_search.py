@@ -22,10 +22,10 @@ import torch
 from digits import CHECKPOINTS, data, test
 
 from depfuse import Recipe, fuse
-from depfuse.checkpoint import load_network
 from depfuse.cli import main as depfuse
 from depfuse.data import calibration_loader
 from depfuse.evaluate import evaluate
+from depfuse.io.checkpoint import load_network
 from depfuse.report.trials import TrialRecord, best_first
 
 FILES = [CHECKPOINTS / f"digits-skewed-2-{name}.safetensors" for name in "ab"]

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 import depfuse
 from depfuse.align.solvers import SOLVERS
-from depfuse.checkpoint import Card, load_network, read_checkpoint, write_checkpoint
 from depfuse.cli import main
 from depfuse.data import DataSet, calibration_loader, load_data
-from depfuse.distil import Further
 from depfuse.errors import DepfuseWarning
+from depfuse.io.checkpoint import Card, load_network, read_checkpoint, write_checkpoint
 from depfuse.models import build_network
 from depfuse.renorm.registry import METHODS
+from depfuse.teach.distil import Further
 from depfuse.train import TrainRecipe, train
 
 __all__ = [

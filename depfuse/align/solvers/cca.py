@@ -17,7 +17,7 @@ from depfuse.align.coupling import Coupling, Maps
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution
 from depfuse.align.solvers.interface import Solver
-from depfuse.align.together import Watcher
+from depfuse.align.statistics.pairwise import Watcher
 from depfuse.align.transport import checked, emd
 
 DOUBT = 1e-3  # of the largest singular value: of directions below it nothing is known

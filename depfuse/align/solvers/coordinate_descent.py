@@ -9,11 +9,11 @@ import torch
 
 from depfuse.align.descent import Descent, SharedCosts
 from depfuse.align.invariants import by_invariants
-from depfuse.align.nested import Placement
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution, distinct
 from depfuse.align.solvers.interface import Solver
 from depfuse.align.solvers.start import start_of
+from depfuse.align.trees import Placement
 
 # Multiply-adds after which no further descent is begun: about a second of two CPU cores. Networks so large have
 # wide groups, whose local optima hardly differ.

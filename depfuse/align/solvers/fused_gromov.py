@@ -11,15 +11,15 @@ from torch import Tensor
 
 from depfuse.align.costs import NOISE, activation_cost, activation_noise, standardised, weight_cost
 from depfuse.align.coupling import Coupling, apply_couplings
-from depfuse.align.moments import Moments, collect_moments
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.settling import settled
 from depfuse.align.solution import Solution, at_limit
 from depfuse.align.solvers.interface import Solver
 from depfuse.align.solvers.rounding import completed
+from depfuse.align.statistics.moments import Moments, collect_moments
 from depfuse.align.transport import assigned, checked, emd
 from depfuse.groups.nesting import Part
-from depfuse.isolation import without_warnings
+from depfuse.networks.isolation import without_warnings
 
 TOLERANCE = 1e-9  # relative, of the last step
 

@@ -8,11 +8,11 @@ import torch
 
 from depfuse.align.costs import weight_cost
 from depfuse.align.coupling import Coupling, Couplings, from_flat_positions
-from depfuse.align.nested import as_it_stands
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution
 from depfuse.align.solvers.interface import Solver, Transport
 from depfuse.align.transport import sinkhorn
+from depfuse.align.trees import as_it_stands
 from depfuse.recipe import Recipe
 
 

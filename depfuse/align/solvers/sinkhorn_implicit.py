@@ -17,11 +17,11 @@ from depfuse.align.solvers.interface import Solver
 from depfuse.align.solvers.rounding import assign
 from depfuse.align.solvers.start import start_of
 from depfuse.align.transport import checked
+from depfuse.ensemble.targets import wanted_of
 from depfuse.groups.nesting import Orbit, Part
-from depfuse.layout import differentiable
-from depfuse.outputs import distance_of
-from depfuse.running import evaluating
-from depfuse.teaching import wanted_of
+from depfuse.networks.layout import differentiable
+from depfuse.networks.running import evaluating
+from depfuse.tasks.outputs import distance_of
 
 State = dict[str, Tensor]
 TEMPERATURE = 0.1  # of the Sinkhorn operator, in units of the logits

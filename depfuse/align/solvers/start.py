@@ -10,11 +10,11 @@ from torch import Tensor
 from depfuse.align.affinity import Candidates
 from depfuse.align.coupling import Coupling
 from depfuse.align.invariants import by_invariants
-from depfuse.align.nested import Placement
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution
 from depfuse.align.solvers import load_solver
 from depfuse.align.transport import emd
+from depfuse.align.trees import Placement
 
 
 def start_of(problem: MatchingProblem, default: str = "none") -> Solution | None:

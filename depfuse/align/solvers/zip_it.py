@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.align.coupling import Coupling, Couplings, Maps
-from depfuse.align.moments import collect_moments
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution
 from depfuse.align.solvers.interface import Solver
-from depfuse.align.together import Watcher
+from depfuse.align.statistics.moments import collect_moments
+from depfuse.align.statistics.pairwise import Watcher
 from depfuse.align.transport import checked, emd
 from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError

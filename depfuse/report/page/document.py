@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from depfuse.checkpoint import library_versions, replacing
+from depfuse.io.checkpoint import library_versions, replacing
 from depfuse.report.matching import MatchReport
 from depfuse.report.page.best import best_sentences, caution
 from depfuse.report.page.fusion import fusion_details, fusion_summary

@@ -1,0 +1,182 @@
+"""How well one parent's channels are matched to another's: costs before and after, and correlations by depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.align import Coupling, Couplings, apply_couplings
+from depfuse.align.costs import activation_cost, weight_cost
+from depfuse.align.coupling import flat_positions
+from depfuse.align.statistics.pairwise import Watcher
+from depfuse.data.loader import Loader
+from depfuse.groups import ChannelGroups
+from depfuse.groups.nesting import Orbit, find_orbits
+from depfuse.networks.running import evaluating, modules_in_order
+from depfuse.recipe import Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class MatchedGroup:
+    """The matching of one group, or of the like groups inside all blocks.
+
+    Costs are means over channels, before (every channel with that of the same number) and after.
+
+    Attributes
+    ----------
+    name
+        Of the first group.
+    matrix
+        (n, n) how much of each source channel goes to each target channel; rows sum to one.
+    activation_cost
+        The recipe's distance between the channels' activations, the mean over taps; None where there are none.
+    weight_cost
+        Squared distance between the channels' weights, with all other groups matched.
+    correlation
+        Correlation of the channels' activations.
+    """
+
+    name: str
+    matrix: Tensor
+    activation_cost: tuple[float, float] | None
+    weight_cost: tuple[float, float]
+    correlation: tuple[float, float] | None
+
+    @property
+    def channels(self) -> int:
+        """How many there are."""
+        return len(self.matrix)
+
+    @property
+    def moved(self) -> int:
+        """How many target channels do not get most of what the source channel of their number holds."""
+        return int((self.matrix.argmax(1) != torch.arange(self.channels)).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class MatchedTap:
+    """Correlations (n,) of a group's channels at one module, before and after matching."""
+
+    module: str
+    group: str
+    before: Tensor
+    after: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Matching:
+    """One parent against the one whose channel order is kept."""
+
+    groups: list[MatchedGroup]
+    taps: list[MatchedTap]
+
+
+def moved_channels(couplings: Sequence[Couplings], kept: int) -> tuple[int, int] | None:
+    """How many channels of the parents other than `kept` the couplings put elsewhere, and how many there are.
+
+    None where a coupling maps channels linearly or to another number of them, so that none keeps its place.
+    """
+    moved = channels = 0
+    for number, parent in enumerate(couplings):
+        for coupling in parent.values() if number != kept else ():
+            if coupling.maps is not None or coupling.sizes[0] != coupling.sizes[1]:
+                return None
+            source = coupling.permutation if coupling.permutation is not None else coupling.matrix.argmax(1)
+            moved += int((source.cpu() != torch.arange(len(source))).sum())
+            channels += len(source)
+    return moved, channels
+
+
+def describe_matching(
+    models: Sequence[nn.Module],
+    groups: ChannelGroups,
+    couplings: Sequence[Couplings],
+    recipe: Recipe,
+    calibration: Loader,
+) -> dict[int, Matching]:
+    """What the couplings of all parents to that of `recipe.kept` do, by parent.
+
+    Parameters
+    ----------
+    models
+        Parents of one architecture.
+    groups
+        Their channel groups.
+    couplings
+        One mapping per parent, towards the channel order of parent `recipe.kept`.
+    recipe
+        Its distance is used (`cosine` where it says `best`), and its taps.
+    calibration
+        Images; labels are not read.
+
+    Returns
+    -------
+    dict
+        Parent -> matching, groups and taps in the order of the network.
+    """
+    kept = recipe.kept
+    images, _ = next(iter(calibration))
+    with torch.no_grad(), evaluating(models[kept], auxiliary=groups.auxiliary):
+        order = modules_in_order(models[kept], lambda: models[kept](images[:1]))
+    depths = {name: depth for depth, name in enumerate(order)}
+    watcher = Watcher(models, groups, calibration, recipe.taps)
+    return {
+        parent: _against(models, groups, couplings[parent], recipe, watcher, (kept, parent), depths)
+        for parent in range(len(models))
+        if parent != kept
+    }
+
+
+def _against(
+    models: Sequence[nn.Module],
+    groups: ChannelGroups,
+    couplings: Couplings,
+    recipe: Recipe,
+    watcher: Watcher,
+    pair: tuple[int, int],
+    depths: dict[str, int],
+) -> Matching:
+    together = watcher.among(pair)
+    distance = "cosine" if recipe.distance == "best" else recipe.distance
+    target, source = (dict(models[number].state_dict()) for number in pair)
+    aligned = apply_couplings(groups, couplings, source)
+    weights = {name for name, _ in models[pair[0]].named_parameters(remove_duplicate=False)}
+    found, taps = [], []
+    for root in find_orbits(groups.groups):
+        for orbit in root.walk():
+            matrix = _matrix(root, orbit, couplings)
+            costs = correlations = None
+            if orbit.name in together.uses:
+                moments = together.moments(orbit.name, *pair)
+                costs = _before_and_after(activation_cost(moments, distance).cpu() / len(moments), matrix)
+                each = [1.0 - activation_cost([tap], "pearson").cpu() for tap in moments]
+                for module, correlation in zip(watcher.modules[orbit.name], each, strict=True):
+                    taps.append(MatchedTap(module, orbit.name, correlation.diag(), (matrix * correlation).sum(1)))
+                correlations = _before_and_after(torch.stack(each).mean(0), matrix)
+            parts = [
+                part for part in orbit.parts if part.key in weights and target[part.key].shape == source[part.key].shape
+            ]
+            distances = [
+                float(weight_cost(parts, target, state).diagonal(dim1=1, dim2=2).mean()) if parts else 0.0
+                for state in (source, aligned)
+            ]
+            found.append(MatchedGroup(orbit.name, matrix, costs, (distances[0], distances[1]), correlations))
+    taps.sort(key=lambda tap: depths.get(tap.module, len(depths)))
+    return Matching(found, taps)
+
+
+def _before_and_after(table: Tensor, matrix: Tensor) -> tuple[float, float]:
+    return float(table.diag().mean()), float((matrix * table).sum(1).mean())
+
+
+def _matrix(root: Orbit, orbit: Orbit, couplings: Couplings) -> Tensor:
+    """The matching of an orbit's flat positions, rows summing to one."""
+    moved = flat_positions(root, couplings)
+    if moved is not None:
+        return torch.eye(len(moved[orbit.name]), dtype=torch.float64)[moved[orbit.name]]
+    plans = [couplings.get(group.name, Coupling.identity(group.size)).matrix.cpu() for group in orbit.groups]
+    matrix: Tensor = torch.block_diag(*plans)  # type: ignore[no-untyped-call]
+    return matrix / matrix.sum(1, keepdim=True).clamp_min(1e-300)

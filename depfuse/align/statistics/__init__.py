@@ -1,0 +1,1 @@
+"""Streaming moments of activations."""

@@ -1,0 +1,61 @@
+"""Moments of the same parents that many fusions share: each is collected once."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+
+from torch import nn
+
+from depfuse.align.statistics.moments import Moments, TapChoice, collect_moments
+from depfuse.data.loader import Loader
+from depfuse.groups import ChannelGroups
+
+Found = list[dict[str, list[Moments]]]
+
+
+class SharedMoments:
+    """Collects moments as `collect_moments` does, and keeps those of some parents for the next fusion.
+
+    Parameters
+    ----------
+    models, groups
+        The parents, which must not change meanwhile, and their channel groups. What is asked of other networks, such as
+        folded or renewed parents, is collected anew each time.
+    """
+
+    def __init__(self, models: Sequence[nn.Module], groups: ChannelGroups) -> None:
+        self._models, self._groups = list(models), groups
+        self._seconds = [0.0]
+        # With each moments the images that they are of: an object's number is its own only while it lives.
+        self._kept: dict[tuple[tuple[int, ...], int, TapChoice], tuple[Found, float, Loader]] = {}
+
+    @property
+    def saved(self) -> float:
+        """Wall-clock seconds that collecting took of all moments that did not have to be collected again."""
+        return self._seconds[0]
+
+    def known_as(self, models: Sequence[nn.Module], copies: Sequence[nn.Module]) -> SharedMoments:
+        """The same moments, where copies of some parents are asked for in their place."""
+        own = copy.copy(self)
+        places = [next((n for n, model in enumerate(models) if model is known), None) for known in self._models]
+        own._models = [
+            known if place is None else copies[place] for known, place in zip(self._models, places, strict=True)
+        ]
+        return own
+
+    def collect(self, models: Sequence[nn.Module], groups: ChannelGroups, loader: Loader, choice: TapChoice) -> Found:
+        """The same as `collect_moments`."""
+        order = tuple(number for model in models for number, own in enumerate(self._models) if own is model)
+        if groups is not self._groups or len(order) != len(models):
+            return collect_moments(models, groups, loader, choice)
+        key = (order, id(loader), choice)
+        if key in self._kept:
+            found, seconds, _ = self._kept[key]
+            self._seconds[0] += seconds
+            return found
+        started = time.perf_counter()
+        found = collect_moments(models, groups, loader, choice)
+        self._kept[key] = (found, time.perf_counter() - started, loader)
+        return found

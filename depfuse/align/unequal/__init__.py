@@ -1,0 +1,1 @@
+"""Match networks of unequal widths."""

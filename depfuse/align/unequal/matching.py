@@ -1,0 +1,153 @@
+"""Matching two networks of one architecture and unequal widths, group by group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.align.costs import activation_cost, mixed_cost, squared_distances
+from depfuse.align.coupling import Coupling, Couplings
+from depfuse.align.solvers.interface import Transport
+from depfuse.align.statistics.moments import Moments, collect_moments
+from depfuse.align.unequal.rectangular import brought
+from depfuse.data.loader import Loader
+from depfuse.errors import RecipeError
+from depfuse.groups import ChannelGroups
+from depfuse.groups.nesting import Orbit, Part, find_orbits
+from depfuse.recipe import Recipe
+
+MAX_SWEEPS = 20
+
+
+class UnequalProblem:
+    """Two networks whose groups correspond by name and differ in size.
+
+    Groups that blocks have to do with are equally large in both (`pair_groups`): they are left as they stand.
+
+    Parameters
+    ----------
+    networks
+        The target, whose width and channel order are kept, and the source.
+    groups
+        Of both, paired by name.
+    recipe
+        Criterion, distance, taps and mixture.
+    calibration
+        Images for the activation cost; not read for criterion `weights`.
+
+    Raises
+    ------
+    RecipeError
+        Activations are asked for without images.
+    """
+
+    def __init__(
+        self,
+        networks: tuple[nn.Module, nn.Module],
+        groups: tuple[ChannelGroups, ChannelGroups],
+        recipe: Recipe,
+        calibration: Loader | None,
+    ) -> None:
+        self.groups = groups
+        self.recipe = recipe
+        self.target, self.source = (network.state_dict() for network in networks)
+        self.shapes = {key: tensor.shape for key, tensor in self.target.items()}
+        self.weights = {name for name, _ in networks[0].named_parameters(remove_duplicate=False)}
+        theirs = {root.name: root for root in find_orbits(groups[1].groups)}
+        self.roots: list[tuple[Orbit, Orbit]] = [
+            (root, theirs[root.name])
+            for root in find_orbits(groups[0].groups)
+            if not root.children and all(part.within is None for part in root.parts)
+        ]
+        self._moments: Mapping[str, Sequence[Moments]] = {}
+        if recipe.criterion != "weights":
+            if calibration is None:
+                raise RecipeError(f"criterion {recipe.criterion} needs calibration images: give at least 2")
+            self._moments = collect_moments(networks, groups, calibration, recipe.taps)[0]
+
+    def solve(self, transports: Sequence[Transport]) -> list[Couplings]:
+        """One solution per transport, and for activations per distance, the most plausible first."""
+        if self.recipe.criterion == "weights":
+            return [self._by_weights(transport, {}) for transport in transports]
+        tried = self.recipe.distances
+        if self.recipe.criterion == "mixture":
+            return [self._by_weights(transport, self._watched(tried[0])) for transport in transports]
+        return [self._by_activations(transport, self._watched(d)) for transport in transports for d in tried]
+
+    def costs(self) -> dict[str, Tensor]:
+        """Group name -> cost (n_target, n_source) with all other groups where they stand."""
+        watched = self._watched(self.recipe.distances[0])
+        found = {roots[0].name: self._cost(roots, {}) for roots in self.roots}
+        if self.recipe.criterion == "mixture":
+            return found | {n: mixed_cost(cost, found[n], self.recipe.mixture) for n, cost in watched.items()}
+        return found | watched
+
+    def strength(self, name: str) -> Tensor:
+        """How much each of the target's channels weighs (n,): squared weights, each tensor's relative to their mean."""
+        root = next(own for own, _ in self.roots if own.name == name)
+        total = torch.zeros(root.size, dtype=torch.float64)
+        for part in root.parts:
+            if part.key in self.weights:
+                squares = part.read(self.target[part.key])[0].double().square().sum(1).cpu()
+                total += squares / squares.mean().clamp_min(1e-300)
+        return total
+
+    def _watched(self, distance: str) -> dict[str, Tensor]:
+        return {name: activation_cost(taps, distance).cpu() for name, taps in self._moments.items()}
+
+    def _by_activations(self, transport: Transport, watched: Mapping[str, Tensor]) -> Couplings:
+        """Each group by itself; those that no module carries by weights, with all others in place."""
+        found = {root.name: transport(watched[root.name]) for root, _ in self.roots if root.name in watched}
+        for roots in self.roots:
+            if roots[0].name not in found:
+                found[roots[0].name] = transport(self._cost(roots, found))
+        return found
+
+    def _by_weights(self, transport: Transport, watched: Mapping[str, Tensor]) -> Couplings:
+        """Layer by layer in the order of the network, then sweeps over all slots; the nearest of all is kept.
+
+        The first sweep compares what has been brought to the target's width by then (Singh & Jaggi 2020, section 4.1).
+        """
+        found: dict[str, Coupling] = {}
+        best, nearest = dict(found), float("inf")
+        for _ in range(MAX_SWEEPS):
+            for roots in self.roots:
+                name = roots[0].name
+                cost = self._cost(roots, {other: c for other, c in found.items() if other != name})
+                if name in watched:
+                    cost = mixed_cost(watched[name], cost, self.recipe.mixture)
+                found[name] = transport(cost)
+            distance = self._distance(found)
+            if distance >= nearest * (1.0 - 1e-9):
+                break
+            best, nearest = dict(found), distance
+        return best
+
+    def _cost(self, roots: tuple[Orbit, Orbit], others: Couplings) -> Tensor:
+        """Squared distances (n_target, n_source) between the channels' weights, by tensors of equal size elsewhere.
+
+        What a channel gives is shared out where it is brought to more channels: it is compared so.
+        """
+        unmatched = [root.name for root, _ in self.roots if root.name not in others]
+        state = brought(*self.groups, others, self.source, self.shapes, unmatched)
+        total = torch.zeros(roots[0].size, roots[1].size, dtype=torch.float64)
+        ratio = roots[1].size / roots[0].size
+        for own, their in self._parts(roots):
+            entries = own.read(self.target[own.key])[0], their.read(state[own.key])[0]
+            if entries[0].shape[1] == entries[1].shape[1]:
+                scale = ratio if own.role == "consumes" else 1.0
+                total += squared_distances(entries[0], scale * entries[1])
+        return total
+
+    def _parts(self, roots: tuple[Orbit, Orbit]) -> list[tuple[Part, Part]]:
+        waiting: dict[tuple[str, int, str], list[Part]] = {}
+        for part in roots[1].parts:
+            waiting.setdefault((part.key, part.axis, part.role), []).append(part)
+        pairs = [(part, waiting[part.key, part.axis, part.role].pop(0)) for part in roots[0].parts]
+        return [pair for pair in pairs if pair[0].key in self.weights]
+
+    def _distance(self, couplings: Couplings) -> float:
+        state = brought(*self.groups, couplings, self.source, self.shapes)
+        return sum(float((self.target[k].double() - state[k].double()).square().sum()) for k in sorted(self.weights))

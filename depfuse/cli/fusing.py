@@ -1,0 +1,536 @@
+"""One fusion from files to files, for `depfuse fuse` and `depfuse path`."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from torch import nn
+
+from depfuse.align import Coupling
+from depfuse.align.description import moved_channels
+from depfuse.align.solvers import load_solver
+from depfuse.cli.console import Work
+from depfuse.cli.inputs import Inputs, check_architectures, read_inputs, read_template
+from depfuse.cli.methods import method_path, needs_images
+from depfuse.cli.options import DataOptions, FusionOptions, RunOptions
+from depfuse.data import Loader, calibration_loader
+from depfuse.distributed import team as processes
+from depfuse.distributed.device import resolve_device
+from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
+from depfuse.evaluate import (
+    PathPoint,
+    Scores,
+    evaluate_path,
+    evaluate_together,
+    evaluate_with_ensemble,
+    most_frequent,
+    path_alphas,
+)
+from depfuse.fusion.pipeline import FusionResult, fuse, naive_average
+from depfuse.fusion.widths import shapes_of
+from depfuse.io.checkpoint import Card, Parent, replacing, state_digest, write_checkpoint
+from depfuse.io.output_files import check_outputs, check_weights_name
+from depfuse.models import with_classes
+from depfuse.recipe import Recipe
+from depfuse.refit import refit_head
+from depfuse.renorm import chosen_method, has_batch_norm
+from depfuse.renorm.registry import METHODS
+from depfuse.report import (
+    Barrier,
+    Contender,
+    FamilyRow,
+    FusionReport,
+    GroupsSummary,
+    MethodPath,
+    NetworkScores,
+    PathReport,
+    PathRow,
+    PolishSummary,
+    SameStart,
+    ScoreValues,
+    Seconds,
+    SharesSummary,
+    advise,
+    describe_environment,
+    verdict,
+)
+from depfuse.report.plots import draw_family, draw_path, plot_kind
+from depfuse.teach.distil import Ensemble, Further
+from depfuse.train import EpochReport
+
+POINTS_OF_A_PLOT = 11
+REFITTED_POINTS = 5
+STEPS = {
+    "groups": "finding and proving channel groups",
+    "align": "matching channels",
+    "merge": "merging",
+    "shares": "choosing the parents' shares",
+    "refit": "refitting layer by layer",
+    "renorm": "renewing BatchNorm statistics",
+    "best": "making candidates, and choosing the best",
+    "polish": "polishing towards the ensemble",
+    "train": "training on",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for: parents, data, recipe, and the files to write.
+
+    `points` is the number of networks on the path between two parents, None where none is wanted; of one that is
+    refitted, each of which takes as long as a child, no more than `refitted_points`. `methods` are further recipes to
+    draw paths of; the first of them is `recipe`.
+    """
+
+    parents: Sequence[Path]
+    data: DataOptions
+    recipe: Recipe
+    options: RunOptions
+    fusion: FusionOptions
+    out: Path | None
+    points: int | None
+    command: list[str]
+    methods: Mapping[str, Recipe] = field(default_factory=dict)
+    refitted_points: int = REFITTED_POINTS
+
+
+@dataclass(frozen=True)
+class _Fused:
+    """A fusion with everything that its path needs; `template` is as `fuse` was given it."""
+
+    inputs: Inputs
+    result: FusionResult
+    template: nn.Module | None
+    calibration: Loader | None
+    test: Loader
+
+    @property
+    def renorm(self) -> str:
+        """How the child was renormalised."""
+        recipe = self.result.recipe  # ridge sets the child's statistics itself
+        return chosen_method("auto" if recipe.refit == "ridge" else recipe.renorm, self.inputs.models[0])
+
+    def naive(self, shares: Sequence[float], renorm: str) -> nn.Module:
+        """Average the parents as they stand, and renormalise."""
+        result, models = self.result, self.inputs.models
+        labels, template = self.inputs.labels, self.template
+        if result.widths is not None or result.apart is not None:
+            models, labels, template = tuple(result.unmatched), result.labels, result.template
+        sets = None if labels is None else labels.sets
+        average = naive_average(models, shares, result.groups, sets, template)
+        identity = {group.name: Coupling.identity(group.size) for group in self.result.groups.free}
+        self.result.renormalise(average, [identity] * len(shares), shares, renorm)
+        return average
+
+
+def run(request: Request, work: Work) -> FusionReport | PathReport:
+    """Fuse, evaluate, and write what was asked for; nothing is written unless all of it succeeded."""
+    shares = _check(request)
+    device = resolve_device(request.options.device)
+    work.step("reading networks and data")
+    fusion = request.fusion
+    inputs = read_inputs(
+        request.parents, fusion.arch, request.data, device, fusion.classes, fused=True, trust=fusion.trust
+    )
+    check_architectures(inputs)
+    if inputs.labels is not None and request.points is not None:
+        raise RecipeError("a path needs parents that know the same labels: leave out --plot")
+    if request.points is not None and any(shapes_of(m) != shapes_of(inputs.models[0]) for m in inputs.models):
+        raise RecipeError("a path needs parents of one width: leave out --plot")
+    architecture, template = read_template(inputs, request.fusion.width, request.fusion.child_arch)
+    calibration = _calibration(request.recipe, inputs, needs_images(request.methods))
+    further = _further(request, inputs, work)
+    result = fuse(
+        inputs.models,
+        request.recipe,
+        calibration,
+        example=inputs.data.example(device=device),
+        labels=None if inputs.labels is None else inputs.labels.sets,
+        template=template,
+        allow_fixed=request.fusion.allow_fixed,
+        further=further,
+        on_step=lambda step: work.step(STEPS.get(step, step)),
+    )
+    fused = _Fused(inputs, result, template, calibration, inputs.test_loader(request.recipe.batch_size))
+
+    started = time.perf_counter()
+    parents, ensemble = evaluate_with_ensemble(
+        inputs.models, work.track(fused.test, "evaluating the parents"), sets=inputs.labels
+    )
+    children = [
+        fused.naive(shares, "none"),
+        fused.naive(shares, _best_renorm(fused)),
+        result.child,
+    ]
+    heads = _with_refitted_heads(fused, shares, work)
+    rival = None if further is None else _rival(fused, shares, heads, further, work, request.fusion.out_parent)
+    children += [*heads, *([] if rival is None else [rival[1]])]
+    others_of_family = [candidate for candidate in result.family if candidate is not result.best]
+    children += [candidate.network for candidate in others_of_family]
+    naive, naive_renorm, child, *others = evaluate_together(children, work.track(fused.test, "evaluating the child"))
+    head_scores, others = others[: len(heads)], others[len(heads) :]
+    teacher = None
+    if result.joint or result.recipe.parents_renorm == "reset":
+        teacher = evaluate_with_ensemble(
+            result.teachers, work.track(fused.test, "evaluating the teachers"), shares, result.labels
+        )[1]
+    paths, methods = None, []
+    if request.points is not None:
+        points = min(request.points, request.refitted_points) if result.recipe.refits else request.points
+        ends, alphas = (parents[0], parents[1]), path_alphas(points)
+        paths = _paths(fused, ends, alphas, work)
+        methods = _methods(request, fused, ends, paths[0], work)
+    seconds = Seconds(**result.seconds, evaluate=time.perf_counter() - started)
+
+    parent_rows = [
+        NetworkScores.at(checkpoint.path, checkpoint.digest, scores)
+        for checkpoint, scores in zip(inputs.checkpoints, parents, strict=True)
+    ]
+    child_row = NetworkScores.at(request.out, state_digest(result.child.state_dict()), child)
+    known = dict(zip(others_of_family, others[0 if rival is None else 1 :], strict=True))
+    family = [FamilyRow.of_candidate(own, known.get(own, child), own not in known) for own in result.family]
+    trained = None if rival is None else (rival[0], others[0])
+    advice = advise(
+        [
+            Contender("child", child, path=request.out),
+            *_parents(fused, parents, ensemble),
+            Contender("average", naive),
+            Contender("renewed average", naive_renorm),
+            *(Contender("refitted parent", own, number) for number, own in enumerate(head_scores, start=1)),
+            *_trained(trained, request.fusion.out_parent),
+            *([] if teacher is None else [Contender("teachers", teacher, networks=len(parents))]),
+        ],
+        most_frequent(inputs.data.test.labels),
+        _moved(result),
+    )
+    report = FusionReport(
+        parents=parent_rows,
+        ensemble=ScoreValues.of(ensemble),
+        teacher=None if teacher is None else ScoreValues.of(teacher),
+        heads=[ScoreValues.of(scores) for scores in head_scores],
+        trained_parent=None
+        if trained is None
+        else NetworkScores.at(inputs.checkpoints[trained[0]].path, None, trained[1]),
+        naive=ScoreValues.of(naive),
+        naive_renorm=ScoreValues.of(naive_renorm),
+        child=child_row,
+        verdict=verdict(advice, result.best.name if result.best else None),
+        advice=advice,
+        widened=_widened(fused),
+        converged=not result.not_converged,
+        not_converged=list(result.not_converged),
+        groups=GroupsSummary(
+            count=result.groups.count,
+            free_channels=result.groups.free_channels,
+            proof_error=result.groups.proof_error,
+            fixed=result.groups.fixed,
+        ),
+        shares=SharesSummary.of(result.chosen),
+        family=family,
+        refit_reason=result.refit_reason or None,
+        polish=PolishSummary.of(result.polished),
+        seconds=seconds,
+        recipe=result.recipe.model_dump(mode="json"),
+        architecture=architecture or inputs.architectures[result.like],
+        data=inputs.data_name,
+        preprocessing=inputs.data.preprocessing.model_dump(mode="json"),
+        images=child.count,
+        environment=describe_environment(device),
+        command=request.command,
+    )
+    if paths is not None:
+        path, naive_path = paths
+        report = PathReport(
+            **report.model_dump(),
+            path=[PathRow.of(point) for point in path],
+            naive_path=[PathRow.of(point) for point in naive_path],
+            barrier=Barrier.of(path, naive_path),
+            methods=methods,
+        )
+    _write(request, report, fused, child, rival)
+    if further is not None:
+        further.done()
+    return report
+
+
+def _parents(fused: _Fused, parents: Sequence[Scores], ensemble: Scores) -> list[Contender]:
+    """The parents as they lie in their files, and the ensemble of these."""
+    inputs = fused.inputs
+    known = [None] * len(parents) if inputs.labels is None else [len(own) for own in inputs.labels.sets]
+    found = [
+        Contender("parent", scores, number, checkpoint.path, labels=count)
+        for number, (scores, checkpoint, count) in enumerate(
+            zip(parents, inputs.checkpoints, known, strict=True), start=1
+        )
+    ]
+    return [*found, Contender("ensemble", ensemble, networks=len(parents))]
+
+
+def _trained(trained: tuple[int, Scores] | None, path: Path | None) -> list[Contender]:
+    """The parent that was trained as long as the child, if one was."""
+    return [] if trained is None else [Contender("trained parent", trained[1], trained[0] + 1, path)]
+
+
+def _moved(result: FusionResult) -> SameStart | None:
+    """How many channels were moved, where the couplings are of the parents' own channels."""
+    if result.apart is not None or result.widths is not None:
+        return None
+    found = moved_channels(result.couplings, result.like)
+    return None if found is None else SameStart(moved=found[0], channels=found[1])
+
+
+def _widened(fused: _Fused) -> bool:
+    """Whether channels stand side by side in the child, so that its class alone does not tell its shapes."""
+    like = fused.inputs.checkpoints[fused.result.like].card
+    return fused.result.apart is not None or bool(like is not None and like.widened and fused.template is None)
+
+
+def _check(request: Request) -> tuple[float, ...]:
+    """Refuse what can be refused before anything is read; return the parents' shares."""
+    if len(request.parents) < 2:
+        raise RecipeError("a fusion needs at least two parents")
+    shares = request.recipe.shares(len(request.parents))
+    request.recipe.check_numbers(len(request.parents))
+    if request.points is not None:
+        if len(request.parents) != 2:
+            raise RecipeError(f"a path runs between two parents, not {len(request.parents)}")
+        path_alphas(request.points)
+        for recipe in (request.recipe, *request.methods.values()):
+            if load_solver(recipe.solver).together is not None:
+                raise RecipeError(
+                    f"a path has other shares at every point, and solver {recipe.solver} matches by them: leave out the"
+                    " path or plot, or choose another solver"
+                )
+        if request.recipe.distil or request.recipe.finetune:
+            raise RecipeError("a path shows children as they are merged: leave out --plot, or --distil and --finetune")
+        if request.recipe.weights_by != "network":
+            raise RecipeError("a path gives a parent one share everywhere: leave out --weights-by, or the path")
+    if request.fusion.plot is not None:
+        plot_kind(request.fusion.plot)
+    if request.fusion.out_parent is not None and not (request.recipe.distil or request.recipe.finetune):
+        raise RecipeError("no parent is trained: leave out --out-parent, or give --distil or --finetune")
+    check_weights_name(request.out)
+    check_weights_name(request.fusion.out_parent, "--out-parent")
+    check_outputs(
+        {
+            "--out": request.out,
+            "--out-parent": request.fusion.out_parent,
+            "--report": request.fusion.report,
+            "--plot": request.fusion.plot,
+        },
+        request.parents,
+    )
+    return shares
+
+
+def _calibration(recipe: Recipe, inputs: Inputs, wanted: bool = False) -> Loader | None:
+    """Draw the calibration images; none where nothing in the recipe looks at them, unless they are wanted."""
+    renorm = chosen_method(recipe.renorm, inputs.models[0])
+    needed = (
+        wanted
+        or recipe.criterion != "weights"
+        or recipe.refits
+        or recipe.weights_by != "network"
+        or recipe.average == "fisher"
+        or (renorm != "none" and METHODS[renorm].images)
+    )
+    if not needed and recipe.calibration < 2:
+        return None
+    loader = calibration_loader(
+        inputs.data, recipe.calibration, batch_size=recipe.batch_size, device=inputs.device, seed=recipe.seed
+    )
+    if processes.count() > len(loader):
+        warnings.warn(
+            f"{processes.count()} processes share {len(loader)} calibration batches, so that some have nothing to do: "
+            f"give --nproc-per-node {len(loader)}, or more batches (--calibration, --batch-size)",
+            DepfuseWarning,
+            stacklevel=2,
+        )
+    return loader
+
+
+def _best_renorm(fused: _Fused) -> str:
+    """How the naive average is renormalised for comparison, whatever the recipe does to the child."""
+    possible = fused.calibration is not None and has_batch_norm(fused.inputs.models[0])
+    return "reset" if possible else "none"
+
+
+def _with_refitted_heads(fused: _Fused, shares: Sequence[float], work: Work) -> list[nn.Module]:
+    """Every parent with its head refitted to the ensemble, to compare with.
+
+    None where there are no images, or where the network cannot be taken apart: the report then leaves the rows out.
+    """
+    if fused.calibration is None:
+        return []
+    work.step("refitting the parents' heads")
+    models, labels = fused.result.teachers, fused.result.labels
+    template = None if fused.result.joint else fused.template
+    try:
+        return [
+            refit_head(parent, models, shares, fused.calibration, labels=labels, template=template)
+            for parent in range(len(models))
+        ]
+    except (ArchitectureError, RecipeError):
+        return []
+
+
+def _further(request: Request, inputs: Inputs, work: Work) -> Further | None:
+    """What trains the child on, where the recipe says so; its state lies beside the child."""
+    recipe = request.recipe
+    if not (recipe.distil or recipe.finetune):
+        return None
+
+    def progress(what: str, report: EpochReport) -> None:
+        work.step(f"{what}, epoch {report.epoch} of {report.epochs}, loss {report.loss:.3f}")
+
+    state = None if request.out is None else request.out.with_name(f"{request.out.name}.training")
+    return Further(inputs.data, resume=state, progress=progress)
+
+
+def _rival(
+    fused: _Fused,
+    shares: Sequence[float],
+    heads: Sequence[nn.Module],
+    further: Further,
+    work: Work,
+    out: Path | None,
+) -> tuple[int, nn.Module] | None:
+    """A parent trained as long as the child, and its number: what the child must surpass.
+
+    It begins from the parent, with its head refitted where that can be, that agrees best with the ensemble on the
+    calibration images. None where the parents' labels differ and no head could be refitted, with a `DepfuseWarning` if
+    it was to be written to `out`.
+    """
+    teachers, labels = fused.result.teachers, fused.result.labels
+    if labels is not None and not heads:
+        if out is not None:
+            warnings.warn(
+                f"--out-parent {out} is not written: no parent could get a head over the labels of all, as it needs"
+                " calibration images and a network that can be refitted",
+                DepfuseWarning,
+                stacklevel=2,
+            )
+        return None
+    work.step("training a parent as long")
+    candidates = list(heads) or list(teachers)
+    teacher = Ensemble(teachers, shares, labels, joint=fused.result.joint)
+    number = 0
+    if fused.calibration is not None:
+        losses = [teacher.disagreement(model, fused.calibration) for model in candidates]
+        number = losses.index(min(losses))
+    model = copy.deepcopy(candidates[number])
+    further.train(model, teacher, "parent", fused.result.recipe)
+    return number, model
+
+
+def _paths(
+    fused: _Fused, ends: tuple[Scores, Scores], alphas: Sequence[float], work: Work
+) -> tuple[list[PathPoint], list[PathPoint]]:
+    """Evaluate the path and the naive path, which differ by the couplings alone."""
+    work.step("evaluating the path", total=2 * (len(alphas) - 2))
+    matched = _matched_path(fused, ends, alphas, work)
+    naive = evaluate_path(
+        ends,
+        lambda alpha: fused.naive((1.0 - alpha, alpha), fused.renorm),
+        fused.test,
+        alphas,
+        lambda _: work.advance(),
+    )
+    return matched, naive
+
+
+def _matched_path(fused: _Fused, ends: tuple[Scores, Scores], alphas: Sequence[float], work: Work) -> list[PathPoint]:
+    return evaluate_path(
+        ends,
+        lambda alpha: fused.result.at((1.0 - alpha, alpha)),
+        fused.test,
+        alphas,
+        lambda _: work.advance(),
+    )
+
+
+def _methods(
+    request: Request, fused: _Fused, ends: tuple[Scores, Scores], path: list[PathPoint], work: Work
+) -> list[MethodPath]:
+    """The paths of all methods, in order; the first one's is known."""
+    found = []
+    for number, (name, recipe) in enumerate(request.methods.items()):
+        if number == 0:
+            found.append(method_path(name, fused.result, path))
+            continue
+        work.step(f"matching by {name}")
+        groups = None if fused.result.folded else fused.result.groups
+        result = fuse(
+            fused.inputs.models,
+            recipe,
+            fused.calibration,
+            example=fused.inputs.data.example(device=fused.inputs.device),
+            groups=groups,
+        )
+        other = replace(fused, result=result)
+        alphas = [point.alpha for point in path]
+        work.step(f"evaluating the path by {name}", total=len(alphas) - 2)
+        found.append(method_path(name, result, _matched_path(other, ends, alphas, work)))
+    return found
+
+
+def _write(
+    request: Request,
+    report: FusionReport | PathReport,
+    fused: _Fused,
+    child: Scores,
+    rival: tuple[int, nn.Module] | None,
+) -> None:
+    """Write plot, report, trained parent and child; each takes its place only when all of them are complete."""
+    with ExitStack() as complete:
+        if request.fusion.plot is not None and isinstance(report, PathReport):
+            draw_path(report, complete.enter_context(replacing(request.fusion.plot)), plot_kind(request.fusion.plot))
+        elif request.fusion.plot is not None:
+            draw_family(report, complete.enter_context(replacing(request.fusion.plot)), plot_kind(request.fusion.plot))
+        if request.fusion.report is not None:
+            text = report.model_dump_json(indent=2) + "\n"
+            complete.enter_context(replacing(request.fusion.report)).write_text(text, encoding="utf-8")
+        if request.fusion.out_parent is not None and rival is not None:
+            number, parent = rival
+            path = complete.enter_context(replacing(request.fusion.out_parent))
+            write_checkpoint(path, parent.state_dict(), _card_of_parent(report, fused, number, child.count))
+        if request.out is not None:
+            write_checkpoint(request.out, fused.result.child.state_dict(), _card_of_child(report, fused, child.count))
+
+
+def _card_of_child(report: FusionReport, fused: _Fused, images: int) -> Card:
+    return _card(report, fused, report.architecture, report.child, images, widened=report.widened)
+
+
+def _card_of_parent(report: FusionReport, fused: _Fused, number: int, images: int) -> Card:
+    """Of the parent that was trained as long as the child, with the same teacher and for the same labels."""
+    inputs = fused.inputs
+    own, architecture = inputs.checkpoints[number].card, inputs.architectures[number]
+    if inputs.labels is not None:
+        architecture = with_classes(architecture, len(inputs.labels.joint))
+    assert report.trained_parent is not None
+    widened = own is not None and own.widened
+    return _card(report, fused, architecture, report.trained_parent, images, widened=widened)
+
+
+def _card(
+    report: FusionReport, fused: _Fused, architecture: str, scores: ScoreValues, images: int, *, widened: bool
+) -> Card:
+    inputs = fused.inputs
+    return Card(
+        architecture=architecture,
+        data=report.data,
+        preprocessing=inputs.data.preprocessing,
+        classes=None if inputs.labels is None else inputs.labels.joint,
+        widened=widened,
+        recipe=report.recipe,
+        seeds={"fuse": fused.result.recipe.seed},
+        parents=tuple(Parent(path=str(parent.path), digest=parent.digest) for parent in inputs.checkpoints),
+        metrics={**scores.model_dump(include=set(ScoreValues.model_fields)), "images": images},
+    )

@@ -1,0 +1,49 @@
+"""Which device the work runs on."""
+
+from __future__ import annotations
+
+import torch
+
+from depfuse.distributed import team as processes
+from depfuse.errors import DeviceError
+
+
+def resolve_device(name: str | None = None) -> torch.device:
+    """Turn a device's name into a device that is there.
+
+    Parameters
+    ----------
+    name
+        ``None`` or ``"auto"`` for CUDA where there is one and the CPU elsewhere; otherwise what
+        `torch.device` takes, such as ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+
+    Raises
+    ------
+    DeviceError
+        The name is no device, or the device is not there, or not for each of several processes.
+    """
+    device = _named(name)
+    processes.check_device(device)
+    return device
+
+
+def _named(name: str | None) -> torch.device:
+    if name is None or name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"{name!r} is no device: give cpu, cuda, cuda:N or auto") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise DeviceError(f"{name} was asked for, but there is no usable CUDA device here: use --device cpu")
+        if device.index is not None and device.index >= count:
+            raise DeviceError(f"{name} was asked for, but there are only {count} CUDA devices, cuda:0 first")
+        return device
+    try:
+        torch.empty(1, device=device)
+    except Exception as error:  # each backend has its own way to say that it is not there
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DeviceError(f"{name} was asked for, but cannot be used here: {reason}") from None
+    return device

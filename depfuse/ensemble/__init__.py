@@ -1,0 +1,1 @@
+"""The parents' ensemble: label sets and outputs."""

@@ -1,0 +1,370 @@
+"""The best single network that can be had: candidates, of which the one that agrees best with the ensemble is kept.
+
+Where parents know different things, merging them pays; where they know the same, every step from one of them towards
+the average loses, and the best single network is a parent whose head, or last stage, has learned from the ensemble.
+Which it is shows on images that no candidate has seen.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.data.augment import Augmentation, mix
+from depfuse.data.loader import Loader
+from depfuse.ensemble.label_sets import LabelSets
+from depfuse.ensemble.targets import wanted_of
+from depfuse.errors import ArchitectureError, RecipeError
+from depfuse.fusion.agreement import at_best_scale, mean_or_infinite
+from depfuse.fusion.choose_shares import shares_of_parts
+from depfuse.groups import ChannelGroups
+from depfuse.groups.partition import parts_by_stage
+from depfuse.merge import Shares
+from depfuse.networks.layout import choose_layout
+from depfuse.networks.running import evaluating
+from depfuse.recipe import Recipe
+from depfuse.refit import Together, refit_head
+from depfuse.refit.second_order.polish import Polished, polish
+from depfuse.renorm import settle_batch_norm
+from depfuse.tasks.outputs import distance_of
+from depfuse.teach.distil import Ensemble
+from depfuse.teach.joint_head import head_of
+
+HELD_OUT = 0.25
+VIEWS = 4
+FARTHER = 2
+MIXED_AT_ONCE = 250  # images that are mixed with each other
+LEAST_IMAGES = 8
+# Candidates are compared on so many images; the best merged one is made again of all.
+COMPARED_IMAGES = 500
+SHARES_IMAGES = 400
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One network of the family.
+
+    Attributes
+    ----------
+    name
+        How it came about.
+    network
+        The network, in eval mode.
+    disagreement
+        Cross-entropy (nats) of its class probabilities for held-out images, shifted far, under the mean of the parents'
+        for the same images as they are; without labels, at the best scale of its scores. Mean squared error where the
+        outputs are no class scores.
+    seconds
+        What making it took.
+    scale
+        What its class scores were multiplied by; no decision depends on it.
+    losses
+        The disagreement of each image (N,), over its views.
+    instead_of
+        The name of the candidate that it came from and takes the place of, nearer to the ensemble on mixed images.
+    """
+
+    name: str
+    network: nn.Module
+    disagreement: float
+    seconds: float
+    scale: float
+    losses: Tensor
+    instead_of: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """The candidates of a fusion, as they are made.
+
+    Attributes
+    ----------
+    models, groups, labels, template
+        The parents at the child's width, their groups, and which labels their outputs stand for, where they differ.
+    alone
+        The parents as candidates by themselves; none where they do not know all labels.
+    teachers
+        The parents whose ensemble is to be agreed with.
+    joint
+        Whether they have one head together, so that none says anything alone.
+    recipe
+        Settings.
+    calibration
+        Unlabelled images; the last quarter is held out.
+    example
+        An input (1, ...).
+    merged
+        Gives the average of the parents at some shares.
+    refitted
+        Refits such an average in place: from images, for targets, with a number of steps of all layers together.
+    """
+
+    models: Sequence[nn.Module]
+    groups: ChannelGroups
+    labels: LabelSets | None
+    template: nn.Module | None
+    alone: Sequence[nn.Module]
+    teachers: Sequence[nn.Module]
+    joint: bool
+    recipe: Recipe
+    calibration: Loader
+    example: Tensor
+    merged: Callable[[Shares], nn.Module]
+    refitted: Callable[[nn.Module, Shares, Loader, str, int], object]
+
+    def find(self) -> list[Candidate]:
+        """Make all candidates, the simplest first (see `best_of`).
+
+        Each parent as it is (where all know the same labels) and with its head refitted to the ensemble; the best of
+        these up to a stage and the average of all from there on, from the last stage backwards as long as that helps;
+        the average of all; the average with shares chosen by stage. Averages are refitted layer by layer. If the best
+        is an average, it is made again from more images and with the recipe's steps of all layers together, and the
+        best of all is polished, where the recipe says so. If it is a parent, it is led half the way to where such steps
+        bring it (`_half_way`).
+
+        Raises
+        ------
+        RecipeError
+            There are fewer than eight images.
+        """
+        if self.calibration.count < LEAST_IMAGES:
+            raise RecipeError(
+                f"goal best needs at least {LEAST_IMAGES} calibration images, not {self.calibration.count}: give 2000"
+            )
+        held = max(2, round(HELD_OUT * self.calibration.count))
+        seen = self.calibration.first(self.calibration.count - held)
+        few = seen.first(COMPARED_IMAGES)
+        judge = Judge(self, self.calibration.between(seen.count, self.calibration.count))
+        shares = Shares(self.recipe.shares(len(self.models)))
+        found: list[Candidate] = []
+
+        def add(name: str, make: Callable[[], nn.Module]) -> float:
+            """The disagreement of a new candidate; infinity where there can be none."""
+            started = time.perf_counter()
+            try:
+                network = make()
+            except (ArchitectureError, RecipeError):  # the network cannot be taken apart, or its head not be refitted
+                return float("inf")
+            seconds = time.perf_counter() - started
+            losses, scale = judge(network)
+            found.append(Candidate(name, network, mean_or_infinite(losses), seconds, scale, losses))
+            return found[-1].disagreement
+
+        bases: dict[str, int] = {}
+        for number in range(len(self.models)):
+            name = f"parent {number + 1}"
+            bases |= {name: number, f"{name}, head refitted": number}
+            if self.alone:
+                add(name, partial(_copied, self.alone[number]))
+            add(f"{name}, head refitted", partial(self._head, number, shares.network, seen))
+        merged = {"average": shares}
+        least = min((candidate.disagreement for candidate in found), default=float("inf"))
+        base = bases[best_of(found).name] if found else 0
+        for name, own in self._merged_from(base, shares):
+            merged[name] = own
+            now = add(name, partial(self._refitted, own, few, 0))
+            if now > least:
+                break
+            least = now
+        add("average", partial(self._refitted, shares, few, 0))
+        name = "average, shares by stage"
+        by_stage = self._by_stage(seen)
+        if by_stage not in merged.values() and not by_stage.of_one_parent:
+            merged[name] = by_stage
+            add(name, partial(self._refitted, by_stage, few, 0))
+        best = best_of(found)
+        if best.name in merged:
+            whole = partial(self._refitted, merged[best.name], seen, self.recipe.refit_steps)
+            add(f"{best.name}, all images and layers", whole)
+        if self.recipe.polishes:
+            best = best_of(found)
+            half_way = partial(self._half_way, best.network, seen)
+            if best.name in bases and add(f"{best.name}, all layers half-way", half_way) < float("inf"):
+                if judge.nearer(found[-1].network, best.network):
+                    # Mixed images are no longer strange to it: they say less of how sure it may be than of its origin.
+                    found[-1] = replace(found[-1], instead_of=best.name, scale=best.scale)
+            else:
+                add(f"{best.name}, polished", partial(self._polished, best.network, seen))
+        return [judge.rescaled(candidate) for candidate in found]
+
+    @property
+    def _augmentation(self) -> Augmentation:
+        return Augmentation.suited_to(self.calibration.image_shape)
+
+    def _head(self, number: int, shares: Sequence[float], images: Loader) -> nn.Module:
+        return refit_head(number, self.models, shares, images, labels=self.labels, template=self.template)
+
+    def _merged_from(self, base: int, shares: Shares) -> list[tuple[str, Shares]]:
+        """One parent up to a stage and all from there on: names and shares, the last stage first."""
+        part_of = parts_by_stage(self.models[0], self.example)
+        stages = list(dict.fromkeys(part_of.values()))
+        alone = tuple(float(number == base) for number in range(len(self.models)))
+        found = []
+        for depth in range(len(stages) - 1, 0, -1):
+            own = Shares.of_parts(shares.network, part_of)
+            for stage in stages[:depth]:
+                own = own.having(stage, alone)
+            found.append((f"parent {base + 1}, merged from {stages[depth]} on", own))
+        return found
+
+    def _by_stage(self, images: Loader) -> Shares:
+        recipe = self.recipe.changed(weights_by="stage")
+        few = images if self.recipe.labelled else images.first(SHARES_IMAGES)
+        return shares_of_parts(
+            self.models,
+            self.groups,
+            recipe,
+            self.example,
+            few,
+            self.merged,
+            self.teachers,
+            self.labels,
+            joint=self.joint,
+        ).shares
+
+    def _polished(self, network: nn.Module, images: Loader) -> nn.Module:
+        network = _copied(network)
+        polish_child(network, self.teachers, self.labels, images, self.recipe, joint=self.joint)
+        return network
+
+    def _half_way(self, network: nn.Module, images: Loader) -> nn.Module:
+        """Half the way to where natural-gradient steps on mixed images bring a network.
+
+        A network that is as good as its parents has little to gain, and what a few images teach is half chance: half
+        the way has most of the gain and a quarter of the variance (weights averaged after fine-tuning, Wortsman et al.
+        2022, section 3). Images are mixed but not shifted, and the parents know none of the mixtures by heart.
+        """
+        taught, half = _copied(network), _copied(network)
+        recipe = self.recipe
+        teacher = Ensemble(self.teachers, recipe.shares(len(self.teachers)), self.labels, joint=self.joint)
+        together = Together.towards(taught, teacher, images, seed=recipe.seed)
+        together.second_pass(recipe.refit_steps, Augmentation(flip=self._augmentation.flip), mixed=True)
+        with torch.no_grad():
+            for own, other in zip(half.state_dict().values(), taught.state_dict().values(), strict=True):
+                if own.is_floating_point():
+                    own.lerp_(other, 0.5)
+        return half
+
+    def _refitted(self, shares: Shares, images: Loader, steps: int) -> nn.Module:
+        network = self.merged(shares)
+        # A stream has one mixture, which shares that differ by stage would have to agree on.
+        self.refitted(network, shares, images, "matched" if shares.parts else self.recipe.targets, steps)
+        return network
+
+
+class Judge:
+    """How far candidates are from the parents' ensemble, on images that no candidate has seen.
+
+    The ensemble sees each image as it is, a candidate several views of it, flipped and shifted twice as far as in
+    training: what networks know by heart they all name alike, and those that generalise name it so from afar as well.
+    Losses are those with the one of `SCALES`, a factor of all class scores, with which they are least.
+
+    How sure a candidate may be is another question, since networks are too sure of what they know by heart. Of images
+    mixed with each other nothing is known by heart: the scale with which a candidate is nearest to the mean of the
+    parents' probabilities there is its own (temperature scaling, Guo et al. 2017, without labels).
+    """
+
+    def __init__(self, family: Family, images: Loader) -> None:
+        self._family = family
+        seed = family.recipe.seed
+        near = Augmentation.suited_to(images.image_shape)
+        far = replace(near, translate=FARTHER * near.translate)
+        images = images.in_batches(MIXED_AT_ONCE)
+        generator = torch.Generator().manual_seed(seed)
+        self._wanted = self._together([inputs for inputs, _ in images])
+        self._views = [inputs for view in range(VIEWS) for inputs, _ in images.augmented(far, seed + view)]
+        self._mixed = [mix(inputs, generator) for inputs, _ in images.augmented(near, seed)]
+        self._between = self._together(self._mixed)
+
+    def __call__(self, network: nn.Module) -> tuple[Tensor, float]:
+        """Each image's disagreement (N,), nats, and the network's scale; 1 without a linear head."""
+        views, mixed = _logits(network, self._views), _logits(network, self._mixed)
+        losses, scale = at_best_scale(views, torch.cat([self._wanted] * VIEWS))[0], 1.0
+        with suppress(RecipeError):
+            head_of(network, self._views[0][:1])
+            scale = at_best_scale(mixed, self._between)[1]
+        return losses.reshape(VIEWS, -1).mean(0), scale
+
+    def nearer(self, network: nn.Module, other: nn.Module) -> bool:
+        """Whether a network is nearer to the ensemble than another one on the mixed images, beyond chance.
+
+        A question for two networks of which one came from the other: how sure they are counts here.
+        """
+        given = [_logits(model, self._mixed) for model in (network, other)]
+        one, two = (distance_of(outputs).losses(outputs, self._between) for outputs in given)
+        return beyond_chance(two - one)
+
+    def _together(self, batches: Sequence[Tensor]) -> Tensor:
+        """What the ensemble says of images (N, ...)."""
+        family = self._family
+        shares = family.recipe.shares(len(family.teachers))
+        outputs = [_logits(model, batches) for model in family.teachers]
+        return wanted_of(outputs, shares, family.labels, joint=family.joint)
+
+    def rescaled(self, candidate: Candidate) -> Candidate:
+        """The candidate with its scale in its head."""
+        if candidate.scale != 1.0:
+            head = head_of(candidate.network, self._views[0][:1])
+            with torch.no_grad():
+                head.weight.mul_(candidate.scale)
+                head.bias.mul_(candidate.scale)
+        return candidate
+
+
+def best_of(candidates: Sequence[Candidate]) -> Candidate:
+    """The first that agrees with the ensemble as well as the best one does, but for one standard error.
+
+    Candidates come with the simplest first: a difference that chance explains does not outweigh that (the rule of one
+    standard error, Breiman et al. 1984, section 3.4.3, on the differences image by image). If another one takes its
+    place, that one.
+    """
+    first = [candidate for candidate in candidates if candidate.instead_of is None]
+    least = min(first, key=lambda candidate: candidate.disagreement)
+    best = next(
+        candidate for candidate in first if candidate is least or not beyond_chance(candidate.losses - least.losses)
+    )
+    return next((candidate for candidate in candidates if candidate.instead_of == best.name), best)
+
+
+def beyond_chance(differences: Tensor) -> bool:
+    """Whether the mean of some differences (N,) is above zero by more than one standard error."""
+    return float(differences.mean()) > float(differences.std()) / math.sqrt(len(differences))
+
+
+def _logits(network: nn.Module, batches: Sequence[Tensor]) -> Tensor:
+    with torch.no_grad(), evaluating(network):
+        layout = choose_layout(network, batches[0][:1])[0]
+        return torch.cat([network(inputs.contiguous(memory_format=layout)).float() for inputs in batches])
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).eval()
+
+
+def polish_child(
+    child: nn.Module,
+    teachers: Sequence[nn.Module],
+    labels: LabelSets | None,
+    images: Loader,
+    recipe: Recipe,
+    *,
+    joint: bool = False,
+) -> Polished:
+    """Polish a network in place towards the ensemble of some teachers, as a recipe says (`merge.polish`).
+
+    Where it changes, its BatchNorm statistics are those of the images afterwards.
+    """
+    teacher = Ensemble(teachers, recipe.shares(len(teachers)), labels, joint=joint)
+    augment = Augmentation.suited_to(images.image_shape) if recipe.augment else None
+    done = polish(child, teacher, images, augment=augment, seed=recipe.seed)
+    if done.layers is not None:
+        settle_batch_norm(child, images)
+    return done

@@ -1,0 +1,203 @@
+"""Whether parents differ in their weights only: the modules are compared, not only the tensors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils.parametrize import is_parametrized
+from torch.utils._pytree import tree_leaves, tree_map
+
+from depfuse.errors import DepfuseWarning, RecipeError
+from depfuse.networks.copying import (
+    Example,
+    evaluation_copy,
+    first_line,
+    random_like,
+    run_network,
+    same_outputs,
+    suited,
+    unwrap,
+)
+
+SCALE = 4.0  # of the random inputs, in standard deviations: what is cut off (ReLU6) shows
+PLAIN = (int, float, bool, str, tuple, type(None))
+# Attributes of torch's layers that follow from the width, and the mode.
+NAMES = """
+    in_channels out_channels in_features out_features num_features normalized_shape num_groups groups num_parameters
+    embed_dim kdim vdim num_heads head_dim num_embeddings embedding_dim input_size hidden_size training
+"""
+SIZES = frozenset(NAMES.split())
+
+
+def check_alike(models: Sequence[nn.Module], example: Example | None) -> None:
+    """Check that every parent computes what the first one's modules do with its weights.
+
+    The child has the modules of parent 1. With f_1(theta, x) the function of its modules, f_1(theta_k, x) must equal
+    what parent k gives, for the example and for random inputs of its shape. So activations, strides, an epsilon,
+    attributes that `forward` reads, forward hooks, buffers that are not in the state dict, and tensors that cannot be
+    averaged (an index) are all compared. Settings that do not show there (a momentum) are warned of.
+
+    Parameters
+    ----------
+    models
+        Networks with equal tensor names.
+    example
+        An input; where None, only the modules' classes and settings are compared.
+
+    Raises
+    ------
+    RecipeError
+        A parent computes something else; names the first module whose output differs.
+    """
+    for number, model in enumerate(models[1:], start=2):
+        compared = example is not None and _compare(models[0], model, example, number)
+        other = next(_other_settings(models[0], model), None)
+        if other is None:
+            continue
+        if not compared:
+            raise RecipeError(f"parents 1 and {number} are other networks: they differ in {other}")
+        warnings.warn(
+            f"parents 1 and {number} differ in {other}, which does not show in what they compute: the child has parent "
+            "1's",
+            DepfuseWarning,
+            stacklevel=4,
+        )
+
+
+def _compare(first: nn.Module, model: nn.Module, example: Example, number: int) -> bool:
+    """Compare a parent with the first one's modules; False where they cannot be run on its weights."""
+    modules, own = (_copied(network) for network in (first, model))
+    state = {key: tensor for key, tensor in own.state_dict().items() if _is_real(tensor)}
+    same_width = all(
+        tensor.shape == state[key].shape for key, tensor in modules.state_dict().items() if key in state
+    )
+    given = suited(example, own)
+    for inputs in (given, random_like(given, SCALE)):
+        wanted = _run(lambda: run_network(own, _cloned(inputs)))  # noqa: B023
+        if not _agree(_run(lambda: run_network(own, _cloned(inputs))), wanted):  # noqa: B023
+            continue  # it does not run there, or is random: tracing and proving say that in their own words
+        found = _run(lambda: _with_weights(modules, state, inputs))  # noqa: B023
+        if isinstance(found, str):
+            if not same_width:
+                return False
+            raise RecipeError(
+                f"parent {number} is another network than parent 1, whose modules cannot be run with its weights "
+                f"({found})"
+            )
+        if not _agree(found, wanted):
+            raise RecipeError(
+                f"parent {number} is another network than parent 1, though their tensors fit: with equal weights "
+                f"{_first_difference(modules, own, state, inputs)}; fuse networks that differ in their weights only"
+            )
+    return True
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    """A copy to run, in float32 at least."""
+    narrow = any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in network.state_dict().values())
+    return evaluation_copy(network, torch.float32 if narrow else None)
+
+
+def _is_real(tensor: Any) -> bool:
+    return isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex())
+
+
+def _cloned(inputs: Example) -> Example:
+    """Inputs that a network may write to."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)  # type: ignore[no-any-return]
+
+
+def _run(forward: Callable[[], Any]) -> list[Tensor] | str:
+    """The tensors that a forward pass gives, or what it raises."""
+    try:
+        with torch.no_grad():
+            return [leaf for leaf in tree_leaves(forward()) if isinstance(leaf, Tensor)]
+    except Exception as error:  # whatever the user's network raises
+        return first_line(error)
+
+
+def _agree(found: list[Tensor] | str, wanted: list[Tensor] | str) -> bool:
+    """Whether two forward passes gave the same."""
+    return not isinstance(found, str) and not isinstance(wanted, str) and same_outputs(found, wanted)
+
+
+def _with_weights(modules: nn.Module, state: dict[str, Tensor], inputs: Example) -> Any:
+    """Forward pass of a network's modules with other weights."""
+    given = _cloned(inputs)
+    arguments: Any = (given,) if isinstance(given, Tensor) else () if isinstance(given, dict) else tuple(given)
+    return functional_call(modules, state, arguments, given if isinstance(given, dict) else {}, tie_weights=False)
+
+
+def _first_difference(modules: nn.Module, own: nn.Module, state: dict[str, Tensor], inputs: Example) -> str:
+    """Say which module's output differs first, or which buffer or index does."""
+    wanted = _run(lambda: run_network(own, _cloned(inputs)))
+    for key, tensor in own.named_buffers():
+        if key in state:
+            continue
+        kind = "which is no weight and cannot be averaged" if key in own.state_dict() else "which no state dict holds"
+        found = _run(lambda: _with_weights(modules, {**state, key: tensor}, inputs))  # noqa: B023
+        if _agree(found, wanted):
+            return f"they compute by another buffer {key}, {kind}"
+    ours = _recorded(modules, lambda: _with_weights(modules, state, inputs))
+    theirs = _recorded(own, lambda: run_network(own, _cloned(inputs)))
+    for (name, kind, output), (other, its, expected) in zip(ours, theirs, strict=False):
+        if name != other or not same_outputs(output, expected):
+            settings = next(_settings(modules, own, other), "")
+            classes = its if kind == its else f"{kind}, {its}"
+            return f"the output of {other or 'the network itself'} differs ({settings or classes})"
+    return "the output differs"
+
+
+def _recorded(network: nn.Module, forward: Callable[[], Any]) -> list[tuple[str, str, list[Tensor]]]:
+    """Name, class and output tensors of every module call, in the order in which they end."""
+    found: list[tuple[str, str, list[Tensor]]] = []
+
+    def noting(name: str) -> Callable[..., None]:
+        def note(module: nn.Module, inputs: Any, output: Any) -> None:
+            tensors = [leaf.clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+            found.append((name, type(module).__name__, tensors))
+
+        return note
+
+    handles = [module.register_forward_hook(noting(name)) for name, module in network.named_modules()]
+    try:
+        _run(forward)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _other_settings(first: nn.Module, other: nn.Module) -> Iterator[str]:
+    """What is set otherwise in torch's own layers, sizes left out."""
+    for name, _ in unwrap(first).named_modules():
+        yield from _settings(unwrap(first), unwrap(other), name)
+
+
+def _of_one_kind(one: nn.Module, two: nn.Module) -> bool:
+    """Whether two modules have one class; torch makes a class of its own for every module with a parametrization."""
+    kinds = [type(module).__mro__[is_parametrized(module) :] for module in (one, two)]
+    return is_parametrized(one) == is_parametrized(two) and kinds[0] == kinds[1]
+
+
+def _settings(first: nn.Module, other: nn.Module, name: str) -> Iterator[str]:
+    """What is set otherwise in one layer of torch's own, sizes left out: `bn1.eps (1e-05, 0.1)`."""
+    modules = dict(first.named_modules()), dict(other.named_modules())
+    if name not in modules[0] or name not in modules[1]:
+        return
+    one, two = modules[0][name], modules[1][name]
+    if not all(type(module).__module__.startswith("torch.nn.") for module in (one, two)):
+        return
+    if not _of_one_kind(one, two):
+        yield f"{name} ({type(one).__name__}, {type(two).__name__})"
+        return
+    for key, value in vars(one).items():
+        its = vars(two).get(key)
+        compared = not (key.startswith("_") or key in SIZES) and all(isinstance(each, PLAIN) for each in (value, its))
+        if compared and value != its:
+            yield f"{name}.{key} ({value}, {its})"

@@ -1,0 +1,87 @@
+"""Parents that share a start: their channels are in place, and their plain average needs neither matching nor refit."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.data.loader import Loader
+from depfuse.ensemble.targets import wanted_of
+from depfuse.networks.running import evaluating
+from depfuse.renorm import has_batch_norm, renormalise
+from depfuse.tasks.outputs import distance_of
+
+COSINE = 0.3  # of the weights; those of networks with different starts are about 0
+IMAGES = 500
+
+
+def share_a_start(models: Sequence[nn.Module], shares: Sequence[float], images: Loader) -> bool:
+    """Whether the plain average of parents agrees with their ensemble as well as the best of them does.
+
+    Compared on the last calibration images, up to 500, within one standard error of the paired difference. The average
+    has its BatchNorm reset on the others where it does not agree without. Parents whose weights do not look alike have
+    no common start, whatever their average does: one of networks that are not trained agrees with anything.
+
+    Parameters
+    ----------
+    models
+        The parents as they are, all with the same labels.
+    shares
+        One per parent.
+    images
+        Calibration images; labels are not read.
+    """
+    states = [dict(model.state_dict()) for model in models]
+    if any(own.keys() != states[0].keys() for own in states) or not _look_alike(models[0], states):
+        return False
+    held = min(IMAGES, images.count // 2)
+    if held < 2:
+        return False
+    judged = images.between(images.count - held, images.count)
+    outputs = [_outputs(model, judged) for model in models]
+    distance = distance_of(outputs[0])
+    wanted = wanted_of(outputs, shares)
+    best = min((distance.losses(own, wanted) for own in outputs), key=lambda losses: float(losses.mean()))
+
+    def agrees(network: nn.Module) -> bool:
+        more = (distance.losses(_outputs(network, judged), wanted) - best).double()
+        error = float(more.std()) / math.sqrt(len(more))
+        return float(more.mean()) <= error
+
+    average = copy.deepcopy(models[0])
+    with torch.no_grad():  # not by load_state_dict, which some networks refuse without their metadata
+        for key, tensor in average.state_dict().items():
+            tensor.copy_(_mean([own[key] for own in states], shares))
+    if agrees(average):
+        return True
+    if not has_batch_norm(average):
+        return False
+    renormalise(average, "reset", images.between(0, images.count - held).first(IMAGES))
+    return agrees(average)
+
+
+def _look_alike(model: nn.Module, states: Sequence[dict[str, Tensor]]) -> bool:
+    """Whether the weights of all parents point the same way as those of the first, and have its shapes."""
+    first = states[0]
+    if any(own[key].shape != tensor.shape for own in states for key, tensor in first.items()):
+        return False
+    keys = [key for key, weight in model.named_parameters(remove_duplicate=False) if weight.dim() > 1 and key in first]
+    vectors = [torch.cat([own[key].flatten().double() for key in keys]) for own in states if keys]
+    return bool(vectors) and all(
+        float(nn.functional.cosine_similarity(vectors[0], other, dim=0)) >= COSINE for other in vectors[1:]
+    )
+
+
+def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    if not tensors[0].is_floating_point():
+        return tensors[0]
+    return torch.stack([share * own for share, own in zip(shares, tensors, strict=True)]).sum(0)
+
+
+def _outputs(model: nn.Module, images: Loader) -> Tensor:
+    with torch.no_grad(), evaluating(model):
+        return torch.cat([model(batch) for batch, _ in images])

@@ -1,0 +1,134 @@
+r"""The proof that parents side by side in one network leave each other alone.
+
+The smallest example is a hidden layer of two channels per parent. Between two linear layers with ReLU, a network that
+holds all four computes both parents, and the mean of the second layers gives the mean of their outputs. With a softmax
+over the hidden channels it does not: each parent's channels change what the other's are divided by.
+
+With f_p the function of parent p, and c(s) that of the child with shares s, these must hold for unrelated parents, in
+float64 on generic values (`generic.py`):
+
+- a wider network that holds parent p alone gives f_p: what refits the child reads such networks;
+- c(e_p) = f_p, for the shares e_p that are one for parent p: the others' channels are there and count for nothing;
+- c(s) = f_1 for any shares, where all parents are the first: what is kept twice counts once;
+- where nothing is merged, c(s) = \sum_p s_p f_p: the child is the ensemble of its parents' logits.
+
+The last of them, or else the second, is then checked on the parents themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.align.coupling import Couplings
+from depfuse.ensemble.label_sets import LabelSets
+from depfuse.fusion.arrangement import Arrangement, with_state
+from depfuse.groups import ChannelGroups
+from depfuse.groups.generic_values import GenericNetwork
+from depfuse.groups.mixing import UNFIT, Fault, compared, not_taken, outputs_of
+from depfuse.groups.tracing.depgraph import evaluation_copy
+from depfuse.merge.average import average
+
+
+class SeparationProof:
+    """The parents, on generic values and as they are, and what a child that holds them must give.
+
+    Parameters
+    ----------
+    models
+        The parents, with their channels in one order.
+    example
+        An input (1, ...).
+    labels, template
+        As `average` takes them, the template at the parents' width.
+    shares
+        The parents' shares in the child.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        example: Tensor,
+        labels: LabelSets | None,
+        template: nn.Module | None,
+        shares: Sequence[float],
+        seed: int,
+    ) -> None:
+        self._labels = labels
+        self._template = None if template is None else evaluation_copy(template, torch.float64).cpu()
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(example.shape, generator=generator, dtype=torch.float64)
+        self._input = noise if example.is_floating_point() else example.cpu()
+        self._example = example.detach().cpu().to(torch.float64 if example.is_floating_point() else example.dtype)
+        self._shares = tuple(shares)
+        self._parents = [evaluation_copy(model, torch.float64).cpu() for model in models]
+        self._generic = [
+            with_state(parent, GenericNetwork(parent, self._input, (), seed, draw).state)
+            for draw, parent in enumerate(self._parents, start=1)
+        ]
+
+    def fault(self, arrangement: Arrangement, *, whole: bool) -> Fault | None:
+        """What is wrong with an arrangement; `whole`: nothing is merged in it."""
+        count = len(self._parents)
+        mixed = tuple((number + 1) / (count * (count + 1) / 2) for number in range(count))
+        try:
+            return self._on(arrangement, self._generic, self._input, mixed, whole) or self._on(
+                arrangement, self._parents, self._example, self._shares, whole
+            )
+        except UNFIT as error:  # where a network is made wider, or averaged
+            return not_taken(self._parents[0], error)
+
+    def _on(
+        self,
+        arrangement: Arrangement,
+        parents: Sequence[nn.Module],
+        given: Tensor,
+        shares: Sequence[float],
+        whole: bool,
+    ) -> Fault | None:
+        generic = parents is self._generic
+        wide = [arrangement.widen(parent, number) for number, parent in enumerate(parents)]
+        expected = [outputs_of(parent, given) for parent in parents]
+        if generic:
+            for parent, wider, outputs in zip(parents, wide, expected, strict=True):
+                if fault := compared(wider, outputs, given, parent):
+                    return fault
+        if whole:
+            return compared(self._child(arrangement, wide, shares), self._mean(expected, shares), given, parents[0])
+        for number, parent in enumerate(parents):
+            alone = tuple(float(other == number) for other in range(len(parents)))
+            child = self._child(arrangement, wide, alone)
+            if fault := compared(child, self._mean(expected, alone), given, parent):
+                return fault
+        if not generic:
+            return None
+        alike = [_like(parents[0], parent) for parent in parents]
+        expected = [outputs_of(parent, given) for parent in alike]
+        wide = [arrangement.widen(parent, number) for number, parent in enumerate(alike)]
+        return compared(self._child(arrangement, wide, shares), self._mean(expected, shares), given, alike[0])
+
+    def _child(self, arrangement: Arrangement, wide: Sequence[nn.Module], shares: Sequence[float]) -> nn.Module:
+        template = None if self._template is None else arrangement.widen(self._template)
+        nothing: list[Couplings] = [{} for _ in wide]
+        return average(wide, ChannelGroups(()), nothing, shares, self._labels, template, arrangement.owners)
+
+    def _mean(self, outputs: Sequence[Sequence[Tensor]], shares: Sequence[float]) -> list[Tensor]:
+        """The ensemble's outputs; those of labels that a parent does not know are the others'."""
+        labels = self._labels
+        found = []
+        for each in zip(*outputs, strict=True):
+            sizes = [output.shape[1] if output.dim() > 1 else 0 for output in each]
+            if labels is not None and sizes == [len(known) for known in labels.sets]:
+                found.append(labels.join(each, shares, 1))
+            else:
+                found.append(sum(share * output for share, output in zip(shares, each, strict=True)))
+        return found
+
+
+def _like(first: nn.Module, parent: nn.Module) -> nn.Module:
+    """A parent with the tensors of the first; its head where it has other labels."""
+    state = first.state_dict()
+    own = parent.state_dict()
+    return with_state(parent, {key: state[key] if state[key].shape == own[key].shape else own[key] for key in own})

@@ -1,0 +1,276 @@
+"""Merging in part: channels of the parents that have no good counterpart stand side by side in the child.
+
+Where the channels of two parents are merged, the child computes their average; where they are kept apart, each parent's
+own channel, from what it has of that parent's inputs. The smallest example is a hidden layer with two channels. Merged,
+the child has two; with the second pair kept apart, it has three: the average of the first pair, and both of the second,
+whose outgoing weights count with their parents' shares. With all pairs kept apart, the child is the ensemble.
+(Stoica et al. 2024, ZipIt!, section 4, on merging in part.)
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.align.coupling import Couplings, apply_couplings
+from depfuse.align.statistics.moments import collect_moments
+from depfuse.data.loader import Loader
+from depfuse.ensemble.label_sets import LabelSets
+from depfuse.errors import DepfuseWarning, GroupError, RecipeError
+from depfuse.fusion.arrangement import Arrangement, Owners, with_state
+from depfuse.fusion.separation import SeparationProof
+from depfuse.groups import ChannelGroup, ChannelGroups, find_groups, prove_groups
+from depfuse.groups.mixing import Fault
+from depfuse.groups.reasons import NOT_USED, SEPARATOR, TOUCHES_OUTPUT, explain
+from depfuse.groups.widening import find_hosts, largest
+from depfuse.networks.running import evaluating, modules_in_order
+from depfuse.networks.stages import stages_of
+from depfuse.recipe import Recipe
+
+NOT_THE_ENSEMBLE = "with all channels kept apart the child would not be the ensemble of its parents' logits"
+KEEP_LESS = "keep a smaller share (--keep-worst), and these are merged"
+OUTPUT = "the output"
+NOT_LINEAR = "it is not linear in what the last layer gives, or in a tensor that is averaged"
+
+
+@dataclass(frozen=True, eq=False)
+class Apart:
+    """Parents at the width of a child that keeps some of their channels apart.
+
+    Attributes
+    ----------
+    models
+        One network per parent with its function, in the child's order of channels; silent where others are alone.
+    unmatched
+        The same with nothing matched.
+    template
+        A network of the child's width, if one was given.
+    groups
+        Of the child's width, proved.
+    owners
+        Whose alone the child's channels are.
+    kept
+        Group -> how many of its pairs are kept apart.
+    merged
+        Groups that have no room, and are merged.
+    settled
+        Modules that run before any whose channels are merged: they do in the child what they do in the parents.
+    """
+
+    models: list[nn.Module]
+    unmatched: list[nn.Module]
+    template: nn.Module | None
+    groups: ChannelGroups
+    owners: Owners
+    kept: Mapping[str, int]
+    merged: tuple[str, ...]
+    settled: tuple[str, ...]
+
+
+def keep_apart(
+    models: Sequence[nn.Module],
+    groups: ChannelGroups,
+    couplings: Sequence[Couplings],
+    recipe: Recipe,
+    example: Tensor,
+    calibration: Loader | None,
+    template: nn.Module | None = None,
+    labels: LabelSets | None = None,
+    shares: Sequence[float] | None = None,
+) -> Apart:
+    """Give the parents room for the channels that the recipe keeps apart, in the order of their couplings.
+
+    Groups whose channels cannot stand side by side are merged, with a warning that says why. Where all channels of all
+    groups are to be kept, the child must be the ensemble of its parents, and is refused if it is not.
+
+    Parameters
+    ----------
+    labels, template
+        As `average` takes them, the template at the parents' width.
+    shares
+        One per parent; equal ones where None.
+
+    Raises
+    ------
+    RecipeError
+        Couplings are soft, there are fewer stages than asked for, or no group has room.
+    GroupError
+        All is to be kept and the child would not be the ensemble, or what is kept could not be proved.
+    """
+    if any(coupling.permutation is None for found in couplings for coupling in found.values()):
+        raise RecipeError(f"channels are kept apart by pairs, and solver {recipe.solver} gives none: choose emd")
+    aligned = [
+        with_state(model, apply_couplings(groups, found, model.state_dict()))
+        for model, found in zip(models, couplings, strict=True)
+    ]
+    counts, whole = _counts(aligned[0], groups, recipe, example)
+    host, why = find_hosts(models[0], groups, example)
+    without = {name: why[name] for name, count in counts.items() if count and name not in host}
+    if whole and without:
+        raise GroupError(f"{NOT_THE_ENSEMBLE}: {explain(without)}; {KEEP_LESS}")
+    if without and all(name in without for name, count in counts.items() if count):
+        raise RecipeError(f"no channels can be kept apart, this network has no room for more: {explain(without)}")
+    chosen = _chosen(aligned, groups, {n: k for n, k in counts.items() if k and n not in without}, calibration)
+    proof = SeparationProof(
+        aligned, example, labels, template, shares or [1.0 / len(models)] * len(models), seed=recipe.seed
+    )
+
+    def arranged(names: Iterable[str]) -> Arrangement:
+        kept = {name: pairs for name, pairs in chosen.items() if name in set(names)}
+        return Arrangement.create(groups, host, kept, len(models), models[0].state_dict())
+
+    def fault(names: Sequence[str]) -> Fault | None:
+        return proof.fault(arranged(names), whole=False)
+
+    wrong = proof.fault(arranged(chosen), whole=whole)
+    if wrong is not None:
+        faults: dict[str, str] = {}
+        kept = largest(list(chosen), lambda names: _noted(fault(names), names, faults))
+        if whole:
+            faults = faults or _averaged(groups, arranged(chosen)) or {OUTPUT: NOT_LINEAR}
+            raise GroupError(f"{NOT_THE_ENSEMBLE}: {explain(faults)}; {KEEP_LESS}")
+        if not kept or fault(kept) is not None:
+            raise GroupError(f"no channels can be kept apart: {explain(faults or {OUTPUT: wrong.words})}")
+        chosen = {name: chosen[name] for name in kept}
+        without |= faults
+    if without:
+        said = f"channels that were to be kept apart are merged: {explain(without)}"
+        warnings.warn(said, DepfuseWarning, stacklevel=3)
+    arrangement = arranged(chosen)
+    networks = [arrangement.widen(model, number) for number, model in enumerate(aligned)]
+    return Apart(
+        networks,
+        [arrangement.widen(model) for model in models],
+        None if template is None else arrangement.widen(template),
+        prove_groups(networks[0], find_groups(networks[0], example), example, seed=recipe.seed),
+        arrangement.owners,
+        {name: len(pairs) for name, pairs in chosen.items()},
+        tuple(without),
+        _settled(networks, arrangement, example),
+    )
+
+
+def _noted(fault: Fault | None, names: Sequence[str], faults: dict[str, str]) -> bool:
+    """Whether there is no fault; that of one group alone is noted."""
+    if fault is not None and len(names) == 1:
+        faults[names[0]] = fault.words
+    return fault is None
+
+
+def _averaged(groups: ChannelGroups, arrangement: Arrangement) -> dict[str, str]:
+    """Group or layer -> why it is averaged, where what comes after it need not be linear in it."""
+    between = {
+        group.name: group.fixed
+        for group in groups
+        if group.fixed is not None and {"consumes"} < {slot.role for slot in group.slots}
+    }
+    still = {
+        key.rpartition(".")[0] or key: reason
+        for key, reason in groups.fixed_tensors.items()
+        if not {TOUCHES_OUTPUT, NOT_USED}.issuperset(reason.split(SEPARATOR))
+    }
+    partly = {
+        key.rpartition(".")[0] or key: "some of its channels are in no group"
+        for (key, _), owner in arrangement.owners.items()
+        if bool((owner >= 0).any() and (owner < 0).any())
+    }
+    return {**partly, **between, **still}
+
+
+def _settled(networks: Sequence[nn.Module], arrangement: Arrangement, example: Tensor) -> tuple[str, ...]:
+    """Names of the modules that run before all those of which the child has an average of what its parents have."""
+    first, *others = (network.state_dict() for network in networks)
+    mixing = {
+        key.rpartition(".")[0]
+        for key, tensor in first.items()
+        if tensor.is_floating_point()
+        and not arrangement.owned(key)
+        and not all(tensor.shape == state[key].shape and torch.equal(tensor, state[key]) for state in others)
+    }
+    given = example.to(next(networks[0].parameters()).dtype)
+    with torch.no_grad(), evaluating(networks[0]):
+        order = modules_in_order(networks[0], lambda: networks[0](given))
+    leaves = [name for name in order if next(networks[0].get_submodule(name).children(), None) is None]
+    before = next((place for place, name in enumerate(leaves) if name in mixing), len(leaves))
+    # Bare parameters belong to modules that run other modules: where they lie cannot be told.
+    return tuple(leaves[:before]) if mixing <= set(leaves) else ()
+
+
+def _counts(model: nn.Module, groups: ChannelGroups, recipe: Recipe, example: Tensor) -> tuple[dict[str, int], bool]:
+    """Free group -> how many of its channels are to be kept apart; and whether that is all that there is."""
+    stages, count = stages_of(model, example) if recipe.keep_first or recipe.keep_last else ({}, 0)
+    whole = _whole_groups(stages, count, type(model).__name__, groups, recipe)
+    found = {g.name: g.size if g.name in whole else round(recipe.keep_worst * g.size) for g in groups.free}
+    everything = recipe.keep_worst == 1.0 or 0 < count <= recipe.keep_first + recipe.keep_last
+    return found, everything and all(found[group.name] == group.size for group in groups.free)
+
+
+def _chosen(
+    aligned: Sequence[nn.Module], groups: ChannelGroups, counts: Mapping[str, int], calibration: Loader | None
+) -> dict[str, Tensor]:
+    """Group -> the pairs (k,) int64 to keep apart: those that are farthest apart."""
+    partly = [group for group in groups.free if 0 < counts.get(group.name, 0) < group.size]
+    distances = _distances(aligned, groups, partly, calibration) if partly else {}
+    chosen = {}
+    for name, count in counts.items():
+        if name in distances:
+            worst = torch.argsort(distances[name], descending=True, stable=True)[:count]
+            chosen[name] = worst.sort().values
+        else:
+            chosen[name] = torch.arange(count)
+    return chosen
+
+
+def _whole_groups(stages: Mapping[str, int], count: int, name: str, groups: ChannelGroups, recipe: Recipe) -> set[str]:
+    """Groups that only layers of the first or last stages write to, as many stages as the recipe keeps apart."""
+    for option, asked in (("--keep-first", recipe.keep_first), ("--keep-last", recipe.keep_last)):
+        if asked > count:
+            raise RecipeError(f"{option} {asked} is more than the {count} stages of {name}")
+    found = set()
+    for group in groups.free:
+        writers = {slot.key.rpartition(".")[0] for slot in group.slots if slot.role == "produces"}
+        own = [stages[name] for name in writers if name in stages]
+        if own and (max(own) < recipe.keep_first or min(own) >= count - recipe.keep_last):
+            found.add(group.name)
+    return found
+
+
+def _distances(
+    aligned: Sequence[nn.Module], groups: ChannelGroups, chosen: Sequence[ChannelGroup], calibration: Loader | None
+) -> dict[str, Tensor]:
+    """Group among those chosen -> how far apart the channels of each matched pair are (n,), for what comes after them.
+
+    None of those chosen has blocks or lies in one.
+
+    With images, the variance of the difference of the pair's activations, relative to the others at a tap and summed
+    over taps and parents, times the squared weights that read the pair. Without, the squared distance of its weights.
+    """
+    found: dict[str, Tensor] = {}
+    names = {group.name for group in chosen}
+    states = [model.state_dict() for model in aligned]
+    if calibration is not None:
+        for moments in collect_moments(aligned, groups, calibration, "after"):
+            for name, taps in moments.items():
+                for tap in taps if name in names else ():
+                    squares = tap.target_square + tap.source_square - 2 * tap.product.diagonal()
+                    mean = (tap.target_sum - tap.source_sum) / tap.count
+                    variance = (squares / tap.count - mean.square()).clamp_min(0.0).cpu()
+                    found[name] = found.get(name, 0) + variance / variance.mean().clamp_min(1e-30)
+    for group in chosen:
+        reading = [slot for slot in group.slots if slot.role == "consumes"]
+        if group.name in found:
+            read = [slot.read(state[slot.key]).double().square().sum(1).cpu() for slot in reading for state in states]
+            found[group.name] = found[group.name] * (torch.stack(read).sum(0) if read else 1.0)
+        else:
+            parts = [
+                (slot.read(states[0][slot.key]).double() - slot.read(state[slot.key]).double()).square().sum(1).cpu()
+                for slot in group.slots
+                for state in states[1:]
+                if state[slot.key].shape == states[0][slot.key].shape  # heads of other labels differ
+            ]
+            found[group.name] = torch.stack(parts).sum(0)
+    return found

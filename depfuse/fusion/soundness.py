@@ -1,0 +1,147 @@
+"""What no network may be: values that no training can have left, outputs that are no numbers or always the same."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.data.loader import Loader
+from depfuse.errors import DepfuseWarning, FusionError, RecipeError
+from depfuse.networks.running import evaluating
+
+VARIANCE = "running_var"
+IMAGES = 64
+# Spread of the outputs over images, as a share of the parents'.
+NOTHING = 1e-5
+HARDLY_ANYTHING = 1e-3
+
+
+def check_variances(state: Mapping[str, Tensor], number: int) -> None:
+    """Refuse a parent with negative variances, of which a BatchNorm would take the root.
+
+    Parameters
+    ----------
+    state
+        Its state dict.
+    number
+        Of the parent, from 1.
+
+    Raises
+    ------
+    RecipeError
+        There are some; it names the parent and the key.
+    """
+    for key, tensor in state.items():
+        if key.rpartition(".")[2] == VARIANCE and bool((tensor < 0).any()):
+            raise RecipeError(
+                f"parent {number} has negative variances in {key} ({int((tensor < 0).sum())} of {tensor.numel()}): "
+                "no images give these, the checkpoint is damaged or was changed"
+            )
+
+
+class Soundness:
+    """Finds out after which step of a fusion a child was not finite, and whether it says anything at all.
+
+    Parameters
+    ----------
+    parents
+        What it shall be as sound as.
+    calibration, example
+        Images to run it on, or an input where there are none; without either its tensors alone are looked at.
+    """
+
+    def __init__(self, parents: Sequence[nn.Module], calibration: Loader | None, example: Tensor | None) -> None:
+        self._parents = parents
+        self._inputs = [example] if example is not None else []
+        if calibration is not None:
+            self._inputs = [images for images, _ in calibration.first(IMAGES)]
+        self._step: str | None = None
+        self._what = ""
+
+    def after(self, step: str, child: nn.Module) -> None:
+        """Look at a child after a step; the first step after which it was not finite, and stayed so, is remembered."""
+        what = self._not_finite(child)
+        if what is None:
+            self._step = None
+        elif self._step is None:
+            self._step, self._what = step, what
+
+    def check(self) -> None:
+        """Refuse the child as it was last looked at.
+
+        Raises
+        ------
+        FusionError
+            It is not finite; it names the step after which that was so first.
+        """
+        if self._step is not None:
+            raise FusionError(
+                f"the child is not finite: after {self._step} {self._what} NaN or infinite values, and the parents "
+                "none; choose another method for that step"
+            )
+
+    def check_spread(self, child: nn.Module) -> None:
+        """Refuse a child whose outputs do not depend on the input, and warn of one where they hardly do.
+
+        Raises
+        ------
+        FusionError
+            Its outputs are the same for all images, although the parents' are not.
+        """
+        if sum(map(len, self._inputs)) < 2:
+            return
+        parents = [_spread(self._outputs(parent)) for parent in self._parents]
+        usual, own = sum(parents) / len(parents), _spread(self._outputs(child))
+        if not own <= HARDLY_ANYTHING * usual:
+            return
+        says = f"outputs vary {own / usual:.1e} times as much from image to image as its parents'" if usual else ""
+        if usual > 0 and own <= NOTHING * usual:
+            raise FusionError(
+                f"the child gives the same for every image: its {says}; choose another matching, or refit ridge"
+            )
+        if usual > 0:
+            warnings.warn(f"the child hardly depends on its input: its {says}", DepfuseWarning, stacklevel=4)
+
+    def _not_finite(self, child: nn.Module) -> str | None:
+        """What of a child is not finite: a tensor, or the outputs where those of all parents are."""
+        for key, tensor in child.state_dict().items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                return f"{key} holds"
+        if _all_finite(self._outputs(child)) or not all(map(_all_finite, map(self._outputs, self._parents))):
+            return None
+        return "its outputs hold"
+
+    def _outputs(self, model: nn.Module) -> list[list[Tensor]]:
+        """Floating-point tensors of the outputs, for each batch."""
+        parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+        with torch.inference_mode(), evaluating(model):
+            return [_tensors(model(_in_type_of(images, parameter))) for images in self._inputs]
+
+
+def _in_type_of(images: Tensor, parameter: Tensor | None) -> Tensor:
+    """Inputs in the floating-point type of a network."""
+    return images.to(parameter.dtype) if parameter is not None and images.is_floating_point() else images
+
+
+def _tensors(output: object) -> list[Tensor]:
+    """All floating-point tensors of whatever a network gives."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (list, tuple)) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]
+
+
+def _all_finite(batches: list[list[Tensor]]) -> bool:
+    return all(bool(tensor.isfinite().all()) for batch in batches for tensor in batch)
+
+
+def _spread(batches: list[list[Tensor]]) -> float:
+    """Deviation of the first output from image to image, as the root of the mean over its numbers."""
+    first = [batch[0] for batch in batches if batch]
+    if not first:
+        return 0.0
+    rows = torch.cat([tensor.reshape(len(tensor), -1) for tensor in first if tensor.dim()]).double()
+    return float(rows.var(0, correction=0).mean().sqrt())

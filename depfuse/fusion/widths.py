@@ -1,0 +1,258 @@
+"""Parents of unequal widths, brought to the child's."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.align.coupling import Coupling, Couplings
+from depfuse.align.solution import distinct
+from depfuse.align.solvers import load_solver
+from depfuse.align.transport import in_order
+from depfuse.align.unequal.copies import copied, joined
+from depfuse.align.unequal.matching import UnequalProblem
+from depfuse.align.unequal.pairing import pair_groups
+from depfuse.align.unequal.rectangular import brought
+from depfuse.data.loader import Loader
+from depfuse.errors import LimitWarning, RecipeError
+from depfuse.fusion.agreement import Disagreement
+from depfuse.groups import ChannelGroup, ChannelGroups, find_groups, prove_groups
+from depfuse.groups.nesting import find_orbits
+from depfuse.groups.tracing.depgraph import evaluation_copy
+from depfuse.recipe import Recipe
+from depfuse.renorm import renormalise
+
+
+@dataclass(frozen=True, eq=False)
+class Brought:
+    """Parents at the child's width.
+
+    Attributes
+    ----------
+    models
+        One network per parent, all of the child's width: the parent itself where it has that width.
+    couplings
+        Per parent, group name -> coupling from its own channels; None where it has the child's width.
+    reference
+        Number of the parent whose channels, brought to the child's width, the others are matched to.
+    unsettled
+        Numbers of the parents that are still to be matched to it at the child's width: those that had it, and where the
+        solver matches equal widths only, or there are blocks, all others.
+    seconds
+        Wall-clock seconds of choosing between several matchings.
+    """
+
+    models: list[nn.Module]
+    couplings: list[Couplings | None]
+    reference: int
+    unsettled: frozenset[int]
+    seconds: float = 0.0
+
+    @property
+    def not_converged(self) -> tuple[str, ...]:
+        """A sentence for each coupling whose iteration stopped at its limit, each once."""
+        found = (c.not_converged for own in self.couplings for c in (own or {}).values())
+        return distinct(sentence for sentence in found if sentence is not None)
+
+
+class Widths:
+    """The channel groups of parents and child, each at its own width, paired by name.
+
+    Parameters
+    ----------
+    models
+        Parents with equal tensor names.
+    recipe
+        Criterion, solver and their settings; `width_of` names the parent whose width the child takes.
+    example
+        An input to trace with.
+    template
+        A network of the child's width where no parent's is wanted.
+    joint
+        Whether the parents have one head together.
+
+    Attributes
+    ----------
+    groups
+        Of the child's width, proved.
+    template
+        A network of the child's width.
+
+    Raises
+    ------
+    RecipeError
+        Groups of different widths do not correspond, or the width cannot be reached.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        recipe: Recipe,
+        example: Tensor,
+        template: nn.Module | None = None,
+        *,
+        joint: bool = False,
+    ) -> None:
+        self.models, self.recipe, self.joint = models, recipe, joint
+        self.template = models[_widest(models, recipe.width_of)] if template is None else template
+        self.shapes = shapes_of(self.template)
+        found = [(shapes_of(self.template), _proved(self.template, example, recipe.seed))]
+        self.groups = found[0][1]
+        self.of_parents: list[ChannelGroups] = []
+        for model in models:
+            own = shapes_of(model)
+            known = [groups for shapes, groups in found if shapes == own]
+            if not known:
+                known = [pair_groups(self.groups, _proved(model, example, recipe.seed))]
+                found.append((own, known[0]))
+            self.of_parents.append(known[0])
+        self.groups = self.groups.fix({name: why for groups in self.of_parents for name, why in groups.fixed.items()})
+        for number in range(len(models)):
+            if not self.fits(number):
+                self._check_reached(number)
+                self._check_refit(number)
+
+    def fits(self, number: int) -> bool:
+        """Whether a parent has the child's width."""
+        return shapes_of(self.models[number]) == self.shapes
+
+    def bring(self, calibration: Loader | None) -> Brought:
+        """Match every parent of another width to the reference, and bring it to the child's width.
+
+        The reference is a parent of the child's width. Where there is none, it is the widest parent: channels of it
+        that are alike join, or where it is too narrow, those that do most are copied.
+
+        Several matchings are told apart by the child of reference and parent at equal shares, without labels.
+        """
+        numbers = range(len(self.models))
+        fitting = [number for number in numbers if self.fits(number)]
+        reference = fitting[0] if fitting else _widest(self.models, None)
+        wanted = None if self.recipe.width_of is None else self.recipe.width_of - 1
+        if wanted in fitting:
+            reference = wanted
+        models = list(self.models)
+        couplings: list[Couplings | None] = [None] * len(models)
+        seconds = 0.0
+        if not fitting:
+            alone = couplings[reference] = self._alone(reference, calibration)
+            models[reference] = self.network(reference, alone)
+            renormalise(models[reference], self.recipe.renorm_alone, calibration)
+        for number in numbers:
+            if number != reference and number not in fitting:
+                matched, spent = self._matched(models[reference], reference, number, calibration)
+                couplings[number], models[number] = matched, self.network(number, matched)
+                seconds += spent
+        settles = load_solver(self.recipe.solver).transports is not None
+        settles &= len(self._matchable()) == self.groups.count
+        unsettled = frozenset(number for number in numbers if number in fitting or not settles) - {reference}
+        for number in unsettled - set(fitting):
+            renormalise(models[number], self.recipe.renorm_alone, calibration)
+        found = Brought(models, couplings, reference, unsettled, seconds)
+        for sentence in found.not_converged:
+            warnings.warn(sentence, LimitWarning, stacklevel=2)
+        return found
+
+    def as_they_stand(self) -> list[nn.Module]:
+        """The parents at the child's width with nothing matched: the first channels to the first."""
+        return [
+            model if self.fits(number) else self.network(number, self._plain(number))
+            for number, model in enumerate(self.models)
+        ]
+
+    def network(self, number: int, couplings: Couplings) -> nn.Module:
+        """A parent brought to the child's width by couplings."""
+        state = brought(self.groups, self.of_parents[number], couplings, self.models[number].state_dict(), self.shapes)
+        network = evaluation_copy(self.template)
+        with torch.no_grad():  # not by load_state_dict, which some networks refuse without their metadata
+            for key, tensor in network.state_dict().items():
+                tensor.copy_(state[key])
+        return network
+
+    def _matched(
+        self, target: nn.Module, reference: int, number: int, calibration: Loader | None
+    ) -> tuple[Couplings, float]:
+        transports = load_solver(self.recipe.solver).transports or load_solver("emd").transports
+        assert transports is not None
+        problem = UnequalProblem(
+            (target, self.models[number]), (self.groups, self.of_parents[number]), self.recipe, calibration
+        )
+        candidates = problem.solve(transports(self.recipe))
+        if len(candidates) == 1 or calibration is None:
+            return candidates[0], 0.0
+        judge = Disagreement(
+            [self.models[reference], self.models[number]],
+            self.groups,
+            "auto",
+            calibration,
+            joint=self.joint,
+        )
+        losses = [judge.at_one_width((target, self.network(number, couplings)), 1) for couplings in candidates]
+        return candidates[losses.index(min(losses))], judge.seconds
+
+    def _alone(self, number: int, calibration: Loader | None) -> Couplings:
+        """Couplings of one parent to the child's width that look at its own channels only."""
+        model, own = self.models[number], self.of_parents[number]
+        problem = UnequalProblem((model, model), (own, own), self.recipe, calibration)
+        costs = problem.costs()
+        found: dict[str, Coupling] = {}
+        for group in self._matchable():
+            joins = group.size <= own[group.name].size
+            measure = costs[group.name] if joins else problem.strength(group.name)
+            found[group.name] = (joined if joins else copied)(measure, group.size)
+        return found
+
+    def _matchable(self) -> list[ChannelGroup]:
+        roots = find_orbits(self.groups.groups)
+        return [r.groups[0] for r in roots if not r.children and all(part.within is None for part in r.parts)]
+
+    def _plain(self, number: int) -> Couplings:
+        own = self.of_parents[number]
+        return {group.name: in_order(group.size, own[group.name].size) for group in self._matchable()}
+
+    def _check_refit(self, number: int) -> None:
+        """Raise `RecipeError` where a parent that a refit is to follow would lose channels first."""
+        wider = any(self.of_parents[number][group.name].size > group.size for group in self.groups.free)
+        if wider and self.recipe.refits:
+            raise RecipeError(
+                f"parent {number + 1} is wider than the child, and would be narrowed before refit {self.recipe.refit}: "
+                "leave out --refit, or let the child be as wide as the widest parent"
+            )
+
+    def _check_reached(self, number: int) -> None:
+        """Raise `RecipeError` where a tensor would not take the child's shape."""
+        state = self.models[number].state_dict()
+        moved = brought(self.groups, self.of_parents[number], self._plain(number), state, self.shapes)
+        for key, shape in self.shapes.items():
+            if moved[key].shape != shape:
+                raise RecipeError(
+                    f"parent {number + 1} cannot be brought to the child's width: {key} has shape "
+                    f"{tuple(state[key].shape)}, not {tuple(shape)}, and what differs belongs to no channel group"
+                )
+
+
+def widest(models: Sequence[nn.Module], width_of: int | None) -> nn.Module:
+    """The parent whose width the child has where there is no template."""
+    return models[_widest(models, width_of)]
+
+
+def _widest(models: Sequence[nn.Module], width_of: int | None) -> int:
+    """Number of the parent that is asked for (counted from 1), or of the one with most parameters."""
+    if width_of is not None:
+        if width_of > len(models):
+            raise RecipeError(f"width_of {width_of} names no parent: there are {len(models)}")
+        return width_of - 1
+    counts = [sum(parameter.numel() for parameter in model.parameters()) for model in models]
+    return counts.index(max(counts))
+
+
+def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
+    """State-dict key -> shape."""
+    return {key: tensor.shape for key, tensor in model.state_dict().items()}
+
+
+def _proved(model: nn.Module, example: Tensor, seed: int) -> ChannelGroups:
+    return prove_groups(model, find_groups(model, example), example, seed=seed)

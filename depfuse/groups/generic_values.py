@@ -1,0 +1,301 @@
+"""A network on generic values: what holds for them holds for every network of that architecture.
+
+On special values a forgotten slot would not show: a zero scale, a unit variance, a layer scale of 1e-6 that hides a
+whole branch.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves, tree_map
+
+from depfuse.errors import GroupError
+from depfuse.groups.channel_group import ChannelGroup, Slot
+from depfuse.networks.copying import Example, evaluation_copy, first_line, unwrap
+from depfuse.networks.isolation import without_warnings
+from depfuse.networks.running import evaluating
+
+IMAGES = 2  # different inputs: a network may mix them
+STEPS = 1e-8, 1e-9  # relative, of all parameters at once, to compare gradients with what the function does
+SLACK = 1e-3  # of what the gradients predict for a step
+ROUNDING = 1e-13  # of the outputs
+SMALL = 0.1  # a vector whose entries are all smaller is brought to the size of 0.5
+
+
+class GenericNetwork:
+    """A copy of a network in float64, with every parameter and statistic moved off special values.
+
+    In the draws after the first, the entries of each tensor are shuffled as well: other channels are silent then. In
+    every second draw the vectors (biases among them) are not negative, so that rectified channels are seldom silent;
+    and the tensors named in `damped` are brought to a tenth of their size from draw to draw, so that they do not
+    saturate what they feed (the softmax of attention in a wide network).
+
+    Attributes
+    ----------
+    state
+        Its tensors, by state-dict key.
+    first
+        The outputs of its first run.
+    overwritten
+        Keys of the floating-point tensors that the forward pass itself writes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Example,
+        auxiliary: Sequence[str],
+        seed: int,
+        draw: int = 0,
+        damped: Collection[str] = (),
+    ) -> None:
+        generator = self._generator = torch.Generator().manual_seed(seed + draw)
+        self.name = type(unwrap(model)).__name__
+        self._network = evaluation_copy(model, dtype=torch.float64)
+        self.state: dict[str, Tensor] = dict(self._network.state_dict())
+        for tensor in {id(tensor): tensor for tensor in self.state.values()}.values():
+            if tensor.is_floating_point() and tensor.numel():
+                _make_generic(tensor, generator)
+                if draw:
+                    shuffled = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
+                    tensor.copy_(tensor.reshape(-1)[shuffled].view_as(tensor))
+                if draw % 2 and sum(extent > 1 for extent in tensor.shape) <= 1:
+                    tensor.abs_()
+        for key in damped:
+            self.state[key].mul_(0.1**draw)
+        device = next(iter(self.state.values())).device if self.state else None
+        self._inputs = self._several = tree_map(lambda leaf: _generic_input(leaf, device, generator), example)
+        self._modes = [(), tuple(auxiliary)] if auxiliary else [()]
+        self._set_statistics()
+        self._separate()
+        written = {key: _fingerprint(tensor) for key, tensor in self.state.items()}
+        self._several = self._with_several()
+        self.first = self._first_run()
+        self.overwritten = frozenset(key for key, was in written.items() if _fingerprint(self.state[key]) != was)
+
+    def _set_statistics(self) -> None:
+        """Bring BatchNorm's statistics near those of its inputs: signals neither die out nor explode."""
+
+        def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            values, mean, variance = inputs[0], module.running_mean, module.running_var
+            assert isinstance(mean, Tensor)
+            assert isinstance(variance, Tensor)
+            values = values.transpose(0, 1).flatten(1) if values.ndim > 1 else values
+            if values.shape[1] > 1 and (spread := values.var(1)).min() > 0.0:
+                noise = torch.rand((2, len(mean)), generator=self._generator, dtype=torch.float64).to(mean.device)
+                mean.copy_(values.mean(1) + 0.2 * spread.sqrt() * (noise[0] - 0.5))
+                variance.copy_(spread * (0.9 + 0.2 * noise[1]))
+
+        kept = [
+            module.register_forward_pre_hook(before)
+            for module in self._network.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and isinstance(module.running_var, Tensor)
+        ]
+        try:
+            if kept:
+                self.run()
+        finally:
+            for handle in kept:
+                handle.remove()
+
+    def _separate(self) -> None:
+        """Give every name memory of its own, tied tensors too: they can be permuted in place, each by itself."""
+        seen: set[int] = set()
+        for key, tensor in self.state.items():
+            if tensor.data_ptr() in seen:
+                self.state[key] = tensor.clone()
+            self.state[key] = self.state[key].contiguous()
+            seen.add(tensor.data_ptr())
+
+    def _with_several(self) -> Any:
+        """Several different inputs, where the example is one and the network takes more; else the example's."""
+        tensors = [leaf for leaf in tree_leaves(self._inputs) if isinstance(leaf, Tensor)]
+        if not tensors or any(leaf.dim() == 0 or leaf.shape[0] != 1 for leaf in tensors):
+            return self._inputs
+
+        def extended(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            repeated = leaf.repeat(IMAGES, *[1] * (leaf.dim() - 1))
+            return _generic_input(repeated, leaf.device, self._generator)
+
+        return tree_map(extended, self._inputs)
+
+    def _first_run(self) -> list[Tensor]:
+        """The outputs for several inputs, or for one where the network takes one only."""
+        if self._several is not self._inputs:
+            try:
+                outputs = self.run()
+                if all(bool(output.isfinite().all()) for output in outputs):
+                    return outputs
+            except Exception:  # whatever a network raises that is made for one input
+                pass
+            self._several = self._inputs
+        return self.run()
+
+    def run(self) -> list[Tensor]:
+        """All outputs, those of auxiliary heads included, for several inputs where the network takes them."""
+        return [output for mode in self._modes for output in self._outputs(self._several, self.state, mode, False)]
+
+    def _outputs(
+        self, inputs: Any, values: Mapping[str, Tensor], auxiliary: Sequence[str], gradient: bool
+    ) -> list[Tensor]:
+        arguments: Any = (inputs,) if isinstance(inputs, Tensor) else () if isinstance(inputs, dict) else tuple(inputs)
+        keywords = inputs if isinstance(inputs, dict) else {}
+        try:
+            with evaluating(self._network, auxiliary=auxiliary), torch.set_grad_enabled(gradient):
+                result = functional_call(self._network, dict(values), arguments, keywords, tie_weights=False)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise GroupError(
+                f"{self.name} cannot be run in float64, so that its groups cannot be proved: {first_line(error)}"
+            ) from error
+        return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+    @contextmanager
+    def changed(self, keys: Sequence[str]) -> Iterator[None]:
+        """While the context is open, the entries of these tensors are twice as large and in reverse order."""
+        for key in keys:
+            self.state[key].copy_(self.state[key].reshape(-1).flip(0).view_as(self.state[key]) * 2)
+        try:
+            yield
+        finally:
+            for key in keys:
+                self.state[key].copy_(self.state[key].reshape(-1).flip(0).view_as(self.state[key]) / 2)
+
+    def effects(
+        self, groups: Sequence[ChannelGroup], permutations: Mapping[str, Tensor]
+    ) -> tuple[dict[str, float], bool]:
+        """How much the outputs change, to first order, if one parameter's slot of a group is permuted alone.
+
+        Group name -> the largest change over its slots of the outputs' projection on a random direction with entries of
+        unit variance, from one backward pass for each mode. Gradients are let go of as soon as they are there.
+
+        Also whether the gradients are those of the function: a small step along them all changes the projection as they
+        predict. They are not where a forward pass rounds, and passes gradients on.
+        """
+        largest = {group.name: 0.0 for group in groups}
+        slots: dict[str, list[tuple[str, Slot]]] = defaultdict(list)
+        for group in groups:
+            for slot in group.slots:
+                slots[slot.key].append((group.name, slot))
+        predicted: list[float] = []
+
+        def note(key: str, leaf: Tensor) -> None:
+            gradient, leaf.grad = leaf.grad, None
+            assert gradient is not None
+            predicted.append(float((gradient * steps[key]).sum()))
+            for name, slot in slots[key]:
+                entries = slot.read(self.state[key])
+                change = slot.read(gradient) * (entries[permutations[name].to(entries.device)] - entries)
+                largest[name] = max(largest[name], float(change.sum().abs()))
+
+        leaves = {key: tensor.detach() for key, tensor in self.state.items()}
+        keys = slots.keys() & {key for key, _ in self._network.named_parameters(remove_duplicate=False)}
+        steps = {key: _step(self.state[key]) for key in sorted(keys)}
+        for key in steps:
+            leaf = leaves[key].requires_grad_(True)
+            leaf.register_post_accumulate_grad_hook(partial(note, key))  # type: ignore[no-untyped-call]
+        before = size = 0.0
+        along: list[list[Tensor]] = []
+        for mode in self._modes:
+            outputs = self._outputs(self._inputs, leaves, mode, True)
+            directions = [
+                torch.randn(out.shape, generator=self._generator, dtype=torch.float32).to(out) for out in outputs
+            ]
+            along.append(directions)
+            before += _projection(outputs, directions)
+            size += _projection([out.abs() for out in outputs], [direction.abs() for direction in directions])
+            found = [pair for pair in zip(outputs, directions, strict=True) if pair[0].requires_grad]
+            with without_warnings():  # its own thread has no CUDA context at first: torch makes one, and says so
+                try:
+                    torch.autograd.backward([out for out, _ in found], [direction for _, direction in found])
+                except (RuntimeError, NotImplementedError) as error:
+                    raise GroupError(
+                        f"{self.name} has no gradient, so that its groups cannot be proved: {first_line(error)}"
+                    ) from error
+        for step in STEPS:
+            stepped = {**self.state, **{key: self.state[key] + step * change for key, change in steps.items()}}
+            after = sum(
+                _projection(self._outputs(self._inputs, stepped, mode, False), directions)
+                for mode, directions in zip(self._modes, along, strict=True)
+            )
+            error_of = abs((after - before) / step - sum(predicted))
+            if error_of <= SLACK * sum(map(abs, predicted)) + ROUNDING * size / step:
+                return largest, True
+        return largest, False
+
+    @contextmanager
+    def moved(self, slot: Slot, permutation: Tensor) -> Iterator[None]:
+        """While the context is open, one slot alone is permuted, in place."""
+        self.state[slot.key].copy_(slot.permute(self.state[slot.key], permutation))
+        try:
+            yield
+        finally:
+            self.state[slot.key].copy_(slot.permute(self.state[slot.key], torch.argsort(permutation)))
+
+    @contextmanager
+    def permuted(self, groups: Sequence[ChannelGroup], permutations: Mapping[str, Tensor]) -> Iterator[None]:
+        """While the context is open, the channels of these groups are permuted, in place."""
+        self._permute(groups, permutations)
+        try:
+            yield
+        finally:
+            inverse = {group.name: torch.argsort(permutations[group.name]) for group in groups}
+            self._permute(groups[::-1], inverse)
+
+    def _permute(self, groups: Sequence[ChannelGroup], permutations: Mapping[str, Tensor]) -> None:
+        for group in groups:
+            for slot in group.slots:
+                self.state[slot.key].copy_(slot.permute(self.state[slot.key], permutations[group.name]))
+
+
+def _step(tensor: Tensor) -> Tensor:
+    """A direction to step along: entries as large as the tensor's, of all signs."""
+    pattern = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).remainder_(7.0).sub_(2.5)
+    return pattern.mul_(float(tensor.abs().mean())).view_as(tensor)
+
+
+def _projection(outputs: Sequence[Tensor], directions: Sequence[Tensor]) -> float:
+    """The outputs' sum, weighted by directions."""
+    return sum(float((out.detach() * along).sum()) for out, along in zip(outputs, directions, strict=True))
+
+
+def _make_generic(tensor: Tensor, generator: torch.Generator) -> None:
+    """Move each entry by a tenth of its tensor's scale, in place; what is not negative stays so.
+
+    Weights too small to pass a signal on (depthwise ones, where they were drawn for their fan-out) are enlarged.
+    """
+    low, high = (float(bound) for bound in tensor.aminmax())
+    size = max(abs(low), abs(high))
+    wanted = size
+    if sum(extent > 1 for extent in tensor.shape) <= 1:
+        wanted = size if size >= SMALL else 0.5
+    elif size:
+        gain = float(tensor.square().mean() * (tensor.numel() / tensor.shape[0])) ** 0.5
+        wanted = size / min(gain, 1.0)
+    if size:
+        tensor.mul_(wanted / size)
+        low, high = low * wanted / size, high * wanted / size
+    size = wanted or 0.1
+    spread = 0.5 * size if low == high else 0.1 * (high - low)
+    noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
+    tensor.add_(noise.sub_(0.0 if low >= 0.0 else 0.5).mul_(spread))
+
+
+def _fingerprint(tensor: Tensor) -> tuple[float, float] | None:
+    """Two sums by which a tensor's values are recognised; none where they are not floating-point."""
+    return (float(tensor.sum()), float(tensor.abs().sum())) if tensor.is_floating_point() else None
+
+
+def _generic_input(leaf: Any, device: torch.device | None, generator: torch.Generator) -> Any:
+    if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+        return leaf
+    return torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(device or leaf.device)

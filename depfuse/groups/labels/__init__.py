@@ -1,0 +1,1 @@
+"""Labels of positions, the rules of operations, and classes of labels."""

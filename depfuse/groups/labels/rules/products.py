@@ -1,0 +1,188 @@
+"""Products: an entry-by-entry product followed by a sum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from depfuse.groups.labels.labels import ZERO, Factor, Labels, Ledger, move, pad_rank
+from depfuse.groups.labels.rules.operations import result_shape
+from depfuse.groups.labels.rules.replay import Operands, Replay, rule, unknown
+from depfuse.groups.labels.rules.sums import scaled, sum_over
+from depfuse.groups.reasons import KERNEL, MULTIPLIES_ZEROS, TOUCHES_INPUT
+
+
+def _product(replay: Replay, first: Labels, second: Labels, where: str) -> Labels:
+    """Labels of a (batched) matrix product (..., i, k) x (..., k, j)."""
+    rank = max(len(first.shape), len(second.shape))
+    first, second = pad_rank(first, rank), pad_rank(second, rank)
+    for labels, inner in ((first, rank - 1), (second, rank - 2)):
+        replay.role(labels, inner, "consumes")
+        replay.role(labels, 2 * rank - 3 - inner, "produces")
+    reason = mixing = f"{where} sums it with positions that cannot be permuted"
+    if rank - 1 in first.plain or rank - 2 in second.plain:
+        reason = TOUCHES_INPUT
+    for labels, axis, other, across in (
+        (first, rank - 1, second, rank - 2),
+        (second, rank - 2, first, rank - 1),
+    ):
+        if not other.on(across):
+            replay.pin_all(labels, axis, reason)
+        for factor in labels.on(axis):
+            zeros = factor.axes == {axis} and bool((factor.labels == ZERO).any())
+            if zeros:
+                dead = factor.labels.reshape(-1) == ZERO
+                for opposite in other.on(across):
+                    replay.ledger.pin(opposite.labels.movedim(across, 0)[dead.nonzero().reshape(-1)], MULTIPLIES_ZEROS)
+    joint = replay.ledger.meet(move(first, lambda t: t.unsqueeze(-1)), move(second, lambda t: t.unsqueeze(-3)), mixing)
+    return sum_over(replay.ledger, joint, [rank - 1], False)
+
+
+@rule("Mm", "Bmm", "Matmul")
+def _matrix_product(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    first, second = operands[:2]
+    if first is None or second is None:
+        return unknown(replay, operation, operands)
+    return [_product(replay, first, second, replay.where(operation))]
+
+
+@rule("Addmm", "Baddbmm")
+def _biased_product(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    bias, first, second = operands
+    if first is None or second is None:
+        return unknown(replay, operation, operands)
+    result = _product(replay, first, second, replay.where(operation))
+    return [result if bias is None else replay.ledger.meet(result, bias, replay.where(operation))]
+
+
+@rule("Linear", "MkldnnLinear")
+def _linear(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    labels, weight = operands[:2]
+    if labels is None or weight is None:
+        return unknown(replay, operation, operands)
+    result = _product(replay, labels, move(weight, lambda t: t.transpose(0, 1)), replay.where(operation))
+    return [scaled(replay, result, operands[2:3], -1)]
+
+
+@rule(
+    "ScaledDotProductFlashAttentionForCpu",
+    "ScaledDotProductFlashAttention",
+    "ScaledDotProductEfficientAttention",
+    "ScaledDotProductCudnnAttention",
+    "ScaledDotProductFusedAttentionOverrideable",
+)
+def _attention(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    query, key, value = operands[:3]
+    if query is None or key is None or value is None:
+        return unknown(replay, operation, operands)
+    where = replay.where(operation)
+    scores = _product(replay, query, move(key, lambda t: t.transpose(-1, -2)), where)
+    if len(operands) > 3 and operands[3] is not None:
+        scores = replay.ledger.meet(scores, operands[3], where)
+    return [_product(replay, scores, value, where)]
+
+
+@rule("Embedding")
+def _embedding(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    table = operands[0]
+    assert table is not None
+    replay.pin_all(table, 0, TOUCHES_INPUT)
+    replay.role(table, 1, "produces")
+    shape = result_shape(operation)
+    rank = len(shape)
+    factors = tuple(factor.with_labels(factor.labels.reshape((1,) * (rank - 1) + (-1,))) for factor in table.on(1))
+    return [Labels(shape, factors, frozenset(a for a in range(rank - 1) if shape[a] > 1))]
+
+
+@rule("Convolution", "MkldnnConvolution", "CudnnConvolution", "SlowConv2D", "ConvolutionOverrideable")
+def _convolution(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    labels, weight, bias = operands
+    if labels is None or weight is None:
+        return unknown(replay, operation, operands)
+    weight = _without_kernel(replay.ledger, weight)
+    groups = int(operation._saved_groups)
+    transposed = bool(operation._saved_transposed)
+    into, out = (0, 1) if transposed else (1, 0)
+    replay.role(weight, into, "consumes")
+    replay.role(weight, out, "produces")
+    for axis in range(2, len(weight.shape)):
+        replay.pin_all(weight, axis, KERNEL)
+        replay.pin_all(labels, axis, f"{replay.where(operation)} slides over it")
+    incoming = _one_factor(replay, labels, 1, labels.shape[1], f"{replay.where(operation)} mixes it")
+    rows = _weight_labels(weight, 0, groups)
+    columns = _weight_labels(weight, 1, groups)
+    blocks = replay.ledger.fresh(groups)[:, None]
+    shape = result_shape(operation)
+    inner = rows if transposed else columns  # (groups, inputs per group), or None where that is one
+    outer = columns if transposed else rows
+    if inner is not None:
+        if incoming is None:
+            replay.ledger.pin(inner, TOUCHES_INPUT)
+        else:
+            arriving = incoming.reshape(groups, -1)
+            replay.ledger.unite(inner, arriving)
+            replay.ledger.pin(inner.expand_as(arriving)[arriving == ZERO], MULTIPLIES_ZEROS)
+    elif incoming is not None and groups == 1 and labels.shape[1] > 1:
+        replay.ledger.pin(incoming, f"{replay.where(operation)} mixes it")
+    if groups > 1:
+        if incoming is not None:
+            replay.ledger.nest(incoming.reshape(groups, -1), blocks)
+        elif 1 in labels.plain:
+            replay.ledger.pin(blocks, TOUCHES_INPUT)
+        if inner is not None:
+            replay.ledger.nest(inner, blocks)
+        if outer is not None:
+            replay.ledger.nest(outer, blocks)
+    if shape[1] == 1:
+        return [Labels(shape, (), _spatial_axes(shape))]
+    produced = blocks.expand(groups, shape[1] // groups) if outer is None else outer
+    produced = produced.reshape([-1 if axis == 1 else 1 for axis in range(len(shape))])
+    result = Labels(shape, (Factor(produced),), _spatial_axes(shape))
+    return [scaled(replay, result, [bias], 1)]
+
+
+def _spatial_axes(shape: Sequence[int]) -> frozenset[int]:
+    return frozenset(axis for axis in range(2, len(shape)) if shape[axis] > 1)
+
+
+def _one_factor(replay: Replay, labels: Labels, axis: int, size: int, reason: str) -> Tensor | None:
+    """The labels (size,) along an axis; None where there are none. Other factors there are pinned."""
+    found = [factor for factor in labels.on(axis) if factor.axes == {axis}]
+    for factor in labels.on(axis):
+        if not found or factor is not found[0]:
+            replay.ledger.pin(factor.labels, reason)
+    return found[0].labels.reshape(size) if found else None
+
+
+def _without_kernel(ledger: Ledger, weight: Labels) -> Labels:
+    """Factors that lie along inputs and kernel together, as weight standardisation gives them, along inputs only.
+
+    A kernel's positions stay where they are, so an input moves with all of its positions.
+    """
+    factors = []
+    for factor in weight.factors:
+        labels = factor.labels
+        if factor.axes & {0, 1}:
+            for axis in range(2, labels.ndim):
+                labels = labels.narrow(axis, 0, 1)
+            ledger.unite(factor.labels, labels)
+        factors.append(replace(factor, labels=labels))
+    return replace(weight, factors=tuple(factors))
+
+
+def _weight_labels(weight: Labels, axis: int, groups: int) -> Tensor | None:
+    """Labels of a convolution weight's axis as (groups, positions per group); None where it has one position."""
+    found = weight.on(axis)
+    if axis == 0:
+        own = [factor for factor in found if factor.axes == {0}]
+        return own[0].labels.reshape(groups, -1) if own else None
+    joint = [factor for factor in found if 1 in factor.axes]
+    if not joint:
+        return None
+    labels = joint[0].labels.reshape(joint[0].labels.shape[0], -1)
+    if len(labels) == 1:
+        return labels.expand(groups, -1)
+    return labels.reshape(groups, -1, labels.shape[1])[:, 0]

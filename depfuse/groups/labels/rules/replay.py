@@ -1,0 +1,173 @@
+"""The walk through a trace, and the registry of rules that it applies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.groups.labels.labels import Factor, Labels, Ledger
+from depfuse.groups.labels.rules.operations import ENTRY_BY_ENTRY, RESHAPES, SUMS, operation_name, result_shape
+from depfuse.groups.reasons import CONSTANT, TOUCHES_OUTPUT
+from depfuse.groups.tracing.depgraph import Trace
+from depfuse.groups.tracing.overwrites import Region
+
+Operands = list["Labels | None"]
+Rule = Callable[["Replay", Any, Operands], "list[Labels]"]
+RULES: dict[str, Rule] = {}
+PATTERNS: dict[re.Pattern[str], Rule] = {}
+
+
+def rule(*names: str | re.Pattern[str]) -> Callable[[Rule], Rule]:
+    """Register a function as the rule of the named operations, or of those whose whole name a pattern matches."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            if isinstance(name, str):
+                RULES[name] = function
+            else:
+                PATTERNS[name] = function
+        return function
+
+    return register
+
+
+def lookup(operation: Any) -> Rule:
+    """The rule of an operation."""
+    name = operation_name(operation)
+    if name in RULES:
+        return RULES[name]
+    return next((found for pattern, found in PATTERNS.items() if pattern.fullmatch(name)), unknown)
+
+
+class Replay:
+    """Walks a trace in forward order and fills a ledger."""
+
+    def __init__(self, trace: Trace, regions: Mapping[Any, Region | None] | None = None) -> None:
+        self.trace = trace
+        self.regions = regions or {}
+        self.ledger = Ledger()
+        self.values: dict[tuple[Any, int], Labels] = {}
+        self.leaves: dict[int, Labels] = {}
+        self._grouped = _grouped_weights(trace)
+        self.tensors = {id(tensor): tensor for tensor in trace.tensors.values()}
+
+    def run(self) -> None:
+        """Apply the rule of every operation, then pin the outputs."""
+        for operation in self.trace.operations:
+            operands = [self.operand(below, number) for below, number in operation.next_functions]
+            for number, labels in enumerate(self._labels(operation, operands)):
+                self.values[operation, number] = self.ledger.joined(self.ledger.single_out(labels))
+        for output in self.trace.outputs:
+            if output in self.values:
+                for factor in self.values[output].factors:
+                    self.ledger.pin(factor.labels, TOUCHES_OUTPUT)
+
+    def _labels(self, operation: Any, operands: Operands) -> list[Labels]:
+        """Labels of an operation's results; of shapes that its rule does not know nothing is known."""
+        try:
+            return lookup(operation)(self, operation, operands)
+        except (RuntimeError, IndexError):
+            return unknown(self, operation, operands)
+
+    def operand(self, below: Any, number: int) -> Labels | None:
+        """Labels of an operand; None for a constant."""
+        if below is None:
+            return None
+        if hasattr(below, "variable"):
+            return self.leaf(below.variable)
+        return self.values.get((below, number))
+
+    def leaf(self, tensor: Tensor) -> Labels:
+        """Labels of a parameter or buffer, made when it is first used; anything else is an input."""
+        shape = tuple(tensor.shape)
+        if id(tensor) not in self.tensors:
+            return Labels(shape, (), frozenset(axis for axis, size in enumerate(shape) if size > 1))
+        if id(tensor) not in self.leaves:
+            blocks = self._grouped.get(id(tensor), 1)
+            blocks = 1 if shape[:1] and shape[0] % blocks else blocks  # not the weight itself, but what it is made of
+            constant = self._is_constant(tensor)
+            factors = []
+            for axis, size in enumerate(shape):
+                if size == 1 or (constant and _uniform(tensor, axis)):
+                    continue
+                extent = [size if other == axis else 1 for other in range(len(shape))]
+                if axis == 1 and blocks > 1:
+                    labels = self.ledger.fresh(blocks * size).reshape(blocks, size)
+                    labels = labels.repeat_interleave(shape[0] // blocks, 0)
+                    extent[0] = shape[0]
+                else:
+                    labels = self.ledger.fresh(size)
+                if constant:
+                    self.ledger.pin(labels, CONSTANT)
+                factors.append(Factor(labels.reshape(extent), (id(tensor), axis)))
+            self.leaves[id(tensor)] = Labels(shape, tuple(factors))
+        return self.leaves[id(tensor)]
+
+    def _is_constant(self, tensor: Tensor) -> bool:
+        """Whether a tensor is no state of the network (a non-persistent buffer), or a table that is not trained."""
+        table = not isinstance(tensor, nn.Parameter) and sum(size > 1 for size in tensor.shape) > 1
+        return table or not self.trace.leaves[id(tensor)]
+
+    def role(self, labels: Labels, axis: int, role: str) -> None:
+        """Note what the parameter's axis that gave the factors on `axis` does."""
+        for factor in labels.on(axis):
+            if factor.source is not None:
+                self.ledger.roles.setdefault(factor.source, role)
+
+    def pin_all(self, labels: Labels | None, axis: int, reason: str) -> None:
+        """Pin every factor that varies along `axis`."""
+        for factor in labels.on(axis) if labels is not None else ():
+            self.ledger.pin(factor.labels, reason)
+
+    def where(self, operation: Any) -> str:
+        """'Name in module path', for messages."""
+        module = self.trace.module_of(operation)
+        return f"{operation_name(operation)} in {module or 'the network itself'}"
+
+
+def _grouped_weights(trace: Trace) -> dict[int, int]:
+    """Id of each weight of a grouped convolution -> number of groups.
+
+    Found by walking up from its uses, through what standardises or scales a weight.
+    """
+    found: dict[int, int] = {}
+    for operation in trace.operations:
+        if operation_name(operation) != "Convolution" or operation._saved_groups == 1:
+            continue
+        stack, seen = [operation.next_functions[1][0]], set()
+        while stack:
+            below = stack.pop()
+            if below is None or below in seen:
+                continue
+            seen.add(below)
+            if hasattr(below, "variable"):
+                if below.variable.ndim > 2:
+                    found[id(below.variable)] = operation._saved_groups
+            elif operation_name(below) in (*ENTRY_BY_ENTRY, *RESHAPES, *SUMS, "NativeBatchNorm", "CudnnBatchNorm"):
+                stack.extend(function for function, _ in below.next_functions)
+    return found
+
+
+def unknown(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    """An operation without a rule pins everything that it touches."""
+    reason = f"the effect of {replay.where(operation)} on channels is unknown"
+    for labels in operands:
+        for factor in labels.factors if labels is not None else ():
+            replay.ledger.pin(factor.labels, reason)
+    results = range(len(operation._input_metadata))
+    return [plain_everywhere(result_shape(operation, number)) for number in results]
+
+
+def _uniform(tensor: Tensor, axis: int) -> bool:
+    """Whether a tensor's values do not change along an axis."""
+    first = tensor.detach().narrow(axis, 0, 1)
+    return not tensor.is_meta and torch.equal(first.expand_as(tensor), tensor.detach())
+
+
+def plain_everywhere(shape: Sequence[int]) -> Labels:
+    """Labels of a tensor none of whose entries may be permuted."""
+    return Labels(tuple(shape), (), frozenset(axis for axis, size in enumerate(shape) if size > 1))

@@ -1,0 +1,202 @@
+"""The proof: permute every free group at random, and the network's function must not change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Generic, TypeVar
+
+from torch import Tensor, nn
+
+from depfuse.errors import GroupError
+from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, random_permutations
+from depfuse.groups.generic_values import GenericNetwork
+from depfuse.groups.reasons import HIDDEN, NOT_USED, OVERWRITTEN
+from depfuse.groups.tracing.depgraph import Example
+from depfuse.networks.isolation import undisturbed
+
+Chosen = TypeVar("Chosen")
+
+TOLERANCE = 1e-9
+LEAST_EFFECT = 1e-6  # of permuting one slot alone, relative to the output: a proof must be able to fail
+DRAWS = 3  # of generic values, for groups without effect: all channels of a small one may be silent by chance
+NO_EFFECT = "not proved: permuting one of its tensors alone hardly changes the output"
+MOST_RUNS = 200  # of the network to find the groups at fault
+
+
+@undisturbed()
+def prove_groups(
+    model: nn.Module, groups: ChannelGroups, example: Example, *, seed: int = 0, tolerance: float = TOLERANCE
+) -> ChannelGroups:
+    r"""Prove the free groups in float64, and fix those that fail.
+
+    A copy of the network gets generic values (`generic.py`). With f its function and f_P the function after random
+    permutations of all free groups at once, the error is :math:`\max |f_P(x) - f(x)| / \max |f(x)|`, taken over all
+    outputs, those of auxiliary heads included, and a random input x in the example's shape. If it exceeds the
+    tolerance, the groups at fault are found by bisection and fixed. So is a group of which no tensor has an effect on
+    the output: nothing would show that it is wrong.
+
+    Returns
+    -------
+    ChannelGroups
+        The same groups, with `proof_error` set and failing groups fixed.
+
+    Raises
+    ------
+    GroupError
+        The network's function is not finite or does not depend on its parameters, so that nothing can be
+        proved, or does not give the same output twice.
+    """
+    permutations = random_permutations(groups, seed)
+    silent = list(groups.free)
+    not_used: dict[str, str] = {}
+    errors = []
+    for draw in range(DRAWS if silent else 1):
+        damped = {slot.key for group in silent for slot in group.slots if slot.role == "produces"} if draw else ()
+        network = GenericNetwork(model, example, groups.auxiliary, seed, draw, damped)
+        name = network.name
+        if written := _overwritten(groups, network):
+            return prove_groups(model, groups.fix(written), example, seed=seed, tolerance=tolerance)
+        proof = _Proof(name, network, permutations)
+        if not draw:
+            groups = proof.with_hidden(groups, tolerance)
+        errors.append(proof.error(silent))
+        if errors[-1] > tolerance:
+            proof.check_repeatable(tolerance)
+            return prove_groups(
+                model, groups.fix(proof.reasons(silent, tolerance)), example, seed=seed, tolerance=tolerance
+            )
+        silent = proof.without_effect(silent)
+        not_used |= {group.name: NOT_USED for group in silent if proof.not_used(group)}
+        silent = [group for group in silent if group.name not in not_used]
+        if not silent:
+            break
+    if silent and len(silent) == groups.count:
+        raise GroupError(
+            f"the output of {name} hardly depends on its channels on random values: its groups cannot be proved"
+        )
+    without_effect = {group.name: NO_EFFECT for group in silent}
+    return replace(groups.fix(not_used | without_effect), proof_error=max(errors))
+
+
+def _overwritten(groups: ChannelGroups, network: GenericNetwork) -> dict[str, str]:
+    """Name -> reason, of the free groups with a tensor that the forward pass itself writes."""
+    return {
+        group.name: OVERWRITTEN.format(key)
+        for group in groups.free
+        for key in sorted({slot.key for slot in group.slots} & network.overwritten)[:1]
+    }
+
+
+class _Proof:
+    """The network on one draw of generic values, and its output there."""
+
+    def __init__(self, name: str, network: GenericNetwork, permutations: Mapping[str, Tensor]) -> None:
+        self._name, self._network, self._permutations = name, network, permutations
+        self._reference = network.first
+        self._effects: dict[str, float] = {}
+        self._scale = max((float(out.abs().max()) for out in self._reference if out.numel()), default=0.0)
+        if not 0.0 < self._scale < float("inf"):
+            raise GroupError(f"{name} gives no finite, non-zero output on random values: its groups cannot be proved")
+
+    def _change(self) -> float:
+        """Largest absolute difference over all outputs, relative to the largest output."""
+        outputs = self._network.run()
+        errors = [float((a - b).abs().max()) for a, b in zip(self._reference, outputs, strict=True) if a.numel()]
+        largest = max(errors, default=0.0) / self._scale
+        return largest if largest == largest else float("inf")
+
+    def error(self, chosen: Sequence[ChannelGroup]) -> float:
+        """Change of the output when these groups are permuted."""
+        with self._network.permuted(chosen, self._permutations):
+            return self._change()
+
+    def with_hidden(self, groups: ChannelGroups, tolerance: float) -> ChannelGroups:
+        """Copy of groups in which tensors that seem unused, but change the output, have that reason."""
+        unused = [key for key in groups.parameters if groups.fixed_tensors.get(key) == NOT_USED]
+
+        def change(keys: Sequence[str]) -> float:
+            with self._network.changed(keys):
+                return self._change()
+
+        found = _bisect(unused, _Counted(change), tolerance)
+        if not found:
+            return groups
+        self.check_repeatable(tolerance)
+        return replace(groups, fixed_tensors={**groups.fixed_tensors, **dict.fromkeys(found, HIDDEN)})
+
+    def check_repeatable(self, tolerance: float) -> None:
+        """Raise `GroupError` where the same input gives different outputs."""
+        if self._change() > tolerance:
+            raise GroupError(f"{self._name} gives different outputs for the same input: its groups cannot be proved")
+
+    def without_effect(self, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
+        """Those groups of which no tensor, permuted alone, changes the output.
+
+        To first order, by gradients; where these are not the function's, by permuting, `MOST_RUNS` times at most.
+        """
+        if not groups:
+            return []
+        self._effects, true = self._network.effects(groups, self._permutations)
+        if not true:
+            self._effects = self._by_permuting(groups)
+        return [group for group in groups if self._effects.get(group.name, 0.0) < LEAST_EFFECT * self._scale]
+
+    def _by_permuting(self, groups: Sequence[ChannelGroup]) -> dict[str, float]:
+        """Group name -> change of the output when one tensor is permuted alone, up to the first that has an effect."""
+        effects: dict[str, float] = {}
+        left = MOST_RUNS
+        for group in groups:
+            largest = 0.0
+            for slot in group.slots:
+                left -= 1
+                if left < 0:
+                    return effects
+                with self._network.moved(slot, self._permutations[group.name]):
+                    largest = max(largest, self._change())
+                if largest >= LEAST_EFFECT:
+                    break
+            effects[group.name] = largest * self._scale
+        return effects
+
+    def not_used(self, group: ChannelGroup) -> bool:
+        """Whether a group without effect is one that nothing reads: overwritten, or cut off."""
+        return self._effects.get(group.name) == 0.0 and all(slot.role != "consumes" for slot in group.slots)
+
+    def reasons(self, free: Sequence[ChannelGroup], tolerance: float) -> dict[str, str]:
+        """Name -> reason, of each group at fault."""
+        failing = _bisect(list(free), _Counted(self.error), tolerance)
+        if len(failing) > MOST_RUNS // 4:
+            return {group.name: "not proved: permuting it with others changes the output" for group in failing}
+        return {
+            group.name: f"not proved: permuting it changes the output by {self.error([group]):.1e}" for group in failing
+        }
+
+
+class _Counted(Generic[Chosen]):
+    """The error of what is chosen; once too much was asked for, all that is asked for fails."""
+
+    def __init__(self, error: Callable[[Sequence[Chosen]], float]) -> None:
+        self._error, self._left = error, MOST_RUNS
+
+    @property
+    def spent(self) -> bool:
+        """Whether no run is left."""
+        return self._left <= 0
+
+    def __call__(self, chosen: Sequence[Chosen]) -> float:
+        self._left -= 1
+        return self._error(chosen)
+
+
+def _bisect(chosen: list[Chosen], error: _Counted[Chosen], tolerance: float) -> list[Chosen]:
+    """What fails by itself, or the last that fails together with others; all when the runs are spent."""
+    if error.spent:
+        return chosen
+    if not chosen or error(chosen) <= tolerance:
+        return []
+    if len(chosen) == 1:
+        return chosen
+    half = len(chosen) // 2
+    found = _bisect(chosen[:half], error, tolerance) + _bisect(chosen[half:], error, tolerance)
+    return found or chosen[-1:]

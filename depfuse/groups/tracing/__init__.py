@@ -1,0 +1,1 @@
+"""Trace a network: DepGraph, and what it does not say."""

@@ -1,0 +1,116 @@
+"""Control flow that depends on values: what a network does for one input may differ from what it does for another.
+
+A trace shows one way through the network. Where the forward pass asks for a tensor's value in Python (`if x.sum() > 0`,
+`float(x)`, `x.tolist()`), other inputs may take other ways, of which neither the trace nor the proof says anything.
+So all channels that the asking module reads, gives or owns are fixed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from depfuse.groups.labels.rules import Replay
+from depfuse.groups.tracing.depgraph import Example, run_network
+from depfuse.groups.tracing.overwrites import METADATA
+
+ASKING: dict[Any, str] = {
+    torch.Tensor.__bool__: "bool",
+    torch.Tensor.__int__: "int",
+    torch.Tensor.__float__: "float",
+    torch.Tensor.__index__: "index",
+    torch.Tensor.__contains__: "in",
+    torch.Tensor.item: "item",
+    torch.Tensor.tolist: "tolist",
+    torch.Tensor.numpy: "numpy",
+    torch.Tensor.equal: "equal",
+    torch.Tensor.allclose: "allclose",
+    torch.Tensor.is_nonzero: "is_nonzero",
+    torch.equal: "equal",
+    torch.allclose: "allclose",
+    torch.is_nonzero: "is_nonzero",
+}
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A module that asked for a tensor's value while it ran, and how."""
+
+    module: str
+    operation: str
+
+    @property
+    def reason(self) -> str:
+        """Why the module's channels are fixed."""
+        place = self.module or "the network itself"
+        return f"{self.operation}() in {place} makes the computation depend on values"
+
+
+class BranchWatch(TorchFunctionMode):
+    """Notes, while it is active, which modules run by `run_network` ask for values in Python.
+
+    Only values of tensors that depend on the example or on something that requires gradients count: a network may
+    ask about shapes and constants.
+    """
+
+    def __init__(self, example: Example) -> None:
+        super().__init__()
+        self.branches: dict[Branch, None] = {}
+        self._dependent = WeakTensorKeyDictionary()
+        self._mark(example)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Run the function, note whether it asks for a value, and pass dependence on to its results."""
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, METADATA) and func not in ASKING:
+            return result
+        operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if any(operand.requires_grad or operand in self._dependent for operand in operands):
+            if func in ASKING and (module := _running_module(sys._getframe(1))) is not None:
+                self.branches[Branch(module, ASKING[func])] = None
+            self._mark(operands[0] if func is torch.Tensor.__setitem__ else result)
+        return result
+
+    def _mark(self, values: Any) -> None:
+        for leaf in tree_leaves(values):
+            if isinstance(leaf, Tensor):
+                self._dependent[leaf] = True
+
+
+def _running_module(frame: FrameType | None) -> str | None:
+    """Name of the innermost module on the stack, within the network that `run_network` runs; None outside of it."""
+    innermost: nn.Module | None = None
+    while frame is not None and frame.f_code is not run_network.__code__:
+        if innermost is None and isinstance(owner := frame.f_locals.get("self"), nn.Module):
+            innermost = owner
+        frame = frame.f_back
+    if frame is None:
+        return None
+    network: nn.Module = frame.f_locals["model"]
+    return next((name for name, module in network.named_modules() if module is innermost), "")
+
+
+def fix_branches(replay: Replay, branches: Iterable[Branch]) -> None:
+    """Pin every channel that a branching module reads, gives or owns."""
+    for branch in branches:
+        prefix = f"{branch.module}." if branch.module else ""
+        owned = [
+            labels
+            for leaf, labels in replay.leaves.items()
+            if any(key.startswith(prefix) for key in replay.trace.leaves[leaf])
+        ]
+        passing = [replay.values[call.value] for call in replay.trace.calls if call.module == branch.module]
+        for labels in owned + passing:
+            for factor in labels.factors:
+                replay.ledger.pin(factor.labels, branch.reason)

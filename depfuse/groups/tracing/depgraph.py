@@ -1,0 +1,226 @@
+"""Torch-Pruning's DepGraph as the source of the graph: what was computed, from which parameters.
+
+`torch_pruning.DependencyGraph` traces a network by hooks and autograd and gives its layers and
+operators as nodes. depfuse takes these nodes. What DepGraph does next, mapping channel indices from node to
+node as Python lists (Fang et al., DepGraph, CVPR 2023, section 3.2), is replaced by labels on tensors
+(`labels.py`, `rules`): lists cost 15 s on densenet121 and do not end on swin_t in torch-pruning 1.6.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch_pruning
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from depfuse.errors import ArchitectureError
+from depfuse.networks.copying import Example, evaluation_copy, first_line, run_network, unwrap
+from depfuse.networks.isolation import without_warnings
+from depfuse.networks.running import evaluating
+
+__all__ = ["Example", "Trace", "describe", "evaluation_copy", "first_line", "run_network", "trace", "unwrap"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One tensor that went into or came out of a module, as (operation that made it, output number).
+
+    `first` tells whether it is the module's first positional input, or its only output.
+    """
+
+    module: str
+    side: str
+    value: tuple[Any, int]
+    first: bool
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The computation of one forward pass.
+
+    Attributes
+    ----------
+    operations
+        Autograd functions in the order in which the forward pass created them.
+    leaves
+        id of each parameter or buffer of the traced copy -> its state-dict keys (several where
+        modules share a tensor).
+    tensors
+        State-dict key -> the copy's tensor.
+    modules
+        Module name -> module of the copy.
+    calls
+        Inputs and outputs of all modules.
+    outputs
+        The tensors that the network returns.
+    """
+
+    operations: tuple[Any, ...]
+    leaves: dict[int, tuple[str, ...]]
+    tensors: dict[str, Tensor]
+    modules: dict[str, nn.Module]
+    calls: tuple[Call, ...]
+    outputs: tuple[tuple[Any, int], ...]
+    spans: tuple[tuple[int, int, str], ...]
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """State-dict keys of the parameters that took no part."""
+        below = (node for operation in self.operations for node, _ in operation.next_functions if node is not None)
+        used = {id(node.variable) for node in below if hasattr(node, "variable")}
+        parameters = {id(tensor) for tensor in self.tensors.values() if isinstance(tensor, nn.Parameter)}
+        return frozenset(key for leaf in parameters - used for key in self.leaves[leaf])
+
+    def module_of(self, operation: Any) -> str:
+        """Name of the innermost module that ran the operation; '' for the network itself."""
+        number = operation._sequence_nr()
+        inside = [(end - start, name) for start, end, name in self.spans if start <= number < end]
+        return min(inside, key=lambda span: span[0])[1] if inside else ""
+
+
+def trace(model: nn.Module, example: Example, auxiliary: Iterable[str] = ()) -> Trace:
+    """Run DepGraph's tracing on a copy of the network, on its own device and in its own memory.
+
+    The modules named by `auxiliary` run as in training mode (see `evaluating`).
+
+    Raises
+    ------
+    ArchitectureError
+        The forward pass raises, or gives no tensor that depends on its input.
+    """
+    network = evaluation_copy(model, torch.float32, shared=True)
+    leaves: dict[int, list[str]] = defaultdict(list)
+    tensors: dict[str, Tensor] = {}
+    normalisation = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+    for name, module in network.named_modules(remove_duplicate=False):
+        prefix = f"{name}." if name else ""
+        statistics = set() if not isinstance(module, normalisation) else set(module._buffers)
+        owned = [(k, t) for k, t in (*module._parameters.items(), *module._buffers.items()) if t is not None]
+        for key, tensor in owned:
+            leaves[id(tensor)].append(prefix + key)
+            tensors[prefix + key] = tensor
+            if (tensor.is_floating_point() or tensor.is_complex()) and key not in statistics:
+                tensor.requires_grad_(True)
+    kept = network.state_dict().keys()
+    device = next(iter(tensors.values())).device if tensors else torch.device("cpu")
+
+    def as_input(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        value = value.detach().to(device)
+        return value.float().requires_grad_(True) if value.is_floating_point() else value
+
+    with torch.enable_grad(), _recorded(network) as (calls, spans):
+        graph, outputs = _depgraph(network, tree_map(as_input, example), auxiliary)
+    return Trace(
+        operations=_in_order([node.grad_fn for node in graph.module2node.values()] + [fn for fn, _ in outputs]),
+        leaves={key: tuple(name for name in names if name in kept) for key, names in leaves.items()},
+        tensors=tensors,
+        modules=dict(network.named_modules()),
+        calls=tuple(calls),
+        outputs=outputs,
+        spans=tuple(spans),
+    )
+
+
+def _depgraph(
+    network: nn.Module, example: Example, auxiliary: Iterable[str]
+) -> tuple[Any, tuple[tuple[Any, int], ...]]:
+    """DepGraph's node graph of one forward pass, and the network's outputs.
+
+    `DependencyGraph.build_dependency` traces and then maps indices; only the tracing is wanted, so its
+    two steps before the mapping are called by themselves (they are private: the test
+    `test_depgraph_tracing` states the versions of torch-pruning for which this holds).
+    """
+    outputs: list[tuple[Any, int]] = []
+
+    def forward(model: nn.Module, inputs: Example) -> list[Tensor]:
+        with evaluating(model, auxiliary=auxiliary):  # here, since DepGraph calls eval() first
+            found = [leaf for leaf in tree_leaves(_run(model, inputs)) if isinstance(leaf, Tensor)]
+        found = [leaf for leaf in found if leaf.grad_fn is not None]
+        if not found:
+            raise ArchitectureError(
+                f"{type(model).__name__} returns no tensor that depends on its input: nothing can be traced"
+            )
+        outputs.extend((leaf.grad_fn, leaf.output_nr) for leaf in found)
+        return found
+
+    graph = torch_pruning.DependencyGraph()
+    graph.model, graph.verbose, graph.ignored_params = network, False, []
+    graph._module2name = {module: name for name, module in network.named_modules()}
+    graph._param_to_name, graph.unwrapped_parameters = {}, []
+    with without_warnings():
+        graph.module2node = graph._trace(network, example, forward, None)
+    return graph, tuple(outputs)
+
+
+def _run(network: nn.Module, example: Example) -> Any:
+    try:
+        return run_network(network, example)
+    except Exception as error:
+        raise ArchitectureError(
+            f"the forward pass of {type(network).__name__} raises on the example input "
+            f"{describe(example)}: {first_line(error)}"
+        ) from error
+
+
+def describe(example: Example) -> str:
+    """Shapes of the example's tensors, for messages."""
+    return ", ".join(str(tuple(leaf.shape)) for leaf in tree_leaves(example) if isinstance(leaf, Tensor)) or "given"
+
+
+@contextmanager
+def _recorded(network: nn.Module) -> Iterator[tuple[list[Call], list[tuple[int, int, str]]]]:
+    """Record each module's tensors, and which autograd sequence numbers it spans, during a forward pass."""
+    calls: list[Call] = []
+    spans: list[tuple[int, int, str]] = []
+    started: list[int] = []
+    sequence_number: Callable[[], int] = torch._C._autograd._get_sequence_nr
+
+    def note(name: str, side: str, value: Any) -> None:
+        first = value[0] if side == "input" and value else value
+        traced = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
+        calls.extend(Call(name, side, (leaf.grad_fn, leaf.output_nr), leaf is first) for leaf in traced)
+
+    def before(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, keywords: Any) -> None:
+            started.append(sequence_number())
+            note(name, "input", inputs)
+
+        return hook
+
+    def after(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, result: Any) -> None:
+            spans.append((started.pop(), sequence_number(), name))
+            note(name, "output", result)
+
+        return hook
+
+    handles = []
+    for name, module in network.named_modules():
+        handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
+        handles.append(module.register_forward_hook(after(name)))
+    try:
+        yield calls, spans
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _in_order(roots: Sequence[Any]) -> tuple[Any, ...]:
+    """All operations that the roots depend on, parameters' own nodes left out, in forward order."""
+    seen: dict[Any, None] = {}
+    stack = [root for root in roots if root is not None]
+    while stack:
+        operation = stack.pop()
+        if operation in seen or hasattr(operation, "variable"):
+            continue
+        seen[operation] = None
+        stack.extend(below for below, _ in operation.next_functions if below is not None)
+    return tuple(sorted(seen, key=lambda operation: operation._sequence_nr()))

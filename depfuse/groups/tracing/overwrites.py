@@ -1,0 +1,130 @@
+"""In-place writes to a part of a tensor: `x[:, :8] += y`, `bias[16:32].zero_()`.
+
+Autograd notes such a write as `CopySlices` and does not say which part was written; reading through the view again is
+an `AsStrided` of the whole. Both are learnt while the network runs, from where the view lies in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from depfuse.groups.labels.labels import compact
+
+Kind = Literal["set", "update", "other"]
+NAMES = """
+    add sub mul div pow neg abs exp log sqrt rsqrt sin cos erf tanh sigmoid relu relu6 hardtanh hardswish hardsigmoid
+    silu gelu elu celu selu mish leaky_relu threshold clamp clamp_min clamp_max clip masked_fill dropout lerp addcmul
+    addcdiv floor ceil round nan_to_num square reciprocal rrelu multiply subtract divide true_divide
+    iadd isub imul itruediv ipow
+"""
+SETS = frozenset({"zero", "fill", "copy", "setitem"})
+# By their names, less the underscores: of tensor methods and of functions with inplace=True.
+UPDATES = frozenset(NAMES.split())
+
+METADATA = (int, float, str, torch.Size, torch.dtype, torch.device, torch.layout)  # results that hold no tensor
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of a tensor that is a product of positions along each axis.
+
+    Attributes
+    ----------
+    positions
+        Per axis of the tensor, the positions in it, in order.
+    shape
+        Of the view of it, which may lack axes of one position.
+    kind
+        Whether the part was overwritten, updated entry by entry, or neither can be told.
+    """
+
+    positions: tuple[Tensor, ...]
+    shape: tuple[int, ...]
+    kind: Kind = "update"
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """The part of a tensor, with as many axes as the tensor."""
+        for axis, positions in enumerate(self.positions):
+            tensor = take(tensor, axis, positions)
+        return tensor
+
+
+def take(tensor: Tensor, axis: int, positions: Tensor) -> Tensor:
+    """Positions along one axis; broadcast axes stay broadcast."""
+    shape = [*tensor.shape[:axis], len(positions), *tensor.shape[axis + 1 :]]
+    small = compact(tensor)
+    return (small if tensor.stride(axis) == 0 else small.index_select(axis, positions)).expand(shape)
+
+
+class OverwriteWatch(TorchFunctionMode):
+    """Notes, while it is active, the regions that in-place functions write and that views read afterwards.
+
+    Attributes
+    ----------
+    regions
+        Autograd function (`CopySlices`, `AsStrided`) -> region of its operand; None where it cannot be described.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.regions: dict[Any, Region | None] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Run the function and note what it wrote."""
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, METADATA):
+            return result
+        with torch._C.DisableTorchFunction():  # what is asked here is nothing for the other modes
+            for operand in tree_leaves((args, kwargs, result)):
+                if isinstance(operand, Tensor) and operand.requires_grad and operand.layout is torch.strided:
+                    self._note(func, operand, args)
+        return result
+
+    def _note(self, func: Callable[..., Any], operand: Tensor, args: Sequence[Any]) -> None:
+        base = operand if operand._base is None else operand._base
+        writer, reader = base.grad_fn, operand.grad_fn
+        if writer is None or not writer.name().endswith("CopySlices"):
+            return
+        if writer not in self.regions:
+            name = getattr(func, "__name__", "").strip("_")
+            kind: Kind = "set" if name in SETS else "update" if name in UPDATES else "other"
+            written = operand.detach()
+            if name == "setitem":
+                written = written[args[1]] if operand is args[0] else written[:0]
+            self.regions[writer] = _region(base, written, kind)
+        if reader is not None and reader is not writer and reader not in self.regions and "AsStrided" in reader.name():
+            self.regions[reader] = _region(base, operand.detach(), "other")
+
+
+def _region(base: Tensor, view: Tensor, kind: Kind) -> Region | None:
+    """Where a view lies in its base; None where it is no product of positions in the base's order."""
+    if base.is_meta or not view.numel():
+        return None
+    start = base.storage_offset()
+    end = 1 + max(_last(base), _last(view))
+    order = torch.full((end - start,), -1)
+    order.as_strided(base.shape, base.stride()).copy_(torch.arange(base.numel()).reshape(base.shape))
+    flat = order.as_strided(view.shape, view.stride(), view.storage_offset() - start).reshape(-1)
+    if bool((flat < 0).any()):
+        return None
+    along = torch.unravel_index(flat, tuple(base.shape))
+    positions = tuple(torch.unique(each) for each in along)
+    grid = torch.arange(base.numel()).reshape(base.shape)
+    region = Region(positions, tuple(view.shape), kind)
+    expected = grid[torch.meshgrid(*positions, indexing="ij")].reshape(-1) if positions else grid.reshape(-1)
+    return region if torch.equal(expected, flat) else None
+
+
+def _last(tensor: Tensor) -> int:
+    """Storage position of a tensor's last entry."""
+    steps = ((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return int(tensor.storage_offset() + sum(steps))

@@ -1,0 +1,1 @@
+"""Checkpoints, foreign pickles, output files."""

@@ -1,0 +1,35 @@
+"""Output files: refused before any work starts, written whole and last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from depfuse.errors import CheckpointError
+from depfuse.io.checkpoint import check_writable
+
+
+def check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path] = ()) -> None:
+    """Raise `CheckpointError` unless every output can be written, over no input and over no other output.
+
+    Parameters
+    ----------
+    outputs : mapping of str to Path or None
+        The option that names it -> where it shall lie; None is not asked for.
+    inputs : sequence of Path
+        Files that must survive.
+    """
+    taken = {path.resolve(): "an input" for path in inputs}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        if path.resolve() in taken:
+            raise CheckpointError(f"{option} {path} would overwrite {taken[path.resolve()]}: choose another name")
+        taken[path.resolve()] = f"what {option} writes"
+        check_writable(path)
+
+
+def check_weights_name(path: Path | None, option: str = "--out") -> None:
+    """Raise `CheckpointError` when weights would be written under a name that says something else."""
+    if path is not None and path.suffix != ".safetensors":
+        raise CheckpointError(f"{option} {path}: weights are written as safetensors; the name must end in .safetensors")

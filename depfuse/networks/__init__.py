@@ -1,0 +1,1 @@
+"""Handle any `nn.Module`: copies, running, memory layout, stages, resizing."""

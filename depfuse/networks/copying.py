@@ -1,0 +1,327 @@
+"""Copies of networks: their hooks go with them, and what a copy computes is its own.
+
+A forward hook is a part of the network: one may fold a weight (`torch.nn.utils.weight_norm`), and one may keep an
+activation for a later layer (a U-Net built by hooks). A method of the network, or of an object that belongs to the hook
+alone, is bound to the copy when it is copied. A function that reaches something outside (a list, the original's
+modules) cannot be: it stays behind, and `check_hooks` shows whether the network computes the same without it.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from depfuse.errors import ArchitectureError
+from depfuse.networks.running import evaluating
+
+Example = Tensor | Sequence[Any] | dict[str, Any]
+FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
+TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 1e-1}  # of outputs, relative to the largest; 1e-4 for other types
+UNLIKELY = 5_381_742_099  # a seed that no example is drawn from, lest the random inputs be the example again
+CONSTANTS = (str, bytes, int, float, complex, bool, type(None), type, ModuleType, CodeType, BuiltinFunctionType)
+
+
+def run_network(model: nn.Module, example: Example) -> Any:
+    """Forward pass with a tensor, a sequence of positional or a dict of keyword inputs."""
+    if isinstance(example, Tensor):
+        return model(example)
+    if isinstance(example, dict):
+        return model(**example)
+    return model(*example)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network below DataParallel, DistributedDataParallel and torch.compile wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def evaluation_copy(model: nn.Module, dtype: torch.dtype | None = None, *, shared: bool = False) -> nn.Module:
+    """Deep copy in eval mode with the hooks that can be copied; the caller's network is left as it was.
+
+    Parameters
+    ----------
+    dtype
+        Of the copy's floating-point tensors; as in the network where None.
+    shared
+        Let the copy's tensors share memory with the network's where their type allows: for running, not
+        for changing.
+
+    Raises
+    ------
+    ArchitectureError
+        The network holds something that cannot be copied, or is compiled to TorchScript.
+    """
+    network = unwrap(model)
+    if scripted := [name for name, module in network.named_modules() if isinstance(module, torch.jit.ScriptModule)]:
+        raise ArchitectureError(
+            f"{scripted[0] or type(network).__name__} is compiled to TorchScript, in which operations cannot be "
+            "followed: give the network that it was made from"
+        )
+    copies: dict[int, Any] = {}
+    for tensor in (*network.parameters(), *network.buffers(), *_plain_tensors(network)):
+        moved = tensor.detach().to(dtype=dtype if tensor.is_floating_point() else None, copy=not shared)
+        is_parameter = isinstance(tensor, nn.Parameter)
+        copies[id(tensor)] = nn.Parameter(moved, tensor.requires_grad) if is_parameter else moved
+    hooks: list[tuple[dict[int, Any], dict[int, Any]]] = []
+    for module in network.modules():
+        for name in (*FORWARD_HOOKS, *BACKWARD_HOOKS):
+            kept = module.__dict__[name]
+            copies[id(kept)] = OrderedDict()
+            hooks.append(({} if name in BACKWARD_HOOKS else dict(kept), copies[id(kept)]))
+    try:
+        copied = copy.deepcopy(network, copies)
+    except Exception as error:  # whatever an object of the user's raises that is copied with the network
+        raise ArchitectureError(f"{type(network).__name__} cannot be copied: {first_line(error)}") from error
+    for kept, own in hooks:
+        for number, hook in kept.items():
+            if _is_portable(hook):
+                with suppress(Exception):  # what cannot be copied stays behind as well
+                    own[number] = copy.deepcopy(hook, copies)
+    return copied.eval()
+
+
+def _plain_tensors(network: nn.Module) -> Iterator[Tensor]:
+    """Tensors among a network's plain attributes: constants, and what a hook or a forward pass left there."""
+    for module in network.modules():
+        for name, value in vars(module).items():
+            if name not in ("_parameters", "_buffers", "_modules"):
+                yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+
+
+def _is_portable(hook: Any, seen: frozenset[int] = frozenset()) -> bool:
+    """Whether a hook is bound to a copy when it is copied: it reaches nothing that stays behind."""
+    if id(hook) in seen or isinstance(hook, (*CONSTANTS, torch.dtype, torch.device)):
+        return True
+    seen = seen | {id(hook)}
+    if isinstance(hook, partial):
+        return all(_is_copied(part, seen) for part in (hook.func, *hook.args, *hook.keywords.values()))
+    if isinstance(hook, FunctionType):
+        return all(_is_constant(value, seen) for value in _reached(hook))
+    return True  # a method or an object: copied with what it holds
+
+
+def _is_copied(value: Any, seen: frozenset[int]) -> bool:
+    """Whether a deep copy of what holds a value holds a copy of the value."""
+    return _is_portable(value, seen) if callable(value) else True
+
+
+def _is_constant(value: Any, seen: frozenset[int]) -> bool:
+    """Whether a function may go on using a value that it reaches: no module and nothing that things are kept in."""
+    if isinstance(value, (tuple, frozenset)):
+        return all(_is_constant(part, seen) for part in value)
+    if isinstance(value, Tensor):
+        return not isinstance(value, nn.Parameter)
+    return isinstance(value, (*CONSTANTS, FunctionType, torch.dtype, torch.device)) and _is_portable(value, seen)
+
+
+def _reached(function: FunctionType) -> Iterator[Any]:
+    """The values that a function reaches by its closure, its defaults and the global names in its code."""
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+        yield from (function.__globals__[name] for name in code.co_names if name in function.__globals__)
+
+
+def hooked_modules(model: nn.Module) -> list[str]:
+    """Names of the modules that have forward hooks of the user's; the network itself by its class."""
+    network = unwrap(model)
+    return [
+        name or type(network).__name__
+        for name, module in network.named_modules()
+        if any(module.__dict__[hooks] for hooks in FORWARD_HOOKS)
+    ]
+
+
+def check_hooks(model: nn.Module, example: Example) -> None:
+    """Check that a copy of a network with forward hooks computes the same, and from its own weights.
+
+    Both are run on the example and on random inputs of its shape, so that nothing that was kept in an earlier pass can
+    be right by chance; then the copy's weights are changed, and only its own outputs may change.
+
+    Raises
+    ------
+    ArchitectureError
+        They differ, or the one is changed with the other.
+    """
+    hooked = hooked_modules(model)
+    if not hooked:
+        return
+    network, copied = unwrap(model), evaluation_copy(model)
+    example = suited(example, network)
+    wanted: list[Tensor] | None = None
+    with torch.no_grad(), evaluating(network):
+        for given in (example, random_like(example)):
+            found, before = _outputs(copied, given), wanted
+            wanted = _outputs(network, given)
+            if wanted is None or not same_outputs(_outputs(network, given), wanted):
+                return  # it does not run there, or is random: tracing and proving say that in their own words
+            if not same_outputs(found, wanted):
+                raise ArchitectureError(_unfaithful(network, hooked, "computes something else than the network"))
+        for tensor in {id(tensor): tensor for tensor in copied.state_dict().values()}.values():
+            if tensor.is_floating_point():
+                tensor.mul_(1.5)
+        changed = _outputs(copied, given)
+        if not same_outputs(_outputs(network, given), wanted):
+            raise ArchitectureError(_unfaithful(network, hooked, "changes what the network computes"))
+        if same_outputs(changed, wanted) and not same_outputs(before, wanted):
+            raise ArchitectureError(_unfaithful(network, hooked, "does not compute from its own weights"))
+
+
+def private_copy(model: nn.Module, example: Example | None) -> nn.Module:
+    """Evaluation copy of a network that computes by itself what the network computes, where there is an example.
+
+    Raises
+    ------
+    ArchitectureError
+        It cannot be copied; or the copy computes something else because of the network's forward hooks, or with the
+        network's own tensors.
+    """
+    copied = evaluation_copy(model)
+    if example is not None:
+        check_hooks(model, example)
+        given = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, suited(example, copied))
+        # Where it does not run, tracing says that in its own words.
+        with torch.no_grad(), ForeignWatch(model) as foreign, suppress(Exception):
+            run_network(copied, given)
+        foreign.check()
+    return copied
+
+
+def suited(example: Example, network: nn.Module) -> Example:
+    """An example on a network's device, its floating-point tensors of the network's type."""
+    tensors = (*network.parameters(), *network.buffers())
+    device = next((tensor.device for tensor in tensors), None)
+    dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
+
+    def moved(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return leaf.detach().to(device=device, dtype=dtype if leaf.is_floating_point() else None)
+
+    return tree_map(moved, example)  # type: ignore[no-any-return]
+
+
+def random_like(example: Example, scale: float = 1.0) -> Example:
+    """Random inputs of an example's shapes; what is not floating-point stays."""
+    generator = torch.Generator().manual_seed(UNLIKELY)
+
+    def drawn(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        return torch.randn(leaf.shape, generator=generator, dtype=torch.float32).mul_(scale).to(leaf)
+
+    return tree_map(drawn, example)  # type: ignore[no-any-return]
+
+
+def _unfaithful(network: nn.Module, hooked: Sequence[str], what: str) -> str:
+    names = ", ".join(hooked[:3]) + (f" and {len(hooked) - 3} more" if len(hooked) > 3 else "")
+    return (
+        f"a copy of {type(network).__name__} {what}, because of the forward hooks of {names}: make them methods of the "
+        "network, so that what they keep belongs to it, or remove them"
+    )
+
+
+def _outputs(model: nn.Module, example: Example) -> list[Tensor] | None:
+    """The tensors that a network gives; None where it raises."""
+    cloned = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, example)
+    try:
+        return [leaf for leaf in tree_leaves(run_network(model, cloned)) if isinstance(leaf, Tensor)]
+    except Exception:  # whatever the user's network raises
+        return None
+
+
+def same_outputs(found: Sequence[Tensor] | None, wanted: Sequence[Tensor] | None, tolerance: float = 1e-4) -> bool:
+    """Whether outputs agree within a tolerance relative to the largest; what is not finite must be so in both."""
+    if found is None or wanted is None or len(found) != len(wanted):
+        return found is None and wanted is None
+    pairs = zip(found, wanted, strict=True)
+    return all(difference(one, other) <= TOLERANCE.get(other.dtype, tolerance) for one, other in pairs)
+
+
+def difference(found: Tensor, wanted: Tensor) -> float:
+    """Largest difference relative to the largest finite entry; infinite where two tensors cannot be compared."""
+    if found.shape != wanted.shape:
+        return float("inf")
+    if not wanted.numel():
+        return 0.0
+    if not wanted.is_floating_point():
+        return 0.0 if torch.equal(found, wanted) else float("inf")
+    ours, theirs = found.double(), wanted.double()
+    if not torch.equal(ours.isfinite(), theirs.isfinite()):
+        return float("inf")
+    ours, theirs = ours.nan_to_num(0.0, 0.0, 0.0), theirs.nan_to_num(0.0, 0.0, 0.0)
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
+
+
+class ForeignWatch(TorchFunctionMode):
+    """Notes, while it is active, which tensors of a network take part when a copy of it is run by `run_network`.
+
+    Attributes
+    ----------
+    found
+        State-dict keys of the original's tensors that the copy computed with.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        network = unwrap(model)
+        self._name = type(network).__name__
+        self._known = {id(tensor): key for key, tensor in (*network.named_parameters(), *network.named_buffers())}
+        self.found: dict[str, None] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Run the function, and note the original's tensors among its operands."""
+        for operand in tree_leaves((args, kwargs)):
+            if isinstance(operand, Tensor) and id(operand) in self._known and _is_running():
+                self.found[self._known[id(operand)]] = None
+        return func(*args, **(kwargs or {}))
+
+    def check(self) -> None:
+        """Raise `ArchitectureError` where the copy computed with the original's tensors."""
+        if self.found:
+            raise ArchitectureError(
+                f"a copy of {self._name} computes with the original's {next(iter(self.found))}: a function of its own "
+                "reaches the original network; let it take the network as its argument, or make it a method"
+            )
+
+
+def _is_running() -> bool:
+    """Whether `run_network` is on the stack."""
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_code is not run_network.__code__:
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None

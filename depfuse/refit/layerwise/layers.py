@@ -1,0 +1,415 @@
+"""The child's layers solved one after another for what the parents' do."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.align.coupling import Couplings, apply_couplings
+from depfuse.data.augment import Augmentation
+from depfuse.data.loader import Loader
+from depfuse.data.tensors import Split
+from depfuse.ensemble.label_sets import LabelSets
+from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
+from depfuse.groups import ChannelGroups
+from depfuse.groups.tracing.depgraph import evaluation_copy
+from depfuse.merge.average import average
+from depfuse.merge.shares import Shares
+from depfuse.refit.layerwise.ridge import Rows, ridge
+from depfuse.refit.layerwise.rows import Window
+from depfuse.refit.layerwise.streams import Streams
+from depfuse.refit.layerwise.targets import Mixtures, Targets, find_mixtures, shares_of
+from depfuse.refit.program.decomposition import Dissected
+from depfuse.refit.program.folded import Folded, Teacher
+from depfuse.refit.program.graph import State
+from depfuse.refit.program.units import Unit, feeding
+from depfuse.refit.program.walk import Walk
+from depfuse.refit.second_order.session import Together
+
+METHODS = ("ridge", "regmean", "least-squares")
+LOOKED_AT = 250
+MOST_ROWS = 2**15
+MOST_BYTES = 2**29
+
+
+def refit_layers(
+    child: nn.Module,
+    models: Sequence[nn.Module],
+    groups: ChannelGroups,
+    couplings: Sequence[Couplings],
+    shares: Shares | Sequence[float],
+    calibration: Loader,
+    *,
+    method: str = "ridge",
+    targets: str = "clusters",
+    steps: int = 0,
+    augment: Augmentation | None = None,
+    labels: LabelSets | None = None,
+    joint: bool = False,
+    seed: int = 0,
+    held: Loader | None = None,
+) -> Together | None:
+    """Solve the layers of a merged network in closed form for what its parents do, in place.
+
+    A unit is a convolution or linear layer with its BatchNorm; each is solved by ridge regression towards the merged
+    weights (`solve.ridge`). What is not linear in its weights stays as it was merged.
+
+    `ridge` walks from the input to the output. A unit is solved from the child's own input, as the units before it have
+    left it, for the mixture of the parents' outputs; where its output is added to a stream, for the mixture of the
+    streams less what the child's own carries, so that later units mend the errors of earlier ones. BatchNorm
+    statistics are those of the images.
+
+    `regmean` solves every unit by itself, from each parent's inputs for that parent's outputs, all parents together
+    (Jin et al. 2023, section 3; with patches for convolutions); `least-squares` from the mean of the parents' inputs
+    for the mean of their outputs (PLeaS, Nasery et al. 2024, section 3.2). Both leave BatchNorm to be reset.
+
+    Where the parents' shares differ from layer to layer, every unit is solved for the mixture by its own; the mean of
+    inputs is by those of the unit that they come from, and the ensemble of the second pass by those of the network.
+
+    Parameters
+    ----------
+    child
+        The average of the aligned parents, in eval mode.
+    models, couplings, shares
+        The parents, their couplings (permutations) to the child's channel order, and their weights.
+    calibration
+        Unlabelled training images.
+    method
+        One of `METHODS`.
+    targets
+        `matched`: a channel of the child is the mean of the parents' matched channels. `clusters`: a mixture of
+        channels of all parents, see `find_mixtures`. Only `ridge` has the choice.
+    steps
+        After `ridge`, so many steps of all units together towards the ensemble's outputs, see `SecondPass`.
+    labels
+        Which labels the parents' outputs stand for, where they differ.
+    joint
+        Whether the parents have one head together, see `ensemble_logits`.
+    held
+        Images by which the best of these steps is found; some of the others where None.
+
+    Returns
+    -------
+    Together or None
+        After `ridge`, the child as it learns the ensemble's outputs and the parents' streams, to be trained on.
+
+    Raises
+    ------
+    RecipeError
+        A coupling is not a permutation, or the method is not known.
+    ArchitectureError
+        The network cannot be taken apart, see `Program`.
+    """
+    if method not in METHODS:
+        raise RecipeError(f"refit {method} is not known: choose from none, {', '.join(METHODS)}")
+    if any(coupling.permutation is None for found in couplings for coupling in found.values()):
+        raise RecipeError("refitting needs couplings that are permutations: choose solver emd, or refit none")
+    states = [apply_couplings(groups, own, model.state_dict()) for model, own in zip(models, couplings, strict=True)]
+    with torch.no_grad():
+        run = _Refit(child, states, Shares.create(shares), calibration, labels, seed)
+        if method == "ridge":
+            return run.forward(groups if targets == "clusters" else None, steps, augment or Augmentation(), joint, held)
+        run.in_parallel(pooled=method == "regmean")
+        return None
+
+
+def refit_head(
+    parent: int,
+    models: Sequence[nn.Module],
+    shares: Sequence[float],
+    calibration: Loader,
+    *,
+    labels: LabelSets | None = None,
+    template: nn.Module | None = None,
+) -> nn.Module:
+    """A copy of one parent whose last layer is solved for the logits of all parents' ensemble.
+
+    The least that a child must surpass to be worth having.
+
+    Parameters
+    ----------
+    parent
+        Its number.
+    models, shares, calibration, labels
+        As for `refit_layers`.
+    template
+        A network with an output for each label, where they differ.
+
+    Raises
+    ------
+    RecipeError
+        The layer that gives the logits cannot be refitted.
+    ArchitectureError
+        The network cannot be taken apart, see `Program`, or not at the widths of all parents.
+    """
+    if labels is None:
+        child = evaluation_copy(models[parent])
+    else:
+        own = [1.0 if number == parent else 0.0 for number in range(len(models))]
+        child = average(models, ChannelGroups(()), [{}] * len(models), own, labels, template)
+    states = [model.state_dict() for model in models]
+    try:
+        with torch.no_grad():
+            _Refit(child, states, Shares.create(shares), calibration, labels, 0).head()
+    except RuntimeError as error:
+        shapes = [{key: tensor.shape for key, tensor in state.items()} for state in states]
+        if labels is not None or all(own == shapes[0] for own in shapes):
+            raise
+        raise ArchitectureError(f"the network's operations depend on its width: {error}") from None
+    return child
+
+
+def can_be_refitted(model: nn.Module, images: Loader) -> bool:
+    """Whether a network can be taken apart, see `Program`, and has a layer that can be solved for."""
+    try:
+        return bool(Dissected.create(evaluation_copy(model), images).units)
+    except ArchitectureError:
+        return False
+
+
+class _Refit:
+    """One refit under way."""
+
+    def __init__(
+        self,
+        child: nn.Module,
+        parents: Sequence[State],
+        shares: Shares,
+        calibration: Loader,
+        labels: LabelSets | None,
+        seed: int,
+    ) -> None:
+        self.dissected = Dissected.create(child, calibration)
+        self.program, self.units, self.state = self.dissected.program, self.dissected.units, self.dissected.state
+        self.loader, self.size = self.dissected.loader, self.dissected.size
+        self.parents, self.shares, self.labels, self.seed = list(parents), shares, labels, seed
+        self.images = len(self.loader) * self.size
+        self.outputs = None
+        if labels is not None and not labels.same:
+            self.outputs = self._outputs()
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def forward(
+        self,
+        clustered: ChannelGroups | None,
+        steps: int,
+        augment: Augmentation,
+        joint: bool,
+        held: Loader | None,
+    ) -> Together:
+        """Unit after unit, from the child's own inputs, then all together."""
+        self._check_count(self.units)
+        mixtures: Mixtures = {}
+        if clustered is not None:
+            few = Walk(self.program, self.parents, self._few())
+            inner = [unit for unit in self.units if unit is not self.outputs]
+            mixtures = find_mixtures(self.program, inner, self.parents, self.shares, clustered, few, self.seed)
+        targets = Targets(self.shares, mixtures, self.labels, self.outputs)
+        walk = Walk(self.program, [*self.parents, self.state], self.loader)
+        for unit in self.units[self._settled() :]:
+            self._solve_forward(unit, walk, targets)
+        del walk
+        folded = Folded(self.program, self.units)
+        teacher = Teacher.create(folded, self.parents, self.shares.network, self.labels, joint=joint)
+        streams = Streams(folded.units, targets)
+
+        def lesson(images: Tensor, temperature: float) -> tuple[Tensor, list[Tensor]]:
+            logits, values = teacher.watched(images, streams.nodes, temperature)
+            return logits, streams.wanted(values)
+
+        together = Together(self.dissected, folded, lesson, streams, self.seed)
+        together.second_pass(steps, augment, held=held)
+        return together
+
+    def _settled(self) -> int:
+        """How many units from the input on are one parent's alone, and stay as they are."""
+        first = shares_of(self.units[0], self.shares) if self.units else ()
+        if max(first, default=0.0) < 1.0:
+            return 0
+        return next((n for n, unit in enumerate(self.units) if shares_of(unit, self.shares) != first), len(self.units))
+
+    def _few(self) -> Loader:
+        """About `LOOKED_AT` images in batches of the program's size."""
+        count = self.size * max(1, min(LOOKED_AT, self.images) // self.size)
+        split = Split(self.loader.images[:count], self.loader.labels[:count])
+        return Loader(split, self.loader.preprocessing, batch_size=self.size, device=self.loader.device)
+
+    def head(self) -> None:
+        """Only the layer that gives the logits."""
+        walk = Walk(self.program, [*self.parents, self.state], self.loader)
+        unit = self.outputs or next((unit for unit in self.units if unit.target is self.program.output), None)
+        if unit is None:
+            raise RecipeError("the layer that gives the class scores cannot be refitted")
+        self._check_count([unit])
+        self._solve_forward(unit, walk, Targets(self.shares, {}, self.labels, self.outputs))
+
+    def in_parallel(self, *, pooled: bool) -> None:
+        """Each unit from the parents' inputs, put one below the other (`pooled`) or averaged."""
+        self._check_count(self.units)
+        walk = Walk(self.program, self.parents, self.loader)
+        targets = Targets(self.shares, {}, self.labels, self.outputs)
+        for unit in self.units:
+            window, end = Window.of(unit.node), walk.position(unit.end) + 1
+            shares = shares_of(unit, self.shares)
+            given = shares_of(feeding(unit, self.units) or unit, self.shares)
+            intercept = has_intercept(unit)
+            places = self._places(unit, window, len(self.parents) if pooled else 1)
+            stack = _Stack(len(self.loader))
+            for number, values in enumerate(walk.until([end] * len(self.parents), [unit.end, unit.input])):
+                chosen = places(number)
+                sources = [own[unit.input] for own in values]
+                ends = [own[unit.end] for own in values]
+                if pooled and unit is not self.outputs:
+                    # The square root of a share on a row weights its error by the share.
+                    roots = [(share * len(shares)) ** 0.5 for share in shares]
+                    inputs = torch.cat(
+                        [
+                            root * self._inputs(window, x, chosen, intercept)
+                            for root, x in zip(roots, sources, strict=True)
+                        ],
+                        1,
+                    )
+                    outputs = torch.cat(
+                        [root * window.outputs(y, chosen) for root, y in zip(roots, ends, strict=True)], 1
+                    )
+                else:
+                    mean = torch.stack([w * x for w, x in zip(given, sources, strict=True)]).sum(0)
+                    inputs = self._inputs(window, mean, chosen, intercept)
+                    outputs = window.outputs(targets.mixed(unit, ends), chosen)
+                stack.add(number, [inputs, outputs])
+            rows = Rows(*stack.tensors)
+            weight, _ = ridge(rows, self._prior(unit, window), intercept=intercept)
+            self._write(unit, window, weight, rows)
+
+    def _solve_forward(self, unit: Unit, walk: Walk, targets: Targets) -> None:
+        window, intercept = Window.of(unit.node), has_intercept(unit)
+        parents = len(self.parents)
+        start, end = walk.position(unit.node), walk.position(unit.target) + 1
+        needed = [unit.target, unit.input, *([unit.other] if unit.other is not None else [])]
+        places = self._places(unit, window)
+        stack = _Stack(len(self.loader))
+        for number, values in enumerate(walk.until([end] * parents + [start], needed)):
+            chosen = places(number)
+            target, bounds = targets(unit, [own[unit.target] for own in values[:parents]])
+            if unit.other is not None:
+                carried = values[parents][unit.other]
+                target = target - carried
+                bounds = None if bounds is None else bounds - carried
+            parts = [self._inputs(window, values[parents][unit.input], chosen, intercept)]
+            parts += [window.outputs(part, chosen) for part in (target, bounds) if part is not None]
+            stack.add(number, parts)
+        rows = Rows(*stack.tensors)
+        weight, _ = ridge(rows, self._prior(unit, window), intercept=intercept)
+        self._write(unit, window, weight, rows)
+
+    def _inputs(self, window: Window, x: Tensor, places: Tensor | None, intercept: bool) -> Tensor:
+        rows = window.inputs(x, places)
+        return torch.cat([rows, torch.ones_like(rows[..., :1])], -1) if intercept else rows
+
+    def _places(self, unit: Unit, window: Window, copies: int = 1) -> Callable[[int], Tensor | None]:
+        """Which positions of the images of each batch to take: all, or as many as there is memory for, at random."""
+        width = window.groups
+        if unit.weight is not None:
+            width *= window.matrix(self.state[unit.weight]).shape[1]
+        most = min(MOST_ROWS, MOST_BYTES // (4 * width))
+        wanted = max(1, most // (self.images * copies))
+        if wanted >= window.positions:
+            return lambda _: None
+        drawn = [
+            torch.randperm(window.positions, generator=self._generator)[:wanted].sort().values for _ in self.loader
+        ]
+        return lambda number: drawn[number]
+
+    def _prior(self, unit: Unit, window: Window) -> Tensor:
+        """The merged layer as one linear map (G, K, O)."""
+        scale: Tensor | None = None
+        if unit.norm is not None and unit.norm.weight is not None:
+            scale = self.state[unit.norm.weight] / (self.state[unit.norm.variance] + unit.norm.epsilon).sqrt()
+        if unit.weight is None:
+            assert scale is not None
+            return scale.reshape(-1, 1, 1)
+        matrix: Tensor = window.matrix(self.state[unit.weight])
+        return matrix if scale is None else matrix * scale.reshape(window.groups, 1, -1)
+
+    def _write(self, unit: Unit, window: Window, weight: Tensor, rows: Rows) -> None:
+        """Write an affine map as the layer and its BatchNorm, with the statistics of what it gives for the rows."""
+        state, norm = self.state, unit.norm
+        shift = torch.zeros_like(weight[:, 0])
+        if has_intercept(unit):
+            weight, shift = weight[:, :-1], weight[:, -1]
+        if norm is None:
+            assert unit.weight is not None
+            _put(state[unit.weight], window.weight(weight, state[unit.weight].shape))
+            if unit.bias is not None:
+                _put(state[unit.bias], shift.reshape(-1))
+            return
+        given = rows.inputs[..., : weight.shape[1]]
+        if unit.weight is None:
+            factor = weight[:, 0]
+        else:
+            # The layer gives what varies as its average parent's output does, and the BatchNorm the rest.
+            given = given @ weight.to(given)
+            spread = given.double().std(1, correction=0)
+            factor = spread / state[norm.variance].double().reshape(spread.shape).clamp_min(1e-30).sqrt()
+            factor = torch.where(factor > 1e-10, factor, torch.ones_like(factor))
+            given = given / factor[:, None].to(given)
+            _put(state[unit.weight], window.weight(weight / factor[:, None], state[unit.weight].shape))
+            if unit.bias is not None:
+                state[unit.bias].zero_()
+        mean, variance = given.double().mean(1).reshape(-1), given.double().var(1).reshape(-1)
+        factor = factor.reshape(-1)
+        assert norm.weight is not None
+        assert norm.bias is not None
+        _put(state[norm.mean], mean)
+        _put(state[norm.variance], variance)
+        _put(state[norm.weight], (variance + norm.epsilon).sqrt() * factor)
+        _put(state[norm.bias], shift.reshape(-1) + mean * factor)
+
+    def _outputs(self) -> Unit:
+        """The unit whose outputs are the labels."""
+        for unit in self.units:
+            if any(parent[unit.keys[0]].shape != self.state[unit.keys[0]].shape for parent in self.parents):
+                return unit
+        raise RecipeError("the layer that gives the class scores cannot be refitted: choose --refit none")
+
+    def _check_count(self, units: Sequence[Unit]) -> None:
+        """Warn where a layer has more inputs than there are rows to fit them to."""
+        for unit in units:
+            window = Window.of(unit.node)
+            width = 1 if unit.weight is None else window.matrix(self.state[unit.weight]).shape[1]
+            if width > self.images * window.positions:
+                warnings.warn(
+                    f"{unit.keys[0]} has {width} inputs, but {self.images} images show only"
+                    f" {self.images * window.positions} examples of them: it stays closer to the average; "
+                    f"give more calibration images",
+                    DepfuseWarning,
+                    stacklevel=4,
+                )
+                return
+
+
+class _Stack:
+    """Tensors (G, rows, columns) put one below the other, without a copy at the end."""
+
+    def __init__(self, total: int) -> None:
+        self.tensors: list[Tensor] = []
+        self._total = total
+
+    def add(self, number: int, parts: Sequence[Tensor]) -> None:
+        """Take part `number` of equal parts."""
+        if not self.tensors:
+            self.tensors = [part.new_empty(len(part), part.shape[1] * self._total, part.shape[2]) for part in parts]
+        for whole, part in zip(self.tensors, parts, strict=True):
+            whole[:, number * part.shape[1] : (number + 1) * part.shape[1]] = part
+
+
+def has_intercept(unit: Unit) -> bool:
+    """Whether a unit can add a constant to its outputs."""
+    return unit.bias is not None or unit.norm is not None
+
+
+def _put(tensor: Tensor, value: Tensor) -> None:
+    tensor.copy_(value.to(tensor))

@@ -1,0 +1,229 @@
+"""What each layer of the child shall give: mixtures of what the parents give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from depfuse.ensemble.label_sets import LabelSets
+from depfuse.groups import ChannelGroup, ChannelGroups, Slot
+from depfuse.merge.shares import Shares
+from depfuse.refit.layerwise.clusters import cluster_channels, in_order_of
+from depfuse.refit.program.graph import Program, State, Values
+from depfuse.refit.program.units import Unit
+from depfuse.refit.program.walk import Walk
+from depfuse.tasks.outputs import distance_of
+
+Mixtures = Mapping[Unit, Sequence[Tensor]]
+"""Unit -> per parent, how much (n_channels, n_channels) of each of its channels goes to each channel of the child."""
+
+
+class Targets:
+    """The values that the child's layers shall have, from those of the parents.
+
+    A unit aims at the mixture by its own shares. Where its output is added to a stream, the stream after it shall be
+    that mixture, whatever shares the units before it have.
+
+    Parameters
+    ----------
+    shares
+        One weight per parent, summing to one, of the whole network or of each tensor.
+    mixtures
+        Of the channels, for the units where they are not simply averaged one by one.
+    labels
+        Which labels the parents' outputs stand for, where they differ.
+    outputs
+        The unit whose channels are the labels, where they differ.
+    """
+
+    def __init__(
+        self, shares: Shares, mixtures: Mixtures, labels: LabelSets | None = None, outputs: Unit | None = None
+    ) -> None:
+        self.shares, self.mixtures, self.labels, self.outputs = shares, mixtures, labels, outputs
+
+    def __call__(self, unit: Unit, values: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The target of a unit from the parents' values at its target, and its upper bounds.
+
+        Where a ReLU follows, the child shall match the mixture of what comes out of it. An output that shall be zero
+        may have any value below its bound before the ReLU; the others have the bound -inf, and no freedom.
+        """
+        after = self.passed(unit, values)
+        if not unit.rectified:
+            return after, None
+        idle = after <= 0
+        before = self.mixed(unit, values)
+        return torch.where(idle, before, after), torch.where(idle, 0.0, -torch.inf).to(before.dtype)
+
+    def passed(self, unit: Unit, values: Sequence[Tensor]) -> Tensor:
+        """The mixture of the parents' values, of what comes out of the ReLU where one follows."""
+        return self.mixed(unit, [value.relu() for value in values] if unit.rectified else values)
+
+    def mixed(self, unit: Unit, values: Sequence[Tensor]) -> Tensor:
+        """The mixture of the parents' values."""
+        axis, shares = unit.axis, shares_of(unit, self.shares)
+        if self.labels is not None and unit is self.outputs:
+            return self.labels.join(values, shares, axis)
+        if unit not in self.mixtures:
+            return torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum(0)
+        parts = [
+            torch.einsum("oc,n...c->n...o", matrix, value.movedim(axis, -1))
+            for matrix, value in zip(self.mixtures[unit], values, strict=True)
+        ]
+        return torch.stack(parts).sum(0).movedim(-1, axis)
+
+
+def shares_of(unit: Unit, shares: Shares) -> tuple[float, ...]:
+    """The parents' shares in a unit: those of its first tensor."""
+    return shares.of(unit.keys[0])
+
+
+def find_mixtures(
+    program: Program, units: Sequence[Unit], states: Sequence[State], shares: Shares, groups: ChannelGroups,
+    walk: Walk, seed: int,
+) -> Mixtures:  # fmt: skip
+    """Mixtures that lose little of what the parents' outputs depend on, from unlabelled images.
+
+    For every group of channels whose tensors all belong to units, the channels of all parents are clustered
+    (`cluster_channels`) by their covariances after the non-linearity. A channel counts with its importance: the mean
+    square of the derivative of a random mixture of the outputs by it. Parents count by their shares in each unit; a
+    stream has one mixture for all units that write to it.
+
+    Parameters
+    ----------
+    states
+        The aligned parents' weights.
+    walk
+        Over these parents and the images to look at.
+
+    Returns
+    -------
+    Mapping
+        In the channel order of the aligned parents, as far as clusters have one.
+    """
+    places = _places(units, groups)
+    if not places:
+        return {}
+    importance = _importance(program, list(places), states, walk, seed)
+    covariances = _covariances(program, list(places), walk)
+    weights: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
+    sizes: dict[str, int] = {}
+    written: dict[str, list[tuple[float, ...]]] = {}
+    for unit, found in places.items():
+        own = shares_of(unit, shares)
+        for group, slot in found:
+            index = slot.index[:, 0].to(covariances[unit].device)
+            width = covariances[unit].shape[0] // len(states)
+            chosen = torch.cat([index + parent * width for parent in range(len(states))])
+            scale = torch.cat([importance[unit][p][index] * (share * len(own)) for p, share in enumerate(own)]).sqrt()
+            covariance = scale[:, None] * covariances[unit][chosen][:, chosen] * scale
+            # Parents count alike, and so do the places of a stream.
+            power = covariance.diagonal().reshape(len(states), -1).mean(1)
+            power = power / torch.tensor(own, dtype=power.dtype, device=power.device).clamp_min(1e-12) / len(own)
+            even = power.clamp_min(1e-30).rsqrt().repeat_interleave(group.size)
+            sums[group.name] = sums.get(group.name, 0) + even[:, None] * covariance * even
+            weights[group.name] = weights.get(group.name, 0) + even * scale
+            sizes[group.name] = group.size
+            written.setdefault(group.name, []).append(own)
+    mixed: dict[str, Tensor] = {}
+    for name, covariance in sums.items():
+        mean = torch.tensor(written[name], dtype=torch.float64).mean(0)
+        aligned = torch.cat([share * torch.eye(sizes[name], dtype=torch.float64) for share in mean], 1)
+        clusters = in_order_of(cluster_channels(covariance.cpu(), sizes[name]), aligned)
+        rows = clusters * weights[name].cpu()
+        mixed[name] = rows / rows.sum(1, keepdim=True).clamp_min(1e-30)
+    return {unit: _matrices(unit, found, mixed, states, shares_of(unit, shares)) for unit, found in places.items()}
+
+
+def _places(units: Sequence[Unit], groups: ChannelGroups) -> dict[Unit, list[tuple[ChannelGroup, Slot]]]:
+    """The groups in a unit's output that can be clustered, with their slots there."""
+    ours = {key for unit in units for key in unit.keys}
+    around = {group.inside[0] for group in groups if group.inside is not None}
+    usable = [
+        group
+        for group in groups.free
+        if group.inside is None
+        and group.name not in around
+        and all(slot.key in ours and slot.within is None for slot in group.slots)
+    ]
+    found: dict[Unit, list[tuple[ChannelGroup, Slot]]] = {}
+    for unit in units:
+        key = unit.output_key
+        slots = [(g, s) for g in usable for s in g.slots if s.key == key and s.axis == 0 and s.role != "consumes"]
+        if slots and all(slot.index.shape[1] == 1 for _, slot in slots):
+            found[unit] = slots
+    # A group that is clustered in one place and not in another would be torn apart.
+    torn = {g.name for g in usable for unit in units if unit not in found for s in g.slots if s.key == unit.output_key}
+    kept = {unit: [(g, s) for g, s in slots if g.name not in torn] for unit, slots in found.items()}
+    return {unit: slots for unit, slots in kept.items() if slots}
+
+
+def _matrices(
+    unit: Unit,
+    places: Sequence[tuple[ChannelGroup, Slot]],
+    mixed: Mapping[str, Tensor],
+    states: Sequence[State],
+    shares: Sequence[float],
+) -> list[Tensor]:
+    tensor = states[0][unit.output_key]
+    width = tensor.shape[0]
+    matrices = [share * torch.eye(width, dtype=torch.float64) for share in shares]
+    for group, slot in places:
+        index = slot.index[:, 0]
+        for parent, matrix in enumerate(matrices):
+            matrix[index] = 0.0
+            part = mixed[group.name][:, parent * group.size : (parent + 1) * group.size]
+            matrix[index[:, None], index[None]] = part
+    return [matrix.to(tensor) for matrix in matrices]
+
+
+def _watched(unit: Unit) -> fx.Node:
+    """Where a unit's channels are looked at: after the non-linearity where it is a ReLU."""
+    return next(iter(unit.target.users)) if unit.rectified else unit.target
+
+
+def _covariances(program: Program, units: Sequence[Unit], walk: Walk) -> dict[Unit, Tensor]:
+    """Covariance of all parents' channels (P * C, P * C) at every unit."""
+    nodes = {unit: _watched(unit) for unit in units}
+    count: dict[Unit, int] = dict.fromkeys(units, 0)
+    first: dict[Unit, Tensor] = {}
+    second: dict[Unit, Tensor] = {}
+    for values in walk.until([len(program.nodes)] * len(walk.states), list(nodes.values())):
+        for unit, node in nodes.items():
+            flat = [value[node].movedim(unit.axis, -1).flatten(0, -2) for value in values]
+            rows = torch.cat(flat, 1)
+            count[unit] += len(rows)
+            first[unit] = first.get(unit, 0) + rows.sum(0, dtype=torch.float64)
+            second[unit] = second.get(unit, 0) + (rows.T @ rows).double()
+    means = {unit: first[unit] / count[unit] for unit in units}
+    return {unit: second[unit] / count[unit] - torch.outer(means[unit], means[unit]) for unit in units}
+
+
+def _importance(
+    program: Program, units: Sequence[Unit], states: Sequence[State], walk: Walk, seed: int
+) -> dict[Unit, list[Tensor]]:
+    """Mean squared derivative (C,) of random mixtures of the outputs by every channel, per unit and parent."""
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[Unit, list[Tensor]] = {unit: [] for unit in units}
+    nodes = {unit: _watched(unit) for unit in units}
+    for state in states:
+        sums: dict[Unit, Tensor] = {}
+        for images, _ in walk.loader:
+            with torch.enable_grad():
+                values: Values = {program.images: images[: walk.size].clone().requires_grad_(True)}
+                plain = {key: tensor.detach().clone() for key, tensor in state.items()}
+                for node in program.nodes:
+                    values[node] = program.call(node, plain, values)
+                output = values[program.output]
+                signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
+                signs = distance_of(output).centred(signs)
+                found_here = torch.autograd.grad((output * signs).sum(), [values[node] for node in nodes.values()])
+            for unit, gradient in zip(nodes, found_here, strict=True):
+                square = gradient.movedim(unit.axis, -1).flatten(0, -2).double().square().mean(0)
+                sums[unit] = sums.get(unit, 0) + square
+        for unit in units:
+            found[unit].append(F.relu(sums[unit]))
+    return found

@@ -1,0 +1,1 @@
+"""A network taken apart into operations and units that can be refitted."""

@@ -1,0 +1,104 @@
+"""A network taken apart into its operations and the units that can be refitted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.data.loader import Loader
+from depfuse.data.tensors import Split
+from depfuse.groups.tracing.depgraph import unwrap
+from depfuse.networks.batch_norm import restate
+from depfuse.networks.layout import takes_channels_last
+from depfuse.refit.program.graph import Program
+from depfuse.refit.program.units import Unit, find_units
+from depfuse.refit.program.walk import Walk
+
+AT_ONCE = 125
+PIXELS_AT_ONCE = AT_ONCE * 32 * 32
+
+
+@dataclass(frozen=True, eq=False)
+class Dissected:
+    """A network as a program, and the images that it is run on.
+
+    Attributes
+    ----------
+    program
+        Its operations, for batches of `size` images.
+    units
+        Its layers with their BatchNorms, in the order in which they run.
+    state
+        Its tensors, which are those of the network.
+    loader
+        The images in batches of `size`, in channels-last layout where the network can take it.
+    """
+
+    program: Program
+    units: list[Unit]
+    state: dict[str, Tensor]
+    loader: Loader
+    size: int
+
+    @classmethod
+    def create(cls, network: nn.Module, images: Loader) -> Dissected:
+        """Take a network in eval mode apart.
+
+        Raises
+        ------
+        ArchitectureError
+            That cannot be done, see `Program`.
+        """
+        network = unwrap(network)
+        last = takes_channels_last(network, images.preprocessing.apply(images.images[:1]))
+        loader = _in_small_batches(images, channels_last=last)
+        size = loader.count // len(loader)
+        program = Program(network, next(iter(loader))[0][:size])
+        return cls(program, find_units(program, _shared(network)), dict(network.state_dict()), loader, size)
+
+    def renew_statistics(self) -> None:
+        """Give every unit's BatchNorm the statistics of what it takes in, and leave the function as it is."""
+        walk = Walk(self.program, [self.state], self.loader)
+        for unit in self.units:
+            if unit.norm is None:
+                continue
+            norm, state = unit.norm, self.state
+            assert norm.weight is not None
+            assert norm.bias is not None
+            mean, variance = _statistics(unit, walk)
+            weight, bias = state[norm.weight], state[norm.bias]
+            restate(weight, bias, state[norm.mean], state[norm.variance], norm.epsilon, mean, variance)
+
+
+def _statistics(unit: Unit, walk: Walk) -> tuple[Tensor, Tensor]:
+    """Mean and variance (C,) of what the unit's BatchNorm takes in."""
+    source = unit.input if unit.weight is None else unit.node
+    end = walk.position(unit.node) + (unit.weight is not None)
+    count = 0
+    total = square = torch.zeros((), dtype=torch.float64)
+    for values in walk.until([0] * (len(walk.states) - 1) + [end], [source]):
+        value = values[-1][source].transpose(0, 1).flatten(1)
+        mean, variance = value.mean(1).double(), value.var(1, correction=0).double()
+        size = value.shape[1]
+        count += size
+        total, square = total.to(mean) + size * mean, square.to(mean) + size * (variance + mean * mean)
+    mean = total / count
+    return mean, (square / count - mean * mean).clamp_min(0.0) * (count / max(1, count - 1))
+
+
+def _in_small_batches(loader: Loader, *, channels_last: bool) -> Loader:
+    """Batches of a size that the images alone decide: a program takes no other, and steps are made of them."""
+    split = Split(loader.images, loader.labels)
+    _, height, width = loader.image_shape
+    size = min(AT_ONCE, max(50, PIXELS_AT_ONCE // (height * width)))
+    return Loader(split, loader.preprocessing, batch_size=size, device=loader.device, channels_last=channels_last)
+
+
+def _shared(network: nn.Module) -> set[str]:
+    """Names of parameters that are one tensor under several names."""
+    named = list(network.named_parameters(remove_duplicate=False))
+    counts = Counter(id(tensor) for _, tensor in named)
+    return {name for name, tensor in named if counts[id(tensor)] > 1}

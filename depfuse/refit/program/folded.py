@@ -1,0 +1,168 @@
+"""Networks of one program with every BatchNorm folded into the layer before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from depfuse.ensemble.label_sets import LabelSets
+from depfuse.ensemble.targets import ensemble_logits
+from depfuse.refit.program.graph import Program, State, Values
+from depfuse.refit.program.units import Unit
+
+
+class Folded:
+    """A program that runs units with a weight as affine maps: fewer operations, and what can be learned laid bare.
+
+    Parameters
+    ----------
+    program
+        The operations.
+    units
+        Those with a weight are run as one operation each; their BatchNorm, in eval mode, is part of it.
+    """
+
+    def __init__(self, program: Program, units: Sequence[Unit]) -> None:
+        self.program = program
+        self.units = [unit for unit in units if unit.weight is not None]
+        self._layers = {unit.node: unit for unit in self.units}
+        self._ends = {unit.end: unit for unit in self.units if unit.end is not unit.node}
+        self._inner = {unit.node for unit in self._ends.values()}
+        norms = {user for unit in self.units if unit.norm is not None for user in unit.node.users}
+        self._left_out = norms | {user for norm in norms for user in norm.users}
+
+    def maps(self, state: State) -> dict[str, Tensor]:
+        """Weight and shift of every unit with its BatchNorm's scale and statistics in them, by `weight_and_shift`."""
+        found: dict[str, Tensor] = {}
+        for unit in self.units:
+            weight, shift = weight_and_shift(unit)
+            tensor, norm = state[weight], unit.norm
+            if norm is None:
+                found[weight] = tensor.clone()
+                if shift is not None:
+                    found[shift] = state[shift].clone()
+                continue
+            assert shift is not None
+            scale = scale_of(unit, state)
+            given = state[norm.mean] if unit.bias is None else state[norm.mean] - state[unit.bias]
+            found[weight] = tensor * scale.reshape(-1, *[1] * (tensor.dim() - 1))
+            found[shift] = state[shift] - scale * given
+        return found
+
+    def write(self, maps: State, state: State) -> None:
+        """The inverse of `maps`: layers and BatchNorms that do what the maps do, with the statistics as they were."""
+        for unit in self.units:
+            weight, shift = weight_and_shift(unit)
+            norm = unit.norm
+            if norm is None:
+                state[weight].copy_(maps[weight])
+                if shift is not None:
+                    state[shift].copy_(maps[shift])
+                continue
+            assert shift is not None
+            assert norm.weight is not None
+            scale = scale_of(unit, state)
+            # A channel that was switched off has no scale of its own.
+            scale = torch.where(scale.abs() > 1e-6, scale, torch.ones_like(scale))
+            state[weight].copy_(maps[weight] / scale.reshape(-1, *[1] * (maps[weight].dim() - 1)))
+            if unit.bias is not None:
+                state[unit.bias].zero_()
+            state[norm.weight].copy_(scale * (state[norm.variance] + norm.epsilon).sqrt())
+            state[shift].copy_(maps[shift] + scale * state[norm.mean])
+
+    def run(
+        self, maps: State, state: State, images: Tensor, kept: Sequence[fx.Node] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The outputs (N, C), and the values of some nodes.
+
+        Parameters
+        ----------
+        maps
+            As `maps` gives them.
+        state
+            The tensors of everything else.
+        """
+        values: Values = {self.program.images: images}
+        held = {*kept, self.program.output}
+        remaining = {node: len(node.users) for node in self.program.nodes}
+        for node in self.program.nodes:
+            if node in self._layers:
+                weight, shift = weight_and_shift(self._layers[node])
+                bias = None if shift is None else maps[shift]
+                values[node] = node.target(values[node.args[0]], maps[weight], bias, *node.args[3:])
+            elif node in self._ends:
+                values[node] = values.pop(self._ends[node].node)
+            elif node not in self._left_out:
+                values[node] = self.program.call(node, state, values)
+            for source in node.all_input_nodes:
+                if source in remaining and source not in self._left_out:
+                    remaining[source] -= 1
+                    if remaining[source] == 0 and source not in held and source not in self._inner:
+                        values.pop(source, None)
+        return values[self.program.output], [values[node] for node in kept]
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """The ensemble of networks of one program.
+
+    Attributes
+    ----------
+    folded
+        The program.
+    states
+        The networks' weights.
+    shares
+        One weight per network, summing to one.
+    labels
+        Which labels their outputs stand for, where they differ.
+    joint
+        Whether they have one head together, see `ensemble_logits`.
+    """
+
+    folded: Folded
+    states: Sequence[State]
+    shares: Sequence[float]
+    labels: LabelSets | None
+    joint: bool
+    _maps: list[dict[str, Tensor]]
+
+    @classmethod
+    def create(
+        cls,
+        folded: Folded,
+        states: Sequence[State],
+        shares: Sequence[float],
+        labels: LabelSets | None,
+        *,
+        joint: bool = False,
+    ) -> Teacher:
+        """With each network's BatchNorm folded."""
+        return cls(folded, states, shares, labels, joint, [folded.maps(state) for state in states])
+
+    def watched(
+        self, images: Tensor, nodes: Sequence[fx.Node], temperature: float
+    ) -> tuple[Tensor, list[list[Tensor]]]:
+        """Logits (N, C) in float32, see `ensemble_logits`, and each network's values of some nodes."""
+        outputs, values = [], []
+        for maps, state in zip(self._maps, self.states, strict=True):
+            output, kept = self.folded.run(maps, state, images, nodes)
+            outputs.append(output.float())
+            values.append(kept)
+        return ensemble_logits(outputs, self.shares, self.labels, temperature, joint=self.joint), values
+
+
+def weight_and_shift(unit: Unit) -> tuple[str, str | None]:
+    """State-dict keys under which a unit's weight and what it adds to its outputs are kept."""
+    assert unit.weight is not None
+    return unit.weight, unit.bias if unit.norm is None else unit.norm.bias
+
+
+def scale_of(unit: Unit, state: Mapping[str, Tensor]) -> Tensor:
+    """What a unit's BatchNorm multiplies the layer's outputs by (C,)."""
+    assert unit.norm is not None
+    scale = (state[unit.norm.variance] + unit.norm.epsilon).rsqrt()
+    return scale if unit.norm.weight is None else scale * state[unit.norm.weight]

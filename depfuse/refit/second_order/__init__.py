@@ -1,0 +1,1 @@
+"""Natural-gradient steps of all layers together."""

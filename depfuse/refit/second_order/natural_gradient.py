@@ -1,0 +1,290 @@
+"""Natural-gradient steps of all layers of a network at once, towards an ensemble's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from depfuse.ensemble.targets import TEMPERATURE, divergence, drawn, slope
+from depfuse.networks.layout import differentiable
+from depfuse.networks.running import bfloat16_pays
+from depfuse.refit.layerwise.rows import Window
+from depfuse.refit.layerwise.streams import Streams
+from depfuse.refit.program.folded import Folded, weight_and_shift
+from depfuse.refit.program.units import Unit
+from depfuse.tasks.outputs import distance_of
+
+PER_STEP = 125
+MOST_ROWS = 2**15
+DAMPING = 1e-4
+TRUST = 0.024
+MOMENTUM = 0.9
+REFRESHED = 64
+REMEMBERED = 0.7
+# After steps that lead away.
+MORE_DAMPING = 1000.0
+MOST_DAMPING = 1.0
+LESS_TRUST = 0.5
+
+Lesson = Callable[[Tensor, float], tuple[Tensor, list[Tensor]]]
+"""Gives the ensemble's logits (N, C) for images, at a temperature, and what the network's streams shall carry."""
+Taught = tuple[Tensor, Tensor, Sequence[Tensor]]
+"""Images, and the lesson for them."""
+
+
+class NaturalGradient:
+    r"""Brings a network's logits nearer to the ensemble's (`teaching.divergence`), and its streams to the parents'.
+
+    Every unit's weight moves by :math:`-(A + \sqrt\lambda\pi)^{-1} \nabla_W (\Gamma + \sqrt\lambda/\pi)^{-1}`, where A
+    is the Gram matrix of its inputs and :math:`\Gamma` that of the derivatives by its outputs of a class drawn from the
+    network's own probabilities (Martens & Grosse 2015; for convolutions Grosse & Martens 2016, section 3). Few images
+    are seen at a time, and most of what they tell is chance: both matrices are running means. Each step is so long that
+    the model of the loss changes by a share of what it was at first (Ba et al. 2017, section 5), which is `TRUST` over
+    the number of units, since the model does not know how they act together, and more by the root of what the streams
+    add. A running mean of such steps is taken.
+
+    Where layers are wide, few images show little of their curvature, and where little is left to learn, steps are too
+    long. After `take_back` they are damped more and trusted less (Levenberg-Marquardt, as in Martens & Grosse 2015,
+    section 6.5).
+
+    BatchNorm is part of the layer before it and keeps its statistics.
+
+    Parameters
+    ----------
+    folded
+        The network, and what may change of it: its units.
+    state
+        The network's tensors; `write` changes those of the units.
+    lesson
+        What is to be learned.
+    streams
+        What the network shall carry besides.
+
+    Attributes
+    ----------
+    temperature
+        Of the lesson and of the divergence from it, see `soften`.
+    """
+
+    def __init__(
+        self, folded: Folded, state: dict[str, Tensor], lesson: Lesson, streams: Streams, generator: torch.Generator
+    ) -> None:
+        self.folded, self.state, self.streams, self.generator = folded, state, streams, generator
+        self.maps = folded.maps(state)
+        self._lesson = lesson
+        self._windows = {unit: Window.of(unit.node) for unit in folded.units}
+        self._change = {key: torch.zeros_like(tensor) for key, tensor in self.maps.items()}
+        self._moments: dict[Unit, tuple[Tensor, Tensor]] = {}
+        self._factors: dict[Unit, tuple[Tensor, Tensor]] = {}
+        self._taken = 0
+        self.temperature = TEMPERATURE
+        self._damping, self._trust = DAMPING, TRUST
+        self._first: float | None = None
+        self._device = next(iter(state.values())).device
+        self._quick = torch.autocast(self._device.type, torch.bfloat16, enabled=bfloat16_pays(self._device))
+
+    def begin(self, loss: float) -> None:
+        """What steps and streams are measured by: the loss per image before the first step."""
+        self._first, self.streams.weights = loss, []
+
+    @property
+    def begun(self) -> bool:
+        """Whether that is known."""
+        return self._first is not None
+
+    def soften(self, temperature: float) -> None:
+        """Learn at another temperature, by which `begin` has to measure anew."""
+        self.temperature, self._first = temperature, None
+
+    def refresh(self) -> None:
+        """Find the curvature anew at the next step, and remember nothing of what it was."""
+        self._taken, self._moments = 0, {}
+
+    def taught(self, parts: Sequence[Tensor], *, quick: bool = False) -> list[Taught]:
+        """Images in batches of the program's size, with the lesson for each; in bfloat16 where that is faster."""
+        if not quick:
+            return [(images, *self._lesson(images, self.temperature)) for images in parts]
+        with self._quick:
+            return [(images, *self._lesson(images, self.temperature)) for images in parts]
+
+    def loss(self, batches: Sequence[Taught]) -> float:
+        """The divergence of the network's logits, summed over images."""
+        losses = [
+            divergence(self.folded.run(self.maps, self.state, images)[0], logits, self.temperature)
+            for images, logits, _ in batches
+        ]
+        return float(torch.stack(losses).sum())
+
+    def step(self, batches: Sequence[Taught], share: float, streams: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Take one step, after `begin`.
+
+        Parameters
+        ----------
+        batches
+            What `taught` gave.
+        share
+            Its length, as a share of a whole step's.
+        streams
+            What the streams count, as a share of what they count at first.
+
+        Returns
+        -------
+        tuple of two tensors
+            The divergence before the step, summed over the images, and on how many of them the network names the
+            ensemble's class.
+        """
+        assert self._first is not None
+        if self._taken % REFRESHED == 0:
+            self._renew_curvature(batches)
+        self._taken += 1
+        gradient, loss, alike = self._gradient(batches, self._first, streams)
+        direction = self._preconditioned(gradient)
+        # All of it stays on the device: reading a number would make it wait.
+        power = -torch.stack([(gradient[key].double() * direction[key]).sum() for key in self.maps]).sum()
+        trusted = self._trust / len(self.folded.units) * self._first * (1 + self.streams.weight) ** 0.5
+        length = (trusted / power.clamp_min(1e-30)).sqrt() * share
+        for key, tensor in self.maps.items():
+            self._change[key] = MOMENTUM * self._change[key] + (1 - MOMENTUM) * length * direction[key]
+            self.maps[key] = tensor + self._change[key]
+        return loss, alike
+
+    def take_back(self, maps: Mapping[str, Tensor]) -> None:
+        """Go on from weights of before, with more care, and with the curvature that they have."""
+        self.maps = dict(maps)
+        self._change = {key: torch.zeros_like(tensor) for key, tensor in maps.items()}
+        self._damping, self._trust = min(MOST_DAMPING, self._damping * MORE_DAMPING), self._trust * LESS_TRUST
+        self.refresh()
+
+    def write(self) -> None:
+        """Give the network's tensors what was learned."""
+        self.folded.write(self.maps, self.state)
+
+    def state_dict(self) -> dict[str, object]:
+        """All that changes from step to step, but the curvature: `refresh` after every time that this is kept."""
+        return {
+            "maps": dict(self.maps),
+            "change": dict(self._change),
+            "first": self._first,
+            "weights": list(self.streams.weights),
+            "generator": self.generator.get_state(),
+            "damping": self._damping,
+            "trust": self._trust,
+            "temperature": self.temperature,
+        }
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Go on from what `state_dict` gave."""
+        for own, kept in ((self.maps, state["maps"]), (self._change, state["change"])):
+            assert isinstance(kept, dict)
+            own.update({key: tensor.to(own[key]) for key, tensor in kept.items()})
+        first, weights, generator = state["first"], state["weights"], state["generator"]
+        damping, trust, temperature = state["damping"], state["trust"], state["temperature"]
+        assert isinstance(first, float)
+        assert isinstance(weights, list)
+        assert isinstance(generator, Tensor)
+        assert isinstance(damping, float)
+        assert isinstance(trust, float)
+        assert isinstance(temperature, float)
+        self._first, self.streams.weights = first, weights
+        self.generator.set_state(generator)
+        self._damping, self._trust, self.temperature = damping, trust, temperature
+        self.refresh()
+
+    def _gradient(
+        self, batches: Sequence[Taught], first: float, share: float
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Of the mean over images, with a share of the streams; their divergence, and how many are named alike."""
+        total = {key: torch.zeros_like(tensor) for key, tensor in self.maps.items()}
+        losses, alike = [], []
+        with torch.enable_grad(), self._quick, differentiable(self._device):
+            for images, logits, wanted in batches:
+                leaves = {key: tensor.clone().requires_grad_(True) for key, tensor in self.maps.items()}
+                output, values = self.folded.run(leaves, self.state, images, self.streams.nodes)
+                given = output.detach().float()
+                losses.append(divergence(given, logits, self.temperature))
+                alike.append(distance_of(given).alike(given, logits))
+                pulls = [slope(given, logits, self.temperature), *self.streams.pulls(values, wanted, first, share)]
+                outputs = [output, *values]
+                pulls = [pull.to(one) for pull, one in zip(pulls, outputs, strict=True)]
+                found = torch.autograd.grad(outputs, list(leaves.values()), pulls)
+                for key, gradient in zip(leaves, found, strict=True):
+                    total[key] += gradient
+        count = sum(len(images) for images, *_ in batches)
+        mean = {key: gradient / count for key, gradient in total.items()}
+        return mean, torch.stack(losses).sum(), torch.stack(alike).sum()
+
+    def _renew_curvature(self, batches: Sequence[Taught]) -> None:
+        """Let these images count beside those of the times before."""
+        found = self._found_moments(batches)
+        # A mean of all at first, and then one that forgets.
+        new = max(1 - REMEMBERED, 1 / (self._taken // REFRESHED + 1))
+        for unit, moments in found.items():
+            before = self._moments.get(unit, moments)
+            inputs, outputs = (torch.lerp(old, now, new) for old, now in zip(before, moments, strict=True))
+            self._moments[unit] = inputs, outputs
+            self._factors[unit] = self._damped(unit)
+
+    def _damped(self, unit: Unit) -> tuple[Tensor, Tensor]:
+        """Factors of a unit's curvature. Both get the same share of the damping, each in its own units."""
+        inputs, outputs = self._moments[unit]
+        return _cholesky(inputs, self._damping), _cholesky(outputs / self._windows[unit].positions, self._damping)
+
+    def _found_moments(self, batches: Sequence[Taught]) -> dict[Unit, tuple[Tensor, Tensor]]:
+        """For every unit the mean products of what it takes in, and of the derivatives by what it gives."""
+        inputs: dict[Unit, Tensor] = {}
+        outputs: dict[Unit, Tensor] = {}
+        units = self.folded.units
+        nodes = [*(unit.end for unit in units), *(unit.input for unit in units)]
+        for images, *_ in batches:
+            with torch.enable_grad(), self._quick, differentiable(self._device):
+                leaves = {key: tensor.clone().requires_grad_(True) for key, tensor in self.maps.items()}
+                output, values = self.folded.run(leaves, self.state, images, nodes)
+                probe = drawn(output.detach().float(), self.generator, self.temperature)
+                gradients = torch.autograd.grad(output, values[: len(units)], probe.to(output))
+            for unit, gradient, value in zip(units, gradients, values[len(units) :], strict=True):
+                window = self._windows[unit]
+                rows = window.outputs(gradient.float())
+                part = (rows.mT @ rows).double() / (len(images) * len(batches))
+                outputs[unit] = outputs[unit] + part if unit in outputs else part
+                part = self._gram(unit, value.detach().float()) * (window.positions / len(batches))
+                inputs[unit] = inputs[unit] + part if unit in inputs else part
+        return {unit: (inputs[unit], outputs[unit]) for unit in units}
+
+    def _gram(self, unit: Unit, value: Tensor) -> Tensor:
+        """Mean Gram matrix (G, K, K) of what a unit takes in at one place, a last row and column for the constant."""
+        window = self._windows[unit]
+        places = None
+        if window.positions * len(value) > MOST_ROWS:
+            count = max(1, MOST_ROWS // len(value))
+            places = torch.randperm(window.positions, generator=self.generator)[:count].sort().values
+        rows = window.inputs(value, places)
+        if weight_and_shift(unit)[1] is not None:
+            rows = torch.cat([rows, torch.ones_like(rows[..., :1])], -1)
+        return (rows.mT @ rows).double() / rows.shape[1]
+
+    def _preconditioned(self, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        direction: dict[str, Tensor] = {}
+        for unit in self.folded.units:
+            window = self._windows[unit]
+            weight, shift = weight_and_shift(unit)
+            step = window.matrix(gradient[weight])
+            if shift is not None:
+                step = torch.cat([step, gradient[shift].reshape(window.groups, 1, -1)], 1)
+            inputs, outputs = self._factors[unit]
+            step = -torch.cholesky_solve(torch.cholesky_solve(step, inputs).mT, outputs).mT
+            if shift is not None:
+                direction[shift] = step[:, -1].reshape(-1).to(gradient[shift])
+                step = step[:, :-1]
+            direction[weight] = window.weight(step, gradient[weight].shape).to(gradient[weight])
+        return direction
+
+
+def _cholesky(factor: Tensor, share: float) -> Tensor:
+    """Cholesky factors (G, K, K) of matrices with a share of their mean variance added, in float32."""
+    power = factor.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-20)
+    damping = share**0.5 * power * torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
+    # Weights that steps led far away, and that will be taken back, may have no factor: nobody waits to hear that.
+    found: Tensor = torch.linalg.cholesky_ex(factor + damping).L
+    return found.float()

@@ -1,0 +1,93 @@
+"""A second pass over all layers at once: natural-gradient steps on the calibration images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from depfuse.data.augment import Augmentation, mix
+from depfuse.data.loader import Loader
+from depfuse.refit.second_order.natural_gradient import PER_STEP, NaturalGradient, Taught
+from depfuse.refit.second_order.rollback import COMPARED, Guard
+from depfuse.tasks.outputs import distance_of
+
+HELD_OUT = 0.125
+NOTHING = 1e-5  # a divergence that is rounding only, in its unit
+
+
+class SecondPass:
+    """Natural-gradient steps of a network, shorter and shorter, on a few images seen again and again.
+
+    Layer by layer solving cannot know what later layers make of an error; here all move together. What is kept are the
+    weights after which the images that no step has seen are fitted best.
+
+    Parameters
+    ----------
+    learner
+        What takes the steps.
+    calibration
+        Unlabelled images in batches of the program's size.
+    held
+        Images that no step sees; the last `HELD_OUT` of the others where None.
+    augment
+        What may happen to an image each time it is drawn for a step.
+    mixed
+        Mix images with each other (`mix`), those that are held out as well.
+    """
+
+    def __init__(
+        self,
+        learner: NaturalGradient,
+        calibration: Loader,
+        augment: Augmentation,
+        *,
+        mixed: bool = False,
+        held: Loader | None = None,
+    ) -> None:
+        self._learner, self._augment, self._loader, self._mixed = learner, augment, calibration, mixed
+        self._size = size = calibration.count // len(calibration)
+        self._seen = calibration.count
+        if held is None:
+            self._seen -= max(1, round(HELD_OUT * calibration.count / size)) * size
+            held = calibration.between(self._seen, calibration.count)
+        self._held = held
+        self._order = torch.zeros(0, dtype=torch.int64)
+
+    def run(self, steps: int) -> None:
+        """Take some steps, and give the network the best weights of them; those it has where none is better."""
+        if steps == 0 or len(self._loader) < 2:
+            return
+        learner = self._learner
+        # The program takes batches of its size only: of fewer images, some count twice.
+        numbers = torch.arange(max(1, self._held.count // self._size) * self._size) % self._held.count
+        rest = learner.taught(self._images(self._held, numbers))
+        guard = Guard(learner, rest)
+        first = guard.lowest / len(numbers)
+        target = torch.cat([logits for _, logits, _ in rest])
+        if first <= NOTHING * distance_of(target).unit(target):
+            return
+        learner.begin(first)
+        for step in range(steps):
+            learner.step(self._draw(PER_STEP), 1 - step / steps)
+            if step % COMPARED == COMPARED - 1 or step == steps - 1:
+                guard.compare()
+        learner.maps = dict(guard.kept)
+        learner.write()
+
+    def _images(self, loader: Loader, numbers: Tensor, augment: Augmentation | None = None) -> Sequence[Tensor]:
+        """Images of a loader by number, in batches of the program's size and its memory layout."""
+        parts = numbers.tensor_split(max(1, len(numbers) // self._size))
+        generator = self._learner.generator
+        last = self._loader.channels_last
+        images = [loader.prepared(part, augment, generator, channels_last=last) for part in parts]
+        return [mix(own, generator) for own in images] if self._mixed else images
+
+    def _draw(self, count: int) -> list[Taught]:
+        """Images for a step with their lesson; all have been drawn before one is drawn again."""
+        count = min(max(1, count // self._size) * self._size, self._seen // self._size * self._size)
+        if len(self._order) < count:
+            self._order = torch.randperm(self._seen, generator=self._learner.generator)
+        chosen, self._order = self._order[:count], self._order[count:]
+        return self._learner.taught(self._images(self._loader, chosen, self._augment), quick=True)

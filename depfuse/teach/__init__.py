@@ -1,0 +1,1 @@
+"""Prepare teachers, find one head for all, distil."""

@@ -1,0 +1,79 @@
+"""The gallery: every script runs, draws its picture, and reaches what its head says, but for a machine's rounding."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted((ROOT / "experiments" / "gallery").glob("step*.py"))
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """Run a script as from its folder, and look at its picture."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.syspath_prepend(str(ROOT / "experiments" / "gallery"))
+
+    def run_script(name: str) -> Any:
+        picture = tmp_path / f"{name}.png"
+        reached = importlib.import_module(name).main(picture)
+        committed = ROOT / "experiments" / "gallery" / picture.name
+        assert committed.stat().st_size < 100_000
+        with Image.open(picture) as drawn, Image.open(committed) as shown:
+            assert drawn.format == shown.format == "PNG"
+            assert drawn.size == shown.size
+        return reached
+
+    yield run_script
+    torch.set_num_threads(threads)
+
+
+def test_two_fused_know_what_both_know(run) -> None:
+    reached = run("step1_fuse_two")
+    assert reached["child"] > max(reached["parent a"], reached["parent b"]) + 15
+    assert reached["child"] > reached["plain average"] + 25
+
+
+def test_groups_are_seen_and_proved(run, capsys) -> None:
+    groups = run("step2_see_groups")
+    assert [(group.name, group.size) for group in groups.free] == [
+        ("conv1", 16), ("layer1.conv1", 16), ("layer2.conv1", 32), ("layer2.conv2", 32),
+    ]  # fmt: skip
+    assert groups.proof_error < 1e-12
+    assert "4 free groups, 96 channels, 99.9% of the parameters; proved" in capsys.readouterr().out
+
+
+def test_matchings_differ_in_what_they_reach(run) -> None:
+    reached = run("step3_compare_matchings")
+    assert len(reached) == 5
+    assert max(reached, key=reached.__getitem__) == "activations, emd"
+    assert reached["activations, emd"] > reached["weights, emd"] + 10
+
+
+def test_three_parents_need_the_refit(run) -> None:
+    reached = run("step4_three_parents")
+    assert reached["child, refitted"] > reached["child, averaged"] + 20
+    assert reached["child, refitted"] > reached["ensemble"] + 3
+
+
+@pytest.mark.slow
+def test_a_search_finds_more_than_the_defaults(run) -> None:
+    defaults, best = run("step5_search").values()
+    assert best > defaults + 5
+
+
+def test_the_gallery_shows_every_script_and_picture() -> None:
+    page = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    assert [script.stem[:5] for script in SCRIPTS] == [f"step{number}" for number in range(1, 6)]
+    for script in SCRIPTS:
+        assert f"{{literalinclude}} ../experiments/gallery/{script.name}\n" in page
+        assert f"{{image}} ../experiments/gallery/{script.stem}.png\n" in page
+        assert f"python experiments/gallery/{script.name}" in script.read_text(encoding="utf-8")

@@ -1,0 +1,133 @@
+"""Parents may differ in their weights only: their modules are compared, not only their tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from depfuse import Recipe, find_groups, fuse, prove_groups
+from depfuse.errors import ArchitectureError, DepfuseWarning, GroupError, RecipeError
+from depfuse.fusion.same_modules import check_alike
+
+EXAMPLE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """A small network with what parents may have otherwise."""
+
+    def __init__(
+        self, width: int = 6, act: type[nn.Module] = nn.ReLU, dilation: int = 1, eps: float = 1e-5, slope: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=dilation, dilation=dilation)
+        self.bn, self.act, self.head = nn.BatchNorm2d(width, eps), act(), nn.Linear(width, 4)
+        self.slope = slope
+        self.register_buffer("order", torch.arange(4))
+        self.register_buffer("shift", torch.zeros(4), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.bn(self.conv(x))).mean((2, 3)) * self.slope
+        return self.head(x)[:, self.order] + self.shift
+
+
+def test_compiled_parents_are_refused_in_words():
+    """TorchScript takes no hooks on its modules, and its operations leave no trace that can be followed."""
+    plain = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3)).eval()
+    for compiled in (torch.jit.script(plain), torch.jit.trace(plain, EXAMPLE)):
+        with pytest.raises(ArchitectureError, match=r"compiled to TorchScript, .* the network that it was made from"):
+            fuse([plain, compiled], Recipe(refit="none", renorm="none", criterion="weights"), example=EXAMPLE)
+        with pytest.raises(ArchitectureError, match="compiled to TorchScript"):
+            find_groups(compiled, EXAMPLE)
+
+
+@pytest.mark.parametrize("width", [5, 7])
+def test_groups_of_another_network_are_refused(width: int):
+    """Groups of fewer channels would move a part of them only."""
+    other = prove_groups(Net(width), find_groups(Net(width), EXAMPLE), EXAMPLE)
+    recipe = Recipe(refit="none", renorm="none", criterion="weights")
+    with pytest.raises(GroupError, match=f"axis 0 of conv.weight has 6 positions, not {width}"):
+        fuse([Net(), Net()], recipe, example=EXAMPLE, groups=other)
+    deeper = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1))
+    with pytest.raises(GroupError, match=r"0\.weight is in one of them only"):
+        fuse([Net(), Net()], recipe, example=EXAMPLE, groups=find_groups(deeper, EXAMPLE))
+
+
+def test_groups_of_a_network_with_tied_weights_fit_it():
+    """A tied weight has two names, of which `parameters()` gives one."""
+    tied = [nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1)) for _ in "ab"]
+    for network in tied:
+        network[3].weight = network[2].weight
+    given = prove_groups(tied[0], find_groups(tied[0], EXAMPLE), EXAMPLE)
+    recipe = Recipe(refit="none", renorm="none", criterion="weights")
+    assert fuse(tied, recipe, example=EXAMPLE, groups=given, allow_fixed=True).groups is given
+
+
+def test_groups_that_are_given_are_proved():
+    model = Net()
+    given = find_groups(model, EXAMPLE)
+    assert given.proof_error is None
+    recipe = Recipe(refit="none", renorm="none", criterion="weights")
+    found = fuse([model, Net()], recipe, example=EXAMPLE, groups=given).groups
+    assert found.proof_error is not None
+    assert found.proof_error < 1e-9
+
+
+def changed(change: Callable[[Net], object]) -> Net:
+    network = Net()
+    change(network)
+    return network
+
+
+OTHERS = {
+    "another activation": (lambda: Net(act=nn.SiLU), r"output of act differs \(act \(ReLU, SiLU\)\)"),
+    "an activation that is cut off": (lambda: Net(act=nn.Hardtanh), r"output of act differs"),
+    "another dilation": (lambda: Net(dilation=2), r"output of conv differs \(conv.padding"),
+    "another epsilon": (lambda: Net(eps=0.1), r"output of bn differs \(bn.eps \(1e-05, 0.1\)\)"),
+    "an attribute that forward reads": (lambda: Net(slope=2.0), "output of head differs"),
+    "a hook": (
+        lambda: changed(lambda net: net.act.register_forward_hook(lambda _module, _inputs, output: output + 1)),
+        "output of act differs",
+    ),
+    "an index": (lambda: changed(lambda net: net.order.copy_(torch.tensor([1, 0, 2, 3]))), "buffer order, which is no"),
+    "a buffer beside the state dict": (lambda: changed(lambda net: net.shift.fill_(1.0)), "buffer shift, which no"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_parents_that_differ_in_more_than_weights_are_refused(name: str) -> None:
+    make, said = OTHERS[name]
+    with pytest.raises(RecipeError, match=said) as caught:
+        fuse([Net(), Net(), make()], Recipe(criterion="weights", refit="none", renorm="none"), example=EXAMPLE)
+    assert "parent 3" in str(caught.value)
+
+
+def test_equal_buffers_and_other_weights_are_alike(recwarn: pytest.WarningsRecorder) -> None:
+    check_alike([Net().train(), Net().eval(), Net().half(), nn.DataParallel(Net())], EXAMPLE)
+    assert not recwarn.list
+
+
+def test_a_setting_that_does_not_show_is_warned_of() -> None:
+    other = Net()
+    other.bn.momentum = 0.01
+    with pytest.warns(DepfuseWarning, match=r"bn.momentum \(0.1, 0.01\), which does not show"):
+        check_alike([Net(), other], EXAMPLE)
+
+
+@pytest.mark.parametrize("example", [EXAMPLE, None])
+def test_widths_may_differ_but_modules_not(example: Tensor | None, recwarn: pytest.WarningsRecorder) -> None:
+    check_alike([Net(), Net(width=9)], example)
+    assert not recwarn.list
+    with pytest.raises(RecipeError, match="act"):
+        check_alike([Net(), Net(width=9, act=nn.SiLU)], example)
+
+
+def test_nothing_of_the_parents_is_changed() -> None:
+    networks = [Net().train(), Net().train()]
+    before = [{key: value.clone() for key, value in net.state_dict().items()} for net in networks]
+    check_alike(networks, EXAMPLE)
+    assert all(net.training for net in networks)
+    for net, state in zip(networks, before, strict=True):
+        assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())

@@ -1,0 +1,55 @@
+"""The documentation: what its examples show is true, and its site builds without a warning."""
+
+from __future__ import annotations
+
+import doctest
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def test_the_page_on_groups_shows_what_is_printed() -> None:
+    failed, tried = doctest.testfile(str(DOCS / "groups.md"), module_relative=False)
+    assert tried > 8
+    assert failed == 0
+
+
+def test_the_reference_has_every_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOCS))
+    from reference import modules, rooms
+
+    named = [name for room in rooms() for name in modules(room)]
+    assert len(named) == len(set(named)) > 150
+    for name in ("depfuse.fusion.pipeline", "depfuse.groups.proof", "depfuse.align.solvers.emd"):
+        assert name in named
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_asks_for_nothing_from_elsewhere(tmp_path: Path) -> None:
+    for module in ("sphinx", "furo", "myst_parser", "latex2mathml"):
+        pytest.importorskip(module, reason="the site needs pip install -e '.[docs]'")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", str(DOCS), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+
+    pages = {page.relative_to(tmp_path).as_posix(): page.read_text("utf-8") for page in tmp_path.rglob("*.html")}
+    for page, text in pages.items():
+        loaded = re.findall(r'<(?:script|img|iframe)[^>]* src="([^"]*)"|<link[^>]* href="([^"]*)"', text)
+        assert not [place for places in loaded for place in places if "//" in place], page
+        formulas = re.findall(r"<math.*?</math>", text, re.DOTALL)
+        assert not [formula for formula in formulas if "\\" in re.sub(r"<[^>]*>", "", formula)], page
+    assert pages["api/align.html"].count("<math") > 20
+    for page, content in {
+        "index.html": "CIFAR-10 in three commands",
+        "groups.html": "The smallest residual block: its layers from top to bottom",
+        "recipes.html": "--weights-by",
+        "command_line.html": "depfuse tune",
+        "gallery.html": "5. Search",
+        "api/fusion.html": "Fuse parents of one architecture into a child.",
+    }.items():
+        assert content in re.sub(r"<[^>]*>", "", pages[page]), page

@@ -1,0 +1,157 @@
+"""One default everywhere: what `refit auto` becomes, in Python and on the command line, and what options change."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from digits_parents import digits_files, digits_parents
+from torch import Tensor, nn
+
+from depfuse import Recipe, fuse
+from depfuse.cli import main
+from depfuse.data import Loader, calibration_loader
+from depfuse.fusion.resolve import multiply_adds, resolve_refit
+from depfuse.io.checkpoint import read_checkpoint
+from depfuse.models import build_network
+
+
+class Branching(nn.Module):
+    """A convolutional network that looks at values: it cannot be taken apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 10, 8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs: Tensor = self.conv(images).flatten(1)
+        return outputs if bool(outputs.sum() > 0) else -outputs
+
+
+def plain() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 8, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+
+
+@pytest.fixture
+def images(digits) -> Loader:
+    return calibration_loader(digits, 50)
+
+
+def pair(model: nn.Module) -> list[nn.Module]:
+    """It and another one that was not trained from the same start."""
+    other = copy.deepcopy(model)
+    for module in other.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.reset_parameters()
+    return [model, other]
+
+
+def resolved(model: nn.Module, images: Loader | None, **settings: object) -> tuple[str, str]:
+    recipe, why = resolve_refit(Recipe.create(**settings), pair(model), model, images)
+    return recipe.refit, why
+
+
+@pytest.mark.parametrize(
+    ("model", "refit", "why"),
+    [
+        (lambda: build_network("digits_resnet(width=0.5)"), "ridge", "with BatchNorm"),
+        (plain, "ridge", "no normalisation"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "none", "has no convolutions"),
+        (
+            lambda: nn.Sequential(nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.Flatten(), nn.Linear(288, 10)),
+            "none",
+            "has GroupNorm",
+        ),
+        (lambda: nn.Conv2d(1, 8, 3), "none", "one row of class scores"),
+        (Branching, "none", "cannot be taken apart"),
+    ],
+)
+def test_networks_are_refitted_by_what_layers_they_have(images, model, refit, why):
+    found = resolved(model().eval(), images)
+    assert found[0] == refit
+    assert why in found[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"solver": "sinkhorn"}, "no permutations"),
+        ({"solver": "cca"}, "no permutations"),
+        ({"renorm": "repair"}, "weights that are averaged"),
+        ({"renorm": "data-free"}, "weights that are averaged"),
+        ({"augment_statistics": True}, "augment_statistics"),
+        ({"keep_worst": 1.0}, "no channels are merged"),
+        ({"goal": "best"}, "refits its candidates"),
+    ],
+)
+def test_what_contradicts_a_refit_is_named(images, settings, why):
+    found = resolved(plain().eval(), images, **settings)
+    assert found[0] == "none"
+    assert why in found[1]
+
+
+def test_without_images_nothing_is_refitted():
+    assert resolved(plain(), None) == ("none", "refit auto is none here: there are no calibration images")
+
+
+def test_a_refit_that_is_named_stays(images):
+    for refit in ("none", "ridge", "regmean"):
+        assert resolved(plain(), images, refit=refit) == (refit, "")
+
+
+def test_large_networks_are_not_refitted(images, monkeypatch):
+    model = plain().eval()
+    assert multiply_adds(model, torch.zeros(1, 1, 8, 8)) == 8 * 9 * 36 + 2880
+    monkeypatch.setattr("depfuse.fusion.resolve.LARGEST", 8 * 9 * 36 + 2880)
+    assert resolved(model, images)[0] == "ridge"
+    monkeypatch.setattr("depfuse.fusion.resolve.LARGEST", 8 * 9 * 36 + 2879)
+    assert resolved(model, images)[0] == "none"
+
+
+def test_the_command_line_and_python_have_one_default(tmp_path: Path, capsys, digits):
+    report, out = tmp_path / "report.json", tmp_path / "child.safetensors"
+    command = ["fuse", *digits_files("a", "b"), "--data", "digits", "--calibration", "200", "--refit-steps", "8"]
+    assert main([*command, "--report", str(report), "--out", str(out)]) == 0
+    assert "\nRefit auto is ridge here" in capsys.readouterr().out
+    found = json.loads(report.read_text())
+    assert found["refit_reason"].startswith("refit auto is ridge here")
+    assert found["recipe"]["refit"] == "ridge"
+    result = fuse(digits_parents(*"ab"), Recipe(refit_steps=8), calibration_loader(digits, 200))
+    assert result.recipe.refit == "ridge"
+    written = read_checkpoint(out).state
+    for key, tensor in result.child.state_dict().items():
+        assert torch.equal(tensor, written[key]), key
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"criterion": "activations"},
+        {"criterion": "weights"},
+        {"refit_steps": 0},
+        {"augment": False},
+        {"renorm": "auto"},
+        {"targets": "matched"},
+        {"average": "fisher"},
+        {"weights": (0.4, 0.6)},
+        {"distance": "pearson"},
+        {"finetune": 1},
+    ],
+)
+def test_a_setting_changes_what_it_names_and_nothing_else(images, settings):
+    model = plain().eval()
+    parents = pair(model)
+    plainly = resolve_refit(Recipe(), parents, model, images)[0].model_dump()
+    typed = resolve_refit(Recipe(**settings), parents, model, images)[0].model_dump()
+    assert typed == {**plainly, **settings}
+
+
+def test_parents_that_share_a_start_are_not_refitted_unless_the_user_says_how(images):
+    model = plain().eval()
+    recipe, why = resolve_refit(Recipe(), [model, model], model, images)
+    assert recipe.refit == "none"
+    assert "the parents share a start" in why
+    assert resolve_refit(Recipe(refit_steps=8), [model, model], model, images)[0].refit == "ridge"
