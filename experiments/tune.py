@@ -46,7 +46,7 @@ from throughput import WAYS, measure_throughput
 from depfuse.cli import main as depfuse
 from depfuse.errors import DepfuseError, RecipeError
 from depfuse.recipe import Recipe
-from depfuse.report.trials import TrialRecord, best_first
+from depfuse.study.trials import TrialRecord, best_first
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # The first pair is searched on, the best recipe is tried on all.

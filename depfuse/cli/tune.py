@@ -23,7 +23,6 @@ from depfuse.report.page import Run, Runs, write_page
 from depfuse.report.study import STUDY, StudyReport
 from depfuse.report.study_plots import draw_history, draw_importances, draw_pareto, draw_slices
 from depfuse.report.tables import search_sentence, search_table
-from depfuse.report.trials import best_first, pareto_front
 from depfuse.study.draw import Space
 from depfuse.study.importances import importances
 from depfuse.study.objective import Objective
@@ -31,6 +30,7 @@ from depfuse.study.records import record_of
 from depfuse.study.search import FINISHED, Search, open_study
 from depfuse.study.search_space import SEARCHED
 from depfuse.study.storage import DatabaseStorage, FileStorage, Storage
+from depfuse.study.trials import best_first, pareto_front
 
 FILE = "study.log"
 PAGE = "report.html"

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, field_validator, model_validator
 
 from depfuse.report.schema import Environment
-from depfuse.report.trials import TrialRecord, best_first, complete_trials
+from depfuse.study.trials import TrialRecord, best_first, complete_trials
 from depfuse.text import storable
 
 STUDY = "study.json"  # its name in the folder of a search

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from depfuse.report.plots import CANDIDATE, MATCHED, NAIVE, save
-from depfuse.report.trials import (
+from depfuse.study.trials import (
     TrialRecord,
     best_so_far,
     complete_trials,

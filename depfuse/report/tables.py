@@ -10,7 +10,7 @@ from rich.table import Table
 
 from depfuse.recipe.presets import Published
 from depfuse.report.schema import FusionReport, NetworkScores, PathReport, PathRow, ScoreValues, SharesSummary
-from depfuse.report.trials import State, TrialRecord, best_first
+from depfuse.study.trials import State, TrialRecord, best_first
 
 
 def fusion_table(report: FusionReport) -> Table:

@@ -7,8 +7,8 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from depfuse.errors import StudyError
-from depfuse.report.trials import TrialRecord
 from depfuse.study.objective import RESULT
+from depfuse.study.trials import TrialRecord
 
 
 def record_of(trial: FrozenTrial) -> TrialRecord:

@@ -26,7 +26,7 @@ from depfuse.cli import main as depfuse
 from depfuse.data import calibration_loader
 from depfuse.evaluate import evaluate
 from depfuse.io.checkpoint import load_network
-from depfuse.report.trials import TrialRecord, best_first
+from depfuse.study.trials import TrialRecord, best_first
 
 FILES = [CHECKPOINTS / f"digits-skewed-2-{name}.safetensors" for name in "ab"]
 KEPT = ["--criterion", "activations", "--average", "mean", "--refit", "none", "--renorm", "reset"]

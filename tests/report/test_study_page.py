@@ -25,7 +25,7 @@ from depfuse.report.page.best import best_sentences
 from depfuse.report.page.scales import linear, logarithmic, named
 from depfuse.report.page.study_figures import history, pareto, slice_charts
 from depfuse.report.study import StudyReport
-from depfuse.report.trials import TrialRecord
+from depfuse.study.trials import TrialRecord
 
 DISTANCES = ("cosine", "pearson", "best")
 

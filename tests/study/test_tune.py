@@ -35,7 +35,6 @@ from depfuse.io.checkpoint import read_checkpoint, state_digest, write_checkpoin
 from depfuse.recipe import MIXING, SOFT, Recipe
 from depfuse.report.page import build_page, find_runs
 from depfuse.report.study import StudyReport
-from depfuse.report.trials import TrialRecord, best_first, pareto_front
 from depfuse.study.draw import Space
 from depfuse.study.importances import importances
 from depfuse.study.judge import Quality
@@ -43,6 +42,7 @@ from depfuse.study.objective import growing
 from depfuse.study.search import IDENTITY, Search, open_study
 from depfuse.study.search_space import SEARCHED, Between, OneOf, Ratios
 from depfuse.study.storage import DatabaseStorage, FileStorage
+from depfuse.study.trials import TrialRecord, best_first, pareto_front
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 

@@ -17,7 +17,6 @@ from depfuse.align.solvers.interface import Solver
 from depfuse.align.solvers.rounding import assign
 from depfuse.align.solvers.start import start_of
 from depfuse.align.transport import checked
-from depfuse.ensemble.targets import wanted_of
 from depfuse.groups.nesting import Orbit, Part
 from depfuse.networks.layout import differentiable
 from depfuse.networks.running import evaluating
@@ -168,7 +167,8 @@ class _Path:
             for key, tensor in self.target.items()
         }
         with torch.no_grad(), evaluating(*self.networks):
-            wanted = wanted_of([network(images) for network in self.networks], (0.5, 0.5))
+            outputs = [network(images) for network in self.networks]
+            wanted = distance_of(outputs[0]).mean(outputs, (0.5, 0.5))
         with differentiable(self.device):
             logits = functional_call(self.between, state, (images,))
         loss = distance_of(logits).losses(logits, wanted).mean()

@@ -15,7 +15,7 @@ from depfuse.report.page.tables import Column, sortable_table
 from depfuse.report.schema import EvaluationReport, FusionReport, NetworkScores, PathReport
 from depfuse.report.study import StudyReport
 from depfuse.report.tables import short_names
-from depfuse.report.trials import State, TrialRecord, complete_trials
+from depfuse.study.trials import State, TrialRecord, complete_trials
 
 R = TypeVar("R")
 

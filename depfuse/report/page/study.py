@@ -10,7 +10,7 @@ from depfuse.report.page.study_figures import history, importance_bars, pareto, 
 from depfuse.report.page.tables import Column, sortable_table
 from depfuse.report.study import StudyReport
 from depfuse.report.tables import drawn_text, search_sentence
-from depfuse.report.trials import TrialRecord, best_first
+from depfuse.study.trials import TrialRecord, best_first
 
 
 def study_details(report: StudyReport) -> Html:

@@ -7,7 +7,7 @@ from depfuse.report.page.markup import Html, element
 from depfuse.report.page.numbers import counted, decimal, per_cent
 from depfuse.report.page.scales import Scale, linear, logarithmic, named
 from depfuse.report.study import StudyReport
-from depfuse.report.trials import (
+from depfuse.study.trials import (
     Slice,
     TrialRecord,
     best_so_far,
