@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
 from depfuse.data import Loader, calibration_loader, load_data
 from depfuse.io.checkpoint import load_network
+from experiments.lib.places import CHECKPOINTS
 
-CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
 FILES = [CHECKPOINTS / f"digits-{name}.safetensors" for name in "ab"]
 BLUE, RED, GREY = "#0072B2", "#D55E00", "#999999"
 

@@ -1,6 +1,6 @@
 """Fuse two networks that know different things.
 
-    python experiments/gallery/step1_fuse_two.py [PICTURE.png]
+    python -m experiments.gallery.step1_fuse_two
 
 Shows the whole of depfuse: two parents, a thousand training images without labels, one child. Parent `a` has hardly
 seen the digits 5 to 9 and parent `b` hardly 0 to 4; the child, which is no larger than either, reads both.
@@ -15,12 +15,12 @@ import sys
 from pathlib import Path
 
 import torch
-from digits import BLUE, GREY, accuracy_by_digit, calibration, parents, test
 from matplotlib.figure import Figure
 
 from depfuse import Recipe, fuse, naive_average
 from depfuse.evaluate import evaluate
 from depfuse.renorm import renormalise
+from experiments.gallery.digits import BLUE, GREY, accuracy_by_digit, calibration, parents, test
 
 
 def main(picture: Path) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """See which channels must move together.
 
-    python experiments/gallery/step2_see_groups.py [PICTURE.png]
+    python -m experiments.gallery.step2_see_groups
 
 Shows what depfuse finds out from a network before it touches a weight: its channel groups, here of a residual network
 with two blocks, and the proof that permuting them changes nothing. In the picture a colour is a group. The first group
@@ -17,13 +17,13 @@ import sys
 from pathlib import Path
 
 import torch
-from digits import data
 from rich import print as show
 
 from depfuse import ChannelGroups, find_groups, prove_groups
 from depfuse.models import build_network
 from depfuse.report.channel_map import draw_channels
 from depfuse.report.group_tree import group_tree, summary_line
+from experiments.gallery.digits import data
 
 
 def main(picture: Path) -> ChannelGroups:

@@ -1,6 +1,6 @@
 """Compare matchings: by activations, by weights, one to one, and soft.
 
-    python experiments/gallery/step3_compare_matchings.py [PICTURE.png]
+    python -m experiments.gallery.step3_compare_matchings
 
 Shows the part that everything hangs on: which channel of parent `b` is which of parent `a`. A criterion says what makes
 two channels alike and a solver turns that into a coupling; a recipe names both. The picture has the coupling of one
@@ -18,12 +18,12 @@ import sys
 from pathlib import Path
 
 import torch
-from digits import calibration, parents, test
 from matplotlib.figure import Figure
 
 from depfuse import Recipe, fuse
 from depfuse.evaluate import evaluate
 from depfuse.recipe.presets import published
+from experiments.gallery.digits import calibration, parents, test
 
 RECIPES = {
     "activations, emd": Recipe(refit="none"),

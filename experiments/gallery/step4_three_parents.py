@@ -1,6 +1,6 @@
 """Fuse three parents, each with a third of the knowledge.
 
-    python experiments/gallery/step4_three_parents.py [PICTURE.png]
+    python -m experiments.gallery.step4_three_parents
 
 Shows training of parents and the refit. Three networks see nine tenths of the images of three or four digits and one
 tenth of the others'. Averaging three parents that differ so much is not enough, however well they are matched;
@@ -18,7 +18,6 @@ import sys
 from pathlib import Path
 
 import torch
-from digits import accuracy_by_digit, calibration, data, test
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -27,6 +26,7 @@ from depfuse.data import parse_labels, select_labels
 from depfuse.evaluate import evaluate, evaluate_ensemble
 from depfuse.models import build_network
 from depfuse.train import TrainRecipe, train
+from experiments.gallery.digits import accuracy_by_digit, calibration, data, test
 
 KNOWLEDGE = {"0-3": "0-3:0.9,4-9:0.1", "4-6": "0-3:0.1,4-6:0.9,7-9:0.1", "7-9": "0-6:0.1,7-9:0.9"}
 

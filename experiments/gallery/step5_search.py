@@ -1,6 +1,6 @@
 """Search for a recipe, and fuse by the best one.
 
-    python experiments/gallery/step5_search.py [PICTURE.png]
+    python -m experiments.gallery.step5_search
 
 Shows what to do where the default recipe is not good enough: `depfuse tune`, called from Python here, with the words of
 the command line. It tries six recipes, the first of them the defaults, and judges each child on 397 training images
@@ -19,7 +19,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from digits import CHECKPOINTS, data, test
 
 from depfuse import Recipe, fuse
 from depfuse.cli import main as depfuse
@@ -27,6 +26,7 @@ from depfuse.data import calibration_loader
 from depfuse.evaluate import evaluate
 from depfuse.io.checkpoint import load_network
 from depfuse.study.trials import TrialRecord, best_first
+from experiments.gallery.digits import CHECKPOINTS, data, test
 
 FILES = [CHECKPOINTS / f"digits-skewed-2-{name}.safetensors" for name in "ab"]
 KEPT = ["--criterion", "activations", "--average", "mean", "--refit", "none", "--renorm", "reset"]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
-from test_experiments import load
 
 from depfuse.align import Coupling
 
 FAST = ("torchvision:shufflenet_v2_x0_5", "torchvision:mobilenet_v3_small")
 LONG = ("torchvision:vit_b_16", "torchvision:swin_v2_t", "torchvision:maxvit_t")  # minutes each
 
-recovery = load("recovery")
+recovery = importlib.import_module("experiments.proofs.recovery")
 
 
 def check(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -13,7 +14,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from test_experiments import EXPERIMENTS, load
 
 from depfuse.data import Loader, load_data
 from depfuse.errors import DataError, DepfuseError, RecipeError
@@ -28,17 +28,17 @@ CELLS = [{"step": step, "seed": seed} for step in ("a", "b") for seed in (0, 1)]
 
 @pytest.fixture(scope="module")
 def study() -> ModuleType:
-    return load("study")
+    return importlib.import_module("experiments.lib.cells")
 
 
 @pytest.fixture(scope="module")
 def results() -> ModuleType:
-    return load("results_table")
+    return importlib.import_module("experiments.lib.tables")
 
 
 @pytest.fixture(scope="module")
 def ablation() -> ModuleType:
-    return load("ablate_child")
+    return importlib.import_module("experiments.studies.ablate_child")
 
 
 # --- the scheme ------------------------------------------------------------------------------------
@@ -233,9 +233,9 @@ def test_parents_of_different_labels_are_measured_over_all_labels(ablation, tmp_
         card = Card(architecture=architecture, data="digits", preprocessing=data.preprocessing, classes=classes)
         write_checkpoint(tmp_path / f"{number}.safetensors", parents[-1].state_dict(), card)
     sets = {"halves": ablation.SETS["own-halves"].__class__("halves", "k", "digits", ("0", "1"), differ=True)}
-    for module in (ablation, sys.modules["parent_sets"]):
+    for module in (ablation, importlib.import_module("experiments.lib.parents.sets")):
         monkeypatch.setattr(module, "SETS", sets)
-    monkeypatch.setattr(sys.modules["parent_sets"], "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(importlib.import_module("experiments.lib.parents.sets"), "CHECKPOINTS", tmp_path)
     test = Loader(data.test, data.preprocessing, batch_size=500)
     ablation.material.cache_clear()
     of = ablation.material("halves", "digits", torch.device("cpu"))
@@ -363,7 +363,7 @@ def test_the_exit_code_is_2_for_a_wrong_request_and_1_where_cells_failed(
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from study import Study
+from experiments.lib.cells import Study
 
 def measure(cell):
     return {"process": os.getpid(), "value": 2 * cell["number"]}
@@ -377,7 +377,7 @@ if __name__ == "__main__":
 def test_several_processes_measure_and_one_writes(study, tmp_path: Path) -> None:
     script, path = tmp_path / "script.py", tmp_path / "table.csv"
     script.write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(EXPERIMENTS), *sys.path])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, script, path], env=environment, check=True, capture_output=True, timeout=300)
     table = pd.read_csv(path).sort_values("number")
     assert table["value"].tolist() == [2 * number for number in range(8)]
@@ -391,7 +391,7 @@ def test_several_processes_measure_the_same_as_one(tmp_path: Path) -> None:
     for processes in ("1", "2"):
         path = tmp_path / f"{processes}.csv"
         options = [*SMALL, "--csv", str(path), "--processes", processes, "--threads", "1"]
-        command = [sys.executable, str(EXPERIMENTS / "ablate_child.py"), *options]
+        command = [sys.executable, "-m", "experiments.studies.ablate_child", *options]
         subprocess.run(command, check=True, capture_output=True, timeout=600)
         tables.append(pd.read_csv(path).set_index("step")[["accuracy", "loss", "agreement"]].sort_index())
     pd.testing.assert_frame_equal(*tables)

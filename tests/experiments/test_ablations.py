@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import subprocess
@@ -16,7 +17,6 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
-from test_experiments import EXPERIMENTS, load
 from torch import nn
 
 from depfuse import find_groups
@@ -36,23 +36,23 @@ LONG = ("ablate_groups", "ablate_matching", "ablate_calibration")  # refits of e
 
 @pytest.fixture(scope="module")
 def scripts() -> dict[str, ModuleType]:
-    return {name: load(name) for name in SCRIPTS}
+    return {name: importlib.import_module(f"experiments.studies.{name}") for name in SCRIPTS}
 
 
 @pytest.fixture(scope="module")
 def ablation(scripts) -> ModuleType:
-    return sys.modules["ablation"]
+    return importlib.import_module("experiments.lib.ablation")
 
 
 @pytest.fixture(scope="module")
 def scaling() -> ModuleType:
-    return load("scaling")
+    return importlib.import_module("experiments.benchmarks.scaling")
 
 
 @pytest.fixture(scope="module")
 def parents(scripts, tmp_path_factory) -> Iterator[Path]:
     """A folder for parents that are trained for a moment only."""
-    trained = sys.modules["trained_parents"]
+    trained = importlib.import_module("experiments.lib.parents.trained")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("train_same", "train_skewed"):
 
@@ -103,7 +103,7 @@ def test_a_small_run_of_every_script_is_shown_drawn_and_not_measured_twice(
 
 
 def chosen(script: ModuleType, settings: list[str]) -> list[str]:
-    return list(sys.modules["ablation"].chosen_settings(script.ABLATION, settings))
+    return list(importlib.import_module("experiments.lib.ablation").chosen_settings(script.ABLATION, settings))
 
 
 def test_parents_are_trained_once_and_keep_their_card(ablation, scripts, parents, tmp_path: Path, monkeypatch) -> None:
@@ -198,8 +198,8 @@ def test_several_processes_train_and_measure_the_same_as_one(ablation, tmp_path:
     for processes in ("1", "2"):
         csv, folder = tmp_path / f"{processes}.csv", tmp_path / processes
         options = [*small(csv, folder, ["*activations: layers*"]), "--seeds", "0,1", "--processes", processes]
-        script = str(EXPERIMENTS / "ablate_groups.py")
-        subprocess.run([sys.executable, script, *options], check=True, capture_output=True, timeout=600)
+        command = [sys.executable, "-m", "experiments.studies.ablate_groups", *options]
+        subprocess.run(command, check=True, capture_output=True, timeout=600)
         table = pd.read_csv(csv).sort_values(["seed", "setting"], ignore_index=True)
         tables.append(table[["seed", "setting", "accuracy", "held_out_accuracy", "parents_accuracy"]])
     pd.testing.assert_frame_equal(*tables)
@@ -234,7 +234,7 @@ def test_intervals_are_scipys_and_differences_are_taken_seed_by_seed(ablation) -
 
 @pytest.fixture(scope="module")
 def untied(scripts) -> ModuleType:
-    return sys.modules["untied"]
+    return importlib.import_module("experiments.lib.untied")
 
 
 def permuted(groups: ChannelGroups, network: nn.Module, orders: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

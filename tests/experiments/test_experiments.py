@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -17,29 +17,15 @@ from depfuse.data import Loader, load_data, select_half
 from depfuse.evaluate import evaluate
 from depfuse.io.checkpoint import load_network
 
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"experiments_{name}", EXPERIMENTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXPERIMENTS))
-        spec.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture(scope="module")
 def coverage() -> ModuleType:
-    return load("coverage")
+    return importlib.import_module("experiments.proofs.coverage")
 
 
 @pytest.fixture(scope="module")
 def peers() -> ModuleType:
-    return load("compare_peers")
+    return importlib.import_module("experiments.benchmarks.peers")
 
 
 def row(coverage: ModuleType, name: str, **fields: object) -> dict[str, object]:
@@ -118,8 +104,8 @@ def test_summary_counts_and_names(coverage) -> None:
 
 
 def run_coverage(out: Path, *options: str) -> tuple[list[dict[str, str]], str]:
-    script = str(EXPERIMENTS / "coverage.py")
-    command = [sys.executable, script, "--out", str(out), "--library", "torchvision", *options]
+    command = [sys.executable, "-m", "experiments.proofs.coverage", "--out", str(out), *options]
+    command += ["--library", "torchvision"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     with out.open(newline="") as file:
         return list(csv.DictReader(file)), done.stdout
@@ -170,7 +156,7 @@ def test_cells_say_what_happened(peers) -> None:
 
 
 def test_a_fusion_end_to_end_is_measured_beside_its_forward_passes(monkeypatch, capsys) -> None:
-    measured = load("end_to_end")
+    measured = importlib.import_module("experiments.benchmarks.end_to_end")
     few = ["--width", "0.0625", "--align", "4", "--reset", "3", "--test", "2", "--device", "cpu"]
     for most, code in ((1e9, 0), (0.0, 1)):
         monkeypatch.setattr(measured, "MOST_TIMES", most)
@@ -191,7 +177,7 @@ def test_a_fusion_end_to_end_is_measured_beside_its_forward_passes(monkeypatch, 
 @pytest.mark.slow
 def test_distillations_are_judged_on_the_half_that_no_parent_saw(tmp_path: Path) -> None:
     few = ["--parent-epochs", "2", "--epochs", "1", "--calibration", "200", "--threads", "1"]
-    command = [sys.executable, str(EXPERIMENTS / "distil_unseen.py"), "--data", "digits", *few]
+    command = [sys.executable, "-m", "experiments.studies.distil_unseen", "--data", "digits", *few]
     command += ["--architecture", "digits_resnet", "--folder", str(tmp_path)]
     printed = []
     for _ in range(2):  # the second time with the parents that are there

@@ -16,15 +16,14 @@ SCRIPTS = sorted((ROOT / "experiments" / "gallery").glob("step*.py"))
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+def run(tmp_path: Path) -> Iterator[Callable[[str], Any]]:
     """Run a script as from its folder, and look at its picture."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.syspath_prepend(str(ROOT / "experiments" / "gallery"))
 
     def run_script(name: str) -> Any:
         picture = tmp_path / f"{name}.png"
-        reached = importlib.import_module(name).main(picture)
+        reached = importlib.import_module(f"experiments.gallery.{name}").main(picture)
         committed = ROOT / "experiments" / "gallery" / picture.name
         assert committed.stat().st_size < 100_000
         with Image.open(picture) as drawn, Image.open(committed) as shown:
@@ -76,4 +75,4 @@ def test_the_gallery_shows_every_script_and_picture() -> None:
     for script in SCRIPTS:
         assert f"{{literalinclude}} ../experiments/gallery/{script.name}\n" in page
         assert f"{{image}} ../experiments/gallery/{script.stem}.png\n" in page
-        assert f"python experiments/gallery/{script.name}" in script.read_text(encoding="utf-8")
+        assert f"python -m experiments.gallery.{script.stem}" in script.read_text(encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -10,18 +10,17 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from test_experiments import load
 
 from depfuse.errors import RecipeError
 
-OPEN = "open: train with `python experiments/train_zoo.py no-seed0 no-seed1`"
+OPEN = "open: train with `python -m experiments.lib.parents.train_zoo no-seed0 no-seed1`"
 
 
 @pytest.fixture
 def reproduce(monkeypatch) -> Iterator[ModuleType]:
     """The script with one more pair of full width, which nobody has trained."""
-    module = load("reproduce")
-    parents = sys.modules["parent_sets"]
+    module = importlib.import_module("experiments.studies.reproduce")
+    parents = importlib.import_module("experiments.lib.parents.sets")
     pair = parents.ParentSet("ResNet18, nothing", parents.ZOO, "cifar10", ("no-seed0", "no-seed1"))
     monkeypatch.setitem(module.SETS, "open", pair)
     monkeypatch.setitem(module.PUBLISHED, "open", "92.16 / 91.80 of 94.99 / 94.76")
@@ -119,7 +118,7 @@ def test_what_takes_minutes_is_asked_for(reproduce) -> None:
 def test_every_row_of_the_table_is_there(reproduce) -> None:
     assert set(reproduce.SHOWN) <= set(reproduce.SETS)
     assert all(step in reproduce.STEPS for steps in reproduce.COLUMNS.values() for step in steps)
-    names = load("zoo").read_zoo()
+    names = importlib.import_module("experiments.lib.parents.zoo").read_zoo()
     for name in reproduce.SHOWN:
         pair = reproduce.SETS[name]
         assert pair.architecture is not None or all(file in names for file in pair.files), name

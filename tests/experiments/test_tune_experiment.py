@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from types import ModuleType
 
 import pandas as pd
 import pytest
 import torch
-from test_experiments import load
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    return load("tune")
+    return importlib.import_module("experiments.studies.tune")
 
 
 @pytest.fixture(scope="module")
 def throughput(script: ModuleType) -> ModuleType:
-    return load("throughput")
+    return importlib.import_module("experiments.benchmarks.throughput")
 
 
 def test_the_best_recipe_is_tried_on_other_pairs_and_nothing_is_measured_twice(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import functools
+import importlib
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from test_experiments import load
 
 from depfuse.errors import CheckpointError, RecipeError
 from depfuse.io.checkpoint import Card, read_checkpoint, write_checkpoint
@@ -20,12 +20,12 @@ SMALL = "architecture: digits_resnet(width=0.25), data: digits, seed: 0"
 
 @pytest.fixture(scope="module")
 def zoo() -> ModuleType:
-    return load("zoo")
+    return importlib.import_module("experiments.lib.parents.zoo")
 
 
 @pytest.fixture(scope="module")
 def trainer() -> ModuleType:
-    return load("train_zoo")
+    return importlib.import_module("experiments.lib.parents.train_zoo")
 
 
 def written(folder: Path, text: str) -> Path:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-import importlib.util
+import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -250,13 +249,7 @@ def test_a_zip_has_no_matching_and_no_path(capsys):
 
 
 def test_the_comparison_measures_each_cell_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(TOP / "experiments"))
-    spec = importlib.util.spec_from_file_location("compare_recipes", TOP / "experiments" / "compare_recipes.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "compare_recipes", script)
-    spec.loader.exec_module(script)
+    script = importlib.import_module("experiments.studies.compare_recipes")
     monkeypatch.setattr(script, "images_of", lambda _: 100)
     csv = tmp_path / "table.csv"
     few = ["--csv", str(csv), "--sets", "digits", "--limit-test", "100"]

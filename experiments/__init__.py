@@ -1,0 +1,1 @@
+"""What depfuse is measured, proved and shown by."""

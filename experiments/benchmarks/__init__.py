@@ -1,0 +1,1 @@
+"""Seconds and memory, alone and beside other packages."""

@@ -1,0 +1,128 @@
+"""Time and memory of the corridor, each figure beside its bound.
+
+    python -m experiments.benchmarks.bounds
+
+One run measures, with two threads by default:
+
+- finding the channel groups of torchvision's ResNet18 at 224 x 224, and proving them in float64;
+- alignment by activations against the bare forward passes of both parents over the same images, in turns, on the
+  real ResNet20 pair and on two random CIFAR ResNet18s of half width: best of seven rounds each;
+- the fusion of the real MNIST pair, evaluation excluded;
+- peak memory of a whole fusion of the ResNet20 pair with 2,000 and with 20,000 calibration images, each in a process
+  of its own.
+
+Seconds depend on the machine: the ratio and the growth do not. Parts whose parents are absent are left out (see
+`parents.py`). Exit code 1 when a bound is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from depfuse import Recipe, find_groups, fuse, prove_groups
+from depfuse.align import align
+from depfuse.data import DataSet, Loader, calibration_loader
+from depfuse.groups import ChannelGroups
+from depfuse.models import build_network
+from depfuse.networks.layout import choose_layout
+from experiments.benchmarks.end_to_end import random_images, random_parents
+from experiments.lib.parents.shared import PAIRS
+from experiments.lib.places import ROOT, SHARED
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def show(name: str, figure: float, bound: float, unit: str) -> bool:
+    holds = figure <= bound
+    print(f"{'ok   ' if holds else 'SHORT'}  {name:58s} {figure:7.2f} {unit}  (at most {bound:g})", flush=True)
+    return holds
+
+
+def groups_of_resnet18() -> list[bool]:
+    network, example = build_network("torchvision:resnet18"), torch.randn(1, 3, 224, 224)
+    found: list[ChannelGroups] = []
+    finding = seconds_of(lambda: found.append(find_groups(network, example)))
+    proving = seconds_of(lambda: prove_groups(network, found[0], example))
+    return [show("groups of ResNet18", finding, 2.0, "s"), show("proof of ResNet18's groups", proving, 3.0, "s")]
+
+
+def alignment(name: str, networks: Sequence[nn.Module], images: Loader, rounds: int = 7) -> bool:
+    example = next(iter(images))[0][:1]
+    groups = find_groups(networks[0], example)
+    layouts = [choose_layout(network, example)[0] for network in networks]
+
+    def forwards() -> None:
+        with torch.inference_mode():
+            for batch, _ in images:
+                for network, layout in zip(networks, layouts, strict=True):
+                    network(batch.contiguous(memory_format=layout))
+
+    forwards()
+    pairs = [
+        (seconds_of(lambda: align(networks, groups, Recipe(), images).couplings), seconds_of(forwards))
+        for _ in range(rounds)
+    ]
+    ratio = min(aligning for aligning, _ in pairs) / min(bare for _, bare in pairs)
+    return show(f"alignment / bare forward passes, {name}", ratio, 1.3, "x")
+
+
+def fusion_of_mnist_pair() -> bool:
+    pair = PAIRS["simplenet"]
+    networks, data = pair.networks(), pair.dataset()
+    result = fuse(networks, Recipe(refit="none"), calibration_loader(data, 2000))
+    return show("fusion of the MNIST pair without evaluation", sum(result.seconds.values()), 3.0, "s")
+
+
+def print_peak_memory(images: int) -> None:
+    pair = PAIRS["resnet20-8-1-8-2"]
+    data: DataSet = pair.dataset()
+    fuse(pair.networks(), Recipe(refit="none"), calibration_loader(data, images))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def growth_of_memory() -> bool:
+    peaks = []
+    for images in (2000, 20000):
+        command = [sys.executable, "-m", "experiments.benchmarks.bounds", "--peak-memory", str(images)]
+        peaks.append(
+            int(subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.split()[-1])
+        )
+    print(f"       peak memory {peaks[0] / 1024:.0f} MiB with 2,000 images, {peaks[1] / 1024:.0f} MiB with 20,000")
+    return show("growth of peak memory, 2,000 to 20,000 images", 100 * (peaks[1] / peaks[0] - 1), 10.0, "%")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peak-memory", type=int, metavar="IMAGES", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    if chosen.peak_memory:
+        print_peak_memory(chosen.peak_memory)
+        return
+    held, cpu = groups_of_resnet18(), torch.device("cpu")
+    held.append(alignment("random ResNet18 of half width", random_parents(0.5, cpu), random_images(500, cpu, 0)))
+    if (SHARED / "checkpoints").is_dir():
+        pair = PAIRS["resnet20-8-1-8-2"]
+        held.append(alignment("real ResNet20s", pair.networks(), calibration_loader(pair.dataset(), 2000)))
+        held.append(fusion_of_mnist_pair())
+        held.append(growth_of_memory())
+    else:
+        print(f"       real parents left out: {SHARED}/checkpoints is not there")
+    sys.exit(0 if all(held) else 1)
+
+
+if __name__ == "__main__":
+    main()

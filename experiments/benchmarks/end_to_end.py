@@ -1,0 +1,146 @@
+"""A ResNet18 fused end to end: where the seconds go, and what the bare forward passes alone take.
+
+    python -m experiments.benchmarks.end_to_end
+
+Two CIFAR ResNet18s with random weights and random images, since neither changes what is computed: channel groups found
+and proved, matched by activations of 2,000 images with the default settings, averaged, BatchNorm reset on 50,000 and
+evaluated on 10,000. The bare passes are the parents' over the first, and the child's over the others, of the same
+batches in the memory layout that depfuse chooses, and nothing else. All of it runs once on a few images before the
+clock starts: libraries are loaded then.
+
+At most 8 s are asked for on a GPU, and 1.3 times the bare passes on the CPU; exit code 1 where a bound is missed.
+Fewer images than these make fixed costs (groups, proof, assignment) count for more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from depfuse import Recipe, find_groups, fuse, prove_groups
+from depfuse.data import Loader, Preprocessing, Split
+from depfuse.distributed.device import resolve_device
+from depfuse.evaluate import evaluate
+from depfuse.models import build_network
+from depfuse.networks.layout import choose_layout
+from depfuse.renorm import renormalise
+from experiments.lib.cells import StudyError
+from experiments.lib.command import check_counts, exit_code
+from experiments.lib.tables import markdown
+
+MOST_SECONDS, MOST_TIMES = 8.0, 1.3
+WARMING = 500  # images
+
+
+class Watch:
+    """Wall-clock seconds by step; what a device still has to do counts for the step that asked for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: dict[str, float] = {}
+        self._device = device
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time what runs inside."""
+        started = self._now()
+        yield
+        self.seconds[name] = self._now() - started
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+def random_images(count: int, device: torch.device, seed: int) -> Loader:
+    """Random pixels and labels, on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 10, (count,), generator=generator)
+    return Loader(Split(pixels, labels), Preprocessing(), batch_size=250, device=device)
+
+
+def random_parents(width: float, device: torch.device) -> list[nn.Module]:
+    """Two ResNet18s with random weights, in eval mode."""
+    networks = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        networks.append(build_network(f"cifar_resnet18(width={width})").eval().to(device))
+    return networks
+
+
+def fused(parents: list[nn.Module], align: Loader, reset: Loader, test: Loader, watch: Watch) -> nn.Module:
+    """Everything that a user asks for, step by step."""
+    example = next(iter(align))[0][:1]
+    with watch.step("groups found"):
+        groups = find_groups(parents[0], example)
+    with watch.step("groups proved"):
+        prove_groups(parents[0], groups, example)
+    with watch.step(f"matched and merged, {align.count:,} images"):
+        child = fuse(parents, Recipe(refit="none", renorm="none"), align, groups=groups).child
+    with watch.step(f"BatchNorm reset, {reset.count:,} images"):
+        renormalise(child, "reset", reset)
+    with watch.step(f"evaluated, {test.count:,} images"):
+        evaluate(child, test)
+    return child
+
+
+def bare(parents: list[nn.Module], child: nn.Module, align: Loader, reset: Loader, test: Loader, watch: Watch) -> None:
+    """The forward passes that cannot be saved."""
+    with torch.inference_mode(), watch.step("bare forward passes"):
+        for networks, loader in ((parents, align), ([child], reset), ([child], test)):
+            layout = choose_layout(networks[0], next(iter(loader))[0][:1])[0]
+            for images, _ in loader:
+                given = images.contiguous(memory_format=layout)
+                for network in networks:
+                    network(given)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure and print; `StudyError` where the bound of the device is missed."""
+    check_counts(options, align=2, reset=2, test=1)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = resolve_device(options.device)
+    parents = random_parents(options.width, device)
+    align, reset, test = (
+        random_images(count, device, seed) for seed, count in enumerate((options.align, options.reset, options.test))
+    )
+    few = align.first(WARMING)
+    fused(parents, few, few, few, Watch(device))  # leaves them as they are
+    watch = Watch(device)
+    child = fused(parents, align, reset, test, watch)
+    total = sum(watch.seconds.values())
+    bare(parents, child, align, reset, test, watch)
+    passes = watch.seconds.pop("bare forward passes")
+    rows = [*watch.seconds.items(), ("all", total), ("bare forward passes", passes)]
+    print(markdown(["step", "seconds"], [[name, f"{seconds:.2f}"] for name, seconds in rows]))
+    on_gpu = device.type == "cuda"
+    held = total <= MOST_SECONDS if on_gpu else total <= MOST_TIMES * passes
+    bound = f"{MOST_SECONDS:g} s" if on_gpu else f"{MOST_TIMES:g} times"
+    said = f"{total:.1f} s, {total / passes:.2f} times the bare passes; at most {bound} asked for"
+    if not held:
+        raise StudyError(f"too slow: {said}")
+    print(said)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--width", type=float, default=1.0, help="1 for 64 to 512 channels")
+    options.add_argument("--align", type=int, default=2000, help="images to match with; 2000")
+    options.add_argument("--reset", type=int, default=50_000, help="images for BatchNorm's statistics; 50000")
+    options.add_argument("--test", type=int, default=10_000, help="images to evaluate on; 10000")
+    options.add_argument("--device", default="auto", help="cpu, cuda or auto; auto")
+    options.add_argument("--threads", type=int, help="of the CPU; all cores if left out")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(run, parser().parse_args()))

@@ -1,0 +1,1 @@
+"""Five scripts to be read in order."""

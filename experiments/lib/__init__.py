@@ -1,0 +1,1 @@
+"""What experiments share: cells, tables, parents and steps."""

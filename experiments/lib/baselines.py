@@ -1,0 +1,105 @@
+"""What a child is compared with: its parents, their ensembles and plain averages.
+
+Each function takes the parents and what they may see, and gives a network over all labels.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from depfuse import Recipe
+from depfuse.data import Loader
+from depfuse.errors import DataError
+from depfuse.fusion.pipeline import naive_average
+from depfuse.refit import refit_head
+from depfuse.renorm import renormalise
+from depfuse.teach.distil import Ensemble, Further
+from depfuse.teach.joint_head import renewed
+from experiments.lib.parents.sets import Joint, Material, ensemble, teachers
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Parents with their calibration images, if any, and the number of these and their seed."""
+
+    of: Material
+    calibration: Loader | None
+    images: int
+    seed: int
+
+    @property
+    def loader(self) -> Loader:
+        """The calibration images; `DataError` where there are none."""
+        if self.calibration is None:
+            raise DataError("calibration images are needed: give at least 2")
+        return self.calibration
+
+
+def parent(seen: Seen, number: int) -> nn.Module:
+    """One parent as it is, counted from 1."""
+    sets = seen.of.inputs.labels
+    return Joint([seen.of.inputs.models[number - 1]], (1.0,), None if sets is None else sets.of(number - 1))
+
+
+def ensemble_as_it_is(seen: Seen) -> nn.Module:
+    """The mean of the parents' logits, or their heads side by side."""
+    return ensemble(seen.of)
+
+
+def ensemble_renewed(seen: Seen) -> nn.Module:
+    """The same with the parents' BatchNorm statistics renewed."""
+    return ensemble(seen.of, renewed(seen.of.inputs.models, seen.loader))
+
+
+def ensemble_with_joint_head(seen: Seen, labelled: int = 0) -> nn.Module:
+    """The parents with one head over all their features, without labels or from some: the teacher in such a case."""
+    taught = teachers(seen.of, seen.loader, Recipe(refit="ridge", joint_head="always", labelled=labelled))
+    return Joint(taught.models, seen.of.shares)
+
+
+def naive(seen: Seen) -> nn.Module:
+    """The average of the parents as they stand."""
+    labels = seen.of.inputs.labels
+    sets = None if labels is None else labels.sets
+    return naive_average(seen.of.inputs.models, seen.of.shares, seen.of.groups, sets, seen.of.template)
+
+
+def naive_reset(seen: Seen) -> nn.Module:
+    """The same with BatchNorm statistics of its own."""
+    found = naive(seen)
+    renormalise(found, "auto", seen.loader)
+    return found
+
+
+def best_parent(seen: Seen, epochs: int = 0) -> nn.Module:
+    """The parent that agrees best with the ensemble on the calibration images once its head is refitted to it.
+
+    With `epochs`, trained towards the ensemble as a distilled child is.
+    """
+    of, calibration = seen.of, seen.loader
+    further = None
+    if epochs:
+        further = Further(of.without_held_out(seen.images, seen.seed))
+    taught = teachers(of, calibration if further is None else further.images(calibration.device, seen.seed))
+    template = None if taught.joint else of.template
+    heads = [
+        refit_head(number, taught.models, of.shares, calibration, labels=taught.labels, template=template)
+        for number in range(len(taught.models))
+    ]
+    teacher = Ensemble(taught.models, of.shares, taught.labels, joint=taught.joint)
+    best = copy.deepcopy(min(heads, key=lambda model: teacher.disagreement(model, calibration)))
+    if further is not None:
+        further.train(best, teacher, "parent", Recipe(distil=epochs, seed=seen.seed))
+    return best
+
+
+BASELINES: dict[str, Callable[..., nn.Module]] = {
+    function.__name__: function
+    for function in (
+        parent, ensemble_as_it_is, ensemble_renewed, ensemble_with_joint_head, naive, naive_reset, best_parent,
+    )
+}  # fmt: skip

@@ -1,0 +1,112 @@
+"""Parents that an ablation trains for itself, on digits, in seconds; each is trained once and kept with its card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from depfuse.data import load_data
+from depfuse.io.checkpoint import check_writable, write_checkpoint
+from experiments.lib.cells import in_processes
+from experiments.lib.parents.digits import SKEWED, train_same, train_skewed
+from experiments.lib.parents.sets import DIGITS, ParentSet
+
+FOLDER = Path("runs/parents")
+FIRST_SEED = 3000  # no shipped parent has such a seed
+MOST = 20  # parents of one seed of an ablation
+
+
+def thin_resnet(blocks: int, width: float = 0.5, in_channels: int = 1) -> str:
+    """The CIFAR ResNet of depth 6 blocks + 2 with zero-padded shortcuts, for digits where nothing else is said."""
+    network = "depfuse.models.thin_resnet:ThinResNet"
+    return f"{network}(blocks={blocks}, shortcut='A', classes=10, width={width}, in_channels={in_channels})"
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the parents of an ablation are trained.
+
+    Attributes
+    ----------
+    architecture
+        Their network.
+    settings
+        Those of the trainer that are not its defaults.
+    skewed
+        Whether they know different things: every second one has seen nine tenths of the images of the digits 0 to 4 and
+        one tenth of those of 5 to 9, the others the other way round. All see all images where it is False.
+    """
+
+    architecture: str = "digits_resnet(width=1.0)"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    skewed: bool = False
+
+    def parents(self, seed: int, count: int, folder: Path) -> ParentSet:
+        """The first parents of one seed of an ablation; they need not be trained yet."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        names = tuple(f"digits-{digest}-{FIRST_SEED + MOST * seed + number}" for number in range(count))
+        return ParentSet(f"seed {seed}", DIGITS, "digits", names, folder=folder)
+
+    def train(self, seed: int, number: int, path: Path) -> None:
+        """Train one parent of a seed and keep it."""
+        data, first = load_data("digits"), FIRST_SEED + MOST * seed
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the order of additions depends on the number of threads
+        try:
+            if self.skewed:
+                begins = first + number - number % 2
+                settings = {**SKEWED, **self.settings}
+                model, card = train_skewed(data, "ab"[number % 2], begins, settings, self.architecture)
+            else:
+                model, card = train_same(data, first + number, self.architecture, self.settings)
+        finally:
+            torch.set_num_threads(threads)
+        write_checkpoint(path, model.state_dict(), card)
+
+
+@dataclass(frozen=True)
+class _Missing:
+    training: Training
+    seed: int
+    number: int
+    path: Path
+
+
+def train_missing(
+    wanted: Iterable[tuple[Training, int, int]],
+    folder: Path,
+    *,
+    processes: int,
+    threads: int,
+    say: Callable[[str], None],
+) -> None:
+    """Train the parents, given as (training, seed, number of parents), that are not in the folder yet.
+
+    Raises
+    ------
+    CheckpointError
+        The folder cannot be written.
+    StudyError
+        A process died.
+    """
+    missing = {
+        path: _Missing(training, seed, number, path)
+        for training, seed, count in wanted
+        for number, path in enumerate(training.parents(seed, count, folder).paths)
+        if not path.is_file()
+    }
+    for path in missing:
+        check_writable(path)
+    done = in_processes(_train, list(missing.values()), processes=processes, threads=threads)
+    for number, (parent, _) in enumerate(done, start=1):
+        say(f"trained {number}/{len(missing)}: {parent.training.architecture}, {parent.path.stem}")
+
+
+def _train(parent: _Missing) -> None:
+    parent.training.train(parent.seed, parent.number, parent.path)
