@@ -21,7 +21,6 @@ from depfuse.recipe.reads import may_be_read
 from depfuse.report import describe_environment
 from depfuse.report.page import Run, Runs, write_page
 from depfuse.report.study import STUDY, StudyReport
-from depfuse.report.study_plots import draw_history, draw_importances, draw_pareto, draw_slices
 from depfuse.report.tables import search_sentence, search_table
 from depfuse.study.draw import Space
 from depfuse.study.importances import importances
@@ -50,7 +49,7 @@ def tune(
         typer.Option(
             "--out",
             metavar="FOLDER",
-            help="Where trial-N.json of each trial, the plots, study.json and report.html are written.",
+            help="Where trial-N.json of each trial, study.json and report.html with its drawings are written.",
         ),
     ] = Path("tune"),
     trials: Annotated[
@@ -250,17 +249,7 @@ def _without_password(command: list[str], shown: str) -> list[str]:
 
 
 def _write(report: StudyReport, out: Path) -> None:
-    """Write the study, its plots and its page; each takes its place when it is complete."""
-    labelled = report.labelled
+    """Write the study and its page; each takes its place when it is complete."""
     with replacing(out / STUDY) as path:
         path.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    with replacing(out / "history.png") as path:
-        draw_history(report.trials, path, labelled=labelled)
-    with replacing(out / "slices.png") as path:
-        draw_slices(report.trials, path, labelled=labelled)
-    with replacing(out / "pareto.png") as path:
-        draw_pareto(report.trials, path, labelled=labelled)
-    if report.importances is not None:
-        with replacing(out / "importances.png") as path:
-            draw_importances(report.importances, path)
     write_page(Runs(out, (Run(STUDY, report),), ()), out / PAGE)

@@ -2,7 +2,7 @@
 
 from depfuse.data.augment import Augmentation
 from depfuse.data.dataset import DATA_SETS, load_data
-from depfuse.data.labels import LabelShare, parse_labels, select_half, select_labels, select_share
+from depfuse.data.labels import LabelShare, parse_labels, select_labels, select_share
 from depfuse.data.loader import Loader, calibration_loader
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.data.tensors import DataSet, Split
@@ -18,7 +18,6 @@ __all__ = [
     "calibration_loader",
     "load_data",
     "parse_labels",
-    "select_half",
     "select_labels",
     "select_share",
 ]

@@ -101,19 +101,6 @@ def select_labels(data: DataSet, shares: LabelShare, *, seed: int = 0) -> tuple[
     )
 
 
-def select_half(data: DataSet, half: int, *, seed: int = 0) -> DataSet:
-    """Keep one of two disjoint halves (0 or 1) of every class's training images, and all test images.
-
-    Raises
-    ------
-    DataError
-        `half` is neither 0 nor 1.
-    """
-    if half not in (0, 1):
-        raise DataError(f"half {half} is neither 0 nor 1")
-    return select_share(data, half, 2, seed=seed)
-
-
 def select_share(data: DataSet, share: int, shares: int, *, alpha: float | None = None, seed: int = 0) -> DataSet:
     """Keep one of `shares` disjoint parts of the training images that together hold them all.
 

@@ -25,7 +25,7 @@ from torch import nn
 
 from depfuse import Recipe, fuse
 from depfuse.cli import main as depfuse
-from depfuse.data import DataSet, Loader, calibration_loader, load_data, select_half
+from depfuse.data import DataSet, Loader, calibration_loader, load_data, select_share
 from depfuse.evaluate import Scores, evaluate, evaluate_ensemble
 from depfuse.io.checkpoint import load_network
 from depfuse.teach.distil import Ensemble, Further
@@ -79,9 +79,9 @@ def run(options: argparse.Namespace) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     whole = load_data(options.data)
-    judged = Loader(select_half(whole, 1).train, whole.preprocessing, batch_size=500)
+    judged = Loader(select_share(whole, 1, 2).train, whole.preprocessing, batch_size=500)
     print("| network | accuracy | cross-entropy |\n| --- | --- | --- |")
-    for name, scores in networks(options, select_half(whole, 0), judged):
+    for name, scores in networks(options, select_share(whole, 0, 2), judged):
         print(f"| {name} | {100 * scores.accuracy:.2f} | {scores.loss:.3f} |", flush=True)
 
 

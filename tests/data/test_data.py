@@ -18,7 +18,6 @@ from depfuse.data import (
     calibration_loader,
     load_data,
     parse_labels,
-    select_half,
     select_labels,
     select_share,
 )
@@ -489,16 +488,8 @@ def test_shares_are_disjoint_and_hold_everything(digits: DataSet, alpha: float |
     assert torch.equal(shares[1].train.labels, select_share(digits, 1, 4, alpha=alpha, seed=2).train.labels)
 
 
-def test_halves_are_disjoint(digits: DataSet) -> None:
-    halves = [select_half(digits, number) for number in (0, 1)]
-    assert sorted(image_set(halves[0]) + image_set(halves[1])) == image_set(digits)
-    assert abs(len(halves[0].train) - len(halves[1].train)) <= 10
-
-
 def test_parts_that_do_not_exist_are_refused(digits: DataSet) -> None:
     with pytest.raises(DataError, match="share 4 of 4 does not exist"):
         select_share(digits, 4, 4)
-    with pytest.raises(DataError, match="half 2 is neither 0 nor 1"):
-        select_half(digits, 2)
     with pytest.raises(DataError, match="must be positive"):
         select_share(digits, 0, 4, alpha=0.0)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from depfuse.data import Loader, load_data, select_half
+from depfuse.data import Loader, load_data, select_share
 from depfuse.evaluate import evaluate
 from depfuse.io.checkpoint import load_network
 
@@ -190,7 +190,7 @@ def test_distillations_are_judged_on_the_half_that_no_parent_saw(tmp_path: Path)
     assert printed[1] == printed[0]
     parents = sorted(tmp_path.iterdir())
     assert [path.name.partition("-")[0] for path in parents] == ["parent0", "parent1"]
-    half = select_half(load_data("digits"), 1)
+    half = select_share(load_data("digits"), 1, 2)
     parent = load_network(parents[0]).eval()
     accuracy = evaluate(parent, Loader(half.train, half.preprocessing, batch_size=500)).accuracy
     assert rows[0][1] == f"{100 * accuracy:.2f}"

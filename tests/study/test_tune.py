@@ -206,14 +206,6 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plots are looked at where a whole search is."""
-    for name in ("history", "slices", "pareto", "importances"):
-        monkeypatch.setattr(f"depfuse.cli.tune.draw_{name}", lambda _, path, **__: path.touch())
-
-
-@pytest.mark.usefixtures("undrawn")
 def test_a_search_is_reproduced_and_goes_on_as_if_it_had_not_stopped(searched: Path, tmp_path: Path) -> None:
     records = found(searched)
     assert len(records) >= 5  # those that are refused have no recipe to write
@@ -228,9 +220,7 @@ def test_a_search_is_reproduced_and_goes_on_as_if_it_had_not_stopped(searched: P
     assert found(tmp_path / "parts") == records
     assert (tmp_path / "parts" / "trial-0.json").read_bytes() == seconds
     names = {path.name for path in searched.iterdir()} - {f"trial-{number}.json" for number in range(6)}
-    assert names - {"importances.png"} == {
-        "study.log", "study.json", "report.html", "history.png", "slices.png", "pareto.png"
-    }  # fmt: skip
+    assert names == {"study.log", "study.json", "report.html"}
 
 
 def test_the_whole_study_is_one_file_and_one_page(searched: Path) -> None:
@@ -243,7 +233,6 @@ def test_the_whole_study_is_one_file_and_one_page(searched: Path) -> None:
     assert report.kept["criterion"] == "activations"
     assert "solver" not in report.kept
     assert report.command[:2] == ["depfuse", "tune"]
-    assert (report.importances is not None) == (searched / "importances.png").exists()
     for number, kept in found(searched).items():
         (own,) = [trial for trial in report.trials if trial.trial == number]
         assert own.model_dump(mode="json", exclude={"trial", "seconds"}) == kept
@@ -260,7 +249,6 @@ def test_a_trial_run_again_by_fuse_gives_the_same_child(searched: Path, tmp_path
         assert read_checkpoint(out).digest == found(searched)[number]["digest"]
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_trial_is_run_again(tmp_path: Path, monkeypatch, capsys) -> None:
     calls, judge = [], Quality.__call__
 
@@ -284,7 +272,6 @@ def test_an_interrupted_trial_is_run_again(tmp_path: Path, monkeypatch, capsys) 
     assert not list((tmp_path / "out").glob(".worker-*"))
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_two_objectives_give_a_front_and_labels_give_accuracy(tmp_path: Path, capsys) -> None:
     given = digits_files("a", "b")
     options = [*QUICK.split(), "--trials", "4", "--seconds", "--labels", "60", "--out", str(tmp_path)]
