@@ -60,7 +60,7 @@ def draw(trials: list[TrialRecord], picture: Path) -> None:
     axes.plot(numbers, values, "o", label="trial")
     axes.plot(numbers, list(itertools.accumulate(values, max)), drawstyle="steps-post", label="best so far")
     axes.legend(frameon=False)
-    figure.savefig(picture)
+    figure.savefig(picture, dpi=150)
 
 
 if __name__ == "__main__":
