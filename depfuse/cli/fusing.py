@@ -51,7 +51,6 @@ from depfuse.report import (
     NetworkScores,
     PathReport,
     PathRow,
-    PolishSummary,
     SameStart,
     ScoreValues,
     Seconds,
@@ -74,7 +73,6 @@ STEPS = {
     "refit": "refitting layer by layer",
     "renorm": "renewing BatchNorm statistics",
     "best": "making candidates, and choosing the best",
-    "polish": "polishing towards the ensemble",
     "train": "training on",
 }
 
@@ -234,7 +232,6 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         shares=SharesSummary.of(result.chosen),
         family=family,
         refit_reason=result.refit_reason or None,
-        polish=PolishSummary.of(result.polished),
         seconds=seconds,
         recipe=result.recipe.model_dump(mode="json"),
         architecture=architecture or inputs.architectures[result.like],

@@ -32,7 +32,7 @@ from depfuse.networks.layout import choose_layout
 from depfuse.networks.running import evaluating
 from depfuse.recipe import Recipe
 from depfuse.refit import Together, refit_head
-from depfuse.refit.second_order.polish import Polished, polish
+from depfuse.refit.second_order.gauss_newton import gauss_newton_step
 from depfuse.renorm import settle_batch_norm
 from depfuse.tasks.outputs import distance_of
 from depfuse.teach.distil import Ensemble
@@ -127,8 +127,8 @@ class Family:
         these up to a stage and the average of all from there on, from the last stage backwards as long as that helps;
         the average of all; the average with shares chosen by stage. Averages are refitted layer by layer. If the best
         is an average, it is made again from more images and with the recipe's steps of all layers together, and the
-        best of all is polished, where the recipe says so. If it is a parent, it is led half the way to where such steps
-        bring it (`_half_way`).
+        best of all takes a Gauss-Newton step towards the ensemble. If it is a parent, it is led half the way to where
+        the recipe's steps bring it (`_half_way`).
 
         Raises
         ------
@@ -184,15 +184,14 @@ class Family:
         if best.name in merged:
             whole = partial(self._refitted, merged[best.name], seen, self.recipe.refit_steps)
             add(f"{best.name}, all images and layers", whole)
-        if self.recipe.polishes:
-            best = best_of(found)
-            half_way = partial(self._half_way, best.network, seen)
-            if best.name in bases and add(f"{best.name}, all layers half-way", half_way) < float("inf"):
-                if judge.nearer(found[-1].network, best.network):
-                    # Mixed images are no longer strange to it: they say less of how sure it may be than of its origin.
-                    found[-1] = replace(found[-1], instead_of=best.name, scale=best.scale)
-            else:
-                add(f"{best.name}, polished", partial(self._polished, best.network, seen))
+        best = best_of(found)
+        half_way = partial(self._half_way, best.network, seen)
+        if best.name in bases and add(f"{best.name}, all layers half-way", half_way) < float("inf"):
+            if judge.nearer(found[-1].network, best.network):
+                # Mixed images are no longer strange to it: they say less of how sure it may be than of its origin.
+                found[-1] = replace(found[-1], instead_of=best.name, scale=best.scale)
+        else:
+            add(f"{best.name}, polished", partial(self._polished, best.network, seen))
         return [judge.rescaled(candidate) for candidate in found]
 
     @property
@@ -231,9 +230,17 @@ class Family:
         ).shares
 
     def _polished(self, network: nn.Module, images: Loader) -> nn.Module:
+        """A Gauss-Newton step further; where there is one, its BatchNorm statistics are those of the images."""
         network = _copied(network)
-        polish_child(network, self.teachers, self.labels, images, self.recipe, joint=self.joint)
+        augment = self._augmentation if self.recipe.augment else None
+        step = gauss_newton_step(network, self._teacher, images, augment=augment, seed=self.recipe.seed)
+        if step.layers is not None:
+            settle_batch_norm(network, images)
         return network
+
+    @property
+    def _teacher(self) -> Ensemble:
+        return Ensemble(self.teachers, self.recipe.shares(len(self.teachers)), self.labels, joint=self.joint)
 
     def _half_way(self, network: nn.Module, images: Loader) -> nn.Module:
         """Half the way to where natural-gradient steps on mixed images bring a network.
@@ -244,8 +251,7 @@ class Family:
         """
         taught, half = _copied(network), _copied(network)
         recipe = self.recipe
-        teacher = Ensemble(self.teachers, recipe.shares(len(self.teachers)), self.labels, joint=self.joint)
-        together = Together.towards(taught, teacher, images, seed=recipe.seed)
+        together = Together.towards(taught, self._teacher, images, seed=recipe.seed)
         together.second_pass(recipe.refit_steps, Augmentation(flip=self._augmentation.flip), mixed=True)
         with torch.no_grad():
             for own, other in zip(half.state_dict().values(), taught.state_dict().values(), strict=True):
@@ -347,24 +353,3 @@ def _logits(network: nn.Module, batches: Sequence[Tensor]) -> Tensor:
 
 def _copied(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).eval()
-
-
-def polish_child(
-    child: nn.Module,
-    teachers: Sequence[nn.Module],
-    labels: LabelSets | None,
-    images: Loader,
-    recipe: Recipe,
-    *,
-    joint: bool = False,
-) -> Polished:
-    """Polish a network in place towards the ensemble of some teachers, as a recipe says (`merge.polish`).
-
-    Where it changes, its BatchNorm statistics are those of the images afterwards.
-    """
-    teacher = Ensemble(teachers, recipe.shares(len(teachers)), labels, joint=joint)
-    augment = Augmentation.suited_to(images.image_shape) if recipe.augment else None
-    done = polish(child, teacher, images, augment=augment, seed=recipe.seed)
-    if done.layers is not None:
-        settle_batch_norm(child, images)
-    return done

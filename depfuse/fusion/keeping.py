@@ -41,7 +41,7 @@ class Step:
     Attributes
     ----------
     name
-        As a recipe names it: `refit ridge`, `renorm reset`, `polish`.
+        As a recipe names it: `refit ridge`, `renorm reset`.
     before, after
         How far the child was from the ensemble before and after it: cross-entropy (nats) at the best scale of its
         scores, or mean squared error (see `outputs`).

@@ -22,7 +22,7 @@ from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import DepfuseWarning, GroupError, RecipeError
 from depfuse.fusion.agreement import Disagreement
 from depfuse.fusion.arrangement import Owners
-from depfuse.fusion.candidates import Candidate, Family, best_of, polish_child
+from depfuse.fusion.candidates import Candidate, Family, best_of
 from depfuse.fusion.choose_shares import Chosen, shares_of_parts
 from depfuse.fusion.keeping import Keeper, Step
 from depfuse.fusion.resolve import check_widths, resolve_distance, resolve_refit, settled
@@ -37,7 +37,6 @@ from depfuse.networks.copying import evaluation_copy, private_copy
 from depfuse.networks.isolation import isolated
 from depfuse.recipe import Recipe
 from depfuse.refit import Together, refit_layers
-from depfuse.refit.second_order.polish import Polished
 from depfuse.renorm import Merged, chosen_method, has_batch_norm, renormalise
 from depfuse.renorm.folding import fold
 from depfuse.teach.distil import Ensemble, Further
@@ -94,8 +93,6 @@ class FusionResult:
         An input that the parents take, where one is known.
     family
         All candidates, where the recipe's goal is the best of them.
-    polished
-        What a polish of the child did, where the recipe asks for one.
     steps
         How far the child was from its parents' ensemble before and after each step that followed the merge, and which
         were kept.
@@ -127,7 +124,6 @@ class FusionResult:
     information: Sequence[Mapping[str, Tensor]] | None = None
     example: Tensor | None = None
     family: Sequence[Candidate] = ()
-    polished: Polished | None = None
     folded: bool = False
     steps: Sequence[Step] = ()
     refit_reason: str = ""
@@ -174,10 +170,7 @@ class FusionResult:
         if self.joint and self.example is not None and shares.network != self.shares.network:
             again = partial(shared_anew, before=self.shares.network, now=shares.network, images=self.example)
             result = replace(self, averaged=again(self.averaged), teachers=again(self.teachers))
-        child = result._finished(result._average(shares), shares)[0]
-        if self.recipe.polishes:
-            result._polish(child, shares)
-        return child
+        return result._finished(result._average(shares), shares)[0]
 
     def _finished(self, child: nn.Module, shares: Shares) -> tuple[nn.Module, Together | None, list[Step]]:
         """Refit and renormalise an average of the parents, as the recipe says and where it helps (see `Keeper`).
@@ -216,9 +209,7 @@ class FusionResult:
             return None
         return Keeper(self.teachers, shares.network, self.labels, self.calibration, joint=self.joint)
 
-    def _renew(
-        self, child: nn.Module, shares: Shares, method: str, keeper: Keeper | None, steps: list[Step]
-    ) -> None:
+    def _renew(self, child: nn.Module, shares: Shares, method: str, keeper: Keeper | None, steps: list[Step]) -> None:
         """Renormalise an average of the parents in place; by `auto`, only where that helps."""
         if keeper is None or method != "auto" or chosen_method("auto", child) != "reset":
             self._renormalise(child, self.couplings, shares, method, self._settled)
@@ -231,21 +222,6 @@ class FusionResult:
     def _settled(self) -> Sequence[str]:
         """Layers of which all that is before them is kept apart: they have their parents' statistics still."""
         return () if self.apart is None else self.apart.settled
-
-    def _polish(self, child: nn.Module, shares: Shares) -> FusionResult:
-        """Polish a child in place, where that helps."""
-        keeper = self._keeper(shares)
-        assert keeper is not None
-        polished = copy.deepcopy(child)
-        done = polish_child(polished, self.teachers, self.labels, keeper.seen, self.recipe, joint=self.joint)
-        if done.layers is None:
-            return replace(self, polished=done)
-        found = keeper.compare("polish", child, polished)
-        if found.kept:
-            child.load_state_dict(polished.state_dict())
-        else:
-            done = Polished(done.before, done.before)
-        return replace(self, polished=done, steps=[*self.steps, found])
 
     def _check_at(self) -> None:
         """Raise `RecipeError` where no shares make the child again."""
@@ -553,10 +529,6 @@ def fuse(
             child, refitted, steps = result._finished(child, choice.shares)
         result = replace(result, child=child, steps=steps)
         sound.after(f"refit {recipe.refit}" if recipe.refits else f"renorm {recipe.renorm}", child)
-        if recipe.polishes:
-            with step("polish"):
-                result = result._polish(child, choice.shares)
-            sound.after("polish", child)
         for done in result.steps:
             if not (done.kept or done.left_nothing_out or done.name == "renorm reset"):
                 warnings.warn(f"{done}: the child stays as it was", DepfuseWarning, stacklevel=3)
@@ -639,8 +611,8 @@ def _aligned(
         raise RecipeError(f"{setting} needs calibration images: give at least 4, better 1000")
     if recipe.refits and calibration is None:
         raise RecipeError(f"refit {recipe.refit} needs calibration images: give at least 2, better 2000")
-    if calibration is None and (recipe.goal == "best" or recipe.polishes):
-        raise RecipeError("goal best and polish need calibration images: give at least 8, better 2000")
+    if calibration is None and recipe.goal == "best":
+        raise RecipeError("goal best needs calibration images: give at least 8, better 2000")
     _check_renorm(recipe, models[0])
     alone = models if sets is None else ()
     teaching = partial(prepared, models, shares=shares, labels=sets, template=template)

@@ -118,7 +118,6 @@ def settled(
         "renorm": renorm,
         "parents_renorm": "reset" if renewed else "none",
         "joint_head": "always" if joint else "none",
-        "polish": recipe.polishes,
         "weights": recipe.shares(parents),
     }
     if widths is None:

@@ -72,7 +72,7 @@ READ: dict[str, tuple[Case, ...]] = {
     "reference": ({"universe": (False,)},),
     "targets": ({"refit": _RIDGE}, {"goal": ("best",)}),
     "refit_steps": ({"refit": _RIDGE}, {"goal": ("best",)}),
-    "augment": ({"refit": _RIDGE, "refit_steps": Above(0)}, {"goal": ("best",)}, {"polish": (True,)}),
+    "augment": ({"refit": _RIDGE, "refit_steps": Above(0)}, {"goal": ("best",)}),
     "augment_statistics": (
         {"renorm": ("auto",), "refit": ("auto", "none", "regmean", "least-squares"), "goal": ("child",)},
         {"renorm": _RENEWING, "goal": ("child",)},

@@ -191,12 +191,6 @@ class Recipe(BaseModel):
         description="best makes a family of candidates (each parent with its head refitted, merged from each stage on, "
         "averages), each refitted, and keeps the one that agrees best with the ensemble on held-out calibration images",
     )
-    polish: bool | None = Field(
-        default=None,
-        description="a Gauss-Newton step towards the ensemble, of the last stage or of all layers, where it agrees "
-        "better then on images that it has not seen; if left out, with goal best only, which leads a parent half the "
-        "way of --refit-steps steps instead",
-    )
     distil: int = Field(
         default=0, ge=0, description="afterwards, epochs of training towards the parents' ensemble, without labels"
     )
@@ -220,6 +214,21 @@ class Recipe(BaseModel):
         description="what reference and order count from; recipes of before, which do not say it, counted from 0",
         json_schema_extra={"option": False},
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_polish(cls, settings: Any) -> Any:
+        """Read a recipe of before that says whether the child is polished."""
+        if not isinstance(settings, dict) or "polish" not in settings:
+            return settings
+        polish, best = settings["polish"], settings.get("goal") == "best"
+        if polish not in (None, best):
+            raise ValueError(
+                "goal best always ends with a step towards the ensemble: leave out polish"
+                if best
+                else f"there is no polish any more ({polish}): refit ridge gains more; leave it out"
+            )
+        return {name: value for name, value in settings.items() if name != "polish"}
 
     @model_validator(mode="before")
     @classmethod
@@ -415,11 +424,6 @@ class Recipe(BaseModel):
     def _compares(self) -> bool:
         """Whether the child is compared with its parents to be renormalised."""
         return self.renorm in METHODS and METHODS[self.renorm].parents
-
-    @property
-    def polishes(self) -> bool:
-        """Whether a Gauss-Newton step follows."""
-        return self.goal == "best" if self.polish is None else self.polish
 
     @property
     def learns(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -13,7 +12,6 @@ from depfuse.errors import DepfuseError
 from depfuse.evaluate import PathPoint, Scores, barrier
 from depfuse.fusion.candidates import Candidate
 from depfuse.fusion.choose_shares import Chosen
-from depfuse.refit.second_order.polish import Polished
 from depfuse.report.advice import Advice
 from depfuse.text import storable
 
@@ -119,23 +117,6 @@ class FamilyRow(ScoreValues):
         )
 
 
-class PolishSummary(_Part):
-    """What `--polish` did: cross-entropy under the ensemble before and after on images that no step saw.
-
-    `layers` says which were free, None where no step lowered it and the child was left as it was.
-    """
-
-    before: Loss
-    after: Loss
-    layers: str | None
-    damping: float | None
-
-    @classmethod
-    def of(cls, done: Polished | None) -> PolishSummary | None:
-        """Take a polish into a report."""
-        return None if done is None else cls(**asdict(done))
-
-
 class Seconds(_Part):
     """Wall-clock seconds of each step."""
 
@@ -147,7 +128,6 @@ class Seconds(_Part):
     refit: float = 0.0
     renorm: float = 0.0
     best: float = 0.0
-    polish: float = 0.0
     distil: float = 0.0
     finetune: float = 0.0
     evaluate: float = 0.0
@@ -197,7 +177,6 @@ class FusionReport(_Part):
     family: list[FamilyRow] = []
     refit_reason: str | None = None
     suited_to: str | None = None
-    polish: PolishSummary | None = None
     seconds: Seconds
     recipe: dict[str, Any]
     architecture: str

@@ -197,7 +197,6 @@ OPTIONAL: dict[str, Step] = {
     "ridge, weights by stage": Fusion({**RIDGE, "weights_by": "stage"}),
     "ridge, weights by group": Fusion({**RIDGE, "weights_by": "group"}),
     "ridge, fisher average": Fusion({**RIDGE, "average": "fisher"}),
-    "ridge, polished": Fusion({**RIDGE, "polish": True}),
     "goal best": Fusion({"goal": "best"}),
 }
 STEPS: dict[str, Step] = {**COMPARED, **PUBLISHED, **MERGED, **REFITTED, **TOGETHER, **OPTIONAL}

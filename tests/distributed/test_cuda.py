@@ -35,7 +35,6 @@ SETTINGS = {
     "ridge, matched": {"refit": "ridge", "targets": "matched", "refit_steps": 0},
     "least-squares": {"refit": "least-squares"},
     "best": {"goal": "best", "refit_steps": 4},
-    "polish": {"polish": True},
     "distil": {"refit": "ridge", "refit_steps": 8, "distil": 1},
     "distil without refit": {"distil": 1},
     "finetune": {"finetune": 1},

@@ -44,7 +44,6 @@ def images(count: int, batch_size: int) -> Loader:
         {"refit": "none", "renorm": "repair"},
         {"refit": "ridge", "refit_steps": 4},
         {"refit": "regmean"},
-        {"refit": "none", "polish": True},
         {"refit": "none", "solver": "sinkhorn-implicit", "iterations": 5},
         {"goal": "best", "refit_steps": 4},
         {"refit": "none", "average": "fisher"},

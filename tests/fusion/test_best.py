@@ -19,7 +19,6 @@ from depfuse.data.augment import Augmentation, mix
 from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.fusion.agreement import SCALES
 from depfuse.fusion.candidates import HELD_OUT, best_of
-from depfuse.teach.distil import Ensemble
 
 BEST = Recipe(goal="best", refit_steps=4, distance="scaled", joint_head="none", parents_renorm="none")
 
@@ -91,7 +90,7 @@ def test_parents_of_different_knowledge_are_merged(result):
 
 def test_parents_with_one_head_are_candidates_as_they_were_given(data):
     given = digits_parents(*"ab")
-    recipe = BEST.changed(joint_head="auto", parents_renorm="auto", polish=False)
+    recipe = BEST.changed(joint_head="auto", parents_renorm="auto")
     found = fuse(given, recipe, calibration_loader(data, 400))
     assert found.joint
     assert [candidate.name for candidate in found.family][:2] == ["parent 1", "parent 1, head refitted"]
@@ -146,19 +145,6 @@ def test_networks_that_cannot_be_refitted_still_have_a_best(data):
     assert found.best is not None
 
 
-def test_polish_alone(data):
-    found = fuse(
-        digits_parents(*"ab"), Recipe(refit="none", polish=True, distance="scaled"), calibration_loader(data, 400)
-    )
-    plain = fuse(digits_parents(*"ab"), Recipe(refit="none", distance="scaled"), calibration_loader(data, 400))
-    assert found.polished is not None
-    assert found.polished.after < found.polished.before
-    loader = calibration_loader(data, 1200, seed=1)
-    ensemble = Ensemble(digits_parents(*"ab"), (0.5, 0.5))
-    assert ensemble.disagreement(found.child, loader) < ensemble.disagreement(plain.child, loader)
-    assert fuse(digits_parents(*"ab"), BEST.changed(polish=False), calibration_loader(data, 100)).polished is None
-
-
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
@@ -173,7 +159,7 @@ def test_contradictions_get_one_sentence(settings, sentence):
 
 
 def test_images_are_needed(data):
-    with pytest.raises(RecipeError, match="goal best and polish need calibration images"):
+    with pytest.raises(RecipeError, match="goal best needs calibration images"):
         fuse(digits_parents(*"ab"), BEST.changed(criterion="weights"), example=data.example())
     with pytest.raises(RecipeError, match="at least 8 calibration images, not 5"):
         fuse(digits_parents(*"ab"), BEST, calibration_loader(data, 5))
@@ -218,9 +204,6 @@ def test_a_parent_that_is_best_goes_half_way_to_the_ensemble(data):
             -float((wanted * (one.network(mixed) / one.scale).log_softmax(1)).sum(1).mean()) for one in (last, origin)
         ]
     assert losses[0] < losses[1]
-    alone = fuse(given, recipe.changed(polish=False), loader)
-    assert [candidate.name for candidate in alone.family] == [candidate.name for candidate in found.family[:-1]]
-    assert alone.best.name == origin.name
 
 
 def test_a_candidate_takes_the_place_of_its_origin_only(result):

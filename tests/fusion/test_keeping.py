@@ -12,9 +12,7 @@ from digits_parents import digits_parents
 from torch import nn
 
 from depfuse import Recipe, fuse
-from depfuse.data import DataSet, Loader, calibration_loader
-from depfuse.errors import DepfuseWarning
-from depfuse.evaluate import evaluate
+from depfuse.data import DataSet, calibration_loader
 from depfuse.fusion.keeping import Keeper
 
 
@@ -28,7 +26,7 @@ def states_equal(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(first, second) for first, second in pairs if first.is_floating_point())
 
 
-@pytest.mark.parametrize("settings", [{"refit": "ridge"}, {"refit": "none"}, {"refit": "none", "polish": True}])
+@pytest.mark.parametrize("settings", [{"refit": "ridge"}, {"refit": "none"}])
 def test_a_network_with_itself_is_itself_however_few_images(same, digits: DataSet, settings):
     few = calibration_loader(digits, 8)
     pair = [same[0], copy.deepcopy(same[0])]
@@ -52,17 +50,6 @@ def test_statistics_that_are_wrong_are_renewed_and_those_that_are_asked_for_as_w
     assert states_equal(found.child, fuse(same, Recipe(refit="none", renorm="reset"), images).child)
     pair = [same[0], copy.deepcopy(same[0])]
     assert not states_equal(fuse(pair, Recipe(refit="none", renorm="reset"), images).child, same[0])
-
-
-def test_a_polish_that_forgets_what_it_predicts_is_taken_back(digits: DataSet):
-    parents, images = digits_parents("skewed-1-a", "skewed-1-b"), calibration_loader(digits, 600)
-    test = Loader(digits.test, digits.preprocessing, batch_size=500)
-    plain = fuse(parents, Recipe(refit="none"), images)
-    with pytest.warns(DepfuseWarning, match="polish did not bring the child nearer"):
-        polished = fuse(parents, Recipe(refit="none", polish=True), images)
-    assert evaluate(polished.child, test).accuracy == evaluate(plain.child, test).accuracy
-    assert polished.polished is not None
-    assert polished.polished.layers is None
 
 
 @pytest.mark.parametrize(("count", "held"), [(3, 1), (80, 10), (256, 32), (400, 32), (512, 32), (1200, 75)])

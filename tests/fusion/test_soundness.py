@@ -46,7 +46,7 @@ def test_the_first_step_after_which_a_child_is_not_finite_is_named():
     sound.check()
     broken.bn1.running_mean[0] = torch.nan
     sound.after("renorm repair", broken)
-    sound.after("polish", broken)
+    sound.after("refit ridge", broken)
     with pytest.raises(FusionError, match=r"after renorm repair bn1\.running_mean holds NaN or infinite values"):
         sound.check()
     sound.after("the training", models[0])

@@ -80,7 +80,6 @@ REFITS = {
     "ridge, matched targets, not augmented": Fusion("digits", {**RIDGE, "targets": "matched", "augment": False}),
     "regmean": Fusion("digits", {**MATCH, "refit": "regmean"}),
     "least squares": Fusion("digits", {**MATCH, "refit": "least-squares"}),
-    "polish": Fusion("vgg", {**MATCH, "polish": True, "calibration": 640}),
     "joint head, skewed parents": Fusion("skewed", {**RIDGE, "joint_head": "always"}),
     "labelled head, skewed parents": Fusion("skewed", {**RIDGE, "labelled": 64}),
     "goal best": Fusion("vgg", {"goal": "best", "refit_steps": 2, "calibration": 320}),

@@ -85,7 +85,6 @@ RECIPES = {
     "refitted": REFITTED,
     "repaired": Recipe(refit="none", renorm="repair"),
     "fisher": Recipe(refit="none", average="fisher"),
-    "polished": Recipe(refit="none", polish=True),
     "implicit": Recipe(refit="none", solver="sinkhorn-implicit", iterations=3),
     **{name: Recipe(refit="none", solver=name, criterion="weights") for name in SOLVERS},
 }

@@ -114,7 +114,7 @@ from depfuse.data import calibration_loader, load_data
 from depfuse.teach.distil import Ensemble
 from depfuse.refit import Together
 from depfuse.merge import fisher_information
-from depfuse.refit.second_order.polish import polish
+from depfuse.refit.second_order.gauss_newton import gauss_newton_step
 from depfuse.data.augment import Augmentation
 from depfuse.recipe import Recipe
 from depfuse.train import TrainRecipe, fit
@@ -140,7 +140,7 @@ for seed in (0, 1):
 images = calibration_loader(data, 200, batch_size=100)
 teacher = Ensemble(pair, (0.5, 0.5))
 fit(pair[0], data, TrainRecipe.create(epochs=1), teacher=teacher)
-polish(pair[0].eval(), teacher, images, augment=None, seed=0, iterations=2)
+gauss_newton_step(pair[0].eval(), teacher, images, augment=None, seed=0, iterations=2)
 fisher_information(pair[0], images.first(20))
 Together.towards(pair[0].eval(), teacher, images).second_pass(4, Augmentation())
 fuse(pair, Recipe(solver="sinkhorn-implicit", iterations=10, refit="ridge", refit_steps=4), images)

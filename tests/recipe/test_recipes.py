@@ -92,7 +92,7 @@ def test_no_two_methods_are_the_same():
 def test_every_method_fuses_from_files_to_a_file(name, tmp_path):
     report = fused(tmp_path, "--recipe", name)
     asked = Recipe(**published(name).settings, calibration=200)
-    left_open = {"renorm", "parents_renorm", "joint_head", "polish", "weights", "reference", "order"}
+    left_open = {"renorm", "parents_renorm", "joint_head", "weights", "reference", "order"}
     assert Recipe(**report.recipe).model_dump(exclude=left_open) == asked.model_dump(exclude=left_open)
     assert "auto" not in report.recipe.values()
     assert read_checkpoint(tmp_path / "child.safetensors").digest == report.child.digest

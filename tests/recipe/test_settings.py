@@ -89,7 +89,6 @@ def test_what_nothing_reads_is_refused(settings, needs):
         {"criterion": "weights", "solver": "ipfp", "start": "activations", "distance": "pearson"},
         {"criterion": "weights", "solver": "ipfp", "start": "fused-gromov", "structure": 0.2},
         {"universe": True, "iterations": 7},
-        {"polish": True, "refit": "none", "augment": False},
         {"goal": "best", "refit_steps": 4, "targets": "matched"},
         {"distil": 2, "learning_rate": 0.1},
         {"parents_renorm": "reset", "augment_statistics": True, "refit": "ridge"},
@@ -222,7 +221,6 @@ def same(first: nn.Module, second: nn.Module) -> bool:
         {"refit_steps": 2},
         {"criterion": "weights", "refit": "none", "order": 2},
         {"universe": True, "refit": "none"},
-        {"polish": True, "refit": "none", "distance": "scaled"},
         {"solver": "cca", "regularisation": 1.0},
         {"joint_head": "always", "refit": "none", "parents_renorm": "reset"},
     ],
@@ -233,7 +231,7 @@ def test_the_recipe_of_a_result_leaves_nothing_open_and_gives_the_child_again(di
     made = result.recipe
     assert "auto" not in made.model_dump().values()
     assert made.distance != "best" or not is_read("distance", made.settings)
-    assert None not in {made.weights, made.polish, made.order} | ({made.reference} if not made.universe else set())
+    assert None not in {made.weights, made.order} | ({made.reference} if not made.universe else set())
     again = fuse(parents, Recipe(**json.loads(made.model_dump_json())), calibration)
     assert again.recipe == made
     assert same(again.child, result.child)
@@ -241,8 +239,23 @@ def test_the_recipe_of_a_result_leaves_nothing_open_and_gives_the_child_again(di
     assert list(result.parents) == parents
 
 
+@pytest.mark.parametrize("settings", [{}, {"goal": "best"}])
+def test_recipes_of_before_that_end_as_today_are_read(settings):
+    polished = settings.get("goal") == "best"  # as a result of before said it
+    assert Recipe(**settings, polish=None) == Recipe(**settings, polish=polished) == Recipe(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [({"polish": True}, "refit ridge gains more"), ({"goal": "best", "polish": False}, "leave out polish")],
+)
+def test_recipes_of_before_that_end_otherwise_are_refused(settings, sentence):
+    with pytest.raises(RecipeError, match=sentence):
+        Recipe.create(**settings)
+
+
 def test_no_shares_describe_the_best_of_a_family(digits):
-    recipe = Recipe(goal="best", refit_steps=0, distance="scaled", polish=False, joint_head="none")
+    recipe = Recipe(goal="best", refit_steps=0, distance="scaled", joint_head="none")
     result = fuse(digits_parents(*"ab"), recipe, calibration_loader(digits, 80))
     with pytest.raises(RecipeError, match="best of several candidates"):
         result.at(result.shares)

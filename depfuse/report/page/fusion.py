@@ -62,9 +62,6 @@ def _left(report: FusionReport) -> list[Html]:
 
 def _right(report: FusionReport) -> list[Html]:
     parts = [seconds_section(report.seconds.model_dump()), recipe_section(report.recipe)]
-    if report.polish is not None:
-        change = {"before (nats)": nats(report.polish.before), "after (nats)": nats(report.polish.after)}
-        parts.append(section("Polish", pairs({"layers": report.polish.layers or "left as they were", **change})))
     return [*parts, _groups(report.groups)]
 
 

@@ -79,7 +79,6 @@ USUALLY = {
     "order": (1,),
     "parents_renorm": ("none",),
     "joint_head": ("none",),
-    "polish": (False,),
     "renorm": ("reset",),
 }  # what is left open becomes
 

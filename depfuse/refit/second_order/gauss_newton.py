@@ -49,8 +49,8 @@ Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Polished:
-    """What a polish did.
+class GaussNewtonStep:
+    """What a step came to.
 
     Attributes
     ----------
@@ -69,7 +69,7 @@ class Polished:
     damping: float | None = None
 
 
-def polish(
+def gauss_newton_step(
     model: nn.Module,
     teacher: Callable[[Tensor], Tensor],
     calibration: Loader,
@@ -78,7 +78,7 @@ def polish(
     views: int = VIEWS,
     iterations: int = ITERATIONS,
     seed: int = 0,
-) -> Polished:
+) -> GaussNewtonStep:
     """Move a network's weights, in place, towards a teacher's logits on images without labels.
 
     Either the weights of the last stage (`stages_of`) with the head are free, or all, whichever does better in a short
@@ -102,7 +102,7 @@ def polish(
 
     Returns
     -------
-    Polished
+    GaussNewtonStep
         Nothing changes where no step comes closer.
 
     Raises
@@ -111,9 +111,11 @@ def polish(
         There are fewer than two images.
     """
     if calibration.count < 2:
-        raise RecipeError(f"polish needs calibration images, not {calibration.count}: give at least 100, better 2000")
+        raise RecipeError(
+            f"a Gauss-Newton step needs calibration images, not {calibration.count}: give at least 100, better 2000"
+        )
     with torch.no_grad(), evaluating(model), _PlainAttention(), differentiable(calibration.device):
-        work = _Polish(unwrap(model), teacher, calibration, augment, views, seed)
+        work = _Search(unwrap(model), teacher, calibration, augment, views, seed)
         return work.run(iterations)
 
 
@@ -126,8 +128,8 @@ class _PlainAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Polish:
-    """One polish under way; vectors are mappings from the free parameters' names."""
+class _Search:
+    """One search for a step under way; vectors are mappings from the free parameters' names."""
 
     def __init__(
         self,
@@ -150,17 +152,17 @@ class _Polish:
         self.rest = self._batches(torch.arange(seen, calibration.count), augment)
         self._stages, self._count = stages_of(model, example)
 
-    def run(self, iterations: int) -> Polished:
+    def run(self, iterations: int) -> GaussNewtonStep:
         """Find out which layers shall be free, then take the best step."""
         before = self._loss({})
         layers, free = self._chosen(iterations)
         after, moved, damping = self._best(free, self.views, iterations)
         if not after < before:
-            return Polished(before, before)
+            return GaussNewtonStep(before, before)
         parameters = dict(self.model.named_parameters())
         for key, tensor in moved.items():
             parameters[key].copy_(tensor)
-        return Polished(before, after, layers, damping)
+        return GaussNewtonStep(before, after, layers, damping)
 
     def _chosen(self, iterations: int) -> tuple[str, dict[str, Tensor]]:
         """The layers that shall be free: those that do better on some of the views, in some of the iterations."""

@@ -1,4 +1,4 @@
-"""Polish: the Gauss-Newton step against dense matrices, on any architecture, and only where it helps."""
+"""The Gauss-Newton step against dense matrices, on any architecture, and only where it helps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from depfuse.data.preprocessing import Preprocessing
 from depfuse.ensemble.targets import TEMPERATURE, slope
 from depfuse.errors import RecipeError
 from depfuse.networks.running import evaluating
-from depfuse.refit.second_order.polish import _apart, _joined, _Polish, polish
+from depfuse.refit.second_order.gauss_newton import _apart, _joined, _Search, gauss_newton_step
 from depfuse.renorm import settle_batch_norm
 
 
@@ -51,7 +51,7 @@ def other(seed: int = 1) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 4)).double().eval()
 
 
-def dense(work: _Polish, model: nn.Module, free: dict) -> tuple[torch.Tensor, torch.Tensor]:
+def dense(work: _Search, model: nn.Module, free: dict) -> tuple[torch.Tensor, torch.Tensor]:
     """J^T H J / n and J^T g / n, written out."""
     matrix, gradient, count = 0.0, 0.0, 0
     for inputs, target in work.views:
@@ -80,7 +80,7 @@ def in_double(monkeypatch):
 def test_products_and_steps_are_those_of_the_dense_matrix(in_double):
     model, teacher = small(), other()
     with torch.no_grad(), evaluating(model):
-        work = _Polish(model, teacher, images(80), None, 60, 0)
+        work = _Search(model, teacher, images(80), None, 60, 0)
         work.views = [(x, t.double()) for x, t in work.views]
         free = work._free(0)
         scale = torch.rand(sum(t.numel() for t in free.values()), dtype=torch.float64) + 0.5
@@ -99,7 +99,7 @@ def test_products_and_steps_are_those_of_the_dense_matrix(in_double):
 def test_scales_even_out_the_diagonal(in_double):
     model = small()
     with torch.no_grad(), evaluating(model):
-        work = _Polish(model, other(), images(140), None, 120, 0)
+        work = _Search(model, other(), images(140), None, 120, 0)
         free = work._free(0)
         scale = work._scales(free, work.views)
         matrix, _ = dense(work, model, free)
@@ -116,7 +116,7 @@ def test_a_step_comes_closer_to_the_teacher(name):
         for parameter in teacher.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     before = copy.deepcopy(model.state_dict())
-    done = polish(model, teacher, images(400), views=300)
+    done = gauss_newton_step(model, teacher, images(400), views=300)
     assert done.layers is not None
     assert done.after < 0.5 * done.before + 0.5 * entropy(teacher, images(400))
     assert any(not torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
@@ -132,17 +132,17 @@ def entropy(teacher: nn.Module, loader: Loader) -> float:
 def test_a_network_that_is_its_teacher_stays_as_it_is():
     model = small().float()
     before = copy.deepcopy(model.state_dict())
-    done = polish(model, copy.deepcopy(model), images(100), views=60)
+    done = gauss_newton_step(model, copy.deepcopy(model), images(100), views=60)
     assert done.layers is None
     assert done.after == done.before
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
 
 
-def test_a_polished_resnet_agrees_better_and_repeats_bit_for_bit():
+def test_a_resnet_that_took_a_step_agrees_better_and_repeats_bit_for_bit():
     nets = digits_parents(*"ab")
     loader = calibration_loader(load_data("digits"), 300)
     children = [copy.deepcopy(nets[0]) for _ in range(2)]
-    done = [polish(child, nets[1], loader, views=200, iterations=3) for child in children]
+    done = [gauss_newton_step(child, nets[1], loader, views=200, iterations=3) for child in children]
     assert done[0] == done[1]
     assert done[0].after < done[0].before
     pairs = zip(children[0].state_dict().values(), children[1].state_dict().values(), strict=True)
@@ -151,8 +151,8 @@ def test_a_polished_resnet_agrees_better_and_repeats_bit_for_bit():
 
 
 def test_too_few_images_are_refused():
-    with pytest.raises(RecipeError, match="polish needs calibration images"):
-        polish(small().float(), other().float(), images(1))
+    with pytest.raises(RecipeError, match="needs calibration images"):
+        gauss_newton_step(small().float(), other().float(), images(1))
 
 
 def test_settled_statistics_are_true_and_the_function_stays():
