@@ -22,3 +22,8 @@ def storable(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(storable(one) for one in value)
     return value
+
+
+def first_line(error: BaseException) -> str:
+    """Quote the first line of what an exception says, or the name of its type."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__

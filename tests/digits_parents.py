@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from depfuse.io.checkpoint import load_network
+from depfuse.io.loading import load_network
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 ARCHITECTURE = "digits_resnet(width=1.25)"

@@ -20,7 +20,7 @@ from depfuse.cli.options import (
 )
 from depfuse.distributed.device import resolve_device
 from depfuse.evaluate import evaluate_together
-from depfuse.io.checkpoint import replacing
+from depfuse.io.atomic_files import replacing
 from depfuse.io.output_files import check_outputs
 from depfuse.report import EvaluationReport, NetworkScores, describe_environment
 from depfuse.report.tables import scores_table, short_names

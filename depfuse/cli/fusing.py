@@ -34,7 +34,9 @@ from depfuse.evaluate import (
 )
 from depfuse.fusion.pipeline import FusionResult, fuse, naive_average
 from depfuse.fusion.widths import shapes_of
-from depfuse.io.checkpoint import Card, Parent, replacing, state_digest, write_checkpoint
+from depfuse.io.atomic_files import replacing
+from depfuse.io.cards import Card, Parent
+from depfuse.io.checkpoint import state_digest, write_checkpoint
 from depfuse.io.output_files import check_outputs, check_weights_name
 from depfuse.models import with_classes
 from depfuse.recipe import Recipe

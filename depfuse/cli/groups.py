@@ -15,7 +15,7 @@ from depfuse.data.memory import too_much
 from depfuse.distributed.device import resolve_device
 from depfuse.errors import ArchitectureError, DataError
 from depfuse.groups import find_groups, not_followed, prove_groups
-from depfuse.io.checkpoint import replacing
+from depfuse.io.atomic_files import replacing
 from depfuse.io.output_files import check_outputs
 from depfuse.models import build_network, example_shape
 from depfuse.report.channel_map import draw_channels

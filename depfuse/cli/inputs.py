@@ -16,10 +16,12 @@ from depfuse.cli.options import DataOptions
 from depfuse.data import DATA_SETS, DataSet, Loader, Preprocessing, load_data, parse_labels
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import ArchitectureError, CheckpointError, DataError, RecipeError
-from depfuse.io.checkpoint import Card, Checkpoint, load_into, read_checkpoint
+from depfuse.io.cards import Card
+from depfuse.io.checkpoint import Checkpoint, read_checkpoint
+from depfuse.io.loading import load_into
 from depfuse.models import build_network, check_input, with_classes
+from depfuse.models.architecture import needs_trust, parse_architecture, with_arguments
 from depfuse.models.origin import FromFile, shown
-from depfuse.models.registry import needs_trust, parse_architecture, with_arguments
 from depfuse.networks.running import evaluating
 
 

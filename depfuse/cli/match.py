@@ -29,7 +29,7 @@ from depfuse.data import calibration_loader
 from depfuse.distributed.device import resolve_device
 from depfuse.errors import RecipeError
 from depfuse.fusion.pipeline import match as match_channels
-from depfuse.io.checkpoint import replacing
+from depfuse.io.atomic_files import replacing
 from depfuse.io.output_files import check_outputs
 from depfuse.recipe import Recipe
 from depfuse.report import describe_environment

@@ -14,7 +14,8 @@ from depfuse.cli.options import Architecture, DataOptions, RunOptions, spread
 from depfuse.data import DataSet, parse_labels, select_labels, select_share
 from depfuse.distributed.device import resolve_device
 from depfuse.errors import DataError
-from depfuse.io.checkpoint import Card, write_checkpoint
+from depfuse.io.cards import Card
+from depfuse.io.checkpoint import write_checkpoint
 from depfuse.io.output_files import check_outputs, check_weights_name
 from depfuse.models import build_network
 from depfuse.train import EpochReport, TrainRecipe

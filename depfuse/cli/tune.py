@@ -14,7 +14,7 @@ from depfuse.cli.inputs import Inputs, check_architectures, read_inputs, read_te
 from depfuse.cli.options import AllowFixed, Checkpoints, DataOptions, RecipeOption, RunOptions, TrustOption, spread
 from depfuse.distributed.device import resolve_device
 from depfuse.errors import CheckpointError, RecipeError, StudyError
-from depfuse.io.checkpoint import replacing
+from depfuse.io.atomic_files import replacing
 from depfuse.recipe import Recipe
 from depfuse.recipe.presets import read_settings
 from depfuse.recipe.reads import may_be_read

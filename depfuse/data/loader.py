@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from depfuse.data.augment import Augmentation
+from depfuse.data.floats import to_floats
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.data.tensors import DataSet, Split
 from depfuse.errors import DataError
@@ -154,7 +155,7 @@ class Loader:
         images = self.images[numbers.to(self.device)]
         if augment:
             images = augment.apply(images, augment.draw(len(images), *self.image_shape[1:], generator))
-        return self.preprocessing.apply(images, channels_last=channels_last)
+        return to_floats(images, self.preprocessing, channels_last=channels_last)
 
     def __len__(self) -> int:
         return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
@@ -172,7 +173,7 @@ class Loader:
             images = self.images[batch]
             if self.augment and drawn is not None:
                 images = self.augment.apply(images, drawn[batch])
-            yield self.preprocessing.apply(images, channels_last=self.channels_last), self.labels[batch]
+            yield to_floats(images, self.preprocessing, channels_last=self.channels_last), self.labels[batch]
         if self.shuffle:
             self.epoch += 1
 

@@ -1,14 +1,11 @@
-"""What happens to an image between its bytes and the network."""
+"""Preprocessing: what happens to an image between its bytes and the network. A description, which needs no torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from torch import Tensor
 
 from depfuse.errors import DataError
 
@@ -77,18 +74,3 @@ class Preprocessing(BaseModel):
                 raise DataError(
                     f"{name} has {len(values)} values, but the images have {channels} channels: give 1 or {channels}"
                 )
-
-    def apply(self, images: Tensor, *, channels_last: bool = False) -> Tensor:
-        """Map images (N, C, H, W) uint8 to float32 (N, C, H', W') on the same device."""
-        self.check_channels(images.shape[1])
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        floats = images.to(torch.float32, memory_format=layout)
-        if self.size is not None and tuple(floats.shape[-2:]) != self.size:
-            floats = F.interpolate(floats, self.size, mode="bilinear", antialias=True, align_corners=False)
-            floats = floats.contiguous(memory_format=layout)
-        # One pass over the images: x / 255 scaled and shifted is a single multiply-add per channel.
-        mean = torch.tensor(self.mean or (0.0,), dtype=torch.float64)
-        std = torch.tensor(self.std or (1.0,), dtype=torch.float64)
-        scale = (1 / (255 * std)).float().to(images.device).view(-1, 1, 1)
-        shift = (-mean / std).float().to(images.device).view(-1, 1, 1)
-        return torch.addcmul(shift, floats, scale, out=floats)

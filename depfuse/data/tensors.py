@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from depfuse.data.floats import to_floats
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.errors import DataError
 
@@ -48,7 +49,7 @@ class DataSet:
 
     def example(self, count: int = 1, device: torch.device | str = "cpu") -> Tensor:
         """Pre-process the first `count` training images: an example input (count, C, H, W)."""
-        return self.preprocessing.apply(self.train.images[:count].to(device))
+        return to_floats(self.train.images[:count].to(device), self.preprocessing)
 
 
 def checked_data_set(

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from depfuse.errors import DepfuseError, DepfuseWarning, DeviceError, ProcessError
-from depfuse.models.registry import load_sources, loaded_sources
+from depfuse.models.sources import load_sources, loaded_sources
 
 if TYPE_CHECKING:
     from depfuse.data.loader import Loader

@@ -20,21 +20,13 @@ import torch
 from torch import Tensor
 
 from depfuse.errors import CheckpointError
+from depfuse.io.sizes import BYTES, TIMES
 
 Layout = Literal["torch", "paddle", "paddle?"]
 
-# What torch.save wrote before it wrote zip archives: a pickle of this number comes first.
-_TORCH_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[2:]
-# How much larger than its file what is in it may be: arrays may have the same bytes.
-_TIMES, _BYTES = 16, 2**28
 _PADDLE_MARK = "StructuredToParameterName@@"
 _NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
 _PADDLE_NAMES = {"_mean": "running_mean", "_variance": "running_var"}
-
-
-def is_plain_pickle(head: bytes) -> bool:
-    """Whether a file that begins so is a pickle that torch.save did not write."""
-    return head.startswith(b"\x80") and _TORCH_MAGIC not in head
 
 
 def read_pickle(path: Path) -> tuple[Any, Layout]:
@@ -199,7 +191,7 @@ class _Plain:
     """
 
     def __init__(self, size: int) -> None:
-        self._bytes = _TIMES * size + _BYTES
+        self._bytes = TIMES * size + BYTES
         self._made: dict[int, Any] = {}
 
     def of(self, loaded: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from depfuse.errors import CheckpointError
-from depfuse.io.checkpoint import check_writable
+from depfuse.io.atomic_files import check_writable
 
 
 def check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path] = ()) -> None:

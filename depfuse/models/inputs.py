@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.errors import ArchitectureError, DataError
-from depfuse.models.registry import NETWORKS, Architecture, build_network, parse_architecture
+from depfuse.models.architecture import NETWORKS, Architecture, parse_architecture
+from depfuse.models.registry import build_network
 from depfuse.networks.running import raised_in
 
 _USUAL_SIDE = 224  # of the images of ImageNet, where a library says nothing

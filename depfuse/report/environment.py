@@ -7,7 +7,7 @@ import platform
 
 import torch
 
-from depfuse.io.checkpoint import library_versions
+from depfuse.io.versions import library_versions
 from depfuse.report.schema import Environment
 
 

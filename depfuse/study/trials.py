@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from depfuse.io.checkpoint import replacing
+from depfuse.io.atomic_files import replacing
 
 State = Literal["complete", "pruned", "refused"]
 Value = bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | FiniteFloat | str | None

@@ -25,7 +25,8 @@ from depfuse.distributed.team import Team, together
 from depfuse.ensemble.targets import divergence
 from depfuse.errors import CheckpointError, RecipeError
 from depfuse.evaluate import evaluate
-from depfuse.io.checkpoint import replacing, state_digest
+from depfuse.io.atomic_files import replacing
+from depfuse.io.checkpoint import state_digest
 from depfuse.models import check_input
 from depfuse.networks.isolation import check_changeable, seeded, undisturbed
 from depfuse.networks.layout import differentiable, takes_channels_last

@@ -34,7 +34,7 @@ from depfuse.data import Loader, calibration_loader
 from depfuse.evaluate import evaluate
 from depfuse.fusion.agreement import Disagreement
 from depfuse.groups import random_permutations
-from depfuse.io.checkpoint import replacing
+from depfuse.io.atomic_files import replacing
 from depfuse.merge import average
 from depfuse.models import build_network
 from depfuse.renorm import renormalise

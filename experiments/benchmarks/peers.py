@@ -36,7 +36,7 @@ from depfuse.align import align, apply_couplings
 from depfuse.data import Loader, calibration_loader
 from depfuse.evaluate import evaluate
 from depfuse.groups import explain, not_followed
-from depfuse.io.checkpoint import replacing
+from depfuse.io.atomic_files import replacing
 from depfuse.models import build_network, example_shape
 from depfuse.renorm import renormalise
 from experiments.lib.parents.shared import PAIRS

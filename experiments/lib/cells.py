@@ -34,7 +34,7 @@ import pandas as pd
 import torch
 
 from depfuse.errors import DataError, DepfuseError, RecipeError
-from depfuse.io.checkpoint import check_writable, replacing
+from depfuse.io.atomic_files import check_writable, replacing
 
 Cell = Mapping[str, Any]
 Say = Callable[[str], None]

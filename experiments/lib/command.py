@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from depfuse.errors import DepfuseError, RecipeError
-from depfuse.io.checkpoint import check_writable
+from depfuse.io.atomic_files import check_writable
 from depfuse.report.plots import plot_kind
 from experiments.lib.cells import Cell, Study, StudyError
 

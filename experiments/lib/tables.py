@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import stats
 
-from depfuse.io.checkpoint import replacing
+from depfuse.io.atomic_files import replacing
 from depfuse.report.plots import ENSEMBLE, MARKERS, plot_kind, save
 
 CONFIDENCE = 0.95

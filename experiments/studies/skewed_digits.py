@@ -25,7 +25,7 @@ from depfuse import fuse
 from depfuse.data import DataSet, Loader, calibration_loader, load_data
 from depfuse.evaluate import evaluate, evaluate_ensemble
 from depfuse.fusion.pipeline import naive_average
-from depfuse.io.checkpoint import load_network
+from depfuse.io.loading import load_network
 from depfuse.renorm import renormalise
 from experiments.lib.parents.digits import SKEWED, SKEWS, train_skewed
 from experiments.lib.places import CHECKPOINTS

@@ -20,7 +20,8 @@ from depfuse.cli import main
 from depfuse.cli.app import COMMANDS
 from depfuse.data import Preprocessing
 from depfuse.errors import DepfuseWarning
-from depfuse.io.checkpoint import Card, read_checkpoint, write_checkpoint
+from depfuse.io.cards import Card
+from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
 from depfuse.report import PathReport, read_report
 
 NETWORK = '''

@@ -13,7 +13,8 @@ from PIL import Image
 from depfuse import Recipe, fuse
 from depfuse.cli import main
 from depfuse.data import calibration_loader, load_data
-from depfuse.io.checkpoint import load_network, read_checkpoint, write_checkpoint
+from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
+from depfuse.io.loading import load_network
 from depfuse.report import PathReport, read_report
 from depfuse.report.matching import MatchReport
 
@@ -198,7 +199,7 @@ def test_bad_input_ends_in_one_sentence(
 
 
 def test_parents_of_different_depth_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from depfuse.io.checkpoint import Card
+    from depfuse.io.cards import Card
     from depfuse.models import build_network
 
     deeper = tmp_path / "deeper.safetensors"

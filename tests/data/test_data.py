@@ -21,6 +21,7 @@ from depfuse.data import (
     select_labels,
     select_share,
 )
+from depfuse.data.floats import to_floats
 from depfuse.errors import DataError
 
 
@@ -48,7 +49,7 @@ def test_digits_preprocessing_is_that_of_their_training_images(digits: DataSet) 
     pixels = digits.train.images.double() / 255
     assert digits.preprocessing.mean == pytest.approx((float(pixels.mean()),), abs=1e-4)
     assert digits.preprocessing.std == pytest.approx((float(pixels.std()),), abs=1e-4)
-    seen = digits.preprocessing.apply(digits.train.images)
+    seen = to_floats(digits.train.images, digits.preprocessing)
     assert float(seen.mean()) == pytest.approx(0, abs=1e-3)
     assert float(seen.std()) == pytest.approx(1, abs=1e-3)
 
@@ -60,7 +61,7 @@ def test_digits_preprocessing_is_that_of_their_training_images(digits: DataSet) 
 def test_preprocessing_is_scale_then_mean_and_std(channels_last: bool) -> None:
     images = torch.randint(0, 256, (5, 3, 6, 7), dtype=torch.uint8)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    found = Preprocessing(mean=mean, std=std).apply(images, channels_last=channels_last)
+    found = to_floats(images, Preprocessing(mean=mean, std=std), channels_last=channels_last)
     shape = (3, 1, 1)
     wanted = (images.double() / 255 - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
     assert found.dtype == torch.float32
@@ -70,7 +71,7 @@ def test_preprocessing_is_scale_then_mean_and_std(channels_last: bool) -> None:
 
 def test_preprocessing_without_anything_scales_to_one() -> None:
     images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
-    found = Preprocessing().apply(images)
+    found = to_floats(images, Preprocessing())
     assert float(found.min()) == 0
     assert float(found.max()) == pytest.approx(1)
 
@@ -78,7 +79,7 @@ def test_preprocessing_without_anything_scales_to_one() -> None:
 def test_preprocessing_resizes_without_aliasing() -> None:
     stripes = torch.zeros(1, 1, 16, 16, dtype=torch.uint8)
     stripes[..., ::2] = 200
-    found = Preprocessing(size=(4, 5)).apply(stripes)
+    found = to_floats(stripes, Preprocessing(size=(4, 5)))
     assert found.shape == (1, 1, 4, 5)
     assert float(found.std()) < 0.05
 

@@ -23,7 +23,8 @@ from depfuse.evaluate import (
     evaluate_with_ensemble,
     path_alphas,
 )
-from depfuse.io.checkpoint import load_into, read_checkpoint
+from depfuse.io.checkpoint import read_checkpoint
+from depfuse.io.loading import load_into
 from depfuse.models import build_network
 
 

@@ -19,7 +19,8 @@ from depfuse.data import Loader, load_data
 from depfuse.errors import DataError, DepfuseError, RecipeError
 from depfuse.evaluate import evaluate_with_ensemble
 from depfuse.fusion.pipeline import fuse
-from depfuse.io.checkpoint import Card, write_checkpoint
+from depfuse.io.cards import Card
+from depfuse.io.checkpoint import write_checkpoint
 from depfuse.models import build_network
 
 Measure = Callable[[Mapping[str, Any]], Mapping[str, Any]]

@@ -15,7 +15,7 @@ from torch import nn
 
 from depfuse.data import Loader, load_data, select_share
 from depfuse.evaluate import evaluate
-from depfuse.io.checkpoint import load_network
+from depfuse.io.loading import load_network
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from types import ModuleType
 import pytest
 
 from depfuse.errors import CheckpointError, RecipeError
-from depfuse.io.checkpoint import Card, read_checkpoint, write_checkpoint
+from depfuse.io.cards import Card
+from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
 from depfuse.models import build_network
 from depfuse.train import TrainRecipe
 

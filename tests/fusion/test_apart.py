@@ -20,7 +20,9 @@ from depfuse.fusion.side_by_side import keep_apart
 from depfuse.fusion.widths import shapes_of
 from depfuse.groups.channel_group import random_permutations
 from depfuse.groups.widening import find_hosts, make_room
-from depfuse.io.checkpoint import Card, load_into, read_checkpoint, write_checkpoint
+from depfuse.io.cards import Card
+from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
+from depfuse.io.loading import load_into
 from depfuse.models import build_network
 from depfuse.networks.resizing import resize
 from depfuse.networks.stages import stages_of

@@ -15,7 +15,8 @@ from depfuse.errors import DataError, RecipeError
 from depfuse.evaluate import evaluate
 from depfuse.fusion.agreement import Disagreement
 from depfuse.groups import random_permutations
-from depfuse.io.checkpoint import load_into, read_checkpoint
+from depfuse.io.checkpoint import read_checkpoint
+from depfuse.io.loading import load_into
 from depfuse.merge import average
 from depfuse.models import build_network
 from depfuse.renorm import has_batch_norm, renormalise, reset_batch_norm

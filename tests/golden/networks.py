@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from digits_parents import digits_files
 from torch import Tensor, nn
 
-from .product import digits, load_network
+from .product import digits, load_network, to_floats
 
 
 def filled(model: nn.Module, seed: int) -> nn.Module:
@@ -40,7 +40,7 @@ def _solve_last(model: nn.Module, images: int = 500, ridge: float = 1e-3) -> Non
     data, seen = digits(), []
     head = [module for module in model.modules() if type(module) is nn.Linear][-1]
     with head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0])), torch.no_grad():
-        model(data.preprocessing.apply(data.train.images[:images]))
+        model(to_floats(data.train.images[:images], data.preprocessing))
         features = F.pad(seen[0].double(), (0, 1), value=1.0)
         labels = data.train.labels[:images]
         wanted = F.one_hot(labels) if head.out_features > 1 else (labels[:, None] >= 5)

@@ -15,15 +15,19 @@ import depfuse
 from depfuse.align.solvers import SOLVERS
 from depfuse.cli import main
 from depfuse.data import DataSet, calibration_loader, load_data
+from depfuse.data.floats import to_floats
 from depfuse.errors import DepfuseWarning
-from depfuse.io.checkpoint import Card, load_network, read_checkpoint, write_checkpoint
+from depfuse.io.cards import Card
+from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
+from depfuse.io.loading import load_network
 from depfuse.models import build_network
 from depfuse.renorm.registry import METHODS
 from depfuse.teach.distil import Further
 from depfuse.train import TrainRecipe, train
 
 __all__ = [
-    "DepfuseWarning", "choices", "digits", "fused", "load_network", "main", "read_state", "trained", "write_network",
+    "DepfuseWarning", "choices", "digits", "fused", "load_network", "main", "read_state", "to_floats", "trained",
+    "write_network",
 ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .product import digits, load_network
+from .product import digits, load_network, to_floats
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def judged(child: nn.Module) -> tuple[list[list[float]], float | None]:
     """A child's outputs on the first four test images, and its accuracy on all."""
     data = digits()
     with torch.no_grad():
-        outputs = child.eval()(data.preprocessing.apply(data.test.images))
+        outputs = child.eval()(to_floats(data.test.images, data.preprocessing))
     accuracy = None
     if outputs.shape[1] == len(data.classes):
         accuracy = float(np.mean((outputs.argmax(1) == data.test.labels).numpy()))

@@ -14,7 +14,8 @@ from depfuse import Recipe, fuse
 from depfuse.cli import main
 from depfuse.errors import DepfuseWarning, GroupError
 from depfuse.groups import explain, find_groups, not_followed, prove_groups
-from depfuse.io.checkpoint import Card, read_checkpoint, write_checkpoint
+from depfuse.io.cards import Card
+from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
 from depfuse.models import build_network
 
 NETWORKS = '''

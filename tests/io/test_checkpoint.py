@@ -14,16 +14,11 @@ from torch import Tensor, nn
 from depfuse.data import DataSet, Loader, Preprocessing
 from depfuse.errors import CheckpointError
 from depfuse.evaluate import evaluate
-from depfuse.io.checkpoint import (
-    Card,
-    Parent,
-    check_writable,
-    load_into,
-    load_network,
-    read_checkpoint,
-    state_digest,
-    write_checkpoint,
-)
+from depfuse.io.atomic_files import check_writable
+from depfuse.io.cards import Card, Parent
+from depfuse.io.checkpoint import read_checkpoint, state_digest, write_checkpoint
+from depfuse.io.loading import load_into, load_network
+from depfuse.io.versions import library_versions
 from depfuse.models import build_network
 
 ARCH = "digits_resnet(width=0.25)"
@@ -52,7 +47,7 @@ def test_what_was_written_is_read_back_with_its_card(tmp_path: Path, network: nn
     digest = write_checkpoint(tmp_path / "net.safetensors", network.state_dict(), card)
     read = read_checkpoint(tmp_path / "net.safetensors")
     assert same(read.state, network.state_dict())
-    assert read.card == Card(**{**card.model_dump(), "tensors": digest})
+    assert read.card == Card(**{**card.model_dump(), "versions": library_versions(), "tensors": digest})
     assert read.digest == digest == state_digest(network.state_dict())
     assert read.card.versions["torch"] == torch.__version__
     assert [file.name for file in tmp_path.iterdir()] == ["net.safetensors"]

@@ -16,7 +16,8 @@ from torch import nn
 from depfuse.data import Loader, load_data
 from depfuse.errors import CheckpointError, DepfuseWarning
 from depfuse.evaluate import evaluate
-from depfuse.io.checkpoint import load_into, read_checkpoint
+from depfuse.io.checkpoint import read_checkpoint
+from depfuse.io.loading import load_into
 from depfuse.models import build_network
 
 

@@ -28,7 +28,8 @@ from safetensors.torch import save_file
 from depfuse.cli import main
 from depfuse.data import load_data
 from depfuse.errors import ArchitectureError, CheckpointError, DataError, DepfuseWarning, RecipeError, StudyError
-from depfuse.io.checkpoint import load_into, load_network, read_checkpoint
+from depfuse.io.checkpoint import read_checkpoint
+from depfuse.io.loading import load_into, load_network
 from depfuse.models import build_network
 from depfuse.models.origin import FromFile
 from depfuse.recipe.presets import read_settings
@@ -149,7 +150,7 @@ def test_a_child_of_the_users_own_network_is_evaluated_by_his_word(tmp_path: Pat
 
 
 def test_changed_words_of_a_file_are_still_the_files() -> None:
-    from depfuse.models.registry import with_arguments, with_classes
+    from depfuse.models.architecture import with_arguments, with_classes
 
     for changed in (with_classes(FromFile("os:system(classes=3)"), 4), with_arguments(FromFile("os:system"), width=2)):
         with pytest.raises(ArchitectureError, match="code of somebody's own"):

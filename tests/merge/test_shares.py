@@ -20,7 +20,8 @@ from depfuse.errors import RecipeError
 from depfuse.fusion.agreement import SCALES, Disagreement
 from depfuse.fusion.choose_shares import _divided, _parted, choose_shares
 from depfuse.groups.partition import parts_by_group, parts_by_stage
-from depfuse.io.checkpoint import load_into, read_checkpoint
+from depfuse.io.checkpoint import read_checkpoint
+from depfuse.io.loading import load_into
 from depfuse.merge import Shares, average
 from depfuse.models import build_network
 from depfuse.refit import refit_layers

@@ -9,7 +9,7 @@ from torch import nn
 from depfuse.data import DataSet
 from depfuse.errors import ArchitectureError, DataError
 from depfuse.models import NETWORKS, build_network, check_input, example_shape
-from depfuse.models.registry import parse_architecture
+from depfuse.models.architecture import parse_architecture
 
 
 def parameters(network: nn.Module) -> int:

@@ -21,7 +21,8 @@ from depfuse.ensemble.label_sets import LabelSets
 from depfuse.ensemble.targets import TEMPERATURE, divergence, drawn, slope
 from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
 from depfuse.groups import random_permutations
-from depfuse.io.checkpoint import Card, read_checkpoint, write_checkpoint
+from depfuse.io.cards import Card
+from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
 from depfuse.merge import average
 from depfuse.merge.shares import Shares
 from depfuse.models import build_network, with_classes

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from depfuse.cli import main
 from depfuse.data import load_data
-from depfuse.io.checkpoint import Card, load_network, read_checkpoint, write_checkpoint
+from depfuse.io.cards import Card
+from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
+from depfuse.io.loading import load_network
 from depfuse.models import build_network
 from depfuse.renorm.input_normalisation import FirstBatchNorm, forgotten_normalisation
 

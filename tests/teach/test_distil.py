@@ -20,7 +20,9 @@ from depfuse.ensemble.label_sets import LabelSets
 from depfuse.ensemble.targets import TEMPERATURE, ensemble_logits
 from depfuse.errors import CheckpointError, DepfuseWarning, RecipeError
 from depfuse.evaluate import evaluate
-from depfuse.io.checkpoint import Card, load_network, write_checkpoint
+from depfuse.io.cards import Card
+from depfuse.io.checkpoint import write_checkpoint
+from depfuse.io.loading import load_network
 from depfuse.models import build_network
 from depfuse.refit.second_order import natural_gradient, training
 from depfuse.refit.second_order.natural_gradient import TRUST, NaturalGradient

@@ -18,7 +18,9 @@ from depfuse.ensemble.targets import mean_logits
 from depfuse.errors import RecipeError
 from depfuse.evaluate import evaluate, evaluate_ensemble, evaluate_with_ensemble
 from depfuse.fusion.agreement import Disagreement, at_best_scale
-from depfuse.io.checkpoint import Card, load_network, write_checkpoint
+from depfuse.io.cards import Card
+from depfuse.io.checkpoint import write_checkpoint
+from depfuse.io.loading import load_network
 from depfuse.models import build_network
 from depfuse.renorm import reset_batch_norm
 from depfuse.teach.joint_head import can_have_joint_head, know_different, renewed, shared_anew, with_joint_head

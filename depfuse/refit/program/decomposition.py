@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from depfuse.data.floats import to_floats
 from depfuse.data.loader import Loader
 from depfuse.data.tensors import Split
 from depfuse.groups.tracing.depgraph import unwrap
@@ -53,7 +54,7 @@ class Dissected:
             That cannot be done, see `Program`.
         """
         network = unwrap(network)
-        last = takes_channels_last(network, images.preprocessing.apply(images.images[:1]))
+        last = takes_channels_last(network, to_floats(images.images[:1], images.preprocessing))
         loader = _in_small_batches(images, channels_last=last)
         size = loader.count // len(loader)
         program = Program(network, next(iter(loader))[0][:size])

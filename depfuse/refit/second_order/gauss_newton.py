@@ -23,6 +23,7 @@ from torch.func import functional_call, jvp, vjp
 from torch.overrides import TorchFunctionMode
 
 from depfuse.data.augment import Augmentation, mix
+from depfuse.data.floats import to_floats
 from depfuse.data.loader import Loader
 from depfuse.ensemble.targets import curved, drawn, slope
 from depfuse.errors import RecipeError
@@ -144,7 +145,7 @@ class _Search:
         self._generator = torch.Generator().manual_seed(seed)
         held = min(calibration.count - 1, max(1, round(HELD_OUT * calibration.count)))
         seen = calibration.count - held
-        example = calibration.preprocessing.apply(calibration.images[:1])
+        example = to_floats(calibration.images[:1], calibration.preprocessing)
         self._layout = choose_layout(model, example)[0]
         rounds = -(-views // seen)
         order = torch.cat([torch.randperm(seen, generator=self._generator) for _ in range(rounds)])[:views]

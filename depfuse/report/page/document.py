@@ -9,7 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from depfuse.io.checkpoint import library_versions, replacing
+from depfuse import __version__
+from depfuse.io.atomic_files import replacing
 from depfuse.report.matching import MatchReport
 from depfuse.report.page.best import best_sentences, caution
 from depfuse.report.page.fusion import fusion_details, fusion_summary
@@ -89,9 +90,7 @@ def build_page(found: Runs) -> str:
         element("a", "Skip to the runs", href="#runs", class_="skip"),
         _header(found),
         element("main", *_main(found), id="runs", tabindex=-1),
-        element(
-            "footer", f"Made by depfuse {library_versions().get('depfuse', '')} from the reports below this folder."
-        ),
+        element("footer", f"Made by depfuse {__version__} from the reports below this folder."),
         element("script", Html(script)),
     )
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"

@@ -30,7 +30,9 @@ import torch
 from torch import nn
 
 from depfuse.data import DataSet, load_data, parse_labels, select_labels
-from depfuse.io.checkpoint import Card, check_writable, write_checkpoint
+from depfuse.io.atomic_files import check_writable
+from depfuse.io.cards import Card
+from depfuse.io.checkpoint import write_checkpoint
 from depfuse.models import build_network
 from depfuse.train import TrainRecipe, train
 from experiments.lib.places import CHECKPOINTS

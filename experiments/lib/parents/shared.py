@@ -17,7 +17,8 @@ from pathlib import Path
 from torch import nn
 
 from depfuse.data import DataSet, load_data
-from depfuse.io.checkpoint import load_into, read_checkpoint
+from depfuse.io.checkpoint import read_checkpoint
+from depfuse.io.loading import load_into
 from depfuse.models import build_network
 from experiments.lib.places import SHARED
 

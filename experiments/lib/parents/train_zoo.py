@@ -25,7 +25,9 @@ from depfuse.data.builtin import builtin_preprocessing
 from depfuse.distributed.device import resolve_device
 from depfuse.errors import DataError, DepfuseError
 from depfuse.evaluate import evaluate
-from depfuse.io.checkpoint import Card, check_writable, write_checkpoint
+from depfuse.io.atomic_files import check_writable
+from depfuse.io.cards import Card
+from depfuse.io.checkpoint import write_checkpoint
 from depfuse.models import build_network
 from depfuse.train import EpochReport, TrainRecipe, train
 from experiments.lib.parents.zoo import ZOO, Entry, accuracy_of, chosen, read_zoo

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from depfuse.data import load_data
-from depfuse.io.checkpoint import check_writable, write_checkpoint
+from depfuse.io.atomic_files import check_writable
+from depfuse.io.checkpoint import write_checkpoint
 from experiments.lib.cells import in_processes
 from experiments.lib.parents.digits import SKEWED, train_same, train_skewed
 from experiments.lib.parents.sets import DIGITS, ParentSet

@@ -1,0 +1,68 @@
+"""Write files whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import safetensors
+
+from depfuse.errors import CheckpointError
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`, which takes the place of `path` once the block has ended well.
+
+    The folder is made where it does not exist. Whatever goes wrong, the file that stood at `path`
+    stays as it was and nothing is left beside it.
+
+    Raises
+    ------
+    CheckpointError
+        The file cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} cannot be written: it is a folder")
+    with _one_sentence(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise `CheckpointError` unless a file can be written at `path`; call it before long work."""
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} cannot be written: it is a folder")
+    folder = path.absolute().parent
+    while not folder.exists():  # `replacing` makes the folders that are missing
+        folder = folder.parent
+    with _one_sentence(path):
+        probe = _temporary(folder / path.name)
+        probe.touch()
+        probe.unlink()
+
+
+@contextlib.contextmanager
+def _one_sentence(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from None
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be written: {error}") from None
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -1,0 +1,91 @@
+"""Cards: what is known about a network beside its weights. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from depfuse.data.preprocessing import Preprocessing
+from depfuse.errors import CheckpointError
+from depfuse.models.origin import FromFile
+from depfuse.text import storable
+
+CARD_KEY = "depfuse_card"  # in the metadata of a safetensors file
+
+
+class Parent(BaseModel):
+    """A network that another one was made from."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    _storable = model_validator(mode="before")(storable)
+
+    path: str
+    digest: str
+
+
+class Card(BaseModel):
+    """What is known about a network beside its weights.
+
+    Attributes
+    ----------
+    architecture
+        As `depfuse.models.build_network` takes it, in the words of a file: nothing that it names is imported.
+    data
+        The data set it was trained or calibrated on, as `depfuse.data.load_data` takes it. A path that it names is not
+        opened unless the user asks for it.
+    preprocessing
+        What its inputs went through.
+    classes
+        For each output, the label of the data set that it stands for; ``None`` where unknown.
+    recipe
+        The settings of the fusion or of the training that made it.
+    seeds
+        Every seed by what it was used for.
+    parents
+        The networks it was fused from.
+    metrics
+        What it reached; accuracies are fractions.
+    versions
+        Of the libraries that made it; set by `write_checkpoint`.
+    widened
+        Whether layers have more channels than the architecture says, since some of the parents' stand side by side.
+    tensors
+        Digest of the tensors that the card belongs to; set by `write_checkpoint`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    _storable = model_validator(mode="before")(storable)
+
+    architecture: Annotated[str, AfterValidator(FromFile)]
+    data: str | None = None
+    preprocessing: Preprocessing | None = None
+    classes: tuple[int, ...] | None = None
+    recipe: dict[str, Any] | None = None
+    seeds: dict[str, int] = Field(default_factory=dict)
+    parents: tuple[Parent, ...] = ()
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    widened: bool = False
+    tensors: str | None = None
+
+
+def card_of(path: Path, metadata: Mapping[str, str]) -> Card | None:
+    """Read the card in the metadata of a safetensors file; None where there is none.
+
+    Raises
+    ------
+    CheckpointError
+        It is no card, or a field has a wrong value.
+    """
+    if CARD_KEY not in metadata:
+        return None
+    try:
+        return Card.model_validate_json(metadata[CARD_KEY])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "card"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise CheckpointError(f"{path}: its card cannot be read: {where}: {reason}") from None

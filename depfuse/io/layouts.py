@@ -1,0 +1,75 @@
+"""Bring state dicts of every common program into the names and layouts of torch and of a network."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from depfuse.errors import CheckpointError, DepfuseWarning
+from depfuse.io.foreign_pickles import Layout
+
+_NESTED_KEYS = ("state_dict", "model_state_dict", "model", "net")
+_WRAPPERS = ("module.", "_orig_mod.")
+
+
+def plain_state(path: Path, loaded: Any) -> dict[str, Tensor]:
+    """Find the state dict in what was loaded: nested under one of the usual keys, with or without wrappers' names.
+
+    Raises
+    ------
+    CheckpointError
+        It is no mapping.
+    """
+    while isinstance(loaded, Mapping):
+        nested = [key for key in _NESTED_KEYS if isinstance(loaded.get(key), Mapping)]
+        if not nested:
+            break
+        loaded = loaded[nested[0]]
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{path} holds a {type(loaded).__name__}, not the weights of a network by name")
+    return without_wrappers({str(key): value for key, value in loaded.items() if isinstance(value, Tensor)})
+
+
+def without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take off what DataParallel and torch.compile put in front of every key."""
+    for _ in range(4):
+        for wrapper in _WRAPPERS:
+            if state and all(key.startswith(wrapper) for key in state):
+                state = {key.removeprefix(wrapper): value for key, value in state.items()}
+    return state
+
+
+def in_names_of(own: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give a wrapper's name back to the keys where the network itself has it."""
+    for wrapper in _WRAPPERS:
+        if own and all(key.startswith(wrapper) for key in own) and not any(k.startswith(wrapper) for k in state):
+            return {wrapper + key: value for key, value in state.items()}
+    return state
+
+
+def in_layout_of(model: nn.Module, state: dict[str, Tensor], path: Path, layout: Layout) -> dict[str, Tensor]:
+    """Transpose the weights of linear layers where the file keeps them as (inputs, outputs)."""
+    if layout == "torch":
+        return state
+    owned = [
+        f"{name}.weight".removeprefix(".") for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    ]
+    linear = [key for key in owned if key in state and state[key].dim() == 2]
+    if layout == "paddle?":
+        # The file as a whole has one layout, which a single weight that is not square gives away.
+        shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
+        telling = [key for key in linear if shapes[key][0] != shapes[key][1]]
+        if telling and all(state[key].shape == shapes[key] for key in telling):
+            return state
+        if linear and not telling:
+            warnings.warn(
+                f"{path} does not say whether its square linear weights are transposed: "
+                "they are taken to be, as PaddlePaddle stores them",
+                DepfuseWarning,
+                stacklevel=3,
+            )
+    return {**state, **{key: state[key].T for key in linear}}

@@ -1,0 +1,120 @@
+"""Put the weights of checkpoints into networks."""
+
+from __future__ import annotations
+
+from operator import sub
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from depfuse.errors import CheckpointError
+from depfuse.io.cards import Card
+from depfuse.io.checkpoint import Checkpoint, read_checkpoint
+from depfuse.io.layouts import in_layout_of, in_names_of
+from depfuse.models.origin import shown
+from depfuse.models.registry import build_network
+from depfuse.networks.resizing import resize
+
+
+def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Put the weights of a checkpoint into a network; all of them must fit.
+
+    ``num_batches_tracked`` of a BatchNorm may be missing, as in files of old versions of torch. Values of
+    another precision are converted to the network's own. Weights of `nn.Linear` are transposed where the file has
+    PaddlePaddle's layout.
+
+    Raises
+    ------
+    CheckpointError
+        Keys are missing or left over, shapes differ, complex numbers would become real ones, or a value is not finite;
+        the network is unchanged then.
+    """
+    if checkpoint.card is not None and checkpoint.card.widened:
+        _widen(model, checkpoint)
+    own = model.state_dict()
+    state = in_layout_of(model, in_names_of(own, checkpoint.state), checkpoint.path, checkpoint.layout)
+    counters = {key for key in own if key.endswith("num_batches_tracked")}
+    missing = [key for key in own if key not in state and key not in counters]
+    extra = [key for key in state if key not in own]
+    where = f"{checkpoint.path} does not fit {type(model).__name__}"
+    if missing or extra:
+        parts = [f"{_few(missing)} missing"] * bool(missing) + [f"{_few(extra)} left over"] * bool(extra)
+        raise CheckpointError(f"{where}: {' and '.join(parts)}; {_advice(checkpoint.card)}")
+    wrong = [key for key in state if state[key].shape != own[key].shape]
+    if wrong:
+        key = wrong[0]
+        others = f" and {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
+        raise CheckpointError(
+            f"{where}: {key} has shape {tuple(state[key].shape)} in the file and "
+            f"{tuple(own[key].shape)} in the network{others}; {_advice(checkpoint.card)}"
+        )
+    other = [key for key in state if state[key].is_complex() != own[key].is_complex()]
+    if other:
+        kinds = ("complex", "real") if state[other[0]].is_complex() else ("real", "complex")
+        raise CheckpointError(f"{where}: {_few(other)} {kinds[0]} in the file and {kinds[1]} in the network")
+    broken = [key for key in state if state[key].is_floating_point() and not state[key].isfinite().all()]
+    if broken:
+        raise CheckpointError(f"{checkpoint.path}: {_few(broken)} not finite (NaN or infinity): no usable network")
+    with torch.no_grad():  # not by load_state_dict, which some networks refuse without their metadata
+        for key, tensor in state.items():
+            own[key].copy_(tensor)
+
+
+def load_network(path: str | Path, *, trust: bool = False, **defaults: Any) -> nn.Module:
+    """The network in a file that depfuse wrote, in evaluation mode on the CPU.
+
+    Its card says what it is and how many classes it knows. Files of others have none, and go through `build_network`,
+    `read_checkpoint` and `load_into`.
+
+    Parameters
+    ----------
+    path
+        The file.
+    trust
+        Import and call the function of a file or module that the card names as the network; for files of your own.
+    **defaults
+        Settings that the card's architecture leaves open, such as ``in_channels``; see `build_network`.
+
+    Raises
+    ------
+    CheckpointError
+        The file has no card; for what else, see `read_checkpoint` and `load_into`.
+    ArchitectureError
+        See `build_network`; the card names code of its own, and `trust` is not given.
+    """
+    checkpoint = read_checkpoint(path)
+    if checkpoint.card is None:
+        raise CheckpointError(f"{path} does not say what network it is: use build_network, then load_into")
+    if checkpoint.card.classes is not None:
+        defaults = {"classes": len(checkpoint.card.classes), **defaults}
+    network = build_network(checkpoint.card.architecture, trust=trust, fitting=checkpoint.state, **defaults)
+    load_into(network, checkpoint)
+    return network.eval()
+
+
+def _widen(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Give a network the shapes of a checkpoint whose card says that it is wider than its architecture."""
+    own = model.state_dict()
+    shapes = {key: tensor.shape for key, tensor in checkpoint.state.items() if key in own}
+    if any(
+        len(shape) != own[key].dim() or min(map(sub, shape, own[key].shape), default=0) < 0
+        for key, shape in shapes.items()
+    ):
+        return  # another network: what does not fit is named where its weights are put in
+    resize(model, shapes)
+
+
+def _advice(card: Card | None) -> str:
+    """What to look at where tensors do not fit a network."""
+    if card is None:
+        return "check the architecture"
+    classes = "" if card.classes is None else f" with {len(card.classes)} classes"
+    return f"its card says that it is a {shown(card.architecture)}{classes}"
+
+
+def _few(keys: list[str]) -> str:
+    shown = ", ".join(keys[:3])
+    rest = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return f"{shown}{rest} {'is' if len(keys) == 1 else 'are'}"

@@ -1,0 +1,20 @@
+"""Refuse files that would take far more memory than their size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from depfuse.data.memory import GIBIBYTE
+from depfuse.errors import CheckpointError
+
+# How much larger than its file what is in it may be: tensors may share their numbers, and little is compressed.
+TIMES, BYTES = 16, 2**28
+
+
+def check_size(path: Path, needed: int) -> None:
+    """Raise `CheckpointError` where a file would take `needed` bytes of memory, out of all proportion to its own."""
+    own = path.stat().st_size
+    if needed > TIMES * own + BYTES:
+        raise CheckpointError(
+            f"{path} would take {needed / GIBIBYTE:.1f} GiB of memory, and is a file of {own} bytes: it is damaged"
+        )

@@ -1,0 +1,18 @@
+"""Versions of what results depend on."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from importlib import metadata
+
+import numpy as np
+import torch
+
+
+def library_versions() -> dict[str, str]:
+    """Collect the versions of what the result depends on."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        versions["depfuse"] = metadata.version("depfuse")
+    return versions

@@ -1,0 +1,162 @@
+"""Architecture strings: what names a network. Nothing here needs torch.
+
+====================  ============================================================
+what is written       what is built
+====================  ============================================================
+``NAME``              a built-in network of `NETWORKS`
+``torchvision:NAME``  torchvision's network of that name, with random weights
+``timm:NAME``         timm's network of that name, with random weights
+``FILE.py:FACTORY``   what that function or class of the user's own file returns
+``MODULE:FACTORY``    the same of a module that can be imported
+====================  ============================================================
+
+Each may be followed by ``(key=value, ...)`` with plain Python values. The short names such as
+``resnet18`` are the built-in networks for small images; torchvision's is ``torchvision:resnet18``.
+Where a file says what its network is, and not the user, the last two are refused; see `depfuse.models.origin`.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from depfuse.errors import ArchitectureError
+from depfuse.models.origin import FromFile, shown, why_not
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Network:
+    """A built-in network: what builds it, as `module:function`, and the images (C, H, W) it was made for."""
+
+    place: str
+    example: tuple[int, int, int] = (3, 32, 32)
+
+    @property
+    def factory(self) -> Callable[..., nn.Module]:
+        """Import the function that builds it, which needs torch."""
+        module, _, function = self.place.partition(":")
+        factory: Callable[..., nn.Module] = getattr(importlib.import_module(f"depfuse.models.{module}"), function)
+        return factory
+
+
+NETWORKS: dict[str, Network] = {
+    "cifar_resnet18": Network("resnet:cifar_resnet18"),
+    "cifar_resnet34": Network("resnet:cifar_resnet34"),
+    "cifar_resnet50": Network("resnet:cifar_resnet50"),
+    "cifar_resnet20": Network("thin_resnet:cifar_resnet20"),
+    "cifar_resnet32": Network("thin_resnet:cifar_resnet32"),
+    "cifar_resnet44": Network("thin_resnet:cifar_resnet44"),
+    "cifar_resnet56": Network("thin_resnet:cifar_resnet56"),
+    "vgg11": Network("vgg:vgg11"),
+    "vgg16": Network("vgg:vgg16"),
+    "digits_resnet": Network("digits:digits_resnet", (1, 8, 8)),
+}
+
+# The same networks under the names that people try first.
+ALIASES: dict[str, str] = {
+    **{name.removeprefix("cifar_"): name for name in NETWORKS if name.startswith("cifar_")},
+    "cifar_vgg11": "vgg11",
+    "cifar_vgg16": "vgg16",
+}
+
+_ARCHITECTURE = re.compile(r"(?:(?P<source>.+):)?(?P<name>[A-Za-z_][\w.\-]*)\s*(?P<arguments>\(.*\))?", re.DOTALL)
+_LONGEST = 8192  # characters of an architecture, the path of its file included
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An architecture string, taken apart: `source` is ``""`` for the built-in networks."""
+
+    text: str
+    source: str
+    name: str
+    arguments: dict[str, Any]
+
+
+def parse_architecture(arch: str) -> Architecture:
+    """Take an architecture string apart, without building or importing anything.
+
+    Raises
+    ------
+    ArchitectureError
+        It is not of one of the forms above, or its arguments are not plain Python values.
+    """
+    # Greedy on the source: a Windows path and a timm tag may hold colons and dots of their own.
+    head, bracket, rest = arch.strip().partition("(")
+    match = None if len(arch) > _LONGEST else _ARCHITECTURE.fullmatch(head.strip() + bracket + rest)
+    if match is None:
+        raise ArchitectureError(
+            f"{shown(arch)!r} is no architecture: write NAME, torchvision:NAME, timm:NAME, FILE.py:FACTORY "
+            f"or MODULE:FACTORY, each with (key=value, ...) if need be"
+        )
+    arguments = _parse_arguments(arch, match["arguments"]) if match["arguments"] else {}
+    source = (match["source"] or "").strip()
+    name = ALIASES.get(match["name"], match["name"]) if not source else match["name"]
+    return Architecture(arch, source, name, arguments)
+
+
+def check_built_in(architecture: Architecture) -> None:
+    """Raise `ArchitectureError` where a name without a source is none of a built-in network."""
+    if architecture.source == "" and architecture.name not in NETWORKS:
+        near = near_names(architecture.name, [*NETWORKS, *ALIASES])
+        raise ArchitectureError(f"there is no built-in network {shown(architecture.name)}{near}")
+
+
+def with_classes(arch: str, classes: int) -> str:
+    """The architecture string with another number of classes, where it sets one."""
+    own = parse_architecture(arch).arguments
+    return with_arguments(arch, **{key: classes for key in ("classes", "num_classes") if key in own})
+
+
+def with_arguments(arch: str, **changed: Any) -> str:
+    """The architecture string with some arguments set anew: `resnet18(width=0.5)` at width 1, say."""
+    architecture = parse_architecture(arch)
+    arguments = {**architecture.arguments, **changed}
+    if arguments == architecture.arguments:
+        return arch
+    head = architecture.text.partition("(")[0].strip()
+    changed_text = f"{head}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+    return FromFile(changed_text) if isinstance(arch, FromFile) else changed_text
+
+
+def needs_trust(arch: str) -> str | None:
+    """Say why an architecture is not built in the words of a file, which go on after "which"; None if it is.
+
+    Raises
+    ------
+    ArchitectureError
+        It is none.
+    """
+    architecture = parse_architecture(arch)
+    return why_not(architecture.source, architecture.arguments)
+
+
+def near_names(name: str, known: list[str]) -> str:
+    """Suggest names that are like one that is not there, or list the first of them."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f": did you mean {' or '.join(near)}?" if near else f": there are {', '.join(sorted(known)[:12])}, ..."
+
+
+def _parse_arguments(arch: str, text: str) -> dict[str, Any]:
+    try:
+        call = ast.parse(f"f{text}", mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):  # not f(...)(...), which is two
+            raise ValueError
+        if call.args or any(k.arg is None for k in call.keywords):
+            raise ValueError
+        arguments = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        if len(arguments) < len(call.keywords):  # one of them stands twice
+            raise ValueError
+        return arguments
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):  # the last ones where it is nested deeply
+        raise ArchitectureError(
+            f"{shown(arch)!r}: the arguments must be like (key=value, ...) with plain numbers, texts and tuples"
+        ) from None

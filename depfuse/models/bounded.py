@@ -1,0 +1,83 @@
+"""Bounds on what a file may have built: a network no larger than its tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from depfuse.errors import ArchitectureError
+from depfuse.models.origin import FromFile, shown
+
+# How much more than a file holds may be made while its network is built: shares of it, and numbers and tensors besides.
+_TIMES, _NUMBERS, _TENSORS = 16, 2**22, 2000
+_MOST_NUMBERS, _MOST_TENSORS = 2**32, 200_000  # where no file says how large the network is
+
+
+def built(
+    factory: Callable[..., Any], arch: str, arguments: Mapping[str, Any], fitting: Mapping[str, Tensor] | None
+) -> Any:
+    """Call what builds a network; where a file names it, only as long as it stays as small as the file says."""
+    if not isinstance(arch, FromFile):
+        return factory(**arguments)
+    with Bounded(arch, fitting):
+        return factory(**arguments)
+
+
+class Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While a network is built, stop before a tensor is made that its file cannot have.
+
+    Parameters
+    ----------
+    arch
+        What is built, for the sentence.
+    fitting
+        The tensors that are to fit into the network; None where they are not known.
+    """
+
+    def __init__(self, arch: str, fitting: Mapping[str, Tensor] | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._arch = arch
+        self._numbers, self._tensors = _MOST_NUMBERS, _MOST_TENSORS
+        if fitting is not None:
+            self._numbers = _TIMES * sum(tensor.numel() for tensor in fitting.values()) + _NUMBERS
+            self._tensors = _TIMES * len(fitting) + _TENSORS
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run an operation, if what it makes is not too large."""
+        named = dict(kwargs or {})
+        schema = func._schema
+        makes = [returned.alias_info is None for returned in schema.returns]
+        if any(makes):
+            given = dict(zip((argument.name for argument in schema.arguments), args, strict=False)) | named
+            self._count(_asked(given))
+        made = func(*args, **named)
+        for tensor, new in zip(made if isinstance(made, (list, tuple)) else (made,), makes, strict=False):
+            if new and isinstance(tensor, Tensor):
+                self._numbers, self._tensors = self._numbers - tensor.numel(), self._tensors - 1
+        self._count(0)
+        return made
+
+    def _count(self, asked: int) -> None:
+        if asked > self._numbers or min(self._numbers, self._tensors) < 0:
+            raise ArchitectureError(
+                f"{shown(self._arch)} would be a network far larger than the tensors in the file that names it"
+            )
+
+
+def _asked(given: Mapping[str, Any]) -> int:
+    """How many numbers an operation is asked to make, as far as its arguments say."""
+    size = given.get("size", given.get("repeats", ()))
+    if not isinstance(size, (list, tuple)) or not all(isinstance(extent, int) for extent in size):
+        return 0
+    repeated = given["self"].numel() if "repeats" in given and isinstance(given.get("self"), Tensor) else 1
+    return repeated * math.prod(size)
