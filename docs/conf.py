@@ -65,7 +65,7 @@ def name_singly(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines
 
 
 def shorten_signature(app: Sphinx, what: str, name: str, obj: Any, *_: Any) -> tuple[str, None] | None:
-    """A pydantic model takes its fields, which are described below its signature."""
+    """Shorten the signature of a pydantic model: its fields are described below it."""
     return ("(**fields)", None) if what == "class" and issubclass(obj, BaseModel) else None
 
 

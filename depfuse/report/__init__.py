@@ -1,4 +1,4 @@
-"""What a run tells afterwards: `report.json`, tables, plots, and one honest sentence."""
+"""Reports of a run: `report.json`, tables, plots, and one honest sentence."""
 
 from depfuse.report.advice import Advice, Contender, SameStart, advise
 from depfuse.report.environment import describe_environment

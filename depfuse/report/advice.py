@@ -1,4 +1,4 @@
-"""What to keep of a fusion, decided from scores: plain data, to which `verdict` gives words."""
+"""Advice on what to keep of a fusion, decided from scores: plain data, which `verdict` puts into words."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Contender:
     number
         Which parent it is, or comes from, counted from 1.
     path
-        The file that it lies in.
+        Its file.
     networks
-        How many networks have to be run for an output.
+        Number of networks that have to be run for an output.
     labels
-        How many of the labels it knows, where parents know different ones.
+        Number of labels that it knows, where the parents know different ones.
     """
 
     what: What
@@ -56,9 +56,9 @@ class _Part(BaseModel):
 
 
 class Compared(_Part):
-    """A contender beside the child.
+    """A contender compared with the child.
 
-    `lead` is the child's accuracy less this one's, a fraction, `error` the standard error of that over the test images.
+    `lead` is the child's accuracy minus this one's, a fraction; `error` is its standard error over the test images.
     """
 
     what: What
@@ -72,26 +72,26 @@ class Compared(_Part):
 
     @property
     def certain(self) -> bool:
-        """Whether the test images tell it and the child apart."""
+        """Tell whether the difference to the child is significant on these test images."""
         return abs(self.lead) > CERTAIN * self.error
 
     @property
     def held(self) -> bool:
-        """Whether the user has it in files, or can have it: an average needs neither matching nor training."""
+        """Tell whether the user has its file or can have it: an average needs neither matching nor training."""
         return self.what in ("child", "parent", "ensemble", *AVERAGES) or (
             self.what == "trained parent" and self.path is not None
         )
 
 
 class SameStart(_Part):
-    """Parents whose channels are in place already: how many of them the matching moved."""
+    """Parents that share a start, so that channels are in place already: how many the matching moved."""
 
     moved: int
     channels: int
 
 
 class Advice(_Part):
-    """What to keep, and why.
+    """The network to keep, and why.
 
     Attributes
     ----------
@@ -103,17 +103,17 @@ class Advice(_Part):
     child
         The child itself, with a lead of 0.
     rivals
-        All that it was compared with.
+        All contenders that the child was compared with.
     better
-        What is better than the best single network but lies in no file.
+        Contenders that are better than the best single network but have no file.
     images
         Number of test images.
     chance
         Share of the most frequent label among them.
     chance_alone
-        Whether the child is no better than that, within the error.
+        True if the child is no better than that, within the error.
     same_start
-        Where the parents share a start.
+        Given where the parents share a start.
     """
 
     keep: Compared | None
@@ -127,13 +127,13 @@ class Advice(_Part):
     same_start: SameStart | None = None
 
     def best(self, *kinds: What) -> Compared | None:
-        """The most accurate rival of some kinds."""
-        found = [rival for rival in self.rivals if rival.what in kinds]
-        return max(found, key=lambda rival: rival.accuracy, default=None)
+        """Return the most accurate rival of the given kinds."""
+        candidates = [rival for rival in self.rivals if rival.what in kinds]
+        return max(candidates, key=lambda rival: rival.accuracy, default=None)
 
 
 def advise(contenders: Sequence[Contender], chance: float, moved: SameStart | None = None) -> Advice:
-    """Decide what to keep.
+    """Decide which network to keep.
 
     The best single network is the most accurate one that the user has, the child before others that are exactly as
     accurate. The ensemble is kept only where the images tell it and that network apart.
@@ -141,39 +141,49 @@ def advise(contenders: Sequence[Contender], chance: float, moved: SameStart | No
     Parameters
     ----------
     contenders
-        The child, and what it is compared with, all scored on the same labelled images.
+        The child and its rivals, all scored on the same labelled images.
     chance
         Accuracy of a network that always predicts the most frequent label.
     moved
-        How many channels the matching moved, where it gave permutations of the parents' own channels. The parents share
-        a start if these are hardly any, and the plain average is not worse than the best parent.
+        Number of channels that the matching moved, where it gave permutations of the parents' own channels. The
+        parents share a start if these are hardly any, and the plain average is not worse than the best parent.
     """
     children = [contender for contender in contenders if contender.what == "child"]
     if len(children) != 1:
         raise DataError(f"{len(children)} children among what is compared: one is needed")
     scores = children[0].scores
-    rows = {id(own): _beside(scores, own) for own in contenders}
-    useful = [own for own in contenders if rows[id(own)].held and not _at_chance(own.scores, chance)]
+    rows = {id(contender): _beside(scores, contender) for contender in contenders}
+    useful = [
+        contender for contender in contenders if rows[id(contender)].held and not _at_chance(contender.scores, chance)
+    ]
     single = max(
-        (own for own in useful if own.networks == 1), key=lambda own: (own.scores.accuracy, own.what == "child"),
+        (contender for contender in useful if contender.networks == 1),
+        key=lambda contender: (contender.scores.accuracy, contender.what == "child"),
         default=None,
-    )  # fmt: skip
-    several = max((own for own in useful if own.networks > 1), key=lambda own: own.scores.accuracy, default=None)
+    )
+    several = max(
+        (contender for contender in useful if contender.networks > 1),
+        key=lambda contender: contender.scores.accuracy,
+        default=None,
+    )
     keep = single
     if several is not None and (single is None or _above(several, single)):
         keep = several
     best = keep if single is None else single
-    kinds = {own.what for own in contenders if not rows[id(own)].held and own.networks == 1}
+    kinds = {contender.what for contender in contenders if not rows[id(contender)].held and contender.networks == 1}
     hidden = [
-        max((own for own in contenders if own.what == kind), key=lambda own: own.scores.accuracy)
+        max(
+            (contender for contender in contenders if contender.what == kind),
+            key=lambda contender: contender.scores.accuracy,
+        )
         for kind in sorted(kinds)
     ]
     return Advice(
         keep=None if keep is None else rows[id(keep)],
         instead=None if keep is single or single is None else rows[id(single)],
         child=rows[id(children[0])],
-        rivals=[rows[id(own)] for own in contenders if own is not children[0]],
-        better=[rows[id(own)] for own in hidden if best is not None and _above(own, best)],
+        rivals=[rows[id(contender)] for contender in contenders if contender is not children[0]],
+        better=[rows[id(contender)] for contender in hidden if best is not None and _above(contender, best)],
         images=scores.count,
         chance=chance,
         chance_alone=_at_chance(scores, chance),
@@ -196,8 +206,8 @@ def _beside(child: Scores, other: Contender) -> Compared:
 
 
 def _above(first: Contender, second: Contender) -> bool:
-    found = difference(first.scores, second.scores)
-    return found.value > 0 and found.certain
+    gain = difference(first.scores, second.scores)
+    return gain.value > 0 and gain.certain
 
 
 def _at_chance(scores: Scores, chance: float) -> bool:
@@ -207,9 +217,9 @@ def _at_chance(scores: Scores, chance: float) -> bool:
 
 
 def _share_a_start(contenders: Sequence[Contender], chance: float, moved: SameStart) -> bool:
-    parents = [own for own in contenders if own.what == "parent"]
-    averages = [own for own in contenders if own.what in AVERAGES]
+    parents = [contender for contender in contenders if contender.what == "parent"]
+    averages = [contender for contender in contenders if contender.what in AVERAGES]
     if not parents or not averages or moved.moved > HARDLY * moved.channels:
         return False
-    parent = max(parents, key=lambda own: own.scores.accuracy)
+    parent = max(parents, key=lambda contender: contender.scores.accuracy)
     return not _at_chance(parent.scores, chance) and any(not _above(parent, average) for average in averages)

@@ -30,7 +30,7 @@ _SIDES = {"consumes": _READS, "produces": _GIVES}
 
 @dataclass
 class _Layer:
-    """One weight: which group each position of its input and of its output belongs to, -1 for none."""
+    """A weight, and the group that each position of its input and of its output belongs to; -1 for none."""
 
     key: str
     sides: tuple[np.ndarray, np.ndarray]
@@ -41,9 +41,9 @@ def draw_channels(
 ) -> None:
     """Draw each layer's channels, coloured by group, in the order of computation, and write the picture to `path`.
 
-    Every layer is a pair of bars, what it reads and what it gives, whose height is the square root of the number of
+    Every layer is a pair of bars, its input and its output, whose height is the square root of the number of
     positions; position 0 is at the bottom. A residual stream that several groups share is a bar of several colours.
-    What is fixed is grey. Rows of 44 layers lie below one another.
+    Fixed positions are grey. Rows of 44 layers lie below one another.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def draw_channels(
 
 
 def group_colours(count: int) -> list[tuple[float, float, float]]:
-    """Colours (red, green, blue) that differ most between groups that follow one another."""
+    """Choose colours (red, green, blue) that differ most between consecutive groups."""
     golden = (5**0.5 - 1) / 2
     shades = ((0.85, 0.80), (0.55, 0.95), (0.95, 0.55))  # saturation, value
     # Hues come close to one another again after 55, 89, 144, ... steps: there the shade differs.
@@ -90,15 +90,15 @@ def group_colours(count: int) -> list[tuple[float, float, float]]:
 
 
 def _layers(model: nn.Module, example: Tensor, groups: ChannelGroups) -> list[_Layer]:
-    """The weights that read or give channels, in the order in which their modules run."""
+    """List the weights whose input or output has channels, in the order in which their modules run."""
     state = model.state_dict()
     sides: dict[str, list[np.ndarray]] = {}
     numbered = [(slot, number) for number, group in enumerate(groups.groups) for slot in group.slots]
     # Where blocks may be exchanged and channels permuted inside them, the channels are drawn over their blocks.
     for slot, number in sorted(numbered, key=lambda pair: -pair[0].index.shape[1]):
         if slot.role in _SIDES and state[slot.key].dim() > 1:
-            found = sides.setdefault(slot.key, [np.full(0, -1), np.full(0, -1)])
-            _colour(found, slot, state[slot.key].shape, number)
+            both = sides.setdefault(slot.key, [np.full(0, -1), np.full(0, -1)])
+            _colour(both, slot, state[slot.key].shape, number)
     with torch.no_grad(), evaluating(model, auxiliary=groups.auxiliary):
         order = {name: place for place, name in enumerate(modules_in_order(model, lambda: model(example)))}
     keys = list(state)
@@ -119,7 +119,7 @@ def _colour(sides: list[np.ndarray], slot: Slot, shape: Sequence[int], number: i
 
 
 def _place(key: str, order: dict[str, int]) -> int:
-    """When the module that owns a tensor ran, or else the nearest one above it that did."""
+    """Return when the module that owns a tensor ran, or else the nearest one above it that did."""
     name = key
     while name:
         name = name.rpartition(".")[0]
@@ -154,7 +154,7 @@ def _draw_row(
 
 
 def _short(names: Sequence[str]) -> list[str]:
-    """Names without the parts that each shares with the one before, and the ends of long ones."""
+    """Shorten names: leave out the parts that each shares with the one before, and cut the ends of long ones."""
     short, before = list(names[:1]), names[0].split(".") if names else []
     for name in names[1:]:
         parts = name.split(".")
@@ -166,7 +166,7 @@ def _short(names: Sequence[str]) -> list[str]:
 
 
 def _runs(positions: np.ndarray) -> list[tuple[int, int, int]]:
-    """(start, end, group) of each stretch of positions that belong to one group."""
+    """List (start, end, group) of each stretch of positions that belong to one group."""
     if not len(positions):
         return []
     ends = np.append(np.flatnonzero(np.diff(positions)) + 1, len(positions))

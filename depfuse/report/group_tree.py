@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"#\d+")
 
 @dataclass(frozen=True)
 class _Alike:
-    """Groups that have the same members, each with channels of its own: the blocks of a grouped convolution."""
+    """Groups with the same members but channels of their own: the blocks of a grouped convolution."""
 
     groups: tuple[ChannelGroup, ...]
 
@@ -41,7 +41,7 @@ class _Alike:
 def group_tree(
     title: str, groups: ChannelGroups, shapes: Mapping[str, Sequence[int]], detail: Detail = "usual"
 ) -> Tree:
-    """One branch per free group, with its members by role and its taps; what is fixed, by reason, at the end.
+    """Draw the groups as a tree: members of every free group by role, its taps, and what is fixed, by reason.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def group_tree(
 
 
 def summary_line(groups: ChannelGroups) -> str:
-    """Groups, channels, share of the parameters, proof error, and what is not followed."""
+    """Summarise groups in a line: their channels, share of the parameters, proof error, and what is not followed."""
     proof = "not proved" if groups.proof_error is None else f"proved, relative error {groups.proof_error:.1e}"
     line = (
         f"{_counted(groups.count, 'free group')}, {_counted(groups.free_channels, 'channel')}, "
@@ -86,21 +86,21 @@ def summary_line(groups: ChannelGroups) -> str:
 
 
 def _gathered(groups: Sequence[ChannelGroup]) -> list[_Alike]:
-    found: dict[object, list[ChannelGroup]] = defaultdict(list)
+    by_members: dict[object, list[ChannelGroup]] = defaultdict(list)
     for group in groups:
         members = tuple((slot.key, slot.axis, slot.role, slot.index.shape[1]) for slot in group.slots)
-        found[_NUMBER.sub("", group.name), group.size, members].append(group)
-    return [_Alike(tuple(alike)) for alike in found.values()]
+        by_members[_NUMBER.sub("", group.name), group.size, members].append(group)
+    return [_Alike(tuple(alike)) for alike in by_members.values()]
 
 
 def _member_lines(slots: Sequence[Slot], shapes: Mapping[str, Sequence[int]]) -> Iterator[str]:
-    """`layer.weight, .bias axis 0 [0:16] x 4`: tensors of one module that carry the channels alike in one line."""
-    found: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
+    """Write `layer.weight, .bias axis 0 [0:16] x 4`: a line for tensors of one module with the same positions."""
+    by_module: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
     for slot in slots:
         module, _, name = slot.key.rpartition(".")
-        names = found[module, _place(slot, shapes.get(slot.key))]
+        names = by_module[module, _place(slot, shapes.get(slot.key))]
         names[name] = names.get(name, 0) + 1
-    for (module, place), names in found.items():
+    for (module, place), names in by_module.items():
         first, *others = names
         keys = ", ".join([f"{module}.{first}" if module else first, *(f".{name}" for name in others)])
         times = max(names.values())
@@ -119,7 +119,7 @@ def _place(slot: Slot, shape: Sequence[int] | None) -> str:
 
 
 def _positions(index: Tensor) -> str:
-    """`[0:8, 40:48]`, or their number where they are scattered."""
+    """Write `[0:8, 40:48]`, or the number of positions where they are scattered."""
     ordered = index.reshape(-1).sort().values
     ends = (ordered.diff() != 1).nonzero().reshape(-1).tolist()
     starts = [0, *(end + 1 for end in ends)]
@@ -136,7 +136,7 @@ def _members_counted(group: ChannelGroup) -> str:
 
 
 def _listed(head: str, lines: Sequence[str], most: int | None) -> Text:
-    """A head with its lines below one another."""
+    """Write a head with its lines below one another."""
     shown = list(lines if most is None or len(lines) == most + 1 else lines[:most])
     if len(shown) < len(lines):
         shown.append(f"and {len(lines) - len(shown)} more")
@@ -154,9 +154,9 @@ def _add_fixed(tree: Tree, groups: ChannelGroups, detail: Detail) -> None:
     for reason in reasons:
         below = branch.add(Text(reason, style="red" if unexpected(reason) else ""))
         names = [f"{name} ({_counted(sizes[name], 'channel')})" for name in fixed_groups.get(reason, [])]
-        for head, found in (("groups", names), ("tensors", fixed_tensors.get(reason, []))):
-            if found:
-                below.add(Text.assemble((f"{head:8s} ", "italic"), named(found, most or len(found))))
+        for head, keys in (("groups", names), ("tensors", fixed_tensors.get(reason, []))):
+            if keys:
+                below.add(Text.assemble((f"{head:8s} ", "italic"), named(keys, most or len(keys))))
 
 
 def _counted(number: int, thing: str) -> str:

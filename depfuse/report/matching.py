@@ -1,4 +1,4 @@
-"""What `depfuse match` found: its fields, its tables, and one sentence."""
+"""The report of `depfuse match`: its fields, its tables, and one sentence."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class _Part(BaseModel):
 
 
 class GroupMatch(_Part):
-    """One group: costs and correlations are means over channels.
+    """A matched group; costs and correlations are means over channels.
 
-    `source` says for each channel which of the other parent's goes there; None where the matching is soft.
+    `source` is, for each channel, the channel of the other parent that goes there; None where the matching is soft.
     """
 
     name: str
@@ -38,7 +38,7 @@ class GroupMatch(_Part):
 
     @classmethod
     def of(cls, group: MatchedGroup) -> GroupMatch:
-        """Take the same numbers into a report."""
+        """Make the report of a matched group."""
         costs = group.activation_cost or (None, None)
         correlations = group.correlation or (None, None)
         hard = bool((group.matrix.max(1).values == 1.0).all())
@@ -69,7 +69,7 @@ class DepthMatch(_Part):
 
     @classmethod
     def of(cls, depth: int, tap: MatchedTap) -> DepthMatch:
-        """Take the same numbers into a report."""
+        """Make the report of matched channels at one place."""
         low, high = torch.quantile(tap.after, torch.tensor([0.1, 0.9], dtype=tap.after.dtype)).tolist()
         return cls(
             depth=depth,
@@ -93,7 +93,7 @@ class ParentMatch(_Part):
 
     @classmethod
     def of(cls, parent: int, path: str, digest: str, matching: Matching, names: Sequence[str] | None) -> ParentMatch:
-        """Take a matching into a report; of some groups only where they are named."""
+        """Make the report of a parent's matching, of the named groups only where names are given."""
         return cls(
             parent=parent,
             path=path,
@@ -108,7 +108,7 @@ class ParentMatch(_Part):
 
 
 class MatchReport(_Part):
-    """What `depfuse match` found."""
+    """The report of `depfuse match`."""
 
     kept: int
     kept_path: str
@@ -125,7 +125,7 @@ class MatchReport(_Part):
 
 
 def groups_table(match: ParentMatch) -> Table:
-    """One row per group: costs and correlations before and after matching."""
+    """Tabulate the groups: costs and correlations before and after matching."""
     table = _table("group", "channels", "moved", "activation cost", "weight distance", "correlation")
     for group in match.groups:
         table.add_row(
@@ -140,7 +140,7 @@ def groups_table(match: ParentMatch) -> Table:
 
 
 def depths_table(match: ParentMatch) -> Table:
-    """One row per place in the network: the correlation of matched channels there."""
+    """Tabulate the correlation of matched channels by place in the network."""
     table = _table("depth", "module", "group", "correlation before", "after", "10 % to 90 %")
     for row in match.depths:
         table.add_row(

@@ -99,7 +99,7 @@ def _thickened(block: np.ndarray, reach: int) -> np.ndarray:
 
 
 def _draw_costs(axes: Axes, groups: Sequence[MatchedGroup]) -> None:
-    """Costs before and after, by activations where they are watched, relative to those before."""
+    """Draw costs before and after, by activations where they were recorded, relative to those before."""
     watched = any(group.activation_cost is not None for group in groups)
     costs = [group.activation_cost if watched else group.weight_cost for group in groups]
     places = np.arange(len(groups))

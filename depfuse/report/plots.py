@@ -22,7 +22,7 @@ KINDS = ("png", "pdf", "svg")
 
 
 def plot_kind(path: Path) -> str:
-    """Return png, pdf or svg, as the name of the picture says; raise `ReportError` for any other."""
+    """Return png, pdf or svg from the ending of the file's name; raise `ReportError` for any other."""
     kind = path.suffix.lower().removeprefix(".")
     if kind not in KINDS:
         raise ReportError(f"{path}: a plot's name must end in .png, .pdf or .svg")
@@ -63,7 +63,7 @@ def draw_path(report: PathReport, path: Path, kind: str = "png") -> None:
 
 
 def draw_family(report: FusionReport, path: Path, kind: str = "png") -> None:
-    """Draw the candidates' accuracy, what they were chosen by, and their seconds, and write the picture to `path`.
+    """Draw the candidates' accuracy, the score that chose among them and their seconds; write the picture to `path`.
 
     The parents' accuracies are dotted lines, the ensemble's is dashed; the child is coloured.
     """

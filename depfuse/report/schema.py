@@ -47,7 +47,7 @@ class ScoreValues(_Part):
 
     @classmethod
     def of(cls, scores: Scores) -> ScoreValues:
-        """Take the same numbers into a report."""
+        """Make the report of scores."""
         return cls(accuracy=scores.accuracy, loss=scores.loss, calibration_error=scores.calibration_error)
 
 
@@ -59,12 +59,12 @@ class NetworkScores(ScoreValues):
 
     @classmethod
     def at(cls, path: Path | None, digest: str | None, scores: Scores) -> NetworkScores:
-        """Take scores into a report, with the file that they belong to."""
+        """Make the report of scores with the file that they belong to."""
         return cls(path=None if path is None else str(path), digest=digest, **ScoreValues.of(scores).model_dump())
 
 
 class GroupsSummary(_Part):
-    """What was found about the channels: free groups, their channels, the proof, what was fixed and why."""
+    """Summary of the channel groups: free groups, their channels, the proof, what was fixed and why."""
 
     count: int
     free_channels: int
@@ -86,18 +86,18 @@ class SharesSummary(_Part):
 
     @classmethod
     def of(cls, chosen: Chosen | None) -> SharesSummary | None:
-        """Take a choice into a report."""
+        """Make the report of a choice of shares."""
         if chosen is None:
             return None
-        parts = {part: list(own) for part, own in chosen.shares.parts.items()}
+        parts = {part: list(shares) for part, shares in chosen.shares.parts.items()}
         return cls(network=list(chosen.shares.network), parts=parts, loss_before=chosen.before, loss_after=chosen.after)
 
 
 class FamilyRow(ScoreValues):
-    """One candidate of `--goal best`: its scores, and what it was chosen by.
+    """A candidate of `--goal best`: its scores, and the score that chose among them.
 
     `disagreement` is the cross-entropy (nats) under the ensemble's probabilities on held-out training images, without
-    labels; `seconds` is what making it took; `chosen` marks the child.
+    labels; `seconds` is the time that making it took; `chosen` marks the child.
     """
 
     name: str
@@ -107,7 +107,7 @@ class FamilyRow(ScoreValues):
 
     @classmethod
     def of_candidate(cls, candidate: Candidate, scores: Scores, chosen: bool) -> FamilyRow:
-        """Take a candidate into a report."""
+        """Make the report of a candidate."""
         return cls(
             name=candidate.name,
             disagreement=candidate.disagreement,
@@ -134,7 +134,7 @@ class Seconds(_Part):
 
 
 class Environment(_Part):
-    """Where a run took place."""
+    """The environment of a run."""
 
     depfuse: str
     python: str
@@ -147,14 +147,14 @@ class Environment(_Part):
 
 
 class FusionReport(_Part):
-    """What `depfuse fuse` found; `heads` are the parents with their heads refitted to the ensemble.
+    """The report of `depfuse fuse`; `heads` are the parents with their heads refitted to the ensemble.
 
     `teacher` is the ensemble that the child learns from, where the parents were renewed first or got one head.
-    Where the child was trained on, `trained_parent` is a parent trained as long, from the weights with which it agreed
-    best with the ensemble.
+    Where the child was trained further, `trained_parent` is a parent trained as long, from the weights with which it
+    agreed best with the ensemble.
     `family` holds all candidates of which the child is the best, where that was asked for.
     `refit_reason` says what `refit auto` became and why. `suited_to` is in older reports only: a kind of networks.
-    `advice` is what the verdict says, as data; None in reports of versions that had words only. `widened` says whether
+    `advice` is the verdict as data; None in reports of versions that had words only. `widened` says whether
     channels stand side by side in the child.
     `not_converged` has one sentence for each solver that stopped at its limit, with the best result so far.
     """
@@ -188,7 +188,7 @@ class FusionReport(_Part):
 
     @property
     def ranked_family(self) -> list[FamilyRow]:
-        """The candidates in the order in which they agree with the ensemble, the child first."""
+        """Candidates in the order of their agreement with the ensemble, the child first."""
 
         def rank(row: FamilyRow) -> tuple[bool, float]:
             return not row.chosen, math.inf if row.disagreement is None else row.disagreement
@@ -197,7 +197,7 @@ class FusionReport(_Part):
 
 
 class PathRow(_Part):
-    """One place on a path; `alpha` is the second parent's share."""
+    """A point on a path; `alpha` is the second parent's share."""
 
     alpha: float
     accuracy: float
@@ -206,7 +206,7 @@ class PathRow(_Part):
 
     @classmethod
     def of(cls, point: PathPoint) -> PathRow:
-        """Take the same numbers into a report."""
+        """Make the report of a point on a path."""
         return cls(alpha=point.alpha, **ScoreValues.of(point.scores).model_dump())
 
 
@@ -223,7 +223,7 @@ class Barrier(_Part):
 
     @classmethod
     def of(cls, path: list[PathPoint], naive: list[PathPoint]) -> Barrier:
-        """Measure a path and the naive path over the same alphas."""
+        """Compute the barriers of a path and of the naive path over the same alphas."""
 
         def heights(points: list[PathPoint]) -> tuple[float, float]:
             alphas = [point.alpha for point in points]
@@ -248,7 +248,7 @@ class MethodPath(_Part):
 
 
 class PathReport(FusionReport):
-    """What `depfuse path` found: a fusion, and the networks between the two parents.
+    """The report of `depfuse path`: a fusion, and the networks between the two parents.
 
     `methods` holds the paths of all methods that were asked for by name; the first one's is `path`, too.
     """
@@ -260,7 +260,7 @@ class PathReport(FusionReport):
 
 
 class EvaluationReport(_Part):
-    """What `depfuse eval` found."""
+    """The report of `depfuse eval`."""
 
     networks: list[NetworkScores]
     data: str

@@ -1,4 +1,4 @@
-"""The fields of `study.json`: what `depfuse tune` found, wherever the study itself is stored."""
+"""The fields of `study.json`: the result of `depfuse tune`, wherever the study itself is stored."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ Share = Annotated[FiniteFloat, Field(ge=0)]
 
 
 class StudyReport(BaseModel):
-    """What `depfuse tune` found.
+    """The report of `depfuse tune`.
 
     Attributes
     ----------
     trials
-        All that finished, in the order of their numbers; at least one is complete.
+        All trials that finished, in the order of their numbers; at least one is complete.
     importances
         Share of each parameter in the quality, the largest first; None where there are too few trials to tell.
     labelled
-        Whether the quality is accuracy, for which labels were read, and not disagreement with the ensemble.
+        True if the quality is accuracy, for which labels were read, and not disagreement with the ensemble.
     timed
-        Whether seconds were a second objective.
+        True if seconds were a second objective.
     asked
-        Trials that the study was to have.
+        Number of trials that were asked for.
     parents, architectures, data
-        What was searched on: the files of the parents, what they are, and the name of the data.
+        The files of the parents, their architectures, and the name of the data.
     calibration, judged
         Training images to calibrate on and to judge by.
     kept

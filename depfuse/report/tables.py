@@ -14,12 +14,12 @@ from depfuse.study.trials import State, TrialRecord, best_first
 
 
 def fusion_table(report: FusionReport) -> Table:
-    """Show parents, their ensemble, the plain averages and the child."""
+    """Tabulate parents, their ensemble, the plain averages and the child."""
     return scores_table(fusion_rows(report), emphasised="child")
 
 
 def fusion_rows(report: FusionReport) -> list[tuple[str, ScoreValues]]:
-    """Every network of a fusion by name, with its scores: parents, their ensemble, the plain averages, the child."""
+    """List every network of a fusion with its scores: parents, their ensemble, the plain averages, the child."""
     rows: list[tuple[str, ScoreValues]] = [
         (f"parent {label}", parent) for label, parent in zip(short_names(report.parents), report.parents, strict=True)
     ]
@@ -42,7 +42,7 @@ def fusion_rows(report: FusionReport) -> list[tuple[str, ScoreValues]]:
 
 
 def family_table(report: FusionReport) -> Table:
-    """Show the candidates of `--goal best`, the child first."""
+    """Tabulate the candidates of `--goal best`, the child first."""
     table = _table("candidate", "disagreement", "accuracy", "loss", "seconds")
     for row in report.ranked_family:
         cells = (_nats(row.disagreement), *_cells(row)[:2], f"{row.seconds:.1f}")
@@ -51,25 +51,25 @@ def family_table(report: FusionReport) -> Table:
 
 
 def shares_table(shares: SharesSummary, names: Sequence[str]) -> Table:
-    """Show each parent's share in every part of the child."""
+    """Tabulate each parent's share in every part of the child."""
     table = _table("part", *(f"share of {name}" for name in names))
-    for part, own in shares.parts.items():
-        table.add_row(part, *(f"{share:.2f}" for share in own))
+    for part, of_part in shares.parts.items():
+        table.add_row(part, *(f"{share:.2f}" for share in of_part))
     return table
 
 
 def recipes_table(recipes: Sequence[Published]) -> Table:
-    """Show published methods with their papers, and in what they differ from these."""
+    """Tabulate published methods with their papers and the settings in which they differ from these."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name, wraps in (("name", False), ("title", True), ("paper", True), ("otherwise than there", True)):
         table.add_column(name, overflow="fold", no_wrap=not wraps)
-    for own in recipes:
-        table.add_row(own.name, own.title, own.paper, own.differs)
+    for row in recipes:
+        table.add_row(row.name, row.title, row.paper, row.differs)
     return table
 
 
 def search_table(trials: Sequence[TrialRecord], *, labelled: bool) -> Table:
-    """Show trials of a search in their order, with what was drawn for each."""
+    """Tabulate trials of a search in their order, with the parameters that were drawn for each."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("trial")
     for title in (_measure(labelled), "seconds"):
@@ -99,12 +99,12 @@ def search_sentence(trials: Sequence[TrialRecord], *, labelled: bool) -> str:
 
 
 def drawn_text(trial: TrialRecord) -> str:
-    """What was drawn for a trial: `distance cosine, mixture 0.31`."""
+    """Write the parameters that were drawn for a trial: `distance cosine, mixture 0.31`."""
     return ", ".join(f"{name} {_short(value)}" for name, value in trial.parameters.items())
 
 
 def scores_table(rows: Iterable[tuple[str, ScoreValues]], emphasised: str | None = None) -> Table:
-    """One row of scores per network: accuracy and calibration error in per cent, loss in nats."""
+    """Tabulate networks with their scores: accuracy and calibration error in per cent, loss in nats."""
     table = _table("network", "accuracy", "loss", "calibration error")
     for name, scores in rows:
         table.add_row(name, *_cells(scores), style="bold" if name == emphasised else None)
@@ -112,7 +112,7 @@ def scores_table(rows: Iterable[tuple[str, ScoreValues]], emphasised: str | None
 
 
 def path_table(report: PathReport) -> Table:
-    """Show the networks between the two parents, by each method, beside the plain averages at the same shares."""
+    """Tabulate the networks between the two parents, by each method, beside the plain averages at the same shares."""
     curves = {method.name: method.path for method in report.methods} or {"": report.path}
     curves["naive"] = report.naive_path
     heads = [f"{name} {what}".strip() for name in curves for what in ("accuracy", "loss")]
@@ -123,7 +123,7 @@ def path_table(report: PathReport) -> Table:
 
 
 def short_names(networks: Sequence[NetworkScores]) -> list[str]:
-    """Names of files without their folders, as far as that tells them apart."""
+    """Leave out the folders of files where the names alone differ."""
     paths = [network.path or "in memory" for network in networks]
     names = [Path(path).name for path in paths]
     return names if len(set(names)) == len(names) else paths

@@ -18,7 +18,7 @@ def verdict(advice: Advice, candidate: str | None = None) -> str:
     advice
         From `advise`.
     candidate
-        What the child is, where it is the best of several.
+        The kind of child, where it is the best of several candidates.
     """
     child = "the child" if candidate is None else f"the child ({candidate})"
     sentences = [_recommendation(advice, child), *_notes(advice)]
@@ -43,7 +43,7 @@ def barrier_sentence(report: PathReport) -> str:
 
 
 def loading_lines(report: FusionReport) -> list[str]:
-    """Say where the child lies and how to load it; nothing where it lies in no file."""
+    """Say where the child's file is and how to load it; nothing where it has no file."""
     if report.child.path is None:
         return []
     path = report.child.path
@@ -64,26 +64,29 @@ def _recommendation(advice: Advice, child: str) -> str:
         )
     if keep.what == "child":
         return f"Keep {child}: of {images} it gets {_per_cent(keep.accuracy)} right, {_reasons(advice)}."
-    found = f"Keep {_name(keep, advice)} ({_per_cent(keep.accuracy)} of {images})"
+    sentence = f"Keep {_name(keep, advice)} ({_per_cent(keep.accuracy)} of {images})"
     if advice.instead is not None:
         other = child if advice.instead.what == "child" else _name(advice.instead, advice)
         share = "" if advice.instead.what == "child" else f" ({_per_cent(advice.instead.accuracy)})"
-        found += f" where running {keep.networks} networks is affordable, otherwise {other}{share}"
-    return f"{found}: {child} reaches {_per_cent(advice.child.accuracy)}, {_reasons(advice)}."
+        sentence += f" where running {keep.networks} networks is affordable, otherwise {other}{share}"
+    return f"{sentence}: {child} reaches {_per_cent(advice.child.accuracy)}, {_reasons(advice)}."
 
 
 def _reasons(advice: Advice) -> str:
-    """How the child stands to the best parent and the ensemble, and to an average that is better."""
-    found = [_relation(rival, advice) for kind in ("parent", "ensemble") if (rival := advice.best(kind)) is not None]
+    """Compare the child with the best parent and the ensemble, and with an average that is better."""
+    rivals = [rival for kind in ("parent", "ensemble") if (rival := advice.best(kind)) is not None]
+    relations = [_relation(rival, advice) for rival in rivals]
     average = advice.best(*AVERAGES)
     if average is not None and average.lead < 0:
-        found.append(f"below the {_name(average, advice).removeprefix('the ')} ({_per_cent(average.accuracy)})")
+        relations.append(f"below the {_name(average, advice).removeprefix('the ')} ({_per_cent(average.accuracy)})")
     trained = advice.best("trained parent")
     if trained is not None and trained.held:
-        found.append(_relation(trained, advice))
+        relations.append(_relation(trained, advice))
     if advice.chance_alone:
-        found.append(f"no better than always predicting the most frequent label ({_per_cent(advice.chance)})")
-    return found[0] if len(found) == 1 else f"{', '.join(found[:-1])} and {found[-1]}" if found else "alone"
+        relations.append(f"no better than always predicting the most frequent label ({_per_cent(advice.chance)})")
+    if len(relations) < 2:
+        return relations[0] if relations else "alone"
+    return f"{', '.join(relations[:-1])} and {relations[-1]}"
 
 
 def _relation(rival: Compared, advice: Advice) -> str:
@@ -91,21 +94,21 @@ def _relation(rival: Compared, advice: Advice) -> str:
     name = f"{_name(rival, advice)}"
     share = f" ({_per_cent(rival.accuracy)})"
     if rival.what == "parent":
-        count = sum(own.what == "parent" for own in advice.rivals)
+        count = sum(other.what == "parent" for other in advice.rivals)
         name = f"the {'better' if count == 2 else 'best'} parent" if count > 1 else "the parent"
-        known = "" if rival.labels is None else f", which knows {rival.labels} of the labels"
-        share = f" ({'' if rival.path is None else f'{Path(rival.path).name}, '}{_per_cent(rival.accuracy)}{known})"
+        labels = "" if rival.labels is None else f", which knows {rival.labels} of the labels"
+        share = f" ({'' if rival.path is None else f'{Path(rival.path).name}, '}{_per_cent(rival.accuracy)}{labels})"
     if points == 0:
         return f"level with {name}{share}"
-    found = f"{abs(points):.2f} points {'above' if points > 0 else 'below'} {name}{share}"
+    relation = f"{abs(points):.2f} points {'above' if points > 0 else 'below'} {name}{share}"
     if rival.certain:
-        return found
+        return relation
     saved = f", for the cost of one network instead of {rival.networks}" if rival.networks > 1 else ""
-    return f"{found}, which is within the error of so few images{saved}"
+    return f"{relation}, which is within the error of so few images{saved}"
 
 
 def _name(option: Compared, advice: Advice) -> str:
-    """What a thing is called, with the file where it lies in one."""
+    """Name a network, with its file where it has one."""
     file = None if option.path is None else Path(option.path).name
     if option.what == "parent":
         return f"parent {file or option.number}"
@@ -118,30 +121,30 @@ def _name(option: Compared, advice: Advice) -> str:
     if option.what == "trained parent":
         return f"the parent trained as long{'' if file is None else f' ({file})'}"
     if option.what == "refitted parent":
-        files = [own.path for own in advice.rivals if own.what == "parent" and own.number == option.number]
+        files = [other.path for other in advice.rivals if other.what == "parent" and other.number == option.number]
         named = Path(files[0]).name if files and files[0] is not None else option.number
         return f"parent {named} with its head refitted to the ensemble"
     return "the child" if option.what == "child" else "the ensemble that taught the child"
 
 
 def _notes(advice: Advice) -> list[str]:
-    """What else is worth knowing, and how to get what is better but in no file."""
-    found = []
-    kept = [option for option in (advice.keep, advice.instead) if option is not None]
-    average = next((option for option in kept if option.what in AVERAGES), None)
-    if any(option.what == "child" and option.path is None for option in kept):
-        found.append("The child lies in no file: --out FILE writes it.")
+    """List what else is worth knowing, and how to get a better network that has no file."""
+    notes = []
+    options = [option for option in (advice.keep, advice.instead) if option is not None]
+    average = next((option for option in options if option.what in AVERAGES), None)
+    if any(option.what == "child" and option.path is None for option in options):
+        notes.append("The child lies in no file: --out FILE writes it.")
     if advice.same_start is not None:
         moved, channels = advice.same_start.moved, advice.same_start.channels
         best = advice.best(*AVERAGES)
         assert best is not None
-        found.append(
+        notes.append(
             f"The parents share a start: {'no channel' if moved == 0 else f'{moved:,} of {channels:,} channels'}"
             f" {'was' if moved < 2 else 'were'} moved, and {_name(best, advice)} reaches {_per_cent(best.accuracy)}."
         )
         average = average or (best if best.lead <= 0 or not best.certain else None)
     if average is not None:
-        found.append(f"{SOUP[average.what]} in place of the other settings writes that average.")
+        notes.append(f"{SOUP[average.what]} in place of the other settings writes that average.")
     for option in advice.better:
         how = (
             "run again with --out-parent FILE to have it in one"
@@ -149,8 +152,8 @@ def _notes(advice: Advice) -> list[str]:
             else "--goal best looks among such networks"
         )
         name = _name(option, advice)
-        found.append(f"{name[0].upper()}{name[1:]} reaches {_per_cent(option.accuracy)} but lies in no file; {how}.")
-    return found
+        notes.append(f"{name[0].upper()}{name[1:]} reaches {_per_cent(option.accuracy)} but lies in no file; {how}.")
+    return notes
 
 
 def _nats(loss: float | None) -> str:

@@ -16,17 +16,19 @@ from depfuse.report.tables import short_names
 
 
 def best_sentences(runs: Sequence[Run]) -> list[str]:
-    """One sentence per data set that fusions were evaluated on, and one per study.
+    """Write one sentence per data set that fusions were evaluated on, and one per study.
 
-    Of runs without fusions that are no studies, one tells of all.
+    Without fusions, one sentence tells of all runs that are not studies.
     """
     fusions = [(run.name, run.report) for run in runs if isinstance(run.report, FusionReport)]
     by_data: dict[str, list[tuple[str, FusionReport]]] = {}
     for name, report in fusions:
         by_data.setdefault(report.data, []).append((name, report))
     others = [run for run in runs if not isinstance(run.report, StudyReport)]
-    found = [_of_fusions(data, own) for data, own in by_data.items()] or ([_of_the_rest(others)] if others else [])
-    return found + [
+    sentences = [_of_fusions(data, rows) for data, rows in by_data.items()] or (
+        [_of_the_rest(others)] if others else []
+    )
+    return sentences + [
         f"Search on {run.report.data} ({run.name}): {study_sentence(run.report)}."
         for run in runs
         if isinstance(run.report, StudyReport)
@@ -34,7 +36,7 @@ def best_sentences(runs: Sequence[Run]) -> list[str]:
 
 
 def caution(runs: Sequence[Run]) -> str | None:
-    """How much the figures of several fusions can tell apart; None where there is only one."""
+    """Say how small a difference the figures of several fusions can show; return None for a single fusion."""
     reports = [run.report for run in runs if isinstance(run.report, FusionReport)]
     if len(reports) < 2:
         return None
@@ -73,7 +75,7 @@ def _of_the_rest(runs: Sequence[Run]) -> str:
         for network in run.report.networks
     ]
     if networks:
-        name, network, data = max(networks, key=lambda own: _accuracy(own[1]))
+        name, network, data = max(networks, key=lambda row: _accuracy(row[1]))
         return f"Best on {data}: {short_names([network])[0]}, {per_cent(network.accuracy)} % ({name})."
     matchings = sum(len(run.report.matchings) for run in runs if isinstance(run.report, MatchReport))
     return f"{counted(matchings, 'matching')}, and no fusion whose accuracy could be compared."

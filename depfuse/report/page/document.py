@@ -66,8 +66,8 @@ _KINDS: tuple[tuple[str, str, type[Any], Callable[[Any], Html], Callable[[Any], 
 def build_page(found: Runs) -> str:
     """Build the page that shows all runs: one HTML document with its style, its script and its drawings inside.
 
-    Its Content-Security-Policy lets the browser use these and nothing else, from nowhere else. Without the script
-    all is there to be read; the script sorts and filters the tables and opens the details that a link leads to.
+    Its Content-Security-Policy lets the browser use these alone. Without the script everything can be read; the
+    script sorts and filters the tables and opens the details that a link leads to.
     """
     style, script = _resource("page.css"), _resource("page.js")
     title = f"depfuse: {counted(len(found.runs), 'run')} in {found.folder.resolve().name}"
@@ -97,7 +97,7 @@ def build_page(found: Runs) -> str:
 
 
 def write_page(found: Runs, path: Path) -> None:
-    """Build the page and write it; it takes its place when it is complete."""
+    """Build the page and write it atomically."""
     text = build_page(found)
     with replacing(path) as unfinished:
         # Names of files may hold what is no Unicode; the page shows a question mark instead.
@@ -132,10 +132,10 @@ def _main(found: Runs) -> list[Html]:
     entries = [Entry(f"run-{number}", run.name, run.report) for number, run in enumerate(found.runs, start=1)]
     tables, details, alone = [], [], len(entries) == 1
     for title, says, kind, table, summary, one in _KINDS:
-        own: list[Entry[Any]] = [entry for entry in entries if isinstance(entry.report, kind)]
-        if own:
-            tables.append(element("section", element("h2", title), element("p", says, class_="quiet"), table(own)))
-            details += [_details(entry, summary(entry.report), one(entry.report), alone) for entry in own]
+        of_kind: list[Entry[Any]] = [entry for entry in entries if isinstance(entry.report, kind)]
+        if of_kind:
+            tables.append(element("section", element("h2", title), element("p", says, class_="quiet"), table(of_kind)))
+            details += [_details(entry, summary(entry.report), one(entry.report), alone) for entry in of_kind]
     return [_filter(), *tables, element("section", element("h2", "Details"), *details)]
 
 

@@ -20,9 +20,9 @@ Placing: TypeAlias = Callable[[float, float], "tuple[float, float]"]
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: points (x, y) in order of x, where y that is missing or not finite leaves a gap.
+    """A curve through points (x, y) in order of x; y that is missing or not finite leaves a gap.
 
-    `look` is the class that the style sheet knows it by; `band` holds the lower and upper edge of a band around it.
+    `look` is its class in the style sheet; `band` holds the lower and upper edge of a band around it.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """One mark: `says` is what is told of it where a pointer rests on it, `look` as of a line.
+    """A mark in a drawing; `says` is its tooltip, `look` its class in the style sheet.
 
     A mark without `y` is a stroke below the lower edge. `label` is written beside it, unless an earlier one is there.
     """
@@ -46,7 +46,7 @@ class Mark:
 
 
 def bar(share: float | None, look: str = "") -> Html:
-    """A bar that is filled to a share between 0 and 1; decoration beside the number that it shows."""
+    """Draw a bar filled to a share between 0 and 1, as decoration beside the number."""
     filled = 0.0 if share is None or not math.isfinite(share) else min(max(share, 0.0), 1.0)
     fill = element("rect", width=f"{100 * filled:.1f}%", height="100%", class_="fill")
     return element(
@@ -56,7 +56,7 @@ def bar(share: float | None, look: str = "") -> Html:
 
 
 def legend(lines: Sequence[Line], marks: Mapping[str, Mark] | None = None) -> Html:
-    """The names of curves, each beside a piece of its line, and names of marks, each beside one."""
+    """Write the names of curves and of marks, each beside a sample of it."""
     samples = [(_stroke(line.look), line.name) for line in lines]
     samples += [(_mark(mark, 13, 6, 3), name) for name, mark in (marks or {}).items()]
     return element("ul", *(element("li", _sample(sample), name) for sample, name in samples), class_="legend")
@@ -72,10 +72,10 @@ def chart(
     x: Scale | None = None,
     y: Scale | None = None,
 ) -> Html:
-    """Curves and marks over one axis.
+    """Draw curves and marks over one axis.
 
-    `says` is what those who do not see the drawing are told, `across` and `upwards` are the axes' names; scales that
-    are not given hold all that is drawn.
+    `says` is the text for screen readers, `across` and `upwards` are the axes' names; scales that are not given
+    hold all that is drawn.
     """
     shown = [point for line in lines for edge in (line.points, *(line.band or ())) for point in _finite(edge)]
     heights = [height for _, height in shown] + [mark.y for mark in marks if mark.y is not None]
@@ -137,7 +137,7 @@ def _sample(drawn: Html) -> Html:
 
 
 def _curve(points: Sequence[Point], place: Placing) -> str:
-    """The stretches of a curve between its gaps; a point alone between two gaps is a dot."""
+    """Draw the stretches of a curve between its gaps; a single point between two gaps becomes a dot."""
     stretches: list[list[tuple[float, float]]] = [[]]
     for x, y in points:
         if y is not None and math.isfinite(x) and math.isfinite(y):

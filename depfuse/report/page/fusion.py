@@ -25,7 +25,7 @@ _LOOKS = 5  # that the style sheet has for the curves of methods
 
 
 def fusion_details(report: FusionReport) -> Html:
-    """Verdict, scores, path, candidates, shares, seconds, recipe, groups and command of one fusion."""
+    """Show verdict, scores, path, candidates, shares, seconds, recipe, groups and command of one fusion."""
     return join(
         [
             element("p", unbroken(report.verdict), class_="verdict"),
@@ -43,7 +43,7 @@ def _loading(report: FusionReport) -> Html | None:
 
 
 def fusion_summary(report: FusionReport) -> str:
-    """The most important figures of a fusion in one line."""
+    """Summarise a fusion in a line."""
     return f"child {per_cent(report.child.accuracy)} %, ensemble {per_cent(report.ensemble.accuracy)} %"
 
 
@@ -55,7 +55,7 @@ def _left(report: FusionReport) -> list[Html]:
         parts.append(_family(report))
     if report.shares is not None and report.shares.parts:
         heads = ["part", *(f"share of {name}" for name in short_names(report.parents))]
-        rows = [[part, *(decimal(share, 2) for share in own)] for part, own in report.shares.parts.items()]
+        rows = [[part, *(decimal(share, 2) for share in shares)] for part, shares in report.shares.parts.items()]
         parts.append(section("Shares of the parents", plain_table("Shares of the parents", heads, rows)))
     return [*parts, _subject(report), environment_section(report.environment, report.command)]
 
@@ -90,9 +90,9 @@ def _path(report: PathReport) -> Html:
 
     def lines(loss: bool) -> list[Line]:
         level = ensemble.loss if loss else 100 * ensemble.accuracy
-        found = [Line("logit ensemble", "ensemble", [(row.alpha, level) for row in report.path])]
-        found.append(Line("naive average", "naive", _points(report.naive_path, loss)))
-        return found + [Line(name, looks[name], _points(rows, loss)) for name, rows in curves.items()]
+        drawn = [Line("logit ensemble", "ensemble", [(row.alpha, level) for row in report.path])]
+        drawn.append(Line("naive average", "naive", _points(report.naive_path, loss)))
+        return drawn + [Line(name, looks[name], _points(rows, loss)) for name, rows in curves.items()]
 
     charts = [
         chart(f"Accuracy between the parents. {says}", "share of the second parent", "accuracy (%)", lines(False)),

@@ -27,12 +27,12 @@ def element(tag: str, *content: str | None, **attributes: str | float | bool | N
 
 
 def join(parts: Iterable[str | None], between: str = "") -> Html:
-    """Put parts one after another; those that are not `Html` are escaped, and None is nothing."""
+    """Concatenate parts; those that are not `Html` are escaped, and None is left out."""
     return Html(between.join(escape(part) for part in parts if part is not None))
 
 
 def escape(text: str) -> Html:
-    """Text as markup that shows it."""
+    """Escape text."""
     return text if isinstance(text, Html) else Html(html.escape(text))
 
 

@@ -27,14 +27,14 @@ _NAME = re.compile(r"[\\/]")
 
 @dataclass
 class _Node:
-    """A module of the network: the modules inside it, and the groups that are named after it."""
+    """A module of the network with the modules inside it and the groups that are named after it."""
 
     inside: dict[str, _Node] = field(default_factory=dict)
     groups: list[GroupMatch] = field(default_factory=list)
 
 
 def match_details(report: MatchReport) -> Html:
-    """Every matching of a report, then seconds, recipe and command."""
+    """Show every matching of a report, then seconds, recipe and command."""
     rest = [
         seconds_section(report.seconds),
         recipe_section(report.recipe),
@@ -52,11 +52,12 @@ def match_details(report: MatchReport) -> Html:
 
 
 def match_summary(report: MatchReport) -> str:
-    """How alike the matched channels are, in one line."""
-    known = [after for match in report.matchings if (after := mean_correlation(match)[1]) is not None]
-    if not known:
+    """Summarise in a line how well the matched channels correlate."""
+    correlations = [after for match in report.matchings if (after := mean_correlation(match)[1]) is not None]
+    if not correlations:
         return counted(len(report.matchings), "matching")
-    return f"{counted(len(report.matchings), 'matching')}, mean correlation {decimal(sum(known) / len(known), 3)}"
+    mean = sum(correlations) / len(correlations)
+    return f"{counted(len(report.matchings), 'matching')}, mean correlation {decimal(mean, 3)}"
 
 
 def _matching(match: ParentMatch, kept: str) -> Html:
@@ -90,7 +91,7 @@ def _depths(match: ParentMatch) -> Html | None:
 
 
 def _tree(groups: Sequence[GroupMatch]) -> Html:
-    """The groups by module, each with its correlation before and after matching."""
+    """Draw the groups by module, each with its correlation before and after matching."""
     root = _Node()
     for group in groups:
         node = root
@@ -101,16 +102,16 @@ def _tree(groups: Sequence[GroupMatch]) -> Html:
 
 
 def _branches(node: _Node) -> list[Html]:
-    found = []
+    items = []
     for name, inner in node.inside.items():
         while len(inner.inside) == 1 and not inner.groups:
             (below, inner), *_ = inner.inside.items()
             name = f"{name}.{below}"
-        found += [element("li", _leaf(name, group), class_="leaf") for group in inner.groups]
+        items += [element("li", _leaf(name, group), class_="leaf") for group in inner.groups]
         if inner.inside:
             branches = element("ul", *_branches(inner))
-            found.append(element("li", element("details", element("summary", name), branches, open=True)))
-    return found
+            items.append(element("li", element("details", element("summary", name), branches, open=True)))
+    return items
 
 
 def _leaf(name: str, group: GroupMatch) -> Html:

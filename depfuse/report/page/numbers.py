@@ -8,12 +8,12 @@ NOTHING = "–"
 
 
 def per_cent(fraction: float | None) -> str:
-    """A fraction as a percentage without its sign."""
+    """Write a fraction as a percentage without its sign."""
     return decimal(None if fraction is None else 100 * fraction, 2)
 
 
 def points(difference: float | None) -> str:
-    """A difference of fractions in percentage points, with its sign."""
+    """Write a difference of fractions in percentage points, with its sign."""
     if difference is None or not math.isfinite(difference):
         return decimal(difference, 2)
     rounded = round(100 * difference, 2) + 0.0
@@ -21,22 +21,22 @@ def points(difference: float | None) -> str:
 
 
 def decimal(value: float | None, digits: int) -> str:
-    """A number with so many digits behind the point, or a dash where there is none."""
+    """Write a number with so many digits after the point, or a dash where there is none."""
     if value is None:
         return NOTHING
     return f"{value:.{digits}f}".replace("-", "−") if math.isfinite(value) else "not finite"
 
 
 def nats(loss: float | None) -> str:
-    """A loss; a report holds none where it was not finite."""
+    """Write a loss; a report holds none where it was not finite."""
     return "not finite" if loss is None else decimal(loss, 4)
 
 
 def unbroken(sentence: str) -> str:
-    """A sentence whose numbers stay in one line with their sign of per cent."""
+    """Keep numbers in one line with their per cent sign."""
     return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def counted(number: int, thing: str) -> str:
-    """`1 run`, `2 runs`."""
+    """Write `1 run`, `2 runs`."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -31,7 +31,7 @@ class Entry(Generic[R]):
 
 @dataclass(frozen=True)
 class _Matched:
-    """One row of the matchings: a report may hold several."""
+    """A row of the table of matchings: a report may hold several."""
 
     entry: Entry[MatchReport]
     match: ParentMatch
@@ -39,14 +39,14 @@ class _Matched:
 
 @dataclass(frozen=True)
 class _Evaluated:
-    """One row of the evaluations."""
+    """A row of the table of evaluations."""
 
     entry: Entry[EvaluationReport]
     network: NetworkScores
 
 
 def fusions_table(entries: Sequence[Entry[FusionReport]]) -> Html:
-    """All fusions, the best child first."""
+    """Tabulate all fusions, the best child first."""
     reports = [entry.report for entry in entries]
     columns: list[Column[Entry[FusionReport]]] = [
         Column("Run", lambda entry: entry.name),
@@ -69,7 +69,7 @@ def fusions_table(entries: Sequence[Entry[FusionReport]]) -> Html:
 
 
 def matchings_table(entries: Sequence[Entry[MatchReport]]) -> Html:
-    """All matchings, the one with the most alike channels first."""
+    """Tabulate all matchings, the one with the highest correlation of channels first."""
     rows = [_Matched(entry, match) for entry in entries for match in entry.report.matchings]
     columns: list[Column[_Matched]] = [
         Column("Run", lambda row: row.entry.name),
@@ -91,7 +91,7 @@ def matchings_table(entries: Sequence[Entry[MatchReport]]) -> Html:
 
 
 def evaluations_table(entries: Sequence[Entry[EvaluationReport]]) -> Html:
-    """All networks that were evaluated, the best first."""
+    """Tabulate all networks that were evaluated, the best first."""
     rows = [_Evaluated(entry, network) for entry in entries for network in entry.report.networks]
     columns: list[Column[_Evaluated]] = [
         Column("Run", lambda row: row.entry.name),
@@ -104,7 +104,7 @@ def evaluations_table(entries: Sequence[Entry[EvaluationReport]]) -> Html:
 
 
 def studies_table(entries: Sequence[Entry[StudyReport]]) -> Html:
-    """All studies, the longest first: of different parents none is better than another."""
+    """Tabulate all studies, the longest first: results on different parents cannot be ranked."""
     columns: list[Column[Entry[StudyReport]]] = [
         Column("Run", lambda entry: entry.name),
         _judged("Disagreement", nats, lambda study: None if study.labelled else study.best),
@@ -125,12 +125,12 @@ def studies_table(entries: Sequence[Entry[StudyReport]]) -> Html:
 
 
 def seconds(report: FusionReport) -> float:
-    """What the fusion took, evaluation left out."""
+    """Sum the seconds of a fusion, evaluation left out."""
     return float(sum(report.seconds.model_dump(exclude={"evaluate"}).values()))
 
 
 def mean_correlation(match: ParentMatch) -> tuple[float | None, float | None]:
-    """Correlation of matched channels before and after, the mean over all depths; None where there are none."""
+    """Average the correlation of matched channels over all depths, before and after; None where there are none."""
     rows = match.depths
     if not rows:
         return None, None
@@ -144,7 +144,7 @@ def _judged(
         trial = chosen(entry.report)
         return None if trial is None else trial.quality
 
-    return Column(head, lambda entry: "" if (own := value(entry)) is None else text(own), value)
+    return Column(head, lambda entry: "" if (quality := value(entry)) is None else text(quality), value)
 
 
 def _count(state: State) -> Column[Entry[StudyReport]]:
@@ -163,7 +163,7 @@ def _fraction(head: str, value: Callable[[FusionReport], float | None]) -> Colum
 
 
 def _keep(report: FusionReport) -> str:
-    """What the verdict says to keep; nothing for reports that have it in words only."""
+    """Say what the verdict recommends; nothing for reports that have it in words only."""
     if report.advice is None:
         return ""
     return "none of them" if report.advice.keep is None else report.advice.keep.what

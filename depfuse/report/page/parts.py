@@ -15,22 +15,22 @@ from depfuse.report.schema import Environment
 
 
 def section(title: str, *content: Html | None) -> Html:
-    """A titled part of a run's details."""
+    """Build a titled part of a run's details."""
     return element("section", element("h4", title), *content)
 
 
 def on_demand(title: str, *content: Html) -> Html:
-    """What few will want to see: closed until it is asked for."""
+    """Fold a part that few readers need: it is closed until they open it."""
     return element("details", element("summary", title), *content)
 
 
 def pairs(rows: Mapping[str, str | Html]) -> Html:
-    """Names and what they stand for."""
+    """List names with their values."""
     return element("dl", *(element("div", element("dt", name), element("dd", value)) for name, value in rows.items()))
 
 
 def seconds_section(seconds: Mapping[str, float]) -> Html:
-    """A bar for each step that took time."""
+    """Draw a bar for each step that took time."""
     taken = {step: value for step, value in seconds.items() if value > 0}
     longest = max(taken.values(), default=0.0)
     rows = [
@@ -41,7 +41,7 @@ def seconds_section(seconds: Mapping[str, float]) -> Html:
 
 
 def recipe_section(recipe: dict[str, Any], title: str = "Recipe") -> Html:
-    """What differs from the default recipe, and the whole on demand."""
+    """Show the settings that differ from the default recipe, and the whole recipe folded."""
     changed = {name: setting(value) for name, value in changed_settings(recipe).items()}
     news = pairs(changed) if changed else element("p", "The default settings.", class_="quiet")
     whole = element("pre", json.dumps(recipe, indent=1, ensure_ascii=False))
@@ -49,11 +49,11 @@ def recipe_section(recipe: dict[str, Any], title: str = "Recipe") -> Html:
 
 
 def environment_section(environment: Environment, command: Sequence[str]) -> Html:
-    """Where the run took place, and how it is done again."""
+    """Show the environment of the run and the command that repeats it."""
     rows = {name.replace("_", " "): str(value) for name, value in environment if value is not None}
     return section("Command", element("pre", shlex.join(command)), on_demand("Environment", pairs(rows)))
 
 
 def warnings_part(sentences: Sequence[str]) -> Html | None:
-    """Solvers that stopped at their limit, if any."""
+    """List the solvers that stopped at their limit, if any."""
     return element("p", join(sentences, " "), class_="warning") if sentences else None

@@ -25,7 +25,7 @@ AnyReport: TypeAlias = FusionReport | PathReport | MatchReport | EvaluationRepor
 
 @dataclass(frozen=True)
 class Run:
-    """A report, and what it is called: its path below the folder, `a/b` for `a/b/report.json` or `a/b/study.json`."""
+    """A report with its name: its path below the folder, `a/b` for `a/b/report.json` or `a/b/study.json`."""
 
     name: str
     report: AnyReport
@@ -33,7 +33,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Broken:
-    """A report that cannot be read: its path below the folder, and the sentence that says why."""
+    """A report that cannot be read: its path below the folder, and the reason in a sentence."""
 
     name: str
     reason: str
@@ -51,8 +51,8 @@ class Runs:
 def find_runs(folder: Path) -> Runs:
     """Read every report below a folder: each .json file that a command wrote with `--report`, or `depfuse tune`.
 
-    JSON of other kinds is passed over, unless its name says that it is a report or a study. What is no JSON at all
-    counts as a broken report.
+    JSON of other kinds is skipped, unless its name says that it is a report or a study. A file that is not JSON at
+    all counts as a broken report.
 
     Raises
     ------
@@ -84,9 +84,9 @@ def find_runs(folder: Path) -> Runs:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All JSON below a folder but for what is hidden there: copies that editors and notebooks keep."""
-    found = (path for path in folder.rglob("*.json") if path.is_file())
-    return (path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    """List all JSON files below a folder except hidden ones: copies that editors and notebooks keep."""
+    files = (path for path in folder.rglob("*.json") if path.is_file())
+    return (path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def _read(path: Path) -> AnyReport:
@@ -98,7 +98,7 @@ def _read(path: Path) -> AnyReport:
 
 
 def _of_another_kind(path: Path) -> bool:
-    """Whether a file is sound JSON, and neither named nor shaped like a report."""
+    """Tell whether a file is valid JSON, and neither named nor shaped like a report."""
     if "report" in path.name.lower() or path.name == STUDY:
         return False
     try:

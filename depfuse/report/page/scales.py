@@ -16,7 +16,7 @@ _LONGEST = 18  # characters of a name
 
 @dataclass(frozen=True)
 class Scale:
-    """An axis from `low` to `high`; `ticks` are values and what is written beside them.
+    """An axis from `low` to `high`; `ticks` are values with their labels.
 
     On a scale of names a name is its number, from 0 at the high end.
     """
@@ -27,20 +27,20 @@ class Scale:
     log: bool = False
 
     def share(self, value: float) -> float:
-        """Where a value lies between the ends, as a share of the way; it is positive where the scale is logarithmic."""
-        low, high, own = (math.log(end) if self.log else end for end in (self.low, self.high, value))
-        return (own - low) / (high - low)
+        """Return where a value lies between the ends, as a share of the way; on a logarithmic scale it is positive."""
+        low, high, at = (math.log(end) if self.log else end for end in (self.low, self.high, value))
+        return (at - low) / (high - low)
 
 
 def linear(values: Sequence[float], margin: float = 0.0, *, whole: bool = False) -> Scale:
-    """A scale that holds all values, and a margin of so much of their range beside them; ticks may be `whole` alone."""
+    """Make a scale that holds all values and a margin, a share of their range; ticks may be `whole` only."""
     low, high = _limits(values, margin)
     ticks = [float(tick) for tick in _TICKS.tick_values(low, high) if low <= tick <= high]
     return Scale(low, high, [(tick, f"{tick:g}") for tick in ticks if tick.is_integer() or not whole])
 
 
 def logarithmic(values: Sequence[float], margin: float = 0.0) -> Scale:
-    """The same for positive values, whose ratios are seen."""
+    """Make a logarithmic scale that holds all values, which are positive, and a margin."""
     low, high = (math.exp(end) for end in _limits([math.log(value) for value in values], margin))
     for locator in _LOG_TICKS:
         ticks = [float(tick) for tick in locator.tick_values(low, high) if low <= tick <= high]
@@ -50,7 +50,7 @@ def logarithmic(values: Sequence[float], margin: float = 0.0) -> Scale:
 
 
 def named(names: Sequence[str]) -> Scale:
-    """A scale with a place for each name, the first at the high end."""
+    """Make a scale with a place for each name, the first at the high end."""
     short = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in names]
     return Scale(len(names) - 0.5, -0.5, [(float(place), name) for place, name in enumerate(short)])
 

@@ -1,4 +1,4 @@
-"""What the page tells of a fusion besides its fields: the best parent and average, the recipe's news."""
+"""Figures of a fusion that are not fields of its report: best parent and average, settings that were changed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from depfuse.report.tables import short_names
 
 
 def best_parent(report: FusionReport) -> NetworkScores | None:
-    """The parent that is right most often."""
+    """Return the most accurate parent."""
     return max(report.parents, key=lambda parent: parent.accuracy, default=None)
 
 
 def best_naive(report: FusionReport) -> ScoreValues:
-    """The better of the two plain averages."""
+    """Return the better of the two plain averages."""
     return max(report.naive, report.naive_renorm, key=lambda scores: scores.accuracy)
 
 
 def single_networks(report: FusionReport) -> list[tuple[str, ScoreValues]]:
-    """Each network of a fusion that lies in a file, and what it is; of equals the first is to be kept."""
+    """List the networks of a fusion that have a file, with what they are; of equals the first is to be kept."""
     names = short_names(report.parents)
     rows: list[tuple[str, ScoreValues]] = [("the child", report.child)]
     rows += [(f"parent {name}", parent) for name, parent in zip(names, report.parents, strict=True)]
@@ -34,16 +34,16 @@ def single_networks(report: FusionReport) -> list[tuple[str, ScoreValues]]:
 
 
 def stems(networks: Sequence[NetworkScores]) -> list[str]:
-    """Names of files without folders and endings, as far as that tells them apart."""
+    """Shorten files to names without folders and endings, where these differ."""
     names = short_names(networks)
     short = [Path(name).stem for name in names]
     return short if len(set(short)) == len(names) else names
 
 
 def changed_settings(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a recipe that differ from the default ones, or that these do not know.
+    """Return the settings of a recipe that differ from the defaults or that these lack.
 
-    What the defaults leave open and usually become is no difference either.
+    The usual value of a setting that the defaults leave open is no difference either.
     """
     usual = _usual()
     return {
@@ -54,17 +54,17 @@ def changed_settings(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _alike(value: Any) -> bool:
-    """Whether it is one equal share per parent."""
+    """Tell whether all shares are equal."""
     return isinstance(value, (list, tuple)) and len(set(value)) == 1
 
 
 def settings_text(settings: dict[str, Any]) -> str:
-    """`refit=ridge, seed=3`."""
+    """Write `refit=ridge, seed=3`."""
     return ", ".join(f"{name}={setting(value)}" for name, value in settings.items())
 
 
 def setting(value: Any) -> str:
-    """One setting in a few characters."""
+    """Write a setting in a few characters."""
     if isinstance(value, (list, tuple)):
         return ",".join(setting(part) for part in value)
     if value is None:

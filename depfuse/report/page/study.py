@@ -14,7 +14,7 @@ from depfuse.study.trials import TrialRecord, best_first
 
 
 def study_details(report: StudyReport) -> Html:
-    """Sentence, history, front, slices and importances, all trials, the best recipe, and command of one study."""
+    """Show sentence, history, front, slices, importances, all trials, the best recipe, and command of one study."""
     best, sentence = report.best, study_sentence(report)
     figures = [section("History", history(report)), section("Quality and seconds", pareto(report))]
     return join(
@@ -32,7 +32,7 @@ def study_details(report: StudyReport) -> Html:
 
 
 def study_summary(report: StudyReport) -> str:
-    """The most important figures of a study in one line."""
+    """Summarise a study in a line."""
     return f"search of {counted(len(report.trials), 'trial')}, the best {report.best.trial}"
 
 

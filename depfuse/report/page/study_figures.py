@@ -23,14 +23,14 @@ _MARGIN = 0.05
 
 
 def history(report: StudyReport) -> Html:
-    """A mark for each trial, and the best so far as a curve; what was given up is a stroke at the lower edge."""
+    """Draw a mark for each trial and the best so far as a curve; trials that did not complete are strokes below."""
     complete, best = complete_trials(report.trials), best_so_far(report.trials, labelled=report.labelled)
     given_up = [trial for trial in report.trials if trial.state != "complete"]
     corners: list[tuple[float, float | None]] = []
-    for trial, own in zip(complete, best, strict=True):
+    for trial, record in zip(complete, best, strict=True):
         if corners:
             corners.append((trial.trial, corners[-1][1]))
-        corners.append((trial.trial, _shown(report, own)))
+        corners.append((trial.trial, _shown(report, record)))
     corners.append((max(trial.trial for trial in report.trials), corners[-1][1]))
     lines = [Line("best so far", "naive", corners)]
     marks = [Mark(trial.trial, None, "other", f"trial {trial.trial}, {trial.state}") for trial in given_up]
@@ -48,7 +48,7 @@ def history(report: StudyReport) -> Html:
 
 
 def importance_bars(shares: dict[str, float]) -> Html:
-    """A bar for the share of each parameter, the largest on top."""
+    """Draw a bar for the share of each parameter, the largest on top."""
     largest = max(shares.values(), default=0.0) or 1.0
     rows = [
         element(
@@ -60,28 +60,28 @@ def importance_bars(shares: dict[str, float]) -> Html:
 
 
 def slice_charts(report: StudyReport) -> list[Html]:
-    """The quality against each parameter, of the complete trials that have it: of the `SLICES` that matter most."""
+    """Draw quality against each of the `SLICES` most important parameters, over the complete trials that have it."""
     slices = slices_of(report.trials)
-    known = list(report.importances or {})
-    slices.sort(key=lambda own: known.index(own.name) if own.name in known else len(known))
+    by_importance = list(report.importances or {})
+    slices.sort(key=lambda part: by_importance.index(part.name) if part.name in by_importance else len(by_importance))
     drawings = []
-    for own in slices[:SLICES]:
-        if own.numeric:
-            heights = [float(value) for value in own.values]
-            scale = (logarithmic if own.log else linear)(heights, _MARGIN)
+    for part in slices[:SLICES]:
+        if part.numeric:
+            heights = [float(value) for value in part.values]
+            scale = (logarithmic if part.log else linear)(heights, _MARGIN)
         else:
-            names = sorted({str(value) for value in own.values})
-            heights, scale = [float(names.index(str(value))) for value in own.values], named(names)
+            names = sorted({str(value) for value in part.values})
+            heights, scale = [float(names.index(str(value))) for value in part.values], named(names)
         marks = [
             _mark(report, trial, _shown(report, trial), height)
-            for trial, height in zip(own.records, heights, strict=True)
+            for trial, height in zip(part.records, heights, strict=True)
         ]
-        drawings.append(chart(_says(report, own), _title(report), own.name, (), marks, x=_scale(report), y=scale))
+        drawings.append(chart(_says(report, part), _title(report), part.name, (), marks, x=_scale(report), y=scale))
     return drawings
 
 
 def pareto(report: StudyReport) -> Html:
-    """The quality of each complete trial against its seconds, and the trials that no other surpasses in both."""
+    """Draw the quality of each complete trial against its seconds, and the front of trials that none beats in both."""
     complete, front = complete_trials(report.trials), pareto_front(report.trials, labelled=report.labelled)
     taken = [_seconds(trial) for trial in complete]
     lines = [Line("no other is as good and as fast", "look0", [(_seconds(t), _shown(report, t)) for t in front])]
@@ -110,7 +110,7 @@ def _mark(
 
 
 def _scale(report: StudyReport) -> Scale:
-    """Of the quality: accuracies are not seen by their ratios."""
+    """Choose the scale of the quality: linear for accuracies, whose ratios say nothing."""
     values = [_shown(report, trial) for trial in complete_trials(report.trials)]
     return (logarithmic if not report.labelled and is_wide(values) else linear)(values, _MARGIN)
 

@@ -15,7 +15,7 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Column(Generic[Row]):
-    """One column of a sortable table; a column with a `value` is sorted by it, others by their text."""
+    """A column of a sortable table, sorted by its `value` where it has one, else by its text."""
 
     head: str
     text: Callable[[Row], str]
@@ -23,7 +23,7 @@ class Column(Generic[Row]):
 
 
 def plain_table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], marked: int | None = None) -> Html:
-    """A table whose first column names its rows and whose others are numbers; row `marked` is emphasised."""
+    """Build a table whose first column names its rows and whose others are numbers; row `marked` is emphasised."""
     body = [
         element(
             "tr",
@@ -46,10 +46,10 @@ def sortable_table(
     *,
     rising: bool = False,
 ) -> Html:
-    """A table with a button at the head of each column; columns that say nothing about any row are left out.
+    """Build a table with a button at the head of each column; columns that are empty in all rows are left out.
 
-    `identity` is the id of the details that a row belongs to; its first cell leads there. `sorted_by` is the column
-    that the rows are sorted by, highest first, or lowest first if `rising`; what has no number comes last.
+    `identity` is the id of the details that a row belongs to; its first cell links there. `sorted_by` is the column
+    that the rows are sorted by, highest first, or lowest first if `rising`; rows without a number come last.
     """
     shown = [column for column in columns if any(column.text(row) not in ("", NOTHING) for row in rows)]
     rows = sorted(rows, key=_rank(next(column for column in columns if column.head == sorted_by), rising))
@@ -72,7 +72,7 @@ def sortable_table(
 
 
 def scrolling(caption: str, table: Html) -> Html:
-    """A table that scrolls inside itself where it is too wide, by keyboard as well."""
+    """Wrap a table so that it scrolls where it is too wide, by keyboard as well."""
     return element("div", table, class_="wide", role="region", aria_label=caption, tabindex=0)
 
 
@@ -88,7 +88,7 @@ def _cells(columns: Sequence[Column[Row]], row: Row, run: str | None) -> list[Ht
     cells = []
     for place, column in enumerate(columns):
         value = None if column.value is None else column.value(row)
-        known = value is not None and math.isfinite(value)
+        finite = value is not None and math.isfinite(value)
         text = column.text(row)
         content = text if place or run is None else element("a", text, href=f"#{run}")
         cells.append(
@@ -97,7 +97,7 @@ def _cells(columns: Sequence[Column[Row]], row: Row, run: str | None) -> list[Ht
                 content,
                 scope=None if place else "row",
                 class_="number" if column.value else None,
-                data_value=f"{value:.9g}" if known else None,
+                data_value=f"{value:.9g}" if finite else None,
             )
         )
     return cells
