@@ -71,7 +71,7 @@ def shorten_signature(app: Sphinx, what: str, name: str, obj: Any, *_: Any) -> t
 
 def insert_commands(app: Sphinx, page: str, source: list[str]) -> None:
     """Append what every subcommand's --help says to the page on the command line."""
-    if page == "command_line":
+    if page == "guide/command_line":
         command = typer.main.get_command(build_app(list(COMMANDS)))
         context = typer.Context(command, info_name="depfuse")
         for name in COMMANDS:

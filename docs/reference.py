@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parent.parent
@@ -20,9 +21,16 @@ itself: {names}.
 """
 
 
-def rooms() -> list[str]:
+def floors() -> list[str]:
     """List the rooms of the package, lowest floor first, as the contract on imports in `pyproject.toml` does."""
-    return sorted(path.parent.name for path in (TOP / "depfuse").glob("*/__init__.py") if path.parent.name != "cli")
+    layers = re.search(r"^layers = (\[.*?^\])", (TOP / "pyproject.toml").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert layers is not None
+    return [name.strip("() ") for layer in reversed(ast.literal_eval(layers[1])) for name in layer.split("|")]
+
+
+def rooms() -> list[str]:
+    """List the rooms that have a page: all that are there but the command line, which has its own."""
+    return [name for name in floors() if name != "cli" and (TOP / "depfuse" / name / "__init__.py").exists()]
 
 
 def modules(room: str) -> list[str]:
@@ -46,7 +54,8 @@ def write_pages() -> None:
         text = ast.get_docstring(ast.parse((TOP / "depfuse" / room / "__init__.py").read_text("utf-8"))) or ""
         parts = [f"# `{room}`", text.split("\n")[0]]
         for name in modules(room):
-            parts += [f"## `{name}`", f"```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```"]
+            options = ":members:\n   :ignore-module-all:"  # what two modules offer is described where it is made
+            parts += [f"## `{name}`", f"```{{eval-rst}}\n.. automodule:: {name}\n   {options}\n```"]
         (PAGES / f"{room}.md").write_text("\n\n".join(parts) + "\n", "utf-8")
     import depfuse
 

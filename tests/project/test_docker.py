@@ -1,4 +1,4 @@
-"""What can be checked of the images without an engine: the files fit one another and the README."""
+"""What can be checked of the images without an engine: the files fit one another, README and guide."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ def test_workers_of_a_search_and_the_dashboard_share_a_database(capsys) -> None:
     assert (TOP / "docker" / worker["build"]["context"]).resolve() == TOP
 
 
-def test_the_readme_starts_workers() -> None:
-    readme = " ".join((TOP / "README.md").read_text().split())
-    command = re.search(r"docker compose -f (\S+) up --build --scale (\w+)=\d", readme)
+def test_the_guide_starts_workers() -> None:
+    guide = " ".join((TOP / "docs" / "guide" / "docker.md").read_text().split())
+    command = re.search(r"docker compose -f (\S+) up --build --scale (\w+)=\d", guide)
     assert command is not None
     assert command[2] in yaml.safe_load((TOP / command[1]).read_text())["services"]
 

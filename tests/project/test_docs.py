@@ -14,9 +14,18 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def test_the_page_on_groups_shows_what_is_printed() -> None:
-    failed, tried = doctest.testfile(str(DOCS / "groups.md"), module_relative=False)
+    failed, tried = doctest.testfile(str(DOCS / "methods" / "groups.md"), module_relative=False)
     assert tried > 8
     assert failed == 0
+
+
+def test_the_design_names_the_rooms_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOCS))
+    from reference import floors
+
+    named = re.findall(r"^\| `(\w+)` \|", (DOCS / "design.md").read_text("utf-8"), re.MULTILINE)
+    there = {path.stem for path in (DOCS.parent / "depfuse").glob("[a-z]*") if path.suffix in ("", ".py")}
+    assert named == [name for name in floors() if name in there]
 
 
 def test_the_reference_has_every_module(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,11 +54,13 @@ def test_the_site_builds_without_a_warning_and_asks_for_nothing_from_elsewhere(t
         assert not [formula for formula in formulas if "\\" in re.sub(r"<[^>]*>", "", formula)], page
     assert pages["api/align.html"].count("<math") > 20
     for page, content in {
-        "index.html": "CIFAR-10 in three commands",
-        "groups.html": "The smallest residual block: its layers from top to bottom",
-        "recipes.html": "--weights-by",
-        "command_line.html": "depfuse tune",
-        "gallery.html": "5. Search",
+        "index.html": "Proved, or refused",
+        "methods/groups.html": "The smallest residual block: its layers from top to bottom",
+        "methods/matching.html": "reweighted-random-walk",
+        "guide/command_line.html": "depfuse tune",
+        "guide/gallery.html": "5. Search",
+        "results/halves.html": "ensemble, one head without labels",
+        "design.html": "Proved or refused.",
         "api/fusion.html": "Fuse parents of one architecture into a child.",
     }.items():
         assert content in re.sub(r"<[^>]*>", "", pages[page]), page
