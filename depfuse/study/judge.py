@@ -1,4 +1,4 @@
-"""How good a child is on training images that it was not calibrated on."""
+"""Quality of a child on training images that it was not calibrated on."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from depfuse.networks.running import evaluating
 
 
 class Quality:
-    """The figure that a search is for.
+    """Objective of a search.
 
-    With labels it is the child's accuracy, and more is better. Without, it is the cross-entropy (nats) of the child's
-    class probabilities, at the best scale of its scores, under the mean of its parents', and less is better.
+    With labels it is the child's accuracy, to be maximised. Without, it is the cross-entropy (nats) of the child's
+    class probabilities, at the best scale of its scores, under the mean of its parents', to be minimised.
 
     Parameters
     ----------
     models, shares, sets
-        The parents, the share of each in the ensemble, and the labels that they know where these differ.
+        The parents, their shares in the ensemble, and their label sets where these differ.
     images
-        What to judge by.
+        Images to judge by.
     labelled
-        Whether to read their labels.
+        True to read their labels.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Quality:
         self._models, self._shares, self._images, self._sets = models, shares, images, sets
 
     def __call__(self, child: nn.Module) -> float:
-        """The figure of a child, infinite where its scores are not all finite."""
+        """Measure a child; infinite where its scores are not all finite."""
         scores = torch.cat(self._scores(child))
         if not bool(scores.isfinite().all()):
             return math.inf
@@ -55,9 +55,9 @@ class Quality:
 
     @cached_property
     def _wanted(self) -> Tensor:
-        """What the ensemble says (N, ...)."""
+        """Targets from the ensemble (N, ...)."""
         batches = zip(*[self._scores(model) for model in self._models], strict=True)
-        return torch.cat([wanted_of(theirs, self._shares, self._sets) for theirs in batches])
+        return torch.cat([wanted_of(logits, self._shares, self._sets) for logits in batches])
 
     def _scores(self, model: nn.Module) -> list[Tensor]:
         with torch.inference_mode(), evaluating(model):

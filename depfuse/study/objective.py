@@ -1,4 +1,4 @@
-"""What a trial does: fuse by a recipe from more and more calibration images, and judge the child."""
+"""Run of a trial: fuse by a recipe from more and more calibration images, and judge the child."""
 
 from __future__ import annotations
 
@@ -34,40 +34,40 @@ NUMERICAL = (np.linalg.LinAlgError, torch.linalg.LinAlgError)  # type: ignore[at
 
 
 def growing(images: int) -> list[int]:
-    """Sizes of the calibration set after which a trial is judged: 250, 500, 1000 and 2000 of 2000."""
+    """List the numbers of calibration images after which a trial is judged: 250, 500, 1000 and 2000 of 2000."""
     sizes = [images // 2**halvings for halvings in reversed(range(SIZES))]
     return [size for size in sizes if size >= FEWEST] or [images]
 
 
 class Objective:
-    """The quality of a recipe's child, and where two figures are wanted the seconds that it takes.
+    """Quality of a recipe's child, with the seconds that it takes where time is a second objective.
 
     Channel groups and the moments of the parents are found once for all trials.
 
     Parameters
     ----------
     space
-        What recipes are drawn from.
+        The space that recipes are drawn from.
     common
-        A recipe with the settings that all of them share: calibration images, batch size, seed, and the shares in the
-        ensemble that they are judged by.
+        A recipe with the settings that all of them share: calibration images, batch size, seed, and the shares of the
+        ensemble that children are judged against.
     models, labels, template, allow_fixed
         As for `fuse`.
     data
-        The training images. Those to judge by are drawn after those to calibrate on; none is both.
+        The training images. Those to judge by are drawn after those to calibrate on, and no image is both.
     judged
-        How many images to judge by.
+        Number of images to judge by.
     labelled
-        Whether to read the labels of these; see `Quality`.
+        True to read the labels of these; see `Quality`.
     timed
-        Whether seconds are a second figure. Nothing is pruned then: of two figures neither says which trial is behind.
+        True for seconds as a second objective. Nothing is pruned then: two objectives do not order trials.
 
     Attributes
     ----------
     quality
-        What children are judged by.
+        The measure that children are judged by.
     judged
-        Of how many images: fewer than were asked for where there are not so many.
+        Number of images judged by, fewer than asked for where there are not so many.
 
     Raises
     ------
@@ -112,8 +112,8 @@ class Objective:
         self._groups = None
         self._shared = None
         if labels is not None or all(shapes_of(m) == shapes_of(models[0]) for m in (*models, template or models[0])):
-            found = find_groups(models[0], self._example)
-            self._groups = prove_groups(models[0], found, self._example, seed=common.seed)
+            groups = find_groups(models[0], self._example)
+            self._groups = prove_groups(models[0], groups, self._example, seed=common.seed)
             self._shared = SharedMoments(models, self._groups)
 
     def __call__(self, trial: Trial) -> float | tuple[float, float]:
@@ -146,7 +146,7 @@ class Objective:
         return (quality, seconds) if self.timed else quality
 
     def _fused(self, recipe: Recipe, size: int) -> tuple[FusionResult, float]:
-        """A fusion, and the seconds that it takes by itself but for finding the groups."""
+        """Fuse, and measure the seconds of the fusion without those of finding the groups."""
         saved = 0.0 if self._shared is None else self._shared.saved
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LimitWarning)  # noted with the trial
@@ -171,5 +171,5 @@ def _given_up(trial: Trial, recipe: Recipe | None, reason: str) -> TrialPruned:
 
 
 def _note(trial: Trial, recipe: Recipe | None, **found: Any) -> None:
-    """Keep with a trial its recipe and what came of it: in one attribute, since each is a visit to the storage."""
+    """Store a trial's recipe and result in one attribute, since each attribute is a visit to the storage."""
     trial.set_user_attr(RESULT, {"recipe": None if recipe is None else recipe.model_dump(mode="json"), **found})

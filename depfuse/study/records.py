@@ -1,4 +1,4 @@
-"""The records of finished trials, from what a storage holds of them."""
+"""Records of finished trials, read from a storage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from depfuse.study.trials import TrialRecord
 
 
 def record_of(trial: FrozenTrial) -> TrialRecord:
-    """The record of a finished trial; a `StudyError` where what is kept with it is not what a search keeps."""
+    """Read the record of a finished trial; raise `StudyError` where its attributes are not those of a search."""
     try:
         return _record_of(trial, trial.user_attrs.get(RESULT, {"recipe": None}))
     except (KeyError, TypeError, ValueError, AttributeError):

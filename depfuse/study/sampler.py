@@ -17,11 +17,11 @@ RANDOM_TRIALS = 10  # before the estimators have anything to go by
 
 
 class NumberedSampler(BaseSampler):
-    """Tree-structured Parzen estimators, seeded anew for each trial.
+    """Tree-structured Parzen estimators, seeded anew for each trial by its number.
 
-    They are multivariate, one for each group of parameters that occur together. So a search that was cut off goes on as
-    if it had not been, and workers of one seed do not suggest the same. Bergstra et al. 2011; Falkner et al. 2018 for
-    the multivariate form.
+    They are multivariate, one for each group of parameters that occur together. An interrupted search resumes as if it
+    had not been interrupted, and workers with one seed suggest different trials. Bergstra et al. 2011; Falkner et al.
+    2018 for the multivariate form.
     """
 
     def __init__(self, seed: int) -> None:
@@ -30,27 +30,27 @@ class NumberedSampler(BaseSampler):
         self._inner: TPESampler
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Whatever the estimators do before a trial."""
+        """Run the estimators' hook before a trial."""
         self._of(trial).before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The parameters that are sampled together."""
+        """Return the parameters that are sampled together."""
         return self._of(trial).infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Values of these."""
+        """Sample the parameters that are sampled together."""
         return self._of(trial).sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """The value of a parameter by itself."""
+        """Sample a parameter by itself."""
         return self._of(trial).sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """Whatever the estimators do once a trial has ended."""
+        """Run the estimators' hook after a trial."""
         self._of(trial).after_trial(study, trial, state, values)
 
     def _of(self, trial: FrozenTrial) -> TPESampler:

@@ -1,4 +1,4 @@
-"""A search: a study, who takes part in it, and how long it goes on."""
+"""A search: a study, its workers, and its end."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _NAMES = {
 
 
 class _Surplus(Exception):  # noqa: N818
-    """A trial that was begun although enough had been."""
+    """Signal that a trial began although enough trials had begun."""
 
 
 def open_study(
@@ -52,25 +52,25 @@ def open_study(
     seed: int,
     resume: bool,
 ) -> Study:
-    """Begin a study, or go on with one.
+    """Create a study, or resume one.
 
     Parameters
     ----------
     identity
-        What must be the same for all trials: `parents`, each a path and a digest, and what `_NAMES` lists.
+        Data that must be the same for all trials: `parents`, each a path and a digest, and the keys of `_NAMES`.
     defaults
         Parameters of the first trial.
     labelled, timed
         See `Objective`.
     seed
-        Of the suggestions.
+        Seed of the suggestions.
     resume
-        Whether the study may be there already.
+        True if the study may exist already.
 
     Raises
     ------
     StudyError
-        There is a study of that name that was not asked for, or it is of something else: the sentence says of what.
+        A study of that name exists and is not to be resumed, or it has another identity; the message says which.
     """
     directions = [StudyDirection.MAXIMIZE if labelled else StudyDirection.MINIMIZE]
     directions += [StudyDirection.MINIMIZE] * timed
@@ -92,48 +92,47 @@ def open_study(
 def _check(study: Study, storage: Storage, identity: Mapping[str, Any], resume: bool) -> None:
     where = f"{storage.shown} holds a study {study.study_name!r}"
     begun = time.monotonic()
-    while (known := study.user_attrs.get(IDENTITY)) is None:
+    while (recorded := study.user_attrs.get(IDENTITY)) is None:
         if study.get_trials(deepcopy=False) or time.monotonic() - begun > PATIENCE:
             raise StudyError(f"{where} that is not one of depfuse tune: choose another name with --study")
         time.sleep(POLL / 10)
-    if not _is_whole(known):
+    if not _is_whole(recorded):
         raise StudyError(f"{where} that is damaged: choose another name with --study")
     if not resume:
         raise StudyError(f"{where} already: go on with it by --resume, or choose another name with --study")
-    for (path, digest), (now, found) in zip(known["parents"], identity["parents"], strict=False):
-        if digest != found:
+    for (path, digest), (now, digest_now) in zip(recorded["parents"], identity["parents"], strict=False):
+        if digest != digest_now:
             changed = f"{now} has changed since" if now == path else f"{now} is not {path}"
             raise StudyError(f"{where} of other parents: {changed}; choose another name with --study")
-    if len(known["parents"]) != len(identity["parents"]):
-        raise StudyError(f"{where} of {len(known['parents'])} parents, not {len(identity['parents'])}")
+    if len(recorded["parents"]) != len(identity["parents"]):
+        raise StudyError(f"{where} of {len(recorded['parents'])} parents, not {len(identity['parents'])}")
     for key, name in _NAMES.items():
-        if known.get(key) != identity.get(key):
+        if recorded.get(key) != identity.get(key):
             raise StudyError(
-                f"{where} with other {name} ({known.get(key)}, not {identity.get(key)}): give the same, or choose "
+                f"{where} with other {name} ({recorded.get(key)}, not {identity.get(key)}): give the same, or choose "
                 "another name with --study"
             )
 
 
 def _is_whole(known: Any) -> bool:
-    """Whether a study says of which parents it is, as another worker wrote it."""
+    """Tell whether a recorded identity has its parents, each a path and a digest."""
     parents = known.get("parents") if isinstance(known, dict) else None
-    return isinstance(parents, list) and all(isinstance(own, list) and len(own) == 2 for own in parents)
+    return isinstance(parents, list) and all(isinstance(parent, list) and len(parent) == 2 for parent in parents)
 
 
 class Search:
-    """Runs trials of a study until so many have finished, together with other workers.
+    """A worker that runs trials of a study, beside others, until so many have finished.
 
-    A trial that does not end, since its worker was killed or interrupted, is run again by whoever comes next; none
-    counts twice.
+    A trial whose worker was killed or interrupted is run again by the next free worker; none counts twice.
 
     Parameters
     ----------
     study, storage
         As `open_study` gives it.
     objective
-        What a trial does.
+        The function that a trial evaluates.
     trials
-        How many trials the study shall have in the end, those of other workers included.
+        Number of trials that the study shall have in the end, those of other workers included.
     on_trial
         Called after each trial of this worker.
     """
@@ -158,7 +157,7 @@ class Search:
         StudyError
             The storage can no longer be reached.
         DepfuseError
-            What is wrong with parents or data, whatever the recipe.
+            The parents or the data cannot be used, whatever the recipe.
         """
         with self._storage.reached():
             while True:

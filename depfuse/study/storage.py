@@ -1,6 +1,6 @@
-"""Where a study is kept, and how trials of workers that were killed are run again.
+"""Storages of a study, and how trials of workers that were killed are run again.
 
-In a file, which appends what changes and needs no server, or in a database that several machines reach.
+A study is kept in a file, which appends changes and needs no server, or in a database that several machines reach.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ _ATTEMPTS = 5  # to make the tables, where another worker makes them at the same
 
 
 def run_again(study: Study, trial: FrozenTrial) -> None:
-    """Queue the parameters of a trial that did not end, for whoever comes next."""
+    """Queue the parameters of a trial that did not end, for the next free worker."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         RetryHeartbeatStaleTrialCallback()(study, trial)
 
 
 class Storage(ABC):
-    """A place for studies.
+    """A storage of studies.
 
     Attributes
     ----------
     optuna
-        The same for Optuna.
+        Optuna's storage.
     shown
-        What it is called in sentences, without a password or options of the connection, which may hold one.
+        Name for messages, without a password or options of the connection, which may hold one.
     """
 
     optuna: BaseStorage
@@ -62,15 +62,15 @@ class Storage(ABC):
 
     @abstractmethod
     def begin(self, trial: Trial) -> None:
-        """Say that a trial is run here."""
+        """Mark a trial as run by this worker."""
 
     @abstractmethod
     def take_over(self, study: Study) -> None:
-        """Give up the trials of workers that are no longer there, and queue them again."""
+        """Fail the trials of dead workers, and queue them again."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of what is held."""
+        """Release locks and connections."""
 
     @contextmanager
     def reached(self) -> Iterator[None]:
@@ -82,12 +82,12 @@ class Storage(ABC):
 
 
 class FileStorage(Storage):
-    """A file to which every change is appended; workers on this machine may share it.
+    """A file to which every change is appended; workers on one machine may share it.
 
     Raises
     ------
     StudyError
-        It cannot be read or written, or is no such file.
+        The file cannot be read or written, or is not the file of a study.
     """
 
     def __init__(self, path: Path) -> None:
@@ -103,43 +103,43 @@ class FileStorage(Storage):
             raise StudyError(f"{path} is no study, or is damaged: {_reason(error)}") from None
 
     def begin(self, trial: Trial) -> None:
-        """Say that a trial is run here."""
+        """Mark a trial as run by this worker."""
         trial.set_user_attr(WORKER, self._roll.name)
 
     def take_over(self, study: Study) -> None:
-        """Give up the trials of workers that are no longer there, and queue them again."""
+        """Fail the trials of dead workers, and queue them again."""
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             worker, started = trial.user_attrs.get(WORKER), trial.datetime_start or datetime.now()
             if worker is None:
                 lost = (datetime.now() - started).total_seconds() > JUST_BEGUN
             else:  # a name is part of a path, and what is no name is nobody's
-                known = isinstance(worker, str) and _NAME.fullmatch(worker) is not None
-                lost = not known or not self._roll.alive(worker)
+                named = isinstance(worker, str) and _NAME.fullmatch(worker) is not None
+                lost = not named or not self._roll.alive(worker)
             if lost:
                 with suppress(UpdateFinishedTrialError, ValueError):  # another worker was faster
                     study.tell(trial.number, state=TrialState.FAIL)
                     run_again(study, trial)
 
     def close(self) -> None:
-        """Let go of what is held."""
+        """Release locks and connections."""
         self._roll.close()
 
 
 class DatabaseStorage(Storage):
-    """A database by its URL; workers anywhere may share it, and each shows regularly that it is alive.
+    """A database at a URL; workers anywhere may share it, and each sends a heartbeat.
 
     Parameters
     ----------
     url
-        As SQLAlchemy takes it, such as `postgresql://user:password@host/database`.
+        URL in SQLAlchemy's form, such as `postgresql://user:password@host/database`.
     heartbeat
-        Seconds between two signs of life. A trial is given up after three of them.
+        Seconds between two heartbeats. A trial is given up after three of them.
 
     Raises
     ------
     StudyError
-        It is no URL, its driver is not installed, the database cannot be reached, or its tables are of another version
-        of Optuna.
+        The URL is malformed, its driver is not installed, the database cannot be reached, or its tables are of another
+        version of Optuna.
     """
 
     def __init__(self, url: str, heartbeat: int) -> None:
@@ -173,16 +173,16 @@ class DatabaseStorage(Storage):
                 time.sleep(0.5)
 
     def begin(self, trial: Trial) -> None:
-        """Say that a trial is run here: its heartbeat does."""
+        """Mark a trial as run by this worker: its heartbeat does."""
 
     def take_over(self, study: Study) -> None:
-        """Give up the trials of workers that are no longer there, and queue them again."""
+        """Fail the trials of dead workers, and queue them again."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             fail_stale_trials(study)
 
     def close(self) -> None:
-        """Let go of what is held."""
+        """Release locks and connections."""
         self.optuna.remove_session()
 
     def _open(self, url: str, heartbeat: int) -> RDBStorage:
@@ -197,7 +197,7 @@ class DatabaseStorage(Storage):
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what a library says, without the statement that it was about."""
+    """Return the first line of a library's message, without the statement that it was about."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ is not None else error
     text = str(getattr(cause, "orig", None) or cause).strip()
     return (text.splitlines() or [type(cause).__name__])[0].rstrip(".")

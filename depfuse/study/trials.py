@@ -1,4 +1,4 @@
-"""What is kept of each trial of a search: one file that `depfuse fuse --recipe` takes."""
+"""Records of a search's trials: each is one file that `depfuse fuse --recipe` takes."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ LOG_RATIO = 10.0  # of the largest and the smallest value, from which they are d
 
 
 class TrialRecord(BaseModel):
-    """One finished trial.
+    """A finished trial.
 
     Attributes
     ----------
     state
-        `complete`, or given up: `pruned` since it was behind, `refused` where its recipe cannot be used.
+        `complete`; `pruned` since it was behind; or `refused` where its recipe cannot be used.
     reason
-        Why it was given up.
+        Why it was pruned or refused.
     quality, seconds
-        Of the child, as a search judges it. Of a trial that was pruned, the last quality that is known.
+        Of the child, as a search judges it; of a pruned trial, the last quality measured.
     images
-        Calibration images that the quality is of.
+        Number of calibration images behind the quality.
     digest
         Of the child's weights, as `depfuse fuse` with this recipe makes it on the same kind of machine.
     parameters
-        What was drawn, by the names of the search.
+        Drawn values by the search's names of parameters.
     recipe
         All settings; None where they are no recipe.
     """
@@ -58,7 +58,7 @@ class TrialRecord(BaseModel):
         return self
 
     def shown_quality(self, *, labelled: bool) -> float:
-        """The quality as figures show it: accuracy in per cent, disagreement in nats."""
+        """Convert the quality for figures: accuracy in per cent, disagreement in nats."""
         assert self.quality is not None
         return 100 * self.quality if labelled else self.quality
 
@@ -71,7 +71,7 @@ class TrialRecord(BaseModel):
 
 @dataclass(frozen=True)
 class Slice:
-    """One parameter over the complete trials that have it, and its value in each; `numeric` unless these are choices.
+    """A parameter over the complete trials that have it, with its value in each; `numeric` unless these are choices.
 
     `log` as `is_wide` says.
     """
@@ -84,42 +84,42 @@ class Slice:
 
 
 def quality_title(*, labelled: bool) -> str:
-    """What the quality of a search is, with its unit."""
+    """Return the name of a search's quality, with its unit."""
     return "held-out accuracy (%)" if labelled else "held-out disagreement (nats)"
 
 
 def is_wide(values: Sequence[float]) -> bool:
-    """Whether values are better drawn on a logarithmic scale: all are positive, and their ratios large."""
+    """Tell whether values suit a logarithmic scale: all are positive, and their ratios large."""
     return min(values) > 0 and max(values) / min(values) > LOG_RATIO
 
 
 def complete_trials(records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """Those that came to their end."""
+    """Select the complete trials."""
     return [record for record in records if record.state == "complete"]
 
 
 def best_so_far(records: Iterable[TrialRecord], *, labelled: bool) -> list[TrialRecord]:
-    """For each complete trial the best one of those until then."""
+    """Find, for each complete trial, the best one until then."""
     return list(accumulate(complete_trials(records), lambda *pair: best_first(pair, labelled=labelled)[0]))
 
 
 def slices_of(records: Iterable[TrialRecord]) -> list[Slice]:
-    """One slice for each parameter, in the order in which trials drew them first."""
+    """Make one slice for each parameter, in the order in which trials drew them first."""
     complete = complete_trials(records)
-    found = []
+    slices = []
     for name in dict.fromkeys(name for record in complete for name in record.parameters):
-        own = [record for record in complete if name in record.parameters]
-        values = [record.parameters[name] for record in own]
+        having = [record for record in complete if name in record.parameters]
+        values = [record.parameters[name] for record in having]
         numbers = [float(value) for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
         if len(numbers) == len(values):
-            found.append(Slice(name, own, numbers, numeric=True, log=is_wide(numbers)))
+            slices.append(Slice(name, having, numbers, numeric=True, log=is_wide(numbers)))
         else:
-            found.append(Slice(name, own, [str(value) for value in values], numeric=False, log=False))
-    return found
+            slices.append(Slice(name, having, [str(value) for value in values], numeric=False, log=False))
+    return slices
 
 
 def best_first(records: Iterable[TrialRecord], *, labelled: bool) -> list[TrialRecord]:
-    """The complete trials in the order of their quality; the faster one first where two are as good."""
+    """Sort the complete trials by quality; the faster one first where two are as good."""
 
     def rank(record: TrialRecord) -> tuple[float, float]:
         assert record.quality is not None
@@ -130,7 +130,7 @@ def best_first(records: Iterable[TrialRecord], *, labelled: bool) -> list[TrialR
 
 
 def pareto_front(records: Iterable[TrialRecord], *, labelled: bool) -> list[TrialRecord]:
-    """Those to which no other is at least as good and as fast, the best first."""
+    """Find the trials that no other equals in both quality and speed, the best first."""
     front: list[TrialRecord] = []
     for record in best_first(records, labelled=labelled):
         if not front or (record.seconds or 0.0) < (front[-1].seconds or 0.0):

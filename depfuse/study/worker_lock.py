@@ -1,4 +1,4 @@
-"""Which workers are alive of those that share a folder."""
+"""Locks that tell which workers that share a folder are alive."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from filelock import FileLock, Timeout
 
 
 class Roll:
-    """A worker's entry among those of a folder: it is alive as long as the lock of its file is held.
+    """A worker's lock in a folder: the worker is alive as long as it holds the lock.
 
-    The system lets go of the lock of a process that was killed.
+    The system releases the lock of a process that was killed.
 
     Attributes
     ----------
     name
-        By which others can ask for it.
+        Name by which other workers ask for it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -26,7 +26,7 @@ class Roll:
         self._lock.acquire()
 
     def alive(self, name: str) -> bool:
-        """Whether a worker still runs."""
+        """Tell whether a worker still runs."""
         if name == self.name:
             return True
         path = self._path(name)
@@ -41,7 +41,7 @@ class Roll:
         return False
 
     def close(self) -> None:
-        """Strike the worker off."""
+        """Release the lock and remove its file."""
         self._lock.release()
         self._path(self.name).unlink(missing_ok=True)
 
