@@ -29,6 +29,8 @@ def kind_of(path: Path) -> Kind:
     """
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, not a checkpoint file")
+    if path.exists() and not path.is_file():  # to open a pipe to which nothing is written would last for ever
+        raise CheckpointError(f"{path} is a pipe or device, not a checkpoint file: save what it gives to a file first")
     try:
         with path.open("rb") as file:
             head = file.read(64)

@@ -14,6 +14,7 @@ from depfuse.models.origin import FromFile, shown
 
 # How much more than a file holds may be made while its network is built: shares of it, and numbers and tensors besides.
 _TIMES, _NUMBERS, _TENSORS = 16, 2**22, 2000
+_OPERATIONS = 20  # for each tensor that may be made: initialisers take up to ten
 _MOST_NUMBERS, _MOST_TENSORS = 2**32, 200_000  # where no file says how large the network is
 
 
@@ -45,6 +46,7 @@ class Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if fitting is not None:
             self._numbers = _TIMES * sum(tensor.numel() for tensor in fitting.values()) + _NUMBERS
             self._tensors = _TIMES * len(fitting) + _TENSORS
+        self._operations = _OPERATIONS * self._tensors
 
     def __torch_dispatch__(
         self,
@@ -53,7 +55,8 @@ class Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run an operation, if what it makes is not too large."""
+        """Run an operation, if what it makes is not too large and there were not too many before it."""
+        self._operations -= 1
         named = dict(kwargs or {})
         schema = func._schema
         makes = [returned.alias_info is None for returned in schema.returns]
@@ -68,7 +71,7 @@ class Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return made
 
     def _count(self, asked: int) -> None:
-        if asked > self._numbers or min(self._numbers, self._tensors) < 0:
+        if asked > self._numbers or min(self._numbers, self._tensors, self._operations) < 0:
             raise ArchitectureError(
                 f"{shown(self._arch)} would be a network far larger than the tensors in the file that names it"
             )

@@ -31,6 +31,7 @@ from depfuse.errors import ArchitectureError, CheckpointError, DataError, Depfus
 from depfuse.io.checkpoint import read_checkpoint
 from depfuse.io.loading import load_into, load_network
 from depfuse.models import build_network
+from depfuse.models.bounded import built
 from depfuse.models.origin import FromFile
 from depfuse.recipe.presets import read_settings
 from depfuse.report import read_report
@@ -443,6 +444,25 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(folder_of(tmp_path, grey()) / "train" / "one" / "z.png")
     with pytest.raises(DataError, match=r"z\.png is no image, but a folder, pipe or device"):
         load_data(str(tmp_path))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names on this system")
+def test_a_checkpoint_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"a\.safetensors is a pipe or device"):
+        read_checkpoint(tmp_path / "a.safetensors")
+
+
+def test_a_network_that_takes_many_operations_to_build_is_given_up() -> None:
+    ones = torch.ones(1)
+
+    def slow() -> None:
+        for _ in range(10**7):
+            ones.add_(1)
+
+    with pytest.raises(ArchitectureError, match="far larger than the tensors in the file"):
+        built(slow, FromFile("slow"), {}, {"weight": torch.zeros(1)})
+    assert float(ones) < 10**5
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="there is no /dev/zero on this system")
