@@ -27,11 +27,11 @@ def average(
     owners: Mapping[tuple[str, int], Tensor] | None = None,
     information: Sequence[Mapping[str, Tensor]] | None = None,
 ) -> nn.Module:
-    r"""Child whose every tensor is :math:`\sum_p w_p \, T_p(\theta_p)`, in the channel order of parent 0.
+    r"""Average aligned parents: every tensor is :math:`\sum_p w_p \, T_p(\theta_p)`, in the channel order of parent 0.
 
     With Fisher information F it is :math:`\sum_p w_p F_p \theta_p / \sum_p w_p F_p`, entry by entry (Matena & Raffel
-    2022, section 3): each entry follows the parents to whose predictions it matters. A small constant is added to F, so
-    that entries that matter to none have the plain average.
+    2022, section 3): each entry follows the parents whose predictions it affects. A small constant is added to F, so
+    that entries that affect none have the plain average.
 
     Parameters
     ----------
@@ -44,13 +44,13 @@ def average(
     shares
         One weight w_p per parent, summing to one, of the whole network or of each tensor.
     labels
-        Which labels the parents' outputs stand for, where they differ.
+        The parents' label sets, where they differ.
     template
         A network with an output for each of these labels, to be filled; the tensors that give the parents' outputs come
         side by side in it.
     owners
-        (key, axis) -> (length,) int64: the parent that alone gives what stands at a position, -1 where all do by their
-        shares.
+        (key, axis) -> (length,) int64: the parent that alone gives the entries at a position, -1 where all do by
+        their shares.
     information
         Per parent, the diagonal Fisher information of its parameters, in the order of its own channels; tensors that it
         does not hold, statistics above all, are averaged by their shares.
@@ -66,17 +66,17 @@ def average(
         There is Fisher information, and a coupling is no permutation.
     """
     shares = Shares.create(shares)
-    if information is not None and any(c.permutation is None for found in couplings for c in found.values()):
+    if information is not None and any(c.permutation is None for coupling in couplings for c in coupling.values()):
         raise RecipeError("Fisher-weighted averages need couplings that are permutations: choose solver emd, or mean")
     floors = {} if information is None else _floors(information)
     merged: dict[str, Tensor] = {}
     totals: dict[str, Tensor] = {}
-    for number, (model, found, _) in enumerate(zip(models, couplings, shares.network, strict=True)):
+    for number, (model, coupling, _) in enumerate(zip(models, couplings, shares.network, strict=True)):
         counts = shares.count(number) or owners is not None
-        state = apply_couplings(groups, found, model.state_dict()) if counts else model.state_dict()
-        known = {}
+        state = apply_couplings(groups, coupling, model.state_dict()) if counts else model.state_dict()
+        fisher = {}
         if information is not None and counts:
-            known = apply_couplings(groups, found, {**model.state_dict(), **information[number]})
+            fisher = apply_couplings(groups, coupling, {**model.state_dict(), **information[number]})
         for key, tensor in state.items():
             share = shares.of(key)[number]
             if not tensor.is_floating_point():
@@ -84,7 +84,7 @@ def average(
             elif (share != 0 or owners is not None) and (key not in merged or merged[key].shape == tensor.shape):
                 factor = _factor(key, tensor, number, share, owners or {})
                 if key in floors:
-                    factor = factor * (known[key].double() + floors[key])
+                    factor = factor * (fisher[key].double() + floors[key])
                     totals[key] = totals.get(key, 0) + factor
                 part = factor * tensor.double()
                 merged[key] = merged[key] + part if key in merged else part
@@ -99,10 +99,10 @@ def average(
 
 
 def _floors(information: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
-    """For each tensor of which all know the Fisher information, what is added to it; never zero."""
-    keys = [key for key in information[0] if all(key in own for own in information)]
+    """Compute the constant added to the Fisher information of each tensor that all parents have it for; never zero."""
+    keys = [key for key in information[0] if all(key in fisher for fisher in information)]
     return {
-        key: FLOOR * sum(float(own[key].double().mean()) for own in information) / len(information) + 1e-100
+        key: FLOOR * sum(float(fisher[key].double().mean()) for fisher in information) / len(information) + 1e-100
         for key in keys
     }
 
@@ -110,14 +110,14 @@ def _floors(information: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
 def _factor(
     key: str, tensor: Tensor, parent: int, share: float, owners: Mapping[tuple[str, int], Tensor]
 ) -> Tensor | float:
-    """How much of a parent's tensor the child has, to be broadcast over it: its share, or all or nothing."""
+    """Compute the factor of a parent's tensor, to be broadcast over it: its share, or 0 or 1 where owners are given."""
     factor: Tensor | float = share
     for axis in range(tensor.dim()):
         owner = owners.get((key, axis))
         if owner is not None:
-            own = owner.to(tensor.device).reshape(-1, *[1] * (tensor.dim() - 1 - axis))
-            alone = (own == parent).to(torch.float64)
-            factor = torch.where(own >= 0, alone, torch.as_tensor(factor, dtype=torch.float64, device=tensor.device))
+            number = owner.to(tensor.device).reshape(-1, *[1] * (tensor.dim() - 1 - axis))
+            alone = (number == parent).to(torch.float64)
+            factor = torch.where(number >= 0, alone, torch.as_tensor(factor, dtype=torch.float64, device=tensor.device))
     return factor
 
 
@@ -129,14 +129,14 @@ def _side_by_side(
     labels: LabelSets,
     child: nn.Module,
 ) -> dict[str, Tensor]:
-    """The child's tensors that have another shape than some parent's: those that give the outputs."""
-    own = child.state_dict()
+    """Join the tensors whose shape differs from some parent's: those of the output layers."""
+    target = child.state_dict()
     states = [model.state_dict() for model in models]
-    wide = [key for key, tensor in own.items() if any(state[key].shape != tensor.shape for state in states)]
+    wide = [key for key, tensor in target.items() if any(state[key].shape != tensor.shape for state in states)]
     if not wide:
         return {}
-    aligned = [apply_couplings(groups, found, state) for found, state in zip(couplings, states, strict=True)]
+    aligned = [apply_couplings(groups, coupling, state) for coupling, state in zip(couplings, states, strict=True)]
     return {
-        key: labels.join([state[key].double() for state in aligned], shares.of(key), labels.axis(key, own, states))
+        key: labels.join([state[key].double() for state in aligned], shares.of(key), labels.axis(key, target, states))
         for key in wide
     }

@@ -1,4 +1,4 @@
-"""How much each parameter of a network matters to its predictions: the diagonal of its Fisher information."""
+"""The diagonal Fisher information of a network: how much each parameter affects its predictions."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ MOST_BYTES = 2**29
 def fisher_information(
     model: nn.Module, loader: Loader, *, images: int = IMAGES, draws: int | None = 1, seed: int = 0
 ) -> dict[str, Tensor]:
-    r"""Diagonal Fisher information of a network's parameters, without labels (Matena & Raffel 2022, section 3.1).
+    r"""Estimate the diagonal Fisher information without labels (Matena & Raffel 2022, section 3.1).
 
     :math:`F_i = \frac1N \sum_x \mathbb E_{y \sim p(y|x)} (\partial_i \log p(y|x))^2`. With J the derivatives of the
     logits by the parameters, that is the diagonal of :math:`J^\top B^\top B J`, where row c of B is
     :math:`\sqrt{p_c} (e_c - p)`. For a vector s of random signs, the squares of :math:`s^\top B J` have this
     expectation, so that one backward pass sees every class, however unlikely. Drawing y instead would rarely see
-    anything but the most likely class of a network that is sure of it.
+    anything but the most likely class of a confident network.
 
     Parameters
     ----------
     model
         Any network; it runs in evaluation mode and is left as it was. Outputs that are no class scores count as the
-        means of numbers with a deviation of one.
+        means of Gaussians with unit variance.
     loader
         Its first images are used; labels are not read.
     images
-        How many of them, at most.
+        Largest number of images to use.
     draws
         Vectors of signs per image; None for the exact expectation, with one backward pass per class.
     seed
@@ -57,9 +57,9 @@ def fisher_information(
     generator = torch.Generator().manual_seed(seed)
 
     def squares(image: Tensor, signs: Tensor) -> dict[str, Tensor]:
-        """Sums over the rows of signs (K, outputs), for one image."""
+        """Sum squared gradients over the rows of signs (K, outputs), for one image."""
         logits, backward = vjp(  # type: ignore[misc]
-            lambda own: functional_call(model, (own, buffers), (image[None],))[0], parameters
+            lambda values: functional_call(model, (values, buffers), (image[None],))[0], parameters
         )
         vectors = distance.factor(logits, signs)
         (gradients,) = vmap(backward)(vectors.reshape(len(vectors), *logits.shape))
@@ -82,13 +82,13 @@ def fisher_information(
                     signs = signs / draws**0.5
                 for key, square in _mapped(squares, model, part, signs.to(part)).items():
                     total[key] += square.sum(0, dtype=torch.float64)
-    known = {id(tensor): total[key] / used.count for key, tensor in model.named_parameters()}
-    return {key: known[id(tensor)] for key, tensor in model.named_parameters(remove_duplicate=False)}
+    mean_by_tensor = {id(tensor): total[key] / used.count for key, tensor in model.named_parameters()}
+    return {key: mean_by_tensor[id(tensor)] for key, tensor in model.named_parameters(remove_duplicate=False)}
 
 
 def _mapped(function: object, model: nn.Module, images: Tensor, signs: Tensor) -> dict[str, Tensor]:
     try:
-        found: dict[str, Tensor] = vmap(function)(images, signs)  # type: ignore[arg-type]
+        results: dict[str, Tensor] = vmap(function)(images, signs)  # type: ignore[arg-type]
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -96,4 +96,4 @@ def _mapped(function: object, model: nn.Module, images: Tensor, signs: Tensor) -
         raise ArchitectureError(
             f"{type(model).__name__} cannot be differentiated image by image ({reason}): choose --average mean"
         ) from error
-    return found
+    return results

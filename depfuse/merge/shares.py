@@ -1,4 +1,4 @@
-"""How much each parent counts in the child: everywhere alike, or part by part of the network."""
+"""Shares of the parents in the child: of the whole network, or part by part."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from depfuse.errors import RecipeError
 
 @dataclass(frozen=True)
 class Shares:
-    """One share per parent, for the network as a whole and where they differ for parts of it.
+    """One share per parent of the network as a whole, and of its parts where these differ.
 
     The smallest example is a network of two stages. `Shares((0.5, 0.5), {"stage 2": (0.0, 1.0)}, {"conv2.weight":
     "stage 2"})` averages every tensor but `conv2.weight`, which is the second parent's.
@@ -35,20 +35,22 @@ class Shares:
     part_of: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for part, own in self.parts.items():
-            if len(own) != len(self.network):
-                raise RecipeError(f"{part} has {len(own)} shares for {len(self.network)} parents: give one per parent")
-            if min(own) < 0 or abs(sum(own) - sum(self.network)) > 1e-6:
-                raise RecipeError(f"the shares {own} of {part} must not be negative and must sum to 1")
+        for part, of_part in self.parts.items():
+            if len(of_part) != len(self.network):
+                raise RecipeError(
+                    f"{part} has {len(of_part)} shares for {len(self.network)} parents: give one per parent"
+                )
+            if min(of_part) < 0 or abs(sum(of_part) - sum(self.network)) > 1e-6:
+                raise RecipeError(f"the shares {of_part} of {part} must not be negative and must sum to 1")
 
     @classmethod
     def create(cls, shares: Shares | Sequence[float]) -> Shares:
-        """The same shares, or those of a whole network from one number per parent.
+        """Make shares from one number per parent, or return them as they are.
 
         Raises
         ------
         RecipeError
-            They are in no order, or are no sequence.
+            The shares have no order, or are not a sequence.
         """
         if isinstance(shares, Shares):
             return shares
@@ -58,25 +60,25 @@ class Shares:
 
     @classmethod
     def of_parts(cls, network: Sequence[float], part_of: Mapping[str, str]) -> Shares:
-        """The network's shares for every part, to be changed part by part."""
+        """Give every part the network's shares, to be changed part by part."""
         names = dict.fromkeys(part_of.values())
         return cls(tuple(network), {name: tuple(network) for name in names}, dict(part_of))
 
     def of(self, key: str) -> tuple[float, ...]:
-        """The shares of the tensor with a state-dict key."""
+        """Return the shares of the tensor with a state-dict key."""
         part = self.part_of.get(key)
         return self.network if part is None else self.parts.get(part, self.network)
 
     def having(self, part: str, shares: Sequence[float]) -> Shares:
-        """The same shares but for one part."""
+        """Return these shares with other ones for one part."""
         return replace(self, parts={**self.parts, part: tuple(shares)})
 
     @property
     def of_one_parent(self) -> bool:
-        """Whether one parent alone has all shares, in every part."""
-        parts = {tuple(own) for own in self.parts.values()} or {self.network}
+        """True if one parent has all shares, in every part."""
+        parts = {tuple(of_part) for of_part in self.parts.values()} or {self.network}
         return len(parts) == 1 and max(next(iter(parts))) == 1.0
 
     def count(self, parent: int) -> bool:
-        """Whether a parent has a share in anything."""
-        return any(own[parent] != 0 for own in (self.network, *self.parts.values()))
+        """Tell whether a parent has a share in any part."""
+        return any(of_part[parent] != 0 for of_part in (self.network, *self.parts.values()))
