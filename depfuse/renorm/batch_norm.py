@@ -31,7 +31,7 @@ def _tracked(model: nn.Module, kept: Collection[str] = ()) -> dict[str, nn.modul
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether the network has BatchNorm layers that keep running statistics."""
+    """Tell whether the network has BatchNorm layers with running statistics."""
     return bool(_tracked(model))
 
 
@@ -41,7 +41,7 @@ def reset_batch_norm(model: nn.Module, loader: Loader, kept: Collection[str] = (
     One forward pass with batch statistics in the BatchNorm layers only (dropout stays off), without momentum, in
     batches of `AT_ONCE` images whatever the loader's are (Jordan et al. 2023, section 3: "reset"). Parameters and modes
     stay as they were, and so do the statistics of layers that the pass does not reach (auxiliary heads) and of those
-    named by `kept`, which give what they gave before.
+    named by `kept`.
 
     Raises
     ------
@@ -65,9 +65,9 @@ def reset_batch_norm(model: nn.Module, loader: Loader, kept: Collection[str] = (
 
 
 def settle_batch_norm(model: nn.Module, loader: Loader) -> None:
-    """Give every BatchNorm the statistics of what it takes in, and leave the network's function as it is.
+    """Set every BatchNorm's statistics to those of its inputs without changing the network's function.
 
-    Scale and shift make up for the other mean and variance. Layers without both, and those that the images do not
+    Scale and shift compensate for the other mean and variance. Layers without both, and those that the images do not
     reach, stay as they were.
     """
     layers = {name: layer for name, layer in _tracked(model).items() if layer.affine}
@@ -84,7 +84,7 @@ def settle_batch_norm(model: nn.Module, loader: Loader) -> None:
 
 
 def _sums_over_batches(loader: Loader, model: nn.Module, names: Sequence[str]) -> tuple[Statistics, list[Tensor]]:
-    """Numbers of batches, and sums of their means and variances; the network is left as it was."""
+    """Count batches, and sum their means and variances; the network is left as it was."""
     layers = {name: layer for name, layer in _tracked(model).items() if name in names}
     momenta = [(layer, layer.momentum, layer.training) for layer in layers.values()]
     buffers = [{name: buffer.clone() for name, buffer in layer.named_buffers()} for layer in layers.values()]
@@ -96,7 +96,7 @@ def _sums_over_batches(loader: Loader, model: nn.Module, names: Sequence[str]) -
 
     try:
         # With a momentum of one, running statistics are the last batch's.
-        return _watched(loader, model, layers, lambda own, _: (1.0, own.running_mean, own.running_var), begin)
+        return _watched(loader, model, layers, lambda layer, _: (1.0, layer.running_mean, layer.running_var), begin)
     finally:
         for (layer, momentum, training), before in zip(momenta, buffers, strict=True):
             layer.momentum, layer.training = momentum, training
@@ -104,7 +104,7 @@ def _sums_over_batches(loader: Loader, model: nn.Module, names: Sequence[str]) -
 
 
 def _sums_of_inputs(loader: Loader, model: nn.Module, names: Sequence[str]) -> tuple[Statistics, list[Tensor]]:
-    """Numbers of samples, and sums of what the layers take in and of its squares."""
+    """Count samples, and sum the layers' inputs and their squares."""
 
     def seen(_: nn.Module, given: Tensor) -> Sequence[float | Tensor]:
         rows = given.detach().double().transpose(0, 1).flatten(1)
@@ -120,7 +120,7 @@ def _watched(
     seen: Callable[[Any, Tensor], Sequence[float | Tensor]],
     begin: Callable[[], None] = lambda: None,
 ) -> tuple[Statistics, list[Tensor]]:
-    """Sums of what is seen of each layer and what it takes in, each time that it runs, in evaluation mode."""
+    """Sum figures of each layer and its input, each time that it runs, in evaluation mode."""
     statistics = {}
     for name, layer in layers.items():
         nothing = torch.zeros_like(layer.running_mean, dtype=torch.float64)
@@ -141,7 +141,7 @@ def _watched(
                 stack.enter_context(hooked(model, {name: watch(name) for name in layers}))
                 begin()
             model(images.contiguous(memory_format=layout))
-    return statistics, [total for own in statistics.values() for total in own]
+    return statistics, [total for totals in statistics.values() for total in totals]
 
 
 def _buffer(buffer: Tensor | None) -> Tensor:

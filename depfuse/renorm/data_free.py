@@ -1,7 +1,7 @@
-r"""What averaging does to signals, undone from the weights alone, without any image.
+r"""Variance collapse from averaging, undone from the weights alone, without any image.
 
-Where parents that are not alike are averaged, their weights partly cancel, and so does what differs in a layer's output
-from image to image; biases and means do not, and in the end they drown the signal, the more the deeper the network.
+Where dissimilar parents are averaged, their weights partly cancel, and so does the variance of a layer's output over
+images; biases and means do not, and in the end they drown the signal, the more so the deeper the network.
 The smallest example is one channel :math:`y = w^\top x` whose inputs are uncorrelated and have variance one: its
 deviation is :math:`\lVert w \rVert`. The average of two parents with orthogonal weights of norm one has
 :math:`1/\sqrt 2` of it.
@@ -30,7 +30,7 @@ def rescale_by_norms(
     shares: Shares | Sequence[float],
     example: Tensor,
 ) -> None:
-    r"""Give each layer's outputs the deviations of the parents', as far as the weights tell, in place.
+    r"""Restore the parents' deviations in each layer's outputs, estimated from the weights, in place.
 
     With :math:`w_p` the weights of an output channel in parent p before matching, :math:`s_p` the parent's share and
     :math:`T_p` its coupling to the child's channels:
@@ -41,12 +41,12 @@ def rescale_by_norms(
       :math:`\lVert \sum_p s_p T_p \, \sigma_p w_p / \lVert w_p \rVert \rVert^2`, where :math:`\sigma_p` is the
       deviation that it has in parent p. The layer's weights, and the means, stay the average.
     - A BatchNorm behind anything else gets the parents' deviation :math:`\sum_p s_p T_p \sigma_p`, which the layers
-      before it have been given back.
+      before it have again.
 
-    Each layer makes up for itself alone, so that both operands of an addition have their parents' deviation however
-    much either had lost. In a network of positively homogeneous operations without additions and BatchNorm, it is the
-    same, but for the scale of the outputs, as leaving the weights and dividing the bias of layer k by what all layers
-    up to k have lost: a bias correction by depth.
+    Each layer is corrected for its own loss alone, so that both operands of an addition have their parents' deviation
+    however much either had lost. In a network of positively homogeneous operations without additions and BatchNorm, it
+    equals, but for the scale of the outputs, leaving the weights and dividing the bias of layer k by the loss of all
+    layers up to k: a bias correction by depth.
 
     Signals that vanish beside biases: Qu & Horvath 2024 (arXiv 2402.05966); the variance that collapses: Jordan et al.
     2023 (REPAIR), section 3; its estimate from the correlation of weights: Wang et al. 2025 (model folding,
@@ -57,7 +57,7 @@ def rescale_by_norms(
     child
         The merged network, of the parents' architecture.
     parents, groups, couplings, shares
-        As they were merged.
+        The arguments of the merge.
     example
         An input (N, C, H, W) to see which BatchNorm follows which layer; its values do not matter.
 
@@ -67,11 +67,11 @@ def rescale_by_norms(
         There is a BatchNorm of another kind than torch's own.
     """
     layers = [
-        own for own in find_layers(child, example, "renorm data-free") if _is_shaped_alike(own, [child, *parents])
+        layer for layer in find_layers(child, example, "renorm data-free") if _is_shaped_alike(layer, [child, *parents])
     ]
-    norms = [own.name for own in layers if isinstance(child.get_submodule(own.name), BATCH_NORM)]
+    norms = [layer.name for layer in layers if isinstance(child.get_submodule(layer.name), BATCH_NORM)]
     sources = _sources(layers, norms)
-    bare = [own.name for own in layers if own.name not in {*norms, *sources.values()}]
+    bare = [layer.name for layer in layers if layer.name not in {*norms, *sources.values()}]
     signals: dict[str, Tensor] = {}
     goals: dict[str, Tensor] = {}
     shares = Shares.create(shares)
@@ -96,31 +96,31 @@ def rescale_by_norms(
 
 
 def _sources(layers: Sequence[Layer], norms: Sequence[str]) -> dict[str, str]:
-    """BatchNorm -> the layer whose output it takes, where no other BatchNorm does."""
-    found = {own.name: own.source for own in layers if own.source is not None and own.source not in norms}
-    uses = Counter(found.values())
-    return {norm: source for norm, source in found.items() if uses[source] == 1}
+    """Map BatchNorm -> the layer whose output it normalises, where no other BatchNorm does."""
+    source_of = {layer.name: layer.source for layer in layers if layer.source is not None and layer.source not in norms}
+    uses = Counter(source_of.values())
+    return {norm: source for norm, source in source_of.items() if uses[source] == 1}
 
 
 def _is_shaped_alike(layer: Layer, models: Sequence[nn.Module]) -> bool:
-    """Whether a layer has one shape in all networks: heads of other labels do not."""
+    """Tell whether a layer has one shape in all networks: heads of other labels do not."""
     key = f"{layer.name}.weight"
     return len({model.get_parameter(key).shape for model in models}) == 1
 
 
 def _deviation(model: nn.Module, name: str) -> Tensor:
-    """Deviation of each channel of what a BatchNorm takes (C,), float64; of other layers the norm of its weights."""
+    """Return the deviation of each channel of a BatchNorm's inputs (C,), float64; of other layers the weights' norm."""
     if isinstance(model.get_submodule(name), BATCH_NORM):
         return model.get_buffer(f"{name}.running_var").double().sqrt()
     return _norms(model.get_parameter(f"{name}.weight"))
 
 
 def _norms(weight: Tensor) -> Tensor:
-    """Norm of each row of a weight (C, ...), float64."""
+    """Compute the norm of each row of a weight (C, ...), float64."""
     norms: Tensor = torch.linalg.vector_norm(weight.detach().double().flatten(1), dim=1)
     return norms
 
 
 def _scaled(weight: Tensor, factors: Tensor) -> Tensor:
-    """Rows of a weight (C, ...) times their factors (C,)."""
+    """Scale the rows of a weight (C, ...) by factors (C,)."""
     return weight * factors.reshape(-1, *[1] * (weight.dim() - 1))

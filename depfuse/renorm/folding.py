@@ -1,7 +1,7 @@
 r"""BatchNorm's scales folded into the layers before, so that channels can be mixed by a linear map.
 
-A BatchNorm multiplies each channel with a number of its own, :math:`g = w / \sqrt{v + \epsilon}`. A permutation carries
-these numbers along; a map T that mixes channels cannot, for T diag(g) is no diagonal times T. Folded into the rows of
+A BatchNorm multiplies each channel by its scale, :math:`g = w / \sqrt{v + \epsilon}`. A permutation carries the scales
+along; a map T that mixes channels cannot, for T diag(g) is not a diagonal matrix times T. Folded into the rows of
 the layer before it, they are part of what T mixes, and what is left of the BatchNorm is a shift.
 """
 
@@ -23,11 +23,11 @@ from depfuse.renorm.layers import Layer, find_layers
 def fold(
     models: Sequence[nn.Module], groups: ChannelGroups, example: Tensor, like: nn.Module
 ) -> tuple[list[nn.Module], ChannelGroups]:
-    r"""Copies with every BatchNorm's scale in the layer before it, and the groups of what may still be mixed in them.
+    r"""Fold every BatchNorm's scale into the layer before it, in copies; return them and the groups still to be mixed.
 
-    The layer's weights and bias and the running mean are multiplied with g. The BatchNorm then multiplies with one: as
-    scale it has the deviation :math:`\sigma = |w|` that its outputs have in `like`, and as variance
-    :math:`\sigma^2 - \epsilon`. It is the same in all copies and in the order of `like`, so that it stands still while
+    The layer's weights and bias and the running mean are multiplied by g. The BatchNorm then multiplies by one: its
+    scale is the deviation :math:`\sigma = |w|` of its outputs in `like`, its variance
+    :math:`\sigma^2 - \epsilon`. Both are the same in all copies, in the order of `like`, so that they stay while
     channels are mixed; when the statistics of an average are renewed, its channels have these deviations.
 
     Parameters
@@ -39,33 +39,35 @@ def fold(
     example
         An input (N, C, H, W) to see which BatchNorm follows which layer.
     like
-        The network to whose channels others will be mixed.
+        The network whose channels are the reference.
 
     Raises
     ------
     RecipeError
-        A BatchNorm takes anything but the output of one layer that runs once: its scale has nowhere to go.
+        A BatchNorm's input is not the output of one layer that runs once: there is no layer to fold its scale into.
     """
-    found = find_layers(models[0], example, "solver cca", "choose solver zip-it or emd")
-    layers = [own for own in found if _is_norm(models[0], own.name)]
-    for own in layers:
-        if own.source is None or own.times != 1 or _feeds_several(layers, own):
+    layers_found = find_layers(models[0], example, "solver cca", "choose solver zip-it or emd")
+    layers = [layer for layer in layers_found if _is_norm(models[0], layer.name)]
+    for layer in layers:
+        if layer.source is None or layer.times != 1 or _feeds_several(layers, layer):
             raise RecipeError(
-                f"solver cca cannot mix the channels of {own.name}: this BatchNorm takes more than the output of one"
+                f"solver cca cannot mix the channels of {layer.name}: this BatchNorm takes more than the output of one"
                 " layer, and its scale is each channel's own; choose solver zip-it or emd"
             )
     copies = [evaluation_copy(model) for model in models]
     reference = like.state_dict()
     with torch.no_grad():
-        for own in layers:
-            epsilon = models[0].get_submodule(own.name).eps
+        for layer in layers:
+            epsilon = models[0].get_submodule(layer.name).eps
             assert isinstance(epsilon, float)
-            deviation = reference[f"{own.name}.weight"].double().abs().clamp_min(epsilon**0.5)
+            deviation = reference[f"{layer.name}.weight"].double().abs().clamp_min(epsilon**0.5)
             for copy in copies:
-                _fold(copy.state_dict(), own, deviation, epsilon)
-    still = {f"{own.name}.{what}" for own in layers for what in ("weight", "running_var")}
-    kept = tuple(replace(group, slots=tuple(slot for slot in group.slots if slot.key not in still)) for group in groups)
-    return copies, replace(groups, groups=kept)
+                _fold(copy.state_dict(), layer, deviation, epsilon)
+    still = {f"{layer.name}.{what}" for layer in layers for what in ("weight", "running_var")}
+    mixable = tuple(
+        replace(group, slots=tuple(slot for slot in group.slots if slot.key not in still)) for group in groups
+    )
+    return copies, replace(groups, groups=mixable)
 
 
 def _fold(state: dict[str, Tensor], layer: Layer, deviation: Tensor, epsilon: float) -> None:
@@ -85,4 +87,4 @@ def _is_norm(model: nn.Module, name: str) -> bool:
 
 
 def _feeds_several(layers: Sequence[Layer], layer: Layer) -> bool:
-    return sum(own.source == layer.source for own in layers) > 1
+    return sum(other.source == layer.source for other in layers) > 1

@@ -1,10 +1,10 @@
-"""Tell from a network's first BatchNorm whether images are normalised as they were when it was trained.
+"""Detection, from a network's first BatchNorm, of images normalised otherwise than in training.
 
 Where everything between the input and a BatchNorm is linear, its running statistics follow from the images of the
-training and from their normalisation. Of images x in [0, 1] with channels c, normalised to a_c x_c + b_c
-(a = 1 / std, b = -mean / std), the BatchNorm's channel k sees r_k0 + sum_c a_c r_kc(x_c) + b_c s_kc, where r_kc is the
-answer to channel c alone, s_kc that to ones, and r_k0 that to zeros. Means and covariances of these answers over
-images and positions, padding included, give the statistics at any a and b: those that fit can be found.
+training and from their normalisation. For images x in [0, 1] with channels c, normalised to a_c x_c + b_c
+(a = 1 / std, b = -mean / std), the input of the BatchNorm's channel k is r_k0 + sum_c a_c r_kc(x_c) + b_c s_kc, where
+r_kc is the response to channel c alone, s_kc that to ones, and r_k0 that to zeros. Means and covariances of these
+responses over images and positions, padding included, give the statistics at any a and b; a fit finds a and b.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ KNOWN: tuple[tuple[Values, Values], ...] = (
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Mean and standard deviation per channel of images in [0, 1], and how far the first BatchNorm is from them.
+    """Mean and standard deviation per channel of images in [0, 1], with their distance to the first BatchNorm.
 
     Attributes
     ----------
     mean, std
         One value per channel, or one for all.
     distance
-        Between the statistics with it and the running ones, nats: z^2 / 2 + (ln v)^2 / 4, the median over channels,
-        with the difference z of the means in running deviations and the ratio v of the variances.
+        Between the statistics under this normalisation and the running ones, nats: z^2 / 2 + (ln v)^2 / 4, the median
+        over channels, with the difference z of the means in running deviations and the ratio v of the variances.
     """
 
     mean: Values
@@ -68,12 +68,12 @@ class Normalisation:
 
 
 class FirstBatchNorm:
-    """The first BatchNorm that images reach through linear layers alone, and what it sees of some images.
+    """The first BatchNorm that images reach through linear layers alone, with statistics of its input.
 
     Parameters
     ----------
     model
-        Left as it is: a copy is measured.
+        The network; a copy is measured.
     images
         (N, C, H, W), normalised as `mean` and `std` say.
     mean, std
@@ -82,20 +82,20 @@ class FirstBatchNorm:
     Attributes
     ----------
     name
-        The BatchNorm's; None where there is no such one, or it has no statistics.
+        The BatchNorm's name; None where there is no such layer, or it has no statistics.
     """
 
     def __init__(self, model: nn.Module, images: Tensor, mean: Values, std: Values) -> None:
         self.name: str | None = None
         self._channels = images.shape[1]
         self._present = mean, std
-        own = copy.deepcopy(model).eval()
+        copied = copy.deepcopy(model).eval()
         with torch.no_grad():
-            found = _reached(own, images[:1])
-            if found is None:
+            reached = _reached(copied, images[:1])
+            if reached is None:
                 return
-            self.name, self._answer = found
-            norm = own.get_submodule(self.name)
+            self.name, self._answer = reached
+            norm = copied.get_submodule(self.name)
             assert isinstance(norm, BATCH_NORM)
             assert norm.running_mean is not None
             assert norm.running_var is not None
@@ -106,43 +106,44 @@ class FirstBatchNorm:
         self._images = images[: max(FEWEST_IMAGES, min(IMAGES, PLACES // places))]
 
     def present(self) -> float:
-        """How far the images as they are are from the running statistics, see `Normalisation`."""
+        """Measure the distance of the images as they are from the running statistics, see `Normalisation`."""
         with torch.no_grad():
             seen = self._answer(self._images).double().transpose(0, 1).flatten(1)
-            found = self._residuals(np.asarray(seen.mean(1).cpu()), np.asarray(seen.var(1, unbiased=False).cpu()))
-        return _distance(found)
+            residuals = self._residuals(np.asarray(seen.mean(1).cpu()), np.asarray(seen.var(1, unbiased=False).cpu()))
+        return _distance(residuals)
 
     def distance(self, mean: Values, std: Values) -> float:
-        """How far they would be, were they normalised by other values."""
+        """Predict the distance of the images under another normalisation."""
         return _distance(self._predicted(*_scales(mean, std, self._channels)))
 
     def known(self) -> list[Normalisation]:
-        """Common normalisations that suit the number of channels, the nearest first."""
-        found = [
+        """List common normalisations that suit the number of channels, the nearest first."""
+        candidates = [
             Normalisation(mean, std, self.distance(mean, std))
             for mean, std in KNOWN
             if len(mean) in (1, self._channels)
         ]
-        return sorted(found, key=lambda own: own.distance)
+        return sorted(candidates, key=lambda candidate: candidate.distance)
 
     def fitted(self) -> Normalisation:
-        """The values with which the images have the running statistics, by least squares from the nearest known one."""
+        """Fit the normalisation to the running statistics, by least squares from the nearest common one."""
         start, channels = self.known()[0], self._channels
 
         def residuals(values: Array) -> Array:
             return self._predicted(np.exp(values[:channels]), values[channels:]).ravel()
 
         scale, shift = _scales(start.mean, start.std, channels)
-        found = least_squares(residuals, np.concatenate([np.log(scale), shift]), loss="soft_l1", max_nfev=200).x
-        std = np.exp(-found[:channels])
-        mean = tuple(round(float(own), 3) for own in -found[channels:] * std)
-        deviations = tuple(float(f"{own:.3g}") for own in std)
+        solution = least_squares(residuals, np.concatenate([np.log(scale), shift]), loss="soft_l1", max_nfev=200).x
+        std = np.exp(-solution[:channels])
+        mean = tuple(round(float(value), 3) for value in -solution[channels:] * std)
+        deviations = tuple(float(f"{value:.3g}") for value in std)
         return Normalisation(mean, deviations, self.distance(mean, deviations))
 
     @cached_property
     def _moments(self) -> tuple[Array, Array]:
         mean, std = (
-            torch.tensor(own, dtype=torch.float32, device=self._images.device).view(-1, 1, 1) for own in self._present
+            torch.tensor(values, dtype=torch.float32, device=self._images.device).view(-1, 1, 1)
+            for values in self._present
         )
         with torch.no_grad():
             means, covariances = _moments(self._answer, self._images * std + mean)
@@ -154,7 +155,7 @@ class FirstBatchNorm:
         return self._residuals(means @ weights, np.einsum("i,kij,j->k", weights, covariances, weights).clip(0))
 
     def _residuals(self, means: Array, variances: Array) -> Array:
-        """(2, K); the squares of a channel's two sum to its distance."""
+        """Compute residuals (2, K); the squares of a channel's two sum to its distance."""
         away = (means - self._mean) / np.sqrt(self._variance)
         return np.stack([away / np.sqrt(2), np.log((variances + self._eps) / self._variance) / 2])
 
@@ -162,11 +163,11 @@ class FirstBatchNorm:
 def forgotten_normalisation(
     model: nn.Module, images: Tensor, mean: Sequence[float], std: Sequence[float]
 ) -> list[Normalisation]:
-    """Find the normalisation that a network was trained with, where the images are clearly normalised otherwise.
+    """Find the normalisation that a network was trained with, where the images clearly have another one.
 
-    The common ones that fit, the nearest first, or else one that was computed. None where the images fit as they are,
-    where there is no BatchNorm to tell by, and where no normalisation makes them fit: images of another kind than those
-    of training are no mistake.
+    Returns the common ones that fit, the nearest first, or else a fitted one; none where the images fit as they are,
+    where no BatchNorm tells, and where no normalisation makes them fit: images of another kind than those of training
+    are no mistake.
 
     Parameters
     ----------
@@ -182,10 +183,12 @@ def forgotten_normalisation(
     first = FirstBatchNorm(model, images, tuple(mean), tuple(std))
     if first.name is None or not (now := first.present()) > WRONG:
         return []
-    found = [own for own in first.known() if _explains(own, now)]
-    if not found and now > VERY_WRONG:
-        found = [own for own in [first.fitted()] if _explains(own, now) and max(own.std) <= UNEQUAL * min(own.std)]
-    return found
+    fitting = [each for each in first.known() if _explains(each, now)]
+    if not fitting and now > VERY_WRONG:
+        fitting = [
+            each for each in [first.fitted()] if _explains(each, now) and max(each.std) <= UNEQUAL * min(each.std)
+        ]
+    return fitting
 
 
 def _explains(found: Normalisation, now: float) -> bool:
@@ -202,14 +205,14 @@ def _scales(mean: Values, std: Values, channels: int) -> tuple[Array, Array]:
 
 
 class _ReachedError(Exception):
-    """A forward pass has come as far as it is needed."""
+    """Stop of a forward pass that has come as far as needed."""
 
     def __init__(self, seen: Tensor) -> None:
         self.seen = seen
 
 
 def _reached(model: nn.Module, image: Tensor) -> tuple[str, Callable[[Tensor], Tensor]] | None:
-    """The first BatchNorm whose input is linear in the image, and what gives this input; None where there is none."""
+    """Find the first BatchNorm whose input is linear in the image, and the function that gives that input, or None."""
     generator = torch.Generator().manual_seed(0)
     other = torch.randn(image.shape, generator=generator, dtype=torch.float32).to(image)
     probes = torch.cat([image, other, (image + other) / 2])
@@ -252,7 +255,7 @@ def _reached(model: nn.Module, image: Tensor) -> tuple[str, Callable[[Tensor], T
 
 
 def _has_statistics(norm: nn.modules.batchnorm._BatchNorm) -> bool:
-    """Whether it has seen images: as it is built, its means are 0 and its variances 1."""
+    """Tell whether a BatchNorm has seen images: as it is built, its means are 0 and its variances 1."""
     mean, variance = norm.running_mean, norm.running_var
     return mean is not None and variance is not None and bool((mean != 0).any() or (variance != 1).any())
 
@@ -266,7 +269,7 @@ def _is_linear(values: Tensor) -> bool:
 
 
 def _moments(answer: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
-    """Means (K, R) and covariances (K, R, R) of the answers to single channels, to ones in them, and to zeros."""
+    """Compute means (K, R) and covariances (K, R, R) of responses to single channels, to ones in them, and to zeros."""
     channels = images.shape[1]
 
     def places_of(seen: Tensor) -> Tensor:

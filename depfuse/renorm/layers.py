@@ -1,4 +1,4 @@
-"""What a method of renormalisation can correct: layers and the BatchNorm behind them, as a forward pass shows them."""
+"""Layers that renormalisation can correct, and the BatchNorm behind them, found in a forward pass."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Layer:
     Attributes
     ----------
     name
-        Of the module.
+        Name of the module.
     source
-        Of a BatchNorm, the layer whose output it takes; None for other layers, and where something lies between.
+        For a BatchNorm, the layer whose output is its input; None for other layers, and where something lies between.
     norm
-        The BatchNorm that takes the layer's output.
+        The BatchNorm whose input is the layer's output.
     times
-        How often it runs.
+        Number of times that it runs.
     gives_outputs
-        Whether its output is the network's.
+        True if its output is the network's.
     """
 
     name: str
@@ -52,7 +52,7 @@ def find_layers(model: nn.Module, images: Tensor, asking: str, advice: str = "ch
     model, images
         The network, and an input (N, C, H, W).
     asking, advice
-        Who wants to know, and what to do instead: the words of the error.
+        The caller, and what to do instead: words of the error.
 
     Raises
     ------
@@ -60,26 +60,26 @@ def find_layers(model: nn.Module, images: Tensor, asking: str, advice: str = "ch
         There is a BatchNorm of another kind than torch's own, or without running statistics or parameters.
     """
     runs: list[tuple[str, Tensor, Tensor]] = []
-    found = {name: module for name, module in model.named_modules() if type(module) in LAYERS}
+    candidates = {name: module for name, module in model.named_modules() if type(module) in LAYERS}
     for name, module in model.named_modules():
         if not isinstance(module, BATCH_NORM):
             continue
-        if name not in found or not module.affine or module.running_mean is None:
+        if name not in candidates or not module.affine or module.running_mean is None:
             kind = type(module).__name__
             raise RecipeError(f"{asking} does not know what {name} ({kind}) does to its channels: {advice}")
 
     def noting(name: str) -> Hook:
         return lambda module, inputs, output: runs.append((name, inputs[0], output))
 
-    with torch.no_grad(), evaluating(model), hooked(model, {name: noting(name) for name in found}):
+    with torch.no_grad(), evaluating(model), hooked(model, {name: noting(name) for name in candidates}):
         result = model(images)
     giving = {id(output): name for name, _, output in runs}
-    norms = {id(given): name for name, given, _ in runs if isinstance(found[name], BATCH_NORM)}
+    norms = {id(given): name for name, given, _ in runs if isinstance(candidates[name], BATCH_NORM)}
     times = Counter(name for name, _, _ in runs)
     layers = {
         name: Layer(
             name,
-            giving.get(id(given)) if isinstance(found[name], BATCH_NORM) else None,
+            giving.get(id(given)) if isinstance(candidates[name], BATCH_NORM) else None,
             norms.get(id(output)),
             times[name],
             output is result,
@@ -92,7 +92,7 @@ def find_layers(model: nn.Module, images: Tensor, asking: str, advice: str = "ch
 def in_order(
     parent: nn.Module, groups: ChannelGroups, coupling: Couplings, figures: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Figures (C,) of layers' outputs in the child's order of channels: they go where couplings bring weights' rows."""
+    """Reorder figures (C,) of layers' outputs as couplings reorder the rows of their weights."""
     state: dict[str, Tensor] = dict(parent.state_dict())
     for name, figure in figures.items():
         weight = state[f"{name}.weight"]
@@ -102,5 +102,5 @@ def in_order(
 
 
 def factors(goal: Tensor, own: Tensor) -> Tensor:
-    """What takes channels' own deviations or norms (C,) to their goals; 1 for those that are silent beside them."""
+    """Compute the factors from channels' own deviations or norms (C,) to their goals; 1 where a channel is silent."""
     return torch.where(own <= LEAST * goal, 1.0, goal / own.clamp_min(1e-300))

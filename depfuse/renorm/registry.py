@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Method:
-    """Where a method is, and what it looks at beside the child, which it changes in place.
+    """A method of renormalisation: its place, and what it compares the child with, which it changes in place.
 
     Attributes
     ----------
@@ -28,11 +28,11 @@ class Method:
         Called with the child, then with parents, groups, couplings and shares where `parents` is true, then with the
         calibration images, or with an example input where `images` is false.
     images
-        Whether it reads calibration images.
+        True if it reads calibration images.
     parents
-        Whether it compares the child with its parents.
+        True if it compares the child with its parents.
     keeps
-        Whether it is called at last with names of layers to leave alone.
+        True if its last argument is names of layers to leave alone.
     """
 
     module: str
@@ -54,12 +54,12 @@ METHODS: dict[str, Method] = {
 
 @dataclass(frozen=True, eq=False)
 class Merged:
-    """What a child is the average of, for the methods that compare it with its parents.
+    """The parents and couplings of a child, for the methods that compare it with its parents.
 
     Attributes
     ----------
     parents, groups, couplings, shares
-        As they were merged.
+        The arguments of the merge.
     example
         An input (N, C, H, W) to run the networks with where there are no calibration images.
     """
@@ -72,7 +72,7 @@ class Merged:
 
 
 def chosen_method(method: str, model: nn.Module) -> str:
-    """What `auto` is for a network: reset where it has BatchNorm, none elsewhere; other names are their own.
+    """Resolve `auto`: reset where the network has BatchNorm, none elsewhere; other names stay.
 
     Raises
     ------
@@ -107,9 +107,9 @@ def renormalise(
     loader
         Calibration images; their labels are not read. None where the method reads none.
     merged
-        What the network is the average of; None where the method does not compare it with its parents.
+        The parents of the network; None where the method does not compare it with them.
     kept
-        Names of BatchNorms whose statistics hold already, for methods that can leave layers alone.
+        Names of BatchNorms whose statistics are right already, for methods that can leave layers alone.
 
     Raises
     ------
@@ -122,21 +122,21 @@ def renormalise(
     method = chosen_method(method, model)
     if method == "none":
         return
-    found = METHODS[method]
-    if found.images and loader is None:
+    chosen = METHODS[method]
+    if chosen.images and loader is None:
         raise RecipeError(f"renorm {method} needs calibration images: give at least 2, or choose data-free or none")
-    given: list[object] = []
-    if found.parents:
+    arguments: list[object] = []
+    if chosen.parents:
         if merged is None:
             raise RecipeError(f"renorm {method} compares a child with its parents: choose reset or none without them")
         parents = [evaluation_copy(parent, shared=True) for parent in merged.parents]
-        given += [parents, merged.groups, merged.couplings, merged.shares]
-    if not found.images and (merged is None or merged.example is None):
+        arguments += [parents, merged.groups, merged.couplings, merged.shares]
+    if not chosen.images and (merged is None or merged.example is None):
         raise RecipeError(f"renorm {method} needs an example input: the network must be run once")
-    function = getattr(importlib.import_module(f"depfuse.renorm.{found.module}"), found.function)
-    given.append(loader if found.images else merged and merged.example)
-    if found.keeps:
-        given.append(kept)
+    function = getattr(importlib.import_module(f"depfuse.renorm.{chosen.module}"), chosen.function)
+    arguments.append(loader if chosen.images else merged and merged.example)
+    if chosen.keeps:
+        arguments.append(kept)
     check_changeable(model)
     with undisturbed():
-        function(model, *given)
+        function(model, *arguments)

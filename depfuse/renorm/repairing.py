@@ -1,6 +1,6 @@
-r"""REPAIR: the child's activations get the statistics that its parents' have (Jordan et al. 2023, section 4).
+r"""REPAIR: give the child's activations the statistics of its parents' (Jordan et al. 2023, section 4).
 
-Where channels of parents that are not alike are averaged, they cancel: their variance collapses, layer after layer. The
+Where channels of dissimilar parents are averaged, they partly cancel: their variance collapses, layer after layer. The
 smallest example is one linear layer. Its output y has mean m and standard deviation s over the images, while the
 parents' outputs have means and deviations whose shares make :math:`\mu` and :math:`\sigma`. Then
 :math:`y' = (y - m) \sigma / s + \mu` is again a linear layer, with weight :math:`W \sigma / s` and bias
@@ -41,20 +41,20 @@ def repair(
     """Give each layer's outputs the share-weighted mean and deviation of the parents', in place.
 
     A layer is a convolution or linear layer with the BatchNorm that follows it, or such a layer alone, or a BatchNorm
-    alone. One pass over the images, in which each layer sees what the corrected layers before it give; then the
-    correction is part of the weights, and BatchNorm layers have true running statistics. What gives the network's
-    outputs stays as it is, and so do layers that run more than once.
+    alone. One pass over the images, in which each layer's input comes from corrected layers; then the correction
+    is part of the weights, and BatchNorm layers have true running statistics. Output layers and layers that run more
+    than once stay as they are.
 
     Parameters
     ----------
     child
         The merged network, of the parents' architecture.
     parents, groups, couplings, shares
-        As they were merged.
+        The arguments of the merge.
     loader
         Images; labels are not read.
     shift
-        Without it, outputs are scaled only ("rescale").
+        False to scale the outputs only ("rescale").
 
     Raises
     ------
@@ -66,20 +66,20 @@ def repair(
         raise RecipeError(f"renorm {method} needs at least 2 calibration images, not {loader.count}")
     loader = loader.in_batches(AT_ONCE)
     layers = find_layers(child, next(iter(loader))[0][:2], f"renorm {method}")
-    names = [own.name for own in layers if own.times == 1 and own.norm is None and not own.gives_outputs]
+    names = [layer.name for layer in layers if layer.times == 1 and layer.norm is None and not layer.gives_outputs]
     goals = {name: (torch.zeros((), dtype=torch.float32), torch.zeros((), dtype=torch.float32)) for name in names}
     shares = Shares.create(shares)
     for number, (parent, coupling, _) in enumerate(zip(parents, couplings, shares.network, strict=True)):
         seen = summed(_statistics, loader, parent, names)
-        means = in_order(parent, groups, coupling, {name: own.mean for name, own in seen.items()})
-        deviations = in_order(parent, groups, coupling, {name: own.deviation for name, own in seen.items()})
-        own = {name: shares.of(f"{name}.weight")[number] for name in names}
-        goals = {n: (mean + own[n] * means[n], sd + own[n] * deviations[n]) for n, (mean, sd) in goals.items()}
+        means = in_order(parent, groups, coupling, {name: row.mean for name, row in seen.items()})
+        deviations = in_order(parent, groups, coupling, {name: row.deviation for name, row in seen.items()})
+        share = {name: shares.of(f"{name}.weight")[number] for name in names}
+        goals = {n: (mean + share[n] * means[n], sd + share[n] * deviations[n]) for n, (mean, sd) in goals.items()}
     corrections = {name: _Correction(*goals[name], shift) for name in names}
-    found = summed(_statistics, loader, child, names, corrections)
+    collected = summed(_statistics, loader, child, names, corrections)
     with torch.no_grad():
         for name, correction in corrections.items():
-            correction.write(child.get_submodule(name), found[name])
+            correction.write(child.get_submodule(name), collected[name])
 
 
 rescale = partial(repair, shift=False)
@@ -88,14 +88,14 @@ rescale = partial(repair, shift=False)
 def _statistics(
     loader: Loader, model: nn.Module, names: Sequence[str], corrections: Mapping[str, _Correction] | None = None
 ) -> tuple[dict[str, _Statistics], list[Tensor]]:
-    """Statistics of layers by one pass in evaluation mode, in which their outputs are corrected batch by batch."""
-    found = {name: _Statistics() for name in names}
+    """Collect statistics of layers in one pass in evaluation mode, correcting their outputs batch by batch."""
+    statistics = {name: _Statistics() for name in names}
 
     def watch(name: str) -> Hook:
         correct = None if corrections is None else corrections[name].correct
 
         def hook(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-            found[name].add(layer, inputs, output)
+            statistics[name].add(layer, inputs, output)
             return None if correct is None else correct(layer, output)
 
         return hook
@@ -103,11 +103,11 @@ def _statistics(
     with torch.no_grad(), evaluating(model), hooked(model, {name: watch(name) for name in names}):
         for images, _ in loader:
             model(images)
-    return found, [tensor for own in found.values() for tensor in own.tensors]
+    return statistics, [tensor for collected in statistics.values() for tensor in collected.tensors]
 
 
 def _rows(layer: nn.Module, tensor: Tensor) -> Tensor:
-    """What goes into or comes out of a layer as (samples, C), float64."""
+    """Flatten the input or output of a layer to (samples, C), float64."""
     return tensor.detach().movedim(-1 if isinstance(layer, nn.Linear) else 1, -1).flatten(0, -2).double()
 
 
@@ -124,10 +124,10 @@ class _Statistics:
         self.tensors: list[Tensor] = []
 
     def add(self, layer: nn.Module, inputs: Any, output: Tensor) -> None:
-        """Count a batch."""
-        found = [_rows(layer, output), *([_rows(layer, inputs[0])] if isinstance(layer, BATCH_NORM) else [])]
-        count = torch.tensor(float(len(found[0])), dtype=torch.float64)
-        sums = [count, *(sum_ for rows in found for sum_ in (rows.sum(0), rows.square().sum(0)))]
+        """Add a batch."""
+        flattened = [_rows(layer, output), *([_rows(layer, inputs[0])] if isinstance(layer, BATCH_NORM) else [])]
+        count = torch.tensor(float(len(flattened[0])), dtype=torch.float64)
+        sums = [count, *(sum_ for rows in flattened for sum_ in (rows.sum(0), rows.square().sum(0)))]
         self.tensors = [a + b for a, b in zip(self.tensors, sums, strict=True)] if self.tensors else sums
 
     def _moments(self, first: int) -> tuple[Tensor, Tensor]:
@@ -137,28 +137,28 @@ class _Statistics:
 
     @property
     def mean(self) -> Tensor:
-        """Of the outputs."""
+        """Mean of the outputs (C,)."""
         return self._moments(0)[0]
 
     @property
     def deviation(self) -> Tensor:
-        """Of the outputs."""
+        """Standard deviation of the outputs (C,)."""
         return self._moments(0)[1].sqrt()
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance of a BatchNorm's inputs."""
+        """Mean and variance of a BatchNorm's inputs (C,)."""
         return self._moments(2)
 
 
 class _Correction:
-    """What takes a layer of the child to its goal."""
+    """A layer's target mean and deviation, with the affine map to them."""
 
     def __init__(self, mean: Tensor, deviation: Tensor, shift: bool) -> None:
         self._mean, self._deviation, self._shift = mean, deviation, shift
 
     def correct(self, layer: nn.Module, output: Tensor) -> Tensor:
-        """The output as it would be with this batch's own correction."""
+        """Correct an output by this batch's own statistics."""
         rows = _rows(layer, output)
         scale, offset = self._map(layer, rows.mean(0), rows.std(0, correction=0))
         shape = [1] * output.dim()
@@ -166,7 +166,7 @@ class _Correction:
         return output * scale.reshape(shape).to(output.dtype) + offset.reshape(shape).to(output.dtype)
 
     def write(self, layer: Any, seen: _Statistics) -> None:
-        """Make the correction over all images part of the layer."""
+        """Write the correction over all images into the layer."""
         scale, offset = self._map(layer, seen.mean, seen.deviation)
         weight, bias = layer.weight, layer.bias
         assert isinstance(weight, Tensor)
@@ -179,7 +179,7 @@ class _Correction:
             bias.copy_(scale * bias.double() + offset)
 
     def _map(self, layer: Any, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and offset (C,) that lead from a mean and deviation to the goal's."""
+        """Compute scale and offset (C,) from a mean and deviation to the target's."""
         scale = factors(self._deviation, deviation)
         can_shift = self._shift and layer.bias is not None
         return scale, self._mean - scale * mean if can_shift else torch.zeros_like(scale)
