@@ -11,11 +11,13 @@ from digits_parents import digits_parents
 from torch import nn
 from torch.func import functional_call
 
-from depfuse.data import Loader, Split, calibration_loader, load_data
+from depfuse.data import Loader, Split, calibration_loader, load_data, loader
+from depfuse.data.floats import to_floats
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.ensemble.targets import TEMPERATURE, slope
 from depfuse.errors import RecipeError
 from depfuse.networks.running import evaluating
+from depfuse.refit.second_order import gauss_newton
 from depfuse.refit.second_order.gauss_newton import _apart, _joined, _Search, gauss_newton_step
 from depfuse.renorm import settle_batch_norm
 
@@ -73,8 +75,8 @@ def dense(work: _Search, model: nn.Module, free: dict) -> tuple[torch.Tensor, to
 
 @pytest.fixture
 def in_double(monkeypatch):
-    plain = Preprocessing.apply
-    monkeypatch.setattr(Preprocessing, "apply", lambda *args, **settings: plain(*args, **settings).double())
+    for module in (loader, gauss_newton):
+        monkeypatch.setattr(module, "to_floats", lambda *args, **settings: to_floats(*args, **settings).double())
 
 
 def test_products_and_steps_are_those_of_the_dense_matrix(in_double):

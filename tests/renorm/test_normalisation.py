@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from depfuse.cli import main
 from depfuse.data import load_data
+from depfuse.data.floats import to_floats
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
 from depfuse.io.loading import load_network
@@ -114,7 +115,7 @@ def test_shipped_networks_fit_their_cards(path):
     card = read_checkpoint(path).card
     data = load_data(card.data)
     own = card.preprocessing
-    images = own.apply(data.train.images[::10])
+    images = to_floats(data.train.images[::10], own)
     assert forgotten_normalisation(load_network(path), images, own.mean or (0.0,), own.std or (1.0,)) == []
     mean, std = own.mean[0] - 3 * own.std[0] / 0.3, own.std[0] / 0.3
     assert forgotten_normalisation(load_network(path), images * 0.3 + 3, (mean,), (std,))
