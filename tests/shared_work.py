@@ -201,14 +201,14 @@ def only_for_many(folder: Path) -> dict[str, Any]:
     wrong = _said(lambda: trained(folder))
     (folder / "state").unlink()
     return {
-        "seen": processes.summed(_who, loader),
-        "seen of one batch": processes.summed(_who, images(batch_size=450)),
+        "seen": processes.all_sum(_who, loader),
+        "seen of one batch": processes.all_sum(_who, images(batch_size=450)),
         "alone": dict(alone.state_dict()),
         "warned": [str(own.message) for own in warned if issubclass(own.category, DepfuseWarning)],
         "failures": {
-            "helper": _said(lambda: processes.summed(_fails, loader, 1, error)),
-            "first": _said(lambda: processes.summed(_fails, loader, 0, error)),
-            "unexpected": _said(lambda: processes.summed(_fails, loader, 1, KeyError("x"))),
+            "helper": _said(lambda: processes.all_sum(_fails, loader, 1, error)),
+            "first": _said(lambda: processes.all_sum(_fails, loader, 0, error)),
+            "unexpected": _said(lambda: processes.all_sum(_fails, loader, 1, KeyError("x"))),
             "state": wrong,
             "batch": _said(lambda: train(users_network(), load_data("digits"), TrainRecipe.create(batch_size=3))),
             "diverged": _said(
@@ -230,7 +230,7 @@ def _dies(loader: Loader, rank: int, after: float) -> tuple[None, list[Tensor]]:
 
 def dying(rank: int, after: float) -> int:
     """Let a process die, in the middle of shared work or while the first one does something else."""
-    processes.summed(_dies, images(), rank, after)
+    processes.all_sum(_dies, images(), rank, after)
     time.sleep(600)
     return 0
 
@@ -253,5 +253,5 @@ def main(out: Path) -> int:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "die":
-        sys.exit(processes.led(lambda: dying(int(sys.argv[2]), float(sys.argv[3]))))
-    sys.exit(processes.led(lambda: main(Path(sys.argv[1]))))
+        sys.exit(processes.launch(lambda: dying(int(sys.argv[2]), float(sys.argv[3]))))
+    sys.exit(processes.launch(lambda: main(Path(sys.argv[1]))))

@@ -128,9 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     # Anything else need not wait for torch.
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
-        from depfuse.distributed.team import led
+        from depfuse.distributed.team import launch
 
-        return led(lambda: _run(given))
+        return launch(lambda: _run(given))
     return _run(given)
 
 

@@ -10,31 +10,16 @@ import torch
 from sklearn.datasets import load_digits as sklearn_digits
 from sklearn.model_selection import train_test_split
 
-from depfuse.data.preprocessing import Preprocessing
+from depfuse.data.names import DIGITS_PREPROCESSING, DOWNLOADED
 from depfuse.data.tensors import DataSet, Split, checked_data_set
 from depfuse.errors import DataError
 
 DIGITS_TEST_IMAGES = 500
-# Of the 1,297 training images, over all pixels, in units of [0, 1].
-DIGITS_PREPROCESSING = Preprocessing(mean=(0.3053,), std=(0.3758,))
-
-_DOWNLOADED: dict[str, tuple[str, Preprocessing]] = {
-    "cifar10": ("CIFAR10", Preprocessing(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))),
-    "cifar100": ("CIFAR100", Preprocessing(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762))),
-    "mnist": ("MNIST", Preprocessing(mean=(0.1307,), std=(0.3081,))),
-}
-
-DATA_SETS = ("digits", *_DOWNLOADED)
 
 
 def load_builtin(name: str, root: Path, *, download: bool = True) -> DataSet:
     """Load the data set of that name in `DATA_SETS`, downloaded under `root` where it is not embedded."""
     return load_digits() if name == "digits" else load_torchvision(name, root, download=download)
-
-
-def builtin_preprocessing(name: str) -> Preprocessing:
-    """Pre-processing of the data set of that name in `DATA_SETS`."""
-    return DIGITS_PREPROCESSING if name == "digits" else _DOWNLOADED[name][1]
 
 
 def load_digits() -> DataSet:
@@ -64,7 +49,7 @@ def load_torchvision(name: str, root: Path, *, download: bool = True) -> DataSet
     """
     from torchvision import datasets
 
-    kind, preprocessing = _DOWNLOADED[name]
+    kind, preprocessing = DOWNLOADED[name]
     try:
         parts = [getattr(datasets, kind)(str(root), train=train, download=download) for train in (True, False)]
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a damaged file is a RuntimeError

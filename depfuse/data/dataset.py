@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from depfuse.data.builtin import DATA_SETS, load_builtin
+from depfuse.data.builtin import load_builtin
 from depfuse.data.files import load_folder, load_npz
+from depfuse.data.names import DATA_SETS, check_data_name
 from depfuse.data.preprocessing import Preprocessing
-from depfuse.data.tensors import DataSet, Split
-from depfuse.errors import DataError
-
-__all__ = ["DATA_SETS", "DataSet", "Split", "load_data"]
+from depfuse.data.tensors import DataSet
 
 
 def load_data(
@@ -44,6 +41,7 @@ def load_data(
     DataError
         The data are not there, cannot be read, or contradict themselves.
     """
+    check_data_name(spec)
     given = Preprocessing.create(size=size, mean=mean, std=std)
     name = str(spec)
     if name in DATA_SETS:
@@ -56,10 +54,4 @@ def load_data(
         merged.check_size(*data.train.images.shape[2:])
         return dataclasses.replace(data, preprocessing=merged)
     path = Path(spec)
-    if path.is_dir():
-        return load_folder(path, given)
-    if path.is_file():
-        return load_npz(path, given)
-    near = difflib.get_close_matches(name, DATA_SETS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"give {', '.join(DATA_SETS)}, a .npz file or a folder of images"
-    raise DataError(f"{name} is no data set, file or folder: {hint}")
+    return load_folder(path, given) if path.is_dir() else load_npz(path, given)

@@ -3,58 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from depfuse.data.label_shares import LabelShare
 from depfuse.data.tensors import DataSet, Split
 from depfuse.errors import DataError
-
-LabelShare = Mapping[int, float]
-
-_PIECE = re.compile(r"(\d+)(?:-(\d+))?(?::([0-9.eE+-]+))?")
-
-
-def parse_labels(text: str) -> dict[int, float]:
-    """Read which share of each class's training images to keep.
-
-    ``"0-4"`` keeps all of classes 0 to 4 and nothing else, ``"0-4:0.9,5-9:0.1"`` nine tenths of the
-    first five and one tenth of the others, ``"1,3,7:0.5"`` all of 1 and 3 and half of 7.
-
-    Returns
-    -------
-    dict
-        label -> share in (0, 1], in ascending order of labels.
-
-    Raises
-    ------
-    DataError
-        The text is not of this form, a label stands twice, or a share is outside (0, 1].
-    """
-    shares: dict[int, float] = {}
-    for piece in text.split(","):
-        match = _PIECE.fullmatch(piece.strip())
-        if match is None:
-            raise DataError(f"labels {text!r}: {piece.strip()!r} is not like 3, 0-4 or 0-4:0.9")
-        first, last = int(match[1]), int(match[2] or match[1])
-        try:
-            share = float(match[3] or 1)
-        except ValueError:
-            raise DataError(f"labels {text!r}: {match[3]!r} is no number") from None
-        if not 0 < share <= 1:
-            raise DataError(f"labels {text!r}: share {share:g} is outside (0, 1]")
-        if last < first:
-            raise DataError(f"labels {text!r}: {first}-{last} runs backwards")
-        if last - first > 100_000:
-            raise DataError(f"labels {text!r}: {first}-{last} is more classes than any data set has")
-        for label in range(first, last + 1):
-            if label in shares:
-                raise DataError(f"labels {text!r}: label {label} stands twice")
-            shares[label] = share
-    return dict(sorted(shares.items()))
 
 
 def select_labels(data: DataSet, shares: LabelShare, *, seed: int = 0) -> tuple[DataSet, list[int]]:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depfuse.data.augment import Augmentation
+from depfuse.data.augment import change, draw_changes
+from depfuse.data.augmentation import Augmentation
 from depfuse.data.floats import to_floats
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.data.tensors import DataSet, Split
@@ -113,7 +114,7 @@ class Loader:
         first, last = sum(sizes[:start]), sum(sizes[:end])
         images = self.images[first:last].clone()
         if self.augment:
-            images = self.augment.apply(images, self._drawn(self._generator())[first:last])
+            images = change(self.augment, images, self._drawn(self._generator())[first:last])
         # As many batches out of equal ones, cut into as many, are the same batches again.
         return self._over(images, self.labels[first:last].clone())
 
@@ -154,7 +155,7 @@ class Loader:
         """Images by number (n,), each changed as the generator draws for it, as the network takes them."""
         images = self.images[numbers.to(self.device)]
         if augment:
-            images = augment.apply(images, augment.draw(len(images), *self.image_shape[1:], generator))
+            images = change(augment, images, draw_changes(augment, len(images), *self.image_shape[1:], generator))
         return to_floats(images, self.preprocessing, channels_last=channels_last)
 
     def __len__(self) -> int:
@@ -172,7 +173,7 @@ class Loader:
             batch = torch.tensor_split(whole, parts)[part]
             images = self.images[batch]
             if self.augment and drawn is not None:
-                images = self.augment.apply(images, drawn[batch])
+                images = change(self.augment, images, drawn[batch])
             yield to_floats(images, self.preprocessing, channels_last=self.channels_last), self.labels[batch]
         if self.shuffle:
             self.epoch += 1
@@ -184,7 +185,7 @@ class Loader:
         """What happens to each image."""
         assert self.augment is not None
         height, width = self.images.shape[-2:]
-        return self.augment.draw(self.count, height, width, generator).to(self.device)
+        return draw_changes(self.augment, self.count, height, width, generator).to(self.device)
 
 
 def calibration_loader(

@@ -18,7 +18,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from depfuse.data.augment import Augmentation, mix
+from depfuse.data.augment import mix
+from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.ensemble.targets import wanted_of

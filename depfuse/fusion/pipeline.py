@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from depfuse.align import Coupling, Couplings, align
 from depfuse.align.solvers import load_solver
 from depfuse.align.statistics.shared import SharedMoments
-from depfuse.data.augment import Augmentation
+from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import DepfuseWarning, GroupError, RecipeError

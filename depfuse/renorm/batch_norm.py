@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.data.loader import Loader
-from depfuse.distributed.team import summed
+from depfuse.distributed.team import all_sum
 from depfuse.errors import DataError
 from depfuse.networks.batch_norm import restate
 from depfuse.networks.layout import choose_layout
@@ -53,7 +53,7 @@ def reset_batch_norm(model: nn.Module, loader: Loader, kept: Collection[str] = (
         return
     if loader.count < 2:
         raise DataError(f"{loader.count} calibration image has no variance: BatchNorm reset needs at least 2")
-    statistics = summed(_sums_over_batches, loader.in_batches(AT_ONCE), model, list(layers))
+    statistics = all_sum(_sums_over_batches, loader.in_batches(AT_ONCE), model, list(layers))
     for name, layer in layers.items():
         count, mean, variance = statistics[name]
         if count == 0:  # an auxiliary head, which evaluation does not run
@@ -71,7 +71,7 @@ def settle_batch_norm(model: nn.Module, loader: Loader) -> None:
     reach, stay as they were.
     """
     layers = {name: layer for name, layer in _tracked(model).items() if layer.affine}
-    statistics = summed(_sums_of_inputs, loader, model, list(layers))
+    statistics = all_sum(_sums_of_inputs, loader, model, list(layers))
     with torch.no_grad():
         for name, layer in layers.items():
             count, total, square = statistics[name]

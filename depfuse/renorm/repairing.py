@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from depfuse.align.coupling import Couplings
 from depfuse.data.loader import Loader
-from depfuse.distributed.team import summed
+from depfuse.distributed.team import all_sum
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.merge.shares import Shares
@@ -70,13 +70,13 @@ def repair(
     goals = {name: (torch.zeros((), dtype=torch.float32), torch.zeros((), dtype=torch.float32)) for name in names}
     shares = Shares.create(shares)
     for number, (parent, coupling, _) in enumerate(zip(parents, couplings, shares.network, strict=True)):
-        seen = summed(_statistics, loader, parent, names)
+        seen = all_sum(_statistics, loader, parent, names)
         means = in_order(parent, groups, coupling, {name: row.mean for name, row in seen.items()})
         deviations = in_order(parent, groups, coupling, {name: row.deviation for name, row in seen.items()})
         share = {name: shares.of(f"{name}.weight")[number] for name in names}
         goals = {n: (mean + share[n] * means[n], sd + share[n] * deviations[n]) for n, (mean, sd) in goals.items()}
     corrections = {name: _Correction(*goals[name], shift) for name in names}
-    collected = summed(_statistics, loader, child, names, corrections)
+    collected = all_sum(_statistics, loader, child, names, corrections)
     with torch.no_grad():
         for name, correction in corrections.items():
             correction.write(child.get_submodule(name), collected[name])

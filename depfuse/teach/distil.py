@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.data import DataSet, calibration_loader
-from depfuse.data.augment import Augmentation
+from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.ensemble.targets import TEMPERATURE, divergence, ensemble_logits
@@ -24,7 +24,7 @@ from depfuse.networks.running import evaluating
 from depfuse.recipe import Recipe
 from depfuse.refit import NaturalGradientTraining, Together
 from depfuse.tasks.outputs import distance_of
-from depfuse.train import EpochReport, TrainRecipe, fit
+from depfuse.train import EpochReport, Saving, TrainRecipe, fit
 
 WARMUP = 0.1  # of the epochs, with SGD
 STATISTICS_IMAGES = 2000
@@ -181,8 +181,7 @@ class Further:
                 teacher=teacher if step == "distil" else None,
                 learner=learner,
                 device=device,
-                resume_path=self._state(name, step),
-                start=self._start(name, step, teacher, recipe),
+                saving=self._saving(name, step, teacher, recipe),
                 progress=None if self.progress is None else partial(self.progress, f"{step}: {name}"),
             )
             seconds[step] = report.total_seconds
@@ -208,13 +207,16 @@ class Further:
             for state in self.resume.parent.glob(f"{self.resume.name}.*-*"):
                 state.unlink()
 
-    def _state(self, name: str, step: str) -> Path | None:
-        return None if self.resume is None else self.resume.with_name(f"{self.resume.name}.{name}-{step}")
+    def _saving(self, name: str, step: str, teacher: Ensemble, recipe: Recipe) -> Saving | None:
+        """Where the state of a step is kept; it knows its start by what led there.
 
-    def _start(self, name: str, step: str, teacher: Ensemble, recipe: Recipe) -> str:
-        """What a network comes from: refitted with other threads or on a GPU, it is not the same bit for bit."""
+        A network that was refitted with other threads or on a GPU is not the same bit for bit.
+        """
+        if self.resume is None:
+            return None
         described = f"{STATE} {name} {step} {self._patient(recipe)} {teacher.digest} {recipe.model_dump_json()}"
-        return hashlib.sha256(described.encode()).hexdigest()
+        start = hashlib.sha256(described.encode()).hexdigest()
+        return Saving(self.resume.with_name(f"{self.resume.name}.{name}-{step}"), start=start)
 
     def _patient(self, recipe: Recipe) -> int:
         """The number of epochs, 0 where it is not a long training."""

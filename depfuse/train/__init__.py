@@ -1,15 +1,5 @@
 """Train a network on a data set, resumable."""
 
-from depfuse.train.training import (
-    EpochReport,
-    TrainRecipe,
-    fit,
-    train,
-)
+import lazy_loader
 
-__all__ = [
-    "EpochReport",
-    "TrainRecipe",
-    "fit",
-    "train",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -345,7 +345,9 @@ def test_train_writes_a_network_that_is_evaluated(place: Place, capsys: pytest.C
 
 
 def test_training_that_was_cut_off_goes_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    from depfuse.train import training as trainer
+    from depfuse.train import EpochReport
+    from depfuse.train import train as train_network
+    from depfuse.train.run import Run
 
     def command(name: str) -> list[str]:
         options = ["--data", str(place.data), "--epochs", "3", "--batch-size", "16", "--quiet"]
@@ -353,19 +355,19 @@ def test_training_that_was_cut_off_goes_on(place: Place, monkeypatch: pytest.Mon
 
     assert main(command("whole.safetensors")) == 0
 
-    whole_epoch = trainer._Run.one_epoch
+    whole_epoch = Run.one_epoch
 
-    def cut_off(run: trainer._Run) -> trainer.EpochReport:
+    def cut_off(run: Run) -> EpochReport:
         if run.epoch == 2:
             raise KeyboardInterrupt
         return whole_epoch(run)
 
-    monkeypatch.setattr(trainer._Run, "one_epoch", cut_off)
-    monkeypatch.setattr("depfuse.cli.train.train_network", functools.partial(trainer.train, save_seconds=0))
+    monkeypatch.setattr(Run, "one_epoch", cut_off)
+    monkeypatch.setattr("depfuse.cli.train.train_network", functools.partial(train_network, save_seconds=0))
     assert main(command("parts.safetensors")) == 130
     assert not (place.folder / "parts.safetensors").exists()
     assert (place.folder / "parts.safetensors.training").exists()
-    monkeypatch.setattr(trainer._Run, "one_epoch", whole_epoch)
+    monkeypatch.setattr(Run, "one_epoch", whole_epoch)
     assert main(command("parts.safetensors")) == 0
     whole, parts = (read_checkpoint(place.folder / f"{name}.safetensors") for name in ("whole", "parts"))
     assert whole.digest == parts.digest

@@ -21,6 +21,7 @@ from depfuse.data import (
     select_labels,
     select_share,
 )
+from depfuse.data.augment import change, draw_changes
 from depfuse.data.floats import to_floats
 from depfuse.errors import DataError
 
@@ -372,8 +373,8 @@ def test_too_few_calibration_images_are_refused(digits: DataSet, count: int) -> 
 def test_flips_and_shifts_are_those_that_were_drawn() -> None:
     images = torch.randint(1, 256, (40, 3, 6, 7), dtype=torch.uint8)
     augment = Augmentation(flip=True, translate=2)
-    drawn = augment.draw(40, 6, 7, torch.Generator().manual_seed(0))
-    found = augment.apply(images, drawn)
+    drawn = draw_changes(augment, 40, 6, 7, torch.Generator().manual_seed(0))
+    found = change(augment, images, drawn)
     assert set(drawn[:, 0].tolist()) == {0, 1}
     assert set(drawn[:, 1].tolist()) == set(range(5))
     for image, (flip, down, right, _, _), result in zip(images, drawn.tolist(), found, strict=True):
@@ -386,7 +387,7 @@ def test_flips_and_shifts_are_those_that_were_drawn() -> None:
 def test_cutout_blacks_one_square_out() -> None:
     images = torch.full((200, 1, 8, 8), 255, dtype=torch.uint8)
     augment = Augmentation(cutout=3)
-    found = augment.apply(images, augment.draw(200, 8, 8, torch.Generator().manual_seed(0)))
+    found = change(augment, images, draw_changes(augment, 200, 8, 8, torch.Generator().manual_seed(0)))
     gone = (found == 0).flatten(1).sum(1)
     assert gone.max() == 9  # whole inside
     assert gone.min() == 4  # a corner of the image is the centre

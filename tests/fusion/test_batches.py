@@ -10,7 +10,7 @@ from torch import nn
 
 from depfuse import Recipe, fuse
 from depfuse.data import Loader, Preprocessing, Split
-from depfuse.data.augment import Augmentation
+from depfuse.data.augmentation import Augmentation
 
 
 class Small(nn.Module):

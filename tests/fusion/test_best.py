@@ -15,7 +15,8 @@ from torch import nn
 from depfuse import Recipe, fuse
 from depfuse.cli import main
 from depfuse.data import DataSet, calibration_loader, load_data
-from depfuse.data.augment import Augmentation, mix
+from depfuse.data.augment import mix
+from depfuse.data.augmentation import Augmentation
 from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.fusion.agreement import SCALES
 from depfuse.fusion.candidates import HELD_OUT, best_of

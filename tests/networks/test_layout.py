@@ -115,7 +115,7 @@ from depfuse.teach.distil import Ensemble
 from depfuse.refit import Together
 from depfuse.merge import fisher_information
 from depfuse.refit.second_order.gauss_newton import gauss_newton_step
-from depfuse.data.augment import Augmentation
+from depfuse.data.augmentation import Augmentation
 from depfuse.recipe import Recipe
 from depfuse.train import TrainRecipe, fit
 from depfuse import fuse

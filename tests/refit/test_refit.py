@@ -16,7 +16,7 @@ from depfuse.align import Coupling
 from depfuse.align.coupling import apply_couplings
 from depfuse.cli import main
 from depfuse.data import Loader, Preprocessing, Split
-from depfuse.data.augment import Augmentation
+from depfuse.data.augmentation import Augmentation
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.ensemble.targets import TEMPERATURE, divergence, drawn, slope
 from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError

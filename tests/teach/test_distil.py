@@ -29,7 +29,7 @@ from depfuse.refit.second_order.natural_gradient import TRUST, NaturalGradient
 from depfuse.refit.second_order.rollback import Guard
 from depfuse.report import FusionReport
 from depfuse.teach.distil import Ensemble, Further
-from depfuse.train import EpochReport, TrainRecipe, fit
+from depfuse.train import EpochReport, Saving, TrainRecipe, fit
 
 PARENTS = digits_files(*"ab")
 SMALL = ["--calibration", "200", "--refit", "ridge", "--refit-steps", "0"]
@@ -154,7 +154,7 @@ def test_a_distillation_that_was_cut_off_goes_on_bit_for_bit(
     """Also where the end of a long training has begun, and where steps are so long that some are taken back."""
     monkeypatch.setattr(natural_gradient, "TRUST", trust)
     monkeypatch.setattr(training, "FINISHING", finishing)
-    monkeypatch.setattr("depfuse.teach.distil.fit", partial(fit, save_seconds=0))
+    monkeypatch.setattr("depfuse.teach.distil.Saving", partial(Saving, seconds=0))
     monkeypatch.setattr("depfuse.teach.distil.PATIENT_EPOCHS", patient)
     monkeypatch.setattr("depfuse.teach.distil.PATIENT_IMAGES", 0)
     few = dataclasses.replace(data, train=data.train.take(torch.arange(images)))
@@ -192,9 +192,9 @@ def test_steps_that_are_far_too_long_are_taken_back(parents, data, monkeypatch):
 
 def test_a_state_of_another_teacher_is_refused(parents, data, tmp_path):
     teacher, path = Ensemble(parents, (0.5, 0.5)), tmp_path / "state"
-    fit(copy.deepcopy(parents[0]), data, STEPS, teacher=teacher, resume_path=path)
+    fit(copy.deepcopy(parents[0]), data, STEPS, teacher=teacher, saving=Saving(path))
     with pytest.raises(CheckpointError, match="another teacher"):
-        fit(copy.deepcopy(parents[0]), data, STEPS, teacher=Ensemble(parents, (0.4, 0.6)), resume_path=path)
+        fit(copy.deepcopy(parents[0]), data, STEPS, teacher=Ensemble(parents, (0.4, 0.6)), saving=Saving(path))
 
 
 def test_what_cannot_be_taken_apart_is_distilled_by_descent(parents, data):

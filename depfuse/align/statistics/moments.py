@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depfuse.data.loader import Loader
-from depfuse.distributed.team import summed
+from depfuse.distributed.team import all_sum
 from depfuse.errors import DataError
 from depfuse.groups import ChannelGroups, Tap
 from depfuse.groups.channel_group import Position
@@ -276,7 +276,7 @@ def collect_moments(
     plans = [_plan(found, choice) for found in own]
     first = _rows(loader.first(AT_ONCE), models, plans, own[0].auxiliary)
     origins = {key: {parent: origin_of(values) for parent, values in enumerate(rows)} for key, rows in first}
-    sums = summed(_running_sums, loader, list(models), plans, own[0].auxiliary, origins)
+    sums = all_sum(_running_sums, loader, list(models), plans, own[0].auxiliary, origins)
     return [_by_orbit(plans[0], plans[parent], sums, parent) for parent in range(1, len(models))]
 
 

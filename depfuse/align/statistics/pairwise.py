@@ -29,7 +29,7 @@ from depfuse.align.statistics.moments import (
 )
 from depfuse.align.trees import Placement
 from depfuse.data.loader import Loader
-from depfuse.distributed.team import summed
+from depfuse.distributed.team import all_sum
 from depfuse.errors import DataError
 from depfuse.groups import ChannelGroups
 from depfuse.networks.layout import choose_layout
@@ -167,7 +167,7 @@ class Watcher:
 
     def among(self, members: Sequence[int]) -> Together:
         """Moments of some parents among one another, by one pass of these."""
-        sums = summed(_sums, self.loader, self._reader(members), True)
+        sums = all_sum(_sums, self.loader, self._reader(members), True)
         for key, found in sums.items():
             self.most_kept = max(self.most_kept, len(found.products))
             _check_finite(key, found.products.values())
@@ -192,13 +192,13 @@ class Watcher:
         if self._sizes is None:
             self._sizes = {key: Sums(Centred(self._origins[key])) for key in self.plan}
             for parent in range(len(self.models)):
-                for key, own in summed(_sums, self.loader, self._reader([parent]), False).items():
+                for key, own in all_sum(_sums, self.loader, self._reader([parent]), False).items():
                     known = self._sizes[key]
                     known.count = own.count
                     known.sums |= own.sums
                     known.squares |= own.squares
         reader = self._reader([*members, *others])
-        sums, mean = summed(_with_others, self.loader, reader, members, others, shares, distance, self._sizes)
+        sums, mean = all_sum(_with_others, self.loader, reader, members, others, shares, distance, self._sizes)
         self.most_kept = max(self.most_kept, *(len(found.products) + len(members) for found in sums.values()))
         return Together(tuple(members), self._uses(sums), {m: _on_host(found) for m, found in mean.items()})
 
@@ -211,7 +211,7 @@ class Watcher:
             Orbit name -> (parents * n, parents * n) float64 on the CPU at each of its taps, one parent's channels after
             the other's; zero for channels that vary no more than rounding.
         """
-        count, sums, products = summed(_joint_sums, self.loader, self._reader(range(len(self.models))))
+        count, sums, products = all_sum(_joint_sums, self.loader, self._reader(range(len(self.models))))
         found: dict[str, list[Tensor]] = {}
         for key, (_, uses) in self.plan.items():
             _check_finite(key, [products[key]])

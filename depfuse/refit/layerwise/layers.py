@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.align.coupling import Couplings, apply_couplings
-from depfuse.data.augment import Augmentation
+from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.data.tensors import Split
 from depfuse.ensemble.label_sets import LabelSets

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp
 from torch.overrides import TorchFunctionMode
 
-from depfuse.data.augment import Augmentation, mix
+from depfuse.data.augment import mix
+from depfuse.data.augmentation import Augmentation
 from depfuse.data.floats import to_floats
 from depfuse.data.loader import Loader
 from depfuse.ensemble.targets import curved, drawn, slope

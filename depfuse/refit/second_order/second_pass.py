@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from depfuse.data.augment import Augmentation, mix
+from depfuse.data.augment import mix
+from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.refit.second_order.natural_gradient import PER_STEP, NaturalGradient, Taught
 from depfuse.refit.second_order.rollback import COMPARED, Guard

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from depfuse.data.augment import Augmentation
+from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.errors import ArchitectureError
 from depfuse.refit.layerwise.streams import Streams

@@ -23,7 +23,7 @@ FINISHING_TEMPERATURE = 1.0
 
 
 class NaturalGradientTraining:
-    """Moves a network batch by batch towards its lesson: a `depfuse.train.training.Learner` that reads no label.
+    """Moves a network batch by batch towards its lesson: a `depfuse.train.interfaces.Learner` that reads no label.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from depfuse.data import DATA_SETS, DataSet, Loader, load_data, parse_labels, select_labels, select_share
-from depfuse.data.builtin import builtin_preprocessing
+from depfuse.data.names import builtin_preprocessing
 from depfuse.distributed.device import resolve_device
 from depfuse.errors import DataError, DepfuseError
 from depfuse.evaluate import evaluate

@@ -1,0 +1,25 @@
+from .evaluation import (
+    evaluate,
+    evaluate_ensemble,
+    evaluate_together,
+    evaluate_with_ensemble,
+    most_frequent,
+)
+from .path import evaluate_path, path_alphas
+from .scores import CERTAIN, Difference, PathPoint, Scores, barrier, difference
+
+__all__ = [
+    "CERTAIN",
+    "Difference",
+    "PathPoint",
+    "Scores",
+    "barrier",
+    "difference",
+    "evaluate",
+    "evaluate_ensemble",
+    "evaluate_path",
+    "evaluate_together",
+    "evaluate_with_ensemble",
+    "most_frequent",
+    "path_alphas",
+]

@@ -1,0 +1,53 @@
+"""Evaluate the networks on the way from one parent to another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from depfuse.errors import RecipeError
+from depfuse.evaluate.evaluation import Batches, evaluate
+from depfuse.evaluate.scores import PathPoint, Scores
+
+
+def path_alphas(points: int) -> list[float]:
+    """Equidistant shares of the second parent, from 0 to 1 with both ends."""
+    if points < 2:
+        raise RecipeError(f"a path of {points} point(s) has no two ends; ask for at least 2")
+    return [index / (points - 1) for index in range(points)]
+
+
+def evaluate_path(
+    ends: tuple[Scores, Scores],
+    network_at: Callable[[float], nn.Module],
+    batches: Batches,
+    alphas: Sequence[float],
+    on_point: Callable[[float], None] | None = None,
+) -> list[PathPoint]:
+    """Score the networks between two parents.
+
+    The two ends are the parents themselves, whose scores are passed in: nothing is merged there, and
+    no statistics are replaced.
+
+    Parameters
+    ----------
+    ends : (Scores, Scores)
+        Of the first parent (alpha 0) and the second (alpha 1).
+    network_at : callable
+        Gives the network at a share of the second parent strictly between 0 and 1.
+    batches : iterable of (inputs, labels)
+        Labelled images; iterated once per inner point.
+    alphas : sequence of float
+        Increasing shares of the second parent, the first 0 and the last 1.
+    on_point : callable, optional
+        Called with alpha after each inner point.
+    """
+    if len(alphas) < 2 or alphas[0] != 0.0 or alphas[-1] != 1.0:
+        raise RecipeError(f"a path runs from 0 to 1, not over {list(alphas)}")
+    points = [PathPoint(0.0, ends[0])]
+    for alpha in alphas[1:-1]:
+        points.append(PathPoint(alpha, evaluate(network_at(alpha), batches)))
+        if on_point is not None:
+            on_point(alpha)
+    return [*points, PathPoint(1.0, ends[1])]

@@ -1,0 +1,146 @@
+"""Learn by stochastic gradient descent, in one process or in several that share every batch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from depfuse.distributed.team import Team
+from depfuse.ensemble.targets import divergence
+from depfuse.errors import RecipeError
+from depfuse.networks.layout import differentiable
+from depfuse.networks.running import bfloat16_pays
+from depfuse.tasks.outputs import distance_of
+from depfuse.train.interfaces import Teacher
+from depfuse.train.recipe import Precision, TrainRecipe
+
+# Compiling takes about as long as this many steps of a small network save.
+_STEPS_THAT_PAY_FOR_COMPILING = 2000
+# On smaller images converting to bfloat16 and back takes longer than it saves on a CPU.
+_PIXELS_THAT_PAY_FOR_BFLOAT16 = 16 * 16
+
+
+class Descent:
+    """SGD on labels, or towards a teacher."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: TrainRecipe,
+        device: torch.device,
+        *,
+        teacher: Teacher | None,
+        fast: bool,
+        steps: int,
+    ) -> None:
+        self.model, self.recipe, self.teacher, self.device, self.fast = model, recipe, teacher, device, fast
+        weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+        others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+        self.optimizer = torch.optim.SGD(
+            [
+                {"params": weights, "weight_decay": recipe.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            nesterov=recipe.momentum > 0,
+        )
+        compiled = recipe.compile
+        if compiled and device.type == "cpu":  # the compiler chooses layouts itself, also those of `networks.layout`
+            raise RecipeError("compile is for CUDA: leave it out on a CPU")
+        if compiled is None:
+            compiled = device.type == "cuda" and steps >= _STEPS_THAT_PAY_FOR_COMPILING
+        running = self._running()
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(running) if compiled else running
+
+    def _running(self) -> nn.Module:
+        return self.model
+
+    def begin_epoch(self) -> None:
+        """Let BatchNorm and dropout train."""
+        self.model.train()
+
+    def step(self, images: Tensor, labels: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+        """Learn one batch at a learning rate; give its loss, summed over images, and how many it predicted rightly."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with differentiable(self.device), torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
+            wanted = labels if self.teacher is None else self.teacher(images)
+            outputs = self.forward(images)
+        outputs = outputs.float()
+        if self.teacher is None:
+            loss = F.cross_entropy(outputs, wanted, label_smoothing=self.recipe.label_smoothing)
+        else:
+            loss = divergence(outputs, wanted.float()) / len(wanted)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._weighted(loss, len(labels)).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        predicted = outputs.detach()
+        if self.teacher is None:
+            hits = (predicted.argmax(1) == labels).sum()
+        else:
+            hits = distance_of(predicted).alike(predicted, wanted)
+        return loss.detach() * len(labels), hits
+
+    def _weighted(self, loss: Tensor, count: int) -> Tensor:
+        return loss
+
+    def finish(self) -> None:
+        """Bring weights back into the usual memory layout."""
+        self.model.to(memory_format=torch.contiguous_format)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Collect the network's and the optimiser's state."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class SharedDescent(Descent):
+    """SGD on labels by several processes, each of which sees its part of every batch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: TrainRecipe,
+        device: torch.device,
+        *,
+        team: Team,
+        batch: int,
+        **own: Any,
+    ) -> None:
+        self.team, self.batch = team, batch
+        super().__init__(model, recipe, device, teacher=None, **own)
+
+    def _running(self) -> nn.Module:
+        with warnings.catch_warnings():
+            # Newer versions of torch have another name for it, which older ones do not know.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return nn.parallel.DistributedDataParallel(self.model, broadcast_buffers=False)
+
+    def _weighted(self, loss: Tensor, count: int) -> Tensor:
+        # The mean of these over processes is the mean over the whole batch, where its parts are not equal too.
+        return loss * (count * self.team.size / self.batch)
+
+    def end_epoch(self, *figures: Tensor) -> list[Tensor]:
+        """Give BatchNorms the mean of what they saw in all processes; the sums of figures."""
+        for buffer in self.model.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(self.team.add(buffer.double()) / self.team.size)
+        return [self.team.add(figure) for figure in figures]
+
+
+def use_bfloat16(precision: Precision, device: torch.device, image_shape: tuple[int, int, int]) -> bool:
+    """Decide whether to multiply in bfloat16, where the recipe leaves it open: where that is faster."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    enough = device.type == "cuda" or image_shape[1] * image_shape[2] >= _PIXELS_THAT_PAY_FOR_BFLOAT16
+    return enough and bfloat16_pays(device)

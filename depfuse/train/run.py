@@ -1,0 +1,165 @@
+"""A training under way, epoch by epoch."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.data import DataSet, Loader
+from depfuse.data.loader import epoch_seed
+from depfuse.distributed.team import Team
+from depfuse.errors import CheckpointError
+from depfuse.io.checkpoint import state_digest
+from depfuse.networks.isolation import seeded
+from depfuse.networks.layout import takes_channels_last
+from depfuse.networks.running import evaluating
+from depfuse.text import first_line
+from depfuse.train.descent import Descent, SharedDescent, use_bfloat16
+from depfuse.train.interfaces import EpochReport, Learner, Progress, Teacher
+from depfuse.train.recipe import TrainRecipe
+from depfuse.train.resuming import Saving, read_state, write_state
+
+
+class Run:
+    """A training under way: everything that changes from epoch to epoch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: DataSet,
+        recipe: TrainRecipe,
+        device: torch.device,
+        teacher: Teacher | None = None,
+        learner: Learner | None = None,
+        start: str | None = None,
+        team: Team | None = None,
+    ) -> None:
+        self.model = model
+        self.recipe = recipe
+        self.device = device
+        self.epoch = 0
+        self.loss = self.accuracy = math.nan
+        self.seconds = 0.0
+        self.saved = time.perf_counter()
+        self.loader = Loader(
+            data.train,
+            data.preprocessing,
+            batch_size=recipe.batch_size,
+            device=device,
+            shuffle=True,
+            augment=recipe.augmentation,
+            seed=recipe.seed,
+            drop_last=True,
+        )
+        self.identity = {
+            "recipe": recipe.model_dump(mode="json"),
+            "data": state_digest({"images": data.train.images, "labels": data.train.labels}),
+            "start": state_digest(model.state_dict()) if start is None else start,
+            "teacher": None if teacher is None else teacher.digest,
+        }
+        if recipe.channels_last:
+            self.loader.channels_last = _in_channels_last(model, data.example(2, device), weights=learner is None)
+        if learner is None:
+            fast = use_bfloat16(recipe.precision, device, data.image_shape)
+            steps = recipe.epochs * len(self.loader)
+            options: dict[str, Any] = {"fast": fast, "steps": steps}
+            if team is None:
+                learner = Descent(model, recipe, device, teacher=teacher, **options)
+            else:
+                self.loader.part = team.rank, team.size
+                batch = min(recipe.batch_size, self.loader.count)
+                learner = SharedDescent(model, recipe, device, team=team, batch=batch, **options)
+        self.learner = learner
+
+    @property
+    def report(self) -> EpochReport:
+        """Where it stands after the epochs so far."""
+        rate = self.recipe.learning_rate_at(self.epoch)
+        return EpochReport(self.epoch, self.recipe.epochs, self.loss, self.accuracy, rate, 0.0, self.seconds)
+
+    def one_epoch(self) -> EpochReport:
+        """Take one pass over the training images."""
+        started = time.perf_counter()
+        self.learner.begin_epoch()
+        self.loader.epoch = self.epoch
+        # Dropout draws from the process's generator: the same after a training was cut off, its own in each process.
+        rank = (self.learner.team.rank,) if isinstance(self.learner, SharedDescent) else ()
+        draws = isinstance(self.learner, Descent)
+        with seeded(epoch_seed(self.recipe.seed, self.epoch, *rank), self.device) if draws else nullcontext():
+            total, hits, count, rate = self._steps()
+        self.epoch += 1
+        if isinstance(self.learner, SharedDescent):
+            total, hits, counted = self.learner.end_epoch(total.double(), hits, torch.tensor(count))
+            count = int(counted)
+        self.loss, self.accuracy = float(total) / count, int(hits) / count
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        return replace(self.report, learning_rate=rate, seconds=seconds)
+
+    def _steps(self) -> tuple[Tensor, Tensor, int, float]:
+        """The steps of an epoch: the sum of losses, the numbers of hits and of images, and the last learning rate."""
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
+        hits = torch.zeros((), device=self.device, dtype=torch.int64)
+        count = 0
+        rate = 0.0
+        for step, (images, labels) in enumerate(self.loader):
+            rate = self.recipe.learning_rate_at(self.epoch + (step + 1) / (len(self.loader) + 1))
+            loss, named = self.learner.step(images, labels, rate)
+            # Sums stay on the device: reading them would make it wait for every step.
+            total += loss
+            hits += named
+            count += len(labels)
+        return total, hits, count, rate
+
+    def end_epoch(self, report: EpochReport, saving: Saving | None, progress: Progress | None) -> None:
+        """Save the state at the end, and where so much time has passed since the last time; say where it stands."""
+        done = self.epoch == self.recipe.epochs
+        if saving is not None and (done or time.perf_counter() - self.saved >= saving.seconds):
+            write_state(saving.path, self.identity, self.state())
+            self.saved = time.perf_counter()
+        if progress is not None:
+            progress(report)
+
+    def state(self) -> dict[str, Any]:
+        """All that changes from epoch to epoch."""
+        return {
+            "epoch": self.epoch,
+            "figures": [self.loss, self.accuracy, self.seconds],
+            "learner": self.learner.state_dict(),
+        }
+
+    def resume(self, path: Path | None) -> None:
+        """Go on from the state at `path`, if there is one."""
+        if path is None or not path.exists():
+            return
+        state = read_state(path, self.identity)
+        try:
+            self.restore(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path} is not the state of this training ({first_line(error)}): delete it to start afresh"
+            ) from None
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.learner.load_state_dict(state["learner"])
+        self.epoch = state["epoch"]
+        self.loss, self.accuracy, self.seconds = state["figures"]
+
+
+def _in_channels_last(model: nn.Module, images: Tensor, *, weights: bool) -> bool:
+    """Give a network weights in channels-last layout, where it runs in that; whether it does."""
+    if weights:
+        model.to(memory_format=torch.channels_last)
+    with evaluating(model):
+        possible = takes_channels_last(model, images)
+    if not possible:
+        model.to(memory_format=torch.contiguous_format)
+    return possible
