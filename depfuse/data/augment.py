@@ -10,7 +10,7 @@ from depfuse.data.augmentation import Augmentation
 
 
 def draw_changes(augmentation: Augmentation, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """Draw what an augmentation does to `count` images: (count, 5) int64 of flip, shifts and cutout centre (y, x).
+    """Draw changes for `count` images: (count, 5) int64 of flip, shifts and cutout centre (y, x).
 
     Drawn on the host, so that every device sees the same images for the same seed.
     """
@@ -19,7 +19,7 @@ def draw_changes(augmentation: Augmentation, count: int, height: int, width: int
 
 
 def change(augmentation: Augmentation, images: Tensor, drawn: Tensor) -> Tensor:
-    """Change images (N, C, H, W) as was drawn for them (N, 5)."""
+    """Apply drawn changes (N, 5) to images (N, C, H, W)."""
     height, width = images.shape[-2:]
     flips, down, right, centre_y, centre_x = drawn.to(images.device).unbind(1)
     rows = torch.arange(height, device=images.device)
@@ -44,10 +44,10 @@ def change(augmentation: Augmentation, images: Tensor, drawn: Tensor) -> Tensor:
 
 
 def mix(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image (N, C, H, W) with up to half of another one in it, in their memory layout.
+    """Mix each image (N, C, H, W) with up to one half of another one, in their memory layout.
 
-    Between images a network's outputs are asked for where it was not trained: what two networks have in common there is
-    more than what they know by heart (function matching, Beyer et al. 2022, section 3.1; mixup, Zhang et al. 2018).
+    Mixtures lie where a network was not trained, so that two networks that agree there agree on more than memorised
+    images (function matching, Beyer et al. 2022, section 3.1; mixup, Zhang et al. 2018).
     """
     share = 0.5 * torch.rand(len(images), generator=generator, dtype=torch.float32).to(images).reshape(-1, 1, 1, 1)
     other = torch.randperm(len(images), generator=generator).to(images.device)

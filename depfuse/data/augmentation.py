@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may happen to a training image.
+    """Random changes of training images.
 
     Attributes
     ----------
     flip
         Mirror left to right, with probability one half.
     translate
-        Shift by up to this many pixels in each direction; what comes in is black.
+        Shift by up to this many pixels in each direction; pixels from outside are black.
     cutout
         Side, in pixels, of a square around a random pixel that is made black (DeVries & Taylor 2017).
     """
@@ -26,10 +26,10 @@ class Augmentation:
 
     @classmethod
     def suited_to(cls, image_shape: tuple[int, int, int]) -> Augmentation:
-        """What most images (channels, height, width) can bear without meaning something else.
+        """Choose an augmentation that keeps the meaning of most images (channels, height, width).
 
-        Colour images are mirrored and shifted by an eighth of their side; grey ones, often digits and
-        letters that mean something else in the mirror, are only shifted, by a twelfth.
+        Colour images are mirrored and shifted by up to an eighth of their side; grey ones, often digits and
+        letters that mean something else when mirrored, are only shifted, by a twelfth.
         """
         channels, height, width = image_shape
         colour = channels >= 3

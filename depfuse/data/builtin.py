@@ -1,4 +1,4 @@
-"""The data sets that are known by name: digits, embedded, and three that torchvision downloads."""
+"""Built-in data sets by name: digits, embedded, and three that torchvision downloads."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def load_torchvision(name: str, root: Path, *, download: bool = True) -> DataSet
     Raises
     ------
     DataError
-        It is not under `root`, and cannot or shall not be downloaded.
+        The data set is not under `root`, and cannot or must not be downloaded.
     """
     from torchvision import datasets
 

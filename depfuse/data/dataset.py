@@ -1,4 +1,4 @@
-"""From what the user names to a data set."""
+"""Loading of a data set by the name or path that the user gives."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ def load_data(
     spec
         A name in `DATA_SETS`, the path of a .npz file, or a folder of images by class.
     root
-        Where downloaded data sets are kept.
+        Folder of downloaded data sets.
     mean, std, size
         Override that part of the data set's pre-processing; a .npz file or a folder has none of its
         own. `size` is (height, width).
     download
-        Whether a data set that is not under `root` may be downloaded.
+        True if a data set that is not under `root` may be downloaded.
 
     Raises
     ------
     DataError
-        The data are not there, cannot be read, or contradict themselves.
+        The data are missing, cannot be read, or contradict themselves.
     """
     check_data_name(spec)
-    given = Preprocessing.create(size=size, mean=mean, std=std)
+    overrides = Preprocessing.create(size=size, mean=mean, std=std)
     name = str(spec)
     if name in DATA_SETS:
         data = load_builtin(name, root, download=download)
-        own = data.preprocessing
+        default = data.preprocessing
         merged = Preprocessing.create(
-            size=given.size or own.size, mean=given.mean or own.mean, std=given.std or own.std
+            size=overrides.size or default.size, mean=overrides.mean or default.mean, std=overrides.std or default.std
         )
         merged.check_channels(data.train.images.shape[1])
         merged.check_size(*data.train.images.shape[2:])
         return dataclasses.replace(data, preprocessing=merged)
     path = Path(spec)
-    return load_folder(path, given) if path.is_dir() else load_npz(path, given)
+    return load_folder(path, overrides) if path.is_dir() else load_npz(path, overrides)

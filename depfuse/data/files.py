@@ -26,7 +26,7 @@ _COPIES = 2  # of an array that are held at once while it is converted
 
 
 def load_npz(path: Path, preprocessing: Preprocessing) -> DataSet:
-    """Load a .npz file with x_train, y_train, x_test, y_test and, if it likes, names in `classes`.
+    """Load a .npz file with x_train, y_train, x_test, y_test and optionally `classes`, their names.
 
     Images are (N, H, W), (N, C, H, W), or (N, H, W, C) with a C of 1, 3 or 4 that is less than H; they are
     uint8, or floats in [0, 1], which are rounded to 255ths. Labels are whole numbers (N,) from 0.
@@ -66,7 +66,7 @@ def load_npz(path: Path, preprocessing: Preprocessing) -> DataSet:
 
 
 def _check_arrays(path: Path) -> None:
-    """Refuse an archive whose arrays are cut off, or are larger than what is free, before any of them is read."""
+    """Refuse an archive whose arrays are truncated or exceed free memory, before any of them is read."""
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             if file.read(6) == b"\x93NUMPY":  # numpy would read all of it
@@ -89,15 +89,15 @@ def _check_arrays(path: Path) -> None:
                         f"{path} cannot be read as a .npz: {name} is said to have shape {shape}, but is cut off"
                     )
             needed += size
-    if found := too_much(_COPIES * needed):
-        raise DataError(f"{path} needs {found}: give fewer images")
+    if excess := too_much(_COPIES * needed):
+        raise DataError(f"{path} needs {excess}: give fewer images")
 
 
 def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
     """Load a folder with train/CLASS/IMAGE and test/CLASS/IMAGE; classes in the order of their names.
 
-    Images of different sizes are resized here where the pre-processing has a size. All of them are taken as grey where
-    most are, with a warning where some are not, and as RGB otherwise. Hidden files and folders are passed over.
+    Images of different sizes are resized here where the pre-processing has a size. All of them are read as grey where
+    most are, with a warning where some are not, and as RGB otherwise. Hidden files and folders are skipped.
 
     Raises
     ------
@@ -107,8 +107,8 @@ def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
     names: dict[str, list[str]] = {}
     for part in ("train", "test"):
         folder = root / part
-        found = folder.iterdir() if folder.is_dir() else iter(())
-        names[part] = sorted(path.name for path in found if path.is_dir() and not is_hidden(path))
+        children = folder.iterdir() if folder.is_dir() else iter(())
+        names[part] = sorted(path.name for path in children if path.is_dir() and not is_hidden(path))
         if not names[part]:
             raise DataError(f"{root} has no images by class under {part}/: it needs train/CLASS/*.png and test/CLASS/*")
     unknown = sorted(set(names["test"]) - set(names["train"]))
@@ -147,8 +147,8 @@ def _read_images(files: list[tuple[Path, int]], grey: bool, preprocessing: Prepr
                 f"{pixels[0].shape[1]} x {pixels[0].shape[0]}: scale them all to one size, "
                 "or give load_data one, size=(height, width)"
             )
-        if len(pixels) == 1 and (found := too_much(_COPIES * count * pixels[0].size)):
-            raise DataError(f"{count} images as large as {file} need {found}: give fewer or smaller ones")
+        if len(pixels) == 1 and (excess := too_much(_COPIES * count * pixels[0].size)):
+            raise DataError(f"{count} images as large as {file} need {excess}: give fewer or smaller ones")
     stacked = np.stack(pixels) if pixels else np.zeros((0, 1, 1) if grey else (0, 1, 1, 3), np.uint8)
     by_channel = stacked[:, None] if grey else np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
     labels = torch.tensor([label for _, label in files], dtype=torch.int64)
@@ -156,7 +156,7 @@ def _read_images(files: list[tuple[Path, int]], grey: bool, preprocessing: Prepr
 
 
 def _as_images(array: NDArray[Any], where: str) -> Tensor:
-    """Any of the accepted layouts -> (N, C, H, W) uint8."""
+    """Convert any of the accepted layouts to (N, C, H, W) uint8."""
     if array.ndim == 3:
         array = array[:, None]
     elif array.ndim == 4 and array.shape[3] in (1, 3, 4) and array.shape[3] < array.shape[1]:

@@ -1,4 +1,4 @@
-"""Turn the bytes of images into what networks take."""
+"""Conversion of images from bytes to the floats that networks take."""
 
 from __future__ import annotations
 

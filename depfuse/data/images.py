@@ -32,18 +32,18 @@ _WHITE_OF_16_BITS = 65535
 
 
 def image_files(folder: Path) -> list[Path]:
-    """List the images in a folder by name; hidden files, which other programs leave there, are passed over."""
+    """List the images in a folder by name; hidden files, which other programs leave there, are skipped."""
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not is_hidden(file))
 
 
 def is_hidden(path: Path) -> bool:
-    """Whether a file or folder is one that a system or program hides, such as `._3.png` or `.ipynb_checkpoints`."""
+    """Tell whether a file or folder is hidden by a system or program, such as `._3.png` or `.ipynb_checkpoints`."""
     return path.name.startswith(".") or path.name == "__MACOSX"
 
 
 @contextmanager
 def opened(file: Path) -> Iterator[Image.Image]:
-    """Open an image; whatever its decoder raises, here or in the block, is a `DataError` that names the file."""
+    """Open an image; turn any error of its decoder, here or in the block, into a `DataError` that names the file."""
     if file.exists() and not file.is_file():
         raise DataError(f"{file} is no image, but a folder, pipe or device: remove it, or give it another name")
     try:
@@ -63,7 +63,7 @@ def opened(file: Path) -> Iterator[Image.Image]:
 
 
 def is_grey(file: Path) -> bool:
-    """Whether an image has one channel; a palette counts as colour."""
+    """Tell whether an image has one channel; a palette counts as colour."""
     with opened(file) as image:
         return image.mode in _GREY or image.mode.startswith("I;16")
 
@@ -76,14 +76,14 @@ def read_image(file: Path, *, grey: bool, size: tuple[int, int] | None = None) -
     file
         The image.
     grey
-        Whether to convert it to grey, by luminance, or to RGB.
+        True to convert it to grey, by luminance, or else to RGB.
     size
         (height, width) to resize it to; None keeps its own.
 
     Raises
     ------
     DataError
-        It cannot be read, is too large, or its numbers do not say what is white.
+        The image cannot be read, is too large, or its numbers do not define white.
     """
     with opened(file) as image:
         plain = _eight_bits(file, image)

@@ -13,7 +13,7 @@ _PIECE = re.compile(r"(\d+)(?:-(\d+))?(?::([0-9.eE+-]+))?")
 
 
 def parse_labels(text: str) -> dict[int, float]:
-    """Read which share of each class's training images to keep.
+    """Parse the share of each class's training images to keep.
 
     ``"0-4"`` keeps all of classes 0 to 4 and nothing else, ``"0-4:0.9,5-9:0.1"`` nine tenths of the
     first five and one tenth of the others, ``"1,3,7:0.5"`` all of 1 and 3 and half of 7.
@@ -26,7 +26,7 @@ def parse_labels(text: str) -> dict[int, float]:
     Raises
     ------
     DataError
-        The text is not of this form, a label stands twice, or a share is outside (0, 1].
+        The text is malformed, a label occurs twice, or a share is outside (0, 1].
     """
     shares: dict[int, float] = {}
     for piece in text.split(","):

@@ -1,4 +1,4 @@
-"""Parts of a training set by label, so that parents with different knowledge can be made."""
+"""Selections of a training set by label, for parents with different label sets."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from depfuse.errors import DataError
 
 
 def select_labels(data: DataSet, shares: LabelShare, *, seed: int = 0) -> tuple[DataSet, list[int]]:
-    """Keep a share of each class's training images, and of the test images the classes that are left.
+    """Keep a share of each class's training images, and the test images of the remaining classes.
 
-    The labels that are left are renumbered 0, 1, ... in ascending order; with all of them there,
-    nothing is renumbered.
+    The remaining labels are renumbered 0, 1, ... in ascending order; if all of them remain, they keep
+    their numbers.
 
     Returns
     -------
     DataSet, list of int
-        The data, and for each of its labels the label that it had.
+        The data, and for each label its former label.
 
     Raises
     ------
     DataError
-        A label that the data do not have, or a share so small that a class has no training image.
+        The data lack a label, or a share is so small that a class has no training image.
     """
-    kept = sorted(shares)
-    wrong = [label for label in kept if label >= len(data.classes) or label < 0]
+    remaining = sorted(shares)
+    wrong = [label for label in remaining if label >= len(data.classes) or label < 0]
     if wrong:
         raise DataError(f"{data.name} has labels 0 to {len(data.classes) - 1}, not {wrong[0]}")
     chosen = []
-    for label in kept:
+    for label in remaining:
         of_class = torch.nonzero(data.train.labels == label)[:, 0]
         count = round(shares[label] * len(of_class))
         if count == 0:
@@ -42,27 +42,27 @@ def select_labels(data: DataSet, shares: LabelShare, *, seed: int = 0) -> tuple[
         # Seeded by class, so that the images of one class do not depend on the share of another.
         chosen.append(of_class[_order(len(of_class), seed, label)[:count]])
     selected = torch.sort(torch.cat(chosen)).values
-    test = torch.isin(data.test.labels, torch.tensor(kept))
+    test = torch.isin(data.test.labels, torch.tensor(remaining))
     renumber = torch.full((len(data.classes),), -1)
-    renumber[torch.tensor(kept)] = torch.arange(len(kept))
+    renumber[torch.tensor(remaining)] = torch.arange(len(remaining))
     train, rest = data.train.take(selected), data.test.take(torch.nonzero(test)[:, 0])
     return (
         dataclasses.replace(
             data,
-            classes=tuple(data.classes[label] for label in kept),
+            classes=tuple(data.classes[label] for label in remaining),
             train=Split(train.images, renumber[train.labels]),
             test=Split(rest.images, renumber[rest.labels]),
         ),
-        kept,
+        remaining,
     )
 
 
 def select_share(data: DataSet, share: int, shares: int, *, alpha: float | None = None, seed: int = 0) -> DataSet:
-    """Keep one of `shares` disjoint parts of the training images that together hold them all.
+    """Keep one of `shares` disjoint parts of the training images, whose union is all of them.
 
-    Every class is dealt out evenly, or, with `alpha`, in proportions drawn for that class from a
+    Every class is divided evenly, or, with `alpha`, in proportions drawn for that class from a
     symmetric Dirichlet distribution of concentration `alpha`: the smaller, the more the parts differ
-    (Hsu, Qi & Brown 2019). The same seed gives the same parts, whichever is asked for.
+    (Hsu, Qi & Brown 2019). The parts depend on the seed alone.
 
     Raises
     ------

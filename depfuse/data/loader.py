@@ -20,8 +20,8 @@ class Loader:
     """Batches of pre-processed images that live on the device as bytes.
 
     Iterating gives pairs of images (n, C, H, W) float32 and labels (n,) int64. Batches differ in size
-    by one image at most and are never larger than `batch_size`, so that no batch is a lonely rest; with
-    `drop_last` they are all of `batch_size` and the rest is left out.
+    by one image at most and are never larger than `batch_size`, so that no small batch remains; with
+    `drop_last` they all have `batch_size` images and the rest is left out.
 
     With `shuffle`, the order and the augmentation are a function of (`seed`, `epoch`) alone, on every
     device, and each iteration that ends advances `epoch`.
@@ -40,9 +40,9 @@ class Loader:
     Attributes
     ----------
     epoch
-        Number of the pass, where the order is drawn.
+        Number of the pass, from which the order is drawn.
     part
-        Of every batch, which part out of how many to give; (0, 1) for all of it.
+        Index and number of parts: every batch is divided and this part is given; (0, 1) for whole batches.
 
     Raises
     ------
@@ -88,7 +88,7 @@ class Loader:
 
     @property
     def device(self) -> torch.device:
-        """Where the images are."""
+        """Device of the images."""
         return self.images.device
 
     @property
@@ -98,17 +98,17 @@ class Loader:
         return channels, height, width
 
     def first(self, count: int) -> Loader:
-        """The same loader over its first `count` images, in batches of the same size."""
+        """Restrict the loader to its first `count` images, in batches of the same size."""
         return self.between(0, count)
 
     def between(self, start: int, end: int) -> Loader:
-        """The same loader over its images from number `start` up to, not including, `end`."""
+        """Restrict the loader to its images from number `start` up to, not including, `end`."""
         return self._over(self.images[start:end], self.labels[start:end])
 
     def batches(self, start: int, end: int) -> Loader:
-        """The same loader over its batches from number `start` up to, not including, `end`.
+        """Restrict the loader to its batches from number `start` up to, not including, `end`.
 
-        It holds these images alone, changed as was drawn for them. The order must be fixed.
+        The new loader holds these images alone, already augmented. The order must be fixed.
         """
         sizes = [len(batch) for batch in torch.tensor_split(torch.empty(self.count), len(self))]
         first, last = sum(sizes[:start]), sum(sizes[:end])
@@ -119,15 +119,15 @@ class Loader:
         return self._over(images, self.labels[first:last].clone())
 
     def in_batches(self, size: int) -> Loader:
-        """The same images in the same order, changed as was drawn for each, in batches of at most `size`.
+        """Change the size of batches to at most `size`, with the same images in order, augmented alike.
 
-        For what a batch is part of: where it has statistics of its own, or its images are mixed with each other. What
-        is found then does not depend on how the images were given.
+        For methods whose result depends on batches, by batch statistics or by mixing images of a batch: the result no
+        longer depends on the batches of the given loader.
         """
         return self._over(self.images, self.labels, self.augment, self.seed, size)
 
     def augmented(self, augment: Augmentation, seed: int = 0) -> Loader:
-        """The same images in the same order, each changed as was drawn for it once: every pass sees the same."""
+        """Augment the same images in the same order, with changes drawn once: every pass gives the same images."""
         return self._over(self.images, self.labels, augment, seed)
 
     def _over(
@@ -138,7 +138,7 @@ class Loader:
         seed: int = 0,
         batch_size: int | None = None,
     ) -> Loader:
-        """The same loader over other images, in a fixed order."""
+        """Make a loader with these settings over other images, in a fixed order."""
         return Loader(
             Split(images, labels),
             self.preprocessing,
@@ -152,7 +152,7 @@ class Loader:
     def prepared(
         self, numbers: Tensor, augment: Augmentation | None, generator: torch.Generator, *, channels_last: bool = False
     ) -> Tensor:
-        """Images by number (n,), each changed as the generator draws for it, as the network takes them."""
+        """Prepare images by number (n,) as network inputs, augmented with changes that the generator draws."""
         images = self.images[numbers.to(self.device)]
         if augment:
             images = change(augment, images, draw_changes(augment, len(images), *self.image_shape[1:], generator))
@@ -182,7 +182,7 @@ class Loader:
         return torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
 
     def _drawn(self, generator: torch.Generator) -> Tensor:
-        """What happens to each image."""
+        """Draw the changes of all images."""
         assert self.augment is not None
         height, width = self.images.shape[-2:]
         return draw_changes(self.augment, self.count, height, width, generator).to(self.device)
@@ -193,8 +193,7 @@ def calibration_loader(
 ) -> Loader:
     """Load `count` training images drawn at random without replacement, in a fixed order.
 
-    All of them where there are not as many as `count`; the labels are there but no method
-    that calibrates reads them.
+    All images where there are fewer than `count`; no method that calibrates reads the labels.
 
     Raises
     ------
@@ -210,5 +209,5 @@ def calibration_loader(
 
 
 def epoch_seed(*numbers: int) -> int:
-    """One well-mixed 63-bit seed from seed and epoch, and what else there is: neighbouring epochs share nothing."""
+    """Mix seed, epoch and further numbers into a 63-bit seed, so that neighbouring epochs are independent."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

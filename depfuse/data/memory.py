@@ -1,4 +1,4 @@
-"""How much memory is free on this machine."""
+"""Free memory of this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ GIBIBYTE = 2**30
 
 
 def free_memory() -> int | None:
-    """Bytes that a process may still take without swapping; all of the machine's where only that is known, or None."""
+    """Return the bytes available without swapping; all of the machine's where only that is known, or None."""
     with suppress(OSError, ValueError, IndexError):
         for line in _MEMINFO.read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
@@ -22,7 +22,7 @@ def free_memory() -> int | None:
 
 
 def too_much(needed: int) -> str | None:
-    """Say how much is needed and free where that is not enough, such as `20.0 GiB of memory, and 4.1 are free`."""
+    """Say how much memory is needed and free where it does not suffice: `20.0 GiB of memory, and 4.1 are free`."""
     free = free_memory()
     if free is None or needed <= free:
         return None

@@ -21,7 +21,7 @@ DATA_SETS = ("digits", *DOWNLOADED)
 
 
 def builtin_preprocessing(name: str) -> Preprocessing:
-    """Pre-processing of the data set of that name in `DATA_SETS`."""
+    """Return the pre-processing of the data set of that name in `DATA_SETS`."""
     return DIGITS_PREPROCESSING if name == "digits" else DOWNLOADED[name][1]
 
 

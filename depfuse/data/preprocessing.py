@@ -52,7 +52,7 @@ class Preprocessing(BaseModel):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> Preprocessing:
-        """Build one from plain sequences; raises `DataError` with one sentence when they contradict."""
+        """Build one from plain sequences; raise `DataError` where they contradict one another."""
         try:
             return cls.model_validate({"size": size, "mean": mean, "std": std})
         except ValidationError as error:
@@ -60,7 +60,7 @@ class Preprocessing(BaseModel):
             raise DataError(f"pre-processing: {message}") from None
 
     def check_size(self, height: int, width: int) -> None:
-        """Raise `DataError` where images (height, width) would be resized to what is out of all proportion."""
+        """Raise `DataError` where images (height, width) would be enlarged more than `MOST_TIMES` times a side."""
         if self.size is not None and max(self.size[0] / height, self.size[1] / width) > MOST_TIMES:
             raise DataError(
                 f"pre-processing: images of {height} x {width} pixels would be resized to {self.size[0]} x"

@@ -31,7 +31,7 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A training and a test split with the names of the classes and the pre-processing of the images."""
+    """A training and a test split, the names of the classes and the pre-processing of the images."""
 
     name: str
     classes: tuple[str, ...]
@@ -41,7 +41,7 @@ class DataSet:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images as the network sees them."""
+        """Shape (C, H, W) of the images as network inputs."""
         channels, height, width = self.train.images.shape[1:]
         if self.preprocessing.size is not None:
             height, width = self.preprocessing.size
@@ -55,9 +55,9 @@ class DataSet:
 def checked_data_set(
     name: str, classes: tuple[str, ...] | None, train: Split, test: Split, preprocessing: Preprocessing
 ) -> DataSet:
-    """Make a data set, or raise the `DataError` that says why these tensors are none.
+    """Make a data set, or raise the `DataError` that says why these tensors are not one.
 
-    Where `classes` is ``None`` the labels name themselves: 0, 1, ... up to the largest.
+    Where `classes` is ``None``, the classes are named 0, 1, ... up to the largest label.
     """
     for part, split in (("training", train), ("test", test)):
         if len(split.images) == 0:
