@@ -1,4 +1,4 @@
-"""Refitting: layer by layer, the child's weights solved for what the parents' do."""
+"""Refitting: solve the child's weights, layer by layer, for outputs from those of the parents."""
 
 from depfuse.refit.layerwise.layers import METHODS, can_be_refitted, refit_head, refit_layers
 from depfuse.refit.second_order.session import Together

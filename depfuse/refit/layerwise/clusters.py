@@ -1,4 +1,4 @@
-"""Which mixture of the parents' channels each channel of the child shall carry."""
+"""Clustering of the parents' channels into mixtures, one for each channel of the child."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ def cluster_channels(covariance: Tensor, count: int) -> Tensor:
     r"""Combine N channels into `count` non-negative mixtures that lose little of their variance.
 
     The two channels whose combination loses least are replaced by their first principal component, until `count` are
-    left: treelets (Lee, Nadler & Wasserman 2008, section 2) with non-negative weights, so that what a ReLU has
-    let through stays non-negative. So channels of one network may share a place as well as channels of different
-    ones (Stoica et al. 2024, section 4), and channels that matter little share it with many.
+    left: treelets (Lee, Nadler & Wasserman 2008, section 2) with non-negative weights, so that outputs of a ReLU stay
+    non-negative. Channels of one network may be merged as well as channels of different ones (Stoica et al. 2024,
+    section 4), and unimportant channels are merged with many others.
 
     Parameters
     ----------
@@ -52,20 +52,20 @@ def cluster_channels(covariance: Tensor, count: int) -> Tensor:
 
 
 def in_order_of(mixtures: Tensor, reference: Tensor) -> Tensor:
-    """The rows of `mixtures` (C, N) in the order in which they overlap most with those of `reference` (C, N)."""
+    """Order the rows of `mixtures` (C, N) by overlap with those of `reference` (C, N)."""
     overlap = reference.double() @ mixtures.double().T
     return mixtures[torch.from_numpy(linear_sum_assignment(overlap.numpy(), maximize=True)[1])]
 
 
 def _losses(first: Tensor, second: Tensor, covariance: Tensor) -> Tensor:
-    """Variance that two channels lose when they are replaced by their best non-negative mixture."""
+    """Compute the variance that two channels lose when they are replaced by their best non-negative mixture."""
     half = (first + second) / 2
     spread = (((first - second) / 2).square() + covariance.clamp_min(0.0).square()).sqrt()
     return (half - spread).clamp_min(0.0)
 
 
 def _principal(first: float, second: float, covariance: float) -> tuple[float, float]:
-    """Unit vector of the first principal component, or the channel with more variance where they exclude each other."""
+    """Compute the first principal component as a unit vector; if not positive, take the channel with more variance."""
     if covariance <= 0.0:
         return (1.0, 0.0) if first >= second else (0.0, 1.0)
     matrix = torch.tensor([[first, covariance], [covariance, second]], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The child's layers solved one after another for what the parents' do."""
+"""Refit of the child's layers in closed form, one after another, towards the parents' outputs."""
 
 from __future__ import annotations
 
@@ -52,22 +52,22 @@ def refit_layers(
     seed: int = 0,
     held: Loader | None = None,
 ) -> Together | None:
-    """Solve the layers of a merged network in closed form for what its parents do, in place.
+    """Solve the layers of a merged network in closed form for its parents' outputs, in place.
 
     A unit is a convolution or linear layer with its BatchNorm; each is solved by ridge regression towards the merged
-    weights (`solve.ridge`). What is not linear in its weights stays as it was merged.
+    weights (`layerwise.ridge`). Layers that are not linear in their weights stay merged.
 
-    `ridge` walks from the input to the output. A unit is solved from the child's own input, as the units before it have
-    left it, for the mixture of the parents' outputs; where its output is added to a stream, for the mixture of the
-    streams less what the child's own carries, so that later units mend the errors of earlier ones. BatchNorm
+    `ridge` goes from input to output. A unit is solved from the child's own input, computed by the refitted units
+    before it, for the mixture of the parents' outputs; where its output is added to a stream, for the mixture of the
+    parents' streams minus the child's own stream, so that later units correct errors of earlier ones. BatchNorm
     statistics are those of the images.
 
-    `regmean` solves every unit by itself, from each parent's inputs for that parent's outputs, all parents together
+    `regmean` solves every unit by itself, from each parent's inputs for that parent's outputs, jointly over parents
     (Jin et al. 2023, section 3; with patches for convolutions); `least-squares` from the mean of the parents' inputs
     for the mean of their outputs (PLeaS, Nasery et al. 2024, section 3.2). Both leave BatchNorm to be reset.
 
-    Where the parents' shares differ from layer to layer, every unit is solved for the mixture by its own; the mean of
-    inputs is by those of the unit that they come from, and the ensemble of the second pass by those of the network.
+    Where the parents' shares differ from layer to layer, every unit is solved for the mixture by its own shares; the
+    mean of inputs uses those of the unit that computes them, and the ensemble of the second pass those of the network.
 
     Parameters
     ----------
@@ -83,31 +83,33 @@ def refit_layers(
         `matched`: a channel of the child is the mean of the parents' matched channels. `clusters`: a mixture of
         channels of all parents, see `find_mixtures`. Only `ridge` has the choice.
     steps
-        After `ridge`, so many steps of all units together towards the ensemble's outputs, see `SecondPass`.
+        After `ridge`, the number of steps of all units together towards the ensemble's outputs, see `SecondPass`.
     labels
-        Which labels the parents' outputs stand for, where they differ.
+        The parents' label sets, where they differ.
     joint
-        Whether the parents have one head together, see `ensemble_logits`.
+        True if the parents share one head, see `ensemble_logits`.
     held
-        Images by which the best of these steps is found; some of the others where None.
+        Images that choose the best of these steps; some of the others where None.
 
     Returns
     -------
     Together or None
-        After `ridge`, the child as it learns the ensemble's outputs and the parents' streams, to be trained on.
+        After `ridge`, the child while it learns the ensemble's outputs and the parents' streams, to be trained further.
 
     Raises
     ------
     RecipeError
         A coupling is not a permutation, or the method is not known.
     ArchitectureError
-        The network cannot be taken apart, see `Program`.
+        The network cannot be decomposed, see `Program`.
     """
     if method not in METHODS:
         raise RecipeError(f"refit {method} is not known: choose from none, {', '.join(METHODS)}")
-    if any(coupling.permutation is None for found in couplings for coupling in found.values()):
+    if any(coupling.permutation is None for by_group in couplings for coupling in by_group.values()):
         raise RecipeError("refitting needs couplings that are permutations: choose solver emd, or refit none")
-    states = [apply_couplings(groups, own, model.state_dict()) for model, own in zip(models, couplings, strict=True)]
+    states = [
+        apply_couplings(groups, of_model, model.state_dict()) for model, of_model in zip(models, couplings, strict=True)
+    ]
     with torch.no_grad():
         run = _Refit(child, states, Shares.create(shares), calibration, labels, seed)
         if method == "ridge":
@@ -125,9 +127,9 @@ def refit_head(
     labels: LabelSets | None = None,
     template: nn.Module | None = None,
 ) -> nn.Module:
-    """A copy of one parent whose last layer is solved for the logits of all parents' ensemble.
+    """Copy one parent and solve its last layer for the logits of the ensemble of all parents.
 
-    The least that a child must surpass to be worth having.
+    A child is worth having only if it surpasses this network.
 
     Parameters
     ----------
@@ -143,27 +145,27 @@ def refit_head(
     RecipeError
         The layer that gives the logits cannot be refitted.
     ArchitectureError
-        The network cannot be taken apart, see `Program`, or not at the widths of all parents.
+        The network cannot be decomposed, see `Program`, or not at the widths of all parents.
     """
     if labels is None:
         child = evaluation_copy(models[parent])
     else:
-        own = [1.0 if number == parent else 0.0 for number in range(len(models))]
-        child = average(models, ChannelGroups(()), [{}] * len(models), own, labels, template)
+        one_share = [1.0 if number == parent else 0.0 for number in range(len(models))]
+        child = average(models, ChannelGroups(()), [{}] * len(models), one_share, labels, template)
     states = [model.state_dict() for model in models]
     try:
         with torch.no_grad():
             _Refit(child, states, Shares.create(shares), calibration, labels, 0).head()
     except RuntimeError as error:
         shapes = [{key: tensor.shape for key, tensor in state.items()} for state in states]
-        if labels is not None or all(own == shapes[0] for own in shapes):
+        if labels is not None or all(shape == shapes[0] for shape in shapes):
             raise
         raise ArchitectureError(f"the network's operations depend on its width: {error}") from None
     return child
 
 
 def can_be_refitted(model: nn.Module, images: Loader) -> bool:
-    """Whether a network can be taken apart, see `Program`, and has a layer that can be solved for."""
+    """Tell whether a network can be decomposed, see `Program`, and has a layer that can be solved for."""
     try:
         return bool(Dissected.create(evaluation_copy(model), images).units)
     except ArchitectureError:
@@ -171,7 +173,7 @@ def can_be_refitted(model: nn.Module, images: Loader) -> bool:
 
 
 class _Refit:
-    """One refit under way."""
+    """A refit in progress."""
 
     def __init__(
         self,
@@ -200,7 +202,7 @@ class _Refit:
         joint: bool,
         held: Loader | None,
     ) -> Together:
-        """Unit after unit, from the child's own inputs, then all together."""
+        """Solve unit after unit from the child's own inputs, then improve all units together."""
         self._check_count(self.units)
         mixtures: Mixtures = {}
         if clustered is not None:
@@ -225,20 +227,20 @@ class _Refit:
         return together
 
     def _settled(self) -> int:
-        """How many units from the input on are one parent's alone, and stay as they are."""
+        """Count the units, from the input on, that are one parent's alone and stay as they are."""
         first = shares_of(self.units[0], self.shares) if self.units else ()
         if max(first, default=0.0) < 1.0:
             return 0
         return next((n for n, unit in enumerate(self.units) if shares_of(unit, self.shares) != first), len(self.units))
 
     def _few(self) -> Loader:
-        """About `LOOKED_AT` images in batches of the program's size."""
+        """Select about `LOOKED_AT` images, in batches of the program's size."""
         count = self.size * max(1, min(LOOKED_AT, self.images) // self.size)
         split = Split(self.loader.images[:count], self.loader.labels[:count])
         return Loader(split, self.loader.preprocessing, batch_size=self.size, device=self.loader.device)
 
     def head(self) -> None:
-        """Only the layer that gives the logits."""
+        """Solve the layer that gives the logits, and no other."""
         walk = Walk(self.program, [*self.parents, self.state], self.loader)
         unit = self.outputs or next((unit for unit in self.units if unit.target is self.program.output), None)
         if unit is None:
@@ -247,21 +249,21 @@ class _Refit:
         self._solve_forward(unit, walk, Targets(self.shares, {}, self.labels, self.outputs))
 
     def in_parallel(self, *, pooled: bool) -> None:
-        """Each unit from the parents' inputs, put one below the other (`pooled`) or averaged."""
+        """Solve each unit from the parents' inputs, stacked as rows (`pooled`) or averaged."""
         self._check_count(self.units)
         walk = Walk(self.program, self.parents, self.loader)
         targets = Targets(self.shares, {}, self.labels, self.outputs)
         for unit in self.units:
             window, end = Window.of(unit.node), walk.position(unit.end) + 1
             shares = shares_of(unit, self.shares)
-            given = shares_of(feeding(unit, self.units) or unit, self.shares)
+            weights = shares_of(feeding(unit, self.units) or unit, self.shares)
             intercept = has_intercept(unit)
             places = self._places(unit, window, len(self.parents) if pooled else 1)
             stack = _Stack(len(self.loader))
             for number, values in enumerate(walk.until([end] * len(self.parents), [unit.end, unit.input])):
                 chosen = places(number)
-                sources = [own[unit.input] for own in values]
-                ends = [own[unit.end] for own in values]
+                sources = [parent_values[unit.input] for parent_values in values]
+                ends = [parent_values[unit.end] for parent_values in values]
                 if pooled and unit is not self.outputs:
                     # The square root of a share on a row weights its error by the share.
                     roots = [(share * len(shares)) ** 0.5 for share in shares]
@@ -276,7 +278,7 @@ class _Refit:
                         [root * window.outputs(y, chosen) for root, y in zip(roots, ends, strict=True)], 1
                     )
                 else:
-                    mean = torch.stack([w * x for w, x in zip(given, sources, strict=True)]).sum(0)
+                    mean = torch.stack([w * x for w, x in zip(weights, sources, strict=True)]).sum(0)
                     inputs = self._inputs(window, mean, chosen, intercept)
                     outputs = window.outputs(targets.mixed(unit, ends), chosen)
                 stack.add(number, [inputs, outputs])
@@ -293,7 +295,7 @@ class _Refit:
         stack = _Stack(len(self.loader))
         for number, values in enumerate(walk.until([end] * parents + [start], needed)):
             chosen = places(number)
-            target, bounds = targets(unit, [own[unit.target] for own in values[:parents]])
+            target, bounds = targets(unit, [parent_values[unit.target] for parent_values in values[:parents]])
             if unit.other is not None:
                 carried = values[parents][unit.other]
                 target = target - carried
@@ -310,7 +312,7 @@ class _Refit:
         return torch.cat([rows, torch.ones_like(rows[..., :1])], -1) if intercept else rows
 
     def _places(self, unit: Unit, window: Window, copies: int = 1) -> Callable[[int], Tensor | None]:
-        """Which positions of the images of each batch to take: all, or as many as there is memory for, at random."""
+        """Choose positions of the images of each batch: all, or as many as memory allows, at random."""
         width = window.groups
         if unit.weight is not None:
             width *= window.matrix(self.state[unit.weight]).shape[1]
@@ -324,7 +326,7 @@ class _Refit:
         return lambda number: drawn[number]
 
     def _prior(self, unit: Unit, window: Window) -> Tensor:
-        """The merged layer as one linear map (G, K, O)."""
+        """Return the merged layer as one linear map (G, K, O)."""
         scale: Tensor | None = None
         if unit.norm is not None and unit.norm.weight is not None:
             scale = self.state[unit.norm.weight] / (self.state[unit.norm.variance] + unit.norm.epsilon).sqrt()
@@ -335,7 +337,7 @@ class _Refit:
         return matrix if scale is None else matrix * scale.reshape(window.groups, 1, -1)
 
     def _write(self, unit: Unit, window: Window, weight: Tensor, rows: Rows) -> None:
-        """Write an affine map as the layer and its BatchNorm, with the statistics of what it gives for the rows."""
+        """Write an affine map as the layer and its BatchNorm, with the statistics of its outputs for the rows."""
         state, norm = self.state, unit.norm
         shift = torch.zeros_like(weight[:, 0])
         if has_intercept(unit):
@@ -346,20 +348,20 @@ class _Refit:
             if unit.bias is not None:
                 _put(state[unit.bias], shift.reshape(-1))
             return
-        given = rows.inputs[..., : weight.shape[1]]
+        predicted = rows.inputs[..., : weight.shape[1]]
         if unit.weight is None:
             factor = weight[:, 0]
         else:
             # The layer gives what varies as its average parent's output does, and the BatchNorm the rest.
-            given = given @ weight.to(given)
-            spread = given.double().std(1, correction=0)
+            predicted = predicted @ weight.to(predicted)
+            spread = predicted.double().std(1, correction=0)
             factor = spread / state[norm.variance].double().reshape(spread.shape).clamp_min(1e-30).sqrt()
             factor = torch.where(factor > 1e-10, factor, torch.ones_like(factor))
-            given = given / factor[:, None].to(given)
+            predicted = predicted / factor[:, None].to(predicted)
             _put(state[unit.weight], window.weight(weight / factor[:, None], state[unit.weight].shape))
             if unit.bias is not None:
                 state[unit.bias].zero_()
-        mean, variance = given.double().mean(1).reshape(-1), given.double().var(1).reshape(-1)
+        mean, variance = predicted.double().mean(1).reshape(-1), predicted.double().var(1).reshape(-1)
         factor = factor.reshape(-1)
         assert norm.weight is not None
         assert norm.bias is not None
@@ -369,14 +371,14 @@ class _Refit:
         _put(state[norm.bias], shift.reshape(-1) + mean * factor)
 
     def _outputs(self) -> Unit:
-        """The unit whose outputs are the labels."""
+        """Find the unit whose outputs are the labels."""
         for unit in self.units:
             if any(parent[unit.keys[0]].shape != self.state[unit.keys[0]].shape for parent in self.parents):
                 return unit
         raise RecipeError("the layer that gives the class scores cannot be refitted: choose --refit none")
 
     def _check_count(self, units: Sequence[Unit]) -> None:
-        """Warn where a layer has more inputs than there are rows to fit them to."""
+        """Warn where a layer has more inputs than rows to fit them to."""
         for unit in units:
             window = Window.of(unit.node)
             width = 1 if unit.weight is None else window.matrix(self.state[unit.weight]).shape[1]
@@ -392,14 +394,14 @@ class _Refit:
 
 
 class _Stack:
-    """Tensors (G, rows, columns) put one below the other, without a copy at the end."""
+    """Tensors (G, rows, columns) that are stacked along rows, without a copy at the end."""
 
     def __init__(self, total: int) -> None:
         self.tensors: list[Tensor] = []
         self._total = total
 
     def add(self, number: int, parts: Sequence[Tensor]) -> None:
-        """Take part `number` of equal parts."""
+        """Add part `number` of equal parts."""
         if not self.tensors:
             self.tensors = [part.new_empty(len(part), part.shape[1] * self._total, part.shape[2]) for part in parts]
         for whole, part in zip(self.tensors, parts, strict=True):
@@ -407,7 +409,7 @@ class _Stack:
 
 
 def has_intercept(unit: Unit) -> bool:
-    """Whether a unit can add a constant to its outputs."""
+    """Tell whether a unit can add a constant to its outputs."""
     return unit.bias is not None or unit.norm is not None
 
 

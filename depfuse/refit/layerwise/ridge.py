@@ -18,12 +18,12 @@ class Rows:
     Attributes
     ----------
     inputs
-        X (G, rows, K): what each of G independent groups of channels sees; a last column of ones is the intercept's.
+        X (G, rows, K): the inputs of G independent groups of channels; a last column of ones is the intercept's.
     outputs
-        Y (G, rows, O): what it should give.
+        Y (G, rows, O): the desired outputs.
     bounds
-        (G, rows, O): below this, an output may be whatever it likes to be; -inf where it may not. So does a ReLU treat
-        its input where its output shall be zero. None where there are no bounds.
+        (G, rows, O): an output is free to lie anywhere below its bound, as before a ReLU whose output shall be zero;
+        -inf where it is not free. None where there are no bounds.
     """
 
     inputs: Tensor
@@ -31,28 +31,28 @@ class Rows:
     bounds: Tensor | None = None
 
     def part(self, start: int, end: int) -> Rows:
-        """Some of the rows."""
+        """Select rows."""
         bounds = None if self.bounds is None else self.bounds[:, start:end]
         return Rows(self.inputs[:, start:end], self.outputs[:, start:end], bounds)
 
     def predict(self, weight: Tensor) -> Tensor:
-        """X W."""
+        """Compute X W."""
         return self.inputs @ weight.to(self.inputs)
 
     def settle(self, weight: Tensor) -> Tensor:
-        """Y, with the entries that are free in reach of the prediction X W."""
+        """Return Y, its free entries replaced by the prediction X W as far as their bounds allow."""
         if self.bounds is None:
             return self.outputs
         free = self.bounds > -torch.inf
         return torch.where(free, torch.minimum(self.predict(weight), self.bounds), self.outputs)
 
     def error(self, weight: Tensor) -> float:
-        """Sum of the squared differences between prediction and Y, or its nearest allowed value."""
+        """Sum the squared differences between prediction and Y, or the nearest value that the bounds allow."""
         return float((self.predict(weight) - self.settle(weight)).double().square().sum())
 
 
 def gram(first: Tensor, second: Tensor) -> Tensor:
-    """first^T second (G, K, O) of two matrices with equally many rows: blocks in their type, their sum in float64."""
+    """Compute first^T second (G, K, O) of matrices with equally many rows, block by block, summed in float64."""
     total = torch.zeros(len(first), first.shape[2], second.shape[2], dtype=torch.float64, device=first.device)
     for start in range(0, first.shape[1], BLOCK):
         total += first[:, start : start + BLOCK].mT @ second[:, start : start + BLOCK]
@@ -70,8 +70,8 @@ def ridge(
 ) -> tuple[Tensor, float]:
     r"""Minimise :math:`\|XW - Y\|^2 / n + \lambda \|W - sW_0\|^2` for every group of channels.
 
-    :math:`\lambda` is a strength times the mean variance of the inputs; of several strengths the one with the least
-    error on the last rows, which it has not seen, is taken, and all rows then solved with it. The scales s (one per
+    :math:`\lambda` is a strength times the mean variance of the inputs; the strength with the least error on held-out
+    last rows is chosen, and all rows are then solved with it. The scales s (one per
     output) fit the prior to the data. Entries of Y with a bound are then replaced by the prediction where that is
     lower, `sweeps` times.
 
@@ -82,9 +82,9 @@ def ridge(
     prior
         :math:`W_0` (G, K, O).
     intercept
-        Whether the last column of X is the intercept's; its weight is not penalised.
+        True if the last column of X is the intercept's; its weight is not penalised.
     held_out
-        Share of the rows to choose the strength by.
+        Share of the rows that choose the strength.
 
     Returns
     -------
@@ -110,7 +110,7 @@ def ridge(
 
 
 def _scaled(covariance: Tensor, cross: Tensor, prior: Tensor, intercept: bool) -> Tensor:
-    """The prior scaled to the data, one factor per output, with the best intercept."""
+    """Scale the prior to the data, by one factor per output, with the best intercept."""
     if intercept:
         count = covariance[:, -1:, -1:]
         means, sums = covariance[:, -1:] / count, cross[:, -1:]
@@ -125,7 +125,7 @@ def _scaled(covariance: Tensor, cross: Tensor, prior: Tensor, intercept: bool) -
 
 
 def _factor(covariance: Tensor, strength: float, intercept: bool) -> Tensor:
-    """Cholesky factor of the Gram matrix with its ridge."""
+    """Compute the Cholesky factor of the Gram matrix with its ridge."""
     variances = covariance.diagonal(dim1=1, dim2=2).clone()
     if intercept:
         variances = variances - covariance[:, -1].square() / covariance[:, -1:, -1]

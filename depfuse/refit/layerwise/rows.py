@@ -1,4 +1,4 @@
-"""From a layer's input and output to the rows of a linear system."""
+"""Conversion of a layer's input and output into the rows of a linear system."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from depfuse.refit.program.units import NORMALISATION, aten
 
 @dataclass(frozen=True)
 class Window:
-    """How a layer takes its input.
+    """Geometry of a layer's input.
 
     Attributes
     ----------
@@ -24,7 +24,7 @@ class Window:
     groups
         Number of groups G; the layer's input and output channels are G blocks.
     positions
-        Number of places (output positions, tokens) of one image.
+        Number of places (output positions, tokens) in one image.
     """
 
     kernel: tuple[int, ...]
@@ -36,7 +36,7 @@ class Window:
 
     @classmethod
     def of(cls, node: fx.Node) -> Window:
-        """Read it off an operation."""
+        """Read the geometry off an operation."""
         if node.target is NORMALISATION:  # a depthwise convolution with a kernel of one position
             _, channels, *sizes = node.args[0].meta["val"].shape  # type: ignore[union-attr]
             ones = (1,) * len(sizes)
@@ -46,30 +46,30 @@ class Window:
             return cls((), (), (), (), 1, math.prod(shape[1:-1]))
         weight = node.args[1].meta["val"].shape  # type: ignore[union-attr]
         dimensions = len(weight) - 2
-        given: list[Any] = list(node.args[3:])
+        arguments: list[Any] = list(node.args[3:])
         if node.target is aten.convolution.default:
-            given = [*given[:3], given[5]]
-        groups = given[3] if len(given) > 3 else 1
+            arguments = [*arguments[:3], arguments[5]]
+        groups = arguments[3] if len(arguments) > 3 else 1
         usual = (1, 0, 1)
-        found = [given[i] if i < len(given) else usual[i] for i in range(3)]
-        stride, dilation = _each(found[0], dimensions), _each(found[2], dimensions)
+        settings = [arguments[i] if i < len(arguments) else usual[i] for i in range(3)]
+        stride, dilation = _each(settings[0], dimensions), _each(settings[2], dimensions)
         kernel = tuple(weight[2:])
-        if isinstance(found[1], str):
-            sums = [(k - 1) * d if found[1] == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
+        if isinstance(settings[1], str):
+            sums = [(k - 1) * d if settings[1] == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
             padding = tuple((total // 2, total - total // 2) for total in sums)
         else:
-            padding = tuple((pad, pad) for pad in _each(found[1], dimensions))
+            padding = tuple((pad, pad) for pad in _each(settings[1], dimensions))
         return cls(kernel, stride, padding, dilation, groups, math.prod(shape[2:]))
 
     def inputs(self, x: Tensor, places: Tensor | None = None) -> Tensor:
-        """What the layer sees at each place: (G, N * places, kernel positions * channels of a group).
+        """Unfold the layer's input at each place: (G, N * places, kernel positions * channels of a group).
 
         Parameters
         ----------
         x
             (N, C, ...) for a convolution, (N, ..., C) for a linear layer.
         places
-            Which of the positions, int64; all of them where None.
+            Indices of positions, int64; all of them where None.
         """
         if not self.kernel:
             rows = x.reshape(len(x), -1, x.shape[-1])
@@ -88,7 +88,7 @@ class Window:
         return rows.permute(2, 0, 1, 3).reshape(self.groups, len(x) * count, -1)
 
     def outputs(self, y: Tensor, places: Tensor | None = None) -> Tensor:
-        """The layer's output at each place: (G, N * places, output channels of a group)."""
+        """Arrange the layer's output by place: (G, N * places, output channels of a group)."""
         rows = y.reshape(len(y), -1, y.shape[-1]) if not self.kernel else y.flatten(2).transpose(1, 2)
         if not self.kernel and y.dim() == 2:
             rows = y[:, None]
@@ -96,29 +96,29 @@ class Window:
         return rows.reshape(-1, self.groups, rows.shape[-1] // self.groups).transpose(0, 1)
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """A layer's weight as (G, inputs, outputs), the inputs in the order of `inputs`."""
+        """Reshape a layer's weight to (G, inputs, outputs), the inputs in the order of `inputs`."""
         if not self.kernel:
             return weight.T[None]
         parts = weight.reshape(self.groups, weight.shape[0] // self.groups, weight.shape[1], -1)
         return parts.permute(0, 3, 2, 1).reshape(self.groups, -1, parts.shape[1])
 
     def weight(self, matrix: Tensor, shape: torch.Size) -> Tensor:
-        """The inverse of `matrix`, for a weight of this shape."""
+        """Invert `matrix` for a weight of this shape."""
         if not self.kernel:
             return matrix[0].T.contiguous()
         parts = matrix.reshape(self.groups, math.prod(self.kernel), shape[1], -1)
         return parts.permute(0, 3, 2, 1).reshape(shape)
 
     def _sources(self, spatial: torch.Size, places: Tensor | None, device: torch.device) -> Tensor:
-        """Flat positions in the padded input of every kernel position of every place."""
+        """Compute flat positions in the padded input for every kernel position of every place."""
         index = torch.zeros((), dtype=torch.int64)
         offset = torch.zeros((), dtype=torch.int64)
         for size, kernel, stride, dilation in zip(spatial, self.kernel, self.stride, self.dilation, strict=True):
             outputs = (size - dilation * (kernel - 1) - 1) // stride + 1
             index = index[..., None] * size + torch.arange(outputs) * stride
             offset = offset[..., None] * size + torch.arange(kernel) * dilation
-        found = (index.reshape(-1, 1) + offset.reshape(1, -1)).to(device)
-        return (found if places is None else found[places]).reshape(-1)
+        positions = (index.reshape(-1, 1) + offset.reshape(1, -1)).to(device)
+        return (positions if places is None else positions[places]).reshape(-1)
 
 
 def _each(value: Any, dimensions: int) -> tuple[int, ...]:

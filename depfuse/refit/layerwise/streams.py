@@ -1,4 +1,4 @@
-"""What a child's residual streams shall carry, beside what it shall say in the end."""
+"""Targets of a child's residual streams, beside those of its logits."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ WEIGHT = 16.0
 
 
 class Streams:
-    """The distance of a child's streams from the mixtures of its parents', where each stage ends.
+    """The distance of a child's streams from the mixtures of its parents', at the end of each stage.
 
-    A few images say little by their logits, and steps towards these alone soon fit nothing but them; every place of a
+    The logits of few images hold little information, and steps towards these alone soon overfit; every place of a
     stream has its own target (hints, Romero et al. 2015, section 2.2), so the streams count for much more.
 
     Parameters
     ----------
     units
-        Of those that add to a stream, the last one of each shape is looked at; there may be none.
+        Units of the network; of those that add to a stream, the last one of each shape counts. There may be none.
     targets
-        What they shall give.
+        Their targets.
 
     Attributes
     ----------
     weights
-        What a squared distance counts at each stream, found when they are first asked for.
+        Weight of a squared distance at each stream, set by the first call of `pulls`.
     """
 
     def __init__(self, units: Sequence[Unit], targets: Targets) -> None:
@@ -40,30 +40,30 @@ class Streams:
 
     @classmethod
     def none(cls) -> Streams:
-        """Of a network whose class scores alone count."""
+        """Make the distance of a network whose logits alone count."""
         return cls((), Targets(Shares((1.0,)), {}))
 
     @property
     def weight(self) -> float:
-        """What all streams together count at first, beside the class scores."""
+        """Initial weight of all streams together, relative to the logits."""
         return WEIGHT if self._units else 0.0
 
     @property
     def nodes(self) -> list[fx.Node]:
-        """Where the streams are looked at."""
+        """Nodes at which the streams are read."""
         return [unit.target for unit in self._units]
 
     def wanted(self, values: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """What each stream shall carry, behind its ReLU where one follows, from each parent's values at the nodes."""
-        return [self._targets.passed(unit, own) for unit, *own in zip(self._units, *values, strict=True)]
+        """Compute each stream's target, behind its ReLU where one follows, from each parent's values at the nodes."""
+        return [self._targets.passed(unit, parents) for unit, *parents in zip(self._units, *values, strict=True)]
 
     def pulls(
         self, values: Sequence[Tensor], wanted: Sequence[Tensor], loss: float, share: float = 1.0
     ) -> list[Tensor]:
-        """The derivatives, by the child's values at the nodes, of their squared distances, summed over images.
+        """Compute the gradients of the squared distances, summed over images, by the child's values at the nodes.
 
-        The first time this is asked for, the distances are weighted: together they count `WEIGHT` times `loss` per
-        image, each stream as much as another; `share` of that is what they count now.
+        The first call sets the weights: together the distances count `WEIGHT` times `loss` per image, each stream
+        equally; `share` scales this in the current call.
         """
         errors = [_error(unit, *both) for unit, *both in zip(self._units, values, wanted, strict=True)]
         if not self.weights:
@@ -73,6 +73,6 @@ class Streams:
 
 
 def _error(unit: Unit, value: Tensor, wanted: Tensor) -> Tensor:
-    """How far values are from what they shall be; in front of a ReLU none is too low where nothing shall pass."""
+    """Compute values minus targets; before a ReLU no value is too low where the target is zero."""
     error = value.detach().float() - wanted
     return torch.where((wanted > 0) | (value > 0), error, 0.0) if unit.rectified else error

@@ -1,4 +1,4 @@
-"""What each layer of the child shall give: mixtures of what the parents give."""
+"""Targets of the child's layers: mixtures of the parents' outputs."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ Mixtures = Mapping[Unit, Sequence[Tensor]]
 
 
 class Targets:
-    """The values that the child's layers shall have, from those of the parents.
+    """The target values of the child's layers, computed from those of the parents.
 
-    A unit aims at the mixture by its own shares. Where its output is added to a stream, the stream after it shall be
-    that mixture, whatever shares the units before it have.
+    A unit's target is the mixture by its own shares. Where its output is added to a stream, the target of the stream
+    after it is that mixture, whatever the shares of the units before it.
 
     Parameters
     ----------
     shares
         One weight per parent, summing to one, of the whole network or of each tensor.
     mixtures
-        Of the channels, for the units where they are not simply averaged one by one.
+        Mixtures of channels, for the units whose channels are not averaged one by one.
     labels
-        Which labels the parents' outputs stand for, where they differ.
+        The parents' label sets, where they differ.
     outputs
         The unit whose channels are the labels, where they differ.
     """
@@ -45,10 +45,10 @@ class Targets:
         self.shares, self.mixtures, self.labels, self.outputs = shares, mixtures, labels, outputs
 
     def __call__(self, unit: Unit, values: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The target of a unit from the parents' values at its target, and its upper bounds.
+        """Compute a unit's target from the parents' values at its target node, and its upper bounds.
 
-        Where a ReLU follows, the child shall match the mixture of what comes out of it. An output that shall be zero
-        may have any value below its bound before the ReLU; the others have the bound -inf, and no freedom.
+        Where a ReLU follows, the target is the mixture of its outputs. Where that is zero, the value before the ReLU
+        may lie anywhere below its bound; the others have the bound -inf and are not free.
         """
         after = self.passed(unit, values)
         if not unit.rectified:
@@ -58,11 +58,11 @@ class Targets:
         return torch.where(idle, before, after), torch.where(idle, 0.0, -torch.inf).to(before.dtype)
 
     def passed(self, unit: Unit, values: Sequence[Tensor]) -> Tensor:
-        """The mixture of the parents' values, of what comes out of the ReLU where one follows."""
+        """Mix the parents' values, after the ReLU where one follows."""
         return self.mixed(unit, [value.relu() for value in values] if unit.rectified else values)
 
     def mixed(self, unit: Unit, values: Sequence[Tensor]) -> Tensor:
-        """The mixture of the parents' values."""
+        """Mix the parents' values."""
         axis, shares = unit.axis, shares_of(unit, self.shares)
         if self.labels is not None and unit is self.outputs:
             return self.labels.join(values, shares, axis)
@@ -76,7 +76,7 @@ class Targets:
 
 
 def shares_of(unit: Unit, shares: Shares) -> tuple[float, ...]:
-    """The parents' shares in a unit: those of its first tensor."""
+    """Return the parents' shares in a unit: those of its first tensor."""
     return shares.of(unit.keys[0])
 
 
@@ -84,7 +84,7 @@ def find_mixtures(
     program: Program, units: Sequence[Unit], states: Sequence[State], shares: Shares, groups: ChannelGroups,
     walk: Walk, seed: int,
 ) -> Mixtures:  # fmt: skip
-    """Mixtures that lose little of what the parents' outputs depend on, from unlabelled images.
+    """Find mixtures of channels that preserve what the parents' outputs depend on, from unlabelled images.
 
     For every group of channels whose tensors all belong to units, the channels of all parents are clustered
     (`cluster_channels`) by their covariances after the non-linearity. A channel counts with its importance: the mean
@@ -96,12 +96,12 @@ def find_mixtures(
     states
         The aligned parents' weights.
     walk
-        Over these parents and the images to look at.
+        Run of these parents over the images.
 
     Returns
     -------
     Mapping
-        In the channel order of the aligned parents, as far as clusters have one.
+        Unit -> mixtures, in the channel order of the aligned parents as far as clusters have one.
     """
     places = _places(units, groups)
     if not places:
@@ -112,22 +112,28 @@ def find_mixtures(
     sums: dict[str, Tensor] = {}
     sizes: dict[str, int] = {}
     written: dict[str, list[tuple[float, ...]]] = {}
-    for unit, found in places.items():
-        own = shares_of(unit, shares)
-        for group, slot in found:
+    for unit, slots in places.items():
+        unit_shares = shares_of(unit, shares)
+        for group, slot in slots:
             index = slot.index[:, 0].to(covariances[unit].device)
             width = covariances[unit].shape[0] // len(states)
             chosen = torch.cat([index + parent * width for parent in range(len(states))])
-            scale = torch.cat([importance[unit][p][index] * (share * len(own)) for p, share in enumerate(own)]).sqrt()
+            scale = torch.cat(
+                [importance[unit][p][index] * (share * len(unit_shares)) for p, share in enumerate(unit_shares)]
+            ).sqrt()
             covariance = scale[:, None] * covariances[unit][chosen][:, chosen] * scale
             # Parents count alike, and so do the places of a stream.
             power = covariance.diagonal().reshape(len(states), -1).mean(1)
-            power = power / torch.tensor(own, dtype=power.dtype, device=power.device).clamp_min(1e-12) / len(own)
+            power = (
+                power
+                / torch.tensor(unit_shares, dtype=power.dtype, device=power.device).clamp_min(1e-12)
+                / len(unit_shares)
+            )
             even = power.clamp_min(1e-30).rsqrt().repeat_interleave(group.size)
             sums[group.name] = sums.get(group.name, 0) + even[:, None] * covariance * even
             weights[group.name] = weights.get(group.name, 0) + even * scale
             sizes[group.name] = group.size
-            written.setdefault(group.name, []).append(own)
+            written.setdefault(group.name, []).append(unit_shares)
     mixed: dict[str, Tensor] = {}
     for name, covariance in sums.items():
         mean = torch.tensor(written[name], dtype=torch.float64).mean(0)
@@ -135,11 +141,11 @@ def find_mixtures(
         clusters = in_order_of(cluster_channels(covariance.cpu(), sizes[name]), aligned)
         rows = clusters * weights[name].cpu()
         mixed[name] = rows / rows.sum(1, keepdim=True).clamp_min(1e-30)
-    return {unit: _matrices(unit, found, mixed, states, shares_of(unit, shares)) for unit, found in places.items()}
+    return {unit: _matrices(unit, slots, mixed, states, shares_of(unit, shares)) for unit, slots in places.items()}
 
 
 def _places(units: Sequence[Unit], groups: ChannelGroups) -> dict[Unit, list[tuple[ChannelGroup, Slot]]]:
-    """The groups in a unit's output that can be clustered, with their slots there."""
+    """Find the groups in each unit's output that can be clustered, with their slots there."""
     ours = {key for unit in units for key in unit.keys}
     around = {group.inside[0] for group in groups if group.inside is not None}
     usable = [
@@ -149,16 +155,18 @@ def _places(units: Sequence[Unit], groups: ChannelGroups) -> dict[Unit, list[tup
         and group.name not in around
         and all(slot.key in ours and slot.within is None for slot in group.slots)
     ]
-    found: dict[Unit, list[tuple[ChannelGroup, Slot]]] = {}
+    by_unit: dict[Unit, list[tuple[ChannelGroup, Slot]]] = {}
     for unit in units:
         key = unit.output_key
         slots = [(g, s) for g in usable for s in g.slots if s.key == key and s.axis == 0 and s.role != "consumes"]
         if slots and all(slot.index.shape[1] == 1 for _, slot in slots):
-            found[unit] = slots
+            by_unit[unit] = slots
     # A group that is clustered in one place and not in another would be torn apart.
-    torn = {g.name for g in usable for unit in units if unit not in found for s in g.slots if s.key == unit.output_key}
-    kept = {unit: [(g, s) for g, s in slots if g.name not in torn] for unit, slots in found.items()}
-    return {unit: slots for unit, slots in kept.items() if slots}
+    torn = {
+        g.name for g in usable for unit in units if unit not in by_unit for s in g.slots if s.key == unit.output_key
+    }
+    whole = {unit: [(g, s) for g, s in slots if g.name not in torn] for unit, slots in by_unit.items()}
+    return {unit: slots for unit, slots in whole.items() if slots}
 
 
 def _matrices(
@@ -181,12 +189,12 @@ def _matrices(
 
 
 def _watched(unit: Unit) -> fx.Node:
-    """Where a unit's channels are looked at: after the non-linearity where it is a ReLU."""
+    """Return the node at which a unit's channels are read: after the non-linearity where it is a ReLU."""
     return next(iter(unit.target.users)) if unit.rectified else unit.target
 
 
 def _covariances(program: Program, units: Sequence[Unit], walk: Walk) -> dict[Unit, Tensor]:
-    """Covariance of all parents' channels (P * C, P * C) at every unit."""
+    """Compute the covariance of all parents' channels (P * C, P * C) at every unit."""
     nodes = {unit: _watched(unit) for unit in units}
     count: dict[Unit, int] = dict.fromkeys(units, 0)
     first: dict[Unit, Tensor] = {}
@@ -205,9 +213,9 @@ def _covariances(program: Program, units: Sequence[Unit], walk: Walk) -> dict[Un
 def _importance(
     program: Program, units: Sequence[Unit], states: Sequence[State], walk: Walk, seed: int
 ) -> dict[Unit, list[Tensor]]:
-    """Mean squared derivative (C,) of random mixtures of the outputs by every channel, per unit and parent."""
+    """Compute the mean squared derivative (C,) of random output mixtures by every channel, per unit and parent."""
     generator = torch.Generator().manual_seed(seed)
-    found: dict[Unit, list[Tensor]] = {unit: [] for unit in units}
+    importance: dict[Unit, list[Tensor]] = {unit: [] for unit in units}
     nodes = {unit: _watched(unit) for unit in units}
     for state in states:
         sums: dict[Unit, Tensor] = {}
@@ -225,5 +233,5 @@ def _importance(
                 square = gradient.movedim(unit.axis, -1).flatten(0, -2).double().square().mean(0)
                 sums[unit] = sums.get(unit, 0) + square
         for unit in units:
-            found[unit].append(F.relu(sums[unit]))
-    return found
+            importance[unit].append(F.relu(sums[unit]))
+    return importance

@@ -1,1 +1,1 @@
-"""A network taken apart into operations and units that can be refitted."""
+"""Decomposition of a network into operations and units that can be refitted."""

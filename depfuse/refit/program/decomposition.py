@@ -1,4 +1,4 @@
-"""A network taken apart into its operations and the units that can be refitted."""
+"""Decomposition of a network into its operations and the units that can be refitted."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ PIXELS_AT_ONCE = AT_ONCE * 32 * 32
 
 @dataclass(frozen=True, eq=False)
 class Dissected:
-    """A network as a program, and the images that it is run on.
+    """A network as a program, with the images that it is run on.
 
     Attributes
     ----------
     program
-        Its operations, for batches of `size` images.
+        The operations of the network, for batches of `size` images.
     units
         Its layers with their BatchNorms, in the order in which they run.
     state
         Its tensors, which are those of the network.
     loader
-        The images in batches of `size`, in channels-last layout where the network can take it.
+        The images in batches of `size`, in channels-last layout where the network supports it.
     """
 
     program: Program
@@ -46,12 +46,12 @@ class Dissected:
 
     @classmethod
     def create(cls, network: nn.Module, images: Loader) -> Dissected:
-        """Take a network in eval mode apart.
+        """Decompose a network in eval mode.
 
         Raises
         ------
         ArchitectureError
-            That cannot be done, see `Program`.
+            The network cannot be decomposed, see `Program`.
         """
         network = unwrap(network)
         last = takes_channels_last(network, to_floats(images.images[:1], images.preprocessing))
@@ -61,7 +61,7 @@ class Dissected:
         return cls(program, find_units(program, _shared(network)), dict(network.state_dict()), loader, size)
 
     def renew_statistics(self) -> None:
-        """Give every unit's BatchNorm the statistics of what it takes in, and leave the function as it is."""
+        """Set every BatchNorm's statistics to those of its inputs without changing the network's function."""
         walk = Walk(self.program, [self.state], self.loader)
         for unit in self.units:
             if unit.norm is None:
@@ -75,7 +75,7 @@ class Dissected:
 
 
 def _statistics(unit: Unit, walk: Walk) -> tuple[Tensor, Tensor]:
-    """Mean and variance (C,) of what the unit's BatchNorm takes in."""
+    """Compute mean and variance (C,) of the input of the unit's BatchNorm."""
     source = unit.input if unit.weight is None else unit.node
     end = walk.position(unit.node) + (unit.weight is not None)
     count = 0
@@ -91,7 +91,7 @@ def _statistics(unit: Unit, walk: Walk) -> tuple[Tensor, Tensor]:
 
 
 def _in_small_batches(loader: Loader, *, channels_last: bool) -> Loader:
-    """Batches of a size that the images alone decide: a program takes no other, and steps are made of them."""
+    """Divide images into batches of a size that depends on the images alone: programs and steps depend on it."""
     split = Split(loader.images, loader.labels)
     _, height, width = loader.image_shape
     size = min(AT_ONCE, max(50, PIXELS_AT_ONCE // (height * width)))
@@ -99,7 +99,7 @@ def _in_small_batches(loader: Loader, *, channels_last: bool) -> Loader:
 
 
 def _shared(network: nn.Module) -> set[str]:
-    """Names of parameters that are one tensor under several names."""
+    """List names of parameters that are one tensor under several names."""
     named = list(network.named_parameters(remove_duplicate=False))
     counts = Counter(id(tensor) for _, tensor in named)
     return {name for name, tensor in named if counts[id(tensor)] > 1}

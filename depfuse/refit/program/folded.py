@@ -15,14 +15,14 @@ from depfuse.refit.program.units import Unit
 
 
 class Folded:
-    """A program that runs units with a weight as affine maps: fewer operations, and what can be learned laid bare.
+    """A program that runs units with a weight as affine maps: fewer operations, and no redundant parameters.
 
     Parameters
     ----------
     program
         The operations.
     units
-        Those with a weight are run as one operation each; their BatchNorm, in eval mode, is part of it.
+        Units; each with a weight is run as one operation, of which its BatchNorm, in eval mode, is part.
     """
 
     def __init__(self, program: Program, units: Sequence[Unit]) -> None:
@@ -35,25 +35,25 @@ class Folded:
         self._left_out = norms | {user for norm in norms for user in norm.users}
 
     def maps(self, state: State) -> dict[str, Tensor]:
-        """Weight and shift of every unit with its BatchNorm's scale and statistics in them, by `weight_and_shift`."""
-        found: dict[str, Tensor] = {}
+        """Compute weight and shift of every unit, with its BatchNorm folded in, by `weight_and_shift`."""
+        maps: dict[str, Tensor] = {}
         for unit in self.units:
             weight, shift = weight_and_shift(unit)
             tensor, norm = state[weight], unit.norm
             if norm is None:
-                found[weight] = tensor.clone()
+                maps[weight] = tensor.clone()
                 if shift is not None:
-                    found[shift] = state[shift].clone()
+                    maps[shift] = state[shift].clone()
                 continue
             assert shift is not None
             scale = scale_of(unit, state)
-            given = state[norm.mean] if unit.bias is None else state[norm.mean] - state[unit.bias]
-            found[weight] = tensor * scale.reshape(-1, *[1] * (tensor.dim() - 1))
-            found[shift] = state[shift] - scale * given
-        return found
+            offset = state[norm.mean] if unit.bias is None else state[norm.mean] - state[unit.bias]
+            maps[weight] = tensor * scale.reshape(-1, *[1] * (tensor.dim() - 1))
+            maps[shift] = state[shift] - scale * offset
+        return maps
 
     def write(self, maps: State, state: State) -> None:
-        """The inverse of `maps`: layers and BatchNorms that do what the maps do, with the statistics as they were."""
+        """Invert `maps`: write the maps into layers and BatchNorms, whose statistics stay."""
         for unit in self.units:
             weight, shift = weight_and_shift(unit)
             norm = unit.norm
@@ -76,12 +76,12 @@ class Folded:
     def run(
         self, maps: State, state: State, images: Tensor, kept: Sequence[fx.Node] = ()
     ) -> tuple[Tensor, list[Tensor]]:
-        """The outputs (N, C), and the values of some nodes.
+        """Compute the outputs (N, C) and the values of some nodes.
 
         Parameters
         ----------
         maps
-            As `maps` gives them.
+            Weights and shifts from `maps`.
         state
             The tensors of everything else.
         """
@@ -118,9 +118,9 @@ class Teacher:
     shares
         One weight per network, summing to one.
     labels
-        Which labels their outputs stand for, where they differ.
+        Their label sets, where they differ.
     joint
-        Whether they have one head together, see `ensemble_logits`.
+        True if they share one head, see `ensemble_logits`.
     """
 
     folded: Folded
@@ -140,29 +140,29 @@ class Teacher:
         *,
         joint: bool = False,
     ) -> Teacher:
-        """With each network's BatchNorm folded."""
+        """Make an ensemble of networks, each with its BatchNorm folded."""
         return cls(folded, states, shares, labels, joint, [folded.maps(state) for state in states])
 
     def watched(
         self, images: Tensor, nodes: Sequence[fx.Node], temperature: float
     ) -> tuple[Tensor, list[list[Tensor]]]:
-        """Logits (N, C) in float32, see `ensemble_logits`, and each network's values of some nodes."""
+        """Compute logits (N, C) in float32, see `ensemble_logits`, and each network's values of some nodes."""
         outputs, values = [], []
         for maps, state in zip(self._maps, self.states, strict=True):
-            output, kept = self.folded.run(maps, state, images, nodes)
+            output, at_nodes = self.folded.run(maps, state, images, nodes)
             outputs.append(output.float())
-            values.append(kept)
+            values.append(at_nodes)
         return ensemble_logits(outputs, self.shares, self.labels, temperature, joint=self.joint), values
 
 
 def weight_and_shift(unit: Unit) -> tuple[str, str | None]:
-    """State-dict keys under which a unit's weight and what it adds to its outputs are kept."""
+    """Return the state-dict keys that hold a unit's weight and the shift of its outputs."""
     assert unit.weight is not None
     return unit.weight, unit.bias if unit.norm is None else unit.norm.bias
 
 
 def scale_of(unit: Unit, state: Mapping[str, Tensor]) -> Tensor:
-    """What a unit's BatchNorm multiplies the layer's outputs by (C,)."""
+    """Compute the factor (C,) of a unit's BatchNorm on the layer's outputs."""
     assert unit.norm is not None
     scale = (state[unit.norm.variance] + unit.norm.epsilon).rsqrt()
     return scale if unit.norm.weight is None else scale * state[unit.norm.weight]

@@ -29,14 +29,14 @@ class Program:
     model
         Any network of one tensor input whose first output is a tensor; left as it was.
     images
-        A batch as all later ones will be: its size is part of the program.
+        A batch of the size of all later ones: the size is part of the program.
 
     Attributes
     ----------
     nodes
-        The operations, in an order in which they can be run; `reorder` changes it.
+        The operations in executable order; `reorder` changes it.
     images
-        The node that stands for the input.
+        The input node.
     output
         The node that gives the network's (first) output.
 
@@ -63,10 +63,10 @@ class Program:
             name: exported.constants[key] for name, key in signature.inputs_to_lifted_tensor_constants.items()
         }
         # Buffers outside the state dict are the same in every network.
-        kept = network.state_dict().keys()
+        keys = network.state_dict().keys()
         buffers = dict(network.named_buffers(remove_duplicate=False))
         for name, key in list(self._keys.items()):
-            if key not in kept:
+            if key not in keys:
                 self._constants[name] = exported.constants[key] if key in exported.constants else buffers[key]
                 del self._keys[name]
         self._module = exported.graph_module
@@ -78,11 +78,11 @@ class Program:
         self.output = outputs[signature.user_outputs[0]]
 
     def key(self, argument: Any) -> str | None:
-        """State-dict key of an operation's argument, where it is a parameter or a buffer."""
+        """Return the state-dict key of an operation's argument, where it is a parameter or a buffer."""
         return self._keys.get(argument.name) if isinstance(argument, fx.Node) else None
 
     def is_computed(self, node: fx.Node) -> bool:
-        """Whether a node's value depends on the images or is computed from weights."""
+        """Tell whether a node's value depends on the images or is computed from weights."""
         return node.op == "call_function" or node is self.images
 
     def call(self, node: fx.Node, state: State, values: Mapping[fx.Node, Tensor]) -> Any:
@@ -103,7 +103,7 @@ class Program:
         return target(*fx.node.map_arg(node.args, fetch), **fx.node.map_arg(node.kwargs, fetch))
 
     def reorder(self, after: Mapping[fx.Node, fx.Node]) -> None:
-        """Sort the operations so that each key of `after` also comes after its value, the rest as it stands."""
+        """Sort the operations so that each key of `after` also comes after its value; other orders stay."""
         placed: set[fx.Node] = set()
         order: list[fx.Node] = []
         stack = list(reversed(self.nodes))
@@ -123,7 +123,7 @@ class Program:
 
 @contextmanager
 def _without_logs() -> Iterator[None]:
-    """Tracing logs and prints pages of what it could not follow; the exception says it in one sentence."""
+    """Silence the logs of tracing, which print pages about what it could not follow; its exception is one sentence."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

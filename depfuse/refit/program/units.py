@@ -1,4 +1,4 @@
-"""What can be refitted: layers that are linear in their weights, with the normalisation that follows them."""
+"""Units that can be refitted: layers that are linear in their weights, with the BatchNorm that follows them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Norm:
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """A layer that is refitted as a whole.
+    """A layer that is refitted, with its BatchNorm.
 
     Attributes
     ----------
@@ -51,11 +51,11 @@ class Unit:
     end
         Node of the unit's output.
     target
-        Node whose value in the child shall be as in the parents: the addition that the unit's output feeds, or `end`.
+        Node whose value in the child shall match the parents': the addition that the unit's output feeds, or `end`.
     other
         The other operand of that addition.
     rectified
-        Whether a ReLU, and nothing else, takes the target.
+        True if a ReLU is the only consumer of the target.
     """
 
     node: fx.Node
@@ -69,12 +69,12 @@ class Unit:
 
     @property
     def input(self) -> fx.Node:
-        """What the unit takes in."""
+        """Node of the unit's input."""
         return self.node.args[0]  # type: ignore[return-value]
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """State-dict keys of all its tensors."""
+        """State-dict keys of all tensors of the unit."""
         return tuple(key for key in _keys(self) if key is not None)
 
     @property
@@ -84,15 +84,15 @@ class Unit:
 
     @property
     def axis(self) -> int:
-        """The axis of the unit's output that its channels lie on."""
+        """Axis of the channels in the unit's output."""
         return -1 if self.node.target is aten.linear.default else 1
 
 
 def find_units(program: Program, shared: Collection[str]) -> list[Unit]:
-    """The units of a program in the order in which they must be refitted; the program's operations are sorted for it.
+    """Find the units of a program in the order of their refit, and sort the program's operations accordingly.
 
-    A layer whose weight is used more than once, or lies in `shared` (several names for one tensor), is none. Of two
-    layers that meet at an addition the deeper one corrects for the other.
+    A layer whose weight is used more than once, or is in `shared` (several names for one tensor), is not a unit. Of
+    two layers that meet at an addition the deeper one corrects for the other.
     """
     uses = Counter(key for node in program.nodes for a in node.all_input_nodes if (key := program.key(a)))
     depth: dict[fx.Node, int] = {}
@@ -102,12 +102,12 @@ def find_units(program: Program, shared: Collection[str]) -> list[Unit]:
     def own(*keys: str | None) -> bool:
         return all(uses[key] == 1 and key not in shared for key in keys if key is not None)
 
-    found = [layer for node in program.nodes if (layer := _layer(program, node)) is not None and own(*_keys(layer))]
-    paired = {layer.norm.mean for layer in found if layer.norm is not None and layer.weight is not None}
-    found = [layer for layer in found if layer.weight is not None or layer.norm.mean not in paired]  # type: ignore[union-attr]
-    ends = {layer.end: layer for layer in found}
+    layers = [layer for node in program.nodes if (layer := _layer(program, node)) is not None and own(*_keys(layer))]
+    paired = {layer.norm.mean for layer in layers if layer.norm is not None and layer.weight is not None}
+    layers = [layer for layer in layers if layer.weight is not None or layer.norm.mean not in paired]  # type: ignore[union-attr]
+    ends = {layer.end: layer for layer in layers}
     units: list[Unit] = []
-    for layer in found:
+    for layer in layers:
         total, other = _addition(layer, program)
         rival = ends.get(other) if other is not None else None
         if rival is not None and len(rival.end.users) == 1:
@@ -124,19 +124,19 @@ def find_units(program: Program, shared: Collection[str]) -> list[Unit]:
 
 
 def feeding(unit: Unit, units: Sequence[Unit]) -> Unit | None:
-    """Of the units whose output reaches this one's input through no other, the last; None where it is the images."""
+    """Find the last unit whose output reaches this one's input through no other; None where the images do."""
     ends = {node: other for other in units for node in (other.end, other.target) if other is not unit}
-    found: set[Unit] = set()
+    feeders: set[Unit] = set()
     seen: set[fx.Node] = set()
     stack = [unit.input]
     while stack:
         node = stack.pop()
         if node in ends:
-            found.add(ends[node])
+            feeders.add(ends[node])
         elif node not in seen:
             seen.add(node)
             stack += node.all_input_nodes
-    return next((other for other in reversed(units) if other in found), None)
+    return next((other for other in reversed(units) if other in feeders), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +193,7 @@ def _output_of_norm(node: fx.Node) -> fx.Node | None:
 
 
 def _addition(layer: _Layer, program: Program) -> tuple[fx.Node | None, fx.Node | None]:
-    """The addition that alone takes the layer's output, and its other operand."""
+    """Find the addition that is the only consumer of the layer's output, and its other operand."""
     users = list(layer.end.users)
     if len(users) != 1 or users[0].target not in (aten.add.Tensor, aten.add_.Tensor) or users[0].kwargs:
         return None, None

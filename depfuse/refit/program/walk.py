@@ -1,4 +1,4 @@
-"""Several networks run in lockstep through one program, from layer to layer, on all images."""
+"""Lockstep runs of several networks through one program, layer by layer, on all images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HELD_BYTES = 6 * 2**30
 
 
 class Walk:
-    """Runs networks of one program up to a node, on every batch; each layer is run once where memory allows.
+    """Lockstep run of networks of one program up to a node, on every batch; each layer is run once where memory allows.
 
     Between two calls the values that are still needed are held, for as many batches as fit `limit` bytes. The other
     batches are run from the images again at each call, so memory does not grow with their number.
@@ -23,9 +23,9 @@ class Walk:
     program
         The operations.
     states
-        The networks' weights by state-dict key; they may change while the walk goes on, where it has not been yet.
+        The networks' weights by state-dict key; those of operations that have not been run yet may change.
     loader
-        The images. All batches are cut to the size of the smallest.
+        The images. All batches are truncated to the size of the smallest.
     limit
         Bytes of values to hold.
     """
@@ -44,33 +44,33 @@ class Walk:
         self.size = loader.count // len(loader)
 
     def until(self, ends: Sequence[int], needed: Sequence[fx.Node] = ()) -> Iterator[list[Values]]:
-        """For every batch, the networks' values once operations [0, end) of each have run.
+        """Yield, for every batch, the networks' values once operations [0, end) of each have run.
 
-        Values are there of the nodes in `needed` and of those that later operations take. A network never goes back:
-        one that has come further already stays where it is.
+        The values are those of the nodes in `needed` and of the inputs of later operations. A network never goes back:
+        one that is further already stays there.
 
         Parameters
         ----------
         ends
             One position per network.
         """
-        kept = set(needed)
+        kept_nodes = set(needed)
         ends = [max(end, reached) for end, reached in zip(ends, self._reached, strict=True)]
         for number, (images, _) in enumerate(self.loader):
             held = self._held[number]
             values = held if held else [{self.program.images: images[: self.size]} for _ in self.states]
             starts = self._reached if held else [0] * len(self.states)
-            for state, own, start, end in zip(self.states, values, starts, ends, strict=True):
-                self._run(state, own, start, end, kept)
+            for state, network_values, start, end in zip(self.states, values, starts, ends, strict=True):
+                self._run(state, network_values, start, end, kept_nodes)
             yield values
             if held is not None:
-                for own, end in zip(values, ends, strict=True):
-                    self._drop(own, end, set())
+                for network_values, end in zip(values, ends, strict=True):
+                    self._drop(network_values, end, set())
                 self._held[number] = values
         self._reached = ends
 
     def position(self, node: fx.Node) -> int:
-        """Number of an operation in the program's order."""
+        """Return the number of an operation in the program's order."""
         return self._position[node]
 
     def _run(self, state: State, values: Values, start: int, end: int, kept: set[fx.Node]) -> None:
@@ -86,7 +86,7 @@ class Walk:
             del values[node]
 
     def _largest(self) -> int:
-        """Most bytes that the values of one batch of one network take at a time."""
+        """Compute the largest memory, in bytes, of the values of one batch of one network at a time."""
         live, most = 0, 0
         ending: dict[int, int] = {}
         for number, node in enumerate(self.program.nodes):
