@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from digits_parents import digits_parents
+from digits_parents import digits_files, digits_parents
 from torch import Tensor, nn
 
 from depfuse import Recipe, fuse
 from depfuse.align.statistics.moments import collect_moments
 from depfuse.align.statistics.pairwise import Watcher
+from depfuse.cli import main as depfuse
 from depfuse.data import DataSet, Loader, calibration_loader, load_data
 from depfuse.distributed import team as processes
 from depfuse.errors import DataError, DepfuseWarning
@@ -31,6 +32,8 @@ from depfuse.renorm import reset_batch_norm, settle_batch_norm
 from depfuse.train import TrainRecipe, train
 
 Found = dict[str, Tensor]
+
+FUSION = ["fuse", *digits_files("a", "b"), "--data", "digits", "--calibration", "450", "--refit", "none"]
 
 USERS_FILE = """
 import torch
@@ -65,8 +68,8 @@ def torchrun(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess
     )
 
 
-def images(count: int = 450, batch_size: int = 100) -> Loader:
-    """Five batches of 90, of which one process gets three."""
+def images(count: int = 225, batch_size: int = 50) -> Loader:
+    """Five batches of 45, of which one process gets three."""
     return calibration_loader(load_data("digits"), count, batch_size=batch_size)
 
 
@@ -156,7 +159,7 @@ CASES: dict[str, Callable[[], Found]] = {
     "channels apart": lambda: fused("a", "b", keep_worst=0.2, refit="none"),
     "reset": lambda: renewed(reset_batch_norm, images()),
     "settle": lambda: renewed(settle_batch_norm, images()),
-    "one batch for all": lambda: renewed(reset_batch_norm, images(batch_size=450)),
+    "one batch for all": lambda: renewed(reset_batch_norm, images(batch_size=225)),
     "a network of the user's": of_a_users_network,
     "training": trained,
 }
@@ -202,7 +205,7 @@ def only_for_many(folder: Path) -> dict[str, Any]:
     (folder / "state").unlink()
     return {
         "seen": processes.all_sum(_who, loader),
-        "seen of one batch": processes.all_sum(_who, images(batch_size=450)),
+        "seen of one batch": processes.all_sum(_who, images(batch_size=225)),
         "alone": dict(alone.state_dict()),
         "warned": [str(own.message) for own in warned if issubclass(own.category, DepfuseWarning)],
         "failures": {
@@ -250,8 +253,16 @@ def main(out: Path) -> int:
     return 0
 
 
+def command_first(out: Path) -> int:
+    """Run a fusion by the command line, which makes the team, and then the cases: what is started twice costs twice."""
+    launch, folder = processes.launch, out.parent / "command"
+    processes.launch = lambda command: launch(lambda: command() or main(out))
+    files = ["--out", str(folder / "child.safetensors"), "--report", str(folder / "report.json")]
+    return depfuse([*FUSION, *files])
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "die":
         sys.exit(processes.launch(lambda: dying(int(sys.argv[2]), float(sys.argv[3]))))
-    sys.exit(processes.launch(lambda: main(Path(sys.argv[1]))))
+    sys.exit(command_first(Path(sys.argv[1])))

@@ -18,7 +18,6 @@ from planted import noise_images
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.regnet import BlockParams, RegNet
 from torchvision.models.shufflenetv2 import ShuffleNetV2
 
 from depfuse.align import Coupling, align, apply_couplings
@@ -185,11 +184,9 @@ def test_a_permuted_copy_is_recovered_by_every_solver(network, solver, criterion
 
 
 FAMILIES = {
-    "mobilenet_v2": lambda: torchvision.models.mobilenet_v2(num_classes=5, width_mult=0.1),
     "mobilenet_v3": lambda: torchvision.models.mobilenet_v3_small(num_classes=5, width_mult=0.15),
     "shufflenet": lambda: ShuffleNetV2([1, 1, 1], [8, 16, 32, 64, 64], num_classes=5),
     "densenet": lambda: torchvision.models.DenseNet(4, (2, 2), 8, num_classes=5),
-    "regnet": lambda: RegNet(BlockParams([1, 1], [16, 32], [8, 8], [1, 1], [2, 2], 0.25), 5, stem_width=8),
     "vit": lambda: torchvision.models.VisionTransformer(64, 16, 2, 2, 16, 32, num_classes=5),
 }
 

@@ -244,7 +244,7 @@ def test_a_forward_pass_that_raises_on_every_shape_is_told_from_a_wrong_shape(tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "densenet121", "resnext50_32x4d", "googlenet"])
+@pytest.mark.parametrize("name", ["resnet18", "googlenet"])
 def test_torchvision_networks_are_printed_and_drawn(name: str, tmp_path: Path, capsys) -> None:
     plot = tmp_path / "plot.png"
     assert main(["groups", f"torchvision:{name}", "--plot", str(plot)]) == 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,13 +23,32 @@ PROCESSES = 2
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What two processes found, and what one finds."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
-    users_file = folder / "plain.py"
-    users_file.write_text(shared_work.USERS_FILE)
-    done = shared_work.torchrun(shared_work.__file__, str(folder / "found.pt"), str(users_file))
+    (folder / "command").mkdir()
+    (folder / "plain.py").write_text(shared_work.USERS_FILE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(folder: Path) -> subprocess.CompletedProcess[str]:
+    """What two processes of one `torchrun` said, which fused two files and then went through the cases."""
+    done = shared_work.torchrun(shared_work.__file__, str(folder / "found.pt"), str(folder / "plain.py"))
     assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_two_processes_fuse_and_one_of_them_speaks(done: subprocess.CompletedProcess[str], folder: Path) -> None:
+    assert done.stdout.count("Keep the ") == 1
+    assert "2 calibration batches" not in done.stderr
+    assert json.loads((folder / "command" / "report.json").read_text())["command"][:2] == ["depfuse", "fuse"]
+    assert {path.name for path in (folder / "command").iterdir()} == {"child.safetensors", "report.json"}
+
+
+@pytest.fixture(scope="module")
+def both(done: subprocess.CompletedProcess[str], folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What two processes found, and what one finds."""
+    users_file = folder / "plain.py"
     before = sys.argv
     sys.argv = [*sys.argv, str(users_file)]
     try:
@@ -50,8 +72,8 @@ def test_two_processes_find_what_one_does(case: str, both: tuple[dict[str, Any],
 
 def test_batches_are_dealt_out(both: tuple[dict[str, Any], dict[str, Any]]) -> None:
     assert both[0]["count"] == PROCESSES
-    assert both[0]["seen"].tolist() == [270, 180]
-    assert both[0]["seen of one batch"].tolist() == [450, 0]
+    assert both[0]["seen"].tolist() == [135, 90]
+    assert both[0]["seen of one batch"].tolist() == [225, 0]
 
 
 def test_a_network_that_cannot_be_sent_is_run_by_the_first_process(
@@ -127,8 +149,7 @@ def test_helpers_left_in_the_middle_are_not_called_again() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [0.0, 2.0])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("rank", "after"), [(0, 0.0), (1, 2.0)])
 def test_when_a_process_dies_the_others_stop(rank: int, after: float) -> None:
     started = time.perf_counter()
     done = shared_work.torchrun(shared_work.__file__, "die", str(rank), str(after))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+
+from depfuse import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "experiments" / "gallery").glob("step*.py"))
@@ -50,6 +53,7 @@ def test_groups_are_seen_and_proved(run, capsys) -> None:
     assert "4 free groups, 96 channels, 99.9% of the parameters; proved" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_matchings_differ_in_what_they_reach(run) -> None:
     reached = run("step3_compare_matchings")
     assert len(reached) == 5
@@ -57,6 +61,7 @@ def test_matchings_differ_in_what_they_reach(run) -> None:
     assert reached["activations, emd"] > reached["weights, emd"] + 10
 
 
+@pytest.mark.slow
 def test_three_parents_need_the_refit(run) -> None:
     reached = run("step4_three_parents")
     assert reached["child, refitted"] > reached["child, averaged"] + 20
@@ -67,6 +72,35 @@ def test_three_parents_need_the_refit(run) -> None:
 def test_a_search_finds_more_than_the_defaults(run) -> None:
     defaults, best = run("step5_search").values()
     assert best > defaults + 5
+
+
+def test_two_matchings_of_the_five_differ_too(run, monkeypatch) -> None:
+    step = importlib.import_module("step3_compare_matchings")
+    monkeypatch.setattr(step, "RECIPES", {name: step.RECIPES[name] for name in ("activations, emd", "weights, emd")})
+    reached = run("step3_compare_matchings")
+    assert reached["activations, emd"] > reached["weights, emd"] + 10
+
+
+def test_three_parents_of_few_epochs_need_the_refit_too(run, monkeypatch) -> None:
+    step = importlib.import_module("step4_three_parents")
+    suited_to = step.TrainRecipe.suited_to
+    few = SimpleNamespace(suited_to=lambda *given, **settings: suited_to(*given, **{**settings, "epochs": 3}))
+    monkeypatch.setattr(step, "TrainRecipe", few)
+    monkeypatch.setattr(step, "calibration", step.calibration.first(300))
+    monkeypatch.setattr(
+        step, "Recipe", lambda **own: Recipe(**{**own, **({"refit_steps": 2} if "refit_steps" in own else {})})
+    )
+    reached = run("step4_three_parents")
+    assert reached["child, refitted"] > reached["child, averaged"] + 20
+
+
+def test_a_search_of_three_trials_finds_more_than_the_defaults_too(run, monkeypatch) -> None:
+    step = importlib.import_module("step5_search")
+    command = step.depfuse
+    monkeypatch.setattr(step, "KEPT", [*step.KEPT, "--calibration", "100"])
+    monkeypatch.setattr(step, "depfuse", lambda words: command(["3" if word == "6" else word for word in words]))
+    defaults, best = run("step5_search").values()
+    assert best > defaults
 
 
 def test_the_gallery_shows_every_script_and_picture() -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 
 from depfuse import Recipe, find_groups, fuse, prove_groups
@@ -37,7 +38,7 @@ def images(channels: int = 1, side: int = 8, count: int = 60) -> Loader:
 
 def network(name: str, seed: int, loader: Loader) -> nn.Module:
     torch.manual_seed(seed)
-    model = Flattened() if name == "flattened" else build_network(name)
+    model = OWN[name]() if name in OWN else build_network(name)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1.0, 0.3)
@@ -73,6 +74,7 @@ class Flattened(nn.Module):
         return self.last(F.relu(self.second(F.relu(self.norm(self.first(x))))).flatten(1))
 
 
+OWN = {"flattened": Flattened, "dense": lambda: torchvision.models.DenseNet(8, (3, 3), 16, num_classes=10)}
 # Padded and projected shortcuts, concatenations, a flatten behind many positions, depthwise convolutions with gates.
 NETWORKS = {
     "digits_resnet(width=0.5)": (1, 8),
@@ -80,9 +82,9 @@ NETWORKS = {
     "vgg11(batch_norm=False, width=0.125)": (3, 32),
     "flattened": (1, 8),
     "torchvision:mobilenet_v3_small": (3, 32),
-    "torchvision:densenet121": (3, 32),
+    "dense": (3, 32),
 }
-SLOW = ("torchvision:mobilenet_v3_small", "torchvision:densenet121")
+SLOW = ("torchvision:mobilenet_v3_small", "dense")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_parents_keep_their_function_and_a_child_with_all_apart_is_the_ensemble(
 
 def test_statistics_before_anything_is_merged_are_the_parents():
     """Other images than those of the parents' statistics change only what merged channels go into."""
-    name = 'cifar_resnet20(shortcut="B")'
+    name = 'cifar_resnet20(shortcut="B", width=0.5)'
     parents = [network(name, seed, images(3, 16)) for seed in (0, 1)]
     others = images(3, 16, 90)
     batch = next(iter(others))[0]
@@ -131,7 +133,7 @@ def test_statistics_before_anything_is_merged_are_the_parents():
 
 def test_three_parents_with_shares():
     loader = images(3, 16)
-    parents = [network('cifar_resnet20(shortcut="A")', seed, loader).double() for seed in range(3)]
+    parents = [network('cifar_resnet20(shortcut="A", width=0.5)', seed, loader).double() for seed in range(3)]
     batch = next(iter(loader))[0].double()
     recipe = Recipe(
         refit="none", criterion="weights", restarts=1, renorm="none", keep_worst=1.0, weights=(0.5, 0.3, 0.2)
@@ -435,7 +437,7 @@ def test_stages_are_kept_apart():
         ({"keep_worst": 1.5}, "less than or equal to 1"),
         ({"keep_worst": -0.1}, "greater than or equal to 0"),
         ({"keep_worst": 0.2, "renorm": "repair"}, "choose reset"),
-        ({"keep_worst": 0.2, "solver": "sinkhorn", "regularisation": 0.5}, "choose emd"),
+        ({"keep_worst": 0.2, "solver": "sinkhorn", "regularisation": 5.0, "distance": "scaled"}, "choose emd"),
         ({"keep_last": 9}, "--keep-last 9 is more than the"),
     ],
 )
@@ -451,7 +453,7 @@ def test_wider_children_are_written_read_and_fused_again(tmp_path):
         paths.append(tmp_path / f"parent{seed}.safetensors")
         model = network("digits_resnet(width=0.5)", seed, images())
         write_checkpoint(paths[-1], model.state_dict(), Card(architecture="digits_resnet(width=0.5)", data="digits"))
-    common = ["--calibration", "100", "--quiet", "--refit", "none"]
+    common = ["--calibration", "100", "--quiet", "--refit", "none", "--distance", "scaled"]
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     assert main(["fuse", *map(str, paths), "--out", str(first), "--keep-worst", "0.25", *common]) == 0
     assert main(["fuse", str(first), str(paths[0]), "--out", str(second), *common]) == 0

@@ -21,7 +21,8 @@ from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.fusion.agreement import SCALES
 from depfuse.fusion.candidates import HELD_OUT, best_of
 
-BEST = Recipe(goal="best", refit_steps=4, distance="scaled", joint_head="none", parents_renorm="none")
+BEST = Recipe(goal="best", refit_steps=2, distance="scaled", joint_head="none", parents_renorm="none")
+IMAGES = 320
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def data() -> DataSet:
 
 @pytest.fixture(scope="module")
 def result(data):
-    return fuse(digits_parents(*"ab"), BEST, calibration_loader(data, 600))
+    return fuse(digits_parents(*"ab"), BEST, calibration_loader(data, IMAGES))
 
 
 def test_the_child_is_the_candidate_that_agrees_best(result, data):
@@ -50,9 +51,9 @@ def test_the_child_is_the_candidate_that_agrees_best(result, data):
 
 
 def test_disagreement_is_measured_from_afar_and_the_scale_between_images(result, data):
-    loader = calibration_loader(data, 600)
-    held = round(HELD_OUT * 600)
-    rest, near = loader.between(600 - held, 600), Augmentation.suited_to(loader.image_shape)
+    loader = calibration_loader(data, IMAGES)
+    held = round(HELD_OUT * IMAGES)
+    rest, near = loader.between(IMAGES - held, IMAGES), Augmentation.suited_to(loader.image_shape)
     views = [rest.augmented(Augmentation(translate=2 * near.translate), view) for view in range(4)]
     images = torch.cat([inputs for view in views for inputs, _ in view])
     plain = torch.cat([inputs for inputs, _ in rest])
@@ -92,7 +93,7 @@ def test_parents_of_different_knowledge_are_merged(result):
 def test_parents_with_one_head_are_candidates_as_they_were_given(data):
     given = digits_parents(*"ab")
     recipe = BEST.changed(joint_head="auto", parents_renorm="auto")
-    found = fuse(given, recipe, calibration_loader(data, 400))
+    found = fuse(given, recipe, calibration_loader(data, 200))
     assert found.joint
     assert [candidate.name for candidate in found.family][:2] == ["parent 1", "parent 1, head refitted"]
     images = data.example(50)
@@ -112,14 +113,14 @@ def test_the_last_candidates_begin_from_the_best_before_them(result):
 
 def test_one_parent_twice_is_that_parent(data):
     parent = digits_parents(*"ab")[0]
-    found = fuse([parent, copy.deepcopy(parent)], BEST, calibration_loader(data, 200))
+    found = fuse([parent, copy.deepcopy(parent)], BEST, calibration_loader(data, 100))
     images = data.example(100)
     with torch.no_grad():
         assert float((found.child(images).argmax(1) == parent(images).argmax(1)).double().mean()) >= 0.97
 
 
 def test_no_label_is_read(data):
-    loaders = [calibration_loader(data, 100) for _ in range(2)]
+    loaders = [calibration_loader(data, 80) for _ in range(2)]
     loaders[1].labels.zero_()
     first, second = (fuse(digits_parents(*"ab"), BEST, loader) for loader in loaders)
     for one, two in zip(first.family, second.family, strict=True):

@@ -246,12 +246,13 @@ def test_three_parents_and_a_width_that_none_has(solver):
     before = [{key: tensor.clone() for key, tensor in parent.state_dict().items()} for parent in parents]
     for template in (None, digits(0.625)):
         own = {"regularisation": 0.2} if solver == "sinkhorn" else {}
+        own |= {"distance": "scaled"} if criterion == "activations" else {}
         recipe = Recipe(refit="none", solver=solver, criterion=criterion, weights=(0.5, 0.3, 0.2), **own)
-        result = fuse(parents, recipe, images(), template=template)
+        result = fuse(parents, recipe, images(100), template=template)
         assert shapes_of(result.child) == shapes_of(parents[1] if template is None else template)
         assert all(bool(torch.isfinite(tensor).all()) for tensor in result.child.state_dict().values())
         assert len(result.couplings) == len(result.parents) == 3
-        again = fuse(parents, recipe, images(), template=template)
+        again = fuse(parents, recipe, images(100), template=template)
         assert all(torch.equal(t, again.child.state_dict()[k]) for k, t in result.child.state_dict().items())
     for parent, state in zip(parents, before, strict=True):
         assert all(torch.equal(tensor, state[key]) for key, tensor in parent.state_dict().items())
@@ -292,7 +293,8 @@ def test_a_refit_follows_parents_that_were_widened():
     with torch.no_grad():
         ensemble = torch.stack([parent(batch) for parent in parents]).mean(0)
         for refit in ("none", "ridge"):
-            recipe = Recipe(refit=refit, joint_head="none", parents_renorm="none")
+            steps = {"refit_steps": 0} if refit == "ridge" else {}
+            recipe = Recipe(refit=refit, joint_head="none", parents_renorm="none", distance="scaled", **steps)
             child = fuse(parents, recipe, images()).child
             errors.append(float((child(batch) - ensemble).square().mean()))
     assert errors[1] < 0.5 * errors[0]

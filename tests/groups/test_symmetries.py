@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, reject, settings
 from random_networks import IMAGE, Drawn, random_networks
 from symmetries import DenseNetwork, Search, UndecidedError, classes_of_positions, generated, symmetries_of
-from test_random_networks import BOUNDED
+from test_random_networks import BOUNDED, MANY
 from torch import nn
 
 from depfuse.groups import ChannelGroups, find_groups
@@ -45,16 +45,16 @@ def check_completeness(network: Drawn) -> None:
     assert not missing, "\n".join(map(str, missing))
 
 
-@settings(BOUNDED, max_examples=30)
+@settings(BOUNDED, max_examples=20)
 @given(random_networks(tiny=True))
 def test_tiny_networks_have_no_other_symmetries(network):
     check_completeness(network)
 
 
 @pytest.mark.slow
-@settings(BOUNDED, max_examples=1000)
+@settings(BOUNDED, max_examples=MANY)
 @given(random_networks(tiny=True))
-def test_a_thousand_tiny_networks_have_no_other_symmetries(network):
+def test_many_tiny_networks_have_no_other_symmetries(network):
     check_completeness(network)
 
 

@@ -154,11 +154,13 @@ def test_square_weights_alone_are_taken_as_paddles_with_a_warning_unless_marked(
 @pytest.mark.parametrize("framework", ["paddle", "jittor"])
 def test_the_published_networks_are_the_same_in_every_framework(shared: Path, framework: str) -> None:
     data = load_data(str(shared / "data" / "mnist.npz"))
+    some = Loader(data.test.take(torch.arange(0, 10_000, 20)), data.preprocessing, batch_size=500)
     for number, accuracy in ((1, 0.8418), (2, 0.8381)):
         network, original = (build_network(f"{shared}/models/simplenet.py:simplenet") for _ in range(2))
         stem = f"example_model_fusion_{number}"
         load_into(original, read_checkpoint(shared / "checkpoints" / "mnist-simplenet" / f"{stem}.dat"))
         load_into(network, read_checkpoint(shared / "checkpoints" / "mnist-simplenet" / f"{stem}_{framework}.dat"))
         assert same(network, original)
-        assert evaluate(network, Loader(data.test, data.preprocessing, batch_size=1000)).accuracy == accuracy
+        # Of 10,000 images it is met to the image, by a slow test of the evaluation; 500 have a standard error of 0.016.
+        assert evaluate(network, some).accuracy == pytest.approx(accuracy, abs=0.05)
     assert not {"paddle", "jittor"} & sys.modules.keys()

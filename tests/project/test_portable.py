@@ -27,6 +27,24 @@ POSIX_ONLY_ATTRIBUTES = {
 MODULES = [m.name for m in pkgutil.walk_packages(depfuse.__path__, "depfuse.") if m.name != "depfuse.__main__"]
 
 
+def imported(node: ast.AST) -> set[str]:
+    """The top-level modules that a statement imports."""
+    if isinstance(node, ast.Import):
+        return {alias.name.partition(".")[0] for alias in node.names}
+    return {node.module.partition(".")[0]} if isinstance(node, ast.ImportFrom) and node.module else set()
+
+
+def test_no_module_imports_what_only_posix_has() -> None:
+    files = list(Path(depfuse.__path__[0]).rglob("*.py"))
+    assert len(files) > 200
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            assert not imported(node) & set(POSIX_ONLY), f"{file.name}:{node.lineno}"
+    (statement,) = ast.parse("from resource import getrusage").body
+    assert imported(statement) & set(POSIX_ONLY)
+
+
+@pytest.mark.slow
 def test_every_module_is_imported_where_posix_only_ones_are_missing() -> None:
     assert "depfuse.study.worker_lock" in MODULES
     program = (

@@ -151,10 +151,9 @@ def test_paths_and_matchings_take_a_recipe_too(tmp_path, capsys):
         paths.append({method["name"]: method["path"] for method in json.loads(out.read_text())["methods"]})
     assert paths[0] == paths[1], "a method's path depends on what was fused before it"
     report = tmp_path / "match.json"
-    for name in ("git-re-basin", "cca"):
-        assert main(["match", *PARENTS, *FEW, "--recipe", name, "--report", str(report)]) == 0
-        found = MatchReport.model_validate_json(report.read_text())
-        assert found.recipe["solver"] == published(name).settings["solver"]
+    assert main(["match", *PARENTS, *FEW, "--recipe", "cca", "--report", str(report)]) == 0
+    found = MatchReport.model_validate_json(report.read_text())
+    assert found.recipe["solver"] == published("cca").settings["solver"]
     assert all(group.correlation_after > group.correlation_before for group in found.matchings[0].groups)
     capsys.readouterr()
 

@@ -141,10 +141,10 @@ def test_distilling_brings_a_child_nearer_and_labels_make_it_better(parents, dat
 @pytest.mark.parametrize(
     ("refit", "patient", "trust", "finishing", "images"),
     [
-        ("none", 8, TRUST, 0.25, 300),
-        ("ridge", 8, TRUST, 0.25, 300),
+        pytest.param("none", 8, TRUST, 0.25, 300, marks=pytest.mark.slow),
+        pytest.param("ridge", 8, TRUST, 0.25, 300, marks=pytest.mark.slow),
         ("ridge", 3, TRUST, 0.25, 300),
-        ("none", 3, TRUST, 0.5, 300),
+        pytest.param("none", 3, TRUST, 0.5, 300, marks=pytest.mark.slow),
         ("none", 8, 3.0, 0.25, 1297),
     ],
 )
