@@ -359,7 +359,10 @@ def test_contradictory_recipes_are_refused(settings, words):
             {"universe": True, "criterion": "weights", "solver": "ipfp", "start": "identity"},
             "start identity would be ignored: it needs universe False",
         ),
-        ({"solver": "sinkhorn", "regularisation": 2.0, "order": 2}, "soft couplings cannot be brought to the order of parent 2"),
+        (
+            {"solver": "sinkhorn", "regularisation": 2.0, "order": 2},
+            "soft couplings cannot be brought to the order of parent 2",
+        ),
     ],
 )
 def test_recipes_that_do_not_fit_the_parents_are_refused(settings, words):

@@ -75,14 +75,14 @@ def test_a_search_finds_more_than_the_defaults(run) -> None:
 
 
 def test_two_matchings_of_the_five_differ_too(run, monkeypatch) -> None:
-    step = importlib.import_module("step3_compare_matchings")
+    step = importlib.import_module("experiments.gallery.step3_compare_matchings")
     monkeypatch.setattr(step, "RECIPES", {name: step.RECIPES[name] for name in ("activations, emd", "weights, emd")})
     reached = run("step3_compare_matchings")
     assert reached["activations, emd"] > reached["weights, emd"] + 10
 
 
 def test_three_parents_of_few_epochs_need_the_refit_too(run, monkeypatch) -> None:
-    step = importlib.import_module("step4_three_parents")
+    step = importlib.import_module("experiments.gallery.step4_three_parents")
     suited_to = step.TrainRecipe.suited_to
     few = SimpleNamespace(suited_to=lambda *given, **settings: suited_to(*given, **{**settings, "epochs": 3}))
     monkeypatch.setattr(step, "TrainRecipe", few)
@@ -95,7 +95,7 @@ def test_three_parents_of_few_epochs_need_the_refit_too(run, monkeypatch) -> Non
 
 
 def test_a_search_of_three_trials_finds_more_than_the_defaults_too(run, monkeypatch) -> None:
-    step = importlib.import_module("step5_search")
+    step = importlib.import_module("experiments.gallery.step5_search")
     command = step.depfuse
     monkeypatch.setattr(step, "KEPT", [*step.KEPT, "--calibration", "100"])
     monkeypatch.setattr(step, "depfuse", lambda words: command(["3" if word == "6" else word for word in words]))
