@@ -125,5 +125,5 @@ NAMES = (*FUSIONS, *COMMANDS)
 # One for each stage, for every run of the tests: seconds together.
 FAST = (
     "emd, best distance", "emd, weights", "cca", "renorm repair", "ridge", "fisher", "universe", "partial merging",
-    "unequal widths", "halves, averaged", "transformer", "refused inputs",
+    "three parents", "unequal widths", "halves, averaged", "mobile", "transformer", "refused inputs",
 )  # fmt: skip
