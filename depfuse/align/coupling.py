@@ -168,7 +168,7 @@ def apply_couplings(
         The parent's state dict.
     """
     aligned = dict(state)
-    for root in find_orbits(tuple(groups)):
+    for root in find_orbits(groups):
         moved = flat_positions(root, couplings)
         if moved is not None:
             aligned = root.permute(aligned, moved)
@@ -253,7 +253,7 @@ def from_flat_positions(root: Orbit, moved: Mapping[str, Tensor]) -> dict[str, C
 def _walk_with_origins(
     groups: ChannelGroups | Sequence[ChannelGroup], couplings: Couplings
 ) -> Iterator[tuple[Orbit, Tensor]]:
-    for root in find_orbits(tuple(groups)):
+    for root in find_orbits(groups):
         yield from _origins(root, couplings, torch.zeros(1, dtype=torch.int64))
 
 

@@ -145,7 +145,7 @@ def _against(
     aligned = apply_couplings(groups, couplings, source)
     weights = {name for name, _ in models[pair[0]].named_parameters(remove_duplicate=False)}
     found, taps = [], []
-    for root in find_orbits(groups.groups):
+    for root in find_orbits(groups):
         for orbit in root.walk():
             matrix = _matrix(root, orbit, couplings)
             costs = correlations = None

@@ -74,7 +74,7 @@ class MatchingProblem:
         self.moments = moments or {}
         self.costs = costs
         self.calibration = calibration
-        self.roots = find_orbits(groups.groups)
+        self.roots = find_orbits(groups)
         self.target: State = networks[0].state_dict() if target is None else target
         self.source: State = networks[1].state_dict()
         self.weights = {

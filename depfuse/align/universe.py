@@ -109,7 +109,7 @@ class Universe:
         least = LEAST_SHARE / len(models)
         shares = [max(share, least) for share in recipe.shares(len(models))]
         self.shares = [share / sum(shares) for share in shares]
-        self.roots = find_orbits(groups.groups)
+        self.roots = find_orbits(groups)
         self.placed: Placed = {}
         self.not_converged: list[str] = []
         self.distance = ""

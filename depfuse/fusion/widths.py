@@ -206,7 +206,7 @@ class Widths:
         return found
 
     def _matchable(self) -> list[ChannelGroup]:
-        roots = find_orbits(self.groups.groups)
+        roots = find_orbits(self.groups)
         return [r.groups[0] for r in roots if not r.children and all(part.within is None for part in r.parts)]
 
     def _plain(self, number: int) -> Couplings:

@@ -8,8 +8,9 @@ the orbit, and a permutation of the blocks and of what is inside each is one per
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -115,14 +116,21 @@ class Orbit:
         return result
 
 
-def find_orbits(groups: Sequence[ChannelGroup]) -> list[Orbit]:
-    """Orbits of the free groups that lie in no free block, each with all that is inside it, in the groups' order.
+def find_orbits(groups: Iterable[ChannelGroup]) -> tuple[Orbit, ...]:
+    """Find the orbits of the free groups that lie in no free block, each with all that is inside it.
+
+    Groups are frozen, and asked about at every averaging: the orbits of the last few networks are kept.
 
     Parameters
     ----------
     groups
-        All groups, fixed ones included.
+        All groups, fixed ones included; the orbits come in their order.
     """
+    return _find_orbits(tuple(groups))
+
+
+@lru_cache(maxsize=8)
+def _find_orbits(groups: tuple[ChannelGroup, ...]) -> tuple[Orbit, ...]:
     gathered = [orbit for orbit in siblings(groups) if orbit[0].fixed is None]
     number_of = {group.name: number for number, orbit in enumerate(gathered) for group in orbit}
     known = {group.name: group for group in groups}
@@ -141,7 +149,7 @@ def find_orbits(groups: Sequence[ChannelGroup]) -> list[Orbit]:
         inner = tuple(build(child) for child in children.get(number, ()))
         return Orbit(tuple(gathered[number]), tuple(_parts(gathered[number], inner)), inner)
 
-    return [build(number) for number in roots]
+    return tuple(build(number) for number in roots)
 
 
 def _parts(groups: Sequence[ChannelGroup], inner: Sequence[Orbit]) -> Iterator[Part]:

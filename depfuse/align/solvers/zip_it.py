@@ -110,7 +110,7 @@ def together(
     order = [reference, *(number for number in range(len(models)) if number != reference)]
     ordered, shares = [models[n] for n in order], recipe.shares(len(models))
     covariances = Watcher(ordered, groups, calibration, recipe.taps).covariances()
-    roots = find_orbits(groups.groups)
+    roots = find_orbits(groups)
     free = [root for root in roots if root.name in covariances and not root.children]
     found: list[dict[str, Coupling]] = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
     if len(free) < len(roots):

@@ -322,7 +322,7 @@ def _rows(
 def _plan(groups: ChannelGroups, choice: TapChoice) -> Plan:
     """What to read: each tensor once where channels are single positions, else once for each orbit."""
     plan: Plan = {}
-    for orbit in (orbit for root in find_orbits(groups.groups) for orbit in root.walk()):
+    for orbit in (orbit for root in find_orbits(groups) for orbit in root.walk()):
         for watched in _chosen(_watched(orbit), choice):
             if watched.index.shape[1] == 1:
                 plan.setdefault((watched.reading, 0), (None, []))[1].append((orbit.name, watched.index[:, 0]))

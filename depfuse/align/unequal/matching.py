@@ -55,10 +55,10 @@ class UnequalProblem:
         self.target, self.source = (network.state_dict() for network in networks)
         self.shapes = {key: tensor.shape for key, tensor in self.target.items()}
         self.weights = {name for name, _ in networks[0].named_parameters(remove_duplicate=False)}
-        theirs = {root.name: root for root in find_orbits(groups[1].groups)}
+        theirs = {root.name: root for root in find_orbits(groups[1])}
         self.roots: list[tuple[Orbit, Orbit]] = [
             (root, theirs[root.name])
-            for root in find_orbits(groups[0].groups)
+            for root in find_orbits(groups[0])
             if not root.children and all(part.within is None for part in root.parts)
         ]
         self._moments: Mapping[str, Sequence[Moments]] = {}
