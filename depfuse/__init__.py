@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from depfuse.errors import DepfuseError, DepfuseWarning
-    from depfuse.fusion.pipeline import FusionResult, fuse, naive_average
+    from depfuse.fusion.comparison import naive_average
+    from depfuse.fusion.pipeline import fuse
+    from depfuse.fusion.result import FusionResult
     from depfuse.groups import ChannelGroup, ChannelGroups, Slot, Tap, find_groups, prove_groups
     from depfuse.recipe import Recipe
 
@@ -34,7 +36,9 @@ __all__ = [
 
 _HOMES = {
     "depfuse.errors": ("DepfuseError", "DepfuseWarning"),
-    "depfuse.fusion.pipeline": ("FusionResult", "fuse", "naive_average"),
+    "depfuse.fusion.comparison": ("naive_average",),
+    "depfuse.fusion.pipeline": ("fuse",),
+    "depfuse.fusion.result": ("FusionResult",),
     "depfuse.groups": ("ChannelGroup", "ChannelGroups", "Slot", "Tap", "find_groups", "prove_groups"),
     "depfuse.recipe.recipe": ("Recipe",),
 }

@@ -22,6 +22,7 @@ from depfuse.cli.options import DataOptions, FusionOptions, RunOptions
 from depfuse.data import Loader, calibration_loader
 from depfuse.distributed import team as processes
 from depfuse.distributed.device import resolve_device
+from depfuse.ensemble.distance import EnsembleDistance
 from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
 from depfuse.evaluate import (
     PathPoint,
@@ -32,7 +33,9 @@ from depfuse.evaluate import (
     most_frequent,
     path_alphas,
 )
-from depfuse.fusion.pipeline import FusionResult, fuse, naive_average
+from depfuse.fusion.comparison import naive_average
+from depfuse.fusion.pipeline import fuse
+from depfuse.fusion.result import FusionResult
 from depfuse.fusion.widths import shapes_of
 from depfuse.io.atomic_files import replacing
 from depfuse.io.cards import Card, Parent
@@ -62,7 +65,7 @@ from depfuse.report import (
     verdict,
 )
 from depfuse.report.plots import draw_family, draw_path, plot_kind
-from depfuse.teach.distil import Ensemble, Further
+from depfuse.teach.distil import Further
 from depfuse.train import EpochReport
 
 POINTS_OF_A_PLOT = 11
@@ -418,10 +421,10 @@ def _rival(
         return None
     work.step("training a parent as long")
     candidates = list(heads) or list(teachers)
-    teacher = Ensemble(teachers, shares, labels, joint=fused.result.joint)
+    teacher = fused.result.ensemble
     number = 0
     if fused.calibration is not None:
-        losses = [teacher.disagreement(model, fused.calibration) for model in candidates]
+        losses = list(map(EnsembleDistance(teacher, fused.calibration), candidates))
         number = losses.index(min(losses))
     model = copy.deepcopy(candidates[number])
     further.train(model, teacher, "parent", fused.result.recipe)

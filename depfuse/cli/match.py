@@ -114,7 +114,7 @@ def match(
         matchings=found,
         converged=not result.not_converged,
         not_converged=list(result.not_converged),
-        seconds={step: result.step.seconds[step] for step in ("groups", "align", "choose")},
+        seconds={step: result.seconds[step] for step in ("groups", "align", "choose")},
         recipe=recipe.model_dump(mode="json"),
         architecture=architecture,
         data=inputs.data_name,

@@ -7,7 +7,7 @@ from typing import get_args
 
 from depfuse.errors import RecipeError
 from depfuse.evaluate import PathPoint, barrier
-from depfuse.fusion.pipeline import FusionResult
+from depfuse.fusion.result import FusionResult
 from depfuse.recipe import Criterion, Recipe
 from depfuse.report import MethodPath, PathRow
 

@@ -21,25 +21,22 @@ from torch import Tensor, nn
 from depfuse.data.augment import mix
 from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
-from depfuse.ensemble.label_sets import LabelSets
-from depfuse.ensemble.targets import wanted_of
+from depfuse.ensemble.distance import at_best_scale, mean_or_infinite
+from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import ArchitectureError, RecipeError
-from depfuse.fusion.agreement import at_best_scale, mean_or_infinite
+from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.fusion.choose_shares import shares_of_parts
-from depfuse.groups import ChannelGroups
+from depfuse.fusion.material import Material
 from depfuse.groups.partition import parts_by_stage
 from depfuse.merge import Shares
 from depfuse.networks.layout import choose_layout
 from depfuse.networks.running import evaluating
-from depfuse.recipe import Recipe
 from depfuse.refit import Together, refit_head
 from depfuse.refit.second_order.gauss_newton import gauss_newton_step
 from depfuse.renorm import settle_batch_norm
 from depfuse.tasks.outputs import distance_of
-from depfuse.teach.distil import Ensemble
 from depfuse.teach.joint_head import head_of
 
-HELD_OUT = 0.25
 VIEWS = 4
 FARTHER = 2
 MIXED_AT_ONCE = 250  # images that are mixed with each other
@@ -88,38 +85,14 @@ class Family:
 
     Attributes
     ----------
-    models, groups, labels, template
-        The parents at the child's width, their groups, and which labels their outputs stand for, where they differ.
+    material
+        What averages are made of.
     alone
         The parents as candidates by themselves; none where they do not know all labels.
-    teachers
-        The parents whose ensemble is to be agreed with.
-    joint
-        Whether they have one head together, so that none says anything alone.
-    recipe
-        Settings.
-    calibration
-        Unlabelled images; the last quarter is held out.
-    example
-        An input (1, ...).
-    merged
-        Gives the average of the parents at some shares.
-    refitted
-        Refits such an average in place: from images, for targets, with a number of steps of all layers together.
     """
 
-    models: Sequence[nn.Module]
-    groups: ChannelGroups
-    labels: LabelSets | None
-    template: nn.Module | None
+    material: Material
     alone: Sequence[nn.Module]
-    teachers: Sequence[nn.Module]
-    joint: bool
-    recipe: Recipe
-    calibration: Loader
-    example: Tensor
-    merged: Callable[[Shares], nn.Module]
-    refitted: Callable[[nn.Module, Shares, Loader, str, int], object]
 
     def find(self) -> list[Candidate]:
         """Make all candidates, the simplest first (see `best_of`).
@@ -136,15 +109,15 @@ class Family:
         RecipeError
             There are fewer than eight images.
         """
-        if self.calibration.count < LEAST_IMAGES:
+        if self._calibration.count < LEAST_IMAGES:
             raise RecipeError(
-                f"goal best needs at least {LEAST_IMAGES} calibration images, not {self.calibration.count}: give 2000"
+                f"goal best needs at least {LEAST_IMAGES} calibration images, not {self._calibration.count}: give 2000"
             )
-        held = max(2, round(HELD_OUT * self.calibration.count))
-        seen = self.calibration.first(self.calibration.count - held)
+        images, recipe = CalibrationSplit.for_candidates(self._calibration), self.material.recipe
+        seen = images.statistics
         few = seen.first(COMPARED_IMAGES)
-        judge = Judge(self, self.calibration.between(seen.count, self.calibration.count))
-        shares = Shares(self.recipe.shares(len(self.models)))
+        judge = Judge(self.material.ensemble, images.judging, recipe.seed)
+        shares = Shares(recipe.shares(len(self._models)))
         found: list[Candidate] = []
 
         def add(name: str, make: Callable[[], nn.Module]) -> float:
@@ -160,7 +133,7 @@ class Family:
             return found[-1].disagreement
 
         bases: dict[str, int] = {}
-        for number in range(len(self.models)):
+        for number in range(len(self._models)):
             name = f"parent {number + 1}"
             bases |= {name: number, f"{name}, head refitted": number}
             if self.alone:
@@ -183,7 +156,7 @@ class Family:
             add(name, partial(self._refitted, by_stage, few, 0))
         best = best_of(found)
         if best.name in merged:
-            whole = partial(self._refitted, merged[best.name], seen, self.recipe.refit_steps)
+            whole = partial(self._refitted, merged[best.name], seen, recipe.refit_steps)
             add(f"{best.name}, all images and layers", whole)
         best = best_of(found)
         half_way = partial(self._half_way, best.network, seen)
@@ -197,16 +170,32 @@ class Family:
 
     @property
     def _augmentation(self) -> Augmentation:
-        return Augmentation.suited_to(self.calibration.image_shape)
+        return Augmentation.suited_to(self._calibration.image_shape)
+
+    @property
+    def _models(self) -> Sequence[nn.Module]:
+        return self.material.networks
+
+    @property
+    def _calibration(self) -> Loader:
+        assert self.material.calibration is not None
+        return self.material.calibration
+
+    @property
+    def _example(self) -> Tensor:
+        assert self.material.example is not None
+        return self.material.example
 
     def _head(self, number: int, shares: Sequence[float], images: Loader) -> nn.Module:
-        return refit_head(number, self.models, shares, images, labels=self.labels, template=self.template)
+        return refit_head(
+            number, self._models, shares, images, labels=self.material.ensemble.labels, template=self.material.template
+        )
 
     def _merged_from(self, base: int, shares: Shares) -> list[tuple[str, Shares]]:
         """One parent up to a stage and all from there on: names and shares, the last stage first."""
-        part_of = parts_by_stage(self.models[0], self.example)
+        part_of = parts_by_stage(self._models[0], self._example)
         stages = list(dict.fromkeys(part_of.values()))
-        alone = tuple(float(number == base) for number in range(len(self.models)))
+        alone = tuple(float(number == base) for number in range(len(self._models)))
         found = []
         for depth in range(len(stages) - 1, 0, -1):
             own = Shares.of_parts(shares.network, part_of)
@@ -216,32 +205,19 @@ class Family:
         return found
 
     def _by_stage(self, images: Loader) -> Shares:
-        recipe = self.recipe.changed(weights_by="stage")
-        few = images if self.recipe.labelled else images.first(SHARES_IMAGES)
-        return shares_of_parts(
-            self.models,
-            self.groups,
-            recipe,
-            self.example,
-            few,
-            self.merged,
-            self.teachers,
-            self.labels,
-            joint=self.joint,
-        ).shares
+        recipe = self.material.recipe
+        few = images if recipe.labelled else images.first(SHARES_IMAGES)
+        return shares_of_parts(self.material, recipe.changed(weights_by="stage"), self._example, few).shares
 
     def _polished(self, network: nn.Module, images: Loader) -> nn.Module:
         """A Gauss-Newton step further; where there is one, its BatchNorm statistics are those of the images."""
         network = _copied(network)
-        augment = self._augmentation if self.recipe.augment else None
-        step = gauss_newton_step(network, self._teacher, images, augment=augment, seed=self.recipe.seed)
+        recipe = self.material.recipe
+        augment = self._augmentation if recipe.augment else None
+        step = gauss_newton_step(network, self.material.ensemble, images, augment=augment, seed=recipe.seed)
         if step.layers is not None:
             settle_batch_norm(network, images)
         return network
-
-    @property
-    def _teacher(self) -> Ensemble:
-        return Ensemble(self.teachers, self.recipe.shares(len(self.teachers)), self.labels, joint=self.joint)
 
     def _half_way(self, network: nn.Module, images: Loader) -> nn.Module:
         """Half the way to where natural-gradient steps on mixed images bring a network.
@@ -251,8 +227,8 @@ class Family:
         2022, section 3). Images are mixed but not shifted, and the parents know none of the mixtures by heart.
         """
         taught, half = _copied(network), _copied(network)
-        recipe = self.recipe
-        together = Together.towards(taught, self._teacher, images, seed=recipe.seed)
+        recipe = self.material.recipe
+        together = Together.towards(taught, self.material.ensemble, images, seed=recipe.seed)
         together.second_pass(recipe.refit_steps, Augmentation(flip=self._augmentation.flip), mixed=True)
         with torch.no_grad():
             for own, other in zip(half.state_dict().values(), taught.state_dict().values(), strict=True):
@@ -261,9 +237,10 @@ class Family:
         return half
 
     def _refitted(self, shares: Shares, images: Loader, steps: int) -> nn.Module:
-        network = self.merged(shares)
+        network = self.material.average(shares)
         # A stream has one mixture, which shares that differ by stage would have to agree on.
-        self.refitted(network, shares, images, "matched" if shares.parts else self.recipe.targets, steps)
+        targets = "matched" if shares.parts else self.material.recipe.targets
+        self.material.refit(network, shares, images, targets, steps)
         return network
 
 
@@ -279,9 +256,8 @@ class Judge:
     parents' probabilities there is its own (temperature scaling, Guo et al. 2017, without labels).
     """
 
-    def __init__(self, family: Family, images: Loader) -> None:
-        self._family = family
-        seed = family.recipe.seed
+    def __init__(self, ensemble: Ensemble, images: Loader, seed: int) -> None:
+        self._ensemble = ensemble
         near = Augmentation.suited_to(images.image_shape)
         far = replace(near, translate=FARTHER * near.translate)
         images = images.in_batches(MIXED_AT_ONCE)
@@ -311,10 +287,7 @@ class Judge:
 
     def _together(self, batches: Sequence[Tensor]) -> Tensor:
         """What the ensemble says of images (N, ...)."""
-        family = self._family
-        shares = family.recipe.shares(len(family.teachers))
-        outputs = [_logits(model, batches) for model in family.teachers]
-        return wanted_of(outputs, shares, family.labels, joint=family.joint)
+        return self._ensemble.combine([_logits(model, batches) for model in self._ensemble.networks])
 
     def rescaled(self, candidate: Candidate) -> Candidate:
         """The candidate with its scale in its head."""

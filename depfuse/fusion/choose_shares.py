@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from depfuse.data.loader import Loader
-from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
-from depfuse.fusion.agreement import JUDGED_IMAGES, RENORM_IMAGES, Disagreement
-from depfuse.groups import ChannelGroups
+from depfuse.fusion.agreement import Disagreement
+from depfuse.fusion.calibration import CalibrationSplit
+from depfuse.fusion.material import Material
 from depfuse.groups.partition import parts_by_group, parts_by_stage
 from depfuse.merge import Shares
 from depfuse.recipe import Recipe
@@ -74,18 +74,7 @@ def _divided(shares: Sequence[float], pair: tuple[int, int]) -> Iterator[tuple[f
             yield tuple(own)
 
 
-def shares_of_parts(
-    models: Sequence[nn.Module],
-    groups: ChannelGroups,
-    recipe: Recipe,
-    example: Tensor,
-    calibration: Loader,
-    merged: Callable[[Shares], nn.Module],
-    teachers: Sequence[nn.Module],
-    labels: LabelSets | None = None,
-    *,
-    joint: bool = False,
-) -> Chosen:
+def shares_of_parts(material: Material, recipe: Recipe, example: Tensor, calibration: Loader) -> Chosen:
     """Choose the shares of every stage or group, as the recipe says, from the recipe's own shares on.
 
     The loss is the cross-entropy of the child under its parents' ensemble at the recipe's shares, on calibration images
@@ -93,18 +82,14 @@ def shares_of_parts(
 
     Parameters
     ----------
-    models, groups
-        The parents at the child's width, and their channel groups.
+    material
+        What the children are averaged from.
+    recipe
+        Says which parts have shares of their own.
     example
         An input to find stages with.
     calibration
         Images.
-    merged
-        Gives the child of shares.
-    teachers, labels
-        The networks of the ensemble, and which labels their outputs stand for, where they differ.
-    joint
-        Whether they have one head together.
 
     Raises
     ------
@@ -115,26 +100,10 @@ def shares_of_parts(
         raise RecipeError(
             f"weights_by {recipe.weights_by} needs at least 4 calibration images, not {calibration.count}: give 1000"
         )
-    network = recipe.shares(len(models))
-    part_of = parts_by_stage(models[0], example) if recipe.weights_by == "stage" else parts_by_group(models[0], groups)
-    seen, held_out = _parted(calibration, recipe.labelled)
-    judge = Disagreement(
-        teachers,
-        groups,
-        recipe.renorm_alone,
-        seen,
-        labels,
-        joint=joint,
-        judged=held_out,
-        labelled=recipe.labelled > 0,
-    )
-    return choose_shares(Shares.of_parts(network, part_of), lambda shares: judge.of_child(merged(shares), network))
-
-
-def _parted(calibration: Loader, labelled: int) -> tuple[Loader, Loader]:
-    """The images for statistics and those to judge by: the labelled ones, if there are any."""
-    if labelled:
-        rest = calibration.between(labelled, labelled + RENORM_IMAGES) if calibration.count - labelled > 1 else None
-        return rest or calibration.first(RENORM_IMAGES), calibration.first(labelled)
-    seen = min(RENORM_IMAGES, calibration.count // 2)
-    return calibration.first(seen), calibration.between(seen, seen + JUDGED_IMAGES)
+    first, groups = material.networks[0], material.groups
+    network = recipe.shares(len(material.networks))
+    part_of = parts_by_stage(first, example) if recipe.weights_by == "stage" else parts_by_group(first, groups)
+    images = CalibrationSplit.for_shares(calibration, recipe.labelled)
+    judge = Disagreement(material.ensemble, groups, recipe.renorm_alone, images, labelled=recipe.labelled > 0)
+    start = Shares.of_parts(network, part_of)
+    return choose_shares(start, lambda shares: judge.of_child(material.average(shares), network))

@@ -1,8 +1,8 @@
 """What comes after the merge is kept only where it brings the child nearer to its parents' ensemble.
 
-The last sixteenth of the calibration images, of few images up to an eighth, is held out from every step after the
-merge. The smallest example is a network fused with itself from a few images: the average is the network, and statistics
-or weights found anew from these images can only be worse.
+Some of the calibration images (`CalibrationSplit.for_steps`) are held out from every step after the merge. The smallest
+example is a network fused with itself from a few images: the average is the network, and statistics or weights found
+anew from these images can only be worse.
 """
 
 from __future__ import annotations
@@ -10,28 +10,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from depfuse.data.loader import Loader
-from depfuse.ensemble.label_sets import LabelSets
-from depfuse.ensemble.targets import wanted_of
-from depfuse.fusion.agreement import at_best_scale, mean_or_infinite
-from depfuse.networks.running import evaluating
+from depfuse.ensemble.distance import EnsembleDistance
+from depfuse.ensemble.ensemble import Ensemble
+from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.renorm import reset_batch_norm
 from depfuse.tasks.outputs import gives_classes
 
-# What is held out is missed by the refit: of six digits pairs, children refitted from 15/16 of the images have a lower
-# cross-entropy than from 7/8 on four, a higher one on one.
-HELD_OUT = 1 / 16
-HELD_OUT_OF_FEW = 1 / 8  # as long as that is not more than so many images:
-ENOUGH_HELD_OUT = 32
-MOST_HELD_OUT = 500
 RENEWED_FROM = 500  # images, to find out whether statistics shall be renewed
 WORTH_A_WORD = 1e-4  # relative difference of two distances below which nobody misses a step
-FEWEST = 3  # of fewer images none can be held out: two are left for statistics
 
 
 @dataclass(frozen=True)
@@ -40,8 +32,8 @@ class Step:
 
     Attributes
     ----------
-    name
-        As a recipe names it: `refit ridge`, `renorm reset`.
+    stage, method
+        As a recipe names them: `refit` by `ridge`, `renorm` by `reset`.
     before, after
         How far the child was from the ensemble before and after it: cross-entropy (nats) at the best scale of its
         scores, or mean squared error (see `outputs`).
@@ -53,13 +45,19 @@ class Step:
         Whether the step's result is the child.
     """
 
-    name: str
+    stage: Literal["refit", "renorm"]
+    method: str
     before: float
     after: float
     alike_before: int | None
     alike_after: int | None
     images: int
     kept: bool
+
+    @property
+    def name(self) -> str:
+        """Both in one word each, as `refit ridge`."""
+        return f"{self.stage} {self.method}"
 
     @property
     def left_nothing_out(self) -> bool:
@@ -78,60 +76,48 @@ class Step:
 
 
 class Keeper:
-    """Compares a child before and after a step with its parents' ensemble, on images held out.
+    """Compare a child before and after a step with its parents' ensemble, on images held out.
 
     Parameters
     ----------
-    teachers
-        The networks of the ensemble.
-    shares
-        One weight per teacher, summing to one.
-    labels
-        Which labels their outputs stand for, where they differ.
+    ensemble
+        What the child learns from; its members run once.
     calibration
         Unlabelled images.
-    joint
-        Whether they have one head together, see `wanted_of`.
 
     Attributes
     ----------
-    seen
-        The images that steps may use.
-    held
-        Those that they may not; the same where there are fewer than three.
+    images
+        Those that steps may use, and those that they may not.
     """
 
-    def __init__(
-        self,
-        teachers: Sequence[nn.Module],
-        shares: Sequence[float],
-        labels: LabelSets | None,
-        calibration: Loader,
-        *,
-        joint: bool = False,
-    ) -> None:
-        self._teachers, self._shares, self._labels, self._joint = teachers, shares, labels, joint
-        count = calibration.count
-        held = min(ENOUGH_HELD_OUT, max(1, round(HELD_OUT_OF_FEW * count)))
-        held = min(MOST_HELD_OUT, max(held, round(HELD_OUT * count)))
-        if count < FEWEST:
-            self.seen = self.held = calibration
-        else:
-            self.seen, self.held = calibration.first(count - held), calibration.between(count - held, count)
+    def __init__(self, ensemble: Ensemble, calibration: Loader) -> None:
+        self.images = CalibrationSplit.for_steps(calibration)
+        # In float64: by rounding alone, another network may be nearer to one than it is to itself.
+        self._distance = EnsembleDistance(ensemble, self.images.judging, precision=torch.float64)
 
-    def compare(self, name: str, before: nn.Module, after: nn.Module) -> Step:
+    def at(self, shares: Sequence[float]) -> Keeper:
+        """Compare with the same ensemble at other shares; no member runs again."""
+        if tuple(shares) == tuple(self._distance.ensemble.shares):
+            return self
+        found = copy.copy(self)
+        found._distance = self._distance.at(shares)
+        return found
+
+    def compare(self, stage: Literal["refit", "renorm"], method: str, before: nn.Module, after: nn.Module) -> Step:
         """Decide whether a step's result is kept.
 
         It is where it is nearer, unless it predicts the ensemble's class more seldom: probabilities of an ensemble that
         is sure of nothing are also approached by a child that forgets what it predicts.
         """
-        outputs = [self._outputs(model) for model in (before, after)]
-        first, second = (mean_or_infinite(at_best_scale(own, self._wanted)[0]) for own in outputs)
+        distance, count = self._distance, self.images.judging.count
+        outputs = [distance.outputs(model) for model in (before, after)]
+        first, second = map(distance.of_outputs, outputs)
         kept = second < first
         if not gives_classes(outputs[0]):
-            return Step(name, first, second, None, None, self.held.count, kept)
-        was, now = (int((own.argmax(1) == self._wanted.argmax(1)).sum()) for own in outputs)
-        return Step(name, first, second, was, now, self.held.count, kept and now >= was)
+            return Step(stage, method, first, second, None, None, count, kept)
+        was, now = map(distance.agreement, outputs)
+        return Step(stage, method, first, second, was, now, count, kept and now >= was)
 
     def renew_where_nearer(self, child: nn.Module, images: Loader, some: Loader, kept: Sequence[str] = ()) -> Step:
         """Reset a child's BatchNorm statistics in place, unless the averages of its parents' are right already.
@@ -141,23 +127,13 @@ class Keeper:
         images
             What they are taken from.
         some
-            Of them, those that are seen, to compare by.
+            Of them, those that steps may use, to compare by.
         kept
             Names of layers whose statistics hold in any case.
         """
         renewed = copy.deepcopy(child)
         reset_batch_norm(renewed, some.first(RENEWED_FROM), kept)
-        step = self.compare("renorm reset", child, renewed)
+        step = self.compare("renorm", "reset", child, renewed)
         if step.kept:
             reset_batch_norm(child, images, kept)
         return step
-
-    @cached_property
-    def _wanted(self) -> Tensor:
-        outputs = [self._outputs(model) for model in self._teachers]
-        return wanted_of(outputs, self._shares, self._labels, joint=self._joint)
-
-    def _outputs(self, model: nn.Module) -> Tensor:
-        """In float64: by rounding alone, another network may be nearer to one than it is to itself."""
-        with torch.inference_mode(), evaluating(model):
-            return torch.cat([model(images).double() for images, _ in self.held])

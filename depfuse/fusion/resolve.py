@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from depfuse.data.loader import Loader
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
+from depfuse.fusion.material import Finished
 from depfuse.fusion.same_start import share_a_start
 from depfuse.fusion.widths import Brought
 from depfuse.networks.isolation import one_at_a_time
@@ -28,6 +29,7 @@ from depfuse.recipe import MIXING, SOFT, Recipe
 from depfuse.recipe.reads import is_read
 from depfuse.refit import can_be_refitted
 from depfuse.renorm import has_batch_norm
+from depfuse.teach.teachers import Teachers
 
 LARGEST = 1_000_000_000  # multiply-adds for an image, of the networks that were searched on
 
@@ -89,36 +91,30 @@ def _against(recipe: Recipe, models: Sequence[nn.Module], child: nn.Module, imag
 
 
 def settled(
-    recipe: Recipe,
-    parents: int,
-    *,
-    renorm: str,
-    renewed: bool,
-    joint: bool,
-    widths: Brought | None,
-    template: nn.Module | None,
+    recipe: Recipe, finished: Finished, taught: Teachers, *, widths: Brought | None, template: nn.Module | None
 ) -> Recipe:
-    """The recipe with what everything became that it left open, so that a fusion by it decides nothing anew.
+    """Fill in what everything became that a recipe left open, so that a fusion by it decides nothing anew.
 
     Parameters
     ----------
     recipe
         With its refit.
-    parents
-        How many.
-    renorm
-        How the child was renormalised.
-    renewed, joint
-        Whether the parents' statistics were renewed, and whether they got one head.
+    finished
+        The child, and which steps it took.
+    taught
+        How the parents were prepared.
     widths, template
         How the parents were brought to the child's width where theirs is another, and what the child is like where it
         is like none of them. The widths say then who is matched to whom.
     """
+    renorm = finished.renorm(recipe)
+    if finished.refit_left_out:
+        recipe = recipe.changed(refit="none")
     found: dict[str, Any] = {
         "renorm": renorm,
-        "parents_renorm": "reset" if renewed else "none",
-        "joint_head": "always" if joint else "none",
-        "weights": recipe.shares(parents),
+        "parents_renorm": "reset" if taught.renewed else "none",
+        "joint_head": "always" if taught.joint else "none",
+        "weights": recipe.shares(len(taught.models)),
     }
     if widths is None:
         found["order"] = recipe.kept + 1

@@ -10,21 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.data.loader import Loader
-from depfuse.ensemble.targets import wanted_of
-from depfuse.networks.running import evaluating
+from depfuse.ensemble.distance import EnsembleDistance
+from depfuse.ensemble.ensemble import Ensemble
+from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.renorm import has_batch_norm, renormalise
-from depfuse.tasks.outputs import distance_of
 
 COSINE = 0.3  # of the weights; those of networks with different starts are about 0
-IMAGES = 500
 
 
 def share_a_start(models: Sequence[nn.Module], shares: Sequence[float], images: Loader) -> bool:
     """Whether the plain average of parents agrees with their ensemble as well as the best of them does.
 
-    Compared on the last calibration images, up to 500, within one standard error of the paired difference. The average
-    has its BatchNorm reset on the others where it does not agree without. Parents whose weights do not look alike have
-    no common start, whatever their average does: one of networks that are not trained agrees with anything.
+    Compared on the last calibration images (`CalibrationSplit.for_start`), within one standard error of the paired
+    difference. The average has its BatchNorm reset on the others where it does not agree without. Parents whose weights
+    do not look alike have no common start, whatever their average does: one of networks that are not trained agrees
+    with anything.
 
     Parameters
     ----------
@@ -38,17 +38,14 @@ def share_a_start(models: Sequence[nn.Module], shares: Sequence[float], images: 
     states = [dict(model.state_dict()) for model in models]
     if any(own.keys() != states[0].keys() for own in states) or not _look_alike(models[0], states):
         return False
-    held = min(IMAGES, images.count // 2)
-    if held < 2:
+    split = CalibrationSplit.for_start(images)
+    if split is None:
         return False
-    judged = images.between(images.count - held, images.count)
-    outputs = [_outputs(model, judged) for model in models]
-    distance = distance_of(outputs[0])
-    wanted = wanted_of(outputs, shares)
-    best = min((distance.losses(own, wanted) for own in outputs), key=lambda losses: float(losses.mean()))
+    distance = EnsembleDistance(Ensemble(models, shares), split.judging)
+    best = min(map(distance.unscaled_losses, models), key=lambda losses: float(losses.mean()))
 
     def agrees(network: nn.Module) -> bool:
-        more = (distance.losses(_outputs(network, judged), wanted) - best).double()
+        more = (distance.unscaled_losses(network) - best).double()
         error = float(more.std()) / math.sqrt(len(more))
         return float(more.mean()) <= error
 
@@ -60,7 +57,7 @@ def share_a_start(models: Sequence[nn.Module], shares: Sequence[float], images: 
         return True
     if not has_batch_norm(average):
         return False
-    renormalise(average, "reset", images.between(0, images.count - held).first(IMAGES))
+    renormalise(average, "reset", split.statistics)
     return agrees(average)
 
 
@@ -80,8 +77,3 @@ def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     if not tensors[0].is_floating_point():
         return tensors[0]
     return torch.stack([share * own for share, own in zip(shares, tensors, strict=True)]).sum(0)
-
-
-def _outputs(model: nn.Module, images: Loader) -> Tensor:
-    with torch.no_grad(), evaluating(model):
-        return torch.cat([model(batch) for batch, _ in images])

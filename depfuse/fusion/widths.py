@@ -18,8 +18,10 @@ from depfuse.align.unequal.matching import UnequalProblem
 from depfuse.align.unequal.pairing import pair_groups
 from depfuse.align.unequal.rectangular import brought
 from depfuse.data.loader import Loader
+from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import LimitWarning, RecipeError
 from depfuse.fusion.agreement import Disagreement
+from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.groups import ChannelGroup, ChannelGroups, find_groups, prove_groups
 from depfuse.groups.nesting import find_orbits
 from depfuse.groups.tracing.depgraph import evaluation_copy
@@ -184,11 +186,10 @@ class Widths:
         if len(candidates) == 1 or calibration is None:
             return candidates[0], 0.0
         judge = Disagreement(
-            [self.models[reference], self.models[number]],
+            Ensemble([self.models[reference], self.models[number]], (0.5, 0.5), joint=self.joint),
             self.groups,
             "auto",
-            calibration,
-            joint=self.joint,
+            CalibrationSplit.for_matchings(calibration),
         )
         losses = [judge.at_one_width((target, self.network(number, couplings)), 1) for couplings in candidates]
         return candidates[losses.index(min(losses))], judge.seconds

@@ -15,9 +15,11 @@ from torch import nn
 from depfuse.align.statistics.shared import SharedMoments
 from depfuse.data import DataSet
 from depfuse.data.loader import calibration_loader
+from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import ArchitectureError, DataError, LimitWarning, RecipeError
-from depfuse.fusion.pipeline import FusionResult, fuse
+from depfuse.fusion.pipeline import fuse
+from depfuse.fusion.result import FusionResult
 from depfuse.fusion.widths import shapes_of
 from depfuse.groups import find_groups, prove_groups
 from depfuse.io.checkpoint import state_digest
@@ -108,7 +110,7 @@ class Objective:
         self._images = {size: images.first(size) for size in sizes}
         held_out = images.between(common.calibration, images.count)
         self.judged = held_out.count
-        self.quality = Quality(models, common.shares(len(models)), held_out, labels, labelled=labelled)
+        self.quality = Quality(Ensemble(models, common.shares(len(models)), labels), held_out, labelled=labelled)
         self._groups = None
         self._shared = None
         if labels is not None or all(shapes_of(m) == shapes_of(models[0]) for m in (*models, template or models[0])):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,14 +16,11 @@ from torch import Tensor, nn
 from depfuse.data import DataSet, calibration_loader
 from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
-from depfuse.ensemble.label_sets import LabelSets
-from depfuse.ensemble.targets import TEMPERATURE, divergence, ensemble_logits
+from depfuse.ensemble.ensemble import Ensemble
+from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.errors import ArchitectureError, DepfuseWarning
-from depfuse.io.checkpoint import state_digest
-from depfuse.networks.running import evaluating
 from depfuse.recipe import Recipe
 from depfuse.refit import NaturalGradientTraining, Together
-from depfuse.tasks.outputs import distance_of
 from depfuse.train import EpochReport, Saving, TrainRecipe, fit
 
 WARMUP = 0.1  # of the epochs, with SGD
@@ -36,74 +33,6 @@ PATIENT_IMAGES = 300_000  # in all epochs; short steps need to be many
 STATE = 3  # of a training: another number where states of before cannot be gone on from
 
 
-class Ensemble:
-    """The parents' ensemble as a teacher, by its softened class scores (Hinton et al. 2015).
-
-    Parameters
-    ----------
-    models
-        The parents; copied, and left as they are.
-    shares
-        One weight per parent, summing to one.
-    labels
-        Which labels the parents' outputs stand for, where they differ.
-    joint
-        Whether they have one head together, see `ensemble_logits`.
-    """
-
-    def __init__(
-        self,
-        models: Sequence[nn.Module],
-        shares: Sequence[float],
-        labels: LabelSets | None = None,
-        *,
-        joint: bool = False,
-    ) -> None:
-        self._shares, self._labels, self._joint = shares, labels, joint
-        self._models = [copy.deepcopy(model).eval() for model in models]
-
-    @cached_property
-    def digest(self) -> str:
-        """Of the parents' weights, shares and labels."""
-        digests = [state_digest(model.state_dict()) for model in self._models]
-        labels = None if self._labels is None else self._labels.sets
-        return hashlib.sha256(f"{digests} {list(self._shares)} {labels} {self._joint}".encode()).hexdigest()
-
-    def __call__(self, images: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-        """Logits (N, C) in float32, see `ensemble_logits`."""
-        with torch.no_grad(), evaluating(*self._models):
-            outputs = [model(images).float() for model in self._models]
-        return ensemble_logits(outputs, self._shares, self._labels, temperature, joint=self._joint)
-
-    def disagreement(self, model: nn.Module, loader: Loader) -> float:
-        """Cross-entropy (nats) of a network's class probabilities under the ensemble's, without labels.
-
-        Mean squared error where the outputs are no class scores.
-        """
-
-        def losses(logits: Tensor, own: Tensor) -> Tensor:
-            distance = distance_of(own)
-            return distance.losses(own, distance.said(logits)).sum()
-
-        return self._mean(model, loader, losses)
-
-    def distance(self, model: nn.Module, loader: Loader, temperature: float = TEMPERATURE) -> float:
-        """What distilling makes small: a network's `teaching.divergence` from the ensemble, per image."""
-        return self._mean(model, loader, lambda logits, own: divergence(own, logits, temperature), temperature)
-
-    def _mean(
-        self,
-        model: nn.Module,
-        loader: Loader,
-        compare: Callable[[Tensor, Tensor], Tensor],
-        temperature: float = TEMPERATURE,
-    ) -> float:
-        """Over images, of what the ensemble's logits and the network's own give, summed over a batch."""
-        with torch.no_grad(), evaluating(model):
-            found = (compare(self(images, temperature), model(images).float()) for images, _ in loader)
-            return sum(map(float, found)) / loader.count
-
-
 @dataclass(frozen=True)
 class _Start:
     """A network before it is distilled, and what it shall come nearer to."""
@@ -114,7 +43,7 @@ class _Start:
 
     @classmethod
     def of(cls, model: nn.Module, teacher: Ensemble, images: Loader, temperature: float) -> _Start:
-        distance = partial(teacher.distance, loader=images, temperature=temperature)
+        distance = partial(teacher.divergence, images=images, temperature=temperature)
         return cls(copy.deepcopy(model.state_dict()), distance, distance(model))
 
     def keep_the_nearer(self, model: nn.Module) -> bool:

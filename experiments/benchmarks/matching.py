@@ -31,8 +31,10 @@ from depfuse.align.problem import MatchingProblem
 from depfuse.align.transport import assigned
 from depfuse.align.trees import Placement, as_it_stands, follow
 from depfuse.data import Loader, calibration_loader
+from depfuse.ensemble.ensemble import Ensemble
 from depfuse.evaluate import evaluate
 from depfuse.fusion.agreement import Disagreement
+from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.groups import random_permutations
 from depfuse.io.atomic_files import replacing
 from depfuse.merge import average
@@ -173,7 +175,9 @@ def resnet20_rows(known: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
             if (pair.name, name) in known:
                 continue
             recipe = Recipe.create(**setting)
-            judge = Disagreement(networks, groups, recipe.renorm, calibration)
+            judge = Disagreement(
+                Ensemble(networks, ()), groups, recipe.renorm, CalibrationSplit.for_matchings(calibration)
+            )
             started = time.perf_counter()
             couplings = align(networks, groups, recipe, calibration, judge).couplings
             seconds = time.perf_counter() - started

@@ -13,11 +13,13 @@ from torch import nn
 
 from depfuse import Recipe
 from depfuse.data import Loader
+from depfuse.ensemble.distance import EnsembleDistance
+from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import DataError
-from depfuse.fusion.pipeline import naive_average
+from depfuse.fusion.comparison import naive_average
 from depfuse.refit import refit_head
 from depfuse.renorm import renormalise
-from depfuse.teach.distil import Ensemble, Further
+from depfuse.teach.distil import Further
 from depfuse.teach.joint_head import renewed
 from experiments.lib.parents.sets import Joint, Material, ensemble, teachers
 
@@ -91,7 +93,7 @@ def best_parent(seen: Seen, epochs: int = 0) -> nn.Module:
         for number in range(len(taught.models))
     ]
     teacher = Ensemble(taught.models, of.shares, taught.labels, joint=taught.joint)
-    best = copy.deepcopy(min(heads, key=lambda model: teacher.disagreement(model, calibration)))
+    best = copy.deepcopy(min(heads, key=EnsembleDistance(teacher, calibration)))
     if further is not None:
         further.train(best, teacher, "parent", Recipe(distil=epochs, seed=seen.seed))
     return best

@@ -13,6 +13,7 @@ that is what methods and defaults are chosen on.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -35,10 +36,7 @@ def child_of(result: FusionResult, method: str) -> nn.Module:
     recipe = result.recipe.changed(**update)
     shares = recipe.shares(len(result.averaged))
     child = average(result.averaged, result.groups, result.couplings, shares)
-    other = FusionResult(
-        child, result.groups, result.couplings, recipe, {}, result.averaged, result.calibration, example=result.example
-    )
-    other.renormalise(child, result.couplings, shares)
+    replace(result.material, recipe=recipe).renormalise_as_asked(child, result.couplings, shares)
     return child
 
 

@@ -26,9 +26,10 @@ from torch import nn
 from depfuse import Recipe, fuse
 from depfuse.cli import main as depfuse
 from depfuse.data import DataSet, Loader, calibration_loader, load_data, select_share
+from depfuse.ensemble.ensemble import Ensemble
 from depfuse.evaluate import Scores, evaluate, evaluate_ensemble
 from depfuse.io.loading import load_network
-from depfuse.teach.distil import Ensemble, Further
+from depfuse.teach.distil import Further
 from experiments.lib.cells import StudyError
 from experiments.lib.command import check_counts, exit_code
 

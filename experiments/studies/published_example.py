@@ -19,9 +19,11 @@ import torch
 from depfuse import Recipe, find_groups, prove_groups
 from depfuse.align import align
 from depfuse.data import Loader, calibration_loader
+from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import DepfuseWarning
 from depfuse.evaluate import evaluate
 from depfuse.fusion.agreement import Disagreement
+from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.merge import average
 from experiments.lib.parents.shared import PAIRS, require_shared
 
@@ -53,7 +55,7 @@ def row(setting: dict[str, object]) -> tuple[list[float], float]:
     example = data.example()
     groups = prove_groups(networks[0], find_groups(networks[0], example), example)
     recipe = Recipe.create(**setting)
-    judge = Disagreement(networks, groups, recipe.renorm, calibration)
+    judge = Disagreement(Ensemble(networks, ()), groups, recipe.renorm, CalibrationSplit.for_matchings(calibration))
     started = time.perf_counter()
     couplings = align(networks, groups, recipe, calibration, judge).couplings
     seconds = time.perf_counter() - started

@@ -24,7 +24,7 @@ from torch import nn
 from depfuse import fuse
 from depfuse.data import DataSet, Loader, calibration_loader, load_data
 from depfuse.evaluate import evaluate, evaluate_ensemble
-from depfuse.fusion.pipeline import naive_average
+from depfuse.fusion.comparison import naive_average
 from depfuse.io.loading import load_network
 from depfuse.renorm import renormalise
 from experiments.lib.parents.digits import SKEWED, SKEWS, train_skewed

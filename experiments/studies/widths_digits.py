@@ -22,7 +22,7 @@ from torch import nn
 from depfuse import Recipe, fuse
 from depfuse.data import DataSet, Loader, calibration_loader, load_data
 from depfuse.evaluate import evaluate
-from depfuse.fusion.pipeline import naive_average
+from depfuse.fusion.comparison import naive_average
 from depfuse.renorm import renormalise
 from experiments.lib.parents.digits import SKEWED, SKEWS, train_same, train_skewed
 from experiments.studies.skewed_digits import FIRST_HELD_OUT_SEED, FOLDS, fold

@@ -21,8 +21,10 @@ from depfuse.align.statistics.moments import collect_moments
 from depfuse.align.statistics.pairwise import MOST, Watcher
 from depfuse.align.universe import Universe
 from depfuse.data import Loader, Preprocessing, Split
+from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import LimitWarning, RecipeError
 from depfuse.fusion.agreement import Disagreement
+from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.groups import find_groups, random_permutations
 from depfuse.groups.tracing.depgraph import evaluation_copy
 
@@ -373,7 +375,7 @@ def test_recipes_that_do_not_fit_the_parents_are_refused(settings, words):
 
 def test_the_judge_of_several_parents_prefers_their_matching():
     parents, groups = copies(3)
-    judge = Disagreement(parents, groups, "none", images())
+    judge = Disagreement(Ensemble(parents, ()), groups, "none", CalibrationSplit.for_matchings(images()))
     matched = align(parents, groups, Recipe(universe=True), images()).couplings
     naive = [{group.name: Coupling.identity(group.size) for group in groups.free}] * 3
     shares = (1 / 3,) * 3

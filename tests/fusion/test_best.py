@@ -17,9 +17,10 @@ from depfuse.cli import main
 from depfuse.data import DataSet, calibration_loader, load_data
 from depfuse.data.augment import mix
 from depfuse.data.augmentation import Augmentation
+from depfuse.ensemble.distance import SCALES
 from depfuse.errors import DepfuseWarning, RecipeError
-from depfuse.fusion.agreement import SCALES
-from depfuse.fusion.candidates import HELD_OUT, best_of
+from depfuse.fusion.calibration import CANDIDATES_SHARE
+from depfuse.fusion.candidates import best_of
 
 BEST = Recipe(goal="best", refit_steps=2, distance="scaled", joint_head="none", parents_renorm="none")
 IMAGES = 320
@@ -52,7 +53,7 @@ def test_the_child_is_the_candidate_that_agrees_best(result, data):
 
 def test_disagreement_is_measured_from_afar_and_the_scale_between_images(result, data):
     loader = calibration_loader(data, IMAGES)
-    held = round(HELD_OUT * IMAGES)
+    held = round(CANDIDATES_SHARE * IMAGES)
     rest, near = loader.between(IMAGES - held, IMAGES), Augmentation.suited_to(loader.image_shape)
     views = [rest.augmented(Augmentation(translate=2 * near.translate), view) for view in range(4)]
     images = torch.cat([inputs for view in views for inputs, _ in view])

@@ -15,10 +15,13 @@ from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.align import Coupling, apply_couplings
 from depfuse.cli import main
 from depfuse.data import Loader, Preprocessing, Split, calibration_loader
+from depfuse.ensemble.distance import SCALES
+from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
-from depfuse.fusion.agreement import SCALES, Disagreement
-from depfuse.fusion.choose_shares import _divided, _parted, choose_shares
+from depfuse.fusion.agreement import Disagreement
+from depfuse.fusion.calibration import CalibrationSplit
+from depfuse.fusion.choose_shares import _divided, choose_shares
 from depfuse.groups.partition import parts_by_group, parts_by_stage
 from depfuse.io.checkpoint import read_checkpoint
 from depfuse.io.loading import load_into
@@ -285,13 +288,15 @@ def test_the_choice_finds_the_least_where_parts_do_not_depend_on_each_other():
 
 def test_the_images_to_judge_by_are_held_out():
     loader = images(40)
-    seen, judged = _parted(loader, 0)
+    split = CalibrationSplit.for_shares(loader, 0)
+    seen, judged = split.statistics, split.judging
     assert torch.equal(torch.cat([seen.images, judged.images]), loader.images)
     assert seen.count == judged.count == 20
-    seen, judged = _parted(loader, 30)
+    split = CalibrationSplit.for_shares(loader, 30)
+    seen, judged = split.statistics, split.judging
     assert torch.equal(judged.labels, loader.labels[:30])
     assert torch.equal(seen.images, loader.images[30:])
-    assert _parted(loader, 40)[0].count == 40
+    assert CalibrationSplit.for_shares(loader, 40).statistics.count == 40
 
 
 @pytest.fixture(scope="module")
@@ -323,8 +328,8 @@ def test_a_destroyed_stage_is_left_to_the_other_parent(parents_of_digits, digits
     assert result.chosen.after < result.chosen.before
     assert result.seconds["shares"] > 0
     same(result.child, result.at(result.shares))
-    seen, judged = _parted(calibration, 100)
-    judge = Disagreement(result.averaged, result.groups, "reset", seen, judged=judged, labelled=True)
+    split = CalibrationSplit.for_shares(calibration, 100)
+    judge = Disagreement(Ensemble(result.averaged, ()), result.groups, "reset", split, labelled=True)
 
     def loss(shares: Shares) -> float:
         return judge.of_child(average(result.averaged, result.groups, result.couplings, shares), (0.5, 0.5))
@@ -356,7 +361,9 @@ def test_the_choice_is_no_worse_on_its_own_images(options):
 
 def test_with_labels_it_is_the_loss_on_them_at_the_best_scale():
     parents = [network(0), network(1)]
-    judge = Disagreement(parents, proved(parents[0]), "none", images(), judged=images(40), labelled=True)
+    judge = Disagreement(
+        Ensemble(parents, ()), proved(parents[0]), "none", CalibrationSplit(images(), images(40)), labelled=True
+    )
     with torch.no_grad():
         scores = torch.cat([parents[0](x) for x, _ in images(40)])
     expected = min(float(F.cross_entropy(scale * scores, images(40).labels)) for scale in SCALES)

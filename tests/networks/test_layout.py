@@ -111,7 +111,7 @@ EVERY_GRADIENT = """
 import torch
 from torch import nn
 from depfuse.data import calibration_loader, load_data
-from depfuse.teach.distil import Ensemble
+from depfuse.ensemble.ensemble import Ensemble
 from depfuse.refit import Together
 from depfuse.merge import fisher_information
 from depfuse.refit.second_order.gauss_newton import gauss_newton_step

@@ -28,6 +28,7 @@ from depfuse.align.statistics import shared as shared_moments
 from depfuse.align.statistics.shared import SharedMoments
 from depfuse.cli import main
 from depfuse.data import DataSet, calibration_loader
+from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import RecipeError, StudyError
 from depfuse.fusion.pipeline import fuse
 from depfuse.groups import find_groups, prove_groups
@@ -178,9 +179,9 @@ def test_moments_are_collected_once_and_the_child_is_the_same(digits: DataSet, m
 
 def test_a_parent_agrees_less_than_its_twin_ensemble_and_labels_give_accuracy(digits: DataSet) -> None:
     parents, images = digits_parents("same-a", "same-b"), calibration_loader(digits, 100)
-    agreement = Quality(parents, (0.5, 0.5), images)
-    assert Quality(parents[:1], (1.0,), images)(parents[0]) < agreement(parents[0])
-    accuracy = Quality(parents, (0.5, 0.5), images, labelled=True)(parents[0])
+    agreement = Quality(Ensemble(parents, (0.5, 0.5)), images)
+    assert Quality(Ensemble(parents[:1], (1.0,)), images)(parents[0]) < agreement(parents[0])
+    accuracy = Quality(Ensemble(parents, (0.5, 0.5)), images, labelled=True)(parents[0])
     expected = (parents[0](torch.cat([batch for batch, _ in images])).argmax(1) == images.labels).double().mean()
     assert accuracy == pytest.approx(float(expected))
     broken = digits_parents("same-a")[0]

@@ -11,9 +11,9 @@ from torch import nn
 
 from depfuse import Recipe, fuse
 from depfuse.data import Loader, Preprocessing, Split
+from depfuse.ensemble.distance import at_best_scale
 from depfuse.ensemble.targets import TEMPERATURE, curved, divergence, drawn, ensemble_logits, slope, wanted_of
 from depfuse.errors import RecipeError
-from depfuse.fusion.agreement import at_best_scale
 from depfuse.merge import fisher_information
 from depfuse.tasks.outputs import CROSS_ENTROPY, SQUARED_ERROR, distance_of
 

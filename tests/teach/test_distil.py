@@ -16,6 +16,8 @@ from depfuse import Recipe, fuse
 from depfuse.cli import main
 from depfuse.data import DataSet, Loader, Split, calibration_loader, load_data
 from depfuse.data.augment import mix
+from depfuse.ensemble.distance import EnsembleDistance
+from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.ensemble.targets import TEMPERATURE, ensemble_logits
 from depfuse.errors import CheckpointError, DepfuseWarning, RecipeError
@@ -28,7 +30,7 @@ from depfuse.refit.second_order import natural_gradient, training
 from depfuse.refit.second_order.natural_gradient import TRUST, NaturalGradient
 from depfuse.refit.second_order.rollback import Guard
 from depfuse.report import FusionReport
-from depfuse.teach.distil import Ensemble, Further
+from depfuse.teach.distil import Further
 from depfuse.train import EpochReport, Saving, TrainRecipe, fit
 
 PARENTS = digits_files(*"ab")
@@ -105,8 +107,8 @@ def test_training_finds_the_one_head_on_more_images(parents, data, labelled):
 
 def test_the_ensemble_disagrees_least_with_itself(parents, data):
     loader = calibration_loader(data, 200)
-    alone = Ensemble(parents[:1], (1.0,))
-    assert alone.disagreement(parents[0], loader) < alone.disagreement(parents[1], loader)
+    alone = EnsembleDistance(Ensemble(parents[:1], (1.0,)), loader)
+    assert alone(parents[0]) < alone(parents[1])
 
 
 def test_no_label_is_read_while_a_child_is_distilled(parents, data):
@@ -130,7 +132,7 @@ def test_distilling_brings_a_child_nearer_and_labels_make_it_better(parents, dat
         recipe = Recipe(refit="none", distil=distil, finetune=finetune, joint_head="none", parents_renorm="none")
         result = fuse(parents, recipe, calibration, further=Further(data))
         accuracy = evaluate(result.child, test).accuracy
-        figures.append((teacher.disagreement(result.child, calibration), accuracy))
+        figures.append((EnsembleDistance(teacher, calibration)(result.child), accuracy))
         assert ("distil" in result.seconds, "finetune" in result.seconds) == (distil > 0, finetune > 0)
     assert figures[1][0] < figures[0][0]
     assert figures[2][1] > figures[1][1]
@@ -184,7 +186,7 @@ def test_steps_that_are_far_too_long_are_taken_back(parents, data, monkeypatch):
     teacher, calibration = Ensemble(parents, (0.5, 0.5)), calibration_loader(data, 500)
     student = copy.deepcopy(parents[0])
     Further(data).train(student, teacher, "child", Recipe(distil=4))
-    assert teacher.disagreement(student, calibration) < teacher.disagreement(parents[0], calibration)
+    assert EnsembleDistance(teacher, calibration)(student) < EnsembleDistance(teacher, calibration)(parents[0])
     monkeypatch.setattr(Guard, "compare", lambda _: None)
     with pytest.warns(DepfuseWarning, match="no nearer"):
         Further(data).train(copy.deepcopy(parents[0]), teacher, "child", Recipe(distil=4))
@@ -208,9 +210,9 @@ def test_what_cannot_be_taken_apart_is_distilled_by_descent(parents, data):
 
     teacher, student = Ensemble(parents, (0.5, 0.5)), Branching(copy.deepcopy(parents[0])).eval()
     calibration = calibration_loader(data, 200)
-    before = teacher.disagreement(student, calibration)
+    before = EnsembleDistance(teacher, calibration)(student)
     assert Further(data).train(student, teacher, "child", Recipe(distil=2))["distil"] > 0
-    assert teacher.disagreement(student, calibration) < before
+    assert EnsembleDistance(teacher, calibration)(student) < before
     counted, parent = (int(model.bn1.num_batches_tracked) for model in (student.inner, parents[0]))
     assert counted > parent  # natural-gradient steps do not run BatchNorm on batches
 
@@ -328,7 +330,7 @@ def test_long_trainings_mix_images_until_they_end_and_leave_the_streams_after_on
     monkeypatch.setattr("depfuse.teach.distil.PATIENT_EPOCHS", patient)
     monkeypatch.setattr("depfuse.teach.distil.PATIENT_IMAGES", 0)
     few = dataclasses.replace(data, train=Split(data.train.images[:100], data.train.labels[:100]))
-    mixes, taken, take, compared, distance = [], [], NaturalGradient.step, [], Ensemble.distance
+    mixes, taken, take, compared, distance = [], [], NaturalGradient.step, [], Ensemble.divergence
 
     def watched_mix(images, generator):
         mixes.append(len(images))
@@ -338,13 +340,13 @@ def test_long_trainings_mix_images_until_they_end_and_leave_the_streams_after_on
         taken.append((streams, self.temperature))
         return take(self, batches, share, streams)
 
-    def watched_distance(self, model, loader, temperature):
+    def watched_distance(self, model, images, temperature):
         compared.append(temperature)
-        return distance(self, model, loader, temperature)
+        return distance(self, model, images, temperature)
 
     monkeypatch.setattr("depfuse.refit.second_order.training.mix", watched_mix)
     monkeypatch.setattr(NaturalGradient, "step", watched_step)
-    monkeypatch.setattr(Ensemble, "distance", watched_distance)
+    monkeypatch.setattr(Ensemble, "divergence", watched_distance)
     Further(few).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child", Recipe(distil=4))
     assert len(mixes) == mixed  # of the steps before the end, and what they are compared on
     assert [share for share, _ in taken] == pytest.approx(streams)

@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from depfuse import Recipe, find_groups, fuse
 from depfuse.cli import main
 from depfuse.data import Loader, calibration_loader, load_data, parse_labels, select_labels
+from depfuse.ensemble.distance import at_best_scale
+from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.ensemble.targets import mean_logits
 from depfuse.errors import RecipeError
 from depfuse.evaluate import evaluate, evaluate_ensemble, evaluate_with_ensemble
-from depfuse.fusion.agreement import Disagreement, at_best_scale
+from depfuse.fusion.agreement import Disagreement
+from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import write_checkpoint
 from depfuse.io.loading import load_network
@@ -144,13 +147,16 @@ def test_matchings_are_judged_by_what_the_one_head_says(halves, data):
     teachers = with_joint_head(halves, (0.5, 0.5), calibration, 0, sets, build_network("digits_resnet(width=0.5)"))
     groups = find_groups(teachers[0], data.example())
     child = copy.deepcopy(teachers[0])
-    judge = Disagreement(teachers, groups, "none", calibration, joint=True)
+    judge = Disagreement(
+        Ensemble(teachers, (), joint=True), groups, "none", CalibrationSplit.for_matchings(calibration)
+    )
     with torch.no_grad():
         wanted = torch.cat([mean_logits([m(x) for m in teachers], (0.5, 0.5)).softmax(1) for x, _ in calibration])
         scores = torch.cat([child(x) for x, _ in calibration])
     by_hand = float(at_best_scale(scores, wanted)[0].mean())
     assert judge.of_child(child, (0.5, 0.5)) == pytest.approx(by_hand, abs=1e-5)
-    apart = Disagreement(teachers, groups, "none", calibration).of_child(child, (0.5, 0.5))
+    separate = Disagreement(Ensemble(teachers, ()), groups, "none", CalibrationSplit.for_matchings(calibration))
+    apart = separate.of_child(child, (0.5, 0.5))
     assert abs(apart - by_hand) > 0.01
 
 

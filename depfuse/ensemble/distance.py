@@ -1,0 +1,114 @@
+"""How far networks are from an ensemble on some images, without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.data.loader import Loader
+from depfuse.ensemble.ensemble import Ensemble
+from depfuse.networks.running import evaluating
+from depfuse.tasks.outputs import as_numbers, distance_of, gives_classes
+
+SCALES = tuple(2.0 ** (step / 2) for step in range(-6, 7))
+
+
+class EnsembleDistance:
+    """Measure how far networks are from an ensemble on the same images.
+
+    The distance is the cross-entropy (nats) of a network's class probabilities under the ensemble's, its scores
+    multiplied by the one of `SCALES` with which it is least: averaged networks give scores that are too small, and no
+    decision depends on that. Where outputs are no class scores it is their mean squared error.
+
+    Parameters
+    ----------
+    ensemble
+        What networks are compared with; its members run once, when they are first needed.
+    images
+        Batches of what the networks take; labels are not read.
+    precision
+        Type in which outputs are compared; None for the networks' own.
+    """
+
+    def __init__(self, ensemble: Ensemble, images: Loader, *, precision: torch.dtype | None = None) -> None:
+        self.ensemble, self.images, self._precision = ensemble, images, precision
+
+    def __call__(self, network: nn.Module) -> float:
+        """Measure a network: the mean over images, infinite where it is not a number."""
+        return self.of_outputs(self.outputs(network))
+
+    def of_outputs(self, outputs: Tensor) -> float:
+        """Measure a network by its outputs (N, ...) for the images."""
+        return mean_or_infinite(at_best_scale(outputs, self.target)[0])
+
+    def unscaled_losses(self, network: nn.Module) -> Tensor:
+        """Measure a network image by image (N,), its scores as they are: of parents, their scale is their own."""
+        outputs = self.outputs(network)
+        return distance_of(outputs).losses(outputs, self.target)
+
+    def agreement(self, outputs: Tensor) -> int:
+        """Count the images for which class scores (N, C) predict the ensemble's class."""
+        return int((outputs.argmax(1) == self.target.argmax(1)).sum())
+
+    @cached_property
+    def target(self) -> Tensor:
+        """The ensemble's outputs (N, ...)."""
+        return self.ensemble.combine(self._members)
+
+    @cached_property
+    def _members(self) -> list[Tensor]:
+        return [self.outputs(network) for network in self.ensemble.networks]
+
+    def outputs(self, network: nn.Module) -> Tensor:
+        """Run a network on all images: its outputs (N, ...), of a dictionary or tuple all numbers of an image."""
+        with torch.inference_mode(), evaluating(network):
+            found = [as_numbers(network(batch)) for batch, _ in self.images]
+        outputs = torch.cat(found)
+        return outputs if self._precision is None else outputs.to(self._precision)
+
+    def at(self, shares: Sequence[float]) -> EnsembleDistance:
+        """Measure from the same members at other shares; none is run again."""
+        return self._beside(self.ensemble.at(shares), self._members)
+
+    def among(self, members: Sequence[int], shares: Sequence[float]) -> EnsembleDistance:
+        """Measure from some of the members, by number, at shares of their own; none is run again."""
+        return self._beside(self.ensemble.among(members, shares), [self._members[member] for member in members])
+
+    def _beside(self, ensemble: Ensemble, outputs: list[Tensor]) -> EnsembleDistance:
+        found = EnsembleDistance(ensemble, self.images, precision=self._precision)
+        found._members = outputs
+        return found
+
+
+def at_best_scale(scores: Tensor, wanted: Tensor, scales: Sequence[float] = SCALES) -> tuple[Tensor, float]:
+    """Find the scale of class scores with the least mean cross-entropy under probabilities.
+
+    Outputs that are no class scores are compared as they are: their scale is part of what they mean.
+
+    Parameters
+    ----------
+    scores, wanted
+        (N, C), or (N, ...) of numbers.
+    scales
+        What the scores may be multiplied by.
+
+    Returns
+    -------
+    Tensor, float
+        Cross-entropies (N,), nats, or squared errors, and the scale.
+    """
+    distance = distance_of(scores)
+    if not gives_classes(scores):
+        return distance.losses(scores, wanted), 1.0
+    losses = {scale: distance.losses(scale * scores, wanted) for scale in scales}
+    best = min(losses, key=lambda scale: float(losses[scale].mean()))
+    return losses[best], best
+
+
+def mean_or_infinite(losses: Tensor) -> float:
+    """Average losses (N,); infinity where the mean is not a number."""
+    mean = float(losses.mean())
+    return mean if mean == mean else float("inf")

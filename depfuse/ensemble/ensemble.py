@@ -1,0 +1,79 @@
+"""The parents as one object: their networks, shares and labels, and what they predict together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.data.loader import Loader
+from depfuse.ensemble.label_sets import LabelSets
+from depfuse.ensemble.targets import TEMPERATURE, divergence, ensemble_logits, wanted_of
+from depfuse.io.checkpoint import state_digest
+from depfuse.networks.running import evaluating
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """Networks whose outputs count as one.
+
+    Its outputs are the share-weighted mean of the members' class probabilities, or of their numbers; those of the mean
+    of their logits where they have one head together. As a teacher it gives logits of softened probabilities (Hinton et
+    al. 2015, section 2), see `ensemble_logits`.
+
+    Attributes
+    ----------
+    networks
+        The members; run in evaluation mode, and left as they are.
+    shares
+        One weight per member, summing to one.
+    labels
+        Which labels the members' outputs stand for, where they differ.
+    joint
+        Whether they have one head together, so that none predicts anything alone.
+    """
+
+    networks: Sequence[nn.Module]
+    shares: Sequence[float]
+    labels: LabelSets | None = None
+    joint: bool = False
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the members' weights, shares and labels."""
+        digests = [state_digest(network.state_dict()) for network in self.networks]
+        labels = None if self.labels is None else self.labels.sets
+        return hashlib.sha256(f"{digests} {list(self.shares)} {labels} {self.joint}".encode()).hexdigest()
+
+    def at(self, shares: Sequence[float]) -> Ensemble:
+        """Give the members other shares."""
+        return replace(self, shares=shares)
+
+    def among(self, members: Sequence[int], shares: Sequence[float]) -> Ensemble:
+        """Take some of the members, by number, as an ensemble with shares of its own."""
+        labels = None if self.labels is None else self.labels.of(*members)
+        return Ensemble([self.networks[member] for member in members], shares, labels, self.joint)
+
+    def combine(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Combine each member's outputs (N, ...) to those of the ensemble (N, ...), see `wanted_of`."""
+        return wanted_of(outputs, self.shares, self.labels, joint=self.joint)
+
+    def combine_logits(self, outputs: Sequence[Tensor], temperature: float = TEMPERATURE) -> Tensor:
+        """Combine each member's logits (N, C) to those that teach a child (N, C), see `ensemble_logits`."""
+        return ensemble_logits(outputs, self.shares, self.labels, temperature, joint=self.joint)
+
+    def __call__(self, images: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+        """Give logits (N, C) in float32 for images, softened as `ensemble_logits` says."""
+        with torch.no_grad(), evaluating(*self.networks):
+            outputs = [network(images).float() for network in self.networks]
+        return self.combine_logits(outputs, temperature)
+
+    def divergence(self, network: nn.Module, images: Loader, temperature: float = TEMPERATURE) -> float:
+        """Measure what distillation minimises: a network's `targets.divergence` from the ensemble, per image."""
+        with torch.no_grad(), evaluating(network):
+            found = (divergence(network(batch).float(), self(batch, temperature), temperature) for batch, _ in images)
+            return sum(map(float, found)) / images.count

@@ -1,0 +1,120 @@
+"""What is checked before anything is computed: parents that cannot be fused, recipes that do not suit them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.data.loader import Loader
+from depfuse.ensemble.label_sets import LabelSets
+from depfuse.errors import RecipeError
+from depfuse.fusion.soundness import check_variances
+from depfuse.recipe import Recipe
+from depfuse.renorm import chosen_method
+
+
+def label_sets(
+    labels: Sequence[Sequence[int]] | None, models: Sequence[nn.Module], template: nn.Module | None
+) -> LabelSets | None:
+    """Check the parents' labels; None where they are the same for all.
+
+    Raises
+    ------
+    RecipeError
+        They do not fit the parents, or differ without a template.
+    """
+    if labels is None:
+        return None
+    sets = LabelSets.create(labels)
+    sets.check(models, template)
+    return None if sets.same else sets
+
+
+def check_parents(models: Sequence[nn.Module], labels: LabelSets | None = None) -> None:
+    """Raise `RecipeError` unless there are two parents or more with finite tensors of equal names and ranks.
+
+    Nor may a variance be negative.
+
+    Where the parents have different labels, the shapes may differ by their numbers only.
+    """
+    if len(models) < 2:
+        raise RecipeError(f"{len(models)} parent given: fusion needs at least two")
+    first = models[0].state_dict()
+    for number, model in enumerate(models, start=1):
+        state = model.state_dict()
+        if different := first.keys() ^ state.keys():
+            key = next(key for key in (*first, *state) if key in different)
+            raise RecipeError(
+                f"parent {number} is of another architecture or depth than parent 1: {key} is in one of them only"
+            )
+        for key, tensor in state.items():
+            fits = tensor.dim() == first[key].dim() if labels is None else tensor.shape == first[key].shape
+            if not fits and not _differs_by_labels(tensor, first[key], number, labels):
+                raise RecipeError(
+                    f"parent {number} does not fit parent 1: {key} has shape {tuple(tensor.shape)}, "
+                    f"not {tuple(first[key].shape)}"
+                )
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise RecipeError(f"parent {number} holds NaN or infinite values in {key}: it cannot be fused")
+        check_variances(state, number)
+
+
+def check_images(recipe: Recipe, calibration: Loader | None) -> None:
+    """Raise `RecipeError` where the recipe, its refit resolved, needs images and there are none."""
+    if calibration is not None:
+        return
+    if recipe.weights_by != "network" or recipe.average == "fisher":
+        setting = f"average {recipe.average}" if recipe.weights_by == "network" else f"weights_by {recipe.weights_by}"
+        raise RecipeError(f"{setting} needs calibration images: give at least 4, better 1000")
+    if recipe.refits:
+        raise RecipeError(f"refit {recipe.refit} needs calibration images: give at least 2, better 2000")
+    if recipe.goal == "best":
+        raise RecipeError("goal best needs calibration images: give at least 8, better 2000")
+
+
+def check_renorm(recipe: Recipe, model: nn.Module) -> None:
+    """Raise `RecipeError` where the recipe wants statistics that the network does not have."""
+    method = chosen_method(recipe.renorm, model)
+    if recipe.parents_renorm == "reset":
+        chosen_method("reset", model)
+    if recipe.augment_statistics and method == "none":
+        raise RecipeError(
+            f"augment_statistics has no statistics to renew: {type(model).__name__} has no BatchNorm; choose renorm "
+            "repair or rescale, or leave it out"
+        )
+
+
+def check_unequal(recipe: Recipe, template: nn.Module | None) -> None:
+    """Raise `RecipeError` where the recipe does not suit parents of unequal widths."""
+    if recipe.universe or recipe.reference is not None or recipe.order is not None:
+        raise RecipeError(
+            "parents of unequal widths are matched to the one that has the child's width: leave out --universe, "
+            "--reference and --order"
+        )
+    if template is not None and recipe.width_of is not None:
+        raise RecipeError("the child's width is given twice: leave out --width-of, or --width and --child-arch")
+
+
+def example_of(example: Tensor | None, calibration: Loader | None) -> Tensor:
+    """Find an input (1, ...) to run a network on: the one given, or the first image.
+
+    Raises
+    ------
+    RecipeError
+        There is neither.
+    """
+    if example is not None:
+        return example
+    if calibration is None:
+        raise RecipeError("give an example input or calibration images: the network must be run once to be traced")
+    images, _ = next(iter(calibration))
+    return images[:1]
+
+
+def _differs_by_labels(tensor: Tensor, first: Tensor, number: int, labels: LabelSets | None) -> bool:
+    if labels is None or tensor.dim() != first.dim():
+        return False
+    different = [sizes for sizes in zip(tensor.shape, first.shape, strict=True) if sizes[0] != sizes[1]]
+    return different == [(len(labels.sets[number - 1]), len(labels.sets[0]))]

@@ -1,0 +1,193 @@
+"""What the children of a fusion are averaged from, and how an average becomes a child."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor, nn
+
+from depfuse.align import Couplings
+from depfuse.data.augmentation import Augmentation
+from depfuse.data.loader import Loader
+from depfuse.ensemble.ensemble import Ensemble
+from depfuse.fusion.keeping import Keeper, Step
+from depfuse.fusion.side_by_side import Apart
+from depfuse.groups import ChannelGroups
+from depfuse.merge import Shares, average
+from depfuse.recipe import Recipe
+from depfuse.refit import Together, refit_layers
+from depfuse.renorm import Merged, chosen_method, renormalise
+from depfuse.teach.joint_head import shared_anew
+from depfuse.teach.teachers import for_statistics
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Finished:
+    """An average that was refitted and renormalised.
+
+    Attributes
+    ----------
+    child
+        The network.
+    session
+        What a refitted child is trained on by, where it can be.
+    steps
+        How far the child was from the ensemble before and after each step that was compared.
+    """
+
+    child: nn.Module
+    session: Together | None = None
+    steps: Sequence[Step] = ()
+
+    @property
+    def refit_left_out(self) -> bool:
+        """Whether a refit was tried, and its child was no nearer to the ensemble."""
+        return any(step.stage == "refit" and not step.kept for step in self.steps)
+
+    def renorm(self, recipe: Recipe) -> str:
+        """Name how the child was renormalised, where a recipe left that open."""
+        if recipe.refits and not self.refit_left_out:
+            return "none" if recipe.renorm_after == "none" else chosen_method(recipe.renorm_after, self.child)
+        renewed = [step.kept for step in self.steps if step.stage == "renorm"]
+        if renewed:
+            return "reset" if renewed[0] else "none"
+        return chosen_method(recipe.renorm, self.child)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Material:
+    """What the children of a fusion are averaged from.
+
+    Attributes
+    ----------
+    networks
+        The parents at the child's width, with renewed statistics, one head, folded scales or room for channels of
+        others where they were changed so.
+    groups, couplings
+        Their channel groups, and a mapping of group name to coupling for each.
+    recipe
+        How averages are made and finished.
+    ensemble
+        What the child learns from, at the recipe's shares.
+    calibration, example
+        Images, and an input, where there are any.
+    keeper
+        What compares children with the ensemble, where there are images.
+    template
+        A network that the child is like, where it is like none of the parents.
+    apart
+        Where channels are kept side by side: which.
+    information
+        Per parent the Fisher information of its parameters, where they are averaged by it.
+    """
+
+    networks: Sequence[nn.Module]
+    groups: ChannelGroups
+    couplings: Sequence[Couplings]
+    recipe: Recipe
+    ensemble: Ensemble
+    calibration: Loader | None = None
+    keeper: Keeper | None = None
+    example: Tensor | None = None
+    template: nn.Module | None = None
+    apart: Apart | None = None
+    information: Sequence[Mapping[str, Tensor]] | None = field(default=None, repr=False)
+
+    def at(self, shares: Shares) -> Material:
+        """Give the parents other shares: one head that they have together is divided anew."""
+        before, now = self.ensemble.shares, shares.network
+        if tuple(before) == now or not self.ensemble.joint or self.example is None:
+            return self
+        teachers, networks = (
+            shared_anew(own, before, now, self.example) for own in (self.ensemble.networks, self.networks)
+        )
+        ensemble = replace(self.ensemble, networks=teachers, shares=now)
+        keeper = None if self.calibration is None else Keeper(ensemble, self.calibration)
+        return replace(self, networks=networks, ensemble=ensemble, keeper=keeper)
+
+    def average(self, shares: Shares | Sequence[float]) -> nn.Module:
+        """Average the parents' aligned weights."""
+        owners = None if self.apart is None else self.apart.owners
+        return average(
+            self.networks,
+            self.groups,
+            self.couplings,
+            shares,
+            self.ensemble.labels,
+            self.template,
+            owners,
+            self.information,
+        )
+
+    def finish(self, child: nn.Module, shares: Shares) -> Finished:
+        """Refit and renormalise an average, as the recipe says and where it helps (see `Keeper`); it may be changed."""
+        keeper = None if self.keeper is None else self.keeper.at(shares.network)
+        recipe = self.recipe
+        if keeper is None or not recipe.refits:
+            return Finished(child=child, steps=self._renew(child, shares, recipe.renorm_after, keeper))
+        refitted = copy.deepcopy(child)
+        images = keeper.images
+        session = self.refit(refitted, shares, images.statistics, recipe.targets, recipe.refit_steps, images.judging)
+        self.renormalise_as_asked(refitted, self.couplings, shares)
+        steps = self._renew(child, shares, recipe.renorm, keeper)
+        steps.append(keeper.compare("refit", recipe.refit, child, refitted))
+        if steps[-1].kept:
+            return Finished(child=refitted, session=session, steps=steps)
+        return Finished(child=child, steps=steps)
+
+    def refit(
+        self, child: nn.Module, shares: Shares, images: Loader, targets: str, steps: int, held: Loader | None = None
+    ) -> Together | None:
+        """Refit an average in place, see `refit_layers`; by ridge where the recipe names no method."""
+        recipe = self.recipe
+        return refit_layers(
+            child,
+            self.networks,
+            self.groups,
+            self.couplings,
+            shares,
+            images,
+            method=recipe.refit if recipe.refits else "ridge",
+            targets=targets,
+            steps=steps,
+            augment=Augmentation.suited_to(images.image_shape) if recipe.augment else None,
+            labels=self.ensemble.labels,
+            joint=self.ensemble.joint,
+            seed=recipe.seed,
+            held=held,
+        )
+
+    def renormalise(
+        self,
+        child: nn.Module,
+        couplings: Sequence[Couplings],
+        shares: Shares | Sequence[float],
+        method: str,
+        kept: Sequence[str] = (),
+    ) -> None:
+        """Renormalise an average of the parents in place, but for layers to be kept as they are."""
+        merged = Merged(self.networks, self.groups, couplings, shares, self.example)
+        images = None if self.calibration is None else for_statistics(self.calibration, self.recipe)
+        renormalise(child, method, images, merged, kept)
+
+    def renormalise_as_asked(
+        self, child: nn.Module, couplings: Sequence[Couplings], shares: Shares | Sequence[float]
+    ) -> None:
+        """Renormalise by the recipe; layers of which all that is before them is kept apart hold already."""
+        self.renormalise(child, couplings, shares, self.recipe.renorm_after, self._settled)
+
+    def _renew(self, child: nn.Module, shares: Shares, method: str, keeper: Keeper | None) -> list[Step]:
+        """Renormalise an average in place; by `auto`, only where that helps, and with the step that it was."""
+        if keeper is None or method != "auto" or chosen_method("auto", child) != "reset":
+            self.renormalise(child, self.couplings, shares, method, self._settled)
+            return []
+        assert self.calibration is not None
+        images, some = (for_statistics(own, self.recipe) for own in (self.calibration, keeper.images.statistics))
+        return [keeper.renew_where_nearer(child, images, some, self._settled)]
+
+    @property
+    def _settled(self) -> Sequence[str]:
+        """Layers of which all that is before them is kept apart: they have their parents' statistics still."""
+        return () if self.apart is None else self.apart.settled

@@ -1,0 +1,173 @@
+"""A fusion before anything is matched: its inputs, checked, and its parents as they teach."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from depfuse.align.statistics.shared import SharedMoments
+from depfuse.data.loader import Loader
+from depfuse.ensemble.ensemble import Ensemble
+from depfuse.ensemble.label_sets import LabelSets
+from depfuse.fusion.checks import check_images, check_parents, check_renorm, check_unequal, example_of, label_sets
+from depfuse.fusion.resolve import check_widths, resolve_refit
+from depfuse.fusion.same_modules import check_alike
+from depfuse.fusion.widths import shapes_of, widest
+from depfuse.groups import ChannelGroups
+from depfuse.networks.copying import evaluation_copy, private_copy
+from depfuse.recipe import Recipe
+from depfuse.teach.teachers import Teachers, prepared
+
+OnStep = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What `fuse` was called with; the attributes are its arguments."""
+
+    models: Sequence[nn.Module]
+    recipe: Recipe
+    calibration: Loader | None
+    example: Tensor | None
+    groups: ChannelGroups | None
+    labels: Sequence[Sequence[int]] | None
+    template: nn.Module | None
+    allow_fixed: bool | None
+    shared: SharedMoments | None
+    on_step: OnStep | None
+
+
+@dataclass(frozen=True, eq=False)
+class Clock:
+    """Announce each step as it begins, and measure its wall-clock seconds."""
+
+    on_step: OnStep | None
+    model: nn.Module
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def announce(self, name: str) -> None:
+        """Call `on_step` with a step's name."""
+        if self.on_step is not None:
+            self.on_step(name)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Announce and measure what is done inside, on the device as well."""
+        self.announce(name)
+        started = time.perf_counter()
+        yield
+        tensor = next(self.model.parameters(), None)
+        if tensor is not None and tensor.is_cuda:
+            torch.cuda.synchronize(tensor.device)
+        self.seconds[name] = time.perf_counter() - started
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """Checked inputs of a fusion, and its parents as they teach.
+
+    Attributes
+    ----------
+    inputs
+        What was asked for.
+    recipe
+        With its refit.
+    refit_reason
+        What `refit auto` became and why; empty where the recipe named the refit.
+    copies
+        The parents' own copies, in evaluation mode; a fusion changes no network that it was given.
+    taught
+        The copies as they teach: with renewed statistics or one head where they were changed so.
+    ensemble
+        These, with the recipe's shares.
+    template
+        A network that the child is like, where it is like none of the parents.
+    alone
+        The parents as networks by themselves, where they know the same labels.
+    example
+        An input, where one is known.
+    shared
+        Moments of the copies, for several fusions of the same parents.
+    unequal
+        Whether the parents, or the template, have several widths.
+    step
+        Measures the steps.
+    """
+
+    inputs: Inputs
+    recipe: Recipe
+    refit_reason: str
+    copies: Sequence[nn.Module]
+    taught: Teachers
+    ensemble: Ensemble
+    template: nn.Module | None
+    alone: Sequence[nn.Module]
+    example: Tensor | None
+    shared: SharedMoments | None
+    unequal: bool
+    step: Clock
+    labels: LabelSets | None
+    own_template: nn.Module | None
+
+    @classmethod
+    def of(cls, inputs: Inputs) -> Prepared:
+        """Check what can be checked before groups are found, and prepare the teachers.
+
+        Raises
+        ------
+        RecipeError
+            The parents do not match, or the recipe does not suit them.
+        """
+        given, template, calibration = inputs.models, inputs.template, inputs.calibration
+        sets = label_sets(inputs.labels, given, template)
+        check_parents(given if template is None or sets is not None else [*given, template], sets)
+        no_input = inputs.example is None and calibration is None
+        example = None if no_input else example_of(inputs.example, calibration)
+        check_alike(given if template is None else [*given, template], example)
+        copies = [private_copy(model, example) for model in given]
+        template = None if template is None else evaluation_copy(template)
+        shared = None if inputs.shared is None else inputs.shared.known_as(given, copies)
+        like = template or widest(copies, inputs.recipe.width_of)
+        recipe, refit_reason = resolve_refit(inputs.recipe, copies, like, calibration, sets)
+        shares = recipe.shares(len(copies))
+        check_images(recipe, calibration)
+        check_renorm(recipe, copies[0])
+        taught = prepared(copies, recipe, shares, calibration, sets, template)
+        models, known = taught.models, taught.labels
+        kept = None if taught.joint else template
+        unequal = known is None and any(shapes_of(m) != shapes_of(models[0]) for m in (*models, kept or models[0]))
+        if unequal:
+            check_unequal(recipe, kept)
+        check_widths(recipe, one_width=not unequal)
+        return cls(
+            inputs=inputs,
+            recipe=recipe,
+            refit_reason=refit_reason,
+            copies=copies,
+            taught=taught,
+            ensemble=Ensemble(models, shares, known, taught.joint),
+            template=kept,
+            alone=copies if sets is None else (),
+            example=example,
+            shared=shared,
+            unequal=unequal,
+            step=Clock(inputs.on_step, models[0]),
+            labels=sets,
+            own_template=template,
+        )
+
+    def ensemble_of(self, images: Loader) -> Ensemble:
+        """Prepare the parents once more with one head, found on more images."""
+        recipe, shares = self.recipe.changed(joint_head="always"), self.ensemble.shares
+        taught = prepared(self.copies, recipe, shares, images, self.labels, self.own_template)
+        return replace(self.ensemble, networks=taught.models)
+
+    @property
+    def input(self) -> Tensor:
+        """An input to trace a network with; raises `RecipeError` where none is known."""
+        return example_of(self.example, self.inputs.calibration)
