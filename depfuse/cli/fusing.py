@@ -43,7 +43,7 @@ from depfuse.io.checkpoint import state_digest, write_checkpoint
 from depfuse.io.output_files import check_outputs, check_weights_name
 from depfuse.models import with_classes
 from depfuse.recipe import Recipe
-from depfuse.refit import refit_head
+from depfuse.refit import refit_heads
 from depfuse.renorm import chosen_method, has_batch_norm
 from depfuse.renorm.registry import METHODS
 from depfuse.report import (
@@ -374,10 +374,7 @@ def _with_refitted_heads(fused: _Fused, shares: Sequence[float], work: Work) -> 
     models, labels = fused.result.teachers, fused.result.labels
     template = None if fused.result.joint else fused.template
     try:
-        return [
-            refit_head(parent, models, shares, fused.calibration, labels=labels, template=template)
-            for parent in range(len(models))
-        ]
+        return refit_heads(models, shares, fused.calibration, labels=labels, template=template)
     except (ArchitectureError, RecipeError):
         return []
 

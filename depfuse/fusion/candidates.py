@@ -31,7 +31,7 @@ from depfuse.groups.partition import parts_by_stage
 from depfuse.merge import Shares
 from depfuse.networks.layout import choose_layout
 from depfuse.networks.running import evaluating
-from depfuse.refit import Together, refit_head
+from depfuse.refit import Together, refit_heads
 from depfuse.refit.second_order.gauss_newton import gauss_newton_step
 from depfuse.renorm import settle_batch_norm
 from depfuse.tasks.outputs import distance_of
@@ -120,25 +120,32 @@ class Family:
         shares = Shares(recipe.shares(len(self._models)))
         found: list[Candidate] = []
 
-        def add(name: str, make: Callable[[], nn.Module]) -> float:
-            """The disagreement of a new candidate; infinity where there can be none."""
-            started = time.perf_counter()
-            try:
-                network = make()
-            except (ArchitectureError, RecipeError):  # the network cannot be taken apart, or its head not be refitted
-                return float("inf")
-            seconds = time.perf_counter() - started
+        def judged(name: str, network: nn.Module, seconds: float) -> float:
+            """Add a candidate; its disagreement."""
             losses, scale = judge(network)
             found.append(Candidate(name, network, mean_or_infinite(losses), seconds, scale, losses))
             return found[-1].disagreement
 
+        def add(name: str, make: Callable[[], nn.Module]) -> float:
+            """Make a candidate and add it; its disagreement, infinity where there can be none."""
+            started = time.perf_counter()
+            try:
+                network = make()
+            except (ArchitectureError, RecipeError):  # the network cannot be taken apart
+                return float("inf")
+            return judged(name, network, time.perf_counter() - started)
+
         bases: dict[str, int] = {}
+        started = time.perf_counter()
+        heads = self._heads(seen)
+        spent = (time.perf_counter() - started) / len(self._models)
         for number in range(len(self._models)):
             name = f"parent {number + 1}"
             bases |= {name: number, f"{name}, head refitted": number}
             if self.alone:
                 add(name, partial(_copied, self.alone[number]))
-            add(f"{name}, head refitted", partial(self._head, number, shares.network, seen))
+            if heads:
+                judged(f"{name}, head refitted", heads[number], spent)
         merged = {"average": shares}
         least = min((candidate.disagreement for candidate in found), default=float("inf"))
         base = bases[best_of(found).name] if found else 0
@@ -186,10 +193,15 @@ class Family:
         assert self.material.example is not None
         return self.material.example
 
-    def _head(self, number: int, shares: Sequence[float], images: Loader) -> nn.Module:
-        return refit_head(
-            number, self._models, shares, images, labels=self.material.ensemble.labels, template=self.material.template
-        )
+    def _heads(self, images: Loader) -> list[nn.Module]:
+        """The parents with their heads refitted; none where the network cannot be taken apart."""
+        ensemble = self.material.ensemble
+        try:
+            return refit_heads(
+                self._models, ensemble.shares, images, labels=ensemble.labels, template=self.material.template
+            )
+        except (ArchitectureError, RecipeError):
+            return []
 
     def _merged_from(self, base: int, shares: Shares) -> list[tuple[str, Shares]]:
         """One parent up to a stage and all from there on: names and shares, the last stage first."""

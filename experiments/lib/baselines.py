@@ -17,7 +17,7 @@ from depfuse.ensemble.distance import EnsembleDistance
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import DataError
 from depfuse.fusion.comparison import naive_average
-from depfuse.refit import refit_head
+from depfuse.refit import refit_heads
 from depfuse.renorm import renormalise
 from depfuse.teach.distil import Further
 from depfuse.teach.joint_head import renewed
@@ -88,10 +88,7 @@ def best_parent(seen: Seen, epochs: int = 0) -> nn.Module:
         further = Further(of.without_held_out(seen.images, seen.seed))
     taught = teachers(of, calibration if further is None else further.images(calibration.device, seen.seed))
     template = None if taught.joint else of.template
-    heads = [
-        refit_head(number, taught.models, of.shares, calibration, labels=taught.labels, template=template)
-        for number in range(len(taught.models))
-    ]
+    heads = refit_heads(taught.models, of.shares, calibration, labels=taught.labels, template=template)
     teacher = Ensemble(taught.models, of.shares, taught.labels, joint=taught.joint)
     best = copy.deepcopy(min(heads, key=EnsembleDistance(teacher, calibration)))
     if further is not None:

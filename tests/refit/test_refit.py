@@ -26,7 +26,7 @@ from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
 from depfuse.merge import average
 from depfuse.merge.shares import Shares
 from depfuse.models import build_network, with_classes
-from depfuse.refit import Together, refit_head, refit_layers
+from depfuse.refit import Together, refit_heads, refit_layers
 from depfuse.refit.layerwise.clusters import cluster_channels
 from depfuse.refit.layerwise.ridge import Rows, gram, ridge
 from depfuse.refit.layerwise.rows import Window
@@ -443,7 +443,7 @@ def test_fewer_images_than_inputs_are_said_and_survived():
     assert all(bool(torch.isfinite(tensor).all()) for tensor in child.state_dict().values())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        refit_head(0, models, (0.5, 0.5), loader)  # 12 inputs are few enough
+        refit_heads(models, (0.5, 0.5), loader)  # 12 inputs are few enough
 
 
 class Branching(nn.Module):
@@ -508,7 +508,7 @@ def test_parents_with_other_labels_get_one_joint_head(method):
 def test_a_parent_with_its_head_refitted_to_the_ensemble():
     loader = images(200)
     models = [parent("digits_resnet", seed, loader) for seed in (0, 1)]
-    changed = refit_head(1, models, (0.5, 0.5), loader)
+    changed = refit_heads(models, (0.5, 0.5), loader)[1]
     different = [
         key for key, tensor in changed.state_dict().items() if not torch.equal(tensor, models[1].state_dict()[key])
     ]

@@ -15,7 +15,7 @@ from depfuse.data.tensors import Split
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
 from depfuse.groups import ChannelGroups
-from depfuse.groups.tracing.depgraph import evaluation_copy
+from depfuse.groups.tracing.depgraph import evaluation_copy, unwrap
 from depfuse.merge.average import average
 from depfuse.merge.shares import Shares
 from depfuse.refit.layerwise.ridge import Rows, ridge
@@ -118,23 +118,20 @@ def refit_layers(
         return None
 
 
-def refit_head(
-    parent: int,
+def refit_heads(
     models: Sequence[nn.Module],
     shares: Sequence[float],
     calibration: Loader,
     *,
     labels: LabelSets | None = None,
     template: nn.Module | None = None,
-) -> nn.Module:
-    """Copy one parent and solve its last layer for the logits of the ensemble of all parents.
+) -> list[nn.Module]:
+    """Copy every parent and solve its last layer for the logits of the ensemble of all parents.
 
-    A child is worth having only if it surpasses this network.
+    A child is worth having only if it surpasses these networks. All are solved in one pass over the images.
 
     Parameters
     ----------
-    parent
-        Its number.
     models, shares, calibration, labels
         As for `refit_layers`.
     template
@@ -147,21 +144,28 @@ def refit_head(
     ArchitectureError
         The network cannot be decomposed, see `Program`, or not at the widths of all parents.
     """
-    if labels is None:
-        child = evaluation_copy(models[parent])
-    else:
-        one_share = [1.0 if number == parent else 0.0 for number in range(len(models))]
-        child = average(models, ChannelGroups(()), [{}] * len(models), one_share, labels, template)
+    children = [_of_all_labels(models, number, labels, template) for number in range(len(models))]
     states = [model.state_dict() for model in models]
     try:
         with torch.no_grad():
-            _Refit(child, states, Shares.create(shares), calibration, labels, 0).head()
+            run = _Refit(children[0], states, Shares.create(shares), calibration, labels, 0)
+            run.heads([dict(unwrap(child).state_dict()) for child in children])
     except RuntimeError as error:
         shapes = [{key: tensor.shape for key, tensor in state.items()} for state in states]
         if labels is not None or all(shape == shapes[0] for shape in shapes):
             raise
         raise ArchitectureError(f"the network's operations depend on its width: {error}") from None
-    return child
+    return children
+
+
+def _of_all_labels(
+    models: Sequence[nn.Module], number: int, labels: LabelSets | None, template: nn.Module | None
+) -> nn.Module:
+    """Copy one parent, with an output for each label that any knows."""
+    if labels is None:
+        return evaluation_copy(models[number])
+    one_share = [1.0 if number == other else 0.0 for other in range(len(models))]
+    return average(models, ChannelGroups(()), [{}] * len(models), one_share, labels, template)
 
 
 def can_be_refitted(model: nn.Module, images: Loader) -> bool:
@@ -239,14 +243,15 @@ class _Refit:
         split = Split(self.loader.images[:count], self.loader.labels[:count])
         return Loader(split, self.loader.preprocessing, batch_size=self.size, device=self.loader.device)
 
-    def head(self) -> None:
-        """Solve the layer that gives the logits, and no other."""
-        walk = Walk(self.program, [*self.parents, self.state], self.loader)
+    def heads(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Solve the layer that gives the logits, and no other: each state is a parent's, but for that layer."""
+        walk = Walk(self.program, self.parents, self.loader)
         unit = self.outputs or next((unit for unit in self.units if unit.target is self.program.output), None)
         if unit is None:
             raise RecipeError("the layer that gives the class scores cannot be refitted")
         self._check_count([unit])
-        self._solve_forward(unit, walk, Targets(self.shares, {}, self.labels, self.outputs))
+        targets = Targets(self.shares, {}, self.labels, self.outputs)
+        self._solve(unit, walk, targets, [walk.position(unit.target) + 1] * len(self.parents), states)
 
     def in_parallel(self, *, pooled: bool) -> None:
         """Solve each unit from the parents' inputs, stacked as rows (`pooled`) or averaged."""
@@ -287,25 +292,35 @@ class _Refit:
             self._write(unit, window, weight, rows)
 
     def _solve_forward(self, unit: Unit, walk: Walk, targets: Targets) -> None:
-        window, intercept = Window.of(unit.node), has_intercept(unit)
-        parents = len(self.parents)
-        start, end = walk.position(unit.node), walk.position(unit.target) + 1
+        """Solve a unit of the child, which the walk runs after the parents."""
+        end = walk.position(unit.target) + 1
+        self._solve(unit, walk, targets, [end] * len(self.parents) + [walk.position(unit.node)], [self.state])
+
+    def _solve(
+        self, unit: Unit, walk: Walk, targets: Targets, ends: Sequence[int], states: Sequence[dict[str, Tensor]]
+    ) -> None:
+        """Solve a unit for the parents' mixture, in the states of the last networks of a walk, each from its inputs."""
+        window, intercept, parents = Window.of(unit.node), has_intercept(unit), len(self.parents)
         needed = [unit.target, unit.input, *([unit.other] if unit.other is not None else [])]
         places = self._places(unit, window)
-        stack = _Stack(len(self.loader))
-        for number, values in enumerate(walk.until([end] * parents + [start], needed)):
+        stacks = [_Stack(len(self.loader)) for _ in states]
+        for number, values in enumerate(walk.until(ends, needed)):
             chosen = places(number)
-            target, bounds = targets(unit, [parent_values[unit.target] for parent_values in values[:parents]])
-            if unit.other is not None:
-                carried = values[parents][unit.other]
-                target = target - carried
-                bounds = None if bounds is None else bounds - carried
-            parts = [self._inputs(window, values[parents][unit.input], chosen, intercept)]
-            parts += [window.outputs(part, chosen) for part in (target, bounds) if part is not None]
-            stack.add(number, parts)
-        rows = Rows(*stack.tensors)
-        weight, _ = ridge(rows, self._prior(unit, window), intercept=intercept)
-        self._write(unit, window, weight, rows)
+            mixture, limits = targets(unit, [parent_values[unit.target] for parent_values in values[:parents]])
+            for stack, inputs in zip(stacks, values[-len(states) :], strict=True):
+                target, bounds = mixture, limits
+                if unit.other is not None:
+                    carried = inputs[unit.other]
+                    target = target - carried
+                    bounds = None if bounds is None else bounds - carried
+                parts = [self._inputs(window, inputs[unit.input], chosen, intercept)]
+                parts += [window.outputs(part, chosen) for part in (target, bounds) if part is not None]
+                stack.add(number, parts)
+        for stack, state in zip(stacks, states, strict=True):
+            self.state = state
+            rows = Rows(*stack.tensors)
+            weight, _ = ridge(rows, self._prior(unit, window), intercept=intercept)
+            self._write(unit, window, weight, rows)
 
     def _inputs(self, window: Window, x: Tensor, places: Tensor | None, intercept: bool) -> Tensor:
         rows = window.inputs(x, places)
