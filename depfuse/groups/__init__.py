@@ -1,4 +1,4 @@
-"""Channel groups: what may be permuted, found by DepGraph and proved."""
+"""Channel groups: channels that may be permuted, found by DepGraph and proved."""
 
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, Slot, Tap, random_permutations
 from depfuse.groups.find import find_groups

@@ -1,4 +1,4 @@
-"""From labels to channel groups: which classes of positions may be exchanged for one another.
+"""Assembly of channel groups from labels: classes of positions that may be exchanged for one another.
 
 Two classes may be exchanged when they occupy the same slots, the same number of times in each, and belong
 to the same blocks. Whole blocks may be exchanged when their members correspond one to one. What this
@@ -35,7 +35,7 @@ class _Spot:
 
 
 class _Occurrences:
-    """Where each class occurs: parallel arrays of spot, class and position, sorted by class and place in it."""
+    """Occurrences of each class: parallel arrays of spot, class and position, sorted by class and place in it."""
 
     def __init__(self, replay: Replay, classes: Classes) -> None:
         self.spots: list[_Spot] = []
@@ -71,26 +71,26 @@ class _Occurrences:
             self.in_rows[int(self.member[row])][self.spots[spot].kind].add(place)
 
     def of(self, member: int) -> slice:
-        """Rows of one class."""
+        """Return the rows of one class."""
         return slice(int(self.starts[member]), int(self.starts[member + 1]))
 
     def in_one_order(self, first: int, second: int) -> bool:
-        """Whether two classes have the same positions in the rows of their two blocks."""
-        ours, theirs = self.in_rows.get(first, {}), self.in_rows.get(second, {})
-        for kind in ours.keys() & theirs.keys():
-            spots = [{spot for spot, _ in places[kind]} for places in (ours, theirs)]
-            positions = [{position for _, position in places[kind]} for places in (ours, theirs)]
+        """Tell whether two classes have the same positions in the rows of their two blocks."""
+        firsts, others = self.in_rows.get(first, {}), self.in_rows.get(second, {})
+        for kind in firsts.keys() & others.keys():
+            spots = [{spot for spot, _ in places[kind]} for places in (firsts, others)]
+            positions = [{position for _, position in places[kind]} for places in (firsts, others)]
             if spots[0] != spots[1] and positions[0] != positions[1]:
                 return False
-        return ours.keys() == theirs.keys()
+        return firsts.keys() == others.keys()
 
     def occurs(self, member: int) -> bool:
-        """Whether a class has a position in any tensor; one that only names a block may have none."""
+        """Tell whether a class has a position in any tensor; one that only names a block may have none."""
         return bool(self.starts[member] < self.starts[member + 1])
 
 
 def _rows(factor: Factor, axis: int) -> Iterable[tuple[Tensor | None, np.ndarray]]:
-    """The labels along a parameter's axis, once per block of rows where they depend on the block."""
+    """Return the labels along a parameter's axis, once per block of rows where they depend on the block."""
     labels = factor.labels
     if factor.axes == {axis}:
         yield None, labels.reshape(-1).numpy()
@@ -103,20 +103,20 @@ def _rows(factor: Factor, axis: int) -> Iterable[tuple[Tensor | None, np.ndarray
 
 
 def _signatures(occurrences: _Occurrences, identities: np.ndarray, count: int) -> np.ndarray:
-    """One hash per class of how often it occurs at each identity (spot or kind), and in which places of the class."""
-    found: np.ndarray = np.zeros(count, dtype=np.uint64)
+    """Hash, per class, how often it occurs at each identity (spot or kind), and in which places of the class."""
+    signatures: np.ndarray = np.zeros(count, dtype=np.uint64)
     if not len(occurrences.spot):
-        return found
+        return signatures
     identity = identities[occurrences.spot] * (int(occurrences.place.max()) + 1) + occurrences.place
     identity = np.unique(identity, return_inverse=True)[1]
     width = int(identity.max()) + 1
     pair, times = np.unique(occurrences.member * width + identity, return_counts=True)
-    np.add.at(found, pair // width, mixed(mixed(pair % width) + mixed(times + 7)))
-    return found
+    np.add.at(signatures, pair // width, mixed(mixed(pair % width) + mixed(times + 7)))
+    return signatures
 
 
 def assemble(replay: Replay, classes: Classes) -> ChannelGroups:
-    """Channel groups from a replayed trace, in the order in which the network first uses them."""
+    """Assemble channel groups from a replayed trace, in the order in which the network first uses them."""
     occurrences = _Occurrences(replay, classes)
     free_of = np.zeros(classes.count, dtype=np.int64)
     reasons = ["", *dict.fromkeys(classes.reasons.values())]
@@ -157,10 +157,10 @@ def assemble(replay: Replay, classes: Classes) -> ChannelGroups:
         replace(
             groups[g],
             name=name_of[g],
-            taps=found,
+            taps=group_taps,
             inside=None if (block := around[g]) is None else (name_of[block[0]], block[1]),
         )
-        for g, found in zip(order, taps, strict=True)
+        for g, group_taps in zip(order, taps, strict=True)
     )
     parameters = {
         key: tuple(replay.trace.tensors[key].shape)
@@ -172,7 +172,7 @@ def assemble(replay: Replay, classes: Classes) -> ChannelGroups:
 
 
 def _first(occurrences: _Occurrences, unit: Sequence[int]) -> tuple[int, int]:
-    """(spot, position) of the earliest occurrence of a unit."""
+    """Find (spot, position) of the earliest occurrence of a unit."""
     rows = np.concatenate([np.arange(s.start, s.stop) for s in map(occurrences.of, unit)])
     spots, positions = occurrences.spot[rows], occurrences.position[rows]
     place = np.lexsort((positions, spots))[0]
@@ -180,23 +180,23 @@ def _first(occurrences: _Occurrences, unit: Sequence[int]) -> tuple[int, int]:
 
 
 def _enclosing(ranks: Sequence[Sequence[Sequence[int]]]) -> list[tuple[int, int] | None]:
-    """For each group (its units' members), the smallest block of another group that holds all of it: (group, block)."""
+    """Find, for each group (its units' members), the smallest block of another that holds it all: (group, block)."""
     sets = [[frozenset(unit) for unit in units] for units in ranks]
     blocks_of: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for number, units in enumerate(sets):
         for rank, unit in enumerate(units) if len(ranks[number][0]) > 1 else ():
             for member in unit:
                 blocks_of[member].append((number, rank))
-    found: list[tuple[int, int] | None] = []
+    enclosing: list[tuple[int, int] | None] = []
     for number, units in enumerate(sets):
-        own = frozenset().union(*units)
-        holding = [(g, b) for g, b in blocks_of.get(ranks[number][0][0], ()) if g != number and own <= sets[g][b]]
-        found.append(min(holding, key=lambda place: len(sets[place[0]][place[1]]), default=None))
-    return found
+        members = frozenset().union(*units)
+        holding = [(g, b) for g, b in blocks_of.get(ranks[number][0][0], ()) if g != number and members <= sets[g][b]]
+        enclosing.append(min(holding, key=lambda place: len(sets[place[0]][place[1]]), default=None))
+    return enclosing
 
 
 def _blocks_first(order: Sequence[int], around: Sequence[tuple[int, int] | None]) -> list[int]:
-    """The same order, but that each block group comes before its inner groups."""
+    """Sort the groups so that each block group comes before its inner groups."""
     placed: dict[int, None] = {}
     for group in order:
         chain = [group]
@@ -211,7 +211,7 @@ def _first_uses(replay: Replay) -> list[str]:
 
 
 def _block_drafts(occurrences: _Occurrences, classes: Classes) -> list[tuple[list[list[int]], str | None]]:
-    """Groups whose units are whole blocks."""
+    """Draft the groups whose units are whole blocks."""
     cells: dict[tuple[int, ...], set[int]] = defaultdict(set)
     around_block: dict[int, list[int]] = defaultdict(list)  # class -> the blocks that it lies in
     if classes.blocks:
@@ -240,10 +240,12 @@ def _block_drafts(occurrences: _Occurrences, classes: Classes) -> list[tuple[lis
         coarser = sorted(numbers[other] for other in around if len(other) > len(cell))
         finer = sorted(len(other) for other in around if len(other) <= len(cell))
         shape = Counter(int(by_kind[member]) for member in cell)
-        own = sorted(int(by_kind[block]) for block in blocks)
+        block_kinds = sorted(int(by_kind[block]) for block in blocks)
         pinned = next((classes.reasons[m] for m in (*cell, *blocks) if m in classes.reasons), "")
         within = sorted(outer for block in blocks for outer in around_block[block])
-        key = hash((tuple(sorted(shape.items())), tuple(own), tuple(coarser), tuple(finer), tuple(within), pinned))
+        key = hash(
+            (tuple(sorted(shape.items())), tuple(block_kinds), tuple(coarser), tuple(finer), tuple(within), pinned)
+        )
         members = sorted(
             cell,
             key=lambda m: (
@@ -255,11 +257,11 @@ def _block_drafts(occurrences: _Occurrences, classes: Classes) -> list[tuple[lis
         if any(occurrences.occurs(member) for member in unit):
             alike = drafts[key, pinned]
             fitting = (units for units in alike if relations.exchangeable(units[0], unit))
-            known = next(fitting, None)
-            if known is None:
+            equal_units = next(fitting, None)
+            if equal_units is None:
                 alike.append([unit])
             else:
-                known.append(unit)
+                equal_units.append(unit)
     return [
         ([[member for member in unit if occurrences.occurs(member)] for unit in units], pinned or None)
         for (_, pinned), alike in drafts.items()
@@ -285,7 +287,7 @@ class _Blocks:
                 self._around[member].append(label)
 
     def exchangeable(self, first: Sequence[int], second: Sequence[int]) -> bool:
-        """Whether exchanging two units member by member takes every block to a block.
+        """Tell whether exchanging two units member by member takes every block to a block.
 
         Where a block has rows of its own in a grouped convolution, its channels move along with them, in their order.
         """
@@ -299,7 +301,7 @@ class _Blocks:
         ) and all(map(self._occurrences.in_one_order, first, second))
 
     def _is_taken_to(self, label: int, other: int, exchange: Mapping[int, int]) -> bool:
-        """Whether a block's own name goes where its members go; a channel that stays keeps each of its positions."""
+        """Tell whether a block's own name goes where its members go; a fixed channel keeps each of its positions."""
         name, target = int(self._classes.of[label]), int(self._classes.of[other])
         if name in self._classes.reasons or target in self._classes.reasons:
             return label == other
@@ -309,18 +311,18 @@ class _Blocks:
 
 
 def _nested(block: int, inside: Mapping[int, Sequence[int]]) -> set[int]:
-    """The classes that lie in a block, or in a block that names one of them: all of them move with it."""
-    found: set[int] = set()
+    """Collect the classes in a block, and in blocks that name one of them: all of them move with it."""
+    nested: set[int] = set()
     stack = [block]
     while stack:
-        new = set(inside.get(stack.pop(), ())) - found - {block}
-        found |= new
+        new = set(inside.get(stack.pop(), ())) - nested - {block}
+        nested |= new
         stack.extend(new)
-    return found
+    return nested
 
 
 def _slots(occurrences: _Occurrences, units: Sequence[Sequence[int]]) -> tuple[Slot, ...]:
-    """Slots of the group whose channels are `units`; each unit's positions in the order of its members."""
+    """Make slots of the group whose channels are `units`; each unit's positions in the order of its members."""
     whole_blocks = len(units[0]) > 1
     ranks = np.repeat(np.arange(len(units)), [len(unit) for unit in units])
     members = np.concatenate([np.asarray(unit) for unit in units])
@@ -345,14 +347,14 @@ def _slots(occurrences: _Occurrences, units: Sequence[Sequence[int]]) -> tuple[S
 
 
 def _names(groups: Sequence[ChannelGroup]) -> list[str]:
-    """Each group named after the layer that first produces it, numbered where several share it."""
+    """Name each group after the layer that first produces it, numbered where several share it."""
     names = [_layer(group) for group in groups]
     totals, seen = Counter(names), Counter[str]()
-    found = []
+    numbered = []
     for name in names:
         seen[name] += 1
-        found.append(f"{name}#{seen[name]}" if totals[name] > 1 else name)
-    return found
+        numbered.append(f"{name}#{seen[name]}" if totals[name] > 1 else name)
+    return numbered
 
 
 def _layer(group: ChannelGroup) -> str:
@@ -365,7 +367,7 @@ def _layer(group: ChannelGroup) -> str:
 
 
 def _fixed_tensors(replay: Replay, classes: Classes, groups: Sequence[ChannelGroup]) -> dict[str, str]:
-    """State-dict key -> reason, of the floating-point tensors in no free group."""
+    """Map state-dict key -> reason, for the floating-point tensors in no free group."""
     moved = {slot.key for group in groups if group.fixed is None for slot in group.slots}
     return {
         key: _why(replay.leaves.get(leaf), classes)

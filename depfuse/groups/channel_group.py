@@ -42,13 +42,13 @@ class Slot:
     within: tuple[int, Tensor] | None = None
 
     def read(self, tensor: Tensor) -> Tensor:
-        """Entries of the slot, channel first: (n_channels, repeats * size of all other axes)."""
+        """Read the slot's entries, channel first: (n_channels, repeats * size of all other axes)."""
         part = tensor if self.within is None else tensor.index_select(self.within[0], self.within[1])
         part = part.movedim(self.axis, 0)
         return part[self.index.to(part.device)].reshape(len(self.index), -1)
 
     def write(self, tensor: Tensor, entries: Tensor) -> Tensor:
-        """Copy of `tensor` whose slot holds `entries`, laid out as `read` gives them."""
+        """Copy `tensor` with `entries` in the slot, laid out as `read` returns them."""
         result = tensor.clone()
         part = result if self.within is None else result.index_select(*self.within)
         moved = part.movedim(self.axis, 0)
@@ -59,7 +59,7 @@ class Slot:
         return result
 
     def permute(self, tensor: Tensor, permutation: Tensor) -> Tensor:
-        """Copy of `tensor` in which channel c holds what channel permutation[c] held before."""
+        """Copy `tensor` with old channel permutation[c] in the place of channel c."""
         order = torch.arange(tensor.shape[self.axis])
         order[self.index] = self.index[permutation.cpu()]
         order = order.to(tensor.device)
@@ -75,8 +75,8 @@ class Tap:
     """A module whose input or output carries a group's channels.
 
     `index` is (n_channels, repeats): the positions of each channel on `axis` of that tensor.
-    `position` tells on which side of the non-linearity the tensor lies: `before` (what a layer and its
-    normalisation give) or `after` (what the next layer takes in).
+    `position` tells on which side of the non-linearity the tensor lies: `before` (output of a layer and its
+    normalisation) or `after` (input of the next layer).
 
     `through` names a weight (n_out, n_in) and a bias or None, both state-dict keys: the channels are those of this
     linear map of the module's tensor, its axis `axis` brought last. Attention that projects by a function instead of
@@ -101,8 +101,8 @@ class ChannelGroup:
 
     The channels of a *block group* are whole blocks of positions: the blocks of a grouped convolution, attention heads,
     the groups of a GroupNorm. The positions inside one block form *inner groups*, for which `inside` names the block
-    group and the number of the block. When the blocks are permuted, what an inner group permutes moves along: an inner
-    group is named by the place of its block, not by its contents.
+    group and the number of the block. When the blocks are permuted, the positions of an inner group move along: an
+    inner group is named by the place of its block, not by its contents.
     """
 
     name: str
@@ -113,7 +113,7 @@ class ChannelGroup:
     inside: tuple[str, int] | None = None
 
     def permute(self, state: Mapping[str, Tensor], permutation: Tensor) -> dict[str, Tensor]:
-        """State dict in which channel c of the group holds what channel permutation[c] held before."""
+        """Permute a state dict: channel c of the group takes the entries of channel permutation[c]."""
         result = dict(state)
         for slot in self.slots:
             result[slot.key] = slot.permute(result[slot.key], permutation)
@@ -138,7 +138,7 @@ class ChannelGroups:
     ----------
     groups
         Every group, free and fixed. A block group comes before its inner groups, so that applying group after group
-        moves the blocks first and then what is inside each of them.
+        moves the blocks first and then their contents.
     fixed_tensors
         State-dict key -> reason, for each tensor that no free group permutes.
     parameters
@@ -191,18 +191,18 @@ class ChannelGroups:
 
     @property
     def covered_share(self) -> float:
-        """Share of the network's parameters that lie in at least one free group, 0 to 1."""
+        """Share of the network's parameters in at least one free group, 0 to 1."""
         return self.share_covered(self.parameters)
 
     def share_covered(self, keys: Iterable[str]) -> float:
-        """Share of the entries of these parameters that lie along at least one axis of a free group, 0 to 1."""
+        """Compute the share of these parameters' entries along at least one axis of a free group, 0 to 1."""
         uncovered = self._uncovered()
         sizes = {key: math.prod(self.parameters[key]) for key in keys}
         total = sum(sizes.values())
         return sum(size * (1.0 - uncovered.get(key, 1.0)) for key, size in sizes.items()) / total if total else 0.0
 
     def _uncovered(self) -> dict[str, float]:
-        """State-dict key -> share of the tensor's entries that no free group moves, where that is not all of them."""
+        """Map state-dict key -> share of the tensor's entries that no free group moves, where that is not 1."""
         along: dict[tuple[str, int], float] = {}  # (key, axis) -> share of the axis that lies in free groups
         for group in self.free:
             for slot in group.slots:
@@ -219,7 +219,7 @@ class ChannelGroups:
         return uncovered
 
     def misfit(self, parameters: Mapping[str, Tensor]) -> str | None:
-        """Say which parameter shows that the groups are of another network; None where all are there and as large.
+        """Say which parameter shows that the groups are of another network; return None where all match in size.
 
         Sizes are compared along the axes of free groups: what a network predicts may be other labels.
         """
@@ -227,16 +227,18 @@ class ChannelGroups:
             if key not in parameters or key not in self.parameters:
                 return f"{key} is in one of them only"
         for slot in (slot for group in self.free for slot in group.slots if slot.key in self.parameters):
-            own, their = (int(shape[slot.axis]) for shape in (self.parameters[slot.key], parameters[slot.key].shape))
-            if own != their:
-                return f"axis {slot.axis} of {slot.key} has {their} positions, not {own}"
+            expected, size = (
+                int(shape[slot.axis]) for shape in (self.parameters[slot.key], parameters[slot.key].shape)
+            )
+            if expected != size:
+                return f"axis {slot.axis} of {slot.key} has {size} positions, not {expected}"
         return None
 
     def fix(self, reasons: Mapping[str, str]) -> ChannelGroups:
-        """Copy in which the groups named by `reasons` are fixed, and with them the tensors that only they moved.
+        """Copy with the groups in `reasons` fixed, and with them the tensors that only they moved.
 
         Where an inner group of free blocks is fixed, so are the corresponding ones in the other blocks: else exchanging
-        the blocks would bring what is free to a place where it is not.
+        the blocks would bring free channels to places where they are fixed.
         """
         extended = dict(reasons)
         for orbit in siblings(self.groups):
@@ -266,13 +268,13 @@ class ChannelGroups:
 
 
 def random_permutations(groups: ChannelGroups, seed: int) -> dict[str, Tensor]:
-    """One random permutation (n_channels,) per free group, from `seed`; never the identity, which proves nothing."""
+    """Draw a permutation (n_channels,) per free group from `seed`; never the identity, which proves nothing."""
     generator = torch.Generator().manual_seed(seed)
-    found = {}
+    permutations = {}
     for group in groups.free:
         permutation = torch.randperm(group.size, generator=generator)
-        found[group.name] = permutation if _moves(permutation) else permutation.roll(1)
-    return found
+        permutations[group.name] = permutation if _moves(permutation) else permutation.roll(1)
+    return permutations
 
 
 def _moves(permutation: Tensor) -> bool:
@@ -280,8 +282,8 @@ def _moves(permutation: Tensor) -> bool:
 
 
 def siblings(groups: Sequence[ChannelGroup]) -> list[list[ChannelGroup]]:
-    """The groups of each orbit, fixed groups inside free blocks included, in the order of the flat positions."""
-    known = {group.name: group for group in groups}
+    """List the groups of each orbit, fixed groups inside free blocks included, in the order of the flat positions."""
+    by_name = {group.name: group for group in groups}
     order = _order_in_block(groups)
     roles: dict[str, Hashable] = {}
     places: dict[str, int] = {}
@@ -293,7 +295,7 @@ def siblings(groups: Sequence[ChannelGroup]) -> list[list[ChannelGroup]]:
         path: list[Hashable] = []
         inside = group.inside
         while inside is not None:
-            around, block = known[inside[0]], inside[1]
+            around, block = by_name[inside[0]], inside[1]
             if around.fixed is None:
                 resolve(around)
                 roles[group.name] = (roles[around.name], *path, _signature(group), order[group.name])
@@ -302,40 +304,40 @@ def siblings(groups: Sequence[ChannelGroup]) -> list[list[ChannelGroup]]:
             path += [_signature(around), block]
             inside = around.inside
 
-    found: dict[Hashable, list[ChannelGroup]] = {}
+    orbits: dict[Hashable, list[ChannelGroup]] = {}
     for group in groups:
         resolve(group)
-        found.setdefault(roles[group.name], []).append(group)
-    return [sorted(orbit, key=lambda group: places[group.name]) for orbit in found.values()]
+        orbits.setdefault(roles[group.name], []).append(group)
+    return [sorted(orbit, key=lambda group: places[group.name]) for orbit in orbits.values()]
 
 
 def _order_in_block(groups: Sequence[ChannelGroup]) -> dict[str, int]:
-    """For each inner group, how many that look the same come before it in its block.
+    """Count, for each inner group, the groups of the same form before it in its block.
 
     Where blocks are tied to one another, one unit of the block group holds several of them.
     """
-    known = {group.name: group for group in groups}
+    by_name = {group.name: group for group in groups}
     alike: dict[Hashable, list[ChannelGroup]] = {}
     for group in groups:
         if group.inside is not None:
             alike.setdefault((group.inside, _signature(group)), []).append(group)
-    found: dict[str, int] = {}
+    order: dict[str, int] = {}
     for same in alike.values():
-        ordered = sorted(same, key=lambda inner: _columns(inner, known)) if len(same) > 1 else same
-        found |= {group.name: number for number, group in enumerate(ordered)}
-    return found
+        ordered = sorted(same, key=lambda inner: _columns(inner, by_name)) if len(same) > 1 else same
+        order |= {group.name: number for number, group in enumerate(ordered)}
+    return order
 
 
 def _columns(inner: ChannelGroup, known: Mapping[str, ChannelGroup]) -> list[int]:
-    """Which of its block's positions are an inner group's, in the first slot that shows it."""
+    """Find the block's positions that are an inner group's, in the first slot that contains it."""
     assert inner.inside is not None
     around, block = known[inner.inside[0]], inner.inside[1]
     for slot in inner.slots:
         for other in around.slots if slot.within is None else ():
             if (other.key, other.axis) == (slot.key, slot.axis):
-                found = torch.isin(other.index[block], slot.index).nonzero().flatten().tolist()
-                if found:
-                    return found
+                columns = torch.isin(other.index[block], slot.index).nonzero().flatten().tolist()
+                if columns:
+                    return columns
     return []
 
 

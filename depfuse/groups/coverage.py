@@ -1,4 +1,4 @@
-"""What of a network could not be followed or proved: named, and refused where it is most of it."""
+"""Coverage: warn of what could not be followed or proved, or refuse it where it is most of the network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IN_PLACE = frozenset({TOUCHES_INPUT, TOUCHES_OUTPUT, NOT_USED, SINGLE, KERNEL})
 
 
 def check_followed(model: nn.Module, groups: ChannelGroups, allow_fixed: bool | None, *, stacklevel: int = 3) -> None:
-    """Warn of what could not be followed or proved, or raise `GroupError` where that is not allowed.
+    """Warn of parts of the network that could not be followed or proved, or raise `GroupError`.
 
     Parameters
     ----------
@@ -39,6 +39,4 @@ def check_followed(model: nn.Module, groups: ChannelGroups, allow_fixed: bool | 
     fixed = f"a part of {name} stays fixed: {explain(wrong)}"
     if allow_fixed is False:
         raise GroupError(f"{fixed}; allow that with {allowed} to fuse the rest")
-    warnings.warn(
-        f"{fixed}; the rest, {share:.0%} of the parameters, is fused", DepfuseWarning, stacklevel=stacklevel
-    )
+    warnings.warn(f"{fixed}; the rest, {share:.0%} of the parameters, is fused", DepfuseWarning, stacklevel=stacklevel)

@@ -1,4 +1,4 @@
-"""From a network and an example input to its channel groups."""
+"""Search for the channel groups of a network from an example input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from depfuse.networks.isolation import undisturbed
 
 @undisturbed()
 def find_groups(model: nn.Module, example: Example) -> ChannelGroups:
-    """Channel groups of a network, not yet proved.
+    """Find the channel groups of a network, not yet proved.
 
     The network is traced in eval mode, together with its auxiliary heads, on its own device, and left as it was.
     The channels of a module whose computation depends on values (`branching.py`) are fixed.
@@ -28,7 +28,7 @@ def find_groups(model: nn.Module, example: Example) -> ChannelGroups:
     Parameters
     ----------
     model
-        Any network; wrappers such as DataParallel and torch.compile are looked through.
+        Any network; wrappers such as DataParallel and torch.compile are removed.
     example
         An input the network accepts, with its batch axis: a tensor, or a sequence of positional or a dict
         of keyword inputs.
@@ -37,7 +37,7 @@ def find_groups(model: nn.Module, example: Example) -> ChannelGroups:
     ------
     ArchitectureError
         The forward pass raises on the example, or returns nothing that depends on it; or a copy of the network
-        computes something else, because of its forward hooks.
+        computes another function, because of its forward hooks.
     """
     check_hooks(model, example)
     with ForeignWatch(model) as foreign, BranchWatch(example) as watch, OverwriteWatch() as overwrites:

@@ -1,7 +1,7 @@
-"""A network on generic values: what holds for them holds for every network of that architecture.
+"""Generic values for a network: what holds for them holds for every network of that architecture.
 
-On special values a forgotten slot would not show: a zero scale, a unit variance, a layer scale of 1e-6 that hides a
-whole branch.
+Special values would hide a missing slot: a zero scale, a unit variance, a layer scale of 1e-6 that hides a whole
+branch.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class GenericNetwork:
     In the draws after the first, the entries of each tensor are shuffled as well: other channels are silent then. In
     every second draw the vectors (biases among them) are not negative, so that rectified channels are seldom silent;
     and the tensors named in `damped` are brought to a tenth of their size from draw to draw, so that they do not
-    saturate what they feed (the softmax of attention in a wide network).
+    saturate the next operation (the softmax of attention in a wide network).
 
     Attributes
     ----------
     state
-        Its tensors, by state-dict key.
+        The network's tensors, by state-dict key.
     first
         The outputs of its first run.
     overwritten
@@ -94,20 +94,20 @@ class GenericNetwork:
                 mean.copy_(values.mean(1) + 0.2 * spread.sqrt() * (noise[0] - 0.5))
                 variance.copy_(spread * (0.9 + 0.2 * noise[1]))
 
-        kept = [
+        handles = [
             module.register_forward_pre_hook(before)
             for module in self._network.modules()
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and isinstance(module.running_var, Tensor)
         ]
         try:
-            if kept:
+            if handles:
                 self.run()
         finally:
-            for handle in kept:
+            for handle in handles:
                 handle.remove()
 
     def _separate(self) -> None:
-        """Give every name memory of its own, tied tensors too: they can be permuted in place, each by itself."""
+        """Give every name its own memory, tied tensors too: each is permuted in place by itself."""
         seen: set[int] = set()
         for key, tensor in self.state.items():
             if tensor.data_ptr() in seen:
@@ -116,7 +116,7 @@ class GenericNetwork:
             seen.add(tensor.data_ptr())
 
     def _with_several(self) -> Any:
-        """Several different inputs, where the example is one and the network takes more; else the example's."""
+        """Make several different inputs where the example is one and the network supports more; else keep it."""
         tensors = [leaf for leaf in tree_leaves(self._inputs) if isinstance(leaf, Tensor)]
         if not tensors or any(leaf.dim() == 0 or leaf.shape[0] != 1 for leaf in tensors):
             return self._inputs
@@ -130,7 +130,7 @@ class GenericNetwork:
         return tree_map(extended, self._inputs)
 
     def _first_run(self) -> list[Tensor]:
-        """The outputs for several inputs, or for one where the network takes one only."""
+        """Run several inputs, or one where the network supports only one, and return the outputs."""
         if self._several is not self._inputs:
             try:
                 outputs = self.run()
@@ -142,7 +142,7 @@ class GenericNetwork:
         return self.run()
 
     def run(self) -> list[Tensor]:
-        """All outputs, those of auxiliary heads included, for several inputs where the network takes them."""
+        """Compute all outputs, those of auxiliary heads included, for several inputs where supported."""
         return [output for mode in self._modes for output in self._outputs(self._several, self.state, mode, False)]
 
     def _outputs(
@@ -161,7 +161,7 @@ class GenericNetwork:
 
     @contextmanager
     def changed(self, keys: Sequence[str]) -> Iterator[None]:
-        """While the context is open, the entries of these tensors are twice as large and in reverse order."""
+        """Double the entries of these tensors and reverse their order, within the context."""
         for key in keys:
             self.state[key].copy_(self.state[key].reshape(-1).flip(0).view_as(self.state[key]) * 2)
         try:
@@ -173,13 +173,13 @@ class GenericNetwork:
     def effects(
         self, groups: Sequence[ChannelGroup], permutations: Mapping[str, Tensor]
     ) -> tuple[dict[str, float], bool]:
-        """How much the outputs change, to first order, if one parameter's slot of a group is permuted alone.
+        """Measure how much the outputs change, to first order, if one parameter's slot of a group is permuted alone.
 
-        Group name -> the largest change over its slots of the outputs' projection on a random direction with entries of
-        unit variance, from one backward pass for each mode. Gradients are let go of as soon as they are there.
+        Returns group name -> the largest change, over its slots, of the outputs' projection on a random direction with
+        entries of unit variance, from one backward pass for each mode. Each gradient is released at once.
 
-        Also whether the gradients are those of the function: a small step along them all changes the projection as they
-        predict. They are not where a forward pass rounds, and passes gradients on.
+        Returns as well whether the gradients are those of the function: a small step along them all changes the
+        projection as they predict. They are not where a forward pass rounds and passes gradients on.
         """
         largest = {group.name: 0.0 for group in groups}
         slots: dict[str, list[tuple[str, Slot]]] = defaultdict(list)
@@ -213,10 +213,12 @@ class GenericNetwork:
             along.append(directions)
             before += _projection(outputs, directions)
             size += _projection([out.abs() for out in outputs], [direction.abs() for direction in directions])
-            found = [pair for pair in zip(outputs, directions, strict=True) if pair[0].requires_grad]
+            differentiable = [pair for pair in zip(outputs, directions, strict=True) if pair[0].requires_grad]
             with without_warnings():  # its own thread has no CUDA context at first: torch makes one, and says so
                 try:
-                    torch.autograd.backward([out for out, _ in found], [direction for _, direction in found])
+                    torch.autograd.backward(
+                        [out for out, _ in differentiable], [direction for _, direction in differentiable]
+                    )
                 except (RuntimeError, NotImplementedError) as error:
                     raise GroupError(
                         f"{self.name} has no gradient, so that its groups cannot be proved: {first_line(error)}"
@@ -234,7 +236,7 @@ class GenericNetwork:
 
     @contextmanager
     def moved(self, slot: Slot, permutation: Tensor) -> Iterator[None]:
-        """While the context is open, one slot alone is permuted, in place."""
+        """Permute one slot alone, in place, within the context."""
         self.state[slot.key].copy_(slot.permute(self.state[slot.key], permutation))
         try:
             yield
@@ -243,7 +245,7 @@ class GenericNetwork:
 
     @contextmanager
     def permuted(self, groups: Sequence[ChannelGroup], permutations: Mapping[str, Tensor]) -> Iterator[None]:
-        """While the context is open, the channels of these groups are permuted, in place."""
+        """Permute the channels of these groups, in place, within the context."""
         self._permute(groups, permutations)
         try:
             yield
@@ -258,20 +260,20 @@ class GenericNetwork:
 
 
 def _step(tensor: Tensor) -> Tensor:
-    """A direction to step along: entries as large as the tensor's, of all signs."""
+    """Draw a direction to step along: entries as large as the tensor's, of all signs."""
     pattern = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).remainder_(7.0).sub_(2.5)
     return pattern.mul_(float(tensor.abs().mean())).view_as(tensor)
 
 
 def _projection(outputs: Sequence[Tensor], directions: Sequence[Tensor]) -> float:
-    """The outputs' sum, weighted by directions."""
+    """Sum the outputs, weighted by directions."""
     return sum(float((out.detach() * along).sum()) for out, along in zip(outputs, directions, strict=True))
 
 
 def _make_generic(tensor: Tensor, generator: torch.Generator) -> None:
-    """Move each entry by a tenth of its tensor's scale, in place; what is not negative stays so.
+    """Move each entry by a tenth of its tensor's scale, in place; non-negative tensors stay so.
 
-    Weights too small to pass a signal on (depthwise ones, where they were drawn for their fan-out) are enlarged.
+    Weights too small to pass a signal on (depthwise ones, where they were drawn by fan-out) are enlarged.
     """
     low, high = (float(bound) for bound in tensor.aminmax())
     size = max(abs(low), abs(high))
@@ -291,7 +293,7 @@ def _make_generic(tensor: Tensor, generator: torch.Generator) -> None:
 
 
 def _fingerprint(tensor: Tensor) -> tuple[float, float] | None:
-    """Two sums by which a tensor's values are recognised; none where they are not floating-point."""
+    """Compute two sums by which a tensor's values are recognised; none where they are not floating-point."""
     return (float(tensor.sum()), float(tensor.abs().sum())) if tensor.is_floating_point() else None
 
 

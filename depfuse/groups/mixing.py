@@ -1,7 +1,7 @@
-"""Where a wider network computes something else than the narrower one whose channels it holds.
+"""Diagnosis of a wider network that computes another function than the narrower one whose channels it holds.
 
-Operations entry by entry, sums with weights, and what is done to each channel alone keep channels apart, whatever
-stands beside them. A softmax over channels, a norm over them, or a part that is cut out by its position does not.
+Operations entry by entry, weighted sums and operations on each channel alone keep channels independent of those
+beside them. A softmax or a norm over channels, or a part that is cut out by its position, does not.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ UNFIT = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, Assert
 
 @dataclass(frozen=True)
 class Fault:
-    """Why parents cannot stand side by side.
+    """Reason why parents cannot stand side by side.
 
     Attributes
     ----------
     error
         The largest difference, relative to the largest output; infinite where the network does not run.
     words
-        What is wrong, as the end of a sentence.
+        The fault, as the end of a sentence.
     """
 
     error: float
@@ -40,14 +40,14 @@ class Fault:
 
 
 def outputs_of(model: nn.Module, given: Tensor) -> list[Tensor]:
-    """The tensors that a network returns."""
+    """List the tensors that a network returns."""
     with torch.no_grad(), evaluating(model):
         leaves = tree_leaves(model(given))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def compared(network: nn.Module, expected: Sequence[Tensor], given: Tensor, parent: nn.Module) -> Fault | None:
-    """What is wrong with the outputs of a network that holds the channels of another, a parent, and more."""
+    """Find the fault in the outputs of a network that holds the channels of another, a parent, and more."""
     try:
         outputs = outputs_of(network, given)
     except UNFIT as error:
@@ -65,14 +65,14 @@ def compared(network: nn.Module, expected: Sequence[Tensor], given: Tensor, pare
 
 
 def not_taken(model: nn.Module, error: BaseException) -> Fault:
-    """What is wrong with a network that raises on another number of channels."""
+    """Describe the fault of a network that raises on another number of channels."""
     module = _said(model, raised_in(model, error))
     return Fault(float("inf"), f"{module} takes no other number of channels ({first_line(error)})")
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """A tensor that went into or came out of a module."""
+    """A tensor at the input or output of a module."""
 
     module: str
     side: str
@@ -80,7 +80,7 @@ class _Seen:
 
 
 def _seen(model: nn.Module, given: Tensor) -> list[_Seen]:
-    """The first tensors that go into and come out of each module, in the order in which they were there."""
+    """Record the first input and output tensors of each module, in the order in which they were computed."""
     seen: list[_Seen] = []
 
     def note(module: str, side: str, values: Any) -> None:
@@ -101,17 +101,17 @@ def _seen(model: nn.Module, given: Tensor) -> list[_Seen]:
 
 
 def _mixing_place(parent: nn.Module, network: nn.Module, given: Tensor) -> str:
-    """Where a network that holds a parent's channels first computes something else than the parent."""
+    """Find where a network that holds a parent's channels first computes another function than the parent."""
     before = ""
-    for own, wide in zip(_seen(parent, given), _seen(network, given), strict=False):
-        if (own.module, own.side) != (wide.module, wide.side):
+    for narrow, wide in zip(_seen(parent, given), _seen(network, given), strict=False):
+        if (narrow.module, narrow.side) != (wide.module, wide.side):
             break
-        if not _contains(wide.value, own.value):
-            leaf = next(parent.get_submodule(own.module).children(), None) is None
-            if own.side == "output" and leaf:
-                return _said(parent, own.module)
-            return _between(parent, before, own.module if own.side == "input" else "")
-        before = own.module or before
+        if not _contains(wide.value, narrow.value):
+            leaf = next(parent.get_submodule(narrow.module).children(), None) is None
+            if narrow.side == "output" and leaf:
+                return _said(parent, narrow.module)
+            return _between(parent, before, narrow.module if narrow.side == "input" else "")
+        before = narrow.module or before
     return _between(parent, before, "")
 
 
@@ -121,7 +121,7 @@ def _between(model: nn.Module, first: str, last: str) -> str:
 
 
 def _contains(wide: Tensor, narrow: Tensor) -> bool:
-    """Whether all that a parent's tensor holds is in that of a network with more channels."""
+    """Tell whether a parent's tensor is contained in that of a network with more channels."""
     if wide.dim() != narrow.dim():
         return False
     axes = [axis for axis in range(wide.dim()) if wide.shape[axis] != narrow.shape[axis]]
@@ -132,8 +132,8 @@ def _contains(wide: Tensor, narrow: Tensor) -> bool:
     scale = float(narrow.abs().max()) if narrow.numel() else 0.0
     if not axes:
         return bool(((wide - narrow).abs() <= PLACE_TOLERANCE * scale).all())
-    own, others = (tensor.movedim(axes[0], 0).flatten(1) for tensor in (narrow, wide))
-    distances = torch.cdist(own, others, p=float("inf"))
+    rows, others = (tensor.movedim(axes[0], 0).flatten(1) for tensor in (narrow, wide))
+    distances = torch.cdist(rows, others, p=float("inf"))
     return bool((distances.amin(1) <= PLACE_TOLERANCE * scale).all())
 
 

@@ -1,4 +1,4 @@
-"""Nested groups as trees: which inner groups correspond to one another when blocks are exchanged.
+"""Nested groups as trees: inner groups that correspond to one another when blocks are exchanged.
 
 The smallest example is a grouped convolution with two blocks of three channels each. Its block group has two units.
 Inside block 0 lies an inner group of three output channels, inside block 1 another one: together they are one *orbit*,
@@ -20,7 +20,7 @@ from depfuse.groups.channel_group import ChannelGroup, Role, siblings
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Positions of an axis that belong to an orbit's channels and to nothing inside them.
+    """Positions of an axis that belong to an orbit's channels and to no group inside them.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class Part:
     within: tuple[int, Tensor] | None = None
 
     def read(self, tensor: Tensor) -> Tensor:
-        """Entries, group and channel first: (n_groups, n_channels, repeats * size of all other axes)."""
+        """Read entries, group and channel first: (n_groups, n_channels, repeats * size of all other axes)."""
         groups, size, _ = self.index.shape
         index = self.index.to(tensor.device)
         if self.within is None:
@@ -49,7 +49,7 @@ class Part:
         return part.reshape(groups, rows.shape[1], size, -1).transpose(1, 2).reshape(groups, size, -1)
 
     def permute(self, tensor: Tensor, moved: Tensor) -> Tensor:
-        """Copy in which flat position p holds what flat position moved[p] held before.
+        """Copy with the entries of flat position moved[p] at flat position p.
 
         With `within`, the rows are taken to have been moved already: only the order inside them changes.
         """
@@ -68,7 +68,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Orbit:
-    """Groups that exchanges of blocks carry into one another: one for each block around them.
+    """Groups that exchanges of blocks map to one another: one for each block around them.
 
     A group that lies in no block is an orbit of its own.
 
@@ -77,9 +77,9 @@ class Orbit:
     groups
         (n_groups,) in the order of the flat positions of the blocks around them.
     parts
-        What the orbit's channels hold by themselves; for a block group, what no inner group holds.
+        Parts of the orbit's channels; for a block group, those that no inner group holds.
     children
-        Orbits of the inner groups; empty where the channels are no blocks.
+        Orbits of the inner groups; empty where the channels are not blocks.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -97,17 +97,17 @@ class Orbit:
         return self.groups[0].size
 
     def walk(self) -> Iterator[Orbit]:
-        """The orbit and all inside it, blocks first."""
+        """Yield the orbit and all orbits inside it, blocks first."""
         yield self
         for child in self.children:
             yield from child.walk()
 
     def stay(self, blocks: Tensor) -> Tensor:
-        """Flat positions (n_groups * size,) that carry each group whole, given where its block comes from."""
+        """Compute flat positions (n_groups * size,) that carry each group whole, given where its block comes from."""
         return (blocks[:, None] * self.size + torch.arange(self.size)).reshape(-1)
 
     def permute(self, state: Mapping[str, Tensor], moved: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """State dict after moving flat positions, `moved` (orbit name -> (n_groups * size,)) for all of the walk."""
+        """Permute a state dict by `moved` (orbit name -> flat positions (n_groups * size,)) for all of the walk."""
         result = dict(state)
         parts = [(orbit.name, part) for orbit in self.walk() for part in orbit.parts]
         for name, part in sorted(parts, key=lambda entry: entry[1].within is not None):
@@ -119,7 +119,7 @@ class Orbit:
 def find_orbits(groups: Iterable[ChannelGroup]) -> tuple[Orbit, ...]:
     """Find the orbits of the free groups that lie in no free block, each with all that is inside it.
 
-    Groups are frozen, and asked about at every averaging: the orbits of the last few networks are kept.
+    Groups are frozen and every averaging needs their orbits, so those of the last few networks are cached.
 
     Parameters
     ----------
@@ -133,13 +133,13 @@ def find_orbits(groups: Iterable[ChannelGroup]) -> tuple[Orbit, ...]:
 def _find_orbits(groups: tuple[ChannelGroup, ...]) -> tuple[Orbit, ...]:
     gathered = [orbit for orbit in siblings(groups) if orbit[0].fixed is None]
     number_of = {group.name: number for number, orbit in enumerate(gathered) for group in orbit}
-    known = {group.name: group for group in groups}
+    by_name = {group.name: group for group in groups}
     children: dict[int, list[int]] = {}
     roots = []
     for number, orbit in enumerate(gathered):
         inside = orbit[0].inside
-        while inside is not None and known[inside[0]].fixed is not None:
-            inside = known[inside[0]].inside
+        while inside is not None and by_name[inside[0]].fixed is not None:
+            inside = by_name[inside[0]].inside
         if inside is None:
             roots.append(number)
         else:
@@ -153,7 +153,7 @@ def _find_orbits(groups: tuple[ChannelGroup, ...]) -> tuple[Orbit, ...]:
 
 
 def _parts(groups: Sequence[ChannelGroup], inner: Sequence[Orbit]) -> Iterator[Part]:
-    """What the groups' slots hold and no inner orbit does."""
+    """Collect the positions that the groups' slots hold and no inner orbit does."""
     for slots in zip(*(group.slots for group in groups), strict=True):
         key, axis = slots[0].key, slots[0].axis
         index = torch.stack([slot.index for slot in slots])
@@ -176,6 +176,6 @@ def _parts(groups: Sequence[ChannelGroup], inner: Sequence[Orbit]) -> Iterator[P
 
 
 def without(index: Tensor, held: Tensor) -> Tensor:
-    """Positions of an index (..., repeats) but those held; equally many must remain in each row."""
+    """Remove the held positions from an index (..., repeats); equally many must remain in each row."""
     remaining = ~torch.isin(index, held)
     return index[remaining].reshape(*index.shape[:-1], int(remaining.sum()) // max(index[..., 0].numel(), 1))

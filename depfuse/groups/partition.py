@@ -1,4 +1,4 @@
-"""Parts of a network whose tensors go together: its stages, or what writes to its channel groups."""
+"""Partitions of a network's tensors: by its stages, or by its channel groups."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from depfuse.networks.stages import stages_of
 
 
 def parts_by_stage(model: nn.Module, example: Tensor) -> dict[str, str]:
-    """State-dict key -> `stage 1`, `stage 2`, ...: the stage of its layer (see `stages_of`).
+    """Map state-dict key -> `stage 1`, `stage 2`, ...: the stage of its layer (see `stages_of`).
 
     Where every layer is a stage of its own, normalisation and other layers without a matrix belong to the layer before
     them. Tensors of modules that do not run by themselves belong to the innermost module around them that does; those
@@ -29,39 +29,39 @@ def parts_by_stage(model: nn.Module, example: Tensor) -> dict[str, str]:
             weights = list(model.get_submodule(name).parameters(False))
             number += number < 0 or any(weight.dim() > 1 for weight in weights)
             stages[name] = number
-    found = {}
+    parts = {}
     for key in model.state_dict():
         layer = key.rpartition(".")[0]
         while layer and layer not in stages:
             layer = layer.rpartition(".")[0]
         if layer in stages:
-            found[key] = f"stage {stages[layer] + 1}"
-    return _with_tied(model, found)
+            parts[key] = f"stage {stages[layer] + 1}"
+    return _with_tied(model, parts)
 
 
 def parts_by_group(model: nn.Module, groups: ChannelGroups) -> dict[str, str]:
-    """State-dict key -> name of the channel group, free or fixed, that the tensor produces or scales.
+    """Map state-dict key -> name of the channel group, free or fixed, that the tensor produces or scales.
 
     A tensor that holds channels of several groups belongs to the one of which it holds most, and where they tie to the
-    last of these in the network's order: with zero-padded shortcuts, to the channels that its own stage adds. What no
-    group holds is left out.
+    last of these in the network's order: with zero-padded shortcuts, to the channels that its own stage adds. Tensors
+    in no group are left out.
     """
     counts: dict[str, dict[str, int]] = {}
     for group in groups:
         for slot in group.slots:
             if slot.role != "consumes":
-                own = counts.setdefault(slot.key, {})
-                own[group.name] = own.get(group.name, 0) + slot.index.numel()
-    found = {}
+                entries = counts.setdefault(slot.key, {})
+                entries[group.name] = entries.get(group.name, 0) + slot.index.numel()
+    parts = {}
     for key in model.state_dict():
         most = max(counts[key].values()) if key in counts else 0
         if most:
-            found[key] = [name for name, count in counts[key].items() if count == most][-1]
-    return _with_tied(model, found)
+            parts[key] = [name for name, count in counts[key].items() if count == most][-1]
+    return _with_tied(model, parts)
 
 
 def _with_tied(model: nn.Module, found: Mapping[str, str]) -> dict[str, str]:
-    """The same, in which one tensor under several names belongs to the part of the first."""
+    """Give one tensor under several names the part of its first name."""
     first: dict[int, str] = {}
     state = model.state_dict()
     return {

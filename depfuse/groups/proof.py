@@ -33,8 +33,8 @@ def prove_groups(
     A copy of the network gets generic values (`generic.py`). With f its function and f_P the function after random
     permutations of all free groups at once, the error is :math:`\max |f_P(x) - f(x)| / \max |f(x)|`, taken over all
     outputs, those of auxiliary heads included, and a random input x in the example's shape. If it exceeds the
-    tolerance, the groups at fault are found by bisection and fixed. So is a group of which no tensor has an effect on
-    the output: nothing would show that it is wrong.
+    tolerance, the failing groups are found by bisection and fixed. So is a group of which no tensor has an effect on
+    the output: no error would show.
 
     Returns
     -------
@@ -80,7 +80,7 @@ def prove_groups(
 
 
 def _overwritten(groups: ChannelGroups, network: GenericNetwork) -> dict[str, str]:
-    """Name -> reason, of the free groups with a tensor that the forward pass itself writes."""
+    """Map name -> reason, for the free groups with a tensor that the forward pass itself writes."""
     return {
         group.name: OVERWRITTEN.format(key)
         for group in groups.free
@@ -100,30 +100,30 @@ class _Proof:
             raise GroupError(f"{name} gives no finite, non-zero output on random values: its groups cannot be proved")
 
     def _change(self) -> float:
-        """Largest absolute difference over all outputs, relative to the largest output."""
+        """Compute the largest absolute difference over all outputs, relative to the largest output."""
         outputs = self._network.run()
         errors = [float((a - b).abs().max()) for a, b in zip(self._reference, outputs, strict=True) if a.numel()]
         largest = max(errors, default=0.0) / self._scale
         return largest if largest == largest else float("inf")
 
     def error(self, chosen: Sequence[ChannelGroup]) -> float:
-        """Change of the output when these groups are permuted."""
+        """Measure the change of the output when these groups are permuted."""
         with self._network.permuted(chosen, self._permutations):
             return self._change()
 
     def with_hidden(self, groups: ChannelGroups, tolerance: float) -> ChannelGroups:
-        """Copy of groups in which tensors that seem unused, but change the output, have that reason."""
+        """Copy groups, with a reason for tensors that seem unused but change the output."""
         unused = [key for key in groups.parameters if groups.fixed_tensors.get(key) == NOT_USED]
 
         def change(keys: Sequence[str]) -> float:
             with self._network.changed(keys):
                 return self._change()
 
-        found = _bisect(unused, _Counted(change), tolerance)
-        if not found:
+        hidden = _bisect(unused, _Counted(change), tolerance)
+        if not hidden:
             return groups
         self.check_repeatable(tolerance)
-        return replace(groups, fixed_tensors={**groups.fixed_tensors, **dict.fromkeys(found, HIDDEN)})
+        return replace(groups, fixed_tensors={**groups.fixed_tensors, **dict.fromkeys(hidden, HIDDEN)})
 
     def check_repeatable(self, tolerance: float) -> None:
         """Raise `GroupError` where the same input gives different outputs."""
@@ -131,7 +131,7 @@ class _Proof:
             raise GroupError(f"{self._name} gives different outputs for the same input: its groups cannot be proved")
 
     def without_effect(self, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
-        """Those groups of which no tensor, permuted alone, changes the output.
+        """Select the groups of which no tensor, permuted alone, changes the output.
 
         To first order, by gradients; where these are not the function's, by permuting, `MOST_RUNS` times at most.
         """
@@ -143,7 +143,7 @@ class _Proof:
         return [group for group in groups if self._effects.get(group.name, 0.0) < LEAST_EFFECT * self._scale]
 
     def _by_permuting(self, groups: Sequence[ChannelGroup]) -> dict[str, float]:
-        """Group name -> change of the output when one tensor is permuted alone, up to the first that has an effect."""
+        """Measure, per group, the output's change when one tensor is permuted alone, up to the first with an effect."""
         effects: dict[str, float] = {}
         left = MOST_RUNS
         for group in groups:
@@ -160,11 +160,11 @@ class _Proof:
         return effects
 
     def not_used(self, group: ChannelGroup) -> bool:
-        """Whether a group without effect is one that nothing reads: overwritten, or cut off."""
+        """Tell whether a group without effect is one that nothing reads: overwritten, or disconnected."""
         return self._effects.get(group.name) == 0.0 and all(slot.role != "consumes" for slot in group.slots)
 
     def reasons(self, free: Sequence[ChannelGroup], tolerance: float) -> dict[str, str]:
-        """Name -> reason, of each group at fault."""
+        """Return name -> reason, for each failing group."""
         failing = _bisect(list(free), _Counted(self.error), tolerance)
         if len(failing) > MOST_RUNS // 4:
             return {group.name: "not proved: permuting it with others changes the output" for group in failing}
@@ -174,14 +174,14 @@ class _Proof:
 
 
 class _Counted(Generic[Chosen]):
-    """The error of what is chosen; once too much was asked for, all that is asked for fails."""
+    """An error function with a budget of runs; once it is spent, every choice fails."""
 
     def __init__(self, error: Callable[[Sequence[Chosen]], float]) -> None:
         self._error, self._left = error, MOST_RUNS
 
     @property
     def spent(self) -> bool:
-        """Whether no run is left."""
+        """True if no run is left."""
         return self._left <= 0
 
     def __call__(self, chosen: Sequence[Chosen]) -> float:
@@ -190,7 +190,7 @@ class _Counted(Generic[Chosen]):
 
 
 def _bisect(chosen: list[Chosen], error: _Counted[Chosen], tolerance: float) -> list[Chosen]:
-    """What fails by itself, or the last that fails together with others; all when the runs are spent."""
+    """Find the choices that fail by themselves, or the last that fails with others; all when the runs are spent."""
     if error.spent:
         return chosen
     if not chosen or error(chosen) <= tolerance:
@@ -198,5 +198,5 @@ def _bisect(chosen: list[Chosen], error: _Counted[Chosen], tolerance: float) -> 
     if len(chosen) == 1:
         return chosen
     half = len(chosen) // 2
-    found = _bisect(chosen[:half], error, tolerance) + _bisect(chosen[half:], error, tolerance)
-    return found or chosen[-1:]
+    failing = _bisect(chosen[:half], error, tolerance) + _bisect(chosen[half:], error, tolerance)
+    return failing or chosen[-1:]

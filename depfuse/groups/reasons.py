@@ -1,4 +1,4 @@
-"""Why something stays where it is: because it must, or because it could not be followed."""
+"""Reasons why channels are fixed: because they must be, or because they could not be followed."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ SEPARATOR = "; "  # between the reasons of a tensor that has several
 
 
 def unexpected(reason: str, expected: Collection[str] = EXPECTED) -> str:
-    """Those parts of a reason that are not among the expected ones; empty where all of them are."""
+    """Return the parts of a reason that are not expected; empty where all are."""
     return SEPARATOR.join(part for part in reason.split(SEPARATOR) if part not in expected)
 
 
 def not_followed(groups: ChannelGroups, expected: Collection[str] = EXPECTED) -> dict[str, str]:
-    """What is fixed because it could not be followed or proved, or for any reason that is not among the expected ones.
+    """Collect what is fixed because it could not be followed or proved, or for another unexpected reason.
 
     Returns
     -------
     dict
         Group or state-dict key -> reason. A tensor is left out where a fixed group says the same already.
     """
-    found = {name: why for name, reason in groups.fixed.items() if (why := unexpected(reason, expected))}
-    said = set(found.values())
+    reasons = {name: why for name, reason in groups.fixed.items() if (why := unexpected(reason, expected))}
+    said = set(reasons.values())
     for key, reason in groups.fixed_tensors.items():
         if (why := unexpected(reason, expected)) and not said.issuperset(why.split(SEPARATOR)):
-            found.setdefault(key, why)
-    return found
+            reasons.setdefault(key, why)
+    return reasons
 
 
 def by_reason(places: Mapping[str, str]) -> dict[str, list[str]]:
-    """Reason -> the places that have it, in their order."""
-    found: dict[str, list[str]] = defaultdict(list)
+    """Group places by reason, in their order."""
+    grouped: dict[str, list[str]] = defaultdict(list)
     for place, reason in places.items():
-        found[reason].append(place)
-    return dict(found)
+        grouped[reason].append(place)
+    return dict(grouped)
 
 
 def named(places: Sequence[str], most: int = 3) -> str:
@@ -63,9 +63,9 @@ def named(places: Sequence[str], most: int = 3) -> str:
 
 
 def explain(wrong: Mapping[str, str], most: int = 3) -> str:
-    """Places and reasons of `not_followed` in one sentence, long lists cut short."""
-    found = by_reason(wrong)
-    parts = [f"{named(places)} ({reason})" for reason, places in found.items()]
+    """Write the places and reasons of `not_followed` in one sentence, with long lists cut short."""
+    reasons = by_reason(wrong)
+    parts = [f"{named(places)} ({reason})" for reason, places in reasons.items()]
     return _joined(parts[:most], len(parts) - most)
 
 

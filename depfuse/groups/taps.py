@@ -1,4 +1,4 @@
-"""Taps: where in the network a group's channels can be watched."""
+"""Taps: places in the network where a group's channels can be recorded."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ NORMALISATIONS = (
 def find_taps(
     replay: Replay, classes: Classes, groups: Sequence[ChannelGroup], ranks: Sequence[Sequence[Sequence[int]]]
 ) -> list[tuple[Tap, ...]]:
-    """Modules whose input or output carries each free group's channels, one for each tensor."""
+    """Find modules whose input or output carries each free group's channels, one for each tensor."""
     carriers = _Carriers(groups, ranks)
-    found: list[dict[tuple[object, int, Position], Tap]] = [{} for _ in groups]
+    taps_of: list[dict[tuple[object, int, Position], Tap]] = [{} for _ in groups]
     times = Counter((call.module, call.side) for call in replay.trace.calls)
     normalised = {
         call.value
@@ -55,19 +55,19 @@ def find_taps(
         for axis, flat in _channel_axes(labels):
             for number, index in carriers.carried(_classes_of(flat, classes)):
                 tap = Tap(call.module, call.side, axis, index, position)  # type: ignore[arg-type]
-                found[number].setdefault((*call.value, position), tap)
-    missing = {number for number, taps in enumerate(found) if not taps and groups[number].fixed is None}
+                taps_of[number].setdefault((*call.value, position), tap)
+    missing = {number for number, taps in enumerate(taps_of) if not taps and groups[number].fixed is None}
     if missing:
         places = {call.value: call for call in replay.trace.calls if call.first and times[call.module, call.side] == 1}
         for tap, flat in _projections(replay, places):
             for number, index in carriers.carried(_classes_of(flat, classes)):
                 if number in missing:
-                    found[number].setdefault((tap.module, len(found[number]), "before"), replace(tap, index=index))
-    return _without_crossings([tuple(taps.values()) for taps in found])
+                    taps_of[number].setdefault((tap.module, len(taps_of[number]), "before"), replace(tap, index=index))
+    return _without_crossings([tuple(taps.values()) for taps in taps_of])
 
 
 def _without_crossings(found: Sequence[tuple[Tap, ...]]) -> list[tuple[Tap, ...]]:
-    """Taps less those where two groups cross, as heads and the channels of a key that all heads share.
+    """Remove taps where two groups cross, as heads and the channels of a key that all heads share.
 
     There, the channels of neither group can be compared before the other is matched.
     """
@@ -78,8 +78,8 @@ def _without_crossings(found: Sequence[tuple[Tap, ...]]) -> list[tuple[Tap, ...]
                 shared[tap.module, tap.side, tap.axis, tap.position, tap.through].append(tap)
     crossing = {
         id(tap)
-        for own in shared.values()
-        for first, second in _meeting(own)
+        for tensor_taps in shared.values()
+        for first, second in _meeting(tensor_taps)
         if _cross(first.index, second.index)
         for tap in (first, second)
     }
@@ -87,7 +87,7 @@ def _without_crossings(found: Sequence[tuple[Tap, ...]]) -> list[tuple[Tap, ...]
 
 
 def _meeting(taps: Sequence[Tap]) -> set[tuple[Tap, Tap]]:
-    """Pairs of taps of one tensor that have a position in common."""
+    """Find pairs of taps of one tensor that have a position in common."""
     at: dict[int, list[Tap]] = defaultdict(list)
     for tap in taps:
         for position in torch.unique(tap.index).tolist():
@@ -96,12 +96,12 @@ def _meeting(taps: Sequence[Tap]) -> set[tuple[Tap, Tap]]:
 
 
 def _cross(first: Tensor, second: Tensor) -> bool:
-    """Whether a channel of each has positions of several channels of the other."""
+    """Tell whether a channel of each tap has positions of several channels of the other."""
     return _spread(first, second) and _spread(second, first)
 
 
 def _spread(first: Tensor, second: Tensor) -> bool:
-    """Whether positions of one channel (a row of the first) belong to several channels of the second."""
+    """Tell whether positions of one channel (a row of the first) belong to several channels of the second."""
     owner = torch.full((int(max(first.max(), second.max())) + 1,), -1)
     owner[second] = torch.arange(len(second))[:, None].expand_as(second)
     met = owner[first]
@@ -109,7 +109,7 @@ def _spread(first: Tensor, second: Tensor) -> bool:
 
 
 def _channel_axes(labels: Labels) -> Iterable[tuple[int, np.ndarray]]:
-    """(axis, labels (n_positions,)) of each factor that lies along one axis, the batch's left out."""
+    """Yield (axis, labels (n_positions,)) of each factor that lies along one axis, the batch's left out."""
     for factor in labels.factors:
         if len(factor.axes) == 1 and 0 not in factor.axes:
             yield next(iter(factor.axes)), factor.labels.reshape(-1).numpy()
@@ -120,7 +120,7 @@ def _classes_of(flat: np.ndarray, classes: Classes) -> np.ndarray:
 
 
 def _projections(replay: Replay, places: Mapping[tuple[Any, int], Call]) -> Iterable[tuple[Tap, np.ndarray]]:
-    """Linear maps of tapped tensors by a function, as taps without index, and the labels of what they give."""
+    """Yield linear maps of tapped tensors by a function, as taps without index, and the labels of their outputs."""
     for operation in replay.trace.operations:
         if operation_name(operation) not in PRODUCTS:
             continue
@@ -131,20 +131,20 @@ def _projections(replay: Replay, places: Mapping[tuple[Any, int], Call]) -> Iter
         if weight is None or operand[0] is None or operand not in replay.values:
             continue
         wanted = list(_channel_axes(replay.values[operand]))
-        given = list(_channel_axes(replay.values[operation, 0]))
+        along = list(_channel_axes(replay.values[operation, 0]))
         while operand not in places and _moves(operand[0]):
             operand = operand[0].next_functions[0]
-        if operand not in places or len(wanted) != 1 or len(given) != 1:
+        if operand not in places or len(wanted) != 1 or len(along) != 1:
             continue
         for axis, flat in _channel_axes(replay.values[operand]):
             if np.array_equal(flat, wanted[0][1]):
                 call = places[operand]
                 tap = Tap(call.module, call.side, axis, torch.empty(0), "before", (weight, bias))  # type: ignore[arg-type]
-                yield tap, given[0][1]
+                yield tap, along[0][1]
 
 
 def _key(replay: Replay, node: Any) -> str | None:
-    """State-dict key of a whole parameter, transposed or not."""
+    """Return the state-dict key of a whole parameter, transposed or not."""
     while node is not None and operation_name(node) in ("T", "Transpose"):
         node = node.next_functions[0][0]
     keys = replay.trace.leaves.get(id(node.variable), ()) if hasattr(node, "variable") else ()
@@ -156,7 +156,7 @@ def _moves(operation: Any) -> bool:
 
 
 class _Carriers:
-    """Which free group, and which of its channels, each class belongs to."""
+    """The free group and channel of each class."""
 
     def __init__(self, groups: Sequence[ChannelGroup], ranks: Sequence[Sequence[Sequence[int]]]) -> None:
         self._sizes = [group.size for group in groups]
@@ -171,23 +171,25 @@ class _Carriers:
         self._members, self._numbers, self._ranks = table[np.argsort(table[:, 0], kind="stable")].T
 
     def carried(self, members: np.ndarray) -> Iterable[tuple[int, Tensor]]:
-        """(group number, index (n_channels, repeats)) of each group all of whose channels are among `members`."""
+        """Yield (group number, index (n_channels, repeats)) of each group all of whose channels are among `members`."""
         starts = np.searchsorted(self._members, members, "left")
         counts = np.searchsorted(self._members, members, "right") - starts
         rows = np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(int(counts.sum()))
         positions = np.repeat(np.arange(len(members)), counts)
         numbers, ranks = self._numbers[rows], self._ranks[rows]
         for number in np.unique(numbers).tolist():
-            own = numbers == number
-            for _, index in position_tables(numbers[own], ranks[own], positions[own], self._sizes[number]):
+            of_group = numbers == number
+            for _, index in position_tables(
+                numbers[of_group], ranks[of_group], positions[of_group], self._sizes[number]
+            ):
                 if index is not None:
                     yield number, index
 
 
 def _position(call: Call, module: nn.Module, is_normalised: bool, raw: set[tuple[object, int]]) -> Position | None:
-    """Which side of the non-linearity a module's tensor lies on; None where it is no place to tap.
+    """Return the side of the non-linearity of a module's tensor; None where it is no place to tap.
 
-    A block's output counts as after the non-linearity, unless it is what a layer or normalisation gave: the last
+    A block's output counts as after the non-linearity, unless it is a layer's or normalisation's output: the last
     block of a stage may be read by a pooling function alone, and be no layer's input.
     """
     if call.side == "input":
@@ -201,12 +203,12 @@ def _position(call: Call, module: nn.Module, is_normalised: bool, raw: set[tuple
 def position_tables(
     kinds: np.ndarray, ranks: np.ndarray, positions: np.ndarray, size: int
 ) -> Iterable[tuple[int, Tensor | None]]:
-    """For each kind, positions by rank as (size, repeats); None where the ranks have unequal numbers."""
+    """Return, for each kind, positions by rank as (size, repeats); None where ranks have unequal numbers."""
     order = np.lexsort((ranks, kinds))
     kinds, ranks, positions = kinds[order], ranks[order], positions[order]
-    found, starts = np.unique(kinds, return_index=True)
+    distinct, starts = np.unique(kinds, return_index=True)
     ends = np.append(starts[1:], len(kinds))
-    for kind, start, end in zip(found.tolist(), starts.tolist(), ends.tolist(), strict=True):
+    for kind, start, end in zip(distinct.tolist(), starts.tolist(), ends.tolist(), strict=True):
         counts = np.bincount(ranks[start:end], minlength=size)
         equal = bool((counts == counts[0]).all())
         yield kind, torch.from_numpy(positions[start:end].reshape(size, -1).copy()) if equal else None

@@ -1,7 +1,7 @@
-"""Room for more channels: where new channels of a group go, and whether the network runs with them.
+"""Room for more channels: the places of a group's new channels, and whether the network runs with them.
 
-A channel that nothing feeds and nothing reads changes no function. Whether a network can have one is found out by
-giving it one: layers whose number of channels is written into the network's code (a padded shortcut, a reshape) fail,
+A channel without input and without readers changes no function. Whether a network can have one is tested by
+adding it: layers whose number of channels is written into the network's code (a padded shortcut, a reshape) fail,
 and so do norms over all channels.
 
 Where a group has no room by itself, another one may have it in all the same tensors. Channels of a stream that begin at
@@ -35,11 +35,11 @@ class Widened:
     Attributes
     ----------
     source
-        (key, axis) -> (new length,) int64: the old position that comes to each new one, -1 at a new channel.
+        (key, axis) -> (new length,) int64: the old position at each new one, -1 at a new channel.
     places
         (group, number of the slot in it) -> (new channels, repeats) int64: their new positions.
     moved
-        (key, axis) -> (old length,) int64: where each old position has gone.
+        (key, axis) -> (old length,) int64: the new place of each old position.
     """
 
     source: Mapping[Axis, Tensor]
@@ -47,7 +47,7 @@ class Widened:
     moved: Mapping[Axis, Tensor]
 
     def shapes(self, state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-        """The shapes of a network's tensors with this room."""
+        """Compute the shapes of a network's tensors with this room."""
         shapes = {key: list(tensor.shape) for key, tensor in state.items()}
         for (key, axis), source in self.source.items():
             shapes[key][axis] += len(source) - len(self.moved[key, axis])
@@ -55,24 +55,24 @@ class Widened:
 
 
 def make_room(groups: ChannelGroups, counts: Mapping[str, int], state: Mapping[str, Tensor]) -> Widened:
-    """Room for `counts` (group name -> new channels), after the last channel of each group on every axis.
+    """Make room for `counts` (group name -> new channels), after the last channel of each group on every axis.
 
-    `state` is that of a network with these groups.
+    `state` is the state dict of a network with these groups.
     """
     inserts: dict[Axis, list[tuple[int, int, str, int, int, int]]] = {}
     for group in groups:
         for number, slot in enumerate(group.slots):
             for column, (point, size) in enumerate(_ends(slot) if counts.get(group.name) else ()):
-                found = inserts.setdefault((slot.key, slot.axis), [])
-                found.append((point, size * counts[group.name], group.name, number, column, size))
+                points = inserts.setdefault((slot.key, slot.axis), [])
+                points.append((point, size * counts[group.name], group.name, number, column, size))
     source: dict[Axis, Tensor] = {}
     moved: dict[Axis, Tensor] = {}
     columns: dict[tuple[str, int], dict[int, Tensor]] = {}
-    for axis, found in inserts.items():
+    for axis, points in inserts.items():
         length = state[axis[0]].shape[axis[1]]
         parts, begin, added = [], 0, 0
         shift = torch.zeros(length, dtype=torch.int64)
-        for point, size, name, number, column, each in sorted(found):
+        for point, size, name, number, column, each in sorted(points):
             parts += [torch.arange(begin, point), torch.full((size,), -1)]
             # A slot may hold a channel's later position first: its columns keep their order.
             columns.setdefault((name, number), {})[column] = (torch.arange(size) + point + added).reshape(-1, each)
@@ -80,12 +80,14 @@ def make_room(groups: ChannelGroups, counts: Mapping[str, int], state: Mapping[s
             shift[point:] += size
         source[axis] = torch.cat([*parts, torch.arange(begin, length)])
         moved[axis] = torch.arange(length) + shift
-    places = {place: torch.cat([found for _, found in sorted(each.items())], 1) for place, each in columns.items()}
+    places = {
+        place: torch.cat([positions for _, positions in sorted(each.items())], 1) for place, each in columns.items()
+    }
     return Widened(source, places, moved)
 
 
 def find_hosts(model: nn.Module, groups: ChannelGroups, example: Tensor) -> tuple[dict[str, str], dict[str, str]]:
-    """Group -> the group whose room its new channels take, itself where it has room; and why others have none.
+    """Map each group to the group whose room its new channels take, itself where it has room; and give reasons if none.
 
     Proved by running the network with one more channel in each group, in float64 on the CPU.
     """
@@ -97,19 +99,19 @@ def find_hosts(model: nn.Module, groups: ChannelGroups, example: Tensor) -> tupl
     roomy = [ordered[name] for name in largest(list(ordered), lambda names: fits([ordered[name] for name in names]))]
     roomy = roomy if fits(roomy) else []
     why |= fits.why
-    found = {group.name: group.name for group in roomy}
+    hosts = {group.name: group.name for group in roomy}
     for group in candidates:
-        if group.name in found:
+        if group.name in hosts:
             continue
         axes = {(slot.key, slot.axis) for slot in group.slots}
         around = [host for host in roomy if axes <= {(slot.key, slot.axis) for slot in host.slots}]
         if around:
-            found[group.name] = min(around, key=lambda host: len(host.slots)).name
-    return found, {name: reason for name, reason in why.items() if name not in found}
+            hosts[group.name] = min(around, key=lambda host: len(host.slots)).name
+    return hosts, {name: reason for name, reason in why.items() if name not in hosts}
 
 
 class _Fits:
-    """Whether a network keeps its function with one more channel in some groups; and why not, of one alone."""
+    """Test whether a network keeps its function with one more channel in some groups, with reasons for single ones."""
 
     def __init__(self, model: nn.Module, groups: ChannelGroups, example: Tensor) -> None:
         self.model = evaluation_copy(model).cpu().double()
@@ -139,7 +141,7 @@ class _Fits:
 
 
 def largest(names: Sequence[str], fits: Callable[[Sequence[str]], bool]) -> list[str]:
-    """Those that fit, by halving what does not."""
+    """Select the groups that fit, by halving the sets that do not."""
     if not names or fits(names):
         return list(names)
     if len(names) == 1:
@@ -149,12 +151,12 @@ def largest(names: Sequence[str], fits: Callable[[Sequence[str]], bool]) -> list
 
 
 def spread(model: nn.Module, sources: Mapping[Axis, Tensor]) -> dict[str, Tensor]:
-    """A network's tensors with old positions at their new places, and at new ones what makes a channel silent.
+    """Move old positions of a network's tensors to their new places, and fill new ones so that channels are silent.
 
     `sources` are (key, axis) -> (new length,) int64: an old position, or -1.
     """
     divisors = _divisors(model)
-    found = {}
+    spread_state = {}
     for key, tensor in model.state_dict().items():
         for axis in range(tensor.dim()):
             source = sources.get((key, axis))
@@ -162,23 +164,23 @@ def spread(model: nn.Module, sources: Mapping[Axis, Tensor]) -> dict[str, Tensor
                 new = source.to(tensor.device)
                 tensor = tensor.index_select(axis, new.clamp_min(0))
                 tensor.movedim(axis, 0)[new < 0] = 1.0 if (key, axis) in divisors else 0.0
-        found[key] = tensor
-    return found
+        spread_state[key] = tensor
+    return spread_state
 
 
 def _divisors(model: nn.Module) -> set[Axis]:
-    """Axes along which entries are divided by, and may not be zero: variances, and directions of weight norm."""
-    found = {(key, 0) for key in model.state_dict() if key.endswith("running_var")}
+    """Find axes along which entries are divided by, and may not be zero: variances, and directions of weight norm."""
+    axes = {(key, 0) for key in model.state_dict() if key.endswith("running_var")}
     for name, module in model.named_modules():
         if isinstance(module, ParametrizationList) and isinstance(module[0], _WeightNorm):
             direction = module.original1
             assert isinstance(direction, Tensor)
-            found.add((f"{name}.original1", module[0].dim % direction.dim()))
-    return found
+            axes.add((f"{name}.original1", module[0].dim % direction.dim()))
+    return axes
 
 
 def _is_simple(group: ChannelGroup, groups: ChannelGroups) -> bool:
-    """Whether a group lies in no blocks and has none."""
+    """Tell whether a group lies in no blocks and has none."""
     around = {other.inside[0] for other in groups if other.inside is not None}
     if group.inside is not None or group.name in around:
         return False
@@ -186,7 +188,7 @@ def _is_simple(group: ChannelGroup, groups: ChannelGroups) -> bool:
 
 
 def _ends(slot: Slot) -> list[tuple[int, int]]:
-    """(position, positions per channel) of each place after which new channels go; none where there is no order."""
+    """List (position, positions per channel) of each place where new channels go; none where there is no order."""
     index = slot.index
     size, repeats = index.shape
     if torch.equal(index.reshape(-1), torch.arange(index.numel()) + index[0, 0]):

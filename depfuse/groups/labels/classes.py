@@ -1,4 +1,4 @@
-"""Classes: labels after all that ties them together; what is permuted as one."""
+"""Classes: labels that are united, and are permuted as one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ROUNDS = 3  # of colour refinement
 
 @dataclass(frozen=True)
 class Classes:
-    """Labels after all unions: `of[label]` is the class; classes are what may be permuted.
+    """Labels after all unions: `of[label]` is the class; classes are the units of permutation.
 
     Attributes
     ----------
     of
         (n_labels,) class of each label.
     place
-        (n_labels,) a hash of how each label is tied to the others of its class: where two channels correspond, so do
+        (n_labels,) a hash of the ties of each label to the others of its class: where two channels correspond, so do
         their positions with the same hash.
     count
         Number of classes.
@@ -34,7 +34,7 @@ class Classes:
         One (n, 2) array per relation: class, label of its block. Two blocks of one class are two places still: the
         filters of a depthwise convolution that read two positions of one channel.
     reasons
-        Class -> why it is fixed.
+        Class -> the reason why it is fixed.
     """
 
     of: np.ndarray
@@ -46,7 +46,7 @@ class Classes:
 
 
 def settle(ledger: Ledger) -> Classes:
-    """Close the unions.
+    """Close the unions into classes.
 
     Blocks that hold the very same labels are one (a head, for each image of the batch), a block of one channel is that
     channel, and two divisions of the same channels into the same blocks are one (two
@@ -79,14 +79,14 @@ def settle(ledger: Ledger) -> Classes:
 
 
 def _inside(classes: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Class and label of its block, of one relation between labels."""
+    """Return class and label of its block, for one relation between labels."""
     pairs = pairs[classes[pairs[:, 0]] != classes[pairs[:, 1]]]
-    found: np.ndarray = distinct(np.stack([classes[pairs[:, 0]], pairs[:, 1]], axis=1))
-    return found
+    rows: np.ndarray = distinct(np.stack([classes[pairs[:, 0]], pairs[:, 1]], axis=1))
+    return rows
 
 
 def _places(ledger: Ledger) -> np.ndarray:
-    """Colour refinement (Weisfeiler and Leman) of the graph whose edges are the unions: a few rounds of it."""
+    """Refine colours (Weisfeiler and Leman) of the graph whose edges are the unions, for a few rounds."""
     places: np.ndarray = np.zeros(ledger.count, dtype=np.uint64)
     for _ in range(ROUNDS if ledger.unions else 0):
         before, places = mixed(places), places.copy()
@@ -99,7 +99,7 @@ def _places(ledger: Ledger) -> np.ndarray:
 
 
 def mixed(values: np.ndarray) -> np.ndarray:
-    """Well-mixed 64-bit hashes of integers (the finaliser of splitmix64)."""
+    """Hash integers to well-mixed 64 bits (the finaliser of splitmix64)."""
     x = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -107,11 +107,11 @@ def mixed(values: np.ndarray) -> np.ndarray:
 
 
 def _without_copies(ledger: Ledger) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The relations, in which blocks that hold the very same labels have one label, and the pairs of such blocks."""
+    """Give blocks with the same labels one label; return the relations with the pairs of such blocks."""
     blocks, same = ledger.blocks, []
-    while found := [pairs for relation in blocks if len(pairs := _identical(relation))]:
-        same += found
-        number, count = _components(found, ledger.count)
+    while identical := [pairs for relation in blocks if len(pairs := _identical(relation))]:
+        same += identical
+        number, count = _components(identical, ledger.count)
         first: np.ndarray = np.zeros(count, dtype=np.int64)
         first[number[::-1]] = np.arange(len(number))[::-1]
         blocks = [first[number[relation]] for relation in blocks]
@@ -119,7 +119,7 @@ def _without_copies(ledger: Ledger) -> tuple[list[np.ndarray], list[np.ndarray]]
 
 
 def _identical(pairs: np.ndarray) -> np.ndarray:
-    """Pairs of blocks of one relation that hold the same labels."""
+    """Find pairs of blocks of one relation with the same labels."""
     pairs = distinct(pairs)
     blocks, where = np.unique(pairs[:, 1], return_inverse=True)
     content: np.ndarray = np.zeros(len(blocks), dtype=np.uint64)
@@ -130,7 +130,7 @@ def _identical(pairs: np.ndarray) -> np.ndarray:
 
 
 def _fix_around(reasons: dict[int, str], relations: Sequence[np.ndarray]) -> None:
-    """Fix the block of what is fixed."""
+    """Fix the blocks of fixed labels."""
     inner, outer = (np.concatenate([np.empty(0, np.int64), *(r[:, side] for r in relations)]) for side in (0, 1))
     while True:
         fixed = np.isin(inner, list(reasons)) & ~np.isin(outer, list(reasons))
@@ -140,43 +140,43 @@ def _fix_around(reasons: dict[int, str], relations: Sequence[np.ndarray]) -> Non
 
 
 def _alone(relation: np.ndarray) -> np.ndarray:
-    """Pairs of one relation whose block holds nothing else."""
+    """Select the pairs of one relation whose block holds nothing else."""
     relation = relation[relation[:, 0] != relation[:, 1]]
     alone: np.ndarray = relation[_once(relation[:, 1])]
     return alone
 
 
 def _overlapping(relation: np.ndarray) -> np.ndarray:
-    """Blocks of one relation that have a channel in common with another."""
+    """Find blocks of one relation that share a channel with another block."""
     overlapping: np.ndarray = np.unique(relation[~_once(relation[:, 0]), 1])
     return overlapping
 
 
 def _same_blocks(relations: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Pairs of blocks of two divisions that hold the same of those channels that both divide."""
+    """Find pairs of blocks of two divisions with the same of those channels that both divide."""
     divisions: list[np.ndarray] = []
     for relation in filter(
         len, relations
     ):  # relations with a block in common are one division: a convolution's inputs and outputs
-        joined = [known for known in divisions if len(np.intersect1d(known[:, 1], relation[:, 1]))]
-        divisions = [known for known in divisions if not any(known is other for other in joined)]
+        joined = [division for division in divisions if len(np.intersect1d(division[:, 1], relation[:, 1]))]
+        divisions = [division for division in divisions if not any(division is other for other in joined)]
         divisions.append(distinct(np.concatenate([relation, *joined])))
-    found = []
+    same = []
     for number, first in enumerate(divisions):
         for second in divisions[:number]:
-            shared, mine, theirs = np.intersect1d(first[:, 0], second[:, 0], return_indices=True)
+            shared, mine, others = np.intersect1d(first[:, 0], second[:, 0], return_indices=True)
             if not len(shared):
                 continue
-            pairs = distinct(np.stack([first[mine, 1], second[theirs, 1]], axis=1))
+            pairs = distinct(np.stack([first[mine, 1], second[others, 1]], axis=1))
             single = [_once(pairs[:, side]) for side in (0, 1)]
             pairs = pairs[single[0] & single[1] & (pairs[:, 0] != pairs[:, 1])]
             if len(pairs):
-                found.append(pairs)
-    return found
+                same.append(pairs)
+    return same
 
 
 def _once(values: np.ndarray) -> np.ndarray:
-    """Which values occur once."""
+    """Mark the values that occur once."""
     _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
     single: np.ndarray = counts[where] == 1
     return single

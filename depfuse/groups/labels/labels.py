@@ -1,9 +1,9 @@
-"""Labels: which permutable unit each position of a tensor belongs to.
+"""Labels: for each position of a tensor, the permutable unit that it belongs to.
 
 Every entry of every axis of a parameter starts with a label of its own. As the forward pass is replayed,
 labels travel with the entries through data movement (by applying the same movement to the labels), are
 united where an operation ties two entries together (an addition, a product summed over the channel), and
-end where an axis is summed away. What is united in the end is one channel.
+end where an axis is summed away. Labels that are united in the end are one channel.
 
 A tensor may carry several *factors*, since its axes permute independently: a convolution's weight has one for its
 outputs and one for its inputs. A factor is an int64 tensor with as many axes as the tensor it labels and
@@ -39,17 +39,17 @@ class Factor:
 
     @property
     def axes(self) -> frozenset[int]:
-        """The axes along which the labels vary."""
+        """Axes along which the labels vary."""
         return frozenset(axis for axis, size in enumerate(self.labels.shape) if size > 1)
 
     def with_labels(self, labels: Tensor) -> Factor:
-        """The same factor with other labels, reduced to the axes along which they vary."""
+        """Copy the factor with other labels, reduced to the axes along which they vary."""
         return replace(self, labels=_narrowed(labels, self.labels.numel(), len(self.axes)))
 
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """What is known of a tensor of shape `shape`: its factors, and its plain axes.
+    """Labels of a tensor of shape `shape`: its factors, and its plain axes.
 
     Entries along a *plain* axis differ in a way that no permutation may touch: pixels, tokens, the
     network's input channels.
@@ -60,7 +60,7 @@ class Labels:
     plain: frozenset[int] = frozenset()
 
     def on(self, axis: int) -> tuple[Factor, ...]:
-        """The factors that vary along an axis."""
+        """Return the factors that vary along an axis."""
         return tuple(factor for factor in self.factors if axis in factor.axes)
 
 
@@ -75,7 +75,7 @@ def compact(labels: Tensor) -> Tensor:
 def _narrowed(moved: Tensor, entries: int, axes: int) -> Tensor:
     """Reduce to size 1 the axes along which labels do not change that varied along `axes` axes before they were moved.
 
-    A reshape that copies writes broadcast axes out: there the values themselves must be looked at.
+    A reshape that copies expands broadcast axes: there the values themselves must be compared.
     """
     moved = compact(moved)
     copied = moved.numel() > entries or sum(size > 1 for size in moved.shape) > axes
@@ -93,7 +93,7 @@ def reduced(labels: Tensor) -> Tensor:
 
 @dataclass
 class Ledger:
-    """Everything learnt while replaying: unions, blocks, pinned labels and the roles of parameters' axes."""
+    """Facts learnt in the replay: unions, blocks, pinned labels and the roles of parameters' axes."""
 
     count: int = 0
     unions: list[np.ndarray] = field(default_factory=list)
@@ -102,7 +102,7 @@ class Ledger:
     roles: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def fresh(self, count: int) -> Tensor:
-        """`count` labels that nothing else carries."""
+        """Create `count` labels that nothing else carries."""
         self.count += count
         return torch.arange(self.count - count, self.count)
 
@@ -126,19 +126,19 @@ class Ledger:
             self.pinned.append((values, reason))
 
     def split(self, factor: Factor, away: Iterable[int]) -> Factor | None:
-        """Sum a factor over the axes `away`: None where all of it goes, else the labels of its blocks.
+        """Sum a factor over the axes `away`: return None where no axis is left, else the labels of its blocks.
 
-        What is repeated along a kept axis (the same heads in every window) is one block.
+        Labels that repeat along a kept axis (the same heads in every window) form one block.
         """
         away = frozenset(away)
         gone = factor.axes & away
         if not gone:
             return factor
-        kept = factor.axes - away
-        if not kept:
+        remaining = factor.axes - away
+        if not remaining:
             return None
-        shape = [size if axis in kept else 1 for axis, size in enumerate(factor.labels.shape)]
-        order = sorted(range(len(shape)), key=lambda axis: axis not in kept)
+        shape = [size if axis in remaining else 1 for axis, size in enumerate(factor.labels.shape)]
+        order = sorted(range(len(shape)), key=lambda axis: axis not in remaining)
         rows = factor.labels.permute(order).reshape(int(np.prod(shape)), -1)
         _, number = torch.unique(rows, dim=0, return_inverse=True)
         outer = self.fresh(int(number.max()) + 1)[number].reshape(shape)
@@ -146,14 +146,14 @@ class Ledger:
         return Factor(outer)
 
     def single_out(self, labels: Labels) -> Labels:
-        """Labels without the factors of which one position is left, which is pinned: no other can take its place."""
+        """Drop the factors with a single position, and pin it: no other can take its place."""
         for factor in labels.factors:
             if not factor.axes:
                 self.pin(factor.labels, SINGLE)
         return replace(labels, factors=tuple(factor for factor in labels.factors if factor.axes))
 
     def joined(self, labels: Labels) -> Labels:
-        """Labels in which no two factors lie along the same one axis: each pair met there is a unit in two blocks.
+        """Join factors so that no two lie along the same one axis: each pair met there is a unit in two blocks.
 
         Two axes that permute independently may be merged into one: heads and a head's channels.
         """
@@ -163,30 +163,30 @@ class Ledger:
                 continue
             first, second = (factor.labels.reshape(-1) for factor in alone[:2])
             _, unit = torch.unique(torch.stack([first, second]), dim=1, return_inverse=True)
-            own = self.fresh(int(unit.max()) + 1)[unit]
-            own = torch.where((first == ZERO) | (second == ZERO), ZERO, own)
+            units = self.fresh(int(unit.max()) + 1)[unit]
+            units = torch.where((first == ZERO) | (second == ZERO), ZERO, units)
             for part in (first, second):
-                self.nest(own, part)
-            factor = Factor(own.reshape([-1 if other == axis else 1 for other in range(len(labels.shape))]))
-            rest = tuple(known for known in labels.factors if known not in alone[:2])
+                self.nest(units, part)
+            factor = Factor(units.reshape([-1 if other == axis else 1 for other in range(len(labels.shape))]))
+            rest = tuple(factor for factor in labels.factors if factor not in alone[:2])
             return self.joined(replace(labels, factors=(*rest, factor)))
         return labels
 
     def meet(self, first: Labels, second: Labels, reason: str) -> Labels:
-        """Labels of an entry-by-entry operation between two tensors (broadcast)."""
+        """Combine the labels of two tensors in an entry-by-entry operation (broadcast)."""
         rank = max(len(first.shape), len(second.shape))
         first, second = pad_rank(first, rank), pad_rank(second, rank)
         shape = tuple(max(sizes) for sizes in zip(first.shape, second.shape, strict=True))
         factors: list[Factor] = []
-        theirs = list(second.factors)
+        unmatched = list(second.factors)
         for factor in first.factors:
-            match = next((other for other in theirs if other.axes == factor.axes), None)
+            match = next((other for other in unmatched if other.axes == factor.axes), None)
             if match is not None:
-                theirs.remove(match)
+                unmatched.remove(match)
             factors.append(factor if match is None else self._join(factor, match, first.plain, second.plain))
         alone = [factor for factor in first.factors if factor in factors]
         lost: set[Factor] = set()
-        for other in theirs:
+        for other in unmatched:
             for factor in alone:
                 if other.axes < factor.axes:
                     self._tie(factor, other, second.plain)
@@ -203,8 +203,8 @@ class Ledger:
                 if not tied and factor.axes & other_side.plain:
                     self.pin(factor.labels, TOUCHES_INPUT)
                     lost.add(factor)
-        kept = tuple(factor for factor in factors + theirs if factor not in lost)
-        return Labels(shape, kept, first.plain | second.plain)
+        united = tuple(factor for factor in factors + unmatched if factor not in lost)
+        return Labels(shape, united, first.plain | second.plain)
 
     def _tie(self, inner: Factor, outer: Factor, plain: frozenset[int]) -> None:
         """Tie a factor to one that varies along fewer axes: as blocks; in lockstep where the rest is plain."""
@@ -214,10 +214,10 @@ class Ledger:
             self.nest(inner.labels, outer.labels)
 
     def _join(self, first: Factor, second: Factor, *plain: frozenset[int]) -> Factor:
-        """One factor for two that vary along the same axes; a zero takes the other's label.
+        """Make one factor of two that vary along the same axes; a zero takes the other's label.
 
-        What stands several times in one of them is a block of the other's: a statistic beside what it was taken of.
-        Along a plain axis it is not the same that stands there several times, but a channel's pixels.
+        A label that repeats in one of them is a block of the other's: a statistic beside the entries behind it. Along
+        a plain axis the repetitions are not the same entry, but a channel's pixels.
         """
         if len(first.axes) == 1 and first.labels.shape == second.labels.shape:
             for inner, outer, differs in ((first, second, plain[1]), (second, first, plain[0])):
@@ -231,7 +231,7 @@ class Ledger:
 
 
 def _is_coarser(outer: Tensor, inner: Tensor) -> bool:
-    """Whether labels divide positions into parts of which those of other labels are parts in turn; no zeros."""
+    """Tell whether the parts of `outer` are fewer, and each is a union of parts of `inner`; no zeros."""
     coarse, fine = outer.reshape(-1).numpy(), inner.reshape(-1).numpy()
     parts = len(np.unique(coarse))
     if parts == len(coarse) or ZERO in coarse or ZERO in fine:
@@ -241,7 +241,7 @@ def _is_coarser(outer: Tensor, inner: Tensor) -> bool:
 
 
 def _pairs(first: Tensor, second: Tensor) -> np.ndarray:
-    """Distinct pairs (n, 2) of labels at the same place, zeros left out."""
+    """List distinct pairs (n, 2) of labels at the same place, without zeros."""
     shape = [max(sizes) for sizes in zip(first.shape, second.shape, strict=True)]
     first, second = first.expand(shape), second.expand(shape)
     if first.numel() > 4096:
@@ -252,7 +252,7 @@ def _pairs(first: Tensor, second: Tensor) -> np.ndarray:
 
 
 def distinct(pairs: np.ndarray) -> np.ndarray:
-    """Distinct rows of pairs (n, 2) of integers that are not negative, sorted."""
+    """List distinct rows of pairs (n, 2) of non-negative integers, sorted."""
     if not len(pairs):
         return pairs
     base = int(pairs[:, 1].max()) + 1
@@ -268,7 +268,7 @@ def _narrow_together(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pad_rank(labels: Labels, rank: int) -> Labels:
-    """Leading axes of size 1, as broadcasting adds them."""
+    """Prepend axes of size 1, as broadcasting adds them."""
     extra = rank - len(labels.shape)
     if extra <= 0:
         return labels
@@ -280,9 +280,9 @@ def pad_rank(labels: Labels, rank: int) -> Labels:
 
 
 def move(labels: Labels, movement: Any) -> Labels:
-    """Labels after data movement: `movement` maps a tensor of the old shape to one of the new.
+    """Apply data movement to labels: `movement` maps a tensor of the old shape to one of the new.
 
-    A factor of which one position is left has no axes any more (`Ledger.single_out`).
+    A factor with a single remaining position has no axes any more (`Ledger.single_out`).
     """
     marked = torch.zeros((), dtype=torch.int8)
     outcome = movement(marked.expand(labels.shape))

@@ -1,1 +1,1 @@
-"""Trace a network: DepGraph, and what it does not say."""
+"""Tracing of a network by DepGraph, with what DepGraph does not record."""

@@ -37,7 +37,7 @@ def trace_with_auxiliary(model: nn.Module, example: Example) -> tuple[Trace, tup
 
 
 def _above(plain: Trace) -> tuple[str, ...]:
-    """Names of the modules with children that hold an unused parameter anywhere below them."""
+    """List modules with children that hold an unused parameter anywhere below them."""
     names: dict[str, None] = {}
     for key in sorted(plain.unused):
         parts = key.split(".")[:-1]

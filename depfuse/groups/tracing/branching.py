@@ -1,8 +1,8 @@
-"""Control flow that depends on values: what a network does for one input may differ from what it does for another.
+"""Detection of control flow that depends on values: other inputs may take another path through the network.
 
-A trace shows one way through the network. Where the forward pass asks for a tensor's value in Python (`if x.sum() > 0`,
-`float(x)`, `x.tolist()`), other inputs may take other ways, of which neither the trace nor the proof says anything.
-So all channels that the asking module reads, gives or owns are fixed.
+A trace shows one path through the network. Where the forward pass asks for a tensor's value in Python
+(`if x.sum() > 0`, `float(x)`, `x.tolist()`), other inputs may take other paths, which neither the trace nor the proof
+covers. So all channels of the module's inputs, outputs and parameters are fixed.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ ASKING: dict[Any, str] = {
 
 @dataclass(frozen=True)
 class Branch:
-    """A module that asked for a tensor's value while it ran, and how."""
+    """A module that read a tensor's value while it ran, and the call."""
 
     module: str
     operation: str
 
     @property
     def reason(self) -> str:
-        """Why the module's channels are fixed."""
+        """Reason why the module's channels are fixed."""
         place = self.module or "the network itself"
         return f"{self.operation}() in {place} makes the computation depend on values"
 
 
 class BranchWatch(TorchFunctionMode):
-    """Notes, while it is active, which modules run by `run_network` ask for values in Python.
+    """Recorder, while it is active, of modules run by `run_network` that read values in Python.
 
     Only values of tensors that depend on the example or on something that requires gradients count: a network may
     ask about shapes and constants.
@@ -71,7 +71,7 @@ class BranchWatch(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        """Run the function, note whether it asks for a value, and pass dependence on to its results."""
+        """Run the function, record whether it reads a value, and pass dependence on to its results."""
         result = func(*args, **(kwargs or {}))
         if isinstance(result, METADATA) and func not in ASKING:
             return result
@@ -89,7 +89,7 @@ class BranchWatch(TorchFunctionMode):
 
 
 def _running_module(frame: FrameType | None) -> str | None:
-    """Name of the innermost module on the stack, within the network that `run_network` runs; None outside of it."""
+    """Return the innermost running module within the network that `run_network` runs; None outside of it."""
     innermost: nn.Module | None = None
     while frame is not None and frame.f_code is not run_network.__code__:
         if innermost is None and isinstance(owner := frame.f_locals.get("self"), nn.Module):
@@ -102,7 +102,7 @@ def _running_module(frame: FrameType | None) -> str | None:
 
 
 def fix_branches(replay: Replay, branches: Iterable[Branch]) -> None:
-    """Pin every channel that a branching module reads, gives or owns."""
+    """Pin every channel in the inputs, outputs and parameters of a branching module."""
     for branch in branches:
         prefix = f"{branch.module}." if branch.module else ""
         owned = [

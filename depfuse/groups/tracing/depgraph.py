@@ -1,7 +1,7 @@
-"""Torch-Pruning's DepGraph as the source of the graph: what was computed, from which parameters.
+"""Torch-Pruning's DepGraph as the source of the graph: operations and their parameters.
 
 `torch_pruning.DependencyGraph` traces a network by hooks and autograd and gives its layers and
-operators as nodes. depfuse takes these nodes. What DepGraph does next, mapping channel indices from node to
+operators as nodes. depfuse uses these nodes. DepGraph's next step, mapping channel indices from node to
 node as Python lists (Fang et al., DepGraph, CVPR 2023, section 3.2), is replaced by labels on tensors
 (`labels.py`, `rules`): lists cost 15 s on densenet121 and do not end on swin_t in torch-pruning 1.6.
 """
@@ -29,7 +29,7 @@ __all__ = ["Example", "Trace", "describe", "evaluation_copy", "first_line", "run
 
 @dataclass(frozen=True)
 class Call:
-    """One tensor that went into or came out of a module, as (operation that made it, output number).
+    """A tensor at the input or output of a module, as (operation that made it, output number).
 
     `first` tells whether it is the module's first positional input, or its only output.
     """
@@ -71,14 +71,14 @@ class Trace:
 
     @property
     def unused(self) -> frozenset[str]:
-        """State-dict keys of the parameters that took no part."""
+        """State-dict keys of parameters that the computation does not use."""
         below = (node for operation in self.operations for node, _ in operation.next_functions if node is not None)
         used = {id(node.variable) for node in below if hasattr(node, "variable")}
         parameters = {id(tensor) for tensor in self.tensors.values() if isinstance(tensor, nn.Parameter)}
         return frozenset(key for leaf in parameters - used for key in self.leaves[leaf])
 
     def module_of(self, operation: Any) -> str:
-        """Name of the innermost module that ran the operation; '' for the network itself."""
+        """Return the innermost module that ran the operation; '' for the network itself."""
         number = operation._sequence_nr()
         inside = [(end - start, name) for start, end, name in self.spans if start <= number < end]
         return min(inside, key=lambda span: span[0])[1] if inside else ""
@@ -107,7 +107,7 @@ def trace(model: nn.Module, example: Example, auxiliary: Iterable[str] = ()) -> 
             tensors[prefix + key] = tensor
             if (tensor.is_floating_point() or tensor.is_complex()) and key not in statistics:
                 tensor.requires_grad_(True)
-    kept = network.state_dict().keys()
+    saved = network.state_dict().keys()
     device = next(iter(tensors.values())).device if tensors else torch.device("cpu")
 
     def as_input(value: Any) -> Any:
@@ -120,7 +120,7 @@ def trace(model: nn.Module, example: Example, auxiliary: Iterable[str] = ()) -> 
         graph, outputs = _depgraph(network, tree_map(as_input, example), auxiliary)
     return Trace(
         operations=_in_order([node.grad_fn for node in graph.module2node.values()] + [fn for fn, _ in outputs]),
-        leaves={key: tuple(name for name in names if name in kept) for key, names in leaves.items()},
+        leaves={key: tuple(name for name in names if name in saved) for key, names in leaves.items()},
         tensors=tensors,
         modules=dict(network.named_modules()),
         calls=tuple(calls),
@@ -132,7 +132,7 @@ def trace(model: nn.Module, example: Example, auxiliary: Iterable[str] = ()) -> 
 def _depgraph(
     network: nn.Module, example: Example, auxiliary: Iterable[str]
 ) -> tuple[Any, tuple[tuple[Any, int], ...]]:
-    """DepGraph's node graph of one forward pass, and the network's outputs.
+    """Build DepGraph's node graph of one forward pass, and return the network's outputs.
 
     `DependencyGraph.build_dependency` traces and then maps indices; only the tracing is wanted, so its
     two steps before the mapping are called by themselves (they are private: the test
@@ -142,14 +142,14 @@ def _depgraph(
 
     def forward(model: nn.Module, inputs: Example) -> list[Tensor]:
         with evaluating(model, auxiliary=auxiliary):  # here, since DepGraph calls eval() first
-            found = [leaf for leaf in tree_leaves(_run(model, inputs)) if isinstance(leaf, Tensor)]
-        found = [leaf for leaf in found if leaf.grad_fn is not None]
-        if not found:
+            outputs_found = [leaf for leaf in tree_leaves(_run(model, inputs)) if isinstance(leaf, Tensor)]
+        outputs_found = [leaf for leaf in outputs_found if leaf.grad_fn is not None]
+        if not outputs_found:
             raise ArchitectureError(
                 f"{type(model).__name__} returns no tensor that depends on its input: nothing can be traced"
             )
-        outputs.extend((leaf.grad_fn, leaf.output_nr) for leaf in found)
-        return found
+        outputs.extend((leaf.grad_fn, leaf.output_nr) for leaf in outputs_found)
+        return outputs_found
 
     graph = torch_pruning.DependencyGraph()
     graph.model, graph.verbose, graph.ignored_params = network, False, []
@@ -171,7 +171,7 @@ def _run(network: nn.Module, example: Example) -> Any:
 
 
 def describe(example: Example) -> str:
-    """Shapes of the example's tensors, for messages."""
+    """Write the shapes of the example's tensors, for messages."""
     return ", ".join(str(tuple(leaf.shape)) for leaf in tree_leaves(example) if isinstance(leaf, Tensor)) or "given"
 
 
@@ -214,7 +214,7 @@ def _recorded(network: nn.Module) -> Iterator[tuple[list[Call], list[tuple[int, 
 
 
 def _in_order(roots: Sequence[Any]) -> tuple[Any, ...]:
-    """All operations that the roots depend on, parameters' own nodes left out, in forward order."""
+    """Sort all operations that the roots depend on, parameters' own nodes left out, in forward order."""
     seen: dict[Any, None] = {}
     stack = [root for root in roots if root is not None]
     while stack:

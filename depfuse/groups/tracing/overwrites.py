@@ -1,7 +1,7 @@
-"""In-place writes to a part of a tensor: `x[:, :8] += y`, `bias[16:32].zero_()`.
+"""Detection of in-place writes to a part of a tensor: `x[:, :8] += y`, `bias[16:32].zero_()`.
 
-Autograd notes such a write as `CopySlices` and does not say which part was written; reading through the view again is
-an `AsStrided` of the whole. Both are learnt while the network runs, from where the view lies in memory.
+Autograd records such a write as `CopySlices` without the part that was written; reading through the view again is
+an `AsStrided` of the whole. Both are inferred while the network runs, from the view's place in memory.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Region:
     positions
         Per axis of the tensor, the positions in it, in order.
     shape
-        Of the view of it, which may lack axes of one position.
+        Shape of the view, which may lack axes of one position.
     kind
-        Whether the part was overwritten, updated entry by entry, or neither can be told.
+        `set` where the part was overwritten, `update` where it changed entry by entry, else `other`.
     """
 
     positions: tuple[Tensor, ...]
@@ -50,21 +50,21 @@ class Region:
     kind: Kind = "update"
 
     def read(self, tensor: Tensor) -> Tensor:
-        """The part of a tensor, with as many axes as the tensor."""
+        """Read the part of a tensor, with as many axes as the tensor."""
         for axis, positions in enumerate(self.positions):
             tensor = take(tensor, axis, positions)
         return tensor
 
 
 def take(tensor: Tensor, axis: int, positions: Tensor) -> Tensor:
-    """Positions along one axis; broadcast axes stay broadcast."""
+    """Select positions along one axis; broadcast axes stay broadcast."""
     shape = [*tensor.shape[:axis], len(positions), *tensor.shape[axis + 1 :]]
     small = compact(tensor)
     return (small if tensor.stride(axis) == 0 else small.index_select(axis, positions)).expand(shape)
 
 
 class OverwriteWatch(TorchFunctionMode):
-    """Notes, while it is active, the regions that in-place functions write and that views read afterwards.
+    """Recorder, while it is active, of regions that in-place functions write and that views read afterwards.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ class OverwriteWatch(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        """Run the function and note what it wrote."""
+        """Run the function and record its writes."""
         result = func(*args, **(kwargs or {}))
         if isinstance(result, METADATA):
             return result
@@ -106,7 +106,7 @@ class OverwriteWatch(TorchFunctionMode):
 
 
 def _region(base: Tensor, view: Tensor, kind: Kind) -> Region | None:
-    """Where a view lies in its base; None where it is no product of positions in the base's order."""
+    """Find the region of a view in its base; None where it is no product of positions in the base's order."""
     if base.is_meta or not view.numel():
         return None
     start = base.storage_offset()
@@ -125,6 +125,6 @@ def _region(base: Tensor, view: Tensor, kind: Kind) -> Region | None:
 
 
 def _last(tensor: Tensor) -> int:
-    """Storage position of a tensor's last entry."""
+    """Compute the storage position of a tensor's last entry."""
     steps = ((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return int(tensor.storage_offset() + sum(steps))

@@ -1,4 +1,4 @@
-"""Entry by entry: what stands at the same place is tied."""
+"""Entry-by-entry operations: entries at the same place are tied."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from depfuse.groups.reasons import CONSTANT
 
 @rule(*ENTRY_BY_ENTRY)
 def entry_by_entry(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
-    """Operands of one shape, or broadcast to one; positions of a constant that differ stay."""
+    """Tie operands of one shape, or broadcast to one; differing positions of a constant are pinned."""
     reason = f"{replay.where(operation)} ties its channels to positions that cannot be permuted"
-    known = [labels for labels in operands if labels is not None]
-    result = known[0]
-    for other in known[1:]:
+    labelled = [labels for labels in operands if labels is not None]
+    result = labelled[0]
+    for other in labelled[1:]:
         result = replay.ledger.meet(result, other, reason)
     shape = result_shape(operation)
     result = pad_rank(result, len(shape))
     factors = list(result.factors)
     for axis, size in enumerate(shape):
         if size != result.shape[axis]:  # a constant's axis, whose entries differ
-            own = replay.ledger.fresh(size)
-            replay.ledger.pin(own, CONSTANT)
-            factors.append(Factor(own.reshape([-1 if other == axis else 1 for other in range(len(shape))])))
+            pinned = replay.ledger.fresh(size)
+            replay.ledger.pin(pinned, CONSTANT)
+            factors.append(Factor(pinned.reshape([-1 if other == axis else 1 for other in range(len(shape))])))
     return [Labels(shape, tuple(factors), result.plain)]

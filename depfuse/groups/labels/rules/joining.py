@@ -17,18 +17,17 @@ from depfuse.groups.tracing.overwrites import Region, take
 
 
 def _with_constants(operands: Operands, shape: Sequence[int], dim: int) -> list[Labels] | None:
-    """The parts of a concatenation, constants among them; None where their sizes cannot be told.
+    """Return the parts of a concatenation with its constants; None where their sizes cannot be told.
 
-    A constant is taken for padding with zeros, as in shortcuts of option A: if it holds anything else, the proof says
-    so.
+    A constant is taken for padding with zeros, as in shortcuts of option A: if it holds anything else, the proof fails.
     """
-    known = [labels for labels in operands if labels is not None]
-    missing = len(operands) - len(known)
+    labelled = [labels for labels in operands if labels is not None]
+    missing = len(operands) - len(labelled)
     if not missing:
-        return known
-    if any(len(labels.shape) != len(shape) for labels in known):  # a stack, or an empty tensor among them
+        return labelled
+    if any(len(labels.shape) != len(shape) for labels in labelled):  # a stack, or an empty tensor among them
         return None
-    size, rest = divmod(shape[dim] - sum(labels.shape[dim] for labels in known), missing)
+    size, rest = divmod(shape[dim] - sum(labels.shape[dim] for labels in labelled), missing)
     if rest or size < 1:
         return None
     extent = [size if axis == dim else 1 for axis in range(len(shape))]
@@ -37,12 +36,12 @@ def _with_constants(operands: Operands, shape: Sequence[int], dim: int) -> list[
 
 
 def _renamed(ledger: Ledger, labels: Tensor) -> Tensor:
-    """Labels of their own for the positions of a tensor, tied to those that it had."""
-    found, place = np.unique(labels.numpy(), return_inverse=True)
-    known = torch.from_numpy(found)
-    own = torch.where(known == ZERO, ZERO, ledger.fresh(len(known)))
-    ledger.unite(own, known)
-    return own[torch.from_numpy(place.reshape(labels.shape))]
+    """Give the positions of a tensor labels of their own, tied to those that it had."""
+    values, place = np.unique(labels.numpy(), return_inverse=True)
+    old = torch.from_numpy(values)
+    new = torch.where(old == ZERO, ZERO, ledger.fresh(len(old)))
+    ledger.unite(new, old)
+    return new[torch.from_numpy(place.reshape(labels.shape))]
 
 
 @rule("Cat", "Stack")
@@ -59,7 +58,7 @@ def _concatenate(replay: Replay, operation: Any, operands: Operands) -> list[Lab
 
 
 def _joined(ledger: Ledger, parts: Sequence[Labels], shape: Sequence[int], dim: int, reason: str) -> Labels:
-    """Labels of parts laid one after the other along `dim`."""
+    """Concatenate labels of parts along `dim`."""
     along = [list(labels.on(dim)) for labels in parts]
     others = Labels(tuple(1 if a == dim else s for a, s in enumerate(shape)))
     plain: set[int] = set()
@@ -71,23 +70,23 @@ def _joined(ledger: Ledger, parts: Sequence[Labels], shape: Sequence[int], dim: 
     if any(along):
         pieces = []
         extent = [1] * len(shape)
-        for found in along:
-            for factor in found:
+        for part_factors in along:
+            for factor in part_factors:
                 extent = [
                     max(a, b) if axis != dim else 1
                     for axis, (a, b) in enumerate(zip(extent, factor.labels.shape, strict=True))
                 ]
-        for labels, found in zip(parts, along, strict=True):
+        for labels, part_factors in zip(parts, along, strict=True):
             wanted = [labels.shape[dim] if axis == dim else size for axis, size in enumerate(extent)]
-            if found:
-                pieces.append(found[0].labels.expand(wanted))
-                for extra in found[1:]:
+            if part_factors:
+                pieces.append(part_factors[0].labels.expand(wanted))
+                for extra in part_factors[1:]:
                     ledger.pin(extra.labels, reason)
             else:
-                own = ledger.fresh(labels.shape[dim])
+                pinned = ledger.fresh(labels.shape[dim])
                 if dim in labels.plain or labels.shape[dim] == 1:
-                    ledger.pin(own, TOUCHES_INPUT if dim in labels.plain else SINGLE)
-                pieces.append(own.reshape([-1 if a == dim else 1 for a in range(len(shape))]).expand(wanted))
+                    ledger.pin(pinned, TOUCHES_INPUT if dim in labels.plain else SINGLE)
+                pieces.append(pinned.reshape([-1 if a == dim else 1 for a in range(len(shape))]).expand(wanted))
         each = [np.unique(piece.numpy()) for piece in pieces]
         if len(np.unique(np.concatenate(each))) < sum(map(len, each)):
             pieces = [_renamed(ledger, piece) for piece in pieces]  # x beside f(x): two places of one channel
@@ -100,26 +99,26 @@ def _joined(ledger: Ledger, parts: Sequence[Labels], shape: Sequence[int], dim: 
 
 @rule("CopySlices")
 def _overwrite(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
-    """A part of a tensor written in place; constants written are taken for zeros, as in a concatenation."""
+    """Write a part of a tensor in place; written constants are taken for zeros, as in a concatenation."""
     region, base = replay.regions.get(operation), operands[0]
     if region is None or region.kind == "other":
         return unknown(replay, operation, operands)
     shape = result_shape(operation)
     base = Labels(shape, _zeros(shape)) if base is None else base
-    kept = [len(positions) for positions in region.positions]
-    others = [_as_part(labels, region.shape, kept) for labels in operands[1:] if labels is not None]
+    lengths = [len(positions) for positions in region.positions]
+    others = [_as_part(labels, region.shape, lengths) for labels in operands[1:] if labels is not None]
     reason = f"{replay.where(operation)} ties its channels to positions that cannot be permuted"
     if region.kind == "update":
         _keep_apart(replay.ledger, base, region, frozenset(axis for labels in others for axis in _varying(labels)))
         others.append(move(base, region.read))
-    part = others[0] if others else Labels(tuple(kept), _zeros(kept))
+    part = others[0] if others else Labels(tuple(lengths), _zeros(lengths))
     for other in others[1:]:
         part = replay.ledger.meet(part, other, reason)
     return [_written(replay.ledger, base, part, region.positions, 0, reason)]
 
 
 def _keep_apart(ledger: Ledger, base: Labels, region: Region, tied: frozenset[int]) -> None:
-    """What is in the region and what is not may be permuted, but not exchanged; axes in `tied` show that by ties."""
+    """Let the inside and the outside of a region be permuted but not exchanged; ties in `tied` axes show that."""
     for axis, inside in enumerate(region.positions):
         if len(inside) == base.shape[axis] or axis in tied:
             continue
@@ -132,24 +131,24 @@ def _keep_apart(ledger: Ledger, base: Labels, region: Region, tied: frozenset[in
 
 
 def _varying(labels: Labels) -> frozenset[int]:
-    """The axes along which any factor varies."""
+    """Return the axes along which any factor varies."""
     return frozenset(axis for factor in labels.factors for axis in factor.axes)
 
 
 def _zeros(shape: Sequence[int]) -> tuple[Factor, ...]:
-    """Factors of a tensor of zeros: along every axis, any positions fit."""
+    """Make factors of a tensor of zeros: along every axis, any positions fit."""
     rank = len(shape)
     places = [[size if other == axis else 1 for other in range(rank)] for axis, size in enumerate(shape) if size > 1]
     return tuple(Factor(torch.full(place, ZERO)) for place in places)
 
 
 def _as_part(labels: Labels, view: Sequence[int], kept: Sequence[int]) -> Labels:
-    """Labels of what is written, with all axes of the tensor that it is written to."""
+    """Extend labels of a written part to all axes of the tensor that it is written to."""
     return move(pad_rank(labels, len(view)), lambda t: t.expand(view).reshape(list(kept)))
 
 
 def _written(ledger: Ledger, base: Labels, part: Labels, positions: Sequence[Tensor], axis: int, reason: str) -> Labels:
-    """Labels of `base` with `part` at the given positions along `axis` and all later axes."""
+    """Write `part` into `base` at the given positions along `axis` and all later axes."""
     if axis == len(base.shape):
         return part
     inside = positions[axis]

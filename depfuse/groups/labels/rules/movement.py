@@ -1,4 +1,4 @@
-"""Movement: the same movement is applied to the labels."""
+"""Data movement: the same movement is applied to the labels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _reshape(replay: Replay, operation: Any, operands: Operands) -> list[Labels]
 
 @rule("AsStrided")
 def _as_strided(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
-    """A view of a tensor written in place, or another layout of it, as pooling channels-last to one pixel asks for."""
+    """Read a view of a tensor written in place, or another layout of it, as pooling channels-last to one pixel does."""
     labels = operands[0]
     region = replay.regions.get(operation)
     if labels is not None and region is not None:
@@ -40,18 +40,18 @@ def _as_strided(replay: Replay, operation: Any, operands: Operands) -> list[Labe
 
 @rule("ViewAsReal")
 def _real_and_imaginary(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
-    """A last axis more: the real and the imaginary part, which keep their order."""
+    """Add a last axis: the real and the imaginary part, which keep their order."""
     (complex_,) = _moved(operands[0], lambda t: t[..., None])
-    own = replay.ledger.fresh(2)
-    replay.ledger.pin(own, PARTS)
+    parts = replay.ledger.fresh(2)
+    replay.ledger.pin(parts, PARTS)
     shape = result_shape(operation)
-    factor = Factor(own.reshape([1] * (len(shape) - 1) + [2]))
+    factor = Factor(parts.reshape([1] * (len(shape) - 1) + [2]))
     return [Labels(shape, (*complex_.factors, factor), complex_.plain)]
 
 
 @rule("ViewAsComplex")
 def _complex(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
-    """A last axis less: its two parts keep their order, and each pair of them may move as one."""
+    """Remove the last axis: its two parts keep their order, and each pair of them may move as one."""
     labels = operands[0]
     assert labels is not None
     last = len(labels.shape) - 1
@@ -161,7 +161,7 @@ def _index(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
 
 @rule("Glu")
 def _gated_linear_unit(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
-    """One half of an axis times the sigmoid of the other."""
+    """Multiply one half of an axis by the sigmoid of the other."""
     dim = signed(operation._saved_dim)
     first, second = _parts(operands[0], lambda t: t.chunk(2, dim), 2)
     return [replay.ledger.meet(first, second, f"{replay.where(operation)} ties its halves")]
@@ -175,6 +175,6 @@ def _pad(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
     amounts = [signed(p) for p in operation._saved_pad]
     factors = []
     for factor in labels.factors:
-        own = [amount if rank - 1 - place // 2 in factor.axes else 0 for place, amount in enumerate(amounts)]
-        factors.append(factor.with_labels(F.pad(factor.labels, own, value=ZERO)))
+        padding = [amount if rank - 1 - place // 2 in factor.axes else 0 for place, amount in enumerate(amounts)]
+        factors.append(factor.with_labels(F.pad(factor.labels, padding, value=ZERO)))
     return [replace(labels, shape=tuple(result_shape(operation)), factors=tuple(factors))]

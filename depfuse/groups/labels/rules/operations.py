@@ -1,4 +1,4 @@
-"""What autograd knows of an operation: its name, shapes and saved dimensions."""
+"""Autograd's record of an operation: its name, shapes and saved dimensions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SUMS = """
 
 
 def operation_name(operation: Any) -> str:
-    """An autograd function's name without its suffix: 'ConvolutionBackward0' -> 'Convolution'.
+    """Return an autograd function's name without its suffix: 'ConvolutionBackward0' -> 'Convolution'.
 
     A user's own `torch.autograd.Function` may have the name of any of torch's, and is told apart from it.
     """
@@ -35,17 +35,17 @@ def operation_name(operation: Any) -> str:
 
 
 def result_shape(operation: Any, number: int = 0) -> tuple[int, ...]:
-    """Shape of an operation's result."""
+    """Return the shape of an operation's result."""
     return tuple(int(size) for size in operation._input_metadata[number].shape)
 
 
 def signed(value: int) -> int:
-    """Autograd saves negative dimensions as unsigned 64-bit integers."""
+    """Convert a dimension that autograd saved as an unsigned 64-bit integer back to a signed one."""
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
 def saved_dims(operation: Any, name: str, rank: int) -> tuple[int, ...]:
-    """A saved dimension or list of dimensions, counted from the front; all of them where none is saved."""
+    """Return a saved dimension or list of dimensions, counted from the front; all of them where none is saved."""
     dims = getattr(operation, f"_saved_{name}", None)
     if dims is None:
         return tuple(range(rank))

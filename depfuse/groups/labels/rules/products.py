@@ -1,4 +1,4 @@
-"""Products: an entry-by-entry product followed by a sum."""
+"""Products: entry-by-entry products followed by a sum."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from depfuse.groups.reasons import KERNEL, MULTIPLIES_ZEROS, TOUCHES_INPUT
 
 
 def _product(replay: Replay, first: Labels, second: Labels, where: str) -> Labels:
-    """Labels of a (batched) matrix product (..., i, k) x (..., k, j)."""
+    """Label a (batched) matrix product (..., i, k) x (..., k, j)."""
     rank = max(len(first.shape), len(second.shape))
     first, second = pad_rank(first, rank), pad_rank(second, rank)
     for labels, inner in ((first, rank - 1), (second, rank - 2)):
@@ -149,16 +149,16 @@ def _spatial_axes(shape: Sequence[int]) -> frozenset[int]:
 
 
 def _one_factor(replay: Replay, labels: Labels, axis: int, size: int, reason: str) -> Tensor | None:
-    """The labels (size,) along an axis; None where there are none. Other factors there are pinned."""
-    found = [factor for factor in labels.on(axis) if factor.axes == {axis}]
+    """Return the labels (size,) along an axis, None where there are none; pin other factors there."""
+    alone = [factor for factor in labels.on(axis) if factor.axes == {axis}]
     for factor in labels.on(axis):
-        if not found or factor is not found[0]:
+        if not alone or factor is not alone[0]:
             replay.ledger.pin(factor.labels, reason)
-    return found[0].labels.reshape(size) if found else None
+    return alone[0].labels.reshape(size) if alone else None
 
 
 def _without_kernel(ledger: Ledger, weight: Labels) -> Labels:
-    """Factors that lie along inputs and kernel together, as weight standardisation gives them, along inputs only.
+    """Restrict factors along inputs and kernel together, as weight standardisation gives them, to inputs.
 
     A kernel's positions stay where they are, so an input moves with all of its positions.
     """
@@ -174,12 +174,12 @@ def _without_kernel(ledger: Ledger, weight: Labels) -> Labels:
 
 
 def _weight_labels(weight: Labels, axis: int, groups: int) -> Tensor | None:
-    """Labels of a convolution weight's axis as (groups, positions per group); None where it has one position."""
-    found = weight.on(axis)
+    """Return labels of a convolution weight's axis (groups, positions per group); None where it has one position."""
+    factors = weight.on(axis)
     if axis == 0:
-        own = [factor for factor in found if factor.axes == {0}]
-        return own[0].labels.reshape(groups, -1) if own else None
-    joint = [factor for factor in found if 1 in factor.axes]
+        outer = [factor for factor in factors if factor.axes == {0}]
+        return outer[0].labels.reshape(groups, -1) if outer else None
+    joint = [factor for factor in factors if 1 in factor.axes]
     if not joint:
         return None
     labels = joint[0].labels.reshape(joint[0].labels.shape[0], -1)

@@ -1,4 +1,4 @@
-"""The walk through a trace, and the registry of rules that it applies."""
+"""Replay of a trace, and the registry of rules that it applies."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def rule(*names: str | re.Pattern[str]) -> Callable[[Rule], Rule]:
 
 
 def lookup(operation: Any) -> Rule:
-    """The rule of an operation."""
+    """Return the rule of an operation."""
     name = operation_name(operation)
     if name in RULES:
         return RULES[name]
-    return next((found for pattern, found in PATTERNS.items() if pattern.fullmatch(name)), unknown)
+    return next((function for pattern, function in PATTERNS.items() if pattern.fullmatch(name)), unknown)
 
 
 class Replay:
-    """Walks a trace in forward order and fills a ledger."""
+    """Forward replay of a trace that fills a ledger."""
 
     def __init__(self, trace: Trace, regions: Mapping[Any, Region | None] | None = None) -> None:
         self.trace = trace
@@ -67,14 +67,14 @@ class Replay:
                     self.ledger.pin(factor.labels, TOUCHES_OUTPUT)
 
     def _labels(self, operation: Any, operands: Operands) -> list[Labels]:
-        """Labels of an operation's results; of shapes that its rule does not know nothing is known."""
+        """Apply an operation's rule; pin everything where the rule does not fit the operands."""
         try:
             return lookup(operation)(self, operation, operands)
         except (RuntimeError, IndexError):
             return unknown(self, operation, operands)
 
     def operand(self, below: Any, number: int) -> Labels | None:
-        """Labels of an operand; None for a constant."""
+        """Return the labels of an operand; None for a constant."""
         if below is None:
             return None
         if hasattr(below, "variable"):
@@ -82,7 +82,7 @@ class Replay:
         return self.values.get((below, number))
 
     def leaf(self, tensor: Tensor) -> Labels:
-        """Labels of a parameter or buffer, made when it is first used; anything else is an input."""
+        """Return the labels of a parameter or buffer, made at its first use; any other leaf is an input."""
         shape = tuple(tensor.shape)
         if id(tensor) not in self.tensors:
             return Labels(shape, (), frozenset(axis for axis, size in enumerate(shape) if size > 1))
@@ -108,12 +108,12 @@ class Replay:
         return self.leaves[id(tensor)]
 
     def _is_constant(self, tensor: Tensor) -> bool:
-        """Whether a tensor is no state of the network (a non-persistent buffer), or a table that is not trained."""
+        """Tell whether a tensor is no state of the network (a non-persistent buffer), or an untrained table."""
         table = not isinstance(tensor, nn.Parameter) and sum(size > 1 for size in tensor.shape) > 1
         return table or not self.trace.leaves[id(tensor)]
 
     def role(self, labels: Labels, axis: int, role: str) -> None:
-        """Note what the parameter's axis that gave the factors on `axis` does."""
+        """Record the role of the parameter's axis that gave the factors on `axis`."""
         for factor in labels.on(axis):
             if factor.source is not None:
                 self.ledger.roles.setdefault(factor.source, role)
@@ -124,17 +124,17 @@ class Replay:
             self.ledger.pin(factor.labels, reason)
 
     def where(self, operation: Any) -> str:
-        """'Name in module path', for messages."""
+        """Write 'Name in module path', for messages."""
         module = self.trace.module_of(operation)
         return f"{operation_name(operation)} in {module or 'the network itself'}"
 
 
 def _grouped_weights(trace: Trace) -> dict[int, int]:
-    """Id of each weight of a grouped convolution -> number of groups.
+    """Map id of each weight of a grouped convolution -> number of groups.
 
-    Found by walking up from its uses, through what standardises or scales a weight.
+    Walks up from its uses, through operations that standardise or scale a weight.
     """
-    found: dict[int, int] = {}
+    divisions: dict[int, int] = {}
     for operation in trace.operations:
         if operation_name(operation) != "Convolution" or operation._saved_groups == 1:
             continue
@@ -146,14 +146,14 @@ def _grouped_weights(trace: Trace) -> dict[int, int]:
             seen.add(below)
             if hasattr(below, "variable"):
                 if below.variable.ndim > 2:
-                    found[id(below.variable)] = operation._saved_groups
+                    divisions[id(below.variable)] = operation._saved_groups
             elif operation_name(below) in (*ENTRY_BY_ENTRY, *RESHAPES, *SUMS, "NativeBatchNorm", "CudnnBatchNorm"):
                 stack.extend(function for function, _ in below.next_functions)
-    return found
+    return divisions
 
 
 def unknown(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
-    """An operation without a rule pins everything that it touches."""
+    """Pin everything that an operation without a rule touches."""
     reason = f"the effect of {replay.where(operation)} on channels is unknown"
     for labels in operands:
         for factor in labels.factors if labels is not None else ():
@@ -163,11 +163,11 @@ def unknown(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
 
 
 def _uniform(tensor: Tensor, axis: int) -> bool:
-    """Whether a tensor's values do not change along an axis."""
+    """Tell whether a tensor's values do not change along an axis."""
     first = tensor.detach().narrow(axis, 0, 1)
     return not tensor.is_meta and torch.equal(first.expand_as(tensor), tensor.detach())
 
 
 def plain_everywhere(shape: Sequence[int]) -> Labels:
-    """Labels of a tensor none of whose entries may be permuted."""
+    """Label a tensor none of whose entries may be permuted."""
     return Labels(tuple(shape), (), frozenset(axis for axis, size in enumerate(shape) if size > 1))

@@ -1,4 +1,4 @@
-"""Sums over an axis: what is summed may be exchanged, in blocks where a normalisation sums over parts."""
+"""Sums over an axis: summed entries may be exchanged, in blocks where a normalisation sums over parts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SPATIAL = re.compile(
 
 
 def sum_over(ledger: Ledger, labels: Labels, dims: Iterable[int], keep: bool) -> Labels:
-    """Labels after an order-free reduction over `dims`."""
+    """Label an order-free reduction over `dims`."""
     dims = sorted(set(dims))
-    kept = [axis for axis in range(len(labels.shape)) if axis not in dims]
+    remaining = [axis for axis in range(len(labels.shape)) if axis not in dims]
     shape = [1 if axis in dims else size for axis, size in enumerate(labels.shape)]
     factors = [summed for factor in labels.factors if (summed := ledger.split(factor, dims)) is not None]
     result = Labels(tuple(shape), tuple(factors), labels.plain - set(dims))
-    return result if keep else move(result, lambda t: t.reshape([shape[axis] for axis in kept]))
+    return result if keep else move(result, lambda t: t.reshape([shape[axis] for axis in remaining]))
 
 
 @rule(*SUMS)
@@ -46,7 +46,7 @@ def _softmax(replay: Replay, operation: Any, operands: Operands) -> list[Labels]
 
 
 def scaled(replay: Replay, labels: Labels, parameters: Sequence[Labels | None], axis: int) -> Labels:
-    """Labels after scales and shifts along `axis` (the last axis where it is -1)."""
+    """Label scales and shifts along `axis` (the last axis where it is -1)."""
     for parameter in parameters:
         if parameter is None:
             continue
@@ -69,7 +69,7 @@ def _layer_norm(replay: Replay, operation: Any, operands: Operands) -> list[Labe
 
 @rule("WeightNormInterface")
 def _weight_norm(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
-    """A weight divided by its norm over all axes but one, times a scale; the norm is the second result."""
+    """Label a weight divided by its norm over all axes but one, times a scale; the norm is the second result."""
     labels, scale = operands[:2]
     if labels is None or scale is None:
         return unknown(replay, operation, operands)
@@ -108,12 +108,12 @@ def _batch_norm(replay: Replay, operation: Any, operands: Operands) -> list[Labe
 
 @rule(SPATIAL)
 def _spatial(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
-    """Pooling, resizing and padding of the last axes."""
+    """Label pooling, resizing and padding of the last axes."""
     labels = operands[0]
     assert labels is not None
-    found = re.search(r"(\d)D", operation.name())
+    match = re.search(r"(\d)D", operation.name())
     rank = len(labels.shape)
-    axes = set(range(rank - int(found.group(1) if found else 2), rank))
+    axes = set(range(rank - int(match.group(1) if match else 2), rank))
     factors = []
     for factor in labels.factors:
         if factor.axes & axes:
