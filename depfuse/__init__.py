@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from depfuse.errors import DepfuseError, DepfuseWarning
-    from depfuse.fusion.comparison import naive_average
+    from depfuse.fusion.comparison import Comparison, compare, naive_average
     from depfuse.fusion.pipeline import fuse
     from depfuse.fusion.result import FusionResult
     from depfuse.groups import ChannelGroup, ChannelGroups, Slot, Tap, find_groups, prove_groups
@@ -22,12 +22,14 @@ __version__ = "0.1.0"
 __all__ = [
     "ChannelGroup",
     "ChannelGroups",
+    "Comparison",
     "DepfuseError",
     "DepfuseWarning",
     "FusionResult",
     "Recipe",
     "Slot",
     "Tap",
+    "compare",
     "find_groups",
     "fuse",
     "naive_average",
@@ -36,7 +38,7 @@ __all__ = [
 
 _HOMES = {
     "depfuse.errors": ("DepfuseError", "DepfuseWarning"),
-    "depfuse.fusion.comparison": ("naive_average",),
+    "depfuse.fusion.comparison": ("Comparison", "compare", "naive_average"),
     "depfuse.fusion.pipeline": ("fuse",),
     "depfuse.fusion.result": ("FusionResult",),
     "depfuse.groups": ("ChannelGroup", "ChannelGroups", "Slot", "Tap", "find_groups", "prove_groups"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,8 +11,6 @@ from pathlib import Path
 
 from torch import nn
 
-from depfuse.align import Coupling
-from depfuse.align.description import moved_channels
 from depfuse.align.solvers import load_solver
 from depfuse.cli.console import Work
 from depfuse.cli.inputs import Inputs, check_architectures, read_inputs, read_template
@@ -22,18 +19,14 @@ from depfuse.cli.options import DataOptions, FusionOptions, RunOptions
 from depfuse.data import Loader, calibration_loader
 from depfuse.distributed import team as processes
 from depfuse.distributed.device import resolve_device
-from depfuse.ensemble.distance import EnsembleDistance
-from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
+from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.evaluate import (
     PathPoint,
     Scores,
     evaluate_path,
-    evaluate_together,
-    evaluate_with_ensemble,
-    most_frequent,
     path_alphas,
 )
-from depfuse.fusion.comparison import naive_average
+from depfuse.fusion.comparison import Comparison, compare, naive_child
 from depfuse.fusion.pipeline import fuse
 from depfuse.fusion.result import FusionResult
 from depfuse.fusion.widths import shapes_of
@@ -43,12 +36,10 @@ from depfuse.io.checkpoint import state_digest, write_checkpoint
 from depfuse.io.output_files import check_outputs, check_weights_name
 from depfuse.models import with_classes
 from depfuse.recipe import Recipe
-from depfuse.refit import refit_heads
-from depfuse.renorm import chosen_method, has_batch_norm
+from depfuse.renorm import chosen_method
 from depfuse.renorm.registry import METHODS
 from depfuse.report import (
     Barrier,
-    Contender,
     FamilyRow,
     FusionReport,
     GroupsSummary,
@@ -56,11 +47,10 @@ from depfuse.report import (
     NetworkScores,
     PathReport,
     PathRow,
-    SameStart,
     ScoreValues,
     Seconds,
     SharesSummary,
-    advise,
+    advise_on,
     describe_environment,
     verdict,
 )
@@ -77,6 +67,8 @@ STEPS = {
     "shares": "choosing the parents' shares",
     "refit": "refitting layer by layer",
     "renorm": "renewing BatchNorm statistics",
+    "heads": "refitting the parents' heads",
+    "baseline": "training a parent as long",
     "best": "making candidates, and choosing the best",
     "train": "training on",
 }
@@ -119,22 +111,10 @@ class _Fused:
         recipe = self.result.recipe  # ridge sets the child's statistics itself
         return chosen_method("auto" if recipe.refit == "ridge" else recipe.renorm, self.inputs.models[0])
 
-    def naive(self, shares: Sequence[float], renorm: str) -> nn.Module:
-        """Average the parents as they stand, and renormalise."""
-        result, models = self.result, self.inputs.models
-        labels, template = self.inputs.labels, self.template
-        if result.widths is not None or result.apart is not None:
-            models, labels, template = tuple(result.unmatched), result.labels, result.template
-        sets = None if labels is None else labels.sets
-        average = naive_average(models, shares, result.groups, sets, template)
-        identity = {group.name: Coupling.identity(group.size) for group in self.result.groups.free}
-        self.result.renormalise(average, [identity] * len(shares), shares, renorm)
-        return average
-
 
 def run(request: Request, work: Work) -> FusionReport | PathReport:
     """Fuse, evaluate, and write what was asked for; nothing is written unless all of it succeeded."""
-    shares = _check(request)
+    _check(request)
     device = resolve_device(request.options.device)
     work.step("reading networks and data")
     fusion = request.fusion
@@ -163,66 +143,51 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     fused = _Fused(inputs, result, template, calibration, inputs.test_loader(request.recipe.batch_size))
 
     started = time.perf_counter()
-    parents, ensemble = evaluate_with_ensemble(
-        inputs.models, work.track(fused.test, "evaluating the parents"), sets=inputs.labels
+    compared = compare(
+        result, fused.test, training=further, on_step=lambda step: work.step(STEPS[step]), track=work.track
     )
-    children = [
-        fused.naive(shares, "none"),
-        fused.naive(shares, _best_renorm(fused)),
-        result.child,
-    ]
-    heads = _with_refitted_heads(fused, shares, work)
-    rival = None if further is None else _rival(fused, shares, heads, further, work, request.fusion.out_parent)
-    children += [*heads, *([] if rival is None else [rival[1]])]
-    others_of_family = [candidate for candidate in result.family if candidate is not result.best]
-    children += [candidate.network for candidate in others_of_family]
-    naive, naive_renorm, child, *others = evaluate_together(children, work.track(fused.test, "evaluating the child"))
-    head_scores, others = others[: len(heads)], others[len(heads) :]
-    teacher = None
-    if result.joint or result.recipe.parents_renorm == "reset":
-        teacher = evaluate_with_ensemble(
-            result.teachers, work.track(fused.test, "evaluating the teachers"), shares, result.labels
-        )[1]
+    if further is not None and compared.baseline is None and request.fusion.out_parent is not None:
+        warnings.warn(
+            f"--out-parent {request.fusion.out_parent} is not written: no parent could get a head over the labels of"
+            " all, as it needs calibration images and a network that can be refitted",
+            DepfuseWarning,
+            stacklevel=2,
+        )
     paths, methods = None, []
     if request.points is not None:
         points = min(request.points, request.refitted_points) if result.recipe.refits else request.points
-        ends, alphas = (parents[0], parents[1]), path_alphas(points)
+        ends, alphas = (compared.parents[0], compared.parents[1]), path_alphas(points)
         paths = _paths(fused, ends, alphas, work)
         methods = _methods(request, fused, ends, paths[0], work)
     seconds = Seconds(**result.seconds, evaluate=time.perf_counter() - started)
 
     parent_rows = [
         NetworkScores.at(checkpoint.path, checkpoint.digest, scores)
-        for checkpoint, scores in zip(inputs.checkpoints, parents, strict=True)
+        for checkpoint, scores in zip(inputs.checkpoints, compared.parents, strict=True)
     ]
-    child_row = NetworkScores.at(request.out, state_digest(result.child.state_dict()), child)
-    known = dict(zip(others_of_family, others[0 if rival is None else 1 :], strict=True))
-    family = [FamilyRow.of_candidate(own, known.get(own, child), own not in known) for own in result.family]
-    trained = None if rival is None else (rival[0], others[0])
-    advice = advise(
-        [
-            Contender("child", child, path=request.out),
-            *_parents(fused, parents, ensemble),
-            Contender("average", naive),
-            Contender("renewed average", naive_renorm),
-            *(Contender("refitted parent", own, number) for number, own in enumerate(head_scores, start=1)),
-            *_trained(trained, request.fusion.out_parent),
-            *([] if teacher is None else [Contender("teachers", teacher, networks=len(parents))]),
-        ],
-        most_frequent(inputs.data.test.labels),
-        _moved(result),
+    baseline = compared.baseline
+    family = [
+        FamilyRow.of_candidate(candidate, scores, candidate is result.best)
+        for candidate, scores in zip(result.family, compared.family, strict=True)
+    ]
+    advice = advise_on(
+        result,
+        compared,
+        child=request.out,
+        parents=[checkpoint.path for checkpoint in inputs.checkpoints],
+        baseline=request.fusion.out_parent,
     )
     report = FusionReport(
         parents=parent_rows,
-        ensemble=ScoreValues.of(ensemble),
-        teacher=None if teacher is None else ScoreValues.of(teacher),
-        heads=[ScoreValues.of(scores) for scores in head_scores],
+        ensemble=ScoreValues.of(compared.ensemble),
+        teacher=None if compared.teacher is None else ScoreValues.of(compared.teacher),
+        heads=[ScoreValues.of(scores) for scores in compared.heads],
         trained_parent=None
-        if trained is None
-        else NetworkScores.at(inputs.checkpoints[trained[0]].path, None, trained[1]),
-        naive=ScoreValues.of(naive),
-        naive_renorm=ScoreValues.of(naive_renorm),
-        child=child_row,
+        if baseline is None
+        else NetworkScores.at(inputs.checkpoints[baseline.parent].path, None, baseline.scores),
+        naive=ScoreValues.of(compared.naive),
+        naive_renorm=ScoreValues.of(compared.renewed),
+        child=NetworkScores.at(request.out, state_digest(result.child.state_dict()), compared.child),
         verdict=verdict(advice, result.best.name if result.best else None),
         advice=advice,
         widened=_widened(fused),
@@ -242,7 +207,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         architecture=architecture or inputs.architectures[result.like],
         data=inputs.data_name,
         preprocessing=inputs.data.preprocessing.model_dump(mode="json"),
-        images=child.count,
+        images=compared.child.count,
         environment=describe_environment(device),
         command=request.command,
     )
@@ -255,36 +220,10 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
             barrier=Barrier.of(path, naive_path),
             methods=methods,
         )
-    _write(request, report, fused, child, rival)
+    _write(request, report, fused, compared)
     if further is not None:
         further.done()
     return report
-
-
-def _parents(fused: _Fused, parents: Sequence[Scores], ensemble: Scores) -> list[Contender]:
-    """The parents as they lie in their files, and the ensemble of these."""
-    inputs = fused.inputs
-    known = [None] * len(parents) if inputs.labels is None else [len(own) for own in inputs.labels.sets]
-    found = [
-        Contender("parent", scores, number, checkpoint.path, labels=count)
-        for number, (scores, checkpoint, count) in enumerate(
-            zip(parents, inputs.checkpoints, known, strict=True), start=1
-        )
-    ]
-    return [*found, Contender("ensemble", ensemble, networks=len(parents))]
-
-
-def _trained(trained: tuple[int, Scores] | None, path: Path | None) -> list[Contender]:
-    """The parent that was trained as long as the child, if one was."""
-    return [] if trained is None else [Contender("trained parent", trained[1], trained[0] + 1, path)]
-
-
-def _moved(result: FusionResult) -> SameStart | None:
-    """How many channels were moved, where the couplings are of the parents' own channels."""
-    if result.apart is not None or result.widths is not None:
-        return None
-    found = moved_channels(result.couplings, result.like)
-    return None if found is None else SameStart(moved=found[0], channels=found[1])
 
 
 def _widened(fused: _Fused) -> bool:
@@ -357,28 +296,6 @@ def _calibration(recipe: Recipe, inputs: Inputs, wanted: bool = False) -> Loader
     return loader
 
 
-def _best_renorm(fused: _Fused) -> str:
-    """How the naive average is renormalised for comparison, whatever the recipe does to the child."""
-    possible = fused.calibration is not None and has_batch_norm(fused.inputs.models[0])
-    return "reset" if possible else "none"
-
-
-def _with_refitted_heads(fused: _Fused, shares: Sequence[float], work: Work) -> list[nn.Module]:
-    """Every parent with its head refitted to the ensemble, to compare with.
-
-    None where there are no images, or where the network cannot be taken apart: the report then leaves the rows out.
-    """
-    if fused.calibration is None:
-        return []
-    work.step("refitting the parents' heads")
-    models, labels = fused.result.teachers, fused.result.labels
-    template = None if fused.result.joint else fused.template
-    try:
-        return refit_heads(models, shares, fused.calibration, labels=labels, template=template)
-    except (ArchitectureError, RecipeError):
-        return []
-
-
 def _further(request: Request, inputs: Inputs, work: Work) -> Further | None:
     """What trains the child on, where the recipe says so; its state lies beside the child."""
     recipe = request.recipe
@@ -392,42 +309,6 @@ def _further(request: Request, inputs: Inputs, work: Work) -> Further | None:
     return Further(inputs.data, resume=state, progress=progress)
 
 
-def _rival(
-    fused: _Fused,
-    shares: Sequence[float],
-    heads: Sequence[nn.Module],
-    further: Further,
-    work: Work,
-    out: Path | None,
-) -> tuple[int, nn.Module] | None:
-    """A parent trained as long as the child, and its number: what the child must surpass.
-
-    It begins from the parent, with its head refitted where that can be, that agrees best with the ensemble on the
-    calibration images. None where the parents' labels differ and no head could be refitted, with a `DepfuseWarning` if
-    it was to be written to `out`.
-    """
-    teachers, labels = fused.result.teachers, fused.result.labels
-    if labels is not None and not heads:
-        if out is not None:
-            warnings.warn(
-                f"--out-parent {out} is not written: no parent could get a head over the labels of all, as it needs"
-                " calibration images and a network that can be refitted",
-                DepfuseWarning,
-                stacklevel=2,
-            )
-        return None
-    work.step("training a parent as long")
-    candidates = list(heads) or list(teachers)
-    teacher = fused.result.ensemble
-    number = 0
-    if fused.calibration is not None:
-        losses = list(map(EnsembleDistance(teacher, fused.calibration), candidates))
-        number = losses.index(min(losses))
-    model = copy.deepcopy(candidates[number])
-    further.train(model, teacher, "parent", fused.result.recipe)
-    return number, model
-
-
 def _paths(
     fused: _Fused, ends: tuple[Scores, Scores], alphas: Sequence[float], work: Work
 ) -> tuple[list[PathPoint], list[PathPoint]]:
@@ -436,7 +317,7 @@ def _paths(
     matched = _matched_path(fused, ends, alphas, work)
     naive = evaluate_path(
         ends,
-        lambda alpha: fused.naive((1.0 - alpha, alpha), fused.renorm),
+        lambda alpha: naive_child(fused.result, (1.0 - alpha, alpha), fused.renorm),
         fused.test,
         alphas,
         lambda _: work.advance(),
@@ -483,8 +364,7 @@ def _write(
     request: Request,
     report: FusionReport | PathReport,
     fused: _Fused,
-    child: Scores,
-    rival: tuple[int, nn.Module] | None,
+    compared: Comparison,
 ) -> None:
     """Write plot, report, trained parent and child; each takes its place only when all of them are complete."""
     with ExitStack() as complete:
@@ -495,12 +375,14 @@ def _write(
         if request.fusion.report is not None:
             text = report.model_dump_json(indent=2) + "\n"
             complete.enter_context(replacing(request.fusion.report)).write_text(text, encoding="utf-8")
-        if request.fusion.out_parent is not None and rival is not None:
-            number, parent = rival
+        baseline, images = compared.baseline, compared.child.count
+        if request.fusion.out_parent is not None and baseline is not None:
             path = complete.enter_context(replacing(request.fusion.out_parent))
-            write_checkpoint(path, parent.state_dict(), _card_of_parent(report, fused, number, child.count))
+            write_checkpoint(
+                path, baseline.network.state_dict(), _card_of_parent(report, fused, baseline.parent, images)
+            )
         if request.out is not None:
-            write_checkpoint(request.out, fused.result.child.state_dict(), _card_of_child(report, fused, child.count))
+            write_checkpoint(request.out, fused.result.child.state_dict(), _card_of_child(report, fused, images))
 
 
 def _card_of_child(report: FusionReport, fused: _Fused, images: int) -> Card:

@@ -1,17 +1,197 @@
-"""What the user could keep instead of a child."""
+"""A child compared with everything that its user could keep instead, on the same images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
 from depfuse.align import Coupling
-from depfuse.errors import RecipeError
+from depfuse.data.loader import Loader
+from depfuse.ensemble.distance import EnsembleDistance
+from depfuse.errors import ArchitectureError, RecipeError
+from depfuse.evaluate import Scores, evaluate_together, evaluate_with_ensemble, most_frequent
+from depfuse.evaluate.evaluation import Batches
 from depfuse.fusion.checks import check_parents, label_sets
+from depfuse.fusion.result import FusionResult
 from depfuse.fusion.widths import shapes_of
 from depfuse.groups import ChannelGroups
 from depfuse.merge import average
+from depfuse.networks.isolation import isolated
+from depfuse.refit import refit_heads
+from depfuse.renorm import has_batch_norm
+from depfuse.teach.distil import Further
+
+OnStep = Callable[[str], None]
+Track = Callable[[Loader, str], Batches]
+"""Shows how far a pass over images has come; its argument are the images and what is done."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Baseline:
+    """A parent trained as long as the child: what the child must surpass.
+
+    Attributes
+    ----------
+    parent
+        Index of the parent that it comes from.
+    network
+        The network, in eval mode.
+    scores
+        Its own.
+    """
+
+    parent: int
+    network: nn.Module
+    scores: Scores
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Comparison:
+    """Scores of a child and of everything that could be kept instead.
+
+    Attributes
+    ----------
+    child, parents
+        The child's, and each parent's as it was given.
+    ensemble
+        Of the parents' mean logits at equal shares; their heads side by side where they know different labels.
+    teacher
+        Of the mean logits of what the child learned from, where the parents were changed for that.
+    naive, renewed
+        Of the parents' average without any alignment, and with its BatchNorm reset.
+    heads
+        Of each parent with its head refitted to the ensemble; none without images, or where the networks cannot be
+        taken apart.
+    baseline
+        A parent trained as long, where the child was trained.
+    family
+        Of each candidate, in the order of `FusionResult.family`.
+    chance
+        Accuracy of always predicting the most frequent label.
+    """
+
+    child: Scores
+    parents: Sequence[Scores]
+    ensemble: Scores
+    teacher: Scores | None
+    naive: Scores
+    renewed: Scores
+    heads: Sequence[Scores]
+    baseline: Baseline | None
+    family: Sequence[Scores]
+    chance: float
+
+
+def compare(
+    result: FusionResult,
+    test: Loader,
+    *,
+    training: Further | None = None,
+    on_step: OnStep | None = None,
+    track: Track | None = None,
+) -> Comparison:
+    """Score a child, its parents, their ensemble and average, and other networks made of them, on labelled images.
+
+    Parameters
+    ----------
+    result
+        What `fuse` gave.
+    test
+        Labelled images that no network has seen.
+    training
+        What the child was trained by, to train a parent as long; no parent is trained where None.
+    on_step
+        Called with `heads` and `baseline` as these networks are made.
+    track
+        Shows how far a pass over the images has come.
+    """
+    announce = on_step or (lambda step: None)
+    follow: Track = track or (lambda images, what: images)
+    parents, ensemble = evaluate_with_ensemble(
+        result.parents, follow(test, "evaluating the parents"), sets=result.parent_labels
+    )
+    shares = result.ensemble.shares
+    possible = result.calibration is not None and has_batch_norm(result.parents[0])
+    averages = [naive_child(result, shares, renorm) for renorm in ("none", "reset" if possible else "none")]
+    announce("heads")
+    heads = heads_refitted(result)
+    trained = None
+    if training is not None:
+        announce("baseline")
+        trained = train_baseline(result, heads, training)
+    others = [candidate for candidate in result.family if candidate is not result.best]
+    networks = [*averages, result.child, *heads]
+    networks += [] if trained is None else [trained[1]]
+    networks += [candidate.network for candidate in others]
+    naive, renewed, child, *rest = evaluate_together(networks, follow(test, "evaluating the child"))
+    head_scores, rest = rest[: len(heads)], rest[len(heads) :]
+    baseline = None
+    if trained is not None:
+        baseline = Baseline(parent=trained[0], network=trained[1], scores=rest.pop(0))
+    known = dict(zip(others, rest, strict=True))
+    teacher = None
+    if result.joint or result.recipe.parents_renorm == "reset":
+        teacher = evaluate_with_ensemble(
+            result.teachers, follow(test, "evaluating the teachers"), shares, result.labels
+        )[1]
+    return Comparison(
+        child=child,
+        parents=parents,
+        ensemble=ensemble,
+        teacher=teacher,
+        naive=naive,
+        renewed=renewed,
+        heads=head_scores,
+        baseline=baseline,
+        family=[known.get(candidate, child) for candidate in result.family],
+        chance=most_frequent(test.labels),
+    )
+
+
+def heads_refitted(result: FusionResult) -> list[nn.Module]:
+    """Refit every parent's head to the ensemble; none without images, or where the networks cannot be taken apart."""
+    if result.calibration is None:
+        return []
+    template = None if result.joint else result.given_template
+    try:
+        return refit_heads(
+            result.teachers, result.ensemble.shares, result.calibration, labels=result.labels, template=template
+        )
+    except (ArchitectureError, RecipeError):
+        return []
+
+
+def train_baseline(result: FusionResult, heads: Sequence[nn.Module], training: Further) -> tuple[int, nn.Module] | None:
+    """Train a parent as long as the child; its index, and the network.
+
+    It begins from the parent, with its head refitted where that can be, that is nearest to the ensemble on the
+    calibration images. None where the parents' labels differ and no head could be refitted.
+    """
+    if result.labels is not None and not heads:
+        return None
+    candidates = list(heads) or list(result.teachers)
+    number = 0
+    if result.calibration is not None:
+        distances = list(map(EnsembleDistance(result.ensemble, result.calibration), candidates))
+        number = distances.index(min(distances))
+    network = copy.deepcopy(candidates[number])
+    training.train(network, result.ensemble, "parent", result.recipe)
+    return number, network
+
+
+@isolated()
+def naive_child(result: FusionResult, shares: Sequence[float], renorm: str) -> nn.Module:
+    """Average the parents as they stand, at the child's width, and renormalise."""
+    models, labels, template = result.parents, result.parent_labels, result.given_template
+    if result.widths is not None or result.apart is not None:
+        models, labels, template = result.unmatched, result.labels, result.template
+    child = naive_average(models, shares, result.groups, None if labels is None else labels.sets, template)
+    identity = {group.name: Coupling.identity(group.size) for group in result.groups.free}
+    result.material.renormalise(child, [identity] * len(shares), shares, renorm)
+    return child
 
 
 def naive_average(

@@ -138,6 +138,8 @@ def fuse(
         material=material,
         ensemble=ensemble,
         chosen=chosen,
+        parent_labels=prepared.labels,
+        given_template=template,
         unmatched=unmatched,
         not_converged=aligned.not_converged,
         widths=aligned.widths,

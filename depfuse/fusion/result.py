@@ -49,6 +49,8 @@ class FusionResult:
         What the child learned from: the parents as given, or with renewed statistics, and with one head.
     chosen
         The parents' shares in the child, and how they were chosen where the recipe says so.
+    parent_labels, given_template
+        Which labels the outputs of the parents stand for, where they differ, and the template, as they were given.
     unmatched
         The parents at the child's width in the order in which their channels stand.
     not_converged
@@ -74,6 +76,8 @@ class FusionResult:
     material: Material
     ensemble: Ensemble
     chosen: Chosen
+    parent_labels: LabelSets | None = None
+    given_template: nn.Module | None = None
     unmatched: Sequence[nn.Module] = ()
     not_converged: Sequence[str] = ()
     widths: Brought | None = None

@@ -1,6 +1,7 @@
 """Reports of a run: `report.json`, tables, plots, and one honest sentence."""
 
 from depfuse.report.advice import Advice, Contender, SameStart, advise
+from depfuse.report.comparison import advise_on
 from depfuse.report.environment import describe_environment
 from depfuse.report.schema import (
     Barrier,
@@ -40,6 +41,7 @@ __all__ = [
     "Seconds",
     "SharesSummary",
     "advise",
+    "advise_on",
     "barrier_sentence",
     "describe_environment",
     "loading_lines",
