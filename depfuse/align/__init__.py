@@ -1,4 +1,4 @@
-"""Alignment: which channel of one parent is which channel of another."""
+"""Alignment: match the channels of one parent to those of another."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

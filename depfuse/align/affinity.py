@@ -1,9 +1,9 @@
-r"""The affinity between pairs of channels, applied without ever being written out.
+r"""The affinity between pairs of channels, applied as an operator without its matrix.
 
-A candidate (i, j) says that channel i of the target is channel j of the source. Two candidates (i, j) and (k, l)
-support each other by how alike the edges between the channels are, :math:`\exp(-\|A[i, k] - B[j, l]\|)`. For a network
-of 139 channels the matrix of all candidates has 19,321 rows. Here it is only ever multiplied with a vector, layer by
-layer (Liu et al. 2022, section 3).
+A candidate (i, j) matches channel i of the target to channel j of the source. Two candidates (i, j) and (k, l) support
+each other by the similarity of the edges between the channels, :math:`\exp(-\|A[i, k] - B[j, l]\|)`. For a network of
+139 channels the matrix of all candidates has 19,321 rows. Here it is only ever multiplied with a vector, layer by layer
+(Liu et al. 2022, section 3).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Candidates = dict[str, Tensor]  # group name -> (n, n) weight of each candidate
 
 @dataclass(frozen=True, eq=False)
 class _Exact:
-    """Affinities (n * n', m * m') between candidates at both ends, computed in rows and kept where `rows` says so."""
+    """Affinities (n * n', m * m') between candidates at both ends, computed in rows and kept if `rows` is set."""
 
     target: Tensor
     source: Tensor
@@ -42,12 +42,12 @@ class _Exact:
         return [self.kept] if self.kept is not None else _rows(self.target, self.source)
 
     def to_first(self, second: Tensor) -> Tensor:
-        """Support (n, n') that candidates (m, m') at the second end give to those at the first."""
+        """Compute the support (n, n') of candidates at the first end by candidates (m, m') at the second."""
         parts = [rows @ second.reshape(-1) for rows in self._rows()]
         return torch.cat(parts).reshape(len(self.target), len(self.source))
 
     def to_second(self, first: Tensor) -> Tensor:
-        """Support (m, m') that candidates (n, n') at the first end give to those at the second."""
+        """Compute the support (m, m') of candidates at the second end by candidates (n, n') at the first."""
         flat, total, done = first.reshape(-1), None, 0
         for rows in self._rows():
             part = flat[done : done + len(rows)] @ rows
@@ -58,7 +58,7 @@ class _Exact:
 
 
 def _rows(target: Tensor, source: Tensor) -> Iterator[Tensor]:
-    """Affinities (b * n', m * m') of edges, for some target channels at a time."""
+    """Compute affinities (b * n', m * m') of edges, for some target channels at a time."""
     m, (other, columns, _) = target.shape[1], source.shape
     step = max(1, AT_ONCE // (m * other * columns))
     for rows in torch.split(target, step):
@@ -67,7 +67,7 @@ def _rows(target: Tensor, source: Tensor) -> Iterator[Tensor]:
 
 
 def affinities(first: Tensor, second: Tensor) -> Tensor:
-    """exp(-distance) between rows (n, d) and (m, d)."""
+    """Compute exp(-distance) between rows (n, d) and (m, d)."""
     if first.shape[1] == 1:
         return (first - second.T).abs_().neg_().exp_()
     # Not by a matrix product, which leaves equal edges a distance of 1e-4.
@@ -101,14 +101,14 @@ class _LowRank:
         return cls(shaped[0].contiguous(), shaped[1].contiguous())
 
     def to_first(self, second: Tensor) -> Tensor:
-        """See `_Exact.to_first`."""
+        """Compute the support as `_Exact.to_first` does."""
         total = torch.zeros(self.target.shape[1], self.source.shape[1], dtype=torch.float32, device=second.device)
         for target, source in zip(self.target, self.source, strict=True):
             total += (target @ second) @ source.T
         return total
 
     def to_second(self, first: Tensor) -> Tensor:
-        """See `_Exact.to_second`."""
+        """Compute the support as `_Exact.to_second` does."""
         total = torch.zeros(self.target.shape[2], self.source.shape[2], dtype=torch.float32, device=first.device)
         for target, source in zip(self.target, self.source, strict=True):
             total += (target.T @ first) @ source
@@ -118,8 +118,7 @@ class _LowRank:
 class Affinity:
     """The affinity matrix of a matching problem as an operator on candidates.
 
-    Nodes that stand still (inputs and outputs of the network) are matched to themselves: what they support is a
-    constant.
+    Fixed nodes (inputs and outputs of the network) are matched to themselves: their support is constant.
 
     Parameters
     ----------
@@ -131,9 +130,9 @@ class Affinity:
     sizes
         Group name -> number of channels, for each group with an edge.
     standing
-        Group name -> (n, n) support of candidates by nodes that stand still.
+        Group name -> (n, n) support of candidates by fixed nodes.
     share
-        What all affinities are multiplied with.
+        Factor of all affinities.
     """
 
     def __init__(self, edges: Sequence[Edges]) -> None:
@@ -165,11 +164,11 @@ class Affinity:
 
     @property
     def exact(self) -> bool:
-        """Whether no tensor is so large that its affinities are approximated."""
+        """True if no tensor is so large that its affinities are approximated."""
         return not any(isinstance(kernel, _LowRank) for _, _, kernel in self._kernels)
 
     def mix(self, costs: Mapping[str, Tensor], share: float) -> None:
-        """Let candidates be supported by low activation costs too, with this share of the spread of all support."""
+        """Add support by low activation costs, with this share of the spread of all support."""
         support = self.support(self.uniform())
         for name in self.sizes:
             self.standing[name] = (1.0 - share) * self.standing[name]
@@ -179,11 +178,11 @@ class Affinity:
         self.share = 1.0 - share
 
     def uniform(self) -> Candidates:
-        """All candidates of a group alike, as much as there are channels."""
+        """Weight all candidates of a group equally, with the number of channels as their sum."""
         return {name: torch.full_like(self.standing[name], 1.0 / size) for name, size in self.sizes.items()}
 
     def __call__(self, weights: Candidates) -> Candidates:
-        """Support that every candidate gets from the weights of all others: the matrix times the vector."""
+        """Multiply the matrix by the weights: the support of every candidate from all others."""
         found = {name: torch.zeros_like(value) for name, value in weights.items()}
         for first, second, kernel in self._kernels:
             found[first] += self.share * kernel.to_first(weights[second])
@@ -191,10 +190,10 @@ class Affinity:
         return found
 
     def support(self, weights: Candidates) -> Candidates:
-        """The same with the support of nodes that stand still."""
+        """Compute the same with the support of fixed nodes."""
         return {name: value + self.standing[name] for name, value in self(weights).items()}
 
 
 def inner(first: Candidates, second: Candidates) -> float:
-    """Sum of products of two vectors of candidates."""
+    """Sum the products of two vectors of candidates."""
     return sum(float((first[name].double() * second[name].double()).sum()) for name in first)

@@ -1,4 +1,4 @@
-"""Criterion and solver to one coupling per group and parent."""
+"""Alignment of all parents by criterion and solver: one coupling per group and parent."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def align(
     judge: Judge | None = None,
     shared: SharedMoments | None = None,
 ) -> Alignment:
-    """One coupling per free group for every parent, towards the channel order of the parent that the recipe says.
+    """Match every parent's channels, one coupling per free group, towards the channel order of the recipe's parent.
 
-    All parents are matched to one of them, the reference, or with `Recipe.universe` through one universe.
+    All parents are matched to a reference parent, or with `Recipe.universe` through one universe.
 
     Parameters
     ----------
@@ -49,16 +49,16 @@ def align(
     calibration
         Images for the activation cost; not read for criterion `weights`.
     judge
-        Says how bad the child of the reference and another parent is, without labels. It chooses where there are
-        several solutions; without it the lowest weight distance does, or the first distance tried.
+        Loss of the child of the reference and another parent, without labels. It chooses among several solutions;
+        without it the lowest weight distance does, or the first distance tried.
     shared
-        Where moments of these parents may be known from other fusions.
+        Cache of moments of these parents from other fusions.
 
     Returns
     -------
     Alignment
-        Group name -> coupling, per parent; identities for the one whose channel order is kept. What stopped at its
-        limit is in it, and is warned of.
+        Group name -> coupling, per parent; identities for the one whose channel order is kept. It holds what stopped
+        at its limit, with a warning.
 
     Warns
     -----
@@ -131,7 +131,7 @@ def _alignment(
 
 
 def _variants(recipe: Recipe) -> list[Recipe]:
-    """The recipe, and for a choice by group of matchings by activations, what else may serve a group better."""
+    """List the recipe and, for a choice by group of matchings by activations, alternatives for single groups."""
     if recipe.choose != "groups" or recipe.criterion != "activations":
         return [recipe]
     other = recipe.changed(taps="after" if recipe.taps == "both" else "both")
@@ -151,7 +151,7 @@ def _variants(recipe: Recipe) -> list[Recipe]:
 
 
 def _in_order_of(groups: ChannelGroups, couplings: list[Couplings], recipe: Recipe) -> list[Couplings]:
-    """The same couplings, towards the channel order of the parent that the recipe says."""
+    """Compose the couplings so that they lead to the channel order of the recipe's parent."""
     parent = recipe.kept
     if parent == recipe.target:
         return couplings

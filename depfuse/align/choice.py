@@ -1,4 +1,4 @@
-"""Choosing between several solutions of one matching problem."""
+"""Choice between several solutions of one matching problem."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_ROUNDS = 5
 
 
 def choose(candidates: Sequence[Couplings], judge: Callable[[Couplings], float]) -> Couplings:
-    """The candidate that is judged least."""
+    """Return the candidate with the lowest loss by the judge."""
     different = _distinct(candidates)
     return different[0] if len(different) == 1 else min(different, key=judge)
 
@@ -20,19 +20,19 @@ def choose(candidates: Sequence[Couplings], judge: Callable[[Couplings], float])
 def choose_by_group(
     candidates: Sequence[Couplings], together: Sequence[Collection[str]], judge: Callable[[Couplings], float]
 ) -> Couplings:
-    """Couplings of which each group's comes from the candidate with which the whole is judged least.
+    """Combine candidates, group by group, to the couplings with the lowest loss by the judge.
 
-    From the best candidate on, one set of groups after the other takes what lowers the figure most, until a round
-    over all of them changes nothing: coordinate descent with a few choices for each coordinate.
+    Starts from the best candidate; one set of groups after the other takes the candidate that lowers the loss most,
+    until a round over all of them changes nothing: coordinate descent with a few choices per coordinate.
 
     Parameters
     ----------
     candidates
         One or more.
     together
-        Sets of group names that take theirs from one candidate: blocks and what is inside them.
+        Sets of group names whose couplings come from one candidate: blocks with the groups inside them.
     judge
-        The less, the better.
+        Loss, to be minimised.
     """
     different = _distinct(candidates)
     losses = [judge(candidate) for candidate in different]
@@ -52,7 +52,7 @@ def choose_by_group(
 
 
 def _distinct(candidates: Sequence[Couplings]) -> list[Couplings]:
-    """Candidates that differ, in their order."""
+    """Drop duplicate candidates and keep the order."""
     found: list[Couplings] = []
     for candidate in candidates:
         if not any(all(_equal(candidate[name], known[name]) for name in known) for known in found):

@@ -1,4 +1,4 @@
-"""What it costs to match target channel i with source channel j."""
+"""Costs of matching target channel i with source channel j."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ LOST = 1e-7  # of the mean square: variances below it are lost in rounding
 
 
 def activation_cost(taps: Sequence[Moments], distance: str) -> Tensor:
-    r"""Cost matrix (n_target, n_source) from a group's moments, summed over its taps, in float64.
+    r"""Compute the cost (n_target, n_source) from a group's moments, summed over its taps, in float64.
 
     `cosine`: one minus :math:`E[a_i b_j] / \sqrt{E[a_i^2] E[b_j^2]}`. `pearson`: one minus the correlation of
     :math:`a_i` and :math:`b_j`, the same about the means (Li et al. 2016). `euclidean`: mean squared difference,
     :math:`E[a_i^2] + E[b_j^2] - 2 E[a_i b_j]` (Singh & Jaggi 2020, section 4). A channel that is silent (or for
-    `pearson` never varies) is like no other.
+    `pearson` constant) is similar to no other.
 
-    Two more lie between these, since trained networks differ in which serves them best: `cosine-pearson`, the mean of
+    Two more lie between these, since trained networks differ in which fits them best: `cosine-pearson`, the mean of
     the two, and `scaled`, :math:`-E[a_i b_j] / (\|a_i\| \|b_j\|)^{3/4}` with norms relative to their mean square,
-    which lets strong channels count for more.
+    which gives strong channels more weight.
     """
     return torch.stack([DISTANCES[distance](moments) for moments in taps]).sum(0)
 
 
 def activation_noise(taps: Sequence[Moments], distance: str) -> Tensor:
-    """Up to how much (n_target, n_source) activation costs are equal, in float64.
+    """Estimate the difference (n_target, n_source) up to which activation costs are equal, in float64.
 
-    Activations are known up to `NOISE` of their root mean square: rounding in all layers before. A correlation is known
-    the less, the less a channel varies about its mean.
+    Activations are exact up to `NOISE` of their root mean square: rounding in all layers before. A correlation is the
+    less exact, the less a channel varies about its mean.
     """
     return torch.stack([_noise(moments, distance) for moments in taps]).sum(0)
 
@@ -91,30 +91,30 @@ DISTANCES: dict[str, Callable[[Moments], Tensor]] = {
 
 
 def _ratio(product: Tensor, target: Tensor, source: Tensor) -> Tensor:
-    """Products over the two sizes, zero where a size is zero."""
+    """Divide products by the two sizes, zero where a size is zero."""
     size = target[:, None] * source[None, :]
     return torch.where(size > 0, product / size.clamp_min(1e-300), 0.0)
 
 
 def _deviation(mean_square: Tensor, mean: Tensor) -> Tensor:
-    """Standard deviation, zero where it is lost in rounding."""
+    """Compute the standard deviation, zero where it is lost in rounding."""
     variance = mean_square - mean.square()
     return torch.where(variance > LOST * mean_square, variance, 0.0).clamp_min(0.0).sqrt()
 
 
 def weight_cost(parts: Sequence[Part], target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> Tensor:
-    r"""Sum over parts of the squared distance between channels' weights, (n_groups, n_target, n_source), in float64.
+    r"""Sum squared distances between channels' weights over parts, (n_groups, n_target, n_source), in float64.
 
     :math:`C_{gij} = \sum_p \|A_p[g, i] - B_p[g, j]\|^2`, with A_p and B_p the part's entries of target and source
     (Ainsworth et al. 2023, section 3.2): each group of an orbit is compared with the source's at the same place. The
-    source is taken as it stands: bring its other groups into the target's order first.
+    source is not permuted: permute its other groups to the target's order first.
     """
     costs = [squared_distances(part.read(target[part.key]), part.read(source[part.key])) for part in parts]
     return torch.stack(costs).sum(0)
 
 
 def squared_distances(target: Tensor, source: Tensor) -> Tensor:
-    """Squared distances between rows, (..., n, k) and (..., m, k) -> (..., n, m), in float64 on the CPU."""
+    """Compute squared distances of rows, (..., n, k) and (..., m, k) -> (..., n, m), in float64 on the CPU."""
     target, source = target.float(), source.float()
     cost = (target @ source.mT).cpu().double().mul_(-2.0)
     cost += target.square().sum(-1).cpu().double()[..., :, None]
@@ -123,11 +123,11 @@ def squared_distances(target: Tensor, source: Tensor) -> Tensor:
 
 
 def mixed_cost(activations: Tensor, weights: Tensor, share: float) -> Tensor:
-    """`share` of the activation cost and the rest of the weight cost, each divided by its standard deviation."""
+    """Mix `share` of the activation cost with the rest of the weight cost, each divided by its deviation."""
     return share * standardised(activations) + (1.0 - share) * standardised(weights)
 
 
 def standardised(cost: Tensor) -> Tensor:
-    """A cost divided by its standard deviation."""
+    """Divide a cost by its standard deviation."""
     spread = cost.std(correction=0)
     return cost / spread if float(spread) > 0 else cost

@@ -1,4 +1,4 @@
-"""Couplings: how much of each source channel goes to each target channel."""
+"""Couplings: for each group, the share of each source channel in each target channel."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Maps:
     """Two linear maps from a group's source channels to its target channels, (n_target, n_source) float64 each.
 
     The smallest example is `Linear(3, 2), Linear(2, 1)` whose two hidden channels are mixed by an invertible T. The
-    first weight and its bias become T times what they were, the second weight loses the mixing again: its columns are
-    multiplied with the transposed inverse of T, and the function stays.
+    first weight and its bias are multiplied by T; the columns of the second weight by the transposed inverse of T,
+    which undoes the mixing, so that the function stays the same.
 
     Attributes
     ----------
     produces
-        Of what gives the channels or belongs to them: rows of weights, biases, means.
+        Map of rows of weights, biases and means, which produce or scale the channels.
     consumes
-        Of the weights by which channels are read.
+        Map of the weights that consume the channels.
     """
 
     produces: Tensor
@@ -42,7 +42,7 @@ class Maps:
 
 @dataclass(frozen=True, eq=False)
 class Coupling:
-    """For one group, where the target's channels come from.
+    """A group's coupling: the source of each target channel.
 
     Exactly one of the three is set.
 
@@ -51,12 +51,12 @@ class Coupling:
     permutation
         (n,) int64: target channel i is source channel permutation[i].
     plan
-        (n_target, n_source), non-negative, total mass 1: how much of source channel j goes to target
+        (n_target, n_source), non-negative, total mass 1: the mass that source channel j sends to target
         channel i (a transport plan between uniform masses).
     maps
-        Any linear maps, one for what produces channels and one for what consumes them.
+        Any linear maps, one for slots that produce channels and one for those that consume them.
     not_converged
-        A sentence where the iteration that found it stopped at its limit.
+        A sentence where the solver's iteration stopped at its limit.
     """
 
     permutation: Tensor | None = None
@@ -70,12 +70,12 @@ class Coupling:
 
     @classmethod
     def identity(cls, size: int) -> Coupling:
-        """Every channel to itself."""
+        """Couple every channel to itself."""
         return cls(torch.arange(size))
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """(n_target, n_source)."""
+        """Sizes (n_target, n_source)."""
         if self.permutation is not None:
             return len(self.permutation), len(self.permutation)
         matrix = self.maps.produces if self.plan is None and self.maps is not None else self.plan
@@ -84,9 +84,9 @@ class Coupling:
 
     @property
     def matrix(self) -> Tensor:
-        """The plan (n_target, n_source), float64; a permutation has 1/n at each of its pairs.
+        """Plan (n_target, n_source), float64; a permutation has 1/n at each of its pairs.
 
-        Of maps, the sizes of what produces, brought to mass 1: how much comes from where, whatever its sign.
+        For maps, the absolute values of `produces`, normalised to mass 1.
         """
         if self.plan is not None:
             return self.plan
@@ -100,10 +100,10 @@ class Coupling:
         return matrix
 
     def mixing(self, role: Role) -> Tensor:
-        """What each target channel takes of each source channel in slots of a role, (n_target, n_source), float64.
+        """Return the linear map of source to target channels in slots of a role, (n_target, n_source), float64.
 
         By a plan, a target channel is the average of its sources (rows sum to one) where the slot produces or scales
-        it. Where the slot consumes it, each source's incoming weight is shared out among its targets (columns sum to
+        it. Where the slot consumes it, each source's incoming weight is divided among its targets (columns sum to
         one), so that no input is counted twice. (Singh & Jaggi 2020, section 3.)
         """
         if self.maps is not None:
@@ -112,7 +112,7 @@ class Coupling:
         return matrix / matrix.sum(0 if role == "consumes" else 1, keepdim=True).clamp_min(1e-300)
 
     def inverse(self) -> Coupling:
-        """The coupling in the other direction; of maps, what consumed produces then."""
+        """Invert the coupling; for maps, `consumes` becomes `produces`."""
         if self.permutation is not None:
             return Coupling(torch.argsort(self.permutation))
         if self.maps is not None:
@@ -121,7 +121,7 @@ class Coupling:
         return Coupling(plan=self.plan.T)
 
     def compose(self, other: Coupling) -> Coupling:
-        """The coupling from `other`'s sources to this one's targets, through the channels between.
+        """Compose with `other`: from `other`'s sources to this coupling's targets.
 
         Raises
         ------
@@ -141,7 +141,7 @@ class Coupling:
         return Coupling(plan=self.matrix @ other.matrix.to(self.matrix) * middle)
 
     def apply(self, slot: Slot, tensor: Tensor) -> Tensor:
-        """The source's tensor with the slot's channels brought to the target's, as `mixing` says."""
+        """Apply the coupling to the slot's channels of the source's tensor, as `mixing` says."""
         if self.permutation is not None:
             return slot.permute(tensor, self.permutation)
         return slot.write(tensor, self.mixing(slot.role).to(tensor.device, torch.float64) @ slot.read(tensor).double())
@@ -153,17 +153,17 @@ Couplings = Mapping[str, Coupling]
 def apply_couplings(
     groups: ChannelGroups | Sequence[ChannelGroup], couplings: Couplings, state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """State dict of a parent with each group's channels brought to the target's order.
+    """Apply couplings to a parent's state dict: bring each group's channels to the target's order.
 
-    Blocks are moved first, then what is inside each of them: an inner group's coupling brings channels from the block
-    that has come to its place.
+    Blocks are moved first, then the groups inside each of them: an inner group's coupling permutes the block that has
+    been moved to its place.
 
     Parameters
     ----------
     groups
-        All groups, fixed ones included, which are left alone.
+        All groups; fixed ones stay.
     couplings
-        Group name -> coupling; groups without one are left alone.
+        Group name -> coupling; groups without one stay.
     state
         The parent's state dict.
     """
@@ -182,7 +182,7 @@ def apply_couplings(
 
 
 def compose(groups: ChannelGroups | Sequence[ChannelGroup], first: Couplings, second: Couplings) -> dict[str, Coupling]:
-    r"""Couplings of all groups that do what `first` and then `second` do.
+    r"""Compose the couplings of all groups: `first`, then `second`.
 
     Nested groups do not compose name by name. With blocks permuted by :math:`\sigma_1`, then :math:`\sigma_2`, and
     inner couplings :math:`T_1[b]`, :math:`T_2[b]` named by the block's place, the composition permutes blocks by
@@ -212,9 +212,9 @@ def compose(groups: ChannelGroups | Sequence[ChannelGroup], first: Couplings, se
 
 
 def invert(groups: ChannelGroups | Sequence[ChannelGroup], couplings: Couplings) -> dict[str, Coupling]:
-    """Couplings of all groups in the other direction: composed with the given ones, permutations cancel.
+    """Invert the couplings of all groups: composed with the given ones, permutations cancel.
 
-    What lies inside block b of the target is inverted at the block's place in the source.
+    Groups inside block b of the target are inverted at the block's place in the source.
 
     Raises
     ------
@@ -231,7 +231,7 @@ def invert(groups: ChannelGroups | Sequence[ChannelGroup], couplings: Couplings)
 
 
 def flat_positions(root: Orbit, couplings: Couplings) -> dict[str, Tensor] | None:
-    """Orbit name -> where each flat position comes from (int64, on the CPU); None where a coupling is soft."""
+    """Map orbit name -> source of each flat position (int64, on the CPU); None where a coupling is soft."""
     moved: dict[str, Tensor] = {}
     for orbit, origin in _origins(root, couplings, torch.zeros(len(root.groups), dtype=torch.int64)):
         own = [couplings.get(group.name) for group in orbit.groups]
@@ -242,7 +242,7 @@ def flat_positions(root: Orbit, couplings: Couplings) -> dict[str, Tensor] | Non
 
 
 def from_flat_positions(root: Orbit, moved: Mapping[str, Tensor]) -> dict[str, Coupling]:
-    """Couplings (group name -> permutation) that move flat positions so; the inverse of `flat_positions`."""
+    """Make couplings (group name -> permutation) from flat positions; inverts `flat_positions`."""
     return {
         group.name: Coupling(order % orbit.size)
         for orbit in root.walk()
@@ -258,7 +258,7 @@ def _walk_with_origins(
 
 
 def _origins(orbit: Orbit, couplings: Couplings, origin: Tensor) -> Iterator[tuple[Orbit, Tensor]]:
-    """Each orbit with the number of the group (n_groups,) that comes to each place."""
+    """Yield each orbit with the number of the group (n_groups,) that comes to each place."""
     yield orbit, origin
     if not orbit.children:
         return

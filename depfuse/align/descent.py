@@ -1,9 +1,9 @@
 """Coordinate descent over groups, with costs that are updated instead of recomputed.
 
-With all other couplings held, the cost of a group is linear in its own: through edges A of the target and B of the
-source to a group with permutation pi it is, but for constants, minus the product of A and B[:, pi]. When pi changes for
-some channels only, so does the product: by those columns. A group's own changes need no update at all, because its
-costs are kept in the order of the source.
+With all other couplings fixed, the cost of a group is linear in its own: through edges A of the target and B of the
+source to a group with permutation pi it is, up to constants, minus the product of A and B[:, pi]. When pi changes for
+some channels only, the product changes by those columns. A group's own changes need no update, because its costs are
+kept in the order of the source.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ ROUNDING = 1e-7  # of float32, in which the products are
 
 @dataclass(frozen=True, eq=False)
 class _Side:
-    """Edges as one of their two groups sees them: (m, d, n), the group's channels last.
+    """Edges of one of their two groups: (m, d, n), the group's channels last.
 
-    So the columns that another group's change moves lie together, and products read them where they are.
+    The columns moved by another group's change are contiguous, so products read them without a copy.
     """
 
     edges: Edges
@@ -42,9 +42,9 @@ class _Side:
         return self.edges.ends[1 - self.end]
 
     def product(self, permutation: Tensor | None, changed: Tensor | None = None, old: Tensor | None = None) -> Tensor:
-        """Product (n, n) of target and source channels with the other group's channels where they are.
+        """Compute the product (n, n) of target and source channels with the other group's channels in place.
 
-        With `changed` and `old`, how it differs from the one with the other permutation.
+        With `changed` and `old`, return the difference to the product with the old permutation.
         """
         target, source = self.target, self.source
         if permutation is not None:
@@ -59,7 +59,7 @@ class _Side:
 
 
 class SharedCosts:
-    """What all descents of one problem have in common.
+    """Costs that all descents of one problem share.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ class SharedCosts:
         self.work = 0
 
     def _through_others(self) -> None:
-        """Neighbours by tensors that are no edges."""
+        """List neighbours by tensors that are not edges."""
         touched: list[set[str]] = []
         for root in self.roots:
             parts = self.problem.beside_edges.get(root.name, [])
@@ -104,14 +104,14 @@ class SharedCosts:
             self.neighbours[number] |= {other for other, theirs in enumerate(touched) if own & theirs}
 
     def norms(self, number: int, side: int) -> tuple[Tensor, Tensor]:
-        """Squared norms (n,) of a root's target and source channels through one side."""
+        """Compute squared norms (n,) of a root's target and source channels on one side."""
         if (number, side) not in self._norms:
             seen = self.sides[number][side]
             self._norms[number, side] = _squares(seen.target), _squares(seen.source)
         return self._norms[number, side]
 
     def start(self, number: int) -> Tensor:
-        """The product of a root with all others where they stand in the source; computed once for all descents."""
+        """Compute the product of a root with all others unmoved, once for all descents."""
         if number not in self.starting:
             size = self.roots[number].size
             total = torch.zeros(size, size, dtype=torch.float32, device=self.sides[number][0].target.device)
@@ -123,7 +123,7 @@ class SharedCosts:
     def multiply(
         self, side: _Side, permutation: Tensor | None, changed: Tensor | None = None, old: Tensor | None = None
     ) -> Tensor:
-        """See `_Side.product`; the work is counted."""
+        """Compute `_Side.product` and count its work."""
         share = 1.0 if changed is None else len(changed) / max(len(side.target), 1)
         self.work += int(share * side.target.numel()) * side.target.shape[2]
         return side.product(permutation, changed, old)
@@ -134,14 +134,14 @@ def _squares(tensor: Tensor) -> Tensor:
 
 
 class Descent:
-    """One descent: where every root's channels are, and costs that follow.
+    """A descent: the placement of every root, with costs that follow it.
 
     Attributes
     ----------
     placed
         Root name -> placement.
     converged
-        Whether the last run ended because no root improved.
+        True if the last run ended because no root improved.
     """
 
     def __init__(self, shared: SharedCosts, start: Mapping[str, Placement] | None = None) -> None:
@@ -161,7 +161,7 @@ class Descent:
         return self.problem.couplings(self.placed)
 
     def run(self, orders: Iterable[Sequence[int]], sweeps: int = MAX_SWEEPS) -> None:
-        """Match root after root with all others held, until none improves (Ainsworth et al. 2023, algorithm 1).
+        """Match root after root with all others fixed, until none improves (Ainsworth et al. 2023, algorithm 1).
 
         A root is matched again only where others that it shares entries with have moved since.
 
@@ -170,7 +170,7 @@ class Descent:
         orders
             One order of the roots per sweep; the last one is repeated until the end.
         sweeps
-            How often at most.
+            Largest number of sweeps.
         """
         open_ = set(range(len(self.shared.roots)))
         for sweep, order in enumerate(_repeated(orders)):
@@ -184,7 +184,7 @@ class Descent:
         self.converged = not open_
 
     def in_order(self) -> None:
-        """Layer by layer in the order of the network, by what precedes each group (Singh & Jaggi 2020, section 4.1)."""
+        """Match layer by layer in network order, by what precedes each group (Singh & Jaggi 2020, section 4.1)."""
         for number, root in enumerate(self.shared.roots):
             if root.children:
                 step, _, _ = self.problem.match_tree(root, self.state, self.placed[root.name], consumed=False)
@@ -194,7 +194,7 @@ class Descent:
                 self._place(number, order)
 
     def improve(self, number: int) -> bool:
-        """Match one root with all others held; whether that moved it."""
+        """Match one root with all others fixed; tell whether that moved it."""
         root = self.shared.roots[number]
         if root.children:
             step = self.problem.improve(root, self.state, self.placed[root.name])
@@ -213,10 +213,10 @@ class Descent:
         return better
 
     def cost(self, number: int, preceding: bool = False, norms: bool = True) -> Tensor:
-        """Cost (n, n) of a plain root, columns in the order of the source, in float64 on the CPU.
+        """Compute the cost (n, n) of a plain root, columns in the order of the source, in float64 on the CPU.
 
-        With `preceding`, only by tensors that do not consume the channels, if there are any. Without `norms`, but for
-        what is constant along rows or columns and changes no assignment.
+        With `preceding`, only by tensors that do not consume the channels, if there are any. Without `norms`, up to
+        terms that are constant along rows or columns and change no assignment.
         """
         root, sides = self.shared.roots[number], self.shared.sides[number]
         others = self.problem.beside_edges.get(root.name, [])
@@ -241,7 +241,7 @@ class Descent:
         return self.problem.mixed(root.name, cost)
 
     def _product(self, number: int, chosen: Sequence[int]) -> Tensor:
-        """Sum of the products through the chosen sides, brought up to date."""
+        """Sum the products through the chosen sides, up to date."""
         sides = self.shared.sides[number]
         whole = len(chosen) == len(sides)
         if whole and number not in self._products and self._starts_well(number):
@@ -273,7 +273,7 @@ class Descent:
         return total
 
     def _starts_well(self, number: int) -> bool:
-        """Whether the product with all others where they stand in the source is known, or near the one sought."""
+        """Tell whether the product with all others unmoved is known, or near the one sought."""
         if number in self.shared.starting:
             return True
         entries = moved = 0
@@ -285,7 +285,7 @@ class Descent:
         return 2 * moved < entries
 
     def _place(self, number: int, order: Tensor) -> None:
-        """Let a plain root's channels come from `order`."""
+        """Place a plain root's channels by `order`."""
         root = self.shared.roots[number]
         step = torch.argsort(self.placed[root.name][root.name])[order]
         self._move(number, {root.name: step})
@@ -301,13 +301,13 @@ class Descent:
 
 
 def _loop(edges: Edges, order: Tensor) -> float:
-    """Product of target and source edges within a group under its permutation."""
+    """Multiply target and source edges within a group under its permutation."""
     order = order.to(edges.source.device)
     return float((edges.target * edges.source[order][:, order]).double().sum())
 
 
 def _bent(edges: Edges, old: Tensor, new: Tensor) -> float:
-    """What the linear cost takes `_loop` to be: one end moved at a time."""
+    """Compute the linear cost's approximation of `_loop`: one end moved at a time."""
     old, new = old.to(edges.source.device), new.to(edges.source.device)
     first = float((edges.target * edges.source[new][:, old]).double().sum())
     second = float((edges.target * edges.source[old][:, new]).double().sum())

@@ -1,4 +1,4 @@
-"""How well one parent's channels are matched to another's: costs before and after, and correlations by depth."""
+"""Description of a matching: costs before and after, and correlations by depth."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from depfuse.recipe import Recipe
 
 @dataclass(frozen=True, eq=False)
 class MatchedGroup:
-    """The matching of one group, or of the like groups inside all blocks.
+    """The matching of one group, or of the corresponding groups inside all blocks.
 
-    Costs are means over channels, before (every channel with that of the same number) and after.
+    Costs are means over channels, before matching (channels of the same number) and after.
 
     Attributes
     ----------
     name
         Of the first group.
     matrix
-        (n, n) how much of each source channel goes to each target channel; rows sum to one.
+        (n, n) share of each source channel in each target channel; rows sum to one.
     activation_cost
         The recipe's distance between the channels' activations, the mean over taps; None where there are none.
     weight_cost
@@ -47,12 +47,12 @@ class MatchedGroup:
 
     @property
     def channels(self) -> int:
-        """How many there are."""
+        """Number of channels."""
         return len(self.matrix)
 
     @property
     def moved(self) -> int:
-        """How many target channels do not get most of what the source channel of their number holds."""
+        """Number of target channels whose largest share is not from the source channel of their number."""
         return int((self.matrix.argmax(1) != torch.arange(self.channels)).sum())
 
 
@@ -68,16 +68,16 @@ class MatchedTap:
 
 @dataclass(frozen=True, eq=False)
 class Matching:
-    """One parent against the one whose channel order is kept."""
+    """The matching of one parent to the one whose channel order is kept."""
 
     groups: list[MatchedGroup]
     taps: list[MatchedTap]
 
 
 def moved_channels(couplings: Sequence[Couplings], kept: int) -> tuple[int, int] | None:
-    """How many channels of the parents other than `kept` the couplings put elsewhere, and how many there are.
+    """Count the channels that the couplings of parents other than `kept` move, and all their channels.
 
-    None where a coupling maps channels linearly or to another number of them, so that none keeps its place.
+    Returns None where a coupling maps channels linearly or to another number of them, so that none keeps its place.
     """
     moved = channels = 0
     for number, parent in enumerate(couplings):
@@ -97,7 +97,7 @@ def describe_matching(
     recipe: Recipe,
     calibration: Loader,
 ) -> dict[int, Matching]:
-    """What the couplings of all parents to that of `recipe.kept` do, by parent.
+    """Describe the couplings of all parents to that of `recipe.kept`, by parent.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def describe_matching(
     couplings
         One mapping per parent, towards the channel order of parent `recipe.kept`.
     recipe
-        Its distance is used (`cosine` where it says `best`), and its taps.
+        Gives distance (`cosine` for `best`) and taps.
     calibration
         Images; labels are not read.
 
@@ -173,7 +173,7 @@ def _before_and_after(table: Tensor, matrix: Tensor) -> tuple[float, float]:
 
 
 def _matrix(root: Orbit, orbit: Orbit, couplings: Couplings) -> Tensor:
-    """The matching of an orbit's flat positions, rows summing to one."""
+    """Return the matching of an orbit's flat positions as a matrix, rows summing to one."""
     moved = flat_positions(root, couplings)
     if moved is not None:
         return torch.eye(len(moved[orbit.name]), dtype=torch.float64)[moved[orbit.name]]

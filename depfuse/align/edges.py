@@ -1,9 +1,9 @@
 """Weights as edges between channels: the graph that is matched.
 
 The smallest example is the hidden layer of `Linear(3, 4), ReLU, Linear(4, 2)`. Its four channels are nodes. The first
-weight holds an edge from each of three inputs, which stand still, to each channel; the second one an edge from each
-channel to each of two outputs, which stand still too. Between two hidden layers both ends are channels of groups, and
-what an edge of target and one of source have in common depends on the couplings at both ends.
+weight holds an edge from each of three inputs, which are fixed, to each channel; the second one an edge from each
+channel to each of two outputs, which are fixed too. Between two hidden layers both ends are channels of groups, and
+the similarity of an edge of target and one of source depends on the couplings at both ends.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Edges:
-    """Edges between a group's channels and another's, or and nodes that stand still.
+    """Edges between the channels of two groups, or of a group and fixed nodes.
 
     Attributes
     ----------
     key
-        The tensor whose entries they are.
+        The tensor that holds the edges.
     ends
-        Name of the group at each end; the second is None where the nodes stand still.
+        Name of the group at each end; the second is None where the nodes are fixed.
     roles
-        What the tensor does with the channels at each end.
+        Role of the tensor for the channels at each end.
     target, source
         (n, m, d) float32: d entries (kernel positions, repeats) of the edge between node i and node k.
     """
@@ -46,7 +46,7 @@ class Edges:
 def find_edges(
     roots: Sequence[Orbit], weights: set[str], target: State, source: State
 ) -> tuple[list[Edges], dict[str, list[Part]]]:
-    """Edges of the groups that lie in no block and hold none.
+    """Find the edges of the groups that lie in no block and hold none.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def _of_tensor(
 
 
 def _entries(tensor: Tensor, first: int, rows: Tensor, second: int, columns: Tensor | None) -> Tensor:
-    """Entries (n, m, d) of a tensor at rows (n, r) of one axis and columns (m, s) of another."""
+    """Gather entries (n, m, d) of a tensor at rows (n, r) of one axis and columns (m, s) of another."""
     if columns is None:
         taken = _along(tensor, first, rows).movedim(first, 0)
         return taken.reshape(len(rows), 1, -1).float()
@@ -138,7 +138,7 @@ def _entries(tensor: Tensor, first: int, rows: Tensor, second: int, columns: Ten
 
 
 def _along(tensor: Tensor, axis: int, index: Tensor) -> Tensor:
-    """The positions of an axis, without a copy where they are all of them in order."""
+    """Select positions of an axis, without a copy where they are all of them in order."""
     flat = index.reshape(-1)
     if len(flat) == tensor.shape[axis] and torch.equal(flat, torch.arange(len(flat))):
         return tensor

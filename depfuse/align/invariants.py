@@ -1,11 +1,11 @@
-r"""Weights as no order of the other groups changes them: sorted.
+r"""Invariants of weights under any order of the other groups: sorted entries.
 
-What a weight matrix says of a group's channel i depends on the order of the channels at its other end. The multiset of
-its entries does not, and the squared distance of two sorted rows is the least that any order at the other end could
-give: :math:`\min_\pi \sum_k (A_{ik} - B_{j \pi(k)})^2`. With it as cost, assignment gives the Gilmore-Lawler bound of
-the quadratic assignment problem (Gilmore 1962; Lawler 1963). A network and its permuted copy agree in it exactly, where
-they do in no cost that takes the other groups as they stand. The smallest example is `Linear(3, 4), Linear(4, 4),
-Linear(4, 2)`: rows of the first weight, sorted rows of the second one.
+A weight matrix's row for a group's channel i depends on the order of the channels at its other end. The multiset of its
+entries does not, and the squared distance of two sorted rows is the minimum over all orders at the other end:
+:math:`\min_\pi \sum_k (A_{ik} - B_{j \pi(k)})^2`. With it as cost, assignment gives the Gilmore-Lawler bound of the
+quadratic assignment problem (Gilmore 1962; Lawler 1963). A network and its permuted copy agree in it exactly, unlike in
+any cost that leaves the other groups unpermuted. The smallest example is `Linear(3, 4), Linear(4, 4), Linear(4, 2)`:
+rows of the first weight, sorted rows of the second one.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from depfuse.groups.nesting import Orbit
 
 
 def by_invariants(problem: MatchingProblem) -> dict[str, Placement]:
-    """Root name -> placement of the groups that hold no blocks, by their weights' invariants.
+    """Match the groups that hold no blocks by their weights' invariants; return root name -> placement.
 
-    For criterion `mixture` activations count beside them, by the recipe's share.
+    For criterion `mixture`, activations count as well, by the recipe's share.
     """
     return {
         root.name: {root.name: assigned(problem.mixed(root.name, invariant_cost(problem, root)))}
@@ -33,7 +33,7 @@ def by_invariants(problem: MatchingProblem) -> dict[str, Placement]:
 
 
 def invariant_cost(problem: MatchingProblem, root: Orbit) -> Tensor:
-    """Cost (n, n), float64 on the CPU: least squared distance of channels' weights over the other groups' orders."""
+    """Compute the cost (n, n), float64 on the CPU: least squared distance over the other groups' orders."""
     total = torch.zeros(root.size, root.size, dtype=torch.float64)
     for edges in problem.edges:
         for end in (0, 1):
@@ -45,7 +45,7 @@ def invariant_cost(problem: MatchingProblem, root: Orbit) -> Tensor:
 
 
 def _sorted(edges: Edges, end: int) -> tuple[Tensor, Tensor]:
-    """Rows (n, m * d) of target and source channels at one end; sorted, for each d alone, unless the other stands."""
+    """Arrange rows (n, m * d) of target and source channels at one end, sorted for each d unless the other is fixed."""
     target, source = (t if end == 0 else t.transpose(0, 1) for t in (edges.target, edges.source))
     if edges.ends[1 - end] is not None:
         target, source = target.sort(1).values, source.sort(1).values
@@ -53,7 +53,7 @@ def _sorted(edges: Edges, end: int) -> tuple[Tensor, Tensor]:
 
 
 def _distances(target: Tensor, source: Tensor) -> Tensor:
-    """Squared distances between rows in float64: in float32, equal ones would be lost in rounding."""
+    """Compute squared distances between rows in float64: float32 would lose equal ones in rounding."""
     target, source = target.double().cpu(), source.double().cpu()
     cost = (target @ source.T).mul_(-2.0)
     return cost.add_(target.square().sum(1)[:, None]).add_(source.square().sum(1))

@@ -1,4 +1,4 @@
-"""What chooses between several solutions."""
+"""Judge of several solutions."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from depfuse.align.coupling import Couplings
 
 
 class Judge(Protocol):
-    """How bad a child is, without labels."""
+    """Loss of a child, without labels."""
 
     def __call__(self, parent: int, couplings: Couplings, /) -> float:
-        """Of the reference and one parent, whose couplings lead to the reference's channel order."""
+        """Judge the child of the reference and one parent, whose couplings lead to the reference's channel order."""
 
     def together(self, members: Sequence[int], couplings: Sequence[Couplings], shares: Sequence[float], /) -> float:
-        """Of several parents."""
+        """Judge the child of several parents."""

@@ -1,4 +1,4 @@
-"""The matching problem between the reference and one other parent, as every solver gets it."""
+"""The matching problem between the reference and one other parent, as the input of every solver."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ State = Mapping[str, Tensor]
 
 
 class MatchingProblem:
-    """Two networks of one architecture, and what makes their channels alike.
+    """Two networks of one architecture, with the costs of matching their channels.
 
     Parameters
     ----------
@@ -43,16 +43,16 @@ class MatchingProblem:
     target
         Weights to match instead of the first network's: the mean of several parents, say.
     costs
-        Activation costs by orbit name, where they are known instead of the moments.
+        Activation costs by orbit name, instead of the moments.
 
     Attributes
     ----------
     roots
-        Orbits of the free groups that lie in no block, each with all that is inside it.
+        Orbits of the free groups that lie in no block, each with the orbits inside it.
     target, source
         State dicts.
     weights
-        Names of the tensors that count: running statistics are no weights, and heads over other labels do not compare.
+        Names of the tensors that count: running statistics are not weights, and heads of other labels do not compare.
     watched
         Orbit name -> activation cost (n, n), for criterion `mixture`.
     """
@@ -101,28 +101,28 @@ class MatchingProblem:
 
     @property
     def edges(self) -> list[Edges]:
-        """Weights between the channels of groups that have nothing to do with blocks."""
+        """Weights between the channels of groups without blocks."""
         return self._edges[0]
 
     @property
     def beside_edges(self) -> dict[str, list[Part]]:
-        """Group name -> its parts of tensors that are no edges."""
+        """Group name -> its parts of tensors that are not edges."""
         return self._edges[1]
 
     def activation_costs(self, distance: str) -> dict[str, Tensor]:
-        """Orbit name -> cost between the channels' activations, on the CPU."""
+        """Compute orbit name -> cost between the channels' activations, on the CPU."""
         if self.costs is not None:
             return dict(self.costs)
         return {name: activation_cost(taps, distance).cpu() for name, taps in self.moments.items()}
 
     def parts(self, orbit: Orbit) -> list[Part]:
-        """What counts of the weights that an orbit's channels hold by themselves."""
+        """List the parts of weights that count and belong to an orbit's own channels."""
         return [part for part in orbit.parts if part.key in self.weights]
 
     def by_activations(self, distance: str, solve: Callable[[Tensor], Coupling]) -> Couplings:
-        """Each root by itself: activation costs do not depend on the other groups' couplings.
+        """Match each root by itself: activation costs do not depend on the other groups' couplings.
 
-        Permutations are settled by weights where activations cannot tell channels apart (`settled`).
+        Ties of activation costs are decided by weights (`settled`).
         """
         costs = self.activation_costs(distance)
         found: dict[str, Coupling] = {}
@@ -141,7 +141,7 @@ class MatchingProblem:
         return settled(self, found, costs, noise)
 
     def tree_by_activations(self, root: Orbit, costs: Mapping[str, Tensor], found: Couplings) -> Placement:
-        """A tree's placement; channels in it that no module carries are matched by weights."""
+        """Match a tree by activations; channels in it that no module carries are matched by weights."""
         untapped = {orbit.name for orbit in root.walk() if orbit.name not in costs and not orbit.children}
         watched = {orbit.name: costs[orbit.name] for orbit in root.walk() if orbit.name in costs}
         state = apply_couplings(self.groups, found, self.source) if untapped else self.source
@@ -152,14 +152,14 @@ class MatchingProblem:
         return match_tree(self._tree(root, state, usable, watched, 1.0), root)
 
     def couplings(self, found: Mapping[str, Placement]) -> Couplings:
-        """Couplings of every group from the placement of every root."""
+        """Make couplings of every group from the placement of every root."""
         couplings: dict[str, Coupling] = {}
         for root in self.roots:
             couplings |= from_flat_positions(root, found[root.name])
         return couplings
 
     def placements(self, couplings: Couplings) -> dict[str, Placement]:
-        """Root name -> placement; roots with a soft coupling are left out."""
+        """Return root name -> placement; roots with a soft coupling are left out."""
         found = {}
         for root in self.roots:
             if (moved := flat_positions(root, couplings)) is not None:
@@ -167,7 +167,7 @@ class MatchingProblem:
         return found
 
     def distance(self, couplings: Couplings) -> float:
-        """Squared distance between the target's weights and the source's under the couplings."""
+        """Compute the squared distance between the target's weights and the source's under the couplings."""
         state = apply_couplings(self.groups, couplings, self.source)
         keys = {part.key for root in self.roots for orbit in root.walk() for part in self.parts(orbit)}
         # Heads of other labels differ in shape.
@@ -175,9 +175,9 @@ class MatchingProblem:
         return sum(float((self.target[key].double() - state[key].double()).square().sum()) for key in alike)
 
     def mixed(self, name: str, weights: Tensor, permutation: Tensor | None = None) -> Tensor:
-        """The cost of a root by weights, mixed with that by activations where the recipe says so.
+        """Mix a root's weight cost with its activation cost where the recipe says so.
 
-        `permutation` says where the columns of the weights' cost come from.
+        `permutation` gives the source channels of the weight cost's columns.
         """
         if name not in self.watched:
             return weights
@@ -187,14 +187,14 @@ class MatchingProblem:
         return mixed_cost(activations, weights, self.recipe.mixture)
 
     def improve(self, root: Orbit, state: State, moved: Placement) -> Placement | None:
-        """The best placement of one root's channels from where they stand; None where they stand best.
+        """Find a better placement of one root's channels; return None where there is none.
 
         Parameters
         ----------
         state
-            The source as moved so far; only the root's tensors are looked at.
+            The source with its current placements; only the root's tensors are read.
         moved
-            Where the root's channels come from so far.
+            Current placement of the root's channels.
         """
         if root.children:
             step, before, after = self.match_tree(root, state, moved)
@@ -214,7 +214,7 @@ class MatchingProblem:
     def match_tree(
         self, root: Orbit, state: State, moved: Placement, *, consumed: bool = True
     ) -> tuple[Placement, float, float]:
-        """The best placement of a tree's channels, and the costs without and with it.
+        """Find the best placement of a tree's channels, and the costs without and with it.
 
         With `consumed` False, the slots that consume channels are left out.
         """
@@ -237,7 +237,7 @@ class MatchingProblem:
         watched: Mapping[str, Tensor],
         share: float,
     ) -> TreeCosts:
-        """Costs of a tree: weights, and activations beside them, brought to a common scale where there are both."""
+        """Compute the costs of a tree: weights and activations, brought to a common scale where there are both."""
         weights = weight_tree_costs(root, self.target, state, usable)
         if not watched:
             return weights
@@ -248,5 +248,5 @@ class MatchingProblem:
 
 
 def is_better(cost: float, than: float) -> bool:
-    """Whether a cost is lower by more than rounding."""
+    """Tell whether a cost is lower by more than rounding."""
     return than - cost > 1e-9 * max(abs(than), 1e-12)

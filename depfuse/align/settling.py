@@ -1,9 +1,9 @@
-"""Matchings by activations, settled by weights where activations tell nothing.
+"""Matchings by activations whose ties are decided by weights.
 
-What was measured decides as far as it goes. Among channels that it cannot tell apart (silent ones, say, or two that are
-alike up to rounding) weights decide, with the neighbouring groups where they are; channels whose weights are equal too
-stay in their order. One settled group can settle its neighbours, so the groups are gone through until none moves: each
-step lowers the distance between the weights, or brings channels home at the same distance.
+Measured costs decide first. Among tied channels (silent ones, say, or two that are equal up to rounding) weights
+decide, with the neighbouring groups in place; channels whose weights are equal too stay in their order. One settled
+group can settle its neighbours, so the groups are visited until none moves: each step lowers the distance between the
+weights, or moves channels to their own numbers at the same distance.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ ORDER = 1e-9
 def settled(
     problem: MatchingProblem, found: Couplings, costs: Mapping[str, Tensor], noise: Mapping[str, Tensor]
 ) -> Couplings:
-    """Couplings that activations find as good, nearest in weights, then in the order of channels.
+    """Choose, among couplings of equal activation cost, the nearest in weights, then the one in channel order.
 
     Parameters
     ----------
     found
         Permutations of all groups, of least activation cost.
     costs
-        Orbit name -> activation cost (n, n) by which they were found; a group without one is free to move.
+        Orbit name -> activation cost (n, n) of that matching; a group without one is free to move.
     noise
         Orbit name -> (n, n) up to which these costs are equal.
     """
@@ -71,7 +71,7 @@ class _Settling:
         return list(find_ties(self.costs[root.name], self.placed[root.name][root.name], noise[root.name]))
 
     def run(self) -> Couplings:
-        """Go through the groups in the order of the network, by what precedes each; then by all until none moves."""
+        """Settle the groups in the order of the network, by what precedes each; then by all until none moves."""
         roots = [root for root in self.problem.roots if root.children or self.ties[root.name]]
         keys = [{part.key for orbit in root.walk() for part in orbit.parts} for root in roots]
         for root in roots:
@@ -91,7 +91,7 @@ class _Settling:
         return self.problem.couplings(self.placed)
 
     def _settle(self, root: Orbit, parts: Sequence[Part]) -> bool:
-        """Decide a group's ties; whether that moved a channel."""
+        """Decide a group's ties; tell whether that moved a channel."""
         parts = [part for part in parts if part.key in self.counted]
         moved = False
         for number, tie in enumerate(self.ties[root.name]) if parts else ():
@@ -106,7 +106,7 @@ class _Settling:
         return moved
 
     def _distances(self, parts: Sequence[Part], rows: Tensor) -> Tensor:
-        """Squared distances (k, k) between some channels' entries, each tensor's relative to its mean square."""
+        """Compute squared distances (k, k) of some channels' entries, each tensor's relative to its mean square."""
         total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
         for part in parts:
             own, other = (part.read(state[part.key])[0].cpu()[rows].double() for state in self._states)
@@ -126,7 +126,7 @@ class _Settling:
         return self.scales[key]
 
     def _settle_tree(self, root: Orbit) -> bool:
-        """Place blocks and what is inside them anew, by a little of the weights beside the activations."""
+        """Place blocks and the groups inside them again, by activations with a small share of weights."""
         weights = weight_tree_costs(root, self.problem.target, self.state, lambda _, part: part.key in self.counted)
         spread = weights.spread(root)
         place = self.placed[root.name]

@@ -1,4 +1,4 @@
-"""What a solver returns, and what an alignment is: couplings, and whether the iterations that found them converged."""
+"""Solutions of solvers and of alignments: couplings, and whether the iterations behind them converged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from depfuse.align.coupling import Couplings
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """One solution of a matching problem.
+    """A solution of a matching problem.
 
     Attributes
     ----------
@@ -19,7 +19,7 @@ class Solution:
     not_converged
         A sentence for each iteration that stopped at its limit; its best result so far is used.
     distance
-        That which activations were compared by, where it is one of several that were tried.
+        Distance between activations, where it is one of several that were tried.
     """
 
     couplings: Couplings
@@ -28,13 +28,13 @@ class Solution:
 
     @classmethod
     def of(cls, couplings: Couplings, distance: str | None = None) -> Solution:
-        """A solution whose couplings know by themselves whether they converged."""
+        """Make a solution of couplings that record by themselves whether they converged."""
         said = (coupling.not_converged for coupling in couplings.values())
         return cls(couplings, distinct(sentence for sentence in said if sentence is not None), distance)
 
     @property
     def converged(self) -> bool:
-        """Whether no iteration stopped at its limit."""
+        """True if no iteration stopped at its limit."""
         return not self.not_converged
 
 
@@ -47,9 +47,9 @@ class Alignment:
     couplings
         Group name -> coupling, per parent.
     not_converged
-        Each sentence once, of all solutions that were found.
+        Distinct sentences of all solutions.
     distances
-        Those that activations were compared by, each once, where several were tried and one was chosen for a parent.
+        Distinct distances between activations, where several were tried and one was chosen for a parent.
     """
 
     couplings: list[Couplings]
@@ -58,7 +58,7 @@ class Alignment:
 
 
 def at_limit(solver: str, iterations: int, *, unless: bool) -> tuple[str, ...]:
-    """Say that a solver stopped at its limit, `unless` it converged."""
+    """Write that a solver stopped at its limit, `unless` it converged."""
     if unless:
         return ()
     return (
@@ -68,5 +68,5 @@ def at_limit(solver: str, iterations: int, *, unless: bool) -> tuple[str, ...]:
 
 
 def distinct(sentences: Iterable[str]) -> tuple[str, ...]:
-    """Each sentence once, in their order."""
+    """Drop repeated sentences and keep the order."""
     return tuple(dict.fromkeys(sentences))

@@ -1,9 +1,9 @@
-r"""What a cost cannot tell apart, and who decides it then.
+r"""Ties: channels that a cost does not distinguish, and their decision by a second cost.
 
-Measured costs are known up to their noise. Two channels that are silent on the images, or alike up to rounding, may
+Measured costs are exact up to their noise. Two channels that are silent on the images, or equal up to rounding, may
 change places at no cost, and an assignment would place them by chance. The smallest example is a cost of
-[[0, 0, 1], [0, 0, 1], [1, 1, 0]]: the first two channels are tied, the third one is not. Here ties are found, and a
-second cost is minimised among them alone; what the second one cannot tell apart either stays where it is, if it can.
+[[0, 0, 1], [0, 0, 1], [1, 1, 0]]: the first two channels are tied, the third one is not. Ties are found here, and a
+second cost is minimised among them alone; channels that tie in the second one too stay where they are, if they can.
 
 With an optimal assignment :math:`\pi` and costs :math:`C`, exchanging channels along a cycle of targets
 :math:`i_1 \to i_2 \to \dots` costs the sum of :math:`C[i, \pi(k)] - C[i, \pi(i)]` along it. Potentials v, shortest
@@ -35,7 +35,7 @@ class Tie:
     rows
         (k,) int64: the target channels.
     allowed
-        (k, k) bool: whether `rows[a]` may have the source that `rows[b]` has.
+        (k, k) bool: True if `rows[a]` may have the source that `rows[b]` has.
     """
 
     rows: Tensor
@@ -43,16 +43,16 @@ class Tie:
 
 
 def find_ties(cost: Tensor, order: Tensor, noise: Tensor | float, allowed: Tensor | None = None) -> Iterator[Tie]:
-    """Find the sets of channels that an assignment of least cost could as well exchange.
+    """Find the sets of channels that an assignment of least cost may exchange at no cost.
 
     Parameters
     ----------
     cost
         (n, n) float64.
     order
-        (n,) int64: an assignment of least cost; row i goes with column order[i]. Of one that is not, no ties are found.
+        (n,) int64: an assignment of least cost; row i goes with column order[i]. Without least cost, no ties are found.
     noise
-        Up to how much costs are equal, one for all or (n, n).
+        Difference up to which costs are equal, one for all or (n, n).
     allowed
         (n, n) bool: the pairs that may be; all where None.
     """
@@ -77,7 +77,7 @@ def find_ties(cost: Tensor, order: Tensor, noise: Tensor | float, allowed: Tenso
 
 
 def _potentials(steps: np.ndarray) -> np.ndarray | None:
-    """Differences v_i - v_k (n, n) of shortest paths' lengths from anywhere; None where a cycle is shorter than none.
+    """Compute differences v_i - v_k (n, n) of shortest paths' lengths from anywhere; None for a negative cycle.
 
     A path visits each channel once, so that lengths change in as many rounds at most.
     """
@@ -125,7 +125,7 @@ def settle(tie: Tie, cost: Tensor, home: Tensor) -> Tensor | None:
 
 
 def _assigned(cost: Tensor, allowed: Tensor) -> Tensor:
-    """The allowed assignment (k,) of least cost; the one that stays is allowed."""
+    """Compute the allowed assignment (k,) of least cost; the one that stays is allowed."""
     values = cost.numpy()
     least, most = values[allowed.numpy()].min(), values[allowed.numpy()].max()
     forbidden = (most - least + 1.0) * (len(values) + 1)

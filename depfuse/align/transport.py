@@ -20,7 +20,7 @@ UNEVEN = 0.05  # of a channel's mass, by which a plan may miss it
 
 
 def checked(cost: Tensor) -> np.ndarray:
-    """The cost on the host in float64; raises where an entry is not finite."""
+    """Return the cost on the host in float64; raise where an entry is not finite."""
     values = cost.detach().cpu().double().numpy()
     if not np.isfinite(values).all():
         raise RecipeError("a matching cost is not finite: check the parents' weights and the calibration images")
@@ -28,17 +28,17 @@ def checked(cost: Tensor) -> np.ndarray:
 
 
 def assigned(cost: Tensor) -> Tensor:
-    """The permutation (n,) int64 of least cost: row i goes with column order[i]."""
+    """Compute the permutation (n,) int64 of least cost: row i goes with column order[i]."""
     values = checked(cost)
     values = values - values.min(0, initial=np.inf)  # changes no assignment, and the search begins nearer to its end
     return torch.from_numpy(linear_sum_assignment(values)[1].astype(np.int64))
 
 
 def reassigned(cost: Tensor, known: Tensor) -> Tensor:
-    """A permutation of less cost than a known one, or one of least cost; quick where `assigned` is slow.
+    """Find a permutation of less cost than a known one, or of least cost; quick where `assigned` is slow.
 
     Large problems are solved among the few least costs of each row and the known pairs first: nearly always that gives
-    the best of all, in a tenth of the time. Only where it gives nothing better are all costs looked at.
+    the best of all, in a tenth of the time. All costs are used only where that is no better.
     """
     size = len(cost)
     if size < SPARSE_FROM or not bool(torch.isfinite(cost.sum())):
@@ -58,7 +58,7 @@ def reassigned(cost: Tensor, known: Tensor) -> Tensor:
 
 
 def emd(cost: Tensor) -> Coupling:
-    r"""Exact optimal transport, :math:`\min_T \langle T, C \rangle` over plans with uniform marginals.
+    r"""Compute exact optimal transport, :math:`\min_T \langle T, C \rangle` over plans with uniform marginals.
 
     With as many targets as sources some permutation is optimal (Birkhoff), so the problem is linear
     assignment; other shapes go to the network simplex of `ot.emd`.
@@ -77,12 +77,12 @@ def emd(cost: Tensor) -> Coupling:
 
 
 def whole(cost: Tensor, *, even: bool = True) -> Coupling:
-    r"""Exact optimal transport in which no channel of the larger side is split.
+    r"""Compute exact optimal transport in which no channel of the larger side is split.
 
     :math:`\min_T \langle T, C \rangle` over plans that send each channel of the larger side, n of them, whole to one of
     the m on the smaller, which takes between :math:`\lfloor n / m \rfloor` and :math:`\lceil n / m \rceil` of them. The
-    vertices of these bounds are such plans, so the problem is linear assignment to copies. Brought to more channels by
-    it, a network keeps its function: each new channel is a copy of one old channel, which is shared out among its
+    vertices of these bounds are such plans, so the problem is linear assignment to copies. Widened by it, a network
+    keeps its function: each new channel is a copy of one old channel, whose outgoing weights are divided among its
     copies. Equal masses would mix two channels into one wherever n / m is no whole number.
 
     Parameters
@@ -90,7 +90,7 @@ def whole(cost: Tensor, *, even: bool = True) -> Coupling:
     cost
         (n_target, n_source).
     even
-        Without it, a channel of the smaller side takes one at least and as many as go with it best.
+        False to let a channel of the smaller side take any number, but at least one.
     """
     if cost.shape[0] == cost.shape[1]:
         return emd(cost)
@@ -109,11 +109,11 @@ def whole(cost: Tensor, *, even: bool = True) -> Coupling:
 
 
 def unbalanced(cost: Tensor, strictness: float) -> Coupling:
-    r"""Unbalanced optimal transport (Chapel et al. 2021): masses need not be met.
+    r"""Compute unbalanced optimal transport (Chapel et al. 2021): masses need not be met.
 
     Minimises :math:`\langle T, C \rangle + \rho (KL(T 1, a) + KL(T^T 1, b))` with uniform a and b, where :math:`\rho`
-    is `strictness` times the mean absolute deviation of the cost, which is counted from its least entry: a channel that
-    is like no other one sends, or gets, less than its share.
+    is `strictness` times the mean absolute deviation of the cost, which is counted from its least entry: a channel
+    similar to no other one sends, or gets, less than its share.
     """
     values = checked(cost)
     scale = float(np.abs(values - values.mean()).mean())
@@ -127,7 +127,7 @@ def unbalanced(cost: Tensor, strictness: float) -> Coupling:
 
 
 def in_order(targets: int, sources: int) -> Coupling:
-    """Channels as they stand: the first to the first, with equal masses; the identity where they are equally many."""
+    """Couple channels by number with equal masses; the identity where both sides have equally many."""
     if targets == sources:
         return Coupling.identity(targets)
     places = [(torch.arange(size, dtype=torch.float64) + 0.5) / size for size in (targets, sources)]
@@ -135,7 +135,7 @@ def in_order(targets: int, sources: int) -> Coupling:
 
 
 def sinkhorn(cost: Tensor, regularisation: float) -> Coupling:
-    r"""Entropic optimal transport (Cuturi 2013), in the log domain.
+    r"""Compute entropic optimal transport (Cuturi 2013), in the log domain.
 
     Minimises :math:`\langle T, C \rangle + \epsilon \sum_{ij} T_{ij} \log T_{ij}` with
     :math:`\epsilon` = `regularisation` times the mean absolute deviation of the cost, so that the same number means the
@@ -171,6 +171,6 @@ def _uniform(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def transport_cost(cost: Tensor, coupling: Coupling) -> float:
-    """Transported cost, sum of plan times cost; a permutation carries 1/n at each of its pairs."""
+    """Sum the plan times the cost; a permutation carries 1/n at each of its pairs."""
     values = cost.detach().cpu().double()
     return float((coupling.matrix * values).sum())

@@ -1,8 +1,8 @@
-"""Blocks and what is inside them, matched together.
+"""Trees: blocks and the groups inside them, matched jointly.
 
-Which block of the source belongs to which of the target cannot be told by comparing them channel by channel in the
-order in which the channels happen to stand. The cost of a pair of blocks is the least cost of matching what is inside
-them: an assignment problem between blocks whose costs are assignment problems between channels, to any depth.
+Blocks cannot be matched by comparing their channels in the order of each parent. The cost of a pair of blocks is the
+least cost of matching the channels inside them: an assignment problem between blocks whose costs are assignment
+problems between channels, to any depth.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LARGEST_TRIED_OUT = 4  # channels up to which all permutations are tried at once
 
 
 def assignments(costs: Tensor) -> Tensor:
-    """Least-cost permutations (n_problems, n) of as many problems (n_problems, n_target, n_source)."""
+    """Compute least-cost permutations (n_problems, n) of as many problems (n_problems, n_target, n_source)."""
     values = torch.from_numpy(checked(costs))
     size = values.shape[-1]
     if size <= LARGEST_TRIED_OUT:
@@ -39,20 +39,20 @@ def assignments(costs: Tensor) -> Tensor:
 class Shared:
     """A tensor that several orbits of a tree carry on different axes, as a grouped convolution's weight.
 
-    What it costs to place the channels of one of them depends on where those of the others are placed.
+    The cost of placing the channels of one of them depends on the placement of the others'.
 
     Attributes
     ----------
     owner
         Name of the smallest orbit of blocks that holds all of them.
     slot
-        The whole of the blocks in the tensor.
+        The blocks in the tensor as a whole.
     parts
-        (orbit name, part) of each, blocks before what is inside them.
+        (orbit name, part) of each, blocks before the orbits inside them.
     counted
         Those of them by which their orbits' channels are matched.
     scale
-        What the squared distances are multiplied with.
+        Factor of the squared distances.
     """
 
     key: str
@@ -63,20 +63,20 @@ class Shared:
     scale: float = 1.0
 
     def arranged(self, tensor: Tensor, placed: Mapping[str, Tensor]) -> Tensor:
-        """The source's tensor with its channels where they are placed."""
+        """Arrange the source's tensor with its channels where they are placed."""
         for name, part in self.parts:
             if name in placed:
                 tensor = part.permute(tensor, placed[name])
         return tensor
 
     def along(self, tensor: Tensor) -> Tensor:
-        """Sums of a tensor over each block, (n_groups * n_blocks,)."""
+        """Sum a tensor over each block, (n_groups * n_blocks,)."""
         return self.slot.read(tensor).double().sum(-1).reshape(-1).cpu() * self.scale
 
 
 @dataclass(frozen=True)
 class TreeCosts:
-    """What it costs to place the channels of a block group and of all that is inside it.
+    """Costs of placing the channels of a block group and of all groups inside it.
 
     Attributes
     ----------
@@ -84,7 +84,7 @@ class TreeCosts:
         Orbit name -> (n_groups * size, n_groups * size) cost between flat positions of target and source that does not
         depend on the other orbits.
     shared
-        Tensors of which the cost does.
+        Tensors whose cost does depend on them.
     """
 
     alone: Mapping[str, Tensor]
@@ -93,19 +93,19 @@ class TreeCosts:
     source: State
 
     def scaled(self, factor: float) -> TreeCosts:
-        """All costs multiplied with a factor."""
+        """Multiply all costs by a factor."""
         alone = {name: cost * factor for name, cost in self.alone.items()}
         return replace(self, alone=alone, shared=[replace(s, scale=s.scale * factor) for s in self.shared])
 
     def with_costs(self, others: Mapping[str, Tensor]) -> TreeCosts:
-        """Further costs by orbit name, added."""
+        """Add further costs by orbit name."""
         alone = dict(self.alone)
         for name, cost in others.items():
             alone[name] = alone[name] + cost if name in alone else cost
         return replace(self, alone=alone)
 
     def spread(self, orbit: Orbit) -> float:
-        """Mean standard deviation of the costs of innermost channels, as they stand."""
+        """Compute the mean standard deviation of the costs of innermost channels, unmoved."""
         placed = as_it_stands(orbit)
         found = [
             float(self.of_channels(below, torch.arange(len(below.groups)), placed).std(correction=0))
@@ -115,7 +115,7 @@ class TreeCosts:
         return sum(found) / len(found)
 
     def of_blocks(self, orbit: Orbit, placed: Placement) -> Tensor:
-        """Cost of each block (n_groups * n_blocks,) with everything in it where it is placed."""
+        """Compute the cost of each block (n_groups * n_blocks,) with everything in it where it is placed."""
         total = self._alone(orbit, placed)
         for shared in self.shared:
             if shared.owner == orbit.name:
@@ -133,7 +133,7 @@ class TreeCosts:
         return cost.gather(1, placed[orbit.name][:, None])[:, 0]
 
     def of_channels(self, orbit: Orbit, origin: Tensor, placed: Placement) -> Tensor:
-        """Cost (n_groups, n_target, n_source) of an orbit's channels, where group g comes from group origin[g].
+        """Compute the cost (n_groups, n_target, n_source) of an orbit's channels, group g from group origin[g].
 
         A shared tensor counts where the others that it depends on are placed.
         """
@@ -156,7 +156,7 @@ class TreeCosts:
 def match_tree(
     costs: TreeCosts, orbit: Orbit, origin: Tensor | None = None, placed: Placement | None = None
 ) -> Placement:
-    r"""Place the channels of an orbit and of all inside it at least cost, group g's coming from group origin[g].
+    r"""Place the channels of an orbit and all inside it at least cost, group g's coming from group origin[g].
 
     For channels, that is :math:`\min_\pi \sum_c C[c, \pi(c)]`. For blocks it is the same with
     :math:`C[i, j]` the cost of block i of the target and block j of the source with everything inside them matched.
@@ -200,22 +200,22 @@ def match_tree(
 
 
 def as_it_stands(orbit: Orbit) -> Placement:
-    """The placement that moves nothing."""
+    """Return the placement that moves nothing."""
     return {below.name: torch.arange(len(below.groups) * below.size) for below in orbit.walk()}
 
 
 def follow(first: Placement, second: Placement) -> Placement:
-    """Where flat positions come from after two placements, one after the other."""
+    """Compose two placements, one after the other."""
     return {name: first[name][order] for name, order in second.items()}
 
 
 def weight_tree_costs(orbit: Orbit, target: State, source: State, usable: Callable[[str, Part], bool]) -> TreeCosts:
-    """Squared distances between the weights of a tree of blocks, the source taken as it stands.
+    """Compute squared distances between the weights of a tree of blocks, the source unmoved.
 
     Parameters
     ----------
     usable
-        (orbit name, part) -> whether the part counts.
+        (orbit name, part) -> True if the part counts.
     """
     parts = [(below.name, part) for below in orbit.walk() for part in below.parts]
     axes: dict[str, set[int]] = {}
@@ -238,7 +238,7 @@ def weight_tree_costs(orbit: Orbit, target: State, source: State, usable: Callab
 
 
 def _owner(orbit: Orbit, names: set[str]) -> Orbit:
-    """The smallest orbit whose walk holds all the names."""
+    """Find the smallest orbit whose walk holds all the names."""
     for child in orbit.children:
         if names <= {below.name for below in child.walk()}:
             return _owner(child, names)
@@ -246,6 +246,6 @@ def _owner(orbit: Orbit, names: set[str]) -> Orbit:
 
 
 def whole_slot(orbit: Orbit, key: str) -> Part:
-    """All that the orbit's channels hold of a tensor, what is inside them included."""
+    """Return the slot of a tensor with all of the orbit's channels, inner ones included."""
     slots = [next(slot for slot in group.slots if slot.key == key) for group in orbit.groups]
     return Part(key, slots[0].axis, torch.stack([slot.index for slot in slots]), slots[0].role)

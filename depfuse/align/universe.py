@@ -1,9 +1,9 @@
-r"""Many parents matched through one universe of channels.
+r"""Matching of many parents through one universe of channels.
 
 Each parent has one matching to the universe, :math:`P_i`, and between two parents it is :math:`P_{ij} = P_i P_j^T`:
-cycle consistent by construction (Crisostomi et al. 2024, section 4). What is maximised is the likeness of all pairs,
+cycle consistent by construction (Crisostomi et al. 2024, section 4). The objective is the similarity of all pairs,
 :math:`\sum_{i < j} w_i w_j \langle P_i \theta_i, P_j \theta_j \rangle`, with weights or standardised activations for
-:math:`\theta` and the parents' shares for w. For one parent with all others held that is a matching to the
+:math:`\theta` and the parents' shares for w. For one parent with all others fixed that is a matching to the
 share-weighted mean of the others, so the parents are matched in turn until none moves: coordinate ascent.
 """
 
@@ -44,9 +44,9 @@ def align_through_universe(
     calibration: Loader | None,
     judge: Judge | None = None,
 ) -> Alignment:
-    """One coupling per free group for every parent, towards the channel order of parent `recipe.kept`.
+    """Match every parent's channels, one coupling per free group, towards the order of parent `recipe.kept`.
 
-    The parents are visited in an order that does not depend on how they are given.
+    The order of visits does not depend on the order of the parents.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def align_through_universe(
 
 
 class Universe:
-    """Where the channels of the universe come from in each parent.
+    """The placement of the universe's channels in each parent.
 
     Attributes
     ----------
@@ -93,13 +93,13 @@ class Universe:
     visited
         The parents in the order in which they are matched.
     shares
-        What each of them counts, summing to one.
+        One share per parent, summing to one.
     watcher
-        Reads their activations; None where only weights count.
+        Collector of their activations' moments; None where only weights count.
     not_converged
         A sentence for each iteration that stopped at its limit.
     distance
-        What activations were compared by; empty where only weights count.
+        Distance between activations; empty where only weights count.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Universe:
     # --- the mean of the others' weights ------------------------------------------------------------------------
 
     def couplings(self, parents: Sequence[int]) -> list[Couplings]:
-        """Couplings of some parents towards the universe."""
+        """Return the couplings of some parents towards the universe."""
         problem = self._problem(0, {})
         return [problem.couplings(self.placed[parent]) for parent in parents]
 
@@ -140,7 +140,7 @@ class Universe:
         return {key: state[key] for key in self._keys}
 
     def mean_of_others(self, parent: int) -> dict[str, Tensor]:
-        """The share-weighted mean of the other parents' weights in the universe's order; of those placed so far."""
+        """Average the weights of the other parents placed so far, by shares, in the universe's order."""
         if self._total is None:
             for known in self.placed:
                 self._count(known, self.shares[known])
@@ -161,7 +161,7 @@ class Universe:
             self._total[key] += share * tensor.double()
 
     def _place(self, parent: int, found: Mapping[str, Placement]) -> None:
-        """Let a parent's channels come from elsewhere; the mean follows."""
+        """Place a parent's channels, and update the mean."""
         if self._total is not None and parent in self.placed:
             self._count(parent, -self.shares[parent])
         self.placed[parent] = {**self.placed.get(parent, {}), **found}
@@ -171,7 +171,7 @@ class Universe:
     def _problem(
         self, parent: int, target: Mapping[str, Tensor], costs: Mapping[str, Tensor] | None = None
     ) -> MatchingProblem:
-        """One parent against the mean of the others."""
+        """Pose the matching of one parent to the mean of the others."""
         model = self.models[parent]
         state = {**model.state_dict(), **target}
         problem = MatchingProblem(
@@ -183,10 +183,10 @@ class Universe:
     # --- by activations -----------------------------------------------------------------------------------------
 
     def match_by_activations(self, judge: Judge | None) -> None:
-        """Match by activations, or by them and weights together.
+        """Match by activations, or by activations and weights.
 
-        The distance is chosen on the first few parents, from several starts; all others join one group of a few after
-        another, and the groups are gone through again until no parent moves.
+        The distance is chosen on the first few parents, from several starts; all others join in blocks of a few, and
+        the blocks are visited again until no parent moves.
         """
         assert self.watcher is not None
         distance, self.placed = self._first(judge)
@@ -210,11 +210,11 @@ class Universe:
                 self._by_weights(untapped)
 
     def _blocks(self) -> list[list[int]]:
-        """Parents by few, in the order of visits."""
+        """Divide the parents into blocks of a few, in the order of visits."""
         return [self.visited[start : start + MOST] for start in range(0, len(self.visited), MOST)]
 
     def _watch(self, block: Sequence[int], distance: str) -> Together:
-        """Likeness among some parents, and to all others that are placed."""
+        """Collect the similarity among some parents, and to all others that are placed."""
         assert self.watcher is not None
         others = {i: _by_orbit(found) for i, found in self.placed.items() if i not in block}
         if not others:
@@ -222,7 +222,7 @@ class Universe:
         return self.watcher.among_and_others(block, others, self.shares, distance)
 
     def _first(self, judge: Judge | None) -> tuple[str, Placed]:
-        """The distance, and the first few parents' placements."""
+        """Choose the distance, and place the first few parents."""
         recipe = self.recipe
         block = self._blocks()[0]
         together = self._watch(block, "")
@@ -249,7 +249,7 @@ class Universe:
         return found[min(range(len(found)), key=figures.__getitem__)]
 
     def _join(self, together: Together, parent: int, distance: str, placed: Placed | None = None) -> None:
-        """Place a parent by its likeness to those that are placed."""
+        """Place a parent by its similarity to those that are placed."""
         known = self.placed if placed is None else placed
         stands = {root.name: as_it_stands(root) for root in self.roots}
         found = {}
@@ -259,7 +259,7 @@ class Universe:
         self._place(parent, {**stands, **found})
 
     def _ascend(self, together: Together, distance: str) -> bool:
-        """Match some parents in turn, group by group, until none moves; whether any did."""
+        """Match some parents in turn, group by group, until none moves; tell whether any did."""
         moved = False
         for root in self.roots:
             if not self._taps(root):
@@ -279,7 +279,7 @@ class Universe:
     def _step(
         self, together: Together, root: Orbit, parent: int, distance: str, placed: Placed, now: Placement
     ) -> tuple[Placement, bool]:
-        """The best placement of one group of one parent with all others held, and whether it is better."""
+        """Find the best placement of one group of one parent with all others fixed, and whether it is better."""
         theirs = {
             other: found[root.name] for other, found in placed.items() if other != parent and other in together.members
         }
@@ -324,7 +324,7 @@ class Universe:
     # --- by weights ---------------------------------------------------------------------------------------------
 
     def match_by_weights(self) -> None:
-        """Match by weights: one parent after another to the mean of those before, then all in turn until none moves."""
+        """Match by weights: each parent to the mean of those before, then all in turn until none moves."""
         first, *rest = self.visited
         self.placed = {first: {root.name: as_it_stands(root) for root in self.roots}}
         everything = list(range(len(self.roots)))
@@ -353,14 +353,14 @@ class Universe:
         return min(candidates, key=problem.distance) if self.recipe.criterion == "weights" else candidates[0]
 
     def _by_weights(self, numbers: Sequence[int], distance: str | None = None) -> None:
-        """Match the parents in turn, with the others held, until none moves.
+        """Match the parents in turn, with the others fixed, until none moves.
 
         Parameters
         ----------
         numbers
-            Of the roots to be matched.
+            Numbers of the roots to be matched.
         distance
-            Of the activations that count beside the weights; None for weights alone.
+            Distance between activations that count beside the weights; None for weights alone.
         """
         blocks = self._blocks()
         together = self._watch(blocks[0], distance) if distance is not None and len(blocks) == 1 else None
@@ -380,7 +380,7 @@ class Universe:
         self.not_converged += at_limit("the universe", self.recipe.iterations, unless=False)
 
     def _rematch(self, parent: int, numbers: Sequence[int], costs: Mapping[str, Tensor] | None) -> bool:
-        """Match one parent to the mean of the others; whether that moved it."""
+        """Match one parent to the mean of the others; tell whether that moved it."""
         recipe = self.recipe
         problem = self._problem(parent, self.mean_of_others(parent), costs)
         before = self.placed[parent]

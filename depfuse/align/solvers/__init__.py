@@ -61,11 +61,11 @@ SOLVERS: dict[str, Listed] = {
 
 
 def load_solver(name: str) -> Solver:
-    """The solver that a recipe names."""
+    """Load the solver that a recipe names."""
     found: Solver = importlib.import_module(f"{__name__}.{SOLVERS[name].module}").SOLVER
     return found
 
 
 def serving(criterion: str) -> tuple[str, ...]:
-    """Names of the solvers that match by a criterion."""
+    """List the names of the solvers that match by a criterion."""
     return tuple(name for name in SOLVERS if name != "identity" and criterion in load_solver(name).criteria)

@@ -1,9 +1,9 @@
-"""Canonical correlation analysis: each group's channels are mixed so that they go with the target's as well as can be.
+"""Canonical correlation analysis: mix each group's channels for the highest correlation with the target's.
 
-No permutation is found but an invertible linear map (CCA Merge; Horoi et al. 2024, section 4). The function stays where
-all that lies between what gives the channels and what reads them is linear and the same for all channels. A ReLU is
-not: no map but a permutation passes through it unchanged, and what is found serves as well as channels go together.
-BatchNorm's scales are each channel's own, and are folded into the layers before (`fold`); biases, shifts and means are
+The coupling is not a permutation but an invertible linear map (CCA Merge; Horoi et al. 2024, section 4). The function
+stays where all operations between producers and consumers of the channels are linear and the same for all channels. A
+ReLU is not: no map but a permutation commutes with it, and the match is as good as the channels' correlation.
+BatchNorm's scales differ by channel, and are folded into the layers before (`fold`); biases, shifts and means are
 mixed as the channels are. Other scales, of LayerNorm or of depthwise convolutions, are mixed like biases: that is exact
 for permutations only.
 """
@@ -26,21 +26,20 @@ DOUBT = 1e-3  # of the largest singular value: of directions below it nothing is
 def canonical_maps(
     target: Tensor, source: Tensor, cross: Tensor, regularisation: float, order: Tensor | None = None
 ) -> Maps:
-    r"""The map that takes the source's channels to the target's by way of their canonical variables.
+    r"""Compute the map from the source's channels to the target's through their canonical variables.
 
     With the ridges :math:`\Sigma_X + \gamma_X I` and :math:`\Sigma_Y + \gamma_Y I`, where :math:`\gamma` is
     `regularisation` times the mean variance, and :math:`U S V^T` the singular value decomposition of
     :math:`\Sigma_X^{-1/2} \Sigma_{XY} \Sigma_Y^{-1/2}`, canonical variables are :math:`U^T \Sigma_X^{-1/2} x` and
-    :math:`V^T \Sigma_Y^{-1/2} y`. Going up to them and down again is
+    :math:`V^T \Sigma_Y^{-1/2} y`. The composition of both steps is
 
     .. math:: T = \Sigma_X^{1/2} U V^T \Sigma_Y^{-1/2},
 
     which has the inverse :math:`\Sigma_Y^{1/2} V U^T \Sigma_X^{-1/2}`. Where the source is the target's channels after
-    an invertible map, T undoes it: a permutation above all. The more ridge, the nearer is T to the rotation that is
-    best for :math:`\Sigma_{XY}`.
+    an invertible map, such as a permutation, T undoes it. The more ridge, the nearer is T to the best
+    rotation for :math:`\Sigma_{XY}`.
 
-    Directions of singular values near zero could be rotated in any way: nothing was measured of them. They are rotated
-    as is nearest to a permutation.
+    Directions of singular values near zero are undetermined: they are rotated as near to a permutation as possible.
 
     Parameters
     ----------
@@ -51,7 +50,7 @@ def canonical_maps(
     regularisation
         Above zero: channels that never vary have no inverse.
     order
-        (n,) the permutation of the source that is followed where nothing was measured; without it, channels stay.
+        (n,) the permutation of the source for undetermined directions; without it, channels stay.
     """
     checked(cross)
     roots, inverses = zip(*(_roots(own, regularisation) for own in (target, source)), strict=True)
@@ -64,7 +63,7 @@ def canonical_maps(
 
 
 def _roots(covariance: Tensor, regularisation: float) -> tuple[Tensor, Tensor]:
-    """Square root of a covariance with its ridge, and the inverse of that."""
+    """Compute the square root of a covariance with its ridge, and the inverse of that."""
     values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
     mean = float(values.mean())
     ridge = regularisation * mean if mean > 0 else 1.0  # channels of which none ever varies stay as they are
@@ -73,7 +72,7 @@ def _roots(covariance: Tensor, regularisation: float) -> tuple[Tensor, Tensor]:
 
 
 def solve(problem: MatchingProblem) -> list[Solution]:
-    """One solution: maps for groups that have a tap, permutations for blocks, what is inside them, and all others.
+    """Solve for maps of groups that have a tap, and permutations of blocks, groups inside them, and all others.
 
     Covariances at several taps of a group are added up, each relative to the target's mean variance there. A group that
     does not vary in one of the networks keeps its permutation.
@@ -98,7 +97,7 @@ def solve(problem: MatchingProblem) -> list[Solution]:
 
 
 def _vary(joint: Tensor) -> bool:
-    """Whether channels of both networks vary."""
+    """Tell whether channels of both networks vary."""
     variances = joint.diagonal().reshape(2, -1).mean(1)
     return bool((variances > 0).all())
 

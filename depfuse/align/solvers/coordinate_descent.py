@@ -21,7 +21,7 @@ WORK_LIMIT = 3e10
 
 
 def solve(problem: MatchingProblem) -> list[Solution]:
-    """The local optima of descents from the recipe's start, or from the identity, in random orders of the groups.
+    """Find local optima of descents from the recipe's start, or from the identity, in random orders of the groups.
 
     At most `restarts`; large networks get fewer (`WORK_LIMIT`). Without a start there is one more, from invariants.
     """
@@ -36,9 +36,9 @@ def solve(problem: MatchingProblem) -> list[Solution]:
 
 
 def from_invariants(shared: SharedCosts) -> Solution:
-    """The local optimum near the assignment by what no order of the other groups changes.
+    """Find the local optimum near the assignment by weights that no order of the other groups changes.
 
-    Blocks, which that says nothing of, are matched first.
+    Blocks, to which that does not apply, are matched first.
     """
     roots = shared.roots
     order = sorted(range(len(roots)), key=lambda number: not roots[number].children)
@@ -54,7 +54,7 @@ def _run_in_order(shared: SharedCosts, placed: Mapping[str, Placement]) -> Solut
 
 
 def descents(shared: SharedCosts, restarts: int, start: Mapping[str, Placement] | None = None) -> list[Solution]:
-    """Couplings of descents that visit the groups in random orders."""
+    """Run descents that visit the groups in random orders."""
     generator = torch.Generator().manual_seed(shared.problem.recipe.seed)
     found: list[Solution] = []
     while len(found) < restarts and (shared.work < WORK_LIMIT or not shared.work):
@@ -66,7 +66,7 @@ def descents(shared: SharedCosts, restarts: int, start: Mapping[str, Placement] 
 
 
 def swept(shared: SharedCosts) -> Solution:
-    """The solution layer by layer, then improved by sweeps over all slots in the same order."""
+    """Match layer by layer, then improve by sweeps over all slots in the same order."""
     descent = Descent(shared)
     descent.in_order()
     descent.run([list(range(len(shared.roots)))])

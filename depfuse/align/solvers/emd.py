@@ -16,9 +16,9 @@ MASSES: dict[str, list[Transport]] = {"whole": [whole], "equal": [emd], "free": 
 
 
 def solve(problem: MatchingProblem) -> list[Solution]:
-    """One solution per distance for activations; for weights, the swept one and the local optima of descents.
+    """Match once per distance for activations; for weights, by sweeps and by descents to local optima.
 
-    One of these begins from what no order of the other groups changes.
+    One descent begins from invariants of the other groups' order.
     """
     recipe = problem.recipe
     if recipe.criterion == "activations":
@@ -28,7 +28,7 @@ def solve(problem: MatchingProblem) -> list[Solution]:
 
 
 def transports(recipe: Recipe) -> list[Transport]:
-    """Exact transport between groups of unequal sizes, with masses as the recipe says."""
+    """Return exact transport between groups of unequal sizes, with masses as the recipe says."""
     return [way for masses, ways in MASSES.items() if recipe.masses in ("best", masses) for way in ways]
 
 

@@ -20,14 +20,14 @@ TOLERANCE = 1e-4  # relative: near its end the iteration creeps
 
 
 class Likeness:
-    r"""How alike two networks' weights are under doubly stochastic X, :math:`\sum \langle A, X_p B X_c^T \rangle`.
+    r"""Similarity of two networks' weights under doubly stochastic X, :math:`\sum \langle A, X_p B X_c^T \rangle`.
 
     Up to constants that is minus half their squared distance, for permutations.
 
     Attributes
     ----------
     linear
-        Group name -> (n, n) what is linear in X: edges to nodes that stand still.
+        Group name -> (n, n) coefficients linear in X: edges to fixed nodes.
     """
 
     def __init__(self, edges: Sequence[Edges]) -> None:
@@ -41,7 +41,7 @@ class Likeness:
                 self.linear[e.ends[0]] += e.target.flatten(1) @ e.source.flatten(1).T
 
     def mix(self, costs: Mapping[str, Tensor], share: float) -> None:
-        """Count activation costs too, with this share of the spread that the weights' likeness has as they stand."""
+        """Add activation costs, with this share of the spread of the weights' similarity under the identity."""
         spread = {name: float(value.std(correction=0)) for name, value in self.gradient(self.identity()).items()}
         for name, value in self.linear.items():
             self.linear[name] = (1.0 - share) * value
@@ -50,17 +50,17 @@ class Likeness:
         self.pairs = [Edges(e.key, e.ends, e.roles, (1.0 - share) * e.target, e.source) for e in self.pairs]
 
     def identity(self) -> Candidates:
-        """Every channel to itself."""
+        """Return candidates that map every channel to itself."""
         return {
             name: torch.eye(len(value), dtype=torch.float32, device=value.device) for name, value in self.linear.items()
         }
 
     def uniform(self) -> Candidates:
-        """Every channel to all alike."""
+        """Return candidates that map every channel equally to all."""
         return {name: torch.full_like(value, 1.0 / len(value)) for name, value in self.linear.items()}
 
     def gradient(self, at: Candidates) -> Candidates:
-        """Derivative with respect to each group's X."""
+        """Compute the derivative with respect to each group's X."""
         found = {name: value.clone() for name, value in self.linear.items()}
         for e in self.pairs:
             first, second = e.ends
@@ -72,7 +72,7 @@ class Likeness:
         return found
 
     def bend(self, step: Candidates) -> float:
-        """The coefficient of t squared along at + t * step."""
+        """Compute the coefficient of t squared along at + t * step."""
         total = 0.0
         for e in self.pairs:
             assert e.ends[1] is not None
@@ -81,15 +81,15 @@ class Likeness:
         return total
 
     def __call__(self, at: Candidates) -> float:
-        """The likeness itself."""
+        """Compute the similarity."""
         return inner(self.linear, at) + self.bend(at)
 
 
 def frank_wolfe(likeness: Likeness, start: Candidates, iterations: int) -> tuple[dict[str, Tensor], float, bool]:
-    """Permutations of the best likeness met, the likeness, and whether the iteration came to rest.
+    """Maximise the similarity; return the best permutations, their similarity, and whether the iteration converged.
 
     Each step goes towards the permutations that are best for the gradient, to the highest point on the way: the
-    likeness is a parabola there.
+    similarity is a parabola there.
     """
     at, best, last = start, (-float("inf"), assign(start)), likeness(start)
     for _ in range(iterations):
@@ -114,7 +114,7 @@ def frank_wolfe(likeness: Likeness, start: Candidates, iterations: int) -> tuple
 
 
 def solve(problem: MatchingProblem) -> list[Solution]:
-    """One solution: the best from uniform candidates and invariants, or the one from the recipe's start."""
+    """Match from uniform candidates and from invariants and keep the best, or match from the recipe's start."""
     likeness = Likeness(problem.edges)
     if problem.recipe.criterion == "mixture":
         likeness.mix(problem.watched, problem.recipe.mixture)

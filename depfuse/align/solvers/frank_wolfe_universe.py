@@ -1,7 +1,7 @@
 r"""Frank-Wolfe over all groups of many networks at once (Crisostomi et al. 2024, C2M3, section 4).
 
 Every network i has a doubly stochastic :math:`X_i` for each group, towards a universe that all share. With
-:math:`M_i = X_i \theta_i X_i'^T` the network brought there, the likeness of all pairs is
+:math:`M_i = X_i \theta_i X_i'^T` the network in its order, the similarity of all pairs is
 :math:`\|\sum_i w_i M_i\|^2 - \sum_i w_i^2 \|M_i\|^2`: it takes N products, not N squared.
 """
 
@@ -21,12 +21,12 @@ from depfuse.align.solvers.start import as_candidates
 
 
 class LikenessTogether:
-    """The likeness of all pairs of networks under their candidates.
+    """Similarity of all pairs of networks under their candidates.
 
     Parameters
     ----------
     edges
-        Of each network, in the same order; only their sources are looked at.
+        Of each network, in the same order; only their sources are read.
     shares
         One weight per network.
     """
@@ -41,7 +41,7 @@ class LikenessTogether:
                     self.sizes[name] = size, e.source.device
 
     def start(self) -> list[Candidates]:
-        """The first network stands as it is, the others' channels come from all alike."""
+        """Return the identity for the first network, and uniform candidates for the others."""
         first = {
             name: torch.eye(size, dtype=torch.float32, device=device) for name, (size, device) in self.sizes.items()
         }
@@ -49,7 +49,7 @@ class LikenessTogether:
         return [first, *(dict(even) for _ in self.shares[1:])]
 
     def gradient(self, at: Sequence[Candidates]) -> list[Candidates]:
-        """Derivative with respect to each network's candidates."""
+        """Compute the derivative with respect to each network's candidates."""
         found = [{name: torch.zeros_like(value) for name, value in candidates.items()} for candidates in at]
         for networks in self.edges:
             ends = networks[0].ends
@@ -68,7 +68,7 @@ class LikenessTogether:
         return found
 
     def along(self, at: Sequence[Candidates], step: Sequence[Candidates]) -> np.ndarray:
-        """Coefficients (5,) of the likeness at `at + t * step`, a polynomial of the fourth degree in t."""
+        """Compute coefficients (5,) of the similarity at `at + t * step`, a polynomial of fourth degree in t."""
         total = np.zeros(5)
         for networks in self.edges:
             ends = networks[0].ends
@@ -90,18 +90,18 @@ class LikenessTogether:
         return total
 
     def __call__(self, at: Sequence[Candidates]) -> float:
-        """The likeness itself."""
+        """Compute the similarity."""
         still = [{name: torch.zeros_like(value) for name, value in candidates.items()} for candidates in at]
         return float(self.along(at, still)[0])
 
 
 def _carried(source: Tensor, candidates: Candidates, ends: tuple[str, str | None]) -> Tensor:
-    """Edges with the channels of their second end brought to the universe."""
+    """Permute the channels of edges at their second end to the universe's order."""
     return source if ends[1] is None else torch.einsum("jld,kl->jkd", source, candidates[ends[1]])
 
 
 def _square(parts: Sequence[Tensor]) -> np.ndarray:
-    """Coefficients of the squared norm of parts[0] + t parts[1] + t^2 parts[2]."""
+    """Compute the coefficients of the squared norm of parts[0] + t parts[1] + t^2 parts[2]."""
     coefficients = np.zeros(5)
     for i, first in enumerate(parts):
         for j, second in enumerate(parts):
@@ -110,23 +110,23 @@ def _square(parts: Sequence[Tensor]) -> np.ndarray:
 
 
 def highest(coefficients: np.ndarray) -> float:
-    """Where in [0, 1] a polynomial (coefficients in ascending order) is highest."""
+    """Find the maximum in [0, 1] of a polynomial (coefficients in ascending order)."""
     roots: list[complex] = np.polynomial.Polynomial(coefficients).deriv().roots().astype(complex).tolist()
     inside = [root.real for root in roots if abs(root.imag) < 1e-9 and 0.0 < root.real < 1.0]
     return max((1.0, *inside, 0.0), key=lambda t: value(coefficients, t))
 
 
 def value(coefficients: np.ndarray, t: float) -> float:
-    """A polynomial (coefficients in ascending order) at t."""
+    """Evaluate a polynomial (coefficients in ascending order) at t."""
     return sum(float(c) * t**power for power, c in enumerate(coefficients))
 
 
 def frank_wolfe_together(
     edges: Sequence[Sequence[Edges]], shares: Sequence[float], iterations: int
 ) -> tuple[list[dict[str, Tensor]], bool]:
-    """Permutations of every network with the best likeness met, and whether the iteration came to rest.
+    """Maximise the similarity; return every network's best permutations, and whether the iteration converged.
 
-    Each step goes towards the permutations that are best for the gradient, as far as the likeness rises on the way.
+    Each step goes towards the permutations that are best for the gradient, as far as the similarity rises on the way.
     """
     likeness = LikenessTogether(edges, shares)
     with torch.no_grad():

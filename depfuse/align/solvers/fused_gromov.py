@@ -1,4 +1,4 @@
-"""Fused Gromov-Wasserstein matching: channels alike across the parents, and alike in whom they go with (POT)."""
+"""Fused Gromov-Wasserstein matching: match channels by their costs and by their relations to other channels (POT)."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ TOLERANCE = 1e-9  # relative, of the last step
 def fused(
     cost: Tensor, target: Tensor, source: Tensor, share: float, iterations: int, start: Tensor | None = None
 ) -> tuple[Tensor, bool]:
-    r"""Permutation (n,) by fused Gromov-Wasserstein transport, and whether that converged.
+    r"""Compute a permutation (n,) by fused Gromov-Wasserstein transport, and whether that converged.
 
     Minimises :math:`(1 - \alpha) \langle T, C \rangle + \alpha \sum_{ijkl} (D_{ik} - E_{jl})^2 T_{ij} T_{kl}` over
-    plans of uniform marginals (Vayer et al. 2020, equation 4), each of the two brought to spread one, from a
-    permutation. A plan that is no permutation is rounded to the nearest one.
+    plans of uniform marginals (Vayer et al. 2020, equation 4), each of the two scaled to unit deviation, from a
+    permutation. A plan that is not a permutation is rounded to the nearest one.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def fused(
 
 
 def linearised(cost: Tensor, target: Tensor, source: Tensor, share: float, order: Tensor) -> Tensor:
-    r"""What `fused` minimises, linear in T about a permutation; but for what is constant along rows or columns.
+    r"""Linearise the objective of `fused` in T about a permutation, up to terms constant along rows or columns.
 
     :math:`(1 - \alpha) C - 4 \alpha D T E`, with the settings and units of `fused`.
     """
@@ -80,7 +80,7 @@ def _spread(target: Tensor, source: Tensor) -> float:
 
 
 def likeness_of_weights(parts: Sequence[Part], state: dict[str, Tensor]) -> Tensor:
-    """Cosines (n, n) between the weights of a group's channels, which no order of the other groups changes."""
+    """Compute cosines (n, n) of channels' weights, which no order of the other groups changes."""
     rows = torch.cat([part.read(state[part.key])[0].float() for part in parts], 1).double()
     norms = rows.norm(dim=1, keepdim=True).clamp_min(1e-300)
     cosines: Tensor = (rows / norms) @ (rows / norms).T
@@ -88,14 +88,14 @@ def likeness_of_weights(parts: Sequence[Part], state: dict[str, Tensor]) -> Tens
 
 
 def likeness_of_activations(taps: Sequence[Moments]) -> Tensor:
-    """Mean correlations (n, n) between a group's channels on the calibration images, over its taps."""
+    """Compute mean correlations (n, n) of a group's channels on the calibration images, over its taps."""
     return 1.0 - activation_cost(taps, "pearson") / len(taps)
 
 
 def solve(problem: MatchingProblem) -> list[Solution]:
-    """One solution: every group by itself for activations, in the order of the network for weights.
+    """Match every group by itself for activations, in the order of the network for weights.
 
-    Where activations cannot tell channels apart, weights do, before and after (`settled`).
+    Ties of activations are decided by weights, before and after (`settled`).
     """
     recipe, orders = problem.recipe, {}
     by_activations = recipe.criterion == "activations"

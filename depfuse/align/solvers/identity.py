@@ -9,7 +9,7 @@ from depfuse.align.solvers.interface import Solver
 
 
 def solve(problem: MatchingProblem) -> list[Solution]:
-    """The identity of every free group."""
+    """Return the identity of every free group."""
     return [Solution({group.name: Coupling.identity(group.size) for group in problem.groups.free})]
 
 

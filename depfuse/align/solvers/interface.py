@@ -1,4 +1,4 @@
-"""What every solver is."""
+"""Interface of solvers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Together = Callable[[Sequence[nn.Module], ChannelGroups, Recipe, Loader], list[C
 
 @dataclass(frozen=True)
 class Solver:
-    """From a matching problem to couplings.
+    """A method that turns a matching problem into couplings.
 
     Attributes
     ----------

@@ -16,7 +16,7 @@ TOLERANCE = 1e-6
 
 
 def fixed_point(affinity: Affinity, start: Candidates, iterations: int) -> tuple[dict[str, Tensor], float, bool]:
-    """Permutations of the best score met, the score, and whether the iteration came to rest.
+    """Maximise the score; return the best permutations, their score, and whether the iteration converged.
 
     The score is x'Mx + 2 u'x. Each step goes towards the permutations that are best for the linearised score, as far
     as the score rises on the way, which is a parabola (Leordeanu et al. 2009, algorithm 1).
@@ -46,7 +46,7 @@ def fixed_point(affinity: Affinity, start: Candidates, iterations: int) -> tuple
 
 
 def solve(problem: MatchingProblem) -> list[Solution]:
-    """One solution: the best from uniform candidates and invariants, or the one from the recipe's start."""
+    """Match from uniform candidates and from invariants and keep the best, or match from the recipe's start."""
     affinity = affinity_of(problem)
     starts, said = started(problem, affinity.uniform())
     with torch.no_grad():

@@ -18,10 +18,10 @@ TOLERANCE = 1e-5
 
 
 def walk(affinity: Affinity, start: Candidates, iterations: int) -> tuple[Candidates, bool]:
-    """Where the random walker is in the end (each group's candidates sum to one), and whether it came to rest.
+    """Run the random walk; return its distribution (each group's candidates sum to one), and whether it converged.
 
-    In each step it walks along affinities, and jumps: to candidates inflated by an exponential and brought to row and
-    column sums of one (Cho et al. 2010, algorithm 1). Each group has a walker of its own, which the others attract.
+    Each step walks along affinities, and jumps to candidates inflated by an exponential and scaled to row and column
+    sums of one (Cho et al. 2010, algorithm 1). Each group has its own walker, which the others attract.
     """
     weights = start
     for _ in range(iterations):
@@ -40,14 +40,14 @@ def walk(affinity: Affinity, start: Candidates, iterations: int) -> tuple[Candid
 
 
 def doubly_stochastic(logits: Tensor, steps: int) -> Tensor:
-    """Sinkhorn's scaling of exp(logits) to row and column sums of one, in the log domain."""
+    """Scale exp(logits) to row and column sums of one by Sinkhorn's iteration, in the log domain."""
     for step in range(steps):
         logits = logits - torch.logsumexp(logits, 1 - step % 2, keepdim=True)
     return logits.exp()
 
 
 def solve(problem: MatchingProblem) -> list[Solution]:
-    """One solution."""
+    """Match once, by the random walk."""
     affinity = affinity_of(problem)
     with torch.no_grad():
         weights, rests = walk(affinity, affinity.uniform(), problem.recipe.iterations)

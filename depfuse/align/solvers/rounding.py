@@ -1,4 +1,4 @@
-"""What solvers of all groups at once share: from soft candidates to permutations."""
+"""Rounding of soft candidates to permutations, shared by solvers of all groups at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from depfuse.align.transport import assigned
 
 
 def affinity_of(problem: MatchingProblem) -> Affinity:
-    """The affinities between candidates by the problem's criterion."""
+    """Build the affinities between candidates by the problem's criterion."""
     affinity = Affinity(problem.edges)
     if problem.recipe.criterion == "mixture":
         affinity.mix(problem.watched, problem.recipe.mixture)
@@ -22,12 +22,12 @@ def affinity_of(problem: MatchingProblem) -> Affinity:
 
 
 def assign(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Permutation of each group by the assignment of largest weight."""
+    """Round each group to the permutation of largest weight."""
     return {name: assigned(-value) for name, value in weights.items()}
 
 
 def completed(problem: MatchingProblem, found: Mapping[str, Tensor]) -> Couplings:
-    """Couplings of all groups: blocks that hold groups, and groups without edges, are matched given those found."""
+    """Complete the couplings: match blocks that hold groups, and groups without edges, given the others."""
     placed = {name: {name: order} for name, order in found.items()}
     rest = [number for number, root in enumerate(problem.roots) if root.name not in found]
     if not rest:

@@ -17,12 +17,12 @@ from depfuse.recipe import Recipe
 
 
 def solve(problem: MatchingProblem) -> list[Solution]:
-    """One solution per distance for activations; for weights, layer by layer."""
+    """Match once per distance for activations; for weights, layer by layer."""
     return softly(problem, transports(problem.recipe)[0])
 
 
 def softly(problem: MatchingProblem, soft: Transport) -> list[Solution]:
-    """Solutions by a transport that gives soft couplings."""
+    """Match by a transport that gives soft couplings."""
     recipe = problem.recipe
     if recipe.criterion == "activations":
         return [Solution.of(problem.by_activations(distance, soft), distance) for distance in recipe.distances]
@@ -30,10 +30,10 @@ def softly(problem: MatchingProblem, soft: Transport) -> list[Solution]:
 
 
 def _in_order(problem: MatchingProblem, soft: Transport) -> Couplings:
-    """Layer by layer in the order of the network (Singh & Jaggi 2020, section 4.1).
+    """Match layer by layer in the order of the network (Singh & Jaggi 2020, section 4.1).
 
-    Only what precedes a group is settled by then, so its cost leaves out the slots that consume it. Blocks that
-    hold groups, and what is inside them, get permutations.
+    Only preceding groups are matched by then, so a group's cost leaves out the slots that consume it. Blocks that
+    hold groups, and the groups inside them, get permutations.
     """
     found: dict[str, Coupling] = {}
     state = dict(problem.source)
@@ -55,7 +55,7 @@ def _in_order(problem: MatchingProblem, soft: Transport) -> Couplings:
 
 
 def transports(recipe: Recipe) -> list[Transport]:
-    """Entropic transport, for groups of any sizes."""
+    """Return entropic transport, for groups of any sizes."""
     return [partial(sinkhorn, regularisation=recipe.regularisation)]
 
 

@@ -31,11 +31,11 @@ BATCH = 100
 
 
 class Sinkhorn(torch.autograd.Function):
-    r"""Doubly stochastic :math:`P_{ij} = \exp(L_{ij} + a_i + b_j)`, differentiated where it came to rest.
+    r"""Doubly stochastic :math:`P_{ij} = \exp(L_{ij} + a_i + b_j)`, differentiated at convergence.
 
-    At rest, small changes of L keep row and column sums at one. With G the gradient with respect to P, that with
+    At convergence, small changes of L keep row and column sums at one. With G the gradient with respect to P, that with
     respect to L is :math:`P_{ij} (G_{ij} - \alpha_i - \beta_j)`, where :math:`\alpha + P \beta` and
-    :math:`P^T \alpha + \beta` are the row and column sums of P G: one linear system instead of all steps kept
+    :math:`P^T \alpha + \beta` are the row and column sums of P G: one linear system instead of a record of all steps
     (Eisenberger et al. 2022, section 3).
     """
 
@@ -68,13 +68,13 @@ class Sinkhorn(torch.autograd.Function):
 
 
 def doubly_stochastic(logits: Tensor) -> Tensor:
-    """See `Sinkhorn`."""
+    """Scale to row and column sums of one, see `Sinkhorn`."""
     plan: Tensor = Sinkhorn.apply(logits / TEMPERATURE)
     return plan
 
 
 def _moved(tensor: Tensor, part: Part, plan: Tensor) -> Tensor:
-    """A tensor with a part's channels mixed by a plan (n, n)."""
+    """Mix a part's channels of a tensor by a plan (n, n)."""
     index = part.index[0].to(tensor.device)
     taken = tensor.index_select(part.axis, index.reshape(-1)).movedim(part.axis, 0)
     mixed = torch.tensordot(plan, taken.reshape(*index.shape, *taken.shape[1:]), dims=1)
@@ -90,12 +90,12 @@ def _batches(problem: MatchingProblem) -> Iterator[Tensor]:
 
 
 def solve(problem: MatchingProblem) -> list[Solution]:
-    """One solution, from the recipe's start, or the assignment by activations.
+    """Match by gradient descent, from the recipe's start or the assignment by activations.
 
     Each step draws a share t and moves the logits of all couplings against the gradient of the loss of the network
     (1 - t) A + t P(B) on a batch: its cross-entropy to the mean of the parents' class probabilities, since no labels
-    are read. BatchNorm layers normalise by the batch. At regular steps the couplings are rounded to permutations; the
-    ones with the lowest loss halfway are the result. Groups in blocks, and blocks, stay where the start has them.
+    are read. BatchNorm layers normalise by the batch. At regular steps the couplings are rounded to permutations; those
+    with the lowest loss halfway are the result. Groups in blocks, and blocks, keep their start.
     """
     recipe = problem.recipe
     start = start_of(problem, "activations")
@@ -143,7 +143,7 @@ def solve(problem: MatchingProblem) -> list[Solution]:
 
 
 class _Path:
-    """The networks between the parents, as functions of the couplings."""
+    """Networks between the parents, as functions of the couplings."""
 
     def __init__(self, problem: MatchingProblem, plain: list[Orbit], source: State) -> None:
         self.networks = problem.networks
@@ -158,7 +158,7 @@ class _Path:
         self.device = next(iter(self.target.values())).device
 
     def loss(self, plans: dict[str, Tensor], images: Tensor, share: float) -> Tensor:
-        """How far the network at `share` is from what its parents say together."""
+        """Compute the distance of the network at `share` from its parents' ensemble."""
         moved = dict(self.source)
         for name, part in self.parts:
             moved[part.key] = _moved(moved[part.key], part, plans[name].to(moved[part.key].dtype))

@@ -14,11 +14,11 @@ TOLERANCE = 1e-5
 
 
 def principal(affinity: Affinity, start: Candidates, iterations: int) -> tuple[Candidates, bool]:
-    r"""Power iteration :math:`x \leftarrow (M x + u) / \|M x + u\|_1`; the vector, and whether it came to rest.
+    r"""Run power iteration :math:`x \leftarrow (M x + u) / \|M x + u\|_1`; return the vector and whether it converged.
 
-    M are the affinities between candidates, u the support by nodes that stand still, whose candidates have weight one.
+    M are the affinities between candidates, u the support by fixed nodes, whose candidates have weight one.
     Each group's candidates are scaled to sum to its number of channels: the norm of the whole vector, which is usual
-    where there is one group, would let the groups with most edges drown the others.
+    for a single group, would let the groups with most edges dominate.
     (Leordeanu & Hebert 2005, section 2; Liu et al. 2022.)
     """
     weights = start
@@ -33,7 +33,7 @@ def principal(affinity: Affinity, start: Candidates, iterations: int) -> tuple[C
 
 
 def solve(problem: MatchingProblem) -> list[Solution]:
-    """One solution."""
+    """Match once, by the principal eigenvector."""
     affinity = affinity_of(problem)
     with torch.no_grad():
         weights, rests = principal(affinity, affinity.uniform(), problem.recipe.iterations)

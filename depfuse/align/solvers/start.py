@@ -1,4 +1,4 @@
-"""Where an iterative solver starts from."""
+"""Starts of iterative solvers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from depfuse.align.trees import Placement
 
 
 def start_of(problem: MatchingProblem, default: str = "none") -> Solution | None:
-    """The couplings that the recipe says to start from, or the default; None where that is `none`.
+    """Compute the couplings that the recipe starts from, or the default's; None where that is `none`.
 
     `identity` leaves every channel where it is; `activations` is the assignment by activations alone; the name of a
     solver is its first solution.
@@ -34,16 +34,16 @@ def start_of(problem: MatchingProblem, default: str = "none") -> Solution | None
 
 
 def as_candidates(orders: Mapping[str, Tensor], like: Candidates) -> Candidates:
-    """Weight one at each pair of a permutation."""
+    """Give each pair of a permutation weight one."""
     return {name: torch.eye(len(order), dtype=torch.float32)[order].to(like[name]) for name, order in orders.items()}
 
 
 def started(problem: MatchingProblem, uniform: Candidates) -> tuple[list[Candidates], tuple[str, ...]]:
-    """What to start from, and the sentences of a solver that gave it and did not converge.
+    """Return the starting candidates, and the sentences of a solver behind them that did not converge.
 
-    Where the recipe names a start, its couplings for the groups that they hold. Else uniform candidates, and the
-    assignment by what no order of the other groups changes (`by_invariants`): an iteration that climbs ends in a local
-    optimum, and the best of the two counts.
+    Where the recipe names a start, these are its couplings for the groups that they hold. Else they are uniform
+    candidates and the assignment by invariants (`by_invariants`): ascent ends in a local optimum, and the better of
+    the two counts.
     """
     given = start_of(problem)
     if given is None:

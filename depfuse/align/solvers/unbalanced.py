@@ -13,12 +13,12 @@ from depfuse.recipe import Recipe
 
 
 def solve(problem: MatchingProblem) -> list[Solution]:
-    """One solution per distance for activations; for weights, layer by layer."""
+    """Match once per distance for activations; for weights, layer by layer."""
     return softly(problem, transports(problem.recipe)[0])
 
 
 def transports(recipe: Recipe) -> list[Transport]:
-    """Unbalanced transport, for groups of any sizes."""
+    """Return unbalanced transport, for groups of any sizes."""
     return [partial(unbalanced, strictness=recipe.strictness)]
 
 

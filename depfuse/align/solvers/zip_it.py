@@ -25,21 +25,21 @@ WITHIN = 0.125  # share of a parent's zips that may be of two of its own channel
 
 
 def zipped(likeness: Tensor, parents: int) -> Tensor:
-    """Put channels of all parents together until as many are left as one parent has.
+    """Merge the channels of all parents pair by pair until as many are left as one parent has.
 
-    The two that are most alike become one, which is as alike to a third as the less alike of them is, times `REUSE`
-    as soon as it holds as many channels as there are parents: two in the paper, where any zip does.
-    A zip of two that begin with channels of the same parent is taken from that parent's budget; where this is used up,
-    what begins with a channel of the parent is zipped to the like no more, nor is anything that has it inside. (Stoica
-    et al. 2024, sections 4.1 and 4.3.) Of more than two parents it can come about that nothing is left to zip then:
-    the budgets are forgotten for one zip.
+    The two most similar become one, whose similarity to a third is the lower of the two, times `REUSE` as soon as it
+    holds as many channels as there are parents: two in the paper, where any zip does.
+    A zip of two that begin with channels of the same parent is taken from that parent's budget; once this is spent,
+    channels that begin with one of the parent's are zipped to each other no more, nor is anything that contains them.
+    (Stoica et al. 2024, sections 4.1 and 4.3.) With more than two parents there may be nothing left to zip then: the
+    budgets are ignored for one zip.
 
     Parameters
     ----------
     likeness
         (parents * n, parents * n) correlations, one parent's channels after the other's.
     parents
-        How many there are.
+        Number of parents.
 
     Returns
     -------
@@ -76,9 +76,9 @@ def zipped(likeness: Tensor, parents: int) -> Tensor:
 
 
 def maps_of(member: Tensor, shares: Sequence[float]) -> list[Maps]:
-    r"""The maps of every parent into the child.
+    r"""Compute the maps of every parent into the child.
 
-    A channel of the child is the share-weighted mean of its members; all that read one of these read it. With
+    A channel of the child is the share-weighted mean of its members; all consumers of these consume it. With
     :math:`w_p` the shares, that is :math:`M = [w_1 P_1, \dots]` and :math:`U = [C_1, \dots]^T` of the paper, where the
     child's weights are :math:`\sum_p w_p P_p W_p C_p^T`.
 
@@ -102,9 +102,9 @@ def maps_of(member: Tensor, shares: Sequence[float]) -> list[Maps]:
 def together(
     models: Sequence[nn.Module], groups: ChannelGroups, recipe: Recipe, calibration: Loader
 ) -> list[Couplings]:
-    """Maps of every parent, the reference included, by the mean correlation at a group's taps.
+    """Compute maps of every parent, the reference included, by the mean correlation at a group's taps.
 
-    Blocks, what is inside them, and groups without a tap cannot be zipped: they are matched to the reference.
+    Blocks, groups inside them, and groups without a tap cannot be zipped: they are matched to the reference.
     """
     reference = recipe.target
     order = [reference, *(number for number in range(len(models)) if number != reference)]
@@ -127,7 +127,7 @@ def together(
 
 
 def _correlation(covariance: Tensor) -> Tensor:
-    """Correlations; a channel that never varies is like no other."""
+    """Compute correlations; a channel that never varies is similar to no other."""
     checked(covariance)
     deviation = covariance.diagonal().clamp_min(0.0).sqrt()
     size = deviation[:, None] * deviation[None]

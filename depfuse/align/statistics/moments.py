@@ -1,10 +1,10 @@
 """Streaming first and second moments of the parents' channels at the taps.
 
 Per tap, parent and channel: the sum and the sum of squares over images and positions; per pair (reference,
-parent): the matrix of sums of products. Nothing of an activation outlives its batch, and all moments are
+parent): the matrix of sums of products. No activation outlives its batch, and all moments are
 sums, so they add up over batches and over processes.
-Within a batch they are float32 sums about an origin near the channel's mean, else what a channel hardly
-varies by would be lost in rounding, and how images are cut into batches would be seen.
+Within a batch they are float32 sums about an origin near the channel's mean: otherwise small variances
+would be lost in rounding, and moments would depend on the division into batches.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Moments:
     product: Tensor
 
     def select(self, target: Tensor, source: Tensor) -> Moments:
-        """Moments between some target channels (k,) and some source channels (l,)."""
+        """Select moments between some target channels (k,) and some source channels (l,)."""
         target, source = target.to(self.product.device), source.to(self.product.device)
         return Moments(
             self.count,
@@ -71,7 +71,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class _Reading:
-    """One tensor to read: an axis of a module's input or output, or a linear map of it."""
+    """A tensor to read: an axis of a module's input or output, or a linear map of it."""
 
     module: str
     side: str
@@ -79,7 +79,7 @@ class _Reading:
     through: tuple[str, str | None] | None
 
     def taken(self, tensor: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        """The tensor to read, channels last where it is a linear map of the module's."""
+        """Return the tensor to read, channels last where it is a linear map of the module's."""
         if self.through is None:
             return tensor.movedim(self.axis, -1)
         weight, bias = (None if key is None else state[key] for key in self.through)
@@ -87,7 +87,7 @@ class _Reading:
         return F.linear(tensor.movedim(self.axis, -1), weight, bias)
 
     def rows(self, tensor: Tensor, index: Tensor | None) -> Tensor:
-        """Samples by channels, (n_samples, n_channels), of what was taken; without a copy where the layout allows.
+        """Reshape to samples by channels, (n_samples, n_channels); without a copy where the layout allows.
 
         Without `index` every position of the axis is a channel; with it (n_channels, repeats), each repeat is a
         sample of its own.
@@ -100,7 +100,7 @@ class _Reading:
 
 @dataclass(frozen=True)
 class _Watched:
-    """Where an orbit's channels are watched: `index` is (n_groups * n_channels, repeats)."""
+    """A reading of an orbit's channels: `index` is (n_groups * n_channels, repeats)."""
 
     reading: _Reading
     position: Position
@@ -108,7 +108,7 @@ class _Watched:
 
 
 def _watched(orbit: Orbit) -> list[_Watched]:
-    """The taps that all groups of an orbit have; for a block group, with the positions that no inner group watches."""
+    """List the taps that all groups of an orbit have; for a block group, without positions of inner groups."""
     found = []
     tables = [{_place(tap): tap for tap in group.taps} for group in orbit.groups]
     inner = [watched for below in orbit.walk() if below is not orbit for watched in _watched(below)]
@@ -130,7 +130,7 @@ def _place(tap: Tap) -> tuple[_Reading, Position]:
 
 
 def _chosen(watched: Sequence[_Watched], choice: TapChoice) -> Sequence[_Watched]:
-    """Those on the chosen side of the non-linearity, or all of them where that side has none."""
+    """Select the taps on the chosen side of the non-linearity, or all of them where that side has none."""
     return [place for place in watched if choice in ("both", place.position)] or watched
 
 
@@ -140,10 +140,10 @@ Plan = dict[Key, tuple[Tensor | None, Uses]]
 
 
 class Centred:
-    """Channels less their means in the first images, each parent's.
+    """Channels minus their means in the first images, per parent.
 
-    Sums of float32 products about zero lose what distinguishes channels that hardly vary. About an origin near the mean
-    they do not; `about_zero` and `product_about_zero` bring them back in float64. The origins are the same in all
+    Sums of float32 products about zero lose the differences of channels that hardly vary. About an origin near the
+    mean they do not; `about_zero` and `product_about_zero` move them back in float64. The origins are the same in all
     processes, or these would round otherwise than one does alone.
 
     Parameters
@@ -156,18 +156,18 @@ class Centred:
         self.origins = origins
 
     def __call__(self, parent: int, rows: Tensor) -> Tensor:
-        """Take a parent's origin off its rows (n_samples, n)."""
+        """Subtract a parent's origin from its rows (n_samples, n)."""
         return rows - self.origins[parent]
 
     def about_zero(self, parent: int, count: Tensor, total: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum and sum of squares of a parent's channels from those about its origin."""
+        """Move the sum and sum of squares of a parent's channels from its origin to zero."""
         origin = self.origins[parent].double()
         return total + count * origin, square + 2.0 * origin * total + count * origin.square()
 
     def product_about_zero(
         self, parents: tuple[int, int], count: Tensor, totals: tuple[Tensor, Tensor], product: Tensor
     ) -> Tensor:
-        """Sum of products (n, m) of two parents' channels from sums and products about their origins."""
+        """Move the sum of products (n, m) of two parents' channels from their origins to zero."""
         first, second = (self.origins[parent].double() for parent in parents)
         return (
             product
@@ -178,14 +178,14 @@ class Centred:
 
 
 def origin_of(rows: Tensor) -> Tensor:
-    """Mean (n,) of rows (n_samples, n); zero where it is not finite."""
+    """Compute the mean (n,) of rows (n_samples, n); zero where it is not finite."""
     # Sums over the first axis as matrix-vector products: 5 to 50 times faster on a CPU than `sum(0)`.
     mean = rows.T @ rows.new_ones(len(rows)) / max(len(rows), 1)
     return torch.where(mean.isfinite(), mean, 0.0)
 
 
 class _Sums:
-    """Running sums of one reading for a reference and the other parents, about an origin of each channel's."""
+    """Running sums of one reading for a reference and the other parents, about each channel's origin."""
 
     def __init__(self, origins: Mapping[int, Tensor]) -> None:
         parents = len(origins)
@@ -207,7 +207,7 @@ class _Sums:
                 _accumulate(self.products, parent, rows[0].T @ values)
 
     def finish(self) -> None:
-        """Bring all sums back to the origin zero, where those of several processes add up."""
+        """Move all sums to the origin zero, where those of several processes add up."""
         for parent in range(len(self.sums) - 1, -1, -1):
             total, square, product = self.sums[parent], self.squares[parent], self.products[parent]
             assert total is not None
@@ -219,11 +219,11 @@ class _Sums:
             self.sums[parent], self.squares[parent] = self._centred.about_zero(parent, self.count, total, square)
 
     def tensors(self) -> list[Tensor]:
-        """All sums."""
+        """List all sums."""
         return [self.count, *(t for own in (self.sums, self.squares, self.products) for t in own if t is not None)]
 
     def moments(self, parent: int) -> Moments:
-        """Moments between the reference and one other parent."""
+        """Return the moments between the reference and one other parent."""
         found = (
             self.sums[0],
             self.squares[0],
@@ -247,7 +247,7 @@ def collect_moments(
     loader: Loader,
     choice: TapChoice,
 ) -> list[dict[str, list[Moments]]]:
-    """Moments of every orbit of free groups that has a tap, between parent 0 and each other parent.
+    """Collect moments of every orbit of free groups that has a tap, between parent 0 and each other parent.
 
     One forward pass of every parent over the loader, in eval mode.
 
@@ -258,14 +258,14 @@ def collect_moments(
     loader
         The images; labels are not read.
     choice
-        At which taps.
+        The side of the taps.
 
     Returns
     -------
     list of dict
         One dict (orbit name -> moments at each of its taps) per parent after the first. A group that lies in no block
         is an orbit by its own name. The moments of inner groups are those of all channels (n_groups * n_channels,) of
-        their orbit among one another; those of a block group are of what lies in no inner group.
+        their orbit among one another; those of a block group are of positions in no inner group.
 
     Raises
     ------
@@ -298,7 +298,7 @@ def _running_sums(
 def _rows(
     loader: Loader, models: Sequence[nn.Module], plans: Sequence[Plan], auxiliary: Iterable[str]
 ) -> Iterator[tuple[Key, list[Tensor]]]:
-    """Each reading of each batch: (n_samples, n_positions) per parent."""
+    """Yield each reading of each batch: (n_samples, n_positions) per parent."""
     read = [key for key in plans[0] if all(key in plan for plan in plans)]
     layouts: list[torch.memory_format] = []
     with ExitStack() as stack, torch.inference_mode(), evaluating(*models, auxiliary=auxiliary):
@@ -320,7 +320,7 @@ def _rows(
 
 
 def _plan(groups: ChannelGroups, choice: TapChoice) -> Plan:
-    """What to read: each tensor once where channels are single positions, else once for each orbit."""
+    """Plan the readings: each tensor once where channels are single positions, else once for each orbit."""
     plan: Plan = {}
     for orbit in (orbit for root in find_orbits(groups) for orbit in root.walk()):
         for watched in _chosen(_watched(orbit), choice):
@@ -357,7 +357,7 @@ def _by_orbit(
 
 @contextmanager
 def _captured(model: nn.Module, readings: set[_Reading]) -> Iterator[dict[_Reading, Tensor]]:
-    """Have the model's tapped tensors written to a dict at each forward pass."""
+    """Capture the model's tapped tensors in a dict at each forward pass."""
     modules, state = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
     captured: dict[_Reading, Tensor] = {}
     handles = []

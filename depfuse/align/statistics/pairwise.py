@@ -1,4 +1,4 @@
-"""Moments of many parents, some at a time, and how alike a parent's channels are to the others'.
+"""Pairwise moments of many parents, some at a time, and the similarity of a parent's channels to the others'.
 
 Between N parents there are N (N - 1) / 2 matrices of products for each tap. Only those among a few parents are kept at
 a time; all others count as one: the share-weighted mean of their standardised channels, in the universe's order. So
@@ -51,12 +51,12 @@ Likeness = dict[str, Tensor]  # orbit name -> (n, n), channels of the universe o
 
 @dataclass
 class Sums:
-    """Running sums of one reading: per parent of channels and squares, per pair of products.
+    """Running sums of one reading: channels and squares per parent, products per pair.
 
     Attributes
     ----------
     centred
-        Takes each parent's origins off.
+        Subtracts each parent's origins.
     count
         Samples so far.
     sums, squares
@@ -84,7 +84,7 @@ class Sums:
                     _accumulate(self.products, (j, i), rows[j].T @ values)
 
     def finish(self) -> None:
-        """Bring all sums, which are about an origin of each channel's so far, back to the origin zero."""
+        """Move all sums from each channel's origin to the origin zero."""
         for (j, i), product in self.products.items():
             totals = self.sums[j], self.sums[i]
             self.products[j, i] = self.centred.product_about_zero((j, i), self.count, totals, product)
@@ -93,11 +93,11 @@ class Sums:
             self.sums[i], self.squares[i] = found
 
     def tensors(self) -> list[Tensor]:
-        """All of them."""
+        """List all sums."""
         return [self.count, *self.sums.values(), *self.squares.values(), *self.products.values()]
 
     def moments(self, target: int, source: int, channels: Tensor) -> Moments:
-        """Moments between some channels of two parents."""
+        """Return the moments between some channels of two parents."""
         product = self.products[min(target, source), max(target, source)]
         product = product if target < source else product.T
         channels = channels.to(product.device)
@@ -111,7 +111,7 @@ class Sums:
         )
 
     def feature(self, parent: int, rows: Tensor, channels: Tensor, centred: bool, exponent: float) -> Tensor:
-        """Channels (n_samples, n) in the units in which their products are a likeness; silent ones are zero."""
+        """Scale channels (n_samples, n) so that their products are a similarity; silent ones are zero."""
         mean = self.sums[parent][channels] / self.count
         square = self.squares[parent][channels] / self.count
         shift = torch.zeros_like(mean)
@@ -131,7 +131,7 @@ def _accumulate(sums: dict, key: object, value: Tensor) -> None:  # type: ignore
 
 
 class Watcher:
-    """Reads many parents' channels on the calibration images, in one pass each time.
+    """Collector of pairwise moments of many parents on the calibration images, in one pass each time.
 
     Parameters
     ----------
@@ -142,16 +142,16 @@ class Watcher:
     loader
         The images; labels are not read.
     choice
-        At which taps.
+        The side of the taps.
 
     Attributes
     ----------
     tapped
-        Names of the orbits that are watched.
+        Names of the orbits with taps.
     modules
         Orbit name -> the module at each of its taps.
     most_kept
-        Most matrices of products per reading that were kept at a time.
+        Largest number of matrices of products per reading held at a time.
     """
 
     def __init__(self, models: Sequence[nn.Module], groups: ChannelGroups, loader: Loader, choice: TapChoice) -> None:
@@ -166,7 +166,7 @@ class Watcher:
         self._sizes: dict[Key, Sums] | None = None
 
     def among(self, members: Sequence[int]) -> Together:
-        """Moments of some parents among one another, by one pass of these."""
+        """Collect moments of some parents among one another, in one pass of these."""
         sums = all_sum(_sums, self.loader, self._reader(members), True)
         for key, found in sums.items():
             self.most_kept = max(self.most_kept, len(found.products))
@@ -180,12 +180,12 @@ class Watcher:
         shares: Sequence[float],
         distance: str,
     ) -> Together:
-        """The same with likeness to the others' mean, by one pass of all.
+        """Collect the same with the similarity to the others' mean, in one pass of all.
 
         Parameters
         ----------
         others
-            Parent -> orbit name -> where the universe's flat positions come from.
+            Parent -> orbit name -> source of the universe's flat positions.
         shares
             One per parent.
         """
@@ -203,7 +203,7 @@ class Watcher:
         return Together(tuple(members), self._uses(sums), {m: _on_host(found) for m, found in mean.items()})
 
     def covariances(self) -> dict[str, list[Tensor]]:
-        """Covariances of the channels of all parents, within each and between any two, by one pass of all.
+        """Collect covariances of the channels of all parents, within each and between any two, in one pass of all.
 
         Returns
         -------
@@ -247,7 +247,7 @@ class Watcher:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Some parents by number, and where to read them."""
+    """Some parents by number, with their taps."""
 
     models: Mapping[int, nn.Module]
     plan: Plan
@@ -255,7 +255,7 @@ class _Reader:
     origins: Mapping[Key, Mapping[int, Tensor]]
 
     def read(self, loader: Loader) -> Iterator[tuple[Key, dict[int, Tensor]]]:
-        """Each reading of each batch: parent -> (n_samples, n_positions)."""
+        """Yield each reading of each batch: parent -> (n_samples, n_positions)."""
         models = list(self.models.values())
         layouts: list[torch.memory_format] = []
         readings = {reading for reading, _ in self.plan}
@@ -312,7 +312,7 @@ def _with_others(
 def _joint_sums(
     loader: Loader, reader: _Reader
 ) -> tuple[tuple[dict[Key, Tensor], dict[Key, Tensor], dict[Key, Tensor]], list[Tensor]]:
-    """Reading -> samples, sums and products of all parents' channels, one parent's after the other's."""
+    """Map reading -> samples, sums and products of all parents' channels, one parent's after the other's."""
     count: dict[Key, Tensor] = {}
     sums: dict[Key, Tensor] = {}
     products: dict[Key, Tensor] = {}
@@ -345,7 +345,7 @@ def _on_host(found: Likeness) -> Likeness:
 
 
 class Together:
-    """How alike the channels of some parents are, to one another and to the mean of all others.
+    """Pairwise similarity of some parents' channels, to one another and to the mean of all others.
 
     Parameters
     ----------
@@ -354,7 +354,7 @@ class Together:
     uses
         Orbit name -> running sums and channels at each of its taps.
     others
-        Parent -> likeness to the others' mean, in the universe's order; empty where there are no others.
+        Parent -> similarity to the others' mean, in the universe's order; empty where there are no others.
     """
 
     def __init__(
@@ -368,11 +368,11 @@ class Together:
         self._distance = ""
 
     def moments(self, name: str, target: int, source: int) -> list[Moments]:
-        """Moments between two parents at each tap of an orbit."""
+        """Return the moments between two parents at each tap of an orbit."""
         return [sums.moments(target, source, channels) for sums, channels in self.uses[name]]
 
     def pair(self, name: str, target: int, source: int, distance: str) -> Tensor:
-        """Likeness (n, n) of two parents' channels, summed over taps, in float64 on the CPU."""
+        """Compute the similarity (n, n) of two parents' channels, summed over taps, in float64 on the CPU."""
         if distance != self._distance:
             self._pairs, self._distance = {}, distance
         first, second = min(target, source), max(target, source)
@@ -389,12 +389,12 @@ class Together:
         shares: Sequence[float],
         distance: str,
     ) -> Tensor:
-        """Likeness (n, n) of the universe's channels, as all other parents have them, and one parent's.
+        """Compute the similarity (n, n) of the universe's channels, averaged over other parents, to one parent's.
 
         Parameters
         ----------
         placed
-            Other members -> where the universe's channels come from; those that are not placed yet do not count.
+            Other members -> source of the universe's channels; members that are not placed yet do not count.
         """
         size = len(self.uses[name][0][1])
         total = torch.zeros(size, size, dtype=torch.float64)

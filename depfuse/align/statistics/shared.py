@@ -16,13 +16,13 @@ Found = list[dict[str, list[Moments]]]
 
 
 class SharedMoments:
-    """Collects moments as `collect_moments` does, and keeps those of some parents for the next fusion.
+    """Cache of moments for `collect_moments`, which keeps those of some parents for the next fusion.
 
     Parameters
     ----------
     models, groups
-        The parents, which must not change meanwhile, and their channel groups. What is asked of other networks, such as
-        folded or renewed parents, is collected anew each time.
+        The parents, which must not change meanwhile, and their channel groups. Moments of other networks, such as
+        folded or renewed parents, are collected anew each time.
     """
 
     def __init__(self, models: Sequence[nn.Module], groups: ChannelGroups) -> None:
@@ -33,11 +33,11 @@ class SharedMoments:
 
     @property
     def saved(self) -> float:
-        """Wall-clock seconds that collecting took of all moments that did not have to be collected again."""
+        """Wall-clock seconds that collecting took of all moments that came from the cache."""
         return self._seconds[0]
 
     def known_as(self, models: Sequence[nn.Module], copies: Sequence[nn.Module]) -> SharedMoments:
-        """The same moments, where copies of some parents are asked for in their place."""
+        """Share these moments for copies of some parents."""
         own = copy.copy(self)
         places = [next((n for n, model in enumerate(models) if model is known), None) for known in self._models]
         own._models = [
@@ -46,7 +46,7 @@ class SharedMoments:
         return own
 
     def collect(self, models: Sequence[nn.Module], groups: ChannelGroups, loader: Loader, choice: TapChoice) -> Found:
-        """The same as `collect_moments`."""
+        """Collect moments as `collect_moments` does, or take them from the cache."""
         order = tuple(number for model in models for number, own in enumerate(self._models) if own is model)
         if groups is not self._groups or len(order) != len(models):
             return collect_moments(models, groups, loader, choice)

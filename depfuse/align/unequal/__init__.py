@@ -1,1 +1,1 @@
-"""Match networks of unequal widths."""
+"""Alignment of networks of unequal widths."""

@@ -1,4 +1,4 @@
-"""A network brought to a width that no parent has: channels that are alike join, those that do most are copied."""
+"""Changes of a network to a width that no parent has: similar channels join, strong ones are copied."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from depfuse.align.transport import checked
 
 
 def joined(cost: Tensor, targets: int) -> Coupling:
-    """Channels of one network in as many clusters, each of them one target: average linkage on their own costs.
+    """Cluster the channels of one network, each cluster one target: average linkage on their own costs.
 
     Parameters
     ----------
     cost
-        (n, n) between the channels, the less the more alike.
+        (n, n) between the channels, lower where they are more similar.
     targets
         Number of clusters, at most n.
     """
@@ -42,12 +42,12 @@ def joined(cost: Tensor, targets: int) -> Coupling:
 
 
 def copied(strength: Tensor, targets: int) -> Coupling:
-    """Each channel of one network as one target or several, the strongest first to get one more; its function stays.
+    """Copy each channel of one network to one target or several, the strongest first; its function stays.
 
     Parameters
     ----------
     strength
-        (n,) how much a channel does.
+        (n,) weight of each channel.
     targets
         At least n.
     """

@@ -1,4 +1,4 @@
-"""Matching two networks of one architecture and unequal widths, group by group."""
+"""Matching of two networks of one architecture and unequal widths, group by group."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_SWEEPS = 20
 class UnequalProblem:
     """Two networks whose groups correspond by name and differ in size.
 
-    Groups that blocks have to do with are equally large in both (`pair_groups`): they are left as they stand.
+    Groups with blocks have equal sizes in both (`pair_groups`) and stay.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class UnequalProblem:
             self._moments = collect_moments(networks, groups, calibration, recipe.taps)[0]
 
     def solve(self, transports: Sequence[Transport]) -> list[Couplings]:
-        """One solution per transport, and for activations per distance, the most plausible first."""
+        """Match once per transport, and for activations per distance, the most plausible first."""
         if self.recipe.criterion == "weights":
             return [self._by_weights(transport, {}) for transport in transports]
         tried = self.recipe.distances
@@ -77,7 +77,7 @@ class UnequalProblem:
         return [self._by_activations(transport, self._watched(d)) for transport in transports for d in tried]
 
     def costs(self) -> dict[str, Tensor]:
-        """Group name -> cost (n_target, n_source) with all other groups where they stand."""
+        """Compute group name -> cost (n_target, n_source) with all other groups unmoved."""
         watched = self._watched(self.recipe.distances[0])
         found = {roots[0].name: self._cost(roots, {}) for roots in self.roots}
         if self.recipe.criterion == "mixture":
@@ -85,7 +85,7 @@ class UnequalProblem:
         return found | watched
 
     def strength(self, name: str) -> Tensor:
-        """How much each of the target's channels weighs (n,): squared weights, each tensor's relative to their mean."""
+        """Sum the squared weights of each of the target's channels (n,), each tensor's relative to their mean."""
         root = next(own for own, _ in self.roots if own.name == name)
         total = torch.zeros(root.size, dtype=torch.float64)
         for part in root.parts:
@@ -98,7 +98,7 @@ class UnequalProblem:
         return {name: activation_cost(taps, distance).cpu() for name, taps in self._moments.items()}
 
     def _by_activations(self, transport: Transport, watched: Mapping[str, Tensor]) -> Couplings:
-        """Each group by itself; those that no module carries by weights, with all others in place."""
+        """Match each group by itself; those that no module carries by weights, with all others in place."""
         found = {root.name: transport(watched[root.name]) for root, _ in self.roots if root.name in watched}
         for roots in self.roots:
             if roots[0].name not in found:
@@ -106,9 +106,9 @@ class UnequalProblem:
         return found
 
     def _by_weights(self, transport: Transport, watched: Mapping[str, Tensor]) -> Couplings:
-        """Layer by layer in the order of the network, then sweeps over all slots; the nearest of all is kept.
+        """Match layer by layer in the network's order, then by sweeps over all slots; keep the nearest.
 
-        The first sweep compares what has been brought to the target's width by then (Singh & Jaggi 2020, section 4.1).
+        The first sweep compares the tensors brought to the target's width by then (Singh & Jaggi 2020, section 4.1).
         """
         found: dict[str, Coupling] = {}
         best, nearest = dict(found), float("inf")
@@ -126,9 +126,9 @@ class UnequalProblem:
         return best
 
     def _cost(self, roots: tuple[Orbit, Orbit], others: Couplings) -> Tensor:
-        """Squared distances (n_target, n_source) between the channels' weights, by tensors of equal size elsewhere.
+        """Compute squared distances (n_target, n_source) of channels' weights, by tensors of equal size elsewhere.
 
-        What a channel gives is shared out where it is brought to more channels: it is compared so.
+        A channel's outgoing weights are divided where it is copied, and are compared so.
         """
         unmatched = [root.name for root, _ in self.roots if root.name not in others]
         state = brought(*self.groups, others, self.source, self.shapes, unmatched)

@@ -1,4 +1,4 @@
-"""Which channel group of one network is which of another of the same architecture and another width."""
+"""Pairing of channel groups of two networks of the same architecture and unequal widths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from depfuse.groups.reasons import TOUCHES_OUTPUT
 
 
 def pair_groups(target: ChannelGroups, source: ChannelGroups) -> ChannelGroups:
-    """The source's groups under the names and in the order of the target's.
+    """Give the source's groups the names and the order of the target's.
 
     Groups belong together when their slots lie on the same axes of the same tensors with the same roles, whatever the
     number of channels. A group that is fixed in one of the networks is fixed in both.
@@ -19,7 +19,7 @@ def pair_groups(target: ChannelGroups, source: ChannelGroups) -> ChannelGroups:
     Raises
     ------
     RecipeError
-        A group of one network has no counterpart in the other, its channels stand in another number of places, or
+        A group of one network has no counterpart in the other, its channels have another number of places, or
         blocks (of a grouped convolution, attention heads, a GroupNorm) differ in number or size.
     """
     waiting: dict[Hashable, list[ChannelGroup]] = {}

@@ -1,9 +1,9 @@
 """Couplings between networks of unequal widths, applied to weights.
 
-The smallest example is `Linear(3, 4), ReLU, Linear(4, 2)` brought to six hidden channels. A plan (6, 4) says where each
-of them comes from. Its rows, scaled to sum to one, make the new rows of the first weight: means of the old ones. Its
-columns, scaled to sum to one, share the old columns of the second weight out: whatever an old channel gave to an
-output, the new channels that come from it give together.
+The smallest example is `Linear(3, 4), ReLU, Linear(4, 2)` brought to six hidden channels. A plan (6, 4) gives the
+sources of each. Its rows, scaled to sum to one, make the new rows of the first weight: means of the old ones. Its
+columns, scaled to sum to one, divide the old columns of the second weight: the new channels together contribute to an
+output as much as the old channel that they come from.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ State = Mapping[str, Tensor]
 
 
 def shares(coupling: Coupling, role: Role) -> Tensor:
-    """What of each source channel a target channel takes in a tensor, (n_target, n_source), float64.
+    """Compute the linear map of source to target channels in a tensor, (n_target, n_source), float64.
 
-    Rows sum to one where the tensor produces or scales the channels, columns where it consumes them; a channel without
-    mass gets nothing and gives nothing. (Singh & Jaggi 2020, section 3.)
+    Rows sum to one where the tensor produces or scales the channels, columns where it consumes them; rows and columns
+    without mass are zero. (Singh & Jaggi 2020, section 3.)
     """
     plan = coupling.matrix.double()
     mass = plan.sum(0 if role == "consumes" else 1, keepdim=True)
@@ -40,7 +40,7 @@ def brought(
     shapes: Mapping[str, Sequence[int]],
     unmatched: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """State dict of the source with its channels brought to the target's number and order.
+    """Bring a source's state dict to the number and order of the target's channels.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def brought(
 
 
 def _along(tensor: Tensor, key: str, axis: int, size: int, entries: Sequence[tuple[Slot, Slot, Coupling]]) -> Tensor:
-    """One axis brought to its new size."""
+    """Bring one axis to its new size."""
     if not tensor.is_floating_point():
         return tensor
     old = tensor.movedim(axis, 0).double()
