@@ -29,13 +29,15 @@ from torch import nn
 
 from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.align import align
-from depfuse.data import DataSet, Loader, calibration_loader
+from depfuse.data import Loader, calibration_loader
 from depfuse.groups import ChannelGroups
 from depfuse.models import build_network
 from depfuse.networks.layout import choose_layout
 from experiments.benchmarks.end_to_end import random_images, random_parents
-from experiments.lib.parents.shared import PAIRS
+from experiments.lib.material import shared_material
 from experiments.lib.places import ROOT, SHARED
+
+RESNET20S = "resnet20-8-1-8-2"
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -79,16 +81,14 @@ def alignment(name: str, networks: Sequence[nn.Module], images: Loader, rounds: 
 
 
 def fusion_of_mnist_pair() -> bool:
-    pair = PAIRS["simplenet"]
-    networks, data = pair.networks(), pair.dataset()
-    result = fuse(networks, Recipe(refit="none"), calibration_loader(data, 2000))
+    inputs = shared_material("simplenet").inputs
+    result = fuse(inputs.models, Recipe(refit="none"), calibration_loader(inputs.data, 2000))
     return show("fusion of the MNIST pair without evaluation", sum(result.seconds.values()), 3.0, "s")
 
 
 def print_peak_memory(images: int) -> None:
-    pair = PAIRS["resnet20-8-1-8-2"]
-    data: DataSet = pair.dataset()
-    fuse(pair.networks(), Recipe(refit="none"), calibration_loader(data, images))
+    inputs = shared_material(RESNET20S).inputs
+    fuse(inputs.models, Recipe(refit="none"), calibration_loader(inputs.data, images))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
@@ -103,26 +103,26 @@ def growth_of_memory() -> bool:
     return show("growth of peak memory, 2,000 to 20,000 images", 100 * (peaks[1] / peaks[0] - 1), 10.0, "%")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peak-memory", type=int, metavar="IMAGES", help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     if chosen.peak_memory:
         print_peak_memory(chosen.peak_memory)
-        return
+        return 0
     held, cpu = groups_of_resnet18(), torch.device("cpu")
     held.append(alignment("random ResNet18 of half width", random_parents(0.5, cpu), random_images(500, cpu, 0)))
     if (SHARED / "checkpoints").is_dir():
-        pair = PAIRS["resnet20-8-1-8-2"]
-        held.append(alignment("real ResNet20s", pair.networks(), calibration_loader(pair.dataset(), 2000)))
+        inputs = shared_material(RESNET20S).inputs
+        held.append(alignment("real ResNet20s", inputs.models, calibration_loader(inputs.data, 2000)))
         held.append(fusion_of_mnist_pair())
         held.append(growth_of_memory())
     else:
         print(f"       real parents left out: {SHARED}/checkpoints is not there")
-    sys.exit(0 if all(held) else 1)
+    return 0 if all(held) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -30,8 +30,8 @@ from depfuse.evaluate import evaluate
 from depfuse.models import build_network
 from depfuse.networks.layout import choose_layout
 from depfuse.renorm import renormalise
-from experiments.lib.cells import StudyError
 from experiments.lib.command import check_counts, exit_code
+from experiments.lib.processes import CellError
 from experiments.lib.tables import markdown
 
 MOST_SECONDS, MOST_TIMES = 8.0, 1.3
@@ -103,7 +103,7 @@ def bare(parents: list[nn.Module], child: nn.Module, align: Loader, reset: Loade
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure and print; `StudyError` where the bound of the device is missed."""
+    """Measure and print; `CellError` where the bound of the device is missed."""
     check_counts(options, align=2, reset=2, test=1)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -126,7 +126,7 @@ def run(options: argparse.Namespace) -> None:
     bound = f"{MOST_SECONDS:g} s" if on_gpu else f"{MOST_TIMES:g} times"
     said = f"{total:.1f} s, {total / passes:.2f} times the bare passes; at most {bound} asked for"
     if not held:
-        raise StudyError(f"too slow: {said}")
+        raise CellError(f"too slow: {said}")
     print(said)
 
 
@@ -142,5 +142,10 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 where all is well, 1 where the bound is missed, 2 where the request is wrong."""
+    return exit_code(run, parser().parse_args(arguments))
+
+
 if __name__ == "__main__":
-    sys.exit(exit_code(run, parser().parse_args()))
+    sys.exit(main())

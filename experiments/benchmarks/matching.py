@@ -1,26 +1,22 @@
-"""Seconds and quality of every solver: weights of two ResNet50s, a group of 4,096 channels, and real ResNet20s.
+"""Seconds and quality of weight matching on two ResNet50s, and of the assignment of 4,096 channels.
 
-    python -m experiments.benchmarks.matching
+    python -m experiments run matching --threads 2
 
-`resnet50`: two of torchvision's, with random weights or the second a permuted copy with noise, matched by weights with
-the default restarts; beside it the same sweeps with all costs recomputed at every step, and the package rebasin
-(`pip install 'depfuse[peers]'`), with the squared distance between the weights that each reaches. `wide`: assignment of
-4,096 channels by costs of four kinds. `resnet20`: the three pairs of run8 (see `parents.py`) at equal weights,
-permutation and BatchNorm reset from 2,000 training images; accuracy on CIFAR-10's test images, and what the choice was
-made by: disagreement with the parents' ensemble on unlabelled training images, and accuracy on 5,000 held-out ones.
-Rows are kept in the file as soon as they are there. Prints Markdown.
+Minutes; two threads. Beside depfuse the same sweeps with all costs recomputed at every step, and the package rebasin
+(`pip install 'depfuse[peers]'`).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -30,49 +26,15 @@ from depfuse.align.costs import weight_cost
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.transport import assigned
 from depfuse.align.trees import Placement, as_it_stands, follow
-from depfuse.data import Loader, calibration_loader
-from depfuse.ensemble.ensemble import Ensemble
-from depfuse.evaluate import evaluate
-from depfuse.fusion.agreement import Disagreement
-from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.groups import random_permutations
 from depfuse.io.atomic_files import replacing
-from depfuse.merge import average
 from depfuse.models import build_network
-from depfuse.renorm import renormalise
-from experiments.lib.parents.shared import PAIRS, require_shared
-from experiments.studies.compare_solvers import held_out
+from experiments.lib.places import MEASUREMENTS
+from experiments.lib.tables import markdown
 
 NOISE = 0.5  # of the standard deviation of each tensor
+CSV = MEASUREMENTS / "matching.csv"
 KINDS = ("random", "noisy-permuted")
-PAIRS_OF_RUN8 = ("resnet20-8-1-8-2", "resnet20-8-1-8-3", "resnet20-8-2-8-3")
-MIXTURE = {"criterion": "mixture", "mixture": 0.7}
-SETTINGS: dict[str, dict[str, Any]] = {
-    "emd, activations": {"criterion": "activations", "solver": "emd"},
-    "emd, chosen by group": {"criterion": "activations", "solver": "emd", "choose": "groups"},
-    "sinkhorn 0.1, activations": {"criterion": "activations", "solver": "sinkhorn", "regularisation": 0.1},
-    **{
-        f"{solver}, weights": {"criterion": "weights", "solver": solver}
-        for solver in (
-            "emd", "coordinate-descent", "spectral", "reweighted-random-walk", "ipfp", "frank-wolfe", "fused-gromov",
-        )
-    },
-    **{
-        f"{solver}, mixture": {**MIXTURE, "solver": solver}
-        for solver in ("spectral", "reweighted-random-walk", "ipfp", "frank-wolfe", "fused-gromov")
-    },
-    **{
-        f"{solver}, mixture, from activations": {**MIXTURE, "solver": solver, "start": "activations"}
-        for solver in ("coordinate-descent", "ipfp", "frank-wolfe")
-    },
-    "coordinate-descent, weights, from activations": {
-        "criterion": "weights",
-        "solver": "coordinate-descent",
-        "start": "activations",
-    },
-    "fused-gromov, activations": {"criterion": "activations", "solver": "fused-gromov"},
-    "sinkhorn-implicit": {"criterion": "activations", "solver": "sinkhorn-implicit"},
-}  # fmt: skip
 
 
 def resnet50s(kind: str) -> tuple[nn.Module, nn.Module, ChannelGroups]:
@@ -160,61 +122,51 @@ def wide_rows() -> Iterator[dict[str, Any]]:
     for kind, cost in costs.items():
         started = time.perf_counter()
         assigned(cost)
-        yield {"part": "wide", "kind": kind, "by": "assigned", "seconds": time.perf_counter() - started}
+        yield {
+            "part": "wide",
+            "kind": kind,
+            "by": "assigned",
+            "seconds": time.perf_counter() - started,
+            "distance": None,
+        }
 
 
-def resnet20_rows(known: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-    require_shared()
-    for key in PAIRS_OF_RUN8:
-        pair = PAIRS[key]
-        networks, data = pair.networks(), pair.dataset()
-        calibration = calibration_loader(data, 2000)
-        groups = find_groups(networks[0], data.example())
-        held, test = (Loader(split, data.preprocessing, batch_size=1000) for split in (held_out(data), data.test))
-        for name, setting in SETTINGS.items():
-            if (pair.name, name) in known:
-                continue
-            recipe = Recipe.create(**setting)
-            judge = Disagreement(
-                Ensemble(networks, ()), groups, recipe.renorm, CalibrationSplit.for_matchings(calibration)
-            )
-            started = time.perf_counter()
-            couplings = align(networks, groups, recipe, calibration, judge).couplings
-            seconds = time.perf_counter() - started
-            child = average(networks, groups, couplings, (0.5, 0.5))
-            renormalise(child, recipe.renorm, calibration)
-            yield {
-                "part": "resnet20",
-                "kind": pair.name,
-                "by": name,
-                "seconds": seconds,
-                "judged": judge(1, couplings[1]),
-                "held-out": 100 * evaluate(child, held).accuracy,
-                "test": 100 * evaluate(child, test).accuracy,
-            }
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, keep and print what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=("resnet50", "wide", "resnet20"), default=["resnet50", "wide"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("runs/matching.json"))
-    chosen = parser.parse_args()
+    parser.add_argument("--csv", type=Path, default=CSV, metavar="FILE")
+    chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     warnings.simplefilter("always")
-    rows: list[dict[str, Any]] = json.loads(chosen.out.read_text()) if chosen.out.exists() else []
-    rows = [row for row in rows if row["part"] not in chosen.parts or row["part"] == "resnet20"]
-    known = {(row["kind"], row["by"]) for row in rows}
+    known = pd.read_csv(chosen.csv) if chosen.csv.exists() else pd.DataFrame({"part": []})
+    table = known[~known["part"].isin(chosen.parts)]
     for part in chosen.parts:
-        made = resnet20_rows(known) if part == "resnet20" else resnet50_rows() if part == "resnet50" else wide_rows()
-        print("\n| what | by | seconds | figures |\n| --- | --- | --- | --- |", flush=True)
-        for row in made:
-            figures = ", ".join(f"{k} {v:.6g}" for k, v in row.items() if k not in ("part", "kind", "by", "seconds"))
-            print(f"| {row['kind']} | {row['by']} | {row['seconds']:.2f} | {figures} |", flush=True)
-            rows.append(row)
-            with replacing(chosen.out) as temporary:
-                temporary.write_text(json.dumps(rows, indent=2) + "\n")
+        for row in PARTS[part]():
+            table = pd.concat([table, pd.DataFrame([row])], ignore_index=True)
+            print(f"{row['kind']}, {row['by']}: {row['seconds']:.2f} s", file=sys.stderr, flush=True)
+            with replacing(chosen.csv) as temporary:
+                table.to_csv(temporary, index=False)
+    print(table_of(table))
+    return 0
 
+
+def table_of(rows: pd.DataFrame) -> str:
+    """Seconds of each way, and the squared distance between the weights that it reaches, in Markdown."""
+    lines = [
+        [row["kind"], row["by"], f"{row['seconds']:.2f}", "" if pd.isna(row["distance"]) else f"{row['distance']:.6g}"]
+        for row in rows.to_dict("records")
+    ]
+    return markdown(["what", "by", "seconds", "squared distance"], lines)
+
+
+def page() -> str:
+    """Make the table of what is stored."""
+    return table_of(pd.read_csv(CSV))
+
+
+PARTS = {"resnet50": resnet50_rows, "wide": wide_rows}
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

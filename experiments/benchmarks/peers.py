@@ -1,18 +1,13 @@
 """Is the function kept by the permutation? The package rebasin and depfuse on the same two networks.
 
-    pip install -e '.[peers]'
-    python -m experiments.benchmarks.peers
+    python -m experiments run peers --threads 1
 
-Both packages match the weights of network B to those of network A by coordinate descent and permute B, in float32.
-B must compute what it computed before: the error is the largest change of its output over four random images,
-relative to the largest output. It is given twice: with BatchNorm statistics 0 and 1 before and after, so that only the
-weights count, and as the network is, with generic statistics. (rebasin leaves the statistics where they are and means
-them to be recomputed.) `moved` is the share of B's parameters in tensors that changed; `distance` is how far B's
-weights are from A's afterwards, relative to before. Of the real ResNet20s (see `parents.py`), B's accuracy on
-CIFAR-10's test images is given instead: before, after the permutation alone, and with statistics recomputed from 2,000
-training images.
-
-Every package runs on every network in a process of its own, with a limit on its time. Prints the table in Markdown.
+Minutes; one thread; needs `pip install 'depfuse[peers]'`. Both match the weights of network B to those of A by
+coordinate descent and permute B, in float32; B must compute what it computed before. The error is the largest change
+of its output over four random images, relative to the largest output: with BatchNorm statistics 0 and 1 before and
+after, so that only the weights count, and as the network is. (rebasin means statistics to be recomputed.) `moved` is
+the share of B's parameters in tensors that changed; `distance` is how far B's weights are from A's afterwards, relative
+to before. Of the real ResNet20s, B's accuracy is given instead: before, after, and with statistics recomputed.
 """
 
 from __future__ import annotations
@@ -20,28 +15,38 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from depfuse import Recipe, find_groups, prove_groups
 from depfuse.align import align, apply_couplings
 from depfuse.data import Loader, calibration_loader
+from depfuse.errors import DepfuseError, RecipeError
 from depfuse.evaluate import evaluate
 from depfuse.groups import explain, not_followed
-from depfuse.io.atomic_files import replacing
 from depfuse.models import build_network, example_shape
 from depfuse.renorm import renormalise
-from experiments.lib.parents.shared import PAIRS
-from experiments.lib.places import ROOT, SHARED
+from experiments.lib.cells import Cell, Cells
+from experiments.lib.command import common_options, exit_code, rows_of, say
+from experiments.lib.material import shared_material
+from experiments.lib.places import MEASUREMENTS, ROOT, SHARED
+from experiments.lib.tables import markdown
 
+CSV = MEASUREMENTS / "peers.csv"
+VALUES = (
+    "moved", "distance", "seconds", "find", "prove", "match", "error", "error_of_weights", "accuracy_before",
+    "accuracy_after", "accuracy_renewed",
+)  # fmt: skip
 REAL = "resnet20-8-1-8-2"
 NETWORKS = [
     *(
@@ -61,7 +66,7 @@ State = Mapping[str, Tensor]
 def pair_of(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
     """Network A, network B and an example input, the same in every process."""
     if name == REAL:
-        first, second = PAIRS[REAL].networks()
+        first, second = shared_material(REAL).inputs.models
         return first, second, torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     networks = []
     for seed in (0, 1):
@@ -155,7 +160,7 @@ def without_statistics(network: nn.Module) -> None:
 
 def accuracies(original: nn.Module, permuted: nn.Module) -> dict[str, float]:
     """On CIFAR-10: before, after, and after with new BatchNorm statistics."""
-    data = PAIRS[REAL].dataset()
+    data = shared_material(REAL).inputs.data
     test = Loader(data.test, data.preprocessing, batch_size=500)
     renewed = copy.deepcopy(permuted)
     renormalise(renewed, "reset", calibration_loader(data, 2000))
@@ -167,32 +172,33 @@ def _distance(first: State, second: State, keys: list[str]) -> float:
     return sum(float((first[key].double() - second[key].double()).square().sum()) for key in keys) ** 0.5
 
 
-def row_of(package: str, name: str, seconds: float, threads: int) -> dict[str, Any]:
-    """Run one package on one network in a process of its own."""
-    command = [sys.executable, "-m", "experiments.benchmarks.peers", "--one", package, name, "--threads", str(threads)]
+def measure_apart(seconds: float, cell: Cell) -> dict[str, float]:
+    """Run one package on one network in a process of its own; `DepfuseError` where it does not come to its end."""
+    command = [sys.executable, "-m", "experiments.benchmarks.peers", "--threads", str(torch.get_num_threads())]
+    command += ["--one", cell["package"], cell["network"]]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False, cwd=ROOT)
     except subprocess.TimeoutExpired:
-        return {"package": package, "network": name, "failure": f"unfinished after {seconds:g} s"}
+        raise DepfuseError(f"unfinished after {seconds:g} s") from None
     lines = done.stdout.strip().splitlines()
-    if done.returncode == 0 and lines:
-        return {"package": package, "network": name, **json.loads(lines[-1])}
-    reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    return {"package": package, "network": name, "failure": f"raises {reason[:90]}"}
+    if done.returncode or not lines:
+        raise DepfuseError(f"raises {(done.stderr.strip().splitlines() or ['no message'])[-1][:90]}")
+    found: dict[str, float] = json.loads(lines[-1])
+    return found
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
     """Function kept, share moved, distance, seconds: as Markdown cells."""
-    if "failure" in row:
-        return [row["failure"], "", "", ""]
+    if row["refused"]:
+        return [row["refused"], "", "", ""]
     if row["moved"] == 0:
         kept = "nothing permuted"
-    elif "accuracy_after" in row:
+    elif not math.isnan(row["accuracy_after"]):
         before, after, renewed = (f"{100 * row[f'accuracy_{when}']:.2f} %" for when in ("before", "after", "renewed"))
         kept = f"{before} → {after} ({renewed} with new statistics)"
     else:
         kept = f"{_verdict(row['error_of_weights'])}, with statistics {_verdict(row['error'])}"
-    parts = f" = {row['find']:.1f} + {row['prove']:.1f} + {row['match']:.1f}" if "find" in row else ""
+    parts = f" = {row['find']:.1f} + {row['prove']:.1f} + {row['match']:.1f}" if not math.isnan(row["find"]) else ""
     return [kept, f"{100 * row['moved']:.0f} %", f"{row['distance']:.3f}", f"{row['seconds']:.1f}{parts}"]
 
 
@@ -200,37 +206,51 @@ def _verdict(error: float) -> str:
     return f"kept ({error:.0e})" if error <= KEPT else f"**broken** ({error:.0e})"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=NETWORKS, metavar="ARCH", help=f"or {REAL}")
-    parser.add_argument("--seconds", type=float, default=300.0, help="limit of each package on each network")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/peers.json"))
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
-    if chosen.one:
-        torch.set_num_threads(chosen.threads)
-        print(json.dumps(measure(*chosen.one)))
+def table_of(rows: pd.DataFrame) -> str:
+    """A line per network: both packages side by side."""
+    heads = ("function", "moved", "distance", "seconds")
+    lines = []
+    for name, of in rows.groupby("network", sort=False):
+        own = {row["package"]: row for row in of.to_dict("records")}
+        label = "real ResNet20, padded shortcuts" if name == REAL else str(name).partition(":")[2]
+        parts = [cells(own[package]) if package in own else [""] * 4 for package in PACKAGES]
+        lines.append([label, *(cell for part in parts for cell in part)])
+    return markdown(["network", *(f"{package}: {head}" for package in PACKAGES for head in heads)], lines)
+
+
+def scheme(seconds: float) -> Cells:
+    """How rows are measured and kept."""
+    return Cells(("network", "package"), VALUES, partial(measure_apart, seconds))
+
+
+def page() -> str:
+    """Make the table of what is stored."""
+    return table_of(scheme(0.0).read(CSV))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure and show what was asked for; or one package on one network, for the process that shows it."""
+    if options.one:
+        torch.set_num_threads(options.threads)
+        print(json.dumps(measure(*options.one)))
         return
-    try:
-        peer = f"rebasin {version('rebasin')}"
-    except PackageNotFoundError:
-        sys.exit("the comparison needs rebasin, torchview, graphviz and tqdm: pip install 'depfuse[peers]'")
-    head = "function | moved | distance | seconds"
-    print(f"| network | {peer}: {head} | depfuse: {head} = find + prove + match |", flush=True)
-    print("| --- " * 9 + "|", flush=True)
-    rows = []
-    for name in chosen.networks:
-        if name == REAL and not (SHARED / "checkpoints").is_dir():
-            print(f"real ResNet20s left out: {SHARED}/checkpoints is not there", file=sys.stderr)
-            continue
-        own = [row_of(package, name, chosen.seconds, chosen.threads) for package in PACKAGES]
-        rows += own
-        label = "real ResNet20, padded shortcuts" if name == REAL else name.partition(":")[2]
-        print(f"| {label} | " + " | ".join(cell for row in own for cell in cells(row)) + " |", flush=True)
-        with replacing(chosen.out) as temporary:
-            temporary.write_text(json.dumps(rows, indent=2) + "\n")
+    if not options.tables_only and find_spec("rebasin") is None:
+        raise RecipeError("the comparison needs rebasin, torchview, graphviz and tqdm: pip install 'depfuse[peers]'")
+    names = [name for name in options.networks if name != REAL or (SHARED / "checkpoints").is_dir()]
+    if len(names) < len(options.networks):
+        say(f"real ResNet20s left out: {SHARED}/checkpoints is not there")
+    cells_of_all = [{"network": name, "package": package} for name in names for package in PACKAGES]
+    print(table_of(rows_of(scheme(options.seconds), cells_of_all, options)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 where all is well, 2 where the request is wrong."""
+    options = common_options(__doc__, CSV)
+    options.add_argument("--networks", nargs="+", default=NETWORKS, metavar="ARCH", help=f"or {REAL}")
+    options.add_argument("--seconds", type=float, default=300.0, help="limit of each package on each network")
+    options.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    return exit_code(run, options.parse_args(arguments))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

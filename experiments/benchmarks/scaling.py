@@ -1,26 +1,10 @@
 """Seconds and memory of a fusion against width, depth, parents and images, and what follows for large networks.
 
-    python -m experiments.benchmarks.scaling --seeds 0,1,2 --threads 1
-    python -m experiments.benchmarks.scaling
+    python -m experiments run scaling --seeds 0,1,2 --threads 1
 
-Networks are CIFAR ResNets with random weights, matched by activations (cosine, exact assignment), averaged, and
-BatchNorm reset; every cell is a process of its own. Seconds are those of the processor, which other work on the
-machine changes little; `forward` is what the bare forward passes of the parents take, a part of `matching`. Exponents
-have their standard errors.
-
-Found with the first command (500 images, three seeds, one thread of an AMD EPYC with AVX512-bf16): a fusion of two
-ResNet20s takes 1.5 s. The seconds of all steps grow with width ** 1.26 (± 0.07; half to four times the channels), depth
-** 0.90 (± 0.01; 20 to 110) and parents ** 0.72 (± 0.05; 2 to 8); forward passes with 1.54 (± 0.05), 0.97 (± 0.02) and
-0.98 (± 0.03) of them. Narrow networks do not fill the processor: operations grow with width ** 2. Matching and reset
-grow with images ** 1.00 and 0.99 (± 0.01; 500 to 20,000 at half width), and memory does not. Assigning n channels takes
-2.3e-10 n ** 2.75 (± 0.06) seconds, 1.9 for 4,096.
-
-What follows for two ResNet50s of torchvision at width 4 (4.1e8 parameters, 2,000 images of 224 pixels) is an estimate
-from the rates at the greatest width that was measured, 222 and 39 billion operations a second: 1.0 hour of forward
-passes, 1.7 hours of covariances, 18 seconds of assignment; at width 6.3 (1e9 parameters) 2.4 hours, 4.2 hours and 61
-seconds, with 11 GiB of weights and 8 GiB of covariances. Assignment does not dominate; n ** 2 times the samples does,
-and fewer images lower it in proportion. Checked on ResNet50 as it is with 20 images: 6.2 s measured, 6.5 s estimated
-(forward passes and reset 2.9 and 2.2, covariances 2.4 and 3.9, assignment 0.9 and 0.4).
+Half an hour; one thread. CIFAR ResNets with random weights, matched by activations (cosine, exact assignment),
+averaged, BatchNorm reset; every cell is a process of its own. Seconds are the processor's; `forward` is what the bare
+forward passes of the parents take, a part of `matching`. Exponents have their standard errors.
 """
 
 from __future__ import annotations
@@ -52,13 +36,15 @@ from depfuse.merge import average
 from depfuse.models import build_network
 from depfuse.networks.layout import choose_layout
 from depfuse.renorm import renormalise
-from experiments.lib.cells import Study
+from experiments.lib.cells import Cells
 from experiments.lib.command import check_counts, check_plot, common_options, exit_code, numbers, rows_of
 from experiments.lib.parents.trained import thin_resnet
-from experiments.lib.places import ROOT
+from experiments.lib.places import MEASUREMENTS, ROOT
+from experiments.lib.plots import draw_intervals
 from experiments.lib.power_law import PowerLaw, Rates, Work
-from experiments.lib.tables import Estimate, draw_intervals, markdown
+from experiments.lib.tables import Estimate, markdown
 
+CSV = MEASUREMENTS / "scaling.csv"
 KEYS = ("network", "parents", "images", "side", "seed")
 STEPS = ("groups", "forward", "matching", "assignment", "merge", "renorm")
 VALUES = (*STEPS, "all", "all_clock", "memory", "forward_flops", "covariance_flops")
@@ -281,7 +267,7 @@ def draw(table: pd.DataFrame, axes: Sequence[str], path: Path) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    options = common_options(__doc__, Path("runs/scaling.csv"))
+    options = common_options(__doc__, CSV)
     options.add_argument("--axes", nargs="+", metavar="NAME", default=[], help=", ".join(AXES))
     options.add_argument("--seeds", metavar="N,...", default="0,1", help="of the networks and images; 0,1")
     options.add_argument("--cell", help=argparse.SUPPRESS)
@@ -303,15 +289,20 @@ def run(options: argparse.Namespace) -> None:
         raise RecipeError(f"there is no axis {unknown[0]!r}: choose from {', '.join(AXES)}")
     axes = options.axes or list(AXES)
     cells = [{**cell, "seed": seed} for axis in axes for cell in AXES[axis].values() for seed in seeds]
-    table = rows_of(Study(keys=KEYS, values=VALUES, measure=measure), cells, options)
+    table = rows_of(Cells(KEYS, VALUES, measure), cells, options)
     print(tables(table, axes))
     if options.plot is not None:
         draw(table, axes, options.plot)
 
 
-def main() -> int:
+def page() -> str:
+    """Make the tables of what is stored."""
+    return tables(Cells(KEYS, VALUES, measure).read(CSV), list(AXES))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """0 where all is well, 1 where cells failed, 2 where the request is wrong."""
-    return exit_code(run, parser().parse_args())
+    return exit_code(run, parser().parse_args(arguments))
 
 
 if __name__ == "__main__":

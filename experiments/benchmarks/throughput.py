@@ -1,28 +1,46 @@
-"""How many trials a second several workers of `depfuse tune` do, and how much of it is the storage's; see tune.py."""
+"""What workers of `depfuse tune` lose by sharing a study in PostgreSQL, against as many independent searches.
+
+    .ci/with-postgresql python -m experiments run throughput
+
+Minutes a round; four workers of one thread each on digits, trials of one matching method, so that they take about as
+long. The time begins when all have found their channel groups, and ends with the last trial. Measured with two
+objectives, where no trial is given up; with one, where those behind the median are; and with refitted children.
+"""
 
 from __future__ import annotations
 
+import argparse
 import functools
 import multiprocessing
+import os
+import sys
 import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import pandas as pd
 from optuna.storages import JournalStorage, RDBStorage, get_storage
 from optuna.trial import FrozenTrial
 
 from depfuse.cli import main as depfuse
+from depfuse.errors import RecipeError
 from depfuse.study.search import Search
-from experiments.lib.cells import StudyError, begin_process
+from experiments.lib.cells import Cells
+from experiments.lib.command import check_counts, common_options, exit_code, rows_of
 from experiments.lib.parents.sets import SETS
+from experiments.lib.places import MEASUREMENTS
+from experiments.lib.processes import CellError, begin_process
+from experiments.lib.tables import markdown
 
+CSV = MEASUREMENTS / "throughput.csv"
 KEYS = ("round", "objectives", "refit", "way", "workers", "trials")
 VALUES = ("trials_per_second", "seconds", "storage_share", "storage_seconds_per_trial")
 WAYS = ("independent", "shared")
@@ -85,7 +103,7 @@ def _work(words: Sequence[str], barrier: Barrier, results: Queue[tuple[int, floa
     raise SystemExit(depfuse(list(words)))
 
 
-def measure_throughput(url: str, cell: Mapping[str, Any]) -> dict[str, float]:
+def measure(url: str | None, cell: Mapping[str, Any]) -> dict[str, float]:
     """Let workers search side by side, together or each for itself."""
     workers, trials = int(cell["workers"]), int(cell["trials"])
     common = [
@@ -102,7 +120,7 @@ def measure_throughput(url: str, cell: Mapping[str, Any]) -> dict[str, float]:
     barrier, results = context.Barrier(workers), context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         if cell["way"] == "shared":
-            shared = ["--storage", url, "--study", uuid.uuid4().hex, "--trials", str(workers * trials)]
+            shared = ["--storage", str(url), "--study", uuid.uuid4().hex, "--trials", str(workers * trials)]
             own = [[*shared, "--seed", str(cell["round"]), "--out", folder]] * workers
         else:
             seeds = range(int(cell["round"]) * workers, (int(cell["round"]) + 1) * workers)
@@ -117,7 +135,7 @@ def measure_throughput(url: str, cell: Mapping[str, Any]) -> dict[str, float]:
             for process in running:
                 process.kill()
     if any(process.exitcode for process in running):
-        raise StudyError("a worker did not come to its end: see above")
+        raise CellError("a worker did not come to its end: see above")
     counts, began, ended, storage = zip(*(results.get() for _ in running), strict=True)
     seconds = max(ended) - min(began)
     return {
@@ -126,3 +144,72 @@ def measure_throughput(url: str, cell: Mapping[str, Any]) -> dict[str, float]:
         "storage_share": sum(storage) / sum(last - first for first, last in zip(began, ended, strict=True)),
         "storage_seconds_per_trial": sum(storage) / sum(counts),
     }
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure all rounds, and print the table."""
+    url = os.environ.get("DEPFUSE_POSTGRESQL")
+    if url is None and not options.tables_only:
+        raise RecipeError("DEPFUSE_POSTGRESQL holds no URL of a database: run this by .ci/with-postgresql")
+    check_counts(options, workers=1, trials=1, rounds=1)
+    trials = options.trials
+    cells = [
+        {"round": number, "objectives": objectives, "refit": refit, "way": way, "workers": options.workers, "trials": n}
+        for number in range(options.rounds)
+        for objectives, refit, n in ((2, "none", trials), (1, "none", trials), (2, "ridge", max(1, trials // 5)))
+        for way in WAYS
+    ]
+    print(table_of(rows_of(Cells(KEYS, VALUES, partial(measure, url)), cells, options)))
+
+
+def table_of(rows: pd.DataFrame) -> str:
+    """A line per kind of trial: medians over the rounds, and the ratio of each round's two figures."""
+    head = [
+        "refit",
+        "objectives",
+        *(f"trials/s {way}" for way in WAYS),
+        "ratio by round",
+        "median",
+        "storage",
+        "ms a trial",
+    ]
+    lines = []
+    for (refit, objectives), own in rows.groupby(["refit", "objectives"], sort=False):
+        by_round = own.pivot_table(index="round", columns="way", values="trials_per_second")
+        ratios = (by_round["shared"] / by_round["independent"]).dropna()
+        shared = own[own["way"] == "shared"]
+        lines.append(
+            [
+                str(refit),
+                str(objectives),
+                *(f"{by_round[way].median():.2f}" for way in WAYS),
+                ", ".join(f"{ratio:.2f}" for ratio in ratios),
+                f"{ratios.median():.2f}",
+                f"{100 * shared['storage_share'].median():.1f} %",
+                f"{1000 * shared['storage_seconds_per_trial'].median():.0f}",
+            ]
+        )
+    return markdown(head, lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    options = common_options(__doc__, CSV)
+    options.add_argument("--trials", type=int, default=25, metavar="N", help="of each worker; 25")
+    options.add_argument("--workers", type=int, default=4, metavar="N", help="4")
+    options.add_argument("--rounds", type=int, default=3, metavar="N", help="3")
+    return options
+
+
+def page() -> str:
+    """Make the table of what is stored."""
+    return table_of(Cells(KEYS, VALUES, partial(measure, None)).read(CSV))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 where all is well, 1 where cells failed, 2 where the request is wrong."""
+    return exit_code(run, parser().parse_args(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from depfuse import Recipe
+from depfuse import Recipe, fuse
 from depfuse.data import Loader
 from depfuse.ensemble.distance import EnsembleDistance
 from depfuse.ensemble.ensemble import Ensemble
@@ -21,7 +21,7 @@ from depfuse.refit import refit_heads
 from depfuse.renorm import renormalise
 from depfuse.teach.distil import Further
 from depfuse.teach.joint_head import renewed
-from experiments.lib.parents.sets import Joint, Material, ensemble, teachers
+from experiments.lib.material import Joint, Material, ensemble, teachers
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +77,14 @@ def naive_reset(seen: Seen) -> nn.Module:
     return found
 
 
+def naive_to_width(seen: Seen, number: int) -> nn.Module:
+    """The average of parents of unequal widths, unmatched, as wide as one of them; BatchNorm statistics of its own."""
+    result = fuse(seen.of.inputs.models, Recipe(refit="none", width_of=number), seen.loader)
+    found = naive_average(result.unmatched, seen.of.shares, result.groups)
+    renormalise(found, "reset", seen.loader)
+    return found
+
+
 def best_parent(seen: Seen, epochs: int = 0) -> nn.Module:
     """The parent that agrees best with the ensemble on the calibration images once its head is refitted to it.
 
@@ -99,6 +107,7 @@ def best_parent(seen: Seen, epochs: int = 0) -> nn.Module:
 BASELINES: dict[str, Callable[..., nn.Module]] = {
     function.__name__: function
     for function in (
-        parent, ensemble_as_it_is, ensemble_renewed, ensemble_with_joint_head, naive, naive_reset, best_parent,
+        parent, ensemble_as_it_is, ensemble_renewed, ensemble_with_joint_head, naive, naive_reset, naive_to_width,
+        best_parent,
     )
 }  # fmt: skip

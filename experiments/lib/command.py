@@ -12,7 +12,8 @@ import pandas as pd
 from depfuse.errors import DepfuseError, RecipeError
 from depfuse.io.atomic_files import check_writable
 from depfuse.report.plots import plot_kind
-from experiments.lib.cells import Cell, Study, StudyError
+from experiments.lib.cells import Cell, Cells
+from experiments.lib.processes import CellError
 
 
 def common_options(described: str | None, csv: Path) -> argparse.ArgumentParser:
@@ -57,7 +58,7 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def rows_of(scheme: Study, cells: Sequence[Cell], options: argparse.Namespace) -> pd.DataFrame:
+def rows_of(scheme: Cells, cells: Sequence[Cell], options: argparse.Namespace) -> pd.DataFrame:
     """The rows of some cells: once all are measured, or with `--tables-only` those that are in the file."""
     if options.tables_only:
         if not options.csv.exists():
@@ -66,14 +67,20 @@ def rows_of(scheme: Study, cells: Sequence[Cell], options: argparse.Namespace) -
         if table.empty:
             raise RecipeError(f"{options.csv} has no row of these cells: leave out --tables-only to measure them")
         return table
-    return scheme.rows_of(measured(scheme, cells, options), cells)
+    return measured(scheme, cells, options)
 
 
-def measured(scheme: Study, cells: Sequence[Cell], options: argparse.Namespace) -> pd.DataFrame:
-    """All rows of the file, once these cells are among them."""
-    return scheme.run(
+def measured(scheme: Cells, cells: Sequence[Cell], options: argparse.Namespace) -> pd.DataFrame:
+    """Measure what has no row yet, and return the rows of these cells."""
+    table = scheme.run(
         options.csv, cells, processes=options.processes or 1, threads=options.threads, retry=options.retry, say=say
     )
+    return scheme.rows_of(table, cells)
+
+
+def given_files(pairs: Sequence[str]) -> dict[str, str]:
+    """Read `--npz DATA=FILE`, given as often as one likes."""
+    return dict(pair.partition("=")[::2] for pair in pairs)
 
 
 def exit_code(run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
@@ -83,7 +90,7 @@ def exit_code(run: Callable[[argparse.Namespace], None], options: argparse.Names
     except DepfuseError as error:
         say(str(error))
         return 2
-    except StudyError as error:
+    except CellError as error:
         say(str(error))
         return 1
     return 0

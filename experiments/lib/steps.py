@@ -1,17 +1,17 @@
-"""The steps of a fusion that ablate_child.py takes alone and together, and what they are compared with."""
+"""What is measured of some parents: a child by a recipe, or what a child is compared with."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
 from depfuse import Recipe
-from depfuse.recipe.presets import published
 from experiments.lib.parents.sets import ParentSet
+from experiments.lib.parents.trained import Training
 
-Needs = Literal["all", "several parents", "the same labels"]
+Needs = Literal["all", "several parents", "BatchNorm", "the same labels"]
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,19 @@ class Baseline:
         Least number of parents.
     images
         Whether it sees calibration images; where it does not, no seed changes it.
-    trains
-        Whether it trains.
+    long
+        The option that asks for it, where it trains.
     """
 
     what: str
     arguments: Mapping[str, int] = field(default_factory=dict)
     parents: int = 2
     images: bool = True
-    trains: bool = False
+    long: str = ""
+    training = None
+    count = None
 
-    def suits(self, parents: ParentSet) -> bool:
+    def suits(self, family: str, parents: ParentSet) -> bool:
         """Whether a set of parents has it."""
         return len(parents.files) >= self.parents
 
@@ -64,20 +66,41 @@ class Fusion:
     Attributes
     ----------
     settings
-        Those of the recipe that are not its defaults.
+        Those of the recipe that are not its defaults; not refitted where they do not say so.
     times
         How many times the parameters of a parent the child shall have; `keep_worst` is then found out.
     needs
         What the parents must be.
-    by_group
-        Whether it chooses a matching for each group, which takes minutes.
+    count
+        Number of calibration images; as the parents' family says where it is None.
+    match, reset
+        How many of them the matching sees, and how many the reset of BatchNorm; all where not given.
+    renorm
+        How the same matching is renormalised, where the recipe's own choice shall not be made anew; with `augmented`
+        it is reset from the images flipped and shifted.
+    tied
+        Which channels are permuted, and which of them together; see `groups_of`.
+    parents
+        Number of them; other people's come in twos.
+    training
+        How they are trained, if not as the family's.
+    only
+        Families that it is for; all where empty.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     times: float = 0.0
     needs: Needs = "all"
-    by_group: bool = False
-    images: bool = True
+    count: int | None = None
+    match: int | None = None
+    reset: int | None = None
+    renorm: str = ""
+    tied: str = "groups"
+    parents: int = 2
+    training: Training | None = None
+    only: tuple[str, ...] = ()
+
+    images = True
 
     @property
     def asks(self) -> Mapping[str, Any]:
@@ -85,14 +108,20 @@ class Fusion:
         return self.settings
 
     @property
-    def trains(self) -> bool:
-        """Whether the child is trained."""
-        return bool(self.settings.get("distil") or self.settings.get("finetune"))
+    def long(self) -> str:
+        """The option that asks for it: training and a matching chosen for each group take minutes."""
+        if self.settings.get("distil") or self.settings.get("finetune"):
+            return "--distil"
+        return "--by-group" if self.settings.get("choose") == "groups" else ""
 
-    def suits(self, parents: ParentSet) -> bool:
-        """Whether it is something of its own on a set of parents."""
+    def suits(self, family: str, parents: ParentSet) -> bool:
+        """Whether it is something of its own on some parents."""
+        if self.only and family not in self.only:
+            return False
         if self.needs == "several parents":
             return len(parents.files) > 2
+        if self.needs == "BatchNorm":
+            return parents.batch_norm
         return self.needs == "all" or (parents.batch_norm and not parents.differ)
 
     def lacks(self) -> str:
@@ -102,7 +131,9 @@ class Fusion:
     @property
     def described(self) -> str:
         """The declaration as text: rows of another one are of no use."""
-        return json.dumps({**self.settings, **({"times": self.times} if self.times else {})}, sort_keys=True)
+        own, plain = asdict(self), asdict(Fusion())
+        told = {name: value for name, value in own.items() if value != plain[name] and name not in ("needs", "only")}
+        return json.dumps(told, sort_keys=True)
 
 
 Step = Baseline | Fusion
@@ -114,89 +145,3 @@ def _lacking(name: str, value: object) -> str:
         return name
     choices = get_args(field_.annotation) if get_origin(field_.annotation) is Literal else ()
     return f"{name}={value}" if choices and value not in choices else ""
-
-
-RIDGE = {"refit": "ridge"}
-FIRST_PASS = {**RIDGE, "refit_steps": 0}
-MATCHED_FIRST_PASS = {**FIRST_PASS, "targets": "matched"}
-UNIVERSE = {"universe": True}
-SOFT = {"solver": "sinkhorn", "regularisation": 0.1}
-# What 100 trials of `depfuse tune` on ResNet20 run8-1 + run8-2 found, without refit (experiments/studies/tune.py).
-SEARCHED = {
-    "criterion": "mixture",
-    "mixture": 0.22,
-    "distance": "cosine",
-    "solver": "sinkhorn",
-    "regularisation": 1.0,
-    "renorm": "repair",
-    "augment_statistics": True,
-}
-BY_GROUP = {"choose": "groups"}
-LABELLED = {"labelled": 500}
-DISTIL = {"distil": 1}
-
-COMPARED: dict[str, Step] = {
-    **{f"parent {n}": Baseline("parent", {"number": n}, max(n, 2), images=False) for n in range(1, 6)},
-    "ensemble": Baseline("ensemble_as_it_is", images=False),
-    "ensemble, statistics renewed": Baseline("ensemble_renewed"),
-    "ensemble, one head without labels": Baseline("ensemble_with_joint_head"),
-    "ensemble, one head from 500 labels": Baseline("ensemble_with_joint_head", {"labelled": 500}),
-    "naive average": Baseline("naive", images=False),
-    "naive average, reset": Baseline("naive_reset"),
-    "best parent, head refitted": Baseline("best_parent"),
-    "best parent, head refitted, distilled": Baseline("best_parent", {"epochs": 1}, trains=True),
-}
-PUBLISHED: dict[str, Step] = {
-    name: Fusion(published(name).settings) for name in ("depgraph-ot-activations", "depgraph-ot-weights")
-}
-MERGED: dict[str, Step] = {
-    "matched": Fusion({"renorm": "none"}),
-    "matched, reset": Fusion(),
-    "matched, rescale": Fusion({"renorm": "rescale"}),
-    "matched, repair": Fusion({"renorm": "repair"}),
-    "matched softly, reset": Fusion(SOFT),
-    "matched as searched, repair": Fusion(SEARCHED),
-    "matched by group, reset": Fusion(BY_GROUP, by_group=True),
-    "universe, reset": Fusion(UNIVERSE, needs="several parents"),
-    "parents renewed, matched, reset": Fusion({"parents_renorm": "reset"}, needs="the same labels"),
-    "one head from 500 labels, matched, reset": Fusion(LABELLED),
-    "worst 0.2 kept, reset": Fusion({"keep_worst": 0.2}),
-    "1.2 times the parameters, reset": Fusion(times=1.2),
-    "1.5 times the parameters, reset": Fusion(times=1.5),
-    "matched, reset, distilled": Fusion(DISTIL),
-}
-REFITTED: dict[str, Step] = {
-    "regmean": Fusion({"refit": "regmean"}),
-    "least-squares": Fusion({"refit": "least-squares"}),
-    "ridge to matched": Fusion(MATCHED_FIRST_PASS),
-    "ridge to clusters": Fusion(FIRST_PASS),
-    "ridge to matched, second pass": Fusion({**RIDGE, "targets": "matched"}),
-    "ridge to clusters, second pass not augmented": Fusion({**RIDGE, "augment": False}),
-    "ridge: clusters, second pass": Fusion(RIDGE),
-}
-TOGETHER: dict[str, Step] = {
-    "ridge, matched by group": Fusion({**RIDGE, **BY_GROUP}, by_group=True),
-    "ridge, universe": Fusion({**RIDGE, **UNIVERSE}, needs="several parents"),
-    "ridge, heads side by side": Fusion({**RIDGE, "joint_head": "none"}),
-    "ridge, parents as they are": Fusion({**RIDGE, "joint_head": "none", "parents_renorm": "none"}),
-    "ridge, one head from 500 labels": Fusion({**RIDGE, **LABELLED}),
-    "ridge, worst 0.2 kept": Fusion({**RIDGE, "keep_worst": 0.2}),
-    "ridge, 1.2 times the parameters": Fusion(RIDGE, times=1.2),
-    "ridge, 1.5 times the parameters": Fusion(RIDGE, times=1.5),
-    "ridge, 1.5 times the parameters, one head from 500 labels": Fusion({**RIDGE, **LABELLED}, times=1.5),
-    "ridge, distilled": Fusion({**RIDGE, **DISTIL}),
-    "ridge, distilled for three epochs": Fusion({**RIDGE, "distil": 3}),
-}
-# Settings that a version of depfuse may not have; their steps are left out there.
-OPTIONAL: dict[str, Step] = {
-    "weights by stage, reset": Fusion({"weights_by": "stage"}),
-    "weights by group, reset": Fusion({"weights_by": "group"}),
-    "fisher average, reset": Fusion({"average": "fisher"}),
-    "matched, statistics without data": Fusion({"renorm": "data-free"}),
-    "statistics augmented, reset": Fusion({"augment_statistics": True}),
-    "ridge, weights by stage": Fusion({**RIDGE, "weights_by": "stage"}),
-    "ridge, weights by group": Fusion({**RIDGE, "weights_by": "group"}),
-    "ridge, fisher average": Fusion({**RIDGE, "average": "fisher"}),
-    "goal best": Fusion({"goal": "best"}),
-}
-STEPS: dict[str, Step] = {**COMPARED, **PUBLISHED, **MERGED, **REFITTED, **TOGETHER, **OPTIONAL}

@@ -65,13 +65,27 @@ def untied(groups: ChannelGroups, network: nn.Module, *, streams: bool = False) 
         for key, tap in _watched(group, producers, main, state, streams):
             _enter(layers[key].taps, tap, rows[key], layers[key].size)
     apart = [_group(key, layers[key]) for key in sorted(layers, key=lambda key: place[key])]
-    return replace(groups, groups=tuple(apart), proof_error=None)
+    # Declared as proved, so that `fuse` takes them: that they are not is what the comparison is about.
+    return replace(groups, groups=tuple(apart), proof_error=0.0)
 
 
 def only(groups: ChannelGroups, *, streams: bool) -> ChannelGroups:
     """The groups that lie on a residual stream, or those that do not; all others are left as they stand."""
     kept = [group for group in groups.free if (sum(slot.role == "produces" for slot in group.slots) > 1) == streams]
     return replace(groups, groups=tuple(kept))
+
+
+def groups_of(whole: ChannelGroups, network: nn.Module, tied: str) -> ChannelGroups:
+    """Choose what is permuted, and what of it together.
+
+    `groups` as they are; `layers` and `streams` one by one, see `untied`; `inside` the blocks, or `on streams`, only;
+    `nothing`.
+    """
+    if tied in ("layers", "streams"):
+        return untied(whole, network, streams=tied == "streams")
+    if tied == "nothing":
+        return replace(whole, groups=())
+    return whole if tied == "groups" else only(whole, streams=tied == "on streams")
 
 
 def _beside(key: str) -> bool:

@@ -1,39 +1,26 @@
 """Which architectures' channel groups are found and proved: one row per name of torchvision and timm.
 
-    python -m experiments.proofs.coverage
+    python -m experiments run coverage
 
-Names: all classification networks of torchvision, and timm's of the families below, with random weights. Every name
-runs in a process of its own, with a limit on time and memory, one thread each, the smallest networks first. A row is
-written to the CSV as soon as it is there, and names that have one are skipped (`--again`: all of them once more, or
-those of the statuses given). The largest run at the end, alone, and so does once more what took more than its part of
-the memory.
+Hours for all names; a process and one thread each, the smallest networks first, the largest at the end, alone.
 
 - proved: permuting all groups at random changes the output by at most 1e-9, and all that is fixed has to be;
 - refused: something could not be followed or proved, and is fixed and named; or the network cannot be traced;
 - error: an exception that depfuse does not raise on purpose; timeout, memory: the limit was reached.
 
 Seconds are of one thread: `find_seconds` for the groups and taps, `pass_seconds` for one forward and backward pass in
-float32, `prove_seconds` for the proof in float64 (of all threads, where a network runs alone). Prints a summary in
-Markdown at the end (`--summary`: only that).
+float32, `prove_seconds` for the proof in float64 (of all threads, where a network runs alone).
 """
 
 from __future__ import annotations
 
-import os
-import sys
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-if __name__ == "__main__" and "MALLOC_MMAP_MAX_" not in os.environ and sys.platform == "linux":
-    # Large tensors come and go: memory that stays with the process saves a third of the time.
-    os.environ.update(MALLOC_MMAP_MAX_="0", MALLOC_TRIM_THRESHOLD_=str(2**40))
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
 import argparse
 import contextlib
-import csv
 import json
 import multiprocessing
+import os
 import re
+import sys
 import time
 import traceback
 from collections import Counter, defaultdict
@@ -45,6 +32,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -53,8 +41,11 @@ from torch.utils._pytree import tree_leaves
 from depfuse.errors import DepfuseError
 from depfuse.groups import TOLERANCE, explain, find_groups, not_followed, prove_groups
 from depfuse.groups.reasons import named, unexpected
+from depfuse.io.atomic_files import replacing
 from depfuse.models import build_network, example_shape
+from experiments.lib.places import MEASUREMENTS
 
+CSV = MEASUREMENTS / "coverage.csv"
 FIELDS = (
     "library", "family", "name", "status", "parameters", "input", "groups", "free_channels", "covered_share",
     "proof_error", "find_seconds", "pass_seconds", "prove_seconds", "build_seconds", "peak_mib", "fixed", "why",
@@ -221,19 +212,14 @@ class Table:
         self.path = path
         self.rows: dict[str, Row] = {}
         if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                self.rows = {f"{row['library']}:{row['name']}": dict(row) for row in csv.DictReader(file)}
+            read = pd.read_csv(path, dtype=str, keep_default_na=False)
+            self.rows = {f"{row['library']}:{row['name']}": dict(row) for row in read.to_dict("records")}
 
     def add(self, arch: str, row: Row) -> None:
         """Take a row in, in the place of any older one."""
         self.rows[arch] = {name: str(row.get(name, "")) for name in FIELDS}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(self.rows.values())
-        temporary.replace(self.path)
+        with replacing(self.path) as temporary:
+            pd.DataFrame(list(self.rows.values()), columns=list(FIELDS)).to_csv(temporary, index=False)
 
 
 def architectures(libraries: Sequence[str], families: Sequence[str], patterns: Sequence[str]) -> dict[str, Row]:
@@ -424,7 +410,20 @@ def total_memory() -> float:
         return 16.0
 
 
-def main() -> None:
+def page() -> str:
+    """Sum up what is stored."""
+    return summary(list(Table(CSV).rows.values()))
+
+
+def begin_anew() -> None:
+    """Start this command again with large tensors' memory kept, which saves a third of the time."""
+    if "MALLOC_MMAP_MAX_" not in os.environ and sys.platform == "linux":
+        os.environ.update(MALLOC_MMAP_MAX_="0", MALLOC_TRIM_THRESHOLD_=str(2**40), OMP_NUM_THREADS="1")
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what has no row, and sum up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     libraries = ["torchvision", "timm"]
     parser.add_argument("--library", dest="libraries", nargs="+", choices=libraries, default=libraries)
@@ -439,21 +438,23 @@ def main() -> None:
         "--memory", type=float, default=round(0.85 * total_memory(), 1), metavar="GIB", help="limit of all together"
     )
     parser.add_argument("--again", nargs="*", metavar="STATUS", help="also names that have a row, of these statuses")
-    parser.add_argument("--out", type=Path, default=Path("runs/coverage.csv"))
+    parser.add_argument("--csv", type=Path, default=CSV)
     parser.add_argument("--summary", action="store_true", help="only print the summary of what is there")
-    chosen = parser.parse_args()
-    table = Table(chosen.out)
+    chosen = parser.parse_args(arguments)
+    begin_anew()
+    table = Table(chosen.csv)
     names = architectures(chosen.libraries, chosen.family, chosen.names)
     if not chosen.summary:
         # Forked processes have the libraries loaded; nothing has been computed here that a fork could break.
         has_fork = "fork" in multiprocessing.get_all_start_methods()
         context = multiprocessing.get_context("fork" if has_fork else "spawn")
         left = {arch: row for arch, row in names.items() if wanted(table.rows.get(arch), chosen.again)}
-        sizes = sizes_of(left, chosen.out.with_suffix(".sizes.json"), chosen.jobs, context)
+        sizes = sizes_of(left, chosen.csv.with_suffix(".sizes.json"), chosen.jobs, context)
         Runner(table, sizes, chosen, context).run(
             {arch: left[arch] for arch in sorted(left, key=lambda a: (sizes[a], a))}
         )
     print("\n" + summary([row for arch, row in table.rows.items() if arch in names]))
+    return 0
 
 
 def wanted(row: Row | None, again: Sequence[str] | None) -> bool:
@@ -462,4 +463,4 @@ def wanted(row: Row | None, again: Sequence[str] | None) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,28 +1,20 @@
 """Are planted permutations found again? One network of each family, by weights and by activations.
 
-    python -m experiments.proofs.recovery
+    python -m experiments run recovery
 
-Parent A is a network with random weights, of which no channel is silent: vectors that are constant at initialisation
-(scales, biases) are drawn at random, and BatchNorm statistics are those of its inputs. Parent B is A with all free
-groups permuted at random, blocks together with what is inside them, and normal noise of 1 % of each parameter's
-standard deviation added. `align` must undo the permutation. A group counts as recovered where the found coupling,
-applied to B without its noise, brings back exactly A's entries in all tensors of the group. Activations are those on
-random images with structure at several scales, read on both sides of the non-linearities. They are compared by every
-distance that depfuse has; the couplings count under which the weights of the two are nearest.
-
-Prints a row per network as soon as it is there: groups, recovered by weights and by activations, seconds of both.
+Seconds a network, minutes for the largest; all cores. See `plant` for how the parents are made.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +29,15 @@ from depfuse.groups import ChannelGroups, find_groups, prove_groups
 from depfuse.groups.channel_group import random_permutations
 from depfuse.models import build_network, example_shape
 from depfuse.renorm import renormalise
+from experiments.lib.cells import Cell, Cells
+from experiments.lib.command import common_options, exit_code, rows_of
+from experiments.lib.places import MEASUREMENTS
+from experiments.lib.processes import CellError
+from experiments.lib.tables import markdown
 
+CSV = MEASUREMENTS / "recovery.csv"
+KEYS = ("name", "images", "seed")
+VALUES = ("groups", "channels", "by_weights", "by_activations", "weights_seconds", "activations_seconds")
 NOISE = 0.01  # of each parameter's standard deviation
 TORCHVISION = """
     alexnet vgg11_bn resnet18 wide_resnet50_2 resnext50_32x4d densenet121 googlenet inception_v3 mobilenet_v2
@@ -111,7 +111,13 @@ def images(count: int, shape: Sequence[int], seed: int, batch_size: int = 8) -> 
 
 
 def plant(architecture: str, calibration: Loader, seed: int) -> Planted:
-    """Two parents of an architecture, as described at the head of this file."""
+    """Two parents of an architecture, the second a permuted copy of the first with noise.
+
+    Parent A is a network with random weights, of which no channel is silent: vectors that are constant at
+    initialisation (scales, biases) are drawn at random, and BatchNorm statistics are those of its inputs. Parent B is A
+    with all free groups permuted at random, blocks together with what is inside them, and normal noise of 1 % of each
+    parameter's standard deviation added.
+    """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     first, second = build_network(architecture).eval(), build_network(architecture).eval()
@@ -140,7 +146,13 @@ def plant(architecture: str, calibration: Loader, seed: int) -> Planted:
 
 
 def recover(architecture: str, count: int = 32, seed: int = 0) -> Recovery:
-    """Plant permutations in a network and find them by both criteria."""
+    """Plant permutations in a network and find them by both criteria.
+
+    A group counts as recovered where the found coupling, applied to B without its noise, brings back exactly A's
+    entries in all tensors of the group. Activations are those on random images, read on both sides of the
+    non-linearities and compared by every distance that depfuse has; the couplings count under which the weights of the
+    two are nearest.
+    """
     calibration = images(count, example_shape(architecture), seed)
     planted = plant(architecture, calibration, seed)
     started = time.perf_counter()
@@ -164,32 +176,50 @@ def recover(architecture: str, count: int = 32, seed: int = 0) -> Recovery:
     )
 
 
-def main() -> int:
-    """Run the networks named on the command line, or all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=NAMES)
-    parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    rows = []
-    print("| network | groups | channels | by weights | by activations | seconds | |\n|---|---|---|---|---|---|---|")
-    for name in options.names:
-        row = recover(name, options.images, options.seed)
-        rows.append(row)
-        seconds = f"{row.weights_seconds:.1f} + {row.activations_seconds:.1f}"
-        missed = row.missed[:100]
-        print(
-            f"| {row.name} | {row.groups:,} | {row.channels:,} | {row.by_weights / row.groups:.1%} "
-            f"| {row.by_activations / row.groups:.1%} | {seconds} | {missed} |",
-            flush=True,
-        )
-        if options.out is not None:
-            with options.out.open("w", newline="") as file:
-                writer = csv.DictWriter(file, [field.name for field in fields(Recovery)])
-                writer.writeheader()
-                writer.writerows(asdict(found) for found in rows)
-    return int(any(row.missed for row in rows))
+def measure(cell: Cell) -> dict[str, Any]:
+    """Recover one network as a cell."""
+    return asdict(recover(str(cell["name"]), int(cell["images"]), int(cell["seed"])))
+
+
+def table_of(rows: pd.DataFrame) -> str:
+    """Groups, and what of them was recovered by weights and by activations, in Markdown."""
+    lines = [
+        [
+            row["name"],
+            *(f"{row[name]:,.0f}" for name in ("groups", "channels")),
+            *(f"{row[name] / row['groups']:.1%}" for name in ("by_weights", "by_activations")),
+            f"{row['weights_seconds']:.1f} + {row['activations_seconds']:.1f}",
+            row["missed"][:100] or row["refused"],
+        ]
+        for row in rows.to_dict("records")
+    ]
+    return markdown(["network", "groups", "channels", "by weights", "by activations", "seconds", ""], lines)
+
+
+CELLS = Cells(KEYS, VALUES, measure, ("missed",))
+
+
+def page() -> str:
+    """Make the table of what is stored."""
+    return table_of(CELLS.read(CSV))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure the networks that were named, or all; `CellError` where a group was not recovered."""
+    cells = [{"name": name, "images": options.images, "seed": options.seed} for name in options.names]
+    rows = rows_of(CELLS, cells, options)
+    print(table_of(rows))
+    if any(rows["missed"]):
+        raise CellError("some groups were not recovered: see the last column")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 where all is well, 1 where a group was not recovered."""
+    options = common_options(__doc__, CSV)
+    options.add_argument("names", nargs="*", default=NAMES)
+    options.add_argument("--images", type=int, default=32)
+    options.add_argument("--seed", type=int, default=0)
+    return exit_code(run, options.parse_args(arguments))
 
 
 if __name__ == "__main__":

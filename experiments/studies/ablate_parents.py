@@ -1,33 +1,38 @@
 """What the number of parents and their shares do to the child.
 
-python -m experiments.studies.ablate_parents
+    python -m experiments run ablate_parents --sets digits digits-skewed --seeds 0,1,2,3,4 --threads 1
+
+At most 4 CPU seconds a child; one thread.
 """
 
 from __future__ import annotations
 
-import sys
-
-from experiments.lib.ablation import SHOWN_BESIDE, Ablation, Setting, main
+from experiments.lib.layouts import BESIDE, by_factor, draw_by_factor
+from experiments.lib.measure import BESIDE as MEASURED
+from experiments.lib.parents.families import families
+from experiments.lib.steps import Fusion
+from experiments.lib.study import Study
 
 DIGITS = ("digits", "digits-skewed")
 NUMBERS = (2, 3, 4, 6, 8)
 SHARES = (0.0, 0.1, 0.25, 0.4, 0.6, 0.75, 0.9, 1.0)
 
-ABLATION = Ablation(
+STUDY = Study(
     "ablate_parents",
     __doc__,
+    families("digits", "digits-skewed", "resnet20"),
     {
-        "parents": {str(number): Setting(parents=number, only=DIGITS) for number in NUMBERS},
+        "parents": {str(number): Fusion(parents=number, only=DIGITS) for number in NUMBERS},
         "parents, matched through a universe": {
-            str(number): Setting({"universe": True}, parents=number, only=DIGITS) for number in NUMBERS
+            str(number): Fusion({"universe": True}, parents=number, only=DIGITS) for number in NUMBERS
         },
         "share of the second parent": {
-            "0.5": Setting(),
-            **{f"{share:g}": Setting({"weights": (round(1.0 - share, 9), share)}) for share in SHARES},
+            "0.5": Fusion(),
+            **{f"{share:g}": Fusion({"weights": (round(1.0 - share, 9), share)}) for share in SHARES},
         },
     },
-    shown=SHOWN_BESIDE,
+    by_factor,
+    draw_by_factor,
+    measures=MEASURED,
+    columns=BESIDE,
 )
-
-if __name__ == "__main__":
-    sys.exit(main(ABLATION))

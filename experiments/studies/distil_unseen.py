@@ -16,7 +16,7 @@ import argparse
 import copy
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,8 +30,8 @@ from depfuse.ensemble.ensemble import Ensemble
 from depfuse.evaluate import Scores, evaluate, evaluate_ensemble
 from depfuse.io.loading import load_network
 from depfuse.teach.distil import Further
-from experiments.lib.cells import StudyError
 from experiments.lib.command import check_counts, exit_code
+from experiments.lib.processes import CellError
 
 SHARES = (0.5, 0.5)
 ORDER = 12  # seed of the order of the images
@@ -49,7 +49,7 @@ def trained(options: argparse.Namespace) -> list[nn.Module]:
         if not path.exists() and depfuse(
             ["train", options.architecture, "--data", options.data, *settings, "--out", str(path)]
         ):
-            raise StudyError(f"parent {seed} could not be trained")
+            raise CellError(f"parent {seed} could not be trained")
         found.append(load_network(path, trust=True).eval())  # the architecture was given here
     return found
 
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"| {name} | {100 * scores.accuracy:.2f} | {scores.loss:.3f} |", flush=True)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--architecture", default="cifar_resnet20")
@@ -95,7 +95,7 @@ def main() -> int:
     parser.add_argument("--calibration", type=int, default=2000)
     parser.add_argument("--folder", type=Path, default=Path("runs/unseen"))
     parser.add_argument("--threads", type=int)
-    return exit_code(run, parser.parse_args())
+    return exit_code(run, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

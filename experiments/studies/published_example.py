@@ -1,87 +1,65 @@
 """The published example of fusion by graph matching: two networks for MNIST, fused at eleven shares.
 
-    python -m experiments.studies.published_example
+    python -m experiments run published_example --threads 2
 
-The networks and the row "published" are those of pygmtools' example on model fusion (Liu et al. 2022), which writes the
-affinity matrix of all 139 channels out (19,321 x 19,321) and takes 13 to 30 minutes. Alpha is the share of network 2.
-Per cent of MNIST's 10,000 test images; seconds are those of matching. The network has no BatchNorm, so nothing else is
-done. Solvers that need images see 2,000 training images without labels. Prints the table in Markdown.
+At most a few seconds a matching; two threads. Published (pygmtools' example on model fusion, Liu et al. 2022) with the
+affinity matrix of all 139 channels written out (19,321 x 19,321), in 13 to 30 minutes.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
-import warnings
+from typing import Any
 
-import torch
+import pandas as pd
 
-from depfuse import Recipe, find_groups, prove_groups
-from depfuse.align import align
-from depfuse.data import Loader, calibration_loader
-from depfuse.ensemble.ensemble import Ensemble
-from depfuse.errors import DepfuseWarning
-from depfuse.evaluate import evaluate
-from depfuse.fusion.agreement import Disagreement
-from depfuse.fusion.calibration import CalibrationSplit
-from depfuse.merge import average
-from experiments.lib.parents.shared import PAIRS, require_shared
+from experiments.lib.layouts import TEST, draw_by_factor
+from experiments.lib.parents.families import sets
+from experiments.lib.steps import Fusion
+from experiments.lib.study import Chosen, Study
+from experiments.lib.tables import markdown
 
+# Per cent of MNIST's test images at alpha, the share of network 2, of 0, 0.1, ... 1.
 PUBLISHED = (84.18, 85.12, 85.21, 82.52, 71.11, 53.74, 63.26, 78.51, 82.81, 83.97, 83.81)
-SETTINGS: dict[str, dict[str, object]] = {
-    "spectral": {"criterion": "weights", "solver": "spectral"},
-    "reweighted-random-walk": {"criterion": "weights", "solver": "reweighted-random-walk"},
-    "ipfp": {"criterion": "weights", "solver": "ipfp"},
-    "frank-wolfe": {"criterion": "weights", "solver": "frank-wolfe"},
-    "coordinate-descent": {"criterion": "weights", "solver": "coordinate-descent"},
-    "emd": {"criterion": "activations", "solver": "emd"},
-    "emd, before the non-linearity": {"criterion": "activations", "solver": "emd", "taps": "before"},
-    "emd, both": {"criterion": "activations", "solver": "emd", "taps": "both"},
-    "coordinate-descent, mixture": {
-        "criterion": "mixture",
-        "mixture": 0.7,
-        "solver": "coordinate-descent",
-        "start": "activations",
+ALPHAS = tuple(step / 10 for step in range(11))
+WEIGHTS = {"criterion": "weights"}
+SETTINGS: dict[str, dict[str, Any]] = {
+    **{
+        solver: {**WEIGHTS, "solver": solver}
+        for solver in ("spectral", "reweighted-random-walk", "ipfp", "frank-wolfe", "coordinate-descent")
     },
-}
+    "emd": {},
+    "emd, before the non-linearity": {"taps": "before"},
+    "emd, both": {"taps": "both"},
+    "coordinate-descent, mixture": {
+        "criterion": "mixture", "mixture": 0.7, "solver": "coordinate-descent", "start": "activations",
+    },
+}  # fmt: skip
 
 
-def row(setting: dict[str, object]) -> tuple[list[float], float]:
-    """Accuracy at each alpha, and the seconds of matching."""
-    pair = PAIRS["simplenet"]
-    networks, data = pair.networks(), pair.dataset()
-    test = Loader(data.test, data.preprocessing, batch_size=1000)
-    calibration = calibration_loader(data, 2000)
-    example = data.example()
-    groups = prove_groups(networks[0], find_groups(networks[0], example), example)
-    recipe = Recipe.create(**setting)
-    judge = Disagreement(Ensemble(networks, ()), groups, recipe.renorm, CalibrationSplit.for_matchings(calibration))
-    started = time.perf_counter()
-    couplings = align(networks, groups, recipe, calibration, judge).couplings
-    seconds = time.perf_counter() - started
-    children = [average(networks, groups, couplings, (1 - step / 10, step / 10)) for step in range(11)]
-    return [100 * evaluate(child, test).accuracy for child in children], seconds
+def table_of(study: Study, table: pd.DataFrame, chosen: Chosen) -> str:
+    """Solvers as rows and shares as columns, with the seconds of matching and what is at or above the published."""
+    known = {row["settings"]: row for row in table.to_dict("records")}
+    heads = ["alpha", *(f"{alpha:g}" for alpha in ALPHAS), "seconds", "at or above published"]
+    lines = [["published", *(f"{value:.2f}" for value in PUBLISHED), "793 and 1836", ""]]
+    for solver, steps in chosen.items():
+        own = {float(alpha): known[step.described] for alpha, step in steps.items() if step.described in known}
+        found = {alpha: 100 * row["accuracy"] for alpha, row in own.items()}
+        above = sum(found.get(alpha, 0.0) >= least - 1e-6 for alpha, least in zip(ALPHAS, PUBLISHED, strict=True))
+        seconds = sum(row["seconds_align"] for row in own.values()) / max(1, len(own))
+        cells = [f"{found[alpha]:.2f}" if alpha in found else "" for alpha in ALPHAS]
+        lines.append([solver, *cells, f"{seconds:.2f}", f"{above} of {len(PUBLISHED)}"])
+    return markdown(heads, lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--solvers", nargs="*", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--threads", type=int, default=2)
-    chosen = parser.parse_args()
-    require_shared()
-    torch.set_num_threads(chosen.threads)
-    warnings.simplefilter("always", DepfuseWarning)
-    print("| alpha | " + " | ".join(f"{step / 10:g}" for step in range(11)) + " | seconds | at or above published |")
-    print("| --- " * 14 + "|")
-    print("| published | " + " | ".join(f"{value:.2f}" for value in PUBLISHED) + " | 793 and 1836 | |")
-    for name in chosen.solvers:
-        found, seconds = row(SETTINGS[name])
-        above = sum(ours >= theirs - 1e-6 for ours, theirs in zip(found, PUBLISHED, strict=True))
-        print(
-            f"| {name} | " + " | ".join(f"{value:.2f}" for value in found) + f" | {seconds:.2f} | {above} of 11 |",
-            flush=True,
-        )
-
-
-if __name__ == "__main__":
-    main()
+STUDY = Study(
+    "published_example",
+    __doc__,
+    sets("simplenet"),
+    {
+        solver: {f"{alpha:g}": Fusion({**settings, "weights": (round(1 - alpha, 9), alpha)}) for alpha in ALPHAS}
+        for solver, settings in SETTINGS.items()
+    },
+    table_of,
+    draw_by_factor,
+    columns=TEST,
+)

@@ -14,13 +14,11 @@ import torch
 from depfuse.data import load_data
 from depfuse.io.atomic_files import check_writable
 from depfuse.io.checkpoint import write_checkpoint
-from experiments.lib.cells import in_processes
-from experiments.lib.parents.digits import SKEWED, train_same, train_skewed
+from experiments.lib.parents.digits import FOLDS, SKEWED, train_same, train_skewed, without_fold
 from experiments.lib.parents.sets import DIGITS, ParentSet
+from experiments.lib.processes import in_processes
 
 FOLDER = Path("runs/parents")
-FIRST_SEED = 3000  # no shipped parent has such a seed
-MOST = 20  # parents of one seed of an ablation
 
 
 def thin_resnet(blocks: int, width: float = 0.5, in_channels: int = 1) -> str:
@@ -35,37 +33,53 @@ class Training:
 
     Attributes
     ----------
-    architecture
-        Their network.
+    architectures
+        Of the parents in turn.
     settings
         Those of the trainer that are not its defaults.
     skewed
         Whether they know different things: every second one has seen nine tenths of the images of the digits 0 to 4 and
         one tenth of those of 5 to 9, the others the other way round. All see all images where it is False.
+    fold
+        Whether a fifth of the training images, another one for each seed, is left out and takes the place of the test
+        images.
+    size
+        Height and width of the images; digits have 8.
+    first, apart
+        Parent N of seed S is trained with the seed first + apart * S + N.
     """
 
-    architecture: str = "digits_resnet(width=1.0)"
+    architectures: tuple[str, ...] = ("digits_resnet(width=1.0)",)
     settings: Mapping[str, Any] = field(default_factory=dict)
     skewed: bool = False
+    fold: bool = False
+    size: int | None = None
+    first: int = 3000  # no shipped parent has such a seed
+    apart: int = 20
 
     def parents(self, seed: int, count: int, folder: Path) -> ParentSet:
-        """The first parents of one seed of an ablation; they need not be trained yet."""
+        """Name the first parents of one seed of an ablation; they need not be trained yet."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
-        names = tuple(f"digits-{digest}-{FIRST_SEED + MOST * seed + number}" for number in range(count))
-        return ParentSet(f"seed {seed}", DIGITS, "digits", names, folder=folder)
+        fold = seed % FOLDS if self.fold else None
+        numbers = [self.first + self.apart * seed + number for number in range(count)]
+        names = tuple(f"digits-{digest}{'' if fold is None else f'-fold{fold}'}-{number}" for number in numbers)
+        return ParentSet(f"seed {seed}", DIGITS, "digits", names, folder=folder, fold=fold)
 
     def train(self, seed: int, number: int, path: Path) -> None:
         """Train one parent of a seed and keep it."""
-        data, first = load_data("digits"), FIRST_SEED + MOST * seed
+        data = load_data("digits", size=None if self.size is None else (self.size, self.size))
+        if self.fold:
+            data = without_fold(data, seed % FOLDS)
+        architecture, first = self.architectures[number % len(self.architectures)], self.first + self.apart * seed
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # the order of additions depends on the number of threads
         try:
             if self.skewed:
                 begins = first + number - number % 2
                 settings = {**SKEWED, **self.settings}
-                model, card = train_skewed(data, "ab"[number % 2], begins, settings, self.architecture)
+                model, card = train_skewed(data, "ab"[number % 2], begins, settings, architecture)
             else:
-                model, card = train_same(data, first + number, self.architecture, self.settings)
+                model, card = train_same(data, first + number, architecture, self.settings)
         finally:
             torch.set_num_threads(threads)
         write_checkpoint(path, model.state_dict(), card)
@@ -93,7 +107,7 @@ def train_missing(
     ------
     CheckpointError
         The folder cannot be written.
-    StudyError
+    CellError
         A process died.
     """
     missing = {
@@ -106,7 +120,7 @@ def train_missing(
         check_writable(path)
     done = in_processes(_train, list(missing.values()), processes=processes, threads=threads)
     for number, (parent, _) in enumerate(done, start=1):
-        say(f"trained {number}/{len(missing)}: {parent.training.architecture}, {parent.path.stem}")
+        say(f"trained {number}/{len(missing)}: {parent.path.stem}")
 
 
 def _train(parent: _Missing) -> None:

@@ -1,0 +1,52 @@
+"""Measure, show and list experiments: `python -m experiments run NAME [OPTIONS]`, `tables [NAME ...]`, `list`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from experiments.lib.registry import claims, load, write_page
+
+USAGE = """Usage: python -m experiments list
+       python -m experiments run NAME [OPTIONS]    (--help says which)
+       python -m experiments tables [NAME ...]"""
+
+
+def main(words: Sequence[str]) -> int:
+    """0 where all is well, 1 where cells failed or a bound is missed, 2 where the request or the data are wrong."""
+    known = claims()
+    command, names = (words[0], words[1:]) if words else ("", [])
+    if command not in ("list", "run", "tables") or (command == "run") > bool(names) or (command == "list" and names):
+        print(USAGE, file=sys.stderr)
+        return 2
+    asked = names[:1] if command == "run" else names
+    if unknown := [name for name in asked if name not in known]:
+        print(f"there is no experiment {unknown[0]!r}: python -m experiments list names all", file=sys.stderr)
+        return 2
+    if command == "list":
+        width = max(map(len, known))
+        print("\n".join(f"{name:{width}}  {claim}" for name, claim in known.items()))
+        return 0
+    if command == "run":
+        return load(names[0]).main(names[1:])
+    return write_pages(names, list(known))
+
+
+def write_pages(names: Sequence[str], known: Sequence[str]) -> int:
+    """Write the pages that were asked for, or of all that has been measured."""
+    written = []
+    for name in names or known:
+        page = write_page(name)
+        if page is not None:
+            written.append(name)
+            print(page)
+        elif names:
+            print(f"nothing of {name} is stored: measure it with python -m experiments run {name}", file=sys.stderr)
+            return 2
+    if not written:
+        print("nothing is stored: python -m experiments run NAME measures", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
