@@ -1,18 +1,10 @@
-"""Time and memory of the corridor, each figure beside its bound.
+"""Time and memory of the corridor, each figure beside its bound; exit code 1 where one is missed.
 
-    python -m experiments.benchmarks.bounds
+    python -m experiments run bounds
 
-One run measures, with two threads by default:
-
-- finding the channel groups of torchvision's ResNet18 at 224 x 224, and proving them in float64;
-- alignment by activations against the bare forward passes of both parents over the same images, in turns, on the
-  real ResNet20 pair and on two random CIFAR ResNet18s of half width: best of seven rounds each;
-- the fusion of the real MNIST pair, evaluation excluded;
-- peak memory of a whole fusion of the ResNet20 pair with 2,000 and with 20,000 calibration images, each in a process
-  of its own.
-
-Seconds depend on the machine: the ratio and the growth do not. Parts whose parents are absent are left out (see
-`parents.py`). Exit code 1 when a bound is missed.
+A minute; two threads. Seconds depend on the machine: the ratio of alignment to the bare forward passes of both parents,
+in turns, best of seven rounds, and the growth of peak memory from 2,000 to 20,000 images do not. Parts whose parents
+are absent are left out.
 """
 
 from __future__ import annotations

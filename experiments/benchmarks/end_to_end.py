@@ -1,15 +1,11 @@
 """A ResNet18 fused end to end: where the seconds go, and what the bare forward passes alone take.
 
-    python -m experiments.benchmarks.end_to_end
+    python -m experiments run end_to_end --device cuda
 
-Two CIFAR ResNet18s with random weights and random images, since neither changes what is computed: channel groups found
-and proved, matched by activations of 2,000 images with the default settings, averaged, BatchNorm reset on 50,000 and
-evaluated on 10,000. The bare passes are the parents' over the first, and the child's over the others, of the same
-batches in the memory layout that depfuse chooses, and nothing else. All of it runs once on a few images before the
-clock starts: libraries are loaded then.
-
-At most 8 s are asked for on a GPU, and 1.3 times the bare passes on the CPU; exit code 1 where a bound is missed.
-Fewer images than these make fixed costs (groups, proof, assignment) count for more.
+Seconds on a GPU, minutes on the CPU. Two CIFAR ResNet18s with random weights and images: found, proved, matched by
+2,000 images with the default settings, averaged, BatchNorm reset on 50,000 and evaluated on 10,000; once on a few
+images before the clock starts. Asked for: at most 8 s on a GPU, and 1.3 times the bare passes on the CPU; exit code 1
+where it takes more.
 """
 
 from __future__ import annotations

@@ -154,6 +154,8 @@ class Study:
         for option, key in (("seeds", "seed"), ("images", "images")):
             if getattr(options, option) is not None:
                 wanted[key] = set(getattr(options, option).split(","))
+        if "images" in wanted:  # steps that see none, or as many as they say
+            wanted["images"] |= {"0", *(str(step.count) for steps in chosen.values() for step in steps.values())}
         rows = table[table[list(wanted)].isin(wanted).all(axis=1)]
         if rows.empty:
             raise RecipeError(

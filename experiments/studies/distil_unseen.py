@@ -1,13 +1,10 @@
 """Long distillations judged on images that no parent knows: parents learn one half of the training images.
 
-    python -m experiments.studies.distil_unseen
+    python -m experiments run distil_unseen --threads 1
 
-Two parents see the same half of the training images from other random weights (`depfuse train --half 0`). Their child
-is refitted and distilled on that half, and so is the parent that is better on the other half. Prints accuracy (per
-cent) and cross-entropy (nats) on that other half for all of them and for the parents' ensemble; no test image is looked
-at. Were these images known to the parents, as all training images are else, what is closest to them would look best.
-
-Parents are kept in the folder, and so are unfinished trainings, which go on when the same command is given again.
+Hours; one thread. Two parents see the same half from other random weights; their child is refitted and distilled on it,
+and so is the parent that is better on the other half. All are judged there, and no test image is looked at: were the
+judging images known to the parents, what is closest to them would look best. Parents and unfinished trainings are kept.
 """
 
 from __future__ import annotations

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 
 from depfuse.align import Coupling
+from experiments.proofs import recovery
 
 FAST = ("torchvision:shufflenet_v2_x0_5",)
 # One of each kind; experiments/recovery.py goes through all families.
@@ -15,7 +14,6 @@ KINDS = (
     "timm:convnextv2_atto", "timm:vit_tiny_patch16_224",
 )  # fmt: skip
 
-recovery = importlib.import_module("experiments.proofs.recovery")
 
 
 def check(name: str) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import subprocess
 import sys
+from math import nan
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -16,29 +15,22 @@ from torch import nn
 from depfuse.data import Loader, load_data, select_share
 from depfuse.evaluate import evaluate
 from depfuse.io.loading import load_network
+from experiments.benchmarks import end_to_end as measured
+from experiments.benchmarks import peers
+from experiments.proofs import coverage
 
 
-@pytest.fixture(scope="module")
-def coverage() -> ModuleType:
-    return importlib.import_module("experiments.proofs.coverage")
-
-
-@pytest.fixture(scope="module")
-def peers() -> ModuleType:
-    return importlib.import_module("experiments.benchmarks.peers")
-
-
-def row(coverage: ModuleType, name: str, **fields: object) -> dict[str, object]:
+def row(name: str, **fields: object) -> dict[str, object]:
     given = {"library": "torchvision", "family": "torchvision", "name": name, **fields}
     return {field: str(given.get(field, "")) for field in coverage.FIELDS}
 
 
-def test_rows_are_read_back_and_replaced(coverage, tmp_path: Path) -> None:
+def test_rows_are_read_back_and_replaced(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "table.csv"
     table = coverage.Table(path)
-    table.add("torchvision:a", row(coverage, "a", status="timeout"))
-    table.add("torchvision:b", row(coverage, "b", status="error", why='a "sentence", with commas;\nand lines'))
-    table.add("torchvision:a", row(coverage, "a", status="proved", groups=3))
+    table.add("torchvision:a", row("a", status="timeout"))
+    table.add("torchvision:b", row("b", status="error", why='a "sentence", with commas;\nand lines'))
+    table.add("torchvision:a", row("a", status="proved", groups=3))
     again = coverage.Table(path)
     assert again.rows == table.rows
     assert list(again.rows) == ["torchvision:a", "torchvision:b"]
@@ -46,8 +38,8 @@ def test_rows_are_read_back_and_replaced(coverage, tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["table.csv"]
 
 
-def test_rows_that_are_there_are_measured_only_when_wanted_again(coverage) -> None:
-    old = row(coverage, "a", status="timeout")
+def test_rows_that_are_there_are_measured_only_when_wanted_again() -> None:
+    old = row("a", status="timeout")
     assert coverage.wanted(None, None)
     assert not coverage.wanted(old, None)
     assert coverage.wanted(old, [])
@@ -55,7 +47,7 @@ def test_rows_that_are_there_are_measured_only_when_wanted_again(coverage) -> No
     assert not coverage.wanted(old, ["error"])
 
 
-def test_all_of_torchvisions_classification_networks_are_named(coverage) -> None:
+def test_all_of_torchvisions_classification_networks_are_named() -> None:
     names = coverage.architectures(["torchvision"], [], [])
     assert len(names) >= 80
     assert {"torchvision:resnet18", "torchvision:swin_v2_b", "torchvision:vit_h_14"} <= names.keys()
@@ -64,7 +56,7 @@ def test_all_of_torchvisions_classification_networks_are_named(coverage) -> None
     assert list(chosen) == ["torchvision:vgg11", "torchvision:vgg11_bn"]
 
 
-def test_timms_families_hold_what_they_say(coverage) -> None:
+def test_timms_families_hold_what_they_say() -> None:
     pytest.importorskip("timm")
     names = coverage.architectures(["timm"], [], [])
     families = {fields["family"] for fields in names.values()}
@@ -79,20 +71,20 @@ def test_timms_families_hold_what_they_say(coverage) -> None:
         assert names.get(f"timm:{name}", {}).get("family") == family, name
 
 
-def test_parameters_are_counted_without_memory(coverage) -> None:
+def test_parameters_are_counted_without_memory() -> None:
     assert coverage.count_parameters("torchvision:resnet18") == ("torchvision:resnet18", 11689512)
     assert coverage.count_parameters("torchvision:no_such_network") == ("torchvision:no_such_network", None)
 
 
-def test_summary_counts_and_names(coverage) -> None:
+def test_summary_counts_and_names() -> None:
     good = {"status": "proved", "covered_share": 0.99, "find_seconds": 0.5, "pass_seconds": 0.2, "prove_seconds": 1}
     rows = [
-        row(coverage, "a", proof_error=1e-15, **good),
-        row(coverage, "b", proof_error=3e-14, **{**good, "covered_share": 0.94}),
-        row(coverage, "vit_b", proof_error=2e-15, **{**good, "covered_share": 0.94}),
-        row(coverage, "c", status="timeout", why="while proving", find_seconds=9.0, pass_seconds=0.5),
-        row(coverage, "d", status="refused", why="x.1 (Add in x.1 ties it)"),
-        row(coverage, "e", status="refused", why="y (Add in y ties it); z (Add in z ties it)"),
+        row("a", proof_error=1e-15, **good),
+        row("b", proof_error=3e-14, **{**good, "covered_share": 0.94}),
+        row("vit_b", proof_error=2e-15, **{**good, "covered_share": 0.94}),
+        row("c", status="timeout", why="while proving", find_seconds=9.0, pass_seconds=0.5),
+        row("d", status="refused", why="x.1 (Add in x.1 ties it)"),
+        row("e", status="refused", why="y (Add in y ties it); z (Add in z ties it)"),
     ]
     text = coverage.summary(rows)
     assert "| torchvision | 3 of 6 | 3.0e-14 | 94.0 % | 0.5 s | 9.0 s |" in text
@@ -104,7 +96,7 @@ def test_summary_counts_and_names(coverage) -> None:
 
 
 def run_coverage(out: Path, *options: str) -> tuple[list[dict[str, str]], str]:
-    command = [sys.executable, "-m", "experiments.proofs.coverage", "--out", str(out), *options]
+    command = [sys.executable, "-m", "experiments.proofs.coverage", "--csv", str(out), *options]
     command += ["--library", "torchvision"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     with out.open(newline="") as file:
@@ -127,7 +119,7 @@ def test_one_name_that_takes_too_much_does_not_stop_the_table(tmp_path: Path) ->
     assert out.stat().st_mtime_ns == before, "rows that are there are left alone"
 
 
-def test_peers_measure_the_change_of_the_function(peers) -> None:
+def test_peers_measure_the_change_of_the_function() -> None:
     torch.manual_seed(0)
     first, second = (nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)) for _ in range(2))
     example = torch.randn(5, 4)
@@ -136,7 +128,7 @@ def test_peers_measure_the_change_of_the_function(peers) -> None:
 
 
 @pytest.mark.parametrize("name", ["torchvision:mobilenet_v3_small"])
-def test_depfuse_keeps_the_function_where_peers_are_compared(peers, name: str, capsys) -> None:
+def test_depfuse_keeps_the_function_where_peers_are_compared(name: str, capsys) -> None:
     found = peers.measure("depfuse", name)
     assert found["error"] <= peers.KEPT
     assert found["error_of_weights"] <= peers.KEPT
@@ -146,9 +138,9 @@ def test_depfuse_keeps_the_function_where_peers_are_compared(peers, name: str, c
     assert capsys.readouterr().err == ""
 
 
-def test_cells_say_what_happened(peers) -> None:
-    assert peers.cells({"failure": "unfinished after 3 s"}) == ["unfinished after 3 s", "", "", ""]
-    fields = {"moved": 0.5, "distance": 0.9, "seconds": 2.0}
+def test_cells_say_what_happened() -> None:
+    assert peers.cells({"refused": "unfinished after 3 s"}) == ["unfinished after 3 s", "", "", ""]
+    fields = {"moved": 0.5, "distance": 0.9, "seconds": 2.0, "refused": "", "accuracy_after": nan, "find": nan}
     assert peers.cells({"error": 0.5, "error_of_weights": 1e-7, **fields}) == [
         "kept (1e-07), with statistics **broken** (5e-01)", "50 %", "0.900", "2.0",
     ]  # fmt: skip
@@ -156,11 +148,10 @@ def test_cells_say_what_happened(peers) -> None:
 
 
 def test_a_fusion_end_to_end_is_measured_beside_its_forward_passes(monkeypatch, capsys) -> None:
-    measured = importlib.import_module("experiments.benchmarks.end_to_end")
     few = ["--width", "0.0625", "--align", "4", "--reset", "3", "--test", "2", "--device", "cpu"]
     for most, code in ((1e9, 0), (0.0, 1)):
         monkeypatch.setattr(measured, "MOST_TIMES", most)
-        assert measured.exit_code(measured.run, measured.parser().parse_args(few)) == code
+        assert measured.main(few) == code
         printed = capsys.readouterr()
         rows = dict(line.strip("| ").split(" | ") for line in printed.out.splitlines() if line.startswith("| "))
         assert set(rows) == {
@@ -170,7 +161,7 @@ def test_a_fusion_end_to_end_is_measured_beside_its_forward_passes(monkeypatch, 
         parts = [float(rows[name]) for name in rows if "images" in name or name.startswith("groups")]
         assert sum(parts) == pytest.approx(float(rows["all"]), abs=0.05)
         assert ("too slow" in printed.err) == (code == 1)
-    assert measured.exit_code(measured.run, measured.parser().parse_args(["--align", "1"])) == 2
+    assert measured.main(["--align", "1"]) == 2
     assert "--align 1 must be at least 2" in capsys.readouterr().err
 
 

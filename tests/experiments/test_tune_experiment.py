@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from types import ModuleType
 
 import pandas as pd
-import pytest
 import torch
 
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    return importlib.import_module("experiments.studies.tune")
-
-
-@pytest.fixture(scope="module")
-def throughput(script: ModuleType) -> ModuleType:
-    return importlib.import_module("experiments.benchmarks.throughput")
+from experiments.benchmarks import throughput
+from experiments.studies import tune as script
 
 
 def test_the_best_recipe_is_tried_on_other_pairs_and_nothing_is_measured_twice(
-    script, tmp_path: Path, monkeypatch, capsys
+    tmp_path: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.setitem(script.TARGETS, "digits", ("digits", "digits-skewed-1"))
     words = ["--target", "digits", "--trials", "2", "--limit-test", "100", "--threads", str(torch.get_num_threads())]
@@ -30,7 +20,7 @@ def test_the_best_recipe_is_tried_on_other_pairs_and_nothing_is_measured_twice(
     assert script.main(words) == 0
     first = capsys.readouterr()
     table = pd.read_csv(tmp_path / "table.csv")
-    assert list(zip(table["set"], table["recipe"].str.startswith("trial "), strict=True)) == [
+    assert list(zip(table["set"], table["step"].str.startswith("trial "), strict=True)) == [
         ("digits", False), ("digits", True), ("digits-skewed-1", False), ("digits-skewed-1", True),
     ]  # fmt: skip
     assert (table["accuracy"] > 0.2).all()
@@ -45,7 +35,7 @@ def test_the_best_recipe_is_tried_on_other_pairs_and_nothing_is_measured_twice(
     assert {path: path.read_bytes() for path in (tmp_path / "search").glob("trial-*.json")} == trials
 
 
-def test_ratios_are_of_the_same_round(script) -> None:
+def test_ratios_are_of_the_same_round() -> None:
     rates = {("independent", "0"): 2.0, ("shared", "0"): 1.0, ("independent", "1"): 8.0, ("shared", "1"): 6.0}
     rows = pd.DataFrame(
         [
@@ -54,12 +44,12 @@ def test_ratios_are_of_the_same_round(script) -> None:
             for (way, number), rate in rates.items()
         ]
     )  # fmt: skip
-    (line,) = script.throughput_table(rows).splitlines()[2:]
+    (line,) = throughput.table_of(rows).splitlines()[2:]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells == ["none", "2", "5.00", "3.50", "0.50, 0.75", "0.62", "10.0 %", "20"]
 
 
-def test_nested_calls_of_a_storage_count_once(throughput, monkeypatch) -> None:
+def test_nested_calls_of_a_storage_count_once(monkeypatch) -> None:
     now = 0.0
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: now)
 
@@ -80,9 +70,9 @@ def test_nested_calls_of_a_storage_count_once(throughput, monkeypatch) -> None:
     assert watch.seconds == 3.0
 
 
-def test_what_cannot_be_measured_is_refused(script, monkeypatch, capsys) -> None:
+def test_what_cannot_be_measured_is_refused(monkeypatch, capsys) -> None:
     monkeypatch.delenv("DEPFUSE_POSTGRESQL", raising=False)
-    assert script.main(["--throughput"]) == 2
+    assert throughput.main([]) == 2
     assert "run this by .ci/with-postgresql" in capsys.readouterr().err
     assert script.main(["--target", "magic"]) == 2
     assert "there is no target 'magic': choose from resnet20" in capsys.readouterr().err

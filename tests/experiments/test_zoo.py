@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
-import importlib
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -15,18 +13,10 @@ from depfuse.io.cards import Card
 from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
 from depfuse.models import build_network
 from depfuse.train import TrainRecipe
+from experiments.lib.parents import train_zoo as trainer
+from experiments.lib.parents import zoo
 
 SMALL = "architecture: digits_resnet(width=0.25), data: digits, seed: 0"
-
-
-@pytest.fixture(scope="module")
-def zoo() -> ModuleType:
-    return importlib.import_module("experiments.lib.parents.zoo")
-
-
-@pytest.fixture(scope="module")
-def trainer() -> ModuleType:
-    return importlib.import_module("experiments.lib.parents.train_zoo")
 
 
 def written(folder: Path, text: str) -> Path:
@@ -38,7 +28,7 @@ def written(folder: Path, text: str) -> Path:
 # --- the entries -----------------------------------------------------------------------------------
 
 
-def test_every_entry_of_the_zoo_is_sound(zoo, digits) -> None:
+def test_every_entry_of_the_zoo_is_sound(digits) -> None:
     entries = zoo.read_zoo()
     assert len(entries) >= 16
     assert entries["cifar100-resnet18-seed0"].recipe["epochs"] == 80
@@ -75,9 +65,7 @@ def test_every_entry_of_the_zoo_is_sound(zoo, digits) -> None:
         ("", "zoo.yaml has no entries"),
     ],
 )
-def test_wrong_entries_are_named_before_any_training(
-    zoo, trainer, tmp_path: Path, capsys, text: str, message: str
-) -> None:
+def test_wrong_entries_are_named_before_any_training(tmp_path: Path, capsys, text: str, message: str) -> None:
     whole = f"good: {{{SMALL}}}\n{text}" if text.startswith("a:") and "line" not in message else text
     path = written(tmp_path, whole)
     with pytest.raises(RecipeError, match=message) as caught:
@@ -99,7 +87,7 @@ def test_wrong_entries_are_named_before_any_training(
         (["--zoo", "absent.yaml"], "absent.yaml cannot be read: No such file"),
     ],
 )
-def test_a_wrong_request_gets_one_sentence(trainer, tmp_path: Path, capsys, arguments: list[str], message: str) -> None:
+def test_a_wrong_request_gets_one_sentence(tmp_path: Path, capsys, arguments: list[str], message: str) -> None:
     assert trainer.main([*arguments, "--out", str(tmp_path)]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -110,7 +98,7 @@ def test_a_wrong_request_gets_one_sentence(trainer, tmp_path: Path, capsys, argu
 # --- training --------------------------------------------------------------------------------------
 
 
-def test_a_parent_is_trained_from_its_entry(trainer, tmp_path: Path, capsys) -> None:
+def test_a_parent_is_trained_from_its_entry(tmp_path: Path, capsys) -> None:
     path = written(
         tmp_path,
         "a: {architecture: 'digits_resnet(width=0.25, classes=5)', data: digits, seed: 3, labels: 0-4,"
@@ -134,9 +122,9 @@ def test_a_parent_is_trained_from_its_entry(trainer, tmp_path: Path, capsys) -> 
 
 
 @pytest.mark.parametrize("room", [1, 3], ids=["in the second epoch", "at the end"])
-def test_a_disk_that_fills_loses_nothing(trainer, tmp_path: Path, capsys, monkeypatch, room: int) -> None:
+def test_a_disk_that_fills_loses_nothing(tmp_path: Path, capsys, monkeypatch, room: int) -> None:
     path = written(tmp_path, f"a: {{{SMALL}, recipe: {{epochs: 3}}}}")
-    monkeypatch.setattr(trainer, "train", functools.partial(trainer.train, save_seconds=0.0))
+    monkeypatch.setattr("train", functools.partial(trainer.train, save_seconds=0.0))
 
     def run(folder: str) -> int:
         return int(trainer.main(["--zoo", str(path), "--out", str(tmp_path / folder), "--device", "cpu"]))
@@ -180,7 +168,7 @@ def test_a_disk_that_fills_loses_nothing(trainer, tmp_path: Path, capsys, monkey
     ],
 )
 def test_a_card_that_contradicts_its_network_is_refused(
-    zoo, tmp_path: Path, changed: dict[str, object], message: str
+    tmp_path: Path, changed: dict[str, object], message: str
 ) -> None:
     entry = next(iter(zoo.read_zoo(written(tmp_path, f"a: {{{SMALL}}}")).values()))
     fields: dict[str, object] = {"architecture": entry.architecture, "data": "digits", "metrics": {"accuracy": 0.5}}
@@ -195,6 +183,6 @@ def test_a_card_that_contradicts_its_network_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_what_the_entries_train_with_is_a_recipe(zoo) -> None:
+def test_what_the_entries_train_with_is_a_recipe() -> None:
     for entry in zoo.read_zoo().values():
         assert TrainRecipe.create(seed=entry.seed, **entry.recipe).epochs > 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import importlib
 import json
 from pathlib import Path
 
@@ -242,29 +241,3 @@ def test_a_zip_has_no_matching_and_no_path(capsys):
     refused(capsys, ["path", *PARENTS, *FEW, "--methods", "weights,activations:zip-it"], "a path has other shares")
     with pytest.raises(RecipeError, match="Input should be"):
         Recipe.create(start="cca")
-
-
-# --- the comparison -------------------------------------------------------------------------------
-
-
-def test_the_comparison_measures_each_cell_once(tmp_path, monkeypatch, capsys):
-    script = importlib.import_module("experiments.studies.compare_recipes")
-    monkeypatch.setattr(script, "images_of", lambda _: 100)
-    csv = tmp_path / "table.csv"
-    few = ["--csv", str(csv), "--sets", "digits", "--limit-test", "100"]
-    assert script.main([*few, "--recipes", "git-re-basin", "(default settings)"]) == 0
-    first = capsys.readouterr()
-    assert "| (default settings) |" in first.out
-    assert first.err.count("digits, ") == 2
-    assert script.main([*few, "--recipes", "git-re-basin", "cca"]) == 0
-    second = capsys.readouterr()
-    assert second.err.count("digits, ") == 1
-    row = next(line for line in first.out.splitlines() if line.startswith("| git-re-basin |"))
-    assert row in second.out
-    test, held_out = (float(figure) for figure in row.split("|")[2].split("/"))
-    assert 20.0 < test < 100.0
-    assert 20.0 < held_out < 100.0
-    assert script.main([*few, "--sets", "nowhere"]) == 2
-    assert "there is no set of parents 'nowhere'" in capsys.readouterr().err
-    assert script.main([*few, "--recipes", "magic"]) == 2
-    assert "there is no recipe 'magic'" in capsys.readouterr().err

@@ -233,7 +233,7 @@ def test_no_epochs_only_evaluate(few: DataSet) -> None:
 @pytest.mark.slow
 def test_the_script_makes_the_shipped_digits_parents(tmp_path: Path, digits: DataSet) -> None:
     root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "experiments.lib.parents.digits", "--out", str(tmp_path), "--pairs", "1"]
+    command = [sys.executable, "-m", "experiments", "run", "train_digits", "--out", str(tmp_path), "--pairs", "1"]
     subprocess.run(command, check=True, cwd=root)
     for name in ("digits-a", "digits-b", "digits-same-a", "digits-same-b"):
         made, shipped = (read_checkpoint(folder / f"{name}.safetensors") for folder in (tmp_path, root / "checkpoints"))

@@ -1,6 +1,6 @@
 """Train the digits parents that lie in checkpoints/.
 
-    python -m experiments.lib.parents.digits
+    python -m experiments run train_digits
 
 Writes five pairs of parents with different knowledge, from different initial weights: `a` saw nine tenths of the
 training images of each of the digits 0 to 4 and one tenth of each of 5 to 9, `b` the other way round. And one pair

@@ -1,6 +1,6 @@
 """Train the parents that zoo.yaml lists: what is missing is trained, what was cut off is resumed.
 
-    python -m experiments.lib.parents.train_zoo
+    python -m experiments run train_zoo
 
 Each network is written with its card, in half precision where that keeps its accuracy within 0.05 points. Data sets are
 downloaded by torchvision; `--npz` takes one from a file instead (x_train, y_train, x_test, y_test; the data set's own
