@@ -137,6 +137,7 @@ class Study:
         files = {} if options.tables_only else self._prepared(cells, options)
         scheme = self.cells(self.setup(options, files))
         rows = self.stored(options, names, chosen) if options.tables_only else measured(scheme, cells, options)
+        chosen = _with_rows(chosen, rows)
         print(self.show(self, rows, chosen))
         if options.plot is not None:
             self.draw(self, rows, chosen, options.plot)
@@ -167,7 +168,8 @@ class Study:
         """Make the tables of all stored rows."""
         options = self.parser().parse_args(["--tables-only"])
         chosen = chosen_steps(self, options)
-        return self.show(self, self.stored(options, list(self.parents), chosen), chosen)
+        rows = self.stored(options, list(self.parents), chosen)
+        return self.show(self, rows, _with_rows(chosen, rows))
 
     def _prepared(self, cells: Sequence[Cell], options: argparse.Namespace) -> dict[str, str]:
         """Train the parents that are not there yet; where the data of all cells lie."""
@@ -189,6 +191,16 @@ class Study:
     def main(self, arguments: Sequence[str] | None = None) -> int:
         """0 where all is well, 1 where cells failed, 2 where the request or the data are wrong."""
         return exit_code(self.run, self.parser().parse_args(arguments))
+
+
+def _with_rows(chosen: Chosen, rows: pd.DataFrame) -> Chosen:
+    """Leave out steps that take minutes and of which there is no row."""
+    there = set(rows["settings"])
+    left = {
+        factor: {name: step for name, step in steps.items() if not step.long or step.described in there}
+        for factor, steps in chosen.items()
+    }
+    return {factor: steps for factor, steps in left.items() if steps}
 
 
 def _to_be_trained(family: Family) -> bool:
