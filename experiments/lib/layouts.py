@@ -115,9 +115,8 @@ def draw_by_cost(study: Study, table: pd.DataFrame, chosen: Chosen, path: Path) 
 
 
 def with_names(table: pd.DataFrame, steps: Mapping[str, Step]) -> pd.DataFrame:
-    """The rows of some steps, which `step` names as the factor does."""
-    names = {step.described: name for name, step in steps.items()}
-    return table[table["settings"].isin(names)].assign(step=lambda rows: rows["settings"].map(names))
+    """The rows of some steps, which `step` names as the factor does; equal steps have the same rows."""
+    return pd.concat([table[table["settings"] == step.described].assign(step=name) for name, step in steps.items()])
 
 
 def _kinds(study: Study, table: pd.DataFrame) -> dict[str, dict[str, str]]:

@@ -63,9 +63,9 @@ def tiny_axes() -> dict[str, Any]:
 
 
 def test_a_small_scaling_study_gives_exponents_and_estimates(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("AXES", tiny_axes())
-    monkeypatch.setattr("CHECK", "torchvision:resnet18")
-    monkeypatch.setattr("measure", lambda cell: scaling.figures({**cell, "threads": 1}))
+    monkeypatch.setattr(scaling, "AXES", tiny_axes())
+    monkeypatch.setattr(scaling, "CHECK", "torchvision:resnet18")
+    monkeypatch.setattr(scaling, "measure", lambda cell: scaling.figures({**cell, "threads": 1}))
     csv, plot = tmp_path / "table.csv", tmp_path / "plot.svg"
     options = ["--csv", str(csv), "--threads", "1"]
     scaling.run(scaling.parser().parse_args(options))
@@ -79,7 +79,7 @@ def test_a_small_scaling_study_gives_exponents_and_estimates(tmp_path: Path, cap
     )
     assert "| width | groups | forward | matching | assignment | merge | renorm | all | MiB |" in shown
     assert shown.count("| exponent |") == 2
-    monkeypatch.setattr("measure", lambda _: pytest.fail("measured twice"))
+    monkeypatch.setattr(scaling, "measure", lambda _: pytest.fail("measured twice"))
     scaling.run(scaling.parser().parse_args([*options, "--plot", str(plot)]))
     assert capsys.readouterr().out == shown
     assert plot.read_text().startswith("<?xml")
