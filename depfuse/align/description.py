@@ -65,6 +65,12 @@ class MatchedTap:
     before: Tensor
     after: Tensor
 
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The 10th and the 90th percentile after matching."""
+        low, high = torch.quantile(self.after, torch.tensor([0.1, 0.9], dtype=self.after.dtype)).tolist()
+        return low, high
+
 
 @dataclass(frozen=True, eq=False)
 class Matching:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from depfuse.cli.console import Screen
-from depfuse.cli.inputs import read_inputs
+from depfuse.cli.named import read_named
 from depfuse.cli.options import (
     ArchitectureOption,
     Checkpoints,
@@ -18,11 +18,9 @@ from depfuse.cli.options import (
     TrustOption,
     spread,
 )
-from depfuse.distributed.device import resolve_device
-from depfuse.evaluate import evaluate_together
 from depfuse.io.atomic_files import replacing
 from depfuse.io.output_files import check_outputs
-from depfuse.report import EvaluationReport, NetworkScores, describe_environment
+from depfuse.report import EvaluationReport, NetworkScores
 from depfuse.report.tables import scores_table, short_names
 
 
@@ -40,6 +38,13 @@ def evaluate(
     """Evaluate networks in one pass over the test images."""
     screen = Screen(options.quiet)
     check_outputs({"--report": report}, checkpoints)
+    read_named(checkpoints, arch, data, trust=trust)
+    # What follows needs torch, for which no mistake above has to wait.
+    from depfuse.cli.inputs import read_inputs
+    from depfuse.distributed.device import resolve_device
+    from depfuse.evaluate import evaluate_together
+    from depfuse.report import describe_environment
+
     device = resolve_device(options.device)
     with screen.working() as work:
         work.step("reading networks and data")

@@ -6,20 +6,15 @@ import math
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from depfuse.cli.console import Screen
 from depfuse.cli.options import AllowFixed, Architecture, RunOptions, SeedOption, spread
 from depfuse.data.memory import too_much
-from depfuse.distributed.device import resolve_device
 from depfuse.errors import ArchitectureError, DataError
-from depfuse.groups import find_groups, not_followed, prove_groups
 from depfuse.io.atomic_files import replacing
 from depfuse.io.output_files import check_outputs
-from depfuse.models import build_network, example_shape
-from depfuse.report.channel_map import draw_channels
-from depfuse.report.group_tree import Detail, group_tree, summary_line
+from depfuse.models.architecture import check_built_in, parse_architecture
 from depfuse.report.plots import plot_kind
 
 _BYTES = 4  # of a number in float32
@@ -59,6 +54,16 @@ def groups(
     shape = None if input_shape is None else _shape(input_shape)
     kind = None if plot is None else plot_kind(plot)
     check_outputs({"--plot": plot})
+    check_built_in(parse_architecture(arch))
+    # What follows needs torch, for which no mistake above has to wait.
+    import torch
+
+    from depfuse.distributed.device import resolve_device
+    from depfuse.groups import find_groups, not_followed, prove_groups
+    from depfuse.models import build_network, example_shape
+    from depfuse.report.channel_map import draw_channels
+    from depfuse.report.group_tree import Detail, group_tree, summary_line
+
     device = resolve_device(options.device)
     screen = Screen(options.quiet)
     with screen.working() as work:
@@ -70,19 +75,19 @@ def groups(
             raise DataError(f"an input of shape {', '.join(map(str, shape))} needs {needed}: give a smaller one")
         example = torch.randn(1, *shape, dtype=torch.float32, device=device)
         work.step("finding channel groups")
-        found = find_groups(model, example)
+        channel_groups = find_groups(model, example)
         if prove:
             work.step("proving them")
-            found = prove_groups(model, found, example, seed=seed)
+            channel_groups = prove_groups(model, channel_groups, example, seed=seed)
         if plot is not None and kind is not None:
             work.step("drawing them")
             with replacing(plot) as unfinished:
-                draw_channels(arch, model, example, found, unfinished, kind)
+                draw_channels(arch, model, example, channel_groups, unfinished, kind)
     shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
-    details: dict[bool | None, Detail] = {None: "usual", True: "full", False: "brief"}
-    screen.show(group_tree(arch, found, shapes, details[verbose]))
-    screen.say(summary_line(found))
-    if not_followed(found) and not allow_fixed:
+    detail: Detail = "usual" if verbose is None else "full" if verbose else "brief"
+    screen.show(group_tree(arch, channel_groups, shapes, detail))
+    screen.say(summary_line(channel_groups))
+    if not_followed(channel_groups) and not allow_fixed:
         raise typer.Exit(1)
 
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from depfuse.cli.named import agreed, read_named
 from depfuse.cli.normalised import warn_of_normalisation
 from depfuse.cli.options import DataOptions
-from depfuse.data import DATA_SETS, DataSet, Loader, Preprocessing, load_data, parse_labels
+from depfuse.data import DataSet, Loader, Preprocessing, load_data, parse_labels
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import ArchitectureError, CheckpointError, DataError, RecipeError
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import Checkpoint, read_checkpoint
 from depfuse.io.loading import load_into
 from depfuse.models import build_network, check_input, with_classes
-from depfuse.models.architecture import needs_trust, parse_architecture, with_arguments
-from depfuse.models.origin import FromFile, shown
+from depfuse.models.architecture import parse_architecture, with_arguments
+from depfuse.models.origin import FromFile
 from depfuse.networks.running import evaluating
 
 
@@ -59,19 +59,10 @@ def read_inputs(
     the data's. Networks to be `fused` may be said to know fewer. Code and data that a card names are used only
     where its file is one of those that the user trusts.
     """
-    given = [arch] if arch is None or isinstance(arch, str) else list(arch)
-    if len(given) not in (1, len(paths)):
-        raise ArchitectureError(
-            f"{len(given)} architectures for {len(paths)} networks: give --arch once, or once per network"
-        )
-    given *= len(paths) // len(given)
-    trusted = _trusted(paths, trust or ())
+    named = read_named(paths, arch, options, classes, trust)
+    architectures = named.architectures
     checkpoints = tuple(read_checkpoint(path) for path in paths)
-    architectures = tuple(
-        _architecture(checkpoint, own, trusted=checkpoint.path in trusted)
-        for checkpoint, own in zip(checkpoints, given, strict=True)
-    )
-    data, data_name = read_data(checkpoints, options, trusted)
+    data = load_named([checkpoint.card for checkpoint in checkpoints], options, named.data)
     example = data.example()
     models = []
     labels = _labels(checkpoints, classes, data)
@@ -88,7 +79,7 @@ def read_inputs(
             _check_outputs(model, example, checkpoint, len(known))
         models.append(model.to(device).eval())
     warn_of_normalisation(paths, models, data, device)
-    return Inputs(architectures, checkpoints, tuple(models), data, data_name, device, labels)
+    return Inputs(architectures, checkpoints, tuple(models), data, named.data, device, labels)
 
 
 def _built(architecture: str, checkpoint: Checkpoint, classes: int, channels: int) -> nn.Module:
@@ -137,10 +128,6 @@ def _labels(checkpoints: Sequence[Checkpoint], classes: Sequence[str] | None, da
     """The labels that the checkpoints know, as the user or else the cards say; None where all know all."""
     everything = tuple(range(len(data.classes)))
     if classes:
-        if len(classes) != len(checkpoints):
-            raise RecipeError(
-                f"--classes is given {len(classes)} times for {len(checkpoints)} parents: once per parent"
-            )
         sets = LabelSets.create([tuple(parse_labels(text)) for text in classes])
     else:
         said = [checkpoint.card.classes if checkpoint.card else None for checkpoint in checkpoints]
@@ -154,17 +141,13 @@ def _labels(checkpoints: Sequence[Checkpoint], classes: Sequence[str] | None, da
     return None if sets.same else sets
 
 
-def read_data(
-    checkpoints: Sequence[Checkpoint], options: DataOptions, trusted: Collection[Path] = ()
-) -> tuple[DataSet, str]:
-    """Load the data set, pre-processed as the user says, else as the cards say, else in its own way."""
-    cards = [checkpoint.card for checkpoint in checkpoints if checkpoint.card is not None]
-    name = options.data or _named_data(checkpoints, trusted)
+def load_named(cards: Sequence[Card | None], options: DataOptions, name: str) -> DataSet:
+    """Load a data set, preprocessed as the user says, else as the cards say, else in its own way."""
     mean, std = options.means(), options.stds()
     used = Preprocessing()
     if mean is None or std is None:
-        used = _agreed(cards, "preprocessing") or used
-    data = load_data(
+        used = agreed(cards, "preprocessing") or used
+    return load_data(
         name,
         root=options.data_root,
         mean=mean or used.mean,
@@ -172,21 +155,6 @@ def read_data(
         size=used.size,
         download=options.data is not None,
     )
-    return data, name
-
-
-def _named_data(checkpoints: Sequence[Checkpoint], trusted: Collection[Path]) -> str:
-    """Take the data set from the cards: one that is built in, or what a trusted file names."""
-    name = _agreed([checkpoint.card for checkpoint in checkpoints if checkpoint.card is not None], "data")
-    if name is None:
-        raise DataError("no data are named, by you or by the files: give --data")
-    naming = [checkpoint.path for checkpoint in checkpoints if checkpoint.card and checkpoint.card.data is not None]
-    if name not in DATA_SETS and not set(naming) <= set(trusted):
-        raise DataError(
-            f"{naming[0]} says that its data are {shown(name)}, which is not opened because a file names it:"
-            " give --data"
-        )
-    return str(name)
 
 
 def same_architecture(inputs: Inputs) -> str:
@@ -243,41 +211,3 @@ def read_template(inputs: Inputs, width: float | None, child_arch: str | None) -
 def _family(architecture: str) -> tuple[str, str]:
     parsed = parse_architecture(architecture)
     return parsed.source, parsed.name
-
-
-def _trusted(paths: Sequence[Path], trust: Sequence[Path]) -> set[Path]:
-    """Find the files that the user trusts among those that are read, however they are written."""
-    for path in trust:
-        if not any(path.resolve() == own.resolve() for own in paths):
-            raise CheckpointError(f"--trust {path} is none of the files that are read: give the name of one of them")
-    return {own for own in paths if any(path.resolve() == own.resolve() for path in trust)}
-
-
-def _architecture(checkpoint: Checkpoint, arch: str | None, *, trusted: bool) -> str:
-    """Take the architecture in the user's words, else in the file's, which are the user's where the file is trusted."""
-    if arch is not None:
-        return arch
-    if checkpoint.card is None:
-        raise ArchitectureError(f"{checkpoint.path} does not say what network it is: give --arch")
-    named = checkpoint.card.architecture
-    if trusted:
-        return str(named)
-    try:
-        reason = needs_trust(named)
-    except ArchitectureError as error:
-        raise ArchitectureError(f"{checkpoint.path}: {error}") from None
-    if reason is not None:
-        raise ArchitectureError(
-            f"{checkpoint.path} says that its network is {shown(named)}, which {reason}: say what it is with"
-            f" --arch, such as --arch FILE.py:FACTORY, or give --trust {checkpoint.path} if that file is your own"
-        )
-    return named
-
-
-def _agreed(cards: Sequence[Card], field: str) -> Any:
-    """Return what the cards say about a field, None where they say nothing; they must not contradict."""
-    said = [value for card in cards if (value := getattr(card, field)) is not None]
-    if any(value != said[0] for value in said):
-        option = {"data": "--data", "preprocessing": "--mean and --std"}[field]
-        raise DataError(f"the networks' cards disagree about their {field}: say it with {option}")
-    return said[0] if said else None

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
 from depfuse.cli.console import Screen
-from depfuse.cli.inputs import read_data
+from depfuse.cli.named import read_named
 from depfuse.cli.options import Architecture, DataOptions, RunOptions, spread
-from depfuse.data import DataSet, parse_labels, select_labels, select_share
-from depfuse.distributed.device import resolve_device
+from depfuse.data.label_shares import parse_labels
 from depfuse.errors import DataError
 from depfuse.io.cards import Card
-from depfuse.io.checkpoint import write_checkpoint
 from depfuse.io.output_files import check_outputs, check_weights_name
-from depfuse.models import build_network
-from depfuse.train import EpochReport, TrainRecipe
-from depfuse.train import train as train_network
+from depfuse.models.architecture import check_built_in, parse_architecture
+from depfuse.train.recipe import TrainRecipe
+
+if TYPE_CHECKING:
+    from depfuse.data.tensors import DataSet
+    from depfuse.train import EpochReport
 
 
 @spread
@@ -63,11 +63,23 @@ def train(
     check_outputs({"--out": out})
     part = _part(half, share, dirichlet)
     shares = None if labels is None else parse_labels(labels)
+    check_built_in(parse_architecture(arch))
+    named = read_named([], None, data)
+    # What follows needs torch, for which no mistake above has to wait.
+    import torch
+
+    from depfuse.cli.inputs import load_named
+    from depfuse.data.labels import select_labels, select_share
+    from depfuse.distributed.device import resolve_device
+    from depfuse.io.checkpoint import write_checkpoint
+    from depfuse.models import build_network
+    from depfuse.train import train as train_network
+
     device = resolve_device(options.device)
     screen = Screen(options.quiet)
     with screen.working() as work:
         work.step("reading data")
-        images, name = read_data([], data)
+        images = load_named([], data, named.data)
         if part is not None:
             images = select_share(images, part[0], part[1], alpha=dirichlet, seed=split_seed)
         kept = list(range(len(images.classes)))
@@ -90,7 +102,7 @@ def train(
             model, images, recipe, device=device, resume_path=state if resume else None, progress=progress
         )
     split = {"labels": labels, "half": half, "share": share, "dirichlet": dirichlet}
-    write_checkpoint(out, model.state_dict(), _card(arch, name, images, kept, recipe, split, split_seed, metrics))
+    write_checkpoint(out, model.state_dict(), _card(arch, named.data, images, kept, recipe, split, split_seed, metrics))
     if resume:
         state.unlink(missing_ok=True)
     screen.say(

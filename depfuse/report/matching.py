@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 from rich.table import Table
 
-from depfuse.align.description import MatchedGroup, MatchedTap, Matching
 from depfuse.report.schema import Environment
 from depfuse.text import storable
+
+if TYPE_CHECKING:  # a report is read without torch
+    from depfuse.align.description import MatchedGroup, MatchedTap, Matching
 
 
 class _Part(BaseModel):
@@ -70,7 +71,7 @@ class DepthMatch(_Part):
     @classmethod
     def of(cls, depth: int, tap: MatchedTap) -> DepthMatch:
         """Make the report of matched channels at one place."""
-        low, high = torch.quantile(tap.after, torch.tensor([0.1, 0.9], dtype=tap.after.dtype)).tolist()
+        low, high = tap.spread
         return cls(
             depth=depth,
             module=tap.module,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from depfuse.errors import DepfuseError
 from depfuse.evaluate import PathPoint, Scores, barrier
-from depfuse.fusion.candidates import Candidate
-from depfuse.fusion.choose_shares import Chosen
 from depfuse.report.advice import Advice
 from depfuse.text import storable
+
+if TYPE_CHECKING:  # a report is read without torch
+    from depfuse.fusion.candidates import Candidate
+    from depfuse.fusion.choose_shares import Chosen
 
 
 class ReportError(DepfuseError):

@@ -363,7 +363,7 @@ def test_training_that_was_cut_off_goes_on(place: Place, monkeypatch: pytest.Mon
         return whole_epoch(run)
 
     monkeypatch.setattr(Run, "one_epoch", cut_off)
-    monkeypatch.setattr("depfuse.cli.train.train_network", functools.partial(train_network, save_seconds=0))
+    monkeypatch.setattr("depfuse.train.train", functools.partial(train_network, save_seconds=0))
     assert main(command("parts.safetensors")) == 130
     assert not (place.folder / "parts.safetensors").exists()
     assert (place.folder / "parts.safetensors.training").exists()

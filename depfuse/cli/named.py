@@ -1,0 +1,117 @@
+"""Networks and data as arguments and the headers of files name them: checked before anything waits for torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from depfuse.cli.options import DataOptions
+from depfuse.data.label_shares import parse_labels
+from depfuse.data.names import DATA_SETS, check_data_name
+from depfuse.errors import ArchitectureError, CheckpointError, DataError, RecipeError
+from depfuse.io.cards import Card
+from depfuse.io.headers import read_card
+from depfuse.models.architecture import check_built_in, needs_trust, parse_architecture
+from depfuse.models.origin import shown
+
+
+@dataclass(frozen=True)
+class Named:
+    """What is named: per network its architecture, in the user's words or a card's, and one data set."""
+
+    architectures: tuple[str, ...]
+    data: str
+
+
+def read_named(
+    paths: Sequence[Path],
+    arch: str | Sequence[str] | None,
+    options: DataOptions,
+    classes: Sequence[str] | None = None,
+    trust: Sequence[Path] | None = None,
+) -> Named:
+    """Read the headers of checkpoints, and settle what the networks and the data are.
+
+    What the user leaves out is taken from the cards. Code and data that a card names are taken only where its file is
+    one of those that the user trusts.
+
+    Raises
+    ------
+    DepfuseError
+        A file is not there or no checkpoint, a name is none, or the cards leave something open or disagree.
+    """
+    words = [arch] if arch is None or isinstance(arch, str) else list(arch)
+    if len(words) not in (1, len(paths)):
+        raise ArchitectureError(
+            f"{len(words)} architectures for {len(paths)} networks: give --arch once, or once per network"
+        )
+    words *= len(paths) // len(words)
+    trusted = _trusted(paths, trust or ())
+    cards = [read_card(path) for path in paths]
+    architectures = tuple(
+        _architecture(path, card, text, trusted=path in trusted)
+        for path, card, text in zip(paths, cards, words, strict=True)
+    )
+    if classes and len(classes) != len(paths):
+        raise RecipeError(f"--classes is given {len(classes)} times for {len(paths)} parents: once per parent")
+    for text in classes or ():
+        parse_labels(text)
+    data = options.data or _named_data(paths, cards, trusted)
+    check_data_name(data)
+    options.means(), options.stds()
+    return Named(architectures, data)
+
+
+def _trusted(paths: Sequence[Path], trust: Sequence[Path]) -> set[Path]:
+    """Find the files that the user trusts among those that are read, however they are written."""
+    for path in trust:
+        if not any(path.resolve() == own.resolve() for own in paths):
+            raise CheckpointError(f"--trust {path} is none of the files that are read: give the name of one of them")
+    return {own for own in paths if any(path.resolve() == own.resolve() for path in trust)}
+
+
+def _architecture(path: Path, card: Card | None, arch: str | None, *, trusted: bool) -> str:
+    """Take the architecture in the user's words, else in the file's, which are the user's where the file is trusted."""
+    if arch is not None:
+        check_built_in(parse_architecture(arch))
+        return arch
+    if card is None:
+        raise ArchitectureError(f"{path} does not say what network it is: give --arch")
+    named = card.architecture
+    if trusted:
+        return str(named)
+    try:
+        reason = needs_trust(named)
+    except ArchitectureError as error:
+        raise ArchitectureError(f"{path}: {error}") from None
+    if reason is not None:
+        raise ArchitectureError(
+            f"{path} says that its network is {shown(named)}, which {reason}: say what it is with"
+            f" --arch, such as --arch FILE.py:FACTORY, or give --trust {path} if that file is your own"
+        )
+    return named
+
+
+def _named_data(paths: Sequence[Path], cards: Sequence[Card | None], trusted: Collection[Path]) -> str:
+    """Take the data set from the cards: one that is built in, or what a trusted file names."""
+    name = agreed(cards, "data")
+    if name is None:
+        raise DataError("no data are named, by you or by the files: give --data")
+    naming = [path for path, card in zip(paths, cards, strict=True) if card and card.data is not None]
+    if name not in DATA_SETS and not set(naming) <= set(trusted):
+        raise DataError(
+            f"{naming[0]} says that its data are {shown(name)}, which is not opened because a file names it:"
+            " give --data"
+        )
+    return str(name)
+
+
+def agreed(cards: Sequence[Card | None], field: str) -> Any:
+    """Return what the cards say about a field, None where they say nothing; they must not contradict."""
+    said = [value for card in cards if card is not None and (value := getattr(card, field)) is not None]
+    if any(value != said[0] for value in said):
+        option = {"data": "--data", "preprocessing": "--mean and --std"}[field]
+        raise DataError(f"the networks' cards disagree about their {field}: say it with {option}")
+    return said[0] if said else None
