@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from depfuse.cli.console import Screen
-from depfuse.cli.fusing import POINTS_OF_A_PLOT, Request, run
+from depfuse.cli.named import check_fusion
 from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RecipeOption, RunOptions, chosen_recipe, spread
+from depfuse.cli.points import POINTS_OF_A_PLOT
 from depfuse.recipe import Recipe
 from depfuse.report import loading_lines
 from depfuse.report.tables import family_table, fusion_table, shares_table, short_names
@@ -30,6 +31,10 @@ def fuse(
 ) -> None:
     """Fuse parents, compare everything on the test images, and write what was asked for."""
     chosen = chosen_recipe(recipe, settings)
+    check_fusion(parents, data, fusion, out)
+    # What follows needs torch, for which no mistake above has to wait.
+    from depfuse.cli.fusing import Request, run
+
     request = Request(
         parents,
         data,

@@ -16,6 +16,7 @@ from depfuse.cli.console import Work
 from depfuse.cli.inputs import Inputs, check_architectures, read_inputs, read_template
 from depfuse.cli.methods import method_path, needs_images
 from depfuse.cli.options import DataOptions, FusionOptions, RunOptions
+from depfuse.cli.points import REFITTED_POINTS
 from depfuse.data import Loader, calibration_loader
 from depfuse.distributed import team as processes
 from depfuse.distributed.device import resolve_device
@@ -33,7 +34,6 @@ from depfuse.fusion.widths import shapes_of
 from depfuse.io.atomic_files import replacing
 from depfuse.io.cards import Card, Parent
 from depfuse.io.checkpoint import state_digest, write_checkpoint
-from depfuse.io.output_files import check_outputs, check_weights_name
 from depfuse.models import with_classes
 from depfuse.recipe import Recipe
 from depfuse.renorm import chosen_method
@@ -58,8 +58,6 @@ from depfuse.report.plots import draw_family, draw_path, plot_kind
 from depfuse.teach.distil import Further
 from depfuse.train import EpochReport
 
-POINTS_OF_A_PLOT = 11
-REFITTED_POINTS = 5
 STEPS = {
     "groups": "finding and proving channel groups",
     "align": "matching channels",
@@ -252,21 +250,8 @@ def _check(request: Request) -> tuple[float, ...]:
             raise RecipeError("a path shows children as they are merged: leave out --plot, or --distil and --finetune")
         if request.recipe.weights_by != "network":
             raise RecipeError("a path gives a parent one share everywhere: leave out --weights-by, or the path")
-    if request.fusion.plot is not None:
-        plot_kind(request.fusion.plot)
     if request.fusion.out_parent is not None and not (request.recipe.distil or request.recipe.finetune):
         raise RecipeError("no parent is trained: leave out --out-parent, or give --distil or --finetune")
-    check_weights_name(request.out)
-    check_weights_name(request.fusion.out_parent, "--out-parent")
-    check_outputs(
-        {
-            "--out": request.out,
-            "--out-parent": request.fusion.out_parent,
-            "--report": request.fusion.report,
-            "--plot": request.fusion.plot,
-        },
-        request.parents,
-    )
     return shares
 
 

@@ -8,11 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from depfuse.align.description import describe_matching
 from depfuse.align.solvers import load_solver
 from depfuse.cli.console import Screen
-from depfuse.cli.fusing import STEPS
-from depfuse.cli.inputs import read_inputs, read_template, same_architecture
+from depfuse.cli.named import read_named
 from depfuse.cli.options import (
     AllowFixed,
     ArchitectureOption,
@@ -25,16 +23,11 @@ from depfuse.cli.options import (
     chosen_recipe,
     spread,
 )
-from depfuse.data import calibration_loader
-from depfuse.distributed.device import resolve_device
 from depfuse.errors import RecipeError
-from depfuse.fusion.pipeline import match as match_channels
 from depfuse.io.atomic_files import replacing
 from depfuse.io.output_files import check_outputs
 from depfuse.recipe import Recipe
-from depfuse.report import describe_environment
 from depfuse.report.matching import MatchReport, ParentMatch, depths_table, groups_table, match_sentence
-from depfuse.report.matching_plot import draw_matchings
 from depfuse.report.plots import plot_kind
 from depfuse.text import readable
 
@@ -68,12 +61,23 @@ def match(
     recipe = chosen_recipe(source, settings)
     if len(parents) < 2:
         raise RecipeError("a matching needs at least two parents")
+    read_named(parents, arch, data, trust=trust)
     if load_solver(recipe.solver).together is not None:
         raise RecipeError(f"solver {recipe.solver} matches no parent to another: choose emd to see a matching")
     recipe.shares(len(parents))
     recipe.check_numbers(len(parents))
     kind = None if plot is None else plot_kind(plot)
     check_outputs({"--report": report, "--plot": plot}, parents)
+    # What follows needs torch, for which no mistake above has to wait.
+    from depfuse.align.description import describe_matching
+    from depfuse.cli.fusing import STEPS
+    from depfuse.cli.inputs import read_inputs, read_template, same_architecture
+    from depfuse.data import calibration_loader
+    from depfuse.distributed.device import resolve_device
+    from depfuse.fusion.pipeline import match as match_channels
+    from depfuse.report import describe_environment
+    from depfuse.report.matching_plot import draw_matchings
+
     device = resolve_device(options.device)
     screen = Screen(options.quiet)
     with screen.working() as work:

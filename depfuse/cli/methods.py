@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from depfuse.errors import RecipeError
 from depfuse.evaluate import PathPoint, barrier
-from depfuse.fusion.result import FusionResult
 from depfuse.recipe import Criterion, Recipe
 from depfuse.report import MethodPath, PathRow
+
+if TYPE_CHECKING:
+    from depfuse.fusion.result import FusionResult
 
 NAIVE = "naive"
 

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from depfuse.cli.console import Screen
-from depfuse.cli.fusing import POINTS_OF_A_PLOT, REFITTED_POINTS, Request, run
 from depfuse.cli.methods import parse_methods
+from depfuse.cli.named import check_fusion
 from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RecipeOption, RunOptions, chosen_recipe, spread
+from depfuse.cli.points import POINTS_OF_A_PLOT, REFITTED_POINTS
 from depfuse.recipe import Recipe
 from depfuse.report import PathReport, barrier_sentence
 from depfuse.report.tables import path_table
@@ -52,6 +53,10 @@ def path(
     base = chosen_recipe(recipe, settings)
     several = {} if methods is None else parse_methods(methods, base)
     first = next(iter(several.values()), base)
+    check_fusion(parents, data, fusion, out)
+    # What follows needs torch, for which no mistake above has to wait.
+    from depfuse.cli.fusing import Request, run
+
     request = Request(
         parents,
         data,

@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import optuna
 import typer
 
 from depfuse.cli.console import Screen
-from depfuse.cli.inputs import Inputs, check_architectures, read_inputs, read_template
+from depfuse.cli.named import read_named
 from depfuse.cli.options import AllowFixed, Checkpoints, DataOptions, RecipeOption, RunOptions, TrustOption, spread
-from depfuse.distributed.device import resolve_device
 from depfuse.errors import CheckpointError, RecipeError, StudyError
 from depfuse.io.atomic_files import replacing
 from depfuse.recipe import Recipe
 from depfuse.recipe.presets import read_settings
 from depfuse.recipe.reads import may_be_read
-from depfuse.report import describe_environment
 from depfuse.report.page import Run, Runs, write_page
 from depfuse.report.study import STUDY, StudyReport
 from depfuse.report.tables import search_sentence, search_table
-from depfuse.study.draw import Space
-from depfuse.study.importances import importances
-from depfuse.study.objective import Objective
-from depfuse.study.records import record_of
-from depfuse.study.search import FINISHED, Search, open_study
 from depfuse.study.search_space import SEARCHED
-from depfuse.study.storage import DatabaseStorage, FileStorage, Storage
 from depfuse.study.trials import best_first, pareto_front
+
+if TYPE_CHECKING:
+    from depfuse.cli.inputs import Inputs
 
 FILE = "study.log"
 PAGE = "report.html"
@@ -111,6 +105,20 @@ def tune(
     """Search for the recipe with the best child; settings that are given are kept."""
     given = {**({} if recipe is None else read_settings(recipe)), **settings}
     _check(given, parents, out)
+    read_named(parents, arch, data, classes, trust)
+    # What follows needs torch, for which no mistake above has to wait.
+    import optuna
+
+    from depfuse.cli.inputs import check_architectures, read_inputs, read_template
+    from depfuse.distributed.device import resolve_device
+    from depfuse.report import describe_environment
+    from depfuse.study.draw import Space
+    from depfuse.study.importances import importances
+    from depfuse.study.objective import Objective
+    from depfuse.study.records import record_of
+    from depfuse.study.search import FINISHED, Search, open_study
+    from depfuse.study.storage import DatabaseStorage, FileStorage, Storage
+
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     screen = Screen(options.quiet)
     judged = labels or held_out

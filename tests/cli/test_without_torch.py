@@ -14,10 +14,14 @@ from depfuse.io.cards import Card
 from depfuse.io.checkpoint import write_checkpoint
 
 RUN = """
-import sys
+import contextlib, io, json, sys
 from depfuse.cli import main
-code = main(sys.argv[1:])
-print("torch" in sys.modules, code)
+answers = []
+for line in json.load(sys.stdin):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        code = main(line.split())
+    answers.append(("torch" in sys.modules, code, said.getvalue()))
+print(json.dumps(answers))
 """
 
 
@@ -36,23 +40,18 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def asked(folder: Path, *arguments: str) -> tuple[bool, int, str]:
-    """Whether torch was imported, the exit code, and what was said on standard error."""
+@pytest.fixture(scope="module")
+def answers(files: Path) -> dict[str, tuple[bool, int, str]]:
+    """For each command line, in one process: whether torch is imported after it, the exit code, and what was said."""
+    lines = [*HELP, *MISTAKES]
     done = subprocess.run(
-        [sys.executable, "-c", RUN, *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", RUN], cwd=files, input=json.dumps(lines), capture_output=True, text=True, check=True
     )
-    imported, code = done.stdout.split()[-2:]
-    return imported == "True", int(code), done.stderr
+    return dict(zip(lines, json.loads(done.stdout), strict=True))
 
 
-HELP = [["--help"], ["--version"], ["recipes"], *([name, "--help"] for name in (
-    "groups", "train", "fuse", "tune", "eval", "match", "path", "report", "recipes",
-))]  # fmt: skip
-
-
-@pytest.mark.parametrize("arguments", HELP, ids=" ".join)
-def test_help_needs_no_torch(files: Path, arguments: list[str]) -> None:
-    assert asked(files, *arguments)[:2] == (False, 0)
+COMMANDS = ("groups", "train", "fuse", "tune", "eval", "match", "path", "report", "recipes")
+HELP = ["--help", "--version", "recipes", *(f"{name} --help" for name in COMMANDS)]
 
 
 GOOD = "good.safetensors"
@@ -83,18 +82,19 @@ MISTAKES = {
     "train digits_resnet --data digit --out a.safetensors": "did you mean digits?",
     "train digits_resnet --data digits --out a.safetensors --labels x": "is not like 3, 0-4 or 0-4:0.9",
     "report nowhere": "nowhere does not exist",
+    "report runs": "runs",
     "report runs --out page.txt": "the page's name must end in .html",
     "fuses": "No such command",
 }
 
 
+@pytest.mark.parametrize("line", HELP)
+def test_help_needs_no_torch(answers: dict[str, tuple[bool, int, str]], line: str) -> None:
+    assert answers[line][:2] == [False, 0]
+
+
 @pytest.mark.parametrize("line", MISTAKES)
-def test_mistakes_are_answered_without_torch(files: Path, line: str) -> None:
-    imported, code, said = asked(files, *line.split())
+def test_mistakes_are_answered_without_torch(answers: dict[str, tuple[bool, int, str]], line: str) -> None:
+    imported, code, said = answers[line]
     assert MISTAKES[line] in said
     assert (imported, code) == (False, 2)
-
-
-def test_a_page_of_reports_needs_no_torch(files: Path) -> None:
-    imported, code, said = asked(files, "report", "runs")
-    assert (imported, code) == (False, 2), said  # there is no report in it
