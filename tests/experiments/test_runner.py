@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from experiments.__main__ import main
 from experiments.lib import places, registry
+from experiments.lib.study import Study, chosen_steps
 from experiments.studies import ablate_child
 
 FIGURES = "0.5,1.2,0.6,0.7,1.0,2.0,2.0,,,,,,,naive average,,a processor,1,"
@@ -42,6 +46,24 @@ def test_a_list_has_every_experiment_with_what_it_claims(capsys) -> None:
 def test_every_head_says_its_command() -> None:
     for name, path in registry.files().items():
         assert f"python -m experiments run {name}" in registry.docstring(path), name
+
+
+def commands() -> list[str]:
+    """Every command that runs an experiment, in README and documentation."""
+    pages = [places.ROOT / "README.md", *sorted((places.ROOT / "docs").rglob("*.md"))]
+    return sorted({one for page in pages for one in re.findall(r"experiments run ([^`\n]+)", page.read_text("utf-8"))})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_in_the_documentation_is_understood(command: str) -> None:
+    name, *words = shlex.split(command)
+    module = import_module(".".join(registry.files()[name].relative_to(places.ROOT).with_suffix("").parts))
+    own = getattr(module, "STUDY", module)
+    if hasattr(own, "parser"):
+        options = own.parser().parse_args(words)
+        if isinstance(own, Study):
+            assert set(options.sets) <= set(own.parents)
+            assert chosen_steps(own, options)
 
 
 def test_a_page_is_written_from_stored_rows_and_keeps_what_was_measured_earlier(stored: Path, capsys) -> None:

@@ -45,7 +45,7 @@ SMALL = {
     "skewed_digits": (["--sets", "digits-shipped", "--steps", "naive*", "parent 1", "child, merged"], 3),
     "widths_digits": (["--sets", "digits-widths", "--steps", "to 1: naive*", "to 1: emd", "parent: 1"], 3),
 }  # fmt: skip
-LONG = ("ablate_groups", "ablate_matching", "ablate_calibration", "widths_digits", "compare_recipes")
+LONG = ("ablate_matching", "ablate_calibration", "widths_digits")
 
 
 @pytest.fixture(scope="module")
