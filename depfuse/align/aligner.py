@@ -22,21 +22,26 @@ from depfuse.errors import LimitWarning, RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.groups.tracing.depgraph import evaluation_copy
 from depfuse.networks.isolation import isolated
-from depfuse.recipe import Recipe
+from depfuse.recipe.criteria import Activations, Distance, Mixture, TapPosition
+from depfuse.recipe.sections import Align
+from depfuse.recipe.solvers import CoordinateDescent
 
 
 @isolated()
 def align(
     models: Sequence[nn.Module],
     groups: ChannelGroups,
-    recipe: Recipe,
+    settings: Align,
     calibration: Loader | None,
     judge: Judge | None = None,
     shared: SharedMoments | None = None,
+    *,
+    shares: Sequence[float] | None = None,
+    seed: int = 0,
 ) -> Alignment:
     """Match every parent's channels, one coupling per free group, towards the channel order of the recipe's parent.
 
-    All parents are matched to a reference parent, or with `Recipe.universe` through one universe.
+    All parents are matched to one of them, the reference, or with `align.through` universe through one universe.
 
     Parameters
     ----------
@@ -44,15 +49,19 @@ def align(
         Parents with equal parameter shapes.
     groups
         Their common channel groups.
-    recipe
-        Criterion, solver and their settings.
+    settings
+        Criterion, solver and how parents are brought together.
     calibration
         Images for the activation cost; not read for criterion `weights`.
     judge
         Loss of the child of the reference and another parent, without labels. It chooses among several solutions;
         without it the lowest weight distance does, or the first distance tried.
     shared
-        Cache of moments of these parents from other fusions.
+        Where moments of these parents may be known from other fusions.
+    shares
+        One per parent, for a universe and for solvers that change all parents; equal ones where None.
+    seed
+        Of random orders.
 
     Returns
     -------
@@ -68,12 +77,11 @@ def align(
     Raises
     ------
     RecipeError
-        Activations are asked for without images, the solver does not serve the criterion, or there is no parent of the
-        recipe's numbers.
+        Activations are asked for without images, the solver does not serve the criterion, or a parent is not there.
     """
     given, models = models, [evaluation_copy(model, shared=True) for model in models]
     shared = None if shared is None else shared.known_as(given, models)
-    found = _alignment(models, groups, recipe, calibration, judge, shared)
+    found = _alignment(models, groups, settings, calibration, judge, shared, shares, seed)
     for sentence in found.not_converged:
         warnings.warn(sentence, LimitWarning, stacklevel=3)
     return found
@@ -82,28 +90,31 @@ def align(
 def _alignment(
     models: Sequence[nn.Module],
     groups: ChannelGroups,
-    recipe: Recipe,
+    settings: Align,
     calibration: Loader | None,
     judge: Judge | None,
     shared: SharedMoments | None,
+    shares: Sequence[float] | None,
+    seed: int,
 ) -> Alignment:
-    recipe.check_numbers(len(models))
-    solver = load_solver(recipe.solver)
-    if recipe.criterion not in solver.criteria:
-        raise RecipeError(f"solver {recipe.solver} {solver.advice}")
-    if calibration is None and (recipe.criterion != "weights" or recipe.start == "activations" or solver.needs_images):
-        what = f"criterion {recipe.criterion}" if recipe.criterion != "weights" else f"solver {recipe.solver}"
+    settings.check_numbers(len(models))
+    solver, criterion = settings.solver, settings.criterion.name
+    if criterion not in solver.criteria:
+        raise RecipeError(f"solver {solver.name} {solver.advice}")
+    if calibration is None and (settings.watches or solver.needs_images):
+        what = f"criterion {criterion}" if criterion != "weights" else f"solver {solver.name}"
         raise RecipeError(f"{what} needs calibration images: give at least 2")
-    if recipe.universe:
-        return align_through_universe(models, groups, recipe, calibration, judge)
-    if solver.together is not None:
+    if settings.through.name == "universe":
+        return align_through_universe(models, groups, settings, calibration, judge, shares=shares, seed=seed)
+    if (solve_jointly := load_solver(solver.name).solve_jointly) is not None:
         assert calibration is not None
-        return Alignment(_in_order_of(groups, solver.together(models, groups, recipe, calibration), recipe))
-    reference = recipe.target
+        each = shares or [1.0 / len(models)] * len(models)
+        return Alignment(_in_order_of(groups, solve_jointly(models, groups, settings, calibration, each), settings))
+    reference = settings.target
     others = [number for number in range(len(models)) if number != reference]
-    variants = _variants(recipe)
+    variants = _variants(settings)
     moments: dict[TapChoice, list[dict[str, list[Moments]]]] = {own.taps: [{} for _ in others] for own in variants}
-    if calibration is not None and (recipe.criterion != "weights" or recipe.start == "activations"):
+    if calibration is not None and settings.watches:
         ordered = [models[number] for number in (reference, *others)]
         collect = collect_moments if shared is None else shared.collect
         moments = {taps: collect(ordered, groups, calibration, taps) for taps in moments}
@@ -112,52 +123,55 @@ def _alignment(
     tried: list[str] = []
     for place, number in enumerate(others):
         pair = models[reference], models[number]
-        problems = [MatchingProblem(groups, pair, own, moments[own.taps][place], calibration) for own in variants]
-        solutions = [found for own in problems for found in load_solver(own.recipe.solver).solve(own)]
+        problems = [
+            MatchingProblem(groups, pair, own, moments[own.taps][place], calibration, seed=seed) for own in variants
+        ]
+        solutions = [found for own in problems for found in load_solver(own.solver.name).solve(own)]
         said += [sentence for solution in solutions for sentence in solution.not_converged]
         candidates = [solution.couplings for solution in solutions]
-        if judge is None and recipe.criterion == "activations":
+        if judge is None and criterion == "activations":
             couplings[number] = candidates[0]
             tried += [solutions[0].distance or ""]
             continue
         figure = problems[0].distance if judge is None else partial(judge, number)
-        if recipe.choose == "groups":
+        if settings.choose == "groups":
             together = [[g.name for orbit in root.walk() for g in orbit.groups] for root in problems[0].roots]
             couplings[number] = choose_by_group(candidates, together, figure)
         else:
             couplings[number] = choose(candidates, figure)
             tried += [own.distance or "" for own in solutions if own.couplings is couplings[number]]
-    return Alignment(_in_order_of(groups, couplings, recipe), distinct(said), distinct(filter(None, tried)))
+    return Alignment(_in_order_of(groups, couplings, settings), distinct(said), distinct(filter(None, tried)))
 
 
-def _variants(recipe: Recipe) -> list[Recipe]:
+def _variants(settings: Align) -> list[Align]:
     """List the recipe and, for a choice by group of matchings by activations, alternatives for single groups."""
-    if recipe.choose != "groups" or recipe.criterion != "activations":
-        return [recipe]
-    other = recipe.changed(taps="after" if recipe.taps == "both" else "both")
+    compared = settings.criterion
+    if settings.choose != "groups" or type(compared) is not Activations:
+        return [settings]
+    taps: TapPosition = "after" if compared.taps == "both" else "both"
+    other = settings.model_copy(update={"criterion": compared.model_copy(update={"taps": taps})})
+    distances: tuple[Distance, ...] = ("pearson", "scaled")
     mixtures = [
-        recipe.changed(
-            criterion="mixture",
-            solver="coordinate-descent",
-            start="none",
-            distance=distance,
-            mixture=share,
-            restarts=1,
+        settings.model_copy(
+            update={
+                "criterion": Mixture(distance=distance, taps=compared.taps, share=share),
+                "solver": CoordinateDescent(restarts=1),
+            }
         )
-        for distance in ("pearson", "scaled")
+        for distance in distances
         for share in (0.2, 0.5, 0.8)
     ]
-    return [recipe, other, *mixtures]
+    return [settings, other, *mixtures]
 
 
-def _in_order_of(groups: ChannelGroups, couplings: list[Couplings], recipe: Recipe) -> list[Couplings]:
+def _in_order_of(groups: ChannelGroups, couplings: list[Couplings], settings: Align) -> list[Couplings]:
     """Compose the couplings so that they lead to the channel order of the recipe's parent."""
-    parent = recipe.kept
-    if parent == recipe.target:
+    parent = settings.kept
+    if parent == settings.target:
         return couplings
     if any(coupling.permutation is None for coupling in couplings[parent].values()):
         raise RecipeError(
-            f"soft couplings cannot be brought to the order of parent {parent + 1}: leave out --order, or choose "
+            f"soft couplings cannot be brought to the order of parent {parent + 1}: leave out align.order, or choose "
             "solver emd"
         )
     back = invert(groups, couplings[parent])

@@ -16,7 +16,7 @@ from depfuse.data.loader import Loader
 from depfuse.groups import ChannelGroups
 from depfuse.groups.nesting import Orbit, find_orbits
 from depfuse.networks.running import evaluating, modules_in_order
-from depfuse.recipe import Recipe
+from depfuse.recipe.sections import Align
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ def describe_matching(
     models: Sequence[nn.Module],
     groups: ChannelGroups,
     couplings: Sequence[Couplings],
-    recipe: Recipe,
+    settings: Align,
     calibration: Loader,
 ) -> dict[int, Matching]:
     """Describe the couplings of all parents to that of `recipe.kept`, by parent.
@@ -112,9 +112,9 @@ def describe_matching(
     groups
         Their channel groups.
     couplings
-        One mapping per parent, towards the channel order of parent `recipe.kept`.
-    recipe
-        Gives distance (`cosine` for `best`) and taps.
+        One mapping per parent, towards the channel order of parent `settings.kept`.
+    settings
+        Its distance is used (`cosine` where it says `best`), and its taps.
     calibration
         Images; labels are not read.
 
@@ -123,14 +123,14 @@ def describe_matching(
     dict
         Parent -> matching, groups and taps in the order of the network.
     """
-    kept = recipe.kept
+    kept = settings.kept
     images, _ = next(iter(calibration))
     with torch.no_grad(), evaluating(models[kept], auxiliary=groups.auxiliary):
         order = modules_in_order(models[kept], lambda: models[kept](images[:1]))
     depths = {name: depth for depth, name in enumerate(order)}
-    watcher = Watcher(models, groups, calibration, recipe.taps)
+    watcher = Watcher(models, groups, calibration, settings.taps)
     return {
-        parent: _against(models, groups, couplings[parent], recipe, watcher, (kept, parent), depths)
+        parent: _against(models, groups, couplings[parent], settings, watcher, (kept, parent), depths)
         for parent in range(len(models))
         if parent != kept
     }
@@ -140,13 +140,13 @@ def _against(
     models: Sequence[nn.Module],
     groups: ChannelGroups,
     couplings: Couplings,
-    recipe: Recipe,
+    settings: Align,
     watcher: Watcher,
     pair: tuple[int, int],
     depths: dict[str, int],
 ) -> Matching:
     together = watcher.among(pair)
-    distance = "cosine" if recipe.distance == "best" else recipe.distance
+    distance = "cosine" if settings.compared.distance == "best" else settings.compared.distance
     target, source = (dict(models[number].state_dict()) for number in pair)
     aligned = apply_couplings(groups, couplings, source)
     weights = {name for name, _ in models[pair[0]].named_parameters(remove_duplicate=False)}

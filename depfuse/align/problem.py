@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +22,11 @@ from depfuse.data.loader import Loader
 from depfuse.errors import DepfuseWarning
 from depfuse.groups import ChannelGroups
 from depfuse.groups.nesting import Orbit, Part, find_orbits
-from depfuse.recipe import Recipe
+from depfuse.recipe.sections import Align
+from depfuse.recipe.solvers import Solver
 
 State = Mapping[str, Tensor]
+S = TypeVar("S", bound=Solver)
 
 
 class MatchingProblem:
@@ -34,8 +38,8 @@ class MatchingProblem:
         Channel groups of both.
     networks
         The target, whose channel order is kept, and the source.
-    recipe
-        Criterion, solver and their settings.
+    settings
+        Criterion, solver and how several parents are matched.
     moments
         Orbit name -> moments at each of its taps; empty for criterion `weights`.
     calibration
@@ -43,7 +47,9 @@ class MatchingProblem:
     target
         Weights to match instead of the first network's: the mean of several parents, say.
     costs
-        Activation costs by orbit name, instead of the moments.
+        Activation costs by orbit name, where they are known instead of the moments.
+    seed
+        Of random orders.
 
     Attributes
     ----------
@@ -61,16 +67,19 @@ class MatchingProblem:
         self,
         groups: ChannelGroups,
         networks: tuple[nn.Module, nn.Module],
-        recipe: Recipe,
+        settings: Align,
         moments: Mapping[str, Sequence[Moments]] | None = None,
         calibration: Loader | None = None,
         *,
         target: State | None = None,
         costs: Mapping[str, Tensor] | None = None,
+        seed: int = 0,
     ) -> None:
         self.groups = groups
         self.networks = networks
-        self.recipe = recipe
+        self.settings = settings
+        self.solver = settings.solver
+        self.seed = seed
         self.moments = moments or {}
         self.costs = costs
         self.calibration = calibration
@@ -83,17 +92,28 @@ class MatchingProblem:
             if parameter.shape == self.target[name].shape
         }
         self.watched: dict[str, Tensor] = {}
-        if recipe.criterion == "mixture":
-            self.watched = self.activation_costs(recipe.distances[0])
+        if settings.criterion.name == "mixture":
+            self.watched = self.activation_costs(settings.distances[0])
         orbits = [orbit for root in self.roots for orbit in root.walk()]
         untapped = [orbit.name for orbit in orbits if orbit.name not in self.moments and not orbit.children]
-        if recipe.criterion != "weights" and costs is None and untapped:
+        if settings.criterion.name != "weights" and costs is None and untapped:
             warnings.warn(
                 f"no module carries the channels of {', '.join(untapped[:3])}"
                 f"{' and others' if len(untapped) > 3 else ''}: matched by weights instead",
                 DepfuseWarning,
                 stacklevel=3,
             )
+
+    def settings_of(self, kind: type[S]) -> S:
+        """Return the settings of the solver at work, which is of this kind."""
+        assert isinstance(self.solver, kind)
+        return self.solver
+
+    def by(self, solver: Solver) -> MatchingProblem:
+        """Return the same problem for another solver."""
+        other = copy.copy(self)
+        other.solver = solver
+        return other
 
     @cached_property
     def _edges(self) -> tuple[list[Edges], dict[str, list[Part]]]:
@@ -184,7 +204,7 @@ class MatchingProblem:
         activations = self.watched[name]
         if permutation is not None:
             activations = activations[:, permutation]
-        return mixed_cost(activations, weights, self.recipe.mixture)
+        return mixed_cost(activations, weights, self.settings.share)
 
     def improve(self, root: Orbit, state: State, moved: Placement) -> Placement | None:
         """Find a better placement of one root's channels; return None where there is none.
@@ -224,7 +244,7 @@ class MatchingProblem:
 
         own = [orbit.name for orbit in root.walk() if orbit.name in self.watched]
         watched = {name: self.watched[name][:, moved[name]] for name in own}
-        tree = self._tree(root, state, usable, watched, 1.0 - self.recipe.mixture if watched else 1.0)
+        tree = self._tree(root, state, usable, watched, 1.0 - self.settings.share if watched else 1.0)
         step = match_tree(tree, root)
         before, after = (float(tree.of_blocks(root, place).sum()) for place in (as_it_stands(root), step))
         return step, before, after
@@ -242,7 +262,7 @@ class MatchingProblem:
         if not watched:
             return weights
         spread = weights.spread(root)
-        rest = 1.0 - share if self.recipe.criterion == "mixture" else 1.0
+        rest = 1.0 - share if self.settings.criterion.name == "mixture" else 1.0
         costs = {name: rest * standardised(cost) for name, cost in watched.items()}
         return weights.scaled(share / spread if spread > 0 else 1.0).with_costs(costs)
 

@@ -29,7 +29,9 @@ from depfuse.data.loader import Loader
 from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.groups.nesting import Orbit, find_orbits
-from depfuse.recipe import Recipe
+from depfuse.recipe.sections import Align
+from depfuse.recipe.sections import Universe as ThroughUniverse
+from depfuse.recipe.solvers import FrankWolfe
 
 LEAST_SHARE = 1e-3  # of an equal share: a parent without weight is matched all the same
 DESCENTS = ("emd", "coordinate-descent")
@@ -40,9 +42,12 @@ Placed = dict[int, dict[str, Placement]]  # parent -> root name -> where the uni
 def align_through_universe(
     models: Sequence[nn.Module],
     groups: ChannelGroups,
-    recipe: Recipe,
+    settings: Align,
     calibration: Loader | None,
     judge: Judge | None = None,
+    *,
+    shares: Sequence[float] | None = None,
+    seed: int = 0,
 ) -> Alignment:
     """Match every parent's channels, one coupling per free group, towards the order of parent `recipe.kept`.
 
@@ -54,31 +59,35 @@ def align_through_universe(
         Parents with equal parameter shapes, but for their outputs.
     groups
         Their common channel groups.
-    recipe
-        Criterion, solver and their settings; the shares of the parents.
+    settings
+        Criterion, solver and their settings.
     calibration
         Images for the activation cost; not read for criterion `weights`.
     judge
         Chooses where there are several solutions; without it the first distance tried is taken.
+    shares
+        One per parent; equal ones where None.
+    seed
+        Of random orders.
 
     Raises
     ------
     RecipeError
         The solver does not match many parents by this criterion.
     """
-    solver = load_solver(recipe.solver)
-    if recipe.criterion not in solver.universe:
+    solver, criterion = settings.solver, settings.criterion.name
+    if criterion not in solver.universe:
         raise RecipeError(
-            f"solver {recipe.solver} does not match many parents by {recipe.criterion}: choose solver emd, or leave out"
-            " --universe to match all parents to one"
+            f"solver {solver.name} does not match many parents by {criterion}: choose solver emd, or leave out"
+            " align.through universe to match all parents to one"
         )
-    universe = Universe(models, groups, recipe, calibration)
-    if recipe.criterion == "weights":
+    universe = Universe(models, groups, settings, calibration, shares, seed)
+    if criterion == "weights":
         universe.match_by_weights()
     else:
         universe.match_by_activations(judge)
     found = universe.couplings(range(len(models)))
-    back = invert(groups, found[recipe.kept])
+    back = invert(groups, found[settings.kept])
     aligned: list[Couplings] = [compose(groups, couplings, back) for couplings in found]
     return Alignment(aligned, distinct(universe.not_converged), distinct(filter(None, [universe.distance])))
 
@@ -103,21 +112,29 @@ class Universe:
     """
 
     def __init__(
-        self, models: Sequence[nn.Module], groups: ChannelGroups, recipe: Recipe, calibration: Loader | None
+        self,
+        models: Sequence[nn.Module],
+        groups: ChannelGroups,
+        settings: Align,
+        calibration: Loader | None,
+        shares: Sequence[float] | None = None,
+        seed: int = 0,
     ) -> None:
-        self.models, self.groups, self.recipe, self.calibration = models, groups, recipe, calibration
+        assert isinstance(settings.through, ThroughUniverse)
+        self.models, self.groups, self.settings, self.calibration = models, groups, settings, calibration
+        self.through, self.seed = settings.through, seed
         least = LEAST_SHARE / len(models)
-        shares = [max(share, least) for share in recipe.shares(len(models))]
-        self.shares = [share / sum(shares) for share in shares]
+        each = [max(share, least) for share in shares or [1.0 / len(models)] * len(models)]
+        self.shares = [share / sum(each) for share in each]
         self.roots = find_orbits(groups)
         self.placed: Placed = {}
         self.not_converged: list[str] = []
         self.distance = ""
         self.visited = sorted(range(len(models)), key=lambda i: _norm(models[i]))
         self.watcher: Watcher | None = None
-        if recipe.criterion != "weights":
+        if settings.criterion.name != "weights":
             assert calibration is not None
-            self.watcher = Watcher(models, groups, calibration, recipe.taps)
+            self.watcher = Watcher(models, groups, calibration, settings.taps)
         states = [model.state_dict() for model in models]
         self._keys = [
             key
@@ -175,7 +192,14 @@ class Universe:
         model = self.models[parent]
         state = {**model.state_dict(), **target}
         problem = MatchingProblem(
-            self.groups, (model, model), self.recipe, None, self.calibration, target=state, costs=costs or {}
+            self.groups,
+            (model, model),
+            self.settings,
+            None,
+            self.calibration,
+            target=state,
+            costs=costs or {},
+            seed=self.seed,
         )
         problem.weights &= set(self._keys)
         return problem
@@ -197,7 +221,7 @@ class Universe:
             for parent in block:
                 self._join(together, parent, distance)
             self._ascend(together, distance)
-        mixture = self.recipe.criterion == "mixture"
+        mixture = self.settings.criterion.name == "mixture"
         untapped = self._without_taps()
         if mixture or untapped:
             self._warn_of_untapped(untapped)
@@ -223,11 +247,11 @@ class Universe:
 
     def _first(self, judge: Judge | None) -> tuple[str, Placed]:
         """Choose the distance, and place the first few parents."""
-        recipe = self.recipe
+        settings = self.settings
         block = self._blocks()[0]
         together = self._watch(block, "")
-        distances = recipe.distances if recipe.criterion == "activations" else recipe.distances[:1]
-        starts = block[: recipe.restarts if judge is not None else 1]
+        distances = settings.distances if settings.criterion.name == "activations" else settings.distances[:1]
+        starts = block[: self.through.restarts if judge is not None else 1]
         found: list[tuple[str, Placed]] = []
         for distance in distances:
             for start in starts:
@@ -264,7 +288,7 @@ class Universe:
         for root in self.roots:
             if not self._taps(root):
                 continue
-            open_, left = list(together.members), self.recipe.iterations * len(together.members)
+            open_, left = list(together.members), self.through.iterations * len(together.members)
             while open_ and left:
                 parent, left = open_.pop(0), left - 1
                 place = self.placed[parent][root.name]
@@ -273,7 +297,7 @@ class Universe:
                     self._place(parent, {root.name: new})
                     open_ += [other for other in together.members if other != parent and other not in open_]
                     moved = True
-            self.not_converged += at_limit("the universe", self.recipe.iterations, unless=not open_)
+            self.not_converged += at_limit("the universe", self.through.iterations, unless=not open_)
         return moved
 
     def _step(
@@ -298,11 +322,11 @@ class Universe:
         return (found, True) if is_better(after, before) else (now, False)
 
     def _until_at_rest(self, blocks: Sequence[Sequence[int]], distance: str) -> None:
-        for _ in range(self.recipe.iterations):
+        for _ in range(self.through.iterations):
             moved = [self._ascend(self._watch(block, distance), distance) for block in blocks]
             if not any(moved):
                 return
-        self.not_converged += at_limit("the universe", self.recipe.iterations, unless=False)
+        self.not_converged += at_limit("the universe", self.through.iterations, unless=False)
 
     def _taps(self, root: Orbit) -> bool:
         assert self.watcher is not None
@@ -328,16 +352,17 @@ class Universe:
         first, *rest = self.visited
         self.placed = {first: {root.name: as_it_stands(root) for root in self.roots}}
         everything = list(range(len(self.roots)))
-        if self.recipe.solver == "frank-wolfe":
+        if isinstance(self.settings.solver, FrankWolfe):
+            limit = self.settings.solver.iterations
             for parent in rest:
                 self.placed[parent] = {root.name: as_it_stands(root) for root in self.roots}
             problems = {parent: self._problem(parent, {}) for parent in self.visited}
             orders, rests = frank_wolfe_together(
                 [problems[parent].edges for parent in self.visited],
                 [self.shares[parent] for parent in self.visited],
-                self.recipe.iterations,
+                limit,
             )
-            self.not_converged += at_limit("frank-wolfe", self.recipe.iterations, unless=rests)
+            self.not_converged += at_limit("frank-wolfe", limit, unless=rests)
             for parent, found in zip(self.visited, orders, strict=True):
                 self.placed[parent] |= {name: {name: order} for name, order in found.items()}
         else:
@@ -347,10 +372,10 @@ class Universe:
         self._by_weights(everything)
 
     def _best(self, problem: MatchingProblem) -> Couplings:
-        solutions = load_solver(self.recipe.solver).solve(problem)
+        solutions = load_solver(self.settings.solver.name).solve(problem)
         self.not_converged += [sentence for solution in solutions for sentence in solution.not_converged]
         candidates = [solution.couplings for solution in solutions]
-        return min(candidates, key=problem.distance) if self.recipe.criterion == "weights" else candidates[0]
+        return min(candidates, key=problem.distance) if self.settings.criterion.name == "weights" else candidates[0]
 
     def _by_weights(self, numbers: Sequence[int], distance: str | None = None) -> None:
         """Match the parents in turn, with the others fixed, until none moves.
@@ -364,7 +389,7 @@ class Universe:
         """
         blocks = self._blocks()
         together = self._watch(blocks[0], distance) if distance is not None and len(blocks) == 1 else None
-        for _ in range(self.recipe.iterations):
+        for _ in range(self.through.iterations):
             moved = False
             for block in blocks:
                 if distance is not None and len(blocks) > 1:
@@ -377,15 +402,15 @@ class Universe:
                     moved |= self._rematch(parent, numbers, costs)
             if not moved:
                 return
-        self.not_converged += at_limit("the universe", self.recipe.iterations, unless=False)
+        self.not_converged += at_limit("the universe", self.through.iterations, unless=False)
 
     def _rematch(self, parent: int, numbers: Sequence[int], costs: Mapping[str, Tensor] | None) -> bool:
         """Match one parent to the mean of the others; tell whether that moved it."""
-        recipe = self.recipe
+        solver, criterion = self.settings.solver.name, self.settings.criterion.name
         problem = self._problem(parent, self.mean_of_others(parent), costs)
         before = self.placed[parent]
-        together = recipe.solver == "frank-wolfe" and recipe.criterion == "weights"  # which has done its work by now
-        if recipe.solver in DESCENTS or together or len(numbers) < len(self.roots):
+        together = solver == "frank-wolfe" and criterion == "weights"  # which has done its work by now
+        if solver in DESCENTS or together or len(numbers) < len(self.roots):
             descent = Descent(SharedCosts(problem), before)
             descent.run([numbers])
             found = descent.placed
@@ -394,7 +419,7 @@ class Universe:
         now, then = problem.couplings(before), problem.couplings(found)
         if all(torch.equal(_order(now[name]), _order(then[name])) for name in now):
             return False
-        if recipe.criterion != "mixture" and not is_better(problem.distance(then), problem.distance(now)):
+        if criterion != "mixture" and not is_better(problem.distance(then), problem.distance(now)):
             return False
         self._place(parent, found)
         return True

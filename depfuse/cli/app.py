@@ -61,13 +61,19 @@ COMMANDS = {
         " training images that they were not calibrated on, and no test image is looked at. A search goes on where it"
         " stood with --resume, by several workers if need be. It ends with plots, and with a page, report.html, that"
         " shows all trials.",
-        "depfuse tune first.safetensors second.safetensors --data digits --refit none --trials 50",
+        "depfuse tune first.safetensors second.safetensors --data digits --set refit=none --trials 50",
     ),
     "recipes": _Command(
         "depfuse.cli.recipes:recipes",
-        "List the published methods that come with depfuse.\n\n"
-        "Each is a few settings over depfuse's own parts, for `depfuse fuse --recipe NAME`.",
+        "List the presets and the published methods that come with depfuse.\n\n"
+        "Each is a few settings over depfuse's own parts, for `depfuse fuse --preset NAME`.",
         "depfuse recipes",
+    ),
+    "settings": _Command(
+        "depfuse.cli.settings:settings",
+        "Print the reference of all settings, or of those of one section.\n\n"
+        "`depfuse fuse --set SETTING=VALUE` changes one.",
+        "depfuse settings align.solver",
     ),
     "eval": _Command(
         "depfuse.cli.evaluate:evaluate",
@@ -105,7 +111,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     """
     app = typer.Typer(
         name="depfuse",
-        add_completion=False,
+        add_completion=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},

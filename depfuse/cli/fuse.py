@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from depfuse.cli.console import Screen
 from depfuse.cli.named import check_fusion
-from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RecipeOption, RunOptions, chosen_recipe, spread
+from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RecipeOptions, RunOptions, spread
 from depfuse.cli.points import POINTS_OF_A_PLOT
-from depfuse.recipe import Recipe
+from depfuse.cli.run_file import run_file
 from depfuse.report import loading_lines
 from depfuse.report.tables import family_table, fusion_table, shares_table, short_names
 
@@ -21,16 +21,22 @@ def fuse(
     context: typer.Context,
     parents: Checkpoints,
     data: DataOptions,
-    settings: Annotated[dict[str, Any], Recipe],
+    settings: RecipeOptions,
     options: RunOptions,
     fusion: FusionOptions,
-    recipe: RecipeOption = None,
     out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="Where the child is written (.safetensors).")
-    ] = Path("child.safetensors"),
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="Where the child is written (.safetensors).  [default: child.safetensors]"
+        ),
+    ] = None,
 ) -> None:
     """Fuse parents, compare everything on the test images, and write what was asked for."""
-    chosen = chosen_recipe(recipe, settings)
+    if (file := run_file(parents)) is not None:
+        settings = settings.of_file(file)
+        parents, data, fusion, out = file.completed(data, fusion, out)
+    chosen = settings.recipe()
+    out = out or Path("child.safetensors")
     check_fusion(parents, data, fusion, out)
     # What follows needs torch, for which no mistake above has to wait.
     from depfuse.cli.fusing import Request, run
@@ -42,7 +48,7 @@ def fuse(
         options,
         fusion,
         out,
-        None if fusion.plot is None or chosen.goal == "best" else POINTS_OF_A_PLOT,
+        None if fusion.plot is None or chosen.goal.name == "best" else POINTS_OF_A_PLOT,
         context.obj,
     )
     screen = Screen(options.quiet)
@@ -57,7 +63,7 @@ def fuse(
         screen.show(family_table(found))
     if found.refit_reason is not None:
         screen.say(f"\n{found.refit_reason[:1].upper()}{found.refit_reason[1:]}.")
-    screen.say("")
+    screen.say(f"\n{settings.named(chosen)}")
     for line in loading_lines(found):
         screen.say(line)
     if fusion.out_parent is not None and found.trained_parent is not None:

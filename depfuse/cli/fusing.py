@@ -11,7 +11,6 @@ from pathlib import Path
 
 from torch import nn
 
-from depfuse.align.solvers import load_solver
 from depfuse.cli.console import Work
 from depfuse.cli.inputs import Inputs, check_architectures, read_inputs, read_template
 from depfuse.cli.methods import method_path, needs_images
@@ -36,8 +35,8 @@ from depfuse.io.cards import Card, Parent
 from depfuse.io.checkpoint import state_digest, write_checkpoint
 from depfuse.models import with_classes
 from depfuse.recipe import Recipe
+from depfuse.recipe.sections import renorm_facts
 from depfuse.renorm import chosen_method
-from depfuse.renorm.registry import METHODS
 from depfuse.report import (
     Barrier,
     FamilyRow,
@@ -107,7 +106,7 @@ class _Fused:
     def renorm(self) -> str:
         """How the child was renormalised."""
         recipe = self.result.recipe  # ridge sets the child's statistics itself
-        return chosen_method("auto" if recipe.refit == "ridge" else recipe.renorm, self.inputs.models[0])
+        return chosen_method("auto" if recipe.refit.name == "ridge" else recipe.renorm.name, self.inputs.models[0])
 
 
 def run(request: Request, work: Work) -> FusionReport | PathReport:
@@ -138,7 +137,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         further=further,
         on_step=lambda step: work.step(STEPS.get(step, step)),
     )
-    fused = _Fused(inputs, result, template, calibration, inputs.test_loader(request.recipe.batch_size))
+    fused = _Fused(inputs, result, template, calibration, inputs.test_loader(request.recipe.calibration.batch_size))
 
     started = time.perf_counter()
     compared = compare(
@@ -235,46 +234,50 @@ def _check(request: Request) -> tuple[float, ...]:
     if len(request.parents) < 2:
         raise RecipeError("a fusion needs at least two parents")
     shares = request.recipe.shares(len(request.parents))
-    request.recipe.check_numbers(len(request.parents))
+    request.recipe.align.check_numbers(len(request.parents))
     if request.points is not None:
         if len(request.parents) != 2:
             raise RecipeError(f"a path runs between two parents, not {len(request.parents)}")
         path_alphas(request.points)
         for recipe in (request.recipe, *request.methods.values()):
-            if load_solver(recipe.solver).together is not None:
+            if recipe.align.solver.jointly:
                 raise RecipeError(
-                    f"a path has other shares at every point, and solver {recipe.solver} matches by them: leave out the"
-                    " path or plot, or choose another solver"
+                    f"a path has other shares at every point, and solver {recipe.align.solver.name} matches by them: "
+                    "leave out the path or plot, or choose another solver"
                 )
-        if request.recipe.distil or request.recipe.finetune:
-            raise RecipeError("a path shows children as they are merged: leave out --plot, or --distil and --finetune")
-        if request.recipe.weights_by != "network":
-            raise RecipeError("a path gives a parent one share everywhere: leave out --weights-by, or the path")
-    if request.fusion.out_parent is not None and not (request.recipe.distil or request.recipe.finetune):
-        raise RecipeError("no parent is trained: leave out --out-parent, or give --distil or --finetune")
+        if request.recipe.trains:
+            raise RecipeError("a path shows children as they are merged: leave out --plot, or distil and finetune")
+        if request.recipe.merge.weights_by != "network":
+            raise RecipeError("a path gives a parent one share everywhere: leave out merge.weights_by, or the path")
+    if request.fusion.out_parent is not None and not (request.recipe.trains):
+        raise RecipeError("no parent is trained: leave out --out-parent, or give --distil or train.finetune")
     return shares
 
 
 def _calibration(recipe: Recipe, inputs: Inputs, wanted: bool = False) -> Loader | None:
     """Draw the calibration images; none where nothing in the recipe looks at them, unless they are wanted."""
-    renorm = chosen_method(recipe.renorm, inputs.models[0])
+    renorm = chosen_method(recipe.renorm.name, inputs.models[0])
     needed = (
         wanted
-        or recipe.criterion != "weights"
+        or recipe.align.criterion.name != "weights"
         or recipe.refits
-        or recipe.weights_by != "network"
-        or recipe.average == "fisher"
-        or (renorm != "none" and METHODS[renorm].images)
+        or recipe.merge.weights_by != "network"
+        or recipe.merge.average == "fisher"
+        or (renorm != "none" and renorm_facts(renorm).images)
     )
-    if not needed and recipe.calibration < 2:
+    if not needed and recipe.calibration.images < 2:
         return None
     loader = calibration_loader(
-        inputs.data, recipe.calibration, batch_size=recipe.batch_size, device=inputs.device, seed=recipe.seed
+        inputs.data,
+        recipe.calibration.images,
+        batch_size=recipe.calibration.batch_size,
+        device=inputs.device,
+        seed=recipe.seed,
     )
     if processes.count() > len(loader):
         warnings.warn(
             f"{processes.count()} processes share {len(loader)} calibration batches, so that some have nothing to do: "
-            f"give --nproc-per-node {len(loader)}, or more batches (--calibration, --batch-size)",
+            f"give --nproc-per-node {len(loader)}, or more batches (--calibration, calibration.batch_size)",
             DepfuseWarning,
             stacklevel=2,
         )
@@ -284,7 +287,7 @@ def _calibration(recipe: Recipe, inputs: Inputs, wanted: bool = False) -> Loader
 def _further(request: Request, inputs: Inputs, work: Work) -> Further | None:
     """What trains the child on, where the recipe says so; its state lies beside the child."""
     recipe = request.recipe
-    if not (recipe.distil or recipe.finetune):
+    if not (recipe.trains):
         return None
 
     def progress(what: str, report: EpochReport) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from depfuse.align.solvers import load_solver
 from depfuse.cli.console import Screen
 from depfuse.cli.named import read_named
 from depfuse.cli.options import (
@@ -16,17 +15,15 @@ from depfuse.cli.options import (
     ArchitectureOption,
     Checkpoints,
     DataOptions,
-    RecipeOption,
+    RecipeOptions,
     ReportOption,
     RunOptions,
     TrustOption,
-    chosen_recipe,
     spread,
 )
 from depfuse.errors import RecipeError
 from depfuse.io.atomic_files import replacing
 from depfuse.io.output_files import check_outputs
-from depfuse.recipe import Recipe
 from depfuse.report.matching import MatchReport, ParentMatch, depths_table, groups_table, match_sentence
 from depfuse.report.plots import plot_kind
 from depfuse.text import readable
@@ -37,9 +34,8 @@ def match(
     context: typer.Context,
     parents: Checkpoints,
     data: DataOptions,
-    settings: Annotated[dict[str, Any], Recipe],
+    settings: RecipeOptions,
     options: RunOptions,
-    source: RecipeOption = None,
     arch: ArchitectureOption = None,
     trust: TrustOption = None,
     group: Annotated[
@@ -58,14 +54,15 @@ def match(
     allow_fixed: AllowFixed = None,
 ) -> None:
     """Match parents, and show what the matching does."""
-    recipe = chosen_recipe(source, settings)
+    recipe = settings.recipe()
     if len(parents) < 2:
         raise RecipeError("a matching needs at least two parents")
     read_named(parents, arch, data, trust=trust)
-    if load_solver(recipe.solver).together is not None:
-        raise RecipeError(f"solver {recipe.solver} matches no parent to another: choose emd to see a matching")
+    if recipe.align.solver.jointly:
+        solver = recipe.align.solver.name
+        raise RecipeError(f"solver {solver} matches no parent to another: choose emd to see a matching")
     recipe.shares(len(parents))
-    recipe.check_numbers(len(parents))
+    recipe.align.check_numbers(len(parents))
     kind = None if plot is None else plot_kind(plot)
     check_outputs({"--report": report, "--plot": plot}, parents)
     # What follows needs torch, for which no mistake above has to wait.
@@ -85,7 +82,11 @@ def match(
         inputs = read_inputs(parents, arch, data, device, trust=trust)
         architecture = same_architecture(inputs)
         calibration = calibration_loader(
-            inputs.data, recipe.calibration, batch_size=recipe.batch_size, device=device, seed=recipe.seed
+            inputs.data,
+            recipe.calibration.images,
+            batch_size=recipe.calibration.batch_size,
+            device=device,
+            seed=recipe.seed,
         )
         result = match_channels(
             inputs.models,
@@ -99,7 +100,7 @@ def match(
         )
         work.step("comparing matched channels")
         recipe = result.recipe
-        matchings = describe_matching(result.models, result.groups, result.couplings, recipe, calibration)
+        matchings = describe_matching(result.models, result.groups, result.couplings, recipe.align, calibration)
     known = [found.name for found in next(iter(matchings.values())).groups]
     for name in group or ():
         if name not in known:
@@ -113,8 +114,8 @@ def match(
         for parent, matching in matchings.items()
     ]
     document = MatchReport(
-        kept=recipe.kept,
-        kept_path=str(inputs.checkpoints[recipe.kept].path),
+        kept=recipe.align.kept,
+        kept_path=str(inputs.checkpoints[recipe.align.kept].path),
         matchings=found,
         converged=not result.not_converged,
         not_converged=list(result.not_converged),
@@ -129,7 +130,8 @@ def match(
     with ExitStack() as complete:
         if plot is not None and kind is not None:
             drawn = {labels[parent]: matching for parent, matching in matchings.items()}
-            draw_matchings(drawn, labels[recipe.kept], group or None, complete.enter_context(replacing(plot)), kind)
+            kept = labels[recipe.align.kept]
+            draw_matchings(drawn, kept, group or None, complete.enter_context(replacing(plot)), kind)
         if report is not None:
             text = document.model_dump_json(indent=2) + "\n"
             complete.enter_context(replacing(report)).write_text(text, encoding="utf-8")
@@ -139,4 +141,4 @@ def match(
         screen.show(groups_table(row))
         screen.say("")
         screen.show(depths_table(row))
-        screen.say(f"\n{match_sentence(row, labels[row.parent], labels[recipe.kept])}")
+        screen.say(f"\n{match_sentence(row, labels[row.parent], labels[recipe.align.kept])}")

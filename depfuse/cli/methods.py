@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from depfuse.errors import RecipeError
 from depfuse.evaluate import PathPoint, barrier
-from depfuse.recipe import Criterion, Recipe
+from depfuse.recipe import Recipe
+from depfuse.recipe.criteria import CRITERIA
 from depfuse.report import MethodPath, PathRow
 
 if TYPE_CHECKING:
@@ -35,12 +36,14 @@ def parse_methods(text: str, recipe: Recipe) -> dict[str, Recipe]:
         if name == NAIVE:
             continue
         criterion, colon, solver = name.partition(":")
-        if criterion not in get_args(Criterion) or (colon and not solver):
+        if criterion not in CRITERIA or (colon and not solver):
             raise RecipeError(
-                f"--methods {name!r} is not known: give {', '.join(get_args(Criterion))} or {NAIVE}, each with a solver"
+                f"--methods {name!r} is not known: give {', '.join(CRITERIA)} or {NAIVE}, each with a solver"
                 " after a colon if need be, like weights:frank-wolfe"
             )
-        found[name] = recipe.changed(criterion=criterion, solver=solver or recipe.solver)
+        found[name] = recipe.changed(
+            {"align.criterion": criterion, "align.solver": solver or recipe.align.solver.name}
+        )
     if not found:
         raise RecipeError(f"--methods names no method beside {NAIVE}: add weights or activations")
     return found
@@ -62,4 +65,4 @@ def method_path(name: str, result: FusionResult, points: Sequence[PathPoint]) ->
 
 def needs_images(methods: Mapping[str, Recipe]) -> bool:
     """Whether one of the methods looks at calibration images."""
-    return any(recipe.criterion != "weights" for recipe in methods.values())
+    return any(recipe.align.criterion.name != "weights" for recipe in methods.values())

@@ -19,9 +19,12 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from depfuse.cli.run_file import RunFile
 from depfuse.errors import RecipeError
 from depfuse.recipe import Recipe
-from depfuse.recipe.presets import read_settings
+from depfuse.recipe.arrange import by_path
+from depfuse.recipe.paths import parsed
+from depfuse.recipe.presets import Source, read
 
 Architecture = Annotated[
     str,
@@ -64,15 +67,6 @@ AllowFixed = Annotated[
         help="Go on where a part of the network could not be followed or proved: its channels stay where they are."
         " Default: only where that is less than half of the parameters.",
         show_default=False,
-    ),
-]
-RecipeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--recipe",
-        metavar="NAME|FILE",
-        help="Settings of a published method (`depfuse recipes` lists them: git-re-basin, zip-it, ...), of a JSON file,"
-        " or of an earlier run's report; options given besides count for more.",
     ),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.")]
@@ -152,7 +146,7 @@ class FusionOptions:
         typer.Option(
             "--plot",
             metavar="FILE",
-            help="Draw the path between two parents, or with --goal best the candidates (.png, .pdf or .svg).",
+            help="Draw the path between two parents, or with goal best the candidates (.png, .pdf or .svg).",
         ),
     ] = None
     out_parent: Annotated[
@@ -160,7 +154,7 @@ class FusionOptions:
         typer.Option(
             "--out-parent",
             metavar="FILE",
-            help="Where the parent goes that is trained as long as the child, with --distil or --finetune"
+            help="Where the parent goes that is trained as long as the child, with --distil or train.finetune"
             " (.safetensors).",
         ),
     ] = None
@@ -187,13 +181,75 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
         raise RecipeError(f"{option} {text!r} must be numbers with commas between them, like 0.5,0.5") from None
 
 
-def chosen_recipe(source: str | None, given: dict[str, Any]) -> Recipe:
-    """The recipe of `--recipe`, or the default one, with the settings that the user gave besides.
+@dataclasses.dataclass(frozen=True)
+class RecipeOptions:
+    """What a command shall do: a preset, and what is changed of it."""
 
-    Those of `--recipe` that these leave nothing to read are left out.
-    """
-    base = {} if source is None else read_settings(source)
-    return Recipe.with_read({**base, **given}, keep=given)
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            "--recipe",
+            metavar="NAME|FILE",
+            help="fast, standard, best, distil or a published method (`depfuse recipes` lists them), a YAML or JSON"
+            " file of settings, or an earlier run's report. Options change it.  [default: standard]",
+        ),
+    ] = None
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SETTING=VALUE",
+            help="Change a setting, such as align.solver=sinkhorn or align.solver.regularisation=0.05; may be given"
+            " again. `depfuse settings` lists all.",
+        ),
+    ] = None
+    calibration: Annotated[
+        int | None,
+        typer.Option("--calibration", metavar="IMAGES", help="Calibration images, without labels.  [default: 2000]"),
+    ] = None
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", metavar="X,Y,...", help="One share per parent, summing to 1; equal if left out."),
+    ] = None
+    distil: Annotated[
+        int | None,
+        typer.Option("--distil", metavar="EPOCHS", help="Train the child towards the parents' ensemble.  [default: 0]"),
+    ] = None
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="NUMBER", help="Seed of every random choice.  [default: 0]")
+    ] = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Path -> value of the settings that options say."""
+        found = {
+            "calibration.images": self.calibration,
+            "merge.weights": None if self.weights is None else numbers("--weights", self.weights),
+            "train.distil": self.distil,
+            "seed": self.seed,
+        }
+        return {**{path: value for path, value in found.items() if value is not None}, **parsed(self.changes or ())}
+
+    def read(self) -> Source:
+        """Read the preset; `standard` where none is named."""
+        return read(self.preset or "standard")
+
+    def of_file(self, file: RunFile) -> RecipeOptions:
+        """Take the settings of a file that stands for the whole command."""
+        if self.preset is not None:
+            raise RecipeError(f"{file.path} and --preset {self.preset} both say the settings: give one of them")
+        return dataclasses.replace(self, preset=str(file.path))
+
+    def named(self, recipe: Recipe) -> str:
+        """Say by which preset a recipe is, and what options changed of it."""
+        changed = ", ".join(f"{path}={value}" for path, value in by_path(self.given).items())
+        return f"By preset {recipe.preset}{f', with {changed}' if changed else ''}."
+
+    def recipe(self) -> Recipe:
+        """The preset with what options change; what these leave nothing to read is left out."""
+        given = self.given
+        return Recipe.with_read({**self.read().settings, **given}, keep=given)
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

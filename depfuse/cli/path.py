@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from depfuse.cli.console import Screen
 from depfuse.cli.methods import parse_methods
 from depfuse.cli.named import check_fusion
-from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RecipeOption, RunOptions, chosen_recipe, spread
+from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RecipeOptions, RunOptions, spread
 from depfuse.cli.points import POINTS_OF_A_PLOT, REFITTED_POINTS
-from depfuse.recipe import Recipe
 from depfuse.report import PathReport, barrier_sentence
 from depfuse.report.tables import path_table
 
@@ -22,10 +21,9 @@ def path(
     context: typer.Context,
     parents: Checkpoints,
     data: DataOptions,
-    settings: Annotated[dict[str, Any], Recipe],
+    settings: RecipeOptions,
     options: RunOptions,
     fusion: FusionOptions,
-    recipe: RecipeOption = None,
     points: Annotated[
         int | None,
         typer.Option(
@@ -50,7 +48,7 @@ def path(
     ] = None,
 ) -> None:
     """Fuse two parents at every share between them."""
-    base = chosen_recipe(recipe, settings)
+    base = settings.recipe()
     several = {} if methods is None else parse_methods(methods, base)
     first = next(iter(several.values()), base)
     check_fusion(parents, data, fusion, out)

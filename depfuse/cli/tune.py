@@ -10,16 +10,15 @@ import typer
 
 from depfuse.cli.console import Screen
 from depfuse.cli.named import read_named
-from depfuse.cli.options import AllowFixed, Checkpoints, DataOptions, RecipeOption, RunOptions, TrustOption, spread
+from depfuse.cli.options import AllowFixed, Checkpoints, DataOptions, RecipeOptions, RunOptions, TrustOption, spread
 from depfuse.errors import CheckpointError, RecipeError, StudyError
 from depfuse.io.atomic_files import replacing
 from depfuse.recipe import Recipe
-from depfuse.recipe.presets import read_settings
-from depfuse.recipe.reads import may_be_read
+from depfuse.recipe.arrange import by_path, may_be_read
 from depfuse.report.page import Run, Runs, write_page
 from depfuse.report.study import STUDY, StudyReport
 from depfuse.report.tables import search_sentence, search_table
-from depfuse.study.search_space import SEARCHED
+from depfuse.study.draw import declared
 from depfuse.study.trials import best_first, pareto_front
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
 FILE = "study.log"
 PAGE = "report.html"
+SHARED = ("calibration.images", "calibration.batch_size", "seed")  # settings of all trials
 SHOWN = 5  # trials in the table
 
 
@@ -35,9 +35,8 @@ def tune(
     context: typer.Context,
     parents: Checkpoints,
     data: DataOptions,
-    settings: Annotated[dict[str, Any], Recipe, "calibration"],
+    settings: RecipeOptions,
     options: RunOptions,
-    recipe: RecipeOption = None,
     out: Annotated[
         Path,
         typer.Option(
@@ -103,7 +102,8 @@ def tune(
     allow_fixed: AllowFixed = None,
 ) -> None:
     """Search for the recipe with the best child; settings that are given are kept."""
-    given = {**({} if recipe is None else read_settings(recipe)), **settings}
+    base = {} if settings.preset is None else settings.read().settings
+    given = {**base, **by_path(settings.given)}
     _check(given, parents, out)
     read_named(parents, arch, data, classes, trust)
     # What follows needs torch, for which no mistake above has to wait.
@@ -127,7 +127,7 @@ def tune(
         inputs = read_inputs(parents, arch, data, resolve_device(options.device), classes, fused=True, trust=trust)
         check_architectures(inputs)
         common = _common(given, inputs, judged)
-        kept = {**given, **{name: getattr(common, name) for name in ("calibration", "batch_size", "seed")}}
+        kept = {**given, **{path: common.settings[path] for path in SHARED}}
         space = Space(len(parents), kept)
         work.step("finding and proving channel groups")
         objective = Objective(
@@ -182,9 +182,9 @@ def tune(
             parents=[str(parent.path) for parent in inputs.checkpoints],
             architectures=list(inputs.architectures),
             data=inputs.data_name,
-            calibration=common.calibration,
+            calibration=common.calibration.images,
             judged=objective.judged,
-            kept={**json.loads(common.model_dump_json(include=set(kept))), **kept},
+            kept=kept,
             environment=describe_environment(inputs.device),
             command=_without_password(context.obj, place.shown),
         )
@@ -193,7 +193,7 @@ def tune(
     screen.show(search_table(shown, labelled=labels > 0))
     screen.say(
         f"\n{search_sentence(records, labelled=labels > 0)}; "
-        f"depfuse fuse --recipe {out / f'trial-{ranked[0].trial}.json'} makes its child; {out / PAGE} shows all trials"
+        f"depfuse fuse --preset {out / f'trial-{ranked[0].trial}.json'} makes its child; {out / PAGE} shows all trials"
     )
 
 
@@ -201,16 +201,16 @@ def _check(given: dict[str, Any], parents: list[Path], out: Path) -> None:
     """Refuse what can be refused before anything is read."""
     if len(parents) < 2:
         raise RecipeError("a fusion needs at least two parents")
-    usual = {name: info.default for name, info in Recipe.model_fields.items()}
-    fixed = {name: value for name, value in usual.items() if name not in SEARCHED} | given
-    for name, value in given.items():
-        if value != usual[name] and not may_be_read(name, fixed):
-            Recipe.create(**given)  # which says why
+    searched = {own.place.path for own in declared(Recipe)}
+    fixed = {path: value for path, value in Recipe().settings.items() if path not in searched} | given
+    for path in given:
+        if not may_be_read(Recipe, path, fixed):
+            Recipe.create(given)  # which says why
     recipe = Recipe.with_read(given)  # some trials may read what others do not
     recipe.shares(len(parents))
-    recipe.check_numbers(len(parents))
-    if recipe.distil or recipe.finetune:
-        raise RecipeError("a search compares children as they are fused: leave out --distil and --finetune")
+    recipe.align.check_numbers(len(parents))
+    if recipe.trains:
+        raise RecipeError("a search compares children as they are fused: leave out train.distil and train.finetune")
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"--out {out} is a file: give a folder")
 
@@ -218,11 +218,11 @@ def _check(given: dict[str, Any], parents: list[Path], out: Path) -> None:
 def _common(given: dict[str, Any], inputs: Inputs, judged: int) -> Recipe:
     """The settings that all recipes have, with as many calibration images as leave some to judge by."""
     recipe = Recipe.with_read(given)
-    if "calibration" in given:
+    if "calibration.images" in given:
         return recipe
     count = len(inputs.data.train)
     fewer = max(count - judged, 2 * count // 3)
-    return recipe.changed(calibration=min(recipe.calibration, fewer))
+    return recipe.changed({"calibration.images": min(recipe.calibration.images, fewer)})
 
 
 def _identity(inputs: Inputs, kept: dict[str, Any], *, judged: int, labelled: bool, timed: bool) -> dict[str, Any]:

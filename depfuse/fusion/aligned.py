@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from depfuse.align import Coupling, Couplings, align
-from depfuse.align.solvers import load_solver
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import GroupError
 from depfuse.fusion.agreement import Disagreement
@@ -83,21 +82,30 @@ class Aligned:
             if widths is not None:
                 brought, unmatched = widths.bring(calibration), widths.as_they_stand()
                 models = brought.models
-            folded = load_solver(recipe.solver).folds and has_batch_norm(models[0])
+            folded = recipe.align.solver.folds and has_batch_norm(models[0])
             if folded:
-                reference = recipe.target if brought is None else brought.reference
+                reference = recipe.align.target if brought is None else brought.reference
                 models, groups = fold(models, groups, start.input, models[reference])
             numbers = list(range(len(models))) if brought is None else [brought.reference, *sorted(brought.unsettled)]
             chosen = Ensemble([models[number] for number in numbers], (), start.ensemble.labels, start.ensemble.joint)
             judge = None
             if calibration is not None:
                 images = CalibrationSplit.for_matchings(calibration)
-                judge = Disagreement(chosen, groups, "auto", images, start.template, recipe.target)
+                judge = Disagreement(chosen, groups, "auto", images, start.template, recipe.align.target)
             couplings: list[Couplings] = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
-            counting = recipe
+            shares: Sequence[float] | None = start.ensemble.shares
             if brought is not None:
-                counting = recipe.changed(weights=_among(start.ensemble.shares, numbers))
-            alignment = align(chosen.networks, groups, counting, calibration, judge, start.shared)
+                shares = _among(start.ensemble.shares, numbers)
+            alignment = align(
+                chosen.networks,
+                groups,
+                recipe.align,
+                calibration,
+                judge,
+                start.shared,
+                shares=shares,
+                seed=recipe.seed,
+            )
             not_converged = (() if brought is None else brought.not_converged) + tuple(alignment.not_converged)
             for number, found in zip(numbers, alignment.couplings, strict=True):
                 couplings[number] = found

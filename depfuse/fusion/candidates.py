@@ -31,6 +31,7 @@ from depfuse.groups.partition import parts_by_stage
 from depfuse.merge import Shares
 from depfuse.networks.layout import choose_layout
 from depfuse.networks.running import evaluating
+from depfuse.recipe.sections import Best
 from depfuse.refit import Together, refit_heads
 from depfuse.refit.second_order.gauss_newton import gauss_newton_step
 from depfuse.renorm import settle_batch_norm
@@ -163,7 +164,7 @@ class Family:
             add(name, partial(self._refitted, by_stage, few, 0))
         best = best_of(found)
         if best.name in merged:
-            whole = partial(self._refitted, merged[best.name], seen, recipe.refit_steps)
+            whole = partial(self._refitted, merged[best.name], seen, self._best.steps)
             add(f"{best.name}, all images and layers", whole)
         best = best_of(found)
         half_way = partial(self._half_way, best.network, seen)
@@ -216,16 +217,22 @@ class Family:
             found.append((f"parent {base + 1}, merged from {stages[depth]} on", own))
         return found
 
+    @property
+    def _best(self) -> Best:
+        goal = self.material.recipe.goal
+        assert isinstance(goal, Best)
+        return goal
+
     def _by_stage(self, images: Loader) -> Shares:
         recipe = self.material.recipe
-        few = images if recipe.labelled else images.first(SHARES_IMAGES)
-        return shares_of_parts(self.material, recipe.changed(weights_by="stage"), self._example, few).shares
+        few = images if recipe.teach.labelled else images.first(SHARES_IMAGES)
+        return shares_of_parts(self.material, recipe.changed({"merge.weights_by": "stage"}), self._example, few).shares
 
     def _polished(self, network: nn.Module, images: Loader) -> nn.Module:
         """A Gauss-Newton step further; where there is one, its BatchNorm statistics are those of the images."""
         network = _copied(network)
         recipe = self.material.recipe
-        augment = self._augmentation if recipe.augment else None
+        augment = self._augmentation if self._best.augment else None
         step = gauss_newton_step(network, self.material.ensemble, images, augment=augment, seed=recipe.seed)
         if step.layers is not None:
             settle_batch_norm(network, images)
@@ -241,7 +248,7 @@ class Family:
         taught, half = _copied(network), _copied(network)
         recipe = self.material.recipe
         together = Together.towards(taught, self.material.ensemble, images, seed=recipe.seed)
-        together.second_pass(recipe.refit_steps, Augmentation(flip=self._augmentation.flip), mixed=True)
+        together.second_pass(self._best.steps, Augmentation(flip=self._augmentation.flip), mixed=True)
         with torch.no_grad():
             for own, other in zip(half.state_dict().values(), taught.state_dict().values(), strict=True):
                 if own.is_floating_point():
@@ -251,7 +258,7 @@ class Family:
     def _refitted(self, shares: Shares, images: Loader, steps: int) -> nn.Module:
         network = self.material.average(shares)
         # A stream has one mixture, which shares that differ by stage would have to agree on.
-        targets = "matched" if shares.parts else self.material.recipe.targets
+        targets = "matched" if shares.parts else self._best.targets
         self.material.refit(network, shares, images, targets, steps)
         return network
 

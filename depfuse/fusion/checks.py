@@ -12,6 +12,7 @@ from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
 from depfuse.fusion.soundness import check_variances
 from depfuse.recipe import Recipe
+from depfuse.recipe.sections import Reference
 from depfuse.renorm import chosen_method
 
 
@@ -65,36 +66,37 @@ def check_images(recipe: Recipe, calibration: Loader | None) -> None:
     """Raise `RecipeError` where the recipe, its refit resolved, needs images and there are none."""
     if calibration is not None:
         return
-    if recipe.weights_by != "network" or recipe.average == "fisher":
-        setting = f"average {recipe.average}" if recipe.weights_by == "network" else f"weights_by {recipe.weights_by}"
+    merge = recipe.merge
+    if merge.weights_by != "network" or merge.average == "fisher":
+        setting = f"average {merge.average}" if merge.weights_by == "network" else f"weights_by {merge.weights_by}"
         raise RecipeError(f"{setting} needs calibration images: give at least 4, better 1000")
     if recipe.refits:
-        raise RecipeError(f"refit {recipe.refit} needs calibration images: give at least 2, better 2000")
-    if recipe.goal == "best":
+        raise RecipeError(f"refit {recipe.refit.name} needs calibration images: give at least 2, better 2000")
+    if recipe.goal.name == "best":
         raise RecipeError("goal best needs calibration images: give at least 8, better 2000")
 
 
 def check_renorm(recipe: Recipe, model: nn.Module) -> None:
     """Raise `RecipeError` where the recipe wants statistics that the network does not have."""
-    method = chosen_method(recipe.renorm, model)
-    if recipe.parents_renorm == "reset":
+    method = chosen_method(recipe.renorm.name, model)
+    if recipe.teach.renorm == "reset":
         chosen_method("reset", model)
-    if recipe.augment_statistics and method == "none":
+    if recipe.calibration.augment and method == "none":
         raise RecipeError(
-            f"augment_statistics has no statistics to renew: {type(model).__name__} has no BatchNorm; choose renorm "
+            f"calibration.augment has no statistics to renew: {type(model).__name__} has no BatchNorm; choose renorm "
             "repair or rescale, or leave it out"
         )
 
 
 def check_unequal(recipe: Recipe, template: nn.Module | None) -> None:
     """Raise `RecipeError` where the recipe does not suit parents of unequal widths."""
-    if recipe.universe or recipe.reference is not None or recipe.order is not None:
+    if recipe.align.through != Reference() or recipe.align.order is not None:
         raise RecipeError(
-            "parents of unequal widths are matched to the one that has the child's width: leave out --universe, "
-            "--reference and --order"
+            "parents of unequal widths are matched to the one that has the child's width: leave out "
+            "align.through and align.order"
         )
-    if template is not None and recipe.width_of is not None:
-        raise RecipeError("the child's width is given twice: leave out --width-of, or --width and --child-arch")
+    if template is not None and recipe.merge.width_of is not None:
+        raise RecipeError("the child's width is given twice: leave out merge.width_of, or give no template")
 
 
 def example_of(example: Tensor | None, calibration: Loader | None) -> Tensor:

@@ -96,14 +96,13 @@ def shares_of_parts(material: Material, recipe: Recipe, example: Tensor, calibra
     RecipeError
         There are fewer than four images.
     """
+    by, labelled = recipe.merge.weights_by, recipe.teach.labelled
     if calibration.count < 4:
-        raise RecipeError(
-            f"weights_by {recipe.weights_by} needs at least 4 calibration images, not {calibration.count}: give 1000"
-        )
+        raise RecipeError(f"weights_by {by} needs at least 4 calibration images, not {calibration.count}: give 1000")
     first, groups = material.networks[0], material.groups
     network = recipe.shares(len(material.networks))
-    part_of = parts_by_stage(first, example) if recipe.weights_by == "stage" else parts_by_group(first, groups)
-    images = CalibrationSplit.for_shares(calibration, recipe.labelled)
-    judge = Disagreement(material.ensemble, groups, recipe.renorm_alone, images, labelled=recipe.labelled > 0)
+    part_of = parts_by_stage(first, example) if by == "stage" else parts_by_group(first, groups)
+    images = CalibrationSplit.for_shares(calibration, labelled)
+    judge = Disagreement(material.ensemble, groups, recipe.renorm_alone.name, images, labelled=labelled > 0)
     start = Shares.of_parts(network, part_of)
     return choose_shares(start, lambda shares: judge.of_child(material.average(shares), network))

@@ -133,7 +133,7 @@ def compare(
         baseline = Baseline(parent=trained[0], network=trained[1], scores=rest.pop(0))
     known = dict(zip(others, rest, strict=True))
     teacher = None
-    if result.joint or result.recipe.parents_renorm == "reset":
+    if result.joint or result.recipe.teach.renorm == "reset":
         teacher = evaluate_with_ensemble(
             result.teachers, follow(test, "evaluating the teachers"), shares, result.labels
         )[1]

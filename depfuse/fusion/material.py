@@ -17,6 +17,7 @@ from depfuse.fusion.side_by_side import Apart
 from depfuse.groups import ChannelGroups
 from depfuse.merge import Shares, average
 from depfuse.recipe import Recipe
+from depfuse.recipe.sections import Ridge
 from depfuse.refit import Together, refit_layers
 from depfuse.renorm import Merged, chosen_method, renormalise
 from depfuse.teach.joint_head import shared_anew
@@ -49,11 +50,12 @@ class Finished:
     def renorm(self, recipe: Recipe) -> str:
         """Name how the child was renormalised, where a recipe left that open."""
         if recipe.refits and not self.refit_left_out:
-            return "none" if recipe.renorm_after == "none" else chosen_method(recipe.renorm_after, self.child)
+            after = recipe.renorm_after.name
+            return "none" if after == "none" else chosen_method(after, self.child)
         renewed = [step.kept for step in self.steps if step.stage == "renorm"]
         if renewed:
             return "reset" if renewed[0] else "none"
-        return chosen_method(recipe.renorm, self.child)
+        return chosen_method(recipe.renorm.name, self.child)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,13 +128,14 @@ class Material:
         keeper = None if self.keeper is None else self.keeper.at(shares.network)
         recipe = self.recipe
         if keeper is None or not recipe.refits:
-            return Finished(child=child, steps=self._renew(child, shares, recipe.renorm_after, keeper))
+            return Finished(child=child, steps=self._renew(child, shares, recipe.renorm_after.name, keeper))
         refitted = copy.deepcopy(child)
         images = keeper.images
-        session = self.refit(refitted, shares, images.statistics, recipe.targets, recipe.refit_steps, images.judging)
+        how = recipe.candidates or Ridge()
+        session = self.refit(refitted, shares, images.statistics, how.targets, how.steps, images.judging)
         self.renormalise_as_asked(refitted, self.couplings, shares)
-        steps = self._renew(child, shares, recipe.renorm, keeper)
-        steps.append(keeper.compare("refit", recipe.refit, child, refitted))
+        steps = self._renew(child, shares, recipe.renorm.name, keeper)
+        steps.append(keeper.compare("refit", recipe.refit.name, child, refitted))
         if steps[-1].kept:
             return Finished(child=refitted, session=session, steps=steps)
         return Finished(child=child, steps=steps)
@@ -149,10 +152,10 @@ class Material:
             self.couplings,
             shares,
             images,
-            method=recipe.refit if recipe.refits else "ridge",
+            method=recipe.refit.name if recipe.refits else "ridge",
             targets=targets,
             steps=steps,
-            augment=Augmentation.suited_to(images.image_shape) if recipe.augment else None,
+            augment=Augmentation.suited_to(images.image_shape) if (recipe.candidates or Ridge()).augment else None,
             labels=self.ensemble.labels,
             joint=self.ensemble.joint,
             seed=recipe.seed,
@@ -176,7 +179,7 @@ class Material:
         self, child: nn.Module, couplings: Sequence[Couplings], shares: Shares | Sequence[float]
     ) -> None:
         """Renormalise by the recipe; layers of which all that is before them is kept apart hold already."""
-        self.renormalise(child, couplings, shares, self.recipe.renorm_after, self._settled)
+        self.renormalise(child, couplings, shares, self.recipe.renorm_after.name, self._settled)
 
     def _renew(self, child: nn.Module, shares: Shares, method: str, keeper: Keeper | None) -> list[Step]:
         """Renormalise an average in place; by `auto`, only where that helps, and with the step that it was."""

@@ -95,7 +95,7 @@ def fuse(
         See `find_groups`, `prove_groups` and `align`.
     """
     recipe = recipe or Recipe()
-    if further is None and (recipe.distil > 0 or recipe.finetune > 0):
+    if further is None and recipe.trains:
         raise RecipeError("distil and finetune need the training images: give further=Further(data)")
     inputs = Inputs(models, recipe, calibration, example, groups, labels, template, allow_fixed, shared, on_step)
     prepared = Prepared.of(inputs)
@@ -105,14 +105,14 @@ def fuse(
         material, unmatched = _material(aligned)
         chosen = Chosen(Shares(tuple(prepared.ensemble.shares)))
         child = material.average(chosen.shares)
-    if recipe.weights_by != "network" and calibration is not None and material.example is not None:
+    if recipe.merge.weights_by != "network" and calibration is not None and material.example is not None:
         with step("shares"):
             chosen = shares_of_parts(material, recipe, material.example, calibration)
             child = material.average(chosen.shares)
     sound = Soundness(prepared.ensemble.networks, calibration, material.example)
     sound.after("the merge", child)
     family: Sequence[Candidate] = ()
-    if recipe.goal == "best":
+    if recipe.goal.name == "best":
         with step("best"):
             family = Family(material, _alone(aligned)).find()
         finished = Finished(child=best_of(family).network)
@@ -120,12 +120,12 @@ def fuse(
     else:
         with step("refit" if recipe.refits else "renorm"):
             finished = material.finish(child, chosen.shares)
-        sound.after(f"refit {recipe.refit}" if recipe.refits else f"renorm {recipe.renorm}", finished.child)
+        sound.after(f"refit {recipe.refit.name}" if recipe.refits else f"renorm {recipe.renorm.name}", finished.child)
         for done in finished.steps:
             if done.stage == "refit" and not (done.kept or done.left_nothing_out):
                 warnings.warn(f"{done}: the child stays as it was", DepfuseWarning, stacklevel=3)
     ensemble = prepared.ensemble
-    if further is not None and (recipe.distil or recipe.finetune):
+    if further is not None and recipe.trains:
         ensemble = _train(finished, aligned, further)
         sound.after("the training", finished.child)
     sound.check()
@@ -176,7 +176,7 @@ def _material(aligned: Aligned) -> tuple[Material, Sequence[nn.Module]]:
     calibration, ensemble = prepared.inputs.calibration, prepared.ensemble
     models, groups, couplings, unmatched = aligned.models, aligned.groups, aligned.couplings, aligned.unmatched
     template, apart = prepared.template, None
-    if recipe.keeps_apart:
+    if recipe.merge.partly:
         apart = keep_apart(
             models,
             groups,
@@ -191,7 +191,7 @@ def _material(aligned: Aligned) -> tuple[Material, Sequence[nn.Module]]:
         models, unmatched, template, groups = apart.models, apart.unmatched, apart.template, apart.groups
         couplings = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
     information = None
-    if recipe.average == "fisher" and calibration is not None:
+    if recipe.merge.average == "fisher" and calibration is not None:
         information = [fisher_information(model, calibration, seed=recipe.seed) for model in models]
     material = Material(
         networks=models,
@@ -213,7 +213,7 @@ def _train(finished: Finished, aligned: Aligned, further: Further) -> Ensemble:
     """Train a child in place; the ensemble that it learned from."""
     prepared, recipe, ensemble = aligned.prepared, aligned.recipe, aligned.prepared.ensemble
     prepared.step.announce("train")
-    if recipe.distil and ensemble.joint and not recipe.labelled:
+    if recipe.train.distil and ensemble.joint and not recipe.teach.labelled:
         # More images than were there for calibration make a better head.
         ensemble = prepared.ensemble_of(further.images(next(finished.child.parameters()).device, recipe.seed))
     # At another width the parents' outputs are others; where they know other labels, mixtures of their streams hold

@@ -15,7 +15,7 @@ from depfuse.data.loader import Loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.fusion.checks import check_images, check_parents, check_renorm, check_unequal, example_of, label_sets
-from depfuse.fusion.resolve import check_widths, resolve_refit
+from depfuse.fusion.resolve import check_widths, resolve_refit, resolve_targets
 from depfuse.fusion.same_modules import check_alike
 from depfuse.fusion.widths import shapes_of, widest
 from depfuse.groups import ChannelGroups
@@ -132,8 +132,9 @@ class Prepared:
         copies = [private_copy(model, example) for model in given]
         template = None if template is None else evaluation_copy(template)
         shared = None if inputs.shared is None else inputs.shared.known_as(given, copies)
-        like = template or widest(copies, inputs.recipe.width_of)
+        like = template or widest(copies, inputs.recipe.merge.width_of)
         recipe, refit_reason = resolve_refit(inputs.recipe, copies, like, calibration, sets)
+        recipe = resolve_targets(recipe)
         shares = recipe.shares(len(copies))
         check_images(recipe, calibration)
         check_renorm(recipe, copies[0])
@@ -163,7 +164,7 @@ class Prepared:
 
     def ensemble_of(self, images: Loader) -> Ensemble:
         """Prepare the parents once more with one head, found on more images."""
-        recipe, shares = self.recipe.changed(joint_head="always"), self.ensemble.shares
+        recipe, shares = self.recipe.changed({"teach.head": "always"}), self.ensemble.shares
         taught = prepared(self.copies, recipe, shares, images, self.labels, self.own_template)
         return replace(self.ensemble, networks=taught.models)
 

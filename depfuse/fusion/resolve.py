@@ -10,7 +10,7 @@ networks, and larger ones, were not searched on: they are not refitted unless th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,8 +25,9 @@ from depfuse.fusion.same_start import share_a_start
 from depfuse.fusion.widths import Brought
 from depfuse.networks.isolation import one_at_a_time
 from depfuse.networks.running import evaluating
-from depfuse.recipe import MIXING, SOFT, Recipe
+from depfuse.recipe import Recipe
 from depfuse.recipe.reads import is_read
+from depfuse.recipe.sections import AutoRefit
 from depfuse.refit import can_be_refitted
 from depfuse.renorm import has_batch_norm
 from depfuse.teach.teachers import Teachers
@@ -59,13 +60,16 @@ def resolve_refit(
     Recipe, str
         The recipe with what it becomes, and one sentence that says so; empty where the recipe leaves nothing open.
     """
-    if recipe.refit != "auto":
+    if recipe.refit.name != "auto":
         return recipe, ""
     against = _against(recipe, models, child, images) or _in_place(recipe, models, child, images, labels)
     if against:
         why = f"refit auto is none here: {against}"
-        _check_read({**recipe.settings, "refit": "none"}, f"{why}; leave {{}} out, or give refit ridge")
-        return recipe.changed(refit="none"), why
+        made = recipe.changed(refit="none")
+        for path in sorted(recipe.differing.keys() - made.differing.keys()):
+            value = recipe.settings[path]
+            raise RecipeError(f"{path} {value} would be ignored: {why}; leave {path} out, or give refit ridge")
+        return made, why
     kind = "BatchNorm" if has_batch_norm(models[0]) else "no normalisation"
     why = f"refit auto is ridge here, as is best for convolutional networks with {kind}; refit none leaves it out"
     return recipe.changed(refit="ridge"), why
@@ -73,15 +77,16 @@ def resolve_refit(
 
 def _against(recipe: Recipe, models: Sequence[nn.Module], child: nn.Module, images: Loader | None) -> str:
     """What speaks against a refit by ridge; empty where nothing does."""
-    if recipe.goal == "best":
+    solver, renorm = recipe.align.solver, recipe.renorm.name
+    if recipe.goal.name == "best":
         return "goal best refits its candidates itself"
-    if recipe.solver in (*MIXING, *SOFT):
-        return f"solver {recipe.solver} gives no permutations, which a refit needs"
-    if recipe.renorm not in ("auto", "none", "reset"):
-        return f"renorm {recipe.renorm} is for weights that are averaged"
-    if recipe.augment_statistics:
-        return "augment_statistics renews statistics that ridge would have set"
-    if recipe.keep_worst == 1.0:
+    if solver.gives != "permutation":
+        return f"solver {solver.name} gives no permutations, which a refit needs"
+    if renorm not in ("auto", "none", "reset"):
+        return f"renorm {renorm} is for weights that are averaged"
+    if recipe.calibration.augment:
+        return "calibration.augment renews statistics that ridge would have set"
+    if recipe.merge.keep_worst == 1.0:
         return "with keep_worst 1 no channels are merged"
     if images is None:
         return "there are no calibration images"
@@ -112,51 +117,59 @@ def settled(
         recipe = recipe.changed(refit="none")
     found: dict[str, Any] = {
         "renorm": renorm,
-        "parents_renorm": "reset" if taught.renewed else "none",
-        "joint_head": "always" if taught.joint else "none",
-        "weights": recipe.shares(len(taught.models)),
+        "teach.renorm": "reset" if taught.renewed else "none",
+        "teach.head": "always" if taught.joint else "none",
+        "merge.weights": recipe.shares(len(taught.models)),
     }
     if widths is None:
-        found["order"] = recipe.kept + 1
+        found["align.order"] = recipe.align.kept + 1
     elif template is None:
-        found["width_of"] = widths.reference + 1
-    if widths is None and not recipe.universe:
-        found["reference"] = recipe.target + 1
-    return recipe.changed(**found)
+        found["merge.width_of"] = widths.reference + 1
+    if widths is None and recipe.align.through.name == "reference":
+        found["align.through.parent"] = recipe.align.target + 1
+    return recipe.changed(found)
+
+
+def resolve_targets(recipe: Recipe) -> Recipe:
+    """Fill in distance scaled where a recipe leaves it open and the child is refitted to clusters.
+
+    Such a child owes little to the matching: seconds of choosing a distance would change nothing there.
+    """
+    ridge = recipe.candidates
+    by_clusters = recipe.refit.name == "ridge" and ridge is not None and ridge.targets == "clusters"
+    return _compared_by(recipe, "scaled") if by_clusters and recipe.align.choose == "whole" else recipe
 
 
 def resolve_distance(recipe: Recipe, distances: Sequence[str]) -> Recipe:
-    """The recipe with the distance that its parents were matched by; with `best` where there were several."""
-    if recipe.distance != "best" or recipe.choose == "groups" or not is_read("distance", recipe.settings):
+    """Fill in the distance that the parents were matched by; `best` stays where there were several."""
+    if recipe.align.choose == "groups":
         return recipe
-    if recipe.criterion != "activations" or not distances:
-        return recipe.changed(distance=recipe.distances[0])  # only a matching by activations alone tries all
-    return recipe.changed(distance=distances[0]) if len(distances) == 1 else recipe
+    if recipe.align.criterion.name != "activations" or not distances:
+        return _compared_by(recipe, recipe.align.distances[0])  # only a matching by activations alone tries all
+    return _compared_by(recipe, distances[0]) if len(distances) == 1 else recipe
+
+
+def _compared_by(recipe: Recipe, distance: str) -> Recipe:
+    """Fill in a distance where a recipe leaves one open."""
+    settings = recipe.settings
+    paths = ("align.criterion.distance", "align.solver.start.distance")
+    return recipe.changed({p: distance for p in paths if settings.get(p) == "best" and is_read(p, settings)})
 
 
 def check_widths(recipe: Recipe, *, one_width: bool) -> None:
     """Raise `RecipeError` where a setting is of unequal widths, and there are none."""
-    for name in ("masses", "width_of") if one_width else ():
-        value = recipe.settings[name]
-        if value != type(recipe).model_fields[name].default:
+    for name in ("align.solver.masses", "merge.width_of") if one_width else ():
+        if (value := recipe.differing.get(name)) is not None:
             raise RecipeError(
                 f"{name} {value} would be ignored: the parents have one width, and it is for several; leave it out"
             )
-
-
-def _check_read(settings: Mapping[str, Any], why: str) -> None:
-    """Raise `RecipeError` where one of the settings is not read any more."""
-    for name, info in Recipe.model_fields.items():
-        if settings[name] != info.default and not is_read(name, settings):
-            raise RecipeError(f"{name} {settings[name]} would be ignored: {why.format(name)}")
 
 
 def _in_place(
     recipe: Recipe, models: Sequence[nn.Module], child: nn.Module, images: Loader | None, labels: LabelSets | None
 ) -> str:
     """Why parents need no refit; empty where they do not share a start, or the user says how to refit."""
-    usual = Recipe()
-    if any(getattr(recipe, name) != getattr(usual, name) for name in ("targets", "refit_steps", "augment")):
+    if recipe.refit != AutoRefit():
         return ""
     if images is None or labels is not None or _any_wider([child], models[0]) or _any_wider(models, child):
         return ""

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from depfuse.align import Couplings
-from depfuse.align.solvers import load_solver
 from depfuse.data.loader import Loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
@@ -149,7 +148,7 @@ class FusionResult:
     @property
     def like(self) -> int:
         """Number of the parent whose channels the child's are matched to: it has the child's width if any has."""
-        return self.recipe.kept if self.widths is None else self.widths.reference
+        return self.recipe.align.kept if self.widths is None else self.widths.reference
 
     @property
     def best(self) -> Candidate | None:
@@ -175,9 +174,10 @@ class FusionResult:
         """
         shares = Shares.create(shares)
         self._check_at()
-        if shares != self.shares and load_solver(self.recipe.solver).together is not None:
-            raise RecipeError(f"solver {self.recipe.solver} matches by the shares: fuse again to have others")
-        self.recipe.changed(weights=shares.network).shares(len(self.averaged))
+        if shares != self.shares and self.recipe.align.solver.jointly:
+            solver = self.recipe.align.solver.name
+            raise RecipeError(f"solver {solver} matches by the shares: fuse again to have others")
+        self.recipe.changed({"merge.weights": shares.network}).shares(len(self.averaged))
         material = self._settled.at(shares)
         return material.finish(material.average(shares), shares).child
 
@@ -188,11 +188,11 @@ class FusionResult:
 
     def _check_at(self) -> None:
         """Raise `RecipeError` where no shares make the child again."""
-        trained = {name: value for name, value in self.recipe.settings.items() if name in ("distil", "finetune")}
-        for name, epochs in trained.items():
+        train = self.recipe.train
+        for name, epochs in (("distil", train.distil), ("finetune", train.finetune)):
             if epochs:
                 raise RecipeError(f"the child was trained on ({name} {epochs}): fuse again to have one of other shares")
-        if self.recipe.goal == "best":
+        if self.recipe.goal.name == "best":
             raise RecipeError(
                 "with goal best the child is the best of several candidates, which have shares of their own: "
                 "result.family holds them, and goal child has other shares"

@@ -32,7 +32,7 @@ from depfuse.networks.stages import stages_of
 from depfuse.recipe import Recipe
 
 NOT_THE_ENSEMBLE = "with all channels kept apart the child would not be the ensemble of its parents' logits"
-KEEP_LESS = "keep a smaller share (--keep-worst), and these are merged"
+KEEP_LESS = "keep a smaller share (merge.keep_worst), and these are merged"
 OUTPUT = "the output"
 NOT_LINEAR = "it is not linear in what the last layer gives, or in a tensor that is averaged"
 
@@ -102,7 +102,8 @@ def keep_apart(
         All is to be kept and the child would not be the ensemble, or what is kept could not be proved.
     """
     if any(coupling.permutation is None for found in couplings for coupling in found.values()):
-        raise RecipeError(f"channels are kept apart by pairs, and solver {recipe.solver} gives none: choose emd")
+        solver = recipe.align.solver.name
+        raise RecipeError(f"channels are kept apart by pairs, and solver {solver} gives none: choose emd")
     aligned = [
         with_state(model, apply_couplings(groups, found, model.state_dict()))
         for model, found in zip(models, couplings, strict=True)
@@ -202,10 +203,10 @@ def _settled(networks: Sequence[nn.Module], arrangement: Arrangement, example: T
 
 def _counts(model: nn.Module, groups: ChannelGroups, recipe: Recipe, example: Tensor) -> tuple[dict[str, int], bool]:
     """Free group -> how many of its channels are to be kept apart; and whether that is all that there is."""
-    stages, count = stages_of(model, example) if recipe.keep_first or recipe.keep_last else ({}, 0)
+    stages, count = stages_of(model, example) if recipe.merge.keep_first or recipe.merge.keep_last else ({}, 0)
     whole = _whole_groups(stages, count, type(model).__name__, groups, recipe)
-    found = {g.name: g.size if g.name in whole else round(recipe.keep_worst * g.size) for g in groups.free}
-    everything = recipe.keep_worst == 1.0 or 0 < count <= recipe.keep_first + recipe.keep_last
+    found = {g.name: g.size if g.name in whole else round(recipe.merge.keep_worst * g.size) for g in groups.free}
+    everything = recipe.merge.keep_worst == 1.0 or 0 < count <= recipe.merge.keep_first + recipe.merge.keep_last
     return found, everything and all(found[group.name] == group.size for group in groups.free)
 
 
@@ -227,14 +228,14 @@ def _chosen(
 
 def _whole_groups(stages: Mapping[str, int], count: int, name: str, groups: ChannelGroups, recipe: Recipe) -> set[str]:
     """Groups that only layers of the first or last stages write to, as many stages as the recipe keeps apart."""
-    for option, asked in (("--keep-first", recipe.keep_first), ("--keep-last", recipe.keep_last)):
+    for option, asked in (("merge.keep_first", recipe.merge.keep_first), ("merge.keep_last", recipe.merge.keep_last)):
         if asked > count:
             raise RecipeError(f"{option} {asked} is more than the {count} stages of {name}")
     found = set()
     for group in groups.free:
         writers = {slot.key.rpartition(".")[0] for slot in group.slots if slot.role == "produces"}
         own = [stages[name] for name in writers if name in stages]
-        if own and (max(own) < recipe.keep_first or min(own) >= count - recipe.keep_last):
+        if own and (max(own) < recipe.merge.keep_first or min(own) >= count - recipe.merge.keep_last):
             found.add(group.name)
     return found
 

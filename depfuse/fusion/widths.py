@@ -100,7 +100,7 @@ class Widths:
         joint: bool = False,
     ) -> None:
         self.models, self.recipe, self.joint = models, recipe, joint
-        self.template = models[_widest(models, recipe.width_of)] if template is None else template
+        self.template = models[_widest(models, recipe.merge.width_of)] if template is None else template
         self.shapes = shapes_of(self.template)
         found = [(shapes_of(self.template), _proved(self.template, example, recipe.seed))]
         self.groups = found[0][1]
@@ -133,7 +133,7 @@ class Widths:
         numbers = range(len(self.models))
         fitting = [number for number in numbers if self.fits(number)]
         reference = fitting[0] if fitting else _widest(self.models, None)
-        wanted = None if self.recipe.width_of is None else self.recipe.width_of - 1
+        wanted = None if self.recipe.merge.width_of is None else self.recipe.merge.width_of - 1
         if wanted in fitting:
             reference = wanted
         models = list(self.models)
@@ -142,17 +142,17 @@ class Widths:
         if not fitting:
             alone = couplings[reference] = self._alone(reference, calibration)
             models[reference] = self.network(reference, alone)
-            renormalise(models[reference], self.recipe.renorm_alone, calibration)
+            renormalise(models[reference], self.recipe.renorm_alone.name, calibration)
         for number in numbers:
             if number != reference and number not in fitting:
                 matched, spent = self._matched(models[reference], reference, number, calibration)
                 couplings[number], models[number] = matched, self.network(number, matched)
                 seconds += spent
-        settles = load_solver(self.recipe.solver).transports is not None
+        settles = load_solver(self.recipe.align.solver.name).transports is not None
         settles &= len(self._matchable()) == self.groups.count
         unsettled = frozenset(number for number in numbers if number in fitting or not settles) - {reference}
         for number in unsettled - set(fitting):
-            renormalise(models[number], self.recipe.renorm_alone, calibration)
+            renormalise(models[number], self.recipe.renorm_alone.name, calibration)
         found = Brought(models, couplings, reference, unsettled, seconds)
         for sentence in found.not_converged:
             warnings.warn(sentence, LimitWarning, stacklevel=2)
@@ -177,12 +177,12 @@ class Widths:
     def _matched(
         self, target: nn.Module, reference: int, number: int, calibration: Loader | None
     ) -> tuple[Couplings, float]:
-        transports = load_solver(self.recipe.solver).transports or load_solver("emd").transports
+        transports = load_solver(self.recipe.align.solver.name).transports or load_solver("emd").transports
         assert transports is not None
         problem = UnequalProblem(
-            (target, self.models[number]), (self.groups, self.of_parents[number]), self.recipe, calibration
+            (target, self.models[number]), (self.groups, self.of_parents[number]), self.recipe.align, calibration
         )
-        candidates = problem.solve(transports(self.recipe))
+        candidates = problem.solve(transports(self.recipe.align.solver))
         if len(candidates) == 1 or calibration is None:
             return candidates[0], 0.0
         judge = Disagreement(
@@ -197,7 +197,7 @@ class Widths:
     def _alone(self, number: int, calibration: Loader | None) -> Couplings:
         """Couplings of one parent to the child's width that look at its own channels only."""
         model, own = self.models[number], self.of_parents[number]
-        problem = UnequalProblem((model, model), (own, own), self.recipe, calibration)
+        problem = UnequalProblem((model, model), (own, own), self.recipe.align, calibration)
         costs = problem.costs()
         found: dict[str, Coupling] = {}
         for group in self._matchable():
@@ -219,8 +219,8 @@ class Widths:
         wider = any(self.of_parents[number][group.name].size > group.size for group in self.groups.free)
         if wider and self.recipe.refits:
             raise RecipeError(
-                f"parent {number + 1} is wider than the child, and would be narrowed before refit {self.recipe.refit}: "
-                "leave out --refit, or let the child be as wide as the widest parent"
+                f"parent {number + 1} is wider than the child, and would be narrowed before refit "
+                f"{self.recipe.refit.name}: choose refit none, or let the child be as wide as the widest parent"
             )
 
     def _check_reached(self, number: int) -> None:

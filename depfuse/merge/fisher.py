@@ -94,6 +94,6 @@ def _mapped(function: object, model: nn.Module, images: Tensor, signs: Tensor) -
     except RuntimeError as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArchitectureError(
-            f"{type(model).__name__} cannot be differentiated image by image ({reason}): choose --average mean"
+            f"{type(model).__name__} cannot be differentiated image by image ({reason}): choose average mean"
         ) from error
     return results

@@ -1,15 +1,7 @@
-"""Say what a fusion shall do: plain frozen data."""
+"""Say what a fusion shall do: plain frozen data, without torch."""
 
-from depfuse.recipe.recipe import (
-    MIXING,
-    SOFT,
-    Criterion,
-    Recipe,
-)
+from depfuse.recipe.recipe import Recipe
+from depfuse.recipe.sections import Align, Calibration, Merge, Refit, Renorm, Teach, Train
+from depfuse.recipe.solvers import Solver
 
-__all__ = [
-    "MIXING",
-    "SOFT",
-    "Criterion",
-    "Recipe",
-]
+__all__ = ["Align", "Calibration", "Merge", "Recipe", "Refit", "Renorm", "Solver", "Teach", "Train"]

@@ -1,21 +1,21 @@
-"""Which settings of a recipe are read, given the others: one table.
+"""What couples sections: settings that are read, or not, by what another section says.
 
-A setting that nothing reads is refused where the user says it, and never searched. The smallest example:
+What an alternative reads are its own fields. This table holds what is left. The smallest example:
 
-    READ = {"learning_rate": ({"distil": Above(0)}, {"finetune": Above(0)})}
+    {"train.learning_rate": ({"train.distil": Above(0)}, {"train.finetune": Above(0)})}
 
-says that the learning rate is read where the child is distilled or fine-tuned. What a solver reads stands with the
-solver (`depfuse.align.solvers.SOLVERS`). A setting without a line is always read.
+says that the learning rate is read where the child is distilled or fine-tuned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from depfuse.align.solvers import SOLVERS
-from depfuse.renorm.registry import METHODS
+from depfuse.recipe.sections import RENORMS, Renorm
+from depfuse.recipe.solvers import SOLVERS, STARTS, facts
 
 
 @dataclass(frozen=True)
@@ -24,95 +24,102 @@ class Above:
 
     least: float
 
-    def __contains__(self, value: float) -> bool:
-        return value > self.least
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, (int, float)) and value > self.least
 
     def __str__(self) -> str:
         return f"above {self.least:g}"
 
 
+Values = dict[str, Any]  # path -> value
 Case = Mapping[str, "tuple[Any, ...] | Above"]  # other settings -> the values that they have, all of them
 
-
-def _by_solver(setting: str) -> tuple[Case, ...]:
-    """Where solvers read a setting; those that do so in the same cases together."""
-    found: list[tuple[Mapping[str, Any], list[str]]] = []
-    for name, solver in SOLVERS.items():
-        for case in solver.reads.get(setting, ()):
-            same = next((names for known, names in found if known == case), None)
-            if same is None:
-                found.append((case, [name]))
-            else:
-                same.append(name)
-    return tuple({"solver": tuple(names), **case} for case, names in found)
+_LOOKING = ("activations", "mixture")
+_CHILD: Case = {"goal": ("child",)}
 
 
-def _also_at_the_start(setting: str) -> tuple[Case, ...]:
-    """The same, and where the solver reads it that another one starts from."""
-    own = _by_solver(setting)
-    starting = tuple(name for name, solver in SOLVERS.items() if "start" in solver.reads)
-    return (*own, *({"solver": starting, "start": case["solver"]} for case in own))
+def _watched_by(what: str) -> tuple[Case, ...]:
+    """Where activations are compared: by the solvers that do so, and by what they start from."""
+    solvers = tuple(name for name in SOLVERS if what in facts(name).watches and name != "sinkhorn-implicit")
+    starts = tuple(name for name in solvers if name in STARTS and "activations" in facts(name).criteria)
+    implicit: Case = {"align.solver": ("sinkhorn-implicit",), "align.solver.start": ("none", "activations", *starts)}
+    return {"align.solver": solvers}, implicit
 
 
-_RIDGE = ("auto", "ridge")
-_RENEWING = tuple(name for name, method in METHODS.items() if method.images)
-
-READ: dict[str, tuple[Case, ...]] = {
-    "distance": _by_solver("distance"),
-    "taps": _by_solver("taps"),
-    "mixture": ({"criterion": ("mixture",)},),
-    "choose": ({"criterion": ("activations",)}, *_by_solver("restarts")),  # where there are several to choose from
-    "regularisation": _by_solver("regularisation"),
-    "strictness": _by_solver("strictness"),
-    "masses": _by_solver("masses"),
-    "restarts": (*_by_solver("restarts"), {"universe": (True,), "criterion": ("activations", "mixture")}),
-    "start": tuple({**case, "universe": (False,)} for case in _by_solver("start")),
-    "structure": _also_at_the_start("structure"),
-    "iterations": (*_also_at_the_start("iterations"), {"universe": (True,)}),
-    "reference": ({"universe": (False,)},),
-    "targets": ({"refit": _RIDGE}, {"goal": ("best",)}),
-    "refit_steps": ({"refit": _RIDGE}, {"goal": ("best",)}),
-    "augment": ({"refit": _RIDGE, "refit_steps": Above(0)}, {"goal": ("best",)}),
-    "augment_statistics": (
-        {"renorm": ("auto",), "refit": ("auto", "none", "regmean", "least-squares"), "goal": ("child",)},
-        {"renorm": _RENEWING, "goal": ("child",)},
-        {"parents_renorm": ("reset",)},
-    ),
-    "learning_rate": ({"distil": Above(0)}, {"finetune": Above(0)}),
-}
+def _renewing() -> tuple[str, ...]:
+    return tuple(name for name, kind in RENORMS.items() if issubclass(kind, Renorm) and kind.images and name != "auto")
 
 
-def is_read(setting: str, settings: Mapping[str, Any]) -> bool:
-    """Whether anything reads a setting, given the values of all."""
-    return setting not in READ or any(_holds(case, settings) for case in READ[setting])
+def cases_of(path: str) -> tuple[Case, ...]:
+    """Return the cases in which a setting is read where it stands; none where it always is."""
+    return _table(tuple(SOLVERS), tuple(RENORMS)).get(path, ())
 
 
-def may_be_read(setting: str, fixed: Mapping[str, Any]) -> bool:
-    """Whether anything reads a setting for some values of those that are not fixed."""
-    return setting not in READ or any(
-        all(fixed[name] in allowed for name, allowed in case.items() if name in fixed) for case in READ[setting]
+@cache
+def _table(_solvers: tuple[str, ...], _renorms: tuple[str, ...]) -> dict[str, tuple[Case, ...]]:
+    restarting = tuple(name for name in SOLVERS if "restarts" in SOLVERS[name].model_fields and name != "emd")
+    restarts: tuple[Case, ...] = (
+        {"align.solver": ("emd",), "align.criterion": ("weights", "mixture")},
+        {"align.solver": restarting},
     )
+    by_reference: Case = {"align.through": ("reference",)}
+    return {
+        "align.criterion.distance": _watched_by("distance"),
+        "align.criterion.taps": _watched_by("taps"),
+        "align.solver.restarts": restarts,
+        "align.solver.start": (by_reference,),
+        "align.solver.start.distance": ({**by_reference, "align.criterion": ("weights",)},),
+        "align.solver.start.taps": ({**by_reference, "align.criterion": ("weights",)},),
+        "align.through.restarts": ({"align.criterion": _LOOKING},),
+        "align.choose": ({"align.criterion": ("activations",)}, *restarts),  # where there are several to choose from
+        "refit.targets": (_CHILD,),  # the best of a family has its own
+        "refit.steps": (_CHILD,),
+        "refit.augment": ({"refit.steps": Above(0), **_CHILD},),
+        "calibration.augment": (
+            {"renorm": ("auto",), "refit": ("auto", "none", "regmean", "least-squares"), "goal": ("child",)},
+            {"renorm": _renewing(), "goal": ("child",)},
+            {"teach.renorm": ("reset",)},
+        ),
+        "train.learning_rate": ({"train.distil": Above(0)}, {"train.finetune": Above(0)}),
+    }
 
 
-def why_not_read(setting: str, settings: Mapping[str, Any]) -> str:
-    """What would have to be otherwise for a setting to be read, in the case that is nearest."""
-    cases = [[name for name in case if settings[name] not in case[name]] for case in READ[setting]]
-    nearest = min(range(len(cases)), key=lambda number: len(cases[number]))
-    case = READ[setting][nearest]
-    return " and ".join(f"{name} {_written(case[name])}, not {settings[name]}" for name in cases[nearest])
+def is_read(path: str, values: Mapping[str, Any]) -> bool:
+    """Whether anything reads a setting, given the values of all that there are."""
+    cases = cases_of(path)
+    return path in values and (not cases or any(holds(case, values) for case in cases))
 
 
-def only_read(settings: Mapping[str, Any], defaults: Mapping[str, Any], keep: Collection[str] = ()) -> dict[str, Any]:
-    """The settings without those that nothing reads, but for some that are kept whether or not they are read."""
-    found = dict(settings)
-    while unread := [name for name in found if name not in keep and not is_read(name, {**defaults, **found})]:
-        for name in unread:
-            del found[name]
-    return found
+def holds(case: Case, values: Mapping[str, Any]) -> bool:
+    """Whether all settings of a case have one of its values."""
+    return all(path in values and values[path] in allowed for path, allowed in case.items())
 
 
-def _holds(case: Case, settings: Mapping[str, Any]) -> bool:
-    return all(settings[name] in allowed for name, allowed in case.items())
+def unmet(cases: Sequence[Case], values: Mapping[str, Any]) -> str:
+    """Say what would have to be otherwise, in the nearest case; cases that ask for one thing are told together."""
+    joined = _joined(cases)
+    other = [[path for path in case if path in values and values[path] not in case[path]] for case in joined]
+    wrong = [own or [path for path in case if path not in values] for own, case in zip(other, joined, strict=True)]
+    nearest = min(range(len(joined)), key=lambda number: len(wrong[number]) or len(joined) + 9)
+    case = joined[nearest]
+    now = {path: f", not {value}" for path, value in values.items()}
+    return " and ".join(f"{path} {_written(case[path])}{now.get(path, '')}" for path in wrong[nearest])
+
+
+def _joined(cases: Sequence[Case]) -> list[Case]:
+    """Cases that differ by the values of one setting as one."""
+    found: list[dict[str, Any]] = []
+    for case in cases:
+        for own in found:
+            differing = [path for path in case if own.get(path) != case[path]]
+            if own.keys() == case.keys() and len(differing) == 1 and isinstance(own[differing[0]], tuple):
+                more = case[differing[0]]
+                if isinstance(more, tuple):
+                    own[differing[0]] = (*own[differing[0]], *(v for v in more if v not in own[differing[0]]))
+                    break
+        else:
+            found.append(dict(case))
+    return [*found]
 
 
 def _written(allowed: tuple[Any, ...] | Above) -> str:

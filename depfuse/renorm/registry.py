@@ -1,55 +1,22 @@
-"""Renormalisation by name: a new method is a file and a line in `METHODS`."""
+"""Renormalisation by name; what a method reads stands in its settings (`depfuse.recipe.sections.Renorm`)."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from torch import Tensor, nn
+
+from depfuse.align.coupling import Couplings
+from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from depfuse.align.coupling import Couplings
-    from depfuse.data.loader import Loader
-    from depfuse.groups import ChannelGroups
-    from depfuse.merge.shares import Shares
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method of renormalisation: its place, and what it compares the child with, which it changes in place.
-
-    Attributes
-    ----------
-    module, function
-        Called with the child, then with parents, groups, couplings and shares where `parents` is true, then with the
-        calibration images, or with an example input where `images` is false.
-    images
-        True if it reads calibration images.
-    parents
-        True if it compares the child with its parents.
-    keeps
-        True if its last argument is names of layers to leave alone.
-    """
-
-    module: str
-    function: str
-    images: bool
-    parents: bool
-    keeps: bool = False
-
-
-# Name in a recipe -> where it is. Nothing is imported before it is used: a recipe is checked, and `depfuse --help`
-# printed, without torch.
-METHODS: dict[str, Method] = {
-    "reset": Method("batch_norm", "reset_batch_norm", images=True, parents=False, keeps=True),
-    "repair": Method("repairing", "repair", images=True, parents=True),
-    "rescale": Method("repairing", "rescale", images=True, parents=True),
-    "data-free": Method("data_free", "rescale_by_norms", images=False, parents=True),
-}
+from depfuse.groups import ChannelGroups
+from depfuse.groups.tracing.depgraph import evaluation_copy
+from depfuse.merge.shares import Shares
+from depfuse.networks.isolation import check_changeable, undisturbed
+from depfuse.recipe.sections import RENORMS, renorm_facts
+from depfuse.renorm.batch_norm import has_batch_norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,12 +46,10 @@ def chosen_method(method: str, model: nn.Module) -> str:
     RecipeError
         The method is not known, or is `reset` for a network that has no BatchNorm.
     """
-    from depfuse.renorm.batch_norm import has_batch_norm
-
     if method == "auto":
         return "reset" if has_batch_norm(model) else "none"
-    if method != "none" and method not in METHODS:
-        raise RecipeError(f"renorm {method} is not known: choose from none, auto, {', '.join(METHODS)}")
+    if method not in RENORMS:
+        raise RecipeError(f"renorm {method} is not known: choose from {', '.join(RENORMS)}")
     if method == "reset" and not has_batch_norm(model):
         raise RecipeError(
             f"renorm reset has nothing to reset: {type(model).__name__} has no BatchNorm with running statistics; "
@@ -96,7 +61,7 @@ def chosen_method(method: str, model: nn.Module) -> str:
 def renormalise(
     model: nn.Module, method: str, loader: Loader | None, merged: Merged | None = None, kept: Collection[str] = ()
 ) -> None:
-    """Renormalise a network in place by one of `METHODS`, by `none`, or by `auto` (see `chosen_method`).
+    """Renormalise a network in place by a method's name (see `chosen_method` for `auto`).
 
     Parameters
     ----------
@@ -116,13 +81,10 @@ def renormalise(
     RecipeError
         The method needs what is not given, is not known, or does not suit the network.
     """
-    from depfuse.groups.tracing.depgraph import evaluation_copy
-    from depfuse.networks.isolation import check_changeable, undisturbed
-
     method = chosen_method(method, model)
     if method == "none":
         return
-    chosen = METHODS[method]
+    chosen = renorm_facts(method)
     if chosen.images and loader is None:
         raise RecipeError(f"renorm {method} needs calibration images: give at least 2, or choose data-free or none")
     arguments: list[object] = []
@@ -133,7 +95,7 @@ def renormalise(
         arguments += [parents, merged.groups, merged.couplings, merged.shares]
     if not chosen.images and (merged is None or merged.example is None):
         raise RecipeError(f"renorm {method} needs an example input: the network must be run once")
-    function = getattr(importlib.import_module(f"depfuse.renorm.{chosen.module}"), chosen.function)
+    function = getattr(importlib.import_module(chosen.module), chosen.function)
     arguments.append(loader if chosen.images else merged and merged.example)
     if chosen.keeps:
         arguments.append(kept)

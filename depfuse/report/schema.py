@@ -96,7 +96,7 @@ class SharesSummary(_Part):
 
 
 class FamilyRow(ScoreValues):
-    """A candidate of `--goal best`: its scores, and the score that chose among them.
+    """A candidate of goal best: its scores, and the score that chose among them.
 
     `disagreement` is the cross-entropy (nats) under the ensemble's probabilities on held-out training images, without
     labels; `seconds` is the time that making it took; `chosen` marks the child.

@@ -8,7 +8,6 @@ from typing import get_args
 
 from rich.table import Table
 
-from depfuse.recipe.presets import Published
 from depfuse.report.schema import FusionReport, NetworkScores, PathReport, PathRow, ScoreValues, SharesSummary
 from depfuse.study.trials import State, TrialRecord, best_first
 
@@ -42,7 +41,7 @@ def fusion_rows(report: FusionReport) -> list[tuple[str, ScoreValues]]:
 
 
 def family_table(report: FusionReport) -> Table:
-    """Tabulate the candidates of `--goal best`, the child first."""
+    """Tabulate the candidates of goal best, the child first."""
     table = _table("candidate", "disagreement", "accuracy", "loss", "seconds")
     for row in report.ranked_family:
         cells = (_nats(row.disagreement), *_cells(row)[:2], f"{row.seconds:.1f}")
@@ -55,16 +54,6 @@ def shares_table(shares: SharesSummary, names: Sequence[str]) -> Table:
     table = _table("part", *(f"share of {name}" for name in names))
     for part, of_part in shares.parts.items():
         table.add_row(part, *(f"{share:.2f}" for share in of_part))
-    return table
-
-
-def recipes_table(recipes: Sequence[Published]) -> Table:
-    """Tabulate published methods with their papers and the settings in which they differ from these."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, wraps in (("name", False), ("title", True), ("paper", True), ("otherwise than there", True)):
-        table.add_column(name, overflow="fold", no_wrap=not wraps)
-    for row in recipes:
-        table.add_row(row.name, row.title, row.paper, row.differs)
     return table
 
 

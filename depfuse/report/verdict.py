@@ -7,7 +7,7 @@ from pathlib import Path
 from depfuse.report.advice import AVERAGES, Advice, Compared
 from depfuse.report.schema import FusionReport, PathReport
 
-SOUP = {"average": "--recipe soup", "renewed average": "--recipe soup --renorm reset"}
+SOUP = {"average": "--preset soup", "renewed average": "--preset soup --set renorm=reset"}
 
 
 def verdict(advice: Advice, candidate: str | None = None) -> str:
@@ -149,7 +149,7 @@ def _notes(advice: Advice) -> list[str]:
         how = (
             "run again with --out-parent FILE to have it in one"
             if option.what == "trained parent"
-            else "--goal best looks among such networks"
+            else "--preset best looks among such networks"
         )
         name = _name(option, advice)
         notes.append(f"{name[0].upper()}{name[1:]} reaches {_per_cent(option.accuracy)} but lies in no file; {how}.")

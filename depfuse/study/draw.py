@@ -1,9 +1,13 @@
-"""The space of recipes: which parameters a search draws, one after another, as the table beside `Recipe` says."""
+"""The space of recipes: which settings a search draws, one after another, as their fields say (`fields.Search`).
+
+A setting is drawn where it is there and read, given those drawn before it: `align.solver.regularisation` once the
+solver is sinkhorn. A new solver, or a new value of a setting, is searched as soon as it is there; a new setting where
+its field has a search range.
+"""
 
 from __future__ import annotations
 
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +15,9 @@ from optuna.trial import BaseTrial
 
 from depfuse.errors import RecipeError
 from depfuse.recipe import Recipe
-from depfuse.study.search_space import SEARCHED, Between, OneOf, Ratios, Searched
+from depfuse.recipe.arrange import Place, by_path, places
+from depfuse.recipe.fields import Between, OneOf, Ratios, Search, Section, searched
+from depfuse.recipe.reads import cases_of, holds, is_read
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,7 @@ class Parameter:
     Attributes
     ----------
     name
-        Of the setting, with what tells it from others of the same setting: `regularisation[cca]`.
+        The path of the setting, with what tells it from others of the same setting: `align.solver.regularisation[cca]`.
     low, high, log
         Of a number.
     options
@@ -46,6 +52,42 @@ class Parameter:
         return trial.suggest_float(self.name, self.low, self.high, log=self.log)
 
 
+@dataclass(frozen=True)
+class _Searched:
+    """A setting where it can stand, and what it is drawn from there."""
+
+    place: Place
+    search: Search
+
+    @property
+    def depends(self) -> set[str]:
+        """Paths of the settings that say whether it is drawn, and from what."""
+        found = {*self.place.case, *(path for case in cases_of(self.place.path) for path in case)}
+        by = self.search.by if isinstance(self.search, OneOf) else None
+        return found if by is None else found | {by[0]}
+
+    def options(self, settled: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
+        """What tells a choice from others of the same setting, and what it is drawn from; empty where it is not."""
+        assert isinstance(self.search, OneOf)
+        if self.search.by is not None:
+            path, options_by = self.search.by
+            return options_by(settled[path])
+        return "", self.search.options or self.place.choices
+
+    def is_drawn(self, settled: Mapping[str, Any]) -> bool:
+        """Whether it is there, read, and has anything to be drawn from."""
+        if not holds(self.place.case, settled) or not is_read(self.place.path, {self.place.path: None, **settled}):
+            return False
+        return not isinstance(self.search, OneOf) or bool(self.options(settled)[1])
+
+
+def declared(model: type[Section]) -> Iterator[_Searched]:
+    """Yield the settings that are searched, in the model's order; none of what is left open by `auto`."""
+    for place in places(model):
+        if (search := searched(place.field)) is not None and ("auto",) not in place.case.values():
+            yield _Searched(place, search)
+
+
 class Space:
     """All recipes that a search chooses from.
 
@@ -54,9 +96,9 @@ class Space:
     parents
         How many.
     kept
-        Settings that are not searched: every recipe has them.
-    model, declared
-        The recipe, and which of its settings are searched.
+        The settings that are not searched: every recipe has them.
+    model
+        The recipe.
 
     Raises
     ------
@@ -64,18 +106,15 @@ class Space:
         All settings that could be searched are kept.
     """
 
-    def __init__(
-        self,
-        parents: int,
-        kept: Mapping[str, Any],
-        *,
-        model: type[Recipe] = Recipe,
-        declared: Mapping[str, tuple[Searched, ...]] = SEARCHED,
-    ) -> None:
-        self._parents, self._kept, self._model = parents, dict(kept), model
-        self._declared = {name: own for name, own in declared.items() if name not in kept}
+    def __init__(self, parents: int, kept: Mapping[str, Any], *, model: type[Recipe] = Recipe) -> None:
+        self._parents, self._kept, self._model = parents, by_path(kept), model
+        self._declared = [own for own in declared(model) if own.place.path not in self._kept]
         if not self._declared:
-            raise RecipeError("nothing is left to search: leave out some settings, or take them from no --recipe")
+            raise RecipeError("nothing is left to search: leave out some settings, or take them from no --preset")
+        several: dict[str, list[Search]] = {}
+        for own in self._declared:
+            several.setdefault(own.place.path, []).append(own.search)
+        self._ambiguous = {path for path, found in several.items() if any(one != found[0] for one in found)}
 
     def suggest(self, trial: BaseTrial) -> dict[str, Any]:
         """Settings of a recipe as a trial draws them: only those that are used, given the others."""
@@ -98,40 +137,45 @@ class Space:
 
     def _settle(self, ask: Callable[[Parameter], Any]) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        settled = {name: field.default for name, field in self._model.model_fields.items()} | self._kept
-        waiting = dict(self._declared)
+        waiting = list(self._declared)
         while waiting:
             # A setting comes after those that say whether it is used.
-            name = next(name for name, own in waiting.items() if not _named(own) & (waiting.keys() - {name}))
-            chosen = next((own for own in waiting.pop(name) if own.holds(settled)), None)
-            if chosen is not None:
-                found[name] = settled[name] = self._value(name, chosen, settled[name], ask)
+            open_ = {own.place.path for own in waiting}
+            settled = {**self._usual(found), **found}
+            own = next(own for own in waiting if not own.depends & (open_ - {own.place.path}))
+            path = own.place.path
+            if own.is_drawn(settled):
+                found[path] = self._value(own, settled, ask)
+                waiting = [other for other in waiting if other.place.path != path]
+            else:
+                waiting.remove(own)
         return found
 
-    def _value(self, name: str, declared: Searched, default: Any, ask: Callable[[Parameter], Any]) -> Any:
-        named = f"{name}[{declared.label}]" if declared.label else name
-        if isinstance(declared, OneOf):
-            given = declared.options() if callable(declared.options) else declared.options
-            options = given or _possible(self._model, name)
+    def _usual(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of the settings that are there with those that are kept and found; contradictions do not count yet."""
+        settled = {**self._kept, **found}
+        for place in places(self._model):
+            if place.path not in settled and holds(place.case, settled):
+                settled[place.path] = place.default
+        return settled
+
+    def _value(self, own: _Searched, settled: Mapping[str, Any], ask: Callable[[Parameter], Any]) -> Any:
+        search, path = own.search, own.place.path
+        default = settled[path]
+        if isinstance(search, OneOf):
+            label, options = own.options(settled)
+            named = f"{path}[{label}]" if label else path
             return ask(Parameter(named, options=options, default=default if default in options else options[0]))
-        if isinstance(declared, Between):
-            nearest = min(max(default, declared.low), declared.high)
-            return ask(Parameter(named, declared.low, declared.high, declared.log, default=nearest))
-        assert isinstance(declared, Ratios)
-        others = [
-            ask(Parameter(f"{named}[{number}]", 1.0 / declared.most, declared.most, log=True, default=1.0))
+        if isinstance(search, Between):
+            named = f"{path}[{[*own.place.case.values()][-1][0]}]" if path in self._ambiguous else path
+            nearest = min(max(default, search.low), search.high)
+            return ask(Parameter(named, search.low, search.high, search.log, default=nearest))
+        return self._ratios(path, search, ask)
+
+    def _ratios(self, path: str, search: Ratios, ask: Callable[[Parameter], Any]) -> tuple[float, ...]:
+        others: Sequence[float] = [
+            ask(Parameter(f"{path}[{number}]", 1.0 / search.most, search.most, log=True, default=1.0))
             for number in range(2, self._parents + 1)
         ]
         total = 1.0 + sum(others)
         return tuple(share / total for share in (1.0, *others))
-
-
-def _named(declared: tuple[Searched, ...]) -> set[str]:
-    """The settings on which it depends whether another is used."""
-    return {name for own in declared for case in own.when for name in case}
-
-
-def _possible(model: type[Recipe], name: str) -> tuple[Any, ...]:
-    """All values of a setting that is one of a few."""
-    kind = model.model_fields[name].annotation
-    return (False, True) if kind is bool else typing.get_args(kind)

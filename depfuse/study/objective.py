@@ -94,21 +94,25 @@ class Objective:
         timed: bool = False,
     ) -> None:
         device = next(models[0].parameters()).device
-        available = max(len(data.train) - common.calibration, 0)
+        available = max(len(data.train) - common.calibration.images, 0)
         if available < min(judged, FEWEST_JUDGED):
             raise DataError(
-                f"{common.calibration} of {len(data.train)} training images are for calibration, and {available} are"
-                " left to judge children by: give fewer with --calibration"
+                f"{common.calibration.images} of {len(data.train)} training images are for calibration, and {available}"
+                " are left to judge children by: give fewer with --calibration"
             )
         images = calibration_loader(
-            data, common.calibration + judged, batch_size=common.batch_size, device=device, seed=common.seed
+            data,
+            common.calibration.images + judged,
+            batch_size=common.calibration.batch_size,
+            device=device,
+            seed=common.seed,
         )
         self.timed = timed
         self._space, self._models, self._labels, self._template = space, models, labels, template
         self._allow_fixed, self._example = allow_fixed, data.example(device=device)
-        sizes = [common.calibration] if timed else growing(common.calibration)
+        sizes = [common.calibration.images] if timed else growing(common.calibration.images)
         self._images = {size: images.first(size) for size in sizes}
-        held_out = images.between(common.calibration, images.count)
+        held_out = images.between(common.calibration.images, images.count)
         self.judged = held_out.count
         self.quality = Quality(Ensemble(models, common.shares(len(models)), labels), held_out, labelled=labelled)
         self._groups = None
@@ -141,7 +145,7 @@ class Objective:
                 raise _given_up(trial, recipe, f"the child's scores are not finite, of {size} calibration images")
             if not self.timed:
                 trial.report(quality, size)
-            if size < recipe.calibration and trial.should_prune():
+            if size < recipe.calibration.images and trial.should_prune():
                 raise _given_up(trial, recipe, f"behind the median at {size} calibration images")
         digest = state_digest(result.child.state_dict())
         _note(trial, recipe, seconds=seconds, digest=digest, not_converged=list(result.not_converged))

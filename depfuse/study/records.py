@@ -30,7 +30,7 @@ def _record_of(trial: FrozenTrial, found: dict[str, Any]) -> TrialRecord:
         trial=trial.number,
         state="complete" if complete else "refused" if step is None else "pruned",
         quality=quality,
-        images=recipe["calibration"] if complete and recipe else step,
+        images=recipe["calibration"]["images"] if complete and recipe else step,
         parameters=trial.params,
         **found,
     )

@@ -1,4 +1,4 @@
-"""Records of a search's trials: each is one file that `depfuse fuse --recipe` takes."""
+"""Records of a search's trials: each is one file that `depfuse fuse --preset` takes."""
 
 from __future__ import annotations
 

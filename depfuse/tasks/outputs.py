@@ -204,7 +204,7 @@ def gives_classes(outputs: Tensor) -> bool:
     if not isinstance(outputs, Tensor):
         raise RecipeError(
             f"the networks give a {type(outputs).__name__} of outputs, and a child can learn from one tensor only: "
-            "wrap them so that they return it, or choose --refit none (refit='none')"
+            "wrap them so that they return it, or choose refit none"
         )
     return outputs.dim() == 2 and outputs.shape[1] > 1
 

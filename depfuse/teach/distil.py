@@ -95,7 +95,7 @@ class Further:
         """
         device = next(model.parameters()).device
         seconds = {}
-        for step, epochs in (("distil", recipe.distil), ("finetune", recipe.finetune)):
+        for step, epochs in (("distil", recipe.train.distil), ("finetune", recipe.train.finetune)):
             if epochs == 0:
                 continue
             learner = start = None
@@ -117,7 +117,7 @@ class Further:
             if start is not None and not start.keep_the_nearer(model):
                 warnings.warn(
                     f"the {name} came no nearer to the ensemble in {epochs} epochs and stays as it was: "
-                    f"lower learning_rate {recipe.learning_rate:g}",
+                    f"lower train.learning_rate {recipe.train.learning_rate:g}",
                     DepfuseWarning,
                     stacklevel=2,
                 )
@@ -149,7 +149,7 @@ class Further:
 
     def _patient(self, recipe: Recipe) -> int:
         """The number of epochs, 0 where it is not a long training."""
-        epochs = recipe.distil
+        epochs = recipe.train.distil
         return epochs if epochs >= PATIENT_EPOCHS and epochs * len(self.data.train) >= PATIENT_IMAGES else 0
 
     def _natural(
@@ -178,7 +178,7 @@ class Further:
         return TrainRecipe.suited_to(
             self.data,
             epochs=epochs,
-            learning_rate=recipe.learning_rate,
+            learning_rate=recipe.train.learning_rate,
             seed=recipe.seed,
             **own,
         )

@@ -108,8 +108,8 @@ def with_joint_head(
     classes = heads[0].out_features
     if classes < 2:
         raise RecipeError(
-            "one head for all parents tells classes apart, and these networks have one output: leave out --labelled "
-            "and --joint-head"
+            "one head for all parents tells classes apart, and these networks have one output: leave out "
+            "teach.labelled and teach.head"
         )
     known = calibration.labels[:labelled].long().to(images.device) if labelled else None
     if known is not None and int(known.max()) >= classes:
@@ -188,7 +188,7 @@ def head_of(model: nn.Module, images: Tensor) -> nn.Linear:
         lacking = " without one" if isinstance(layer, nn.Linear) else ""
         raise RecipeError(
             f"one head for all parents needs networks that end in a linear layer with a bias, not in"
-            f" {type(layer).__name__}{lacking}: leave out --labelled and --joint-head"
+            f" {type(layer).__name__}{lacking}: leave out teach.labelled and teach.head"
         )
     return layer
 

@@ -46,7 +46,7 @@ def prepared(
     labels: LabelSets | None = None,
     template: nn.Module | None = None,
 ) -> Teachers:
-    """The parents as a recipe has them teach, by `parents_renorm`, `joint_head` and `labelled`.
+    """The parents as a recipe has them teach, by its section `teach`.
 
     Parameters
     ----------
@@ -65,9 +65,9 @@ def prepared(
     RecipeError
         The recipe asks for what cannot be had: without images, at another width, or from such heads.
     """
-    always = recipe.labelled > 0 or recipe.joint_head == "always"
+    always = recipe.teach.labelled > 0 or recipe.teach.head == "always"
     if calibration is None:
-        if always or recipe.parents_renorm == "reset":
+        if always or recipe.teach.renorm == "reset":
             raise RecipeError(
                 "renewing the parents' statistics, labelled and a joint head need calibration images: give at least 2"
             )
@@ -76,19 +76,19 @@ def prepared(
     if resized and always:
         raise RecipeError("one head is fitted to features of the parents' own widths: leave out --width")
     different = labels is not None or (recipe.learns and know_different(models, calibration))
-    renewable = recipe.parents_renorm == "auto" and different and has_batch_norm(models[0])
-    renews = renewable or recipe.parents_renorm == "reset"
+    renewable = recipe.teach.renorm == "auto" and different and has_batch_norm(models[0])
+    renews = renewable or recipe.teach.renorm == "reset"
     if renews:
         models = renewed(models, for_statistics(calibration, recipe))
-    wanted = recipe.joint_head == "auto" and different and recipe.learns and not resized
+    wanted = recipe.teach.head == "auto" and different and recipe.learns and not resized
     if always or (wanted and can_have_joint_head(models, calibration, labels)):
-        copies = with_joint_head(models, shares, calibration, recipe.labelled, labels, template)
+        copies = with_joint_head(models, shares, calibration, recipe.teach.labelled, labels, template)
         return Teachers(copies, None, joint=True, renewed=renews)
     return Teachers(models, labels, joint=False, renewed=renews)
 
 
 def for_statistics(calibration: Loader, recipe: Recipe) -> Loader:
     """The calibration images as statistics are taken from them."""
-    if not recipe.augment_statistics:
+    if not recipe.calibration.augment:
         return calibration
     return calibration.augmented(Augmentation.suited_to(calibration.image_shape), recipe.seed)

@@ -65,7 +65,7 @@ def alignment(name: str, networks: Sequence[nn.Module], images: Loader, rounds: 
 
     forwards()
     pairs = [
-        (seconds_of(lambda: align(networks, groups, Recipe(), images).couplings), seconds_of(forwards))
+        (seconds_of(lambda: align(networks, groups, Recipe().align, images).couplings), seconds_of(forwards))
         for _ in range(rounds)
     ]
     ratio = min(aligning for aligning, _ in pairs) / min(bare for _, bare in pairs)

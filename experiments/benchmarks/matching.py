@@ -83,9 +83,9 @@ def resnet50_rows() -> Iterator[dict[str, Any]]:
     for kind in KINDS:
         first, second, groups = resnet50s(kind)
         recipe = Recipe(criterion="weights")
-        problem = MatchingProblem(groups, (first, second), recipe)
+        problem = MatchingProblem(groups, (first, second), recipe.align)
         started = time.perf_counter()
-        found = align([first, second], groups, recipe, None).couplings[1]
+        found = align([first, second], groups, recipe.align, None).couplings[1]
         yield _row(kind, "depfuse", started, problem.distance(found))
         started = time.perf_counter()
         again = recomputed(problem)
@@ -98,8 +98,8 @@ def resnet50_rows() -> Iterator[dict[str, Any]]:
         started = time.perf_counter()
         PermutationCoordinateDescent(first, second, example).rebasin()
         seconds = time.perf_counter()
-        rest = MatchingProblem(groups, (first, second), recipe)
-        identity = align([first, first], groups, Recipe(criterion="weights", restarts=1), None).couplings[0]
+        rest = MatchingProblem(groups, (first, second), recipe.align)
+        identity = align([first, first], groups, Recipe(criterion="weights", restarts=1).align, None).couplings[0]
         yield _row(kind, "rebasin", started, rest.distance(identity), seconds)
 
 

@@ -108,7 +108,7 @@ def run_depfuse(first: nn.Module, second: nn.Module, example: Tensor) -> dict[st
         print(f"fixed: {explain(wrong)}", file=sys.stderr)
     proved = time.perf_counter()
     recipe = Recipe(criterion="weights", solver="coordinate-descent", restarts=1, renorm="none", refit="none")
-    couplings = align([first, second], groups, recipe, None).couplings[1]
+    couplings = align([first, second], groups, recipe.align, None).couplings[1]
     moved = apply_couplings(groups, couplings, second.state_dict())
     with torch.no_grad():
         for key, tensor in second.state_dict().items():

@@ -117,12 +117,12 @@ def _corridor(cell: Mapping[str, Any]) -> dict[str, float]:
     with step("groups"):
         groups = prove_groups(networks[0], find_groups(networks[0], example), example)
     with step("matching"):
-        moments = collect_moments(networks, groups, loader, recipe.taps)
+        moments = collect_moments(networks, groups, loader, recipe.align.taps)
     couplings: list[Couplings] = [{group.name: Coupling.identity(group.size) for group in groups.free}]
     with step("assignment"):
         for own, network in zip(moments, networks[1:], strict=True):
-            problem = MatchingProblem(groups, (networks[0], network), recipe, own, loader)
-            couplings += [found.couplings for found in load_solver(recipe.solver).solve(problem)]
+            problem = MatchingProblem(groups, (networks[0], network), recipe.align, own, loader)
+            couplings += [found.couplings for found in load_solver(recipe.align.solver.name).solve(problem)]
     with step("merge"):
         child = average(networks, groups, couplings, recipe.shares(len(networks)))
     with step("renorm"):

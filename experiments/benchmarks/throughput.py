@@ -44,7 +44,8 @@ CSV = MEASUREMENTS / "throughput.csv"
 KEYS = ("round", "objectives", "refit", "way", "workers", "trials")
 VALUES = ("trials_per_second", "seconds", "storage_share", "storage_seconds_per_trial")
 WAYS = ("independent", "shared")
-LIKE = "--data digits --criterion activations --solver emd --average mean"  # trials that take as long
+# Trials that take as long.
+LIKE = "--data digits --set align.criterion=activations --set align.solver=emd --set merge.average=mean"
 START = 900.0  # seconds in which all workers have to be ready
 
 
@@ -110,8 +111,8 @@ def measure(url: str | None, cell: Mapping[str, Any]) -> dict[str, float]:
         "tune",
         *map(str, SETS["digits"].paths),
         *LIKE.split(),
-        "--refit",
-        str(cell["refit"]),
+        "--set",
+        f"refit={cell['refit']}",
         "--resume",
         "--quiet",
     ]

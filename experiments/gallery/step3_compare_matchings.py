@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from depfuse import Recipe, fuse
 from depfuse.evaluate import evaluate
-from depfuse.recipe.presets import published
+from depfuse.recipe.presets import preset
 from experiments.gallery.digits import calibration, parents, test
 
 RECIPES = {
@@ -30,7 +30,7 @@ RECIPES = {
     "activations, sinkhorn": Recipe(refit="none", solver="sinkhorn", regularisation=0.1),
     "weights, emd": Recipe(refit="none", criterion="weights"),
     "weights, frank-wolfe": Recipe(refit="none", criterion="weights", solver="frank-wolfe"),
-    "git-re-basin": published("git-re-basin").recipe,
+    "git-re-basin": preset("git-re-basin").recipe,
 }
 
 

@@ -31,7 +31,8 @@ from depfuse.study.trials import TrialRecord, best_first
 from experiments.gallery.digits import CHECKPOINTS, data, test
 
 FILES = [CHECKPOINTS / f"digits-skewed-2-{name}.safetensors" for name in "ab"]
-KEPT = ["--criterion", "activations", "--average", "mean", "--refit", "none", "--renorm", "reset"]
+SETTINGS = ("align.criterion=activations", "merge.average=mean", "refit=none", "renorm=reset")
+KEPT = [word for setting in SETTINGS for word in ("--set", setting)]
 
 
 def main(picture: Path) -> dict[str, float]:
@@ -45,7 +46,7 @@ def main(picture: Path) -> dict[str, float]:
     reached = {}
     for name, record in {"defaults": min(found, key=lambda record: record.trial), f"trial {best.trial}": best}.items():
         recipe = Recipe(**record.recipe)
-        child = fuse(parents, recipe, calibration_loader(data, recipe.calibration)).child
+        child = fuse(parents, recipe, calibration_loader(data, recipe.calibration.images)).child
         reached[name] = 100 * evaluate(child, test).accuracy
         print(f"{name:9s} {reached[name]:5.1f} % of the test images")
     return reached

@@ -98,7 +98,7 @@ def drawn(of: Material, count: int, seed: int) -> Loader | None:
     """So many calibration images, None of 0; the first ones are the same for every number."""
     if count == 0:
         return None
-    inputs, batch_size = of.inputs, Recipe().batch_size
+    inputs, batch_size = of.inputs, Recipe().calibration.batch_size
     return calibration_loader(inputs.data, count, batch_size=batch_size, device=inputs.device, seed=seed)
 
 
@@ -122,7 +122,8 @@ def _fused(seen: Seen, step: Fusion, values: tuple[str, ...]) -> tuple[nn.Module
     recipe = Recipe.create(**{"refit": "none", **settings}, calibration=seen.images, seed=seen.seed)
     calibration = drawn(of, step.match, seen.seed) if step.match else seen.calibration
     # One head, and another width, is another network.
-    groups = None if recipe.labelled or recipe.width_of else groups_of(of.groups, inputs.models[0], step.tied)
+    another = recipe.teach.labelled or recipe.merge.width_of
+    groups = None if another else groups_of(of.groups, inputs.models[0], step.tied)
     begun: dict[str, float] = {}
 
     def begin(part: str) -> None:
@@ -153,7 +154,7 @@ def _fused(seen: Seen, step: Fusion, values: tuple[str, ...]) -> tuple[nn.Module
     if JUDGED[0] in values:
         assert calibration is not None
         split = CalibrationSplit.for_matchings(calibration)
-        judge = Disagreement(Ensemble(inputs.models, ()), of.groups, recipe.renorm, split)
+        judge = Disagreement(Ensemble(inputs.models, ()), of.groups, recipe.renorm.name, split)
         found["judged"] = judge(1, result.couplings[1])
     return child, found | {f"seconds_{part}": result.seconds.get(part, 0.0) for part in PARTS}
 

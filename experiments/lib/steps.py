@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 from depfuse import Recipe
+from depfuse.recipe.arrange import by_path, known_places
 from experiments.lib.parents.sets import ParentSet
 from experiments.lib.parents.trained import Training
 
@@ -140,8 +141,11 @@ Step = Baseline | Fusion
 
 
 def _lacking(name: str, value: object) -> str:
-    field_ = Recipe.model_fields.get(name)
-    if field_ is None:
-        return name
-    choices = get_args(field_.annotation) if get_origin(field_.annotation) is Literal else ()
-    return f"{name}={value}" if choices and value not in choices else ""
+    known = known_places(Recipe)
+    for path, own in by_path({name: value}).items():
+        if path not in known:
+            return path
+        choices = known[path][0].choices
+        if choices and own not in choices:
+            return f"{path}={own}"
+    return ""

@@ -156,11 +156,11 @@ def recover(architecture: str, count: int = 32, seed: int = 0) -> Recovery:
     calibration = images(count, example_shape(architecture), seed)
     planted = plant(architecture, calibration, seed)
     started = time.perf_counter()
-    by_weights = align(planted.models, planted.groups, Recipe(criterion="weights", restarts=1), None).couplings[1]
+    by_weights = align(planted.models, planted.groups, Recipe(criterion="weights", restarts=1).align, None).couplings[1]
     halfway = time.perf_counter()
     recipe = Recipe(taps="both")
-    moments = collect_moments(planted.models, planted.groups, calibration, recipe.taps)[0]
-    problem = MatchingProblem(planted.groups, (planted.models[0], planted.models[1]), recipe, moments)
+    moments = collect_moments(planted.models, planted.groups, calibration, recipe.align.taps)[0]
+    problem = MatchingProblem(planted.groups, (planted.models[0], planted.models[1]), recipe.align, moments)
     by_activations = min((problem.by_activations(distance, emd) for distance in DISTANCES), key=problem.distance)
     seconds = [round(halfway - started, 2), round(time.perf_counter() - halfway, 2)]
     missed = {"weights": planted.missed(by_weights), "activations": planted.missed(by_activations)}

@@ -7,7 +7,7 @@ Seconds to minutes a cell; one thread.
 
 from __future__ import annotations
 
-from depfuse.recipe.presets import published
+from depfuse.recipe.presets import preset
 from experiments.lib.layouts import by_cost, draw_by_cost
 from experiments.lib.measure import AGREEMENT
 from experiments.lib.parents.families import sets
@@ -45,7 +45,7 @@ COMPARED: dict[str, Step] = {
     "best parent, head refitted, distilled": Baseline("best_parent", {"epochs": 1}, long="--distil"),
 }
 PUBLISHED: dict[str, Step] = {
-    name: Fusion(published(name).settings) for name in ("depgraph-ot-activations", "depgraph-ot-weights")
+    name: Fusion(preset(name).settings) for name in ("depgraph-ot-activations", "depgraph-ot-weights")
 }
 MERGED: dict[str, Step] = {
     "matched": Fusion({"renorm": "none"}),

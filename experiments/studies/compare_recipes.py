@@ -7,14 +7,14 @@ Half a minute a child on the mean; one thread.
 
 from __future__ import annotations
 
-from depfuse.recipe.presets import names, published
+from depfuse.recipe.presets import preset, published
 from experiments.lib.layouts import by_cost, draw_by_cost
 from experiments.lib.parents.families import sets
 from experiments.lib.steps import Fusion, Step
 from experiments.lib.study import Study
 
 RECIPES: dict[str, Step] = {
-    **{name: Fusion(dict(published(name).settings)) for name in names()},
+    **{name: Fusion(dict(preset(name).settings)) for name in published()},
     "(default settings)": Fusion({"refit": "auto"}),
     "(refit ridge)": Fusion({"refit": "ridge"}),
 }

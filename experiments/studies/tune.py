@@ -48,8 +48,8 @@ def search(name: str, file: str, trials: int, out: Path) -> TrialRecord:
         str(_family(name).images),
         "--seed",
         str(SEED),
-        "--refit",
-        "none",
+        "--set",
+        "refit=none",
         "--weights",
         "0.5,0.5",
     ]
@@ -70,8 +70,8 @@ def search(name: str, file: str, trials: int, out: Path) -> TrialRecord:
 
 def settings_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What is otherwise than by default, but for what all cells share."""
-    plain = Recipe().model_dump(mode="json")
-    return {name: own for name, own in recipe.items() if own != plain[name] and name not in ("calibration", "seed")}
+    differing = Recipe.create(recipe).differing
+    return {path: own for path, own in differing.items() if path not in ("calibration.images", "seed")}
 
 
 def _family(name: str) -> Family:

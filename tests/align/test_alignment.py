@@ -209,7 +209,7 @@ RECIPES = [
 @pytest.mark.parametrize("arch", ["digits_resnet", 'cifar_resnet20(shortcut="A", in_channels=1)'])
 def test_planted_permutations_are_recovered(arch, settings_):
     models, groups, expected = planted(arch, (1, 8, 8))
-    found = align(models, groups, Recipe(**settings_), noise_images(200, batch_size=50)).couplings[1]
+    found = align(models, groups, Recipe(**settings_).align, noise_images(200, batch_size=50)).couplings[1]
     for group in groups.free:
         coupling = found[group.name]
         order = coupling.permutation if coupling.permutation is not None else coupling.plan.argmax(1)
@@ -219,7 +219,7 @@ def test_planted_permutations_are_recovered(arch, settings_):
 def test_descent_never_rises_and_ends_where_no_group_improves():
     models = [build_network("digits_resnet") for _ in range(2)]
     groups = find_groups(models[0], torch.zeros(1, 1, 8, 8))
-    problem = MatchingProblem(groups, (models[0], models[1]), Recipe(criterion="weights"))
+    problem = MatchingProblem(groups, (models[0], models[1]), Recipe(criterion="weights").align)
     descent = Descent(SharedCosts(problem))
     totals = [problem.distance(descent.couplings)]
     moved = True
@@ -246,7 +246,7 @@ def test_the_judge_chooses_and_without_it_the_nearest_weights():
         return -float(len(seen))
 
     recipe = Recipe(criterion="weights", restarts=6)
-    chosen = align(models, groups, recipe, None, judge).couplings[1]
+    chosen = align(models, groups, recipe.align, None, judge).couplings[1]
     assert len(seen) > 1
     assert chosen is seen[-1]
     target, source = (model.state_dict() for model in models)
@@ -256,7 +256,7 @@ def test_the_judge_chooses_and_without_it_the_nearest_weights():
         state = apply_couplings(groups, couplings, source)
         return sum(float((target[key] - state[key]).square().sum()) for key in weights)
 
-    nearest = align(models, groups, recipe, None).couplings[1]
+    nearest = align(models, groups, recipe.align, None).couplings[1]
     assert distance(nearest) == pytest.approx(min(distance(candidate) for candidate in seen), rel=1e-6)
 
 
@@ -264,6 +264,6 @@ def test_contradictions_are_refused():
     models = [build_network("digits_resnet(width=0.5)") for _ in range(2)]
     groups = find_groups(models[0], torch.zeros(1, 1, 8, 8))
     with pytest.raises(RecipeError, match="needs calibration images"):
-        align(models, groups, Recipe(), None)
+        align(models, groups, Recipe().align, None)
     with pytest.raises(RecipeError, match="coordinate-descent matches weights"):
-        align(models, groups, Recipe(solver="coordinate-descent"), noise_images(4))
+        align(models, groups, Recipe(solver="coordinate-descent").align, noise_images(4))

@@ -96,5 +96,5 @@ def test_a_judge_does_not_look_at_the_scale_of_scores():
 
 
 def test_a_universe_is_chosen_as_a_whole():
-    with pytest.raises(RecipeError, match="--choose groups"):
+    with pytest.raises(RecipeError, match=r"align.choose groups"):
         Recipe.create(universe=True, choose="groups")

@@ -21,16 +21,16 @@ from torch.nn import functional as F
 from torchvision.models.shufflenetv2 import ShuffleNetV2
 
 from depfuse.align import Coupling, align, apply_couplings
-from depfuse.align.solvers import SOLVERS, load_solver
 from depfuse.align.ties import find_ties, settle
 from depfuse.data.loader import Loader
 from depfuse.errors import DepfuseWarning, LimitWarning
 from depfuse.fusion.pipeline import fuse
 from depfuse.groups import ChannelGroups, find_groups, prove_groups, random_permutations
-from depfuse.recipe import MIXING, SOFT, Recipe
+from depfuse.recipe import Recipe
+from depfuse.recipe.solvers import SOLVERS, facts
 
-PERMUTING = [name for name in SOLVERS if name not in (*SOFT, *MIXING, "identity")]
-CASES = [(solver, criterion) for solver in PERMUTING for criterion in load_solver(solver).criteria]
+PERMUTING = [name for name in SOLVERS if facts(name).gives == "permutation" and name != "identity"]
+CASES = [(solver, criterion) for solver in PERMUTING for criterion in facts(solver).criteria]
 
 
 class Residual(nn.Module):
@@ -171,7 +171,7 @@ def assert_recovered(model: nn.Module, other: nn.Module, groups: ChannelGroups, 
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DepfuseWarning)
-        found = align([model, other], groups, recipe, images(size=size)).couplings[1]
+        found = align([model, other], groups, recipe.align, images(size=size)).couplings[1]
     state = apply_couplings(groups, found, other.state_dict())
     different = [key for key, tensor in model.state_dict().items() if not torch.equal(tensor, state[key])]
     assert different == []
@@ -225,8 +225,8 @@ def test_linear_maps_recover_it_where_channels_vary_and_where_they_do_not(networ
 def test_a_network_stays_as_it_is_when_it_meets_itself(solver):
     """Silent channels do not move, though no image tells them apart."""
     model, _, groups = planted(Residual)
-    recipe = recipe_of(solver, load_solver(solver).criteria[0])
-    found = align([model, copy.deepcopy(model)], groups, recipe, images()).couplings[1]
+    recipe = recipe_of(solver, facts(solver).criteria[0])
+    found = align([model, copy.deepcopy(model)], groups, recipe.align, images()).couplings[1]
     for group in groups.free:
         assert found[group.name].permutation.tolist() == list(range(group.size)), group.name
 
@@ -241,7 +241,7 @@ def test_equal_channels_stay_in_their_order():
             tensor.copy_(tensor.index_select(axis, torch.tensor([0, 1, 1, 3, 1, *range(5, 12)])))
         for statistic in (model.bn1.running_mean, model.bn1.running_var):
             statistic.copy_(statistic[[0, 1, 1, 3, 1, *range(5, 12)]])
-    found = align([model, copy.deepcopy(model)], groups, Recipe(), images()).couplings[1]
+    found = align([model, copy.deepcopy(model)], groups, Recipe().align, images()).couplings[1]
     for group in groups.free:
         assert found[group.name].permutation.tolist() == list(range(group.size)), group.name
 
@@ -313,7 +313,7 @@ def test_a_coupling_that_did_not_converge_says_so(monkeypatch):
     model, other, groups = planted(Residual)
     monkeypatch.setattr("depfuse.align.transport.SINKHORN_STEPS", 1)
     with pytest.warns(LimitWarning, match="sinkhorn did not converge in 1 iterations"):
-        found = align([model, other], groups, Recipe(solver="sinkhorn", distance="pearson"), images())
+        found = align([model, other], groups, Recipe(solver="sinkhorn", distance="pearson").align, images())
     assert len(found.not_converged) == 1
 
 
@@ -323,6 +323,6 @@ def test_heads_over_more_labels_are_not_compared_by_weights(criterion):
     other = copy.deepcopy(model)
     other.head = nn.Linear(10, 2)
     solver = "emd" if criterion == "weights" else "coordinate-descent"
-    found = align([model, other], groups, Recipe(solver=solver, criterion=criterion), images()).couplings[1]
+    found = align([model, other], groups, Recipe(solver=solver, criterion=criterion).align, images()).couplings[1]
     for group in groups.free:
         assert found[group.name].permutation.tolist() == list(range(group.size)), group.name

@@ -20,7 +20,8 @@ from depfuse.align.costs import weight_cost
 from depfuse.align.descent import Descent, SharedCosts
 from depfuse.align.edges import Edges
 from depfuse.align.problem import MatchingProblem
-from depfuse.align.solvers import SOLVERS, load_solver
+from depfuse.align.solution import Solution
+from depfuse.align.solvers import load_solver
 from depfuse.align.solvers.frank_wolfe import Likeness, frank_wolfe
 from depfuse.align.solvers.fused_gromov import fused
 from depfuse.align.solvers.ipfp import fixed_point
@@ -33,6 +34,7 @@ from depfuse.errors import DataError, DepfuseWarning, RecipeError
 from depfuse.groups import find_groups, random_permutations
 from depfuse.models import build_network
 from depfuse.recipe import Recipe
+from depfuse.recipe.solvers import SOLVERS, facts, solver_settings
 
 
 class Hidden(nn.Module):
@@ -47,10 +49,15 @@ class Hidden(nn.Module):
         return self.head(torch.relu(self.second(torch.relu(self.first(x)))))
 
 
+def solved(problem: MatchingProblem, name: str) -> list[Solution]:
+    """The solutions of a solver with its usual settings."""
+    return load_solver(name).solve(problem.by(solver_settings(name)))
+
+
 def hidden_problem(sizes=(4, 5), **settings_) -> MatchingProblem:
     networks = (Hidden(sizes), Hidden(sizes))
     groups = find_groups(networks[0], torch.zeros(1, 3))
-    return MatchingProblem(groups, networks, Recipe(**{"criterion": "weights", **settings_}))
+    return MatchingProblem(groups, networks, Recipe(**{"criterion": "weights", **settings_}).align)
 
 
 def loop(size: int, seed: int = 0) -> Edges:
@@ -200,7 +207,7 @@ def test_no_solver_beats_brute_force_and_descents_end_where_no_group_does_better
         for two in itertools.permutations(range(sizes[1]))
     ]
     for name in ("emd", "coordinate-descent", "spectral", "reweighted-random-walk", "ipfp", "frank-wolfe"):
-        distances = [problem.distance(found.couplings) for found in load_solver(name).solve(problem)]
+        distances = [problem.distance(found.couplings) for found in solved(problem, name)]
         assert min(distances) >= min(every) * (1 - 1e-6)
         if name == "emd":
             assert min(distances) <= np.median(every) * (1 + 1e-6)
@@ -211,10 +218,10 @@ def test_groups_of_up_to_seven_channels_are_matched_as_brute_force_does(size):
     networks = tuple(nn.Sequential(nn.Linear(3, size), nn.Tanh(), nn.Linear(size, 2)) for _ in range(2))
     groups = find_groups(networks[0], torch.zeros(1, 3))
     (name,) = (group.name for group in groups.free)
-    problem = MatchingProblem(groups, networks, Recipe(criterion="weights"))
+    problem = MatchingProblem(groups, networks, Recipe(criterion="weights").align)
     every = [problem.distance({name: Coupling(torch.tensor(o))}) for o in itertools.permutations(range(size))]
     for solver in ("emd", "coordinate-descent", "frank-wolfe"):
-        assert problem.distance(load_solver(solver).solve(problem)[0].couplings) == pytest.approx(min(every), rel=1e-6)
+        assert problem.distance(solved(problem, solver)[0].couplings) == pytest.approx(min(every), rel=1e-6)
 
 
 def test_fused_gromov_is_assignment_without_structure_and_finds_structure_alone():
@@ -245,7 +252,7 @@ def test_implicit_gradients_of_sinkhorn_are_those_of_finite_differences():
 def test_updated_costs_are_recomputed_ones(arch):
     models = [build_network(arch).eval() for _ in range(2)]
     groups = find_groups(models[0], torch.zeros(1, 1, 8, 8))
-    problem = MatchingProblem(groups, (models[0], models[1]), Recipe(criterion="weights"))
+    problem = MatchingProblem(groups, (models[0], models[1]), Recipe(criterion="weights").align)
     shared = SharedCosts(problem)
     for start in (None, problem.placements(couplings_of(groups))):
         descent = Descent(shared, start)
@@ -276,7 +283,7 @@ def test_edges_within_a_group_never_raise_the_distance():
         torch.manual_seed(seed)
         networks = (Stream(), Stream())
         groups = find_groups(networks[0], torch.zeros(1, 3))
-        problem = MatchingProblem(groups, networks, Recipe(criterion="weights"))
+        problem = MatchingProblem(groups, networks, Recipe(criterion="weights").align)
         assert any(edges.ends[0] == edges.ends[1] for edges in problem.edges)
         descent = Descent(SharedCosts(problem))
         totals = [problem.distance(descent.couplings)]
@@ -303,7 +310,7 @@ RECIPES = [
 @pytest.mark.parametrize("settings_", RECIPES, ids=str)
 def test_planted_permutations_are_recovered(settings_):
     models, groups, expected = planted("digits_resnet(width=0.5)", (1, 8, 8))
-    found = align(models, groups, Recipe(**settings_), noise_images(200, batch_size=50)).couplings[1]
+    found = align(models, groups, Recipe(**settings_).align, noise_images(200, batch_size=50)).couplings[1]
     assert found.keys() == expected.keys()
     for name, order in expected.items():
         assert torch.equal(found[name].permutation, order), name
@@ -322,11 +329,11 @@ def test_blocks_and_what_is_inside_them_get_valid_permutations(solver):
 
     networks = [Grouped(), Grouped()]
     groups = find_groups(networks[0], torch.zeros(1, 1, 8, 8))
-    criterion = "weights" if "weights" in load_solver(solver).criteria else "activations"
+    criterion = "weights" if "weights" in facts(solver).criteria else "activations"
     recipe = Recipe.with_read(
         {"criterion": criterion, "solver": solver, "iterations": 200 if criterion == "weights" else 2}
     )
-    found = align(networks, groups, recipe, noise_images(40)).couplings[1]
+    found = align(networks, groups, recipe.align, noise_images(40)).couplings[1]
     assert found.keys() == {group.name for group in groups.free}
     images = torch.randn(2, 1, 8, 8)
     before = networks[1](images)
@@ -340,7 +347,7 @@ def test_a_limit_that_is_reached_is_said_and_gives_permutations():
     for solver in ("spectral", "reweighted-random-walk", "ipfp", "frank-wolfe"):
         recipe = Recipe(criterion="weights", solver=solver, iterations=1)
         with pytest.warns(DepfuseWarning, match=f"{solver} did not converge in 1 iterations"):
-            found = align(networks, groups, recipe, None).couplings[1]
+            found = align(networks, groups, recipe.align, None).couplings[1]
         for group in groups.free:
             assert sorted(found[group.name].permutation.tolist()) == list(range(group.size))
 
@@ -349,13 +356,13 @@ def test_a_limit_that_is_reached_is_said_and_gives_permutations():
 def test_equal_weights_give_couplings_and_broken_ones_a_sentence(solver):
     networks = [build_network("digits_resnet(width=0.25)").eval() for _ in range(2)]
     groups = find_groups(networks[0], torch.zeros(1, 1, 8, 8))
-    criterion = "weights" if "weights" in load_solver(solver).criteria else "activations"
+    criterion = "weights" if "weights" in facts(solver).criteria else "activations"
     recipe = Recipe.with_read({"criterion": criterion, "solver": solver, "iterations": 5})
     with torch.no_grad():
         for network in networks:
             for tensor in network.parameters():
                 tensor.fill_(0.1)
-    found = align(networks, groups, recipe, noise_images(20)).couplings[1]
+    found = align(networks, groups, recipe.align, noise_images(20)).couplings[1]
     for group in groups.free:
         coupling = found[group.name]
         if solver in ("sinkhorn", "unbalanced"):
@@ -368,7 +375,7 @@ def test_equal_weights_give_couplings_and_broken_ones_a_sentence(solver):
         with torch.no_grad():
             networks[1].conv1.weight[0] = float("nan")
         with pytest.raises(RecipeError, match="not finite"):
-            align(networks, groups, recipe, noise_images(20))
+            align(networks, groups, recipe.align, noise_images(20))
 
 
 def test_contradictions_are_refused():
@@ -376,19 +383,19 @@ def test_contradictions_are_refused():
     groups = find_groups(networks[0], torch.zeros(1, 1, 8, 8))
     for solver in ("spectral", "reweighted-random-walk", "ipfp", "frank-wolfe"):
         with pytest.raises(RecipeError, match=f"{solver} matches weights"):
-            align(networks, groups, Recipe(solver=solver), noise_images(4))
+            align(networks, groups, Recipe(solver=solver).align, noise_images(4))
     with pytest.raises(RecipeError, match="lowers a loss"):
-        align(networks, groups, Recipe(criterion="weights", solver="sinkhorn-implicit"), noise_images(4))
+        align(networks, groups, Recipe(criterion="weights", solver="sinkhorn-implicit").align, noise_images(4))
     with pytest.raises(RecipeError, match="start ipfp would be ignored"):
         Recipe.create(criterion="weights", solver="spectral", start="ipfp")
     with pytest.raises(RecipeError, match="needs calibration images"):
-        align(networks, groups, Recipe(criterion="weights", solver="ipfp", start="activations"), None)
+        align(networks, groups, Recipe(criterion="weights", solver="ipfp", start="activations").align, None)
     with torch.no_grad():
         networks[1].conv1.weight[0] = float("nan")
     for solver in ("cca", "zip-it"):
         with pytest.raises(DataError, match="not finite on the calibration images"):
-            align(networks, groups, Recipe(solver=solver), noise_images(4))
+            align(networks, groups, Recipe(solver=solver).align, noise_images(4))
     with pytest.raises(RecipeError, match="the solver itself"):
         Recipe.create(criterion="weights", solver="ipfp", start="ipfp")
-    with pytest.raises(RecipeError, match="solver: Input should be 'emd'"):
+    with pytest.raises(RecipeError, match="is none of emd"):
         Recipe.create(solver="hungarian")

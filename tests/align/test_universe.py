@@ -147,7 +147,7 @@ def test_any_two_parents_are_matched_through_the_universe(seed, count, criterion
     parents = [network(seed + number) for number in range(count)]
     groups = find_groups(parents[0], EXAMPLE)
     recipe = Recipe(refit="none", universe=True, criterion=criterion, renorm="none")
-    towards = [align(parents, groups, recipe.changed(order=k + 1), images()).couplings for k in range(count)]
+    towards = [align(parents, groups, recipe.changed(order=k + 1).align, images()).couplings for k in range(count)]
     for k in range(count):  # towards[k][i] is P_k P_i^T
         assert orders(towards[k][k]) == {group.name: list(range(group.size)) for group in groups.free}
         for i, j in itertools.product(range(count), repeat=2):
@@ -189,8 +189,8 @@ def test_the_childs_order_changes_its_channels_and_not_its_function(how, criteri
 def test_a_reference_is_what_all_are_matched_to():
     parents = [network(seed) for seed in range(3)]
     groups = find_groups(parents[0], EXAMPLE)
-    found = align(parents, groups, Recipe(reference=3), images()).couplings
-    pair = align([parents[2], parents[0]], groups, Recipe(), images()).couplings
+    found = align(parents, groups, Recipe(reference=3).align, images()).couplings
+    pair = align([parents[2], parents[0]], groups, Recipe().align, images()).couplings
     assert orders(found[2]) == orders(pair[0])
     assert orders(found[0]) == orders(pair[1])
     turned = fuse([parents[2], parents[0], parents[1]], Recipe(refit="none"), images(), groups=groups)
@@ -213,15 +213,15 @@ def likeness_of_pairs(parents, groups, couplings) -> float:
 def test_all_pairs_are_more_alike_than_by_one_reference(solver):
     parents = [network(seed) for seed in range(5)]
     groups = find_groups(parents[0], EXAMPLE)
-    through = align(parents, groups, Recipe(universe=True, criterion="weights", solver=solver), None).couplings
-    to_one = align(parents, groups, Recipe(criterion="weights", solver=solver), None).couplings
+    through = align(parents, groups, Recipe(universe=True, criterion="weights", solver=solver).align, None).couplings
+    to_one = align(parents, groups, Recipe(criterion="weights", solver=solver).align, None).couplings
     assert likeness_of_pairs(parents, groups, through) > likeness_of_pairs(parents, groups, to_one)
 
 
 def test_no_single_move_of_a_parent_makes_activations_more_alike():
     parents = [network(seed) for seed in range(4)]
     groups = find_groups(parents[0], EXAMPLE)
-    couplings = align(parents, groups, Recipe(universe=True, distance="pearson"), images()).couplings
+    couplings = align(parents, groups, Recipe(universe=True, distance="pearson").align, images()).couplings
     for group in groups.free:
         places = [found[group.name].permutation for found in couplings]
         for i in range(4):
@@ -241,7 +241,7 @@ def test_no_single_move_of_a_parent_makes_activations_more_alike():
 def test_memory_is_linear_in_the_number_of_parents(count):
     parents = [network(seed) for seed in range(count)]
     groups = find_groups(parents[0], EXAMPLE)
-    universe = Universe(parents, groups, Recipe(universe=True, distance="pearson", iterations=8), images(16))
+    universe = Universe(parents, groups, Recipe(universe=True, distance="pearson", iterations=8).align, images(16))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LimitWarning)
         universe.match_by_activations(None)
@@ -280,7 +280,7 @@ def test_frank_wolfes_likeness_slope_and_line_are_those_of_all_pairs(seed):
     parents = [network(seed + number) for number in range(3)]
     groups = find_groups(parents[0], EXAMPLE)
     recipe = Recipe(refit="none", criterion="weights")
-    edges = [MatchingProblem(groups, (parent, parent), recipe).edges for parent in parents]
+    edges = [MatchingProblem(groups, (parent, parent), recipe.align).edges for parent in parents]
     likeness = LikenessTogether(edges, (0.5, 0.3, 0.2))
     generator = torch.Generator().manual_seed(seed)
     at = [{n: torch.rand(v.shape, generator=generator) for n, v in x.items()} for x in likeness.start()]
@@ -310,7 +310,7 @@ def test_costs_that_are_all_equal_give_permutations(criterion):
         for tensor in model.parameters():
             nn.init.zeros_(tensor)
     groups = find_groups(network(0), EXAMPLE)
-    couplings = align(parents, groups, Recipe(universe=True, criterion=criterion), images()).couplings
+    couplings = align(parents, groups, Recipe(universe=True, criterion=criterion).align, images()).couplings
     for found in couplings:
         for group in groups.free:
             assert sorted(found[group.name].permutation.tolist()) == list(range(group.size))
@@ -342,8 +342,8 @@ def test_a_limit_is_said_and_the_result_is_whole(setting):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"universe": True, "reference": 1}, "reference 1 would be ignored: it needs universe False"),
-        ({"order": 0}, "recipe setting order"),
+        ({"universe": True, "reference": 1}, "reference 1 would be ignored: it needs align.through reference"),
+        ({"order": 0}, "recipe setting align.order"),
     ],
 )
 def test_contradictory_recipes_are_refused(settings, words):
@@ -354,12 +354,12 @@ def test_contradictory_recipes_are_refused(settings, words):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"reference": 3}, "--reference 3 is out of range: the 2 parents are numbered from 1 to 2"),
-        ({"universe": True, "order": 5}, "--order 5 is out of range"),
+        ({"reference": 3}, "align.through.parent 3 is out of range: the 2 parents are numbered from 1 to 2"),
+        ({"universe": True, "order": 5}, "align.order 5 is out of range"),
         ({"universe": True, "solver": "sinkhorn"}, "solver sinkhorn does not match many parents by activations"),
         (
             {"universe": True, "criterion": "weights", "solver": "ipfp", "start": "identity"},
-            "start identity would be ignored: it needs universe False",
+            "start identity would be ignored: it needs align.through reference",
         ),
         (
             {"solver": "sinkhorn", "regularisation": 2.0, "order": 2},
@@ -370,13 +370,13 @@ def test_contradictory_recipes_are_refused(settings, words):
 def test_recipes_that_do_not_fit_the_parents_are_refused(settings, words):
     parents, groups = copies(2)
     with pytest.raises(RecipeError, match=words):
-        align(parents, groups, Recipe.create(**settings), images())
+        align(parents, groups, Recipe.create(**settings).align, images())
 
 
 def test_the_judge_of_several_parents_prefers_their_matching():
     parents, groups = copies(3)
     judge = Disagreement(Ensemble(parents, ()), groups, "none", CalibrationSplit.for_matchings(images()))
-    matched = align(parents, groups, Recipe(universe=True), images()).couplings
+    matched = align(parents, groups, Recipe(universe=True).align, images()).couplings
     naive = [{group.name: Coupling.identity(group.size) for group in groups.free}] * 3
     shares = (1 / 3,) * 3
     assert judge.together(range(3), matched, shares) < judge.together(range(3), naive, shares)

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_one_sentence
+from flags import main
 from safetensors.torch import save_file
 from torch import nn
 
-from depfuse.cli import main
 from depfuse.cli.app import COMMANDS
 from depfuse.data import Preprocessing
 from depfuse.errors import DepfuseWarning
@@ -195,9 +195,9 @@ def test_fuse_writes_child_report_and_plot(place: Place, capsys: pytest.CaptureF
     assert isinstance(found, PathReport)
     assert [Path(parent.path or "") for parent in found.parents] == place.parents
     assert [p.digest for p in found.parents] == [read_checkpoint(path).digest for path in place.parents]
-    assert found.recipe["weights"] == [0.25, 0.75]
+    assert found.recipe["merge"]["weights"] == [0.25, 0.75]
     assert found.recipe["seed"] == 3
-    assert found.recipe["calibration"] == 32
+    assert found.recipe["calibration"]["images"] == 32
     assert found.groups.count == 2
     assert found.groups.free_channels == 11
     assert found.groups.proof_error is not None

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flags import main
 from PIL import Image
 
 from depfuse import Recipe, fuse
-from depfuse.cli import main
 from depfuse.data import calibration_loader, load_data
 from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
 from depfuse.io.loading import load_network
@@ -128,14 +128,14 @@ def test_path_draws_several_methods(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert found.methods[0].path == found.path
     assert found.methods[0].barrier_loss == found.barrier.loss
     assert found.methods[1].path[1] != found.path[1]
-    assert found.methods[1].recipe["solver"] == "unbalanced"
+    assert found.methods[1].recipe["align"]["solver"]["name"] == "unbalanced"
     for method in found.methods:
         assert [row.alpha for row in method.path] == [0.0, 0.5, 1.0]
         assert method.path[0] == found.naive_path[0]
         assert method.path[-1] == found.naive_path[-1]
         assert f"{method.name} accuracy" in stdout
         assert f"by {method.name}" in stdout
-    assert found.recipe["criterion"] == "weights"
+    assert found.recipe["align"]["criterion"]["name"] == "weights"
     assert plot.stat().st_size > 10_000
 
 
@@ -175,8 +175,8 @@ def test_a_limit_is_in_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[
     [
         (["fuse", DIGITS[0], *FEW, "--universe"], ["at least two parents"]),
         (["match", DIGITS[0], *FEW], ["at least two parents"]),
-        (["fuse", *DIGITS, *FEW, "--reference", "4"], ["--reference 4 is out of range", "from 1 to 3"]),
-        (["fuse", *DIGITS, *FEW, "--order", "7"], ["--order 7 is out of range", "from 1 to 3"]),
+        (["fuse", *DIGITS, *FEW, "--reference", "4"], ["align.through.parent 4 is out of range", "from 1 to 3"]),
+        (["fuse", *DIGITS, *FEW, "--order", "7"], ["align.order 7 is out of range", "from 1 to 3"]),
         (["match", *DIGITS, *FEW, "--order", "0"], ["order", "greater than or equal to 1"]),
         (["fuse", *DIGITS, *FEW, "--universe", "--reference", "1"], ["reference 1 would be ignored"]),
         (["fuse", *DIGITS, *FEW, "--universe", "--weights", "0.5,0.5"], ["2 weights for 3 parents"]),

@@ -12,7 +12,7 @@ from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.data import DataSet, Loader, calibration_loader
 from depfuse.evaluate import Scores, evaluate
 from depfuse.models import build_network
-from depfuse.recipe.presets import names, published
+from depfuse.recipe.presets import preset, published
 from depfuse.teach.distil import Further
 from depfuse.train import TrainRecipe, train
 
@@ -45,16 +45,16 @@ ALIKE_OF = {"c2m3": 0.05}  # its local optima lie further apart
 
 def fused(recipe: Recipe, data: DataSet, device: str) -> Scores:
     parents = [parent.to(device) for parent in digits_parents(*"ab")]
-    further = Further(data) if recipe.distil or recipe.finetune else None
+    further = Further(data) if recipe.trains else None
     child = fuse(parents, recipe, calibration_loader(data, IMAGES, device=device), further=further).child
     assert {tensor.device.type for tensor in child.state_dict().values()} == {device}
     return evaluate(child, Loader(data.test, data.preprocessing, batch_size=100, device=device))
 
 
-@pytest.mark.parametrize("name", [*SETTINGS, *names()])
+@pytest.mark.parametrize("name", [*SETTINGS, *published()])
 def test_a_child_is_the_same_on_both(name: str, digits: DataSet) -> None:
     settings = SETTINGS.get(name)
-    recipe = published(name).recipe if settings is None else Recipe.create(**settings)
+    recipe = preset(name).recipe if settings is None else Recipe.create(**settings)
     on_cpu, on_gpu = (fused(recipe, digits, device) for device in PLACES)
     assert on_gpu.accuracy == pytest.approx(on_cpu.accuracy, abs=ALIKE_OF.get(name, ALIKE))
 

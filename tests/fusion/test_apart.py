@@ -438,7 +438,7 @@ def test_stages_are_kept_apart():
         ({"keep_worst": -0.1}, "greater than or equal to 0"),
         ({"keep_worst": 0.2, "renorm": "repair"}, "choose reset"),
         ({"keep_worst": 0.2, "solver": "sinkhorn", "regularisation": 5.0, "distance": "scaled"}, "choose emd"),
-        ({"keep_last": 9}, "--keep-last 9 is more than the"),
+        ({"keep_last": 9}, "merge.keep_last 9 is more than the"),
     ],
 )
 def test_bad_settings_get_one_sentence(settings, sentence):

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from digits_parents import digits_files
+from flags import main
 from torch import nn
 
 from depfuse import Recipe, fuse
-from depfuse.cli import main
 from depfuse.data import Loader, calibration_loader, load_data
 from depfuse.evaluate import evaluate
 from depfuse.fusion.same_start import share_a_start
@@ -77,12 +77,12 @@ def test_networks_are_left_as_they_are(images):
 def test_such_parents_are_averaged_and_not_refitted(images):
     parents = [near(load_network(FIRST), seed, 0.05) for seed in range(2)]
     result = fuse(parents, Recipe(), images)
-    assert result.recipe.refit == "none"
+    assert result.recipe.refit.name == "none"
     assert "share a start" in result.refit_reason
     data = load_data("digits")
     test = Loader(data.test, data.preprocessing, batch_size=500)
     assert evaluate(result.child, test).accuracy >= min(evaluate(parent, test).accuracy for parent in parents) - 0.005
-    assert fuse(parents, Recipe(refit="ridge", refit_steps=0), images).recipe.refit == "ridge"
+    assert fuse(parents, Recipe(refit="ridge", refit_steps=0), images).recipe.refit.name == "ridge"
 
 
 def test_the_verdict_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,7 +98,7 @@ def test_the_verdict_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     found = FusionReport.model_validate_json(report.read_text())
     assert found.advice is not None
     assert found.advice.same_start is not None
-    assert found.recipe["refit"] == "none"
+    assert found.recipe["refit"]["name"] == "none"
     said = capsys.readouterr().out
     assert "Refit auto is none here: the parents share a start" in said
     assert "The parents share a start: " in said.splitlines()[-1]

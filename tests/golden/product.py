@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 import depfuse
-from depfuse.align.solvers import SOLVERS
 from depfuse.cli import main
 from depfuse.data import DataSet, calibration_loader, load_data
 from depfuse.data.floats import to_floats
@@ -21,7 +20,8 @@ from depfuse.io.cards import Card
 from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
 from depfuse.io.loading import load_network
 from depfuse.models import build_network
-from depfuse.renorm.registry import METHODS
+from depfuse.recipe.sections import RENORMS
+from depfuse.recipe.solvers import SOLVERS
 from depfuse.teach.distil import Further
 from depfuse.train import TrainRecipe, train
 
@@ -33,7 +33,7 @@ __all__ = [
 
 def choices() -> dict[str, set[str]]:
     """Settings -> the names that there are to choose from, in registries that grow."""
-    return {"solver": set(SOLVERS), "renorm": {"auto", "none", *METHODS}}
+    return {"solver": set(SOLVERS), "renorm": set(RENORMS)}
 
 
 def digits() -> DataSet:
@@ -61,7 +61,8 @@ def fused(
     """
     data = digits()
     recipe = depfuse.Recipe(**settings)
-    images = calibration_loader(data, recipe.calibration, batch_size=recipe.batch_size, seed=recipe.seed)
+    count, size = recipe.calibration.images, recipe.calibration.batch_size
+    images = calibration_loader(data, count, batch_size=size, seed=recipe.seed)
     given: dict[str, Any] = {}
     if labels is not None:
         given["labels"] = labels

@@ -143,7 +143,7 @@ def test_cca_finds_any_invertible_map_between_linear_networks():
     groups = find_groups(model, torch.zeros(1, 1, 8, 8))
     other = loaded(model, apply_couplings(groups, random_maps(groups), model.state_dict()))
     recipe = Recipe(solver="cca", regularisation=1e-6)
-    found = align([model, other], groups, recipe, noise_images(600, batch_size=100)).couplings[1]
+    found = align([model, other], groups, recipe.align, noise_images(600, batch_size=100)).couplings[1]
     back = apply_couplings(groups, found, other.state_dict())
     for key, tensor in model.state_dict().items():
         assert float((back[key] - tensor).norm() / tensor.norm()) < 0.02, key
@@ -152,7 +152,7 @@ def test_cca_finds_any_invertible_map_between_linear_networks():
 def test_cca_finds_planted_permutations():
     models, groups, expected = planted("digits_resnet(width=0.5)", (1, 8, 8))
     found = align(
-        models, groups, Recipe(solver="cca", regularisation=0.01), noise_images(200, batch_size=50)
+        models, groups, Recipe(solver="cca", regularisation=0.01).align, noise_images(200, batch_size=50)
     ).couplings[1]
     for name, order in expected.items():
         maps = found[name].maps
@@ -354,7 +354,7 @@ def test_parents_that_differ_get_a_child_better_than_their_average(solver, digit
         ({"solver": "cca", "criterion": "weights"}, "works on activations"),
         ({"solver": "zip-it", "criterion": "mixture"}, "works on activations"),
         ({"solver": "zip-it", "universe": True}, "does not match many parents"),
-        ({"solver": "zip-it", "order": 2}, "leave out --order"),
+        ({"solver": "zip-it", "order": 2}, "leave out align.order"),
         ({"solver": "cca", "start": "spectral"}, "start spectral would be ignored"),
     ],
 )

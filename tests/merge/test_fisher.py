@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from flags import main
 from torch import nn
 
 from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.align import Coupling
-from depfuse.cli import main
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import ArchitectureError, RecipeError
@@ -99,7 +99,7 @@ def test_what_cannot_be_differentiated_image_by_image_is_named():
             x = self.linear(x.flatten(1))
             return x if x.sum() > 0 else -x
 
-    with pytest.raises(ArchitectureError, match=r"Branching cannot be differentiated.*choose --average mean"):
+    with pytest.raises(ArchitectureError, match=r"Branching cannot be differentiated.*choose average mean"):
         fisher_information(Branching(), images(4))
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from flags import main
 from torch import nn
 
 from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.align import Coupling, apply_couplings
-from depfuse.cli import main
 from depfuse.data import Loader, Preprocessing, Split, calibration_loader
 from depfuse.ensemble.distance import SCALES
 from depfuse.ensemble.ensemble import Ensemble
@@ -387,7 +387,7 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert found["shares"]["loss_after"] <= found["shares"]["loss_before"]
     assert found["seconds"]["shares"] > 0
     assert main([*command, "-q", "--weights-by", "stage", "--plot", str(tmp_path / "path.png")]) == 2
-    assert "leave out --weights-by, or the path" in capsys.readouterr().err
+    assert "leave out merge.weights_by, or the path" in capsys.readouterr().err
     assert main([*command, "-q", "--weights-by", "layer"]) == 2
     assert "weights_by" in capsys.readouterr().err
     assert main([*command[:-4], "-q", "--weights-by", "group", "--calibration", "3"]) == 2

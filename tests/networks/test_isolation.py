@@ -216,7 +216,7 @@ def test_threads_may_ask_for_parts_of_it(digits: DataSet) -> None:
     images = calibration_loader(digits, 100, batch_size=50)
     example = digits.example(1)
     groups = prove_groups(parents[0], find_groups(parents[0], example), example)
-    wanted = align(parents, groups, MERGED, images).couplings[1]
+    wanted = align(parents, groups, MERGED.align, images).couplings[1]
     loss = evaluate(parents[0], images).loss
 
     def work(number: int) -> None:
@@ -227,7 +227,7 @@ def test_threads_may_ask_for_parts_of_it(digits: DataSet) -> None:
             elif number == 3:
                 assert evaluate(parents[0], images).loss == pytest.approx(loss)
             else:
-                couplings = align(parents, groups, MERGED, images).couplings[1]
+                couplings = align(parents, groups, MERGED.align, images).couplings[1]
                 assert all(torch.equal(couplings[key].matrix, coupling.matrix) for key, coupling in wanted.items())
 
     in_threads(work)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import typer
+from flags import main
 
-from depfuse.cli import main
 from depfuse.cli.app import COMMANDS, build_app
 
 TOP = Path(__file__).resolve().parents[2]

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from digits_parents import digits_files, digits_parents
+from flags import main
 from torch import Tensor, nn
 
 from depfuse import Recipe, fuse
-from depfuse.cli import main
 from depfuse.data import Loader, calibration_loader
 from depfuse.fusion.resolve import multiply_adds, resolve_refit
 from depfuse.io.checkpoint import read_checkpoint
@@ -51,7 +51,7 @@ def pair(model: nn.Module) -> list[nn.Module]:
 
 def resolved(model: nn.Module, images: Loader | None, **settings: object) -> tuple[str, str]:
     recipe, why = resolve_refit(Recipe.create(**settings), pair(model), model, images)
-    return recipe.refit, why
+    return recipe.refit.name, why
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_networks_are_refitted_by_what_layers_they_have(images, model, refit, wh
         ({"solver": "cca"}, "no permutations"),
         ({"renorm": "repair"}, "weights that are averaged"),
         ({"renorm": "data-free"}, "weights that are averaged"),
-        ({"augment_statistics": True}, "augment_statistics"),
+        ({"augment_statistics": True}, "calibration.augment"),
         ({"keep_worst": 1.0}, "no channels are merged"),
         ({"goal": "best"}, "refits its candidates"),
     ],
@@ -118,9 +118,9 @@ def test_the_command_line_and_python_have_one_default(tmp_path: Path, capsys, di
     assert "\nRefit auto is ridge here" in capsys.readouterr().out
     found = json.loads(report.read_text())
     assert found["refit_reason"].startswith("refit auto is ridge here")
-    assert found["recipe"]["refit"] == "ridge"
+    assert found["recipe"]["refit"]["name"] == "ridge"
     result = fuse(digits_parents(*"ab"), Recipe(refit_steps=8), calibration_loader(digits, 200))
-    assert result.recipe.refit == "ridge"
+    assert result.recipe.refit.name == "ridge"
     written = read_checkpoint(out).state
     for key, tensor in result.child.state_dict().items():
         assert torch.equal(tensor, written[key]), key
@@ -129,29 +129,29 @@ def test_the_command_line_and_python_have_one_default(tmp_path: Path, capsys, di
 @pytest.mark.parametrize(
     "settings",
     [
-        {"criterion": "activations"},
-        {"criterion": "weights"},
-        {"refit_steps": 0},
-        {"augment": False},
+        {"align.criterion": "activations"},
+        {"align.choose": "groups"},
+        {"refit.steps": 0},
+        {"refit.augment": False},
         {"renorm": "auto"},
-        {"targets": "matched"},
-        {"average": "fisher"},
-        {"weights": (0.4, 0.6)},
-        {"distance": "pearson"},
-        {"finetune": 1},
+        {"refit.targets": "matched"},
+        {"merge.average": "fisher"},
+        {"merge.weights": (0.4, 0.6)},
+        {"align.criterion.distance": "pearson"},
+        {"train.finetune": 1},
     ],
 )
 def test_a_setting_changes_what_it_names_and_nothing_else(images, settings):
     model = plain().eval()
     parents = pair(model)
-    plainly = resolve_refit(Recipe(), parents, model, images)[0].model_dump()
-    typed = resolve_refit(Recipe(**settings), parents, model, images)[0].model_dump()
+    plainly = resolve_refit(Recipe(), parents, model, images)[0].settings
+    typed = resolve_refit(Recipe(**settings), parents, model, images)[0].settings
     assert typed == {**plainly, **settings}
 
 
 def test_parents_that_share_a_start_are_not_refitted_unless_the_user_says_how(images):
     model = plain().eval()
     recipe, why = resolve_refit(Recipe(), [model, model], model, images)
-    assert recipe.refit == "none"
+    assert recipe.refit.name == "none"
     assert "the parents share a start" in why
-    assert resolve_refit(Recipe(refit_steps=8), [model, model], model, images)[0].refit == "ridge"
+    assert resolve_refit(Recipe(refit_steps=8), [model, model], model, images)[0].refit.name == "ridge"

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from digits_parents import digits_files
+from flags import main
 
-from depfuse.cli import main
 from depfuse.errors import RecipeError
 from depfuse.io.checkpoint import read_checkpoint
 from depfuse.recipe import Recipe
-from depfuse.recipe.presets import names, published, read_settings
+from depfuse.recipe.arrange import by_path
+from depfuse.recipe.presets import names, preset, published, read, read_settings
 from depfuse.report import FusionReport, read_report
 from depfuse.report.matching import MatchReport
 
@@ -51,26 +53,34 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], *words: st
 
 
 def test_all_methods_are_there_and_are_packed():
-    assert set(names()) == ASKED_FOR
+    assert set(published()) == ASKED_FOR
+    assert set(names()) == {*ASKED_FOR, "fast", "standard", "best", "distil"}
     (line,) = [line for line in (TOP / "pyproject.toml").read_text().splitlines() if line.startswith("depfuse = [")]
     patterns = json.loads(line.partition("=")[2])
     for name in names():
-        assert any(fnmatch.fnmatch(f"recipe/presets/{name}.json", pattern) for pattern in patterns)
+        assert any(fnmatch.fnmatch(f"recipe/presets/{name}.yaml", pattern) for pattern in patterns)
 
 
 @pytest.mark.parametrize("name", sorted(ASKED_FOR))
 def test_a_method_names_its_paper_and_is_a_few_settings(name):
-    found = published(name)
-    file = json.loads((TOP / "depfuse" / "recipe" / "presets" / f"{name}.json").read_text())
+    found = preset(name)
+    file = yaml.safe_load((TOP / "depfuse" / "recipe" / "presets" / f"{name}.yaml").read_text())
     assert file.keys() <= {"title", "paper", "differs", "settings"}
     assert found.title
     assert any(year in found.paper for year in map(str, range(2019, 2026)))
     assert found.differs == file.get("differs", "")
-    assert 2 <= len(found.settings) <= 5
-    own = found.recipe
-    for setting, value in found.settings.items():
-        assert getattr(own, setting) == value
-    assert own != Recipe()
+    given = by_path(found.settings)
+    assert 2 <= len(given) <= 5
+    assert all(found.recipe.settings[path] == value for path, value in given.items())
+    assert found.recipe.changed(preset="standard") != Recipe()
+
+
+def test_standard_is_the_default_and_every_preset_has_its_name_and_its_cost():
+    assert preset("standard").recipe == Recipe() == Recipe.create(read_settings("standard"))
+    for name in set(names()) - ASKED_FOR:
+        assert preset(name).cost
+    assert all(preset(name).recipe.preset == name for name in names())
+    assert preset("fast").recipe.changed(distil=2).preset == "fast"
 
 
 def test_soup_is_the_plain_average(tmp_path):
@@ -83,17 +93,17 @@ def test_soup_is_the_plain_average(tmp_path):
 
 
 def test_no_two_methods_are_the_same():
-    recipes = [published(name).recipe for name in names()]
+    recipes = [preset(name).recipe for name in published()]
     assert len({recipe.model_dump_json() for recipe in recipes}) == len(recipes)
 
 
 @pytest.mark.parametrize("name", sorted(ASKED_FOR - {"soup"}))
 def test_every_method_fuses_from_files_to_a_file(name, tmp_path):
     report = fused(tmp_path, "--recipe", name)
-    asked = Recipe(**published(name).settings, calibration=200)
-    left_open = {"renorm", "parents_renorm", "joint_head", "weights", "reference", "order"}
-    assert Recipe(**report.recipe).model_dump(exclude=left_open) == asked.model_dump(exclude=left_open)
-    assert "auto" not in report.recipe.values()
+    asked, made = preset(name).recipe.changed(calibration=200).settings, Recipe(**report.recipe).settings
+    left_open = {"renorm", "teach.renorm", "teach.head", "merge.weights", "align.through.parent", "align.order"}
+    assert {p: made[p] for p in made.keys() - left_open} == {p: asked[p] for p in asked.keys() - left_open}
+    assert "auto" not in made.values()
     assert read_checkpoint(tmp_path / "child.safetensors").digest == report.child.digest
     assert report.child.accuracy > report.naive.accuracy + 0.15
 
@@ -103,13 +113,14 @@ def test_every_method_fuses_from_files_to_a_file(name, tmp_path):
 
 def test_options_count_for_more_than_the_recipe(tmp_path):
     report = fused(tmp_path, "--recipe", "git-re-basin", "--restarts", 1, "--renorm", "none")
-    assert report.recipe["restarts"] == 1
-    assert report.recipe["renorm"] == "none"
-    assert report.recipe["solver"] == "coordinate-descent"
+    assert report.recipe["align"]["solver"]["restarts"] == 1
+    assert report.recipe["align"]["solver"]["name"] == "coordinate-descent"
+    assert report.recipe["renorm"] == {"name": "none"}
+    assert report.recipe["preset"] == "git-re-basin"
     # An option counts although it is the default.
     report = fused(tmp_path, "--recipe", "git-re-basin", "--criterion", "activations", "--solver", "emd")
-    assert report.recipe["criterion"] == "activations"
-    assert report.recipe["restarts"] == 8
+    assert report.recipe["align"]["criterion"]["name"] == "activations"
+    assert report.recipe["align"]["solver"]["restarts"] == 8
 
 
 def test_a_report_run_again_gives_the_same_child(tmp_path):
@@ -128,21 +139,29 @@ def test_a_report_run_again_gives_the_same_child(tmp_path):
 
 def test_files_hold_settings_in_three_ways(tmp_path):
     file = tmp_path / "own.json"
-    settings = {"criterion": "weights", "restarts": 2}
+    settings = {"align.criterion": "weights", "align.solver.restarts": 2, "preset": "own"}
+    old = {"criterion": "weights", "restarts": 2}
+    nested = {"align": {"criterion": "weights", "solver": {"name": "emd", "restarts": 2}}}
     about = {"title": "Own", "paper": "None", "differs": "All of it."}
-    for content in (settings, {"recipe": settings, "verdict": "keep it"}, {**about, "settings": settings}):
+    for content in (old, {"recipe": old}, {**about, "settings": old}, {"parents": ["a", "b"], **old}):
         file.write_text(json.dumps(content))
         assert read_settings(str(file)) == settings
-    shipped = TOP / "depfuse" / "recipe" / "presets" / "cca.json"
-    assert read_settings(str(shipped)) == published("cca").settings
+    file.write_text(json.dumps({"settings": nested, "parents": ["a", "b"], "data": "digits"}))
+    assert read_settings(str(file)) == {**settings, "align.solver": "emd"}
+    assert read(str(file)).run == {"parents": ["a", "b"], "data": "digits"}
+    other = tmp_path / "own.yaml"
+    other.write_text("preset: fast\nalign: {criterion: weights, solver: {name: emd, restarts: 2}}\n")
+    assert read_settings(str(other)) == {**settings, "align.solver": "emd", "refit": "none", "preset": "fast"}
+    shipped = TOP / "depfuse" / "recipe" / "presets" / "cca.yaml"
+    assert read_settings(str(shipped)) == read_settings("cca")
     (tmp_path / "cca").write_text("no recipe")
-    assert read_settings("cca") == published("cca").settings
+    assert read_settings("cca")["align.solver.regularisation"] == 10.0
 
 
 def test_paths_and_matchings_take_a_recipe_too(tmp_path, capsys):
     out = tmp_path / "path.json"
     assert main(["path", *PARENTS, *FEW, "--points", "3", "--recipe", "cca", "--report", str(out)]) == 0
-    assert json.loads(out.read_text())["recipe"]["solver"] == "cca"
+    assert json.loads(out.read_text())["recipe"]["align"]["solver"]["name"] == "cca"
     paths = []
     for methods in ("activations:emd,activations:cca", "activations:cca,activations:emd"):
         several = ["--points", "3", "--methods", methods, "--report", str(out), "--recipe", "cca"]
@@ -152,7 +171,7 @@ def test_paths_and_matchings_take_a_recipe_too(tmp_path, capsys):
     report = tmp_path / "match.json"
     assert main(["match", *PARENTS, *FEW, "--recipe", "cca", "--report", str(report)]) == 0
     found = MatchReport.model_validate_json(report.read_text())
-    assert found.recipe["solver"] == published("cca").settings["solver"]
+    assert found.recipe["align"]["solver"] == preset("cca").recipe.align.solver.model_dump()
     assert all(group.correlation_after > group.correlation_before for group in found.matchings[0].groups)
     capsys.readouterr()
 
@@ -161,13 +180,13 @@ def test_recipes_lists_all_with_their_papers(capsys):
     assert main(["recipes"]) == 0
     stdout = capsys.readouterr().out
     for name in names():
-        found = published(name)
+        found = preset(name)
         (line,) = [line for line in stdout.splitlines() if line.startswith(f"{name} ")]
         assert found.title in line
-        assert found.paper in line
+        assert (found.paper or found.cost) in line
         assert found.differs in line
     assert main(["fuse", "--help"]) == 0
-    assert "--recipe" in (text := capsys.readouterr().out)
+    assert "--preset" in (text := capsys.readouterr().out)
     assert "depfuse recipes" in " ".join(text.split())
 
 
@@ -177,7 +196,7 @@ def test_recipes_lists_all_with_their_papers(capsys):
 @pytest.mark.parametrize("command", ["fuse", "path", "match"])
 def test_recipes_that_do_not_exist(command, capsys):
     refused(capsys, [command, *PARENTS, "--recipe", "zipit"], "'zipit'", "did you mean zip-it?", "git-re-basin")
-    refused(capsys, [command, *PARENTS, "--recipe", "magic"], "there is no recipe 'magic'", *names())
+    refused(capsys, [command, *PARENTS, "--recipe", "magic"], "there is no recipe 'magic'", *published())
     refused(capsys, [command, *PARENTS, "--recipe", "none/such.json"], "none/such.json cannot be read", "No such file")
 
 
@@ -189,11 +208,11 @@ def test_recipes_that_do_not_exist(command, capsys):
         ("[1, 2]", ["is no object of settings"]),
         ('{"settings": 3, "title": ""}', ["is no object of settings"]),
         ('{"recipe": "cca"}', ["is no object of settings"]),
-        ('{"solvr": "emd"}', ["unknown setting 'solvr'", "did you mean solver?"]),
-        ('{"recipe": {"colour": 1}}', ["unknown setting 'colour'", "depfuse fuse --help"]),
-        ('{"settings": {}, "solver": "emd"}', ["unknown setting 'settings'"]),
-        ('{"solver": "magic"}', ["own.json", "setting solver", "emd"]),
-        ('{"restarts": "many"}', ["own.json", "setting restarts", "integer"]),
+        ('{"solvr": "emd"}', ["no setting 'solvr'", "did you mean solver?"]),
+        ('{"recipe": {"colour": 1}}', ["no setting 'colour'", "depfuse settings"]),
+        ('{"settings": {}, "solver": "emd"}', ["no setting 'settings'"]),
+        ('{"solver": "magic"}', ["own.json", "setting align.solver", "emd"]),
+        ('{"criterion": "weights", "restarts": "many"}', ["own.json", "solver.restarts", "integer"]),
         ('{"universe": true, "reference": 1}', ["own.json", "reference 1 would be ignored"]),
         ('{"solver": "cca", "refit": "ridge"}', ["own.json", "refit ridge", "solver cca mixes channels"]),
     ],
@@ -216,12 +235,12 @@ def test_a_folder_is_no_recipe(tmp_path, capsys):
         ("fisher", ["--solver", "sinkhorn"], ["average fisher", "sinkhorn gives none"]),
         ("zip-it", ["--refit", "ridge"], ["refit ridge", "solver zip-it mixes channels"]),
         ("zip-it", ["--average", "fisher"], ["average fisher", "zip-it gives none"]),
-        ("zip-it", ["--goal", "best"], ["goal best", "leave out --solver zip-it"]),
-        ("zip-it", ["--weights-by", "stage"], ["one share per parent", "--weights-by stage"]),
+        ("zip-it", ["--goal", "best"], ["goal best", "leave out solver zip-it"]),
+        ("zip-it", ["--weights-by", "stage"], ["one share per parent", "merge.weights_by stage"]),
         ("zip-it", ["--plot", "path.png"], ["a path has other shares at every point"]),
-        ("cca", ["--keep-worst", "0.2"], ["kept apart by pairs", "--keep-worst"]),
+        ("cca", ["--keep-worst", "0.2"], ["side by side by pairs", "keep_worst"]),
         ("cca", ["--renorm", "repair"], ["channel by channel", "solver cca mixes"]),
-        ("cca", ["--choose", "groups"], ["one solution", "--choose groups"]),
+        ("cca", ["--choose", "groups"], ["one solution", "align.choose groups"]),
         ("cca", ["--start", "spectral"], ["start spectral would be ignored"]),
         ("cca", ["--criterion", "weights"], ["works on activations"]),
         ("graph-matching", ["--criterion", "activations"], ["matches weights"]),
@@ -239,5 +258,5 @@ def test_a_zip_has_no_matching_and_no_path(capsys):
     refused(capsys, ["match", *PARENTS, *FEW, "--recipe", "zip-it"], "zip-it matches no parent to another")
     refused(capsys, ["path", *PARENTS, *FEW, "--recipe", "zip-it"], "a path has other shares")
     refused(capsys, ["path", *PARENTS, *FEW, "--methods", "weights,activations:zip-it"], "a path has other shares")
-    with pytest.raises(RecipeError, match="Input should be"):
+    with pytest.raises(RecipeError, match="is none of none, activations"):
         Recipe.create(start="cca")

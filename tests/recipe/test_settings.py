@@ -14,15 +14,22 @@ from torch import nn
 
 from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.align import align
-from depfuse.align.solvers import SOLVERS, serving
 from depfuse.cli.console import warnings_in_one_line
 from depfuse.data import Loader, calibration_loader
 from depfuse.errors import DepfuseWarning, RecipeError
-from depfuse.recipe.presets import names, published, read_settings
-from depfuse.recipe.reads import READ, is_read, only_read, why_not_read
+from depfuse.recipe.arrange import by_path, known_places
+from depfuse.recipe.fields import Section
+from depfuse.recipe.old_names import OLD
+from depfuse.recipe.presets import preset, published, read_settings
+from depfuse.recipe.reads import Above, cases_of, is_read, unmet
+from depfuse.recipe.solvers import serving
 from depfuse.teach.distil import Further
 
-DEFAULTS = {name: info.default for name, info in Recipe.model_fields.items()}
+DEFAULTS = {
+    name: None if value is None else value.name if hasattr(value, "name") else value
+    for name, paths in OLD.items()
+    for value in [known_places(Recipe)[paths[0]][0].default]
+} | {"universe": False}
 OTHER = {
     "distance": "euclidean",
     "taps": "before",
@@ -67,11 +74,11 @@ def images(digits) -> Loader:
         ({"targets": "matched", "refit": "none"}, "refit auto or ridge, not none"),
         ({"refit_steps": 20, "refit": "regmean"}, "refit auto or ridge, not regmean"),
         ({"augment": False, "refit": "none"}, "refit auto or ridge, not none"),
-        ({"augment": False, "refit_steps": 0}, "refit_steps above 0, not 0"),
+        ({"augment": False, "refit_steps": 0}, "refit.steps above 0, not 0"),
         ({"augment_statistics": True, "refit": "ridge"}, "not ridge"),
         ({"augment_statistics": True, "renorm": "none", "refit": "none"}, "not none"),
         ({"learning_rate": 0.1}, "distil above 0, not 0"),
-        ({"reference": 2, "universe": True}, "universe False, not True"),
+        ({"reference": 2, "universe": True}, "align.through reference, not universe"),
     ],
 )
 def test_what_nothing_reads_is_refused(settings, needs):
@@ -97,7 +104,16 @@ def test_what_nothing_reads_is_refused(settings, needs):
     ],
 )
 def test_what_is_read_and_what_has_its_default_is_accepted(settings):
-    assert Recipe.create(**settings).settings == {**DEFAULTS, **settings}
+    recipe = Recipe.create(**settings)
+    for path, value in by_path(settings).items():
+        assert not is_read(path, recipe.settings) or recipe.settings[path] == value
+
+
+def written(section: Section, path: list[str], value: object) -> Section:
+    """A copy with another value, as no validation would let it pass."""
+    first, *rest = path
+    own = written(getattr(section, first), rest, value) if rest else value
+    return section.model_copy(update={first: own})
 
 
 @pytest.mark.parametrize(
@@ -108,65 +124,113 @@ def test_a_matching_does_not_change_with_what_it_is_said_not_to_read(images, sol
     """The table is right: all settings at once that nothing is said to read, past validation."""
     parents = [plain(0), plain(1)]
     groups = prove_groups(parents[0], find_groups(parents[0], torch.zeros(1, 1, 8, 8)), torch.zeros(1, 1, 8, 8))
-    bounded = {"iterations": 20, "regularisation": 0.3}
-    read = {name: value for name, value in bounded.items() if is_read(name, {**DEFAULTS, "solver": solver})}
-    recipe = Recipe(solver=solver, criterion=criterion, **read)
-    unread = {name: value for name, value in OTHER.items() if not is_read(name, recipe.settings)}
+    bounded = by_path({"iterations": 20, "regularisation": 0.3})
+    recipe = Recipe.with_read({"align.solver": solver, "align.criterion": criterion, **bounded})
+    unread = {path: value for path, value in by_path(OTHER).items() if not is_read(path, recipe.settings)}
     assert unread
-    other = Recipe.model_construct(**{**recipe.settings, **unread})
-    found, again = (align(parents, groups, own, images).couplings[1] for own in (recipe, other))
+    other = recipe
+    for path, value in unread.items():  # past validation
+        if path in recipe.settings and path != "align.solver.start":
+            other = other.model_copy(update={"align": written(other.align, path.split(".")[1:], value)})
+    found, again = (align(parents, groups, own.align, images).couplings[1] for own in (recipe, other))
     for group in groups.free:
         assert torch.equal(found[group.name].matrix, again[group.name].matrix)
 
 
-def test_every_line_of_the_table_is_of_settings_and_of_values_that_there_are():
-    for name, cases in READ.items():
-        assert name in DEFAULTS
-        assert cases, name
-        for case in cases:
-            assert case.keys() <= DEFAULTS.keys() - {name}
-    assert {name for solver in SOLVERS.values() for name in solver.reads} <= READ.keys()
-    settings = {**DEFAULTS, "criterion": "weights"}
-    assert why_not_read("distance", settings) == "criterion activations or mixture, not weights"
+def test_every_line_of_the_tables_is_of_settings_and_of_values_that_there_are():
+    known = known_places(Recipe)
+    for path, places in known.items():
+        assert path == path.strip()
+        for case in cases_of(path):
+            assert case.keys() <= known.keys() - {path}
+            for other, allowed in case.items():
+                choices = known[other][0].choices
+                assert isinstance(allowed, Above) or set(allowed) <= set(choices), (path, other)
+        assert all(place.field.description for place in places), path
+    for name, paths in OLD.items():
+        assert set(paths) <= known.keys(), name
+    values = Recipe(criterion="weights").settings
+    assert unmet([{"align.criterion": ("activations",)}], values) == "align.criterion activations, not weights"
 
 
 def test_a_changed_recipe_drops_what_it_leaves_unread_and_refuses_what_is_asked_for():
     recipe = Recipe(solver="sinkhorn", regularisation=0.3, distance="pearson")
     assert recipe.changed(solver="emd") == Recipe(distance="pearson")
-    assert recipe.changed(criterion="weights", solver="emd") == Recipe(criterion="weights")
+    assert recipe.changed({"align.criterion": "weights", "align.solver": "emd"}) == Recipe(criterion="weights")
     with pytest.raises(RecipeError, match="strictness"):
         recipe.changed(strictness=2.0)
     with pytest.raises(RecipeError, match="sum to"):
         recipe.changed(weights=(0.5, 0.6))
-    assert only_read({"solver": "emd", "start": "ipfp", "distance": "scaled"}, DEFAULTS) == {
-        "solver": "emd",
-        "distance": "scaled",
-    }
+    assert Recipe.with_read({"solver": "emd", "start": "ipfp", "distance": "scaled"}) == Recipe(distance="scaled")
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (
+            {"solver": "sinkhorn", "regularisation": 0.1},
+            {"align": {"solver": {"name": "sinkhorn", "regularisation": 0.1}}},
+        ),
+        ({"refit_steps": 80}, {"refit": {"name": "auto", "steps": 80}}),
+        ({"goal": "best", "refit_steps": 8}, {"goal": {"name": "best", "steps": 8}}),
+        ({"universe": True, "restarts": 2}, {"align": {"through": {"name": "universe", "restarts": 2}}}),
+        ({"calibration": 64, "batch_size": 8}, {"calibration": {"images": 64, "batch_size": 8}}),
+        (
+            {"criterion": "weights", "solver": "ipfp", "start": "fused-gromov", "iterations": 9, "structure": 0.2},
+            {
+                "align": {
+                    "criterion": "weights",
+                    "solver": {
+                        "name": "ipfp",
+                        "iterations": 9,
+                        "start": {"name": "fused-gromov", "iterations": 9, "structure": 0.2},
+                    },
+                }
+            },
+        ),
+        (
+            {"polish": None, "parents_from": 0, "reference": 1},
+            {"align": {"through": {"name": "reference", "parent": 2}}},
+        ),
+    ],
+)
+def test_old_names_stand_in_their_sections(old, new):
+    assert Recipe(**old) == Recipe(**new)
+    assert Recipe(**json.loads(Recipe(**new).model_dump_json())) == Recipe(**old)
+
+
+def test_a_setting_of_another_alternative_cannot_be_written_even_as_it_is_by_default():
+    with pytest.raises(RecipeError, match=r"it needs align.solver sinkhorn or cca, not emd"):
+        Recipe.create({"align.solver.regularisation": 0.01})
+    with pytest.raises(RecipeError, match=r"no setting 'align.solver.regularization': did you mean align.solver.regul"):
+        Recipe.create({"align.solver.regularization": 0.01})
+
+
+@pytest.mark.parametrize("name", published())
 def test_no_published_method_sets_what_is_not_read(name):
-    assert Recipe.create(**published(name).settings)
-    assert published(name).recipe.refit != "auto"
+    assert Recipe.create(**preset(name).settings)
+    assert preset(name).recipe.refit.name != "auto"
 
 
 def test_parents_count_from_one_and_older_recipes_are_read_as_they_were_meant(tmp_path: Path):
     recipe = Recipe(reference=2, order=3)
-    assert (recipe.target, recipe.kept) == (1, 2)
-    assert (Recipe().target, Recipe().kept) == (0, 0)
+    assert (recipe.align.target, recipe.align.kept) == (1, 2)
+    assert (Recipe().align.target, Recipe().align.kept) == (0, 0)
     with pytest.raises(RecipeError, match="greater than or equal to 1"):
         Recipe.create(reference=0)
     file = tmp_path / "report.json"
-    for stored in (recipe.model_dump(mode="json"), {**recipe.model_dump(mode="json", exclude={"parents_from"})}):
+    flat = {**DEFAULTS, "refit": "auto", "renorm": "auto", "seed": 0, "goal": "child", "polish": None}
+    flat |= {"reference": 2, "order": 3}
+    for stored in (recipe.model_dump(mode="json"), {**flat, "parents_from": 1}, flat):
         file.write_text(json.dumps({"recipe": stored, "seconds": 1.0}))
-        read = Recipe.create(**read_settings(str(file)))
-        older = "parents_from" not in stored
-        assert (read.reference, read.order) == ((3, 4) if older else (2, 3))
+        read = Recipe.create(read_settings(str(file)))
+        older = stored is flat
+        assert (read.align.target, read.align.kept) == ((2, 3) if older else (1, 2))
     # Settings that were ignored then are left out; what a hand writes is new.
-    file.write_text(json.dumps({"recipe": {**stored, "criterion": "weights", "distance": "scaled"}, "seconds": 1.0}))
-    assert Recipe.create(**read_settings(str(file))).distance == "best"
+    file.write_text(json.dumps({"recipe": {**flat, "criterion": "weights", "distance": "scaled"}, "seconds": 1.0}))
+    assert Recipe.create(read_settings(str(file))).align.compared.distance == "best"
     file.write_text(json.dumps({"reference": 2}))
-    assert Recipe.create(**read_settings(str(file))).reference == 2
+    assert Recipe.create(read_settings(str(file))).align.target == 1
     file.write_text(json.dumps({"criterion": "weights", "distance": "scaled"}))
     with pytest.raises(RecipeError, match="distance scaled would be ignored"):
         read_settings(str(file))
@@ -203,7 +267,7 @@ def test_shares_of_another_child_are_checked(images, shares, words):
 )
 def test_numbers_that_are_none_are_refused(tmp_path, text):
     (tmp_path / "own.json").write_text(text)
-    with pytest.raises(RecipeError, match=r"setting (regularisation|learning_rate|seed): Input should be"):
+    with pytest.raises(RecipeError, match=r"(solver.regularisation|train.learning_rate|seed): Input should be"):
         read_settings(str(tmp_path / "own.json"))
     assert Recipe(seed=2**63 - 1).seed == 2**63 - 1
 
@@ -229,9 +293,11 @@ def test_the_recipe_of_a_result_leaves_nothing_open_and_gives_the_child_again(di
     parents, calibration = digits_parents(*"ab"), calibration_loader(digits, 100)
     result = fuse(parents, Recipe(**settings), calibration)
     made = result.recipe
-    assert "auto" not in made.model_dump().values()
-    assert made.distance != "best" or not is_read("distance", made.settings)
-    assert None not in {made.weights, made.order} | ({made.reference} if not made.universe else set())
+    assert "auto" not in made.settings.values()
+    path = "align.criterion.distance"
+    assert made.settings.get(path) != "best" or not is_read(path, made.settings)
+    assert None not in {made.merge.weights, made.align.order}
+    assert made.align.through.name == "universe" or made.settings["align.through.parent"] is not None
     again = fuse(parents, Recipe(**json.loads(made.model_dump_json())), calibration)
     assert again.recipe == made
     assert same(again.child, result.child)
@@ -264,7 +330,7 @@ def test_no_shares_describe_the_best_of_a_family(digits):
 @pytest.mark.parametrize(("name", "value"), [("refit_steps", 9), ("targets", "matched"), ("augment", False)])
 def test_settings_of_a_refit_that_is_not_made_are_refused(images, name, value):
     recipe = Recipe(**{name: value, "solver": "sinkhorn"})
-    with pytest.raises(RecipeError, match=f"{name} {value} would be ignored: refit auto is none here: solver sinkhorn"):
+    with pytest.raises(RecipeError, match=f"{value} would be ignored: refit auto is none here: solver sinkhorn"):
         fuse([plain(0), plain(1)], recipe, images)
 
 

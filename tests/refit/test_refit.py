@@ -9,12 +9,12 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from flags import main
 from torch import nn
 
 from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.align import Coupling
 from depfuse.align.coupling import apply_couplings
-from depfuse.cli import main
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.data.augmentation import Augmentation
 from depfuse.ensemble.label_sets import LabelSets
@@ -465,7 +465,7 @@ def test_what_cannot_be_refitted_is_refused():
         fuse(models, Recipe(refit="ridge", criterion="weights"), None, example=torch.rand(1, 1, 8, 8))
     with pytest.raises(RecipeError, match="solver emd"):
         fuse(models, Recipe(refit="ridge", solver="sinkhorn"), loader)
-    with pytest.raises(ArchitectureError, match="--refit none"):
+    with pytest.raises(ArchitectureError, match="refit none"):
         Program(Branching(), torch.rand(2, 1, 8, 8))
 
 

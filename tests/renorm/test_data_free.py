@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from digits_parents import digits_files, digits_parents
+from flags import main
 from torch import nn
 
 from depfuse import Recipe, find_groups, fuse
 from depfuse.align import Coupling
-from depfuse.cli import main
 from depfuse.data import Loader, load_data
 from depfuse.errors import RecipeError
 from depfuse.evaluate import evaluate
@@ -244,8 +244,8 @@ def test_heads_of_other_labels_are_left():
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"refit": "ridge"}, "leave out --refit"),
-        ({"keep_worst": 0.2}, "keep none apart"),
+        ({"refit": "ridge"}, "choose refit none"),
+        ({"keep_worst": 0.2}, "keep none side by side"),
         ({"augment_statistics": True}, "augment_statistics True would be ignored: it needs renorm auto, not data-free"),
     ],
 )

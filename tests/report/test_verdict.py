@@ -121,7 +121,7 @@ def test_a_better_average_is_kept_and_how_to_write_it_is_said():
     advice, words = said(child=400, parents=[410, 420], ensemble=430, average=440)
     assert advice.keep.what == "average"
     assert "below the naive average (88.00 %)" in words
-    assert "--recipe soup in place of the other settings writes that average" in words
+    assert "--preset soup in place of the other settings writes that average" in words
 
 
 def test_a_network_at_chance_is_not_praised():
@@ -162,7 +162,7 @@ def test_parents_that_share_a_start_are_recognised(moved, average, expected):
     )
     assert (advice.same_start is not None) == expected
     assert ("share a start" in words) == expected
-    assert ("--recipe soup" in words) == (average == 455)
+    assert ("--preset soup" in words) == (average == 455)
 
 
 def test_parents_of_different_labels_are_told_with_how_many_they_know():

@@ -14,34 +14,36 @@ import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import optuna
 import pytest
 import torch
 from conftest import assert_one_sentence
 from digits_parents import digits_files, digits_parents
+from flags import main
 from optuna.trial import TrialState
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 
 from depfuse.align.statistics import shared as shared_moments
 from depfuse.align.statistics.shared import SharedMoments
-from depfuse.cli import main
 from depfuse.data import DataSet, calibration_loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import RecipeError, StudyError
 from depfuse.fusion.pipeline import fuse
 from depfuse.groups import find_groups, prove_groups
 from depfuse.io.checkpoint import read_checkpoint, state_digest, write_checkpoint
-from depfuse.recipe import MIXING, SOFT, Recipe
+from depfuse.recipe import Recipe
+from depfuse.recipe.arrange import places
+from depfuse.recipe.fields import Between, OneOf, setting
+from depfuse.recipe.solvers import facts
 from depfuse.report.page import build_page, find_runs
 from depfuse.report.study import StudyReport
-from depfuse.study.draw import Space
+from depfuse.study.draw import Space, declared
 from depfuse.study.importances import importances
 from depfuse.study.judge import Quality
 from depfuse.study.objective import growing
 from depfuse.study.search import IDENTITY, Search, open_study
-from depfuse.study.search_space import SEARCHED, Between, OneOf, Ratios
 from depfuse.study.storage import DatabaseStorage, FileStorage
 from depfuse.study.trials import TrialRecord, best_first, pareto_front
 
@@ -87,70 +89,65 @@ def test_every_drawn_recipe_is_accepted_or_refused_in_a_sentence() -> None:
         except RecipeError:
             refused += 1
         else:
-            assert all(getattr(recipe, name) == value for name, value in settings.items())
-    assert seen == SEARCHED.keys()
+            assert all(recipe.settings[path] == value for path, value in settings.items())
+    kept = {"align.through.iterations", "align.through.restarts"}  # these are drawn where a universe is kept,
+    kept |= {"align.solver.start.structure", "align.solver.start.iterations"}  # and these where a solver is the start
+    assert seen == {own.place.path for own in declared(Recipe)} - kept
     assert refused < 30  # what can be said beforehand is not drawn
 
 
 def test_only_what_the_recipe_uses_is_drawn() -> None:
     for settings in drawn(Space(2, {}), 300):
-        solver, criterion = settings["solver"], settings["criterion"]
-        assert ("mixture" in settings) == (criterion == "mixture")
-        assert ("regularisation" in settings) == (solver in ("sinkhorn", "cca"))
-        assert ("strictness" in settings) == (solver == "unbalanced")
-        assert ("structure" in settings) == (solver == "fused-gromov")
-        assert ("average" in settings) == (solver not in (*SOFT, *MIXING))
-        assert ("targets" in settings) == ("refit_steps" in settings) == (settings.get("refit") == "ridge")
-        if criterion == "weights" and settings.get("start") != "activations":
-            assert "taps" not in settings
-            assert "distance" not in settings
-        if solver == "sinkhorn-implicit" and settings["start"] == "identity":
-            assert "distance" not in settings
+        solver, criterion = settings["align.solver"], settings["align.criterion"]
+        refit = settings.get("refit")
+        assert ("align.criterion.share" in settings) == (criterion == "mixture")
+        assert ("align.solver.regularisation" in settings) == (solver in ("sinkhorn", "cca"))
+        assert ("align.solver.strictness" in settings) == (solver == "unbalanced")
+        assert ("align.solver.structure" in settings) == (solver == "fused-gromov")
+        assert ("merge.average" in settings) == (facts(solver).gives == "permutation")
+        assert ("refit.targets" in settings) == ("refit.steps" in settings) == (refit == "ridge")
+        if criterion == "weights" and settings.get("align.solver.start") != "activations":
+            assert not {path for path in settings if path.endswith((".taps", ".distance"))}
+        if solver == "sinkhorn-implicit" and settings["align.solver.start"] == "identity":
+            assert "align.criterion.distance" not in settings
         if solver == "sinkhorn":
-            assert settings["regularisation"] <= 1
+            assert settings["align.solver.regularisation"] <= 1
 
 
 def test_declarations_fit_the_recipe() -> None:
-    for name, declared in SEARCHED.items():
-        assert name in Recipe.model_fields
-        assert len({own.label for own in declared}) == len(declared)
-        for own in declared:
-            assert all(other in Recipe.model_fields for case in own.when for other in case)
-            if isinstance(own, Between):
-                needed = {other: allowed[0] for other, allowed in own.when[0].items()}
-                for value in (own.low, own.high):
-                    assert getattr(Recipe(**{**needed, name: value}), name) == value
-            elif isinstance(own, OneOf):
-                options = own.options() if callable(own.options) else own.options
-                for value in options:
-                    TypeAdapter(Recipe.model_fields[name].annotation).validate_python(value)
+    for own in declared(Recipe):
+        assert own.depends <= {place.path for place in places(Recipe)}
+        kind = TypeAdapter(Annotated[own.place.field.annotation, own.place.field])
+        if isinstance(own.search, Between):
+            assert [kind.validate_python(value) for value in (own.search.low, own.search.high)]
+        elif isinstance(own.search, OneOf) and own.place.registry is not None:
+            assert all(name in own.place.registry for name in own.search.options)
+        elif isinstance(own.search, OneOf):
+            assert all(kind.validate_python(value) == value for value in own.search.options)
 
 
 def test_a_new_setting_is_searched_without_a_change_of_the_search() -> None:
     class Later(Recipe):
-        sharpness: float = Field(default=1.0, gt=0.0, description="of a method that does not exist yet")
+        blur: float = setting(1.0, "of a method that does not exist yet", gt=0.0, search=Between(0.5, 2.0, log=True))
 
-    declared = {**SEARCHED, "sharpness": (Between(0.5, 2.0, log=True, when=({"criterion": ("weights",)},)),)}
-    space = Space(2, {"refit": "none"}, model=Later, declared=declared)
+    space = Space(2, {"refit": "none"}, model=Later)
     for settings in drawn(space, 50):
-        assert ("sharpness" in settings) == (settings["criterion"] == "weights")
-        assert 0.5 <= settings.get("sharpness", 1.0) <= 2.0
-    assert isinstance(space.recipe({"sharpness": 0.7}), Later)
+        assert 0.5 <= settings["blur"] <= 2.0
+    assert isinstance(space.recipe({"blur": 0.7}), Later)
 
 
 def test_kept_settings_are_not_drawn_and_the_first_trial_has_the_defaults() -> None:
     space = Space(3, {"criterion": "weights", "solver": "ipfp"})
     for settings in drawn(space, 20):
-        assert not settings.keys() & {"criterion", "solver", "regularisation"}
-        shares = settings["weights"]
+        assert not settings.keys() & {"align.criterion", "align.solver", "align.solver.regularisation"}
+        shares = settings["merge.weights"]
         assert sum(shares) == pytest.approx(1.0)
         assert max(share / shares[0] for share in shares) <= 2.0 + 1e-9
     study = optuna.create_study()
     study.enqueue_trial(Space(2, {}).defaults())
     assert Space(2, {}).recipe(Space(2, {}).suggest(study.ask())) == Recipe(weights=(0.5, 0.5), refit="ridge")
-    assert isinstance(SEARCHED["weights"][0], Ratios)
     with pytest.raises(RecipeError, match="nothing is left to search"):
-        Space(2, Recipe().model_dump())
+        Space(2, {own.place.path: own.place.default for own in declared(Recipe)})
 
 
 # --- what trials share -----------------------------------------------------------------------------
@@ -210,8 +207,8 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_search_is_reproduced_and_goes_on_as_if_it_had_not_stopped(searched: Path, tmp_path: Path) -> None:
     records = found(searched)
     assert len(records) >= 5  # those that are refused have no recipe to write
-    assert records[0]["recipe"]["solver"] == "emd"
-    assert records[0]["parameters"]["distance"] == "best"
+    assert records[0]["recipe"]["align"]["solver"]["name"] == "emd"
+    assert records[0]["parameters"]["align.criterion.distance"] == "best"
     assert tune(tmp_path / "parts", trials=3) == 0
     assert max(found(tmp_path / "parts")) < 3
     assert tune(tmp_path / "parts", "--resume", trials=6) == 0
@@ -379,7 +376,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
 
 def test_settings_that_cannot_be_searched_are_refused(tmp_path: Path, refused) -> None:
     refused(tune(tmp_path, parents=digits_files("a")), "at least two parents")
-    refused(tune(tmp_path, "--distil", "2"), "leave out --distil")
+    refused(tune(tmp_path, "--distil", "2"), "leave out train.distil")
     refused(tune(tmp_path, "--calibration", "1290"), "left to judge children by")
     (tmp_path / "file").write_text("")
     refused(tune(tmp_path / "file"), "is a file: give a folder")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from flags import main
 from torch import Tensor, nn
 
 from depfuse import Recipe, find_groups, fuse
-from depfuse.cli import main
 from depfuse.data import Loader, calibration_loader, load_data, parse_labels, select_labels
 from depfuse.ensemble.distance import at_best_scale
 from depfuse.ensemble.ensemble import Ensemble
@@ -220,7 +220,7 @@ def test_refusals(halves, data):
     with pytest.raises(RecipeError, match="need calibration images"):
         fuse(halves, Recipe(refit="none", criterion="weights", labelled=50), None, example=data.example())
     convolutional = nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())
-    with pytest.raises(RecipeError, match="not in Conv2d: leave out --labelled and --joint-head"):
+    with pytest.raises(RecipeError, match=r"not in Conv2d: leave out teach.labelled and teach.head"):
         with_joint_head([convolutional, convolutional], (0.5, 0.5), calibration)
 
 

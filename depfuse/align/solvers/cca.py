@@ -16,9 +16,10 @@ from torch import Tensor
 from depfuse.align.coupling import Coupling, Maps
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution
-from depfuse.align.solvers.interface import Solver
+from depfuse.align.solvers.interface import Implementation
 from depfuse.align.statistics.pairwise import Watcher
 from depfuse.align.transport import checked, emd
+from depfuse.recipe.solvers import Cca
 
 DOUBT = 1e-3  # of the largest singular value: of directions below it nothing is known
 
@@ -77,10 +78,10 @@ def solve(problem: MatchingProblem) -> list[Solution]:
     Covariances at several taps of a group are added up, each relative to the target's mean variance there. A group that
     does not vary in one of the networks keeps its permutation.
     """
-    recipe = problem.recipe
+    settings = problem.settings_of(Cca)
     assert problem.calibration is not None
     found = {**problem.by_activations("pearson", emd)}
-    watcher = Watcher(problem.networks, problem.groups, problem.calibration, recipe.taps)
+    watcher = Watcher(problem.networks, problem.groups, problem.calibration, problem.settings.taps)
     covariances = watcher.covariances()
     for root in problem.roots:
         if root.children or root.name not in covariances:
@@ -91,7 +92,7 @@ def solve(problem: MatchingProblem) -> list[Solution]:
             continue
         joint = torch.stack(taps).sum(0)
         order = found[root.name].permutation
-        maps = canonical_maps(joint[:n, :n], joint[n:, n:], joint[:n, n:], recipe.regularisation, order)
+        maps = canonical_maps(joint[:n, :n], joint[n:, n:], joint[:n, n:], settings.regularisation, order)
         found[root.name] = Coupling(maps=maps)
     return [Solution(found)]
 
@@ -102,9 +103,4 @@ def _vary(joint: Tensor) -> bool:
     return bool((variances > 0).all())
 
 
-SOLVER = Solver(
-    solve,
-    criteria=("activations",),
-    advice="works on activations: leave out --criterion",
-    folds=True,
-)
+SOLVER = Implementation(solve)

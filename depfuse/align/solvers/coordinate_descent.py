@@ -11,9 +11,10 @@ from depfuse.align.descent import Descent, SharedCosts
 from depfuse.align.invariants import by_invariants
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution, distinct
-from depfuse.align.solvers.interface import Solver
+from depfuse.align.solvers.interface import Implementation
 from depfuse.align.solvers.start import start_of
 from depfuse.align.trees import Placement
+from depfuse.recipe.solvers import CoordinateDescent
 
 # Multiply-adds after which no further descent is begun: about a second of two CPU cores. Networks so large have
 # wide groups, whose local optima hardly differ.
@@ -28,11 +29,11 @@ def solve(problem: MatchingProblem) -> list[Solution]:
     shared = SharedCosts(problem)
     start = start_of(problem)
     if start is None:
-        return [*descents(shared, problem.recipe.restarts), from_invariants(shared)]
+        return [*descents(shared, problem.settings_of(CoordinateDescent).restarts), from_invariants(shared)]
     placed = problem.placements(start.couplings)
     first = _run_in_order(shared, placed)
     first = replace(first, not_converged=distinct((*start.not_converged, *first.not_converged)))
-    return [first, *descents(shared, problem.recipe.restarts - 1, placed)]
+    return [first, *descents(shared, problem.settings_of(CoordinateDescent).restarts - 1, placed)]
 
 
 def from_invariants(shared: SharedCosts) -> Solution:
@@ -55,7 +56,7 @@ def _run_in_order(shared: SharedCosts, placed: Mapping[str, Placement]) -> Solut
 
 def descents(shared: SharedCosts, restarts: int, start: Mapping[str, Placement] | None = None) -> list[Solution]:
     """Run descents that visit the groups in random orders."""
-    generator = torch.Generator().manual_seed(shared.problem.recipe.seed)
+    generator = torch.Generator().manual_seed(shared.problem.seed)
     found: list[Solution] = []
     while len(found) < restarts and (shared.work < WORK_LIMIT or not shared.work):
         orders = [torch.randperm(len(shared.roots), generator=generator).tolist() for _ in range(16)]
@@ -78,9 +79,4 @@ def _finished(descent: Descent) -> Solution:
     return Solution(descent.couplings, () if descent.converged else (limit,))
 
 
-SOLVER = Solver(
-    solve,
-    criteria=("weights", "mixture"),
-    advice="matches weights: choose criterion weights or mixture, or solver emd or sinkhorn",
-    universe=("weights", "mixture"),
-)
+SOLVER = Implementation(solve)

@@ -8,9 +8,9 @@ from depfuse.align.descent import SharedCosts
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution
 from depfuse.align.solvers.coordinate_descent import descents, from_invariants, swept
-from depfuse.align.solvers.interface import Solver, Transport
+from depfuse.align.solvers.interface import Implementation, Transport
 from depfuse.align.transport import emd, whole
-from depfuse.recipe import Recipe
+from depfuse.recipe.solvers import ByTransport, Emd, Solver
 
 MASSES: dict[str, list[Transport]] = {"whole": [whole], "equal": [emd], "free": [partial(whole, even=False)]}
 
@@ -20,21 +20,17 @@ def solve(problem: MatchingProblem) -> list[Solution]:
 
     One descent begins from invariants of the other groups' order.
     """
-    recipe = problem.recipe
-    if recipe.criterion == "activations":
-        return [Solution(problem.by_activations(distance, emd), distance=distance) for distance in recipe.distances]
+    settings = problem.settings
+    if settings.criterion.name == "activations":
+        return [Solution(problem.by_activations(distance, emd), distance=distance) for distance in settings.distances]
     shared = SharedCosts(problem)
-    return [swept(shared), *descents(shared, recipe.restarts - 1), from_invariants(shared)]
+    return [swept(shared), *descents(shared, problem.settings_of(Emd).restarts - 1), from_invariants(shared)]
 
 
-def transports(recipe: Recipe) -> list[Transport]:
+def transports(settings: Solver) -> list[Transport]:
     """Return exact transport between groups of unequal sizes, with masses as the recipe says."""
-    return [way for masses, ways in MASSES.items() if recipe.masses in ("best", masses) for way in ways]
+    chosen = settings.masses if isinstance(settings, ByTransport) else "best"
+    return [way for masses, ways in MASSES.items() if chosen in ("best", masses) for way in ways]
 
 
-SOLVER = Solver(
-    solve,
-    criteria=("activations", "weights", "mixture"),
-    transports=transports,
-    universe=("activations", "weights", "mixture"),
-)
+SOLVER = Implementation(solve, transports=transports)

@@ -12,9 +12,10 @@ from depfuse.align.costs import standardised
 from depfuse.align.edges import Edges
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution, at_limit
-from depfuse.align.solvers.interface import Solver
+from depfuse.align.solvers.interface import Implementation
 from depfuse.align.solvers.rounding import assign, completed
 from depfuse.align.solvers.start import as_candidates, started
+from depfuse.recipe.solvers import FrankWolfe
 
 TOLERANCE = 1e-4  # relative: near its end the iteration creeps
 
@@ -115,20 +116,16 @@ def frank_wolfe(likeness: Likeness, start: Candidates, iterations: int) -> tuple
 
 def solve(problem: MatchingProblem) -> list[Solution]:
     """Match from uniform candidates and from invariants and keep the best, or match from the recipe's start."""
+    iterations = problem.settings_of(FrankWolfe).iterations
     likeness = Likeness(problem.edges)
-    if problem.recipe.criterion == "mixture":
-        likeness.mix(problem.watched, problem.recipe.mixture)
+    if problem.settings.criterion.name == "mixture":
+        likeness.mix(problem.watched, problem.settings.share)
     starts, said = started(problem, likeness.uniform())
     with torch.no_grad():
-        found = [frank_wolfe(likeness, start, problem.recipe.iterations) for start in starts]
+        found = [frank_wolfe(likeness, start, iterations) for start in starts]
     orders, _, rests = max(found, key=lambda entry: entry[1])
-    said += at_limit("frank-wolfe", problem.recipe.iterations, unless=rests)
+    said += at_limit("frank-wolfe", iterations, unless=rests)
     return [Solution(completed(problem, orders), said)]
 
 
-SOLVER = Solver(
-    solve,
-    criteria=("weights", "mixture"),
-    advice="matches weights: choose criterion weights or mixture",
-    universe=("weights", "mixture"),
-)
+SOLVER = Implementation(solve)

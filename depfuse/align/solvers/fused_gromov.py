@@ -14,12 +14,13 @@ from depfuse.align.coupling import Coupling, apply_couplings
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.settling import settled
 from depfuse.align.solution import Solution, at_limit
-from depfuse.align.solvers.interface import Solver
+from depfuse.align.solvers.interface import Implementation
 from depfuse.align.solvers.rounding import completed
 from depfuse.align.statistics.moments import Moments, collect_moments
 from depfuse.align.transport import assigned, checked, emd
 from depfuse.groups.nesting import Part
 from depfuse.networks.isolation import without_warnings
+from depfuse.recipe.solvers import FusedGromov
 
 TOLERANCE = 1e-9  # relative, of the last step
 
@@ -97,25 +98,26 @@ def solve(problem: MatchingProblem) -> list[Solution]:
 
     Ties of activations are decided by weights, before and after (`settled`).
     """
-    recipe, orders = problem.recipe, {}
-    by_activations = recipe.criterion == "activations"
-    starts = problem.by_activations(recipe.distances[0], emd) if by_activations else {}
+    settings, own = problem.settings, problem.settings_of(FusedGromov)
+    orders = {}
+    by_activations = settings.criterion.name == "activations"
+    starts = problem.by_activations(settings.distances[0], emd) if by_activations else {}
     known: dict[str, Tensor] = {}
     noise: dict[str, Tensor] = {}
     found: dict[str, Coupling] = {}
     within: list[dict[str, list[Moments]]] = []
-    if recipe.criterion != "weights":
+    if settings.criterion.name != "weights":
         assert problem.calibration is not None
         for network in problem.networks:
-            within += collect_moments([network, network], problem.groups, problem.calibration, recipe.taps)
-    costs = problem.activation_costs(recipe.distances[0])
+            within += collect_moments([network, network], problem.groups, problem.calibration, settings.taps)
+    costs = problem.activation_costs(settings.distances[0])
     converged = True
     for root in problem.roots:
         parts = problem.parts(root)
         watched = bool(within) and root.name in within[0]
         if root.children or not (watched or parts) or any(part.within is not None for part in parts):
             continue
-        if watched and recipe.criterion == "activations":
+        if watched and settings.criterion.name == "activations":
             cost = costs[root.name]
         else:
             state = apply_couplings(problem.groups, found, problem.source)
@@ -127,13 +129,13 @@ def solve(problem: MatchingProblem) -> list[Solution]:
             else [likeness_of_weights(parts, dict(state)) for state in (problem.target, problem.source)]
         )
         start = starts[root.name].permutation if root.name in starts else None
-        order, done = fused(cost, structures[0], structures[1], recipe.structure, recipe.iterations, start)
+        order, done = fused(cost, structures[0], structures[1], own.structure, own.iterations, start)
         if watched and by_activations:
-            known[root.name] = linearised(cost, structures[0], structures[1], recipe.structure, order)
-            own = activation_noise(problem.moments[root.name], recipe.distances[0]).cpu()
+            known[root.name] = linearised(cost, structures[0], structures[1], own.structure, order)
+            blur = activation_noise(problem.moments[root.name], settings.distances[0]).cpu()
             doubt = 4.0 * NOISE / _spread(*structures) ** 2  # of a product of two correlations
             scale = float(cost.std(correction=0)) or 1.0
-            noise[root.name] = (1.0 - recipe.structure) * own / scale + 4.0 * recipe.structure * doubt
+            noise[root.name] = (1.0 - own.structure) * blur / scale + 4.0 * own.structure * doubt
         converged = converged and done
         orders[root.name] = order
         found[root.name] = Coupling(order)
@@ -141,7 +143,7 @@ def solve(problem: MatchingProblem) -> list[Solution]:
     if by_activations:
         trees = {name: cost for name, cost in costs.items() if name not in known}
         couplings = settled(problem, couplings, {**trees, **known}, noise)
-    return [Solution(couplings, at_limit("fused-gromov", recipe.iterations, unless=converged))]
+    return [Solution(couplings, at_limit("fused-gromov", own.iterations, unless=converged))]
 
 
-SOLVER = Solver(solve, criteria=("activations", "weights", "mixture"), universe=("weights",))
+SOLVER = Implementation(solve)

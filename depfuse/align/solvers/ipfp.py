@@ -8,9 +8,10 @@ from torch import Tensor
 from depfuse.align.affinity import Affinity, Candidates, inner
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution, at_limit
-from depfuse.align.solvers.interface import Solver
+from depfuse.align.solvers.interface import Implementation
 from depfuse.align.solvers.rounding import affinity_of, assign, completed
 from depfuse.align.solvers.start import as_candidates, started
+from depfuse.recipe.solvers import Ipfp
 
 TOLERANCE = 1e-6
 
@@ -47,18 +48,14 @@ def fixed_point(affinity: Affinity, start: Candidates, iterations: int) -> tuple
 
 def solve(problem: MatchingProblem) -> list[Solution]:
     """Match from uniform candidates and from invariants and keep the best, or match from the recipe's start."""
+    iterations = problem.settings_of(Ipfp).iterations
     affinity = affinity_of(problem)
     starts, said = started(problem, affinity.uniform())
     with torch.no_grad():
-        found = [fixed_point(affinity, start, problem.recipe.iterations) for start in starts]
+        found = [fixed_point(affinity, start, iterations) for start in starts]
     orders, _, rests = max(found, key=lambda entry: entry[1])
-    said += at_limit("ipfp", problem.recipe.iterations, unless=rests)
+    said += at_limit("ipfp", iterations, unless=rests)
     return [Solution(completed(problem, orders), said)]
 
 
-SOLVER = Solver(
-    solve,
-    criteria=("weights", "mixture"),
-    advice="matches weights: choose criterion weights or mixture",
-    universe=("weights", "mixture"),
-)
+SOLVER = Implementation(solve)

@@ -8,8 +8,9 @@ from torch import Tensor
 from depfuse.align.affinity import Affinity, Candidates
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution, at_limit
-from depfuse.align.solvers.interface import Solver
+from depfuse.align.solvers.interface import Implementation
 from depfuse.align.solvers.rounding import affinity_of, assign, completed
+from depfuse.recipe.solvers import ReweightedRandomWalk
 
 JUMPS = 0.2  # share of a step by which the walker jumps to where the matching constraints hold
 INFLATION = 30.0
@@ -48,17 +49,13 @@ def doubly_stochastic(logits: Tensor, steps: int) -> Tensor:
 
 def solve(problem: MatchingProblem) -> list[Solution]:
     """Match once, by the random walk."""
+    iterations = problem.settings_of(ReweightedRandomWalk).iterations
     affinity = affinity_of(problem)
     with torch.no_grad():
-        weights, rests = walk(affinity, affinity.uniform(), problem.recipe.iterations)
+        weights, rests = walk(affinity, affinity.uniform(), iterations)
     orders = assign(weights)
-    said = at_limit("reweighted-random-walk", problem.recipe.iterations, unless=rests)
+    said = at_limit("reweighted-random-walk", iterations, unless=rests)
     return [Solution(completed(problem, orders), said)]
 
 
-SOLVER = Solver(
-    solve,
-    criteria=("weights", "mixture"),
-    advice="matches weights: choose criterion weights or mixture",
-    universe=("weights", "mixture"),
-)
+SOLVER = Implementation(solve)

@@ -16,8 +16,8 @@ from depfuse.align.transport import assigned
 def affinity_of(problem: MatchingProblem) -> Affinity:
     """Build the affinities between candidates by the problem's criterion."""
     affinity = Affinity(problem.edges)
-    if problem.recipe.criterion == "mixture":
-        affinity.mix(problem.watched, problem.recipe.mixture)
+    if problem.settings.criterion.name == "mixture":
+        affinity.mix(problem.watched, problem.settings.share)
     return affinity
 
 

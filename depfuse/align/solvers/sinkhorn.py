@@ -10,22 +10,22 @@ from depfuse.align.costs import weight_cost
 from depfuse.align.coupling import Coupling, Couplings, from_flat_positions
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution
-from depfuse.align.solvers.interface import Solver, Transport
+from depfuse.align.solvers.interface import Implementation, Transport
 from depfuse.align.transport import sinkhorn
 from depfuse.align.trees import as_it_stands
-from depfuse.recipe import Recipe
+from depfuse.recipe.solvers import Sinkhorn, Solver
 
 
 def solve(problem: MatchingProblem) -> list[Solution]:
     """Match once per distance for activations; for weights, layer by layer."""
-    return softly(problem, transports(problem.recipe)[0])
+    return softly(problem, transports(problem.solver)[0])
 
 
 def softly(problem: MatchingProblem, soft: Transport) -> list[Solution]:
     """Match by a transport that gives soft couplings."""
-    recipe = problem.recipe
-    if recipe.criterion == "activations":
-        return [Solution.of(problem.by_activations(distance, soft), distance) for distance in recipe.distances]
+    settings = problem.settings
+    if settings.criterion.name == "activations":
+        return [Solution.of(problem.by_activations(distance, soft), distance) for distance in settings.distances]
     return [Solution.of(_in_order(problem, soft))]
 
 
@@ -54,9 +54,10 @@ def _in_order(problem: MatchingProblem, soft: Transport) -> Couplings:
     return found
 
 
-def transports(recipe: Recipe) -> list[Transport]:
+def transports(settings: Solver) -> list[Transport]:
     """Return entropic transport, for groups of any sizes."""
-    return [partial(sinkhorn, regularisation=recipe.regularisation)]
+    assert isinstance(settings, Sinkhorn)
+    return [partial(sinkhorn, regularisation=settings.regularisation)]
 
 
-SOLVER = Solver(solve, criteria=("activations", "weights", "mixture"), transports=transports)
+SOLVER = Implementation(solve, transports=transports)

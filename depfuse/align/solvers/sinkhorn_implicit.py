@@ -13,13 +13,14 @@ from torch.func import functional_call
 from depfuse.align.descent import Descent, SharedCosts
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution, at_limit
-from depfuse.align.solvers.interface import Solver
+from depfuse.align.solvers.interface import Implementation
 from depfuse.align.solvers.rounding import assign
 from depfuse.align.solvers.start import start_of
 from depfuse.align.transport import checked
 from depfuse.groups.nesting import Orbit, Part
 from depfuse.networks.layout import differentiable
 from depfuse.networks.running import evaluating
+from depfuse.recipe.solvers import SinkhornImplicit
 from depfuse.tasks.outputs import distance_of
 
 State = dict[str, Tensor]
@@ -97,7 +98,7 @@ def solve(problem: MatchingProblem) -> list[Solution]:
     are read. BatchNorm layers normalise by the batch. At regular steps the couplings are rounded to permutations; those
     with the lowest loss halfway are the result. Groups in blocks, and blocks, keep their start.
     """
-    recipe = problem.recipe
+    iterations = problem.settings_of(SinkhornImplicit).iterations
     start = start_of(problem, "activations")
     assert start is not None
     placed = problem.placements(start.couplings)
@@ -115,21 +116,21 @@ def solve(problem: MatchingProblem) -> list[Solution]:
             for root in plain
         }
     optimiser = torch.optim.Adam(list(logits.values()), lr=LEARNING_RATE)
-    generator = torch.Generator().manual_seed(recipe.seed)
+    generator = torch.Generator().manual_seed(problem.seed)
     batches = _batches(problem)
     held = [next(batches) for _ in range(4)]
     best: tuple[float, dict[str, Tensor]] | None = None
-    every = max(1, recipe.iterations // 10)
+    every = max(1, iterations // 10)
     improved_at = 0
-    for step in range(recipe.iterations + 1):
-        if step % every == 0 or step == recipe.iterations:
+    for step in range(iterations + 1):
+        if step % every == 0 or step == iterations:
             orders = assign({name: value.detach() for name, value in logits.items()})
             with torch.no_grad():
                 plans = {n: torch.eye(len(o), dtype=torch.float32)[o].to(run.device) for n, o in orders.items()}
                 found = sum(float(run.loss(plans, images, 0.5)) for images in held) / len(held)
             if best is None or found < best[0]:
                 best, improved_at = (found, orders), step
-        if step < recipe.iterations:
+        if step < iterations:
             share = float(torch.rand((), generator=generator, dtype=torch.float32))
             with torch.enable_grad():
                 loss = run.loss({n: doubly_stochastic(v) for n, v in logits.items()}, next(batches), share)
@@ -137,8 +138,8 @@ def solve(problem: MatchingProblem) -> list[Solution]:
                 loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
     assert best is not None
-    improves = recipe.iterations - improved_at < every and recipe.iterations > every
-    said = start.not_converged + at_limit("sinkhorn-implicit", recipe.iterations, unless=not improves)
+    improves = iterations - improved_at < every and iterations > every
+    said = start.not_converged + at_limit("sinkhorn-implicit", iterations, unless=not improves)
     return [Solution(problem.couplings({**placed, **{name: {name: order} for name, order in best[1].items()}}), said)]
 
 
@@ -176,9 +177,4 @@ class _Path:
         return loss
 
 
-SOLVER = Solver(
-    solve,
-    criteria=("activations",),
-    advice="lowers a loss on images: choose criterion activations; its start may be another solver's result",
-    needs_images=True,
-)
+SOLVER = Implementation(solve)

@@ -7,8 +7,9 @@ import torch
 from depfuse.align.affinity import Affinity, Candidates
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution, at_limit
-from depfuse.align.solvers.interface import Solver
+from depfuse.align.solvers.interface import Implementation
 from depfuse.align.solvers.rounding import affinity_of, assign, completed
+from depfuse.recipe.solvers import Spectral
 
 TOLERANCE = 1e-5
 
@@ -34,17 +35,13 @@ def principal(affinity: Affinity, start: Candidates, iterations: int) -> tuple[C
 
 def solve(problem: MatchingProblem) -> list[Solution]:
     """Match once, by the principal eigenvector."""
+    iterations = problem.settings_of(Spectral).iterations
     affinity = affinity_of(problem)
     with torch.no_grad():
-        weights, rests = principal(affinity, affinity.uniform(), problem.recipe.iterations)
+        weights, rests = principal(affinity, affinity.uniform(), iterations)
     orders = assign(weights)
-    said = at_limit("spectral", problem.recipe.iterations, unless=rests)
+    said = at_limit("spectral", iterations, unless=rests)
     return [Solution(completed(problem, orders), said)]
 
 
-SOLVER = Solver(
-    solve,
-    criteria=("weights", "mixture"),
-    advice="matches weights: choose criterion weights or mixture",
-    universe=("weights", "mixture"),
-)
+SOLVER = Implementation(solve)

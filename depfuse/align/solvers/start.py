@@ -15,6 +15,7 @@ from depfuse.align.solution import Solution
 from depfuse.align.solvers import load_solver
 from depfuse.align.transport import emd
 from depfuse.align.trees import Placement
+from depfuse.recipe.solvers import solver_settings
 
 
 def start_of(problem: MatchingProblem, default: str = "none") -> Solution | None:
@@ -23,14 +24,16 @@ def start_of(problem: MatchingProblem, default: str = "none") -> Solution | None
     `identity` leaves every channel where it is; `activations` is the assignment by activations alone; the name of a
     solver is its first solution.
     """
-    start = default if problem.recipe.start == "none" else problem.recipe.start
+    settings = problem.solver.start_from
+    start = default if settings.name == "none" else settings.name
     if start == "none":
         return None
     if start == "identity":
         return Solution({group.name: Coupling.identity(group.size) for group in problem.groups.free})
     if start == "activations":
-        return Solution(problem.by_activations(problem.recipe.distances[0], emd))
-    return load_solver(start).solve(problem)[0]
+        return Solution(problem.by_activations(problem.settings.distances[0], emd))
+    own = {name: value for name, value in settings if name != "name"}
+    return load_solver(start).solve(problem.by(solver_settings(start, **own)))[0]
 
 
 def as_candidates(orders: Mapping[str, Tensor], like: Candidates) -> Candidates:

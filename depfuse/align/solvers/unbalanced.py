@@ -6,20 +6,21 @@ from functools import partial
 
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution
-from depfuse.align.solvers.interface import Solver, Transport
+from depfuse.align.solvers.interface import Implementation, Transport
 from depfuse.align.solvers.sinkhorn import softly
 from depfuse.align.transport import unbalanced
-from depfuse.recipe import Recipe
+from depfuse.recipe.solvers import Solver, Unbalanced
 
 
 def solve(problem: MatchingProblem) -> list[Solution]:
     """Match once per distance for activations; for weights, layer by layer."""
-    return softly(problem, transports(problem.recipe)[0])
+    return softly(problem, transports(problem.solver)[0])
 
 
-def transports(recipe: Recipe) -> list[Transport]:
+def transports(settings: Solver) -> list[Transport]:
     """Return unbalanced transport, for groups of any sizes."""
-    return [partial(unbalanced, strictness=recipe.strictness)]
+    assert isinstance(settings, Unbalanced)
+    return [partial(unbalanced, strictness=settings.strictness)]
 
 
-SOLVER = Solver(solve, criteria=("activations", "weights", "mixture"), transports=transports)
+SOLVER = Implementation(solve, transports=transports)

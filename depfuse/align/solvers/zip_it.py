@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from depfuse.align.coupling import Coupling, Couplings, Maps
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution
-from depfuse.align.solvers.interface import Solver
+from depfuse.align.solvers.interface import Implementation
 from depfuse.align.statistics.moments import collect_moments
 from depfuse.align.statistics.pairwise import Watcher
 from depfuse.align.transport import checked, emd
@@ -18,7 +18,7 @@ from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.groups.nesting import find_orbits
-from depfuse.recipe import Recipe
+from depfuse.recipe.sections import Align
 
 REUSE = 0.3  # what the likeness of a zipped channel to others is multiplied with: the paper's alpha
 WITHIN = 0.125  # share of a parent's zips that may be of two of its own channels: the paper's beta
@@ -99,24 +99,28 @@ def maps_of(member: Tensor, shares: Sequence[float]) -> list[Maps]:
     return [Maps(means[:, start : start + size], into[:, start : start + size]) for start in starts]
 
 
-def together(
-    models: Sequence[nn.Module], groups: ChannelGroups, recipe: Recipe, calibration: Loader
+def solve_jointly(
+    models: Sequence[nn.Module],
+    groups: ChannelGroups,
+    settings: Align,
+    calibration: Loader,
+    shares: Sequence[float],
 ) -> list[Couplings]:
     """Compute maps of every parent, the reference included, by the mean correlation at a group's taps.
 
     Blocks, groups inside them, and groups without a tap cannot be zipped: they are matched to the reference.
     """
-    reference = recipe.target
+    reference = settings.target
     order = [reference, *(number for number in range(len(models)) if number != reference)]
-    ordered, shares = [models[n] for n in order], recipe.shares(len(models))
-    covariances = Watcher(ordered, groups, calibration, recipe.taps).covariances()
+    ordered = [models[n] for n in order]
+    covariances = Watcher(ordered, groups, calibration, settings.taps).covariances()
     roots = find_orbits(groups)
     free = [root for root in roots if root.name in covariances and not root.children]
     found: list[dict[str, Coupling]] = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
     if len(free) < len(roots):
-        moments = collect_moments(ordered, groups, calibration, recipe.taps)
+        moments = collect_moments(ordered, groups, calibration, settings.taps)
         for number, own in zip(order[1:], moments, strict=True):
-            problem = MatchingProblem(groups, (models[reference], models[number]), recipe, own, calibration)
+            problem = MatchingProblem(groups, (models[reference], models[number]), settings, own, calibration)
             found[number] |= problem.by_activations("pearson", emd)
     for root in free:
         likeness = torch.stack([_correlation(tap) for tap in covariances[root.name]]).mean(0)
@@ -145,9 +149,4 @@ def solve(problem: MatchingProblem) -> list[Solution]:
     raise RecipeError("solver zip-it zips all parents at once: it does not match one to another")
 
 
-SOLVER = Solver(
-    solve,
-    criteria=("activations",),
-    advice="works on activations: leave out --criterion",
-    together=together,
-)
+SOLVER = Implementation(solve, solve_jointly=solve_jointly)

@@ -16,7 +16,7 @@ from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.groups.nesting import Orbit, Part, find_orbits
-from depfuse.recipe import Recipe
+from depfuse.recipe.sections import Align
 
 MAX_SWEEPS = 20
 
@@ -32,7 +32,7 @@ class UnequalProblem:
         The target, whose width and channel order are kept, and the source.
     groups
         Of both, paired by name.
-    recipe
+    settings
         Criterion, distance, taps and mixture.
     calibration
         Images for the activation cost; not read for criterion `weights`.
@@ -47,11 +47,11 @@ class UnequalProblem:
         self,
         networks: tuple[nn.Module, nn.Module],
         groups: tuple[ChannelGroups, ChannelGroups],
-        recipe: Recipe,
+        settings: Align,
         calibration: Loader | None,
     ) -> None:
         self.groups = groups
-        self.recipe = recipe
+        self.settings = settings
         self.target, self.source = (network.state_dict() for network in networks)
         self.shapes = {key: tensor.shape for key, tensor in self.target.items()}
         self.weights = {name for name, _ in networks[0].named_parameters(remove_duplicate=False)}
@@ -62,26 +62,26 @@ class UnequalProblem:
             if not root.children and all(part.within is None for part in root.parts)
         ]
         self._moments: Mapping[str, Sequence[Moments]] = {}
-        if recipe.criterion != "weights":
+        if settings.criterion.name != "weights":
             if calibration is None:
-                raise RecipeError(f"criterion {recipe.criterion} needs calibration images: give at least 2")
-            self._moments = collect_moments(networks, groups, calibration, recipe.taps)[0]
+                raise RecipeError(f"criterion {settings.criterion.name} needs calibration images: give at least 2")
+            self._moments = collect_moments(networks, groups, calibration, settings.taps)[0]
 
     def solve(self, transports: Sequence[Transport]) -> list[Couplings]:
         """Match once per transport, and for activations per distance, the most plausible first."""
-        if self.recipe.criterion == "weights":
+        if self.settings.criterion.name == "weights":
             return [self._by_weights(transport, {}) for transport in transports]
-        tried = self.recipe.distances
-        if self.recipe.criterion == "mixture":
+        tried = self.settings.distances
+        if self.settings.criterion.name == "mixture":
             return [self._by_weights(transport, self._watched(tried[0])) for transport in transports]
         return [self._by_activations(transport, self._watched(d)) for transport in transports for d in tried]
 
     def costs(self) -> dict[str, Tensor]:
         """Compute group name -> cost (n_target, n_source) with all other groups unmoved."""
-        watched = self._watched(self.recipe.distances[0])
+        watched = self._watched(self.settings.distances[0])
         found = {roots[0].name: self._cost(roots, {}) for roots in self.roots}
-        if self.recipe.criterion == "mixture":
-            return found | {n: mixed_cost(cost, found[n], self.recipe.mixture) for n, cost in watched.items()}
+        if self.settings.criterion.name == "mixture":
+            return found | {n: mixed_cost(cost, found[n], self.settings.share) for n, cost in watched.items()}
         return found | watched
 
     def strength(self, name: str) -> Tensor:
@@ -117,7 +117,7 @@ class UnequalProblem:
                 name = roots[0].name
                 cost = self._cost(roots, {other: c for other, c in found.items() if other != name})
                 if name in watched:
-                    cost = mixed_cost(watched[name], cost, self.recipe.mixture)
+                    cost = mixed_cost(watched[name], cost, self.settings.share)
                 found[name] = transport(cost)
             distance = self._distance(found)
             if distance >= nearest * (1.0 - 1e-9):

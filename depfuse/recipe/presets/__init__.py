@@ -1,9 +1,13 @@
-"""Published methods by name: each a JSON file here, with its paper and a few settings of a `Recipe`.
+"""Presets by name: each a YAML file here, with what it is, what it costs or who published it, and a few settings.
 
-The smallest example, `git-re-basin.json`, would do with three lines:
+The smallest example, `git-re-basin.yaml`, would do with a few lines:
 
-    {"title": "Git Re-Basin", "paper": "S. K. Ainsworth et al., 2023: ...",
-     "settings": {"criterion": "weights", "solver": "coordinate-descent"}}
+    title: Git Re-Basin
+    paper: S. K. Ainsworth et al., 2023, ...
+    settings:
+      align: {criterion: weights, solver: coordinate-descent}
+
+A file of a user looks like this too, and may name parents and data beside: it is a whole command then.
 """
 
 from __future__ import annotations
@@ -11,61 +15,93 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from depfuse.errors import RecipeError
+from depfuse.recipe.arrange import arrange, by_path
 from depfuse.recipe.recipe import Recipe
 
-ABOUT = ("title", "paper", "differs")
+ENDINGS = (".yaml", ".yml", ".json")
+ABOUT = ("title", "paper", "differs", "cost")
+RUN = ("parents", "data", "classes", "out", "report")  # what a file may say of a command
 _LARGEST = 2**26  # characters, of a recipe or a report that holds one
-WHOLE = frozenset({"criterion", "solver", "weights", "reference", "order", "refit", "seed"})  # of a stored recipe
+_WHOLE_FLAT = frozenset({"criterion", "solver", "weights", "reference", "order", "refit", "seed"})  # a stored recipe
+_WHOLE = frozenset({"align", "merge", "refit", "renorm", "teach", "seed"})
 
 
 @dataclass(frozen=True)
-class Published:
-    """A published method.
+class Preset:
+    """A few settings that have a name.
 
     Attributes
     ----------
     name
         What it is asked for by.
-    title, paper
-        What it is, and who published it where.
-    differs
-        One sentence on what is done otherwise than in the paper; empty where nothing is.
+    title
+        What it is.
+    paper, differs
+        Of a published method: who published it where, and what is done otherwise here.
+    cost
+        Of the others: what they cost, and what for.
     settings
-        Fields of a `Recipe`; all others have their defaults.
+        Of a `Recipe`, in its sections; all others have their defaults.
     """
 
     name: str
     title: str
-    paper: str
-    differs: str
-    settings: Mapping[str, Any]
+    paper: str = ""
+    differs: str = ""
+    cost: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def recipe(self) -> Recipe:
         """The settings as a recipe."""
-        return Recipe.create(**self.settings)
+        return Recipe.create({**self.settings, "preset": self.name})
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was read from a preset, a file or a report.
+
+    Attributes
+    ----------
+    settings
+        Path -> value, with the name of the preset.
+    run
+        What the file says of the command: parents, data and files to write.
+    """
+
+    settings: dict[str, Any]
+    run: dict[str, Any] = field(default_factory=dict)
 
 
 def names() -> list[str]:
-    """Names of all published methods, in the order of the alphabet."""
-    return shipped(__name__)
+    """Return the names of all presets in the order of the alphabet."""
+    return shipped(__name__, ".yaml")
 
 
-def shipped(package: str) -> list[str]:
-    """Names of the JSON files that come with a package, in the order of the alphabet, without their ending."""
+def published() -> list[str]:
+    """Return the names of the published methods among them."""
+    return [name for name in names() if preset(name).paper]
+
+
+def shipped(package: str, ending: str = ".json") -> list[str]:
+    """Return the names of files that come with a package, in the order of the alphabet, without their ending."""
     found = (entry.name for entry in files(package).iterdir())
-    return sorted(name.removesuffix(".json") for name in found if name.endswith(".json"))
+    return sorted(name.removesuffix(ending) for name in found if name.endswith(ending))
 
 
-def published(name: str) -> Published:
-    """A published method by its name.
+@cache
+def preset(name: str) -> Preset:
+    """Read a preset.
 
     Raises
     ------
@@ -77,65 +113,98 @@ def published(name: str) -> Published:
         near = difflib.get_close_matches(name, known, n=1)
         meant = f"did you mean {near[0]}? There are" if near else "give a file, or one of"
         raise RecipeError(f"there is no recipe {name!r}: {meant} {', '.join(known)}")
-    fields = json.loads((files(__name__) / f"{name}.json").read_text(encoding="utf-8"))
-    return Published(name, fields["title"], fields["paper"], fields.get("differs", ""), fields["settings"])
+    fields = yaml.load((files(__name__) / f"{name}.yaml").read_text(encoding="utf-8"), _Plain)
+    return Preset(name, **fields)
 
 
 def read_settings(source: str) -> dict[str, Any]:
-    """Settings of a published method by its name, or those in a JSON file.
+    """Read the settings of a preset or a file; see `read`."""
+    return read(source).settings
 
-    A file may look like those here. It may also be an object whose `recipe` holds the settings, such as the report of
-    an earlier run, or hold nothing but settings.
+
+def read(source: str) -> Source:
+    """Read the settings of a preset by its name, or those in a YAML or JSON file.
+
+    A file may look like those here, with parents and data beside the settings if need be. It may also be an object
+    whose `recipe` holds the settings, such as the report of an earlier run, or hold nothing but settings.
 
     Raises
     ------
     RecipeError
-        There is no such name or file, the file is no JSON object, or its settings are unknown or contradictory.
+        There is no such name or file, the file holds no settings, or these are unknown or contradictory.
     """
-    is_file = source.endswith(".json") or os.sep in source or Path(source).is_file()
-    if source in names() or not is_file:
-        return dict(published(source).settings)
+    if source in names() or not _is_file(source):
+        return Source(_checked(source, {**preset(source).settings, "preset": source}, None))
+    found = _content(source)
+    settings, run, stored = _parts(found)
+    if settings is None:
+        raise RecipeError(f"recipe {source} is no object of settings, such as refit: none, or align: {{solver: emd}}")
+    if stored and settings.keys() >= _WHOLE_FLAT and "parents_from" not in settings:
+        settings = {**settings, "parents_from": 0}  # written when parents counted from 0
+    keep, named = () if stored else list(settings), settings.get("preset")
+    if not stored and isinstance(named, str):
+        settings = by_path(settings)
+        keep = list(settings)
+        settings = {**_checked(named, preset(named).settings, None), **settings}
+    settings = {"preset": "standard" if stored else Path(source).stem, **settings}
+    return Source(_checked(source, settings, keep), run)
+
+
+def _is_file(source: str) -> bool:
+    return source.endswith(ENDINGS) or os.sep in source or Path(source).is_file()
+
+
+def _content(source: str) -> Any:
+    kind = "JSON" if source.endswith(".json") else "YAML"
     try:
         with Path(source).open(encoding="utf-8") as file:
             text = file.read(_LARGEST + 1)
         if len(text) > _LARGEST:
             raise RecipeError(f"recipe {source} is larger than any recipe or report")
-        found = json.loads(text)
+        return json.loads(text) if kind == "JSON" or text.startswith("{") else yaml.load(text, _Plain)
     except OSError as error:
         raise RecipeError(f"recipe {source} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise RecipeError(f"recipe {source} is not JSON: {error}") from None
     except RecursionError:
         raise RecipeError(f"recipe {source} is nested too deeply to be a recipe") from None
-    settings, stored = _settings_in(found)
-    if settings is None:
-        raise RecipeError(f'recipe {source} is no object of settings, such as {{"solver": "emd"}}')
-    for name in settings:
-        if name not in Recipe.model_fields:
-            near = difflib.get_close_matches(name, Recipe.model_fields, n=1)
-            meant = f"; did you mean {near[0]}?" if near else ": `depfuse fuse --help` lists all settings"
-            raise RecipeError(f"recipe {source} has an unknown setting {name!r}{meant}")
-    if stored and "parents_from" not in settings:
-        # Written when parents counted from 0, and when settings that nothing reads were let pass.
-        settings = {**settings, "parents_from": 0}
-        kept: Mapping[str, Any] = {}
-    else:
-        kept = settings
+    except (ValueError, yaml.YAMLError) as error:
+        raise RecipeError(f"recipe {source} is not {kind}: {' '.join(str(error).split())}") from None
+
+
+class _Plain(yaml.SafeLoader):
+    """Plain values without references to each other, which could be larger than any memory."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse a reference."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("references (*name) are not read")
+        return super().compose_node(parent, index)
+
+
+def _checked(source: str, settings: Mapping[str, Any], keep: Collection[str] | None) -> dict[str, Any]:
+    """Return path -> value of the settings that are given and read; those to `keep` are refused where they are not."""
     try:
-        recipe = Recipe.with_read(settings, keep=kept)
+        recipe = Recipe.with_read(settings, keep)
+        given = arrange(Recipe, settings, keep).given
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
-    return {name: getattr(recipe, name) for name in settings if name != "parents_from"}
+    values = recipe.settings
+    return {path: values[path] for path in given}
 
 
-def _settings_in(found: Any) -> tuple[dict[str, Any] | None, bool]:
-    """The settings in what a file holds, None where there are none, and whether a run stored them."""
+def _parts(found: Any) -> tuple[dict[str, Any] | None, dict[str, Any], bool]:
+    """The settings in what a file holds, None where there are none; what it says of the run; whether a run wrote it."""
     stored = False
-    if isinstance(found, dict) and "settings" in found and found.keys() <= {*ABOUT, "settings"}:
-        found = found["settings"]
+    run: dict[str, Any] = {}
+    if isinstance(found, dict) and "settings" in found and found.keys() <= {*ABOUT, *RUN, "preset", "settings"}:
+        run = {name: found[name] for name in RUN if name in found}
+        own = found["settings"] or {}
+        found = {**own, **({"preset": found["preset"]} if "preset" in found else {})} if isinstance(own, dict) else own
     elif isinstance(found, dict) and "recipe" in found:
         stored = len(found) > 1
         found = found["recipe"]
+    elif isinstance(found, dict):
+        run = {name: found[name] for name in RUN if name in found}
+        found = {name: value for name, value in found.items() if name not in (*RUN, *ABOUT)}
     if not isinstance(found, dict):
-        return None, stored
-    return found, stored or found.keys() >= WHOLE
+        return None, run, stored
+    return found, run, stored or found.keys() >= _WHOLE_FLAT or found.keys() >= _WHOLE

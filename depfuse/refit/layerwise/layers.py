@@ -390,7 +390,7 @@ class _Refit:
         for unit in self.units:
             if any(parent[unit.keys[0]].shape != self.state[unit.keys[0]].shape for parent in self.parents):
                 return unit
-        raise RecipeError("the layer that gives the class scores cannot be refitted: choose --refit none")
+        raise RecipeError("the layer that gives the class scores cannot be refitted: choose refit none")
 
     def _check_count(self, units: Sequence[Unit]) -> None:
         """Warn where a layer has more inputs than rows to fit them to."""

@@ -55,7 +55,7 @@ class Program:
             place = raised_in(network, error)
             raise ArchitectureError(
                 f"{type(model).__name__}{f' ({place})' if place else ''} cannot be taken apart for refitting "
-                f"({first_line(error)}): choose --refit none"
+                f"({first_line(error)}): choose refit none"
             ) from error
         signature = exported.graph_signature
         self._keys = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}

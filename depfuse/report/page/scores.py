@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from depfuse.recipe import Recipe
+from depfuse.recipe.arrange import unusual
 from depfuse.report.schema import FusionReport, NetworkScores, ScoreValues
 from depfuse.report.tables import short_names
 
@@ -45,11 +45,11 @@ def changed_settings(recipe: dict[str, Any]) -> dict[str, Any]:
 
     The usual value of a setting that the defaults leave open is no difference either.
     """
-    usual = _usual()
+    found = unusual(Recipe, recipe)
     return {
-        name: value
-        for name, value in recipe.items()
-        if name not in usual or (usual[name] != value and value not in USUALLY.get(name, ()) and not _alike(value))
+        path: value
+        for path, value in found.items()
+        if path not in ("preset", "parents_from") and value not in USUALLY.get(path, ()) and not _alike(value)
     }
 
 
@@ -74,15 +74,13 @@ def setting(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+# What is left open becomes.
 USUALLY = {
-    "reference": (1,),
-    "order": (1,),
-    "parents_renorm": ("none",),
-    "joint_head": ("none",),
+    "align.through": (False,),
+    "align.through.parent": (1,),
+    "align.order": (1,),
+    "teach.renorm": ("none",),
+    "teach.head": ("none",),
     "renorm": ("reset",),
-}  # what is left open becomes
-
-
-@cache
-def _usual() -> dict[str, Any]:
-    return Recipe().model_dump(mode="json")
+    "polish": (None, False),
+}

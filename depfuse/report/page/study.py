@@ -49,7 +49,7 @@ def _importances(report: StudyReport) -> Html:
 
 def _recipe(best: TrialRecord) -> Html:
     assert best.recipe is not None
-    command = element("pre", f"depfuse fuse --recipe trial-{best.trial}.json")
+    command = element("pre", f"depfuse fuse --preset trial-{best.trial}.json")
     says = element("p", "With the networks and the data of the search, its child is made by", class_="quiet")
     return join([recipe_section(best.recipe, f"Recipe of trial {best.trial}"), section("Its child", says, command)])
 

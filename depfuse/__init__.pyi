@@ -1,0 +1,26 @@
+from .errors import DepfuseError, DepfuseWarning
+from .fusion.comparison import Comparison, compare, naive_average
+from .fusion.pipeline import fuse
+from .fusion.result import FusionResult
+from .groups import ChannelGroup, ChannelGroups, Slot, Tap, find_groups, prove_groups
+from .recipe import Recipe
+
+__all__ = [
+    "ChannelGroup",
+    "ChannelGroups",
+    "Comparison",
+    "DepfuseError",
+    "DepfuseWarning",
+    "FusionResult",
+    "Recipe",
+    "Slot",
+    "Tap",
+    "__version__",
+    "compare",
+    "find_groups",
+    "fuse",
+    "naive_average",
+    "prove_groups",
+]
+
+__version__: str

@@ -1,0 +1,164 @@
+"""Fields of settings: value, unit, source and the range that a search draws from, all in one place.
+
+The smallest example::
+
+    regularisation: float = setting(0.01, "of the entropy, relative to the cost's scale", gt=0.0,
+                                    search=Between(0.001, 1.0, log=True))
+
+`depfuse settings` prints what stands here, and a study draws from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+
+@dataclass(frozen=True)
+class Between:
+    """Draw a number from `low` to `high`, both included; whole where both are; `log` spreads its logarithm evenly."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Draw one of some values; of all that the setting may have where none are given.
+
+    Attributes
+    ----------
+    options
+        The values.
+    by
+        Path of another setting, and a function from its value to a label and the values, where these depend on it; the
+        label tells distributions apart. No values: it is not drawn.
+    """
+
+    options: tuple[Any, ...] = ()
+    by: tuple[str, Callable[[Any], tuple[str, tuple[Any, ...]]]] | None = None
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """Draw shares that sum to one, each that of the first parent times a number from `1 / most` to `most`.
+
+    A search that could give a parent everything would keep the better parent instead of merging.
+    """
+
+    most: float
+
+
+Search = Between | OneOf | Ratios
+
+
+def setting(
+    default: Any, description: str, *, unit: str = "", source: str = "", search: Search | None = None, **limits: Any
+) -> Any:
+    """Declare a field.
+
+    Args:
+        default: its value where nothing is said.
+        description: half a sentence.
+        unit: what the number is measured in.
+        source: where the method or the value comes from.
+        search: what a study draws it from; None leaves it as it is.
+        limits: of pydantic's `Field`: gt, ge, le.
+    """
+    extra = {name: value for name, value in (("unit", unit), ("source", source), ("search", search)) if value}
+    return Field(default, description=description, json_schema_extra=extra or None, **limits)
+
+
+def searched(field: FieldInfo) -> Search | None:
+    """Return what a study draws a field from."""
+    found = about(field).get("search")
+    return found if isinstance(found, (Between, OneOf, Ratios)) else None
+
+
+def about(field: FieldInfo) -> dict[str, Any]:
+    """Return unit, source and search range of a field, those that it has."""
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+
+
+class Section(BaseModel):
+    """Settings that belong together: frozen, of known names, with finite numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Choice(Section):
+    """One of several alternatives, told from the others by its name, with the settings that it alone reads."""
+
+    name: str
+
+    @classmethod
+    def called(cls) -> str:
+        """Return the name of the alternative."""
+        return str(cls.model_fields["name"].default)
+
+
+def first_mistake(error: ValidationError) -> tuple[str, str]:
+    """Return where the first mistake is, as a path, and what it is."""
+    first = error.errors()[0]
+    inner = first.get("ctx", {})
+    where = [*map(str, first["loc"]), *filter(None, [inner.get("where")])]
+    return ".".join(where), inner.get("said") or str(first["msg"]).removeprefix("Value error, ")
+
+
+class Registry:
+    """The alternatives of a choice, by name; a new one is a class and a call of `add`."""
+
+    def __init__(self, *kinds: type[Choice]) -> None:
+        self._kinds = {kind.called(): kind for kind in kinds}
+
+    def add(self, kind: type[Choice]) -> None:
+        """Offer another alternative."""
+        self._kinds[kind.called()] = kind
+
+    def __getitem__(self, name: str) -> type[Choice]:
+        return self._kinds[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._kinds
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kinds)
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+    def items(self) -> list[tuple[str, type[Choice]]]:
+        """Return all names with their classes."""
+        return list(self._kinds.items())
+
+    def __call__(self, value: Any) -> Any:
+        """Build an alternative from its name, or from a mapping with its name and settings (pydantic's validator)."""
+        if isinstance(value, Choice):
+            return value
+        fields = {"name": value} if isinstance(value, str) else value
+        if not isinstance(fields, dict) or fields.get("name") not in self._kinds:
+            named = fields.get("name") if isinstance(fields, dict) else value
+            raise ValueError(f"{named!r} is none of {', '.join(self._kinds)}")
+        try:
+            return self._kinds[fields["name"]](**fields)
+        except ValidationError as error:
+            where, said = first_mistake(error)
+            raise PydanticCustomError("alternative", "{said}", {"where": where, "said": said}) from None
+
+
+def registry_of(field: FieldInfo) -> Registry | None:
+    """Return the alternatives of a field, None where it has a plain value or a section."""
+    validators = (entry.func for entry in field.metadata if isinstance(entry, BeforeValidator))
+    return next((found for found in validators if isinstance(found, Registry)), None)
+
+
+def section_of(field: FieldInfo) -> type[Section] | None:
+    """Return the section of a field, None where it has none."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Section) and registry_of(field) is None else None

@@ -1,0 +1,80 @@
+"""The one table of old names: flat settings of earlier recipes and cards -> where they stand in the sections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+OLD: dict[str, tuple[str, ...]] = {
+    "criterion": ("align.criterion",),
+    "solver": ("align.solver",),
+    "distance": ("align.criterion.distance", "align.solver.start.distance"),
+    "taps": ("align.criterion.taps", "align.solver.start.taps"),
+    "mixture": ("align.criterion.share",),
+    "choose": ("align.choose",),
+    "regularisation": ("align.solver.regularisation",),
+    "strictness": ("align.solver.strictness",),
+    "masses": ("align.solver.masses",),
+    "width_of": ("merge.width_of",),
+    "restarts": ("align.solver.restarts", "align.through.restarts"),
+    "start": ("align.solver.start",),
+    "structure": ("align.solver.structure", "align.solver.start.structure"),
+    "iterations": ("align.solver.iterations", "align.solver.start.iterations", "align.through.iterations"),
+    "weights": ("merge.weights",),
+    "weights_by": ("merge.weights_by",),
+    "average": ("merge.average",),
+    "universe": ("align.through",),
+    "reference": ("align.through.parent",),
+    "order": ("align.order",),
+    "keep_worst": ("merge.keep_worst",),
+    "keep_first": ("merge.keep_first",),
+    "keep_last": ("merge.keep_last",),
+    "targets": ("refit.targets", "goal.targets"),
+    "refit_steps": ("refit.steps", "goal.steps"),
+    "augment": ("refit.augment", "goal.augment"),
+    "augment_statistics": ("calibration.augment",),
+    "parents_renorm": ("teach.renorm",),
+    "joint_head": ("teach.head",),
+    "labelled": ("teach.labelled",),
+    "distil": ("train.distil",),
+    "finetune": ("train.finetune",),
+    "learning_rate": ("train.learning_rate",),
+    "calibration": ("calibration.images",),
+    "batch_size": ("calibration.batch_size",),
+}
+_SAME = ("refit", "renorm", "goal", "seed")  # these have their old names
+_THROUGH = {True: "universe", False: "reference"}
+
+
+def in_new_words(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without what only old recipes say: parents counted from 0, and a polish.
+
+    Raises
+    ------
+    ValueError
+        A polish is asked for: there is none any more.
+    """
+    found = dict(settings)
+    if found.pop("parents_from", 1) == 0:
+        found |= {name: found[name] + 1 for name in ("reference", "order") if isinstance(found.get(name), int)}
+    polish, best = found.pop("polish", None), found.get("goal") == "best"
+    if polish not in (None, best):
+        raise ValueError(
+            "goal best always ends with a step towards the ensemble: leave out polish"
+            if best
+            else f"there is no polish any more ({polish}): refit ridge gains more; leave it out"
+        )
+    if isinstance(found.get("universe"), bool):
+        found["universe"] = _THROUGH[found["universe"]]
+    return found
+
+
+def is_old(name: str, value: Any) -> bool:
+    """Whether a setting is meant by its old name: `calibration` is a section too."""
+    return name in OLD and not isinstance(value, Mapping) and not hasattr(value, "model_fields")
+
+
+def is_flat(settings: Mapping[str, Any]) -> bool:
+    """Whether all settings have old names, as in a recipe of before."""
+    known = {*OLD, *_SAME, "parents_from", "polish"}
+    return all(name in known and not isinstance(value, Mapping) for name, value in settings.items())

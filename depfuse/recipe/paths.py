@@ -1,0 +1,49 @@
+"""Settings as words of a command: `align.solver.regularisation=0.05`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from pydantic import TypeAdapter, ValidationError
+
+from depfuse.errors import RecipeError
+from depfuse.recipe.arrange import known_places, unknown
+from depfuse.recipe.old_names import OLD
+from depfuse.recipe.recipe import Recipe
+
+
+def parsed(words: Iterable[str]) -> dict[str, Any]:
+    """Read `path=value` words, each value as the kind that its setting has.
+
+    Raises
+    ------
+    RecipeError
+        A word has no value, names no setting, or its value is of another kind.
+    """
+    known = known_places(Recipe)
+    found: dict[str, Any] = {}
+    for word in words:
+        path, equals, text = (part.strip() for part in word.partition("="))
+        if not equals:
+            raise RecipeError(f"{word!r} sets nothing: write a setting and its value, like align.solver=sinkhorn")
+        place = next((known[name][0] for name in OLD.get(path, (path,)) if name in known), None)
+        if place is None:
+            raise RecipeError(unknown(path, known))
+        if place.registry is None:
+            found[path] = _value(path, text, place.field.annotation)
+        else:
+            found[path] = _value(path, text, bool) if path == "universe" else text
+    return found
+
+
+def _value(path: str, text: str, kind: Any) -> Any:
+    value: Any = text
+    if text.lower() in ("none", "null") and type(None) in get_args(kind):
+        return None
+    if "tuple" in str(kind):
+        value = text.split(",")
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise RecipeError(f"setting {path} {text!r}: {error.errors()[0]['msg']}") from None

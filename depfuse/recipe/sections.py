@@ -1,0 +1,418 @@
+"""The sections of a recipe: what each room is given."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, SerializeAsAny, field_validator
+
+from depfuse.errors import RecipeError
+from depfuse.recipe.criteria import CRITERIA, DISTANCES_TRIED, Activations, Criterion, Mixture, TapPosition
+from depfuse.recipe.fields import Between, Choice, OneOf, Ratios, Registry, Section, setting
+from depfuse.recipe.solvers import SOLVERS, ActivationsStart, Emd, Solver, facts, serving
+
+
+class Through(Choice):
+    """How more than two parents are brought together."""
+
+
+class Reference(Through):
+    """Match all parents to one of them."""
+
+    name: Literal["reference"] = "reference"
+    parent: int | None = setting(
+        None, "the parent that all others are matched to, counted from 1; the first if left out", ge=1
+    )
+
+
+class Universe(Through):
+    """Match all parents through one universe of channels, consistently between any two of them (C2M3)."""
+
+    name: Literal["universe"] = "universe"
+    iterations: int = setting(100, "limit of sweeps over the parents", ge=1, search=Between(20, 200, log=True))
+    restarts: int = setting(
+        8, "parents to start from, of which the best is kept, by activations", ge=1, search=Between(1, 8)
+    )
+
+
+THROUGH = Registry(Reference, Universe)
+
+
+class Align(Section):
+    """Which channel of one parent is which channel of another."""
+
+    criterion: Annotated[SerializeAsAny[Criterion], BeforeValidator(CRITERIA)] = setting(
+        Activations(), "what makes two channels alike", search=OneOf()
+    )
+    solver: Annotated[SerializeAsAny[Solver], BeforeValidator(SOLVERS)] = setting(
+        Emd(),
+        "how costs become couplings",
+        search=OneOf(by=("align.criterion", lambda criterion: (criterion, serving(criterion)))),
+    )
+    through: Annotated[SerializeAsAny[Through], BeforeValidator(THROUGH)] = setting(
+        Reference(), "match all parents to a reference, or through a universe of channels"
+    )
+    choose: Literal["whole", "groups"] = setting(
+        "whole",
+        "where several matchings were found, take the one whose child agrees best with the parents' ensemble, or for "
+        "each group the one with which it does: closer, and minutes slower",
+    )
+    order: int | None = setting(
+        None, "the parent, counted from 1, whose channel order the child has; the reference's if left out", ge=1
+    )
+
+    @property
+    def compared(self) -> Activations | ActivationsStart:
+        """How activations are compared: by the criterion, by the start that looks at them, or as is usual."""
+        if isinstance(self.criterion, Activations):
+            return self.criterion
+        start = self.solver.start_from
+        return start if isinstance(start, ActivationsStart) else Activations()
+
+    @property
+    def taps(self) -> TapPosition:
+        """Where activations are taken."""
+        return self.compared.taps
+
+    @property
+    def distances(self) -> tuple[str, ...]:
+        """Distances to compare channels by; each gives a matching to choose from."""
+        distance = self.compared.distance
+        return DISTANCES_TRIED if distance == "best" else (distance,)
+
+    @property
+    def share(self) -> float:
+        """Share of the activation cost in a mixture."""
+        return self.criterion.share if isinstance(self.criterion, Mixture) else 0.0
+
+    @property
+    def watches(self) -> bool:
+        """Whether parents are compared by their activations."""
+        return self.criterion.name != "weights" or self.solver.start_from.name == "activations"
+
+    @property
+    def target(self) -> int:
+        """Index, from 0, of the parent that all others are matched to."""
+        parent = self.through.parent if isinstance(self.through, Reference) else None
+        return (parent or 1) - 1
+
+    @property
+    def kept(self) -> int:
+        """Index, from 0, of the parent whose channel order the child has."""
+        return self.target if self.order is None else self.order - 1
+
+    def check_numbers(self, parents: int) -> None:
+        """Raise `RecipeError` where a parent is named that is not there."""
+        reference = self.through.parent if isinstance(self.through, Reference) else None
+        for name, number in (("align.through.parent", reference), ("align.order", self.order)):
+            if number is not None and number > parents:
+                raise RecipeError(
+                    f"{name} {number} is out of range: the {parents} parents are numbered from 1 to {parents}"
+                )
+
+
+def _averages(solver: str) -> tuple[str, tuple[str, ...]]:
+    return "", ("mean", "fisher") if facts(solver).gives == "permutation" else ()
+
+
+class Merge(Section):
+    """How matched parents become one network."""
+
+    weights: tuple[float, ...] | None = setting(
+        None,
+        "one share per parent, in their order, summing to 1; equal shares if left out",
+        search=Ratios(2.0),
+    )
+    weights_by: Literal["network", "stage", "group"] = setting(
+        "network",
+        "one set of weights for the network, or one for each stage or channel group, chosen from those on by how well "
+        "the child agrees with the parents' ensemble on held-out calibration images, or by its loss on the labelled "
+        "ones",
+    )
+    average: Literal["mean", "fisher"] = setting(
+        "mean",
+        "fisher: each parameter counts with its Fisher information, from calibration images without labels",
+        source="Matena & Raffel 2022",
+        search=OneOf(by=("align.solver", _averages)),
+    )
+    width_of: int | None = setting(
+        None,
+        "parents of unequal widths: the child is as wide as this one, counted from 1; the widest if left out",
+        ge=1,
+    )
+    keep_worst: float = setting(
+        0.0,
+        "share of every group's pairs of channels, the least alike, to stand side by side in a wider child",
+        ge=0.0,
+        le=1.0,
+    )
+    keep_first: int = setting(
+        0, "stages from the first on whose channels stand side by side; a stage has one resolution", ge=0
+    )
+    keep_last: int = setting(0, "stages up to the last whose channels stand side by side", ge=0)
+
+    @field_validator("weights")
+    @classmethod
+    def _shares_sum_to_one(cls, weights: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if weights is None:
+            return None
+        if any(not math.isfinite(w) or w < 0 for w in weights):
+            raise ValueError(f"weights {weights} must be finite and not negative")
+        if abs(sum(weights) - 1.0) > 1e-6:
+            raise ValueError(f"weights {weights} sum to {sum(weights):g}; they must sum to 1")
+        return weights
+
+    @property
+    def partly(self) -> bool:
+        """Whether the child is wider than the parents, with some of their channels side by side."""
+        return bool(self.keep_worst or self.keep_first or self.keep_last)
+
+    def shares(self, parents: int) -> tuple[float, ...]:
+        """One weight per parent, summing to one."""
+        if self.weights is None:
+            return (1.0 / parents,) * parents
+        if len(self.weights) != parents:
+            raise RecipeError(f"{len(self.weights)} weights for {parents} parents: give one per parent")
+        return self.weights
+
+
+Targets = Literal["clusters", "matched"]
+_TARGETS = "mixtures of the parents' channels that keep what matters to their outputs, or the means of matched channels"
+_STEPS = Between(20, 320, log=True)
+
+
+class Refit(Choice):
+    """How the child's layers are solved for what the parents do."""
+
+    closed_form: ClassVar[bool] = True  # whether layers are solved
+
+
+class Ridge(Refit):
+    """Ridge regression, layer after layer, then steps of all layers together: the best."""
+
+    name: Literal["ridge"] = "ridge"
+    targets: Targets = setting("clusters", f"what it aims at: {_TARGETS}", search=OneOf())
+    steps: int = setting(
+        160, "steps of all layers together towards the ensemble's outputs, afterwards; 0 for none", ge=0, search=_STEPS
+    )
+    augment: bool = setting(
+        True, "these steps see the calibration images flipped and shifted anew each time", search=OneOf()
+    )
+
+
+class AutoRefit(Ridge):
+    """Ridge for convolutional networks, where there are images and permutations, none elsewhere; which, is said.
+
+    The networks are those with BatchNorm or without normalisation.
+    """
+
+    closed_form: ClassVar[bool] = False
+
+    name: Literal["auto"] = "auto"  # type: ignore[assignment]
+
+
+class NoRefit(Refit):
+    """The averaged weights stay as they are."""
+
+    closed_form: ClassVar[bool] = False
+
+    name: Literal["none"] = "none"
+
+
+class RegMean(Refit):
+    """RegMean (Jin et al. 2023): the mean of the parents' layers, each weighted by the Gram matrix of its inputs."""
+
+    name: Literal["regmean"] = "regmean"
+
+
+class LeastSquares(Refit):
+    """Least squares towards the matched parents' activations (PLeaS)."""
+
+    name: Literal["least-squares"] = "least-squares"
+
+
+REFITS = Registry(AutoRefit, NoRefit, Ridge, RegMean, LeastSquares)
+
+
+class Renorm(Choice):
+    """How what averaging does to the signal is undone.
+
+    Attributes
+    ----------
+    module, function
+        Called with the child, then with parents, groups, couplings and shares where `parents` is true, then with the
+        calibration images, or with an example input where `images` is false.
+    images
+        Whether it reads calibration images.
+    parents
+        Whether it compares the child with its parents.
+    keeps
+        Whether it is called at last with names of layers to leave alone.
+    """
+
+    module: ClassVar[str] = ""
+    function: ClassVar[str] = ""
+    images: ClassVar[bool] = False
+    parents: ClassVar[bool] = False
+    keeps: ClassVar[bool] = False
+
+
+class AutoRenorm(Renorm):
+    """Reset where the network has BatchNorm, none elsewhere and after refit ridge, which sets the statistics."""
+
+    images: ClassVar[bool] = True
+
+    name: Literal["auto"] = "auto"
+
+
+class NoRenorm(Renorm):
+    """The averaged statistics stay as they are."""
+
+    name: Literal["none"] = "none"
+
+
+class Reset(Renorm):
+    """BatchNorm statistics of the calibration images."""
+
+    module: ClassVar[str] = "depfuse.renorm.batch_norm"
+    function: ClassVar[str] = "reset_batch_norm"
+    images: ClassVar[bool] = True
+    keeps: ClassVar[bool] = True
+
+    name: Literal["reset"] = "reset"
+
+
+class Repair(Renorm):
+    """The parents' means and deviations for every layer, with BatchNorm or without (Jordan et al. 2023)."""
+
+    module: ClassVar[str] = "depfuse.renorm.repairing"
+    function: ClassVar[str] = "repair"
+    images: ClassVar[bool] = True
+    parents: ClassVar[bool] = True
+
+    name: Literal["repair"] = "repair"
+
+
+class Rescale(Renorm):
+    """The parents' deviations only."""
+
+    module: ClassVar[str] = "depfuse.renorm.repairing"
+    function: ClassVar[str] = "rescale"
+    images: ClassVar[bool] = True
+    parents: ClassVar[bool] = True
+
+    name: Literal["rescale"] = "rescale"
+
+
+class DataFree(Renorm):
+    """Deviations that the weights alone tell."""
+
+    module: ClassVar[str] = "depfuse.renorm.data_free"
+    function: ClassVar[str] = "rescale_by_norms"
+    parents: ClassVar[bool] = True
+
+    name: Literal["data-free"] = "data-free"
+
+
+RENORMS = Registry(AutoRenorm, NoRenorm, Reset, Repair, Rescale, DataFree)
+
+
+def renorm_facts(name: str) -> type[Renorm]:
+    """Return the class of a renorm, with where it is and what it reads."""
+    kind = RENORMS[name]
+    assert issubclass(kind, Renorm)
+    return kind
+
+
+def refits_of(solver: str) -> tuple[str, tuple[str, ...]]:
+    """Return which refits are searched for couplings of a solver."""
+    return "", ("ridge", "none", "regmean", "least-squares") if facts(solver).gives != "map" else ()
+
+
+def renorms_of(refit: str) -> tuple[str, tuple[str, ...]]:
+    """Return which renorms are searched after a refit: `auto` resets, and after some only statistics are renewed."""
+    kinds = [RENORMS[name] for name in RENORMS if name not in ("none", "reset")]
+    if refit in ("auto", "none"):
+        return "", tuple(kind.called() for kind in kinds)
+    renewing = tuple(kind.called() for kind in kinds if issubclass(kind, Renorm) and kind.images)
+    return "refitted", renewing if refit in ("regmean", "least-squares") else ()
+
+
+class Teach(Section):
+    """How the parents are prepared as teachers of the child."""
+
+    renorm: Literal["auto", "none", "reset"] = setting(
+        "auto",
+        "reset gives the parents BatchNorm statistics of the calibration images before anything else; auto does so "
+        "where they know different labels, and where a child that learns from them finds that they tell different ones "
+        "apart",
+    )
+    head: Literal["auto", "none", "always"] = setting(
+        "auto",
+        "the parents teach the child with one head over all their features, found on the calibration images without "
+        "labels; auto: where they know different things and the child is refitted, distilled, or the best of a family",
+    )
+    labelled: int = setting(
+        0,
+        "calibration images, the first ones, whose labels are read: for one head over the features of all parents, "
+        "which then teaches the child",
+        unit="images",
+        ge=0,
+    )
+
+
+class Train(Section):
+    """How the child is trained on once it is fused."""
+
+    distil: int = setting(
+        0, "afterwards, epochs of training towards the parents' ensemble, without labels", unit="epochs", ge=0
+    )
+    finetune: int = setting(0, "at last, epochs of training on the labels", unit="epochs", ge=0)
+    learning_rate: float = setting(
+        0.05,
+        "of finetune, at the end of its warm-up; the steps of distil are longer or shorter in proportion",
+        gt=0.0,
+    )
+
+
+class Calibration(Section):
+    """The images that statistics are taken from and children are judged by."""
+
+    images: int = setting(2000, "number of calibration images, drawn from the training set", unit="images", ge=0)
+    batch_size: int = setting(
+        250,
+        "images per calibration batch, for speed and memory: the child does not depend on it",
+        unit="images",
+        ge=1,
+    )
+    augment: bool = setting(
+        False,
+        "statistics of BatchNorm, repair and rescale come from calibration images flipped and shifted",
+        search=OneOf(),
+    )
+
+
+class Goal(Choice):
+    """Which network comes out."""
+
+
+class Child(Goal):
+    """The fused child."""
+
+    name: Literal["child"] = "child"
+
+
+class Best(Goal):
+    """The best of a family: parents with their heads refitted, merged from each stage on, averages; each refitted.
+
+    The one that agrees best with the ensemble on held-out calibration images is kept.
+    """
+
+    name: Literal["best"] = "best"
+    targets: Targets = setting("clusters", f"what refits of the candidates aim at: {_TARGETS}")
+    steps: int = setting(160, "steps of all layers together towards the ensemble's outputs", ge=0)
+    augment: bool = setting(True, "these steps see the calibration images flipped and shifted anew each time")
+
+
+GOALS = Registry(Child, Best)

@@ -1,0 +1,332 @@
+"""Solvers of the matching problem as settings: each with what it reads, what it gives and what it can.
+
+How one works is in the module that its class names; nothing here imports torch. A new solver is such a module and a
+class here, or a class anywhere else that `add_solver` is called with.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, SerializeAsAny, create_model
+
+from depfuse.recipe.criteria import Distance, TapPosition
+from depfuse.recipe.fields import Between, Choice, OneOf, Registry, setting
+
+Masses = Literal["best", "whole", "equal", "free"]
+
+
+class Start(Choice):
+    """What an iterative solver starts from."""
+
+
+class NoStart(Start):
+    """Uniform candidates, or what the solver takes otherwise."""
+
+    name: Literal["none"] = "none"
+
+
+class ActivationsStart(Start):
+    """The assignment by activations; compared as the criterion does where it looks at activations itself."""
+
+    name: Literal["activations"] = "activations"
+    distance: Distance = setting("best", "as that of criterion activations; best is cosine here", search=OneOf())
+    taps: TapPosition = setting("after", "as those of criterion activations", search=OneOf())
+
+
+STARTS = Registry(NoStart, ActivationsStart)
+StartChoice = Annotated[SerializeAsAny[Start], BeforeValidator(STARTS)]
+
+
+class Solver(Choice):
+    """Settings of a solver.
+
+    Attributes
+    ----------
+    module
+        Where its `SOLVER` is (see `depfuse.align.solvers.interface`).
+    gives
+        Permutations, transport plans, or linear maps of any sign.
+    criteria
+        The criteria that it serves.
+    advice
+        What to choose instead where it does not.
+    universe
+        The criteria by which it can match each of many parents to the others' mean.
+    watches
+        What it reads of a criterion by activations.
+    needs_images
+        Whether it reads calibration images whatever the criterion.
+    folds
+        Whether BatchNorm's scales are folded into the layers before it mixes channels.
+    jointly
+        Whether it changes all parents, the reference too, at their shares.
+    """
+
+    module: ClassVar[str]
+    gives: ClassVar[Literal["permutation", "plan", "map"]] = "permutation"
+    criteria: ClassVar[tuple[str, ...]] = ("activations", "weights", "mixture")
+    advice: ClassVar[str] = ""
+    universe: ClassVar[tuple[str, ...]] = ()
+    watches: ClassVar[tuple[str, ...]] = ("distance", "taps")
+    needs_images: ClassVar[bool] = False
+    folds: ClassVar[bool] = False
+    jointly: ClassVar[bool] = False
+
+    @property
+    def start_from(self) -> Start:
+        """What it starts from; nothing where it cannot be told."""
+        found = getattr(self, "start", None)
+        return found if isinstance(found, Start) else NoStart()
+
+
+class ByTransport(Solver):
+    """A solver that leaves unequal widths to exact transport, which brings them to one first."""
+
+    masses: Masses = setting(
+        "best",
+        "parents of unequal widths: whole splits no channel of the wider one, equal gives all channels of a network "
+        "one mass, free lets each of the wider one go where it fits best; best tries all, as with distances",
+    )
+
+
+class Emd(ByTransport):
+    """Exact optimal transport: an assignment. By weights: sweeps over the groups, from several starts."""
+
+    module: ClassVar[str] = "depfuse.align.solvers.emd"
+    universe: ClassVar[tuple[str, ...]] = ("activations", "weights", "mixture")
+
+    name: Literal["emd"] = "emd"
+    restarts: int = setting(
+        8,
+        "local optima of a weight matching to choose from, at most; large networks get fewer",
+        ge=1,
+        search=Between(1, 8),
+    )
+
+
+class Sinkhorn(Solver):
+    """Optimal transport with entropy: soft plans."""
+
+    module: ClassVar[str] = "depfuse.align.solvers.sinkhorn"
+    gives: ClassVar[Literal["permutation", "plan", "map"]] = "plan"
+
+    name: Literal["sinkhorn"] = "sinkhorn"
+    regularisation: float = setting(
+        0.01,
+        "weight of the entropy",
+        unit="of the cost's scale",
+        source="Cuturi 2013",
+        gt=0.0,
+        search=Between(0.001, 1.0, log=True),
+    )
+
+
+class Unbalanced(Solver):
+    """Unbalanced transport: soft plans that may leave channels without a partner."""
+
+    module: ClassVar[str] = "depfuse.align.solvers.unbalanced"
+    gives: ClassVar[Literal["permutation", "plan", "map"]] = "plan"
+
+    name: Literal["unbalanced"] = "unbalanced"
+    strictness: float = setting(
+        3.0,
+        "how strictly masses are kept",
+        unit="of the cost's scale",
+        source="Chizat et al. 2018",
+        gt=0.0,
+        search=Between(0.1, 30.0, log=True),
+    )
+
+
+class Starting(ByTransport):
+    """A solver that can be told what to start from."""
+
+    start: StartChoice = setting(
+        NoStart(),
+        "what it starts from: activations is their assignment, a solver's name its result",
+        search=OneOf(("none", "identity", "activations")),
+    )
+
+
+_ITERATIONS: dict[str, Any] = {"ge": 1, "search": Between(20, 200, log=True)}
+_BY_WEIGHTS = "matches weights: choose criterion weights or mixture"
+
+
+class CoordinateDescent(Starting):
+    """Assignment of one group after another with all others held, in random orders (Git Re-Basin)."""
+
+    module: ClassVar[str] = "depfuse.align.solvers.coordinate_descent"
+    criteria: ClassVar[tuple[str, ...]] = ("weights", "mixture")
+    advice: ClassVar[str] = f"{_BY_WEIGHTS}, or solver emd or sinkhorn"
+    universe: ClassVar[tuple[str, ...]] = ("weights", "mixture")
+
+    name: Literal["coordinate-descent"] = "coordinate-descent"
+    restarts: int = setting(
+        8, "local optima to choose from, at most; large networks get fewer", ge=1, search=Between(1, 8)
+    )
+
+
+class Spectral(ByTransport):
+    """Graph matching by the principal eigenvector of the affinities (Leordeanu & Hebert 2005)."""
+
+    module: ClassVar[str] = "depfuse.align.solvers.spectral"
+    criteria: ClassVar[tuple[str, ...]] = ("weights", "mixture")
+    advice: ClassVar[str] = _BY_WEIGHTS
+    universe: ClassVar[tuple[str, ...]] = ("weights", "mixture")
+
+    name: Literal["spectral"] = "spectral"
+    iterations: int = setting(100, "limit of power iterations", **_ITERATIONS)
+
+
+class ReweightedRandomWalk(ByTransport):
+    """Graph matching by random walks with jumps (Cho et al. 2010)."""
+
+    module: ClassVar[str] = "depfuse.align.solvers.reweighted_random_walk"
+    criteria: ClassVar[tuple[str, ...]] = ("weights", "mixture")
+    advice: ClassVar[str] = _BY_WEIGHTS
+    universe: ClassVar[tuple[str, ...]] = ("weights", "mixture")
+
+    name: Literal["reweighted-random-walk"] = "reweighted-random-walk"
+    iterations: int = setting(100, "limit of steps of the walk", **_ITERATIONS)
+
+
+class Ipfp(Starting):
+    """Graph matching by integer projected fixed points (Leordeanu et al. 2009)."""
+
+    module: ClassVar[str] = "depfuse.align.solvers.ipfp"
+    criteria: ClassVar[tuple[str, ...]] = ("weights", "mixture")
+    advice: ClassVar[str] = _BY_WEIGHTS
+    universe: ClassVar[tuple[str, ...]] = ("weights", "mixture")
+
+    name: Literal["ipfp"] = "ipfp"
+    iterations: int = setting(100, "limit of projections", **_ITERATIONS)
+
+
+class FrankWolfe(Starting):
+    """Graph matching by conditional gradients over all groups at once (C2M3)."""
+
+    module: ClassVar[str] = "depfuse.align.solvers.frank_wolfe"
+    criteria: ClassVar[tuple[str, ...]] = ("weights", "mixture")
+    advice: ClassVar[str] = _BY_WEIGHTS
+    universe: ClassVar[tuple[str, ...]] = ("weights", "mixture")
+
+    name: Literal["frank-wolfe"] = "frank-wolfe"
+    iterations: int = setting(100, "limit of steps", source="Crisostomi et al. 2024", **_ITERATIONS)
+
+
+class FusedGromov(ByTransport):
+    """Fused Gromov-Wasserstein: channels and their correlations within each parent are matched together."""
+
+    module: ClassVar[str] = "depfuse.align.solvers.fused_gromov"
+    universe: ClassVar[tuple[str, ...]] = ("weights",)
+
+    name: Literal["fused-gromov"] = "fused-gromov"
+    structure: float = setting(
+        0.5,
+        "share of the correlations within each parent",
+        source="Vayer et al. 2019",
+        ge=0.0,
+        le=1.0,
+        search=Between(0.1, 0.9),
+    )
+    iterations: int = setting(100, "limit of steps of each group", **_ITERATIONS)
+
+
+class SinkhornImplicit(Starting):
+    """Descent of the loss on the way between the parents, through couplings made doubly stochastic."""
+
+    module: ClassVar[str] = "depfuse.align.solvers.sinkhorn_implicit"
+    criteria: ClassVar[tuple[str, ...]] = ("activations",)
+    advice: ClassVar[str] = (
+        "lowers a loss on images: choose criterion activations; its start may be another solver's result"
+    )
+    needs_images: ClassVar[bool] = True
+
+    name: Literal["sinkhorn-implicit"] = "sinkhorn-implicit"
+    iterations: int = setting(100, "steps of the descent", source="Peña et al. 2023", **_ITERATIONS)
+
+
+class Cca(ByTransport):
+    """Canonical correlation analysis: linear maps of any sign."""
+
+    module: ClassVar[str] = "depfuse.align.solvers.cca"
+    gives: ClassVar[Literal["permutation", "plan", "map"]] = "map"
+    criteria: ClassVar[tuple[str, ...]] = ("activations",)
+    advice: ClassVar[str] = "works on activations: leave out the criterion"
+    watches: ClassVar[tuple[str, ...]] = ("taps",)
+    folds: ClassVar[bool] = True
+
+    name: Literal["cca"] = "cca"
+    regularisation: float = setting(
+        0.01,
+        "ridge of the covariances",
+        unit="of the channels' mean variance",
+        source="Horoi et al. 2024",
+        gt=0.0,
+        search=Between(0.1, 1000.0, log=True),
+    )
+
+
+class ZipIt(ByTransport):
+    """Pairs of correlated channels of all parents together, within parents too, merged one after another."""
+
+    module: ClassVar[str] = "depfuse.align.solvers.zip_it"
+    gives: ClassVar[Literal["permutation", "plan", "map"]] = "map"
+    criteria: ClassVar[tuple[str, ...]] = ("activations",)
+    advice: ClassVar[str] = "works on activations: leave out the criterion"
+    watches: ClassVar[tuple[str, ...]] = ("taps",)
+    jointly: ClassVar[bool] = True
+
+    name: Literal["zip-it"] = "zip-it"
+
+
+class Identity(ByTransport):
+    """Every channel stays where it is."""
+
+    module: ClassVar[str] = "depfuse.align.solvers.identity"
+    criteria: ClassVar[tuple[str, ...]] = ("weights",)
+    advice: ClassVar[str] = (
+        "compares nothing, so that there is nothing to measure: choose criterion weights, which needs no images"
+    )
+    watches: ClassVar[tuple[str, ...]] = ()
+
+    name: Literal["identity"] = "identity"
+
+
+SOLVERS = Registry()
+_NOT_OF_A_START = ("masses", "restarts", "start")  # its result is one solution, for parents of one width
+
+
+def add_solver(kind: type[Solver]) -> None:
+    """Offer a solver, and as a start of others where it gives permutations."""
+    SOLVERS.add(kind)
+    if kind.gives == "permutation":
+        own = {n: (f.annotation, f) for n, f in kind.model_fields.items() if n not in _NOT_OF_A_START}
+        STARTS.add(create_model(f"{kind.__name__}Start", __base__=Start, __doc__=kind.__doc__, **own))  # type: ignore[call-overload]
+
+
+for _kind in (
+    Emd, Sinkhorn, Unbalanced, CoordinateDescent, Spectral, ReweightedRandomWalk, Ipfp, FrankWolfe, FusedGromov,
+    SinkhornImplicit, Cca, ZipIt, Identity,
+):  # fmt: skip
+    add_solver(_kind)
+
+
+def solver_settings(name: str, **settings: Any) -> Solver:
+    """Build a solver's settings; those that are not given have their defaults."""
+    found = SOLVERS({"name": name, **settings})
+    assert isinstance(found, Solver)
+    return found
+
+
+def facts(name: str) -> type[Solver]:
+    """Return the class of a solver, with what it gives and can."""
+    kind = SOLVERS[name]
+    assert issubclass(kind, Solver)
+    return kind
+
+
+def serving(criterion: str) -> tuple[str, ...]:
+    """Return the names of the solvers that match by a criterion."""
+    return tuple(name for name in SOLVERS if name != "identity" and criterion in facts(name).criteria)
