@@ -35,8 +35,8 @@ class _Exact:
 
     @classmethod
     def of(cls, target: Tensor, source: Tensor, keep: bool) -> _Exact:
-        found = cls(target, source, None)
-        return cls(target, source, torch.cat(list(found._rows()))) if keep else found
+        affinity = cls(target, source, None)
+        return cls(target, source, torch.cat(list(affinity._rows()))) if keep else affinity
 
     def _rows(self) -> Iterable[Tensor]:
         return [self.kept] if self.kept is not None else _rows(self.target, self.source)
@@ -141,23 +141,23 @@ class Affinity:
         self.share = 1.0
         self._kernels: list[tuple[str, str, _Exact | _LowRank]] = []
         pairs = 0
-        for found in edges:
-            n, m, _ = found.target.shape
-            if not found.target.numel():
+        for part in edges:
+            n, m, _ = part.target.shape
+            if not part.target.numel():
                 continue
-            first, second = found.ends
+            first, second = part.ends
             self.sizes[first] = n
             if second is None:
                 for k in range(m):
-                    near = affinities(found.target[:, k], found.source[:, k])
+                    near = affinities(part.target[:, k], part.source[:, k])
                     self.standing[first] = self.standing[first] + near if first in self.standing else near
                 continue
             self.sizes[second] = m
             if (n * m) ** 2 > EXACT:
-                self._kernels.append((first, second, _LowRank.of(found.target, found.source)))
+                self._kernels.append((first, second, _LowRank.of(part.target, part.source)))
                 continue
             pairs += (n * m) ** 2
-            self._kernels.append((first, second, _Exact.of(found.target, found.source, keep=pairs <= KEPT)))
+            self._kernels.append((first, second, _Exact.of(part.target, part.source, keep=pairs <= KEPT)))
         device = edges[0].target.device if edges else torch.device("cpu")
         for name, size in self.sizes.items():
             self.standing.setdefault(name, torch.zeros(size, size, dtype=torch.float32, device=device))
@@ -183,11 +183,11 @@ class Affinity:
 
     def __call__(self, weights: Candidates) -> Candidates:
         """Multiply the matrix by the weights: the support of every candidate from all others."""
-        found = {name: torch.zeros_like(value) for name, value in weights.items()}
+        support = {name: torch.zeros_like(value) for name, value in weights.items()}
         for first, second, kernel in self._kernels:
-            found[first] += self.share * kernel.to_first(weights[second])
-            found[second] += self.share * kernel.to_second(weights[first])
-        return found
+            support[first] += self.share * kernel.to_first(weights[second])
+            support[second] += self.share * kernel.to_second(weights[first])
+        return support
 
     def support(self, weights: Candidates) -> Candidates:
         """Compute the same with the support of fixed nodes."""

@@ -41,8 +41,10 @@ def choose_by_group(
     for _ in range(MAX_ROUNDS):
         before = least
         for names in together:
-            kept = {name: best[name] for name in names}
-            for other in _distinct([kept, *({name: own[name] for name in names} for own in different)])[1:]:
+            current = {name: best[name] for name in names}
+            for other in _distinct([current, *({name: candidate[name] for name in names} for candidate in different)])[
+                1:
+            ]:
                 loss = judge({**best, **other})
                 if loss < least:
                     best, least = {**best, **other}, loss
@@ -53,11 +55,11 @@ def choose_by_group(
 
 def _distinct(candidates: Sequence[Couplings]) -> list[Couplings]:
     """Drop duplicate candidates and keep the order."""
-    found: list[Couplings] = []
+    distinct: list[Couplings] = []
     for candidate in candidates:
-        if not any(all(_equal(candidate[name], known[name]) for name in known) for known in found):
-            found.append(candidate)
-    return found
+        if not any(all(_equal(candidate[name], other[name]) for name in other) for other in distinct):
+            distinct.append(candidate)
+    return distinct
 
 
 def _equal(first: Coupling, second: Coupling) -> bool:

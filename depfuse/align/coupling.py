@@ -234,10 +234,10 @@ def flat_positions(root: Orbit, couplings: Couplings) -> dict[str, Tensor] | Non
     """Map orbit name -> source of each flat position (int64, on the CPU); None where a coupling is soft."""
     moved: dict[str, Tensor] = {}
     for orbit, origin in _origins(root, couplings, torch.zeros(len(root.groups), dtype=torch.int64)):
-        own = [couplings.get(group.name) for group in orbit.groups]
-        if any(coupling is not None and coupling.permutation is None for coupling in own):
+        of_orbit = [couplings.get(group.name) for group in orbit.groups]
+        if any(coupling is not None and coupling.permutation is None for coupling in of_orbit):
             return None
-        moved[orbit.name] = _flat(orbit, own, origin)
+        moved[orbit.name] = _flat(orbit, of_orbit, origin)
     return moved
 
 
@@ -262,11 +262,11 @@ def _origins(orbit: Orbit, couplings: Couplings, origin: Tensor) -> Iterator[tup
     yield orbit, origin
     if not orbit.children:
         return
-    own = [couplings.get(group.name) for group in orbit.groups]
-    for group, coupling in zip(orbit.groups, own, strict=True):
+    of_orbit = [couplings.get(group.name) for group in orbit.groups]
+    for group, coupling in zip(orbit.groups, of_orbit, strict=True):
         if coupling is not None and coupling.permutation is None:
             raise RecipeError(f"the blocks of {group.name} can only be permuted, not mixed: groups lie inside them")
-    blocks = _flat(orbit, own, origin)
+    blocks = _flat(orbit, of_orbit, origin)
     for child in orbit.children:
         yield from _origins(child, couplings, blocks)
 

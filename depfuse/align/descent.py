@@ -100,8 +100,8 @@ class SharedCosts:
                 parts = [part for orbit in root.walk() for part in orbit.parts]
             touched.append({part.key for part in parts})
         self.held = set().union(*touched) if touched else set()
-        for number, own in enumerate(touched):
-            self.neighbours[number] |= {other for other, theirs in enumerate(touched) if own & theirs}
+        for number, entries in enumerate(touched):
+            self.neighbours[number] |= {other for other, other_entries in enumerate(touched) if entries & other_entries}
 
     def norms(self, number: int, side: int) -> tuple[Tensor, Tensor]:
         """Compute squared norms (n,) of a root's target and source channels on one side."""
@@ -248,10 +248,10 @@ class Descent:
             self._products[number] = self.shared.start(number)
             for k in chosen:
                 self._at[number, k] = None
-        known = [k for k in chosen if (number, k) in self._at]
+        current = [k for k in chosen if (number, k) in self._at]
         missing = [k for k in chosen if (number, k) not in self._at]
         total = self._products.get(number)
-        for k in known:
+        for k in current:
             side = sides[k]
             if side.other is None:
                 continue

@@ -87,7 +87,7 @@ def find_edges(
 def _of_tensor(
     key: str, entries: Sequence[tuple[Orbit, Part]], axes: Sequence[int], target: Tensor, source: Tensor
 ) -> list[Edges]:
-    found: list[Edges] = []
+    edges: list[Edges] = []
     first, second = axes[0], axes[-1]
     if first == second:
         # The nodes at the other end are those of the other of the first two axes: inputs or outputs of the network.
@@ -95,28 +95,28 @@ def _of_tensor(
     for root, part in entries:
         if part.axis == first:
             rows = part.index[0]
-            for other, theirs in entries:
-                if theirs.axis == second:
-                    found.append(
+            for other, other_part in entries:
+                if other_part.axis == second:
+                    edges.append(
                         Edges(
                             key,
                             (root.name, other.name),
-                            (part.role, theirs.role),
-                            *(_entries(t, first, rows, second, theirs.index[0]) for t in (target, source)),
+                            (part.role, other_part.role),
+                            *(_entries(t, first, rows, second, other_part.index[0]) for t in (target, source)),
                         )
                     )
         rest = second if part.axis == first else first
         if rest < 0:
             columns = None
         else:
-            taken = [theirs.index.reshape(-1) for _, theirs in entries if theirs.axis == rest]
+            taken = [other_part.index.reshape(-1) for _, other_part in entries if other_part.axis == rest]
             free = torch.ones(target.shape[rest], dtype=torch.bool)
             if taken:
                 free[torch.cat(taken)] = False
             columns = torch.nonzero(free)
             if not len(columns):
                 continue
-        found.append(
+        edges.append(
             Edges(
                 key,
                 (root.name, None),
@@ -124,7 +124,7 @@ def _of_tensor(
                 *(_entries(t, part.axis, part.index[0], rest, columns) for t in (target, source)),
             )
         )
-    return found
+    return edges
 
 
 def _entries(tensor: Tensor, first: int, rows: Tensor, second: int, columns: Tensor | None) -> Tensor:

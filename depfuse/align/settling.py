@@ -85,7 +85,7 @@ class _Settling:
                 open_.discard(number)
                 moved = self._settle_tree(root) if root.children else self._settle(root, root.parts)
                 if moved:
-                    open_ |= {other for other, theirs in enumerate(keys) if theirs & keys[number]}
+                    open_ |= {other for other, other_keys in enumerate(keys) if other_keys & keys[number]}
             if not open_:
                 break
         return self.problem.couplings(self.placed)
@@ -96,12 +96,12 @@ class _Settling:
         moved = False
         for number, tie in enumerate(self.ties[root.name]) if parts else ():
             source = self.placed[root.name][root.name][tie.rows]
-            found = settle(tie, self._distances(parts, tie.rows), tie.rows[:, None] == source[None, :])
-            if found is not None:
+            exchange = settle(tie, self._distances(parts, tie.rows), tie.rows[:, None] == source[None, :])
+            if exchange is not None:
                 step = torch.arange(root.size)
-                step[tie.rows] = tie.rows[found]
+                step[tie.rows] = tie.rows[exchange]
                 self._move(root, {root.name: step})
-                self.ties[root.name][number] = Tie(tie.rows, tie.allowed[:, found])
+                self.ties[root.name][number] = Tie(tie.rows, tie.allowed[:, exchange])
                 moved = True
         return moved
 
@@ -109,10 +109,10 @@ class _Settling:
         """Compute squared distances (k, k) of some channels' entries, each tensor's relative to its mean square."""
         total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
         for part in parts:
-            own, other = (part.read(state[part.key])[0].cpu()[rows].double() for state in self._states)
-            exact = own.numel() * len(rows) <= DIRECT
+            targets, other = (part.read(state[part.key])[0].cpu()[rows].double() for state in self._states)
+            exact = targets.numel() * len(rows) <= DIRECT
             mode = "donot_use_mm_for_euclid_dist" if exact else "use_mm_for_euclid_dist"
-            total += torch.cdist(own, other, compute_mode=mode).square() / self._scale(part.key)
+            total += torch.cdist(targets, other, compute_mode=mode).square() / self._scale(part.key)
         return total
 
     @property
@@ -134,8 +134,8 @@ class _Settling:
         largest = max((float(cost.abs().max()) for cost in watched.values()), default=1.0) or 1.0
         for orbit in root.walk():
             foreign = torch.arange(len(place[orbit.name]))[:, None] != place[orbit.name][None, :]
-            known = watched.get(orbit.name, torch.zeros(foreign.shape, dtype=torch.float64))
-            watched[orbit.name] = known + ORDER * largest * foreign
+            measured = watched.get(orbit.name, torch.zeros(foreign.shape, dtype=torch.float64))
+            watched[orbit.name] = measured + ORDER * largest * foreign
         tree = weights.scaled(WEIGHTS * largest / spread if spread > 0 else 1.0).with_costs(watched)
         step = match_tree(tree, root)
         stay = {name: torch.arange(len(order)) for name, order in step.items()}

@@ -86,8 +86,8 @@ def _potentials(steps: np.ndarray) -> np.ndarray | None:
     for _ in range(len(steps) + 1):
         shorter = np.minimum(lengths, (lengths[:, None] + steps).min(0))
         if float((lengths - shorter).max(initial=0.0)) <= least:
-            found: np.ndarray = lengths[:, None] - lengths[None, :]
-            return found
+            differences: np.ndarray = lengths[:, None] - lengths[None, :]
+            return differences
         lengths = shorter
     return None
 
@@ -111,17 +111,17 @@ def settle(tie: Tie, cost: Tensor, home: Tensor) -> Tensor | None:
     stay = torch.arange(size)
     scale = float(cost.abs().max())
     noise = ROUNDING * scale
-    found = _assigned(cost, tie.allowed)
-    if float(cost[stay, found].sum()) >= float(cost.diagonal().sum()) - size * noise:
-        found = stay
-    for equal in find_ties(cost, found, noise, tie.allowed):
-        taken = found[equal.rows]
+    order = _assigned(cost, tie.allowed)
+    if float(cost[stay, order].sum()) >= float(cost.diagonal().sum()) - size * noise:
+        order = stay
+    for equal in find_ties(cost, order, noise, tie.allowed):
+        taken = order[equal.rows]
         foreign = (~home[equal.rows][:, taken]).double()
         better = _assigned(foreign, equal.allowed)
         if float(foreign[torch.arange(len(taken)), better].sum()) < float(foreign.diagonal().sum()):
-            found = found.clone()
-            found[equal.rows] = taken[better]
-    return None if torch.equal(found, stay) else found
+            order = order.clone()
+            order[equal.rows] = taken[better]
+    return None if torch.equal(order, stay) else order
 
 
 def _assigned(cost: Tensor, allowed: Tensor) -> Tensor:

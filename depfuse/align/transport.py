@@ -53,8 +53,8 @@ def reassigned(cost: Tensor, known: Tensor) -> Tensor:
     table = csr_array((entries, columns[first].numpy(), begins), shape=(size, size))
     order = torch.from_numpy(min_weight_full_bipartite_matching(table)[1].astype(np.int64))
     each = torch.arange(size)
-    found, before = float(cost[each, order].sum()), float(cost[each, known].sum())
-    return order if before - found > 1e-6 * abs(before) else assigned(cost)
+    after, before = float(cost[each, order].sum()), float(cost[each, known].sum())
+    return order if before - after > 1e-6 * abs(before) else assigned(cost)
 
 
 def emd(cost: Tensor) -> Coupling:

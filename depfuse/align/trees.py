@@ -107,12 +107,12 @@ class TreeCosts:
     def spread(self, orbit: Orbit) -> float:
         """Compute the mean standard deviation of the costs of innermost channels, unmoved."""
         placed = as_it_stands(orbit)
-        found = [
+        deviations = [
             float(self.of_channels(below, torch.arange(len(below.groups)), placed).std(correction=0))
             for below in orbit.walk()
             if not below.children
         ]
-        return sum(found) / len(found)
+        return sum(deviations) / len(deviations)
 
     def of_blocks(self, orbit: Orbit, placed: Placement) -> Tensor:
         """Compute the cost of each block (n_groups * n_blocks,) with everything in it where it is placed."""
@@ -228,12 +228,12 @@ def weight_tree_costs(orbit: Orbit, target: State, source: State, usable: Callab
             cost = squared_distances(*both)
             alone[name] = alone[name] + cost if name in alone else cost
     shared = []
-    for key, found in axes.items():
-        own = sorted(((n, p) for n, p in parts if p.key == key), key=lambda entry: entry[1].within is not None)
-        counted = tuple(entry for entry in own if usable(*entry))
-        if len(found) > 1 and counted:
-            owner = _owner(orbit, {name for name, _ in own})
-            shared.append(Shared(key, owner.name, whole_slot(owner, key), tuple(own), counted))
+    for key, axes_of_key in axes.items():
+        carried = sorted(((n, p) for n, p in parts if p.key == key), key=lambda entry: entry[1].within is not None)
+        counted = tuple(entry for entry in carried if usable(*entry))
+        if len(axes_of_key) > 1 and counted:
+            owner = _owner(orbit, {name for name, _ in carried})
+            shared.append(Shared(key, owner.name, whole_slot(owner, key), tuple(carried), counted))
     return TreeCosts(alone, shared, target, source)
 
 

@@ -1,4 +1,4 @@
-"""What a comparison says of a fusion: its contenders, and the advice on which of them to keep."""
+"""Contenders of a comparison, and the advice on which of them to keep."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def advise_on(
     Parameters
     ----------
     result, comparison
-        What `fuse` and `compare` gave.
+        Results of `fuse` and `compare`.
     child, parents, baseline
         The files of the child, the parents and the parent that was trained as long, where there are any.
     """

@@ -109,7 +109,7 @@ class _Watched:
 
 def _watched(orbit: Orbit) -> list[_Watched]:
     """List the taps that all groups of an orbit have; for a block group, without positions of inner groups."""
-    found = []
+    readings = []
     tables = [{_place(tap): tap for tap in group.taps} for group in orbit.groups]
     inner = [watched for below in orbit.walk() if below is not orbit for watched in _watched(below)]
     for place in tables[0]:
@@ -121,8 +121,8 @@ def _watched(orbit: Orbit) -> list[_Watched]:
         if held:
             index = without(index, torch.cat(held))
         if index.shape[1]:
-            found.append(_Watched(reading, position, index))
-    return found
+            readings.append(_Watched(reading, position, index))
+    return readings
 
 
 def _place(tap: Tap) -> tuple[_Reading, Position]:
@@ -220,25 +220,28 @@ class _Sums:
 
     def tensors(self) -> list[Tensor]:
         """List all sums."""
-        return [self.count, *(t for own in (self.sums, self.squares, self.products) for t in own if t is not None)]
+        return [
+            self.count,
+            *(t for by_pair in (self.sums, self.squares, self.products) for t in by_pair if t is not None),
+        ]
 
     def moments(self, parent: int) -> Moments:
         """Return the moments between the reference and one other parent."""
-        found = (
+        totals = (
             self.sums[0],
             self.squares[0],
             self.sums[parent],
             self.squares[parent],
             self.products[parent],
         )
-        assert all(tensor is not None for tensor in found)
-        return Moments(float(self.count), *found)  # type: ignore[arg-type]
+        assert all(tensor is not None for tensor in totals)
+        return Moments(float(self.count), *totals)  # type: ignore[arg-type]
 
 
 def _accumulate(sums: list[Tensor | None], parent: int, value: Tensor) -> None:
     # The sums of one batch fit float32; the sum over all batches does not.
-    known = sums[parent]
-    sums[parent] = value.double() if known is None else known.add_(value)
+    total = sums[parent]
+    sums[parent] = value.double() if total is None else total.add_(value)
 
 
 def collect_moments(
@@ -272,11 +275,11 @@ def collect_moments(
     DataError
         An activation is not finite, or the images do not fit the networks.
     """
-    own = [groups] * len(models) if isinstance(groups, ChannelGroups) else groups
-    plans = [_plan(found, choice) for found in own]
-    first = _rows(loader.first(AT_ONCE), models, plans, own[0].auxiliary)
+    of_parents = [groups] * len(models) if isinstance(groups, ChannelGroups) else groups
+    plans = [_plan(parent_groups, choice) for parent_groups in of_parents]
+    first = _rows(loader.first(AT_ONCE), models, plans, of_parents[0].auxiliary)
     origins = {key: {parent: origin_of(values) for parent, values in enumerate(rows)} for key, rows in first}
-    sums = all_sum(_running_sums, loader, list(models), plans, own[0].auxiliary, origins)
+    sums = all_sum(_running_sums, loader, list(models), plans, of_parents[0].auxiliary, origins)
     return [_by_orbit(plans[0], plans[parent], sums, parent) for parent in range(1, len(models))]
 
 
@@ -287,12 +290,12 @@ def _running_sums(
     auxiliary: Iterable[str],
     origins: Mapping[Key, Mapping[int, Tensor]],
 ) -> tuple[dict[Key, _Sums], list[Tensor]]:
-    sums = {key: _Sums(own) for key, own in origins.items()}
+    sums = {key: _Sums(reading_origins) for key, reading_origins in origins.items()}
     for key, rows in _rows(loader, models, plans, auxiliary):
         sums[key].add(rows)
-    for own in sums.values():
-        own.finish()
-    return sums, [tensor for own in sums.values() for tensor in own.tensors()]
+    for reading_sums in sums.values():
+        reading_sums.finish()
+    return sums, [tensor for reading_sums in sums.values() for tensor in reading_sums.tensors()]
 
 
 def _rows(
@@ -327,7 +330,7 @@ def _plan(groups: ChannelGroups, choice: TapChoice) -> Plan:
             if watched.index.shape[1] == 1:
                 plan.setdefault((watched.reading, 0), (None, []))[1].append((orbit.name, watched.index[:, 0]))
             else:
-                number = 1 + sum(1 for known, _ in plan if known == watched.reading)
+                number = 1 + sum(1 for reading, _ in plan if reading == watched.reading)
                 plan[watched.reading, number] = (watched.index, [(orbit.name, torch.arange(len(watched.index)))])
     return plan
 
@@ -338,21 +341,21 @@ def _by_orbit(
     sums: dict[Key, _Sums],
     parent: int,
 ) -> dict[str, list[Moments]]:
-    found: dict[str, list[Moments]] = {}
+    by_orbit: dict[str, list[Moments]] = {}
     for key, running in sums.items():
         moments = running.moments(parent)
-        theirs = dict(source[key][1])
+        source_index = dict(source[key][1])
         for name, channels in target[key][1]:
-            if name not in theirs:
+            if name not in source_index:
                 continue
-            part = moments.select(channels, theirs[name])
+            part = moments.select(channels, source_index[name])
             if not bool(torch.isfinite(part.product).all()):
                 raise DataError(
                     f"activations of {key[0].module or 'the network'} are not finite on the calibration images: "
                     "check the pre-processing (--mean, --std) and the parents' weights"
                 )
-            found.setdefault(name, []).append(part)
-    return found
+            by_orbit.setdefault(name, []).append(part)
+    return by_orbit
 
 
 @contextmanager

@@ -89,8 +89,8 @@ class Sums:
             totals = self.sums[j], self.sums[i]
             self.products[j, i] = self.centred.product_about_zero((j, i), self.count, totals, product)
         for i in self.sums:
-            found = self.centred.about_zero(i, self.count, self.sums[i], self.squares[i])
-            self.sums[i], self.squares[i] = found
+            moved = self.centred.about_zero(i, self.count, self.sums[i], self.squares[i])
+            self.sums[i], self.squares[i] = moved
 
     def tensors(self) -> list[Tensor]:
         """List all sums."""
@@ -126,8 +126,8 @@ class Sums:
 
 def _accumulate(sums: dict, key: object, value: Tensor) -> None:  # type: ignore[type-arg]
     # The sums of one batch fit float32; the sum over all batches does not.
-    known = sums.get(key)
-    sums[key] = value.double() if known is None else known.add_(value)
+    total = sums.get(key)
+    sums[key] = value.double() if total is None else total.add_(value)
 
 
 class Watcher:
@@ -168,9 +168,9 @@ class Watcher:
     def among(self, members: Sequence[int]) -> Together:
         """Collect moments of some parents among one another, in one pass of these."""
         sums = all_sum(_sums, self.loader, self._reader(members), True)
-        for key, found in sums.items():
-            self.most_kept = max(self.most_kept, len(found.products))
-            _check_finite(key, found.products.values())
+        for key, reading_sums in sums.items():
+            self.most_kept = max(self.most_kept, len(reading_sums.products))
+            _check_finite(key, reading_sums.products.values())
         return Together(tuple(members), self._uses(sums), {})
 
     def among_and_others(
@@ -192,15 +192,15 @@ class Watcher:
         if self._sizes is None:
             self._sizes = {key: Sums(Centred(self._origins[key])) for key in self.plan}
             for parent in range(len(self.models)):
-                for key, own in all_sum(_sums, self.loader, self._reader([parent]), False).items():
-                    known = self._sizes[key]
-                    known.count = own.count
-                    known.sums |= own.sums
-                    known.squares |= own.squares
+                for key, alone in all_sum(_sums, self.loader, self._reader([parent]), False).items():
+                    sizes = self._sizes[key]
+                    sizes.count = alone.count
+                    sizes.sums |= alone.sums
+                    sizes.squares |= alone.squares
         reader = self._reader([*members, *others])
         sums, mean = all_sum(_with_others, self.loader, reader, members, others, shares, distance, self._sizes)
-        self.most_kept = max(self.most_kept, *(len(found.products) + len(members) for found in sums.values()))
-        return Together(tuple(members), self._uses(sums), {m: _on_host(found) for m, found in mean.items()})
+        self.most_kept = max(self.most_kept, *(len(each.products) + len(members) for each in sums.values()))
+        return Together(tuple(members), self._uses(sums), {m: _on_host(values) for m, values in mean.items()})
 
     def covariances(self) -> dict[str, list[Tensor]]:
         """Collect covariances of the channels of all parents, within each and between any two, in one pass of all.
@@ -212,7 +212,7 @@ class Watcher:
             the other's; zero for channels that vary no more than rounding.
         """
         count, sums, products = all_sum(_joint_sums, self.loader, self._reader(range(len(self.models))))
-        found: dict[str, list[Tensor]] = {}
+        by_orbit: dict[str, list[Tensor]] = {}
         for key, (_, uses) in self.plan.items():
             _check_finite(key, [products[key]])
             mean = sums[key] / count[key]
@@ -222,9 +222,9 @@ class Watcher:
             covariance *= (varies[:, None] & varies[None]).cpu()
             starts = torch.arange(len(self.models)) * (len(mean) // len(self.models))
             for name, channels in uses:
-                own = (starts[:, None] + channels.cpu()).reshape(-1)
-                found.setdefault(name, []).append(covariance[own][:, own])
-        return found
+                numbers = (starts[:, None] + channels.cpu()).reshape(-1)
+                by_orbit.setdefault(name, []).append(covariance[numbers][:, numbers])
+        return by_orbit
 
     def _reader(self, parents: Sequence[int]) -> _Reader:
         models = {parent: self.models[parent] for parent in parents}
@@ -274,9 +274,9 @@ def _sums(loader: Loader, reader: _Reader, pairs: bool) -> tuple[dict[Key, Sums]
     sums = {key: Sums(Centred(reader.origins[key])) for key in reader.plan}
     for key, rows in reader.read(loader):
         sums[key].add(rows, pairs)
-    for own in sums.values():
-        own.finish()
-    return sums, [tensor for own in sums.values() for tensor in own.tensors()]
+    for reading_sums in sums.values():
+        reading_sums.finish()
+    return sums, [tensor for reading_sums in sums.values() for tensor in reading_sums.tensors()]
 
 
 def _with_others(
@@ -297,16 +297,16 @@ def _with_others(
                 total: Tensor | None = None
                 for parent, placed in others.items():
                     order = channels[placed[name]]
-                    own = shares[parent] * sizes[key].feature(parent, rows[parent], order, centred, exponent)
-                    total = own if total is None else total.add_(own)
+                    part = shares[parent] * sizes[key].feature(parent, rows[parent], order, centred, exponent)
+                    total = part if total is None else total.add_(part)
                 assert total is not None
                 for member in members:
-                    own = sizes[key].feature(member, rows[member], channels, centred, exponent)
-                    _accumulate(mean[member], name, share * total.T @ own / float(sizes[key].count))
-    for found in sums.values():
-        found.finish()
-    added = [tensor for own in sums.values() for tensor in own.tensors()]
-    return (sums, mean), [*added, *(tensor for found in mean.values() for tensor in found.values())]
+                    part = sizes[key].feature(member, rows[member], channels, centred, exponent)
+                    _accumulate(mean[member], name, share * total.T @ part / float(sizes[key].count))
+    for reading_sums in sums.values():
+        reading_sums.finish()
+    added = [tensor for reading_sums in sums.values() for tensor in reading_sums.tensors()]
+    return (sums, mean), [*added, *(tensor for values in mean.values() for tensor in values.values())]
 
 
 def _joint_sums(
@@ -317,7 +317,8 @@ def _joint_sums(
     sums: dict[Key, Tensor] = {}
     products: dict[Key, Tensor] = {}
     centred = {
-        key: Centred({0: torch.cat([own[parent] for parent in reader.models])}) for key, own in reader.origins.items()
+        key: Centred({0: torch.cat([origins[parent] for parent in reader.models])})
+        for key, origins in reader.origins.items()
     }
     for key, rows in reader.read(loader):
         joint = centred[key](0, torch.cat(list(rows.values()), 1))
@@ -325,11 +326,11 @@ def _joint_sums(
         _accumulate(count, key, ones.sum())
         _accumulate(sums, key, joint.T @ ones)
         _accumulate(products, key, joint.T @ joint)
-    for key, own in centred.items():
+    for key, channels in centred.items():
         totals = sums[key], sums[key]
-        products[key] = own.product_about_zero((0, 0), count[key], totals, products[key])
-        sums[key] = own.about_zero(0, count[key], sums[key], sums[key])[0]
-    return (count, sums, products), [tensor for own in (count, sums, products) for tensor in own.values()]
+        products[key] = channels.product_about_zero((0, 0), count[key], totals, products[key])
+        sums[key] = channels.about_zero(0, count[key], sums[key], sums[key])[0]
+    return (count, sums, products), [tensor for part in (count, sums, products) for tensor in part.values()]
 
 
 def _check_finite(key: Key, products: Iterable[Tensor]) -> None:
@@ -378,8 +379,8 @@ class Together:
         first, second = min(target, source), max(target, source)
         if (name, first, second) not in self._pairs:
             self._pairs[name, first, second] = -activation_cost(self.moments(name, first, second), distance).cpu()
-        found = self._pairs[name, first, second]
-        return found if target == first else found.T
+        similarity = self._pairs[name, first, second]
+        return similarity if target == first else similarity.T
 
     def likeness(
         self,

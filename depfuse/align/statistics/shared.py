@@ -38,24 +38,29 @@ class SharedMoments:
 
     def known_as(self, models: Sequence[nn.Module], copies: Sequence[nn.Module]) -> SharedMoments:
         """Share these moments for copies of some parents."""
-        own = copy.copy(self)
-        places = [next((n for n, model in enumerate(models) if model is known), None) for known in self._models]
-        own._models = [
-            known if place is None else copies[place] for known, place in zip(self._models, places, strict=True)
+        renamed = copy.copy(self)
+        places = [
+            next((n for n, model in enumerate(models) if model is model_kept), None) for model_kept in self._models
         ]
-        return own
+        renamed._models = [
+            model_kept if place is None else copies[place]
+            for model_kept, place in zip(self._models, places, strict=True)
+        ]
+        return renamed
 
     def collect(self, models: Sequence[nn.Module], groups: ChannelGroups, loader: Loader, choice: TapChoice) -> Found:
         """Collect moments as `collect_moments` does, or take them from the cache."""
-        order = tuple(number for model in models for number, own in enumerate(self._models) if own is model)
+        order = tuple(
+            number for model in models for number, model_kept in enumerate(self._models) if model_kept is model
+        )
         if groups is not self._groups or len(order) != len(models):
             return collect_moments(models, groups, loader, choice)
         key = (order, id(loader), choice)
         if key in self._kept:
-            found, seconds, _ = self._kept[key]
+            moments, seconds, _ = self._kept[key]
             self._seconds[0] += seconds
-            return found
+            return moments
         started = time.perf_counter()
-        found = collect_moments(models, groups, loader, choice)
-        self._kept[key] = (found, time.perf_counter() - started, loader)
-        return found
+        moments = collect_moments(models, groups, loader, choice)
+        self._kept[key] = (moments, time.perf_counter() - started, loader)
+        return moments

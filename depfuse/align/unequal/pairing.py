@@ -37,34 +37,34 @@ def pair_groups(target: ChannelGroups, source: ChannelGroups) -> ChannelGroups:
     if left := [group.name for groups in waiting.values() for group in groups]:
         raise RecipeError(f"the channel group {left[0]} has no counterpart in the network of the child's width")
     blocks = {group.inside[0] for groups in (target, source) for group in groups if group.inside is not None}
-    for own, other in pairs:
-        nested = own.inside is not None or {own.name, other.name} & blocks
-        if nested and own.size != other.size and own.fixed is None:
+    for group, other in pairs:
+        nested = group.inside is not None or {group.name, other.name} & blocks
+        if nested and group.size != other.size and group.fixed is None:
             raise RecipeError(
-                f"the blocks of {own.name} cannot be brought to another width ({other.size} and {own.size}): groups of "
-                "a convolution or a normalisation and attention heads must be equal in number and size"
+                f"the blocks of {group.name} cannot be brought to another width ({other.size} and {group.size}): "
+                "groups of a convolution or a normalisation and attention heads must be equal in number and size"
             )
-        if own.size != other.size and TOUCHES_OUTPUT in (own.fixed, other.fixed):
+        if group.size != other.size and TOUCHES_OUTPUT in (group.fixed, other.fixed):
             raise RecipeError(
-                f"the networks' outputs differ in number ({other.size} and {own.size}): say which labels the outputs "
+                f"the networks' outputs differ in number ({other.size} and {group.size}): say which labels the outputs "
                 "of each parent stand for, with --classes (labels in Python)"
             )
-        if own.size != other.size and (own.fixed or other.fixed):
+        if group.size != other.size and (group.fixed or other.fixed):
             raise RecipeError(
-                f"the channels of {own.name} cannot be brought to another width ({other.size} and {own.size}): "
-                f"{own.fixed or other.fixed}"
+                f"the channels of {group.name} cannot be brought to another width ({other.size} and {group.size}): "
+                f"{group.fixed or other.fixed}"
             )
-    places = {other.name: own.name for own, other in pairs}
+    places = {other.name: group.name for group, other in pairs}
     return replace(
         source,
         groups=tuple(
             replace(
                 other,
-                name=own.name,
-                fixed=own.fixed or other.fixed,
+                name=group.name,
+                fixed=group.fixed or other.fixed,
                 inside=None if other.inside is None else (places[other.inside[0]], other.inside[1]),
             )
-            for own, other in pairs
+            for group, other in pairs
         ),
     )
 

@@ -64,11 +64,11 @@ def brought(
     carried: dict[tuple[str, int], list[tuple[Slot, Slot, Coupling]]] = {}
     for group in target.free:
         if group.name in couplings:
-            theirs = {(slot.key, slot.axis, slot.role): [] for slot in group.slots}  # type: ignore[var-annotated]
+            waiting = {(slot.key, slot.axis, slot.role): [] for slot in group.slots}  # type: ignore[var-annotated]
             for slot in source[group.name].slots:
-                theirs[slot.key, slot.axis, slot.role].append(slot)
+                waiting[slot.key, slot.axis, slot.role].append(slot)
             for slot in group.slots:
-                other = theirs[slot.key, slot.axis, slot.role].pop(0)
+                other = waiting[slot.key, slot.axis, slot.role].pop(0)
                 carried.setdefault((slot.key, slot.axis), []).append((slot, other, couplings[group.name]))
     result = dict(state)
     for (key, axis), entries in carried.items():
@@ -92,11 +92,11 @@ def _along(tensor: Tensor, key: str, axis: int, size: int, entries: Sequence[tup
         new[indices[0].reshape(-1)] = (weights @ taken).reshape(indices[0].numel(), *old.shape[1:])
         for free, side in zip(rest, (slot, other), strict=True):
             free[side.index] = False
-    kept = [torch.nonzero(free)[:, 0].to(old.device) for free in rest]
-    if len(kept[0]) != len(kept[1]):
+    remaining = [torch.nonzero(free)[:, 0].to(old.device) for free in rest]
+    if len(remaining[0]) != len(remaining[1]):
         raise RecipeError(
-            f"{key} cannot be brought to another width: {len(kept[1])} and {len(kept[0])} positions of its axis {axis} "
-            "belong to no channel group"
+            f"{key} cannot be brought to another width: {len(remaining[1])} and {len(remaining[0])} positions of its "
+            f"axis {axis} belong to no channel group"
         )
-    new[kept[0]] = old[kept[1]]
+    new[remaining[0]] = old[remaining[1]]
     return new.to(tensor.dtype).movedim(0, axis).contiguous()
