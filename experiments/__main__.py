@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from experiments.lib.headline import write_headline
 from experiments.lib.registry import claims, load, write_page
 
 USAGE = """Usage: python -m experiments list
@@ -33,7 +34,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def write_pages(names: Sequence[str], known: Sequence[str]) -> int:
-    """Write the pages that were asked for, or of all that has been measured."""
+    """Write the pages that were asked for, or of all that has been measured, and the README's table."""
     written = []
     for name in names or known:
         page = write_page(name)
@@ -45,6 +46,8 @@ def write_pages(names: Sequence[str], known: Sequence[str]) -> int:
             return 2
     if not written:
         print("nothing is stored: python -m experiments run NAME measures", file=sys.stderr)
+    if not names and (readme := write_headline()) is not None:
+        print(readme)
     return 0
 
 

@@ -14,6 +14,7 @@ import typer
 from flags import main
 
 from depfuse.cli.app import COMMANDS, build_app
+from experiments.lib.headline import renewed
 
 TOP = Path(__file__).resolve().parents[2]
 README = TOP / "README.md"
@@ -52,6 +53,14 @@ def test_the_readme_has_at_most_200_lines_and_results_of_eight() -> None:
     assert len(lines) <= 200
     begin, end = lines.index("<!-- results:begin -->"), lines.index("<!-- results:end -->")
     assert sum(line.startswith("|") for line in lines[begin:end]) == 2 + 8
+
+
+def test_the_results_of_the_readme_are_those_that_experiments_write() -> None:
+    text = README.read_text("utf-8")
+    assert renewed(text) == text
+    assert renewed(text.replace("| **98.8** |", "| **99.9** |")) == text
+    with pytest.raises(ValueError, match="lacks <!-- results:end -->"):
+        renewed(text.replace("<!-- results:end -->", ""))
 
 
 def test_every_result_of_the_readme_is_on_the_page_that_it_names() -> None:

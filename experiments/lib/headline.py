@@ -1,0 +1,48 @@
+"""The few results of the README: rows of docs/results/headline.csv, written between its markers."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from depfuse.io.atomic_files import replacing
+from experiments.lib import places
+
+BEGIN, END = "<!-- results:begin -->\n", "<!-- results:end -->\n"
+
+
+def rows_file() -> Path:
+    """Return where the rows are."""
+    return places.PAGES / "headline.csv"
+
+
+def table() -> str:
+    """Format the rows as a table; each ends with a link to its page."""
+    with rows_file().open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names)]
+    for row in rows:
+        page = {"child": f"**{row['child']}**", "page": f"[page](docs/results/{row['page']}.md)"}
+        lines.append([{**row, **page}[name] for name in names])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def renewed(text: str) -> str:
+    """Replace what stands between the markers."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the README lacks {(BEGIN if not begin else END).strip()}")
+    return before + begin + table() + end + after
+
+
+def write_headline() -> Path | None:
+    """Write the table into the README; None where there are no rows."""
+    if not rows_file().exists():
+        return None
+    path = places.ROOT / "README.md"
+    text = renewed(path.read_text(encoding="utf-8"))
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
