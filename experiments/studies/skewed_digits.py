@@ -7,10 +7,11 @@ Seconds a child, half a minute to train ten pairs; one thread.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from experiments.lib.layouts import BESIDE, by_factor, draw_by_factor
 from experiments.lib.measure import BESIDE as MEASURED
 from experiments.lib.parents.families import FAMILIES, families
-from experiments.lib.parents.trained import Training
 from experiments.lib.steps import Baseline, Fusion
 from experiments.lib.study import Study
 
@@ -21,9 +22,8 @@ DEFAULT = {"refit": "auto"}
 def _trained(**changed: object) -> Fusion:
     """The child of parents that are trained in another way, on the same four fifths of the training images."""
     own = FAMILIES[FOLDS[0]].training
-    width = changed.pop("width", 1.25)
-    settings = {**own.settings, **changed}
-    training = Training((f"digits_resnet(width={width})",), settings, True, True, None, own.first, own.apart)
+    network = f"digits_resnet(width={changed.pop('width', 1.25)})"
+    training = replace(own, architectures=(network,), settings={**own.settings, **changed})
     return Fusion(DEFAULT, training=training, only=FOLDS)
 
 

@@ -18,10 +18,11 @@ from depfuse.io.cards import Card
 from depfuse.io.checkpoint import write_checkpoint
 from depfuse.models import build_network
 from experiments.lib.material import Material, read_material
-from experiments.lib.measure import AGREEMENT, ALWAYS, Setup, measure
+from experiments.lib.measure import AGREEMENT, ALWAYS, JUDGED, Setup, measure
 from experiments.lib.parents.families import Family, sets
 from experiments.lib.parents.sets import SETS, ParentSet
 from experiments.lib.size import keep_worst_for, parameters
+from experiments.lib.steps import Fusion
 from experiments.studies.ablate_child import STEPS
 
 
@@ -51,6 +52,20 @@ def test_a_child_of_so_many_times_the_parameters() -> None:
         assert [round(again * g.size) for g in of.groups.free] == [round(share * g.size) for g in of.groups.free]
     with pytest.raises(RecipeError, match=r"1 to 3.* times the parameters, not 9 times"):
         keep_worst_for(9.0, of.inputs.models, of.groups, example)
+
+
+def test_the_same_matching_renormalised_otherwise_is_judged_by_itself() -> None:
+    steps = {name: Fusion({"criterion": "weights"}, renorm=name) for name in ("", "reset", "none", "augmented")}
+    described = {step.described: step for step in steps.values()}
+    setup = Setup(sets("digits"), described, (*ALWAYS, *JUDGED), {"digits": "digits"}, Path(), "cpu")
+    found = {}
+    for name, step in steps.items():
+        cell = {"set": "digits", "settings": step.described, "seed": 0, "test_limit": 0, "images": 100}
+        found[name] = measure(setup, cell)
+    assert found["reset"]["loss"] == found[""]["loss"]  # what the recipe does by itself
+    assert len({own["loss"] for own in found.values()}) == 3
+    assert len({own["judged"] for own in found.values()}) == 1
+    assert found[""]["judged"] > 0
 
 
 def test_held_out_images_are_no_calibration_images() -> None:
