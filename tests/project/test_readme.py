@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -11,9 +12,12 @@ from pathlib import Path
 
 import pytest
 import typer
-from flags import main
 
+from depfuse.cli import main
 from depfuse.cli.app import COMMANDS, build_app
+from depfuse.recipe import Recipe
+from depfuse.recipe.paths import parsed
+from depfuse.recipe.presets import preset
 from experiments.lib.headline import renewed
 
 TOP = Path(__file__).resolve().parents[2]
@@ -94,6 +98,16 @@ def test_options_in_commands_are_those_of_the_command(page: Path) -> None:
         assert words[0] in known, words
         named = {word.split("=")[0] for word in words[1:] if re.match("--?[a-z]", word)}
         assert named <= known[words[0]], words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_settings_in_commands_make_a_recipe(page: Path) -> None:
+    for words in commands(page):
+        pairs = list(itertools.pairwise(words))
+        names = [value for word, value in pairs if word == "--preset" and "." not in value]  # files are not here
+        settings = preset(*(names or ["standard"])).settings
+        given = parsed(value for word, value in pairs if word == "--set")
+        Recipe.with_read({**settings, **given}, keep=given)
 
 
 def test_the_check_of_options_sees_a_command() -> None:
