@@ -54,7 +54,7 @@ from depfuse.report import (
     verdict,
 )
 from depfuse.report.plots import draw_family, draw_path, plot_kind
-from depfuse.teach.distil import Further
+from depfuse.teach.distil import Distillation
 from depfuse.train import EpochReport
 
 STEPS = {
@@ -125,7 +125,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         raise RecipeError("a path needs parents of one width: leave out --plot")
     architecture, template = read_template(inputs, request.fusion.width, request.fusion.child_arch)
     calibration = _calibration(request.recipe, inputs, needs_images(request.methods))
-    further = _further(request, inputs, work)
+    training = _training(request, inputs, work)
     result = fuse(
         inputs.models,
         request.recipe,
@@ -134,16 +134,16 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         labels=None if inputs.labels is None else inputs.labels.sets,
         template=template,
         allow_fixed=request.fusion.allow_fixed,
-        further=further,
+        training=training,
         on_step=lambda step: work.step(STEPS.get(step, step)),
     )
     fused = _Fused(inputs, result, template, calibration, inputs.test_loader(request.recipe.calibration.batch_size))
 
     started = time.perf_counter()
     compared = compare(
-        result, fused.test, training=further, on_step=lambda step: work.step(STEPS[step]), track=work.track
+        result, fused.test, training=training, on_step=lambda step: work.step(STEPS[step]), track=work.track
     )
-    if further is not None and compared.baseline is None and request.fusion.out_parent is not None:
+    if training is not None and compared.baseline is None and request.fusion.out_parent is not None:
         warnings.warn(
             f"--out-parent {request.fusion.out_parent} is not written: no parent could get a head over the labels of"
             " all, as it needs calibration images and a network that can be refitted",
@@ -218,8 +218,8 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
             methods=methods,
         )
     _write(request, report, fused, compared)
-    if further is not None:
-        further.done()
+    if training is not None:
+        training.done()
     return report
 
 
@@ -284,7 +284,7 @@ def _calibration(recipe: Recipe, inputs: Inputs, wanted: bool = False) -> Loader
     return loader
 
 
-def _further(request: Request, inputs: Inputs, work: Work) -> Further | None:
+def _training(request: Request, inputs: Inputs, work: Work) -> Distillation | None:
     """What trains the child on, where the recipe says so; its state lies beside the child."""
     recipe = request.recipe
     if not (recipe.trains):
@@ -294,7 +294,7 @@ def _further(request: Request, inputs: Inputs, work: Work) -> Further | None:
         work.step(f"{what}, epoch {report.epoch} of {report.epochs}, loss {report.loss:.3f}")
 
     state = None if request.out is None else request.out.with_name(f"{request.out.name}.training")
-    return Further(inputs.data, resume=state, progress=progress)
+    return Distillation(inputs.data, resume=state, progress=progress)
 
 
 def _paths(

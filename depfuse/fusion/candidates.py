@@ -32,7 +32,7 @@ from depfuse.merge import Shares
 from depfuse.networks.layout import choose_layout
 from depfuse.networks.running import evaluating
 from depfuse.recipe.sections import Best
-from depfuse.refit import Together, refit_heads
+from depfuse.refit import Session, refit_heads
 from depfuse.refit.second_order.gauss_newton import gauss_newton_step
 from depfuse.renorm import settle_batch_norm
 from depfuse.tasks.outputs import distance_of
@@ -247,7 +247,7 @@ class Family:
         """
         taught, half = _copied(network), _copied(network)
         recipe = self.material.recipe
-        together = Together.towards(taught, self.material.ensemble, images, seed=recipe.seed)
+        together = Session.towards(taught, self.material.ensemble, images, seed=recipe.seed)
         together.second_pass(self._best.steps, Augmentation(flip=self._augmentation.flip), mixed=True)
         with torch.no_grad():
             for own, other in zip(half.state_dict().values(), taught.state_dict().values(), strict=True):

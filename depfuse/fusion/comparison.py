@@ -22,7 +22,7 @@ from depfuse.merge import average
 from depfuse.networks.isolation import isolated
 from depfuse.refit import refit_heads
 from depfuse.renorm import has_batch_norm
-from depfuse.teach.distil import Further
+from depfuse.teach.distil import Distillation
 
 OnStep = Callable[[str], None]
 Track = Callable[[Loader, str], Batches]
@@ -89,7 +89,7 @@ def compare(
     result: FusionResult,
     test: Loader,
     *,
-    training: Further | None = None,
+    training: Distillation | None = None,
     on_step: OnStep | None = None,
     track: Track | None = None,
 ) -> Comparison:
@@ -164,7 +164,9 @@ def heads_refitted(result: FusionResult) -> list[nn.Module]:
         return []
 
 
-def train_baseline(result: FusionResult, heads: Sequence[nn.Module], training: Further) -> tuple[int, nn.Module] | None:
+def train_baseline(
+    result: FusionResult, heads: Sequence[nn.Module], training: Distillation
+) -> tuple[int, nn.Module] | None:
     """Train a parent as long as the child; its index, and the network.
 
     It begins from the parent, with its head refitted where that can be, that is nearest to the ensemble on the

@@ -13,12 +13,12 @@ from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.fusion.keeping import Keeper, Step
-from depfuse.fusion.side_by_side import Apart
+from depfuse.fusion.partial_merging import PartialMerge
 from depfuse.groups import ChannelGroups
 from depfuse.merge import Shares, average
 from depfuse.recipe import Recipe
 from depfuse.recipe.sections import Ridge
-from depfuse.refit import Together, refit_layers
+from depfuse.refit import Session, refit_layers
 from depfuse.renorm import Merged, chosen_method, renormalise
 from depfuse.teach.joint_head import shared_anew
 from depfuse.teach.teachers import for_statistics
@@ -39,7 +39,7 @@ class Finished:
     """
 
     child: nn.Module
-    session: Together | None = None
+    session: Session | None = None
     steps: Sequence[Step] = ()
 
     @property
@@ -94,7 +94,7 @@ class Material:
     keeper: Keeper | None = None
     example: Tensor | None = None
     template: nn.Module | None = None
-    apart: Apart | None = None
+    apart: PartialMerge | None = None
     information: Sequence[Mapping[str, Tensor]] | None = field(default=None, repr=False)
 
     def at(self, shares: Shares) -> Material:
@@ -142,7 +142,7 @@ class Material:
 
     def refit(
         self, child: nn.Module, shares: Shares, images: Loader, targets: str, steps: int, held: Loader | None = None
-    ) -> Together | None:
+    ) -> Session | None:
         """Refit an average in place, see `refit_layers`; by ridge where the recipe names no method."""
         recipe = self.recipe
         return refit_layers(

@@ -17,16 +17,16 @@ from depfuse.fusion.candidates import Candidate, Family, best_of
 from depfuse.fusion.choose_shares import Chosen, shares_of_parts
 from depfuse.fusion.keeping import Keeper
 from depfuse.fusion.material import Finished, Material
+from depfuse.fusion.partial_merging import merge_partially
 from depfuse.fusion.prepared import Inputs, OnStep, Prepared
 from depfuse.fusion.resolve import settled
 from depfuse.fusion.result import FusionResult
-from depfuse.fusion.side_by_side import keep_apart
 from depfuse.fusion.soundness import Soundness
 from depfuse.groups import ChannelGroups
 from depfuse.merge import Shares, fisher_information
 from depfuse.networks.isolation import isolated
 from depfuse.recipe import Recipe
-from depfuse.teach.distil import Further
+from depfuse.teach.distil import Distillation
 
 
 @isolated()
@@ -40,7 +40,7 @@ def fuse(
     labels: Sequence[Sequence[int]] | None = None,
     template: nn.Module | None = None,
     allow_fixed: bool | None = None,
-    further: Further | None = None,
+    training: Distillation | None = None,
     shared: SharedMoments | None = None,
     on_step: OnStep | None = None,
 ) -> FusionResult:
@@ -77,7 +77,7 @@ def fuse(
         Where a part of the network could not be followed or proved (see `not_followed`), leave its channels where they
         are, warn, and fuse the rest. By default raise where that is more than half of the parameters that reach the
         output; where False, always.
-    further
+    training
         The training images, where the recipe says to distil or to fine-tune.
     shared
         Moments of these parents and groups, for several fusions of them: none is collected twice.
@@ -95,8 +95,8 @@ def fuse(
         See `find_groups`, `prove_groups` and `align`.
     """
     recipe = recipe or Recipe()
-    if further is None and recipe.trains:
-        raise RecipeError("distil and finetune need the training images: give further=Further(data)")
+    if training is None and recipe.trains:
+        raise RecipeError("distil and finetune need the training images: give training=Distillation(data)")
     inputs = Inputs(models, recipe, calibration, example, groups, labels, template, allow_fixed, shared, on_step)
     prepared = Prepared.of(inputs)
     aligned = Aligned.of(prepared)
@@ -125,8 +125,8 @@ def fuse(
             if done.stage == "refit" and not (done.kept or done.left_nothing_out):
                 warnings.warn(f"{done}: the child stays as it was", DepfuseWarning, stacklevel=3)
     ensemble = prepared.ensemble
-    if further is not None and recipe.trains:
-        ensemble = _train(finished, aligned, further)
+    if training is not None and recipe.trains:
+        ensemble = _train(finished, aligned, training)
         sound.after("the training", finished.child)
     sound.check()
     sound.check_spread(finished.child)
@@ -177,7 +177,7 @@ def _material(aligned: Aligned) -> tuple[Material, Sequence[nn.Module]]:
     models, groups, couplings, unmatched = aligned.models, aligned.groups, aligned.couplings, aligned.unmatched
     template, apart = prepared.template, None
     if recipe.merge.partly:
-        apart = keep_apart(
+        apart = merge_partially(
             models,
             groups,
             couplings,
@@ -209,18 +209,18 @@ def _material(aligned: Aligned) -> tuple[Material, Sequence[nn.Module]]:
     return material, unmatched
 
 
-def _train(finished: Finished, aligned: Aligned, further: Further) -> Ensemble:
+def _train(finished: Finished, aligned: Aligned, training: Distillation) -> Ensemble:
     """Train a child in place; the ensemble that it learned from."""
     prepared, recipe, ensemble = aligned.prepared, aligned.recipe, aligned.prepared.ensemble
     prepared.step.announce("train")
     if recipe.train.distil and ensemble.joint and not recipe.teach.labelled:
         # More images than were there for calibration make a better head.
-        ensemble = prepared.ensemble_of(further.images(next(finished.child.parameters()).device, recipe.seed))
+        ensemble = prepared.ensemble_of(training.images(next(finished.child.parameters()).device, recipe.seed))
     # At another width the parents' outputs are others; where they know other labels, mixtures of their streams hold
     # less than the child can learn.
     alike = aligned.widths is None and ensemble.labels is None and not ensemble.joint
     session = finished.session if alike else None
-    prepared.step.seconds.update(further.train(finished.child, ensemble, "child", recipe, session))
+    prepared.step.seconds.update(training.train(finished.child, ensemble, "child", recipe, session))
     return ensemble
 
 

@@ -21,7 +21,7 @@ from depfuse.fusion.widths import shapes_of, widest
 from depfuse.groups import ChannelGroups
 from depfuse.networks.copying import evaluation_copy, private_copy
 from depfuse.recipe import Recipe
-from depfuse.teach.teachers import Teachers, prepared
+from depfuse.teach.teachers import Teachers, prepare_teachers
 
 OnStep = Callable[[str], None]
 
@@ -138,7 +138,7 @@ class Prepared:
         shares = recipe.shares(len(copies))
         check_images(recipe, calibration)
         check_renorm(recipe, copies[0])
-        taught = prepared(copies, recipe, shares, calibration, sets, template)
+        taught = prepare_teachers(copies, recipe, shares, calibration, sets, template)
         models, known = taught.models, taught.labels
         kept = None if taught.joint else template
         unequal = known is None and any(shapes_of(m) != shapes_of(models[0]) for m in (*models, kept or models[0]))
@@ -165,7 +165,7 @@ class Prepared:
     def ensemble_of(self, images: Loader) -> Ensemble:
         """Prepare the parents once more with one head, found on more images."""
         recipe, shares = self.recipe.changed({"teach.head": "always"}), self.ensemble.shares
-        taught = prepared(self.copies, recipe, shares, images, self.labels, self.own_template)
+        taught = prepare_teachers(self.copies, recipe, shares, images, self.labels, self.own_template)
         return replace(self.ensemble, networks=taught.models)
 
     @property

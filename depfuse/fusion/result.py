@@ -17,7 +17,7 @@ from depfuse.fusion.candidates import Candidate, best_of
 from depfuse.fusion.choose_shares import Chosen
 from depfuse.fusion.keeping import Step
 from depfuse.fusion.material import Material
-from depfuse.fusion.side_by_side import Apart
+from depfuse.fusion.partial_merging import PartialMerge
 from depfuse.fusion.widths import Brought
 from depfuse.groups import ChannelGroups
 from depfuse.merge import Shares
@@ -131,7 +131,7 @@ class FusionResult:
         return self.ensemble.joint
 
     @property
-    def apart(self) -> Apart | None:
+    def apart(self) -> PartialMerge | None:
         """Where channels are kept side by side: which. Groups and what was averaged are of the wider child then."""
         return self.material.apart
 

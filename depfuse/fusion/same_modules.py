@@ -73,9 +73,7 @@ def _compare(first: nn.Module, model: nn.Module, example: Example, number: int) 
     """Compare a parent with the first one's modules; False where they cannot be run on its weights."""
     modules, own = (_copied(network) for network in (first, model))
     state = {key: tensor for key, tensor in own.state_dict().items() if _is_real(tensor)}
-    same_width = all(
-        tensor.shape == state[key].shape for key, tensor in modules.state_dict().items() if key in state
-    )
+    same_width = all(tensor.shape == state[key].shape for key, tensor in modules.state_dict().items() if key in state)
     given = suited(example, own)
     for inputs in (given, random_like(given, SCALE)):
         wanted = _run(lambda: run_network(own, _cloned(inputs)))  # noqa: B023

@@ -20,7 +20,7 @@ from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.errors import ArchitectureError, DepfuseWarning
 from depfuse.recipe import Recipe
-from depfuse.refit import NaturalGradientTraining, Together
+from depfuse.refit import NaturalGradientTraining, Session
 from depfuse.train import EpochReport, Saving, TrainRecipe, fit
 
 WARMUP = 0.1  # of the epochs, with SGD
@@ -55,7 +55,7 @@ class _Start:
 
 
 @dataclass(frozen=True)
-class Further:
+class Distillation:
     """Training after fusion, by `distil` and `finetune` of the recipe of the fusion.
 
     Attributes
@@ -73,7 +73,7 @@ class Further:
     progress: Callable[[str, EpochReport], None] | None = field(default=None, kw_only=True)
 
     def train(
-        self, model: nn.Module, teacher: Ensemble, name: str, recipe: Recipe, together: Together | None = None
+        self, model: nn.Module, teacher: Ensemble, name: str, recipe: Recipe, together: Session | None = None
     ) -> dict[str, float]:
         """Train a network in place, first towards the teacher, then on labels; return the seconds of each.
 
@@ -153,12 +153,12 @@ class Further:
         return epochs if epochs >= PATIENT_EPOCHS and epochs * len(self.data.train) >= PATIENT_IMAGES else 0
 
     def _natural(
-        self, model: nn.Module, teacher: Ensemble, recipe: Recipe, together: Together | None
+        self, model: nn.Module, teacher: Ensemble, recipe: Recipe, together: Session | None
     ) -> NaturalGradientTraining | None:
         device = next(model.parameters()).device
         try:
             if together is None:
-                together = Together.towards(model.eval(), teacher, self._few(device, recipe.seed), seed=recipe.seed)
+                together = Session.towards(model.eval(), teacher, self._few(device, recipe.seed), seed=recipe.seed)
             # Others than those that the network was fitted to, which any training makes worse at first.
             seed = recipe.seed + 1
             compared = calibration_loader(self.data, COMPARED_IMAGES, device=device, seed=seed)

@@ -1,4 +1,4 @@
-"""Regularised information maximisation: a linear classifier made sure of what it sees, without labels."""
+"""Regularised information maximisation: a linear classifier made confident, without labels."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ PENALTY = 1e-2
 ITERATIONS = 50
 
 
-def informed(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    r"""Bring a linear classifier from where it stands to one that is surer, without changing how often it names what.
+def maximise(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    r"""Maximise the information of a linear classifier about the class, keeping how often it predicts each.
 
-    What is made least is
+    It minimises
 
     .. math:: \overline{H(p)} + \mathrm{KL}(\bar p, \pi) + \kappa\, \overline{H(p^0, p)} + \tfrac\mu2 \|\Delta W\|^2
 
     over images, where p are its class probabilities and p0 those at the start, at the temperature of `TEMPERATURE`. The
     first two terms are the mutual information of image and class with a prior for the classes (Krause et al. 2010,
     section 3; Liang et al. 2020, section 3.2); :math:`\pi` is the mean of its probabilities at the start, and not
-    uniform, since nobody has said that the images are balanced. :math:`\Delta W` is by standardised features. Where
+    uniform, since the images need not be balanced. :math:`\Delta W` is by standardised features. Where
     there are labels, their mean cross-entropy is added.
 
     Parameters
     ----------
     features
-        What it looks at (N, width).
+        Inputs (N, width).
     weight, bias
-        Where it stands, (classes, width) and (classes,).
+        Of the classifier at the start, (classes, width) and (classes,).
     labels
         Of the first images (int64), if there are any.
 
     Returns
     -------
     tuple of two tensors
-        Weight and bias of the new one, whose scores are at temperature 1.
+        Weight and bias of the new classifier, whose scores are at temperature 1.
     """
     mean, deviation = features.double().mean(0), features.double().std(0).clamp_min(1e-6)
     x = (features.double() - mean) / deviation

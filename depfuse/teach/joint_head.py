@@ -18,7 +18,7 @@ from depfuse.merge import average
 from depfuse.networks.running import bfloat16_pays, evaluating, modules_in_order
 from depfuse.renorm import reset_batch_norm
 from depfuse.tasks.outputs import gives_classes
-from depfuse.teach.information_maximisation import informed
+from depfuse.teach.information_maximisation import maximise
 
 FEWEST = 10
 COMPARED = 500
@@ -80,7 +80,7 @@ def with_joint_head(
 
     Heads side by side are poorly calibrated against each other: each parent is as sure of images that it does not know.
     One linear classifier of the features of all parents, which begins as these heads, learns to tell better, by
-    regularised information maximisation (`informed`) and, where they are read, labels. Each copy takes its part of the
+    regularised information maximisation (`maximise`) and, where they are read, labels. Each copy takes its part of the
     weights.
 
     Parameters
@@ -122,7 +122,7 @@ def with_joint_head(
         counts = [_counts(number, shares, labels, classes).to(heads[number].bias) for number in says]
         own = [count[:, None] * heads[number].weight for count, number in zip(counts, says, strict=True)]
         start = torch.stack([count * heads[number].bias for count, number in zip(counts, says, strict=True)]).sum(0)
-        weight, bias = informed(torch.cat(features, 1), torch.cat(own, 1), start, known)
+        weight, bias = maximise(torch.cat(features, 1), torch.cat(own, 1), start, known)
         for head in heads:
             head.weight.zero_()
             head.bias.copy_(bias)

@@ -38,7 +38,7 @@ class Teachers:
     renewed: bool = False
 
 
-def prepared(
+def prepare_teachers(
     models: Sequence[nn.Module],
     recipe: Recipe,
     shares: Sequence[float],

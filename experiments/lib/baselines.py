@@ -19,7 +19,7 @@ from depfuse.errors import DataError
 from depfuse.fusion.comparison import naive_average
 from depfuse.refit import refit_heads
 from depfuse.renorm import renormalise
-from depfuse.teach.distil import Further
+from depfuse.teach.distil import Distillation
 from depfuse.teach.joint_head import renewed
 from experiments.lib.material import Joint, Material, ensemble, teachers
 
@@ -91,16 +91,16 @@ def best_parent(seen: Seen, epochs: int = 0) -> nn.Module:
     With `epochs`, trained towards the ensemble as a distilled child is.
     """
     of, calibration = seen.of, seen.loader
-    further = None
+    training = None
     if epochs:
-        further = Further(of.without_held_out(seen.images, seen.seed))
-    taught = teachers(of, calibration if further is None else further.images(calibration.device, seen.seed))
+        training = Distillation(of.without_held_out(seen.images, seen.seed))
+    taught = teachers(of, calibration if training is None else training.images(calibration.device, seen.seed))
     template = None if taught.joint else of.template
     heads = refit_heads(taught.models, of.shares, calibration, labels=taught.labels, template=template)
     teacher = Ensemble(taught.models, of.shares, taught.labels, joint=taught.joint)
     best = copy.deepcopy(min(heads, key=EnsembleDistance(teacher, calibration)))
-    if further is not None:
-        further.train(best, teacher, "parent", Recipe(distil=epochs, seed=seen.seed))
+    if training is not None:
+        training.train(best, teacher, "parent", Recipe(distil=epochs, seed=seen.seed))
     return best
 
 

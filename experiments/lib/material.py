@@ -17,7 +17,7 @@ from depfuse.ensemble.targets import mean_logits
 from depfuse.errors import CheckpointError, RecipeError
 from depfuse.groups import ChannelGroups, find_groups, prove_groups
 from depfuse.recipe import Recipe
-from depfuse.teach.teachers import Teachers, prepared
+from depfuse.teach.teachers import Teachers, prepare_teachers
 from experiments.lib.data_files import files_of
 from experiments.lib.parents.digits import without_fold
 from experiments.lib.parents.sets import SETS, ParentSet
@@ -139,4 +139,6 @@ def ensemble(of: Material, models: Sequence[nn.Module] | None = None) -> Joint:
 def teachers(of: Material, calibration: Loader, recipe: Recipe | None = None) -> Teachers:
     """The parents as they teach a refitted child, or that of another recipe."""
     inputs = of.inputs
-    return prepared(inputs.models, recipe or Recipe(refit="ridge"), of.shares, calibration, inputs.labels, of.template)
+    return prepare_teachers(
+        inputs.models, recipe or Recipe(refit="ridge"), of.shares, calibration, inputs.labels, of.template
+    )

@@ -23,7 +23,7 @@ from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.merge import average
 from depfuse.networks.running import evaluating
 from depfuse.renorm import renormalise
-from depfuse.teach.distil import Further
+from depfuse.teach.distil import Distillation
 from experiments.lib.baselines import BASELINES, Seen
 from experiments.lib.cells import Cell
 from experiments.lib.material import Joint, Material, ensemble, read_material, teachers
@@ -139,7 +139,9 @@ def _fused(seen: Seen, step: Fusion, values: tuple[str, ...]) -> tuple[nn.Module
         groups=groups,
         labels=None if inputs.labels is None else inputs.labels.sets,
         template=of.template,
-        further=Further(of.without_held_out(seen.images, seen.seed)) if recipe.distil or recipe.finetune else None,
+        training=Distillation(of.without_held_out(seen.images, seen.seed))
+        if recipe.distil or recipe.finetune
+        else None,
         on_step=begin,
     )
     child = _renormalised(result, step.renorm) if step.renorm else result.child

@@ -26,7 +26,7 @@ from depfuse.data import DataSet, Loader, calibration_loader, load_data, select_
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.evaluate import Scores, evaluate, evaluate_ensemble
 from depfuse.io.loading import load_network
-from depfuse.teach.distil import Further
+from depfuse.teach.distil import Distillation
 from experiments.lib.command import check_counts, exit_code
 from experiments.lib.processes import CellError
 
@@ -64,12 +64,12 @@ def networks(options: argparse.Namespace, data: DataSet, judged: Loader) -> Iter
     recipe = Recipe(refit="ridge", calibration=options.calibration)
     yield "child, refitted", evaluate(fuse(parents, recipe, calibration).child, judged)
     recipe = recipe.changed(distil=options.epochs)
-    further = Further(data, resume=options.folder / "state")
-    yield "child, distilled", evaluate(fuse(parents, recipe, calibration, further=further).child, judged)
+    training = Distillation(data, resume=options.folder / "state")
+    yield "child, distilled", evaluate(fuse(parents, recipe, calibration, training=training).child, judged)
     better = copy.deepcopy(max(zip(scores, parents, strict=True), key=lambda pair: pair[0].accuracy)[1])
-    further.train(better, Ensemble(parents, SHARES), "parent", recipe)
+    training.train(better, Ensemble(parents, SHARES), "parent", recipe)
     yield "better parent, distilled", evaluate(better, judged)
-    further.done()
+    training.done()
 
 
 def run(options: argparse.Namespace) -> None:

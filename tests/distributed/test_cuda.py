@@ -13,7 +13,7 @@ from depfuse.data import DataSet, Loader, calibration_loader
 from depfuse.evaluate import Scores, evaluate
 from depfuse.models import build_network
 from depfuse.recipe.presets import preset, published
-from depfuse.teach.distil import Further
+from depfuse.teach.distil import Distillation
 from depfuse.train import TrainRecipe, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -45,8 +45,8 @@ ALIKE_OF = {"c2m3": 0.05}  # its local optima lie further apart
 
 def fused(recipe: Recipe, data: DataSet, device: str) -> Scores:
     parents = [parent.to(device) for parent in digits_parents(*"ab")]
-    further = Further(data) if recipe.trains else None
-    child = fuse(parents, recipe, calibration_loader(data, IMAGES, device=device), further=further).child
+    training = Distillation(data) if recipe.trains else None
+    child = fuse(parents, recipe, calibration_loader(data, IMAGES, device=device), training=training).child
     assert {tensor.device.type for tensor in child.state_dict().values()} == {device}
     return evaluate(child, Loader(data.test, data.preprocessing, batch_size=100, device=device))
 

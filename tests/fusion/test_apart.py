@@ -16,8 +16,8 @@ from depfuse.cli.app import main
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.errors import ArchitectureError, CheckpointError, DepfuseWarning, GroupError, RecipeError
 from depfuse.fusion.arrangement import Arrangement
+from depfuse.fusion.partial_merging import merge_partially
 from depfuse.fusion.separation import SeparationProof
-from depfuse.fusion.side_by_side import keep_apart
 from depfuse.fusion.widths import shapes_of
 from depfuse.groups.channel_group import random_permutations
 from depfuse.groups.widening import find_hosts, make_room
@@ -490,6 +490,6 @@ def test_parents_are_left_as_they_were():
     example = torch.zeros(1, 1, 8, 8)
     groups = prove_groups(parents[0], find_groups(parents[0], example), example)
     identity = [{group.name: Coupling.identity(group.size) for group in groups.free} for _ in parents]
-    apart = keep_apart(parents, groups, identity, Recipe(keep_worst=1.0), example, None)
+    apart = merge_partially(parents, groups, identity, Recipe(keep_worst=1.0), example, None)
     assert [shapes_of(parent) for parent in parents] == before
     assert apart.groups.free_channels == 8

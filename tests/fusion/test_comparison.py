@@ -12,7 +12,7 @@ from depfuse.data import DataSet, Loader, calibration_loader, load_data
 from depfuse.evaluate import evaluate, evaluate_ensemble
 from depfuse.fusion.comparison import heads_refitted, naive_child
 from depfuse.report import advise_on, verdict
-from depfuse.teach.distil import Further
+from depfuse.teach.distil import Distillation
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,9 @@ def test_scores_are_those_of_the_networks_themselves(data: DataSet, test_images:
 
 
 def test_a_child_that_was_trained_is_compared_with_a_parent_trained_as_long(data: DataSet, test_images: Loader) -> None:
-    training = Further(data)
+    training = Distillation(data)
     recipe = Recipe(refit="none", distil=1, joint_head="none", parents_renorm="none")
-    result = depfuse.fuse(digits_parents(*"ab"), recipe, calibration_loader(data, 120), further=training)
+    result = depfuse.fuse(digits_parents(*"ab"), recipe, calibration_loader(data, 120), training=training)
     found = depfuse.compare(result, test_images, training=training)
     assert found.baseline is not None
     assert found.baseline.scores == evaluate(found.baseline.network, test_images)

@@ -22,7 +22,7 @@ from depfuse.io.loading import load_network
 from depfuse.models import build_network
 from depfuse.recipe.sections import RENORMS
 from depfuse.recipe.solvers import SOLVERS
-from depfuse.teach.distil import Further
+from depfuse.teach.distil import Distillation
 from depfuse.train import TrainRecipe, train
 
 __all__ = [
@@ -69,7 +69,7 @@ def fused(
     if template is not None:
         given["template"] = build_network(template)
     if training_images:
-        given["further"] = Further(replace(data, train=data.train.take(torch.arange(training_images))))
+        given["training"] = Distillation(replace(data, train=data.train.take(torch.arange(training_images))))
     result = depfuse.fuse(parents, recipe, images, **given)
     return result.child, [dict(own) for own in result.couplings]
 

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from depfuse import Recipe
 from depfuse.align import Coupling
 from depfuse.errors import GroupError, RecipeError
-from depfuse.fusion.side_by_side import keep_apart
+from depfuse.fusion.partial_merging import merge_partially
 from depfuse.groups import ChannelGroup, find_groups, not_followed, prove_groups
 from depfuse.groups.generic_values import GenericNetwork
 from depfuse.groups.proof import NO_EFFECT
@@ -92,7 +92,7 @@ def check_side_by_side(network: Drawn, share: float) -> None:
             groups = prove_groups(network, find_groups(network, image), image)
             identity = {group.name: Coupling.identity(group.size) for group in groups.free}
             recipe = Recipe(keep_worst=share)
-            apart = keep_apart(parents, groups, [identity] * 2, recipe, image[:1], None, shares=shares)
+            apart = merge_partially(parents, groups, [identity] * 2, recipe, image[:1], None, shares=shares)
     except (GroupError, RecipeError):
         event("refused")
         return

@@ -22,7 +22,7 @@ from depfuse.errors import RecipeError
 from depfuse.evaluate import evaluate
 from depfuse.networks.isolation import seeded, undisturbed, without_warnings
 from depfuse.renorm import renormalise
-from depfuse.teach.distil import Further
+from depfuse.teach.distil import Distillation
 from depfuse.train import TrainRecipe, fit
 
 
@@ -136,7 +136,7 @@ def test_training_and_distilling_do_not_either(digits: DataSet, switch: str) -> 
     def made(model: Net) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
         recipe = Recipe(refit="none", distil=1, learning_rate=0.05)
         fit(model, data, TrainRecipe.create(epochs=1))
-        child = fuse(pair(), recipe, few, further=Further(data)).child
+        child = fuse(pair(), recipe, few, training=Distillation(data)).child
         return model.state_dict(), child.state_dict(), evaluate(child, few).loss
 
     with warnings.catch_warnings():

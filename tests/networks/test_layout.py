@@ -112,7 +112,7 @@ import torch
 from torch import nn
 from depfuse.data import calibration_loader, load_data
 from depfuse.ensemble.ensemble import Ensemble
-from depfuse.refit import Together
+from depfuse.refit import Session
 from depfuse.merge import fisher_information
 from depfuse.refit.second_order.gauss_newton import gauss_newton_step
 from depfuse.data.augmentation import Augmentation
@@ -142,7 +142,7 @@ teacher = Ensemble(pair, (0.5, 0.5))
 fit(pair[0], data, TrainRecipe.create(epochs=1), teacher=teacher)
 gauss_newton_step(pair[0].eval(), teacher, images, augment=None, seed=0, iterations=2)
 fisher_information(pair[0], images.first(20))
-Together.towards(pair[0].eval(), teacher, images).second_pass(4, Augmentation())
+Session.towards(pair[0].eval(), teacher, images).second_pass(4, Augmentation())
 fuse(pair, Recipe(solver="sinkhorn-implicit", iterations=10, refit="ridge", refit_steps=4), images)
 print("done")
 """

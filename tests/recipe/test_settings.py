@@ -23,7 +23,7 @@ from depfuse.recipe.old_names import OLD
 from depfuse.recipe.presets import preset, published, read_settings
 from depfuse.recipe.reads import Above, cases_of, is_read, unmet
 from depfuse.recipe.solvers import serving
-from depfuse.teach.distil import Further
+from depfuse.teach.distil import Distillation
 
 DEFAULTS = {
     name: None if value is None else value.name if hasattr(value, "name") else value
@@ -238,7 +238,7 @@ def test_parents_count_from_one_and_older_recipes_are_read_as_they_were_meant(tm
 
 def test_images_to_train_on_come_without_a_recipe(digits):
     with pytest.raises(TypeError):
-        Further(digits, Recipe(distil=1))
+        Distillation(digits, Recipe(distil=1))
 
 
 @pytest.mark.parametrize(

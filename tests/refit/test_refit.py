@@ -26,7 +26,7 @@ from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
 from depfuse.merge import average
 from depfuse.merge.shares import Shares
 from depfuse.models import build_network, with_classes
-from depfuse.refit import Together, refit_heads, refit_layers
+from depfuse.refit import Session, refit_heads, refit_layers
 from depfuse.refit.layerwise.clusters import cluster_channels
 from depfuse.refit.layerwise.ridge import Rows, gram, ridge
 from depfuse.refit.layerwise.rows import Window
@@ -373,7 +373,7 @@ def test_a_natural_gradient_step_is_the_damped_kronecker_solution(monkeypatch):
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Flatten(), nn.Linear(9, 4)).eval()
     loader, target = images(25, (1, 3, 3)), torch.randn(25, 4)
-    together = Together.towards(layer, lambda *_: target, loader, seed=5)
+    together = Session.towards(layer, lambda *_: target, loader, seed=5)
     batch = next(iter(loader))[0]
     state = together.dissected.state
     learner = NaturalGradient(
@@ -418,7 +418,7 @@ def test_where_no_layer_can_be_moved_that_is_said_and_nothing_is():
 
     tied, loader = Tied().eval(), images(50)
     before = copy.deepcopy(tied.state_dict())
-    together = Together.towards(tied, lambda inputs, _: inputs.flatten(1), loader)
+    together = Session.towards(tied, lambda inputs, _: inputs.flatten(1), loader)
     together.second_pass(4, Augmentation())
     assert all(torch.equal(tensor, before[key]) for key, tensor in tied.state_dict().items())
     with pytest.raises(ArchitectureError, match="no layer"):

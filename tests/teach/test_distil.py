@@ -28,9 +28,9 @@ from depfuse.io.loading import load_network
 from depfuse.models import build_network
 from depfuse.refit.second_order import natural_gradient, training
 from depfuse.refit.second_order.natural_gradient import TRUST, NaturalGradient
-from depfuse.refit.second_order.rollback import Guard
+from depfuse.refit.second_order.rollback import Rollback
 from depfuse.report import FusionReport
-from depfuse.teach.distil import Further
+from depfuse.teach.distil import Distillation
 from depfuse.train import EpochReport, Saving, TrainRecipe, fit
 
 PARENTS = digits_files(*"ab")
@@ -88,10 +88,13 @@ def test_streams_are_taught_where_the_parents_know_the_same(parents, data):
         ("one head", {"refit": "ridge", "refit_steps": 0}, None),
         ("other labels", {"refit": "ridge", "refit_steps": 0, "joint_head": "none"}, [range(10), range(5, 15)]),
     ):
-        further, template = Listener(), None if sets is None else build_network("digits_resnet(width=1.25, classes=15)")
+        training, template = (
+            Listener(),
+            None if sets is None else build_network("digits_resnet(width=1.25, classes=15)"),
+        )
         recipe = Recipe(distil=1, calibration=200, **settings)
-        fuse(parents, recipe, calibration_loader(data, 200), labels=sets, template=template, further=further)
-        streams[name] = further.streams
+        fuse(parents, recipe, calibration_loader(data, 200), labels=sets, template=template, training=training)
+        streams[name] = training.streams
     assert streams == {"same": 2, "averaged": 0, "one head": 0, "other labels": 0}
 
 
@@ -100,7 +103,7 @@ def test_training_finds_the_one_head_on_more_images(parents, data, labelled):
     heads = []
     for distil in (0, 1):
         recipe = Recipe(refit="ridge", refit_steps=0, calibration=200, labelled=labelled, distil=distil)
-        result = fuse(parents, recipe, calibration_loader(data, 200), further=Further(data))
+        result = fuse(parents, recipe, calibration_loader(data, 200), training=Distillation(data))
         heads.append(result.teachers[0].linear.weight)
     assert torch.equal(*heads) is (labelled > 0)  # labels are those of the calibration images
 
@@ -130,7 +133,7 @@ def test_distilling_brings_a_child_nearer_and_labels_make_it_better(parents, dat
     figures = []
     for distil, finetune in ((0, 0), (3, 0), (3, 2)):
         recipe = Recipe(refit="none", distil=distil, finetune=finetune, joint_head="none", parents_renorm="none")
-        result = fuse(parents, recipe, calibration, further=Further(data))
+        result = fuse(parents, recipe, calibration, training=Distillation(data))
         accuracy = evaluate(result.child, test).accuracy
         figures.append((EnsembleDistance(teacher, calibration)(result.child), accuracy))
         assert ("distil" in result.seconds, "finetune" in result.seconds) == (distil > 0, finetune > 0)
@@ -170,8 +173,8 @@ def test_a_distillation_that_was_cut_off_goes_on_bit_for_bit(
             if report.epoch == stop:
                 raise KeyboardInterrupt
 
-        further = Further(few, resume=path, progress=progress)
-        return weights(fuse(parents, recipe, calibration, further=further).child)
+        training = Distillation(few, resume=path, progress=progress)
+        return weights(fuse(parents, recipe, calibration, training=training).child)
 
     whole = child(None, 0)
     with pytest.raises(KeyboardInterrupt):
@@ -185,11 +188,11 @@ def test_steps_that_are_far_too_long_are_taken_back(parents, data, monkeypatch):
     monkeypatch.setattr(natural_gradient, "TRUST", 1.0)
     teacher, calibration = Ensemble(parents, (0.5, 0.5)), calibration_loader(data, 500)
     student = copy.deepcopy(parents[0])
-    Further(data).train(student, teacher, "child", Recipe(distil=4))
+    Distillation(data).train(student, teacher, "child", Recipe(distil=4))
     assert EnsembleDistance(teacher, calibration)(student) < EnsembleDistance(teacher, calibration)(parents[0])
-    monkeypatch.setattr(Guard, "compare", lambda _: None)
+    monkeypatch.setattr(Rollback, "compare", lambda _: None)
     with pytest.warns(DepfuseWarning, match="no nearer"):
-        Further(data).train(copy.deepcopy(parents[0]), teacher, "child", Recipe(distil=4))
+        Distillation(data).train(copy.deepcopy(parents[0]), teacher, "child", Recipe(distil=4))
 
 
 def test_a_state_of_another_teacher_is_refused(parents, data, tmp_path):
@@ -211,7 +214,7 @@ def test_what_cannot_be_taken_apart_is_distilled_by_descent(parents, data):
     teacher, student = Ensemble(parents, (0.5, 0.5)), Branching(copy.deepcopy(parents[0])).eval()
     calibration = calibration_loader(data, 200)
     before = EnsembleDistance(teacher, calibration)(student)
-    assert Further(data).train(student, teacher, "child", Recipe(distil=2))["distil"] > 0
+    assert Distillation(data).train(student, teacher, "child", Recipe(distil=2))["distil"] > 0
     assert EnsembleDistance(teacher, calibration)(student) < before
     counted, parent = (int(model.bn1.num_batches_tracked) for model in (student.inner, parents[0]))
     assert counted > parent  # natural-gradient steps do not run BatchNorm on batches
@@ -288,7 +291,7 @@ def test_a_state_belongs_to_what_a_network_comes_from_not_to_its_last_bits(paren
         with torch.no_grad():
             next(network.parameters()).mul_(1 + change)
         progress = lambda _, report: seen.append(report.epoch)  # noqa: E731
-        Further(data, resume=tmp_path / "state", progress=progress).train(network, teacher, "child", recipe)
+        Distillation(data, resume=tmp_path / "state", progress=progress).train(network, teacher, "child", recipe)
         return weights(network)
 
     whole = train(recipe, 0.0)
@@ -302,7 +305,7 @@ def test_a_state_belongs_to_what_a_network_comes_from_not_to_its_last_bits(paren
 def test_short_trainings_see_images_unshifted(parents, data, epochs, shift, monkeypatch):
     found = []
     monkeypatch.setattr("depfuse.teach.distil.fit", lambda model, images, recipe, **_: found.append(recipe) or Done())
-    Further(data).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child", Recipe(distil=epochs))
+    Distillation(data).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child", Recipe(distil=epochs))
     assert [(recipe.epochs, recipe.translate, recipe.flip) for recipe in found] == [(epochs, shift, False)]
 
 
@@ -314,7 +317,7 @@ def test_short_steps_are_taken_where_there_are_many(parents, data, images, share
     more = dataclasses.replace(data, train=Split(data.train.images[many], data.train.labels[many]))
     taken = []
     monkeypatch.setattr(NaturalGradient, "step", lambda self, batches, share, streams: taken.append(share))
-    Further(more).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child", Recipe(distil=8))
+    Distillation(more).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child", Recipe(distil=8))
     size = found[0].batch_size(images)
     found[0].step(torch.zeros(size, *data.image_shape), torch.zeros(size), 0.05)
     assert taken == pytest.approx([share])
@@ -347,7 +350,7 @@ def test_long_trainings_mix_images_until_they_end_and_leave_the_streams_after_on
     monkeypatch.setattr("depfuse.refit.second_order.training.mix", watched_mix)
     monkeypatch.setattr(NaturalGradient, "step", watched_step)
     monkeypatch.setattr(Ensemble, "divergence", watched_distance)
-    Further(few).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child", Recipe(distil=4))
+    Distillation(few).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child", Recipe(distil=4))
     assert len(mixes) == mixed  # of the steps before the end, and what they are compared on
     assert [share for share, _ in taken] == pytest.approx(streams)
     assert [temperature for _, temperature in taken] == temperatures
@@ -375,7 +378,7 @@ def test_steps_at_another_temperature_are_measured_anew(parents, data, monkeypat
 
     monkeypatch.setattr(NaturalGradient, "begin", watched_begin)
     monkeypatch.setattr(NaturalGradient, "step", watched_step)
-    Further(few).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child", Recipe(distil=4))
+    Distillation(few).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child", Recipe(distil=4))
     assert begun == pytest.approx({0: losses[0], 3: losses[3]}, rel=0.05)
 
 
@@ -392,5 +395,5 @@ def test_a_network_that_came_no_nearer_stays_as_it_was(parents, data, monkeypatc
     monkeypatch.setattr("depfuse.teach.distil.fit", worse)
     student, teacher = copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5))
     with pytest.warns(DepfuseWarning, match=r"child came no nearer to the ensemble in 2 epochs .* lower learning_rate"):
-        Further(data).train(student, teacher, "child", Recipe(distil=2))
+        Distillation(data).train(student, teacher, "child", Recipe(distil=2))
     assert torch.equal(weights(student), weights(parents[0]))

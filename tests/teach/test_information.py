@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from torch import Tensor
 
-from depfuse.teach.information_maximisation import KEPT, PENALTY, TEMPERATURE, informed
+from depfuse.teach.information_maximisation import KEPT, PENALTY, TEMPERATURE, maximise
 
 
 def drawn(seed: int, count: int = 60, width: int = 4, classes: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,7 +36,7 @@ def objective(x: np.ndarray, start: np.ndarray, now: np.ndarray, moved: np.ndarr
 def test_it_is_the_optimum_that_scipy_finds(labelled):
     features, weight, bias = drawn(0)
     labels = torch.randint(0, 3, (labelled,), generator=torch.Generator().manual_seed(1)) if labelled else None
-    found = informed(features, weight, bias, labels)
+    found = maximise(features, weight, bias, labels)
     x = features.numpy()
     deviation = features.std(0).numpy()
     start = (x @ weight.numpy().T + bias.numpy()) / TEMPERATURE
@@ -57,8 +57,8 @@ def test_it_is_the_optimum_that_scipy_finds(labelled):
 @given(seed=st.integers(0, 1000), order=st.permutations(range(3)))
 def test_the_order_of_the_classes_does_not_matter(seed, order):
     features, weight, bias = drawn(seed)
-    one = informed(features, weight, bias)
-    other = informed(features, weight[order], bias[order])
+    one = maximise(features, weight, bias)
+    other = maximise(features, weight[order], bias[order])
     assert torch.allclose(
         (features @ one[0].T + one[1])[:, order].softmax(1), (features @ other[0].T + other[1]).softmax(1), atol=1e-2
     )
@@ -72,7 +72,7 @@ def test_two_groups_are_told_apart_whatever_their_sizes(shares):
     features = centres[truth] + torch.randn(600, 2, generator=generator)
     weight, bias = torch.tensor([[-0.6, 0.5], [0.6, -0.5]]), torch.zeros(2)
     before = ((features @ weight.T + bias).argmax(1) == truth).float().mean()
-    found = informed(features, weight, bias)
+    found = maximise(features, weight, bias)
     named = (features @ found[0].T + found[1]).argmax(1)
     after = (named == truth).float().mean()
     assert after > before + 0.02
@@ -83,6 +83,6 @@ def test_constant_features_and_absent_classes_are_no_trouble():
     features, weight, bias = drawn(2)
     features[:, 0] = 1.0
     bias = torch.tensor([0.0, 0.0, -1e4], dtype=torch.float64)
-    found = informed(features, weight, bias)
+    found = maximise(features, weight, bias)
     assert all(tensor.isfinite().all() for tensor in found)
     assert not ((features @ found[0].T + found[1]).argmax(1) == 2).any()

@@ -80,7 +80,7 @@ def test_the_heads_together_are_the_classifier_that_was_found(halves, data, monk
         given["scores"] = features @ weight.T + bias
         return weight, bias
 
-    monkeypatch.setattr("depfuse.teach.joint_head.informed", as_it_was)
+    monkeypatch.setattr("depfuse.teach.joint_head.maximise", as_it_was)
     monkeypatch.setattr("depfuse.teach.joint_head.bfloat16_pays", lambda _: False)
     shares = (0.3, 0.7)
     teachers = with_joint_head(halves, shares, calibration, 0, sets, build_network("digits_resnet(width=0.5)"))

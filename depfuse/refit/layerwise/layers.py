@@ -27,7 +27,7 @@ from depfuse.refit.program.folded import Folded, Teacher
 from depfuse.refit.program.graph import State
 from depfuse.refit.program.units import Unit, feeding
 from depfuse.refit.program.walk import Walk
-from depfuse.refit.second_order.session import Together
+from depfuse.refit.second_order.session import Session
 
 METHODS = ("ridge", "regmean", "least-squares")
 LOOKED_AT = 250
@@ -51,7 +51,7 @@ def refit_layers(
     joint: bool = False,
     seed: int = 0,
     held: Loader | None = None,
-) -> Together | None:
+) -> Session | None:
     """Solve the layers of a merged network in closed form for its parents' outputs, in place.
 
     A unit is a convolution or linear layer with its BatchNorm; each is solved by ridge regression towards the merged
@@ -93,7 +93,7 @@ def refit_layers(
 
     Returns
     -------
-    Together or None
+    Session or None
         After `ridge`, the child while it learns the ensemble's outputs and the parents' streams, to be trained further.
 
     Raises
@@ -205,7 +205,7 @@ class _Refit:
         augment: Augmentation,
         joint: bool,
         held: Loader | None,
-    ) -> Together:
+    ) -> Session:
         """Solve unit after unit from the child's own inputs, then improve all units together."""
         self._check_count(self.units)
         mixtures: Mixtures = {}
@@ -226,7 +226,7 @@ class _Refit:
             logits, values = teacher.watched(images, streams.nodes, temperature)
             return logits, streams.wanted(values)
 
-        together = Together(self.dissected, folded, lesson, streams, self.seed)
+        together = Session(self.dissected, folded, lesson, streams, self.seed)
         together.second_pass(steps, augment, held=held)
         return together
 

@@ -12,7 +12,7 @@ COMPARED = 16
 WORSE = 1.25
 
 
-class Guard:
+class Rollback:
     """Keeps the weights with which some images are fitted best, and goes back to them where that is lost.
 
     These images are always the same, so that their loss changes by the steps alone. Where it is `WORSE` times the

@@ -11,7 +11,7 @@ from depfuse.data.augment import mix
 from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.refit.second_order.natural_gradient import PER_STEP, NaturalGradient, Taught
-from depfuse.refit.second_order.rollback import COMPARED, Guard
+from depfuse.refit.second_order.rollback import COMPARED, Rollback
 from depfuse.tasks.outputs import distance_of
 
 HELD_OUT = 0.125
@@ -64,8 +64,8 @@ class SecondPass:
         # The program takes batches of its size only: of fewer images, some count twice.
         numbers = torch.arange(max(1, self._held.count // self._size) * self._size) % self._held.count
         rest = learner.taught(self._images(self._held, numbers))
-        guard = Guard(learner, rest)
-        first = guard.lowest / len(numbers)
+        rollback = Rollback(learner, rest)
+        first = rollback.lowest / len(numbers)
         target = torch.cat([logits for _, logits, _ in rest])
         if first <= NOTHING * distance_of(target).unit(target):
             return
@@ -73,8 +73,8 @@ class SecondPass:
         for step in range(steps):
             learner.step(self._draw(PER_STEP), 1 - step / steps)
             if step % COMPARED == COMPARED - 1 or step == steps - 1:
-                guard.compare()
-        learner.maps = dict(guard.kept)
+                rollback.compare()
+        learner.maps = dict(rollback.kept)
         learner.write()
 
     def _images(self, loader: Loader, numbers: Tensor, augment: Augmentation | None = None) -> Sequence[Tensor]:

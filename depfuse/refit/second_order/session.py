@@ -20,7 +20,7 @@ from depfuse.refit.second_order.training import NaturalGradientTraining
 
 
 @dataclass(frozen=True, eq=False)
-class Together:
+class Session:
     """A network whose layers move together.
 
     Attributes
@@ -42,7 +42,7 @@ class Together:
     @classmethod
     def towards(
         cls, network: nn.Module, teacher: Callable[[Tensor, float], Tensor], images: Loader, *, seed: int = 0
-    ) -> Together:
+    ) -> Session:
         """Any network in eval mode, towards a teacher's logits (N, C) alone, which may depend on the temperature.
 
         Parameters

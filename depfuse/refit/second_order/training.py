@@ -11,7 +11,7 @@ from torch import Tensor
 from depfuse.data.augment import mix
 from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.refit.second_order.natural_gradient import PER_STEP, NaturalGradient
-from depfuse.refit.second_order.rollback import COMPARED, Guard
+from depfuse.refit.second_order.rollback import COMPARED, Rollback
 
 USUAL_RATE = 0.05
 # Of the length of a second pass's steps, which are fewer.
@@ -32,7 +32,7 @@ class NaturalGradientTraining:
     size
         Images in a batch of the network's program.
     compared
-        Some training images, one such batch after another, on which the steps are compared (`Guard`).
+        Some training images, one such batch after another, on which the steps are compared (`Rollback`).
     settle
         Called when the network has its new weights.
     patient
@@ -63,13 +63,13 @@ class NaturalGradientTraining:
         return self._patient > 0 and not self._finishing
 
     @cached_property
-    def _guard(self) -> Guard:
+    def _rollback(self) -> Rollback:
         """Of images as the steps see them, but always the same."""
         images = list(self._compared)
         if self._mixes:
             generator = torch.Generator().manual_seed(0)
             images = [mix(own, generator) for own in images]
-        return Guard(self._learner, self._learner.taught(images))
+        return Rollback(self._learner, self._learner.taught(images))
 
     @property
     def last_temperature(self) -> float:
@@ -87,8 +87,8 @@ class NaturalGradientTraining:
         self._epochs += 1
         if mixed and self._finishing:
             with torch.no_grad():
-                self._guard.compare()
-            del self._guard
+                self._rollback.compare()
+            del self._rollback
             self._learner.soften(FINISHING_TEMPERATURE)
 
     def step(self, images: Tensor, labels: Tensor, rate: float) -> tuple[Tensor, Tensor]:
@@ -100,7 +100,7 @@ class NaturalGradientTraining:
             if not self._learner.begun:
                 self._learner.begin(self._learner.loss(batches) / len(images))
             if self._steps % COMPARED == 0:
-                self._guard.compare()
+                self._rollback.compare()
             self._steps += 1
             part = rate / USUAL_RATE
             streams = 0.0 if self._patient and self._epochs > 1 else min(1.0, part)
@@ -109,22 +109,22 @@ class NaturalGradientTraining:
     def finish(self) -> None:
         """Give the network what was learned, in eval mode."""
         with torch.no_grad():
-            self._guard.compare()
+            self._rollback.compare()
             self._learner.write()
             self._settle()
 
     def state_dict(self) -> dict[str, object]:
         """All that changes from epoch to epoch."""
-        own = {"epochs": self._epochs, "steps": self._steps, "guard": self._guard.state_dict()}
+        own = {"epochs": self._epochs, "steps": self._steps, "guard": self._rollback.state_dict()}
         return {**own, **self._learner.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Go on from what `state_dict` gave."""
-        epochs, steps, guard = state["epochs"], state["steps"], state["guard"]
+        epochs, steps, rollback = state["epochs"], state["steps"], state["guard"]
         assert isinstance(epochs, int)
         assert isinstance(steps, int)
-        assert isinstance(guard, dict)
+        assert isinstance(rollback, dict)
         self._epochs, self._steps = epochs, steps
         self._learner.load_state_dict(state)
         with torch.no_grad():
-            self._guard.load_state_dict(guard)
+            self._rollback.load_state_dict(rollback)

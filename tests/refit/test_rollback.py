@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from depfuse.refit.second_order.rollback import WORSE, Guard
+from depfuse.refit.second_order.rollback import WORSE, Rollback
 
 
 class Learner:
@@ -29,42 +29,42 @@ class Learner:
         self.maps = {"weight": torch.tensor(loss, dtype=torch.float64)}
 
 
-def compared(guard: Guard, learner: Learner, losses: list[float]) -> list[float]:
+def compared(rollback: Rollback, learner: Learner, losses: list[float]) -> list[float]:
     """The loss of the weights with which it goes on, after each."""
     found = []
     for loss in losses:
         learner.move(loss)
-        guard.compare()
+        rollback.compare()
         found.append(learner.loss(None))
     return found
 
 
 def test_it_goes_back_to_the_best_weights_so_far():
     learner = Learner()
-    guard = Guard(learner, [])
-    guard.compare()
-    assert compared(guard, learner, [0.5, 0.6, 0.7, 3.0]) == [0.5, 0.6, 0.5, 0.5]
+    rollback = Rollback(learner, [])
+    rollback.compare()
+    assert compared(rollback, learner, [0.5, 0.6, 0.7, 3.0]) == [0.5, 0.6, 0.5, 0.5]
     assert learner.taken_back == 2
-    assert float(guard.kept["weight"]) == 0.5
+    assert float(rollback.kept["weight"]) == 0.5
 
 
 @pytest.mark.parametrize("loss", [math.inf, math.nan])
 def test_a_loss_that_is_no_number_leads_away(loss):
     learner = Learner()
-    guard = Guard(learner, [])
-    guard.compare()
-    assert compared(guard, learner, [loss]) == [1.0]
+    rollback = Rollback(learner, [])
+    rollback.compare()
+    assert compared(rollback, learner, [loss]) == [1.0]
 
 
 @given(st.lists(st.floats(0.01, 10.0), min_size=1, max_size=40), st.data())
 def test_what_is_gone_on_with_is_never_much_worse_than_the_best(losses, data):
     learner = Learner()
-    guard = Guard(learner, [])
-    guard.compare()
+    rollback = Rollback(learner, [])
+    rollback.compare()
     cut = data.draw(st.integers(0, len(losses)))
-    found = compared(guard, learner, losses[:cut])
-    resumed = Guard(learner, [])
-    resumed.load_state_dict(guard.state_dict())
+    found = compared(rollback, learner, losses[:cut])
+    resumed = Rollback(learner, [])
+    resumed.load_state_dict(rollback.state_dict())
     found += compared(resumed, learner, losses[cut:])
     lowest = 1.0
     for loss, kept in zip(losses, found, strict=True):

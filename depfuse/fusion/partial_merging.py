@@ -38,7 +38,7 @@ NOT_LINEAR = "it is not linear in what the last layer gives, or in a tensor that
 
 
 @dataclass(frozen=True, eq=False)
-class Apart:
+class PartialMerge:
     """Parents at the width of a child that keeps some of their channels apart.
 
     Attributes
@@ -71,7 +71,7 @@ class Apart:
     settled: tuple[str, ...]
 
 
-def keep_apart(
+def merge_partially(
     models: Sequence[nn.Module],
     groups: ChannelGroups,
     couplings: Sequence[Couplings],
@@ -81,7 +81,7 @@ def keep_apart(
     template: nn.Module | None = None,
     labels: LabelSets | None = None,
     shares: Sequence[float] | None = None,
-) -> Apart:
+) -> PartialMerge:
     """Give the parents room for the channels that the recipe keeps apart, in the order of their couplings.
 
     Groups whose channels cannot stand side by side are merged, with a warning that says why. Where all channels of all
@@ -143,7 +143,7 @@ def keep_apart(
         warnings.warn(said, DepfuseWarning, stacklevel=3)
     arrangement = arranged(chosen)
     networks = [arrangement.widen(model, number) for number, model in enumerate(aligned)]
-    return Apart(
+    return PartialMerge(
         networks,
         [arrangement.widen(model) for model in models],
         None if template is None else arrangement.widen(template),
