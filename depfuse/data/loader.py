@@ -34,11 +34,11 @@ class Loader:
         Applied to each batch on the device.
     batch_size
         Largest number of images in a batch.
-    channels_last
-        Give batches in channels-last memory layout.
 
     Attributes
     ----------
+    channels_last
+        Give batches in channels-last memory layout.
     epoch
         Number of the pass, from which the order is drawn.
     part
@@ -61,7 +61,6 @@ class Loader:
         augment: Augmentation | None = None,
         seed: int = 0,
         drop_last: bool = False,
-        channels_last: bool = False,
     ) -> None:
         if batch_size < 1:
             raise DataError(f"batch size {batch_size} must be at least 1")
@@ -77,7 +76,7 @@ class Loader:
         self.seed = seed
         # A set smaller than one batch is still a batch: dropping it would leave nothing.
         self.drop_last = drop_last and len(split) >= batch_size
-        self.channels_last = channels_last
+        self.channels_last = False
         self.epoch = 0
         self.part = (0, 1)
 
@@ -139,15 +138,16 @@ class Loader:
         batch_size: int | None = None,
     ) -> Loader:
         """Make a loader with these settings over other images, in a fixed order."""
-        return Loader(
+        loader = Loader(
             Split(images, labels),
             self.preprocessing,
             batch_size=batch_size or self.batch_size,
             device=self.device,
             augment=augment,
             seed=seed,
-            channels_last=self.channels_last,
         )
+        loader.channels_last = self.channels_last
+        return loader
 
     def prepared(
         self, numbers: Tensor, augment: Augmentation | None, generator: torch.Generator, *, channels_last: bool = False

@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
+# Of a container, in both versions of control groups: how much it may take, how much it has, and what of that is cache.
+_CONTAINERS = tuple(
+    (folder / most, folder / taken, folder / "memory.stat")
+    for folder, most, taken in (
+        (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
+        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    )
+)
 GIBIBYTE = 2**30
 
 
 def free_memory() -> int | None:
-    """Return the bytes available without swapping; all of the machine's where only that is known, or None."""
+    """Return the bytes available without swapping, to the machine and to the container that this process is in.
+
+    All of the machine's where only that is known; None where nothing is.
+    """
+    known = [size for size in (_free_on_machine(), _free_in_container()) if size is not None]
+    return min(known, default=None)
+
+
+def _free_in_container(places: Sequence[tuple[Path, Path, Path]] = _CONTAINERS) -> int | None:
+    for most, taken, statistics in places:
+        with suppress(OSError, ValueError):  # where there is no limit, the file says "max"
+            left = int(most.read_text(encoding="ascii")) - int(taken.read_text(encoding="ascii"))
+            lines = (line.split() for line in statistics.read_text(encoding="ascii").splitlines())
+            return max(0, left + sum(int(size) for name, size in lines if name == "inactive_file"))
+    return None
+
+
+def _free_on_machine() -> int | None:
     with suppress(OSError, ValueError, IndexError):
         for line in _MEMINFO.read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):

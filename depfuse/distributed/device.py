@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from depfuse.data.memory import free_memory
 from depfuse.distributed import team as processes
 from depfuse.errors import DeviceError
 
@@ -25,6 +26,14 @@ def resolve_device(name: str | None = None) -> torch.device:
     device = _named(name)
     processes.check_device(device)
     return device
+
+
+def free_memory_on(device: torch.device) -> int | None:
+    """Return the bytes that are free on a device, torch's own cache there included; None where it does not say."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    return free_memory() if device.type == "cpu" else None
 
 
 def _named(name: str | None) -> torch.device:

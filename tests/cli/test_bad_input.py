@@ -111,7 +111,7 @@ def test_parents_of_some_labels_without_classes(place: Place, capsys, outputs, l
 
 
 KILLED = """
-import functools, sys, time
+import dataclasses, sys, time
 from depfuse.teach import distil
 from flags import main
 import torch
@@ -121,7 +121,8 @@ def stand_still(report):
     time.sleep(600)
 
 def fit(*arguments, **options):
-    return whole(*arguments, **{**options, "progress": stand_still, "save_seconds": 0})
+    saving = dataclasses.replace(options["saving"], seconds=0)
+    return whole(*arguments, **{**options, "progress": stand_still, "saving": saving})
 
 torch.set_num_threads(int(sys.argv[1]))
 whole, distil.fit = distil.fit, fit

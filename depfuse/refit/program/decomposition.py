@@ -95,7 +95,9 @@ def _in_small_batches(loader: Loader, *, channels_last: bool) -> Loader:
     split = Split(loader.images, loader.labels)
     _, height, width = loader.image_shape
     size = min(AT_ONCE, max(50, PIXELS_AT_ONCE // (height * width)))
-    return Loader(split, loader.preprocessing, batch_size=size, device=loader.device, channels_last=channels_last)
+    small = Loader(split, loader.preprocessing, batch_size=size, device=loader.device)
+    small.channels_last = channels_last
+    return small
 
 
 def _shared(network: nn.Module) -> set[str]:

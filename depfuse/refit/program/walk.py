@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, fx
 
 from depfuse.data.loader import Loader
+from depfuse.distributed.device import free_memory_on
 from depfuse.refit.program.graph import Program, State, Values
 
-HELD_BYTES = 6 * 2**30
+HELD_SHARE = 0.25  # of the memory that is free where the images are: the walks of a refit are up to three at a time
+HELD_UNKNOWN = 2**30  # bytes to hold where a device does not say what is free
 
 
 class Walk:
@@ -27,10 +29,13 @@ class Walk:
     loader
         The images. All batches are truncated to the size of the smallest.
     limit
-        Bytes of values to hold.
+        Bytes of values to hold; a share of the memory that is free when left out.
     """
 
-    def __init__(self, program: Program, states: Sequence[State], loader: Loader, limit: int = HELD_BYTES) -> None:
+    def __init__(self, program: Program, states: Sequence[State], loader: Loader, limit: int | None = None) -> None:
+        if limit is None:
+            free = free_memory_on(loader.device)
+            limit = HELD_UNKNOWN if free is None else int(HELD_SHARE * free)
         self.program, self.states, self.loader = program, states, loader
         self._position = {node: number for number, node in enumerate(program.nodes)}
         self._last = dict.fromkeys([program.images, *program.nodes], -1)
