@@ -71,7 +71,7 @@ def setting(
         search: what a study draws it from; None leaves it as it is.
         limits: of pydantic's `Field`: gt, ge, le.
     """
-    extra = {name: value for name, value in (("unit", unit), ("source", source), ("search", search)) if value}
+    extra: Any = {name: value for name, value in (("unit", unit), ("source", source), ("search", search)) if value}
     return Field(default, description=description, json_schema_extra=extra or None, **limits)
 
 

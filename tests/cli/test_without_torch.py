@@ -15,7 +15,7 @@ from depfuse.io.checkpoint import write_checkpoint
 
 RUN = """
 import contextlib, io, json, sys
-from flags import main
+from depfuse.cli import main
 answers = []
 for line in json.load(sys.stdin):
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
