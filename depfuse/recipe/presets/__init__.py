@@ -1,6 +1,6 @@
 """Presets by name: each a YAML file here, with what it is, what it costs or who published it, and a few settings.
 
-The smallest example, `git-re-basin.yaml`, would do with a few lines:
+The smallest example, `git-re-basin.yaml`, would do with a few lines::
 
     title: Git Re-Basin
     paper: S. K. Ainsworth et al., 2023, ...
