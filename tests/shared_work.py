@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from depfuse import Recipe, fuse
 from depfuse.align.statistics.moments import collect_moments
-from depfuse.align.statistics.pairwise import Watcher
+from depfuse.align.statistics.pairwise import PairwiseCollector
 from depfuse.cli import main as depfuse
 from depfuse.data import DataSet, Loader, calibration_loader, load_data
 from depfuse.distributed import team as processes
@@ -98,11 +98,11 @@ def moments() -> Found:
 
 def of_many_parents() -> Found:
     parents = digits_parents("a", "b", "same-a", "same-b")
-    watcher = Watcher(parents, find_groups(parents[0], torch.zeros(1, 1, 8, 8)), images(), "after")
-    names = watcher.modules
-    pairs = watcher.among([0, 1])
+    collector = PairwiseCollector(parents, find_groups(parents[0], torch.zeros(1, 1, 8, 8)), images(), "after")
+    names = collector.modules
+    pairs = collector.among([0, 1])
     places = {name: torch.arange(len(pairs.pair(name, 0, 1, "cosine"))) for name in names}
-    with_others = watcher.among_and_others([0, 1], {2: places, 3: places}, (0.1, 0.2, 0.3, 0.4), "scaled")
+    with_others = collector.among_and_others([0, 1], {2: places, 3: places}, (0.1, 0.2, 0.3, 0.4), "scaled")
     found = {f"{name} pair": pairs.pair(name, 0, 1, "pearson") for name in names}
     for parent, own in with_others.others.items():
         found |= {f"{name} of {parent}": likeness for name, likeness in own.items()}

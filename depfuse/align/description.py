@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from depfuse.align import Coupling, Couplings, apply_couplings
 from depfuse.align.costs import activation_cost, weight_cost
 from depfuse.align.coupling import flat_positions
-from depfuse.align.statistics.pairwise import Watcher
+from depfuse.align.statistics.pairwise import PairwiseCollector
 from depfuse.data.loader import Loader
 from depfuse.groups import ChannelGroups
 from depfuse.groups.nesting import Orbit, find_orbits
@@ -128,9 +128,9 @@ def describe_matching(
     with torch.no_grad(), evaluating(models[kept], auxiliary=groups.auxiliary):
         order = modules_in_order(models[kept], lambda: models[kept](images[:1]))
     depths = {name: depth for depth, name in enumerate(order)}
-    watcher = Watcher(models, groups, calibration, settings.taps)
+    collector = PairwiseCollector(models, groups, calibration, settings.taps)
     return {
-        parent: _against(models, groups, couplings[parent], settings, watcher, (kept, parent), depths)
+        parent: _against(models, groups, couplings[parent], settings, collector, (kept, parent), depths)
         for parent in range(len(models))
         if parent != kept
     }
@@ -141,11 +141,11 @@ def _against(
     groups: ChannelGroups,
     couplings: Couplings,
     settings: Align,
-    watcher: Watcher,
+    collector: PairwiseCollector,
     pair: tuple[int, int],
     depths: dict[str, int],
 ) -> Matching:
-    together = watcher.among(pair)
+    together = collector.among(pair)
     distance = "cosine" if settings.compared.distance == "best" else settings.compared.distance
     target, source = (dict(models[number].state_dict()) for number in pair)
     aligned = apply_couplings(groups, couplings, source)
@@ -159,7 +159,7 @@ def _against(
                 moments = together.moments(orbit.name, *pair)
                 costs = _before_and_after(activation_cost(moments, distance).cpu() / len(moments), matrix)
                 each = [1.0 - activation_cost([tap], "pearson").cpu() for tap in moments]
-                for module, correlation in zip(watcher.modules[orbit.name], each, strict=True):
+                for module, correlation in zip(collector.modules[orbit.name], each, strict=True):
                     taps.append(MatchedTap(module, orbit.name, correlation.diag(), (matrix * correlation).sum(1)))
                 correlations = _before_and_after(torch.stack(each).mean(0), matrix)
             parts = [

@@ -22,7 +22,7 @@ from depfuse.align.problem import MatchingProblem, is_better
 from depfuse.align.solution import Alignment, at_limit, distinct
 from depfuse.align.solvers import load_solver
 from depfuse.align.solvers.frank_wolfe_universe import frank_wolfe_together
-from depfuse.align.statistics.pairwise import MOST, Together, Watcher
+from depfuse.align.statistics.pairwise import MOST, PairwiseCollector, PairwiseMoments
 from depfuse.align.transport import reassigned
 from depfuse.align.trees import Placement, as_it_stands
 from depfuse.data.loader import Loader
@@ -103,7 +103,7 @@ class Universe:
         The parents in the order in which they are matched.
     shares
         One share per parent, summing to one.
-    watcher
+    collector
         Collector of their activations' moments; None where only weights count.
     not_converged
         A sentence for each iteration that stopped at its limit.
@@ -131,10 +131,10 @@ class Universe:
         self.not_converged: list[str] = []
         self.distance = ""
         self.visited = sorted(range(len(models)), key=lambda i: _norm(models[i]))
-        self.watcher: Watcher | None = None
+        self.collector: PairwiseCollector | None = None
         if settings.criterion.name != "weights":
             assert calibration is not None
-            self.watcher = Watcher(models, groups, calibration, settings.taps)
+            self.collector = PairwiseCollector(models, groups, calibration, settings.taps)
         states = [model.state_dict() for model in models]
         self._keys = [
             key
@@ -212,7 +212,7 @@ class Universe:
         The distance is chosen on the first few parents, from several starts; all others join in blocks of a few, and
         the blocks are visited again until no parent moves.
         """
-        assert self.watcher is not None
+        assert self.collector is not None
         distance, self.placed = self._first(judge)
         self.distance = distance
         first, *rest = self._blocks()
@@ -237,13 +237,13 @@ class Universe:
         """Divide the parents into blocks of a few, in the order of visits."""
         return [self.visited[start : start + MOST] for start in range(0, len(self.visited), MOST)]
 
-    def _watch(self, block: Sequence[int], distance: str) -> Together:
+    def _watch(self, block: Sequence[int], distance: str) -> PairwiseMoments:
         """Collect the similarity among some parents, and to all others that are placed."""
-        assert self.watcher is not None
+        assert self.collector is not None
         others = {i: _by_orbit(found) for i, found in self.placed.items() if i not in block}
         if not others:
-            return self.watcher.among(block)
-        return self.watcher.among_and_others(block, others, self.shares, distance)
+            return self.collector.among(block)
+        return self.collector.among_and_others(block, others, self.shares, distance)
 
     def _first(self, judge: Judge | None) -> tuple[str, Placed]:
         """Choose the distance, and place the first few parents."""
@@ -272,7 +272,7 @@ class Universe:
         self._total = None
         return found[min(range(len(found)), key=figures.__getitem__)]
 
-    def _join(self, together: Together, parent: int, distance: str, placed: Placed | None = None) -> None:
+    def _join(self, together: PairwiseMoments, parent: int, distance: str, placed: Placed | None = None) -> None:
         """Place a parent by its similarity to those that are placed."""
         known = self.placed if placed is None else placed
         stands = {root.name: as_it_stands(root) for root in self.roots}
@@ -282,7 +282,7 @@ class Universe:
                 found[root.name] = self._step(together, root, parent, distance, known, stands[root.name])[0]
         self._place(parent, {**stands, **found})
 
-    def _ascend(self, together: Together, distance: str) -> bool:
+    def _ascend(self, together: PairwiseMoments, distance: str) -> bool:
         """Match some parents in turn, group by group, until none moves; tell whether any did."""
         moved = False
         for root in self.roots:
@@ -301,7 +301,7 @@ class Universe:
         return moved
 
     def _step(
-        self, together: Together, root: Orbit, parent: int, distance: str, placed: Placed, now: Placement
+        self, together: PairwiseMoments, root: Orbit, parent: int, distance: str, placed: Placed, now: Placement
     ) -> tuple[Placement, bool]:
         """Find the best placement of one group of one parent with all others fixed, and whether it is better."""
         theirs = {
@@ -329,8 +329,8 @@ class Universe:
         self.not_converged += at_limit("the universe", self.through.iterations, unless=False)
 
     def _taps(self, root: Orbit) -> bool:
-        assert self.watcher is not None
-        return any(orbit.name in self.watcher.tapped for orbit in root.walk() if not orbit.children)
+        assert self.collector is not None
+        return any(orbit.name in self.collector.tapped for orbit in root.walk() if not orbit.children)
 
     def _without_taps(self) -> list[int]:
         return [number for number, root in enumerate(self.roots) if not self._taps(root)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def restate(
+def set_statistics_keeping_function(
     weight: Tensor,
     bias: Tensor,
     running_mean: Tensor,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from depfuse.data.loader import Loader
 from depfuse.distributed.team import all_sum
 from depfuse.errors import DataError
-from depfuse.networks.batch_norm import restate
+from depfuse.networks.batch_norm import set_statistics_keeping_function
 from depfuse.networks.layout import choose_layout
 from depfuse.networks.running import Hook, evaluating, hooked
 
@@ -80,7 +80,9 @@ def settle_batch_norm(model: nn.Module, loader: Loader) -> None:
             mean = total / count
             variance = (square / count - mean * mean).clamp_min(0.0) * (count / (count - 1))
             running_mean, running_var = _buffer(layer.running_mean), _buffer(layer.running_var)
-            restate(layer.weight, layer.bias, running_mean, running_var, layer.eps, mean, variance)
+            set_statistics_keeping_function(
+                layer.weight, layer.bias, running_mean, running_var, layer.eps, mean, variance
+            )
 
 
 def _sums_over_batches(loader: Loader, model: nn.Module, names: Sequence[str]) -> tuple[Statistics, list[Tensor]]:

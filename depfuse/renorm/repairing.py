@@ -22,7 +22,7 @@ from depfuse.distributed.team import all_sum
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.merge.shares import Shares
-from depfuse.networks.batch_norm import restate
+from depfuse.networks.batch_norm import set_statistics_keeping_function
 from depfuse.networks.running import Hook, evaluating, hooked
 from depfuse.renorm.batch_norm import AT_ONCE, BATCH_NORM
 from depfuse.renorm.layers import factors, find_layers, in_order
@@ -173,7 +173,9 @@ class _Correction:
         if isinstance(layer, BATCH_NORM):
             assert layer.running_mean is not None
             assert layer.running_var is not None
-            restate(weight, bias, layer.running_mean, layer.running_var, layer.eps, *seen.inputs)
+            set_statistics_keeping_function(
+                weight, bias, layer.running_mean, layer.running_var, layer.eps, *seen.inputs
+            )
         weight.mul_(scale.to(weight).reshape(-1, *[1] * (weight.dim() - 1)))
         if isinstance(bias, Tensor):
             bias.copy_(scale * bias.double() + offset)

@@ -18,7 +18,7 @@ from depfuse.align.costs import activation_cost
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solvers.frank_wolfe_universe import LikenessTogether, highest, value
 from depfuse.align.statistics.moments import collect_moments
-from depfuse.align.statistics.pairwise import MOST, Watcher
+from depfuse.align.statistics.pairwise import MOST, PairwiseCollector
 from depfuse.align.universe import Universe
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.ensemble.ensemble import Ensemble
@@ -245,10 +245,10 @@ def test_memory_is_linear_in_the_number_of_parents(count):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LimitWarning)
         universe.match_by_activations(None)
-    assert universe.watcher is not None
+    assert universe.collector is not None
     together = min(count, MOST)
     pairs = together * (together - 1) // 2
-    assert universe.watcher.most_kept <= pairs + (count > MOST) * MOST <= 4 * count
+    assert universe.collector.most_kept <= pairs + (count > MOST) * MOST <= 4 * count
     for root in universe.roots:
         for parent in range(count):
             order = universe.placed[parent][root.name][root.name]
@@ -260,10 +260,10 @@ def test_the_others_mean_counts_like_the_sum_over_them(distance):
     parents = [network(seed) for seed in range(4)]
     groups = find_groups(parents[0], EXAMPLE)
     shares = (0.1, 0.4, 0.2, 0.3)
-    watcher = Watcher(parents, groups, images(), "after")
+    collector = PairwiseCollector(parents, groups, images(), "after")
     placed = {i: random_permutations(groups, i) for i in range(4)}
-    every = watcher.among(range(4))
-    few = watcher.among_and_others([2, 0], {i: placed[i] for i in (1, 3)}, shares, distance)
+    every = collector.among(range(4))
+    few = collector.among_and_others([2, 0], {i: placed[i] for i in (1, 3)}, shares, distance)
     for group in groups.free:
         wanted = every.likeness(group.name, 2, placed, shares, distance)
         found = few.likeness(group.name, 2, {0: placed[0]}, shares, distance)

@@ -18,7 +18,7 @@ from depfuse.align import Coupling, align, apply_couplings, compose, invert
 from depfuse.align.coupling import Maps
 from depfuse.align.solvers.cca import canonical_maps
 from depfuse.align.solvers.zip_it import REUSE, WITHIN, maps_of, zipped
-from depfuse.align.statistics.pairwise import Watcher
+from depfuse.align.statistics.pairwise import PairwiseCollector
 from depfuse.data import Loader, calibration_loader
 from depfuse.errors import RecipeError
 from depfuse.evaluate import evaluate
@@ -92,7 +92,7 @@ def test_the_joint_covariance_is_that_of_stored_activations():
     models = [build_network("digits_resnet(width=0.25)").eval() for _ in range(3)]
     groups = find_groups(models[0], torch.zeros(1, 1, 8, 8))
     loader = noise_images(30, batch_size=7)
-    found = Watcher(models, groups, loader, "before").covariances()["layer1.conv1"]
+    found = PairwiseCollector(models, groups, loader, "before").covariances()["layer1.conv1"]
     images = torch.cat([batch for batch, _ in loader])
     with torch.no_grad():
         stored = [m.layer1.bn1(m.layer1.conv1(torch.relu(m.bn1(m.conv1(images))))) for m in models]

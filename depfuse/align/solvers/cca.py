@@ -17,7 +17,7 @@ from depfuse.align.coupling import Coupling, Maps
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution
 from depfuse.align.solvers.interface import Implementation
-from depfuse.align.statistics.pairwise import Watcher
+from depfuse.align.statistics.pairwise import PairwiseCollector
 from depfuse.align.transport import checked, emd
 from depfuse.recipe.solvers import Cca
 
@@ -81,8 +81,8 @@ def solve(problem: MatchingProblem) -> list[Solution]:
     settings = problem.settings_of(Cca)
     assert problem.calibration is not None
     found = {**problem.by_activations("pearson", emd)}
-    watcher = Watcher(problem.networks, problem.groups, problem.calibration, problem.settings.taps)
-    covariances = watcher.covariances()
+    collector = PairwiseCollector(problem.networks, problem.groups, problem.calibration, problem.settings.taps)
+    covariances = collector.covariances()
     for root in problem.roots:
         if root.children or root.name not in covariances:
             continue

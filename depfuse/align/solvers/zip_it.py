@@ -12,7 +12,7 @@ from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution
 from depfuse.align.solvers.interface import Implementation
 from depfuse.align.statistics.moments import collect_moments
-from depfuse.align.statistics.pairwise import Watcher
+from depfuse.align.statistics.pairwise import PairwiseCollector
 from depfuse.align.transport import checked, emd
 from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError
@@ -113,7 +113,7 @@ def solve_jointly(
     reference = settings.target
     order = [reference, *(number for number in range(len(models)) if number != reference)]
     ordered = [models[n] for n in order]
-    covariances = Watcher(ordered, groups, calibration, settings.taps).covariances()
+    covariances = PairwiseCollector(ordered, groups, calibration, settings.taps).covariances()
     roots = find_orbits(groups)
     free = [root for root in roots if root.name in covariances and not root.children]
     found: list[dict[str, Coupling]] = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]

@@ -50,7 +50,7 @@ Likeness = dict[str, Tensor]  # orbit name -> (n, n), channels of the universe o
 
 
 @dataclass
-class Sums:
+class PairwiseSums:
     """Running sums of one reading: channels and squares per parent, products per pair.
 
     Attributes
@@ -130,7 +130,7 @@ def _accumulate(sums: dict, key: object, value: Tensor) -> None:  # type: ignore
     sums[key] = value.double() if total is None else total.add_(value)
 
 
-class Watcher:
+class PairwiseCollector:
     """Collector of pairwise moments of many parents on the calibration images, in one pass each time.
 
     Parameters
@@ -163,15 +163,15 @@ class Watcher:
             for name, _ in uses:
                 self.modules.setdefault(name, []).append(reading.module)
         self.most_kept = 0
-        self._sizes: dict[Key, Sums] | None = None
+        self._sizes: dict[Key, PairwiseSums] | None = None
 
-    def among(self, members: Sequence[int]) -> Together:
+    def among(self, members: Sequence[int]) -> PairwiseMoments:
         """Collect moments of some parents among one another, in one pass of these."""
         sums = all_sum(_sums, self.loader, self._reader(members), True)
         for key, reading_sums in sums.items():
             self.most_kept = max(self.most_kept, len(reading_sums.products))
             _check_finite(key, reading_sums.products.values())
-        return Together(tuple(members), self._uses(sums), {})
+        return PairwiseMoments(tuple(members), self._uses(sums), {})
 
     def among_and_others(
         self,
@@ -179,7 +179,7 @@ class Watcher:
         others: Mapping[int, Mapping[str, Tensor]],
         shares: Sequence[float],
         distance: str,
-    ) -> Together:
+    ) -> PairwiseMoments:
         """Collect the same with the similarity to the others' mean, in one pass of all.
 
         Parameters
@@ -190,7 +190,7 @@ class Watcher:
             One per parent.
         """
         if self._sizes is None:
-            self._sizes = {key: Sums(Centred(self._origins[key])) for key in self.plan}
+            self._sizes = {key: PairwiseSums(Centred(self._origins[key])) for key in self.plan}
             for parent in range(len(self.models)):
                 for key, alone in all_sum(_sums, self.loader, self._reader([parent]), False).items():
                     sizes = self._sizes[key]
@@ -200,7 +200,7 @@ class Watcher:
         reader = self._reader([*members, *others])
         sums, mean = all_sum(_with_others, self.loader, reader, members, others, shares, distance, self._sizes)
         self.most_kept = max(self.most_kept, *(len(each.products) + len(members) for each in sums.values()))
-        return Together(tuple(members), self._uses(sums), {m: _on_host(values) for m, values in mean.items()})
+        return PairwiseMoments(tuple(members), self._uses(sums), {m: _on_host(values) for m, values in mean.items()})
 
     def covariances(self) -> dict[str, list[Tensor]]:
         """Collect covariances of the channels of all parents, within each and between any two, in one pass of all.
@@ -237,8 +237,8 @@ class Watcher:
         first = reader.read(self.loader.first(AT_ONCE))
         return {key: {parent: origin_of(values) for parent, values in rows.items()} for key, rows in first}
 
-    def _uses(self, sums: Mapping[Key, Sums]) -> dict[str, list[tuple[Sums, Tensor]]]:
-        uses: dict[str, list[tuple[Sums, Tensor]]] = {}
+    def _uses(self, sums: Mapping[Key, PairwiseSums]) -> dict[str, list[tuple[PairwiseSums, Tensor]]]:
+        uses: dict[str, list[tuple[PairwiseSums, Tensor]]] = {}
         for key, (_, named) in self.plan.items():
             for name, channels in named:
                 uses.setdefault(name, []).append((sums[key], channels))
@@ -270,8 +270,8 @@ class _Reader:
                         yield key, {p: key[0].rows(c[key[0]], index) for p, c in zip(self.models, held, strict=True)}
 
 
-def _sums(loader: Loader, reader: _Reader, pairs: bool) -> tuple[dict[Key, Sums], list[Tensor]]:
-    sums = {key: Sums(Centred(reader.origins[key])) for key in reader.plan}
+def _sums(loader: Loader, reader: _Reader, pairs: bool) -> tuple[dict[Key, PairwiseSums], list[Tensor]]:
+    sums = {key: PairwiseSums(Centred(reader.origins[key])) for key in reader.plan}
     for key, rows in reader.read(loader):
         sums[key].add(rows, pairs)
     for reading_sums in sums.values():
@@ -286,9 +286,9 @@ def _with_others(
     others: Mapping[int, Mapping[str, Tensor]],
     shares: Sequence[float],
     distance: str,
-    sizes: Mapping[Key, Sums],
-) -> tuple[tuple[dict[Key, Sums], dict[int, Likeness]], list[Tensor]]:
-    sums = {key: Sums(Centred(reader.origins[key])) for key in reader.plan}
+    sizes: Mapping[Key, PairwiseSums],
+) -> tuple[tuple[dict[Key, PairwiseSums], dict[int, Likeness]], list[Tensor]]:
+    sums = {key: PairwiseSums(Centred(reader.origins[key])) for key in reader.plan}
     mean: dict[int, Likeness] = {member: {} for member in members}
     for key, rows in reader.read(loader):
         sums[key].add({member: rows[member] for member in members}, pairs=True)
@@ -345,7 +345,7 @@ def _on_host(found: Likeness) -> Likeness:
     return {name: value.cpu() for name, value in found.items()}
 
 
-class Together:
+class PairwiseMoments:
     """Pairwise similarity of some parents' channels, to one another and to the mean of all others.
 
     Parameters
@@ -361,7 +361,7 @@ class Together:
     def __init__(
         self,
         members: tuple[int, ...],
-        uses: Mapping[str, list[tuple[Sums, Tensor]]],
+        uses: Mapping[str, list[tuple[PairwiseSums, Tensor]]],
         others: Mapping[int, Likeness],
     ) -> None:
         self.members, self.uses, self.others = members, uses, others

@@ -12,7 +12,7 @@ from depfuse.data.floats import to_floats
 from depfuse.data.loader import Loader
 from depfuse.data.tensors import Split
 from depfuse.groups.tracing.depgraph import unwrap
-from depfuse.networks.batch_norm import restate
+from depfuse.networks.batch_norm import set_statistics_keeping_function
 from depfuse.networks.layout import takes_channels_last
 from depfuse.refit.program.graph import Program
 from depfuse.refit.program.units import Unit, find_units
@@ -71,7 +71,9 @@ class Dissected:
             assert norm.bias is not None
             mean, variance = _statistics(unit, walk)
             weight, bias = state[norm.weight], state[norm.bias]
-            restate(weight, bias, state[norm.mean], state[norm.variance], norm.epsilon, mean, variance)
+            set_statistics_keeping_function(
+                weight, bias, state[norm.mean], state[norm.variance], norm.epsilon, mean, variance
+            )
 
 
 def _statistics(unit: Unit, walk: Walk) -> tuple[Tensor, Tensor]:
