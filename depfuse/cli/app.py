@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from depfuse.cli.console import complain, warnings_in_one_line
+from depfuse.cli.old_flags import in_settings
 from depfuse.errors import DepfuseError, DepfuseWarning
 
 # Typer does not export it, and some of its versions bring their own copy of click's.
@@ -148,7 +149,10 @@ def _run(given: list[str]) -> int:
             with _ended_at_once():
                 app = build_app(given)
             status = typer.main.get_command(app).main(
-                args=given or ["--help"], prog_name="depfuse", standalone_mode=False, obj=["depfuse", *given]
+                args=in_settings(given) or ["--help"],
+                prog_name="depfuse",
+                standalone_mode=False,
+                obj=["depfuse", *given],
             )
         except (DepfuseError, DepfuseWarning) as error:  # a warning, where the user's filter makes it an error
             complain(str(error))

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flags import main
 from test_cli import Place, files, trust, write_data
 
+from depfuse.cli import main
 from depfuse.io.checkpoint import read_checkpoint
 from depfuse.refit.layerwise.ridge import Rows, ridge
 
@@ -113,7 +113,7 @@ def test_parents_of_some_labels_without_classes(place: Place, capsys, outputs, l
 KILLED = """
 import dataclasses, sys, time
 from depfuse.teach import distil
-from flags import main
+from depfuse.cli import main
 import torch
 
 def stand_still(report):

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_one_sentence
-from flags import main
 from safetensors.torch import save_file
 from torch import nn
 
+from depfuse.cli import main
 from depfuse.cli.app import COMMANDS
 from depfuse.data import Preprocessing
 from depfuse.errors import DepfuseWarning

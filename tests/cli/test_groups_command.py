@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_one_sentence
-from flags import main
 from rich.console import Console
 from torch import nn
 
+from depfuse.cli import main
 from depfuse.groups import ChannelGroups, find_groups, prove_groups
 from depfuse.models import build_network, example_shape
 from depfuse.report.channel_map import draw_channels, group_colours

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flags import main
 from PIL import Image
 
 from depfuse import Recipe, fuse
+from depfuse.cli import main
 from depfuse.data import calibration_loader, load_data
 from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
 from depfuse.io.loading import load_network

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from digits_parents import digits_files, digits_parents
-from flags import main
 from torch import nn
 
 from depfuse import Recipe, fuse
+from depfuse.cli import main
 from depfuse.data import DataSet, calibration_loader, load_data
 from depfuse.data.augment import mix
 from depfuse.data.augmentation import Augmentation

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from digits_parents import digits_files
-from flags import main
 from torch import nn
 
 from depfuse import Recipe, fuse
+from depfuse.cli import main
 from depfuse.data import Loader, calibration_loader, load_data
 from depfuse.evaluate import evaluate
 from depfuse.fusion.same_start import share_a_start

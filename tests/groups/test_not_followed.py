@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flags import main
 from torch import nn
 
 from depfuse import Recipe, fuse
+from depfuse.cli import main
 from depfuse.errors import DepfuseWarning, GroupError
 from depfuse.groups import explain, find_groups, not_followed, prove_groups
 from depfuse.io.cards import Card

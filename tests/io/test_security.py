@@ -19,13 +19,13 @@ import pytest
 import torch
 from conftest import assert_one_sentence
 from digits_parents import digits_files
-from flags import main
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from depfuse.cli import main
 from depfuse.data import load_data
 from depfuse.errors import ArchitectureError, CheckpointError, DataError, DepfuseWarning, RecipeError, StudyError
 from depfuse.io.checkpoint import read_checkpoint

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from flags import main
 from torch import nn
 
 from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.align import Coupling
+from depfuse.cli import main
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import ArchitectureError, RecipeError

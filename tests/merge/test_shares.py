@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from flags import main
 from torch import nn
 
 from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.align import Coupling, apply_couplings
+from depfuse.cli import main
 from depfuse.data import Loader, Preprocessing, Split, calibration_loader
 from depfuse.ensemble.distance import SCALES
 from depfuse.ensemble.ensemble import Ensemble

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from flags import main
 from sqlalchemy.engine import make_url
+
+from depfuse.cli import main
 
 TOP = Path(__file__).resolve().parents[2]
 DOCKERFILES = sorted((TOP / "docker").glob("Dockerfile.*"))

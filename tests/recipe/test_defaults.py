@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from digits_parents import digits_files, digits_parents
-from flags import main
 from torch import Tensor, nn
 
 from depfuse import Recipe, fuse
+from depfuse.cli import main
 from depfuse.data import Loader, calibration_loader
 from depfuse.fusion.resolve import multiply_adds, resolve_refit
 from depfuse.io.checkpoint import read_checkpoint

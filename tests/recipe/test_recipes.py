@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 from digits_parents import digits_files
-from flags import main
 
+from depfuse.cli import main
 from depfuse.errors import RecipeError
 from depfuse.io.checkpoint import read_checkpoint
 from depfuse.recipe import Recipe

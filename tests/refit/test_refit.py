@@ -9,12 +9,12 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from flags import main
 from torch import nn
 
 from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.align import Coupling
 from depfuse.align.coupling import apply_couplings
+from depfuse.cli import main
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.data.augmentation import Augmentation
 from depfuse.ensemble.label_sets import LabelSets

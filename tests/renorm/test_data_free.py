@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from digits_parents import digits_files, digits_parents
-from flags import main
 from torch import nn
 
 from depfuse import Recipe, find_groups, fuse
 from depfuse.align import Coupling
+from depfuse.cli import main
 from depfuse.data import Loader, load_data
 from depfuse.errors import RecipeError
 from depfuse.evaluate import evaluate

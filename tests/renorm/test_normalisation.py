@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flags import main
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from depfuse.cli import main
 from depfuse.data import load_data
 from depfuse.data.floats import to_floats
 from depfuse.io.cards import Card

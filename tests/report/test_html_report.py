@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 from digits_parents import digits_files
-from flags import main
 from test_report import fusion_report, network, path_report, scores
 
+from depfuse.cli import main
 from depfuse.report import PathReport, ReportError, ScoreValues
 from depfuse.report.page import Run, Runs, build_page, find_runs
 from depfuse.report.page.best import best_sentences

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from flags import main
 from pydantic import ValidationError
 from test_html_report import HOSTILE, Page, browser, digest, dumped
 from test_report import fusion_report
 
+from depfuse.cli import main
 from depfuse.recipe import Recipe
 from depfuse.report import describe_environment
 from depfuse.report.page import Run, Runs, build_page, find_runs

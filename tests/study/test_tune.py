@@ -21,12 +21,12 @@ import pytest
 import torch
 from conftest import assert_one_sentence
 from digits_parents import digits_files, digits_parents
-from flags import main
 from optuna.trial import TrialState
 from pydantic import TypeAdapter
 
 from depfuse.align.statistics import shared as shared_moments
 from depfuse.align.statistics.shared import SharedMoments
+from depfuse.cli import main
 from depfuse.data import DataSet, calibration_loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import RecipeError, StudyError

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from flags import main
 from torch import Tensor, nn
 
 from depfuse import Recipe, find_groups, fuse
+from depfuse.cli import main
 from depfuse.data import Loader, calibration_loader, load_data, parse_labels, select_labels
 from depfuse.ensemble.distance import at_best_scale
 from depfuse.ensemble.ensemble import Ensemble
