@@ -139,9 +139,7 @@ def _fused(seen: Seen, step: Fusion, values: tuple[str, ...]) -> tuple[nn.Module
         groups=groups,
         labels=None if inputs.labels is None else inputs.labels.sets,
         template=of.template,
-        training=Distillation(of.without_held_out(seen.images, seen.seed))
-        if recipe.distil or recipe.finetune
-        else None,
+        training=Distillation(of.without_held_out(seen.images, seen.seed)) if recipe.trains else None,
         on_step=begin,
     )
     child = _renormalised(result, step.renorm) if step.renorm else result.child

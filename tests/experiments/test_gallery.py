@@ -104,9 +104,9 @@ def test_a_search_by_few_images_finds_more_than_the_defaults_too(run, monkeypatc
 
 
 def test_the_gallery_shows_every_script_and_picture() -> None:
-    page = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "guide" / "gallery.md").read_text(encoding="utf-8")
     assert [script.stem[:5] for script in SCRIPTS] == [f"step{number}" for number in range(1, 6)]
     for script in SCRIPTS:
-        assert f"{{literalinclude}} ../experiments/gallery/{script.name}\n" in page
-        assert f"{{image}} ../experiments/gallery/{script.stem}.png\n" in page
+        assert f"{{literalinclude}} ../../experiments/gallery/{script.name}\n" in page
+        assert f"{{image}} ../../experiments/gallery/{script.stem}.png\n" in page
         assert f"python -m experiments.gallery.{script.stem}" in script.read_text(encoding="utf-8")

@@ -206,7 +206,7 @@ def test_steps_are_measured_on_the_parents_that_they_are_for() -> None:
         ("ablate_child", ["--sets", "digits", "--steps", "universe, reset"], "cannot be measured on any of the chosen"),
         ("ablate_child", ["--images", "1"], "--images 1: give whole numbers of at least 2"),
         ("ablate_child", ["--images", "many"], "--images many"),
-        ("ablate_child", ["--sets", "digits", "--images", "400"], "recipe: labelled 500 is more than the 400"),
+        ("ablate_child", ["--sets", "digits", "--images", "400"], "recipe: teach.labelled 500 is more than the 400"),
         ("ablate_child", ["--npz", "cifar1000=x", "--sets", "digits"], "--npz cifar1000 is no data set"),
     ],
 )
