@@ -86,9 +86,9 @@ def test_fuse_returns_no_child_that_is_constant_or_not_finite(monkeypatch):
         return merged
 
     recipe = Recipe(refit="none", renorm="none")
-    monkeypatch.setattr(sys.modules["depfuse.fusion.pipeline"], "average", spoilt(0.0))
+    monkeypatch.setattr(sys.modules["depfuse.fusion.material"], "average", spoilt(0.0))
     with pytest.raises(FusionError, match="the same for every image"):
         fuse(parents(), recipe, calibration=images())
-    monkeypatch.setattr(sys.modules["depfuse.fusion.pipeline"], "average", spoilt(float("nan")))
+    monkeypatch.setattr(sys.modules["depfuse.fusion.material"], "average", spoilt(float("nan")))
     with pytest.raises(FusionError, match=r"after the merge linear\.weight holds NaN"):
         fuse(parents(), recipe, calibration=images())

@@ -238,7 +238,7 @@ def test_the_command_line_compares_with_a_parent_trained_as_long(tmp_path, capsy
     assert found.seconds.finetune > 0
     assert "trained as long" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["child.safetensors", "report.json"]
-    assert json.loads(report.read_text())["recipe"]["distil"] == 1
+    assert json.loads(report.read_text())["recipe"]["train"]["distil"] == 1
     assert main([*arguments, "--plot", str(tmp_path / "path.png")]) == 2
     assert "leave out --plot" in capsys.readouterr().err
 
@@ -394,6 +394,6 @@ def test_a_network_that_came_no_nearer_stays_as_it_was(parents, data, monkeypatc
 
     monkeypatch.setattr("depfuse.teach.distil.fit", worse)
     student, teacher = copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5))
-    with pytest.warns(DepfuseWarning, match=r"child came no nearer to the ensemble in 2 epochs .* lower learning_rate"):
+    with pytest.warns(DepfuseWarning, match=r"child came no nearer to the ensemble in 2 epochs .* lower train.learning_rate 0.05"):
         Distillation(data).train(student, teacher, "child", Recipe(distil=2))
     assert torch.equal(weights(student), weights(parents[0]))
