@@ -123,6 +123,9 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         raise RecipeError("a path needs parents that know the same labels: leave out --plot")
     if request.points is not None and any(shapes_of(m) != shapes_of(inputs.models[0]) for m in inputs.models):
         raise RecipeError("a path needs parents of one width: leave out --plot")
+    if request.recipe.merge.width_of is not None and (request.fusion.width or request.fusion.child_arch):
+        option = "--width" if request.fusion.width else "--child-arch"
+        raise RecipeError(f"{option} and merge.width_of both say how wide the child is: give one of them")
     architecture, template = read_template(inputs, request.fusion.width, request.fusion.child_arch)
     calibration = _calibration(request.recipe, inputs, needs_images(request.methods))
     training = _training(request, inputs, work)

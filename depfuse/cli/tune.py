@@ -103,7 +103,8 @@ def tune(
 ) -> None:
     """Search for the recipe with the best child; settings that are given are kept."""
     base = {} if settings.preset is None else settings.read().settings
-    given = {**base, **by_path(settings.given)}
+    own = by_path(settings.given)
+    given = _without_unread({**base, **own}, own)
     _check(given, parents, out)
     read_named(parents, arch, data, classes, trust)
     # What follows needs torch, for which no mistake above has to wait.
@@ -197,12 +198,23 @@ def tune(
     )
 
 
+def _fixed(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that no trial changes: those that are given, and those that are never searched."""
+    searched = {own.place.path for own in declared(Recipe)}
+    return {path: value for path, value in Recipe().settings.items() if path not in searched} | given
+
+
+def _without_unread(given: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Leave out settings of the preset that the user's own leave nothing to read, as `depfuse fuse` does."""
+    fixed = _fixed(given)
+    return {path: value for path, value in given.items() if path in own or may_be_read(Recipe, path, fixed)}
+
+
 def _check(given: dict[str, Any], parents: list[Path], out: Path) -> None:
     """Refuse what can be refused before anything is read."""
     if len(parents) < 2:
         raise RecipeError("a fusion needs at least two parents")
-    searched = {own.place.path for own in declared(Recipe)}
-    fixed = {path: value for path, value in Recipe().settings.items() if path not in searched} | given
+    fixed = _fixed(given)
     for path in given:
         if not may_be_read(Recipe, path, fixed):
             Recipe.create(given)  # which says why

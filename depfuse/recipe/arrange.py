@@ -147,7 +147,7 @@ def unusual(model: type[Section], stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return path -> value of what is unusual in a stored recipe, and of what is not known here."""
     known = known_places(model)
     found: dict[str, Any] = {}
-    for name, value in stored.items():
+    for name, value in in_new_words(stored).items():
         own = {OLD[name][0]: value} if is_old(name, value) else dict(_leaves(name, value))
         found |= {path: one for path, one in own.items() if path not in known or not _is_usual(path, one, known)}
     return found

@@ -15,7 +15,7 @@ from optuna.trial import BaseTrial
 
 from depfuse.errors import RecipeError
 from depfuse.recipe import Recipe
-from depfuse.recipe.arrange import Place, by_path, places
+from depfuse.recipe.arrange import Place, by_path, may_be_read, places
 from depfuse.recipe.fields import Between, OneOf, Ratios, Search, Section, searched
 from depfuse.recipe.reads import cases_of, holds, is_read
 
@@ -109,7 +109,9 @@ class Space:
     def __init__(self, parents: int, kept: Mapping[str, Any], *, model: type[Recipe] = Recipe) -> None:
         self._parents, self._kept, self._model = parents, by_path(kept), model
         self._declared = [own for own in declared(model) if own.place.path not in self._kept]
-        if not self._declared:
+        searched_paths = {own.place.path for own in self._declared}
+        fixed = {path: value for path, value in model().settings.items() if path not in searched_paths} | self._kept
+        if not any(may_be_read(model, path, fixed) for path in searched_paths):
             raise RecipeError("nothing is left to search: leave out some settings, or take them from no --preset")
         several: dict[str, list[Search]] = {}
         for own in self._declared:

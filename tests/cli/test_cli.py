@@ -148,8 +148,8 @@ def test_help_shows_an_example_that_parses(command: str, capsys: pytest.CaptureF
     assert main([command, "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert f"Example: {COMMANDS[command].example}" in text
-    needless = {"report": ("--device",), "recipes": ("--device", "--quiet")}.get(command, ())
-    for option in {"--device", "--quiet"}.difference(needless):
+    needless = {"report": ("--device",), **dict.fromkeys(("recipes", "settings"), ("--device", "--quiet"))}
+    for option in {"--device", "--quiet"}.difference(needless.get(command, ())):
         assert option in text
     words = COMMANDS[command].example.split()
     assert words[:2] == ["depfuse", command]
@@ -171,15 +171,31 @@ def test_module_is_the_command() -> None:
     assert done.stdout.startswith("depfuse")
 
 
-def test_every_setting_of_a_recipe_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
-    from depfuse.recipe import Recipe
+def test_every_setting_of_a_training_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
     from depfuse.train import TrainRecipe
 
-    for command, model in (("fuse", Recipe), ("path", Recipe), ("train", TrainRecipe)):
-        main([command, "--help"])
-        text = capsys.readouterr().out
-        for name in model.model_fields.keys() - {"parents_from"}:  # which only says how a stored recipe counts
-            assert f"--{name.replace('_', '-')}" in text
+    main(["train", "--help"])
+    text = capsys.readouterr().out
+    for name in TrainRecipe.model_fields:
+        assert f"--{name.replace('_', '-')}" in text
+
+
+@pytest.mark.parametrize("command", ["fuse", "path", "match", "tune"])
+def test_help_is_short_and_says_where_the_settings_are(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main([command, "--help"])
+    text = capsys.readouterr().out
+    assert "--set SETTING=VALUE" in text
+    assert "`depfuse settings` lists all" in " ".join(text.split())
+    assert "--refit" not in text
+
+
+def test_every_section_of_a_recipe_is_in_the_reference(capsys: pytest.CaptureFixture[str]) -> None:
+    from depfuse.recipe import Recipe
+
+    assert main(["settings"]) == 0
+    text = capsys.readouterr().out
+    for name in Recipe.model_fields.keys() - {"preset"}:  # which is an option of its own
+        assert name in text
 
 
 # --- what works ------------------------------------------------------------------------------------
@@ -438,11 +454,11 @@ def test_parents_of_unequal_widths(place: Place) -> None:
     ("options", "words"),
     [
         (["--width-of", 3], ["width_of 3", "names no parent"]),
-        (["--width", 3, "--width-of", 1], ["--width", "--width-of"]),
+        (["--width", 3, "--width-of", 1], ["--width", "merge.width_of", "one of them"]),
         (["--width", 0], ["--width 0", "more than 0"]),
         (["--width", 8, "--child-arch", "digits_resnet"], ["--width", "--child-arch", "one of them"]),
         (["--child-arch", "digits_resnet"], ["digits_resnet", "another architecture"]),
-        (["--universe"], ["--universe", "unequal widths"]),
+        (["--universe"], ["align.through", "unequal widths"]),
         (["--plot", "path.png"], ["one width", "--plot"]),
     ],
 )
@@ -571,7 +587,7 @@ def test_calibration_sets_without_statistics(place: Place, refused, count: int) 
         (["--mixture", "2"], ["mixture"]),
         (["--regularisation", "0"], ["regularisation"]),
         (["--batch-size", "0"], ["batch_size"]),
-        (["--batch-size", "many"], ["--batch-size"]),
+        (["--batch-size", "many"], ["batch_size", "integer"]),
         (["--mean", "grey"], ["--mean", "numbers"]),
         (["--std", "0"], ["std", "positive"]),
         (["--mean", "0.1,0.2,0.3", "--std", "1,1,1"], ["mean", "3"]),

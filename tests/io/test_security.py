@@ -592,7 +592,7 @@ def test_a_trial_that_somebody_queued_is_given_up_where_it_is_none() -> None:
 
     objective = object.__new__(Objective)
     objective._space = Space(2, {})
-    trial = optuna.trial.FixedTrial({"criterion": "__import__('os')"})
+    trial = optuna.trial.FixedTrial({"align.criterion": "__import__('os')"})
     with pytest.raises(optuna.TrialPruned, match="__import__"):
         objective(trial)
 

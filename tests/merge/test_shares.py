@@ -382,7 +382,8 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     out = capsys.readouterr().out
     assert "stage 2" in out
     found = json.loads(report.read_text())
-    assert (found["recipe"]["weights_by"], found["recipe"]["average"]) == ("stage", "fisher")
+    merge = found["recipe"]["merge"]
+    assert (merge["weights_by"], merge["average"]) == ("stage", "fisher")
     assert set(found["shares"]["parts"]) == {"stage 1", "stage 2"}
     assert found["shares"]["loss_after"] <= found["shares"]["loss_before"]
     assert found["seconds"]["shares"] > 0

@@ -259,4 +259,4 @@ def test_a_zip_has_no_matching_and_no_path(capsys):
     refused(capsys, ["path", *PARENTS, *FEW, "--recipe", "zip-it"], "a path has other shares")
     refused(capsys, ["path", *PARENTS, *FEW, "--methods", "weights,activations:zip-it"], "a path has other shares")
     with pytest.raises(RecipeError, match="is none of none, activations"):
-        Recipe.create(start="cca")
+        Recipe.create(solver="frank-wolfe", criterion="weights", start="cca")

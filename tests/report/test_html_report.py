@@ -126,7 +126,8 @@ def test_real_reports_are_all_on_the_page(real: Path, capsys: pytest.CaptureFixt
     for name in ("fuse", "deep/er/path", "match"):
         assert name in page.inside("h3").split("\n")
     assert "Path between the parents" in words
-    assert "distance=cosine, refit=none, calibration=64, batch_size=64, seed=3" in words
+    changed = "align.criterion.distance=cosine, refit=none, calibration.images=64, calibration.batch_size=64, seed=3"
+    assert changed in words
     matched = json.loads((real / "match/report.json").read_text())["matchings"][0]
     for group in matched["groups"]:
         assert f"{group['channels']} channels, {group['moved']:,} moved" in words
@@ -291,7 +292,8 @@ def test_the_line_at_the_top(runs: Callable[..., Path]) -> None:
 
 def test_settings_that_differ_from_the_default() -> None:
     recipe = {"refit": "ridge", "solver": "emd", "weights": [0.5, 0.25], "universe": True, "later": None}
-    assert settings_text(changed_settings(recipe)) == "refit=ridge, weights=0.5,0.25, universe=yes, later=none"
+    written = settings_text(changed_settings(recipe))
+    assert written == "refit=ridge, merge.weights=0.5,0.25, align.through=universe, later=none"
 
 
 def test_names_are_paths_below_the_folder(runs: Callable[..., Path]) -> None:

@@ -143,7 +143,7 @@ def test_the_section_holds_trials_recipe_and_what_was_searched() -> None:
     report = study(best := 60)
     page = page_of(report, fusion_report())
     words = page.words.replace("\N{NO-BREAK SPACE}", " ")
-    assert "depfuse fuse --recipe trial-5.json" in words
+    assert "depfuse fuse --preset trial-5.json" in words
     assert "Recipe of trial 5" in words
     assert "seed" in words
     assert "agreement with the ensemble, labels unread, 100 other training images" in words

@@ -228,7 +228,7 @@ def test_the_whole_study_is_one_file_and_one_page(searched: Path) -> None:
     assert (len(report.trials), report.asked, report.labelled, report.timed) == (6, 6, False, False)
     assert (report.calibration, report.judged, report.data) == (200, 100, "digits")
     assert report.parents == digits_files("a", "b")
-    assert report.kept["criterion"] == "activations"
+    assert report.kept["align.criterion"] == "activations"
     assert "solver" not in report.kept
     assert report.command[:2] == ["depfuse", "tune"]
     for number, kept in found(searched).items():
