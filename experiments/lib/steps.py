@@ -111,9 +111,10 @@ class Fusion:
     @property
     def long(self) -> str:
         """The option that asks for it: training and a matching chosen for each group take minutes."""
-        if self.settings.get("distil") or self.settings.get("finetune"):
+        settings = by_path(self.settings)
+        if settings.get("train.distil") or settings.get("train.finetune"):
             return "--distil"
-        return "--by-group" if self.settings.get("choose") == "groups" else ""
+        return "--by-group" if settings.get("align.choose") == "groups" else ""
 
     def suits(self, family: str, parents: ParentSet) -> bool:
         """Whether it is something of its own on some parents."""

@@ -98,7 +98,7 @@ def test_a_search_by_few_images_finds_more_than_the_defaults_too(run, monkeypatc
     step = importlib.import_module("experiments.gallery.step5_search")
     command = step.depfuse
     monkeypatch.setattr(step, "KEPT", [*step.KEPT, "--calibration", "100"])
-    monkeypatch.setattr(step, "depfuse", lambda words: command(["5" if word == "6" else word for word in words]))
+    monkeypatch.setattr(step, "depfuse", lambda words: command(["7" if word == "8" else word for word in words]))
     defaults, best = run("step5_search").values()
     assert best > defaults + 5
 
