@@ -8,8 +8,8 @@ that it was not calibrated on; their labels are read, and no test image is. Ever
 which `depfuse fuse --preset` takes as well. The picture has the accuracy of each trial and of the best so far, as the
 search's own report.html has it.
 
-Reached on 500 test images (seed 0, one thread of an Intel Xeon with AVX512-bf16): the defaults 65.8 % and the best trial
-78.2 %; on the held-out training images 70.8 % and 80.6 %.
+Reached on 500 test images (seed 0, one thread of an Intel Xeon with AVX512-bf16): the defaults 65.8 % and the best
+trial 78.2 %; on the held-out training images 70.8 % and 80.6 %.
 """
 
 from __future__ import annotations

@@ -68,6 +68,13 @@ def test_the_same_matching_renormalised_otherwise_is_judged_by_itself() -> None:
     assert found[""]["judged"] > 0
 
 
+def test_a_step_takes_long_by_any_name_of_its_settings() -> None:
+    assert Fusion({"distil": 1}).long == Fusion({"train.distil": 1}).long == "--distil"
+    assert Fusion({"train": {"finetune": 2}}).long == "--distil"
+    assert Fusion({"choose": "groups"}).long == Fusion({"align.choose": "groups"}).long == "--by-group"
+    assert Fusion().long == Fusion({"align.choose": "whole", "train.distil": 0}).long == ""
+
+
 def test_held_out_images_are_no_calibration_images() -> None:
     of = digits()
     few, many = of.held_out(100, 3, 0), of.held_out(900, 3, 0)
