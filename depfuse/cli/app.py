@@ -5,11 +5,8 @@ from __future__ import annotations
 import importlib
 import io
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
@@ -17,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from depfuse.cli.console import complain, warnings_in_one_line
+from depfuse.cli.interruption import ended_at_once
 from depfuse.cli.old_flags import in_settings
 from depfuse.errors import DepfuseError, DepfuseWarning
 
@@ -146,7 +144,7 @@ def _run(given: list[str]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     with warnings_in_one_line():
         try:
-            with _ended_at_once():
+            with ended_at_once():
                 app = build_app(given)
             status = typer.main.get_command(app).main(
                 args=in_settings(given) or ["--help"],
@@ -165,28 +163,6 @@ def _run(given: list[str]) -> int:
         if status == 130:  # newer versions of Typer turn the interruption into this code themselves
             complain("interrupted")
     return status if isinstance(status, int) else 0
-
-
-@contextmanager
-def _ended_at_once() -> Iterator[None]:
-    """End the process where it is interrupted while modules are imported, when there is nothing to tidy up.
-
-    Some libraries take the exception for that of a module that is missing, and go on without it.
-    """
-
-    def end(*_: object) -> None:
-        complain("interrupted")
-        os._exit(130)
-
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if not usual or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signal.signal(signal.SIGINT, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _load(place: str) -> Callable[..., None]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from depfuse.cli.console import Screen
+from depfuse.cli.interruption import ended_at_once
 from depfuse.cli.named import read_named
 from depfuse.cli.options import (
     ArchitectureOption,
@@ -40,10 +41,11 @@ def evaluate(
     check_outputs({"--report": report}, checkpoints)
     read_named(checkpoints, arch, data, trust=trust)
     # What follows needs torch, for which no mistake above has to wait.
-    from depfuse.cli.inputs import read_inputs
-    from depfuse.distributed.device import resolve_device
-    from depfuse.evaluate import evaluate_together
-    from depfuse.report import describe_environment
+    with ended_at_once():
+        from depfuse.cli.inputs import read_inputs
+        from depfuse.distributed.device import resolve_device
+        from depfuse.evaluate import evaluate_together
+        from depfuse.report import describe_environment
 
     device = resolve_device(options.device)
     with screen.working() as work:

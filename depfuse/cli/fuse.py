@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from depfuse.cli.console import Screen
+from depfuse.cli.interruption import ended_at_once
 from depfuse.cli.named import check_fusion
 from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RecipeOptions, RunOptions, spread
 from depfuse.cli.points import POINTS_OF_A_PLOT
@@ -39,7 +40,8 @@ def fuse(
     out = out or Path("child.safetensors")
     check_fusion(parents, data, fusion, out)
     # What follows needs torch, for which no mistake above has to wait.
-    from depfuse.cli.fusing import Request, run
+    with ended_at_once():
+        from depfuse.cli.fusing import Request, run
 
     request = Request(
         parents,

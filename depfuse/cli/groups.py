@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from depfuse.cli.console import Screen
+from depfuse.cli.interruption import ended_at_once
 from depfuse.cli.options import AllowFixed, Architecture, RunOptions, SeedOption, spread
 from depfuse.data.memory import too_much
 from depfuse.errors import ArchitectureError, DataError
@@ -56,13 +57,14 @@ def groups(
     check_outputs({"--plot": plot})
     check_built_in(parse_architecture(arch))
     # What follows needs torch, for which no mistake above has to wait.
-    import torch
+    with ended_at_once():
+        import torch
 
-    from depfuse.distributed.device import resolve_device
-    from depfuse.groups import find_groups, not_followed, prove_groups
-    from depfuse.models import build_network, example_shape
-    from depfuse.report.channel_map import draw_channels
-    from depfuse.report.group_tree import Detail, group_tree, summary_line
+        from depfuse.distributed.device import resolve_device
+        from depfuse.groups import find_groups, not_followed, prove_groups
+        from depfuse.models import build_network, example_shape
+        from depfuse.report.channel_map import draw_channels
+        from depfuse.report.group_tree import Detail, group_tree, summary_line
 
     device = resolve_device(options.device)
     screen = Screen(options.quiet)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from depfuse.cli.console import Screen
+from depfuse.cli.interruption import ended_at_once
 from depfuse.cli.named import read_named
 from depfuse.cli.options import (
     AllowFixed,
@@ -66,14 +67,15 @@ def match(
     kind = None if plot is None else plot_kind(plot)
     check_outputs({"--report": report, "--plot": plot}, parents)
     # What follows needs torch, for which no mistake above has to wait.
-    from depfuse.align.description import describe_matching
-    from depfuse.cli.fusing import STEPS
-    from depfuse.cli.inputs import read_inputs, read_template, same_architecture
-    from depfuse.data import calibration_loader
-    from depfuse.distributed.device import resolve_device
-    from depfuse.fusion.pipeline import match as match_channels
-    from depfuse.report import describe_environment
-    from depfuse.report.matching_plot import draw_matchings
+    with ended_at_once():
+        from depfuse.align.description import describe_matching
+        from depfuse.cli.fusing import STEPS
+        from depfuse.cli.inputs import read_inputs, read_template, same_architecture
+        from depfuse.data import calibration_loader
+        from depfuse.distributed.device import resolve_device
+        from depfuse.fusion.pipeline import match as match_channels
+        from depfuse.report import describe_environment
+        from depfuse.report.matching_plot import draw_matchings
 
     device = resolve_device(options.device)
     screen = Screen(options.quiet)

@@ -41,9 +41,7 @@ def parse_methods(text: str, recipe: Recipe) -> dict[str, Recipe]:
                 f"--methods {name!r} is not known: give {', '.join(CRITERIA)} or {NAIVE}, each with a solver"
                 " after a colon if need be, like weights:frank-wolfe"
             )
-        found[name] = recipe.changed(
-            {"align.criterion": criterion, "align.solver": solver or recipe.align.solver.name}
-        )
+        found[name] = recipe.changed({"align.criterion": criterion, "align.solver": solver or recipe.align.solver.name})
     if not found:
         raise RecipeError(f"--methods names no method beside {NAIVE}: add weights or activations")
     return found

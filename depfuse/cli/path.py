@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from depfuse.cli.console import Screen
+from depfuse.cli.interruption import ended_at_once
 from depfuse.cli.methods import parse_methods
 from depfuse.cli.named import check_fusion
 from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RecipeOptions, RunOptions, spread
@@ -53,7 +54,8 @@ def path(
     first = next(iter(several.values()), base)
     check_fusion(parents, data, fusion, out)
     # What follows needs torch, for which no mistake above has to wait.
-    from depfuse.cli.fusing import Request, run
+    with ended_at_once():
+        from depfuse.cli.fusing import Request, run
 
     request = Request(
         parents,

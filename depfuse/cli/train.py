@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from depfuse.cli.console import Screen
+from depfuse.cli.interruption import ended_at_once
 from depfuse.cli.named import read_named
 from depfuse.cli.options import Architecture, DataOptions, RunOptions, spread
 from depfuse.data.label_shares import parse_labels
@@ -66,14 +67,15 @@ def train(
     check_built_in(parse_architecture(arch))
     named = read_named([], None, data)
     # What follows needs torch, for which no mistake above has to wait.
-    import torch
+    with ended_at_once():
+        import torch
 
-    from depfuse.cli.inputs import load_named
-    from depfuse.data.labels import select_labels, select_share
-    from depfuse.distributed.device import resolve_device
-    from depfuse.io.checkpoint import write_checkpoint
-    from depfuse.models import build_network
-    from depfuse.train import train as train_network
+        from depfuse.cli.inputs import load_named
+        from depfuse.data.labels import select_labels, select_share
+        from depfuse.distributed.device import resolve_device
+        from depfuse.io.checkpoint import write_checkpoint
+        from depfuse.models import build_network
+        from depfuse.train import train as train_network
 
     device = resolve_device(options.device)
     screen = Screen(options.quiet)

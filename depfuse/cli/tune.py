@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from depfuse.cli.console import Screen
+from depfuse.cli.interruption import ended_at_once
 from depfuse.cli.named import read_named
 from depfuse.cli.options import AllowFixed, Checkpoints, DataOptions, RecipeOptions, RunOptions, TrustOption, spread
 from depfuse.errors import CheckpointError, RecipeError, StudyError
@@ -108,17 +109,18 @@ def tune(
     _check(given, parents, out)
     read_named(parents, arch, data, classes, trust)
     # What follows needs torch, for which no mistake above has to wait.
-    import optuna
+    with ended_at_once():
+        import optuna
 
-    from depfuse.cli.inputs import check_architectures, read_inputs, read_template
-    from depfuse.distributed.device import resolve_device
-    from depfuse.report import describe_environment
-    from depfuse.study.draw import Space
-    from depfuse.study.importances import importances
-    from depfuse.study.objective import Objective
-    from depfuse.study.records import record_of
-    from depfuse.study.search import FINISHED, Search, open_study
-    from depfuse.study.storage import DatabaseStorage, FileStorage, Storage
+        from depfuse.cli.inputs import check_architectures, read_inputs, read_template
+        from depfuse.distributed.device import resolve_device
+        from depfuse.report import describe_environment
+        from depfuse.study.draw import Space
+        from depfuse.study.importances import importances
+        from depfuse.study.objective import Objective
+        from depfuse.study.records import record_of
+        from depfuse.study.search import FINISHED, Search, open_study
+        from depfuse.study.storage import DatabaseStorage, FileStorage, Storage
 
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     screen = Screen(options.quiet)

@@ -39,7 +39,25 @@ def undisturbed() -> Iterator[None]:
         for device in AUTOCAST:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(_outside_autocast())
         yield
+
+
+@contextmanager
+def _outside_autocast() -> Iterator[None]:
+    """Let an autocast in here be an outermost one, at whose end torch forgets the weights that it has cast.
+
+    Inside a caller's, even one that is switched off, it keeps them: a weight that is changed would be used as it was.
+    """
+    depth = torch.autocast_increment_nesting() - 1
+    for _ in range(depth + 1):
+        torch.autocast_decrement_nesting()
+    torch.clear_autocast_cache()
+    try:
+        yield
+    finally:
+        for _ in range(depth):
+            torch.autocast_increment_nesting()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import ast
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -148,6 +148,24 @@ def test_training_and_distilling_do_not_either(digits: DataSet, switch: str) -> 
     assert differing(again, trained) == []
     assert differing(other, child) == []
     assert same == loss
+
+
+def test_a_training_in_bfloat16_sees_the_weights_that_it_changed(digits: DataSet) -> None:
+    """Within a caller's autocast, even one that is switched off, torch keeps the weights that it has cast."""
+    few = calibration_loader(digits, 250)
+    data = DataSet("few", digits.classes, Split(few.images, few.labels), digits.test, digits.preprocessing)
+
+    def trained(*autocasts: AbstractContextManager[object]) -> dict[str, Tensor]:
+        (model, _), recipe = pair(), TrainRecipe.create(epochs=2, batch_size=50, precision="bfloat16")
+        with ExitStack() as stack:
+            for autocast in autocasts:
+                stack.enter_context(autocast)
+            fit(model, data, recipe)
+        return model.state_dict()
+
+    wanted, on = trained(), SWITCHED["autocast"]
+    assert differing(trained(on()), wanted) == []
+    assert differing(trained(on(), torch.autocast("cpu", enabled=False)), wanted) == []
 
 
 def test_every_random_number_and_matrix_has_a_type() -> None:
