@@ -19,7 +19,7 @@ from depfuse.recipe.arrange import by_path, may_be_read
 from depfuse.report.page import Run, Runs, write_page
 from depfuse.report.study import STUDY, StudyReport
 from depfuse.report.tables import search_sentence, search_table
-from depfuse.study.draw import declared
+from depfuse.study.draw import Space, unsearched
 from depfuse.study.trials import best_first, pareto_front
 
 if TYPE_CHECKING:
@@ -115,7 +115,6 @@ def tune(
         from depfuse.cli.inputs import check_architectures, read_inputs, read_template
         from depfuse.distributed.device import resolve_device
         from depfuse.report import describe_environment
-        from depfuse.study.draw import Space
         from depfuse.study.importances import importances
         from depfuse.study.objective import Objective
         from depfuse.study.records import record_of
@@ -200,15 +199,9 @@ def tune(
     )
 
 
-def _fixed(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that no trial changes: those that are given, and those that are never searched."""
-    searched = {own.place.path for own in declared(Recipe)}
-    return {path: value for path, value in Recipe().settings.items() if path not in searched} | given
-
-
 def _without_unread(given: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Leave out settings of the preset that the user's own leave nothing to read, as `depfuse fuse` does."""
-    fixed = _fixed(given)
+    fixed = unsearched(Recipe, given)
     return {path: value for path, value in given.items() if path in own or may_be_read(Recipe, path, fixed)}
 
 
@@ -216,7 +209,7 @@ def _check(given: dict[str, Any], parents: list[Path], out: Path) -> None:
     """Refuse what can be refused before anything is read."""
     if len(parents) < 2:
         raise RecipeError("a fusion needs at least two parents")
-    fixed = _fixed(given)
+    fixed = unsearched(Recipe, given)
     for path in given:
         if not may_be_read(Recipe, path, fixed):
             Recipe.create(given)  # which says why

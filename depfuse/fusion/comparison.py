@@ -115,7 +115,7 @@ def compare(
     )
     shares = result.ensemble.shares
     possible = result.calibration is not None and has_batch_norm(result.parents[0])
-    averages = [naive_child(result, shares, renorm) for renorm in ("none", "reset" if possible else "none")]
+    averages = [naive_child(result, shares, renorm) for renorm in ("none", "reset")[: 2 if possible else 1]]
     announce("heads")
     heads = heads_refitted(result)
     trained = None
@@ -126,7 +126,9 @@ def compare(
     networks = [*averages, result.child, *heads]
     networks += [] if trained is None else [trained[1]]
     networks += [candidate.network for candidate in others]
-    naive, renewed, child, *rest = evaluate_together(networks, follow(test, "evaluating the child"))
+    scores = evaluate_together(networks, follow(test, "evaluating the child"))
+    naive, renewed = scores[0], scores[len(averages) - 1]  # where there is nothing to reset, they are one network
+    child, *rest = scores[len(averages) :]
     head_scores, rest = rest[: len(heads)], rest[len(heads) :]
     baseline = None
     if trained is not None:

@@ -88,6 +88,12 @@ def declared(model: type[Section]) -> Iterator[_Searched]:
             yield _Searched(place, search)
 
 
+def unsearched(model: type[Recipe], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that no trial changes: those that are given, and those that are never searched."""
+    open_paths = {own.place.path for own in declared(model)}
+    return {path: value for path, value in model().settings.items() if path not in open_paths} | dict(given)
+
+
 class Space:
     """All recipes that a search chooses from.
 
@@ -109,9 +115,8 @@ class Space:
     def __init__(self, parents: int, kept: Mapping[str, Any], *, model: type[Recipe] = Recipe) -> None:
         self._parents, self._kept, self._model = parents, by_path(kept), model
         self._declared = [own for own in declared(model) if own.place.path not in self._kept]
-        searched_paths = {own.place.path for own in self._declared}
-        fixed = {path: value for path, value in model().settings.items() if path not in searched_paths} | self._kept
-        if not any(may_be_read(model, path, fixed) for path in searched_paths):
+        fixed = unsearched(model, self._kept)
+        if not any(may_be_read(model, own.place.path, fixed) for own in self._declared):
             raise RecipeError("nothing is left to search: leave out some settings, or take them from no --preset")
         several: dict[str, list[Search]] = {}
         for own in self._declared:
