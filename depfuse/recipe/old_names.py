@@ -74,6 +74,20 @@ def is_old(name: str, value: Any) -> bool:
     return name in OLD and not isinstance(value, Mapping) and not hasattr(value, "model_fields")
 
 
+def read_old(name: str, settings: Mapping[str, Any]) -> Any:
+    """Read a setting by its old name among the values by path.
+
+    Raises
+    ------
+    AttributeError
+        There is no such name, or nothing reads that setting in this recipe.
+    """
+    path = next((path for path in OLD.get(name, ()) if path in settings), None)
+    if path is None:
+        raise AttributeError(f"a recipe has no {name}" + (" where nothing reads it" if name in OLD else ""))
+    return settings[path] == _THROUGH[True] if name == "universe" else settings[path]
+
+
 def is_flat(settings: Mapping[str, Any]) -> bool:
     """Whether all settings have old names, as in a recipe of before."""
     known = {*OLD, *_SAME, "parents_from", "polish"}

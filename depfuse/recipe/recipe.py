@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny, ValidationError, model_validator
 
@@ -11,6 +11,7 @@ from depfuse.errors import RecipeError
 from depfuse.recipe.arrange import arrange, leaves, places
 from depfuse.recipe.contradictions import contradictions
 from depfuse.recipe.fields import OneOf, Section, first_mistake, setting
+from depfuse.recipe.old_names import OLD, read_old
 from depfuse.recipe.reads import holds
 from depfuse.recipe.sections import (
     GOALS,
@@ -93,6 +94,12 @@ class Recipe(Section):
         """
         given = {**(settings or {}), **named}
         return Recipe.with_read({**self.differing, **given}, keep=given)
+
+    if not TYPE_CHECKING:  # depfuse itself reads sections
+
+        def __getattr__(self, name: str) -> Any:
+            """Read a setting by its old name, as `Recipe(solver="emd")` says it."""
+            return read_old(name, self.settings) if name in OLD else super().__getattr__(name)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import sys
 import warnings
 from pathlib import Path
@@ -353,3 +355,15 @@ def test_an_error_filter_of_the_user_fires_when_a_warning_is_given(capsys, monke
         warnings.simplefilter("error")
         with warnings_in_one_line(), pytest.raises(DepfuseWarning):
             warn()
+
+
+def test_settings_are_read_by_the_names_that_they_are_written_by() -> None:
+    recipe = Recipe(criterion="weights", solver="frank-wolfe", universe=True, iterations=7, weights=(0.3, 0.7))
+    assert (recipe.criterion, recipe.solver, recipe.universe, recipe.iterations) == ("weights", "frank-wolfe", True, 7)
+    assert recipe.weights == (0.3, 0.7)
+    assert Recipe().universe is False
+    with pytest.raises(AttributeError, match="regularisation where nothing reads it"):
+        _ = Recipe(solver="emd").regularisation
+    with pytest.raises(AttributeError, match="colour"):
+        _ = Recipe().colour
+    assert copy.deepcopy(recipe) == pickle.loads(pickle.dumps(recipe)) == recipe
