@@ -14,17 +14,19 @@ from depfuse.ensemble.distance import EnsembleDistance
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.renorm import has_batch_norm, renormalise
+from depfuse.tasks.outputs import distance_of
 
 COSINE = 0.3  # of the weights; those of networks with different starts are about 0
+ROUNDING = 1e-6  # of the distance's unit, about eight times the relative rounding of float32
 
 
 def share_a_start(models: Sequence[nn.Module], shares: Sequence[float], images: Loader) -> bool:
     """Whether the plain average of parents agrees with their ensemble as well as the best of them does.
 
     Compared on the last calibration images (`CalibrationSplit.for_start`), within one standard error of the paired
-    difference. The average has its BatchNorm reset on the others where it does not agree without. Parents whose weights
-    do not look alike have no common start, whatever their average does: one of networks that are not trained agrees
-    with anything.
+    difference, and what float32 cannot tell apart. The average has its BatchNorm reset on the others where it does not
+    agree without. Parents whose weights do not look alike have no common start, whatever their average does: one of
+    networks that are not trained agrees with anything.
 
     Parameters
     ----------
@@ -42,12 +44,13 @@ def share_a_start(models: Sequence[nn.Module], shares: Sequence[float], images: 
     if split is None:
         return False
     distance = EnsembleDistance(Ensemble(models, shares), split.judging)
+    rounding = ROUNDING * distance_of(distance.target).unit(distance.target)
     best = min(map(distance.unscaled_losses, models), key=lambda losses: float(losses.mean()))
 
     def agrees(network: nn.Module) -> bool:
         more = (distance.unscaled_losses(network) - best).double()
         error = float(more.std()) / math.sqrt(len(more))
-        return float(more.mean()) <= error
+        return float(more.mean()) <= error + rounding
 
     average = copy.deepcopy(models[0])
     with torch.no_grad():  # not by load_state_dict, which some networks refuse without their metadata
