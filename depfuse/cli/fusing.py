@@ -222,7 +222,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         )
     _write(request, report, fused, compared)
     if training is not None:
-        training.done()
+        training.delete_states()
     return report
 
 

@@ -116,7 +116,7 @@ def tune(
         from depfuse.distributed.device import resolve_device
         from depfuse.report import describe_environment
         from depfuse.study.importances import importances
-        from depfuse.study.objective import Objective
+        from depfuse.study.objective import Objective, Parents
         from depfuse.study.records import record_of
         from depfuse.study.search import FINISHED, Search, open_study
         from depfuse.study.storage import DatabaseStorage, FileStorage, Storage
@@ -135,12 +135,9 @@ def tune(
         objective = Objective(
             space,
             common,
-            inputs.models,
+            Parents(inputs.models, inputs.labels, read_template(inputs, None, None)[1], allow_fixed),
             inputs.data,
             judged=judged,
-            labels=inputs.labels,
-            template=read_template(inputs, None, None)[1],
-            allow_fixed=allow_fixed,
             labelled=labels > 0,
             timed=seconds,
         )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
+from depfuse.recipe.sections import Calibration
 
 # Of six digits pairs, children refitted from 15/16 of the images have a lower cross-entropy than from 7/8 on four, a
 # higher one on one: what is held out is missed by the refit.
@@ -16,6 +18,11 @@ STEPS_FEWEST = 3  # of fewer images none can be held out: two are left for stati
 CANDIDATES_SHARE = 0.25
 RENORM_IMAGES = 500
 JUDGED_IMAGES = 500
+
+
+def for_statistics(images: Loader, settings: Calibration, seed: int) -> Loader:
+    """Flip and shift images at random where BatchNorm statistics shall be of such; else return them as they are."""
+    return images.augmented(Augmentation.suited_to(images.image_shape), seed) if settings.augment else images
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,13 +25,13 @@ from depfuse.ensemble.distance import at_best_scale, mean_or_infinite
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import ArchitectureError, RecipeError
 from depfuse.fusion.calibration import CalibrationSplit
-from depfuse.fusion.choose_shares import shares_of_parts
+from depfuse.fusion.choose_shares import shares_by_part
 from depfuse.fusion.material import Material
 from depfuse.groups.partition import parts_by_stage
 from depfuse.merge import Shares
 from depfuse.networks.layout import choose_layout
 from depfuse.networks.running import evaluating
-from depfuse.recipe.sections import Best
+from depfuse.recipe.sections import Best, Ridge, Targets
 from depfuse.refit import Session, refit_heads
 from depfuse.refit.second_order.gauss_newton import gauss_newton_step
 from depfuse.renorm import settle_batch_norm
@@ -226,7 +226,7 @@ class Family:
     def _by_stage(self, images: Loader) -> Shares:
         recipe = self.material.recipe
         few = images if recipe.teach.labelled else images.first(SHARES_IMAGES)
-        return shares_of_parts(self.material, recipe.changed({"merge.weights_by": "stage"}), self._example, few).shares
+        return shares_by_part(self.material, "stage", few).shares
 
     def _polished(self, network: nn.Module, images: Loader) -> nn.Module:
         """A Gauss-Newton step further; where there is one, its BatchNorm statistics are those of the images."""
@@ -258,8 +258,9 @@ class Family:
     def _refitted(self, shares: Shares, images: Loader, steps: int) -> nn.Module:
         network = self.material.average(shares)
         # A stream has one mixture, which shares that differ by stage would have to agree on.
-        targets = "matched" if shares.parts else self._best.targets
-        self.material.refit(network, shares, images, targets, steps)
+        targets: Targets = "matched" if shares.parts else self._best.targets
+        settings = Ridge(targets=targets, steps=steps, augment=self._best.augment)
+        self.material.refit(network, shares, images, settings)
         return network
 
 

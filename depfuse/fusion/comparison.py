@@ -182,7 +182,9 @@ def train_baseline(
         distances = list(map(EnsembleDistance(result.ensemble, result.calibration), candidates))
         number = distances.index(min(distances))
     network = copy.deepcopy(candidates[number])
-    training.train(network, result.ensemble, "parent", result.recipe)
+    recipe = result.recipe
+    origin = recipe.model_dump_json()
+    training.train(network, result.ensemble, recipe.train, seed=recipe.seed, name="parent", origin=origin)
     return number, network
 
 

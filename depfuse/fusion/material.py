@@ -9,19 +9,18 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor, nn
 
 from depfuse.align import Couplings
-from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.ensemble.ensemble import Ensemble
+from depfuse.fusion.calibration import for_statistics
 from depfuse.fusion.keeping import Keeper, Step
 from depfuse.fusion.partial_merging import PartialMerge
 from depfuse.groups import ChannelGroups
-from depfuse.merge import Shares, average
+from depfuse.merge import AlignedParents, Shares, average
 from depfuse.recipe import Recipe
-from depfuse.recipe.sections import Ridge
+from depfuse.recipe.sections import Refit
 from depfuse.refit import Session, refit_layers
-from depfuse.renorm import Merged, chosen_method, renormalise
+from depfuse.renorm import chosen_method, renormalise
 from depfuse.teach.joint_head import shared_anew
-from depfuse.teach.teachers import for_statistics
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,8 +130,7 @@ class Material:
             return Finished(child=child, steps=self._renew(child, shares, recipe.renorm_after.name, keeper))
         refitted = copy.deepcopy(child)
         images = keeper.images
-        how = recipe.candidates or Ridge()
-        session = self.refit(refitted, shares, images.statistics, how.targets, how.steps, images.judging)
+        session = self.refit(refitted, shares, images.statistics, recipe.refit, images.judging)
         self.renormalise_as_asked(refitted, self.couplings, shares)
         steps = self._renew(child, shares, recipe.renorm.name, keeper)
         steps.append(keeper.compare("refit", recipe.refit.name, child, refitted))
@@ -141,26 +139,23 @@ class Material:
         return Finished(child=child, steps=steps)
 
     def refit(
-        self, child: nn.Module, shares: Shares, images: Loader, targets: str, steps: int, held: Loader | None = None
+        self, child: nn.Module, shares: Shares, images: Loader, settings: Refit, held: Loader | None = None
     ) -> Session | None:
-        """Refit an average in place, see `refit_layers`; by ridge where the recipe names no method."""
-        recipe = self.recipe
+        """Refit an average in place, see `refit_layers`."""
         return refit_layers(
             child,
-            self.networks,
-            self.groups,
-            self.couplings,
-            shares,
+            self.parents(self.couplings, shares),
             images,
-            method=recipe.refit.name if recipe.refits else "ridge",
-            targets=targets,
-            steps=steps,
-            augment=Augmentation.suited_to(images.image_shape) if (recipe.candidates or Ridge()).augment else None,
+            settings,
             labels=self.ensemble.labels,
             joint=self.ensemble.joint,
-            seed=recipe.seed,
+            seed=self.recipe.seed,
             held=held,
         )
+
+    def parents(self, couplings: Sequence[Couplings], shares: Shares | Sequence[float]) -> AlignedParents:
+        """Give the networks couplings and shares."""
+        return AlignedParents(self.networks, self.groups, couplings, shares, self.example)
 
     def renormalise(
         self,
@@ -171,9 +166,8 @@ class Material:
         kept: Sequence[str] = (),
     ) -> None:
         """Renormalise an average of the parents in place, but for layers to be kept as they are."""
-        merged = Merged(self.networks, self.groups, couplings, shares, self.example)
-        images = None if self.calibration is None else for_statistics(self.calibration, self.recipe)
-        renormalise(child, method, images, merged, kept)
+        images = None if self.calibration is None else self._for_statistics(self.calibration)
+        renormalise(child, method, images, self.parents(couplings, shares), kept)
 
     def renormalise_as_asked(
         self, child: nn.Module, couplings: Sequence[Couplings], shares: Shares | Sequence[float]
@@ -181,13 +175,16 @@ class Material:
         """Renormalise by the recipe; layers of which all that is before them is kept apart hold already."""
         self.renormalise(child, couplings, shares, self.recipe.renorm_after.name, self._settled)
 
+    def _for_statistics(self, images: Loader) -> Loader:
+        return for_statistics(images, self.recipe.calibration, self.recipe.seed)
+
     def _renew(self, child: nn.Module, shares: Shares, method: str, keeper: Keeper | None) -> list[Step]:
         """Renormalise an average in place; by `auto`, only where that helps, and with the step that it was."""
         if keeper is None or method != "auto" or chosen_method("auto", child) != "reset":
             self.renormalise(child, self.couplings, shares, method, self._settled)
             return []
         assert self.calibration is not None
-        images, some = (for_statistics(own, self.recipe) for own in (self.calibration, keeper.images.statistics))
+        images, some = map(self._for_statistics, (self.calibration, keeper.images.statistics))
         return [keeper.renew_where_nearer(child, images, some, self._settled)]
 
     @property

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from depfuse.align.coupling import Couplings, apply_couplings
 from depfuse.align.statistics.moments import collect_moments
 from depfuse.data.loader import Loader
 from depfuse.ensemble.label_sets import LabelSets
@@ -27,9 +26,10 @@ from depfuse.groups import ChannelGroup, ChannelGroups, find_groups, prove_group
 from depfuse.groups.mixing import Fault
 from depfuse.groups.reasons import NOT_USED, SEPARATOR, TOUCHES_OUTPUT, explain
 from depfuse.groups.widening import find_hosts, largest
+from depfuse.merge import AlignedParents, Shares
 from depfuse.networks.running import evaluating, modules_in_order
 from depfuse.networks.stages import stages_of
-from depfuse.recipe import Recipe
+from depfuse.recipe.sections import Merge
 
 NOT_THE_ENSEMBLE = "with all channels kept apart the child would not be the ensemble of its parents' logits"
 KEEP_LESS = "keep a smaller share (merge.keep_worst), and these are merged"
@@ -72,43 +72,46 @@ class PartialMerge:
 
 
 def merge_partially(
-    models: Sequence[nn.Module],
-    groups: ChannelGroups,
-    couplings: Sequence[Couplings],
-    recipe: Recipe,
-    example: Tensor,
-    calibration: Loader | None,
+    parents: AlignedParents,
+    settings: Merge,
+    calibration: Loader | None = None,
     template: nn.Module | None = None,
     labels: LabelSets | None = None,
-    shares: Sequence[float] | None = None,
+    *,
+    seed: int = 0,
 ) -> PartialMerge:
-    """Give the parents room for the channels that the recipe keeps apart, in the order of their couplings.
+    """Widen the parents by the channels that are to be kept apart, in the order of their couplings.
 
     Groups whose channels cannot stand side by side are merged, with a warning that says why. Where all channels of all
     groups are to be kept, the child must be the ensemble of its parents, and is refused if it is not.
 
     Parameters
     ----------
+    parents
+        The parents, their couplings permutations, with an example input.
+    settings
+        How many channels are kept apart.
+    calibration
+        Unlabelled images by which pairs are compared; their weights are compared where None.
     labels, template
         As `average` takes them, the template at the parents' width.
-    shares
-        One per parent; equal ones where None.
+    seed
+        Of the proofs' random values.
 
     Raises
     ------
     RecipeError
-        Couplings are soft, there are fewer stages than asked for, or no group has room.
+        A coupling is no permutation, there are fewer stages than asked for, or no group has room.
     GroupError
         All is to be kept and the child would not be the ensemble, or what is kept could not be proved.
     """
-    if any(coupling.permutation is None for found in couplings for coupling in found.values()):
-        solver = recipe.align.solver.name
-        raise RecipeError(f"channels are kept apart by pairs, and solver {solver} gives none: choose emd")
-    aligned = [
-        with_state(model, apply_couplings(groups, found, model.state_dict()))
-        for model, found in zip(models, couplings, strict=True)
-    ]
-    counts, whole = _counts(aligned[0], groups, recipe, example)
+    if not parents.permuted:
+        raise RecipeError("channels are kept apart by pairs, and these couplings are no permutations: choose emd")
+    if parents.example is None:
+        raise RecipeError("give an example input or calibration images: the network must be run once to be traced")
+    models, groups, example = parents.networks, parents.groups, parents.example
+    aligned = [with_state(model, state) for model, state in zip(models, parents.states(), strict=True)]
+    counts, whole = _counts(aligned[0], groups, settings, example)
     host, why = find_hosts(models[0], groups, example)
     without = {name: why[name] for name, count in counts.items() if count and name not in host}
     if whole and without:
@@ -116,9 +119,7 @@ def merge_partially(
     if without and all(name in without for name, count in counts.items() if count):
         raise RecipeError(f"no channels can be kept apart, this network has no room for more: {explain(without)}")
     chosen = _chosen(aligned, groups, {n: k for n, k in counts.items() if k and n not in without}, calibration)
-    proof = SeparationProof(
-        aligned, example, labels, template, shares or [1.0 / len(models)] * len(models), seed=recipe.seed
-    )
+    proof = SeparationProof(aligned, example, labels, template, Shares.create(parents.shares).network, seed=seed)
 
     def arranged(names: Iterable[str]) -> Arrangement:
         kept = {name: pairs for name, pairs in chosen.items() if name in set(names)}
@@ -147,7 +148,7 @@ def merge_partially(
         networks,
         [arrangement.widen(model) for model in models],
         None if template is None else arrangement.widen(template),
-        prove_groups(networks[0], find_groups(networks[0], example), example, seed=recipe.seed),
+        prove_groups(networks[0], find_groups(networks[0], example), example, seed=seed),
         arrangement.owners,
         {name: len(pairs) for name, pairs in chosen.items()},
         tuple(without),
@@ -201,12 +202,12 @@ def _settled(networks: Sequence[nn.Module], arrangement: Arrangement, example: T
     return tuple(leaves[:before]) if mixing <= set(leaves) else ()
 
 
-def _counts(model: nn.Module, groups: ChannelGroups, recipe: Recipe, example: Tensor) -> tuple[dict[str, int], bool]:
+def _counts(model: nn.Module, groups: ChannelGroups, settings: Merge, example: Tensor) -> tuple[dict[str, int], bool]:
     """Free group -> how many of its channels are to be kept apart; and whether that is all that there is."""
-    stages, count = stages_of(model, example) if recipe.merge.keep_first or recipe.merge.keep_last else ({}, 0)
-    whole = _whole_groups(stages, count, type(model).__name__, groups, recipe)
-    found = {g.name: g.size if g.name in whole else round(recipe.merge.keep_worst * g.size) for g in groups.free}
-    everything = recipe.merge.keep_worst == 1.0 or 0 < count <= recipe.merge.keep_first + recipe.merge.keep_last
+    stages, count = stages_of(model, example) if settings.keep_first or settings.keep_last else ({}, 0)
+    whole = _whole_groups(stages, count, type(model).__name__, groups, settings)
+    found = {g.name: g.size if g.name in whole else round(settings.keep_worst * g.size) for g in groups.free}
+    everything = settings.keep_worst == 1.0 or 0 < count <= settings.keep_first + settings.keep_last
     return found, everything and all(found[group.name] == group.size for group in groups.free)
 
 
@@ -226,16 +227,16 @@ def _chosen(
     return chosen
 
 
-def _whole_groups(stages: Mapping[str, int], count: int, name: str, groups: ChannelGroups, recipe: Recipe) -> set[str]:
+def _whole_groups(stages: Mapping[str, int], count: int, name: str, groups: ChannelGroups, settings: Merge) -> set[str]:
     """Groups that only layers of the first or last stages write to, as many stages as the recipe keeps apart."""
-    for option, asked in (("merge.keep_first", recipe.merge.keep_first), ("merge.keep_last", recipe.merge.keep_last)):
+    for option, asked in (("merge.keep_first", settings.keep_first), ("merge.keep_last", settings.keep_last)):
         if asked > count:
             raise RecipeError(f"{option} {asked} is more than the {count} stages of {name}")
     found = set()
     for group in groups.free:
         writers = {slot.key.rpartition(".")[0] for slot in group.slots if slot.role == "produces"}
         own = [stages[name] for name in writers if name in stages]
-        if own and (max(own) < recipe.merge.keep_first or min(own) >= count - recipe.merge.keep_last):
+        if own and (max(own) < settings.keep_first or min(own) >= count - settings.keep_last):
             found.add(group.name)
     return found
 

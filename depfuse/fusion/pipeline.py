@@ -14,7 +14,7 @@ from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.fusion.aligned import Aligned
 from depfuse.fusion.candidates import Candidate, Family, best_of
-from depfuse.fusion.choose_shares import Chosen, shares_of_parts
+from depfuse.fusion.choose_shares import ChosenShares, shares_by_part
 from depfuse.fusion.keeping import Keeper
 from depfuse.fusion.material import Finished, Material
 from depfuse.fusion.partial_merging import merge_partially
@@ -23,7 +23,7 @@ from depfuse.fusion.resolve import settled
 from depfuse.fusion.result import FusionResult
 from depfuse.fusion.soundness import Soundness
 from depfuse.groups import ChannelGroups
-from depfuse.merge import Shares, fisher_information
+from depfuse.merge import AlignedParents, Shares, fisher_information
 from depfuse.networks.isolation import isolated
 from depfuse.recipe import Recipe
 from depfuse.teach.distil import Distillation
@@ -103,11 +103,11 @@ def fuse(
     step, recipe = prepared.step, aligned.recipe
     with step("merge"):
         material, unmatched = _material(aligned)
-        chosen = Chosen(Shares(tuple(prepared.ensemble.shares)))
+        chosen = ChosenShares(Shares(tuple(prepared.ensemble.shares)))
         child = material.average(chosen.shares)
     if recipe.merge.weights_by != "network" and calibration is not None and material.example is not None:
         with step("shares"):
-            chosen = shares_of_parts(material, recipe, material.example, calibration)
+            chosen = shares_by_part(material, recipe.merge.weights_by, calibration)
             child = material.average(chosen.shares)
     sound = Soundness(prepared.ensemble.networks, calibration, material.example)
     sound.after("the merge", child)
@@ -177,17 +177,8 @@ def _material(aligned: Aligned) -> tuple[Material, Sequence[nn.Module]]:
     models, groups, couplings, unmatched = aligned.models, aligned.groups, aligned.couplings, aligned.unmatched
     template, apart = prepared.template, None
     if recipe.merge.partly:
-        apart = merge_partially(
-            models,
-            groups,
-            couplings,
-            recipe,
-            prepared.input,
-            calibration,
-            template,
-            ensemble.labels,
-            ensemble.shares,
-        )
+        parents = AlignedParents(models, groups, couplings, ensemble.shares, prepared.input)
+        apart = merge_partially(parents, recipe.merge, calibration, template, ensemble.labels, seed=recipe.seed)
         models, unmatched, template, groups = apart.models, apart.unmatched, apart.template, apart.groups
         couplings = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
     information = None
@@ -220,7 +211,12 @@ def _train(finished: Finished, aligned: Aligned, training: Distillation) -> Ense
     # less than the child can learn.
     alike = aligned.widths is None and ensemble.labels is None and not ensemble.joint
     session = finished.session if alike else None
-    prepared.step.seconds.update(training.train(finished.child, ensemble, "child", recipe, session))
+    origin = recipe.model_dump_json()
+    prepared.step.seconds.update(
+        training.train(
+            finished.child, ensemble, recipe.train, seed=recipe.seed, name="child", origin=origin, session=session
+        )
+    )
     return ensemble
 
 

@@ -14,6 +14,7 @@ from depfuse.align.statistics.shared import SharedMoments
 from depfuse.data.loader import Loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
+from depfuse.fusion.calibration import for_statistics
 from depfuse.fusion.checks import check_images, check_parents, check_renorm, check_unequal, example_of, label_sets
 from depfuse.fusion.resolve import check_widths, resolve_refit, resolve_targets
 from depfuse.fusion.same_modules import check_alike
@@ -138,7 +139,7 @@ class Prepared:
         shares = recipe.shares(len(copies))
         check_images(recipe, calibration)
         check_renorm(recipe, copies[0])
-        taught = prepare_teachers(copies, recipe, shares, calibration, sets, template)
+        taught = _teachers(Ensemble(copies, shares, sets), recipe, calibration, template)
         models, known = taught.models, taught.labels
         kept = None if taught.joint else template
         unequal = known is None and any(shapes_of(m) != shapes_of(models[0]) for m in (*models, kept or models[0]))
@@ -165,10 +166,15 @@ class Prepared:
     def ensemble_of(self, images: Loader) -> Ensemble:
         """Prepare the parents once more with one head, found on more images."""
         recipe, shares = self.recipe.changed({"teach.head": "always"}), self.ensemble.shares
-        taught = prepare_teachers(self.copies, recipe, shares, images, self.labels, self.own_template)
+        taught = _teachers(Ensemble(self.copies, shares, self.labels), recipe, images, self.own_template)
         return replace(self.ensemble, networks=taught.models)
 
     @property
     def input(self) -> Tensor:
         """An input to trace a network with; raises `RecipeError` where none is known."""
         return example_of(self.example, self.inputs.calibration)
+
+
+def _teachers(parents: Ensemble, recipe: Recipe, images: Loader | None, template: nn.Module | None) -> Teachers:
+    statistics = None if images is None else for_statistics(images, recipe.calibration, recipe.seed)
+    return prepare_teachers(parents, recipe.teach, images, statistics, template, learns=recipe.learns)

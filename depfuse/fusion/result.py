@@ -14,7 +14,7 @@ from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
 from depfuse.fusion.arrangement import Owners
 from depfuse.fusion.candidates import Candidate, best_of
-from depfuse.fusion.choose_shares import Chosen
+from depfuse.fusion.choose_shares import ChosenShares
 from depfuse.fusion.keeping import Step
 from depfuse.fusion.material import Material
 from depfuse.fusion.partial_merging import PartialMerge
@@ -74,7 +74,7 @@ class FusionResult:
     seconds: dict[str, float]
     material: Material
     ensemble: Ensemble
-    chosen: Chosen
+    chosen: ChosenShares
     parent_labels: LabelSets | None = None
     given_template: nn.Module | None = None
     unmatched: Sequence[nn.Module] = ()

@@ -1,7 +1,8 @@
-"""Merging: one network from many aligned ones."""
+"""Average aligned parents into one network."""
 
+from depfuse.merge.aligned import AlignedParents
 from depfuse.merge.average import average
 from depfuse.merge.fisher import fisher_information
 from depfuse.merge.shares import Shares
 
-__all__ = ["Shares", "average", "fisher_information"]
+__all__ = ["AlignedParents", "Shares", "average", "fisher_information"]

@@ -2,11 +2,10 @@
 
 from depfuse.renorm.batch_norm import has_batch_norm, reset_batch_norm, settle_batch_norm
 from depfuse.renorm.data_free import rescale_by_norms
-from depfuse.renorm.registry import Merged, chosen_method, renormalise
+from depfuse.renorm.registry import chosen_method, renormalise
 from depfuse.renorm.repairing import repair
 
 __all__ = [
-    "Merged",
     "chosen_method",
     "has_batch_norm",
     "renormalise",

@@ -15,7 +15,7 @@ from depfuse.text import storable
 
 if TYPE_CHECKING:  # a report is read without torch
     from depfuse.fusion.candidates import Candidate
-    from depfuse.fusion.choose_shares import Chosen
+    from depfuse.fusion.choose_shares import ChosenShares
 
 
 class ReportError(DepfuseError):
@@ -87,7 +87,7 @@ class SharesSummary(_Part):
     loss_after: Loss = None
 
     @classmethod
-    def of(cls, chosen: Chosen | None) -> SharesSummary | None:
+    def of(cls, chosen: ChosenShares | None) -> SharesSummary | None:
         """Make the report of a choice of shares."""
         if chosen is None:
             return None

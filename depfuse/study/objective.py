@@ -1,10 +1,11 @@
-"""Run of a trial: fuse by a recipe from more and more calibration images, and judge the child."""
+"""Run a trial: fuse by a recipe from more and more calibration images, and measure the child's quality."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,11 @@ from depfuse.recipe import Recipe
 from depfuse.study.draw import Space
 from depfuse.study.judge import Quality
 
-RESULT = "result"  # the user attribute of a trial that holds its recipe and what came of it
+RESULT = "result"  # the user attribute of a trial that holds its recipe and result
 FEWEST = 100  # calibration images, before a trial may be pruned
 SIZES = 4  # of the calibration set, each twice the one before
 FEWEST_JUDGED = 50
-# What a decomposition raises that does not come to an end.
+# What a matrix decomposition raises that does not converge.
 NUMERICAL = (np.linalg.LinAlgError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 
 
@@ -39,6 +40,22 @@ def growing(images: int) -> list[int]:
     """List the numbers of calibration images after which a trial is judged: 250, 500, 1000 and 2000 of 2000."""
     sizes = [images // 2**halvings for halvings in reversed(range(SIZES))]
     return [size for size in sizes if size >= FEWEST] or [images]
+
+
+@dataclass(frozen=True, eq=False)
+class Parents:
+    """The parents of all trials; the attributes are as for `fuse`."""
+
+    models: Sequence[nn.Module]
+    labels: LabelSets | None = None
+    template: nn.Module | None = None
+    allow_fixed: bool | None = None
+
+    @property
+    def of_one_width(self) -> bool:
+        """Whether the parents, and the template, have equal shapes but for their heads."""
+        networks = (*self.models, self.template or self.models[0])
+        return self.labels is not None or all(shapes_of(model) == shapes_of(self.models[0]) for model in networks)
 
 
 class Objective:
@@ -53,8 +70,8 @@ class Objective:
     common
         A recipe with the settings that all of them share: calibration images, batch size, seed, and the shares of the
         ensemble that children are judged against.
-    models, labels, template, allow_fixed
-        As for `fuse`.
+    parents
+        The networks that every trial fuses.
     data
         The training images. Those to judge by are drawn after those to calibrate on, and no image is both.
     judged
@@ -83,16 +100,14 @@ class Objective:
         self,
         space: Space,
         common: Recipe,
-        models: Sequence[nn.Module],
+        parents: Parents,
         data: DataSet,
         *,
         judged: int,
-        labels: LabelSets | None = None,
-        template: nn.Module | None = None,
-        allow_fixed: bool | None = None,
         labelled: bool = False,
         timed: bool = False,
     ) -> None:
+        models = parents.models
         device = next(models[0].parameters()).device
         available = max(len(data.train) - common.calibration.images, 0)
         if available < min(judged, FEWEST_JUDGED):
@@ -108,16 +123,17 @@ class Objective:
             seed=common.seed,
         )
         self.timed = timed
-        self._space, self._models, self._labels, self._template = space, models, labels, template
-        self._allow_fixed, self._example = allow_fixed, data.example(device=device)
+        self._space, self._parents, self._example = space, parents, data.example(device=device)
         sizes = [common.calibration.images] if timed else growing(common.calibration.images)
         self._images = {size: images.first(size) for size in sizes}
         held_out = images.between(common.calibration.images, images.count)
         self.judged = held_out.count
-        self.quality = Quality(Ensemble(models, common.shares(len(models)), labels), held_out, labelled=labelled)
+        self.quality = Quality(
+            Ensemble(models, common.shares(len(models)), parents.labels), held_out, labelled=labelled
+        )
         self._groups = None
         self._shared = None
-        if labels is not None or all(shapes_of(m) == shapes_of(models[0]) for m in (*models, template or models[0])):
+        if parents.of_one_width:
             groups = find_groups(models[0], self._example)
             self._groups = prove_groups(models[0], groups, self._example, seed=common.seed)
             self._shared = SharedMoments(models, self._groups)
@@ -154,17 +170,18 @@ class Objective:
     def _fused(self, recipe: Recipe, size: int) -> tuple[FusionResult, float]:
         """Fuse, and measure the seconds of the fusion without those of finding the groups."""
         saved = 0.0 if self._shared is None else self._shared.saved
+        parents = self._parents
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", LimitWarning)  # noted with the trial
+            warnings.simplefilter("ignore", LimitWarning)  # recorded with the trial
             result = fuse(
-                self._models,
+                parents.models,
                 recipe,
                 self._images[size],
                 example=self._example,
                 groups=self._groups,
-                labels=None if self._labels is None else self._labels.sets,
-                template=self._template,
-                allow_fixed=self._allow_fixed,
+                labels=None if parents.labels is None else parents.labels.sets,
+                template=parents.template,
+                allow_fixed=parents.allow_fixed,
                 shared=self._shared,
             )
         saved = 0.0 if self._shared is None else self._shared.saved - saved

@@ -1,4 +1,4 @@
-"""Training a child on: towards its parents' ensemble without labels, and with them."""
+"""Train a child further: by distillation from its parents' ensemble, and on labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from depfuse.data.loader import Loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.errors import ArchitectureError, DepfuseWarning
-from depfuse.recipe import Recipe
+from depfuse.recipe.sections import Train
 from depfuse.refit import NaturalGradientTraining, Session
 from depfuse.train import EpochReport, Saving, TrainRecipe, fit
 
@@ -35,7 +35,7 @@ STATE = 3  # of a training: another number where states of before cannot be gone
 
 @dataclass(frozen=True)
 class _Start:
-    """A network before it is distilled, and what it shall come nearer to."""
+    """The weights of a network before distillation, and its distance from the teacher."""
 
     state: Mapping[str, Tensor]
     distance: Callable[[nn.Module], float]
@@ -47,7 +47,7 @@ class _Start:
         return cls(copy.deepcopy(model.state_dict()), distance, distance(model))
 
     def keep_the_nearer(self, model: nn.Module) -> bool:
-        """Whether that is the distilled network; the model becomes what it was where it is not."""
+        """Restore the weights unless the distilled network is at least as near to the teacher; tell whether it is."""
         nearer = self.distance(model) <= self.first
         if not nearer:
             model.load_state_dict(self.state)
@@ -56,16 +56,16 @@ class _Start:
 
 @dataclass(frozen=True)
 class Distillation:
-    """Training after fusion, by `distil` and `finetune` of the recipe of the fusion.
+    """Train a child after fusion: by distillation from the ensemble, then on labels.
 
     Attributes
     ----------
     data
         The training images, and for `finetune` their labels.
     resume
-        Where the state of an unfinished training is kept, None for nowhere; see `states`.
+        Path that the names of the state files of an unfinished training begin with; None to save no state.
     progress
-        Called after every epoch with what is trained.
+        Called after every epoch with what is trained, and its report.
     """
 
     data: DataSet
@@ -73,112 +73,125 @@ class Distillation:
     progress: Callable[[str, EpochReport], None] | None = field(default=None, kw_only=True)
 
     def train(
-        self, model: nn.Module, teacher: Ensemble, name: str, recipe: Recipe, together: Session | None = None
+        self,
+        model: nn.Module,
+        teacher: Ensemble,
+        settings: Train,
+        *,
+        seed: int,
+        name: str,
+        origin: str,
+        session: Session | None = None,
     ) -> dict[str, float]:
-        """Train a network in place, first towards the teacher, then on labels; return the seconds of each.
+        """Train a network in place, first towards the teacher, then on labels.
 
-        Towards the teacher by natural-gradient steps (`NaturalGradient`), or by SGD where the network cannot be taken
-        apart; on labels by SGD. A network that came no nearer to the teacher stays as it was, with a `DepfuseWarning`.
+        Towards the teacher by natural-gradient steps (`NaturalGradient`), or by SGD where the network cannot be
+        decomposed; on labels by SGD. A network that comes no nearer to the teacher stays as it was, with a
+        `DepfuseWarning`.
 
         Parameters
         ----------
         model
             The network; it stays on its device.
         teacher
-            What it learns while it is distilled.
+            The ensemble that it is distilled from.
+        settings
+            Numbers of epochs, and the learning rate.
+        seed
+            Of the order and augmentation of the images.
         name
-            Tells its state file from others'.
-        recipe
-            Numbers of epochs, learning rate and seed.
-        together
-            The same network and teacher, where it shall be taught more than class scores.
+            What is trained, as its state file and warnings name it.
+        origin
+            Whatever tells how the network came about: a training is resumed from a state of the same origin only.
+        session
+            The same network and teacher, where it learns the parents' streams besides their outputs.
+
+        Returns
+        -------
+        dict
+            Wall-clock seconds of `distil` and `finetune`, where there were epochs of them.
         """
         device = next(model.parameters()).device
         seconds = {}
-        for step, epochs in (("distil", recipe.train.distil), ("finetune", recipe.train.finetune)):
+        for step, epochs in (("distil", settings.distil), ("finetune", settings.finetune)):
             if epochs == 0:
                 continue
             learner = start = None
             if step == "distil":
-                learner = self._natural(model, teacher, recipe, together)
+                learner = self._natural_gradient(model, teacher, settings, seed, session)
                 temperature = TEMPERATURE if learner is None else learner.last_temperature
-                start = _Start.of(model, teacher, self._few(device, recipe.seed), temperature)
+                start = _Start.of(model, teacher, self._few(device, seed), temperature)
             report = fit(
                 model,
                 self.data,
-                self._settings(epochs, recipe, learner),
+                self._train_recipe(epochs, settings.learning_rate, seed, learner),
                 teacher=teacher if step == "distil" else None,
                 learner=learner,
                 device=device,
-                saving=self._saving(name, step, teacher, recipe),
+                saving=self._saving(name, step, f"{self._patient(settings)} {teacher.digest} {origin}"),
                 progress=None if self.progress is None else partial(self.progress, f"{step}: {name}"),
             )
             seconds[step] = report.total_seconds
             if start is not None and not start.keep_the_nearer(model):
                 warnings.warn(
                     f"the {name} came no nearer to the ensemble in {epochs} epochs and stays as it was: "
-                    f"lower train.learning_rate {recipe.train.learning_rate:g}",
+                    f"lower train.learning_rate {settings.learning_rate:g}",
                     DepfuseWarning,
                     stacklevel=2,
                 )
         return seconds
 
     def images(self, device: torch.device | str, seed: int) -> Loader:
-        """Some of the training images, for what is found before the training."""
+        """Draw some of the training images, for what is fitted before the training."""
         return calibration_loader(self.data, PREPARING_IMAGES, device=device, seed=seed)
 
     def _few(self, device: torch.device, seed: int) -> Loader:
         return calibration_loader(self.data, STATISTICS_IMAGES, device=device, seed=seed)
 
-    def done(self) -> None:
-        """Delete the states: everything that was trained has been kept."""
+    def delete_states(self) -> None:
+        """Delete the state files, once what was trained is saved."""
         if self.resume is not None:
             for state in self.resume.parent.glob(f"{self.resume.name}.*-*"):
                 state.unlink()
 
-    def _saving(self, name: str, step: str, teacher: Ensemble, recipe: Recipe) -> Saving | None:
-        """Where the state of a step is kept; it knows its start by what led there.
+    def _saving(self, name: str, step: str, origin: str) -> Saving | None:
+        """Choose where the state of a step is saved, identified by its origin instead of the network's weights.
 
-        A network that was refitted with other threads or on a GPU is not the same bit for bit.
+        A network that was refitted with another number of threads or on a GPU is not the same bit for bit.
         """
         if self.resume is None:
             return None
-        described = f"{STATE} {name} {step} {self._patient(recipe)} {teacher.digest} {recipe.model_dump_json()}"
-        start = hashlib.sha256(described.encode()).hexdigest()
+        start = hashlib.sha256(f"{STATE} {name} {step} {origin}".encode()).hexdigest()
         return Saving(self.resume.with_name(f"{self.resume.name}.{name}-{step}"), start=start)
 
-    def _patient(self, recipe: Recipe) -> int:
-        """The number of epochs, 0 where it is not a long training."""
-        epochs = recipe.train.distil
+    def _patient(self, settings: Train) -> int:
+        """Return the number of epochs of a long training, 0 for a short one."""
+        epochs = settings.distil
         return epochs if epochs >= PATIENT_EPOCHS and epochs * len(self.data.train) >= PATIENT_IMAGES else 0
 
-    def _natural(
-        self, model: nn.Module, teacher: Ensemble, recipe: Recipe, together: Session | None
+    def _natural_gradient(
+        self, model: nn.Module, teacher: Ensemble, settings: Train, seed: int, session: Session | None
     ) -> NaturalGradientTraining | None:
+        """Prepare natural-gradient steps; None where the network cannot be decomposed or the images are too few."""
         device = next(model.parameters()).device
         try:
-            if together is None:
-                together = Session.towards(model.eval(), teacher, self._few(device, recipe.seed), seed=recipe.seed)
+            if session is None:
+                session = Session.towards(model.eval(), teacher, self._few(device, seed), seed=seed)
             # Others than those that the network was fitted to, which any training makes worse at first.
-            seed = recipe.seed + 1
-            compared = calibration_loader(self.data, COMPARED_IMAGES, device=device, seed=seed)
-            # Seen many times, images are known by heart; between them there is always something new to learn.
-            learner = together.training(compared, patient=self._patient(recipe))
+            compared = calibration_loader(self.data, COMPARED_IMAGES, device=device, seed=seed + 1)
+            # Images seen many times are memorised; mixtures of them never repeat.
+            learner = session.training(compared, patient=self._patient(settings))
         except ArchitectureError:
             return None
         return learner if learner.batch_size(len(self.data.train)) else None
 
-    def _settings(self, epochs: int, recipe: Recipe, learner: NaturalGradientTraining | None) -> TrainRecipe:
-        own: dict[str, float] = {"warmup": WARMUP * epochs, "label_smoothing": 0.0}
+    def _train_recipe(
+        self, epochs: int, learning_rate: float, seed: int, learner: NaturalGradientTraining | None
+    ) -> TrainRecipe:
+        options: dict[str, float] = {"warmup": WARMUP * epochs, "label_smoothing": 0.0}
         if learner is not None:
             # Shifted images are harder to learn than those as they are, and pay where each is seen many times.
             most = Augmentation.suited_to(self.data.image_shape).translate
             size = learner.batch_size(len(self.data.train))
-            own = {"warmup": 0.0, "batch_size": size, "translate": min(most, epochs // EPOCHS_PER_PIXEL)}
-        return TrainRecipe.suited_to(
-            self.data,
-            epochs=epochs,
-            learning_rate=recipe.train.learning_rate,
-            seed=recipe.seed,
-            **own,
-        )
+            options = {"warmup": 0.0, "batch_size": size, "translate": min(most, epochs // EPOCHS_PER_PIXEL)}
+        return TrainRecipe.suited_to(self.data, epochs=epochs, learning_rate=learning_rate, seed=seed, **options)

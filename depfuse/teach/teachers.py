@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
+from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
-from depfuse.recipe import Recipe
+from depfuse.recipe.sections import Teach
 from depfuse.renorm import has_batch_norm
 from depfuse.teach.joint_head import can_have_joint_head, know_different, renewed, with_joint_head
 
@@ -39,56 +39,54 @@ class Teachers:
 
 
 def prepare_teachers(
-    models: Sequence[nn.Module],
-    recipe: Recipe,
-    shares: Sequence[float],
+    parents: Ensemble,
+    settings: Teach,
     calibration: Loader | None,
-    labels: LabelSets | None = None,
+    statistics: Loader | None,
     template: nn.Module | None = None,
+    *,
+    learns: bool,
 ) -> Teachers:
-    """The parents as a recipe has them teach, by its section `teach`.
+    """Prepare parents as teachers: renew their BatchNorm statistics and fit one head, as the settings say.
 
     Parameters
     ----------
-    models
-        The parents; left as they are.
-    recipe, shares
-        How they are prepared, and one weight per parent.
+    parents
+        The parents with their shares and label sets; left as they are.
+    settings
+        What is renewed and fitted, and how many labels are read.
     calibration
-        Images to do that by, if there are any.
-    labels, template
-        Which labels the parents' outputs stand for and a network with an output for each, where they differ; a template
-        alone is of another width.
+        Images, of which a head is fitted to the first labels where these are read; None where there are none.
+    statistics
+        The same as BatchNorm statistics are taken from them.
+    template
+        A network with an output for each label, where the parents' labels differ; else one of another width.
+    learns
+        Whether the child learns from the parents' outputs: what is left open is only done then.
 
     Raises
     ------
     RecipeError
-        The recipe asks for what cannot be had: without images, at another width, or from such heads.
+        The settings need images that there are not, heads of one width, or heads of another kind.
     """
-    always = recipe.teach.labelled > 0 or recipe.teach.head == "always"
-    if calibration is None:
-        if always or recipe.teach.renorm == "reset":
+    models, labels = parents.networks, parents.labels
+    always = settings.labelled > 0 or settings.head == "always"
+    if calibration is None or statistics is None:
+        if always or settings.renorm == "reset":
             raise RecipeError(
                 "renewing the parents' statistics, labelled and a joint head need calibration images: give at least 2"
             )
         return Teachers(models, labels, joint=False)
     resized = labels is None and template is not None
     if resized and always:
-        raise RecipeError("one head is fitted to features of the parents' own widths: leave out --width")
-    different = labels is not None or (recipe.learns and know_different(models, calibration))
-    renewable = recipe.teach.renorm == "auto" and different and has_batch_norm(models[0])
-    renews = renewable or recipe.teach.renorm == "reset"
+        raise RecipeError("one head is fitted to features of the parents' own widths: give no template")
+    different = labels is not None or (learns and know_different(models, calibration))
+    renewable = settings.renorm == "auto" and different and has_batch_norm(models[0])
+    renews = renewable or settings.renorm == "reset"
     if renews:
-        models = renewed(models, for_statistics(calibration, recipe))
-    wanted = recipe.teach.head == "auto" and different and recipe.learns and not resized
+        models = renewed(models, statistics)
+    wanted = settings.head == "auto" and different and learns and not resized
     if always or (wanted and can_have_joint_head(models, calibration, labels)):
-        copies = with_joint_head(models, shares, calibration, recipe.teach.labelled, labels, template)
+        copies = with_joint_head(models, parents.shares, calibration, settings.labelled, labels, template)
         return Teachers(copies, None, joint=True, renewed=renews)
     return Teachers(models, labels, joint=False, renewed=renews)
-
-
-def for_statistics(calibration: Loader, recipe: Recipe) -> Loader:
-    """The calibration images as statistics are taken from them."""
-    if not recipe.calibration.augment:
-        return calibration
-    return calibration.augmented(Augmentation.suited_to(calibration.image_shape), recipe.seed)

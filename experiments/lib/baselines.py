@@ -17,6 +17,7 @@ from depfuse.ensemble.distance import EnsembleDistance
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import DataError
 from depfuse.fusion.comparison import naive_average
+from depfuse.recipe.sections import Train
 from depfuse.refit import refit_heads
 from depfuse.renorm import renormalise
 from depfuse.teach.distil import Distillation
@@ -100,7 +101,7 @@ def best_parent(seen: Seen, epochs: int = 0) -> nn.Module:
     teacher = Ensemble(taught.models, of.shares, taught.labels, joint=taught.joint)
     best = copy.deepcopy(min(heads, key=EnsembleDistance(teacher, calibration)))
     if training is not None:
-        training.train(best, teacher, "parent", Recipe(distil=epochs, seed=seen.seed))
+        training.train(best, teacher, Train(distil=epochs), seed=seen.seed, name="parent", origin="")
     return best
 
 

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from depfuse.cli.inputs import Inputs, read_inputs, read_template
 from depfuse.cli.options import DataOptions
 from depfuse.data import DataSet, Loader, Split, calibration_loader
+from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.ensemble.targets import mean_logits
 from depfuse.errors import CheckpointError, RecipeError
+from depfuse.fusion.calibration import for_statistics
 from depfuse.groups import ChannelGroups, find_groups, prove_groups
 from depfuse.recipe import Recipe
 from depfuse.teach.teachers import Teachers, prepare_teachers
@@ -138,7 +140,7 @@ def ensemble(of: Material, models: Sequence[nn.Module] | None = None) -> Joint:
 
 def teachers(of: Material, calibration: Loader, recipe: Recipe | None = None) -> Teachers:
     """The parents as they teach a refitted child, or that of another recipe."""
-    inputs = of.inputs
-    return prepare_teachers(
-        inputs.models, recipe or Recipe(refit="ridge"), of.shares, calibration, inputs.labels, of.template
-    )
+    recipe = recipe or Recipe(refit="ridge")
+    parents = Ensemble(of.inputs.models, of.shares, of.inputs.labels)
+    statistics = for_statistics(calibration, recipe.calibration, recipe.seed)
+    return prepare_teachers(parents, recipe.teach, calibration, statistics, of.template, learns=recipe.learns)

@@ -67,9 +67,16 @@ def networks(options: argparse.Namespace, data: DataSet, judged: Loader) -> Iter
     training = Distillation(data, resume=options.folder / "state")
     yield "child, distilled", evaluate(fuse(parents, recipe, calibration, training=training).child, judged)
     better = copy.deepcopy(max(zip(scores, parents, strict=True), key=lambda pair: pair[0].accuracy)[1])
-    training.train(better, Ensemble(parents, SHARES), "parent", recipe)
+    training.train(
+        better,
+        Ensemble(parents, SHARES),
+        recipe.train,
+        seed=recipe.seed,
+        name="parent",
+        origin=recipe.model_dump_json(),
+    )
     yield "better parent, distilled", evaluate(better, judged)
-    training.done()
+    training.delete_states()
 
 
 def run(options: argparse.Namespace) -> None:

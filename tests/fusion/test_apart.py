@@ -24,9 +24,11 @@ from depfuse.groups.widening import find_hosts, make_room
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
 from depfuse.io.loading import load_into
+from depfuse.merge import AlignedParents
 from depfuse.models import build_network
 from depfuse.networks.resizing import resize
 from depfuse.networks.stages import stages_of
+from depfuse.recipe.sections import Merge
 from depfuse.renorm import reset_batch_norm
 
 
@@ -490,6 +492,6 @@ def test_parents_are_left_as_they_were():
     example = torch.zeros(1, 1, 8, 8)
     groups = prove_groups(parents[0], find_groups(parents[0], example), example)
     identity = [{group.name: Coupling.identity(group.size) for group in groups.free} for _ in parents]
-    apart = merge_partially(parents, groups, identity, Recipe(keep_worst=1.0), example, None)
+    apart = merge_partially(AlignedParents(parents, groups, identity, (0.5, 0.5), example), Merge(keep_worst=1.0))
     assert [shapes_of(parent) for parent in parents] == before
     assert apart.groups.free_channels == 8

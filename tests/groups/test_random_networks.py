@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, event, given, settings
 from random_networks import IMAGE, Drawn, random_networks
 from torch.utils._pytree import tree_leaves
 
-from depfuse import Recipe
 from depfuse.align import Coupling
 from depfuse.errors import GroupError, RecipeError
 from depfuse.fusion.partial_merging import merge_partially
@@ -20,7 +19,8 @@ from depfuse.groups import ChannelGroup, find_groups, not_followed, prove_groups
 from depfuse.groups.generic_values import GenericNetwork
 from depfuse.groups.proof import NO_EFFECT
 from depfuse.groups.reasons import NOT_USED
-from depfuse.merge import average
+from depfuse.merge import AlignedParents, average
+from depfuse.recipe.sections import Merge
 
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 # How many networks each slow proof draws.
@@ -91,13 +91,13 @@ def check_side_by_side(network: Drawn, share: float) -> None:
             warnings.simplefilter("ignore")
             groups = prove_groups(network, find_groups(network, image), image)
             identity = {group.name: Coupling.identity(group.size) for group in groups.free}
-            recipe = Recipe(keep_worst=share)
-            apart = merge_partially(parents, groups, [identity] * 2, recipe, image[:1], None, shares=shares)
+            aligned = AlignedParents(parents, groups, [identity] * 2, shares, image[:1])
+            partial = merge_partially(aligned, Merge(keep_worst=share))
     except (GroupError, RecipeError):
         event("refused")
         return
     event("kept apart")
-    child = average(apart.models, apart.groups, [{}, {}], shares, owners=apart.owners)
+    child = average(partial.models, partial.groups, [{}, {}], shares, owners=partial.owners)
     with torch.no_grad():
         outputs, *each = (tree_leaves(model(image)) for model in (child, *parents))
     for output, *logits in zip(outputs, *each, strict=True):

@@ -25,8 +25,9 @@ from depfuse.fusion.choose_shares import _divided, choose_shares
 from depfuse.groups.partition import parts_by_group, parts_by_stage
 from depfuse.io.checkpoint import read_checkpoint
 from depfuse.io.loading import load_into
-from depfuse.merge import Shares, average
+from depfuse.merge import AlignedParents, Shares, average
 from depfuse.models import build_network
+from depfuse.recipe.sections import LeastSquares, RegMean, Ridge
 from depfuse.refit import refit_layers
 from depfuse.refit.layerwise.targets import Targets
 from depfuse.refit.program.graph import Program
@@ -153,8 +154,12 @@ def test_the_average_is_that_by_hand(by):
             torch.testing.assert_close(tensor, first * states[0][key] + second * states[1][key])
 
 
-@pytest.mark.parametrize(("method", "by"), [("ridge", "group"), ("regmean", "stage")])
-def test_shares_of_equal_parents_change_nothing(method, by):
+@pytest.mark.parametrize(
+    ("settings", "by"),
+    [(Ridge(targets="matched", steps=2, augment=False), "group"), (RegMean(), "stage")],
+    ids=["ridge", "regmean"],
+)
+def test_shares_of_equal_parents_change_nothing(settings, by):
     loader = images(100)
     model = network(0, loader=loader)
     groups = proved(model)
@@ -167,13 +172,11 @@ def test_shares_of_equal_parents_change_nothing(method, by):
     for own in (shares, Shares((0.5, 0.5))):
         children.append(average(parents, groups, identity(groups), own))
         same(children[-1], model)
-        refit_layers(
-            children[-1], parents, groups, identity(groups), own, loader, method=method, targets="matched", steps=2
-        )
+        refit_layers(children[-1], AlignedParents(parents, groups, identity(groups), own), loader, settings)
     x = next(iter(loader))[0]
     with torch.no_grad():
         torch.testing.assert_close(children[0](x), children[1](x), rtol=1e-3, atol=1e-2)
-        if method == "ridge":
+        if isinstance(settings, Ridge):
             torch.testing.assert_close(children[0](x), model(x), rtol=1e-2, atol=2e-2)
 
 
@@ -186,7 +189,9 @@ def test_a_parent_that_has_all_of_every_part_is_refitted_to():
         shares = shares.having(part, (0.0, 1.0))
     child = average(parents, groups, identity(groups), shares)
     same(child, parents[1])
-    refit_layers(child, parents, groups, identity(groups), shares, loader)
+    refit_layers(
+        child, AlignedParents(parents, groups, identity(groups), shares), loader, Ridge(steps=0, augment=False)
+    )
     x = next(iter(loader))[0]
     with torch.no_grad():
         torch.testing.assert_close(child(x), parents[1](x), rtol=1e-2, atol=2e-2)
@@ -220,7 +225,7 @@ def test_least_squares_takes_inputs_by_the_shares_of_the_layer_before():
     shares = Shares.of_parts((0.5, 0.5), parts_by_stage(parents[0], EXAMPLE))
     shares = shares.having("stage 1", (1.0, 0.0)).having("stage 2", (0.0, 1.0))
     child = average(parents, groups, identity(groups), shares)
-    refit_layers(child, parents, groups, identity(groups), shares, loader, method="least-squares")
+    refit_layers(child, AlignedParents(parents, groups, identity(groups), shares), loader, LeastSquares())
     x = torch.cat([batch for batch, _ in loader])
     with torch.no_grad():
         given, wanted = F.relu(parents[0][1](x.flatten(1))).double(), parents[1](x).double()

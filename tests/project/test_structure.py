@@ -19,9 +19,6 @@ MOST_LINES, MOST_PARAMETERS = 120, 8
 UNDONE = {
     "depfuse/fusion/pipeline.py:fuse",
     "depfuse/fusion/pipeline.py:match",
-    "depfuse/fusion/partial_merging.py:merge_partially",
-    "depfuse/refit/layerwise/layers.py:refit_layers",
-    "depfuse/study/objective.py:__init__",
 }
 
 

@@ -23,9 +23,10 @@ from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
 from depfuse.groups import random_permutations
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
-from depfuse.merge import average
+from depfuse.merge import AlignedParents, average
 from depfuse.merge.shares import Shares
 from depfuse.models import build_network, with_classes
+from depfuse.recipe.sections import LeastSquares, NoRefit, RegMean, Ridge
 from depfuse.refit import Session, refit_heads, refit_layers
 from depfuse.refit.layerwise.clusters import cluster_channels
 from depfuse.refit.layerwise.ridge import Rows, gram, ridge
@@ -39,6 +40,8 @@ from depfuse.refit.program.walk import Walk
 from depfuse.refit.second_order import natural_gradient
 from depfuse.refit.second_order.natural_gradient import DAMPING, MOMENTUM, TRUST, NaturalGradient
 from depfuse.renorm import reset_batch_norm, settle_batch_norm
+
+SOLVED = Ridge(steps=0, augment=False)  # layer by layer only
 
 
 def images(count: int, shape=(1, 8, 8), batch_size: int = 25) -> Loader:
@@ -104,14 +107,12 @@ def proved(model: nn.Module):
     return prove_groups(model, find_groups(model, example), example)
 
 
-def refitted(models, loader, method="ridge", targets="clusters", **options):
+def refitted(models, loader, settings=SOLVED, seed=0):
     groups = proved(models[0])
     identity = {group.name: Coupling.identity(group.size) for group in groups.free}
     shares = [1 / len(models)] * len(models)
     child = average(models, groups, [identity] * len(models), shares)
-    refit_layers(
-        child, models, groups, [identity] * len(models), shares, loader, method=method, targets=targets, **options
-    )
+    refit_layers(child, AlignedParents(models, groups, [identity] * len(models), shares), loader, settings, seed=seed)
     return child
 
 
@@ -245,12 +246,12 @@ def test_every_linear_layer_is_a_unit_and_tied_weights_are_none():
 def test_two_times_the_same_parent_gives_the_parent(name, targets):
     loader = images(100)
     model = parent(name, 0, loader)
-    child = refitted([model, copy.deepcopy(model)], loader, targets=targets)
+    child = refitted([model, copy.deepcopy(model)], loader, Ridge(targets=targets, steps=0, augment=False))
     batch = next(iter(loader))[0]
     torch.testing.assert_close(child(batch), model(batch), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["regmean", "least-squares"])
+@pytest.mark.parametrize("method", [RegMean(), LeastSquares()], ids=["regmean", "least-squares"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_methods_for_comparison_keep_equal_parents_too(name, method):
     loader = images(100)
@@ -308,7 +309,7 @@ def test_a_second_pass_comes_closer_still_and_keeps_true_statistics():
     centred = ensemble - ensemble.mean(1, keepdim=True)
     errors = []
     for steps in (0, 48):
-        child = refitted(models, loader, steps=steps)
+        child = refitted(models, loader, Ridge(steps=steps, augment=False))
         output = child(batch).detach()
         errors.append(float((output - output.mean(1, keepdim=True) - centred).square().mean()))
     assert errors[1] < 0.9 * errors[0]
@@ -354,7 +355,7 @@ def test_a_child_of_one_parent_twice_has_nothing_to_learn():
     back = {name: Coupling(order).inverse() for name, order in orders.items()}
     identity = {name: Coupling.identity(len(order)) for name, order in orders.items()}
     child = copy.deepcopy(model)
-    together = refit_layers(child, [model, twin], groups, [identity, back], (0.5, 0.5), loader)
+    together = refit_layers(child, AlignedParents([model, twin], groups, [identity, back], (0.5, 0.5)), loader, SOLVED)
     batch = next(iter(loader))[0]
     logits, wanted = together.lesson(batch, TEMPERATURE)
     torch.testing.assert_close(logits.log_softmax(1), model(batch).detach().log_softmax(1), rtol=1e-4, atol=1e-4)
@@ -364,7 +365,10 @@ def test_a_child_of_one_parent_twice_has_nothing_to_learn():
     for value, stream in zip(values, wanted, strict=True):
         torch.testing.assert_close(value.relu(), stream, rtol=1e-3, atol=1e-3)
         assert float(stream.std()) > 0.01
-    assert refit_layers(child, [model, twin], groups, [identity] * 2, (0.5, 0.5), loader, method="regmean") is None
+    assert (
+        refit_layers(child, AlignedParents([model, twin], groups, [identity] * 2, (0.5, 0.5)), loader, RegMean())
+        is None
+    )
 
 
 def test_a_natural_gradient_step_is_the_damped_kronecker_solution(monkeypatch):
@@ -459,8 +463,8 @@ class Branching(nn.Module):
 def test_what_cannot_be_refitted_is_refused():
     loader = images(20)
     models = [parent("perceptron", seed, loader) for seed in (0, 1)]
-    with pytest.raises(RecipeError, match="not known"):
-        refitted(models, loader, "magic")
+    with pytest.raises(RecipeError, match="refit none solves no layers"):
+        refitted(models, loader, NoRefit())
     with pytest.raises(RecipeError, match="needs calibration images"):
         fuse(models, Recipe(refit="ridge", criterion="weights"), None, example=torch.rand(1, 1, 8, 8))
     with pytest.raises(RecipeError, match="solver emd"):

@@ -291,7 +291,9 @@ def test_a_state_belongs_to_what_a_network_comes_from_not_to_its_last_bits(paren
         with torch.no_grad():
             next(network.parameters()).mul_(1 + change)
         progress = lambda _, report: seen.append(report.epoch)  # noqa: E731
-        Distillation(data, resume=tmp_path / "state", progress=progress).train(network, teacher, "child", recipe)
+        Distillation(data, resume=tmp_path / "state", progress=progress).train(
+            network, teacher, recipe.train, seed=recipe.seed, name="child", origin=recipe.model_dump_json()
+        )
         return weights(network)
 
     whole = train(recipe, 0.0)

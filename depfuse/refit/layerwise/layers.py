@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from depfuse.align.coupling import Couplings, apply_couplings
 from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.data.tensors import Split
@@ -16,8 +15,10 @@ from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.groups.tracing.depgraph import evaluation_copy, unwrap
+from depfuse.merge.aligned import AlignedParents
 from depfuse.merge.average import average
 from depfuse.merge.shares import Shares
+from depfuse.recipe.sections import Refit, RegMean, Ridge
 from depfuse.refit.layerwise.ridge import Rows, ridge
 from depfuse.refit.layerwise.rows import Window
 from depfuse.refit.layerwise.streams import Streams
@@ -29,7 +30,6 @@ from depfuse.refit.program.units import Unit, feeding
 from depfuse.refit.program.walk import Walk
 from depfuse.refit.second_order.session import Session
 
-METHODS = ("ridge", "regmean", "least-squares")
 LOOKED_AT = 250
 MOST_ROWS = 2**15
 MOST_BYTES = 2**29
@@ -37,16 +37,10 @@ MOST_BYTES = 2**29
 
 def refit_layers(
     child: nn.Module,
-    models: Sequence[nn.Module],
-    groups: ChannelGroups,
-    couplings: Sequence[Couplings],
-    shares: Shares | Sequence[float],
+    parents: AlignedParents,
     calibration: Loader,
+    settings: Refit,
     *,
-    method: str = "ridge",
-    targets: str = "clusters",
-    steps: int = 0,
-    augment: Augmentation | None = None,
     labels: LabelSets | None = None,
     joint: bool = False,
     seed: int = 0,
@@ -60,7 +54,9 @@ def refit_layers(
     `ridge` goes from input to output. A unit is solved from the child's own input, computed by the refitted units
     before it, for the mixture of the parents' outputs; where its output is added to a stream, for the mixture of the
     parents' streams minus the child's own stream, so that later units correct errors of earlier ones. BatchNorm
-    statistics are those of the images.
+    statistics are those of the images. Targets `matched`: a channel of the child is the mean of the parents' matched
+    channels; `clusters`: a mixture of channels of all parents, see `find_mixtures`. Steps of all units together
+    towards the ensemble's outputs follow, see `SecondPass`.
 
     `regmean` solves every unit by itself, from each parent's inputs for that parent's outputs, jointly over parents
     (Jin et al. 2023, section 3; with patches for convolutions); `least-squares` from the mean of the parents' inputs
@@ -73,17 +69,12 @@ def refit_layers(
     ----------
     child
         The average of the aligned parents, in eval mode.
-    models, couplings, shares
-        The parents, their couplings (permutations) to the child's channel order, and their weights.
+    parents
+        The parents; their couplings must be permutations.
     calibration
         Unlabelled training images.
-    method
-        One of `METHODS`.
-    targets
-        `matched`: a channel of the child is the mean of the parents' matched channels. `clusters`: a mixture of
-        channels of all parents, see `find_mixtures`. Only `ridge` has the choice.
-    steps
-        After `ridge`, the number of steps of all units together towards the ensemble's outputs, see `SecondPass`.
+    settings
+        The method, `ridge` with its targets, steps and augmentation.
     labels
         The parents' label sets, where they differ.
     joint
@@ -99,22 +90,21 @@ def refit_layers(
     Raises
     ------
     RecipeError
-        A coupling is not a permutation, or the method is not known.
+        A coupling is not a permutation, or the settings are those of no method.
     ArchitectureError
         The network cannot be decomposed, see `Program`.
     """
-    if method not in METHODS:
-        raise RecipeError(f"refit {method} is not known: choose from none, {', '.join(METHODS)}")
-    if any(coupling.permutation is None for by_group in couplings for coupling in by_group.values()):
+    if not settings.closed_form:
+        raise RecipeError(f"refit {settings.name} solves no layers: give settings of ridge, regmean or least-squares")
+    if not parents.permuted:
         raise RecipeError("refitting needs couplings that are permutations: choose solver emd, or refit none")
-    states = [
-        apply_couplings(groups, of_model, model.state_dict()) for model, of_model in zip(models, couplings, strict=True)
-    ]
     with torch.no_grad():
-        run = _Refit(child, states, Shares.create(shares), calibration, labels, seed)
-        if method == "ridge":
-            return run.forward(groups if targets == "clusters" else None, steps, augment or Augmentation(), joint, held)
-        run.in_parallel(pooled=method == "regmean")
+        run = _Refit(child, parents.states(), Shares.create(parents.shares), calibration, labels, seed)
+        if isinstance(settings, Ridge):
+            augment = Augmentation.suited_to(calibration.image_shape) if settings.augment else Augmentation()
+            clustered = parents.groups if settings.targets == "clusters" else None
+            return run.forward(clustered, settings.steps, augment, joint, held)
+        run.in_parallel(pooled=isinstance(settings, RegMean))
         return None
 
 
@@ -132,7 +122,9 @@ def refit_heads(
 
     Parameters
     ----------
-    models, shares, calibration, labels
+    models, shares
+        The parents, and one weight for each.
+    calibration, labels
         As for `refit_layers`.
     template
         A network with an output for each label, where they differ.
