@@ -11,6 +11,7 @@ from typing import Generic, Protocol, TypeVar
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from depfuse.cli.wording import in_options
 from depfuse.errors import DepfuseWarning
 from depfuse.text import readable
 
@@ -102,8 +103,8 @@ class Screen:
 
 
 def complain(sentence: str) -> None:
-    """Print one line on standard error."""
-    print(f"depfuse: {readable(' '.join(sentence.split()))}", file=sys.stderr)
+    """Print one line on standard error; what the library calls its arguments are options in it."""
+    print(f"depfuse: {readable(' '.join(in_options(sentence).split()))}", file=sys.stderr)
 
 
 @contextmanager

@@ -9,9 +9,9 @@ import typer
 
 from depfuse.cli.console import Screen
 from depfuse.cli.interruption import ended_at_once
-from depfuse.cli.named import check_fusion
 from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RecipeOptions, RunOptions, spread
 from depfuse.cli.points import POINTS_OF_A_PLOT
+from depfuse.cli.request import Request
 from depfuse.cli.run_file import run_file
 from depfuse.report import loading_lines
 from depfuse.report.tables import family_table, fusion_table, shares_table, short_names
@@ -38,11 +38,6 @@ def fuse(
         parents, data, fusion, out = file.completed(data, fusion, out)
     chosen = settings.recipe()
     out = out or Path("child.safetensors")
-    check_fusion(parents, data, fusion, out)
-    # What follows needs torch, for which no mistake above has to wait.
-    with ended_at_once():
-        from depfuse.cli.fusing import Request, run
-
     request = Request(
         parents,
         data,
@@ -53,6 +48,11 @@ def fuse(
         None if fusion.plot is None or chosen.goal.name == "best" else POINTS_OF_A_PLOT,
         context.obj,
     )
+    request.check()
+    # What follows needs torch, for which no mistake above has to wait.
+    with ended_at_once():
+        from depfuse.cli.fusing import run
+
     screen = Screen(options.quiet)
     with screen.working() as work:
         found = run(request, work)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from depfuse.cli.console import Work
-from depfuse.cli.inputs import Inputs, check_architectures, read_inputs, read_template
+from depfuse.cli.inputs import Inputs, read_inputs, read_template
 from depfuse.cli.methods import method_path, needs_images
-from depfuse.cli.options import DataOptions, FusionOptions, RunOptions
-from depfuse.cli.points import REFITTED_POINTS
+from depfuse.cli.request import Request
+from depfuse.cli.wording import in_options
 from depfuse.data import Loader, calibration_loader
 from depfuse.distributed import team as processes
 from depfuse.distributed.device import resolve_device
@@ -53,7 +52,8 @@ from depfuse.report import (
     describe_environment,
     verdict,
 )
-from depfuse.report.plots import draw_family, draw_path, plot_kind
+from depfuse.report.plot_kind import plot_kind
+from depfuse.report.plots import draw_family, draw_path
 from depfuse.teach.distil import Distillation
 from depfuse.train import EpochReport
 
@@ -69,27 +69,6 @@ STEPS = {
     "best": "making candidates, and choosing the best",
     "train": "training on",
 }
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for: parents, data, recipe, and the files to write.
-
-    `points` is the number of networks on the path between two parents, None where none is wanted; of one that is
-    refitted, each of which takes as long as a child, no more than `refitted_points`. `methods` are further recipes to
-    draw paths of; the first of them is `recipe`.
-    """
-
-    parents: Sequence[Path]
-    data: DataOptions
-    recipe: Recipe
-    options: RunOptions
-    fusion: FusionOptions
-    out: Path | None
-    points: int | None
-    command: list[str]
-    methods: Mapping[str, Recipe] = field(default_factory=dict)
-    refitted_points: int = REFITTED_POINTS
 
 
 @dataclass(frozen=True)
@@ -111,21 +90,16 @@ class _Fused:
 
 def run(request: Request, work: Work) -> FusionReport | PathReport:
     """Fuse, evaluate, and write what was asked for; nothing is written unless all of it succeeded."""
-    _check(request)
     device = resolve_device(request.options.device)
     work.step("reading networks and data")
     fusion = request.fusion
     inputs = read_inputs(
         request.parents, fusion.arch, request.data, device, fusion.classes, fused=True, trust=fusion.trust
     )
-    check_architectures(inputs)
     if inputs.labels is not None and request.points is not None:
         raise RecipeError("a path needs parents that know the same labels: leave out --plot")
     if request.points is not None and any(shapes_of(m) != shapes_of(inputs.models[0]) for m in inputs.models):
         raise RecipeError("a path needs parents of one width: leave out --plot")
-    if request.recipe.merge.width_of is not None and (request.fusion.width or request.fusion.child_arch):
-        option = "--width" if request.fusion.width else "--child-arch"
-        raise RecipeError(f"{option} and merge.width_of both say how wide the child is: give one of them")
     architecture, template = read_template(inputs, request.fusion.width, request.fusion.child_arch)
     calibration = _calibration(request.recipe, inputs, needs_images(request.methods))
     training = _training(request, inputs, work)
@@ -188,7 +162,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         naive=ScoreValues.of(compared.naive),
         naive_renorm=ScoreValues.of(compared.renewed),
         child=NetworkScores.at(request.out, state_digest(result.child.state_dict()), compared.child),
-        verdict=verdict(advice, result.best.name if result.best else None),
+        verdict=in_options(verdict(advice, result.best.name if result.best else None)),
         advice=advice,
         widened=_widened(fused),
         converged=not result.not_converged,
@@ -230,31 +204,6 @@ def _widened(fused: _Fused) -> bool:
     """Whether channels stand side by side in the child, so that its class alone does not tell its shapes."""
     like = fused.inputs.checkpoints[fused.result.like].card
     return fused.result.apart is not None or bool(like is not None and like.widened and fused.template is None)
-
-
-def _check(request: Request) -> tuple[float, ...]:
-    """Refuse what can be refused before anything is read; return the parents' shares."""
-    if len(request.parents) < 2:
-        raise RecipeError("a fusion needs at least two parents")
-    shares = request.recipe.shares(len(request.parents))
-    request.recipe.align.check_numbers(len(request.parents))
-    if request.points is not None:
-        if len(request.parents) != 2:
-            raise RecipeError(f"a path runs between two parents, not {len(request.parents)}")
-        path_alphas(request.points)
-        for recipe in (request.recipe, *request.methods.values()):
-            if recipe.align.solver.jointly:
-                raise RecipeError(
-                    f"a path has other shares at every point, and solver {recipe.align.solver.name} matches by them: "
-                    "leave out the path or plot, or choose another solver"
-                )
-        if request.recipe.trains:
-            raise RecipeError("a path shows children as they are merged: leave out --plot, or distil and finetune")
-        if request.recipe.merge.weights_by != "network":
-            raise RecipeError("a path gives a parent one share everywhere: leave out merge.weights_by, or the path")
-    if request.fusion.out_parent is not None and not (request.recipe.trains):
-        raise RecipeError("no parent is trained: leave out --out-parent, or give --distil or train.finetune")
-    return shares
 
 
 def _calibration(recipe: Recipe, inputs: Inputs, wanted: bool = False) -> Loader | None:

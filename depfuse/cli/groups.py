@@ -16,7 +16,7 @@ from depfuse.errors import ArchitectureError, DataError
 from depfuse.io.atomic_files import replacing
 from depfuse.io.output_files import check_outputs
 from depfuse.models.architecture import check_built_in, parse_architecture
-from depfuse.report.plots import plot_kind
+from depfuse.report.plot_kind import plot_kind
 
 _BYTES = 4  # of a number in float32
 
@@ -72,9 +72,7 @@ def groups(
         work.step("building the network")
         torch.manual_seed(seed)
         model = build_network(arch).to(device).eval()
-        shape = shape or example_shape(arch, model)
-        if needed := too_much(_BYTES * math.prod(shape)):
-            raise DataError(f"an input of shape {', '.join(map(str, shape))} needs {needed}: give a smaller one")
+        shape = shape or _fitting(example_shape(arch, model))
         example = torch.randn(1, *shape, dtype=torch.float32, device=device)
         work.step("finding channel groups")
         channel_groups = find_groups(model, example)
@@ -100,4 +98,10 @@ def _shape(text: str) -> tuple[int, ...]:
         shape = ()
     if not shape or min(shape) < 1:
         raise ArchitectureError(f"--input-shape {text!r} must be positive whole numbers like 3,224,224")
+    return _fitting(shape)
+
+
+def _fitting(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if needed := too_much(_BYTES * math.prod(shape)):
+        raise DataError(f"an input of shape {', '.join(map(str, shape))} needs {needed}: give a smaller one")
     return shape

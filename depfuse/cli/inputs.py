@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,12 @@ from depfuse.cli.normalised import warn_of_normalisation
 from depfuse.cli.options import DataOptions
 from depfuse.data import DataSet, Loader, Preprocessing, load_data, parse_labels
 from depfuse.ensemble.label_sets import LabelSets
-from depfuse.errors import ArchitectureError, CheckpointError, DataError, RecipeError
+from depfuse.errors import ArchitectureError, DataError, RecipeError
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import Checkpoint, read_checkpoint
 from depfuse.io.loading import load_into
 from depfuse.models import build_network, check_input, with_classes
-from depfuse.models.architecture import parse_architecture, with_arguments
+from depfuse.models.architecture import with_arguments
 from depfuse.models.origin import FromFile
 from depfuse.networks.running import evaluating
 
@@ -157,30 +156,6 @@ def load_named(cards: Sequence[Card | None], options: DataOptions, name: str) ->
     )
 
 
-def same_architecture(inputs: Inputs) -> str:
-    """Return the architecture that all networks share, widths included; a `CheckpointError` names two that differ."""
-    check_architectures(inputs)
-    first = inputs.architectures[0]
-    for architecture, checkpoint in zip(inputs.architectures, inputs.checkpoints, strict=True):
-        if architecture != first:
-            raise CheckpointError(
-                f"{inputs.checkpoints[0].path} is a {first}, but {checkpoint.path} is a {architecture}: their channels"
-                " are not equally many, so that no permutation matches them"
-            )
-    return first
-
-
-def check_architectures(inputs: Inputs) -> None:
-    """Raise `CheckpointError` where two networks are not of one architecture; their widths may differ."""
-    first = inputs.architectures[0]
-    for architecture, checkpoint in zip(inputs.architectures, inputs.checkpoints, strict=True):
-        if _family(architecture) != _family(first):
-            raise CheckpointError(
-                f"{inputs.checkpoints[0].path} is a {first}, but {checkpoint.path} is a {architecture}:"
-                " only networks of one architecture can be fused"
-            )
-
-
 def read_template(inputs: Inputs, width: float | None, child_arch: str | None) -> tuple[str | None, nn.Module | None]:
     """Architecture and network that the child is to be like; None where it is like one of its parents.
 
@@ -188,17 +163,11 @@ def read_template(inputs: Inputs, width: float | None, child_arch: str | None) -
     """
     if width is None and child_arch is None and inputs.labels is None:
         return None, None
-    if width is not None and child_arch is not None:
-        raise RecipeError("--width and --child-arch both say how wide the child is: give one of them")
-    if width is not None and not 0 < width < math.inf:
-        raise RecipeError(f"--width {width:g} must be more than 0")
     if inputs.labels is not None and (width is not None or child_arch is not None):
         raise RecipeError("parents that know different labels keep their width: leave out --width and --child-arch")
     first = inputs.architectures[0]
     architecture = first if width is None else with_arguments(first, width=int(width) if width.is_integer() else width)
     architecture = architecture if child_arch is None else child_arch
-    if _family(architecture) != _family(first):
-        raise RecipeError(f"the child cannot be a {architecture}: its parents are of another architecture ({first})")
     card = inputs.checkpoints[0].card
     count = len((card and card.classes) or inputs.data.classes)
     if inputs.labels is not None:
@@ -206,8 +175,3 @@ def read_template(inputs: Inputs, width: float | None, child_arch: str | None) -
         architecture = with_classes(architecture, count)
     template = build_network(architecture, classes=count, in_channels=inputs.data.image_shape[0])
     return architecture, template.to(inputs.device).eval()
-
-
-def _family(architecture: str) -> tuple[str, str]:
-    parsed = parse_architecture(architecture)
-    return parsed.source, parsed.name

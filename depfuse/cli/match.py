@@ -10,7 +10,7 @@ import typer
 
 from depfuse.cli.console import Screen
 from depfuse.cli.interruption import ended_at_once
-from depfuse.cli.named import read_named
+from depfuse.cli.named import read_named, same_architecture
 from depfuse.cli.options import (
     AllowFixed,
     ArchitectureOption,
@@ -26,7 +26,7 @@ from depfuse.errors import RecipeError
 from depfuse.io.atomic_files import replacing
 from depfuse.io.output_files import check_outputs
 from depfuse.report.matching import MatchReport, ParentMatch, depths_table, groups_table, match_sentence
-from depfuse.report.plots import plot_kind
+from depfuse.report.plot_kind import plot_kind
 from depfuse.text import readable
 
 
@@ -58,7 +58,7 @@ def match(
     recipe = settings.recipe()
     if len(parents) < 2:
         raise RecipeError("a matching needs at least two parents")
-    read_named(parents, arch, data, trust=trust)
+    architecture = same_architecture(parents, read_named(parents, arch, data, trust=trust).architectures)
     if recipe.align.solver.jointly:
         solver = recipe.align.solver.name
         raise RecipeError(f"solver {solver} matches no parent to another: choose emd to see a matching")
@@ -70,7 +70,7 @@ def match(
     with ended_at_once():
         from depfuse.align.description import describe_matching
         from depfuse.cli.fusing import STEPS
-        from depfuse.cli.inputs import read_inputs, read_template, same_architecture
+        from depfuse.cli.inputs import read_inputs, read_template
         from depfuse.data import calibration_loader
         from depfuse.distributed.device import resolve_device
         from depfuse.fusion.pipeline import match as match_channels
@@ -82,7 +82,6 @@ def match(
     with screen.working() as work:
         work.step("reading networks and data")
         inputs = read_inputs(parents, arch, data, device, trust=trust)
-        architecture = same_architecture(inputs)
         calibration = calibration_loader(
             inputs.data,
             recipe.calibration.images,

@@ -7,29 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from depfuse.cli.options import DataOptions, FusionOptions
+from depfuse.cli.options import DataOptions
 from depfuse.data.label_shares import parse_labels
 from depfuse.data.names import DATA_SETS, check_data_name
 from depfuse.errors import ArchitectureError, CheckpointError, DataError, RecipeError
 from depfuse.io.cards import Card
 from depfuse.io.headers import read_card
-from depfuse.io.output_files import check_outputs, check_weights_name
-from depfuse.models.architecture import check_built_in, needs_trust, parse_architecture
+from depfuse.models.architecture import check_built_in, family, needs_trust, parse_architecture
 from depfuse.models.origin import shown
-from depfuse.report.plots import plot_kind
-
-
-def check_fusion(parents: Sequence[Path], data: DataOptions, fusion: FusionOptions, out: Path | None) -> None:
-    """Check the files that a fusion reads and writes, and what it is of; see `read_named`."""
-    if fusion.plot is not None:
-        plot_kind(fusion.plot)
-    check_weights_name(out)
-    check_weights_name(fusion.out_parent, "--out-parent")
-    outputs = {"--out": out, "--out-parent": fusion.out_parent, "--report": fusion.report, "--plot": fusion.plot}
-    check_outputs(outputs, parents)
-    read_named(parents, fusion.arch, data, fusion.classes, fusion.trust)
-    if fusion.child_arch is not None:
-        check_built_in(parse_architecture(fusion.child_arch))
 
 
 @dataclass(frozen=True)
@@ -77,6 +62,28 @@ def read_named(
     check_data_name(data)
     options.means(), options.stds()
     return Named(architectures, data)
+
+
+def check_family(paths: Sequence[Path], architectures: Sequence[str]) -> None:
+    """Raise `CheckpointError` where two networks are not of one architecture; their widths may differ."""
+    for path, architecture in zip(paths, architectures, strict=True):
+        if family(architecture) != family(architectures[0]):
+            raise CheckpointError(
+                f"{paths[0]} is a {architectures[0]}, but {path} is a {architecture}:"
+                " only networks of one architecture can be fused"
+            )
+
+
+def same_architecture(paths: Sequence[Path], architectures: Sequence[str]) -> str:
+    """Return the architecture that all networks share, widths included; a `CheckpointError` names two that differ."""
+    check_family(paths, architectures)
+    for path, architecture in zip(paths, architectures, strict=True):
+        if architecture != architectures[0]:
+            raise CheckpointError(
+                f"{paths[0]} is a {architectures[0]}, but {path} is a {architecture}: their channels are not equally"
+                " many, so that no permutation matches them"
+            )
+    return architectures[0]
 
 
 def _trusted(paths: Sequence[Path], trust: Sequence[Path]) -> set[Path]:

@@ -10,9 +10,9 @@ import typer
 from depfuse.cli.console import Screen
 from depfuse.cli.interruption import ended_at_once
 from depfuse.cli.methods import parse_methods
-from depfuse.cli.named import check_fusion
 from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RecipeOptions, RunOptions, spread
 from depfuse.cli.points import POINTS_OF_A_PLOT, REFITTED_POINTS
+from depfuse.cli.request import Request
 from depfuse.report import PathReport, barrier_sentence
 from depfuse.report.tables import path_table
 
@@ -52,11 +52,6 @@ def path(
     base = settings.recipe()
     several = {} if methods is None else parse_methods(methods, base)
     first = next(iter(several.values()), base)
-    check_fusion(parents, data, fusion, out)
-    # What follows needs torch, for which no mistake above has to wait.
-    with ended_at_once():
-        from depfuse.cli.fusing import Request, run
-
     request = Request(
         parents,
         data,
@@ -69,6 +64,11 @@ def path(
         several,
         REFITTED_POINTS if points is None else points,
     )
+    request.check()
+    # What follows needs torch, for which no mistake above has to wait.
+    with ended_at_once():
+        from depfuse.cli.fusing import run
+
     screen = Screen(options.quiet)
     with screen.working() as work:
         found = run(request, work)

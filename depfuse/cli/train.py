@@ -11,7 +11,7 @@ from depfuse.cli.console import Screen
 from depfuse.cli.interruption import ended_at_once
 from depfuse.cli.named import read_named
 from depfuse.cli.options import Architecture, DataOptions, RunOptions, spread
-from depfuse.data.label_shares import parse_labels
+from depfuse.data.label_shares import check_share, parse_labels
 from depfuse.errors import DataError
 from depfuse.io.cards import Card
 from depfuse.io.output_files import check_outputs, check_weights_name
@@ -60,9 +60,11 @@ def train(
 ) -> None:
     """Train a network from random weights and write it with its card."""
     TrainRecipe.create(**settings)
-    check_weights_name(out)
+    check_weights_name("--out", out)
     check_outputs({"--out": out})
     part = _part(half, share, dirichlet)
+    if part is not None:
+        check_share(*part, dirichlet)
     shares = None if labels is None else parse_labels(labels)
     check_built_in(parse_architecture(arch))
     named = read_named([], None, data)

@@ -10,7 +10,7 @@ import typer
 
 from depfuse.cli.console import Screen
 from depfuse.cli.interruption import ended_at_once
-from depfuse.cli.named import read_named
+from depfuse.cli.named import check_family, read_named
 from depfuse.cli.options import AllowFixed, Checkpoints, DataOptions, RecipeOptions, RunOptions, TrustOption, spread
 from depfuse.errors import CheckpointError, RecipeError, StudyError
 from depfuse.io.atomic_files import replacing
@@ -107,12 +107,16 @@ def tune(
     own = by_path(settings.given)
     given = _without_unread({**base, **own}, own)
     _check(given, parents, out)
-    read_named(parents, arch, data, classes, trust)
+    if storage is not None:
+        from depfuse.study.storage import parse_url
+
+        parse_url(storage)
+    check_family(parents, read_named(parents, arch, data, classes, trust).architectures)
     # What follows needs torch, for which no mistake above has to wait.
     with ended_at_once():
         import optuna
 
-        from depfuse.cli.inputs import check_architectures, read_inputs, read_template
+        from depfuse.cli.inputs import read_inputs, read_template
         from depfuse.distributed.device import resolve_device
         from depfuse.report import describe_environment
         from depfuse.study.importances import importances
@@ -127,7 +131,6 @@ def tune(
     with screen.working() as work:
         work.step("reading networks and data")
         inputs = read_inputs(parents, arch, data, resolve_device(options.device), classes, fused=True, trust=trust)
-        check_architectures(inputs)
         common = _common(given, inputs, judged)
         kept = {**given, **{path: common.settings[path] for path in SHARED}}
         space = Space(len(parents), kept)
@@ -213,6 +216,7 @@ def _check(given: dict[str, Any], parents: list[Path], out: Path) -> None:
     recipe = Recipe.with_read(given)  # some trials may read what others do not
     recipe.shares(len(parents))
     recipe.align.check_numbers(len(parents))
+    Space(len(parents), given)  # refuses where nothing is left to search
     if recipe.trains:
         raise RecipeError("a search compares children as they are fused: leave out train.distil and train.finetune")
     if out.exists() and not out.is_dir():

@@ -56,7 +56,7 @@ def load_torchvision(name: str, root: Path, *, download: bool = True) -> DataSet
         if not download:
             raise DataError(
                 f"{name}, which the files name, is not in {root}, and is downloaded only if you name it: "
-                f"give it as the data yourself (--data {name}), or the folder where it is"
+                f"give `load_data({name!r})`, or the folder where it is"
             ) from None
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(

@@ -49,3 +49,11 @@ def parse_labels(text: str) -> dict[int, float]:
                 raise DataError(f"labels {text!r}: label {label} stands twice")
             shares[label] = share
     return dict(sorted(shares.items()))
+
+
+def check_share(share: int, shares: int, alpha: float | None = None) -> None:
+    """Raise `DataError` unless `share` is one of 0 ... `shares` - 1, and a concentration `alpha` is positive."""
+    if not 0 <= share < shares:
+        raise DataError(f"share {share} of {shares} does not exist: shares are 0 to {shares - 1}")
+    if alpha is not None and not 0 < alpha < float("inf"):
+        raise DataError(f"Dirichlet concentration {alpha} must be positive")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depfuse.data.label_shares import LabelShare
+from depfuse.data.label_shares import LabelShare, check_share
 from depfuse.data.tensors import DataSet, Split
 from depfuse.errors import DataError
 
@@ -69,10 +69,7 @@ def select_share(data: DataSet, share: int, shares: int, *, alpha: float | None 
     DataError
         `share` is not one of 0 ... `shares` - 1, `alpha` is not positive, or the part is empty.
     """
-    if not 0 <= share < shares:
-        raise DataError(f"share {share} of {shares} does not exist: shares are 0 to {shares - 1}")
-    if alpha is not None and not 0 < alpha < float("inf"):
-        raise DataError(f"Dirichlet concentration {alpha} must be positive")
+    check_share(share, shares, alpha)
     parts: list[Tensor] = []
     for label in range(len(data.classes)):
         of_class = torch.nonzero(data.train.labels == label)[:, 0]

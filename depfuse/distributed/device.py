@@ -46,7 +46,7 @@ def _named(name: str | None) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:
-            raise DeviceError(f"{name} was asked for, but there is no usable CUDA device here: use --device cpu")
+            raise DeviceError(f'{name} was asked for, but there is no usable CUDA device here: give `device="cpu"`')
         if device.index is not None and device.index >= count:
             raise DeviceError(f"{name} was asked for, but there are only {count} CUDA devices, cuda:0 first")
         return device

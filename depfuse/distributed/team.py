@@ -114,14 +114,14 @@ def check_device(device: torch.device) -> None:
         return
     if device != torch.device("cuda"):
         raise DeviceError(
-            f"{device} is one device for {count()} processes: give --device cuda, and each process takes its own, or "
-            "--device cpu"
+            f'{device} is one device for {count()} processes: give `device="cuda"`, and each process takes its own, '
+            'or `device="cpu"`'
         )
     here, devices = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     if here > devices:
         raise DeviceError(
             f"{here} processes were started here for {devices} CUDA device{'s' if devices > 1 else ''}: give "
-            f"--nproc-per-node {devices}, or --device cpu"
+            f'--nproc-per-node {devices}, or `device="cpu"`'
         )
 
 

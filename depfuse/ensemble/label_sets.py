@@ -113,4 +113,6 @@ class LabelSets:
                 "the parents know the same labels in different orders: put the rows of their heads into one order first"
             )
         if template is None and not self.same:
-            raise RecipeError("parents with different labels need a network with an output for each of them: template")
+            raise RecipeError(
+                "parents with different labels need a `template`: a network with an output for each label"
+            )

@@ -5,8 +5,8 @@ from .evaluation import (
     evaluate_with_ensemble,
     most_frequent,
 )
-from .path import evaluate_path, path_alphas
-from .scores import CERTAIN, Difference, PathPoint, Scores, barrier, difference
+from .path import evaluate_path
+from .scores import CERTAIN, Difference, PathPoint, Scores, barrier, difference, path_alphas
 
 __all__ = [
     "CERTAIN",

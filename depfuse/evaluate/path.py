@@ -11,13 +11,6 @@ from depfuse.evaluate.evaluation import Batches, evaluate
 from depfuse.evaluate.scores import PathPoint, Scores
 
 
-def path_alphas(points: int) -> list[float]:
-    """Equidistant shares of the second parent, from 0 to 1 with both ends."""
-    if points < 2:
-        raise RecipeError(f"a path of {points} point(s) has no two ends; ask for at least 2")
-    return [index / (points - 1) for index in range(points)]
-
-
 def evaluate_path(
     ends: tuple[Scores, Scores],
     network_at: Callable[[float], nn.Module],

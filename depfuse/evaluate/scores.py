@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from depfuse.errors import DataError
+from depfuse.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,6 +86,13 @@ class PathPoint:
 
     alpha: float
     scores: Scores
+
+
+def path_alphas(points: int) -> list[float]:
+    """Equidistant shares of the second parent, from 0 to 1 with both ends."""
+    if points < 2:
+        raise RecipeError(f"a path of {points} point(s) has no two ends; ask for at least 2")
+    return [index / (points - 1) for index in range(points)]
 
 
 def barrier(alphas: Sequence[float], losses: Sequence[float]) -> float:

@@ -96,7 +96,7 @@ def check_unequal(recipe: Recipe, template: nn.Module | None) -> None:
             "align.through and align.order"
         )
     if template is not None and recipe.merge.width_of is not None:
-        raise RecipeError("the child's width is given twice: leave out merge.width_of, or give no template")
+        raise RecipeError("the child's width is given twice: leave out merge.width_of or `template`")
 
 
 def example_of(example: Tensor | None, calibration: Loader | None) -> Tensor:

@@ -244,7 +244,7 @@ def _widest(models: Sequence[nn.Module], width_of: int | None) -> int:
     """Number of the parent that is asked for (counted from 1), or of the one with most parameters."""
     if width_of is not None:
         if width_of > len(models):
-            raise RecipeError(f"width_of {width_of} names no parent: there are {len(models)}")
+            raise RecipeError(f"merge.width_of {width_of} names no parent: they are numbered from 1 to {len(models)}")
         return width_of - 1
     counts = [sum(parameter.numel() for parameter in model.parameters()) for model in models]
     return counts.index(max(counts))

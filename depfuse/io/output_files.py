@@ -15,21 +15,21 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path] = (
     Parameters
     ----------
     outputs : mapping of str to Path or None
-        The option that names it -> where it shall lie; None is not asked for.
+        What the user calls it -> where it shall lie; None is not asked for.
     inputs : sequence of Path
         Files that must survive.
     """
     taken = {path.resolve(): "an input" for path in inputs}
-    for option, path in outputs.items():
+    for name, path in outputs.items():
         if path is None:
             continue
         if path.resolve() in taken:
-            raise CheckpointError(f"{option} {path} would overwrite {taken[path.resolve()]}: choose another name")
-        taken[path.resolve()] = f"what {option} writes"
+            raise CheckpointError(f"{name} {path} would overwrite {taken[path.resolve()]}: choose another name")
+        taken[path.resolve()] = f"what {name} writes"
         check_writable(path)
 
 
-def check_weights_name(path: Path | None, option: str = "--out") -> None:
+def check_weights_name(name: str, path: Path | None) -> None:
     """Raise `CheckpointError` when weights would be written under a name that says something else."""
     if path is not None and path.suffix != ".safetensors":
-        raise CheckpointError(f"{option} {path}: weights are written as safetensors; the name must end in .safetensors")
+        raise CheckpointError(f"{name} {path}: weights are written as safetensors; the name must end in .safetensors")

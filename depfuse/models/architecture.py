@@ -110,6 +110,12 @@ def check_built_in(architecture: Architecture) -> None:
         raise ArchitectureError(f"there is no built-in network {shown(architecture.name)}{near}")
 
 
+def family(arch: str) -> tuple[str, str]:
+    """Return what architectures of different widths share: source and name."""
+    architecture = parse_architecture(arch)
+    return architecture.source, architecture.name
+
+
 def with_classes(arch: str, classes: int) -> str:
     """The architecture string with another number of classes, where it sets one."""
     own = parse_architecture(arch).arguments

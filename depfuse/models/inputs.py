@@ -57,7 +57,7 @@ def example_shape(arch: str, model: nn.Module | None = None) -> tuple[int, ...]:
     if len(failures) == 1:  # then it is not the shape
         raise ArchitectureError(f"the forward pass of {arch} raises on inputs of any shape: {next(iter(failures))}")
     tried = ", ".join("x".join(map(str, shape)) for shape in _COMMON_SHAPES)
-    raise ArchitectureError(f"{arch} takes none of the input shapes {tried}: give its own with --input-shape C,H,W")
+    raise ArchitectureError(f"{arch} takes none of the input shapes {tried}: give one of its own, with `example`")
 
 
 def _of_torchvision(architecture: Architecture) -> tuple[int, int, int]:

@@ -56,7 +56,7 @@ def build_network(
             arch = str(arch)
         elif reason := why_not(architecture.source, architecture.arguments):
             raise ArchitectureError(
-                f"{shown(arch)} {reason}: give trust=True if the file is yours, or build the network yourself"
+                f"{shown(arch)} {reason}: give `trust=True` if the file is yours, or build the network yourself"
             )
         elif architecture.source:
             _check_installed(architecture.source)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from depfuse.report.schema import FusionReport, PathReport, PathRow, ReportError
+from depfuse.report.schema import FusionReport, PathReport, PathRow
 from depfuse.report.tables import short_names
 
 # Of Okabe and Ito's palette, which people with any colour vision can tell apart.
@@ -18,15 +18,6 @@ MATCHED, NAIVE, ENSEMBLE = "#0072B2", "#D55E00", "#555555"
 CANDIDATE = "#999999"
 METHODS = (MATCHED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "o^vP*X"
-KINDS = ("png", "pdf", "svg")
-
-
-def plot_kind(path: Path) -> str:
-    """Return png, pdf or svg from the ending of the file's name; raise `ReportError` for any other."""
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in KINDS:
-        raise ReportError(f"{path}: a plot's name must end in .png, .pdf or .svg")
-    return kind
 
 
 def draw_path(report: PathReport, path: Path, kind: str = "png") -> None:

@@ -1,4 +1,7 @@
-"""The words of a verdict: what to keep, by how much it is better, how to get it; all of them follow from `Advice`."""
+"""The words of a verdict: what to keep, by how much it is better, how to get it; all of them follow from `Advice`.
+
+What is to be called or given stands as one writes it in Python; the command line writes its options instead.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 from depfuse.report.advice import AVERAGES, Advice, Compared
 from depfuse.report.schema import FusionReport, PathReport
 
-SOUP = {"average": "--preset soup", "renewed average": "--preset soup --set renorm=reset"}
+SOUP = {"average": '`preset("soup")`', "renewed average": '`preset("soup")` with `renorm="reset"`'}
 
 
 def verdict(advice: Advice, candidate: str | None = None) -> str:
@@ -60,7 +63,7 @@ def _recommendation(advice: Advice, child: str) -> str:
     if keep is None:
         return (
             f"Keep none of them: of {images}, no network gets more right than one that always predicts the most"
-            f" frequent label ({_per_cent(advice.chance)}). Check the data, their labels, and --mean and --std."
+            f" frequent label ({_per_cent(advice.chance)}). Check the data, their labels, and `mean` and `std`."
         )
     if keep.what == "child":
         return f"Keep {child}: of {images} it gets {_per_cent(keep.accuracy)} right, {_reasons(advice)}."
@@ -133,7 +136,7 @@ def _notes(advice: Advice) -> list[str]:
     options = [option for option in (advice.keep, advice.instead) if option is not None]
     average = next((option for option in options if option.what in AVERAGES), None)
     if any(option.what == "child" and option.path is None for option in options):
-        notes.append("The child lies in no file: --out FILE writes it.")
+        notes.append("The child lies in no file: `safetensors.torch.save_file(child.state_dict(), file)` writes it.")
     if advice.same_start is not None:
         moved, channels = advice.same_start.moved, advice.same_start.channels
         best = advice.best(*AVERAGES)
@@ -147,9 +150,9 @@ def _notes(advice: Advice) -> list[str]:
         notes.append(f"{SOUP[average.what]} in place of the other settings writes that average.")
     for option in advice.better:
         how = (
-            "run again with --out-parent FILE to have it in one"
+            "`safetensors.torch.save_file(comparison.baseline.network.state_dict(), file)` writes it"
             if option.what == "trained parent"
-            else "--preset best looks among such networks"
+            else '`preset("best")` looks among such networks'
         )
         name = _name(option, advice)
         notes.append(f"{name[0].upper()}{name[1:]} reaches {_per_cent(option.accuracy)} but lies in no file; {how}.")

@@ -117,7 +117,7 @@ class Space:
         self._declared = [own for own in declared(model) if own.place.path not in self._kept]
         fixed = unsearched(model, self._kept)
         if not any(may_be_read(model, own.place.path, fixed) for own in self._declared):
-            raise RecipeError("nothing is left to search: leave out some settings, or take them from no --preset")
+            raise RecipeError("nothing is left to search: leave out some settings, or begin with no preset")
         several: dict[str, list[Search]] = {}
         for own in self._declared:
             several.setdefault(own.place.path, []).append(own.search)

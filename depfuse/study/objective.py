@@ -113,7 +113,7 @@ class Objective:
         if available < min(judged, FEWEST_JUDGED):
             raise DataError(
                 f"{common.calibration.images} of {len(data.train)} training images are for calibration, and {available}"
-                " are left to judge children by: give fewer with --calibration"
+                " are left to judge children by: give fewer, as `calibration.images`"
             )
         images = calibration_loader(
             data,

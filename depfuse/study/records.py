@@ -17,7 +17,7 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
         return _record_of(trial, trial.user_attrs.get(RESULT, {"recipe": None}))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise StudyError(
-            f"trial {trial.number} of the study holds no result of depfuse tune: choose another name with --study"
+            f"trial {trial.number} of the study holds no result of depfuse tune: choose another `name`"
         ) from None
 
 

@@ -94,23 +94,23 @@ def _check(study: Study, storage: Storage, identity: Mapping[str, Any], resume: 
     begun = time.monotonic()
     while (recorded := study.user_attrs.get(IDENTITY)) is None:
         if study.get_trials(deepcopy=False) or time.monotonic() - begun > PATIENCE:
-            raise StudyError(f"{where} that is not one of depfuse tune: choose another name with --study")
+            raise StudyError(f"{where} that is not one of depfuse tune: choose another `name`")
         time.sleep(POLL / 10)
     if not _is_whole(recorded):
-        raise StudyError(f"{where} that is damaged: choose another name with --study")
+        raise StudyError(f"{where} that is damaged: choose another `name`")
     if not resume:
-        raise StudyError(f"{where} already: go on with it by --resume, or choose another name with --study")
+        raise StudyError(f"{where} already: go on with it by `resume=True`, or choose another `name`")
     for (path, digest), (now, digest_now) in zip(recorded["parents"], identity["parents"], strict=False):
         if digest != digest_now:
             changed = f"{now} has changed since" if now == path else f"{now} is not {path}"
-            raise StudyError(f"{where} of other parents: {changed}; choose another name with --study")
+            raise StudyError(f"{where} of other parents: {changed}; choose another `name`")
     if len(recorded["parents"]) != len(identity["parents"]):
         raise StudyError(f"{where} of {len(recorded['parents'])} parents, not {len(identity['parents'])}")
     for key, name in _NAMES.items():
         if recorded.get(key) != identity.get(key):
             raise StudyError(
                 f"{where} with other {name} ({recorded.get(key)}, not {identity.get(key)}): give the same, or choose "
-                "another name with --study"
+                "another `name`"
             )
 
 

@@ -26,7 +26,7 @@ from optuna.storages import (
 )
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 
 from depfuse.errors import StudyError
 from depfuse.study.worker_lock import Roll
@@ -125,6 +125,17 @@ class FileStorage(Storage):
         self._roll.close()
 
 
+def parse_url(url: str) -> URL:
+    """Parse the URL of a database; a `StudyError` says what is wrong with it, without its password."""
+    try:
+        parsed = make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise StudyError(f"`url` is no URL of a database: {_EXAMPLE}") from None
+    if "@" in (parsed.host or ""):  # the rest of a password
+        raise StudyError(f"`url` has more than one @, which in a password is written %40: {_EXAMPLE}")
+    return parsed
+
+
 class DatabaseStorage(Storage):
     """A database at a URL; workers anywhere may share it, and each sends a heartbeat.
 
@@ -143,12 +154,7 @@ class DatabaseStorage(Storage):
     """
 
     def __init__(self, url: str, heartbeat: int) -> None:
-        try:
-            parsed = make_url(url)
-        except (sqlalchemy.exc.ArgumentError, ValueError):
-            raise StudyError(f"--storage is no URL of a database: {_EXAMPLE}") from None
-        if "@" in (parsed.host or ""):  # the rest of a password
-            raise StudyError(f"--storage has more than one @, which in a password is written %40: {_EXAMPLE}")
+        parsed = parse_url(url)
         self.shown = parsed.set(query={}).render_as_string(hide_password=True)
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
@@ -163,8 +169,8 @@ class DatabaseStorage(Storage):
                 ) from None
             except RuntimeError:
                 raise StudyError(
-                    f"{self.shown} holds studies in the tables of another version of Optuna: run `optuna storage "
-                    "upgrade --storage URL`, or give another database"
+                    f"{self.shown} holds studies in the tables of another version of Optuna: upgrade it by "
+                    "`optuna storage upgrade`, or give another database"
                 ) from None
             except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
                 at_once = isinstance(error, sqlalchemy.exc.IntegrityError) or "already exists" in str(error)

@@ -79,7 +79,7 @@ def prepare_teachers(
         return Teachers(models, labels, joint=False)
     resized = labels is None and template is not None
     if resized and always:
-        raise RecipeError("one head is fitted to features of the parents' own widths: give no template")
+        raise RecipeError("one head is fitted to features of the parents' own widths: leave out `template`")
     different = labels is not None or (learns and know_different(models, calibration))
     renewable = settings.renorm == "auto" and different and has_batch_norm(models[0])
     renews = renewable or settings.renorm == "reset"

@@ -11,7 +11,7 @@ import pandas as pd
 
 from depfuse.errors import DepfuseError, RecipeError
 from depfuse.io.atomic_files import check_writable
-from depfuse.report.plots import plot_kind
+from depfuse.report.plot_kind import plot_kind
 from experiments.lib.cells import Cell, Cells
 from experiments.lib.processes import CellError
 

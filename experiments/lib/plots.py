@@ -14,7 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from depfuse.io.atomic_files import replacing
-from depfuse.report.plots import ENSEMBLE, MARKERS, plot_kind, save
+from depfuse.report.plot_kind import plot_kind
+from depfuse.report.plots import ENSEMBLE, MARKERS, save
 from experiments.lib.tables import Estimate
 
 PANELS = 4  # side by side

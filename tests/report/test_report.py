@@ -27,7 +27,8 @@ from depfuse.report import (
     describe_environment,
     read_report,
 )
-from depfuse.report.plots import draw_path, plot_kind
+from depfuse.report.plot_kind import plot_kind
+from depfuse.report.plots import draw_path
 from depfuse.report.tables import fusion_table, path_table, short_names
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_report import fusion_report
 
+from depfuse.cli.wording import in_options
 from depfuse.errors import DataError
 from depfuse.evaluate import Difference, Scores, difference, evaluate, most_frequent
 from depfuse.report import Advice, Contender, FusionReport, SameStart, advise, loading_lines, verdict
@@ -121,7 +122,7 @@ def test_a_better_average_is_kept_and_how_to_write_it_is_said():
     advice, words = said(child=400, parents=[410, 420], ensemble=430, average=440)
     assert advice.keep.what == "average"
     assert "below the naive average (88.00 %)" in words
-    assert "--preset soup in place of the other settings writes that average" in words
+    assert "--preset soup in place of the other settings writes that average" in in_options(words)
 
 
 def test_a_network_at_chance_is_not_praised():
@@ -138,7 +139,11 @@ def test_what_lies_in_no_file_is_mentioned_with_the_option_that_writes_it():
     advice, words = said(child=400, parents=[300, 310], ensemble=401, trained_parent=450, refitted_parent=440)
     assert advice.keep.what == "child"
     assert [own.what for own in advice.better] == ["refitted parent", "trained parent"]
-    assert "The parent trained as long reaches 90.00 % but lies in no file; run again with --out-parent FILE" in words
+    assert "reaches 90.00 % but lies in no file; `safetensors.torch.save_file(comparison.baseline.network" in words
+    unwritten = (
+        "The parent trained as long reaches 90.00 % but lies in no file; running again with --out-parent FILE writes"
+    )
+    assert unwritten in in_options(words)
     written = [*contenders(400, [300, 310], 405), Contender("trained parent", scores(450), 1, Path("trained.st"))]
     advice = advise(written, 0.1)
     assert advice.keep.what == "trained parent"
@@ -149,8 +154,9 @@ def test_what_lies_in_no_file_is_mentioned_with_the_option_that_writes_it():
 def test_a_child_that_was_not_written_is_recommended_with_the_option_that_writes_it():
     table = [own for own in contenders(490, [260, 296], 450) if own.what != "child"]
     words = verdict(advise([Contender("child", scores(490)), *table], 0.1))
-    assert words.endswith("The child lies in no file: --out FILE writes it.")
-    assert "--out FILE" not in said(child=490, parents=[260, 296], ensemble=450)[1]
+    assert words.endswith("no file: `safetensors.torch.save_file(child.state_dict(), file)` writes it.")
+    assert in_options(words).endswith("The child lies in no file: --out FILE writes it.")
+    assert "in no file" not in said(child=490, parents=[260, 296], ensemble=450)[1]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +168,7 @@ def test_parents_that_share_a_start_are_recognised(moved, average, expected):
     )
     assert (advice.same_start is not None) == expected
     assert ("share a start" in words) == expected
-    assert ("--preset soup" in words) == (average == 455)
+    assert ("--preset soup" in in_options(words)) == (average == 455)
 
 
 def test_parents_of_different_labels_are_told_with_how_many_they_know():

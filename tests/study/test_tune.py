@@ -473,7 +473,7 @@ def test_a_study_of_something_else(tmp_path: Path, refused, capsys) -> None:
 def test_identity_is_kept_with_the_study(tmp_path: Path) -> None:
     storage = FileStorage(tmp_path / "study.log")
     assert begin(storage, judged=100).user_attrs[IDENTITY]["judged"] == 100
-    with pytest.raises(StudyError, match="already: go on with it by --resume"):
+    with pytest.raises(StudyError, match="already: go on with it by `resume=True`"):
         begin(storage, resume=False, judged=100)
     with pytest.raises(StudyError, match="of 2 parents, not 3"):
         begin(storage, judged=100, parents=[["a", "1"], ["b", "2"], ["c", "3"]])

@@ -352,7 +352,7 @@ def _by_orbit(
             if not bool(torch.isfinite(part.product).all()):
                 raise DataError(
                     f"activations of {key[0].module or 'the network'} are not finite on the calibration images: "
-                    "check the pre-processing (--mean, --std) and the parents' weights"
+                    "check the pre-processing (`mean`, `std`) and the parents' weights"
                 )
             by_orbit.setdefault(name, []).append(part)
     return by_orbit

@@ -337,7 +337,7 @@ def _check_finite(key: Key, products: Iterable[Tensor]) -> None:
     if not all(bool(torch.isfinite(product).all()) for product in products):
         raise DataError(
             f"activations of {key[0].module or 'the network'} are not finite on the calibration images: "
-            "check the pre-processing (--mean, --std) and the parents' weights"
+            "check the pre-processing (`mean`, `std`) and the parents' weights"
         )
 
 

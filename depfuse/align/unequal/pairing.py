@@ -47,7 +47,7 @@ def pair_groups(target: ChannelGroups, source: ChannelGroups) -> ChannelGroups:
         if group.size != other.size and TOUCHES_OUTPUT in (group.fixed, other.fixed):
             raise RecipeError(
                 f"the networks' outputs differ in number ({other.size} and {group.size}): say which labels the outputs "
-                "of each parent stand for, with --classes (labels in Python)"
+                "of each parent stand for, with `labels`"
             )
         if group.size != other.size and (group.fixed or other.fixed):
             raise RecipeError(

@@ -49,7 +49,7 @@ class Runs:
 
 
 def find_runs(folder: Path) -> Runs:
-    """Read every report below a folder: each .json file that a command wrote with `--report`, or `depfuse tune`.
+    """Read every report below a folder: each .json file that a command wrote as its report, or `depfuse tune`.
 
     JSON of other kinds is skipped, unless its name says that it is a report or a study. A file that is not JSON at
     all counts as a broken report.
@@ -77,7 +77,7 @@ def find_runs(folder: Path) -> Runs:
             none = "its only report cannot" if len(broken) == 1 else f"none of its {len(broken)} reports can"
             raise ReportError(f"{folder}: {none} be read: {broken[0].reason}")
         raise ReportError(
-            f"{folder} holds no report: `depfuse fuse`, `path`, `match` and `eval` write one with --report FILE,"
+            f"{folder} holds no report: `depfuse fuse`, `path`, `match` and `eval` write one where they are told to,"
             f" and `depfuse tune` writes {STUDY}"
         )
     return Runs(folder, tuple(runs), tuple(broken))

@@ -1,0 +1,93 @@
+"""What a user asks of a fusion, and everything of it that can be refused before anything waits for torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from depfuse.cli.named import check_family, read_named
+from depfuse.cli.options import DataOptions, FusionOptions, RunOptions
+from depfuse.cli.points import REFITTED_POINTS
+from depfuse.errors import RecipeError
+from depfuse.evaluate import path_alphas
+from depfuse.io.output_files import check_outputs, check_weights_name
+from depfuse.models.architecture import check_built_in, family, parse_architecture
+from depfuse.recipe import Recipe
+from depfuse.report.plot_kind import plot_kind
+
+
+@dataclass(frozen=True)
+class Request:
+    """Parents, data, recipe, and the files to write.
+
+    `points` is the number of networks on the path between two parents, None where none is wanted; of one that is
+    refitted, each of which takes as long as a child, no more than `refitted_points`. `methods` are further recipes to
+    draw paths of; the first of them is `recipe`.
+    """
+
+    parents: Sequence[Path]
+    data: DataOptions
+    recipe: Recipe
+    options: RunOptions
+    fusion: FusionOptions
+    out: Path | None
+    points: int | None
+    command: list[str]
+    methods: Mapping[str, Recipe] = field(default_factory=dict)
+    refitted_points: int = REFITTED_POINTS
+
+    def check(self) -> None:
+        """Raise a `DepfuseError` where a file, a header, a name or the recipe cannot be what was meant."""
+        self._check_outputs()
+        named = read_named(self.parents, self.fusion.arch, self.data, self.fusion.classes, self.fusion.trust)
+        check_family(self.parents, named.architectures)
+        if len(self.parents) < 2:
+            raise RecipeError("a fusion needs at least two parents")
+        self._check_width(named.architectures[0])
+        self.recipe.shares(len(self.parents))
+        self.recipe.align.check_numbers(len(self.parents))
+        if self.points is not None:
+            self._check_path(self.points)
+        if self.fusion.out_parent is not None and not self.recipe.trains:
+            raise RecipeError("no parent is trained: leave out --out-parent, or give --distil or train.finetune")
+
+    def _check_outputs(self) -> None:
+        if self.fusion.plot is not None:
+            plot_kind(self.fusion.plot)
+        check_weights_name("--out", self.out)
+        check_weights_name("--out-parent", self.fusion.out_parent)
+        outputs = {"--out": self.out, "--out-parent": self.fusion.out_parent}
+        check_outputs({**outputs, "--report": self.fusion.report, "--plot": self.fusion.plot}, self.parents)
+
+    def _check_width(self, first: str) -> None:
+        width, child_arch = self.fusion.width, self.fusion.child_arch
+        if width is not None and child_arch is not None:
+            raise RecipeError("--width and --child-arch both say how wide the child is: give one of them")
+        if width is not None and not 0 < width < math.inf:
+            raise RecipeError(f"--width {width:g} must be more than 0")
+        if child_arch is not None:
+            check_built_in(parse_architecture(child_arch))
+            if family(child_arch) != family(first):
+                raise RecipeError(
+                    f"the child cannot be a {child_arch}: its parents are of another architecture ({first})"
+                )
+        if self.recipe.merge.width_of is not None and (width is not None or child_arch is not None):
+            option = "--child-arch" if width is None else "--width"
+            raise RecipeError(f"{option} and merge.width_of both say how wide the child is: give one of them")
+
+    def _check_path(self, points: int) -> None:
+        if len(self.parents) != 2:
+            raise RecipeError(f"a path runs between two parents, not {len(self.parents)}")
+        path_alphas(points)
+        for recipe in (self.recipe, *self.methods.values()):
+            if recipe.align.solver.jointly:
+                raise RecipeError(
+                    f"a path has other shares at every point, and solver {recipe.align.solver.name} matches by them: "
+                    "leave out the path or plot, or choose another solver"
+                )
+        if self.recipe.trains:
+            raise RecipeError("a path shows children as they are merged: leave out --plot, or distil and finetune")
+        if self.recipe.merge.weights_by != "network":
+            raise RecipeError("a path gives a parent one share everywhere: leave out merge.weights_by, or the path")

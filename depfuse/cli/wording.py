@@ -1,0 +1,48 @@
+"""What the library calls its arguments, in the words of the command line.
+
+A message below the command line names an argument as one writes it in Python, between backticks: `allow_fixed=True`,
+`device="cpu"`, `merge.weights`. `in_options` writes the option for it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from depfuse.recipe import Recipe
+from depfuse.recipe.arrange import known_places
+
+# Argument, or a whole call, -> its option; {} is the value, where the message gives one.
+OPTIONS = {
+    "allow_fixed": "--allow-fixed",
+    "calibration.images": "--calibration {}",
+    "device": "--device {}",
+    "example": "--input-shape C,H,W",
+    "labels": "--classes",
+    "load_data": "--data {}",
+    "mean": "--mean",
+    "name": "name with --study",
+    "preset": "--preset {}",
+    "resume": "--resume",
+    "std": "--std",
+    "template": "--width and --child-arch",
+    "trust": "--trust FILE",
+    "url": "--storage",
+    "safetensors.torch.save_file(child.state_dict(), file)": "--out FILE",
+    "safetensors.torch.save_file(comparison.baseline.network.state_dict(), file)": (
+        "running again with --out-parent FILE"
+    ),
+}
+ARGUMENT = re.compile(r"`(?P<whole>(?P<name>[a-z_][\w.]*)(?:=(?P<given>[^`]*)|\((?P<called>[^`]*)\))?)`")
+
+
+def in_options(sentence: str) -> str:
+    """Write each argument or setting between backticks as the option that gives it; all else stays."""
+    return ARGUMENT.sub(_option, sentence)
+
+
+def _option(argument: re.Match[str]) -> str:
+    name, value = argument["name"], (argument["given"] or argument["called"] or "").strip("\"'")
+    option = OPTIONS.get(argument["whole"], OPTIONS.get(name))
+    if option is None and name in known_places(Recipe):
+        option = f"--set {name}={{}}" if value else f"--set {name}"
+    return argument[0] if option is None else option.format(value).strip()
