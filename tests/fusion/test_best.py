@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from digits_parents import digits_files, digits_parents
+from digits_parents import digits_parents, small_files, small_parents
 from torch import nn
 
 from depfuse import Recipe, fuse
@@ -113,7 +113,7 @@ def test_the_last_candidates_begin_from_the_best_before_them(result):
 
 
 def test_one_parent_twice_is_that_parent(data):
-    parent = digits_parents(*"ab")[0]
+    parent = small_parents()[0]
     found = fuse([parent, copy.deepcopy(parent)], BEST, calibration_loader(data, 100))
     images = data.example(100)
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_one_parent_twice_is_that_parent(data):
 def test_no_label_is_read(data):
     loaders = [calibration_loader(data, 80) for _ in range(2)]
     loaders[1].labels.zero_()
-    first, second = (fuse(digits_parents(*"ab"), BEST, loader) for loader in loaders)
+    first, second = (fuse(small_parents(), BEST, loader) for loader in loaders)
     for one, two in zip(first.family, second.family, strict=True):
         assert one.disagreement == two.disagreement
 
@@ -163,16 +163,16 @@ def test_contradictions_get_one_sentence(settings, sentence):
 
 def test_images_are_needed(data):
     with pytest.raises(RecipeError, match="goal best needs calibration images"):
-        fuse(digits_parents(*"ab"), BEST.changed(criterion="weights"), example=data.example())
+        fuse(small_parents(), BEST.changed(criterion="weights"), example=data.example())
     with pytest.raises(RecipeError, match="at least 8 calibration images, not 5"):
-        fuse(digits_parents(*"ab"), BEST, calibration_loader(data, 5))
+        fuse(small_parents(), BEST, calibration_loader(data, 5))
 
 
 def test_on_the_command_line(tmp_path: Path, capsys):
     out, report, plot = (tmp_path / name for name in ("child.safetensors", "report.json", "family.png"))
     arguments = ["--data", "digits", "--calibration", "200", "--refit-steps", "2", "--distance", "scaled"]
     files = ["--out", str(out), "--report", str(report), "--plot", str(plot)]
-    assert main(["fuse", *digits_files("same-a", "same-b"), *arguments, "--goal", "best", *files]) == 0
+    assert main(["fuse", *small_files(tmp_path), *arguments, "--goal", "best", *files]) == 0
     found = json.loads(report.read_text())
     rows = found["family"]
     chosen = [row for row in rows if row["chosen"]]
@@ -188,7 +188,7 @@ def test_on_the_command_line(tmp_path: Path, capsys):
 
 
 def test_a_parent_that_is_best_goes_half_way_to_the_ensemble(data):
-    given = digits_parents("same-a", "same-b")
+    given = small_parents()
     loader = calibration_loader(data, 400)
     recipe = BEST.changed(refit_steps=40)
     found = fuse(given, recipe, loader)

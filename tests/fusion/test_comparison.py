@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from digits_parents import digits_parents
+from digits_parents import small_parents
 
 import depfuse
 from depfuse import Recipe
@@ -26,7 +26,7 @@ def test_images(data: DataSet) -> Loader:
 
 
 def test_scores_are_those_of_the_networks_themselves(data: DataSet, test_images: Loader) -> None:
-    parents = digits_parents(*"ab")
+    parents = small_parents()
     result = depfuse.fuse(parents, Recipe(refit="none"), calibration_loader(data, 120))
     steps: list[str] = []
     found = depfuse.compare(result, test_images, on_step=steps.append)
@@ -49,7 +49,7 @@ def test_scores_are_those_of_the_networks_themselves(data: DataSet, test_images:
 def test_a_child_that_was_trained_is_compared_with_a_parent_trained_as_long(data: DataSet, test_images: Loader) -> None:
     training = Distillation(data)
     recipe = Recipe(refit="none", distil=1, joint_head="none", parents_renorm="none")
-    result = depfuse.fuse(digits_parents(*"ab"), recipe, calibration_loader(data, 120), training=training)
+    result = depfuse.fuse(small_parents(), recipe, calibration_loader(data, 120), training=training)
     found = depfuse.compare(result, test_images, training=training)
     assert found.baseline is not None
     assert found.baseline.scores == evaluate(found.baseline.network, test_images)

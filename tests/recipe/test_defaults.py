@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from digits_parents import digits_files, digits_parents
+from digits_parents import small_files, small_parents
 from torch import Tensor, nn
 
 from depfuse import Recipe, fuse
@@ -113,13 +113,13 @@ def test_large_networks_are_not_refitted(images, monkeypatch):
 
 def test_the_command_line_and_python_have_one_default(tmp_path: Path, capsys, digits):
     report, out = tmp_path / "report.json", tmp_path / "child.safetensors"
-    command = ["fuse", *digits_files("a", "b"), "--data", "digits", "--calibration", "200", "--refit-steps", "8"]
+    command = ["fuse", *small_files(tmp_path), "--data", "digits", "--calibration", "200", "--refit-steps", "4"]
     assert main([*command, "--report", str(report), "--out", str(out)]) == 0
     assert "\nRefit auto is ridge here" in capsys.readouterr().out
     found = json.loads(report.read_text())
     assert found["refit_reason"].startswith("refit auto is ridge here")
     assert found["recipe"]["refit"]["name"] == "ridge"
-    result = fuse(digits_parents(*"ab"), Recipe(refit_steps=8), calibration_loader(digits, 200))
+    result = fuse(small_parents(), Recipe(refit_steps=4), calibration_loader(digits, 200))
     assert result.recipe.refit.name == "ridge"
     written = read_checkpoint(out).state
     for key, tensor in result.child.state_dict().items():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from digits_parents import digits_files
+from digits_parents import digits_files, small_files
 
 from depfuse.cli import main
 from depfuse.errors import RecipeError
@@ -159,13 +159,13 @@ def test_files_hold_settings_in_three_ways(tmp_path):
 
 
 def test_paths_and_matchings_take_a_recipe_too(tmp_path, capsys):
-    out = tmp_path / "path.json"
-    assert main(["path", *PARENTS, *FEW, "--points", "3", "--recipe", "cca", "--report", str(out)]) == 0
+    out, parents = tmp_path / "path.json", small_files(tmp_path)
+    assert main(["path", *parents, *FEW, "--points", "3", "--recipe", "cca", "--report", str(out)]) == 0
     assert json.loads(out.read_text())["recipe"]["align"]["solver"]["name"] == "cca"
     paths = []
     for methods in ("activations:emd,activations:cca", "activations:cca,activations:emd"):
         several = ["--points", "3", "--methods", methods, "--report", str(out), "--recipe", "cca"]
-        assert main(["path", *PARENTS, *FEW, *several]) == 0
+        assert main(["path", *parents, *FEW, *several]) == 0
         paths.append({method["name"]: method["path"] for method in json.loads(out.read_text())["methods"]})
     assert paths[0] == paths[1], "a method's path depends on what was fused before it"
     report = tmp_path / "match.json"

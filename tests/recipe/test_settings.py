@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from digits_parents import digits_parents
+from digits_parents import digits_parents, small_parents
 from torch import nn
 
 from depfuse import Recipe, find_groups, fuse, prove_groups
@@ -324,7 +324,7 @@ def test_recipes_of_before_that_end_otherwise_are_refused(settings, sentence):
 
 def test_no_shares_describe_the_best_of_a_family(digits):
     recipe = Recipe(goal="best", refit_steps=0, distance="scaled", joint_head="none")
-    result = fuse(digits_parents(*"ab"), recipe, calibration_loader(digits, 80))
+    result = fuse(small_parents(), recipe, calibration_loader(digits, 80))
     with pytest.raises(RecipeError, match="best of several candidates"):
         result.at(result.shares)
 

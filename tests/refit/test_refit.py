@@ -79,6 +79,7 @@ class Mixed(nn.Module):
 
 NETWORKS = {
     "digits_resnet": lambda seed: _seeded(seed, "digits_resnet"),
+    "narrow digits_resnet": lambda seed: _seeded(seed, "digits_resnet(width=0.5)"),
     "mixed": Mixed,
     "perceptron": lambda seed: _perceptron(seed),
 }
@@ -303,7 +304,7 @@ def test_refitting_comes_closer_to_the_ensemble_with_true_statistics(name):
 
 def test_a_second_pass_comes_closer_still_and_keeps_true_statistics():
     loader = images(600)
-    models = [parent("digits_resnet", seed, loader) for seed in (0, 1)]
+    models = [parent("narrow digits_resnet", seed, loader) for seed in (0, 1)]
     batch = torch.cat([part for part, _ in loader])
     ensemble = ((models[0](batch) + models[1](batch)) / 2).detach()
     centred = ensemble - ensemble.mean(1, keepdim=True)
@@ -535,12 +536,13 @@ def test_classes_in_an_architecture_string():
 
 def test_classes_on_the_command_line(tmp_path, capsys):
     for name, labels in (("low", range(5)), ("high", range(5, 10))):
-        card = Card(architecture="digits_resnet", data="digits", classes=tuple(labels))
-        state = build_network("digits_resnet", classes=5).state_dict()
+        card = Card(architecture="digits_resnet(width=0.5)", data="digits", classes=tuple(labels))
+        state = build_network("digits_resnet(width=0.5)", classes=5).state_dict()
         write_checkpoint(tmp_path / f"{name}.safetensors", state, card)
     parents = [str(tmp_path / "low.safetensors"), str(tmp_path / "high.safetensors")]
     out, report = tmp_path / "child.safetensors", tmp_path / "report.json"
-    command = ["fuse", *parents, "--data", "digits", "--refit", "ridge", "--calibration", "300", "--out", str(out)]
+    command = ["fuse", *parents, "--data", "digits", "--refit", "ridge", "--calibration", "300", "--refit-steps", "8"]
+    command += ["--out", str(out)]
     assert main([*command, "--report", str(report)]) == 0
     found = json.loads(report.read_text())
     assert found["parents"][0]["accuracy"] <= 0.55
