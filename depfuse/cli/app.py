@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from depfuse.cli.console import complain, warnings_in_one_line
+from depfuse.cli.help import Command
 from depfuse.cli.interruption import ended_at_once
 from depfuse.cli.old_flags import in_settings
 from depfuse.errors import DepfuseError, DepfuseWarning
@@ -118,7 +119,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     app.callback()(_depfuse)
     for name, command in COMMANDS.items():
         function = _load(command.place) if name in arguments else _not_asked_for
-        app.command(name, help=command.help, epilog=f"Example: {command.example}")(function)
+        app.command(name, cls=Command, help=command.help, epilog=f"Example: {command.example}")(function)
     return app
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from depfuse.cli.console import Screen
+from depfuse.cli.help import Further
 from depfuse.cli.interruption import ended_at_once
 from depfuse.cli.named import read_named, same_architecture
 from depfuse.cli.options import (
@@ -35,7 +36,7 @@ def match(
     context: typer.Context,
     parents: Checkpoints,
     data: DataOptions,
-    settings: RecipeOptions,
+    settings: Annotated[RecipeOptions, Further("distil")],
     options: RunOptions,
     arch: ArchitectureOption = None,
     trust: TrustOption = None,

@@ -19,6 +19,7 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from depfuse.cli.help import FURTHER, Further, marked, with_help_all
 from depfuse.cli.run_file import RunFile
 from depfuse.errors import RecipeError
 from depfuse.recipe import Recipe
@@ -26,32 +27,27 @@ from depfuse.recipe.arrange import by_path
 from depfuse.recipe.paths import parsed
 from depfuse.recipe.presets import Source, read
 
-Architecture = Annotated[
-    str,
-    typer.Argument(
-        metavar="ARCH",
-        help="NAME of a built-in network, torchvision:NAME, timm:NAME, FILE.py:FACTORY or MODULE:FACTORY,"
-        " each with (key=value, ...) if need be.",
-    ),
-]
+_NAMING = (
+    "NAME of a built-in network, torchvision:NAME, timm:NAME, FILE.py:FACTORY or MODULE:FACTORY, each with"
+    " (key=value, ...) if need be"
+)
+_FROM_CARDS = "Default: what the checkpoints' cards say."
+
+Architecture = Annotated[str, typer.Argument(metavar="ARCH", help=f"{_NAMING}.")]
 Checkpoints = Annotated[
     list[Path],
     typer.Argument(metavar="CHECKPOINT", help="Files with weights: .safetensors, or what torch.save writes."),
 ]
 ArchitectureOption = Annotated[
     str | None,
-    typer.Option(
-        "--arch",
-        metavar="ARCH",
-        help="What the networks are: NAME of a built-in one, torchvision:NAME, timm:NAME, FILE.py:FACTORY or"
-        " MODULE:FACTORY, each with (key=value, ...) if need be. Default: what the checkpoints' cards say.",
-    ),
+    typer.Option("--arch", metavar="ARCH", help=f"What the networks are: {_NAMING}. {_FROM_CARDS}"),
 ]
 TrustOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--trust",
         metavar="FILE",
+        rich_help_panel=FURTHER,
         help="Take what the card in this checkpoint says as your own words: the FILE.py or MODULE that it names as its"
         " network is imported and run, and the file or folder that it names as its data is opened. For files that you"
         " made yourself; may be given again. Default: no file is trusted, and reading one runs no code.",
@@ -64,6 +60,7 @@ AllowFixed = Annotated[
     bool | None,
     typer.Option(
         "--allow-fixed/--no-fixed",
+        rich_help_panel=FURTHER,
         help="Go on where a part of the network could not be followed or proved: its channels stay where they are."
         " Default: only where that is less than half of the parameters.",
         show_default=False,
@@ -97,14 +94,21 @@ class DataOptions:
         ),
     ] = None
     data_root: Annotated[
-        Path, typer.Option("--data-root", metavar="FOLDER", help="Where downloaded data sets are kept.")
+        Path,
+        typer.Option(
+            "--data-root", metavar="FOLDER", help="Where downloaded data sets are kept.", rich_help_panel=FURTHER
+        ),
     ] = Path("data")
     mean: Annotated[
-        str | None, typer.Option("--mean", metavar="R,G,B", help="Mean of each channel, in units of [0, 1].")
+        str | None,
+        typer.Option(
+            "--mean", metavar="R,G,B", help="Mean of each channel, in units of [0, 1].", rich_help_panel=FURTHER
+        ),
     ] = None
-    std: Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Standard deviation of each channel.")] = (
-        None
-    )
+    std: Annotated[
+        str | None,
+        typer.Option("--std", metavar="R,G,B", help="Standard deviation of each channel.", rich_help_panel=FURTHER),
+    ] = None
 
     def means(self) -> tuple[float, ...] | None:
         """Read `--mean`."""
@@ -124,20 +128,26 @@ class FusionOptions:
         typer.Option(
             "--arch",
             metavar="ARCH",
-            help="What the networks are: NAME of a built-in one, torchvision:NAME, timm:NAME, FILE.py:FACTORY or"
-            " MODULE:FACTORY, each with (key=value, ...) if need be; once, or once per parent where their widths"
-            " differ. Default: what the checkpoints' cards say.",
+            help=f"What the networks are: {_NAMING}; once, or once per parent where their widths differ. {_FROM_CARDS}",
         ),
     ] = None
     width: Annotated[
         float | None,
         typer.Option(
-            "--width", metavar="FACTOR", help="Width of the child, for an architecture that takes a width; any will do."
+            "--width",
+            metavar="FACTOR",
+            help="Width of the child, for an architecture that takes a width; any will do.",
+            rich_help_panel=FURTHER,
         ),
     ] = None
     child_arch: Annotated[
         str | None,
-        typer.Option("--child-arch", metavar="ARCH", help="What the child is: the parents' architecture at any width."),
+        typer.Option(
+            "--child-arch",
+            metavar="ARCH",
+            help="What the child is: the parents' architecture at any width.",
+            rich_help_panel=FURTHER,
+        ),
     ] = None
     trust: TrustOption = None
     report: ReportOption = None
@@ -156,6 +166,7 @@ class FusionOptions:
             metavar="FILE",
             help="Where the parent goes that is trained as long as the child, with --distil or train.finetune"
             " (.safetensors).",
+            rich_help_panel=FURTHER,
         ),
     ] = None
     allow_fixed: AllowFixed = None
@@ -256,27 +267,34 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     """Replace each parameter that describes several settings by one option per setting.
 
     Such a parameter is annotated with a dataclass, whose fields are annotated as parameters would be; with
+    `Annotated[Dataclass, Further("field", ...)]`, where this command leaves some of them to `--help-all`; with
     a pydantic model, which has a class method `create` that says in a `DepfuseError` what is wrong; or with
     `Annotated[dict[str, Any], Model, "field", ...]`, for which the command gets the settings that the user
-    gave, to build the model when it has seen the images, on which the defaults of the named fields depend.
+    gave, to build the model when it has seen the images, on which the defaults of the named fields depend; a
+    `Further` may stand there, too.
     """
     hints = get_type_hints(command, include_extras=True)
     plain: list[inspect.Parameter] = []
     builders: dict[str, Callable[[dict[str, Any]], Any]] = {}
     for name, parameter in inspect.signature(command).parameters.items():
         annotation = hints[name]
-        _, model, *dependent = get_args(annotation) if get_origin(annotation) is Annotated else (None, annotation)
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            plain += [_option(field, info, field in dependent) for field, info in _options_of(model).items()]
-            builders[name] = functools.partial(_create if model is annotation else _given, model)
-        elif dataclasses.is_dataclass(annotation):
-            plain += _fields(annotation)
-            builders[name] = functools.partial(_build, annotation)
+        kind, *notes = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+        further = [field for note in notes if isinstance(note, Further) for field in note.fields]
+        model = next((one for one in (kind, *notes) if isinstance(one, type) and issubclass(one, BaseModel)), None)
+        if model is not None:
+            own = [_option(field, info, field in notes) for field, info in _options_of(model).items()]
+            builders[name] = functools.partial(_create if model is kind else _given, model)
+        elif dataclasses.is_dataclass(kind):
+            own = _fields(kind)
+            builders[name] = functools.partial(_build, kind)
         else:
+            own = []
             plain.append(parameter.replace(annotation=annotation, kind=inspect.Parameter.KEYWORD_ONLY))
+        plain += [one.replace(annotation=marked(one.annotation)) if one.name in further else one for one in own]
+    plain = with_help_all(plain)
 
     @functools.wraps(command)
-    def spread_out(**values: Any) -> None:
+    def spread_out(help_all: bool = False, **values: Any) -> None:  # its callback has answered --help-all by now
         built = {name: build(values) for name, build in builders.items()}
         command(**values, **built)
 

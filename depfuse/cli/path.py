@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from depfuse.cli.console import Screen
+from depfuse.cli.help import Further
 from depfuse.cli.interruption import ended_at_once
 from depfuse.cli.methods import parse_methods
 from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RecipeOptions, RunOptions, spread
@@ -22,9 +23,9 @@ def path(
     context: typer.Context,
     parents: Checkpoints,
     data: DataOptions,
-    settings: RecipeOptions,
+    settings: Annotated[RecipeOptions, Further("distil")],
     options: RunOptions,
-    fusion: FusionOptions,
+    fusion: Annotated[FusionOptions, Further("classes")],
     points: Annotated[
         int | None,
         typer.Option(

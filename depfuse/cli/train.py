@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from depfuse.cli.console import Screen
+from depfuse.cli.help import FURTHER, Further
 from depfuse.cli.interruption import ended_at_once
 from depfuse.cli.named import read_named
 from depfuse.cli.options import Architecture, DataOptions, RunOptions, spread
@@ -27,7 +28,16 @@ if TYPE_CHECKING:
 def train(
     arch: Architecture,
     data: DataOptions,
-    settings: Annotated[dict[str, Any], TrainRecipe, "flip", "translate"],
+    settings: Annotated[
+        dict[str, Any],
+        TrainRecipe,
+        "flip",
+        "translate",
+        Further(
+            *("momentum", "weight_decay", "label_smoothing", "warmup", "schedule", "flip", "translate", "cutout"),
+            *("precision", "channels_last", "compile"),
+        ),
+    ],
     options: RunOptions,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the network is written (.safetensors).")],
     labels: Annotated[
@@ -51,7 +61,10 @@ def train(
         typer.Option("--dirichlet", help="Let the classes' shares differ between the parts; the smaller, the more."),
     ] = None,
     split_seed: Annotated[
-        int, typer.Option("--split-seed", min=0, help="Seed of which images a half, part or share holds.")
+        int,
+        typer.Option(
+            "--split-seed", min=0, help="Seed of which images a half, part or share holds.", rich_help_panel=FURTHER
+        ),
     ] = 0,
     resume: Annotated[
         bool,

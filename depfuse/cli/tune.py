@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from depfuse.cli.console import Screen
+from depfuse.cli.help import FURTHER, Further
 from depfuse.cli.interruption import ended_at_once
 from depfuse.cli.named import check_family, read_named
 from depfuse.cli.options import AllowFixed, Checkpoints, DataOptions, RecipeOptions, RunOptions, TrustOption, spread
@@ -36,7 +37,7 @@ def tune(
     context: typer.Context,
     parents: Checkpoints,
     data: DataOptions,
-    settings: RecipeOptions,
+    settings: Annotated[RecipeOptions, Further("weights", "distil")],
     options: RunOptions,
     out: Annotated[
         Path,
@@ -59,7 +60,13 @@ def tune(
         ),
     ] = 0,
     held_out: Annotated[
-        int, typer.Option("--held-out", min=1, help="Held-out training images to judge by where no labels are read.")
+        int,
+        typer.Option(
+            "--held-out",
+            min=1,
+            help="Held-out training images to judge by where no labels are read.",
+            rich_help_panel=FURTHER,
+        ),
     ] = 2000,
     seconds: Annotated[
         bool,
@@ -82,13 +89,16 @@ def tune(
             f" Default: the file {FILE} in the folder of --out.",
         ),
     ] = None,
-    study: Annotated[str, typer.Option("--study", metavar="NAME", help="Name of the study.")] = "depfuse",
+    study: Annotated[
+        str, typer.Option("--study", metavar="NAME", help="Name of the study.", rich_help_panel=FURTHER)
+    ] = "depfuse",
     heartbeat: Annotated[
         int,
         typer.Option(
             "--heartbeat",
             min=1,
             help="Seconds between two signs of life in a database; after three missed ones others take a trial over.",
+            rich_help_panel=FURTHER,
         ),
     ] = 20,
     arch: Annotated[
@@ -98,7 +108,12 @@ def tune(
     trust: TrustOption = None,
     classes: Annotated[
         list[str] | None,
-        typer.Option("--classes", metavar="LABELS", help="Which labels a parent knows, as for `depfuse fuse`."),
+        typer.Option(
+            "--classes",
+            metavar="LABELS",
+            help="Which labels a parent knows, as for `depfuse fuse`.",
+            rich_help_panel=FURTHER,
+        ),
     ] = None,
     allow_fixed: AllowFixed = None,
 ) -> None:

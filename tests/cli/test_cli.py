@@ -174,7 +174,7 @@ def test_module_is_the_command() -> None:
 def test_every_setting_of_a_training_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
     from depfuse.train import TrainRecipe
 
-    main(["train", "--help"])
+    main(["train", "--help-all"])
     text = capsys.readouterr().out
     for name in TrainRecipe.model_fields:
         assert f"--{name.replace('_', '-')}" in text

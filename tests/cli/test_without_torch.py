@@ -12,6 +12,7 @@ import torch
 
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import write_checkpoint
+from depfuse.report import EvaluationReport, NetworkScores, describe_environment
 
 RUN = """
 import contextlib, io, json, sys
@@ -25,6 +26,20 @@ print(json.dumps(answers))
 """
 
 
+def evaluation() -> EvaluationReport:
+    """A report as `depfuse eval` writes it."""
+    scored = NetworkScores(path="a.safetensors", accuracy=0.5, loss=1.0, calibration_error=0.1)
+    return EvaluationReport(
+        networks=[scored],
+        data="digits",
+        preprocessing={},
+        images=10,
+        seconds={"evaluate": 1.0},
+        environment=describe_environment(torch.device("cpu")),
+        command=["depfuse", "eval"],
+    )
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints of which each has one fault that its header shows, and a whole one."""
@@ -36,7 +51,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "cut.safetensors").write_bytes((folder / "good.safetensors").read_bytes()[:-4])
     header = json.dumps({"__metadata__": {"depfuse_card": "{}"}}).encode()
     (folder / "card.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    other = Card(architecture="resnet20")
+    write_checkpoint(folder / "other.safetensors", {"w": torch.ones(2)}, other)
+    wide = Card(architecture="digits_resnet(width=2)")
+    write_checkpoint(folder / "wide.safetensors", {"w": torch.ones(2)}, wide)
     (folder / "runs").mkdir()
+    (folder / "reports").mkdir()
+    (folder / "reports" / "report.json").write_text(evaluation().model_dump_json())
     return folder
 
 
@@ -50,11 +71,14 @@ def answers(files: Path) -> dict[str, tuple[bool, int, str]]:
     return dict(zip(lines, json.loads(done.stdout), strict=True))
 
 
-COMMANDS = ("groups", "train", "fuse", "tune", "eval", "match", "path", "report", "recipes")
-HELP = ["--help", "--version", "recipes", *(f"{name} --help" for name in COMMANDS)]
+LONG = ("train", "fuse", "tune", "match", "path")
+COMMANDS = (*LONG, "groups", "eval", "report", "recipes", "settings")
+HELP = ["--help", "--version", "recipes", "settings", "settings align.solver", *(f"{name} --help" for name in COMMANDS)]
+HELP += [*(f"{name} --help-all" for name in LONG), "report reports"]
 
 
 GOOD = "good.safetensors"
+PAIR = f"{GOOD} {GOOD} --data digits"
 MISTAKES = {
     "eval nothing.pt --data digits": "there is no file nothing.pt",
     "eval runs --data digits": "runs is a folder, not a checkpoint file",
@@ -73,10 +97,38 @@ MISTAKES = {
     f"fuse nothing.pt {GOOD} --data digits": "there is no file nothing.pt",
     f"fuse {GOOD} {GOOD} --data digits --out child.pt": "the name must end in .safetensors",
     f"fuse {GOOD} {GOOD} --data digits --classes 0-4": "--classes is given 1 times for 2 parents",
+    f"fuse {GOOD} --data digits": "a fusion needs at least two parents",
+    f"fuse {GOOD} other.safetensors --data digits": "only networks of one architecture can be fused",
+    f"fuse {PAIR} --set align.solver=hungarian": "align.solver: 'hungarian' is none of",
+    f"fuse {PAIR} --set merge.wheight=1": "merge.wheight",
+    f"fuse {PAIR} --weights 0.5,0.6": "they must sum to 1",
+    f"fuse {PAIR} --weights 1": "1 weights for 2 parents",
+    f"fuse {PAIR} --width 2 --child-arch digits_resnet": "--width and --child-arch both say",
+    f"fuse {PAIR} --width -1": "--width -1 must be more than 0",
+    f"fuse {PAIR} --width 2 --set merge.width_of=1": "--width and merge.width_of both say",
+    f"fuse {PAIR} --child-arch resnet20": "the child cannot be a resnet20",
+    f"fuse {PAIR} --out-parent p.safetensors": "leave out --out-parent",
+    f"fuse {PAIR} --out-parent p.pt": "--out-parent p.pt: weights are written as safetensors",
+    f"fuse {PAIR} --plot a.bmp": "a plot's name must end in",
+    f"fuse {PAIR} --plot a.png --distil 1": "a path shows children as they are merged",
+    f"path {PAIR} --points 1": "has no two ends",
+    f"path {GOOD} {PAIR}": "a path runs between two parents, not 3",
+    f"path {PAIR} --set align.solver=zip-it": "a path has other shares at every point",
+    f"path {PAIR} --methods weights,weights": "--methods names weights twice",
     f"path nothing.pt {GOOD} --data digits": "there is no file nothing.pt",
+    f"match {GOOD} wide.safetensors --data digits": "no permutation matches them",
+    f"match {PAIR} --set align.solver=zip-it": "matches no parent to another",
+    f"tune {GOOD} other.safetensors --data digits": "only networks of one architecture can be fused",
+    f"tune {PAIR} --storage nowhere": "--storage is no URL of a database",
+    f"tune {PAIR} --distil 1": "leave out train.distil",
     f"match nothing.pt {GOOD} --data digits": "there is no file nothing.pt",
     f"tune nothing.pt {GOOD} --data digits": "there is no file nothing.pt",
     "groups resnet19": "there is no built-in network resnet19",
+    "groups digits_resnet --input-shape 0,1,1": "--input-shape '0,1,1' must be positive whole numbers",
+    "groups digits_resnet --input-shape 1,10000000,10000000": "give a smaller one",
+    "settings align.sorcerer": "there is no setting 'align.sorcerer'",
+    "train digits_resnet --data digits --out a.safetensors --share 4/4": "shares are 0 to 3",
+    "train digits_resnet --data digits --out a.safetensors --lr 0": "training setting learning_rate",
     "groups digits_resnet --plot a.bmp": "a plot's name must end in",
     "train digits_resnet --data digits --out a.pt": "the name must end in .safetensors",
     "train digits_resnet --data digit --out a.safetensors": "did you mean digits?",
@@ -98,3 +150,10 @@ def test_mistakes_are_answered_without_torch(answers: dict[str, tuple[bool, int,
     imported, code, said = answers[line]
     assert MISTAKES[line] in said
     assert (imported, code) == (False, 2)
+
+
+def test_a_plot_is_checked_without_a_library_that_draws() -> None:
+    words = ["fuse", "nothing.pt", "nothing.pt", "--data", "digits", "--plot", "a.png"]
+    program = f"import sys; from depfuse.cli import main; main({words}); sys.exit('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "depfuse: there is no file nothing.pt\n")
