@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -43,12 +45,15 @@ def change(augmentation: Augmentation, images: Tensor, drawn: Tensor) -> Tensor:
     return images
 
 
-def mix(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mix each image (N, C, H, W) with up to one half of another one, in their memory layout.
+def mix(images: Any, generator: torch.Generator) -> Any:
+    """Mix each image (N, ...) with up to one half of another one, in their memory layout; what is no number stays.
 
     Mixtures lie where a network was not trained, so that two networks that agree there agree on more than memorised
     images (function matching, Beyer et al. 2022, section 3.1; mixup, Zhang et al. 2018).
     """
-    share = 0.5 * torch.rand(len(images), generator=generator, dtype=torch.float32).to(images).reshape(-1, 1, 1, 1)
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        return images
+    share = 0.5 * torch.rand(len(images), generator=generator, dtype=torch.float32).to(images)
+    share = share.reshape(-1, *[1] * (images.dim() - 1))
     other = torch.randperm(len(images), generator=generator).to(images.device)
     return images + share * (images[other] - images)

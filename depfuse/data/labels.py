@@ -35,14 +35,14 @@ def select_labels(data: DataSet, shares: LabelShare, *, seed: int = 0) -> tuple[
         raise DataError(f"{data.name} has labels 0 to {len(data.classes) - 1}, not {wrong[0]}")
     chosen = []
     for label in remaining:
-        of_class = torch.nonzero(data.train.labels == label)[:, 0]
+        of_class = torch.nonzero(data.train.required_labels == label)[:, 0]
         count = round(shares[label] * len(of_class))
         if count == 0:
             raise DataError(f"{data.name}: a share of {shares[label]:g} leaves class {label} without a training image")
         # Seeded by class, so that the images of one class do not depend on the share of another.
         chosen.append(of_class[_order(len(of_class), seed, label)[:count]])
     selected = torch.sort(torch.cat(chosen)).values
-    test = torch.isin(data.test.labels, torch.tensor(remaining))
+    test = torch.isin(data.test.required_labels, torch.tensor(remaining))
     renumber = torch.full((len(data.classes),), -1)
     renumber[torch.tensor(remaining)] = torch.arange(len(remaining))
     train, rest = data.train.take(selected), data.test.take(torch.nonzero(test)[:, 0])
@@ -50,8 +50,8 @@ def select_labels(data: DataSet, shares: LabelShare, *, seed: int = 0) -> tuple[
         dataclasses.replace(
             data,
             classes=tuple(data.classes[label] for label in remaining),
-            train=Split(train.images, renumber[train.labels]),
-            test=Split(rest.images, renumber[rest.labels]),
+            train=Split(train.images, renumber[train.required_labels]),
+            test=Split(rest.images, renumber[rest.required_labels]),
         ),
         remaining,
     )
@@ -72,7 +72,7 @@ def select_share(data: DataSet, share: int, shares: int, *, alpha: float | None 
     check_share(share, shares, alpha)
     parts: list[Tensor] = []
     for label in range(len(data.classes)):
-        of_class = torch.nonzero(data.train.labels == label)[:, 0]
+        of_class = torch.nonzero(data.train.required_labels == label)[:, 0]
         shuffled = of_class[_order(len(of_class), seed, label)]
         if alpha is None:
             parts.append(shuffled[share::shares])

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from depfuse.data.augment import change, draw_changes
 from depfuse.data.augmentation import Augmentation
 from depfuse.data.floats import to_floats
+from depfuse.data.inputs import count_samples, is_pictures, map_tensors, of_one_shape, take_samples
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.data.tensors import DataSet, Split
 from depfuse.errors import DataError
+from depfuse.networks.calling import Call, Called, Example, in_layout
 
 
 class Loader:
-    """Batches of pre-processed images that live on the device as bytes.
+    """Batches of a split that lives on the device, images as bytes.
 
-    Iterating gives pairs of images (n, C, H, W) float32 and labels (n,) int64. Batches differ in size
-    by one image at most and are never larger than `batch_size`, so that no small batch remains; with
-    `drop_last` they all have `batch_size` images and the rest is left out.
+    Iterating gives pairs of inputs and labels (n,) int64, None where there are none. Images that are bytes are
+    pre-processed to (n, C, H, W) float32; other inputs are given as they are, a batch that holds samples of several
+    shapes in as many pieces. Batches differ in size by one sample at most and are never larger than `batch_size`, so
+    that no small batch remains; with `drop_last` they all have `batch_size` samples and the rest is left out.
 
     With `shuffle`, the order and the augmentation are a function of (`seed`, `epoch`) alone, on every
     device, and each iteration that ends advances `epoch`.
@@ -29,11 +34,13 @@ class Loader:
     Parameters
     ----------
     split
-        The images; moved to `device` whole, as uint8.
+        The samples; moved to `device` whole.
     preprocessing
-        Applied to each batch on the device.
+        Applied to each batch of bytes on the device.
     batch_size
-        Largest number of images in a batch.
+        Largest number of samples in a batch.
+    call
+        How a network is run on a batch, where it is not by its inputs alone; batches are `Called` then.
 
     Attributes
     ----------
@@ -47,13 +54,13 @@ class Loader:
     Raises
     ------
     DataError
-        There are no images, or `batch_size` is not positive.
+        There are no samples, or `batch_size` is not positive.
     """
 
     def __init__(
         self,
         split: Split,
-        preprocessing: Preprocessing,
+        preprocessing: Preprocessing | None = None,
         *,
         batch_size: int,
         device: torch.device | str = "cpu",
@@ -61,15 +68,18 @@ class Loader:
         augment: Augmentation | None = None,
         seed: int = 0,
         drop_last: bool = False,
+        call: Call | None = None,
     ) -> None:
         if batch_size < 1:
             raise DataError(f"batch size {batch_size} must be at least 1")
         if len(split) == 0:
             raise DataError("there are no images to load")
-        preprocessing.check_channels(split.images.shape[1])
-        self.images = split.images.to(device)
-        self.labels = split.labels.to(device)
-        self.preprocessing = preprocessing
+        self.images = map_tensors(lambda tensor: tensor.to(device), split.images)
+        self.labels = None if split.labels is None else split.labels.to(device)
+        self.preprocessing = preprocessing or Preprocessing()
+        self.call = call
+        if self.is_bytes:
+            self.preprocessing.check_channels(self.images.shape[1])
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.augment = augment
@@ -82,86 +92,121 @@ class Loader:
 
     @property
     def count(self) -> int:
-        """Number of images."""
-        return len(self.labels)
+        """Number of samples."""
+        return count_samples(self.images)
 
     @property
     def device(self) -> torch.device:
-        """Device of the images."""
-        return self.images.device
+        """Device of the samples."""
+        return next(part for part in tree_leaves(next(of_one_shape(self.images))[0]) if isinstance(part, Tensor)).device
+
+    @property
+    def is_bytes(self) -> bool:
+        """Whether the samples are images (N, C, H, W) uint8, which are pre-processed."""
+        return is_pictures(self.images) and self.images.dtype == torch.uint8
+
+    @property
+    def pictures(self) -> bool:
+        """Whether the samples are images, which can be augmented and mixed."""
+        return self.call is None and is_pictures(self.images) and (self.is_bytes or self.images.is_floating_point())
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width before pre-processing."""
+        """Channels, height and width before pre-processing; only of `pictures`."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
+    @property
+    def suited_augmentation(self) -> Augmentation:
+        """Augmentation that keeps the meaning of most images; none of what is no image."""
+        return Augmentation.suited_to(self.image_shape) if self.pictures else Augmentation()
+
+    @property
+    def required_labels(self) -> Tensor:
+        """The labels (N,); raises `DataError` where there are none."""
+        return self.split.required_labels
+
+    def example(self, count: int = 1) -> Example:
+        """Prepare the first samples as network inputs."""
+        found: Example = self._prepared(next(of_one_shape(take_samples(self.images, slice(0, count))))[0])
+        return found
+
     def first(self, count: int) -> Loader:
-        """Restrict the loader to its first `count` images, in batches of the same size."""
+        """Restrict the loader to its first `count` samples, in batches of the same size."""
         return self.between(0, count)
 
     def between(self, start: int, end: int) -> Loader:
-        """Restrict the loader to its images from number `start` up to, not including, `end`."""
-        return self._over(self.images[start:end], self.labels[start:end])
+        """Restrict the loader to its samples from number `start` up to, not including, `end`."""
+        return self._over(self.split.take(slice(start, end)))
 
     def batches(self, start: int, end: int) -> Loader:
         """Restrict the loader to its batches from number `start` up to, not including, `end`.
 
-        The new loader holds these images alone, already augmented. The order must be fixed.
+        The new loader holds these samples alone, already augmented. The order must be fixed.
         """
         sizes = [len(batch) for batch in torch.tensor_split(torch.empty(self.count), len(self))]
         first, last = sum(sizes[:start]), sum(sizes[:end])
-        images = self.images[first:last].clone()
+        part = self.split.take(slice(first, last))
+        images = map_tensors(torch.clone, part.images)
         if self.augment:
             images = change(self.augment, images, self._drawn(self._generator())[first:last])
         # As many batches out of equal ones, cut into as many, are the same batches again.
-        return self._over(images, self.labels[first:last].clone())
+        return self._over(Split(images, None if part.labels is None else part.labels.clone()))
 
     def in_batches(self, size: int) -> Loader:
-        """Change the size of batches to at most `size`, with the same images in order, augmented alike.
+        """Change the size of batches to at most `size`, with the same samples in order, augmented alike.
 
         For methods whose result depends on batches, by batch statistics or by mixing images of a batch: the result no
         longer depends on the batches of the given loader.
         """
-        return self._over(self.images, self.labels, self.augment, self.seed, size)
+        return self._over(self.split, self.augment, self.seed, size)
 
     def augmented(self, augment: Augmentation, seed: int = 0) -> Loader:
         """Augment the same images in the same order, with changes drawn once: every pass gives the same images."""
-        return self._over(self.images, self.labels, augment, seed)
+        return self._over(self.split, augment, seed)
+
+    @property
+    def split(self) -> Split:
+        """The samples on the device, with their labels."""
+        return Split(self.images, self.labels)
 
     def _over(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        augment: Augmentation | None = None,
-        seed: int = 0,
-        batch_size: int | None = None,
+        self, split: Split, augment: Augmentation | None = None, seed: int = 0, batch_size: int | None = None
     ) -> Loader:
-        """Make a loader with these settings over other images, in a fixed order."""
+        """Make a loader with these settings over other samples, in a fixed order."""
         loader = Loader(
-            Split(images, labels),
+            split,
             self.preprocessing,
             batch_size=batch_size or self.batch_size,
             device=self.device,
             augment=augment,
             seed=seed,
+            call=self.call,
         )
         loader.channels_last = self.channels_last
         return loader
 
     def prepared(
         self, numbers: Tensor, augment: Augmentation | None, generator: torch.Generator, *, channels_last: bool = False
-    ) -> Tensor:
-        """Prepare images by number (n,) as network inputs, augmented with changes that the generator draws."""
-        images = self.images[numbers.to(self.device)]
+    ) -> Any:
+        """Prepare samples by number (n,) as network inputs, augmented with changes that the generator draws."""
+        images = take_samples(self.images, numbers.to(self.device))
         if augment:
             images = change(augment, images, draw_changes(augment, len(images), *self.image_shape[1:], generator))
-        return to_floats(images, self.preprocessing, channels_last=channels_last)
+        return self._prepared(images, channels_last=channels_last)
+
+    def _prepared(self, images: Any, *, channels_last: bool = False) -> Any:
+        """Map samples of one shape to what a network is run on."""
+        if self.is_bytes:
+            images = to_floats(images, self.preprocessing, channels_last=channels_last)
+        elif channels_last:
+            images = in_layout(images, torch.channels_last)
+        return images if self.call is None else Called(images, self.call)
 
     def __len__(self) -> int:
         return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
         generator = self._generator()
         order = torch.randperm(self.count, generator=generator) if self.shuffle else torch.arange(self.count)
         drawn = self._drawn(generator) if self.augment else None
@@ -171,10 +216,14 @@ class Loader:
         part, parts = self.part
         for whole in torch.tensor_split(order, len(self)):
             batch = torch.tensor_split(whole, parts)[part]
-            images = self.images[batch]
+            images, labels = take_samples(self.images, batch), None if self.labels is None else self.labels[batch]
             if self.augment and drawn is not None:
                 images = change(self.augment, images, drawn[batch])
-            yield to_floats(images, self.preprocessing, channels_last=self.channels_last), self.labels[batch]
+            start = 0
+            for piece, size in of_one_shape(images):
+                own = None if labels is None else labels[start : start + size]
+                yield self._prepared(piece, channels_last=self.channels_last), own
+                start += size
         if self.shuffle:
             self.epoch += 1
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from depfuse.data.loader import Loader
 from depfuse.ensemble.ensemble import Ensemble
+from depfuse.networks.calling import run_network
 from depfuse.networks.running import evaluating
 from depfuse.tasks.outputs import as_numbers, distance_of, gives_classes
 
@@ -65,7 +66,7 @@ class EnsembleDistance:
     def outputs(self, network: nn.Module) -> Tensor:
         """Run a network on all images: its outputs (N, ...), of a dictionary or tuple all numbers of an image."""
         with torch.inference_mode(), evaluating(network):
-            found = [as_numbers(network(batch)) for batch, _ in self.images]
+            found = [as_numbers(run_network(network, batch)) for batch, _ in self.images]
         outputs = torch.cat(found)
         return outputs if self._precision is None else outputs.to(self._precision)
 

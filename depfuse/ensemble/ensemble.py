@@ -14,6 +14,7 @@ from depfuse.data.loader import Loader
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.ensemble.targets import TEMPERATURE, divergence, ensemble_logits, wanted_of
 from depfuse.io.checkpoint import state_digest
+from depfuse.networks.calling import Example, run_network
 from depfuse.networks.running import evaluating
 
 
@@ -66,14 +67,17 @@ class Ensemble:
         """Combine each member's logits (N, C) to those that teach a child (N, C), see `ensemble_logits`."""
         return ensemble_logits(outputs, self.shares, self.labels, temperature, joint=self.joint)
 
-    def __call__(self, images: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    def __call__(self, images: Example, temperature: float = TEMPERATURE) -> Tensor:
         """Give logits (N, C) in float32 for images, softened as `ensemble_logits` says."""
         with torch.no_grad(), evaluating(*self.networks):
-            outputs = [network(images).float() for network in self.networks]
+            outputs = [run_network(network, images).float() for network in self.networks]
         return self.combine_logits(outputs, temperature)
 
     def divergence(self, network: nn.Module, images: Loader, temperature: float = TEMPERATURE) -> float:
         """Measure what distillation minimises: a network's `targets.divergence` from the ensemble, per image."""
         with torch.no_grad(), evaluating(network):
-            found = (divergence(network(batch).float(), self(batch, temperature), temperature) for batch, _ in images)
+            found = (
+                divergence(run_network(network, batch).float(), self(batch, temperature), temperature)
+                for batch, _ in images
+            )
             return sum(map(float, found)) / images.count

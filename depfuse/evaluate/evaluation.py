@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from depfuse.data.inputs import take_samples
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import DataError, RecipeError
 from depfuse.evaluate.scores import Scores
 from depfuse.evaluate.tally import Tally
 from depfuse.groups.tracing.depgraph import evaluation_copy
+from depfuse.networks.calling import Example, in_layout, run_network
 from depfuse.networks.isolation import undisturbed
 from depfuse.networks.layout import choose_layout
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[tuple[Any, Any]]
 """Anything that yields (inputs (N, ...), labels (N,)) on the networks' device."""
 
 
@@ -91,9 +94,9 @@ def _score(
     layouts: list[torch.memory_format] = []
     with torch.inference_mode():
         for inputs, labels in batches:
-            layouts = layouts or [_checked_layout(model, inputs[:1]) for model in models]
+            layouts = layouts or [_checked_layout(model, take_samples(inputs, slice(0, 1))) for model in models]
             outputs = [
-                model(inputs.contiguous(memory_format=layout)) for model, layout in zip(models, layouts, strict=True)
+                run_network(model, in_layout(inputs, layout)) for model, layout in zip(models, layouts, strict=True)
             ]
             if sets is None:
                 outputs += [_mean(outputs, shares) for shares in ensembles]
@@ -111,7 +114,7 @@ def _mean(outputs: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     return torch.stack([share * logits for share, logits in zip(shares, outputs, strict=True)]).sum(0)
 
 
-def _checked_layout(model: nn.Module, image: Tensor) -> torch.memory_format:
+def _checked_layout(model: nn.Module, image: Example) -> torch.memory_format:
     """Choose the memory format of a network's inputs, and refuse one that gives no logits."""
     layout, output = choose_layout(model, image)
     if not isinstance(output, Tensor) or output.dim() != 2:

@@ -104,5 +104,5 @@ class Disagreement:
         scores = distance.outputs(child)
         if not self._labelled:
             return distance.of_outputs(scores)
-        labels = nn.functional.one_hot(self._images.judging.labels, scores.shape[1]).to(scores)
+        labels = nn.functional.one_hot(self._images.judging.required_labels, scores.shape[1]).to(scores)
         return mean_or_infinite(at_best_scale(scores, labels)[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.recipe.sections import Calibration
 
@@ -22,7 +21,7 @@ JUDGED_IMAGES = 500
 
 def for_statistics(images: Loader, settings: Calibration, seed: int) -> Loader:
     """Flip and shift images at random where BatchNorm statistics shall be of such; else return them as they are."""
-    return images.augmented(Augmentation.suited_to(images.image_shape), seed) if settings.augment else images
+    return images.augmented(images.suited_augmentation, seed) if settings.augment else images
 
 
 @dataclass(frozen=True, eq=False)

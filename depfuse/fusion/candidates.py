@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from depfuse.data.augment import mix
 from depfuse.data.augmentation import Augmentation
+from depfuse.data.inputs import take_samples
 from depfuse.data.loader import Loader
 from depfuse.ensemble.distance import at_best_scale, mean_or_infinite
 from depfuse.ensemble.ensemble import Ensemble
@@ -29,6 +30,7 @@ from depfuse.fusion.choose_shares import shares_by_part
 from depfuse.fusion.material import Material
 from depfuse.groups.partition import parts_by_stage
 from depfuse.merge import Shares
+from depfuse.networks.calling import Example, in_layout, run_network
 from depfuse.networks.layout import choose_layout
 from depfuse.networks.running import evaluating
 from depfuse.recipe.sections import Best, Ridge, Targets
@@ -178,7 +180,7 @@ class Family:
 
     @property
     def _augmentation(self) -> Augmentation:
-        return Augmentation.suited_to(self._calibration.image_shape)
+        return self._calibration.suited_augmentation
 
     @property
     def _models(self) -> Sequence[nn.Module]:
@@ -190,7 +192,7 @@ class Family:
         return self.material.calibration
 
     @property
-    def _example(self) -> Tensor:
+    def _example(self) -> Example:
         assert self.material.example is not None
         return self.material.example
 
@@ -278,7 +280,7 @@ class Judge:
 
     def __init__(self, ensemble: Ensemble, images: Loader, seed: int) -> None:
         self._ensemble = ensemble
-        near = Augmentation.suited_to(images.image_shape)
+        near = images.suited_augmentation
         far = replace(near, translate=FARTHER * near.translate)
         images = images.in_batches(MIXED_AT_ONCE)
         generator = torch.Generator().manual_seed(seed)
@@ -292,7 +294,7 @@ class Judge:
         views, mixed = _logits(network, self._views), _logits(network, self._mixed)
         losses, scale = at_best_scale(views, torch.cat([self._wanted] * VIEWS))[0], 1.0
         with suppress(RecipeError):
-            head_of(network, self._views[0][:1])
+            head_of(network, take_samples(self._views[0], slice(0, 1)))
             scale = at_best_scale(mixed, self._between)[1]
         return losses.reshape(VIEWS, -1).mean(0), scale
 
@@ -312,7 +314,7 @@ class Judge:
     def rescaled(self, candidate: Candidate) -> Candidate:
         """The candidate with its scale in its head."""
         if candidate.scale != 1.0:
-            head = head_of(candidate.network, self._views[0][:1])
+            head = head_of(candidate.network, take_samples(self._views[0], slice(0, 1)))
             with torch.no_grad():
                 head.weight.mul_(candidate.scale)
                 head.bias.mul_(candidate.scale)
@@ -341,8 +343,8 @@ def beyond_chance(differences: Tensor) -> bool:
 
 def _logits(network: nn.Module, batches: Sequence[Tensor]) -> Tensor:
     with torch.no_grad(), evaluating(network):
-        layout = choose_layout(network, batches[0][:1])[0]
-        return torch.cat([network(inputs.contiguous(memory_format=layout)).float() for inputs in batches])
+        layout = choose_layout(network, take_samples(batches[0], slice(0, 1)))[0]
+        return torch.cat([run_network(network, in_layout(inputs, layout)).float() for inputs in batches])
 
 
 def _copied(model: nn.Module) -> nn.Module:

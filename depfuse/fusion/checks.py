@@ -11,6 +11,7 @@ from depfuse.data.loader import Loader
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
 from depfuse.fusion.soundness import check_variances
+from depfuse.networks.calling import Example
 from depfuse.recipe import Recipe
 from depfuse.recipe.sections import Reference
 from depfuse.renorm import chosen_method
@@ -99,7 +100,7 @@ def check_unequal(recipe: Recipe, template: nn.Module | None) -> None:
         raise RecipeError("the child's width is given twice: leave out merge.width_of or `template`")
 
 
-def example_of(example: Tensor | None, calibration: Loader | None) -> Tensor:
+def example_of(example: Example | None, calibration: Loader | None) -> Example:
     """Find an input (1, ...) to run a network on: the one given, or the first image.
 
     Raises
@@ -111,8 +112,7 @@ def example_of(example: Tensor | None, calibration: Loader | None) -> Tensor:
         return example
     if calibration is None:
         raise RecipeError("give an example input or calibration images: the network must be run once to be traced")
-    images, _ = next(iter(calibration))
-    return images[:1]
+    return calibration.example()
 
 
 def _differs_by_labels(tensor: Tensor, first: Tensor, number: int, labels: LabelSets | None) -> bool:

@@ -149,7 +149,7 @@ def compare(
         heads=head_scores,
         baseline=baseline,
         family=[known.get(candidate, child) for candidate in result.family],
-        chance=most_frequent(test.labels),
+        chance=most_frequent(test.required_labels),
     )
 
 

@@ -16,6 +16,7 @@ from depfuse.fusion.keeping import Keeper, Step
 from depfuse.fusion.partial_merging import PartialMerge
 from depfuse.groups import ChannelGroups
 from depfuse.merge import AlignedParents, Shares, average
+from depfuse.networks.calling import Example
 from depfuse.recipe import Recipe
 from depfuse.recipe.sections import Refit
 from depfuse.refit import Session, refit_layers
@@ -91,7 +92,7 @@ class Material:
     ensemble: Ensemble
     calibration: Loader | None = None
     keeper: Keeper | None = None
-    example: Tensor | None = None
+    example: Example | None = None
     template: nn.Module | None = None
     apart: PartialMerge | None = None
     information: Sequence[Mapping[str, Tensor]] | None = field(default=None, repr=False)

@@ -27,6 +27,8 @@ from depfuse.groups.mixing import Fault
 from depfuse.groups.reasons import NOT_USED, SEPARATOR, TOUCHES_OUTPUT, explain
 from depfuse.groups.widening import find_hosts, largest
 from depfuse.merge import AlignedParents, Shares
+from depfuse.networks.calling import Example, run_network
+from depfuse.networks.copying import suited
 from depfuse.networks.running import evaluating, modules_in_order
 from depfuse.networks.stages import stages_of
 from depfuse.recipe.sections import Merge
@@ -183,7 +185,7 @@ def _averaged(groups: ChannelGroups, arrangement: Arrangement) -> dict[str, str]
     return {**partly, **between, **still}
 
 
-def _settled(networks: Sequence[nn.Module], arrangement: Arrangement, example: Tensor) -> tuple[str, ...]:
+def _settled(networks: Sequence[nn.Module], arrangement: Arrangement, example: Example) -> tuple[str, ...]:
     """Names of the modules that run before all those of which the child has an average of what its parents have."""
     first, *others = (network.state_dict() for network in networks)
     mixing = {
@@ -193,16 +195,16 @@ def _settled(networks: Sequence[nn.Module], arrangement: Arrangement, example: T
         and not arrangement.owned(key)
         and not all(tensor.shape == state[key].shape and torch.equal(tensor, state[key]) for state in others)
     }
-    given = example.to(next(networks[0].parameters()).dtype)
+    given = suited(example, networks[0])
     with torch.no_grad(), evaluating(networks[0]):
-        order = modules_in_order(networks[0], lambda: networks[0](given))
+        order = modules_in_order(networks[0], lambda: run_network(networks[0], given))
     leaves = [name for name in order if next(networks[0].get_submodule(name).children(), None) is None]
     before = next((place for place, name in enumerate(leaves) if name in mixing), len(leaves))
     # Bare parameters belong to modules that run other modules: where they lie cannot be told.
     return tuple(leaves[:before]) if mixing <= set(leaves) else ()
 
 
-def _counts(model: nn.Module, groups: ChannelGroups, settings: Merge, example: Tensor) -> tuple[dict[str, int], bool]:
+def _counts(model: nn.Module, groups: ChannelGroups, settings: Merge, example: Example) -> tuple[dict[str, int], bool]:
     """Free group -> how many of its channels are to be kept apart; and whether that is all that there is."""
     stages, count = stages_of(model, example) if settings.keep_first or settings.keep_last else ({}, 0)
     whole = _whole_groups(stages, count, type(model).__name__, groups, settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from depfuse.align import Coupling
 from depfuse.align.statistics.shared import SharedMoments
@@ -24,6 +24,7 @@ from depfuse.fusion.result import FusionResult
 from depfuse.fusion.soundness import Soundness
 from depfuse.groups import ChannelGroups
 from depfuse.merge import AlignedParents, Shares, fisher_information
+from depfuse.networks.calling import Example
 from depfuse.networks.isolation import isolated
 from depfuse.recipe import Recipe
 from depfuse.teach.distil import Distillation
@@ -35,7 +36,7 @@ def fuse(
     recipe: Recipe | None = None,
     calibration: Loader | None = None,
     *,
-    example: Tensor | None = None,
+    example: Example | None = None,
     groups: ChannelGroups | None = None,
     labels: Sequence[Sequence[int]] | None = None,
     template: nn.Module | None = None,
@@ -156,7 +157,7 @@ def match(
     recipe: Recipe | None = None,
     calibration: Loader | None = None,
     *,
-    example: Tensor | None = None,
+    example: Example | None = None,
     groups: ChannelGroups | None = None,
     labels: Sequence[Sequence[int]] | None = None,
     template: nn.Module | None = None,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from depfuse.align.statistics.shared import SharedMoments
 from depfuse.data.loader import Loader
@@ -20,6 +20,7 @@ from depfuse.fusion.resolve import check_widths, resolve_refit, resolve_targets
 from depfuse.fusion.same_modules import check_alike
 from depfuse.fusion.widths import shapes_of, widest
 from depfuse.groups import ChannelGroups
+from depfuse.networks.calling import Example
 from depfuse.networks.copying import evaluation_copy, private_copy
 from depfuse.recipe import Recipe
 from depfuse.teach.teachers import Teachers, prepare_teachers
@@ -34,7 +35,7 @@ class Inputs:
     models: Sequence[nn.Module]
     recipe: Recipe
     calibration: Loader | None
-    example: Tensor | None
+    example: Example | None
     groups: ChannelGroups | None
     labels: Sequence[Sequence[int]] | None
     template: nn.Module | None
@@ -108,7 +109,7 @@ class Prepared:
     ensemble: Ensemble
     template: nn.Module | None
     alone: Sequence[nn.Module]
-    example: Tensor | None
+    example: Example | None
     shared: SharedMoments | None
     unequal: bool
     step: Clock
@@ -170,7 +171,7 @@ class Prepared:
         return replace(self.ensemble, networks=taught.models)
 
     @property
-    def input(self) -> Tensor:
+    def input(self) -> Example:
         """An input to trace a network with; raises `RecipeError` where none is known."""
         return example_of(self.example, self.inputs.calibration)
 

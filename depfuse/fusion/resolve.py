@@ -23,6 +23,7 @@ from depfuse.errors import RecipeError
 from depfuse.fusion.material import Finished
 from depfuse.fusion.same_start import share_a_start
 from depfuse.fusion.widths import Brought
+from depfuse.networks.calling import Example, run_network
 from depfuse.networks.isolation import one_at_a_time
 from depfuse.networks.running import evaluating
 from depfuse.recipe import Recipe
@@ -188,7 +189,7 @@ def _unsuited(model: nn.Module, images: Loader) -> str:
     if found := [kind.__name__ for kind in kinds if issubclass(kind, others)]:
         return f"{name} has {sorted(found)[0]}, and no such network was searched on"
     few = images.first(2)
-    example = next(iter(few))[0][:1]
+    example = few.example()
     outputs = _outputs(model, example)
     if not isinstance(outputs, Tensor) or outputs.ndim != 2:
         return f"{name} does not give one row of class scores per image"
@@ -200,16 +201,16 @@ def _unsuited(model: nn.Module, images: Loader) -> str:
     return ""
 
 
-def multiply_adds(model: nn.Module, image: Tensor) -> int:
+def multiply_adds(model: nn.Module, image: Example) -> int:
     """Multiplications with an addition that a forward pass of one image (1, C, H, W) takes."""
     with one_at_a_time(), FlopCounterMode(display=False) as counter:  # it hooks all modules there are
         _outputs(model, image)
     return int(counter.get_total_flops()) // 2
 
 
-def _outputs(model: nn.Module, image: Tensor) -> object:
+def _outputs(model: nn.Module, image: Example) -> object:
     with torch.no_grad(), evaluating(model):
-        return model(image)
+        return run_network(model, image)
 
 
 def _any_wider(models: Sequence[nn.Module], child: nn.Module) -> bool:

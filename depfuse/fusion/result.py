@@ -21,6 +21,7 @@ from depfuse.fusion.partial_merging import PartialMerge
 from depfuse.fusion.widths import Brought
 from depfuse.groups import ChannelGroups
 from depfuse.merge import Shares
+from depfuse.networks.calling import Example
 from depfuse.networks.isolation import isolated
 from depfuse.recipe import Recipe
 
@@ -106,7 +107,7 @@ class FusionResult:
         return self.material.calibration
 
     @property
-    def example(self) -> Tensor | None:
+    def example(self) -> Example | None:
         """An input that the parents take, where one is known."""
         return self.material.example
 

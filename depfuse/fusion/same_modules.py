@@ -8,17 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.errors import DepfuseWarning, RecipeError
+from depfuse.networks.calling import Example, run_network, run_with
 from depfuse.networks.copying import (
-    Example,
     evaluation_copy,
     first_line,
     random_like,
-    run_network,
     same_outputs,
     suited,
     unwrap,
@@ -126,9 +124,7 @@ def _agree(found: list[Tensor] | str, wanted: list[Tensor] | str) -> bool:
 
 def _with_weights(modules: nn.Module, state: dict[str, Tensor], inputs: Example) -> Any:
     """Forward pass of a network's modules with other weights."""
-    given = _cloned(inputs)
-    arguments: Any = (given,) if isinstance(given, Tensor) else () if isinstance(given, dict) else tuple(given)
-    return functional_call(modules, state, arguments, given if isinstance(given, dict) else {}, tie_weights=False)
+    return run_with(modules, state, _cloned(inputs), tied=False)
 
 
 def _first_difference(modules: nn.Module, own: nn.Module, state: dict[str, Tensor], inputs: Example) -> str:

@@ -18,11 +18,13 @@ The last of them, or else the second, is then checked on the parents themselves.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from depfuse.align.coupling import Couplings
+from depfuse.data.inputs import map_tensors
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.fusion.arrangement import Arrangement, with_state
 from depfuse.groups import ChannelGroups
@@ -30,6 +32,8 @@ from depfuse.groups.generic_values import GenericNetwork
 from depfuse.groups.mixing import UNFIT, Fault, compared, not_taken, outputs_of
 from depfuse.groups.tracing.depgraph import evaluation_copy
 from depfuse.merge.average import average
+from depfuse.networks.calling import Example
+from depfuse.networks.copying import suited
 
 
 class SeparationProof:
@@ -50,7 +54,7 @@ class SeparationProof:
     def __init__(
         self,
         models: Sequence[nn.Module],
-        example: Tensor,
+        example: Example,
         labels: LabelSets | None,
         template: nn.Module | None,
         shares: Sequence[float],
@@ -58,12 +62,11 @@ class SeparationProof:
     ) -> None:
         self._labels = labels
         self._template = None if template is None else evaluation_copy(template, torch.float64).cpu()
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(example.shape, generator=generator, dtype=torch.float64)
-        self._input = noise if example.is_floating_point() else example.cpu()
-        self._example = example.detach().cpu().to(torch.float64 if example.is_floating_point() else example.dtype)
         self._shares = tuple(shares)
         self._parents = [evaluation_copy(model, torch.float64).cpu() for model in models]
+        generator = torch.Generator().manual_seed(seed)
+        self._example = suited(example, self._parents[0])
+        self._input = map_tensors(partial(_noise, generator=generator), self._example)
         self._generic = [
             with_state(parent, GenericNetwork(parent, self._input, (), seed, draw).state)
             for draw, parent in enumerate(self._parents, start=1)
@@ -84,7 +87,7 @@ class SeparationProof:
         self,
         arrangement: Arrangement,
         parents: Sequence[nn.Module],
-        given: Tensor,
+        given: Example,
         shares: Sequence[float],
         whole: bool,
     ) -> Fault | None:
@@ -125,6 +128,13 @@ class SeparationProof:
             else:
                 found.append(sum(share * output for share, output in zip(shares, each, strict=True)))
         return found
+
+
+def _noise(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw normal numbers in place of a tensor's; indices stay."""
+    if not tensor.is_floating_point():
+        return tensor
+    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
 
 
 def _like(first: nn.Module, parent: nn.Module) -> nn.Module:

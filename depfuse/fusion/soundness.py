@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from depfuse.data.inputs import count_samples, map_tensors
 from depfuse.data.loader import Loader
 from depfuse.errors import DepfuseWarning, FusionError, RecipeError
+from depfuse.networks.calling import Example, run_network
 from depfuse.networks.running import evaluating
 
 VARIANCE = "running_var"
@@ -53,7 +55,7 @@ class Soundness:
         Images to run it on, or an input where there are none; without either its tensors alone are looked at.
     """
 
-    def __init__(self, parents: Sequence[nn.Module], calibration: Loader | None, example: Tensor | None) -> None:
+    def __init__(self, parents: Sequence[nn.Module], calibration: Loader | None, example: Example | None) -> None:
         self._parents = parents
         self._inputs = [example] if example is not None else []
         if calibration is not None:
@@ -91,7 +93,7 @@ class Soundness:
         FusionError
             Its outputs are the same for all images, although the parents' are not.
         """
-        if sum(map(len, self._inputs)) < 2:
+        if sum(map(count_samples, self._inputs)) < 2:
             return
         parents = [_spread(self._outputs(parent)) for parent in self._parents]
         usual, own = sum(parents) / len(parents), _spread(self._outputs(child))
@@ -118,12 +120,16 @@ class Soundness:
         """Floating-point tensors of the outputs, for each batch."""
         parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
         with torch.inference_mode(), evaluating(model):
-            return [_tensors(model(_in_type_of(images, parameter))) for images in self._inputs]
+            return [_tensors(run_network(model, _in_type_of(images, parameter))) for images in self._inputs]
 
 
-def _in_type_of(images: Tensor, parameter: Tensor | None) -> Tensor:
+def _in_type_of(inputs: Example, parameter: Tensor | None) -> Example:
     """Inputs in the floating-point type of a network."""
-    return images.to(parameter.dtype) if parameter is not None and images.is_floating_point() else images
+    if parameter is None:
+        return inputs
+    kind = parameter.dtype
+    found: Example = map_tensors(lambda leaf: leaf.to(kind) if leaf.is_floating_point() else leaf, inputs)
+    return found
 
 
 def _tensors(output: object) -> list[Tensor]:

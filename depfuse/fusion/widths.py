@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from depfuse.align.coupling import Coupling, Couplings
 from depfuse.align.solution import distinct
@@ -25,6 +25,7 @@ from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.groups import ChannelGroup, ChannelGroups, find_groups, prove_groups
 from depfuse.groups.nesting import find_orbits
 from depfuse.groups.tracing.depgraph import evaluation_copy
+from depfuse.networks.calling import Example
 from depfuse.recipe import Recipe
 from depfuse.renorm import renormalise
 
@@ -94,7 +95,7 @@ class Widths:
         self,
         models: Sequence[nn.Module],
         recipe: Recipe,
-        example: Tensor,
+        example: Example,
         template: nn.Module | None = None,
         *,
         joint: bool = False,
@@ -255,5 +256,5 @@ def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
     return {key: tensor.shape for key, tensor in model.state_dict().items()}
 
 
-def _proved(model: nn.Module, example: Tensor, seed: int) -> ChannelGroups:
+def _proved(model: nn.Module, example: Example, seed: int) -> ChannelGroups:
     return prove_groups(model, find_groups(model, example), example, seed=seed)

@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.errors import GroupError
 from depfuse.groups.channel_group import ChannelGroup, Slot
-from depfuse.networks.copying import Example, evaluation_copy, first_line, unwrap
+from depfuse.networks.calling import Example
+from depfuse.networks.copying import evaluation_copy, first_line, unwrap
 from depfuse.networks.isolation import without_warnings
 from depfuse.networks.running import evaluating
 

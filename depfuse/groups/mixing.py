@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from depfuse.groups.tracing.depgraph import first_line
+from depfuse.networks.calling import Example, run_network
 from depfuse.networks.running import evaluating, raised_in
 
 TOLERANCE = 1e-9  # relative to the largest output; rounding in float64 is below 1e-12
@@ -39,14 +40,14 @@ class Fault:
     words: str
 
 
-def outputs_of(model: nn.Module, given: Tensor) -> list[Tensor]:
+def outputs_of(model: nn.Module, given: Example) -> list[Tensor]:
     """List the tensors that a network returns."""
     with torch.no_grad(), evaluating(model):
-        leaves = tree_leaves(model(given))
+        leaves = tree_leaves(run_network(model, given))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-def compared(network: nn.Module, expected: Sequence[Tensor], given: Tensor, parent: nn.Module) -> Fault | None:
+def compared(network: nn.Module, expected: Sequence[Tensor], given: Example, parent: nn.Module) -> Fault | None:
     """Find the fault in the outputs of a network that holds the channels of another, a parent, and more."""
     try:
         outputs = outputs_of(network, given)
@@ -79,7 +80,7 @@ class _Seen:
     value: Tensor
 
 
-def _seen(model: nn.Module, given: Tensor) -> list[_Seen]:
+def _seen(model: nn.Module, given: Example) -> list[_Seen]:
     """Record the first input and output tensors of each module, in the order in which they were computed."""
     seen: list[_Seen] = []
 
@@ -100,7 +101,7 @@ def _seen(model: nn.Module, given: Tensor) -> list[_Seen]:
     return seen
 
 
-def _mixing_place(parent: nn.Module, network: nn.Module, given: Tensor) -> str:
+def _mixing_place(parent: nn.Module, network: nn.Module, given: Example) -> str:
     """Find where a network that holds a parent's channels first computes another function than the parent."""
     before = ""
     for narrow, wide in zip(_seen(parent, given), _seen(network, given), strict=False):

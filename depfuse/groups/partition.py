@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import nn
 
 from depfuse.groups.channel_group import ChannelGroups
+from depfuse.networks.calling import Example
 from depfuse.networks.stages import stages_of
 
 
-def parts_by_stage(model: nn.Module, example: Tensor) -> dict[str, str]:
+def parts_by_stage(model: nn.Module, example: Example) -> dict[str, str]:
     """Map state-dict key -> `stage 1`, `stage 2`, ...: the stage of its layer (see `stages_of`).
 
     Where every layer is a stage of its own, normalisation and other layers without a matrix belong to the layer before

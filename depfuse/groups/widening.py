@@ -21,6 +21,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, Slot
 from depfuse.groups.mixing import UNFIT, Fault, compared, not_taken, outputs_of
 from depfuse.groups.tracing.depgraph import evaluation_copy
+from depfuse.networks.calling import Example
+from depfuse.networks.copying import suited
 from depfuse.networks.resizing import resize
 
 BLOCKS = "channels in blocks: of a grouped convolution, attention heads, or groups of a norm"
@@ -86,7 +88,7 @@ def make_room(groups: ChannelGroups, counts: Mapping[str, int], state: Mapping[s
     return Widened(source, places, moved)
 
 
-def find_hosts(model: nn.Module, groups: ChannelGroups, example: Tensor) -> tuple[dict[str, str], dict[str, str]]:
+def find_hosts(model: nn.Module, groups: ChannelGroups, example: Example) -> tuple[dict[str, str], dict[str, str]]:
     """Map each group to the group whose room its new channels take, itself where it has room; and give reasons if none.
 
     Proved by running the network with one more channel in each group, in float64 on the CPU.
@@ -113,9 +115,9 @@ def find_hosts(model: nn.Module, groups: ChannelGroups, example: Tensor) -> tupl
 class _Fits:
     """Test whether a network keeps its function with one more channel in some groups, with reasons for single ones."""
 
-    def __init__(self, model: nn.Module, groups: ChannelGroups, example: Tensor) -> None:
+    def __init__(self, model: nn.Module, groups: ChannelGroups, example: Example) -> None:
         self.model = evaluation_copy(model).cpu().double()
-        self.groups, self.example = groups, example.detach().cpu().double()
+        self.groups, self.example = groups, suited(example, self.model)
         self.expected = outputs_of(self.model, self.example)
         self.why: dict[str, str] = {}
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from depfuse.align.coupling import Couplings, apply_couplings
 from depfuse.groups import ChannelGroups
 from depfuse.merge.shares import Shares
+from depfuse.networks.calling import Example
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,7 @@ class AlignedParents:
     groups: ChannelGroups
     couplings: Sequence[Couplings]
     shares: Shares | Sequence[float]
-    example: Tensor | None = None
+    example: Example | None = None
 
     @property
     def permuted(self) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vjp, vmap
+from torch.func import vjp, vmap
 
+from depfuse.data.inputs import count_samples, map_tensors, split_samples
 from depfuse.data.loader import Loader
 from depfuse.errors import ArchitectureError
+from depfuse.networks.calling import run_network, run_with
 from depfuse.networks.layout import differentiable
 from depfuse.networks.running import evaluating
 from depfuse.tasks.outputs import distance_of
@@ -59,7 +61,8 @@ def fisher_information(
     def squares(image: Tensor, signs: Tensor) -> dict[str, Tensor]:
         """Sum squared gradients over the rows of signs (K, outputs), for one image."""
         logits, backward = vjp(  # type: ignore[misc]
-            lambda values: functional_call(model, (values, buffers), (image[None],))[0], parameters
+            lambda values: run_with(model, {**values, **buffers}, map_tensors(lambda leaf: leaf[None], image))[0],
+            parameters,
         )
         vectors = distance.factor(logits, signs)
         (gradients,) = vmap(backward)(vectors.reshape(len(vectors), *logits.shape))
@@ -68,19 +71,19 @@ def fisher_information(
     used = loader.first(images)
     total = {key: torch.zeros_like(tensor, dtype=torch.float64) for key, tensor in parameters.items()}
     with torch.no_grad(), evaluating(model), differentiable(loader.device):
-        output = model(next(iter(used))[0][:1])
+        output = run_network(model, used.example())
         distance, classes = distance_of(output), output[0].numel()
         rows = classes if draws is None else draws
         size = sum(tensor.numel() for tensor in parameters.values())
         at_once = min(AT_ONCE, max(1, MOST_BYTES // (4 * rows * max(1, size))))
         for batch, _ in used:
-            for part in torch.split(batch, at_once):
+            for part in split_samples(batch, at_once):
                 if draws is None:
-                    signs = torch.eye(classes, dtype=torch.float32).expand(len(part), -1, -1)
+                    signs = torch.eye(classes, dtype=torch.float32).expand(count_samples(part), -1, -1)
                 else:
-                    signs = torch.randint(0, 2, (len(part), draws, classes), generator=generator) * 2.0 - 1.0
+                    signs = torch.randint(0, 2, (count_samples(part), draws, classes), generator=generator) * 2.0 - 1.0
                     signs = signs / draws**0.5
-                for key, square in _mapped(squares, model, part, signs.to(part)).items():
+                for key, square in _mapped(squares, model, part, signs.to(loader.device)).items():
                     total[key] += square.sum(0, dtype=torch.float64)
     mean_by_tensor = {id(tensor): total[key] / used.count for key, tensor in model.named_parameters()}
     return {key: mean_by_tensor[id(tensor)] for key, tensor in model.named_parameters(remove_duplicate=False)}

@@ -23,23 +23,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.errors import ArchitectureError
+from depfuse.networks.calling import Example, run_network
 from depfuse.networks.running import evaluating
 
-Example = Tensor | Sequence[Any] | dict[str, Any]
 FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 1e-1}  # of outputs, relative to the largest; 1e-4 for other types
 UNLIKELY = 5_381_742_099  # a seed that no example is drawn from, lest the random inputs be the example again
 CONSTANTS = (str, bytes, int, float, complex, bool, type(None), type, ModuleType, CodeType, BuiltinFunctionType)
-
-
-def run_network(model: nn.Module, example: Example) -> Any:
-    """Forward pass with a tensor, a sequence of positional or a dict of keyword inputs."""
-    if isinstance(example, Tensor):
-        return model(example)
-    if isinstance(example, dict):
-        return model(**example)
-    return model(*example)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from depfuse.errors import DataError
+from depfuse.networks.calling import Example, in_layout, run_network
 
 FEW = 16
 """Input channels below which a strided convolution of kernel 1 is not differentiated in channels-last layout."""
@@ -38,7 +40,7 @@ _ARGUMENTS = ("input", "weight", "bias", "stride")
 _IMPOSSIBLE = (RuntimeError, ValueError, IndexError, AssertionError)
 
 
-def choose_layout(model: nn.Module, image: Tensor) -> tuple[torch.memory_format, Any]:
+def choose_layout(model: nn.Module, image: Example) -> tuple[torch.memory_format, Any]:
     """Try a network on one image (1, C, H, W); the memory format its inputs should have, and its output.
 
     On a CPU, channels last is 15 to 25 % faster for convolutions in float32. A network that flattens
@@ -49,28 +51,30 @@ def choose_layout(model: nn.Module, image: Tensor) -> tuple[torch.memory_format,
     DataError
         The image does not fit the network.
     """
-    convolutional = image.device.type == "cpu" and image.dim() == 4
+    convolutional = isinstance(image, Tensor) and image.device.type == "cpu" and image.dim() == 4
     layouts = ([torch.channels_last] if convolutional else []) + [torch.contiguous_format]
     failure: Exception | None = None
     for layout in layouts:
         try:
-            return layout, model(image.contiguous(memory_format=layout))
+            return layout, run_network(model, in_layout(image, layout))
         except torch.cuda.OutOfMemoryError:
             raise
         except _IMPOSSIBLE as error:
             failure = error
     reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
-    raise DataError(
-        f"images of shape {tuple(image.shape[1:])} do not fit the network ({reason}):"
-        " check the data set, its size and its channels"
-    ) from failure
+    if isinstance(image, Tensor) and image.dim() == 4:
+        what, check = f"images of shape {tuple(image.shape[1:])}", "the data set, its size and its channels"
+    else:
+        shapes = [str(tuple(leaf.shape)) for leaf in tree_leaves(image) if isinstance(leaf, Tensor)]
+        what, check = f"inputs of shape {', '.join(shapes)}", "what a batch holds, and how it is given to the network"
+    raise DataError(f"{what} do not fit the network ({reason}): check {check}") from failure
 
 
-def takes_channels_last(model: nn.Module, images: Tensor) -> bool:
+def takes_channels_last(model: nn.Module, images: Example) -> bool:
     """Whether a network in evaluation mode runs on images (N, C, H, W) in channels-last layout."""
     try:
         with torch.no_grad():
-            model(images.contiguous(memory_format=torch.channels_last))
+            run_network(model, in_layout(images, torch.channels_last))
     except torch.cuda.OutOfMemoryError:
         raise
     except _IMPOSSIBLE:

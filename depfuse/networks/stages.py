@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from depfuse.networks.calling import Example, run_network
 from depfuse.networks.running import evaluating
 
 
-def stages_of(model: nn.Module, example: Tensor) -> tuple[dict[str, int], int]:
+def stages_of(model: nn.Module, example: Example) -> tuple[dict[str, int], int]:
     """Stage of each layer that ran, from 0, by the layer's name; and how many stages there are.
 
     A new stage begins with the first layer whose output has fewer positions than all before it. Layers without
@@ -37,7 +38,7 @@ def stages_of(model: nn.Module, example: Tensor) -> tuple[dict[str, int], int]:
     handles = [module.register_forward_hook(note(name)) for name, module in layers]
     try:
         with torch.no_grad(), evaluating(model):
-            model(example)
+            run_network(model, example)
     finally:
         for handle in handles:
             handle.remove()

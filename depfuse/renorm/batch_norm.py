@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from depfuse.data.inputs import take_samples
 from depfuse.data.loader import Loader
 from depfuse.distributed.team import all_sum
 from depfuse.errors import DataError
 from depfuse.networks.batch_norm import set_statistics_keeping_function
+from depfuse.networks.calling import in_layout, run_network
 from depfuse.networks.layout import choose_layout
 from depfuse.networks.running import Hook, evaluating, hooked
 
@@ -139,10 +141,10 @@ def _watched(
     with ExitStack() as stack, torch.no_grad(), evaluating(model):
         for images, _ in loader:
             if layout is None:
-                layout = choose_layout(model, images[:1])[0]
+                layout = choose_layout(model, take_samples(images, slice(0, 1)))[0]
                 stack.enter_context(hooked(model, {name: watch(name) for name in layers}))
                 begin()
-            model(images.contiguous(memory_format=layout))
+            run_network(model, in_layout(images, layout))
     return statistics, [total for totals in statistics.values() for total in totals]
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from depfuse.align.coupling import Couplings, apply_couplings
 from depfuse.groups import ChannelGroups
 from depfuse.merge.shares import Shares
+from depfuse.networks.calling import Example
 from depfuse.renorm.batch_norm import BATCH_NORM
 from depfuse.renorm.layers import Layer, factors, find_layers, in_order
 
@@ -28,7 +29,7 @@ def rescale_by_norms(
     groups: ChannelGroups,
     couplings: Sequence[Couplings],
     shares: Shares | Sequence[float],
-    example: Tensor,
+    example: Example,
 ) -> None:
     r"""Restore the parents' deviations in each layer's outputs, estimated from the weights, in place.
 

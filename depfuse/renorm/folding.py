@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.groups.tracing.depgraph import evaluation_copy
+from depfuse.networks.calling import Example
 from depfuse.renorm.batch_norm import BATCH_NORM
 from depfuse.renorm.layers import Layer, find_layers
 
 
 def fold(
-    models: Sequence[nn.Module], groups: ChannelGroups, example: Tensor, like: nn.Module
+    models: Sequence[nn.Module], groups: ChannelGroups, example: Example, like: nn.Module
 ) -> tuple[list[nn.Module], ChannelGroups]:
     r"""Fold every BatchNorm's scale into the layer before it, in copies; return them and the groups still to be mixed.
 

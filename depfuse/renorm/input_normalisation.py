@@ -20,6 +20,7 @@ import torch
 from scipy.optimize import least_squares
 from torch import Tensor, nn
 
+from depfuse.networks.calling import run_network
 from depfuse.renorm.batch_norm import BATCH_NORM
 
 IMAGES = 128
@@ -246,7 +247,7 @@ def _reached(model: nn.Module, image: Tensor) -> tuple[str, Callable[[Tensor], T
 
     def answer(images: Tensor) -> Tensor:
         try:
-            model(images)
+            run_network(model, images)
         except _ReachedError as reached:
             return reached.seen
         raise AssertionError(f"{name} was not reached again")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from depfuse.align.coupling import Couplings, apply_couplings
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
+from depfuse.networks.calling import Example, run_network
 from depfuse.networks.running import Hook, evaluating, hooked
 from depfuse.renorm.batch_norm import BATCH_NORM
 
@@ -44,7 +45,7 @@ class Layer:
     gives_outputs: bool
 
 
-def find_layers(model: nn.Module, images: Tensor, asking: str, advice: str = "choose reset") -> list[Layer]:
+def find_layers(model: nn.Module, images: Example, asking: str, advice: str = "choose reset") -> list[Layer]:
     """List the layers in the order in which they run, each once.
 
     Parameters
@@ -72,7 +73,7 @@ def find_layers(model: nn.Module, images: Tensor, asking: str, advice: str = "ch
         return lambda module, inputs, output: runs.append((name, inputs[0], output))
 
     with torch.no_grad(), evaluating(model), hooked(model, {name: noting(name) for name in candidates}):
-        result = model(images)
+        result = run_network(model, images)
     giving = {id(output): name for name, _, output in runs}
     norms = {id(given): name for name, given, _ in runs if isinstance(candidates[name], BATCH_NORM)}
     times = Counter(name for name, _, _ in runs)

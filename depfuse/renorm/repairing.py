@@ -23,6 +23,7 @@ from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.merge.shares import Shares
 from depfuse.networks.batch_norm import set_statistics_keeping_function
+from depfuse.networks.calling import run_network
 from depfuse.networks.running import Hook, evaluating, hooked
 from depfuse.renorm.batch_norm import AT_ONCE, BATCH_NORM
 from depfuse.renorm.layers import factors, find_layers, in_order
@@ -102,7 +103,7 @@ def _statistics(
 
     with torch.no_grad(), evaluating(model), hooked(model, {name: watch(name) for name in names}):
         for images, _ in loader:
-            model(images)
+            run_network(model, images)
     return statistics, [tensor for collected in statistics.values() for tensor in collected.tensors]
 
 

@@ -14,9 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from torch import Tensor, nn
+from torch import nn
 
 from depfuse.groups import ChannelGroups, Slot
+from depfuse.networks.calling import Example, run_network
 from depfuse.networks.running import evaluating, modules_in_order
 from depfuse.report.plots import save
 
@@ -37,7 +38,7 @@ class _Layer:
 
 
 def draw_channels(
-    title: str, model: nn.Module, example: Tensor, groups: ChannelGroups, path: Path, kind: str = "png"
+    title: str, model: nn.Module, example: Example, groups: ChannelGroups, path: Path, kind: str = "png"
 ) -> None:
     """Draw each layer's channels, coloured by group, in the order of computation, and write the picture to `path`.
 
@@ -89,7 +90,7 @@ def group_colours(count: int) -> list[tuple[float, float, float]]:
     return [colorsys.hsv_to_rgb((0.58 + golden * number) % 1.0, *shade[number]) for number in range(count)]
 
 
-def _layers(model: nn.Module, example: Tensor, groups: ChannelGroups) -> list[_Layer]:
+def _layers(model: nn.Module, example: Example, groups: ChannelGroups) -> list[_Layer]:
     """List the weights whose input or output has channels, in the order in which their modules run."""
     state = model.state_dict()
     sides: dict[str, list[np.ndarray]] = {}
@@ -100,7 +101,7 @@ def _layers(model: nn.Module, example: Tensor, groups: ChannelGroups) -> list[_L
             both = sides.setdefault(slot.key, [np.full(0, -1), np.full(0, -1)])
             _colour(both, slot, state[slot.key].shape, number)
     with torch.no_grad(), evaluating(model, auxiliary=groups.auxiliary):
-        order = {name: place for place, name in enumerate(modules_in_order(model, lambda: model(example)))}
+        order = {name: place for place, name in enumerate(modules_in_order(model, lambda: run_network(model, example)))}
     keys = list(state)
     first = sorted(sides, key=lambda key: (_place(key, order), keys.index(key)))
     return [_Layer(key, (sides[key][_READS], sides[key][_GIVES])) for key in first]

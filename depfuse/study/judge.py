@@ -38,5 +38,5 @@ class Quality:
         if not bool(scores.isfinite().all()):
             return math.inf
         if self.labelled:
-            return float((scores.argmax(1) == self._images.labels).double().mean())
+            return float((scores.argmax(1) == self._images.required_labels).double().mean())
         return self._distance.of_outputs(scores)

@@ -15,6 +15,7 @@ from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.merge import average
+from depfuse.networks.calling import Example, run_network
 from depfuse.networks.running import bfloat16_pays, evaluating, modules_in_order
 from depfuse.renorm import reset_batch_norm
 from depfuse.tasks.outputs import gives_classes
@@ -44,15 +45,15 @@ def know_different(models: Sequence[nn.Module], images: Loader) -> bool:
     mean of their highest class probabilities, over all pairs and some unlabelled images. Where outputs are no class
     scores, there are none to tell apart.
     """
-    first = next(iter(images))[0][:1]
+    first = images.example()
     with torch.inference_mode(), evaluating(models[0]):
-        if not gives_classes(models[0](first)):
+        if not gives_classes(run_network(models[0], first)):
             return False
     found: list[list[Tensor]] = [[] for _ in models]
     with torch.inference_mode(), evaluating(*models):
         for batch, _ in images.first(COMPARED):
             for outputs, model in zip(found, models, strict=True):
-                outputs.append(model(batch).float().softmax(1))
+                outputs.append(run_network(model, batch).float().softmax(1))
     sure, named = zip(*(torch.cat(outputs).max(1) for outputs in found), strict=True)
     agreement = [float((one == other).float().mean()) for one, other in itertools.combinations(named, 2)]
     return sum(agreement) / len(agreement) < AGREEING * float(torch.stack(sure).mean())
@@ -60,7 +61,7 @@ def know_different(models: Sequence[nn.Module], images: Loader) -> bool:
 
 def can_have_joint_head(models: Sequence[nn.Module], images: Loader, labels: LabelSets | None = None) -> bool:
     """Whether all networks end in a linear layer, and there are enough images for so many classes to find a head."""
-    first = next(iter(images))[0][:1]
+    first = images.example()
     heads = [layer for layer in (_last(model, first) for model in models) if _is_head(layer)]
     if len(heads) < len(models):
         return False
@@ -111,7 +112,7 @@ def with_joint_head(
             "one head for all parents tells classes apart, and these networks have one output: leave out "
             "teach.labelled and teach.head"
         )
-    known = calibration.labels[:labelled].long().to(images.device) if labelled else None
+    known = calibration.required_labels[:labelled].long().to(images.device) if labelled else None
     if known is not None and int(known.max()) >= classes:
         raise RecipeError(
             f"the data have the label {int(known.max())}, but the parents know {classes} labels: 0 to {classes - 1}"
@@ -133,7 +134,7 @@ def with_joint_head(
 
 
 def shared_anew(
-    models: Sequence[nn.Module], before: Sequence[float], now: Sequence[float], images: Tensor
+    models: Sequence[nn.Module], before: Sequence[float], now: Sequence[float], images: Example
 ) -> list[nn.Module]:
     """Copies of parents with one head whose logits, weighted by other shares, are again those of that head.
 
@@ -175,7 +176,7 @@ def _of_all_labels(
     return average(models, ChannelGroups(()), [{}] * len(models), own, labels, template)
 
 
-def head_of(model: nn.Module, images: Tensor) -> nn.Linear:
+def head_of(model: nn.Module, images: Example) -> nn.Linear:
     """The linear layer that gives the logits: the last layer with weights that runs.
 
     Raises
@@ -197,9 +198,9 @@ def _is_head(layer: nn.Module) -> TypeGuard[nn.Linear]:
     return isinstance(layer, nn.Linear) and layer.bias is not None
 
 
-def _last(model: nn.Module, images: Tensor) -> nn.Module:
+def _last(model: nn.Module, images: Example) -> nn.Module:
     with torch.no_grad(), evaluating(model):
-        ran = modules_in_order(model, lambda: model(images))
+        ran = modules_in_order(model, lambda: run_network(model, images))
     layers = [name for name in ran if name and next(model.get_submodule(name).parameters(False), None) is not None]
     return model.get_submodule(layers[-1]) if layers else model
 
@@ -212,7 +213,7 @@ def _features(model: nn.Module, layer: nn.Module, loader: Loader) -> Tensor:
     try:
         with torch.no_grad(), evaluating(model), quick:
             for images, _ in loader:
-                model(images)
+                run_network(model, images)
     finally:
         handle.remove()
     return torch.cat(found)

@@ -60,7 +60,7 @@ class Run:
         )
         self.identity = {
             "recipe": recipe.model_dump(mode="json"),
-            "data": state_digest({"images": data.train.images, "labels": data.train.labels}),
+            "data": state_digest({"images": data.train.images, "labels": data.train.required_labels}),
             "start": state_digest(model.state_dict()) if start is None else start,
             "teacher": None if teacher is None else teacher.digest,
         }

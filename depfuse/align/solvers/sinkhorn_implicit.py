@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from depfuse.align.descent import Descent, SharedCosts
 from depfuse.align.problem import MatchingProblem
@@ -18,6 +17,7 @@ from depfuse.align.solvers.rounding import assign
 from depfuse.align.solvers.start import start_of
 from depfuse.align.transport import checked
 from depfuse.groups.nesting import Orbit, Part
+from depfuse.networks.calling import run_network, run_with
 from depfuse.networks.layout import differentiable
 from depfuse.networks.running import evaluating
 from depfuse.recipe.solvers import SinkhornImplicit
@@ -168,10 +168,10 @@ class _Path:
             for key, tensor in self.target.items()
         }
         with torch.no_grad(), evaluating(*self.networks):
-            outputs = [network(images) for network in self.networks]
+            outputs = [run_network(network, images) for network in self.networks]
             wanted = distance_of(outputs[0]).mean(outputs, (0.5, 0.5))
         with differentiable(self.device):
-            logits = functional_call(self.between, state, (images,))
+            logits = run_with(self.between, state, images)
         loss = distance_of(logits).losses(logits, wanted).mean()
         checked(loss.detach())
         return loss

@@ -18,12 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from depfuse.data.inputs import count_samples, split_samples, take_samples
 from depfuse.data.loader import Loader
 from depfuse.distributed.team import all_sum
 from depfuse.errors import DataError
 from depfuse.groups import ChannelGroups, Tap
 from depfuse.groups.channel_group import Position
 from depfuse.groups.nesting import Orbit, find_orbits, without
+from depfuse.networks.calling import in_layout, run_network
 from depfuse.networks.layout import choose_layout
 from depfuse.networks.running import evaluating
 
@@ -307,10 +309,10 @@ def _rows(
     with ExitStack() as stack, torch.inference_mode(), evaluating(*models, auxiliary=auxiliary):
         held = [stack.enter_context(_captured(model, {reading for reading, _ in read})) for model in models]
         for images, _ in loader:
-            layouts = layouts or [choose_layout(model, images[:1])[0] for model in models]
-            for part in torch.split(images, AT_ONCE if images.device.type == "cpu" else len(images)):
+            layouts = layouts or [choose_layout(model, take_samples(images, slice(0, 1)))[0] for model in models]
+            for part in split_samples(images, AT_ONCE if loader.device.type == "cpu" else count_samples(images)):
                 for model, layout in zip(models, layouts, strict=True):
-                    model(part.contiguous(memory_format=layout))
+                    run_network(model, in_layout(part, layout))
                 for key in read:
                     reading, _ = key
                     yield (

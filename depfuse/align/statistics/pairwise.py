@@ -28,10 +28,12 @@ from depfuse.align.statistics.moments import (
     origin_of,
 )
 from depfuse.align.trees import Placement
+from depfuse.data.inputs import count_samples, split_samples, take_samples
 from depfuse.data.loader import Loader
 from depfuse.distributed.team import all_sum
 from depfuse.errors import DataError
 from depfuse.groups import ChannelGroups
+from depfuse.networks.calling import in_layout, run_network
 from depfuse.networks.layout import choose_layout
 from depfuse.networks.running import evaluating
 
@@ -262,10 +264,10 @@ class _Reader:
         with ExitStack() as stack, torch.inference_mode(), evaluating(*models, auxiliary=self.auxiliary):
             held = [stack.enter_context(_captured(model, readings)) for model in models]
             for images, _ in loader:
-                layouts = layouts or [choose_layout(model, images[:1])[0] for model in models]
-                for part in torch.split(images, AT_ONCE if images.device.type == "cpu" else len(images)):
+                layouts = layouts or [choose_layout(model, take_samples(images, slice(0, 1)))[0] for model in models]
+                for part in split_samples(images, AT_ONCE if loader.device.type == "cpu" else count_samples(images)):
                     for model, layout in zip(models, layouts, strict=True):
-                        model(part.contiguous(memory_format=layout))
+                        run_network(model, in_layout(part, layout))
                     for key, (index, _) in self.plan.items():
                         yield key, {p: key[0].rows(c[key[0]], index) for p, c in zip(self.models, held, strict=True)}
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.errors import ArchitectureError
-from depfuse.networks.copying import Example, evaluation_copy, first_line, run_network, unwrap
+from depfuse.networks.calling import Example, run_network
+from depfuse.networks.copying import evaluation_copy, first_line, unwrap
 from depfuse.networks.isolation import without_warnings
 from depfuse.networks.running import evaluating
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
-from depfuse.data.tensors import Split
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
 from depfuse.groups import ChannelGroups
@@ -101,7 +100,7 @@ def refit_layers(
     with torch.no_grad():
         run = _Refit(child, parents.states(), Shares.create(parents.shares), calibration, labels, seed)
         if isinstance(settings, Ridge):
-            augment = Augmentation.suited_to(calibration.image_shape) if settings.augment else Augmentation()
+            augment = calibration.suited_augmentation if settings.augment else Augmentation()
             clustered = parents.groups if settings.targets == "clusters" else None
             return run.forward(clustered, settings.steps, augment, joint, held)
         run.in_parallel(pooled=isinstance(settings, RegMean))
@@ -232,7 +231,7 @@ class _Refit:
     def _few(self) -> Loader:
         """Select about `LOOKED_AT` images, in batches of the program's size."""
         count = self.size * max(1, min(LOOKED_AT, self.images) // self.size)
-        split = Split(self.loader.images[:count], self.loader.labels[:count])
+        split = self.loader.split.take(slice(0, count))
         return Loader(split, self.loader.preprocessing, batch_size=self.size, device=self.loader.device)
 
     def heads(self, states: Sequence[dict[str, Tensor]]) -> None:

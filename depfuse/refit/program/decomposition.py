@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from depfuse.data.floats import to_floats
 from depfuse.data.loader import Loader
-from depfuse.data.tensors import Split
+from depfuse.errors import ArchitectureError
 from depfuse.groups.tracing.depgraph import unwrap
 from depfuse.networks.batch_norm import set_statistics_keeping_function
 from depfuse.networks.layout import takes_channels_last
@@ -53,8 +52,10 @@ class Dissected:
         ArchitectureError
             The network cannot be decomposed, see `Program`.
         """
+        if not isinstance(images.example(), Tensor):
+            raise ArchitectureError("a network that takes anything but one tensor cannot be decomposed")
         network = unwrap(network)
-        last = takes_channels_last(network, to_floats(images.images[:1], images.preprocessing))
+        last = takes_channels_last(network, images.example())
         loader = _in_small_batches(images, channels_last=last)
         size = loader.count // len(loader)
         program = Program(network, next(iter(loader))[0][:size])
@@ -94,10 +95,9 @@ def _statistics(unit: Unit, walk: Walk) -> tuple[Tensor, Tensor]:
 
 def _in_small_batches(loader: Loader, *, channels_last: bool) -> Loader:
     """Divide images into batches of a size that depends on the images alone: programs and steps depend on it."""
-    split = Split(loader.images, loader.labels)
-    _, height, width = loader.image_shape
-    size = min(AT_ONCE, max(50, PIXELS_AT_ONCE // (height * width)))
-    small = Loader(split, loader.preprocessing, batch_size=size, device=loader.device)
+    positions = loader.images.shape[2:].numel()
+    size = min(AT_ONCE, max(50, PIXELS_AT_ONCE // positions))
+    small = Loader(loader.split, loader.preprocessing, batch_size=size, device=loader.device)
     small.channels_last = channels_last
     return small
 

@@ -19,16 +19,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vjp
+from torch.func import jvp, vjp
 from torch.overrides import TorchFunctionMode
 
 from depfuse.data.augment import mix
 from depfuse.data.augmentation import Augmentation
-from depfuse.data.floats import to_floats
 from depfuse.data.loader import Loader
 from depfuse.ensemble.targets import curved, drawn, slope
 from depfuse.errors import RecipeError
 from depfuse.groups.tracing.depgraph import unwrap
+from depfuse.networks.calling import in_layout, run_with
 from depfuse.networks.layout import choose_layout, differentiable
 from depfuse.networks.running import evaluating
 from depfuse.networks.stages import stages_of
@@ -146,7 +146,7 @@ class _Search:
         self._generator = torch.Generator().manual_seed(seed)
         held = min(calibration.count - 1, max(1, round(HELD_OUT * calibration.count)))
         seen = calibration.count - held
-        example = to_floats(calibration.images[:1], calibration.preprocessing)
+        example = calibration.example()
         self._layout = choose_layout(model, example)[0]
         rounds = -(-views // seen)
         order = torch.cat([torch.randperm(seen, generator=self._generator) for _ in range(rounds)])[:views]
@@ -179,7 +179,8 @@ class _Search:
         """Images by number, changed and prepared, with the teacher's logits."""
         found = []
         for part in torch.split(numbers, AT_ONCE):
-            images = self.loader.prepared(part, augment, self._generator).contiguous(memory_format=self._layout)
+            images = self.loader.prepared(part, augment, self._generator)
+            images = in_layout(images, self._layout)
             images = mix(images, self._generator) if mixed else images
             found.append((images, self.teacher(images).float()))
         return found
@@ -193,7 +194,7 @@ class _Search:
         }
 
     def _logits(self, free: Vector, images: Tensor) -> Tensor:
-        output: Tensor = functional_call(self.model, dict(free), (images,))
+        output: Tensor = run_with(self.model, free, images)
         return output
 
     def _loss(self, free: Vector) -> float:

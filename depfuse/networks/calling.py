@@ -1,0 +1,72 @@
+"""Calls of a network: by one tensor, by several inputs, or by a function of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import register_pytree_node
+
+Call = Callable[[nn.Module, Any], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Called:
+    """A batch of any kind with the function that runs a network on it: `call(model, batch)`."""
+
+    batch: Any
+    call: Call
+
+
+register_pytree_node(
+    Called,
+    lambda called: ([called.batch], called.call),
+    lambda children, call: Called(next(iter(children)), call),
+)
+
+Example = Tensor | Sequence[Any] | dict[str, Any] | Called
+
+
+def run_network(model: nn.Module, example: Example) -> Any:
+    """Run a network on a tensor, a sequence of positional or a dict of keyword inputs, or as the user calls it."""
+    if isinstance(example, Tensor):
+        return model(example)
+    if isinstance(example, Called):
+        return example.call(model, example.batch)
+    if isinstance(example, dict):
+        return model(**example)
+    return model(*example)
+
+
+def run_with(model: nn.Module, state: Mapping[str, Tensor], example: Example, *, tied: bool = True) -> Any:
+    """Run a network as `run_network` does, with other parameters and buffers, those that share a tensor `tied`."""
+    if isinstance(example, Called):
+        prefixed = {f"network.{key}": tensor for key, tensor in state.items()}
+        return functional_call(_Caller(model, example.call), prefixed, (example.batch,), tie_weights=tied)
+    if isinstance(example, dict):
+        return functional_call(model, dict(state), (), example, tie_weights=tied)
+    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    return functional_call(model, dict(state), inputs, tie_weights=tied)
+
+
+class _Caller(nn.Module):
+    """A network that is run by a function of the user's."""
+
+    def __init__(self, network: nn.Module, call: Call) -> None:
+        super().__init__()
+        self.network, self._call = network, call
+
+    def forward(self, batch: Any) -> Any:
+        """Run the network."""
+        return self._call(self.network, batch)
+
+
+def in_layout(inputs: Any, layout: torch.memory_format) -> Any:
+    """Copy images (N, C, H, W) into a memory format; other inputs stay as they are."""
+    if isinstance(inputs, Tensor) and inputs.dim() == 4:
+        return inputs.contiguous(memory_format=layout)
+    return inputs
