@@ -83,7 +83,7 @@ def fisher_information(
                 else:
                     signs = torch.randint(0, 2, (count_samples(part), draws, classes), generator=generator) * 2.0 - 1.0
                     signs = signs / draws**0.5
-                for key, square in _mapped(squares, model, part, signs.to(loader.device)).items():
+                for key, square in _mapped(squares, model, part, signs.to(output)).items():
                     total[key] += square.sum(0, dtype=torch.float64)
     mean_by_tensor = {id(tensor): total[key] / used.count for key, tensor in model.named_parameters()}
     return {key: mean_by_tensor[id(tensor)] for key, tensor in model.named_parameters(remove_duplicate=False)}
