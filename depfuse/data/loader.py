@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from depfuse.data.inputs import count_samples, is_pictures, map_tensors, of_one_
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.data.tensors import DataSet, Split
 from depfuse.errors import DataError
-from depfuse.networks.calling import Call, Called, Example, in_layout
+from depfuse.networks.calling import Called, Example, in_layout
 
 
 class Loader:
@@ -39,8 +40,6 @@ class Loader:
         Applied to each batch of bytes on the device.
     batch_size
         Largest number of samples in a batch.
-    call
-        How a network is run on a batch, where it is not by its inputs alone; batches are `Called` then.
 
     Attributes
     ----------
@@ -68,7 +67,6 @@ class Loader:
         augment: Augmentation | None = None,
         seed: int = 0,
         drop_last: bool = False,
-        call: Call | None = None,
     ) -> None:
         if batch_size < 1:
             raise DataError(f"batch size {batch_size} must be at least 1")
@@ -77,7 +75,7 @@ class Loader:
         self.images = map_tensors(lambda tensor: tensor.to(device), split.images)
         self.labels = None if split.labels is None else split.labels.to(device)
         self.preprocessing = preprocessing or Preprocessing()
-        self.call = call
+        self.call = split.call
         if self.is_bytes:
             self.preprocessing.check_channels(self.images.shape[1])
         self.batch_size = batch_size
@@ -151,7 +149,7 @@ class Loader:
         if self.augment:
             images = change(self.augment, images, self._drawn(self._generator())[first:last])
         # As many batches out of equal ones, cut into as many, are the same batches again.
-        return self._over(Split(images, None if part.labels is None else part.labels.clone()))
+        return self._over(replace(part, images=images, labels=None if part.labels is None else part.labels.clone()))
 
     def in_batches(self, size: int) -> Loader:
         """Change the size of batches to at most `size`, with the same samples in order, augmented alike.
@@ -168,7 +166,7 @@ class Loader:
     @property
     def split(self) -> Split:
         """The samples on the device, with their labels."""
-        return Split(self.images, self.labels)
+        return Split(self.images, self.labels, self.call)
 
     def _over(
         self, split: Split, augment: Augmentation | None = None, seed: int = 0, batch_size: int | None = None
@@ -181,7 +179,6 @@ class Loader:
             device=self.device,
             augment=augment,
             seed=seed,
-            call=self.call,
         )
         loader.channels_last = self.channels_last
         return loader

@@ -12,6 +12,7 @@ from depfuse.data.floats import to_floats
 from depfuse.data.inputs import Index, count_samples, take_samples
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.errors import DataError
+from depfuse.networks.calling import Call
 
 MOST_CLASSES = 100_000  # where there are fewer images than that
 
@@ -27,10 +28,13 @@ class Split:
         structure, or `Ragged`.
     labels
         (N,) int64; None where they are not known.
+    call
+        How a network is run on a batch of them, where it is not by the inputs alone; batches are `Called` then.
     """
 
     images: Any
     labels: Tensor | None = None
+    call: Call | None = None
 
     def __len__(self) -> int:
         return count_samples(self.images)
@@ -45,7 +49,7 @@ class Split:
     def take(self, index: Index) -> Split:
         """Select samples by number (n,), in that order, or a range of them."""
         labels = None if self.labels is None else self.labels[index]
-        return Split(take_samples(self.images, index), labels)
+        return Split(take_samples(self.images, index), labels, self.call)
 
 
 @dataclass(frozen=True)
