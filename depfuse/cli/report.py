@@ -13,8 +13,7 @@ from depfuse.cli.options import QuietOption
 from depfuse.errors import DepfuseWarning
 from depfuse.io.output_files import check_outputs
 from depfuse.report import ReportError
-from depfuse.report.page import find_runs, write_page
-from depfuse.report.page.best import best_sentences
+from depfuse.report.page import find_runs
 
 
 def report(
@@ -34,6 +33,10 @@ def report(
         raise ReportError(f"--out {page}: the page's name must end in .html")
     found = find_runs(folder)
     check_outputs({"--out": page})
+    # What follows needs libraries that draw, for which no mistake above has to wait.
+    from depfuse.report.page import write_page
+    from depfuse.report.page.best import best_sentences
+
     write_page(found, page)
     for broken in found.broken:
         warnings.warn(f"left out: {broken.reason}", DepfuseWarning, stacklevel=2)

@@ -17,7 +17,6 @@ from depfuse.errors import CheckpointError, RecipeError, StudyError
 from depfuse.io.atomic_files import replacing
 from depfuse.recipe import Recipe
 from depfuse.recipe.arrange import by_path, may_be_read
-from depfuse.report.page import Run, Runs, write_page
 from depfuse.report.study import STUDY, StudyReport
 from depfuse.report.tables import search_sentence, search_table
 from depfuse.study.draw import Space, unsearched
@@ -281,6 +280,8 @@ def _without_password(command: list[str], shown: str) -> list[str]:
 
 def _write(report: StudyReport, out: Path) -> None:
     """Write the study and its page; each takes its place when it is complete."""
+    from depfuse.report.page import Run, Runs, write_page
+
     with replacing(out / STUDY) as path:
         path.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     write_page(Runs(out, (Run(STUDY, report),), ()), out / PAGE)

@@ -1,6 +1,5 @@
 """One HTML page from any set of reports, complete in itself: nothing on it comes from anywhere else."""
 
-from depfuse.report.page.document import build_page, write_page
-from depfuse.report.page.runs import Broken, Run, Runs, find_runs
+import lazy_loader
 
-__all__ = ["Broken", "Run", "Runs", "build_page", "find_runs", "write_page"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
