@@ -265,7 +265,9 @@ def _origins(orbit: Orbit, couplings: Couplings, origin: Tensor) -> Iterator[tup
     of_orbit = [couplings.get(group.name) for group in orbit.groups]
     for group, coupling in zip(orbit.groups, of_orbit, strict=True):
         if coupling is not None and coupling.permutation is None:
-            raise RecipeError(f"the blocks of {group.name} can only be permuted, not mixed: groups lie inside them")
+            raise RecipeError(
+                f"the blocks of {group.name} can only be permuted, as groups lie inside them: choose solver emd"
+            )
     blocks = _flat(orbit, of_orbit, origin)
     for child in orbit.children:
         yield from _origins(child, couplings, blocks)

@@ -54,5 +54,5 @@ def _named(name: str | None) -> torch.device:
         torch.empty(1, device=device)
     except Exception as error:  # each backend has its own way to say that it is not there
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DeviceError(f"{name} was asked for, but cannot be used here: {reason}") from None
+        raise DeviceError(f'{name} was asked for, but cannot be used here ({reason}): give `device="cpu"`') from None
     return device

@@ -59,7 +59,9 @@ def check_parents(models: Sequence[nn.Module], labels: LabelSets | None = None) 
                     f"not {tuple(first[key].shape)}"
                 )
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise RecipeError(f"parent {number} holds NaN or infinite values in {key}: it cannot be fused")
+                raise RecipeError(
+                    f"parent {number} holds NaN or infinite values in {key}: give an earlier checkpoint of it"
+                )
         check_variances(state, number)
 
 
@@ -69,7 +71,11 @@ def check_images(recipe: Recipe, calibration: Loader | None) -> None:
         return
     merge = recipe.merge
     if merge.weights_by != "network" or merge.average == "fisher":
-        setting = f"average {merge.average}" if merge.weights_by == "network" else f"weights_by {merge.weights_by}"
+        setting = (
+            f"merge.average {merge.average}"
+            if merge.weights_by == "network"
+            else f"merge.weights_by {merge.weights_by}"
+        )
         raise RecipeError(f"{setting} needs calibration images: give at least 4, better 1000")
     if recipe.refits:
         raise RecipeError(f"refit {recipe.refit.name} needs calibration images: give at least 2, better 2000")

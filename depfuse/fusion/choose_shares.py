@@ -92,7 +92,9 @@ def shares_by_part(material: Material, parts: str, calibration: Loader) -> Chose
         There are fewer than four images.
     """
     if calibration.count < 4:
-        raise RecipeError(f"weights_by {parts} needs at least 4 calibration images, not {calibration.count}: give 1000")
+        raise RecipeError(
+            f"merge.weights_by {parts} needs at least 4 calibration images, not {calibration.count}: give 1000"
+        )
     assert material.example is not None
     recipe, groups, first = material.recipe, material.groups, material.networks[0]
     network, labelled = recipe.shares(len(material.networks)), recipe.teach.labelled

@@ -128,7 +128,10 @@ class _Proof:
     def check_repeatable(self, tolerance: float) -> None:
         """Raise `GroupError` where the same input gives different outputs."""
         if self._change() > tolerance:
-            raise GroupError(f"{self._name} gives different outputs for the same input: its groups cannot be proved")
+            raise GroupError(
+                f"{self._name} gives different outputs for the same input, so that its groups cannot be proved: "
+                "take out what is random in eval mode"
+            )
 
     def without_effect(self, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
         """Select the groups of which no tensor, permuted alone, changes the output.

@@ -77,7 +77,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     else:
         state = plain_state(path, load_torch(path))
     if not state:
-        raise CheckpointError(f"{path} holds no tensors")
+        raise CheckpointError(f"{path} holds no tensors: give a file with the weights of a network")
     _check_tensors(path, state)
     digest = state_digest(state)
     if card is not None and card.tensors not in (None, digest):
@@ -125,7 +125,9 @@ def _check_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
     """Refuse tensors without numbers of their own, and those that show the few in the file very often."""
     for key, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
-            raise CheckpointError(f"{path}: {shown(key)} is no plain tensor (sparse, quantised or without numbers)")
+            raise CheckpointError(
+                f"{path}: {shown(key)} is no plain tensor (sparse, quantised or without numbers): save dense floats"
+            )
         if tensor.is_floating_point() and tensor.element_size() < 2:
             raise CheckpointError(
                 f"{path}: {shown(key)} has 8 bits per number ({tensor.dtype}), which mean nothing without their scale: "

@@ -73,7 +73,8 @@ class Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _count(self, asked: int) -> None:
         if asked > self._numbers or min(self._numbers, self._tensors, self._operations) < 0:
             raise ArchitectureError(
-                f"{shown(self._arch)} would be a network far larger than the tensors in the file that names it"
+                f"{shown(self._arch)} would be a network far larger than the tensors in the file that names it: say "
+                "yourself which network it is"
             )
 
 

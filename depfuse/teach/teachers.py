@@ -74,7 +74,7 @@ def prepare_teachers(
     if calibration is None or statistics is None:
         if always or settings.renorm == "reset":
             raise RecipeError(
-                "renewing the parents' statistics, labelled and a joint head need calibration images: give at least 2"
+                "teach.renorm reset, teach.labelled and teach.head always need calibration images: give at least 2"
             )
         return Teachers(models, labels, joint=False)
     resized = labels is None and template is not None
