@@ -32,14 +32,15 @@ class _Exact:
     target: Tensor
     source: Tensor
     kept: Tensor | None
+    at_once: int = AT_ONCE
 
     @classmethod
-    def of(cls, target: Tensor, source: Tensor, keep: bool) -> _Exact:
-        affinity = cls(target, source, None)
+    def of(cls, target: Tensor, source: Tensor, keep: bool, at_once: int = AT_ONCE) -> _Exact:
+        affinity = cls(target, source, None, at_once)
         return cls(target, source, torch.cat(list(affinity._rows()))) if keep else affinity
 
     def _rows(self) -> Iterable[Tensor]:
-        return [self.kept] if self.kept is not None else _rows(self.target, self.source)
+        return [self.kept] if self.kept is not None else _rows(self.target, self.source, self.at_once)
 
     def to_first(self, second: Tensor) -> Tensor:
         """Compute the support (n, n') of candidates at the first end by candidates (m, m') at the second."""
@@ -57,10 +58,10 @@ class _Exact:
         return total.reshape(self.target.shape[1], self.source.shape[1])
 
 
-def _rows(target: Tensor, source: Tensor) -> Iterator[Tensor]:
+def _rows(target: Tensor, source: Tensor, at_once: int) -> Iterator[Tensor]:
     """Compute affinities (b * n', m * m') of edges, for some target channels at a time."""
     m, (other, columns, _) = target.shape[1], source.shape
-    step = max(1, AT_ONCE // (m * other * columns))
+    step = max(1, at_once // (m * other * columns))
     for rows in torch.split(target, step):
         near = affinities(rows.flatten(0, 1), source.flatten(0, 1)).reshape(len(rows), m, other, columns)
         yield near.transpose(1, 2).reshape(len(rows) * other, m * columns)

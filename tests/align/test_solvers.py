@@ -117,12 +117,11 @@ def test_the_operator_is_pygmtools_matrix_between_candidates():
 
 
 @pytest.mark.parametrize("at_once", [1, 700, 2**24])
-def test_affinities_in_parts_are_those_in_memory(monkeypatch, at_once):
-    monkeypatch.setattr("depfuse.align.affinity.AT_ONCE", at_once)
+def test_affinities_in_parts_are_those_in_memory(at_once):
     target, source, first, second = torch.randn(6, 4, 3), torch.randn(6, 4, 3), torch.rand(6, 6), torch.rand(4, 4)
     direct = torch.exp(-(target[:, None, :, None] - source[None, :, None, :]).norm(dim=-1))
     for keep in (False, True):
-        kernel = _Exact.of(target, source, keep)
+        kernel = _Exact.of(target, source, keep, at_once)
         torch.testing.assert_close(kernel.to_first(second), torch.einsum("ijkl,kl->ij", direct, second))
         torch.testing.assert_close(kernel.to_second(first), torch.einsum("ijkl,ij->kl", direct, first))
 

@@ -6,7 +6,6 @@ import functools
 import json
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ from torch import nn
 from depfuse.cli import main
 from depfuse.cli.app import COMMANDS
 from depfuse.data import Preprocessing
-from depfuse.errors import DepfuseWarning
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
 from depfuse.report import PathReport, read_report
@@ -661,15 +659,21 @@ def test_commands_that_do_not_exist_or_lack_arguments(refused) -> None:
 # --- errors ----------------------------------------------------------------------------------------
 
 
-def test_warnings_are_one_line(place: Place, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
-    import depfuse.cli.evaluate as command
+def of_a_network_that(place: Place, does: str) -> list[str]:
+    """Arguments for a parent whose forward pass does something first."""
+    file = place.folder / "other.py"
+    first = f"lambda *_: {does}"
+    file.write_text(
+        f"{NETWORK}\ndef other():\n    network = tiny()\n    network.register_forward_pre_hook({first})\n"
+        "    return network\n"
+    )
+    place.write_parent(place.parents[0], 0, f"{file}:other")
+    return [str(place.parents[0]), *trust(place.parents[0])]
 
-    def warn(*_: object) -> None:
-        for _ in range(2):
-            warnings.warn("first line\nsecond line", DepfuseWarning, stacklevel=1)
 
-    monkeypatch.setattr(command, "check_outputs", warn)
-    assert main(["eval", str(place.parents[0]), *trust(place.parents[0]), "--quiet"]) == 0
+def test_warnings_are_one_line(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    warns = """__import__("warnings").warn("first line\\nsecond line", __import__("depfuse").errors.DepfuseWarning)"""
+    assert main(["eval", *of_a_network_that(place, warns), "--quiet"]) == 0
     assert capsys.readouterr() == ("", "depfuse: warning: first line second line\n")
 
 
@@ -684,23 +688,15 @@ def test_mistakes_in_the_program_keep_their_traceback(place: Place, monkeypatch)
         main(["eval", str(place.parents[0]), *trust(place.parents[0])])
 
 
-def test_interruption_is_code_130(place: Place, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
-    import depfuse.cli.evaluate as command
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(command, "check_outputs", interrupt)
-    assert main(["eval", str(place.parents[0]), *trust(place.parents[0])]) == 130
+def test_interruption_is_code_130(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", *of_a_network_that(place, "__import__('_thread').interrupt_main()")]) == 130
     assert capsys.readouterr().err == "depfuse: interrupted\n"
 
 
 def test_nothing_is_left_when_a_file_cannot_be_finished(place: Place, refused, monkeypatch) -> None:
-    import depfuse.cli.fusing as corridor
-
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(corridor, "write_checkpoint", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     report = place.folder / "report.json"
     refused(place.fuse("--report", report, "--plot", place.folder / "path.png"), "No space left on device")

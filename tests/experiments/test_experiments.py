@@ -147,11 +147,10 @@ def test_cells_say_what_happened() -> None:
     assert peers.cells({"error": 0.0, "error_of_weights": 0.0, **fields, "moved": 0.0})[0] == "nothing permuted"
 
 
-def test_a_fusion_end_to_end_is_measured_beside_its_forward_passes(monkeypatch, capsys) -> None:
+def test_a_fusion_end_to_end_is_measured_beside_its_forward_passes(capsys) -> None:
     few = ["--width", "0.0625", "--align", "4", "--reset", "3", "--test", "2", "--device", "cpu"]
     for most, code in ((1e9, 0), (0.0, 1)):
-        monkeypatch.setattr(measured, "MOST_TIMES", most)
-        assert measured.main(few) == code
+        assert measured.main([*few, "--most-times", str(most)]) == code
         printed = capsys.readouterr()
         rows = dict(line.strip("| ").split(" | ") for line in printed.out.splitlines() if line.startswith("| "))
         assert set(rows) == {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from depfuse import Recipe, fuse
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.errors import DepfuseWarning, FusionError, RecipeError
 from depfuse.fusion.soundness import Soundness
-from depfuse.merge import average
 from depfuse.models import build_network
 
 
@@ -76,19 +74,19 @@ def test_a_constant_child_is_refused_and_one_that_hardly_varies_is_said():
         sound.check_spread(child)
 
 
-def test_fuse_returns_no_child_that_is_constant_or_not_finite(monkeypatch):
-    def spoilt(factor: float):
-        def merged(*arguments: object, **named: object) -> nn.Module:
-            child = average(*arguments, **named)
-            child.linear.weight.data.mul_(factor)
-            return child
+def two_layers(first: float, second: float) -> nn.Module:
+    """A perceptron whose layers are scaled by these."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False))
+    network[1].weight.data.mul_(first)
+    network[3].weight.data.mul_(second)
+    return network.eval()
 
-        return merged
 
+def test_fuse_returns_no_child_that_is_constant_or_not_finite():
+    """Nor where each parent is neither: one layer cancels, or both layers are large."""
     recipe = Recipe(refit="none", renorm="none")
-    monkeypatch.setattr(sys.modules["depfuse.fusion.material"], "average", spoilt(0.0))
     with pytest.raises(FusionError, match="the same for every image"):
-        fuse(parents(), recipe, calibration=images())
-    monkeypatch.setattr(sys.modules["depfuse.fusion.material"], "average", spoilt(float("nan")))
-    with pytest.raises(FusionError, match=r"after the merge linear\.weight holds NaN"):
-        fuse(parents(), recipe, calibration=images())
+        fuse([two_layers(1.0, 1.0), two_layers(1.0, -1.0)], recipe, calibration=images())
+    with pytest.raises(FusionError, match="after the merge its outputs hold NaN or infinite values"):
+        fuse([two_layers(1e25, 1e-25), two_layers(1e-25, 1e25)], recipe, calibration=images())

@@ -102,13 +102,17 @@ def test_a_refit_that_is_named_stays(images):
         assert resolved(plain(), images, refit=refit) == (refit, "")
 
 
-def test_large_networks_are_not_refitted(images, monkeypatch):
-    model = plain().eval()
-    assert multiply_adds(model, torch.zeros(1, 1, 8, 8)) == 8 * 9 * 36 + 2880
-    monkeypatch.setattr("depfuse.fusion.resolve.LARGEST", 8 * 9 * 36 + 2880)
-    assert resolved(model, images)[0] == "ridge"
-    monkeypatch.setattr("depfuse.fusion.resolve.LARGEST", 8 * 9 * 36 + 2879)
-    assert resolved(model, images)[0] == "none"
+@pytest.mark.parametrize(("channels", "large"), [(103, False), (104, True)])
+def test_large_networks_are_not_refitted(images, channels, large):
+    """Every channel takes 97 x 97 multiplications at each of 32 x 32 places: 104 are over 10^9, 103 are not."""
+    network = nn.Sequential(nn.Upsample(size=128), nn.Conv2d(1, channels, 97), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    refit, why = resolved(network.eval(), images)
+    assert ("multiply-adds for an image" in why) is large
+    assert refit == "none" or not large
+
+
+def test_multiplications_are_counted():
+    assert multiply_adds(plain().eval(), torch.zeros(1, 1, 8, 8)) == 8 * 9 * 36 + 2880
 
 
 def test_the_command_line_and_python_have_one_default(tmp_path: Path, capsys, digits):

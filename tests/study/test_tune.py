@@ -20,11 +20,11 @@ import optuna
 import pytest
 import torch
 from conftest import assert_one_sentence
-from digits_parents import digits_files, digits_parents
+from digits_parents import digits_files, digits_parents, small_parents
 from optuna.trial import TrialState
 from pydantic import TypeAdapter
 
-from depfuse.align.statistics import shared as shared_moments
+from depfuse.align.statistics.moments import collect_moments
 from depfuse.align.statistics.shared import SharedMoments
 from depfuse.cli import main
 from depfuse.data import DataSet, calibration_loader
@@ -159,14 +159,17 @@ def test_kept_settings_are_not_drawn_and_the_first_trial_has_the_defaults() -> N
 # --- what trials share -----------------------------------------------------------------------------
 
 
-def test_moments_are_collected_once_and_the_child_is_the_same(digits: DataSet, monkeypatch) -> None:
-    parents, images = digits_parents("a", "b"), calibration_loader(digits, 100)
+def test_moments_are_collected_once_and_the_child_is_the_same(digits: DataSet) -> None:
+    parents, images = small_parents(), calibration_loader(digits, 100)
     example = digits.example()
     groups = prove_groups(parents[0], find_groups(parents[0], example), example)
-    calls = []
-    collect = shared_moments.collect_moments
-    monkeypatch.setattr(shared_moments, "collect_moments", lambda *given: calls.append(given) or collect(*given))
-    shared = SharedMoments(parents, groups)
+    calls: list[int] = []
+
+    def counted(*given: Any) -> Any:
+        calls.append(len(given))
+        return collect_moments(*given)
+
+    shared = SharedMoments(parents, groups, counted)
     recipe = Recipe(refit="none", distance="pearson")
     digests = set()
     for own in (None, shared, shared, shared):
@@ -176,7 +179,7 @@ def test_moments_are_collected_once_and_the_child_is_the_same(digits: DataSet, m
     assert len(calls) == 1
     assert shared.saved > 0
     fuse(parents, recipe.changed(taps="both"), images, example=example, groups=groups, shared=shared)
-    fuse(digits_parents("a", "b"), recipe, images, example=example, groups=groups, shared=shared)
+    fuse(small_parents(), recipe, images, example=example, groups=groups, shared=shared)
     assert len(calls) == 3
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -23,10 +23,14 @@ class SharedMoments:
     models, groups
         The parents, which must not change meanwhile, and their channel groups. Moments of other networks, such as
         folded or renewed parents, are collected anew each time.
+    collect
+        What collects them, as `collect_moments` does.
     """
 
-    def __init__(self, models: Sequence[nn.Module], groups: ChannelGroups) -> None:
-        self._models, self._groups = list(models), groups
+    def __init__(
+        self, models: Sequence[nn.Module], groups: ChannelGroups, collect: Callable[..., Found] = collect_moments
+    ) -> None:
+        self._models, self._groups, self._collect = list(models), groups, collect
         self._seconds = [0.0]
         # With each moments the images that they are of: an object's number is its own only while it lives.
         self._kept: dict[tuple[tuple[int, ...], int, TapChoice], tuple[Found, float, Loader]] = {}
@@ -54,13 +58,13 @@ class SharedMoments:
             number for model in models for number, model_kept in enumerate(self._models) if model_kept is model
         )
         if groups is not self._groups or len(order) != len(models):
-            return collect_moments(models, groups, loader, choice)
+            return self._collect(models, groups, loader, choice)
         key = (order, id(loader), choice)
         if key in self._kept:
             moments, seconds, _ = self._kept[key]
             self._seconds[0] += seconds
             return moments
         started = time.perf_counter()
-        moments = collect_moments(models, groups, loader, choice)
+        moments = self._collect(models, groups, loader, choice)
         self._kept[key] = (moments, time.perf_counter() - started, loader)
         return moments
