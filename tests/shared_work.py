@@ -28,7 +28,7 @@ from depfuse.distributed import team as processes
 from depfuse.errors import DataError, DepfuseWarning
 from depfuse.groups import find_groups
 from depfuse.models import build_network
-from depfuse.renorm import reset_batch_norm, settle_batch_norm
+from depfuse.renorm import reset_batch_norm, reset_keeping_function
 from depfuse.train import TrainRecipe, train
 
 Found = dict[str, Tensor]
@@ -105,7 +105,7 @@ def of_many_parents() -> Found:
     with_others = collector.among_and_others([0, 1], {2: places, 3: places}, (0.1, 0.2, 0.3, 0.4), "scaled")
     found = {f"{name} pair": pairs.pair(name, 0, 1, "pearson") for name in names}
     for parent, own in with_others.others.items():
-        found |= {f"{name} of {parent}": likeness for name, likeness in own.items()}
+        found |= {f"{name} of {parent}": similarity for name, similarity in own.items()}
     return found
 
 
@@ -158,7 +158,7 @@ CASES: dict[str, Callable[[], Found]] = {
     "augmented statistics": lambda: fused("a", "b", augment_statistics=True, refit="none"),
     "channels apart": lambda: fused("a", "b", keep_worst=0.2, refit="none"),
     "reset": lambda: renewed(reset_batch_norm, images()),
-    "settle": lambda: renewed(settle_batch_norm, images()),
+    "settle": lambda: renewed(reset_keeping_function, images()),
     "one batch for all": lambda: renewed(reset_batch_norm, images(batch_size=225)),
     "a network of the user's": of_a_users_network,
     "training": trained,

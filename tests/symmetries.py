@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from depfuse.groups import ChannelGroups
-from depfuse.groups.labels.classes import settle
+from depfuse.groups.labels.classes import close
 from depfuse.groups.labels.rules import Replay
 from depfuse.groups.tracing.depgraph import trace
 
@@ -279,7 +279,7 @@ def classes_of_positions(network: Drawn) -> dict[tuple[str, int, int], tuple[int
     """(key, axis, position) -> its class, and why that, or the block that it lies in, is fixed."""
     replay = Replay(trace(network, torch.randn(IMAGE)))
     replay.run()
-    classes = settle(replay.ledger)
+    classes = close(replay.ledger)
     reasons = dict(classes.reasons)
     for relation in classes.blocks:
         for member, block in relation.tolist():

@@ -174,8 +174,8 @@ class Affinity:
         for name in self.sizes:
             self.standing[name] = (1.0 - share) * self.standing[name]
             if name in costs:
-                likeness = -standardised(costs[name]).to(self.standing[name])
-                self.standing[name] += share * support[name].std(correction=0) * (likeness - likeness.min())
+                similarity = -standardised(costs[name]).to(self.standing[name])
+                self.standing[name] += share * support[name].std(correction=0) * (similarity - similarity.min())
         self.share = 1.0 - share
 
     def uniform(self) -> Candidates:

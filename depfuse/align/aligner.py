@@ -80,7 +80,7 @@ def align(
         Activations are asked for without images, the solver does not serve the criterion, or a parent is not there.
     """
     given, models = models, [evaluation_copy(model, shared=True) for model in models]
-    shared = None if shared is None else shared.known_as(given, models)
+    shared = None if shared is None else shared.for_copies(given, models)
     found = _alignment(models, groups, settings, calibration, judge, shared, shares, seed)
     for sentence in found.not_converged:
         warnings.warn(sentence, LimitWarning, stacklevel=3)
@@ -135,8 +135,8 @@ def _alignment(
             continue
         figure = problems[0].distance if judge is None else partial(judge, number)
         if settings.choose == "groups":
-            together = [[g.name for orbit in root.walk() for g in orbit.groups] for root in problems[0].roots]
-            couplings[number] = choose_by_group(candidates, together, figure)
+            units = [[g.name for orbit in root.walk() for g in orbit.groups] for root in problems[0].roots]
+            couplings[number] = choose_by_group(candidates, units, figure)
         else:
             couplings[number] = choose(candidates, figure)
             tried += [own.distance or "" for own in solutions if own.couplings is couplings[number]]

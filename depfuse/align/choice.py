@@ -18,7 +18,7 @@ def choose(candidates: Sequence[Couplings], judge: Callable[[Couplings], float])
 
 
 def choose_by_group(
-    candidates: Sequence[Couplings], together: Sequence[Collection[str]], judge: Callable[[Couplings], float]
+    candidates: Sequence[Couplings], units: Sequence[Collection[str]], judge: Callable[[Couplings], float]
 ) -> Couplings:
     """Combine candidates, group by group, to the couplings with the lowest loss by the judge.
 
@@ -29,7 +29,7 @@ def choose_by_group(
     ----------
     candidates
         One or more.
-    together
+    units
         Sets of group names whose couplings come from one candidate: blocks with the groups inside them.
     judge
         Loss, to be minimised.
@@ -40,7 +40,7 @@ def choose_by_group(
     best = dict(different[losses.index(least)])
     for _ in range(MAX_ROUNDS):
         before = least
-        for names in together:
+        for names in units:
             current = {name: best[name] for name in names}
             for other in _distinct([current, *({name: candidate[name] for name in names} for candidate in different)])[
                 1:

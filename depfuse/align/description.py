@@ -145,7 +145,7 @@ def _against(
     pair: tuple[int, int],
     depths: dict[str, int],
 ) -> Matching:
-    together = collector.among(pair)
+    pairwise = collector.among(pair)
     distance = "cosine" if settings.compared.distance == "best" else settings.compared.distance
     target, source = (dict(models[number].state_dict()) for number in pair)
     aligned = apply_couplings(groups, couplings, source)
@@ -155,8 +155,8 @@ def _against(
         for orbit in root.walk():
             matrix = _matrix(root, orbit, couplings)
             costs = correlations = None
-            if orbit.name in together.uses:
-                moments = together.moments(orbit.name, *pair)
+            if orbit.name in pairwise.uses:
+                moments = pairwise.moments(orbit.name, *pair)
                 costs = _before_and_after(activation_cost(moments, distance).cpu() / len(moments), matrix)
                 each = [1.0 - activation_cost([tap], "pearson").cpu() for tap in moments]
                 for module, correlation in zip(collector.modules[orbit.name], each, strict=True):

@@ -14,5 +14,5 @@ class Judge(Protocol):
     def __call__(self, parent: int, couplings: Couplings, /) -> float:
         """Judge the child of the reference and one parent, whose couplings lead to the reference's channel order."""
 
-    def together(self, members: Sequence[int], couplings: Sequence[Couplings], shares: Sequence[float], /) -> float:
+    def of_members(self, members: Sequence[int], couplings: Sequence[Couplings], shares: Sequence[float], /) -> float:
         """Judge the child of several parents."""

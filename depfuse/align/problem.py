@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from depfuse.align.costs import activation_cost, activation_noise, mixed_cost, standardised, weight_cost
 from depfuse.align.coupling import Coupling, Couplings, apply_couplings, flat_positions, from_flat_positions
 from depfuse.align.edges import Edges, find_edges
-from depfuse.align.settling import settled
 from depfuse.align.statistics.moments import Moments
+from depfuse.align.tie_breaking import break_ties
 from depfuse.align.transport import emd, transport_cost
 from depfuse.align.trees import Placement, TreeCosts, as_it_stands, match_tree, weight_tree_costs
 from depfuse.data.loader import Loader
@@ -142,7 +142,7 @@ class MatchingProblem:
     def by_activations(self, distance: str, solve: Callable[[Tensor], Coupling]) -> Couplings:
         """Match each root by itself: activation costs do not depend on the other groups' couplings.
 
-        Ties of activation costs are decided by weights (`settled`).
+        Ties of activation costs are decided by weights (`break_ties`).
         """
         costs = self.activation_costs(distance)
         found: dict[str, Coupling] = {}
@@ -158,7 +158,7 @@ class MatchingProblem:
         if any(coupling.permutation is None for coupling in found.values()):
             return found
         noise = {name: activation_noise(taps, distance).cpu() for name, taps in self.moments.items()}
-        return settled(self, found, costs, noise)
+        return break_ties(self, found, costs, noise)
 
     def tree_by_activations(self, root: Orbit, costs: Mapping[str, Tensor], found: Couplings) -> Placement:
         """Match a tree by activations; channels in it that no module carries are matched by weights."""

@@ -92,7 +92,7 @@ def _potentials(steps: np.ndarray) -> np.ndarray | None:
     return None
 
 
-def settle(tie: Tie, cost: Tensor, home: Tensor) -> Tensor | None:
+def break_tie(tie: Tie, cost: Tensor, home: Tensor) -> Tensor | None:
     """Decide a tie by a second cost, then by the order.
 
     Parameters

@@ -21,7 +21,7 @@ from depfuse.align.judge import Judge
 from depfuse.align.problem import MatchingProblem, is_better
 from depfuse.align.solution import Alignment, at_limit, distinct
 from depfuse.align.solvers import load_solver
-from depfuse.align.solvers.frank_wolfe_universe import frank_wolfe_together
+from depfuse.align.solvers.frank_wolfe_universe import frank_wolfe_of_universe
 from depfuse.align.statistics.pairwise import MOST, PairwiseCollector, PairwiseMoments
 from depfuse.align.transport import reassigned
 from depfuse.align.trees import Placement, as_it_stands
@@ -217,10 +217,10 @@ class Universe:
         self.distance = distance
         first, *rest = self._blocks()
         for block in rest:
-            together = self._watch(block, distance)
+            pairwise = self._watch(block, distance)
             for parent in block:
-                self._join(together, parent, distance)
-            self._ascend(together, distance)
+                self._join(pairwise, parent, distance)
+            self._ascend(pairwise, distance)
         mixture = self.settings.criterion.name == "mixture"
         untapped = self._without_taps()
         if mixture or untapped:
@@ -249,7 +249,7 @@ class Universe:
         """Choose the distance, and place the first few parents."""
         settings = self.settings
         block = self._blocks()[0]
-        together = self._watch(block, "")
+        pairwise = self._watch(block, "")
         distances = settings.distances if settings.criterion.name == "activations" else settings.distances[:1]
         starts = block[: self.through.restarts if judge is not None else 1]
         found: list[tuple[str, Placed]] = []
@@ -259,8 +259,8 @@ class Universe:
                 self._total = None
                 for parent in block:
                     if parent != start:
-                        self._join(together, parent, distance, {start: self.placed[start]})
-                self._ascend(together, distance)
+                        self._join(pairwise, parent, distance, {start: self.placed[start]})
+                self._ascend(pairwise, distance)
                 found.append((distance, self.placed))
         if len(found) == 1 or judge is None:
             self._total = None
@@ -268,47 +268,47 @@ class Universe:
         shares = [self.shares[parent] / sum(self.shares[member] for member in block) for parent in block]
         figures = []
         for _, self.placed in found:
-            figures.append(judge.together(block, self.couplings(block), shares))
+            figures.append(judge.of_members(block, self.couplings(block), shares))
         self._total = None
         return found[min(range(len(found)), key=figures.__getitem__)]
 
-    def _join(self, together: PairwiseMoments, parent: int, distance: str, placed: Placed | None = None) -> None:
+    def _join(self, pairwise: PairwiseMoments, parent: int, distance: str, placed: Placed | None = None) -> None:
         """Place a parent by its similarity to those that are placed."""
         known = self.placed if placed is None else placed
         stands = {root.name: as_it_stands(root) for root in self.roots}
         found = {}
         for root in self.roots:
             if self._taps(root):
-                found[root.name] = self._step(together, root, parent, distance, known, stands[root.name])[0]
+                found[root.name] = self._step(pairwise, root, parent, distance, known, stands[root.name])[0]
         self._place(parent, {**stands, **found})
 
-    def _ascend(self, together: PairwiseMoments, distance: str) -> bool:
+    def _ascend(self, pairwise: PairwiseMoments, distance: str) -> bool:
         """Match some parents in turn, group by group, until none moves; tell whether any did."""
         moved = False
         for root in self.roots:
             if not self._taps(root):
                 continue
-            open_, left = list(together.members), self.through.iterations * len(together.members)
+            open_, left = list(pairwise.members), self.through.iterations * len(pairwise.members)
             while open_ and left:
                 parent, left = open_.pop(0), left - 1
                 place = self.placed[parent][root.name]
-                new, better = self._step(together, root, parent, distance, self.placed, place)
+                new, better = self._step(pairwise, root, parent, distance, self.placed, place)
                 if better:
                     self._place(parent, {root.name: new})
-                    open_ += [other for other in together.members if other != parent and other not in open_]
+                    open_ += [other for other in pairwise.members if other != parent and other not in open_]
                     moved = True
             self.not_converged += at_limit("the universe", self.through.iterations, unless=not open_)
         return moved
 
     def _step(
-        self, together: PairwiseMoments, root: Orbit, parent: int, distance: str, placed: Placed, now: Placement
+        self, pairwise: PairwiseMoments, root: Orbit, parent: int, distance: str, placed: Placed, now: Placement
     ) -> tuple[Placement, bool]:
         """Find the best placement of one group of one parent with all others fixed, and whether it is better."""
         theirs = {
-            other: found[root.name] for other, found in placed.items() if other != parent and other in together.members
+            other: found[root.name] for other, found in placed.items() if other != parent and other in pairwise.members
         }
-        names = [orbit.name for orbit in root.walk() if orbit.name in together.uses]
-        costs = {name: -together.likeness(name, parent, theirs, self.shares, distance) for name in names}
+        names = [orbit.name for orbit in root.walk() if orbit.name in pairwise.uses]
+        costs = {name: -pairwise.similarity(name, parent, theirs, self.shares, distance) for name in names}
         if root.children:
             untapped = any(o.name not in costs and not o.children for o in root.walk())
             target = self.mean_of_others(parent) if untapped else {}
@@ -357,7 +357,7 @@ class Universe:
             for parent in rest:
                 self.placed[parent] = {root.name: as_it_stands(root) for root in self.roots}
             problems = {parent: self._problem(parent, {}) for parent in self.visited}
-            orders, rests = frank_wolfe_together(
+            orders, rests = frank_wolfe_of_universe(
                 [problems[parent].edges for parent in self.visited],
                 [self.shares[parent] for parent in self.visited],
                 limit,
@@ -388,17 +388,19 @@ class Universe:
             Distance between activations that count beside the weights; None for weights alone.
         """
         blocks = self._blocks()
-        together = self._watch(blocks[0], distance) if distance is not None and len(blocks) == 1 else None
+        pairwise = self._watch(blocks[0], distance) if distance is not None and len(blocks) == 1 else None
         for _ in range(self.through.iterations):
             moved = False
             for block in blocks:
                 if distance is not None and len(blocks) > 1:
-                    together = self._watch(block, distance)
+                    pairwise = self._watch(block, distance)
                 for parent in block:
                     costs = None
-                    if together is not None and distance is not None:
+                    if pairwise is not None and distance is not None:
                         theirs = {i: _by_orbit(self.placed[i]) for i in block if i != parent}
-                        costs = {n: -together.likeness(n, parent, theirs, self.shares, distance) for n in together.uses}
+                        costs = {
+                            n: -pairwise.similarity(n, parent, theirs, self.shares, distance) for n in pairwise.uses
+                        }
                     moved |= self._rematch(parent, numbers, costs)
             if not moved:
                 return
@@ -409,8 +411,8 @@ class Universe:
         solver, criterion = self.settings.solver.name, self.settings.criterion.name
         problem = self._problem(parent, self.mean_of_others(parent), costs)
         before = self.placed[parent]
-        together = solver == "frank-wolfe" and criterion == "weights"  # which has done its work by now
-        if solver in DESCENTS or together or len(numbers) < len(self.roots):
+        converged = solver == "frank-wolfe" and criterion == "weights"  # by `frank_wolfe_of_universe`
+        if solver in DESCENTS or converged or len(numbers) < len(self.roots):
             descent = Descent(SharedCosts(problem), before)
             descent.run([numbers])
             found = descent.placed

@@ -201,7 +201,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
 
 
 def _widened(fused: _Fused) -> bool:
-    """Whether channels stand side by side in the child, so that its class alone does not tell its shapes."""
+    """Tell whether channels stand side by side in the child, so that its class alone does not give its shapes."""
     like = fused.inputs.checkpoints[fused.result.like].card
     return fused.result.apart is not None or bool(like is not None and like.widened and fused.template is None)
 
@@ -237,7 +237,7 @@ def _calibration(recipe: Recipe, inputs: Inputs, wanted: bool = False) -> Loader
 
 
 def _training(request: Request, inputs: Inputs, work: Work) -> Distillation | None:
-    """What trains the child on, where the recipe says so; its state lies beside the child."""
+    """Build the training of the child, where the recipe has one; its state lies beside the child."""
     recipe = request.recipe
     if not (recipe.trains):
         return None
@@ -278,7 +278,7 @@ def _matched_path(fused: _Fused, ends: tuple[Scores, Scores], alphas: Sequence[f
 def _methods(
     request: Request, fused: _Fused, ends: tuple[Scores, Scores], path: list[PathPoint], work: Work
 ) -> list[MethodPath]:
-    """The paths of all methods, in order; the first one's is known."""
+    """Evaluate the paths of all methods, in order; the first one's is known."""
     found = []
     for number, (name, recipe) in enumerate(request.methods.items()):
         if number == 0:

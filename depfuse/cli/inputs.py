@@ -37,7 +37,7 @@ class Inputs:
     labels: LabelSets | None = None
 
     def test_loader(self, batch_size: int) -> Loader:
-        """The test images, in order."""
+        """Load the test images, in order."""
         return Loader(self.data.test, self.data.preprocessing, batch_size=batch_size, device=self.device)
 
 
@@ -124,7 +124,7 @@ def _outputs(model: nn.Module, example: torch.Tensor) -> int:
 
 
 def _labels(checkpoints: Sequence[Checkpoint], classes: Sequence[str] | None, data: DataSet) -> LabelSets | None:
-    """The labels that the checkpoints know, as the user or else the cards say; None where all know all."""
+    """Collect the labels that each checkpoint knows, from the user or else the cards; None where all know all."""
     everything = tuple(range(len(data.classes)))
     if classes:
         sets = LabelSets.create([tuple(parse_labels(text)) for text in classes])

@@ -62,5 +62,5 @@ def method_path(name: str, result: FusionResult, points: Sequence[PathPoint]) ->
 
 
 def needs_images(methods: Mapping[str, Recipe]) -> bool:
-    """Whether one of the methods looks at calibration images."""
+    """Tell whether one of the methods reads calibration images."""
     return any(recipe.align.criterion.name != "weights" for recipe in methods.values())

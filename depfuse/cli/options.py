@@ -258,7 +258,7 @@ class RecipeOptions:
         return f"By preset {recipe.preset}{f', with {changed}' if changed else ''}."
 
     def recipe(self) -> Recipe:
-        """The preset with what options change; what these leave nothing to read is left out."""
+        """Build the preset with the settings that options change, without those that nothing reads any more."""
         given = self.given
         return Recipe.with_read({**self.read().settings, **given}, keep=given)
 
@@ -323,7 +323,7 @@ def _given(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _options_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields that are options: all but those that say otherwise."""
+    """List the fields that are options: all but those marked otherwise."""
     hidden = {"option": False}
     return {name: info for name, info in model.model_fields.items() if info.json_schema_extra != hidden}
 

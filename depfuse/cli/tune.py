@@ -238,7 +238,7 @@ def _check(given: dict[str, Any], parents: list[Path], out: Path) -> None:
 
 
 def _common(given: dict[str, Any], inputs: Inputs, judged: int) -> Recipe:
-    """The settings that all recipes have, with as many calibration images as leave some to judge by."""
+    """Collect the settings common to all recipes, with as many calibration images as leave some to judge by."""
     recipe = Recipe.with_read(given)
     if "calibration.images" in given:
         return recipe
@@ -248,7 +248,7 @@ def _common(given: dict[str, Any], inputs: Inputs, judged: int) -> Recipe:
 
 
 def _identity(inputs: Inputs, kept: dict[str, Any], *, judged: int, labelled: bool, timed: bool) -> dict[str, Any]:
-    """What the study is of; see `open_study`."""
+    """Describe what the study measures, see `open_study`."""
     identity = {
         "parents": [[str(parent.path), parent.digest] for parent in inputs.checkpoints],
         "data": f"{inputs.data_name}, {len(inputs.data.train)} training images",
@@ -267,7 +267,7 @@ def _identity(inputs: Inputs, kept: dict[str, Any], *, judged: int, labelled: bo
 
 
 def _without_password(command: list[str], shown: str) -> list[str]:
-    """The words of the command, where the storage's address stands without what may be a password."""
+    """Join the words of the command, without what may be a password in the storage's address."""
     words = []
     for before, word in zip(["", *command], command, strict=False):
         if before == "--storage":

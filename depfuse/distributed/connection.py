@@ -22,14 +22,12 @@ from depfuse.errors import ProcessError
 
 C = TypeVar("C", bound="Connection")
 
-# How long a process waits for another one that is alive but does not answer. One that has died is noticed at once.
-PATIENCE = timedelta(hours=6)
-# Seconds between two looks for work.
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.0005, 0.02
+PATIENCE = timedelta(hours=6)  # wait for a process that lives but does not answer; a dead one is noticed at once
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.0005, 0.02  # seconds between two polls for work
 
 
 class Connection:
-    """What one process needs to speak with the others.
+    """Messages between this process and the others.
 
     Attributes
     ----------
@@ -43,7 +41,7 @@ class Connection:
 
     @classmethod
     def join(cls: type[C]) -> C:
-        """Meet the others; all processes call it."""
+        """Join the process group; all processes call it."""
         both = torch.cuda.is_available() and dist.is_nccl_available()
         store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
         dist.init_process_group(
@@ -56,24 +54,24 @@ class Connection:
         """Whether this is the process that leads."""
         return self.rank == 0
 
-    def say(self, sources: Sequence[str] | None) -> None:
-        """Tell the helpers that there is work, and which files its networks come from; None is the end."""
+    def announce(self, sources: Sequence[str] | None) -> None:
+        """Announce work to the helpers, with the files that its networks come from; None ends them."""
         self._calls += 1
         self._store.set(self._key, json.dumps(sources))
 
-    def heard(self) -> Sequence[str] | None:
-        """Wait, for as long as the first process has something else to do."""
+    def await_call(self) -> Sequence[str] | None:
+        """Wait for work from the first process, for as long as it takes."""
         self._calls += 1
         pause = SHORTEST_PAUSE
-        while not self._store.check([self._key]):  # the store's own way to wait has an end, of which it complains
+        while not self._store.check([self._key]):  # the store's own wait times out with an error
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
         sources: Sequence[str] | None = json.loads(self._store.get(self._key))
         return sources
 
     def broadcast(self, message: Tensor | None) -> Tensor:
-        """Give all processes the message of the first one; all call it, the others without one."""
-        with self.speaking():
+        """Broadcast a message of the first process to all; all call it, the others with None."""
+        with self.communicating():
             length = torch.tensor(0 if message is None else len(message))
             dist.broadcast(length, 0)
             message = torch.empty(int(length), dtype=torch.uint8) if message is None else message
@@ -81,28 +79,28 @@ class Connection:
         return message
 
     def send(self, message: Tensor, to: int) -> None:
-        """Send a message from the first process to another one, which calls `received`."""
-        with self.speaking():
+        """Send a message from the first process to another one, which calls `receive`."""
+        with self.communicating():
             dist.send(torch.tensor(len(message)), to)
             dist.send(message, to)
 
-    def received(self) -> Any:
-        """What the first process sends to this one."""
-        with self.speaking():
+    def receive(self) -> Any:
+        """Receive what the first process sends to this one."""
+        with self.communicating():
             length = torch.zeros((), dtype=torch.int64)
             dist.recv(length, 0)
             message = torch.empty(int(length), dtype=torch.uint8)
             dist.recv(message, 0)
-        return unpacked(message)
+        return unpack(message)
 
     @contextmanager
-    def speaking(self) -> Iterator[None]:
+    def communicating(self) -> Iterator[None]:
         """Raise `ProcessError` where another process has died meanwhile."""
         try:
             yield
         except RuntimeError as error:  # gloo has no exception of its own
             raise ProcessError(
-                f"another process has ended or does not answer: see what it said above ({told(error, 1)})"
+                f"another process has ended or does not answer: see what it said above ({describe_error(error, 1)})"
             ) from error
 
     @property
@@ -110,20 +108,20 @@ class Connection:
         return f"depfuse/call {self._calls}"
 
 
-def told(error: BaseException, lines: int | None = None) -> str:
-    """An exception as text: all of its traceback, or the first lines of what it says."""
+def describe_error(error: BaseException, lines: int | None = None) -> str:
+    """Format an exception: its whole traceback, or the first lines of its message."""
     return "".join(traceback.format_exception(error)) if lines is None else "\n".join(str(error).splitlines()[:lines])
 
 
-def packed(content: object) -> Tensor:
-    """Anything as bytes, functions without a name (as networks hold them) included."""
+def pack(content: object) -> Tensor:
+    """Serialise an object to bytes, lambdas (as networks hold them) included."""
     buffer = io.BytesIO()
     torch.save(content, buffer, pickle_module=cloudpickle)
     return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
 
 
-def unpacked(message: Tensor) -> Any:
-    """What was packed, with its tensors on this process's own device."""
+def unpack(message: Tensor) -> Any:
+    """Restore a serialised object, with its tensors on this process's own device."""
     where = {"cuda:0": str(own_device())}
     return torch.load(io.BytesIO(message.numpy().data), map_location=where, weights_only=False)
 

@@ -1,4 +1,4 @@
-"""Which device the work runs on."""
+"""Choice of the device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from depfuse.errors import DeviceError
 
 
 def resolve_device(name: str | None = None) -> torch.device:
-    """Turn a device's name into a device that is there.
+    """Resolve a device's name to a device that is available.
 
     Parameters
     ----------
@@ -21,7 +21,7 @@ def resolve_device(name: str | None = None) -> torch.device:
     Raises
     ------
     DeviceError
-        The name is no device, or the device is not there, or not for each of several processes.
+        The name is no device, or the device is not available, or not one for each process.
     """
     device = _named(name)
     processes.check_device(device)
@@ -29,7 +29,7 @@ def resolve_device(name: str | None = None) -> torch.device:
 
 
 def free_memory_on(device: torch.device) -> int | None:
-    """Return the bytes that are free on a device, torch's own cache there included; None where it does not say."""
+    """Return the free bytes of a device, torch's cache included; None where the device does not report them."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached

@@ -1,12 +1,12 @@
-"""Work that the processes of one `torchrun` share.
+"""Work shared by the processes of one `torchrun`.
 
 The first process leads: it runs the command, takes every decision, writes and prints. The others help: they wait for
-work, which comes with all that it takes, and give back sums. For the smallest example, the first process calls
+work, which comes with all its arguments, and return sums. For the smallest example, the first process calls
 `all_sum(sums_of, loader, network)`. Every process gets the network and some of the loader's batches, calls
 `sums_of(batches, network)`, and the first one gets the sums over all of them.
 
-Nothing is decided twice, so that no rounding can lead two processes apart. Where there is one process, all of it is an
-ordinary call.
+Every decision is taken once, so that rounding cannot make two processes decide differently. With one process, all of
+these are ordinary calls.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from depfuse.distributed.connection import Connection, own_device, packed, told, unpacked
+from depfuse.distributed.connection import Connection, describe_error, own_device, pack, unpack
 from depfuse.errors import DepfuseError, DepfuseWarning, DeviceError, ProcessError
 from depfuse.models.sources import load_sources, loaded_sources
 
@@ -36,10 +36,10 @@ _team: Team | None = None
 
 
 def launch(main: Callable[[], int]) -> int:
-    """Run a program in the first process, with the others as its helpers, and return its exit code.
+    """Run a program in the first process, with the others as helpers, and return its exit code.
 
-    All processes call it, as `torchrun` started them. In the helpers it returns when the program is over: 0, or 1 where
-    another process has died.
+    All processes of `torchrun` call it. In the helpers it returns when the program ends: 0, or 1 where another process
+    has died.
     """
     global _team
     team = Team.join()
@@ -54,7 +54,7 @@ def launch(main: Callable[[], int]) -> int:
 
 
 def count() -> int:
-    """Number of processes that work together."""
+    """Count the processes of the team."""
     return 1 if _team is None else _team.size
 
 
@@ -64,21 +64,21 @@ def all_sum(
     *arguments: P.args,
     **keywords: P.kwargs,
 ) -> T:
-    """What a function finds on all batches of a loader, from all processes, each of which takes some of them.
+    """Call a function on the batches of a loader, divided among all processes, and sum its results.
 
     Parameters
     ----------
     function
-        Called with a loader and what else is given. It returns what it found, and in the same order everywhere the
-        tensors therein that are sums over batches. Labels are not to be read, and no argument is to be changed.
+        Called with a loader and the other arguments. It returns its result and the list of those tensors in the result
+        that are sums over batches, in the same order in all processes. It must not read labels nor change arguments.
     loader
         Images in a fixed order.
 
     Returns
     -------
     object
-        What the first process found, with the sums over all processes. They differ from those of one process by the
-        order of addition alone.
+        The first process's result, with sums over all processes. They differ from those of one process by the order of
+        addition alone.
 
     Raises
     ------
@@ -96,8 +96,8 @@ def run_on_all(function: Callable[..., T], *arguments: object, **of_the_first: o
     Parameters
     ----------
     function
-        Called with the `Team`, None where there is one process, and what else is given. It may use what
-        `torch.distributed` offers. Where it raises a `DepfuseError`, it has to do so in all processes.
+        Called with the `Team` (None with one process) and the arguments. It may call `torch.distributed`. Where it
+        raises a `DepfuseError`, it must do so in all processes.
     of_the_first
         Further arguments, for the first process only.
     """
@@ -126,7 +126,7 @@ def check_device(device: torch.device) -> None:
 
 
 class Team(Connection):
-    """The processes of one `torchrun`, as one of them sees them.
+    """The processes of one `torchrun`, as seen by one of them.
 
     Attributes
     ----------
@@ -136,22 +136,22 @@ class Team(Connection):
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
         super().__init__(store, rank, size)
-        self._whole = True  # no process is lost, and none is left in the middle of work
+        self._whole = True  # no process has died, and none is in the middle of work
 
     def local_device(self, device: torch.device) -> torch.device:
-        """The device of this process, of the kind that the first one uses."""
+        """Return the device of this process that corresponds to one of the first process."""
         return own_device() if device.type == "cuda" else device
 
     def add(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over all processes; all call it."""
+        """Sum a tensor over all processes; all call it."""
         total = tensor.clone(memory_format=torch.contiguous_format)
-        with self.speaking():
+        with self.communicating():
             dist.all_reduce(total)
         return total
 
-    def agreed(self, value: T) -> T:
-        """What the first process gives; all call it."""
-        agreed: T = unpacked(self.broadcast(packed(value) if self.first else None))
+    def from_first(self, value: T) -> T:
+        """Return the value of the first process in all of them; all call it."""
+        agreed: T = unpack(self.broadcast(pack(value) if self.first else None))
         return agreed
 
     def in_first(self, function: Callable[[], None]) -> None:
@@ -160,9 +160,9 @@ class Team(Connection):
         if self.first:
             try:
                 function()
-            except Exception as error:  # the others are to be told of any
+            except Exception as error:  # to be raised in all processes
                 failure = error
-        self._all_well(failure=failure)
+        self._gather_failures(failure=failure)
 
     def all_sum(
         self,
@@ -171,39 +171,39 @@ class Team(Connection):
         *arguments: P.args,
         **keywords: P.kwargs,
     ) -> T:
-        """See the function of this name; called by the first process."""
+        """Do the work of the function `all_sum`; called by the first process."""
         share, rest = divmod(len(loader), self.size)
         ends = [(number + 1) * share + min(number + 1, rest) for number in range(min(self.size, len(loader)))]
         with self.at_work():
             if not self.call(_part, function, len(ends), arguments, keywords):
                 return function(loader, *arguments, **keywords)[0]
             for number, (start, end) in enumerate(pairwise(ends), start=1):
-                self.send(packed(loader.batches(start, end)), number)
-            return self.added_up(function, loader.batches(0, ends[0]), *arguments, **keywords)
+                self.send(pack(loader.batches(start, end)), number)
+            return self.sum_over_processes(function, loader.batches(0, ends[0]), *arguments, **keywords)
 
-    def added_up(
+    def sum_over_processes(
         self,
         function: Callable[Concatenate[Loader, P], tuple[T, list[Tensor]]],
         part: Loader | None,
         *arguments: P.args,
         **keywords: P.kwargs,
     ) -> T:
-        """Call the function on this process's batches, and add up; one that has none adds nothing."""
+        """Call the function on this process's batches, and sum over processes; one without batches adds zeros."""
         result: T | None = None
         sums: list[Tensor] = []
         failure: Exception | None = None
         try:
             if part is not None:
                 result, sums = function(part, *arguments, **keywords)
-        except Exception as error:  # the first process is told of any
+        except Exception as error:  # to be raised in the first process
             failure = error
-        shapes = self._all_well([(tensor.shape, tensor.dtype, tensor.device.type) for tensor in sums], failure)
+        shapes = self._gather_failures([(tensor.shape, tensor.dtype, tensor.device.type) for tensor in sums], failure)
         if part is None:
             sums = [
                 torch.zeros(shape, dtype=dtype, device=self.local_device(torch.device(kind)))
                 for shape, dtype, kind in shapes
             ]
-        with self.speaking(), torch.inference_mode():
+        with self.communicating(), torch.inference_mode():
             for tensor in sums:
                 plain = tensor.contiguous()
                 dist.reduce(plain, 0)
@@ -211,9 +211,9 @@ class Team(Connection):
         return result  # type: ignore[return-value]
 
     def call(self, work: Callable[..., None], *arguments: object) -> bool:
-        """Have all helpers do a piece of work; False, with a warning, where it cannot be sent to them."""
+        """Send work to all helpers; return False, with a warning, where it cannot be sent."""
         try:
-            message = packed((work, arguments))
+            message = pack((work, arguments))
         except Exception as error:  # a network of the user's may hold anything
             warnings.warn(
                 f"a network cannot be sent to the other processes ({type(error).__name__}: {error}): "
@@ -222,21 +222,21 @@ class Team(Connection):
                 stacklevel=4,
             )
             return False
-        self.say(loaded_sources())
+        self.announce(loaded_sources())
         self.broadcast(message)
-        self._all_well()
+        self._gather_failures()
         return True
 
     def help(self) -> int:
-        """Do what the first process asks for until it says that all is done; the exit code."""
+        """Do the first process's work until it dismisses the helpers; return the exit code."""
         warnings.simplefilter("ignore", DepfuseWarning)
         if torch.cuda.is_available() and (device := own_device()).index < torch.cuda.device_count():
             torch.cuda.set_device(device)
         try:
-            while (sources := self.heard()) is not None:
+            while (sources := self.await_call()) is not None:
                 try:
                     self._work(sources)
-                except (DepfuseError, _OtherError) as error:  # the first process says it
+                except (DepfuseError, _OtherError) as error:  # the first process reports it
                     if isinstance(error, ProcessError):
                         return 1
             dist.barrier()
@@ -248,15 +248,15 @@ class Team(Connection):
         return 0
 
     def dismiss(self) -> None:
-        """Tell the helpers that all is done."""
+        """Dismiss the helpers."""
         if self._whole:
-            self.say(None)
+            self.announce(None)
             dist.barrier()
             dist.destroy_process_group()
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """While all processes work together, calls of this module are this process's own."""
+        """Mark the block as work of all processes: in it, calls of this module concern this process alone."""
         global _team
         if not self._whole:
             raise ProcessError("an earlier failure left the other processes in the middle of their work: start again")
@@ -275,23 +275,23 @@ class Team(Connection):
         work, arguments, failure = None, (), None
         try:
             load_sources(sources)
-            work, arguments = unpacked(message)
+            work, arguments = unpack(message)
         except Exception as error:  # the user's file may raise anything
             failure = error
-        self._all_well(failure=failure)
+        self._gather_failures(failure=failure)
         assert work is not None
         work(self, *arguments)
 
-    def _all_well(self, said: object = None, failure: Exception | None = None) -> Any:
-        """What the first process says, unless any process has failed: then it raises in all of them."""
+    def _gather_failures(self, value: object = None, failure: Exception | None = None) -> Any:
+        """Return the first process's value, unless any process has failed: then raise in all of them."""
         outcomes: list[Any] = [None] * self.size
-        shown = failure if failure is None or isinstance(failure, DepfuseError) else told(failure)
-        with self.speaking():
-            dist.all_gather_object(outcomes, (said, shown))
+        shown = failure if failure is None or isinstance(failure, DepfuseError) else describe_error(failure)
+        with self.communicating():
+            dist.all_gather_object(outcomes, (value, shown))
         failures = [(number, error) for number, (_, error) in enumerate(outcomes) if error is not None]
         if not failures:
             return outcomes[0][0]
-        self._whole = True  # all of them drop the work here
+        self._whole = True  # all processes abandon the work here
         if failure is not None and self.first:
             raise failure
         number, error = failures[0]
@@ -301,7 +301,7 @@ class Team(Connection):
 
 
 class _OtherError(RuntimeError):
-    """A process met with what no one expected."""
+    """An unexpected exception in some process."""
 
 
 def _at_once(team: Team, function: Callable[..., object], arguments: Sequence[object]) -> None:
@@ -315,5 +315,5 @@ def _part(
     arguments: Sequence[object],
     keywords: Mapping[str, object],
 ) -> None:
-    part = team.received() if team.rank < parts else None
-    team.added_up(function, part, *arguments, **keywords)
+    part = team.receive() if team.rank < parts else None
+    team.sum_over_processes(function, part, *arguments, **keywords)

@@ -31,7 +31,7 @@ def wanted_of(
     """
     if joint:
         logits = mean_logits(outputs, shares, labels)
-        return distance_of(logits).said(logits)
+        return distance_of(logits).predictions(logits)
     if labels is None or labels.same:
         return distance_of(outputs[0]).mean(outputs, shares)
     known = torch.stack(labels.of_outputs(outputs)).amax(0) > -torch.inf
@@ -68,7 +68,7 @@ def ensemble_logits(
     """
     if joint or (labels is not None and not labels.same):
         return mean_logits(outputs, shares, labels)
-    return distance_of(outputs[0]).together(outputs, shares, temperature)
+    return distance_of(outputs[0]).ensemble_target(outputs, shares, temperature)
 
 
 def divergence(logits: Tensor, target: Tensor, temperature: float = TEMPERATURE) -> Tensor:
@@ -83,9 +83,9 @@ def slope(logits: Tensor, target: Tensor, temperature: float = TEMPERATURE) -> T
 
 def curved(change: Tensor, logits: Tensor) -> Tensor:
     """The product (N, ...) of the divergence's curvature at some outputs with a change of them."""
-    return distance_of(logits).curved(change, logits, TEMPERATURE)
+    return distance_of(logits).curvature_product(change, logits, TEMPERATURE)
 
 
 def drawn(logits: Tensor, generator: torch.Generator, temperature: float = TEMPERATURE) -> Tensor:
     """Random (N, ...) with the divergence's curvature as covariance."""
-    return distance_of(logits).drawn(logits, generator, temperature)
+    return distance_of(logits).sample(logits, generator, temperature)

@@ -10,8 +10,8 @@ from torch import nn
 from depfuse.align import Coupling, Couplings, align
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import GroupError
-from depfuse.fusion.agreement import Disagreement
 from depfuse.fusion.calibration import CalibrationSplit
+from depfuse.fusion.ensemble_judge import EnsembleJudge
 from depfuse.fusion.prepared import Prepared
 from depfuse.fusion.resolve import resolve_distance
 from depfuse.fusion.widths import Brought, Widths
@@ -91,7 +91,7 @@ class Aligned:
             judge = None
             if calibration is not None:
                 images = CalibrationSplit.for_matchings(calibration)
-                judge = Disagreement(chosen, groups, "auto", images, start.template, recipe.align.target)
+                judge = EnsembleJudge(chosen, groups, "auto", images, start.template, recipe.align.target)
             couplings: list[Couplings] = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
             shares: Sequence[float] | None = start.ensemble.shares
             if brought is not None:

@@ -36,7 +36,7 @@ from depfuse.networks.running import evaluating
 from depfuse.recipe.sections import Best, Ridge, Targets
 from depfuse.refit import Session, refit_heads
 from depfuse.refit.second_order.gauss_newton import gauss_newton_step
-from depfuse.renorm import settle_batch_norm
+from depfuse.renorm import reset_keeping_function
 from depfuse.tasks.outputs import distance_of
 from depfuse.teach.joint_head import head_of
 
@@ -237,7 +237,7 @@ class Family:
         augment = self._augmentation if self._best.augment else None
         step = gauss_newton_step(network, self.material.ensemble, images, augment=augment, seed=recipe.seed)
         if step.layers is not None:
-            settle_batch_norm(network, images)
+            reset_keeping_function(network, images)
         return network
 
     def _half_way(self, network: nn.Module, images: Loader) -> nn.Module:

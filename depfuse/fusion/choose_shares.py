@@ -8,8 +8,8 @@ from itertools import combinations
 
 from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError
-from depfuse.fusion.agreement import Disagreement
 from depfuse.fusion.calibration import CalibrationSplit
+from depfuse.fusion.ensemble_judge import EnsembleJudge
 from depfuse.fusion.material import Material
 from depfuse.groups.partition import parts_by_group, parts_by_stage
 from depfuse.merge import Shares
@@ -75,7 +75,7 @@ def shares_by_part(material: Material, parts: str, calibration: Loader) -> Chose
     """Choose the shares of every stage or group of channels, starting from the recipe's shares.
 
     The loss is the cross-entropy (nats) of the child under its parents' ensemble at the recipe's shares, on calibration
-    images of which it has no statistics; or under the labels of the recipe's labelled images (see `Disagreement`).
+    images of which it has no statistics; or under the labels of the recipe's labelled images (see `EnsembleJudge`).
 
     Parameters
     ----------
@@ -100,6 +100,6 @@ def shares_by_part(material: Material, parts: str, calibration: Loader) -> Chose
     network, labelled = recipe.shares(len(material.networks)), recipe.teach.labelled
     part_of = parts_by_stage(first, material.example) if parts == "stage" else parts_by_group(first, groups)
     images = CalibrationSplit.for_shares(calibration, labelled)
-    judge = Disagreement(material.ensemble, groups, recipe.renorm_alone.name, images, labelled=labelled > 0)
+    judge = EnsembleJudge(material.ensemble, groups, recipe.renorm_alone.name, images, labelled=labelled > 0)
     start = Shares.of_parts(network, part_of)
     return choose_shares(start, lambda shares: judge.of_child(material.average(shares), network))

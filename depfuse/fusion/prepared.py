@@ -133,7 +133,7 @@ class Prepared:
         check_alike(given if template is None else [*given, template], example)
         copies = [private_copy(model, example) for model in given]
         template = None if template is None else evaluation_copy(template)
-        shared = None if inputs.shared is None else inputs.shared.known_as(given, copies)
+        shared = None if inputs.shared is None else inputs.shared.for_copies(given, copies)
         like = template or widest(copies, inputs.recipe.merge.width_of)
         recipe, refit_reason = resolve_refit(inputs.recipe, copies, like, calibration, sets)
         recipe = resolve_targets(recipe)

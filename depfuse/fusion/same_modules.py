@@ -16,9 +16,9 @@ from depfuse.networks.calling import Example, run_network, run_with
 from depfuse.networks.copying import (
     evaluation_copy,
     first_line,
+    fit_example,
     random_like,
     same_outputs,
-    suited,
     unwrap,
 )
 
@@ -72,7 +72,7 @@ def _compare(first: nn.Module, model: nn.Module, example: Example, number: int) 
     modules, own = (_copied(network) for network in (first, model))
     state = {key: tensor for key, tensor in own.state_dict().items() if _is_real(tensor)}
     same_width = all(tensor.shape == state[key].shape for key, tensor in modules.state_dict().items() if key in state)
-    given = suited(example, own)
+    given = fit_example(example, own)
     for inputs in (given, random_like(given, SCALE)):
         wanted = _run(lambda: run_network(own, _cloned(inputs)))  # noqa: B023
         if not _agree(_run(lambda: run_network(own, _cloned(inputs))), wanted):  # noqa: B023

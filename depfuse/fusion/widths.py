@@ -16,12 +16,12 @@ from depfuse.align.transport import in_order
 from depfuse.align.unequal.copies import copied, joined
 from depfuse.align.unequal.matching import UnequalProblem
 from depfuse.align.unequal.pairing import pair_groups
-from depfuse.align.unequal.rectangular import brought
+from depfuse.align.unequal.rectangular import resize_state
 from depfuse.data.loader import Loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import LimitWarning, RecipeError
-from depfuse.fusion.agreement import Disagreement
 from depfuse.fusion.calibration import CalibrationSplit
+from depfuse.fusion.ensemble_judge import EnsembleJudge
 from depfuse.groups import ChannelGroup, ChannelGroups, find_groups, prove_groups
 from depfuse.groups.nesting import find_orbits
 from depfuse.groups.tracing.depgraph import evaluation_copy
@@ -168,7 +168,9 @@ class Widths:
 
     def network(self, number: int, couplings: Couplings) -> nn.Module:
         """A parent brought to the child's width by couplings."""
-        state = brought(self.groups, self.of_parents[number], couplings, self.models[number].state_dict(), self.shapes)
+        state = resize_state(
+            self.groups, self.of_parents[number], couplings, self.models[number].state_dict(), self.shapes
+        )
         network = evaluation_copy(self.template)
         with torch.no_grad():  # not by load_state_dict, which some networks refuse without their metadata
             for key, tensor in network.state_dict().items():
@@ -186,7 +188,7 @@ class Widths:
         candidates = problem.solve(transports(self.recipe.align.solver))
         if len(candidates) == 1 or calibration is None:
             return candidates[0], 0.0
-        judge = Disagreement(
+        judge = EnsembleJudge(
             Ensemble([self.models[reference], self.models[number]], (0.5, 0.5), joint=self.joint),
             self.groups,
             "auto",
@@ -227,7 +229,7 @@ class Widths:
     def _check_reached(self, number: int) -> None:
         """Raise `RecipeError` where a tensor would not take the child's shape."""
         state = self.models[number].state_dict()
-        moved = brought(self.groups, self.of_parents[number], self._plain(number), state, self.shapes)
+        moved = resize_state(self.groups, self.of_parents[number], self._plain(number), state, self.shapes)
         for key, shape in self.shapes.items():
             if moved[key].shape != shape:
                 raise RecipeError(

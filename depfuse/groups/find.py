@@ -8,7 +8,7 @@ from torch import nn
 
 from depfuse.groups.assemble import assemble
 from depfuse.groups.channel_group import ChannelGroups
-from depfuse.groups.labels.classes import settle
+from depfuse.groups.labels.classes import close
 from depfuse.groups.labels.rules import Replay
 from depfuse.groups.tracing.auxiliary_heads import trace_with_auxiliary
 from depfuse.groups.tracing.branching import BranchWatch, fix_branches
@@ -46,4 +46,4 @@ def find_groups(model: nn.Module, example: Example) -> ChannelGroups:
     replay = Replay(traced, overwrites.regions)
     replay.run()
     fix_branches(replay, watch.branches)
-    return replace(assemble(replay, settle(replay.ledger)), auxiliary=auxiliary)
+    return replace(assemble(replay, close(replay.ledger)), auxiliary=auxiliary)

@@ -1,4 +1,4 @@
-"""Write files whole or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from depfuse.errors import CheckpointError
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`, which takes the place of `path` once the block has ended well.
+    """Yield a temporary path beside `path`, which replaces `path` when the block succeeds.
 
-    The folder is made where it does not exist. Whatever goes wrong, the file that stood at `path`
-    stays as it was and nothing is left beside it.
+    The folder is created where it does not exist. On any failure the file at `path` stays as it was, and no temporary
+    file is left.
 
     Raises
     ------

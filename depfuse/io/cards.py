@@ -1,4 +1,4 @@
-"""Cards: what is known about a network beside its weights. Nothing here needs torch."""
+"""Cards: metadata of a network beside its weights. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ class Parent(BaseModel):
 
 
 class Card(BaseModel):
-    """What is known about a network beside its weights.
+    """Metadata of a network beside its weights.
 
     Attributes
     ----------
     architecture
-        As `depfuse.models.build_network` takes it, in the words of a file: nothing that it names is imported.
+        As `depfuse.models.build_network` takes it; it comes from a file, so nothing that it names is imported.
     data
         The data set it was trained or calibrated on, as `depfuse.data.load_data` takes it. A path that it names is not
         opened unless the user asks for it.
     preprocessing
-        What its inputs went through.
+        How its inputs were normalised.
     classes
         For each output, the label of the data set that it stands for; ``None`` where unknown.
     recipe
         The settings of the fusion or of the training that made it.
     seeds
-        Every seed by what it was used for.
+        Purpose -> seed.
     parents
         The networks it was fused from.
     metrics
-        What it reached; accuracies are fractions.
+        Its scores; accuracies are fractions.
     versions
         Of the libraries that made it; set by `write_checkpoint`.
     widened

@@ -62,8 +62,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises
     ------
     CheckpointError
-        The file is not there, is cut off, is no checkpoint, would have to run code, or has a card that
-        contradicts its tensors.
+        The file does not exist, is cut off, is no checkpoint, needs code to be run, or has a card that contradicts its
+        tensors.
     """
     path = Path(path)
     kind = kind_of(path)
@@ -93,7 +93,7 @@ def write_checkpoint(path: str | Path, state: Mapping[str, Tensor], card: Card) 
     Raises
     ------
     CheckpointError
-        The file cannot be written; what stood there before still does.
+        The file cannot be written; the one that was there is unchanged.
     """
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     digest = state_digest(tensors)
@@ -108,7 +108,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if storable(str(path)) == str(path):
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    content = path.read_bytes()  # the library opens no file whose name is no Unicode
+    content = path.read_bytes()  # the library cannot open a file whose name is not Unicode
     return safetensors.torch.load(content), metadata_of(content)
 
 
@@ -122,7 +122,7 @@ def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], Card | None]:
 
 
 def _check_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Refuse tensors without numbers of their own, and those that show the few in the file very often."""
+    """Refuse tensors without values of their own, and views that repeat a small storage very often."""
     for key, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
             raise CheckpointError(

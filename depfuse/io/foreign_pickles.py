@@ -1,8 +1,8 @@
 """Read pickles of arrays, as PaddlePaddle and Jittor save networks, without either and without running code.
 
-A pickle is a program that may call anything that can be imported. Here it can call a few stand-ins and nothing else:
-they gather an array's type, shape and bytes, which are put together once the pickle has ended. All else that a pickle
-can make by itself is plain: dicts, lists, tuples, strings, numbers.
+A pickle is a program that may call anything that can be imported. Here it can call a few stand-ins only, which collect
+an array's type, shape and bytes; arrays are built after the pickle has ended. All else that a pickle can make is plain:
+dicts, lists, tuples, strings, numbers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def read_pickle(path: Path) -> tuple[Any, Layout]:
     Raises
     ------
     CheckpointError
-        The file is damaged, or would have to call or build anything else.
+        The file is damaged, or calls or builds anything else.
     """
     with path.open("rb") as file:
         reader = _Reader(file, path)
@@ -63,7 +63,7 @@ def read_pickle(path: Path) -> tuple[Any, Layout]:
 
 
 def torch_names(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """State dict with the names that torch gives to a BatchNorm's statistics."""
+    """Rename a BatchNorm's statistics as torch names them."""
     if layout == "torch":
         return dict(state)
     named = {}
@@ -104,7 +104,7 @@ class _Array:
 
 
 def _from_buffer(data: bytes, kind: _Type, shape: tuple[int, ...], order: str) -> _Array:
-    """An array as pickles of protocol 5 hold it."""
+    """Build an array as pickles of protocol 5 hold it."""
     array = _Array()
     array.__setstate__((1, shape, kind, order == "F", data))
     return array
@@ -125,14 +125,14 @@ def _scalar(kind: _Type, data: bytes) -> int | float | bool:
 
 
 def _encoded(text: str, encoding: str) -> bytes:
-    """Bytes, which pickles of protocol 2 write as text."""
+    """Encode bytes, which pickles of protocol 2 write as text."""
     if encoding != "latin1":
         raise CheckpointError(f"text in the encoding {encoding!r} is no part of a checkpoint")
     return text.encode("latin1")
 
 
 def _storage(data: bytes) -> Tensor:
-    """The numbers that torch.save wrote, as one row."""
+    """Read a storage that torch.save wrote, as a flat tensor."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns that storages with a type will go
         stored = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -158,7 +158,7 @@ _CALLS: dict[str, Callable[..., object]] = {
 }
 
 
-# Python's own unpickler: that of C makes room for as many objects as a number in the file says.
+# Python's own unpickler: the one in C allocates as many objects as a number in the file demands.
 class _Reader(pickle._Unpickler):
     def __init__(self, file: Any, path: Path) -> None:
         super().__init__(file)
@@ -182,7 +182,7 @@ class _Reader(pickle._Unpickler):
 
 
 class _Plain:
-    """Puts arrays together, once each: a pickle may hold the same list in a list, many times over.
+    """Builder of arrays, each once: a pickle may hold the same list in a list, many times over.
 
     Parameters
     ----------
@@ -195,7 +195,7 @@ class _Plain:
         self._made: dict[int, Any] = {}
 
     def of(self, loaded: Any) -> Any:
-        """Dicts, lists and tuples with the arrays put together."""
+        """Return dicts, lists and tuples with their arrays built."""
         if not isinstance(loaded, (_Array, Mapping, list, tuple)):
             return loaded
         if id(loaded) not in self._made:

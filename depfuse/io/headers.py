@@ -1,4 +1,4 @@
-"""Tell kinds of checkpoint files apart by their first bytes, and read headers. Nothing here needs torch."""
+"""Kinds of checkpoint files by their first bytes, and their headers. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _TORCH_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[2:]
 
 
 def kind_of(path: Path) -> Kind:
-    """Tell which program's file this is, by its first 64 bytes and never by its name.
+    """Detect the kind of a checkpoint file by its first 64 bytes, never by its name.
 
     Raises
     ------
     CheckpointError
-        The file is not there, cannot be read, is empty, or is no checkpoint.
+        The file does not exist, cannot be read, is empty, or is no checkpoint.
     """
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, not a checkpoint file")
-    if path.exists() and not path.is_file():  # to open a pipe to which nothing is written would last for ever
+    if path.exists() and not path.is_file():  # opening a pipe that nobody writes to would block
         raise CheckpointError(f"{path} is a pipe or device, not a checkpoint file: save what it gives to a file first")
     try:
         with path.open("rb") as file:

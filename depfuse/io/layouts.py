@@ -1,4 +1,4 @@
-"""Bring state dicts of every common program into the names and layouts of torch and of a network."""
+"""Conversion of state dicts of common programs to the names and layouts of torch and of a network."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def plain_state(path: Path, loaded: Any) -> dict[str, Tensor]:
 
 
 def without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take off what DataParallel and torch.compile put in front of every key."""
+    """Remove the prefixes of DataParallel and torch.compile from all keys."""
     for _ in range(4):
         for wrapper in _WRAPPERS:
             if state and all(key.startswith(wrapper) for key in state):
@@ -44,7 +44,7 @@ def without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def in_names_of(own: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give a wrapper's name back to the keys where the network itself has it."""
+    """Add a wrapper's prefix to the keys where the network itself has it."""
     for wrapper in _WRAPPERS:
         if own and all(key.startswith(wrapper) for key in own) and not any(k.startswith(wrapper) for k in state):
             return {wrapper + key: value for key, value in state.items()}
@@ -60,7 +60,7 @@ def in_layout_of(model: nn.Module, state: dict[str, Tensor], path: Path, layout:
     ]
     linear = [key for key in owned if key in state and state[key].dim() == 2]
     if layout == "paddle?":
-        # The file as a whole has one layout, which a single weight that is not square gives away.
+        # The file as a whole has one layout, which one weight that is not square reveals.
         shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
         telling = [key for key in linear if shapes[key][0] != shapes[key][1]]
         if telling and all(state[key].shape == shapes[key] for key in telling):

@@ -63,9 +63,9 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def load_network(path: str | Path, *, trust: bool = False, **defaults: Any) -> nn.Module:
-    """The network in a file that depfuse wrote, in evaluation mode on the CPU.
+    """Load the network in a file that depfuse wrote, in evaluation mode on the CPU.
 
-    Its card says what it is and how many classes it knows. Files of others have none, and go through `build_network`,
+    Its card has the architecture and the number of classes. Other programs' files have no card: use `build_network`,
     `read_checkpoint` and `load_into`.
 
     Parameters
@@ -107,7 +107,7 @@ def _widen(model: nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def _advice(card: Card | None) -> str:
-    """What to look at where tensors do not fit a network."""
+    """Suggest what to check where tensors do not fit a network."""
     if card is None:
         return "check the architecture"
     classes = "" if card.classes is None else f" with {len(card.classes)} classes"

@@ -7,7 +7,7 @@ from pathlib import Path
 from depfuse.data.memory import GIBIBYTE
 from depfuse.errors import CheckpointError
 
-# How much larger than its file what is in it may be: tensors may share their numbers, and little is compressed.
+# Most memory of a file's content: TIMES its size plus BYTES. Tensors may share storage, and little is compressed.
 TIMES, BYTES = 16, 2**28
 
 

@@ -56,9 +56,9 @@ def load_torch(path: Path) -> Any:
 
 
 def _is_cut_off(path: Path) -> bool:
-    """Whether a file ends within the pickles that torch.save wrote before it wrote zip archives; nothing is called.
+    """Tell whether a file of the format before zip archives ends within its pickles; nothing is called.
 
-    A name that is cut off there looks like that of something else.
+    A name that is cut off there looks like another name.
     """
     if zipfile.is_zipfile(path):
         return False
@@ -73,7 +73,7 @@ def _is_cut_off(path: Path) -> bool:
 
 
 def _harmless() -> list[Any]:
-    """List what the numpy numbers that many training scripts keep beside the weights are made of."""
+    """List the classes of the numpy numbers that many training scripts save beside the weights."""
     scalar = np.float64(0).__reduce__()[0]  # its home is private and moved with numpy 2
     kinds = {type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "int32", "int64", "bool")}
     return [scalar, np.dtype, *kinds]

@@ -1,4 +1,4 @@
-"""Versions of what results depend on."""
+"""Versions of the libraries that results depend on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def library_versions() -> dict[str, str]:
-    """Collect the versions of what the result depends on."""
+    """Collect the versions of Python, torch, numpy and depfuse."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     with contextlib.suppress(metadata.PackageNotFoundError):
         versions["depfuse"] = metadata.version("depfuse")

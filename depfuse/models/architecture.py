@@ -1,4 +1,4 @@
-"""Architecture strings: what names a network. Nothing here needs torch.
+"""Architecture strings, which name networks. Nothing here needs torch.
 
 ====================  ============================================================
 what is written       what is built
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Network:
-    """A built-in network: what builds it, as `module:function`, and the images (C, H, W) it was made for."""
+    """A built-in network: its factory, as `module:function`, and the shape (C, H, W) of its images."""
 
     place: str
     example: tuple[int, int, int] = (3, 32, 32)
@@ -60,7 +60,7 @@ NETWORKS: dict[str, Network] = {
     "digits_resnet": Network("digits:digits_resnet", (1, 8, 8)),
 }
 
-# The same networks under the names that people try first.
+# Other names of these networks.
 ALIASES: dict[str, str] = {
     **{name.removeprefix("cifar_"): name for name in NETWORKS if name.startswith("cifar_")},
     "cifar_vgg11": "vgg11",
@@ -117,13 +117,13 @@ def family(arch: str) -> tuple[str, str]:
 
 
 def with_classes(arch: str, classes: int) -> str:
-    """The architecture string with another number of classes, where it sets one."""
+    """Replace the number of classes in an architecture string, where it has one."""
     own = parse_architecture(arch).arguments
     return with_arguments(arch, **{key: classes for key in ("classes", "num_classes") if key in own})
 
 
 def with_arguments(arch: str, **changed: Any) -> str:
-    """The architecture string with some arguments set anew: `resnet18(width=0.5)` at width 1, say."""
+    """Replace some arguments of an architecture string: `resnet18(width=0.5)` by `resnet18(width=1)`, say."""
     architecture = parse_architecture(arch)
     arguments = {**architecture.arguments, **changed}
     if arguments == architecture.arguments:
@@ -134,19 +134,19 @@ def with_arguments(arch: str, **changed: Any) -> str:
 
 
 def needs_trust(arch: str) -> str | None:
-    """Say why an architecture is not built in the words of a file, which go on after "which"; None if it is.
+    """Explain why an architecture is not built when a file names it, as the rest of a sentence; None if it is built.
 
     Raises
     ------
     ArchitectureError
-        It is none.
+        The string is no architecture.
     """
     architecture = parse_architecture(arch)
     return why_not(architecture.source, architecture.arguments)
 
 
 def near_names(name: str, known: list[str]) -> str:
-    """Suggest names that are like one that is not there, or list the first of them."""
+    """Suggest known names similar to an unknown one, or list the first of them."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f": did you mean {' or '.join(near)}?" if near else f": there are {', '.join(sorted(known)[:12])}, ..."
 
@@ -159,7 +159,7 @@ def _parse_arguments(arch: str, text: str) -> dict[str, Any]:
         if call.args or any(k.arg is None for k in call.keywords):
             raise ValueError
         arguments = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-        if len(arguments) < len(call.keywords):  # one of them stands twice
+        if len(arguments) < len(call.keywords):  # an argument is repeated
             raise ValueError
         return arguments
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):  # the last ones where it is nested deeply

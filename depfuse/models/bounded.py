@@ -1,4 +1,4 @@
-"""Bounds on what a file may have built: a network no larger than its tensors."""
+"""Limits on networks that a file names: no larger than the file's tensors."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from depfuse.errors import ArchitectureError
 from depfuse.models.origin import FromFile, shown
 
-# How much more than a file holds may be made while its network is built: shares of it, and numbers and tensors besides.
+# A network's factory may make _TIMES as many numbers and tensors as the file holds, plus _NUMBERS and _TENSORS.
 _TIMES, _NUMBERS, _TENSORS = 16, 2**22, 2000
 _OPERATIONS = 20  # for each tensor that may be made: initialisers take up to ten
 _MOST_NUMBERS, _MOST_TENSORS = 2**32, 200_000  # where no file says how large the network is
 
 
-def built(
+def build_bounded(
     factory: Callable[..., Any], arch: str, arguments: Mapping[str, Any], fitting: Mapping[str, Tensor] | None
 ) -> Any:
-    """Call what builds a network; where a file names it, only as long as it stays as small as the file says."""
+    """Call a network's factory; where a file names it, stop once it is larger than the file's tensors allow."""
     if not isinstance(arch, FromFile):
         return factory(**arguments)
     with Bounded(arch, fitting):
@@ -29,14 +29,14 @@ def built(
 
 
 class Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While a network is built, stop before a tensor is made that its file cannot have.
+    """Mode that stops the building of a network before a tensor is made that its file cannot hold.
 
     Parameters
     ----------
     arch
-        What is built, for the sentence.
+        The architecture, for the error message.
     fitting
-        The tensors that are to fit into the network; None where they are not known.
+        The tensors to be loaded into the network; None where they are not known.
     """
 
     def __init__(self, arch: str, fitting: Mapping[str, Tensor] | None) -> None:
@@ -55,14 +55,14 @@ class Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run an operation, if what it makes is not too large and there were not too many before it."""
+        """Run an operation, unless its result would be too large or too many ran before it."""
         self._operations -= 1
         named = dict(kwargs or {})
         schema = func._schema
         makes = [returned.alias_info is None for returned in schema.returns]
         if any(makes):
-            given = dict(zip((argument.name for argument in schema.arguments), args, strict=False)) | named
-            self._count(_asked(given))
+            arguments = dict(zip((argument.name for argument in schema.arguments), args, strict=False)) | named
+            self._count(_requested(arguments))
         made = func(*args, **named)
         for tensor, new in zip(made if isinstance(made, (list, tuple)) else (made,), makes, strict=False):
             if new and isinstance(tensor, Tensor):
@@ -70,18 +70,18 @@ class Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._count(0)
         return made
 
-    def _count(self, asked: int) -> None:
-        if asked > self._numbers or min(self._numbers, self._tensors, self._operations) < 0:
+    def _count(self, requested: int) -> None:
+        if requested > self._numbers or min(self._numbers, self._tensors, self._operations) < 0:
             raise ArchitectureError(
                 f"{shown(self._arch)} would be a network far larger than the tensors in the file that names it: say "
                 "yourself which network it is"
             )
 
 
-def _asked(given: Mapping[str, Any]) -> int:
-    """How many numbers an operation is asked to make, as far as its arguments say."""
-    size = given.get("size", given.get("repeats", ()))
+def _requested(arguments: Mapping[str, Any]) -> int:
+    """Count the numbers that an operation will make, as far as its arguments tell."""
+    size = arguments.get("size", arguments.get("repeats", ()))
     if not isinstance(size, (list, tuple)) or not all(isinstance(extent, int) for extent in size):
         return 0
-    repeated = given["self"].numel() if "repeats" in given and isinstance(given.get("self"), Tensor) else 1
+    repeated = arguments["self"].numel() if "repeats" in arguments and isinstance(arguments.get("self"), Tensor) else 1
     return repeated * math.prod(size)

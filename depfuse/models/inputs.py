@@ -1,4 +1,4 @@
-"""What goes into a network: an example's shape, and whether images fit."""
+"""Inputs of networks: the shape of an example, and a check that images fit."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from depfuse.models.registry import build_network
 from depfuse.networks.running import raised_in
 
 _USUAL_SIDE = 224  # of the images of ImageNet, where a library says nothing
-# Channels do not depend on the size of the images, and time does: networks made for larger ones get this size
-# where they take it.
+# Groups do not depend on the size of the images, but time does: networks for larger images get this size if they run.
 _LARGEST_SIDE = 320
-# Tried in this order on networks that do not say what they take.
+# Tried in this order on networks that do not declare their input shape.
 _COMMON_SHAPES = ((3, 32, 32), (1, 28, 28), (3, 224, 224), (1, 8, 8), (3, 299, 299))
 
 
 def example_shape(arch: str, model: nn.Module | None = None) -> tuple[int, ...]:
-    """Find the shape (C, H, W) of an image that suits the architecture, without any data at hand.
+    """Find the shape (C, H, W) of images for an architecture, without any data.
 
-    The built-in networks say it themselves, torchvision's and timm's in the descriptions of their weights; on a
-    user's own network a few common shapes are tried.
+    Built-in networks declare it, torchvision and timm in the metadata of their weights; for a user's own network a few
+    common shapes are tried.
 
     Parameters
     ----------
@@ -61,7 +60,7 @@ def example_shape(arch: str, model: nn.Module | None = None) -> tuple[int, ...]:
 
 
 def _of_torchvision(architecture: Architecture) -> tuple[int, int, int]:
-    """The smallest size that any of the network's published weights are for."""
+    """Return the smallest image size of the network's published weights."""
     from torchvision.models import get_model_weights
 
     size = architecture.arguments.get("image_size", architecture.arguments.get("input_size"))
@@ -122,7 +121,7 @@ def check_input(model: nn.Module, example: Tensor, *, classes: int | None = None
 
 
 def _failure(model: nn.Module, example: Tensor) -> str | None:
-    """Why the network does not take the example; ``None`` when it does."""
+    """Explain why the network does not run on the example; ``None`` if it does."""
     try:
         with torch.no_grad():
             _evaluate(model, example)

@@ -1,9 +1,9 @@
-"""Whose words an architecture is.
+"""Origin of an architecture string: the user or a file.
 
-The user's own words, any plain text, may be code of his: a function of a file or module, which is imported and called.
-What a file says, a `FromFile`, is data. It may name a built-in network, or one of torchvision's or timm's registries
-with plain values, and nothing of it is imported. For the smallest example, `build_network("nets.py:net")` runs nets.py,
-and `build_network(FromFile("nets.py:net"))` raises an `ArchitectureError`.
+A string of the user may name the user's own code: a function of a file or module, which is imported and called. A
+string from a file, a `FromFile`, is data: it may name a built-in network, or one of torchvision's or timm's registries
+with plain values, and nothing that it names is imported. For the smallest example, `build_network("nets.py:net")` runs
+nets.py, and `build_network(FromFile("nets.py:net"))` raises an `ArchitectureError`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 from depfuse.text import readable
 
 REGISTRIES = ("", "torchvision", "timm")
-SHOWN = 120  # characters of a file's words in a sentence
+SHOWN = 120  # characters of a file's text in an error message
 _WORD = re.compile(r"[\w.+\- ]{0,100}")
 _LARGEST = 1_000_000  # of a number, which may be how often something is repeated
 _LONGEST = 1000  # sequence of numbers
-# Parts of the names of arguments with which the registries read or fetch something, or are given another name.
+# Parts of argument names by which the registries read or fetch files, and argument names that select another network.
 _READS = frozenset({"pretrained", "weights", "checkpoint", "cache", "url", "file", "dir", "hub", "repo", "cfg"})
 _READS_NOT = frozenset({"init_weights"})
 _RENAMES = frozenset({"model_name", "name", "builder"})
@@ -33,15 +33,15 @@ class FromFile(str):
 
 
 def shown(text: str) -> str:
-    """Show what a file says: on one line, cut where it is long, without characters that a terminal would obey."""
+    """Format a file's text for a message: on one line, cut where it is long, without control characters."""
     plain = readable(" ".join(text.split()))
     return plain if len(plain) <= SHOWN else f"{plain[:SHOWN]}..."
 
 
 def why_not(source: str, arguments: Mapping[str, Any]) -> str | None:
-    """Say why an architecture with this source and these arguments is not built where a file names it; None if it is.
+    """Explain why an architecture of this source and arguments is not built when a file names it; None if it is.
 
-    The sentence goes on after "which".
+    The text continues a sentence after "which".
     """
     if source not in REGISTRIES:
         return "is code of somebody's own, and reading a file runs none"
@@ -55,7 +55,7 @@ def why_not(source: str, arguments: Mapping[str, Any]) -> str | None:
 
 
 def _is_plain(value: object, *, nested: bool = False) -> bool:
-    """Whether a value is a small number, a word, or a short sequence of these."""
+    """Tell whether a value is a small number, a word, or a short sequence of these."""
     if isinstance(value, str):
         return _WORD.fullmatch(value) is not None
     if isinstance(value, (int, float)):

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from depfuse.errors import ArchitectureError
 from depfuse.models.architecture import NETWORKS, Architecture, check_built_in, near_names, parse_architecture
-from depfuse.models.bounded import built
+from depfuse.models.bounded import build_bounded
 from depfuse.models.origin import FromFile, shown, why_not
-from depfuse.models.sources import described, load_module
+from depfuse.models.sources import describe_error, load_module
 
-# What this package calls a setting, and what the libraries call it.
+# Library -> name of an argument here -> its name there.
 _RENAMED = {
     "torchvision": {"classes": "num_classes"},
     "timm": {"classes": "num_classes", "in_channels": "in_chans"},
@@ -34,12 +34,12 @@ def build_network(
     Parameters
     ----------
     arch
-        See the table in `depfuse.models.architecture`. Plain text is the caller's own words; a card's `architecture`
-        is a file's, and is built only from the registries and no larger than `fitting`.
+        See the table in `depfuse.models.architecture`. A plain string comes from the caller; a card's `architecture`
+        comes from a file, and is built only from the registries and no larger than `fitting`.
     trust
-        Take a file's words as the caller's own: import and call what they name.
+        Treat a file's string as the caller's: import and call what it names.
     fitting
-        The tensors that are to go into the network.
+        The tensors to be loaded into the network.
     **defaults
         Settings such as ``classes`` or ``in_channels`` that are used where the string does not set them and
         what builds the network knows them.
@@ -63,11 +63,11 @@ def build_network(
     factory = _resolve(architecture)
     arguments = {**_known(factory, defaults, architecture.source), **architecture.arguments}
     try:
-        network = built(factory, arch, arguments, fitting)
+        network = build_bounded(factory, arch, arguments, fitting)
     except ArchitectureError:
         raise
     except Exception as error:  # a user's factory may raise anything
-        raise ArchitectureError(f"{shown(arch)}: building it raised {described(error)}") from error
+        raise ArchitectureError(f"{shown(arch)}: building it raised {describe_error(error)}") from error
     if not isinstance(network, nn.Module):
         raise ArchitectureError(f"{arch}: {architecture.name} gave a {type(network).__name__}, not a torch.nn.Module")
     return network
@@ -136,7 +136,7 @@ def _preset(builder: Callable[..., nn.Module], preset: dict[str, Any]) -> Callab
 
 
 def _known(factory: Callable[..., nn.Module], defaults: dict[str, Any], source: str) -> dict[str, Any]:
-    """Those of the defaults that the factory takes, under the names it knows."""
+    """Select the defaults that the factory accepts, under its own names."""
     if source in _RENAMED:
         renamed = _RENAMED[source]
         return {renamed[key]: value for key, value in defaults.items() if key in renamed}

@@ -1,4 +1,4 @@
-"""Import the user's own files and modules, which build networks."""
+"""Import of the user's files and modules that build networks."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _loaded: dict[str, None] = {}
 
 
 def loaded_sources() -> list[str]:
-    """Files and modules of the user's that networks were built from."""
+    """List the user's files and modules that networks were built from."""
     return list(_loaded)
 
 
 def load_sources(sources: Sequence[str]) -> None:
-    """Load what another process built networks from, so that they can be taken over from it.
+    """Import the files that another process built networks from, so that its networks can be unpickled here.
 
     Raises
     ------
@@ -68,9 +68,9 @@ def load_module(arch: str, source: str) -> Any:
                 f"a source is torchvision, timm, a file ending in .py "
                 f"or a module that can be imported"
             ) from None
-        raise ArchitectureError(f"{arch}: importing {source} raised {described(error)}") from error
+        raise ArchitectureError(f"{arch}: importing {source} raised {describe_error(error)}") from error
     except Exception as error:  # the user's file may raise anything
-        raise ArchitectureError(f"{arch}: importing {source} raised {described(error)}") from error
+        raise ArchitectureError(f"{arch}: importing {source} raised {describe_error(error)}") from error
 
 
 @contextlib.contextmanager
@@ -84,7 +84,7 @@ def _importable(folder: Path) -> Iterator[None]:
             sys.path.remove(str(folder))
 
 
-def described(error: BaseException) -> str:
-    """Name an exception's type and the first line of what it says."""
+def describe_error(error: BaseException) -> str:
+    """Format an exception: its type and the first line of its message."""
     first = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -1,4 +1,4 @@
-"""Other statistics for a BatchNorm, with what it does to its channels as it was."""
+"""New statistics for a BatchNorm that keep its function."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ def set_statistics_keeping_function(
     mean: Tensor,
     variance: Tensor,
 ) -> None:
-    r"""Give a BatchNorm a mean and a variance, in place; scale and shift make up for the change.
+    r"""Set a BatchNorm's running statistics in place, and compensate by its weight and bias.
 
-    With the factor :math:`f = w / \sqrt{v + \epsilon}`, it adds :math:`b - f m` to f times what it takes in, before and
-    after.
+    With the factor :math:`f = w / \sqrt{v + \epsilon}`, it maps x to :math:`f x + b - f m`, before and after.
 
     Parameters
     ----------
     weight, bias, running_mean, running_var
-        Its tensors (C,); changed.
+        The BatchNorm's tensors (C,); changed.
     epsilon
-        What it adds to the variance.
+        The BatchNorm's epsilon.
     mean, variance
         The new statistics (C,), float64.
     """

@@ -1,9 +1,9 @@
-"""Copies of networks: their hooks go with them, and what a copy computes is its own.
+"""Copies of networks that keep their hooks, and compute with their own tensors only.
 
 A forward hook is a part of the network: one may fold a weight (`torch.nn.utils.weight_norm`), and one may keep an
 activation for a later layer (a U-Net built by hooks). A method of the network, or of an object that belongs to the hook
-alone, is bound to the copy when it is copied. A function that reaches something outside (a list, the original's
-modules) cannot be: it stays behind, and `check_hooks` shows whether the network computes the same without it.
+alone, is bound to the copy when it is copied. A function that refers to something outside (a list, the original's
+modules) cannot be bound: it is left out, and `check_hooks` shows whether the network computes the same without it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CONSTANTS = (str, bytes, int, float, complex, bool, type(None), type, ModuleType
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The network below DataParallel, DistributedDataParallel and torch.compile wrappers."""
+    """Return the network inside DataParallel, DistributedDataParallel and torch.compile wrappers."""
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -45,13 +45,13 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type where it has none."""
+    """Return the first line of an exception's message, or its type where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def evaluation_copy(model: nn.Module, dtype: torch.dtype | None = None, *, shared: bool = False) -> nn.Module:
-    """Deep copy in eval mode with the hooks that can be copied; the caller's network is left as it was.
+    """Copy a network in evaluation mode, with the hooks that can be copied; the network itself is unchanged.
 
     Parameters
     ----------
@@ -80,23 +80,23 @@ def evaluation_copy(model: nn.Module, dtype: torch.dtype | None = None, *, share
     hooks: list[tuple[dict[int, Any], dict[int, Any]]] = []
     for module in network.modules():
         for name in (*FORWARD_HOOKS, *BACKWARD_HOOKS):
-            kept = module.__dict__[name]
-            copies[id(kept)] = OrderedDict()
-            hooks.append(({} if name in BACKWARD_HOOKS else dict(kept), copies[id(kept)]))
+            original = module.__dict__[name]
+            copies[id(original)] = OrderedDict()
+            hooks.append(({} if name in BACKWARD_HOOKS else dict(original), copies[id(original)]))
     try:
         copied = copy.deepcopy(network, copies)
     except Exception as error:  # whatever an object of the user's raises that is copied with the network
         raise ArchitectureError(f"{type(network).__name__} cannot be copied: {first_line(error)}") from error
-    for kept, own in hooks:
-        for number, hook in kept.items():
+    for originals, copied_hooks in hooks:
+        for number, hook in originals.items():
             if _is_portable(hook):
-                with suppress(Exception):  # what cannot be copied stays behind as well
-                    own[number] = copy.deepcopy(hook, copies)
+                with suppress(Exception):  # a hook that cannot be copied is left out as well
+                    copied_hooks[number] = copy.deepcopy(hook, copies)
     return copied.eval()
 
 
 def _plain_tensors(network: nn.Module) -> Iterator[Tensor]:
-    """Tensors among a network's plain attributes: constants, and what a hook or a forward pass left there."""
+    """Yield the tensors among a network's plain attributes: constants, and what a hook or a forward pass left there."""
     for module in network.modules():
         for name, value in vars(module).items():
             if name not in ("_parameters", "_buffers", "_modules"):
@@ -104,7 +104,7 @@ def _plain_tensors(network: nn.Module) -> Iterator[Tensor]:
 
 
 def _is_portable(hook: Any, seen: frozenset[int] = frozenset()) -> bool:
-    """Whether a hook is bound to a copy when it is copied: it reaches nothing that stays behind."""
+    """Tell whether a copy of a hook belongs to the copied network: it refers to nothing outside."""
     if id(hook) in seen or isinstance(hook, (*CONSTANTS, torch.dtype, torch.device)):
         return True
     seen = seen | {id(hook)}
@@ -116,12 +116,12 @@ def _is_portable(hook: Any, seen: frozenset[int] = frozenset()) -> bool:
 
 
 def _is_copied(value: Any, seen: frozenset[int]) -> bool:
-    """Whether a deep copy of what holds a value holds a copy of the value."""
+    """Tell whether a deep copy of what holds a value holds a copy of the value."""
     return _is_portable(value, seen) if callable(value) else True
 
 
 def _is_constant(value: Any, seen: frozenset[int]) -> bool:
-    """Whether a function may go on using a value that it reaches: no module and nothing that things are kept in."""
+    """Tell whether a copied function may share a value that it refers to: no module and no container."""
     if isinstance(value, (tuple, frozenset)):
         return all(_is_constant(part, seen) for part in value)
     if isinstance(value, Tensor):
@@ -130,7 +130,7 @@ def _is_constant(value: Any, seen: frozenset[int]) -> bool:
 
 
 def _reached(function: FunctionType) -> Iterator[Any]:
-    """The values that a function reaches by its closure, its defaults and the global names in its code."""
+    """Yield the values that a function refers to: its closure, its defaults and the globals in its code."""
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents
@@ -146,7 +146,7 @@ def _reached(function: FunctionType) -> Iterator[Any]:
 
 
 def hooked_modules(model: nn.Module) -> list[str]:
-    """Names of the modules that have forward hooks of the user's; the network itself by its class."""
+    """List the names of modules that have forward hooks; the network itself by its class."""
     network = unwrap(model)
     return [
         name or type(network).__name__
@@ -158,40 +158,40 @@ def hooked_modules(model: nn.Module) -> list[str]:
 def check_hooks(model: nn.Module, example: Example) -> None:
     """Check that a copy of a network with forward hooks computes the same, and from its own weights.
 
-    Both are run on the example and on random inputs of its shape, so that nothing that was kept in an earlier pass can
-    be right by chance; then the copy's weights are changed, and only its own outputs may change.
+    Both run on the example and on random inputs of its shape, so that no activation kept from an earlier pass can be
+    right by chance. Then the copy's weights are changed, and only its own outputs may change.
 
     Raises
     ------
     ArchitectureError
-        They differ, or the one is changed with the other.
+        Their outputs differ, or changing the copy changes the network.
     """
     hooked = hooked_modules(model)
     if not hooked:
         return
     network, copied = unwrap(model), evaluation_copy(model)
-    example = suited(example, network)
+    example = fit_example(example, network)
     wanted: list[Tensor] | None = None
     with torch.no_grad(), evaluating(network):
-        for given in (example, random_like(example)):
-            found, before = _outputs(copied, given), wanted
-            wanted = _outputs(network, given)
-            if wanted is None or not same_outputs(_outputs(network, given), wanted):
-                return  # it does not run there, or is random: tracing and proving say that in their own words
+        for inputs in (example, random_like(example)):
+            found, before = _outputs(copied, inputs), wanted
+            wanted = _outputs(network, inputs)
+            if wanted is None or not same_outputs(_outputs(network, inputs), wanted):
+                return  # it does not run there, or is random: tracing and proving report that themselves
             if not same_outputs(found, wanted):
                 raise ArchitectureError(_unfaithful(network, hooked, "computes something else than the network"))
         for tensor in {id(tensor): tensor for tensor in copied.state_dict().values()}.values():
             if tensor.is_floating_point():
                 tensor.mul_(1.5)
-        changed = _outputs(copied, given)
-        if not same_outputs(_outputs(network, given), wanted):
+        changed = _outputs(copied, inputs)
+        if not same_outputs(_outputs(network, inputs), wanted):
             raise ArchitectureError(_unfaithful(network, hooked, "changes what the network computes"))
         if same_outputs(changed, wanted) and not same_outputs(before, wanted):
             raise ArchitectureError(_unfaithful(network, hooked, "does not compute from its own weights"))
 
 
 def private_copy(model: nn.Module, example: Example | None) -> nn.Module:
-    """Evaluation copy of a network that computes by itself what the network computes, where there is an example.
+    """Copy a network in evaluation mode and check, where there is an example, that the copy computes the same alone.
 
     Raises
     ------
@@ -202,16 +202,16 @@ def private_copy(model: nn.Module, example: Example | None) -> nn.Module:
     copied = evaluation_copy(model)
     if example is not None:
         check_hooks(model, example)
-        given = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, suited(example, copied))
-        # Where it does not run, tracing says that in its own words.
+        given = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, fit_example(example, copied))
+        # Where it does not run, tracing reports that.
         with torch.no_grad(), ForeignWatch(model) as foreign, suppress(Exception):
             run_network(copied, given)
         foreign.check()
     return copied
 
 
-def suited(example: Example, network: nn.Module) -> Example:
-    """An example on a network's device, its floating-point tensors of the network's type."""
+def fit_example(example: Example, network: nn.Module) -> Example:
+    """Move an example to a network's device, and its floating-point tensors to the network's type."""
     tensors = (*network.parameters(), *network.buffers())
     device = next((tensor.device for tensor in tensors), None)
     dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
@@ -225,7 +225,7 @@ def suited(example: Example, network: nn.Module) -> Example:
 
 
 def random_like(example: Example, scale: float = 1.0) -> Example:
-    """Random inputs of an example's shapes; what is not floating-point stays."""
+    """Draw random inputs of an example's shapes; tensors that are not floating-point stay."""
     generator = torch.Generator().manual_seed(UNLIKELY)
 
     def drawn(leaf: Any) -> Any:
@@ -245,7 +245,7 @@ def _unfaithful(network: nn.Module, hooked: Sequence[str], what: str) -> str:
 
 
 def _outputs(model: nn.Module, example: Example) -> list[Tensor] | None:
-    """The tensors that a network gives; None where it raises."""
+    """Run a network and return its output tensors; None where it raises."""
     cloned = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, example)
     try:
         return [leaf for leaf in tree_leaves(run_network(model, cloned)) if isinstance(leaf, Tensor)]
@@ -254,7 +254,7 @@ def _outputs(model: nn.Module, example: Example) -> list[Tensor] | None:
 
 
 def same_outputs(found: Sequence[Tensor] | None, wanted: Sequence[Tensor] | None, tolerance: float = 1e-4) -> bool:
-    """Whether outputs agree within a tolerance relative to the largest; what is not finite must be so in both."""
+    """Tell whether outputs agree within a tolerance relative to the largest, and are finite at the same places."""
     if found is None or wanted is None or len(found) != len(wanted):
         return found is None and wanted is None
     pairs = zip(found, wanted, strict=True)
@@ -262,22 +262,22 @@ def same_outputs(found: Sequence[Tensor] | None, wanted: Sequence[Tensor] | None
 
 
 def difference(found: Tensor, wanted: Tensor) -> float:
-    """Largest difference relative to the largest finite entry; infinite where two tensors cannot be compared."""
+    """Compute the largest difference relative to the largest finite entry; infinite for tensors of different kinds."""
     if found.shape != wanted.shape:
         return float("inf")
     if not wanted.numel():
         return 0.0
     if not wanted.is_floating_point():
         return 0.0 if torch.equal(found, wanted) else float("inf")
-    ours, theirs = found.double(), wanted.double()
-    if not torch.equal(ours.isfinite(), theirs.isfinite()):
+    found, wanted = found.double(), wanted.double()
+    if not torch.equal(found.isfinite(), wanted.isfinite()):
         return float("inf")
-    ours, theirs = ours.nan_to_num(0.0, 0.0, 0.0), theirs.nan_to_num(0.0, 0.0, 0.0)
-    return float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
+    found, wanted = found.nan_to_num(0.0, 0.0, 0.0), wanted.nan_to_num(0.0, 0.0, 0.0)
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
 
 
 class ForeignWatch(TorchFunctionMode):
-    """Notes, while it is active, which tensors of a network take part when a copy of it is run by `run_network`.
+    """Record, while active, which of a network's own tensors are used when `run_network` runs a copy of it.
 
     Attributes
     ----------
@@ -295,7 +295,7 @@ class ForeignWatch(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        """Run the function, and note the original's tensors among its operands."""
+        """Run the function, and record the original's tensors among its operands."""
         for operand in tree_leaves((args, kwargs)):
             if isinstance(operand, Tensor) and id(operand) in self._known and _is_running():
                 self.found[self._known[id(operand)]] = None
@@ -311,7 +311,7 @@ class ForeignWatch(TorchFunctionMode):
 
 
 def _is_running() -> bool:
-    """Whether `run_network` is on the stack."""
+    """Tell whether `run_network` is on the stack."""
     frame = sys._getframe(2)
     while frame is not None and frame.f_code is not run_network.__code__:
         frame = frame.f_back  # type: ignore[assignment]

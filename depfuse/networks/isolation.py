@@ -1,9 +1,9 @@
-"""What a caller has switched on changes nothing here, and what is switched here no other thread feels.
+"""Isolation from the caller's modes of torch, and from other threads.
 
-Parents are copied before anything is done with them, draws come from generators of their own, and torch's modes are
-those of one thread. A few things there are once in a process only (Python's warning filters, the root logger, torch's
-default generator, hooks of all modules): whoever changes them for a while holds `one_at_a_time`. So does a fusion as a
-whole: beside other threads oneDNN rounds a convolution otherwise (by 5e-7 of 2), and a refit makes 1e-3 of that.
+Parents are copied before they are changed, random numbers come from own generators, and torch's modes belong to one
+thread. A few things belong to the whole process (Python's warning filters, the root logger, torch's default generator,
+hooks of all modules): whoever changes them for a while holds `one_at_a_time`. So does a whole fusion: beside other
+threads oneDNN rounds a convolution differently (by 5e-7 of 2), which a refit amplifies to 1e-3.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import nn
 
 from depfuse.errors import DepfuseWarning, RecipeError
 
-AUTOCAST = ("cpu", "cuda", "mps", "xpu")
-_CPU = torch.device("cpu")  # where tensors are made that are not said to be elsewhere
+AUTOCAST = ("cpu", "cuda", "mps", "xpu")  # device types
+_CPU = torch.device("cpu")  # the default device
 _LOCK = threading.RLock()
 
 
@@ -27,9 +27,7 @@ _LOCK = threading.RLock()
 def undisturbed() -> Iterator[None]:
     """Compute with gradients, without autocast, outside inference mode and with tensors on the CPU by default.
 
-    Whatever the caller has switched on.
-
-    All of these are of the calling thread alone. It decorates functions as well.
+    These modes belong to the calling thread alone. It decorates functions as well.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -45,9 +43,9 @@ def undisturbed() -> Iterator[None]:
 
 @contextmanager
 def _outside_autocast() -> Iterator[None]:
-    """Let an autocast in here be an outermost one, at whose end torch forgets the weights that it has cast.
+    """Make an autocast inside be the outermost one, at whose end torch clears its cache of cast weights.
 
-    Inside a caller's, even one that is switched off, it keeps them: a weight that is changed would be used as it was.
+    Inside a caller's autocast, even a disabled one, torch keeps the cache: a changed weight would be used as it was.
     """
     depth = torch.autocast_increment_nesting() - 1
     for _ in range(depth + 1):
@@ -62,21 +60,21 @@ def _outside_autocast() -> Iterator[None]:
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Let one thread at a time do this; it decorates functions as well."""
+    """Run the block in one thread at a time; it decorates functions as well."""
     with _LOCK:
         yield
 
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Do both; as a decorator it adds one frame to the stack that warnings count."""
+    """Combine `one_at_a_time` and `undisturbed`; as a decorator it adds one frame to the stack that warnings count."""
     with one_at_a_time(), undisturbed():
         yield
 
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Let other libraries warn in vain; warnings of depfuse's own, in other threads as well, go on as they were."""
+    """Suppress warnings of other libraries; depfuse's own, in other threads too, are filtered as before."""
     with one_at_a_time(), warnings.catch_warnings():
         before = list(warnings.filters)
         warnings.simplefilter("ignore")
@@ -84,13 +82,13 @@ def without_warnings() -> Iterator[None]:
         for action, message, category, module, line in reversed(before):
             assert isinstance(category, type)
             if issubclass(category, DepfuseWarning) or issubclass(DepfuseWarning, category):
-                own = category if issubclass(category, DepfuseWarning) else DepfuseWarning
-                warnings.filters.insert(0, (action, message, own, module, line))  # type: ignore[attr-defined]
+                narrowed = category if issubclass(category, DepfuseWarning) else DepfuseWarning
+                warnings.filters.insert(0, (action, message, narrowed, module, line))  # type: ignore[attr-defined]
         yield
 
 
 def check_changeable(model: nn.Module) -> None:
-    """Raise `RecipeError` where a network was made in inference mode, outside which torch does not change it."""
+    """Raise `RecipeError` for a network made in inference mode, whose tensors torch does not change outside it."""
     if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
         raise RecipeError(
             f"{type(model).__name__} was made in inference mode, and cannot be changed outside it: make it, or a copy "
@@ -100,7 +98,7 @@ def check_changeable(model: nn.Module) -> None:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw from torch's default generators, which dropout uses, as after a seed, and leave them as they were."""
+    """Seed torch's default generators, which dropout uses, within the block, and restore them afterwards."""
     devices = [device] if device.type == "cuda" else []
     with one_at_a_time(), torch.random.fork_rng(devices):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Memory layout of images: which is fastest, and which a network and a processor can take."""
+"""Memory layout of images: the fastest that a network and a processor support."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from torch.utils._pytree import tree_leaves
 from depfuse.errors import DataError
 from depfuse.networks.calling import Example, in_layout, run_network
 
-FEW = 16
-"""Input channels below which a strided convolution of kernel 1 is not differentiated in channels-last layout."""
+FEW = 16  # input channels below which a strided convolution of kernel 1 is differentiated in plain layout
 _aten = torch.ops.aten
 _CONVOLUTIONS = frozenset(
     {
@@ -41,10 +40,10 @@ _IMPOSSIBLE = (RuntimeError, ValueError, IndexError, AssertionError)
 
 
 def choose_layout(model: nn.Module, image: Example) -> tuple[torch.memory_format, Any]:
-    """Try a network on one image (1, C, H, W); the memory format its inputs should have, and its output.
+    """Choose the memory format of a network's inputs by running it on one image (1, C, H, W); return it and the output.
 
-    On a CPU, channels last is 15 to 25 % faster for convolutions in float32. A network that flattens
-    with `view` cannot take it, so the plain format is tried after it.
+    On a CPU, channels last is 15 to 25 % faster for convolutions in float32. A network that flattens with `view` fails
+    in it, so the plain format is tried next.
 
     Raises
     ------
@@ -71,7 +70,7 @@ def choose_layout(model: nn.Module, image: Example) -> tuple[torch.memory_format
 
 
 def takes_channels_last(model: nn.Module, images: Example) -> bool:
-    """Whether a network in evaluation mode runs on images (N, C, H, W) in channels-last layout."""
+    """Tell whether a network in evaluation mode runs on images (N, C, H, W) in channels-last layout."""
     try:
         with torch.no_grad():
             run_network(model, in_layout(images, torch.channels_last))
@@ -83,40 +82,40 @@ def takes_channels_last(model: nn.Module, images: Example) -> bool:
 
 
 def differentiable(device: torch.device) -> AbstractContextManager[object]:
-    """Enter where a network is run of which gradients will be taken: every convolution can be differentiated then."""
+    """Make every convolution run inside safe to differentiate; enter it around forward passes with gradients."""
     return _DifferentiableConvolutions() if device.type == "cpu" else nullcontext()
 
 
 class _DifferentiableConvolutions(TorchFunctionMode):
-    """Run networks on a CPU so that every convolution can be differentiated, whatever layout its input has.
+    """Mode in which a CPU can differentiate every convolution, whatever the layout of its input.
 
-    Without AVX-512, oneDNN (3.12, and those before it) writes past the end of its memory where it differentiates a
-    convolution of kernel 1 and stride 2 by its weights in channels-last layout: for 2 to 6 input channels, or that many
-    outputs of a transposed one. Convolutions of kernel 1 with any stride and fewer than `FEW` such channels get inputs
-    and weights in plain layout here, on every CPU: the same network has one result.
+    Without AVX-512, oneDNN (up to 3.12) writes past the end of its memory when it computes the weight gradient of a
+    convolution of kernel 1 and stride 2 in channels-last layout, for 2 to 6 input channels (outputs, if transposed).
+    Here, strided convolutions of kernel 1 with fewer than `FEW` such channels get inputs and weights in plain layout,
+    on every CPU, so that a network has one result.
 
-    The mode is of the thread that enters it. It need not be active while the backward pass runs.
+    The mode belongs to the thread that enters it, and need not be active in the backward pass.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         keywords = dict(kwargs or {})
         if func in _CONVOLUTIONS:
-            given = {**dict(zip(_ARGUMENTS, args, strict=False)), **keywords}
-            if _endangered(given["weight"], given.get("stride", 1)):
+            arguments = {**dict(zip(_ARGUMENTS, args, strict=False)), **keywords}
+            if _endangered(arguments["weight"], arguments.get("stride", 1)):
                 args = (*map(_plain, args[:2]), *args[2:])
                 keywords |= {name: _plain(keywords[name]) for name in _ARGUMENTS[:2] if name in keywords}
         return func(*args, **keywords)
 
 
 def _endangered(weight: Tensor, stride: int | Sequence[int]) -> bool:
-    """Whether a convolution has a kernel of one position, a stride, and few channels."""
+    """Tell whether a convolution on a CPU has a kernel of one position, a stride, and few channels."""
     strides = (stride,) if isinstance(stride, int) else stride
     one_position = all(size == 1 for size in weight.shape[2:])
     return weight.device.type == "cpu" and one_position and max(strides) > 1 and weight.shape[1] < FEW
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """The same in plain layout; sizes of one make strides ambiguous, so they are compared and not asked about."""
+    """Return the tensor in plain layout; strides are compared, since sizes of one make `is_contiguous` ambiguous."""
     strides: list[int] = []
     step = 1
     for size in reversed(tensor.shape):

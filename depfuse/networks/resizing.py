@@ -1,4 +1,4 @@
-"""Networks whose layers have other numbers of channels than their architecture says."""
+"""Resizing of layers to other numbers of channels than their architecture has."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from depfuse.errors import ArchitectureError
 
 
 def resize(model: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
-    """Give parameters and buffers of a network other shapes, in place; those that change are zero afterwards.
+    """Resize parameters and buffers of a network in place; those that change are zero afterwards.
 
-    Layers of torch are told their new numbers of channels. Whether the network still runs is for the caller to see.
+    The channel counts of torch's own layers are updated. Whether the network still runs is not checked.
 
     Parameters
     ----------
@@ -25,17 +25,17 @@ def resize(model: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
     Raises
     ------
     ArchitectureError
-        A tensor is not there, or has another number of axes.
+        A tensor does not exist, or has another number of axes.
     """
-    own = model.state_dict()
+    state = model.state_dict()
     for key, shape in shapes.items():
-        if key not in own or len(own[key].shape) != len(shape):
+        if key not in state or len(state[key].shape) != len(shape):
             raise ArchitectureError(f"{type(model).__name__} has no {key} with {len(shape)} axes to be resized")
-    different = {key for key, shape in shapes.items() if own[key].shape != shape}
+    different = {key for key, shape in shapes.items() if state[key].shape != shape}
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
-        mine = {key.removeprefix(prefix) for key in different if key.rpartition(".")[0] == name}
-        for local in mine:
+        local_names = {key.removeprefix(prefix) for key in different if key.rpartition(".")[0] == name}
+        for local in local_names:
             old: Tensor = getattr(module, local)
             new = torch.zeros(shapes[prefix + local], dtype=old.dtype, device=old.device)
             if isinstance(old, nn.Parameter):
@@ -44,13 +44,13 @@ def resize(model: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
                 module.register_buffer(local, new, persistent=True)
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
-        computed = f"{prefix}parametrizations."  # weights that are computed when they are asked for
+        computed = f"{prefix}parametrizations."  # weights that are computed on access
         if any(key.rpartition(".")[0] == name or key.startswith(computed) for key in different):
-            _tell(module)
+            _update_counts(module)
 
 
-def _tell(module: nn.Module) -> None:
-    """Bring a layer's own numbers into line with its tensors."""
+def _update_counts(module: nn.Module) -> None:
+    """Set a layer's channel counts by its tensors' shapes."""
     if isinstance(module, _ConvNd):
         depthwise = module.groups > 1 and module.groups == module.in_channels == module.out_channels
         first, second = module.weight.shape[:2]

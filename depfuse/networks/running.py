@@ -1,4 +1,4 @@
-"""Running networks: modes, hooks, and what goes wrong."""
+"""Running of networks: modes, hooks, and the place of an error."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Hook = Callable[[nn.Module, Any, Tensor], Tensor | None]
 
 @contextmanager
 def evaluating(*models: nn.Module, auxiliary: Iterable[str] = ()) -> Iterator[None]:
-    """Put networks into evaluation mode and give every module back the mode it had.
+    """Put networks into evaluation mode within the block; every module gets its mode back.
 
-    The modules named by `auxiliary` are put into training mode by themselves, so that they run the heads that they
-    use in training only, while every layer below them stays in evaluation mode.
+    Modules named by `auxiliary` alone are put into training mode, so that they run the heads that they use in training
+    only, while every layer below them stays in evaluation mode.
     """
     modes = [(module, module.training) for model in models for module in model.modules()]
     for model in models:
@@ -33,7 +33,7 @@ def evaluating(*models: nn.Module, auxiliary: Iterable[str] = ()) -> Iterator[No
 
 @contextmanager
 def hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
-    """Have modules call forward hooks, by their names."""
+    """Register forward hooks on modules, by name, within the block."""
     handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
     try:
         yield
@@ -43,7 +43,7 @@ def hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
 
 
 def bfloat16_pays(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 faster than float32."""
+    """Tell whether a device multiplies bfloat16 faster than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     # Without instructions for it a CPU converts back and forth, which is slower than float32.
@@ -51,7 +51,7 @@ def bfloat16_pays(device: torch.device) -> bool:
 
 
 def raised_in(model: nn.Module, error: BaseException) -> str:
-    """Name of the innermost module of the network whose forward pass an exception came out of; '' for itself."""
+    """Find the innermost module whose forward pass raised an exception, by name; '' is the network itself."""
     names = {id(module): name for name, module in model.named_modules()}
     place = ""
     step = error.__traceback__
@@ -62,7 +62,7 @@ def raised_in(model: nn.Module, error: BaseException) -> str:
 
 
 def modules_in_order(model: nn.Module, run: Callable[[], object]) -> list[str]:
-    """Names of the modules, in the order in which they first ran during `run`; '' is the network itself."""
+    """List the names of modules in the order in which they first ran during `run`; '' is the network itself."""
     order: dict[str, None] = {}
 
     def note(name: str) -> Callable[..., None]:

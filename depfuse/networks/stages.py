@@ -12,7 +12,7 @@ from depfuse.networks.running import evaluating
 
 
 def stages_of(model: nn.Module, example: Example) -> tuple[dict[str, int], int]:
-    """Stage of each layer that ran, from 0, by the layer's name; and how many stages there are.
+    """Find the stages of a network; return layer name -> stage, from 0, of the layers that ran, and their count.
 
     A new stage begins with the first layer whose output has fewer positions than all before it. Layers without
     positions or with a single one (a gate, the head) belong to the stage in which they run; in a network that has

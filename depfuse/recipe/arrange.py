@@ -1,4 +1,4 @@
-"""Settings by path, by section or by old name -> the sections, and which of them nothing reads.
+"""Arrangement of settings given by path, by section or by old name, without those that nothing reads.
 
 The smallest example: `{"align.solver": "sinkhorn", "regularisation": 0.1}` is
 `{"align": {"solver": {"name": "sinkhorn", "regularisation": 0.1}}}`.
@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from depfuse.recipe.fields import Choice, Registry, Section, registry_of, section_of
-from depfuse.recipe.old_names import OLD, in_new_words, is_old
+from depfuse.recipe.old_names import OLD, in_current_names, is_old
 from depfuse.recipe.reads import Case, Values, cases_of, is_read, unmet
 
 _DEEPEST = 5  # levels of a path
@@ -23,14 +23,14 @@ _DEEPEST = 5  # levels of a path
 
 @dataclass(frozen=True)
 class Place:
-    """A setting where it can stand.
+    """A place of a setting in the sections.
 
     Attributes
     ----------
     path
         `align.solver.regularisation`.
     case
-        Choices -> the names by which it is there: `{"align.solver": ("sinkhorn",)}`.
+        Choices -> the alternatives that have this setting: `{"align.solver": ("sinkhorn",)}`.
     field, registry
         Its declaration, and the alternatives where it is a choice.
     """
@@ -42,7 +42,7 @@ class Place:
 
     @property
     def choices(self) -> tuple[Any, ...]:
-        """The values that there are, where it is one of a few."""
+        """Possible values, where they are few."""
         if self.registry is not None:
             return tuple(self.registry)
         kind = self.field.annotation
@@ -50,7 +50,7 @@ class Place:
 
     @property
     def default(self) -> Any:
-        """Its value where nothing is said; of a choice the name."""
+        """Default value; of a choice its name."""
         found = self.field.default
         return found.name if isinstance(found, Choice) else found
 
@@ -78,11 +78,11 @@ class Arranged:
     Attributes
     ----------
     nested
-        As a model takes them; only what was said and is read.
+        By section, as a model takes them; only those that were given and are read.
     values
-        Path -> value of all settings that there are then, the defaults too; of a choice its name.
+        Path -> value of all settings of the chosen alternatives, defaults included; of a choice its name.
     given
-        Path -> value of those that were said and are read.
+        Path -> value of those that were given and are read.
     """
 
     nested: dict[str, Any]
@@ -91,7 +91,7 @@ class Arranged:
 
 
 def arrange(model: type[Section], settings: Mapping[str, Any], keep: Collection[str] | None = None) -> Arranged:
-    """Put settings in their sections.
+    """Arrange settings in their sections.
 
     Parameters
     ----------
@@ -100,35 +100,35 @@ def arrange(model: type[Section], settings: Mapping[str, Any], keep: Collection[
     settings
         By section, path or old name.
     keep
-        Those that are refused where nothing reads them, all where None; the others are left out then.
+        Names of settings that raise an error where nothing reads them, all if None; other unread ones are left out.
 
     Raises
     ------
     ValueError
-        A setting is unknown, no alternative, or not read although it is to be kept.
+        A setting or alternative is unknown, or a setting to be kept is read by nothing.
     """
-    settings = in_new_words(settings)
+    settings = in_current_names(settings)
     given: dict[str, Any] = {}
-    said: dict[str, str] = {}  # path -> what it was called
+    name_of: dict[str, str] = {}  # path -> the name it was given by
     kept: set[str] = set()
     known = known_places(model)
     for name, value in settings.items():
         if not any(path == name or path.startswith(f"{name}.") for path in (*known, *OLD)):
             raise ValueError(unknown(name, known))
-        known_as = dict.fromkeys(OLD[name], value) if is_old(name, value) else dict(_leaves(name, value))
-        for path, own in known_as.items():
+        current = dict.fromkeys(OLD[name], value) if is_old(name, value) else dict(_leaves(name, value))
+        for path, setting in current.items():
             if path not in known:
                 raise ValueError(unknown(path, known))
-            given[path], said[path] = own, name if is_old(name, value) else path
+            given[path], name_of[path] = setting, name if is_old(name, value) else path
             kept = kept | {path} if keep is None or name in keep else kept - {path}
     while True:
         found = _by_sections(model, given)
         dropped = [path for path in given if not is_read(path, found.values)]
         for path in dropped:
-            elsewhere = any(said[other] == said[path] and other not in dropped for other in given)
-            usual = (path in found.values or said[path] in OLD) and _is_usual(path, given[path], known)
+            elsewhere = any(name_of[other] == name_of[path] and other not in dropped for other in given)
+            usual = (path in found.values or name_of[path] in OLD) and _is_usual(path, given[path], known)
             if path in kept and not elsewhere and not usual:
-                raise ValueError(_ignored(path, given[path], said[path], found.values, known))
+                raise ValueError(_ignored(path, given[path], name_of[path], found.values, known))
         if not dropped:
             return Arranged(found.nested, found.values, given)
         for path in dropped:
@@ -136,25 +136,25 @@ def arrange(model: type[Section], settings: Mapping[str, Any], keep: Collection[
 
 
 def by_path(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return path -> value of settings by section, path or old name, at every place that an old name stands for."""
+    """Flatten settings by section, path or old name to path -> value, at every path that an old name stands for."""
     found: dict[str, Any] = {}
-    for name, value in in_new_words(settings).items():
+    for name, value in in_current_names(settings).items():
         found |= dict.fromkeys(OLD[name], value) if is_old(name, value) else dict(_leaves(name, value))
     return found
 
 
 def unusual(model: type[Section], stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return path -> value of what is unusual in a stored recipe, and of what is not known here."""
+    """Select the settings of a stored recipe that differ from the defaults or are unknown, as path -> value."""
     known = known_places(model)
     found: dict[str, Any] = {}
-    for name, value in in_new_words(stored).items():
-        own = {OLD[name][0]: value} if is_old(name, value) else dict(_leaves(name, value))
-        found |= {path: one for path, one in own.items() if path not in known or not _is_usual(path, one, known)}
+    for name, value in in_current_names(stored).items():
+        current = {OLD[name][0]: value} if is_old(name, value) else dict(_leaves(name, value))
+        found |= {path: one for path, one in current.items() if path not in known or not _is_usual(path, one, known)}
     return found
 
 
 def may_be_read(model: type[Section], path: str, fixed: Mapping[str, Any]) -> bool:
-    """Whether anything reads a setting for some values of those that are not fixed."""
+    """Tell whether a setting is read for some values of those that are not fixed."""
     cases = [case for place in known_places(model)[path] for case in _whole_cases(place)]
     return any(all(fixed[name] in allowed for name, allowed in case.items() if name in fixed) for case in cases)
 
@@ -174,7 +174,7 @@ def leaves(model: BaseModel, prefix: str = "") -> dict[str, Any]:
 
 
 def known_places(model: type[Section]) -> dict[str, list[Place]]:
-    """Return path -> where that setting can stand."""
+    """Map path -> places of that setting."""
     found: dict[str, list[Place]] = {}
     for place in places(model):
         found.setdefault(place.path, []).append(place)
@@ -182,7 +182,7 @@ def known_places(model: type[Section]) -> dict[str, list[Place]]:
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the settings in a value: of a section or choice all that it says, of a path itself."""
+    """Yield the settings in a value: those of a section or choice, or the value itself."""
     if isinstance(value, Choice):
         yield path, value.name
     if isinstance(value, Section):
@@ -190,8 +190,8 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     if not isinstance(value, Mapping) or path.count(".") > _DEEPEST:
         yield path.removesuffix(".name"), value
         return
-    for name, own in value.items():
-        yield from _leaves(f"{path}.{name}", own)
+    for name, inner in value.items():
+        yield from _leaves(f"{path}.{name}", inner)
 
 
 def _by_sections(model: type[Section], given: Mapping[str, Any], prefix: str = "") -> Arranged:
@@ -228,12 +228,12 @@ def _is_usual(path: str, value: Any, known: Mapping[str, list[Place]]) -> bool:
 
 def _ignored(path: str, value: Any, name: str, values: Values, known: Mapping[str, list[Place]]) -> str:
     paths = OLD.get(name, (path,))
-    cases = [case for own in paths for place in known[own] for case in _whole_cases(place)]
+    cases = [case for current in paths for place in known[current] for case in _whole_cases(place)]
     return f"{name} {value} would be ignored: it needs {unmet(cases, values)}; leave {name} out, or change that"
 
 
 def _whole_cases(place: Place) -> Iterator[Case]:
-    """Yield the cases in which a setting is there and read."""
+    """Yield the cases in which a setting exists and is read."""
     for case in cases_of(place.path) or ({},):
         found: dict[str, Any] = {**place.case, **case}
         for path in place.case.keys() & case.keys():
@@ -243,7 +243,7 @@ def _whole_cases(place: Place) -> Iterator[Case]:
 
 
 def unknown(path: str, known: Mapping[str, list[Place]]) -> str:
-    """Say that there is no such setting, and which may be meant."""
+    """Write the error message for an unknown setting, with a similar one if there is."""
     near = difflib.get_close_matches(path, [*known, *OLD], n=1)
     if not near:  # a last word alone
         last = path.rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""What sections of a recipe cannot ask for together."""
+"""Contradictions between the sections of a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Criteria: what makes two channels alike."""
+"""Criteria of similarity between two channels."""
 
 from __future__ import annotations
 

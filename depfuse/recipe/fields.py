@@ -1,11 +1,11 @@
-"""Fields of settings: value, unit, source and the range that a search draws from, all in one place.
+"""Fields of settings: default, unit, source and search range, in one place.
 
 The smallest example::
 
     regularisation: float = setting(0.01, "of the entropy, relative to the cost's scale", gt=0.0,
                                     search=Between(0.001, 1.0, log=True))
 
-`depfuse settings` prints what stands here, and a study draws from it.
+`depfuse settings` prints these fields, and a study draws from their ranges.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 
 @dataclass(frozen=True)
 class Between:
-    """Draw a number from `low` to `high`, both included; whole where both are; `log` spreads its logarithm evenly."""
+    """Range of a number from `low` to `high` inclusive; whole if both are; `log` draws its logarithm uniformly."""
 
     low: float
     high: float
@@ -30,15 +30,15 @@ class Between:
 
 @dataclass(frozen=True)
 class OneOf:
-    """Draw one of some values; of all that the setting may have where none are given.
+    """Choice of one of some values, or of all values of the setting if none are given.
 
     Attributes
     ----------
     options
         The values.
     by
-        Path of another setting, and a function from its value to a label and the values, where these depend on it; the
-        label tells distributions apart. No values: it is not drawn.
+        Path of another setting, and a function from its value to a label and the options, where these depend on it; the
+        label distinguishes distributions. Without options the setting is not drawn.
     """
 
     options: tuple[Any, ...] = ()
@@ -47,9 +47,9 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Ratios:
-    """Draw shares that sum to one, each that of the first parent times a number from `1 / most` to `most`.
+    """Range of shares that sum to one, each that of the first parent times a number from `1 / most` to `most`.
 
-    A search that could give a parent everything would keep the better parent instead of merging.
+    A search without this limit would keep the better parent instead of merging.
     """
 
     most: float
@@ -64,11 +64,11 @@ def setting(
     """Declare a field.
 
     Args:
-        default: its value where nothing is said.
+        default: default value.
         description: half a sentence.
-        unit: what the number is measured in.
-        source: where the method or the value comes from.
-        search: what a study draws it from; None leaves it as it is.
+        unit: unit of the number.
+        source: publication of the method or the value.
+        search: range that a study draws from; None if it does not change the setting.
         limits: of pydantic's `Field`: gt, ge, le.
     """
     extra: Any = {name: value for name, value in (("unit", unit), ("source", source), ("search", search)) if value}
@@ -76,13 +76,13 @@ def setting(
 
 
 def searched(field: FieldInfo) -> Search | None:
-    """Return what a study draws a field from."""
+    """Return the search range of a field; None if it has none."""
     found = about(field).get("search")
     return found if isinstance(found, (Between, OneOf, Ratios)) else None
 
 
 def about(field: FieldInfo) -> dict[str, Any]:
-    """Return unit, source and search range of a field, those that it has."""
+    """Return those of unit, source and search range that a field has."""
     return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 
@@ -93,7 +93,7 @@ class Section(BaseModel):
 
 
 class Choice(Section):
-    """One of several alternatives, told from the others by its name, with the settings that it alone reads."""
+    """One of several alternatives, identified by its name, with its own settings."""
 
     name: str
 
@@ -104,21 +104,21 @@ class Choice(Section):
 
 
 def first_mistake(error: ValidationError) -> tuple[str, str]:
-    """Return where the first mistake is, as a path, and what it is."""
+    """Return the path of the first mistake and its message."""
     first = error.errors()[0]
     inner = first.get("ctx", {})
     where = [*map(str, first["loc"]), *filter(None, [inner.get("where")])]
-    return ".".join(where), inner.get("said") or str(first["msg"]).removeprefix("Value error, ")
+    return ".".join(where), inner.get("message") or str(first["msg"]).removeprefix("Value error, ")
 
 
 class Registry:
-    """The alternatives of a choice, by name; a new one is a class and a call of `add`."""
+    """Registry of the alternatives of a choice, by name; a new one is a class and a call of `add`."""
 
     def __init__(self, *kinds: type[Choice]) -> None:
         self._kinds = {kind.called(): kind for kind in kinds}
 
     def add(self, kind: type[Choice]) -> None:
-        """Offer another alternative."""
+        """Register another alternative."""
         self._kinds[kind.called()] = kind
 
     def __getitem__(self, name: str) -> type[Choice]:
@@ -148,17 +148,17 @@ class Registry:
         try:
             return self._kinds[fields["name"]](**fields)
         except ValidationError as error:
-            where, said = first_mistake(error)
-            raise PydanticCustomError("alternative", "{said}", {"where": where, "said": said}) from None
+            where, message = first_mistake(error)
+            raise PydanticCustomError("alternative", "{message}", {"where": where, "message": message}) from None
 
 
 def registry_of(field: FieldInfo) -> Registry | None:
-    """Return the alternatives of a field, None where it has a plain value or a section."""
+    """Return the registry of a field that is a choice; None for a plain value or a section."""
     validators = (entry.func for entry in field.metadata if isinstance(entry, BeforeValidator))
     return next((found for found in validators if isinstance(found, Registry)), None)
 
 
 def section_of(field: FieldInfo) -> type[Section] | None:
-    """Return the section of a field, None where it has none."""
+    """Return the class of a field that is a section; None for others."""
     kind = field.annotation
     return kind if isinstance(kind, type) and issubclass(kind, Section) and registry_of(field) is None else None

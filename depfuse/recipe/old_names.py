@@ -1,4 +1,4 @@
-"""The one table of old names: flat settings of earlier recipes and cards -> where they stand in the sections."""
+"""Old names of settings, as in flat recipes and cards of earlier versions -> their paths."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ OLD: dict[str, tuple[str, ...]] = {
     "calibration": ("calibration.images",),
     "batch_size": ("calibration.batch_size",),
 }
-_SAME = ("refit", "renorm", "goal", "seed")  # these have their old names
+_SAME = ("refit", "renorm", "goal", "seed")  # names that have not changed
 _THROUGH = {True: "universe", False: "reference"}
 
 
-def in_new_words(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings without what only old recipes say: parents counted from 0, and a polish.
+def in_current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert what only old recipes contain: parents counted from 0, `universe` as a boolean, and a polish.
 
     Raises
     ------
     ValueError
-        A polish is asked for: there is none any more.
+        The recipe has a polish, which no longer exists.
     """
     found = dict(settings)
     if found.pop("parents_from", 1) == 0:
@@ -70,7 +70,7 @@ def in_new_words(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_old(name: str, value: Any) -> bool:
-    """Whether a setting is meant by its old name: `calibration` is a section too."""
+    """Tell whether a name is meant as an old one: `calibration` is a section too."""
     return name in OLD and not isinstance(value, Mapping) and not hasattr(value, "model_fields")
 
 
@@ -80,7 +80,7 @@ def read_old(name: str, settings: Mapping[str, Any]) -> Any:
     Raises
     ------
     AttributeError
-        There is no such name, or nothing reads that setting in this recipe.
+        The name is unknown, or nothing reads that setting in this recipe.
     """
     path = next((path for path in OLD.get(name, ()) if path in settings), None)
     if path is None:
@@ -89,6 +89,6 @@ def read_old(name: str, settings: Mapping[str, Any]) -> Any:
 
 
 def is_flat(settings: Mapping[str, Any]) -> bool:
-    """Whether all settings have old names, as in a recipe of before."""
+    """Tell whether all settings have old names, as in a flat recipe."""
     known = {*OLD, *_SAME, "parents_from", "polish"}
     return all(name in known and not isinstance(value, Mapping) for name, value in settings.items())

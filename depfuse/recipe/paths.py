@@ -1,4 +1,4 @@
-"""Settings as words of a command: `align.solver.regularisation=0.05`."""
+"""Parsing of settings on the command line: `align.solver.regularisation=0.05`."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What couples sections: settings that are read, or not, by what another section says.
+"""Conditions between sections: settings that are read only if another section has some value.
 
-What an alternative reads are its own fields. This table holds what is left. The smallest example:
+Settings that one alternative alone reads are its own fields; this table holds the rest. The smallest example:
 
     {"train.learning_rate": ({"train.distil": Above(0)}, {"train.finetune": Above(0)})}
 
-says that the learning rate is read where the child is distilled or fine-tuned.
+means that the learning rate is read if the child is distilled or fine-tuned.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from depfuse.recipe.solvers import SOLVERS, STARTS, facts
 
 @dataclass(frozen=True)
 class Above:
-    """All numbers above one."""
+    """All numbers above `least`."""
 
     least: float
 
@@ -39,7 +39,7 @@ _CHILD: Case = {"goal": ("child",)}
 
 
 def _watched_by(what: str) -> tuple[Case, ...]:
-    """Where activations are compared: by the solvers that do so, and by what they start from."""
+    """List the cases in which activations are compared: by solvers, and by their starts."""
     solvers = tuple(name for name in SOLVERS if what in facts(name).watches and name != "sinkhorn-implicit")
     starts = tuple(name for name in solvers if name in STARTS and "activations" in facts(name).criteria)
     implicit: Case = {"align.solver": ("sinkhorn-implicit",), "align.solver.start": ("none", "activations", *starts)}
@@ -85,18 +85,18 @@ def _table(_solvers: tuple[str, ...], _renorms: tuple[str, ...]) -> dict[str, tu
 
 
 def is_read(path: str, values: Mapping[str, Any]) -> bool:
-    """Whether anything reads a setting, given the values of all that there are."""
+    """Tell whether a setting is read, given the values of all settings."""
     cases = cases_of(path)
     return path in values and (not cases or any(holds(case, values) for case in cases))
 
 
 def holds(case: Case, values: Mapping[str, Any]) -> bool:
-    """Whether all settings of a case have one of its values."""
+    """Tell whether all settings of a case have one of its values."""
     return all(path in values and values[path] in allowed for path, allowed in case.items())
 
 
 def unmet(cases: Sequence[Case], values: Mapping[str, Any]) -> str:
-    """Say what would have to be otherwise, in the nearest case; cases that ask for one thing are told together."""
+    """Describe which settings would have to change, in the case that needs the fewest."""
     joined = _joined(cases)
     other = [[path for path in case if path in values and values[path] not in case[path]] for case in joined]
     wrong = [own or [path for path in case if path not in values] for own, case in zip(other, joined, strict=True)]
@@ -107,7 +107,7 @@ def unmet(cases: Sequence[Case], values: Mapping[str, Any]) -> str:
 
 
 def _joined(cases: Sequence[Case]) -> list[Case]:
-    """Cases that differ by the values of one setting as one."""
+    """Merge cases that differ by the values of one setting."""
     found: list[dict[str, Any]] = []
     for case in cases:
         for own in found:

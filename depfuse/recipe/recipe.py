@@ -36,11 +36,11 @@ from depfuse.recipe.sections import (
 
 
 class Recipe(Section):
-    """How parents become a child; everything but the parents and the data.
+    """Settings of a fusion: everything but the parents and the data.
 
-    A setting is named by its path, `align.solver.regularisation`; recipes of before, which were flat, load by one table
-    of old names (`depfuse.recipe.old_names`). A contradictory recipe raises `RecipeError` through `Recipe.create`, and
-    so does one with a setting that nothing reads.
+    A setting is named by its path, such as `align.solver.regularisation`. Flat recipes of earlier versions load by a
+    table of old names (`depfuse.recipe.old_names`). `Recipe.create` raises `RecipeError` for a contradictory recipe,
+    and for one with a setting that nothing reads.
     """
 
     preset: str = setting("standard", "the preset that these settings began with")
@@ -73,24 +73,24 @@ class Recipe(Section):
 
     @classmethod
     def create(cls, settings: Mapping[str, Any] | None = None, /, **named: Any) -> Recipe:
-        """Build a recipe; a `RecipeError` names the first setting that is wrong and why."""
+        """Build a recipe; a `RecipeError` names the first wrong setting and the reason."""
         return cls.with_read({**(settings or {}), **named}, keep=None)
 
     @classmethod
     def with_read(cls, settings: Mapping[str, Any], keep: Collection[str] | None = ()) -> Recipe:
-        """Build a recipe of the settings that are read; of those to `keep`, all where None, the others are refused."""
+        """Build a recipe of the settings that are read; unread ones raise an error if in `keep`, or if that is None."""
         try:
             return cls(**arrange(cls, settings, keep).nested)
         except ValidationError as error:
-            where, said = first_mistake(error)
-            raise RecipeError(f"recipe{f' setting {where}' if where else ''}: {said}") from None
+            where, message = first_mistake(error)
+            raise RecipeError(f"recipe{f' setting {where}' if where else ''}: {message}") from None
         except ValueError as error:
             raise RecipeError(f"recipe: {error}") from None
 
     def changed(self, settings: Mapping[str, Any] | None = None, /, **named: Any) -> Recipe:
         """Return the recipe with other settings, validated as `create` does.
 
-        What nothing reads any more goes back to its default; of the settings that are given, that is refused.
+        Old settings that nothing reads any more return to their defaults; given ones that nothing reads raise an error.
         """
         given = {**(settings or {}), **named}
         return Recipe.with_read({**self.differing, **given}, keep=given)
@@ -98,7 +98,7 @@ class Recipe(Section):
     if not TYPE_CHECKING:  # depfuse itself reads sections
 
         def __getattr__(self, name: str) -> Any:
-            """Read a setting by its old name, as `Recipe(solver="emd")` says it."""
+            """Read a setting by its old name, as in `Recipe(solver="emd")`."""
             return read_old(name, self.settings) if name in OLD else super().__getattr__(name)
 
     @property
@@ -108,14 +108,14 @@ class Recipe(Section):
 
     @property
     def differing(self) -> dict[str, Any]:
-        """Path -> value of the settings that are not those of the default recipe."""
-        own = self.settings
-        there = [place for place in places(type(self)) if holds(place.case, own)]
-        return {place.path: own[place.path] for place in there if own[place.path] != place.default}
+        """Path -> value of the settings that differ from their defaults."""
+        settings = self.settings
+        existing = [place for place in places(type(self)) if holds(place.case, settings)]
+        return {place.path: settings[place.path] for place in existing if settings[place.path] != place.default}
 
     @property
     def refits(self) -> bool:
-        """Whether the child is refitted; not known of `auto`, which is another method once it is resolved."""
+        """Whether the child is refitted; False for `auto`, which is resolved later."""
         return self.refit.closed_form
 
     @property
@@ -130,7 +130,7 @@ class Recipe(Section):
 
     @property
     def renorm_alone(self) -> Renorm:
-        """How networks are renormalised of which there may be no parents to repair them by: to compare them."""
+        """How networks without parents, such as the averages compared with, are renormalised."""
         return RENORMS("auto") if self.renorm.parents or self.refit.name == "ridge" else self.renorm
 
     @property
@@ -144,5 +144,5 @@ class Recipe(Section):
         return self.train.distil > 0 or self.train.finetune > 0
 
     def shares(self, parents: int) -> tuple[float, ...]:
-        """One weight per parent, summing to one."""
+        """Return one share per parent, summing to one."""
         return self.merge.shares(parents)

@@ -1,4 +1,4 @@
-"""The reference of all settings, from their fields."""
+"""Reference of all settings, generated from their fields."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def lines(name: str = "") -> list[Line]:
     Raises
     ------
     RecipeError
-        There are none; the sentence says which may be meant.
+        There is no such setting; the message suggests a similar one.
     """
     every = list(_every())
     found = [line for line in every if line.path == name or line.path.startswith(f"{name}.") or not name]
@@ -49,7 +49,7 @@ def lines(name: str = "") -> list[Line]:
 
 
 def markdown() -> str:
-    """Return the page with all settings."""
+    """Write the page of all settings."""
     rows = [
         f"| `{line.path}`{f' ({line.where})' if line.where else ''} | {line.values} | {line.default} | {line.text} |"
         for line in lines()

@@ -1,4 +1,4 @@
-"""The sections of a recipe: what each room is given."""
+"""Sections of a recipe, one for each room."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Align(Section):
 
     @property
     def compared(self) -> Activations | ActivationsStart:
-        """How activations are compared: by the criterion, by the start that looks at them, or as is usual."""
+        """How activations are compared: by the criterion, else by the start, else by default."""
         if isinstance(self.criterion, Activations):
             return self.criterion
         start = self.solver.start_from
@@ -77,7 +77,7 @@ class Align(Section):
 
     @property
     def distances(self) -> tuple[str, ...]:
-        """Distances to compare channels by; each gives a matching to choose from."""
+        """Distances between channels to try; each gives a candidate matching."""
         distance = self.compared.distance
         return DISTANCES_TRIED if distance == "best" else (distance,)
 
@@ -103,7 +103,7 @@ class Align(Section):
         return self.target if self.order is None else self.order - 1
 
     def check_numbers(self, parents: int) -> None:
-        """Raise `RecipeError` where a parent is named that is not there."""
+        """Raise `RecipeError` where a parent's number is out of range."""
         reference = self.through.parent if isinstance(self.through, Reference) else None
         for name, number in (("align.through.parent", reference), ("align.order", self.order)):
             if number is not None and number > parents:
@@ -169,7 +169,7 @@ class Merge(Section):
         return bool(self.keep_worst or self.keep_first or self.keep_last)
 
     def shares(self, parents: int) -> tuple[float, ...]:
-        """One weight per parent, summing to one."""
+        """Return one share per parent, summing to one."""
         if self.weights is None:
             return (1.0 / parents,) * parents
         if len(self.weights) != parents:
@@ -185,7 +185,7 @@ _STEPS = Between(20, 320, log=True)
 class Refit(Choice):
     """How the child's layers are solved for what the parents do."""
 
-    closed_form: ClassVar[bool] = True  # whether layers are solved
+    closed_form: ClassVar[bool] = True  # whether layers are solved in closed form
 
 
 class Ridge(Refit):
@@ -319,7 +319,7 @@ RENORMS = Registry(AutoRenorm, NoRenorm, Reset, Repair, Rescale, DataFree)
 
 
 def renorm_facts(name: str) -> type[Renorm]:
-    """Return the class of a renorm, with where it is and what it reads."""
+    """Return the settings class of a renorm."""
     kind = RENORMS[name]
     assert issubclass(kind, Renorm)
     return kind

@@ -1,7 +1,7 @@
-"""Solvers of the matching problem as settings: each with what it reads, what it gives and what it can.
+"""Settings of the solvers of the matching problem, with their kind of coupling and their capabilities.
 
-How one works is in the module that its class names; nothing here imports torch. A new solver is such a module and a
-class here, or a class anywhere else that `add_solver` is called with.
+The implementation is in the module that the class names; nothing here imports torch. A new solver is such a module and
+a class here, or a class anywhere else that is passed to `add_solver`.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class Solver(Choice):
     criteria
         The criteria that it serves.
     advice
-        What to choose instead where it does not.
+        What to choose instead for other criteria.
     universe
         The criteria by which it can match each of many parents to the others' mean.
     watches
-        What it reads of a criterion by activations.
+        Settings of a criterion by activations that it reads.
     needs_images
         Whether it reads calibration images whatever the criterion.
     folds
@@ -75,13 +75,13 @@ class Solver(Choice):
 
     @property
     def start_from(self) -> Start:
-        """What it starts from; nothing where it cannot be told."""
+        """Settings of its start; `NoStart` for solvers without one."""
         found = getattr(self, "start", None)
         return found if isinstance(found, Start) else NoStart()
 
 
 class ByTransport(Solver):
-    """A solver that leaves unequal widths to exact transport, which brings them to one first."""
+    """A solver for equal widths; unequal ones are first made equal by exact transport."""
 
     masses: Masses = setting(
         "best",
@@ -140,7 +140,7 @@ class Unbalanced(Solver):
 
 
 class Starting(ByTransport):
-    """A solver that can be told what to start from."""
+    """A solver with a choice of start."""
 
     start: StartChoice = setting(
         NoStart(),
@@ -295,11 +295,11 @@ class Identity(ByTransport):
 
 
 SOLVERS = Registry()
-_NOT_OF_A_START = ("masses", "restarts", "start")  # its result is one solution, for parents of one width
+_NOT_OF_A_START = ("masses", "restarts", "start")  # a start is one solution, for parents of one width
 
 
 def add_solver(kind: type[Solver]) -> None:
-    """Offer a solver, and as a start of others where it gives permutations."""
+    """Register a solver, and as a start of others where it gives permutations."""
     SOLVERS.add(kind)
     if kind.gives == "permutation":
         own = {n: (f.annotation, f) for n, f in kind.model_fields.items() if n not in _NOT_OF_A_START}
@@ -321,7 +321,7 @@ def solver_settings(name: str, **settings: Any) -> Solver:
 
 
 def facts(name: str) -> type[Solver]:
-    """Return the class of a solver, with what it gives and can."""
+    """Return the settings class of a solver."""
     kind = SOLVERS[name]
     assert issubclass(kind, Solver)
     return kind

@@ -1,6 +1,6 @@
 """Renormalisation: what averaging does to the signal, undone from calibration images or from the weights alone."""
 
-from depfuse.renorm.batch_norm import has_batch_norm, reset_batch_norm, settle_batch_norm
+from depfuse.renorm.batch_norm import has_batch_norm, reset_batch_norm, reset_keeping_function
 from depfuse.renorm.data_free import rescale_by_norms
 from depfuse.renorm.registry import chosen_method, renormalise
 from depfuse.renorm.repairing import repair
@@ -12,5 +12,5 @@ __all__ = [
     "repair",
     "rescale_by_norms",
     "reset_batch_norm",
-    "settle_batch_norm",
+    "reset_keeping_function",
 ]

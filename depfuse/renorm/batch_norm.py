@@ -66,7 +66,7 @@ def reset_batch_norm(model: nn.Module, loader: Loader, kept: Collection[str] = (
         _buffer(layer.num_batches_tracked).fill_(int(count))
 
 
-def settle_batch_norm(model: nn.Module, loader: Loader) -> None:
+def reset_keeping_function(model: nn.Module, loader: Loader) -> None:
     """Set every BatchNorm's statistics to those of its inputs without changing the network's function.
 
     Scale and shift compensate for the other mean and variance. Layers without both, and those that the images do not

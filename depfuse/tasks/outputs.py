@@ -1,12 +1,11 @@
-r"""What a network's outputs are: how those of several parents are one, how far apart two are, and how that curves.
+r"""Meaning of a network's outputs: the ensemble of several parents' outputs, the distance of two, and its curvature.
 
-Outputs (N, C) with two numbers or more are class scores, compared by cross-entropy. Everything else is numbers that
-mean themselves, compared by squared error: one output (N, 1) or (N,), of which a softmax says nothing, and maps,
-sequences or images, and all that a dictionary or a tuple holds. Maps of class scores fall under these too: their
-squared distance is that of the logits.
+Outputs (N, C) with C of two or more are class scores, compared by cross-entropy. All others are plain numbers, compared
+by squared error: one output (N, 1) or (N,), to which a softmax does not apply; maps, sequences and images; and all that
+a dictionary or a tuple holds. Maps of class scores are among these: their squared distance is that of the logits.
 
-A divergence D comes with its slope and the Gauss-Newton factor B of its curvature :math:`H = B^\top B`, so that steps
-by curvature need no more than this file to know another kind of outputs.
+A divergence D comes with its gradient and the Gauss-Newton factor B of its Hessian :math:`H = B^\top B`: another kind
+of outputs is another class here, and second-order steps work with it.
 """
 
 from __future__ import annotations
@@ -22,160 +21,161 @@ from depfuse.errors import DataError, RecipeError
 
 
 class Distance(Protocol):
-    """How outputs of one kind are compared; `outputs`, `target` and `wanted` are (N, ...)."""
+    """Distance between outputs of one kind; `outputs` and `target` are (N, ...)."""
 
-    def together(self, outputs: Sequence[Tensor], shares: Sequence[float], temperature: float) -> Tensor:
-        """What the parents' outputs are together, as the target of `divergence`."""
+    def ensemble_target(self, outputs: Sequence[Tensor], shares: Sequence[float], temperature: float) -> Tensor:
+        """Combine the parents' outputs into the target of `divergence`."""
 
     def divergence(self, outputs: Tensor, target: Tensor, temperature: float) -> Tensor:
-        """How far outputs are from the target, summed over images."""
+        """Compute the divergence of outputs from the target, summed over images."""
 
     def slope(self, outputs: Tensor, target: Tensor, temperature: float) -> Tensor:
-        """The divergence's derivative by the outputs (N, ...)."""
+        """Compute the gradient (N, ...) of the divergence with respect to the outputs."""
 
-    def curved(self, change: Tensor, outputs: Tensor, temperature: float) -> Tensor:
-        """The product H d of the divergence's curvature with a change d of the outputs (N, ...)."""
+    def curvature_product(self, change: Tensor, outputs: Tensor, temperature: float) -> Tensor:
+        """Multiply a change d of the outputs (N, ...) by the divergence's Gauss-Newton Hessian: H d."""
 
     def factor(self, outputs: Tensor, signs: Tensor) -> Tensor:
-        """The product B^T s at temperature 1, for vectors s (K, C) and the outputs of one image (C,)."""
+        """Compute B^T s at temperature 1, for vectors s (K, C) and the outputs (C,) of one image."""
 
-    def drawn(self, outputs: Tensor, generator: torch.Generator, temperature: float) -> Tensor:
-        """Random (N, ...) with the curvature as covariance."""
+    def sample(self, outputs: Tensor, generator: torch.Generator, temperature: float) -> Tensor:
+        """Sample random vectors (N, ...) whose covariance is the Hessian."""
 
     def mean(self, outputs: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-        """What the parents say together, as `losses` wants it."""
+        """Average the parents' predictions, as the target of `losses`."""
 
-    def said(self, outputs: Tensor) -> Tensor:
-        """What outputs say, as `losses` wants it."""
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """Turn outputs into predictions, the target of `losses`."""
 
-    def losses(self, outputs: Tensor, wanted: Tensor) -> Tensor:
-        """How far each image's outputs are from what is wanted (N,)."""
+    def losses(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Compute the loss (N,) of each image's outputs under target predictions."""
 
     def centred(self, directions: Tensor) -> Tensor:
-        """Directions of the outputs (N, ...) without what changes nothing."""
+        """Project directions of the outputs (N, ...) onto those that change predictions."""
 
-    def alike(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """On how many images both predict the same; not a number where nothing is predicted."""
+    def agreements(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Count the images for which both predict the same class; NaN where outputs are no classes."""
 
     def unit(self, target: Tensor) -> float:
-        """The divergence, per image, that is large."""
+        """Return the divergence per image that counts as large."""
 
 
 class CrossEntropy:
-    r"""Of class scores z (N, C): :math:`\tau^2\, \mathrm{KL}(\mathrm{softmax}(t / \tau), \mathrm{softmax}(z / \tau))`.
+    r"""Kullback-Leibler divergence of class scores z (N, C) from targets t.
 
-    At high temperatures :math:`\tau` half the squared distance of the scores, each without its mean, over C.
+    It is :math:`\tau^2\, \mathrm{KL}(\mathrm{softmax}(t / \tau), \mathrm{softmax}(z / \tau))`.
+    At high temperatures :math:`\tau` it tends to half the squared distance of the centred scores, divided by C.
     """
 
-    def together(self, outputs: Sequence[Tensor], shares: Sequence[float], temperature: float) -> Tensor:
-        """Scores whose softened probabilities are the mean of the parents'."""
+    def ensemble_target(self, outputs: Sequence[Tensor], shares: Sequence[float], temperature: float) -> Tensor:
+        """Compute the scores whose probabilities at this temperature are the mean of the parents'."""
         weighted = [
-            (own / temperature).log_softmax(1) + _log(share) for own, share in zip(outputs, shares, strict=True)
+            (scores / temperature).log_softmax(1) + _log(share) for scores, share in zip(outputs, shares, strict=True)
         ]
         return temperature * torch.logsumexp(torch.stack(weighted), 0)
 
     def divergence(self, outputs: Tensor, target: Tensor, temperature: float) -> Tensor:
-        """See the class."""
-        wanted, given = (target / temperature).log_softmax(-1), (outputs / temperature).log_softmax(-1)
-        return temperature**2 * (wanted.exp() * (wanted - given)).sum()
+        """Compute the divergence, see the class."""
+        target, outputs = (target / temperature).log_softmax(-1), (outputs / temperature).log_softmax(-1)
+        return temperature**2 * (target.exp() * (target - outputs)).sum()
 
     def slope(self, outputs: Tensor, target: Tensor, temperature: float) -> Tensor:
-        """Differences of the softened probabilities."""
+        """Subtract the probabilities at this temperature."""
         return temperature * ((outputs / temperature).softmax(-1) - (target / temperature).softmax(-1))
 
-    def curved(self, change: Tensor, outputs: Tensor, temperature: float) -> Tensor:
-        """By H = diag(p) - p p^T."""
+    def curvature_product(self, change: Tensor, outputs: Tensor, temperature: float) -> Tensor:
+        """Multiply by H = diag(p) - p p^T."""
         p = (outputs / temperature).softmax(-1)
         return p * (change - (p * change).sum(-1, keepdim=True))
 
     def factor(self, outputs: Tensor, signs: Tensor) -> Tensor:
-        r"""Row c of B is :math:`\sqrt{p_c} (e_c - p)`."""
+        r"""Multiply by B, whose row c is :math:`\sqrt{p_c} (e_c - p)`."""
         p = outputs.softmax(0)
         vectors = signs * p.sqrt()
         return vectors - vectors.sum(1, keepdim=True) * p
 
-    def drawn(self, outputs: Tensor, generator: torch.Generator, temperature: float) -> Tensor:
-        """A class drawn, less the classes' probabilities."""
+    def sample(self, outputs: Tensor, generator: torch.Generator, temperature: float) -> Tensor:
+        """Sample one-hot classes, less the classes' probabilities."""
         p = (outputs / temperature).softmax(-1)
         classes = torch.multinomial(p.cpu(), 1, generator=generator).to(p.device)
         return torch.zeros_like(p).scatter_(-1, classes, 1.0) - p
 
     def mean(self, outputs: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-        """The mean of the parents' probabilities."""
-        return torch.stack([share * own.softmax(1) for share, own in zip(shares, outputs, strict=True)]).sum(0)
+        """Average the parents' probabilities."""
+        return torch.stack([share * scores.softmax(1) for share, scores in zip(shares, outputs, strict=True)]).sum(0)
 
-    def said(self, outputs: Tensor) -> Tensor:
-        """Probabilities."""
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """Compute probabilities."""
         return outputs.softmax(1)
 
-    def losses(self, outputs: Tensor, wanted: Tensor) -> Tensor:
-        """Cross-entropies, nats, under probabilities."""
-        return -(wanted * outputs.softmax(1).clamp_min(1e-30).log()).sum(1)
+    def losses(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Compute cross-entropies (N,), nats, under probabilities."""
+        return -(target * outputs.softmax(1).clamp_min(1e-30).log()).sum(1)
 
     def centred(self, directions: Tensor) -> Tensor:
-        """Without the mean over the classes: it changes no probability."""
+        """Subtract the mean over the classes, which changes no probability."""
         return directions - directions.mean(-1, keepdim=True)
 
-    def alike(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Whether the classes with the highest scores are the same."""
+    def agreements(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Count the images with the same class of highest score."""
         return (outputs.argmax(1) == target.argmax(1)).sum()
 
     def unit(self, target: Tensor) -> float:
-        """One nat."""
+        """Return one nat."""
         return 1.0
 
 
 class SquaredError:
-    r"""Of m numbers per image, :math:`\lVert z - t \rVert^2 / 2m`; a temperature means nothing to it."""
+    r"""Squared error of m numbers per image, :math:`\lVert z - t \rVert^2 / 2m`; it ignores temperatures."""
 
-    def together(self, outputs: Sequence[Tensor], shares: Sequence[float], temperature: float) -> Tensor:
-        """The mean of the parents' outputs."""
+    def ensemble_target(self, outputs: Sequence[Tensor], shares: Sequence[float], temperature: float) -> Tensor:
+        """Average the parents' outputs."""
         return self.mean(outputs, shares)
 
     def divergence(self, outputs: Tensor, target: Tensor, temperature: float) -> Tensor:
-        """See the class."""
+        """Compute the divergence, see the class."""
         return 0.5 * self.losses(outputs, target).sum()
 
     def slope(self, outputs: Tensor, target: Tensor, temperature: float) -> Tensor:
-        """Differences."""
+        """Divide the difference by m."""
         return (outputs - target) / _numbers(outputs)
 
-    def curved(self, change: Tensor, outputs: Tensor, temperature: float) -> Tensor:
-        """By H = 1 / m."""
+    def curvature_product(self, change: Tensor, outputs: Tensor, temperature: float) -> Tensor:
+        """Multiply by H = 1 / m."""
         return change / _numbers(outputs)
 
     def factor(self, outputs: Tensor, signs: Tensor) -> Tensor:
-        """B is the identity: numbers with a deviation of one."""
+        """Return the vectors: B is the identity, as for outputs of unit variance."""
         return signs
 
-    def drawn(self, outputs: Tensor, generator: torch.Generator, temperature: float) -> Tensor:
-        """Random signs."""
+    def sample(self, outputs: Tensor, generator: torch.Generator, temperature: float) -> Tensor:
+        """Sample random signs, scaled by 1 / sqrt(m)."""
         signs = torch.randint(0, 2, outputs.shape, generator=generator).to(outputs) * 2 - 1
         drawn: Tensor = signs / _numbers(outputs) ** 0.5
         return drawn
 
     def mean(self, outputs: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-        """The mean of the parents' outputs."""
-        return torch.stack([share * own for share, own in zip(shares, outputs, strict=True)]).sum(0)
+        """Average the parents' outputs."""
+        return torch.stack([share * output for share, output in zip(shares, outputs, strict=True)]).sum(0)
 
-    def said(self, outputs: Tensor) -> Tensor:
-        """They say themselves."""
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """Return the outputs, which are the predictions."""
         return outputs
 
-    def losses(self, outputs: Tensor, wanted: Tensor) -> Tensor:
-        """Mean squared differences."""
-        return (outputs - wanted).reshape(len(outputs), -1).square().mean(1)
+    def losses(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Compute mean squared differences (N,)."""
+        return (outputs - target).reshape(len(outputs), -1).square().mean(1)
 
     def centred(self, directions: Tensor) -> Tensor:
-        """Every direction changes something."""
+        """Return the directions: each changes the predictions."""
         return directions
 
-    def alike(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Nothing is predicted that could be right or wrong."""
+    def agreements(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return NaN: numbers do not agree or differ as classes do."""
         return torch.full((), torch.nan, dtype=torch.float32, device=outputs.device)
 
     def unit(self, target: Tensor) -> float:
-        """Half the variance of the target over images."""
+        """Compute half the variance of the target over images."""
         return 0.5 * float(target.reshape(len(target), -1).var(0, correction=0).mean())
 
 
@@ -184,7 +184,7 @@ SQUARED_ERROR = SquaredError()
 
 
 def as_numbers(output: Any) -> Tensor:
-    """A tensor as it is; of a dictionary or tuple of outputs, all numbers of an image in one column (N, m, 1)."""
+    """Return a tensor unchanged; concatenate a dictionary or tuple of outputs to one column (N, m, 1) per image."""
     if isinstance(output, Tensor):
         return output
     found = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
@@ -194,12 +194,12 @@ def as_numbers(output: Any) -> Tensor:
 
 
 def gives_classes(outputs: Tensor) -> bool:
-    """Whether outputs are one row of class scores (N, C) per image.
+    """Tell whether outputs are one row of class scores (N, C) per image.
 
     Raises
     ------
     RecipeError
-        They are no tensor: what a child learns from must be one.
+        The outputs are no tensor, from which alone a child can learn.
     """
     if not isinstance(outputs, Tensor):
         raise RecipeError(
@@ -210,7 +210,7 @@ def gives_classes(outputs: Tensor) -> bool:
 
 
 def distance_of(outputs: Tensor) -> Distance:
-    """What outputs (N, ...) are compared by."""
+    """Return the distance that outputs (N, ...) are compared by."""
     return CROSS_ENTROPY if gives_classes(outputs) else SQUARED_ERROR
 
 

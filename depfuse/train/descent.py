@@ -84,7 +84,7 @@ class Descent:
         if self.teacher is None:
             hits = (predicted.argmax(1) == labels).sum()
         else:
-            hits = distance_of(predicted).alike(predicted, wanted)
+            hits = distance_of(predicted).agreements(predicted, wanted)
         return loss.detach() * len(labels), hits
 
     def _weighted(self, loss: Tensor, count: int) -> Tensor:

@@ -155,7 +155,7 @@ def _to_the_end(run: Run, saving: Saving | None, progress: Progress | None, team
     in_first = _call if team is None else team.in_first
     in_first(partial(run.resume, None if saving is None else saving.path))
     if team is not None:
-        run.restore(team.agreed(run.state()))
+        run.restore(team.from_first(run.state()))
     while run.epoch < run.recipe.epochs:
         report = run.one_epoch()
         if not math.isfinite(report.loss):

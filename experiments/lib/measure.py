@@ -18,8 +18,8 @@ from depfuse.data import Loader, calibration_loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import LimitWarning
 from depfuse.evaluate import evaluate, evaluate_with_ensemble
-from depfuse.fusion.agreement import Disagreement
 from depfuse.fusion.calibration import CalibrationSplit
+from depfuse.fusion.ensemble_judge import EnsembleJudge
 from depfuse.merge import average
 from depfuse.networks.running import evaluating
 from depfuse.renorm import renormalise
@@ -154,7 +154,7 @@ def _fused(seen: Seen, step: Fusion, values: tuple[str, ...]) -> tuple[nn.Module
     if JUDGED[0] in values:
         assert calibration is not None
         split = CalibrationSplit.for_matchings(calibration)
-        judge = Disagreement(Ensemble(inputs.models, ()), of.groups, recipe.renorm.name, split)
+        judge = EnsembleJudge(Ensemble(inputs.models, ()), of.groups, recipe.renorm.name, split)
         found["judged"] = judge(1, result.couplings[1])
     return child, found | {f"seconds_{part}": result.seconds.get(part, 0.0) for part in PARTS}
 

@@ -16,8 +16,8 @@ from depfuse.align.choice import choose, choose_by_group
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import RecipeError
-from depfuse.fusion.agreement import Disagreement
 from depfuse.fusion.calibration import CalibrationSplit
+from depfuse.fusion.ensemble_judge import EnsembleJudge
 from depfuse.models import build_network
 
 
@@ -74,7 +74,7 @@ def test_a_child_chosen_by_group_agrees_at_least_as_well():
     parents, images = parents_and_images()
     whole = fuse(parents, Recipe(refit="none"), images)
     by_group = fuse(parents, Recipe(refit="none", choose="groups"), images, groups=whole.groups)
-    judge = Disagreement(Ensemble(parents, ()), whole.groups, "reset", CalibrationSplit.for_matchings(images))
+    judge = EnsembleJudge(Ensemble(parents, ()), whole.groups, "reset", CalibrationSplit.for_matchings(images))
     assert judge(1, by_group.couplings[1]) < judge(1, whole.couplings[1])
     for group in whole.groups.free:
         assert sorted(by_group.couplings[1][group.name].permutation.tolist()) == list(range(group.size))
@@ -86,7 +86,7 @@ def test_a_judge_does_not_look_at_the_scale_of_scores():
     parents[1] = copy.deepcopy(parents[0])
     groups = prove_groups(parents[0], find_groups(parents[0], torch.rand(1, 1, 8, 8)), torch.rand(1, 1, 8, 8))
     identity = {group.name: Coupling.identity(group.size) for group in groups.free}
-    judge = Disagreement(Ensemble(parents, ()), groups, "none", CalibrationSplit.for_matchings(images))
+    judge = EnsembleJudge(Ensemble(parents, ()), groups, "none", CalibrationSplit.for_matchings(images))
     before = judge(1, identity)
     with torch.no_grad():
         for parent in parents:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torchvision.models.shufflenetv2 import ShuffleNetV2
 
 from depfuse.align import Coupling, align, apply_couplings
-from depfuse.align.ties import find_ties, settle
+from depfuse.align.ties import break_tie, find_ties
 from depfuse.data.loader import Loader
 from depfuse.errors import DepfuseWarning, LimitWarning
 from depfuse.fusion.pipeline import fuse
@@ -286,8 +286,8 @@ def test_the_second_cost_decides_then_the_order():
     (tie,) = find_ties(cost, torch.tensor([1, 0, 2]), 1e-9)
     assert tie.rows.tolist() == [0, 1]
     home = torch.tensor([[False, True], [True, False]])
-    assert settle(tie, torch.zeros(2, 2, dtype=torch.float64), home).tolist() == [1, 0]
-    assert settle(tie, torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64), home) is None
+    assert break_tie(tie, torch.zeros(2, 2, dtype=torch.float64), home).tolist() == [1, 0]
+    assert break_tie(tie, torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64), home) is None
     assert list(find_ties(cost + torch.eye(3) * -0.1, torch.arange(3), 0.01)) == []
 
 

@@ -15,7 +15,6 @@ KINDS = (
 )  # fmt: skip
 
 
-
 def check(name: str) -> None:
     found = recovery.recover(name)
     assert found.groups == found.by_weights == found.by_activations, found.missed

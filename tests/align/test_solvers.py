@@ -22,7 +22,7 @@ from depfuse.align.edges import Edges
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution
 from depfuse.align.solvers import load_solver
-from depfuse.align.solvers.frank_wolfe import Likeness, frank_wolfe
+from depfuse.align.solvers.frank_wolfe import WeightSimilarity, frank_wolfe
 from depfuse.align.solvers.fused_gromov import fused
 from depfuse.align.solvers.ipfp import fixed_point
 from depfuse.align.solvers.reweighted_random_walk import walk
@@ -185,10 +185,10 @@ def test_ipfp_scores_at_least_what_pygmtools_does_and_at_most_the_best_of_all(si
 @pytest.mark.parametrize("seed", range(4))
 def test_frank_wolfe_is_scipys_quadratic_assignment(seed):
     edges = loop(8, seed)
-    likeness = Likeness([edges])
+    similarity = WeightSimilarity([edges])
     first, second = edges.target[..., 0].double().numpy(), edges.source[..., 0].double().numpy()
     reference = quadratic_assignment(first, second, options={"maximize": True, "P0": "barycenter", "maxiter": 100})
-    orders, value, rests = frank_wolfe(likeness, likeness.uniform(), 100)
+    orders, value, rests = frank_wolfe(similarity, similarity.uniform(), 100)
     assert rests
     assert value >= reference.fun - 1e-4
     order = orders["g"].numpy()

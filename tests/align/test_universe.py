@@ -16,15 +16,15 @@ from depfuse import Recipe, fuse
 from depfuse.align import Coupling, align, apply_couplings, compose, invert
 from depfuse.align.costs import activation_cost
 from depfuse.align.problem import MatchingProblem
-from depfuse.align.solvers.frank_wolfe_universe import LikenessTogether, highest, value
+from depfuse.align.solvers.frank_wolfe_universe import UniverseSimilarity, highest, value
 from depfuse.align.statistics.moments import collect_moments
 from depfuse.align.statistics.pairwise import MOST, PairwiseCollector
 from depfuse.align.universe import Universe
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import LimitWarning, RecipeError
-from depfuse.fusion.agreement import Disagreement
 from depfuse.fusion.calibration import CalibrationSplit
+from depfuse.fusion.ensemble_judge import EnsembleJudge
 from depfuse.groups import find_groups, random_permutations
 from depfuse.groups.tracing.depgraph import evaluation_copy
 
@@ -199,7 +199,7 @@ def test_a_reference_is_what_all_are_matched_to():
         torch.testing.assert_close(same.child.state_dict()[key], tensor)
 
 
-def likeness_of_pairs(parents, groups, couplings) -> float:
+def similarity_of_pairs(parents, groups, couplings) -> float:
     states = [
         apply_couplings(groups, found, model.state_dict()) for found, model in zip(couplings, parents, strict=True)
     ]
@@ -215,7 +215,7 @@ def test_all_pairs_are_more_alike_than_by_one_reference(solver):
     groups = find_groups(parents[0], EXAMPLE)
     through = align(parents, groups, Recipe(universe=True, criterion="weights", solver=solver).align, None).couplings
     to_one = align(parents, groups, Recipe(criterion="weights", solver=solver).align, None).couplings
-    assert likeness_of_pairs(parents, groups, through) > likeness_of_pairs(parents, groups, to_one)
+    assert similarity_of_pairs(parents, groups, through) > similarity_of_pairs(parents, groups, to_one)
 
 
 def test_no_single_move_of_a_parent_makes_activations_more_alike():
@@ -265,8 +265,8 @@ def test_the_others_mean_counts_like_the_sum_over_them(distance):
     every = collector.among(range(4))
     few = collector.among_and_others([2, 0], {i: placed[i] for i in (1, 3)}, shares, distance)
     for group in groups.free:
-        wanted = every.likeness(group.name, 2, placed, shares, distance)
-        found = few.likeness(group.name, 2, {0: placed[0]}, shares, distance)
+        wanted = every.similarity(group.name, 2, placed, shares, distance)
+        found = few.similarity(group.name, 2, {0: placed[0]}, shares, distance)
         # Constants along rows or columns, and of all, change no assignment.
         for table in (wanted, found):
             table -= table.mean(0, keepdim=True)
@@ -276,20 +276,20 @@ def test_the_others_mean_counts_like_the_sum_over_them(distance):
 
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=15, deadline=None)
-def test_frank_wolfes_likeness_slope_and_line_are_those_of_all_pairs(seed):
+def test_frank_wolfes_similarity_slope_and_line_are_those_of_all_pairs(seed):
     parents = [network(seed + number) for number in range(3)]
     groups = find_groups(parents[0], EXAMPLE)
     recipe = Recipe(refit="none", criterion="weights")
     edges = [MatchingProblem(groups, (parent, parent), recipe.align).edges for parent in parents]
-    likeness = LikenessTogether(edges, (0.5, 0.3, 0.2))
+    similarity = UniverseSimilarity(edges, (0.5, 0.3, 0.2))
     generator = torch.Generator().manual_seed(seed)
-    at = [{n: torch.rand(v.shape, generator=generator) for n, v in x.items()} for x in likeness.start()]
+    at = [{n: torch.rand(v.shape, generator=generator) for n, v in x.items()} for x in similarity.start()]
     step = [{n: torch.rand(v.shape, generator=generator) - 0.5 for n, v in x.items()} for x in at]
-    along = likeness.along(at, step)
+    along = similarity.along(at, step)
     for t in (0.0, 0.3, 1.0):
         there = [{n: x[n] + t * s[n] for n in x} for x, s in zip(at, step, strict=True)]
-        assert likeness(there) == pytest.approx(value(along, t), rel=1e-3, abs=1e-3)
-    gradient = likeness.gradient(at)
+        assert similarity(there) == pytest.approx(value(along, t), rel=1e-3, abs=1e-3)
+    gradient = similarity.gradient(at)
     slope = sum(float((g[n] * s[n]).sum()) for g, s in zip(gradient, step, strict=True) for n in g)
     assert slope == pytest.approx(along[1], rel=1e-3, abs=1e-3)
     best = highest(along)
@@ -375,11 +375,11 @@ def test_recipes_that_do_not_fit_the_parents_are_refused(settings, words):
 
 def test_the_judge_of_several_parents_prefers_their_matching():
     parents, groups = copies(3)
-    judge = Disagreement(Ensemble(parents, ()), groups, "none", CalibrationSplit.for_matchings(images()))
+    judge = EnsembleJudge(Ensemble(parents, ()), groups, "none", CalibrationSplit.for_matchings(images()))
     matched = align(parents, groups, Recipe(universe=True).align, images()).couplings
     naive = [{group.name: Coupling.identity(group.size) for group in groups.free}] * 3
     shares = (1 / 3,) * 3
-    assert judge.together(range(3), matched, shares) < judge.together(range(3), naive, shares)
+    assert judge.of_members(range(3), matched, shares) < judge.of_members(range(3), naive, shares)
 
 
 @pytest.mark.parametrize("kind", [Residual, Grouped])

@@ -14,8 +14,8 @@ from depfuse.data import Loader, Preprocessing, Split, calibration_loader, load_
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import DataError, RecipeError
 from depfuse.evaluate import evaluate
-from depfuse.fusion.agreement import Disagreement
 from depfuse.fusion.calibration import CalibrationSplit
+from depfuse.fusion.ensemble_judge import EnsembleJudge
 from depfuse.groups import random_permutations
 from depfuse.io.checkpoint import read_checkpoint
 from depfuse.io.loading import load_into
@@ -184,7 +184,7 @@ def test_disagreement_is_least_for_the_right_alignment():
     first = network(0)
     second, coupling = twin(first)
     groups = find_groups(first, torch.zeros(1, 1, 8, 8))
-    judge = Disagreement(Ensemble([first, second], ()), groups, "none", CalibrationSplit.for_matchings(images(50)))
+    judge = EnsembleJudge(Ensemble([first, second], ()), groups, "none", CalibrationSplit.for_matchings(images(50)))
     identity = {group.name: Coupling.identity(group.size) for group in groups.free}
     assert judge(1, coupling) < judge(1, identity)
     assert judge.seconds > 0

@@ -19,7 +19,7 @@ from depfuse.align import Coupling
 from depfuse.align.transport import emd, in_order, sinkhorn, transport_cost, unbalanced, whole
 from depfuse.align.unequal.copies import copied, joined
 from depfuse.align.unequal.pairing import pair_groups
-from depfuse.align.unequal.rectangular import brought, shares
+from depfuse.align.unequal.rectangular import resize_state, shares
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.errors import RecipeError
 from depfuse.fusion.widths import shapes_of
@@ -186,7 +186,7 @@ def test_weights_brought_to_a_width_are_those_of_a_loop():
     (group,) = groups.free
     plan = torch.rand(5, 3, dtype=torch.float64)
     old = narrow.state_dict()
-    new = brought(groups, theirs, {group.name: Coupling(plan=plan / plan.sum())}, old, shapes_of(wide))
+    new = resize_state(groups, theirs, {group.name: Coupling(plan=plan / plan.sum())}, old, shapes_of(wide))
     for i in range(5):
         row = sum(plan[i, j] * old["0.weight"][j] for j in range(3)) / plan[i].sum()
         torch.testing.assert_close(new["0.weight"][i], row.float())

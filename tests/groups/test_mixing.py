@@ -229,12 +229,12 @@ def test_a_batch_norm_that_no_layer_feeds_cannot_be_folded():
 # --- ZipIt! ---------------------------------------------------------------------------------------
 
 
-def naively_zipped(likeness: list[list[float]], parents: int) -> list[set[int]]:
+def naively_zipped(similarity: list[list[float]], parents: int) -> list[set[int]]:
     """The paper's loop with sets of channels and a table of pairs."""
-    size = len(likeness) // parents
-    clusters = {i: {i} for i in range(len(likeness))}
-    table = {frozenset(pair): likeness[pair[0]][pair[1]] for pair in itertools.combinations(clusters, 2)}
-    budget = [int((len(likeness) - size) // parents * WITHIN) for _ in range(parents)]
+    size = len(similarity) // parents
+    clusters = {i: {i} for i in range(len(similarity))}
+    table = {frozenset(pair): similarity[pair[0]][pair[1]] for pair in itertools.combinations(clusters, 2)}
+    budget = [int((len(similarity) - size) // parents * WITHIN) for _ in range(parents)]
     forbidden: set[frozenset[int]] = set()
     while len(clusters) > size:
         choice = {pair: value for pair, value in table.items() if pair not in forbidden} or table
@@ -260,9 +260,9 @@ def naively_zipped(likeness: list[list[float]], parents: int) -> list[set[int]]:
 @pytest.mark.parametrize(("parents", "size", "seed"), [(2, 1, 0), (2, 5, 1), (2, 24, 2), (3, 8, 3), (4, 20, 4)])
 def test_channels_are_zipped_as_by_the_naive_loop(parents, size, seed):
     features = torch.randn(parents * size, 12, generator=torch.Generator().manual_seed(seed)).double()
-    likeness = torch.corrcoef(features)
-    member = zipped(likeness, parents)
-    expected = naively_zipped(likeness.tolist(), parents)
+    similarity = torch.corrcoef(features)
+    member = zipped(similarity, parents)
+    expected = naively_zipped(similarity.tolist(), parents)
     found = [set(torch.nonzero(member == child)[:, 0].tolist()) for child in range(size)]
     assert found == expected
     if size > 20:

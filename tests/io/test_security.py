@@ -31,7 +31,7 @@ from depfuse.errors import ArchitectureError, CheckpointError, DataError, Depfus
 from depfuse.io.checkpoint import read_checkpoint
 from depfuse.io.loading import load_into, load_network
 from depfuse.models import build_network
-from depfuse.models.bounded import built
+from depfuse.models.bounded import build_bounded
 from depfuse.models.origin import FromFile
 from depfuse.recipe.presets import read_settings
 from depfuse.report import read_report
@@ -79,7 +79,7 @@ def own_file(folder: Path, marker: Path) -> Path:
     [
         "os:system(command='touch MARKER')",
         "subprocess:getoutput(cmd='touch MARKER')",
-        "builtins:exec(source='open(\"MARKER\", \"w\")')",
+        'builtins:exec(source=\'open("MARKER", "w")\')',
         "nets.py:net",
         "./nets.py:net",
         "FOLDER/nets.py:net",
@@ -461,7 +461,7 @@ def test_a_network_that_takes_many_operations_to_build_is_given_up() -> None:
             ones.add_(1)
 
     with pytest.raises(ArchitectureError, match="far larger than the tensors in the file"):
-        built(slow, FromFile("slow"), {}, {"weight": torch.zeros(1)})
+        build_bounded(slow, FromFile("slow"), {}, {"weight": torch.zeros(1)})
     assert float(ones) < 10**5
 
 

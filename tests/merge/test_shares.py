@@ -19,9 +19,9 @@ from depfuse.ensemble.distance import SCALES
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
-from depfuse.fusion.agreement import Disagreement
 from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.fusion.choose_shares import _divided, choose_shares
+from depfuse.fusion.ensemble_judge import EnsembleJudge
 from depfuse.groups.partition import parts_by_group, parts_by_stage
 from depfuse.io.checkpoint import read_checkpoint
 from depfuse.io.loading import load_into
@@ -334,7 +334,7 @@ def test_a_destroyed_stage_is_left_to_the_other_parent(parents_of_digits, digits
     assert result.seconds["shares"] > 0
     same(result.child, result.at(result.shares))
     split = CalibrationSplit.for_shares(calibration, 100)
-    judge = Disagreement(Ensemble(result.averaged, ()), result.groups, "reset", split, labelled=True)
+    judge = EnsembleJudge(Ensemble(result.averaged, ()), result.groups, "reset", split, labelled=True)
 
     def loss(shares: Shares) -> float:
         return judge.of_child(average(result.averaged, result.groups, result.couplings, shares), (0.5, 0.5))
@@ -366,7 +366,7 @@ def test_the_choice_is_no_worse_on_its_own_images(options):
 
 def test_with_labels_it_is_the_loss_on_them_at_the_best_scale():
     parents = [network(0), network(1)]
-    judge = Disagreement(
+    judge = EnsembleJudge(
         Ensemble(parents, ()), proved(parents[0]), "none", CalibrationSplit(images(), images(40)), labelled=True
     )
     with torch.no_grad():

@@ -19,7 +19,7 @@ from depfuse.errors import RecipeError
 from depfuse.networks.running import evaluating
 from depfuse.refit.second_order import gauss_newton
 from depfuse.refit.second_order.gauss_newton import _apart, _joined, _Search, gauss_newton_step
-from depfuse.renorm import settle_batch_norm
+from depfuse.renorm import reset_keeping_function
 
 
 def images(count: int, size: int = 4, channels: int = 1) -> Loader:
@@ -175,7 +175,7 @@ def test_settled_statistics_are_true_and_the_function_stays():
             return ((x.double(), y) for x, y in loader)
 
     before = model(inputs)
-    settle_batch_norm(model, Doubled())
+    reset_keeping_function(model, Doubled())
     torch.testing.assert_close(model(inputs), before)
     given = model[0](inputs)
     torch.testing.assert_close(model[1].running_mean, given.mean((0, 2, 3)))

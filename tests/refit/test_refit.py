@@ -39,7 +39,7 @@ from depfuse.refit.program.units import find_units
 from depfuse.refit.program.walk import Walk
 from depfuse.refit.second_order import natural_gradient
 from depfuse.refit.second_order.natural_gradient import DAMPING, MOMENTUM, TRUST, NaturalGradient
-from depfuse.renorm import reset_batch_norm, settle_batch_norm
+from depfuse.renorm import reset_batch_norm, reset_keeping_function
 
 SOLVED = Ridge(steps=0, augment=False)  # layer by layer only
 
@@ -296,7 +296,7 @@ def test_refitting_comes_closer_to_the_ensemble_with_true_statistics(name):
     assert error(child) < 0.5 * error(plain)
     assert child.state_dict().keys() == models[0].state_dict().keys()
     before = copy.deepcopy(child.state_dict())
-    settle_batch_norm(child, loader)
+    reset_keeping_function(child, loader)
     for key, tensor in child.state_dict().items():
         if "running" in key:
             torch.testing.assert_close(tensor, before[key], rtol=1e-3, atol=1e-3)
@@ -315,7 +315,7 @@ def test_a_second_pass_comes_closer_still_and_keeps_true_statistics():
         errors.append(float((output - output.mean(1, keepdim=True) - centred).square().mean()))
     assert errors[1] < 0.9 * errors[0]
     before = copy.deepcopy(child.state_dict())
-    settle_batch_norm(child, loader)
+    reset_keeping_function(child, loader)
     for key, tensor in child.state_dict().items():
         if "running" in key:
             torch.testing.assert_close(tensor, before[key], rtol=1e-3, atol=1e-3)

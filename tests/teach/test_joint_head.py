@@ -19,8 +19,8 @@ from depfuse.ensemble.label_sets import LabelSets
 from depfuse.ensemble.targets import mean_logits
 from depfuse.errors import RecipeError
 from depfuse.evaluate import evaluate, evaluate_ensemble, evaluate_with_ensemble
-from depfuse.fusion.agreement import Disagreement
 from depfuse.fusion.calibration import CalibrationSplit
+from depfuse.fusion.ensemble_judge import EnsembleJudge
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import write_checkpoint
 from depfuse.io.loading import load_network
@@ -147,7 +147,7 @@ def test_matchings_are_judged_by_what_the_one_head_says(halves, data):
     teachers = with_joint_head(halves, (0.5, 0.5), calibration, 0, sets, build_network("digits_resnet(width=0.5)"))
     groups = find_groups(teachers[0], data.example())
     child = copy.deepcopy(teachers[0])
-    judge = Disagreement(
+    judge = EnsembleJudge(
         Ensemble(teachers, (), joint=True), groups, "none", CalibrationSplit.for_matchings(calibration)
     )
     with torch.no_grad():
@@ -155,7 +155,7 @@ def test_matchings_are_judged_by_what_the_one_head_says(halves, data):
         scores = torch.cat([child(x) for x, _ in calibration])
     by_hand = float(at_best_scale(scores, wanted)[0].mean())
     assert judge.of_child(child, (0.5, 0.5)) == pytest.approx(by_hand, abs=1e-5)
-    separate = Disagreement(Ensemble(teachers, ()), groups, "none", CalibrationSplit.for_matchings(calibration))
+    separate = EnsembleJudge(Ensemble(teachers, ()), groups, "none", CalibrationSplit.for_matchings(calibration))
     apart = separate.of_child(child, (0.5, 0.5))
     assert abs(apart - by_hand) > 0.01
 

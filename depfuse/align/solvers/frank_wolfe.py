@@ -20,7 +20,7 @@ from depfuse.recipe.solvers import FrankWolfe
 TOLERANCE = 1e-4  # relative: near its end the iteration creeps
 
 
-class Likeness:
+class WeightSimilarity:
     r"""Similarity of two networks' weights under doubly stochastic X, :math:`\sum \langle A, X_p B X_c^T \rangle`.
 
     Up to constants that is minus half their squared distance, for permutations.
@@ -86,20 +86,22 @@ class Likeness:
         return inner(self.linear, at) + self.bend(at)
 
 
-def frank_wolfe(likeness: Likeness, start: Candidates, iterations: int) -> tuple[dict[str, Tensor], float, bool]:
+def frank_wolfe(
+    similarity: WeightSimilarity, start: Candidates, iterations: int
+) -> tuple[dict[str, Tensor], float, bool]:
     """Maximise the similarity; return the best permutations, their similarity, and whether the iteration converged.
 
     Each step goes towards the permutations that are best for the gradient, to the highest point on the way: the
     similarity is a parabola there.
     """
-    at, best, last = start, (-float("inf"), assign(start)), likeness(start)
+    at, best, last = start, (-float("inf"), assign(start)), similarity(start)
     for _ in range(iterations):
-        gradient = likeness.gradient(at)
+        gradient = similarity.gradient(at)
         orders = assign(gradient)
         vertex = as_candidates(orders, at)
-        best = max(best, (likeness(vertex), orders), key=lambda entry: entry[0])
+        best = max(best, (similarity(vertex), orders), key=lambda entry: entry[0])
         step = {name: vertex[name] - at[name] for name in at}
-        slope, bend = inner(gradient, step), likeness.bend(step)
+        slope, bend = inner(gradient, step), similarity.bend(step)
         length = min(1.0, -slope / (2.0 * bend)) if bend < 0 else 1.0
         at = {name: at[name] + length * step[name] for name in at}
         reached = last + length * slope + length * length * bend
@@ -110,19 +112,19 @@ def frank_wolfe(likeness: Likeness, start: Candidates, iterations: int) -> tuple
     else:
         rests = False
     rounded = assign(at)
-    best = max(best, (likeness(as_candidates(rounded, at)), rounded), key=lambda entry: entry[0])
+    best = max(best, (similarity(as_candidates(rounded, at)), rounded), key=lambda entry: entry[0])
     return best[1], best[0], rests
 
 
 def solve(problem: MatchingProblem) -> list[Solution]:
     """Match from uniform candidates and from invariants and keep the best, or match from the recipe's start."""
     iterations = problem.settings_of(FrankWolfe).iterations
-    likeness = Likeness(problem.edges)
+    similarity = WeightSimilarity(problem.edges)
     if problem.settings.criterion.name == "mixture":
-        likeness.mix(problem.watched, problem.settings.share)
-    starts, said = started(problem, likeness.uniform())
+        similarity.mix(problem.watched, problem.settings.share)
+    starts, said = started(problem, similarity.uniform())
     with torch.no_grad():
-        found = [frank_wolfe(likeness, start, iterations) for start in starts]
+        found = [frank_wolfe(similarity, start, iterations) for start in starts]
     orders, _, rests = max(found, key=lambda entry: entry[1])
     said += at_limit("frank-wolfe", iterations, unless=rests)
     return [Solution(completed(problem, orders), said)]

@@ -20,7 +20,7 @@ from depfuse.align.solvers.rounding import assign
 from depfuse.align.solvers.start import as_candidates
 
 
-class LikenessTogether:
+class UniverseSimilarity:
     """Similarity of all pairs of networks under their candidates.
 
     Parameters
@@ -121,24 +121,24 @@ def value(coefficients: np.ndarray, t: float) -> float:
     return sum(float(c) * t**power for power, c in enumerate(coefficients))
 
 
-def frank_wolfe_together(
+def frank_wolfe_of_universe(
     edges: Sequence[Sequence[Edges]], shares: Sequence[float], iterations: int
 ) -> tuple[list[dict[str, Tensor]], bool]:
     """Maximise the similarity; return every network's best permutations, and whether the iteration converged.
 
     Each step goes towards the permutations that are best for the gradient, as far as the similarity rises on the way.
     """
-    likeness = LikenessTogether(edges, shares)
+    similarity = UniverseSimilarity(edges, shares)
     with torch.no_grad():
-        at = likeness.start()
+        at = similarity.start()
         best, rests = (-float("inf"), [assign(candidates) for candidates in at]), False
         for _ in range(iterations):
-            gradient = likeness.gradient(at)
+            gradient = similarity.gradient(at)
             orders = [assign(candidates) for candidates in gradient]
             vertex = [as_candidates(o, x) for o, x in zip(orders, at, strict=True)]
-            best = max(best, (likeness(vertex), orders), key=lambda entry: entry[0])
+            best = max(best, (similarity(vertex), orders), key=lambda entry: entry[0])
             step = [{name: v[name] - x[name] for name in x} for v, x in zip(vertex, at, strict=True)]
-            along = likeness.along(at, step)
+            along = similarity.along(at, step)
             length = highest(along)
             at = [{name: x[name] + length * s[name] for name in x} for x, s in zip(at, step, strict=True)]
             reached = value(along, length)
@@ -147,5 +147,5 @@ def frank_wolfe_together(
                 break
         rounded = [assign(candidates) for candidates in at]
         vertex = [as_candidates(o, x) for o, x in zip(rounded, at, strict=True)]
-        best = max(best, (likeness(vertex), rounded), key=lambda entry: entry[0])
+        best = max(best, (similarity(vertex), rounded), key=lambda entry: entry[0])
     return best[1], rests

@@ -12,11 +12,11 @@ from torch import Tensor
 from depfuse.align.costs import NOISE, activation_cost, activation_noise, standardised, weight_cost
 from depfuse.align.coupling import Coupling, apply_couplings
 from depfuse.align.problem import MatchingProblem
-from depfuse.align.settling import settled
 from depfuse.align.solution import Solution, at_limit
 from depfuse.align.solvers.interface import Implementation
 from depfuse.align.solvers.rounding import completed
 from depfuse.align.statistics.moments import Moments, collect_moments
+from depfuse.align.tie_breaking import break_ties
 from depfuse.align.transport import assigned, checked, emd
 from depfuse.groups.nesting import Part
 from depfuse.networks.isolation import without_warnings
@@ -62,8 +62,8 @@ def fused(
             log=True,
         )
     losses = log["loss"]  # before the first step, and after each
-    settled = len(losses) > 1 and abs(losses[-1] - losses[-2]) <= TOLERANCE * abs(losses[-1])
-    return assigned(-torch.from_numpy(np.asarray(plan))), settled or len(losses) <= iterations
+    converged = len(losses) > 1 and abs(losses[-1] - losses[-2]) <= TOLERANCE * abs(losses[-1])
+    return assigned(-torch.from_numpy(np.asarray(plan))), converged or len(losses) <= iterations
 
 
 def linearised(cost: Tensor, target: Tensor, source: Tensor, share: float, order: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def _spread(target: Tensor, source: Tensor) -> float:
     return float(torch.cat([target.reshape(-1), source.reshape(-1)]).std(correction=0)) or 1.0
 
 
-def likeness_of_weights(parts: Sequence[Part], state: dict[str, Tensor]) -> Tensor:
+def weight_similarity(parts: Sequence[Part], state: dict[str, Tensor]) -> Tensor:
     """Compute cosines (n, n) of channels' weights, which no order of the other groups changes."""
     rows = torch.cat([part.read(state[part.key])[0].float() for part in parts], 1).double()
     norms = rows.norm(dim=1, keepdim=True).clamp_min(1e-300)
@@ -88,7 +88,7 @@ def likeness_of_weights(parts: Sequence[Part], state: dict[str, Tensor]) -> Tens
     return cosines.cpu()
 
 
-def likeness_of_activations(taps: Sequence[Moments]) -> Tensor:
+def activation_similarity(taps: Sequence[Moments]) -> Tensor:
     """Compute mean correlations (n, n) of a group's channels on the calibration images, over its taps."""
     return 1.0 - activation_cost(taps, "pearson") / len(taps)
 
@@ -96,7 +96,7 @@ def likeness_of_activations(taps: Sequence[Moments]) -> Tensor:
 def solve(problem: MatchingProblem) -> list[Solution]:
     """Match every group by itself for activations, in the order of the network for weights.
 
-    Ties of activations are decided by weights, before and after (`settled`).
+    Ties of activations are decided by weights, before and after (`break_ties`).
     """
     settings, own = problem.settings, problem.settings_of(FusedGromov)
     orders = {}
@@ -124,9 +124,9 @@ def solve(problem: MatchingProblem) -> list[Solution]:
             before = [part for part in parts if part.role != "consumes"] or parts
             cost = problem.mixed(root.name, weight_cost(before, problem.target, state)[0])
         structures = (
-            [likeness_of_activations(taps[root.name]).cpu() for taps in within]
+            [activation_similarity(taps[root.name]).cpu() for taps in within]
             if watched
-            else [likeness_of_weights(parts, dict(state)) for state in (problem.target, problem.source)]
+            else [weight_similarity(parts, dict(state)) for state in (problem.target, problem.source)]
         )
         start = starts[root.name].permutation if root.name in starts else None
         order, done = fused(cost, structures[0], structures[1], own.structure, own.iterations, start)
@@ -142,7 +142,7 @@ def solve(problem: MatchingProblem) -> list[Solution]:
     couplings = completed(problem, orders)
     if by_activations:
         trees = {name: cost for name, cost in costs.items() if name not in known}
-        couplings = settled(problem, couplings, {**trees, **known}, noise)
+        couplings = break_ties(problem, couplings, {**trees, **known}, noise)
     return [Solution(couplings, at_limit("fused-gromov", own.iterations, unless=converged))]
 
 

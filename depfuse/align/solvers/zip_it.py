@@ -20,11 +20,11 @@ from depfuse.groups import ChannelGroups
 from depfuse.groups.nesting import find_orbits
 from depfuse.recipe.sections import Align
 
-REUSE = 0.3  # what the likeness of a zipped channel to others is multiplied with: the paper's alpha
+REUSE = 0.3  # what the similarity of a zipped channel to others is multiplied with: the paper's alpha
 WITHIN = 0.125  # share of a parent's zips that may be of two of its own channels: the paper's beta
 
 
-def zipped(likeness: Tensor, parents: int) -> Tensor:
+def zipped(similarity: Tensor, parents: int) -> Tensor:
     """Merge the channels of all parents pair by pair until as many are left as one parent has.
 
     The two most similar become one, whose similarity to a third is the lower of the two, times `REUSE` as soon as it
@@ -36,7 +36,7 @@ def zipped(likeness: Tensor, parents: int) -> Tensor:
 
     Parameters
     ----------
-    likeness
+    similarity
         (parents * n, parents * n) correlations, one parent's channels after the other's.
     parents
         Number of parents.
@@ -47,9 +47,9 @@ def zipped(likeness: Tensor, parents: int) -> Tensor:
         (parents * n,) int64: the channel of the child, from 0 to n - 1, that each is part of; the child's channels are
         in the order of their first ones.
     """
-    total = len(likeness)
+    total = len(similarity)
     size = total // parents
-    alike = likeness.double().clone().fill_diagonal_(-torch.inf)
+    alike = similarity.double().clone().fill_diagonal_(-torch.inf)
     origin = torch.arange(total) // size
     member = torch.arange(total)
     allowed = torch.ones_like(alike, dtype=torch.bool)
@@ -123,8 +123,8 @@ def solve_jointly(
             problem = MatchingProblem(groups, (models[reference], models[number]), settings, own, calibration)
             found[number] |= problem.by_activations("pearson", emd)
     for root in free:
-        likeness = torch.stack([_correlation(tap) for tap in covariances[root.name]]).mean(0)
-        member = zipped(likeness, len(models))
+        similarity = torch.stack([_correlation(tap) for tap in covariances[root.name]]).mean(0)
+        member = zipped(similarity, len(models))
         for number, maps in zip(order, maps_of(member, [shares[n] for n in order]), strict=True):
             found[number][root.name] = Coupling(maps=maps)
     return [*found]

@@ -39,7 +39,7 @@ from depfuse.networks.running import evaluating
 
 MOST = 6  # parents whose moments among one another are kept at a time
 # Distance -> (share, whether means are taken off, exponent of the channel's size) of the features whose products are
-# the likeness that `activation_cost` turns into a cost.
+# the similarity that `activation_cost` turns into a cost.
 FEATURES: dict[str, tuple[tuple[float, bool, float], ...]] = {
     "cosine": ((1.0, False, 1.0),),
     "pearson": ((1.0, True, 1.0),),
@@ -48,7 +48,7 @@ FEATURES: dict[str, tuple[tuple[float, bool, float], ...]] = {
     "euclidean": ((2.0, False, 0.0),),
 }
 
-Likeness = dict[str, Tensor]  # orbit name -> (n, n), channels of the universe or a parent by channels of a parent
+Similarities = dict[str, Tensor]  # orbit name -> (n, n), channels of the universe or a parent by channels of a parent
 
 
 @dataclass
@@ -289,9 +289,9 @@ def _with_others(
     shares: Sequence[float],
     distance: str,
     sizes: Mapping[Key, PairwiseSums],
-) -> tuple[tuple[dict[Key, PairwiseSums], dict[int, Likeness]], list[Tensor]]:
+) -> tuple[tuple[dict[Key, PairwiseSums], dict[int, Similarities]], list[Tensor]]:
     sums = {key: PairwiseSums(Centred(reader.origins[key])) for key in reader.plan}
-    mean: dict[int, Likeness] = {member: {} for member in members}
+    mean: dict[int, Similarities] = {member: {} for member in members}
     for key, rows in reader.read(loader):
         sums[key].add({member: rows[member] for member in members}, pairs=True)
         for name, channels in reader.plan[key][1]:
@@ -343,7 +343,7 @@ def _check_finite(key: Key, products: Iterable[Tensor]) -> None:
         )
 
 
-def _on_host(found: Likeness) -> Likeness:
+def _on_host(found: Similarities) -> Similarities:
     return {name: value.cpu() for name, value in found.items()}
 
 
@@ -364,7 +364,7 @@ class PairwiseMoments:
         self,
         members: tuple[int, ...],
         uses: Mapping[str, list[tuple[PairwiseSums, Tensor]]],
-        others: Mapping[int, Likeness],
+        others: Mapping[int, Similarities],
     ) -> None:
         self.members, self.uses, self.others = members, uses, others
         self._pairs: dict[tuple[str, int, int], Tensor] = {}
@@ -384,7 +384,7 @@ class PairwiseMoments:
         similarity = self._pairs[name, first, second]
         return similarity if target == first else similarity.T
 
-    def likeness(
+    def similarity(
         self,
         name: str,
         parent: int,

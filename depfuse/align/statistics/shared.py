@@ -40,7 +40,7 @@ class SharedMoments:
         """Wall-clock seconds that collecting took of all moments that came from the cache."""
         return self._seconds[0]
 
-    def known_as(self, models: Sequence[nn.Module], copies: Sequence[nn.Module]) -> SharedMoments:
+    def for_copies(self, models: Sequence[nn.Module], copies: Sequence[nn.Module]) -> SharedMoments:
         """Share these moments for copies of some parents."""
         renamed = copy.copy(self)
         places = [

@@ -11,7 +11,7 @@ from depfuse.align.costs import activation_cost, mixed_cost, squared_distances
 from depfuse.align.coupling import Coupling, Couplings
 from depfuse.align.solvers.interface import Transport
 from depfuse.align.statistics.moments import Moments, collect_moments
-from depfuse.align.unequal.rectangular import brought
+from depfuse.align.unequal.rectangular import resize_state
 from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
@@ -131,7 +131,7 @@ class UnequalProblem:
         A channel's outgoing weights are divided where it is copied, and are compared so.
         """
         unmatched = [root.name for root, _ in self.roots if root.name not in others]
-        state = brought(*self.groups, others, self.source, self.shapes, unmatched)
+        state = resize_state(*self.groups, others, self.source, self.shapes, unmatched)
         total = torch.zeros(roots[0].size, roots[1].size, dtype=torch.float64)
         ratio = roots[1].size / roots[0].size
         for own, their in self._parts(roots):
@@ -149,5 +149,5 @@ class UnequalProblem:
         return [pair for pair in pairs if pair[0].key in self.weights]
 
     def _distance(self, couplings: Couplings) -> float:
-        state = brought(*self.groups, couplings, self.source, self.shapes)
+        state = resize_state(*self.groups, couplings, self.source, self.shapes)
         return sum(float((self.target[k].double() - state[k].double()).square().sum()) for k in sorted(self.weights))

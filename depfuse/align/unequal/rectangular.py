@@ -32,7 +32,7 @@ def shares(coupling: Coupling, role: Role) -> Tensor:
     return torch.where(mass > 0, plan / mass.clamp_min(1e-300), 0.0)
 
 
-def brought(
+def resize_state(
     target: ChannelGroups,
     source: ChannelGroups,
     couplings: Couplings,

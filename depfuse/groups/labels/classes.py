@@ -45,7 +45,7 @@ class Classes:
     reasons: dict[int, str]
 
 
-def settle(ledger: Ledger) -> Classes:
+def close(ledger: Ledger) -> Classes:
     """Close the unions into classes.
 
     Blocks that hold the very same labels are one (a head, for each image of the batch), a block of one channel is that

@@ -1,4 +1,4 @@
-"""Presets by name: each a YAML file here, with what it is, what it costs or who published it, and a few settings.
+"""Presets by name: YAML files in this folder, each with a title, its cost or publication, and a few settings.
 
 The smallest example, `git-re-basin.yaml`, would do with a few lines::
 
@@ -7,7 +7,7 @@ The smallest example, `git-re-basin.yaml`, would do with a few lines::
     settings:
       align: {criterion: weights, solver: coordinate-descent}
 
-A file of a user looks like this too, and may name parents and data beside: it is a whole command then.
+A user's file has the same form, and may also name parents and data, so that it is a whole command.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from depfuse.recipe.recipe import Recipe
 
 ENDINGS = (".yaml", ".yml", ".json")
 ABOUT = ("title", "paper", "differs", "cost")
-RUN = ("parents", "data", "classes", "out", "report")  # what a file may say of a command
+RUN = ("parents", "data", "classes", "out", "report")  # arguments of a command that a file may hold
 _LARGEST = 2**26  # characters, of a recipe or a report that holds one
 _WHOLE_FLAT = frozenset({"criterion", "solver", "weights", "reference", "order", "refit", "seed"})  # a stored recipe
 _WHOLE = frozenset({"align", "merge", "refit", "renorm", "teach", "seed"})
@@ -38,18 +38,18 @@ _WHOLE = frozenset({"align", "merge", "refit", "renorm", "teach", "seed"})
 
 @dataclass(frozen=True)
 class Preset:
-    """A few settings that have a name.
+    """A few settings under a name.
 
     Attributes
     ----------
     name
-        What it is asked for by.
+        Its name.
     title
-        What it is.
+        What it does.
     paper, differs
-        Of a published method: who published it where, and what is done otherwise here.
+        Of a published method: the publication, and what differs from it here.
     cost
-        Of the others: what they cost, and what for.
+        Of the others: their cost and benefit.
     settings
         Of a `Recipe`, in its sections; all others have their defaults.
     """
@@ -69,14 +69,14 @@ class Preset:
 
 @dataclass(frozen=True)
 class Source:
-    """What was read from a preset, a file or a report.
+    """Content of a preset, a file or a report.
 
     Attributes
     ----------
     settings
         Path -> value, with the name of the preset.
     run
-        What the file says of the command: parents, data and files to write.
+        Arguments of the command: parents, data and files to write.
     """
 
     settings: dict[str, Any]
@@ -106,7 +106,7 @@ def preset(name: str) -> Preset:
     Raises
     ------
     RecipeError
-        There is none of that name; the sentence lists those that there are.
+        There is no preset of that name; the message lists all.
     """
     known = names()
     if name not in known:
@@ -171,7 +171,7 @@ def _content(source: str) -> Any:
 
 
 class _Plain(yaml.SafeLoader):
-    """Plain values without references to each other, which could be larger than any memory."""
+    """Loader of plain values without references, which could expand beyond any memory."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Refuse a reference."""
@@ -181,7 +181,7 @@ class _Plain(yaml.SafeLoader):
 
 
 def _checked(source: str, settings: Mapping[str, Any], keep: Collection[str] | None) -> dict[str, Any]:
-    """Return path -> value of the settings that are given and read; those to `keep` are refused where they are not."""
+    """Return path -> value of the settings that are given and read; unread ones in `keep` raise an error."""
     try:
         recipe = Recipe.with_read(settings, keep)
         given = arrange(Recipe, settings, keep).given
@@ -192,13 +192,15 @@ def _checked(source: str, settings: Mapping[str, Any], keep: Collection[str] | N
 
 
 def _parts(found: Any) -> tuple[dict[str, Any] | None, dict[str, Any], bool]:
-    """The settings in what a file holds, None where there are none; what it says of the run; whether a run wrote it."""
+    """Split a file's content: its settings (None if there are none), arguments of the run, whether a run wrote it."""
     stored = False
     run: dict[str, Any] = {}
     if isinstance(found, dict) and "settings" in found and found.keys() <= {*ABOUT, *RUN, "preset", "settings"}:
         run = {name: found[name] for name in RUN if name in found}
-        own = found["settings"] or {}
-        found = {**own, **({"preset": found["preset"]} if "preset" in found else {})} if isinstance(own, dict) else own
+        inner = found["settings"] or {}
+        if isinstance(inner, dict) and "preset" in found:
+            inner = {**inner, "preset": found["preset"]}
+        found = inner
     elif isinstance(found, dict) and "recipe" in found:
         stored = len(found) > 1
         found = found["recipe"]

@@ -202,7 +202,7 @@ class _Search:
         total = 0.0
         for images, target in self.rest:
             distance = distance_of(target)
-            total += float(distance.losses(self._logits(free, images).float(), distance.said(target)).sum())
+            total += float(distance.losses(self._logits(free, images).float(), distance.predictions(target)).sum())
         return total / sum(len(images) for images, _ in self.rest)
 
     def _best(self, free: Vector, views: list[Batch], iterations: int) -> tuple[float, dict[str, Tensor], float]:

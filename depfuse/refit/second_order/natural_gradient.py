@@ -204,7 +204,7 @@ class NaturalGradient:
                 output, values = self.folded.run(leaves, self.state, images, self.streams.nodes)
                 given = output.detach().float()
                 losses.append(divergence(given, logits, self.temperature))
-                alike.append(distance_of(given).alike(given, logits))
+                alike.append(distance_of(given).agreements(given, logits))
                 pulls = [slope(given, logits, self.temperature), *self.streams.pulls(values, wanted, first, share)]
                 outputs = [output, *values]
                 pulls = [pull.to(one) for pull, one in zip(pulls, outputs, strict=True)]

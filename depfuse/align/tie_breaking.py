@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from depfuse.align.coupling import Couplings, apply_couplings
-from depfuse.align.ties import Tie, find_ties, settle
+from depfuse.align.ties import Tie, break_tie, find_ties
 from depfuse.align.trees import Placement, follow, match_tree, weight_tree_costs
 from depfuse.groups.nesting import Orbit, Part
 
@@ -29,7 +29,7 @@ WEIGHTS = 1e-5  # relative to the largest activation cost
 ORDER = 1e-9
 
 
-def settled(
+def break_ties(
     problem: MatchingProblem, found: Couplings, costs: Mapping[str, Tensor], noise: Mapping[str, Tensor]
 ) -> Couplings:
     """Choose, among couplings of equal activation cost, the nearest in weights, then the one in channel order.
@@ -43,10 +43,10 @@ def settled(
     noise
         Orbit name -> (n, n) up to which these costs are equal.
     """
-    return _Settling(problem, found, costs, noise).run()
+    return _TieBreaking(problem, found, costs, noise).run()
 
 
-class _Settling:
+class _TieBreaking:
     def __init__(
         self, problem: MatchingProblem, found: Couplings, costs: Mapping[str, Tensor], noise: Mapping[str, Tensor]
     ) -> None:
@@ -76,27 +76,27 @@ class _Settling:
         keys = [{part.key for orbit in root.walk() for part in orbit.parts} for root in roots]
         for root in roots:
             if not root.children:
-                self._settle(root, [part for part in root.parts if part.role != "consumes"])
+                self._break_ties(root, [part for part in root.parts if part.role != "consumes"])
         open_ = set(range(len(roots)))
         for _ in range(MAX_SWEEPS):
             for number, root in enumerate(roots):
                 if number not in open_:
                     continue
                 open_.discard(number)
-                moved = self._settle_tree(root) if root.children else self._settle(root, root.parts)
+                moved = self._break_ties_of_tree(root) if root.children else self._break_ties(root, root.parts)
                 if moved:
                     open_ |= {other for other, other_keys in enumerate(keys) if other_keys & keys[number]}
             if not open_:
                 break
         return self.problem.couplings(self.placed)
 
-    def _settle(self, root: Orbit, parts: Sequence[Part]) -> bool:
+    def _break_ties(self, root: Orbit, parts: Sequence[Part]) -> bool:
         """Decide a group's ties; tell whether that moved a channel."""
         parts = [part for part in parts if part.key in self.counted]
         moved = False
         for number, tie in enumerate(self.ties[root.name]) if parts else ():
             source = self.placed[root.name][root.name][tie.rows]
-            exchange = settle(tie, self._distances(parts, tie.rows), tie.rows[:, None] == source[None, :])
+            exchange = break_tie(tie, self._distances(parts, tie.rows), tie.rows[:, None] == source[None, :])
             if exchange is not None:
                 step = torch.arange(root.size)
                 step[tie.rows] = tie.rows[exchange]
@@ -125,7 +125,7 @@ class _Settling:
             self.scales[key] = sum(squares) / 2 or 1.0
         return self.scales[key]
 
-    def _settle_tree(self, root: Orbit) -> bool:
+    def _break_ties_of_tree(self, root: Orbit) -> bool:
         """Place blocks and the groups inside them again, by activations with a small share of weights."""
         weights = weight_tree_costs(root, self.problem.target, self.state, lambda _, part: part.key in self.counted)
         spread = weights.spread(root)

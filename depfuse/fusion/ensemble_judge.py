@@ -16,7 +16,7 @@ from depfuse.merge import average
 from depfuse.renorm import renormalise
 
 
-class Disagreement:
+class EnsembleJudge:
     """Judge alignments of a parent to the reference, or of several parents, by their child.
 
     Of two parents, the child is that at equal shares. It is renormalised, and its distance from their ensemble measured
@@ -63,14 +63,14 @@ class Disagreement:
 
     def __call__(self, parent: int, couplings: Couplings) -> float:
         """Measure the child of the reference and `parent`."""
-        return self.together((self.reference, parent), (self._identity(), couplings), (0.5, 0.5))
+        return self.of_members((self.reference, parent), (self._identity(), couplings), (0.5, 0.5))
 
     def at_one_width(self, pair: tuple[nn.Module, nn.Module], parent: int) -> float:
         """Measure the child of two networks that stand for the reference and `parent` at another width, unmatched."""
         identity = self._identity()
         return self._of_average(pair, (self.reference, parent), (identity, identity), (0.5, 0.5))
 
-    def together(self, members: Sequence[int], couplings: Sequence[Couplings], shares: Sequence[float]) -> float:
+    def of_members(self, members: Sequence[int], couplings: Sequence[Couplings], shares: Sequence[float]) -> float:
         """Measure the child of some parents, with one coupling and share for each."""
         networks = self._distance.ensemble.networks
         return self._of_average([networks[member] for member in members], members, couplings, shares)
