@@ -14,8 +14,10 @@ from depfuse.align.judge import Judge
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Alignment, distinct
 from depfuse.align.solvers import load_solver
-from depfuse.align.statistics.moments import Moments, TapChoice, collect_moments
+from depfuse.align.statistics.moments import collect_moments
 from depfuse.align.statistics.shared import SharedMoments
+from depfuse.align.statistics.sums import Moments
+from depfuse.align.statistics.taps import TapChoice
 from depfuse.align.universe import align_through_universe
 from depfuse.data.loader import Loader
 from depfuse.errors import LimitWarning, RecipeError

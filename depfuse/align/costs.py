@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from depfuse.align.statistics.moments import Moments
+from depfuse.align.statistics.sums import Moments
 from depfuse.groups.nesting import Part
 
 NOISE = 1e-6  # relative, of float32 activations behind a few dozen layers

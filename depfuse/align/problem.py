@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from depfuse.align.costs import activation_cost, activation_noise, mixed_cost, standardised, weight_cost
 from depfuse.align.coupling import Coupling, Couplings, apply_couplings, flat_positions, from_flat_positions
 from depfuse.align.edges import Edges, find_edges
-from depfuse.align.statistics.moments import Moments
+from depfuse.align.statistics.sums import Moments
 from depfuse.align.tie_breaking import break_ties
 from depfuse.align.transport import emd, transport_cost
 from depfuse.align.trees import Placement, TreeCosts, as_it_stands, match_tree, weight_tree_costs

@@ -28,7 +28,8 @@ from depfuse import Recipe, find_groups, prove_groups
 from depfuse.align import Coupling, Couplings
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solvers import load_solver
-from depfuse.align.statistics.moments import AT_ONCE, collect_moments
+from depfuse.align.statistics.moments import collect_moments
+from depfuse.align.statistics.taps import AT_ONCE
 from depfuse.align.transport import assigned
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.errors import RecipeError

@@ -15,7 +15,8 @@ from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution, at_limit
 from depfuse.align.solvers.interface import Implementation
 from depfuse.align.solvers.rounding import completed
-from depfuse.align.statistics.moments import Moments, collect_moments
+from depfuse.align.statistics.moments import collect_moments
+from depfuse.align.statistics.sums import Moments
 from depfuse.align.tie_breaking import break_ties
 from depfuse.align.transport import assigned, checked, emd
 from depfuse.groups.nesting import Part

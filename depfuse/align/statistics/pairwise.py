@@ -7,35 +7,30 @@ there are at most `MOST * (MOST + 1) / 2` matrices per tap, however many parents
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
 
 from depfuse.align.costs import LOST, activation_cost
-from depfuse.align.statistics.moments import (
-    AT_ONCE,
+from depfuse.align.statistics.sums import (
     Centred,
-    Key,
     Moments,
-    Plan,
-    TapChoice,
-    _captured,
-    _plan,
-    origin_of,
+    Origins,
+    PairwiseSums,
+    accumulate,
+    check_finite,
+    collect_sums,
+    find_origins,
+    finished,
 )
+from depfuse.align.statistics.taps import Key, TapChoice, TapReader, plan_readings
 from depfuse.align.trees import Placement
-from depfuse.data.inputs import count_samples, split_samples, take_samples
 from depfuse.data.loader import Loader
 from depfuse.distributed.team import all_sum
-from depfuse.errors import DataError
 from depfuse.groups import ChannelGroups
-from depfuse.networks.calling import in_layout, run_network
-from depfuse.networks.layout import choose_layout
-from depfuse.networks.running import evaluating
 
 MOST = 6  # parents whose moments among one another are kept at a time
 # Distance -> (share, whether means are taken off, exponent of the channel's size) of the features whose products are
@@ -49,87 +44,6 @@ FEATURES: dict[str, tuple[tuple[float, bool, float], ...]] = {
 }
 
 Similarities = dict[str, Tensor]  # orbit name -> (n, n), channels of the universe or a parent by channels of a parent
-
-
-@dataclass
-class PairwiseSums:
-    """Running sums of one reading: channels and squares per parent, products per pair.
-
-    Attributes
-    ----------
-    centred
-        Subtracts each parent's origins.
-    count
-        Samples so far.
-    sums, squares
-        (n,) per parent, in float64.
-    products
-        (j, i) with j before i -> (n, n) sum of parent j's channels times parent i's.
-    """
-
-    centred: Centred
-    count: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    sums: dict[int, Tensor] = field(default_factory=dict)
-    squares: dict[int, Tensor] = field(default_factory=dict)
-    products: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-
-    def add(self, rows: Mapping[int, Tensor], pairs: bool) -> None:
-        """Add one batch: parent -> (n_samples, n)."""
-        self.count += len(next(iter(rows.values())))
-        rows = {i: self.centred(i, values) for i, values in rows.items()}
-        for i, values in rows.items():
-            ones = values.new_ones(len(values))
-            _accumulate(self.sums, i, values.T @ ones)
-            _accumulate(self.squares, i, values.square().T @ ones)
-            for j in rows if pairs else ():
-                if j < i:
-                    _accumulate(self.products, (j, i), rows[j].T @ values)
-
-    def finish(self) -> None:
-        """Move all sums from each channel's origin to the origin zero."""
-        for (j, i), product in self.products.items():
-            totals = self.sums[j], self.sums[i]
-            self.products[j, i] = self.centred.product_about_zero((j, i), self.count, totals, product)
-        for i in self.sums:
-            moved = self.centred.about_zero(i, self.count, self.sums[i], self.squares[i])
-            self.sums[i], self.squares[i] = moved
-
-    def tensors(self) -> list[Tensor]:
-        """List all sums."""
-        return [self.count, *self.sums.values(), *self.squares.values(), *self.products.values()]
-
-    def moments(self, target: int, source: int, channels: Tensor) -> Moments:
-        """Return the moments between some channels of two parents."""
-        product = self.products[min(target, source), max(target, source)]
-        product = product if target < source else product.T
-        channels = channels.to(product.device)
-        return Moments(
-            float(self.count),
-            self.sums[target][channels],
-            self.squares[target][channels],
-            self.sums[source][channels],
-            self.squares[source][channels],
-            product[channels][:, channels],
-        )
-
-    def feature(self, parent: int, rows: Tensor, channels: Tensor, centred: bool, exponent: float) -> Tensor:
-        """Scale channels (n_samples, n) so that their products are a similarity; silent ones are zero."""
-        mean = self.sums[parent][channels] / self.count
-        square = self.squares[parent][channels] / self.count
-        shift = torch.zeros_like(mean)
-        if centred:
-            variance = square - mean.square()
-            square, shift = torch.where(variance > LOST * square, variance, 0.0), mean
-        typical = square.mean() if 0.0 < exponent < 1.0 else 1.0
-        size = square.sqrt() ** exponent * typical ** (0.5 - 0.5 * exponent)
-        factor = torch.where(square > 0, 1.0 / size.clamp_min(1e-300), 0.0 if exponent else 1.0)
-        return (rows[:, channels] - shift.to(rows)) * factor.to(rows)
-
-
-def _accumulate(sums: dict, key: object, value: Tensor) -> None:  # type: ignore[type-arg]
-    # The sums of one batch fit float32; the sum over all batches does not.
-    total = sums.get(key)
-    sums[key] = value.double() if total is None else total.add_(value)
 
 
 class PairwiseCollector:
@@ -158,7 +72,7 @@ class PairwiseCollector:
 
     def __init__(self, models: Sequence[nn.Module], groups: ChannelGroups, loader: Loader, choice: TapChoice) -> None:
         self.models, self.groups, self.loader = models, groups, loader
-        self.plan = _plan(groups, choice)
+        self.plan = plan_readings(groups, choice)
         self.tapped = {name for _, uses in self.plan.values() for name, _ in uses}
         self.modules: dict[str, list[str]] = {}
         for (reading, _), (_, uses) in self.plan.items():
@@ -169,10 +83,11 @@ class PairwiseCollector:
 
     def among(self, members: Sequence[int]) -> PairwiseMoments:
         """Collect moments of some parents among one another, in one pass of these."""
-        sums = all_sum(_sums, self.loader, self._reader(members), True)
+        pairs = list(combinations(sorted(members), 2))
+        sums = collect_sums(self.loader, self._reader(members), self._origins, pairs)
         for key, reading_sums in sums.items():
             self.most_kept = max(self.most_kept, len(reading_sums.products))
-            _check_finite(key, reading_sums.products.values())
+            check_finite(key, reading_sums.products.values())
         return PairwiseMoments(tuple(members), self._uses(sums), {})
 
     def among_and_others(
@@ -194,13 +109,15 @@ class PairwiseCollector:
         if self._sizes is None:
             self._sizes = {key: PairwiseSums(Centred(self._origins[key])) for key in self.plan}
             for parent in range(len(self.models)):
-                for key, alone in all_sum(_sums, self.loader, self._reader([parent]), False).items():
+                for key, alone in collect_sums(self.loader, self._reader([parent]), self._origins, ()).items():
                     sizes = self._sizes[key]
                     sizes.count = alone.count
                     sizes.sums |= alone.sums
                     sizes.squares |= alone.squares
         reader = self._reader([*members, *others])
-        sums, mean = all_sum(_with_others, self.loader, reader, members, others, shares, distance, self._sizes)
+        sums, mean = all_sum(
+            _with_others, self.loader, reader, self._origins, members, others, shares, distance, self._sizes
+        )
         self.most_kept = max(self.most_kept, *(len(each.products) + len(members) for each in sums.values()))
         return PairwiseMoments(tuple(members), self._uses(sums), {m: _on_host(values) for m, values in mean.items()})
 
@@ -213,10 +130,10 @@ class PairwiseCollector:
             Orbit name -> (parents * n, parents * n) float64 on the CPU at each of its taps, one parent's channels after
             the other's; zero for channels that vary no more than rounding.
         """
-        count, sums, products = all_sum(_joint_sums, self.loader, self._reader(range(len(self.models))))
+        count, sums, products = all_sum(_joint_sums, self.loader, self._reader(range(len(self.models))), self._origins)
         by_orbit: dict[str, list[Tensor]] = {}
         for key, (_, uses) in self.plan.items():
-            _check_finite(key, [products[key]])
+            check_finite(key, [products[key]])
             mean = sums[key] / count[key]
             squares = products[key].diagonal() / count[key]
             varies = squares - mean.square() > LOST * squares
@@ -228,16 +145,13 @@ class PairwiseCollector:
                 by_orbit.setdefault(name, []).append(covariance[numbers][:, numbers])
         return by_orbit
 
-    def _reader(self, parents: Sequence[int]) -> _Reader:
+    def _reader(self, parents: Sequence[int]) -> TapReader:
         models = {parent: self.models[parent] for parent in parents}
-        return _Reader(models, self.plan, self.groups.auxiliary, self._origins)
+        return TapReader(models, dict.fromkeys(parents, self.plan), self.groups.auxiliary)
 
     @cached_property
-    def _origins(self) -> dict[Key, dict[int, Tensor]]:
-        """Mean of every parent's channels over the first images, for each reading."""
-        reader = _Reader(dict(enumerate(self.models)), self.plan, self.groups.auxiliary, {})
-        first = reader.read(self.loader.first(AT_ONCE))
-        return {key: {parent: origin_of(values) for parent, values in rows.items()} for key, rows in first}
+    def _origins(self) -> Origins:
+        return find_origins(self._reader(range(len(self.models))), self.loader)
 
     def _uses(self, sums: Mapping[Key, PairwiseSums]) -> dict[str, list[tuple[PairwiseSums, Tensor]]]:
         uses: dict[str, list[tuple[PairwiseSums, Tensor]]] = {}
@@ -247,100 +161,72 @@ class PairwiseCollector:
         return uses
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Some parents by number, with their taps."""
-
-    models: Mapping[int, nn.Module]
-    plan: Plan
-    auxiliary: Sequence[str]
-    origins: Mapping[Key, Mapping[int, Tensor]]
-
-    def read(self, loader: Loader) -> Iterator[tuple[Key, dict[int, Tensor]]]:
-        """Yield each reading of each batch: parent -> (n_samples, n_positions)."""
-        models = list(self.models.values())
-        layouts: list[torch.memory_format] = []
-        readings = {reading for reading, _ in self.plan}
-        with ExitStack() as stack, torch.inference_mode(), evaluating(*models, auxiliary=self.auxiliary):
-            held = [stack.enter_context(_captured(model, readings)) for model in models]
-            for images, _ in loader:
-                layouts = layouts or [choose_layout(model, take_samples(images, slice(0, 1)))[0] for model in models]
-                for part in split_samples(images, AT_ONCE if loader.device.type == "cpu" else count_samples(images)):
-                    for model, layout in zip(models, layouts, strict=True):
-                        run_network(model, in_layout(part, layout))
-                    for key, (index, _) in self.plan.items():
-                        yield key, {p: key[0].rows(c[key[0]], index) for p, c in zip(self.models, held, strict=True)}
-
-
-def _sums(loader: Loader, reader: _Reader, pairs: bool) -> tuple[dict[Key, PairwiseSums], list[Tensor]]:
-    sums = {key: PairwiseSums(Centred(reader.origins[key])) for key in reader.plan}
-    for key, rows in reader.read(loader):
-        sums[key].add(rows, pairs)
-    for reading_sums in sums.values():
-        reading_sums.finish()
-    return sums, [tensor for reading_sums in sums.values() for tensor in reading_sums.tensors()]
-
-
 def _with_others(
     loader: Loader,
-    reader: _Reader,
+    reader: TapReader,
+    origins: Origins,
     members: Sequence[int],
     others: Mapping[int, Mapping[str, Tensor]],
     shares: Sequence[float],
     distance: str,
     sizes: Mapping[Key, PairwiseSums],
 ) -> tuple[tuple[dict[Key, PairwiseSums], dict[int, Similarities]], list[Tensor]]:
-    sums = {key: PairwiseSums(Centred(reader.origins[key])) for key in reader.plan}
+    sums = {key: PairwiseSums(Centred(origins[key])) for key in reader.keys}
+    plan = next(iter(reader.plans.values()))
+    pairs = list(combinations(sorted(members), 2))
     mean: dict[int, Similarities] = {member: {} for member in members}
     for key, rows in reader.read(loader):
-        sums[key].add({member: rows[member] for member in members}, pairs=True)
-        for name, channels in reader.plan[key][1]:
+        sums[key].add({member: rows[member] for member in members}, pairs)
+        for name, channels in plan[key][1]:
             for share, centred, exponent in FEATURES[distance]:
                 total: Tensor | None = None
                 for parent, placed in others.items():
                     order = channels[placed[name]]
-                    part = shares[parent] * sizes[key].feature(parent, rows[parent], order, centred, exponent)
+                    part = shares[parent] * _feature(sizes[key], parent, rows[parent], order, centred, exponent)
                     total = part if total is None else total.add_(part)
                 assert total is not None
                 for member in members:
-                    part = sizes[key].feature(member, rows[member], channels, centred, exponent)
-                    _accumulate(mean[member], name, share * total.T @ part / float(sizes[key].count))
-    for reading_sums in sums.values():
-        reading_sums.finish()
-    added = [tensor for reading_sums in sums.values() for tensor in reading_sums.tensors()]
-    return (sums, mean), [*added, *(tensor for values in mean.values() for tensor in values.values())]
+                    part = _feature(sizes[key], member, rows[member], channels, centred, exponent)
+                    accumulate(mean[member], name, share * total.T @ part / float(sizes[key].count))
+    return (sums, mean), [*finished(sums), *(tensor for values in mean.values() for tensor in values.values())]
+
+
+def _feature(sums: PairwiseSums, parent: int, rows: Tensor, channels: Tensor, centred: bool, exponent: float) -> Tensor:
+    """Scale channels (n_samples, n) so that their products are a similarity; silent ones are zero."""
+    mean = sums.sums[parent][channels] / sums.count
+    square = sums.squares[parent][channels] / sums.count
+    shift = torch.zeros_like(mean)
+    if centred:
+        variance = square - mean.square()
+        square, shift = torch.where(variance > LOST * square, variance, 0.0), mean
+    typical = square.mean() if 0.0 < exponent < 1.0 else 1.0
+    size = square.sqrt() ** exponent * typical ** (0.5 - 0.5 * exponent)
+    factor = torch.where(square > 0, 1.0 / size.clamp_min(1e-300), 0.0 if exponent else 1.0)
+    return (rows[:, channels] - shift.to(rows)) * factor.to(rows)
 
 
 def _joint_sums(
-    loader: Loader, reader: _Reader
+    loader: Loader, reader: TapReader, origins: Origins
 ) -> tuple[tuple[dict[Key, Tensor], dict[Key, Tensor], dict[Key, Tensor]], list[Tensor]]:
     """Map reading -> samples, sums and products of all parents' channels, one parent's after the other's."""
     count: dict[Key, Tensor] = {}
     sums: dict[Key, Tensor] = {}
     products: dict[Key, Tensor] = {}
     centred = {
-        key: Centred({0: torch.cat([origins[parent] for parent in reader.models])})
-        for key, origins in reader.origins.items()
+        key: Centred({0: torch.cat([of_parents[parent] for parent in reader.models])})
+        for key, of_parents in origins.items()
     }
     for key, rows in reader.read(loader):
         joint = centred[key](0, torch.cat(list(rows.values()), 1))
         ones = joint.new_ones(len(joint))
-        _accumulate(count, key, ones.sum())
-        _accumulate(sums, key, joint.T @ ones)
-        _accumulate(products, key, joint.T @ joint)
+        accumulate(count, key, ones.sum())
+        accumulate(sums, key, joint.T @ ones)
+        accumulate(products, key, joint.T @ joint)
     for key, channels in centred.items():
         totals = sums[key], sums[key]
         products[key] = channels.product_about_zero((0, 0), count[key], totals, products[key])
         sums[key] = channels.about_zero(0, count[key], sums[key], sums[key])[0]
     return (count, sums, products), [tensor for part in (count, sums, products) for tensor in part.values()]
-
-
-def _check_finite(key: Key, products: Iterable[Tensor]) -> None:
-    if not all(bool(torch.isfinite(product).all()) for product in products):
-        raise DataError(
-            f"activations of {key[0].module or 'the network'} are not finite on the calibration images: "
-            "check the pre-processing (`mean`, `std`) and the parents' weights"
-        )
 
 
 def _on_host(found: Similarities) -> Similarities:

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from depfuse.align.statistics.moments import Moments, TapChoice, collect_moments
+from depfuse.align.statistics.moments import collect_moments
+from depfuse.align.statistics.sums import Moments
+from depfuse.align.statistics.taps import TapChoice
 from depfuse.data.loader import Loader
 from depfuse.groups import ChannelGroups
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from depfuse.align.costs import activation_cost, mixed_cost, squared_distances
 from depfuse.align.coupling import Coupling, Couplings
 from depfuse.align.solvers.interface import Transport
-from depfuse.align.statistics.moments import Moments, collect_moments
+from depfuse.align.statistics.moments import collect_moments
+from depfuse.align.statistics.sums import Moments
 from depfuse.align.unequal.rectangular import resize_state
 from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError
