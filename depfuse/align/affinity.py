@@ -17,10 +17,10 @@ from torch import Tensor
 from depfuse.align.costs import standardised
 from depfuse.align.edges import Edges
 
-EXACT = 2**26  # pairs of edges of one tensor up to which the affinity is exact
+EXACT = 2**26  # pairs of edges of one tensor up to which the affinity is exact: 256 MiB in float32
 KEPT = 2**28  # pairs of edges of all tensors that are kept in memory: 1 GiB in float32
 AT_ONCE = 2**24  # pairs of edges computed at a time
-RANK = 64
+RANK = 64  # landmarks of a low-rank affinity, half from each network: its features per edge
 
 Candidates = dict[str, Tensor]  # group name -> (n, n) weight of each candidate
 

@@ -8,7 +8,7 @@ import torch
 
 from depfuse.align.coupling import Coupling, Couplings
 
-MAX_ROUNDS = 5
+MAX_ROUNDS = 5  # over all units: each judges as many children as there are other candidates
 
 
 def choose(candidates: Sequence[Couplings], judge: Callable[[Couplings], float]) -> Couplings:

@@ -10,8 +10,8 @@ from torch import Tensor
 from depfuse.align.statistics.sums import Moments
 from depfuse.groups.nesting import Part
 
-NOISE = 1e-6  # relative, of float32 activations behind a few dozen layers
-LOST = 1e-7  # of the mean square: variances below it are lost in rounding
+NOISE = 1e-6  # relative rounding error of float32 activations after a few dozen layers
+LOST = 1e-7  # of the mean square: a smaller variance is rounding of float32
 
 
 def activation_cost(taps: Sequence[Moments], distance: str) -> Tensor:

@@ -21,8 +21,8 @@ from depfuse.align.problem import MatchingProblem, is_better
 from depfuse.align.transport import assigned, reassigned
 from depfuse.align.trees import Placement, as_it_stands, follow
 
-MAX_SWEEPS = 100
-ROUNDING = 1e-7  # of float32, in which the products are
+MAX_SWEEPS = 100  # over all groups; a warning is given where the last one still improves
+ROUNDING = 1e-7  # relative, of float32 products: a smaller gain is none
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,11 +22,11 @@ from depfuse.groups.nesting import Orbit, Part
 if TYPE_CHECKING:
     from depfuse.align.problem import MatchingProblem
 
-MAX_SWEEPS = 50
-DIRECT = 2**28  # entries compared up to which distances are summed entry by entry: exact where weights are equal
-# Of blocks and what is inside them all levels are one cost: activations, a little of the weights, less of the order.
-WEIGHTS = 1e-5  # relative to the largest activation cost
-ORDER = 1e-9
+MAX_SWEEPS = 50  # over all groups; each exchange lowers a distance, so that few are needed
+DIRECT = 2**28  # entries compared up to which distances are summed entry by entry, so that equal weights have none
+# For blocks and the groups inside them one cost holds all levels: activations, then weights, then the channel order.
+WEIGHTS = 1e-5  # deviation of the weight cost, relative to the largest activation cost
+ORDER = 1e-9  # cost of a channel that leaves its number, relative to the same: far below both
 
 
 def break_ties(

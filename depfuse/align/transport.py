@@ -13,10 +13,10 @@ from torch import Tensor
 from depfuse.align.coupling import Coupling
 from depfuse.errors import RecipeError
 
-SPARSE_FROM = 768  # channels from which a few costs of each row are tried first
-NEAREST = 16
-SINKHORN_STEPS = 2000
-UNEVEN = 0.05  # of a channel's mass, by which a plan may miss it
+SPARSE_FROM = 768  # channels from which an assignment among a few costs of each row is tried first
+NEAREST = 16  # least costs of each row in it
+SINKHORN_STEPS = 2000  # limit of iterations
+UNEVEN = 0.05  # of a channel's mass: a plan that misses it by more has not converged
 
 
 def checked(cost: Tensor) -> np.ndarray:

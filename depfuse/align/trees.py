@@ -21,7 +21,7 @@ from depfuse.groups.nesting import Orbit, Part
 
 State = Mapping[str, Tensor]
 Placement = dict[str, Tensor]  # orbit name -> where each flat position comes from
-LARGEST_TRIED_OUT = 4  # channels up to which all permutations are tried at once
+LARGEST_TRIED_OUT = 4  # channels up to which all permutations are tried, in one tensor: 24 of them
 
 
 def assignments(costs: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ from depfuse.recipe.sections import Align
 from depfuse.recipe.sections import Universe as ThroughUniverse
 from depfuse.recipe.solvers import FrankWolfe
 
-LEAST_SHARE = 1e-3  # of an equal share: a parent without weight is matched all the same
-DESCENTS = ("emd", "coordinate-descent")
+LEAST_SHARE = 1e-3  # of an equal share: a parent without weight is matched nevertheless
+DESCENTS = ("emd", "coordinate-descent")  # solvers that match by coordinate descent
 
 Placed = dict[int, dict[str, Placement]]  # parent -> root name -> where the universe's channels come from
 

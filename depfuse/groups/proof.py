@@ -17,11 +17,11 @@ from depfuse.networks.isolation import undisturbed
 
 Chosen = TypeVar("Chosen")
 
-TOLERANCE = 1e-9
+TOLERANCE = 1e-9  # of outputs in float64, relative to the largest, whose rounding stays below 1e-12
 LEAST_EFFECT = 1e-6  # of permuting one slot alone, relative to the output: a proof must be able to fail
 DRAWS = 3  # of generic values, for groups without effect: all channels of a small one may be silent by chance
 NO_EFFECT = "not proved: permuting one of its tensors alone hardly changes the output"
-MOST_RUNS = 200  # of the network to find the groups at fault
+MOST_RUNS = 200  # of the network, to find the groups that fail
 
 
 @undisturbed()

@@ -240,19 +240,18 @@ class Renorm(Choice):
 
     Attributes
     ----------
-    module, function
-        Called with the child, then with parents, groups, couplings and shares where `parents` is true, then with the
-        calibration images, or with an example input where `images` is false.
+    place
+        `module:function`, called with the child; with parents, groups, couplings and shares if `parents`; with the
+        calibration images if `images`, else an example input; and with names of layers to leave alone if `keeps`.
     images
         Whether it reads calibration images.
     parents
         Whether it compares the child with its parents.
     keeps
-        Whether it is called at last with names of layers to leave alone.
+        Whether it can leave layers alone.
     """
 
-    module: ClassVar[str] = ""
-    function: ClassVar[str] = ""
+    place: ClassVar[str] = ""
     images: ClassVar[bool] = False
     parents: ClassVar[bool] = False
     keeps: ClassVar[bool] = False
@@ -275,8 +274,7 @@ class NoRenorm(Renorm):
 class Reset(Renorm):
     """BatchNorm statistics of the calibration images."""
 
-    module: ClassVar[str] = "depfuse.renorm.batch_norm"
-    function: ClassVar[str] = "reset_batch_norm"
+    place: ClassVar[str] = "depfuse.renorm.batch_norm:reset_batch_norm"
     images: ClassVar[bool] = True
     keeps: ClassVar[bool] = True
 
@@ -286,30 +284,25 @@ class Reset(Renorm):
 class Repair(Renorm):
     """The parents' means and deviations for every layer, with BatchNorm or without (Jordan et al. 2023)."""
 
-    module: ClassVar[str] = "depfuse.renorm.repairing"
-    function: ClassVar[str] = "repair"
+    place: ClassVar[str] = "depfuse.renorm.repairing:repair"
     images: ClassVar[bool] = True
     parents: ClassVar[bool] = True
 
     name: Literal["repair"] = "repair"
 
 
-class Rescale(Renorm):
+class Rescale(Repair):
     """The parents' deviations only."""
 
-    module: ClassVar[str] = "depfuse.renorm.repairing"
-    function: ClassVar[str] = "rescale"
-    images: ClassVar[bool] = True
-    parents: ClassVar[bool] = True
+    place: ClassVar[str] = "depfuse.renorm.repairing:rescale"
 
-    name: Literal["rescale"] = "rescale"
+    name: Literal["rescale"] = "rescale"  # type: ignore[assignment]
 
 
 class DataFree(Renorm):
     """Deviations that the weights alone tell."""
 
-    module: ClassVar[str] = "depfuse.renorm.data_free"
-    function: ClassVar[str] = "rescale_by_norms"
+    place: ClassVar[str] = "depfuse.renorm.data_free:rescale_by_norms"
     parents: ClassVar[bool] = True
 
     name: Literal["data-free"] = "data-free"

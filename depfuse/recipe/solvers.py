@@ -189,6 +189,16 @@ class ReweightedRandomWalk(ByTransport):
 
     name: Literal["reweighted-random-walk"] = "reweighted-random-walk"
     iterations: int = setting(100, "limit of steps of the walk", **_ITERATIONS)
+    jumps: float = setting(
+        0.2,
+        "share of each step that jumps to where every channel has one partner",
+        source="Cho et al. 2010",
+        ge=0,
+        le=1,
+    )
+    inflation: float = setting(
+        30.0, "exponent of the strongest candidate's weight in a jump", source="Cho et al. 2010", gt=0.0
+    )
 
 
 class Ipfp(Starting):
@@ -245,6 +255,10 @@ class SinkhornImplicit(Starting):
 
     name: Literal["sinkhorn-implicit"] = "sinkhorn-implicit"
     iterations: int = setting(100, "steps of the descent", source="Peña et al. 2023", **_ITERATIONS)
+    learning_rate: float = setting(0.02, "step of Adam on the logits of the couplings", gt=0.0)
+    temperature: float = setting(
+        0.1, "of the Sinkhorn operator: the lower, the nearer couplings are to permutations", unit="of logits", gt=0.0
+    )
 
 
 class Cca(ByTransport):
@@ -279,6 +293,20 @@ class ZipIt(ByTransport):
     jointly: ClassVar[bool] = True
 
     name: Literal["zip-it"] = "zip-it"
+    reuse: float = setting(
+        0.3,
+        "factor of the similarity of a zipped channel to further ones (alpha)",
+        source="Stoica et al. 2024",
+        ge=0.0,
+        le=1.0,
+    )
+    within: float = setting(
+        0.125,
+        "share of a parent's zips that may join two of its own channels (beta)",
+        source="Stoica et al. 2024",
+        ge=0.0,
+        le=1.0,
+    )
 
 
 class Identity(ByTransport):

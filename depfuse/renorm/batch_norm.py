@@ -19,8 +19,7 @@ from depfuse.networks.layout import choose_layout
 from depfuse.networks.running import Hook, evaluating, hooked
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
-# Images that are normalised by each other. Fewer have statistics that are far from those of all.
-AT_ONCE = 250
+AT_ONCE = 250  # images per batch of statistics; those of fewer are far from the statistics of all
 Statistics = dict[str, list[Tensor]]  # name of a layer -> count, two sums (C,), float64
 
 

@@ -23,16 +23,16 @@ from torch import Tensor, nn
 from depfuse.networks.calling import run_network
 from depfuse.renorm.batch_norm import BATCH_NORM
 
-IMAGES = 128
-FEWEST_IMAGES = 32
-PLACES = 2**18  # of all images together: large images can be fewer
-CHUNK = 2**24  # numbers held at a time
-LINEAR = 1e-3  # relative: what counts as linear in float32
+IMAGES = 128  # to take statistics of
+FEWEST_IMAGES = 32  # of large images
+PLACES = 2**18  # positions of all images, above which fewer images are taken
+CHUNK = 2**24  # numbers in memory at a time
+LINEAR = 1e-3  # relative deviation up to which a response counts as linear in float32
 # In nats, measured on ResNets for CIFAR-10: images normalised as in training are at most 0.09 away, those of CIFAR-100
 # as well, digits on black 0.5; a forgotten normalisation is 2 away, one from -1 to 1 instead of ImageNet's 0.6.
 WRONG = 0.5
 VERY_WRONG = 1.0  # where no common normalisation fits, but some other would
-RIGHT = 0.1
+RIGHT = 0.1  # largest distance of a normalisation that fits
 UNEQUAL = 2.0  # channels of colour images have deviations that differ less; other images would have to be bent more
 BETTER = 5.0  # times nearer than the present normalisation
 

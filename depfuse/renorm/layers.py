@@ -17,7 +17,7 @@ from depfuse.networks.running import Hook, evaluating, hooked
 from depfuse.renorm.batch_norm import BATCH_NORM
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # no subclass
-LEAST = 1e-6  # of the goal: a channel that has less is silent, and is not scaled
+LEAST = 1e-6  # of the target deviation: a channel with less is silent, and is not scaled
 
 
 @dataclass(frozen=True)

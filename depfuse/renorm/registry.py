@@ -77,7 +77,8 @@ def renormalise(
         arguments += [networks, parents.groups, parents.couplings, parents.shares]
     if not chosen.images and (parents is None or parents.example is None):
         raise RecipeError(f"renorm {method} needs an example input: the network must be run once")
-    function = getattr(importlib.import_module(chosen.module), chosen.function)
+    module, _, name = chosen.place.partition(":")
+    function = getattr(importlib.import_module(module), name)
     arguments.append(loader if chosen.images else parents and parents.example)
     if chosen.keeps:
         arguments.append(kept)

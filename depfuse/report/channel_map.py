@@ -21,10 +21,10 @@ from depfuse.networks.calling import Example, run_network
 from depfuse.networks.running import evaluating, modules_in_order
 from depfuse.report.plots import save
 
-FIXED = (0.80, 0.80, 0.80)
+FIXED = (0.80, 0.80, 0.80)  # colour (RGB) of channels in fixed groups
 LAYERS_PER_ROW = 44
-LEGEND = 15
-LONGEST_NAME = 32
+LEGEND = 15  # entries
+LONGEST_NAME = 32  # characters
 _READS, _GIVES = 0, 1  # sides of a layer, and the roles of the slots on them
 _SIDES = {"consumes": _READS, "produces": _GIVES}
 

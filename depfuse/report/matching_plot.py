@@ -14,7 +14,7 @@ from depfuse.align.description import MatchedGroup, Matching
 from depfuse.report.plots import MATCHED, NAIVE, save
 
 SIDE = 5.2  # inches of a matrix
-LONGEST_NAME = 28
+LONGEST_NAME = 28  # characters
 NAMED = 40  # groups up to which each block has its name
 
 

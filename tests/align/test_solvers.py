@@ -34,7 +34,7 @@ from depfuse.errors import DataError, DepfuseWarning, RecipeError
 from depfuse.groups import find_groups, random_permutations
 from depfuse.models import build_network
 from depfuse.recipe import Recipe
-from depfuse.recipe.solvers import SOLVERS, facts, solver_settings
+from depfuse.recipe.solvers import SOLVERS, ReweightedRandomWalk, facts, solver_settings
 
 
 class Hidden(nn.Module):
@@ -161,7 +161,7 @@ def test_the_spectral_solution_is_pygmtools(size):
 def test_the_random_walk_is_pygmtools(size):
     affinity, matrix = one_group(size, size)
     reference = pygmtools.rrwm(matrix, size, size, max_iter=100, sk_iter=20, alpha=0.2, beta=30, backend="pytorch")
-    found, _ = walk(affinity, affinity.uniform(), 100)
+    found, _ = walk(affinity, affinity.uniform(), ReweightedRandomWalk())
     torch.testing.assert_close(found["g"] / found["g"].sum(), reference / reference.sum(), rtol=2e-2, atol=1e-4)
 
 

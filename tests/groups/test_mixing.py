@@ -17,13 +17,14 @@ from depfuse import Recipe, find_groups, fuse, naive_average
 from depfuse.align import Coupling, align, apply_couplings, compose, invert
 from depfuse.align.coupling import Maps
 from depfuse.align.solvers.cca import canonical_maps
-from depfuse.align.solvers.zip_it import REUSE, WITHIN, maps_of, zipped
+from depfuse.align.solvers.zip_it import maps_of, zipped
 from depfuse.align.statistics.pairwise import PairwiseCollector
 from depfuse.data import Loader, calibration_loader
 from depfuse.errors import RecipeError
 from depfuse.evaluate import evaluate
 from depfuse.groups import random_permutations
 from depfuse.models import build_network
+from depfuse.recipe.solvers import ZipIt
 from depfuse.renorm.folding import fold
 
 
@@ -226,6 +227,8 @@ def test_a_batch_norm_that_no_layer_feeds_cannot_be_folded():
         fuse(networks, Recipe(solver="cca"), noise_images(20))
 
 
+ZIP = ZipIt()
+
 # --- ZipIt! ---------------------------------------------------------------------------------------
 
 
@@ -234,7 +237,7 @@ def naively_zipped(similarity: list[list[float]], parents: int) -> list[set[int]
     size = len(similarity) // parents
     clusters = {i: {i} for i in range(len(similarity))}
     table = {frozenset(pair): similarity[pair[0]][pair[1]] for pair in itertools.combinations(clusters, 2)}
-    budget = [int((len(similarity) - size) // parents * WITHIN) for _ in range(parents)]
+    budget = [int((len(similarity) - size) // parents * ZIP.within) for _ in range(parents)]
     forbidden: set[frozenset[int]] = set()
     while len(clusters) > size:
         choice = {pair: value for pair, value in table.items() if pair not in forbidden} or table
@@ -242,7 +245,7 @@ def naively_zipped(similarity: list[list[float]], parents: int) -> list[set[int]
         for other in clusters:
             if other not in (first, second):
                 ends = frozenset((first, other)), frozenset((second, other))
-                factor = REUSE if len(clusters[first] | clusters[second]) >= parents else 1.0
+                factor = ZIP.reuse if len(clusters[first] | clusters[second]) >= parents else 1.0
                 table[ends[0]] = factor * min(table[end] for end in ends)
                 if ends[1] in forbidden:
                     forbidden.add(ends[0])
@@ -261,7 +264,7 @@ def naively_zipped(similarity: list[list[float]], parents: int) -> list[set[int]
 def test_channels_are_zipped_as_by_the_naive_loop(parents, size, seed):
     features = torch.randn(parents * size, 12, generator=torch.Generator().manual_seed(seed)).double()
     similarity = torch.corrcoef(features)
-    member = zipped(similarity, parents)
+    member = zipped(similarity, parents, ZIP.reuse, ZIP.within)
     expected = naively_zipped(similarity.tolist(), parents)
     found = [set(torch.nonzero(member == child)[:, 0].tolist()) for child in range(size)]
     assert found == expected

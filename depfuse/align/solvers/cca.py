@@ -21,7 +21,7 @@ from depfuse.align.statistics.pairwise import PairwiseCollector
 from depfuse.align.transport import checked, emd
 from depfuse.recipe.solvers import Cca
 
-DOUBT = 1e-3  # of the largest singular value: of directions below it nothing is known
+DOUBT = 1e-3  # singular values below it, relative to the largest, leave their directions undetermined
 
 
 def canonical_maps(

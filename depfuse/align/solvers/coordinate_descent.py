@@ -16,8 +16,8 @@ from depfuse.align.solvers.start import start_of
 from depfuse.align.trees import Placement
 from depfuse.recipe.solvers import CoordinateDescent
 
-# Multiply-adds after which no further descent is begun: about a second of two CPU cores. Networks so large have
-# wide groups, whose local optima hardly differ.
+# Multiply-adds after which no further descent is started: about a second of two CPU cores. Larger networks have wide
+# groups, whose local optima hardly differ.
 WORK_LIMIT = 3e10
 
 

@@ -17,7 +17,7 @@ from depfuse.align.solvers.rounding import assign, completed
 from depfuse.align.solvers.start import as_candidates, started
 from depfuse.recipe.solvers import FrankWolfe
 
-TOLERANCE = 1e-4  # relative: near its end the iteration creeps
+TOLERANCE = 1e-4  # relative gain of a step below which the iteration has converged: its last steps are tiny
 
 
 class WeightSimilarity:

@@ -23,7 +23,7 @@ from depfuse.groups.nesting import Part
 from depfuse.networks.isolation import without_warnings
 from depfuse.recipe.solvers import FusedGromov
 
-TOLERANCE = 1e-9  # relative, of the last step
+TOLERANCE = 1e-9  # relative change of the loss in the last step, below which the iteration has converged
 
 
 def fused(

@@ -13,7 +13,7 @@ from depfuse.align.solvers.rounding import affinity_of, assign, completed
 from depfuse.align.solvers.start import as_candidates, started
 from depfuse.recipe.solvers import Ipfp
 
-TOLERANCE = 1e-6
+TOLERANCE = 1e-6  # relative change of the score in a step, below which the iteration has converged
 
 
 def fixed_point(affinity: Affinity, start: Candidates, iterations: int) -> tuple[dict[str, Tensor], float, bool]:

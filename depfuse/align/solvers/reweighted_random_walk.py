@@ -12,26 +12,24 @@ from depfuse.align.solvers.interface import Implementation
 from depfuse.align.solvers.rounding import affinity_of, assign, completed
 from depfuse.recipe.solvers import ReweightedRandomWalk
 
-JUMPS = 0.2  # share of a step by which the walker jumps to where the matching constraints hold
-INFLATION = 30.0
-SINKHORN_STEPS = 20
-TOLERANCE = 1e-5
+SINKHORN_STEPS = 20  # scalings of rows or columns in a jump, whose sums need not be exact
+TOLERANCE = 1e-5  # norm of a step, relative to a group's number of channels, below which the walk has converged
 
 
-def walk(affinity: Affinity, start: Candidates, iterations: int) -> tuple[Candidates, bool]:
+def walk(affinity: Affinity, start: Candidates, settings: ReweightedRandomWalk) -> tuple[Candidates, bool]:
     """Run the random walk; return its distribution (each group's candidates sum to one), and whether it converged.
 
     Each step walks along affinities, and jumps to candidates inflated by an exponential and scaled to row and column
     sums of one (Cho et al. 2010, algorithm 1). Each group has its own walker, which the others attract.
     """
     weights = start
-    for _ in range(iterations):
+    for _ in range(settings.iterations):
         support = affinity.support(weights)
         walked = {name: value / value.sum() for name, value in support.items()}
         moved, change = {}, 0.0
         for name, value in walked.items():
-            jump = doubly_stochastic(INFLATION * value / value.max(), SINKHORN_STEPS)
-            mixed = JUMPS * jump + (1.0 - JUMPS) * value
+            jump = doubly_stochastic(settings.inflation * value / value.max(), SINKHORN_STEPS)
+            mixed = settings.jumps * jump + (1.0 - settings.jumps) * value
             moved[name] = mixed / mixed.sum() * len(value)
             change = max(change, float((moved[name] - weights[name]).norm()) / len(value))
         weights = moved
@@ -49,12 +47,12 @@ def doubly_stochastic(logits: Tensor, steps: int) -> Tensor:
 
 def solve(problem: MatchingProblem) -> list[Solution]:
     """Match once, by the random walk."""
-    iterations = problem.settings_of(ReweightedRandomWalk).iterations
+    settings = problem.settings_of(ReweightedRandomWalk)
     affinity = affinity_of(problem)
     with torch.no_grad():
-        weights, rests = walk(affinity, affinity.uniform(), iterations)
+        weights, rests = walk(affinity, affinity.uniform(), settings)
     orders = assign(weights)
-    said = at_limit("reweighted-random-walk", iterations, unless=rests)
+    said = at_limit("reweighted-random-walk", settings.iterations, unless=rests)
     return [Solution(completed(problem, orders), said)]
 
 

@@ -24,11 +24,9 @@ from depfuse.recipe.solvers import SinkhornImplicit
 from depfuse.tasks.outputs import distance_of
 
 State = dict[str, Tensor]
-TEMPERATURE = 0.1  # of the Sinkhorn operator, in units of the logits
-START = 0.5  # logit of the start's pairs above all others
-SINKHORN_STEPS = 200
-LEARNING_RATE = 0.02
-BATCH = 100
+START = 0.5  # logit of the start's pairs above all others: small enough for gradients to move them
+SINKHORN_STEPS = 200  # limit of alternations; they stop where row sums are exact to 1e-9
+BATCH = 100  # images per step
 
 
 class Sinkhorn(torch.autograd.Function):
@@ -68,9 +66,9 @@ class Sinkhorn(torch.autograd.Function):
         return gradient.to(gradients[0].dtype)
 
 
-def doubly_stochastic(logits: Tensor) -> Tensor:
-    """Scale to row and column sums of one, see `Sinkhorn`."""
-    plan: Tensor = Sinkhorn.apply(logits / TEMPERATURE)
+def doubly_stochastic(logits: Tensor, temperature: float) -> Tensor:
+    """Scale exp(logits / temperature) to row and column sums of one, see `Sinkhorn`."""
+    plan: Tensor = Sinkhorn.apply(logits / temperature)
     return plan
 
 
@@ -98,7 +96,8 @@ def solve(problem: MatchingProblem) -> list[Solution]:
     are read. BatchNorm layers normalise by the batch. At regular steps the couplings are rounded to permutations; those
     with the lowest loss halfway are the result. Groups in blocks, and blocks, keep their start.
     """
-    iterations = problem.settings_of(SinkhornImplicit).iterations
+    settings = problem.settings_of(SinkhornImplicit)
+    iterations = settings.iterations
     start = start_of(problem, "activations")
     assert start is not None
     placed = problem.placements(start.couplings)
@@ -115,7 +114,7 @@ def solve(problem: MatchingProblem) -> list[Solution]:
             .requires_grad_()
             for root in plain
         }
-    optimiser = torch.optim.Adam(list(logits.values()), lr=LEARNING_RATE)
+    optimiser = torch.optim.Adam(list(logits.values()), lr=settings.learning_rate)
     generator = torch.Generator().manual_seed(problem.seed)
     batches = _batches(problem)
     held = [next(batches) for _ in range(4)]
@@ -133,7 +132,8 @@ def solve(problem: MatchingProblem) -> list[Solution]:
         if step < iterations:
             share = float(torch.rand((), generator=generator, dtype=torch.float32))
             with torch.enable_grad():
-                loss = run.loss({n: doubly_stochastic(v) for n, v in logits.items()}, next(batches), share)
+                plans = {n: doubly_stochastic(v, settings.temperature) for n, v in logits.items()}
+                loss = run.loss(plans, next(batches), share)
                 optimiser.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()

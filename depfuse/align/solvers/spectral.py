@@ -11,7 +11,7 @@ from depfuse.align.solvers.interface import Implementation
 from depfuse.align.solvers.rounding import affinity_of, assign, completed
 from depfuse.recipe.solvers import Spectral
 
-TOLERANCE = 1e-5
+TOLERANCE = 1e-5  # mean change per channel and group in a step, below which the iteration has converged
 
 
 def principal(affinity: Affinity, start: Candidates, iterations: int) -> tuple[Candidates, bool]:

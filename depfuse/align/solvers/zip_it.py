@@ -19,15 +19,13 @@ from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.groups.nesting import find_orbits
 from depfuse.recipe.sections import Align
-
-REUSE = 0.3  # what the similarity of a zipped channel to others is multiplied with: the paper's alpha
-WITHIN = 0.125  # share of a parent's zips that may be of two of its own channels: the paper's beta
+from depfuse.recipe.solvers import ZipIt
 
 
-def zipped(similarity: Tensor, parents: int) -> Tensor:
+def zipped(similarity: Tensor, parents: int, reuse: float, within: float) -> Tensor:
     """Merge the channels of all parents pair by pair until as many are left as one parent has.
 
-    The two most similar become one, whose similarity to a third is the lower of the two, times `REUSE` as soon as it
+    The two most similar become one, whose similarity to a third is the lower of the two, times `reuse` as soon as it
     holds as many channels as there are parents: two in the paper, where any zip does.
     A zip of two that begin with channels of the same parent is taken from that parent's budget; once this is spent,
     channels that begin with one of the parent's are zipped to each other no more, nor is anything that contains them.
@@ -40,6 +38,8 @@ def zipped(similarity: Tensor, parents: int) -> Tensor:
         (parents * n, parents * n) correlations, one parent's channels after the other's.
     parents
         Number of parents.
+    reuse, within
+        Factor of the similarity of zipped channels, and share of a parent's zips within it (alpha and beta).
 
     Returns
     -------
@@ -49,21 +49,21 @@ def zipped(similarity: Tensor, parents: int) -> Tensor:
     """
     total = len(similarity)
     size = total // parents
-    alike = similarity.double().clone().fill_diagonal_(-torch.inf)
+    similar = similarity.double().clone().fill_diagonal_(-torch.inf)
     origin = torch.arange(total) // size
     member = torch.arange(total)
-    allowed = torch.ones_like(alike, dtype=torch.bool)
-    budget = [int((total - size) // parents * WITHIN)] * parents
+    allowed = torch.ones_like(similar, dtype=torch.bool)
+    budget = [int((total - size) // parents * within)] * parents
     for _ in range(total - size):
-        choice = torch.where(allowed, alike, -torch.inf)
-        choice = choice if float(choice.max()) > -torch.inf else alike
+        choice = torch.where(allowed, similar, -torch.inf)
+        choice = choice if float(choice.max()) > -torch.inf else similar
         first, second = sorted(divmod(int(choice.argmax()), total))
         member[member == second] = first
-        factor = REUSE if int((member == first).sum()) >= parents else 1.0
-        row, still = factor * torch.minimum(alike[first], alike[second]), allowed[first] & allowed[second]
+        factor = reuse if int((member == first).sum()) >= parents else 1.0
+        row, still = factor * torch.minimum(similar[first], similar[second]), allowed[first] & allowed[second]
         row[first] = -torch.inf
-        alike[first], alike[:, first] = row, row
-        alike[second], alike[:, second] = -torch.inf, -torch.inf
+        similar[first], similar[:, first] = row, row
+        similar[second], similar[:, second] = -torch.inf, -torch.inf
         allowed[first], allowed[:, first] = still, still
         parent = int(origin[first])
         if parent == int(origin[second]):
@@ -110,6 +110,8 @@ def solve_jointly(
 
     Blocks, groups inside them, and groups without a tap cannot be zipped: they are matched to the reference.
     """
+    solver = settings.solver
+    assert isinstance(solver, ZipIt)
     reference = settings.target
     order = [reference, *(number for number in range(len(models)) if number != reference)]
     ordered = [models[n] for n in order]
@@ -124,7 +126,7 @@ def solve_jointly(
             found[number] |= problem.by_activations("pearson", emd)
     for root in free:
         similarity = torch.stack([_correlation(tap) for tap in covariances[root.name]]).mean(0)
-        member = zipped(similarity, len(models))
+        member = zipped(similarity, len(models), solver.reuse, solver.within)
         for number, maps in zip(order, maps_of(member, [shares[n] for n in order]), strict=True):
             found[number][root.name] = Coupling(maps=maps)
     return [*found]

@@ -19,7 +19,7 @@ from depfuse.groups import ChannelGroups
 from depfuse.groups.nesting import Orbit, Part, find_orbits
 from depfuse.recipe.sections import Align
 
-MAX_SWEEPS = 20
+MAX_SWEEPS = 20  # over all groups; they stop where the distance no longer falls
 
 
 class UnequalProblem:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from depfuse.groups.reasons import SINGLE, TOUCHES_INPUT
 
-ZERO = -1
+ZERO = -1  # label of positions whose values are always zero
 
 
 @dataclass(frozen=True, eq=False)
