@@ -34,7 +34,7 @@ from depfuse.io.cards import Card, Parent
 from depfuse.io.checkpoint import state_digest, write_checkpoint
 from depfuse.models import with_classes
 from depfuse.recipe import Recipe
-from depfuse.recipe.sections import renorm_facts
+from depfuse.recipe.renorms import renorm_facts
 from depfuse.renorm import chosen_method
 from depfuse.report import (
     Barrier,

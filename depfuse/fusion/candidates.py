@@ -33,7 +33,8 @@ from depfuse.merge import Shares
 from depfuse.networks.calling import Example, in_layout, run_network
 from depfuse.networks.layout import choose_layout
 from depfuse.networks.running import evaluating
-from depfuse.recipe.sections import Best, Ridge, Targets
+from depfuse.recipe.goals import Best
+from depfuse.recipe.refits import Ridge, Targets
 from depfuse.refit import Session, refit_heads
 from depfuse.refit.second_order.gauss_newton import gauss_newton_step
 from depfuse.renorm import reset_keeping_function

@@ -18,7 +18,7 @@ from depfuse.groups import ChannelGroups
 from depfuse.merge import AlignedParents, Shares, average
 from depfuse.networks.calling import Example
 from depfuse.recipe import Recipe
-from depfuse.recipe.sections import Refit
+from depfuse.recipe.refits import Refit
 from depfuse.refit import Session, refit_layers
 from depfuse.renorm import chosen_method, renormalise
 from depfuse.teach.joint_head import shared_anew

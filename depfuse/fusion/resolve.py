@@ -28,7 +28,7 @@ from depfuse.networks.isolation import one_at_a_time
 from depfuse.networks.running import evaluating
 from depfuse.recipe import Recipe
 from depfuse.recipe.reads import is_read
-from depfuse.recipe.sections import AutoRefit
+from depfuse.recipe.refits import AutoRefit
 from depfuse.refit import can_be_refitted
 from depfuse.renorm import has_batch_norm
 from depfuse.teach.teachers import Teachers

@@ -1,7 +1,9 @@
 """Say what a fusion shall do: plain frozen data, without torch."""
 
 from depfuse.recipe.recipe import Recipe
-from depfuse.recipe.sections import Align, Calibration, Merge, Refit, Renorm, Teach, Train
+from depfuse.recipe.refits import Refit
+from depfuse.recipe.renorms import Renorm
+from depfuse.recipe.sections import Align, Calibration, Merge, Teach, Train
 from depfuse.recipe.solvers import Solver
 
 __all__ = ["Align", "Calibration", "Merge", "Recipe", "Refit", "Renorm", "Solver", "Teach", "Train"]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from depfuse.recipe.sections import RENORMS, Renorm
+from depfuse.recipe.renorms import RENORMS, Renorm
 from depfuse.recipe.solvers import SOLVERS, STARTS, facts
 
 

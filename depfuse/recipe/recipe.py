@@ -11,28 +11,12 @@ from depfuse.errors import RecipeError
 from depfuse.recipe.arrange import arrange, leaves, places
 from depfuse.recipe.contradictions import contradictions
 from depfuse.recipe.fields import OneOf, Section, first_mistake, setting
+from depfuse.recipe.goals import GOALS, Best, Child, Goal
 from depfuse.recipe.old_names import OLD, read_old
 from depfuse.recipe.reads import holds
-from depfuse.recipe.sections import (
-    GOALS,
-    REFITS,
-    RENORMS,
-    Align,
-    AutoRefit,
-    AutoRenorm,
-    Best,
-    Calibration,
-    Child,
-    Goal,
-    Merge,
-    Refit,
-    Renorm,
-    Ridge,
-    Teach,
-    Train,
-    refits_of,
-    renorms_of,
-)
+from depfuse.recipe.refits import REFITS, AutoRefit, Refit, Ridge, refits_of
+from depfuse.recipe.renorms import RENORMS, AutoRenorm, Renorm, renorms_of
+from depfuse.recipe.sections import Align, Calibration, Merge, Teach, Train
 
 
 class Recipe(Section):

@@ -1,4 +1,4 @@
-"""Renormalisation by name; what a method reads stands in its settings (`depfuse.recipe.sections.Renorm`)."""
+"""Renormalisation by name; what a method reads stands in its settings (`depfuse.recipe.renorms.Renorm`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from depfuse.errors import RecipeError
 from depfuse.groups.tracing.depgraph import evaluation_copy
 from depfuse.merge.aligned import AlignedParents
 from depfuse.networks.isolation import check_changeable, undisturbed
-from depfuse.recipe.sections import RENORMS, renorm_facts
+from depfuse.recipe.renorms import RENORMS, renorm_facts
 from depfuse.renorm.batch_norm import has_batch_norm
 
 

@@ -20,7 +20,7 @@ from depfuse.io.cards import Card
 from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
 from depfuse.io.loading import load_network
 from depfuse.models import build_network
-from depfuse.recipe.sections import RENORMS
+from depfuse.recipe.renorms import RENORMS
 from depfuse.recipe.solvers import SOLVERS
 from depfuse.teach.distil import Distillation
 from depfuse.train import TrainRecipe, train
