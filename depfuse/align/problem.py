@@ -96,13 +96,8 @@ class MatchingProblem:
             self.watched = self.activation_costs(settings.distances[0])
         orbits = [orbit for root in self.roots for orbit in root.walk()]
         untapped = [orbit.name for orbit in orbits if orbit.name not in self.moments and not orbit.children]
-        if settings.criterion.name != "weights" and costs is None and untapped:
-            warnings.warn(
-                f"no module carries the channels of {', '.join(untapped[:3])}"
-                f"{' and others' if len(untapped) > 3 else ''}: matched by weights instead",
-                DepfuseWarning,
-                stacklevel=3,
-            )
+        if settings.criterion.name != "weights" and costs is None:
+            warn_of_untapped(untapped, stacklevel=4)
 
     def settings_of(self, kind: type[S]) -> S:
         """Return the settings of the solver at work, which is of this kind."""
@@ -270,3 +265,14 @@ class MatchingProblem:
 def is_better(cost: float, than: float) -> bool:
     """Tell whether a cost is lower by more than rounding."""
     return than - cost > 1e-9 * max(abs(than), 1e-12)
+
+
+def warn_of_untapped(names: Sequence[str], stacklevel: int) -> None:
+    """Warn that no module carries the channels of some groups; `stacklevel` counts from here."""
+    if names:
+        warnings.warn(
+            f"no module carries the channels of {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}:"
+            " matched by weights instead",
+            DepfuseWarning,
+            stacklevel=stacklevel,
+        )

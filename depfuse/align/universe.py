@@ -9,7 +9,6 @@ share-weighted mean of the others, so the parents are matched in turn until none
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -18,7 +17,8 @@ from torch import Tensor, nn
 from depfuse.align.coupling import Coupling, Couplings, compose, invert
 from depfuse.align.descent import Descent, SharedCosts
 from depfuse.align.judge import Judge
-from depfuse.align.problem import MatchingProblem, is_better
+from depfuse.align.placed_parents import Placed, PlacedParents
+from depfuse.align.problem import MatchingProblem, is_better, warn_of_untapped
 from depfuse.align.solution import Alignment, at_limit, distinct
 from depfuse.align.solvers import load_solver
 from depfuse.align.solvers.frank_wolfe_universe import frank_wolfe_of_universe
@@ -26,17 +26,14 @@ from depfuse.align.statistics.pairwise import MOST, PairwiseCollector, PairwiseM
 from depfuse.align.transport import reassigned
 from depfuse.align.trees import Placement, as_it_stands
 from depfuse.data.loader import Loader
-from depfuse.errors import DepfuseWarning, RecipeError
+from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.groups.nesting import Orbit, find_orbits
 from depfuse.recipe.sections import Align
 from depfuse.recipe.sections import Universe as ThroughUniverse
 from depfuse.recipe.solvers import FrankWolfe
 
-LEAST_SHARE = 1e-3  # of an equal share: a parent without weight is matched nevertheless
 DESCENTS = ("emd", "coordinate-descent")  # solvers that match by coordinate descent
-
-Placed = dict[int, dict[str, Placement]]  # parent -> root name -> where the universe's channels come from
 
 
 def align_through_universe(
@@ -92,17 +89,13 @@ def align_through_universe(
     return Alignment(aligned, distinct(universe.not_converged), distinct(filter(None, [universe.distance])))
 
 
-class Universe:
-    """The placement of the universe's channels in each parent.
+class Universe(PlacedParents):
+    """Matching of the universe's channels to those of each parent.
 
     Attributes
     ----------
-    placed
-        The parents' placements; absent until they are matched.
     visited
         The parents in the order in which they are matched.
-    shares
-        One share per parent, summing to one.
     collector
         Collector of their activations' moments; None where only weights count.
     not_converged
@@ -121,13 +114,9 @@ class Universe:
         seed: int = 0,
     ) -> None:
         assert isinstance(settings.through, ThroughUniverse)
-        self.models, self.groups, self.settings, self.calibration = models, groups, settings, calibration
+        super().__init__(models, find_orbits(groups), shares)
+        self.groups, self.settings, self.calibration = groups, settings, calibration
         self.through, self.seed = settings.through, seed
-        least = LEAST_SHARE / len(models)
-        each = [max(share, least) for share in shares or [1.0 / len(models)] * len(models)]
-        self.shares = [share / sum(each) for share in each]
-        self.roots = find_orbits(groups)
-        self.placed: Placed = {}
         self.not_converged: list[str] = []
         self.distance = ""
         self.visited = sorted(range(len(models)), key=lambda i: _norm(models[i]))
@@ -135,55 +124,11 @@ class Universe:
         if settings.criterion.name != "weights":
             assert calibration is not None
             self.collector = PairwiseCollector(models, groups, calibration, settings.taps)
-        states = [model.state_dict() for model in models]
-        self._keys = [
-            key
-            for key, tensor in states[0].items()
-            if tensor.is_floating_point() and all(state[key].shape == tensor.shape for state in states)
-        ]
-        self._total: dict[str, Tensor] | None = None
-
-    # --- the mean of the others' weights ------------------------------------------------------------------------
 
     def couplings(self, parents: Sequence[int]) -> list[Couplings]:
         """Return the couplings of some parents towards the universe."""
         problem = self._problem(0, {})
         return [problem.couplings(self.placed[parent]) for parent in parents]
-
-    def _aligned(self, parent: int) -> dict[str, Tensor]:
-        state = dict(self.models[parent].state_dict())
-        for root in self.roots:
-            state = root.permute(state, self.placed[parent][root.name])
-        return {key: state[key] for key in self._keys}
-
-    def mean_of_others(self, parent: int) -> dict[str, Tensor]:
-        """Average the weights of the other parents placed so far, by shares, in the universe's order."""
-        if self._total is None:
-            for known in self.placed:
-                self._count(known, self.shares[known])
-        assert self._total is not None
-        own = self._aligned(parent) if parent in self.placed else None
-        share = sum(self.shares[other] for other in self.placed if other != parent)
-        mean = {}
-        for key, tensor in self._total.items():
-            rest = tensor if own is None else tensor - self.shares[parent] * own[key].double()
-            mean[key] = (rest / share).to(self.models[parent].state_dict()[key].dtype)
-        return mean
-
-    def _count(self, parent: int, share: float) -> None:
-        aligned = self._aligned(parent)
-        if self._total is None:
-            self._total = {key: torch.zeros_like(tensor, dtype=torch.float64) for key, tensor in aligned.items()}
-        for key, tensor in aligned.items():
-            self._total[key] += share * tensor.double()
-
-    def _place(self, parent: int, found: Mapping[str, Placement]) -> None:
-        """Place a parent's channels, and update the mean."""
-        if self._total is not None and parent in self.placed:
-            self._count(parent, -self.shares[parent])
-        self.placed[parent] = {**self.placed.get(parent, {}), **found}
-        if self._total is not None:
-            self._count(parent, self.shares[parent])
 
     def _problem(
         self, parent: int, target: Mapping[str, Tensor], costs: Mapping[str, Tensor] | None = None
@@ -201,7 +146,7 @@ class Universe:
             costs=costs or {},
             seed=self.seed,
         )
-        problem.weights &= set(self._keys)
+        problem.weights &= set(self.keys)
         return problem
 
     # --- by activations -----------------------------------------------------------------------------------------
@@ -224,12 +169,12 @@ class Universe:
         mixture = self.settings.criterion.name == "mixture"
         untapped = self._without_taps()
         if mixture or untapped:
-            self._warn_of_untapped(untapped)
+            warn_of_untapped([self.roots[number].name for number in untapped], stacklevel=5)
         if mixture:
             self._by_weights(range(len(self.roots)), distance)
         else:
             if rest:
-                self._until_at_rest([first, *rest], distance)
+                self._until_converged([first, *rest], distance)
             if untapped:
                 self._by_weights(untapped)
 
@@ -256,20 +201,20 @@ class Universe:
         for distance in distances:
             for start in starts:
                 self.placed = {start: {root.name: as_it_stands(root) for root in self.roots}}
-                self._total = None
+                self.forget_mean()
                 for parent in block:
                     if parent != start:
                         self._join(pairwise, parent, distance, {start: self.placed[start]})
                 self._ascend(pairwise, distance)
                 found.append((distance, self.placed))
         if len(found) == 1 or judge is None:
-            self._total = None
+            self.forget_mean()
             return found[0]
         shares = [self.shares[parent] / sum(self.shares[member] for member in block) for parent in block]
         figures = []
         for _, self.placed in found:
             figures.append(judge.of_members(block, self.couplings(block), shares))
-        self._total = None
+        self.forget_mean()
         return found[min(range(len(found)), key=figures.__getitem__)]
 
     def _join(self, pairwise: PairwiseMoments, parent: int, distance: str, placed: Placed | None = None) -> None:
@@ -321,7 +266,7 @@ class Universe:
         )
         return (found, True) if is_better(after, before) else (now, False)
 
-    def _until_at_rest(self, blocks: Sequence[Sequence[int]], distance: str) -> None:
+    def _until_converged(self, blocks: Sequence[Sequence[int]], distance: str) -> None:
         for _ in range(self.through.iterations):
             moved = [self._ascend(self._watch(block, distance), distance) for block in blocks]
             if not any(moved):
@@ -334,16 +279,6 @@ class Universe:
 
     def _without_taps(self) -> list[int]:
         return [number for number, root in enumerate(self.roots) if not self._taps(root)]
-
-    def _warn_of_untapped(self, numbers: Sequence[int]) -> None:
-        names = [self.roots[number].name for number in numbers]
-        if names:
-            warnings.warn(
-                f"no module carries the channels of {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}:"
-                " matched by weights instead",
-                DepfuseWarning,
-                stacklevel=5,
-            )
 
     # --- by weights ---------------------------------------------------------------------------------------------
 

@@ -42,7 +42,6 @@ OLD: dict[str, tuple[str, ...]] = {
     "calibration": ("calibration.images",),
     "batch_size": ("calibration.batch_size",),
 }
-_SAME = ("refit", "renorm", "goal", "seed")  # names that have not changed
 _THROUGH = {True: "universe", False: "reference"}
 
 
@@ -86,9 +85,3 @@ def read_old(name: str, settings: Mapping[str, Any]) -> Any:
     if path is None:
         raise AttributeError(f"a recipe has no {name}" + (" where nothing reads it" if name in OLD else ""))
     return settings[path] == _THROUGH[True] if name == "universe" else settings[path]
-
-
-def is_flat(settings: Mapping[str, Any]) -> bool:
-    """Tell whether all settings have old names, as in a flat recipe."""
-    known = {*OLD, *_SAME, "parents_from", "polish"}
-    return all(name in known and not isinstance(value, Mapping) for name, value in settings.items())

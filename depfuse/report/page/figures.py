@@ -45,12 +45,12 @@ class Mark:
     label: str | None = None
 
 
-def bar(share: float | None, look: str = "") -> Html:
+def bar(share: float | None) -> Html:
     """Draw a bar filled to a share between 0 and 1, as decoration beside the number."""
     filled = 0.0 if share is None or not math.isfinite(share) else min(max(share, 0.0), 1.0)
     fill = element("rect", width=f"{100 * filled:.1f}%", height="100%", class_="fill")
     return element(
-        "svg", element("rect", width="100%", height="100%", class_="rail"), fill, class_=f"bar {look}".strip(),
+        "svg", element("rect", width="100%", height="100%", class_="rail"), fill, class_="bar",
         aria_hidden="true",
     )  # fmt: skip
 
