@@ -27,7 +27,7 @@ from depfuse.io.checkpoint import read_checkpoint
 from depfuse.io.loading import load_into
 from depfuse.merge import AlignedParents, Shares, average
 from depfuse.models import build_network
-from depfuse.recipe.sections import LeastSquares, RegMean, Ridge
+from depfuse.recipe.refits import LeastSquares, RegMean, Ridge
 from depfuse.refit import refit_layers
 from depfuse.refit.layerwise.targets import Targets
 from depfuse.refit.program.graph import Program

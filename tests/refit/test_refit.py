@@ -26,7 +26,7 @@ from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
 from depfuse.merge import AlignedParents, average
 from depfuse.merge.shares import Shares
 from depfuse.models import build_network, with_classes
-from depfuse.recipe.sections import LeastSquares, NoRefit, RegMean, Ridge
+from depfuse.recipe.refits import LeastSquares, NoRefit, RegMean, Ridge
 from depfuse.refit import Session, refit_heads, refit_layers
 from depfuse.refit.layerwise.clusters import cluster_channels
 from depfuse.refit.layerwise.ridge import Rows, gram, ridge

@@ -17,7 +17,7 @@ from depfuse.groups.tracing.depgraph import evaluation_copy, unwrap
 from depfuse.merge.aligned import AlignedParents
 from depfuse.merge.average import average
 from depfuse.merge.shares import Shares
-from depfuse.recipe.sections import Refit, RegMean, Ridge
+from depfuse.recipe.refits import Refit, RegMean, Ridge
 from depfuse.refit.layerwise.ridge import Rows, ridge
 from depfuse.refit.layerwise.rows import Window
 from depfuse.refit.layerwise.streams import Streams
