@@ -1,4 +1,4 @@
-"""Text that others chose: names of files and what is in them, to be shown and to be stored."""
+"""Text from outside, such as names of files and their content, for display and for storage."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 
 def readable(text: str) -> str:
-    """Show what cannot be printed, or what a terminal would obey, as its escape; the rest stays, line breaks too."""
+    """Escape control and other unprintable characters, except line breaks."""
     return "".join(
         ascii(one)[1:-1] if one != "\n" and unicodedata.category(one).startswith("C") else one for one in text
     )
 
 
 def storable(value: Any) -> Any:
-    """Plain values with every text such as JSON can hold: names of files may have bytes that are no Unicode."""
+    """Escape what JSON cannot hold in the text of plain values: names of files may have bytes that are no Unicode."""
     if isinstance(value, str):
         return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode("utf-8")
     if isinstance(value, dict):
@@ -25,5 +25,5 @@ def storable(value: Any) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    """Quote the first line of what an exception says, or the name of its type."""
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
+    """Quote the first line of an exception's message, or the name of its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

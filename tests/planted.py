@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from depfuse.align import Coupling
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.groups import find_groups, random_permutations
 from depfuse.models import build_network
@@ -33,3 +34,9 @@ def planted(arch: str, shape: tuple[int, ...]):
     noisy = {k: t + 0.01 * t.std() * torch.randn_like(t) if t.is_floating_point() else t for k, t in state.items()}
     second.load_state_dict(noisy)
     return [first, second], groups, {name: torch.argsort(order) for name, order in permutations.items()}
+
+
+def transport_cost(cost: Tensor, coupling: Coupling) -> float:
+    """Sum the plan times the cost; a permutation carries 1/n at each of its pairs."""
+    values = cost.detach().cpu().double()
+    return float((coupling.matrix * values).sum())

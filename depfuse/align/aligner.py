@@ -22,7 +22,7 @@ from depfuse.align.universe import align_through_universe
 from depfuse.data.loader import Loader
 from depfuse.errors import LimitWarning, RecipeError
 from depfuse.groups import ChannelGroups
-from depfuse.groups.tracing.depgraph import evaluation_copy
+from depfuse.networks.copying import evaluation_copy
 from depfuse.networks.isolation import isolated
 from depfuse.recipe.criteria import Activations, Distance, Mixture, TapPosition
 from depfuse.recipe.sections import Align

@@ -197,7 +197,7 @@ class Descent:
         """Match one root with all others fixed; tell whether that moved it."""
         root = self.shared.roots[number]
         if root.children:
-            step = self.problem.improve(root, self.state, self.placed[root.name])
+            step = self.problem.improve_tree(root, self.state, self.placed[root.name])
             if step is not None:
                 self._move(number, step)
             return step is not None

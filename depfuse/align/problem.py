@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from depfuse.align.costs import activation_cost, activation_noise, mixed_cost, standardised, weight_cost
@@ -16,7 +15,6 @@ from depfuse.align.coupling import Coupling, Couplings, apply_couplings, flat_po
 from depfuse.align.edges import Edges, find_edges
 from depfuse.align.statistics.sums import Moments
 from depfuse.align.tie_breaking import break_ties
-from depfuse.align.transport import emd, transport_cost
 from depfuse.align.trees import Placement, TreeCosts, as_it_stands, match_tree, weight_tree_costs
 from depfuse.data.loader import Loader
 from depfuse.errors import DepfuseWarning
@@ -189,41 +187,21 @@ class MatchingProblem:
         alike = [key for key in sorted(keys) if self.target[key].shape == state[key].shape]
         return sum(float((self.target[key].double() - state[key].double()).square().sum()) for key in alike)
 
-    def mixed(self, name: str, weights: Tensor, permutation: Tensor | None = None) -> Tensor:
-        """Mix a root's weight cost with its activation cost where the recipe says so.
+    def mixed(self, name: str, weights: Tensor) -> Tensor:
+        """Mix a root's weight cost with its activation cost where the recipe says so."""
+        return mixed_cost(self.watched[name], weights, self.settings.share) if name in self.watched else weights
 
-        `permutation` gives the source channels of the weight cost's columns.
-        """
-        if name not in self.watched:
-            return weights
-        activations = self.watched[name]
-        if permutation is not None:
-            activations = activations[:, permutation]
-        return mixed_cost(activations, weights, self.settings.share)
-
-    def improve(self, root: Orbit, state: State, moved: Placement) -> Placement | None:
-        """Find a better placement of one root's channels; return None where there is none.
+    def improve_tree(self, root: Orbit, state: State, moved: Placement) -> Placement | None:
+        """Find a better placement of a tree's channels; return None where there is none.
 
         Parameters
         ----------
         state
-            The source with its current placements; only the root's tensors are read.
+            The source with its current placements; only the tree's tensors are read.
         moved
-            Current placement of the root's channels.
+            Current placement of the tree's channels.
         """
-        if root.children:
-            step, before, after = self.match_tree(root, state, moved)
-        else:
-            parts = self.parts(root)
-            if parts:
-                weights = weight_cost(parts, self.target, state)[0]
-                cost = self.mixed(root.name, weights, moved[root.name])
-            else:
-                cost = torch.zeros(root.size, root.size, dtype=torch.float64)
-            coupling = emd(cost)
-            assert coupling.permutation is not None
-            step = {root.name: coupling.permutation}
-            before, after = (transport_cost(cost, c) for c in (Coupling.identity(root.size), coupling))
+        step, before, after = self.match_tree(root, state, moved)
         return step if is_better(after, before) else None
 
     def match_tree(

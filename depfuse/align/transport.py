@@ -168,9 +168,3 @@ def sinkhorn(cost: Tensor, regularisation: float) -> Coupling:
 
 def _uniform(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.full(size, 1.0 / size) for size in cost.shape)  # type: ignore[return-value]
-
-
-def transport_cost(cost: Tensor, coupling: Coupling) -> float:
-    """Sum the plan times the cost; a permutation carries 1/n at each of its pairs."""
-    values = cost.detach().cpu().double()
-    return float((coupling.matrix * values).sum())

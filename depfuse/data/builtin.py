@@ -13,6 +13,7 @@ from sklearn.model_selection import train_test_split
 from depfuse.data.names import DIGITS_PREPROCESSING, DOWNLOADED
 from depfuse.data.tensors import DataSet, Split, checked_data_set
 from depfuse.errors import DataError
+from depfuse.text import first_line
 
 DIGITS_TEST_IMAGES = 500
 
@@ -58,7 +59,7 @@ def load_torchvision(name: str, root: Path, *, download: bool = True) -> DataSet
                 f"{name}, which the files name, is not in {root}, and is downloaded only if you name it: "
                 f"give `load_data({name!r})`, or the folder where it is"
             ) from None
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise DataError(
             f"{name} cannot be downloaded to {root} ({reason}): go online, or give a .npz file "
             f"with x_train, y_train, x_test and y_test as the data"

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from depfuse.errors import DataError
+from depfuse.text import first_line
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 # No others whatever a file is called: some of Pillow's readers call other programs.
@@ -58,7 +59,7 @@ def opened(file: Path) -> Iterator[Image.Image]:
         most = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise DataError(f"{file} has more than {most:.0f} megapixels: scale it down") from None
     except Exception as error:  # a damaged image may raise anything
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        reason = first_line(error)
         raise DataError(f"{file} cannot be read as an image: {reason}") from None
 
 

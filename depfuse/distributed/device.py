@@ -7,6 +7,7 @@ import torch
 from depfuse.data.memory import free_memory
 from depfuse.distributed import team as processes
 from depfuse.errors import DeviceError
+from depfuse.text import first_line
 
 
 def resolve_device(name: str | None = None) -> torch.device:
@@ -53,6 +54,5 @@ def _named(name: str | None) -> torch.device:
     try:
         torch.empty(1, device=device)
     except Exception as error:  # each backend has its own way to say that it is not there
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DeviceError(f'{name} was asked for, but cannot be used here ({reason}): give `device="cpu"`') from None
+        raise DeviceError(f'{name} was asked for, but cannot be used here ({first_line(error)}): give `device="cpu"`') from None
     return device

@@ -13,8 +13,8 @@ from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import DataError, RecipeError
 from depfuse.evaluate.scores import Scores
 from depfuse.evaluate.tally import Tally
-from depfuse.groups.tracing.depgraph import evaluation_copy
 from depfuse.networks.calling import Example, in_layout, run_network
+from depfuse.networks.copying import evaluation_copy
 from depfuse.networks.isolation import undisturbed
 from depfuse.networks.layout import choose_layout
 

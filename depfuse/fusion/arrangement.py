@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.groups import ChannelGroup, ChannelGroups
-from depfuse.groups.tracing.depgraph import evaluation_copy
 from depfuse.groups.widening import Axis, Widened, make_room, spread
+from depfuse.networks.copying import evaluation_copy
 from depfuse.networks.resizing import resize
 
 Owners = Mapping[Axis, Tensor]

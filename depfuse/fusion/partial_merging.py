@@ -28,7 +28,7 @@ from depfuse.groups.reasons import NOT_USED, SEPARATOR, TOUCHES_OUTPUT, explain
 from depfuse.groups.widening import find_hosts, largest
 from depfuse.merge import AlignedParents, Shares
 from depfuse.networks.calling import Example, run_network
-from depfuse.networks.copying import suited
+from depfuse.networks.copying import fit_example
 from depfuse.networks.running import evaluating, modules_in_order
 from depfuse.networks.stages import stages_of
 from depfuse.recipe.sections import Merge
@@ -195,7 +195,7 @@ def _settled(networks: Sequence[nn.Module], arrangement: Arrangement, example: E
         and not arrangement.owned(key)
         and not all(tensor.shape == state[key].shape and torch.equal(tensor, state[key]) for state in others)
     }
-    given = suited(example, networks[0])
+    given = fit_example(example, networks[0])
     with torch.no_grad(), evaluating(networks[0]):
         order = modules_in_order(networks[0], lambda: run_network(networks[0], given))
     leaves = [name for name in order if next(networks[0].get_submodule(name).children(), None) is None]

@@ -13,14 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.networks.calling import Example, run_network, run_with
-from depfuse.networks.copying import (
-    evaluation_copy,
-    first_line,
-    fit_example,
-    random_like,
-    same_outputs,
-    unwrap,
-)
+from depfuse.networks.copying import evaluation_copy, fit_example, random_like, same_outputs, unwrap
+from depfuse.text import first_line
 
 SCALE = 4.0  # of the random inputs, in standard deviations: what is cut off (ReLU6) shows
 PLAIN = (int, float, bool, str, tuple, type(None))

@@ -30,10 +30,9 @@ from depfuse.fusion.arrangement import Arrangement, with_state
 from depfuse.groups import ChannelGroups
 from depfuse.groups.generic_values import GenericNetwork
 from depfuse.groups.mixing import UNFIT, Fault, compared, not_taken, outputs_of
-from depfuse.groups.tracing.depgraph import evaluation_copy
 from depfuse.merge.average import average
 from depfuse.networks.calling import Example
-from depfuse.networks.copying import suited
+from depfuse.networks.copying import evaluation_copy, fit_example
 
 
 class SeparationProof:
@@ -65,7 +64,7 @@ class SeparationProof:
         self._shares = tuple(shares)
         self._parents = [evaluation_copy(model, torch.float64).cpu() for model in models]
         generator = torch.Generator().manual_seed(seed)
-        self._example = suited(example, self._parents[0])
+        self._example = fit_example(example, self._parents[0])
         self._input = map_tensors(partial(_noise, generator=generator), self._example)
         self._generic = [
             with_state(parent, GenericNetwork(parent, self._input, (), seed, draw).state)

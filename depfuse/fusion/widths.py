@@ -24,8 +24,8 @@ from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.fusion.ensemble_judge import EnsembleJudge
 from depfuse.groups import ChannelGroup, ChannelGroups, find_groups, prove_groups
 from depfuse.groups.nesting import find_orbits
-from depfuse.groups.tracing.depgraph import evaluation_copy
 from depfuse.networks.calling import Example
+from depfuse.networks.copying import evaluation_copy
 from depfuse.recipe import Recipe
 from depfuse.renorm import renormalise
 

@@ -20,9 +20,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 from depfuse.errors import GroupError
 from depfuse.groups.channel_group import ChannelGroup, Slot
 from depfuse.networks.calling import Example
-from depfuse.networks.copying import evaluation_copy, first_line, unwrap
+from depfuse.networks.copying import evaluation_copy, unwrap
 from depfuse.networks.isolation import without_warnings
-from depfuse.networks.running import evaluating
+from depfuse.networks.running import evaluating, float_tensors, removing
+from depfuse.text import first_line
 
 IMAGES = 2  # different inputs: a network may mix them
 STEPS = 1e-8, 1e-9  # relative, of all parameters at once, to compare gradients with what the function does
@@ -100,12 +101,9 @@ class GenericNetwork:
             for module in self._network.modules()
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and isinstance(module.running_var, Tensor)
         ]
-        try:
+        with removing(handles):
             if handles:
                 self.run()
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _separate(self) -> None:
         """Give every name its own memory, tied tensors too: each is permuted in place by itself."""
@@ -158,7 +156,7 @@ class GenericNetwork:
             raise GroupError(
                 f"{self.name} cannot be run in float64, so that its groups cannot be proved: {first_line(error)}"
             ) from error
-        return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        return float_tensors(result)
 
     @contextmanager
     def changed(self, keys: Sequence[str]) -> Iterator[None]:

@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from depfuse.groups.tracing.depgraph import first_line
 from depfuse.networks.calling import Example, run_network
-from depfuse.networks.running import evaluating, raised_in
+from depfuse.networks.running import evaluating, float_tensors, raised_in, removing
+from depfuse.text import first_line
 
 TOLERANCE = 1e-9  # relative to the largest output; rounding in float64 is below 1e-12
 PLACE_TOLERANCE = 1e-7  # of the largest value of a tensor, where the place is looked for
@@ -43,8 +42,7 @@ class Fault:
 def outputs_of(model: nn.Module, given: Example) -> list[Tensor]:
     """List the tensors that a network returns."""
     with torch.no_grad(), evaluating(model):
-        leaves = tree_leaves(run_network(model, given))
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        return float_tensors(run_network(model, given))
 
 
 def compared(network: nn.Module, expected: Sequence[Tensor], given: Example, parent: nn.Module) -> Fault | None:
@@ -85,7 +83,7 @@ def _seen(model: nn.Module, given: Example) -> list[_Seen]:
     seen: list[_Seen] = []
 
     def note(module: str, side: str, values: Any) -> None:
-        tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        tensors = float_tensors(values)
         if tensors:
             seen.append(_Seen(module, side, tensors[0].detach()))
 
@@ -93,11 +91,8 @@ def _seen(model: nn.Module, given: Example) -> list[_Seen]:
     for name, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(lambda _, values, name=name: note(name, "input", values)))
         handles.append(module.register_forward_hook(lambda _, __, value, name=name: note(name, "output", value)))
-    try:
+    with removing(handles):
         outputs_of(model, given)
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen
 
 

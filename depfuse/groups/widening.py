@@ -20,9 +20,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, Slot
 from depfuse.groups.mixing import UNFIT, Fault, compared, not_taken, outputs_of
-from depfuse.groups.tracing.depgraph import evaluation_copy
 from depfuse.networks.calling import Example
-from depfuse.networks.copying import suited
+from depfuse.networks.copying import evaluation_copy, fit_example
 from depfuse.networks.resizing import resize
 
 BLOCKS = "channels in blocks: of a grouped convolution, attention heads, or groups of a norm"
@@ -117,7 +116,7 @@ class _Fits:
 
     def __init__(self, model: nn.Module, groups: ChannelGroups, example: Example) -> None:
         self.model = evaluation_copy(model).cpu().double()
-        self.groups, self.example = groups, suited(example, self.model)
+        self.groups, self.example = groups, fit_example(example, self.model)
         self.expected = outputs_of(self.model, self.example)
         self.why: dict[str, str] = {}
 

@@ -25,9 +25,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         The file cannot be written.
     """
     path = Path(path)
-    if path.is_dir():
-        raise CheckpointError(f"{path} cannot be written: it is a folder")
-    with _one_sentence(path):
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary(path)
         try:
@@ -43,19 +41,20 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def check_writable(path: str | Path) -> None:
     """Raise `CheckpointError` unless a file can be written at `path`; call it before long work."""
     path = Path(path)
-    if path.is_dir():
-        raise CheckpointError(f"{path} cannot be written: it is a folder")
     folder = path.absolute().parent
     while not folder.exists():  # `replacing` makes the folders that are missing
         folder = folder.parent
-    with _one_sentence(path):
+    with _writing(path):
         probe = _temporary(folder / path.name)
         probe.touch()
         probe.unlink()
 
 
 @contextlib.contextmanager
-def _one_sentence(path: Path) -> Iterator[None]:
+def _writing(path: Path) -> Iterator[None]:
+    """Turn any error of writing a file into a `CheckpointError`."""
+    if path.is_dir():
+        raise CheckpointError(f"{path} cannot be written: it is a folder")
     try:
         yield
     except OSError as error:

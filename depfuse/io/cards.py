@@ -6,27 +6,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError
 
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.errors import CheckpointError
+from depfuse.io.stored import Stored
 from depfuse.models.origin import FromFile
-from depfuse.text import storable
 
 CARD_KEY = "depfuse_card"  # in the metadata of a safetensors file
 
 
-class Parent(BaseModel):
+class Parent(Stored):
     """A network that another one was made from."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-    _storable = model_validator(mode="before")(storable)
 
     path: str
     digest: str
 
 
-class Card(BaseModel):
+class Card(Stored):
     """Metadata of a network beside its weights.
 
     Attributes
@@ -55,9 +52,6 @@ class Card(BaseModel):
     tensors
         Digest of the tensors that the card belongs to; set by `write_checkpoint`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-    _storable = model_validator(mode="before")(storable)
 
     architecture: Annotated[str, AfterValidator(FromFile)]
     data: str | None = None

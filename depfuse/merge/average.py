@@ -11,8 +11,8 @@ from depfuse.align.coupling import Couplings, apply_couplings
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
-from depfuse.groups.tracing.depgraph import evaluation_copy
 from depfuse.merge.shares import Shares
+from depfuse.networks.copying import evaluation_copy
 
 FLOOR = 1e-6  # of the mean of a tensor's Fisher information
 

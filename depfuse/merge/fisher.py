@@ -13,6 +13,7 @@ from depfuse.networks.calling import run_network, run_with
 from depfuse.networks.layout import differentiable
 from depfuse.networks.running import evaluating
 from depfuse.tasks.outputs import distance_of
+from depfuse.text import first_line
 
 IMAGES = 500
 AT_ONCE = 125
@@ -95,7 +96,7 @@ def _mapped(function: object, model: nn.Module, images: Tensor, signs: Tensor) -
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ArchitectureError(
             f"{type(model).__name__} cannot be differentiated image by image ({reason}): choose average mean"
         ) from error

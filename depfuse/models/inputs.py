@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from depfuse.errors import ArchitectureError, DataError
 from depfuse.models.architecture import NETWORKS, Architecture, parse_architecture
 from depfuse.models.registry import build_network
-from depfuse.networks.running import raised_in
+from depfuse.networks.running import evaluating, raised_in
+from depfuse.text import first_line
 
 _USUAL_SIDE = 224  # of the images of ImageNet, where a library says nothing
 # Groups do not depend on the size of the images, but time does: networks for larger images get this size if they run.
@@ -108,8 +109,8 @@ def check_input(model: nn.Module, example: Tensor, *, classes: int | None = None
     if isinstance(outcome, str):
         raise DataError(f"images of shape {shape} do not fit {type(model).__name__}: {outcome}")
     if classes is not None:
-        with torch.no_grad():
-            outputs = _evaluate(model, example)
+        with torch.no_grad(), evaluating(model):
+            outputs = model(example)
         if not isinstance(outputs, Tensor) or outputs.ndim != 2:
             raise DataError(f"{type(model).__name__} does not give one row of class scores per image")
         if outputs.shape[1] < classes:
@@ -123,20 +124,10 @@ def check_input(model: nn.Module, example: Tensor, *, classes: int | None = None
 def _failure(model: nn.Module, example: Tensor) -> str | None:
     """Explain why the network does not run on the example; ``None`` if it does."""
     try:
-        with torch.no_grad():
-            _evaluate(model, example)
+        with torch.no_grad(), evaluating(model):
+            model(example)
     except Exception as error:  # a network may raise anything on images it was not made for
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         place = raised_in(model, error)
         return f"{reason} (in {place})" if place else reason
     return None
-
-
-def _evaluate(model: nn.Module, example: Tensor) -> object:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        return model(example)
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from depfuse.errors import ArchitectureError
 from depfuse.networks.calling import Example, run_network
 from depfuse.networks.running import evaluating
+from depfuse.text import first_line
 
 FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
@@ -42,12 +43,6 @@ def unwrap(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message, or its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def evaluation_copy(model: nn.Module, dtype: torch.dtype | None = None, *, shared: bool = False) -> nn.Module:

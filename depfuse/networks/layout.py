@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from depfuse.errors import DataError
 from depfuse.networks.calling import Example, in_layout, run_network
+from depfuse.text import first_line
 
 FEW = 16  # input channels below which a strided convolution of kernel 1 is differentiated in plain layout
 _aten = torch.ops.aten
@@ -60,13 +61,13 @@ def choose_layout(model: nn.Module, image: Example) -> tuple[torch.memory_format
             raise
         except _IMPOSSIBLE as error:
             failure = error
-    reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+    assert failure is not None
     if isinstance(image, Tensor) and image.dim() == 4:
         what, check = f"images of shape {tuple(image.shape[1:])}", "the data set, its size and its channels"
     else:
         shapes = [str(tuple(leaf.shape)) for leaf in tree_leaves(image) if isinstance(leaf, Tensor)]
         what, check = f"inputs of shape {', '.join(shapes)}", "what a batch holds, and how it is given to the network"
-    raise DataError(f"{what} do not fit the network ({reason}): check {check}") from failure
+    raise DataError(f"{what} do not fit the network ({first_line(failure)}): check {check}") from failure
 
 
 def takes_channels_last(model: nn.Module, images: Example) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 Hook = Callable[[nn.Module, Any, Tensor], Tensor | None]
 
@@ -34,12 +36,24 @@ def evaluating(*models: nn.Module, auxiliary: Iterable[str] = ()) -> Iterator[No
 @contextmanager
 def hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
     """Register forward hooks on modules, by name, within the block."""
-    handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
+    with removing(model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()):
+        yield
+
+
+@contextmanager
+def removing(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Remove hooks, of any kind, at the end of the block."""
+    registered = list(handles)
     try:
         yield
     finally:
-        for handle in handles:
+        for handle in registered:
             handle.remove()
+
+
+def float_tensors(outputs: Any) -> list[Tensor]:
+    """List the floating-point tensors in the outputs of a network, however they are nested."""
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def bfloat16_pays(device: torch.device) -> bool:
@@ -68,10 +82,6 @@ def modules_in_order(model: nn.Module, run: Callable[[], object]) -> list[str]:
     def note(name: str) -> Callable[..., None]:
         return lambda *_: order.setdefault(name)
 
-    handles = [module.register_forward_pre_hook(note(name)) for name, module in model.named_modules()]
-    try:
+    with removing([module.register_forward_pre_hook(note(name)) for name, module in model.named_modules()]):
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return list(order)

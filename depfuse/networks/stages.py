@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.networks.calling import Example, run_network
-from depfuse.networks.running import evaluating
+from depfuse.networks.running import evaluating, removing
 
 
 def stages_of(model: nn.Module, example: Example) -> tuple[dict[str, int], int]:
@@ -36,12 +36,8 @@ def stages_of(model: nn.Module, example: Example) -> tuple[dict[str, int], int]:
         (name, module) for name, module in model.named_modules() if next(module.parameters(False), None) is not None
     ]
     handles = [module.register_forward_hook(note(name)) for name, module in layers]
-    try:
-        with torch.no_grad(), evaluating(model):
-            run_network(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with removing(handles), torch.no_grad(), evaluating(model):
+        run_network(model, example)
     stages: dict[str, int] = {}
     if all(positions == 1 for _, positions in ran):
         for name, _ in ran:

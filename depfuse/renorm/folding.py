@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
-from depfuse.groups.tracing.depgraph import evaluation_copy
 from depfuse.networks.calling import Example
+from depfuse.networks.copying import evaluation_copy
 from depfuse.renorm.batch_norm import BATCH_NORM
 from depfuse.renorm.layers import Layer, find_layers
 

@@ -21,6 +21,7 @@ from scipy.optimize import least_squares
 from torch import Tensor, nn
 
 from depfuse.networks.calling import run_network
+from depfuse.networks.running import removing
 from depfuse.renorm.batch_norm import BATCH_NORM
 
 IMAGES = 128  # to take statistics of
@@ -230,12 +231,8 @@ def _reached(model: nn.Module, image: Tensor) -> tuple[str, Callable[[Tensor], T
         for name, module in model.named_modules()
         if isinstance(module, BATCH_NORM) and _has_statistics(module)
     }
-    handles = [module.register_forward_pre_hook(note(name)) for name, module in norms.items()]
-    try:
+    with removing([module.register_forward_pre_hook(note(name)) for name, module in norms.items()]):
         model(probes)
-    finally:
-        for handle in handles:
-            handle.remove()
     name = next((name for name, values in seen.items() if _is_linear(values)), None)
     if name is None:
         return None

@@ -9,8 +9,8 @@ from torch import nn
 
 from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError
-from depfuse.groups.tracing.depgraph import evaluation_copy
 from depfuse.merge.aligned import AlignedParents
+from depfuse.networks.copying import evaluation_copy
 from depfuse.networks.isolation import check_changeable, undisturbed
 from depfuse.recipe.renorms import RENORMS, renorm_facts
 from depfuse.renorm.batch_norm import has_batch_norm

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import Field
 
 from depfuse.errors import DataError
 from depfuse.evaluate import CERTAIN, Scores, difference
-from depfuse.text import storable
+from depfuse.io.stored import Stored
 
 What = Literal[
     "child", "parent", "ensemble", "average", "renewed average", "trained parent", "refitted parent", "teachers"
@@ -50,12 +50,7 @@ class Contender:
     labels: int | None = None
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-    _storable = model_validator(mode="before")(storable)
-
-
-class Compared(_Part):
+class Compared(Stored):
     """A contender compared with the child.
 
     `lead` is the child's accuracy minus this one's, a fraction; `error` is its standard error over the test images.
@@ -83,14 +78,14 @@ class Compared(_Part):
         )
 
 
-class SameStart(_Part):
+class SameStart(Stored):
     """Parents that share a start, so that channels are in place already: how many the matching moved."""
 
     moved: int
     channels: int
 
 
-class Advice(_Part):
+class Advice(Stored):
     """The network to keep, and why.
 
     Attributes
@@ -120,7 +115,7 @@ class Advice(_Part):
     instead: Compared | None = None
     child: Compared
     rivals: list[Compared]
-    better: list[Compared] = []
+    better: list[Compared] = Field(default_factory=list)
     images: int
     chance: float
     chance_alone: bool = False

@@ -5,22 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
 from rich.table import Table
 
+from depfuse.io.stored import Stored
 from depfuse.report.schema import Environment
-from depfuse.text import storable
+from depfuse.report.tables import plain_table
 
 if TYPE_CHECKING:  # a report is read without torch
     from depfuse.align.description import MatchedGroup, MatchedTap, Matching
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-    _storable = model_validator(mode="before")(storable)
-
-
-class GroupMatch(_Part):
+class GroupMatch(Stored):
     """A matched group; costs and correlations are means over channels.
 
     `source` is, for each channel, the channel of the other parent that goes there; None where the matching is soft.
@@ -57,7 +52,7 @@ class GroupMatch(_Part):
         )
 
 
-class DepthMatch(_Part):
+class DepthMatch(Stored):
     """Correlation of matched channels at one place of the network, over channels: mean, 10th and 90th percentile."""
 
     depth: int
@@ -83,7 +78,7 @@ class DepthMatch(_Part):
         )
 
 
-class ParentMatch(_Part):
+class ParentMatch(Stored):
     """One parent's matching to the parent whose channel order is kept."""
 
     parent: int
@@ -108,7 +103,7 @@ class ParentMatch(_Part):
         )
 
 
-class MatchReport(_Part):
+class MatchReport(Stored):
     """The report of `depfuse match`."""
 
     kept: int
@@ -127,7 +122,7 @@ class MatchReport(_Part):
 
 def groups_table(match: ParentMatch) -> Table:
     """Tabulate the groups: costs and correlations before and after matching."""
-    table = _table("group", "channels", "moved", "activation cost", "weight distance", "correlation")
+    table = plain_table("group", "channels", "moved", "activation cost", "weight distance", "correlation")
     for group in match.groups:
         table.add_row(
             group.name,
@@ -142,7 +137,8 @@ def groups_table(match: ParentMatch) -> Table:
 
 def depths_table(match: ParentMatch) -> Table:
     """Tabulate the correlation of matched channels by place in the network."""
-    table = _table("depth", "module", "group", "correlation before", "after", "10 % to 90 %")
+    heads = ("depth", "module", "group", "correlation before", "after", "10 % to 90 %")
+    table = plain_table(*heads, left=("module", "group"))
     for row in match.depths:
         table.add_row(
             str(row.depth),
@@ -167,14 +163,6 @@ def match_sentence(match: ParentMatch, name: str, kept: str) -> str:
         if after < before:
             sentence = sentence.replace("rises", "falls")
     return f"{sentence}."
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        left = number == 0 or column in ("module", "group")
-        table.add_column(column, justify="left" if left else "right", overflow="fold", no_wrap=not left)
-    return table
 
 
 def _change(before: float | None, after: float | None) -> str:

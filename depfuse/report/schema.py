@@ -6,12 +6,12 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from depfuse.errors import DepfuseError
 from depfuse.evaluate import PathPoint, Scores, barrier
+from depfuse.io.stored import Stored
 from depfuse.report.advice import Advice
-from depfuse.text import storable
 
 if TYPE_CHECKING:  # a report is read without torch
     from depfuse.fusion.candidates import Candidate
@@ -34,13 +34,7 @@ def _finite(value: Any) -> Any:
 Loss = Annotated[float | None, BeforeValidator(_finite)]
 
 
-class _Part(BaseModel):
-    # Later versions may add fields; a report of theirs is still read.
-    model_config = ConfigDict(frozen=True, extra="ignore")
-    _storable = model_validator(mode="before")(storable)
-
-
-class ScoreValues(_Part):
+class ScoreValues(Stored):
     """Accuracy and calibration error as fractions, mean cross-entropy in nats."""
 
     accuracy: float
@@ -65,7 +59,7 @@ class NetworkScores(ScoreValues):
         return cls(path=None if path is None else str(path), digest=digest, **ScoreValues.of(scores).model_dump())
 
 
-class GroupsSummary(_Part):
+class GroupsSummary(Stored):
     """Summary of the channel groups: free groups, their channels, the proof, what was fixed and why."""
 
     count: int
@@ -74,7 +68,7 @@ class GroupsSummary(_Part):
     fixed: dict[str, str]
 
 
-class SharesSummary(_Part):
+class SharesSummary(Stored):
     """The parents' shares in the child: of the network, and of its stages or groups where they were chosen.
 
     `loss_before` and `loss_after` are the child's loss (nats) on the images held out, with the network's shares in all
@@ -82,7 +76,7 @@ class SharesSummary(_Part):
     """
 
     network: list[float]
-    parts: dict[str, list[float]] = {}
+    parts: dict[str, list[float]] = Field(default_factory=dict)
     loss_before: Loss = None
     loss_after: Loss = None
 
@@ -119,7 +113,7 @@ class FamilyRow(ScoreValues):
         )
 
 
-class Seconds(_Part):
+class Seconds(Stored):
     """Wall-clock seconds of each step."""
 
     groups: float = 0.0
@@ -135,7 +129,7 @@ class Seconds(_Part):
     evaluate: float = 0.0
 
 
-class Environment(_Part):
+class Environment(Stored):
     """The environment of a run."""
 
     depfuse: str
@@ -148,7 +142,7 @@ class Environment(_Part):
     device_name: str | None = None
 
 
-class FusionReport(_Part):
+class FusionReport(Stored):
     """The report of `depfuse fuse`; `heads` are the parents with their heads refitted to the ensemble.
 
     `teacher` is the ensemble that the child learns from, where the parents were renewed first or got one head.
@@ -164,7 +158,7 @@ class FusionReport(_Part):
     parents: list[NetworkScores]
     ensemble: ScoreValues
     teacher: ScoreValues | None = None
-    heads: list[ScoreValues] = []
+    heads: list[ScoreValues] = Field(default_factory=list)
     trained_parent: NetworkScores | None = None
     naive: ScoreValues
     naive_renorm: ScoreValues
@@ -173,10 +167,10 @@ class FusionReport(_Part):
     advice: Advice | None = None
     widened: bool = False
     converged: bool = True
-    not_converged: list[str] = []
+    not_converged: list[str] = Field(default_factory=list)
     groups: GroupsSummary
     shares: SharesSummary | None = None
-    family: list[FamilyRow] = []
+    family: list[FamilyRow] = Field(default_factory=list)
     refit_reason: str | None = None
     suited_to: str | None = None
     seconds: Seconds
@@ -198,7 +192,7 @@ class FusionReport(_Part):
         return sorted(self.family, key=rank)
 
 
-class PathRow(_Part):
+class PathRow(Stored):
     """A point on a path; `alpha` is the second parent's share."""
 
     alpha: float
@@ -212,7 +206,7 @@ class PathRow(_Part):
         return cls(alpha=point.alpha, **ScoreValues.of(point.scores).model_dump())
 
 
-class Barrier(_Part):
+class Barrier(Stored):
     """Height of the path above the straight line between the parents.
 
     `loss` in nats, `error` as a fraction of wrong images; `naive_*` for the path of the plain averages.
@@ -237,7 +231,7 @@ class Barrier(_Part):
         return cls(loss=loss, error=error, naive_loss=naive_loss, naive_error=naive_error)
 
 
-class MethodPath(_Part):
+class MethodPath(Stored):
     """The path by one method of matching; barriers as in `Barrier`, `seconds` of matching."""
 
     name: str
@@ -246,7 +240,7 @@ class MethodPath(_Part):
     barrier_error: float
     seconds: float
     recipe: dict[str, Any]
-    not_converged: list[str] = []
+    not_converged: list[str] = Field(default_factory=list)
 
 
 class PathReport(FusionReport):
@@ -258,10 +252,10 @@ class PathReport(FusionReport):
     path: list[PathRow]
     naive_path: list[PathRow]
     barrier: Barrier
-    methods: list[MethodPath] = []
+    methods: list[MethodPath] = Field(default_factory=list)
 
 
-class EvaluationReport(_Part):
+class EvaluationReport(Stored):
     """The report of `depfuse eval`."""
 
     networks: list[NetworkScores]

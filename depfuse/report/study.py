@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, field_validator, model_validator
+from pydantic import Field, FiniteFloat, NonNegativeInt, field_validator
 
+from depfuse.io.stored import Stored
 from depfuse.report.schema import Environment
 from depfuse.study.trials import TrialRecord, best_first, complete_trials
-from depfuse.text import storable
 
 STUDY = "study.json"  # its name in the folder of a search
 Share = Annotated[FiniteFloat, Field(ge=0)]
 
 
-class StudyReport(BaseModel):
+class StudyReport(Stored):
     """The report of `depfuse tune`.
 
     Attributes
@@ -36,9 +36,6 @@ class StudyReport(BaseModel):
     kept
         Settings that were given, and not searched.
     """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-    _storable = model_validator(mode="before")(storable)
 
     trials: list[TrialRecord]
     importances: dict[str, Share] | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -42,7 +42,7 @@ def fusion_rows(report: FusionReport) -> list[tuple[str, ScoreValues]]:
 
 def family_table(report: FusionReport) -> Table:
     """Tabulate the candidates of goal best, the child first."""
-    table = _table("candidate", "disagreement", "accuracy", "loss", "seconds")
+    table = plain_table("candidate", "disagreement", "accuracy", "loss", "seconds")
     for row in report.ranked_family:
         cells = (_nats(row.disagreement), *_cells(row)[:2], f"{row.seconds:.1f}")
         table.add_row(row.name, *cells, style="bold" if row.chosen else None)
@@ -51,7 +51,7 @@ def family_table(report: FusionReport) -> Table:
 
 def shares_table(shares: SharesSummary, names: Sequence[str]) -> Table:
     """Tabulate each parent's share in every part of the child."""
-    table = _table("part", *(f"share of {name}" for name in names))
+    table = plain_table("part", *(f"share of {name}" for name in names))
     for part, of_part in shares.parts.items():
         table.add_row(part, *(f"{share:.2f}" for share in of_part))
     return table
@@ -94,7 +94,7 @@ def drawn_text(trial: TrialRecord) -> str:
 
 def scores_table(rows: Iterable[tuple[str, ScoreValues]], emphasised: str | None = None) -> Table:
     """Tabulate networks with their scores: accuracy and calibration error in per cent, loss in nats."""
-    table = _table("network", "accuracy", "loss", "calibration error")
+    table = plain_table("network", "accuracy", "loss", "calibration error")
     for name, scores in rows:
         table.add_row(name, *_cells(scores), style="bold" if name == emphasised else None)
     return table
@@ -105,7 +105,7 @@ def path_table(report: PathReport) -> Table:
     curves = {method.name: method.path for method in report.methods} or {"": report.path}
     curves["naive"] = report.naive_path
     heads = [f"{name} {what}".strip() for name in curves for what in ("accuracy", "loss")]
-    table = _table("share of parent 2", *heads)
+    table = plain_table("share of parent 2", *heads)
     for rows in zip(*curves.values(), strict=True):
         table.add_row(f"{rows[0].alpha:.2f}", *(cell for row in rows for cell in _cells(row)[:2]))
     return table
@@ -118,11 +118,13 @@ def short_names(networks: Sequence[NetworkScores]) -> list[str]:
     return names if len(set(names)) == len(names) else paths
 
 
-def _table(first: str, *others: str) -> Table:
+def plain_table(first: str, *others: str, left: Collection[str] = ()) -> Table:
+    """Make a table without lines: text in the first column and those in `left`, numbers in the others."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(first, overflow="fold")
     for other in others:
-        table.add_column(other, justify="right", no_wrap=True)
+        text = other in left
+        table.add_column(other, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     return table
 
 

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from depfuse.errors import DataError, RecipeError
+from depfuse.networks.running import float_tensors
 
 
 class Distance(Protocol):
@@ -187,7 +187,7 @@ def as_numbers(output: Any) -> Tensor:
     """Return a tensor unchanged; concatenate a dictionary or tuple of outputs to one column (N, m, 1) per image."""
     if isinstance(output, Tensor):
         return output
-    found = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    found = float_tensors(output)
     if any(leaf.dim() == 0 or len(leaf) != len(found[0]) for leaf in found) or not found:
         raise DataError("outputs are compared image by image: give networks whose outputs have an entry for each image")
     return torch.cat([leaf.reshape(len(leaf), -1) for leaf in found], 1).unsqueeze(-1)

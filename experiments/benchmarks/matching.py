@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from depfuse import ChannelGroups, Recipe, find_groups
 from depfuse.align import Couplings, align
 from depfuse.align.costs import weight_cost
-from depfuse.align.problem import MatchingProblem
+from depfuse.align.problem import MatchingProblem, is_better
 from depfuse.align.transport import assigned
 from depfuse.align.trees import Placement, as_it_stands, follow
 from depfuse.groups import random_permutations
@@ -71,10 +71,11 @@ def recomputed(problem: MatchingProblem) -> Couplings:
     while moved:
         moved = False
         for root in problem.roots:
-            step_or_none = problem.improve(root, state, found[root.name])
-            if step_or_none is not None:
-                found[root.name] = follow(found[root.name], step_or_none)
-                state = root.permute(state, step_or_none)
+            cost = weight_cost(problem.parts(root), problem.target, state)[0]
+            order = assigned(cost)
+            if is_better(float(cost.gather(1, order[:, None]).sum()), float(cost.trace())):
+                found[root.name] = follow(found[root.name], {root.name: order})
+                state = root.permute(state, {root.name: order})
                 moved = True
     return problem.couplings(found)
 

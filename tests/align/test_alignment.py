@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planted import noise_images, planted
+from planted import noise_images, planted, transport_cost
 from torch import nn
 
 from depfuse.align import Coupling, align, apply_couplings
@@ -18,7 +18,7 @@ from depfuse.align.costs import activation_cost, mixed_cost, weight_cost
 from depfuse.align.descent import Descent, SharedCosts
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.statistics.moments import collect_moments
-from depfuse.align.transport import emd, sinkhorn, transport_cost
+from depfuse.align.transport import emd, sinkhorn
 from depfuse.errors import RecipeError
 from depfuse.groups import Slot, find_groups
 from depfuse.groups.nesting import find_orbits

@@ -26,7 +26,7 @@ from depfuse.errors import LimitWarning, RecipeError
 from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.fusion.ensemble_judge import EnsembleJudge
 from depfuse.groups import find_groups, random_permutations
-from depfuse.groups.tracing.depgraph import evaluation_copy
+from depfuse.networks.copying import evaluation_copy
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 

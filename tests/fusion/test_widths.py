@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planted import transport_cost
 from torch import nn
 from widen import doubled
 
 from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.align import Coupling
-from depfuse.align.transport import emd, in_order, sinkhorn, transport_cost, unbalanced, whole
+from depfuse.align.transport import emd, in_order, sinkhorn, unbalanced, whole
 from depfuse.align.unequal.copies import copied, joined
 from depfuse.align.unequal.pairing import pair_groups
 from depfuse.align.unequal.rectangular import resize_state, shares

@@ -21,7 +21,7 @@ from depfuse.groups.channel_group import Position
 from depfuse.groups.nesting import Orbit, find_orbits, without
 from depfuse.networks.calling import in_layout, run_network
 from depfuse.networks.layout import choose_layout
-from depfuse.networks.running import evaluating
+from depfuse.networks.running import evaluating, removing
 
 TapChoice = Literal["after", "before", "both"]
 # Images per forward pass on the CPU. The tapped tensors of a pass are in memory at once: in small parts they stay in
@@ -178,8 +178,5 @@ def _captured(model: nn.Module, readings: set[Reading]) -> Iterator[dict[Reading
             handles.append(module.register_forward_hook(keep))
         else:
             handles.append(module.register_forward_pre_hook(keep))
-    try:
+    with removing(handles):
         yield captured
-    finally:
-        for handle in handles:
-            handle.remove()

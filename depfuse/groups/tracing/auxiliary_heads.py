@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from depfuse.errors import ArchitectureError
-from depfuse.groups.tracing.depgraph import Example, Trace, evaluation_copy, run_network, trace
+from depfuse.groups.tracing.depgraph import Trace, trace
+from depfuse.networks.calling import Example, run_network
+from depfuse.networks.copying import evaluation_copy
 from depfuse.networks.running import evaluating
 
 

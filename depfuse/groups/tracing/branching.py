@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from depfuse.groups.labels.rules import Replay
-from depfuse.groups.tracing.depgraph import Example, run_network
 from depfuse.groups.tracing.overwrites import METADATA
+from depfuse.networks.calling import Example, run_network
 
 ASKING: dict[Any, str] = {
     torch.Tensor.__bool__: "bool",

@@ -21,11 +21,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.errors import ArchitectureError
 from depfuse.networks.calling import Example, run_network
-from depfuse.networks.copying import evaluation_copy, first_line, unwrap
+from depfuse.networks.copying import evaluation_copy
 from depfuse.networks.isolation import without_warnings
-from depfuse.networks.running import evaluating
-
-__all__ = ["Example", "Trace", "describe", "evaluation_copy", "first_line", "run_network", "trace", "unwrap"]
+from depfuse.networks.running import evaluating, removing
+from depfuse.text import first_line
 
 
 @dataclass(frozen=True)
@@ -207,11 +206,8 @@ def _recorded(network: nn.Module) -> Iterator[tuple[list[Call], list[tuple[int, 
     for name, module in network.named_modules():
         handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
         handles.append(module.register_forward_hook(after(name)))
-    try:
+    with removing(handles):
         yield calls, spans
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _in_order(roots: Sequence[Any]) -> tuple[Any, ...]:

@@ -13,10 +13,10 @@ from depfuse.data.loader import Loader
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
 from depfuse.groups import ChannelGroups
-from depfuse.groups.tracing.depgraph import evaluation_copy, unwrap
 from depfuse.merge.aligned import AlignedParents
 from depfuse.merge.average import average
 from depfuse.merge.shares import Shares
+from depfuse.networks.copying import evaluation_copy, unwrap
 from depfuse.recipe.refits import Refit, RegMean, Ridge
 from depfuse.refit.layerwise.ridge import Rows, ridge
 from depfuse.refit.layerwise.rows import Window

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from depfuse.data.loader import Loader
 from depfuse.errors import ArchitectureError
-from depfuse.groups.tracing.depgraph import unwrap
 from depfuse.networks.batch_norm import set_statistics_keeping_function
+from depfuse.networks.copying import unwrap
 from depfuse.networks.layout import takes_channels_last
 from depfuse.refit.program.graph import Program
 from depfuse.refit.program.units import Unit, find_units

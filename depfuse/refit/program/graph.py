@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from depfuse.errors import ArchitectureError
-from depfuse.groups.tracing.depgraph import evaluation_copy, first_line
+from depfuse.networks.copying import evaluation_copy
 from depfuse.networks.isolation import without_warnings
 from depfuse.networks.running import raised_in
+from depfuse.text import first_line
 
 State = Mapping[str, Tensor]
 Values = dict[fx.Node, Tensor]

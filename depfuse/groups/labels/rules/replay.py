@@ -85,7 +85,7 @@ class Replay:
         """Return the labels of a parameter or buffer, made at its first use; any other leaf is an input."""
         shape = tuple(tensor.shape)
         if id(tensor) not in self.tensors:
-            return Labels(shape, (), frozenset(axis for axis, size in enumerate(shape) if size > 1))
+            return plain_everywhere(shape)
         if id(tensor) not in self.leaves:
             blocks = self._grouped.get(id(tensor), 1)
             blocks = 1 if shape[:1] and shape[0] % blocks else blocks  # not the weight itself, but what it is made of
