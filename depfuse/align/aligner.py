@@ -81,8 +81,8 @@ def align(
     RecipeError
         Activations are asked for without images, the solver does not serve the criterion, or a parent is not there.
     """
-    given, models = models, [evaluation_copy(model, shared=True) for model in models]
-    shared = None if shared is None else shared.for_copies(given, models)
+    originals, models = models, [evaluation_copy(model, shared=True) for model in models]
+    shared = None if shared is None else shared.for_copies(originals, models)
     found = _alignment(models, groups, settings, calibration, judge, shared, shares, seed)
     for sentence in found.not_converged:
         warnings.warn(sentence, LimitWarning, stacklevel=3)
@@ -115,21 +115,24 @@ def _alignment(
     reference = settings.target
     others = [number for number in range(len(models)) if number != reference]
     variants = _variants(settings)
-    moments: dict[TapChoice, list[dict[str, list[Moments]]]] = {own.taps: [{} for _ in others] for own in variants}
+    moments: dict[TapChoice, list[dict[str, list[Moments]]]] = {
+        variant.taps: [{} for _ in others] for variant in variants
+    }
     if calibration is not None and settings.watches:
         ordered = [models[number] for number in (reference, *others)]
         collect = collect_moments if shared is None else shared.collect
         moments = {taps: collect(ordered, groups, calibration, taps) for taps in moments}
     couplings: list[Couplings] = [{group.name: Coupling.identity(group.size) for group in groups.free} for _ in models]
-    said: list[str] = []
+    not_converged: list[str] = []
     tried: list[str] = []
     for place, number in enumerate(others):
         pair = models[reference], models[number]
         problems = [
-            MatchingProblem(groups, pair, own, moments[own.taps][place], calibration, seed=seed) for own in variants
+            MatchingProblem(groups, pair, variant, moments[variant.taps][place], calibration, seed=seed)
+            for variant in variants
         ]
-        solutions = [found for own in problems for found in load_solver(own.solver.name).solve(own)]
-        said += [sentence for solution in solutions for sentence in solution.not_converged]
+        solutions = [found for problem in problems for found in load_solver(problem.solver.name).solve(problem)]
+        not_converged += [sentence for solution in solutions for sentence in solution.not_converged]
         candidates = [solution.couplings for solution in solutions]
         if judge is None and criterion == "activations":
             couplings[number] = candidates[0]
@@ -141,8 +144,8 @@ def _alignment(
             couplings[number] = choose_by_group(candidates, units, figure)
         else:
             couplings[number] = choose(candidates, figure)
-            tried += [own.distance or "" for own in solutions if own.couplings is couplings[number]]
-    return Alignment(_in_order_of(groups, couplings, settings), distinct(said), distinct(filter(None, tried)))
+            tried += [solution.distance or "" for solution in solutions if solution.couplings is couplings[number]]
+    return Alignment(_in_order_of(groups, couplings, settings), distinct(not_converged), distinct(filter(None, tried)))
 
 
 def _variants(settings: Align) -> list[Align]:

@@ -19,7 +19,7 @@ from depfuse.align.coupling import Couplings
 from depfuse.align.edges import Edges
 from depfuse.align.problem import MatchingProblem, is_better
 from depfuse.align.transport import assigned, reassigned
-from depfuse.align.trees import Placement, as_it_stands, follow
+from depfuse.align.trees import Placement, compose_placements, unmoved_placement
 
 MAX_SWEEPS = 100  # over all groups; a warning is given where the last one still improves
 ROUNDING = 1e-7  # relative, of float32 products: a smaller gain is none
@@ -146,7 +146,7 @@ class Descent:
 
     def __init__(self, shared: SharedCosts, start: Mapping[str, Placement] | None = None) -> None:
         self.shared, self.problem = shared, shared.problem
-        self.placed: dict[str, Placement] = {root.name: as_it_stands(root) for root in shared.roots}
+        self.placed: dict[str, Placement] = {root.name: unmoved_placement(root) for root in shared.roots}
         self.state = {key: self.problem.source[key] for key in shared.held}
         self.converged = False
         self._products: dict[int, Tensor] = {}
@@ -292,7 +292,7 @@ class Descent:
 
     def _move(self, number: int, step: Placement) -> None:
         root = self.shared.roots[number]
-        self.placed[root.name] = follow(self.placed[root.name], step)
+        self.placed[root.name] = compose_placements(self.placed[root.name], step)
         if self.state:
             keys = {part.key for orbit in root.walk() for part in orbit.parts}
             if held := keys & set(self.state):

@@ -15,7 +15,7 @@ from depfuse.align.coupling import Coupling, Couplings, apply_couplings, flat_po
 from depfuse.align.edges import Edges, find_edges
 from depfuse.align.statistics.sums import Moments
 from depfuse.align.tie_breaking import break_ties
-from depfuse.align.trees import Placement, TreeCosts, as_it_stands, match_tree, weight_tree_costs
+from depfuse.align.trees import Placement, TreeCosts, match_tree, unmoved_placement, weight_tree_costs
 from depfuse.data.loader import Loader
 from depfuse.errors import DepfuseWarning
 from depfuse.groups import ChannelGroups
@@ -219,7 +219,7 @@ class MatchingProblem:
         watched = {name: self.watched[name][:, moved[name]] for name in own}
         tree = self._tree(root, state, usable, watched, 1.0 - self.settings.share if watched else 1.0)
         step = match_tree(tree, root)
-        before, after = (float(tree.of_blocks(root, place).sum()) for place in (as_it_stands(root), step))
+        before, after = (float(tree.of_blocks(root, place).sum()) for place in (unmoved_placement(root), step))
         return step, before, after
 
     def _tree(

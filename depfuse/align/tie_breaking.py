@@ -16,7 +16,7 @@ from torch import Tensor
 
 from depfuse.align.coupling import Couplings, apply_couplings
 from depfuse.align.ties import Tie, break_tie, find_ties
-from depfuse.align.trees import Placement, follow, match_tree, weight_tree_costs
+from depfuse.align.trees import Placement, compose_placements, match_tree, weight_tree_costs
 from depfuse.groups.nesting import Orbit, Part
 
 if TYPE_CHECKING:
@@ -146,5 +146,5 @@ class _TieBreaking:
         return True
 
     def _move(self, root: Orbit, step: Placement) -> None:
-        self.placed[root.name] = follow(self.placed[root.name], step)
+        self.placed[root.name] = compose_placements(self.placed[root.name], step)
         self.state = root.permute(self.state, step)

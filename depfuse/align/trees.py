@@ -106,7 +106,7 @@ class TreeCosts:
 
     def spread(self, orbit: Orbit) -> float:
         """Compute the mean standard deviation of the costs of innermost channels, unmoved."""
-        placed = as_it_stands(orbit)
+        placed = unmoved_placement(orbit)
         deviations = [
             float(self.of_channels(below, torch.arange(len(below.groups)), placed).std(correction=0))
             for below in orbit.walk()
@@ -199,12 +199,12 @@ def match_tree(
     return result
 
 
-def as_it_stands(orbit: Orbit) -> Placement:
+def unmoved_placement(orbit: Orbit) -> Placement:
     """Return the placement that moves nothing."""
     return {below.name: torch.arange(len(below.groups) * below.size) for below in orbit.walk()}
 
 
-def follow(first: Placement, second: Placement) -> Placement:
+def compose_placements(first: Placement, second: Placement) -> Placement:
     """Compose two placements, one after the other."""
     return {name: first[name][order] for name, order in second.items()}
 

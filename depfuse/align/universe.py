@@ -24,7 +24,7 @@ from depfuse.align.solvers import load_solver
 from depfuse.align.solvers.frank_wolfe_universe import frank_wolfe_of_universe
 from depfuse.align.statistics.pairwise import MOST, PairwiseCollector, PairwiseMoments
 from depfuse.align.transport import reassigned
-from depfuse.align.trees import Placement, as_it_stands
+from depfuse.align.trees import Placement, unmoved_placement
 from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
@@ -200,7 +200,7 @@ class Universe(PlacedParents):
         found: list[tuple[str, Placed]] = []
         for distance in distances:
             for start in starts:
-                self.placed = {start: {root.name: as_it_stands(root) for root in self.roots}}
+                self.placed = {start: {root.name: unmoved_placement(root) for root in self.roots}}
                 self.forget_mean()
                 for parent in block:
                     if parent != start:
@@ -219,13 +219,13 @@ class Universe(PlacedParents):
 
     def _join(self, pairwise: PairwiseMoments, parent: int, distance: str, placed: Placed | None = None) -> None:
         """Place a parent by its similarity to those that are placed."""
-        known = self.placed if placed is None else placed
-        stands = {root.name: as_it_stands(root) for root in self.roots}
+        others = self.placed if placed is None else placed
+        unmoved = {root.name: unmoved_placement(root) for root in self.roots}
         found = {}
         for root in self.roots:
             if self._taps(root):
-                found[root.name] = self._step(pairwise, root, parent, distance, known, stands[root.name])[0]
-        self._place(parent, {**stands, **found})
+                found[root.name] = self._step(pairwise, root, parent, distance, others, unmoved[root.name])[0]
+        self._place(parent, {**unmoved, **found})
 
     def _ascend(self, pairwise: PairwiseMoments, distance: str) -> bool:
         """Match some parents in turn, group by group, until none moves; tell whether any did."""
@@ -249,11 +249,11 @@ class Universe(PlacedParents):
         self, pairwise: PairwiseMoments, root: Orbit, parent: int, distance: str, placed: Placed, now: Placement
     ) -> tuple[Placement, bool]:
         """Find the best placement of one group of one parent with all others fixed, and whether it is better."""
-        theirs = {
+        placements = {
             other: found[root.name] for other, found in placed.items() if other != parent and other in pairwise.members
         }
         names = [orbit.name for orbit in root.walk() if orbit.name in pairwise.uses]
-        costs = {name: -pairwise.similarity(name, parent, theirs, self.shares, distance) for name in names}
+        costs = {name: -pairwise.similarity(name, parent, placements, self.shares, distance) for name in names}
         if root.children:
             untapped = any(o.name not in costs and not o.children for o in root.walk())
             target = self.mean_of_others(parent) if untapped else {}
@@ -285,19 +285,19 @@ class Universe(PlacedParents):
     def match_by_weights(self) -> None:
         """Match by weights: each parent to the mean of those before, then all in turn until none moves."""
         first, *rest = self.visited
-        self.placed = {first: {root.name: as_it_stands(root) for root in self.roots}}
+        self.placed = {first: {root.name: unmoved_placement(root) for root in self.roots}}
         everything = list(range(len(self.roots)))
         if isinstance(self.settings.solver, FrankWolfe):
             limit = self.settings.solver.iterations
             for parent in rest:
-                self.placed[parent] = {root.name: as_it_stands(root) for root in self.roots}
+                self.placed[parent] = {root.name: unmoved_placement(root) for root in self.roots}
             problems = {parent: self._problem(parent, {}) for parent in self.visited}
-            orders, rests = frank_wolfe_of_universe(
+            orders, converged = frank_wolfe_of_universe(
                 [problems[parent].edges for parent in self.visited],
                 [self.shares[parent] for parent in self.visited],
                 limit,
             )
-            self.not_converged += at_limit("frank-wolfe", limit, unless=rests)
+            self.not_converged += at_limit("frank-wolfe", limit, unless=converged)
             for parent, found in zip(self.visited, orders, strict=True):
                 self.placed[parent] |= {name: {name: order} for name, order in found.items()}
         else:
@@ -332,9 +332,9 @@ class Universe(PlacedParents):
                 for parent in block:
                     costs = None
                     if pairwise is not None and distance is not None:
-                        theirs = {i: _by_orbit(self.placed[i]) for i in block if i != parent}
+                        placements = {i: _by_orbit(self.placed[i]) for i in block if i != parent}
                         costs = {
-                            n: -pairwise.similarity(n, parent, theirs, self.shares, distance) for n in pairwise.uses
+                            n: -pairwise.similarity(n, parent, placements, self.shares, distance) for n in pairwise.uses
                         }
                     moved |= self._rematch(parent, numbers, costs)
             if not moved:

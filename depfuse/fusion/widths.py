@@ -13,7 +13,7 @@ from depfuse.align.coupling import Coupling, Couplings
 from depfuse.align.solution import distinct
 from depfuse.align.solvers import load_solver
 from depfuse.align.transport import in_order
-from depfuse.align.unequal.copies import copied, joined
+from depfuse.align.unequal.copies import cluster_channels, copy_channels
 from depfuse.align.unequal.matching import UnequalProblem
 from depfuse.align.unequal.pairing import pair_groups
 from depfuse.align.unequal.rectangular import resize_state
@@ -206,7 +206,7 @@ class Widths:
         for group in self._matchable():
             joins = group.size <= own[group.name].size
             measure = costs[group.name] if joins else problem.strength(group.name)
-            found[group.name] = (joined if joins else copied)(measure, group.size)
+            found[group.name] = (cluster_channels if joins else copy_channels)(measure, group.size)
         return found
 
     def _matchable(self) -> list[ChannelGroup]:

@@ -25,7 +25,7 @@ from depfuse.align import Couplings, align
 from depfuse.align.costs import weight_cost
 from depfuse.align.problem import MatchingProblem, is_better
 from depfuse.align.transport import assigned
-from depfuse.align.trees import Placement, as_it_stands, follow
+from depfuse.align.trees import Placement, compose_placements, unmoved_placement
 from depfuse.groups import random_permutations
 from depfuse.io.atomic_files import replacing
 from depfuse.models import build_network
@@ -62,10 +62,10 @@ def recomputed(problem: MatchingProblem) -> Couplings:
     state = dict(problem.source)
     found: dict[str, Placement] = {}
     for root in problem.roots:
-        found[root.name] = as_it_stands(root)
+        found[root.name] = unmoved_placement(root)
         before = [part for part in problem.parts(root) if part.role != "consumes"] or problem.parts(root)
         step = {root.name: assigned(weight_cost(before, problem.target, state)[0])}
-        found[root.name] = follow(found[root.name], step)
+        found[root.name] = compose_placements(found[root.name], step)
         state = root.permute(state, step)
     moved = True
     while moved:
@@ -74,7 +74,7 @@ def recomputed(problem: MatchingProblem) -> Couplings:
             cost = weight_cost(problem.parts(root), problem.target, state)[0]
             order = assigned(cost)
             if is_better(float(cost.gather(1, order[:, None]).sum()), float(cost.trace())):
-                found[root.name] = follow(found[root.name], {root.name: order})
+                found[root.name] = compose_placements(found[root.name], {root.name: order})
                 state = root.permute(state, {root.name: order})
                 moved = True
     return problem.couplings(found)

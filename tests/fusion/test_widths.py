@@ -18,7 +18,7 @@ from widen import doubled
 from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.align import Coupling
 from depfuse.align.transport import emd, in_order, sinkhorn, unbalanced, whole
-from depfuse.align.unequal.copies import copied, joined
+from depfuse.align.unequal.copies import cluster_channels, copy_channels
 from depfuse.align.unequal.pairing import pair_groups
 from depfuse.align.unequal.rectangular import resize_state, shares
 from depfuse.data import Loader, Preprocessing, Split
@@ -204,13 +204,13 @@ def test_weights_brought_to_a_width_are_those_of_a_loop():
 
 def test_copies_are_joined_and_strong_channels_copied():
     points = torch.tensor([[0.0], [5.0], [0.1], [9.0], [5.2]])
-    coupling = joined(torch.cdist(points, points), 3)
+    coupling = cluster_channels(torch.cdist(points, points), 3)
     members = {frozenset(torch.nonzero(row)[:, 0].tolist()) for row in coupling.matrix}
     assert members == {frozenset({0, 2}), frozenset({1, 4}), frozenset({3})}
-    alike = joined(torch.zeros(6, 6), 4).matrix
+    alike = cluster_channels(torch.zeros(6, 6), 4).matrix
     assert ((alike > 0).sum(0) == 1).all()
     assert ((alike > 0).sum(1) >= 1).all()
-    repeated = copied(torch.tensor([1.0, 3.0, 2.0]), 5).matrix
+    repeated = copy_channels(torch.tensor([1.0, 3.0, 2.0]), 5).matrix
     assert ((repeated > 0).sum(1) == 1).all()
     assert (repeated > 0).sum(0).tolist() == [1, 2, 2]
 

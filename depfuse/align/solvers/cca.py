@@ -54,7 +54,7 @@ def canonical_maps(
         (n,) the permutation of the source for undetermined directions; without it, channels stay.
     """
     checked(cross)
-    roots, inverses = zip(*(_roots(own, regularisation) for own in (target, source)), strict=True)
+    roots, inverses = zip(*(_roots(covariance, regularisation) for covariance in (target, source)), strict=True)
     left, values, right = torch.linalg.svd(inverses[0] @ cross @ inverses[1])
     known = int((values > DOUBT * values[0]).sum())
     permutation = torch.eye(len(cross), dtype=cross.dtype)[torch.arange(len(cross)) if order is None else order]

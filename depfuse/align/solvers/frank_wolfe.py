@@ -105,15 +105,15 @@ def frank_wolfe(
         length = min(1.0, -slope / (2.0 * bend)) if bend < 0 else 1.0
         at = {name: at[name] + length * step[name] for name in at}
         reached = last + length * slope + length * length * bend
-        rests = reached - last <= TOLERANCE * abs(reached)
+        converged = reached - last <= TOLERANCE * abs(reached)
         last = reached
-        if rests:
+        if converged:
             break
     else:
-        rests = False
+        converged = False
     rounded = assign(at)
     best = max(best, (similarity(as_candidates(rounded, at)), rounded), key=lambda entry: entry[0])
-    return best[1], best[0], rests
+    return best[1], best[0], converged
 
 
 def solve(problem: MatchingProblem) -> list[Solution]:
@@ -122,12 +122,12 @@ def solve(problem: MatchingProblem) -> list[Solution]:
     similarity = WeightSimilarity(problem.edges)
     if problem.settings.criterion.name == "mixture":
         similarity.mix(problem.watched, problem.settings.share)
-    starts, said = started(problem, similarity.uniform())
+    starts, not_converged = started(problem, similarity.uniform())
     with torch.no_grad():
         found = [frank_wolfe(similarity, start, iterations) for start in starts]
-    orders, _, rests = max(found, key=lambda entry: entry[1])
-    said += at_limit("frank-wolfe", iterations, unless=rests)
-    return [Solution(completed(problem, orders), said)]
+    orders, _, converged = max(found, key=lambda entry: entry[1])
+    not_converged += at_limit("frank-wolfe", iterations, unless=converged)
+    return [Solution(completed(problem, orders), not_converged)]
 
 
 SOLVER = Implementation(solve)

@@ -54,12 +54,12 @@ class UniverseSimilarity:
         for networks in self.edges:
             ends = networks[0].ends
             carried = [_carried(e.source, x, ends) for e, x in zip(networks, at, strict=True)]
-            brought = [
+            placed = [
                 share * torch.einsum("ij,jkd->ikd", x[ends[0]], c)
                 for share, x, c in zip(self.shares, at, carried, strict=True)
             ]
-            total = torch.stack(brought).sum(0)
-            for e, x, c, own, share, gradient in zip(networks, at, carried, brought, self.shares, found, strict=True):
+            total = torch.stack(placed).sum(0)
+            for e, x, c, own, share, gradient in zip(networks, at, carried, placed, self.shares, found, strict=True):
                 others = 2.0 * share * (total - own)
                 gradient[ends[0]] += others.flatten(1) @ c.flatten(1).T
                 if ends[1] is not None:
@@ -131,7 +131,7 @@ def frank_wolfe_of_universe(
     similarity = UniverseSimilarity(edges, shares)
     with torch.no_grad():
         at = similarity.start()
-        best, rests = (-float("inf"), [assign(candidates) for candidates in at]), False
+        best, converged = (-float("inf"), [assign(candidates) for candidates in at]), False
         for _ in range(iterations):
             gradient = similarity.gradient(at)
             orders = [assign(candidates) for candidates in gradient]
@@ -143,9 +143,9 @@ def frank_wolfe_of_universe(
             at = [{name: x[name] + length * s[name] for name in x} for x, s in zip(at, step, strict=True)]
             reached = value(along, length)
             if reached - along[0] <= TOLERANCE * abs(reached):
-                rests = True
+                converged = True
                 break
         rounded = [assign(candidates) for candidates in at]
         vertex = [as_candidates(o, x) for o, x in zip(rounded, at, strict=True)]
         best = max(best, (similarity(vertex), rounded), key=lambda entry: entry[0])
-    return best[1], rests
+    return best[1], converged

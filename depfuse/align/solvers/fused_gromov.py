@@ -99,11 +99,11 @@ def solve(problem: MatchingProblem) -> list[Solution]:
 
     Ties of activations are decided by weights, before and after (`break_ties`).
     """
-    settings, own = problem.settings, problem.settings_of(FusedGromov)
+    settings, solver = problem.settings, problem.settings_of(FusedGromov)
     orders = {}
     by_activations = settings.criterion.name == "activations"
     starts = problem.by_activations(settings.distances[0], emd) if by_activations else {}
-    known: dict[str, Tensor] = {}
+    linear_costs: dict[str, Tensor] = {}
     noise: dict[str, Tensor] = {}
     found: dict[str, Coupling] = {}
     within: list[dict[str, list[Moments]]] = []
@@ -130,21 +130,21 @@ def solve(problem: MatchingProblem) -> list[Solution]:
             else [weight_similarity(parts, dict(state)) for state in (problem.target, problem.source)]
         )
         start = starts[root.name].permutation if root.name in starts else None
-        order, done = fused(cost, structures[0], structures[1], own.structure, own.iterations, start)
+        order, done = fused(cost, structures[0], structures[1], solver.structure, solver.iterations, start)
         if watched and by_activations:
-            known[root.name] = linearised(cost, structures[0], structures[1], own.structure, order)
+            linear_costs[root.name] = linearised(cost, structures[0], structures[1], solver.structure, order)
             blur = activation_noise(problem.moments[root.name], settings.distances[0]).cpu()
             doubt = 4.0 * NOISE / _spread(*structures) ** 2  # of a product of two correlations
             scale = float(cost.std(correction=0)) or 1.0
-            noise[root.name] = (1.0 - own.structure) * blur / scale + 4.0 * own.structure * doubt
+            noise[root.name] = (1.0 - solver.structure) * blur / scale + 4.0 * solver.structure * doubt
         converged = converged and done
         orders[root.name] = order
         found[root.name] = Coupling(order)
     couplings = completed(problem, orders)
     if by_activations:
-        trees = {name: cost for name, cost in costs.items() if name not in known}
-        couplings = break_ties(problem, couplings, {**trees, **known}, noise)
-    return [Solution(couplings, at_limit("fused-gromov", own.iterations, unless=converged))]
+        trees = {name: cost for name, cost in costs.items() if name not in linear_costs}
+        couplings = break_ties(problem, couplings, {**trees, **linear_costs}, noise)
+    return [Solution(couplings, at_limit("fused-gromov", solver.iterations, unless=converged))]
 
 
 SOLVER = Implementation(solve)

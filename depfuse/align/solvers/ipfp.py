@@ -50,12 +50,12 @@ def solve(problem: MatchingProblem) -> list[Solution]:
     """Match from uniform candidates and from invariants and keep the best, or match from the recipe's start."""
     iterations = problem.settings_of(Ipfp).iterations
     affinity = affinity_of(problem)
-    starts, said = started(problem, affinity.uniform())
+    starts, not_converged = started(problem, affinity.uniform())
     with torch.no_grad():
         found = [fixed_point(affinity, start, iterations) for start in starts]
-    orders, _, rests = max(found, key=lambda entry: entry[1])
-    said += at_limit("ipfp", iterations, unless=rests)
-    return [Solution(completed(problem, orders), said)]
+    orders, _, converged = max(found, key=lambda entry: entry[1])
+    not_converged += at_limit("ipfp", iterations, unless=converged)
+    return [Solution(completed(problem, orders), not_converged)]
 
 
 SOLVER = Implementation(solve)

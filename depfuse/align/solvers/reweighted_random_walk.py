@@ -50,10 +50,10 @@ def solve(problem: MatchingProblem) -> list[Solution]:
     settings = problem.settings_of(ReweightedRandomWalk)
     affinity = affinity_of(problem)
     with torch.no_grad():
-        weights, rests = walk(affinity, affinity.uniform(), settings)
+        weights, converged = walk(affinity, affinity.uniform(), settings)
     orders = assign(weights)
-    said = at_limit("reweighted-random-walk", settings.iterations, unless=rests)
-    return [Solution(completed(problem, orders), said)]
+    not_converged = at_limit("reweighted-random-walk", settings.iterations, unless=converged)
+    return [Solution(completed(problem, orders), not_converged)]
 
 
 SOLVER = Implementation(solve)

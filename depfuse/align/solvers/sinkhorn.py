@@ -12,7 +12,7 @@ from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution
 from depfuse.align.solvers.interface import Implementation, Transport
 from depfuse.align.transport import sinkhorn
-from depfuse.align.trees import as_it_stands
+from depfuse.align.trees import unmoved_placement
 from depfuse.recipe.solvers import Sinkhorn, Solver
 
 
@@ -39,7 +39,7 @@ def _in_order(problem: MatchingProblem, soft: Transport) -> Couplings:
     state = dict(problem.source)
     for root in problem.roots:
         if root.children:
-            step = problem.match_tree(root, state, as_it_stands(root), consumed=False)[0]
+            step = problem.match_tree(root, state, unmoved_placement(root), consumed=False)[0]
             found |= from_flat_positions(root, step)
             state = root.permute(state, step)
             continue

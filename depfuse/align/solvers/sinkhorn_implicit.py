@@ -139,8 +139,9 @@ def solve(problem: MatchingProblem) -> list[Solution]:
             optimiser.step()
     assert best is not None
     improves = iterations - improved_at < every and iterations > every
-    said = start.not_converged + at_limit("sinkhorn-implicit", iterations, unless=not improves)
-    return [Solution(problem.couplings({**placed, **{name: {name: order} for name, order in best[1].items()}}), said)]
+    not_converged = start.not_converged + at_limit("sinkhorn-implicit", iterations, unless=not improves)
+    rounded = {name: {name: order} for name, order in best[1].items()}
+    return [Solution(problem.couplings({**placed, **rounded}), not_converged)]
 
 
 class _Path:

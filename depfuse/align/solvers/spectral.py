@@ -38,10 +38,10 @@ def solve(problem: MatchingProblem) -> list[Solution]:
     iterations = problem.settings_of(Spectral).iterations
     affinity = affinity_of(problem)
     with torch.no_grad():
-        weights, rests = principal(affinity, affinity.uniform(), iterations)
+        weights, converged = principal(affinity, affinity.uniform(), iterations)
     orders = assign(weights)
-    said = at_limit("spectral", iterations, unless=rests)
-    return [Solution(completed(problem, orders), said)]
+    not_converged = at_limit("spectral", iterations, unless=converged)
+    return [Solution(completed(problem, orders), not_converged)]
 
 
 SOLVER = Implementation(solve)

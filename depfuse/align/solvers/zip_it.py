@@ -69,8 +69,8 @@ def zipped(similarity: Tensor, parents: int, reuse: float, within: float) -> Ten
         if parent == int(origin[second]):
             budget[parent] -= 1
             if budget[parent] <= 0:
-                own = origin == parent
-                allowed[own[:, None] & own[None]] = False
+                of_parent = origin == parent
+                allowed[of_parent[:, None] & of_parent[None]] = False
     firsts = (member == torch.arange(total)).long().cumsum(0) - 1
     return firsts[member]
 
@@ -121,8 +121,8 @@ def solve_jointly(
     found: list[dict[str, Coupling]] = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
     if len(free) < len(roots):
         moments = collect_moments(ordered, groups, calibration, settings.taps)
-        for number, own in zip(order[1:], moments, strict=True):
-            problem = MatchingProblem(groups, (models[reference], models[number]), settings, own, calibration)
+        for number, of_parent in zip(order[1:], moments, strict=True):
+            problem = MatchingProblem(groups, (models[reference], models[number]), settings, of_parent, calibration)
             found[number] |= problem.by_activations("pearson", emd)
     for root in free:
         similarity = torch.stack([_correlation(tap) for tap in covariances[root.name]]).mean(0)

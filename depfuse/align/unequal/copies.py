@@ -12,7 +12,7 @@ from depfuse.align.coupling import Coupling
 from depfuse.align.transport import checked
 
 
-def joined(cost: Tensor, targets: int) -> Coupling:
+def cluster_channels(cost: Tensor, targets: int) -> Coupling:
     """Cluster the channels of one network, each cluster one target: average linkage on their own costs.
 
     Parameters
@@ -41,7 +41,7 @@ def joined(cost: Tensor, targets: int) -> Coupling:
     return Coupling(plan=plan)
 
 
-def copied(strength: Tensor, targets: int) -> Coupling:
+def copy_channels(strength: Tensor, targets: int) -> Coupling:
     """Copy each channel of one network to one target or several, the strongest first; its function stays.
 
     Parameters
