@@ -52,14 +52,14 @@ def align(
     groups
         Their common channel groups.
     settings
-        Criterion, solver and how parents are brought together.
+        Criterion, solver, and the reference or universe that parents are matched to.
     calibration
         Images for the activation cost; not read for criterion `weights`.
     judge
         Loss of the child of the reference and another parent, without labels. It chooses among several solutions;
         without it the lowest weight distance does, or the first distance tried.
     shared
-        Where moments of these parents may be known from other fusions.
+        Cache of these parents' moments from other fusions.
     shares
         One per parent, for a universe and for solvers that change all parents; equal ones where None.
     seed

@@ -22,7 +22,7 @@ def activation_cost(taps: Sequence[Moments], distance: str) -> Tensor:
     :math:`E[a_i^2] + E[b_j^2] - 2 E[a_i b_j]` (Singh & Jaggi 2020, section 4). A channel that is silent (or for
     `pearson` constant) is similar to no other.
 
-    Two more lie between these, since trained networks differ in which fits them best: `cosine-pearson`, the mean of
+    Two more are intermediate, since trained networks differ in the best one: `cosine-pearson`, the mean of
     the two, and `scaled`, :math:`-E[a_i b_j] / (\|a_i\| \|b_j\|)^{3/4}` with norms relative to their mean square,
     which gives strong channels more weight.
     """

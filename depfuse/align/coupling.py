@@ -153,7 +153,7 @@ Couplings = Mapping[str, Coupling]
 def apply_couplings(
     groups: ChannelGroups | Sequence[ChannelGroup], couplings: Couplings, state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Apply couplings to a parent's state dict: bring each group's channels to the target's order.
+    """Apply couplings to a parent's state dict, so that each group's channels have the target's order.
 
     Blocks are moved first, then the groups inside each of them: an inner group's coupling permutes the block that has
     been moved to its place.

@@ -114,7 +114,7 @@ def describe_matching(
     couplings
         One mapping per parent, towards the channel order of parent `settings.kept`.
     settings
-        Its distance is used (`cosine` where it says `best`), and its taps.
+        Its distance (`cosine` for `best`) and taps are used.
     calibration
         Images; labels are not read.
 

@@ -43,7 +43,7 @@ class MatchingProblem:
     calibration
         The images, for solvers that run the networks.
     target
-        Weights to match instead of the first network's: the mean of several parents, say.
+        Weights to match instead of the first network's, such as the mean of several parents.
     costs
         Activation costs by orbit name, where they are known instead of the moments.
     seed
@@ -188,7 +188,7 @@ class MatchingProblem:
         return sum(float((self.target[key].double() - state[key].double()).square().sum()) for key in alike)
 
     def mixed(self, name: str, weights: Tensor) -> Tensor:
-        """Mix a root's weight cost with its activation cost where the recipe says so."""
+        """Mix a root's weight cost with its activation cost for criterion `mixture`."""
         return mixed_cost(self.watched[name], weights, self.settings.share) if name in self.watched else weights
 
     def improve_tree(self, root: Orbit, state: State, moved: Placement) -> Placement | None:
@@ -230,7 +230,7 @@ class MatchingProblem:
         watched: Mapping[str, Tensor],
         share: float,
     ) -> TreeCosts:
-        """Compute the costs of a tree: weights and activations, brought to a common scale where there are both."""
+        """Compute the costs of a tree: weights and activations, on a common scale where there are both."""
         weights = weight_tree_costs(root, self.target, state, usable)
         if not watched:
             return weights

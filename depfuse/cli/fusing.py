@@ -207,7 +207,7 @@ def _widened(fused: _Fused) -> bool:
 
 
 def _calibration(recipe: Recipe, inputs: Inputs, wanted: bool = False) -> Loader | None:
-    """Draw the calibration images; none where nothing in the recipe looks at them, unless they are wanted."""
+    """Draw the calibration images; none where nothing in the recipe reads them, unless they are wanted."""
     renorm = chosen_method(recipe.renorm.name, inputs.models[0])
     needed = (
         wanted

@@ -82,7 +82,7 @@ def read_inputs(
 
 
 def _built(architecture: str, checkpoint: Checkpoint, classes: int, channels: int) -> nn.Module:
-    """Build the network for a checkpoint; what is wrong with its card's architecture is said of the file."""
+    """Build the network for a checkpoint; errors in its card's architecture name the file."""
     try:
         return build_network(architecture, fitting=checkpoint.state, classes=classes, in_channels=channels)
     except ArchitectureError as error:
@@ -98,7 +98,7 @@ def _check_outputs(model: nn.Module, example: torch.Tensor, checkpoint: Checkpoi
 
 
 def _check_head(model: nn.Module, checkpoint: Checkpoint, classes: int) -> None:
-    """Say it where a checkpoint fits its network but for the number of labels, which only the user can know."""
+    """Report a checkpoint that fits its network but for the number of labels, which only the user can know."""
     own = {key: tensor.shape for key, tensor in model.state_dict().items()}
     wrong = [key for key, tensor in checkpoint.state.items() if key in own and own[key] != tensor.shape]
     found = [checkpoint.state[key].shape for key in wrong]

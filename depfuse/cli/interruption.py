@@ -1,4 +1,4 @@
-"""What becomes of an interruption while modules are imported."""
+"""Handling of interruptions while modules are imported."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def _named_data(paths: Sequence[Path], cards: Sequence[Card | None], trusted: Co
 
 
 def agreed(cards: Sequence[Card | None], field: str) -> Any:
-    """Return what the cards say about a field, None where they say nothing; they must not contradict."""
+    """Return the value of a field in the cards, None where none has it; they must not contradict."""
     said = [value for card in cards if card is not None and (value := getattr(card, field)) is not None]
     if any(value != said[0] for value in said):
         option = {"data": "--data", "preprocessing": "--mean and --std"}[field]

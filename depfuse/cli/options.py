@@ -72,7 +72,7 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="S
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """Where a command runs and how much it says."""
+    """Device and verbosity of a command."""
 
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N, or auto: CUDA where there is one.")] = (
         "auto"
@@ -121,7 +121,7 @@ class DataOptions:
 
 @dataclasses.dataclass(frozen=True)
 class FusionOptions:
-    """What a fusion is of, and what is written about it."""
+    """Inputs and outputs of a fusion."""
 
     arch: Annotated[
         list[str] | None,
@@ -194,7 +194,7 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class RecipeOptions:
-    """What a command shall do: a preset, and what is changed of it."""
+    """Recipe of a command: a preset, and changes of it."""
 
     preset: Annotated[
         str | None,
@@ -233,7 +233,7 @@ class RecipeOptions:
 
     @property
     def given(self) -> dict[str, Any]:
-        """Path -> value of the settings that options say."""
+        """Path -> value of the settings given as options."""
         found = {
             "calibration.images": self.calibration,
             "merge.weights": None if self.weights is None else numbers("--weights", self.weights),
@@ -247,7 +247,7 @@ class RecipeOptions:
         return read(self.preset or "standard")
 
     def of_file(self, file: RunFile) -> RecipeOptions:
-        """Take the settings of a file that stands for the whole command."""
+        """Take the settings of a file that is the whole command."""
         if self.preset is not None:
             raise RecipeError(f"{file.path} and --preset {self.preset} both say the settings: give one of them")
         return dataclasses.replace(self, preset=str(file.path))

@@ -1,4 +1,4 @@
-"""A file that stands for a whole command: parents, data and settings."""
+"""A file that is a whole command: parents, data and settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunFile:
-    """What a file says of the command beside its settings; its paths are relative to its folder."""
+    """Arguments of a command in a file, beside its settings; its paths are relative to its folder."""
 
     path: Path
     run: dict[str, Any]
@@ -25,7 +25,7 @@ class RunFile:
     def completed(
         self, data: DataOptions, fusion: FusionOptions, out: Path | None
     ) -> tuple[list[Path], DataOptions, FusionOptions, Path | None]:
-        """Return parents, and options with what the file says where the command says nothing."""
+        """Return parents, and options completed by those of the file."""
         parents = self.run.get("parents")
         if not isinstance(parents, list) or not all(isinstance(own, str) for own in parents):
             raise RecipeError(f"{self.path} names no parents: write parents: [first.safetensors, second.safetensors]")
@@ -53,7 +53,7 @@ class RunFile:
 
 
 def run_file(parents: Sequence[Path]) -> RunFile | None:
-    """Return the file that stands for a command, None where the parents are networks."""
+    """Return the file that is the whole command, None where the parents are networks."""
     if len(parents) != 1 or not parents[0].name.endswith(ENDINGS):
         return None
     return RunFile(parents[0], read(str(parents[0])).run)

@@ -48,7 +48,7 @@ def change(augmentation: Augmentation, images: Tensor, drawn: Tensor) -> Tensor:
 def mix(images: Any, generator: torch.Generator) -> Any:
     """Mix each image (N, ...) with up to one half of another one, in their memory layout; what is no number stays.
 
-    Mixtures lie where a network was not trained, so that two networks that agree there agree on more than memorised
+    Networks were not trained on mixtures, so that two networks that agree on them agree on more than memorised
     images (function matching, Beyer et al. 2022, section 3.1; mixup, Zhang et al. 2018).
     """
     if not isinstance(images, Tensor) or not images.is_floating_point():

@@ -78,7 +78,7 @@ class DataSet:
 def checked_data_set(
     name: str, classes: tuple[str, ...] | None, train: Split, test: Split, preprocessing: Preprocessing
 ) -> DataSet:
-    """Make a data set, or raise the `DataError` that says why these tensors are not one.
+    """Make a data set of tensors, or raise `DataError` with the reason why they are none.
 
     Where `classes` is ``None``, the classes are named 0, 1, ... up to the largest label.
     """

@@ -1,4 +1,4 @@
-"""Generic values for a network: what holds for them holds for every network of that architecture.
+"""Generic values for a network: a symmetry that holds for them holds for every network of that architecture.
 
 Special values would hide a missing slot: a zero scale, a unit variance, a layer scale of 1e-6 that hides a whole
 branch.
@@ -26,7 +26,7 @@ from depfuse.networks.running import evaluating, float_tensors, removing
 from depfuse.text import first_line
 
 IMAGES = 2  # different inputs: a network may mix them
-STEPS = 1e-8, 1e-9  # relative, of all parameters at once, to compare gradients with what the function does
+STEPS = 1e-8, 1e-9  # relative, of all parameters at once, to compare gradients with the function
 SLACK = 1e-3  # of what the gradients predict for a step
 ROUNDING = 1e-13  # of the outputs
 SMALL = 0.1  # a vector whose entries are all smaller is brought to the size of 0.5

@@ -25,7 +25,7 @@ UNFIT = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, Assert
 
 @dataclass(frozen=True)
 class Fault:
-    """Reason why parents cannot stand side by side.
+    """Reason why channels of parents cannot be kept side by side in a wider network.
 
     Attributes
     ----------

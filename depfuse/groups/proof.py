@@ -30,7 +30,7 @@ def prove_groups(
 ) -> ChannelGroups:
     r"""Prove the free groups in float64, and fix those that fail.
 
-    A copy of the network gets generic values (`generic.py`). With f its function and f_P the function after random
+    A copy of the network gets generic values (`generic_values.py`). With f its function and f_P that after random
     permutations of all free groups at once, the error is :math:`\max |f_P(x) - f(x)| / \max |f(x)|`, taken over all
     outputs, those of auxiliary heads included, and a random input x in the example's shape. If it exceeds the
     tolerance, the failing groups are found by bisection and fixed. So is a group of which no tensor has an effect on

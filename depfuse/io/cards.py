@@ -48,7 +48,7 @@ class Card(Stored):
     versions
         Of the libraries that made it; set by `write_checkpoint`.
     widened
-        Whether layers have more channels than the architecture says, since some of the parents' stand side by side.
+        Whether layers have more channels than the architecture, since some of the parents' channels are side by side.
     tensors
         Digest of the tensors that the card belongs to; set by `write_checkpoint`.
     """

@@ -111,7 +111,7 @@ def _from_buffer(data: bytes, kind: _Type, shape: tuple[int, ...], order: str) -
 
 
 class _Call:
-    """Something that a pickle may call; a new one for each pickle, which may set attributes on what it calls."""
+    """A function that a pickle may call; a new one for each pickle, which may set attributes on it."""
 
     def __init__(self, function: Callable[..., object]) -> None:
         self.function = function

@@ -15,7 +15,7 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path] = (
     Parameters
     ----------
     outputs : mapping of str to Path or None
-        What the user calls it -> where it shall lie; None is not asked for.
+        The caller's name of an output -> its path; None where it is not written.
     inputs : sequence of Path
         Files that must survive.
     """

@@ -12,7 +12,7 @@ what is written       what is built
 
 Each may be followed by ``(key=value, ...)`` with plain Python values. The short names such as
 ``resnet18`` are the built-in networks for small images; torchvision's is ``torchvision:resnet18``.
-Where a file says what its network is, and not the user, the last two are refused; see `depfuse.models.origin`.
+Where a file names its network, and not the user, the last two are refused; see `depfuse.models.origin`.
 """
 
 from __future__ import annotations

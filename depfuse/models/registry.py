@@ -1,4 +1,4 @@
-"""Build the network that an architecture string names; `depfuse.models.architecture` says what may be written."""
+"""Build the network that an architecture string names; its forms are listed in `depfuse.models.architecture`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def build_network(
         The tensors to be loaded into the network.
     **defaults
         Settings such as ``classes`` or ``in_channels`` that are used where the string does not set them and
-        what builds the network knows them.
+        the factory accepts them.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def _timm_factory(name: str) -> Callable[..., nn.Module]:
 
 
 def _check_installed(library: str) -> None:
-    """Refuse what lies in the current folder and has the name of a library: a file may not have it imported."""
+    """Refuse a file or folder of the current folder with the name of a library: it would be imported instead."""
     spec = None if library in sys.modules else importlib.util.find_spec(library)
     if spec is not None and spec.origin is not None and Path.cwd() in (Path(spec.origin).parents[:2]):
         raise ArchitectureError(f"{library} would be imported from the current folder, {spec.origin}: rename that file")

@@ -1,4 +1,4 @@
-"""Say what a fusion shall do: plain frozen data, without torch."""
+"""Recipes of fusions: plain frozen data, without torch."""
 
 from depfuse.recipe.recipe import Recipe
 from depfuse.recipe.refits import Refit

@@ -12,24 +12,24 @@ TapPosition = Literal["after", "before", "both"]
 
 
 class Criterion(Choice):
-    """What makes two channels alike."""
+    """Criterion of similarity between two channels."""
 
 
 class Activations(Criterion):
-    """What channels answer to the calibration images."""
+    """Activations on the calibration images."""
 
     name: Literal["activations"] = "activations"
     distance: Distance = setting(
         "best",
-        "how activations of two channels are compared; best tries four and keeps the one whose child agrees best with "
-        "the parents' ensemble on the calibration images, and is scaled where refit ridge aims at clusters",
+        "distance between the activations of two channels; best tries four and keeps the one whose child agrees best "
+        "with the parents' ensemble on the calibration images, and is scaled where refit ridge aims at clusters",
         search=OneOf(),
     )
     taps: TapPosition = setting("after", "activations before or after the non-linearity, or both", search=OneOf())
 
 
 class Weights(Criterion):
-    """The weights that write and read the channels; no images are needed."""
+    """The weights that produce and consume the channels; no images are needed."""
 
     name: Literal["weights"] = "weights"
 

@@ -51,7 +51,7 @@ def _renewing() -> tuple[str, ...]:
 
 
 def cases_of(path: str) -> tuple[Case, ...]:
-    """Return the cases in which a setting is read where it stands; none where it always is."""
+    """Return the cases in which a setting that exists is read; none where it always is."""
     return _table(tuple(SOLVERS), tuple(RENORMS)).get(path, ())
 
 

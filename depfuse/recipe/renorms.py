@@ -72,7 +72,7 @@ class Rescale(Repair):
 
 
 class DataFree(Renorm):
-    """Deviations that the weights alone tell."""
+    """Deviations estimated from the weights alone."""
 
     place: ClassVar[str] = "depfuse.renorm.data_free:rescale_by_norms"
     parents: ClassVar[bool] = True

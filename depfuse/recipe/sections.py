@@ -14,7 +14,7 @@ from depfuse.recipe.solvers import SOLVERS, ActivationsStart, Emd, Solver, facts
 
 
 class Through(Choice):
-    """How more than two parents are brought together."""
+    """How more than two parents are matched."""
 
 
 class Reference(Through):

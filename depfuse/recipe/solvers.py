@@ -17,7 +17,7 @@ Masses = Literal["best", "whole", "equal", "free"]
 
 
 class Start(Choice):
-    """What an iterative solver starts from."""
+    """Start of an iterative solver."""
 
 
 class NoStart(Start):
@@ -27,7 +27,7 @@ class NoStart(Start):
 
 
 class ActivationsStart(Start):
-    """The assignment by activations; compared as the criterion does where it looks at activations itself."""
+    """The assignment by activations; with the distance of the criterion where that compares activations itself."""
 
     name: Literal["activations"] = "activations"
     distance: Distance = setting("best", "as that of criterion activations; best is cosine here", search=OneOf())

@@ -1,4 +1,4 @@
-"""Renormalisation: what averaging does to the signal, undone from calibration images or from the weights alone."""
+"""Renormalisation: repair of the variance lost by averaging, from calibration images or from the weights alone."""
 
 from depfuse.renorm.batch_norm import has_batch_norm, reset_batch_norm, reset_keeping_function
 from depfuse.renorm.data_free import rescale_by_norms

@@ -2,7 +2,7 @@ r"""BatchNorm's scales folded into the layers before, so that channels can be mi
 
 A BatchNorm multiplies each channel by its scale, :math:`g = w / \sqrt{v + \epsilon}`. A permutation carries the scales
 along; a map T that mixes channels cannot, for T diag(g) is not a diagonal matrix times T. Folded into the rows of
-the layer before it, they are part of what T mixes, and what is left of the BatchNorm is a shift.
+the layer before it, they are mixed by T too, and the BatchNorm is only a shift.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class FirstBatchNorm:
     model
         The network; a copy is measured.
     images
-        (N, C, H, W), normalised as `mean` and `std` say.
+        (N, C, H, W), normalised by `mean` and `std`.
     mean, std
         One value per channel of the images, or one for all.
 
@@ -168,15 +168,15 @@ def forgotten_normalisation(
     """Find the normalisation that a network was trained with, where the images clearly have another one.
 
     Returns the common ones that fit, the nearest first, or else a fitted one; none where the images fit as they are,
-    where no BatchNorm tells, and where no normalisation makes them fit: images of another kind than those of training
-    are no mistake.
+    where no BatchNorm is linear in the images, and where no normalisation makes them fit: images of another kind than
+    in training are no mistake.
 
     Parameters
     ----------
     model
         A trained network; left as it is.
     images
-        (N, C, H, W), normalised as `mean` and `std` say, on the network's device.
+        (N, C, H, W), normalised by `mean` and `std`, on the network's device.
     mean, std
         In units of [0, 1]: one value per channel, or one for all.
     """

@@ -29,7 +29,7 @@ class Layer:
     name
         Name of the module.
     source
-        For a BatchNorm, the layer whose output is its input; None for other layers, and where something lies between.
+        For a BatchNorm, the layer whose output is its input; None for other layers, and after another operation.
     norm
         The BatchNorm whose input is the layer's output.
     times

@@ -1,4 +1,4 @@
-"""Renormalisation by name; what a method reads stands in its settings (`depfuse.recipe.renorms.Renorm`)."""
+"""Renormalisation by name; what a method reads is declared in its settings (`depfuse.recipe.renorms.Renorm`)."""
 
 from __future__ import annotations
 

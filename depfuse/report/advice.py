@@ -131,7 +131,7 @@ def advise(contenders: Sequence[Contender], chance: float, moved: SameStart | No
     """Decide which network to keep.
 
     The best single network is the most accurate one that the user has, the child before others that are exactly as
-    accurate. The ensemble is kept only where the images tell it and that network apart.
+    accurate. The ensemble is kept only where it differs from that network by more than chance on the images.
 
     Parameters
     ----------

@@ -44,7 +44,7 @@ def draw_channels(
 
     Every layer is a pair of bars, its input and its output, whose height is the square root of the number of
     positions; position 0 is at the bottom. A residual stream that several groups share is a bar of several colours.
-    Fixed positions are grey. Rows of 44 layers lie below one another.
+    Fixed positions are grey. Layers are in rows of 44.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def _layers(model: nn.Module, example: Example, groups: ChannelGroups) -> list[_
 
 
 def _colour(sides: list[np.ndarray], slot: Slot, shape: Sequence[int], number: int) -> None:
-    """Enter a group into the positions of one side; blocks of a grouped convolution's input lie above one another."""
+    """Enter a group into the positions of one side; blocks of a grouped convolution's input are stacked."""
     side, size, start = _SIDES[slot.role], shape[slot.axis], 0
     if slot.within is not None:
         rows = len(slot.within[1])

@@ -48,7 +48,7 @@ class ScoreValues(Stored):
 
 
 class NetworkScores(ScoreValues):
-    """The scores of a network that lies in a file; `digest` is the checkpoint's."""
+    """The scores of a network in a file; `digest` is the checkpoint's."""
 
     path: str | None = None
     digest: str | None = None
@@ -149,9 +149,9 @@ class FusionReport(Stored):
     Where the child was trained further, `trained_parent` is a parent trained as long, from the weights with which it
     agreed best with the ensemble.
     `family` holds all candidates of which the child is the best, where that was asked for.
-    `refit_reason` says what `refit auto` became and why. `suited_to` is in older reports only: a kind of networks.
-    `advice` is the verdict as data; None in reports of versions that had words only. `widened` says whether
-    channels stand side by side in the child.
+    `refit_reason` explains how `refit auto` was resolved. `suited_to` is in older reports only: a kind of networks.
+    `advice` is the verdict as data; None in reports of versions that had words only. `widened` tells whether
+    the child has channels side by side.
     `not_converged` has one sentence for each solver that stopped at its limit, with the best result so far.
     """
 

@@ -22,7 +22,7 @@ class StudyReport(Stored):
     trials
         All trials that finished, in the order of their numbers; at least one is complete.
     importances
-        Share of each parameter in the quality, the largest first; None where there are too few trials to tell.
+        Share of each parameter in the quality, the largest first; None where there are too few trials.
     labelled
         True if the quality is accuracy, for which labels were read, and not disagreement with the ensemble.
     timed

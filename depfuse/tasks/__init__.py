@@ -1,1 +1,1 @@
-"""What the outputs of a network mean."""
+"""Tasks: the meaning of a network's outputs."""

@@ -37,7 +37,7 @@ def canonical_maps(
     .. math:: T = \Sigma_X^{1/2} U V^T \Sigma_Y^{-1/2},
 
     which has the inverse :math:`\Sigma_Y^{1/2} V U^T \Sigma_X^{-1/2}`. Where the source is the target's channels after
-    an invertible map, such as a permutation, T undoes it. The more ridge, the nearer is T to the best
+    an invertible map, such as a permutation, T undoes it. With more ridge, T is nearer to the best
     rotation for :math:`\Sigma_{XY}`.
 
     Directions of singular values near zero are undetermined: they are rotated as near to a permutation as possible.

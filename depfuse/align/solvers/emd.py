@@ -28,7 +28,7 @@ def solve(problem: MatchingProblem) -> list[Solution]:
 
 
 def transports(settings: Solver) -> list[Transport]:
-    """Return exact transport between groups of unequal sizes, with masses as the recipe says."""
+    """Return exact transport between groups of unequal sizes, with the recipe's masses."""
     chosen = settings.masses if isinstance(settings, ByTransport) else "best"
     return [way for masses, ways in MASSES.items() if chosen in ("best", masses) for way in ways]
 

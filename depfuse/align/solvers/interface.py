@@ -30,8 +30,8 @@ class Implementation:
         whether the solver converged.
     transports
         For parents of unequal widths: (settings) -> ways to a group's coupling from its cost (n_target, n_source), the
-        most plausible first. None where the solver matches equal widths only: such parents are brought to one width by
-        exact transport first.
+        most plausible first. None where the solver matches equal widths only: such parents first get one width by exact
+        transport.
     solve_jointly
         For a solver that changes all parents, the reference too: (parents, groups, settings, calibration images,
         shares) -> the couplings of each. It is asked instead of `solve`.

@@ -109,7 +109,7 @@ class UnequalProblem:
     def _by_weights(self, transport: Transport, watched: Mapping[str, Tensor]) -> Couplings:
         """Match layer by layer in the network's order, then by sweeps over all slots; keep the nearest.
 
-        The first sweep compares the tensors brought to the target's width by then (Singh & Jaggi 2020, section 4.1).
+        The first sweep compares the tensors that have the target's width by then (Singh & Jaggi 2020, section 4.1).
         """
         found: dict[str, Coupling] = {}
         best, nearest = dict(found), float("inf")

@@ -13,7 +13,7 @@ from depfuse.groups.reasons import TOUCHES_OUTPUT
 def pair_groups(target: ChannelGroups, source: ChannelGroups) -> ChannelGroups:
     """Give the source's groups the names and the order of the target's.
 
-    Groups belong together when their slots lie on the same axes of the same tensors with the same roles, whatever the
+    Groups correspond when their slots are on the same axes of the same tensors with the same roles, whatever the
     number of channels. A group that is fixed in one of the networks is fixed in both.
 
     Raises

@@ -1,6 +1,6 @@
 """Couplings between networks of unequal widths, applied to weights.
 
-The smallest example is `Linear(3, 4), ReLU, Linear(4, 2)` brought to six hidden channels. A plan (6, 4) gives the
+The smallest example is `Linear(3, 4), ReLU, Linear(4, 2)` resized to six hidden channels. A plan (6, 4) gives the
 sources of each. Its rows, scaled to sum to one, make the new rows of the first weight: means of the old ones. Its
 columns, scaled to sum to one, divide the old columns of the second weight: the new channels together contribute to an
 output as much as the old channel that they come from.
@@ -53,7 +53,7 @@ def resize_state(
     shapes
         State-dict key -> shape of the target's tensor.
     unmatched
-        Names of groups that have no coupling yet: axes on which they lie stay as they are.
+        Names of groups that have no coupling yet: their axes stay as they are.
 
     Raises
     ------

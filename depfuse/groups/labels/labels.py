@@ -153,7 +153,7 @@ class Ledger:
         return replace(labels, factors=tuple(factor for factor in labels.factors if factor.axes))
 
     def joined(self, labels: Labels) -> Labels:
-        """Join factors so that no two lie along the same one axis: each pair met there is a unit in two blocks.
+        """Join factors so that no two lie along one axis alone: each pair of labels there becomes a unit in two blocks.
 
         Two axes that permute independently may be merged into one: heads and a head's channels.
         """

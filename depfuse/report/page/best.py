@@ -18,7 +18,7 @@ from depfuse.report.tables import short_names
 def best_sentences(runs: Sequence[Run]) -> list[str]:
     """Write one sentence per data set that fusions were evaluated on, and one per study.
 
-    Without fusions, one sentence tells of all runs that are not studies.
+    Without fusions, one sentence summarises all runs that are not studies.
     """
     fusions = [(run.name, run.report) for run in runs if isinstance(run.report, FusionReport)]
     by_data: dict[str, list[tuple[str, FusionReport]]] = {}

@@ -27,7 +27,7 @@ class Scale:
     log: bool = False
 
     def share(self, value: float) -> float:
-        """Return where a value lies between the ends, as a share of the way; on a logarithmic scale it is positive."""
+        """Return the position of a value between the ends, from 0 to 1; on a logarithmic scale it is positive."""
         low, high, at = (math.log(end) if self.log else end for end in (self.low, self.high, value))
         return (at - low) / (high - low)
 

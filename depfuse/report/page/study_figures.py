@@ -110,7 +110,7 @@ def _mark(
 
 
 def _scale(report: StudyReport) -> Scale:
-    """Choose the scale of the quality: linear for accuracies, whose ratios say nothing."""
+    """Choose the scale of the quality: linear for accuracies, whose ratios mean nothing."""
     values = [_shown(report, trial) for trial in complete_trials(report.trials)]
     return (logarithmic if not report.labelled and is_wide(values) else linear)(values, _MARGIN)
 

@@ -1,4 +1,4 @@
-"""Rules: the effect of each operation on labels, in the one place that knows operations.
+"""Rules: the effect of each operation on labels, the only code that knows operations.
 
 DepGraph's nodes say which operation followed which; these rules say which entries it ties. There are three kinds:
 *movement* (the same movement is applied to the labels), *entry by entry* (`Ledger.meet`) and *sums* (`Ledger.split`);

@@ -17,7 +17,7 @@ from depfuse.groups.tracing.overwrites import Region, take
 
 
 def _with_constants(operands: Operands, shape: Sequence[int], dim: int) -> list[Labels] | None:
-    """Return the parts of a concatenation with its constants; None where their sizes cannot be told.
+    """Return the parts of a concatenation with its constants; None where their sizes are unknown.
 
     A constant is taken for padding with zeros, as in shortcuts of option A: if it holds anything else, the proof fails.
     """

@@ -27,7 +27,7 @@ SUMS = """
 def operation_name(operation: Any) -> str:
     """Return an autograd function's name without its suffix: 'ConvolutionBackward0' -> 'Convolution'.
 
-    A user's own `torch.autograd.Function` may have the name of any of torch's, and is told apart from it.
+    A user's own `torch.autograd.Function` may have the name of any of torch's, and is distinguished from it.
     """
     if isinstance(operation, BackwardCFunction):
         return f"the autograd.Function {IN_PLACE_NAMES.sub('', type(operation).__name__)}"

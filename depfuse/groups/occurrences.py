@@ -1,0 +1,114 @@
+"""Occurrences of classes of labels: the tensors' axes and positions where each is found."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from depfuse.groups.channel_group import Role
+from depfuse.groups.labels.classes import Classes, mixed
+from depfuse.groups.labels.labels import Factor
+from depfuse.groups.labels.rules import Replay
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One axis of one parameter (or, in a grouped convolution, of the rows of one block)."""
+
+    keys: tuple[str, ...]
+    axis: int
+    role: Role
+    within: Tensor | None
+    kind: int  # the same for all blocks of one axis
+
+
+class Occurrences:
+    """Occurrences of each class: parallel arrays of spot, class and position, sorted by class and place in it."""
+
+    def __init__(self, replay: Replay, classes: Classes) -> None:
+        self.spots: list[Spot] = []
+        spots, members, positions, places = [], [], [], []
+        kinds = 0
+        for leaf, labels in replay.leaves.items():
+            keys = replay.trace.leaves[leaf]
+            for factor in labels.factors if keys else ():
+                assert factor.source is not None
+                axis = factor.source[1]
+                role = replay.ledger.roles.get(factor.source, "scales")
+                for within, values in _rows(factor, axis):
+                    of = classes.of[values]
+                    spots.append(np.full(len(of), len(self.spots)))
+                    members.append(of)
+                    places.append(classes.place[values])
+                    positions.append(np.arange(len(of)))
+                    self.spots.append(Spot(keys, axis, role, within, kinds))  # type: ignore[arg-type]
+                kinds += 1
+        order = np.zeros(0, np.int64)
+        if members:
+            order = np.lexsort((np.concatenate(places), np.concatenate(members)))
+        self.place = np.unique(np.concatenate(places)[order], return_inverse=True)[1] if members else order
+        self.spot = np.concatenate(spots)[order] if members else order
+        self.member = np.concatenate(members)[order] if members else order
+        self.position = np.concatenate(positions)[order] if members else order
+        self.starts = np.searchsorted(self.member, np.arange(classes.count + 1))
+        self.in_rows: dict[int, dict[int, set[tuple[int, int]]]] = defaultdict(lambda: defaultdict(set))
+        grouped = np.array([spot.within is not None for spot in self.spots], dtype=bool)
+        for row in grouped[self.spot].nonzero()[0].tolist():
+            spot = int(self.spot[row])
+            place = (spot, int(self.position[row]))
+            self.in_rows[int(self.member[row])][self.spots[spot].kind].add(place)
+
+    def of(self, member: int) -> slice:
+        """Return the rows of one class."""
+        return slice(int(self.starts[member]), int(self.starts[member + 1]))
+
+    def in_one_order(self, first: int, second: int) -> bool:
+        """Tell whether two classes have the same positions in the rows of their two blocks."""
+        firsts, others = self.in_rows.get(first, {}), self.in_rows.get(second, {})
+        for kind in firsts.keys() & others.keys():
+            spots = [{spot for spot, _ in places[kind]} for places in (firsts, others)]
+            positions = [{position for _, position in places[kind]} for places in (firsts, others)]
+            if spots[0] != spots[1] and positions[0] != positions[1]:
+                return False
+        return firsts.keys() == others.keys()
+
+    def occurs(self, member: int) -> bool:
+        """Tell whether a class has a position in any tensor; one that only names a block may have none."""
+        return bool(self.starts[member] < self.starts[member + 1])
+
+    def first(self, unit: Sequence[int]) -> tuple[int, int]:
+        """Find (spot, position) of the earliest occurrence of a unit, some classes that belong together."""
+        rows = np.concatenate([np.arange(s.start, s.stop) for s in map(self.of, unit)])
+        spots, positions = self.spot[rows], self.position[rows]
+        place = np.lexsort((positions, spots))[0]
+        return int(spots[place]), int(positions[place])
+
+    def signatures(self, identities: np.ndarray, count: int) -> np.ndarray:
+        """Hash, per class, how often it occurs at each identity (spot or kind), and in which places of the class."""
+        signatures: np.ndarray = np.zeros(count, dtype=np.uint64)
+        if not len(self.spot):
+            return signatures
+        identity = identities[self.spot] * (int(self.place.max()) + 1) + self.place
+        identity = np.unique(identity, return_inverse=True)[1]
+        width = int(identity.max()) + 1
+        pair, times = np.unique(self.member * width + identity, return_counts=True)
+        np.add.at(signatures, pair // width, mixed(mixed(pair % width) + mixed(times + 7)))
+        return signatures
+
+
+def _rows(factor: Factor, axis: int) -> Iterable[tuple[Tensor | None, np.ndarray]]:
+    """Return the labels along a parameter's axis, once per block of rows where they depend on the block."""
+    labels = factor.labels
+    if factor.axes == {axis}:
+        yield None, labels.reshape(-1).numpy()
+        return
+    table = labels.reshape(labels.shape[0], -1)
+    _, inverse = torch.unique(table[:, 0], return_inverse=True)
+    for block in range(int(inverse.max()) + 1):
+        rows = (inverse == block).nonzero().reshape(-1)
+        yield rows, table[rows[0]].numpy()
