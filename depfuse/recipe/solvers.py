@@ -150,16 +150,30 @@ class Starting(ByTransport):
 
 
 _ITERATIONS: dict[str, Any] = {"ge": 1, "search": Between(20, 200, log=True)}
-_BY_WEIGHTS = "matches weights: choose criterion weights or mixture"
 
 
-class CoordinateDescent(Starting):
+class ByWeights(Solver):
+    """A solver that compares weights, of all groups at once or with the others fixed."""
+
+    criteria: ClassVar[tuple[str, ...]] = ("weights", "mixture")
+    advice: ClassVar[str] = "matches weights: choose criterion weights or mixture"
+    universe: ClassVar[tuple[str, ...]] = ("weights", "mixture")
+
+
+class ByCovariances(ByTransport):
+    """A solver that mixes channels by a linear map, from covariances of activations."""
+
+    gives: ClassVar[Literal["permutation", "plan", "map"]] = "map"
+    criteria: ClassVar[tuple[str, ...]] = ("activations",)
+    advice: ClassVar[str] = "works on activations: leave out the criterion"
+    watches: ClassVar[tuple[str, ...]] = ("taps",)
+
+
+class CoordinateDescent(ByWeights, Starting):
     """Assignment of one group after another with all others held, in random orders (Git Re-Basin)."""
 
     module: ClassVar[str] = "depfuse.align.solvers.coordinate_descent"
-    criteria: ClassVar[tuple[str, ...]] = ("weights", "mixture")
-    advice: ClassVar[str] = f"{_BY_WEIGHTS}, or solver emd or sinkhorn"
-    universe: ClassVar[tuple[str, ...]] = ("weights", "mixture")
+    advice: ClassVar[str] = f"{ByWeights.advice}, or solver emd or sinkhorn"
 
     name: Literal["coordinate-descent"] = "coordinate-descent"
     restarts: int = setting(
@@ -167,25 +181,19 @@ class CoordinateDescent(Starting):
     )
 
 
-class Spectral(ByTransport):
+class Spectral(ByWeights, ByTransport):
     """Graph matching by the principal eigenvector of the affinities (Leordeanu & Hebert 2005)."""
 
     module: ClassVar[str] = "depfuse.align.solvers.spectral"
-    criteria: ClassVar[tuple[str, ...]] = ("weights", "mixture")
-    advice: ClassVar[str] = _BY_WEIGHTS
-    universe: ClassVar[tuple[str, ...]] = ("weights", "mixture")
 
     name: Literal["spectral"] = "spectral"
     iterations: int = setting(100, "limit of power iterations", **_ITERATIONS)
 
 
-class ReweightedRandomWalk(ByTransport):
+class ReweightedRandomWalk(ByWeights, ByTransport):
     """Graph matching by random walks with jumps (Cho et al. 2010)."""
 
     module: ClassVar[str] = "depfuse.align.solvers.reweighted_random_walk"
-    criteria: ClassVar[tuple[str, ...]] = ("weights", "mixture")
-    advice: ClassVar[str] = _BY_WEIGHTS
-    universe: ClassVar[tuple[str, ...]] = ("weights", "mixture")
 
     name: Literal["reweighted-random-walk"] = "reweighted-random-walk"
     iterations: int = setting(100, "limit of steps of the walk", **_ITERATIONS)
@@ -201,25 +209,19 @@ class ReweightedRandomWalk(ByTransport):
     )
 
 
-class Ipfp(Starting):
+class Ipfp(ByWeights, Starting):
     """Graph matching by integer projected fixed points (Leordeanu et al. 2009)."""
 
     module: ClassVar[str] = "depfuse.align.solvers.ipfp"
-    criteria: ClassVar[tuple[str, ...]] = ("weights", "mixture")
-    advice: ClassVar[str] = _BY_WEIGHTS
-    universe: ClassVar[tuple[str, ...]] = ("weights", "mixture")
 
     name: Literal["ipfp"] = "ipfp"
     iterations: int = setting(100, "limit of projections", **_ITERATIONS)
 
 
-class FrankWolfe(Starting):
+class FrankWolfe(ByWeights, Starting):
     """Graph matching by conditional gradients over all groups at once (C2M3)."""
 
     module: ClassVar[str] = "depfuse.align.solvers.frank_wolfe"
-    criteria: ClassVar[tuple[str, ...]] = ("weights", "mixture")
-    advice: ClassVar[str] = _BY_WEIGHTS
-    universe: ClassVar[tuple[str, ...]] = ("weights", "mixture")
 
     name: Literal["frank-wolfe"] = "frank-wolfe"
     iterations: int = setting(100, "limit of steps", source="Crisostomi et al. 2024", **_ITERATIONS)
@@ -261,14 +263,10 @@ class SinkhornImplicit(Starting):
     )
 
 
-class Cca(ByTransport):
+class Cca(ByCovariances):
     """Canonical correlation analysis: linear maps of any sign."""
 
     module: ClassVar[str] = "depfuse.align.solvers.cca"
-    gives: ClassVar[Literal["permutation", "plan", "map"]] = "map"
-    criteria: ClassVar[tuple[str, ...]] = ("activations",)
-    advice: ClassVar[str] = "works on activations: leave out the criterion"
-    watches: ClassVar[tuple[str, ...]] = ("taps",)
     folds: ClassVar[bool] = True
 
     name: Literal["cca"] = "cca"
@@ -282,14 +280,10 @@ class Cca(ByTransport):
     )
 
 
-class ZipIt(ByTransport):
+class ZipIt(ByCovariances):
     """Pairs of correlated channels of all parents together, within parents too, merged one after another."""
 
     module: ClassVar[str] = "depfuse.align.solvers.zip_it"
-    gives: ClassVar[Literal["permutation", "plan", "map"]] = "map"
-    criteria: ClassVar[tuple[str, ...]] = ("activations",)
-    advice: ClassVar[str] = "works on activations: leave out the criterion"
-    watches: ClassVar[tuple[str, ...]] = ("taps",)
     jointly: ClassVar[bool] = True
 
     name: Literal["zip-it"] = "zip-it"
