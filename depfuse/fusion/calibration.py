@@ -12,11 +12,11 @@ from depfuse.recipe.sections import Calibration
 STEPS_SHARE = 1 / 16
 STEPS_SHARE_OF_FEW = 1 / 8  # as long as that is not more than so many images:
 STEPS_ENOUGH = 32
-STEPS_MOST = 500
+STEPS_MOST = 500  # images to judge steps by
 STEPS_FEWEST = 3  # of fewer images none can be held out: two are left for statistics
-CANDIDATES_SHARE = 0.25
-RENORM_IMAGES = 500
-JUDGED_IMAGES = 500
+CANDIDATES_SHARE = 0.25  # share of the images that candidates are judged by
+RENORM_IMAGES = 500  # for statistics of matchings and shares to be compared
+JUDGED_IMAGES = 500  # to judge these by
 
 
 def for_statistics(images: Loader, settings: Calibration, seed: int) -> Loader:

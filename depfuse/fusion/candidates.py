@@ -41,13 +41,13 @@ from depfuse.renorm import reset_keeping_function
 from depfuse.tasks.outputs import distance_of
 from depfuse.teach.joint_head import head_of
 
-VIEWS = 4
-FARTHER = 2
+VIEWS = 4  # augmented views of each image that candidates are judged by
+FARTHER = 2  # times the usual translation, so that views differ from those of the refit
 MIXED_AT_ONCE = 250  # images that are mixed with each other
-LEAST_IMAGES = 8
+LEAST_IMAGES = 8  # of which a quarter is held out
 # Candidates are compared on so many images; the best merged one is made again of all.
 COMPARED_IMAGES = 500
-SHARES_IMAGES = 400
+SHARES_IMAGES = 400  # to choose shares by
 
 
 @dataclass(frozen=True, eq=False)

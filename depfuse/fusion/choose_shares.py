@@ -14,8 +14,8 @@ from depfuse.fusion.material import Material
 from depfuse.groups.partition import parts_by_group, parts_by_stage
 from depfuse.merge import Shares
 
-GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
-MAX_ROUNDS = 5
+GRID = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the first of two parents, relative to their sum
+MAX_ROUNDS = 5  # over all pairs of parents
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from depfuse.networks.calling import Example, run_network
 from depfuse.networks.running import evaluating
 
 VARIANCE = "running_var"
-IMAGES = 64
+IMAGES = 64  # to run networks on
 # Spread of the outputs over images, as a share of the parents'.
 NOTHING = 1e-5
 HARDLY_ANYTHING = 1e-3

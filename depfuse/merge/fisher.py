@@ -15,9 +15,9 @@ from depfuse.networks.running import evaluating
 from depfuse.tasks.outputs import distance_of
 from depfuse.text import first_line
 
-IMAGES = 500
-AT_ONCE = 125
-MOST_BYTES = 2**29
+IMAGES = 500  # calibration images that the information is summed over
+AT_ONCE = 125  # images differentiated at a time
+MOST_BYTES = 2**29  # of all images' gradients at a time
 
 
 def fisher_information(

@@ -29,9 +29,9 @@ from depfuse.refit.program.units import Unit, feeding
 from depfuse.refit.program.walk import Walk
 from depfuse.refit.second_order.session import Session
 
-LOOKED_AT = 250
-MOST_ROWS = 2**15
-MOST_BYTES = 2**29
+LOOKED_AT = 250  # images that the clusters of the parents' channels are found on
+MOST_ROWS = 2**15  # of a linear system, over images and positions: more positions are drawn
+MOST_BYTES = 2**29  # of its inputs, in float32
 
 
 def refit_layers(

@@ -11,7 +11,7 @@ from depfuse.merge.shares import Shares
 from depfuse.refit.layerwise.targets import Targets
 from depfuse.refit.program.units import Unit
 
-WEIGHT = 16.0
+WEIGHT = 16.0  # of the streams' distances, relative to the loss of the logits, see `Streams`
 
 
 class Streams:

@@ -17,8 +17,8 @@ from depfuse.refit.program.graph import Program
 from depfuse.refit.program.units import Unit, find_units
 from depfuse.refit.program.walk import Walk
 
-AT_ONCE = 125
-PIXELS_AT_ONCE = AT_ONCE * 32 * 32
+AT_ONCE = 125  # images in a batch, of up to 32 x 32 pixels
+PIXELS_AT_ONCE = AT_ONCE * 32 * 32  # in a batch of larger images, of which there are at least 50
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,15 +34,15 @@ from depfuse.networks.running import evaluating
 from depfuse.networks.stages import stages_of
 from depfuse.tasks.outputs import distance_of
 
-VIEWS = 1000
-ITERATIONS = 5
-HELD_OUT = 0.125
-AT_ONCE = 125
+VIEWS = 1000  # augmented views of the images that the curvature is taken from
+ITERATIONS = 5  # of Lanczos, each with a product of the curvature over all views
+HELD_OUT = 0.125  # share of the images that damping and length are chosen on
+AT_ONCE = 125  # images differentiated at a time
 # Which layers are free is found on so much of the views and of the iterations.
 PROBED = 1 / 3
-DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-LENGTHS = (0.5, 1.0)
-PROBES = 4
+DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # to choose from, in units of the preconditioned curvature
+LENGTHS = (0.5, 1.0)  # to choose from, as shares of the step
+PROBES = 4  # random directions per image that the preconditioner is estimated by
 
 Vector = Mapping[str, Tensor]
 """One tensor per free parameter."""

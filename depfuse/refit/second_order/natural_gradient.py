@@ -16,17 +16,17 @@ from depfuse.refit.program.folded import Folded, weight_and_shift
 from depfuse.refit.program.units import Unit
 from depfuse.tasks.outputs import distance_of
 
-PER_STEP = 125
-MOST_ROWS = 2**15
-DAMPING = 1e-4
-TRUST = 0.024
-MOMENTUM = 0.9
-REFRESHED = 64
-REMEMBERED = 0.7
+PER_STEP = 125  # images per step
+MOST_ROWS = 2**15  # inputs of a layer that its Gram matrices are taken from, over images and positions
+DAMPING = 1e-4  # at first: its root times the mean diagonal is added to each matrix
+TRUST = 0.024  # change of the quadratic model in a step, as a share of the initial loss, over the number of units
+MOMENTUM = 0.9  # of the running mean of steps
+REFRESHED = 64  # steps between two updates of the matrices, whose inverses cost more than a step
+REMEMBERED = 0.7  # share of the matrices that an update keeps
 # After steps that lead away.
-MORE_DAMPING = 1000.0
-MOST_DAMPING = 1.0
-LESS_TRUST = 0.5
+MORE_DAMPING = 1000.0  # factor of the damping after a rollback
+MOST_DAMPING = 1.0  # limit of the damping
+LESS_TRUST = 0.5  # factor of the trust after a rollback
 
 Lesson = Callable[[Tensor, float], tuple[Tensor, list[Tensor]]]
 """Gives the ensemble's logits (N, C) for images, at a temperature, and what the network's streams shall carry."""

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from depfuse.refit.second_order.natural_gradient import NaturalGradient, Taught
 
-COMPARED = 16
-WORSE = 1.25
+COMPARED = 16  # steps between two comparisons
+WORSE = 1.25  # factor of the lowest loss above which steps are taken back
 
 
 class Rollback:

@@ -14,7 +14,7 @@ from depfuse.refit.second_order.natural_gradient import PER_STEP, NaturalGradien
 from depfuse.refit.second_order.rollback import COMPARED, Rollback
 from depfuse.tasks.outputs import distance_of
 
-HELD_OUT = 0.125
+HELD_OUT = 0.125  # share of the images that steps are compared on
 NOTHING = 1e-5  # a divergence that is rounding only, in its unit
 
 

@@ -13,13 +13,13 @@ from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.refit.second_order.natural_gradient import PER_STEP, NaturalGradient
 from depfuse.refit.second_order.rollback import COMPARED, Rollback
 
-USUAL_RATE = 0.05
+USUAL_RATE = 0.05  # learning rate at which steps have their usual length
 # Of the length of a second pass's steps, which are fewer.
 SHARE = 0.7
-PATIENT_SHARE = 0.28
+PATIENT_SHARE = 0.28  # of the same length, in a long training
 # The end of a long training.
 FINISHING = 0.25  # of its epochs
-FINISHING_TEMPERATURE = 1.0
+FINISHING_TEMPERATURE = 1.0  # at which the ensemble's own probabilities are learnt in it
 
 
 class NaturalGradientTraining:
