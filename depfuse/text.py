@@ -27,3 +27,8 @@ def storable(value: Any) -> Any:
 def first_line(error: BaseException) -> str:
     """Quote the first line of an exception's message, or the name of its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def counted(number: int, thing: str) -> str:
+    """Write `1 run`, `2 runs`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

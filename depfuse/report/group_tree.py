@@ -14,6 +14,7 @@ from torch import Tensor
 
 from depfuse.groups import ChannelGroup, ChannelGroups, Slot, explain, not_followed
 from depfuse.groups.reasons import by_reason, named, unexpected
+from depfuse.text import counted
 
 Detail = Literal["brief", "usual", "full"]
 ROLES = ("produces", "scales", "consumes")
@@ -32,9 +33,9 @@ class _Alike:
     def title(self, remark: str) -> Text:
         first, last = self.groups[0], self.groups[-1]
         if len(self.groups) == 1:
-            return Text.assemble((first.name, "bold"), f": {_counted(first.size, 'channel')}{remark}")
+            return Text.assemble((first.name, "bold"), f": {counted(first.size, 'channel')}{remark}")
         names = f"{first.name} to {last.name.rpartition('#')[2]}"
-        sizes = f"{len(self.groups)} groups of {_counted(first.size, 'channel')} each"
+        sizes = f"{len(self.groups)} groups of {counted(first.size, 'channel')} each"
         return Text.assemble((names, "bold"), f": {sizes}{remark or ', the first of them:'}")
 
 
@@ -78,7 +79,7 @@ def summary_line(groups: ChannelGroups) -> str:
     """Summarise groups in a line: their channels, share of the parameters, proof error, and what is not followed."""
     proof = "not proved" if groups.proof_error is None else f"proved, relative error {groups.proof_error:.1e}"
     line = (
-        f"{_counted(groups.count, 'free group')}, {_counted(groups.free_channels, 'channel')}, "
+        f"{counted(groups.count, 'free group')}, {counted(groups.free_channels, 'channel')}, "
         f"{100 * groups.covered_share:.1f}% of the parameters; {proof}"
     )
     wrong = not_followed(groups)
@@ -114,7 +115,7 @@ def _place(slot: Slot, shape: Sequence[int] | None) -> str:
     if slot.index.shape[1] > 1:
         text += f" x {slot.index.shape[1]}"
     if slot.within is not None:
-        text += f" of {_counted(len(slot.within[1]), 'position')} of axis {slot.within[0]}"
+        text += f" of {counted(len(slot.within[1]), 'position')} of axis {slot.within[0]}"
     return text
 
 
@@ -132,7 +133,7 @@ def _positions(index: Tensor) -> str:
 def _members_counted(group: ChannelGroup) -> str:
     counts = [(sum(slot.role == role for slot in group.slots), role) for role in ROLES]
     parts = [f"{role} {count}" for count, role in counts if count]
-    return ", ".join([*parts, _counted(len(group.taps), "tap")])
+    return ", ".join([*parts, counted(len(group.taps), "tap")])
 
 
 def _listed(head: str, lines: Sequence[str], most: int | None) -> Text:
@@ -153,11 +154,7 @@ def _add_fixed(tree: Tree, groups: ChannelGroups, detail: Detail) -> None:
     most = _NAMES[detail]
     for reason in reasons:
         below = branch.add(Text(reason, style="red" if unexpected(reason) else ""))
-        names = [f"{name} ({_counted(sizes[name], 'channel')})" for name in fixed_groups.get(reason, [])]
+        names = [f"{name} ({counted(sizes[name], 'channel')})" for name in fixed_groups.get(reason, [])]
         for head, keys in (("groups", names), ("tensors", fixed_tensors.get(reason, []))):
             if keys:
                 below.add(Text.assemble((f"{head:8s} ", "italic"), named(keys, most or len(keys))))
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"

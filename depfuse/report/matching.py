@@ -87,6 +87,24 @@ class ParentMatch(Stored):
     groups: list[GroupMatch]
     depths: list[DepthMatch]
 
+    @property
+    def channels(self) -> int:
+        """Number of channels of all groups."""
+        return sum(group.channels for group in self.groups)
+
+    @property
+    def moved(self) -> int:
+        """Number of channels that go to another place."""
+        return sum(group.moved for group in self.groups)
+
+    @property
+    def mean_correlation(self) -> tuple[float, float] | None:
+        """Mean correlation of matched channels over all depths, before and after; None where there are none."""
+        if not self.depths:
+            return None
+        sums = sum(row.before for row in self.depths), sum(row.after for row in self.depths)
+        return sums[0] / len(self.depths), sums[1] / len(self.depths)
+
     @classmethod
     def of(cls, parent: int, path: str, digest: str, matching: Matching, names: Sequence[str] | None) -> ParentMatch:
         """Make the report of a parent's matching, of the named groups only where names are given."""
@@ -153,12 +171,9 @@ def depths_table(match: ParentMatch) -> Table:
 
 def match_sentence(match: ParentMatch, name: str, kept: str) -> str:
     """Say how much matching changed."""
-    channels = sum(group.channels for group in match.groups)
-    moved = sum(group.moved for group in match.groups)
-    sentence = f"Of {channels} channels of {name}, {moved} go to another place in {kept}"
-    rows = match.depths
-    if rows:
-        before, after = (sum(values) / len(rows) for values in ([r.before for r in rows], [r.after for r in rows]))
+    sentence = f"Of {match.channels} channels of {name}, {match.moved} go to another place in {kept}"
+    if match.mean_correlation is not None:
+        before, after = match.mean_correlation
         sentence += f"; the mean correlation over all depths rises from {before:.3f} to {after:.3f}"
         if after < before:
             sentence = sentence.replace("rises", "falls")

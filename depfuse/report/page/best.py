@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 
 from depfuse.report.matching import MatchReport
-from depfuse.report.page.numbers import counted, decimal, per_cent
+from depfuse.report.page.numbers import decimal, per_cent
 from depfuse.report.page.runs import Run
 from depfuse.report.page.scores import single_networks
 from depfuse.report.page.study import study_sentence
 from depfuse.report.schema import EvaluationReport, FusionReport, ScoreValues
 from depfuse.report.study import StudyReport
 from depfuse.report.tables import short_names
+from depfuse.text import counted
 
 
 def best_sentences(runs: Sequence[Run]) -> list[str]:

@@ -16,7 +16,7 @@ from depfuse.report.page.best import best_sentences, caution
 from depfuse.report.page.fusion import fusion_details, fusion_summary
 from depfuse.report.page.markup import Html, element, join
 from depfuse.report.page.matching import match_details, match_summary
-from depfuse.report.page.numbers import counted, nats, per_cent, unbroken
+from depfuse.report.page.numbers import nats, per_cent, unbroken
 from depfuse.report.page.overview import Entry, evaluations_table, fusions_table, matchings_table, studies_table
 from depfuse.report.page.parts import environment_section, section
 from depfuse.report.page.runs import Broken, Runs
@@ -25,6 +25,7 @@ from depfuse.report.page.tables import plain_table
 from depfuse.report.schema import EvaluationReport, FusionReport
 from depfuse.report.study import StudyReport
 from depfuse.report.tables import short_names
+from depfuse.text import counted
 
 _FUSIONS = (
     "Accuracies are per cent of the test images. Gain: points of the child above the best parent. Naive: the plain"

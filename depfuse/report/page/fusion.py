@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from depfuse.report.page.figures import Line, chart, legend
 from depfuse.report.page.markup import Html, element, join
-from depfuse.report.page.numbers import counted, decimal, nats, per_cent, unbroken
+from depfuse.report.page.numbers import decimal, nats, per_cent, unbroken
 from depfuse.report.page.parts import (
     environment_section,
     on_demand,
@@ -20,6 +20,7 @@ from depfuse.report.page.tables import plain_table
 from depfuse.report.schema import FusionReport, GroupsSummary, PathReport, PathRow, ScoreValues
 from depfuse.report.tables import fusion_rows, short_names
 from depfuse.report.verdict import barrier_sentence, loading_lines
+from depfuse.text import counted
 
 _LOOKS = 5  # that the style sheet has for the curves of methods
 

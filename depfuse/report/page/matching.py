@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from depfuse.report.matching import GroupMatch, MatchReport, ParentMatch, match_sentence
 from depfuse.report.page.figures import Line, bar, chart, legend
 from depfuse.report.page.markup import Html, element, join
-from depfuse.report.page.numbers import counted, decimal
-from depfuse.report.page.overview import mean_correlation
+from depfuse.report.page.numbers import decimal
 from depfuse.report.page.parts import (
     environment_section,
     on_demand,
@@ -21,6 +20,7 @@ from depfuse.report.page.parts import (
     warnings_part,
 )
 from depfuse.report.page.tables import plain_table
+from depfuse.text import counted
 
 _NAME = re.compile(r"[\\/]")
 
@@ -53,7 +53,7 @@ def match_details(report: MatchReport) -> Html:
 
 def match_summary(report: MatchReport) -> str:
     """Summarise in a line how well the matched channels correlate."""
-    correlations = [after for match in report.matchings if (after := mean_correlation(match)[1]) is not None]
+    correlations = [means[1] for match in report.matchings if (means := match.mean_correlation) is not None]
     if not correlations:
         return counted(len(report.matchings), "matching")
     mean = sum(correlations) / len(correlations)
@@ -71,14 +71,14 @@ def _matching(match: ParentMatch, kept: str) -> Html:
 
 def _depths(match: ParentMatch) -> Html | None:
     rows = match.depths
-    if not rows:
+    if match.mean_correlation is None:
         return None
     band = ([(row.depth, row.after_low) for row in rows], [(row.depth, row.after_high) for row in rows])
     lines = [
         Line("before matching", "naive", [(row.depth, row.before) for row in rows]),
         Line("matched: mean, 10 % to 90 % of channels", "look0", [(row.depth, row.after) for row in rows], band),
     ]
-    before, after = mean_correlation(match)
+    before, after = match.mean_correlation
     says = f"Correlation of matched channels by depth: on the mean {decimal(before, 3)}, matched {decimal(after, 3)}"
     heads = ("module", "before", "matched", "10 %", "90 %")
     numbers = [

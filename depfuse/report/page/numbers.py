@@ -35,8 +35,3 @@ def nats(loss: float | None) -> str:
 def unbroken(sentence: str) -> str:
     """Keep numbers in one line with their per cent sign."""
     return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
-
-
-def counted(number: int, thing: str) -> str:
-    """Write `1 run`, `2 runs`."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"

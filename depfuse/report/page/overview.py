@@ -36,6 +36,10 @@ class _Matched:
     entry: Entry[MatchReport]
     match: ParentMatch
 
+    @property
+    def correlation(self) -> tuple[float | None, float | None]:
+        return self.match.mean_correlation or (None, None)
+
 
 @dataclass(frozen=True)
 class _Evaluated:
@@ -73,11 +77,11 @@ def matchings_table(entries: Sequence[Entry[MatchReport]]) -> Html:
     rows = [_Matched(entry, match) for entry in entries for match in entry.report.matchings]
     columns: list[Column[_Matched]] = [
         Column("Run", lambda row: row.entry.name),
-        Column("Correlation", lambda row: decimal(_correlation(row)[1], 3), lambda row: _correlation(row)[1]),
-        Column("Before", lambda row: decimal(_correlation(row)[0], 3), lambda row: _correlation(row)[0]),
+        Column("Correlation", lambda row: decimal(row.correlation[1], 3), lambda row: row.correlation[1]),
+        Column("Before", lambda row: decimal(row.correlation[0], 3), lambda row: row.correlation[0]),
         Column("Groups", lambda row: str(len(row.match.groups)), lambda row: len(row.match.groups)),
-        Column("Channels", lambda row: f"{_channels(row):,}", _channels),
-        Column("Moved", lambda row: f"{_moved(row):,}", _moved),
+        Column("Channels", lambda row: f"{row.match.channels:,}", lambda row: row.match.channels),
+        Column("Moved", lambda row: f"{row.match.moved:,}", lambda row: row.match.moved),
         Column("Recipe", lambda row: settings_text(changed_settings(row.entry.report.recipe)) or "default"),
         Column(
             "Seconds",
@@ -129,14 +133,6 @@ def seconds(report: FusionReport) -> float:
     return float(sum(report.seconds.model_dump(exclude={"evaluate"}).values()))
 
 
-def mean_correlation(match: ParentMatch) -> tuple[float | None, float | None]:
-    """Average the correlation of matched channels over all depths, before and after; None where there are none."""
-    rows = match.depths
-    if not rows:
-        return None, None
-    return sum(row.before for row in rows) / len(rows), sum(row.after for row in rows) / len(rows)
-
-
 def _judged(
     head: str, text: Callable[[float], str], chosen: Callable[[StudyReport], TrialRecord | None]
 ) -> Column[Entry[StudyReport]]:
@@ -185,15 +181,3 @@ def _barrier(report: FusionReport) -> float | None:
 
 def _stem(path: str) -> str:
     return Path(path).stem
-
-
-def _correlation(row: _Matched) -> tuple[float | None, float | None]:
-    return mean_correlation(row.match)
-
-
-def _channels(row: _Matched) -> int:
-    return sum(group.channels for group in row.match.groups)
-
-
-def _moved(row: _Matched) -> int:
-    return sum(group.moved for group in row.match.groups)

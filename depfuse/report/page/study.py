@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from depfuse.report.page.markup import Html, element, join
-from depfuse.report.page.numbers import counted, decimal, nats, per_cent, unbroken
+from depfuse.report.page.numbers import decimal, nats, per_cent, unbroken
 from depfuse.report.page.parts import environment_section, pairs, recipe_section, section, warnings_part
 from depfuse.report.page.scores import settings_text
 from depfuse.report.page.study_figures import history, importance_bars, pareto, slice_charts
@@ -11,6 +11,7 @@ from depfuse.report.page.tables import Column, sortable_table
 from depfuse.report.study import StudyReport
 from depfuse.report.tables import drawn_text, search_sentence
 from depfuse.study.trials import TrialRecord, best_first
+from depfuse.text import counted
 
 
 def study_details(report: StudyReport) -> Html:

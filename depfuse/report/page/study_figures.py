@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from depfuse.report.page.figures import Line, Mark, bar, chart, legend
 from depfuse.report.page.markup import Html, element
-from depfuse.report.page.numbers import counted, decimal, per_cent
+from depfuse.report.page.numbers import decimal, per_cent
 from depfuse.report.page.scales import Scale, linear, logarithmic, named
 from depfuse.report.study import StudyReport
 from depfuse.study.trials import (
@@ -17,6 +17,7 @@ from depfuse.study.trials import (
     quality_title,
     slices_of,
 )
+from depfuse.text import counted
 
 SLICES = 6  # of the most important parameters
 _MARGIN = 0.05
