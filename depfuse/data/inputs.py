@@ -85,7 +85,7 @@ def join_samples(batches: Sequence[Any]) -> Any:
 
 
 def is_pictures(inputs: Any) -> bool:
-    """Whether inputs are images (N, C, H, W) with more than one pixel a side, which can be shifted and mirrored."""
+    """Tell whether inputs are images (N, C, H, W) of more than one pixel a side, which can be shifted and mirrored."""
     return isinstance(inputs, Tensor) and inputs.dim() == 4 and min(inputs.shape[2:]) > 1
 
 
