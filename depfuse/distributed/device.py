@@ -54,5 +54,7 @@ def _named(name: str | None) -> torch.device:
     try:
         torch.empty(1, device=device)
     except Exception as error:  # each backend has its own way to say that it is not there
-        raise DeviceError(f'{name} was asked for, but cannot be used here ({first_line(error)}): give `device="cpu"`') from None
+        raise DeviceError(
+            f'{name} was asked for, but cannot be used here ({first_line(error)}): give `device="cpu"`'
+        ) from None
     return device
