@@ -13,6 +13,7 @@ from depfuse.cli.help import FURTHER, Further
 from depfuse.cli.interruption import ended_at_once
 from depfuse.cli.named import check_family, read_named
 from depfuse.cli.options import AllowFixed, Checkpoints, DataOptions, RecipeOptions, RunOptions, TrustOption, spread
+from depfuse.cli.wording import in_options
 from depfuse.errors import CheckpointError, RecipeError, StudyError
 from depfuse.io.atomic_files import replacing
 from depfuse.recipe import Recipe
@@ -20,7 +21,7 @@ from depfuse.recipe.arrange import by_path, may_be_read
 from depfuse.report.study import STUDY, StudyReport
 from depfuse.report.tables import search_sentence, search_table
 from depfuse.study.draw import Space, unsearched
-from depfuse.study.trials import best_first, pareto_front
+from depfuse.study.trials import TrialRecord, best_first, pareto_front
 
 if TYPE_CHECKING:
     from depfuse.cli.inputs import Inputs
@@ -174,12 +175,12 @@ def tune(
             work.step("searching", total=trials)
 
             def note(trial: optuna.trial.FrozenTrial) -> None:
-                record_of(trial).write(out)
+                _in_words(record_of(trial)).write(out)
                 work.advance()
 
             Search(opened, place, objective, trials, note).run()
             with place.reached():
-                records = [record_of(trial) for trial in opened.get_trials(states=FINISHED)]
+                records = [_in_words(record_of(trial)) for trial in opened.get_trials(states=FINISHED)]
                 shares = importances(opened)
         finally:
             place.close()
@@ -211,6 +212,11 @@ def tune(
         f"\n{search_sentence(records, labelled=labels > 0)}; "
         f"depfuse fuse --preset {out / f'trial-{ranked[0].trial}.json'} makes its child; {out / PAGE} shows all trials"
     )
+
+
+def _in_words(record: TrialRecord) -> TrialRecord:
+    """Say in options why a trial was given up."""
+    return record.model_copy(update={"reason": None if record.reason is None else in_options(record.reason)})
 
 
 def _without_unread(given: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
