@@ -29,7 +29,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 # No others whatever a file is called: some of Pillow's readers call other programs.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _GREY = ("1", "L", "LA", "La", "I", "F")
-_WHITE_OF_16_BITS = 65535
+_WHITE_OF_16_BITS = 65535  # largest value, 257 times 255
 
 
 def image_files(folder: Path) -> list[Path]:

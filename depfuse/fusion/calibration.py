@@ -11,7 +11,7 @@ from depfuse.recipe.sections import Calibration
 # higher one on one: what is held out is missed by the refit.
 STEPS_SHARE = 1 / 16
 STEPS_SHARE_OF_FEW = 1 / 8  # as long as that is not more than so many images:
-STEPS_ENOUGH = 32
+STEPS_ENOUGH = 32  # images to judge steps by that suffice
 STEPS_MOST = 500  # images to judge steps by
 STEPS_FEWEST = 3  # of fewer images none can be held out: two are left for statistics
 CANDIDATES_SHARE = 0.25  # share of the images that candidates are judged by

@@ -8,7 +8,7 @@ from depfuse.models.widths import scaled
 
 # Convolutions per stage; each stage ends in a 2 x 2 max pooling.
 _STAGES = {11: (1, 1, 2, 2, 2), 16: (2, 2, 3, 3, 3)}
-_CHANNELS = (64, 128, 256, 512, 512)
+_CHANNELS = (64, 128, 256, 512, 512)  # per stage
 
 
 class VGG(nn.Module):

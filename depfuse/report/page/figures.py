@@ -10,8 +10,8 @@ from typing import TypeAlias
 from depfuse.report.page.markup import Html, element
 from depfuse.report.page.scales import Scale, linear
 
-_WIDTH, _HEIGHT = 360, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 42
+_WIDTH, _HEIGHT = 360, 220  # pixels of a chart
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 42  # its margins, pixels
 _CHARACTER, _LINE = 7.6, 14  # about how wide a character is, and how high a line
 
 Point: TypeAlias = "tuple[float, float | None]"

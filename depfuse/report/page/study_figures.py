@@ -20,7 +20,7 @@ from depfuse.study.trials import (
 from depfuse.text import counted
 
 SLICES = 6  # of the most important parameters
-_MARGIN = 0.05
+_MARGIN = 0.05  # share of a scale left free at its ends
 
 
 def history(report: StudyReport) -> Html:
