@@ -17,7 +17,6 @@ from depfuse.data.preprocessing import Preprocessing
 from depfuse.ensemble.targets import TEMPERATURE, slope
 from depfuse.errors import RecipeError
 from depfuse.networks.running import evaluating
-from depfuse.refit.second_order import gauss_newton
 from depfuse.refit.second_order.gauss_newton import _apart, _joined, _Search, gauss_newton_step
 from depfuse.renorm import reset_keeping_function
 
@@ -75,8 +74,7 @@ def dense(work: _Search, model: nn.Module, free: dict) -> tuple[torch.Tensor, to
 
 @pytest.fixture
 def in_double(monkeypatch):
-    for module in (loader, gauss_newton):
-        monkeypatch.setattr(module, "to_floats", lambda *args, **settings: to_floats(*args, **settings).double())
+    monkeypatch.setattr(loader, "to_floats", lambda *args, **settings: to_floats(*args, **settings).double())
 
 
 def test_products_and_steps_are_those_of_the_dense_matrix(in_double):
