@@ -173,7 +173,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
             proof_error=result.groups.proof_error,
             fixed=result.groups.fixed,
         ),
-        shares=SharesSummary.of(result.chosen),
+        shares=SharesSummary.of(result.chosen_shares),
         family=family,
         refit_reason=result.refit_reason or None,
         seconds=seconds,
@@ -203,7 +203,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
 def _widened(fused: _Fused) -> bool:
     """Tell whether channels stand side by side in the child, so that its class alone does not give its shapes."""
     like = fused.inputs.checkpoints[fused.result.like].card
-    return fused.result.apart is not None or bool(like is not None and like.widened and fused.template is None)
+    return fused.result.partial_merge is not None or bool(like is not None and like.widened and fused.template is None)
 
 
 def _calibration(recipe: Recipe, inputs: Inputs, wanted: bool = False) -> Loader | None:

@@ -1,1 +1,1 @@
-"""The parents' ensemble: label sets and outputs."""
+"""Combine the parents into one ensemble: label sets and outputs."""

@@ -1,4 +1,4 @@
-"""How far networks are from an ensemble on some images, without labels."""
+"""Measure the distance of networks from an ensemble on some images, without labels."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class EnsembleDistance:
     """Measure how far networks are from an ensemble on the same images.
 
     The distance is the cross-entropy (nats) of a network's class probabilities under the ensemble's, its scores
-    multiplied by the one of `SCALES` with which it is least: averaged networks give scores that are too small, and no
+    multiplied by the one of `SCALES` with which it is least: averaged networks have scores that are too small, and no
     decision depends on that. Where outputs are no class scores it is their mean squared error.
 
     Parameters
     ----------
     ensemble
-        What networks are compared with; its members run once, when they are first needed.
+        The ensemble to compare with; its members run once, when they are first needed.
     images
-        Batches of what the networks take; labels are not read.
+        Batches of inputs; labels are not read.
     precision
         Type in which outputs are compared; None for the networks' own.
     """
@@ -46,7 +46,7 @@ class EnsembleDistance:
         return mean_or_infinite(at_best_scale(outputs, self.target)[0])
 
     def unscaled_losses(self, network: nn.Module) -> Tensor:
-        """Measure a network image by image (N,), its scores as they are: of parents, their scale is their own."""
+        """Measure a network image by image (N,), at the scale of its own scores."""
         outputs = self.outputs(network)
         return distance_of(outputs).losses(outputs, self.target)
 
@@ -66,22 +66,21 @@ class EnsembleDistance:
     def outputs(self, network: nn.Module) -> Tensor:
         """Run a network on all images: its outputs (N, ...), of a dictionary or tuple all numbers of an image."""
         with torch.inference_mode(), evaluating(network):
-            found = [as_numbers(run_network(network, batch)) for batch, _ in self.images]
-        outputs = torch.cat(found)
+            outputs = torch.cat([as_numbers(run_network(network, batch)) for batch, _ in self.images])
         return outputs if self._precision is None else outputs.to(self._precision)
 
     def at(self, shares: Sequence[float]) -> EnsembleDistance:
-        """Measure from the same members at other shares; none is run again."""
+        """Measure the distance from the same members at other shares; none is run again."""
         return self._beside(self.ensemble.at(shares), self._members)
 
     def among(self, members: Sequence[int], shares: Sequence[float]) -> EnsembleDistance:
-        """Measure from some of the members, by number, at shares of their own; none is run again."""
+        """Measure the distance from some of the members, by number, at other shares; none is run again."""
         return self._beside(self.ensemble.among(members, shares), [self._members[member] for member in members])
 
     def _beside(self, ensemble: Ensemble, outputs: list[Tensor]) -> EnsembleDistance:
-        found = EnsembleDistance(ensemble, self.images, precision=self._precision)
-        found._members = outputs
-        return found
+        distance = EnsembleDistance(ensemble, self.images, precision=self._precision)
+        distance._members = outputs
+        return distance
 
 
 def at_best_scale(scores: Tensor, wanted: Tensor, scales: Sequence[float] = SCALES) -> tuple[Tensor, float]:
@@ -94,7 +93,7 @@ def at_best_scale(scores: Tensor, wanted: Tensor, scales: Sequence[float] = SCAL
     scores, wanted
         (N, C), or (N, ...) of numbers.
     scales
-        What the scores may be multiplied by.
+        Factors of the scores to choose from.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The parents as one object: their networks, shares and labels, and what they predict together."""
+"""Combine the parents into one object: their networks, shares and labels, and the ensemble's outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from depfuse.data.loader import Loader
 from depfuse.ensemble.label_sets import LabelSets
-from depfuse.ensemble.targets import TEMPERATURE, divergence, ensemble_logits, wanted_of
+from depfuse.ensemble.targets import TEMPERATURE, divergence, ensemble_logits, ensemble_outputs
 from depfuse.io.checkpoint import state_digest
 from depfuse.networks.calling import Example, run_network
 from depfuse.networks.running import evaluating
@@ -23,7 +23,7 @@ class Ensemble:
     """Networks whose outputs count as one.
 
     Its outputs are the share-weighted mean of the members' class probabilities, or of their numbers; those of the mean
-    of their logits where they have one head together. As a teacher it gives logits of softened probabilities (Hinton et
+    of their logits where they have a joint head. As a teacher it computes logits of softened probabilities (Hinton et
     al. 2015, section 2), see `ensemble_logits`.
 
     Attributes
@@ -33,9 +33,9 @@ class Ensemble:
     shares
         One weight per member, summing to one.
     labels
-        Which labels the members' outputs stand for, where they differ.
+        The members' label sets, where they differ.
     joint
-        Whether they have one head together, so that none predicts anything alone.
+        Whether they have a joint head, so that no member's logits are predictions by themselves.
     """
 
     networks: Sequence[nn.Module]
@@ -60,15 +60,15 @@ class Ensemble:
         return Ensemble([self.networks[member] for member in members], shares, labels, self.joint)
 
     def combine(self, outputs: Sequence[Tensor]) -> Tensor:
-        """Combine each member's outputs (N, ...) to those of the ensemble (N, ...), see `wanted_of`."""
-        return wanted_of(outputs, self.shares, self.labels, joint=self.joint)
+        """Combine each member's outputs (N, ...) to those of the ensemble (N, ...), see `ensemble_outputs`."""
+        return ensemble_outputs(outputs, self.shares, self.labels, joint=self.joint)
 
     def combine_logits(self, outputs: Sequence[Tensor], temperature: float = TEMPERATURE) -> Tensor:
         """Combine each member's logits (N, C) to those that teach a child (N, C), see `ensemble_logits`."""
         return ensemble_logits(outputs, self.shares, self.labels, temperature, joint=self.joint)
 
     def __call__(self, images: Example, temperature: float = TEMPERATURE) -> Tensor:
-        """Give logits (N, C) in float32 for images, softened as `ensemble_logits` says."""
+        """Compute logits (N, C) in float32 for images, softened as `ensemble_logits` says."""
         with torch.no_grad(), evaluating(*self.networks):
             outputs = [run_network(network, images).float() for network in self.networks]
         return self.combine_logits(outputs, temperature)
@@ -76,8 +76,8 @@ class Ensemble:
     def divergence(self, network: nn.Module, images: Loader, temperature: float = TEMPERATURE) -> float:
         """Measure what distillation minimises: a network's `targets.divergence` from the ensemble, per image."""
         with torch.no_grad(), evaluating(network):
-            found = (
+            sums = (
                 divergence(run_network(network, batch).float(), self(batch, temperature), temperature)
                 for batch, _ in images
             )
-            return sum(map(float, found)) / images.count
+            return sum(map(float, sums)) / images.count

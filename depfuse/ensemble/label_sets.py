@@ -1,4 +1,4 @@
-"""Parents that know different labels, and the joint outputs of their child."""
+"""Join the outputs of parents that know different labels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LabelSets:
 
     @classmethod
     def create(cls, sets: Sequence[Sequence[int]]) -> LabelSets:
-        """Check and keep them.
+        """Check the labels and make them label sets.
 
         Raises
         ------
@@ -42,7 +42,7 @@ class LabelSets:
         return tuple(sorted({label for labels in (*self.sets, self.others) for label in labels}))
 
     def of(self, *parents: int) -> LabelSets:
-        """Those of some of the parents, with the joint outputs of all."""
+        """Select the sets of some of the parents, with the joint outputs of all."""
         return LabelSets(tuple(self.sets[parent] for parent in parents), self.joint)
 
     @property
@@ -51,7 +51,7 @@ class LabelSets:
         return all(labels == self.joint for labels in self.sets)
 
     def columns(self, parent: int) -> Tensor:
-        """Which of the child's outputs a parent's outputs are, int64."""
+        """Find the indices, int64, of a parent's outputs among the child's."""
         places = {label: place for place, label in enumerate(self.joint)}
         return torch.tensor([places[label] for label in self.sets[parent]])
 
@@ -80,7 +80,7 @@ class LabelSets:
         return (joint * scale.reshape(-1, *[1] * (joint.dim() - 1))).movedim(0, axis)
 
     def axis(self, key: str, child: Mapping[str, Tensor], parents: Sequence[Mapping[str, Tensor]]) -> int:
-        """The axis of a tensor on which the labels lie, from its sizes in the child and in the parents.
+        """Find the axis of the labels in a tensor, from its sizes in the child and in the parents.
 
         Raises
         ------
@@ -96,13 +96,13 @@ class LabelSets:
         raise RecipeError(f"{key} has sizes {sizes} in the child and the parents, but these have {counts} labels")
 
     def of_outputs(self, outputs: Sequence[Tensor]) -> list[Tensor]:
-        """The parents' logits (N, classes) as logits of all labels: -inf where a parent does not know one."""
-        found = []
+        """Widen the parents' logits (N, classes) to all labels: -inf where a parent does not know one."""
+        widened = []
         for parent, logits in enumerate(outputs):
             columns = self.columns(parent).to(logits.device)
             wide = logits.new_full((len(logits), len(self.joint)), -torch.inf)
-            found.append(wide.index_copy(1, columns, logits))
-        return found
+            widened.append(wide.index_copy(1, columns, logits))
+        return widened
 
     def check(self, models: Sequence[nn.Module], template: nn.Module | None) -> None:
         """Raise `RecipeError` unless there is one set per parent and, where they differ, a network to fill."""

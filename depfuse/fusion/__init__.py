@@ -1,1 +1,1 @@
-"""One fusion, stage after stage."""
+"""Fuse parents, stage after stage."""

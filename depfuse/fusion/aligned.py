@@ -1,4 +1,4 @@
-"""A fusion before anything is merged: parents whose channels are matched."""
+"""Match the channels of the parents of a fusion, before anything is merged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.fusion.ensemble_judge import EnsembleJudge
 from depfuse.fusion.prepared import Prepared
 from depfuse.fusion.resolve import resolve_distance
-from depfuse.fusion.widths import Brought, Widths
+from depfuse.fusion.widths import WidthMatch, Widths
 from depfuse.groups import ChannelGroups, find_groups, prove_groups
 from depfuse.groups.coverage import check_followed
 from depfuse.recipe import Recipe
@@ -29,18 +29,17 @@ class Aligned:
     Attributes
     ----------
     prepared
-        The parents before, and all that was found out about them.
+        The parents before, with the checked inputs.
     recipe
-        The settings, with its refit and, where one was chosen, its distance.
+        The settings, with the refit and, where one was chosen, the distance resolved.
     models
-        What is matched: the parents at the child's width, with renewed statistics, one head or folded scales where they
-        were changed so.
+        The parents at the child's width, where needed with renewed statistics, one head or folded scales.
     groups, couplings
         The channel groups, and a mapping of group name to coupling per parent.
     widths
-        How the parents were brought to the child's width, where they had others.
+        How the parents were mapped to the child's width, where they had others.
     unmatched
-        The parents at the child's width in the order in which their channels stand.
+        The parents at the child's width with nothing matched, in their own order of channels.
     not_converged
         One sentence for each solver that stopped at its limit.
     folded
@@ -52,7 +51,7 @@ class Aligned:
     models: Sequence[nn.Module]
     groups: ChannelGroups
     couplings: list[Couplings]
-    widths: Brought | None
+    widths: WidthMatch | None
     unmatched: Sequence[nn.Module]
     not_converged: Sequence[str]
     folded: bool
@@ -64,7 +63,7 @@ class Aligned:
 
     @classmethod
     def of(cls, start: Prepared) -> Aligned:
-        """Find and prove the groups of prepared parents, bring them to one width, and match their channels.
+        """Find and prove the groups of prepared parents, map them to one width, and match their channels.
 
         Raises
         ------
@@ -76,28 +75,32 @@ class Aligned:
         with step("groups"):
             groups, widths = _groups(start)
             check_followed(models[0], groups, start.inputs.allow_fixed, stacklevel=5)
-        brought: Brought | None = None
+        width_match: WidthMatch | None = None
         unmatched = models
         with step("align"):
             if widths is not None:
-                brought, unmatched = widths.bring(calibration), widths.as_they_stand()
-                models = brought.models
+                width_match, unmatched = widths.match(calibration), widths.unmatched()
+                models = width_match.models
             folded = recipe.align.solver.folds and has_batch_norm(models[0])
             if folded:
-                reference = recipe.align.target if brought is None else brought.reference
+                reference = recipe.align.target if width_match is None else width_match.reference
                 models, groups = fold(models, groups, start.input, models[reference])
-            numbers = list(range(len(models))) if brought is None else [brought.reference, *sorted(brought.unsettled)]
-            chosen = Ensemble([models[number] for number in numbers], (), start.ensemble.labels, start.ensemble.joint)
+            numbers = (
+                list(range(len(models)))
+                if width_match is None
+                else [width_match.reference, *sorted(width_match.remaining)]
+            )
+            matched = Ensemble([models[number] for number in numbers], (), start.ensemble.labels, start.ensemble.joint)
             judge = None
             if calibration is not None:
                 images = CalibrationSplit.for_matchings(calibration)
-                judge = EnsembleJudge(chosen, groups, "auto", images, start.template, recipe.align.target)
+                judge = EnsembleJudge(matched, groups, "auto", images, start.template, recipe.align.target)
             couplings: list[Couplings] = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
             shares: Sequence[float] | None = start.ensemble.shares
-            if brought is not None:
+            if width_match is not None:
                 shares = _among(start.ensemble.shares, numbers)
             alignment = align(
-                chosen.networks,
+                matched.networks,
                 groups,
                 recipe.align,
                 calibration,
@@ -106,12 +109,12 @@ class Aligned:
                 shares=shares,
                 seed=recipe.seed,
             )
-            not_converged = (() if brought is None else brought.not_converged) + tuple(alignment.not_converged)
-            for number, found in zip(numbers, alignment.couplings, strict=True):
-                couplings[number] = found
-            if brought is None:
+            not_converged = (() if width_match is None else width_match.not_converged) + tuple(alignment.not_converged)
+            for number, coupling in zip(numbers, alignment.couplings, strict=True):
+                couplings[number] = coupling
+            if width_match is None:
                 recipe = resolve_distance(recipe, alignment.distances)
-        step.seconds["choose"] = sum(one.seconds for one in (judge, brought) if one is not None)
+        step.seconds["choose"] = sum(one.seconds for one in (judge, width_match) if one is not None)
         step.seconds["align"] -= step.seconds["choose"]
         return cls(
             prepared=start,
@@ -119,7 +122,7 @@ class Aligned:
             models=models,
             groups=groups,
             couplings=couplings,
-            widths=brought,
+            widths=width_match,
             unmatched=unmatched,
             not_converged=not_converged,
             folded=folded,
@@ -127,7 +130,7 @@ class Aligned:
 
 
 def _groups(start: Prepared) -> tuple[ChannelGroups, Widths | None]:
-    """Find or take over the groups, proved; at several widths, with what brings the parents to the child's."""
+    """Find the groups unless they are given, and prove them; at several widths, pair those of all parents."""
     groups, models, seed = start.inputs.groups, start.ensemble.networks, start.recipe.seed
     if start.unequal:
         widths = Widths(models, start.recipe, start.input, start.template, joint=start.ensemble.joint)
@@ -142,6 +145,6 @@ def _groups(start: Prepared) -> tuple[ChannelGroups, Widths | None]:
 
 
 def _among(shares: Sequence[float], numbers: Sequence[int]) -> tuple[float, ...] | None:
-    """The shares of some parents among themselves; None, equal ones, where they have none."""
+    """Normalise the shares of some parents; None, for equal ones, where they have none."""
     total = sum(shares[number] for number in numbers)
     return tuple(shares[number] / total for number in numbers) if total > 0 else None

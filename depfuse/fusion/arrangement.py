@@ -1,4 +1,4 @@
-"""Where the channels of each parent stand in a wider network: side by side with the others' or in the same place."""
+"""Arrange the channels of the parents in a wider network, in the same places or side by side."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from depfuse.networks.copying import evaluation_copy
 from depfuse.networks.resizing import resize
 
 Owners = Mapping[Axis, Tensor]
-"""(key, axis) -> (length,) int64: the parent whose alone a position is; -1 where it is shared."""
+"""(key, axis) -> (length,) int64: the parent that alone has a position; -1 where all share it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +26,9 @@ class Arrangement:
     room
         The new channels.
     sources
-        Per parent, (key, axis) -> (new length,) int64: which of its positions stands where, -1 where none does.
+        Per parent, (key, axis) -> (new length,) int64: its position at each new one, -1 where it has none.
     owners
-        Whose alone the positions are.
+        The parent that alone has each position.
     """
 
     room: Widened
@@ -44,16 +44,16 @@ class Arrangement:
         parents: int,
         state: Mapping[str, Tensor],
     ) -> Arrangement:
-        """Leave the kept channels of parent 0 where they stand, and bring those of the others to new places.
+        """Leave the unmerged channels of parent 0 in place, and move those of the others to new places.
 
         Parameters
         ----------
         groups
             Of the parents.
         hosts
-            Group -> the group whose room its new channels take.
+            Group -> the group that its new channels are added to.
         kept
-            Group -> its channels (k,) int64 that are kept side by side.
+            Group -> its channels (k,) int64 that stay unmerged.
         state
             Of a network with these groups.
         """
@@ -70,9 +70,9 @@ class Arrangement:
         return cls(room, tuple(sources), owners)
 
     def widen(self, model: nn.Module, parent: int | None = None) -> nn.Module:
-        """Copy of a network with its channels in a parent's places, in all old places where None; silent elsewhere.
+        """Copy a network with its channels in a parent's places, in all old places where None, and zeros elsewhere.
 
-        Layers that the sources do not fit, a head of other labels, stay as they are.
+        Layers of other shapes than the sources, as a head of other labels, stay as they are.
         """
         sources = self.room.source if parent is None else self.sources[parent]
         network = evaluation_copy(model)
@@ -80,12 +80,12 @@ class Arrangement:
         return _fill(network, spread(model, sources))
 
     def owned(self, key: str) -> bool:
-        """Whether every position along some axis of a tensor belongs to one parent alone: nothing in it is averaged."""
+        """Tell whether every position along some axis of a tensor is one parent's alone: nothing in it is averaged."""
         return any(bool((owner >= 0).all()) for (name, _), owner in self.owners.items() if name == key)
 
 
 def with_state(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """Copy of a network in eval mode with other values in its tensors."""
+    """Copy a network in eval mode, with other values in its tensors."""
     return _fill(evaluation_copy(model), state)
 
 
@@ -105,18 +105,18 @@ def _move(
     sources: Sequence[dict[Axis, Tensor]],
     owners: Mapping[Axis, Tensor],
 ) -> None:
-    """Leave pairs (k,) of a group to parent 0 where they stand, and bring the others' to new channels of its host."""
+    """Leave parent 0's channels (k,) of a group in place, and move the others' to new channels of its host."""
     for slot in group.slots:
         axis = slot.key, slot.axis
-        stand = room.moved[axis][slot.index[pairs]]
+        old = room.moved[axis][slot.index[pairs]]
         places = [number for number, other in enumerate(host.slots) if (other.key, other.axis) == axis]
         number = host.slots.index(slot) if group is host else places[0]
-        new = room.places[host.name, number][begin:].reshape(-1, stand.shape[1])
+        new = room.places[host.name, number][begin:].reshape(-1, old.shape[1])
         if slot.role != "consumes":
-            owners[axis][stand] = 0
+            owners[axis][old] = 0
         for parent in range(1, len(sources)):
-            own = sources[parent][axis] = sources[parent][axis].clone()
-            goes = new[(parent - 1) * len(pairs) : parent * len(pairs)]
-            own[goes], own[stand] = slot.index[pairs], -1
+            source = sources[parent][axis] = sources[parent][axis].clone()
+            moved = new[(parent - 1) * len(pairs) : parent * len(pairs)]
+            source[moved], source[old] = slot.index[pairs], -1
             if slot.role != "consumes":
-                owners[axis][goes] = parent
+                owners[axis][moved] = parent

@@ -1,4 +1,4 @@
-"""Which calibration images statistics and weights are taken from, and which children are judged on."""
+"""Divide the calibration images into those for statistics and weights and those on which children are judged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from depfuse.data.loader import Loader
 from depfuse.recipe.sections import Calibration
 
 # Of six digits pairs, children refitted from 15/16 of the images have a lower cross-entropy than from 7/8 on four, a
-# higher one on one: what is held out is missed by the refit.
+# higher one on one: the refit loses what is held out.
 STEPS_SHARE = 1 / 16
 STEPS_SHARE_OF_FEW = 1 / 8  # as long as that is not more than so many images:
 STEPS_ENOUGH = 32  # images to judge steps by that suffice
@@ -41,7 +41,7 @@ class CalibrationSplit:
 
     @classmethod
     def for_matchings(cls, images: Loader) -> CalibrationSplit:
-        """Cut for a choice between matchings: a child is only averaged and renewed, and both are the first images."""
+        """Cut for a choice between matchings: the child is only averaged and reset, and both are the first images."""
         return cls(images.first(RENORM_IMAGES), images.first(JUDGED_IMAGES))
 
     @classmethod

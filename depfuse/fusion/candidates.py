@@ -1,8 +1,8 @@
-"""The best single network that can be had: candidates, of which the one that agrees best with the ensemble is kept.
+"""Find the best single network: of several candidates, the one that agrees best with the ensemble.
 
 Where parents know different things, merging them pays; where they know the same, every step from one of them towards
 the average loses, and the best single network is a parent whose head, or last stage, has learned from the ensemble.
-Which it is shows on images that no candidate has seen.
+Held-out images decide which.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ VIEWS = 4  # augmented views of each image that candidates are judged by
 FARTHER = 2  # times the usual translation, so that views differ from those of the refit
 MIXED_AT_ONCE = 250  # images that are mixed with each other
 LEAST_IMAGES = 8  # of which a quarter is held out
-# Candidates are compared on so many images; the best merged one is made again of all.
+# Candidates are fitted to so many images; the best merged one is made again from all.
 COMPARED_IMAGES = 500
 SHARES_IMAGES = 400  # to choose shares by
 
@@ -57,7 +57,7 @@ class Candidate:
     Attributes
     ----------
     name
-        How it came about.
+        How it was made.
     network
         The network, in eval mode.
     disagreement
@@ -65,13 +65,13 @@ class Candidate:
         for the same images as they are; without labels, at the best scale of its scores. Mean squared error where the
         outputs are no class scores.
     seconds
-        What making it took.
+        Wall-clock seconds of making it.
     scale
-        What its class scores were multiplied by; no decision depends on it.
+        Factor of its class scores; no decision depends on it.
     losses
         The disagreement of each image (N,), over its views.
     instead_of
-        The name of the candidate that it came from and takes the place of, nearer to the ensemble on mixed images.
+        The name of the candidate that it was made from and replaces: it is nearer to the ensemble on mixed images.
     """
 
     name: str
@@ -85,14 +85,14 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """The candidates of a fusion, as they are made.
+    """Make the candidates of a fusion.
 
     Attributes
     ----------
     material
-        What averages are made of.
+        What averages are made from.
     alone
-        The parents as candidates by themselves; none where they do not know all labels.
+        The parents as candidates; none where they do not know all labels.
     """
 
     material: Material
@@ -105,8 +105,8 @@ class Family:
         these up to a stage and the average of all from there on, from the last stage backwards as long as that helps;
         the average of all; the average with shares chosen by stage. Averages are refitted layer by layer. If the best
         is an average, it is made again from more images and with the recipe's steps of all layers together, and the
-        best of all takes a Gauss-Newton step towards the ensemble. If it is a parent, it is led half the way to where
-        the recipe's steps bring it (`_half_way`).
+        best of all takes a Gauss-Newton step towards the ensemble. If it is a parent, its weights move half the way to
+        those after the recipe's steps (`_half_way`).
 
         Raises
         ------
@@ -122,20 +122,20 @@ class Family:
         few = seen.first(COMPARED_IMAGES)
         judge = Judge(self.material.ensemble, images.judging, recipe.seed)
         shares = Shares(recipe.shares(len(self._models)))
-        found: list[Candidate] = []
+        candidates: list[Candidate] = []
 
         def judged(name: str, network: nn.Module, seconds: float) -> float:
-            """Add a candidate; its disagreement."""
+            """Add a candidate; return its disagreement."""
             losses, scale = judge(network)
-            found.append(Candidate(name, network, mean_or_infinite(losses), seconds, scale, losses))
-            return found[-1].disagreement
+            candidates.append(Candidate(name, network, mean_or_infinite(losses), seconds, scale, losses))
+            return candidates[-1].disagreement
 
         def add(name: str, make: Callable[[], nn.Module]) -> float:
-            """Make a candidate and add it; its disagreement, infinity where there can be none."""
+            """Make a candidate and add it; return its disagreement, infinity where it cannot be made."""
             started = time.perf_counter()
             try:
                 network = make()
-            except (ArchitectureError, RecipeError):  # the network cannot be taken apart
+            except (ArchitectureError, RecipeError):  # the network cannot be decomposed
                 return float("inf")
             return judged(name, network, time.perf_counter() - started)
 
@@ -151,33 +151,33 @@ class Family:
             if heads:
                 judged(f"{name}, head refitted", heads[number], spent)
         merged = {"average": shares}
-        least = min((candidate.disagreement for candidate in found), default=float("inf"))
-        base = bases[best_of(found).name] if found else 0
-        for name, own in self._merged_from(base, shares):
-            merged[name] = own
-            now = add(name, partial(self._refitted, own, few, 0))
-            if now > least:
+        least = min((candidate.disagreement for candidate in candidates), default=float("inf"))
+        base = bases[best_of(candidates).name] if candidates else 0
+        for name, from_stage in self._merged_from(base, shares):
+            merged[name] = from_stage
+            disagreement = add(name, partial(self._refitted, from_stage, few, 0))
+            if disagreement > least:
                 break
-            least = now
+            least = disagreement
         add("average", partial(self._refitted, shares, few, 0))
         name = "average, shares by stage"
         by_stage = self._by_stage(seen)
         if by_stage not in merged.values() and not by_stage.of_one_parent:
             merged[name] = by_stage
             add(name, partial(self._refitted, by_stage, few, 0))
-        best = best_of(found)
+        best = best_of(candidates)
         if best.name in merged:
             whole = partial(self._refitted, merged[best.name], seen, self._best.steps)
             add(f"{best.name}, all images and layers", whole)
-        best = best_of(found)
+        best = best_of(candidates)
         half_way = partial(self._half_way, best.network, seen)
         if best.name in bases and add(f"{best.name}, all layers half-way", half_way) < float("inf"):
-            if judge.nearer(found[-1].network, best.network):
-                # Mixed images are no longer strange to it: they say less of how sure it may be than of its origin.
-                found[-1] = replace(found[-1], instead_of=best.name, scale=best.scale)
+            if judge.nearer(candidates[-1].network, best.network):
+                # It was trained on mixed images, which say less about its confidence than about its origin's.
+                candidates[-1] = replace(candidates[-1], instead_of=best.name, scale=best.scale)
         else:
             add(f"{best.name}, polished", partial(self._polished, best.network, seen))
-        return [judge.rescaled(candidate) for candidate in found]
+        return [judge.rescaled(candidate) for candidate in candidates]
 
     @property
     def _augmentation(self) -> Augmentation:
@@ -198,7 +198,7 @@ class Family:
         return self.material.example
 
     def _heads(self, images: Loader) -> list[nn.Module]:
-        """The parents with their heads refitted; none where the network cannot be taken apart."""
+        """Refit the parents' heads; none where the network cannot be decomposed."""
         ensemble = self.material.ensemble
         try:
             return refit_heads(
@@ -208,17 +208,17 @@ class Family:
             return []
 
     def _merged_from(self, base: int, shares: Shares) -> list[tuple[str, Shares]]:
-        """One parent up to a stage and all from there on: names and shares, the last stage first."""
+        """List names and shares of one parent up to a stage and all parents from there on, the last stage first."""
         part_of = parts_by_stage(self._models[0], self._example)
         stages = list(dict.fromkeys(part_of.values()))
         alone = tuple(float(number == base) for number in range(len(self._models)))
-        found = []
+        merged = []
         for depth in range(len(stages) - 1, 0, -1):
-            own = Shares.of_parts(shares.network, part_of)
+            by_stage = Shares.of_parts(shares.network, part_of)
             for stage in stages[:depth]:
-                own = own.having(stage, alone)
-            found.append((f"parent {base + 1}, merged from {stages[depth]} on", own))
-        return found
+                by_stage = by_stage.having(stage, alone)
+            merged.append((f"parent {base + 1}, merged from {stages[depth]} on", by_stage))
+        return merged
 
     @property
     def _best(self) -> Best:
@@ -232,7 +232,7 @@ class Family:
         return shares_by_part(self.material, "stage", few).shares
 
     def _polished(self, network: nn.Module, images: Loader) -> nn.Module:
-        """A Gauss-Newton step further; where there is one, its BatchNorm statistics are those of the images."""
+        """Take a Gauss-Newton step from a network, then set its BatchNorm statistics to those of the images."""
         network = _copied(network)
         recipe = self.material.recipe
         augment = self._augmentation if self._best.augment else None
@@ -242,18 +242,18 @@ class Family:
         return network
 
     def _half_way(self, network: nn.Module, images: Loader) -> nn.Module:
-        """Half the way to where natural-gradient steps on mixed images bring a network.
+        """Average a network with itself after natural-gradient steps on mixed images.
 
-        A network that is as good as its parents has little to gain, and what a few images teach is half chance: half
-        the way has most of the gain and a quarter of the variance (weights averaged after fine-tuning, Wortsman et al.
-        2022, section 3). Images are mixed but not shifted, and the parents know none of the mixtures by heart.
+        A network that is as good as its parents has little to gain, and the gradient of few images is noisy: half the
+        way has most of the gain and a quarter of the variance (weights averaged after fine-tuning, Wortsman et al.
+        2022, section 3). Images are mixed but not shifted, and the parents have memorised none of the mixtures.
         """
-        taught, half = _copied(network), _copied(network)
+        trained, half = _copied(network), _copied(network)
         recipe = self.material.recipe
-        together = Session.towards(taught, self.material.ensemble, images, seed=recipe.seed)
-        together.second_pass(self._best.steps, Augmentation(flip=self._augmentation.flip), mixed=True)
+        session = Session.towards(trained, self.material.ensemble, images, seed=recipe.seed)
+        session.second_pass(self._best.steps, Augmentation(flip=self._augmentation.flip), mixed=True)
         with torch.no_grad():
-            for own, other in zip(half.state_dict().values(), taught.state_dict().values(), strict=True):
+            for own, other in zip(half.state_dict().values(), trained.state_dict().values(), strict=True):
                 if own.is_floating_point():
                     own.lerp_(other, 0.5)
         return half
@@ -268,15 +268,15 @@ class Family:
 
 
 class Judge:
-    """How far candidates are from the parents' ensemble, on images that no candidate has seen.
+    """Measure the distance of candidates from the parents' ensemble on held-out images.
 
     The ensemble sees each image as it is, a candidate several views of it, flipped and shifted twice as far as in
-    training: what networks know by heart they all name alike, and those that generalise name it so from afar as well.
-    Losses are those with the one of `SCALES`, a factor of all class scores, with which they are least.
+    training: all networks predict memorised images alike, and those that generalise predict shifted ones alike as well.
+    Losses are at the one of `SCALES`, a factor of all class scores, with which they are least.
 
-    How sure a candidate may be is another question, since networks are too sure of what they know by heart. Of images
-    mixed with each other nothing is known by heart: the scale with which a candidate is nearest to the mean of the
-    parents' probabilities there is its own (temperature scaling, Guo et al. 2017, without labels).
+    The candidate's own scale is set on images mixed with each other, since networks are overconfident on memorised
+    images and have memorised no mixtures: it is the scale with which the candidate is nearest to the mean of the
+    parents' probabilities there (temperature scaling, Guo et al. 2017, without labels).
     """
 
     def __init__(self, ensemble: Ensemble, images: Loader, seed: int) -> None:
@@ -285,13 +285,13 @@ class Judge:
         far = replace(near, translate=FARTHER * near.translate)
         images = images.in_batches(MIXED_AT_ONCE)
         generator = torch.Generator().manual_seed(seed)
-        self._wanted = self._together([inputs for inputs, _ in images])
+        self._wanted = self._of_ensemble([inputs for inputs, _ in images])
         self._views = [inputs for view in range(VIEWS) for inputs, _ in images.augmented(far, seed + view)]
         self._mixed = [mix(inputs, generator) for inputs, _ in images.augmented(near, seed)]
-        self._between = self._together(self._mixed)
+        self._between = self._of_ensemble(self._mixed)
 
     def __call__(self, network: nn.Module) -> tuple[Tensor, float]:
-        """Each image's disagreement (N,), nats, and the network's scale; 1 without a linear head."""
+        """Compute each image's disagreement (N,), nats, and the network's scale; 1 without a linear head."""
         views, mixed = _logits(network, self._views), _logits(network, self._mixed)
         losses, scale = at_best_scale(views, torch.cat([self._wanted] * VIEWS))[0], 1.0
         with suppress(RecipeError):
@@ -300,20 +300,20 @@ class Judge:
         return losses.reshape(VIEWS, -1).mean(0), scale
 
     def nearer(self, network: nn.Module, other: nn.Module) -> bool:
-        """Whether a network is nearer to the ensemble than another one on the mixed images, beyond chance.
+        """Tell whether a network is nearer to the ensemble than another one on the mixed images, beyond chance.
 
-        A question for two networks of which one came from the other: how sure they are counts here.
+        It is for two networks of which one was made from the other: their confidence counts here.
         """
-        given = [_logits(model, self._mixed) for model in (network, other)]
-        one, two = (distance_of(outputs).losses(outputs, self._between) for outputs in given)
-        return beyond_chance(two - one)
+        logits = [_logits(model, self._mixed) for model in (network, other)]
+        losses, others = (distance_of(outputs).losses(outputs, self._between) for outputs in logits)
+        return beyond_chance(others - losses)
 
-    def _together(self, batches: Sequence[Tensor]) -> Tensor:
-        """What the ensemble says of images (N, ...)."""
+    def _of_ensemble(self, batches: Sequence[Tensor]) -> Tensor:
+        """Compute the ensemble's outputs (N, ...) for batches."""
         return self._ensemble.combine([_logits(model, batches) for model in self._ensemble.networks])
 
     def rescaled(self, candidate: Candidate) -> Candidate:
-        """The candidate with its scale in its head."""
+        """Multiply a candidate's head by its scale."""
         if candidate.scale != 1.0:
             head = head_of(candidate.network, take_samples(self._views[0], slice(0, 1)))
             with torch.no_grad():
@@ -323,11 +323,10 @@ class Judge:
 
 
 def best_of(candidates: Sequence[Candidate]) -> Candidate:
-    """The first that agrees with the ensemble as well as the best one does, but for one standard error.
+    """Select the first candidate that is within one standard error of the best, or the one that replaces it.
 
-    Candidates come with the simplest first: a difference that chance explains does not outweigh that (the rule of one
-    standard error, Breiman et al. 1984, section 3.4.3, on the differences image by image). If another one takes its
-    place, that one.
+    Candidates come with the simplest first, and a simpler one is preferred where chance explains the difference (the
+    rule of one standard error, Breiman et al. 1984, section 3.4.3, on the differences image by image).
     """
     first = [candidate for candidate in candidates if candidate.instead_of is None]
     least = min(first, key=lambda candidate: candidate.disagreement)
@@ -338,7 +337,7 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def beyond_chance(differences: Tensor) -> bool:
-    """Whether the mean of some differences (N,) is above zero by more than one standard error."""
+    """Tell whether the mean of some differences (N,) is above zero by more than one standard error."""
     return float(differences.mean()) > float(differences.std()) / math.sqrt(len(differences))
 
 

@@ -1,4 +1,4 @@
-"""What is checked before anything is computed: parents that cannot be fused, recipes that do not suit them."""
+"""Check the parents, and whether the recipe suits them, before anything is computed."""
 
 from __future__ import annotations
 

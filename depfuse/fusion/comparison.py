@@ -1,4 +1,4 @@
-"""A child compared with everything that its user could keep instead, on the same images."""
+"""Compare a child with everything that its user could keep instead, on the same images."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from depfuse.teach.distil import Distillation
 
 OnStep = Callable[[str], None]
 Track = Callable[[Loader, str], Batches]
-"""Shows how far a pass over images has come; its argument are the images and what is done."""
+"""Images and a description of the pass -> the same images, with the progress shown."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Baseline:
-    """A parent trained as long as the child: what the child must surpass.
+    """A parent trained as long as the child.
 
     Attributes
     ----------
     parent
-        Index of the parent that it comes from.
+        Index of the parent that was trained.
     network
         The network, in eval mode.
     scores
-        Its own.
+        Its scores.
     """
 
     parent: int
@@ -59,12 +59,12 @@ class Comparison:
     ensemble
         Of the parents' mean logits at equal shares; their heads side by side where they know different labels.
     teacher
-        Of the mean logits of what the child learned from, where the parents were changed for that.
+        Of the teachers' mean logits, where the parents were changed to teach.
     naive, renewed
         Of the parents' average without any alignment, and with its BatchNorm reset.
     heads
         Of each parent with its head refitted to the ensemble; none without images, or where the networks cannot be
-        taken apart.
+        decomposed.
     baseline
         A parent trained as long, where the child was trained.
     family
@@ -98,15 +98,15 @@ def compare(
     Parameters
     ----------
     result
-        What `fuse` gave.
+        The result of `fuse`.
     test
-        Labelled images that no network has seen.
+        Labelled test images.
     training
-        What the child was trained by, to train a parent as long; no parent is trained where None.
+        The training of the child, to train a parent as long; no parent is trained where None.
     on_step
         Called with `heads` and `baseline` as these networks are made.
     track
-        Shows how far a pass over the images has come.
+        Shows the progress of a pass over the images.
     """
     announce = on_step or (lambda step: None)
     follow: Track = track or (lambda images, what: images)
@@ -133,7 +133,7 @@ def compare(
     baseline = None
     if trained is not None:
         baseline = Baseline(parent=trained[0], network=trained[1], scores=rest.pop(0))
-    known = dict(zip(others, rest, strict=True))
+    scores_of = dict(zip(others, rest, strict=True))
     teacher = None
     if result.joint or result.recipe.teach.renorm == "reset":
         teacher = evaluate_with_ensemble(
@@ -148,13 +148,13 @@ def compare(
         renewed=renewed,
         heads=head_scores,
         baseline=baseline,
-        family=[known.get(candidate, child) for candidate in result.family],
+        family=[scores_of.get(candidate, child) for candidate in result.family],
         chance=most_frequent(test.required_labels),
     )
 
 
 def heads_refitted(result: FusionResult) -> list[nn.Module]:
-    """Refit every parent's head to the ensemble; none without images, or where the networks cannot be taken apart."""
+    """Refit every parent's head to the ensemble; none without images, or where the networks cannot be decomposed."""
     if result.calibration is None:
         return []
     template = None if result.joint else result.given_template
@@ -169,10 +169,10 @@ def heads_refitted(result: FusionResult) -> list[nn.Module]:
 def train_baseline(
     result: FusionResult, heads: Sequence[nn.Module], training: Distillation
 ) -> tuple[int, nn.Module] | None:
-    """Train a parent as long as the child; its index, and the network.
+    """Train a parent as long as the child; return its index, and the network.
 
-    It begins from the parent, with its head refitted where that can be, that is nearest to the ensemble on the
-    calibration images. None where the parents' labels differ and no head could be refitted.
+    The parent is the one that is nearest to the ensemble on the calibration images, with its head refitted where that
+    is possible. None where the parents' labels differ and no head can be refitted.
     """
     if result.labels is not None and not heads:
         return None
@@ -190,9 +190,9 @@ def train_baseline(
 
 @isolated()
 def naive_child(result: FusionResult, shares: Sequence[float], renorm: str) -> nn.Module:
-    """Average the parents as they stand, at the child's width, and renormalise."""
+    """Average the parents at the child's width without any alignment, and renormalise."""
     models, labels, template = result.parents, result.parent_labels, result.given_template
-    if result.widths is not None or result.apart is not None:
+    if result.widths is not None or result.partial_merge is not None:
         models, labels, template = result.unmatched, result.labels, result.template
     child = naive_average(models, shares, result.groups, None if labels is None else labels.sets, template)
     identity = {group.name: Coupling.identity(group.size) for group in result.groups.free}
@@ -207,7 +207,7 @@ def naive_average(
     labels: Sequence[Sequence[int]] | None = None,
     template: nn.Module | None = None,
 ) -> nn.Module:
-    """The average of parents of one width as they are, without any alignment; the arguments are those of `fuse`."""
+    """Average parents of one width without any alignment; the arguments are those of `fuse`."""
     sets = label_sets(labels, models, template)
     check_parents(models, sets)
     for number, model in enumerate(models if sets is None else (), start=1):

@@ -1,4 +1,4 @@
-"""Alignments judged by how far their child is from its parents' ensemble: quality without labels."""
+"""Judge alignments without labels, by their child's distance from its parents' ensemble."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class EnsembleJudge:
     groups, template
         As for `average`.
     renorm
-        How the child is renormalised.
+        Method by which the child is renormalised.
     images
-        For its statistics, and to judge it by.
+        Images for its statistics, and to judge it by.
     reference
         Number of the parent that others are aligned to.
     labelled
-        Read the labels of the images to judge by: the figure is then the cross-entropy of the child's probabilities
-        under them.
+        Whether to read the labels of the images to judge by: the result is then the cross-entropy (nats) of the child's
+        probabilities under them.
 
     Attributes
     ----------

@@ -1,8 +1,8 @@
-"""What comes after the merge is kept only where it brings the child nearer to its parents' ensemble.
+"""Keep a step after the merge only where it reduces the child's distance from its parents' ensemble.
 
 Some of the calibration images (`CalibrationSplit.for_steps`) are held out from every step after the merge. The smallest
-example is a network fused with itself from a few images: the average is the network, and statistics or weights found
-anew from these images can only be worse.
+example is a network fused with itself from a few images: the average is the network, and statistics or weights
+estimated from these images can only be worse.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.renorm import reset_batch_norm
 from depfuse.tasks.outputs import gives_classes
 
-RENEWED_FROM = 500  # images, to find out whether statistics shall be renewed
-WORTH_A_WORD = 1e-4  # relative difference of two distances below which nobody misses a step
+RENEWED_FROM = 500  # images, to decide whether statistics are renewed
+NEGLIGIBLE = 1e-4  # relative difference of two distances
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a step after the merge came to.
+    """The effect of a step after the merge.
 
     Attributes
     ----------
     stage, method
         As a recipe names them: `refit` by `ridge`, `renorm` by `reset`.
     before, after
-        How far the child was from the ensemble before and after it: cross-entropy (nats) at the best scale of its
+        The child's distance from the ensemble before and after it: cross-entropy (nats) at the best scale of its
         scores, or mean squared error (see `outputs`).
     alike_before, alike_after
-        On how many of the images it predicted the ensemble's class; None where it predicts none.
+        Number of images for which it predicted the ensemble's class; None where outputs are no class scores.
     images
-        How many there were.
+        Number of images.
     kept
         Whether the step's result is the child.
     """
@@ -56,13 +56,13 @@ class Step:
 
     @property
     def name(self) -> str:
-        """Both in one word each, as `refit ridge`."""
+        """Stage and method, as `refit ridge`."""
         return f"{self.stage} {self.method}"
 
     @property
-    def left_nothing_out(self) -> bool:
-        """Whether the child was as near without it: it is a parent, say, or keeps all channels of both apart."""
-        return abs(self.after - self.before) <= WORTH_A_WORD * self.before and self.alike_after == self.alike_before
+    def negligible(self) -> bool:
+        """Whether the step changes nothing: the child is a parent, say, or no channels were merged."""
+        return abs(self.after - self.before) <= NEGLIGIBLE * self.before and self.alike_after == self.alike_before
 
     def __str__(self) -> str:
         alike = ""
@@ -81,34 +81,34 @@ class Keeper:
     Parameters
     ----------
     ensemble
-        What the child learns from; its members run once.
+        The teacher; its members run once.
     calibration
         Unlabelled images.
 
     Attributes
     ----------
     images
-        Those that steps may use, and those that they may not.
+        Images that steps use, and images held out from them.
     """
 
     def __init__(self, ensemble: Ensemble, calibration: Loader) -> None:
         self.images = CalibrationSplit.for_steps(calibration)
-        # In float64: by rounding alone, another network may be nearer to one than it is to itself.
+        # In float64: by rounding alone, another network can be nearer to a network than that is to itself.
         self._distance = EnsembleDistance(ensemble, self.images.judging, precision=torch.float64)
 
     def at(self, shares: Sequence[float]) -> Keeper:
-        """Compare with the same ensemble at other shares; no member runs again."""
+        """Compare with the same ensemble at other shares; no member is run again."""
         if tuple(shares) == tuple(self._distance.ensemble.shares):
             return self
-        found = copy.copy(self)
-        found._distance = self._distance.at(shares)
-        return found
+        keeper = copy.copy(self)
+        keeper._distance = self._distance.at(shares)
+        return keeper
 
     def compare(self, stage: Literal["refit", "renorm"], method: str, before: nn.Module, after: nn.Module) -> Step:
         """Decide whether a step's result is kept.
 
-        It is where it is nearer, unless it predicts the ensemble's class more seldom: probabilities of an ensemble that
-        is sure of nothing are also approached by a child that forgets what it predicts.
+        It is where it is nearer, unless it predicts the ensemble's class more seldom: a child that loses its
+        predictions can also approach the probabilities of an ensemble that is confident of nothing.
         """
         distance, count = self._distance, self.images.judging.count
         outputs = [distance.outputs(model) for model in (before, after)]
@@ -116,20 +116,21 @@ class Keeper:
         kept = second < first
         if not gives_classes(outputs[0]):
             return Step(stage, method, first, second, None, None, count, kept)
-        was, now = map(distance.agreement, outputs)
-        return Step(stage, method, first, second, was, now, count, kept and now >= was)
+        alike_before, alike_after = map(distance.agreement, outputs)
+        kept = kept and alike_after >= alike_before
+        return Step(stage, method, first, second, alike_before, alike_after, count, kept)
 
     def renew_where_nearer(self, child: nn.Module, images: Loader, some: Loader, kept: Sequence[str] = ()) -> Step:
-        """Reset a child's BatchNorm statistics in place, unless the averages of its parents' are right already.
+        """Reset a child's BatchNorm statistics in place where that reduces its distance from the ensemble.
 
         Parameters
         ----------
         images
-            What they are taken from.
+            Images of the statistics.
         some
-            Of them, those that steps may use, to compare by.
+            Those of them that are not held out, of which the reset is tried.
         kept
-            Names of layers whose statistics hold in any case.
+            Names of layers whose statistics are kept in any case.
         """
         renewed = copy.deepcopy(child)
         reset_batch_norm(renewed, some.first(RENEWED_FROM), kept)

@@ -1,4 +1,4 @@
-"""What the children of a fusion are averaged from, and how an average becomes a child."""
+"""Average the children of a fusion, refit and renormalise them."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from depfuse.recipe import Recipe
 from depfuse.recipe.refits import Refit
 from depfuse.refit import Session, refit_layers
 from depfuse.renorm import chosen_method, renormalise
-from depfuse.teach.joint_head import shared_anew
+from depfuse.teach.joint_head import reweight_joint_head
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Finished:
-    """An average that was refitted and renormalised.
+class FinishedChild:
+    """An average after refit and renormalisation.
 
     Attributes
     ----------
     child
         The network.
     session
-        What a refitted child is trained on by, where it can be.
+        The state from which a refitted child can be trained further.
     steps
-        How far the child was from the ensemble before and after each step that was compared.
+        The child's distance from the ensemble before and after each step that was compared.
     """
 
     child: nn.Module
@@ -44,7 +44,7 @@ class Finished:
 
     @property
     def refit_left_out(self) -> bool:
-        """Whether a refit was tried, and its child was no nearer to the ensemble."""
+        """Whether a refit was tried and discarded, since its child was no nearer to the ensemble."""
         return any(step.stage == "refit" and not step.kept for step in self.steps)
 
     def renorm(self, recipe: Recipe) -> str:
@@ -52,9 +52,9 @@ class Finished:
         if recipe.refits and not self.refit_left_out:
             after = recipe.renorm_after.name
             return "none" if after == "none" else chosen_method(after, self.child)
-        renewed = [step.kept for step in self.steps if step.stage == "renorm"]
-        if renewed:
-            return "reset" if renewed[0] else "none"
+        resets = [step.kept for step in self.steps if step.stage == "renorm"]
+        if resets:
+            return "reset" if resets[0] else "none"
         return chosen_method(recipe.renorm.name, self.child)
 
 
@@ -65,22 +65,22 @@ class Material:
     Attributes
     ----------
     networks
-        The parents at the child's width, with renewed statistics, one head, folded scales or room for channels of
-        others where they were changed so.
+        The parents at the child's width, where needed with renewed statistics, one head, folded scales or the channels
+        of other parents.
     groups, couplings
         Their channel groups, and a mapping of group name to coupling for each.
     recipe
         How averages are made and finished.
     ensemble
-        What the child learns from, at the recipe's shares.
+        The teacher, at the recipe's shares.
     calibration, example
         Images, and an input, where there are any.
     keeper
-        What compares children with the ensemble, where there are images.
+        Compares children with the ensemble, where there are images.
     template
-        A network that the child is like, where it is like none of the parents.
-    apart
-        Where channels are kept side by side: which.
+        A network of the child's shapes, where no parent has them.
+    partial_merge
+        Which channels stay unmerged, where some do.
     information
         Per parent the Fisher information of its parameters, where they are averaged by it.
     """
@@ -94,16 +94,16 @@ class Material:
     keeper: Keeper | None = None
     example: Example | None = None
     template: nn.Module | None = None
-    apart: PartialMerge | None = None
+    partial_merge: PartialMerge | None = None
     information: Sequence[Mapping[str, Tensor]] | None = field(default=None, repr=False)
 
     def at(self, shares: Shares) -> Material:
-        """Give the parents other shares: one head that they have together is divided anew."""
+        """Give the parents other shares; a joint head is divided between them anew."""
         before, now = self.ensemble.shares, shares.network
         if tuple(before) == now or not self.ensemble.joint or self.example is None:
             return self
         teachers, networks = (
-            shared_anew(own, before, now, self.example) for own in (self.ensemble.networks, self.networks)
+            reweight_joint_head(models, before, now, self.example) for models in (self.ensemble.networks, self.networks)
         )
         ensemble = replace(self.ensemble, networks=teachers, shares=now)
         keeper = None if self.calibration is None else Keeper(ensemble, self.calibration)
@@ -111,7 +111,7 @@ class Material:
 
     def average(self, shares: Shares | Sequence[float]) -> nn.Module:
         """Average the parents' aligned weights."""
-        owners = None if self.apart is None else self.apart.owners
+        owners = None if self.partial_merge is None else self.partial_merge.owners
         return average(
             self.networks,
             self.groups,
@@ -123,12 +123,12 @@ class Material:
             self.information,
         )
 
-    def finish(self, child: nn.Module, shares: Shares) -> Finished:
-        """Refit and renormalise an average, as the recipe says and where it helps (see `Keeper`); it may be changed."""
+    def finish(self, child: nn.Module, shares: Shares) -> FinishedChild:
+        """Refit and renormalise an average by the recipe, where that helps (see `Keeper`); it may be changed."""
         keeper = None if self.keeper is None else self.keeper.at(shares.network)
         recipe = self.recipe
         if keeper is None or not recipe.refits:
-            return Finished(child=child, steps=self._renew(child, shares, recipe.renorm_after.name, keeper))
+            return FinishedChild(child=child, steps=self._renew(child, shares, recipe.renorm_after.name, keeper))
         refitted = copy.deepcopy(child)
         images = keeper.images
         session = self.refit(refitted, shares, images.statistics, recipe.refit, images.judging)
@@ -136,8 +136,8 @@ class Material:
         steps = self._renew(child, shares, recipe.renorm.name, keeper)
         steps.append(keeper.compare("refit", recipe.refit.name, child, refitted))
         if steps[-1].kept:
-            return Finished(child=refitted, session=session, steps=steps)
-        return Finished(child=child, steps=steps)
+            return FinishedChild(child=refitted, session=session, steps=steps)
+        return FinishedChild(child=child, steps=steps)
 
     def refit(
         self, child: nn.Module, shares: Shares, images: Loader, settings: Refit, held: Loader | None = None
@@ -155,7 +155,7 @@ class Material:
         )
 
     def parents(self, couplings: Sequence[Couplings], shares: Shares | Sequence[float]) -> AlignedParents:
-        """Give the networks couplings and shares."""
+        """Combine the networks with couplings and shares."""
         return AlignedParents(self.networks, self.groups, couplings, shares, self.example)
 
     def renormalise(
@@ -166,29 +166,29 @@ class Material:
         method: str,
         kept: Sequence[str] = (),
     ) -> None:
-        """Renormalise an average of the parents in place, but for layers to be kept as they are."""
+        """Renormalise an average of the parents in place, but for the layers of some names."""
         images = None if self.calibration is None else self._for_statistics(self.calibration)
         renormalise(child, method, images, self.parents(couplings, shares), kept)
 
     def renormalise_as_asked(
         self, child: nn.Module, couplings: Sequence[Couplings], shares: Shares | Sequence[float]
     ) -> None:
-        """Renormalise by the recipe; layers of which all that is before them is kept apart hold already."""
-        self.renormalise(child, couplings, shares, self.recipe.renorm_after.name, self._settled)
+        """Renormalise by the recipe, but for layers before which nothing is merged."""
+        self.renormalise(child, couplings, shares, self.recipe.renorm_after.name, self._unaffected)
 
     def _for_statistics(self, images: Loader) -> Loader:
         return for_statistics(images, self.recipe.calibration, self.recipe.seed)
 
     def _renew(self, child: nn.Module, shares: Shares, method: str, keeper: Keeper | None) -> list[Step]:
-        """Renormalise an average in place; by `auto`, only where that helps, and with the step that it was."""
+        """Renormalise an average in place; by `auto` only where that helps, and return the step."""
         if keeper is None or method != "auto" or chosen_method("auto", child) != "reset":
-            self.renormalise(child, self.couplings, shares, method, self._settled)
+            self.renormalise(child, self.couplings, shares, method, self._unaffected)
             return []
         assert self.calibration is not None
         images, some = map(self._for_statistics, (self.calibration, keeper.images.statistics))
-        return [keeper.renew_where_nearer(child, images, some, self._settled)]
+        return [keeper.renew_where_nearer(child, images, some, self._unaffected)]
 
     @property
-    def _settled(self) -> Sequence[str]:
-        """Layers of which all that is before them is kept apart: they have their parents' statistics still."""
-        return () if self.apart is None else self.apart.settled
+    def _unaffected(self) -> Sequence[str]:
+        """Layers before which nothing is merged: their parents' statistics still hold."""
+        return () if self.partial_merge is None else self.partial_merge.unaffected

@@ -1,10 +1,10 @@
-"""Merging in part: channels of the parents that have no good counterpart stand side by side in the child.
+"""Merge partially: channels of the parents without a good counterpart stay side by side in the child.
 
-Where the channels of two parents are merged, the child computes their average; where they are kept apart, each parent's
-own channel, from what it has of that parent's inputs. The smallest example is a hidden layer with two channels. Merged,
-the child has two; with the second pair kept apart, it has three: the average of the first pair, and both of the second,
-whose outgoing weights count with their parents' shares. With all pairs kept apart, the child is the ensemble.
-(Stoica et al. 2024, ZipIt!, section 4, on merging in part.)
+Where the channels of two parents are merged, the child computes their average; where they stay unmerged, the channel of
+each parent, from the child's channels that are that parent's inputs. The smallest example is a hidden layer with two
+channels. Merged, the child has two; with the second pair unmerged, it has three: the average of the first pair, and
+both of the second, whose outgoing weights count with their parents' shares. With all pairs unmerged, the child is the
+ensemble (Stoica et al. 2024, ZipIt!, section 4).
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ NOT_LINEAR = "it is not linear in what the last layer gives, or in a tensor that
 
 @dataclass(frozen=True, eq=False)
 class PartialMerge:
-    """Parents at the width of a child that keeps some of their channels apart.
+    """Parents at the width of a child with unmerged channels.
 
     Attributes
     ----------
     models
-        One network per parent with its function, in the child's order of channels; silent where others are alone.
+        One network per parent with its function, in the child's order of channels; zero where a channel is another
+        parent's alone.
     unmatched
         The same with nothing matched.
     template
@@ -54,13 +55,13 @@ class PartialMerge:
     groups
         Of the child's width, proved.
     owners
-        Whose alone the child's channels are.
-    kept
-        Group -> how many of its pairs are kept apart.
+        The parent that alone has each of the child's channels.
+    unmerged
+        Group -> how many of its pairs of channels stay unmerged.
     merged
-        Groups that have no room, and are merged.
-    settled
-        Modules that run before any whose channels are merged: they do in the child what they do in the parents.
+        Groups that were to stay unmerged but cannot, and are merged.
+    unaffected
+        Modules that run before any whose channels are merged: in the child they compute what they do in the parents.
     """
 
     models: list[nn.Module]
@@ -68,9 +69,9 @@ class PartialMerge:
     template: nn.Module | None
     groups: ChannelGroups
     owners: Owners
-    kept: Mapping[str, int]
+    unmerged: Mapping[str, int]
     merged: tuple[str, ...]
-    settled: tuple[str, ...]
+    unaffected: tuple[str, ...]
 
 
 def merge_partially(
@@ -84,8 +85,8 @@ def merge_partially(
 ) -> PartialMerge:
     """Widen the parents by the channels that are to be kept apart, in the order of their couplings.
 
-    Groups whose channels cannot stand side by side are merged, with a warning that says why. Where all channels of all
-    groups are to be kept, the child must be the ensemble of its parents, and is refused if it is not.
+    Groups whose channels cannot stay side by side are merged, with a warning that says why. Where all channels of all
+    groups are to stay, the child must be the ensemble of its parents, and is refused if it is not.
 
     Parameters
     ----------
@@ -105,7 +106,7 @@ def merge_partially(
     RecipeError
         A coupling is no permutation, there are fewer stages than asked for, or no group has room.
     GroupError
-        All is to be kept and the child would not be the ensemble, or what is kept could not be proved.
+        All channels are to stay and the child would not be the ensemble, or no group could be proved.
     """
     if not parents.permuted:
         raise RecipeError("channels are kept apart by pairs, and these couplings are no permutations: choose emd")
@@ -120,31 +121,31 @@ def merge_partially(
         raise GroupError(f"{NOT_THE_ENSEMBLE}: {explain(without)}; {KEEP_LESS}")
     if without and all(name in without for name, count in counts.items() if count):
         raise RecipeError(f"no channels can be kept apart, this network has no room for more: {explain(without)}")
-    chosen = _chosen(aligned, groups, {n: k for n, k in counts.items() if k and n not in without}, calibration)
+    pairs_of = _worst_pairs(aligned, groups, {n: k for n, k in counts.items() if k and n not in without}, calibration)
     proof = SeparationProof(aligned, example, labels, template, Shares.create(parents.shares).network, seed=seed)
 
     def arranged(names: Iterable[str]) -> Arrangement:
-        kept = {name: pairs for name, pairs in chosen.items() if name in set(names)}
-        return Arrangement.create(groups, host, kept, len(models), models[0].state_dict())
+        selected = {name: pairs for name, pairs in pairs_of.items() if name in set(names)}
+        return Arrangement.create(groups, host, selected, len(models), models[0].state_dict())
 
     def fault(names: Sequence[str]) -> Fault | None:
         return proof.fault(arranged(names), whole=False)
 
-    wrong = proof.fault(arranged(chosen), whole=whole)
+    wrong = proof.fault(arranged(pairs_of), whole=whole)
     if wrong is not None:
         faults: dict[str, str] = {}
-        kept = largest(list(chosen), lambda names: _noted(fault(names), names, faults))
+        unmerged = largest(list(pairs_of), lambda names: _without_fault(fault(names), names, faults))
         if whole:
-            faults = faults or _averaged(groups, arranged(chosen)) or {OUTPUT: NOT_LINEAR}
+            faults = faults or _averaged(groups, arranged(pairs_of)) or {OUTPUT: NOT_LINEAR}
             raise GroupError(f"{NOT_THE_ENSEMBLE}: {explain(faults)}; {KEEP_LESS}")
-        if not kept or fault(kept) is not None:
+        if not unmerged or fault(unmerged) is not None:
             raise GroupError(f"no channels can be kept apart: {explain(faults or {OUTPUT: wrong.words})}")
-        chosen = {name: chosen[name] for name in kept}
+        pairs_of = {name: pairs_of[name] for name in unmerged}
         without |= faults
     if without:
-        said = f"channels that were to be kept apart are merged: {explain(without)}"
-        warnings.warn(said, DepfuseWarning, stacklevel=3)
-    arrangement = arranged(chosen)
+        sentence = f"channels that were to be kept apart are merged: {explain(without)}"
+        warnings.warn(sentence, DepfuseWarning, stacklevel=3)
+    arrangement = arranged(pairs_of)
     networks = [arrangement.widen(model, number) for number, model in enumerate(aligned)]
     return PartialMerge(
         networks,
@@ -152,21 +153,21 @@ def merge_partially(
         None if template is None else arrangement.widen(template),
         prove_groups(networks[0], find_groups(networks[0], example), example, seed=seed),
         arrangement.owners,
-        {name: len(pairs) for name, pairs in chosen.items()},
+        {name: len(pairs) for name, pairs in pairs_of.items()},
         tuple(without),
-        _settled(networks, arrangement, example),
+        _unaffected(networks, arrangement, example),
     )
 
 
-def _noted(fault: Fault | None, names: Sequence[str], faults: dict[str, str]) -> bool:
-    """Whether there is no fault; that of one group alone is noted."""
+def _without_fault(fault: Fault | None, names: Sequence[str], faults: dict[str, str]) -> bool:
+    """Tell whether there is no fault; record the fault of a single group."""
     if fault is not None and len(names) == 1:
         faults[names[0]] = fault.words
     return fault is None
 
 
 def _averaged(groups: ChannelGroups, arrangement: Arrangement) -> dict[str, str]:
-    """Group or layer -> why it is averaged, where what comes after it need not be linear in it."""
+    """Map each group or layer that is averaged, though the output need not be linear in it, to the reason."""
     between = {
         group.name: group.fixed
         for group in groups
@@ -185,8 +186,8 @@ def _averaged(groups: ChannelGroups, arrangement: Arrangement) -> dict[str, str]
     return {**partly, **between, **still}
 
 
-def _settled(networks: Sequence[nn.Module], arrangement: Arrangement, example: Example) -> tuple[str, ...]:
-    """Names of the modules that run before all those of which the child has an average of what its parents have."""
+def _unaffected(networks: Sequence[nn.Module], arrangement: Arrangement, example: Example) -> tuple[str, ...]:
+    """List the modules that run before all those of which the child averages the parents' tensors."""
     first, *others = (network.state_dict() for network in networks)
     mixing = {
         key.rpartition(".")[0]
@@ -205,7 +206,7 @@ def _settled(networks: Sequence[nn.Module], arrangement: Arrangement, example: E
 
 
 def _counts(model: nn.Module, groups: ChannelGroups, settings: Merge, example: Example) -> tuple[dict[str, int], bool]:
-    """Free group -> how many of its channels are to be kept apart; and whether that is all that there is."""
+    """Count the channels of each free group that stay unmerged; tell whether these are all of the network."""
     stages, count = stages_of(model, example) if settings.keep_first or settings.keep_last else ({}, 0)
     whole = _whole_groups(stages, count, type(model).__name__, groups, settings)
     found = {g.name: g.size if g.name in whole else round(settings.keep_worst * g.size) for g in groups.free}
@@ -213,10 +214,10 @@ def _counts(model: nn.Module, groups: ChannelGroups, settings: Merge, example: E
     return found, everything and all(found[group.name] == group.size for group in groups.free)
 
 
-def _chosen(
+def _worst_pairs(
     aligned: Sequence[nn.Module], groups: ChannelGroups, counts: Mapping[str, int], calibration: Loader | None
 ) -> dict[str, Tensor]:
-    """Group -> the pairs (k,) int64 to keep apart: those that are farthest apart."""
+    """Select the pairs (k,) int64 of each group that stay unmerged: those with the largest distance."""
     partly = [group for group in groups.free if 0 < counts.get(group.name, 0) < group.size]
     distances = _distances(aligned, groups, partly, calibration) if partly else {}
     chosen = {}
@@ -230,7 +231,7 @@ def _chosen(
 
 
 def _whole_groups(stages: Mapping[str, int], count: int, name: str, groups: ChannelGroups, settings: Merge) -> set[str]:
-    """Groups that only layers of the first or last stages write to, as many stages as the recipe keeps apart."""
+    """Find the groups that only layers of the first or last stages write to, as many stages as stay unmerged."""
     for option, asked in (("merge.keep_first", settings.keep_first), ("merge.keep_last", settings.keep_last)):
         if asked > count:
             raise RecipeError(f"{option} {asked} is more than the {count} stages of {name}")
@@ -246,9 +247,7 @@ def _whole_groups(stages: Mapping[str, int], count: int, name: str, groups: Chan
 def _distances(
     aligned: Sequence[nn.Module], groups: ChannelGroups, chosen: Sequence[ChannelGroup], calibration: Loader | None
 ) -> dict[str, Tensor]:
-    """Group among those chosen -> how far apart the channels of each matched pair are (n,), for what comes after them.
-
-    None of those chosen has blocks or lies in one.
+    """Measure the distance (n,) of each matched pair of channels of some groups, which have no blocks.
 
     With images, the variance of the difference of the pair's activations, relative to the others at a tap and summed
     over taps and parents, times the squared weights that read the pair. Without, the squared distance of its weights.

@@ -1,4 +1,4 @@
-"""One fusion, stage after stage: parents in, child out."""
+"""Fuse parents into a child, stage after stage."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from depfuse.fusion.aligned import Aligned
 from depfuse.fusion.candidates import Candidate, Family, best_of
 from depfuse.fusion.choose_shares import ChosenShares, shares_by_part
 from depfuse.fusion.keeping import Keeper
-from depfuse.fusion.material import Finished, Material
+from depfuse.fusion.material import FinishedChild, Material
 from depfuse.fusion.partial_merging import merge_partially
 from depfuse.fusion.prepared import Inputs, OnStep, Prepared
-from depfuse.fusion.resolve import settled
+from depfuse.fusion.resolve import resolve
 from depfuse.fusion.result import FusionResult
 from depfuse.fusion.soundness import Soundness
 from depfuse.groups import ChannelGroups
@@ -49,11 +49,11 @@ def fuse(
 
     Groups are found and proved on parent 0, every other parent is aligned to it, the aligned weights are averaged and
     the child's BatchNorm statistics recomputed; then it is trained on, where the recipe says so. The parents are only
-    read, and copied at the start: several threads may fuse the same ones, which is done one fusion after another. A
-    caller's autocast, `no_grad`, inference mode or default type changes nothing in the child.
+    read, and copied at the start: several threads may fuse the same ones, one fusion after another. A caller's
+    autocast, `no_grad`, inference mode or default type does not change the child.
 
-    Where their widths differ, those of another width than the child's are first brought to it, each matched to a parent
-    of the child's width (`Widths`).
+    Parents of another width than the child's are first mapped to it, each matched to a parent of the child's width
+    (`Widths`).
 
     Parameters
     ----------
@@ -66,22 +66,22 @@ def fuse(
     example
         An input (1, C, H, W) to trace with; one calibration image where None.
     groups
-        Channel groups of this architecture, to skip finding them again, and proving them where they are proved; not
-        used where widths differ.
+        Channel groups of this architecture, which are then not traced again, nor proved again where they are proved;
+        not used where widths differ.
     labels
-        For every parent, the labels that its outputs stand for in order, where they differ. The child has one output
-        for each of all labels, ascending.
+        For every parent, the labels of its outputs in order, where they differ. The child has one output for each of
+        all labels, ascending.
     template
-        A network of the same architecture which says what the child is, with that many outputs, or of a width that no
+        A network of the same architecture and the child's shapes: with an output for each label, or of a width that no
         parent has; left as it was.
     allow_fixed
-        Where a part of the network could not be followed or proved (see `not_followed`), leave its channels where they
-        are, warn, and fuse the rest. By default raise where that is more than half of the parameters that reach the
-        output; where False, always.
+        Where a part of the network could not be followed or proved (see `not_followed`), leave its channels in place,
+        warn, and fuse the rest. By default raise where that is more than half of the parameters that reach the output;
+        where False, always.
     training
         The training images, where the recipe says to distil or to fine-tune.
     shared
-        Moments of these parents and groups, for several fusions of them: none is collected twice.
+        Activation moments of these parents and groups, to be reused in several fusions.
     on_step
         Called with the name of each step as it begins.
 
@@ -104,41 +104,43 @@ def fuse(
     step, recipe = prepared.step, aligned.recipe
     with step("merge"):
         material, unmatched = _material(aligned)
-        chosen = ChosenShares(Shares(tuple(prepared.ensemble.shares)))
-        child = material.average(chosen.shares)
+        chosen_shares = ChosenShares(Shares(tuple(prepared.ensemble.shares)))
+        child = material.average(chosen_shares.shares)
     if recipe.merge.weights_by != "network" and calibration is not None and material.example is not None:
         with step("shares"):
-            chosen = shares_by_part(material, recipe.merge.weights_by, calibration)
-            child = material.average(chosen.shares)
-    sound = Soundness(prepared.ensemble.networks, calibration, material.example)
-    sound.after("the merge", child)
+            chosen_shares = shares_by_part(material, recipe.merge.weights_by, calibration)
+            child = material.average(chosen_shares.shares)
+    soundness = Soundness(prepared.ensemble.networks, calibration, material.example)
+    soundness.after("the merge", child)
     family: Sequence[Candidate] = ()
     if recipe.goal.name == "best":
         with step("best"):
             family = Family(material, _alone(aligned)).find()
-        finished = Finished(child=best_of(family).network)
-        sound.after("goal best", finished.child)
+        finished = FinishedChild(child=best_of(family).network)
+        soundness.after("goal best", finished.child)
     else:
         with step("refit" if recipe.refits else "renorm"):
-            finished = material.finish(child, chosen.shares)
-        sound.after(f"refit {recipe.refit.name}" if recipe.refits else f"renorm {recipe.renorm.name}", finished.child)
-        for done in finished.steps:
-            if done.stage == "refit" and not (done.kept or done.left_nothing_out):
-                warnings.warn(f"{done}: the child stays as it was", DepfuseWarning, stacklevel=3)
+            finished = material.finish(child, chosen_shares.shares)
+        soundness.after(
+            f"refit {recipe.refit.name}" if recipe.refits else f"renorm {recipe.renorm.name}", finished.child
+        )
+        for effect in finished.steps:
+            if effect.stage == "refit" and not (effect.kept or effect.negligible):
+                warnings.warn(f"{effect}: the child stays as it was", DepfuseWarning, stacklevel=3)
     ensemble = prepared.ensemble
     if training is not None and recipe.trains:
         ensemble = _train(finished, aligned, training)
-        sound.after("the training", finished.child)
-    sound.check()
-    sound.check_spread(finished.child)
+        soundness.after("the training", finished.child)
+    soundness.check()
+    soundness.check_spread(finished.child)
     return FusionResult(
         child=finished.child,
         parents=models,
-        recipe=settled(recipe, finished, prepared.taught, widths=aligned.widths, template=material.template),
+        recipe=resolve(recipe, finished, prepared.teachers, widths=aligned.widths, template=material.template),
         seconds=step.seconds,
         material=material,
         ensemble=ensemble,
-        chosen=chosen,
+        chosen_shares=chosen_shares,
         parent_labels=prepared.labels,
         given_template=template,
         unmatched=unmatched,
@@ -165,22 +167,22 @@ def match(
     shared: SharedMoments | None = None,
     on_step: OnStep | None = None,
 ) -> Aligned:
-    """Match the channels of parents by the first stages of `fuse`; the arguments are its own."""
+    """Match the channels of parents by the first stages of `fuse`, with its arguments."""
     recipe = recipe or Recipe()
     inputs = Inputs(models, recipe, calibration, example, groups, labels, template, allow_fixed, shared, on_step)
     return Aligned.of(Prepared.of(inputs))
 
 
 def _material(aligned: Aligned) -> tuple[Material, Sequence[nn.Module]]:
-    """Collect what is averaged, with room for channels that are kept apart; the second are the parents unmatched."""
+    """Collect what is averaged, widened by unmerged channels, and the parents with nothing matched."""
     prepared, recipe = aligned.prepared, aligned.recipe
     calibration, ensemble = prepared.inputs.calibration, prepared.ensemble
     models, groups, couplings, unmatched = aligned.models, aligned.groups, aligned.couplings, aligned.unmatched
-    template, apart = prepared.template, None
+    template, partial = prepared.template, None
     if recipe.merge.partly:
         parents = AlignedParents(models, groups, couplings, ensemble.shares, prepared.input)
-        apart = merge_partially(parents, recipe.merge, calibration, template, ensemble.labels, seed=recipe.seed)
-        models, unmatched, template, groups = apart.models, apart.unmatched, apart.template, apart.groups
+        partial = merge_partially(parents, recipe.merge, calibration, template, ensemble.labels, seed=recipe.seed)
+        models, unmatched, template, groups = partial.models, partial.unmatched, partial.template, partial.groups
         couplings = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
     information = None
     if recipe.merge.average == "fisher" and calibration is not None:
@@ -195,18 +197,18 @@ def _material(aligned: Aligned) -> tuple[Material, Sequence[nn.Module]]:
         keeper=None if calibration is None else Keeper(ensemble, calibration),
         example=prepared.example,
         template=template,
-        apart=apart,
+        partial_merge=partial,
         information=information,
     )
     return material, unmatched
 
 
-def _train(finished: Finished, aligned: Aligned, training: Distillation) -> Ensemble:
-    """Train a child in place; the ensemble that it learned from."""
+def _train(finished: FinishedChild, aligned: Aligned, training: Distillation) -> Ensemble:
+    """Train a child in place; return the ensemble that it learned from."""
     prepared, recipe, ensemble = aligned.prepared, aligned.recipe, aligned.prepared.ensemble
     prepared.step.announce("train")
     if recipe.train.distil and ensemble.joint and not recipe.teach.labelled:
-        # More images than were there for calibration make a better head.
+        # A head fitted to more images than those for calibration is better.
         ensemble = prepared.ensemble_of(training.images(next(finished.child.parameters()).device, recipe.seed))
     # At another width the parents' outputs are others; where they know other labels, mixtures of their streams hold
     # less than the child can learn.
@@ -222,7 +224,7 @@ def _train(finished: Finished, aligned: Aligned, training: Distillation) -> Ense
 
 
 def _alone(aligned: Aligned) -> Sequence[nn.Module]:
-    """The parents as candidates by themselves, at the child's width; none where they do not know all labels."""
+    """Return the parents as candidates, at the child's width; none where they do not know all labels."""
     if aligned.widths is None:
         return aligned.prepared.alone
     return () if aligned.prepared.ensemble.joint else aligned.models

@@ -1,4 +1,4 @@
-"""A fusion before anything is matched: its inputs, checked, and its parents as they teach."""
+"""Check the inputs of a fusion, and prepare its parents as teachers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OnStep = Callable[[str], None]
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What `fuse` was called with; the attributes are its arguments."""
+    """The arguments of `fuse`."""
 
     models: Sequence[nn.Module]
     recipe: Recipe
@@ -59,7 +59,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Announce and measure what is done inside, on the device as well."""
+        """Announce a step and measure it, on the device as well."""
         self.announce(name)
         started = time.perf_counter()
         yield
@@ -71,26 +71,26 @@ class Clock:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prepared:
-    """Checked inputs of a fusion, and its parents as they teach.
+    """Checked inputs of a fusion, and its parents as teachers.
 
     Attributes
     ----------
     inputs
-        What was asked for.
+        The arguments.
     recipe
-        With its refit.
+        With its refit resolved.
     refit_reason
-        What `refit auto` became and why; empty where the recipe named the refit.
+        How `refit auto` was resolved and why; empty where the recipe named the refit.
     copies
-        The parents' own copies, in evaluation mode; a fusion changes no network that it was given.
-    taught
-        The copies as they teach: with renewed statistics or one head where they were changed so.
+        Copies of the parents, in evaluation mode; a fusion changes no network that it was given.
+    teachers
+        The copies, with renewed statistics or one head where the recipe asks for that.
     ensemble
-        These, with the recipe's shares.
+        The teachers with the recipe's shares.
     template
-        A network that the child is like, where it is like none of the parents.
+        A network of the child's shapes, where no parent has them.
     alone
-        The parents as networks by themselves, where they know the same labels.
+        The parents as candidates, where they know the same labels.
     example
         An input, where one is known.
     shared
@@ -99,13 +99,15 @@ class Prepared:
         Whether the parents, or the template, have several widths.
     step
         Measures the steps.
+    labels, own_template
+        The parents' label sets, where they differ, and a copy of the template that was given.
     """
 
     inputs: Inputs
     recipe: Recipe
     refit_reason: str
     copies: Sequence[nn.Module]
-    taught: Teachers
+    teachers: Teachers
     ensemble: Ensemble
     template: nn.Module | None
     alone: Sequence[nn.Module]
@@ -125,36 +127,37 @@ class Prepared:
         RecipeError
             The parents do not match, or the recipe does not suit them.
         """
-        given, template, calibration = inputs.models, inputs.template, inputs.calibration
-        sets = label_sets(inputs.labels, given, template)
-        check_parents(given if template is None or sets is not None else [*given, template], sets)
+        parents, template, calibration = inputs.models, inputs.template, inputs.calibration
+        sets = label_sets(inputs.labels, parents, template)
+        check_parents(parents if template is None or sets is not None else [*parents, template], sets)
         no_input = inputs.example is None and calibration is None
         example = None if no_input else example_of(inputs.example, calibration)
-        check_alike(given if template is None else [*given, template], example)
-        copies = [private_copy(model, example) for model in given]
+        check_alike(parents if template is None else [*parents, template], example)
+        copies = [private_copy(model, example) for model in parents]
         template = None if template is None else evaluation_copy(template)
-        shared = None if inputs.shared is None else inputs.shared.for_copies(given, copies)
+        shared = None if inputs.shared is None else inputs.shared.for_copies(parents, copies)
         like = template or widest(copies, inputs.recipe.merge.width_of)
         recipe, refit_reason = resolve_refit(inputs.recipe, copies, like, calibration, sets)
         recipe = resolve_targets(recipe)
         shares = recipe.shares(len(copies))
         check_images(recipe, calibration)
         check_renorm(recipe, copies[0])
-        taught = _teachers(Ensemble(copies, shares, sets), recipe, calibration, template)
-        models, known = taught.models, taught.labels
-        kept = None if taught.joint else template
-        unequal = known is None and any(shapes_of(m) != shapes_of(models[0]) for m in (*models, kept or models[0]))
+        teachers = _teachers(Ensemble(copies, shares, sets), recipe, calibration, template)
+        models, remaining = teachers.models, teachers.labels
+        child_template = None if teachers.joint else template
+        shaped = (*models, child_template or models[0])
+        unequal = remaining is None and any(shapes_of(model) != shapes_of(models[0]) for model in shaped)
         if unequal:
-            check_unequal(recipe, kept)
+            check_unequal(recipe, child_template)
         check_widths(recipe, one_width=not unequal)
         return cls(
             inputs=inputs,
             recipe=recipe,
             refit_reason=refit_reason,
             copies=copies,
-            taught=taught,
-            ensemble=Ensemble(models, shares, known, taught.joint),
-            template=kept,
+            teachers=teachers,
+            ensemble=Ensemble(models, shares, remaining, teachers.joint),
+            template=child_template,
             alone=copies if sets is None else (),
             example=example,
             shared=shared,
@@ -165,10 +168,10 @@ class Prepared:
         )
 
     def ensemble_of(self, images: Loader) -> Ensemble:
-        """Prepare the parents once more with one head, found on more images."""
+        """Prepare the parents once more with one head, fitted to other images."""
         recipe, shares = self.recipe.changed({"teach.head": "always"}), self.ensemble.shares
-        taught = _teachers(Ensemble(self.copies, shares, self.labels), recipe, images, self.own_template)
-        return replace(self.ensemble, networks=taught.models)
+        teachers = _teachers(Ensemble(self.copies, shares, self.labels), recipe, images, self.own_template)
+        return replace(self.ensemble, networks=teachers.models)
 
     @property
     def input(self) -> Example:

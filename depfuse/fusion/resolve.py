@@ -1,4 +1,4 @@
-"""What `auto` becomes in a recipe, once the parents and the images are known.
+"""Resolve `auto` in a recipe, once the parents and the images are known.
 
 Searches on real networks found one method best for all convolutional networks that were tried: refit by ridge for
 clusters. The best 17 of 24 trials on a pair of BatchNorm networks for the digits had it, whatever they matched by, and
@@ -20,9 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from depfuse.data.loader import Loader
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
-from depfuse.fusion.material import Finished
+from depfuse.fusion.material import FinishedChild
 from depfuse.fusion.same_start import share_a_start
-from depfuse.fusion.widths import Brought
+from depfuse.fusion.widths import WidthMatch
 from depfuse.networks.calling import Example, run_network
 from depfuse.networks.isolation import one_at_a_time
 from depfuse.networks.running import evaluating
@@ -43,7 +43,7 @@ def resolve_refit(
     images: Loader | None,
     labels: LabelSets | None = None,
 ) -> tuple[Recipe, str]:
-    """Decide what `refit auto` is for some parents.
+    """Resolve `refit auto` for some parents.
 
     Parameters
     ----------
@@ -54,12 +54,12 @@ def resolve_refit(
     images
         Calibration images, if there are any.
     labels
-        Which labels the parents know, where these differ.
+        The parents' label sets, where these differ.
 
     Returns
     -------
     Recipe, str
-        The recipe with what it becomes, and one sentence that says so; empty where the recipe leaves nothing open.
+        The resolved recipe, and one sentence that says what it became and why; empty where nothing was open.
     """
     if recipe.refit.name != "auto":
         return recipe, ""
@@ -77,7 +77,7 @@ def resolve_refit(
 
 
 def _against(recipe: Recipe, models: Sequence[nn.Module], child: nn.Module, images: Loader | None) -> str:
-    """What speaks against a refit by ridge; empty where nothing does."""
+    """Give the reason against a refit by ridge; empty where there is none."""
     solver, renorm = recipe.align.solver, recipe.renorm.name
     if recipe.goal.name == "best":
         return "goal best refits its candidates itself"
@@ -96,45 +96,50 @@ def _against(recipe: Recipe, models: Sequence[nn.Module], child: nn.Module, imag
     return _unsuited(models[0], images)
 
 
-def settled(
-    recipe: Recipe, finished: Finished, taught: Teachers, *, widths: Brought | None, template: nn.Module | None
+def resolve(
+    recipe: Recipe,
+    finished: FinishedChild,
+    teachers: Teachers,
+    *,
+    widths: WidthMatch | None,
+    template: nn.Module | None,
 ) -> Recipe:
-    """Fill in what everything became that a recipe left open, so that a fusion by it decides nothing anew.
+    """Fill in every setting that a recipe left open, so that a fusion by it makes the same child.
 
     Parameters
     ----------
     recipe
         With its refit.
     finished
-        The child, and which steps it took.
-    taught
+        The child, and the steps after its merge.
+    teachers
         How the parents were prepared.
     widths, template
-        How the parents were brought to the child's width where theirs is another, and what the child is like where it
-        is like none of them. The widths say then who is matched to whom.
+        How the parents were mapped to the child's width where theirs is another, and the network of the child's shapes
+        where no parent has them.
     """
     renorm = finished.renorm(recipe)
     if finished.refit_left_out:
         recipe = recipe.changed(refit="none")
-    found: dict[str, Any] = {
+    resolved: dict[str, Any] = {
         "renorm": renorm,
-        "teach.renorm": "reset" if taught.renewed else "none",
-        "teach.head": "always" if taught.joint else "none",
-        "merge.weights": recipe.shares(len(taught.models)),
+        "teach.renorm": "reset" if teachers.renewed else "none",
+        "teach.head": "always" if teachers.joint else "none",
+        "merge.weights": recipe.shares(len(teachers.models)),
     }
     if widths is None:
-        found["align.order"] = recipe.align.kept + 1
+        resolved["align.order"] = recipe.align.kept + 1
     elif template is None:
-        found["merge.width_of"] = widths.reference + 1
+        resolved["merge.width_of"] = widths.reference + 1
     if widths is None and recipe.align.through.name == "reference":
-        found["align.through.parent"] = recipe.align.target + 1
-    return recipe.changed(found)
+        resolved["align.through.parent"] = recipe.align.target + 1
+    return recipe.changed(resolved)
 
 
 def resolve_targets(recipe: Recipe) -> Recipe:
     """Fill in distance scaled where a recipe leaves it open and the child is refitted to clusters.
 
-    Such a child owes little to the matching: seconds of choosing a distance would change nothing there.
+    Such a child depends little on the matching, so that trying several distances would be lost time.
     """
     ridge = recipe.candidates
     by_clusters = recipe.refit.name == "ridge" and ridge is not None and ridge.targets == "clusters"
@@ -169,7 +174,7 @@ def check_widths(recipe: Recipe, *, one_width: bool) -> None:
 def _in_place(
     recipe: Recipe, models: Sequence[nn.Module], child: nn.Module, images: Loader | None, labels: LabelSets | None
 ) -> str:
-    """Why parents need no refit; empty where they do not share a start, or the user says how to refit."""
+    """Give the reason why parents need no refit; empty where they share no start, or the user says how to refit."""
     if recipe.refit != AutoRefit():
         return ""
     if images is None or labels is not None or _any_wider([child], models[0]) or _any_wider(models, child):
@@ -180,7 +185,7 @@ def _in_place(
 
 
 def _unsuited(model: nn.Module, images: Loader) -> str:
-    """Why a network is none of those that a refit was found best for; empty where it is."""
+    """Give the reason why a network is not one of those that were searched on; empty where it is."""
     kinds = {type(module) for module in model.modules()}
     name = type(model).__name__
     if not any(issubclass(kind, nn.Conv2d) for kind in kinds):
@@ -202,7 +207,7 @@ def _unsuited(model: nn.Module, images: Loader) -> str:
 
 
 def multiply_adds(model: nn.Module, image: Example) -> int:
-    """Multiplications with an addition that a forward pass of one image (1, C, H, W) takes."""
+    """Count the multiply-adds of a forward pass of one image (1, C, H, W)."""
     with one_at_a_time(), FlopCounterMode(display=False) as counter:  # it hooks all modules there are
         _outputs(model, image)
     return int(counter.get_total_flops()) // 2
@@ -214,7 +219,7 @@ def _outputs(model: nn.Module, image: Example) -> object:
 
 
 def _any_wider(models: Sequence[nn.Module], child: nn.Module) -> bool:
-    """Whether a parent has a tensor that is longer than the child's along some axis."""
+    """Tell whether a parent has a tensor that is longer than the child's along some axis."""
     shapes = {key: tensor.shape for key, tensor in child.state_dict().items()}
     return any(
         own > other

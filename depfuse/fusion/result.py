@@ -1,4 +1,4 @@
-"""What a fusion gives: the child, and how it came about."""
+"""Hold the result of a fusion: the child, and how it was made."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from depfuse.fusion.choose_shares import ChosenShares
 from depfuse.fusion.keeping import Step
 from depfuse.fusion.material import Material
 from depfuse.fusion.partial_merging import PartialMerge
-from depfuse.fusion.widths import Brought
+from depfuse.fusion.widths import WidthMatch
 from depfuse.groups import ChannelGroups
 from depfuse.merge import Shares
 from depfuse.networks.calling import Example
@@ -28,7 +28,7 @@ from depfuse.recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FusionResult:
-    """A child and how it came about.
+    """A child and how it was made.
 
     Attributes
     ----------
@@ -38,35 +38,34 @@ class FusionResult:
     parents
         The parents as they were given.
     recipe
-        The settings used, with what all became that was left open: a fusion by it decides nothing anew.
+        The settings, with every open one resolved: a fusion by it makes the same child.
     seconds
-        Wall-clock seconds of `groups` (finding and proving), `align`, `choose` (between several alignments), `merge`,
-        `shares` (choosing them for each part) and `refit` where they were asked for, `renorm`, and `distil` and
-        `finetune` where they were.
+        Wall-clock seconds of `groups` (tracing and proof), `align`, `choose` (between several alignments), `merge`,
+        `renorm` or `refit`, and, where they were asked for, `shares` (by part), `distil` and `finetune`.
     material
         What was averaged, and how.
     ensemble
-        What the child learned from: the parents as given, or with renewed statistics, and with one head.
-    chosen
-        The parents' shares in the child, and how they were chosen where the recipe says so.
+        The teacher: the parents as given, or with renewed statistics, or with one head.
+    chosen_shares
+        The parents' shares in the child, and the losses by which they were chosen where the recipe asks for that.
     parent_labels, given_template
-        Which labels the outputs of the parents stand for, where they differ, and the template, as they were given.
+        The labels of the parents' outputs, where they differ, and the template, as they were given.
     unmatched
-        The parents at the child's width in the order in which their channels stand.
+        The parents at the child's width with nothing matched, in their own order of channels.
     not_converged
         One sentence for each solver that stopped at its limit; the best of its results is used.
     widths
-        Where parents had other widths: how each was brought to the child's, with the rectangular couplings.
+        Where parents had other widths: how each was mapped to the child's, with the rectangular couplings.
     family
         All candidates, where the recipe's goal is the best of them.
     steps
-        How far the child was from its parents' ensemble before and after each step that followed the merge, and which
-        were kept.
+        The child's distance from its parents' ensemble before and after each step that followed the merge, and which
+        steps were kept.
     folded
-        Whether BatchNorm's scales were folded into the layers before, so that channels could be mixed. Groups are those
-        of the folded networks then.
+        Whether BatchNorm's scales were folded into the layers before, so that channels could be mixed. The groups are
+        then those of the folded networks.
     refit_reason
-        What `refit auto` became and why, in one sentence; empty where the recipe named the refit.
+        How `refit auto` was resolved and why, in one sentence; empty where the recipe named the refit.
     """
 
     child: nn.Module
@@ -75,12 +74,12 @@ class FusionResult:
     seconds: dict[str, float]
     material: Material
     ensemble: Ensemble
-    chosen: ChosenShares
+    chosen_shares: ChosenShares
     parent_labels: LabelSets | None = None
     given_template: nn.Module | None = None
     unmatched: Sequence[nn.Module] = ()
     not_converged: Sequence[str] = ()
-    widths: Brought | None = None
+    widths: WidthMatch | None = None
     family: Sequence[Candidate] = ()
     steps: Sequence[Step] = ()
     folded: bool = False
@@ -108,17 +107,17 @@ class FusionResult:
 
     @property
     def example(self) -> Example | None:
-        """An input that the parents take, where one is known."""
+        """An input of the parents, where one is known."""
         return self.material.example
 
     @property
     def template(self) -> nn.Module | None:
-        """A network that the child is like, where it is like none of the parents."""
+        """A network of the child's shapes, where no parent has them."""
         return self.material.template
 
     @property
     def labels(self) -> LabelSets | None:
-        """Which labels the teachers' outputs stand for, where they differ."""
+        """The labels of the teachers' outputs, where they differ."""
         return self.ensemble.labels
 
     @property
@@ -132,14 +131,14 @@ class FusionResult:
         return self.ensemble.joint
 
     @property
-    def apart(self) -> PartialMerge | None:
-        """Where channels are kept side by side: which. Groups and what was averaged are of the wider child then."""
-        return self.material.apart
+    def partial_merge(self) -> PartialMerge | None:
+        """The channels that stay unmerged, where some do; groups and what was averaged are then of the wider child."""
+        return self.material.partial_merge
 
     @property
     def owners(self) -> Owners | None:
-        """Whose alone the child's channels are, where some are kept apart."""
-        return None if self.apart is None else self.apart.owners
+        """The parent that alone has each of the child's channels, where some stay unmerged."""
+        return None if self.partial_merge is None else self.partial_merge.owners
 
     @property
     def information(self) -> Sequence[Mapping[str, Tensor]] | None:
@@ -159,14 +158,14 @@ class FusionResult:
     @property
     def shares(self) -> Shares:
         """The parents' shares in the child."""
-        return self.chosen.shares
+        return self.chosen_shares.shares
 
     @isolated()
     def at(self, shares: Shares | Sequence[float]) -> nn.Module:
-        """Average and finish another child of the same couplings, not trained on.
+        """Average and finish another child of the same couplings, without training.
 
-        With other shares, one per parent and summing to one, for the whole network, or with `Shares` that differ in its
-        parts; `at(result.shares)` is the child again.
+        The shares are one per parent, summing to one, or `Shares` that differ from part to part; `at(result.shares)` is
+        the child again.
 
         Raises
         ------
@@ -179,16 +178,16 @@ class FusionResult:
             solver = self.recipe.align.solver.name
             raise RecipeError(f"solver {solver} matches by the shares: fuse again to have others")
         self.recipe.changed({"merge.weights": shares.network}).shares(len(self.averaged))
-        material = self._settled.at(shares)
+        material = self._resolved.at(shares)
         return material.finish(material.average(shares), shares).child
 
     @property
-    def _settled(self) -> Material:
-        """What was averaged, by the recipe that leaves nothing open."""
+    def _resolved(self) -> Material:
+        """What was averaged, with the resolved recipe."""
         return replace(self.material, recipe=self.recipe)
 
     def _check_at(self) -> None:
-        """Raise `RecipeError` where no shares make the child again."""
+        """Raise `RecipeError` where the child depends on more than couplings and shares."""
         train = self.recipe.train
         for name, epochs in (("distil", train.distil), ("finetune", train.finetune)):
             if epochs:
@@ -207,11 +206,11 @@ class FusionResult:
         shares: Shares | Sequence[float],
         method: str | None = None,
     ) -> None:
-        """Renormalise an average of the parents in place, as the recipe says, or any network by another method.
+        """Renormalise an average of the parents in place by the recipe, or any network by another method.
 
-        As the recipe says, layers of which all that is before them is kept apart have their parents' statistics still.
+        By the recipe, layers before which nothing is merged keep their parents' statistics.
         """
         if method is not None:
             self.material.renormalise(child, couplings, shares, method)
         else:
-            self._settled.renormalise_as_asked(child, couplings, shares)
+            self._resolved.renormalise_as_asked(child, couplings, shares)

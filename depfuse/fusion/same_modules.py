@@ -1,4 +1,4 @@
-"""Whether parents differ in their weights only: the modules are compared, not only the tensors."""
+"""Check that parents differ in their weights only: compare the modules, not only the tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from depfuse.networks.calling import Example, run_network, run_with
 from depfuse.networks.copying import evaluation_copy, fit_example, random_like, same_outputs, unwrap
 from depfuse.text import first_line
 
-SCALE = 4.0  # of the random inputs, in standard deviations: what is cut off (ReLU6) shows
+SCALE = 4.0  # of the random inputs, in standard deviations: large enough to reach where ReLU6 saturates
 PLAIN = (int, float, bool, str, tuple, type(None))
 # Attributes of torch's layers that follow from the width, and the mode.
 NAMES = """
@@ -30,7 +30,7 @@ def check_alike(models: Sequence[nn.Module], example: Example | None) -> None:
     """Check that every parent computes what the first one's modules do with its weights.
 
     The child has the modules of parent 1. With f_1(theta, x) the function of its modules, f_1(theta_k, x) must equal
-    what parent k gives, for the example and for random inputs of its shape. So activations, strides, an epsilon,
+    the output of parent k, for the example and for random inputs of its shape. So activations, strides, an epsilon,
     attributes that `forward` reads, forward hooks, buffers that are not in the state dict, and tensors that cannot be
     averaged (an index) are all compared. Settings that do not show there (a momentum) are warned of.
 
@@ -88,7 +88,7 @@ def _compare(first: nn.Module, model: nn.Module, example: Example, number: int) 
 
 
 def _copied(network: nn.Module) -> nn.Module:
-    """A copy to run, in float32 at least."""
+    """Copy a network to run it, in float32 at least."""
     narrow = any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in network.state_dict().values())
     return evaluation_copy(network, torch.float32 if narrow else None)
 
@@ -98,12 +98,12 @@ def _is_real(tensor: Any) -> bool:
 
 
 def _cloned(inputs: Example) -> Example:
-    """Inputs that a network may write to."""
+    """Copy inputs, which a network may write to."""
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)  # type: ignore[no-any-return]
 
 
 def _run(forward: Callable[[], Any]) -> list[Tensor] | str:
-    """The tensors that a forward pass gives, or what it raises."""
+    """Run a forward pass: its output tensors, or the first line of the exception."""
     try:
         with torch.no_grad():
             return [leaf for leaf in tree_leaves(forward()) if isinstance(leaf, Tensor)]
@@ -112,17 +112,17 @@ def _run(forward: Callable[[], Any]) -> list[Tensor] | str:
 
 
 def _agree(found: list[Tensor] | str, wanted: list[Tensor] | str) -> bool:
-    """Whether two forward passes gave the same."""
+    """Tell whether two forward passes had the same outputs."""
     return not isinstance(found, str) and not isinstance(wanted, str) and same_outputs(found, wanted)
 
 
 def _with_weights(modules: nn.Module, state: dict[str, Tensor], inputs: Example) -> Any:
-    """Forward pass of a network's modules with other weights."""
+    """Run a network's modules with other weights."""
     return run_with(modules, state, _cloned(inputs), tied=False)
 
 
 def _first_difference(modules: nn.Module, own: nn.Module, state: dict[str, Tensor], inputs: Example) -> str:
-    """Say which module's output differs first, or which buffer or index does."""
+    """Name the module whose output differs first, or the buffer or index that does."""
     wanted = _run(lambda: run_network(own, _cloned(inputs)))
     for key, tensor in own.named_buffers():
         if key in state:
@@ -142,7 +142,7 @@ def _first_difference(modules: nn.Module, own: nn.Module, state: dict[str, Tenso
 
 
 def _recorded(network: nn.Module, forward: Callable[[], Any]) -> list[tuple[str, str, list[Tensor]]]:
-    """Name, class and output tensors of every module call, in the order in which they end."""
+    """Record name, class and output tensors of every module call, in the order in which they end."""
     found: list[tuple[str, str, list[Tensor]]] = []
 
     def noting(name: str) -> Callable[..., None]:
@@ -162,19 +162,19 @@ def _recorded(network: nn.Module, forward: Callable[[], Any]) -> list[tuple[str,
 
 
 def _other_settings(first: nn.Module, other: nn.Module) -> Iterator[str]:
-    """What is set otherwise in torch's own layers, sizes left out."""
+    """Yield the differing settings of torch's own layers, but for sizes."""
     for name, _ in unwrap(first).named_modules():
         yield from _settings(unwrap(first), unwrap(other), name)
 
 
 def _of_one_kind(one: nn.Module, two: nn.Module) -> bool:
-    """Whether two modules have one class; torch makes a class of its own for every module with a parametrization."""
+    """Tell whether two modules have one class; torch makes a new class for every module with a parametrization."""
     kinds = [type(module).__mro__[is_parametrized(module) :] for module in (one, two)]
     return is_parametrized(one) == is_parametrized(two) and kinds[0] == kinds[1]
 
 
 def _settings(first: nn.Module, other: nn.Module, name: str) -> Iterator[str]:
-    """What is set otherwise in one layer of torch's own, sizes left out: `bn1.eps (1e-05, 0.1)`."""
+    """Yield the differing settings of one of torch's own layers, but for sizes: `bn1.eps (1e-05, 0.1)`."""
     modules = dict(first.named_modules()), dict(other.named_modules())
     if name not in modules[0] or name not in modules[1]:
         return

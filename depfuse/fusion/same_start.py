@@ -1,4 +1,4 @@
-"""Parents that share a start: their channels are in place, and their plain average needs neither matching nor refit."""
+"""Tell whether parents share a start: their plain average then needs neither matching nor refit."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ ROUNDING = 1e-6  # of the distance's unit, about eight times the relative roundi
 
 
 def share_a_start(models: Sequence[nn.Module], shares: Sequence[float], images: Loader) -> bool:
-    """Whether the plain average of parents agrees with their ensemble as well as the best of them does.
+    """Tell whether the plain average of parents agrees with their ensemble as well as the best of them does.
 
     Compared on the last calibration images (`CalibrationSplit.for_start`), within one standard error of the paired
-    difference, and what float32 cannot tell apart. The average has its BatchNorm reset on the others where it does not
-    agree without. Parents whose weights do not look alike have no common start, whatever their average does: one of
-    networks that are not trained agrees with anything.
+    difference. If it does not, the average is compared again with its BatchNorm reset on the other images. Parents
+    whose weights are not similar (`COSINE`) share no start, whatever their average does: that of untrained networks
+    agrees with anything.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def share_a_start(models: Sequence[nn.Module], shares: Sequence[float], images: 
 
 
 def _look_alike(model: nn.Module, states: Sequence[dict[str, Tensor]]) -> bool:
-    """Whether the weights of all parents point the same way as those of the first, and have its shapes."""
+    """Tell whether all parents' weights have the first one's shapes and a cosine of at least `COSINE` with its own."""
     first = states[0]
     if any(own[key].shape != tensor.shape for own in states for key, tensor in first.items()):
         return False

@@ -1,4 +1,4 @@
-r"""The proof that parents side by side in one network leave each other alone.
+r"""Prove that parents side by side in one network do not affect each other.
 
 The smallest example is a hidden layer of two channels per parent. Between two linear layers with ReLU, a network that
 holds all four computes both parents, and the mean of the second layers gives the mean of their outputs. With a softmax
@@ -7,9 +7,9 @@ over the hidden channels it does not: each parent's channels change what the oth
 With f_p the function of parent p, and c(s) that of the child with shares s, these must hold for unrelated parents, in
 float64 on generic values (`generic.py`):
 
-- a wider network that holds parent p alone gives f_p: what refits the child reads such networks;
-- c(e_p) = f_p, for the shares e_p that are one for parent p: the others' channels are there and count for nothing;
-- c(s) = f_1 for any shares, where all parents are the first: what is kept twice counts once;
+- a wider network that holds parent p alone computes f_p: refits of the child read such networks;
+- c(e_p) = f_p, for the shares e_p that are one for parent p: the others' channels have no effect;
+- c(s) = f_1 for any shares, where all parents are the first: duplicated channels count once;
 - where nothing is merged, c(s) = \sum_p s_p f_p: the child is the ensemble of its parents' logits.
 
 The last of them, or else the second, is then checked on the parents themselves.
@@ -36,7 +36,7 @@ from depfuse.networks.copying import evaluation_copy, fit_example
 
 
 class SeparationProof:
-    """The parents, on generic values and as they are, and what a child that holds them must give.
+    """Compare a child with its parents, on generic values and as they are.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class SeparationProof:
         ]
 
     def fault(self, arrangement: Arrangement, *, whole: bool) -> Fault | None:
-        """What is wrong with an arrangement; `whole`: nothing is merged in it."""
+        """Find what is wrong with an arrangement; `whole`: nothing is merged in it."""
         count = len(self._parents)
         mixed = tuple((number + 1) / (count * (count + 1) / 2) for number in range(count))
         try:
@@ -117,12 +117,12 @@ class SeparationProof:
         return average(wide, ChannelGroups(()), nothing, shares, self._labels, template, arrangement.owners)
 
     def _mean(self, outputs: Sequence[Sequence[Tensor]], shares: Sequence[float]) -> list[Tensor]:
-        """The ensemble's outputs; those of labels that a parent does not know are the others'."""
+        """Compute the ensemble's outputs; those of labels that a parent does not know are the others'."""
         labels = self._labels
         found = []
         for each in zip(*outputs, strict=True):
             sizes = [output.shape[1] if output.dim() > 1 else 0 for output in each]
-            if labels is not None and sizes == [len(known) for known in labels.sets]:
+            if labels is not None and sizes == [len(own) for own in labels.sets]:
                 found.append(labels.join(each, shares, 1))
             else:
                 found.append(sum(share * output for share, output in zip(shares, each, strict=True)))
@@ -137,7 +137,7 @@ def _noise(tensor: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _like(first: nn.Module, parent: nn.Module) -> nn.Module:
-    """A parent with the tensors of the first; its head where it has other labels."""
+    """Copy a parent with the tensors of the first, but for its head where it has other labels."""
     state = first.state_dict()
     own = parent.state_dict()
     return with_state(parent, {key: state[key] if state[key].shape == own[key].shape else own[key] for key in own})

@@ -1,4 +1,4 @@
-"""What no network may be: values that no training can have left, outputs that are no numbers or always the same."""
+"""Refuse impossible values in parents, and children whose outputs are not finite or constant."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def check_variances(state: Mapping[str, Tensor], number: int) -> None:
 
 
 class Soundness:
-    """Finds out after which step of a fusion a child was not finite, and whether it says anything at all.
+    """Find the step of a fusion after which a child is not finite, and refuse one with constant outputs.
 
     Parameters
     ----------
     parents
-        What it shall be as sound as.
+        The parents, with whose outputs the child's are compared.
     calibration, example
-        Images to run it on, or an input where there are none; without either its tensors alone are looked at.
+        Images to run it on, or an input where there are none; without either its tensors alone are checked.
     """
 
     def __init__(self, parents: Sequence[nn.Module], calibration: Loader | None, example: Example | None) -> None:
@@ -64,7 +64,7 @@ class Soundness:
         self._what = ""
 
     def after(self, step: str, child: nn.Module) -> None:
-        """Look at a child after a step; the first step after which it was not finite, and stayed so, is remembered."""
+        """Check a child after a step; record the first step after which it is not finite and stays so."""
         what = self._not_finite(child)
         if what is None:
             self._step = None
@@ -72,12 +72,12 @@ class Soundness:
             self._step, self._what = step, what
 
     def check(self) -> None:
-        """Refuse the child as it was last looked at.
+        """Refuse the child if it was not finite after the last step.
 
         Raises
         ------
         FusionError
-            It is not finite; it names the step after which that was so first.
+            It is not finite; the message names the first step after which it was not.
         """
         if self._step is not None:
             raise FusionError(
@@ -99,16 +99,16 @@ class Soundness:
         usual, own = sum(parents) / len(parents), _spread(self._outputs(child))
         if not own <= HARDLY_ANYTHING * usual:
             return
-        says = f"outputs vary {own / usual:.1e} times as much from image to image as its parents'" if usual else ""
+        variation = f"outputs vary {own / usual:.1e} times as much from image to image as its parents'" if usual else ""
         if usual > 0 and own <= NOTHING * usual:
             raise FusionError(
-                f"the child gives the same for every image: its {says}; choose another matching, or refit ridge"
+                f"the child gives the same for every image: its {variation}; choose another matching, or refit ridge"
             )
         if usual > 0:
-            warnings.warn(f"the child hardly depends on its input: its {says}", DepfuseWarning, stacklevel=4)
+            warnings.warn(f"the child hardly depends on its input: its {variation}", DepfuseWarning, stacklevel=4)
 
     def _not_finite(self, child: nn.Module) -> str | None:
-        """What of a child is not finite: a tensor, or the outputs where those of all parents are."""
+        """Name what of a child is not finite: a tensor, or the outputs where those of all parents are."""
         for key, tensor in child.state_dict().items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 return f"{key} holds"
@@ -117,23 +117,23 @@ class Soundness:
         return "its outputs hold"
 
     def _outputs(self, model: nn.Module) -> list[list[Tensor]]:
-        """Floating-point tensors of the outputs, for each batch."""
+        """Compute the floating-point tensors of the outputs, for each batch."""
         parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
         with torch.inference_mode(), evaluating(model):
             return [_tensors(run_network(model, _in_type_of(images, parameter))) for images in self._inputs]
 
 
 def _in_type_of(inputs: Example, parameter: Tensor | None) -> Example:
-    """Inputs in the floating-point type of a network."""
+    """Convert inputs to the floating-point type of a network."""
     if parameter is None:
         return inputs
     kind = parameter.dtype
-    found: Example = map_tensors(lambda leaf: leaf.to(kind) if leaf.is_floating_point() else leaf, inputs)
-    return found
+    converted: Example = map_tensors(lambda leaf: leaf.to(kind) if leaf.is_floating_point() else leaf, inputs)
+    return converted
 
 
 def _tensors(output: object) -> list[Tensor]:
-    """All floating-point tensors of whatever a network gives."""
+    """List the floating-point tensors of a network's output."""
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() else []
     parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (list, tuple)) else ()
@@ -145,7 +145,7 @@ def _all_finite(batches: list[list[Tensor]]) -> bool:
 
 
 def _spread(batches: list[list[Tensor]]) -> float:
-    """Deviation of the first output from image to image, as the root of the mean over its numbers."""
+    """Compute the standard deviation of the first output over images, the root of its mean square over numbers."""
     first = [batch[0] for batch in batches if batch]
     if not first:
         return 0.0

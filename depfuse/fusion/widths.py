@@ -1,4 +1,4 @@
-"""Parents of unequal widths, brought to the child's."""
+"""Match parents of unequal widths, and map them to the child's width."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from depfuse.renorm import renormalise
 
 
 @dataclass(frozen=True, eq=False)
-class Brought:
+class WidthMatch:
     """Parents at the child's width.
 
     Attributes
@@ -41,10 +41,10 @@ class Brought:
     couplings
         Per parent, group name -> coupling from its own channels; None where it has the child's width.
     reference
-        Number of the parent whose channels, brought to the child's width, the others are matched to.
-    unsettled
-        Numbers of the parents that are still to be matched to it at the child's width: those that had it, and where the
-        solver matches equal widths only, or there are blocks, all others.
+        Number of the parent whose channels, mapped to the child's width, the others are matched to.
+    remaining
+        Numbers of the parents that are still to be matched to it at the child's width: those that have it, and where
+        the solver matches equal widths only, or there are blocks, all others.
     seconds
         Wall-clock seconds of choosing between several matchings.
     """
@@ -52,7 +52,7 @@ class Brought:
     models: list[nn.Module]
     couplings: list[Couplings | None]
     reference: int
-    unsettled: frozenset[int]
+    remaining: frozenset[int]
     seconds: float = 0.0
 
     @property
@@ -76,7 +76,7 @@ class Widths:
     template
         A network of the child's width where no parent's is wanted.
     joint
-        Whether the parents have one head together.
+        Whether the parents have a joint head.
 
     Attributes
     ----------
@@ -108,11 +108,11 @@ class Widths:
         self.of_parents: list[ChannelGroups] = []
         for model in models:
             own = shapes_of(model)
-            known = [groups for shapes, groups in found if shapes == own]
-            if not known:
-                known = [pair_groups(self.groups, _proved(model, example, recipe.seed))]
-                found.append((own, known[0]))
-            self.of_parents.append(known[0])
+            groups = next((groups for shapes, groups in found if shapes == own), None)
+            if groups is None:
+                groups = pair_groups(self.groups, _proved(model, example, recipe.seed))
+                found.append((own, groups))
+            self.of_parents.append(groups)
         self.groups = self.groups.fix({name: why for groups in self.of_parents for name, why in groups.fixed.items()})
         for number in range(len(models)):
             if not self.fits(number):
@@ -120,16 +120,17 @@ class Widths:
                 self._check_refit(number)
 
     def fits(self, number: int) -> bool:
-        """Whether a parent has the child's width."""
+        """Tell whether a parent has the child's width."""
         return shapes_of(self.models[number]) == self.shapes
 
-    def bring(self, calibration: Loader | None) -> Brought:
-        """Match every parent of another width to the reference, and bring it to the child's width.
+    def match(self, calibration: Loader | None) -> WidthMatch:
+        """Match every parent of another width to the reference, and map it to the child's width.
 
-        The reference is a parent of the child's width. Where there is none, it is the widest parent: channels of it
-        that are alike join, or where it is too narrow, those that do most are copied.
+        The reference is a parent of the child's width. Where there is none, it is the widest parent: similar channels
+        of it are merged, or where it is too narrow, those of most effect are duplicated.
 
-        Several matchings are told apart by the child of reference and parent at equal shares, without labels.
+        Of several matchings the one is chosen with the least disagreement (`EnsembleJudge`) of the child of reference
+        and parent at equal shares.
         """
         numbers = range(len(self.models))
         fitting = [number for number in numbers if self.fits(number)]
@@ -149,25 +150,25 @@ class Widths:
                 matched, spent = self._matched(models[reference], reference, number, calibration)
                 couplings[number], models[number] = matched, self.network(number, matched)
                 seconds += spent
-        settles = load_solver(self.recipe.align.solver.name).transports is not None
-        settles &= len(self._matchable()) == self.groups.count
-        unsettled = frozenset(number for number in numbers if number in fitting or not settles) - {reference}
-        for number in unsettled - set(fitting):
+        complete = load_solver(self.recipe.align.solver.name).transports is not None
+        complete &= len(self._matchable()) == self.groups.count
+        remaining = frozenset(number for number in numbers if number in fitting or not complete) - {reference}
+        for number in remaining - set(fitting):
             renormalise(models[number], self.recipe.renorm_alone.name, calibration)
-        found = Brought(models, couplings, reference, unsettled, seconds)
-        for sentence in found.not_converged:
+        width_match = WidthMatch(models, couplings, reference, remaining, seconds)
+        for sentence in width_match.not_converged:
             warnings.warn(sentence, LimitWarning, stacklevel=2)
-        return found
+        return width_match
 
-    def as_they_stand(self) -> list[nn.Module]:
-        """The parents at the child's width with nothing matched: the first channels to the first."""
+    def unmatched(self) -> list[nn.Module]:
+        """Map the parents to the child's width with nothing matched: the first channels to the first."""
         return [
             model if self.fits(number) else self.network(number, self._plain(number))
             for number, model in enumerate(self.models)
         ]
 
     def network(self, number: int, couplings: Couplings) -> nn.Module:
-        """A parent brought to the child's width by couplings."""
+        """Map a parent to the child's width by couplings."""
         state = resize_state(
             self.groups, self.of_parents[number], couplings, self.models[number].state_dict(), self.shapes
         )
@@ -198,7 +199,7 @@ class Widths:
         return candidates[losses.index(min(losses))], judge.seconds
 
     def _alone(self, number: int, calibration: Loader | None) -> Couplings:
-        """Couplings of one parent to the child's width that look at its own channels only."""
+        """Couple one parent to the child's width by its own channels only."""
         model, own = self.models[number], self.of_parents[number]
         problem = UnequalProblem((model, model), (own, own), self.recipe.align, calibration)
         costs = problem.costs()
@@ -239,12 +240,12 @@ class Widths:
 
 
 def widest(models: Sequence[nn.Module], width_of: int | None) -> nn.Module:
-    """The parent whose width the child has where there is no template."""
+    """Select the parent whose width the child has where there is no template."""
     return models[_widest(models, width_of)]
 
 
 def _widest(models: Sequence[nn.Module], width_of: int | None) -> int:
-    """Number of the parent that is asked for (counted from 1), or of the one with most parameters."""
+    """Find the number of the parent that is asked for (counted from 1), or of the one with most parameters."""
     if width_of is not None:
         if width_of > len(models):
             raise RecipeError(f"merge.width_of {width_of} names no parent: they are numbered from 1 to {len(models)}")
@@ -254,7 +255,7 @@ def _widest(models: Sequence[nn.Module], width_of: int | None) -> int:
 
 
 def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
-    """State-dict key -> shape."""
+    """Map each state-dict key to its shape."""
     return {key: tensor.shape for key, tensor in model.state_dict().items()}
 
 

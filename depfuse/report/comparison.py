@@ -53,7 +53,7 @@ def advise_on(
 
 def _same_start(result: FusionResult) -> SameStart | None:
     """Count the channels that were moved, where the couplings are of the parents' own channels."""
-    if result.apart is not None or result.widths is not None:
+    if result.partial_merge is not None or result.widths is not None:
         return None
     moved = moved_channels(result.couplings, result.like)
     return None if moved is None else SameStart(moved=moved[0], channels=moved[1])

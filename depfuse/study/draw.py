@@ -1,7 +1,7 @@
-"""The space of recipes: which settings a search draws, one after another, as their fields say (`fields.Search`).
+"""Define the space of recipes: the settings that a search draws, in turn, by their fields (`fields.Search`).
 
-A setting is drawn where it is there and read, given those drawn before it: `align.solver.regularisation` once the
-solver is sinkhorn. A new solver, or a new value of a setting, is searched as soon as it is there; a new setting where
+A setting is drawn where it exists and is read, given those drawn before it: `align.solver.regularisation` once the
+solver is sinkhorn. A new solver, or a new value of a setting, is searched as soon as it is registered; a new setting if
 its field has a search range.
 """
 
@@ -27,13 +27,13 @@ class Parameter:
     Attributes
     ----------
     name
-        The path of the setting, with what tells it from others of the same setting: `align.solver.regularisation[cca]`.
+        The path of the setting, with a label where it has several ranges: `align.solver.regularisation[cca]`.
     low, high, log
-        Of a number.
+        Range of a number.
     options
-        Of a choice; empty for a number.
+        Values of a choice; empty for a number.
     default
-        Its value in the recipe as it stands, or the nearest that it can have.
+        Its value in the recipe, or the nearest value in the range.
     """
 
     name: str
@@ -53,8 +53,8 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class _Searched:
-    """A setting where it can stand, and what it is drawn from there."""
+class _SearchedSetting:
+    """A setting at one place of the recipe, and what it is drawn from there."""
 
     place: Place
     search: Search
@@ -66,26 +66,26 @@ class _Searched:
         by = self.search.by if isinstance(self.search, OneOf) else None
         return found if by is None else found | {by[0]}
 
-    def options(self, settled: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
-        """What tells a choice from others of the same setting, and what it is drawn from; empty where it is not."""
+    def options(self, settings: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
+        """Return the label of a choice and its options; none where it is not drawn."""
         assert isinstance(self.search, OneOf)
         if self.search.by is not None:
             path, options_by = self.search.by
-            return options_by(settled[path])
+            return options_by(settings[path])
         return "", self.search.options or self.place.choices
 
-    def is_drawn(self, settled: Mapping[str, Any]) -> bool:
-        """Whether it is there, read, and has anything to be drawn from."""
-        if not holds(self.place.case, settled) or not is_read(self.place.path, {self.place.path: None, **settled}):
+    def is_drawn(self, settings: Mapping[str, Any]) -> bool:
+        """Tell whether it exists, is read, and has options."""
+        if not holds(self.place.case, settings) or not is_read(self.place.path, {self.place.path: None, **settings}):
             return False
-        return not isinstance(self.search, OneOf) or bool(self.options(settled)[1])
+        return not isinstance(self.search, OneOf) or bool(self.options(settings)[1])
 
 
-def declared(model: type[Section]) -> Iterator[_Searched]:
+def declared(model: type[Section]) -> Iterator[_SearchedSetting]:
     """Yield the settings that are searched, in the model's order; none of what is left open by `auto`."""
     for place in places(model):
         if (search := searched(place.field)) is not None and ("auto",) not in place.case.values():
-            yield _Searched(place, search)
+            yield _SearchedSetting(place, search)
 
 
 def unsearched(model: type[Recipe], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,9 +100,9 @@ class Space:
     Parameters
     ----------
     parents
-        How many.
+        Number of parents.
     kept
-        The settings that are not searched: every recipe has them.
+        The settings that are not searched, with their values in every recipe.
     model
         The recipe.
 
@@ -124,53 +124,53 @@ class Space:
         self._ambiguous = {path for path, found in several.items() if any(one != found[0] for one in found)}
 
     def suggest(self, trial: BaseTrial) -> dict[str, Any]:
-        """Settings of a recipe as a trial draws them: only those that are used, given the others."""
-        return self._settle(lambda parameter: parameter.draw(trial))
+        """Let a trial draw the settings of a recipe: those that are read, given the others."""
+        return self._draw_all(lambda parameter: parameter.draw(trial))
 
     def defaults(self) -> dict[str, Any]:
-        """Names and values of the parameters of the recipe that has defaults but for what is kept."""
+        """Map the parameters of the recipe with default settings, but for those that are kept, to their values."""
         values: dict[str, Any] = {}
 
         def note(parameter: Parameter) -> Any:
             values[parameter.name] = parameter.default
             return parameter.default
 
-        self._settle(note)
+        self._draw_all(note)
         return values
 
     def recipe(self, settings: Mapping[str, Any]) -> Recipe:
-        """The recipe with these settings and those that are kept; a `RecipeError` where it is contradictory."""
+        """Build the recipe with these settings and those that are kept; raise `RecipeError` if it is contradictory."""
         return self._model.with_read({**self._kept, **settings}, keep=settings)
 
-    def _settle(self, ask: Callable[[Parameter], Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def _draw_all(self, ask: Callable[[Parameter], Any]) -> dict[str, Any]:
+        drawn: dict[str, Any] = {}
         waiting = list(self._declared)
         while waiting:
             # A setting comes after those that say whether it is used.
             open_ = {own.place.path for own in waiting}
-            settled = {**self._usual(found), **found}
-            own = next(own for own in waiting if not own.depends & (open_ - {own.place.path}))
-            path = own.place.path
-            if own.is_drawn(settled):
-                found[path] = self._value(own, settled, ask)
+            settings = {**self._with_defaults(drawn), **drawn}
+            searched_setting = next(own for own in waiting if not own.depends & (open_ - {own.place.path}))
+            path = searched_setting.place.path
+            if searched_setting.is_drawn(settings):
+                drawn[path] = self._value(searched_setting, settings, ask)
                 waiting = [other for other in waiting if other.place.path != path]
             else:
-                waiting.remove(own)
-        return found
+                waiting.remove(searched_setting)
+        return drawn
 
-    def _usual(self, found: Mapping[str, Any]) -> dict[str, Any]:
-        """Values of the settings that are there with those that are kept and found; contradictions do not count yet."""
-        settled = {**self._kept, **found}
+    def _with_defaults(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
+        """Add the defaults of the other settings that exist; contradictions are not checked yet."""
+        settings = {**self._kept, **drawn}
         for place in places(self._model):
-            if place.path not in settled and holds(place.case, settled):
-                settled[place.path] = place.default
-        return settled
+            if place.path not in settings and holds(place.case, settings):
+                settings[place.path] = place.default
+        return settings
 
-    def _value(self, own: _Searched, settled: Mapping[str, Any], ask: Callable[[Parameter], Any]) -> Any:
+    def _value(self, own: _SearchedSetting, settings: Mapping[str, Any], ask: Callable[[Parameter], Any]) -> Any:
         search, path = own.search, own.place.path
-        default = settled[path]
+        default = settings[path]
         if isinstance(search, OneOf):
-            label, options = own.options(settled)
+            label, options = own.options(settings)
             named = f"{path}[{label}]" if label else path
             return ask(Parameter(named, options=options, default=default if default in options else options[0]))
         if isinstance(search, Between):

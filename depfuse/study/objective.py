@@ -150,21 +150,21 @@ class Objective:
         try:
             recipe = self._space.recipe(self._space.suggest(trial))
         except (RecipeError, ValueError) as error:  # Optuna's own, where somebody has queued what is no choice
-            raise _given_up(trial, None, str(error)) from None
+            raise _pruned(trial, None, str(error)) from None
         for size in self._images:
             try:
                 result, seconds = self._fused(recipe, size)
             except (ArchitectureError, RecipeError, *NUMERICAL) as error:
-                raise _given_up(trial, recipe, str(error)) from None
+                raise _pruned(trial, recipe, str(error)) from None
             quality = self.quality(result.child)
             if not math.isfinite(quality):
-                raise _given_up(trial, recipe, f"the child's scores are not finite, of {size} calibration images")
+                raise _pruned(trial, recipe, f"the child's scores are not finite, of {size} calibration images")
             if not self.timed:
                 trial.report(quality, size)
             if size < recipe.calibration.images and trial.should_prune():
-                raise _given_up(trial, recipe, f"behind the median at {size} calibration images")
+                raise _pruned(trial, recipe, f"behind the median at {size} calibration images")
         digest = state_digest(result.child.state_dict())
-        _note(trial, recipe, seconds=seconds, digest=digest, not_converged=list(result.not_converged))
+        _record(trial, recipe, seconds=seconds, digest=digest, not_converged=list(result.not_converged))
         return (quality, seconds) if self.timed else quality
 
     def _fused(self, recipe: Recipe, size: int) -> tuple[FusionResult, float]:
@@ -188,11 +188,11 @@ class Objective:
         return result, sum(result.seconds.values()) - result.seconds["groups"] + saved
 
 
-def _given_up(trial: Trial, recipe: Recipe | None, reason: str) -> TrialPruned:
-    _note(trial, recipe, reason=reason)
+def _pruned(trial: Trial, recipe: Recipe | None, reason: str) -> TrialPruned:
+    _record(trial, recipe, reason=reason)
     return TrialPruned(reason)
 
 
-def _note(trial: Trial, recipe: Recipe | None, **found: Any) -> None:
+def _record(trial: Trial, recipe: Recipe | None, **result: Any) -> None:
     """Store a trial's recipe and result in one attribute, since each attribute is a visit to the storage."""
-    trial.set_user_attr(RESULT, {"recipe": None if recipe is None else recipe.model_dump(mode="json"), **found})
+    trial.set_user_attr(RESULT, {"recipe": None if recipe is None else recipe.model_dump(mode="json"), **result})

@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL, make_url
 
 from depfuse.errors import StudyError
-from depfuse.study.worker_lock import Roll
+from depfuse.study.worker_lock import WorkerLock
 
 WORKER = "worker"  # the user attribute of a trial that names who runs it
 _NAME = re.compile(r"[0-9a-f]{32}")  # of a worker
@@ -96,7 +96,7 @@ class FileStorage(Storage):
             path.parent.mkdir(parents=True, exist_ok=True)
             # Not by a symbolic link, which is Optuna's default and on Windows a privilege.
             self.optuna = JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
-            self._roll = Roll(path.parent)
+            self._worker_lock = WorkerLock(path.parent)
         except OSError as error:
             raise StudyError(f"study {path} cannot be used: {error.strerror or error}") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -104,7 +104,7 @@ class FileStorage(Storage):
 
     def begin(self, trial: Trial) -> None:
         """Mark a trial as run by this worker."""
-        trial.set_user_attr(WORKER, self._roll.name)
+        trial.set_user_attr(WORKER, self._worker_lock.name)
 
     def take_over(self, study: Study) -> None:
         """Fail the trials of dead workers, and queue them again."""
@@ -114,7 +114,7 @@ class FileStorage(Storage):
                 lost = (datetime.now() - started).total_seconds() > JUST_BEGUN
             else:  # a name is part of a path, and what is no name is nobody's
                 named = isinstance(worker, str) and _NAME.fullmatch(worker) is not None
-                lost = not named or not self._roll.alive(worker)
+                lost = not named or not self._worker_lock.alive(worker)
             if lost:
                 with suppress(UpdateFinishedTrialError, ValueError):  # another worker was faster
                     study.tell(trial.number, state=TrialState.FAIL)
@@ -122,7 +122,7 @@ class FileStorage(Storage):
 
     def close(self) -> None:
         """Release locks and connections."""
-        self._roll.close()
+        self._worker_lock.close()
 
 
 def parse_url(url: str) -> URL:

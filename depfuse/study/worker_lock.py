@@ -8,7 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 
-class Roll:
+class WorkerLock:
     """A worker's lock in a folder: the worker is alive as long as it holds the lock.
 
     The system releases the lock of a process that was killed.

@@ -1,4 +1,4 @@
-"""Regularised information maximisation: a linear classifier made confident, without labels."""
+"""Train a linear classifier without labels by regularised information maximisation."""
 
 from __future__ import annotations
 
@@ -62,5 +62,5 @@ def maximise(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor | No
 
     with torch.enable_grad():
         optimiser.step(closure)  # type: ignore[no-untyped-call]
-    found = (start[0] + moved.detach()) / deviation
-    return found.to(weight), (start[1] + shift.detach() - found @ mean).to(bias)
+    solution = (start[0] + moved.detach()) / deviation
+    return solution.to(weight), (start[1] + shift.detach() - solution @ mean).to(bias)

@@ -1,4 +1,4 @@
-"""Better teachers of parents with different knowledge: renewed statistics, and one head over all features."""
+"""Improve parents with different knowledge as teachers: renew their statistics, and fit one head over all features."""
 
 from __future__ import annotations
 
@@ -27,40 +27,40 @@ AGREEING = 0.75
 
 
 def renewed(models: Sequence[nn.Module], calibration: Loader) -> list[nn.Module]:
-    """Copies of the parents with BatchNorm statistics of the calibration images.
+    """Copy the parents with BatchNorm statistics of the calibration images.
 
-    A parent that has seen some of the labels only has statistics of theirs: on images of all labels its outputs are
-    far from those of the other parents in scale.
+    A parent trained on some of the labels only has statistics of theirs: on images of all labels the scale of its
+    outputs differs much from that of the other parents.
     """
-    found = [copy.deepcopy(model) for model in models]
-    for model in found:
+    copies = [copy.deepcopy(model) for model in models]
+    for model in copies:
         reset_batch_norm(model, calibration)
-    return found
+    return copies
 
 
-def know_different(models: Sequence[nn.Module], images: Loader) -> bool:
-    """Whether parents with the same labels have learned to tell different ones apart.
+def knowledge_differs(models: Sequence[nn.Module], images: Loader) -> bool:
+    """Tell whether parents with the same label sets have learned to discriminate different classes.
 
-    Two of them then name the same class far more seldom than each is sure of its own: for less than `AGREEING` of the
-    mean of their highest class probabilities, over all pairs and some unlabelled images. Where outputs are no class
-    scores, there are none to tell apart.
+    Two of them then predict the same class far more seldom than their confidence suggests: on less than `AGREEING`
+    times the mean of their highest class probabilities, over all pairs and some unlabelled images. False where outputs
+    are no class scores.
     """
     first = images.example()
     with torch.inference_mode(), evaluating(models[0]):
         if not gives_classes(run_network(models[0], first)):
             return False
-    found: list[list[Tensor]] = [[] for _ in models]
+    probabilities: list[list[Tensor]] = [[] for _ in models]
     with torch.inference_mode(), evaluating(*models):
         for batch, _ in images.first(COMPARED):
-            for outputs, model in zip(found, models, strict=True):
+            for outputs, model in zip(probabilities, models, strict=True):
                 outputs.append(run_network(model, batch).float().softmax(1))
-    sure, named = zip(*(torch.cat(outputs).max(1) for outputs in found), strict=True)
-    agreement = [float((one == other).float().mean()) for one, other in itertools.combinations(named, 2)]
-    return sum(agreement) / len(agreement) < AGREEING * float(torch.stack(sure).mean())
+    confidences, classes = zip(*(torch.cat(outputs).max(1) for outputs in probabilities), strict=True)
+    agreement = [float((one == other).float().mean()) for one, other in itertools.combinations(classes, 2)]
+    return sum(agreement) / len(agreement) < AGREEING * float(torch.stack(confidences).mean())
 
 
 def can_have_joint_head(models: Sequence[nn.Module], images: Loader, labels: LabelSets | None = None) -> bool:
-    """Whether all networks end in a linear layer, and there are enough images for so many classes to find a head."""
+    """Tell whether all networks end in a linear layer, and there are enough images to fit a head of so many classes."""
     first = images.example()
     heads = [layer for layer in (_last(model, first) for model in models) if _is_head(layer)]
     if len(heads) < len(models):
@@ -77,10 +77,10 @@ def with_joint_head(
     labels: LabelSets | None = None,
     template: nn.Module | None = None,
 ) -> list[nn.Module]:
-    """Copies of the parents with heads over all labels, whose share-weighted logits are those of one classifier.
+    """Copy the parents with heads over all labels whose share-weighted logits are those of one classifier.
 
-    Heads side by side are poorly calibrated against each other: each parent is as sure of images that it does not know.
-    One linear classifier of the features of all parents, which begins as these heads, learns to tell better, by
+    Heads side by side are poorly calibrated against each other: each parent is as confident on images of classes that
+    it does not know. One linear classifier of the features of all parents, initialised with these heads, is trained by
     regularised information maximisation (`maximise`) and, where they are read, labels. Each copy takes its part of the
     weights.
 
@@ -89,13 +89,13 @@ def with_joint_head(
     models
         The parents; left as they are.
     shares
-        One weight per parent; one of weight zero has no say.
+        One weight per parent; one of weight zero does not count.
     calibration
         Images.
     labelled
         The labels of so many of these, the first ones, are read.
     labels, template
-        Which labels the parents' outputs stand for and a network with an output for each, where they differ.
+        The parents' label sets and a network with an output for each label, where they differ.
 
     Raises
     ------
@@ -112,42 +112,42 @@ def with_joint_head(
             "one head for all parents tells classes apart, and these networks have one output: leave out "
             "teach.labelled and teach.head"
         )
-    known = calibration.required_labels[:labelled].long().to(images.device) if labelled else None
-    if known is not None and int(known.max()) >= classes:
+    read = calibration.required_labels[:labelled].long().to(images.device) if labelled else None
+    if read is not None and int(read.max()) >= classes:
         raise RecipeError(
-            f"the data have the label {int(known.max())}, but the parents know {classes} labels: 0 to {classes - 1}"
+            f"the data have the label {int(read.max())}, but the parents know {classes} labels: 0 to {classes - 1}"
         )
-    says = [number for number, share in enumerate(shares) if share > 0]
-    features = [_features(copies[number], heads[number], calibration) for number in says]
+    counted = [number for number, share in enumerate(shares) if share > 0]
+    features = [_features(copies[number], heads[number], calibration) for number in counted]
     with torch.no_grad():
-        counts = [_counts(number, shares, labels, classes).to(heads[number].bias) for number in says]
-        own = [count[:, None] * heads[number].weight for count, number in zip(counts, says, strict=True)]
-        start = torch.stack([count * heads[number].bias for count, number in zip(counts, says, strict=True)]).sum(0)
-        weight, bias = maximise(torch.cat(features, 1), torch.cat(own, 1), start, known)
+        counts = [_counts(number, shares, labels, classes).to(heads[number].bias) for number in counted]
+        own = [count[:, None] * heads[number].weight for count, number in zip(counts, counted, strict=True)]
+        start = torch.stack([count * heads[number].bias for count, number in zip(counts, counted, strict=True)]).sum(0)
+        weight, bias = maximise(torch.cat(features, 1), torch.cat(own, 1), start, read)
         for head in heads:
             head.weight.zero_()
             head.bias.copy_(bias)
-        widths = [found.shape[1] for found in features]
-        for number, part in zip(says, torch.split(weight, widths, 1), strict=True):
+        widths = [values.shape[1] for values in features]
+        for number, part in zip(counted, torch.split(weight, widths, 1), strict=True):
             heads[number].weight.copy_(part / shares[number])
     return copies
 
 
-def shared_anew(
+def reweight_joint_head(
     models: Sequence[nn.Module], before: Sequence[float], now: Sequence[float], images: Example
 ) -> list[nn.Module]:
-    """Copies of parents with one head whose logits, weighted by other shares, are again those of that head.
+    """Copy parents with a joint head so that their logits, weighted by other shares, are again those of that head.
 
-    One of weight zero has no say, now or before.
+    A parent of weight zero, now or before, does not count.
 
     Parameters
     ----------
     models
-        What `with_joint_head` gave, or these with other channels.
+        The networks of `with_joint_head`, or these with other channels.
     before, now
-        The shares that they had, and those that they get.
+        The old shares and the new ones.
     images
-        One input, to find their heads with.
+        One input, to find the heads with.
     """
     copies = [copy.deepcopy(model) for model in models]
     with torch.no_grad():
@@ -157,12 +157,11 @@ def shared_anew(
 
 
 def _counts(number: int, shares: Sequence[float], labels: LabelSets | None, classes: int) -> Tensor:
-    """What a parent counts in each output (classes,), beside the others that know its label."""
+    """Compute a parent's share in each output (classes,), among the parents that know its label."""
     if labels is None:
         return torch.full((classes,), shares[number], dtype=torch.float32)
     alone = [
-        torch.full((len(known),), float(parent == number), dtype=torch.float32)
-        for parent, known in enumerate(labels.sets)
+        torch.full((len(own),), float(parent == number), dtype=torch.float32) for parent, own in enumerate(labels.sets)
     ]
     return labels.join(alone, shares, 0)
 
@@ -177,12 +176,12 @@ def _of_all_labels(
 
 
 def head_of(model: nn.Module, images: Example) -> nn.Linear:
-    """The linear layer that gives the logits: the last layer with weights that runs.
+    """Find the linear layer that gives the logits: the last layer with weights that runs.
 
     Raises
     ------
     RecipeError
-        It is none, or has no bias.
+        That layer is not linear, or has no bias.
     """
     layer = _last(model, images)
     if not _is_head(layer):
@@ -206,14 +205,14 @@ def _last(model: nn.Module, images: Example) -> nn.Module:
 
 
 def _features(model: nn.Module, layer: nn.Module, loader: Loader) -> Tensor:
-    """Inputs (N, width) of a layer; from a forward pass in bfloat16 where that is faster."""
-    found: list[Tensor] = []
+    """Collect the inputs (N, width) of a layer, by a forward pass in bfloat16 where that is faster."""
+    features: list[Tensor] = []
     quick = torch.autocast(loader.device.type, torch.bfloat16, enabled=bfloat16_pays(loader.device))
-    handle = layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].float()))
+    handle = layer.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].float()))
     try:
         with torch.no_grad(), evaluating(model), quick:
             for images, _ in loader:
                 run_network(model, images)
     finally:
         handle.remove()
-    return torch.cat(found)
+    return torch.cat(features)

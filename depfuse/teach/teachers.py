@@ -1,4 +1,4 @@
-"""The parents as they teach their child: statistics renewed and one head found, where they know different things."""
+"""Prepare the parents as teachers: renew statistics and fit one head where they know different things."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
 from depfuse.recipe.sections import Teach
 from depfuse.renorm import has_batch_norm
-from depfuse.teach.joint_head import can_have_joint_head, know_different, renewed, with_joint_head
+from depfuse.teach.joint_head import can_have_joint_head, knowledge_differs, renewed, with_joint_head
 
 
 @dataclass(frozen=True)
 class Teachers:
-    """What a child learns from.
+    """The networks that a child learns from.
 
     Attributes
     ----------
     models
         The parents, or changed copies of them.
     labels
-        Which labels their outputs stand for, where these still differ.
+        Their label sets, where these still differ.
     joint
-        Whether they have one head over all labels together.
+        Whether they have one head over all labels.
     renewed
         Whether their BatchNorm statistics were renewed.
     """
@@ -80,7 +80,7 @@ def prepare_teachers(
     resized = labels is None and template is not None
     if resized and always:
         raise RecipeError("one head is fitted to features of the parents' own widths: leave out `template`")
-    different = labels is not None or (learns and know_different(models, calibration))
+    different = labels is not None or (learns and knowledge_differs(models, calibration))
     renewable = settings.renorm == "auto" and different and has_batch_norm(models[0])
     renews = renewable or settings.renorm == "reset"
     if renews:

@@ -1,4 +1,4 @@
-"""Learn by stochastic gradient descent, in one process or in several that share every batch."""
+"""Train by stochastic gradient descent, in one process or in several that share every batch."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ class Descent:
         return self.model
 
     def begin_epoch(self) -> None:
-        """Let BatchNorm and dropout train."""
+        """Put the network into training mode."""
         self.model.train()
 
     def step(self, images: Tensor, labels: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-        """Learn one batch at a learning rate; give its loss, summed over images, and how many it predicted rightly."""
+        """Take one step on a batch; return its loss, summed over images, and the number of correct predictions."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with differentiable(self.device), torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
@@ -91,7 +91,7 @@ class Descent:
         return loss
 
     def finish(self) -> None:
-        """Bring weights back into the usual memory layout."""
+        """Convert the weights back to the contiguous memory layout."""
         self.model.to(memory_format=torch.contiguous_format)
 
     def state_dict(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Descent:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore what `state_dict` gave."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
 
@@ -115,10 +115,10 @@ class SharedDescent(Descent):
         *,
         team: Team,
         batch: int,
-        **own: Any,
+        **options: Any,
     ) -> None:
         self.team, self.batch = team, batch
-        super().__init__(model, recipe, device, teacher=None, **own)
+        super().__init__(model, recipe, device, teacher=None, **options)
 
     def _running(self) -> nn.Module:
         with warnings.catch_warnings():
@@ -131,7 +131,7 @@ class SharedDescent(Descent):
         return loss * (count * self.team.size / self.batch)
 
     def end_epoch(self, *figures: Tensor) -> list[Tensor]:
-        """Give BatchNorms the mean of what they saw in all processes; the sums of figures."""
+        """Average BatchNorm statistics over processes, and sum the figures."""
         for buffer in self.model.buffers():
             if buffer.is_floating_point():
                 buffer.copy_(self.team.add(buffer.double()) / self.team.size)

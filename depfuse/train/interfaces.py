@@ -1,4 +1,4 @@
-"""What a training reports, learns from and learns with."""
+"""Declare what a training reports, its teacher and its learner."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class EpochReport:
-    """Where a training stands: `epoch` of `epochs` are done.
+    """The progress of a training after `epoch` of `epochs`.
 
     `loss` and `accuracy` are means over the epoch's training batches (with a teacher, `accuracy` is how often the
-    network chooses its class), `learning_rate` is that of the last step, `seconds` is what the epoch took, and
-    `total_seconds` what all did so far.
+    network predicts its class), `learning_rate` is that of the last step, `seconds` the time of the epoch, and
+    `total_seconds` that of all so far.
     """
 
     epoch: int
@@ -31,30 +31,30 @@ Progress = Callable[[EpochReport], None]
 
 
 class Teacher(Protocol):
-    """What a network learns instead of labels."""
+    """Gives the targets of a network that does not learn labels."""
 
     @property
     def digest(self) -> str:
-        """Tells one teacher from another."""
+        """A digest that differs between teachers."""
 
     def __call__(self, images: Tensor, /) -> Tensor:
-        """Logits (N, C) for images, without gradients."""
+        """Compute logits (N, C) for images, without gradients."""
 
 
 class Learner(Protocol):
     """Moves a network's weights, one batch of training images after another."""
 
     def begin_epoch(self) -> None:
-        """Called before every epoch."""
+        """Prepare for an epoch; called before each."""
 
     def step(self, images: Tensor, labels: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-        """Learn one batch at a learning rate; give its loss, summed over images, and how many it named rightly."""
+        """Take one step on a batch; return its loss, summed over images, and the number of correct predictions."""
 
     def finish(self) -> None:
-        """Called once after the last epoch: leave the network as it shall be used."""
+        """Finish the network; called once after the last epoch."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes from epoch to epoch, the network's weights included."""
+        """Collect all that changes from epoch to epoch, the network's weights included."""
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore what `state_dict` gave."""

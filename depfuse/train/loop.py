@@ -1,4 +1,4 @@
-"""Train a network on a data set: the parents of a fusion."""
+"""Train a network on a data set, as the parents of a fusion are."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def train(
     progress: Progress | None = None,
     save_seconds: float = 30.0,
 ) -> dict[str, float]:
-    """Train a network in place, from the weights it has, and say what it reached.
+    """Train a network in place, from the weights it has, and evaluate it on the test images.
 
-    See `fit`, which it is, followed by an evaluation.
+    It is `fit`, followed by an evaluation.
 
     Several processes (`depfuse.distributed.team`) share every step: each takes its part of each batch, and gradients
     are those of the whole batch. BatchNorm normalises a part by its own statistics, as if batches were smaller, and
@@ -79,7 +79,7 @@ def fit(
     saving: Saving | None = None,
     progress: Progress | None = None,
 ) -> EpochReport:
-    """Train a network in place, from the weights it has, on labels or on what a teacher says.
+    """Train a network in place, from the weights it has, on labels or towards a teacher.
 
     The same weights, data and recipe give the same result on the same machine with the same number
     of threads; on the CPU bit for bit, also when the training was cut off and resumed in between.
@@ -91,17 +91,17 @@ def fit(
     data
         Its training images.
     recipe
-        How to train.
+        The settings of the training.
     teacher
         Where given, the loss is the divergence from its softened class scores
         (`depfuse.ensemble.targets.divergence`), and no label is read.
     learner
-        What takes the steps in place of SGD; it knows the network, and the teacher if there is one. Of the recipe
-        it is given the learning rate.
+        Takes the steps in place of SGD; it holds the network, and the teacher if there is one. Of the recipe it is
+        given the learning rate.
     device
         Where to train.
     saving
-        Where and how often the state of the training is kept; it is not when left out.
+        Where and how often the state of the training is saved; never when left out.
     progress
         Called after every epoch.
 
@@ -136,7 +136,7 @@ def _fit_on_all(
     saving: Saving | None = None,
     progress: Progress | None = None,
 ) -> EpochReport:
-    """See `fit`; where processes share the training, all call this, the first one alone with a place and progress."""
+    """Train as `fit` does, in each of the processes that share the training; the first one saves and reports."""
     device = device if team is None else team.local_device(device)
     with undisturbed():
         _check(model, data, device)
@@ -151,7 +151,7 @@ def _check(model: nn.Module, data: DataSet, device: torch.device) -> None:
 
 
 def _to_the_end(run: Run, saving: Saving | None, progress: Progress | None, team: Team | None = None) -> EpochReport:
-    """Take a training from where its state is, or from the start, to its end."""
+    """Resume a training from its state, or begin it, and run it to its end."""
     in_first = _call if team is None else team.in_first
     in_first(partial(run.resume, None if saving is None else saving.path))
     if team is not None:

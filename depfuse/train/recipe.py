@@ -1,4 +1,4 @@
-"""How a network is trained. A description, which needs no torch."""
+"""Describe how a network is trained, without importing torch."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class TrainRecipe(BaseModel):
 
     @property
     def augmentation(self) -> Augmentation:
-        """What happens to the training images."""
+        """Augmentation of the training images."""
         return Augmentation(self.flip, self.translate, self.cutout)
 
     def learning_rate_at(self, epoch: float) -> float:

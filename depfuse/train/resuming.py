@@ -1,4 +1,4 @@
-"""Keep the state of a training in a file, and go on from it."""
+"""Save the state of a training in a file, and resume from it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _PARTS = {"recipe": "recipe", "data": "data set", "start": "network or seed", "t
 
 @dataclass(frozen=True)
 class Saving:
-    """Where and how often the state of a training is kept.
+    """Where and how often the state of a training is saved.
 
     Attributes
     ----------
     path
-        Its file. A training that finds its own state there goes on from it. The finished training stays there as well:
-        delete the file once the result is kept.
+        Its file. A training that finds its own state there is resumed from it. The state of a finished training is
+        saved as well: delete the file once the result is saved.
     seconds
-        The state is saved at the end of an epoch when so much time has passed since the last time, and at the very end.
+        Least time between two savings, each at the end of an epoch; the last epoch is always saved.
     start
-        Tells what the training starts from; the digest of the network's weights when left out.
+        Identifies the start of the training; the digest of the network's weights when left out.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""A training under way, epoch by epoch."""
+"""Run a training epoch by epoch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from depfuse.train.resuming import Saving, read_state, write_state
 
 
 class Run:
-    """A training under way: everything that changes from epoch to epoch."""
+    """A running training: everything that changes from epoch to epoch."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Run:
 
     @property
     def report(self) -> EpochReport:
-        """Where it stands after the epochs so far."""
+        """The report after the epochs so far."""
         rate = self.recipe.learning_rate_at(self.epoch)
         return EpochReport(self.epoch, self.recipe.epochs, self.loss, self.accuracy, rate, 0.0, self.seconds)
 
@@ -89,7 +89,7 @@ class Run:
         started = time.perf_counter()
         self.learner.begin_epoch()
         self.loader.epoch = self.epoch
-        # Dropout draws from the process's generator: the same after a training was cut off, its own in each process.
+        # Dropout draws from the process's generator: the same in a resumed training, its own in each process.
         rank = (self.learner.team.rank,) if isinstance(self.learner, SharedDescent) else ()
         draws = isinstance(self.learner, Descent)
         with seeded(epoch_seed(self.recipe.seed, self.epoch, *rank), self.device) if draws else nullcontext():
@@ -104,31 +104,31 @@ class Run:
         return replace(self.report, learning_rate=rate, seconds=seconds)
 
     def _steps(self) -> tuple[Tensor, Tensor, int, float]:
-        """The steps of an epoch: the sum of losses, the numbers of hits and of images, and the last learning rate."""
+        """Take the steps of an epoch: the sum of losses, the numbers of hits and of images, the last learning rate."""
         total = torch.zeros((), dtype=torch.float32, device=self.device)
         hits = torch.zeros((), device=self.device, dtype=torch.int64)
         count = 0
         rate = 0.0
         for step, (images, labels) in enumerate(self.loader):
             rate = self.recipe.learning_rate_at(self.epoch + (step + 1) / (len(self.loader) + 1))
-            loss, named = self.learner.step(images, labels, rate)
+            loss, correct = self.learner.step(images, labels, rate)
             # Sums stay on the device: reading them would make it wait for every step.
             total += loss
-            hits += named
+            hits += correct
             count += len(labels)
         return total, hits, count, rate
 
     def end_epoch(self, report: EpochReport, saving: Saving | None, progress: Progress | None) -> None:
-        """Save the state at the end, and where so much time has passed since the last time; say where it stands."""
-        done = self.epoch == self.recipe.epochs
-        if saving is not None and (done or time.perf_counter() - self.saved >= saving.seconds):
+        """Save the state where it is due, at the end in any case, and report the progress."""
+        last = self.epoch == self.recipe.epochs
+        if saving is not None and (last or time.perf_counter() - self.saved >= saving.seconds):
             write_state(saving.path, self.identity, self.state())
             self.saved = time.perf_counter()
         if progress is not None:
             progress(report)
 
     def state(self) -> dict[str, Any]:
-        """All that changes from epoch to epoch."""
+        """Collect all that changes from epoch to epoch."""
         return {
             "epoch": self.epoch,
             "figures": [self.loss, self.accuracy, self.seconds],
@@ -136,7 +136,7 @@ class Run:
         }
 
     def resume(self, path: Path | None) -> None:
-        """Go on from the state at `path`, if there is one."""
+        """Resume from the state at `path`, if there is one."""
         if path is None or not path.exists():
             return
         state = read_state(path, self.identity)
@@ -148,14 +148,14 @@ class Run:
             ) from None
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Restore what `state` gave."""
         self.learner.load_state_dict(state["learner"])
         self.epoch = state["epoch"]
         self.loss, self.accuracy, self.seconds = state["figures"]
 
 
 def _in_channels_last(model: nn.Module, images: Tensor, *, weights: bool) -> bool:
-    """Give a network weights in channels-last layout, where it runs in that; whether it does."""
+    """Convert a network's weights to channels-last layout where it runs in that; tell whether it does."""
     if weights:
         model.to(memory_format=torch.channels_last)
     with evaluating(model):

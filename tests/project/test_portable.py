@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import depfuse
-from depfuse.study.worker_lock import Roll
+from depfuse.study.worker_lock import WorkerLock
 
 POSIX_ONLY = (
     "crypt", "fcntl", "grp", "nis", "ossaudiodev", "pty", "pwd", "readline", "resource", "spwd", "syslog", "termios",
@@ -75,10 +75,10 @@ def test_nothing_is_called_without_asking_that_only_posix_has() -> None:
 
 @pytest.mark.parametrize("killed", [True, False])
 def test_a_worker_is_alive_as_long_as_its_process(tmp_path: Path, killed: bool) -> None:
-    own = Roll(tmp_path)
+    own = WorkerLock(tmp_path)
     program = (
-        "import sys\nfrom pathlib import Path\nfrom depfuse.study.worker_lock import Roll\n"
-        "roll = Roll(Path(sys.argv[1]))\nprint(roll.name, flush=True)\nsys.stdin.read()\nroll.close()\n"
+        "import sys\nfrom pathlib import Path\nfrom depfuse.study.worker_lock import WorkerLock\n"
+        "lock = WorkerLock(Path(sys.argv[1]))\nprint(lock.name, flush=True)\nsys.stdin.read()\nroll.close()\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -17,7 +17,7 @@ from depfuse.data.preprocessing import Preprocessing
 from depfuse.ensemble.targets import TEMPERATURE, slope
 from depfuse.errors import RecipeError
 from depfuse.networks.running import evaluating
-from depfuse.refit.second_order.gauss_newton import _apart, _joined, _Search, gauss_newton_step
+from depfuse.refit.second_order.gauss_newton import _flatten, _Search, _split, gauss_newton_step
 from depfuse.renorm import reset_keeping_function
 
 
@@ -56,10 +56,10 @@ def dense(work: _Search, model: nn.Module, free: dict) -> tuple[torch.Tensor, to
     """J^T H J / n and J^T g / n, written out."""
     matrix, gradient, count = 0.0, 0.0, 0
     for inputs, target in work.views:
-        flat = _joined(free).requires_grad_(True)
+        flat = _flatten(free).requires_grad_(True)
 
         def logits(vector, inputs=inputs):
-            return functional_call(model, _apart(vector, free), (inputs,))
+            return functional_call(model, _split(vector, free), (inputs,))
 
         with torch.enable_grad():
             jacobian = torch.autograd.functional.jacobian(logits, flat)
@@ -93,7 +93,7 @@ def test_products_and_steps_are_those_of_the_dense_matrix(in_double):
         for damping, step in work._steps(free, work.views, len(scale)):
             scaled = scale[:, None] * matrix * scale + damping * torch.eye(len(scale), dtype=torch.float64)
             exact = -scale * torch.linalg.solve(scaled, scale * gradient)
-            torch.testing.assert_close(_joined(step), exact, atol=1e-5, rtol=1e-3)
+            torch.testing.assert_close(_flatten(step), exact, atol=1e-5, rtol=1e-3)
 
 
 def test_scales_even_out_the_diagonal(in_double):
@@ -103,7 +103,7 @@ def test_scales_even_out_the_diagonal(in_double):
         free = work._free(0)
         scale = work._scales(free, work.views)
         matrix, _ = dense(work, model, free)
-        for part in _apart((scale**2) * matrix.diagonal(), free).values():
+        for part in _split((scale**2) * matrix.diagonal(), free).values():
             assert 0.3 < float(part.mean()) < 3.0
 
 

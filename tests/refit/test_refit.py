@@ -198,8 +198,8 @@ def test_clusters_keep_copies_together_and_drop_what_does_not_vary():
     mixtures = cluster_channels(torch.cov(channels.T), 3)
     assert bool((mixtures >= 0).all())
     torch.testing.assert_close(mixtures.square().sum(1), torch.ones(3, dtype=torch.float64))
-    together = {tuple(torch.nonzero(row > 1e-6)[:, 0].tolist()) for row in mixtures}
-    assert together == {(0, 2), (1,), (3,)}
+    groups_of_channels = {tuple(torch.nonzero(row > 1e-6)[:, 0].tolist()) for row in mixtures}
+    assert groups_of_channels == {(0, 2), (1,), (3,)}
     row = mixtures[mixtures[:, 2] > 0][0]
     assert float(row[2] / row[0]) == pytest.approx(2.0)
 
@@ -356,12 +356,12 @@ def test_a_child_of_one_parent_twice_has_nothing_to_learn():
     back = {name: Coupling(order).inverse() for name, order in orders.items()}
     identity = {name: Coupling.identity(len(order)) for name, order in orders.items()}
     child = copy.deepcopy(model)
-    together = refit_layers(child, AlignedParents([model, twin], groups, [identity, back], (0.5, 0.5)), loader, SOLVED)
+    session = refit_layers(child, AlignedParents([model, twin], groups, [identity, back], (0.5, 0.5)), loader, SOLVED)
     batch = next(iter(loader))[0]
-    logits, wanted = together.lesson(batch, TEMPERATURE)
+    logits, wanted = session.teacher(batch, TEMPERATURE)
     torch.testing.assert_close(logits.log_softmax(1), model(batch).detach().log_softmax(1), rtol=1e-4, atol=1e-4)
-    folded, state = together.folded, together.dissected.state
-    _, values = folded.run(folded.maps(state), state, batch, together.streams.nodes)
+    folded, state = session.folded, session.decomposed.state
+    _, values = folded.run(folded.maps(state), state, batch, session.streams.nodes)
     assert len(wanted) == len(values) > 1
     for value, stream in zip(values, wanted, strict=True):
         torch.testing.assert_close(value.relu(), stream, rtol=1e-3, atol=1e-3)
@@ -378,15 +378,13 @@ def test_a_natural_gradient_step_is_the_damped_kronecker_solution(monkeypatch):
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Flatten(), nn.Linear(9, 4)).eval()
     loader, target = images(25, (1, 3, 3)), torch.randn(25, 4)
-    together = Session.towards(layer, lambda *_: target, loader, seed=5)
+    session = Session.towards(layer, lambda *_: target, loader, seed=5)
     batch = next(iter(loader))[0]
-    state = together.dissected.state
-    learner = NaturalGradient(
-        together.folded, state, together.lesson, together.streams, torch.Generator().manual_seed(5)
-    )
+    state = session.decomposed.state
+    learner = NaturalGradient(session.folded, state, session.teacher, session.streams, torch.Generator().manual_seed(5))
     before = {key: tensor.clone() for key, tensor in learner.maps.items()}
     with torch.no_grad():
-        taught = learner.taught([batch])
+        taught = learner.with_targets([batch])
         learner.begin(learner.loss(taught) / 25)
         logits = layer(batch)
         loss, alike = learner.step(taught, 1.0)
@@ -423,11 +421,11 @@ def test_where_no_layer_can_be_moved_that_is_said_and_nothing_is():
 
     tied, loader = Tied().eval(), images(50)
     before = copy.deepcopy(tied.state_dict())
-    together = Session.towards(tied, lambda inputs, _: inputs.flatten(1), loader)
-    together.second_pass(4, Augmentation())
+    session = Session.towards(tied, lambda inputs, _: inputs.flatten(1), loader)
+    session.second_pass(4, Augmentation())
     assert all(torch.equal(tensor, before[key]) for key, tensor in tied.state_dict().items())
     with pytest.raises(ArchitectureError, match="no layer"):
-        together.training(loader)
+        session.training(loader)
 
 
 def test_the_same_refit_twice_is_the_same_bit_for_bit():

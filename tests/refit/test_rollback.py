@@ -22,7 +22,7 @@ class Learner:
     def loss(self, images: object) -> float:
         return float(self.maps["weight"])
 
-    def take_back(self, maps: dict[str, torch.Tensor]) -> None:
+    def restore(self, maps: dict[str, torch.Tensor]) -> None:
         self.maps, self.taken_back = dict(maps), self.taken_back + 1
 
     def move(self, loss: float) -> None:
@@ -45,7 +45,7 @@ def test_it_goes_back_to_the_best_weights_so_far():
     rollback.compare()
     assert compared(rollback, learner, [0.5, 0.6, 0.7, 3.0]) == [0.5, 0.6, 0.5, 0.5]
     assert learner.taken_back == 2
-    assert float(rollback.kept["weight"]) == 0.5
+    assert float(rollback.best["weight"]) == 0.5
 
 
 @pytest.mark.parametrize("loss", [math.inf, math.nan])
@@ -70,4 +70,4 @@ def test_what_is_gone_on_with_is_never_much_worse_than_the_best(losses, data):
     for loss, kept in zip(losses, found, strict=True):
         assert kept == (loss if loss <= WORSE * lowest else lowest)
         lowest = min(lowest, kept)
-    assert resumed.lowest == lowest == float(resumed.kept["weight"])
+    assert resumed.lowest == lowest == float(resumed.best["weight"])

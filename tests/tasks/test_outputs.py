@@ -12,7 +12,7 @@ from torch import nn
 from depfuse import Recipe, fuse
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.ensemble.distance import at_best_scale
-from depfuse.ensemble.targets import TEMPERATURE, curved, divergence, drawn, ensemble_logits, slope, wanted_of
+from depfuse.ensemble.targets import TEMPERATURE, curved, divergence, drawn, ensemble_logits, ensemble_outputs, slope
 from depfuse.errors import RecipeError
 from depfuse.merge import fisher_information
 from depfuse.tasks.outputs import CROSS_ENTROPY, SQUARED_ERROR, distance_of
@@ -59,7 +59,7 @@ def test_numbers_of_an_ensemble_are_their_weighted_mean(shape):
     outputs = list(torch.randn(2, *shape))
     mean = 0.25 * outputs[0] + 0.75 * outputs[1]
     torch.testing.assert_close(ensemble_logits(outputs, (0.25, 0.75), temperature=TEMPERATURE), mean)
-    torch.testing.assert_close(wanted_of(outputs, (0.25, 0.75)), mean)
+    torch.testing.assert_close(ensemble_outputs(outputs, (0.25, 0.75)), mean)
     losses, scale = at_best_scale(2 * mean, mean)
     torch.testing.assert_close(losses, mean.reshape(6, -1).square().mean(1))
     assert scale == 1.0

@@ -81,8 +81,8 @@ def test_streams_are_taught_where_the_parents_know_the_same(parents, data):
         def images(self, device, seed):
             return calibration_loader(data, 200)
 
-        def train(self, model, teacher, name, recipe, together):
-            self.streams = 0 if together is None else len(together.streams.nodes)
+        def train(self, model, teacher, settings, *, session, **_):
+            self.streams = 0 if session is None else len(session.streams.nodes)
             return {}
 
     streams = {}

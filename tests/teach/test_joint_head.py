@@ -26,7 +26,13 @@ from depfuse.io.checkpoint import write_checkpoint
 from depfuse.io.loading import load_network
 from depfuse.models import build_network
 from depfuse.renorm import reset_batch_norm
-from depfuse.teach.joint_head import can_have_joint_head, know_different, renewed, shared_anew, with_joint_head
+from depfuse.teach.joint_head import (
+    can_have_joint_head,
+    knowledge_differs,
+    renewed,
+    reweight_joint_head,
+    with_joint_head,
+)
 from depfuse.train import TrainRecipe, fit
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
@@ -87,9 +93,9 @@ def test_the_heads_together_are_the_classifier_that_was_found(halves, data, monk
     with torch.no_grad():
         batches = [images for images, _ in calibration]
         scores = torch.cat([sets.join([model(images) for model in halves], shares, 1) for images in batches])
-        together = torch.cat([mean_logits([model(images) for model in teachers], shares) for images in batches])
+        session = torch.cat([mean_logits([model(images) for model in teachers], shares) for images in batches])
     assert torch.allclose(given["scores"], scores, atol=1e-4)  # heads side by side are where it begins
-    assert torch.allclose(together, scores, atol=1e-4)
+    assert torch.allclose(session, scores, atol=1e-4)
 
 
 def test_a_parent_without_a_share_has_no_say(halves, data):
@@ -106,7 +112,7 @@ def test_at_other_shares_the_one_head_stays_what_it_is(data):
     test = Loader(data.test, data.preprocessing, batch_size=500)
     result = fuse(parents, Recipe(refit="ridge", refit_steps=0, seed=1), calibration_loader(data, 300))
     images = data.example(50)
-    anew = shared_anew(result.teachers, (0.5, 0.5), (0.2, 0.8), images[:1])
+    anew = reweight_joint_head(result.teachers, (0.5, 0.5), (0.2, 0.8), images[:1])
     with torch.no_grad():
         before = mean_logits([model(images) for model in result.teachers], (0.5, 0.5))
         torch.testing.assert_close(mean_logits([model(images) for model in anew], (0.2, 0.8)), before)
@@ -118,9 +124,9 @@ def test_at_other_shares_the_one_head_stays_what_it_is(data):
 def test_which_parents_know_different_things(data):
     calibration = calibration_loader(data, 400)
     loaded = {name: load_network(CHECKPOINTS / f"digits-{name}.safetensors") for name in ("a", "b", "same-a", "same-b")}
-    assert know_different([loaded["a"], loaded["b"]], calibration)
-    assert not know_different([loaded["same-a"], loaded["same-b"]], calibration)
-    assert know_different([loaded["same-a"], loaded["a"], loaded["b"]], calibration)
+    assert knowledge_differs([loaded["a"], loaded["b"]], calibration)
+    assert not knowledge_differs([loaded["same-a"], loaded["same-b"]], calibration)
+    assert knowledge_differs([loaded["same-a"], loaded["a"], loaded["b"]], calibration)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from depfuse.refit.layerwise.ridge import Rows, ridge
 from depfuse.refit.layerwise.rows import Window
 from depfuse.refit.layerwise.streams import Streams
 from depfuse.refit.layerwise.targets import Mixtures, Targets, find_mixtures, shares_of
-from depfuse.refit.program.decomposition import Dissected
+from depfuse.refit.program.decomposition import DecomposedNetwork
 from depfuse.refit.program.folded import Folded, Teacher
 from depfuse.refit.program.graph import State
 from depfuse.refit.program.units import Unit, feeding
@@ -162,13 +162,13 @@ def _of_all_labels(
 def can_be_refitted(model: nn.Module, images: Loader) -> bool:
     """Tell whether a network can be decomposed, see `Program`, and has a layer that can be solved for."""
     try:
-        return bool(Dissected.create(evaluation_copy(model), images).units)
+        return bool(DecomposedNetwork.create(evaluation_copy(model), images).units)
     except ArchitectureError:
         return False
 
 
 class _Refit:
-    """A refit in progress."""
+    """Solve the units of one child."""
 
     def __init__(
         self,
@@ -179,9 +179,9 @@ class _Refit:
         labels: LabelSets | None,
         seed: int,
     ) -> None:
-        self.dissected = Dissected.create(child, calibration)
-        self.program, self.units, self.state = self.dissected.program, self.dissected.units, self.dissected.state
-        self.loader, self.size = self.dissected.loader, self.dissected.size
+        self.decomposed = DecomposedNetwork.create(child, calibration)
+        self.program, self.units, self.state = self.decomposed.program, self.decomposed.units, self.decomposed.state
+        self.loader, self.size = self.decomposed.loader, self.decomposed.size
         self.parents, self.shares, self.labels, self.seed = list(parents), shares, labels, seed
         self.images = len(self.loader) * self.size
         self.outputs = None
@@ -206,23 +206,23 @@ class _Refit:
             mixtures = find_mixtures(self.program, inner, self.parents, self.shares, clustered, few, self.seed)
         targets = Targets(self.shares, mixtures, self.labels, self.outputs)
         walk = Walk(self.program, [*self.parents, self.state], self.loader)
-        for unit in self.units[self._settled() :]:
+        for unit in self.units[self._of_one_parent() :]:
             self._solve_forward(unit, walk, targets)
         del walk
         folded = Folded(self.program, self.units)
         teacher = Teacher.create(folded, self.parents, self.shares.network, self.labels, joint=joint)
         streams = Streams(folded.units, targets)
 
-        def lesson(images: Tensor, temperature: float) -> tuple[Tensor, list[Tensor]]:
+        def targets_of(images: Tensor, temperature: float) -> tuple[Tensor, list[Tensor]]:
             logits, values = teacher.watched(images, streams.nodes, temperature)
             return logits, streams.wanted(values)
 
-        together = Session(self.dissected, folded, lesson, streams, self.seed)
-        together.second_pass(steps, augment, held=held)
-        return together
+        session = Session(self.decomposed, folded, targets_of, streams, self.seed)
+        session.second_pass(steps, augment, held=held)
+        return session
 
-    def _settled(self) -> int:
-        """Count the units, from the input on, that are one parent's alone and stay as they are."""
+    def _of_one_parent(self) -> int:
+        """Count the units, from the input on, that one parent has all shares in: they stay as they are."""
         first = shares_of(self.units[0], self.shares) if self.units else ()
         if max(first, default=0.0) < 1.0:
             return 0
@@ -377,7 +377,7 @@ class _Refit:
         _put(state[norm.bias], shift.reshape(-1) + mean * factor)
 
     def _outputs(self) -> Unit:
-        """Find the unit whose outputs are the labels."""
+        """Find the unit whose outputs are the class scores."""
         for unit in self.units:
             if any(parent[unit.keys[0]].shape != self.state[unit.keys[0]].shape for parent in self.parents):
                 return unit

@@ -39,7 +39,7 @@ class Rows:
         """Compute X W."""
         return self.inputs @ weight.to(self.inputs)
 
-    def settle(self, weight: Tensor) -> Tensor:
+    def projected(self, weight: Tensor) -> Tensor:
         """Return Y, its free entries replaced by the prediction X W as far as their bounds allow."""
         if self.bounds is None:
             return self.outputs
@@ -48,7 +48,7 @@ class Rows:
 
     def error(self, weight: Tensor) -> float:
         """Sum the squared differences between prediction and Y, or the nearest value that the bounds allow."""
-        return float((self.predict(weight) - self.settle(weight)).double().square().sum())
+        return float((self.predict(weight) - self.projected(weight)).double().square().sum())
 
 
 def gram(first: Tensor, second: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def ridge(
     factor = _factor(covariance, strength, intercept)
     solution = _solve(factor, covariance, cross, start)
     for _ in range(sweeps if rows.bounds is not None else 0):
-        solution = _solve(factor, covariance, gram(rows.inputs, rows.settle(solution)), start)
+        solution = _solve(factor, covariance, gram(rows.inputs, rows.projected(solution)), start)
     return solution, strength
 
 

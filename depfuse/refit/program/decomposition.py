@@ -22,7 +22,7 @@ PIXELS_AT_ONCE = AT_ONCE * 32 * 32  # in a batch of larger images, of which ther
 
 
 @dataclass(frozen=True, eq=False)
-class Dissected:
+class DecomposedNetwork:
     """A network as a program, with the images that it is run on.
 
     Attributes
@@ -44,7 +44,7 @@ class Dissected:
     size: int
 
     @classmethod
-    def create(cls, network: nn.Module, images: Loader) -> Dissected:
+    def create(cls, network: nn.Module, images: Loader) -> DecomposedNetwork:
         """Decompose a network in eval mode.
 
         Raises

@@ -1,13 +1,13 @@
-r"""A Gauss-Newton step of a whole network towards its teacher's logits, for any architecture.
+r"""Take a Gauss-Newton step of a whole network towards its teacher's logits, for any architecture.
 
 Near its weights :math:`\theta` a network's logits are linear in what is added to them:
 :math:`z(\theta + \delta) \approx z(\theta) + J\delta`. The smallest example is a linear layer, where that is exact and
 the step is a regression on the teacher's logits. Elsewhere the step
 :math:`\delta = -(J^\top H J / n + \lambda I)^{-1} J^\top g / n`, with slope g and curvature H of the divergence from
-the teacher (`teaching`), minimises it as far as the network is linear (Schraudolph 2002; Martens 2010). The matrix is
-never written out: Lanczos' iteration asks for its products with vectors only, and the small tridiagonal matrix that it
-gives holds the steps for all dampings :math:`\lambda` at once (Golub & Van Loan 2013, section 10.1). So damping and
-length are chosen by what the step does on images that it has not seen.
+the teacher (`ensemble.targets`), minimises it as far as the network is linear (Schraudolph 2002; Martens 2010). The
+matrix is never written out: Lanczos' iteration needs its products with vectors only, and the small tridiagonal matrix
+that it gives holds the steps for all dampings :math:`\lambda` at once (Golub & Van Loan 2013, section 10.1). So damping
+and length are chosen by the loss on held-out images.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ VIEWS = 1000  # augmented views of the images that the curvature is taken from
 ITERATIONS = 5  # of Lanczos, each with a product of the curvature over all views
 HELD_OUT = 0.125  # share of the images that damping and length are chosen on
 AT_ONCE = 125  # images differentiated at a time
-# Which layers are free is found on so much of the views and of the iterations.
+# Share of the views and of the iterations by which the free layers are chosen.
 PROBED = 1 / 3
 DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # to choose from, in units of the preconditioned curvature
 LENGTHS = (0.5, 1.0)  # to choose from, as shares of the step
@@ -52,12 +52,12 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class GaussNewtonStep:
-    """What a step came to.
+    """The result of a step.
 
     Attributes
     ----------
     before, after
-        Cross-entropy (nats) of the network's probabilities under the teacher's, on images that no step saw; mean
+        Cross-entropy (nats) of the network's probabilities under the teacher's, on held-out images; mean
         squared error where the outputs are no class scores.
     layers
         `last stage` or `all`: which were free; None where no step lowered it, and nothing was changed.
@@ -81,11 +81,12 @@ def gauss_newton_step(
     iterations: int = ITERATIONS,
     seed: int = 0,
 ) -> GaussNewtonStep:
-    """Move a network's weights, in place, towards a teacher's logits on images without labels.
+    """Take one Gauss-Newton step of a network, in place, towards a teacher's logits on images without labels.
 
-    Either the weights of the last stage (`stages_of`) with the head are free, or all, whichever does better in a short
-    trial; of the steps of all dampings and lengths the one is taken with the least cross-entropy under the teacher on
-    the last eighth of the images. Memory does not grow with the number of images. BatchNorm keeps its statistics.
+    Either the weights of the last stage (`stages_of`) with the head are free, or all, whichever has the lower loss in a
+    short trial; of the steps of all dampings and lengths the one is taken with the least cross-entropy under the
+    teacher on the last eighth of the images. Memory does not grow with the number of images. BatchNorm keeps its
+    statistics.
 
     Parameters
     ----------
@@ -96,16 +97,16 @@ def gauss_newton_step(
     calibration
         Unlabelled training images.
     augment
-        What happens to each image each time it is drawn; images are mixed with others, too (`mix`). None for neither.
+        Augmentation of each image each time it is drawn; images are mixed with others, too (`mix`). None for neither.
     views
-        How many images the step sees; once all have been drawn, they are drawn again.
+        Number of images that the step sees; once all have been drawn, they are drawn again.
     iterations
-        Products with the matrix.
+        Number of products with the matrix.
 
     Returns
     -------
     GaussNewtonStep
-        Nothing changes where no step comes closer.
+        Nothing changes where no step lowers the loss.
 
     Raises
     ------
@@ -122,7 +123,7 @@ def gauss_newton_step(
 
 
 class _PlainAttention(TorchFunctionMode):
-    """Compute attention by matrix products, in this thread: what is faster has no forward derivative."""
+    """Compute attention by matrix products, in this thread: the fused kernels have no forward derivative."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
@@ -131,7 +132,7 @@ class _PlainAttention(TorchFunctionMode):
 
 
 class _Search:
-    """One search for a step under way; vectors are mappings from the free parameters' names."""
+    """Search for one step; vectors are mappings from the free parameters' names."""
 
     def __init__(
         self,
@@ -155,9 +156,9 @@ class _Search:
         self._stages, self._count = stages_of(model, example)
 
     def run(self, iterations: int) -> GaussNewtonStep:
-        """Find out which layers shall be free, then take the best step."""
+        """Choose the free layers, then take the best step."""
         before = self._loss({})
-        layers, free = self._chosen(iterations)
+        layers, free = self._choose_layers(iterations)
         after, moved, damping = self._best(free, self.views, iterations)
         if not after < before:
             return GaussNewtonStep(before, before)
@@ -166,8 +167,8 @@ class _Search:
             parameters[key].copy_(tensor)
         return GaussNewtonStep(before, after, layers, damping)
 
-    def _chosen(self, iterations: int) -> tuple[str, dict[str, Tensor]]:
-        """The layers that shall be free: those that do better on some of the views, in some of the iterations."""
+    def _choose_layers(self, iterations: int) -> tuple[str, dict[str, Tensor]]:
+        """Choose the free layers: those with the lower loss by some of the views, in some of the iterations."""
         whole, last = self._free(0), self._free(self._count - 1)
         if not last or len(last) == len(whole):
             return "all", whole
@@ -176,17 +177,17 @@ class _Search:
         return ("last stage", last) if better else ("all", whole)
 
     def _batches(self, numbers: Tensor, augment: Augmentation | None, mixed: bool = False) -> list[Batch]:
-        """Images by number, changed and prepared, with the teacher's logits."""
-        found = []
+        """Augment and prepare images by number, with the teacher's logits."""
+        batches = []
         for part in torch.split(numbers, AT_ONCE):
             images = self.loader.prepared(part, augment, self._generator)
             images = in_layout(images, self._layout)
             images = mix(images, self._generator) if mixed else images
-            found.append((images, self.teacher(images).float()))
-        return found
+            batches.append((images, self.teacher(images).float()))
+        return batches
 
     def _free(self, stage: int) -> dict[str, Tensor]:
-        """Parameters of the layers from a stage on."""
+        """Copy the parameters of the layers from a stage on."""
         return {
             name: parameter.detach().clone()
             for name, parameter in self.model.named_parameters()
@@ -198,7 +199,7 @@ class _Search:
         return output
 
     def _loss(self, free: Vector) -> float:
-        """Mean cross-entropy under the teacher on the images that no step sees, or squared error."""
+        """Compute the mean cross-entropy under the teacher on the held-out images, or the squared error."""
         total = 0.0
         for images, target in self.rest:
             distance = distance_of(target)
@@ -206,18 +207,18 @@ class _Search:
         return total / sum(len(images) for images, _ in self.rest)
 
     def _best(self, free: Vector, views: list[Batch], iterations: int) -> tuple[float, dict[str, Tensor], float]:
-        """The least loss of all steps from the free parameters, these parameters then, and the damping."""
-        least, kept, chosen = float("inf"), dict(free), 0.0
+        """Find the step with the least loss: the loss, the parameters after it, and the damping."""
+        least, best, best_damping = float("inf"), dict(free), 0.0
         for damping, step in self._steps(free, views, iterations):
             for length in LENGTHS:
                 moved = {name: free[name] + length * step[name] for name in free}
                 loss = self._loss(moved)
                 if loss < least:
-                    least, kept, chosen = loss, moved, damping
-        return least, kept, chosen
+                    least, best, best_damping = loss, moved, damping
+        return least, best, best_damping
 
     def _steps(self, free: Vector, views: list[Batch], iterations: int) -> Iterator[tuple[float, dict[str, Tensor]]]:
-        """The step for each damping, from one Lanczos iteration."""
+        """Yield each damping with its step, from one Lanczos iteration."""
         if not free:
             return
         scale = self._scales(free, views)
@@ -243,14 +244,14 @@ class _Search:
         for number in range(size - 1):
             small[number, number + 1] = small[number + 1, number] = beside[number]
         values, vectors = torch.linalg.eigh(small.double())
-        known = torch.stack(basis[:size], 1)
+        directions = torch.stack(basis[:size], 1)
         for damping in DAMPINGS:
             weight = vectors @ (vectors[0] / (values.clamp_min(0.0) + damping)) * length
-            yield damping, _apart(-scale * (known @ weight.to(known)), free)
+            yield damping, _split(-scale * (directions @ weight.to(directions)), free)
 
     def _product(self, free: Vector, views: list[Batch], scale: Tensor, vector: Tensor | None) -> Tensor:
-        """The scaled matrix times a vector; the scaled gradient where there is none."""
-        moved = None if vector is None else _apart(scale * vector, free)
+        """Multiply the scaled matrix by a vector; compute the scaled gradient where there is none."""
+        moved = None if vector is None else _split(scale * vector, free)
         total = torch.zeros_like(scale)
         for images, target in views:
 
@@ -259,11 +260,11 @@ class _Search:
 
             output, pulled = vjp(logits, free)[:2]
             pull = slope(output, target) if moved is None else curved(jvp(logits, (free,), (moved,))[1], output)
-            total += _joined(pulled(pull)[0])
+            total += _flatten(pulled(pull)[0])
         return scale * total / sum(len(images) for images, _ in views)
 
     def _scales(self, free: Vector, views: list[Batch]) -> Tensor:
-        """One number per parameter: with it, the mean of the matrix's diagonal over each tensor is one.
+        """Scale the parameters so that the mean of the matrix's diagonal over each tensor is one.
 
         The diagonal is estimated with random vectors that have the curvature as covariance, on some of the images.
         """
@@ -277,10 +278,10 @@ class _Search:
         return torch.cat([scales[name].expand(tensor.numel()) for name, tensor in free.items()])
 
 
-def _apart(vector: Tensor, free: Vector) -> dict[str, Tensor]:
+def _split(vector: Tensor, free: Vector) -> dict[str, Tensor]:
     parts = torch.split(vector, [tensor.numel() for tensor in free.values()])
     return {name: part.reshape(tensor.shape) for (name, tensor), part in zip(free.items(), parts, strict=True)}
 
 
-def _joined(vector: Vector) -> Tensor:
+def _flatten(vector: Vector) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in vector.values()])

@@ -1,4 +1,4 @@
-"""Natural-gradient steps of all layers of a network at once, towards an ensemble's outputs."""
+"""Take natural-gradient steps of all layers of a network at once, towards an ensemble's outputs."""
 
 from __future__ import annotations
 
@@ -23,57 +23,63 @@ TRUST = 0.024  # change of the quadratic model in a step, as a share of the init
 MOMENTUM = 0.9  # of the running mean of steps
 REFRESHED = 64  # steps between two updates of the matrices, whose inverses cost more than a step
 REMEMBERED = 0.7  # share of the matrices that an update keeps
-# After steps that lead away.
 MORE_DAMPING = 1000.0  # factor of the damping after a rollback
 MOST_DAMPING = 1.0  # limit of the damping
 LESS_TRUST = 0.5  # factor of the trust after a rollback
 
-Lesson = Callable[[Tensor, float], tuple[Tensor, list[Tensor]]]
-"""Gives the ensemble's logits (N, C) for images, at a temperature, and what the network's streams shall carry."""
-Taught = tuple[Tensor, Tensor, Sequence[Tensor]]
-"""Images, and the lesson for them."""
+TeacherFunction = Callable[[Tensor, float], tuple[Tensor, list[Tensor]]]
+"""Images, temperature -> the teacher's logits (N, C) for them, and the targets of the network's streams."""
+TargetBatch = tuple[Tensor, Tensor, Sequence[Tensor]]
+"""Images, the teacher's logits for them, and the targets of the streams."""
 
 
 class NaturalGradient:
-    r"""Brings a network's logits nearer to the ensemble's (`teaching.divergence`), and its streams to the parents'.
+    r"""Minimise the divergence of a network's logits from a teacher's, and the distance of its streams from theirs.
 
     Every unit's weight moves by :math:`-(A + \sqrt\lambda\pi)^{-1} \nabla_W (\Gamma + \sqrt\lambda/\pi)^{-1}`, where A
     is the Gram matrix of its inputs and :math:`\Gamma` that of the derivatives by its outputs of a class drawn from the
     network's own probabilities (Martens & Grosse 2015; for convolutions Grosse & Martens 2016, section 3). Few images
-    are seen at a time, and most of what they tell is chance: both matrices are running means. Each step is so long that
-    the model of the loss changes by a share of what it was at first (Ba et al. 2017, section 5), which is `TRUST` over
-    the number of units, since the model does not know how they act together, and more by the root of what the streams
-    add. A running mean of such steps is taken.
+    are seen at a time, so both matrices are noisy and running means of them are used. The length of a step is such that
+    the quadratic model of the loss changes by a share of the initial loss (Ba et al. 2017, section 5): `TRUST` over
+    the number of units, since the model ignores their interaction, times the root of what the streams add. Steps have
+    momentum.
 
-    Where layers are wide, few images show little of their curvature, and where little is left to learn, steps are too
-    long. After `take_back` they are damped more and trusted less (Levenberg-Marquardt, as in Martens & Grosse 2015,
-    section 6.5).
+    Where layers are wide, few images show little of their curvature, and where the loss is small, steps are too long.
+    After `restore` they are damped more and trusted less (Levenberg-Marquardt, as in Martens & Grosse 2015, section
+    6.5).
 
     BatchNorm is part of the layer before it and keeps its statistics.
 
     Parameters
     ----------
     folded
-        The network, and what may change of it: its units.
+        The network, whose units change.
     state
         The network's tensors; `write` changes those of the units.
-    lesson
-        What is to be learned.
+    teacher
+        Gives the targets.
     streams
-        What the network shall carry besides.
+        The distance of the network's streams from theirs.
+    generator
+        Of what is drawn at random.
 
     Attributes
     ----------
     temperature
-        Of the lesson and of the divergence from it, see `soften`.
+        Of the teacher's logits and of the divergence from them, see `soften`.
     """
 
     def __init__(
-        self, folded: Folded, state: dict[str, Tensor], lesson: Lesson, streams: Streams, generator: torch.Generator
+        self,
+        folded: Folded,
+        state: dict[str, Tensor],
+        teacher: TeacherFunction,
+        streams: Streams,
+        generator: torch.Generator,
     ) -> None:
         self.folded, self.state, self.streams, self.generator = folded, state, streams, generator
         self.maps = folded.maps(state)
-        self._lesson = lesson
+        self._teacher = teacher
         self._windows = {unit: Window.of(unit.node) for unit in folded.units}
         self._change = {key: torch.zeros_like(tensor) for key, tensor in self.maps.items()}
         self._moments: dict[Unit, tuple[Tensor, Tensor]] = {}
@@ -86,54 +92,54 @@ class NaturalGradient:
         self._quick = torch.autocast(self._device.type, torch.bfloat16, enabled=bfloat16_pays(self._device))
 
     def begin(self, loss: float) -> None:
-        """What steps and streams are measured by: the loss per image before the first step."""
+        """Set the loss per image before the first step, relative to which steps and streams are scaled."""
         self._first, self.streams.weights = loss, []
 
     @property
     def begun(self) -> bool:
-        """Whether that is known."""
+        """Whether the initial loss is set."""
         return self._first is not None
 
     def soften(self, temperature: float) -> None:
-        """Learn at another temperature, by which `begin` has to measure anew."""
+        """Change the temperature; `begin` has to be called again."""
         self.temperature, self._first = temperature, None
 
     def refresh(self) -> None:
-        """Find the curvature anew at the next step, and remember nothing of what it was."""
+        """Discard the running means of the curvature, which is computed anew at the next step."""
         self._taken, self._moments = 0, {}
 
-    def taught(self, parts: Sequence[Tensor], *, quick: bool = False) -> list[Taught]:
-        """Images in batches of the program's size, with the lesson for each; in bfloat16 where that is faster."""
+    def with_targets(self, parts: Sequence[Tensor], *, quick: bool = False) -> list[TargetBatch]:
+        """Compute the targets for batches of the program's size; `quick`: in bfloat16 where that is faster."""
         if not quick:
-            return [(images, *self._lesson(images, self.temperature)) for images in parts]
+            return [(images, *self._teacher(images, self.temperature)) for images in parts]
         with self._quick:
-            return [(images, *self._lesson(images, self.temperature)) for images in parts]
+            return [(images, *self._teacher(images, self.temperature)) for images in parts]
 
-    def loss(self, batches: Sequence[Taught]) -> float:
-        """The divergence of the network's logits, summed over images."""
+    def loss(self, batches: Sequence[TargetBatch]) -> float:
+        """Sum the divergence of the network's logits over images."""
         losses = [
             divergence(self.folded.run(self.maps, self.state, images)[0], logits, self.temperature)
             for images, logits, _ in batches
         ]
         return float(torch.stack(losses).sum())
 
-    def step(self, batches: Sequence[Taught], share: float, streams: float = 1.0) -> tuple[Tensor, Tensor]:
+    def step(self, batches: Sequence[TargetBatch], share: float, streams: float = 1.0) -> tuple[Tensor, Tensor]:
         """Take one step, after `begin`.
 
         Parameters
         ----------
         batches
-            What `taught` gave.
+            What `with_targets` gave.
         share
-            Its length, as a share of a whole step's.
+            Factor of the step's length.
         streams
-            What the streams count, as a share of what they count at first.
+            Factor of the streams' initial weight.
 
         Returns
         -------
         tuple of two tensors
-            The divergence before the step, summed over the images, and on how many of them the network names the
-            ensemble's class.
+            The divergence before the step, summed over the images, and on how many of them the network predicts
+            the ensemble's class.
         """
         assert self._first is not None
         if self._taken % REFRESHED == 0:
@@ -150,19 +156,19 @@ class NaturalGradient:
             self.maps[key] = tensor + self._change[key]
         return loss, alike
 
-    def take_back(self, maps: Mapping[str, Tensor]) -> None:
-        """Go on from weights of before, with more care, and with the curvature that they have."""
+    def restore(self, maps: Mapping[str, Tensor]) -> None:
+        """Restore earlier weights, increase the damping, shorten the steps and discard the curvature."""
         self.maps = dict(maps)
         self._change = {key: torch.zeros_like(tensor) for key, tensor in maps.items()}
         self._damping, self._trust = min(MOST_DAMPING, self._damping * MORE_DAMPING), self._trust * LESS_TRUST
         self.refresh()
 
     def write(self) -> None:
-        """Give the network's tensors what was learned."""
+        """Write the weights into the network's tensors."""
         self.folded.write(self.maps, self.state)
 
     def state_dict(self) -> dict[str, object]:
-        """All that changes from step to step, but the curvature: `refresh` after every time that this is kept."""
+        """Collect all that changes from step to step but the curvature: call `refresh` whenever this is saved."""
         return {
             "maps": dict(self.maps),
             "change": dict(self._change),
@@ -175,10 +181,10 @@ class NaturalGradient:
         }
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Go on from what `state_dict` gave."""
-        for own, kept in ((self.maps, state["maps"]), (self._change, state["change"])):
-            assert isinstance(kept, dict)
-            own.update({key: tensor.to(own[key]) for key, tensor in kept.items()})
+        """Restore what `state_dict` gave."""
+        for tensors, saved in ((self.maps, state["maps"]), (self._change, state["change"])):
+            assert isinstance(saved, dict)
+            tensors.update({key: tensor.to(tensors[key]) for key, tensor in saved.items()})
         first, weights, generator = state["first"], state["weights"], state["generator"]
         damping, trust, temperature = state["damping"], state["trust"], state["temperature"]
         assert isinstance(first, float)
@@ -193,46 +199,45 @@ class NaturalGradient:
         self.refresh()
 
     def _gradient(
-        self, batches: Sequence[Taught], first: float, share: float
+        self, batches: Sequence[TargetBatch], first: float, share: float
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Of the mean over images, with a share of the streams; their divergence, and how many are named alike."""
+        """Compute the mean gradient over images, their summed divergence, and how many get the teacher's class."""
         total = {key: torch.zeros_like(tensor) for key, tensor in self.maps.items()}
         losses, alike = [], []
         with torch.enable_grad(), self._quick, differentiable(self._device):
             for images, logits, wanted in batches:
                 leaves = {key: tensor.clone().requires_grad_(True) for key, tensor in self.maps.items()}
                 output, values = self.folded.run(leaves, self.state, images, self.streams.nodes)
-                given = output.detach().float()
-                losses.append(divergence(given, logits, self.temperature))
-                alike.append(distance_of(given).agreements(given, logits))
-                pulls = [slope(given, logits, self.temperature), *self.streams.pulls(values, wanted, first, share)]
+                predicted = output.detach().float()
+                losses.append(divergence(predicted, logits, self.temperature))
+                alike.append(distance_of(predicted).agreements(predicted, logits))
+                pulls = [slope(predicted, logits, self.temperature), *self.streams.pulls(values, wanted, first, share)]
                 outputs = [output, *values]
                 pulls = [pull.to(one) for pull, one in zip(pulls, outputs, strict=True)]
-                found = torch.autograd.grad(outputs, list(leaves.values()), pulls)
-                for key, gradient in zip(leaves, found, strict=True):
+                gradients = torch.autograd.grad(outputs, list(leaves.values()), pulls)
+                for key, gradient in zip(leaves, gradients, strict=True):
                     total[key] += gradient
         count = sum(len(images) for images, *_ in batches)
         mean = {key: gradient / count for key, gradient in total.items()}
         return mean, torch.stack(losses).sum(), torch.stack(alike).sum()
 
-    def _renew_curvature(self, batches: Sequence[Taught]) -> None:
-        """Let these images count beside those of the times before."""
-        found = self._found_moments(batches)
-        # A mean of all at first, and then one that forgets.
+    def _renew_curvature(self, batches: Sequence[TargetBatch]) -> None:
+        """Update the running means of the curvature by some images."""
+        # The mean of all at first, then an exponential one.
         new = max(1 - REMEMBERED, 1 / (self._taken // REFRESHED + 1))
-        for unit, moments in found.items():
+        for unit, moments in self._moments_of(batches).items():
             before = self._moments.get(unit, moments)
             inputs, outputs = (torch.lerp(old, now, new) for old, now in zip(before, moments, strict=True))
             self._moments[unit] = inputs, outputs
             self._factors[unit] = self._damped(unit)
 
     def _damped(self, unit: Unit) -> tuple[Tensor, Tensor]:
-        """Factors of a unit's curvature. Both get the same share of the damping, each in its own units."""
+        """Factorise a unit's curvature; both factors get the same share of the damping, each in its own units."""
         inputs, outputs = self._moments[unit]
         return _cholesky(inputs, self._damping), _cholesky(outputs / self._windows[unit].positions, self._damping)
 
-    def _found_moments(self, batches: Sequence[Taught]) -> dict[Unit, tuple[Tensor, Tensor]]:
-        """For every unit the mean products of what it takes in, and of the derivatives by what it gives."""
+    def _moments_of(self, batches: Sequence[TargetBatch]) -> dict[Unit, tuple[Tensor, Tensor]]:
+        """Compute the mean products of every unit's inputs, and of the derivatives by its outputs."""
         inputs: dict[Unit, Tensor] = {}
         outputs: dict[Unit, Tensor] = {}
         units = self.folded.units
@@ -253,7 +258,7 @@ class NaturalGradient:
         return {unit: (inputs[unit], outputs[unit]) for unit in units}
 
     def _gram(self, unit: Unit, value: Tensor) -> Tensor:
-        """Mean Gram matrix (G, K, K) of what a unit takes in at one place, a last row and column for the constant."""
+        """Compute the mean Gram matrix (G, K, K) of a unit's input at a place, the intercept's row and column last."""
         window = self._windows[unit]
         places = None
         if window.positions * len(value) > MOST_ROWS:
@@ -282,9 +287,9 @@ class NaturalGradient:
 
 
 def _cholesky(factor: Tensor, share: float) -> Tensor:
-    """Cholesky factors (G, K, K) of matrices with a share of their mean variance added, in float32."""
+    """Compute Cholesky factors (G, K, K) of matrices with a share of their mean variance added, in float32."""
     power = factor.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-20)
     damping = share**0.5 * power * torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
-    # Weights that steps led far away, and that will be taken back, may have no factor: nobody waits to hear that.
-    found: Tensor = torch.linalg.cholesky_ex(factor + damping).L
-    return found.float()
+    # Diverged weights, which a rollback will restore, may have no factor: checking would make the host wait.
+    lower: Tensor = torch.linalg.cholesky_ex(factor + damping).L
+    return lower.float()

@@ -1,4 +1,4 @@
-"""Steps that lead away from what is to be learned: noticed on a few images, and taken back."""
+"""Restore the best weights where steps have made the loss on a few images worse."""
 
 from __future__ import annotations
 
@@ -6,47 +6,47 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from depfuse.refit.second_order.natural_gradient import NaturalGradient, Taught
+from depfuse.refit.second_order.natural_gradient import NaturalGradient, TargetBatch
 
 COMPARED = 16  # steps between two comparisons
 WORSE = 1.25  # factor of the lowest loss above which steps are taken back
 
 
 class Rollback:
-    """Keeps the weights with which some images are fitted best, and goes back to them where that is lost.
+    """Keep the weights with the lowest loss on some images, and restore them where it rises.
 
-    These images are always the same, so that their loss changes by the steps alone. Where it is `WORSE` times the
-    lowest, steps are too long, or the curvature of few images says too little about others.
+    The images are always the same, so that their loss changes by the steps alone. Where it exceeds `WORSE` times the
+    lowest, steps are too long, or the curvature of few images does not carry over to others.
 
     Parameters
     ----------
     learner
-        What takes the steps; its weights now are the first that are kept.
+        What takes the steps, from its present weights on.
     images
-        What is compared, with the lesson.
+        Images to compare on, with their targets.
     """
 
-    def __init__(self, learner: NaturalGradient, images: Sequence[Taught]) -> None:
+    def __init__(self, learner: NaturalGradient, images: Sequence[TargetBatch]) -> None:
         self._learner, self._images = learner, images
-        self.kept: Mapping[str, Tensor] = dict(learner.maps)
-        self.lowest = learner.loss(images)  # summed over the images, with the weights that are kept
+        self.best: Mapping[str, Tensor] = dict(learner.maps)
+        self.lowest = learner.loss(images)  # of the best weights, summed over the images
 
     def compare(self) -> None:
-        """Every `COMPARED` steps: keep the weights where they are the best so far, or go back to those that were."""
+        """Keep the weights where they are the best so far, or restore the best; called every `COMPARED` steps."""
         loss = self._learner.loss(self._images)
-        if not loss <= WORSE * self.lowest:  # nor where it is no number
-            self._learner.take_back(self.kept)
+        if not loss <= WORSE * self.lowest:  # also where it is not a number
+            self._learner.restore(self.best)
         elif loss < self.lowest:
-            self.kept, self.lowest = dict(self._learner.maps), loss
+            self.best, self.lowest = dict(self._learner.maps), loss
 
     def state_dict(self) -> dict[str, object]:
-        """All that changes."""
-        return {"kept": dict(self.kept), "lowest": self.lowest}
+        """Collect the best weights and their loss."""
+        return {"kept": dict(self.best), "lowest": self.lowest}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Go on from what `state_dict` gave."""
-        kept, lowest = state["kept"], state["lowest"]
-        assert isinstance(kept, dict)
+        """Restore what `state_dict` gave."""
+        best, lowest = state["kept"], state["lowest"]
+        assert isinstance(best, dict)
         assert isinstance(lowest, float)
-        self.kept = {key: tensor.to(self._learner.maps[key]) for key, tensor in kept.items()}
+        self.best = {key: tensor.to(self._learner.maps[key]) for key, tensor in best.items()}
         self.lowest = lowest

@@ -1,4 +1,4 @@
-"""A second pass over all layers at once: natural-gradient steps on the calibration images."""
+"""Improve all layers at once by natural-gradient steps on the calibration images."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 from depfuse.data.augment import mix
 from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
-from depfuse.refit.second_order.natural_gradient import PER_STEP, NaturalGradient, Taught
+from depfuse.refit.second_order.natural_gradient import PER_STEP, NaturalGradient, TargetBatch
 from depfuse.refit.second_order.rollback import COMPARED, Rollback
 from depfuse.tasks.outputs import distance_of
 
 HELD_OUT = 0.125  # share of the images that steps are compared on
-NOTHING = 1e-5  # a divergence that is rounding only, in its unit
+NOTHING = 1e-5  # a divergence due to rounding alone, in its unit
 
 
 class SecondPass:
-    """Natural-gradient steps of a network, shorter and shorter, on a few images seen again and again.
+    """Take natural-gradient steps of decaying length on a few images, seen many times.
 
-    Layer by layer solving cannot know what later layers make of an error; here all move together. What is kept are the
-    weights after which the images that no step has seen are fitted best.
+    Solving layer by layer ignores what later layers make of an error; here all layers move at once. The weights with
+    the lowest loss on held-out images are kept.
 
     Parameters
     ----------
@@ -31,11 +31,11 @@ class SecondPass:
     calibration
         Unlabelled images in batches of the program's size.
     held
-        Images that no step sees; the last `HELD_OUT` of the others where None.
+        Held-out images; the last `HELD_OUT` of the others where None.
     augment
-        What may happen to an image each time it is drawn for a step.
+        Augmentation of each image each time it is drawn for a step.
     mixed
-        Mix images with each other (`mix`), those that are held out as well.
+        Whether images are mixed with each other (`mix`), held-out ones as well.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class SecondPass:
         self._order = torch.zeros(0, dtype=torch.int64)
 
     def run(self, steps: int) -> None:
-        """Take some steps, and give the network the best weights of them; those it has where none is better."""
+        """Take some steps, and write the best weights, which may be the initial ones, into the network."""
         if steps == 0 or len(self._loader) < 2:
             return
         learner = self._learner
-        # The program takes batches of its size only: of fewer images, some count twice.
+        # The program takes batches of its size only: where there are fewer images, some count twice.
         numbers = torch.arange(max(1, self._held.count // self._size) * self._size) % self._held.count
-        rest = learner.taught(self._images(self._held, numbers))
+        rest = learner.with_targets(self._images(self._held, numbers))
         rollback = Rollback(learner, rest)
         first = rollback.lowest / len(numbers)
         target = torch.cat([logits for _, logits, _ in rest])
@@ -74,21 +74,21 @@ class SecondPass:
             learner.step(self._draw(PER_STEP), 1 - step / steps)
             if step % COMPARED == COMPARED - 1 or step == steps - 1:
                 rollback.compare()
-        learner.maps = dict(rollback.kept)
+        learner.maps = dict(rollback.best)
         learner.write()
 
     def _images(self, loader: Loader, numbers: Tensor, augment: Augmentation | None = None) -> Sequence[Tensor]:
-        """Images of a loader by number, in batches of the program's size and its memory layout."""
+        """Prepare images of a loader by number, in batches of the program's size and its memory layout."""
         parts = numbers.tensor_split(max(1, len(numbers) // self._size))
         generator = self._learner.generator
         last = self._loader.channels_last
         images = [loader.prepared(part, augment, generator, channels_last=last) for part in parts]
-        return [mix(own, generator) for own in images] if self._mixed else images
+        return [mix(batch, generator) for batch in images] if self._mixed else images
 
-    def _draw(self, count: int) -> list[Taught]:
-        """Images for a step with their lesson; all have been drawn before one is drawn again."""
+    def _draw(self, count: int) -> list[TargetBatch]:
+        """Draw images for a step without replacement, with their targets."""
         count = min(max(1, count // self._size) * self._size, self._seen // self._size * self._size)
         if len(self._order) < count:
             self._order = torch.randperm(self._seen, generator=self._learner.generator)
         chosen, self._order = self._order[:count], self._order[count:]
-        return self._learner.taught(self._images(self._loader, chosen, self._augment), quick=True)
+        return self._learner.with_targets(self._images(self._loader, chosen, self._augment), quick=True)

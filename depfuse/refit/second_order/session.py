@@ -1,4 +1,4 @@
-"""All layers of a network at once towards an ensemble: on a few images, or trained on."""
+"""Move all layers of a network at once towards an ensemble, on calibration images or all training images."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.errors import ArchitectureError
 from depfuse.refit.layerwise.streams import Streams
-from depfuse.refit.program.decomposition import Dissected
+from depfuse.refit.program.decomposition import DecomposedNetwork
 from depfuse.refit.program.folded import Folded
-from depfuse.refit.second_order.natural_gradient import Lesson, NaturalGradient
+from depfuse.refit.second_order.natural_gradient import NaturalGradient, TeacherFunction
 from depfuse.refit.second_order.second_pass import SecondPass
 from depfuse.refit.second_order.training import NaturalGradientTraining
 
@@ -25,17 +25,17 @@ class Session:
 
     Attributes
     ----------
-    dissected, folded
+    decomposed, folded
         The network.
-    lesson, streams
-        What it learns.
+    teacher, streams
+        The targets of its outputs and of its streams.
     seed
         Of what is drawn at random.
     """
 
-    dissected: Dissected
+    decomposed: DecomposedNetwork
     folded: Folded
-    lesson: Lesson
+    teacher: TeacherFunction
     streams: Streams
     seed: int
 
@@ -43,54 +43,63 @@ class Session:
     def towards(
         cls, network: nn.Module, teacher: Callable[[Tensor, float], Tensor], images: Loader, *, seed: int = 0
     ) -> Session:
-        """Any network in eval mode, towards a teacher's logits (N, C) alone, which may depend on the temperature.
+        """Prepare any network in eval mode to learn a teacher's logits (N, C) alone.
 
         Parameters
         ----------
         network
-            Changed in place by what follows.
+            Changed in place by `second_pass` and `training`.
+        teacher
+            Images, temperature -> logits.
         images
             Some training images without labels.
 
         Raises
         ------
         ArchitectureError
-            The network cannot be taken apart, see `Program`.
+            The network cannot be decomposed, see `Program`.
         """
-        dissected = Dissected.create(network, images)
-        folded = Folded(dissected.program, dissected.units)
+        decomposed = DecomposedNetwork.create(network, images)
+        folded = Folded(decomposed.program, decomposed.units)
 
-        def lesson(images: Tensor, temperature: float) -> tuple[Tensor, list[Tensor]]:
+        def logits_alone(images: Tensor, temperature: float) -> tuple[Tensor, list[Tensor]]:
             return teacher(images, temperature), []
 
-        return cls(dissected, folded, lesson, Streams.none(), seed)
+        return cls(decomposed, folded, logits_alone, Streams.none(), seed)
 
     def second_pass(
         self, steps: int, augment: Augmentation, *, mixed: bool = False, held: Loader | None = None
     ) -> None:
-        """Take some steps on the images in place, see `SecondPass`, with BatchNorm statistics of its own at the end."""
+        """Take some steps in place, see `SecondPass`, then set every BatchNorm's statistics to those of its inputs."""
         with torch.no_grad():
             if self.folded.units:
-                SecondPass(self._learner(), self.dissected.loader, augment, mixed=mixed, held=held).run(steps)
-            self.dissected.renew_statistics()
+                SecondPass(self._learner(), self.decomposed.loader, augment, mixed=mixed, held=held).run(steps)
+            self.decomposed.renew_statistics()
 
     def training(self, compared: Loader, *, patient: int = 0) -> NaturalGradientTraining:
-        """What trains the network on, as it is now, and compares its steps on some images that it was not fitted to.
+        """Prepare the training of the network, as it is now, on all training images.
+
+        Parameters
+        ----------
+        compared
+            Images by which the steps are compared; others than those that the network was fitted to.
+        patient
+            See `NaturalGradientTraining`.
 
         Raises
         ------
         ArchitectureError
-            Nothing of the network can be moved.
+            The network has no unit that can be refitted.
         """
         if not self.folded.units:
             raise ArchitectureError("no layer of the network can be refitted")
-        dissected = self.dissected
-        learner, size = self._learner(), dissected.size
+        decomposed = self.decomposed
+        learner, size = self._learner(), decomposed.size
         parts = [torch.arange(first, first + size) for first in range(0, compared.count - size + 1, size)]
-        last = dissected.loader.channels_last
+        last = decomposed.loader.channels_last
         images = [compared.prepared(part, None, learner.generator, channels_last=last) for part in parts]
-        return NaturalGradientTraining(learner, size, images, dissected.renew_statistics, patient=patient)
+        return NaturalGradientTraining(learner, size, images, decomposed.renew_statistics, patient=patient)
 
     def _learner(self) -> NaturalGradient:
         generator = torch.Generator().manual_seed(self.seed)
-        return NaturalGradient(self.folded, self.dissected.state, self.lesson, self.streams, generator)
+        return NaturalGradient(self.folded, self.decomposed.state, self.teacher, self.streams, generator)

@@ -1,4 +1,4 @@
-"""Natural-gradient steps over all training images, as a trainer takes them."""
+"""Train a network by natural-gradient steps over all training images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from depfuse.refit.second_order.natural_gradient import PER_STEP, NaturalGradien
 from depfuse.refit.second_order.rollback import COMPARED, Rollback
 
 USUAL_RATE = 0.05  # learning rate at which steps have their usual length
-# Of the length of a second pass's steps, which are fewer.
+# Factors of the length of a second pass's steps, which are fewer.
 SHARE = 0.7
 PATIENT_SHARE = 0.28  # of the same length, in a long training
 # The end of a long training.
@@ -23,7 +23,7 @@ FINISHING_TEMPERATURE = 1.0  # at which the ensemble's own probabilities are lea
 
 
 class NaturalGradientTraining:
-    """Moves a network batch by batch towards its lesson: a `depfuse.train.interfaces.Learner` that reads no label.
+    """Move a network batch by batch towards its targets: a `depfuse.train.interfaces.Learner` that reads no label.
 
     Parameters
     ----------
@@ -33,12 +33,12 @@ class NaturalGradientTraining:
         Images in a batch of the network's program.
     compared
         Some training images, one such batch after another, on which the steps are compared (`Rollback`).
-    settle
+    renew_statistics
         Called when the network has its new weights.
     patient
         The number of epochs of a long training, 0 for a short one. A long one sees every image many times: images of a
-        batch are mixed with each other (`mix`), steps are shorter, and streams count in the first epoch only. In the
-        last epochs it learns what it is wanted for: images as they are, and the ensemble's own probabilities.
+        batch are mixed with each other (`mix`), steps are shorter, and streams count in the first epoch only. Its last
+        epochs are on images as they are, towards the ensemble's probabilities at temperature 1.
     """
 
     def __init__(
@@ -46,11 +46,12 @@ class NaturalGradientTraining:
         learner: NaturalGradient,
         size: int,
         compared: Sequence[Tensor],
-        settle: Callable[[], None],
+        renew_statistics: Callable[[], None],
         *,
         patient: int = 0,
     ) -> None:
-        self._learner, self._size, self._compared, self._settle = learner, size, compared, settle
+        self._learner, self._size, self._compared = learner, size, compared
+        self._renew_statistics = renew_statistics
         self._patient = patient
         self._epochs = self._steps = 0
 
@@ -64,24 +65,24 @@ class NaturalGradientTraining:
 
     @cached_property
     def _rollback(self) -> Rollback:
-        """Of images as the steps see them, but always the same."""
+        """The rollback, on images mixed as those of the steps, but always the same."""
         images = list(self._compared)
         if self._mixes:
             generator = torch.Generator().manual_seed(0)
-            images = [mix(own, generator) for own in images]
-        return Rollback(self._learner, self._learner.taught(images))
+            images = [mix(batch, generator) for batch in images]
+        return Rollback(self._learner, self._learner.with_targets(images))
 
     @property
     def last_temperature(self) -> float:
-        """At which it learns in the end."""
+        """The temperature of the last epochs."""
         return FINISHING_TEMPERATURE if self._patient else TEMPERATURE
 
     def batch_size(self, images: int) -> int:
-        """How many of so many training images each step sees; 0 where these are too few for one."""
+        """Compute the number of images in a step from that of all training images; 0 where these are too few."""
         return min(max(1, PER_STEP // self._size), images // self._size) * self._size
 
     def begin_epoch(self) -> None:
-        """Every epoch begins with new curvature, so that one that is resumed does as well."""
+        """Discard the curvature, so that a resumed training and an uninterrupted one are the same."""
         self._learner.refresh()
         mixed = self._mixes
         self._epochs += 1
@@ -92,11 +93,11 @@ class NaturalGradientTraining:
             self._learner.soften(FINISHING_TEMPERATURE)
 
     def step(self, images: Tensor, labels: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-        """One step, see `NaturalGradient.step`: the lower the rate, the shorter, and the less the streams count."""
+        """Take one step, see `NaturalGradient.step`: its length and the streams' weight follow the learning rate."""
         with torch.no_grad():
             if self._mixes:
                 images = mix(images, self._learner.generator)
-            batches = self._learner.taught(torch.split(images, self._size), quick=True)
+            batches = self._learner.with_targets(torch.split(images, self._size), quick=True)
             if not self._learner.begun:
                 self._learner.begin(self._learner.loss(batches) / len(images))
             if self._steps % COMPARED == 0:
@@ -107,19 +108,19 @@ class NaturalGradientTraining:
             return self._learner.step(batches, (PATIENT_SHARE if self._patient else SHARE) * part, streams)
 
     def finish(self) -> None:
-        """Give the network what was learned, in eval mode."""
+        """Write the best weights into the network, and renew its statistics."""
         with torch.no_grad():
             self._rollback.compare()
             self._learner.write()
-            self._settle()
+            self._renew_statistics()
 
     def state_dict(self) -> dict[str, object]:
-        """All that changes from epoch to epoch."""
-        own = {"epochs": self._epochs, "steps": self._steps, "guard": self._rollback.state_dict()}
-        return {**own, **self._learner.state_dict()}
+        """Collect all that changes from epoch to epoch."""
+        progress = {"epochs": self._epochs, "steps": self._steps, "guard": self._rollback.state_dict()}
+        return {**progress, **self._learner.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore what `state_dict` gave."""
         epochs, steps, rollback = state["epochs"], state["steps"], state["guard"]
         assert isinstance(epochs, int)
         assert isinstance(steps, int)

@@ -100,12 +100,12 @@ def test_parents_keep_their_function_and_a_child_with_all_apart_is_the_ensemble(
     whole = fuse(
         parents, Recipe(refit="none", criterion="weights", restarts=1, renorm="none", keep_worst=1.0), example=batch[:1]
     )
-    assert whole.apart is not None
-    assert not whole.apart.merged
-    assert whole.apart.kept == {group.name: group.size for group in groups.free}
+    assert whole.partial_merge is not None
+    assert not whole.partial_merge.merged
+    assert whole.partial_merge.unmerged == {group.name: group.size for group in groups.free}
     with torch.no_grad():
         expected = [parent(batch) for parent in parents]
-        for found in (whole.apart.models, whole.apart.unmatched):
+        for found in (whole.partial_merge.models, whole.partial_merge.unmatched):
             for wider, outputs in zip(found, expected, strict=True):
                 torch.testing.assert_close(wider(batch), outputs, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(whole.child(batch), sum(expected) / 2, rtol=1e-9, atol=1e-9)
@@ -129,8 +129,8 @@ def test_statistics_before_anything_is_merged_are_the_parents():
     tracked = [key for key, module in first.child.named_modules() if isinstance(module, nn.BatchNorm2d)]
     assert changed == {key for key in tracked if key.startswith(("layer2", "layer3"))}
     merged = fuse(parents, Recipe(refit="none", keep_worst=0.5, distance="pearson"), others)
-    assert merged.apart is not None
-    assert merged.apart.settled == ()
+    assert merged.partial_merge is not None
+    assert merged.partial_merge.unaffected == ()
 
 
 def test_three_parents_with_shares():
@@ -202,7 +202,7 @@ def test_a_share_of_every_group_is_kept(share):
     result = fuse(parents, Recipe(refit="none", keep_worst=share), loader)
     plain = fuse(parents, Recipe(refit="none"), loader)
     kept = {g.name: round(share * g.size) for g in plain.groups.free if round(share * g.size)}
-    assert kept == ({} if result.apart is None else result.apart.kept)
+    assert kept == ({} if result.partial_merge is None else result.partial_merge.unmerged)
     assert {g.name: g.size for g in result.groups.free} == {
         g.name: g.size + kept.get(g.name, 0) for g in plain.groups.free
     }
@@ -340,9 +340,9 @@ def test_what_mixes_channels_is_merged_with_a_warning_where_a_part_is_kept(name)
     recipe = BY_WEIGHTS.changed(keep_worst=0.5)
     with pytest.warns(DepfuseWarning, match=f"kept apart are merged: first.*{REFUSED[name][-1]}"):
         result = fuse(parents, recipe, example=torch.randn(1, 1, 8, 8))
-    assert result.apart is not None
-    assert result.apart.kept == {"second": 3}
-    assert any(group.startswith("first") for group in result.apart.merged)
+    assert result.partial_merge is not None
+    assert result.partial_merge.unmerged == {"second": 3}
+    assert any(group.startswith("first") for group in result.partial_merge.merged)
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -397,9 +397,9 @@ def test_nothing_is_settled_behind_a_single_channel_that_is_merged():
     parents = [Narrow(seed).eval() for seed in (0, 1)]
     recipe = Recipe(criterion="weights", restarts=1, refit="none", renorm="none", keep_last=1)
     result = fuse(parents, recipe, example=torch.randn(1, 1, 8, 8))
-    assert result.apart is not None
-    assert set(result.apart.kept) == {"first", "second"}
-    assert result.apart.settled == ()
+    assert result.partial_merge is not None
+    assert set(result.partial_merge.unmerged) == {"first", "second"}
+    assert result.partial_merge.unaffected == ()
 
 
 def test_new_channels_follow_the_last_of_their_group():
@@ -492,6 +492,6 @@ def test_parents_are_left_as_they_were():
     example = torch.zeros(1, 1, 8, 8)
     groups = prove_groups(parents[0], find_groups(parents[0], example), example)
     identity = [{group.name: Coupling.identity(group.size) for group in groups.free} for _ in parents]
-    apart = merge_partially(AlignedParents(parents, groups, identity, (0.5, 0.5), example), Merge(keep_worst=1.0))
+    partial = merge_partially(AlignedParents(parents, groups, identity, (0.5, 0.5), example), Merge(keep_worst=1.0))
     assert [shapes_of(parent) for parent in parents] == before
-    assert apart.groups.free_channels == 8
+    assert partial.groups.free_channels == 8
