@@ -330,7 +330,7 @@ def test_a_destroyed_stage_is_left_to_the_other_parent(parents_of_digits, digits
     assert result.chosen_shares is not None
     assert result.shares.network == (0.5, 0.5)
     assert result.shares.parts["stage 2"] == (0.0, 1.0)
-    assert result.chosen_shares.after < result.chosen.before
+    assert result.chosen_shares.after < result.chosen_shares.before
     assert result.seconds["shares"] > 0
     same(result.child, result.at(result.shares))
     split = CalibrationSplit.for_shares(calibration, 100)
@@ -358,7 +358,7 @@ def test_the_choice_is_no_worse_on_its_own_images(options):
     parents = [network(seed) for seed in range(len(options.get("weights", "ab")))]
     result = fuse(parents, Recipe(refit="none", distance="cosine", calibration=60, **options), images())
     assert result.chosen_shares is not None
-    assert result.chosen_shares.after <= result.chosen.before
+    assert result.chosen_shares.after <= result.chosen_shares.before
     assert all(sum(own) == pytest.approx(1) for own in result.shares.parts.values())
     if options["weights_by"] == "group":
         assert set(result.shares.parts) == set(parts_by_group(result.child, result.groups).values())
