@@ -20,7 +20,7 @@ from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.errors import ArchitectureError, DepfuseWarning
 from depfuse.recipe.sections import Train
-from depfuse.refit import NaturalGradientTraining, Session
+from depfuse.refit import NaturalGradientTraining, Schedule, Session
 from depfuse.train import EpochReport, Saving, TrainRecipe, fit
 
 WARMUP = 0.1  # of the epochs, with SGD
@@ -28,8 +28,6 @@ STATISTICS_IMAGES = 2000
 COMPARED_IMAGES = 250
 PREPARING_IMAGES = 10_000
 EPOCHS_PER_PIXEL = 4
-PATIENT_EPOCHS = 8
-PATIENT_IMAGES = 300_000  # in all epochs; short steps need to be many
 STATE = 3  # of a training: another number where states of before cannot be gone on from
 
 
@@ -66,11 +64,17 @@ class Distillation:
         Path that the names of the state files of an unfinished training begin with; None to save no state.
     progress
         Called after every epoch with what is trained, and its report.
+    save_seconds
+        See `Saving.seconds`.
+    schedule
+        Of the natural-gradient steps.
     """
 
     data: DataSet
     resume: Path | None = field(default=None, kw_only=True)
     progress: Callable[[str, EpochReport], None] | None = field(default=None, kw_only=True)
+    save_seconds: float = field(default=Saving.seconds, kw_only=True)
+    schedule: Schedule = field(default=Schedule(), kw_only=True)
 
     def train(
         self,
@@ -124,7 +128,7 @@ class Distillation:
             report = fit(
                 model,
                 self.data,
-                self._train_recipe(epochs, settings.learning_rate, seed, learner),
+                self.train_recipe(epochs, settings.learning_rate, seed, learner),
                 teacher=teacher if step == "distil" else None,
                 learner=learner,
                 device=device,
@@ -162,12 +166,12 @@ class Distillation:
         if self.resume is None:
             return None
         start = hashlib.sha256(f"{STATE} {name} {step} {origin}".encode()).hexdigest()
-        return Saving(self.resume.with_name(f"{self.resume.name}.{name}-{step}"), start=start)
+        state = self.resume.with_name(f"{self.resume.name}.{name}-{step}")
+        return Saving(state, self.save_seconds, start)
 
     def _patient(self, settings: Train) -> int:
         """Return the number of epochs of a long training, 0 for a short one."""
-        epochs = settings.distil
-        return epochs if epochs >= PATIENT_EPOCHS and epochs * len(self.data.train) >= PATIENT_IMAGES else 0
+        return self.schedule.patience(settings.distil, len(self.data.train))
 
     def _natural_gradient(
         self, model: nn.Module, teacher: Ensemble, settings: Train, seed: int, session: Session | None
@@ -180,14 +184,15 @@ class Distillation:
             # Others than those that the network was fitted to, which any training makes worse at first.
             compared = calibration_loader(self.data, COMPARED_IMAGES, device=device, seed=seed + 1)
             # Images seen many times are memorised; mixtures of them never repeat.
-            learner = session.training(compared, patient=self._patient(settings))
+            learner = session.training(compared, patient=self._patient(settings), schedule=self.schedule)
         except ArchitectureError:
             return None
         return learner if learner.batch_size(len(self.data.train)) else None
 
-    def _train_recipe(
+    def train_recipe(
         self, epochs: int, learning_rate: float, seed: int, learner: NaturalGradientTraining | None
     ) -> TrainRecipe:
+        """Choose the settings of the training loop: by SGD, or for a learner that takes other steps."""
         options: dict[str, float] = {"warmup": WARMUP * epochs, "label_smoothing": 0.0}
         if learner is not None:
             # Shifted images are harder to learn than those as they are, and pay where each is seen many times.

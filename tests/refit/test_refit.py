@@ -27,7 +27,7 @@ from depfuse.merge import AlignedParents, average
 from depfuse.merge.shares import Shares
 from depfuse.models import build_network, with_classes
 from depfuse.recipe.refits import LeastSquares, NoRefit, RegMean, Ridge
-from depfuse.refit import Session, refit_heads, refit_layers
+from depfuse.refit import Schedule, Session, refit_heads, refit_layers
 from depfuse.refit.layerwise.clusters import cluster_channels
 from depfuse.refit.layerwise.ridge import Rows, gram, ridge
 from depfuse.refit.layerwise.rows import Window
@@ -37,8 +37,7 @@ from depfuse.refit.program.folded import Folded, Teacher
 from depfuse.refit.program.graph import Program
 from depfuse.refit.program.units import find_units
 from depfuse.refit.program.walk import Walk
-from depfuse.refit.second_order import natural_gradient
-from depfuse.refit.second_order.natural_gradient import DAMPING, MOMENTUM, TRUST, NaturalGradient
+from depfuse.refit.second_order.natural_gradient import DAMPING, MOMENTUM, NaturalGradient
 from depfuse.renorm import reset_batch_norm, reset_keeping_function
 
 SOLVED = Ridge(steps=0, augment=False)  # layer by layer only
@@ -372,16 +371,16 @@ def test_a_child_of_one_parent_twice_has_nothing_to_learn():
     )
 
 
-def test_a_natural_gradient_step_is_the_damped_kronecker_solution(monkeypatch):
+def test_a_natural_gradient_step_is_the_damped_kronecker_solution():
     """Of a network of one layer: the gradient times the inverse of the product of its two factors, written out."""
-    monkeypatch.setattr(natural_gradient, "bfloat16_pays", lambda device: False)
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Flatten(), nn.Linear(9, 4)).eval()
     loader, target = images(25, (1, 3, 3)), torch.randn(25, 4)
     session = Session.towards(layer, lambda *_: target, loader, seed=5)
     batch = next(iter(loader))[0]
     state = session.decomposed.state
-    learner = NaturalGradient(session.folded, state, session.teacher, session.streams, torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(5)
+    learner = NaturalGradient(session.folded, state, session.teacher, session.streams, generator, bfloat16=False)
     before = {key: tensor.clone() for key, tensor in learner.maps.items()}
     with torch.no_grad():
         taught = learner.with_targets([batch])
@@ -406,7 +405,7 @@ def test_a_natural_gradient_step_is_the_damped_kronecker_solution(monkeypatch):
     # A whole step is as long as the loss that its model says it saves.
     saved = -float((gradient * taken).sum()) / (1 - MOMENTUM)
     length = float(taken.norm() / wanted.norm()) / (1 - MOMENTUM)
-    assert saved * length == pytest.approx(TRUST * float(loss) / 25, rel=1e-3)
+    assert saved * length == pytest.approx(Schedule.trust * float(loss) / 25, rel=1e-3)
 
 
 def test_where_no_layer_can_be_moved_that_is_said_and_nothing_is():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,7 @@ from digits_parents import SMALL_ARCHITECTURE, small_files, small_parents
 
 from depfuse import Recipe, fuse
 from depfuse.cli import main
-from depfuse.data import DataSet, Loader, Split, calibration_loader, load_data
-from depfuse.data.augment import mix
+from depfuse.data import DataSet, Loader, calibration_loader, load_data
 from depfuse.ensemble.distance import EnsembleDistance
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
@@ -26,9 +24,9 @@ from depfuse.io.cards import Card
 from depfuse.io.checkpoint import write_checkpoint
 from depfuse.io.loading import load_network
 from depfuse.models import build_network
-from depfuse.refit.second_order import natural_gradient, training
-from depfuse.refit.second_order.natural_gradient import TRUST, NaturalGradient
-from depfuse.refit.second_order.rollback import Rollback
+from depfuse.recipe.sections import Train
+from depfuse.refit import NaturalGradientTraining, Schedule, Session
+from depfuse.refit.second_order.natural_gradient import NaturalGradient
 from depfuse.report import FusionReport
 from depfuse.teach.distil import Distillation
 from depfuse.train import EpochReport, Saving, TrainRecipe, fit
@@ -148,24 +146,17 @@ def test_distilling_brings_a_child_nearer_and_labels_make_it_better(parents, dat
 
 
 @pytest.mark.parametrize(
-    ("refit", "patient", "trust", "finishing", "images"),
+    ("refit", "schedule", "images"),
     [
-        pytest.param("none", 8, TRUST, 0.25, 300, marks=pytest.mark.slow),
-        pytest.param("ridge", 8, TRUST, 0.25, 300, marks=pytest.mark.slow),
-        ("ridge", 3, TRUST, 0.25, 300),
-        pytest.param("none", 3, TRUST, 0.5, 300, marks=pytest.mark.slow),
-        ("none", 8, 30.0, 0.25, 1297),
+        pytest.param("none", Schedule(long_images=0), 300, marks=pytest.mark.slow),
+        pytest.param("ridge", Schedule(long_images=0), 300, marks=pytest.mark.slow),
+        ("ridge", Schedule(long_epochs=3, long_images=0), 300),
+        pytest.param("none", Schedule(long_epochs=3, long_images=0, finishing=0.5), 300, marks=pytest.mark.slow),
+        ("none", Schedule(trust=30.0), 1297),
     ],
 )
-def test_a_distillation_that_was_cut_off_goes_on_bit_for_bit(
-    parents, data, tmp_path, refit, patient, trust, finishing, images, monkeypatch
-):
+def test_a_distillation_that_was_cut_off_goes_on_bit_for_bit(parents, data, tmp_path, refit, schedule, images):
     """Also where the end of a long training has begun, and where steps are so long that some are taken back."""
-    monkeypatch.setattr(natural_gradient, "TRUST", trust)
-    monkeypatch.setattr(training, "FINISHING", finishing)
-    monkeypatch.setattr("depfuse.teach.distil.Saving", partial(Saving, seconds=0))
-    monkeypatch.setattr("depfuse.teach.distil.PATIENT_EPOCHS", patient)
-    monkeypatch.setattr("depfuse.teach.distil.PATIENT_IMAGES", 0)
     few = dataclasses.replace(data, train=data.train.take(torch.arange(images)))
     recipe = Recipe(distil=3, refit=refit, calibration=200, **({} if refit == "none" else {"refit_steps": 0}))
     calibration = calibration_loader(few, 200)
@@ -177,7 +168,7 @@ def test_a_distillation_that_was_cut_off_goes_on_bit_for_bit(
             if report.epoch == stop:
                 raise KeyboardInterrupt
 
-        training = Distillation(few, resume=path, progress=progress)
+        training = Distillation(few, resume=path, progress=progress, save_seconds=0.0, schedule=schedule)
         return weights(fuse(parents, recipe, calibration, training=training).child)
 
     whole = child(None, 0)
@@ -188,15 +179,25 @@ def test_a_distillation_that_was_cut_off_goes_on_bit_for_bit(
     assert seen == [3]
 
 
-def test_steps_that_are_far_too_long_are_taken_back(parents, data, monkeypatch):
-    monkeypatch.setattr(natural_gradient, "TRUST", 100.0)
+def distilled(training: Distillation, student: torch.nn.Module, teacher: Ensemble, epochs: int, **own) -> float:
+    """Train the student in place, and return the seconds."""
+    return training.train(student, teacher, Train(distil=epochs, **own), seed=0, name="child", origin="")["distil"]
+
+
+def test_steps_that_are_far_too_long_are_taken_back(parents, data):
     teacher, calibration = Ensemble(parents, (0.5, 0.5)), calibration_loader(data, 500)
     student = copy.deepcopy(parents[0])
-    Distillation(data).train(student, teacher, "child", Recipe(distil=3))
+    distilled(Distillation(data, schedule=Schedule(trust=100.0)), student, teacher, 3)
     assert EnsembleDistance(teacher, calibration)(student) < EnsembleDistance(teacher, calibration)(parents[0])
-    monkeypatch.setattr(Rollback, "compare", lambda _: None)
-    with pytest.warns(DepfuseWarning, match="no nearer"):
-        Distillation(data).train(copy.deepcopy(parents[0]), teacher, "child", Recipe(distil=3))
+    # Where none is taken back they lead away.
+    learner = watched(parents, data, trust=100.0)[0]
+    with torch.no_grad():
+        batches = learner.with_targets([data.example(125)])
+        before = learner.loss(batches)
+        learner.begin(before / 125)
+        for _ in range(5):
+            learner.step(batches, 0.7)
+        assert learner.loss(batches) > before
 
 
 def test_a_state_of_another_teacher_is_refused(parents, data, tmp_path):
@@ -206,19 +207,20 @@ def test_a_state_of_another_teacher_is_refused(parents, data, tmp_path):
         fit(copy.deepcopy(parents[0]), data, STEPS, teacher=Ensemble(parents, (0.4, 0.6)), saving=Saving(path))
 
 
+class Branching(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x) if float(x.sum()) > -1e9 else x
+
+
 def test_what_cannot_be_taken_apart_is_distilled_by_descent(parents, data):
-    class Branching(torch.nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, x):
-            return self.inner(x) if float(x.sum()) > -1e9 else x
-
     teacher, student = Ensemble(parents, (0.5, 0.5)), Branching(copy.deepcopy(parents[0])).eval()
     calibration = calibration_loader(data, 200)
     before = teacher.divergence(student, calibration)
-    assert Distillation(data).train(student, teacher, "child", Recipe(distil=2))["distil"] > 0
+    assert distilled(Distillation(data), student, teacher, 2) > 0
     assert teacher.divergence(student, calibration) < before
     counted, parent = (int(model.bn1.num_batches_tracked) for model in (student.inner, parents[0]))
     assert counted > parent  # natural-gradient steps do not run BatchNorm on batches
@@ -308,99 +310,109 @@ def test_a_state_belongs_to_what_a_network_comes_from_not_to_its_last_bits(paren
 
 
 @pytest.mark.parametrize(("epochs", "shift"), [(1, 0), (3, 0), (4, 1), (100, 1)])
-def test_short_trainings_see_images_unshifted(parents, data, epochs, shift, monkeypatch):
-    found = []
-    monkeypatch.setattr("depfuse.teach.distil.fit", lambda model, images, recipe, **_: found.append(recipe) or Done())
-    Distillation(data).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child", Recipe(distil=epochs))
-    assert [(recipe.epochs, recipe.translate, recipe.flip) for recipe in found] == [(epochs, shift, False)]
+def test_short_trainings_see_images_unshifted(parents, data, epochs, shift):
+    recipe = Distillation(data).train_recipe(epochs, 0.05, 0, watched(parents, data)[1])
+    assert (recipe.epochs, recipe.translate, recipe.flip) == (epochs, shift, False)
 
 
-@pytest.mark.parametrize(("images", "share"), [(37_499, 0.7), (37_500, 0.28)])
-def test_short_steps_are_taken_where_there_are_many(parents, data, images, share, monkeypatch):
-    found = []
-    monkeypatch.setattr("depfuse.teach.distil.fit", lambda *_, learner, **__: found.append(learner) or Done())
-    many = torch.arange(images) % len(data.train)
-    more = dataclasses.replace(data, train=Split(data.train.images[many], data.train.labels[many]))
-    taken = []
-    monkeypatch.setattr(NaturalGradient, "step", lambda self, batches, share, streams: taken.append(share))
-    Distillation(more).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child", Recipe(distil=8))
-    size = found[0].batch_size(images)
-    found[0].step(torch.zeros(size, *data.image_shape), torch.zeros(size), 0.05)
-    assert taken == pytest.approx([share])
+def test_trainings_of_many_epochs_and_images_are_long():
+    assert [Schedule().patience(8, images) for images in (37_499, 37_500)] == [0, 8]
+    assert [Schedule().patience(epochs, 1_000_000) for epochs in (7, 9)] == [0, 9]
+
+
+class Watched(NaturalGradient):
+    """Keeps what it is given and asked for."""
+
+    def __init__(self, *given, **settings):
+        super().__init__(*given, **settings)
+        self.begun_with, self.losses, self.taken, self.targets = {}, [], [], []
+
+    def begin(self, loss):
+        self.begun_with[len(self.losses)] = loss
+        super().begin(loss)
+
+    def step(self, batches, share, streams=1.0):
+        self.taken.append((share, streams, self.temperature))
+        self.targets.append((batches[0][0], batches[0][1], self.temperature))
+        loss, alike = super().step(batches, share, streams)
+        self.losses.append(float(loss) / sum(len(images) for images, *_ in batches))
+        return loss, alike
+
+
+def watched(parents, data, patient: int = 0, **settings) -> tuple[Watched, NaturalGradientTraining]:
+    """Prepare steps of the first parent towards the ensemble, and the training that takes them."""
+    images = calibration_loader(data, 250)
+    session = Session.towards(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), images)
+    own, generator = session.decomposed, torch.Generator().manual_seed(0)
+    learner = Watched(session.folded, own.state, session.teacher, session.streams, generator, **settings)
+    compared = [data.example(own.size)]
+    return learner, NaturalGradientTraining(learner, own.size, compared, own.renew_statistics, patient=patient)
+
+
+def trained_by(training: NaturalGradientTraining, parents, data) -> None:
+    """Take four epochs of one step."""
+    size = training.batch_size(len(data.train))
+    recipe = TrainRecipe(epochs=4, batch_size=size, learning_rate=0.05, warmup=0.0, label_smoothing=0.0)
+    fit(copy.deepcopy(parents[0]), data, recipe, teacher=Ensemble(parents, (0.5, 0.5)), learner=training)
+
+
+@pytest.fixture
+def few(data) -> DataSet:
+    return dataclasses.replace(data, train=data.train.take(torch.arange(100)))
 
 
 @pytest.mark.parametrize(
-    ("patient", "mixed", "streams", "temperatures"),
-    [(5, 0, [0.875, 0.625, 0.375, 0.125], [4.0] * 4), (4, 4, [0.875, 0.0, 0.0, 0.0], [4.0, 4.0, 4.0, 1.0])],
+    ("patient", "length", "mixed", "streams", "temperatures"),
+    [
+        (0, 0.7, [False] * 4, [0.875, 0.625, 0.375, 0.125], [4.0] * 4),
+        (4, 0.28, [True, True, True, False], [0.875, 0.0, 0.0, 0.0], [4.0, 4.0, 4.0, 1.0]),
+    ],
 )
 def test_long_trainings_mix_images_until_they_end_and_leave_the_streams_after_one_epoch(
-    parents, data, patient, mixed, streams, temperatures, monkeypatch
+    parents, data, few, patient, length, mixed, streams, temperatures
 ):
-    monkeypatch.setattr("depfuse.teach.distil.PATIENT_EPOCHS", patient)
-    monkeypatch.setattr("depfuse.teach.distil.PATIENT_IMAGES", 0)
-    few = dataclasses.replace(data, train=Split(data.train.images[:100], data.train.labels[:100]))
-    mixes, taken, take, compared, distance = [], [], NaturalGradient.step, [], Ensemble.divergence
-
-    def watched_mix(images, generator):
-        mixes.append(len(images))
-        return mix(images, generator)
-
-    def watched_step(self, batches, share, streams):
-        taken.append((streams, self.temperature))
-        return take(self, batches, share, streams)
-
-    def watched_distance(self, model, images, temperature):
-        compared.append(temperature)
-        return distance(self, model, images, temperature)
-
-    monkeypatch.setattr("depfuse.refit.second_order.training.mix", watched_mix)
-    monkeypatch.setattr(NaturalGradient, "step", watched_step)
-    monkeypatch.setattr(Ensemble, "divergence", watched_distance)
-    Distillation(few).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child", Recipe(distil=4))
-    assert len(mixes) == mixed  # of the steps before the end, and what they are compared on
-    assert [share for share, _ in taken] == pytest.approx(streams)
-    assert [temperature for _, temperature in taken] == temperatures
-    assert compared == temperatures[-1:] * 2  # before and after: whether the network came nearer
+    learner, training = watched(parents, few, patient)
+    trained_by(training, parents, few)
+    rates = [0.875, 0.625, 0.375, 0.125]  # of a cosine schedule, over the highest
+    assert [taken[0] for taken in learner.taken] == pytest.approx([length * rate for rate in rates])
+    assert [taken[1] for taken in learner.taken] == pytest.approx(streams)
+    assert [taken[2] for taken in learner.taken] == temperatures
+    assert training.last_temperature == temperatures[-1]
+    known = few.example(100).flatten(1)
+    nearest = [float(torch.cdist(images.flatten(1), known).min(1).values.max()) for images, *_ in learner.targets]
+    assert [distance > 0.1 for distance in nearest] == mixed
 
 
-def test_steps_at_another_temperature_are_measured_anew(parents, data, monkeypatch):
+@pytest.mark.parametrize(("long_epochs", "temperature"), [(5, 4.0), (4, 1.0)])
+def test_whether_a_network_came_nearer_is_judged_at_the_last_temperature(parents, few, long_epochs, temperature):
+    compared = []
+
+    class Asked(Ensemble):
+        def divergence(self, model, images, temperature):
+            compared.append(temperature)
+            return super().divergence(model, images, temperature)
+
+    training = Distillation(few, schedule=Schedule(long_epochs=long_epochs, long_images=0))
+    distilled(training, copy.deepcopy(parents[0]), Asked(parents, (0.5, 0.5)), 4)
+    assert compared == [temperature] * 2  # before and after
+
+
+def test_steps_at_another_temperature_are_measured_anew(parents, few):
     """By the loss at that temperature, of images as they are."""
-    monkeypatch.setattr("depfuse.teach.distil.PATIENT_EPOCHS", 4)
-    monkeypatch.setattr("depfuse.teach.distil.PATIENT_IMAGES", 0)
-    few = dataclasses.replace(data, train=Split(data.train.images[:100], data.train.labels[:100]))
-    begun, losses, begin, take = {}, [], NaturalGradient.begin, NaturalGradient.step
-
-    def watched_begin(self, loss):
-        begun[len(losses)] = loss
-        begin(self, loss)
-
-    def watched_step(self, batches, share, streams):
-        loss, alike = take(self, batches, share, streams)
+    learner, training = watched(parents, few, patient=4)
+    trained_by(training, parents, few)
+    for images, targets, temperature in learner.targets:
         with torch.no_grad():
-            given = ensemble_logits([parent(batches[0][0]) for parent in parents], (0.5, 0.5), None, self.temperature)
-        torch.testing.assert_close(batches[0][1], given, atol=0.05, rtol=0.05)
-        losses.append(float(loss) / sum(len(images) for images, *_ in batches))
-        return loss, alike
-
-    monkeypatch.setattr(NaturalGradient, "begin", watched_begin)
-    monkeypatch.setattr(NaturalGradient, "step", watched_step)
-    Distillation(few).train(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), "child", Recipe(distil=4))
-    assert begun == pytest.approx({0: losses[0], 3: losses[3]}, rel=0.05)
+            wanted = ensemble_logits([parent(images) for parent in parents], (0.5, 0.5), None, temperature)
+        torch.testing.assert_close(targets, wanted, atol=0.05, rtol=0.05)
+    assert learner.begun_with == pytest.approx({0: learner.losses[0], 3: learner.losses[3]}, rel=0.05)
 
 
-class Done:
-    total_seconds = 0.0
-
-
-def test_a_network_that_came_no_nearer_stays_as_it_was(parents, data, monkeypatch):
-    def worse(model, *_, **__):
-        with torch.no_grad():
-            next(model.parameters()).mul_(3)
-        return Done()
-
-    monkeypatch.setattr("depfuse.teach.distil.fit", worse)
-    student, teacher = copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5))
-    said = r"child came no nearer to the ensemble in 2 epochs .* lower train\.learning_rate 0\.05"
+def test_a_network_that_came_no_nearer_stays_as_it_was(parents, data):
+    """By descent with a learning rate that is far too high."""
+    student, teacher = Branching(copy.deepcopy(parents[0])).eval(), Ensemble(parents, (0.5, 0.5))
+    before = weights(student)
+    said = r"child came no nearer to the ensemble in 2 epochs .* lower train\.learning_rate 20"
     with pytest.warns(DepfuseWarning, match=said):
-        Distillation(data).train(student, teacher, "child", Recipe(distil=2))
-    assert torch.equal(weights(student), weights(parents[0]))
+        distilled(Distillation(data), student, teacher, 2, learning_rate=20.0)
+    assert torch.equal(weights(student), before)

@@ -14,12 +14,12 @@ from depfuse.refit.layerwise.rows import Window
 from depfuse.refit.layerwise.streams import Streams
 from depfuse.refit.program.folded import Folded, weight_and_shift
 from depfuse.refit.program.units import Unit
+from depfuse.refit.second_order.schedule import Schedule
 from depfuse.tasks.outputs import distance_of
 
 PER_STEP = 125  # images per step
 MOST_ROWS = 2**15  # inputs of a layer that its Gram matrices are taken from, over images and positions
 DAMPING = 1e-4  # at first: its root times the mean diagonal is added to each matrix
-TRUST = 0.024  # change of the quadratic model in a step, as a share of the initial loss, over the number of units
 MOMENTUM = 0.9  # of the running mean of steps
 REFRESHED = 64  # steps between two updates of the matrices, whose inverses cost more than a step
 REMEMBERED = 0.7  # share of the matrices that an update keeps
@@ -40,7 +40,7 @@ class NaturalGradient:
     is the Gram matrix of its inputs and :math:`\Gamma` that of the derivatives by its outputs of a class drawn from the
     network's own probabilities (Martens & Grosse 2015; for convolutions Grosse & Martens 2016, section 3). Few images
     are seen at a time, so both matrices are noisy and running means of them are used. The length of a step is such that
-    the quadratic model of the loss changes by a share of the initial loss (Ba et al. 2017, section 5): `TRUST` over
+    the quadratic model of the loss changes by a share of the initial loss (Ba et al. 2017, section 5): `trust` over
     the number of units, since the model ignores their interaction, times the root of what the streams add. Steps have
     momentum.
 
@@ -62,6 +62,10 @@ class NaturalGradient:
         The distance of the network's streams from theirs.
     generator
         Of what is drawn at random.
+    trust
+        See `Schedule`.
+    bfloat16
+        Whether gradients and targets are computed in it; where that is faster on the device, if left out.
 
     Attributes
     ----------
@@ -76,6 +80,9 @@ class NaturalGradient:
         teacher: TeacherFunction,
         streams: Streams,
         generator: torch.Generator,
+        *,
+        trust: float = Schedule.trust,
+        bfloat16: bool | None = None,
     ) -> None:
         self.folded, self.state, self.streams, self.generator = folded, state, streams, generator
         self.maps = folded.maps(state)
@@ -86,10 +93,11 @@ class NaturalGradient:
         self._factors: dict[Unit, tuple[Tensor, Tensor]] = {}
         self._taken = 0
         self.temperature = TEMPERATURE
-        self._damping, self._trust = DAMPING, TRUST
+        self._damping, self._trust = DAMPING, trust
         self._first: float | None = None
         self._device = next(iter(state.values())).device
-        self._quick = torch.autocast(self._device.type, torch.bfloat16, enabled=bfloat16_pays(self._device))
+        enabled = bfloat16_pays(self._device) if bfloat16 is None else bfloat16
+        self._quick = torch.autocast(self._device.type, torch.bfloat16, enabled=enabled)
 
     def begin(self, loss: float) -> None:
         """Set the loss per image before the first step, relative to which steps and streams are scaled."""

@@ -15,8 +15,11 @@ from depfuse.refit.layerwise.streams import Streams
 from depfuse.refit.program.decomposition import DecomposedNetwork
 from depfuse.refit.program.folded import Folded
 from depfuse.refit.second_order.natural_gradient import NaturalGradient, TeacherFunction
+from depfuse.refit.second_order.schedule import Schedule
 from depfuse.refit.second_order.second_pass import SecondPass
 from depfuse.refit.second_order.training import NaturalGradientTraining
+
+STANDARD = Schedule()
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +79,9 @@ class Session:
                 SecondPass(self._learner(), self.decomposed.loader, augment, mixed=mixed, held=held).run(steps)
             self.decomposed.renew_statistics()
 
-    def training(self, compared: Loader, *, patient: int = 0) -> NaturalGradientTraining:
+    def training(
+        self, compared: Loader, *, patient: int = 0, schedule: Schedule = STANDARD
+    ) -> NaturalGradientTraining:
         """Prepare the training of the network, as it is now, on all training images.
 
         Parameters
@@ -85,6 +90,8 @@ class Session:
             Images by which the steps are compared; others than those that the network was fitted to.
         patient
             See `NaturalGradientTraining`.
+        schedule
+            Its trust and the share of the last epochs.
 
         Raises
         ------
@@ -94,12 +101,14 @@ class Session:
         if not self.folded.units:
             raise ArchitectureError("no layer of the network can be refitted")
         decomposed = self.decomposed
-        learner, size = self._learner(), decomposed.size
+        learner, size = self._learner(schedule.trust), decomposed.size
         parts = [torch.arange(first, first + size) for first in range(0, compared.count - size + 1, size)]
         last = decomposed.loader.channels_last
         images = [compared.prepared(part, None, learner.generator, channels_last=last) for part in parts]
-        return NaturalGradientTraining(learner, size, images, decomposed.renew_statistics, patient=patient)
+        renew, finishing = decomposed.renew_statistics, schedule.finishing
+        return NaturalGradientTraining(learner, size, images, renew, patient=patient, finishing=finishing)
 
-    def _learner(self) -> NaturalGradient:
+    def _learner(self, trust: float = STANDARD.trust) -> NaturalGradient:
         generator = torch.Generator().manual_seed(self.seed)
-        return NaturalGradient(self.folded, self.decomposed.state, self.teacher, self.streams, generator)
+        state = self.decomposed.state
+        return NaturalGradient(self.folded, state, self.teacher, self.streams, generator, trust=trust)

@@ -12,14 +12,13 @@ from depfuse.data.augment import mix
 from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.refit.second_order.natural_gradient import PER_STEP, NaturalGradient
 from depfuse.refit.second_order.rollback import COMPARED, Rollback
+from depfuse.refit.second_order.schedule import Schedule
 
 USUAL_RATE = 0.05  # learning rate at which steps have their usual length
 # Factors of the length of a second pass's steps, which are fewer.
 SHARE = 0.7
 PATIENT_SHARE = 0.28  # of the same length, in a long training
-# The end of a long training.
-FINISHING = 0.25  # of its epochs
-FINISHING_TEMPERATURE = 1.0  # at which the ensemble's own probabilities are learnt in it
+FINISHING_TEMPERATURE = 1.0  # at the end of a long training, for the ensemble's own probabilities
 
 
 class NaturalGradientTraining:
@@ -39,6 +38,8 @@ class NaturalGradientTraining:
         The number of epochs of a long training, 0 for a short one. A long one sees every image many times: images of a
         batch are mixed with each other (`mix`), steps are shorter, and streams count in the first epoch only. Its last
         epochs are on images as they are, towards the ensemble's probabilities at temperature 1.
+    finishing
+        The share of these last epochs, see `Schedule`.
     """
 
     def __init__(
@@ -49,15 +50,16 @@ class NaturalGradientTraining:
         renew_statistics: Callable[[], None],
         *,
         patient: int = 0,
+        finishing: float = Schedule.finishing,
     ) -> None:
         self._learner, self._size, self._compared = learner, size, compared
         self._renew_statistics = renew_statistics
-        self._patient = patient
+        self._patient, self._share_finishing = patient, finishing
         self._epochs = self._steps = 0
 
     @property
     def _finishing(self) -> bool:
-        return self._epochs > self._patient * (1 - FINISHING) > 0
+        return self._epochs > self._patient * (1 - self._share_finishing) > 0
 
     @property
     def _mixes(self) -> bool:
