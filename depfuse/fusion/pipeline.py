@@ -9,10 +9,10 @@ from torch import nn
 
 from depfuse.align import Coupling
 from depfuse.align.statistics.shared import SharedMoments
-from depfuse.data.loader import Loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.fusion.aligned import Aligned
+from depfuse.fusion.arguments import CalibrationLike, RecipeLike, as_called, read_arguments
 from depfuse.fusion.candidates import Candidate, Family, best_of
 from depfuse.fusion.choose_shares import ChosenShares, shares_by_part
 from depfuse.fusion.keeping import Keeper
@@ -24,18 +24,19 @@ from depfuse.fusion.result import FusionResult
 from depfuse.fusion.soundness import Soundness
 from depfuse.groups import ChannelGroups
 from depfuse.merge import AlignedParents, Shares, fisher_information
-from depfuse.networks.calling import Example
+from depfuse.networks.calling import Call, Example
 from depfuse.networks.isolation import isolated
-from depfuse.recipe import Recipe
+from depfuse.networks.precision import in_full_precision, with_types_of
 from depfuse.teach.distil import Distillation
 
 
 @isolated()
 def fuse(
     models: Sequence[nn.Module],
-    recipe: Recipe | None = None,
-    calibration: Loader | None = None,
+    recipe: RecipeLike | CalibrationLike | None = None,
+    calibration: CalibrationLike | None = None,
     *,
+    call: Call | None = None,
     example: Example | None = None,
     groups: ChannelGroups | None = None,
     labels: Sequence[Sequence[int]] | None = None,
@@ -58,13 +59,18 @@ def fuse(
     Parameters
     ----------
     models
-        Two or more parents with equal tensor names, on one device; their widths may differ.
+        Two or more parents with equal tensor names, on one device; their widths may differ. Of half precision, or of
+        several types, they are computed with in float32, and the child has the types of the first.
     recipe
-        Settings; the defaults where None.
+        Settings: a `Recipe`, the name of a preset, a file, or a mapping; the defaults where None.
     calibration
-        Unlabelled training images (labels are not read). May be None where the recipe needs none.
+        Unlabelled training data (labels are not read): a `Loader`, tensors, a data set, or whatever yields batches, of
+        which `recipe.calibration.images` samples are taken (see `as_loader`). May stand in the recipe's place. None
+        where the recipe needs none.
+    call
+        How a network is run on a batch, `call(model, batch)`, where it is not by the inputs that the batch begins with.
     example
-        An input (1, C, H, W) to trace with; one calibration image where None.
+        An input (1, ...) to trace with; one calibration sample where None.
     groups
         Channel groups of this architecture, which are then not traced again, nor proved again where they are proved;
         not used where widths differ.
@@ -95,7 +101,9 @@ def fuse(
     GroupError, ArchitectureError, DataError
         See `find_groups`, `prove_groups` and `align`.
     """
-    recipe = recipe or Recipe()
+    given, models = models, in_full_precision(models)
+    recipe, calibration = read_arguments(models, recipe, calibration, call)
+    example = as_called(example, call)
     if training is None and recipe.trains:
         raise RecipeError("distil and finetune need the training images: give training=Distillation(data)")
     inputs = Inputs(models, recipe, calibration, example, groups, labels, template, allow_fixed, shared, on_step)
@@ -134,8 +142,8 @@ def fuse(
     soundness.check()
     soundness.check_spread(finished.child)
     return FusionResult(
-        child=finished.child,
-        parents=models,
+        child=with_types_of(finished.child, given[0]),
+        parents=given,
         recipe=resolve(recipe, finished, prepared.teachers, widths=aligned.widths, template=material.template),
         seconds=step.seconds,
         material=material,
@@ -156,9 +164,10 @@ def fuse(
 @isolated()
 def match(
     models: Sequence[nn.Module],
-    recipe: Recipe | None = None,
-    calibration: Loader | None = None,
+    recipe: RecipeLike | CalibrationLike | None = None,
+    calibration: CalibrationLike | None = None,
     *,
+    call: Call | None = None,
     example: Example | None = None,
     groups: ChannelGroups | None = None,
     labels: Sequence[Sequence[int]] | None = None,
@@ -168,7 +177,9 @@ def match(
     on_step: OnStep | None = None,
 ) -> Aligned:
     """Match the channels of parents by the first stages of `fuse`, with its arguments."""
-    recipe = recipe or Recipe()
+    models = in_full_precision(models)
+    recipe, calibration = read_arguments(models, recipe, calibration, call)
+    example = as_called(example, call)
     inputs = Inputs(models, recipe, calibration, example, groups, labels, template, allow_fixed, shared, on_step)
     return Aligned.of(Prepared.of(inputs))
 

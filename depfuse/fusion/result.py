@@ -23,6 +23,7 @@ from depfuse.groups import ChannelGroups
 from depfuse.merge import Shares
 from depfuse.networks.calling import Example
 from depfuse.networks.isolation import isolated
+from depfuse.networks.precision import with_types_of
 from depfuse.recipe import Recipe
 
 
@@ -179,7 +180,7 @@ class FusionResult:
             raise RecipeError(f"solver {solver} matches by the shares: fuse again to have others")
         self.recipe.changed({"merge.weights": shares.network}).shares(len(self.averaged))
         material = self._resolved.at(shares)
-        return material.finish(material.average(shares), shares).child
+        return with_types_of(material.finish(material.average(shares), shares).child, self.parents[0])
 
     @property
     def _resolved(self) -> Material:

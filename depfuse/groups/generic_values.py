@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.errors import GroupError
 from depfuse.groups.channel_group import ChannelGroup, Slot
-from depfuse.networks.calling import Example
+from depfuse.networks.calling import Example, run_with
 from depfuse.networks.copying import evaluation_copy, unwrap
 from depfuse.networks.isolation import without_warnings
 from depfuse.networks.running import evaluating, float_tensors, removing
@@ -147,11 +146,9 @@ class GenericNetwork:
     def _outputs(
         self, inputs: Any, values: Mapping[str, Tensor], auxiliary: Sequence[str], gradient: bool
     ) -> list[Tensor]:
-        arguments: Any = (inputs,) if isinstance(inputs, Tensor) else () if isinstance(inputs, dict) else tuple(inputs)
-        keywords = inputs if isinstance(inputs, dict) else {}
         try:
             with evaluating(self._network, auxiliary=auxiliary), torch.set_grad_enabled(gradient):
-                result = functional_call(self._network, dict(values), arguments, keywords, tie_weights=False)
+                result = run_with(self._network, values, inputs, tied=False)
         except (RuntimeError, TypeError, ValueError) as error:
             raise GroupError(
                 f"{self.name} cannot be run in float64, so that its groups cannot be proved: {first_line(error)}"

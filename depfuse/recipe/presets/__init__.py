@@ -141,13 +141,38 @@ def read(source: str) -> Source:
         raise RecipeError(f"recipe {source} is no object of settings, such as refit: none, or align: {{solver: emd}}")
     if stored and settings.keys() >= _WHOLE_FLAT and "parents_from" not in settings:
         settings = {**settings, "parents_from": 0}  # written when parents counted from 0
-    keep, named = () if stored else list(settings), settings.get("preset")
-    if not stored and isinstance(named, str):
-        settings = by_path(settings)
-        keep = list(settings)
-        settings = {**_checked(named, preset(named).settings, None), **settings}
+    keep: Collection[str] = ()
+    if not stored:
+        settings, keep = _over_its_preset(settings)
     settings = {"preset": "standard" if stored else Path(source).stem, **settings}
     return Source(_checked(source, settings, keep), run)
+
+
+def as_recipe(source: Recipe | str | Path | Mapping[str, Any] | None) -> Recipe:
+    """Read a recipe from a preset's name, a file, or settings that may name a preset; the default of None.
+
+    Raises
+    ------
+    RecipeError
+        See `read`; or the file names parents or data, which are arguments in Python.
+    """
+    if source is None or isinstance(source, Recipe):
+        return source or Recipe()
+    if isinstance(source, (str, Path)):
+        found = read(str(source))
+        if found.run:
+            raise RecipeError(f"{source} names {', '.join(found.run)}, which is for the command line: give arguments")
+        return Recipe.create(found.settings)
+    return Recipe.with_read(*_over_its_preset(source))
+
+
+def _over_its_preset(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Collection[str]]:
+    """Settings with those of the preset that they name, and which of them were given beside."""
+    name = settings.get("preset")
+    if not isinstance(name, str):
+        return dict(settings), list(settings)
+    given = by_path(dict(settings))
+    return {**_checked(name, preset(name).settings, None), **given}, list(given)
 
 
 def _is_file(source: str) -> bool:

@@ -1,0 +1,135 @@
+"""How a batch is given to a network: what of it are inputs, and what are labels."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from depfuse.errors import DataError
+from depfuse.networks.calling import Example
+from depfuse.networks.copying import unwrap
+
+LABELS = ("label", "labels", "target", "targets", "y")
+BY_CALL = "say how a network is run on it: call=lambda model, batch: model(...)"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a network's `forward` takes.
+
+    Attributes
+    ----------
+    required
+        Names of the parameters that must be given.
+    names
+        Names of all parameters, in order.
+    open
+        Whether it takes keywords of any name.
+    """
+
+    required: tuple[str, ...]
+    names: tuple[str, ...]
+    open: bool
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Signature:
+        """Read the parameters of a network's `forward`; of one that has no signature, a single input."""
+        try:
+            parameters = inspect.signature(unwrap(model).forward).parameters.values()
+        except (TypeError, ValueError):
+            return cls(("input",), ("input",), open=False)
+        plain = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        return cls(
+            tuple(p.name for p in plain if p.default is p.empty),
+            tuple(p.name for p in plain),
+            any(p.kind == p.VAR_KEYWORD for p in parameters),
+        )
+
+
+def split_batch(batch: Any, takes: Signature) -> tuple[Example, Tensor | None]:
+    """Divide a batch into the inputs of a network and the labels, where there are any.
+
+    A tensor or array is the input. Of a tuple or list the first entry is, or as many as `forward` requires; of a
+    mapping the entries that `forward` has parameters for, or the only one that is no label.
+
+    Raises
+    ------
+    DataError
+        The batch holds nothing, or too little, that the network takes.
+    """
+    if isinstance(batch, (Tensor, np.ndarray)):
+        return as_tensor(batch), None
+    if isinstance(batch, Mapping):
+        return _of_mapping(batch, takes), _labels(next((batch[key] for key in LABELS if key in batch), None))
+    if isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)) and len(batch) > 0:
+        return _of_sequence(batch, takes)
+    raise DataError(f"a batch is {_kind(batch)}, which no network is run on: {BY_CALL}")
+
+
+def as_tensor(value: Any) -> Tensor:
+    """Take a tensor as it is and convert an array.
+
+    Raises
+    ------
+    DataError
+        It is neither, or holds no numbers.
+    """
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, np.ndarray):
+        try:
+            return torch.from_numpy(np.ascontiguousarray(value))
+        except TypeError as error:
+            raise DataError(f"an array of type {value.dtype} holds no numbers that a network takes") from error
+    raise DataError(f"a batch holds {_kind(value)} where a tensor is wanted: {BY_CALL}")
+
+
+def _of_mapping(batch: Mapping[str, Any], takes: Signature) -> Example:
+    keys = [key for key in batch if key not in LABELS and (key in takes.names or takes.open)]
+    lacking = [name for name in takes.required if name not in keys]
+    if not lacking and keys:
+        if keys == [takes.names[0]]:
+            return as_tensor(batch[keys[0]])
+        return {key: as_tensor(batch[key]) for key in keys if batch[key] is not None}
+    inputs = [key for key in batch if key not in LABELS and isinstance(batch[key], (Tensor, np.ndarray))]
+    if len(inputs) == 1 and len(takes.required) <= 1:
+        return as_tensor(batch[inputs[0]])
+    raise DataError(
+        f"a batch holds {', '.join(map(str, batch))}, and the network takes {', '.join(takes.names) or 'nothing'}: "
+        f"name them alike, or {BY_CALL}"
+    )
+
+
+def _of_sequence(batch: Sequence[Any], takes: Signature) -> tuple[Example, Tensor | None]:
+    count = max(1, len(takes.required))
+    first, rest = batch[0], list(batch[1:])
+    if count > 1 and isinstance(first, Sequence) and len(first) >= count:  # ((image, row), label)
+        return tuple(map(as_tensor, first[:count])), _labels(next(iter(rest), None))
+    if len(batch) < count:
+        raise DataError(
+            f"a batch has {len(batch)} entries, and the network takes {count} ({', '.join(takes.required)}): {BY_CALL}"
+        )
+    if count > 1:
+        return tuple(map(as_tensor, batch[:count])), _labels(next(iter(batch[count:]), None))
+    if isinstance(first, Mapping):
+        return _of_mapping(first, takes), _labels(next(iter(rest), None))
+    return as_tensor(first), _labels(next(iter(rest), None))
+
+
+def _labels(value: Any) -> Tensor | None:
+    """Labels (N,) where that is what a value is."""
+    found = torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind in "iu" else value
+    if not isinstance(found, Tensor) or found.dim() != 1 or found.is_floating_point() or found.is_complex():
+        return None
+    return found.detach().long()
+
+
+def _kind(value: Any) -> str:
+    name = type(value).__name__
+    return f"an {name}" if name[:1].lower() in "aeiou" else f"a {name}"
