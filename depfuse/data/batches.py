@@ -22,7 +22,7 @@ from depfuse.data.memory import GIBIBYTE, free_memory
 from depfuse.data.tensors import Split
 from depfuse.errors import DataError, DepfuseWarning
 from depfuse.networks.calling import Call, run_network
-from depfuse.networks.copying import suited
+from depfuse.networks.copying import fit_example
 from depfuse.networks.running import evaluating
 from depfuse.tasks.calling import Signature, as_tensor, split_batch
 
@@ -30,7 +30,14 @@ KEPT = 0.25  # of the memory that is free, at most, for calibration data
 
 
 def as_loader(
-    source: Any, model: nn.Module, *, images: int = 2000, batch_size: int = 250, call: Call | None = None, seed: int = 0
+    source: Any,
+    model: nn.Module,
+    *,
+    images: int = 2000,
+    batch_size: int = 250,
+    call: Call | None = None,
+    seed: int = 0,
+    room: int | None = None,
 ) -> Loader:
     """Collect calibration data from whatever gives it, in one pass.
 
@@ -50,6 +57,9 @@ def as_loader(
         How the network is run on a batch: `call(model, batch)`. A batch has the structure of those given then.
     seed
         Of the random choice.
+    room
+        How many bytes the samples may take; a quarter of the memory that is free where None. Of more than that the
+        first are kept, with a `DepfuseWarning`.
 
     Raises
     ------
@@ -63,8 +73,8 @@ def as_loader(
             Split(source.images, source.labels, call), source.preprocessing, batch_size=source.batch_size,
             device=source.device,
         )  # fmt: skip
-    collected = _Collected(images, Signature.of(model), call)
-    for batch in _batches(source, model, images, batch_size, seed):
+    collected = _Collected(images, Signature.of(model), call, _free() if room is None else room)
+    for batch in _batches(source, model, images, batch_size, seed, called=call is not None):
         collected.add(batch)
         if collected.full:
             break
@@ -73,7 +83,7 @@ def as_loader(
         raise DataError(f"{len(split)} calibration samples are too few for statistics: give at least 2, better 2000")
     keep = split.images
     if not (isinstance(keep, Tensor) and keep.dtype == torch.uint8 and keep.dim() == 4):
-        keep = map_tensors(lambda leaf: suited(leaf, model), keep)
+        keep = map_tensors(lambda leaf: fit_example(leaf, model), keep)
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     return Loader(Split(keep, split.labels, call), batch_size=batch_size, device=device)
 
@@ -85,11 +95,11 @@ class _Collected:
     wanted: int
     takes: Signature
     call: Call | None
+    room: float
     inputs: list[Any] = field(default_factory=list)
     labels: list[Tensor | None] = field(default_factory=list)
     count: int = 0
     size: int = 0
-    room: float = field(default_factory=lambda: KEPT * free if (free := free_memory()) else float("inf"))
 
     def add(self, batch: Any) -> None:
         """Take the samples of a batch, as many as are wanted still."""
@@ -105,10 +115,10 @@ class _Collected:
         self.labels.append(labels if labels is not None and len(labels) == count else None)
         self.count += count
         self.size += sum(leaf.nbytes for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
-        if self.size > self.room and not self.full:
+        if self.size > self.room and self.count < self.wanted:
             warnings.warn(
                 f"{self.count} of {self.wanted} calibration samples are used: they take {self.size / GIBIBYTE:.1f} "
-                "GiB, a quarter of the memory that is free",
+                f"GiB, and {self.room / GIBIBYTE:.1f} are for them",
                 DepfuseWarning,
                 stacklevel=2,
             )
@@ -127,7 +137,13 @@ class _Collected:
         return Split(join_samples(self.inputs), labels)
 
 
-def _batches(source: Any, model: nn.Module, images: int, batch_size: int, seed: int) -> Iterator[Any]:
+def _free() -> float:
+    """Return the bytes that calibration samples may take."""
+    free = free_memory()
+    return float("inf") if free is None else KEPT * free
+
+
+def _batches(source: Any, model: nn.Module, images: int, batch_size: int, seed: int, *, called: bool) -> Iterator[Any]:
     """Yield batches of whatever calibration data are."""
     if isinstance(source, (str, Path)):
         raise DataError(
@@ -144,7 +160,7 @@ def _batches(source: Any, model: nn.Module, images: int, batch_size: int, seed: 
         samples = iter(source)
         while found := list(itertools.islice(samples, batch_size)):
             yield _collate(found)
-    elif isinstance(source, Dataset) or _is_samples(source, model):
+    elif isinstance(source, Dataset) or _is_samples(source, model, called=called):
         yield from _drawn(
             len(source), images, batch_size, seed, lambda index: _collate([source[n] for n in index.tolist()])
         )
@@ -165,15 +181,15 @@ def _drawn(count: int, images: int, batch_size: int, seed: int, take: Any) -> It
         yield take(index)
 
 
-def _is_samples(source: Any, model: nn.Module) -> bool:
-    """Whether a list holds single samples, on which a network cannot be run as they are; else it holds batches."""
-    if not isinstance(source, (list, tuple)) or not source:
+def _is_samples(source: Any, model: nn.Module, *, called: bool) -> bool:
+    """Tell whether a list holds single samples: the network runs on one as a batch, and not on one as it is."""
+    if called or not isinstance(source, (list, tuple)) or not source:
         return False
     first = source[0]
     if isinstance(first, Image.Image):
         return True
     if not isinstance(first, (Tensor, np.ndarray)):
-        return isinstance(first, (tuple, Mapping)) and not _runs(model, first)
+        return isinstance(first, (tuple, Mapping)) and not _runs(model, first) and _runs(model, _collate([first]))
     whole = as_tensor(first)
     # A convolution takes a single image (C, H, W), too, which is no batch of C rows.
     images = whole.dim() == 3 and any(isinstance(module, nn.Conv2d) for module in model.modules())
@@ -184,7 +200,7 @@ def _runs(model: nn.Module, batch: Any) -> bool:
     try:
         inputs, _ = split_batch(batch, Signature.of(model))
         with torch.no_grad(), evaluating(model):
-            run_network(model, suited(inputs, model))
+            run_network(model, fit_example(inputs, model))
     except Exception:  # whatever the user's network raises
         return False
     return True

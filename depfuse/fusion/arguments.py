@@ -59,7 +59,7 @@ def as_called(example: Example | None, call: Call | None) -> Example | None:
 
 
 def _is_recipe(value: object) -> bool:
-    """Whether that is a recipe in one of its forms; a mapping that holds tensors is data."""
+    """Tell whether that is a recipe in one of its forms; a mapping that holds tensors is data."""
     if isinstance(value, Mapping):
         return not any(isinstance(entry, (Tensor, np.ndarray)) for entry in value.values())
     return isinstance(value, (Recipe, str, Path))

@@ -65,6 +65,25 @@ def check_parents(models: Sequence[nn.Module], labels: LabelSets | None = None) 
         check_variances(state, number)
 
 
+def check_weights(models: Sequence[nn.Module]) -> None:
+    """Raise `RecipeError` unless all tensors of all networks hold numbers that can be averaged."""
+    for number, model in enumerate(models, start=1):
+        for key, tensor in model.state_dict().items():
+            if "packed_params" in key or (isinstance(tensor, Tensor) and tensor.is_quantized):
+                raise RecipeError(
+                    f"parent {number} is quantised ({key}): fuse the networks first, and quantise the child"
+                )
+            if not isinstance(tensor, Tensor):
+                raise RecipeError(
+                    f"parent {number} keeps a {type(tensor).__name__} in {key}, which cannot be averaged: leave it out "
+                    "of the state"
+                )
+            if tensor.is_meta:
+                raise RecipeError(f"parent {number} has no weights yet ({key} is on the meta device): load them first")
+            if tensor.layout != torch.strided:
+                raise RecipeError(f"parent {number} holds sparse values in {key}: make them dense (to_dense) first")
+
+
 def check_images(recipe: Recipe, calibration: Loader | None) -> None:
     """Raise `RecipeError` where the recipe, its refit resolved, needs images and there are none."""
     if calibration is not None:

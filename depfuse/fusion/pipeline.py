@@ -14,6 +14,7 @@ from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.fusion.aligned import Aligned
 from depfuse.fusion.arguments import CalibrationLike, RecipeLike, as_called, read_arguments
 from depfuse.fusion.candidates import Candidate, Family, best_of
+from depfuse.fusion.checks import check_weights
 from depfuse.fusion.choose_shares import ChosenShares, shares_by_part
 from depfuse.fusion.keeping import Keeper
 from depfuse.fusion.material import FinishedChild, Material
@@ -101,6 +102,7 @@ def fuse(
     GroupError, ArchitectureError, DataError
         See `find_groups`, `prove_groups` and `align`.
     """
+    check_weights(models)
     given, models = models, in_full_precision(models)
     recipe, calibration = read_arguments(models, recipe, calibration, call)
     example = as_called(example, call)
@@ -177,6 +179,7 @@ def match(
     on_step: OnStep | None = None,
 ) -> Aligned:
     """Match the channels of parents by the first stages of `fuse`, with its arguments."""
+    check_weights(models)
     models = in_full_precision(models)
     recipe, calibration = read_arguments(models, recipe, calibration, call)
     example = as_called(example, call)

@@ -167,7 +167,7 @@ def as_recipe(source: Recipe | str | Path | Mapping[str, Any] | None) -> Recipe:
 
 
 def _over_its_preset(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Collection[str]]:
-    """Settings with those of the preset that they name, and which of them were given beside."""
+    """Return settings with those of the preset that they name, and which of them were given beside it."""
     name = settings.get("preset")
     if not isinstance(name, str):
         return dict(settings), list(settings)

@@ -1,0 +1,207 @@
+"""`fuse` takes recipes, data and parents in the forms that people have them, and gives one child for all."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from depfuse import FusionResult, Recipe, fuse
+from depfuse.data import Loader, Split
+from depfuse.errors import DepfuseError, RecipeError
+from depfuse.fusion.pipeline import match
+from depfuse.recipe.presets import preset
+
+IMAGES = torch.randn(60, 3, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float32)
+RESET = {"align": {"criterion": "activations", "solver": "emd"}, "refit": "none", "renorm": "reset"}
+
+
+def small(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.BatchNorm2d(5), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4)).eval()
+
+
+PARENTS = [small(0), small(1)]
+
+
+class TwoInputs(nn.Module):
+    """An image and a row of numbers."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv, self.norm = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
+        self.row, self.head = nn.Linear(4, 5), nn.Linear(11, 2)
+
+    def forward(self, image: Tensor, row: Tensor) -> Tensor:
+        return self.head(torch.cat([self.norm(self.conv(image)).relu().mean((2, 3)), self.row(row).relu()], 1))
+
+
+def outputs(model: nn.Module, *inputs: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(*(inputs or (IMAGES,)))
+
+
+def child(*arguments: Any, **keywords: Any) -> Tensor:
+    return outputs(fuse(PARENTS, *arguments, **keywords).child)
+
+
+@pytest.fixture(scope="module")
+def wanted() -> Tensor:
+    return child(Recipe.create(RESET), Loader(Split(IMAGES), batch_size=250))
+
+
+def test_recipes_in_every_form(wanted: Tensor, tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("align: {criterion: activations, solver: emd}\nrefit: none\nrenorm: reset\n")
+    for recipe in (
+        RESET,
+        {"criterion": "activations", "solver": "emd", "refit": "none", "renorm": "reset"},
+        str(file),
+        file,
+    ):
+        assert torch.equal(child(recipe, IMAGES), wanted), recipe
+    assert torch.equal(child("fast", IMAGES), child(preset("fast").recipe, IMAGES))
+
+
+def test_a_mapping_changes_the_preset_that_it_names() -> None:
+    result = fuse(PARENTS, {"preset": "git-re-basin", "seed": 5}, IMAGES)
+    assert (result.recipe.align.criterion.name, result.recipe.seed) == ("weights", 5)
+
+
+def test_data_may_stand_in_the_place_of_the_recipe() -> None:
+    named = fuse(PARENTS, calibration=IMAGES)
+    for data in (IMAGES, DataLoader(TensorDataset(IMAGES), batch_size=60), {"x": IMAGES}):
+        assert torch.equal(outputs(fuse(PARENTS, data).child), outputs(named.child))
+    assert named.recipe.preset == Recipe().preset
+
+
+def test_what_is_no_recipe_is_said() -> None:
+    with pytest.raises(RecipeError, match="the recipe is a Tensor: give a Recipe, the name of a preset"):
+        fuse(PARENTS, IMAGES, IMAGES)
+    with pytest.raises(RecipeError, match="did you mean"):
+        fuse(PARENTS, "fats", IMAGES)
+    with pytest.raises(RecipeError, match="colour"):
+        fuse(PARENTS, {"colour": "red"}, IMAGES)
+
+
+def test_a_file_that_names_parents_is_for_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "whole.yaml"
+    file.write_text("parents: [a.pt, b.pt]\nsettings: {refit: none}\n")
+    with pytest.raises(RecipeError, match="names parents, which is for the command line"):
+        fuse(PARENTS, file, IMAGES)
+
+
+def test_as_many_samples_are_taken_as_the_recipe_says() -> None:
+    recipe = Recipe.create({**RESET, "calibration.images": 20})
+    result = fuse(PARENTS, recipe, DataLoader(TensorDataset(IMAGES), batch_size=8))
+    assert result.calibration is not None
+    assert result.calibration.count == 20
+    assert torch.equal(outputs(result.child), child(RESET, IMAGES[:20]))
+
+
+def test_matching_takes_the_same(wanted: Tensor) -> None:
+    found = match(PARENTS, RESET, IMAGES.numpy())
+    result = fuse(PARENTS, RESET, IMAGES)
+    for one, other in zip(found.couplings, result.couplings, strict=True):
+        assert all(torch.equal(one[name].matrix, other[name].matrix) for name in one)
+
+
+def fused_in(kinds: list[dict[str, torch.dtype]], data: Any = IMAGES) -> FusionResult:
+    """Fuse parents whose tensors were converted, by the beginning of their names."""
+    parents = [copy.deepcopy(parent) for parent in PARENTS]
+    for parent, types in zip(parents, kinds, strict=True):
+        for start, kind in types.items():
+            for name, module in parent.named_modules():
+                if name.startswith(start) and not list(module.children()):
+                    module.to(kind)
+    return fuse(parents, RESET, data)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_child_has_its_parents_type(wanted: Tensor, kind: torch.dtype) -> None:
+    result = fused_in([{"": kind}, {"": kind}])
+    tensors = [tensor for tensor in result.child.state_dict().values() if tensor.is_floating_point()]
+    assert {tensor.dtype for tensor in tensors} == {kind}
+    tolerance = {torch.float16: 5e-3, torch.bfloat16: 5e-2, torch.float64: 1e-5}[kind]
+    torch.testing.assert_close(outputs(result.child.float()), wanted, rtol=0, atol=tolerance)
+    again = result.at(result.shares)
+    assert next(again.parameters()).dtype == kind
+    assert next(result.parents[0].parameters()).dtype == kind
+
+
+def test_of_several_types_each_tensor_has_that_of_the_first_parent(wanted: Tensor) -> None:
+    result = fused_in([{"": torch.float16, "1": torch.float32}, {}])
+    types = {key: tensor.dtype for key, tensor in result.child.state_dict().items() if tensor.is_floating_point()}
+    assert {types[key] for key in types if key.startswith("1.")} == {torch.float32}
+    assert {types[key] for key in types if not key.startswith("1.")} == {torch.float16}
+    torch.testing.assert_close(outputs(result.child.float()), wanted, rtol=0, atol=5e-3)
+
+
+def test_parents_that_were_made_in_inference_mode(wanted: Tensor) -> None:
+    with torch.inference_mode():
+        parents = [small(seed) for seed in (0, 1)]
+        result = fuse(parents, RESET, IMAGES)
+    torch.testing.assert_close(outputs(result.child), wanted, rtol=0, atol=1e-6)
+
+
+def test_a_network_of_two_inputs_is_fused_by_pairs_and_by_a_function() -> None:
+    parents = [TwoInputs(seed).eval() for seed in (0, 1)]
+    rows = torch.randn(60, 4, dtype=torch.float32)
+    loader = DataLoader(TensorDataset(IMAGES, rows), batch_size=20)
+    plain = fuse(parents, RESET, loader).child
+    named = [{"row": rows[start : start + 20], "image": IMAGES[start : start + 20]} for start in (0, 20, 40)]
+    called = fuse(parents, RESET, loader, call=lambda model, batch: model(batch[0], batch[1])).child
+    for other in (called, fuse(parents, RESET, named).child):
+        torch.testing.assert_close(outputs(other, IMAGES, rows), outputs(plain, IMAGES, rows), rtol=0, atol=1e-6)
+    assert not torch.allclose(outputs(plain, IMAGES, rows), outputs(parents[0], IMAGES, rows), atol=1e-3)
+    example = fuse(parents, {"criterion": "weights", "refit": "none", "renorm": "none"}, example=(IMAGES[:1], rows[:1]))
+    assert example.groups.free
+
+
+def test_a_network_of_tokens_is_fused(tmp_path: Path) -> None:
+    def language(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Embedding(11, 6), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+
+    tokens = torch.randint(0, 11, (40, 7), generator=torch.Generator().manual_seed(0))
+    parents = [language(0), language(1)]
+    result = fuse(parents, {"refit": "none"}, tokens)
+    assert {group.size for group in result.groups.free} == {6, 8}
+    twins = fuse([parents[0], copy.deepcopy(parents[0])], {"refit": "none"}, tokens)
+    torch.testing.assert_close(outputs(twins.child, tokens), outputs(parents[0], tokens))
+
+
+def unusable(kind: str) -> list[nn.Module]:
+    parents = [copy.deepcopy(parent) for parent in PARENTS]
+    if kind == "meta":
+        return [parent.to("meta") for parent in parents]
+    if kind == "sparse":
+        parents[1][8].weight = nn.Parameter(parents[1][8].weight.detach().to_sparse(), requires_grad=False)
+        return parents
+    if kind == "script":
+        return [torch.jit.trace(parent, IMAGES[:1]) for parent in parents]
+    linear = [nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).eval() for _ in range(2)]
+    return [torch.ao.quantization.quantize_dynamic(network, {nn.Linear}) for network in linear]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("meta", "no weights yet"), ("sparse", "sparse"), ("script", "TorchScript"), ("quantised", "quantised")],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_networks_without_plain_weights_are_refused_in_words(kind: str, message: str) -> None:
+    data = torch.randn(20, 4, dtype=torch.float32) if kind == "quantised" else IMAGES
+    with pytest.raises(DepfuseError, match=message):
+        fuse(unusable(kind), {"refit": "none"}, data)
+
+
+def test_arrays_of_several_kinds(wanted: Tensor) -> None:
+    assert torch.equal(child(RESET, IMAGES.numpy().astype(np.float64)), wanted)
