@@ -26,8 +26,10 @@ from depfuse.evaluate import (
     path_alphas,
 )
 from depfuse.fusion.comparison import Comparison, compare, naive_child
+from depfuse.fusion.contenders import advise_on
 from depfuse.fusion.pipeline import fuse
 from depfuse.fusion.result import FusionResult
+from depfuse.fusion.verdict import verdict
 from depfuse.fusion.widths import shapes_of
 from depfuse.io.atomic_files import replacing
 from depfuse.io.cards import Card, Parent
@@ -48,9 +50,7 @@ from depfuse.report import (
     ScoreValues,
     Seconds,
     SharesSummary,
-    advise_on,
     describe_environment,
-    verdict,
 )
 from depfuse.report.plot_kind import plot_kind
 from depfuse.report.plots import draw_family, draw_path

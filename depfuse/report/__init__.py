@@ -1,4 +1,4 @@
-"""Reports of a run: `report.json`, tables, plots, and one honest sentence."""
+"""Reports of a run: `report.json`, tables and plots."""
 
 import lazy_loader
 

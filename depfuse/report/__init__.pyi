@@ -1,5 +1,3 @@
-from .advice import Advice, Contender, SameStart, advise
-from .comparison import advise_on
 from .environment import describe_environment
 from .schema import (
     Barrier,
@@ -18,12 +16,10 @@ from .schema import (
     SharesSummary,
     read_report,
 )
-from .verdict import barrier_sentence, loading_lines, verdict
+from .sentences import barrier_sentence, loading_lines
 
 __all__ = [
-    "Advice",
     "Barrier",
-    "Contender",
     "Environment",
     "EvaluationReport",
     "FamilyRow",
@@ -34,15 +30,11 @@ __all__ = [
     "PathReport",
     "PathRow",
     "ReportError",
-    "SameStart",
     "ScoreValues",
     "Seconds",
     "SharesSummary",
-    "advise",
-    "advise_on",
     "barrier_sentence",
     "describe_environment",
     "loading_lines",
     "read_report",
-    "verdict",
 ]

@@ -10,8 +10,8 @@ from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationE
 
 from depfuse.errors import DepfuseError
 from depfuse.evaluate import PathPoint, Scores, barrier
+from depfuse.fusion.advice import Advice
 from depfuse.io.stored import Stored
-from depfuse.report.advice import Advice
 
 if TYPE_CHECKING:  # a report is read without torch
     from depfuse.fusion.candidates import Candidate

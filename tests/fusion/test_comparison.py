@@ -11,7 +11,8 @@ from depfuse import Recipe
 from depfuse.data import DataSet, Loader, calibration_loader, load_data
 from depfuse.evaluate import evaluate, evaluate_ensemble
 from depfuse.fusion.comparison import heads_refitted, naive_child
-from depfuse.report import advise_on, verdict
+from depfuse.fusion.contenders import advise_on
+from depfuse.fusion.verdict import verdict
 from depfuse.teach.distil import Distillation
 
 

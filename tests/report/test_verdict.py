@@ -14,7 +14,9 @@ from test_report import fusion_report
 from depfuse.cli.wording import in_options
 from depfuse.errors import DataError
 from depfuse.evaluate import Difference, Scores, difference, evaluate, most_frequent
-from depfuse.report import Advice, Contender, FusionReport, SameStart, advise, loading_lines, verdict
+from depfuse.fusion.advice import Advice, Contender, SameStart, advise
+from depfuse.fusion.verdict import verdict
+from depfuse.report import FusionReport, loading_lines
 from depfuse.report.page.overview import Entry, fusions_table
 
 IMAGES = 500

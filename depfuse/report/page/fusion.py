@@ -18,8 +18,8 @@ from depfuse.report.page.parts import (
 )
 from depfuse.report.page.tables import plain_table
 from depfuse.report.schema import FusionReport, GroupsSummary, PathReport, PathRow, ScoreValues
+from depfuse.report.sentences import barrier_sentence, loading_lines
 from depfuse.report.tables import fusion_rows, short_names
-from depfuse.report.verdict import barrier_sentence, loading_lines
 from depfuse.text import counted
 
 _LOOKS = 5  # that the style sheet has for the curves of methods

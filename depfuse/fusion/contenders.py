@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from depfuse.align.description import moved_channels
+from depfuse.fusion.advice import Advice, Contender, SameStart, advise
 from depfuse.fusion.comparison import Comparison
 from depfuse.fusion.result import FusionResult
-from depfuse.report.advice import Advice, Contender, SameStart, advise
 
 
 def advise_on(

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from depfuse.report.advice import AVERAGES, Advice, Compared
-from depfuse.report.schema import FusionReport, PathReport
+from depfuse.fusion.advice import AVERAGES, Advice, Compared
 
 SOUP = {"average": '`preset("soup")`', "renewed average": '`preset("soup")` with `renorm="reset"`'}
 
@@ -26,36 +25,6 @@ def verdict(advice: Advice, candidate: str | None = None) -> str:
     child = "the child" if candidate is None else f"the child ({candidate})"
     sentences = [_recommendation(advice, child), *_notes(advice)]
     return " ".join(sentences)
-
-
-def barrier_sentence(report: PathReport) -> str:
-    """Say how high the barrier between two parents is, matched and naively."""
-    barrier = report.barrier
-    if report.methods:
-        heights = [
-            f"{_nats(method.barrier_loss)} and {100 * method.barrier_error:.2f} points of accuracy by {method.name}"
-            for method in report.methods
-        ]
-        naive = f"{_nats(barrier.naive_loss)} and {100 * barrier.naive_error:.2f} points"
-        return f"The barrier between the parents is {', '.join(heights)}; without matching it is {naive}."
-    matched, naive = (
-        f"{_nats(loss)} and {100 * error:.2f} points of accuracy"
-        for loss, error in ((barrier.loss, barrier.error), (barrier.naive_loss, barrier.naive_error))
-    )
-    return f"The barrier between the parents is {matched}; without matching it is {naive}."
-
-
-def loading_lines(report: FusionReport) -> list[str]:
-    """Say where the child's file is and how to load it; nothing where it has no file."""
-    if report.child.path is None:
-        return []
-    path = report.child.path
-    lines = [f"The child is in {path}, a {report.architecture}."]
-    if report.widened:
-        lines[0] += " Channels stand side by side in it, so that it is wider than its class: depfuse builds it."
-        return [*lines, "    from depfuse.io.checkpoint import load_network", f"    model = load_network({path!r})"]
-    lines[0] += " Into a network of that architecture of your own:"
-    return [*lines, "    from safetensors.torch import load_file", f"    model.load_state_dict(load_file({path!r}))"]
 
 
 def _recommendation(advice: Advice, child: str) -> str:
@@ -157,10 +126,6 @@ def _notes(advice: Advice) -> list[str]:
         name = _name(option, advice)
         notes.append(f"{name[0].upper()}{name[1:]} reaches {_per_cent(option.accuracy)} but lies in no file; {how}.")
     return notes
-
-
-def _nats(loss: float | None) -> str:
-    return "not finite" if loss is None else f"{loss:.4f} nats"
 
 
 def _per_cent(share: float) -> str:
