@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from depfuse.data import load_data
 from depfuse.io.cards import Card
@@ -17,6 +16,7 @@ from depfuse.models import build_network
 from depfuse.train import TrainRecipe, fit
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
+SMALL = Path(__file__).resolve().parent / "parents"  # trained by `python tests/digits_parents.py`, the same everywhere
 ARCHITECTURE = "digits_resnet(width=1.25)"
 SMALL_ARCHITECTURE = "digits_resnet(width=0.5)"
 
@@ -31,32 +31,29 @@ def digits_parents(*names: str) -> list[nn.Module]:
     return [load_network(path) for path in digits_files(*names)]
 
 
-@cache
-def _small_state(number: int) -> dict[str, Tensor]:
-    """Train a network of 8 and 16 channels, in half a second, on half of the labels and few images of the others."""
+def small_parents() -> list[nn.Module]:
+    """Two networks of 8 and 16 channels that know different things, in evaluation mode."""
+    return [load_network(path) for path in small_files()]
+
+
+def small_files() -> list[str]:
+    """Where they lie."""
+    return [str(SMALL / f"small-{name}.safetensors") for name in "ab"]
+
+
+def train_small_parents() -> None:
+    """Train both, each on half of the labels and few images of the others, and write them."""
     data = load_data("digits")
-    known = (data.train.labels < 5) == (number == 0)
-    known[::10] = True
-    train = data.train.take(known.nonzero()[:, 0])
-    recipe = TrainRecipe(epochs=8, batch_size=60, learning_rate=0.1, warmup=1.0, seed=number)
-    with torch.random.fork_rng():
+    for number, path in enumerate(small_files()):
+        known = (data.train.required_labels < 5) == (number == 0)
+        known[::10] = True
+        train = data.train.take(known.nonzero()[:, 0])
+        recipe = TrainRecipe(epochs=8, batch_size=60, learning_rate=0.1, warmup=1.0, seed=number)
         torch.manual_seed(number)
         model = build_network(SMALL_ARCHITECTURE)
         fit(model, dataclasses.replace(data, train=train), recipe)
-    return model.state_dict()
+        write_checkpoint(Path(path), model.state_dict(), Card(architecture=SMALL_ARCHITECTURE, data="digits"))
 
 
-def small_parents() -> list[nn.Module]:
-    """Two networks of 8 and 16 channels that know different things, in evaluation mode."""
-    parents = [build_network(SMALL_ARCHITECTURE).eval() for _ in range(2)]
-    for number, parent in enumerate(parents):
-        parent.load_state_dict(_small_state(number))
-    return parents
-
-
-def small_files(folder: Path) -> list[str]:
-    """Write the same to checkpoints."""
-    paths = [folder / f"small-{name}.safetensors" for name in "ab"]
-    for number, path in enumerate(paths):
-        write_checkpoint(path, _small_state(number), Card(architecture=SMALL_ARCHITECTURE, data="digits"))
-    return [str(path) for path in paths]
+if __name__ == "__main__":
+    train_small_parents()

@@ -172,7 +172,7 @@ def test_on_the_command_line(tmp_path: Path, capsys):
     out, report, plot = (tmp_path / name for name in ("child.safetensors", "report.json", "family.png"))
     arguments = ["--data", "digits", "--calibration", "200", "--refit-steps", "2", "--distance", "scaled"]
     files = ["--out", str(out), "--report", str(report), "--plot", str(plot)]
-    assert main(["fuse", *small_files(tmp_path), *arguments, "--goal", "best", *files]) == 0
+    assert main(["fuse", *small_files(), *arguments, "--goal", "best", *files]) == 0
     found = json.loads(report.read_text())
     rows = found["family"]
     chosen = [row for row in rows if row["chosen"]]
@@ -188,7 +188,7 @@ def test_on_the_command_line(tmp_path: Path, capsys):
 
 
 def test_a_parent_that_is_best_goes_half_way_to_the_ensemble(data):
-    given = small_parents()
+    given = digits_parents("same-a", "same-b")
     loader = calibration_loader(data, 400)
     recipe = BEST.changed(refit_steps=40)
     found = fuse(given, recipe, loader)

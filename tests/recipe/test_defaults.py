@@ -117,7 +117,7 @@ def test_multiplications_are_counted():
 
 def test_the_command_line_and_python_have_one_default(tmp_path: Path, capsys, digits):
     report, out = tmp_path / "report.json", tmp_path / "child.safetensors"
-    command = ["fuse", *small_files(tmp_path), "--data", "digits", "--calibration", "200", "--refit-steps", "4"]
+    command = ["fuse", *small_files(), "--data", "digits", "--calibration", "200", "--refit-steps", "4"]
     assert main([*command, "--report", str(report), "--out", str(out)]) == 0
     assert "\nRefit auto is ridge here" in capsys.readouterr().out
     found = json.loads(report.read_text())

@@ -159,7 +159,7 @@ def test_files_hold_settings_in_three_ways(tmp_path):
 
 
 def test_paths_and_matchings_take_a_recipe_too(tmp_path, capsys):
-    out, parents = tmp_path / "path.json", small_files(tmp_path)
+    out, parents = tmp_path / "path.json", small_files()
     assert main(["path", *parents, *FEW, "--points", "3", "--recipe", "cca", "--report", str(out)]) == 0
     assert json.loads(out.read_text())["recipe"]["align"]["solver"]["name"] == "cca"
     paths = []

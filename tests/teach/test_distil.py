@@ -46,8 +46,8 @@ def parents() -> list[torch.nn.Module]:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return small_files(tmp_path_factory.mktemp("parents"))
+def files() -> list[str]:
+    return small_files()
 
 
 def weights(model: torch.nn.Module) -> torch.Tensor:
