@@ -27,7 +27,7 @@ OPTIONS = {
     "template": "--width and --child-arch",
     "trust": "--trust FILE",
     "url": "--storage",
-    "safetensors.torch.save_file(child.state_dict(), file)": "--out FILE",
+    "result.save(file)": "--out FILE",
     "safetensors.torch.save_file(comparison.baseline.network.state_dict(), file)": (
         "running again with --out-parent FILE"
     ),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from depfuse.data.batches import as_loader
 from depfuse.data.loader import Loader
-from depfuse.errors import RecipeError
+from depfuse.data.tensors import Split
+from depfuse.errors import DataError, RecipeError
 from depfuse.networks.calling import Call, Called, Example
 from depfuse.recipe import Recipe
 from depfuse.recipe.presets import as_recipe
@@ -20,6 +23,8 @@ RecipeLike = Recipe | str | Path | Mapping[str, Any]
 """A recipe, the name of a preset, a file of settings, or settings."""
 CalibrationLike = Loader | Tensor | np.ndarray | Iterable[Any]
 """Unlabelled data: a loader, a tensor or array, a data set, or anything that yields batches; see `as_loader`."""
+LabelsLike = Tensor | np.ndarray | Sequence[int]
+"""A whole number for each sample."""
 
 
 def read_arguments(
@@ -51,6 +56,47 @@ def read_arguments(
         calibration, models[0], images=wanted.images, batch_size=wanted.batch_size, call=call, seed=settings.seed
     )
     return settings, loader
+
+
+def test_loader(source: CalibrationLike, like: nn.Module, labels: LabelsLike | None, call: Call | None) -> Loader:
+    """Collect labelled data of any kind to score networks on: all of it, in order.
+
+    Parameters
+    ----------
+    source
+        As `as_loader` takes it; also a pair of inputs and labels.
+    like
+        A network that takes the data.
+    labels
+        The label of each sample, where they are not in the batches.
+    call
+        How a network is run on a batch, where it is not by the inputs that the batch begins with.
+
+    Raises
+    ------
+    DataError
+        There are no labels, or not one for each sample.
+    """
+    if labels is None and isinstance(source, tuple) and len(source) == 2 and _are_labels(source[1], source[0]):
+        source, labels = source
+    loader = as_loader(source, like, images=sys.maxsize, call=call)
+    if labels is not None:
+        given = torch.as_tensor(labels).flatten()
+        if len(given) != loader.count:
+            raise DataError(f"{len(given)} labels for {loader.count} test samples: give one for each")
+        split = Split(loader.images, given, loader.call)
+        loader = Loader(split, loader.preprocessing, batch_size=loader.batch_size, device=loader.device)
+    if loader.labels is None:
+        raise DataError("the test data have no labels: give pairs of inputs and labels, or `labels`")
+    return loader
+
+
+def _are_labels(second: object, first: object) -> bool:
+    """Tell whether the second of two arrays holds a whole number for each sample of the first."""
+    if not all(isinstance(part, (Tensor, np.ndarray)) for part in (first, second)):
+        return False
+    labels = torch.as_tensor(second)
+    return labels.dim() == 1 and not labels.is_floating_point() and len(labels) == len(first)  # type: ignore[arg-type]
 
 
 def as_called(example: Example | None, call: Call | None) -> Example | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -14,8 +16,10 @@ from depfuse.ensemble.distance import EnsembleDistance
 from depfuse.errors import ArchitectureError, RecipeError
 from depfuse.evaluate import Scores, evaluate_together, evaluate_with_ensemble, most_frequent
 from depfuse.evaluate.evaluation import Batches
+from depfuse.fusion.advice import Advice
 from depfuse.fusion.checks import check_parents, label_sets
-from depfuse.fusion.result import FusionResult
+from depfuse.fusion.contenders import advise_on
+from depfuse.fusion.verdict import verdict
 from depfuse.fusion.widths import shapes_of
 from depfuse.groups import ChannelGroups
 from depfuse.merge import average
@@ -23,6 +27,9 @@ from depfuse.networks.isolation import isolated
 from depfuse.refit import refit_heads
 from depfuse.renorm import has_batch_norm
 from depfuse.teach.distil import Distillation
+
+if TYPE_CHECKING:
+    from depfuse.fusion.result import FusionResult
 
 OnStep = Callable[[str], None]
 Track = Callable[[Loader, str], Batches]
@@ -48,12 +55,14 @@ class Baseline:
     scores: Scores
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Comparison:
     """Scores of a child and of everything that could be kept instead.
 
     Attributes
     ----------
+    result
+        The fusion that is compared.
     child, parents
         The child's, and each parent's as it was given.
     ensemble
@@ -73,6 +82,7 @@ class Comparison:
         Accuracy of always predicting the most frequent label.
     """
 
+    result: FusionResult
     child: Scores
     parents: Sequence[Scores]
     ensemble: Scores
@@ -83,6 +93,22 @@ class Comparison:
     baseline: Baseline | None
     family: Sequence[Scores]
     chance: float
+
+    @cached_property
+    def advice(self) -> Advice:
+        """Which network to keep, and why."""
+        return advise_on(self.result, self)
+
+    @property
+    def verdict(self) -> str:
+        """The advice in words, as `depfuse fuse` says it."""
+        return verdict(self.advice, self.result.best.name if self.result.best else None)
+
+    def __repr__(self) -> str:
+        rows = [("child", self.child), *((f"parent {n}", own) for n, own in enumerate(self.parents, start=1))]
+        rows += [("ensemble", self.ensemble), ("naive average", self.naive), ("naive average, reset", self.renewed)]
+        lines = [f"  {name:<22}{100 * own.accuracy:6.2f} %  loss {own.loss:.4f}" for name, own in rows]
+        return "\n".join([f"Comparison on {self.child.count:,} images", *lines, f"  {self.verdict}"])
 
 
 def compare(
@@ -140,6 +166,7 @@ def compare(
             result.teachers, follow(test, "evaluating the teachers"), shares, result.labels
         )[1]
     return Comparison(
+        result=result,
         child=child,
         parents=parents,
         ensemble=ensemble,

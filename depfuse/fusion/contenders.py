@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from depfuse.align.description import moved_channels
 from depfuse.fusion.advice import Advice, Contender, SameStart, advise
-from depfuse.fusion.comparison import Comparison
-from depfuse.fusion.result import FusionResult
+
+if TYPE_CHECKING:
+    from depfuse.fusion.comparison import Comparison
+    from depfuse.fusion.result import FusionResult
 
 
 def advise_on(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
@@ -12,22 +12,26 @@ from depfuse.data.loader import Loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
+from depfuse.fusion.arguments import CalibrationLike, LabelsLike, test_loader
 from depfuse.fusion.arrangement import Owners
 from depfuse.fusion.candidates import Candidate, best_of
 from depfuse.fusion.choose_shares import ChosenShares
+from depfuse.fusion.comparison import Comparison, compare
 from depfuse.fusion.keeping import Step
 from depfuse.fusion.material import Material
 from depfuse.fusion.partial_merging import PartialMerge
+from depfuse.fusion.shown import as_html, as_text
 from depfuse.fusion.widths import WidthMatch
 from depfuse.groups import ChannelGroups
 from depfuse.merge import Shares
 from depfuse.networks.calling import Example
 from depfuse.networks.isolation import isolated
-from depfuse.networks.precision import with_types_of
+from depfuse.networks.precision import in_full_precision, with_types_of
 from depfuse.recipe import Recipe
+from depfuse.teach.distil import Distillation
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class FusionResult:
     """A child and how it was made.
 
@@ -85,6 +89,57 @@ class FusionResult:
     steps: Sequence[Step] = ()
     folded: bool = False
     refit_reason: str = ""
+    _comparisons: list[Comparison] = field(default_factory=list, init=False)
+
+    def __repr__(self) -> str:
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        """Show the result in a notebook."""
+        return as_html(self)
+
+    @property
+    def compared(self) -> Comparison | None:
+        """The last comparison that was made; None before the first."""
+        return self._comparisons[-1] if self._comparisons else None
+
+    @property
+    def verdict(self) -> str:
+        """Which network to keep and why, by the last `comparison`; before there is one, how to get it."""
+        if self.compared is None:
+            return (
+                "No verdict yet: `result.comparison(test)` scores the networks on labelled data, which no fusion sees."
+            )
+        return self.compared.verdict
+
+    def comparison(
+        self, test: CalibrationLike, labels: LabelsLike | None = None, *, training: Distillation | None = None
+    ) -> Comparison:
+        """Score the child and all that could be kept instead, as `depfuse fuse` does, on labelled data.
+
+        The result keeps the last comparison: it shows its scores, and `verdict` is its verdict.
+
+        Parameters
+        ----------
+        test
+            Test data of any kind that `fuse` takes for calibration, with labels: a data loader or data set of pairs, a
+            pair of arrays (inputs, labels), depfuse's own `Loader`.
+        labels
+            The label of each sample, where they are not in the data.
+        training
+            See `compare`.
+
+        Raises
+        ------
+        DataError
+            There are no labels.
+        """
+        networks = in_full_precision([*self.parents, self.child])
+        alone = replace(self, parents=networks[:-1], child=networks[-1])
+        call = None if self.calibration is None else self.calibration.call
+        found = compare(alone, test_loader(test, networks[0], labels, call), training=training)
+        self._comparisons[:] = [found]
+        return found
 
     @property
     def groups(self) -> ChannelGroups:

@@ -105,7 +105,7 @@ def _notes(advice: Advice) -> list[str]:
     options = [option for option in (advice.keep, advice.instead) if option is not None]
     average = next((option for option in options if option.what in AVERAGES), None)
     if any(option.what == "child" and option.path is None for option in options):
-        notes.append("The child lies in no file: `safetensors.torch.save_file(child.state_dict(), file)` writes it.")
+        notes.append("The child lies in no file: `result.save(file)` writes it.")
     if advice.same_start is not None:
         moved, channels = advice.same_start.moved, advice.same_start.channels
         best = advice.best(*AVERAGES)

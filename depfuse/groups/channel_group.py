@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -10,12 +11,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from depfuse.text import counted
+
 Role = Literal["produces", "consumes", "scales"]
 Side = Literal["input", "output"]
 Position = Literal["before", "after"]
+MOST_SIZES, MOST_FIXED = 6, 4  # sizes, and names of fixed groups, in a summary
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Slot:
     """One tensor axis, or a part of it, that carries the channels of a group.
 
@@ -40,6 +44,9 @@ class Slot:
     index: Tensor
     role: Role
     within: tuple[int, Tensor] | None = None
+
+    def __repr__(self) -> str:
+        return f"Slot({self.role} {self.key}, axis {self.axis}, {tuple(self.index.shape)} positions)"
 
     def read(self, tensor: Tensor) -> Tensor:
         """Read the slot's entries, channel first: (n_channels, repeats * size of all other axes)."""
@@ -70,7 +77,7 @@ class Slot:
         return tensor.index_copy(axis, positions, part)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Tap:
     """A module whose input or output carries a group's channels.
 
@@ -90,8 +97,11 @@ class Tap:
     position: Position
     through: tuple[str, str | None] | None = None
 
+    def __repr__(self) -> str:
+        return f"Tap({self.side} of {self.module or 'the network'}, axis {self.axis}, {self.position})"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class ChannelGroup:
     """Tensor axes that must be permuted together for the network's function to stay the same.
 
@@ -119,6 +129,12 @@ class ChannelGroup:
             result[slot.key] = slot.permute(result[slot.key], permutation)
         return result
 
+    def __repr__(self) -> str:
+        fixed = f", fixed: {self.fixed}" if self.fixed else ""
+        return (
+            f"ChannelGroup({self.name!r}, {counted(self.size, 'channel')}, {counted(len(self.slots), 'slot')}{fixed})"
+        )
+
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.size} channels" + (f", fixed: {self.fixed}" if self.fixed else "")]
         for slot in self.slots:
@@ -130,7 +146,7 @@ class ChannelGroup:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ChannelGroups:
     """All channel groups of one network, in the order in which the network computes them.
 
@@ -257,6 +273,27 @@ class ChannelGroups:
             if slot.key not in free
         }
         return replace(self, groups=groups, fixed_tensors={**left, **self.fixed_tensors})
+
+    def summary(self) -> str:
+        """Summarise the groups in a line: number, sizes, share of the parameters, proof, what is fixed.
+
+        `print` of the groups shows every member of each.
+        """
+        counts = Counter(group.size for group in self.free)
+        sizes = [f"{count} x {size}" for size, count in counts.items()]
+        shown = ", ".join(sizes[:MOST_SIZES]) + (", ..." if len(sizes) > MOST_SIZES else "")
+        parts = [f"{counted(self.count, 'free group')}{f' ({shown})' if shown else ''}"]
+        parts.append(f"{counted(self.free_channels, 'channel')}")
+        parts.append(f"{self.covered_share:.1%} of the parameters")
+        parts.append("not proved" if self.proof_error is None else f"proved to {self.proof_error:.0e}")
+        if self.fixed:
+            names = list(self.fixed)
+            rest = f" and {len(names) - MOST_FIXED} more" if len(names) > MOST_FIXED else ""
+            parts.append(f"fixed: {', '.join(names[:MOST_FIXED])}{rest}")
+        return ", ".join(parts)
+
+    def __repr__(self) -> str:
+        return f"ChannelGroups({self.summary()})"
 
     def __str__(self) -> str:
         parts = [str(group) for group in self.groups]

@@ -156,7 +156,7 @@ def test_what_lies_in_no_file_is_mentioned_with_the_option_that_writes_it():
 def test_a_child_that_was_not_written_is_recommended_with_the_option_that_writes_it():
     table = [own for own in contenders(490, [260, 296], 450) if own.what != "child"]
     words = verdict(advise([Contender("child", scores(490)), *table], 0.1))
-    assert words.endswith("no file: `safetensors.torch.save_file(child.state_dict(), file)` writes it.")
+    assert words.endswith("no file: `result.save(file)` writes it.")
     assert in_options(words).endswith("The child lies in no file: --out FILE writes it.")
     assert "in no file" not in said(child=490, parents=[260, 296], ensemble=450)[1]
 

@@ -1,0 +1,162 @@
+"""A fusion's result as a reader sees it: 20 lines in a terminal, a card in a notebook."""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from depfuse.evaluate import Scores
+from depfuse.groups import ChannelGroups
+from depfuse.networks.copying import unwrap
+from depfuse.text import counted
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from depfuse.fusion.keeping import Step
+    from depfuse.fusion.result import FusionResult
+
+MOST_STEPS = 3  # lines of steps
+MOST_SHOWN = 20  # lines in a terminal
+WIDTH = 108  # characters of a line, without its title
+MOST_LINES = 2  # of a row, but for the verdict
+MOST_BARS = 120  # of the picture of the groups
+BAR, TALLEST = 5, 32  # width and height of its bars, pixels
+
+
+def as_text(result: FusionResult) -> str:
+    """Format a result in at most 20 lines."""
+    lines = [heading(result)]
+    for title, text in rows(result):
+        wrapped = textwrap.wrap(text, WIDTH) or [""]
+        if len(wrapped) > MOST_LINES and title != "verdict":
+            wrapped[MOST_LINES - 1 :] = [f"{wrapped[MOST_LINES - 1][: WIDTH - 3]}..."]
+        lines += [
+            f"  {heading:<10}{line}" for heading, line in zip([title, *[""] * len(wrapped)], wrapped, strict=False)
+        ]
+    if len(lines) > MOST_SHOWN:
+        lines[MOST_SHOWN - 1 :] = ["  ..."]
+    return "\n".join(lines)
+
+
+def as_html(result: FusionResult) -> str:
+    """Format a result as a card of at most 30 lines, with a picture of its channel groups and a folded list of them."""
+    lines = [
+        f'<tr><th style="text-align:left;vertical-align:top">{html.escape(title)}</th>'
+        f'<td style="text-align:left">{html.escape(text)}</td></tr>'
+        for title, text in rows(result)
+    ]
+    return (
+        f"<div><b>{html.escape(heading(result))}</b>"
+        f"<table>{''.join(lines)}</table>{picture(result.groups)}{groups_folded(result.groups)}</div>"
+    )
+
+
+def heading(result: FusionResult) -> str:
+    """Say in a line what was fused."""
+    return f"FusionResult: {counted(len(result.parents), 'parent')} fused by preset {result.recipe.preset}"
+
+
+def rows(result: FusionResult) -> Iterator[tuple[str, str]]:
+    """List titles and lines of a result: networks, shares, groups, matching, refit, steps, seconds, scores, verdict."""
+    yield "parents", ", ".join(dict.fromkeys(map(network_line, result.parents)))
+    yield "child", f"{network_line(result.child)}{_kind(result)}"
+    yield "shares", _shares(result)
+    yield "groups", result.groups.summary()
+    align = result.recipe.align
+    yield "matching", f"{align.criterion.name}, solver {align.solver.name}{_not_converged(result)}"
+    yield "refit", result.refit_reason or f"{result.recipe.refit.name}, as the recipe asks"
+    for step in result.steps[:MOST_STEPS]:
+        yield "step", _step(step)
+    if len(result.steps) > MOST_STEPS:
+        yield "", f"and {counted(len(result.steps) - MOST_STEPS, 'more step')}: result.steps"
+    total = sum(result.seconds.values())
+    yield "seconds", f"{total:.1f}: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds.items())
+    if result.compared is None:
+        yield "verdict", "none yet: result.comparison(test) scores child, parents and ensemble on your test data"
+        return
+    found = result.compared
+    best_parent = max(found.parents, key=lambda scores: scores.accuracy)
+    named: Sequence[tuple[str, Scores]] = (
+        ("child", found.child),
+        ("best parent", best_parent),
+        ("ensemble", found.ensemble),
+        ("naive average", found.naive),
+    )
+    scores = ", ".join(f"{name} {100 * scores.accuracy:.2f} %" for name, scores in named)
+    yield "scores", f"{scores} (of {found.child.count:,})"
+    yield "verdict", found.verdict
+
+
+def network_line(network: nn.Module) -> str:
+    """Describe a network in a line: class, parameters, type, device."""
+    plain = unwrap(network)
+    parameters = list(plain.parameters())
+    types = dict.fromkeys(str(parameter.dtype).removeprefix("torch.") for parameter in parameters)
+    devices = dict.fromkeys(str(parameter.device) for parameter in parameters)
+    count = sum(parameter.numel() for parameter in parameters)
+    return f"{type(plain).__name__} ({', '.join([counted(count, 'parameter'), *types, *devices])})"
+
+
+def picture(groups: ChannelGroups) -> str:
+    """Draw every free group as a bar in the order of the network, as tall as it has channels, as an inline SVG."""
+    free = groups.free[:MOST_BARS]
+    if not free:
+        return ""
+    largest = max(group.size for group in free)
+    bars = []
+    for number, group in enumerate(free):
+        height = max(2, round(TALLEST * group.size / largest))
+        bars.append(
+            f'<rect x="{number * (BAR + 1)}" y="{TALLEST - height}" width="{BAR}" height="{height}" fill="#4878a8">'
+            f"<title>{html.escape(group.name)}: {counted(group.size, 'channel')}</title></rect>"
+        )
+    width = len(free) * (BAR + 1)
+    label = f"Channels of {counted(len(groups.free), 'free group')}"
+    return f'<svg width="{width}" height="{TALLEST}" role="img" aria-label="{label}">{"".join(bars)}</svg>'
+
+
+def groups_folded(groups: ChannelGroups) -> str:
+    """Write the groups as a list that is folded until it is clicked."""
+    listed = "".join(
+        f"<li>{html.escape(group.name)}: {counted(group.size, 'channel')}"
+        f"{f', fixed: {html.escape(group.fixed)}' if group.fixed else ''}</li>"
+        for group in groups
+    )
+    return (
+        f"<details><summary>{html.escape(counted(len(groups), 'channel group'))}</summary><ul>{listed}</ul></details>"
+    )
+
+
+def _kind(result: FusionResult) -> str:
+    """Say what the child is besides an average of parents of its width."""
+    kinds = []
+    if result.best is not None:
+        kinds.append(f"the best of {counted(len(result.family), 'candidate')}: {result.best.name}")
+    if result.partial_merge is not None:
+        kinds.append("wider than its parents, as some channels stay unmerged")
+    if result.widths is not None:
+        kinds.append(f"of the width of parent {result.like + 1}")
+    return f", {', '.join(kinds)}" if kinds else ""
+
+
+def _shares(result: FusionResult) -> str:
+    shares = result.shares
+    text = ", ".join(f"{share:.3g}" for share in shares.network)
+    return f"{text}, and other ones in {counted(len(shares.parts), 'part')}" if shares.parts else text
+
+
+def _not_converged(result: FusionResult) -> str:
+    if not result.not_converged:
+        return ""
+    rest = "" if len(result.not_converged) == 1 else f" (and {len(result.not_converged) - 1} more)"
+    return f"; not converged: {result.not_converged[0]}{rest}"
+
+
+def _step(step: Step) -> str:
+    """Say in a line what a step after the merge changed."""
+    kept = "kept" if step.kept else "not kept"
+    distances = f"{step.after:.4f} from the ensemble, {step.before:.4f} without"
+    return f"{step.name} {kept}: {distances} (on {step.images:,} held-out samples)"
