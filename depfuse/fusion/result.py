@@ -108,7 +108,7 @@ class FusionResult:
         """Which network to keep and why, by the last `comparison`; before there is one, how to get it."""
         if self.compared is None:
             return (
-                "No verdict yet: `result.comparison(test)` scores the networks on labelled data, which no fusion sees."
+                "No verdict yet: result.comparison(test) scores the networks on labelled data, which no fusion sees."
             )
         return self.compared.verdict
 
