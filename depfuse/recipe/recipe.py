@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, SerializeAsAny, ValidationError, model_validator
+from pydantic import BeforeValidator, SerializeAsAny, ValidationError, ValidationInfo, model_validator
 
 from depfuse.errors import RecipeError
 from depfuse.recipe.arrange import arrange, leaves, places
@@ -13,17 +13,22 @@ from depfuse.recipe.contradictions import contradictions
 from depfuse.recipe.fields import OneOf, Section, first_mistake, setting
 from depfuse.recipe.goals import GOALS, Best, Child, Goal
 from depfuse.recipe.old_names import OLD, read_old
+from depfuse.recipe.preset_files import over_preset
 from depfuse.recipe.reads import holds
 from depfuse.recipe.refits import REFITS, AutoRefit, Refit, Ridge, refits_of
 from depfuse.recipe.renorms import RENORMS, AutoRenorm, Renorm, renorms_of
 from depfuse.recipe.sections import Align, Calibration, Merge, Teach, Train
+
+WHOLE = {"whole": True}
+"""Context in which settings are validated that are arranged already, the preset's among them."""
 
 
 class Recipe(Section):
     """Settings of a fusion: everything but the parents and the data.
 
     A setting is named by its path, such as `align.solver.regularisation`. Flat recipes of earlier versions load by a
-    table of old names (`depfuse.recipe.old_names`). `Recipe.create` raises `RecipeError` for a contradictory recipe,
+    table of old names (`depfuse.recipe.old_names`). Settings are given over those of the preset that they name:
+    `Recipe(preset="best", seed=1)`. `Recipe.create` raises `RecipeError` for a contradictory recipe,
     and for one with a setting that nothing reads.
     """
 
@@ -46,8 +51,10 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _in_sections(cls, settings: Any) -> Any:
-        return arrange(cls, settings).nested if isinstance(settings, Mapping) else settings
+    def _in_sections(cls, settings: Any, info: ValidationInfo) -> Any:
+        if not isinstance(settings, Mapping):
+            return settings
+        return settings if info.context is WHOLE else arrange(cls, *over_preset(settings)).nested
 
     @model_validator(mode="after")
     def _without_contradictions(self) -> Recipe:
@@ -57,14 +64,20 @@ class Recipe(Section):
 
     @classmethod
     def create(cls, settings: Mapping[str, Any] | None = None, /, **named: Any) -> Recipe:
-        """Build a recipe; a `RecipeError` names the first wrong setting and the reason."""
-        return cls.with_read({**(settings or {}), **named}, keep=None)
+        """Build a recipe of settings, over those of the preset that they name.
+
+        Raises
+        ------
+        RecipeError
+            A setting is wrong, or nothing reads it; the sentence names the first.
+        """
+        return cls.with_read(*over_preset({**(settings or {}), **named}))
 
     @classmethod
     def with_read(cls, settings: Mapping[str, Any], keep: Collection[str] | None = ()) -> Recipe:
         """Build a recipe of the settings that are read; unread ones raise an error if in `keep`, or if that is None."""
         try:
-            return cls(**arrange(cls, settings, keep).nested)
+            return cls.model_validate(arrange(cls, settings, keep).nested, context=WHOLE)
         except ValidationError as error:
             where, message = first_mistake(error)
             raise RecipeError(f"recipe{f' setting {where}' if where else ''}: {message}") from None

@@ -367,3 +367,19 @@ def test_settings_are_read_by_the_names_that_they_are_written_by() -> None:
     with pytest.raises(AttributeError, match="colour"):
         _ = Recipe().colour
     assert copy.deepcopy(recipe) == pickle.loads(pickle.dumps(recipe)) == recipe
+
+
+def test_settings_are_given_over_those_of_the_preset_that_they_name() -> None:
+    for recipe in (Recipe(preset="distil"), Recipe.create(preset="distil"), Recipe.create({"preset": "distil"})):
+        assert recipe == preset("distil").recipe
+        assert recipe.train.distil > 0
+    changed = Recipe(preset="git-re-basin", seed=3, renorm="none")
+    assert (changed.align.criterion.name, changed.seed, changed.renorm.name) == ("weights", 3, "none")
+    back = Recipe(preset="distil").changed({"train.distil": 0})
+    assert back.train.distil == 0
+    for recipe in (changed, back):
+        assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+        assert pickle.loads(pickle.dumps(recipe)) == copy.deepcopy(recipe) == recipe
+    with pytest.raises(RecipeError, match="regularisation"):
+        Recipe.create({"preset": "git-re-basin", "align.solver.regularisation": 0.1})
+    assert Recipe(preset="own").preset == "own"

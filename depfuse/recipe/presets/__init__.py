@@ -18,14 +18,14 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from depfuse.errors import RecipeError
-from depfuse.recipe.arrange import arrange, by_path
+from depfuse.recipe.arrange import arrange
+from depfuse.recipe.preset_files import PlainLoader, over_preset, preset_fields, preset_names
 from depfuse.recipe.recipe import Recipe
 
 ENDINGS = (".yaml", ".yml", ".json")
@@ -85,18 +85,12 @@ class Source:
 
 def names() -> list[str]:
     """Return the names of all presets in the order of the alphabet."""
-    return shipped(__name__, ".yaml")
+    return list(preset_names())
 
 
 def published() -> list[str]:
     """Return the names of the published methods among them."""
     return [name for name in names() if preset(name).paper]
-
-
-def shipped(package: str, ending: str = ".json") -> list[str]:
-    """Return the names of files that come with a package, in the order of the alphabet, without their ending."""
-    found = (entry.name for entry in files(package).iterdir())
-    return sorted(name.removesuffix(ending) for name in found if name.endswith(ending))
 
 
 @cache
@@ -113,8 +107,7 @@ def preset(name: str) -> Preset:
         near = difflib.get_close_matches(name, known, n=1)
         meant = f"did you mean {near[0]}? There are" if near else "give a file, or one of"
         raise RecipeError(f"there is no recipe {name!r}: {meant} {', '.join(known)}")
-    fields = yaml.load((files(__name__) / f"{name}.yaml").read_text(encoding="utf-8"), _Plain)
-    return Preset(name, **fields)
+    return Preset(name, **preset_fields(name))
 
 
 def read_settings(source: str) -> dict[str, Any]:
@@ -143,7 +136,8 @@ def read(source: str) -> Source:
         settings = {**settings, "parents_from": 0}  # written when parents counted from 0
     keep: Collection[str] = ()
     if not stored:
-        settings, keep = _over_its_preset(settings)
+        settings, given = over_preset(settings)
+        keep = list(settings) if given is None else given
     settings = {"preset": "standard" if stored else Path(source).stem, **settings}
     return Source(_checked(source, settings, keep), run)
 
@@ -163,16 +157,7 @@ def as_recipe(source: Recipe | str | Path | Mapping[str, Any] | None) -> Recipe:
         if found.run:
             raise RecipeError(f"{source} names {', '.join(found.run)}, which is for the command line: give arguments")
         return Recipe.create(found.settings)
-    return Recipe.with_read(*_over_its_preset(source))
-
-
-def _over_its_preset(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Collection[str]]:
-    """Return settings with those of the preset that they name, and which of them were given beside it."""
-    name = settings.get("preset")
-    if not isinstance(name, str):
-        return dict(settings), list(settings)
-    given = by_path(dict(settings))
-    return {**_checked(name, preset(name).settings, None), **given}, list(given)
+    return Recipe.create(source)
 
 
 def _is_file(source: str) -> bool:
@@ -186,23 +171,13 @@ def _content(source: str) -> Any:
             text = file.read(_LARGEST + 1)
         if len(text) > _LARGEST:
             raise RecipeError(f"recipe {source} is larger than any recipe or report")
-        return json.loads(text) if kind == "JSON" or text.startswith("{") else yaml.load(text, _Plain)
+        return json.loads(text) if kind == "JSON" or text.startswith("{") else yaml.load(text, PlainLoader)
     except OSError as error:
         raise RecipeError(f"recipe {source} cannot be read: {error.strerror or error}") from None
     except RecursionError:
         raise RecipeError(f"recipe {source} is nested too deeply to be a recipe") from None
     except (ValueError, yaml.YAMLError) as error:
         raise RecipeError(f"recipe {source} is not {kind}: {' '.join(str(error).split())}") from None
-
-
-class _Plain(yaml.SafeLoader):
-    """Loader of plain values without references, which could expand beyond any memory."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuse a reference."""
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("references (*name) are not read")
-        return super().compose_node(parent, index)
 
 
 def _checked(source: str, settings: Mapping[str, Any], keep: Collection[str] | None) -> dict[str, Any]:

@@ -79,9 +79,7 @@ class Session:
                 SecondPass(self._learner(), self.decomposed.loader, augment, mixed=mixed, held=held).run(steps)
             self.decomposed.renew_statistics()
 
-    def training(
-        self, compared: Loader, *, patient: int = 0, schedule: Schedule = STANDARD
-    ) -> NaturalGradientTraining:
+    def training(self, compared: Loader, *, patient: int = 0, schedule: Schedule = STANDARD) -> NaturalGradientTraining:
         """Prepare the training of the network, as it is now, on all training images.
 
         Parameters

@@ -1,0 +1,60 @@
+"""Presets as they lie in files: their names, and what each file says."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from depfuse.recipe.arrange import by_path
+
+PACKAGE = "depfuse.recipe.presets"
+
+
+class PlainLoader(yaml.SafeLoader):
+    """Plain values without references to each other, which could be larger than any memory."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse a reference."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("references (*name) are not read")
+        return super().compose_node(parent, index)
+
+
+def shipped(package: str, ending: str = ".json") -> list[str]:
+    """Return the names of files that come with a package, in the order of the alphabet, without their ending."""
+    found = (entry.name for entry in files(package).iterdir())
+    return sorted(name.removesuffix(ending) for name in found if name.endswith(ending))
+
+
+@cache
+def preset_names() -> tuple[str, ...]:
+    """Return the names of all presets in the order of the alphabet."""
+    return tuple(shipped(PACKAGE, ".yaml"))
+
+
+@cache
+def preset_fields(name: str) -> Mapping[str, Any]:
+    """Read the fields of a preset's file: its title, what it costs, and its settings."""
+    fields: Mapping[str, Any] = yaml.load((files(PACKAGE) / f"{name}.yaml").read_text("utf-8"), PlainLoader)
+    return fields
+
+
+def over_preset(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Collection[str] | None]:
+    """Put settings over those of the preset that they name.
+
+    Returns
+    -------
+    dict
+        Path -> value; the settings as they are where they name no preset.
+    collection of str, or None
+        Which of them were given, where they name a preset; None for all.
+    """
+    name = settings.get("preset")
+    if not isinstance(name, str) or name not in preset_names():
+        return dict(settings), None
+    given = by_path(dict(settings))
+    return {**by_path(preset_fields(name).get("settings") or {}), **given}, list(given)
