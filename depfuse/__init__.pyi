@@ -3,6 +3,7 @@ from .fusion.comparison import Comparison, compare, naive_average
 from .fusion.pipeline import fuse
 from .fusion.result import FusionResult
 from .groups import ChannelGroup, ChannelGroups, Slot, Tap, find_groups, prove_groups
+from .io.load import load
 from .recipe import Recipe
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "compare",
     "find_groups",
     "fuse",
+    "load",
     "naive_average",
     "prove_groups",
 ]

@@ -29,6 +29,7 @@ from depfuse.fusion.comparison import Comparison, compare, naive_child
 from depfuse.fusion.contenders import advise_on
 from depfuse.fusion.pipeline import fuse
 from depfuse.fusion.result import FusionResult
+from depfuse.fusion.saving import fusion_card
 from depfuse.fusion.verdict import verdict
 from depfuse.fusion.widths import shapes_of
 from depfuse.io.atomic_files import replacing
@@ -344,14 +345,12 @@ def _card(
     report: FusionReport, fused: _Fused, architecture: str, scores: ScoreValues, images: int, *, widened: bool
 ) -> Card:
     inputs = fused.inputs
-    return Card(
-        architecture=architecture,
+    return fusion_card(
+        fused.result,
+        architecture,
+        parents=[Parent(path=str(parent.path), digest=parent.digest) for parent in inputs.checkpoints],
+        metrics={**scores.model_dump(include=set(ScoreValues.model_fields)), "images": images},
         data=report.data,
         preprocessing=inputs.data.preprocessing,
-        classes=None if inputs.labels is None else inputs.labels.joint,
         widened=widened,
-        recipe=report.recipe,
-        seeds={"fuse": fused.result.recipe.seed},
-        parents=tuple(Parent(path=str(parent.path), digest=parent.digest) for parent in inputs.checkpoints),
-        metrics={**scores.model_dump(include=set(ScoreValues.model_fields)), "images": images},
     )

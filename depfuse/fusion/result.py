@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from depfuse.fusion.comparison import Comparison, compare
 from depfuse.fusion.keeping import Step
 from depfuse.fusion.material import Material
 from depfuse.fusion.partial_merging import PartialMerge
+from depfuse.fusion.saving import save, save_pretrained
 from depfuse.fusion.shown import as_html, as_text
 from depfuse.fusion.widths import WidthMatch
 from depfuse.groups import ChannelGroups
@@ -107,9 +109,7 @@ class FusionResult:
     def verdict(self) -> str:
         """Which network to keep and why, by the last `comparison`; before there is one, how to get it."""
         if self.compared is None:
-            return (
-                "No verdict yet: result.comparison(test) scores the networks on labelled data, which no fusion sees."
-            )
+            return "No verdict yet: result.comparison(test) scores the networks on labelled data, which no fusion sees."
         return self.compared.verdict
 
     def comparison(
@@ -215,6 +215,44 @@ class FusionResult:
     def shares(self) -> Shares:
         """The parents' shares in the child."""
         return self.chosen_shares.shares
+
+    def save(self, path: str | Path, arch: str | None = None) -> None:
+        """Write the child as safetensors with the card that `depfuse fuse` writes, all or nothing.
+
+        `depfuse.load(path)` reads it again.
+
+        Parameters
+        ----------
+        path
+            The file, which ends in .safetensors.
+        arch
+            What the network is, as `depfuse.models.build_network` takes it, such as "nets.py:net(depth=20)". Not needed
+            for parents that `build_network` or `depfuse.load` made; for others, `load` is told by its own `arch`.
+
+        Raises
+        ------
+        CheckpointError
+            The file cannot be written; the one that was there is unchanged.
+        ArchitectureError
+            What `arch` builds is another network.
+        """
+        save(self, path, arch)
+
+    def save_pretrained(self, folder: str | Path, arch: str | None = None) -> None:
+        """Write the child as a folder with config.json, model.safetensors and a model card.
+
+        A network of transformers, or any other that has a method `save_pretrained`, writes itself, so that its
+        `from_pretrained` loads the folder; one of timm's is loaded by ``timm.create_model("local-dir:FOLDER")``, and
+        every other by `depfuse.load(folder)`.
+
+        Parameters
+        ----------
+        folder
+            Made where it does not exist; other files in it stay.
+        arch
+            See `save`.
+        """
+        save_pretrained(self, folder, arch)
 
     @isolated()
     def at(self, shares: Shares | Sequence[float]) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,42 @@ def replacing(path: str | Path) -> Iterator[Path]:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_files(folder: str | Path, last: str) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder`, whose files take their places in it when the block succeeds.
+
+    What else is in the folder stays. On a failure of the block nothing changes.
+
+    Parameters
+    ----------
+    last
+        Name of the file that is moved after all others.
+
+    Raises
+    ------
+    CheckpointError
+        The files cannot be written.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise CheckpointError(f"{folder} cannot be written: it is a file, and a folder is wanted")
+    temporary = _temporary(folder.absolute())
+    try:
+        with _writing(folder / last):
+            temporary.mkdir(parents=True)
+            yield temporary
+            folder.mkdir(exist_ok=True)
+            files = [file for file in temporary.rglob("*") if file.is_file()]
+            for file in sorted(files, key=lambda file: file.name == last):
+                with file.open("rb+") as written:
+                    os.fsync(written.fileno())
+                place = folder / file.relative_to(temporary)
+                place.parent.mkdir(exist_ok=True)
+                file.replace(place)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_writable(path: str | Path) -> None:

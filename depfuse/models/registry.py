@@ -8,20 +8,32 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from depfuse.errors import ArchitectureError
-from depfuse.models.architecture import NETWORKS, Architecture, check_built_in, near_names, parse_architecture
+from depfuse.models.architecture import (
+    NETWORKS,
+    Architecture,
+    check_built_in,
+    near_names,
+    parse_architecture,
+    with_arguments,
+)
 from depfuse.models.bounded import build_bounded
 from depfuse.models.origin import FromFile, shown, why_not
 from depfuse.models.sources import describe_error, load_module
+from depfuse.networks.copying import unwrap
 
 # Library -> name of an argument here -> its name there.
 _RENAMED = {
     "torchvision": {"classes": "num_classes"},
     "timm": {"classes": "num_classes", "in_channels": "in_chans"},
 }
+
+# What networks were built as, as long as they exist.
+_BUILT: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
 def build_network(
@@ -70,7 +82,13 @@ def build_network(
         raise ArchitectureError(f"{shown(arch)}: building it raised {describe_error(error)}") from error
     if not isinstance(network, nn.Module):
         raise ArchitectureError(f"{arch}: {architecture.name} gave a {type(network).__name__}, not a torch.nn.Module")
+    _BUILT[network] = with_arguments(str(arch), **arguments)
     return network
+
+
+def architecture_of(network: nn.Module) -> str | None:
+    """Return what a network was built as by `build_network`, with all arguments; None for any other, and for copies."""
+    return _BUILT.get(unwrap(network))
 
 
 def _resolve(architecture: Architecture) -> Callable[..., nn.Module]:

@@ -30,7 +30,7 @@ def loading_lines(report: FusionReport) -> list[str]:
     lines = [f"The child is in {path}, a {report.architecture}."]
     if report.widened:
         lines[0] += " Channels stand side by side in it, so that it is wider than its class: depfuse builds it."
-        return [*lines, "    from depfuse.io.checkpoint import load_network", f"    model = load_network({path!r})"]
+        return [*lines, "    import depfuse", f"    model = depfuse.load({path!r})"]
     lines[0] += " Into a network of that architecture of your own:"
     return [*lines, "    from safetensors.torch import load_file", f"    model.load_state_dict(load_file({path!r}))"]
 

@@ -1,0 +1,171 @@
+"""Write the child of a fusion: a file with its card, or a folder as hubs have it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from depfuse.data.preprocessing import Preprocessing
+from depfuse.errors import ArchitectureError
+from depfuse.evaluate import Scores
+from depfuse.io.atomic_files import replacing_files
+from depfuse.io.cards import Card, Parent
+from depfuse.io.checkpoint import state_digest, write_checkpoint
+from depfuse.io.output_files import check_weights_name
+from depfuse.models.registry import architecture_of, build_network
+from depfuse.networks.copying import unwrap
+from depfuse.networks.isolation import undisturbed
+
+if TYPE_CHECKING:
+    from depfuse.fusion.result import FusionResult
+
+WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.md"  # of a folder, as hubs name them
+IN_MEMORY = "in memory"  # a parent that came from no file, as cards name it
+
+
+def fusion_card(
+    result: FusionResult,
+    architecture: str,
+    *,
+    parents: Sequence[Parent],
+    metrics: Mapping[str, Any],
+    data: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    widened: bool = False,
+) -> Card:
+    """Make the card of a child, or of a parent that was trained as long, with what the fusion knows."""
+    labels = result.parent_labels
+    return Card(
+        architecture=architecture,
+        data=data,
+        preprocessing=preprocessing,
+        classes=None if labels is None else labels.joint,
+        widened=widened,
+        recipe=result.recipe.model_dump(mode="json"),
+        seeds={"fuse": result.recipe.seed},
+        parents=tuple(parents),
+        metrics=dict(metrics),
+    )
+
+
+def child_card(result: FusionResult, arch: str | None = None) -> Card:
+    """Make the card of a child that was fused in memory.
+
+    Parameters
+    ----------
+    arch
+        What the network is, as `build_network` takes it. Where None, what a parent was built or loaded as, and else the
+        place of its class, which a reader is told and does not import.
+
+    Raises
+    ------
+    ArchitectureError
+        What `arch` builds is another network.
+    """
+    loader, known = result.calibration, arch
+    fits: bool | None = None
+    if arch is not None:
+        fits = _same_shapes(build_in_peace(arch), result.child)
+        if fits is None or (not fits and result.partial_merge is None):
+            raise ArchitectureError(f"{arch} is another network than the child: its tensors have other names or shapes")
+    else:
+        like = result.given_template or result.parents[result.like]
+        known = architecture_of(like)
+        fits = None if known is None else _same_shapes(build_in_peace(known), result.child)
+        if known is None or fits is None:
+            cls = type(unwrap(result.child))
+            known, fits = f"{cls.__module__}:{cls.__name__}", True
+    assert known is not None
+    return fusion_card(
+        result,
+        known,
+        parents=[Parent(path=IN_MEMORY, digest=state_digest(unwrap(own).state_dict())) for own in result.parents],
+        metrics={} if result.compared is None else _metrics(result.compared.child),
+        preprocessing=loader.preprocessing if loader is not None and loader.is_bytes else None,
+        widened=not fits,
+    )
+
+
+def save(result: FusionResult, path: str | Path, arch: str | None = None) -> None:
+    """Write the child's weights with their card as safetensors, all or nothing."""
+    path = Path(path)
+    check_weights_name("`path`", path)
+    write_checkpoint(path, unwrap(result.child).state_dict(), child_card(result, arch))
+
+
+def save_pretrained(result: FusionResult, folder: str | Path, arch: str | None = None) -> None:
+    """Write the child as a folder of weights, configuration and model card; files appear in it only once complete.
+
+    A network that has a method `save_pretrained` writes itself, one of timm's is written as `timm` does; any other gets
+    `config.json` and `model.safetensors` with the card.
+    """
+    child, folder = unwrap(result.child), Path(folder)
+    own: Callable[[str], object] | None = getattr(child, "save_pretrained", None)
+    with replacing_files(folder, last=WEIGHTS) as temporary:
+        if callable(own):
+            own(str(temporary))
+        elif type(child).__module__.startswith("timm.") and hasattr(child, "pretrained_cfg"):
+            from timm.models import save_for_hf
+
+            save_for_hf(child, str(temporary), safe_serialization=True)
+        else:
+            card = child_card(result, arch)
+            write_checkpoint(temporary / WEIGHTS, child.state_dict(), card)
+            config = {"architectures": [type(child).__name__], "depfuse": card.model_dump(mode="json")}
+            (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if not (temporary / README).exists():
+            (temporary / README).write_text(model_card(result), encoding="utf-8")
+
+
+def model_card(result: FusionResult) -> str:
+    """Write a model card: what was fused, how, and what it is worth where that was measured."""
+    lines = [
+        "---",
+        "tags: [model-fusion, depfuse]",
+        "---",
+        f"# {type(unwrap(result.child)).__name__}, fused from {len(result.parents)} parents",
+        "",
+        "Made by depfuse: channels of the parents were matched group by group, and their weights merged.",
+        "",
+        "```text",
+        repr(result),
+        "```",
+        "",
+        "The whole recipe:",
+        "",
+        "```json",
+        result.recipe.model_dump_json(indent=2),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+@undisturbed()
+def build_in_peace(arch: str) -> nn.Module:
+    """Build a network without a change of the process's random numbers."""
+    with torch.random.fork_rng(devices=[]):
+        return build_network(arch)
+
+
+def _same_shapes(built: nn.Module, child: nn.Module) -> bool | None:
+    """Tell whether a network has the child's shapes; False where the child is wider, None where it is another one."""
+    shapes, own = ({key: t.shape for key, t in unwrap(net).state_dict().items()} for net in (built, child))
+    if shapes.keys() != own.keys() or any(len(shapes[key]) != len(own[key]) for key in own):
+        return None
+    if shapes == own:
+        return True
+    wider = all(first >= second for key in own for first, second in zip(own[key], shapes[key], strict=True))
+    return False if wider else None
+
+
+def _metrics(scores: Scores) -> dict[str, Any]:
+    named = {"accuracy": scores.accuracy, "loss": scores.loss, "calibration_error": scores.calibration_error}
+    finite = {name: value if math.isfinite(value) else None for name, value in named.items()}
+    return {**finite, "images": scores.count}

@@ -1,0 +1,61 @@
+"""Load a network from a file or folder, whatever says what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from depfuse.errors import ArchitectureError
+from depfuse.io.checkpoint import read_checkpoint
+from depfuse.io.loading import load_into, load_network
+from depfuse.models.registry import build_network
+
+FOLDER_WEIGHTS = "model.safetensors"
+
+
+def load(
+    path: str | Path, arch: str | Callable[[], nn.Module] | None = None, *, trust: bool = False, **defaults: Any
+) -> nn.Module:
+    """Load the network in a file, or in a folder as hubs have it, in evaluation mode on the CPU.
+
+    Parameters
+    ----------
+    path
+        A checkpoint of any kind (see `read_checkpoint`), or a folder with one that is named model.safetensors.
+    arch
+        What the network is: an architecture as `build_network` takes it, or a class or function that builds it. Where
+        None, what the card of the file says, as long as it is built in or in torchvision's or timm's registry.
+    trust
+        See `load_network`.
+    **defaults
+        Settings that the architecture leaves open, such as ``in_channels``.
+
+    Raises
+    ------
+    CheckpointError
+        The file does not say what network it is, and `arch` is not given; or its weights do not fit.
+    ArchitectureError
+        `arch` builds no network, or the card names code of somebody's own.
+    """
+    path = Path(path)
+    path = path / FOLDER_WEIGHTS if path.is_dir() else path
+    if arch is None:
+        return load_network(path, trust=trust, **defaults)
+    checkpoint = read_checkpoint(path)
+    if isinstance(arch, str):
+        if checkpoint.card is not None and checkpoint.card.classes is not None:
+            defaults = {"classes": len(checkpoint.card.classes), **defaults}
+        network = build_network(arch, **defaults)
+    else:
+        made: object = None if isinstance(arch, nn.Module) or not callable(arch) else arch()
+        if not isinstance(made, nn.Module):
+            raise ArchitectureError(
+                f"a {type(arch).__name__} does not say what network it is: give an architecture, or a class or function"
+                " that builds a network"
+            )
+        network = made
+    load_into(network, checkpoint)
+    return network.eval()
