@@ -57,11 +57,15 @@ def float_tensors(outputs: Any) -> list[Tensor]:
 
 
 def bfloat16_pays(device: torch.device) -> bool:
-    """Tell whether a device multiplies bfloat16 faster than float32."""
+    """Tell whether a device multiplies bfloat16 faster than float32.
+
+    Without instructions for it a CPU converts back and forth, which is slower than float32; so does one that has them
+    where torch is told to do without (`ATEN_CPU_CAPABILITY`).
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    # Without instructions for it a CPU converts back and forth, which is slower than float32.
-    return device.type == "cpu" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+    used = device.type == "cpu" and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return used and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
 def raised_in(model: nn.Module, error: BaseException) -> str:
