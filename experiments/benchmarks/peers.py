@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -31,15 +29,16 @@ from torch import Tensor, nn
 from depfuse import Recipe, find_groups, prove_groups
 from depfuse.align import align, apply_couplings
 from depfuse.data import Loader, calibration_loader
-from depfuse.errors import DepfuseError, RecipeError
+from depfuse.errors import RecipeError
 from depfuse.evaluate import evaluate
 from depfuse.groups import explain, not_followed
 from depfuse.models import build_network, example_shape
 from depfuse.renorm import renormalise
+from experiments.lib.apart import apart
 from experiments.lib.cells import Cell, Cells
 from experiments.lib.command import common_options, exit_code, rows_of, say
 from experiments.lib.material import shared_material
-from experiments.lib.places import MEASUREMENTS, ROOT, SHARED
+from experiments.lib.places import MEASUREMENTS, SHARED
 from experiments.lib.tables import markdown
 
 CSV = MEASUREMENTS / "peers.csv"
@@ -172,19 +171,14 @@ def _distance(first: State, second: State, keys: list[str]) -> float:
     return sum(float((first[key].double() - second[key].double()).square().sum()) for key in keys) ** 0.5
 
 
-def measure_apart(seconds: float, cell: Cell) -> dict[str, float]:
-    """Run one package on one network in a process of its own; `DepfuseError` where it does not come to its end."""
-    command = [sys.executable, "-m", "experiments.benchmarks.peers", "--threads", str(torch.get_num_threads())]
-    command += ["--one", cell["package"], cell["network"]]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False, cwd=ROOT)
-    except subprocess.TimeoutExpired:
-        raise DepfuseError(f"unfinished after {seconds:g} s") from None
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        raise DepfuseError(f"raises {(done.stderr.strip().splitlines() or ['no message'])[-1][:90]}")
-    found: dict[str, float] = json.loads(lines[-1])
-    return found
+def figures(cell: Cell) -> Iterator[dict[str, float]]:
+    """Yield the figures of one package on one network."""
+    yield measure(cell["package"], cell["network"])
+
+
+def measure_apart(seconds: float, cell: Cell) -> dict[str, Any]:
+    """Run one package on one network in a process of its own, which may fail or not come to its end."""
+    return apart(figures, cell, seconds=seconds)
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
@@ -229,11 +223,7 @@ def page() -> str:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure and show what was asked for; or one package on one network, for the process that shows it."""
-    if options.one:
-        torch.set_num_threads(options.threads)
-        print(json.dumps(measure(*options.one)))
-        return
+    """Measure and show what was asked for."""
     if not options.tables_only and find_spec("rebasin") is None:
         raise RecipeError("the comparison needs rebasin, torchview, graphviz and tqdm: pip install 'depfuse[peers]'")
     names = [name for name in options.networks if name != REAL or (SHARED / "checkpoints").is_dir()]
@@ -248,7 +238,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = common_options(__doc__, CSV)
     options.add_argument("--networks", nargs="+", default=NETWORKS, metavar="ARCH", help=f"or {REAL}")
     options.add_argument("--seconds", type=float, default=300.0, help="limit of each package on each network")
-    options.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     return exit_code(run, options.parse_args(arguments))
 
 

@@ -10,9 +10,7 @@ forward passes of the parents take, a part of `matching`. Exponents have their s
 from __future__ import annotations
 
 import argparse
-import json
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,10 +35,11 @@ from depfuse.merge import average
 from depfuse.models import build_network
 from depfuse.networks.layout import choose_layout
 from depfuse.renorm import renormalise
+from experiments.lib.apart import apart, whole
 from experiments.lib.cells import Cells
 from experiments.lib.command import check_counts, check_plot, common_options, exit_code, numbers, rows_of
 from experiments.lib.parents.trained import thin_resnet
-from experiments.lib.places import MEASUREMENTS, ROOT
+from experiments.lib.places import MEASUREMENTS
 from experiments.lib.plots import draw_intervals
 from experiments.lib.power_law import PowerLaw, Rates, Work
 from experiments.lib.tables import Estimate, markdown
@@ -78,22 +77,12 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
 
 def measure(cell: Mapping[str, Any]) -> dict[str, float]:
     """The figures of a cell, from a process of its own: its peak of memory is that of nothing else."""
-    command = [
-        sys.executable,
-        "-m",
-        "experiments.benchmarks.scaling",
-        "--cell",
-        json.dumps({**cell, "threads": torch.get_num_threads()}),
-    ]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+    return whole(apart(figures, cell, fork=True))
 
 
-def figures(cell: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of the processor by step, and the growth of this process's peak memory in MiB."""
-    torch.set_num_threads(int(cell["threads"]))
-    return _assignment(int(cell["side"]), int(cell["seed"])) if cell["network"] == ASSIGNED else _corridor(cell)
+def figures(cell: Mapping[str, Any]) -> Iterator[dict[str, float]]:
+    """Yield seconds of the processor by step, and the growth of this process's peak memory in MiB."""
+    yield _assignment(int(cell["side"]), int(cell["seed"])) if cell["network"] == ASSIGNED else _corridor(cell)
 
 
 def _corridor(cell: Mapping[str, Any]) -> dict[str, float]:
@@ -271,15 +260,11 @@ def parser() -> argparse.ArgumentParser:
     options = common_options(__doc__, CSV)
     options.add_argument("--axes", nargs="+", metavar="NAME", default=[], help=", ".join(AXES))
     options.add_argument("--seeds", metavar="N,...", default="0,1", help="of the networks and images; 0,1")
-    options.add_argument("--cell", help=argparse.SUPPRESS)
     return options
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure and show what was asked for."""
-    if options.cell:
-        print(json.dumps(figures(json.loads(options.cell))))
-        return
     if options.list:
         print("\n".join(f"{axis}: {', '.join(values)}" for axis, values in AXES.items()))
         return

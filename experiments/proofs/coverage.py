@@ -2,7 +2,7 @@
 
     python -m experiments run coverage
 
-Hours for all names; a process and one thread each, the smallest networks first, the largest at the end, alone.
+Hours for all names; a process and one thread each, and once more alone what takes more than its share of the memory.
 
 - proved: permuting all groups at random changes the output by at most 1e-9, and all that is fixed has to be;
 - refused: something could not be followed or proved, and is fixed and named; or the network cannot be traced;
@@ -15,21 +15,14 @@ float32, `prove_seconds` for the proof in float64 (of all threads, where a netwo
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import multiprocessing
 import os
 import re
 import sys
 import time
-import traceback
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -38,18 +31,24 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from depfuse.errors import DepfuseError
+from depfuse.errors import RecipeError
 from depfuse.groups import TOLERANCE, explain, find_groups, not_followed, prove_groups
 from depfuse.groups.reasons import named, unexpected
-from depfuse.io.atomic_files import replacing
 from depfuse.models import build_network, example_shape
+from experiments.lib.apart import GIB, PAGE, apart
+from experiments.lib.cells import Cell, Cells
+from experiments.lib.command import check_counts, common_options, exit_code, rows_of
 from experiments.lib.places import MEASUREMENTS
+from experiments.lib.processes import cores
+from experiments.lib.tables import markdown
 
 CSV = MEASUREMENTS / "coverage.csv"
-FIELDS = (
-    "library", "family", "name", "status", "parameters", "input", "groups", "free_channels", "covered_share",
-    "proof_error", "find_seconds", "pass_seconds", "prove_seconds", "build_seconds", "peak_mib", "fixed", "why",
+KEYS = ("library", "name")
+VALUES = (
+    "parameters", "groups", "free_channels", "covered_share", "proof_error", "find_seconds", "pass_seconds",
+    "prove_seconds", "build_seconds", "peak_mib",
 )  # fmt: skip
+TEXTS = ("family", "status", "input", "fixed")
 FAMILIES = {
     "resnet": ["resnet*", "wide_resnet*", "nf_resnet*"],
     "resnext": ["resnext*"],
@@ -81,90 +80,58 @@ FAMILIES = {
 }  # fmt: skip
 TRANSFORMERS = ("*vit_*", "*swin*", "*deit*")
 LEAST_SHARE = {True: 0.90, False: 0.95}  # of the parameters in a free group: transformers, convolutional networks
-GIB = 2**30
-BYTES_PER_PARAMETER = 13  # of the memory that the largest networks take
-PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
-Row = dict[str, Any]
 
 
-@dataclass
-class Job:
-    """One name while it is measured."""
-
-    arch: str
-    row: Row
-    process: BaseProcess
-    inbox: Connection
-    limit: float
-    started: float = field(default_factory=time.monotonic)
-    peak: int = 0
-
-    def watch(self) -> None:
-        """Note the memory that the process takes."""
-        with contextlib.suppress(OSError, ValueError, IndexError):  # it may be gone; there may be no /proc
-            resident = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * PAGE
-            self.peak = max(self.peak, resident)
-
-    def receive(self) -> None:
-        """Take in what the process has found so far."""
-        with contextlib.suppress(EOFError, OSError):
-            while self.inbox.poll():
-                self.row.update(self.inbox.recv())
+# --- one name --------------------------------------------------------------------------------------
 
 
-# --- what runs in the process of one name -----------------------------------------------------------
+def measure(seconds: float, gibibytes: float, threads: int, pixels: int, cell: Cell) -> dict[str, Any]:
+    """Find and prove the groups of one network within limits; `threads` prove."""
+    if cell["library"] == "timm":
+        import timm  # noqa: F401  once, before processes are forked
+    arguments = (f"{cell['library']}:{cell['name']}", threads, pixels)
+    found = {"doing": "building", **apart(figures, *arguments, seconds=seconds, gibibytes=gibibytes, fork=True)}
+    if found["ended"]:
+        found["status"] = found["ended"]
+        if found["ended"] in ("timeout", "memory"):
+            found["refused"] = f"{found['refused']}, while {found['doing']}"
+    return found
 
 
-def measure(arch: str, outbox: Connection, threads: int, pixels: int) -> None:
-    """Find and prove the groups of one network; what is known is sent as soon as it is."""
+def figures(arch: str, threads: int, pixels: int) -> Iterator[dict[str, Any]]:
+    """Yield what is known of one network as soon as it is."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    try:
-        _measure(arch, outbox, threads, pixels)
-    except DepfuseError as error:
-        outbox.send({"status": "refused", "why": str(error)})
-    except MemoryError:
-        outbox.send({"status": "memory"})
-    except Exception as error:  # the table goes on
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        lines = str(error).strip().splitlines() or [""]
-        why = f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}: {lines[0]}"
-        outbox.send({"status": "error", "why": why})
-
-
-def _measure(arch: str, outbox: Connection, threads: int, pixels: int) -> None:
     started = time.perf_counter()
     model = build_network(arch).eval()
     example = torch.randn(1, *image_shape(arch, model, pixels))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    built = {"parameters": parameters, "input": "x".join(map(str, example.shape[1:]))}
-    outbox.send({**built, "build_seconds": _rounded(time.perf_counter() - started), "why": "while finding groups"})
+    built = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+    shape = "x".join(map(str, example.shape[1:]))
+    yield {**built, "input": shape, "build_seconds": time.perf_counter() - started, "doing": "finding groups"}
 
     started = time.perf_counter()
     groups = find_groups(model, example)
-    found = {"groups": groups.count, "free_channels": groups.free_channels, "why": "during a forward and backward pass"}
-    outbox.send({**found, "find_seconds": _rounded(time.perf_counter() - started)})
-    outbox.send({"pass_seconds": _rounded(seconds_of_a_pass(model, example)), "why": "while proving"})
+    found = {"groups": groups.count, "free_channels": groups.free_channels}
+    yield {**found, "find_seconds": time.perf_counter() - started, "doing": "running a forward and backward pass"}
+    yield {"pass_seconds": seconds_of_a_pass(model, example), "doing": "proving"}
 
     torch.set_num_threads(threads)
     started = time.perf_counter()
     groups = prove_groups(model, groups, example)
+    took = time.perf_counter() - started
     wrong = not_followed(groups)
     reasons = Counter((*groups.fixed.values(), *groups.fixed_tensors.values()))
-    fixed = [f"{reason} ({count})" for reason, count in reasons.items() if not unexpected(reason)]
     assert groups.proof_error is not None
-    outbox.send(
-        {
-            "prove_seconds": _rounded(time.perf_counter() - started),
-            "status": "refused" if wrong or groups.proof_error > TOLERANCE else "proved",
-            "groups": groups.count,
-            "free_channels": groups.free_channels,
-            "covered_share": round(groups.covered_share, 4),
-            "proof_error": f"{groups.proof_error:.1e}",
-            "fixed": "; ".join(fixed),
-            "why": explain(wrong),
-        }
-    )
+    yield {
+        "prove_seconds": took,
+        "status": "refused" if wrong or groups.proof_error > TOLERANCE else "proved",
+        "groups": groups.count,
+        "free_channels": groups.free_channels,
+        "covered_share": groups.covered_share,
+        "proof_error": groups.proof_error,
+        "fixed": "; ".join(f"{reason} ({count})" for reason, count in reasons.items() if not unexpected(reason)),
+        "refused": explain(wrong),
+    }
 
 
 def image_shape(arch: str, model: nn.Module, pixels: int) -> tuple[int, ...]:
@@ -190,214 +157,93 @@ def seconds_of_a_pass(model: nn.Module, example: Tensor) -> float:
     return seconds
 
 
-def count_parameters(arch: str) -> tuple[str, int | None]:
-    """(architecture, number of parameters), without allocating them where that is possible; None where it fails."""
-    for device in ("meta", "cpu"):  # some networks read values while they are built
-        with contextlib.suppress(Exception), torch.device(device):
-            return arch, sum(parameter.numel() for parameter in build_network(arch).parameters())
-    return arch, None
+# --- the names -------------------------------------------------------------------------------------
 
 
-def _rounded(seconds: float) -> float:
-    return round(seconds, 3)
-
-
-# --- the table -------------------------------------------------------------------------------------
-
-
-class Table:
-    """Rows by architecture; the file is replaced as a whole whenever a row comes in."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: dict[str, Row] = {}
-        if path.exists():
-            read = pd.read_csv(path, dtype=str, keep_default_na=False)
-            self.rows = {f"{row['library']}:{row['name']}": dict(row) for row in read.to_dict("records")}
-
-    def add(self, arch: str, row: Row) -> None:
-        """Take a row in, in the place of any older one."""
-        self.rows[arch] = {name: str(row.get(name, "")) for name in FIELDS}
-        with replacing(self.path) as temporary:
-            pd.DataFrame(list(self.rows.values()), columns=list(FIELDS)).to_csv(temporary, index=False)
-
-
-def architectures(libraries: Sequence[str], families: Sequence[str], patterns: Sequence[str]) -> dict[str, Row]:
-    """Architecture -> the first fields of its row, for all names that were asked for."""
-    found: dict[str, Row] = {}
+def architectures(libraries: Sequence[str], families: Sequence[str], patterns: Sequence[str]) -> list[dict[str, str]]:
+    """List library, family and name of all that was asked for."""
+    found = {}
     if "torchvision" in libraries and (not families or "torchvision" in families):
         for name in torchvision.models.list_models(module=torchvision.models):
             found[f"torchvision:{name}"] = {"library": "torchvision", "family": "torchvision", "name": name}
     if "timm" in libraries:
-        for family, globs in FAMILIES.items():
-            if not families or family in families:
-                for name in _timm_names():
-                    if any(fnmatch(name, glob) for glob in globs):
-                        found.setdefault(f"timm:{name}", {"library": "timm", "family": family, "name": name})
-    if patterns:
-        found = {arch: row for arch, row in found.items() if any(fnmatch(arch, pattern) for pattern in patterns)}
-    return found
+        names = _timm_names()
+        for family in families or FAMILIES:
+            for name in names:
+                if any(fnmatch(name, glob) for glob in FAMILIES.get(family, ())):
+                    found.setdefault(f"timm:{name}", {"library": "timm", "family": family, "name": name})
+    return [cell for arch, cell in found.items() if not patterns or any(fnmatch(arch, pattern) for pattern in patterns)]
 
 
 def _timm_names() -> list[str]:
     try:
         import timm
     except ImportError:
-        sys.exit(
+        raise RecipeError(
             "timm's networks need timm, which is not installed: pip install 'depfuse[timm]', or --library torchvision"
-        )
+        ) from None
     return list(timm.list_models())
-
-
-def sizes_of(names: Iterable[str], cache: Path, jobs: int, context: Any) -> dict[str, int]:
-    """Number of parameters of each architecture; kept in a file, since counting takes seconds per name."""
-    known: dict[str, int | None] = json.loads(cache.read_text()) if cache.exists() else {}
-    missing = [arch for arch in names if arch not in known]
-    if missing:
-        print(f"counting the parameters of {len(missing)} networks", file=sys.stderr, flush=True)
-        with context.Pool(jobs) as pool:
-            known.update(pool.imap_unordered(count_parameters, missing, chunksize=4))
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        cache.write_text(json.dumps(known))
-    return {arch: known[arch] or sys.maxsize for arch in names}
-
-
-class Runner:
-    """Runs names in processes of their own, some at a time, and enters what they find into the table."""
-
-    def __init__(self, table: Table, sizes: Mapping[str, int], chosen: argparse.Namespace, context: Any) -> None:
-        self._table, self._sizes, self._context = table, sizes, context
-        self._jobs, self._seconds, self._pixels = chosen.jobs, chosen.seconds, chosen.pixels
-        self._memory = int(chosen.memory * GIB)
-        self._running: list[Job] = []
-
-    def run(self, rows: dict[str, Row]) -> None:
-        """All rows, several at a time; then alone, with a thread for each job, those that need much memory."""
-        share = self._memory // self._jobs
-        large = [arch for arch in rows if self._sizes[arch] * BYTES_PER_PARAMETER > share]
-        try:
-            too_large = self._run({arch: row for arch, row in rows.items() if arch not in large}, self._jobs, share)
-            self._run({arch: rows[arch] for arch in (*(too_large if self._jobs > 1 else ()), *large)}, 1, self._memory)
-        finally:
-            for job in self._running:
-                job.process.kill()
-
-    def _run(self, rows: dict[str, Row], jobs: int, memory: int) -> list[str]:
-        waiting, finished, too_large = list(rows), 0, []
-        while waiting or self._running:
-            while waiting and len(self._running) < jobs:
-                arch = waiting.pop(0)
-                self._running.append(self._start(arch, dict(rows[arch]), memory, self._jobs // jobs))
-            time.sleep(0.05)
-            for job in list(self._running):
-                if self._is_over(job):
-                    self._running.remove(job)
-                    finished += 1
-                    job.row["peak_mib"] = job.peak // 2**20
-                    self._table.add(job.arch, job.row)
-                    if job.row["status"] == "memory":
-                        too_large.append(job.arch)
-                    why = str(job.row.get("why", ""))[:100]
-                    taken = time.monotonic() - job.started
-                    print(f"{finished}/{len(rows)} {job.row['status']:8s} {job.arch} {taken:.0f} s {why}", flush=True)
-        return too_large
-
-    def _start(self, arch: str, row: Row, memory: int, threads: int) -> Job:
-        inbox, outbox = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=measure, args=(arch, outbox, threads, self._pixels), daemon=True)
-        row["why"] = "while building the network"
-        process.start()
-        outbox.close()
-        return Job(arch, row, process, inbox, memory)
-
-    def _is_over(self, job: Job) -> bool:
-        job.watch()
-        job.receive()
-        if job.process.is_alive():
-            late = time.monotonic() - job.started > self._seconds
-            if not late and job.peak <= job.limit:
-                return False
-            job.process.kill()
-            job.row["status"] = "timeout" if late else "memory"
-        job.process.join()
-        job.receive()
-        if "status" not in job.row:  # killed by the system, most likely for its memory
-            killed = job.process.exitcode == -9
-            job.row["status"] = "memory" if killed else "error"
-            job.row["why"] = f"exit code {job.process.exitcode} {job.row['why']}"
-        return True
 
 
 # --- the summary -----------------------------------------------------------------------------------
 
 
-def summary(rows: Sequence[Row]) -> str:
-    """The table in short, as Markdown."""
-    lines = ["| family | proved | worst error | least share | find, median | find, longest |", "| --- " * 6 + "|"]
-    families: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        families[row["family"] if row["library"] != "timm" else f"timm {row['family']}"].append(row)
-    for family, own in [*sorted(families.items()), *([("all", list(rows))] if len(families) > 1 else [])]:
-        proved = [row for row in own if row["status"] == "proved"]
-        seconds = sorted(_numbers(own, "find_seconds"))
-        cells = [
-            f"{len(proved)} of {len(own)}",
-            f"{max(_numbers(proved, 'proof_error'), default=float('nan')):.1e}",
-            f"{100 * min(_numbers(proved, 'covered_share'), default=float('nan')):.1f} %",
-            *(f"{value:.1f} s" for value in ((seconds[len(seconds) // 2], seconds[-1]) if seconds else (0.0, 0.0))),
-        ]
-        lines.append(f"| {family} | " + " | ".join(cells) + " |")
-    lines += ["", *_shares(rows), "", *_slowest(rows), "", *_failures(rows)]
-    return "\n".join(lines).rstrip()
+def summary(rows: pd.DataFrame) -> str:
+    """Sum up the rows as Markdown."""
+    timm = rows["library"] == "timm"
+    rows = rows.assign(
+        family=rows["family"].mask(timm, "timm " + rows["family"]), label=rows["library"] + ":" + rows["name"]
+    )
+    lines, families = [], list(rows.groupby("family"))
+    for family, own in [*families, *([("all", rows)] if len(families) > 1 else [])]:
+        proved, seconds = own[own["status"] == "proved"], own["find_seconds"]
+        error, share = proved["proof_error"].max(), 100 * proved["covered_share"].min()
+        took = (f"{value:.1f} s" for value in (seconds.median(), seconds.max()))
+        lines.append([str(family), f"{len(proved)} of {len(own)}", f"{error:.1e}", f"{share:.1f} %", *took])
+    heads = ("family", "proved", "worst error", "least share", "find, median", "find, longest")
+    return "\n\n".join([markdown(heads, lines), _shares(rows), _slowest(rows), _failures(rows)])
 
 
-def _numbers(rows: Iterable[Row], name: str) -> list[float]:
-    return [float(row[name]) for row in rows if row[name]]
+def _listed(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
-def _label(row: Row) -> str:
-    return f"{row['library']}:{row['name']}"
-
-
-def _shares(rows: Sequence[Row]) -> list[str]:
-    low = []
-    for row in rows:
-        least = LEAST_SHARE[any(fnmatch(row["name"], pattern) for pattern in TRANSFORMERS)]
-        if row["covered_share"] and float(row["covered_share"]) < least:
-            low.append(f"{_label(row)} {100 * float(row['covered_share']):.1f} % (at least {100 * least:.0f} %)")
-    return [f"Share of parameters in a free group too low: {len(low)}", "", *(f"- {line}" for line in low)]
-
-
-def _slowest(rows: Sequence[Row]) -> list[str]:
-    timed = [row for row in rows if row["find_seconds"] and row["pass_seconds"]]
-    slow = [row for row in timed if float(row["find_seconds"]) > 1.0 + 10.0 * float(row["pass_seconds"])]
-    timed.sort(key=lambda row: -float(row["find_seconds"]))
-    lines = [
-        f"- {_label(row)}: {row['find_seconds']} s, one pass {row['pass_seconds']} s, proof {row['prove_seconds']} s"
-        for row in timed[:10]
+def _shares(rows: pd.DataFrame) -> str:
+    rows = rows.assign(least=[LEAST_SHARE[any(fnmatch(name, of) for of in TRANSFORMERS)] for name in rows["name"]])
+    low = [
+        f"{row['label']} {100 * row['covered_share']:.1f} % (at least {100 * row['least']:.0f} %)"
+        for row in rows[rows["covered_share"] < rows["least"]].to_dict("records")
     ]
-    too_long = f"Beyond 1 s and ten passes: {', '.join(map(_label, slow)) or 'none'}"
-    return ["Slowest to find:", "", *lines, "", too_long]
+    return f"Share of parameters in a free group too low: {len(low)}\n\n{_listed(low)}".rstrip()
 
 
-def _failures(rows: Sequence[Row]) -> list[str]:
-    found: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for row in rows:
-        if row["status"] != "proved":
-            found[row["status"], _kinds(row)].append(_label(row))
+def _slowest(rows: pd.DataFrame) -> str:
+    timed = rows.dropna(subset=["find_seconds", "pass_seconds"]).sort_values("find_seconds", ascending=False)
+    slow = timed["label"][timed["find_seconds"] > 1.0 + 10.0 * timed["pass_seconds"]]
     lines = [
-        f"- {status}: {why or 'no reason'} — {named(names, 6)}"
-        for (status, why), names in sorted(found.items(), key=lambda item: (item[0][0], -len(item[1])))
+        f"{row['label']}: {row['find_seconds']:.3f} s, one pass {row['pass_seconds']:.3f} s,"
+        f" proof {row['prove_seconds']:.3f} s"
+        for row in timed.head(10).to_dict("records")
     ]
-    total = sum(map(len, found.values()))
-    return [f"Not proved: {total}", "", *lines]
+    return f"Slowest to find:\n\n{_listed(lines)}\n\nBeyond 1 s and ten passes: {', '.join(slow) or 'none'}"
 
 
-def _kinds(row: Row) -> str:
+def _failures(rows: pd.DataFrame) -> str:
+    failed = rows[rows["status"] != "proved"]
+    failed = failed.assign(why=[_kinds(row["status"], row["refused"]) for row in failed.to_dict("records")])
+    kinds = [(*kind, list(own["label"])) for kind, own in failed.groupby(["status", "why"])]
+    lines = [
+        f"{status}: {why or 'no reason'} — {named(names, 6)}"
+        for status, why, names in sorted(kinds, key=lambda kind: (kind[0], -len(kind[2])))
+    ]
+    return f"Not proved: {len(failed)}\n\n{_listed(lines)}".rstrip()
+
+
+def _kinds(status: str, why: str) -> str:
     """What `why` says, without the places: equal for networks that fail in the same way."""
-    if row["status"] != "refused":
-        return str(row["why"])
-    reasons = re.findall(r" \(((?:[^()]|\(\))*)\)(?:; |$)", row["why"]) or [row["why"]]
+    if status != "refused":
+        return why
+    reasons = re.findall(r" \(((?:[^()]|\(\))*)\)(?:; |$)", why) or [why]
     kinds = (re.sub(r"\d+(\.\d+)?e[+-]\d+", "...", re.sub(r" in (the network itself|\S+)", "", r)) for r in reasons)
     return "; ".join(dict.fromkeys(kinds))
 
@@ -410,9 +256,17 @@ def total_memory() -> float:
         return 16.0
 
 
+def scheme(seconds: float = 0.0, gibibytes: float = 0.0, threads: int = 1, pixels: int = 0) -> Cells:
+    """How rows are measured and kept."""
+    return Cells(KEYS, VALUES, partial(measure, seconds, gibibytes, threads, pixels), TEXTS)
+
+
 def page() -> str:
     """Sum up what is stored."""
-    return summary(list(Table(CSV).rows.values()))
+    return summary(scheme().read(CSV))
+
+
+# --- the command -----------------------------------------------------------------------------------
 
 
 def begin_anew() -> None:
@@ -422,44 +276,42 @@ def begin_anew() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    options, libraries = common_options(__doc__, CSV), ["torchvision", "timm"]
+    options.add_argument("--library", dest="libraries", nargs="+", choices=libraries, default=libraries)
+    options.add_argument("--family", nargs="+", choices=["torchvision", *FAMILIES], default=[], metavar="FAMILY")
+    options.add_argument("--names", nargs="+", default=[], metavar="PATTERN", help="like torchvision:resnet*")
+    options.add_argument("--seconds", type=float, default=600.0, help="limit of each name")
+    options.add_argument("--pixels", type=int, default=10**4, help="longest side of images, where timm takes any size")
+    memory = round(0.85 * total_memory(), 1)
+    options.add_argument("--memory", type=float, default=memory, metavar="GIB", help="limit of all together")
+    return options
+
+
+def run(options: argparse.Namespace) -> None:
     """Measure what has no row, and sum up."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    libraries = ["torchvision", "timm"]
-    parser.add_argument("--library", dest="libraries", nargs="+", choices=libraries, default=libraries)
-    parser.add_argument("--family", nargs="+", choices=["torchvision", *FAMILIES], default=[], metavar="FAMILY")
-    parser.add_argument("--names", nargs="+", default=[], metavar="PATTERN", help="like torchvision:resnet*")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--seconds", type=float, default=600.0, help="limit of each name")
-    parser.add_argument(
-        "--pixels", type=int, default=10**4, help="longest image side, for networks of timm that take any"
-    )
-    parser.add_argument(
-        "--memory", type=float, default=round(0.85 * total_memory(), 1), metavar="GIB", help="limit of all together"
-    )
-    parser.add_argument("--again", nargs="*", metavar="STATUS", help="also names that have a row, of these statuses")
-    parser.add_argument("--csv", type=Path, default=CSV)
-    parser.add_argument("--summary", action="store_true", help="only print the summary of what is there")
-    chosen = parser.parse_args(arguments)
+    cells = architectures(options.libraries, options.family, options.names)
+    if options.list:
+        print("\n".join(f"{cell['library']}:{cell['name']}" for cell in cells))
+        return
+    check_counts(options)
+    processes = options.processes = options.processes or cores()
+    table = rows_of(scheme(options.seconds, options.memory / processes, 1, options.pixels), cells, options)
+    large = table[table["status"] == "memory"].to_dict("records")
+    if large and processes > 1 and not options.tables_only:
+        options.processes, options.threads, options.retry = 1, 1, True
+        rows_of(scheme(options.seconds, options.memory, processes, options.pixels), large, options)
+        options.tables_only = True
+        table = rows_of(scheme(), cells, options)
+    print(summary(table))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 where all is well, 2 where the request is wrong."""
+    options = parser().parse_args(arguments)
     begin_anew()
-    table = Table(chosen.csv)
-    names = architectures(chosen.libraries, chosen.family, chosen.names)
-    if not chosen.summary:
-        # Forked processes have the libraries loaded; nothing has been computed here that a fork could break.
-        has_fork = "fork" in multiprocessing.get_all_start_methods()
-        context = multiprocessing.get_context("fork" if has_fork else "spawn")
-        left = {arch: row for arch, row in names.items() if wanted(table.rows.get(arch), chosen.again)}
-        sizes = sizes_of(left, chosen.csv.with_suffix(".sizes.json"), chosen.jobs, context)
-        Runner(table, sizes, chosen, context).run(
-            {arch: left[arch] for arch in sorted(left, key=lambda a: (sizes[a], a))}
-        )
-    print("\n" + summary([row for arch, row in table.rows.items() if arch in names]))
-    return 0
-
-
-def wanted(row: Row | None, again: Sequence[str] | None) -> bool:
-    """Whether a name is to be measured: it has no row, or one that is wanted again."""
-    return row is None or (again is not None and (not again or row["status"] in again))
+    return exit_code(run, options)
 
 
 if __name__ == "__main__":

@@ -2,91 +2,72 @@
 
 from __future__ import annotations
 
-import csv
-import subprocess
-import sys
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
 from math import nan
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from depfuse.data import Loader, load_data, select_share
+from depfuse.errors import RecipeError
 from depfuse.evaluate import evaluate
 from depfuse.io.loading import load_network
 from experiments.benchmarks import end_to_end as measured
 from experiments.benchmarks import peers
+from experiments.lib.apart import apart, whole
+from experiments.lib.cells import Cell
+from experiments.lib.processes import CellError
 from experiments.proofs import coverage
-
-
-def row(name: str, **fields: object) -> dict[str, object]:
-    given = {"library": "torchvision", "family": "torchvision", "name": name, **fields}
-    return {field: str(given.get(field, "")) for field in coverage.FIELDS}
-
-
-def test_rows_are_read_back_and_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "folder" / "table.csv"
-    table = coverage.Table(path)
-    table.add("torchvision:a", row("a", status="timeout"))
-    table.add("torchvision:b", row("b", status="error", why='a "sentence", with commas;\nand lines'))
-    table.add("torchvision:a", row("a", status="proved", groups=3))
-    again = coverage.Table(path)
-    assert again.rows == table.rows
-    assert list(again.rows) == ["torchvision:a", "torchvision:b"]
-    assert again.rows["torchvision:a"]["groups"] == "3"
-    assert [file.name for file in path.parent.iterdir()] == ["table.csv"]
-
-
-def test_rows_that_are_there_are_measured_only_when_wanted_again() -> None:
-    old = row("a", status="timeout")
-    assert coverage.wanted(None, None)
-    assert not coverage.wanted(old, None)
-    assert coverage.wanted(old, [])
-    assert coverage.wanted(old, ["timeout", "memory"])
-    assert not coverage.wanted(old, ["error"])
+from experiments.studies import distil_unseen
 
 
 def test_all_of_torchvisions_classification_networks_are_named() -> None:
-    names = coverage.architectures(["torchvision"], [], [])
+    cells = coverage.architectures(["torchvision"], [], [])
+    names = [cell["name"] for cell in cells]
     assert len(names) >= 80
-    assert {"torchvision:resnet18", "torchvision:swin_v2_b", "torchvision:vit_h_14"} <= names.keys()
+    assert {"resnet18", "swin_v2_b", "vit_h_14"} <= set(names)
     assert not any("rcnn" in name or "fcn" in name for name in names)
     chosen = coverage.architectures(["torchvision"], [], ["*:vgg11*"])
-    assert list(chosen) == ["torchvision:vgg11", "torchvision:vgg11_bn"]
+    assert [cell["name"] for cell in chosen] == ["vgg11", "vgg11_bn"]
 
 
 def test_timms_families_hold_what_they_say() -> None:
     pytest.importorskip("timm")
-    names = coverage.architectures(["timm"], [], [])
-    families = {fields["family"] for fields in names.values()}
-    assert families == set(coverage.FAMILIES)
-    assert len(names) > 400
+    families = {cell["name"]: cell["family"] for cell in coverage.architectures(["timm"], [], [])}
+    assert set(families.values()) == set(coverage.FAMILIES)
+    assert len(families) > 400
     for name, family in {
         "resnet50": "resnet", "seresnext50_32x4d": "seresnet", "legacy_senet154": None,
         "tf_efficientnet_b0": "efficientnet",
         "vit_small_patch16_224": "vit", "vit_base_patch16_224": None, "swin_tiny_patch4_window7_224": "swin",
         "convnextv2_tiny": "convnext", "eca_nfnet_l0": "nfnet", "cs3darknet_m": "cspnet",
     }.items():  # fmt: skip
-        assert names.get(f"timm:{name}", {}).get("family") == family, name
-
-
-def test_parameters_are_counted_without_memory() -> None:
-    assert coverage.count_parameters("torchvision:resnet18") == ("torchvision:resnet18", 11689512)
-    assert coverage.count_parameters("torchvision:no_such_network") == ("torchvision:no_such_network", None)
+        assert families.get(name) == family, name
 
 
 def test_summary_counts_and_names() -> None:
     good = {"status": "proved", "covered_share": 0.99, "find_seconds": 0.5, "pass_seconds": 0.2, "prove_seconds": 1}
+
+    def row(name: str, refused: str = "", **fields: object) -> dict[str, object]:
+        told = {"library": "torchvision", "family": "torchvision", "name": name, "refused": refused}
+        return {**dict.fromkeys(coverage.VALUES, nan), **told, **fields}
+
     rows = [
         row("a", proof_error=1e-15, **good),
         row("b", proof_error=3e-14, **{**good, "covered_share": 0.94}),
         row("vit_b", proof_error=2e-15, **{**good, "covered_share": 0.94}),
-        row("c", status="timeout", why="while proving", find_seconds=9.0, pass_seconds=0.5),
-        row("d", status="refused", why="x.1 (Add in x.1 ties it)"),
-        row("e", status="refused", why="y (Add in y ties it); z (Add in z ties it)"),
+        row("c", status="timeout", refused="while proving", find_seconds=9.0, pass_seconds=0.5),
+        row("d", status="refused", refused="x.1 (Add in x.1 ties it)"),
+        row("e", status="refused", refused="y (Add in y ties it); z (Add in z ties it)"),
     ]
-    text = coverage.summary(rows)
+    text = coverage.summary(pd.DataFrame(rows))
     assert "| torchvision | 3 of 6 | 3.0e-14 | 94.0 % | 0.5 s | 9.0 s |" in text
     assert "too low: 1\n\n- torchvision:b 94.0 % (at least 95 %)" in text
     assert "Beyond 1 s and ten passes: torchvision:c" in text
@@ -95,28 +76,66 @@ def test_summary_counts_and_names() -> None:
     assert "- timeout: while proving — torchvision:c" in text
 
 
-def run_coverage(out: Path, *options: str) -> tuple[list[dict[str, str]], str]:
-    command = [sys.executable, "-m", "experiments.proofs.coverage", "--csv", str(out), *options]
-    command += ["--library", "torchvision"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    with out.open(newline="") as file:
-        return list(csv.DictReader(file)), done.stdout
+def squeezing(cell: Cell) -> Iterator[dict[str, int]]:
+    """Yield a figure, and then do what the cell says."""
+    yield {"step": 1}
+    if cell["does"] == "refuse":
+        raise RecipeError("not so")
+    if cell["does"] == "fail":
+        raise ValueError("no such thing")
+    if cell["does"] == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    held = b"" if cell["does"] != "take" else b"a" * 2**30
+    time.sleep(0.0 if cell["does"] == "end" else 60.0)
+    yield {"step": 2, "held": len(held)}
+
+
+@pytest.mark.parametrize(
+    ("does", "limits", "step", "ended", "why"),
+    [
+        ("end", {}, 2, "", None),
+        ("refuse", {}, 1, "refused", "not so"),
+        ("fail", {}, 1, "error", "raises ValueError at test_experiments.py:"),
+        ("die", {}, 1, "memory", "ended with exit code -9"),
+        ("wait", {"seconds": 0.5}, 1, "timeout", "unfinished after 0.5 s"),
+        ("take", {"gibibytes": 0.8}, 1, "memory", "took more than 0.8 GiB"),
+    ],
+)
+def test_what_is_measured_apart_ends_as_it_may(
+    does: str, limits: dict[str, float], step: int, ended: str, why: str | None
+) -> None:
+    found = apart(squeezing, {"does": does}, fork=True, **limits)
+    assert (found["step"], found["ended"]) == (step, ended)
+    assert "refused" not in found if why is None else why in found["refused"]
+    assert found["peak_mib"] > 0
+    if ended:
+        with pytest.raises(CellError, match=re.escape(found["refused"])):
+            whole(found)
+    else:
+        assert whole(found) is found
 
 
 @pytest.mark.slow
-def test_one_name_that_takes_too_much_does_not_stop_the_table(tmp_path: Path) -> None:
-    out, names = tmp_path / "table.csv", ["--names", "torchvision:squeezenet1_*"]
-    rows, _ = run_coverage(out, *names, "--seconds", "0.05")
-    assert [row["status"] for row in rows] == ["timeout", "timeout"]
-    rows, _ = run_coverage(out, *names, "--memory", "0.05", "--again", "timeout")
-    assert [row["status"] for row in rows] == ["memory", "memory"]
-    rows, text = run_coverage(out, *names, "--again", "memory")
-    assert [row["status"] for row in rows] == ["proved", "proved"]
-    assert all(float(row["proof_error"]) <= 1e-9 and float(row["find_seconds"]) > 0 for row in rows)
-    assert "| torchvision | 2 of 2 |" in text
-    before = out.stat().st_mtime_ns
-    run_coverage(out, *names)
-    assert out.stat().st_mtime_ns == before, "rows that are there are left alone"
+def test_one_name_that_takes_too_much_does_not_stop_the_table(tmp_path: Path, capsys) -> None:
+    csv = tmp_path / "table.csv"
+    cells = [{"library": "torchvision", "family": "torchvision", "name": f"squeezenet1_{n}"} for n in (0, 1)]
+
+    def run(seconds: float, gibibytes: float, retry: bool = False) -> pd.DataFrame:
+        scheme = coverage.scheme(seconds, gibibytes, 1, 64)
+        return scheme.run(csv, cells, threads=1, retry=retry)
+
+    assert list(run(0.05, 100.0)["status"]) == ["timeout", "timeout"]
+    assert list(run(600.0, 0.05, retry=True)["status"]) == ["memory", "memory"]
+    rows = run(600.0, 100.0, retry=True)
+    assert list(rows["status"]) == ["proved", "proved"]
+    assert (rows["proof_error"] <= 1e-9).all()
+    assert (rows["find_seconds"] > 0).all()
+    before = csv.stat().st_mtime_ns
+    run(600.0, 100.0)
+    assert csv.stat().st_mtime_ns == before, "rows that are there are left alone"
+    capsys.readouterr()
+    coverage.run(coverage.parser().parse_args(["--csv", str(csv), "--tables-only", "--library", "torchvision"]))
+    assert "| torchvision | 2 of 2 |" in capsys.readouterr().out
 
 
 def test_peers_measure_the_change_of_the_function() -> None:
@@ -165,25 +184,22 @@ def test_a_fusion_end_to_end_is_measured_beside_its_forward_passes(capsys) -> No
 
 
 @pytest.mark.slow
-def test_distillations_are_judged_on_the_half_that_no_parent_saw(tmp_path: Path) -> None:
-    few = ["--parent-epochs", "2", "--epochs", "1", "--calibration", "200", "--threads", "1"]
-    command = [sys.executable, "-m", "experiments.studies.distil_unseen", "--data", "digits", *few]
-    command += ["--architecture", "digits_resnet", "--folder", str(tmp_path)]
+def test_distillations_are_judged_on_the_half_that_no_parent_saw(tmp_path: Path, capsys) -> None:
+    words = ["--parent-epochs", "2", "--epochs", "1", "--calibration", "200", "--threads", "1", "--data", "digits"]
+    words += ["--architecture", "digits_resnet(width=0.5)", "--folder", str(tmp_path)]
     printed = []
     for _ in range(2):  # the second time with the parents that are there
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        printed.append(done.stdout)
-    rows = [line.split(" | ") for line in printed[0].strip("| \n").splitlines()[2:]]
+        assert distil_unseen.main(words) == 0
+        printed.append(capsys.readouterr().out)
+    rows = [line.split(" | ") for line in printed[0].strip("| \n").splitlines() if " | " in line][2:]
     names = ["parent 0", "parent 1", "ensemble", "child, refitted", "child, distilled", "better parent, distilled"]
     assert [name.strip("| ") for name, *_ in rows] == names
-    assert printed[1] == printed[0]
+    assert printed[1] == printed[0][printed[0].index("| network |") :]
     parents = sorted(tmp_path.iterdir())
     assert [path.name.partition("-")[0] for path in parents] == ["parent0", "parent1"]
     half = select_share(load_data("digits"), 1, 2)
     parent = load_network(parents[0]).eval()
     accuracy = evaluate(parent, Loader(half.train, half.preprocessing, batch_size=500)).accuracy
     assert rows[0][1] == f"{100 * accuracy:.2f}"
-    failed = subprocess.run([*command, "--epochs", "0"], capture_output=True, text=True, timeout=300)
-    assert failed.returncode == 2
-    assert "--epochs 0 must be at least 1" in failed.stderr
+    assert distil_unseen.main([*words, "--epochs", "0"]) == 2
+    assert "--epochs 0 must be at least 1" in capsys.readouterr().err

@@ -65,7 +65,7 @@ def tiny_axes() -> dict[str, Any]:
 def test_a_small_scaling_study_gives_exponents_and_estimates(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(scaling, "AXES", tiny_axes())
     monkeypatch.setattr(scaling, "CHECK", "torchvision:resnet18")
-    monkeypatch.setattr(scaling, "measure", lambda cell: scaling.figures({**cell, "threads": 1}))
+    monkeypatch.setattr(scaling, "measure", lambda cell: next(scaling.figures(cell)))
     csv, plot = tmp_path / "table.csv", tmp_path / "plot.svg"
     options = ["--csv", str(csv), "--threads", "1"]
     scaling.run(scaling.parser().parse_args(options))
@@ -88,7 +88,7 @@ def test_a_small_scaling_study_gives_exponents_and_estimates(tmp_path: Path, cap
 def test_a_cell_is_measured_in_a_process_of_its_own() -> None:
     torch.set_num_threads(1)
     found = scaling.measure({**scaling._cell(scaling.ASSIGNED, images=0, side=64), "seed": 0})
-    assert set(found) == {"assignment", "all", "all_clock", "memory"}
+    assert {"assignment", "all", "all_clock", "memory"} <= set(found)
     assert found["assignment"] > 0
 
 

@@ -78,7 +78,7 @@ def test_a_worker_is_alive_as_long_as_its_process(tmp_path: Path, killed: bool) 
     own = WorkerLock(tmp_path)
     program = (
         "import sys\nfrom pathlib import Path\nfrom depfuse.study.worker_lock import WorkerLock\n"
-        "lock = WorkerLock(Path(sys.argv[1]))\nprint(lock.name, flush=True)\nsys.stdin.read()\nroll.close()\n"
+        "lock = WorkerLock(Path(sys.argv[1]))\nprint(lock.name, flush=True)\nsys.stdin.read()\nlock.close()\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
