@@ -6,7 +6,7 @@ import copy
 import hashlib
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from depfuse.data import DataSet, calibration_loader
 from depfuse.data.augmentation import Augmentation
-from depfuse.data.loader import Loader
+from depfuse.data.loader import Loader, epoch_seed
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.errors import ArchitectureError, DepfuseWarning
@@ -26,9 +26,12 @@ from depfuse.train import EpochReport, Saving, TrainRecipe, fit
 WARMUP = 0.1  # of the epochs, with SGD
 STATISTICS_IMAGES = 2000
 COMPARED_IMAGES = 250
+JUDGED_AT_ONCE = 250
 PREPARING_IMAGES = 10_000
 EPOCHS_PER_PIXEL = 4
-STATE = 3  # of a training: another number where states of before cannot be gone on from
+HELD_SHARE = 1 / 16  # of the training images: they tell whether a distilled network is nearer to its teacher
+HELD_MOST = 500
+STATE = 4  # of a training: another number where states of before cannot be gone on from
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,8 @@ class Distillation:
         """Train a network in place, first towards the teacher, then on labels.
 
         Towards the teacher by natural-gradient steps (`NaturalGradient`), or by SGD where the network cannot be
-        decomposed; on labels by SGD. A network that comes no nearer to the teacher stays as it was, with a
-        `DepfuseWarning`.
+        decomposed; on labels by SGD. A sixteenth of the images is held out from distillation, 500 at most: a network
+        that comes no nearer to the teacher on them stays as it was, with a `DepfuseWarning`.
 
         Parameters
         ----------
@@ -121,14 +124,16 @@ class Distillation:
             if epochs == 0:
                 continue
             learner = start = None
+            data = self.data
             if step == "distil":
-                learner = self._natural_gradient(model, teacher, settings, seed, session)
+                data, judged = self._held_out(device, seed)
+                learner = self._natural_gradient(model, teacher, settings, seed, session, len(data.train))
                 temperature = TEMPERATURE if learner is None else learner.last_temperature
-                start = _Start.of(model, teacher, self._few(device, seed), temperature)
+                start = _Start.of(model, teacher, judged, temperature)
             report = fit(
                 model,
-                self.data,
-                self.train_recipe(epochs, settings.learning_rate, seed, learner),
+                data,
+                replace(self, data=data).train_recipe(epochs, settings.learning_rate, seed, learner),
                 teacher=teacher if step == "distil" else None,
                 learner=learner,
                 device=device,
@@ -148,6 +153,21 @@ class Distillation:
     def images(self, device: torch.device | str, seed: int) -> Loader:
         """Draw some of the training images, for what is fitted before the training."""
         return calibration_loader(self.data, PREPARING_IMAGES, device=device, seed=seed)
+
+    def _held_out(self, device: torch.device, seed: int) -> tuple[DataSet, Loader]:
+        """Hold out the last of the images that calibration draws, or none of so few that two cannot be spared."""
+        count = len(self.data.train)
+        held = min(HELD_MOST, round(HELD_SHARE * count))
+        if held < 2:
+            return self.data, self._few(device, seed)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch_seed(seed, 0)))
+        judged = Loader(
+            self.data.train.take(order[count - held :]),
+            self.data.preprocessing,
+            batch_size=JUDGED_AT_ONCE,
+            device=device,
+        )
+        return replace(self.data, train=self.data.train.take(order[: count - held].sort().values)), judged
 
     def _few(self, device: torch.device, seed: int) -> Loader:
         return calibration_loader(self.data, STATISTICS_IMAGES, device=device, seed=seed)
@@ -174,7 +194,7 @@ class Distillation:
         return self.schedule.patience(settings.distil, len(self.data.train))
 
     def _natural_gradient(
-        self, model: nn.Module, teacher: Ensemble, settings: Train, seed: int, session: Session | None
+        self, model: nn.Module, teacher: Ensemble, settings: Train, seed: int, session: Session | None, images: int
     ) -> NaturalGradientTraining | None:
         """Prepare natural-gradient steps; None where the network cannot be decomposed or the images are too few."""
         device = next(model.parameters()).device
@@ -187,7 +207,7 @@ class Distillation:
             learner = session.training(compared, patient=self._patient(settings), schedule=self.schedule)
         except ArchitectureError:
             return None
-        return learner if learner.batch_size(len(self.data.train)) else None
+        return learner if learner.batch_size(images) else None
 
     def train_recipe(
         self, epochs: int, learning_rate: float, seed: int, learner: NaturalGradientTraining | None
