@@ -4,69 +4,17 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Generic, Protocol, TypeVar
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from depfuse.cli.wording import in_options
 from depfuse.errors import DepfuseWarning
+from depfuse.progress import Work, shown
 from depfuse.text import readable
 
 _UNFOLDED = 10_000
-
-T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-
-
-class Sized(Protocol[T_co]):
-    """Something to go through, of a known length."""
-
-    def __iter__(self) -> Iterator[T_co]: ...
-    def __len__(self) -> int: ...
-
-
-class Work:
-    """The progress of one command: a line that names the current step, with a bar where it can be counted."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task: TaskID | None = None
-
-    def step(self, description: str, total: int | None = None) -> None:
-        """Begin the next step; the one before it is over."""
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(description, total=total)
-
-    def advance(self) -> None:
-        """Count one part of the current step as done."""
-        if self._task is not None:
-            self._progress.advance(self._task)
-
-    def reach(self, completed: int, description: str) -> None:
-        """Say how far the current step has come."""
-        if self._task is not None:
-            self._progress.update(self._task, completed=completed, description=description)
-
-    def track(self, parts: Sized[T], description: str) -> Tracked[T]:
-        """Make a step of going through `parts`, each time it is done."""
-        return Tracked(self, parts, description)
-
-
-class Tracked(Generic[T]):
-    """Iterates over its parts and shows how far it has come."""
-
-    def __init__(self, work: Work, parts: Sized[T], description: str) -> None:
-        self._work, self._parts, self._description = work, parts, description
-
-    def __iter__(self) -> Iterator[T]:
-        self._work.step(self._description, len(self._parts))
-        for part in self._parts:
-            yield part
-            self._work.advance()
 
 
 class Screen:
@@ -77,19 +25,9 @@ class Screen:
 
     @contextmanager
     def working(self) -> Generator[Work, None, None]:
-        """Show progress on standard error while the block runs; nothing of it stays."""
-        # Without a terminal there is nothing to animate, and a log should not fill with bars.
-        progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-            transient=True,
-            disable=self._quiet or not sys.stderr.isatty(),
-        )
-        with progress:
-            yield Work(progress)
+        """Show progress on standard error while the block runs; in a terminal nothing of it stays."""
+        with shown(not self._quiet) as work:
+            yield work
 
     def show(self, result: RenderableType) -> None:
         """Print a table or a tree on standard output; it is folded to fit a terminal, and nothing else."""
@@ -100,6 +38,11 @@ class Screen:
         """Print plain text on standard output, not wrapped."""
         if not self._quiet:
             print(readable(text))
+
+
+def remark(sentence: str) -> None:
+    """Print one line of information on standard error."""
+    print(f"depfuse: {readable(sentence)}", file=sys.stderr)
 
 
 def complain(sentence: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from depfuse.cli.console import Work
+from depfuse.cli.console import remark
 from depfuse.cli.inputs import Inputs, read_inputs, read_template
 from depfuse.cli.methods import method_path, needs_images
 from depfuse.cli.request import Request
@@ -36,6 +36,7 @@ from depfuse.io.atomic_files import replacing
 from depfuse.io.cards import Card, Parent
 from depfuse.io.checkpoint import state_digest, write_checkpoint
 from depfuse.models import with_classes
+from depfuse.progress import Work
 from depfuse.recipe import Recipe
 from depfuse.recipe.renorms import renorm_facts
 from depfuse.renorm import chosen_method
@@ -56,20 +57,6 @@ from depfuse.report import (
 from depfuse.report.plot_kind import plot_kind
 from depfuse.report.plots import draw_family, draw_path
 from depfuse.teach.distil import Distillation
-from depfuse.train import EpochReport
-
-STEPS = {
-    "groups": "finding and proving channel groups",
-    "align": "matching channels",
-    "merge": "merging",
-    "shares": "choosing the parents' shares",
-    "refit": "refitting layer by layer",
-    "renorm": "renewing BatchNorm statistics",
-    "heads": "refitting the parents' heads",
-    "baseline": "training a parent as long",
-    "best": "making candidates, and choosing the best",
-    "train": "training on",
-}
 
 
 @dataclass(frozen=True)
@@ -103,7 +90,8 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         raise RecipeError("a path needs parents of one width: leave out --plot")
     architecture, template = read_template(inputs, request.fusion.width, request.fusion.child_arch)
     calibration = _calibration(request.recipe, inputs, needs_images(request.methods))
-    training = _training(request, inputs, work)
+    training = _training(request, inputs)
+    _say_what_a_plot_costs(request, inputs)
     result = fuse(
         inputs.models,
         request.recipe,
@@ -113,14 +101,11 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         template=template,
         allow_fixed=request.fusion.allow_fixed,
         training=training,
-        on_step=lambda step: work.step(STEPS.get(step, step)),
     )
     fused = _Fused(inputs, result, template, calibration, inputs.test_loader(request.recipe.calibration.batch_size))
 
     started = time.perf_counter()
-    compared = compare(
-        result, fused.test, training=training, on_step=lambda step: work.step(STEPS[step]), track=work.track
-    )
+    compared = compare(result, fused.test, training=training)
     if training is not None and compared.baseline is None and request.fusion.out_parent is not None:
         warnings.warn(
             f"--out-parent {request.fusion.out_parent} is not written: no parent could get a head over the labels of"
@@ -237,17 +222,28 @@ def _calibration(recipe: Recipe, inputs: Inputs, wanted: bool = False) -> Loader
     return loader
 
 
-def _training(request: Request, inputs: Inputs, work: Work) -> Distillation | None:
+def _training(request: Request, inputs: Inputs) -> Distillation | None:
     """Build the training of the child, where the recipe has one; its state lies beside the child."""
     recipe = request.recipe
     if not (recipe.trains):
         return None
 
-    def progress(what: str, report: EpochReport) -> None:
-        work.step(f"{what}, epoch {report.epoch} of {report.epochs}, loss {report.loss:.3f}")
-
     state = None if request.out is None else request.out.with_name(f"{request.out.name}.training")
-    return Distillation(inputs.data, resume=state, progress=progress)
+    return Distillation(inputs.data, resume=state)
+
+
+def _say_what_a_plot_costs(request: Request, inputs: Inputs) -> None:
+    """Say how many networks a plot is drawn of and how long that takes, before anything is fused."""
+    if request.points is None or request.fusion.plot is None or request.options.quiet:
+        return
+    curves, refit = max(1, len(request.methods)), request.recipe.refit.name
+    few = min(request.points, request.refitted_points) if refit not in ("none", "auto") else request.points
+    between = max(0, few - 2)
+    refitted = {"none": "", "auto": ", refitted like the child where refit auto refits it"}.get(refit, ", all refitted")
+    remark(
+        f"the plot takes {between * curves} matched networks{refitted}, and {between} naive averages: as many more"
+        f" passes over {len(inputs.data.test):,} test images"
+    )
 
 
 def _paths(

@@ -70,7 +70,6 @@ def match(
     # What follows needs torch, for which no mistake above has to wait.
     with ended_at_once():
         from depfuse.align.description import describe_matching
-        from depfuse.cli.fusing import STEPS
         from depfuse.cli.inputs import read_inputs, read_template
         from depfuse.data import calibration_loader
         from depfuse.distributed.device import resolve_device
@@ -98,7 +97,6 @@ def match(
             labels=None if inputs.labels is None else inputs.labels.sets,
             template=read_template(inputs, None, None)[1],
             allow_fixed=allow_fixed,
-            on_step=lambda step: work.step(STEPS.get(step, step)),
         )
         work.step("comparing matched channels")
         recipe = result.recipe

@@ -21,7 +21,6 @@ from depfuse.train.recipe import TrainRecipe
 
 if TYPE_CHECKING:
     from depfuse.data.tensors import DataSet
-    from depfuse.train import EpochReport
 
 
 @spread
@@ -105,19 +104,8 @@ def train(
         recipe = TrainRecipe.suited_to(images, **settings)
         torch.manual_seed(recipe.seed)
         model = build_network(arch, classes=len(images.classes), in_channels=images.image_shape[0])
-        work.step("training", total=recipe.epochs)
-
-        def progress(report: EpochReport) -> None:
-            work.reach(
-                report.epoch,
-                f"training: epoch {report.epoch} of {report.epochs}, loss {report.loss:.3f},"
-                f" accuracy {100 * report.accuracy:.1f} %",
-            )
-
         state = out.with_name(f"{out.name}.training")
-        metrics = train_network(
-            model, images, recipe, device=device, resume_path=state if resume else None, progress=progress
-        )
+        metrics = train_network(model, images, recipe, device=device, resume_path=state if resume else None)
     split = {"labels": labels, "half": half, "share": share, "dirichlet": dirichlet}
     write_checkpoint(out, model.state_dict(), _card(arch, named.data, images, kept, recipe, split, split_seed, metrics))
     if resume:

@@ -15,15 +15,16 @@ from depfuse.data.loader import Loader
 from depfuse.ensemble.distance import EnsembleDistance
 from depfuse.errors import ArchitectureError, RecipeError
 from depfuse.evaluate import Scores, evaluate_together, evaluate_with_ensemble, most_frequent
-from depfuse.evaluate.evaluation import Batches
 from depfuse.fusion.advice import Advice
 from depfuse.fusion.checks import check_parents, label_sets
 from depfuse.fusion.contenders import advise_on
+from depfuse.fusion.prepared import STEPS
 from depfuse.fusion.verdict import verdict
 from depfuse.fusion.widths import shapes_of
 from depfuse.groups import ChannelGroups
 from depfuse.merge import average
 from depfuse.networks.isolation import isolated
+from depfuse.progress import shown, work
 from depfuse.refit import refit_heads
 from depfuse.renorm import has_batch_norm
 from depfuse.teach.distil import Distillation
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from depfuse.fusion.result import FusionResult
 
 OnStep = Callable[[str], None]
-Track = Callable[[Loader, str], Batches]
-"""Images and a description of the pass -> the same images, with the progress shown."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,7 +116,7 @@ def compare(
     *,
     training: Distillation | None = None,
     on_step: OnStep | None = None,
-    track: Track | None = None,
+    progress: bool | None = None,
 ) -> Comparison:
     """Score a child, its parents, their ensemble and average, and other networks made of them, on labelled images.
 
@@ -131,53 +130,58 @@ def compare(
         The training of the child, to train a parent as long; no parent is trained where None.
     on_step
         Called with `heads` and `baseline` as these networks are made.
-    track
-        Shows the progress of a pass over the images.
+    progress
+        Whether the progress is shown; see `fuse`.
     """
-    announce = on_step or (lambda step: None)
-    follow: Track = track or (lambda images, what: images)
-    parents, ensemble = evaluate_with_ensemble(
-        result.parents, follow(test, "evaluating the parents"), sets=result.parent_labels
-    )
-    shares = result.ensemble.shares
-    possible = result.calibration is not None and has_batch_norm(result.parents[0])
-    averages = [naive_child(result, shares, renorm) for renorm in ("none", "reset")[: 2 if possible else 1]]
-    announce("heads")
-    heads = heads_refitted(result)
-    trained = None
-    if training is not None:
-        announce("baseline")
-        trained = train_baseline(result, heads, training)
-    others = [candidate for candidate in result.family if candidate is not result.best]
-    networks = [*averages, result.child, *heads]
-    networks += [] if trained is None else [trained[1]]
-    networks += [candidate.network for candidate in others]
-    scores = evaluate_together(networks, follow(test, "evaluating the child"))
-    naive, renewed = scores[0], scores[len(averages) - 1]  # where there is nothing to reset, they are one network
-    child, *rest = scores[len(averages) :]
-    head_scores, rest = rest[: len(heads)], rest[len(heads) :]
-    baseline = None
-    if trained is not None:
-        baseline = Baseline(parent=trained[0], network=trained[1], scores=rest.pop(0))
-    scores_of = dict(zip(others, rest, strict=True))
-    teacher = None
-    if result.joint or result.recipe.teach.renorm == "reset":
-        teacher = evaluate_with_ensemble(
-            result.teachers, follow(test, "evaluating the teachers"), shares, result.labels
-        )[1]
-    return Comparison(
-        result=result,
-        child=child,
-        parents=parents,
-        ensemble=ensemble,
-        teacher=teacher,
-        naive=naive,
-        renewed=renewed,
-        heads=head_scores,
-        baseline=baseline,
-        family=[scores_of.get(candidate, child) for candidate in result.family],
-        chance=most_frequent(test.required_labels),
-    )
+    with shown(progress) as watched:
+        parents, ensemble = evaluate_with_ensemble(
+            result.parents, watched.track(test, "evaluating the parents"), sets=result.parent_labels
+        )
+        shares = result.ensemble.shares
+        possible = result.calibration is not None and has_batch_norm(result.parents[0])
+        averages = [naive_child(result, shares, renorm) for renorm in ("none", "reset")[: 2 if possible else 1]]
+        _announce("heads", on_step)
+        heads = heads_refitted(result)
+        trained = None
+        if training is not None:
+            _announce("baseline", on_step)
+            trained = train_baseline(result, heads, training)
+        others = [candidate for candidate in result.family if candidate is not result.best]
+        networks = [*averages, result.child, *heads]
+        networks += [] if trained is None else [trained[1]]
+        networks += [candidate.network for candidate in others]
+        scores = evaluate_together(networks, watched.track(test, "evaluating the child"))
+        naive, renewed = scores[0], scores[len(averages) - 1]  # where there is nothing to reset, they are one network
+        child, *rest = scores[len(averages) :]
+        head_scores, rest = rest[: len(heads)], rest[len(heads) :]
+        baseline = None
+        if trained is not None:
+            baseline = Baseline(parent=trained[0], network=trained[1], scores=rest.pop(0))
+        scores_of = dict(zip(others, rest, strict=True))
+        teacher = None
+        if result.joint or result.recipe.teach.renorm == "reset":
+            teacher = evaluate_with_ensemble(
+                result.teachers, watched.track(test, "evaluating the teachers"), shares, result.labels
+            )[1]
+        return Comparison(
+            result=result,
+            child=child,
+            parents=parents,
+            ensemble=ensemble,
+            teacher=teacher,
+            naive=naive,
+            renewed=renewed,
+            heads=head_scores,
+            baseline=baseline,
+            family=[scores_of.get(candidate, child) for candidate in result.family],
+            chance=most_frequent(test.required_labels),
+        )
+
+
+def _announce(step: str, on_step: OnStep | None) -> None:
+    work().step(STEPS[step])
+    if on_step is not None:
+        on_step(step)
 
 
 def heads_refitted(result: FusionResult) -> list[nn.Module]:

@@ -28,6 +28,7 @@ from depfuse.merge import AlignedParents, Shares, fisher_information
 from depfuse.networks.calling import Call, Example
 from depfuse.networks.isolation import isolated
 from depfuse.networks.precision import in_full_precision, with_types_of
+from depfuse.progress import shown
 from depfuse.teach.distil import Distillation
 
 
@@ -45,6 +46,7 @@ def fuse(
     allow_fixed: bool | None = None,
     training: Distillation | None = None,
     shared: SharedMoments | None = None,
+    progress: bool | None = None,
     on_step: OnStep | None = None,
 ) -> FusionResult:
     """Fuse parents of one architecture into a child.
@@ -89,6 +91,10 @@ def fuse(
         The training images, where the recipe says to distil or to fine-tune.
     shared
         Activation moments of these parents and groups, to be reused in several fusions.
+    progress
+        Whether the progress is shown, with an estimate of the end where steps are counted: as a bar in a terminal,
+        below the cell of a notebook, and as a line on standard error every 30 seconds elsewhere. By default it is
+        shown where someone looks on, in a notebook or at the prompt of a terminal, and a script stays silent.
     on_step
         Called with the name of each step as it begins.
 
@@ -108,59 +114,60 @@ def fuse(
     example = as_called(example, call)
     if training is None and recipe.trains:
         raise RecipeError("distil and finetune need the training images: give training=Distillation(data)")
-    inputs = Inputs(models, recipe, calibration, example, groups, labels, template, allow_fixed, shared, on_step)
-    prepared = Prepared.of(inputs)
-    aligned = Aligned.of(prepared)
-    step, recipe = prepared.step, aligned.recipe
-    with step("merge"):
-        material, unmatched = _material(aligned)
-        chosen_shares = ChosenShares(Shares(tuple(prepared.ensemble.shares)))
-        child = material.average(chosen_shares.shares)
-    if recipe.merge.weights_by != "network" and calibration is not None and material.example is not None:
-        with step("shares"):
-            chosen_shares = shares_by_part(material, recipe.merge.weights_by, calibration)
+    with shown(progress):
+        inputs = Inputs(models, recipe, calibration, example, groups, labels, template, allow_fixed, shared, on_step)
+        prepared = Prepared.of(inputs)
+        aligned = Aligned.of(prepared)
+        step, recipe = prepared.step, aligned.recipe
+        with step("merge"):
+            material, unmatched = _material(aligned)
+            chosen_shares = ChosenShares(Shares(tuple(prepared.ensemble.shares)))
             child = material.average(chosen_shares.shares)
-    soundness = Soundness(prepared.ensemble.networks, calibration, material.example)
-    soundness.after("the merge", child)
-    family: Sequence[Candidate] = ()
-    if recipe.goal.name == "best":
-        with step("best"):
-            family = Family(material, _alone(aligned)).find()
-        finished = FinishedChild(child=best_of(family).network)
-        soundness.after("goal best", finished.child)
-    else:
-        with step("refit" if recipe.refits else "renorm"):
-            finished = material.finish(child, chosen_shares.shares)
-        soundness.after(
-            f"refit {recipe.refit.name}" if recipe.refits else f"renorm {recipe.renorm.name}", finished.child
+        if recipe.merge.weights_by != "network" and calibration is not None and material.example is not None:
+            with step("shares"):
+                chosen_shares = shares_by_part(material, recipe.merge.weights_by, calibration)
+                child = material.average(chosen_shares.shares)
+        soundness = Soundness(prepared.ensemble.networks, calibration, material.example)
+        soundness.after("the merge", child)
+        family: Sequence[Candidate] = ()
+        if recipe.goal.name == "best":
+            with step("best"):
+                family = Family(material, _alone(aligned)).find()
+            finished = FinishedChild(child=best_of(family).network)
+            soundness.after("goal best", finished.child)
+        else:
+            with step("refit" if recipe.refits else "renorm"):
+                finished = material.finish(child, chosen_shares.shares)
+            soundness.after(
+                f"refit {recipe.refit.name}" if recipe.refits else f"renorm {recipe.renorm.name}", finished.child
+            )
+            for effect in finished.steps:
+                if effect.stage == "refit" and not (effect.kept or effect.negligible):
+                    warnings.warn(f"{effect}: the child stays as it was", DepfuseWarning, stacklevel=3)
+        ensemble = prepared.ensemble
+        if training is not None and recipe.trains:
+            ensemble = _train(finished, aligned, training)
+            soundness.after("the training", finished.child)
+        soundness.check()
+        soundness.check_spread(finished.child)
+        return FusionResult(
+            child=with_types_of(finished.child, given[0]),
+            parents=given,
+            recipe=resolve(recipe, finished, prepared.teachers, widths=aligned.widths, template=material.template),
+            seconds=step.seconds,
+            material=material,
+            ensemble=ensemble,
+            chosen_shares=chosen_shares,
+            parent_labels=prepared.labels,
+            given_template=template,
+            unmatched=unmatched,
+            not_converged=aligned.not_converged,
+            widths=aligned.widths,
+            family=family,
+            steps=finished.steps,
+            folded=aligned.folded,
+            refit_reason=prepared.refit_reason,
         )
-        for effect in finished.steps:
-            if effect.stage == "refit" and not (effect.kept or effect.negligible):
-                warnings.warn(f"{effect}: the child stays as it was", DepfuseWarning, stacklevel=3)
-    ensemble = prepared.ensemble
-    if training is not None and recipe.trains:
-        ensemble = _train(finished, aligned, training)
-        soundness.after("the training", finished.child)
-    soundness.check()
-    soundness.check_spread(finished.child)
-    return FusionResult(
-        child=with_types_of(finished.child, given[0]),
-        parents=given,
-        recipe=resolve(recipe, finished, prepared.teachers, widths=aligned.widths, template=material.template),
-        seconds=step.seconds,
-        material=material,
-        ensemble=ensemble,
-        chosen_shares=chosen_shares,
-        parent_labels=prepared.labels,
-        given_template=template,
-        unmatched=unmatched,
-        not_converged=aligned.not_converged,
-        widths=aligned.widths,
-        family=family,
-        steps=finished.steps,
-        folded=aligned.folded,
-        refit_reason=prepared.refit_reason,
-    )
 
 
 @isolated()
@@ -176,6 +183,7 @@ def match(
     template: nn.Module | None = None,
     allow_fixed: bool | None = None,
     shared: SharedMoments | None = None,
+    progress: bool | None = None,
     on_step: OnStep | None = None,
 ) -> Aligned:
     """Match the channels of parents by the first stages of `fuse`, with its arguments."""
@@ -184,7 +192,8 @@ def match(
     recipe, calibration = read_arguments(models, recipe, calibration, call)
     example = as_called(example, call)
     inputs = Inputs(models, recipe, calibration, example, groups, labels, template, allow_fixed, shared, on_step)
-    return Aligned.of(Prepared.of(inputs))
+    with shown(progress):
+        return Aligned.of(Prepared.of(inputs))
 
 
 def _material(aligned: Aligned) -> tuple[Material, Sequence[nn.Module]]:

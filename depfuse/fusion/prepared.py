@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
+from depfuse import progress
 from depfuse.align.statistics.shared import SharedMoments
 from depfuse.data.loader import Loader
 from depfuse.ensemble.ensemble import Ensemble
@@ -26,6 +27,20 @@ from depfuse.recipe import Recipe
 from depfuse.teach.teachers import Teachers, prepare_teachers
 
 OnStep = Callable[[str], None]
+STEPS = {
+    "groups": "finding and proving channel groups",
+    "align": "matching channels",
+    "choose": "choosing between matchings",
+    "merge": "merging",
+    "shares": "choosing the parents' shares",
+    "refit": "refitting layer by layer",
+    "renorm": "renewing BatchNorm statistics",
+    "heads": "refitting the parents' heads",
+    "baseline": "training a parent as long",
+    "best": "making candidates, and choosing the best",
+    "train": "training on",
+}
+"""Name of a step -> what it does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +68,8 @@ class Clock:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def announce(self, name: str) -> None:
-        """Call `on_step` with a step's name."""
+        """Say what step begins, and call `on_step` with its name."""
+        progress.work().step(STEPS[name])
         if self.on_step is not None:
             self.on_step(name)
 

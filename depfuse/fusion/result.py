@@ -113,7 +113,12 @@ class FusionResult:
         return self.compared.verdict
 
     def comparison(
-        self, test: CalibrationLike, labels: LabelsLike | None = None, *, training: Distillation | None = None
+        self,
+        test: CalibrationLike,
+        labels: LabelsLike | None = None,
+        *,
+        training: Distillation | None = None,
+        progress: bool | None = None,
     ) -> Comparison:
         """Score the child and all that could be kept instead, as `depfuse fuse` does, on labelled data.
 
@@ -126,8 +131,8 @@ class FusionResult:
             pair of arrays (inputs, labels), depfuse's own `Loader`.
         labels
             The label of each sample, where they are not in the data.
-        training
-            See `compare`.
+        training, progress
+            See `compare` and `fuse`.
 
         Raises
         ------
@@ -137,7 +142,7 @@ class FusionResult:
         networks = in_full_precision([*self.parents, self.child])
         alone = replace(self, parents=networks[:-1], child=networks[-1])
         call = None if self.calibration is None else self.calibration.call
-        found = compare(alone, test_loader(test, networks[0], labels, call), training=training)
+        found = compare(alone, test_loader(test, networks[0], labels, call), training=training, progress=progress)
         self._comparisons[:] = [found]
         return found
 

@@ -19,6 +19,7 @@ from depfuse.data.loader import Loader, epoch_seed
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.errors import ArchitectureError, DepfuseWarning
+from depfuse.progress import named
 from depfuse.recipe.sections import Train
 from depfuse.refit import NaturalGradientTraining, Schedule, Session
 from depfuse.train import EpochReport, Saving, TrainRecipe, fit
@@ -130,16 +131,17 @@ class Distillation:
                 learner = self._natural_gradient(model, teacher, settings, seed, session, len(data.train))
                 temperature = TEMPERATURE if learner is None else learner.last_temperature
                 start = _Start.of(model, teacher, judged, temperature)
-            report = fit(
-                model,
-                data,
-                replace(self, data=data).train_recipe(epochs, settings.learning_rate, seed, learner),
-                teacher=teacher if step == "distil" else None,
-                learner=learner,
-                device=device,
-                saving=self._saving(name, step, f"{self._patient(settings)} {teacher.digest} {origin}"),
-                progress=None if self.progress is None else partial(self.progress, f"{step}: {name}"),
-            )
+            with named(f"{step}, {name}"):
+                report = fit(
+                    model,
+                    data,
+                    replace(self, data=data).train_recipe(epochs, settings.learning_rate, seed, learner),
+                    teacher=teacher if step == "distil" else None,
+                    learner=learner,
+                    device=device,
+                    saving=self._saving(name, step, f"{self._patient(settings)} {teacher.digest} {origin}"),
+                    progress=None if self.progress is None else partial(self.progress, f"{step}: {name}"),
+                )
             seconds[step] = report.total_seconds
             if start is not None and not start.keep_the_nearer(model):
                 warnings.warn(

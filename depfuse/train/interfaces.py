@@ -26,6 +26,10 @@ class EpochReport:
     seconds: float
     total_seconds: float
 
+    def __str__(self) -> str:
+        scores = f"loss {self.loss:.3f}, accuracy {100 * self.accuracy:.1f} %"
+        return f"epoch {self.epoch} of {self.epochs}, {scores}"
+
 
 Progress = Callable[[EpochReport], None]
 

@@ -17,6 +17,7 @@ from depfuse.errors import RecipeError
 from depfuse.evaluate import evaluate
 from depfuse.models import check_input
 from depfuse.networks.isolation import check_changeable, undisturbed
+from depfuse.progress import name, work
 from depfuse.train.interfaces import EpochReport, Learner, Progress, Teacher
 from depfuse.train.recipe import TrainRecipe
 from depfuse.train.resuming import Saving
@@ -156,8 +157,11 @@ def _to_the_end(run: Run, saving: Saving | None, progress: Progress | None, team
     in_first(partial(run.resume, None if saving is None else saving.path))
     if team is not None:
         run.restore(team.from_first(run.state()))
+    watched = work()
+    watched.step(name("training"), total=(run.recipe.epochs - run.epoch) * len(run.loader))
     while run.epoch < run.recipe.epochs:
         report = run.one_epoch()
+        watched.describe(f"{name('training')}: {report}")
         if not math.isfinite(report.loss):
             raise RecipeError(
                 f"training diverged in epoch {run.epoch}: lower learning_rate {run.recipe.learning_rate:g}"

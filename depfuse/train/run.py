@@ -20,6 +20,7 @@ from depfuse.io.checkpoint import state_digest
 from depfuse.networks.isolation import seeded
 from depfuse.networks.layout import takes_channels_last
 from depfuse.networks.running import evaluating
+from depfuse.progress import work
 from depfuse.text import first_line
 from depfuse.train.descent import Descent, SharedDescent, use_bfloat16
 from depfuse.train.interfaces import EpochReport, Learner, Progress, Teacher
@@ -109,6 +110,7 @@ class Run:
         hits = torch.zeros((), device=self.device, dtype=torch.int64)
         count = 0
         rate = 0.0
+        watched = work()
         for step, (images, labels) in enumerate(self.loader):
             rate = self.recipe.learning_rate_at(self.epoch + (step + 1) / (len(self.loader) + 1))
             loss, correct = self.learner.step(images, labels, rate)
@@ -116,6 +118,7 @@ class Run:
             total += loss
             hits += correct
             count += len(labels)
+            watched.advance()
         return total, hits, count, rate
 
     def end_epoch(self, report: EpochReport, saving: Saving | None, progress: Progress | None) -> None:

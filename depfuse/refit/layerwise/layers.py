@@ -17,6 +17,7 @@ from depfuse.merge.aligned import AlignedParents
 from depfuse.merge.average import average
 from depfuse.merge.shares import Shares
 from depfuse.networks.copying import evaluation_copy, unwrap
+from depfuse.progress import work
 from depfuse.recipe.refits import Refit, RegMean, Ridge
 from depfuse.refit.layerwise.ridge import Rows, ridge
 from depfuse.refit.layerwise.rows import Window
@@ -206,7 +207,8 @@ class _Refit:
             mixtures = find_mixtures(self.program, inner, self.parents, self.shares, clustered, few, self.seed)
         targets = Targets(self.shares, mixtures, self.labels, self.outputs)
         walk = Walk(self.program, [*self.parents, self.state], self.loader)
-        for unit in self.units[self._of_one_parent() :]:
+        units = self.units[self._of_one_parent() :]
+        for unit in work().track(units, "refitting layer by layer"):
             self._solve_forward(unit, walk, targets)
         del walk
         folded = Folded(self.program, self.units)
@@ -249,7 +251,7 @@ class _Refit:
         self._check_count(self.units)
         walk = Walk(self.program, self.parents, self.loader)
         targets = Targets(self.shares, {}, self.labels, self.outputs)
-        for unit in self.units:
+        for unit in work().track(self.units, "refitting layer by layer"):
             window, end = Window.of(unit.node), walk.position(unit.end) + 1
             shares = shares_of(unit, self.shares)
             weights = shares_of(feeding(unit, self.units) or unit, self.shares)

@@ -10,6 +10,7 @@ from torch import Tensor
 from depfuse.data.augment import mix
 from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
+from depfuse.progress import work
 from depfuse.refit.second_order.natural_gradient import PER_STEP, NaturalGradient, TargetBatch
 from depfuse.refit.second_order.rollback import COMPARED, Rollback
 from depfuse.tasks.outputs import distance_of
@@ -70,7 +71,7 @@ class SecondPass:
         if first <= NOTHING * distance_of(target).unit(target):
             return
         learner.begin(first)
-        for step in range(steps):
+        for step in work().track(range(steps), "refitting all layers together"):
             learner.step(self._draw(PER_STEP), 1 - step / steps)
             if step % COMPARED == COMPARED - 1 or step == steps - 1:
                 rollback.compare()

@@ -1,0 +1,161 @@
+"""Long work says how far it is to whoever watches, and a script stays silent."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import time
+import types
+from dataclasses import replace
+
+import pytest
+from digits_parents import small_parents
+
+from depfuse import compare, fuse, progress
+from depfuse.data import DataSet, Loader, calibration_loader, load_data
+from depfuse.progress import Bar, Cell, Lines, Work, clock, named, shown, work
+from depfuse.teach.distil import Distillation
+from depfuse.train import TrainRecipe, fit
+
+
+class Recorded(Work):
+    """Remembers every step, as (description, parts done, parts in all)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[tuple[str, int, int | None]] = []
+
+    def changed(self, *, begun: bool = False) -> None:
+        if begun:
+            self.steps.append((self.description, 0, self.total))
+        else:
+            self.steps[-1] = (self.description, self.done, self.total)
+
+
+@pytest.fixture(scope="module")
+def data() -> DataSet:
+    return load_data("digits")
+
+
+@pytest.fixture
+def watcher(monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    recorded = Recorded()
+    monkeypatch.setattr(progress, "_display", lambda asked: recorded if asked else Work())
+    return recorded
+
+
+def test_a_fusion_and_its_comparison_say_every_step_and_count_what_can_be_counted(
+    data: DataSet, watcher: Recorded
+) -> None:
+    recipe = {"refit": {"name": "ridge", "steps": 8}}
+    result = fuse(small_parents(), recipe, calibration_loader(data, 200), progress=True)
+    compare(result, Loader(data.test, data.preprocessing, batch_size=100), progress=True)
+    assert watcher.steps[0] == ("finding and proving channel groups", 0, None)
+    assert ("refitting layer by layer", 7, 7) in watcher.steps
+    assert ("refitting all layers together", 8, 8) in watcher.steps
+    assert ("evaluating the parents", 5, 5) in watcher.steps
+    assert ("evaluating the child", 5, 5) in watcher.steps
+
+
+def test_a_training_says_epoch_loss_and_score_and_counts_batches(data: DataSet, watcher: Recorded) -> None:
+    few = replace(data, train=data.train.take(slice(0, 100)))
+    with shown(True):
+        fit(small_parents()[0], few, TrainRecipe(epochs=2, batch_size=20, learning_rate=0.01))
+    ((description, done, total),) = watcher.steps
+    assert re.fullmatch(r"training: epoch 2 of 2, loss \d\.\d{3}, accuracy \d+\.\d %", description)
+    assert done == total == 10
+    fuse(
+        small_parents(),
+        {"preset": "fast", "train.distil": 1},
+        calibration_loader(data, 60),
+        training=Distillation(few),
+        progress=True,
+    )
+    assert any(step.startswith("distil, child: epoch 1 of 1, loss") for step, _, _ in watcher.steps)
+
+
+def test_a_script_stays_silent(data: DataSet, capfd: pytest.CaptureFixture[str]) -> None:
+    fuse(small_parents(), "fast", calibration_loader(data, 60))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_where_someone_looks_on_it_is_shown_unless_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", _Terminal())
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    with shown() as watching:
+        assert isinstance(watching, Bar)
+    with shown(False) as watching:
+        assert type(watching) is Work
+    monkeypatch.delattr(sys, "ps1")
+    with shown() as watching:
+        assert type(watching) is Work
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_has_a_bar_of_which_nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = _Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with shown(True) as watching:
+        watching.step("finding [bold]groups[/bold]")
+        for _ in watching.track(range(4), "refitting"):
+            time.sleep(0.06)
+    assert "refitting" in terminal.getvalue()
+    assert terminal.getvalue().rstrip().endswith("\x1b[2K")
+
+
+def test_a_log_has_a_line_from_time_to_time(capfd: pytest.CaptureFixture[str]) -> None:
+    lines = Lines(every=0.05)
+    lines.step("refitting", total=4)
+    lines.advance()
+    time.sleep(0.13)
+    lines.close()
+    printed = capfd.readouterr().err.splitlines()
+    assert len(printed) >= 1
+    assert re.fullmatch(r"depfuse: refitting, 1 of 4, 0:00:00 so far, about 0:00:0\d left", printed[0])
+    time.sleep(0.1)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_notebook_has_a_line_that_changes_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    updates: list[str] = []
+    handle = types.SimpleNamespace(update=updates.append)
+    display = types.SimpleNamespace(HTML=str, display=lambda first, display_id: handle)
+    kernel = types.SimpleNamespace(get_ipython=lambda: types.SimpleNamespace(kernel=object()))
+    monkeypatch.setitem(sys.modules, "IPython", kernel)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "IPython.display", display)  # type: ignore[arg-type]
+    with shown() as watching:
+        assert isinstance(watching, Cell)
+        watching.step("refitting <b>", total=4)
+    assert '<progress max="4" value="0">' in updates[0]
+    assert "refitting &lt;b&gt;, 0 of 4" in updates[0]
+    assert updates[-1] == ""
+
+
+def test_the_end_is_estimated_from_the_pace_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    watching = Work()
+    watching.step("training", total=200)
+    assert watching.left is None
+    now = 110.0
+    watching.advance()
+    assert watching.left is None  # of one part in 200 nothing follows
+    watching.done = 50
+    assert watching.left == pytest.approx(30.0)
+    assert str(watching) == "training, 50 of 200, 0:00:10 so far, about 0:00:30 left"
+    assert clock(3725.4) == "1:02:05"
+
+
+def test_work_within_work_is_shown_by_the_same_watcher(watcher: Recorded) -> None:
+    with shown(True) as outer, shown(True) as inner:
+        assert inner is outer is work()
+        with named("distil, child"):
+            assert progress.name("training") == "distil, child"
+    assert type(work()) is Work
+    assert progress.name("training") == "training"
