@@ -75,6 +75,13 @@ COMMANDS = {
         "`depfuse fuse --set SETTING=VALUE` changes one.",
         "depfuse settings align.solver",
     ),
+    "inspect": _Command(
+        "depfuse.cli.inspect:inspect",
+        "Show what a file with weights holds.\n\n"
+        "Its sets of tensors by key, for --key of other commands, its card, and what else is in it. Nothing in the file"
+        " is run, and no architecture is needed.",
+        "depfuse inspect best.ckpt",
+    ),
     "eval": _Command(
         "depfuse.cli.evaluate:evaluate",
         "Evaluate networks on the test images.\n\n"

@@ -9,11 +9,12 @@ import typer
 
 from depfuse.cli.console import Screen
 from depfuse.cli.interruption import ended_at_once
-from depfuse.cli.named import read_named
+from depfuse.cli.named import check_keys, read_named
 from depfuse.cli.options import (
     ArchitectureOption,
     Checkpoints,
     DataOptions,
+    KeyOption,
     ReportOption,
     RunOptions,
     TrustOption,
@@ -32,6 +33,7 @@ def evaluate(
     data: DataOptions,
     options: RunOptions,
     arch: ArchitectureOption = None,
+    key: KeyOption = None,
     trust: TrustOption = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")] = 250,
     report: ReportOption = None,
@@ -39,6 +41,7 @@ def evaluate(
     """Evaluate networks in one pass over the test images."""
     screen = Screen(options.quiet)
     check_outputs({"--report": report}, checkpoints)
+    check_keys(checkpoints, key)
     read_named(checkpoints, arch, data, trust=trust)
     # What follows needs torch, for which no mistake above has to wait.
     with ended_at_once():
@@ -50,7 +53,7 @@ def evaluate(
     device = resolve_device(options.device)
     with screen.working() as work:
         work.step("reading networks and data")
-        inputs = read_inputs(checkpoints, arch, data, device, trust=trust)
+        inputs = read_inputs(checkpoints, arch, data, device, trust=trust, key=key)
         started = time.perf_counter()
         scores = evaluate_together(inputs.models, work.track(inputs.test_loader(batch_size), "evaluating"))
         seconds = time.perf_counter() - started

@@ -82,7 +82,14 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     work.step("reading networks and data")
     fusion = request.fusion
     inputs = read_inputs(
-        request.parents, fusion.arch, request.data, device, fusion.classes, fused=True, trust=fusion.trust
+        request.parents,
+        fusion.arch,
+        request.data,
+        device,
+        fusion.classes,
+        fused=True,
+        trust=fusion.trust,
+        key=fusion.key,
     )
     if inputs.labels is not None and request.points is not None:
         raise RecipeError("a path needs parents that know the same labels: leave out --plot")

@@ -16,7 +16,7 @@ from depfuse.data import DataSet, Loader, Preprocessing, load_data, parse_labels
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import ArchitectureError, DataError, RecipeError
 from depfuse.io.cards import Card
-from depfuse.io.checkpoint import Checkpoint, read_checkpoint
+from depfuse.io.checkpoint import Checkpoint, read_checkpoints
 from depfuse.io.loading import load_into
 from depfuse.models import build_network, check_input, with_classes
 from depfuse.models.architecture import with_arguments
@@ -50,17 +50,18 @@ def read_inputs(
     *,
     fused: bool = False,
     trust: Sequence[Path] | None = None,
+    key: Sequence[str] | None = None,
 ) -> Inputs:
     """Read checkpoints and data, build the networks on the device, and check that all of it fits.
 
     What the user leaves out is taken from the checkpoints' cards. Architectures are one for all, or one per checkpoint.
     With `classes`, one text per checkpoint, each network has an output for each of its own labels; without, for each of
     the data's. Networks to be `fused` may be said to know fewer. Code and data that a card names are used only
-    where its file is one of those that the user trusts.
+    where its file is one of those that the user trusts. Keys say where in the files the weights are.
     """
     named = read_named(paths, arch, options, classes, trust)
     architectures = named.architectures
-    checkpoints = tuple(read_checkpoint(path) for path in paths)
+    checkpoints = read_checkpoints(paths, key)
     data = load_named([checkpoint.card for checkpoint in checkpoints], options, named.data)
     example = data.example()
     models = []
@@ -68,6 +69,7 @@ def read_inputs(
     for number, (architecture, checkpoint) in enumerate(zip(architectures, checkpoints, strict=True)):
         known = labels.sets[number] if labels else (checkpoint.card and checkpoint.card.classes) or data.classes
         model = _built(architecture, checkpoint, len(known), data.image_shape[0])
+        checkpoint = checkpoints[number] = checkpoint.fitted_to(model.state_dict())
         if fused and not labels:
             _check_head(model, checkpoint, len(known))
         load_into(model, checkpoint)
@@ -78,7 +80,7 @@ def read_inputs(
             _check_outputs(model, example, checkpoint, len(known))
         models.append(model.to(device).eval())
     warn_of_normalisation(paths, models, data, device)
-    return Inputs(architectures, checkpoints, tuple(models), data, named.data, device, labels)
+    return Inputs(architectures, tuple(checkpoints), tuple(models), data, named.data, device, labels)
 
 
 def _built(architecture: str, checkpoint: Checkpoint, classes: int, channels: int) -> nn.Module:

@@ -11,12 +11,13 @@ import typer
 from depfuse.cli.console import Screen
 from depfuse.cli.help import Further
 from depfuse.cli.interruption import ended_at_once
-from depfuse.cli.named import read_named, same_architecture
+from depfuse.cli.named import check_keys, read_named, same_architecture
 from depfuse.cli.options import (
     AllowFixed,
     ArchitectureOption,
     Checkpoints,
     DataOptions,
+    KeyOption,
     RecipeOptions,
     ReportOption,
     RunOptions,
@@ -39,6 +40,7 @@ def match(
     settings: Annotated[RecipeOptions, Further("distil")],
     options: RunOptions,
     arch: ArchitectureOption = None,
+    key: KeyOption = None,
     trust: TrustOption = None,
     group: Annotated[
         list[str] | None,
@@ -63,6 +65,7 @@ def match(
     if recipe.align.solver.jointly:
         solver = recipe.align.solver.name
         raise RecipeError(f"solver {solver} matches no parent to another: choose emd to see a matching")
+    check_keys(parents, key)
     recipe.shares(len(parents))
     recipe.align.check_numbers(len(parents))
     kind = None if plot is None else plot_kind(plot)
@@ -81,7 +84,7 @@ def match(
     screen = Screen(options.quiet)
     with screen.working() as work:
         work.step("reading networks and data")
-        inputs = read_inputs(parents, arch, data, device, trust=trust)
+        inputs = read_inputs(parents, arch, data, device, trust=trust, key=key)
         calibration = calibration_loader(
             inputs.data,
             recipe.calibration.images,

@@ -64,6 +64,12 @@ def read_named(
     return Named(architectures, data)
 
 
+def check_keys(paths: Sequence[Path], keys: Sequence[str] | None) -> None:
+    """Raise `RecipeError` where keys are given neither once nor once per file."""
+    if keys and len(keys) not in (1, len(paths)):
+        raise RecipeError(f"{len(keys)} keys for {len(paths)} files: give --key once, or once per file")
+
+
 def check_family(paths: Sequence[Path], architectures: Sequence[str]) -> None:
     """Raise `CheckpointError` where two networks are not of one architecture; their widths may differ."""
     for path, architecture in zip(paths, architectures, strict=True):

@@ -36,7 +36,9 @@ _FROM_CARDS = "Default: what the checkpoints' cards say."
 Architecture = Annotated[str, typer.Argument(metavar="ARCH", help=f"{_NAMING}.")]
 Checkpoints = Annotated[
     list[Path],
-    typer.Argument(metavar="CHECKPOINT", help="Files with weights: .safetensors, or what torch.save writes."),
+    typer.Argument(
+        metavar="CHECKPOINT", help="Files or folders with weights: .safetensors, .pt, ... (`inspect` shows)"
+    ),
 ]
 ArchitectureOption = Annotated[
     str | None,
@@ -51,6 +53,17 @@ TrustOption = Annotated[
         help="Take what the card in this checkpoint says as your own words: the FILE.py or MODULE that it names as its"
         " network is imported and run, and the file or folder that it names as its data is opened. For files that you"
         " made yourself; may be given again. Default: no file is trusted, and reading one runs no code.",
+    ),
+]
+KeyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--key",
+        metavar="NAME",
+        rich_help_panel=FURTHER,
+        help="Which weights of a file that holds several, by the key that `depfuse inspect` shows, such as"
+        " state_dict_ema, or model.net with dots for depth; once, or once per file. Default: those with the network's"
+        " names, and of several an average of steps (EMA).",
     ),
 ]
 ReportOption = Annotated[
@@ -149,6 +162,7 @@ class FusionOptions:
             rich_help_panel=FURTHER,
         ),
     ] = None
+    key: KeyOption = None
     trust: TrustOption = None
     report: ReportOption = None
     plot: Annotated[

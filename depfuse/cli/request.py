@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from depfuse.cli.named import check_family, read_named
+from depfuse.cli.named import check_family, check_keys, read_named
 from depfuse.cli.options import DataOptions, FusionOptions, RunOptions
 from depfuse.cli.points import REFITTED_POINTS
 from depfuse.errors import RecipeError
@@ -42,6 +42,7 @@ class Request:
         """Raise a `DepfuseError` where a file, a header, a name or the recipe cannot be what was meant."""
         self._check_outputs()
         named = read_named(self.parents, self.fusion.arch, self.data, self.fusion.classes, self.fusion.trust)
+        check_keys(self.parents, self.fusion.key)
         check_family(self.parents, named.architectures)
         if len(self.parents) < 2:
             raise RecipeError("a fusion needs at least two parents")

@@ -11,8 +11,17 @@ import typer
 from depfuse.cli.console import Screen
 from depfuse.cli.help import FURTHER, Further
 from depfuse.cli.interruption import ended_at_once
-from depfuse.cli.named import check_family, read_named
-from depfuse.cli.options import AllowFixed, Checkpoints, DataOptions, RecipeOptions, RunOptions, TrustOption, spread
+from depfuse.cli.named import check_family, check_keys, read_named
+from depfuse.cli.options import (
+    AllowFixed,
+    Checkpoints,
+    DataOptions,
+    KeyOption,
+    RecipeOptions,
+    RunOptions,
+    TrustOption,
+    spread,
+)
 from depfuse.cli.wording import in_options
 from depfuse.errors import CheckpointError, RecipeError, StudyError
 from depfuse.io.atomic_files import replacing
@@ -105,6 +114,7 @@ def tune(
         list[str] | None,
         typer.Option("--arch", metavar="ARCH", help="What the networks are, as for `depfuse fuse`."),
     ] = None,
+    key: KeyOption = None,
     trust: TrustOption = None,
     classes: Annotated[
         list[str] | None,
@@ -126,6 +136,7 @@ def tune(
         from depfuse.study.storage import parse_url
 
         parse_url(storage)
+    check_keys(parents, key)
     check_family(parents, read_named(parents, arch, data, classes, trust).architectures)
     # What follows needs torch, for which no mistake above has to wait.
     with ended_at_once():
@@ -145,7 +156,8 @@ def tune(
     judged = labels or held_out
     with screen.working() as work:
         work.step("reading networks and data")
-        inputs = read_inputs(parents, arch, data, resolve_device(options.device), classes, fused=True, trust=trust)
+        device = resolve_device(options.device)
+        inputs = read_inputs(parents, arch, data, device, classes, fused=True, trust=trust, key=key)
         common = _common(given, inputs, judged)
         kept = {**given, **{path: common.settings[path] for path in SHARED}}
         space = Space(len(parents), kept)

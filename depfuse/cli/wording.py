@@ -14,9 +14,11 @@ from depfuse.recipe.arrange import known_places
 # Argument, or a whole call, -> its option; {} is the value, where the message gives one.
 OPTIONS = {
     "allow_fixed": "--allow-fixed",
+    "arch": "--arch",
     "calibration.images": "--calibration {}",
     "device": "--device {}",
     "example": "--input-shape C,H,W",
+    "key": "--key {}",
     "labels": "--classes",
     "load_data": "--data {}",
     "mean": "--mean",

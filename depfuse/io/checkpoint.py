@@ -4,33 +4,48 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from depfuse.errors import CheckpointError
 from depfuse.io.atomic_files import replacing
-from depfuse.io.cards import CARD_KEY, Card, card_of
-from depfuse.io.foreign_pickles import Layout, read_pickle, torch_names
-from depfuse.io.headers import kind_of, metadata_of
-from depfuse.io.layouts import plain_state, without_wrappers
+from depfuse.io.cards import CARD_KEY, Card
+from depfuse.io.contents import read_contents
+from depfuse.io.fitting import fit_weights, preferred
+from depfuse.io.foreign_pickles import Layout
+from depfuse.io.inert import Record
+from depfuse.io.layouts import without_wrappers
 from depfuse.io.sizes import check_size
-from depfuse.io.torch_files import load_torch
 from depfuse.io.versions import library_versions
+from depfuse.io.weights import Place, UnknownKeyError, choose_place, find_weights, holds
 from depfuse.models.origin import shown
-from depfuse.text import first_line, storable
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A state dict as it was read, with its card if it has one and its digest (see `state_digest`).
 
-    `layout` says whether the weights of linear layers are (outputs, inputs) as in torch; see `read_pickle`.
+    Attributes
+    ----------
+    path
+        The file, or folder.
+    state
+        Tensors by name: what a network without any other word would take, until `fitted_to` one.
+    card
+        Metadata of the network, if depfuse wrote the file.
+    digest
+        Of the state.
+    layout
+        Whether the weights of linear layers are (outputs, inputs) as in torch; see `read_pickle`.
+    weights
+        All tensors that the file holds, or those under the key that the user named; None once it is fitted.
+    holds
+        The keys under which the file has tensors, in words.
     """
 
     path: Path
@@ -38,6 +53,29 @@ class Checkpoint:
     card: Card | None
     digest: str
     layout: Layout = "torch"
+    weights: Place | None = field(default=None, repr=False)
+    holds: str = ""
+
+    def fitted_to(self, own: Mapping[str, Tensor]) -> Checkpoint:
+        """Find the tensors for a network's state dict among all that the file holds, by the network's own names.
+
+        What was chosen of several, passed over in names, or left out is said in one warning. Where nothing has all of
+        the network's names, the state is what comes nearest.
+
+        Raises
+        ------
+        CheckpointError
+            A tensor of it has no values of its own.
+        """
+        if self.weights is None:
+            return self
+        state = fit_weights(self.path, self.weights, own)
+        if state is None:
+            return replace(self, weights=None)
+        if state.keys() == self.state.keys() and all(state[key] is self.state[key] for key in state):
+            return replace(self, weights=None)
+        _check_tensors(self.path, state)
+        return replace(self, state=state, digest=state_digest(state), weights=None)
 
 
 def state_digest(state: Mapping[str, Tensor]) -> str:
@@ -50,41 +88,95 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read the weights in a file, whichever common program wrote it, without running code.
+def read_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
+    """Read the weights in a file or folder, whichever common program wrote it, without running code.
 
-    Takes safetensors, and what `torch.save` writes (.pt, .pth, .th, .dat, .ckpt, ...) as long as it holds
-    only tensors and plain values. The state dict may be nested under ``state_dict``,
-    ``model_state_dict``, ``model`` or ``net``, its keys may begin with ``module.`` or ``_orig_mod.``,
-    and it may have been saved on CUDA: tensors come to the CPU. Pickles of arrays, as PaddlePaddle and Jittor write
-    them, are read without either; `load_into` turns linear weights as the network needs them.
+    Takes safetensors, what `torch.save` writes (.pt, .pth, .th, .dat, .ckpt, ...) whatever it holds beside tensors, a
+    whole pickled module and TorchScript included, pickles of arrays (PaddlePaddle, Jittor), .npz, and folders or
+    indices of parts as `save_pretrained` writes them. Classes that a file names become inert records. Weights may be
+    nested to any depth and have any prefix; `load_into` finds those of the network by its own names, and turns linear
+    weights as the network needs them.
+
+    Parameters
+    ----------
+    path
+        The file or folder.
+    key
+        Where the weights are in it, with dots for depth, such as ``"state_dict_ema"``. Without it, and until a network
+        is known, they are taken to be the largest set of tensors; of several alike, an average of steps (EMA).
 
     Raises
     ------
     CheckpointError
-        The file does not exist, is cut off, is no checkpoint, needs code to be run, or has a card that contradicts its
-        tensors.
+        The file does not exist, is cut off, is no checkpoint, has nothing under the key, or has a card that contradicts
+        its tensors.
     """
     path = Path(path)
-    kind = kind_of(path)
-    card: Card | None = None
-    layout: Layout = "torch"
-    if kind == "safetensors":
-        state, card = _load_safetensors(path)
-    elif kind == "pickle of arrays":
-        loaded, layout = read_pickle(path)
-        state = torch_names(plain_state(path, loaded), layout)
-    else:
-        state = plain_state(path, load_torch(path))
+    contents = read_contents(path)
+    if not isinstance(contents.loaded, (Mapping, Record, list, tuple)):
+        raise CheckpointError(f"{path} holds a {type(contents.loaded).__name__}, not the weights of a network by name")
+    if contents.card is not None and key is None and isinstance(contents.loaded, dict):
+        return _with_card(path, contents.loaded, contents.card)
+    top = find_weights(path, contents.loaded, contents.layout)
+    place = choose_place(path, top, key)
+    if not place.parts:
+        kind = "a list" if isinstance(contents.loaded, (list, tuple)) else "no tensors"
+        raise CheckpointError(f"{path} holds {kind}: give a file with the weights of a network, by name")
+    state = without_wrappers(_usual_set(place))
+    _check_tensors(path, state, contents.size)
+    return Checkpoint(path, state, contents.card, state_digest(state), contents.layout, place, _nested(top))
+
+
+def read_checkpoints(paths: Sequence[Path], keys: Sequence[str] | None = None) -> list[Checkpoint]:
+    """Read several files by `read_checkpoint`, with one key for all or one for each.
+
+    Raises
+    ------
+    CheckpointError
+        See `read_checkpoint`. One key for all need not be in a file that has one set of weights, but in one of them.
+    """
+    given = list(keys or ())
+    if not given:
+        return [read_checkpoint(path) for path in paths]
+    if len(given) == len(paths):
+        return [read_checkpoint(path, key) for path, key in zip(paths, given, strict=True)]
+    (key,) = given
+    read, unknown = [], []
+    for path in paths:
+        try:
+            read.append(read_checkpoint(path, key))
+        except UnknownKeyError as error:
+            unknown.append(error)
+            if not error.alone or len(unknown) == len(paths):
+                raise
+            read.append(read_checkpoint(path))
+    return read
+
+
+def _with_card(path: Path, state: dict[str, Tensor], card: Card) -> Checkpoint:
+    """Check a state that depfuse wrote; its names are the network's."""
     if not state:
         raise CheckpointError(f"{path} holds no tensors: give a file with the weights of a network")
     _check_tensors(path, state)
     digest = state_digest(state)
-    if card is not None and card.tensors not in (None, digest):
+    if card.tensors not in (None, digest):
         raise CheckpointError(
             f"{path}: the card belongs to other weights than these: the file was changed after it was written"
         )
-    return Checkpoint(path, state, card, digest, layout)
+    return Checkpoint(path, state, card, digest, weights=find_weights(path, state))
+
+
+def _nested(top: Place) -> str:
+    """Say what a file holds, where not all of it is at the top."""
+    return holds(top) if any(place.path for place in top.sets()) else ""
+
+
+def _usual_set(top: Place) -> dict[str, Tensor]:
+    """Take the largest set of tensors; of several that have the same names, the preferred one."""
+    sets = [(place, place.own_tensors()) for place in top.sets()] or [(top, top.tensors())]
+    names = max((state.keys() for _, state in sets), key=len)
+    alike = [(place, state) for place, state in sets if state.keys() == names]
+    return alike[preferred([place.path for place, _ in alike])[0]][1]
 
 
 def write_checkpoint(path: str | Path, state: Mapping[str, Tensor], card: Card) -> str:
@@ -104,24 +196,7 @@ def write_checkpoint(path: str | Path, state: Mapping[str, Tensor], card: Card) 
     return digest
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if storable(str(path)) == str(path):
-        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    content = path.read_bytes()  # the library cannot open a file whose name is not Unicode
-    return safetensors.torch.load(content), metadata_of(content)
-
-
-def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], Card | None]:
-    try:
-        state, metadata = _read_safetensors(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or cut off: {first_line(error)}") from None
-    card = card_of(path, metadata)
-    return (without_wrappers(state) if card is None else state), card
-
-
-def _check_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
+def _check_tensors(path: Path, state: Mapping[str, Tensor], size: int | None = None) -> None:
     """Refuse tensors without values of their own, and views that repeat a small storage very often."""
     for key, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
@@ -133,4 +208,4 @@ def _check_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
                 f"{path}: {shown(key)} has 8 bits per number ({tensor.dtype}), which mean nothing without their scale: "
                 "save the weights as float32, float16 or bfloat16"
             )
-    check_size(path, sum(tensor.numel() * tensor.element_size() for tensor in state.values()))
+    check_size(path, sum(tensor.numel() * tensor.element_size() for tensor in state.values()), size)

@@ -1,37 +1,16 @@
-"""Conversion of state dicts of common programs to the names and layouts of torch and of a network."""
+"""Conversion of state dicts of other programs to the names and layouts of torch and of a network."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
-from depfuse.errors import CheckpointError, DepfuseWarning
+from depfuse.errors import DepfuseWarning
 from depfuse.io.foreign_pickles import Layout
 
-_NESTED_KEYS = ("state_dict", "model_state_dict", "model", "net")
 _WRAPPERS = ("module.", "_orig_mod.")
-
-
-def plain_state(path: Path, loaded: Any) -> dict[str, Tensor]:
-    """Find the state dict in what was loaded: nested under one of the usual keys, with or without wrappers' names.
-
-    Raises
-    ------
-    CheckpointError
-        It is no mapping.
-    """
-    while isinstance(loaded, Mapping):
-        nested = [key for key in _NESTED_KEYS if isinstance(loaded.get(key), Mapping)]
-        if not nested:
-            break
-        loaded = loaded[nested[0]]
-    if not isinstance(loaded, Mapping):
-        raise CheckpointError(f"{path} holds a {type(loaded).__name__}, not the weights of a network by name")
-    return without_wrappers({str(key): value for key, value in loaded.items() if isinstance(value, Tensor)})
 
 
 def without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -40,14 +19,6 @@ def without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
         for wrapper in _WRAPPERS:
             if state and all(key.startswith(wrapper) for key in state):
                 state = {key.removeprefix(wrapper): value for key, value in state.items()}
-    return state
-
-
-def in_names_of(own: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add a wrapper's prefix to the keys where the network itself has it."""
-    for wrapper in _WRAPPERS:
-        if own and all(key.startswith(wrapper) for key in own) and not any(k.startswith(wrapper) for k in state):
-            return {wrapper + key: value for key, value in state.items()}
     return state
 
 

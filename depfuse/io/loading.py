@@ -12,7 +12,7 @@ from torch import nn
 from depfuse.errors import CheckpointError
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import Checkpoint, read_checkpoint
-from depfuse.io.layouts import in_layout_of, in_names_of
+from depfuse.io.layouts import in_layout_of
 from depfuse.models.origin import shown
 from depfuse.models.registry import build_network
 from depfuse.networks.resizing import resize
@@ -34,14 +34,15 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     if checkpoint.card is not None and checkpoint.card.widened:
         _widen(model, checkpoint)
     own = model.state_dict()
-    state = in_layout_of(model, in_names_of(own, checkpoint.state), checkpoint.path, checkpoint.layout)
+    checkpoint = checkpoint.fitted_to(own)
+    state = in_layout_of(model, checkpoint.state, checkpoint.path, checkpoint.layout)
     counters = {key for key in own if key.endswith("num_batches_tracked")}
     missing = [key for key in own if key not in state and key not in counters]
     extra = [key for key in state if key not in own]
     where = f"{checkpoint.path} does not fit {type(model).__name__}"
     if missing or extra:
         parts = [f"{_few(missing)} missing"] * bool(missing) + [f"{_few(extra)} left over"] * bool(extra)
-        raise CheckpointError(f"{where}: {' and '.join(parts)}; {_advice(checkpoint.card)}")
+        raise CheckpointError(f"{where}: {' and '.join(parts)}; {_reason(model, checkpoint, missing, extra)}")
     wrong = [key for key in state if state[key].shape != own[key].shape]
     if wrong:
         key = wrong[0]
@@ -62,16 +63,22 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
             own[key].copy_(tensor)
 
 
-def load_network(path: str | Path, *, trust: bool = False, **defaults: Any) -> nn.Module:
-    """Load the network in a file that depfuse wrote, in evaluation mode on the CPU.
+def load_network(
+    path: str | Path, arch: str | None = None, *, key: str | None = None, trust: bool = False, **defaults: Any
+) -> nn.Module:
+    """Load the network in a file or folder, in evaluation mode on the CPU.
 
-    Its card has the architecture and the number of classes. Other programs' files have no card: use `build_network`,
-    `read_checkpoint` and `load_into`.
+    The card of a file that depfuse wrote has the architecture and the number of classes. Other programs' files have no
+    card: name the architecture, or build the network and use `read_checkpoint` and `load_into`.
 
     Parameters
     ----------
     path
-        The file.
+        The file or folder; see `read_checkpoint`.
+    arch
+        What the network is, as `build_network` takes it; overrules the card.
+    key
+        Where its weights are in the file, with dots for depth, where there are several, such as ``"state_dict_ema"``.
     trust
         Import and call the function of a file or module that the card names as the network; for files of your own.
     **defaults
@@ -80,16 +87,21 @@ def load_network(path: str | Path, *, trust: bool = False, **defaults: Any) -> n
     Raises
     ------
     CheckpointError
-        The file has no card; for what else, see `read_checkpoint` and `load_into`.
+        The file has no card, and `arch` is not given; for what else, see `read_checkpoint` and `load_into`.
     ArchitectureError
         See `build_network`; the card names code of its own, and `trust` is not given.
     """
-    checkpoint = read_checkpoint(path)
-    if checkpoint.card is None:
-        raise CheckpointError(f"{path} does not say what network it is: use build_network, then load_into")
-    if checkpoint.card.classes is not None:
-        defaults = {"classes": len(checkpoint.card.classes), **defaults}
-    network = build_network(checkpoint.card.architecture, trust=trust, fitting=checkpoint.state, **defaults)
+    checkpoint = read_checkpoint(path, key)
+    if arch is None and checkpoint.card is None:
+        raise CheckpointError(
+            f"{path} does not say what network it is: name it with `arch=...`, or use build_network, then load_into"
+        )
+    if checkpoint.card is not None:
+        if checkpoint.card.classes is not None:
+            defaults = {"classes": len(checkpoint.card.classes), **defaults}
+        arch = checkpoint.card.architecture if arch is None else arch
+    assert arch is not None
+    network = build_network(arch, trust=trust, fitting=checkpoint.state, **defaults)
     load_into(network, checkpoint)
     return network.eval()
 
@@ -104,6 +116,17 @@ def _widen(model: nn.Module, checkpoint: Checkpoint) -> None:
     ):
         return  # another network: what does not fit is named where its weights are put in
     resize(model, shapes)
+
+
+def _reason(model: nn.Module, checkpoint: Checkpoint, missing: list[str], extra: list[str]) -> str:
+    """Suggest why names are missing or left over."""
+    norms = {name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    if missing and {key.rpartition(".")[0] for key in missing} <= norms and all(key.endswith("bias") for key in extra):
+        return (
+            "its BatchNorm seems to be fused into its convolutions: give the weights as they were before that, or name"
+            " the architecture without BatchNorm"
+        )
+    return "; ".join([*[checkpoint.holds] * bool(checkpoint.holds), _advice(checkpoint.card)])
 
 
 def _advice(card: Card | None) -> str:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import pickle
-import pickletools
-import re
 import tarfile
 import warnings
 import zipfile
@@ -17,18 +14,16 @@ import torch
 
 from depfuse.errors import CheckpointError
 from depfuse.io.sizes import check_size
-from depfuse.text import first_line
-
-_LEGACY_PICKLES = 4  # a magic number, the protocol, the machine, and what was saved
+from depfuse.io.torch_archives import read_archive
 
 
 def load_torch(path: Path) -> Any:
-    """Read what torch.save wrote, without running code.
+    """Read what torch.save or torch.jit.save wrote, without running code: torch reads what is plain, `inert` the rest.
 
     Raises
     ------
     CheckpointError
-        The file is damaged, or holds more than tensors and plain values.
+        The file is damaged.
     """
     if tarfile.is_tarfile(path):  # the oldest format, which torch before 2.6 unpickles whatever is in it
         raise CheckpointError(f"{path} is a tar archive, as torch before 0.1.10 wrote: load it there and save it anew")
@@ -39,37 +34,8 @@ def load_torch(path: Path) -> Any:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Weights only load failed" not in str(error) or _is_cut_off(path):
-            raise CheckpointError(f"{path} is damaged or cut off: {first_line(error)}") from None
-        found = re.search(r"(?:GLOBAL|function|class|instantiate) ([\w.]+\.[\w.]+)", str(error))
-        needs = f" ({found[1]})" if found else ""
-        raise CheckpointError(
-            f"{path} holds more than tensors and plain values{needs}, "
-            f"and reading it could run code: "
-            f"save the state dict alone, torch.save(model.state_dict(), path), where it was made"
-        ) from None
-    except Exception as error:  # torch has no one exception for a broken file
-        if "TorchScript" in str(error):
-            raise CheckpointError(f"{path} is a TorchScript program: save its state_dict() instead") from None
-        raise CheckpointError(f"{path} is damaged or cut off: {first_line(error)}") from None
-
-
-def _is_cut_off(path: Path) -> bool:
-    """Tell whether a file of the format before zip archives ends within its pickles; nothing is called.
-
-    A name that is cut off there looks like another name.
-    """
-    if zipfile.is_zipfile(path):
-        return False
-    with path.open("rb") as file:
-        try:
-            for _ in range(_LEGACY_PICKLES):
-                for _ in pickletools.genops(file):
-                    pass
-        except ValueError:
-            return True
-    return False
+    except Exception:  # it holds more than tensors and plain values, is a TorchScript program, or is damaged
+        return read_archive(path)
 
 
 def _harmless() -> list[Any]:

@@ -146,7 +146,7 @@ def test_help_shows_an_example_that_parses(command: str, capsys: pytest.CaptureF
     assert main([command, "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert f"Example: {COMMANDS[command].example}" in text
-    needless = {"report": ("--device",), **dict.fromkeys(("recipes", "settings"), ("--device", "--quiet"))}
+    needless = {"report": ("--device",), **dict.fromkeys(("recipes", "settings", "inspect"), ("--device", "--quiet"))}
     for option in {"--device", "--quiet"}.difference(needless.get(command, ())):
         assert option in text
     words = COMMANDS[command].example.split()

@@ -72,7 +72,7 @@ def answers(files: Path) -> dict[str, tuple[bool, int, str]]:
 
 
 LONG = ("train", "fuse", "tune", "match", "path")
-COMMANDS = (*LONG, "groups", "eval", "report", "recipes", "settings")
+COMMANDS = (*LONG, "groups", "eval", "inspect", "report", "recipes", "settings")
 HELP = ["--help", "--version", "recipes", "settings", "settings align.solver", *(f"{name} --help" for name in COMMANDS)]
 HELP += [*(f"{name} --help-all" for name in LONG), "report reports"]
 
@@ -87,6 +87,11 @@ MISTAKES = {
     "eval cut.safetensors --data digits": "cut.safetensors is damaged or cut off",
     "eval card.safetensors --data digits": "its card cannot be read: architecture",
     "eval code.safetensors --data digits": "which is code of somebody's own",
+    f"eval {GOOD} {GOOD} {GOOD} --data digits --key a --key b": "2 keys for 3 files: give --key once, or once per file",
+    f"fuse {GOOD} {GOOD} {GOOD} --data digits --key a --key b": "2 keys for 3 files",
+    "inspect nothing.pt": "there is no file nothing.pt",
+    "inspect text.safetensors": "text.safetensors is no checkpoint",
+    "inspect runs": "runs is a folder, not a checkpoint file",
     f"eval {GOOD}": "no data are named",
     f"eval {GOOD} --data digit": "did you mean digits?",
     f"eval {GOOD} --data digits --mean x": "--mean 'x' must be numbers",

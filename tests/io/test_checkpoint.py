@@ -107,7 +107,7 @@ def test_a_network_is_what_its_card_says(tmp_path: Path) -> None:
     assert same(found.state_dict(), original.state_dict())
     assert not found.training
     safetensors.torch.save_file(original.state_dict(), path)
-    with pytest.raises(CheckpointError, match=r"net\.safetensors does not say what network it is: use build_network"):
+    with pytest.raises(CheckpointError, match=r"net\.safetensors does not say what network it is: name it"):
         load_network(path)
 
 
@@ -182,24 +182,16 @@ class RunsCode:
 
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("how", ["torch", "legacy", "pickle"])
-def test_a_file_that_would_run_code_is_refused_and_does_not(tmp_path: Path, how: str, protocol: int) -> None:
+def test_code_in_a_file_is_not_run_and_its_tensors_are_read(tmp_path: Path, how: str, protocol: int) -> None:
     trap = tmp_path / "trap"
-    content = {"state_dict": {"weight": torch.zeros(2)}, "extra": RunsCode(trap)}
+    content = {"state_dict": {"weight": torch.arange(2.0)}, "extra": RunsCode(trap)}
     file = tmp_path / "net.pth"
     if how == "pickle":
         file.write_bytes(pickle.dumps(content, protocol=protocol))
     else:
         torch.save(content, file, pickle_protocol=protocol, _use_new_zipfile_serialization=how == "torch")
-    with pytest.raises(CheckpointError, match="reading it could run code: save the state dict alone") as caught:
-        read_checkpoint(file)
-    assert "\n" not in str(caught.value)
+    assert read_checkpoint(file).state["weight"].tolist() == [0, 1]
     assert not trap.exists()
-
-
-def test_a_whole_module_is_refused(tmp_path: Path) -> None:
-    torch.save(nn.Linear(2, 2), tmp_path / "net.pt")
-    with pytest.raises(CheckpointError, match="could run code"):
-        read_checkpoint(tmp_path / "net.pt")
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
@@ -234,7 +226,7 @@ def test_a_name_that_is_cut_off_is_not_taken_for_another(tmp_path: Path, network
         (b"", "is empty"),
         (b"just some text, longer than a header", "is no checkpoint"),
         (b"PK\x03\x04 not a zip archive at all", "damaged or cut off"),
-        (b"\x80\x02}q\x00.", "damaged or cut off|holds no tensors|could run code"),
+        (b"\x80\x02}q\x00.", "holds no tensors"),
     ],
 )
 def test_a_file_that_is_no_checkpoint_is_one_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
@@ -244,7 +236,7 @@ def test_a_file_that_is_no_checkpoint_is_one_sentence(tmp_path: Path, content: b
 
 
 def test_folders_and_files_that_are_not_there_are_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is a folder"):
+    with pytest.raises(CheckpointError, match="is a folder, not a checkpoint file, and has no file of weights"):
         read_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="there is no file"):
         read_checkpoint(tmp_path / "net.pt")

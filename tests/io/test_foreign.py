@@ -74,8 +74,11 @@ def test_nothing_else_is_called(tmp_path: Path, protocol: int, call) -> None:
     arguments = [a.replace("MARK", f"{str(mark)!r}") if isinstance(a, str) else a for a in arguments]
     data = pickle.dumps({"weight": np.ones(3), "other": Runs(function, *arguments)}, protocol=protocol)
     (tmp_path / "net.dat").write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"could run code|no checkpoint"):
-        read_checkpoint(tmp_path / "net.dat")
+    if protocol == 0:
+        with pytest.raises(CheckpointError, match="no checkpoint"):
+            read_checkpoint(tmp_path / "net.dat")
+    else:
+        assert read_checkpoint(tmp_path / "net.dat").state["weight"].tolist() == [1, 1, 1]
     assert not mark.exists()
 
 
@@ -93,7 +96,7 @@ def test_objects_strings_and_damage_are_refused(tmp_path: Path) -> None:
     good = pickle.dumps({"weight": np.ones(300)})
     for data in (pickle.dumps({"weight": np.array([{}, 1], dtype=object)}), pickle.dumps({"w": np.array(["text"])})):
         file.write_bytes(data)
-        with pytest.raises(CheckpointError, match="no weights of a network"):
+        with pytest.raises(CheckpointError, match="holds no tensors"):
             read_checkpoint(file)
     for data in (good[:200], good[:60] + b"\xff" * 30 + good[90:150], good.replace(b"M,\x01", b"M-\x01")):
         file.write_bytes(data)
