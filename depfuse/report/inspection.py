@@ -24,11 +24,10 @@ TOP = "(top)"
 
 def heading(path: Path, contents: Contents) -> list[str]:
     """Say what a file is, and what its card says."""
-    files = counted(len(contents.files), "file")
-    others = (
-        "" if contents.files == (path,) else f", {files}: {', '.join(shown(own.name) for own in contents.files[:4])}"
-    )
-    lines = [f"{path}: {contents.kind}, {contents.size:,} bytes{others}"]
+    names = ", ".join([*(shown(own.name) for own in contents.files[:4]), *["..."] * (len(contents.files) > 4)])
+    others = "" if contents.files == (path,) else f", {counted(len(contents.files), 'file')}: {names}"
+    pickled = f", a pickled {shown(contents.loaded.kind)}" if isinstance(contents.loaded, Record) else ""
+    lines = [f"{path}: {contents.kind}, {contents.size:,} bytes{pickled}{others}"]
     if contents.card is not None:
         card = contents.card.model_dump(mode="json", exclude_none=True, exclude={"tensors", "versions"})
         lines += [f"card: {name}: {brief(value)}" for name, value in card.items() if value not in ({}, [], (), False)]
