@@ -14,7 +14,6 @@ from depfuse.recipe.arrange import known_places
 # Argument, or a whole call, -> its option; {} is the value, where the message gives one.
 OPTIONS = {
     "allow_fixed": "--allow-fixed",
-    "arch": "--arch",
     "calibration.images": "--calibration {}",
     "device": "--device {}",
     "example": "--input-shape C,H,W",

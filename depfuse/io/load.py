@@ -13,21 +13,27 @@ from depfuse.io.checkpoint import read_checkpoint
 from depfuse.io.loading import load_into, load_network
 from depfuse.models.registry import build_network
 
-FOLDER_WEIGHTS = "model.safetensors"
-
 
 def load(
-    path: str | Path, arch: str | Callable[[], nn.Module] | None = None, *, trust: bool = False, **defaults: Any
+    path: str | Path,
+    arch: str | Callable[[], nn.Module] | None = None,
+    *,
+    key: str | None = None,
+    trust: bool = False,
+    **defaults: Any,
 ) -> nn.Module:
     """Load the network in a file, or in a folder as hubs have it, in evaluation mode on the CPU.
 
     Parameters
     ----------
     path
-        A checkpoint of any kind (see `read_checkpoint`), or a folder with one that is named model.safetensors.
+        A checkpoint of any kind, or a folder with one; see `read_checkpoint`.
     arch
         What the network is: an architecture as `build_network` takes it, or a class or function that builds it. Where
         None, what the card of the file says, as long as it is built in or in torchvision's or timm's registry.
+    key
+        Where the weights are in the file, with dots for depth, where it holds several sets, such as
+        ``"state_dict_ema"``.
     trust
         See `load_network`.
     **defaults
@@ -40,11 +46,9 @@ def load(
     ArchitectureError
         `arch` builds no network, or the card names code of somebody's own.
     """
-    path = Path(path)
-    path = path / FOLDER_WEIGHTS if path.is_dir() else path
     if arch is None:
-        return load_network(path, trust=trust, **defaults)
-    checkpoint = read_checkpoint(path)
+        return load_network(path, key=key, trust=trust, **defaults)
+    checkpoint = read_checkpoint(path, key)
     if isinstance(arch, str):
         if checkpoint.card is not None and checkpoint.card.classes is not None:
             defaults = {"classes": len(checkpoint.card.classes), **defaults}

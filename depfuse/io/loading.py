@@ -63,20 +63,16 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
             own[key].copy_(tensor)
 
 
-def load_network(
-    path: str | Path, arch: str | None = None, *, key: str | None = None, trust: bool = False, **defaults: Any
-) -> nn.Module:
-    """Load the network in a file or folder, in evaluation mode on the CPU.
+def load_network(path: str | Path, *, key: str | None = None, trust: bool = False, **defaults: Any) -> nn.Module:
+    """Load the network in a file that depfuse wrote, in evaluation mode on the CPU.
 
-    The card of a file that depfuse wrote has the architecture and the number of classes. Other programs' files have no
-    card: name the architecture, or build the network and use `read_checkpoint` and `load_into`.
+    Its card has the architecture and the number of classes. Other programs' files have no card: name the architecture
+    to `depfuse.load`, or build the network and use `read_checkpoint` and `load_into`.
 
     Parameters
     ----------
     path
         The file or folder; see `read_checkpoint`.
-    arch
-        What the network is, as `build_network` takes it; overrules the card.
     key
         Where its weights are in the file, with dots for depth, where there are several, such as ``"state_dict_ema"``.
     trust
@@ -87,21 +83,18 @@ def load_network(
     Raises
     ------
     CheckpointError
-        The file has no card, and `arch` is not given; for what else, see `read_checkpoint` and `load_into`.
+        The file has no card; for what else, see `read_checkpoint` and `load_into`.
     ArchitectureError
         See `build_network`; the card names code of its own, and `trust` is not given.
     """
     checkpoint = read_checkpoint(path, key)
-    if arch is None and checkpoint.card is None:
+    if checkpoint.card is None:
         raise CheckpointError(
-            f"{path} does not say what network it is: name it with `arch=...`, or use build_network, then load_into"
+            f"{path} does not say what network it is: name it to depfuse.load, or use build_network, then load_into"
         )
-    if checkpoint.card is not None:
-        if checkpoint.card.classes is not None:
-            defaults = {"classes": len(checkpoint.card.classes), **defaults}
-        arch = checkpoint.card.architecture if arch is None else arch
-    assert arch is not None
-    network = build_network(arch, trust=trust, fitting=checkpoint.state, **defaults)
+    if checkpoint.card.classes is not None:
+        defaults = {"classes": len(checkpoint.card.classes), **defaults}
+    network = build_network(checkpoint.card.architecture, trust=trust, fitting=checkpoint.state, **defaults)
     load_into(network, checkpoint)
     return network.eval()
 

@@ -25,7 +25,8 @@ from torch.optim.swa_utils import AveragedModel
 from depfuse.errors import CheckpointError, DepfuseWarning
 from depfuse.io.checkpoint import read_checkpoint, state_digest
 from depfuse.io.inert import Record, read_inert
-from depfuse.io.loading import load_into, load_network
+from depfuse.io.load import load
+from depfuse.io.loading import load_into
 from depfuse.io.torch_archives import read_archive
 from depfuse.models import build_network
 
@@ -516,6 +517,6 @@ def test_exported_programs_and_other_archives_are_named(tmp_path: Path) -> None:
 def test_a_network_is_loaded_by_name_and_key(tmp_path: Path, wanted: State) -> None:
     rest = {key: value * 2 for key, value in wanted.items()}
     path = saved(tmp_path / "net.pth", {"params": rest, "params_ema": dict(wanted)})
-    assert_same(load_network(path, ARCH, key="params").state_dict(), rest)
+    assert_same(load(path, ARCH, key="params").state_dict(), rest)
     with pytest.warns(DepfuseWarning, match="took params_ema"):
-        assert_same(load_network(path, ARCH).state_dict(), wanted)
+        assert_same(load(path, ARCH).state_dict(), wanted)
