@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
+
+import pandas as pd
 
 from depfuse.io.atomic_files import replacing
 from experiments.lib import places
+from experiments.lib.tables import markdown
 
 BEGIN, END = "<!-- results:begin -->\n", "<!-- results:end -->\n"
 
@@ -18,14 +20,9 @@ def rows_file() -> Path:
 
 def table() -> str:
     """Format the rows as a table; each ends with a link to its page."""
-    with rows_file().open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = list(rows[0])
-    lines = [names, ["---"] * len(names)]
-    for row in rows:
-        page = {"child": f"**{row['child']}**", "page": f"[page](docs/results/{row['page']}.md)"}
-        lines.append([{**row, **page}[name] for name in names])
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    rows = pd.read_csv(rows_file(), dtype=str, keep_default_na=False)
+    rows = rows.assign(child="**" + rows["child"] + "**", page="[page](docs/results/" + rows["page"] + ".md)")
+    return markdown(list(rows), rows.to_numpy().tolist()) + "\n"
 
 
 def renewed(text: str) -> str:

@@ -145,15 +145,16 @@ def plant(architecture: str, calibration: Loader, seed: int) -> Planted:
     return Planted((first, second), groups, dict(first.state_dict()), state)
 
 
-def recover(architecture: str, count: int = 32, seed: int = 0) -> Recovery:
+def recover(architecture: str, count: int = 32, seed: int = 0, pixels: int | None = None) -> Recovery:
     """Plant permutations in a network and find them by both criteria.
 
     A group counts as recovered where the found coupling, applied to B without its noise, brings back exactly A's
     entries in all tensors of the group. Activations are those on random images, read on both sides of the
     non-linearities and compared by every distance that depfuse has; the couplings count under which the weights of the
-    two are nearest.
+    two are nearest. Images have the size that suits the network, or `pixels` as both sides.
     """
-    calibration = images(count, example_shape(architecture), seed)
+    channels, *sides = example_shape(architecture)
+    calibration = images(count, (channels, *(sides if pixels is None else [pixels] * 2)), seed)
     planted = plant(architecture, calibration, seed)
     started = time.perf_counter()
     by_weights = align(planted.models, planted.groups, Recipe(criterion="weights", restarts=1).align, None).couplings[1]

@@ -22,7 +22,7 @@ from .record import Outcome, of_fusion
 HERE = Path(__file__).resolve().parent
 VALUES = HERE / "values.json"
 # Of the outputs, relative to their largest: the first of these that is ten times what two kinds of machines differ by.
-TOLERANCES = (1e-4, 1e-3, 1e-2)
+TOLERANCES = (1e-4, 1e-3, 1e-2, 1e-1)
 MARGIN = 10
 # Where they differ by more, a discrete choice went another way, and what is left to compare is how good the child is.
 ACCURACY = 0.02
