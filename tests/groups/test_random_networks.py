@@ -24,7 +24,7 @@ from depfuse.recipe.sections import Merge
 
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 # How many networks each slow proof draws.
-MANY = int(os.environ.get("DEPFUSE_RANDOM_NETWORKS", "100"))
+MANY = int(os.environ.get("DEPFUSE_RANDOM_NETWORKS", "50"))
 BOUNDED = settings(deadline=None, derandomize=True, print_blob=True, suppress_health_check=SLOW)
 
 
