@@ -18,15 +18,13 @@ from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from depfuse.data.inputs import count_samples, join_samples, map_tensors, take_samples
 from depfuse.data.loader import Loader, epoch_seed
-from depfuse.data.memory import GIBIBYTE, free_memory
+from depfuse.data.memory import GIBIBYTE, calibration_room
 from depfuse.data.tensors import Split
 from depfuse.errors import DataError, DepfuseWarning
 from depfuse.networks.calling import Call, run_network
 from depfuse.networks.copying import fit_example
 from depfuse.networks.running import evaluating
 from depfuse.tasks.calling import Signature, as_tensor, split_batch
-
-KEPT = 0.25  # of the memory that is free, at most, for calibration data
 
 
 def as_loader(
@@ -73,7 +71,7 @@ def as_loader(
             Split(source.images, source.labels, call), source.preprocessing, batch_size=source.batch_size,
             device=source.device,
         )  # fmt: skip
-    collected = _Collected(images, Signature.of(model), call, _free() if room is None else room)
+    collected = _Collected(images, Signature.of(model), call, calibration_room() if room is None else room)
     for batch in _batches(source, model, images, batch_size, seed, called=call is not None):
         collected.add(batch)
         if collected.full:
@@ -135,12 +133,6 @@ class _Collected:
         known = [labels for labels in self.labels if labels is not None]
         labels = torch.cat(known) if len(known) == len(self.labels) else None
         return Split(join_samples(self.inputs), labels)
-
-
-def _free() -> float:
-    """Return the bytes that calibration samples may take."""
-    free = free_memory()
-    return float("inf") if free is None else KEPT * free
 
 
 def _batches(source: Any, model: nn.Module, images: int, batch_size: int, seed: int, *, called: bool) -> Iterator[Any]:

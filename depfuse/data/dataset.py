@@ -6,11 +6,15 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from depfuse.data.arrays import load_arrays
 from depfuse.data.builtin import load_builtin
-from depfuse.data.files import load_folder, load_npz
+from depfuse.data.folders import load_folder
+from depfuse.data.images import is_image
+from depfuse.data.lists import ENDINGS, load_list
 from depfuse.data.names import DATA_SETS, check_data_name
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.data.tensors import DataSet
+from depfuse.errors import DataError
 
 
 def load_data(
@@ -27,12 +31,13 @@ def load_data(
     Parameters
     ----------
     spec
-        A name in `DATA_SETS`, the path of a .npz file, or a folder of images by class.
+        A name in `DATA_SETS`; the path of a .npz or .npy file (see `load_arrays`), of a folder of images (see
+        `load_folder`), or of a list of files (see `load_list`).
     root
         Folder of downloaded data sets.
     mean, std, size
         Override that part of the data set's pre-processing; a .npz file or a folder has none of its
-        own. `size` is (height, width).
+        own. `size` is (height, width), to which images are resized and cropped.
     download
         True if a data set that is not under `root` may be downloaded.
 
@@ -54,4 +59,10 @@ def load_data(
         merged.check_size(*data.train.images.shape[2:])
         return dataclasses.replace(data, preprocessing=merged)
     path = Path(spec)
-    return load_folder(path, overrides) if path.is_dir() else load_npz(path, overrides)
+    if path.is_dir():
+        return load_folder(path, overrides)
+    if path.suffix.lower() in ENDINGS:
+        return load_list(path, overrides)
+    if is_image(path.name):
+        raise DataError(f"{path} is one image, and several are needed: give its folder, or a list of files")
+    return load_arrays(path, overrides)

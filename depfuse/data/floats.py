@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from depfuse.data.preprocessing import Preprocessing
+from depfuse.data.preprocessing import Preprocessing, box_of_shape
 
 
 def to_floats(images: Tensor, preprocessing: Preprocessing, *, channels_last: bool = False) -> Tensor:
@@ -15,6 +15,8 @@ def to_floats(images: Tensor, preprocessing: Preprocessing, *, channels_last: bo
     layout = torch.channels_last if channels_last else torch.contiguous_format
     floats = images.to(torch.float32, memory_format=layout)
     if preprocessing.size is not None and tuple(floats.shape[-2:]) != preprocessing.size:
+        top, left, height, width = box_of_shape(floats.shape[-2], floats.shape[-1], preprocessing.size)
+        floats = floats[..., top : top + height, left : left + width]
         floats = F.interpolate(floats, preprocessing.size, mode="bilinear", antialias=True, align_corners=False)
         floats = floats.contiguous(memory_format=layout)
     # One pass over the images: x / 255 scaled and shifted is a single multiply-add per channel.

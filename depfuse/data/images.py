@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from depfuse.data.preprocessing import box_of_shape
 from depfuse.errors import DataError
 from depfuse.text import first_line
 
@@ -32,14 +33,14 @@ _GREY = ("1", "L", "LA", "La", "I", "F")
 _WHITE_OF_16_BITS = 65535  # largest value, 257 times 255
 
 
-def image_files(folder: Path) -> list[Path]:
-    """List the images in a folder by name; hidden files, which other programs leave there, are skipped."""
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not is_hidden(file))
+def is_image(name: str) -> bool:
+    """Tell by its ending whether a file is an image."""
+    return name[name.rfind(".") :].lower() in SUFFIXES
 
 
-def is_hidden(path: Path) -> bool:
+def is_hidden(name: str) -> bool:
     """Tell whether a file or folder is hidden by a system or program, such as `._3.png` or `.ipynb_checkpoints`."""
-    return path.name.startswith(".") or path.name == "__MACOSX"
+    return name.startswith(".") or name == "__MACOSX"
 
 
 @contextmanager
@@ -63,10 +64,9 @@ def opened(file: Path) -> Iterator[Image.Image]:
         raise DataError(f"{file} cannot be read as an image: {reason}") from None
 
 
-def is_grey(file: Path) -> bool:
-    """Tell whether an image has one channel; a palette counts as colour."""
-    with opened(file) as image:
-        return image.mode in _GREY or image.mode.startswith("I;16")
+def is_grey_mode(mode: str) -> bool:
+    """Tell whether Pillow's mode of an image has one channel; a palette counts as colour."""
+    return mode in _GREY or mode.startswith("I;16")
 
 
 def read_image(file: Path, *, grey: bool, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
@@ -79,7 +79,7 @@ def read_image(file: Path, *, grey: bool, size: tuple[int, int] | None = None) -
     grey
         True to convert it to grey, by luminance, or else to RGB.
     size
-        (height, width) to resize it to; None keeps its own.
+        (height, width) to resize and crop it to, see `box_of_shape`; None keeps its own.
 
     Raises
     ------
@@ -91,8 +91,10 @@ def read_image(file: Path, *, grey: bool, size: tuple[int, int] | None = None) -
         if "transparency" in plain.info and plain.mode == "P":
             plain = plain.convert("RGBA")
         plain = plain.convert("L" if grey else "RGB")
-        if size is not None:
-            plain = plain.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        if size is not None and (plain.height, plain.width) != size:
+            top, left, height, width = box_of_shape(plain.height, plain.width, size)
+            box = (left, top, left + width, top + height)
+            plain = plain.resize((size[1], size[0]), Image.Resampling.BILINEAR, box)
         return np.array(plain, np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Inputs of networks, sample by sample: a tensor (N, ...), several in a structure, or parts of several shapes."""
+"""Inputs of networks, sample by sample: a tensor (N, ...), several in a structure, parts of several shapes, files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
+
+from depfuse.data.image_files import ImageFiles
 
 Index = slice | Tensor
 
@@ -38,6 +40,8 @@ class Ragged:
 
 def count_samples(inputs: Any) -> int:
     """Count the samples of inputs."""
+    if isinstance(inputs, ImageFiles):
+        return len(inputs)
     if isinstance(inputs, Ragged):
         return sum(map(count_samples, inputs.parts))
     return len(next(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)))
@@ -45,7 +49,7 @@ def count_samples(inputs: Any) -> int:
 
 def take_samples(inputs: Any, index: Index) -> Any:
     """Select samples by number (n,), or a range of them."""
-    if isinstance(inputs, Ragged):
+    if isinstance(inputs, (ImageFiles, Ragged)):
         return inputs.take(index)
     return tree_map(lambda leaf: _taken(leaf, index) if isinstance(leaf, Tensor) else leaf, inputs)
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from depfuse.data.draws import order_of_class
 from depfuse.data.label_shares import LabelShare, check_share
 from depfuse.data.tensors import DataSet, Split
 from depfuse.errors import DataError
@@ -40,12 +41,13 @@ def select_labels(data: DataSet, shares: LabelShare, *, seed: int = 0) -> tuple[
         if count == 0:
             raise DataError(f"{data.name}: a share of {shares[label]:g} leaves class {label} without a training image")
         # Seeded by class, so that the images of one class do not depend on the share of another.
-        chosen.append(of_class[_order(len(of_class), seed, label)[:count]])
+        chosen.append(of_class[order_of_class(len(of_class), seed, label)[:count]])
     selected = torch.sort(torch.cat(chosen)).values
-    test = torch.isin(data.test.required_labels, torch.tensor(remaining))
+    tested = data.required_test
+    test = torch.isin(tested.required_labels, torch.tensor(remaining))
     renumber = torch.full((len(data.classes),), -1)
     renumber[torch.tensor(remaining)] = torch.arange(len(remaining))
-    train, rest = data.train.take(selected), data.test.take(torch.nonzero(test)[:, 0])
+    train, rest = data.train.take(selected), tested.take(torch.nonzero(test)[:, 0])
     return (
         dataclasses.replace(
             data,
@@ -73,7 +75,7 @@ def select_share(data: DataSet, share: int, shares: int, *, alpha: float | None 
     parts: list[Tensor] = []
     for label in range(len(data.classes)):
         of_class = torch.nonzero(data.train.required_labels == label)[:, 0]
-        shuffled = of_class[_order(len(of_class), seed, label)]
+        shuffled = of_class[order_of_class(len(of_class), seed, label)]
         if alpha is None:
             parts.append(shuffled[share::shares])
         else:
@@ -84,7 +86,3 @@ def select_share(data: DataSet, share: int, shares: int, *, alpha: float | None 
     if len(selected) == 0:
         raise DataError(f"{data.name}: share {share} of {shares} has no training image")
     return dataclasses.replace(data, train=data.train.take(selected))
-
-
-def _order(count: int, seed: int, label: int) -> Tensor:
-    return torch.from_numpy(np.random.default_rng([seed, label]).permutation(count))

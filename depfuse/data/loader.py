@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,10 +15,12 @@ from torch.utils._pytree import tree_leaves
 from depfuse.data.augment import change, draw_changes
 from depfuse.data.augmentation import Augmentation
 from depfuse.data.floats import to_floats
+from depfuse.data.image_files import ImageFiles
 from depfuse.data.inputs import count_samples, is_pictures, map_tensors, of_one_shape, take_samples
+from depfuse.data.memory import GIBIBYTE, calibration_room
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.data.tensors import DataSet, Split
-from depfuse.errors import DataError
+from depfuse.errors import DataError, DepfuseWarning
 from depfuse.networks.calling import Called, Example, in_layout
 
 
@@ -35,7 +38,7 @@ class Loader:
     Parameters
     ----------
     split
-        The samples; moved to `device` whole.
+        The samples; decoded, where they are files, and moved to `device` whole.
     preprocessing
         Applied to each batch of bytes on the device.
     batch_size
@@ -72,7 +75,7 @@ class Loader:
             raise DataError(f"batch size {batch_size} must be at least 1")
         if len(split) == 0:
             raise DataError("there are no images to load")
-        self.images = map_tensors(lambda tensor: tensor.to(device), split.images)
+        self.images = map_tensors(lambda tensor: tensor.to(device), split.held().images)
         self.labels = None if split.labels is None else split.labels.to(device)
         self.preprocessing = preprocessing or Preprocessing()
         self.call = split.call
@@ -239,19 +242,42 @@ def calibration_loader(
 ) -> Loader:
     """Load `count` training images drawn at random without replacement, in a fixed order.
 
-    All images where there are fewer than `count`; no method that calibrates reads the labels.
+    All images where there are fewer than `count`; no method that calibrates reads the labels. Of files, no more than
+    take a quarter of the free memory, with a `DepfuseWarning`.
 
     Raises
     ------
     DataError
         Fewer than two images: neither correlations nor BatchNorm statistics exist then.
     """
-    count = min(count, len(data.train))
+    if len(data.train) == 0:
+        raise DataError(
+            f"{data.name} has only test images, and no method may see these: give training images as well, or the"
+            " images of these alone, which are then divided"
+        )
+    count = min(count, len(data.train), _room_for(data.train.images, count))
     if count < 2:
         raise DataError(f"{count} calibration images are too few for statistics: give at least 2, better 2000")
     generator = torch.Generator().manual_seed(epoch_seed(seed, 0))
     chosen = torch.randperm(len(data.train), generator=generator)[:count]
     return Loader(data.train.take(chosen), data.preprocessing, batch_size=batch_size, device=device)
+
+
+def _room_for(images: Any, wanted: int) -> int:
+    """Count the image files that calibration may hold in memory; warn where they are fewer than wanted."""
+    if not isinstance(images, ImageFiles):
+        return wanted
+    wanted, room, each = min(wanted, len(images)), calibration_room(), images.nbytes / len(images)
+    if wanted * each <= room:
+        return wanted
+    found = int(room / each)
+    warnings.warn(
+        f"{found} of {wanted} calibration images are used: {wanted} as large as {images.paths[0]} take"
+        f" {wanted * each / GIBIBYTE:.1f} GiB, and {room / GIBIBYTE:.1f} are for them",
+        DepfuseWarning,
+        stacklevel=3,
+    )
+    return found
 
 
 def epoch_seed(*numbers: int) -> int:

@@ -17,6 +17,7 @@ _CONTAINERS = tuple(
     )
 )
 GIBIBYTE = 2**30
+KEPT = 0.25  # of the memory that is free, at most, for calibration data
 
 
 def free_memory() -> int | None:
@@ -26,6 +27,12 @@ def free_memory() -> int | None:
     """
     known = [size for size in (_free_on_machine(), _free_in_container()) if size is not None]
     return min(known, default=None)
+
+
+def calibration_room() -> float:
+    """Return the bytes that calibration data may take."""
+    free = free_memory()
+    return float("inf") if free is None else KEPT * free
 
 
 def _free_in_container(places: Sequence[tuple[Path, Path, Path]] = _CONTAINERS) -> int | None:

@@ -13,13 +13,24 @@ MOST_PIXELS = 4096  # a side
 MOST_TIMES = 64  # as many pixels a side as an image had
 
 
+def box_of_shape(height: int, width: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Find the largest part (top, left, height, width) in the middle of an image that has the proportions of a size.
+
+    What remains when the image is resized until it covers the size, and its middle is cropped.
+    """
+    inner_height = min(height, max(1, round(width * size[0] / size[1])))
+    inner_width = min(width, max(1, round(height * size[1] / size[0])))
+    return (height - inner_height) // 2, (width - inner_width) // 2, inner_height, inner_width
+
+
 class Preprocessing(BaseModel):
-    """Bytes to floats: scale to [0, 1], resize, then (x - mean) / std per channel.
+    """Bytes to floats: scale to [0, 1], resize and crop, then (x - mean) / std per channel.
 
     Attributes
     ----------
     size
-        (height, width) that images are resized to, antialiased and bilinear; ``None`` keeps theirs.
+        (height, width) of the network's images: others are resized, antialiased and bilinear, until they cover it, and
+        their middle is cropped; ``None`` keeps theirs.
     mean, std
         One value for all channels or one per channel, in units of [0, 1]; ``None`` leaves them out.
     """

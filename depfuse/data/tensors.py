@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from depfuse.data.floats import to_floats
+from depfuse.data.image_files import ImageFiles
 from depfuse.data.inputs import Index, count_samples, take_samples
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.errors import DataError
@@ -24,8 +25,8 @@ class Split:
     Attributes
     ----------
     images
-        Images (N, C, H, W) uint8; or whatever else networks take, ready for them: a tensor (N, ...), several in a
-        structure, or `Ragged`.
+        Images (N, C, H, W) uint8, decoded or as `ImageFiles`; or whatever else networks take, ready for them: a tensor
+        (N, ...), several in a structure, or `Ragged`.
     labels
         (N,) int64; None where they are not known.
     call
@@ -51,63 +52,107 @@ class Split:
         labels = None if self.labels is None else self.labels[index]
         return Split(take_samples(self.images, index), labels, self.call)
 
+    def held(self) -> Split:
+        """Decode images that are files, all of them."""
+        return replace(self, images=self.images.decoded()) if isinstance(self.images, ImageFiles) else self
+
 
 @dataclass(frozen=True)
 class DataSet:
-    """A training and a test split, the names of the classes and the pre-processing of the images."""
+    """Training and test images, the names of the classes and the pre-processing of the images.
+
+    Attributes
+    ----------
+    name
+        What the data are called.
+    classes
+        The names of the classes, as many as the labels mean; none where there are no labels.
+    train
+        The training images; none where there are only images for tests.
+    test
+        The test images; None where there are none.
+    preprocessing
+        What happens to images before a network.
+    """
 
     name: str
     classes: tuple[str, ...]
     train: Split
-    test: Split
+    test: Split | None
     preprocessing: Preprocessing
+
+    @property
+    def required_test(self) -> Split:
+        """The test images; raises `DataError` where there are none."""
+        if self.test is None:
+            raise DataError(f"{self.name} has no test images, and they are needed here: give data with a test set")
+        return self.test
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are test images with labels."""
+        return self.test is not None and self.test.labels is not None
+
+    def held(self) -> DataSet:
+        """Decode images that are files, all of them."""
+        return replace(self, train=self.train.held(), test=None if self.test is None else self.test.held())
+
+    @property
+    def _some(self) -> Split:
+        return self.train if len(self.train) or self.test is None else self.test
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Shape (C, H, W) of the images as network inputs."""
-        channels, height, width = self.train.images.shape[1:]
+        channels, height, width = self._some.images.shape[1:]
         if self.preprocessing.size is not None:
             height, width = self.preprocessing.size
         return int(channels), int(height), int(width)
 
     def example(self, count: int = 1, device: torch.device | str = "cpu") -> Tensor:
         """Pre-process the first `count` training images: an example input (count, C, H, W)."""
-        return to_floats(self.train.images[:count].to(device), self.preprocessing)
+        return to_floats(self._some.images[:count].to(device), self.preprocessing)
 
 
 def checked_data_set(
-    name: str, classes: tuple[str, ...] | None, train: Split, test: Split, preprocessing: Preprocessing
+    name: str, classes: tuple[str, ...] | None, train: Split, test: Split | None, preprocessing: Preprocessing
 ) -> DataSet:
-    """Make a data set of tensors, or raise `DataError` with the reason why they are none.
+    """Make a data set of images, or raise `DataError` with the reason why they are none.
 
-    Where `classes` is ``None``, the classes are named 0, 1, ... up to the largest label.
+    Where `classes` is ``None``, the classes are named 0, 1, ... up to the largest label. Labels may be missing, and
+    either the training or the test images.
     """
-    for part, split in (("training", train), ("test", test)):
-        if len(split.images) == 0:
+    parts = {"training": train} if test is None else {"training": train, "test": test}
+    for part, split in parts.items():
+        if len(split.images) == 0 and (part == "test" or test is None or classes is None):
             raise DataError(f"{name}: there are no {part} images")
-        if len(split.images) != len(split.required_labels):
+        if split.labels is not None and len(split.images) != len(split.labels):
             raise DataError(
-                f"{name}: {len(split.images)} {part} images but {len(split.required_labels)} labels: there must be one "
-                "per image"
+                f"{name}: {len(split.images)} {part} images but {len(split.labels)} labels: there must be one per image"
             )
-        if 0 in split.images.shape:
+        if 0 in split.images.shape[1:]:
             raise DataError(f"{name}: {part} images of shape {tuple(split.images.shape[1:])} have no pixels")
-        if (least := int(split.required_labels.min())) < 0:
+        if _some_labels(split) and (least := int(split.required_labels.min())) < 0:
             raise DataError(f"{name}: {part} label {least} is out of range: labels start at 0")
-    if train.images.shape[1:] != test.images.shape[1:]:
+    if test is not None and train.images.shape[1:] != test.images.shape[1:]:
         shapes = f"{tuple(train.images.shape[1:])} and test images {tuple(test.images.shape[1:])}"
         raise DataError(f"{name}: training images are {shapes}: they must have the same shape")
-    largest = int(torch.cat([train.required_labels, test.required_labels]).max())
-    if classes is None and largest >= max(MOST_CLASSES, len(train) + len(test)):
+    known = [split.required_labels for split in parts.values() if _some_labels(split)]
+    largest = max((int(labels.max()) for labels in known), default=-1)
+    if classes is None and largest >= max(MOST_CLASSES, sum(map(len, parts.values()))):
         raise DataError(f"{name}: label {largest} means more classes than any data set has: labels are 0, 1, 2, ...")
     if classes is None:
         classes = tuple(str(label) for label in range(largest + 1))
-    for part, split in (("training", train), ("test", test)):
-        if int(split.required_labels.max()) >= len(classes):
+    for part, split in parts.items():
+        if _some_labels(split) and (most := int(split.required_labels.max())) >= len(classes):
             raise DataError(
-                f"{name}: {part} label {int(split.required_labels.max())} is out of range: "
+                f"{name}: {part} label {most} is out of range: "
                 f"with {len(classes)} classes labels are 0 to {len(classes) - 1}"
             )
     preprocessing.check_channels(train.images.shape[1])
     preprocessing.check_size(*train.images.shape[2:])
     return DataSet(name, classes, train, test, preprocessing)
+
+
+def _some_labels(split: Split) -> bool:
+    return split.labels is not None and len(split.labels) > 0

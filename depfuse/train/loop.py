@@ -58,7 +58,7 @@ def train(
     _check_parts(data, recipe)
     saving = None if resume_path is None else Saving(Path(resume_path), save_seconds)
     last = run_on_all(_fit_on_all, model, data, recipe, device, saving=saving, progress=progress)
-    scores = evaluate(model, Loader(data.test, data.preprocessing, batch_size=500, device=device))
+    scores = evaluate(model, Loader(data.required_test, data.preprocessing, batch_size=500, device=device))
     return {
         "accuracy": scores.accuracy,
         "loss": scores.loss,

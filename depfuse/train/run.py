@@ -48,6 +48,7 @@ class Run:
         self.epoch = 0
         self.loss = self.accuracy = math.nan
         self.seconds = 0.0
+        data = data.held()
         self.saved = time.perf_counter()
         self.loader = Loader(
             data.train,

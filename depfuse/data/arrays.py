@@ -1,0 +1,240 @@
+"""Images in arrays: a .npz file of one or several, or a .npy file."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from depfuse.data.memory import too_much
+from depfuse.data.parts import KINDS, Part, data_set_of
+from depfuse.data.preprocessing import Preprocessing
+from depfuse.data.tensors import MOST_CLASSES, DataSet
+from depfuse.errors import DataError
+
+IMAGES = ("x", "images", "image", "imgs", "img", "data", "inputs", "input", "features")
+LABELS = ("y", "labels", "label", "targets", "target")
+CLASSES = ("classes", "class_names", "names", "label_names")
+_FORM = "name its arrays x_train, y_train, x_test, y_test, those that there are"
+_MAGIC = b"\x93NUMPY"
+_COPIES = 2  # of an array that are held at once while it is converted
+_WHITE_OF_16_BITS = 257  # times that of 8
+
+
+class _Header(NamedTuple):
+    """An array in a file, before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def may_be_images(self) -> bool:
+        return len(self.shape) in (3, 4) and self.dtype.kind in "uifb"
+
+    @property
+    def may_be_labels(self) -> bool:
+        return len(self.shape) in (1, 2) and self.dtype.kind in "uifUSb"
+
+
+def load_arrays(path: Path, preprocessing: Preprocessing) -> DataSet:
+    """Load a .npz file with x_train, y_train, x_test, y_test, those that there are, or one array of images; or a .npy.
+
+    Parts may be called otherwise, such as train_images and val_labels, and one array of images anything; labels that
+    lie beside it are its own. `classes` holds the names of classes. Images are (N, H, W), (N, C, H, W), or (N, H, W, C)
+    with a C of 1, 3 or 4 that is less than H; they are uint8, uint16, whose white is 65535, or floats in [0, 1], which
+    are rounded to 255ths. Labels are whole numbers (N,) from 0, texts (N,), or (N, K) with a one in each row.
+
+    Raises
+    ------
+    DataError
+        The file cannot be read without running code, does not fit into memory, or its arrays are not as above.
+    """
+    kind = ".npy" if path.suffix.lower() == ".npy" else ".npz"
+    try:
+        with path.open("rb") as file:
+            single = file.read(len(_MAGIC)) == _MAGIC
+        if single:
+            header = _header_of_npy(path)
+            _check_memory(path, {"": header})
+            array = np.load(path, allow_pickle=False)
+            return data_set_of(str(path), {}, Part(_as_images(array, str(path)), None), None, preprocessing)
+        headers = _headers(path)
+        images, labels, classes = _chosen(path, headers)
+        used = {*images.values(), *labels.values(), *classes}
+        _check_memory(path, {name: headers[name] for name in used})
+        with np.load(path, allow_pickle=False) as file_of_arrays:
+            arrays = {name: file_of_arrays[name] for name in used}
+    except DataError:
+        raise
+    except ValueError as error:
+        reason = "it holds pickled objects" if "pickle" in str(error) else str(error).splitlines()[0]
+        raise DataError(f"{path} cannot be read as a {kind}: {reason}") from None
+    except Exception as error:  # a damaged archive or header may raise anything
+        reason = (str(error).splitlines() or [""])[0] or "it is cut off"
+        raise DataError(f"{path} cannot be read as a {kind}: {reason}") from None
+    parts = {
+        part: Part(
+            _as_images(arrays[name], f"{path}: {name}"),
+            _as_labels(arrays[labels[part]], f"{path}: {labels[part]}") if part in labels else None,
+        )
+        for part, name in images.items()
+    }
+    names = _as_names(arrays[classes[0]], f"{path}: {classes[0]}") if classes else None
+    return data_set_of(str(path), parts, parts.pop("", None), names, preprocessing)
+
+
+def _chosen(path: Path, headers: Mapping[str, _Header]) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Choose arrays by their names: of each part its images and its labels, and the names of classes.
+
+    A part is what the archive calls it, or "" where one array of images is all there is.
+    """
+    images: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    for name in headers:
+        part, role = _role(name)
+        if part and role in LABELS:
+            labels[part] = name
+        elif part and (role in IMAGES or headers[name].may_be_images):
+            if part in images:
+                raise DataError(f"{path} holds both {images[part]} and {name}: {_FORM}")
+            images[part] = name
+    classes = [name for name in headers if name.lower() in CLASSES]
+    if not images and not labels:
+        found = [name for name, header in headers.items() if header.may_be_images]
+        if len(found) > 1:
+            found = [name for name in found if name.lower() in IMAGES] or found
+        if len(found) > 1:
+            raise DataError(f"{path} holds several arrays of images, {' and '.join(found[:2])}: {_FORM}")
+        if not found:
+            raise DataError(f"{path} holds no array of images, (N, H, W), (N, H, W, C) or (N, C, H, W): {_FORM}")
+        images[""] = found[0]
+        count = headers[found[0]].shape[0]
+        others = [name for name in headers if name != found[0] and name not in classes]
+        beside = [name for name in others if name.lower() in LABELS] or [
+            name for name in others if headers[name].may_be_labels and headers[name].shape[0] == count
+        ]
+        if len(beside) > 1:
+            raise DataError(f"{path} holds {' and '.join(beside[:2])}, and either may be the labels: call them labels")
+        if beside:
+            labels[""] = beside[0]
+    for part, name in labels.items():
+        if part not in images:
+            wanted = name.lower().replace("y_", "x_") if name.lower().startswith("y_") else f"x_{part}"
+            raise DataError(f"{path} has no {wanted}, the images of {name}: {_FORM}")
+    return images, labels, classes
+
+
+def _role(name: str) -> tuple[str, str]:
+    """Divide a name like x_train or val_images into part and role; the part is "" where it names none."""
+    words = name.lower().replace("-", "_").split("_")
+    for place in (0, -1):
+        if words[place] in KINDS and len(words) > 1:
+            rest = words[1:] if place == 0 else words[:-1]
+            return words[place], "_".join(rest)
+    return (words[0], "x") if words[0] in KINDS else ("", "_".join(words))
+
+
+def _headers(path: Path) -> dict[str, _Header]:
+    """Read the headers of all arrays of an archive; refuse what is cut off before any of them is read."""
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path} cannot be read as a .npz: it is no archive of arrays")
+    headers = {}
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if not entry.filename.endswith(".npy"):
+                continue
+            name = entry.filename.removesuffix(".npy")
+            with archive.open(entry) as member:
+                header = _header(member)
+                size = math.prod(header.shape) * header.dtype.itemsize
+                if not header.dtype.hasobject and member.tell() + size > entry.file_size:
+                    raise DataError(
+                        f"{path} cannot be read as a .npz: {name} is said to have shape {header.shape}, but is cut off"
+                    )
+            headers[name] = header
+    return headers
+
+
+def _header(member: Any) -> _Header:
+    version = np.lib.format.read_magic(member)
+    old = version == (1, 0)
+    shape, _, kind = (np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0)(member)
+    return _Header(shape, kind)
+
+
+def _header_of_npy(path: Path) -> _Header:
+    with path.open("rb") as file:
+        header = _header(file)
+        size = math.prod(header.shape) * header.dtype.itemsize
+        if not header.dtype.hasobject and file.tell() + size > path.stat().st_size:
+            raise DataError(f"{path} cannot be read as a .npy: it is said to have shape {header.shape}, but is cut off")
+    return header
+
+
+def _check_memory(path: Path, headers: Mapping[str, _Header]) -> None:
+    needed = sum(math.prod(header.shape) * header.dtype.itemsize for header in headers.values())
+    if excess := too_much(_COPIES * needed):
+        raise DataError(f"{path} needs {excess}: give fewer images")
+
+
+def _as_images(array: NDArray[Any], where: str) -> Tensor:
+    """Convert any of the accepted layouts to (N, C, H, W) uint8."""
+    shape = array.shape
+    if array.ndim == 3 and shape[2] in (3, 4) and min(shape[:2]) > 4:
+        raise DataError(f"{where} has shape {shape}, which is one image: give several, (N, H, W, C)")
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim == 4 and shape[3] in (1, 3, 4) and shape[3] < shape[1]:
+        array = array.transpose(0, 3, 1, 2)
+    elif array.ndim != 4:
+        raise DataError(f"{where} has shape {shape}: images are (N, H, W), (N, H, W, C) or (N, C, H, W)")
+    if np.issubdtype(array.dtype, np.floating):
+        if array.size and not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            raise DataError(f"{where} holds floats outside [0, 1]: give uint8 images, or scale them to [0, 1]")
+        array = np.rint(array * 255).astype(np.uint8)
+    elif array.dtype == np.uint16:
+        array = np.rint(array / _WHITE_OF_16_BITS).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise DataError(f"{where} is {array.dtype}: images are uint8, uint16, or floats in [0, 1]")
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _as_labels(array: NDArray[Any], where: str) -> NDArray[Any]:
+    """Convert labels to whole numbers or texts (N,)."""
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim == 2 and array.dtype.kind in "uifb" and _is_one_hot(array):
+        return np.asarray(array.argmax(1))
+    if array.ndim == 1 and array.dtype.kind in "US":
+        return (
+            np.array([str(text, "utf-8", "replace") for text in array.tolist()]) if array.dtype.kind == "S" else array
+        )
+    if array.ndim == 1 and array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():
+        array = array.astype(np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "uib":
+        raise DataError(
+            f"{where} is {array.dtype} of shape {array.shape}: labels are whole numbers or texts of shape (N,), or"
+            " (N, K) with a one in each row"
+        )
+    if array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise DataError(f"{where} holds label {int(array.max())}: labels are 0, 1, 2, ...")
+    return array
+
+
+def _is_one_hot(array: NDArray[Any]) -> bool:
+    return bool(((array == 0) | (array == 1)).all() and (array.sum(1) == 1).all())
+
+
+def _as_names(array: NDArray[Any], where: str) -> tuple[str, ...]:
+    if array.ndim != 1 or len(array) > MOST_CLASSES:
+        raise DataError(
+            f"{where} has shape {array.shape}: names of classes are one list, of shape (K,), and at most {MOST_CLASSES}"
+        )
+    return tuple(str(name, "utf-8", "replace") if isinstance(name, bytes) else str(name) for name in array.tolist())

@@ -1,0 +1,173 @@
+"""Images in folders: by part and class, by class, or just images, to any depth."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from depfuse.data.image_files import find_images
+from depfuse.data.images import is_hidden, is_image
+from depfuse.data.parts import KINDS, Part, data_set_of
+from depfuse.data.preprocessing import Preprocessing
+from depfuse.data.tensors import DataSet
+from depfuse.errors import DataError, DepfuseWarning
+
+PICTURES = ("images", "image", "imgs", "img", "jpegimages")
+MASKS = ("masks", "mask", "annotations", "labels", "segmentationclass")
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """Images below a folder, in the order of their names; and by subfolder, where these are classes."""
+
+    files: Sequence[str]
+    classes: Sequence[str] = ()
+    of_class: Sequence[int] = ()
+
+
+def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
+    """Load a folder of images, many of which are decoded when they are needed.
+
+    =============================================  =============================================
+    what the folder holds                          what it is
+    =============================================  =============================================
+    train/CLASS/IMAGE, test/CLASS/IMAGE            training and test images with labels
+    val/, valid/ or validation/ beside or for it   test images, where test/ has no labels or is not there
+    train/IMAGE, or deeper                         training images without labels
+    CLASS/IMAGE in two folders or more             images with labels, divided by seed
+    images/ and masks/                             the images, without labels
+    IMAGE, or deeper                               training images without labels
+    =============================================  =============================================
+
+    Classes are in the order of their names. Hidden files and folders are skipped; links are followed.
+
+    Raises
+    ------
+    DataError
+        There are no images, one cannot be read, sizes differ and no size is given, or a class is tested and not
+        trained.
+    """
+    children = {child.lower(): child for child in _subfolders(str(root))}
+    parts = {children[name]: str(root / children[name]) for name in children if name in KINDS}
+    if parts:
+        least = 1 if _one_class(list(parts.values())) else 2
+        train = {name: _by_class(place, least) for name, place in parts.items() if KINDS[name] == "train"}
+        least = 1 if any(folder.classes for folder in train.values()) else 2
+        rest = {name: _by_class(place, least) for name, place in parts.items() if name not in train}
+        found, whole = {**train, **rest}, None
+    elif any(name in children for name in PICTURES) and any(name in children for name in MASKS):
+        chosen = next(children[name] for name in PICTURES if name in children)
+        masks = next(children[name] for name in MASKS if name in children)
+        _say(f"{root}: the images of {chosen} are taken without labels: labels of pixels, {masks}, are not read")
+        found, whole = {}, _Folder(_images_below(str(root / chosen)))
+    else:
+        found, whole = {}, _by_class(str(root), exactly=True)
+    folders = [*found.values(), *([] if whole is None else [whole])]
+    for name, folder in found.items():
+        if not folder.files and KINDS[name] == "train":
+            raise DataError(f"{root} has no images under {name}/: it needs {name}/CLASS/*.png, or {name}/*.png")
+    if not any(folder.files for folder in folders):
+        raise DataError(
+            f"{root} holds no images: it needs images, CLASS/IMAGE, or train/CLASS/IMAGE and test/CLASS/IMAGE"
+        )
+    classes = _classes(root, found, whole)
+    images = find_images([folder.files for folder in folders], root, preprocessing.size)
+    made = [
+        Part(own, _labels(folder, classes) if folder.classes and classes else None)
+        for own, folder in zip(images, folders, strict=True)
+    ]
+    named = {name: part for name, part in zip(found, made, strict=False) if len(part.images)}
+    return data_set_of(str(root), named, made[-1] if whole is not None else None, classes, preprocessing)
+
+
+def _classes(root: Path, found: dict[str, _Folder], whole: _Folder | None) -> tuple[str, ...] | None:
+    """Settle the classes: those of the training images, else those of all."""
+    trained = [folder for name, folder in found.items() if KINDS[name] == "train" and folder.classes]
+    if not trained:
+        names = {name for folder in (whole, *found.values()) if folder is not None for name in folder.classes}
+        return tuple(sorted(names)) or None
+    known = set(trained[0].classes)
+    for part, folder in found.items():
+        if unknown := sorted(set(folder.classes) - known):
+            raise DataError(
+                f"{root}: test class {unknown[0]} has no folder under {_train(found)}/, but one under {part}/"
+            )
+    return tuple(sorted(known))
+
+
+def _one_class(places: Sequence[str]) -> bool:
+    """Tell whether all parts have one and the same folder, which is a class then, unless it is called `images`."""
+    names = [_subfolders(place) for place in places]
+    if len(names) < 2 or len(names[0]) != 1 or any(own != names[0] for own in names):
+        return False
+    return names[0][0].lower() not in PICTURES
+
+
+def _train(found: dict[str, _Folder]) -> str:
+    return next(name for name in found if KINDS[name] == "train")
+
+
+def _labels(folder: _Folder, classes: Sequence[str]) -> np.ndarray:
+    numbers = np.array([classes.index(name) for name in folder.classes], np.int64)
+    return numbers[np.array(folder.of_class, np.int64)]
+
+
+def _by_class(place: str, least: int = 2, *, exactly: bool = False) -> _Folder:
+    """Read a folder whose subfolders are classes, or else all images below it.
+
+    Parameters
+    ----------
+    place
+        The folder.
+    least
+        How many subfolders there are at least, where they are classes.
+    exactly
+        Take subfolders as classes only where every image lies directly in one of them.
+    """
+    names = sorted(_subfolders(place))
+    below = {name: _images_below(os.path.join(place, name)) for name in names}
+    own = _images_in(place)
+    deep = exactly and any(os.path.dirname(file) != os.path.join(place, name) for name in names for file in below[name])
+    filled = [name for name in names if below[name]]
+    if len(names) < least or not filled or deep or (exactly and (own or len(filled) < least)):
+        return _Folder(sorted([*own, *(file for name in names for file in below[name])]))
+    if own:
+        _say(f"{place}: {len(own):,} images beside the folders of the classes, such as {own[0]}, are not used")
+    files = [file for name in names for file in below[name]]
+    return _Folder(files, names, [number for number, name in enumerate(names) for _ in below[name]])
+
+
+def _subfolders(place: str) -> list[str]:
+    with os.scandir(place) as entries:
+        return [entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir()]
+
+
+def _images_in(place: str) -> list[str]:
+    return sorted(
+        os.path.join(place, name) for name in os.listdir(place) if is_image(name) and not is_hidden(name)
+        and not os.path.isdir(os.path.join(place, name))
+    )  # fmt: skip
+
+
+def _images_below(place: str) -> list[str]:
+    """List the images in a folder and all folders below it; a folder that is reached twice by links is read once."""
+    found: list[str] = []
+    seen: set[str] = set()
+    for folder, below, _ in os.walk(place, followlinks=True):
+        here = os.path.realpath(folder)
+        if here in seen:
+            below.clear()
+            continue
+        seen.add(here)
+        below[:] = sorted(name for name in below if not is_hidden(name))
+        found += _images_in(folder)
+    return found
+
+
+def _say(sentence: str) -> None:
+    warnings.warn(sentence, DepfuseWarning, stacklevel=3)

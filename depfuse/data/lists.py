@@ -1,0 +1,146 @@
+"""Lists of image files: one a line in a text, or a table with a column of files."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depfuse.data.image_files import find_images
+from depfuse.data.parts import KINDS, Part, data_set_of
+from depfuse.data.preprocessing import Preprocessing
+from depfuse.data.tensors import DataSet
+from depfuse.errors import DataError
+
+ENDINGS = (".txt", ".csv", ".tsv")
+FILES = ("file", "files", "path", "paths", "filename", "filepath", "file_name", "file_path", "image", "images", "img")
+LABELS = ("label", "labels", "class", "classes", "target", "targets", "category", "y")
+PARTS = ("split", "part", "subset", "set", "fold")
+MOST_BYTES = 2**28  # of a list: a million long paths are half of it
+
+Row = tuple[int, str, str | None, str | None]  # line, file, label, part
+
+
+def load_list(path: Path, preprocessing: Preprocessing) -> DataSet:
+    """Load the images that a list names, relative to its folder; many are decoded when they are needed.
+
+    A text has one file a line, and a label after it if need be. A table, with commas, semicolons or tabs, has them in
+    its first two columns, or in those that its header calls `file` and `label`; a column `split` says train or test.
+    Labels are whole numbers from 0, or else names of classes.
+
+    Raises
+    ------
+    DataError
+        It is no such list, names a file that is not there, or only some files have a label; the line is named.
+    """
+    rows = list(_rows(path))
+    if not rows:
+        raise DataError(f"{path} names no images: it needs one file a line")
+    unlabelled = next((row for row in rows if row[2] is None), None)
+    labelled = next((row for row in rows if row[2] is not None), None)
+    if unlabelled is not None and labelled is not None:
+        raise DataError(
+            f"{path}, line {unlabelled[0]}: {unlabelled[1]} has no label, and others have: give all, or none"
+        )
+    if len(rows) > 1 and len({row[3] is None for row in rows}) > 1:
+        raise DataError(f"{path}: some files are said to be for training or tests and others are not: say it of all")
+    names = sorted({row[3] for row in rows if row[3] is not None})
+    groups = [[row for row in rows if row[3] == name] for name in names] or [rows]
+    files = find_images([[row[1] for row in group] for group in groups], path.parent, preprocessing.size)
+    numbers = labelled is not None and all(row[2] is not None and re.fullmatch(r"\d{1,18}", row[2]) for row in rows)
+    made = [Part(own, _labels(group, numbers) if labelled else None) for own, group in zip(files, groups, strict=True)]
+    whole = None if names else made[0]
+    return data_set_of(str(path), dict(zip(names, made, strict=False)), whole, None, preprocessing)
+
+
+def _labels(rows: Sequence[Row], numbers: bool) -> NDArray[np.int64] | NDArray[np.str_]:
+    texts = [str(row[2]) for row in rows]
+    return np.array(texts, np.int64) if numbers else np.array(texts, np.str_)
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    """Read the rows of a list."""
+    if path.stat().st_size > MOST_BYTES:
+        raise DataError(f"{path} has more than {MOST_BYTES / 2**20:.0f} MiB, more than any list of files")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is no list of files: it is not text in UTF-8") from None
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    yield from _of_text(path, numbered) if path.suffix.lower() == ".txt" else _of_table(path, numbered)
+
+
+def _of_text(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[Row]:
+    for number, line in lines:
+        text = line.strip()
+        if (file := _place(path, text)) is not None:
+            yield number, file, None, None
+        elif text.startswith("#"):
+            continue
+        else:
+            divided = re.fullmatch(r"(.*?)\s*[,;\t]\s*([^,;\t]*)|(.*\S)\s+(\S+)", text)
+            first, label = (divided[1] or divided[3], divided[2] or divided[4]) if divided else (text, None)
+            file = None if first is None else _place(path, first)
+            if file is None:
+                raise _missing(path, number, first or text)
+            yield number, file, label or None, None
+
+
+def _of_table(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[Row]:
+    if not lines:
+        return
+    head = lines[0][1]
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=head.count)
+    try:
+        table = [
+            (number, [cell.strip() for cell in row]) for number, line in lines for row in [_cells(line, delimiter)]
+        ]
+    except csv.Error as error:
+        raise DataError(f"{path} cannot be read as a table: {error}") from None
+    heads = [cell.lower() for cell in table[0][1]]
+    columns = {"file": 0, "label": 1}
+    # The first row is a header where it names a column of files, or its first cell is no file and the next one's is.
+    named = any(cell in FILES for cell in heads)
+    if _place(path, table[0][1][0]) is None and (
+        named or (len(table) > 1 and _place(path, table[1][1][0]) is not None)
+    ):
+        if named:
+            columns = {"file": next(place for place, cell in enumerate(heads) if cell in FILES)}
+            for what, known in (("label", LABELS), ("part", PARTS)):
+                places = [place for place, cell in enumerate(heads) if cell in known]
+                if places:
+                    columns[what] = places[0]
+            others = [place for place in range(len(heads)) if place not in columns.values()]
+            if "label" not in columns and len(others) == 1:
+                columns["label"] = others[0]
+        table = table[1:]
+    for number, row in table:
+        cells = {what: row[place] for what, place in columns.items() if place < len(row) and row[place]}
+        file = _place(path, cells.get("file", ""))
+        if file is None:
+            raise _missing(path, number, cells.get("file", ""))
+        part = cells.get("part")
+        if part is not None and part.lower() not in KINDS:
+            raise DataError(f"{path}, line {number}: {part} is no part of a data set: say train, val or test")
+        yield number, file, cells.get("label"), None if part is None else part.lower()
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    return next(csv.reader([line], delimiter=delimiter), [""]) or [""]
+
+
+def _place(path: Path, name: str) -> str | None:
+    """Find a file that a list names: below the list's folder, or wherever the name leads from here."""
+    if not name or "\0" in name:
+        return None
+    beside = os.path.join(path.parent, name)
+    return beside if os.path.isfile(beside) else name if os.path.isfile(name) else None
+
+
+def _missing(path: Path, number: int, name: str) -> DataError:
+    return DataError(f"{path}, line {number}: there is no file {name!r} in {path.parent} or here")

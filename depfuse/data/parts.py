@@ -1,0 +1,130 @@
+"""Parts of a data set: training, test, or everything where nothing says which is which."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from depfuse.data.draws import order_of_class
+from depfuse.data.preprocessing import Preprocessing
+from depfuse.data.tensors import MOST_CLASSES, DataSet, Split, checked_data_set
+from depfuse.errors import DataError, DepfuseWarning
+from depfuse.text import counted
+
+Kind = Literal["train", "test", "valid"]
+KINDS: Mapping[str, Kind] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("val", "valid", "validation"), "valid"),
+}
+"""What people call a part -> what it is; in small letters."""
+SPLIT_SEED = 0  # always the same images are tested, whatever other seeds are
+TEST_SHARE = 0.2  # of the images of a class, where nothing says which are for tests
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images, an array or files, with their labels, if they have any: numbers, or names of classes."""
+
+    images: Any
+    labels: NDArray[Any] | None
+
+
+def data_set_of(
+    name: str,
+    parts: Mapping[str, Part],
+    whole: Part | None,
+    classes: Sequence[str] | None,
+    preprocessing: Preprocessing,
+) -> DataSet:
+    """Make a data set of parts by what they are called, or of images that nothing divides.
+
+    Test images are those of `test`, or of `val` where `test` has no labels or is not there. Labelled images that
+    nothing divides are divided by `SPLIT_SEED`, class by class; others are for training.
+
+    Raises
+    ------
+    DataError
+        See `checked_data_set`; or a class has no name.
+    """
+    of_kind = {KINDS[own.lower()]: (own, part) for own, part in parts.items()}
+    tests = [of_kind[kind] for kind in ("test", "valid") if kind in of_kind]
+    chosen = next((test for test in tests if test[1].labels is not None), tests[0] if tests else None)
+    train = of_kind["train"][1] if "train" in of_kind else whole
+    for other, _ in tests:
+        if chosen is not None and other != chosen[0]:
+            _say(f"{name}: the test images are those of {chosen[0]}; those of {other} are not used")
+    test = None if chosen is None else chosen[1]
+    found = [part for part in (train, test) if part is not None]
+    if not found:
+        raise DataError(f"{name} holds no images")
+    names = _names(name, found, classes)
+    split = None if train is None else _as_split(name, train, names)
+    tested = None if test is None else _as_split(name, test, names)
+    labels_of_both = None if names is None and all(part.labels is None for part in found) else names
+    if split is None:
+        assert tested is not None
+        split = tested.take(slice(0, 0))
+    if whole is not None and test is None and whole is train and split.labels is not None:
+        split, tested = _divided(name, split)
+    return checked_data_set(name, labels_of_both, split, tested, preprocessing)
+
+
+def _divided(name: str, whole: Split) -> tuple[Split, Split | None]:
+    """Divide labelled images into training and test images, class by class, and say so."""
+    labels = whole.required_labels
+    held = []
+    for label in torch.unique(labels).tolist():
+        of_class = torch.nonzero(labels == label)[:, 0]
+        shuffled = of_class[order_of_class(len(of_class), SPLIT_SEED, label)]
+        held.append(shuffled[: round(TEST_SHARE * len(of_class))])
+    numbers = torch.sort(torch.cat(held)).values if held else torch.zeros(0, dtype=torch.int64)
+    if len(numbers) == 0:
+        return whole, None
+    kept = torch.ones(len(whole), dtype=torch.bool)
+    kept[numbers] = False
+    _say(
+        f"{name} is not divided into train and test: {len(numbers):,} of {counted(len(whole), 'image')},"
+        f" {100 * TEST_SHARE:.0f} % of each class, drawn by seed {SPLIT_SEED}, are the test images"
+    )
+    return whole.take(torch.nonzero(kept)[:, 0]), whole.take(numbers)
+
+
+def _names(name: str, parts: Sequence[Part], classes: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Settle the names of classes: those given, else the texts that are labels; None where labels are numbers."""
+    if classes is not None:
+        return tuple(classes)
+    texts = [part.labels for part in parts if part.labels is not None and part.labels.dtype.kind == "U"]
+    if not texts:
+        return None
+    found = sorted({str(text) for labels in texts for text in np.unique(labels)})
+    if len(found) > MOST_CLASSES:
+        raise DataError(f"{name}: the labels are {len(found):,} different texts, more classes than any data set has")
+    return tuple(found)
+
+
+def _as_split(name: str, part: Part, names: Sequence[str] | None) -> Split:
+    labels = part.labels
+    if labels is not None and labels.dtype.kind == "U":
+        assert names is not None
+        numbers = {text: number for number, text in enumerate(names)}
+        unknown = next((text for text in labels.tolist() if text not in numbers), None)
+        if unknown is not None:
+            raise DataError(f"{name}: the label {unknown!r} is none of the classes {', '.join(list(names)[:5])}, ...")
+        labels = np.array([numbers[text] for text in labels.tolist()], np.int64)
+    return Split(part.images, None if labels is None else _as_tensor(labels))
+
+
+def _as_tensor(labels: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def _say(sentence: str) -> None:
+    warnings.warn(sentence, DepfuseWarning, stacklevel=2)
