@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -20,6 +21,7 @@ from depfuse.cli.options import (
     TrustOption,
     spread,
 )
+from depfuse.evaluate import Agreement, Scores
 from depfuse.io.atomic_files import replacing
 from depfuse.io.output_files import check_outputs
 from depfuse.report import EvaluationReport, NetworkScores
@@ -36,26 +38,39 @@ def evaluate(
     key: KeyOption = None,
     trust: TrustOption = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")] = 250,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--classes",
+            metavar="LABELS",
+            help="What the outputs of a network stand for, once per network in order: 0-9, or cat,dog."
+            " Default: what the cards say, or the classes of the data in their order.",
+        ),
+    ] = None,
     report: ReportOption = None,
 ) -> None:
-    """Evaluate networks in one pass over the test images."""
+    """Evaluate networks in one pass over the test images; without labels, see how well they agree."""
     screen = Screen(options.quiet)
     check_outputs({"--report": report}, checkpoints)
     check_keys(checkpoints, key)
-    read_named(checkpoints, arch, data, trust=trust)
+    read_named(checkpoints, arch, data, classes, trust)
     # What follows needs torch, for which no mistake above has to wait.
     with ended_at_once():
         from depfuse.cli.inputs import read_inputs
         from depfuse.distributed.device import resolve_device
-        from depfuse.evaluate import evaluate_together
+        from depfuse.evaluate import evaluate_agreement, evaluate_together
         from depfuse.report import describe_environment
 
     device = resolve_device(options.device)
     with screen.working() as work:
         work.step("reading networks and data")
-        inputs = read_inputs(checkpoints, arch, data, device, trust=trust, key=key)
+        inputs = read_inputs(checkpoints, arch, data, device, classes, trust=trust, key=key, judged=True)
+        images = work.track(inputs.test_loader(batch_size), "evaluating")
         started = time.perf_counter()
-        scores = evaluate_together(inputs.models, work.track(inputs.test_loader(batch_size), "evaluating"))
+        if inputs.data.labelled:
+            scores: Sequence[Scores | Agreement] = evaluate_together(inputs.models, images)
+        else:
+            scores, _, _ = evaluate_agreement(inputs.models, [], images)
         seconds = time.perf_counter() - started
     networks = [
         NetworkScores.at(checkpoint.path, checkpoint.digest, found)
@@ -73,4 +88,7 @@ def evaluate(
         )
         with replacing(report) as temporary:
             temporary.write_text(document.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    screen.show(scores_table(zip(short_names(networks), networks, strict=True)))
+    names = short_names(networks)
+    screen.show(scores_table(zip(names, networks, strict=True), members=names))
+    if not inputs.data.labelled:
+        screen.say(f"\nWithout labels no accuracy is known; these are the outputs for {scores[0].count:,} images.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -16,15 +16,19 @@ from depfuse.cli.methods import method_path, needs_images
 from depfuse.cli.request import Request
 from depfuse.cli.wording import in_options
 from depfuse.data import Loader, calibration_loader
+from depfuse.data.stream import Stream
 from depfuse.distributed import team as processes
 from depfuse.distributed.device import resolve_device
 from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.evaluate import (
+    Agreement,
     PathPoint,
     Scores,
+    evaluate_agreement,
     evaluate_path,
     path_alphas,
 )
+from depfuse.fusion.agreement import AgreementComparison, agreement_verdict, compare_agreement
 from depfuse.fusion.comparison import Comparison, compare, naive_child
 from depfuse.fusion.contenders import advise_on
 from depfuse.fusion.pipeline import fuse
@@ -56,7 +60,10 @@ from depfuse.report import (
 )
 from depfuse.report.plot_kind import plot_kind
 from depfuse.report.plots import draw_family, draw_path
+from depfuse.report.tables import short_names
 from depfuse.teach.distil import Distillation
+
+Ends = tuple[Scores | Agreement, Scores | Agreement]
 
 
 @dataclass(frozen=True)
@@ -67,13 +74,21 @@ class _Fused:
     result: FusionResult
     template: nn.Module | None
     calibration: Loader | None
-    test: Loader
+    test: Loader | Stream
 
     @property
     def renorm(self) -> str:
         """How the child was renormalised."""
         recipe = self.result.recipe  # ridge sets the child's statistics itself
         return chosen_method("auto" if recipe.refit.name == "ridge" else recipe.renorm.name, self.inputs.models[0])
+
+    @property
+    def score(self) -> Callable[[nn.Module], Agreement] | None:
+        """How a network is scored without labels; None with labels."""
+        if self.inputs.data.labelled:
+            return None
+        parents, sets = self.result.parents, self.result.parent_labels
+        return lambda network: evaluate_agreement(parents, [network], self.test, sets=sets)[2][0]
 
 
 def run(request: Request, work: Work) -> FusionReport | PathReport:
@@ -90,7 +105,12 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         fused=True,
         trust=fusion.trust,
         key=fusion.key,
+        judged=True,
     )
+    if request.recipe.train.finetune:
+        inputs.require_labels("train.finetune")
+    if request.recipe.teach.labelled:
+        inputs.require_labels("teach.labelled")
     if inputs.labels is not None and request.points is not None:
         raise RecipeError("a path needs parents that know the same labels: leave out --plot")
     if request.points is not None and any(shapes_of(m) != shapes_of(inputs.models[0]) for m in inputs.models):
@@ -112,7 +132,11 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     fused = _Fused(inputs, result, template, calibration, inputs.test_loader(request.recipe.calibration.batch_size))
 
     started = time.perf_counter()
-    compared = compare(result, fused.test, training=training)
+    compared: Comparison | AgreementComparison
+    if inputs.data.labelled:
+        compared = compare(result, fused.test, training=training)
+    else:
+        compared = compare_agreement(result, fused.test, training=training)
     if training is not None and compared.baseline is None and request.fusion.out_parent is not None:
         warnings.warn(
             f"--out-parent {request.fusion.out_parent} is not written: no parent could get a head over the labels of"
@@ -137,13 +161,18 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         FamilyRow.of_candidate(candidate, scores, candidate is result.best)
         for candidate, scores in zip(result.family, compared.family, strict=True)
     ]
-    advice = advise_on(
-        result,
-        compared,
-        child=request.out,
-        parents=[checkpoint.path for checkpoint in inputs.checkpoints],
-        baseline=request.fusion.out_parent,
-    )
+    advice = None
+    if isinstance(compared, Comparison):
+        advice = advise_on(
+            result,
+            compared,
+            child=request.out,
+            parents=[checkpoint.path for checkpoint in inputs.checkpoints],
+            baseline=request.fusion.out_parent,
+        )
+        words = verdict(advice, result.best.name if result.best else None)
+    else:
+        words = agreement_verdict(compared, short_names(parent_rows))
     report = FusionReport(
         parents=parent_rows,
         ensemble=ScoreValues.of(compared.ensemble),
@@ -155,7 +184,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         naive=ScoreValues.of(compared.naive),
         naive_renorm=ScoreValues.of(compared.renewed),
         child=NetworkScores.at(request.out, state_digest(result.child.state_dict()), compared.child),
-        verdict=in_options(verdict(advice, result.best.name if result.best else None)),
+        verdict=in_options(words),
         advice=advice,
         widened=_widened(fused),
         converged=not result.not_converged,
@@ -182,8 +211,8 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         path, naive_path = paths
         report = PathReport(
             **report.model_dump(),
-            path=[PathRow.of(point) for point in path],
-            naive_path=[PathRow.of(point) for point in naive_path],
+            path=[PathRow.at_point(point) for point in path],
+            naive_path=[PathRow.at_point(point) for point in naive_path],
             barrier=Barrier.of(path, naive_path),
             methods=methods,
         )
@@ -249,13 +278,11 @@ def _say_what_a_plot_costs(request: Request, inputs: Inputs) -> None:
     refitted = {"none": "", "auto": ", refitted like the child where refit auto refits it"}.get(refit, ", all refitted")
     remark(
         f"the plot takes {between * curves} matched networks{refitted}, and {between} naive averages: as many more"
-        f" passes over {len(inputs.data.test):,} test images"
+        f" passes over {len(inputs.data.required_test):,} images"
     )
 
 
-def _paths(
-    fused: _Fused, ends: tuple[Scores, Scores], alphas: Sequence[float], work: Work
-) -> tuple[list[PathPoint], list[PathPoint]]:
+def _paths(fused: _Fused, ends: Ends, alphas: Sequence[float], work: Work) -> tuple[list[PathPoint], list[PathPoint]]:
     """Evaluate the path and the naive path, which differ by the couplings alone."""
     work.step("evaluating the path", total=2 * (len(alphas) - 2))
     matched = _matched_path(fused, ends, alphas, work)
@@ -265,23 +292,23 @@ def _paths(
         fused.test,
         alphas,
         lambda _: work.advance(),
+        score=fused.score,
     )
     return matched, naive
 
 
-def _matched_path(fused: _Fused, ends: tuple[Scores, Scores], alphas: Sequence[float], work: Work) -> list[PathPoint]:
+def _matched_path(fused: _Fused, ends: Ends, alphas: Sequence[float], work: Work) -> list[PathPoint]:
     return evaluate_path(
         ends,
         lambda alpha: fused.result.at((1.0 - alpha, alpha)),
         fused.test,
         alphas,
         lambda _: work.advance(),
+        score=fused.score,
     )
 
 
-def _methods(
-    request: Request, fused: _Fused, ends: tuple[Scores, Scores], path: list[PathPoint], work: Work
-) -> list[MethodPath]:
+def _methods(request: Request, fused: _Fused, ends: Ends, path: list[PathPoint], work: Work) -> list[MethodPath]:
     """Evaluate the paths of all methods, in order; the first one's is known."""
     found = []
     for number, (name, recipe) in enumerate(request.methods.items()):
@@ -308,7 +335,7 @@ def _write(
     request: Request,
     report: FusionReport | PathReport,
     fused: _Fused,
-    compared: Comparison,
+    compared: Comparison | AgreementComparison,
 ) -> None:
     """Write plot, report, trained parent and child; each takes its place only when all of them are complete."""
     with ExitStack() as complete:
@@ -352,8 +379,9 @@ def _card(
         fused.result,
         architecture,
         parents=[Parent(path=str(parent.path), digest=parent.digest) for parent in inputs.checkpoints],
-        metrics={**scores.model_dump(include=set(ScoreValues.model_fields)), "images": images},
+        metrics={**scores.metrics, "images": images},
         data=report.data,
         preprocessing=inputs.data.preprocessing,
+        names=inputs.names,
         widened=widened,
     )

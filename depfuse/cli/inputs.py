@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from depfuse.cli.classes import class_names, in_outputs, label_sets, of_network
 from depfuse.cli.named import agreed, read_named
 from depfuse.cli.normalised import warn_of_normalisation
 from depfuse.cli.options import DataOptions
-from depfuse.data import DataSet, Loader, Preprocessing, load_data, parse_labels
+from depfuse.data import DataSet, Loader, Preprocessing, load_data
+from depfuse.data.draws import order_of_class
+from depfuse.data.parts import SPLIT_SEED
+from depfuse.data.stream import Stream, batches_of
 from depfuse.ensemble.label_sets import LabelSets
-from depfuse.errors import ArchitectureError, DataError, RecipeError
+from depfuse.errors import ArchitectureError, DataError, DepfuseWarning, RecipeError
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import Checkpoint, read_checkpoints
 from depfuse.io.loading import load_into
@@ -23,10 +30,17 @@ from depfuse.models.architecture import with_arguments
 from depfuse.models.origin import FromFile
 from depfuse.networks.running import evaluating
 
+HELD_OUT = 0.1  # share of images to judge by, where there is no test set
+MOST_HELD_OUT = 2000
+
 
 @dataclass(frozen=True)
 class Inputs:
-    """Networks with their checkpoints and architectures, and the data that they take."""
+    """Networks with their checkpoints and architectures, and the data that they take.
+
+    `labels` are the labels of their outputs, where these differ; the data's labels are those of the child's outputs,
+    and `names` what these are called, where that is known.
+    """
 
     architectures: tuple[str, ...]
     checkpoints: tuple[Checkpoint, ...]
@@ -35,10 +49,16 @@ class Inputs:
     data_name: str
     device: torch.device
     labels: LabelSets | None = None
+    names: tuple[str, ...] | None = None
 
-    def test_loader(self, batch_size: int) -> Loader:
-        """Load the test images, in order."""
-        return Loader(self.data.test, self.data.preprocessing, batch_size=batch_size, device=self.device)
+    def test_loader(self, batch_size: int) -> Loader | Stream:
+        """Load the test images, in order; many files are decoded as they are needed."""
+        return batches_of(self.data.required_test, self.data.preprocessing, batch_size=batch_size, device=self.device)
+
+    def require_labels(self, purpose: str) -> None:
+        """Raise `DataError` where the training images have no labels, and `purpose` needs them."""
+        if self.data.train.labels is None:
+            raise DataError(f"{self.data_name} has no labels, and {purpose} needs them: give data with labels")
 
 
 def read_inputs(
@@ -51,70 +71,117 @@ def read_inputs(
     fused: bool = False,
     trust: Sequence[Path] | None = None,
     key: Sequence[str] | None = None,
+    judged: bool = False,
 ) -> Inputs:
     """Read checkpoints and data, build the networks on the device, and check that all of it fits.
 
     What the user leaves out is taken from the checkpoints' cards. Architectures are one for all, or one per checkpoint.
-    With `classes`, one text per checkpoint, each network has an output for each of its own labels; without, for each of
-    the data's. Networks to be `fused` may be said to know fewer. Code and data that a card names are used only
-    where its file is one of those that the user trusts. Keys say where in the files the weights are.
+    With `classes`, one text per checkpoint, each network has an output for each of its own labels; without, networks
+    have as many outputs as their files, whatever classes the data have. Networks to be `fused` may know different
+    labels. Where they are `judged`, the data have test images: see `with_judged_images`. Code and data that a card
+    names are used only where its file is one of those that the user trusts. Keys say where in the files the weights are.
     """
     named = read_named(paths, arch, options, classes, trust)
     architectures = named.architectures
     checkpoints = read_checkpoints(paths, key)
-    data = load_named([checkpoint.card for checkpoint in checkpoints], options, named.data)
+    cards = [checkpoint.card for checkpoint in checkpoints]
+    data = load_named(cards, options, named.data)
+    if judged:
+        data = with_judged_images(data, fused=fused)
     example = data.example()
-    models = []
-    labels = _labels(checkpoints, classes, data)
+    labels, names = None, None
+    if fused:
+        labels, names, data = label_sets(cards, classes, data)
+    models, outputs = [], []
     for number, (architecture, checkpoint) in enumerate(zip(architectures, checkpoints, strict=True)):
-        known = labels.sets[number] if labels else (checkpoint.card and checkpoint.card.classes) or data.classes
-        model = _built(architecture, checkpoint, len(known), data.image_shape[0])
-        checkpoint = checkpoints[number] = checkpoint.fitted_to(model.state_dict())
-        if fused and not labels:
-            _check_head(model, checkpoint, len(known))
+        card = cards[number]
+        known = labels.sets[number] if labels else None if card is None else card.classes
+        model, checkpoint = _built(architecture, checkpoint, known, len(data.classes), data.image_shape[0])
+        checkpoints[number] = checkpoint
         load_into(model, checkpoint)
-        check_input(model, example, classes=None if fused else len(known) if labels else len(data.classes))
-        if fused and not labels:
-            _check_knows(_outputs(model, example), checkpoint, len(data.classes))
-        if labels or (checkpoint.card and checkpoint.card.classes and not classes):
-            _check_outputs(model, example, checkpoint, len(known))
+        check_input(model, example)
+        outputs.append(_outputs(model, example))
+        if known and outputs[-1] != len(known):
+            raise DataError(f"{checkpoint.path} has {outputs[-1]} outputs, but is said to know {len(known)} classes")
         models.append(model.to(device).eval())
+    if labels is None:
+        said = [None if fused else of_network(card, data, text) for card, text in _each(cards, classes)]
+        data = in_outputs(data, outputs, paths, said)
+        names = names or class_names(data)
     warn_of_normalisation(paths, models, data, device)
-    return Inputs(architectures, tuple(checkpoints), tuple(models), data, named.data, device, labels)
+    return Inputs(architectures, tuple(checkpoints), tuple(models), data, named.data, device, labels, names)
 
 
-def _built(architecture: str, checkpoint: Checkpoint, classes: int, channels: int) -> nn.Module:
-    """Build the network for a checkpoint; errors in its card's architecture name the file."""
+def with_judged_images(data: DataSet, *, fused: bool) -> DataSet:
+    """Give data without test images some to judge networks by, and say which.
+
+    For a fusion they are held out of the training images, without their labels: the parents may have been trained on
+    them. Else they are all of the training images, and their labels are read.
+    """
+    if data.test is not None:
+        return data
+    count = len(data.train)
+    if not fused:
+        if data.train.labels is not None:
+            _say(
+                f"{data.name} has no test set: the networks are evaluated on its {count:,} training images, which they"
+                " may have been trained on"
+            )
+        return dataclasses.replace(data, test=data.train)
+    lacks = "has no labels" if data.train.labels is None else "has no test set"
+    held = min(round(HELD_OUT * count), MOST_HELD_OUT)
+    order = order_of_class(count, SPLIT_SEED, 0)
+    numbers = torch.sort(order[:held]).values if held else torch.arange(count)
+    _say(
+        f"{data.name} {lacks}, so that no accuracy is known: how well the networks agree is measured on"
+        f" {f'{held:,} of its {count:,} images, drawn by seed {SPLIT_SEED}' if held else f'its {count} images'}, which"
+        f" {'are not used for calibration' if held else 'are those of the calibration: there are too few'}"
+    )
+    train = data.train.take(torch.sort(order[held:]).values)
+    return dataclasses.replace(data, train=train, test=dataclasses.replace(data.train.take(numbers), labels=None))
+
+
+def _say(sentence: str) -> None:
+    warnings.warn(sentence, DepfuseWarning, stacklevel=3)
+
+
+def _each(cards: Sequence[Card | None], texts: Sequence[str] | None) -> list[tuple[Card | None, str | None]]:
+    said: Sequence[str | None] = texts or [None] * len(cards)
+    return list(zip(cards, said, strict=True))
+
+
+def _built(
+    architecture: str, checkpoint: Checkpoint, known: Sequence[int] | None, classes: int, channels: int
+) -> tuple[nn.Module, Checkpoint]:
+    """Build the network for a checkpoint, with as many outputs as its file has where nothing says how many it knows.
+
+    The checkpoint comes with the network's names of tensors. Errors in its card's architecture name the file.
+    """
+    count = len(known) if known else classes
+    settings: dict[str, Any] = {"fitting": checkpoint.state, "in_channels": channels}
+    settings |= {"classes": count} if count else {}
     try:
-        return build_network(architecture, fitting=checkpoint.state, classes=classes, in_channels=channels)
+        model = build_network(architecture, **settings)
+        checkpoint = checkpoint.fitted_to(model.state_dict())
+        found = None if known else _outputs_in(checkpoint, model)
+        if found is not None:
+            model = build_network(architecture, **{**settings, "classes": found})
+        return model, checkpoint
     except ArchitectureError as error:
         if isinstance(architecture, FromFile):
             raise ArchitectureError(f"{checkpoint.path}: {error}") from None
         raise
 
 
-def _check_outputs(model: nn.Module, example: torch.Tensor, checkpoint: Checkpoint, known: int) -> None:
-    outputs = _outputs(model, example)
-    if outputs != known:
-        raise DataError(f"{checkpoint.path} has {outputs} outputs, but is said to know {known} classes")
-
-
-def _check_head(model: nn.Module, checkpoint: Checkpoint, classes: int) -> None:
-    """Report a checkpoint that fits its network but for the number of labels, which only the user can know."""
+def _outputs_in(checkpoint: Checkpoint, model: nn.Module) -> int | None:
+    """Count the outputs of a checkpoint that fits its network but for these; None where it fits, or does not at all."""
     own = {key: tensor.shape for key, tensor in model.state_dict().items()}
     wrong = [key for key, tensor in checkpoint.state.items() if key in own and own[key] != tensor.shape]
     found = [checkpoint.state[key].shape for key in wrong]
-    alike = [own[key][:1] == (classes,) and own[key][1:] == shape[1:] for key, shape in zip(wrong, found, strict=True)]
-    if wrong and all(alike) and len({shape[0] for shape in found}) == 1:
-        _check_knows(found[0][0], checkpoint, classes)
-
-
-def _check_knows(outputs: int, checkpoint: Checkpoint, classes: int) -> None:
-    if outputs < classes:
-        raise DataError(
-            f"{checkpoint.path} has {outputs} outputs, but the labels name {classes} classes, so that labels from "
-            f"{outputs} on are out of range: say which labels each parent knows with --classes, once per parent"
-        )
+    alike = all(shape and own[key] and own[key][1:] == shape[1:] for key, shape in zip(wrong, found, strict=True))
+    if not wrong or not alike or len({shape[0] for shape in found}) > 1 or len({own[key][0] for key in wrong}) > 1:
+        return None
+    return int(found[0][0])
 
 
 def _outputs(model: nn.Module, example: torch.Tensor) -> int:
@@ -123,23 +190,6 @@ def _outputs(model: nn.Module, example: torch.Tensor) -> int:
     if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:
         raise DataError(f"{type(model).__name__} does not give one row of class scores per image")
     return outputs.shape[1]
-
-
-def _labels(checkpoints: Sequence[Checkpoint], classes: Sequence[str] | None, data: DataSet) -> LabelSets | None:
-    """Collect the labels that each checkpoint knows, from the user or else the cards; None where all know all."""
-    everything = tuple(range(len(data.classes)))
-    if classes:
-        sets = LabelSets.create([tuple(parse_labels(text)) for text in classes])
-    else:
-        said = [checkpoint.card.classes if checkpoint.card else None for checkpoint in checkpoints]
-        sets = LabelSets.create([everything if known is None else known for known in said])
-        if len(set(sets.sets)) == 1:
-            return None
-    if unknown := sorted(set(sets.joint) - set(everything)):
-        raise DataError(f"the data have labels 0 to {len(everything) - 1}, but a parent is said to know {unknown[0]}")
-    if missing := sorted(set(everything) - set(sets.joint)):
-        raise DataError(f"no parent knows label {missing[0]} of the data: give data of the labels that they know")
-    return None if sets.same else sets
 
 
 def load_named(cards: Sequence[Card | None], options: DataOptions, name: str) -> DataSet:
@@ -153,7 +203,7 @@ def load_named(cards: Sequence[Card | None], options: DataOptions, name: str) ->
         root=options.data_root,
         mean=mean or used.mean,
         std=std or used.std,
-        size=used.size,
+        size=options.sizes() or used.size,
         download=options.data is not None,
     )
 
@@ -170,8 +220,7 @@ def read_template(inputs: Inputs, width: float | None, child_arch: str | None) -
     first = inputs.architectures[0]
     architecture = first if width is None else with_arguments(first, width=int(width) if width.is_integer() else width)
     architecture = architecture if child_arch is None else child_arch
-    card = inputs.checkpoints[0].card
-    count = len((card and card.classes) or inputs.data.classes)
+    count = _outputs(inputs.models[0], inputs.data.example(device=inputs.device))
     if inputs.labels is not None:
         count = len(inputs.labels.joint)
         architecture = with_classes(architecture, count)

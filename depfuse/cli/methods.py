@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -50,11 +51,12 @@ def parse_methods(text: str, recipe: Recipe) -> dict[str, Recipe]:
 def method_path(name: str, result: FusionResult, points: Sequence[PathPoint]) -> MethodPath:
     """Take the path by one method into a report."""
     alphas = [point.alpha for point in points]
+    rows = [PathRow.at_point(point) for point in points]
     return MethodPath(
         name=name,
-        path=[PathRow.of(point) for point in points],
-        barrier_loss=barrier(alphas, [point.scores.loss for point in points]),
-        barrier_error=barrier(alphas, [1.0 - point.scores.accuracy for point in points]),
+        path=rows,
+        barrier_loss=barrier(alphas, [math.nan if row.nats is None else row.nats for row in rows]),
+        barrier_error=barrier(alphas, [1.0 - row.share for row in rows]),
         seconds=result.seconds["align"] + result.seconds["choose"],
         recipe=result.recipe.model_dump(mode="json"),
         not_converged=list(result.not_converged),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from depfuse.cli.options import DataOptions
-from depfuse.data.label_shares import parse_labels
+from depfuse.data.label_shares import read_classes
 from depfuse.data.names import DATA_SETS, check_data_name
 from depfuse.errors import ArchitectureError, CheckpointError, DataError, RecipeError
 from depfuse.io.cards import Card
@@ -57,10 +57,10 @@ def read_named(
     if classes and len(classes) != len(paths):
         raise RecipeError(f"--classes is given {len(classes)} times for {len(paths)} parents: once per parent")
     for text in classes or ():
-        parse_labels(text)
+        read_classes(text)
     data = options.data or _named_data(paths, cards, trusted)
     check_data_name(data)
-    options.means(), options.stds()
+    options.means(), options.stds(), options.sizes()
     return Named(architectures, data)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -102,7 +103,8 @@ class DataOptions:
         typer.Option(
             "--data",
             metavar="DATA",
-            help="digits, cifar10, cifar100, mnist, a .npz file or a folder of images by class."
+            help="digits, cifar10, cifar100, mnist, a .npz or .npy file, a folder of images, by class or not, or a"
+            " list of files (.txt, .csv); labels are not needed to fuse."
             " Default: the built-in data set that the checkpoints' cards name.",
         ),
     ] = None
@@ -122,6 +124,25 @@ class DataOptions:
         str | None,
         typer.Option("--std", metavar="R,G,B", help="Standard deviation of each channel.", rich_help_panel=FURTHER),
     ] = None
+
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--size",
+            metavar="H,W",
+            help="Resize images until they cover this height and width, and crop their middle.",
+            rich_help_panel=FURTHER,
+        ),
+    ] = None
+
+    def sizes(self) -> tuple[int, int] | None:
+        """Read `--size`; one number is a square."""
+        if self.size is None:
+            return None
+        if not re.fullmatch(r"\d{1,6}([,x]\d{1,6})?", self.size):
+            raise RecipeError(f"--size {self.size!r} must be height and width in pixels, like 224,224")
+        height, *width = map(int, re.split("[,x]", self.size))
+        return height, *(width or [height])  # type: ignore[return-value]
 
     def means(self) -> tuple[float, ...] | None:
         """Read `--mean`."""
@@ -189,8 +210,8 @@ class FusionOptions:
         typer.Option(
             "--classes",
             metavar="LABELS",
-            help="Which labels the outputs of a parent stand for, once per parent in order: 0-4, or 1,3,7."
-            " The child has an output for each of all labels. Default: what the cards say.",
+            help="Which labels the outputs of a parent stand for, once per parent in order: 0-4, or 1,3,7, or names of"
+            " classes, cat,dog. The child has an output for each of all labels. Default: what the cards say.",
         ),
     ] = None
 

@@ -86,6 +86,7 @@ def train(
 
         from depfuse.cli.inputs import load_named
         from depfuse.data.labels import select_labels, select_share
+        from depfuse.data.parts import with_test_images
         from depfuse.distributed.device import resolve_device
         from depfuse.io.checkpoint import write_checkpoint
         from depfuse.models import build_network
@@ -95,7 +96,7 @@ def train(
     screen = Screen(options.quiet)
     with screen.working() as work:
         work.step("reading data")
-        images = load_named([], data, named.data)
+        images = with_test_images(load_named([], data, named.data))
         if part is not None:
             images = select_share(images, part[0], part[1], alpha=dirichlet, seed=split_seed)
         kept = list(range(len(images.classes)))
@@ -148,6 +149,7 @@ def _card(
         data=name,
         preprocessing=images.preprocessing,
         classes=tuple(kept),
+        names=None if all(name.isdecimal() for name in images.classes) else images.classes,
         recipe={**recipe.model_dump(mode="json"), **chosen},
         seeds={"train": recipe.seed, "split": split_seed},
         metrics=metrics,

@@ -158,6 +158,8 @@ def tune(
         work.step("reading networks and data")
         device = resolve_device(options.device)
         inputs = read_inputs(parents, arch, data, device, classes, fused=True, trust=trust, key=key)
+        if labels:
+            inputs.require_labels("--labels")
         common = _common(given, inputs, judged)
         kept = {**given, **{path: common.settings[path] for path in SHARED}}
         space = Space(len(parents), kept)

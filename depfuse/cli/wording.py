@@ -24,6 +24,7 @@ OPTIONS = {
     "name": "name with --study",
     "preset": "--preset {}",
     "resume": "--resume",
+    "size": "--size",
     "std": "--std",
     "template": "--width and --child-arch",
     "trust": "--trust FILE",

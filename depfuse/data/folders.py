@@ -58,8 +58,8 @@ def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
         least = 1 if _one_class(list(parts.values())) else 2
         train = {name: _by_class(place, least) for name, place in parts.items() if KINDS[name] == "train"}
         least = 1 if any(folder.classes for folder in train.values()) else 2
-        rest = {name: _by_class(place, least) for name, place in parts.items() if name not in train}
-        found, whole = {**train, **rest}, None
+        tests = {name: _by_class(place, least) for name, place in parts.items() if name not in train}
+        found, whole = {**train, **tests}, None
     elif any(name in children for name in PICTURES) and any(name in children for name in MASKS):
         chosen = next(children[name] for name in PICTURES if name in children)
         masks = next(children[name] for name in MASKS if name in children)
@@ -82,7 +82,8 @@ def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
         for own, folder in zip(images, folders, strict=True)
     ]
     named = {name: part for name, part in zip(found, made, strict=False) if len(part.images)}
-    return data_set_of(str(root), named, made[-1] if whole is not None else None, classes, preprocessing)
+    rest = made[-1] if whole is not None else None
+    return data_set_of(str(root), named, rest, classes, preprocessing, by_name=classes is not None)
 
 
 def _classes(root: Path, found: dict[str, _Folder], whole: _Folder | None) -> tuple[str, ...] | None:

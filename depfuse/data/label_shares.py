@@ -10,6 +10,7 @@ from depfuse.errors import DataError
 LabelShare = Mapping[int, float]
 
 _PIECE = re.compile(r"(\d+)(?:-(\d+))?(?::([0-9.eE+-]+))?")
+_NUMBERS = re.compile(r"[\d\s,:.eE+-]+")
 
 
 def parse_labels(text: str) -> dict[int, float]:
@@ -49,6 +50,22 @@ def parse_labels(text: str) -> dict[int, float]:
                 raise DataError(f"labels {text!r}: label {label} stands twice")
             shares[label] = share
     return dict(sorted(shares.items()))
+
+
+def read_classes(text: str) -> tuple[int, ...] | tuple[str, ...]:
+    """Read `0-4` or `1,3,7` as numbers, and `cat,dog` as names.
+
+    Raises
+    ------
+    DataError
+        It is malformed, or names one class twice.
+    """
+    if _NUMBERS.fullmatch(text):
+        return tuple(parse_labels(text))
+    names = tuple(name.strip() for name in text.split(","))
+    if "" in names or len(set(names)) < len(names):
+        raise DataError(f"classes {text!r} must be different names with commas between them, like cat,dog")
+    return names
 
 
 def check_share(share: int, shares: int, alpha: float | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -43,11 +43,28 @@ def data_set_of(
     whole: Part | None,
     classes: Sequence[str] | None,
     preprocessing: Preprocessing,
+    *,
+    by_name: bool = False,
 ) -> DataSet:
     """Make a data set of parts by what they are called, or of images that nothing divides.
 
     Test images are those of `test`, or of `val` where `test` has no labels or is not there. Labelled images that
     nothing divides are divided by `SPLIT_SEED`, class by class; others are for training.
+
+    Parameters
+    ----------
+    name
+        What the data are called.
+    parts
+        A key of `KINDS` -> that part.
+    whole
+        Images that nothing divides, where there are no parts.
+    classes
+        The names of classes, where labels are numbers.
+    preprocessing
+        What happens to images before a network.
+    by_name
+        Whether labels are the places of `classes` in alphabetical order.
 
     Raises
     ------
@@ -69,12 +86,28 @@ def data_set_of(
     split = None if train is None else _as_split(name, train, names)
     tested = None if test is None else _as_split(name, test, names)
     labels_of_both = None if names is None and all(part.labels is None for part in found) else names
-    if split is None:
-        assert tested is not None
-        split = tested.take(slice(0, 0))
-    if whole is not None and test is None and whole is train and split.labels is not None:
+    if split is not None and test is None and whole is train and split.labels is not None:
         split, tested = _divided(name, split)
-    return checked_data_set(name, labels_of_both, split, tested, preprocessing)
+    by_name = by_name or (classes is None and names is not None)
+    return checked_data_set(name, labels_of_both, split, tested, preprocessing, by_name=by_name)
+
+
+def with_test_images(data: DataSet) -> DataSet:
+    """Divide the training images of data without a test set, as `data_set_of` does, for a network to be trained.
+
+    Raises
+    ------
+    DataError
+        The images have no labels.
+    """
+    if data.train.labels is None:
+        raise DataError(f"{data.name} has no labels, and training needs them: give data with labels")
+    if data.test is not None and data.test.labels is not None:
+        return data
+    train, test = _divided(data.name, data.train)
+    if test is None:
+        raise DataError(f"{data.name} has no test set, and too few images to hold any out: give more")
+    return replace(data, train=train, test=test)
 
 
 def _divided(name: str, whole: Split) -> tuple[Split, Split | None]:
@@ -91,7 +124,7 @@ def _divided(name: str, whole: Split) -> tuple[Split, Split | None]:
     kept = torch.ones(len(whole), dtype=torch.bool)
     kept[numbers] = False
     _say(
-        f"{name} is not divided into train and test: {len(numbers):,} of {counted(len(whole), 'image')},"
+        f"{name} has no labelled test set: {len(numbers):,} of {counted(len(whole), 'image')},"
         f" {100 * TEST_SHARE:.0f} % of each class, drawn by seed {SPLIT_SEED}, are the test images"
     )
     return whole.take(torch.nonzero(kept)[:, 0]), whole.take(numbers)

@@ -73,6 +73,8 @@ class DataSet:
         The test images; None where there are none.
     preprocessing
         What happens to images before a network.
+    by_name
+        Whether the labels are the places of names in alphabetical order, and mean nothing by themselves.
     """
 
     name: str
@@ -80,6 +82,7 @@ class DataSet:
     train: Split
     test: Split | None
     preprocessing: Preprocessing
+    by_name: bool = False
 
     @property
     def required_test(self) -> Split:
@@ -115,16 +118,22 @@ class DataSet:
 
 
 def checked_data_set(
-    name: str, classes: tuple[str, ...] | None, train: Split, test: Split | None, preprocessing: Preprocessing
+    name: str,
+    classes: tuple[str, ...] | None,
+    train: Split | None,
+    test: Split | None,
+    preprocessing: Preprocessing,
+    *,
+    by_name: bool = False,
 ) -> DataSet:
     """Make a data set of images, or raise `DataError` with the reason why they are none.
 
     Where `classes` is ``None``, the classes are named 0, 1, ... up to the largest label. Labels may be missing, and
     either the training or the test images.
     """
-    parts = {"training": train} if test is None else {"training": train, "test": test}
+    parts = {part: split for part, split in (("training", train), ("test", test)) if split is not None}
     for part, split in parts.items():
-        if len(split.images) == 0 and (part == "test" or test is None or classes is None):
+        if len(split.images) == 0:
             raise DataError(f"{name}: there are no {part} images")
         if split.labels is not None and len(split.images) != len(split.labels):
             raise DataError(
@@ -134,6 +143,9 @@ def checked_data_set(
             raise DataError(f"{name}: {part} images of shape {tuple(split.images.shape[1:])} have no pixels")
         if _some_labels(split) and (least := int(split.required_labels.min())) < 0:
             raise DataError(f"{name}: {part} label {least} is out of range: labels start at 0")
+    if train is None:
+        assert test is not None, "a data set has images"
+        train = test.take(slice(0, 0))
     if test is not None and train.images.shape[1:] != test.images.shape[1:]:
         shapes = f"{tuple(train.images.shape[1:])} and test images {tuple(test.images.shape[1:])}"
         raise DataError(f"{name}: training images are {shapes}: they must have the same shape")
@@ -151,7 +163,7 @@ def checked_data_set(
             )
     preprocessing.check_channels(train.images.shape[1])
     preprocessing.check_size(*train.images.shape[2:])
-    return DataSet(name, classes, train, test, preprocessing)
+    return DataSet(name, classes, train, test, preprocessing, by_name)
 
 
 def _some_labels(split: Split) -> bool:

@@ -1,3 +1,4 @@
+from .agreement import evaluate_agreement
 from .evaluation import (
     evaluate,
     evaluate_ensemble,
@@ -6,16 +7,18 @@ from .evaluation import (
     most_frequent,
 )
 from .path import evaluate_path
-from .scores import CERTAIN, Difference, PathPoint, Scores, barrier, difference, path_alphas
+from .scores import CERTAIN, Agreement, Difference, PathPoint, Scores, barrier, difference, path_alphas
 
 __all__ = [
     "CERTAIN",
+    "Agreement",
     "Difference",
     "PathPoint",
     "Scores",
     "barrier",
     "difference",
     "evaluate",
+    "evaluate_agreement",
     "evaluate_ensemble",
     "evaluate_path",
     "evaluate_together",

@@ -94,12 +94,12 @@ def _score(
     layouts: list[torch.memory_format] = []
     with torch.inference_mode():
         for inputs, labels in batches:
-            layouts = layouts or [_checked_layout(model, take_samples(inputs, slice(0, 1))) for model in models]
+            layouts = layouts or [checked_layout(model, take_samples(inputs, slice(0, 1))) for model in models]
             outputs = [
                 run_network(model, in_layout(inputs, layout)) for model, layout in zip(models, layouts, strict=True)
             ]
             if sets is None:
-                outputs += [_mean(outputs, shares) for shares in ensembles]
+                outputs += [mean_logits(outputs, shares) for shares in ensembles]
             else:
                 outputs = sets.of_outputs(outputs) + [sets.join(outputs, shares, 1) for shares in ensembles]
             for tally, logits in zip(tallies, outputs, strict=True):
@@ -107,14 +107,15 @@ def _score(
     return [tally.scores() for tally in tallies]
 
 
-def _mean(outputs: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+def mean_logits(outputs: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """Average logits (N, C), one share each."""
     widths = sorted({logits.shape[1] for logits in outputs})
     if len(widths) > 1:
         raise DataError(f"networks with {widths} outputs cannot be averaged into one ensemble")
     return torch.stack([share * logits for share, logits in zip(shares, outputs, strict=True)]).sum(0)
 
 
-def _checked_layout(model: nn.Module, image: Example) -> torch.memory_format:
+def checked_layout(model: nn.Module, image: Example) -> torch.memory_format:
     """Choose the memory format of a network's inputs, and refuse one that gives no logits."""
     layout, output = choose_layout(model, image)
     if not isinstance(output, Tensor) or output.dim() != 2:

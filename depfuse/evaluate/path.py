@@ -8,15 +8,17 @@ from torch import nn
 
 from depfuse.errors import RecipeError
 from depfuse.evaluate.evaluation import Batches, evaluate
-from depfuse.evaluate.scores import PathPoint, Scores
+from depfuse.evaluate.scores import Agreement, PathPoint, Scores
 
 
 def evaluate_path(
-    ends: tuple[Scores, Scores],
+    ends: tuple[Scores | Agreement, Scores | Agreement],
     network_at: Callable[[float], nn.Module],
     batches: Batches,
     alphas: Sequence[float],
     on_point: Callable[[float], None] | None = None,
+    *,
+    score: Callable[[nn.Module], Scores | Agreement] | None = None,
 ) -> list[PathPoint]:
     """Score the networks between two parents.
 
@@ -35,12 +37,15 @@ def evaluate_path(
         Increasing shares of the second parent, the first 0 and the last 1.
     on_point : callable, optional
         Called with alpha after each inner point.
+    score : callable, optional
+        Scores a network otherwise than on the labels of the batches.
     """
     if len(alphas) < 2 or alphas[0] != 0.0 or alphas[-1] != 1.0:
         raise RecipeError(f"a path runs from 0 to 1, not over {list(alphas)}")
     points = [PathPoint(0.0, ends[0])]
     for alpha in alphas[1:-1]:
-        points.append(PathPoint(alpha, evaluate(network_at(alpha), batches)))
+        network = network_at(alpha)
+        points.append(PathPoint(alpha, evaluate(network, batches) if score is None else score(network)))
         if on_point is not None:
             on_point(alpha)
     return [*points, PathPoint(1.0, ends[1])]

@@ -43,6 +43,31 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """What one pass over images without labels tells about one network beside the ensemble of others.
+
+    Attributes
+    ----------
+    ensemble : float
+        Fraction of the images for which it predicts the ensemble's class.
+    members : tuple of float
+        For each member of the ensemble, the fraction of the images for which it predicts that one's class.
+    confidence : float
+        Mean probability of the class that it predicts.
+    disagreement : float
+        Mean cross-entropy, in nats, of its probabilities under the ensemble's.
+    count : int
+        Number of images.
+    """
+
+    ensemble: float
+    members: tuple[float, ...]
+    confidence: float
+    disagreement: float
+    count: int
+
+
+@dataclass(frozen=True)
 class Difference:
     """Accuracy of one network minus that of another, a fraction, and its standard error over the images."""
 
@@ -85,7 +110,7 @@ class PathPoint:
     """The scores of the merged network at one place on the path; `alpha` is the second parent's share."""
 
     alpha: float
-    scores: Scores
+    scores: Scores | Agreement
 
 
 def path_alphas(points: int) -> list[float]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from depfuse.align import Coupling
 from depfuse.data.loader import Loader
+from depfuse.data.stream import Stream
 from depfuse.ensemble.distance import EnsembleDistance
 from depfuse.errors import ArchitectureError, RecipeError
 from depfuse.evaluate import Scores, evaluate_together, evaluate_with_ensemble, most_frequent
@@ -30,6 +31,7 @@ from depfuse.renorm import has_batch_norm
 from depfuse.teach.distil import Distillation
 
 if TYPE_CHECKING:
+    from depfuse.fusion.candidates import Candidate
     from depfuse.fusion.result import FusionResult
 
 OnStep = Callable[[str], None]
@@ -112,7 +114,7 @@ class Comparison:
 
 def compare(
     result: FusionResult,
-    test: Loader,
+    test: Loader | Stream,
     *,
     training: Distillation | None = None,
     on_step: OnStep | None = None,
@@ -138,15 +140,8 @@ def compare(
             result.parents, watched.track(test, "evaluating the parents"), sets=result.parent_labels
         )
         shares = result.ensemble.shares
-        possible = result.calibration is not None and has_batch_norm(result.parents[0])
-        averages = [naive_child(result, shares, renorm) for renorm in ("none", "reset")[: 2 if possible else 1]]
-        _announce("heads", on_step)
-        heads = heads_refitted(result)
-        trained = None
-        if training is not None:
-            _announce("baseline", on_step)
-            trained = train_baseline(result, heads, training)
-        others = [candidate for candidate in result.family if candidate is not result.best]
+        made = make_rivals(result, training, on_step)
+        averages, heads, trained, others = made.averages, made.heads, made.trained, made.others
         networks = [*averages, result.child, *heads]
         networks += [] if trained is None else [trained[1]]
         networks += [candidate.network for candidate in others]
@@ -182,6 +177,43 @@ def _announce(step: str, on_step: OnStep | None) -> None:
     work().step(STEPS[step])
     if on_step is not None:
         on_step(step)
+
+
+@dataclass(frozen=True, eq=False)
+class Rivals:
+    """Networks made of the parents beside the child.
+
+    Attributes
+    ----------
+    averages
+        The parents' plain average, and with its BatchNorm reset, where that is possible.
+    heads
+        See `heads_refitted`.
+    trained
+        A parent trained as long, with its index, where the child was trained.
+    others
+        The candidates that are not the child.
+    """
+
+    averages: Sequence[nn.Module]
+    heads: Sequence[nn.Module]
+    trained: tuple[int, nn.Module] | None
+    others: Sequence[Candidate]
+
+
+def make_rivals(result: FusionResult, training: Distillation | None, on_step: OnStep | None = None) -> Rivals:
+    """Make the networks that a child is compared with, beside its parents."""
+    possible = result.calibration is not None and has_batch_norm(result.parents[0])
+    averages = [
+        naive_child(result, result.ensemble.shares, renorm) for renorm in ("none", "reset")[: 2 if possible else 1]
+    ]
+    _announce("heads", on_step)
+    heads = heads_refitted(result)
+    trained = None
+    if training is not None:
+        _announce("baseline", on_step)
+        trained = train_baseline(result, heads, training)
+    return Rivals(averages, heads, trained, [candidate for candidate in result.family if candidate is not result.best])
 
 
 def heads_refitted(result: FusionResult) -> list[nn.Module]:

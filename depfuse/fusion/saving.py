@@ -37,6 +37,7 @@ def fusion_card(
     metrics: Mapping[str, Any],
     data: str | None = None,
     preprocessing: Preprocessing | None = None,
+    names: tuple[str, ...] | None = None,
     widened: bool = False,
 ) -> Card:
     """Make the card of a child, or of a parent that was trained as long, with what the fusion knows."""
@@ -46,6 +47,7 @@ def fusion_card(
         data=data,
         preprocessing=preprocessing,
         classes=None if labels is None else labels.joint,
+        names=names,
         widened=widened,
         recipe=result.recipe.model_dump(mode="json"),
         seeds={"fuse": result.recipe.seed},

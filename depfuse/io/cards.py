@@ -37,6 +37,8 @@ class Card(Stored):
         How its inputs were normalised.
     classes
         For each output, the label of the data set that it stands for; ``None`` where unknown.
+    names
+        For each output, what its class is called; ``None`` where unknown.
     recipe
         The settings of the fusion or of the training that made it.
     seeds
@@ -57,6 +59,7 @@ class Card(Stored):
     data: str | None = None
     preprocessing: Preprocessing | None = None
     classes: tuple[int, ...] | None = None
+    names: tuple[str, ...] | None = None
     recipe: dict[str, Any] | None = None
     seeds: dict[str, int] = Field(default_factory=dict)
     parents: tuple[Parent, ...] = ()

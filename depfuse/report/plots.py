@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from depfuse.report.schema import FusionReport, PathReport, PathRow
-from depfuse.report.tables import short_names
+from depfuse.report.tables import score_names, short_names
 
 # Of Okabe and Ito's palette, which people with any colour vision can tell apart.
 MATCHED, NAIVE, ENSEMBLE = "#0072B2", "#D55E00", "#555555"
@@ -30,20 +30,21 @@ def draw_path(report: PathReport, path: Path, kind: str = "png") -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     accuracy, loss = figure.subplots(1, 2)
+    share, nats = score_names(report.child)
     _draw(
         accuracy,
-        "accuracy (%)",
-        {name: [100 * row.accuracy for row in rows] for name, rows in curves.items()},
-        [100 * row.accuracy for row in report.naive_path],
-        100 * report.ensemble.accuracy,
+        f"{share} (%)",
+        {name: [100 * row.share for row in rows] for name, rows in curves.items()},
+        [100 * row.share for row in report.naive_path],
+        100 * report.ensemble.share,
         report.path,
     )
     _draw(
         loss,
-        "loss (nats)",
-        {name: [_number(row.loss) for row in rows] for name, rows in curves.items()},
-        [_number(row.loss) for row in report.naive_path],
-        _number(report.ensemble.loss),
+        f"{nats} (nats)",
+        {name: [_number(row.nats) for row in rows] for name, rows in curves.items()},
+        [_number(row.nats) for row in report.naive_path],
+        _number(report.ensemble.nats),
         report.path,
     )
     first, second = short_names(report.parents)
@@ -64,11 +65,11 @@ def draw_family(report: FusionReport, path: Path, kind: str = "png") -> None:
     accuracy, disagreement, seconds = figure.subplots(1, 3, sharey=True)
     places = range(len(rows))
     colours = [MATCHED if row.chosen else CANDIDATE for row in rows]
-    accuracy.scatter([100 * row.accuracy for row in rows], places, color=colours, zorder=3)
+    accuracy.scatter([100 * row.share for row in rows], places, color=colours, zorder=3)
     for parent in report.parents:
-        accuracy.axvline(100 * parent.accuracy, color="black", linestyle=":", linewidth=1)
-    accuracy.axvline(100 * report.ensemble.accuracy, color=ENSEMBLE, linestyle="--", linewidth=1)
-    accuracy.set_xlabel("accuracy (%)")
+        accuracy.axvline(100 * parent.share, color="black", linestyle=":", linewidth=1)
+    accuracy.axvline(100 * report.ensemble.share, color=ENSEMBLE, linestyle="--", linewidth=1)
+    accuracy.set_xlabel(f"{score_names(report.child)[0]} (%)")
     disagreement.scatter([_number(row.disagreement) for row in rows], places, color=colours, zorder=3)
     disagreement.set_xlabel("disagreement (nats)")
     seconds.barh(places, [row.seconds for row in rows], color=colours)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from depfuse.errors import DepfuseError
-from depfuse.evaluate import PathPoint, Scores, barrier
+from depfuse.evaluate import Agreement, PathPoint, Scores, barrier
 from depfuse.fusion.advice import Advice
 from depfuse.io.stored import Stored
 
@@ -35,16 +35,57 @@ Loss = Annotated[float | None, BeforeValidator(_finite)]
 
 
 class ScoreValues(Stored):
-    """Accuracy and calibration error as fractions, mean cross-entropy in nats."""
+    """Accuracy and calibration error as fractions, mean cross-entropy in nats, where the images have labels.
 
-    accuracy: float
-    loss: Loss
-    calibration_error: Loss
+    Where they have none: `agreement` with the ensemble's class and with each member's, mean `confidence`, fractions,
+    and `ensemble_loss`, the mean cross-entropy under the ensemble's probabilities, in nats.
+    """
+
+    accuracy: float | None = None
+    loss: Loss = None
+    calibration_error: Loss = None
+    agreement: float | None = None
+    agreement_with: list[float] = Field(default_factory=list)
+    confidence: Loss = None
+    ensemble_loss: Loss = None
 
     @classmethod
-    def of(cls, scores: Scores) -> ScoreValues:
+    def of(cls, scores: Scores | Agreement) -> ScoreValues:
         """Make the report of scores."""
-        return cls(accuracy=scores.accuracy, loss=scores.loss, calibration_error=scores.calibration_error)
+        return cls(**_values(scores))
+
+    @property
+    def labelled(self) -> bool:
+        """Whether an accuracy is known."""
+        return self.accuracy is not None
+
+    @property
+    def share(self) -> float:
+        """The accuracy; without labels, the agreement with the ensemble."""
+        found = self.accuracy if self.labelled else self.agreement
+        return math.nan if found is None else found
+
+    @property
+    def nats(self) -> float | None:
+        """The loss; without labels, that under the ensemble's probabilities."""
+        return self.loss if self.labelled else self.ensemble_loss
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What is known, by name."""
+        names = ("accuracy", "loss", "calibration_error")
+        return self.model_dump(include=set(names if self.labelled else ("agreement", "confidence", "ensemble_loss")))
+
+
+def _values(scores: Scores | Agreement) -> dict[str, Any]:
+    if isinstance(scores, Agreement):
+        return {
+            "agreement": scores.ensemble,
+            "agreement_with": list(scores.members),
+            "confidence": scores.confidence,
+            "ensemble_loss": scores.disagreement,
+        }
+    return {"accuracy": scores.accuracy, "loss": scores.loss, "calibration_error": scores.calibration_error}
 
 
 class NetworkScores(ScoreValues):
@@ -54,9 +95,9 @@ class NetworkScores(ScoreValues):
     digest: str | None = None
 
     @classmethod
-    def at(cls, path: Path | None, digest: str | None, scores: Scores) -> NetworkScores:
+    def at(cls, path: Path | None, digest: str | None, scores: Scores | Agreement) -> NetworkScores:
         """Make the report of scores with the file that they belong to."""
-        return cls(path=None if path is None else str(path), digest=digest, **ScoreValues.of(scores).model_dump())
+        return cls(path=None if path is None else str(path), digest=digest, **_values(scores))
 
 
 class GroupsSummary(Stored):
@@ -102,14 +143,14 @@ class FamilyRow(ScoreValues):
     chosen: bool
 
     @classmethod
-    def of_candidate(cls, candidate: Candidate, scores: Scores, chosen: bool) -> FamilyRow:
+    def of_candidate(cls, candidate: Candidate, scores: Scores | Agreement, chosen: bool) -> FamilyRow:
         """Make the report of a candidate."""
         return cls(
             name=candidate.name,
             disagreement=candidate.disagreement,
             seconds=candidate.seconds,
             chosen=chosen,
-            **ScoreValues.of(scores).model_dump(),
+            **_values(scores),
         )
 
 
@@ -183,6 +224,11 @@ class FusionReport(Stored):
     command: list[str]
 
     @property
+    def labelled(self) -> bool:
+        """Whether the networks were scored on labels."""
+        return self.child.labelled
+
+    @property
     def ranked_family(self) -> list[FamilyRow]:
         """Candidates in the order of their agreement with the ensemble, the child first."""
 
@@ -192,24 +238,22 @@ class FusionReport(Stored):
         return sorted(self.family, key=rank)
 
 
-class PathRow(Stored):
+class PathRow(ScoreValues):
     """A point on a path; `alpha` is the second parent's share."""
 
     alpha: float
-    accuracy: float
-    loss: Loss
-    calibration_error: Loss
 
     @classmethod
-    def of(cls, point: PathPoint) -> PathRow:
+    def at_point(cls, point: PathPoint) -> PathRow:
         """Make the report of a point on a path."""
-        return cls(alpha=point.alpha, **ScoreValues.of(point.scores).model_dump())
+        return cls(alpha=point.alpha, **_values(point.scores))
 
 
 class Barrier(Stored):
     """Height of the path above the straight line between the parents.
 
-    `loss` in nats, `error` as a fraction of wrong images; `naive_*` for the path of the plain averages.
+    `loss` in nats, `error` as a fraction of wrong images; `naive_*` for the path of the plain averages. Without labels
+    both are by the ensemble of the parents: its probabilities, and the images for which its class is not predicted.
     """
 
     loss: Loss
@@ -223,8 +267,9 @@ class Barrier(Stored):
 
         def heights(points: list[PathPoint]) -> tuple[float, float]:
             alphas = [point.alpha for point in points]
-            losses = [point.scores.loss for point in points]
-            errors = [1.0 - point.scores.accuracy for point in points]
+            rows = [PathRow.at_point(point) for point in points]
+            losses = [math.nan if row.nats is None else row.nats for row in rows]
+            errors = [1.0 - row.share for row in rows]
             return barrier(alphas, losses), barrier(alphas, errors)
 
         (loss, error), (naive_loss, naive_error) = heights(path), heights(naive)

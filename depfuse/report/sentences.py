@@ -8,15 +8,16 @@ from depfuse.report.schema import FusionReport, PathReport
 def barrier_sentence(report: PathReport) -> str:
     """Say how high the barrier between two parents is, matched and naively."""
     barrier = report.barrier
+    what = "points of accuracy" if report.labelled else "points of agreement with their ensemble"
     if report.methods:
         heights = [
-            f"{_nats(method.barrier_loss)} and {100 * method.barrier_error:.2f} points of accuracy by {method.name}"
+            f"{_nats(method.barrier_loss)} and {100 * method.barrier_error:.2f} {what} by {method.name}"
             for method in report.methods
         ]
         naive = f"{_nats(barrier.naive_loss)} and {100 * barrier.naive_error:.2f} points"
         return f"The barrier between the parents is {', '.join(heights)}; without matching it is {naive}."
     matched, naive = (
-        f"{_nats(loss)} and {100 * error:.2f} points of accuracy"
+        f"{_nats(loss)} and {100 * error:.2f} {what}"
         for loss, error in ((barrier.loss, barrier.error), (barrier.naive_loss, barrier.naive_error))
     )
     return f"The barrier between the parents is {matched}; without matching it is {naive}."

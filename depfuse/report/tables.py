@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import get_args
@@ -14,7 +15,7 @@ from depfuse.study.trials import State, TrialRecord, best_first
 
 def fusion_table(report: FusionReport) -> Table:
     """Tabulate parents, their ensemble, the plain averages and the child."""
-    return scores_table(fusion_rows(report), emphasised="child")
+    return scores_table(fusion_rows(report), "child", short_names(report.parents))
 
 
 def fusion_rows(report: FusionReport) -> list[tuple[str, ScoreValues]]:
@@ -42,7 +43,7 @@ def fusion_rows(report: FusionReport) -> list[tuple[str, ScoreValues]]:
 
 def family_table(report: FusionReport) -> Table:
     """Tabulate the candidates of goal best, the child first."""
-    table = plain_table("candidate", "disagreement", "accuracy", "loss", "seconds")
+    table = plain_table("candidate", "disagreement", *score_names(report.child), "seconds")
     for row in report.ranked_family:
         cells = (_nats(row.disagreement), *_cells(row)[:2], f"{row.seconds:.1f}")
         table.add_row(row.name, *cells, style="bold" if row.chosen else None)
@@ -92,19 +93,51 @@ def drawn_text(trial: TrialRecord) -> str:
     return ", ".join(f"{name} {_short(value)}" for name, value in trial.parameters.items())
 
 
-def scores_table(rows: Iterable[tuple[str, ScoreValues]], emphasised: str | None = None) -> Table:
-    """Tabulate networks with their scores: accuracy and calibration error in per cent, loss in nats."""
-    table = plain_table("network", "accuracy", "loss", "calibration error")
-    for name, scores in rows:
-        table.add_row(name, *_cells(scores), style="bold" if name == emphasised else None)
+def scores_table(
+    rows: Iterable[tuple[str, ScoreValues]], emphasised: str | None = None, members: Sequence[str] = ()
+) -> Table:
+    """Tabulate networks with their scores: accuracy and calibration error in per cent, loss in nats.
+
+    Without labels: agreement with the ensemble and each of its members, and mean confidence, in per cent.
+    """
+    listed = list(rows)
+    labelled = all(scores.labelled for _, scores in listed)
+    table = plain_table("network", *(_LABELLED if labelled else agreement_heads(members)))
+    for name, scores in listed:
+        cells = _cells(scores) if labelled else agreement_cells(scores, len(members))
+        table.add_row(name, *cells, style="bold" if name == emphasised else None)
     return table
+
+
+_LABELLED = ("accuracy", "loss", "calibration error")
+
+
+def score_names(scores: ScoreValues) -> tuple[str, str]:
+    """Return what the share and the nats of scores are."""
+    return ("accuracy", "loss") if scores.labelled else ("agreement", "ensemble loss")
+
+
+def agreement_heads(members: Sequence[str]) -> list[str]:
+    """List the columns of `agreement_cells`; of one network alone there is no agreement."""
+    several = ["agrees with the ensemble", *(f"with {name}" for name in members)]
+    return [*(several if len(members) > 1 else []), "confidence"]
+
+
+def agreement_cells(scores: ScoreValues, members: int) -> list[str]:
+    """Write agreement with the ensemble and each member, and confidence."""
+    shares = [scores.share, *(scores.agreement_with or [math.nan] * members)] if members > 1 else []
+    return [_share(share) for share in (*shares, scores.confidence)]
+
+
+def _share(share: float | None) -> str:
+    return "not finite" if share is None or not math.isfinite(share) else f"{100 * share:.2f} %"
 
 
 def path_table(report: PathReport) -> Table:
     """Tabulate the networks between the two parents, by each method, beside the plain averages at the same shares."""
     curves = {method.name: method.path for method in report.methods} or {"": report.path}
     curves["naive"] = report.naive_path
-    heads = [f"{name} {what}".strip() for name in curves for what in ("accuracy", "loss")]
+    heads = [f"{name} {what}".strip() for name in curves for what in score_names(report.child)]
     table = plain_table("share of parent 2", *heads)
     for rows in zip(*curves.values(), strict=True):
         table.add_row(f"{rows[0].alpha:.2f}", *(cell for row in rows for cell in _cells(row)[:2]))
@@ -146,4 +179,4 @@ def _nats(loss: float | None) -> str:
 
 def _cells(scores: ScoreValues | PathRow) -> tuple[str, str, str]:
     calibration = "not finite" if scores.calibration_error is None else f"{100 * scores.calibration_error:.2f} %"
-    return f"{100 * scores.accuracy:.2f} %", _nats(scores.loss), calibration
+    return f"{100 * scores.share:.2f} %", _nats(scores.nats), calibration

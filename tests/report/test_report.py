@@ -69,8 +69,8 @@ def path_report() -> PathReport:
     ]
     return PathReport(
         **fusion_report().model_dump(),
-        path=[PathRow.of(point) for point in path],
-        naive_path=[PathRow.of(point) for point in naive],
+        path=[PathRow.at_point(point) for point in path],
+        naive_path=[PathRow.at_point(point) for point in naive],
         barrier=Barrier.of(path, naive),
     )
 

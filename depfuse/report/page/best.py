@@ -24,11 +24,18 @@ def best_sentences(runs: Sequence[Run]) -> list[str]:
     fusions = [(run.name, run.report) for run in runs if isinstance(run.report, FusionReport)]
     by_data: dict[str, list[tuple[str, FusionReport]]] = {}
     for name, report in fusions:
-        by_data.setdefault(report.data, []).append((name, report))
+        if report.labelled:
+            by_data.setdefault(report.data, []).append((name, report))
     others = [run for run in runs if not isinstance(run.report, StudyReport)]
-    sentences = [_of_fusions(data, rows) for data, rows in by_data.items()] or (
-        [_of_the_rest(others)] if others else []
-    )
+    sentences = [_of_fusions(data, rows) for data, rows in by_data.items()]
+    sentences += [
+        f"On {report.data}, without labels, the child agrees with the ensemble on {per_cent(report.child.share)} %"
+        f" ({name})."
+        for name, report in fusions
+        if not report.labelled
+    ]
+    if others and not sentences:
+        sentences = [_of_the_rest(others)]
     return sentences + [
         f"Search on {run.report.data} ({run.name}): {study_sentence(run.report)}."
         for run in runs
@@ -38,7 +45,7 @@ def best_sentences(runs: Sequence[Run]) -> list[str]:
 
 def caution(runs: Sequence[Run]) -> str | None:
     """Say how small a difference the figures of several fusions can show; return None for a single fusion."""
-    reports = [run.report for run in runs if isinstance(run.report, FusionReport)]
+    reports = [run.report for run in runs if isinstance(run.report, FusionReport) and run.report.labelled]
     if len(reports) < 2:
         return None
     images = min(report.images for report in reports)
@@ -74,6 +81,7 @@ def _of_the_rest(runs: Sequence[Run]) -> str:
         for run in runs
         if isinstance(run.report, EvaluationReport)
         for network in run.report.networks
+        if network.labelled
     ]
     if networks:
         name, network, data = max(networks, key=lambda row: _accuracy(row[1]))
@@ -83,4 +91,4 @@ def _of_the_rest(runs: Sequence[Run]) -> str:
 
 
 def _accuracy(scores: ScoreValues) -> float:
-    return scores.accuracy if math.isfinite(scores.accuracy) else -math.inf
+    return scores.share if math.isfinite(scores.share) else -math.inf

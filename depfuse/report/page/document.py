@@ -24,7 +24,7 @@ from depfuse.report.page.study import study_details, study_summary
 from depfuse.report.page.tables import plain_table
 from depfuse.report.schema import EvaluationReport, FusionReport
 from depfuse.report.study import StudyReport
-from depfuse.report.tables import short_names
+from depfuse.report.tables import agreement_cells, agreement_heads, short_names
 from depfuse.text import counted
 
 _FUSIONS = (
@@ -41,11 +41,15 @@ _EVALUATIONS = "Accuracy in per cent of the test images, loss in nats."
 
 def _evaluation_details(report: EvaluationReport) -> Html:
     names = short_names(report.networks)
+    labelled = all(network.labelled for network in report.networks)
+    heads = ("network", "accuracy %", "loss (nats)") if labelled else ("network", *agreement_heads(names))
     rows = [
         (name, per_cent(network.accuracy), nats(network.loss))
+        if labelled
+        else (name, *agreement_cells(network, len(names)))
         for name, network in zip(names, report.networks, strict=True)
     ]
-    scores = section("Scores", plain_table("Scores", ("network", "accuracy %", "loss (nats)"), rows))
+    scores = section("Scores", plain_table("Scores", heads, rows))
     rest = environment_section(report.environment, report.command)
     return join([element("div", scores, class_="column"), element("div", rest, class_="column")])
 

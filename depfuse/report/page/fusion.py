@@ -19,7 +19,7 @@ from depfuse.report.page.parts import (
 from depfuse.report.page.tables import plain_table
 from depfuse.report.schema import FusionReport, GroupsSummary, PathReport, PathRow, ScoreValues
 from depfuse.report.sentences import barrier_sentence, loading_lines
-from depfuse.report.tables import fusion_rows, short_names
+from depfuse.report.tables import agreement_cells, agreement_heads, fusion_rows, score_names, short_names
 from depfuse.text import counted
 
 _LOOKS = 5  # that the style sheet has for the curves of methods
@@ -45,6 +45,8 @@ def _loading(report: FusionReport) -> Html | None:
 
 def fusion_summary(report: FusionReport) -> str:
     """Summarise a fusion in a line."""
+    if not report.labelled:
+        return f"child agrees with the ensemble on {per_cent(report.child.share)} %, no labels"
     return f"child {per_cent(report.child.accuracy)} %, ensemble {per_cent(report.ensemble.accuracy)} %"
 
 
@@ -69,15 +71,21 @@ def _right(report: FusionReport) -> list[Html]:
 def _scores(report: FusionReport) -> Html:
     rows = fusion_rows(report)
     child = next(number for number, (_, scores) in enumerate(rows) if scores is report.child)
-    cells = [[name, *_score_cells(scores)] for name, scores in rows]
-    heads = ("network", "accuracy %", "loss (nats)", "calibration error %")
+    if report.labelled:
+        cells = [[name, *_score_cells(scores)] for name, scores in rows]
+        heads: Sequence[str] = ("network", "accuracy %", "loss (nats)", "calibration error %")
+    else:
+        names = short_names(report.parents)
+        cells = [[name, *agreement_cells(scores, len(names))] for name, scores in rows]
+        heads = ["network", *agreement_heads(names)]
     return section("Scores", plain_table("Scores", heads, cells, marked=child))
 
 
 def _family(report: FusionReport) -> Html:
-    heads = ("candidate", "disagreement (nats)", "accuracy %", "loss (nats)", "seconds")
+    share, loss = score_names(report.child)
+    heads = ("candidate", "disagreement (nats)", f"{share} %", f"{loss} (nats)", "seconds")
     rows = [
-        (row.name, nats(row.disagreement), per_cent(row.accuracy), nats(row.loss), decimal(row.seconds, 1))
+        (row.name, nats(row.disagreement), per_cent(row.share), nats(row.nats), decimal(row.seconds, 1))
         for row in report.ranked_family
     ]
     return section("Candidates, the child first", plain_table("Candidates", heads, rows, marked=0))
@@ -90,18 +98,22 @@ def _path(report: PathReport) -> Html:
     ensemble = report.ensemble
 
     def lines(loss: bool) -> list[Line]:
-        level = ensemble.loss if loss else 100 * ensemble.accuracy
+        level = ensemble.nats if loss else 100 * ensemble.share
         drawn = [Line("logit ensemble", "ensemble", [(row.alpha, level) for row in report.path])]
         drawn.append(Line("naive average", "naive", _points(report.naive_path, loss)))
         return drawn + [Line(name, looks[name], _points(rows, loss)) for name, rows in curves.items()]
 
+    names = score_names(report.child)
     charts = [
-        chart(f"Accuracy between the parents. {says}", "share of the second parent", "accuracy (%)", lines(False)),
-        chart(f"Loss between the parents. {says}", "share of the second parent", "loss (nats)", lines(True)),
+        chart(f"{what} between the parents. {says}", "share of the second parent", f"{name} ({unit})", lines(loss))
+        for what, name, unit, loss in (
+            (names[0].capitalize(), names[0], "%", False),
+            (names[1].capitalize(), names[1], "nats", True),
+        )
     ]
     heads = ["share", *(f"{name} {what}" for name in (*curves, "naive") for what in ("%", "nats"))]
     rows = [
-        [decimal(several[0].alpha, 2), *(cell for row in several for cell in (per_cent(row.accuracy), nats(row.loss)))]
+        [decimal(several[0].alpha, 2), *(cell for row in several for cell in (per_cent(row.share), nats(row.nats)))]
         for several in zip(*curves.values(), report.naive_path, strict=False)
     ]
     return section(
@@ -114,7 +126,7 @@ def _path(report: PathReport) -> Html:
 
 
 def _points(rows: Sequence[PathRow], loss: bool) -> list[tuple[float, float | None]]:
-    return [(row.alpha, row.loss if loss else 100 * row.accuracy) for row in rows]
+    return [(row.alpha, row.nats if loss else 100 * row.share) for row in rows]
 
 
 def _groups(groups: GroupsSummary) -> Html:
@@ -126,7 +138,8 @@ def _groups(groups: GroupsSummary) -> Html:
 
 def _subject(report: FusionReport) -> Html:
     files = {f"parent {number}": parent.path or "in memory" for number, parent in enumerate(report.parents, start=1)}
-    rows = {"architecture": report.architecture, "data": f"{report.data}, {report.images:,} test images", **files}
+    images = "test images" if report.labelled else "images, no labels"
+    rows = {"architecture": report.architecture, "data": f"{report.data}, {report.images:,} {images}", **files}
     return section(
         "Networks and data", pairs(rows if report.child.path is None else {**rows, "child": report.child.path})
     )

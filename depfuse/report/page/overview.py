@@ -65,6 +65,8 @@ def fusions_table(entries: Sequence[Entry[FusionReport]]) -> Html:
         Column("Seconds", lambda entry: decimal(seconds(entry.report), 1), lambda entry: seconds(entry.report)),
         Column("Parents", lambda entry: ", ".join(stems(entry.report.parents))),
     ]
+    if not all(report.labelled for report in reports):
+        columns.insert(1, _fraction("Agreement", lambda report: report.child.agreement))
     if len({report.data for report in reports}) > 1:
         columns.append(Column("Data", lambda entry: entry.report.data))
     if len({report.architecture for report in reports}) > 1:
@@ -101,7 +103,7 @@ def evaluations_table(entries: Sequence[Entry[EvaluationReport]]) -> Html:
         Column("Run", lambda row: row.entry.name),
         Column("Network", lambda row: short_names([row.network])[0]),
         Column("Accuracy", lambda row: per_cent(row.network.accuracy), lambda row: row.network.accuracy),
-        Column("Loss", lambda row: nats(row.network.loss), lambda row: row.network.loss),
+        Column("Loss", lambda row: nats(row.network.nats), lambda row: row.network.nats),
         Column("Data", lambda row: row.entry.report.data),
     ]
     return sortable_table("Evaluations", columns, rows, lambda row: row.entry.identity, "Accuracy")
@@ -172,7 +174,8 @@ def _parent_accuracy(report: FusionReport) -> float | None:
 
 def _gain(report: FusionReport) -> float | None:
     parent = _parent_accuracy(report)
-    return None if parent is None else report.child.accuracy - parent
+    child = report.child.accuracy
+    return None if parent is None or child is None else child - parent
 
 
 def _barrier(report: FusionReport) -> float | None:

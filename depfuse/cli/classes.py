@@ -1,0 +1,159 @@
+"""What the outputs of networks stand for: the classes of the data, by name or by number."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from depfuse.data import DataSet, Split
+from depfuse.data.label_shares import read_classes
+from depfuse.ensemble.label_sets import LabelSets
+from depfuse.errors import DataError
+from depfuse.io.cards import Card
+
+
+def label_sets(
+    cards: Sequence[Card | None], classes: Sequence[str] | None, data: DataSet
+) -> tuple[LabelSets | None, tuple[str, ...] | None, DataSet]:
+    """Collect the labels that each parent knows, from the user or else the cards, and number the data's accordingly.
+
+    None where all know the same. The data's classes are then those of the child's outputs, whose names come as well,
+    where they are known.
+
+    Raises
+    ------
+    DataError
+        A class of the data is known to no parent, or a number is none of the data's.
+    """
+    said: Sequence[Sequence[int] | Sequence[str] | None]
+    if classes:
+        said = [read_classes(text) for text in classes]
+    else:
+        said = [_of_card(card, data) for card in cards]
+        if all(known == said[0] for known in said):
+            return None, None, data
+    names = list(data.classes)
+    for known in said:
+        names += [name for name in known or () if isinstance(name, str) and name not in names]
+    numbers = {name: number for number, name in enumerate(names)}
+    everything = tuple(range(len(data.classes)))
+    sets = LabelSets.create(
+        [
+            everything if known is None else tuple(numbers[own] if isinstance(own, str) else own for own in known)
+            for known in said
+        ]
+    )
+    unknown = sorted(label for label in sets.joint if label >= len(names))
+    if unknown and data.classes and data.by_name:
+        raise DataError(f"the data have labels 0 to {len(names) - 1}, but a parent is said to know {unknown[0]}")
+    names += [str(number) for number in range(len(names), max(sets.joint) + 1)]
+    places = {label: place for place, label in enumerate(sets.joint)}
+    missing = [label for label in everything if label not in places]
+    if missing:
+        called = "" if names[missing[0]] == str(missing[0]) else f" ({names[missing[0]]})"
+        raise DataError(
+            f"no parent knows label {missing[0]}{called} of the data: give data of the labels that they know"
+        )
+    joint = tuple(names[label] for label in sets.joint)
+    if data.classes:
+        data = renumbered(data, [places[label] for label in everything], joint)
+    named = None if all(name.isdecimal() for name in joint) else joint
+    return (None if sets.same else sets), named, data
+
+
+def in_outputs(
+    data: DataSet, outputs: Sequence[int], paths: Sequence[Path], known: Sequence[Sequence[int] | Sequence[str] | None]
+) -> DataSet:
+    """Give the data's classes the numbers of networks' outputs; a network of more outputs keeps them all.
+
+    Classes are found by name where it is known what the outputs are called, else by number.
+
+    Parameters
+    ----------
+    data
+        The data.
+    outputs
+        How many outputs each network has.
+    paths
+        The networks' files.
+    known
+        For each network what its outputs stand for, where that is known.
+
+    Raises
+    ------
+    DataError
+        A class is none of a network's, its output is not known, or networks have them in different orders.
+    """
+    if not data.classes:
+        return data
+    found = [_places(data, *own) for own in zip(outputs, paths, known, strict=True)]
+    for path, places in zip(paths, found, strict=True):
+        if places != found[0]:
+            raise DataError(f"{paths[0]} and {path} have the classes of the data at different outputs: run them apart")
+    most = max(outputs)
+    if found[0] == list(range(len(data.classes))) and most <= len(data.classes):
+        return data
+    names = [str(number) for number in range(most)]
+    for name, place in zip(data.classes, found[0], strict=True):
+        names[place] = name
+    return renumbered(data, found[0], tuple(names))
+
+
+def _places(data: DataSet, outputs: int, path: Path, known: Sequence[int] | Sequence[str] | None) -> list[int]:
+    """Find the output of each class of the data."""
+    count = len(data.classes)
+    if outputs < count:
+        raise DataError(
+            f"{path} has {outputs} outputs, but the labels name {count} classes, so that labels from {outputs} on are"
+            " out of range: say which labels each parent knows with --classes, once per parent"
+        )
+    if known is not None:
+        wanted: Sequence[int] | Sequence[str] = data.classes if isinstance(known[0], str) else range(count)
+        for one in wanted:
+            if one not in known:
+                listed = f"{', '.join(map(str, known[:5]))}{', ...' if len(known) > 5 else ''}"
+                raise DataError(f"class {one} of {data.name} is none of those that {path} knows: {listed}")
+        return [list(known).index(one) for one in wanted]
+    if outputs == count or not data.by_name:
+        return list(range(count))
+    if all(name.isdecimal() and name.isascii() and int(name) < outputs for name in data.classes):
+        return [int(name) for name in data.classes]
+    raise DataError(
+        f"{path} has {outputs} outputs and {data.name} {count} classes, such as {data.classes[0]}, and nothing says"
+        " which output is which: name all outputs in order with --classes, once per network, like --classes cat,dog"
+    )
+
+
+def renumbered(data: DataSet, places: Sequence[int], classes: tuple[str, ...]) -> DataSet:
+    """Give the classes of data other numbers: places[k] for label k."""
+    if list(places) == list(range(len(places))) and classes == data.classes:
+        return data
+    table = torch.tensor(places)
+
+    def changed(split: Split) -> Split:
+        return split if split.labels is None else dataclasses.replace(split, labels=table[split.labels])
+
+    test = None if data.test is None else changed(data.test)
+    return dataclasses.replace(data, classes=classes, train=changed(data.train), test=test)
+
+
+def class_names(data: DataSet) -> tuple[str, ...] | None:
+    """Return the names of the data's classes, None where these are their numbers."""
+    return None if data.classes == tuple(map(str, range(len(data.classes)))) else data.classes
+
+
+def _of_card(card: Card | None, data: DataSet) -> Sequence[int] | Sequence[str] | None:
+    """Return what a card says that outputs stand for: names where the data have some, too, else numbers."""
+    if card is None:
+        return None
+    return card.names if card.names and class_names(data) else card.classes
+
+
+def of_network(card: Card | None, data: DataSet, given: str | None) -> Sequence[int] | Sequence[str] | None:
+    """Return what a network's outputs stand for, in the user's words or by its card's names."""
+    if given is not None:
+        return read_classes(given)
+    return card.names if card is not None and card.names and class_names(data) else None

@@ -1,0 +1,126 @@
+"""Compare a child with its parents on images without labels: what can be known is how well they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from depfuse.data.loader import Loader
+from depfuse.data.stream import Stream
+from depfuse.evaluate import Agreement, evaluate_agreement
+from depfuse.fusion.comparison import OnStep, make_rivals
+from depfuse.fusion.result import FusionResult
+from depfuse.progress import shown
+from depfuse.teach.distil import Distillation
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AgreementBaseline:
+    """A parent trained as long as the child: its index, the network, and how it agrees with the ensemble."""
+
+    parent: int
+    network: nn.Module
+    scores: Agreement
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AgreementComparison:
+    """How a child and its rivals agree with the parents and their ensemble.
+
+    The attributes are those of `Comparison`, without what needs labels; the ensemble is that of the parents as they
+    were given, at equal shares.
+    """
+
+    child: Agreement
+    parents: Sequence[Agreement]
+    ensemble: Agreement
+    naive: Agreement
+    renewed: Agreement
+    heads: Sequence[Agreement]
+    baseline: AgreementBaseline | None
+    family: Sequence[Agreement]
+    teacher: None = None
+
+
+def compare_agreement(
+    result: FusionResult,
+    images: Loader | Stream,
+    *,
+    training: Distillation | None = None,
+    on_step: OnStep | None = None,
+    progress: bool | None = None,
+) -> AgreementComparison:
+    """Measure how a child, its parents and other networks made of them agree, on images without labels.
+
+    Parameters
+    ----------
+    result
+        The result of `fuse`.
+    images
+        Images that nothing was fitted to; labels are not read.
+    training, on_step, progress
+        See `compare`.
+    """
+    with shown(progress) as watched:
+        made = make_rivals(result, training, on_step)
+        networks = [*made.averages, result.child, *made.heads]
+        networks += [] if made.trained is None else [made.trained[1]]
+        networks += [candidate.network for candidate in made.others]
+        batches = watched.track(images, "comparing the networks")
+        parents, ensemble, scores = evaluate_agreement(result.parents, networks, batches, sets=result.parent_labels)
+    naive, renewed = scores[0], scores[len(made.averages) - 1]
+    child, *rest = scores[len(made.averages) :]
+    heads, rest = rest[: len(made.heads)], rest[len(made.heads) :]
+    baseline = None
+    if made.trained is not None:
+        baseline = AgreementBaseline(parent=made.trained[0], network=made.trained[1], scores=rest.pop(0))
+    of_candidate = dict(zip(made.others, rest, strict=True))
+    return AgreementComparison(
+        child=child,
+        parents=parents,
+        ensemble=ensemble,
+        naive=naive,
+        renewed=renewed,
+        heads=heads,
+        baseline=baseline,
+        family=[of_candidate.get(candidate, child) for candidate in result.family],
+    )
+
+
+def agreement_verdict(found: AgreementComparison, names: Sequence[str]) -> str:
+    """Say how well the child agrees with its parents and what follows; no accuracy is known.
+
+    Parameters
+    ----------
+    found
+        From `compare_agreement`.
+    names
+        What the parents are called.
+    """
+    child, parents = found.child, found.parents
+    beside = _listed(
+        [f"{name} {_per_cent(own.ensemble)}" for name, own in zip(names, parents, strict=True)],
+    )
+    with_each = _listed([f"{_per_cent(share)} with {name}" for name, share in zip(names, child.members, strict=True)])
+    sentence = (
+        f"Without labels no accuracy is known. Of {child.count:,} images the child predicts the ensemble's class for"
+        f" {_per_cent(child.ensemble)} ({beside}, which are part of the ensemble), and agrees on {with_each}; its mean"
+        f" confidence is {_per_cent(child.confidence)}, the ensemble's {_per_cent(found.ensemble.confidence)}."
+    )
+    worst = min(own.ensemble for own in parents)
+    average = max(found.naive.ensemble, found.renewed.ensemble)
+    if average > child.ensemble:
+        sentence += f" The naive average agrees with the ensemble on {_per_cent(average)}: compare with it."
+    elif child.ensemble < worst:
+        sentence += " The child agrees with the ensemble less than every parent does: do not replace them by it unseen."
+    return f"{sentence} Labelled test images would tell which network to keep."
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _per_cent(share: float) -> str:
+    return f"{100 * share:.2f} %"
