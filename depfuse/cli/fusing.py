@@ -152,14 +152,16 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         methods = _methods(request, fused, ends, paths[0], work)
     seconds = Seconds(**result.seconds, evaluate=time.perf_counter() - started)
 
+    of_parents: Sequence[Scores | Agreement] = compared.parents
+    of_family: Sequence[Scores | Agreement] = compared.family
     parent_rows = [
         NetworkScores.at(checkpoint.path, checkpoint.digest, scores)
-        for checkpoint, scores in zip(inputs.checkpoints, compared.parents, strict=True)
+        for checkpoint, scores in zip(inputs.checkpoints, of_parents, strict=True)
     ]
     baseline = compared.baseline
     family = [
         FamilyRow.of_candidate(candidate, scores, candidate is result.best)
-        for candidate, scores in zip(result.family, compared.family, strict=True)
+        for candidate, scores in zip(result.family, of_family, strict=True)
     ]
     advice = None
     if isinstance(compared, Comparison):

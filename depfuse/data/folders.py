@@ -56,7 +56,7 @@ def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
     parts = {children[name]: str(root / children[name]) for name in children if name in KINDS}
     if parts:
         least = 1 if _one_class(list(parts.values())) else 2
-        train = {name: _by_class(place, least) for name, place in parts.items() if KINDS[name] == "train"}
+        train = {name: _by_class(place, least) for name, place in parts.items() if KINDS[name.lower()] == "train"}
         least = 1 if any(folder.classes for folder in train.values()) else 2
         tests = {name: _by_class(place, least) for name, place in parts.items() if name not in train}
         found, whole = {**train, **tests}, None
@@ -64,12 +64,12 @@ def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
         chosen = next(children[name] for name in PICTURES if name in children)
         masks = next(children[name] for name in MASKS if name in children)
         _say(f"{root}: the images of {chosen} are taken without labels: labels of pixels, {masks}, are not read")
-        found, whole = {}, _Folder(_images_below(str(root / chosen)))
+        found, whole = {}, _Folder(_images_below(str(root / chosen), set()))
     else:
         found, whole = {}, _by_class(str(root), exactly=True)
     folders = [*found.values(), *([] if whole is None else [whole])]
     for name, folder in found.items():
-        if not folder.files and KINDS[name] == "train":
+        if not folder.files and KINDS[name.lower()] == "train":
             raise DataError(f"{root} has no images under {name}/: it needs {name}/CLASS/*.png, or {name}/*.png")
     if not any(folder.files for folder in folders):
         raise DataError(
@@ -88,7 +88,7 @@ def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
 
 def _classes(root: Path, found: dict[str, _Folder], whole: _Folder | None) -> tuple[str, ...] | None:
     """Settle the classes: those of the training images, else those of all."""
-    trained = [folder for name, folder in found.items() if KINDS[name] == "train" and folder.classes]
+    trained = [folder for name, folder in found.items() if KINDS[name.lower()] == "train" and folder.classes]
     if not trained:
         names = {name for folder in (whole, *found.values()) if folder is not None for name in folder.classes}
         return tuple(sorted(names)) or None
@@ -110,7 +110,7 @@ def _one_class(places: Sequence[str]) -> bool:
 
 
 def _train(found: dict[str, _Folder]) -> str:
-    return next(name for name in found if KINDS[name] == "train")
+    return next(name for name in found if KINDS[name.lower()] == "train")
 
 
 def _labels(folder: _Folder, classes: Sequence[str]) -> np.ndarray:
@@ -131,7 +131,8 @@ def _by_class(place: str, least: int = 2, *, exactly: bool = False) -> _Folder:
         Take subfolders as classes only where every image lies directly in one of them.
     """
     names = sorted(_subfolders(place))
-    below = {name: _images_below(os.path.join(place, name)) for name in names}
+    seen = {os.path.realpath(place)}
+    below = {name: _images_below(os.path.join(place, name), seen) for name in names}
     own = _images_in(place)
     deep = exactly and any(os.path.dirname(file) != os.path.join(place, name) for name in names for file in below[name])
     filled = [name for name in names if below[name]]
@@ -155,10 +156,9 @@ def _images_in(place: str) -> list[str]:
     )  # fmt: skip
 
 
-def _images_below(place: str) -> list[str]:
-    """List the images in a folder and all folders below it; a folder that is reached twice by links is read once."""
+def _images_below(place: str, seen: set[str]) -> list[str]:
+    """List the images in a folder and all folders below it, but those already seen: links may lead to one twice."""
     found: list[str] = []
-    seen: set[str] = set()
     for folder, below, _ in os.walk(place, followlinks=True):
         here = os.path.realpath(folder)
         if here in seen:

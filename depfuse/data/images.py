@@ -94,7 +94,7 @@ def read_image(file: Path, *, grey: bool, size: tuple[int, int] | None = None) -
         if size is not None and (plain.height, plain.width) != size:
             top, left, height, width = box_of_shape(plain.height, plain.width, size)
             box = (left, top, left + width, top + height)
-            plain = plain.resize((size[1], size[0]), Image.Resampling.BILINEAR, box)
+            plain = plain.resize((size[1], size[0]), Image.Resampling.BICUBIC, box)
         return np.array(plain, np.uint8)
 
 

@@ -29,8 +29,8 @@ class Preprocessing(BaseModel):
     Attributes
     ----------
     size
-        (height, width) of the network's images: others are resized, antialiased and bilinear, until they cover it, and
-        their middle is cropped; ``None`` keeps theirs.
+        (height, width) of the network's images: others are resized, antialiased, until they cover it, and their middle
+        is cropped; files bicubic, arrays bilinear. ``None`` keeps theirs.
     mean, std
         One value for all channels or one per channel, in units of [0, 1]; ``None`` leaves them out.
     """

@@ -192,8 +192,6 @@ def test_a_truncated_npz_is_one_sentence(tmp_path: Path) -> None:
         load_data(file)
 
 
-
-
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [("digit", "did you mean digits"), ("nowhere.npz", "is no data set, file or folder")],

@@ -1,0 +1,307 @@
+"""Data in the forms that people have: arrays, folders and lists, with labels or without."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from depfuse.data import DataSet, Preprocessing, calibration_loader, image_files, load_data, loader
+from depfuse.data.image_files import ImageFiles
+from depfuse.data.preprocessing import box_of_shape
+from depfuse.data.stream import Stream, batches_of
+from depfuse.errors import DataError, DepfuseWarning
+
+IMAGES = np.arange(10 * 6 * 5, dtype=np.int64).reshape(10, 6, 5).astype(np.uint8)
+LABELS = np.arange(10) % 2
+
+
+def picture(place: Path, shade: int = 0, size: tuple[int, int] = (5, 4), mode: str = "L") -> Path:
+    """Write an image of one shade; size is (width, height)."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, shade if mode == "L" else (shade, 0, 0)).save(place)
+    return place
+
+
+def shades(data: DataSet) -> list[int]:
+    return data.train.images[:, 0, 0, 0].tolist()
+
+
+# Arrays
+
+
+def test_one_array_of_any_name_is_the_training_images_without_labels(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", anything=IMAGES)
+    data = load_data(tmp_path / "a.npz")
+    assert torch.equal(data.train.images, torch.from_numpy(IMAGES)[:, None])
+    assert data.train.labels is None
+    assert (data.test, data.classes, data.labelled) == (None, (), False)
+
+
+@pytest.mark.parametrize("layout", [(10, 6, 5), (10, 6, 5, 1), (10, 1, 6, 5)])
+def test_an_npy_is_images_in_any_layout(tmp_path: Path, layout: tuple[int, ...]) -> None:
+    np.save(tmp_path / "a.npy", IMAGES.reshape(layout))
+    assert torch.equal(load_data(tmp_path / "a.npy").train.images, torch.from_numpy(IMAGES)[:, None])
+
+
+def test_parts_may_be_called_as_other_sets_call_them(tmp_path: Path) -> None:
+    arrays = {
+        "train_images": IMAGES,
+        "train_labels": LABELS[:, None],
+        "val_images": IMAGES[:4],
+        "val_labels": LABELS[:4],
+    }
+    np.savez(tmp_path / "a.npz", **arrays)
+    data = load_data(tmp_path / "a.npz")
+    assert data.train.labels.tolist() == LABELS.tolist()
+    assert data.test.labels.tolist() == LABELS[:4].tolist()
+
+
+def test_training_images_alone_have_no_test_set(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x_train=IMAGES, y_train=LABELS)
+    data = load_data(tmp_path / "a.npz")
+    assert data.test is None
+    assert data.classes == ("0", "1")
+    with pytest.raises(DataError, match="has no test images"):
+        _ = data.required_test
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (np.eye(2)[LABELS], ("0", "1")),
+        (LABELS.astype(float), ("0", "1")),
+        (np.array(["ant", "bee"])[LABELS], ("ant", "bee")),
+        (np.array([b"ant", b"bee"])[LABELS], ("ant", "bee")),
+    ],
+)
+def test_labels_may_be_one_hot_floats_or_texts(tmp_path: Path, labels: np.ndarray, classes: tuple[str, ...]) -> None:
+    np.savez(tmp_path / "a.npz", x_train=IMAGES, y_train=labels)
+    data = load_data(tmp_path / "a.npz")
+    assert data.train.labels.tolist() == LABELS.tolist()
+    assert data.classes == classes
+    assert data.by_name == (classes == ("ant", "bee"))
+
+
+def test_labelled_images_that_nothing_divides_are_divided_class_by_class_and_that_is_said(tmp_path: Path) -> None:
+    images = np.repeat(IMAGES, 5, 0)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(50) % 2)
+    with pytest.warns(DepfuseWarning, match="has no labelled test set: 10 of 50 images"):
+        data, again = (load_data(tmp_path / "a.npz") for _ in range(2))
+    assert data.test.labels.bincount().tolist() == [5, 5]
+    assert len(data.train) == 40
+    assert torch.equal(data.test.images, again.test.images)
+
+
+def test_sixteen_bits_mean_the_same_as_eight(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", IMAGES.astype(np.uint16) * 257)
+    assert torch.equal(load_data(tmp_path / "a.npy").train.images, torch.from_numpy(IMAGES)[:, None])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"a": IMAGES, "b": IMAGES}, "several arrays of images, a and b"),
+        ({"a": LABELS}, "no array of images"),
+        ({"photo": np.zeros((20, 30, 3), np.uint8)}, "is one image"),
+        ({"x": IMAGES, "a": LABELS, "b": LABELS}, "either may be the labels"),
+        ({"x_train": IMAGES, "y_train": np.array(["cow"] * 10), "classes": np.array(["ant"])}, "'cow' is none of"),
+    ],
+)
+def test_arrays_that_mean_several_things_are_one_sentence(tmp_path: Path, arrays: dict, sentence: str) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=sentence):
+        load_data(tmp_path / "a.npz")
+
+
+# Folders
+
+
+def test_a_folder_of_images_to_any_depth_has_no_labels(tmp_path: Path) -> None:
+    for number, name in enumerate(["a b.PNG", "deep/er/ü.jpg.png", "deep/z.Png"]):
+        picture(tmp_path / name, number)
+    picture(tmp_path / ".hidden" / "no.png")
+    picture(tmp_path / "._x.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    data = load_data(tmp_path)
+    assert shades(data) == [0, 1, 2]
+    assert data.train.labels is None
+
+
+def test_links_to_images_and_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
+    picture(tmp_path / "elsewhere" / "0.png", 7)
+    picture(tmp_path / "set" / "1.png", 8)
+    os.symlink(tmp_path / "elsewhere" / "0.png", tmp_path / "set" / "0.png")
+    os.symlink(tmp_path / "set", tmp_path / "set" / "circle")
+    assert shades(load_data(tmp_path / "set")) == [7, 8]
+
+
+@pytest.mark.parametrize("part", ["val", "valid", "Validation", "test"])
+def test_parts_of_a_folder_may_be_called_as_people_call_them(tmp_path: Path, part: str) -> None:
+    for name in ("ant", "bee"):
+        for where in ("train", part):
+            picture(tmp_path / where / name / "0.png")
+    data = load_data(tmp_path)
+    assert data.train.labels.tolist() == data.test.labels.tolist() == [0, 1]
+    assert data.classes == ("ant", "bee")
+
+
+def test_a_test_folder_without_labels_yields_to_one_with(tmp_path: Path) -> None:
+    for name in ("ant", "bee"):
+        for part in ("train", "val"):
+            picture(tmp_path / part / name / "0.png", 1)
+    picture(tmp_path / "test" / "0.png", 2)
+    with pytest.warns(DepfuseWarning, match="the test images are those of val; those of test are not used"):
+        data = load_data(tmp_path)
+    assert data.test.labels.tolist() == [0, 1]
+
+
+def test_folders_of_classes_without_parts_are_divided(tmp_path: Path) -> None:
+    for name in ("ant", "bee"):
+        for number in range(5):
+            picture(tmp_path / name / f"{number}.png")
+    with pytest.warns(DepfuseWarning, match="2 of 10 images, 20 % of each class, drawn by seed 0"):
+        data = load_data(tmp_path)
+    assert (len(data.train), data.test.labels.tolist()) == (8, [0, 1])
+
+
+def test_an_empty_class_folder_keeps_its_number(tmp_path: Path) -> None:
+    (tmp_path / "train" / "ant").mkdir(parents=True)
+    picture(tmp_path / "train" / "bee" / "0.png")
+    picture(tmp_path / "test" / "bee" / "0.png")
+    data = load_data(tmp_path)
+    assert data.classes == ("ant", "bee")
+    assert data.test.labels.tolist() == [1]
+
+
+def test_test_images_alone_cannot_calibrate(tmp_path: Path) -> None:
+    for name in ("ant", "bee"):
+        picture(tmp_path / "val" / name / "0.png")
+    data = load_data(tmp_path)
+    assert data.image_shape == (1, 4, 5)
+    with pytest.raises(DataError, match="has only test images, and no method may see these"):
+        calibration_loader(data, 10)
+
+
+def test_masks_are_left_aside_and_that_is_said(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "0.png", 3)
+    picture(tmp_path / "masks" / "0.png", 4)
+    with pytest.warns(DepfuseWarning, match="labels of pixels, masks, are not read"):
+        assert shades(load_data(tmp_path)) == [3]
+
+
+def test_one_image_is_not_enough(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is one image, and several are needed"):
+        load_data(picture(tmp_path / "a.png"))
+
+
+# Lists
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "labels"),
+    [
+        ("a.txt", "x y.png\nsub/z.png\n", None),
+        ("a.txt", "# a comment\nx y.png 1\n\nsub/z.png\t0\n", [1, 0]),
+        ("a.csv", "file,label\nx y.png,bee\nsub/z.png,ant\n", [1, 0]),
+        ("a.csv", "\ufeffid;path\n7;x y.png\n8;sub/z.png\n", [7, 8]),
+        ("a.csv", "x y.png,1\nsub/z.png,0\n", [1, 0]),
+        ("a.tsv", "image\tcategory\nx y.png\t1\nsub/z.png\t0\n", [1, 0]),
+    ],
+)
+def test_lists_name_images_beside_them(tmp_path: Path, name: str, text: str, labels: list[int] | None) -> None:
+    picture(tmp_path / "x y.png", 1)
+    picture(tmp_path / "sub" / "z.png", 2)
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    data = load_data(tmp_path / name)
+    assert shades(data) == [1, 2]
+    assert (data.train.labels is None) if labels is None else data.train.labels.tolist() == labels
+
+
+def test_a_table_may_say_what_is_for_tests(tmp_path: Path) -> None:
+    for number in range(3):
+        picture(tmp_path / f"{number}.png", number)
+    (tmp_path / "a.csv").write_text("file,label,split\n0.png,0,train\n1.png,1,train\n2.png,1,test\n")
+    data = load_data(tmp_path / "a.csv")
+    assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([0, 1], [1])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("a.txt", "0.png\nmissing.png\n", "line 2: there is no file 'missing.png'"),
+        ("a.txt", "", "names no images"),
+        ("a.csv", "0.png,1\n0.png\n", "line 2: .* has no label, and others have"),
+        ("a.csv", "file,split\n0.png,fold7\n", "fold7 is no part of a data set"),
+    ],
+)
+def test_lists_that_are_wrong_are_one_sentence(tmp_path: Path, name: str, text: str, sentence: str) -> None:
+    picture(tmp_path / "0.png")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=sentence):
+        load_data(tmp_path / name)
+
+
+# Sizes
+
+
+def test_a_size_is_covered_and_the_middle_cropped(tmp_path: Path) -> None:
+    wide = np.zeros((10, 30), np.uint8)
+    wide[:, 10:20] = 200
+    Image.fromarray(wide).save(tmp_path / "0.png")
+    Image.fromarray(wide.T).save(tmp_path / "1.png")
+    data = load_data(tmp_path, size=(10, 10))
+    assert data.train.images.shape == (2, 1, 10, 10)
+    assert (data.train.images == 200).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "box"),
+    [((10, 30), (5, 5), (0, 10, 10, 10)), ((30, 10), (2, 4), (12, 0, 5, 10)), ((8, 6), (4, 3), (0, 0, 8, 6))],
+)
+def test_the_box_has_the_proportions_of_the_size(shape: tuple[int, int], size: tuple[int, int], box: tuple) -> None:
+    assert box_of_shape(*shape, size) == box
+
+
+# Many images stay in their files
+
+
+@pytest.fixture
+def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataSet:
+    monkeypatch.setattr(image_files, "HELD_BYTES", 0)
+    for number in range(10):
+        for part in ("train", "test"):
+            picture(tmp_path / part / "ab"[number % 2] / f"{number}.png", 10 * number)
+    return load_data(tmp_path)
+
+
+def test_many_images_are_decoded_when_they_are_asked_for(many: DataSet) -> None:
+    assert isinstance(many.train.images, ImageFiles)
+    assert many.train.images.shape == (10, 1, 4, 5)
+    assert many.train.images[2:4].tolist() == many.train.images[torch.tensor([2, 3])].tolist()
+    assert many.train.images[:, 0, 0, 0].tolist() == [0, 20, 40, 60, 80, 10, 30, 50, 70, 90]
+    taken = many.train.take(torch.tensor([9, 0]))
+    assert (taken.images[:, 0, 0, 0].tolist(), taken.labels.tolist()) == ([90, 0], [1, 0])
+    assert calibration_loader(many, 4).images.shape == (4, 1, 4, 5)
+
+
+def test_a_stream_gives_what_a_loader_of_the_decoded_images_does(many: DataSet) -> None:
+    preprocessing = Preprocessing(mean=(0.5,), std=(0.5,))
+    stream = batches_of(many.test, preprocessing, batch_size=4)
+    held = batches_of(many.test.held(), preprocessing, batch_size=4)
+    assert isinstance(stream, Stream)
+    assert not isinstance(held, Stream)
+    assert len(stream) == len(held) == 3
+    for (images, labels), (others, known) in zip(stream, held, strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(labels, known)
+
+
+def test_calibration_takes_no_more_than_its_room_and_says_so(many: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "calibration_room", lambda: 100.0)
+    with pytest.warns(DepfuseWarning, match="5 of 8 calibration images are used"):
+        assert calibration_loader(many, 8).count == 5
