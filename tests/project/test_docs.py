@@ -19,6 +19,13 @@ def test_the_page_on_groups_shows_what_is_printed() -> None:
     assert failed == 0
 
 
+def test_the_examples_of_data_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    examples = re.findall(r"^```python\n(.*?)^```", (DOCS / "guide" / "data.md").read_text("utf-8"), re.M | re.S)
+    assert len(examples) == 5
+    exec("\n".join(examples), {})
+
+
 def test_the_design_names_the_rooms_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(DOCS))
     from reference import floors
