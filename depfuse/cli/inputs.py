@@ -79,7 +79,7 @@ def read_inputs(
     With `classes`, one text per checkpoint, each network has an output for each of its own labels; without, networks
     have as many outputs as their files, whatever classes the data have. Networks to be `fused` may know different
     labels. Where they are `judged`, the data have test images: see `with_judged_images`. Code and data that a card
-    names are used only where its file is one of those that the user trusts. Keys say where in the files the weights are.
+    names are used only where its file is one of those that the user trusts. Keys say where in files the weights are.
     """
     named = read_named(paths, arch, options, classes, trust)
     architectures = named.architectures
