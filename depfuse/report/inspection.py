@@ -40,16 +40,29 @@ def sets_table(top: Place) -> Table:
     for place in top.sets():
         pattern = re.sub(r"(?<![^.])\d+(?![^.])", "*", place.path)
         rows.setdefault((pattern, len(place.own_tensors()) if pattern == place.path else -1), []).append(place)
-    table = plain_table("key", "tensors", "parameters", "types", "first", "last", left=("types", "first", "last"))
+    table = plain_table(
+        "key",
+        "tensors",
+        "parameters",
+        "types",
+        "first weight",
+        "last weight",
+        left=("types", "first weight", "last weight"),
+    )
     for (pattern, _), places in rows.items():
         tensors = places[0].own_tensors()
         numbers = [len(place.own_tensors()) for place in places]
         parameters = [sum(one.numel() for one in place.own_tensors().values()) for place in places]
         name = shown(places[0].path or TOP) if len(places) == 1 else f"{shown(pattern)} ({len(places)} of them)"
-        first, *_, last = [*tensors.items()] * 2
+        weights = [one for one in tensors.items() if one[1].dim() > 1] or [*tensors.items()]  # no biases, no counters
         types = dict.fromkeys(_dtype(one) for one in tensors.values())
         table.add_row(
-            name, f"{sum(numbers):,}", f"{sum(parameters):,}", ", ".join(types), described(*first), described(*last)
+            name,
+            f"{sum(numbers):,}",
+            f"{sum(parameters):,}",
+            ", ".join(types),
+            described(*weights[0]),
+            described(*weights[-1]),
         )
     return table
 
