@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from depfuse.align.unequal.pairing import pair_groups
+from depfuse.align.unequal_widths.pairing import pair_groups
 from depfuse.groups import find_groups
 
 

@@ -51,7 +51,7 @@ def fuse(
     request.check()
     # What follows needs torch, for which no mistake above has to wait.
     with ended_at_once():
-        from depfuse.cli.fusing import run
+        from depfuse.cli.run_fusion import run
 
     screen = Screen(options.quiet)
     with screen.working() as work:

@@ -29,7 +29,7 @@ from depfuse.recipe import Recipe
 from depfuse.recipe.arrange import by_path, may_be_read
 from depfuse.report.study import STUDY, StudyReport
 from depfuse.report.tables import search_sentence, search_table
-from depfuse.study.draw import Space, unsearched
+from depfuse.study.search_space import Space, unsearched
 from depfuse.study.trials import TrialRecord, best_first, pareto_front
 
 if TYPE_CHECKING:

@@ -21,10 +21,10 @@ from depfuse.data.loader import Loader, epoch_seed
 from depfuse.data.memory import GIBIBYTE, calibration_room
 from depfuse.data.tensors import Split
 from depfuse.errors import DataError, DepfuseWarning
-from depfuse.networks.calling import Call, run_network
 from depfuse.networks.copying import fit_example
+from depfuse.networks.forward import Call, run_network
 from depfuse.networks.running import evaluating
-from depfuse.tasks.calling import Signature, as_tensor, split_batch
+from depfuse.tasks.batch_inputs import Signature, as_tensor, split_batch
 
 
 def as_loader(

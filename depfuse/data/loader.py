@@ -21,7 +21,7 @@ from depfuse.data.memory import GIBIBYTE, calibration_room
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.data.tensors import DataSet, Split
 from depfuse.errors import DataError, DepfuseWarning
-from depfuse.networks.calling import Called, Example, in_layout
+from depfuse.networks.forward import Called, Example, in_layout
 
 
 class Loader:

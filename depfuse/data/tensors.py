@@ -13,7 +13,7 @@ from depfuse.data.image_files import ImageFiles
 from depfuse.data.inputs import Index, count_samples, take_samples
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.errors import DataError
-from depfuse.networks.calling import Call
+from depfuse.networks.forward import Call
 
 MOST_CLASSES = 100_000  # where there are fewer images than that
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from depfuse.data.loader import Loader
 from depfuse.ensemble.ensemble import Ensemble
-from depfuse.networks.calling import run_network
+from depfuse.networks.forward import run_network
 from depfuse.networks.running import evaluating
 from depfuse.tasks.outputs import as_numbers, distance_of, gives_classes
 

@@ -14,7 +14,7 @@ from depfuse.data.loader import Loader
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.ensemble.targets import TEMPERATURE, divergence, ensemble_logits, ensemble_outputs
 from depfuse.io.checkpoint import state_digest
-from depfuse.networks.calling import Example, run_network
+from depfuse.networks.forward import Example, run_network
 from depfuse.networks.running import evaluating
 
 

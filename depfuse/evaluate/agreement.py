@@ -12,8 +12,8 @@ from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import DataError
 from depfuse.evaluate.evaluation import Batches, checked_layout, mean_logits
 from depfuse.evaluate.scores import Agreement
-from depfuse.networks.calling import in_layout, run_network
 from depfuse.networks.copying import evaluation_copy
+from depfuse.networks.forward import in_layout, run_network
 from depfuse.networks.isolation import undisturbed
 
 

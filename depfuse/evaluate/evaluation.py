@@ -13,10 +13,10 @@ from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import DataError, RecipeError
 from depfuse.evaluate.scores import Scores
 from depfuse.evaluate.tally import Tally
-from depfuse.networks.calling import Example, in_layout, run_network
 from depfuse.networks.copying import evaluation_copy
+from depfuse.networks.forward import Example, in_layout, run_network
 from depfuse.networks.isolation import undisturbed
-from depfuse.networks.layout import choose_layout
+from depfuse.networks.memory_format import choose_layout
 
 Batches = Iterable[tuple[Any, Any]]
 """Anything that yields (inputs (N, ...), labels (N,)) on the networks' device."""

@@ -15,7 +15,7 @@ from depfuse.data.batches import as_loader
 from depfuse.data.loader import Loader
 from depfuse.data.tensors import Split
 from depfuse.errors import DataError, RecipeError
-from depfuse.networks.calling import Call, Called, Example
+from depfuse.networks.forward import Call, Called, Example
 from depfuse.recipe import Recipe
 from depfuse.recipe.presets import as_recipe
 

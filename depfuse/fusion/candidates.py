@@ -30,8 +30,8 @@ from depfuse.fusion.choose_shares import shares_by_part
 from depfuse.fusion.material import Material
 from depfuse.groups.partition import parts_by_stage
 from depfuse.merge import Shares
-from depfuse.networks.calling import Example, in_layout, run_network
-from depfuse.networks.layout import choose_layout
+from depfuse.networks.forward import Example, in_layout, run_network
+from depfuse.networks.memory_format import choose_layout
 from depfuse.networks.running import evaluating
 from depfuse.recipe.goals import Best
 from depfuse.recipe.refits import Ridge, Targets

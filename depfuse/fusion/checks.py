@@ -11,7 +11,7 @@ from depfuse.data.loader import Loader
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
 from depfuse.fusion.soundness import check_variances
-from depfuse.networks.calling import Example
+from depfuse.networks.forward import Example
 from depfuse.recipe import Recipe
 from depfuse.recipe.sections import Reference
 from depfuse.renorm import chosen_method

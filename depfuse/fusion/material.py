@@ -12,11 +12,11 @@ from depfuse.align import Couplings
 from depfuse.data.loader import Loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.fusion.calibration import for_statistics
-from depfuse.fusion.keeping import Keeper, Step
 from depfuse.fusion.partial_merging import PartialMerge
+from depfuse.fusion.step_acceptance import Keeper, Step
 from depfuse.groups import ChannelGroups
 from depfuse.merge import AlignedParents, Shares, average
-from depfuse.networks.calling import Example
+from depfuse.networks.forward import Example
 from depfuse.recipe import Recipe
 from depfuse.recipe.refits import Refit
 from depfuse.refit import Session, refit_layers

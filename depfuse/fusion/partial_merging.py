@@ -27,8 +27,8 @@ from depfuse.groups.mixing import Fault
 from depfuse.groups.reasons import NOT_USED, SEPARATOR, TOUCHES_OUTPUT, explain
 from depfuse.groups.widening import find_hosts, largest
 from depfuse.merge import AlignedParents, Shares
-from depfuse.networks.calling import Example, run_network
 from depfuse.networks.copying import fit_example
+from depfuse.networks.forward import Example, run_network
 from depfuse.networks.running import evaluating, modules_in_order
 from depfuse.networks.stages import stages_of
 from depfuse.recipe.sections import Merge

@@ -16,16 +16,16 @@ from depfuse.fusion.arguments import CalibrationLike, RecipeLike, as_called, rea
 from depfuse.fusion.candidates import Candidate, Family, best_of
 from depfuse.fusion.checks import check_weights
 from depfuse.fusion.choose_shares import ChosenShares, shares_by_part
-from depfuse.fusion.keeping import Keeper
 from depfuse.fusion.material import FinishedChild, Material
 from depfuse.fusion.partial_merging import merge_partially
 from depfuse.fusion.prepared import Inputs, OnStep, Prepared
 from depfuse.fusion.resolve import resolve
 from depfuse.fusion.result import FusionResult
 from depfuse.fusion.soundness import Soundness
+from depfuse.fusion.step_acceptance import Keeper
 from depfuse.groups import ChannelGroups
 from depfuse.merge import AlignedParents, Shares, fisher_information
-from depfuse.networks.calling import Call, Example
+from depfuse.networks.forward import Call, Example
 from depfuse.networks.isolation import isolated
 from depfuse.networks.precision import in_full_precision, with_types_of
 from depfuse.progress import shown

@@ -21,8 +21,8 @@ from depfuse.fusion.resolve import check_widths, resolve_refit, resolve_targets
 from depfuse.fusion.same_modules import check_alike
 from depfuse.fusion.widths import shapes_of, widest
 from depfuse.groups import ChannelGroups
-from depfuse.networks.calling import Example
 from depfuse.networks.copying import evaluation_copy, private_copy
+from depfuse.networks.forward import Example
 from depfuse.recipe import Recipe
 from depfuse.teach.teachers import Teachers, prepare_teachers
 

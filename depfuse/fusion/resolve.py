@@ -23,7 +23,7 @@ from depfuse.errors import RecipeError
 from depfuse.fusion.material import FinishedChild
 from depfuse.fusion.same_start import share_a_start
 from depfuse.fusion.widths import WidthMatch
-from depfuse.networks.calling import Example, run_network
+from depfuse.networks.forward import Example, run_network
 from depfuse.networks.isolation import one_at_a_time
 from depfuse.networks.running import evaluating
 from depfuse.recipe import Recipe

@@ -18,15 +18,15 @@ from depfuse.fusion.arrangement import Owners
 from depfuse.fusion.candidates import Candidate, best_of
 from depfuse.fusion.choose_shares import ChosenShares
 from depfuse.fusion.comparison import Comparison, compare
-from depfuse.fusion.keeping import Step
 from depfuse.fusion.material import Material
 from depfuse.fusion.partial_merging import PartialMerge
 from depfuse.fusion.saving import save, save_pretrained
 from depfuse.fusion.shown import as_html, as_text
+from depfuse.fusion.step_acceptance import Step
 from depfuse.fusion.widths import WidthMatch
 from depfuse.groups import ChannelGroups
 from depfuse.merge import Shares
-from depfuse.networks.calling import Example
+from depfuse.networks.forward import Example
 from depfuse.networks.isolation import isolated
 from depfuse.networks.precision import in_full_precision, with_types_of
 from depfuse.recipe import Recipe

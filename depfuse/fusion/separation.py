@@ -31,8 +31,8 @@ from depfuse.groups import ChannelGroups
 from depfuse.groups.generic_values import GenericNetwork
 from depfuse.groups.mixing import UNFIT, Fault, compared, not_taken, outputs_of
 from depfuse.merge.average import average
-from depfuse.networks.calling import Example
 from depfuse.networks.copying import evaluation_copy, fit_example
+from depfuse.networks.forward import Example
 
 
 class SeparationProof:

@@ -15,8 +15,8 @@ from depfuse.text import counted
 if TYPE_CHECKING:
     from torch import nn
 
-    from depfuse.fusion.keeping import Step
     from depfuse.fusion.result import FusionResult
+    from depfuse.fusion.step_acceptance import Step
 
 MOST_STEPS = 3  # lines of steps
 MOST_SHOWN = 20  # lines in a terminal

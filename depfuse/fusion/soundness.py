@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from depfuse.data.inputs import count_samples, map_tensors
 from depfuse.data.loader import Loader
 from depfuse.errors import DepfuseWarning, FusionError, RecipeError
-from depfuse.networks.calling import Example, run_network
+from depfuse.networks.forward import Example, run_network
 from depfuse.networks.running import evaluating
 
 VARIANCE = "running_var"

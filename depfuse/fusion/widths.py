@@ -13,10 +13,10 @@ from depfuse.align.coupling import Coupling, Couplings
 from depfuse.align.solution import distinct
 from depfuse.align.solvers import load_solver
 from depfuse.align.transport import in_order
-from depfuse.align.unequal.copies import cluster_channels, copy_channels
-from depfuse.align.unequal.matching import UnequalProblem
-from depfuse.align.unequal.pairing import pair_groups
-from depfuse.align.unequal.rectangular import resize_state
+from depfuse.align.unequal_widths.copies import cluster_channels, copy_channels
+from depfuse.align.unequal_widths.matching import UnequalProblem
+from depfuse.align.unequal_widths.pairing import pair_groups
+from depfuse.align.unequal_widths.rectangular import resize_state
 from depfuse.data.loader import Loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import LimitWarning, RecipeError
@@ -24,8 +24,8 @@ from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.fusion.ensemble_judge import EnsembleJudge
 from depfuse.groups import ChannelGroup, ChannelGroups, find_groups, prove_groups
 from depfuse.groups.nesting import find_orbits
-from depfuse.networks.calling import Example
 from depfuse.networks.copying import evaluation_copy
+from depfuse.networks.forward import Example
 from depfuse.recipe import Recipe
 from depfuse.renorm import renormalise
 

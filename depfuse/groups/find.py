@@ -13,8 +13,8 @@ from depfuse.groups.labels.rules import Replay
 from depfuse.groups.tracing.auxiliary_heads import trace_with_auxiliary
 from depfuse.groups.tracing.branching import BranchWatch, fix_branches
 from depfuse.groups.tracing.overwrites import OverwriteWatch
-from depfuse.networks.calling import Example
 from depfuse.networks.copying import ForeignWatch, check_hooks
+from depfuse.networks.forward import Example
 from depfuse.networks.isolation import undisturbed
 
 

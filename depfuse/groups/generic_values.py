@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.errors import GroupError
 from depfuse.groups.channel_group import ChannelGroup, Slot
-from depfuse.networks.calling import Example, run_with
 from depfuse.networks.copying import evaluation_copy, unwrap
+from depfuse.networks.forward import Example, run_with
 from depfuse.networks.isolation import without_warnings
 from depfuse.networks.running import evaluating, float_tensors, removing
 from depfuse.text import first_line

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from depfuse.groups.channel_group import ChannelGroups
-from depfuse.networks.calling import Example
+from depfuse.networks.forward import Example
 from depfuse.networks.stages import stages_of
 
 

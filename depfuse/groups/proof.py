@@ -12,7 +12,7 @@ from depfuse.errors import GroupError
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, random_permutations
 from depfuse.groups.generic_values import GenericNetwork
 from depfuse.groups.reasons import HIDDEN, NOT_USED, OVERWRITTEN
-from depfuse.networks.calling import Example
+from depfuse.networks.forward import Example
 from depfuse.networks.isolation import undisturbed
 
 Chosen = TypeVar("Chosen")

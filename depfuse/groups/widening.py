@@ -20,8 +20,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, Slot
 from depfuse.groups.mixing import UNFIT, Fault, compared, not_taken, outputs_of
-from depfuse.networks.calling import Example
 from depfuse.networks.copying import evaluation_copy, fit_example
+from depfuse.networks.forward import Example
 from depfuse.networks.resizing import resize
 
 BLOCKS = "channels in blocks: of a grouped convolution, attention heads, or groups of a norm"

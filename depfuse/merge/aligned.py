@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from depfuse.align.coupling import Couplings, apply_couplings
 from depfuse.groups import ChannelGroups
 from depfuse.merge.shares import Shares
-from depfuse.networks.calling import Example
+from depfuse.networks.forward import Example
 
 
 @dataclass(frozen=True, eq=False)

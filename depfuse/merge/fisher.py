@@ -9,8 +9,8 @@ from torch.func import vjp, vmap
 from depfuse.data.inputs import count_samples, map_tensors, split_samples
 from depfuse.data.loader import Loader
 from depfuse.errors import ArchitectureError
-from depfuse.networks.calling import run_network, run_with
-from depfuse.networks.layout import differentiable
+from depfuse.networks.forward import run_network, run_with
+from depfuse.networks.memory_format import differentiable
 from depfuse.networks.running import evaluating
 from depfuse.tasks.outputs import distance_of
 from depfuse.text import first_line

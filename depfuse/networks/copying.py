@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.errors import ArchitectureError
-from depfuse.networks.calling import Example, run_network
+from depfuse.networks.forward import Example, run_network
 from depfuse.networks.running import evaluating
 from depfuse.text import first_line
 

@@ -46,7 +46,7 @@ class NoRenorm(Renorm):
 class Reset(Renorm):
     """BatchNorm statistics of the calibration images."""
 
-    place: ClassVar[str] = "depfuse.renorm.batch_norm:reset_batch_norm"
+    place: ClassVar[str] = "depfuse.renorm.reset:reset_batch_norm"
     images: ClassVar[bool] = True
     keeps: ClassVar[bool] = True
 
@@ -56,7 +56,7 @@ class Reset(Renorm):
 class Repair(Renorm):
     """The parents' means and deviations for every layer, with BatchNorm or without (Jordan et al. 2023)."""
 
-    place: ClassVar[str] = "depfuse.renorm.repairing:repair"
+    place: ClassVar[str] = "depfuse.renorm.repair:repair"
     images: ClassVar[bool] = True
     parents: ClassVar[bool] = True
 
@@ -66,7 +66,7 @@ class Repair(Renorm):
 class Rescale(Repair):
     """The parents' deviations only."""
 
-    place: ClassVar[str] = "depfuse.renorm.repairing:rescale"
+    place: ClassVar[str] = "depfuse.renorm.repair:rescale"
 
     name: Literal["rescale"] = "rescale"  # type: ignore[assignment]
 

@@ -1,9 +1,9 @@
 """Renormalisation: repair of the variance lost by averaging, from calibration images or from the weights alone."""
 
-from depfuse.renorm.batch_norm import has_batch_norm, reset_batch_norm, reset_keeping_function
 from depfuse.renorm.data_free import rescale_by_norms
 from depfuse.renorm.registry import chosen_method, renormalise
-from depfuse.renorm.repairing import repair
+from depfuse.renorm.repair import repair
+from depfuse.renorm.reset import has_batch_norm, reset_batch_norm, reset_keeping_function
 
 __all__ = [
     "chosen_method",

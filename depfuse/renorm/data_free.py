@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from depfuse.align.coupling import Couplings, apply_couplings
 from depfuse.groups import ChannelGroups
 from depfuse.merge.shares import Shares
-from depfuse.networks.calling import Example
-from depfuse.renorm.batch_norm import BATCH_NORM
+from depfuse.networks.forward import Example
 from depfuse.renorm.layers import Layer, factors, find_layers, in_order
+from depfuse.renorm.reset import BATCH_NORM
 
 
 def rescale_by_norms(

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
-from depfuse.networks.calling import Example
 from depfuse.networks.copying import evaluation_copy
-from depfuse.renorm.batch_norm import BATCH_NORM
+from depfuse.networks.forward import Example
 from depfuse.renorm.layers import Layer, find_layers
+from depfuse.renorm.reset import BATCH_NORM
 
 
 def fold(

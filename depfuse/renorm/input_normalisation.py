@@ -20,9 +20,9 @@ import torch
 from scipy.optimize import least_squares
 from torch import Tensor, nn
 
-from depfuse.networks.calling import run_network
+from depfuse.networks.forward import run_network
 from depfuse.networks.running import removing
-from depfuse.renorm.batch_norm import BATCH_NORM
+from depfuse.renorm.reset import BATCH_NORM
 
 IMAGES = 128  # to take statistics of
 FEWEST_IMAGES = 32  # of large images

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from depfuse.align.coupling import Couplings, apply_couplings
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
-from depfuse.networks.calling import Example, run_network
+from depfuse.networks.forward import Example, run_network
 from depfuse.networks.running import Hook, evaluating, hooked
-from depfuse.renorm.batch_norm import BATCH_NORM
+from depfuse.renorm.reset import BATCH_NORM
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # no subclass
 LEAST = 1e-6  # of the target deviation: a channel with less is silent, and is not scaled

@@ -13,7 +13,7 @@ from depfuse.merge.aligned import AlignedParents
 from depfuse.networks.copying import evaluation_copy
 from depfuse.networks.isolation import check_changeable, undisturbed
 from depfuse.recipe.renorms import RENORMS, renorm_facts
-from depfuse.renorm.batch_norm import has_batch_norm
+from depfuse.renorm.reset import has_batch_norm
 
 
 def chosen_method(method: str, model: nn.Module) -> str:

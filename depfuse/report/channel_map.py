@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from torch import nn
 
 from depfuse.groups import ChannelGroups, Slot
-from depfuse.networks.calling import Example, run_network
+from depfuse.networks.forward import Example, run_network
 from depfuse.networks.running import evaluating, modules_in_order
 from depfuse.report.plots import save
 

@@ -25,8 +25,8 @@ from depfuse.fusion.widths import shapes_of
 from depfuse.groups import find_groups, prove_groups
 from depfuse.io.checkpoint import state_digest
 from depfuse.recipe import Recipe
-from depfuse.study.draw import Space
 from depfuse.study.judge import Quality
+from depfuse.study.search_space import Space
 
 RESULT = "result"  # the user attribute of a trial that holds its recipe and result
 FEWEST = 100  # calibration images, before a trial may be pruned

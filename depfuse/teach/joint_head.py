@@ -15,7 +15,7 @@ from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.merge import average
-from depfuse.networks.calling import Example, run_network
+from depfuse.networks.forward import Example, run_network
 from depfuse.networks.running import bfloat16_pays, evaluating, modules_in_order
 from depfuse.renorm import reset_batch_norm
 from depfuse.tasks.outputs import gives_classes

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from depfuse.distributed.team import Team
 from depfuse.ensemble.targets import divergence
 from depfuse.errors import RecipeError
-from depfuse.networks.layout import differentiable
+from depfuse.networks.memory_format import differentiable
 from depfuse.networks.running import bfloat16_pays
 from depfuse.tasks.outputs import distance_of
 from depfuse.train.interfaces import Teacher
@@ -51,7 +51,7 @@ class Descent:
             nesterov=recipe.momentum > 0,
         )
         compiled = recipe.compile
-        if compiled and device.type == "cpu":  # the compiler chooses layouts itself, also those of `networks.layout`
+        if compiled and device.type == "cpu":  # the compiler chooses layouts itself, whatever the network is given
             raise RecipeError("compile is for CUDA: leave it out on a CPU")
         if compiled is None:
             compiled = device.type == "cuda" and steps >= _STEPS_THAT_PAY_FOR_COMPILING

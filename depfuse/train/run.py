@@ -18,7 +18,7 @@ from depfuse.distributed.team import Team
 from depfuse.errors import CheckpointError
 from depfuse.io.checkpoint import state_digest
 from depfuse.networks.isolation import seeded
-from depfuse.networks.layout import takes_channels_last
+from depfuse.networks.memory_format import takes_channels_last
 from depfuse.networks.running import evaluating
 from depfuse.progress import work
 from depfuse.text import first_line

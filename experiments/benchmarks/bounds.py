@@ -24,7 +24,7 @@ from depfuse.align import align
 from depfuse.data import Loader, calibration_loader
 from depfuse.groups import ChannelGroups
 from depfuse.models import build_network
-from depfuse.networks.layout import choose_layout
+from depfuse.networks.memory_format import choose_layout
 from experiments.benchmarks.end_to_end import random_images, random_parents
 from experiments.lib.material import shared_material
 from experiments.lib.places import ROOT, SHARED

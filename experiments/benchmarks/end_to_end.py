@@ -24,7 +24,7 @@ from depfuse.data import Loader, Preprocessing, Split
 from depfuse.distributed.device import resolve_device
 from depfuse.evaluate import evaluate
 from depfuse.models import build_network
-from depfuse.networks.layout import choose_layout
+from depfuse.networks.memory_format import choose_layout
 from depfuse.renorm import renormalise
 from experiments.lib.command import check_counts, exit_code
 from experiments.lib.processes import CellError

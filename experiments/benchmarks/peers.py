@@ -34,10 +34,10 @@ from depfuse.evaluate import evaluate
 from depfuse.groups import explain, not_followed
 from depfuse.models import build_network, example_shape
 from depfuse.renorm import renormalise
-from experiments.lib.apart import apart
 from experiments.lib.cells import Cell, Cells
 from experiments.lib.command import common_options, exit_code, rows_of, say
 from experiments.lib.material import shared_material
+from experiments.lib.own_process import apart
 from experiments.lib.places import MEASUREMENTS, SHARED
 from experiments.lib.tables import markdown
 

@@ -33,11 +33,11 @@ from depfuse.data import Loader, Preprocessing, Split
 from depfuse.errors import RecipeError
 from depfuse.merge import average
 from depfuse.models import build_network
-from depfuse.networks.layout import choose_layout
+from depfuse.networks.memory_format import choose_layout
 from depfuse.renorm import renormalise
-from experiments.lib.apart import apart, whole
 from experiments.lib.cells import Cells
 from experiments.lib.command import check_counts, check_plot, common_options, exit_code, numbers, rows_of
+from experiments.lib.own_process import apart, whole
 from experiments.lib.parents.trained import thin_resnet
 from experiments.lib.places import MEASUREMENTS
 from experiments.lib.plots import draw_intervals

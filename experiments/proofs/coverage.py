@@ -35,9 +35,9 @@ from depfuse.errors import RecipeError
 from depfuse.groups import TOLERANCE, explain, find_groups, not_followed, prove_groups
 from depfuse.groups.reasons import named, unexpected
 from depfuse.models import build_network, example_shape
-from experiments.lib.apart import GIB, PAGE, apart
 from experiments.lib.cells import Cell, Cells
 from experiments.lib.command import check_counts, common_options, exit_code, rows_of
+from experiments.lib.own_process import GIB, PAGE, apart
 from experiments.lib.places import MEASUREMENTS
 from experiments.lib.processes import cores
 from experiments.lib.tables import markdown

@@ -20,7 +20,7 @@ from depfuse.data import Loader, Split
 from depfuse.data.batches import as_loader
 from depfuse.data.inputs import Ragged, count_samples, join_samples, take_samples
 from depfuse.errors import DataError, DepfuseWarning
-from depfuse.networks.calling import Called, run_network
+from depfuse.networks.forward import Called, run_network
 
 IMAGES = torch.randn(30, 3, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
 LABELS = torch.arange(30) % 4

@@ -21,8 +21,8 @@ from depfuse.evaluate import evaluate
 from depfuse.io.loading import load_network
 from experiments.benchmarks import end_to_end as measured
 from experiments.benchmarks import peers
-from experiments.lib.apart import apart, whole
 from experiments.lib.cells import Cell
+from experiments.lib.own_process import apart, whole
 from experiments.lib.processes import CellError
 from experiments.proofs import coverage
 from experiments.studies import distil_unseen

@@ -14,7 +14,7 @@ from torch import nn
 from depfuse import Recipe, fuse
 from depfuse.data import DataSet, calibration_loader
 from depfuse.ensemble.ensemble import Ensemble
-from depfuse.fusion.keeping import Keeper
+from depfuse.fusion.step_acceptance import Keeper
 
 
 @pytest.fixture(scope="module")

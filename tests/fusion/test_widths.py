@@ -18,9 +18,9 @@ from widen import doubled
 from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.align import Coupling
 from depfuse.align.transport import emd, in_order, sinkhorn, unbalanced, whole
-from depfuse.align.unequal.copies import cluster_channels, copy_channels
-from depfuse.align.unequal.pairing import pair_groups
-from depfuse.align.unequal.rectangular import resize_state, shares
+from depfuse.align.unequal_widths.copies import cluster_channels, copy_channels
+from depfuse.align.unequal_widths.pairing import pair_groups
+from depfuse.align.unequal_widths.rectangular import resize_state, shares
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.errors import RecipeError
 from depfuse.fusion.widths import shapes_of

@@ -586,8 +586,8 @@ def test_a_worker_in_a_study_is_no_path(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_somebody_queued_is_given_up_where_it_is_none() -> None:
-    from depfuse.study.draw import Space
     from depfuse.study.objective import Objective
+    from depfuse.study.search_space import Space
 
     objective = object.__new__(Objective)
     objective._space = Space(2, {})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from depfuse.data import DataSet
 from depfuse.errors import RecipeError
-from depfuse.networks.layout import choose_layout, differentiable, takes_channels_last
+from depfuse.networks.memory_format import choose_layout, differentiable, takes_channels_last
 from depfuse.train import TrainRecipe, train
 
 CPU = torch.device("cpu")

@@ -39,11 +39,11 @@ from depfuse.recipe.fields import Between, OneOf, setting
 from depfuse.recipe.solvers import facts
 from depfuse.report.page import build_page, find_runs
 from depfuse.report.study import StudyReport
-from depfuse.study.draw import Space, declared
 from depfuse.study.importances import importances
 from depfuse.study.judge import Quality
 from depfuse.study.objective import growing
 from depfuse.study.search import IDENTITY, Search, open_study
+from depfuse.study.search_space import Space, declared
 from depfuse.study.storage import DatabaseStorage, FileStorage
 from depfuse.study.trials import TrialRecord, best_first, pareto_front
 

@@ -17,8 +17,8 @@ from depfuse.align.solvers.rounding import assign
 from depfuse.align.solvers.start import start_of
 from depfuse.align.transport import checked
 from depfuse.groups.nesting import Orbit, Part
-from depfuse.networks.calling import run_network, run_with
-from depfuse.networks.layout import differentiable
+from depfuse.networks.forward import run_network, run_with
+from depfuse.networks.memory_format import differentiable
 from depfuse.networks.running import evaluating
 from depfuse.recipe.solvers import SinkhornImplicit
 from depfuse.tasks.outputs import distance_of

@@ -19,8 +19,8 @@ from depfuse.data.loader import Loader
 from depfuse.groups import ChannelGroups, Tap
 from depfuse.groups.channel_group import Position
 from depfuse.groups.nesting import Orbit, find_orbits, without
-from depfuse.networks.calling import in_layout, run_network
-from depfuse.networks.layout import choose_layout
+from depfuse.networks.forward import in_layout, run_network
+from depfuse.networks.memory_format import choose_layout
 from depfuse.networks.running import evaluating, removing
 
 TapChoice = Literal["after", "before", "both"]

@@ -8,8 +8,8 @@ from torch.utils._pytree import tree_leaves
 
 from depfuse.errors import ArchitectureError
 from depfuse.groups.tracing.depgraph import Trace, trace
-from depfuse.networks.calling import Example, run_network
 from depfuse.networks.copying import evaluation_copy
+from depfuse.networks.forward import Example, run_network
 from depfuse.networks.running import evaluating
 
 

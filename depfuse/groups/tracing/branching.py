@@ -21,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from depfuse.groups.labels.rules import Replay
 from depfuse.groups.tracing.overwrites import METADATA
-from depfuse.networks.calling import Example, run_network
+from depfuse.networks.forward import Example, run_network
 
 ASKING: dict[Any, str] = {
     torch.Tensor.__bool__: "bool",

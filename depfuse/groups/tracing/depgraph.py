@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.errors import ArchitectureError
-from depfuse.networks.calling import Example, run_network
 from depfuse.networks.copying import evaluation_copy
+from depfuse.networks.forward import Example, run_network
 from depfuse.networks.isolation import without_warnings
 from depfuse.networks.running import evaluating, removing
 from depfuse.text import first_line

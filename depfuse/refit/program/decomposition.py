@@ -12,7 +12,7 @@ from depfuse.data.loader import Loader
 from depfuse.errors import ArchitectureError
 from depfuse.networks.batch_norm import set_statistics_keeping_function
 from depfuse.networks.copying import unwrap
-from depfuse.networks.layout import takes_channels_last
+from depfuse.networks.memory_format import takes_channels_last
 from depfuse.refit.program.graph import Program
 from depfuse.refit.program.units import Unit, find_units
 from depfuse.refit.program.walk import Walk

@@ -27,9 +27,9 @@ from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.ensemble.targets import curved, drawn, slope
 from depfuse.errors import RecipeError
-from depfuse.networks.calling import in_layout, run_with
 from depfuse.networks.copying import unwrap
-from depfuse.networks.layout import choose_layout, differentiable
+from depfuse.networks.forward import in_layout, run_with
+from depfuse.networks.memory_format import choose_layout, differentiable
 from depfuse.networks.running import evaluating
 from depfuse.networks.stages import stages_of
 from depfuse.tasks.outputs import distance_of

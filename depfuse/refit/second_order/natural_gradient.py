@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from depfuse.ensemble.targets import TEMPERATURE, divergence, drawn, slope
-from depfuse.networks.layout import differentiable
+from depfuse.networks.memory_format import differentiable
 from depfuse.networks.running import bfloat16_pays
 from depfuse.refit.layerwise.rows import Window
 from depfuse.refit.layerwise.streams import Streams

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.errors import DataError
-from depfuse.networks.calling import Example
 from depfuse.networks.copying import unwrap
+from depfuse.networks.forward import Example
 
 LABELS = ("label", "labels", "target", "targets", "y")
 BY_CALL = "say how a network is run on it: call=lambda model, batch: model(...)"

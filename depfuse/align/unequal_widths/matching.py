@@ -12,7 +12,7 @@ from depfuse.align.coupling import Coupling, Couplings
 from depfuse.align.solvers.interface import Transport
 from depfuse.align.statistics.moments import collect_moments
 from depfuse.align.statistics.sums import Moments
-from depfuse.align.unequal.rectangular import resize_state
+from depfuse.align.unequal_widths.rectangular import resize_state
 from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups

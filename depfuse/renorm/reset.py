@@ -14,8 +14,8 @@ from depfuse.data.loader import Loader
 from depfuse.distributed.team import all_sum
 from depfuse.errors import DataError
 from depfuse.networks.batch_norm import set_statistics_keeping_function
-from depfuse.networks.calling import in_layout, run_network
-from depfuse.networks.layout import choose_layout
+from depfuse.networks.forward import in_layout, run_network
+from depfuse.networks.memory_format import choose_layout
 from depfuse.networks.running import Hook, evaluating, hooked
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm

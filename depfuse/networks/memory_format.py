@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from depfuse.errors import DataError
-from depfuse.networks.calling import Example, in_layout, run_network
+from depfuse.networks.forward import Example, in_layout, run_network
 from depfuse.text import first_line
 
 FEW = 16  # input channels below which a strided convolution of kernel 1 is differentiated in plain layout

@@ -23,10 +23,10 @@ from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.merge.shares import Shares
 from depfuse.networks.batch_norm import set_statistics_keeping_function
-from depfuse.networks.calling import run_network
+from depfuse.networks.forward import run_network
 from depfuse.networks.running import Hook, evaluating, hooked
-from depfuse.renorm.batch_norm import AT_ONCE, BATCH_NORM
 from depfuse.renorm.layers import factors, find_layers, in_order
+from depfuse.renorm.reset import AT_ONCE, BATCH_NORM
 
 
 def repair(
