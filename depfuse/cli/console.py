@@ -41,8 +41,9 @@ class Screen:
 
 
 def remark(sentence: str) -> None:
-    """Print one line of information on standard error."""
-    print(f"depfuse: {readable(sentence)}", file=sys.stderr)
+    """Tell somebody who waits at a terminal one thing, on standard error; what is piped holds results and mistakes."""
+    if sys.stderr.isatty():
+        print(f"depfuse: {readable(sentence)}", file=sys.stderr)
 
 
 def complain(sentence: str) -> None:

@@ -1,6 +1,6 @@
 """Measure the peak memory of calibrating from and evaluating on a folder: it does not grow with the number of images.
 
-    python -m experiments.benchmarks.memory_of_folders [PHOTOGRAPHS ...]
+    python -m experiments run memory_of_folders [PHOTOGRAPHS ...]
 
 Each number of generated photographs of 400 x 300 is measured in a process of its own, on 100 calibration images.
 """

@@ -103,7 +103,7 @@ def read_material(parents: ParentSet, file: str, device: torch.device) -> Materi
     """Read the networks and the data of a set; the last one is kept, since cells come set by set."""
     architecture = None if parents.architecture is None else f"{SHARED}/models/{parents.architecture}"
     options = DataOptions(data=file, mean=parents.mean, std=parents.std)
-    inputs = read_inputs(parents.paths, architecture, options, device, parents.classes)
+    inputs = read_inputs(parents.paths, architecture, options, device, parents.classes, fused=True)
     if parents.fold is not None:
         inputs = replace(inputs, data=without_fold(inputs.data, parents.fold))
     if (inputs.labels is not None) != parents.differ:

@@ -164,7 +164,7 @@ def test_a_disk_that_fills_loses_nothing(tmp_path: Path, capsys, monkeypatch, ro
         ({"data": "mnist"}, "data is mnist on its card and digits in the zoo"),
         ({"classes": (0, 1, 2)}, "has 10 outputs, but its card names 3 classes"),
         ({"metrics": {}}, "has no card that states an accuracy"),
-        ({"width": 0.5}, "bn1.bias has shape .* its card says that it is a digits_resnet"),
+        ({"width": 0.5}, "conv1.weight has shape .* its card says that it is a digits_resnet"),
     ],
 )
 def test_a_card_that_contradicts_its_network_is_refused(
