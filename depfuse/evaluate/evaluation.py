@@ -55,7 +55,7 @@ def evaluate_with_ensemble(
     ----------
     models : sequence of Module
         The members; all have the same number of outputs, unless `sets` says what these stand for.
-    batches : iterable of (inputs, labels)
+    batches : iterable
         Labelled images on the networks' device.
     weights : sequence of float, optional
         One share per member, summing to one; equal shares when left out.

@@ -31,7 +31,7 @@ def evaluate_path(
         Of the first parent (alpha 0) and the second (alpha 1).
     network_at : callable
         Gives the network at a share of the second parent strictly between 0 and 1.
-    batches : iterable of (inputs, labels)
+    batches : iterable
         Labelled images; iterated once per inner point.
     alphas : sequence of float
         Increasing shares of the second parent, the first 0 and the last 1.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -133,13 +135,14 @@ def test_parents_of_unequal_widths_and_of_folds_are_trained_as_declared(parents)
 
 
 @pytest.mark.slow
-def test_several_processes_train_and_measure_the_same_as_one(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_several_processes_train_and_measure_the_same_as_one(tmp_path: Path) -> None:
     tables = []
     for processes in ("1", "2"):
         csv, folder = tmp_path / f"{processes}.csv", tmp_path / processes
         words = ["--sets", "digits", "--steps", "*activations: layers*", "*nothing", "--seeds", "0"]
-        assert STUDIES["ablate_groups"].main(small(csv, folder, *words, "--processes", processes)) == 0
+        words += ["--processes", processes]
+        command = [sys.executable, "-m", "experiments", "run", "ablate_groups", *small(csv, folder, *words)]
+        subprocess.run(command, check=True, capture_output=True, timeout=600)
         table = pd.read_csv(csv).sort_values(["seed", "settings"], ignore_index=True)
         tables.append(table[["seed", "settings", "accuracy", "loss", "held_out_accuracy"]])
     pd.testing.assert_frame_equal(*tables)
