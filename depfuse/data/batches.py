@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from depfuse.networks.copying import fit_example
 from depfuse.networks.forward import Call, run_network
 from depfuse.networks.running import evaluating
 from depfuse.tasks.batch_inputs import Signature, as_tensor, split_batch
+from depfuse.text import first_line
 
 
 def as_loader(
@@ -67,10 +68,8 @@ def as_loader(
     if isinstance(source, Loader):
         if call is None:
             return source
-        return Loader(
-            Split(source.images, source.labels, call), source.preprocessing, batch_size=source.batch_size,
-            device=source.device,
-        )  # fmt: skip
+        split = replace(source.split, call=call)
+        return Loader(split, source.preprocessing, batch_size=source.batch_size, device=source.device)
     collected = _Collected(images, Signature.of(model), call, calibration_room() if room is None else room)
     for batch in _batches(source, model, images, batch_size, seed, called=call is not None):
         collected.add(batch)
@@ -79,11 +78,9 @@ def as_loader(
     split = collected.split()
     if len(split) < 2:
         raise DataError(f"{len(split)} calibration samples are too few for statistics: give at least 2, better 2000")
-    keep = split.images
-    if not (isinstance(keep, Tensor) and keep.dtype == torch.uint8 and keep.dim() == 4):
-        keep = map_tensors(lambda leaf: fit_example(leaf, model), keep)
+    inputs = map_tensors(lambda leaf: fit_example(leaf, model), split.images)
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    return Loader(Split(keep, split.labels, call), batch_size=batch_size, device=device)
+    return Loader(Split(inputs, split.labels, call), batch_size=batch_size, device=device)
 
 
 @dataclass
@@ -209,10 +206,9 @@ def _collate(samples: Sequence[Any]) -> Any:
     try:
         return default_collate([_without_pictures(sample) for sample in samples])
     except (RuntimeError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise DataError(
-            f"samples of the calibration data do not make a batch ({reason}): give them one shape, or a DataLoader "
-            "with a collate function"
+            f"samples of the calibration data do not make a batch ({first_line(error)}): give them one shape, or a "
+            "DataLoader with a collate function"
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 
 from depfuse.data.batches import as_loader
 from depfuse.data.loader import Loader
-from depfuse.data.tensors import Split
 from depfuse.errors import DataError, RecipeError
 from depfuse.networks.forward import Call, Called, Example
 from depfuse.recipe import Recipe
@@ -84,7 +84,7 @@ def test_loader(source: CalibrationLike, like: nn.Module, labels: LabelsLike | N
         given = torch.as_tensor(labels).flatten()
         if len(given) != loader.count:
             raise DataError(f"{len(given)} labels for {loader.count} test samples: give one for each")
-        split = Split(loader.images, given, loader.call)
+        split = replace(loader.split, labels=given)
         loader = Loader(split, loader.preprocessing, batch_size=loader.batch_size, device=loader.device)
     if loader.labels is None:
         raise DataError("the test data have no labels: give pairs of inputs and labels, or `labels`")

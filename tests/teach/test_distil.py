@@ -399,7 +399,7 @@ def test_images_that_tell_whether_a_network_came_nearer_are_not_trained_on(paren
     recipe = Train(distil=1, learning_rate=0.01)
     Distillation(data).train(model, Asked(parents, (0.5, 0.5)), recipe, seed=0, name="child", origin="")
     assert [images.count for images in judged] == [81, 81]  # of 1297
-    held = data.preprocessing and judged[0].images.flatten(1)
+    held = judged[0].images.flatten(1)
     calibrated = calibration_loader(data, 1000).images.flatten(1)
     both = (held[:, None] == calibrated[None]).all(2).any()
     assert not both  # as long as calibration leaves any
