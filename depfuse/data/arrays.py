@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from depfuse.data.array_files import MAGIC, ArrayHeader, header_of_npy, headers_of_npz, read_images
 from depfuse.data.memory import too_much
 from depfuse.data.parts import KINDS, Part, data_set_of
 from depfuse.data.preprocessing import Preprocessing
@@ -23,24 +20,7 @@ IMAGES = ("x", "images", "image", "imgs", "img", "data", "inputs", "input", "fea
 LABELS = ("y", "labels", "label", "targets", "target")
 CLASSES = ("classes", "class_names", "names", "label_names")
 _FORM = "name its arrays x_train, y_train, x_test, y_test, those that there are"
-_MAGIC = b"\x93NUMPY"
 _COPIES = 2  # of an array that are held at once while it is converted
-_WHITE_OF_16_BITS = 257  # times that of 8
-
-
-class _Header(NamedTuple):
-    """An array in a file, before it is read."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def may_be_images(self) -> bool:
-        return len(self.shape) in (3, 4) and self.dtype.kind in "uifb"
-
-    @property
-    def may_be_labels(self) -> bool:
-        return len(self.shape) in (1, 2) and self.dtype.kind in "uifUSb"
 
 
 def load_arrays(path: Path, preprocessing: Preprocessing) -> DataSet:
@@ -59,18 +39,22 @@ def load_arrays(path: Path, preprocessing: Preprocessing) -> DataSet:
     kind = ".npy" if path.suffix.lower() == ".npy" else ".npz"
     try:
         with path.open("rb") as file:
-            single = file.read(len(_MAGIC)) == _MAGIC
+            single = file.read(len(MAGIC)) == MAGIC
         if single:
-            header = _header_of_npy(path)
-            _check_memory(path, {"": header})
-            array = np.load(path, allow_pickle=False)
-            return data_set_of(str(path), {}, Part(_as_images(array, str(path)), None), None, preprocessing)
-        headers = _headers(path)
-        images, labels, classes = _chosen(path, headers)
-        used = {*images.values(), *labels.values(), *classes}
-        _check_memory(path, {name: headers[name] for name in used})
-        with np.load(path, allow_pickle=False) as file_of_arrays:
-            arrays = {name: file_of_arrays[name] for name in used}
+            images = read_images(_without_objects(header_of_npy(path)))
+            return data_set_of(str(path), {}, Part(images, None), None, preprocessing)
+        headers = headers_of_npz(path)
+        images_of, labels_of, classes = _chosen(path, headers)
+        parts = {
+            part: Part(
+                read_images(_without_objects(headers[name])),
+                _as_labels(_whole(headers[labels_of[part]]), headers[labels_of[part]].where)
+                if part in labels_of
+                else None,
+            )
+            for part, name in images_of.items()
+        }
+        names = _as_names(_whole(headers[classes[0]]), headers[classes[0]].where) if classes else None
     except DataError:
         raise
     except ValueError as error:
@@ -79,18 +63,22 @@ def load_arrays(path: Path, preprocessing: Preprocessing) -> DataSet:
     except Exception as error:  # a damaged archive or header may raise anything
         reason = (str(error).splitlines() or [""])[0] or "it is cut off"
         raise DataError(f"{path} cannot be read as a {kind}: {reason}") from None
-    parts = {
-        part: Part(
-            _as_images(arrays[name], f"{path}: {name}"),
-            _as_labels(arrays[labels[part]], f"{path}: {labels[part]}") if part in labels else None,
-        )
-        for part, name in images.items()
-    }
-    names = _as_names(arrays[classes[0]], f"{path}: {classes[0]}") if classes else None
     return data_set_of(str(path), parts, parts.pop("", None), names, preprocessing)
 
 
-def _chosen(path: Path, headers: Mapping[str, _Header]) -> tuple[dict[str, str], dict[str, str], list[str]]:
+def _without_objects(header: ArrayHeader) -> ArrayHeader:
+    if header.dtype.hasobject:
+        raise ValueError("it is pickled")
+    return header
+
+
+def _whole(header: ArrayHeader) -> NDArray[Any]:
+    if excess := too_much(_COPIES * header.nbytes):
+        raise DataError(f"{header.where} needs {excess}: give fewer images")
+    return header.read()
+
+
+def _chosen(path: Path, headers: Mapping[str, ArrayHeader]) -> tuple[dict[str, str], dict[str, str], list[str]]:
     """Choose arrays by their names: of each part its images and its labels, and the names of classes.
 
     A part is what the archive calls it, or "" where one array of images is all there is.
@@ -139,71 +127,6 @@ def _role(name: str) -> tuple[str, str]:
             rest = words[1:] if place == 0 else words[:-1]
             return words[place], "_".join(rest)
     return (words[0], "x") if words[0] in KINDS else ("", "_".join(words))
-
-
-def _headers(path: Path) -> dict[str, _Header]:
-    """Read the headers of all arrays of an archive; refuse what is cut off before any of them is read."""
-    if not zipfile.is_zipfile(path):
-        raise DataError(f"{path} cannot be read as a .npz: it is no archive of arrays")
-    headers = {}
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            if not entry.filename.endswith(".npy"):
-                continue
-            name = entry.filename.removesuffix(".npy")
-            with archive.open(entry) as member:
-                header = _header(member)
-                size = math.prod(header.shape) * header.dtype.itemsize
-                if not header.dtype.hasobject and member.tell() + size > entry.file_size:
-                    raise DataError(
-                        f"{path} cannot be read as a .npz: {name} is said to have shape {header.shape}, but is cut off"
-                    )
-            headers[name] = header
-    return headers
-
-
-def _header(member: Any) -> _Header:
-    version = np.lib.format.read_magic(member)
-    old = version == (1, 0)
-    shape, _, kind = (np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0)(member)
-    return _Header(shape, kind)
-
-
-def _header_of_npy(path: Path) -> _Header:
-    with path.open("rb") as file:
-        header = _header(file)
-        size = math.prod(header.shape) * header.dtype.itemsize
-        if not header.dtype.hasobject and file.tell() + size > path.stat().st_size:
-            raise DataError(f"{path} cannot be read as a .npy: it is said to have shape {header.shape}, but is cut off")
-    return header
-
-
-def _check_memory(path: Path, headers: Mapping[str, _Header]) -> None:
-    needed = sum(math.prod(header.shape) * header.dtype.itemsize for header in headers.values())
-    if excess := too_much(_COPIES * needed):
-        raise DataError(f"{path} needs {excess}: give fewer images")
-
-
-def _as_images(array: NDArray[Any], where: str) -> Tensor:
-    """Convert any of the accepted layouts to (N, C, H, W) uint8."""
-    shape = array.shape
-    if array.ndim == 3 and shape[2] in (3, 4) and min(shape[:2]) > 4:
-        raise DataError(f"{where} has shape {shape}, which is one image: give several, (N, H, W, C)")
-    if array.ndim == 3:
-        array = array[:, None]
-    elif array.ndim == 4 and shape[3] in (1, 3, 4) and shape[3] < shape[1]:
-        array = array.transpose(0, 3, 1, 2)
-    elif array.ndim != 4:
-        raise DataError(f"{where} has shape {shape}: images are (N, H, W), (N, H, W, C) or (N, C, H, W)")
-    if np.issubdtype(array.dtype, np.floating):
-        if array.size and not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-            raise DataError(f"{where} holds floats outside [0, 1]: give uint8 images, or scale them to [0, 1]")
-        array = np.rint(array * 255).astype(np.uint8)
-    elif array.dtype == np.uint16:
-        array = np.rint(array / _WHITE_OF_16_BITS).astype(np.uint8)
-    elif array.dtype != np.uint8:
-        raise DataError(f"{where} is {array.dtype}: images are uint8, uint16, or floats in [0, 1]")
-    return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def _as_labels(array: NDArray[Any], where: str) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from depfuse.data.image_files import find_images
-from depfuse.data.images import is_hidden, is_image
+from depfuse.data.images import SUFFIXES, is_hidden, is_image
 from depfuse.data.parts import KINDS, Part, data_set_of
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.data.tensors import DataSet
@@ -60,6 +60,10 @@ def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
         least = 1 if any(folder.classes for folder in train.values()) else 2
         tests = {name: _by_class(place, least) for name, place in parts.items() if name not in train}
         found, whole = {**train, **tests}, None
+        if unused := sorted(
+            name for own, name in children.items() if own not in KINDS and _images_below(str(root / name), set())
+        ):
+            _say(f"{root}: the images of {', '.join(unused[:4])} are not used: train, val and test are")
     elif any(name in children for name in PICTURES) and any(name in children for name in MASKS):
         chosen = next(children[name] for name in PICTURES if name in children)
         masks = next(children[name] for name in MASKS if name in children)
@@ -73,7 +77,8 @@ def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
             raise DataError(f"{root} has no images under {name}/: it needs {name}/CLASS/*.png, or {name}/*.png")
     if not any(folder.files for folder in folders):
         raise DataError(
-            f"{root} holds no images: it needs images, CLASS/IMAGE, or train/CLASS/IMAGE and test/CLASS/IMAGE"
+            f"{root} holds no images: it needs images, CLASS/IMAGE, or train/CLASS/IMAGE and test/CLASS/IMAGE, and"
+            f" images end in {', '.join(sorted(SUFFIXES))}"
         )
     classes = _classes(root, found, whole)
     images = find_images([folder.files for folder in folders], root, preprocessing.size)

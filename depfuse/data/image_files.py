@@ -7,23 +7,19 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from depfuse.data.images import is_grey_mode, opened, read_image
-from depfuse.data.memory import too_much
+from depfuse.data.stored_images import StoredImages
 from depfuse.errors import DataError, DepfuseWarning
-from depfuse.text import counted
-
-HELD_BYTES = 2**25  # of decoded images, that are held from the beginning
 
 
 @dataclass(frozen=True, eq=False)
-class ImageFiles:
-    """Image files of one shape, as an array (N, C, H, W) uint8 of which parts are decoded when they are asked for.
+class ImageFiles(StoredImages):
+    """Image files of one shape.
 
     Attributes
     ----------
@@ -39,19 +35,10 @@ class ImageFiles:
     shape: tuple[int, int, int, int]
     resized: bool
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
     @property
-    def dtype(self) -> torch.dtype:
-        """Type of the decoded images."""
-        return torch.uint8
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that all of them take once they are decoded."""
-        count, channels, height, width = self.shape
-        return count * channels * height * width
+    def example(self) -> str:
+        """The first file."""
+        return self.paths[0]
 
     def take(self, index: slice | Tensor) -> ImageFiles:
         """Select files by number (n,), in that order, or a range of them; nothing is decoded."""
@@ -61,30 +48,10 @@ class ImageFiles:
             paths = [self.paths[number] for number in torch.arange(len(self))[index.cpu()].tolist()]
         return ImageFiles(paths, (len(paths), *self.shape[1:]), self.resized)
 
-    def decoded(self) -> Tensor:
-        """Decode all of them: (N, C, H, W) uint8.
-
-        Raises
-        ------
-        DataError
-            An image cannot be read, has another shape, or memory does not suffice.
-        """
-        if excess := too_much(self.nbytes):
-            raise DataError(
-                f"{counted(len(self), 'image')} as large as {self.paths[0]} need {excess}: give fewer or smaller ones"
-            )
-        images = torch.empty(self.shape, dtype=torch.uint8)
+    def fill(self, images: Tensor) -> None:
+        """Decode all files into a tensor; see `StoredImages.fill`."""
         for number, path in enumerate(self.paths):
             images[number] = self._decode(path)
-        return images
-
-    def __getitem__(self, index: Any) -> Tensor:
-        """Decode what an index of the array selects."""
-        first, *rest = index if isinstance(index, tuple) else (index,)
-        if isinstance(first, int):
-            return self.take(torch.tensor([first])).decoded()[(0, *rest)]
-        chosen = self.take(first) if isinstance(first, (slice, Tensor)) else self
-        return chosen.decoded()[(slice(None), *rest) if chosen is not self else index]
 
     def _decode(self, path: str) -> Tensor:
         _, channels, height, width = self.shape
@@ -96,11 +63,11 @@ class ImageFiles:
 
 def find_images(
     parts: Sequence[Sequence[str]], root: Path, size: tuple[int, int] | None
-) -> list[ImageFiles] | list[Tensor]:
+) -> list[StoredImages | Tensor]:
     """Read the headers of image files, part by part, and settle what shape all of them have.
 
-    They are decoded at once where all of them take no more than `HELD_BYTES`, else when they are needed. They are grey
-    where most are, with a `DepfuseWarning` where some are not, and RGB otherwise.
+    Few are decoded at once, see `StoredImages.held`. They are grey where most are, with a `DepfuseWarning` where some
+    are not, and RGB otherwise.
 
     Raises
     ------
@@ -129,7 +96,7 @@ def find_images(
     height, width = size or (first[1] if first else (1, 1))
     channels = 1 if grey else 3
     files = [ImageFiles(part, (len(part), channels, height, width), size is not None) for part in parts]
-    return [part.decoded() for part in files] if sum(part.nbytes for part in files) <= HELD_BYTES else files
+    return [part.held() for part in files]
 
 
 def _all(parts: Sequence[Sequence[str]]) -> Iterator[str]:

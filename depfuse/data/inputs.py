@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from depfuse.data.image_files import ImageFiles
+from depfuse.data.stored_images import StoredImages
 
 Index = slice | Tensor
 
@@ -40,7 +40,7 @@ class Ragged:
 
 def count_samples(inputs: Any) -> int:
     """Count the samples of inputs."""
-    if isinstance(inputs, ImageFiles):
+    if isinstance(inputs, StoredImages):
         return len(inputs)
     if isinstance(inputs, Ragged):
         return sum(map(count_samples, inputs.parts))
@@ -49,7 +49,7 @@ def count_samples(inputs: Any) -> int:
 
 def take_samples(inputs: Any, index: Index) -> Any:
     """Select samples by number (n,), or a range of them."""
-    if isinstance(inputs, (ImageFiles, Ragged)):
+    if isinstance(inputs, (StoredImages, Ragged)):
         return inputs.take(index)
     return tree_map(lambda leaf: _taken(leaf, index) if isinstance(leaf, Tensor) else leaf, inputs)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,12 +17,13 @@ from depfuse.data.image_files import find_images
 from depfuse.data.parts import KINDS, Part, data_set_of
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.data.tensors import DataSet
-from depfuse.errors import DataError
+from depfuse.errors import DataError, DepfuseWarning
 
 ENDINGS = (".txt", ".csv", ".tsv")
-FILES = ("file", "files", "path", "paths", "filename", "filepath", "file_name", "file_path", "image", "images", "img")
-LABELS = ("label", "labels", "class", "classes", "target", "targets", "category", "y")
-PARTS = ("split", "part", "subset", "set", "fold")
+# Words in the heads of columns.
+FILES = {"file", "files", "path", "paths", "filename", "filepath", "image", "images", "img", "photo", "picture"}
+LABELS = {"label", "labels", "class", "classes", "target", "targets", "category", "y"}
+PARTS = {"split", "part", "subset", "set", "fold"}
 MOST_BYTES = 2**28  # of a list: a million long paths are half of it
 
 Row = tuple[int, str, str | None, str | None]  # line, file, label, part
@@ -30,8 +33,8 @@ def load_list(path: Path, preprocessing: Preprocessing) -> DataSet:
     """Load the images that a list names, relative to its folder; many are decoded when they are needed.
 
     A text has one file a line, and a label after it if need be. A table, with commas, semicolons or tabs, has them in
-    its first two columns, or in those that its header calls `file` and `label`; a column `split` says train or test.
-    Labels are whole numbers from 0, or else names of classes.
+    its first two columns, or in those whose heads have words such as file and label; a column `split` says train or
+    test. Labels are whole numbers from 0, or else names of classes.
 
     Raises
     ------
@@ -67,8 +70,10 @@ def _rows(path: Path) -> Iterator[Row]:
     """Read the rows of a list."""
     if path.stat().st_size > MOST_BYTES:
         raise DataError(f"{path} has more than {MOST_BYTES / 2**20:.0f} MiB, more than any list of files")
+    content = path.read_bytes()
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Windows' shell writes it
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = content.decode("utf-16" if wide else "utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise DataError(f"{path} is no list of files: it is not text in UTF-8") from None
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -102,22 +107,14 @@ def _of_table(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[Row]:
         ]
     except csv.Error as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from None
-    heads = [cell.lower() for cell in table[0][1]]
     columns = {"file": 0, "label": 1}
-    # The first row is a header where it names a column of files, or its first cell is no file and the next one's is.
-    named = any(cell in FILES for cell in heads)
-    if _place(path, table[0][1][0]) is None and (
-        named or (len(table) > 1 and _place(path, table[1][1][0]) is not None)
-    ):
-        if named:
-            columns = {"file": next(place for place, cell in enumerate(heads) if cell in FILES)}
-            for what, known in (("label", LABELS), ("part", PARTS)):
-                places = [place for place, cell in enumerate(heads) if cell in known]
-                if places:
-                    columns[what] = places[0]
-            others = [place for place in range(len(heads)) if place not in columns.values()]
-            if "label" not in columns and len(others) == 1:
-                columns["label"] = others[0]
+    second = table[1][1] if len(table) > 1 else []
+    # The first row is a header where it has no file, and it names a column of files or the second row has one.
+    heads = [set(re.split(r"[\W_]+", cell.lower())) for cell in table[0][1]]
+    named = [place for place, words in enumerate(heads) if words & FILES]
+    there = [place for place, cell in enumerate(second) if _place(path, cell) is not None]
+    if _place(path, table[0][1][0]) is None and (named or there):
+        columns = _columns(path, table[0][1], heads, named, there)
         table = table[1:]
     for number, row in table:
         cells = {what: row[place] for what, place in columns.items() if place < len(row) and row[place]}
@@ -130,6 +127,28 @@ def _of_table(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[Row]:
         yield number, file, cells.get("label"), None if part is None else part.lower()
 
 
+def _columns(
+    path: Path, names: Sequence[str], heads: Sequence[set[str]], named: Sequence[int], there: Sequence[int]
+) -> dict[str, int]:
+    """Settle which column is which by its head, that of files also by its first cell."""
+    columns = {"file": next((place for place in there if place in named), (*there, *named)[0])}
+    for what, words in (("label", LABELS), ("part", PARTS)):
+        places = [place for place, own in enumerate(heads) if own & words and place not in columns.values()]
+        if places:
+            columns[what] = places[0]
+    others = [place for place in range(len(heads)) if place not in columns.values()]
+    if "label" not in columns and len(others) == 1:
+        columns["label"] = others.pop()
+    elif "label" not in columns and others:
+        warnings.warn(
+            f"{path}: the images are taken without labels: of {', '.join(names[place] for place in others[:4])} no"
+            " column is called label",
+            DepfuseWarning,
+            stacklevel=2,
+        )
+    return columns
+
+
 def _cells(line: str, delimiter: str) -> list[str]:
     return next(csv.reader([line], delimiter=delimiter), [""]) or [""]
 
@@ -138,8 +157,11 @@ def _place(path: Path, name: str) -> str | None:
     """Find a file that a list names: below the list's folder, or wherever the name leads from here."""
     if not name or "\0" in name:
         return None
-    beside = os.path.join(path.parent, name)
-    return beside if os.path.isfile(beside) else name if os.path.isfile(name) else None
+    for own in dict.fromkeys((name, name.replace("\\", "/"))):  # a list may come from Windows
+        for place in (os.path.join(path.parent, own), own):
+            if os.path.isfile(place):
+                return place
+    return None
 
 
 def _missing(path: Path, number: int, name: str) -> DataError:

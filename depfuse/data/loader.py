@@ -15,10 +15,10 @@ from torch.utils._pytree import tree_leaves
 from depfuse.data.augment import change, draw_changes
 from depfuse.data.augmentation import Augmentation
 from depfuse.data.floats import to_floats
-from depfuse.data.image_files import ImageFiles
 from depfuse.data.inputs import count_samples, is_pictures, map_tensors, of_one_shape, take_samples
 from depfuse.data.memory import GIBIBYTE, calibration_room
 from depfuse.data.preprocessing import Preprocessing
+from depfuse.data.stored_images import StoredImages
 from depfuse.data.tensors import DataSet, Split
 from depfuse.errors import DataError, DepfuseWarning
 from depfuse.networks.forward import Called, Example, in_layout
@@ -265,14 +265,14 @@ def calibration_loader(
 
 def _room_for(images: Any, wanted: int) -> int:
     """Count the image files that calibration may hold in memory; warn where they are fewer than wanted."""
-    if not isinstance(images, ImageFiles):
+    if not isinstance(images, StoredImages):
         return wanted
     wanted, room, each = min(wanted, len(images)), calibration_room(), images.nbytes / len(images)
     if wanted * each <= room:
         return wanted
     found = int(room / each)
     warnings.warn(
-        f"{found} of {wanted} calibration images are used: {wanted} as large as {images.paths[0]} take"
+        f"{found} of {wanted} calibration images are used: {wanted} as large as {images.example} take"
         f" {wanted * each / GIBIBYTE:.1f} GiB, and {room / GIBIBYTE:.1f} are for them",
         DepfuseWarning,
         stacklevel=3,

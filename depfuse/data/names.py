@@ -31,5 +31,9 @@ def check_data_name(spec: str | Path) -> None:
     if name in DATA_SETS or Path(spec).is_dir() or Path(spec).is_file():
         return
     near = difflib.get_close_matches(name, DATA_SETS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"give {', '.join(DATA_SETS)}, a .npz file or a folder of images"
+    hint = (
+        f"did you mean {near[0]}?"
+        if near
+        else f"give {', '.join(DATA_SETS)}, a .npz or .npy file, a folder of images, or a list of their files"
+    )
     raise DataError(f"{name} is no data set, file or folder: {hint}")

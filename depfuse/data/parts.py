@@ -22,7 +22,7 @@ Kind = Literal["train", "test", "valid"]
 KINDS: Mapping[str, Kind] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("test", "testing"), "test"),
-    **dict.fromkeys(("val", "valid", "validation"), "valid"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "valid"),
 }
 """What people call a part -> what it is; in small letters."""
 SPLIT_SEED = 0  # always the same images are tested, whatever other seeds are

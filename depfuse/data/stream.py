@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from depfuse.data.image_files import ImageFiles
 from depfuse.data.loader import Loader
 from depfuse.data.preprocessing import Preprocessing
+from depfuse.data.stored_images import StoredImages
 from depfuse.data.tensors import Split
 from depfuse.errors import DataError
 
@@ -65,6 +66,8 @@ class Stream:
 def batches_of(
     split: Split, preprocessing: Preprocessing, *, batch_size: int, device: torch.device | str = "cpu"
 ) -> Loader | Stream:
-    """Load images in order: on the device at once, or batch by batch where they are files."""
-    kind = Stream if isinstance(split.images, ImageFiles) else Loader
+    """Load images in order: on the device at once, or batch by batch where they are stored and many."""
+    if isinstance(split.images, StoredImages):
+        split = replace(split, images=split.images.held())
+    kind = Stream if isinstance(split.images, StoredImages) else Loader
     return kind(split, preprocessing, batch_size=batch_size, device=device)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from depfuse.data.floats import to_floats
-from depfuse.data.image_files import ImageFiles
 from depfuse.data.inputs import Index, count_samples, take_samples
 from depfuse.data.preprocessing import Preprocessing
+from depfuse.data.stored_images import StoredImages
 from depfuse.errors import DataError
 from depfuse.networks.forward import Call
 
@@ -25,8 +25,8 @@ class Split:
     Attributes
     ----------
     images
-        Images (N, C, H, W) uint8, decoded or as `ImageFiles`; or whatever else networks take, ready for them: a tensor
-        (N, ...), several in a structure, or `Ragged`.
+        Images (N, C, H, W) uint8, decoded or as `StoredImages`; or whatever else networks take, ready for them: a
+        tensor (N, ...), several in a structure, or `Ragged`.
     labels
         (N,) int64; None where they are not known.
     call
@@ -54,7 +54,7 @@ class Split:
 
     def held(self) -> Split:
         """Decode images that are files, all of them."""
-        return replace(self, images=self.images.decoded()) if isinstance(self.images, ImageFiles) else self
+        return replace(self, images=self.images.decoded()) if isinstance(self.images, StoredImages) else self
 
 
 @dataclass(frozen=True)

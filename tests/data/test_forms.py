@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from depfuse.data import DataSet, Preprocessing, calibration_loader, image_files, load_data, loader
+from depfuse.data import DataSet, Preprocessing, array_files, calibration_loader, load_data, loader, stored_images
+from depfuse.data.array_files import ArrayImages
 from depfuse.data.image_files import ImageFiles
 from depfuse.data.preprocessing import box_of_shape
 from depfuse.data.stream import Stream, batches_of
@@ -231,6 +234,39 @@ def test_a_table_may_say_what_is_for_tests(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "id,image_path,class_name\n7,p/0.png,dog\n8,p/1.png,cat\n",
+        "id;Label;File\r\n7;dog;p/0.png\r\n8;cat;p/1.png\r\n",
+        "number,where,kind,label\n7,p\\0.png,2,dog\n8,p\\1.png,2,cat\n",
+    ],
+)
+def test_columns_are_found_by_words_of_their_heads(tmp_path: Path, text: str) -> None:
+    for number in range(2):
+        picture(tmp_path / "p" / f"{number}.png", number)
+    (tmp_path / "a.csv").write_text(text)
+    data = load_data(tmp_path / "a.csv")
+    assert data.classes == ("cat", "dog")
+    assert data.train.images[:, 0, 0, 0].tolist() == [0, 1]
+    assert data.train.labels.tolist() == [1, 0]
+
+
+def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    for number in range(2):
+        picture(tmp_path / f"{number}.png", number)
+    (tmp_path / "a.csv").write_text("file,cat,dog\n0.png,1,0\n1.png,0,1\n")
+    with pytest.warns(DepfuseWarning, match="without labels: of cat, dog no column is called label"):
+        assert load_data(tmp_path / "a.csv").train.labels is None
+
+
+def test_a_list_may_be_utf_16_and_name_files_as_windows_does(tmp_path: Path) -> None:
+    picture(tmp_path / "p" / "ü.png", 5)
+    picture(tmp_path / "p" / "1.png", 6)
+    (tmp_path / "a.txt").write_bytes("p\\ü.png\r\np\\1.png\r\n".encode("utf-16"))
+    assert load_data(tmp_path / "a.txt").train.images[:, 0, 0, 0].tolist() == [5, 6]
+
+
+@pytest.mark.parametrize(
     ("name", "text", "sentence"),
     [
         ("a.txt", "0.png\nmissing.png\n", "line 2: there is no file 'missing.png'"),
@@ -272,7 +308,7 @@ def test_the_box_has_the_proportions_of_the_size(shape: tuple[int, int], size: t
 
 @pytest.fixture
 def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataSet:
-    monkeypatch.setattr(image_files, "HELD_BYTES", 0)
+    monkeypatch.setattr(stored_images, "HELD_BYTES", 0)
     for number in range(10):
         for part in ("train", "test"):
             picture(tmp_path / part / "ab"[number % 2] / f"{number}.png", 10 * number)
@@ -305,3 +341,87 @@ def test_calibration_takes_no_more_than_its_room_and_says_so(many: DataSet, monk
     monkeypatch.setattr(loader, "calibration_room", lambda: 100.0)
     with pytest.warns(DepfuseWarning, match="5 of 8 calibration images are used"):
         assert calibration_loader(many, 8).count == 5
+
+
+# Large arrays stay in their files, too
+
+
+@pytest.fixture
+def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_images, "HELD_BYTES", 0)
+    monkeypatch.setattr(array_files, "_PIECE", 1000)
+
+
+ARRAYS = {
+    "bytes": lambda pixels: pixels,
+    "a view of channels first": lambda pixels: pixels.transpose(0, 3, 1, 2),
+    "channels first": lambda pixels: pixels.transpose(0, 3, 1, 2).copy(),
+    "floats": lambda pixels: pixels.astype(np.float32) / 255,
+    "16 bits of another machine": lambda pixels: (pixels.astype(np.uint16) * 257).astype(">u2"),
+    "Fortran's order": np.asfortranarray,
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+@pytest.mark.parametrize("form", ["npy", "npz", "compressed"])
+@pytest.mark.usefixtures("in_pieces")
+@pytest.mark.filterwarnings("error")
+def test_an_array_read_in_pieces_is_the_whole(tmp_path: Path, kind: str, form: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 7, 6, 3), np.uint8)
+    wanted = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+    path = tmp_path / ("a.npy" if form == "npy" else "a.npz")
+    {"npy": np.save, "npz": np.savez, "compressed": np.savez_compressed}[form](path, ARRAYS[kind](pixels))
+    split = load_data(path).train
+    chosen = torch.tensor([39, 0, 7])
+    assert isinstance(split.images, ArrayImages) is (form != "compressed" and kind != "Fortran's order")
+    assert torch.equal(split.images[:], wanted)
+    assert torch.equal(split.take(chosen).take(slice(1, 3)).held().images, wanted[chosen[1:]])
+
+
+@pytest.mark.usefixtures("in_pieces")
+def test_what_is_wrong_in_a_large_array_is_said_when_it_is_loaded(tmp_path: Path) -> None:
+    pixels = np.zeros((40, 7, 6, 3), np.float32)
+    pixels[39] = 2
+    np.save(tmp_path / "a.npy", pixels)
+    with pytest.raises(DataError, match=r"a.npy holds floats outside \[0, 1\]"):
+        load_data(tmp_path / "a.npy")
+
+
+@pytest.mark.usefixtures("in_pieces")
+def test_an_array_that_is_cut_off_later_is_one_sentence(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((40, 7, 6, 3), np.uint8))
+    data = load_data(tmp_path / "a.npy")
+    (tmp_path / "a.npy").write_bytes(b"")
+    with pytest.raises(DataError, match=r"a\.npy can no longer be read"):
+        calibration_loader(data, 4)
+
+
+# What is no data
+
+
+def test_folders_that_are_not_used_are_named(tmp_path: Path) -> None:
+    for part in ("train", "dev", "extra"):
+        for number in range(4):
+            picture(tmp_path / part / "ab"[number % 2] / f"{number}.png", number)
+    with pytest.warns(DepfuseWarning, match="the images of extra are not used"):
+        data = load_data(tmp_path)
+    assert (len(data.train), len(data.required_test)) == (4, 4)
+
+
+def test_files_of_other_kinds_are_one_sentence_that_says_what_to_do(tmp_path: Path) -> None:
+    picture(tmp_path / "p" / "0.png")
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        archive.write(tmp_path / "p" / "0.png", "p/0.png")
+    with tarfile.open(tmp_path / "p.tar", "w") as archive:
+        archive.add(tmp_path / "p")
+    (tmp_path / "p.parquet").write_bytes(b"PAR1")
+    np.savez(tmp_path / "p.npz", np.zeros((4, 5, 5), np.uint8))
+    (tmp_path / "p.npz").write_bytes((tmp_path / "p.npz").read_bytes()[:-30])
+    for name, said in (
+        ("p.zip", "an archive without arrays: unpack it"),
+        ("p.tar", "an archive of files: unpack it"),
+        ("p.parquet", r"no data that can be read: give a \.npz"),
+        ("p.npz", "cut off"),
+    ):
+        with pytest.raises(DataError, match=said):
+            load_data(tmp_path / name)
