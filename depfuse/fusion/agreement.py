@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -11,9 +12,11 @@ from depfuse.data.loader import Loader
 from depfuse.data.stream import Stream
 from depfuse.evaluate import Agreement, evaluate_agreement
 from depfuse.fusion.comparison import OnStep, make_rivals
-from depfuse.fusion.result import FusionResult
 from depfuse.progress import shown
 from depfuse.teach.distil import Distillation
+
+if TYPE_CHECKING:
+    from depfuse.fusion.result import FusionResult
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,7 +28,7 @@ class AgreementBaseline:
     scores: Agreement
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class AgreementComparison:
     """How a child and its rivals agree with the parents and their ensemble.
 
@@ -33,6 +36,7 @@ class AgreementComparison:
     were given, at equal shares.
     """
 
+    result: FusionResult
     child: Agreement
     parents: Sequence[Agreement]
     ensemble: Agreement
@@ -42,6 +46,20 @@ class AgreementComparison:
     baseline: AgreementBaseline | None
     family: Sequence[Agreement]
     teacher: None = None
+
+    @property
+    def verdict(self) -> str:
+        """What the child agrees with and what follows, as `depfuse fuse` says it; the parents have numbers."""
+        return agreement_verdict(self, [f"parent {number}" for number in range(1, len(self.parents) + 1)])
+
+    def __repr__(self) -> str:
+        rows = [("child", self.child), *((f"parent {n}", own) for n, own in enumerate(self.parents, start=1))]
+        rows += [("ensemble", self.ensemble), ("naive average", self.naive), ("naive average, reset", self.renewed)]
+        lines = [
+            f"  {name:<22}{100 * own.ensemble:6.2f} % like the ensemble  confidence {100 * own.confidence:6.2f} %"
+            for name, own in rows
+        ]
+        return "\n".join([f"Comparison on {self.child.count:,} images without labels", *lines, f"  {self.verdict}"])
 
 
 def compare_agreement(
@@ -78,6 +96,7 @@ def compare_agreement(
         baseline = AgreementBaseline(parent=made.trained[0], network=made.trained[1], scores=rest.pop(0))
     of_candidate = dict(zip(made.others, rest, strict=True))
     return AgreementComparison(
+        result=result,
         child=child,
         parents=parents,
         ensemble=ensemble,
@@ -109,6 +128,9 @@ def agreement_verdict(found: AgreementComparison, names: Sequence[str]) -> str:
         f" {_per_cent(child.ensemble)} ({beside}, which are part of the ensemble), and agrees on {with_each}; its mean"
         f" confidence is {_per_cent(child.confidence)}, the ensemble's {_per_cent(found.ensemble.confidence)}."
     )
+    if found.baseline is not None:
+        trained, share = names[found.baseline.parent], found.baseline.scores.ensemble
+        sentence += f" Trained as long, {trained} agrees with the ensemble on {_per_cent(share)}."
     worst = min(own.ensemble for own in parents)
     average = max(found.naive.ensemble, found.renewed.ensemble)
     if average > child.ensemble:

@@ -59,7 +59,7 @@ def read_arguments(
 
 
 def test_loader(source: CalibrationLike, like: nn.Module, labels: LabelsLike | None, call: Call | None) -> Loader:
-    """Collect labelled data of any kind to score networks on: all of it, in order.
+    """Collect data of any kind to score networks on: all of it, in order, with its labels where there are any.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def test_loader(source: CalibrationLike, like: nn.Module, labels: LabelsLike | N
     Raises
     ------
     DataError
-        There are no labels, or not one for each sample.
+        There is not one label for each sample.
     """
     if labels is None and isinstance(source, tuple) and len(source) == 2 and _are_labels(source[1], source[0]):
         source, labels = source
@@ -86,8 +86,6 @@ def test_loader(source: CalibrationLike, like: nn.Module, labels: LabelsLike | N
             raise DataError(f"{len(given)} labels for {loader.count} test samples: give one for each")
         split = replace(loader.split, labels=given)
         loader = Loader(split, loader.preprocessing, batch_size=loader.batch_size, device=loader.device)
-    if loader.labels is None:
-        raise DataError("the test data have no labels: give pairs of inputs and labels, or `labels`")
     return loader
 
 

@@ -13,6 +13,7 @@ from depfuse.data.loader import Loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
+from depfuse.fusion.agreement import AgreementComparison, compare_agreement
 from depfuse.fusion.arguments import CalibrationLike, LabelsLike, test_loader
 from depfuse.fusion.arrangement import Owners
 from depfuse.fusion.candidates import Candidate, best_of
@@ -91,7 +92,7 @@ class FusionResult:
     steps: Sequence[Step] = ()
     folded: bool = False
     refit_reason: str = ""
-    _comparisons: list[Comparison] = field(default_factory=list, init=False)
+    _comparisons: list[Comparison | AgreementComparison] = field(default_factory=list, init=False)
 
     def __repr__(self) -> str:
         return as_text(self)
@@ -101,7 +102,7 @@ class FusionResult:
         return as_html(self)
 
     @property
-    def compared(self) -> Comparison | None:
+    def compared(self) -> Comparison | AgreementComparison | None:
         """The last comparison that was made; None before the first."""
         return self._comparisons[-1] if self._comparisons else None
 
@@ -109,7 +110,7 @@ class FusionResult:
     def verdict(self) -> str:
         """Which network to keep and why, by the last `comparison`; before there is one, how to get it."""
         if self.compared is None:
-            return "No verdict yet: result.comparison(test) scores the networks on labelled data, which no fusion sees."
+            return "No verdict yet: result.comparison(test) scores the networks on data that the fusion has not seen."
         return self.compared.verdict
 
     def comparison(
@@ -119,16 +120,17 @@ class FusionResult:
         *,
         training: Distillation | None = None,
         progress: bool | None = None,
-    ) -> Comparison:
-        """Score the child and all that could be kept instead, as `depfuse fuse` does, on labelled data.
+    ) -> Comparison | AgreementComparison:
+        """Score the child and all that could be kept instead, as `depfuse fuse` does.
 
-        The result keeps the last comparison: it shows its scores, and `verdict` is its verdict.
+        With labels by accuracy and loss; without, by the agreement with the parents and their ensemble, and no
+        accuracy is known. The result keeps the last comparison: it shows its scores, and `verdict` is its verdict.
 
         Parameters
         ----------
         test
-            Test data of any kind that `fuse` takes for calibration, with labels: a data loader or data set of pairs, a
-            pair of arrays (inputs, labels), depfuse's own `Loader`.
+            Test data of any kind that `fuse` takes for calibration, other samples than those: with labels a data
+            loader or data set of pairs, a pair of arrays (inputs, labels), depfuse's own `Loader`.
         labels
             The label of each sample, where they are not in the data.
         training, progress
@@ -137,12 +139,17 @@ class FusionResult:
         Raises
         ------
         DataError
-            There are no labels.
+            There is not one label for each sample.
         """
         networks = in_full_precision([*self.parents, self.child])
         alone = replace(self, parents=networks[:-1], child=networks[-1])
         call = None if self.calibration is None else self.calibration.call
-        found = compare(alone, test_loader(test, networks[0], labels, call), training=training, progress=progress)
+        loader = test_loader(test, networks[0], labels, call)
+        found: Comparison | AgreementComparison
+        if loader.labels is None:
+            found = compare_agreement(alone, loader, training=training, progress=progress)
+        else:
+            found = compare(alone, loader, training=training, progress=progress)
         self._comparisons[:] = [found]
         return found
 

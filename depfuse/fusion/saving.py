@@ -13,7 +13,7 @@ from torch import nn
 
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.errors import ArchitectureError
-from depfuse.evaluate import Scores
+from depfuse.evaluate import Agreement, Scores
 from depfuse.io.atomic_files import replacing_files
 from depfuse.io.cards import Card, Parent
 from depfuse.io.checkpoint import state_digest, write_checkpoint
@@ -167,7 +167,10 @@ def _same_shapes(built: nn.Module, child: nn.Module) -> bool | None:
     return False if wider else None
 
 
-def _metrics(scores: Scores) -> dict[str, Any]:
-    named = {"accuracy": scores.accuracy, "loss": scores.loss, "calibration_error": scores.calibration_error}
+def _metrics(scores: Scores | Agreement) -> dict[str, Any]:
+    if isinstance(scores, Agreement):
+        named = {"agreement": scores.ensemble, "confidence": scores.confidence, "ensemble_loss": scores.disagreement}
+    else:
+        named = {"accuracy": scores.accuracy, "loss": scores.loss, "calibration_error": scores.calibration_error}
     finite = {name: value if math.isfinite(value) else None for name, value in named.items()}
     return {**finite, "images": scores.count}

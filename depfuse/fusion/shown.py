@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import html
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from depfuse.evaluate import Scores
+from depfuse.evaluate import Agreement, Scores
 from depfuse.groups import ChannelGroups
 from depfuse.networks.copying import unwrap
 from depfuse.text import counted
@@ -15,6 +15,8 @@ from depfuse.text import counted
 if TYPE_CHECKING:
     from torch import nn
 
+    from depfuse.fusion.agreement import AgreementComparison
+    from depfuse.fusion.comparison import Comparison
     from depfuse.fusion.result import FusionResult
     from depfuse.fusion.step_acceptance import Step
 
@@ -77,17 +79,8 @@ def rows(result: FusionResult) -> Iterator[tuple[str, str]]:
     if result.compared is None:
         yield "verdict", "none yet: result.comparison(test) scores child, parents and ensemble on your test data"
         return
-    found = result.compared
-    best_parent = max(found.parents, key=lambda scores: scores.accuracy)
-    named: Sequence[tuple[str, Scores]] = (
-        ("child", found.child),
-        ("best parent", best_parent),
-        ("ensemble", found.ensemble),
-        ("naive average", found.naive),
-    )
-    scores = ", ".join(f"{name} {100 * scores.accuracy:.2f} %" for name, scores in named)
-    yield "scores", f"{scores} (of {found.child.count:,})"
-    yield "verdict", found.verdict
+    yield _scores(result.compared)
+    yield "verdict", result.compared.verdict
 
 
 def network_line(network: nn.Module) -> str:
@@ -128,6 +121,21 @@ def groups_folded(groups: ChannelGroups) -> str:
     return (
         f"<details><summary>{html.escape(counted(len(groups), 'channel group'))}</summary><ul>{listed}</ul></details>"
     )
+
+
+def _scores(found: Comparison | AgreementComparison) -> tuple[str, str]:
+    """Write accuracies; without labels, the shares of images for which the ensemble's class is predicted."""
+    shares = {"child": _share(found.child), "best parent": max(map(_share, found.parents))}
+    shares |= {} if isinstance(found.ensemble, Agreement) else {"ensemble": _share(found.ensemble)}
+    shares["naive average"] = _share(found.naive)
+    listed = ", ".join(f"{name} {100 * share:.2f} %" for name, share in shares.items())
+    if isinstance(found.child, Agreement):
+        return "agreement", f"with the ensemble's class: {listed} (of {found.child.count:,})"
+    return "scores", f"{listed} (of {found.child.count:,})"
+
+
+def _share(scores: Scores | Agreement) -> float:
+    return scores.ensemble if isinstance(scores, Agreement) else scores.accuracy
 
 
 def _kind(result: FusionResult) -> str:

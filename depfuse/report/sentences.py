@@ -14,7 +14,7 @@ def barrier_sentence(report: PathReport) -> str:
             f"{_nats(method.barrier_loss)} and {100 * method.barrier_error:.2f} {what} by {method.name}"
             for method in report.methods
         ]
-        naive = f"{_nats(barrier.naive_loss)} and {100 * barrier.naive_error:.2f} points"
+        naive = f"{_nats(barrier.naive_loss)} and {100 * barrier.naive_error:.2f} {what}"
         return f"The barrier between the parents is {', '.join(heights)}; without matching it is {naive}."
     matched, naive = (
         f"{_nats(loss)} and {100 * error:.2f} {what}"

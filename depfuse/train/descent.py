@@ -65,27 +65,28 @@ class Descent:
         """Put the network into training mode."""
         self.model.train()
 
-    def step(self, images: Tensor, labels: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+    def step(self, images: Tensor, labels: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
         """Take one step on a batch; return its loss, summed over images, and the number of correct predictions."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with differentiable(self.device), torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
             wanted = labels if self.teacher is None else self.teacher(images)
             outputs = self.forward(images)
+        assert wanted is not None
         outputs = outputs.float()
         if self.teacher is None:
             loss = F.cross_entropy(outputs, wanted, label_smoothing=self.recipe.label_smoothing)
         else:
             loss = divergence(outputs, wanted.float()) / len(wanted)
         self.optimizer.zero_grad(set_to_none=True)
-        self._weighted(loss, len(labels)).backward()  # type: ignore[no-untyped-call]
+        self._weighted(loss, len(images)).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         predicted = outputs.detach()
         if self.teacher is None:
-            hits = (predicted.argmax(1) == labels).sum()
+            hits = (predicted.argmax(1) == wanted).sum()
         else:
             hits = distance_of(predicted).agreements(predicted, wanted)
-        return loss.detach() * len(labels), hits
+        return loss.detach() * len(images), hits
 
     def _weighted(self, loss: Tensor, count: int) -> Tensor:
         return loss

@@ -13,8 +13,8 @@ from torch import Tensor
 class EpochReport:
     """The progress of a training after `epoch` of `epochs`.
 
-    `loss` and `accuracy` are means over the epoch's training batches (with a teacher, `accuracy` is how often the
-    network predicts its class), `learning_rate` is that of the last step, `seconds` the time of the epoch, and
+    `loss` and `accuracy` are means over the epoch's training batches (`taught` by a teacher, `accuracy` is how often
+    the network predicts its class), `learning_rate` is that of the last step, `seconds` the time of the epoch, and
     `total_seconds` that of all so far.
     """
 
@@ -25,9 +25,11 @@ class EpochReport:
     learning_rate: float
     seconds: float
     total_seconds: float
+    taught: bool = False
 
     def __str__(self) -> str:
-        scores = f"loss {self.loss:.3f}, accuracy {100 * self.accuracy:.1f} %"
+        share = "agreement with the teacher" if self.taught else "accuracy"
+        scores = f"loss {self.loss:.3f}, {share} {100 * self.accuracy:.1f} %"
         return f"epoch {self.epoch} of {self.epochs}, {scores}"
 
 
@@ -51,7 +53,7 @@ class Learner(Protocol):
     def begin_epoch(self) -> None:
         """Prepare for an epoch; called before each."""
 
-    def step(self, images: Tensor, labels: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+    def step(self, images: Tensor, labels: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
         """Take one step on a batch; return its loss, summed over images, and the number of correct predictions."""
 
     def finish(self) -> None:

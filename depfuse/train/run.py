@@ -48,6 +48,7 @@ class Run:
         self.epoch = 0
         self.loss = self.accuracy = math.nan
         self.seconds = 0.0
+        self.taught = teacher is not None or learner is not None
         data = data.held()
         self.saved = time.perf_counter()
         self.loader = Loader(
@@ -60,9 +61,11 @@ class Run:
             seed=recipe.seed,
             drop_last=True,
         )
+        labels = data.train.labels if self.taught else data.train.required_labels
+        known = {} if labels is None else {"labels": labels}
         self.identity = {
             "recipe": recipe.model_dump(mode="json"),
-            "data": state_digest({"images": data.train.images, "labels": data.train.required_labels}),
+            "data": state_digest({"images": data.train.images, **known}),
             "start": state_digest(model.state_dict()) if start is None else start,
             "teacher": None if teacher is None else teacher.digest,
         }
@@ -84,7 +87,8 @@ class Run:
     def report(self) -> EpochReport:
         """The report after the epochs so far."""
         rate = self.recipe.learning_rate_at(self.epoch)
-        return EpochReport(self.epoch, self.recipe.epochs, self.loss, self.accuracy, rate, 0.0, self.seconds)
+        figures = self.loss, self.accuracy, rate, 0.0, self.seconds
+        return EpochReport(self.epoch, self.recipe.epochs, *figures, taught=self.taught)
 
     def one_epoch(self) -> EpochReport:
         """Take one pass over the training images."""
@@ -118,7 +122,7 @@ class Run:
             # Sums stay on the device: reading them would make it wait for every step.
             total += loss
             hits += correct
-            count += len(labels)
+            count += len(images)
             watched.advance()
         return total, hits, count, rate
 

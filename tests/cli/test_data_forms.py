@@ -6,14 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from depfuse import DepfuseWarning, fuse, load
 from depfuse.cli import main
-from depfuse.data import DataSet
+from depfuse.cli.inputs import with_judged_images
+from depfuse.data import DataSet, Loader, calibration_loader, load_data
+from depfuse.io.checkpoint import read_checkpoint, state_digest
 from depfuse.report.schema import EvaluationReport, FusionReport, read_report
 from tests.conftest import assert_one_sentence
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
 FIRST, SECOND = (str(CHECKPOINTS / f"digits-same-{name}.safetensors") for name in "ab")
+SMALL = tuple(str(Path(__file__).resolve().parents[1] / "parents" / f"small-{name}.safetensors") for name in "ab")
 NORMALISED = ("--mean", "0.3053", "--std", "0.3758", "--device", "cpu")
 
 
@@ -51,6 +56,115 @@ def test_a_fusion_without_labels_says_how_well_the_child_agrees(images, capsys) 
     assert "agrees with the ensemble" in Path("page.html").read_text("utf-8")
 
 
+def test_without_labels_python_says_what_the_command_line_says(images, capsys) -> None:
+    np.save("a.npy", images[:60])
+    assert main(["fuse", *SMALL, "--data", "a.npy", "--report", "r.json", *NORMALISED]) == 0
+    report = read_report(Path("r.json"))
+    assert isinstance(report, FusionReport)
+    data = load_data("a.npy", mean=(0.3053,), std=(0.3758,))
+    with pytest.warns(DepfuseWarning, match="has no labels"):
+        data = with_judged_images(data, fused=True)
+    result = fuse([*map(load, SMALL)], calibration=calibration_loader(data, 2000))
+    found = result.comparison(Loader(data.test, data.preprocessing, batch_size=250))
+    assert state_digest(result.child.state_dict()) == report.child.digest
+    assert result.recipe.model_dump(mode="json") == report.recipe
+    assert (found.child.ensemble, list(found.child.members)) == (report.child.agreement, report.child.agreement_with)
+    result.save("c.safetensors")
+    written, saved = (read_checkpoint(Path(name)).card for name in ("child.safetensors", "c.safetensors"))
+    assert written is not None
+    assert saved is not None
+    assert saved.metrics == written.metrics
+    assert set(saved.metrics) == {"agreement", "confidence", "ensemble_loss", "images"}
+    named = found.verdict
+    for number, file in enumerate(SMALL, start=1):
+        named = named.replace(f"parent {number}", Path(file).name)
+    assert named == report.verdict
+
+
+QUICK = ("--preset", "fast", "--calibration", "40")
+
+
+@pytest.fixture
+def unlabelled(images: np.ndarray, request: pytest.FixtureRequest) -> str:
+    """60 images without labels: an array, an archive of one array under any name, or a folder of pictures."""
+    if request.param == "a.npy":
+        np.save("a.npy", images[:60])
+    elif request.param == "a.npz":
+        np.savez("a.npz", anything=images[:60])
+    else:
+        for number, image in enumerate(images[:60]):
+            file = Path(request.param, "deep" if number % 2 else "", f"{number}.png")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0]).save(file)
+    return str(request.param)
+
+
+def _assert_no_accuracy(*texts: str) -> None:
+    for text in texts:
+        assert "accuracy" not in text.replace("no accuracy is known", "")
+
+
+@pytest.mark.parametrize("unlabelled", ["a.npy", "a.npz", "photos"], indirect=True)
+def test_a_matching_needs_no_label(unlabelled: str, capsys) -> None:
+    assert (
+        main(["match", *SMALL, "--data", unlabelled, *QUICK, "--plot", "m.png", "--report", "m.json", *NORMALISED]) == 0
+    )
+    assert "Of 48 channels of small-b.safetensors" in capsys.readouterr().out
+    assert Path("m.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("unlabelled", ["a.npz", "photos"], indirect=True)
+def test_a_path_without_labels_is_of_agreement(unlabelled: str, capsys) -> None:
+    options = ("--points", "3", "--plot", "p.svg", "--report", "p.json", "--out", "c.safetensors")
+    assert main(["path", *SMALL, "--data", unlabelled, *QUICK, *options, *NORMALISED]) == 0
+    out = capsys.readouterr().out
+    report = read_report(Path("p.json"))
+    assert [row.agreement for row in (report.path[0], report.path[-1])] == [own.agreement for own in report.parents]
+    assert report.path[1].agreement == report.child.agreement
+    assert all(row.accuracy is None for row in (*report.path, *report.naive_path))
+    highest = max(
+        (1 - row.agreement)
+        - ((1 - row.alpha) * (1 - report.path[0].agreement) + row.alpha * (1 - report.path[-1].agreement))
+        for row in report.path
+    )
+    assert report.barrier.error == pytest.approx(highest)
+    _assert_no_accuracy(out, Path("p.svg").read_text("utf-8"))
+    assert f"{100 * highest:.2f} points of agreement with their ensemble" in out
+
+
+@pytest.mark.parametrize("unlabelled", ["photos"], indirect=True)
+def test_a_child_is_distilled_without_labels_and_compared_with_a_parent_trained_as_long(
+    unlabelled: str, capsys
+) -> None:
+    written = ("--out", "c.safetensors", "--out-parent", "p.safetensors", "--report", "r.json")
+    assert main(["fuse", *SMALL, "--data", unlabelled, *QUICK, "--distil", "1", *written, *NORMALISED]) == 0
+    out = capsys.readouterr().out
+    report = read_report(Path("r.json"))
+    assert report.trained_parent.agreement is not None
+    assert read_checkpoint(Path("p.safetensors")).card.metrics["agreement"] == report.trained_parent.agreement
+    assert f"Trained as long, small-{'ab'[report.trained_parent.path == SMALL[1]]}.safetensors agrees" in report.verdict
+    _assert_no_accuracy(out, Path("r.json").read_text("utf-8").replace('"accuracy": null', ""))
+
+
+@pytest.mark.parametrize("unlabelled", ["a.npy"], indirect=True)
+def test_candidates_are_compared_and_drawn_without_labels(unlabelled: str, capsys) -> None:
+    settings = ("--preset", "best", "--calibration", "40", "--set", "goal.steps=0")
+    written = ("--plot", "b.svg", "--report", "r.json")
+    assert main(["fuse", *SMALL, "--data", unlabelled, *settings, *written, *NORMALISED]) == 0
+    report = read_report(Path("r.json"))
+    assert all(row.agreement is not None and row.accuracy is None for row in report.family)
+    _assert_no_accuracy(capsys.readouterr().out, Path("b.svg").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("unlabelled", ["a.npy"], indirect=True)
+def test_a_search_needs_no_label_unless_it_is_told_to_read_some(unlabelled: str, capsys) -> None:
+    command = ["tune", *SMALL, "--data", unlabelled, "--trials", "1", "--held-out", "20", "--set", "refit=none"]
+    assert main([*command, *NORMALISED]) == 0
+    _assert_no_accuracy(capsys.readouterr().out)
+    assert main([*command, "--labels", "10", "--out", "other", *NORMALISED]) == 2
+    assert "a.npy has no labels, and --labels needs them" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "command",
     [("train", "digits_resnet", "--out", "x.safetensors"), ("fuse", FIRST, SECOND, "--set", "train.finetune=1")],
@@ -64,8 +178,6 @@ def test_what_needs_labels_says_so(images, capsys, command: tuple[str, ...]) -> 
 
 
 def test_classes_of_a_folder_are_found_by_number_or_refused(images, digits: DataSet, capsys) -> None:
-    from PIL import Image
-
     labels = digits.test.labels[:200].tolist()
     for root, names in (("numbers", {3: "3", 7: "7"}), ("words", {3: "three", 7: "seven"})):
         for number, label in enumerate(labels):

@@ -16,6 +16,7 @@ from depfuse.data import DataSet, Loader, calibration_loader, load_data
 from depfuse.data.floats import to_floats
 from depfuse.errors import DataError
 from depfuse.evaluate import evaluate
+from depfuse.fusion.agreement import agreement_verdict
 from depfuse.fusion.contenders import advise_on
 from depfuse.fusion.verdict import verdict
 
@@ -112,10 +113,27 @@ def test_labelled_data_of_any_kind_give_the_same_scores(result: FusionResult, da
         assert found.child.count == len(labels)
 
 
-def test_test_data_without_labels_or_with_too_few_are_refused(result: FusionResult, data: DataSet) -> None:
+def test_data_without_labels_give_the_agreement_and_no_accuracy(result: FusionResult, data: DataSet) -> None:
     inputs = to_floats(data.test.images, data.preprocessing)
-    with pytest.raises(DataError, match="have no labels"):
-        result.comparison(inputs)
+    found = result.comparison(inputs)
+    assert result.compared is found
+    with torch.no_grad():
+        first, second, child = (network(inputs) for network in (*result.parents, result.child))
+    same = (child.argmax(1) == (first + second).argmax(1)).double().mean()
+    assert found.child.ensemble == pytest.approx(float(same))
+    assert found.child.members == pytest.approx(
+        [float((child.argmax(1) == own.argmax(1)).double().mean()) for own in (first, second)]
+    )
+    assert result.verdict == found.verdict == agreement_verdict(found, ["parent 1", "parent 2"])
+    assert f"predicts the ensemble's class for {100 * found.child.ensemble:.2f} %" in found.verdict
+    for shown in (repr(result), repr(found), result._repr_html_()):
+        assert f"{100 * found.child.ensemble:.2f} %" in shown
+        assert "accuracy" not in shown.replace("no accuracy is known", "")
+    assert len(repr(result).splitlines()) <= 20
+
+
+def test_too_few_labels_are_refused(result: FusionResult, data: DataSet) -> None:
+    inputs = to_floats(data.test.images, data.preprocessing)
     with pytest.raises(DataError, match="3 labels for 500 test samples"):
         result.comparison(inputs, [0, 1, 2])
     assert result.compared is None

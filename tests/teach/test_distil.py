@@ -18,10 +18,10 @@ from depfuse.ensemble.distance import EnsembleDistance
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.ensemble.targets import TEMPERATURE, ensemble_logits
-from depfuse.errors import CheckpointError, DepfuseWarning, RecipeError
+from depfuse.errors import CheckpointError, DataError, DepfuseWarning, RecipeError
 from depfuse.evaluate import evaluate
 from depfuse.io.cards import Card
-from depfuse.io.checkpoint import write_checkpoint
+from depfuse.io.checkpoint import state_digest, write_checkpoint
 from depfuse.io.loading import load_network
 from depfuse.models import build_network
 from depfuse.recipe.sections import Train
@@ -441,3 +441,16 @@ def test_a_network_that_came_no_nearer_stays_as_it_was(parents, data):
     with pytest.warns(DepfuseWarning, match=said):
         distilled(Distillation(data), student, teacher, 2, learning_rate=20.0)
     assert torch.equal(weights(student), before)
+
+
+def test_distillation_reads_no_label_and_needs_none(data: DataSet) -> None:
+    few = dataclasses.replace(data, train=data.train.take(slice(0, 100)))
+    unlabelled = dataclasses.replace(few, train=dataclasses.replace(few.train, labels=None))
+    children = []
+    for images in (few, unlabelled):
+        loader = calibration_loader(images, 60)
+        recipe = {"preset": "fast", "train.distil": 1}
+        children.append(fuse(small_parents(), recipe, loader, training=Distillation(images)).child)
+    assert state_digest(children[0].state_dict()) == state_digest(children[1].state_dict())
+    with pytest.raises(DataError, match="labels are needed"):
+        fit(small_parents()[0], unlabelled, TrainRecipe(epochs=1, batch_size=20))

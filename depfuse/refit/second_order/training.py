@@ -94,7 +94,7 @@ class NaturalGradientTraining:
             del self._rollback
             self._learner.soften(FINISHING_TEMPERATURE)
 
-    def step(self, images: Tensor, labels: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+    def step(self, images: Tensor, labels: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
         """Take one step, see `NaturalGradient.step`: its length and the streams' weight follow the learning rate."""
         with torch.no_grad():
             if self._mixes:
