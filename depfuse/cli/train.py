@@ -17,7 +17,7 @@ from depfuse.errors import DataError
 from depfuse.io.cards import Card
 from depfuse.io.output_files import check_outputs, check_weights_name
 from depfuse.models.architecture import check_built_in, parse_architecture
-from depfuse.train.recipe import TrainRecipe
+from depfuse.train.recipe import SAVE_SECONDS, TrainRecipe
 
 if TYPE_CHECKING:
     from depfuse.data.tensors import DataSet
@@ -69,6 +69,15 @@ def train(
         bool,
         typer.Option("--resume/--no-resume", help="Keep the training's state beside --out, and go on from it."),
     ] = True,
+    save_seconds: Annotated[
+        float,
+        typer.Option(
+            "--save-seconds",
+            min=0.0,
+            help="Least time between two savings of that state, at the end of an epoch.",
+            rich_help_panel=FURTHER,
+        ),
+    ] = SAVE_SECONDS,
 ) -> None:
     """Train a network from random weights and write it with its card."""
     TrainRecipe.create(**settings)
@@ -106,7 +115,9 @@ def train(
         torch.manual_seed(recipe.seed)
         model = build_network(arch, classes=len(images.classes), in_channels=images.image_shape[0])
         state = out.with_name(f"{out.name}.training")
-        metrics = train_network(model, images, recipe, device=device, resume_path=state if resume else None)
+        metrics = train_network(
+            model, images, recipe, device=device, resume_path=state if resume else None, save_seconds=save_seconds
+        )
     split = {"labels": labels, "half": half, "share": share, "dirichlet": dirichlet}
     write_checkpoint(out, model.state_dict(), _card(arch, named.data, images, kept, recipe, split, split_seed, metrics))
     if resume:

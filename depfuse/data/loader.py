@@ -238,12 +238,18 @@ class Loader:
 
 
 def calibration_loader(
-    data: DataSet, count: int, *, batch_size: int = 250, device: torch.device | str = "cpu", seed: int = 0
+    data: DataSet,
+    count: int,
+    *,
+    batch_size: int = 250,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    room: float | None = None,
 ) -> Loader:
     """Load `count` training images drawn at random without replacement, in a fixed order.
 
     All images where there are fewer than `count`; no method that calibrates reads the labels. Of files, no more than
-    take a quarter of the free memory, with a `DepfuseWarning`.
+    take `room` bytes, by default a quarter of the free memory, with a `DepfuseWarning`.
 
     Raises
     ------
@@ -255,7 +261,7 @@ def calibration_loader(
             f"{data.name} has only test images, and no method may see these: give training images as well, or the"
             " images of these alone, which are then divided"
         )
-    count = min(count, len(data.train), _room_for(data.train.images, count))
+    count = min(count, len(data.train), _room_for(data.train.images, count, room))
     if count < 2:
         raise DataError(f"{count} calibration images are too few for statistics: give at least 2, better 2000")
     generator = torch.Generator().manual_seed(epoch_seed(seed, 0))
@@ -263,11 +269,12 @@ def calibration_loader(
     return Loader(data.train.take(chosen), data.preprocessing, batch_size=batch_size, device=device)
 
 
-def _room_for(images: Any, wanted: int) -> int:
+def _room_for(images: Any, wanted: int, room: float | None) -> int:
     """Count the image files that calibration may hold in memory; warn where they are fewer than wanted."""
     if not isinstance(images, StoredImages):
         return wanted
-    wanted, room, each = min(wanted, len(images)), calibration_room(), images.nbytes / len(images)
+    room = calibration_room() if room is None else room
+    wanted, each = min(wanted, len(images)), images.nbytes / len(images)
     if wanted * each <= room:
         return wanted
     found = int(room / each)

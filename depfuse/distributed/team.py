@@ -41,16 +41,25 @@ def launch(main: Callable[[], int]) -> int:
     All processes of `torchrun` call it. In the helpers it returns when the program ends: 0, or 1 where another process
     has died.
     """
-    global _team
     team = Team.join()
     if not team.first:
         return team.help()
-    _team = team
     try:
-        return main()
+        with leading(team):
+            return main()
     finally:
-        _team = None
         team.dismiss()
+
+
+@contextmanager
+def leading(team: Team | None) -> Iterator[None]:
+    """Lead a team within the block: calls of this module concern all its processes; with None, this one alone."""
+    global _team
+    before, _team = _team, team
+    try:
+        yield
+    finally:
+        _team = before
 
 
 def count() -> int:
@@ -257,18 +266,16 @@ class Team(Connection):
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Mark the block as work of all processes: in it, calls of this module concern this process alone."""
-        global _team
         if not self._whole:
             raise ProcessError("an earlier failure left the other processes in the middle of their work: start again")
-        before, _team, self._whole = _team, None, False
+        self._whole = False
         try:
-            yield
+            with leading(None):
+                yield
             self._whole = True
         except DepfuseError as error:
             self._whole = self._whole or not isinstance(error, ProcessError)
             raise
-        finally:
-            _team = before
 
     def _work(self, sources: Sequence[str]) -> None:
         message = self.broadcast(None)

@@ -120,17 +120,55 @@ def with_joint_head(
     counted = [number for number, share in enumerate(shares) if share > 0]
     features = [_features(copies[number], heads[number], calibration) for number in counted]
     with torch.no_grad():
-        counts = [_counts(number, shares, labels, classes).to(heads[number].bias) for number in counted]
-        own = [count[:, None] * heads[number].weight for count, number in zip(counts, counted, strict=True)]
-        start = torch.stack([count * heads[number].bias for count, number in zip(counts, counted, strict=True)]).sum(0)
-        weight, bias = maximise(torch.cat(features, 1), torch.cat(own, 1), start, read)
-        for head in heads:
-            head.weight.zero_()
-            head.bias.copy_(bias)
-        widths = [values.shape[1] for values in features]
-        for number, part in zip(counted, torch.split(weight, widths, 1), strict=True):
-            heads[number].weight.copy_(part / shares[number])
+        weight, bias = heads_side_by_side(heads, shares, labels)
+        set_joint_head(heads, shares, *maximise(torch.cat(features, 1), weight, bias, read))
     return copies
+
+
+def heads_side_by_side(
+    heads: Sequence[nn.Linear], shares: Sequence[float], labels: LabelSets | None = None
+) -> tuple[Tensor, Tensor]:
+    """Compute the classifier whose scores are those of heads side by side.
+
+    Parameters
+    ----------
+    heads
+        One per parent, each over all labels.
+    shares
+        One weight per parent; one of weight zero does not count.
+    labels
+        The parents' label sets, where they differ: a label's score is the mean over the parents that know it.
+
+    Returns
+    -------
+    tuple of two tensors
+        Weight (classes, widths of all that count, in order) and bias (classes,).
+    """
+    classes = heads[0].out_features
+    counted = [number for number, share in enumerate(shares) if share > 0]
+    counts = [_counts(number, shares, labels, classes).to(heads[number].bias) for number in counted]
+    weights = [count[:, None] * heads[number].weight for count, number in zip(counts, counted, strict=True)]
+    biases = [count * heads[number].bias for count, number in zip(counts, counted, strict=True)]
+    return torch.cat(weights, 1), torch.stack(biases).sum(0)
+
+
+def set_joint_head(heads: Sequence[nn.Linear], shares: Sequence[float], weight: Tensor, bias: Tensor) -> None:
+    """Give each head its part of a classifier, so that their share-weighted mean is that classifier.
+
+    Parameters
+    ----------
+    heads
+        One per parent, changed in place; one of share zero gets no weights.
+    weight, bias
+        Of the classifier, as `heads_side_by_side` gives them.
+    """
+    counted = [number for number, share in enumerate(shares) if share > 0]
+    for head in heads:
+        head.weight.zero_()
+        head.bias.copy_(bias)
+    widths = [heads[number].in_features for number in counted]
+    for number, part in zip(counted, torch.split(weight, widths, 1), strict=True):
+        heads[number].weight.copy_(part / shares[number])
 
 
 def reweight_joint_head(

@@ -19,7 +19,7 @@ from depfuse.models import check_input
 from depfuse.networks.isolation import check_changeable, undisturbed
 from depfuse.progress import name, work
 from depfuse.train.interfaces import EpochReport, Learner, Progress, Teacher
-from depfuse.train.recipe import TrainRecipe
+from depfuse.train.recipe import SAVE_SECONDS, TrainRecipe
 from depfuse.train.resuming import Saving
 from depfuse.train.run import Run
 
@@ -33,7 +33,7 @@ def train(
     device: torch.device | str = "cpu",
     resume_path: str | Path | None = None,
     progress: Progress | None = None,
-    save_seconds: float = 30.0,
+    save_seconds: float = SAVE_SECONDS,
 ) -> dict[str, float]:
     """Train a network in place, from the weights it has, and evaluate it on the test images.
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Schedule = Literal["linear", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
+SAVE_SECONDS = 30.0  # least time between two savings of a training's state
 
 
 class TrainRecipe(BaseModel):

@@ -12,6 +12,7 @@ import torch
 
 from depfuse.errors import CheckpointError
 from depfuse.io.atomic_files import replacing
+from depfuse.train.recipe import SAVE_SECONDS
 
 # A training's identity, part by part, in the words of the sentence that says what differs.
 _PARTS = {"recipe": "recipe", "data": "data set", "start": "network or seed", "teacher": "teacher"}
@@ -33,7 +34,7 @@ class Saving:
     """
 
     path: Path
-    seconds: float = 30.0
+    seconds: float = SAVE_SECONDS
     start: str | None = None
 
 

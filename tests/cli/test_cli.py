@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import subprocess
 import sys
@@ -365,31 +364,32 @@ def test_train_writes_a_network_that_is_evaluated(place: Place, capsys: pytest.C
     assert main(["eval", str(out), *trust(out)]) == 0
 
 
-def test_training_that_was_cut_off_goes_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    from depfuse.train import EpochReport
-    from depfuse.train import train as train_network
-    from depfuse.train.run import Run
+def test_training_that_was_cut_off_goes_on(place: Place) -> None:
+    steps = place.folder / "steps"  # a byte for each step that is left until the interruption
+    (place.folder / "cut.py").write_text(
+        f"{NETWORK}\nfrom pathlib import Path\n\nSTEPS = Path(__file__).with_name('steps')\n\n\n"
+        "def step(network, inputs):\n"
+        "    if network.training and STEPS.exists():\n"
+        "        left = STEPS.read_bytes()\n"
+        "        if not left:\n"
+        "            raise KeyboardInterrupt\n"
+        "        STEPS.write_bytes(left[1:])\n\n\n"
+        "def cut():\n    network = tiny()\n    network.register_forward_pre_hook(step)\n    return network\n"
+    )
 
     def command(name: str) -> list[str]:
-        options = ["--data", str(place.data), "--epochs", "3", "--batch-size", "16", "--quiet"]
-        return ["train", place.arch, "--out", str(place.folder / name), *options]
+        options = ["--data", str(place.data), "--epochs", "3", "--batch-size", "16", "--save-seconds", "0", "--quiet"]
+        return ["train", f"{place.folder / 'cut.py'}:cut", "--out", str(place.folder / name), *options]
 
     assert main(command("whole.safetensors")) == 0
-
-    whole_epoch = Run.one_epoch
-
-    def cut_off(run: Run) -> EpochReport:
-        if run.epoch == 2:
-            raise KeyboardInterrupt
-        return whole_epoch(run)
-
-    monkeypatch.setattr(Run, "one_epoch", cut_off)
-    monkeypatch.setattr("depfuse.train.train", functools.partial(train_network, save_seconds=0))
+    steps.write_bytes(bytes(2 * 2 + 1))  # two epochs of two batches, and one step of the third
     assert main(command("parts.safetensors")) == 130
+    assert steps.read_bytes() == b""
     assert not (place.folder / "parts.safetensors").exists()
     assert (place.folder / "parts.safetensors.training").exists()
-    monkeypatch.setattr(Run, "one_epoch", whole_epoch)
+    steps.write_bytes(bytes(2))  # the third epoch alone is left
     assert main(command("parts.safetensors")) == 0
+    assert steps.read_bytes() == b""
     whole, parts = (read_checkpoint(place.folder / f"{name}.safetensors") for name in ("whole", "parts"))
     assert whole.digest == parts.digest
     assert not (place.folder / "parts.safetensors.training").exists()
@@ -684,15 +684,10 @@ def test_warnings_are_one_line(place: Place, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr() == ("", "depfuse: warning: first line second line\n")
 
 
-def test_mistakes_in_the_program_keep_their_traceback(place: Place, monkeypatch) -> None:
-    import depfuse.cli.evaluate as command
-
-    def fail(*_: object) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(command, "check_outputs", fail)
+def test_mistakes_in_a_program_keep_their_traceback(place: Place) -> None:
+    late = "1 / 0 if len(_[1][0]) > 2 else None"  # once it has been seen to run
     with pytest.raises(ZeroDivisionError):
-        main(["eval", str(place.parents[0]), *trust(place.parents[0])])
+        main(["eval", *of_a_network_that(place, late)])
 
 
 def test_interruption_is_code_130(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from depfuse.data import DataSet, Preprocessing, array_files, calibration_loader, load_data, loader, stored_images
+from depfuse.data import DataSet, Preprocessing, array_files, calibration_loader, load_data, stored_images
 from depfuse.data.array_files import ArrayImages
 from depfuse.data.image_files import ImageFiles
 from depfuse.data.preprocessing import box_of_shape
@@ -337,10 +337,9 @@ def test_a_stream_gives_what_a_loader_of_the_decoded_images_does(many: DataSet) 
         assert torch.equal(labels, known)
 
 
-def test_calibration_takes_no_more_than_its_room_and_says_so(many: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "calibration_room", lambda: 100.0)
+def test_calibration_takes_no_more_than_its_room_and_says_so(many: DataSet) -> None:
     with pytest.warns(DepfuseWarning, match="5 of 8 calibration images are used"):
-        assert calibration_loader(many, 8).count == 5
+        assert calibration_loader(many, 8, room=100.0).count == 5
 
 
 # Large arrays stay in their files, too

@@ -132,11 +132,11 @@ def test_batches_of_a_part_are_the_batches_of_the_whole(count: int, size: int, a
 def test_each_process_needs_a_device_of_its_own(
     name: str | None, devices: int, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "_team", processes.Team(None, 0, PROCESSES))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(PROCESSES))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
-    with pytest.raises(DeviceError, match=said):
+    team = processes.Team(None, 0, PROCESSES)
+    with processes.leading(team), pytest.raises(DeviceError, match=said):
         resolve_device(name)
 
 

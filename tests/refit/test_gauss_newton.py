@@ -11,8 +11,7 @@ from digits_parents import digits_parents
 from torch import nn
 from torch.func import functional_call
 
-from depfuse.data import Loader, Split, calibration_loader, load_data, loader
-from depfuse.data.floats import to_floats
+from depfuse.data import Loader, Split, calibration_loader, load_data
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.ensemble.targets import TEMPERATURE, slope
 from depfuse.errors import RecipeError
@@ -21,11 +20,11 @@ from depfuse.refit.second_order.gauss_newton import _flatten, _Search, _split, g
 from depfuse.renorm import reset_keeping_function
 
 
-def images(count: int, size: int = 4, channels: int = 1) -> Loader:
+def images(count: int, size: int = 4, channels: int = 1, kind: type[Loader] = Loader) -> Loader:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (count, channels, size, size), generator=generator, dtype=torch.uint8)
     preprocessing = Preprocessing(mean=(0.5,) * channels, std=(0.3,) * channels)
-    return Loader(Split(pixels, torch.zeros(count, dtype=torch.int64)), preprocessing, batch_size=50)
+    return kind(Split(pixels, torch.zeros(count, dtype=torch.int64)), preprocessing, batch_size=50)
 
 
 class Attention(nn.Module):
@@ -72,15 +71,17 @@ def dense(work: _Search, model: nn.Module, free: dict) -> tuple[torch.Tensor, to
     return matrix / count, gradient / count
 
 
-@pytest.fixture
-def in_double(monkeypatch):
-    monkeypatch.setattr(loader, "to_floats", lambda *args, **settings: to_floats(*args, **settings).double())
+class InDouble(Loader):
+    """Images prepared in float64, as the matrices that a step is compared with are."""
+
+    def _prepared(self, images: torch.Tensor, *, channels_last: bool = False) -> torch.Tensor:
+        return super()._prepared(images, channels_last=channels_last).double()
 
 
-def test_products_and_steps_are_those_of_the_dense_matrix(in_double):
+def test_products_and_steps_are_those_of_the_dense_matrix():
     model, teacher = small(), other()
     with torch.no_grad(), evaluating(model):
-        work = _Search(model, teacher, images(80), None, 60, 0)
+        work = _Search(model, teacher, images(80, kind=InDouble), None, 60, 0)
         work.views = [(x, t.double()) for x, t in work.views]
         free = work._free(0)
         scale = torch.rand(sum(t.numel() for t in free.values()), dtype=torch.float64) + 0.5
@@ -96,10 +97,10 @@ def test_products_and_steps_are_those_of_the_dense_matrix(in_double):
             torch.testing.assert_close(_flatten(step), exact, atol=1e-5, rtol=1e-3)
 
 
-def test_scales_even_out_the_diagonal(in_double):
+def test_scales_even_out_the_diagonal():
     model = small()
     with torch.no_grad(), evaluating(model):
-        work = _Search(model, other(), images(140), None, 120, 0)
+        work = _Search(model, other(), images(140, kind=InDouble), None, 120, 0)
         free = work._free(0)
         scale = work._scales(free, work.views)
         matrix, _ = dense(work, model, free)

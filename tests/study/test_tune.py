@@ -32,6 +32,7 @@ from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import RecipeError, StudyError
 from depfuse.fusion.pipeline import fuse
 from depfuse.groups import find_groups, prove_groups
+from depfuse.io.cards import Card
 from depfuse.io.checkpoint import read_checkpoint, state_digest, write_checkpoint
 from depfuse.recipe import Recipe
 from depfuse.recipe.arrange import places
@@ -256,19 +257,40 @@ def test_a_trial_run_again_by_fuse_gives_the_same_child(searched: Path, tmp_path
         assert read_checkpoint(out).digest == found(searched)[number]["digest"]
 
 
-def test_an_interrupted_trial_is_run_again(tmp_path: Path, monkeypatch, capsys) -> None:
-    calls, judge = [], Quality.__call__
+INTERRUPTING = """
+from pathlib import Path
 
-    def interrupted(self: Quality, child: torch.nn.Module) -> float:
-        calls.append(child)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return judge(self, child)
+from depfuse.models import build_network
 
-    monkeypatch.setattr(Quality, "__call__", interrupted)
-    assert tune(tmp_path / "out", trials=4) == 130
+FOLDER = Path(__file__).parent
+
+
+class Interrupting(type(build_network("digits_resnet"))):
+    def forward(self, images):
+        if (FOLDER / "out" / "trial-1.json").exists() and not (FOLDER / "interrupted").exists():
+            (FOLDER / "interrupted").touch()
+            raise KeyboardInterrupt  # in the middle of the third trial
+        return super().forward(images)
+
+
+def network():
+    made = build_network("digits_resnet(width=0.5)")
+    made.__class__ = Interrupting
+    return made
+"""
+
+
+def test_an_interrupted_trial_is_run_again(tmp_path: Path, capsys) -> None:
+    (tmp_path / "net.py").write_text(INTERRUPTING)
+    parents = []
+    for number, parent in enumerate(small_parents()):
+        parents.append(str(tmp_path / f"{number}.safetensors"))
+        write_checkpoint(parents[-1], parent.state_dict(), Card(architecture=f"{tmp_path / 'net.py'}:network"))
+    words = [word for parent in parents for word in ("--trust", parent)]
+    assert tune(tmp_path / "out", *words, trials=4, parents=parents) == 130
     assert "interrupted" in capsys.readouterr().err
-    assert tune(tmp_path / "out", "--resume", trials=4) == 0
+    assert (tmp_path / "interrupted").exists()
+    assert tune(tmp_path / "out", *words, "--resume", trials=4, parents=parents) == 0
     storage = FileStorage(tmp_path / "out" / "study.log")
     study = optuna.load_study(study_name="depfuse", storage=storage.optuna)
     storage.close()

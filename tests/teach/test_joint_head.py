@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from depfuse import Recipe, find_groups, fuse
 from depfuse.cli import main
@@ -28,9 +28,12 @@ from depfuse.models import build_network
 from depfuse.renorm import reset_batch_norm
 from depfuse.teach.joint_head import (
     can_have_joint_head,
+    head_of,
+    heads_side_by_side,
     knowledge_differs,
     renewed,
     reweight_joint_head,
+    set_joint_head,
     with_joint_head,
 )
 from depfuse.train import TrainRecipe, fit
@@ -77,25 +80,32 @@ def test_one_head_tells_labels_apart_better_than_heads_side_by_side(halves, data
         assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
 
 
-def test_the_heads_together_are_the_classifier_that_was_found(halves, data, monkeypatch):
-    calibration = calibration_loader(data, 200)
+def test_the_heads_together_are_the_classifier_that_they_were_given(halves, data):
+    images, shares = data.example(200), (0.3, 0.7)
     sets = LabelSets.create([range(5), range(5, 10)])
-    given = {}
-
-    def as_it_was(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        given["scores"] = features @ weight.T + bias
-        return weight, bias
-
-    monkeypatch.setattr("depfuse.teach.joint_head.maximise", as_it_was)
-    monkeypatch.setattr("depfuse.teach.joint_head.bfloat16_pays", lambda _: False)
-    shares = (0.3, 0.7)
-    teachers = with_joint_head(halves, shares, calibration, 0, sets, build_network("digits_resnet(width=0.5)"))
+    template = build_network("digits_resnet(width=0.5)")
+    teachers = with_joint_head(halves, shares, calibration_loader(data, 200), 0, sets, template)
+    heads, features = [head_of(model, images[:1]) for model in teachers], []
+    for head in heads:
+        head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    whole = []
+    for model, half in zip(teachers, halves, strict=True):
+        own = head_of(half, images[:1])
+        labels = slice(0, 5) if half is halves[0] else slice(5, 10)
+        whole.append(nn.Linear(own.in_features, 10))
+        with torch.no_grad():
+            model(images)
+            whole[-1].weight.zero_()
+            whole[-1].bias.zero_()
+            whole[-1].weight[labels], whole[-1].bias[labels] = own.weight, own.bias
     with torch.no_grad():
-        batches = [images for images, _ in calibration]
-        scores = torch.cat([sets.join([model(images) for model in halves], shares, 1) for images in batches])
-        session = torch.cat([mean_logits([model(images) for model in teachers], shares) for images in batches])
-    assert torch.allclose(given["scores"], scores, atol=1e-4)  # heads side by side are where it begins
-    assert torch.allclose(session, scores, atol=1e-4)
+        weight, bias = heads_side_by_side(whole, shares, sets)
+        scores = sets.join([model(images) for model in halves], shares, 1)
+        assert torch.allclose(torch.cat(features, 1) @ weight.T + bias, scores, atol=1e-4)
+        weight, bias = torch.randn(weight.shape), torch.randn(bias.shape)
+        set_joint_head(heads, shares, weight, bias)
+        joint = mean_logits([model(images) for model in teachers], shares)
+        assert torch.allclose(joint, torch.cat(features[:2], 1) @ weight.T + bias, atol=1e-4)
 
 
 def test_a_parent_without_a_share_has_no_say(halves, data):
