@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from experiments.lib import places
 from experiments.lib.headline import write_headline
 from experiments.lib.registry import claims, load, write_page
 
 USAGE = """Usage: python -m experiments list
        python -m experiments run NAME [OPTIONS]    (--help says which)
-       python -m experiments tables [NAME ...]"""
+       python -m experiments tables [NAME ...] [--rows FOLDER] [--pages FOLDER]"""
 
 
 def main(words: Sequence[str]) -> int:
@@ -20,8 +23,14 @@ def main(words: Sequence[str]) -> int:
     if command not in ("list", "run", "tables") or (command == "run") > bool(names) or (command == "list" and names):
         print(USAGE, file=sys.stderr)
         return 2
-    asked = names[:1] if command == "run" else names
-    if unknown := [name for name in asked if name not in known]:
+    options = argparse.Namespace(names=names[:1])
+    if command == "tables":
+        parser = argparse.ArgumentParser(prog="python -m experiments tables")
+        parser.add_argument("names", nargs="*", metavar="NAME", help="all that has been measured, if left out")
+        parser.add_argument("--rows", type=Path, default=places.MEASUREMENTS, metavar="FOLDER", help="where rows are")
+        parser.add_argument("--pages", type=Path, default=places.PAGES, metavar="FOLDER", help="where pages go")
+        options = parser.parse_args(names)
+    if unknown := [name for name in options.names if name not in known]:
         print(f"there is no experiment {unknown[0]!r}: python -m experiments list names all", file=sys.stderr)
         return 2
     if command == "list":
@@ -30,14 +39,14 @@ def main(words: Sequence[str]) -> int:
         return 0
     if command == "run":
         return load(names[0]).main(names[1:])
-    return write_pages(names, list(known))
+    return write_pages(options.names, list(known), options.rows, options.pages)
 
 
-def write_pages(names: Sequence[str], known: Sequence[str]) -> int:
+def write_pages(names: Sequence[str], known: Sequence[str], rows: Path, pages: Path) -> int:
     """Write the pages that were asked for, or of all that has been measured, and the README's table."""
     written = []
     for name in names or known:
-        page = write_page(name)
+        page = write_page(name, rows, pages)
         if page is not None:
             written.append(name)
             print(page)
@@ -46,7 +55,7 @@ def write_pages(names: Sequence[str], known: Sequence[str]) -> int:
             return 2
     if not written:
         print("nothing is stored: python -m experiments run NAME measures", file=sys.stderr)
-    if not names and (readme := write_headline()) is not None:
+    if not names and (readme := write_headline(pages)) is not None:
         print(readme)
     return 0
 

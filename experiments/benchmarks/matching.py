@@ -9,12 +9,9 @@ Minutes; two threads. Beside depfuse the same sweeps with all costs recomputed a
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from importlib.util import find_spec
 
 import pandas as pd
 import torch
@@ -27,14 +24,16 @@ from depfuse.align.problem import MatchingProblem, is_better
 from depfuse.align.transport import assigned
 from depfuse.align.trees import Placement, compose_placements, unmoved_placement
 from depfuse.groups import random_permutations
-from depfuse.io.atomic_files import replacing
 from depfuse.models import build_network
-from experiments.lib.places import MEASUREMENTS
+from experiments.lib.cells import Cell, Cells
+from experiments.lib.measurement import Measurement
 from experiments.lib.tables import markdown
 
 NOISE = 0.5  # of the standard deviation of each tensor
-CSV = MEASUREMENTS / "matching.csv"
-KINDS = ("random", "noisy-permuted")
+PARTS = ("resnet50", "wide")
+KINDS = ("random", "noisy-permuted")  # of ResNet50s
+WIDE = ("independent", "noisy-permuted", "16 dimensions", "rank one")  # costs of 4,096 channels
+RECOMPUTED = "all costs recomputed"
 
 
 def resnet50s(kind: str) -> tuple[nn.Module, nn.Module, ChannelGroups]:
@@ -80,36 +79,28 @@ def recomputed(problem: MatchingProblem) -> Couplings:
     return problem.couplings(found)
 
 
-def resnet50_rows() -> Iterator[dict[str, Any]]:
-    for kind in KINDS:
-        first, second, groups = resnet50s(kind)
-        recipe = Recipe(criterion="weights")
-        problem = MatchingProblem(groups, (first, second), recipe.align)
-        started = time.perf_counter()
-        found = align([first, second], groups, recipe.align, None).couplings[1]
-        yield _row(kind, "depfuse", started, problem.distance(found))
-        started = time.perf_counter()
-        again = recomputed(problem)
-        yield _row(kind, "all costs recomputed", started, problem.distance(again))
-        try:
-            from rebasin import PermutationCoordinateDescent
-        except ImportError:
-            continue
+def on_resnet50s(kind: str, by: str) -> dict[str, float]:
+    """Match two ResNet50s in one of the ways: its seconds, and the distance that it reaches."""
+    first, second, groups = resnet50s(kind)
+    align_by = Recipe(criterion="weights").align
+    problem = MatchingProblem(groups, (first, second), align_by)
+    started = time.perf_counter()
+    if by == "rebasin":
+        from rebasin import PermutationCoordinateDescent
+
         example = torch.randn(1, 3, 224, 224)
         started = time.perf_counter()
-        PermutationCoordinateDescent(first, second, example).rebasin()
-        seconds = time.perf_counter()
-        rest = MatchingProblem(groups, (first, second), recipe.align)
-        identity = align([first, first], groups, Recipe(criterion="weights", restarts=1).align, None).couplings[0]
-        yield _row(kind, "rebasin", started, rest.distance(identity), seconds)
+        PermutationCoordinateDescent(first, second, example).rebasin()  # moves the second one
+        seconds = time.perf_counter() - started
+        problem = MatchingProblem(groups, (first, second), align_by)
+        found = align([first, first], groups, Recipe(criterion="weights", restarts=1).align, None).couplings[0]
+        return {"seconds": seconds, "distance": problem.distance(found)}
+    found = recomputed(problem) if by == RECOMPUTED else align([first, second], groups, align_by, None).couplings[1]
+    return {"seconds": time.perf_counter() - started, "distance": problem.distance(found)}
 
 
-def _row(kind: str, by: str, started: float, distance: float, ended: float | None = None) -> dict[str, Any]:
-    seconds = (time.perf_counter() if ended is None else ended) - started
-    return {"part": "resnet50", "kind": kind, "by": by, "seconds": seconds, "distance": distance}
-
-
-def wide_rows() -> Iterator[dict[str, Any]]:
+def on_wide_layers(kind: str) -> dict[str, float]:
+    """Assign the channels of two wide layers."""
     size = 4096
     torch.manual_seed(0)
     points = torch.randn(size, size)
@@ -117,40 +108,30 @@ def wide_rows() -> Iterator[dict[str, Any]]:
         "independent": torch.randn(size, size),
         "noisy-permuted": points[torch.randperm(size)] + 0.5 * torch.randn(size, size),
     }
-    costs = {kind: torch.cdist(points, other) for kind, other in others.items()}
-    costs["16 dimensions"] = torch.cdist(points[:, :16], others["independent"][:, :16])
-    costs["rank one"] = -points[:, :1] * others["independent"][:, :1].T
-    for kind, cost in costs.items():
-        started = time.perf_counter()
-        assigned(cost)
-        yield {
-            "part": "wide",
-            "kind": kind,
-            "by": "assigned",
-            "seconds": time.perf_counter() - started,
-            "distance": None,
-        }
+    if kind in others:
+        cost = torch.cdist(points, others[kind])
+    elif kind == "16 dimensions":
+        cost = torch.cdist(points[:, :16], others["independent"][:, :16])
+    else:
+        cost = -points[:, :1] * others["independent"][:, :1].T
+    started = time.perf_counter()
+    assigned(cost)
+    return {"seconds": time.perf_counter() - started}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, keep and print what was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--csv", type=Path, default=CSV, metavar="FILE")
-    chosen = parser.parse_args(arguments)
-    torch.set_num_threads(chosen.threads)
-    warnings.simplefilter("always")
-    known = pd.read_csv(chosen.csv) if chosen.csv.exists() else pd.DataFrame({"part": []})
-    table = known[~known["part"].isin(chosen.parts)]
-    for part in chosen.parts:
-        for row in PARTS[part]():
-            table = pd.concat([table, pd.DataFrame([row])], ignore_index=True)
-            print(f"{row['kind']}, {row['by']}: {row['seconds']:.2f} s", file=sys.stderr, flush=True)
-            with replacing(chosen.csv) as temporary:
-                table.to_csv(temporary, index=False)
-    print(table_of(table))
-    return 0
+def measure(cell: Cell) -> dict[str, float]:
+    """Measure one way to match networks, or one assignment."""
+    if cell["part"] == "wide":
+        return on_wide_layers(cell["kind"])
+    return on_resnet50s(cell["kind"], cell["by"])
+
+
+def wanted(options: argparse.Namespace) -> list[dict[str, str]]:
+    """The cells of the parts; rebasin where it is installed."""
+    ways = ["depfuse", RECOMPUTED, *(["rebasin"] if find_spec("rebasin") else [])]
+    cells = [{"part": "resnet50", "kind": kind, "by": by} for kind in KINDS for by in ways]
+    cells += [{"part": "wide", "kind": kind, "by": "assigned"} for kind in WIDE]
+    return [cell for cell in cells if cell["part"] in options.parts]
 
 
 def table_of(rows: pd.DataFrame) -> str:
@@ -162,12 +143,16 @@ def table_of(rows: pd.DataFrame) -> str:
     return markdown(["what", "by", "seconds", "squared distance"], lines)
 
 
-def page() -> str:
-    """Make the table of what is stored."""
-    return table_of(pd.read_csv(CSV))
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what is measured."""
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
 
 
-PARTS = {"resnet50": resnet50_rows, "wide": wide_rows}
-
-if __name__ == "__main__":
-    sys.exit(main())
+MEASUREMENT = Measurement(
+    "matching",
+    __doc__,
+    wanted,
+    lambda _: Cells(("part", "kind", "by"), ("seconds", "distance"), measure),
+    lambda rows, _: table_of(rows),
+    add_options,
+)

@@ -15,9 +15,8 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -35,13 +34,13 @@ from depfuse.groups import explain, not_followed
 from depfuse.models import build_network, example_shape
 from depfuse.renorm import renormalise
 from experiments.lib.cells import Cell, Cells
-from experiments.lib.command import common_options, exit_code, rows_of, say
+from experiments.lib.command import say
 from experiments.lib.material import shared_material
+from experiments.lib.measurement import Measurement
 from experiments.lib.own_process import apart
-from experiments.lib.places import MEASUREMENTS, SHARED
+from experiments.lib.places import SHARED
 from experiments.lib.tables import markdown
 
-CSV = MEASUREMENTS / "peers.csv"
 VALUES = (
     "moved", "distance", "seconds", "find", "prove", "match", "error", "error_of_weights", "accuracy_before",
     "accuracy_after", "accuracy_renewed",
@@ -104,7 +103,7 @@ def run_depfuse(first: nn.Module, second: nn.Module, example: Tensor) -> dict[st
     found = time.perf_counter()
     groups = prove_groups(first, groups, example)
     if wrong := not_followed(groups):
-        print(f"fixed: {explain(wrong)}", file=sys.stderr)
+        say(f"fixed: {explain(wrong)}")
     proved = time.perf_counter()
     recipe = Recipe(criterion="weights", solver="coordinate-descent", restarts=1, renorm="none", refit="none")
     couplings = align([first, second], groups, recipe.align, None).couplings[1]
@@ -212,34 +211,27 @@ def table_of(rows: pd.DataFrame) -> str:
     return markdown(["network", *(f"{package}: {head}" for package in PACKAGES for head in heads)], lines)
 
 
-def scheme(seconds: float) -> Cells:
-    """How rows are measured and kept."""
-    return Cells(("network", "package"), VALUES, partial(measure_apart, seconds))
-
-
-def page() -> str:
-    """Make the table of what is stored."""
-    return table_of(scheme(0.0).read(CSV))
-
-
-def run(options: argparse.Namespace) -> None:
-    """Measure and show what was asked for."""
+def wanted(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Both packages on each network; without real parents where they are not there."""
     if not options.tables_only and find_spec("rebasin") is None:
         raise RecipeError("the comparison needs rebasin, torchview, graphviz and tqdm: pip install 'depfuse[peers]'")
     names = [name for name in options.networks if name != REAL or (SHARED / "checkpoints").is_dir()]
     if len(names) < len(options.networks):
         say(f"real ResNet20s left out: {SHARED}/checkpoints is not there")
-    cells_of_all = [{"network": name, "package": package} for name in names for package in PACKAGES]
-    print(table_of(rows_of(scheme(options.seconds), cells_of_all, options)))
+    return [{"network": name, "package": package} for name in names for package in PACKAGES]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """0 where all is well, 2 where the request is wrong."""
-    options = common_options(__doc__, CSV)
-    options.add_argument("--networks", nargs="+", default=NETWORKS, metavar="ARCH", help=f"or {REAL}")
-    options.add_argument("--seconds", type=float, default=300.0, help="limit of each package on each network")
-    return exit_code(run, options.parse_args(arguments))
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what is measured."""
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, metavar="ARCH", help=f"or {REAL}")
+    parser.add_argument("--seconds", type=float, default=300.0, help="limit of each package on each network")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+MEASUREMENT = Measurement(
+    "peers",
+    __doc__,
+    wanted,
+    lambda options: Cells(("network", "package"), VALUES, partial(measure_apart, options.seconds)),
+    lambda rows, _: table_of(rows),
+    add_options,
+)

@@ -13,7 +13,7 @@ import argparse
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,21 +35,21 @@ from depfuse.merge import average
 from depfuse.models import build_network
 from depfuse.networks.memory_format import choose_layout
 from depfuse.renorm import renormalise
-from experiments.lib.cells import Cells
-from experiments.lib.command import check_counts, check_plot, common_options, exit_code, numbers, rows_of
+from experiments.lib.cells import Cell, Cells
+from experiments.lib.command import numbers
+from experiments.lib.measurement import Measurement
 from experiments.lib.own_process import apart, whole
 from experiments.lib.parents.trained import thin_resnet
-from experiments.lib.places import MEASUREMENTS
 from experiments.lib.plots import draw_intervals
 from experiments.lib.power_law import PowerLaw, Rates, Work
 from experiments.lib.tables import Estimate, markdown
 
-CSV = MEASUREMENTS / "scaling.csv"
 KEYS = ("network", "parents", "images", "side", "seed")
 STEPS = ("groups", "forward", "matching", "assignment", "merge", "renorm")
 VALUES = (*STEPS, "all", "all_clock", "memory", "forward_flops", "covariance_flops")
 ASSIGNED = "channels"  # a cell of this network is an assignment alone, of as many channels as `side`
 CHECK = "torchvision:resnet50"
+LARGE = "ResNet50, 224 pixels"
 CHECKED = 20  # images that it is measured with
 IMAGES_OF_ESTIMATE = 2000
 
@@ -62,13 +62,15 @@ def _resnet(blocks: int = 3, width: float = 1.0) -> str:
     return thin_resnet(blocks, width, in_channels=3)
 
 
-AXES: dict[str, dict[str, dict[str, Any]]] = {
+Axes = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Axis -> value along it -> cell."""
+AXES: Axes = {
     "width": {str(width): _cell(_resnet(width=width)) for width in (0.5, 1.0, 2.0, 4.0)},
     "depth": {str(6 * blocks + 2): _cell(_resnet(blocks)) for blocks in (3, 9, 18)},
     "parents": {str(parents): _cell(_resnet(), parents=parents) for parents in (2, 4, 8)},
     "images": {str(images): _cell(_resnet(width=0.5), images=images) for images in (500, 2000, 6000, 20000)},
     "channels assigned": {str(size): _cell(ASSIGNED, images=0, side=size) for size in (512, 1024, 2048, 4096)},
-    "ResNet50, 224 pixels": {str(CHECKED): _cell(CHECK, images=CHECKED, side=224)},
+    LARGE: {str(CHECKED): _cell(CHECK, images=CHECKED, side=224)},
 }
 
 
@@ -156,10 +158,10 @@ def _peak() -> float:
 # --- what is shown ---------------------------------------------------------------------------------
 
 
-def of_axis(table: pd.DataFrame, axis: str) -> pd.DataFrame:
-    """The rows of an axis, with the column `x` of its value."""
+def of_axis(table: pd.DataFrame, cells: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """The rows of the cells along an axis, with the column `x` of its value."""
     parts = []
-    for value, cell in AXES[axis].items():
+    for value, cell in cells.items():
         same = [all(row[key] == str(cell[key]) for key in cell) for row in table.to_dict("records")]
         parts.append(table[same].assign(x=float(value), name=value))
     return pd.concat(parts)
@@ -171,35 +173,35 @@ def law(rows: pd.DataFrame, column: str) -> PowerLaw | None:
     return PowerLaw.fit(rows["x"].tolist(), rows[column].tolist()) if rows["x"].nunique() > 1 else None
 
 
-def tables(table: pd.DataFrame, axes: Sequence[str]) -> str:
-    """One table per axis, seconds of the processor by step, with the exponents below; and the estimates."""
+def tables(table: pd.DataFrame, axes: Axes, shown: Sequence[str], check: str) -> str:
+    """One table per axis that is shown, seconds of the processor by step, with exponents below; and the estimates."""
     parts = []
     columns = {**{step: step for step in (*STEPS, "all")}, "memory": "MiB"}
-    for axis in axes:
-        rows = of_axis(table, axis)
-        shown = [column for column in columns if rows[column].notna().any()]
+    for axis in shown:
+        rows = of_axis(table, axes[axis])
+        there = [column for column in columns if rows[column].notna().any()]
         lines = []
         for value, own in rows.groupby("name", sort=False):
-            cells = [Estimate.of(own[column].tolist()) for column in shown]
-            lines.append([str(value), *(_text(cell, column) for cell, column in zip(cells, shown, strict=True))])
-        laws = [law(rows, column) for column in shown]
+            cells = [Estimate.of(own[column].tolist()) for column in there]
+            lines.append([str(value), *(_text(cell, column) for cell, column in zip(cells, there, strict=True))])
+        laws = [law(rows, column) for column in there]
         if any(laws):
             lines.append(["exponent", *("" if found is None else found.text() for found in laws)])
         if lines:
-            parts.append(markdown([axis, *(columns[column] for column in shown)], lines))
-    rates = measured_rates(table)
-    return "\n\n".join([*parts, *([estimates(table, rates)] if rates is not None else [])])
+            parts.append(markdown([axis, *(columns[column] for column in there)], lines))
+    rates = measured_rates(table, axes)
+    return "\n\n".join([*parts, *([estimates(of_axis(table, axes[LARGE]), rates, check)] if rates is not None else [])])
 
 
 def _text(found: Estimate | None, column: str) -> str:
     return "" if found is None else f"{found.mean:.0f}" if column == "memory" else f"{found.mean:.3g}"
 
 
-def measured_rates(table: pd.DataFrame) -> Rates | None:
+def measured_rates(table: pd.DataFrame, axes: Axes) -> Rates | None:
     """Operations per second at the greatest width, and the law of assignment; None where they were not measured."""
-    widest = of_axis(table, "width")
+    widest = of_axis(table, axes["width"])
     widest = widest[(widest["x"] == widest["x"].max()) & (widest["matching"] > widest["forward"])]
-    assignment = law(of_axis(table, "channels assigned"), "assignment")
+    assignment = law(of_axis(table, axes["channels assigned"]), "assignment")
     if widest.empty or assignment is None:
         return None
     images, parents = (widest[key].astype(float) for key in ("images", "parents"))
@@ -208,22 +210,22 @@ def measured_rates(table: pd.DataFrame) -> Rates | None:
     return Rates(float(forward.mean()), float(covariance.mean()), assignment)
 
 
-def estimates(table: pd.DataFrame, rates: Rates) -> str:
-    """What the rates say for torchvision's ResNet50, as it is and wider, beside what was measured."""
-    network, example = build_network(CHECK), torch.zeros(1, 3, 224, 224)
+def estimates(rows: pd.DataFrame, rates: Rates, check: str) -> str:
+    """What the rates say for a network, ResNet50, as it is and wider, beside its rows."""
+    network, example = build_network(check), torch.zeros(1, 3, 224, 224)
     work = Work.of(network, find_groups(network, example[:, :, :64, :64]), example)
-    own, lines = of_axis(table, "ResNet50, 224 pixels").mean(numeric_only=True), []
+    own, lines = rows.mean(numeric_only=True), []
     if own["all"] > 0:
         parts = (own["forward"] + own["renorm"], own["matching"] - own["forward"], own["assignment"])
         lines.append([f"ResNet50, {CHECKED} images, measured", *_numbers(work.parameters, parts), "", ""])
-    rows = [
+    asked = [
         (f"ResNet50, {CHECKED} images", 1.0, CHECKED),
         (f"ResNet50, {IMAGES_OF_ESTIMATE} images", 1.0, IMAGES_OF_ESTIMATE),
     ]
-    rows += [(f"ResNet50 at width 4, {IMAGES_OF_ESTIMATE} images", 4.0, IMAGES_OF_ESTIMATE)]
+    asked += [(f"ResNet50 at width 4, {IMAGES_OF_ESTIMATE} images", 4.0, IMAGES_OF_ESTIMATE)]
     wide = (1e9 / work.parameters) ** 0.5
-    rows += [(f"ResNet50 at width {wide:.1f}, {IMAGES_OF_ESTIMATE} images", wide, IMAGES_OF_ESTIMATE)]
-    for name, times, images in rows:
+    asked += [(f"ResNet50 at width {wide:.1f}, {IMAGES_OF_ESTIMATE} images", wide, IMAGES_OF_ESTIMATE)]
+    for name, times, images in asked:
         wider = work.widened(times)
         memory = [f"{size:.1f}" for size in Rates.gibibytes(wider).values()]
         lines.append([name, *_numbers(wider.parameters, rates.seconds(wider, images).values()), *memory])
@@ -240,12 +242,12 @@ def _numbers(parameters: float, seconds: Iterable[float]) -> list[str]:
     return [f"{parameters:.3g}", *(f"{part:.3g}" for part in (*parts, sum(parts)))]
 
 
-def draw(table: pd.DataFrame, axes: Sequence[str], path: Path) -> None:
+def draw(table: pd.DataFrame, axes: Axes, shown: Sequence[str], path: Path) -> None:
     """A panel for each axis of several values: seconds of the processor by step."""
     panels: dict[str, dict[str, dict[str, Estimate]]] = {}
-    for axis in axes:
-        for value, own in of_axis(table, axis).groupby("name", sort=False):
-            for step in STEPS if len(AXES[axis]) > 1 else ():
+    for axis in shown:
+        for value, own in of_axis(table, axes[axis]).groupby("name", sort=False):
+            for step in STEPS if len(axes[axis]) > 1 else ():
                 found = Estimate.of(own[step].tolist())
                 if found is not None:
                     panels.setdefault(axis, {}).setdefault(step, {})[str(value)] = found
@@ -255,41 +257,31 @@ def draw(table: pd.DataFrame, axes: Sequence[str], path: Path) -> None:
 # --- the command -----------------------------------------------------------------------------------
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options."""
-    options = common_options(__doc__, CSV)
-    options.add_argument("--axes", nargs="+", metavar="NAME", default=[], help=", ".join(AXES))
-    options.add_argument("--seeds", metavar="N,...", default="0,1", help="of the networks and images; 0,1")
-    return options
+def study_of(axes: Axes, check: str, measured: Callable[[Cell], Mapping[str, Any]]) -> Measurement:
+    """Declare a study of some axes, whose estimates are of the network `check`."""
+
+    def wanted(options: argparse.Namespace) -> list[dict[str, Any]]:
+        seeds = numbers("--seeds", options.seeds, 0)
+        if unknown := [name for name in options.axes if name not in axes]:
+            raise RecipeError(f"there is no axis {unknown[0]!r}: choose from {', '.join(axes)}")
+        return [{**cell, "seed": seed} for axis in shown(options) for cell in axes[axis].values() for seed in seeds]
+
+    def shown(options: argparse.Namespace) -> list[str]:
+        return options.axes or list(axes)
+
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--axes", nargs="+", metavar="NAME", default=[], help=", ".join(axes))
+        parser.add_argument("--seeds", metavar="N,...", default="0,1", help="of the networks and images; 0,1")
+
+    return Measurement(
+        "scaling",
+        __doc__,
+        wanted,
+        lambda _: Cells(KEYS, VALUES, measured),
+        lambda rows, options: tables(rows, axes, shown(options), check),
+        add_options,
+        lambda rows, options, path: draw(rows, axes, shown(options), path),
+    )
 
 
-def run(options: argparse.Namespace) -> None:
-    """Measure and show what was asked for."""
-    if options.list:
-        print("\n".join(f"{axis}: {', '.join(values)}" for axis, values in AXES.items()))
-        return
-    check_plot(options.plot)
-    check_counts(options)
-    seeds = numbers("--seeds", options.seeds, 0)
-    if unknown := [name for name in options.axes if name not in AXES]:
-        raise RecipeError(f"there is no axis {unknown[0]!r}: choose from {', '.join(AXES)}")
-    axes = options.axes or list(AXES)
-    cells = [{**cell, "seed": seed} for axis in axes for cell in AXES[axis].values() for seed in seeds]
-    table = rows_of(Cells(KEYS, VALUES, measure), cells, options)
-    print(tables(table, axes))
-    if options.plot is not None:
-        draw(table, axes, options.plot)
-
-
-def page() -> str:
-    """Make the tables of what is stored."""
-    return tables(Cells(KEYS, VALUES, measure).read(CSV), list(AXES))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """0 where all is well, 1 where cells failed, 2 where the request is wrong."""
-    return exit_code(run, parser().parse_args(arguments))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+MEASUREMENT = study_of(AXES, CHECK, measure)

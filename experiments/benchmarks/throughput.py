@@ -13,7 +13,6 @@ import argparse
 import functools
 import multiprocessing
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -34,13 +33,12 @@ from depfuse.cli import main as depfuse
 from depfuse.errors import RecipeError
 from depfuse.study.search import Search
 from experiments.lib.cells import Cells
-from experiments.lib.command import check_counts, common_options, exit_code, rows_of
+from experiments.lib.command import check_counts
+from experiments.lib.measurement import Measurement
 from experiments.lib.parents.sets import SETS
-from experiments.lib.places import MEASUREMENTS
 from experiments.lib.processes import CellError, begin_process
 from experiments.lib.tables import markdown
 
-CSV = MEASUREMENTS / "throughput.csv"
 KEYS = ("round", "objectives", "refit", "way", "workers", "trials")
 VALUES = ("trials_per_second", "seconds", "storage_share", "storage_seconds_per_trial")
 WAYS = ("independent", "shared")
@@ -52,8 +50,8 @@ START = 900.0  # seconds in which all workers have to be ready
 class Stopwatch:
     """Seconds that the main thread spends in the calls of storages, nested calls counted once."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.seconds, self._clock = 0.0, clock
         self._within = False
 
     def watch(self, kind: type) -> None:
@@ -67,12 +65,12 @@ class Stopwatch:
         def measured(*arguments: Any, **named: Any) -> Any:
             if self._within or threading.current_thread() is not threading.main_thread():
                 return method(*arguments, **named)
-            self._within, begun = True, time.perf_counter()
+            self._within, begun = True, self._clock()
             try:
                 return method(*arguments, **named)
             finally:
                 self._within = False
-                self.seconds += time.perf_counter() - begun
+                self.seconds += self._clock() - begun
 
         return measured
 
@@ -147,22 +145,6 @@ def measure(url: str | None, cell: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def run(options: argparse.Namespace) -> None:
-    """Measure all rounds, and print the table."""
-    url = os.environ.get("DEPFUSE_POSTGRESQL")
-    if url is None and not options.tables_only:
-        raise RecipeError("DEPFUSE_POSTGRESQL holds no URL of a database: run this by .ci/with-postgresql")
-    check_counts(options, workers=1, trials=1, rounds=1)
-    trials = options.trials
-    cells = [
-        {"round": number, "objectives": objectives, "refit": refit, "way": way, "workers": options.workers, "trials": n}
-        for number in range(options.rounds)
-        for objectives, refit, n in ((2, "none", trials), (1, "none", trials), (2, "ridge", max(1, trials // 5)))
-        for way in WAYS
-    ]
-    print(table_of(rows_of(Cells(KEYS, VALUES, partial(measure, url)), cells, options)))
-
-
 def table_of(rows: pd.DataFrame) -> str:
     """A line per kind of trial: medians over the rounds, and the ratio of each round's two figures."""
     head = [
@@ -193,24 +175,32 @@ def table_of(rows: pd.DataFrame) -> str:
     return markdown(head, lines)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options."""
-    options = common_options(__doc__, CSV)
-    options.add_argument("--trials", type=int, default=25, metavar="N", help="of each worker; 25")
-    options.add_argument("--workers", type=int, default=4, metavar="N", help="4")
-    options.add_argument("--rounds", type=int, default=3, metavar="N", help="3")
-    return options
+def wanted(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All rounds; there is a database, or nothing is measured."""
+    if "DEPFUSE_POSTGRESQL" not in os.environ and not options.tables_only:
+        raise RecipeError("DEPFUSE_POSTGRESQL holds no URL of a database: run this by .ci/with-postgresql")
+    check_counts(options, workers=1, trials=1, rounds=1)
+    trials = options.trials
+    return [
+        {"round": number, "objectives": objectives, "refit": refit, "way": way, "workers": options.workers, "trials": n}
+        for number in range(options.rounds)
+        for objectives, refit, n in ((2, "none", trials), (1, "none", trials), (2, "ridge", max(1, trials // 5)))
+        for way in WAYS
+    ]
 
 
-def page() -> str:
-    """Make the table of what is stored."""
-    return table_of(Cells(KEYS, VALUES, partial(measure, None)).read(CSV))
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare how much is measured."""
+    parser.add_argument("--trials", type=int, default=25, metavar="N", help="of each worker; 25")
+    parser.add_argument("--workers", type=int, default=4, metavar="N", help="4")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="3")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """0 where all is well, 1 where cells failed, 2 where the request is wrong."""
-    return exit_code(run, parser().parse_args(arguments))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+MEASUREMENT = Measurement(
+    "throughput",
+    __doc__,
+    wanted,
+    lambda _: Cells(KEYS, VALUES, partial(measure, os.environ.get("DEPFUSE_POSTGRESQL"))),
+    lambda rows, _: table_of(rows),
+    add_options,
+)

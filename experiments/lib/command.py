@@ -16,11 +16,12 @@ from experiments.lib.cells import Cell, Cells
 from experiments.lib.processes import CellError
 
 
-def common_options(described: str | None, csv: Path) -> argparse.ArgumentParser:
-    """A parser with the options of every study; numbers are None where they are not given."""
+def common_options(described: str | None, csv: Path, *, plot: bool = True) -> argparse.ArgumentParser:
+    """A parser with the options of every study, --plot where it is drawn; numbers are None where they are not given."""
     options = argparse.ArgumentParser(description=described, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--csv", type=Path, default=csv, metavar="FILE")
-    options.add_argument("--plot", type=Path, metavar="FILE")
+    if plot:
+        options.add_argument("--plot", type=Path, metavar="FILE")
     options.add_argument("--processes", type=int, metavar="N", help="cells at a time; 1")
     options.add_argument("--threads", type=int, metavar="N", help="of each process; together all cores if left out")
     options.add_argument("--retry", action="store_true", help="measure once more what was not possible")

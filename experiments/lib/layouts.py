@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from experiments.lib.parents.sets import SETS
 from experiments.lib.plots import draw_costs, draw_intervals
 from experiments.lib.steps import Step
 from experiments.lib.tables import Estimate, cost_table, markdown
@@ -124,7 +123,7 @@ def _kinds(study: Study, table: pd.DataFrame) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for name, family in study.parents.items():
         if name in set(table["set"]):
-            found.setdefault(SETS[family.real[0]].kind, {})[name] = family.title
+            found.setdefault(family.real[0].kind, {})[name] = family.title
     return found
 
 

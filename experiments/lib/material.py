@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -98,9 +99,17 @@ def shared_material(name: str) -> Material:
     return read_material(SETS[name], data_files([SETS[name]], {})[SETS[name].data], torch.device("cpu"))
 
 
-@lru_cache(maxsize=1)
 def read_material(parents: ParentSet, file: str, device: torch.device) -> Material:
-    """Read the networks and the data of a set; the last one is kept, since cells come set by set."""
+    """Read the networks and the data of a set; the last one is kept while its files are, since cells come set by set.
+
+    What is measured must not change its networks.
+    """
+    there = [path for path in (*parents.paths, Path(file)) if path.is_file()]
+    return _read(parents, file, device, tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in there))
+
+
+@lru_cache(maxsize=1)
+def _read(parents: ParentSet, file: str, device: torch.device, _written: tuple[tuple[int, int], ...]) -> Material:
     architecture = None if parents.architecture is None else f"{SHARED}/models/{parents.architecture}"
     options = DataOptions(data=file, mean=parents.mean, std=parents.std)
     inputs = read_inputs(parents.paths, architecture, options, device, parents.classes, fused=True)

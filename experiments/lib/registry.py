@@ -20,11 +20,10 @@ EARLIER = "## Measured earlier\n"
 
 @dataclass(frozen=True)
 class Experiment:
-    """How an experiment is run with the words of a command line, where its rows are, and what makes tables of them."""
+    """How an experiment is run with the words of a command line, and what makes tables of its rows, if it keeps any."""
 
     main: Callable[[Sequence[str]], int]
-    csv: Path | None
-    page: Callable[[], str] | None
+    page: Callable[[Path], str] | None
 
 
 def files() -> dict[str, Path]:
@@ -45,27 +44,25 @@ def docstring(path: Path) -> str:
 
 
 def load(name: str) -> Experiment:
-    """Load an experiment: a study, or a module with `main`, and `CSV` and `page` where it keeps rows."""
+    """Load an experiment: a module with `STUDY`, or `MEASUREMENT`, or `main` where it keeps no rows."""
     path = files()[name].relative_to(places.ROOT).with_suffix("")
     module = import_module(".".join(path.parts))
-    study = getattr(module, "STUDY", None)
-    if study is not None:
-        return Experiment(study.main, study.csv, study.page)
-    return Experiment(module.main, getattr(module, "CSV", None), getattr(module, "page", None))
+    declared = getattr(module, "STUDY", None) or getattr(module, "MEASUREMENT", None)
+    return Experiment(module.main, None) if declared is None else Experiment(declared.main, declared.page)
 
 
-def write_page(name: str) -> Path | None:
-    """Write docs/results/NAME.md from the stored rows; None where there are none.
+def write_page(name: str, rows: Path = places.MEASUREMENTS, pages: Path = places.PAGES) -> Path | None:
+    """Write PAGES/NAME.md from the rows that are stored in a folder; None where there are none.
 
     What the page says under `## Measured earlier` stays.
     """
-    experiment = load(name)
-    if experiment.csv is None or experiment.page is None or not experiment.csv.exists():
+    experiment, csv = load(name), rows / f"{name}.csv"
+    if experiment.page is None or not csv.exists():
         return None
-    path = places.PAGES / f"{name}.md"
+    path = pages / f"{name}.md"
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     claim, _, more = docstring(files()[name]).partition("\n")
-    parts = [f"# {claim}", more.strip(), f"Measured on {_machines(experiment.csv)}.", experiment.page()]
+    parts = [f"# {claim}", more.strip(), f"Measured on {_machines(csv)}.", experiment.page(csv)]
     if EARLIER in before:
         parts.append(EARLIER + before.partition(EARLIER)[2])
     with replacing(path) as temporary:

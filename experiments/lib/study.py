@@ -164,9 +164,9 @@ class Study:
             )
         return rows
 
-    def page(self) -> str:
+    def page(self, csv: Path) -> str:
         """Make the tables of all stored rows."""
-        options = self.parser().parse_args(["--tables-only"])
+        options = self.parser().parse_args(["--tables-only", "--csv", str(csv)])
         chosen = chosen_steps(self, options)
         rows = self.stored(options, list(self.parents), chosen)
         return self.show(self, rows, _with_rows(chosen, rows))

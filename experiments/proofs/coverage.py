@@ -36,13 +36,11 @@ from depfuse.groups import TOLERANCE, explain, find_groups, not_followed, prove_
 from depfuse.groups.reasons import named, unexpected
 from depfuse.models import build_network, example_shape
 from experiments.lib.cells import Cell, Cells
-from experiments.lib.command import check_counts, common_options, exit_code, rows_of
+from experiments.lib.measurement import Measurement
 from experiments.lib.own_process import GIB, PAGE, apart
-from experiments.lib.places import MEASUREMENTS
 from experiments.lib.processes import cores
 from experiments.lib.tables import markdown
 
-CSV = MEASUREMENTS / "coverage.csv"
 KEYS = ("library", "name")
 VALUES = (
     "parameters", "groups", "free_channels", "covered_share", "proof_error", "find_seconds", "pass_seconds",
@@ -256,16 +254,6 @@ def total_memory() -> float:
         return 16.0
 
 
-def scheme(seconds: float = 0.0, gibibytes: float = 0.0, threads: int = 1, pixels: int = 0) -> Cells:
-    """How rows are measured and kept."""
-    return Cells(KEYS, VALUES, partial(measure, seconds, gibibytes, threads, pixels), TEXTS)
-
-
-def page() -> str:
-    """Sum up what is stored."""
-    return summary(scheme().read(CSV))
-
-
 # --- the command -----------------------------------------------------------------------------------
 
 
@@ -276,43 +264,52 @@ def begin_anew() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options."""
-    options, libraries = common_options(__doc__, CSV), ["torchvision", "timm"]
-    options.add_argument("--library", dest="libraries", nargs="+", choices=libraries, default=libraries)
-    options.add_argument("--family", nargs="+", choices=["torchvision", *FAMILIES], default=[], metavar="FAMILY")
-    options.add_argument("--names", nargs="+", default=[], metavar="PATTERN", help="like torchvision:resnet*")
-    options.add_argument("--seconds", type=float, default=600.0, help="limit of each name")
-    options.add_argument("--pixels", type=int, default=10**4, help="longest side of images, where timm takes any size")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what is measured, and the limits."""
+    libraries = ["torchvision", "timm"]
+    parser.add_argument("--library", dest="libraries", nargs="+", choices=libraries, default=libraries)
+    parser.add_argument("--family", nargs="+", choices=["torchvision", *FAMILIES], default=[], metavar="FAMILY")
+    parser.add_argument("--names", nargs="+", default=[], metavar="PATTERN", help="like torchvision:resnet*")
+    parser.add_argument("--seconds", type=float, default=600.0, help="limit of each name")
+    parser.add_argument("--pixels", type=int, default=10**4, help="longest side of images, where timm takes any size")
     memory = round(0.85 * total_memory(), 1)
-    options.add_argument("--memory", type=float, default=memory, metavar="GIB", help="limit of all together")
-    return options
+    parser.add_argument("--memory", type=float, default=memory, metavar="GIB", help="limit of all together")
+    parser.set_defaults(proving=1)  # threads
 
 
-def run(options: argparse.Namespace) -> None:
-    """Measure what has no row, and sum up."""
-    cells = architectures(options.libraries, options.family, options.names)
-    if options.list:
-        print("\n".join(f"{cell['library']}:{cell['name']}" for cell in cells))
-        return
-    check_counts(options)
-    processes = options.processes = options.processes or cores()
-    table = rows_of(scheme(options.seconds, options.memory / processes, 1, options.pixels), cells, options)
-    large = table[table["status"] == "memory"].to_dict("records")
-    if large and processes > 1 and not options.tables_only:
-        options.processes, options.threads, options.retry = 1, 1, True
-        rows_of(scheme(options.seconds, options.memory, processes, options.pixels), large, options)
-        options.tables_only = True
-        table = rows_of(scheme(), cells, options)
-    print(summary(table))
+def scheme(options: argparse.Namespace) -> Cells:
+    """How rows are measured and kept, by processes that share the memory."""
+    limits = (options.seconds, options.memory / (options.processes or cores()), options.proving, options.pixels)
+    return Cells(KEYS, VALUES, partial(measure, *limits), TEXTS)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """0 where all is well, 2 where the request is wrong."""
-    options = parser().parse_args(arguments)
-    begin_anew()
-    return exit_code(run, options)
+class _Coverage(Measurement):
+    """What takes more memory than its share is measured once more, alone."""
+
+    def rows(self, cells: Sequence[Cell], options: argparse.Namespace) -> pd.DataFrame:
+        """Measure what has no row."""
+        processes = options.processes = options.processes or cores()
+        table = super().rows(cells, options)
+        large = table[table["status"] == "memory"].to_dict("records")
+        if large and processes > 1 and not options.tables_only:
+            alone = {**vars(options), "processes": 1, "threads": 1, "proving": processes, "retry": True}
+            super().rows(large, argparse.Namespace(**alone))
+            options.tables_only = True
+            table = super().rows(cells, options)
+        return table
+
+    def main(self, arguments: Sequence[str] | None = None) -> int:
+        """Begin anew, then measure."""
+        self.parser().parse_args(arguments)
+        begin_anew()
+        return super().main(arguments)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+MEASUREMENT = _Coverage(
+    "coverage",
+    __doc__,
+    lambda options: architectures(options.libraries, options.family, options.names),
+    scheme,
+    lambda rows, _: summary(rows),
+    add_options,
+)

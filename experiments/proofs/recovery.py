@@ -8,7 +8,6 @@ Seconds a network, minutes for the largest; all cores. See `plant` for how the p
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,12 +29,10 @@ from depfuse.groups.channel_group import random_permutations
 from depfuse.models import build_network, example_shape
 from depfuse.renorm import renormalise
 from experiments.lib.cells import Cell, Cells
-from experiments.lib.command import common_options, exit_code, rows_of
-from experiments.lib.places import MEASUREMENTS
+from experiments.lib.measurement import Measurement
 from experiments.lib.processes import CellError
 from experiments.lib.tables import markdown
 
-CSV = MEASUREMENTS / "recovery.csv"
 KEYS = ("name", "images", "seed")
 VALUES = ("groups", "channels", "by_weights", "by_activations", "weights_seconds", "activations_seconds")
 NOISE = 0.01  # of each parameter's standard deviation
@@ -197,31 +194,30 @@ def table_of(rows: pd.DataFrame) -> str:
     return markdown(["network", "groups", "channels", "by weights", "by activations", "seconds", ""], lines)
 
 
-CELLS = Cells(KEYS, VALUES, measure, ("missed",))
+def wanted(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The networks that were named, or all."""
+    return [{"name": name, "images": options.images, "seed": options.seed} for name in options.names]
 
 
-def page() -> str:
-    """Make the table of what is stored."""
-    return table_of(CELLS.read(CSV))
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what is measured."""
+    parser.add_argument("names", nargs="*", default=NAMES)
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
 
 
-def run(options: argparse.Namespace) -> None:
-    """Measure the networks that were named, or all; `CellError` where a group was not recovered."""
-    cells = [{"name": name, "images": options.images, "seed": options.seed} for name in options.names]
-    rows = rows_of(CELLS, cells, options)
-    print(table_of(rows))
+def judge(rows: pd.DataFrame) -> None:
+    """Raise `CellError` where a group was not recovered."""
     if any(rows["missed"]):
         raise CellError("some groups were not recovered: see the last column")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """0 where all is well, 1 where a group was not recovered."""
-    options = common_options(__doc__, CSV)
-    options.add_argument("names", nargs="*", default=NAMES)
-    options.add_argument("--images", type=int, default=32)
-    options.add_argument("--seed", type=int, default=0)
-    return exit_code(run, options.parse_args(arguments))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+MEASUREMENT = Measurement(
+    "recovery",
+    __doc__,
+    wanted,
+    lambda _: Cells(KEYS, VALUES, measure, ("missed",)),
+    lambda rows, _: table_of(rows),
+    add_options,
+    judge=judge,
+)

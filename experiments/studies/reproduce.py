@@ -13,7 +13,6 @@ import pandas as pd
 
 from experiments.lib.layouts import BOTH, draw_by_cost, not_possible
 from experiments.lib.parents.families import sets
-from experiments.lib.parents.sets import SETS
 from experiments.lib.steps import Step
 from experiments.lib.study import Chosen, Study
 from experiments.lib.tables import Estimate, markdown
@@ -48,7 +47,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 FREE = ("parents", "ensemble")  # are there without any work
 
 
-def tables(study: Study, table: pd.DataFrame, chosen: Chosen) -> str:
+def tables(study: Study, table: pd.DataFrame, chosen: Chosen, published: Mapping[str, str] = PUBLISHED) -> str:
     """Accuracy on test images and on held-out training images, and seconds; and what could not be measured."""
     parts = []
     names = [name for name in study.parents if name in set(table["set"]) or _lacks(study, name)]
@@ -68,7 +67,7 @@ def tables(study: Study, table: pd.DataFrame, chosen: Chosen) -> str:
                 own = table[table["set"] == name]
                 cells = [_cell(own, heading, steps, value, scale, digits) for heading, steps in columns.items()]
             if cells:
-                rows.append([study.parents[name].title, *cells, *([PUBLISHED.get(name, "")] if first else [])])
+                rows.append([study.parents[name].title, *cells, *([published.get(name, "")] if first else [])])
         last = ["published: activations / weights of parents"] if first else []
         if rows:
             parts.append(f"**{title}**\n\n{markdown(['networks', *columns, *last], rows)}")
@@ -76,7 +75,7 @@ def tables(study: Study, table: pd.DataFrame, chosen: Chosen) -> str:
 
 
 def _lacks(study: Study, name: str) -> str:
-    return SETS[study.parents[name].real[0]].lacks
+    return study.parents[name].real[0].lacks
 
 
 def _cell(rows: pd.DataFrame, heading: str, steps: Mapping[str, Step], value: str, scale: float, digits: int) -> str:

@@ -121,7 +121,8 @@ def test_one_name_that_takes_too_much_does_not_stop_the_table(tmp_path: Path, ca
     cells = [{"library": "torchvision", "family": "torchvision", "name": f"squeezenet1_{n}"} for n in (0, 1)]
 
     def run(seconds: float, gibibytes: float, retry: bool = False) -> pd.DataFrame:
-        scheme = coverage.scheme(seconds, gibibytes, 1, 64)
+        limits = ["--seconds", str(seconds), "--memory", str(gibibytes), "--pixels", "64", "--processes", "1"]
+        scheme = coverage.scheme(coverage.MEASUREMENT.parser().parse_args(limits))
         return scheme.run(csv, cells, threads=1, retry=retry)
 
     assert list(run(0.05, 100.0)["status"]) == ["timeout", "timeout"]
@@ -134,7 +135,7 @@ def test_one_name_that_takes_too_much_does_not_stop_the_table(tmp_path: Path, ca
     run(600.0, 100.0)
     assert csv.stat().st_mtime_ns == before, "rows that are there are left alone"
     capsys.readouterr()
-    coverage.run(coverage.parser().parse_args(["--csv", str(csv), "--tables-only", "--library", "torchvision"]))
+    assert coverage.MEASUREMENT.main(["--csv", str(csv), "--tables-only", "--library", "torchvision"]) == 0
     assert "| torchvision | 2 of 2 |" in capsys.readouterr().out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -10,22 +11,22 @@ import pytest
 
 from experiments.lib.parents import zoo
 from experiments.lib.parents.families import Family, sets
-from experiments.lib.parents.sets import SETS, ZOO, ParentSet
+from experiments.lib.parents.sets import ZOO, ParentSet
 from experiments.lib.study import Study
 from experiments.studies import reproduce
-from experiments.studies.reproduce import BEST, CANDIDATES, COLUMNS, PUBLISHED, STUDY
+from experiments.studies.reproduce import BEST, CANDIDATES, COLUMNS, STUDY
 
 OPEN = "open: train with `python -m experiments run train_zoo no-seed0 no-seed1`"
 ASKED = ("parents", "naive, reset", "OT, activations", BEST)
 
 
 @pytest.fixture
-def study(monkeypatch) -> Study:
+def study() -> Study:
     """The study of one small pair, and one of full width that nobody has trained."""
     pair = ParentSet("ResNet18, nothing", ZOO, "cifar10", ("no-seed0", "no-seed1"))
-    monkeypatch.setitem(SETS, "open", pair)
-    monkeypatch.setitem(PUBLISHED, "open", "92.16 / 91.80 of 94.99 / 94.76")
-    return replace(STUDY, parents={"open": Family(pair.title, 2000, real=("open",), fixed=True), **sets("digits")})
+    show = partial(reproduce.tables, published={"open": "92.16 / 91.80 of 94.99 / 94.76"})
+    families = {"open": Family(pair.title, 2000, real=(pair,), fixed=True), **sets("digits")}
+    return replace(STUDY, parents=families, show=show)
 
 
 def test_a_small_run_gives_the_tables_and_is_not_done_twice(study, tmp_path: Path, capsys) -> None:
@@ -90,6 +91,6 @@ def test_every_row_of_the_table_is_there() -> None:
     assert STUDY.factors.keys() == COLUMNS.keys()
     trained = zoo.read_zoo()
     for name, family in STUDY.parents.items():
-        pair = SETS[family.real[0]]
+        pair = family.real[0]
         assert pair.architecture is not None or all(file in trained for file in pair.files), name
         assert len(pair.files) == 2

@@ -7,32 +7,72 @@ import shlex
 from importlib import import_module
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from experiments.__main__ import main
+from experiments.benchmarks import scaling
 from experiments.lib import places, registry
+from experiments.lib.measurement import Measurement
 from experiments.lib.study import Study, chosen_steps
-from experiments.studies import ablate_child
+from experiments.studies.ablate_child import STEPS
 
-FIGURES = "0.5,1.2,0.6,0.7,1.0,2.0,2.0,,,,,,,naive average,,a processor,1,"
-HEAD = ",".join(
-    ablate_child.STUDY.cells(ablate_child.STUDY.setup(ablate_child.STUDY.parser().parse_args([]), {})).columns
-)
+MACHINE = {"machine": "a processor", "threads": "1", "refused": ""}
+THROUGHPUT = {"round": "0", "objectives": "2", "refit": "none", "workers": "4", "trials": "25"}
+# Experiment -> rows without their empty columns, and a line of its page.
+STORED: dict[str, tuple[list[dict[str, object]], str]] = {
+    "ablate_child": (
+        [{"set": "digits", "settings": STEPS["naive average"].described, "seed": 0, "images": 0, "test_limit": 0,
+          "step": "naive average", "accuracy": 0.5, "held_out_accuracy": 0.7, "parameters": 1, "seconds": 0.1,
+          "cpu_seconds": 0.1}],
+        "| naive average | 50.0 |",
+    ),
+    "coverage": (
+        [{"library": "torchvision", "family": "torchvision", "name": "vgg11", "status": "proved", "proof_error": 1e-15,
+          "covered_share": 0.99, "find_seconds": 0.5, "pass_seconds": 0.2, "prove_seconds": 1.0}],
+        "| torchvision | 1 of 1 | 1.0e-15 | 99.0 % | 0.5 s | 0.5 s |",
+    ),
+    "matching": (
+        [{"part": "wide", "kind": "rank one", "by": "assigned", "seconds": 1.5}],
+        "| rank one | assigned | 1.50 |  |",
+    ),
+    "peers": (
+        [{"network": "torchvision:vgg11", "package": "depfuse", "error": 0.0, "error_of_weights": 0.0, "moved": 0.5,
+          "distance": 2.0, "seconds": 3.0}],
+        "| vgg11 |  |  |  |  | kept (0e+00), with statistics kept (0e+00) | 50 % | 2.000 | 3.0 |",
+    ),
+    "recovery": (
+        [{"name": "timm:dla34", "images": 32, "seed": 0, "groups": 4, "channels": 1200, "by_weights": 4,
+          "by_activations": 3, "weights_seconds": 0.5, "activations_seconds": 1.0}],
+        "| timm:dla34 | 4 | 1,200 | 100.0% | 75.0% | 0.5 + 1.0 |",
+    ),
+    "scaling": (
+        [{**cell, "seed": 0, "all": 2.0 * float(width), "matching": float(width)}
+         for width, cell in scaling.AXES["width"].items()],
+        "| exponent | 1.00 ± 0.00 | 1.00 ± 0.00 |",
+    ),
+    "throughput": (
+        [{**THROUGHPUT, "way": way, "trials_per_second": rate, "storage_share": 0.1, "storage_seconds_per_trial": 0.02}
+         for way, rate in (("independent", 2.0), ("shared", 1.0))],
+        "| none | 2 | 2.00 | 1.00 | 0.50 | 0.50 | 10.0 % | 20 |",
+    ),
+}  # fmt: skip
 
 
-@pytest.fixture
-def stored(tmp_path: Path, monkeypatch) -> Path:
-    """A folder of measurements with one row of one study."""
-    for name in ("MEASUREMENTS", "PAGES"):
-        monkeypatch.setattr(places, name, tmp_path / name.lower())
-    (tmp_path / "measurements").mkdir()
-    monkeypatch.setattr(ablate_child.Study, "csv", property(lambda own: places.MEASUREMENTS / f"{own.name}.csv"))
-    study = ablate_child.STUDY
-    head = ",".join(study.cells(study.setup(study.parser().parse_args([]), {})).columns)
-    settings = ablate_child.STEPS["naive average"].described.replace('"', '""')
-    row = f'digits,"{settings}",0,0,0,0.5,1.2,0.6,1.0,0.1,0.1,,,,,,,0.7,naive average,,a processor,1,'
-    (tmp_path / "measurements" / "ablate_child.csv").write_text(f"{head}\n{row}\n")
-    return tmp_path
+def store(folder: Path, name: str) -> None:
+    """Write the rows of an experiment as it does."""
+    kind = declared(name)
+    options = kind.parser().parse_args([])
+    columns = (kind.cells(kind.setup(options, {})) if isinstance(kind, Study) else kind.scheme(options)).columns
+    rows = [{**dict.fromkeys(columns, ""), **MACHINE, **row} for row in STORED[name][0]]
+    folder.mkdir(exist_ok=True)
+    pd.DataFrame(rows)[columns].to_csv(folder / f"{name}.csv", index=False)
+
+
+def declared(name: str) -> Study | Measurement:
+    """Load what an experiment declares."""
+    module = import_module(".".join(registry.files()[name].relative_to(places.ROOT).with_suffix("").parts))
+    return getattr(module, "STUDY", None) or module.MEASUREMENT
 
 
 def test_a_list_has_every_experiment_with_what_it_claims(capsys) -> None:
@@ -58,7 +98,7 @@ def commands() -> list[str]:
 def test_every_command_in_the_documentation_is_understood(command: str) -> None:
     name, *words = shlex.split(command)
     module = import_module(".".join(registry.files()[name].relative_to(places.ROOT).with_suffix("").parts))
-    own = getattr(module, "STUDY", module)
+    own = getattr(module, "STUDY", None) or getattr(module, "MEASUREMENT", module)
     if hasattr(own, "parser"):
         options = own.parser().parse_args(words)
         if isinstance(own, Study):
@@ -66,25 +106,53 @@ def test_every_command_in_the_documentation_is_understood(command: str) -> None:
             assert chosen_steps(own, options)
 
 
-def test_a_page_is_written_from_stored_rows_and_keeps_what_was_measured_earlier(stored: Path, capsys) -> None:
-    page = stored / "pages" / "ablate_child.md"
+@pytest.mark.parametrize("name", STORED)
+def test_a_page_is_rebuilt_from_stored_rows_of_every_kind(name: str, tmp_path: Path, capsys) -> None:
+    store(tmp_path / "rows", name)
+    page = tmp_path / "pages" / f"{name}.md"
+    page.parent.mkdir()
+    assert main(["tables", name, "--rows", str(tmp_path / "rows"), "--pages", str(page.parent)]) == 0
+    assert capsys.readouterr().out == f"{page}\n"
+    text = page.read_text()
+    assert STORED[name][1] in text
+    assert f"# {registry.claims()[name]}\n" in text
+    assert "Measured on a processor, 1 thread." in text
+
+
+def test_every_kind_of_rows_has_been_tried() -> None:
+    kept = {name for name in registry.files() if registry.load(name).page is not None}
+    assert {name for name in kept if isinstance(declared(name), Measurement)} == STORED.keys() - {"ablate_child"}
+
+
+def test_what_is_measured_is_shown_again_from_its_rows(tmp_path: Path, capsys) -> None:
+    csv, pages = tmp_path / "recovery.csv", tmp_path / "pages"
+    pages.mkdir()
+    assert main(["run", "recovery", "digits_resnet(width=0.5)", "--csv", str(csv), "--threads", "1"]) == 0
+    shown = capsys.readouterr().out.strip()
+    assert "| 100.0% | 100.0% |" in shown
+    assert main(["tables", "recovery", "--rows", str(tmp_path), "--pages", str(pages)]) == 0
+    assert shown in (pages / "recovery.md").read_text()
+
+
+def test_a_page_keeps_what_was_measured_earlier(tmp_path: Path, capsys) -> None:
+    store(tmp_path / "rows", "ablate_child")
+    page = tmp_path / "pages" / "ablate_child.md"
     page.parent.mkdir()
     page.write_text("# old\n\nold table\n\n## Measured earlier\n\n| what |\n")
-    assert main(["tables"]) == 0
+    folders = ["--rows", str(tmp_path / "rows"), "--pages", str(page.parent)]
+    assert main(["tables", *folders]) == 0
     assert capsys.readouterr().out == f"{page}\n"
     text = page.read_text()
     assert text.startswith("# Every step of a fusion alone and together")
     assert "python -m experiments run ablate_child" in text
-    assert "Measured on a processor, 1 thread." in text
-    assert "| naive average | 50.0 |" in text
     assert "old table" not in text
     assert text.endswith("## Measured earlier\n\n| what |\n")
-    assert main(["tables", "ablate_child"]) == 0
+    assert main(["tables", "ablate_child", *folders]) == 0
     assert page.read_text() == text
 
 
-def test_nothing_stored_and_wrong_words_end_with_2(stored: Path, capsys) -> None:
-    assert main(["tables", "ablate_groups"]) == 2
+def test_nothing_stored_and_wrong_words_end_with_2(tmp_path: Path, capsys) -> None:
+    assert main(["tables", "ablate_groups", "--rows", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("nothing of ablate_groups is stored: measure it with")
     for words in (["run", "nothing"], ["tables", "nothing"]):
         assert main(words) == 2

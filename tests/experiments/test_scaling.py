@@ -62,13 +62,11 @@ def tiny_axes() -> dict[str, Any]:
     }
 
 
-def test_a_small_scaling_study_gives_exponents_and_estimates(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(scaling, "AXES", tiny_axes())
-    monkeypatch.setattr(scaling, "CHECK", "torchvision:resnet18")
-    monkeypatch.setattr(scaling, "measure", lambda cell: next(scaling.figures(cell)))
+def test_a_small_scaling_study_gives_exponents_and_estimates(tmp_path: Path, capsys) -> None:
+    study = scaling.study_of(tiny_axes(), "torchvision:resnet18", lambda cell: next(scaling.figures(cell)))
     csv, plot = tmp_path / "table.csv", tmp_path / "plot.svg"
     options = ["--csv", str(csv), "--threads", "1"]
-    scaling.run(scaling.parser().parse_args(options))
+    assert study.main(options) == 0
     shown = capsys.readouterr().out
     table = pd.read_csv(csv)
     assert len(table) == 2 * 7
@@ -79,9 +77,8 @@ def test_a_small_scaling_study_gives_exponents_and_estimates(tmp_path: Path, cap
     )
     assert "| width | groups | forward | matching | assignment | merge | renorm | all | MiB |" in shown
     assert shown.count("| exponent |") == 2
-    monkeypatch.setattr(scaling, "measure", lambda _: pytest.fail("measured twice"))
-    scaling.run(scaling.parser().parse_args([*options, "--plot", str(plot)]))
-    assert capsys.readouterr().out == shown
+    assert study.main([*options, "--plot", str(plot)]) == 0
+    assert capsys.readouterr() == (shown, "")  # nothing is measured twice: a line for each cell
     assert plot.read_text().startswith("<?xml")
 
 
@@ -102,7 +99,7 @@ def test_a_cell_is_measured_in_a_process_of_its_own() -> None:
     ],
 )
 def test_a_wrong_request_to_the_scaling_study(tmp_path: Path, capsys, arguments: list[str], message: str) -> None:
-    assert scaling.main(["--csv", str(tmp_path / "absent.csv"), *arguments]) == 2
+    assert scaling.MEASUREMENT.main(["--csv", str(tmp_path / "absent.csv"), *arguments]) == 2
     shown = capsys.readouterr()
     assert message in shown.err
     assert shown.err.count("\n") == 1

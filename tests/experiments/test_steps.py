@@ -15,12 +15,13 @@ from depfuse.errors import RecipeError
 from depfuse.evaluate import evaluate_with_ensemble
 from depfuse.fusion.pipeline import fuse
 from depfuse.io.cards import Card
-from depfuse.io.checkpoint import write_checkpoint
+from depfuse.io.checkpoint import state_digest, write_checkpoint
 from depfuse.models import build_network
 from experiments.lib.material import Material, read_material
 from experiments.lib.measure import AGREEMENT, ALWAYS, JUDGED, Setup, measure
 from experiments.lib.parents.families import Family, sets
 from experiments.lib.parents.sets import SETS, ParentSet
+from experiments.lib.places import CHECKPOINTS
 from experiments.lib.size import keep_worst_for, parameters
 from experiments.lib.steps import Fusion
 from experiments.studies.ablate_child import STEPS
@@ -68,6 +69,30 @@ def test_the_same_matching_renormalised_otherwise_is_judged_by_itself() -> None:
     assert found[""]["judged"] > 0
 
 
+def test_what_is_measured_leaves_the_networks_that_are_kept_as_they_are() -> None:
+    of = digits()
+    before = [state_digest(model.state_dict()) for model in of.inputs.models]
+    for step in (
+        "naive average, reset", "best parent, head refitted", "ensemble, statistics renewed",
+        "ensemble, one head without labels", "matched, reset",
+    ):  # fmt: skip
+        measured(step)
+    assert digits() is of
+    assert [state_digest(model.state_dict()) for model in of.inputs.models] == before
+
+
+def test_networks_that_are_written_anew_are_read_anew(tmp_path: Path) -> None:
+    for name in ("digits-a", "digits-b"):
+        (tmp_path / f"{name}.safetensors").write_bytes((CHECKPOINTS / f"{name}.safetensors").read_bytes())
+    parents = replace(SETS["digits"], folder=tmp_path)
+    first = read_material(parents, "digits", torch.device("cpu"))
+    assert read_material(parents, "digits", torch.device("cpu")) is first
+    (tmp_path / "digits-a.safetensors").write_bytes((CHECKPOINTS / "digits-same-a.safetensors").read_bytes())
+    again = read_material(parents, "digits", torch.device("cpu"))
+    assert again.inputs.checkpoints[0].digest != first.inputs.checkpoints[0].digest
+    assert again.inputs.checkpoints[1].digest == first.inputs.checkpoints[1].digest
+
+
 def test_a_step_takes_long_by_any_name_of_its_settings() -> None:
     assert Fusion({"distil": 1}).long == Fusion({"train.distil": 1}).long == "--distil"
     assert Fusion({"train": {"finetune": 2}}).long == "--distil"
@@ -102,7 +127,7 @@ def test_a_fold_takes_the_place_of_the_test_images() -> None:
     assert held <= {image.numpy().tobytes() for image in whole.train.images}
 
 
-def test_parents_of_different_labels_are_measured_over_all_labels(tmp_path: Path, monkeypatch) -> None:
+def test_parents_of_different_labels_are_measured_over_all_labels(tmp_path: Path) -> None:
     data, architecture = load_data("digits"), "digits_resnet(width=0.5, classes=5)"
     parents = []
     for number, classes in enumerate([(0, 1, 2, 3, 4), (5, 6, 7, 8, 9)]):
@@ -111,8 +136,7 @@ def test_parents_of_different_labels_are_measured_over_all_labels(tmp_path: Path
         card = Card(architecture=architecture, data="digits", preprocessing=data.preprocessing, classes=classes)
         write_checkpoint(tmp_path / f"{number}.safetensors", parents[-1].state_dict(), card)
     halves = ParentSet("halves", "k", "digits", ("0", "1"), differ=True, folder=tmp_path)
-    monkeypatch.setitem(SETS, "halves", halves)
-    family = Family("halves", 100, real=("halves",), fixed=True)
+    family = Family("halves", 100, real=(halves,), fixed=True)
     test = Loader(data.test, data.preprocessing, batch_size=500)
     of = read_material(halves, "digits", torch.device("cpu"))
     own, both = evaluate_with_ensemble(parents, test, sets=of.inputs.labels)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,22 +13,16 @@ import pytest
 
 from depfuse.io.checkpoint import read_checkpoint
 from depfuse.recipe import Recipe
-from experiments.lib import measure, study
+from experiments.lib import study
 from experiments.lib.baselines import BASELINES
 from experiments.lib.layouts import by_factor, draw_by_factor
-from experiments.lib.parents import trained
-from experiments.lib.parents.families import FAMILIES, Family, families, sets
+from experiments.lib.parents.families import Family, families, sets
 from experiments.lib.parents.trained import Training
 from experiments.lib.registry import files
 from experiments.lib.steps import Baseline, Fusion
 from experiments.lib.study import Study
-from experiments.studies import ablate_child, ablate_matching, ablate_parents
+from experiments.studies import ablate_child, ablate_matching
 
-STUDIES: dict[str, Study] = {
-    name: module.STUDY
-    for name, path in files().items()
-    if path.parent.name == "studies" and hasattr(module := import_module(f"experiments.studies.{name}"), "STUDY")
-}
 # Study -> options of a small run, and its number of cells.
 SMALL = {
     "ablate_child": (["--sets", "digits", "--images", "100", "--steps", "naive*", "matched", "matched, reset"], 4),
@@ -48,17 +40,31 @@ SMALL = {
 LONG = ("ablate_matching", "ablate_calibration", "widths_digits")
 
 
+def trained_for_a_moment(of: Study) -> Study:
+    """Return a study whose parents are trained for one epoch only."""
+
+    def shorter(training: Training) -> Training:
+        return replace(training, settings={**training.settings, "epochs": 1})
+
+    families = {name: replace(family, training=shorter(family.training)) for name, family in of.parents.items()}
+    factors = {
+        factor: {name: replace(s, training=shorter(s.training)) if s.training else s for name, s in steps.items()}
+        for factor, steps in of.factors.items()
+    }
+    return replace(of, parents=families, factors=factors)
+
+
+STUDIES: dict[str, Study] = {
+    name: trained_for_a_moment(module.STUDY)
+    for name, path in files().items()
+    if path.parent.name == "studies" and hasattr(module := import_module(f"experiments.studies.{name}"), "STUDY")
+}
+
+
 @pytest.fixture(scope="module")
-def parents(tmp_path_factory) -> Iterator[Path]:
-    """A folder for parents that are trained for a moment only."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("train_same", "train_skewed"):
-
-            def shortly(*given: Any, whole: Any = getattr(trained, name)) -> Any:
-                return whole(*[{**one, "epochs": 1} if isinstance(one, dict) else one for one in given])
-
-            patch.setattr(trained, name, shortly)
-        yield tmp_path_factory.mktemp("parents")
+def parents(tmp_path_factory) -> Path:
+    """A folder for parents."""
+    return tmp_path_factory.mktemp("parents")
 
 
 def small(csv: Path, folder: Path, *more: str) -> list[str]:
@@ -69,9 +75,7 @@ def small(csv: Path, folder: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in SMALL])
-def test_a_small_run_is_shown_drawn_and_not_measured_twice(
-    name: str, parents, tmp_path: Path, capsys, monkeypatch
-) -> None:
+def test_a_small_run_is_shown_drawn_and_not_measured_twice(name: str, parents, tmp_path: Path, capsys) -> None:
     (words, count), of = SMALL[name], STUDIES[name]
     csv, plot = tmp_path / "table.csv", tmp_path / "plot.svg"
     options = [*small(csv, parents), *words, "--seeds", "0"]
@@ -85,10 +89,8 @@ def test_a_small_run_is_shown_drawn_and_not_measured_twice(
     for step in table["step"]:
         assert f"| {step} |" in shown
     before = csv.read_bytes()
-    monkeypatch.setattr(measure, "read_material", lambda *_: pytest.fail("measured twice"))
-    monkeypatch.setattr(study, "train_missing", lambda *_, **__: None)
     assert of.main(options) == 0
-    assert capsys.readouterr().out == shown
+    assert capsys.readouterr() == (shown, "")  # a line for each parent and cell
     assert of.main([*options, "--tables-only", "--plot", str(plot)]) == 0
     assert capsys.readouterr().out == shown
     assert csv.read_bytes() == before
@@ -97,7 +99,7 @@ def test_a_small_run_is_shown_drawn_and_not_measured_twice(
 
 def test_seeds_give_intervals_and_differences(parents, tmp_path: Path, capsys) -> None:
     words = ["--sets", "digits", "--steps", "share*: 0.5", "share*: 0", "--seeds", "0,1"]
-    assert ablate_parents.STUDY.main(small(tmp_path / "table.csv", parents, *words)) == 0
+    assert STUDIES["ablate_parents"].main(small(tmp_path / "table.csv", parents, *words)) == 0
     shown = capsys.readouterr().out
     first, second = shown.splitlines()[2:4]
     assert first.startswith("| 0.5 | ")
@@ -106,10 +108,10 @@ def test_seeds_give_intervals_and_differences(parents, tmp_path: Path, capsys) -
     assert second.count(" ± ") == 5  # the difference from 0.5, too
 
 
-def test_parents_are_trained_once_and_keep_their_card(parents, tmp_path: Path, monkeypatch) -> None:
-    words = ["--sets", "digits", "--steps", "parents: 3", "--seeds", "0"]
-    assert ablate_parents.STUDY.main(small(tmp_path / "a.csv", parents, *words)) == 0
-    training = FAMILIES["digits"].training
+def test_parents_are_trained_once_and_keep_their_card(parents, tmp_path: Path, capsys) -> None:
+    words, of = ["--sets", "digits", "--steps", "parents: 3", "--seeds", "0"], STUDIES["ablate_parents"]
+    assert of.main(small(tmp_path / "a.csv", parents, *words)) == 0
+    training = of.parents["digits"].training
     paths = training.parents(0, 3, parents).paths
     card = read_checkpoint(paths[2]).card
     assert card is not None
@@ -117,13 +119,17 @@ def test_parents_are_trained_once_and_keep_their_card(parents, tmp_path: Path, m
     assert card.seeds == {"train": 3002}
     assert card.architecture == training.architectures[0]
     assert card.recipe["epochs"] == 1
-    monkeypatch.setattr(Training, "train", lambda *_: pytest.fail("trained twice"))
-    assert ablate_parents.STUDY.main(small(tmp_path / "b.csv", parents, *words)) == 0
+    written = [path.stat().st_mtime_ns for path in paths]
+    capsys.readouterr()
+    assert of.main(small(tmp_path / "b.csv", parents, *words)) == 0
+    assert "trained" not in capsys.readouterr().err
+    assert [path.stat().st_mtime_ns for path in paths] == written
     assert not set(Training(skewed=True).parents(0, 2, parents).paths) & set(paths)
 
 
 def test_parents_of_unequal_widths_and_of_folds_are_trained_as_declared(parents) -> None:
-    training = Training(("digits_resnet(width=0.5)", "digits_resnet(width=0.25)"), fold=True, first=100, apart=2)
+    widths = ("digits_resnet(width=0.5)", "digits_resnet(width=0.25)")
+    training = Training(widths, {"epochs": 1}, fold=True, first=100, apart=2)
     named = training.parents(6, 2, parents)
     assert named.fold == 1  # the seed, modulo five
     for number, path in enumerate(named.paths):
@@ -135,14 +141,13 @@ def test_parents_of_unequal_widths_and_of_folds_are_trained_as_declared(parents)
 
 
 @pytest.mark.slow
-def test_several_processes_train_and_measure_the_same_as_one(tmp_path: Path) -> None:
+def test_several_processes_train_and_measure_the_same_as_one(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of processes that are begun
     tables = []
     for processes in ("1", "2"):
         csv, folder = tmp_path / f"{processes}.csv", tmp_path / processes
         words = ["--sets", "digits", "--steps", "*activations: layers*", "*nothing", "--seeds", "0"]
-        words += ["--processes", processes]
-        command = [sys.executable, "-m", "experiments", "run", "ablate_groups", *small(csv, folder, *words)]
-        subprocess.run(command, check=True, capture_output=True, timeout=600)
+        assert STUDIES["ablate_groups"].main(small(csv, folder, *words, "--processes", processes)) == 0
         table = pd.read_csv(csv).sort_values(["seed", "settings"], ignore_index=True)
         tables.append(table[["seed", "settings", "accuracy", "loss", "held_out_accuracy"]])
     pd.testing.assert_frame_equal(*tables)
@@ -221,19 +226,17 @@ def test_a_wrong_request_ends_with_one_sentence_and_2(
     assert not list(tmp_path.iterdir())
 
 
-def test_cells_that_fail_end_with_1_and_a_damaged_file_is_left_alone(
-    parents, tmp_path: Path, capsys, monkeypatch
-) -> None:
+def test_cells_that_fail_end_with_1_and_a_damaged_file_is_left_alone(parents, tmp_path: Path, capsys) -> None:
     csv = tmp_path / "table.csv"
-    words = small(csv, parents, "--sets", "digits", "--images", "100", "--steps", "naive average", "matched")
-    with monkeypatch.context() as patch:
-        patch.setattr(measure, "_fused", lambda *_: 1 / 0)
-        assert ablate_child.STUDY.main(words) == 1
-    assert capsys.readouterr().err.endswith("1 of 2 cells failed, the first was digits, matched, 0, 100: see above\n")
+    steps = {"naive average": ablate_child.STEPS["naive average"], "unknown": Baseline("of no such name")}
+    of = replace(ablate_child.STUDY, factors={"step": steps})
+    words = small(csv, parents, "--sets", "digits", "--images", "100")
+    assert of.main(words) == 1
+    assert capsys.readouterr().err.endswith("1 of 2 cells failed, the first was digits, unknown, 0, 100: see above\n")
     assert set(pd.read_csv(csv)["step"]) == {"naive average"}
     cut = csv.read_text()[:-9]
     csv.write_text(cut)
-    assert ablate_child.STUDY.main(words) == 2
+    assert of.main(words) == 2
     assert capsys.readouterr().err == f"{csv}, row 2: it is cut off: repair or delete the row\n"
     assert csv.read_text() == cut
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 from pathlib import Path
 
 import pytest
@@ -124,10 +123,10 @@ def test_a_parent_is_trained_from_its_entry(tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize("room", [1, 3], ids=["in the second epoch", "at the end"])
 def test_a_disk_that_fills_loses_nothing(tmp_path: Path, capsys, monkeypatch, room: int) -> None:
     path = written(tmp_path, f"a: {{{SMALL}, recipe: {{epochs: 3}}}}")
-    monkeypatch.setattr(trainer, "train", functools.partial(trainer.train, save_seconds=0.0))
+    words = ["--zoo", str(path), "--device", "cpu", "--save-seconds", "0"]
 
     def run(folder: str) -> int:
-        return int(trainer.main(["--zoo", str(path), "--out", str(tmp_path / folder), "--device", "cpu"]))
+        return int(trainer.main([*words, "--out", str(tmp_path / folder)]))
 
     assert run("whole") == 0
     capsys.readouterr()

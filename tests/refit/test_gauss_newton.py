@@ -78,10 +78,19 @@ class InDouble(Loader):
         return super()._prepared(images, channels_last=channels_last).double()
 
 
+class Scaled(_Search):
+    """A search whose scales are given."""
+
+    scale: torch.Tensor
+
+    def _scales(self, *_: object) -> torch.Tensor:
+        return self.scale
+
+
 def test_products_and_steps_are_those_of_the_dense_matrix():
     model, teacher = small(), other()
     with torch.no_grad(), evaluating(model):
-        work = _Search(model, teacher, images(80, kind=InDouble), None, 60, 0)
+        work = Scaled(model, teacher, images(80, kind=InDouble), None, 60, 0)
         work.views = [(x, t.double()) for x, t in work.views]
         free = work._free(0)
         scale = torch.rand(sum(t.numel() for t in free.values()), dtype=torch.float64) + 0.5
@@ -90,7 +99,7 @@ def test_products_and_steps_are_those_of_the_dense_matrix():
         expected = scale * (matrix @ (scale * vector))
         torch.testing.assert_close(work._product(free, work.views, scale, vector), expected, atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(work._product(free, work.views, scale, None), scale * gradient, atol=1e-6, rtol=1e-5)
-        work._scales = lambda *_: scale  # with as many iterations as there are parameters, the step is exact
+        work.scale = scale  # with as many iterations as there are parameters, the step is exact
         for damping, step in work._steps(free, work.views, len(scale)):
             scaled = scale[:, None] * matrix * scale + damping * torch.eye(len(scale), dtype=torch.float64)
             exact = -scale * torch.linalg.solve(scaled, scale * gradient)

@@ -24,7 +24,7 @@ class Family:
     training
         How its parents are trained; a step may say otherwise.
     real
-        Names of sets in sets.py, one for each seed, instead.
+        Sets of networks that are there, one for each seed, instead.
     fixed
         Whether these are one set for all seeds, which draw the calibration images only.
     count
@@ -34,7 +34,7 @@ class Family:
     title: str
     images: int
     training: Training = field(default_factory=Training)
-    real: tuple[str, ...] = ()
+    real: tuple[ParentSet, ...] = ()
     fixed: bool = False
     count: int = SEEDS
 
@@ -46,8 +46,12 @@ class Family:
     def parents(self, seed: int, count: int, folder: Path, training: Training | None = None) -> ParentSet:
         """Name so many parents of a seed, trained in another way where it is given; see `Training.parents`."""
         if self.real:
-            return SETS[self.real[0 if self.fixed else seed]]
+            return self.real[0 if self.fixed else seed]
         return (training or self.training).parents(seed, count, folder)
+
+
+def _sets(*names: str) -> tuple[ParentSet, ...]:
+    return tuple(SETS[name] for name in names)
 
 
 _WIDTHS = ("digits_resnet(width=1.5)", "digits_resnet(width=1.0)")
@@ -57,8 +61,8 @@ FAMILIES = {
     "digits": Family("digits", 900),
     "digits-skewed": Family("digits, skewed", 900, Training(skewed=True)),
     "digits-deep": Family("digits, ResNet20", 900, Training((thin_resnet(blocks=3),))),
-    "resnet20": Family("real ResNet20", 2000, real=("resnet20-8-1-8-2", "resnet20-8-1-8-3", "resnet20-8-2-8-3")),
-    "digits-shipped": Family("shipped pairs", 2000, real=("digits", *(f"digits-skewed-{n}" for n in range(1, 5)))),
+    "resnet20": Family("real ResNet20", 2000, real=_sets("resnet20-8-1-8-2", "resnet20-8-1-8-3", "resnet20-8-2-8-3")),
+    "digits-shipped": Family("shipped pairs", 2000, real=_sets("digits", *(f"digits-skewed-{n}" for n in range(1, 5)))),
     "digits-skewed-folds": Family(
         "skewed, judged on a fifth of the training images", 2000,
         Training(("digits_resnet(width=1.25)",), {"epochs": 15}, skewed=True, **_UNSEEN),
@@ -91,4 +95,4 @@ def sets(*names: str) -> dict[str, Family]:
 def _of_set(name: str) -> Family:
     digits = SETS[name].kind == DIGITS
     title = f"digits {SETS[name].title}" if digits else SETS[name].title
-    return Family(title, 900 if digits else 2000, real=(name,), fixed=True)
+    return Family(title, 900 if digits else 2000, real=_sets(name), fixed=True)

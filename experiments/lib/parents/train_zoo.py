@@ -30,6 +30,7 @@ from depfuse.io.cards import Card
 from depfuse.io.checkpoint import write_checkpoint
 from depfuse.models import build_network
 from depfuse.train import EpochReport, TrainRecipe, train
+from depfuse.train.recipe import SAVE_SECONDS
 from experiments.lib.parents.zoo import ZOO, Entry, accuracy_of, chosen, read_zoo
 from experiments.lib.places import CHECKPOINTS
 
@@ -66,7 +67,13 @@ def in_half_precision(
 
 
 def train_entry(
-    name: str, entry: Entry, data: DataSet, labels: tuple[int, ...], out: Path, device: torch.device
+    name: str,
+    entry: Entry,
+    data: DataSet,
+    labels: tuple[int, ...],
+    out: Path,
+    device: torch.device,
+    save_seconds: float = SAVE_SECONDS,
 ) -> float:
     """Train one network and write it with its card; its accuracy (fraction).
 
@@ -82,7 +89,7 @@ def train_entry(
         accuracy = f"{100 * done.accuracy:.1f} % of the training images"
         print(f"{name}: epoch {done.epoch} of {done.epochs}, {accuracy}, {done.seconds:.1f} s", flush=True)
 
-    metrics = train(model, data, recipe, device=device, resume_path=resume, progress=report)
+    metrics = train(model, data, recipe, device=device, resume_path=resume, progress=report, save_seconds=save_seconds)
     trained = model.to("cpu").state_dict()
     state, accuracy = in_half_precision(entry.architecture, trained, data, metrics["accuracy"], device)
     split = {"labels": entry.labels} if entry.labels else entry.share.model_dump() if entry.share else {}
@@ -111,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--npz", action="append", default=[], metavar="DATA=FILE")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--save-seconds", type=float, default=SAVE_SECONDS, help="between two savings of a training")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     try:
@@ -139,7 +147,8 @@ def run(options: argparse.Namespace) -> None:
             print(f"{name}: needs a GPU")
         else:
             started = time.perf_counter()
-            accuracy = train_entry(name, entry, *data_of(entry, files, options.data_root), outs[name], device)
+            data = data_of(entry, files, options.data_root)
+            accuracy = train_entry(name, entry, *data, outs[name], device, options.save_seconds)
             print(f"{name}: {100 * accuracy:.2f} % in {time.perf_counter() - started:.0f} s", flush=True)
 
 
