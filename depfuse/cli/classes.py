@@ -32,7 +32,8 @@ def label_sets(
     if classes:
         said = [read_classes(text) for text in classes]
     else:
-        said = [_of_card(card, data) for card in cards]
+        by_name = bool(class_names(data)) or (not data.classes and all(card and card.names for card in cards))
+        said = [None if card is None else card.names if card.names and by_name else card.classes for card in cards]
         if all(known == said[0] for known in said):
             return None, None, data
     names = list(data.classes)
@@ -140,16 +141,15 @@ def renumbered(data: DataSet, places: Sequence[int], classes: tuple[str, ...]) -
     return dataclasses.replace(data, classes=classes, train=changed(data.train), test=test)
 
 
+def agreed_names(cards: Sequence[Card | None]) -> tuple[str, ...] | None:
+    """Return the names of classes that all cards have; None where one has none, or others."""
+    named = {None if card is None else card.names for card in cards}
+    return named.pop() if len(named) == 1 else None
+
+
 def class_names(data: DataSet) -> tuple[str, ...] | None:
     """Return the names of the data's classes, None where these are their numbers."""
     return None if data.classes == tuple(map(str, range(len(data.classes)))) else data.classes
-
-
-def _of_card(card: Card | None, data: DataSet) -> Sequence[int] | Sequence[str] | None:
-    """Return what a card says that outputs stand for: names where the data have some, too, else numbers."""
-    if card is None:
-        return None
-    return card.names if card.names and class_names(data) else card.classes
 
 
 def of_network(card: Card | None, data: DataSet, given: str | None) -> Sequence[int] | Sequence[str] | None:

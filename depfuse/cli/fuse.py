@@ -28,7 +28,10 @@ def fuse(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="FILE", help="Where the child is written (.safetensors).  [default: child.safetensors]"
+            "--out",
+            metavar="FILE|FOLDER",
+            help="Where the child is written: a .safetensors file, or a folder with configuration and model card, as"
+            " transformers and timm load it.  [default: child.safetensors]",
         ),
     ] = None,
 ) -> None:

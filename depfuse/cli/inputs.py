@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from depfuse.cli.classes import class_names, in_outputs, label_sets, of_network
+from depfuse.cli.classes import agreed_names, class_names, in_outputs, label_sets, of_network
 from depfuse.cli.named import agreed, read_named
 from depfuse.cli.normalised import warn_of_normalisation
 from depfuse.cli.options import DataOptions
@@ -28,6 +28,7 @@ from depfuse.io.loading import load_into
 from depfuse.models import build_network, check_input, with_classes
 from depfuse.models.architecture import with_arguments
 from depfuse.models.origin import FromFile
+from depfuse.networks.forward import run_network
 from depfuse.networks.running import evaluating
 
 HELD_OUT = 0.1  # share of images to judge by, where there is no test set
@@ -105,9 +106,10 @@ def read_inputs(
             raise DataError(f"{checkpoint.path} has {outputs[-1]} outputs, but is said to know {len(known)} classes")
         models.append(model.to(device).eval())
     if labels is None:
-        said = [None if fused else of_network(card, data, text) for card, text in _each(cards, classes)]
+        settled = fused and bool(classes or names)  # by `label_sets`
+        said = [None if settled else of_network(card, data, text) for card, text in _each(cards, classes)]
         data = in_outputs(data, outputs, paths, said)
-        names = names or class_names(data)
+        names = names or agreed_names(cards) or class_names(data)
     warn_of_normalisation(paths, models, data, device)
     return Inputs(architectures, tuple(checkpoints), tuple(models), data, named.data, device, labels, names)
 
@@ -186,7 +188,7 @@ def _outputs_in(checkpoint: Checkpoint, model: nn.Module) -> int | None:
 
 def _outputs(model: nn.Module, example: torch.Tensor) -> int:
     with torch.no_grad(), evaluating(model):
-        outputs = model(example)
+        outputs = run_network(model, example)
     if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:
         raise DataError(f"{type(model).__name__} does not give one row of class scores per image")
     return outputs.shape[1]

@@ -13,8 +13,9 @@ from depfuse.data.names import DATA_SETS, check_data_name
 from depfuse.errors import ArchitectureError, CheckpointError, DataError, RecipeError
 from depfuse.io.cards import Card
 from depfuse.io.headers import read_card
-from depfuse.models.architecture import check_built_in, family, needs_trust, parse_architecture
-from depfuse.models.origin import shown
+from depfuse.io.hub_folders import hub_card
+from depfuse.models.architecture import check_built_in, family, needs_trust, parse_architecture, with_arguments
+from depfuse.models.origin import REGISTRIES, shown
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def _architecture(path: Path, card: Card | None, arch: str | None, *, trusted: b
     """Take the architecture in the user's words, else in the file's, which are the user's where the file is trusted."""
     if arch is not None:
         check_built_in(parse_architecture(arch))
-        return arch
+        configured = hub_card(path)
+        return arch if configured is None else _agreeing(path, configured.architecture, arch)
     if card is None:
         raise ArchitectureError(f"{path} does not say what network it is: give --arch")
     named = card.architecture
@@ -120,6 +122,20 @@ def _architecture(path: Path, card: Card | None, arch: str | None, *, trusted: b
             f" --arch, such as --arch FILE.py:FACTORY, or give --trust {path} if that file is your own"
         )
     return named
+
+
+def _agreeing(path: Path, configured: str, arch: str) -> str:
+    """Settle what a folder's configuration and the user say: code of the user's own, or else the configuration."""
+    own, named = parse_architecture(arch), parse_architecture(configured)
+    if own.source not in REGISTRIES:
+        return arch
+    other = [key for key, value in own.arguments.items() if named.arguments.get(key, value) != value]
+    if family(arch) != family(configured) or other:
+        said = f"a {named.source}:{named.name}" if not other else f"{other[0]}={named.arguments[other[0]]!r}"
+        raise ArchitectureError(
+            f"{path}/config.json says {said}, and --arch {shown(arch)} something else: leave out --arch"
+        )
+    return with_arguments(configured, **own.arguments)
 
 
 def _named_data(paths: Sequence[Path], cards: Sequence[Card | None], trusted: Collection[Path]) -> str:

@@ -29,8 +29,8 @@ from depfuse.recipe.paths import parsed
 from depfuse.recipe.presets import Source, read
 
 _NAMING = (
-    "NAME of a built-in network, torchvision:NAME, timm:NAME, FILE.py:FACTORY or MODULE:FACTORY, each with"
-    " (key=value, ...) if need be"
+    "NAME of a built-in network, torchvision:NAME, timm:NAME, transformers:NAME, FILE.py:FACTORY or MODULE:FACTORY,"
+    " each with (key=value, ...) if need be"
 )
 _FROM_CARDS = "Default: what the checkpoints' cards say."
 

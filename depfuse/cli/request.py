@@ -12,7 +12,8 @@ from depfuse.cli.options import DataOptions, FusionOptions, RunOptions
 from depfuse.cli.points import REFITTED_POINTS
 from depfuse.errors import RecipeError
 from depfuse.evaluate import path_alphas
-from depfuse.io.output_files import check_outputs, check_weights_name
+from depfuse.io.folders import weight_files
+from depfuse.io.output_files import check_outputs, check_weights_name, weights_in
 from depfuse.models.architecture import check_built_in, family, parse_architecture
 from depfuse.recipe import Recipe
 from depfuse.report.plot_kind import plot_kind
@@ -57,10 +58,11 @@ class Request:
     def _check_outputs(self) -> None:
         if self.fusion.plot is not None:
             plot_kind(self.fusion.plot)
-        check_weights_name("--out", self.out)
+        check_weights_name("--out", self.out, folder=True)
         check_weights_name("--out-parent", self.fusion.out_parent)
-        outputs = {"--out": self.out, "--out-parent": self.fusion.out_parent}
-        check_outputs({**outputs, "--report": self.fusion.report, "--plot": self.fusion.plot}, self.parents)
+        outputs = {"--out": None if self.out is None else weights_in(self.out), "--out-parent": self.fusion.out_parent}
+        read = [*self.parents, *(file for parent in self.parents for file in weight_files(parent))]
+        check_outputs({**outputs, "--report": self.fusion.report, "--plot": self.fusion.plot}, read)
 
     def _check_width(self, first: str) -> None:
         width, child_arch = self.fusion.width, self.fusion.child_arch

@@ -36,6 +36,13 @@ class RunFile:
             if not isinstance(classes, list) or not all(isinstance(own, str) for own in classes):
                 raise RecipeError(f"{self.path}: classes is a list with one text per parent, such as [0-4, 5-9]")
             fusion = dataclasses.replace(fusion, classes=classes)
+        if fusion.key is None and (key := self.run.get("key")) is not None:
+            keys = [key] if isinstance(key, str) else key
+            if not isinstance(keys, list) or not all(isinstance(own, str) for own in keys):
+                raise RecipeError(
+                    f"{self.path}: key is a text, such as state_dict_ema, or a list with one text per parent"
+                )
+            fusion = dataclasses.replace(fusion, key=keys)
         if fusion.report is None and (report := self._text("report")) is not None:
             fusion = dataclasses.replace(fusion, report=self._place(report))
         if out is None and (written := self._text("out")) is not None:

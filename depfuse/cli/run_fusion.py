@@ -32,6 +32,7 @@ from depfuse.fusion.agreement import AgreementComparison, agreement_verdict, com
 from depfuse.fusion.comparison import Comparison, compare, naive_child
 from depfuse.fusion.contenders import advise_on
 from depfuse.fusion.pipeline import fuse
+from depfuse.fusion.pretrained import save_pretrained
 from depfuse.fusion.result import FusionResult
 from depfuse.fusion.saving import fusion_card
 from depfuse.fusion.verdict import verdict
@@ -39,6 +40,7 @@ from depfuse.fusion.widths import shapes_of
 from depfuse.io.atomic_files import replacing
 from depfuse.io.cards import Card, Parent
 from depfuse.io.checkpoint import state_digest, write_checkpoint
+from depfuse.io.output_files import is_folder
 from depfuse.models import with_classes
 from depfuse.progress import Work
 from depfuse.recipe import Recipe
@@ -135,6 +137,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     compared: Comparison | AgreementComparison
     if inputs.data.labelled:
         compared = compare(result, fused.test, training=training)
+        result.keep(compared)
     else:
         compared = compare_agreement(result, fused.test, training=training)
     if training is not None and compared.baseline is None and request.fusion.out_parent is not None:
@@ -354,7 +357,9 @@ def _write(
             write_checkpoint(
                 path, baseline.network.state_dict(), _card_of_parent(report, fused, baseline.parent, images)
             )
-        if request.out is not None:
+        if request.out is not None and is_folder(request.out):
+            save_pretrained(fused.result, request.out, card=_card_of_child(report, fused, images))
+        elif request.out is not None:
             write_checkpoint(request.out, fused.result.child.state_dict(), _card_of_child(report, fused, images))
 
 

@@ -21,7 +21,8 @@ from depfuse.fusion.choose_shares import ChosenShares
 from depfuse.fusion.comparison import Comparison, compare
 from depfuse.fusion.material import Material
 from depfuse.fusion.partial_merging import PartialMerge
-from depfuse.fusion.saving import save, save_pretrained
+from depfuse.fusion.pretrained import save_pretrained
+from depfuse.fusion.saving import save
 from depfuse.fusion.shown import as_html, as_text
 from depfuse.fusion.step_acceptance import Step
 from depfuse.fusion.widths import WidthMatch
@@ -150,8 +151,12 @@ class FusionResult:
             found = compare_agreement(alone, loader, training=training, progress=progress)
         else:
             found = compare(alone, loader, training=training, progress=progress)
-        self._comparisons[:] = [found]
+        self.keep(found)
         return found
+
+    def keep(self, compared: Comparison | AgreementComparison) -> None:
+        """Keep a comparison of this result, to be shown with it and written to its card."""
+        self._comparisons[:] = [compared]
 
     @property
     def groups(self) -> ChannelGroups:
@@ -254,8 +259,9 @@ class FusionResult:
         """Write the child as a folder with config.json, model.safetensors and a model card.
 
         A network of transformers, or any other that has a method `save_pretrained`, writes itself, so that its
-        `from_pretrained` loads the folder; one of timm's is loaded by ``timm.create_model("local-dir:FOLDER")``, and
-        every other by `depfuse.load(folder)`.
+        `from_pretrained` loads the folder; one of timm's is loaded by ``timm.create_model("local-dir:FOLDER")``. Both,
+        and every other, are loaded by `depfuse.load(folder)`. Names of classes and the pre-processing of images are
+        those of the parents.
 
         Parameters
         ----------

@@ -1,10 +1,9 @@
-"""Write the child of a fusion: a file with its card, or a folder as hubs have it."""
+"""Write the child of a fusion as a file with its card."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ from torch import nn
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.errors import ArchitectureError
 from depfuse.evaluate import Agreement, Scores
-from depfuse.io.atomic_files import replacing_files
 from depfuse.io.cards import Card, Parent
 from depfuse.io.checkpoint import state_digest, write_checkpoint
 from depfuse.io.output_files import check_weights_name
@@ -25,7 +23,6 @@ from depfuse.networks.isolation import undisturbed
 if TYPE_CHECKING:
     from depfuse.fusion.result import FusionResult
 
-WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.md"  # of a folder, as hubs name them
 IN_MEMORY = "in memory"  # a parent that came from no file, as cards name it
 
 
@@ -99,54 +96,6 @@ def save(result: FusionResult, path: str | Path, arch: str | None = None) -> Non
     path = Path(path)
     check_weights_name("`path`", path)
     write_checkpoint(path, unwrap(result.child).state_dict(), child_card(result, arch))
-
-
-def save_pretrained(result: FusionResult, folder: str | Path, arch: str | None = None) -> None:
-    """Write the child as a folder of weights, configuration and model card; files appear in it only once complete.
-
-    A network that has a method `save_pretrained` writes itself, one of timm's is written as `timm` does; any other gets
-    `config.json` and `model.safetensors` with the card.
-    """
-    child, folder = unwrap(result.child), Path(folder)
-    own: Callable[[str], object] | None = getattr(child, "save_pretrained", None)
-    with replacing_files(folder, last=WEIGHTS) as temporary:
-        if callable(own):
-            own(str(temporary))
-        elif type(child).__module__.startswith("timm.") and hasattr(child, "pretrained_cfg"):
-            from timm.models import save_for_hf
-
-            save_for_hf(child, str(temporary), safe_serialization=True)
-        else:
-            card = child_card(result, arch)
-            write_checkpoint(temporary / WEIGHTS, child.state_dict(), card)
-            config = {"architectures": [type(child).__name__], "depfuse": card.model_dump(mode="json")}
-            (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        if not (temporary / README).exists():
-            (temporary / README).write_text(model_card(result), encoding="utf-8")
-
-
-def model_card(result: FusionResult) -> str:
-    """Write a model card: what was fused, how, and what it is worth where that was measured."""
-    lines = [
-        "---",
-        "tags: [model-fusion, depfuse]",
-        "---",
-        f"# {type(unwrap(result.child)).__name__}, fused from {len(result.parents)} parents",
-        "",
-        "Made by depfuse: channels of the parents were matched group by group, and their weights merged.",
-        "",
-        "```text",
-        repr(result),
-        "```",
-        "",
-        "The whole recipe:",
-        "",
-        "```json",
-        result.recipe.model_dump_json(indent=2),
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
 
 
 @undisturbed()

@@ -115,7 +115,8 @@ def read_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
     contents = read_contents(path)
     if not isinstance(contents.loaded, (Mapping, Record, list, tuple)):
         raise CheckpointError(f"{path} holds a {type(contents.loaded).__name__}, not the weights of a network by name")
-    if contents.card is not None and key is None and isinstance(contents.loaded, dict):
+    is_state = contents.kind == "safetensors" and key is None
+    if contents.card is not None and is_state and isinstance(contents.loaded, dict):
         return _with_card(path, contents.loaded, contents.card)
     top = find_weights(path, contents.loaded, contents.layout)
     place = choose_place(path, top, key)

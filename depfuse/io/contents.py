@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from depfuse.io.cards import Card, card_of
 from depfuse.io.folders import weight_files
 from depfuse.io.foreign_pickles import Layout, read_pickle
 from depfuse.io.headers import Kind, kind_of, metadata_of
+from depfuse.io.hub_folders import hub_card
 from depfuse.io.sizes import check_size
 from depfuse.io.torch_files import load_torch
 from depfuse.models.origin import shown
@@ -38,7 +39,7 @@ class Contents:
     loaded
         Dicts, lists, tensors, plain values and records.
     card
-        Its card, if it has one.
+        Its card, if it has one; of a folder of transformers or timm, what its configuration says.
     layout
         Whether the weights of linear layers are (outputs, inputs) as in torch; see `read_pickle`.
     """
@@ -64,8 +65,11 @@ def read_contents(path: Path) -> Contents:
         It does not exist, is cut off or damaged, or is no checkpoint.
     """
     files = weight_files(path)
-    if len(files) == 1:
-        return _read(files[0])
+    contents = _read(files[0]) if len(files) == 1 else _joined(path, files)
+    return contents if contents.card is not None else replace(contents, card=hub_card(path))
+
+
+def _joined(path: Path, files: tuple[Path, ...]) -> Contents:
     parts = [_read(file) for file in files]
     loaded: dict[str, Any] = {}
     for part in parts:

@@ -13,6 +13,7 @@ import safetensors
 from depfuse.errors import CheckpointError
 from depfuse.io.cards import Card, card_of
 from depfuse.io.folders import weight_files
+from depfuse.io.hub_folders import hub_card
 from depfuse.text import first_line, storable
 
 Kind = Literal["safetensors", "pickle of arrays", "npz", "torch.save"]
@@ -88,7 +89,7 @@ def kind_of(path: Path) -> Kind:
 
 
 def read_card(path: Path) -> Card | None:
-    """Read the card of a checkpoint without its tensors; None where it has none.
+    """Read the card of a checkpoint without its tensors, or what its folder says; None where nothing does.
 
     Raises
     ------
@@ -97,9 +98,11 @@ def read_card(path: Path) -> Card | None:
     """
     files = weight_files(path)
     kinds = [kind_of(file) for file in files]
-    if kinds != ["safetensors"]:
-        return None
-    (path,) = files
+    card = _own_card(files[0]) if kinds == ["safetensors"] else None
+    return card or hub_card(path)
+
+
+def _own_card(path: Path) -> Card | None:
     try:
         return card_of(path, _metadata(path))
     except (safetensors.SafetensorError, OSError, ValueError) as error:

@@ -12,6 +12,7 @@ from torch import nn
 from depfuse.errors import CheckpointError
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import Checkpoint, read_checkpoint
+from depfuse.io.hub_folders import describe
 from depfuse.io.layouts import in_layout_of
 from depfuse.models.origin import shown
 from depfuse.models.registry import build_network
@@ -21,7 +22,8 @@ from depfuse.networks.resizing import resize
 def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Put the weights of a checkpoint into a network; all of them must fit.
 
-    ``num_batches_tracked`` of a BatchNorm may be missing, as in files of old versions of torch. Values of
+    ``num_batches_tracked`` of a BatchNorm may be missing, as in files of old versions of torch, and all names but one
+    of a tensor that has several. A network from a folder of transformers or timm is told what that says. Values of
     another precision are converted to the network's own. Weights of `nn.Linear` are transposed where the file has
     PaddlePaddle's layout.
 
@@ -37,7 +39,8 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     checkpoint = checkpoint.fitted_to(own)
     state = in_layout_of(model, checkpoint.state, checkpoint.path, checkpoint.layout)
     counters = {key for key in own if key.endswith("num_batches_tracked")}
-    missing = [key for key in own if key not in state and key not in counters]
+    tied = {own[key].data_ptr() for key in state if key in own}
+    missing = [key for key in own if key not in state and key not in counters and own[key].data_ptr() not in tied]
     extra = [key for key in state if key not in own]
     where = f"{checkpoint.path} does not fit {type(model).__name__}"
     if missing or extra:
@@ -61,6 +64,8 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     with torch.no_grad():  # not by load_state_dict, which some networks refuse without their metadata
         for key, tensor in state.items():
             own[key].copy_(tensor)
+    if checkpoint.card is not None and checkpoint.path.is_dir():
+        describe(model, checkpoint.path, checkpoint.card)
 
 
 def load_network(path: str | Path, *, key: str | None = None, trust: bool = False, **defaults: Any) -> nn.Module:

@@ -8,6 +8,8 @@ from pathlib import Path
 from depfuse.errors import CheckpointError
 from depfuse.io.atomic_files import check_writable
 
+WEIGHTS = "model.safetensors"  # of a folder, as hubs name it
+
 
 def check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path] = ()) -> None:
     """Raise `CheckpointError` unless every output can be written, over no input and over no other output.
@@ -29,7 +31,22 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path] = (
         check_writable(path)
 
 
-def check_weights_name(name: str, path: Path | None) -> None:
-    """Raise `CheckpointError` when weights would be written under a name that says something else."""
-    if path is not None and path.suffix != ".safetensors":
-        raise CheckpointError(f"{name} {path}: weights are written as safetensors; the name must end in .safetensors")
+def check_weights_name(name: str, path: Path | None, *, folder: bool = False) -> None:
+    """Raise `CheckpointError` when weights would be written under a name that says something else than that, or than
+    a folder, where that may be.
+    """
+    if path is not None and path.suffix != ".safetensors" and not (folder and is_folder(path)):
+        also = ", or be that of a folder" if folder else ""
+        raise CheckpointError(
+            f"{name} {path}: weights are written as safetensors; the name must end in .safetensors{also}"
+        )
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether a network is written as a folder: the name is that of one, or has no ending."""
+    return path.is_dir() or path.suffix == ""
+
+
+def weights_in(path: Path) -> Path:
+    """Return where the weights of a network are written: in the file, or in the folder."""
+    return path / WEIGHTS if is_folder(path) else path

@@ -6,11 +6,13 @@ what is written       what is built
 ``NAME``              a built-in network of `NETWORKS`
 ``torchvision:NAME``  torchvision's network of that name, with random weights
 ``timm:NAME``         timm's network of that name, with random weights
+``transformers:NAME`` transformers' class of that name, with random weights
 ``FILE.py:FACTORY``   what that function or class of the user's own file returns
 ``MODULE:FACTORY``    the same of a module that can be imported
 ====================  ============================================================
 
-Each may be followed by ``(key=value, ...)`` with plain Python values. The short names such as
+Each may be followed by ``(key=value, ...)`` with plain Python values; those of transformers are the entries of a
+configuration, such as ``depths=[1, 1]``. The short names such as
 ``resnet18`` are the built-in networks for small images; torchvision's is ``torchvision:resnet18``.
 Where a file names its network, and not the user, the last two are refused; see `depfuse.models.origin`.
 """
@@ -94,8 +96,8 @@ def parse_architecture(arch: str) -> Architecture:
     match = None if len(arch) > _LONGEST else _ARCHITECTURE.fullmatch(head.strip() + bracket + rest)
     if match is None:
         raise ArchitectureError(
-            f"{shown(arch)!r} is no architecture: write NAME, torchvision:NAME, timm:NAME, FILE.py:FACTORY "
-            f"or MODULE:FACTORY, each with (key=value, ...) if need be"
+            f"{shown(arch)!r} is no architecture: write NAME, torchvision:NAME, timm:NAME, transformers:NAME, "
+            f"FILE.py:FACTORY or MODULE:FACTORY, each with (key=value, ...) if need be"
         )
     arguments = _parse_arguments(arch, match["arguments"]) if match["arguments"] else {}
     source = (match["source"] or "").strip()
@@ -119,7 +121,7 @@ def family(arch: str) -> tuple[str, str]:
 def with_classes(arch: str, classes: int) -> str:
     """Replace the number of classes in an architecture string, where it has one."""
     own = parse_architecture(arch).arguments
-    return with_arguments(arch, **{key: classes for key in ("classes", "num_classes") if key in own})
+    return with_arguments(arch, **{key: classes for key in ("classes", "num_classes", "num_labels") if key in own})
 
 
 def with_arguments(arch: str, **changed: Any) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from depfuse.errors import ArchitectureError, DataError
 from depfuse.models.architecture import NETWORKS, Architecture, parse_architecture
 from depfuse.models.registry import build_network
+from depfuse.networks.forward import run_network
 from depfuse.networks.running import evaluating, raised_in
 from depfuse.text import first_line
 
@@ -110,7 +111,7 @@ def check_input(model: nn.Module, example: Tensor, *, classes: int | None = None
         raise DataError(f"images of shape {shape} do not fit {type(model).__name__}: {outcome}")
     if classes is not None:
         with torch.no_grad(), evaluating(model):
-            outputs = model(example)
+            outputs = run_network(model, example)
         if not isinstance(outputs, Tensor) or outputs.ndim != 2:
             raise DataError(f"{type(model).__name__} does not give one row of class scores per image")
         if outputs.shape[1] < classes:
@@ -125,7 +126,7 @@ def _failure(model: nn.Module, example: Tensor) -> str | None:
     """Explain why the network does not run on the example; ``None`` if it does."""
     try:
         with torch.no_grad(), evaluating(model):
-            model(example)
+            run_network(model, example)
     except Exception as error:  # a network may raise anything on images it was not made for
         reason = first_line(error)
         place = raised_in(model, error)

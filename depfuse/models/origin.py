@@ -1,7 +1,7 @@
 """Origin of an architecture string: the user or a file.
 
 A string of the user may name the user's own code: a function of a file or module, which is imported and called. A
-string from a file, a `FromFile`, is data: it may name a built-in network, or one of torchvision's or timm's registries
+string from a file, a `FromFile`, is data: it may name a built-in network, or one of torchvision, timm or transformers
 with plain values, and nothing that it names is imported. For the smallest example, `build_network("nets.py:net")` runs
 nets.py, and `build_network(FromFile("nets.py:net"))` raises an `ArchitectureError`.
 """
@@ -15,15 +15,15 @@ from typing import Any
 
 from depfuse.text import readable
 
-REGISTRIES = ("", "torchvision", "timm")
+REGISTRIES = ("", "torchvision", "timm", "transformers")
 SHOWN = 120  # characters of a file's text in an error message
 _WORD = re.compile(r"[\w.+\- ]{0,100}")
 _LARGEST = 1_000_000  # of a number, which may be how often something is repeated
 _LONGEST = 1000  # sequence of numbers
 # Parts of argument names by which the registries read or fetch files, and argument names that select another network.
 _READS = frozenset({"pretrained", "weights", "checkpoint", "cache", "url", "file", "dir", "hub", "repo", "cfg"})
-_READS_NOT = frozenset({"init_weights"})
-_RENAMES = frozenset({"model_name", "name", "builder"})
+_READS_NOT = frozenset({"init_weights", "use_cache"})
+_RENAMES = frozenset({"model_name", "name", "builder", "backbone"})
 
 
 class FromFile(str):
@@ -46,12 +46,24 @@ def why_not(source: str, arguments: Mapping[str, Any]) -> str | None:
     if source not in REGISTRIES:
         return "is code of somebody's own, and reading a file runs none"
     for name, value in arguments.items():
-        reads = _READS & set(name.lower().split("_")) and name not in _READS_NOT
-        if (reads and value) or name in _RENAMES:
+        if any(_may_read(key, own) for key, own in _named(name, value)):
             return f"may fetch or read other files ({shown(name)})"
-        if not _is_plain(value):
+        inner = _named(name, value)[1:] if source == "transformers" else []  # a part's own configuration
+        if not (all(_is_plain(key) and _is_plain(own) for key, own in inner) if inner else _is_plain(value)):
             return f"is given no plain value ({shown(name)})"
     return None
+
+
+def _may_read(name: str, value: object) -> bool:
+    """Tell whether an argument makes a registry read or fetch something."""
+    reads = _READS & set(name.lower().split("_")) and name not in _READS_NOT
+    return (bool(reads) and bool(value)) or name in _RENAMES
+
+
+def _named(name: str, value: object) -> list[tuple[str, object]]:
+    """List an argument, and what it holds by name."""
+    inner = value.items() if isinstance(value, dict) else ()
+    return [(name, value), *((str(key), own) for key, own in inner)]
 
 
 def _is_plain(value: object, *, nested: bool = False) -> bool:

@@ -24,12 +24,14 @@ from depfuse.models.architecture import (
 from depfuse.models.bounded import build_bounded
 from depfuse.models.origin import FromFile, shown, why_not
 from depfuse.models.sources import describe_error, load_module
+from depfuse.models.transformers_networks import transformers_factory
 from depfuse.networks.copying import unwrap
 
 # Library -> name of an argument here -> its name there.
 _RENAMED = {
     "torchvision": {"classes": "num_classes"},
     "timm": {"classes": "num_classes", "in_channels": "in_chans"},
+    "transformers": {"classes": "num_labels", "in_channels": "num_channels"},
 }
 
 # What networks were built as, as long as they exist.
@@ -99,6 +101,8 @@ def _resolve(architecture: Architecture) -> Callable[..., nn.Module]:
         return _torchvision_factory(architecture.name)
     if architecture.source == "timm":
         return _timm_factory(architecture.name)
+    if architecture.source == "transformers":
+        return transformers_factory(architecture.name)
     module = load_module(architecture.text, architecture.source)
     found: Any = module
     for part in architecture.name.split("."):

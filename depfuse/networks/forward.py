@@ -1,4 +1,7 @@
-"""Calls of a network: by one tensor, by several inputs, or by a function of the user's."""
+"""Calls of a network: by one tensor, by several inputs, or by a function of the user's.
+
+An output whose only entry is `logits`, as transformers' networks for classification have, is that tensor.
+"""
 
 from __future__ import annotations
 
@@ -34,23 +37,28 @@ Example = Tensor | Sequence[Any] | dict[str, Any] | Called
 def run_network(model: nn.Module, example: Example) -> Any:
     """Run a network on a tensor, a sequence of positional or a dict of keyword inputs, or as the user calls it."""
     if isinstance(example, Tensor):
-        return model(example)
+        return _logits(model(example))
     if isinstance(example, Called):
-        return example.call(model, example.batch)
+        return _logits(example.call(model, example.batch))
     if isinstance(example, dict):
-        return model(**example)
-    return model(*example)
+        return _logits(model(**example))
+    return _logits(model(*example))
 
 
 def run_with(model: nn.Module, state: Mapping[str, Tensor], example: Example, *, tied: bool = True) -> Any:
     """Run a network as `run_network` does, with other parameters and buffers, those that share a tensor `tied`."""
     if isinstance(example, Called):
         prefixed = {f"network.{key}": tensor for key, tensor in state.items()}
-        return functional_call(_Caller(model, example.call), prefixed, (example.batch,), tie_weights=tied)
+        return _logits(functional_call(_Caller(model, example.call), prefixed, (example.batch,), tie_weights=tied))
     if isinstance(example, dict):
-        return functional_call(model, dict(state), (), example, tie_weights=tied)
+        return _logits(functional_call(model, dict(state), (), example, tie_weights=tied))
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
-    return functional_call(model, dict(state), inputs, tie_weights=tied)
+    return _logits(functional_call(model, dict(state), inputs, tie_weights=tied))
+
+
+def _logits(output: Any) -> Any:
+    """Take the logits of an output that has nothing beside them; any other stays."""
+    return output["logits"] if isinstance(output, Mapping) and list(output) == ["logits"] else output
 
 
 class _Caller(nn.Module):

@@ -29,11 +29,23 @@ def loading_lines(report: FusionReport) -> list[str]:
         return []
     path = report.child.path
     lines = [f"The child is in {path}, a {report.architecture}."]
+    if not path.endswith(".safetensors"):  # a folder
+        return [*lines, *_from_folder(path, report.architecture)]
     if report.widened:
         lines[0] += " Channels stand side by side in it, so that it is wider than its class: depfuse builds it."
         return [*lines, "    import depfuse", f"    model = depfuse.load({path!r})"]
     lines[0] += " Into a network of that architecture of your own:"
     return [*lines, "    from safetensors.torch import load_file", f"    model.load_state_dict(load_file({path!r}))"]
+
+
+def _from_folder(path: str, architecture: str) -> list[str]:
+    """Write how a folder is loaded, by the library that knows it."""
+    source, _, name = architecture.partition("(")[0].rpartition(":")
+    if source == "transformers":
+        return [f"    from transformers import {name}", f"    model = {name}.from_pretrained({path!r})"]
+    if source == "timm":
+        return ["    import timm", f"    model = timm.create_model({f'local-dir:{path}'!r}, pretrained=True)"]
+    return ["    import depfuse", f"    model = depfuse.load({path!r})"]
 
 
 def _nats(loss: float | None) -> str:

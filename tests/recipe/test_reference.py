@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from digits_parents import digits_files
 
 from depfuse.cli import main
@@ -95,6 +96,27 @@ def test_a_file_is_the_whole_command(tmp_path, capsys) -> None:
     file.write_text("parents: &a [x, y]\ndata: *a\n")
     assert main(["fuse", str(file)]) == 2
     assert "references" in capsys.readouterr().err
+
+
+def test_a_file_says_which_weights_of_files_that_hold_several(tmp_path, capsys) -> None:
+    states = [read_checkpoint(file).state for file in digits_files("a", "b")]
+    torch.save({"first": states[0], "second": states[1]}, tmp_path / "both.pt")
+    file = tmp_path / "recipe.yaml"
+    head = "parents: [both.pt, both.pt]\ndata: digits\nout: c.safetensors\npreset: git-re-basin\n"
+    arch = ["--arch", "digits_resnet(width=1.25)"]
+    file.write_text(f"{head}key: [first, second]\n")
+    assert main(["fuse", str(file), *arch, "--quiet"]) == 0
+    words = ["--data", "digits", "--preset", "git-re-basin", "--out", str(tmp_path / "d.safetensors"), "--quiet"]
+    assert main(["fuse", *digits_files("a", "b"), *words]) == 0
+    digests = [read_checkpoint(tmp_path / name).digest for name in ("c.safetensors", "d.safetensors")]
+    assert digests[0] == digests[1]
+    file.write_text(f"{head}key: second\n")  # one for all, and both parents are the same network
+    assert main(["fuse", str(file), *arch, "--quiet"]) == 0
+    assert read_checkpoint(tmp_path / "c.safetensors").digest != digests[0]
+    capsys.readouterr()
+    file.write_text(f"{head}key: {{a: b}}\n")
+    assert main(["fuse", str(file), *arch]) == 2
+    assert "key is a text, such as state_dict_ema, or a list" in capsys.readouterr().err
 
 
 def test_settings_and_completion_do_not_wait_for_torch() -> None:
