@@ -137,9 +137,9 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     compared: Comparison | AgreementComparison
     if inputs.data.labelled:
         compared = compare(result, fused.test, training=training)
-        result.keep(compared)
     else:
         compared = compare_agreement(result, fused.test, training=training)
+    result.keep(compared)
     if training is not None and compared.baseline is None and request.fusion.out_parent is not None:
         warnings.warn(
             f"--out-parent {request.fusion.out_parent} is not written: no parent could get a head over the labels of"
