@@ -311,6 +311,11 @@ class EvaluationReport(Stored):
     environment: Environment
     command: list[str]
 
+    @property
+    def labelled(self) -> bool:
+        """Whether the networks were scored on labels."""
+        return all(network.labelled for network in self.networks)
+
 
 def read_report(path: Path) -> FusionReport | PathReport | EvaluationReport:
     """Read a `report.json` back; the kind follows from its fields.

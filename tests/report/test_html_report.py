@@ -327,6 +327,32 @@ def test_200_runs_are_built_in_seconds_and_stay_small(many: Path) -> None:
     assert len([part for part in page.all("details") if part.get("class") == "run"]) == 200
 
 
+# Tables that scroll, and texts of drawings that meet each other or leave the drawing.
+MEASURED = """page => {
+  const found = [];
+  for (const table of page.querySelectorAll('.wide'))
+    if (table.scrollWidth > table.clientWidth) found.push('table ' + table.getAttribute('aria-label'));
+  for (const drawing of page.querySelectorAll('svg.chart')) {
+    const edge = drawing.getBoundingClientRect();
+    const texts = [...drawing.querySelectorAll('text')].map(text => [text.textContent, text.getBoundingClientRect()]);
+    texts.forEach(([text, box], number) => {
+      if (box.left < edge.left || box.right > edge.right || box.bottom > edge.bottom) found.push('cut ' + text);
+      for (const [other, place] of texts.slice(number + 1))
+        if (box.left < place.right && place.left < box.right
+            && box.top + 2 < place.bottom && place.top + 2 < box.bottom)
+          found.push(text + ' meets ' + other);
+    });
+  }
+  return found;
+}"""
+
+
+def measured(page: Path, width: int) -> list[str]:
+    """What of a page is cut in a window of some width, and which texts of its drawings meet."""
+    (body,) = Page(dumped(page, width)).all("body")
+    return json.loads(body["data-found"] or "[]")
+
+
 @functools.cache
 def browser() -> str:
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -343,7 +369,7 @@ def dumped(page: Path, width: int, *options: str) -> str:
         f'<body style="margin:0"><iframe src="{page.name}" style="width:{width}px;height:800px;border:0"></iframe>'
         "<script>onload = () => { const inside = frames[0].document.documentElement;"
         " document.body.dataset.fits = inside.scrollWidth <= frames[0].innerWidth;"
-        " }</script>"
+        f" document.body.dataset.found = JSON.stringify(({MEASURED})(frames[0].document)); }}</script>"
     )
     root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     command = [browser(), "--headless=new", "--disable-gpu", "--allow-file-access-from-files", *root, *options]
@@ -360,6 +386,27 @@ def test_no_page_is_wider_than_its_window(real: Path, tmp_path: Path, width: int
     page = tmp_path / "page.html"
     page.write_text(re.sub(r"<details ", "<details open ", text), encoding="utf-8")
     assert 'data-fits="true"' in dumped(page, width)
+
+
+def test_tables_of_runs_are_not_cut_at_1280_pixels(tmp_path: Path) -> None:
+    names = ("sweep-over-shares", "deep/er/another-sweep")
+    recipe = {"align": {"criterion": {"name": "mixture", "share": 0.25}, "solver": {"name": "sinkhorn"}}, "seed": 3}
+    parents = [network(0.9, "runs/resnet20-first.safetensors"), network(0.92, "runs/resnet20-second.safetensors")]
+    reports: list[Any] = []
+    for number in range(4):
+        changes = {"recipe": recipe, "architecture": f"digits_resnet(width={number + 1})", "data": f"digits-{number}"}
+        reports.append(PathReport.model_validate({**path_report().model_dump(), **changes, "parents": parents}))
+        alike = {"agreement": 0.9, "agreement_with": [0.8, 0.7], "confidence": 0.6, "ensemble_loss": 1.0}
+        scored = dict.fromkeys(("ensemble", "naive", "naive_renorm", "child"), alike)
+        without = [{**alike, "path": parent.path} for parent in parents]
+        reports.append(fusion_report(**changes, **scored, parents=without))
+    runs = tuple(Run(f"{names[number % 2]}-{number}", report) for number, report in enumerate(reports))
+    page = tmp_path / "page.html"
+    text = build_page(Runs(Path("runs"), runs, ()))
+    words = Page(text)
+    assert {"Fusions", "Fusions without labels"} <= set(words.inside("h2").split("\n"))
+    page.write_text(re.sub(r"<details ", "<details open ", text), encoding="utf-8")
+    assert measured(page, 1280) == []
 
 
 def test_buttons_sort_and_words_filter(many: Path, tmp_path: Path) -> None:

@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
-from test_html_report import HOSTILE, Page, browser, digest, dumped
+from test_html_report import HOSTILE, Page, browser, digest, dumped, measured
 from test_report import fusion_report
 
 from depfuse.cli import main
@@ -263,6 +264,38 @@ def test_no_study_is_wider_than_its_window(tmp_path: Path, width: int) -> None:
     text = build_page(Runs(Path("runs"), (Run("a", study(60)),), ()))
     page.write_text(re.sub(r"<details ", "<details open ", text), encoding="utf-8")
     assert 'data-fits="true"' in dumped(page, width)
+
+
+def narrow() -> StudyReport:
+    """Qualities that differ in the sixth digit, long names, and seconds over six powers of ten."""
+    solvers = ("reweighted-random-walk", "sinkhorn-implicit", "emd")
+    drawn = [
+        {"align.solver[activations]": solvers[n % 3], "align.solver.regularisation": 10.0 ** -(n % 7), "x": 1e-5 * n}
+        for n in range(9)
+    ]
+    trials = [
+        trial(n, state="complete", quality=1.78210 + n * 1e-5, seconds=10.0 ** (n % 6 - 3), parameters=own, reason=None)
+        for n, own in enumerate(drawn)
+    ]
+    return study(9, trials=[own.model_copy(update={"recipe": Recipe().model_dump(mode="json")}) for own in trials])
+
+
+def test_names_of_ticks_have_room() -> None:
+    for report in (narrow(), study(40), study(40, labelled=True), study(3)):
+        for drawing in (history(report), pareto(report), *slice_charts(report)):
+            below = re.findall(r'<text x="([^"]+)" y="195" text-anchor="middle">([^<]+)<', drawing)
+            assert below
+            widths = [(float(x), 8.3 * len(text)) for x, text in below]  # of digits in a wide font of 13 pixels
+            assert all(x - width / 2 >= 0 and x + width / 2 <= 360 for x, width in widths)
+            assert all(second - first >= (wide + other) / 2 for (first, wide), (second, other) in pairwise(widths))
+
+
+def test_drawings_and_tables_of_studies_are_legible_at_1280_pixels(tmp_path: Path) -> None:
+    reports = (narrow(), study(40), study(40, labelled=True), study(3))
+    page = tmp_path / "page.html"
+    text = build_page(Runs(Path("runs"), tuple(Run(f"search {n}", own) for n, own in enumerate(reports)), ()))
+    page.write_text(re.sub(r"<details ", "<details open ", text), encoding="utf-8")
+    assert measured(page, 1280) == []
 
 
 def test_words_filter_the_trials_and_buttons_sort_them(tmp_path: Path) -> None:

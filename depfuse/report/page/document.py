@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -31,17 +32,29 @@ _FUSIONS = (
     "Accuracies are per cent of the test images. Gain: points of the child above the best parent. Naive: the plain"
     " average, renormalised where that is better. Seconds: without evaluation."
 )
+_AGREEING = (
+    "Per cent of the images for which a network predicts the class of the parents' ensemble; no accuracy is known."
+    " Naive: the plain average, renormalised where that is better. Seconds: without evaluation."
+)
 _MATCHINGS = "Correlation of matched channels: the mean over all depths, and what it was before matching."
 _SEARCHES = (
     "Each by its best trial, and beside it the first one, with defaults, on training images that neither was calibrated"
-    " on. Disagreement: cross-entropy under the parents' ensemble, lower is better. Seconds: of the best fusion."
+    " on"
+)
+_SEARCHED = f"{_SEARCHES}, whose labels were read. Seconds: of the best fusion."
+_SEARCHED_ALIKE = (
+    f"{_SEARCHES}. Disagreement: cross-entropy under the parents' ensemble, lower is better. Seconds: of the best"
+    " fusion."
 )
 _EVALUATIONS = "Accuracy in per cent of the test images, loss in nats."
+_EVALUATED_ALIKE = (
+    "Per cent of the images for which a network predicts the class of their ensemble; no accuracy is known."
+)
 
 
 def _evaluation_details(report: EvaluationReport) -> Html:
     names = short_names(report.networks)
-    labelled = all(network.labelled for network in report.networks)
+    labelled = report.labelled
     heads = ("network", "accuracy %", "loss (nats)") if labelled else ("network", *agreement_heads(names))
     rows = [
         (name, per_cent(network.accuracy), nats(network.loss))
@@ -58,13 +71,41 @@ def _evaluation_summary(report: EvaluationReport) -> str:
     return f"{counted(len(report.networks), 'network')} on {report.data}"
 
 
-# A further kind of report is one more row: its title, what its columns are, its class, its table, and a run's line and
-# details.
-_KINDS: tuple[tuple[str, str, type[Any], Callable[[Any], Html], Callable[[Any], str], Callable[[Any], Html]], ...] = (
-    ("Fusions", _FUSIONS, FusionReport, fusions_table, fusion_summary, fusion_details),
-    ("Matchings", _MATCHINGS, MatchReport, matchings_table, match_summary, match_details),
-    ("Searches", _SEARCHES, StudyReport, studies_table, study_summary, study_details),
-    ("Evaluations", _EVALUATIONS, EvaluationReport, evaluations_table, _evaluation_summary, _evaluation_details),
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of report: its title, what the columns of its table are, which reports are of it, and how they are shown.
+
+    `labelled` tells those with labels from those without; None takes both.
+    """
+
+    title: str
+    says: str
+    report: type[Any]
+    table: Callable[[Any], Html]
+    summary: Callable[[Any], str]
+    details: Callable[[Any], Html]
+    labelled: bool | None = None
+
+    def holds(self, report: object) -> bool:
+        """Tell whether a report is of the kind."""
+        if not isinstance(report, self.report):
+            return False
+        return self.labelled is None or self.labelled == report.labelled
+
+
+_FUSION = FusionReport, fusions_table, fusion_summary, fusion_details
+_STUDY = StudyReport, studies_table, study_summary, study_details
+_EVALUATION = EvaluationReport, evaluations_table, _evaluation_summary, _evaluation_details
+
+# A further kind of report is one more row.
+_KINDS = (
+    _Kind("Fusions", _FUSIONS, *_FUSION, labelled=True),
+    _Kind("Fusions without labels", _AGREEING, *_FUSION, labelled=False),
+    _Kind("Matchings", _MATCHINGS, MatchReport, matchings_table, match_summary, match_details),
+    _Kind("Searches", _SEARCHED_ALIKE, *_STUDY, labelled=False),
+    _Kind("Searches by labels", _SEARCHED, *_STUDY, labelled=True),
+    _Kind("Evaluations", _EVALUATIONS, *_EVALUATION, labelled=True),
+    _Kind("Evaluations without labels", _EVALUATED_ALIKE, *_EVALUATION, labelled=False),
 )
 
 
@@ -136,11 +177,14 @@ def _broken(broken: Sequence[Broken]) -> Html | None:
 def _main(found: Runs) -> list[Html]:
     entries = [Entry(f"run-{number}", run.name, run.report) for number, run in enumerate(found.runs, start=1)]
     tables, details, alone = [], [], len(entries) == 1
-    for title, says, kind, table, summary, one in _KINDS:
-        of_kind: list[Entry[Any]] = [entry for entry in entries if isinstance(entry.report, kind)]
+    for kind in _KINDS:
+        of_kind: list[Entry[Any]] = [entry for entry in entries if kind.holds(entry.report)]
         if of_kind:
-            tables.append(element("section", element("h2", title), element("p", says, class_="quiet"), table(of_kind)))
-            details += [_details(entry, summary(entry.report), one(entry.report), alone) for entry in of_kind]
+            says = element("p", kind.says, class_="quiet")
+            tables.append(element("section", element("h2", kind.title), says, kind.table(of_kind)))
+            details += [
+                _details(entry, kind.summary(entry.report), kind.details(entry.report), alone) for entry in of_kind
+            ]
     return [_filter(), *tables, element("section", element("h2", "Details"), *details)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
 from depfuse.report.page.markup import Html, element
@@ -12,7 +13,8 @@ from depfuse.report.page.scales import Scale, linear
 
 _WIDTH, _HEIGHT = 360, 220  # pixels of a chart
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 42  # its margins, pixels
-_CHARACTER, _LINE = 7.6, 14  # about how wide a character is, and how high a line
+_CHARACTER, _LINE = 8.3, 14  # how wide a digit is in the widest usual font, and how high a line, pixels
+_BETWEEN = 6  # pixels between the names of two ticks, at least
 
 Point: TypeAlias = "tuple[float, float | None]"
 Placing: TypeAlias = Callable[[float, float], "tuple[float, float]"]
@@ -97,7 +99,7 @@ def chart(
         down = place(x.low, tick)[1]
         parts.append(element("path", d=f"M{left} {down}H{_WIDTH - _RIGHT}", class_="grid"))
         parts.append(element("text", text, x=left - 6, y=down + 4, text_anchor="end"))
-    for tick, text in x.ticks:
+    for tick, text in _with_room(x.ticks, lambda tick: place(tick, y.low)[0]):
         parts.append(element("text", text, x=place(tick, y.low)[0], y=lowest + 17, text_anchor="middle"))
     parts.append(element("text", across, x=(left + _WIDTH - _RIGHT) / 2, y=_HEIGHT - 6, text_anchor="middle"))
     for line in lines:
@@ -119,6 +121,19 @@ def chart(
             )
     drawing = element("svg", *parts, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=says, class_="chart")
     return element("figure", element("figcaption", upwards), drawing)
+
+
+def _with_room(ticks: Sequence[tuple[float, str]], place: Callable[[float], float]) -> Sequence[tuple[float, str]]:
+    """Choose every tick whose name has room, or every second one, or third, ...: names neither meet nor are cut off."""
+    for step in range(1, len(ticks) + 1):
+        chosen = ticks[::step]
+        ends = [
+            (place(tick) - _CHARACTER * len(text) / 2, place(tick) + _CHARACTER * len(text) / 2)
+            for tick, text in chosen
+        ]
+        if all(end + _BETWEEN <= start for (_, end), (start, _) in pairwise(ends)):
+            return [tick for tick, (start, end) in zip(chosen, ends, strict=True) if start >= 0 and end <= _WIDTH]
+    return ()
 
 
 def _stroke(look: str) -> Html:

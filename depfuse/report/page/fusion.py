@@ -111,7 +111,8 @@ def _path(report: PathReport) -> Html:
             (names[1].capitalize(), names[1], "nats", True),
         )
     ]
-    heads = ["share", *(f"{name} {what}" for name in (*curves, "naive") for what in ("%", "nats"))]
+    told = [name.replace(":", ": ") for name in (*curves, "naive")]  # which may go on in the next line
+    heads = ["share", *(f"{name} {what}" for name in told for what in ("%", "nats"))]
     rows = [
         [decimal(several[0].alpha, 2), *(cell for row in several for cell in (per_cent(row.share), nats(row.nats)))]
         for several in zip(*curves.values(), report.naive_path, strict=False)

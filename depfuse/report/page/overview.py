@@ -18,6 +18,7 @@ from depfuse.report.tables import short_names
 from depfuse.study.trials import State, TrialRecord, complete_trials
 
 R = TypeVar("R")
+SETTINGS, WORDS = "settings", "words"  # columns in the style sheet: of settings, and of words that are not broken
 
 
 @dataclass(frozen=True)
@@ -50,23 +51,23 @@ class _Evaluated:
 
 
 def fusions_table(entries: Sequence[Entry[FusionReport]]) -> Html:
-    """Tabulate all fusions, the best child first."""
+    """Tabulate all fusions, the best child first: by accuracy, or by agreement where there are no labels."""
     reports = [entry.report for entry in entries]
     columns: list[Column[Entry[FusionReport]]] = [
         Column("Run", lambda entry: entry.name),
-        _fraction("Child", lambda report: report.child.accuracy),
-        _fraction("Best parent", _parent_accuracy),
+        _fraction("Child", lambda report: report.child.share),
+        _fraction("Best parent", _parent_share),
         Column("Gain", lambda entry: points(_gain(entry.report)), lambda entry: _gain(entry.report)),
         _fraction("Ensemble", lambda report: report.ensemble.accuracy),
-        _fraction("Naive", lambda report: best_naive(report).accuracy),
-        Column("Keep", lambda entry: _keep(entry.report)),
-        Column("Recipe", lambda entry: settings_text(changed_settings(entry.report.recipe)) or "default"),
+        _fraction("Naive", lambda report: best_naive(report).share),
+        Column("Keep", lambda entry: _keep(entry.report), look=WORDS),
+        Column(
+            "Recipe", lambda entry: settings_text(changed_settings(entry.report.recipe)) or "default", look=SETTINGS
+        ),
         Column("Barrier", lambda entry: per_cent(_barrier(entry.report)), lambda entry: _barrier(entry.report)),
         Column("Seconds", lambda entry: decimal(seconds(entry.report), 1), lambda entry: seconds(entry.report)),
         Column("Parents", lambda entry: ", ".join(stems(entry.report.parents))),
     ]
-    if not all(report.labelled for report in reports):
-        columns.insert(1, _fraction("Agreement", lambda report: report.child.agreement))
     if len({report.data for report in reports}) > 1:
         columns.append(Column("Data", lambda entry: entry.report.data))
     if len({report.architecture for report in reports}) > 1:
@@ -84,7 +85,9 @@ def matchings_table(entries: Sequence[Entry[MatchReport]]) -> Html:
         Column("Groups", lambda row: str(len(row.match.groups)), lambda row: len(row.match.groups)),
         Column("Channels", lambda row: f"{row.match.channels:,}", lambda row: row.match.channels),
         Column("Moved", lambda row: f"{row.match.moved:,}", lambda row: row.match.moved),
-        Column("Recipe", lambda row: settings_text(changed_settings(row.entry.report.recipe)) or "default"),
+        Column(
+            "Recipe", lambda row: settings_text(changed_settings(row.entry.report.recipe)) or "default", look=SETTINGS
+        ),
         Column(
             "Seconds",
             lambda row: decimal(sum(row.entry.report.seconds.values()), 1),
@@ -97,31 +100,38 @@ def matchings_table(entries: Sequence[Entry[MatchReport]]) -> Html:
 
 
 def evaluations_table(entries: Sequence[Entry[EvaluationReport]]) -> Html:
-    """Tabulate all networks that were evaluated, the best first."""
+    """Tabulate all networks that were evaluated, the best first: by accuracy, or by agreement without labels."""
     rows = [_Evaluated(entry, network) for entry in entries for network in entry.report.networks]
     columns: list[Column[_Evaluated]] = [
         Column("Run", lambda row: row.entry.name),
         Column("Network", lambda row: short_names([row.network])[0]),
         Column("Accuracy", lambda row: per_cent(row.network.accuracy), lambda row: row.network.accuracy),
-        Column("Loss", lambda row: nats(row.network.nats), lambda row: row.network.nats),
+        Column("Agreement", lambda row: per_cent(row.network.agreement), lambda row: row.network.agreement),
+        Column("Confidence", lambda row: per_cent(row.network.confidence), lambda row: row.network.confidence),
+        Column(
+            "Loss", lambda row: nats(row.network.loss) if row.network.labelled else "", lambda row: row.network.loss
+        ),
         Column("Data", lambda row: row.entry.report.data),
     ]
-    return sortable_table("Evaluations", columns, rows, lambda row: row.entry.identity, "Accuracy")
+    by = "Accuracy" if all(entry.report.labelled for entry in entries) else "Agreement"
+    return sortable_table("Evaluations", columns, rows, lambda row: row.entry.identity, by)
 
 
 def studies_table(entries: Sequence[Entry[StudyReport]]) -> Html:
-    """Tabulate all studies, the longest first: results on different parents cannot be ranked."""
+    """Tabulate all studies, which read labels or do not, the longest first: those of several parents have no order."""
+    labelled = all(entry.report.labelled for entry in entries)
+    text = per_cent if labelled else nats
     columns: list[Column[Entry[StudyReport]]] = [
         Column("Run", lambda entry: entry.name),
-        _judged("Disagreement", nats, lambda study: None if study.labelled else study.best),
-        _judged("With defaults", nats, lambda study: None if study.labelled else _first(study)),
-        _judged("Accuracy", per_cent, lambda study: study.best if study.labelled else None),
-        _judged("Accuracy with defaults", per_cent, lambda study: _first(study) if study.labelled else None),
+        _quality("Accuracy" if labelled else "Disagreement", text, lambda study: study.best),
+        _quality("With defaults", text, _first),
         Column("Best trial", lambda entry: str(entry.report.best.trial), lambda entry: entry.report.best.trial),
         *(_count(state) for state in ("complete", "pruned", "refused")),
         Column("Trials", lambda entry: f"{len(entry.report.trials):,}", lambda entry: len(entry.report.trials)),
         Column(
-            "Best recipe", lambda entry: settings_text(changed_settings(entry.report.best.recipe or {})) or "default"
+            "Best recipe",
+            lambda entry: settings_text(changed_settings(entry.report.best.recipe or {})) or "default",
+            look=SETTINGS,
         ),
         Column("Seconds", lambda entry: decimal(entry.report.best.seconds, 2), lambda entry: entry.report.best.seconds),
         Column("Parents", lambda entry: ", ".join(_stem(path) for path in entry.report.parents)),
@@ -135,7 +145,7 @@ def seconds(report: FusionReport) -> float:
     return float(sum(report.seconds.model_dump(exclude={"evaluate"}).values()))
 
 
-def _judged(
+def _quality(
     head: str, text: Callable[[float], str], chosen: Callable[[StudyReport], TrialRecord | None]
 ) -> Column[Entry[StudyReport]]:
     def value(entry: Entry[StudyReport]) -> float | None:
@@ -167,14 +177,14 @@ def _keep(report: FusionReport) -> str:
     return "none of them" if report.advice.keep is None else report.advice.keep.what
 
 
-def _parent_accuracy(report: FusionReport) -> float | None:
+def _parent_share(report: FusionReport) -> float | None:
     parent = best_parent(report)
-    return None if parent is None else parent.accuracy
+    return None if parent is None else parent.share
 
 
 def _gain(report: FusionReport) -> float | None:
-    parent = _parent_accuracy(report)
-    child = report.child.accuracy
+    """Accuracy above the best parent; parents agree with an ensemble that they are part of, so there is no gain."""
+    parent, child = _parent_share(report), report.child.accuracy
     return None if parent is None or child is None else child - parent
 
 

@@ -15,11 +15,15 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Column(Generic[Row]):
-    """A column of a sortable table, sorted by its `value` where it has one, else by its text."""
+    """A column of a sortable table, sorted by its `value` where it has one, else by its text.
+
+    `look` is the class of its cells in the style sheet; numbers have their own.
+    """
 
     head: str
     text: Callable[[Row], str]
     value: Callable[[Row], float | None] | None = None
+    look: str | None = None
 
 
 def plain_table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], marked: int | None = None) -> Html:
@@ -96,7 +100,7 @@ def _cells(columns: Sequence[Column[Row]], row: Row, run: str | None) -> list[Ht
                 "td" if place else "th",
                 content,
                 scope=None if place else "row",
-                class_="number" if column.value else None,
+                class_="number" if column.value else column.look,
                 data_value=f"{value:.9g}" if finite else None,
             )
         )
