@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from depfuse.report.schema import FusionReport, PathReport, PathRow
 from depfuse.report.tables import score_names, short_names
@@ -18,6 +22,7 @@ MATCHED, NAIVE, ENSEMBLE = "#0072B2", "#D55E00", "#555555"
 CANDIDATE = "#999999"
 METHODS = (MATCHED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "o^vP*X"
+BETWEEN = 0.08  # free width between two drawings, a share of their mean width: room for the last tick's name
 
 
 def draw_path(report: PathReport, path: Path, kind: str = "png") -> None:
@@ -60,15 +65,16 @@ def draw_family(report: FusionReport, path: Path, kind: str = "png") -> None:
     The parents' accuracies are dotted lines, the ensemble's is dashed; the child is coloured.
     """
     rows = report.ranked_family[::-1]
-    figure = Figure(figsize=(10, 1.2 + 0.32 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(10, 1.5 + 0.32 * len(rows)), layout=ConstrainedLayoutEngine(wspace=BETWEEN))
     FigureCanvasAgg(figure)
     accuracy, disagreement, seconds = figure.subplots(1, 3, sharey=True)
     places = range(len(rows))
     colours = [MATCHED if row.chosen else CANDIDATE for row in rows]
     accuracy.scatter([100 * row.share for row in rows], places, color=colours, zorder=3)
-    for parent in report.parents:
-        accuracy.axvline(100 * parent.share, color="black", linestyle=":", linewidth=1)
-    accuracy.axvline(100 * report.ensemble.share, color=ENSEMBLE, linestyle="--", linewidth=1)
+    for number, parent in enumerate(report.parents):
+        label = None if number else "parents"
+        accuracy.axvline(100 * parent.share, color="black", linestyle=":", linewidth=1.5, label=label)
+    accuracy.axvline(100 * report.ensemble.share, color=ENSEMBLE, linestyle="--", linewidth=1.5, label="logit ensemble")
     accuracy.set_xlabel(f"{score_names(report.child)[0]} (%)")
     disagreement.scatter([_number(row.disagreement) for row in rows], places, color=colours, zorder=3)
     disagreement.set_xlabel("disagreement (nats)")
@@ -78,6 +84,12 @@ def draw_family(report: FusionReport, path: Path, kind: str = "png") -> None:
     for axes in (accuracy, disagreement, seconds):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
+        axes.ticklabel_format(axis="x", useOffset=False, style="plain")
+    chosen = Line2D([], [], color=MATCHED, marker="o", linestyle="none", label="child")
+    handles = [chosen, *accuracy.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    for axes in (accuracy, disagreement, seconds):
+        _give_ticks_room(figure, axes)
     save(figure, path, kind)
 
 
@@ -87,6 +99,16 @@ def save(figure: Figure, path: Path, kind: str) -> None:
     metadata = {"png": None, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
     with matplotlib.rc_context({"svg.hashsalt": "depfuse"}):
         figure.savefig(path, format=kind, dpi=150, metadata=metadata)
+
+
+def _give_ticks_room(figure: Figure, axes: Axes) -> None:
+    """Mark as many values below a drawing as have room for their names."""
+    for most in (5, 4, 3, 2):
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=most, steps=[1, 2, 2.5, 5, 10]))
+        figure.draw_without_rendering()
+        boxes = [tick.label1.get_window_extent() for tick in axes.xaxis.get_major_ticks()]
+        if all(first.x1 < second.x0 for first, second in pairwise(boxes)):
+            return
 
 
 def _draw(
@@ -103,9 +125,21 @@ def _draw(
     for number, (name, values) in enumerate(curves.items()):
         colour, marker = METHODS[number % len(METHODS)], MARKERS[number % len(MARKERS)]
         style = "-" if number < len(METHODS) else ":"
-        axes.plot(alphas, values, color=colour, marker=marker, markersize=4, linestyle=style, label=name)
+        # Each is thinner than the one before, so that of curves that are the same all can be seen.
+        width = 1.5 + 0.5 * (len(curves) - 1 - number)
+        axes.plot(
+            alphas,
+            values,
+            color=colour,
+            marker=marker,
+            markersize=3 + width,
+            linestyle=style,
+            linewidth=width,
+            label=name,
+        )
     ends = [naive[0], naive[-1]]
     axes.plot([0, 1], ends, color="black", marker="D", linestyle="none", markersize=6, label="parents", zorder=3)
+    axes.ticklabel_format(axis="y", useOffset=False, style="plain")
     axes.set_xlabel("share of the second parent")
     axes.set_ylabel(title)
     axes.grid(alpha=0.25)

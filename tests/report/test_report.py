@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from depfuse.errors import DepfuseError
@@ -17,6 +18,7 @@ from depfuse.report import (
     EvaluationReport,
     FusionReport,
     GroupsSummary,
+    MethodPath,
     NetworkScores,
     PathReport,
     PathRow,
@@ -25,10 +27,12 @@ from depfuse.report import (
     Seconds,
     barrier_sentence,
     describe_environment,
+    plots,
     read_report,
 )
 from depfuse.report.plot_kind import plot_kind
-from depfuse.report.plots import draw_path
+from depfuse.report.plots import draw_family, draw_path
+from depfuse.report.schema import FamilyRow
 from depfuse.report.tables import fusion_table, path_table, short_names
 
 
@@ -179,6 +183,59 @@ def test_plot_of_a_path_is_drawn_the_same_each_time(kind: str, head: bytes, tmp_
         draw_path(path_report(), tmp_path / name, kind)
     assert (tmp_path / "first").read_bytes().startswith(head)
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Figures that are drawn, in place of their files."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "save", lambda figure, path, kind: figures.append(figure))
+    return figures
+
+
+def assert_legible(figure: Figure) -> None:
+    """Check that no two names of ticks, axes or curves meet, and that none is cut off."""
+    figure.draw_without_rendering()
+    texts = [text for axes in figure.axes for text in (axes.xaxis.label, axes.yaxis.label, axes.title)]
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        low, high = sorted(axis.get_view_interval())
+        texts += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+        texts.append(axis.get_offset_text())
+    texts += [text for legend in figure.legends for text in legend.get_texts()]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts if text.get_text() and text.get_visible()]
+    assert len(boxes) > 10
+    for number, (text, box) in enumerate(boxes):
+        assert min(box.x0, box.y0) >= 0, text
+        assert box.x1 <= figure.bbox.width, text
+        assert box.y1 <= figure.bbox.height, text
+        for other, place in boxes[number + 1 :]:
+            assert not box.overlaps(place), (text, other)
+
+
+@pytest.mark.parametrize("values", [(0.9, 0.95, 1.0), (0.99991, 0.99992, 0.99993), (0.1, 1e4, 1e6), (0.5, 0.5, 0.5)])
+def test_pictures_of_paths_and_candidates_are_legible(drawn: list[Figure], values: tuple[float, ...]) -> None:
+    names = ("parent 1, merged from stage 2 on", "average, shares by stage", "parent 2, head refitted")
+    family = [
+        FamilyRow(
+            name=name, disagreement=value, seconds=value, chosen=value == values[0],
+            accuracy=min(value, 1.0), loss=value, calibration_error=0.0,
+        )
+        for name, value in zip(names, values, strict=True)
+    ]  # fmt: skip
+    draw_family(fusion_report(family=family), Path("best.png"))
+    rows = [
+        PathRow(alpha=share, accuracy=min(value, 1.0), loss=value, calibration_error=0.0)
+        for share, value in zip((0.0, 0.5, 1.0), values, strict=True)
+    ]
+    several = [
+        MethodPath(name=name, path=rows, barrier_loss=0.0, barrier_error=0.0, seconds=1.0, recipe={})
+        for name in ("weights", "activations:reweighted-random-walk", "mixture")
+    ]
+    draw_path(path_report().model_copy(update={"path": rows, "naive_path": rows, "methods": several}), Path("p.png"))
+    for figure in drawn:
+        assert_legible(figure)
+    best = {text.get_text() for text in drawn[0].legends[0].get_texts()}
+    assert best == {"child", "parents", "logit ensemble"}
 
 
 def test_kind_of_a_plot_is_in_its_name() -> None:
