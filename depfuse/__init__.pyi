@@ -1,5 +1,6 @@
 from .errors import DepfuseError, DepfuseWarning
 from .fusion.comparison import Comparison, compare, naive_average
+from .fusion.parents import Parents
 from .fusion.pipeline import fuse
 from .fusion.result import FusionResult
 from .groups import ChannelGroup, ChannelGroups, Slot, Tap, find_groups, prove_groups
@@ -13,6 +14,7 @@ __all__ = [
     "DepfuseError",
     "DepfuseWarning",
     "FusionResult",
+    "Parents",
     "Recipe",
     "Slot",
     "Tap",

@@ -11,7 +11,7 @@ import importlib
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -25,6 +25,9 @@ REDRAWN = 0.25  # seconds between changes of a notebook's line
 LEAST_DONE = 0.01  # share of a step, from which its end is estimated
 
 T = TypeVar("T")
+OnStep = Callable[[str], None]
+ProgressLike = bool | OnStep | None
+"""Whether progress is shown, by default where someone looks on; or what is called with the name of each step."""
 
 
 @dataclass
@@ -40,6 +43,10 @@ class Work:
         """Begin the next step; the one before it is over."""
         self.description, self.total, self.done, self.began = description, total, 0, time.monotonic()
         self.changed(begun=True)
+
+    def enter(self, name: str, description: str) -> None:
+        """Begin a step that has a name."""
+        self.step(description)
 
     def advance(self) -> None:
         """Count one part of the current step as done."""
@@ -85,6 +92,31 @@ class Tracked(Generic[T]):
         for part in self._parts:
             yield part
             self._work.advance()
+
+
+class Announced(Work):
+    """Calls a function with the name of each step that has one, and passes all on to who watches besides."""
+
+    def __init__(self, on_step: OnStep, watching: Work) -> None:
+        super().__init__()
+        self._on_step, self._watching = on_step, watching
+
+    def enter(self, name: str, description: str) -> None:
+        """Begin a step, and call the function with its name."""
+        self._on_step(name)
+        self._watching.enter(name, description)
+
+    def step(self, description: str, total: int | None = None) -> None:
+        """Begin a step without a name."""
+        self._watching.step(description, total)
+
+    def advance(self) -> None:
+        """Count one part of the current step as done."""
+        self._watching.advance()
+
+    def describe(self, description: str) -> None:
+        """Say something else of the current step."""
+        self._watching.describe(description)
 
 
 class Bar(Work):
@@ -190,19 +222,23 @@ def named(what: str) -> Generator[None, None, None]:
 
 
 @contextmanager
-def shown(progress: bool | None = None) -> Generator[Work, None, None]:
+def shown(progress: ProgressLike = None) -> Generator[Work, None, None]:
     """Show the progress of the block, unless somebody watches it already.
 
     Parameters
     ----------
     progress
-        Whether to show it; where None, if someone looks on: in a notebook, or at a prompt in a terminal.
+        Whether to show it; where None, if someone looks on: in a notebook, or at a prompt in a terminal. A function is
+        called with the name of each step that has one, and shows what it likes.
     """
     watching = _watching.get()
-    if watching is not None:
+    if callable(progress):
+        watching = Announced(progress, watching or Work())
+    elif watching is not None:
         yield watching
         return
-    watching = _display(progress)
+    else:
+        watching = _display(progress)
     before = _watching.set(watching)
     try:
         yield watching

@@ -22,6 +22,7 @@ from depfuse.data.parts import SPLIT_SEED
 from depfuse.data.stream import Stream, batches_of
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import ArchitectureError, DataError, DepfuseWarning, RecipeError
+from depfuse.fusion.parents import Parents
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import Checkpoint, read_checkpoints
 from depfuse.io.loading import load_into
@@ -51,6 +52,11 @@ class Inputs:
     device: torch.device
     labels: LabelSets | None = None
     names: tuple[str, ...] | None = None
+
+    def parents(self, template: nn.Module | None = None) -> Parents:
+        """Collect what is known of the networks for a fusion; `template` has the child's shapes."""
+        labels = None if self.labels is None else self.labels.sets
+        return Parents(self.models, labels, template, self.data.example(device=self.device))
 
     def test_loader(self, batch_size: int) -> Loader | Stream:
         """Load the test images, in order; many files are decoded as they are needed."""

@@ -13,7 +13,6 @@ from depfuse.cli.help import Further
 from depfuse.cli.interruption import ended_at_once
 from depfuse.cli.named import check_keys, read_named, same_architecture
 from depfuse.cli.options import (
-    AllowFixed,
     ArchitectureOption,
     Checkpoints,
     DataOptions,
@@ -55,7 +54,6 @@ def match(
         ),
     ] = None,
     report: ReportOption = None,
-    allow_fixed: AllowFixed = None,
 ) -> None:
     """Match parents, and show what the matching does."""
     recipe = settings.recipe()
@@ -93,13 +91,9 @@ def match(
             seed=recipe.seed,
         )
         result = match_channels(
-            inputs.models,
+            inputs.parents(read_template(inputs, None, None)[1]),
             recipe,
             calibration,
-            example=inputs.data.example(device=device),
-            labels=None if inputs.labels is None else inputs.labels.sets,
-            template=read_template(inputs, None, None)[1],
-            allow_fixed=allow_fixed,
         )
         work.step("comparing matched channels")
         recipe = result.recipe

@@ -204,7 +204,6 @@ class FusionOptions:
             rich_help_panel=FURTHER,
         ),
     ] = None
-    allow_fixed: AllowFixed = None
     classes: Annotated[
         list[str] | None,
         typer.Option(
@@ -265,6 +264,7 @@ class RecipeOptions:
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="NUMBER", help="Seed of every random choice.  [default: 0]")
     ] = None
+    allow_fixed: AllowFixed = None
 
     @property
     def given(self) -> dict[str, Any]:
@@ -274,6 +274,7 @@ class RecipeOptions:
             "merge.weights": None if self.weights is None else numbers("--weights", self.weights),
             "train.distil": self.distil,
             "seed": self.seed,
+            "align.allow_fixed": self.allow_fixed,
         }
         return {**{path: value for path, value in found.items() if value is not None}, **parsed(self.changes or ())}
 

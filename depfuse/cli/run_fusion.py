@@ -122,13 +122,9 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     training = _training(request, inputs)
     _say_what_a_plot_costs(request, inputs)
     result = fuse(
-        inputs.models,
+        inputs.parents(template),
         request.recipe,
         calibration,
-        example=inputs.data.example(device=device),
-        labels=None if inputs.labels is None else inputs.labels.sets,
-        template=template,
-        allow_fixed=request.fusion.allow_fixed,
         training=training,
     )
     fused = _Fused(inputs, result, template, calibration, inputs.test_loader(request.recipe.calibration.batch_size))
@@ -323,11 +319,9 @@ def _methods(request: Request, fused: _Fused, ends: Ends, path: list[PathPoint],
         work.step(f"matching by {name}")
         groups = None if fused.result.folded else fused.result.groups
         result = fuse(
-            fused.inputs.models,
+            replace(fused.inputs.parents(), groups=groups),
             recipe,
             fused.calibration,
-            example=fused.inputs.data.example(device=fused.inputs.device),
-            groups=groups,
         )
         other = replace(fused, result=result)
         alphas = [point.alpha for point in path]

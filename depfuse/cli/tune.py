@@ -13,7 +13,6 @@ from depfuse.cli.help import FURTHER, Further
 from depfuse.cli.interruption import ended_at_once
 from depfuse.cli.named import check_family, check_keys, read_named
 from depfuse.cli.options import (
-    AllowFixed,
     Checkpoints,
     DataOptions,
     KeyOption,
@@ -125,7 +124,6 @@ def tune(
             rich_help_panel=FURTHER,
         ),
     ] = None,
-    allow_fixed: AllowFixed = None,
 ) -> None:
     """Search for the recipe with the best child; settings that are given are kept."""
     base = {} if settings.preset is None else settings.read().settings
@@ -146,7 +144,7 @@ def tune(
         from depfuse.distributed.device import resolve_device
         from depfuse.report import describe_environment
         from depfuse.study.importances import importances
-        from depfuse.study.objective import Objective, Parents
+        from depfuse.study.objective import Objective
         from depfuse.study.records import record_of
         from depfuse.study.search import FINISHED, Search, open_study
         from depfuse.study.storage import DatabaseStorage, FileStorage, Storage
@@ -167,7 +165,7 @@ def tune(
         objective = Objective(
             space,
             common,
-            Parents(inputs.models, inputs.labels, read_template(inputs, None, None)[1], allow_fixed),
+            inputs.parents(read_template(inputs, None, None)[1]),
             inputs.data,
             judged=judged,
             labelled=labels > 0,

@@ -1,6 +1,6 @@
 """What the library calls its arguments, in the words of the command line.
 
-A message below the command line names an argument as one writes it in Python, between backticks: `allow_fixed=True`,
+A message below the command line names an argument as one writes it in Python, between backticks: `align.order=2`,
 `device="cpu"`, `merge.weights`. `in_options` writes the option for it.
 """
 
@@ -13,7 +13,7 @@ from depfuse.recipe.arrange import known_places
 
 # Argument, or a whole call, -> its option; {} is the value, where the message gives one.
 OPTIONS = {
-    "allow_fixed": "--allow-fixed",
+    "align.allow_fixed": "--allow-fixed",
     "calibration.images": "--calibration {}",
     "device": "--device {}",
     "example": "--input-shape C,H,W",

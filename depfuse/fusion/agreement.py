@@ -11,8 +11,8 @@ from torch import nn
 from depfuse.data.loader import Loader
 from depfuse.data.stream import Stream
 from depfuse.evaluate import Agreement, evaluate_agreement
-from depfuse.fusion.comparison import OnStep, make_rivals
-from depfuse.progress import shown
+from depfuse.fusion.comparison import make_rivals
+from depfuse.progress import ProgressLike, shown
 from depfuse.teach.distil import Distillation
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ def compare_agreement(
     images: Loader | Stream,
     *,
     training: Distillation | None = None,
-    on_step: OnStep | None = None,
-    progress: bool | None = None,
+    progress: ProgressLike = None,
 ) -> AgreementComparison:
     """Measure how a child, its parents and other networks made of them agree, on images without labels.
 
@@ -78,11 +77,11 @@ def compare_agreement(
         The result of `fuse`.
     images
         Images that nothing was fitted to; labels are not read.
-    training, on_step, progress
+    training, progress
         See `compare`.
     """
     with shown(progress) as watched:
-        made = make_rivals(result, training, on_step)
+        made = make_rivals(result, training)
         networks = [*made.averages, result.child, *made.heads]
         networks += [] if made.trained is None else [made.trained[1]]
         networks += [candidate.network for candidate in made.others]

@@ -74,7 +74,7 @@ class Aligned:
         models = start.ensemble.networks
         with step("groups"):
             groups, widths = _groups(start)
-            check_followed(models[0], groups, start.inputs.allow_fixed, stacklevel=5)
+            check_followed(models[0], groups, recipe.align.allow_fixed, stacklevel=5)
         width_match: WidthMatch | None = None
         unmatched = models
         with step("align"):
@@ -105,7 +105,7 @@ class Aligned:
                 recipe.align,
                 calibration,
                 judge,
-                start.shared,
+                start.moments,
                 shares=shares,
                 seed=recipe.seed,
             )
@@ -131,7 +131,7 @@ class Aligned:
 
 def _groups(start: Prepared) -> tuple[ChannelGroups, Widths | None]:
     """Find the groups unless they are given, and prove them; at several widths, pair those of all parents."""
-    groups, models, seed = start.inputs.groups, start.ensemble.networks, start.recipe.seed
+    groups, models, seed = start.inputs.parents.groups, start.ensemble.networks, start.recipe.seed
     if start.unequal:
         widths = Widths(models, start.recipe, start.input, start.template, joint=start.ensemble.joint)
         return widths.groups, widths

@@ -15,7 +15,11 @@ from torch import Tensor, nn
 from depfuse.data.batches import as_loader
 from depfuse.data.loader import Loader
 from depfuse.errors import DataError, RecipeError
+from depfuse.fusion.checks import check_weights
+from depfuse.fusion.parents import Parents
+from depfuse.fusion.prepared import Inputs
 from depfuse.networks.forward import Call, Called, Example
+from depfuse.networks.precision import in_full_precision
 from depfuse.recipe import Recipe
 from depfuse.recipe.presets import as_recipe
 
@@ -28,12 +32,17 @@ LabelsLike = Tensor | np.ndarray | Sequence[int]
 
 
 def read_arguments(
-    models: Sequence[nn.Module],
+    parents: Sequence[nn.Module] | Parents,
     recipe: RecipeLike | CalibrationLike | None,
     calibration: CalibrationLike | None,
     call: Call | None,
-) -> tuple[Recipe, Loader | None]:
+) -> tuple[Inputs, Parents]:
     """Read a recipe and collect the calibration data; data in the place of the recipe are data.
+
+    Returns
+    -------
+    Inputs, Parents
+        The arguments in one form each, and the parents in the types that they were given in.
 
     Raises
     ------
@@ -42,6 +51,20 @@ def read_arguments(
     DataError
         See `as_loader`.
     """
+    parents = Parents.of(parents)
+    check_weights(parents.models)
+    models = in_full_precision(parents.models)
+    settings, loader = _read_data(models, recipe, calibration, call)
+    computed = replace(parents, models=models, example=as_called(parents.example, call))
+    return Inputs(computed, settings, loader), parents
+
+
+def _read_data(
+    models: Sequence[nn.Module],
+    recipe: RecipeLike | CalibrationLike | None,
+    calibration: CalibrationLike | None,
+    call: Call | None,
+) -> tuple[Recipe, Loader | None]:
     if recipe is not None and not _is_recipe(recipe):
         if calibration is not None:
             raise RecipeError(

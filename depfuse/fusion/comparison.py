@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -19,13 +19,13 @@ from depfuse.evaluate import Scores, evaluate_together, evaluate_with_ensemble, 
 from depfuse.fusion.advice import Advice
 from depfuse.fusion.checks import check_parents, label_sets
 from depfuse.fusion.contenders import advise_on
-from depfuse.fusion.prepared import STEPS
+from depfuse.fusion.prepared import announce
 from depfuse.fusion.verdict import verdict
 from depfuse.fusion.widths import shapes_of
 from depfuse.groups import ChannelGroups
 from depfuse.merge import average
 from depfuse.networks.isolation import isolated
-from depfuse.progress import shown, work
+from depfuse.progress import ProgressLike, shown
 from depfuse.refit import refit_heads
 from depfuse.renorm import has_batch_norm
 from depfuse.teach.distil import Distillation
@@ -33,8 +33,6 @@ from depfuse.teach.distil import Distillation
 if TYPE_CHECKING:
     from depfuse.fusion.candidates import Candidate
     from depfuse.fusion.result import FusionResult
-
-OnStep = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,8 +115,7 @@ def compare(
     test: Loader | Stream,
     *,
     training: Distillation | None = None,
-    on_step: OnStep | None = None,
-    progress: bool | None = None,
+    progress: ProgressLike = None,
 ) -> Comparison:
     """Score a child, its parents, their ensemble and average, and other networks made of them, on labelled images.
 
@@ -130,17 +127,16 @@ def compare(
         Labelled test images.
     training
         The training of the child, to train a parent as long; no parent is trained where None.
-    on_step
-        Called with `heads` and `baseline` as these networks are made.
     progress
-        Whether the progress is shown; see `fuse`.
+        Whether the progress is shown, or what is called with `heads` and `baseline` as these networks are made; see
+        `fuse`.
     """
     with shown(progress) as watched:
         parents, ensemble = evaluate_with_ensemble(
             result.parents, watched.track(test, "evaluating the parents"), sets=result.parent_labels
         )
         shares = result.ensemble.shares
-        made = make_rivals(result, training, on_step)
+        made = make_rivals(result, training)
         averages, heads, trained, others = made.averages, made.heads, made.trained, made.others
         networks = [*averages, result.child, *heads]
         networks += [] if trained is None else [trained[1]]
@@ -173,12 +169,6 @@ def compare(
         )
 
 
-def _announce(step: str, on_step: OnStep | None) -> None:
-    work().step(STEPS[step])
-    if on_step is not None:
-        on_step(step)
-
-
 @dataclass(frozen=True, eq=False)
 class Rivals:
     """Networks made of the parents beside the child.
@@ -201,17 +191,17 @@ class Rivals:
     others: Sequence[Candidate]
 
 
-def make_rivals(result: FusionResult, training: Distillation | None, on_step: OnStep | None = None) -> Rivals:
+def make_rivals(result: FusionResult, training: Distillation | None) -> Rivals:
     """Make the networks that a child is compared with, beside its parents."""
     possible = result.calibration is not None and has_batch_norm(result.parents[0])
     averages = [
         naive_child(result, result.ensemble.shares, renorm) for renorm in ("none", "reset")[: 2 if possible else 1]
     ]
-    _announce("heads", on_step)
+    announce("heads")
     heads = heads_refitted(result)
     trained = None
     if training is not None:
-        _announce("baseline", on_step)
+        announce("baseline")
         trained = train_baseline(result, heads, training)
     return Rivals(averages, heads, trained, [candidate for candidate in result.family if candidate is not result.best])
 

@@ -8,46 +8,37 @@ from collections.abc import Sequence
 from torch import nn
 
 from depfuse.align import Coupling
-from depfuse.align.statistics.shared import SharedMoments
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.fusion.aligned import Aligned
-from depfuse.fusion.arguments import CalibrationLike, RecipeLike, as_called, read_arguments
+from depfuse.fusion.arguments import CalibrationLike, RecipeLike, read_arguments
 from depfuse.fusion.candidates import Candidate, Family, best_of
-from depfuse.fusion.checks import check_weights
 from depfuse.fusion.choose_shares import ChosenShares, shares_by_part
 from depfuse.fusion.material import FinishedChild, Material
+from depfuse.fusion.parents import Parents
 from depfuse.fusion.partial_merging import merge_partially
-from depfuse.fusion.prepared import Inputs, OnStep, Prepared
+from depfuse.fusion.prepared import Prepared, announce
 from depfuse.fusion.resolve import resolve
 from depfuse.fusion.result import FusionResult
 from depfuse.fusion.soundness import Soundness
 from depfuse.fusion.step_acceptance import Keeper
-from depfuse.groups import ChannelGroups
 from depfuse.merge import AlignedParents, Shares, fisher_information
-from depfuse.networks.forward import Call, Example
+from depfuse.networks.forward import Call
 from depfuse.networks.isolation import isolated
-from depfuse.networks.precision import in_full_precision, with_types_of
-from depfuse.progress import shown
+from depfuse.networks.precision import with_types_of
+from depfuse.progress import ProgressLike, shown
 from depfuse.teach.distil import Distillation
 
 
 @isolated()
 def fuse(
-    models: Sequence[nn.Module],
+    parents: Sequence[nn.Module] | Parents,
     recipe: RecipeLike | CalibrationLike | None = None,
     calibration: CalibrationLike | None = None,
     *,
     call: Call | None = None,
-    example: Example | None = None,
-    groups: ChannelGroups | None = None,
-    labels: Sequence[Sequence[int]] | None = None,
-    template: nn.Module | None = None,
-    allow_fixed: bool | None = None,
     training: Distillation | None = None,
-    shared: SharedMoments | None = None,
-    progress: bool | None = None,
-    on_step: OnStep | None = None,
+    progress: ProgressLike = None,
 ) -> FusionResult:
     """Fuse parents of one architecture into a child.
 
@@ -61,9 +52,9 @@ def fuse(
 
     Parameters
     ----------
-    models
-        Two or more parents with equal tensor names, on one device; their widths may differ. Of half precision, or of
-        several types, they are computed with in float32, and the child has the types of the first.
+    parents
+        Two or more networks with equal tensor names; `Parents` where more is known of them: their labels, the child's
+        shapes, an example input, their channel groups.
     recipe
         Settings: a `Recipe`, the name of a preset, a file, or a mapping; the defaults where None.
     calibration
@@ -72,31 +63,13 @@ def fuse(
         where the recipe needs none.
     call
         How a network is run on a batch, `call(model, batch)`, where it is not by the inputs that the batch begins with.
-    example
-        An input (1, ...) to trace with; one calibration sample where None.
-    groups
-        Channel groups of this architecture, which are then not traced again, nor proved again where they are proved;
-        not used where widths differ.
-    labels
-        For every parent, the labels of its outputs in order, where they differ. The child has one output for each of
-        all labels, ascending.
-    template
-        A network of the same architecture and the child's shapes: with an output for each label, or of a width that no
-        parent has; left as it was.
-    allow_fixed
-        Where a part of the network could not be followed or proved (see `not_followed`), leave its channels in place,
-        warn, and fuse the rest. By default raise where that is more than half of the parameters that reach the output;
-        where False, always.
     training
         The training images, where the recipe says to distil or to fine-tune.
-    shared
-        Activation moments of these parents and groups, to be reused in several fusions.
     progress
         Whether the progress is shown, with an estimate of the end where steps are counted: as a bar in a terminal,
         below the cell of a notebook, and as a line on standard error every 30 seconds elsewhere. By default it is
-        shown where someone looks on, in a notebook or at the prompt of a terminal, and a script stays silent.
-    on_step
-        Called with the name of each step as it begins.
+        shown where someone looks on, in a notebook or at the prompt of a terminal, and a script stays silent. A
+        function is called with the name of each step as it begins, and nothing is shown.
 
     Raises
     ------
@@ -104,21 +77,17 @@ def fuse(
         The parents do not match, differ in more than their weights (see `check_alike`), or the recipe does not suit
         them.
     GroupError
-        A part of the network could not be followed or proved that `allow_fixed` does not allow.
+        A part of the network could not be followed or proved that `align.allow_fixed` does not allow.
     GroupError, ArchitectureError, DataError
         See `find_groups`, `prove_groups` and `align`.
     """
-    check_weights(models)
-    given, models = models, in_full_precision(models)
-    recipe, calibration = read_arguments(models, recipe, calibration, call)
-    example = as_called(example, call)
-    if training is None and recipe.trains:
+    inputs, own = read_arguments(parents, recipe, calibration, call)
+    if training is None and inputs.recipe.trains:
         raise RecipeError("distil and finetune need the training images: give training=Distillation(data)")
     with shown(progress):
-        inputs = Inputs(models, recipe, calibration, example, groups, labels, template, allow_fixed, shared, on_step)
         prepared = Prepared.of(inputs)
         aligned = Aligned.of(prepared)
-        step, recipe = prepared.step, aligned.recipe
+        step, recipe, calibration = prepared.step, aligned.recipe, inputs.calibration
         with step("merge"):
             material, unmatched = _material(aligned)
             chosen_shares = ChosenShares(Shares(tuple(prepared.ensemble.shares)))
@@ -151,15 +120,15 @@ def fuse(
         soundness.check()
         soundness.check_spread(finished.child)
         return FusionResult(
-            child=with_types_of(finished.child, given[0]),
-            parents=given,
+            child=with_types_of(finished.child, own.models[0]),
+            parents=own.models,
             recipe=resolve(recipe, finished, prepared.teachers, widths=aligned.widths, template=material.template),
             seconds=step.seconds,
             material=material,
             ensemble=ensemble,
             chosen_shares=chosen_shares,
             parent_labels=prepared.labels,
-            given_template=template,
+            given_template=own.template,
             unmatched=unmatched,
             not_converged=aligned.not_converged,
             widths=aligned.widths,
@@ -172,26 +141,15 @@ def fuse(
 
 @isolated()
 def match(
-    models: Sequence[nn.Module],
+    parents: Sequence[nn.Module] | Parents,
     recipe: RecipeLike | CalibrationLike | None = None,
     calibration: CalibrationLike | None = None,
     *,
     call: Call | None = None,
-    example: Example | None = None,
-    groups: ChannelGroups | None = None,
-    labels: Sequence[Sequence[int]] | None = None,
-    template: nn.Module | None = None,
-    allow_fixed: bool | None = None,
-    shared: SharedMoments | None = None,
-    progress: bool | None = None,
-    on_step: OnStep | None = None,
+    progress: ProgressLike = None,
 ) -> Aligned:
     """Match the channels of parents by the first stages of `fuse`, with its arguments."""
-    check_weights(models)
-    models = in_full_precision(models)
-    recipe, calibration = read_arguments(models, recipe, calibration, call)
-    example = as_called(example, call)
-    inputs = Inputs(models, recipe, calibration, example, groups, labels, template, allow_fixed, shared, on_step)
+    inputs, _ = read_arguments(parents, recipe, calibration, call)
     with shown(progress):
         return Aligned.of(Prepared.of(inputs))
 
@@ -229,7 +187,7 @@ def _material(aligned: Aligned) -> tuple[Material, Sequence[nn.Module]]:
 def _train(finished: FinishedChild, aligned: Aligned, training: Distillation) -> Ensemble:
     """Train a child in place; return the ensemble that it learned from."""
     prepared, recipe, ensemble = aligned.prepared, aligned.recipe, aligned.prepared.ensemble
-    prepared.step.announce("train")
+    announce("train")
     if recipe.train.distil and ensemble.joint and not recipe.teach.labelled:
         # A head fitted to more images than those for calibration is better.
         ensemble = prepared.ensemble_of(training.images(next(finished.child.parameters()).device, recipe.seed))

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
-from depfuse import progress
 from depfuse.align.statistics.shared import SharedMoments
 from depfuse.data.loader import Loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.fusion.calibration import for_statistics
 from depfuse.fusion.checks import check_images, check_parents, check_renorm, check_unequal, example_of, label_sets
+from depfuse.fusion.parents import Parents
 from depfuse.fusion.resolve import check_widths, resolve_refit, resolve_targets
 from depfuse.fusion.same_modules import check_alike
 from depfuse.fusion.widths import shapes_of, widest
-from depfuse.groups import ChannelGroups
 from depfuse.networks.copying import evaluation_copy, private_copy
 from depfuse.networks.forward import Example
+from depfuse.progress import work
 from depfuse.recipe import Recipe
 from depfuse.teach.teachers import Teachers, prepare_teachers
 
-OnStep = Callable[[str], None]
 STEPS = {
     "groups": "finding and proving channel groups",
     "align": "matching channels",
@@ -43,40 +42,39 @@ STEPS = {
 """Name of a step -> what it does."""
 
 
+def announce(step: str) -> None:
+    """Say which of the `STEPS` begins."""
+    work().enter(step, STEPS[step])
+
+
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """The arguments of `fuse`."""
+    """The arguments of `fuse`, in one form each.
 
-    models: Sequence[nn.Module]
+    Attributes
+    ----------
+    parents
+        Computed with in float32, or in the double precision of all.
+    recipe, calibration
+        What the fusion does, and the images that it reads.
+    """
+
+    parents: Parents
     recipe: Recipe
     calibration: Loader | None
-    example: Example | None
-    groups: ChannelGroups | None
-    labels: Sequence[Sequence[int]] | None
-    template: nn.Module | None
-    allow_fixed: bool | None
-    shared: SharedMoments | None
-    on_step: OnStep | None
 
 
 @dataclass(frozen=True, eq=False)
 class Clock:
     """Announce each step as it begins, and measure its wall-clock seconds."""
 
-    on_step: OnStep | None
     model: nn.Module
     seconds: dict[str, float] = field(default_factory=dict)
-
-    def announce(self, name: str) -> None:
-        """Say what step begins, and call `on_step` with its name."""
-        progress.work().step(STEPS[name])
-        if self.on_step is not None:
-            self.on_step(name)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Announce a step and measure it, on the device as well."""
-        self.announce(name)
+        announce(name)
         started = time.perf_counter()
         yield
         tensor = next(self.model.parameters(), None)
@@ -109,8 +107,8 @@ class Prepared:
         The parents as candidates, where they know the same labels.
     example
         An input, where one is known.
-    shared
-        Moments of the copies, for several fusions of the same parents.
+    moments
+        Activation moments of the copies, for several fusions of the same parents.
     unequal
         Whether the parents, or the template, have several widths.
     step
@@ -128,7 +126,7 @@ class Prepared:
     template: nn.Module | None
     alone: Sequence[nn.Module]
     example: Example | None
-    shared: SharedMoments | None
+    moments: SharedMoments | None
     unequal: bool
     step: Clock
     labels: LabelSets | None
@@ -143,15 +141,16 @@ class Prepared:
         RecipeError
             The parents do not match, or the recipe does not suit them.
         """
-        parents, template, calibration = inputs.models, inputs.template, inputs.calibration
-        sets = label_sets(inputs.labels, parents, template)
+        given, calibration = inputs.parents, inputs.calibration
+        parents, template = given.models, given.template
+        sets = label_sets(given.labels, parents, template)
         check_parents(parents if template is None or sets is not None else [*parents, template], sets)
-        no_input = inputs.example is None and calibration is None
-        example = None if no_input else example_of(inputs.example, calibration)
+        no_input = given.example is None and calibration is None
+        example = None if no_input else example_of(given.example, calibration)
         check_alike(parents if template is None else [*parents, template], example)
         copies = [private_copy(model, example) for model in parents]
         template = None if template is None else evaluation_copy(template)
-        shared = None if inputs.shared is None else inputs.shared.for_copies(parents, copies)
+        moments = None if given.moments is None else given.moments.for_copies(parents, copies)
         like = template or widest(copies, inputs.recipe.merge.width_of)
         recipe, refit_reason = resolve_refit(inputs.recipe, copies, like, calibration, sets)
         recipe = resolve_targets(recipe)
@@ -176,9 +175,9 @@ class Prepared:
             template=child_template,
             alone=copies if sets is None else (),
             example=example,
-            shared=shared,
+            moments=moments,
             unequal=unequal,
-            step=Clock(inputs.on_step, models[0]),
+            step=Clock(models[0]),
             labels=sets,
             own_template=template,
         )

@@ -31,6 +31,7 @@ from depfuse.merge import Shares
 from depfuse.networks.forward import Example
 from depfuse.networks.isolation import isolated
 from depfuse.networks.precision import in_full_precision, with_types_of
+from depfuse.progress import ProgressLike
 from depfuse.recipe import Recipe
 from depfuse.teach.distil import Distillation
 
@@ -120,7 +121,7 @@ class FusionResult:
         labels: LabelsLike | None = None,
         *,
         training: Distillation | None = None,
-        progress: bool | None = None,
+        progress: ProgressLike = None,
     ) -> Comparison | AgreementComparison:
         """Score the child and all that could be kept instead, as `depfuse fuse` does.
 

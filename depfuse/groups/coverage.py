@@ -24,7 +24,7 @@ def check_followed(model: nn.Module, groups: ChannelGroups, allow_fixed: bool | 
         True: warn only. False: refuse whatever could not be followed. None: refuse where less than half of the
         parameters that reach the output are in proved groups, else warn.
     """
-    name, allowed = type(model).__name__, "`allow_fixed=True`"
+    name, allowed = type(model).__name__, "`align.allow_fixed=true`"
     left = not_followed(groups, IN_PLACE)
     used = [key for key in groups.parameters if groups.fixed_tensors.get(key) != NOT_USED]
     share = groups.share_covered(used)

@@ -58,6 +58,12 @@ class Align(Section):
         "where several matchings were found, take the one whose child agrees best with the parents' ensemble, or for "
         "each group the one with which it does: closer, and minutes slower",
     )
+    allow_fixed: bool | None = setting(
+        None,
+        "where a part of the network could not be followed or proved, leave its channels in place, warn, and fuse the "
+        "rest; if left out, refuse where that is more than half of the parameters that reach the output; where false, "
+        "always refuse",
+    )
     order: int | None = setting(
         None, "the parent, counted from 1, whose channel order the child has; the reference's if left out", ge=1
     )

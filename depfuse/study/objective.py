@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from optuna import Trial, TrialPruned
-from torch import nn
 
 from depfuse.align.statistics.shared import SharedMoments
 from depfuse.data import DataSet
@@ -19,9 +17,9 @@ from depfuse.data.loader import calibration_loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import ArchitectureError, DataError, LimitWarning, RecipeError
+from depfuse.fusion.parents import Parents
 from depfuse.fusion.pipeline import fuse
 from depfuse.fusion.result import FusionResult
-from depfuse.fusion.widths import shapes_of
 from depfuse.groups import find_groups, prove_groups
 from depfuse.io.checkpoint import state_digest
 from depfuse.recipe import Recipe
@@ -40,22 +38,6 @@ def growing(images: int) -> list[int]:
     """List the numbers of calibration images after which a trial is judged: 250, 500, 1000 and 2000 of 2000."""
     sizes = [images // 2**halvings for halvings in reversed(range(SIZES))]
     return [size for size in sizes if size >= FEWEST] or [images]
-
-
-@dataclass(frozen=True, eq=False)
-class Parents:
-    """The parents of all trials; the attributes are as for `fuse`."""
-
-    models: Sequence[nn.Module]
-    labels: LabelSets | None = None
-    template: nn.Module | None = None
-    allow_fixed: bool | None = None
-
-    @property
-    def of_one_width(self) -> bool:
-        """Whether the parents, and the template, have equal shapes but for their heads."""
-        networks = (*self.models, self.template or self.models[0])
-        return self.labels is not None or all(shapes_of(model) == shapes_of(self.models[0]) for model in networks)
 
 
 class Objective:
@@ -123,20 +105,20 @@ class Objective:
             seed=common.seed,
         )
         self.timed = timed
-        self._space, self._parents, self._example = space, parents, data.example(device=device)
+        self._space = space
         sizes = [common.calibration.images] if timed else growing(common.calibration.images)
         self._images = {size: images.first(size) for size in sizes}
         held_out = images.between(common.calibration.images, images.count)
         self.judged = held_out.count
-        self.quality = Quality(
-            Ensemble(models, common.shares(len(models)), parents.labels), held_out, labelled=labelled
-        )
-        self._groups = None
-        self._shared = None
+        labels = None if parents.labels is None else LabelSets.create(parents.labels)
+        self.quality = Quality(Ensemble(models, common.shares(len(models)), labels), held_out, labelled=labelled)
+        example = data.example(device=device) if parents.example is None else parents.example
+        self._moments = None
         if parents.of_one_width:
-            groups = find_groups(models[0], self._example)
-            self._groups = prove_groups(models[0], groups, self._example, seed=common.seed)
-            self._shared = SharedMoments(models, self._groups)
+            groups = prove_groups(models[0], find_groups(models[0], example), example, seed=common.seed)
+            self._moments = SharedMoments(models, groups)
+            parents = replace(parents, groups=groups, moments=self._moments)
+        self._parents = replace(parents, example=example)
 
     def __call__(self, trial: Trial) -> float | tuple[float, float]:
         """Run a trial.
@@ -169,22 +151,15 @@ class Objective:
 
     def _fused(self, recipe: Recipe, size: int) -> tuple[FusionResult, float]:
         """Fuse, and measure the seconds of the fusion without those of finding the groups."""
-        saved = 0.0 if self._shared is None else self._shared.saved
-        parents = self._parents
+        saved = 0.0 if self._moments is None else self._moments.saved
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LimitWarning)  # recorded with the trial
             result = fuse(
-                parents.models,
+                self._parents,
                 recipe,
                 self._images[size],
-                example=self._example,
-                groups=self._groups,
-                labels=None if parents.labels is None else parents.labels.sets,
-                template=parents.template,
-                allow_fixed=parents.allow_fixed,
-                shared=self._shared,
             )
-        saved = 0.0 if self._shared is None else self._shared.saved - saved
+        saved = 0.0 if self._moments is None else self._moments.saved - saved
         return result, sum(result.seconds.values()) - result.seconds["groups"] + saved
 
 

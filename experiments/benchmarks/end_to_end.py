@@ -23,6 +23,7 @@ from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.distributed.device import resolve_device
 from depfuse.evaluate import evaluate
+from depfuse.fusion.parents import Parents
 from depfuse.models import build_network
 from depfuse.networks.memory_format import choose_layout
 from depfuse.renorm import renormalise
@@ -79,7 +80,7 @@ def fused(parents: list[nn.Module], align: Loader, reset: Loader, test: Loader, 
     with watch.step("groups proved"):
         prove_groups(parents[0], groups, example)
     with watch.step(f"matched and merged, {align.count:,} images"):
-        child = fuse(parents, Recipe(refit="none", renorm="none"), align, groups=groups).child
+        child = fuse(Parents(parents, groups=groups), Recipe(refit="none", renorm="none"), align).child
     with watch.step(f"BatchNorm reset, {reset.count:,} images"):
         renormalise(child, "reset", reset)
     with watch.step(f"evaluated, {test.count:,} images"):

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 from depfuse import Recipe, fuse
 from depfuse.evaluate import evaluate
+from depfuse.fusion.parents import Parents
 from depfuse.recipe.presets import preset
 from experiments.gallery.digits import calibration, parents, test
 
@@ -39,7 +40,7 @@ def main(picture: Path) -> dict[str, float]:
     figure = Figure(figsize=(9, 2.4), layout="constrained")
     reached, groups, order = {}, None, None
     for axes, (name, recipe) in zip(figure.subplots(1, len(RECIPES)), RECIPES.items(), strict=True):
-        result = fuse(models, recipe, calibration, groups=groups)
+        result = fuse(Parents(models, groups=groups), recipe, calibration)
         groups = result.groups  # found and proved once
         reached[name] = 100 * evaluate(result.child, test).accuracy
         print(f"{name:22s} {reached[name]:5.1f} %")

@@ -24,6 +24,7 @@ from torch import nn
 from depfuse import Recipe, fuse
 from depfuse.data import parse_labels, select_labels
 from depfuse.evaluate import evaluate, evaluate_ensemble
+from depfuse.fusion.parents import Parents
 from depfuse.models import build_network
 from depfuse.train import TrainRecipe, train
 from experiments.gallery.digits import accuracy_by_digit, calibration, data, test
@@ -42,7 +43,7 @@ def trained(labels: str, seed: int) -> nn.Module:
 def main(picture: Path) -> dict[str, float]:
     parents = [trained(labels, seed) for seed, labels in enumerate(KNOWLEDGE.values())]
     averaged = fuse(parents, Recipe(refit="none"), calibration)
-    refitted = fuse(parents, Recipe(refit="ridge", refit_steps=40), calibration, groups=averaged.groups)
+    refitted = fuse(Parents(parents, groups=averaged.groups), Recipe(refit="ridge", refit_steps=40), calibration)
 
     networks = {f"parent of {digits}": parent for digits, parent in zip(KNOWLEDGE, parents, strict=True)}
     networks |= {"child, averaged": averaged.child, "child, refitted": refitted.child}

@@ -132,15 +132,11 @@ def _fused(seen: Seen, step: Fusion, values: tuple[str, ...]) -> tuple[nn.Module
     begin("fuse")
     started = time.perf_counter()
     result = fuse(
-        inputs.models,
+        replace(inputs.parents(of.template), example=example, groups=groups),
         recipe,
         calibration,
-        example=example,
-        groups=groups,
-        labels=None if inputs.labels is None else inputs.labels.sets,
-        template=of.template,
         training=Distillation(of.without_held_out(seen.images, seen.seed)) if recipe.trains else None,
-        on_step=begin,
+        progress=begin,
     )
     child = _renormalised(result, step.renorm) if step.renorm else result.child
     if step.match or step.reset:

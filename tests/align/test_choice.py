@@ -18,6 +18,7 @@ from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import RecipeError
 from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.fusion.ensemble_judge import EnsembleJudge
+from depfuse.fusion.parents import Parents
 from depfuse.models import build_network
 
 
@@ -73,7 +74,7 @@ def parents_and_images():
 def test_a_child_chosen_by_group_agrees_at_least_as_well():
     parents, images = parents_and_images()
     whole = fuse(parents, Recipe(refit="none"), images)
-    by_group = fuse(parents, Recipe(refit="none", choose="groups"), images, groups=whole.groups)
+    by_group = fuse(Parents(parents, groups=whole.groups), Recipe(refit="none", choose="groups"), images)
     judge = EnsembleJudge(Ensemble(parents, ()), whole.groups, "reset", CalibrationSplit.for_matchings(images))
     assert judge(1, by_group.couplings[1]) < judge(1, whole.couplings[1])
     for group in whole.groups.free:

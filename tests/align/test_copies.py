@@ -24,6 +24,7 @@ from depfuse.align import Coupling, align, apply_couplings
 from depfuse.align.ties import break_tie, find_ties
 from depfuse.data.loader import Loader
 from depfuse.errors import DepfuseWarning, LimitWarning
+from depfuse.fusion.parents import Parents
 from depfuse.fusion.pipeline import fuse
 from depfuse.groups import ChannelGroups, find_groups, prove_groups, random_permutations
 from depfuse.recipe import Recipe
@@ -215,7 +216,7 @@ def test_linear_maps_recover_it_where_channels_vary_and_where_they_do_not(networ
     """CCA: its directions without variance go where the permutation has them, and the function stays on new images."""
     model, other, _ = planted(network)
     recipe = Recipe(solver="cca", refit="none", renorm="none")
-    child = fuse([model, other], recipe, images(), example=inputs(1)).child
+    child = fuse(Parents([model, other], example=inputs(1)), recipe, images()).child
     with torch.no_grad():
         wanted, given = model(inputs()), child(inputs())
     assert float((given - wanted).abs().max() / wanted.abs().max()) < 1e-4
@@ -253,7 +254,7 @@ def test_a_layer_that_weight_decay_has_brought_to_nothing_gives_a_finite_child_b
             parent.conv1.weight.normal_(0, 10.0 ** (-22 - 2 * number))
             parent.bn1.running_mean.zero_()
             parent.bn1.running_var.zero_()
-    child = fuse(parents, Recipe(solver="cca", refit="none", renorm="none"), images(), example=inputs(1)).child
+    child = fuse(Parents(parents, example=inputs(1)), Recipe(solver="cca", refit="none", renorm="none"), images()).child
     with torch.no_grad():
         assert bool(torch.isfinite(child(inputs())).all())
     assert float(child.conv1.weight.detach().abs().max()) < 1e-15
@@ -300,13 +301,13 @@ def test_a_limit_is_in_the_result_and_its_warning_is_an_ordinary_one():
     recipe = Recipe(solver="spectral", criterion="weights", iterations=1, refit="none", renorm="none")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = fuse([model, other], recipe, images(), groups=groups)
+        result = fuse(Parents([model, other], groups=groups), recipe, images())
     (sentence,) = result.not_converged
     assert sentence.startswith("spectral did not converge in 1 iterations")
     with warnings.catch_warnings():
         warnings.simplefilter("error", LimitWarning)
         with pytest.raises(LimitWarning, match="spectral did not converge"):
-            fuse([model, other], recipe, images(), groups=groups)
+            fuse(Parents([model, other], groups=groups), recipe, images())
 
 
 def test_a_coupling_that_did_not_converge_says_so():

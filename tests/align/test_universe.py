@@ -25,6 +25,7 @@ from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import LimitWarning, RecipeError
 from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.fusion.ensemble_judge import EnsembleJudge
+from depfuse.fusion.parents import Parents
 from depfuse.groups import find_groups, random_permutations
 from depfuse.networks.copying import evaluation_copy
 
@@ -121,7 +122,7 @@ SETTINGS = [
 def test_permuted_copies_of_one_parent_are_recovered(count, setting):
     parents, groups = copies(count)
     recipe = Recipe.create(refit="none", universe=True, renorm="none", **setting)
-    result = fuse(parents, recipe, images(), groups=groups)
+    result = fuse(Parents(parents, groups=groups), recipe, images())
     close(result.child, parents[0])
     for model, couplings in (
         zip(parents, result.couplings, strict=True) if setting["criterion"] != "activations" else ()
@@ -136,7 +137,9 @@ def test_permuted_copies_of_one_parent_are_recovered(count, setting):
 def test_groups_inside_blocks_are_recovered(criterion):
     parents, groups = copies(4, Grouped)
     result = fuse(
-        parents, Recipe(refit="none", universe=True, criterion=criterion, renorm="none"), images(), groups=groups
+        Parents(parents, groups=groups),
+        Recipe(refit="none", universe=True, criterion=criterion, renorm="none"),
+        images(),
     )
     close(result.child, parents[0])
 
@@ -164,10 +167,10 @@ def test_the_parents_order_does_not_matter(setting):
     groups = find_groups(parents[0], EXAMPLE)
     shares = (0.1, 0.2, 0.3, 0.4)
     recipe = Recipe.create(refit="none", universe=True, weights=shares, **setting)
-    first = fuse(parents, recipe, images(), groups=groups).child
+    first = fuse(Parents(parents, groups=groups), recipe, images()).child
     turned = [2, 0, 3, 1]
     recipe = Recipe.create(refit="none", universe=True, weights=[shares[i] for i in turned], order=2, **setting)
-    second = fuse([parents[i] for i in turned], recipe, images(), groups=groups).child
+    second = fuse(Parents([parents[i] for i in turned], groups=groups), recipe, images()).child
     for key, tensor in first.state_dict().items():
         torch.testing.assert_close(second.state_dict()[key], tensor, rtol=1e-5, atol=1e-6)
 
@@ -176,10 +179,9 @@ def test_the_parents_order_does_not_matter(setting):
 @pytest.mark.parametrize("criterion", ["activations", "weights"])
 def test_the_childs_order_changes_its_channels_and_not_its_function(how, criterion):
     parents = [network(seed) for seed in range(3)]
-    groups = find_groups(parents[0], EXAMPLE)
+    one = Parents(parents, groups=find_groups(parents[0], EXAMPLE))
     children = [
-        fuse(parents, Recipe(refit="none", criterion=criterion, order=k + 1, **how), images(), groups=groups).child
-        for k in range(3)
+        fuse(one, Recipe(refit="none", criterion=criterion, order=k + 1, **how), images()).child for k in range(3)
     ]
     for child in children[1:]:
         close(child, children[0])
@@ -193,8 +195,8 @@ def test_a_reference_is_what_all_are_matched_to():
     pair = align([parents[2], parents[0]], groups, Recipe().align, images()).couplings
     assert orders(found[2]) == orders(pair[0])
     assert orders(found[0]) == orders(pair[1])
-    turned = fuse([parents[2], parents[0], parents[1]], Recipe(refit="none"), images(), groups=groups)
-    same = fuse(parents, Recipe(refit="none", reference=3), images(), groups=groups)
+    turned = fuse(Parents([parents[2], parents[0], parents[1]], groups=groups), Recipe(refit="none"), images())
+    same = fuse(Parents(parents, groups=groups), Recipe(refit="none", reference=3), images())
     for key, tensor in turned.child.state_dict().items():
         torch.testing.assert_close(same.child.state_dict()[key], tensor)
 
@@ -299,7 +301,7 @@ def test_frank_wolfes_similarity_slope_and_line_are_those_of_all_pairs(seed):
 def test_a_parent_without_weight_is_matched_all_the_same():
     parents, groups = copies(3)
     recipe = Recipe(refit="none", universe=True, criterion="weights", renorm="none", weights=(1.0, 0.0, 0.0))
-    result = fuse(parents, recipe, None, example=EXAMPLE, groups=groups)
+    result = fuse(Parents(parents, example=EXAMPLE, groups=groups), recipe, None)
     close(result.at((0.2, 0.4, 0.4)), parents[0])
 
 
@@ -321,7 +323,7 @@ def test_parents_with_nan_are_refused():
     with torch.no_grad():
         parents[2].stem.weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(RecipeError, match=r"parent 3 holds NaN or infinite values in stem\.weight"):
-        fuse(parents, Recipe(refit="none", universe=True), images(), example=EXAMPLE)
+        fuse(Parents(parents, example=EXAMPLE), Recipe(refit="none", universe=True), images())
 
 
 @pytest.mark.parametrize("setting", [{"distance": "pearson"}, {"criterion": "weights", "solver": "frank-wolfe"}])
@@ -330,7 +332,9 @@ def test_a_limit_is_said_and_the_result_is_whole(setting):
     groups = find_groups(parents[0], EXAMPLE)
     with pytest.warns(LimitWarning, match="did not converge in 1 iterations"):
         result = fuse(
-            parents, Recipe.create(refit="none", universe=True, iterations=1, **setting), images(), groups=groups
+            Parents(parents, groups=groups),
+            Recipe.create(refit="none", universe=True, iterations=1, **setting),
+            images(),
         )
     assert len(result.not_converged) >= 1
     assert all("best result so far" in sentence for sentence in result.not_converged)
@@ -389,4 +393,4 @@ def test_more_parents_than_are_watched_together_are_recovered(kind, criterion):
     recipe = Recipe.with_read(
         {"refit": "none", "universe": True, "criterion": criterion, "distance": "pearson", "renorm": "none"}
     )
-    close(fuse(parents, recipe, images(), groups=groups).child, parents[0])
+    close(fuse(Parents(parents, groups=groups), recipe, images()).child, parents[0])

@@ -61,7 +61,7 @@ def test_no_string_below_the_command_line_has_an_option() -> None:
 
 def test_every_argument_in_a_message_has_an_option() -> None:
     found = arguments()
-    assert "`allow_fixed=True`" in found, "no message was read"
+    assert "`align.allow_fixed=true`" in found, "no message was read"
     settings = known_places(Recipe)
     lost = {text: name for text, name in found.items() if text == in_options(text) and text.strip("`") not in settings}
     assert lost == {}
@@ -77,7 +77,7 @@ def test_the_table_has_no_row_that_no_message_needs_and_no_option_that_is_none()
 @pytest.mark.parametrize(
     ("sentence", "words"),
     [
-        ("allow that with `allow_fixed=True`", "allow that with --allow-fixed"),
+        ("allow that with `align.allow_fixed=true`", "allow that with --allow-fixed"),
         ('give `device="cpu"`', "give --device cpu"),
         ("check `mean`, `std`", "check --mean, --std"),
         ("give fewer, as `calibration.images`", "give fewer, as --calibration"),

@@ -11,6 +11,7 @@ from digits_parents import digits_parents
 from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.data import DataSet, Loader, calibration_loader
 from depfuse.evaluate import Scores, evaluate
+from depfuse.fusion.parents import Parents
 from depfuse.models import build_network
 from depfuse.recipe.presets import preset, published
 from depfuse.teach.distil import Distillation
@@ -66,7 +67,7 @@ def test_different_labels(digits: DataSet) -> None:
         template = build_network("digits_resnet(width=1.25, classes=15)").to(device)
         images = calibration_loader(digits, IMAGES, device=device)
         recipe = Recipe(refit="ridge", refit_steps=8)
-        child = fuse(parents, recipe, images, labels=[range(10), range(5, 15)], template=template).child
+        child = fuse(Parents(parents, labels=[range(10), range(5, 15)], template=template), recipe, images).child
         scores.append(evaluate(child, Loader(digits.test, digits.preprocessing, batch_size=100, device=device)))
     assert scores[1].accuracy == pytest.approx(scores[0].accuracy, abs=ALIKE)
 

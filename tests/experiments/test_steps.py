@@ -13,6 +13,7 @@ from depfuse import Recipe
 from depfuse.data import Loader, calibration_loader, load_data
 from depfuse.errors import RecipeError
 from depfuse.evaluate import evaluate_with_ensemble
+from depfuse.fusion.parents import Parents
 from depfuse.fusion.pipeline import fuse
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import state_digest, write_checkpoint
@@ -47,7 +48,7 @@ def test_a_child_of_so_many_times_the_parameters() -> None:
     example = of.inputs.data.example()
     for share in (0.1, 0.5):
         recipe = Recipe(keep_worst=share, criterion="weights", renorm="none")
-        child = fuse(of.inputs.models, recipe, groups=of.groups, example=example).child
+        child = fuse(Parents(of.inputs.models, groups=of.groups, example=example), recipe).child
         times = parameters(child) / parameters(of.inputs.models[0])
         again = keep_worst_for(times, of.inputs.models, of.groups, example)
         assert [round(again * g.size) for g in of.groups.free] == [round(share * g.size) for g in of.groups.free]

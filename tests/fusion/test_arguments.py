@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from depfuse import FusionResult, Recipe, fuse
 from depfuse.data import Loader, Split
 from depfuse.errors import DepfuseError, RecipeError
+from depfuse.fusion.parents import Parents
 from depfuse.fusion.pipeline import match
 from depfuse.recipe.presets import preset
 
@@ -162,7 +163,9 @@ def test_a_network_of_two_inputs_is_fused_by_pairs_and_by_a_function() -> None:
     for other in (called, fuse(parents, RESET, named).child):
         torch.testing.assert_close(outputs(other, IMAGES, rows), outputs(plain, IMAGES, rows), rtol=0, atol=1e-6)
     assert not torch.allclose(outputs(plain, IMAGES, rows), outputs(parents[0], IMAGES, rows), atol=1e-3)
-    example = fuse(parents, {"criterion": "weights", "refit": "none", "renorm": "none"}, example=(IMAGES[:1], rows[:1]))
+    example = fuse(
+        Parents(parents, example=(IMAGES[:1], rows[:1])), {"criterion": "weights", "refit": "none", "renorm": "none"}
+    )
     assert example.groups.free
 
 

@@ -21,6 +21,7 @@ from depfuse.ensemble.distance import SCALES
 from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.fusion.calibration import CANDIDATES_SHARE
 from depfuse.fusion.candidates import best_of
+from depfuse.fusion.parents import Parents
 
 BEST = Recipe(goal="best", refit_steps=2, distance="scaled", joint_head="none", parents_renorm="none")
 IMAGES = 320
@@ -143,7 +144,11 @@ class Unfollowed(nn.Module):
 def test_networks_that_cannot_be_refitted_still_have_a_best(data):
     torch.manual_seed(0)
     with pytest.warns(DepfuseWarning, match="stays fixed"):
-        found = fuse([Unfollowed().eval(), Unfollowed().eval()], BEST, calibration_loader(data, 100), allow_fixed=True)
+        found = fuse(
+            [Unfollowed().eval(), Unfollowed().eval()],
+            BEST.changed({"align.allow_fixed": True}),
+            calibration_loader(data, 100),
+        )
     assert [candidate.name for candidate in found.family][:2] == ["parent 1", "parent 2"]
     assert found.best is not None
 
@@ -163,7 +168,7 @@ def test_contradictions_get_one_sentence(settings, sentence):
 
 def test_images_are_needed(data):
     with pytest.raises(RecipeError, match="goal best needs calibration images"):
-        fuse(small_parents(), BEST.changed(criterion="weights"), example=data.example())
+        fuse(Parents(small_parents(), example=data.example()), BEST.changed(criterion="weights"))
     with pytest.raises(RecipeError, match="at least 8 calibration images, not 5"):
         fuse(small_parents(), BEST, calibration_loader(data, 5))
 

@@ -30,7 +30,7 @@ def test_scores_are_those_of_the_networks_themselves(data: DataSet, test_images:
     parents = small_parents()
     result = depfuse.fuse(parents, Recipe(refit="none"), calibration_loader(data, 120))
     steps: list[str] = []
-    found = depfuse.compare(result, test_images, on_step=steps.append)
+    found = depfuse.compare(result, test_images, progress=steps.append)
     assert steps == ["heads"]
     assert found.child == evaluate(result.child, test_images)
     assert list(found.parents) == [evaluate(parent, test_images) for parent in parents]

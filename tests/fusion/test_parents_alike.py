@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.errors import ArchitectureError, DepfuseWarning, GroupError, RecipeError
+from depfuse.fusion.parents import Parents
 from depfuse.fusion.same_modules import check_alike
 
 EXAMPLE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -38,7 +39,7 @@ def test_compiled_parents_are_refused_in_words():
     plain = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3)).eval()
     for compiled in (torch.jit.script(plain), torch.jit.trace(plain, EXAMPLE)):
         with pytest.raises(ArchitectureError, match=r"compiled to TorchScript, .* the network that it was made from"):
-            fuse([plain, compiled], Recipe(refit="none", renorm="none", criterion="weights"), example=EXAMPLE)
+            fuse(Parents([plain, compiled], example=EXAMPLE), Recipe(refit="none", renorm="none", criterion="weights"))
         with pytest.raises(ArchitectureError, match="compiled to TorchScript"):
             find_groups(compiled, EXAMPLE)
 
@@ -49,10 +50,10 @@ def test_groups_of_another_network_are_refused(width: int):
     other = prove_groups(Net(width), find_groups(Net(width), EXAMPLE), EXAMPLE)
     recipe = Recipe(refit="none", renorm="none", criterion="weights")
     with pytest.raises(GroupError, match=f"axis 0 of conv.weight has 6 positions, not {width}"):
-        fuse([Net(), Net()], recipe, example=EXAMPLE, groups=other)
+        fuse(Parents([Net(), Net()], example=EXAMPLE, groups=other), recipe)
     deeper = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1))
     with pytest.raises(GroupError, match=r"0\.weight is in one of them only"):
-        fuse([Net(), Net()], recipe, example=EXAMPLE, groups=find_groups(deeper, EXAMPLE))
+        fuse(Parents([Net(), Net()], example=EXAMPLE, groups=find_groups(deeper, EXAMPLE)), recipe)
 
 
 def test_groups_of_a_network_with_tied_weights_fit_it():
@@ -62,7 +63,8 @@ def test_groups_of_a_network_with_tied_weights_fit_it():
         network[3].weight = network[2].weight
     given = prove_groups(tied[0], find_groups(tied[0], EXAMPLE), EXAMPLE)
     recipe = Recipe(refit="none", renorm="none", criterion="weights")
-    assert fuse(tied, recipe, example=EXAMPLE, groups=given, allow_fixed=True).groups is given
+    known = Parents(tied, example=EXAMPLE, groups=given)
+    assert fuse(known, recipe.changed({"align.allow_fixed": True})).groups is given
 
 
 def test_groups_that_are_given_are_proved():
@@ -70,7 +72,7 @@ def test_groups_that_are_given_are_proved():
     given = find_groups(model, EXAMPLE)
     assert given.proof_error is None
     recipe = Recipe(refit="none", renorm="none", criterion="weights")
-    found = fuse([model, Net()], recipe, example=EXAMPLE, groups=given).groups
+    found = fuse(Parents([model, Net()], example=EXAMPLE, groups=given), recipe).groups
     assert found.proof_error is not None
     assert found.proof_error < 1e-9
 
@@ -100,7 +102,7 @@ OTHERS = {
 def test_parents_that_differ_in_more_than_weights_are_refused(name: str) -> None:
     make, said = OTHERS[name]
     with pytest.raises(RecipeError, match=said) as caught:
-        fuse([Net(), Net(), make()], Recipe(criterion="weights", refit="none", renorm="none"), example=EXAMPLE)
+        fuse(Parents([Net(), Net(), make()], example=EXAMPLE), Recipe(criterion="weights", refit="none", renorm="none"))
     assert "parent 3" in str(caught.value)
 
 

@@ -16,6 +16,7 @@ from depfuse.cli.app import main
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.errors import ArchitectureError, CheckpointError, DepfuseWarning, GroupError, RecipeError
 from depfuse.fusion.arrangement import Arrangement
+from depfuse.fusion.parents import Parents
 from depfuse.fusion.partial_merging import merge_partially
 from depfuse.fusion.separation import SeparationProof
 from depfuse.fusion.widths import shapes_of
@@ -98,7 +99,8 @@ def test_parents_keep_their_function_and_a_child_with_all_apart_is_the_ensemble(
     batch = next(iter(loader))[0].double()
     groups = prove_groups(parents[0], find_groups(parents[0], batch[:1]), batch[:1])
     whole = fuse(
-        parents, Recipe(refit="none", criterion="weights", restarts=1, renorm="none", keep_worst=1.0), example=batch[:1]
+        Parents(parents, example=batch[:1]),
+        Recipe(refit="none", criterion="weights", restarts=1, renorm="none", keep_worst=1.0),
     )
     assert whole.partial_merge is not None
     assert not whole.partial_merge.merged
@@ -140,7 +142,7 @@ def test_three_parents_with_shares():
     recipe = Recipe(
         refit="none", criterion="weights", restarts=1, renorm="none", keep_worst=1.0, weights=(0.5, 0.3, 0.2)
     )
-    result = fuse(parents, recipe, example=batch[:1])
+    result = fuse(Parents(parents, example=batch[:1]), recipe)
     with torch.no_grad():
         expected = [parent(batch) for parent in parents]
         for shares in ((0.5, 0.3, 0.2), (0.0, 1.0, 0.0)):
@@ -155,7 +157,7 @@ def test_parents_of_other_labels_all_apart_are_their_heads_side_by_side():
     recipe = Recipe(refit="none", criterion="weights", restarts=1, renorm="none", keep_worst=1.0)
     batch = next(iter(loader))[0].double()
     labels = [(0, 2, 4), (1, 3, 5, 6)]
-    child = fuse(parents, recipe, example=batch[:1], labels=labels, template=template).child
+    child = fuse(Parents(parents, example=batch[:1], labels=labels, template=template), recipe).child
     with torch.no_grad():
         outputs = child(batch)
         for parent, own in zip(parents, labels, strict=True):
@@ -167,9 +169,9 @@ def test_a_perceptron_by_hand():
     loader = images()
     groups = prove_groups(parents[0], find_groups(parents[0], torch.zeros(1, 1, 8, 8)), torch.zeros(1, 1, 8, 8))
     recipe = Recipe(refit="none", criterion="weights", renorm="none", keep_worst=0.5, restarts=1)
-    result = fuse(parents, recipe, None, example=torch.zeros(1, 1, 8, 8))
+    result = fuse(Parents(parents, example=torch.zeros(1, 1, 8, 8)), recipe, None)
     (group,) = groups.free
-    order = fuse(parents, recipe.changed(keep_worst=0.0), None, example=torch.zeros(1, 1, 8, 8))
+    order = fuse(Parents(parents, example=torch.zeros(1, 1, 8, 8)), recipe.changed(keep_worst=0.0), None)
     order = order.couplings[1][group.name].permutation
     a, b = (parent.requires_grad_(False) for parent in parents)
     squares = [
@@ -225,7 +227,7 @@ def test_what_has_no_room_is_merged_and_named():
     for settings in ({"written": True}, {"normed": True}):
         parents = [Perceptron(seed, **settings).eval() for seed in (0, 1)]
         with pytest.raises(RecipeError, match="no room"):
-            fuse(parents, Recipe(refit="none", criterion="weights", keep_worst=0.5), example=example)
+            fuse(Parents(parents, example=example), Recipe(refit="none", criterion="weights", keep_worst=0.5))
 
 
 class Middle(nn.Module):
@@ -314,7 +316,7 @@ def test_what_treats_channels_by_themselves_gives_the_ensemble(name):
     parents = [Middle(name, seed).eval() for seed in (0, 1, 2)]
     batch = torch.randn(4, 1, 8, 8)
     recipe = BY_WEIGHTS.changed(weights=(0.5, 0.3, 0.2))
-    child = fuse(parents, recipe, example=batch[:1]).child
+    child = fuse(Parents(parents, example=batch[:1]), recipe).child
     with torch.no_grad():
         mean = sum(share * parent(batch) for share, parent in zip((0.5, 0.3, 0.2), parents, strict=True))
         torch.testing.assert_close(child(batch), mean, rtol=1e-5, atol=1e-5)
@@ -325,13 +327,13 @@ def test_what_treats_channels_by_themselves_gives_the_ensemble(name):
 def test_what_mixes_channels_is_refused_by_name(name):
     parents = [Middle(name, seed).eval() for seed in (0, 1)]
     with pytest.raises(GroupError, match=f"would not be the ensemble.*{REFUSED[name][-1]}"):
-        fuse(parents, BY_WEIGHTS, example=torch.randn(1, 1, 8, 8))
+        fuse(Parents(parents, example=torch.randn(1, 1, 8, 8)), BY_WEIGHTS)
 
 
 def test_what_is_not_linear_in_the_logits_is_refused():
     parents = [nn.Sequential(Perceptron(seed), nn.Softmax(1)).eval() for seed in (0, 1)]
     with pytest.raises(GroupError, match="the output"):
-        fuse(parents, BY_WEIGHTS, example=torch.randn(1, 1, 8, 8))
+        fuse(Parents(parents, example=torch.randn(1, 1, 8, 8)), BY_WEIGHTS)
 
 
 @pytest.mark.parametrize("name", ["softmax", "layer norm", "attention", "groups"])
@@ -339,7 +341,7 @@ def test_what_mixes_channels_is_merged_with_a_warning_where_a_part_is_kept(name)
     parents = [Middle(name, seed).eval() for seed in (0, 1)]
     recipe = BY_WEIGHTS.changed(keep_worst=0.5)
     with pytest.warns(DepfuseWarning, match=f"kept apart are merged: first.*{REFUSED[name][-1]}"):
-        result = fuse(parents, recipe, example=torch.randn(1, 1, 8, 8))
+        result = fuse(Parents(parents, example=torch.randn(1, 1, 8, 8)), recipe)
     assert result.partial_merge is not None
     assert result.partial_merge.unmerged == {"second": 3}
     assert any(group.startswith("first") for group in result.partial_merge.merged)
@@ -356,7 +358,7 @@ def test_a_child_of_permuted_copies_with_some_channels_apart_is_the_parent(name)
         state = groups[group].permute(state, permutation)
     other = Middle(name, 0).eval()
     other.load_state_dict(state)
-    child = fuse([parent, other], BY_WEIGHTS.changed(keep_worst=0.5), example=batch[:1]).child
+    child = fuse(Parents([parent, other], example=batch[:1]), BY_WEIGHTS.changed(keep_worst=0.5)).child
     with torch.no_grad():
         torch.testing.assert_close(child(batch), parent(batch), rtol=1e-5, atol=1e-5)
 
@@ -396,7 +398,7 @@ def test_nothing_is_settled_behind_a_single_channel_that_is_merged():
 
     parents = [Narrow(seed).eval() for seed in (0, 1)]
     recipe = Recipe(criterion="weights", restarts=1, refit="none", renorm="none", keep_last=1)
-    result = fuse(parents, recipe, example=torch.randn(1, 1, 8, 8))
+    result = fuse(Parents(parents, example=torch.randn(1, 1, 8, 8)), recipe)
     assert result.partial_merge is not None
     assert set(result.partial_merge.unmerged) == {"first", "second"}
     assert result.partial_merge.unaffected == ()

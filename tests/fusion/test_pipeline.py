@@ -157,7 +157,7 @@ def test_fusing_twins_gives_the_parent():
     loader = images(100)
     before = [copy.deepcopy(model.state_dict()) for model in (first, second)]
     steps = []
-    result = fuse([first, second], Recipe(refit="none", renorm="none", taps="both"), loader, on_step=steps.append)
+    result = fuse([first, second], Recipe(refit="none", renorm="none", taps="both"), loader, progress=steps.append)
     batch = next(iter(loader))[0]
     torch.testing.assert_close(result.child(batch), first(batch), rtol=1e-4, atol=1e-5)
     assert steps == ["groups", "align", "merge", "renorm"]

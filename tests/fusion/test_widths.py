@@ -23,6 +23,7 @@ from depfuse.align.unequal_widths.pairing import pair_groups
 from depfuse.align.unequal_widths.rectangular import resize_state, shares
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.errors import RecipeError
+from depfuse.fusion.parents import Parents
 from depfuse.fusion.widths import shapes_of
 from depfuse.models import build_network
 from depfuse.renorm import reset_batch_norm
@@ -218,7 +219,9 @@ def test_copies_are_joined_and_strong_channels_copied():
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_child_wider_than_all_parents_keeps_their_function(kind):
     parent = lively(NETWORKS[kind](1))
-    child = fuse([parent, parent], Recipe(refit="none", renorm="none"), images(), template=NETWORKS[kind](2)).child
+    child = fuse(
+        Parents([parent, parent], template=NETWORKS[kind](2)), Recipe(refit="none", renorm="none"), images()
+    ).child
     agree(child, parent)
     assert shapes_of(child) == shapes_of(NETWORKS[kind](2))
 
@@ -249,11 +252,11 @@ def test_three_parents_and_a_width_that_none_has(solver):
         own = {"regularisation": 0.2} if solver == "sinkhorn" else {}
         own |= {"distance": "scaled"} if criterion == "activations" else {}
         recipe = Recipe(refit="none", solver=solver, criterion=criterion, weights=(0.5, 0.3, 0.2), **own)
-        result = fuse(parents, recipe, images(100), template=template)
+        result = fuse(Parents(parents, template=template), recipe, images(100))
         assert shapes_of(result.child) == shapes_of(parents[1] if template is None else template)
         assert all(bool(torch.isfinite(tensor).all()) for tensor in result.child.state_dict().values())
         assert len(result.couplings) == len(result.parents) == 3
-        again = fuse(parents, recipe, images(100), template=template)
+        again = fuse(Parents(parents, template=template), recipe, images(100))
         assert all(torch.equal(t, again.child.state_dict()[k]) for k, t in result.child.state_dict().items())
     for parent, state in zip(parents, before, strict=True):
         assert all(torch.equal(tensor, state[key]) for key, tensor in parent.state_dict().items())
@@ -284,7 +287,7 @@ def test_blocks_of_one_size_stay_and_others_are_refused():
 def test_contradictions(settings_, template, words):
     parents = [digits(0.5), digits(0.75)]
     with pytest.raises(RecipeError, match=words):
-        fuse(parents, Recipe(**settings_), images(4), template=template and digits(template))
+        fuse(Parents(parents, template=template and digits(template)), Recipe(**settings_), images(4))
 
 
 def test_a_refit_follows_parents_that_were_widened():
@@ -306,7 +309,7 @@ def test_another_depth_is_another_architecture():
     flat = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Identity(), nn.Flatten(), nn.Linear(216, 3))
     for parents, template in (([flat, deeper], None), ([flat, flat], deeper)):
         with pytest.raises(RecipeError, match="another architecture or depth"):
-            fuse(parents, Recipe(refit="none", renorm="none"), images(4), template=template)
+            fuse(Parents(parents, template=template), Recipe(refit="none", renorm="none"), images(4))
 
 
 def test_costs_that_are_no_numbers():

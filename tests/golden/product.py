@@ -63,14 +63,11 @@ def fused(
     recipe = depfuse.Recipe(**settings)
     count, size = recipe.calibration.images, recipe.calibration.batch_size
     images = calibration_loader(data, count, batch_size=size, seed=recipe.seed)
-    given: dict[str, Any] = {}
-    if labels is not None:
-        given["labels"] = labels
-    if template is not None:
-        given["template"] = build_network(template)
+    training = None
     if training_images:
-        given["training"] = Distillation(replace(data, train=data.train.take(torch.arange(training_images))))
-    result = depfuse.fuse(parents, recipe, images, **given)
+        training = Distillation(replace(data, train=data.train.take(torch.arange(training_images))))
+    known = depfuse.Parents(parents, labels, None if template is None else build_network(template))
+    result = depfuse.fuse(known, recipe, images, training=training)
     return result.child, [dict(own) for own in result.couplings]
 
 

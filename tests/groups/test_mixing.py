@@ -22,6 +22,7 @@ from depfuse.align.statistics.pairwise import PairwiseCollector
 from depfuse.data import Loader, calibration_loader
 from depfuse.errors import RecipeError
 from depfuse.evaluate import evaluate
+from depfuse.fusion.parents import Parents
 from depfuse.groups import random_permutations
 from depfuse.models import build_network
 from depfuse.recipe.solvers import ZipIt
@@ -336,7 +337,7 @@ def test_heads_over_different_labels_read_the_mixed_channels(solver, digits):
         parent.load_state_dict({**own, **heads})
         parents.append(parent)
     recipe = Recipe.with_read({"solver": solver, "regularisation": 1e-6, "renorm": "none", "parents_renorm": "none"})
-    result = fuse(parents, recipe, calibration_loader(digits, 300), labels=sets, template=model)
+    result = fuse(Parents(parents, labels=sets, template=model), recipe, calibration_loader(digits, 300))
     images = next(iter(Loader(digits.test, digits.preprocessing, batch_size=50)))[0]
     assert gap(model, result.child, images) < (0.03 if solver == "cca" else 1e-4)
 

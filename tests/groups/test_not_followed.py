@@ -13,6 +13,7 @@ from torch import nn
 from depfuse import Recipe, fuse
 from depfuse.cli import main
 from depfuse.errors import DepfuseWarning, GroupError
+from depfuse.fusion.parents import Parents
 from depfuse.groups import explain, find_groups, not_followed, prove_groups
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
@@ -225,13 +226,13 @@ def test_the_library_warns_unless_it_is_told_to_refuse(place: Place, name: str) 
     example = torch.randn(1, 1, 6, 6)
     recipe = Recipe(refit="none", criterion="weights", renorm="none")
     with pytest.warns(DepfuseWarning, match="first") as caught:
-        result = fuse(networks, recipe, example=example, allow_fixed=True)
+        result = fuse(Parents(networks, example=example), recipe.changed({"align.allow_fixed": True}))
     assert UNKNOWN[name][0] in str(caught[0].message)
     assert caught[0].filename == __file__
     assert "third" in result.couplings[1]
     assert "first" not in result.couplings[1]
-    with pytest.raises(GroupError, match="allow_fixed=True"):
-        fuse(networks, recipe, example=example, allow_fixed=False)
+    with pytest.raises(GroupError, match=r"align\.allow_fixed=true"):
+        fuse(Parents(networks, example=example), recipe.changed({"align.allow_fixed": False}))
 
 
 @pytest.mark.parametrize("name", UNKNOWN)

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from depfuse import Recipe, fuse
 from depfuse.errors import ArchitectureError, GroupError
+from depfuse.fusion.parents import Parents
 from depfuse.groups import ChannelGroups, explain, find_groups, not_followed, prove_groups
 from depfuse.networks.copying import evaluation_copy
 
@@ -104,7 +105,7 @@ def test_hooks_that_write_into_the_original_are_refused_by_name(runs: int) -> No
     with pytest.raises(ArchitectureError, match=r"a copy of Skip computes something else.* forward hooks of first:"):
         find_groups(network, IMAGE)
     with pytest.raises((ArchitectureError, GroupError), match="hooks of first"):
-        fuse([network, Skip(by_closure)], PLAIN, example=IMAGE)
+        fuse(Parents([network, Skip(by_closure)], example=IMAGE), PLAIN)
 
 
 def test_a_copy_of_a_hooked_network_is_faithful_and_independent() -> None:
@@ -125,7 +126,7 @@ def test_a_hook_that_only_looks_is_no_obstacle() -> None:
     network[1].register_forward_hook(lambda module, inputs, output: seen.append(output))
     groups = proved(network)
     assert [group.size for group in groups.free] == [8]
-    result = fuse([network, nn.Sequential(Conv(3, 8, 3), nn.ReLU(), Conv(8, 3, 3))], PLAIN, example=IMAGE)
+    result = fuse(Parents([network, nn.Sequential(Conv(3, 8, 3), nn.ReLU(), Conv(8, 3, 3))], example=IMAGE), PLAIN)
     noted = len(seen)
     result.child(IMAGE)
     assert len(seen) == noted
@@ -167,7 +168,7 @@ def test_weights_made_by_hooks(norm: str) -> None:
     else:  # the masks are constants
         assert not groups.free
         with pytest.raises(GroupError, match="tied to a constant"):
-            fuse([network, network], PLAIN, example=IMAGE)
+            fuse(Parents([network, network], example=IMAGE), PLAIN)
 
 
 class Folding(nn.Module):
@@ -221,7 +222,7 @@ def test_weights_that_forward_writes_are_not_proved() -> None:
     assert {"w", "u"} <= set(not_followed(groups))
     assert groups.covered_share == 0.0
     with pytest.raises(GroupError, match=r"only 0% of the parameters .* first \(not proved"):
-        fuse(networks, PLAIN, example=IMAGE)
+        fuse(Parents(networks, example=IMAGE), PLAIN)
 
 
 @pytest.mark.parametrize("run", [frozen, reentrant, detached])
@@ -231,7 +232,7 @@ def test_what_no_gradient_shows_is_not_called_unused(run: Callable[[Net, Tensor]
     assert "stem" in named
     assert "spare" not in named
     with pytest.raises(GroupError, match="stem"):
-        fuse([Net(run), Net(run)], PLAIN, example=IMAGE)
+        fuse(Parents([Net(run), Net(run)], example=IMAGE), PLAIN)
 
 
 class ChannelAttention(nn.Module):
@@ -272,13 +273,13 @@ class Bilinear(nn.Module):
 def test_a_network_without_groups_is_refused_unless_allowed() -> None:
     networks = [Bilinear(), Bilinear()]
     with pytest.raises(GroupError, match=r"only 0% .*stem\.bias \(parts that are not interchangeable\)"):
-        fuse(networks, PLAIN, example=IMAGE)
-    fuse(networks, PLAIN, example=IMAGE, allow_fixed=True)
+        fuse(Parents(networks, example=IMAGE), PLAIN)
+    fuse(Parents(networks, example=IMAGE), PLAIN.changed({"align.allow_fixed": True}))
 
 
 def test_a_linear_model_has_no_channels_and_is_averaged_without_a_word(recwarn: pytest.WarningsRecorder) -> None:
     networks = [nn.Sequential(nn.Flatten(), nn.Linear(192, 4)) for _ in range(2)]
-    child = fuse(networks, PLAIN, example=IMAGE).child
+    child = fuse(Parents(networks, example=IMAGE), PLAIN).child
     assert not recwarn.list
     torch.testing.assert_close(child(IMAGE), (networks[0](IMAGE) + networks[1](IMAGE)) / 2)
 

@@ -16,6 +16,7 @@ from depfuse.cli import main
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import ArchitectureError, RecipeError
+from depfuse.fusion.parents import Parents
 from depfuse.groups import random_permutations
 from depfuse.merge import average, fisher_information
 from depfuse.models import build_network
@@ -165,7 +166,7 @@ def test_refusals():
         Recipe.create(average="fisher", calibration=0)
     parents = [resnet(0), resnet(1)]
     with pytest.raises(RecipeError, match="average fisher needs calibration images"):
-        fuse(parents, Recipe(refit="none", criterion="weights", average="fisher"), None, example=EXAMPLE)
+        fuse(Parents(parents, example=EXAMPLE), Recipe(refit="none", criterion="weights", average="fisher"), None)
     groups = prove_groups(parents[0], find_groups(parents[0], EXAMPLE), EXAMPLE)
     soft = {group.name: Coupling(plan=Coupling.identity(group.size).matrix) for group in groups.free}
     information = [fisher_information(parent, images(10)) for parent in parents]

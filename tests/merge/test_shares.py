@@ -22,6 +22,7 @@ from depfuse.errors import RecipeError
 from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.fusion.choose_shares import _divided, choose_shares
 from depfuse.fusion.ensemble_judge import EnsembleJudge
+from depfuse.fusion.parents import Parents
 from depfuse.groups.partition import parts_by_group, parts_by_stage
 from depfuse.io.checkpoint import read_checkpoint
 from depfuse.io.loading import load_into
@@ -326,7 +327,7 @@ def test_a_destroyed_stage_is_left_to_the_other_parent(parents_of_digits, digits
     calibration = calibration_loader(digits, 300)
     reset_batch_norm(broken, calibration)
     recipe = Recipe(refit="none", criterion="weights", restarts=1, weights_by="stage")
-    result = fuse([broken, whole], recipe, calibration, groups=proved(whole))
+    result = fuse(Parents([broken, whole], groups=proved(whole)), recipe, calibration)
     assert result.chosen_shares is not None
     assert result.shares.network == (0.5, 0.5)
     assert result.shares.parts["stage 2"] == (0.0, 1.0)
@@ -403,4 +404,8 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_the_choice_needs_images():
     model = network(0)
     with pytest.raises(RecipeError, match="weights_by stage needs calibration images"):
-        fuse([model, network(1)], Recipe(refit="none", criterion="weights", weights_by="stage"), None, example=EXAMPLE)
+        fuse(
+            Parents([model, network(1)], example=EXAMPLE),
+            Recipe(refit="none", criterion="weights", weights_by="stage"),
+            None,
+        )

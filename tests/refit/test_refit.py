@@ -20,6 +20,7 @@ from depfuse.data.augmentation import Augmentation
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.ensemble.targets import TEMPERATURE, divergence, drawn, slope
 from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
+from depfuse.fusion.parents import Parents
 from depfuse.groups import random_permutations
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
@@ -464,7 +465,7 @@ def test_what_cannot_be_refitted_is_refused():
     with pytest.raises(RecipeError, match="refit none solves no layers"):
         refitted(models, loader, NoRefit())
     with pytest.raises(RecipeError, match="needs calibration images"):
-        fuse(models, Recipe(refit="ridge", criterion="weights"), None, example=torch.rand(1, 1, 8, 8))
+        fuse(Parents(models, example=torch.rand(1, 1, 8, 8)), Recipe(refit="ridge", criterion="weights"), None)
     with pytest.raises(RecipeError, match="solver emd"):
         fuse(models, Recipe(refit="ridge", solver="sinkhorn"), loader)
     with pytest.raises(ArchitectureError, match="refit none"):
@@ -496,13 +497,13 @@ def test_parents_with_other_labels_get_one_joint_head(method):
     second = copy.deepcopy(first)
     second.head = nn.Linear(8, 2)
     recipe = Recipe(refit=method, joint_head="none")
-    result = fuse([first, second], recipe, loader, labels=[(0, 1, 2), (3, 4)], template=Mixed(outputs=5))
+    result = fuse(Parents([first, second], labels=[(0, 1, 2), (3, 4)], template=Mixed(outputs=5)), recipe, loader)
     batch = next(iter(loader))[0]
     side_by_side = torch.cat([first(batch), second(batch)], 1)
     tolerance = 1e-4 if method == "ridge" else 0.05
     torch.testing.assert_close(result.child(batch), side_by_side, rtol=10 * tolerance, atol=tolerance)
     with pytest.raises(RecipeError, match="template"):
-        fuse([first, second], Recipe(refit="none"), loader, labels=[(0, 1, 2), (3, 4)])
+        fuse(Parents([first, second], labels=[(0, 1, 2), (3, 4)]), Recipe(refit="none"), loader)
     with pytest.raises(RecipeError, match="outputs differ in number"):
         fuse([first, second], Recipe(refit="none"), loader)
 

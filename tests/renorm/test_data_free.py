@@ -16,6 +16,7 @@ from depfuse.cli import main
 from depfuse.data import Loader, load_data
 from depfuse.errors import RecipeError
 from depfuse.evaluate import evaluate
+from depfuse.fusion.parents import Parents
 from depfuse.io.checkpoint import read_checkpoint
 from depfuse.merge import average
 from depfuse.models import build_network
@@ -209,7 +210,9 @@ def test_networks_with_batch_norm_are_better_than_with_averaged_statistics():
     images = Loader(data.train, data.preprocessing, batch_size=500)
     accuracy = {
         renorm: evaluate(
-            fuse(parents, Recipe(refit="none", criterion="weights", renorm=renorm), None, example=data.example()).child,
+            fuse(
+                Parents(parents, example=data.example()), Recipe(refit="none", criterion="weights", renorm=renorm), None
+            ).child,
             images,
         ).accuracy
         for renorm in ("none", "data-free")
@@ -231,11 +234,8 @@ def test_heads_of_other_labels_are_left():
     parents = [build_network("digits_resnet(width=0.5, classes=5)").eval() for _ in "ab"]
     template = build_network("digits_resnet(width=0.5)").eval()
     child = fuse(
-        parents,
+        Parents(parents, example=IMAGE, labels=[range(5), range(5, 10)], template=template),
         Recipe(refit="none", criterion="weights", renorm="data-free", restarts=1),
-        example=IMAGE,
-        labels=[range(5), range(5, 10)],
-        template=template,
     ).child
     assert child.linear.weight.shape[0] == 10
     assert all(bool(torch.isfinite(tensor).all()) for tensor in child.state_dict().values())

@@ -14,6 +14,7 @@ from depfuse.align import Coupling
 from depfuse.data import Loader, Preprocessing, Split, calibration_loader, load_data
 from depfuse.errors import RecipeError
 from depfuse.evaluate import evaluate
+from depfuse.fusion.parents import Parents
 from depfuse.merge import average
 from depfuse.models import build_network
 from depfuse.renorm import repair, reset_batch_norm
@@ -139,7 +140,7 @@ def test_what_cannot_be_repaired_is_named():
     plain = [Plain(seed).eval() for seed in (0, 1)]
     example = torch.zeros(1, 1, 8, 8)
     with pytest.raises(RecipeError, match="needs calibration images"):
-        fuse(plain, Recipe(refit="none", renorm="repair", criterion="weights"), None, example=example)
+        fuse(Parents(plain, example=example), Recipe(refit="none", renorm="repair", criterion="weights"), None)
 
 
 @pytest.mark.slow

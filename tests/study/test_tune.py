@@ -30,6 +30,7 @@ from depfuse.cli import main
 from depfuse.data import DataSet, calibration_loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import RecipeError, StudyError
+from depfuse.fusion.parents import Parents
 from depfuse.fusion.pipeline import fuse
 from depfuse.groups import find_groups, prove_groups
 from depfuse.io.cards import Card
@@ -174,13 +175,13 @@ def test_moments_are_collected_once_and_the_child_is_the_same(digits: DataSet) -
     recipe = Recipe(refit="none", distance="pearson")
     digests = set()
     for own in (None, shared, shared, shared):
-        child = fuse(parents, recipe, images, example=example, groups=groups, shared=own).child
+        child = fuse(Parents(parents, example=example, groups=groups, moments=own), recipe, images).child
         digests.add(state_digest(child.state_dict()))
     assert len(digests) == 1
     assert len(calls) == 1
     assert shared.saved > 0
-    fuse(parents, recipe.changed(taps="both"), images, example=example, groups=groups, shared=shared)
-    fuse(small_parents(), recipe, images, example=example, groups=groups, shared=shared)
+    fuse(Parents(parents, example=example, groups=groups, moments=shared), recipe.changed(taps="both"), images)
+    fuse(Parents(small_parents(), example=example, groups=groups, moments=shared), recipe, images)
     assert len(calls) == 3
 
 

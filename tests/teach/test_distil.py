@@ -20,6 +20,7 @@ from depfuse.ensemble.label_sets import LabelSets
 from depfuse.ensemble.targets import TEMPERATURE, ensemble_logits
 from depfuse.errors import CheckpointError, DataError, DepfuseWarning, RecipeError
 from depfuse.evaluate import evaluate
+from depfuse.fusion.parents import Parents
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import state_digest, write_checkpoint
 from depfuse.io.loading import load_network
@@ -95,7 +96,7 @@ def test_streams_are_taught_where_the_parents_know_the_same(parents, data):
             None if sets is None else build_network("digits_resnet(width=0.5, classes=15)"),
         )
         recipe = Recipe(distil=1, calibration=200, **settings)
-        fuse(parents, recipe, calibration_loader(data, 200), labels=sets, template=template, training=training)
+        fuse(Parents(parents, labels=sets, template=template), recipe, calibration_loader(data, 200), training=training)
         streams[name] = training.streams
     assert streams == {"same": 2, "averaged": 0, "one head": 0, "other labels": 0}
 

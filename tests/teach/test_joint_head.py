@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from depfuse.errors import RecipeError
 from depfuse.evaluate import evaluate, evaluate_ensemble, evaluate_with_ensemble
 from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.fusion.ensemble_judge import EnsembleJudge
+from depfuse.fusion.parents import Parents
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import write_checkpoint
 from depfuse.io.loading import load_network
@@ -192,7 +194,9 @@ def test_the_child_of_halves_learns_from_labelled_images(halves, data):
     template = build_network("digits_resnet(width=0.5)")
     found = [
         fuse(
-            halves, Recipe(refit="ridge", refit_steps=8, labelled=number), calibration, labels=labels, template=template
+            Parents(halves, labels=labels, template=template),
+            Recipe(refit="ridge", refit_steps=8, labelled=number),
+            calibration,
         )
         for number in (0, 200)
     ]
@@ -201,7 +205,7 @@ def test_the_child_of_halves_learns_from_labelled_images(halves, data):
     assert with_labels > without
     other = calibration_loader(data, 400)
     other.labels = other.labels.flip(0)  # no label is read unless it is asked for
-    again = fuse(halves, Recipe(refit="ridge", refit_steps=8), other, labels=labels, template=template)
+    again = fuse(Parents(halves, labels=labels, template=template), Recipe(refit="ridge", refit_steps=8), other)
     assert all(
         torch.equal(a, b)
         for a, b in zip(found[0].child.state_dict().values(), again.child.state_dict().values(), strict=True)
@@ -213,16 +217,16 @@ def test_statistics_are_renewed_where_labels_differ_or_it_is_asked_for(halves, d
     wanted = copy.deepcopy(halves[0])
     reset_batch_norm(wanted, calibration)
     template = build_network("digits_resnet(width=0.5)")
-    different = {"labels": [range(5), range(5, 10)], "template": template}
+    different = Parents(halves, labels=[range(5), range(5, 10)], template=template)
 
-    def first_teacher(setting: str, **options: object) -> nn.Module:
+    def first_teacher(setting: str, parents: Sequence[nn.Module] | Parents) -> nn.Module:
         recipe = Recipe(refit="none", criterion="weights", parents_renorm=setting)
-        return fuse(halves, recipe, calibration, **options).teachers[0]  # type: ignore[arg-type]
+        return fuse(parents, recipe, calibration).teachers[0]
 
-    assert same_tensors(first_teacher("auto", **different), wanted)
-    assert same_tensors(first_teacher("reset"), wanted)
-    assert same_tensors(first_teacher("auto"), halves[0])
-    assert same_tensors(first_teacher("none", **different), halves[0])
+    assert same_tensors(first_teacher("auto", different), wanted)
+    assert same_tensors(first_teacher("reset", halves), wanted)
+    assert same_tensors(first_teacher("auto", halves), halves[0])
+    assert same_tensors(first_teacher("none", different), halves[0])
 
 
 def test_refusals(halves, data):
@@ -234,7 +238,7 @@ def test_refusals(halves, data):
     with pytest.raises(RecipeError, match="the data have the label 9, but the parents know 5 labels"):
         with_joint_head(halves, (0.5, 0.5), calibration, 300)
     with pytest.raises(RecipeError, match="need calibration images"):
-        fuse(halves, Recipe(refit="none", criterion="weights", labelled=50), None, example=data.example())
+        fuse(Parents(halves, example=data.example()), Recipe(refit="none", criterion="weights", labelled=50), None)
     convolutional = nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())
     with pytest.raises(RecipeError, match=r"not in Conv2d: leave out teach.labelled and teach.head"):
         with_joint_head([convolutional, convolutional], (0.5, 0.5), calibration)

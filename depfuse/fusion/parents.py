@@ -1,0 +1,56 @@
+"""The parents of a fusion, with what is known of them besides their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from depfuse.align.statistics.shared import SharedMoments
+from depfuse.fusion.widths import shapes_of
+from depfuse.groups import ChannelGroups
+from depfuse.networks.forward import Example
+
+
+@dataclass(frozen=True, eq=False)
+class Parents:
+    """Networks to fuse, where more is known of them than their weights: `fuse(Parents([a, b], labels=...), ...)`.
+
+    Attributes
+    ----------
+    models
+        Two or more parents with equal tensor names, on one device; their widths may differ. Of half precision, or of
+        several types, they are computed with in float32, and the child has the types of the first.
+    labels
+        For every parent, the labels of its outputs in order, where they differ. The child has one output for each of
+        all labels, ascending.
+    template
+        A network of the same architecture and the child's shapes: with an output for each label, or of a width that no
+        parent has; left as it was.
+    example
+        An input (1, ...) to trace with; one calibration sample where None.
+    groups
+        Channel groups of this architecture, which are then not traced again, nor proved again where they are proved;
+        not used where widths differ.
+    moments
+        Activation moments of these parents and groups, to be reused in several fusions.
+    """
+
+    models: Sequence[nn.Module]
+    labels: Sequence[Sequence[int]] | None = None
+    template: nn.Module | None = None
+    example: Example | None = None
+    groups: ChannelGroups | None = None
+    moments: SharedMoments | None = None
+
+    @classmethod
+    def of(cls, parents: Sequence[nn.Module] | Parents) -> Parents:
+        """Take networks of which nothing else is known, or parents as they are."""
+        return parents if isinstance(parents, Parents) else cls(parents)
+
+    @property
+    def of_one_width(self) -> bool:
+        """Whether the parents, and the template, have equal shapes but for their heads."""
+        networks = (*self.models, self.template or self.models[0])
+        return self.labels is not None or all(shapes_of(model) == shapes_of(self.models[0]) for model in networks)
