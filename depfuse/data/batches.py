@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,12 +19,13 @@ from torch.utils.data import Dataset, IterableDataset, default_collate
 from depfuse.data.inputs import count_samples, join_samples, map_tensors, take_samples
 from depfuse.data.loader import Loader, epoch_seed
 from depfuse.data.memory import GIBIBYTE, calibration_room
+from depfuse.data.objects import Attributes, OnObjects, has_attributes
 from depfuse.data.tensors import Split
 from depfuse.errors import DataError, DepfuseWarning
 from depfuse.networks.copying import fit_example
 from depfuse.networks.forward import Call, run_network
 from depfuse.networks.running import evaluating
-from depfuse.tasks.batch_inputs import Signature, as_tensor, split_batch
+from depfuse.tasks.batch_inputs import Signature, as_tensor, kind_of, split_batch
 from depfuse.text import first_line
 
 
@@ -43,9 +44,10 @@ def as_loader(
     Parameters
     ----------
     source
-        A `Loader`, taken as it is; a tensor or array (N, ...), a list of them, a mapping of them; a `Dataset`; or
-        anything that yields batches: a `DataLoader`, a generator, also an endless one. Of a tensor, list or data set
-        with more samples than wanted some are drawn at random, of all else the first are taken.
+        A `Loader`, taken as it is; a tensor or array (N, ...), a list, a mapping or a tuple of them, such as inputs and
+        labels; a `Dataset`; or anything that yields batches or samples: a `DataLoader`, a generator, also an endless
+        one. Of a tensor, array, list or data set with more samples than wanted some are drawn at random, and only
+        these are read; of all else the first are taken, and no more is read.
     model
         The network that is run on batches (see `split_batch`); data are moved to its device and its type.
     images
@@ -70,6 +72,7 @@ def as_loader(
             return source
         split = replace(source.split, call=call)
         return Loader(split, source.preprocessing, batch_size=source.batch_size, device=source.device)
+    call = None if call is None else OnObjects(call)
     collected = _Collected(images, Signature.of(model), call, calibration_room() if room is None else room)
     for batch in _batches(source, model, images, batch_size, seed, called=call is not None):
         collected.add(batch)
@@ -98,7 +101,7 @@ class _Collected:
 
     def add(self, batch: Any) -> None:
         """Take the samples of a batch, as many as are wanted still."""
-        inputs, labels = (_structure(batch), None) if self.call else split_batch(batch, self.takes)
+        inputs, labels = (_called_structure(batch), None) if self.call else split_batch(batch, self.takes)
         count = _length(inputs)
         if count > self.wanted - self.count:
             kept = slice(0, self.wanted - self.count)
@@ -139,26 +142,68 @@ def _batches(source: Any, model: nn.Module, images: int, batch_size: int, seed: 
             f"{source} is a name or path, and calibration data are wanted: give "
             f"calibration_loader(load_data({str(source)!r}), {images})"
         )
+    if not isinstance(source, Tensor) and hasattr(source, "__array__"):  # of pandas, h5py and others
+        source = source if isinstance(source, np.ndarray) else np.asarray(source)
     if isinstance(source, (Tensor, np.ndarray)):
-        whole = as_tensor(source)
-        yield from _drawn(len(whole) if whole.dim() else 0, images, batch_size, seed, lambda index: whole[index])
-    elif isinstance(source, Mapping):
-        named = {key: as_tensor(value) for key, value in source.items()}
-        yield from _drawn(_length(named), images, batch_size, seed, lambda index: take_samples(named, index))
+        yield from _drawn(_count(source), images, batch_size, seed, lambda index: _rows(source, index))
+    elif isinstance(source, Mapping) or _is_whole(source, model, called=called):
+        parts = source if isinstance(source, Mapping) else dict(enumerate(source))
+        whole = {key: value if isinstance(value, np.ndarray) else as_tensor(value) for key, value in parts.items()}
+        counts = {_count(value) for value in whole.values()}
+        if len(counts) != 1:
+            raise DataError(f"the calibration data hold arrays of {sorted(counts)} samples: give as many of each")
+
+        def take(index: Tensor) -> Any:
+            rows = {key: _rows(value, index) for key, value in whole.items()}
+            return rows if isinstance(source, Mapping) else tuple(rows.values())
+
+        yield from _drawn(counts.pop(), images, batch_size, seed, take)
     elif isinstance(source, IterableDataset):
-        samples = iter(source)
-        while found := list(itertools.islice(samples, batch_size)):
-            yield _collate(found)
-    elif isinstance(source, Dataset) or _is_samples(source, model, called=called):
+        yield from _collated(source, batch_size)
+    elif isinstance(source, Dataset) or (
+        isinstance(source, (list, tuple)) and source and _is_sample(source[0], model, called=called, listed=True)
+    ):
         yield from _drawn(
-            len(source), images, batch_size, seed, lambda index: _collate([source[n] for n in index.tolist()])
+            len(cast(Sized, source)),
+            images,
+            batch_size,
+            seed,
+            lambda index: _collate([source[n] for n in index.tolist()]),
         )
     elif isinstance(source, Iterable):
-        yield from source
+        batches = iter(source)
+        first = list(itertools.islice(batches, 1))
+        one = bool(first) and _is_sample(first[0], model, called=called, listed=False)
+        rest = itertools.chain(first, batches)
+        yield from _collated(rest, batch_size) if one else rest
     else:
-        raise DataError(
-            f"calibration data are a {type(source).__name__}: give a tensor, a data set, or what yields batches"
-        )
+        raise DataError(f"calibration data are {kind_of(source)}: give a tensor, a data set, or what yields batches")
+
+
+def _count(whole: Tensor | np.ndarray) -> int:
+    return len(whole) if whole.ndim else 0
+
+
+def _rows(whole: Tensor | np.ndarray, index: Tensor) -> Tensor:
+    """Select rows; of an array that is mapped from a file no others are read."""
+    return whole[index] if isinstance(whole, Tensor) else as_tensor(whole[index.numpy()])
+
+
+def _collated(samples: Iterable[Any], batch_size: int) -> Iterator[Any]:
+    """Stack single samples to batches."""
+    left = iter(samples)
+    while found := list(itertools.islice(left, batch_size)):
+        yield _collate(found)
+
+
+def _is_whole(source: Any, model: nn.Module, *, called: bool) -> bool:
+    """Tell whether a tuple holds arrays of all samples, inputs and labels for instance: not each of them is a batch."""
+    if called or not isinstance(source, tuple) or len(source) < 2:
+        return False
+    if not all(isinstance(part, (Tensor, np.ndarray)) and part.ndim for part in source):
+        return False
+    few = [as_tensor(part[:2]) for part in source]
+    return len({len(part) for part in source}) == 1 and not all(_runs(model, part) for part in few)
 
 
 def _drawn(count: int, images: int, batch_size: int, seed: int, take: Any) -> Iterator[Any]:
@@ -170,19 +215,52 @@ def _drawn(count: int, images: int, batch_size: int, seed: int, take: Any) -> It
         yield take(index)
 
 
-def _is_samples(source: Any, model: nn.Module, *, called: bool) -> bool:
-    """Tell whether a list holds single samples: the network runs on one as a batch, and not on one as it is."""
-    if called or not isinstance(source, (list, tuple)) or not source:
+def _is_sample(first: Any, model: nn.Module, *, called: bool, listed: bool) -> bool:
+    """Tell whether this is a single sample: the network runs on it as a batch of one, and not as it is.
+
+    Parameters
+    ----------
+    first
+        The first of what the data hold or yield.
+    model, called
+        The network, and whether it is run by a function of the user's, who gives batches.
+    listed
+        Whether the data are a list, of which images (C, H, W) are samples whatever they are of.
+
+    Raises
+    ------
+    DataError
+        It is the name of a file.
+    """
+    if isinstance(first, (str, Path)):
+        raise DataError(
+            f"calibration data are names of files, such as {first}: give their tensors, or load a folder or list of"
+            " them by calibration_loader(load_data(...))"
+        )
+    if called:
         return False
-    first = source[0]
     if isinstance(first, Image.Image):
         return True
-    if not isinstance(first, (Tensor, np.ndarray)):
-        return isinstance(first, (tuple, Mapping)) and not _runs(model, first) and _runs(model, _collate([first]))
-    whole = as_tensor(first)
-    # A convolution takes a single image (C, H, W), too, which is no batch of C rows.
-    images = whole.dim() == 3 and any(isinstance(module, nn.Conv2d) for module in model.modules())
-    return images or ((whole.dim() < 2 or not _runs(model, whole)) and _runs(model, whole[None]))
+    if isinstance(first, (Tensor, np.ndarray)):
+        return _is_one(as_tensor(first), model, listed=listed)
+    if not isinstance(first, (tuple, list, Mapping)) or not first:
+        return False
+    if not isinstance(first, Mapping) and isinstance(first[0], (Tensor, np.ndarray)) and not _several(model):
+        return _is_one(as_tensor(first[0]), model, listed=listed)
+    return not _runs(model, first) and _runs(model, _collate([first]))
+
+
+def _is_one(first: Tensor, model: nn.Module, *, listed: bool) -> bool:
+    """Tell whether a tensor is one input of a network, and no batch."""
+    convolution = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    if first.dim() == 3 and convolution is not None:
+        # It takes a single image (C, H, W), too, which is no batch of C rows.
+        return listed or (len(first) == convolution.in_channels and _runs(model, first[None]))
+    return (first.dim() < 2 or not _runs(model, first)) and _runs(model, first[None])
+
+
+def _several(model: nn.Module) -> bool:
+    return len(Signature.of(model).required) > 1
 
 
 def _runs(model: nn.Module, batch: Any) -> bool:
@@ -234,6 +312,12 @@ def _structure(batch: Any) -> Any:
     if isinstance(batch, (tuple, list)):
         return type(batch)(map(_structure, batch))
     return batch
+
+
+def _called_structure(batch: Any) -> Any:
+    """Batches as the user's function is given them, of any class: its tensors by attribute."""
+    found = _structure(batch)
+    return Attributes.of(batch, _structure) if found is batch and has_attributes(batch) else found
 
 
 def _length(inputs: Any) -> int:

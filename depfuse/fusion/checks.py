@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from depfuse.data.loader import Loader
 from depfuse.ensemble.label_sets import LabelSets
-from depfuse.errors import RecipeError
+from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.fusion.soundness import check_variances
 from depfuse.networks.forward import Example
 from depfuse.recipe import Recipe
 from depfuse.recipe.sections import Reference
 from depfuse.renorm import chosen_method
+from depfuse.tasks.batch_inputs import kind_of
 
 
 def label_sets(
@@ -65,8 +69,19 @@ def check_parents(models: Sequence[nn.Module], labels: LabelSets | None = None) 
         check_variances(state, number)
 
 
-def check_weights(models: Sequence[nn.Module]) -> None:
-    """Raise `RecipeError` unless all tensors of all networks hold numbers that can be averaged."""
+def check_weights(models: Any) -> None:
+    """Raise `RecipeError` unless these are networks, and all of their tensors hold numbers that can be averaged."""
+    if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
+        raise RecipeError("one network is given: give a list of two or more parents")
+    for number, model in enumerate(models, start=1):
+        if not isinstance(model, nn.Module):
+            known = {
+                "make the network, and load them by its load_state_dict": isinstance(model, Mapping),
+                "load it by depfuse.load(...)": isinstance(model, (str, Path)),
+                "give the network": True,
+            }
+            load = next(said for said, suits in known.items() if suits)
+            raise RecipeError(f"parent {number} is {kind_of(model)}, not an nn.Module: {load}")
     for number, model in enumerate(models, start=1):
         for key, tensor in model.state_dict().items():
             if "packed_params" in key or (isinstance(tensor, Tensor) and tensor.is_quantized):
@@ -100,6 +115,24 @@ def check_images(recipe: Recipe, calibration: Loader | None) -> None:
         raise RecipeError(f"refit {recipe.refit.name} needs calibration images: give at least 2, better 2000")
     if recipe.goal.name == "best":
         raise RecipeError("goal best needs calibration images: give at least 8, better 2000")
+
+
+def say_what_is_not_augmented(recipe: Recipe, calibration: Loader | None) -> None:
+    """Warn where the recipe, its refit resolved, flips and shifts images, and the calibration data are none."""
+    if calibration is None or calibration.pictures:
+        return
+    asked = {
+        "calibration.augment": recipe.calibration.augment,
+        "refit.augment": recipe.refits and recipe.settings.get("refit.augment") and recipe.settings.get("refit.steps"),
+        "goal.augment": recipe.goal.name == "best" and recipe.settings.get("goal.augment"),
+    }
+    if names := [name for name, wanted in asked.items() if wanted]:
+        warnings.warn(
+            f"{' and '.join(names)}: the calibration data are no images, as far as is known, and are not flipped and"
+            " shifted",
+            DepfuseWarning,
+            stacklevel=3,
+        )
 
 
 def check_renorm(recipe: Recipe, model: nn.Module) -> None:

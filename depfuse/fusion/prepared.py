@@ -15,7 +15,15 @@ from depfuse.data.loader import Loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.fusion.calibration import for_statistics
-from depfuse.fusion.checks import check_images, check_parents, check_renorm, check_unequal, example_of, label_sets
+from depfuse.fusion.checks import (
+    check_images,
+    check_parents,
+    check_renorm,
+    check_unequal,
+    example_of,
+    label_sets,
+    say_what_is_not_augmented,
+)
 from depfuse.fusion.parents import Parents
 from depfuse.fusion.resolve import check_widths, resolve_refit, resolve_targets
 from depfuse.fusion.same_modules import check_alike
@@ -156,6 +164,7 @@ class Prepared:
         recipe = resolve_targets(recipe)
         shares = recipe.shares(len(copies))
         check_images(recipe, calibration)
+        say_what_is_not_augmented(recipe, calibration)
         check_renorm(recipe, copies[0])
         teachers = _teachers(Ensemble(copies, shares, sets), recipe, calibration, template)
         models, remaining = teachers.models, teachers.labels

@@ -29,6 +29,8 @@ _PREFERENCES: tuple[tuple[str, str], ...] = (
 )
 _LATER = re.compile(r"(^|[._])(optim\w*|grads?|gradients?|momentum\w*|exp|init\w*|start|opt)($|[._])", re.IGNORECASE)
 _MEASURES = re.compile(r"(^|_)(loss(es)?|criterion|criteria|metrics?|acc|accuracy)(_|$)", re.IGNORECASE)
+_NUMBERED = re.compile(r"(arr_)?\d+")  # names of arrays that were given none
+_PROFILED = ("total_ops", "total_params")  # what profilers count
 _USUAL = {"module", "_orig_mod"}  # wrappers that are not worth a word
 _FEW = 3
 
@@ -93,7 +95,7 @@ def fit_weights(path: Path, top: Place, own: Mapping[str, Tensor]) -> dict[str, 
         tree = inner  # the network itself is wrapped
         fits += _fits(tree, top)
     if not fits:
-        return None
+        return _by_order(path, top, own)
     best = min(fit.rank for fit in fits)
     alike = [fit for fit in fits if fit.rank == best]
     number, why = preferred([fit.place.path for fit in alike])
@@ -103,6 +105,26 @@ def fit_weights(path: Path, top: Place, own: Mapping[str, Tensor]) -> dict[str, 
     if said := _said(chosen, why, alike):
         warnings.warn(f"{path}: {'; '.join(said)}", DepfuseWarning, stacklevel=4)
     return chosen.found
+
+
+def _by_order(path: Path, top: Place, own: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Take a list of arrays, as federated learning sends and saves them, for the state dict in its order.
+
+    Of the shapes of all tensors, or of all but the counters of BatchNorm; None where no list of the file has them.
+    """
+    for keys in (list(own), [key for key in own if not key.endswith(COUNTER)]):
+        shapes = [own[key].shape for key in keys]
+        for place in top.places():
+            tensors = list(place.own_tensors().values())
+            numbered = [_NUMBERED.fullmatch(name) for name in place.parts]
+            if all(numbered) and [tensor.shape for tensor in tensors] == shapes:
+                warnings.warn(
+                    f"{path}: its {len(tensors)} arrays have no names, and are taken in the order of the network's",
+                    DepfuseWarning,
+                    stacklevel=5,
+                )
+                return dict(zip(keys, tensors, strict=True))
+    return None
 
 
 def preferred(paths: Sequence[str]) -> tuple[int, str]:
@@ -201,7 +223,12 @@ def _leave_out(tree: Place, fit: Fit) -> None:
     for key, tensor in list(fit.extra.items()):
         counts = tensor.numel() <= 1 and not tensor.is_floating_point() and not tensor.is_complex()
         is_measure = _MEASURES.search(key.partition(".")[0]) is not None
-        if counts or is_measure or beside.get(key.rpartition(".")[2], set()) >= layers:
+        if (
+            counts
+            or is_measure
+            or key.rpartition(".")[2] in _PROFILED
+            or beside.get(key.rpartition(".")[2], set()) >= layers
+        ):
             del fit.extra[key]
 
 

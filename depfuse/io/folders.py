@@ -52,6 +52,11 @@ def _main_file(folder: Path) -> Path:
             f"{folder} is a checkpoint in parts of torch.distributed: make one file of it with"
             " python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE"
         )
+    if "zero_to_fp32.py" in names or any(folder.glob("*/mp_rank_*_model_states.pt")):
+        raise CheckpointError(
+            f"{folder} is a checkpoint of DeepSpeed: give its mp_rank_00_model_states.pt, or, where that has no weights"
+            " (ZeRO 3), make one file with python zero_to_fp32.py FOLDER FILE"
+        )
     for ending in _ENDINGS:
         indices = [name for name in names if name.endswith(f"{ending}{_INDEX}")]
         found = indices or [name for name in names if name.endswith(ending) and not _beside(name)]

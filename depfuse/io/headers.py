@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Literal
@@ -85,6 +86,11 @@ def kind_of(path: Path) -> Kind:
             raise CheckpointError(f"{path} {reason}")
     if path.suffix.lower() in _BY_ENDING:
         raise CheckpointError(f"{path} {_BY_ENDING[path.suffix.lower()]}")
+    if tarfile.is_tarfile(path):
+        raise CheckpointError(
+            f"{path} is a tar archive: unpack it first, or, where torch before 0.1.10 wrote it, load it there and save"
+            " it anew"
+        )
     raise CheckpointError(f"{path} is no checkpoint: neither safetensors nor a file of torch.save")
 
 

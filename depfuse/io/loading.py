@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from operator import sub
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from depfuse.io.layouts import in_layout_of
 from depfuse.models.origin import shown
 from depfuse.models.registry import build_network
 from depfuse.networks.resizing import resize
+
+_ADAPTER = re.compile(r"(^|[._])(lora|loha|lokr|hada|ia3)_")  # in the names of adapters' weights
 
 
 def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -50,6 +53,11 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     if wrong:
         key = wrong[0]
         others = f" and {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
+        if state[key].numel() == 0:
+            raise CheckpointError(
+                f"{checkpoint.path} has no numbers for {key}{others.removesuffix(' differ')}: several processes have a"
+                " part each (FSDP, DeepSpeed ZeRO): make one file of them, such as by zero_to_fp32.py"
+            )
         raise CheckpointError(
             f"{where}: {key} has shape {tuple(state[key].shape)} in the file and "
             f"{tuple(own[key].shape)} in the network{others}; {_advice(checkpoint.card)}"
@@ -118,6 +126,11 @@ def _widen(model: nn.Module, checkpoint: Checkpoint) -> None:
 
 def _reason(model: nn.Module, checkpoint: Checkpoint, missing: list[str], extra: list[str]) -> str:
     """Suggest why names are missing or left over."""
+    if any(_ADAPTER.search(key) for key in extra):
+        return (
+            "it holds an adapter (LoRA), which changes another network: put it into that one (merge_and_unload of"
+            " peft), and give all of its weights"
+        )
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
     if missing and {key.rpartition(".")[0] for key in missing} <= norms and all(key.endswith("bias") for key in extra):
         return (

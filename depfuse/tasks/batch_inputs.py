@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,19 @@ from depfuse.networks.copying import unwrap
 from depfuse.networks.forward import Example
 
 LABELS = ("label", "labels", "target", "targets", "y")
+INPUTS = (
+    "x",
+    "image",
+    "images",
+    "img",
+    "pixel_values",
+    "input",
+    "inputs",
+    "input_ids",
+    "input_values",
+    "data",
+    "features",
+)
 BY_CALL = "say how a network is run on it: call=lambda model, batch: model(...)"
 
 
@@ -56,7 +69,8 @@ def split_batch(batch: Any, takes: Signature) -> tuple[Example, Tensor | None]:
     """Divide a batch into the inputs of a network and the labels, where there are any.
 
     A tensor or array is the input. Of a tuple or list the first entry is, or as many as `forward` requires; of a
-    mapping the entries that `forward` has parameters for, or the only one that is no label.
+    mapping or data class the entries that `forward` has parameters for, else the only one that is no label, or that is
+    called as inputs are (`INPUTS`).
 
     Raises
     ------
@@ -65,11 +79,13 @@ def split_batch(batch: Any, takes: Signature) -> tuple[Example, Tensor | None]:
     """
     if isinstance(batch, (Tensor, np.ndarray)):
         return as_tensor(batch), None
+    if is_dataclass(batch) and not isinstance(batch, type):
+        batch = {field.name: getattr(batch, field.name) for field in fields(batch)}
     if isinstance(batch, Mapping):
         return _of_mapping(batch, takes), _labels(next((batch[key] for key in LABELS if key in batch), None))
     if isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)) and len(batch) > 0:
         return _of_sequence(batch, takes)
-    raise DataError(f"a batch is {_kind(batch)}, which no network is run on: {BY_CALL}")
+    raise DataError(f"a batch is {kind_of(batch)}, which no network is run on: {BY_CALL}")
 
 
 def as_tensor(value: Any) -> Tensor:
@@ -87,7 +103,7 @@ def as_tensor(value: Any) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(value))
         except TypeError as error:
             raise DataError(f"an array of type {value.dtype} holds no numbers that a network takes") from error
-    raise DataError(f"a batch holds {_kind(value)} where a tensor is wanted: {BY_CALL}")
+    raise DataError(f"a batch holds {kind_of(value)} where a tensor is wanted: {BY_CALL}")
 
 
 def _of_mapping(batch: Mapping[str, Any], takes: Signature) -> Example:
@@ -98,6 +114,8 @@ def _of_mapping(batch: Mapping[str, Any], takes: Signature) -> Example:
             return as_tensor(batch[keys[0]])
         return {key: as_tensor(batch[key]) for key in keys if batch[key] is not None}
     inputs = [key for key in batch if key not in LABELS and isinstance(batch[key], (Tensor, np.ndarray))]
+    named = [key for key in inputs if key in INPUTS]
+    inputs = named if len(inputs) > 1 and len(named) == 1 else inputs
     if len(inputs) == 1 and len(takes.required) <= 1:
         return as_tensor(batch[inputs[0]])
     raise DataError(
@@ -119,6 +137,8 @@ def _of_sequence(batch: Sequence[Any], takes: Signature) -> tuple[Example, Tenso
         return tuple(map(as_tensor, batch[:count])), _labels(next(iter(batch[count:]), None))
     if isinstance(first, Mapping):
         return _of_mapping(first, takes), _labels(next(iter(rest), None))
+    if isinstance(first, (tuple, list)) and first:  # (image,), or views of one image
+        first = first[0]
     return as_tensor(first), _labels(next(iter(rest), None))
 
 
@@ -130,6 +150,7 @@ def _labels(value: Any) -> Tensor | None:
     return found.detach().long()
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """Name the class of a value, with its article."""
     name = type(value).__name__
     return f"an {name}" if name[:1].lower() in "aeiou" else f"a {name}"

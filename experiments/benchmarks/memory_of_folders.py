@@ -5,8 +5,9 @@
 Ten minutes and 2 GB of temporary files. Photographs of 400 x 300 are generated: in one folder without labels, in a
 folder for each of ten classes, as a list of files, and as one array of 64 x 64 (.npy, and .npz of floats). Each is read
 in a process of its own: 100 calibration images are drawn and 2,000 are passed over (`read`), or two ResNets of random
-weights are fused from it by `depfuse fuse --size 64,64 --calibration 100`. The last line of each table, `of 200`, is
-the memory at the largest number as a multiple of that at the smallest.
+weights are fused from it by `depfuse fuse --size 64,64 --calibration 100`, with the recipes `fast` and `standard`. All
+are in batches of 20: the test images of 200 photographs are no more. The last line of each table, `of 200`, is the
+memory at the largest number as a multiple of that at the smallest.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import io
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,13 @@ from depfuse.io.cards import Card
 from depfuse.io.checkpoint import write_checkpoint
 from depfuse.models import build_network
 from experiments.lib.cells import Cells
-from experiments.lib.command import check_counts, common_options, exit_code, numbers, rows_of
+from experiments.lib.command import numbers
+from experiments.lib.measurement import Measurement
 from experiments.lib.own_process import apart, whole
 from experiments.lib.parents.trained import thin_resnet
-from experiments.lib.places import MEASUREMENTS
 from experiments.lib.processes import CellError
 from experiments.lib.tables import markdown
 
-CSV = MEASUREMENTS / "memory_of_folders.csv"
 KEYS = ("layout", "step", "photographs")
 VALUES = ("peak_mib", "seconds")
 LAYOUTS = ("folder", "classes", "list", "array", "floats")
@@ -49,6 +49,7 @@ NUMBERS = (200, 20_000)
 CLASSES = 10
 DIFFERENT = 200  # photographs; each is written many times
 CALIBRATION = 100
+BATCH = 20
 PASSED = 2_000
 SIDE = 64
 ARCHITECTURE = thin_resnet(1, 0.5, in_channels=3)
@@ -120,8 +121,8 @@ def figures(step: str, data: Path, folder: Path) -> Iterator[dict[str, float]]:
 
 def _read(path: Path) -> None:
     data = load_data(path, size=(SIDE, SIDE))
-    total = sum(float(images.sum()) for images, _ in calibration_loader(data, CALIBRATION, batch_size=50))
-    for images, _ in batches_of(data.train.take(slice(0, PASSED)), data.preprocessing, batch_size=50):
+    total = sum(float(images.sum()) for images, _ in calibration_loader(data, CALIBRATION, batch_size=BATCH))
+    for images, _ in batches_of(data.train.take(slice(0, PASSED)), data.preprocessing, batch_size=BATCH):
         total += float(images.sum())
     assert np.isfinite(total)
 
@@ -134,7 +135,8 @@ def _fuse(data: Path, folder: Path, preset: str) -> None:
         parents.append(str(folder / f"{seed}.safetensors"))
         write_checkpoint(parents[-1], network.state_dict(), Card(architecture=ARCHITECTURE))
     words = ["fuse", *parents, "--arch", ARCHITECTURE, "--data", str(data), "--size", f"{SIDE},{SIDE}"]
-    words += ["--recipe", preset, "--calibration", str(CALIBRATION), "--quiet", "--out", str(folder / "a.safetensors")]
+    words += ["--recipe", preset, "--calibration", str(CALIBRATION), "--set", f"calibration.batch_size={BATCH}"]
+    words += ["--quiet", "--out", str(folder / "a.safetensors")]
     with contextlib.redirect_stdout(sys.stderr):
         code = depfuse(words)
     if code:
@@ -169,40 +171,28 @@ def tables(rows: pd.DataFrame) -> str:
     return "\n\n".join(parts)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options."""
-    options = common_options(__doc__, CSV)
-    options.add_argument("--photographs", metavar="N,...", default=",".join(map(str, NUMBERS)))
-    options.add_argument("--layouts", nargs="+", metavar="NAME", choices=LAYOUTS, default=list(LAYOUTS))
-    options.add_argument("--steps", nargs="+", metavar="NAME", choices=STEPS, default=list(STEPS))
-    return options
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what is measured."""
+    parser.add_argument("--photographs", metavar="N,...", default=",".join(map(str, NUMBERS)))
+    parser.add_argument("--layouts", nargs="+", metavar="NAME", choices=LAYOUTS, default=list(LAYOUTS))
+    parser.add_argument("--steps", nargs="+", metavar="NAME", choices=STEPS, default=list(STEPS))
 
 
-def run(options: argparse.Namespace) -> None:
-    """Measure and show what was asked for."""
-    check_counts(options)
-    counts = numbers("--photographs", options.photographs, 2)
-    cells = [
+def wanted(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All steps from all layouts of all numbers of photographs."""
+    return [
         {"layout": layout, "step": step, "photographs": count}
         for layout in options.layouts
         for step in options.steps
-        for count in counts
+        for count in numbers("--photographs", options.photographs, 2)
     ]
-    if options.list:
-        print("\n".join(f"{cell['layout']}, {cell['step']}, {cell['photographs']}" for cell in cells))
-        return
-    print(tables(rows_of(Cells(KEYS, VALUES, measure), cells, options)))
 
 
-def page() -> str:
-    """Make the tables of what is stored."""
-    return tables(Cells(KEYS, VALUES, measure).read(CSV))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """0 where all is well, 1 where cells failed, 2 where the request is wrong."""
-    return exit_code(run, parser().parse_args(arguments))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+MEASUREMENT = Measurement(
+    "memory_of_folders",
+    __doc__,
+    wanted,
+    lambda _: Cells(KEYS, VALUES, measure),
+    lambda rows, _: tables(rows),
+    add_options,
+)

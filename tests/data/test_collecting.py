@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from collections import UserDict
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,6 +66,24 @@ class Stream(IterableDataset[Any]):
         yield from zip(IMAGES, LABELS, strict=True)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Images with their names."""
+
+    image: Tensor
+    ids: list[str]
+
+
+class ArrayLike:
+    """What pandas, h5py and others give."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return self.values
+
+
 def endless() -> Iterator[Tensor]:
     yield from itertools.cycle(IMAGES.split(7))
 
@@ -88,6 +108,16 @@ SOURCES: dict[str, Any] = {
     "dictionaries": lambda: ({"pixel_values": batch, "labels": torch.zeros(len(batch))} for batch in IMAGES.split(9)),
     "encodings": lambda: (UserDict({"x": batch, "label": torch.zeros(len(batch))}) for batch in IMAGES.split(9)),
     "loader": lambda: Loader(Split(IMAGES), batch_size=10),
+    "inputs and labels": lambda: (IMAGES, LABELS),
+    "inputs and rows of labels": lambda: (IMAGES.numpy(), np.eye(4)[LABELS]),
+    "a tuple of batches": lambda: (IMAGES[:15], IMAGES[15:]),
+    "generator of images": lambda: iter(IMAGES),
+    "generator of pairs": lambda: zip(IMAGES, LABELS, strict=True),
+    "data loader without batches": lambda: DataLoader(TensorDataset(IMAGES, LABELS), batch_size=None),
+    "images in tuples": lambda: [((batch,), 0) for batch in IMAGES.split(7)],
+    "data classes": lambda: [Batch(image=batch, ids=["a"]) for batch in IMAGES.split(7)],
+    "dictionaries with numbers": lambda: [{"image": b, "index": torch.arange(len(b))} for b in IMAGES.split(7)],
+    "what NumPy takes": lambda: ArrayLike(IMAGES.numpy()),
 }
 
 
@@ -175,6 +205,45 @@ def test_a_function_of_the_users_is_given_whole_batches() -> None:
     assert not loader.pictures
 
 
+def test_a_function_of_the_users_is_given_batches_of_their_own_class() -> None:
+    batches = [Batch(image=batch, ids=["a"]) for batch in IMAGES.split(10)]
+    loader = as_loader(batches, Plain(), batch_size=6, call=lambda model, batch: model(batch.image))
+    model = Plain().eval()
+    found = [run_network(model, inputs) for inputs, _ in loader]
+    torch.testing.assert_close(torch.cat(found), model(IMAGES))
+    assert [len(one) for one in found] == [6] * 5
+    assert all(torch.equal(batch.image, given) for batch, given in zip(batches, IMAGES.split(10), strict=True))
+
+
+def test_an_input_of_one_axis_with_its_label_is_a_sample() -> None:
+    network = nn.Linear(7, 3)  # which takes one axis, too
+    rows = torch.randn(20, 7, dtype=torch.float32)
+    for source in ([(row, 0) for row in rows], iter(rows), list(rows)):
+        assert torch.equal(gathered(as_loader(source, network)), rows)
+
+
+def test_rows_without_channels_are_batches_of_a_network_that_adds_them() -> None:
+    class Spectrum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x[:, None])).mean((2, 3))
+
+    rows = torch.randn(20, 8, 8, dtype=torch.float32)
+    for size in (1, 6):
+        assert torch.equal(gathered(as_loader(DataLoader(rows, size), Spectrum())), rows)
+
+
+@pytest.mark.filterwarnings("error")
+def test_of_an_array_in_a_file_only_what_is_drawn_is_read(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", IMAGES.numpy())
+    mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
+    found = gathered(as_loader(mapped, Plain(), images=12, seed=3))
+    assert torch.equal(found, gathered(as_loader(IMAGES, Plain(), images=12, seed=3)))
+
+
 def test_batches_of_several_shapes_are_kept_apart() -> None:
     sizes = [5, 7, 7, 5]
     batches = [{"tokens": torch.full((4, size), number)} for number, size in enumerate(sizes)]
@@ -202,12 +271,13 @@ def test_parts_are_taken_as_one_tensor_would_be(parts: list[tuple[int, int]], da
     ("source", "message"),
     [
         ("photos/", "load_data"),
-        (3, "are a int"),
+        (3, "are an int"),
         ([], "hold no batch"),
         (torch.zeros(1, 3, 6, 5), "1 calibration samples are too few"),
         (torch.tensor(3.0), "hold no batch"),
-        ([{"image": IMAGES, "mask": IMAGES}], "name them alike, or say how"),
-        (["text"], "a batch is a str"),
+        ([{"before": IMAGES, "after": IMAGES}], "name them alike, or say how"),
+        (["a.png"], "names of files, such as a.png"),
+        ({"x": IMAGES, "y": LABELS[:3]}, r"arrays of \[3, 30\] samples"),
         ([{"x": IMAGES, "extra": None, "y": LABELS[:3]}], None),
         (Images([IMAGES[0], IMAGES[0, :, :2]]), "give them one shape"),
         (np.array(["a", "b"]), "holds no numbers"),

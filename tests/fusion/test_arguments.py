@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from depfuse import FusionResult, Recipe, fuse
 from depfuse.data import Loader, Split
-from depfuse.errors import DepfuseError, RecipeError
+from depfuse.errors import DepfuseError, DepfuseWarning, RecipeError
 from depfuse.fusion.parents import Parents
 from depfuse.fusion.pipeline import match
 from depfuse.recipe.presets import preset
@@ -208,3 +209,40 @@ def test_networks_without_plain_weights_are_refused_in_words(kind: str, message:
 
 def test_arrays_of_several_kinds(wanted: Tensor) -> None:
     assert torch.equal(child(RESET, IMAGES.numpy().astype(np.float64)), wanted)
+
+
+@pytest.mark.parametrize(
+    ("parents", "message"),
+    [
+        (PARENTS[0], "one network is given: give a list of two"),
+        (
+            [parent.state_dict() for parent in PARENTS],
+            r"parent 1 is an OrderedDict, .*: make the network",
+        ),
+        ([PARENTS[0], "b.pt"], r"parent 2 is a str, .*: load it by depfuse\.load"),
+        ([PARENTS[0], None], r"parent 2 is a NoneType, .*: give the network"),
+    ],
+)
+def test_what_is_no_list_of_networks_is_one_sentence(parents: Any, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        fuse(parents, {"refit": "none"}, IMAGES)
+
+
+def test_inputs_and_labels_in_a_module_list(wanted: Tensor) -> None:
+    result = fuse(nn.ModuleList(PARENTS), RESET, (IMAGES, torch.arange(60) % 4))
+    assert torch.equal(outputs(result.child), wanted)
+
+
+def test_augmentation_is_said_where_inputs_are_no_images() -> None:
+    rows = torch.randn(40, 2, 9, dtype=torch.float32)
+    parents = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        layers = [nn.Conv1d(2, 5, 3), nn.BatchNorm1d(5), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten()]
+        parents.append(nn.Sequential(*layers, nn.Linear(5, 3)).eval())
+    with pytest.warns(DepfuseWarning, match=r"calibration\.augment: the calibration data are no images"):
+        fuse(parents, {**RESET, "calibration": {"augment": True}}, rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DepfuseWarning)
+        fuse(parents, RESET, rows)
+        fuse(PARENTS, {**RESET, "calibration": {"augment": True}}, IMAGES)

@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import pickle
+import tarfile
 import types
 import warnings
 import zipfile
@@ -105,6 +106,51 @@ def test_wrappers_anywhere_are_passed_over(tmp_path: Path, own: nn.Module, wante
     some = {key: value for key, value in wanted.items() if key.startswith("layer")}
     mixed = {**{key: value for key, value in wanted.items() if key not in some}, **within("", some, words)}
     assert_same(loaded(own, saved(tmp_path / "net.pt", mixed))[0], wanted)
+
+
+@pytest.mark.parametrize("counters", [True, False])
+@pytest.mark.parametrize("form", ["npz", "list"])
+def test_arrays_without_names_are_taken_in_order(
+    tmp_path: Path, own: nn.Module, wanted: State, form: str, counters: bool
+) -> None:
+    values = list((wanted if counters else without_counters(wanted)).values())
+    path = tmp_path / "round.npz"
+    if form == "npz":
+        np.savez(path, *[value.numpy() for value in values])
+    else:
+        saved(path, {"parameters": values, "round": 3})
+    found, said = loaded(own, path)
+    assert_same(without_counters(found), without_counters(wanted))
+    assert f"its {len(values)} arrays have no names, and are taken in the order" in said[0]
+    np.savez(path, *[value.numpy() for value in reversed(values)])
+    with pytest.raises(CheckpointError, match="does not fit"):
+        loaded(own, path)
+
+
+def test_counts_of_profilers_are_left_out(tmp_path: Path, own: nn.Module, wanted: State) -> None:
+    counts = {"conv1.total_ops": torch.ones(1), "layer1.total_params": torch.ones(1), "total_ops": torch.ones(1)}
+    assert_same(loaded(own, saved(tmp_path / "net.pt", {**wanted, **counts}))[0], wanted)
+
+
+def test_what_is_no_whole_network_says_what_it_is(tmp_path: Path, own: nn.Module, wanted: State) -> None:
+    adapter = {
+        "base_model.model.fc.lora_A.weight": torch.ones(2, 3),
+        "base_model.model.fc.lora_B.weight": torch.ones(3, 2),
+    }
+    with pytest.raises(CheckpointError, match=r"an adapter \(LoRA\), .*: put it into that one"):
+        loaded(own, saved(tmp_path / "adapter.pt", adapter))
+    divided = {key: torch.ones(0) if key.endswith("weight") else value for key, value in wanted.items()}
+    with pytest.raises(CheckpointError, match=r"has no numbers for .*: several processes have a part each"):
+        loaded(own, saved(tmp_path / "rank0.pt", {"module": divided}))
+    folder = tmp_path / "deepspeed"
+    (folder / "global_step10").mkdir(parents=True)
+    saved(folder / "global_step10" / "mp_rank_00_model_states.pt", {"module": dict(wanted)})
+    with pytest.raises(CheckpointError, match="a checkpoint of DeepSpeed: give its mp_rank_00"):
+        loaded(own, folder)
+    with tarfile.open(tmp_path / "net.tar", "w") as archive:
+        archive.add(saved(tmp_path / "net.pt", wanted), "net.pt")
+    with pytest.raises(CheckpointError, match="is a tar archive: unpack it"):
+        loaded(own, tmp_path / "net.tar")
 
 
 def test_a_network_that_is_wrapped_itself_takes_plain_names(tmp_path: Path, own: nn.Module, wanted: State) -> None:

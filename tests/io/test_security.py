@@ -383,8 +383,11 @@ def test_an_array_that_is_not_there_is_not_made_room_for(tmp_path: Path) -> None
 def test_an_array_larger_than_memory_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path / "data.npz")
     assert len(load_data(path).train) == 4
-    monkeypatch.setattr("depfuse.data.memory.free_memory", lambda: 500)
-    with pytest.raises(DataError, match=r"data\.npz needs 0\.0 GiB of memory"):
+    monkeypatch.setattr("depfuse.data.memory.free_memory", lambda: 100)
+    with pytest.raises(DataError, match=r"data\.npz: x_train need 0\.0 GiB of memory"):
+        load_data(path)
+    np.savez_compressed(path, **np.load(path))
+    with pytest.raises(DataError, match=r"data\.npz: x_train needs 0\.0 GiB of memory"):
         load_data(path)
 
 
