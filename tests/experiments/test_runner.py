@@ -36,6 +36,11 @@ STORED: dict[str, tuple[list[dict[str, object]], str]] = {
         [{"part": "wide", "kind": "rank one", "by": "assigned", "seconds": 1.5}],
         "| rank one | assigned | 1.50 |  |",
     ),
+    "memory_of_folders": (
+        [{"layout": "folder", "step": "fast", "photographs": count, "peak_mib": peak, "seconds": 30.0}
+         for count, peak in ((200, 800.0), (20_000, 820.0))],
+        "| of 200 | 1.02 |  |",
+    ),
     "peers": (
         [{"network": "torchvision:vgg11", "package": "depfuse", "error": 0.0, "error_of_weights": 0.0, "moved": 0.5,
           "distance": 2.0, "seconds": 3.0}],
