@@ -12,6 +12,7 @@ from depfuse.data.loader import Loader
 from depfuse.data.stream import Stream
 from depfuse.evaluate import Agreement, evaluate_agreement
 from depfuse.fusion.comparison import make_rivals
+from depfuse.fusion.shown import comparison_as_html, comparison_as_text
 from depfuse.progress import ProgressLike, shown
 from depfuse.teach.distil import Distillation
 
@@ -53,13 +54,11 @@ class AgreementComparison:
         return agreement_verdict(self, [f"parent {number}" for number in range(1, len(self.parents) + 1)])
 
     def __repr__(self) -> str:
-        rows = [("child", self.child), *((f"parent {n}", own) for n, own in enumerate(self.parents, start=1))]
-        rows += [("ensemble", self.ensemble), ("naive average", self.naive), ("naive average, reset", self.renewed)]
-        lines = [
-            f"  {name:<22}{100 * own.ensemble:6.2f} % like the ensemble  confidence {100 * own.confidence:6.2f} %"
-            for name, own in rows
-        ]
-        return "\n".join([f"Comparison on {self.child.count:,} images without labels", *lines, f"  {self.verdict}"])
+        return comparison_as_text(self)
+
+    def _repr_html_(self) -> str:
+        """Show the comparison in a notebook."""
+        return comparison_as_html(self)
 
 
 def compare_agreement(

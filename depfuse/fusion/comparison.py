@@ -20,6 +20,7 @@ from depfuse.fusion.advice import Advice
 from depfuse.fusion.checks import check_parents, label_sets
 from depfuse.fusion.contenders import advise_on
 from depfuse.fusion.prepared import announce
+from depfuse.fusion.shown import comparison_as_html, comparison_as_text
 from depfuse.fusion.verdict import verdict
 from depfuse.fusion.widths import shapes_of
 from depfuse.groups import ChannelGroups
@@ -104,10 +105,11 @@ class Comparison:
         return verdict(self.advice, self.result.best.name if self.result.best else None)
 
     def __repr__(self) -> str:
-        rows = [("child", self.child), *((f"parent {n}", own) for n, own in enumerate(self.parents, start=1))]
-        rows += [("ensemble", self.ensemble), ("naive average", self.naive), ("naive average, reset", self.renewed)]
-        lines = [f"  {name:<22}{100 * own.accuracy:6.2f} %  loss {own.loss:.4f}" for name, own in rows]
-        return "\n".join([f"Comparison on {self.child.count:,} images", *lines, f"  {self.verdict}"])
+        return comparison_as_text(self)
+
+    def _repr_html_(self) -> str:
+        """Show the comparison in a notebook."""
+        return comparison_as_html(self)
 
 
 def compare(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from depfuse.evaluate import Agreement, Scores
@@ -24,6 +24,7 @@ MOST_STEPS = 3  # lines of steps
 MOST_SHOWN = 20  # lines in a terminal
 WIDTH = 108  # characters of a line, without its title
 MOST_LINES = 2  # of a row, but for the verdict
+MOST_PARENTS = 6  # in a comparison
 MOST_BARS = 120  # of the picture of the groups
 BAR, TALLEST = 5, 32  # width and height of its bars, pixels
 
@@ -54,6 +55,53 @@ def as_html(result: FusionResult) -> str:
         f"<div><b>{html.escape(heading(result))}</b>"
         f"<table>{''.join(lines)}</table>{picture(result.groups)}{groups_folded(result.groups)}</div>"
     )
+
+
+def comparison_as_text(found: Comparison | AgreementComparison) -> str:
+    """Format scores of networks, and the verdict, in lines that need no scrolling."""
+    title, heads, rows = comparison_rows(found)
+    lines = [
+        f"  {name:<26}{'  '.join(f'{head} {cell}' for head, cell in zip(heads, cells, strict=True))}"
+        for name, *cells in rows
+    ]
+    return "\n".join([title, *lines, *textwrap.wrap(found.verdict, WIDTH, initial_indent="  ", subsequent_indent="  ")])
+
+
+def comparison_as_html(found: Comparison | AgreementComparison) -> str:
+    """Format scores of networks as a table, and the verdict below it."""
+    title, heads, rows = comparison_rows(found)
+    left, right = 'style="text-align:left"', 'style="text-align:right"'
+    lines = [
+        f"<tr><th {left}>{name}</th>{''.join(f'<td {right}>{cell}</td>' for cell in cells)}</tr>"
+        for name, *cells in rows
+    ]
+    head = "".join(f"<th {right}>{head}</th>" for head in heads)
+    return (
+        f"<div><b>{html.escape(title)}</b><table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
+        f"<p>{html.escape(found.verdict)}</p></div>"
+    )
+
+
+def comparison_rows(found: Comparison | AgreementComparison) -> tuple[str, tuple[str, str], list[tuple[str, str, str]]]:
+    """List title, columns, and name and scores of each network, of the first parents where there are many."""
+    few = len(found.parents) <= MOST_PARENTS
+    parents: Sequence[Scores | Agreement] = found.parents[:MOST_PARENTS]
+    heads: Sequence[Scores | Agreement] = found.heads if few else ()
+    named: list[tuple[str, Scores | Agreement]] = [("child", found.child)]
+    named += [(f"parent {number}", own) for number, own in enumerate(parents, start=1)]
+    named += [(f"parent {number}, head refitted", own) for number, own in enumerate(heads, start=1)]
+    if found.baseline is not None:
+        named.append((f"parent {found.baseline.parent + 1}, trained as long", found.baseline.scores))
+    named += [("ensemble", found.ensemble), ("naive average", found.naive), ("naive average, reset", found.renewed)]
+    labelled = not isinstance(found.child, Agreement)
+    title = f"Comparison on {found.child.count:,} images{'' if labelled else ' without labels'}"
+    title += "" if few else f", the first {MOST_PARENTS} of {len(found.parents)} parents"
+    columns = ("accuracy", "loss") if labelled else ("agrees with the ensemble", "confidence")
+    return title, columns, [(name, f"{100 * _share(own):6.2f} %", _second(own)) for name, own in named]
+
+
+def _second(scores: Scores | Agreement) -> str:
+    return f"{100 * scores.confidence:6.2f} %" if isinstance(scores, Agreement) else f"{scores.loss:.4f}"
 
 
 def heading(result: FusionResult) -> str:
@@ -127,7 +175,7 @@ def _scores(found: Comparison | AgreementComparison) -> tuple[str, str]:
     """Write accuracies; without labels, the shares of images for which the ensemble's class is predicted."""
     shares = {"child": _share(found.child), "best parent": max(map(_share, found.parents))}
     shares |= {} if isinstance(found.ensemble, Agreement) else {"ensemble": _share(found.ensemble)}
-    shares["naive average"] = _share(found.naive)
+    shares["naive average"] = max(_share(found.naive), _share(found.renewed))
     listed = ", ".join(f"{name} {100 * share:.2f} %" for name, share in shares.items())
     if isinstance(found.child, Agreement):
         return "agreement", f"with the ensemble's class: {listed} (of {found.child.count:,})"

@@ -26,7 +26,17 @@ BETWEEN = 0.08  # free width between two drawings, a share of their mean width: 
 
 
 def draw_path(report: PathReport, path: Path, kind: str = "png") -> None:
-    """Draw accuracy and loss between the two parents and write the picture (png, pdf or svg) to `path`.
+    """Draw `path_figure`, and write the picture (png, pdf or svg) to `path`."""
+    save(path_figure(report), path, kind)
+
+
+def draw_family(report: FusionReport, path: Path, kind: str = "png") -> None:
+    """Draw `family_figure`, and write the picture (png, pdf or svg) to `path`."""
+    save(family_figure(report), path, kind)
+
+
+def path_figure(report: PathReport) -> Figure:
+    """Draw accuracy and loss between the two parents.
 
     The paths by all methods and the naive path share their ends, which are the parents themselves; the
     ensemble's accuracy and loss are a dashed line.
@@ -56,11 +66,11 @@ def draw_path(report: PathReport, path: Path, kind: str = "png") -> None:
     figure.suptitle(f"{first}  →  {second}", fontsize="medium")
     handles, labels = accuracy.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
-    save(figure, path, kind)
+    return figure
 
 
-def draw_family(report: FusionReport, path: Path, kind: str = "png") -> None:
-    """Draw the candidates' accuracy, the score that chose among them and their seconds; write the picture to `path`.
+def family_figure(report: FusionReport) -> Figure:
+    """Draw the candidates' accuracy, the score that chose among them, and their seconds.
 
     The parents' accuracies are dotted lines, the ensemble's is dashed; the child is coloured.
     """
@@ -90,7 +100,7 @@ def draw_family(report: FusionReport, path: Path, kind: str = "png") -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     for axes in (accuracy, disagreement, seconds):
         _give_ticks_room(figure, axes)
-    save(figure, path, kind)
+    return figure
 
 
 def save(figure: Figure, path: Path, kind: str) -> None:

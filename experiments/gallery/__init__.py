@@ -1,1 +1,1 @@
-"""Five scripts to be read in order."""
+"""A notebook, and five scripts to be read in order."""

@@ -1,4 +1,7 @@
-"""The gallery: every script runs, draws its picture, and reaches what its head says, but for a machine's rounding."""
+"""The gallery: every script runs, draws its picture, and reaches what its head says, but for a machine's rounding.
+
+So does the notebook, in a kernel of its own, and shows what it speaks of.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 import torch
+from nbclient import NotebookClient
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOK = ROOT / "experiments" / "gallery" / "notebook.ipynb"
 SCRIPTS = sorted((ROOT / "experiments" / "gallery").glob("step*.py"))
 
 
@@ -78,3 +84,33 @@ def test_the_gallery_shows_every_script_and_picture() -> None:
         assert f"{{literalinclude}} ../../experiments/gallery/{script.name}\n" in page
         assert f"{{image}} ../../experiments/gallery/{script.stem}.png\n" in page
         assert f"python -m experiments.gallery.{script.stem}" in script.read_text(encoding="utf-8")
+
+
+def test_the_notebook_runs_from_its_folder_and_shows_cards_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells), "clear its outputs"
+    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}})
+    client.execute()
+    shown: list[Any] = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    results = [output.data for output in shown if output.output_type == "execute_result"]
+    cards = [found["text/html"] for found in results if "text/html" in found]
+    fused, compared, with_scores, alike = cards
+    assert all(card.count("<tr>") <= 30 for card in cards)
+    assert "none yet" in fused
+    assert "Keep the child" in compared
+    assert "Keep the child" in with_scores
+    assert with_scores.count("<details>") == 1, "groups are folded"
+    assert "no accuracy is known" in alike
+    assert len(results[0]["text/plain"].splitlines()) <= 20
+    assert any("image/png" in found for found in results)
+    assert not any(output.output_type == "error" for output in shown)
+    assert [path.name for path in NOTEBOOK.parent.iterdir() if path.suffix == ".safetensors"] == []
+
+
+def test_the_guide_leads_to_the_notebook() -> None:
+    page = (ROOT / "docs" / "guide" / "gallery.md").read_text(encoding="utf-8")
+    assert "{download}`experiments/gallery/notebook.ipynb <../../experiments/gallery/notebook.ipynb>`" in page
+    assert "experiments/gallery/notebook.ipynb" in (ROOT / "README.md").read_text(encoding="utf-8")

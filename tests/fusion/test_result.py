@@ -10,7 +10,7 @@ import torch
 from digits_parents import small_parents
 from torch.utils.data import DataLoader, TensorDataset
 
-from depfuse import FusionResult, fuse
+from depfuse import Comparison, FusionResult, fuse
 from depfuse.cli.wording import in_options
 from depfuse.data import DataSet, Loader, calibration_loader, load_data
 from depfuse.data.floats import to_floats
@@ -67,6 +67,25 @@ def test_a_result_is_shown_in_20_lines_and_as_a_card_of_30(result: FusionResult,
     names = [f"{group.name}: {group.size} channels" for group in result.groups.free]
     assert set(names) <= set(reader.texts)
     assert result._repr_html_().count("<rect") == len(names)
+
+
+def test_a_comparison_shows_its_scores_and_its_verdict(result: FusionResult, data: DataSet) -> None:
+    test = Loader(data.test, data.preprocessing, batch_size=500)
+    for found in (result.comparison(test), result.comparison([images for images, _ in test])):
+        text, card = repr(found), found._repr_html_()
+        assert max(map(len, text.splitlines())) <= 110
+        assert len(text.splitlines()) <= 20
+        assert found.verdict in " ".join(text.split())
+        reader = _Text()
+        reader.feed(card)
+        reader.close()
+        assert reader.open == []
+        assert reader.rows <= 30
+        assert found.verdict in reader.texts
+        share = found.child.accuracy if isinstance(found, Comparison) else found.child.ensemble
+        assert f"{100 * share:6.2f} %" in reader.texts
+        assert f"{100 * share:6.2f} %" in text.splitlines()[1]
+        assert {"parent 2", "parent 1, head refitted", "ensemble", "naive average, reset"} <= set(reader.texts)
 
 
 def test_groups_are_folded_until_they_are_printed(result: FusionResult) -> None:

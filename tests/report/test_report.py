@@ -27,11 +27,10 @@ from depfuse.report import (
     Seconds,
     barrier_sentence,
     describe_environment,
-    plots,
     read_report,
 )
 from depfuse.report.plot_kind import plot_kind
-from depfuse.report.plots import draw_family, draw_path
+from depfuse.report.plots import draw_path, family_figure, path_figure
 from depfuse.report.schema import FamilyRow
 from depfuse.report.tables import fusion_table, path_table, short_names
 
@@ -185,14 +184,6 @@ def test_plot_of_a_path_is_drawn_the_same_each_time(kind: str, head: bytes, tmp_
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Figures that are drawn, in place of their files."""
-    figures: list[Figure] = []
-    monkeypatch.setattr(plots, "save", lambda figure, path, kind: figures.append(figure))
-    return figures
-
-
 def assert_legible(figure: Figure) -> None:
     """Check that no two names of ticks, axes or curves meet, and that none is cut off."""
     figure.draw_without_rendering()
@@ -213,7 +204,7 @@ def assert_legible(figure: Figure) -> None:
 
 
 @pytest.mark.parametrize("values", [(0.9, 0.95, 1.0), (0.99991, 0.99992, 0.99993), (0.1, 1e4, 1e6), (0.5, 0.5, 0.5)])
-def test_pictures_of_paths_and_candidates_are_legible(drawn: list[Figure], values: tuple[float, ...]) -> None:
+def test_pictures_of_paths_and_candidates_are_legible(values: tuple[float, ...]) -> None:
     names = ("parent 1, merged from stage 2 on", "average, shares by stage", "parent 2, head refitted")
     family = [
         FamilyRow(
@@ -222,7 +213,7 @@ def test_pictures_of_paths_and_candidates_are_legible(drawn: list[Figure], value
         )
         for name, value in zip(names, values, strict=True)
     ]  # fmt: skip
-    draw_family(fusion_report(family=family), Path("best.png"))
+    best = family_figure(fusion_report(family=family))
     rows = [
         PathRow(alpha=share, accuracy=min(value, 1.0), loss=value, calibration_error=0.0)
         for share, value in zip((0.0, 0.5, 1.0), values, strict=True)
@@ -231,11 +222,10 @@ def test_pictures_of_paths_and_candidates_are_legible(drawn: list[Figure], value
         MethodPath(name=name, path=rows, barrier_loss=0.0, barrier_error=0.0, seconds=1.0, recipe={})
         for name in ("weights", "activations:reweighted-random-walk", "mixture")
     ]
-    draw_path(path_report().model_copy(update={"path": rows, "naive_path": rows, "methods": several}), Path("p.png"))
-    for figure in drawn:
+    path = path_figure(path_report().model_copy(update={"path": rows, "naive_path": rows, "methods": several}))
+    for figure in (best, path):
         assert_legible(figure)
-    best = {text.get_text() for text in drawn[0].legends[0].get_texts()}
-    assert best == {"child", "parents", "logit ensemble"}
+    assert {text.get_text() for text in best.legends[0].get_texts()} == {"child", "parents", "logit ensemble"}
 
 
 def test_kind_of_a_plot_is_in_its_name() -> None:
