@@ -29,6 +29,7 @@ from depfuse.io.loading import load_into
 from depfuse.models import build_network, check_input, with_classes
 from depfuse.models.architecture import with_arguments
 from depfuse.models.origin import FromFile
+from depfuse.models.registry import with_settings
 from depfuse.networks.forward import run_network
 from depfuse.networks.running import evaluating
 
@@ -89,8 +90,11 @@ def read_inputs(
     names are used only where its file is one of those that the user trusts. Keys say where in files the weights are.
     """
     named = read_named(paths, arch, options, classes, trust)
-    architectures = named.architectures
     checkpoints = read_checkpoints(paths, key)
+    architectures = tuple(
+        with_settings(architecture, own.settings)
+        for architecture, own in zip(named.architectures, checkpoints, strict=True)
+    )
     cards = [checkpoint.card for checkpoint in checkpoints]
     data = load_named(cards, options, named.data)
     if judged:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from depfuse.data.loader import Loader
 from depfuse.ensemble.label_sets import LabelSets
@@ -83,7 +85,13 @@ def check_weights(models: Any) -> None:
             load = next(said for said, suits in known.items() if suits)
             raise RecipeError(f"parent {number} is {kind_of(model)}, not an nn.Module: {load}")
     for number, model in enumerate(models, start=1):
+        if isinstance(model, GraphModule) and "eval" in vars(model):  # torch.export gives such, of one mode
+            raise RecipeError(f"parent {number} is an exported program: give the network that it was made from")
         for key, tensor in model.state_dict().items():
+            if isinstance(tensor, (UninitializedBuffer, UninitializedParameter)):
+                raise RecipeError(
+                    f"parent {number} has no weights yet ({key} is of a lazy layer): run it once, or load them first"
+                )
             if "packed_params" in key or (isinstance(tensor, Tensor) and tensor.is_quantized):
                 raise RecipeError(
                     f"parent {number} is quantised ({key}): fuse the networks first, and quantise the child"

@@ -25,6 +25,7 @@ from depfuse.fusion.verdict import verdict
 from depfuse.fusion.widths import shapes_of
 from depfuse.groups import ChannelGroups
 from depfuse.merge import average
+from depfuse.networks.copying import unwrap
 from depfuse.networks.isolation import isolated
 from depfuse.progress import ProgressLike, shown
 from depfuse.refit import refit_heads
@@ -263,6 +264,7 @@ def naive_average(
     template: nn.Module | None = None,
 ) -> nn.Module:
     """Average parents of one width without any alignment; the arguments are those of `fuse`."""
+    models = [unwrap(model) for model in models]
     sets = label_sets(labels, models, template)
     check_parents(models, sets)
     for number, model in enumerate(models if sets is None else (), start=1):

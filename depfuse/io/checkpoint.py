@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -46,6 +47,8 @@ class Checkpoint:
         All tensors that the file holds, or those under the key that the user named; None once it is fitted.
     holds
         The keys under which the file has tensors, in words.
+    settings
+        What the file says its network was built with: Lightning's `hyper_parameters`.
     """
 
     path: Path
@@ -55,6 +58,7 @@ class Checkpoint:
     layout: Layout = "torch"
     weights: Place | None = field(default=None, repr=False)
     holds: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def fitted_to(self, own: Mapping[str, Tensor]) -> Checkpoint:
         """Find the tensors for a network's state dict among all that the file holds, by the network's own names.
@@ -125,7 +129,8 @@ def read_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
         raise CheckpointError(f"{path} holds {kind}: give a file with the weights of a network, by name")
     state = without_wrappers(_usual_set(place))
     _check_tensors(path, state, contents.size)
-    return Checkpoint(path, state, contents.card, state_digest(state), contents.layout, place, _nested(top))
+    digest, settings = state_digest(state), _settings(contents.loaded)
+    return Checkpoint(path, state, contents.card, digest, contents.layout, place, _nested(top), settings)
 
 
 def read_checkpoints(paths: Sequence[Path], keys: Sequence[str] | None = None) -> list[Checkpoint]:
@@ -165,6 +170,14 @@ def _with_card(path: Path, state: dict[str, Tensor], card: Card) -> Checkpoint:
             f"{path}: the card belongs to other weights than these: the file was changed after it was written"
         )
     return Checkpoint(path, state, card, digest, weights=find_weights(path, state))
+
+
+def _settings(loaded: Any) -> dict[str, Any]:
+    """Find the settings by which a LightningModule was built."""
+    found = loaded.get("hyper_parameters") if isinstance(loaded, Mapping) else None
+    if isinstance(found, Record):
+        found = {**found.attributes, **{key: value for key, value in found.entries if key is not None}}
+    return {key: value for key, value in found.items() if isinstance(key, str)} if isinstance(found, Mapping) else {}
 
 
 def _nested(top: Place) -> str:

@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from depfuse.errors import ArchitectureError
 from depfuse.io.checkpoint import read_checkpoint
 from depfuse.io.loading import load_into, load_network
-from depfuse.models.registry import build_network
+from depfuse.models.registry import build_network, built_by, with_settings
 
 
 def load(
@@ -29,8 +28,9 @@ def load(
     path
         A checkpoint of any kind, or a folder with one; see `read_checkpoint`.
     arch
-        What the network is: an architecture as `build_network` takes it, or a class or function that builds it. Where
-        None, what the card of the file says, as long as it is built in or in torchvision's or timm's registry.
+        What the network is: an architecture as `build_network` takes it, or a class or function that builds it; of a
+        LightningModule the arguments are the file's hyper-parameters. Where None, what the card of the file or the
+        config.json of the folder says, as long as it is built in or a network of torchvision, timm or transformers.
     key
         Where the weights are in the file, with dots for depth, where it holds several sets, such as
         ``"state_dict_ema"``.
@@ -52,14 +52,8 @@ def load(
     if isinstance(arch, str):
         if checkpoint.card is not None and checkpoint.card.classes is not None:
             defaults = {"classes": len(checkpoint.card.classes), **defaults}
-        network = build_network(arch, **defaults)
+        network = build_network(with_settings(arch, checkpoint.settings), **defaults)
     else:
-        made: object = None if isinstance(arch, nn.Module) or not callable(arch) else arch()
-        if not isinstance(made, nn.Module):
-            raise ArchitectureError(
-                f"a {type(arch).__name__} does not say what network it is: give an architecture, or a class or function"
-                " that builds a network"
-            )
-        network = made
+        network = built_by(arch, checkpoint.settings)
     load_into(network, checkpoint)
     return network.eval()

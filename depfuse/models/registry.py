@@ -22,10 +22,10 @@ from depfuse.models.architecture import (
     with_arguments,
 )
 from depfuse.models.bounded import build_bounded
-from depfuse.models.origin import FromFile, shown, why_not
+from depfuse.models.origin import REGISTRIES, FromFile, shown, why_not
 from depfuse.models.sources import describe_error, load_module
 from depfuse.models.transformers_networks import transformers_factory
-from depfuse.networks.copying import unwrap
+from depfuse.networks.copying import runnable, unwrap
 
 # Library -> name of an argument here -> its name there.
 _RENAMED = {
@@ -76,6 +76,8 @@ def build_network(
             _check_installed(architecture.source)
     factory = _resolve(architecture)
     arguments = {**_known(factory, defaults, architecture.source), **architecture.arguments}
+    if architecture.source not in REGISTRIES:
+        check_arguments(factory, arguments, shown(arch).partition("(")[0])
     try:
         network = build_bounded(factory, arch, arguments, fitting)
     except ArchitectureError:
@@ -84,8 +86,61 @@ def build_network(
         raise ArchitectureError(f"{shown(arch)}: building it raised {describe_error(error)}") from error
     if not isinstance(network, nn.Module):
         raise ArchitectureError(f"{arch}: {architecture.name} gave a {type(network).__name__}, not a torch.nn.Module")
+    network = runnable(network)
     _BUILT[network] = with_arguments(str(arch), **arguments)
     return network
+
+
+def check_arguments(factory: Callable[..., Any], arguments: Mapping[str, Any], name: str) -> None:
+    """Raise `ArchitectureError` where a factory of the user's needs arguments that are not given."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    missing = [
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty and parameter.kind not in optional and parameter.name not in arguments
+    ]
+    if missing:
+        form = ", ".join(f"{own}=..." for own in missing)
+        raise ArchitectureError(f"{name} needs {' and '.join(missing)}: write {name}({form})")
+
+
+def built_by(factory: Any, settings: Mapping[str, Any]) -> nn.Module:
+    """Build a network by a class or function, with the settings of a file that it takes.
+
+    Raises
+    ------
+    ArchitectureError
+        It is neither, needs other arguments, or gives no network.
+    """
+    made: object = None
+    if callable(factory) and not isinstance(factory, nn.Module):
+        plain = {name: value for name, value in settings.items() if why_not("", {name: value}) is None}
+        arguments = _known(factory, plain, "")
+        check_arguments(factory, arguments, getattr(factory, "__name__", type(factory).__name__))
+        made = factory(**arguments)
+    if not isinstance(made, nn.Module):
+        raise ArchitectureError(
+            f"a {type(factory).__name__} does not say what network it is: give an architecture, or a class or function"
+            " that builds a network"
+        )
+    return runnable(made)
+
+
+def with_settings(arch: str, settings: Mapping[str, Any]) -> str:
+    """Add the settings that a file says its network was built with, where it is the user's own and takes them.
+
+    What the string says stays. A setting that could make the network read or fetch something, or is no plain value, is
+    left out, see `depfuse.models.origin.why_not`.
+    """
+    architecture = parse_architecture(arch)
+    plain = {name: value for name, value in settings.items() if why_not("", {name: value}) is None}
+    if not plain or architecture.source in REGISTRIES or isinstance(arch, FromFile):
+        return arch
+    return with_arguments(arch, **{**_known(_resolve(architecture), plain, ""), **architecture.arguments})
 
 
 def architecture_of(network: nn.Module) -> str | None:

@@ -35,14 +35,40 @@ CONSTANTS = (str, bytes, int, float, complex, bool, type(None), type, ModuleType
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the network inside DataParallel, DistributedDataParallel and torch.compile wrappers."""
+    """Return the network inside wrappers: DataParallel, DistributedDataParallel, torch.compile, Lightning's Fabric.
+
+    So is a LightningModule that has no `forward` of its own and one network inside; see `runnable`.
+    """
     while True:
-        inner = getattr(model, "_orig_mod", None)
+        inner = getattr(model, "_orig_mod", getattr(model, "_original_module", None))
         if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             inner = model.module
         if not isinstance(inner, nn.Module):
+            inner = runnable(model)
+        if inner is model:
             return model
         model = inner
+
+
+def runnable(model: nn.Module) -> nn.Module:
+    """Return the only network inside a LightningModule that has no `forward` of its own; any other network itself.
+
+    Raises
+    ------
+    ArchitectureError
+        It has several networks inside, or none.
+    """
+    owner = next((own for own in type(model).__mro__ if "forward" in vars(own)), None)
+    if owner is None or owner.__name__ != "LightningModule":
+        return model
+    inner = {name: child for name, child in model.named_children() if next(child.parameters(), None) is not None}
+    if len(inner) != 1:
+        found = f"{len(inner)} networks inside ({', '.join(inner)})" if inner else "no network inside"
+        raise ArchitectureError(
+            f"{type(model).__name__} is a LightningModule without a forward of its own and with {found}: give one"
+            " network"
+        )
+    return next(iter(inner.values()))
 
 
 def evaluation_copy(model: nn.Module, dtype: torch.dtype | None = None, *, shared: bool = False) -> nn.Module:

@@ -13,10 +13,14 @@ EXACT = (torch.float32, torch.float64)
 
 
 def in_full_precision(models: Sequence[nn.Module]) -> Sequence[nn.Module]:
-    """Copy networks to float32 where any is in half precision or of several types; others are given as they are."""
-    types = {
-        tensor.dtype for model in models for tensor in unwrap(model).state_dict().values() if tensor.is_floating_point()
-    }
+    """Copy networks to float32 where any is in half precision or of several types; others are given as they are.
+
+    Wrapped ones come without their wrappers, see `unwrap`.
+    """
+    inner = [unwrap(model) for model in models]
+    if any(own is not model for own, model in zip(inner, models, strict=True)):
+        models = inner
+    types = {tensor.dtype for model in models for tensor in model.state_dict().values() if tensor.is_floating_point()}
     if len(types) <= 1 and types <= set(EXACT):
         return models
     return [evaluation_copy(model, torch.float32) for model in models]
