@@ -77,7 +77,7 @@ def build_network(
     factory = _resolve(architecture)
     arguments = {**_known(factory, defaults, architecture.source), **architecture.arguments}
     if architecture.source not in REGISTRIES:
-        check_arguments(factory, arguments, shown(arch).partition("(")[0])
+        check_arguments(factory, arguments, arch.partition("(")[0].strip())
     try:
         network = build_bounded(factory, arch, arguments, fitting)
     except ArchitectureError:
