@@ -41,7 +41,8 @@ class Work:
 
     def step(self, description: str, total: int | None = None) -> None:
         """Begin the next step; the one before it is over."""
-        self.description, self.total, self.done, self.began = description, total, 0, time.monotonic()
+        whole = f"{_part.get()}: {description}" if _part.get() else description
+        self.description, self.total, self.done, self.began = whole, total, 0, time.monotonic()
         self.changed(begun=True)
 
     def enter(self, name: str, description: str) -> None:
@@ -198,6 +199,7 @@ class Cell(Work):
 
 _NOBODY = Work()
 _watching: ContextVar[Work | None] = ContextVar("depfuse_progress", default=None)
+_part: ContextVar[str] = ContextVar("depfuse_part", default="")
 _name: ContextVar[str] = ContextVar("depfuse_name", default="")
 
 
@@ -219,6 +221,26 @@ def named(what: str) -> Generator[None, None, None]:
         yield
     finally:
         _name.reset(before)
+
+
+@contextmanager
+def part(what: str) -> Generator[None, None, None]:
+    """Say before each step within the block what it is a part of."""
+    before = _part.set(what)
+    try:
+        yield
+    finally:
+        _part.reset(before)
+
+
+@contextmanager
+def unseen() -> Generator[None, None, None]:
+    """Say nothing of the steps within the block, which all are one part of a step that is counted."""
+    before = _watching.set(Work())
+    try:
+        yield
+    finally:
+        _watching.reset(before)
 
 
 @contextmanager

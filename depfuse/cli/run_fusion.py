@@ -42,7 +42,7 @@ from depfuse.io.cards import Card, Parent
 from depfuse.io.checkpoint import state_digest, write_checkpoint
 from depfuse.io.output_files import is_folder
 from depfuse.models import with_classes
-from depfuse.progress import Work
+from depfuse.progress import Work, unseen
 from depfuse.recipe import Recipe
 from depfuse.recipe.renorms import renorm_facts
 from depfuse.renorm import chosen_method
@@ -273,20 +273,22 @@ def _say_what_a_plot_costs(request: Request, inputs: Inputs) -> None:
     """Say how many networks a plot is drawn of and how long that takes, before anything is fused."""
     if request.points is None or request.fusion.plot is None or request.options.quiet:
         return
-    curves, refit = max(1, len(request.methods)), request.recipe.refit.name
-    few = min(request.points, request.refitted_points) if refit not in ("none", "auto") else request.points
-    between = max(0, few - 2)
-    refitted = {"none": "", "auto": ", refitted like the child where refit auto refits it"}.get(refit, ", all refitted")
+    refit, curves = request.recipe.refit.name, max(1, len(request.methods))
+    points, few = (max(0, most - 2) for most in (request.points, min(request.points, request.refitted_points)))
+    counts = {"none": f"{points * curves}", "auto": f"{points * curves} (or {few * curves} that are refitted)"}
+    refitted = "" if refit == "none" else "; refitting one takes as long as refitting the child"
     remark(
-        f"the plot takes {between * curves} matched networks{refitted}, and {between} naive averages: as many more"
-        f" passes over {len(inputs.data.required_test):,} images"
+        f"the plot takes {counts.get(refit, f'{few * curves} refitted')} matched networks and"
+        f" {few if refit not in counts else points} naive averages, each with a pass over"
+        f" {len(inputs.data.required_test):,} images{refitted}"
     )
 
 
 def _paths(fused: _Fused, ends: Ends, alphas: Sequence[float], work: Work) -> tuple[list[PathPoint], list[PathPoint]]:
     """Evaluate the path and the naive path, which differ by the couplings alone."""
-    work.step("evaluating the path", total=2 * (len(alphas) - 2))
+    work.step("evaluating the path", total=len(alphas) - 2)
     matched = _matched_path(fused, ends, alphas, work)
+    work.step("evaluating the naive path", total=len(alphas) - 2)
     naive = evaluate_path(
         ends,
         lambda alpha: naive_child(fused.result, (1.0 - alpha, alpha), fused.renorm),
@@ -299,9 +301,13 @@ def _paths(fused: _Fused, ends: Ends, alphas: Sequence[float], work: Work) -> tu
 
 
 def _matched_path(fused: _Fused, ends: Ends, alphas: Sequence[float], work: Work) -> list[PathPoint]:
+    def between(alpha: float) -> nn.Module:
+        with unseen():
+            return fused.result.at((1.0 - alpha, alpha))
+
     return evaluate_path(
         ends,
-        lambda alpha: fused.result.at((1.0 - alpha, alpha)),
+        between,
         fused.test,
         alphas,
         lambda _: work.advance(),

@@ -33,6 +33,7 @@ from depfuse.merge import Shares
 from depfuse.networks.forward import Example, in_layout, run_network
 from depfuse.networks.memory_format import choose_layout
 from depfuse.networks.running import evaluating
+from depfuse.progress import part
 from depfuse.recipe.goals import Best
 from depfuse.recipe.refits import Ridge, Targets
 from depfuse.refit import Session, refit_heads
@@ -134,7 +135,8 @@ class Family:
             """Make a candidate and add it; return its disagreement, infinity where it cannot be made."""
             started = time.perf_counter()
             try:
-                network = make()
+                with part(name):
+                    network = make()
             except (ArchitectureError, RecipeError):  # the network cannot be decomposed
                 return float("inf")
             return judged(name, network, time.perf_counter() - started)

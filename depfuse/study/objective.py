@@ -22,6 +22,7 @@ from depfuse.fusion.pipeline import fuse
 from depfuse.fusion.result import FusionResult
 from depfuse.groups import find_groups, prove_groups
 from depfuse.io.checkpoint import state_digest
+from depfuse.progress import unseen
 from depfuse.recipe import Recipe
 from depfuse.study.judge import Quality
 from depfuse.study.search_space import Space
@@ -152,7 +153,7 @@ class Objective:
     def _fused(self, recipe: Recipe, size: int) -> tuple[FusionResult, float]:
         """Fuse, and measure the seconds of the fusion without those of finding the groups."""
         saved = 0.0 if self._moments is None else self._moments.saved
-        with warnings.catch_warnings():
+        with unseen(), warnings.catch_warnings():
             warnings.simplefilter("ignore", LimitWarning)  # recorded with the trial
             result = fuse(
                 self._parents,

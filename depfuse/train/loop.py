@@ -58,7 +58,8 @@ def train(
     _check_parts(data, recipe)
     saving = None if resume_path is None else Saving(Path(resume_path), save_seconds)
     last = run_on_all(_fit_on_all, model, data, recipe, device, saving=saving, progress=progress)
-    scores = evaluate(model, Loader(data.required_test, data.preprocessing, batch_size=500, device=device))
+    test = Loader(data.required_test, data.preprocessing, batch_size=500, device=device)
+    scores = evaluate(model, work().track(test, "evaluating"))
     return {
         "accuracy": scores.accuracy,
         "loss": scores.loss,
@@ -159,6 +160,7 @@ def _to_the_end(run: Run, saving: Saving | None, progress: Progress | None, team
         run.restore(team.from_first(run.state()))
     watched = work()
     watched.step(name("training"), total=(run.recipe.epochs - run.epoch) * len(run.loader))
+    watched.describe(f"{name('training')}: epoch {min(run.epoch + 1, run.recipe.epochs)} of {run.recipe.epochs}")
     while run.epoch < run.recipe.epochs:
         report = run.one_epoch()
         watched.describe(f"{name('training')}: {report}")

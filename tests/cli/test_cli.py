@@ -202,7 +202,11 @@ def test_at_a_terminal_a_plot_says_what_it_takes(place: Place, capsys: pytest.Ca
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert place.fuse("--plot", place.folder / "path.png") == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "the plot takes 9 matched networks, and 9 naive averages: as many more passes" in said
+    assert "the plot takes 9 matched networks and 9 naive averages, each with a pass over" in said
+    assert place.fuse("--plot", place.folder / "path.png", "--refit", "ridge", "--refit-steps", "0") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the plot takes 3 refitted matched networks and 3 naive averages" in said
+    assert "refitting one takes as long as refitting the child" in said
 
 
 def test_fuse_writes_child_report_and_plot(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
