@@ -103,8 +103,8 @@ class DataOptions:
         typer.Option(
             "--data",
             metavar="DATA",
-            help="digits, cifar10, cifar100, mnist, a .npz or .npy file, a folder of images, by class or not, or a"
-            " list of files (.txt, .csv); labels are not needed to fuse."
+            help="digits, cifar10, cifar100, mnist, torchvision's NAME:FOLDER, a .npz or .npy file, a folder of images,"
+            " by class or not, or a list of files (.txt, .csv); labels are not needed to fuse."
             " Default: the built-in data set that the checkpoints' cards name.",
         ),
     ] = None

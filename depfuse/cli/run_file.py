@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from depfuse.data.names import is_named_set, split_name
 from depfuse.errors import RecipeError
 from depfuse.recipe.presets import ENDINGS, read
 
@@ -31,6 +32,9 @@ class RunFile:
             raise RecipeError(f"{self.path} names no parents: write parents: [first.safetensors, second.safetensors]")
         if data.data is None and (named := self._text("data")) is not None:
             place = self._place(named)
+            name, folder = split_name(named)
+            if is_named_set(named) and self._place(folder).is_dir():
+                named = f"{name}:{self._place(folder)}"
             data = dataclasses.replace(data, data=str(place) if place.exists() else named)
         if fusion.classes is None and (classes := self.run.get("classes")) is not None:
             if not isinstance(classes, list) or not all(isinstance(own, str) for own in classes):

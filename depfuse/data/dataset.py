@@ -11,9 +11,10 @@ from depfuse.data.builtin import load_builtin
 from depfuse.data.folders import load_folder
 from depfuse.data.images import is_image
 from depfuse.data.lists import ENDINGS, load_list
-from depfuse.data.names import DATA_SETS, check_data_name
+from depfuse.data.names import DATA_SETS, builtin_preprocessing, check_data_name, is_named_set, split_name
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.data.tensors import DataSet
+from depfuse.data.torchvision_sets import load_torchvision_set
 from depfuse.errors import DataError
 
 
@@ -31,8 +32,9 @@ def load_data(
     Parameters
     ----------
     spec
-        A name in `DATA_SETS`; the path of a .npz or .npy file (see `load_arrays`), of a folder of images (see
-        `load_folder`), or of a list of files (see `load_list`).
+        A name in `DATA_SETS`; a data set of torchvision and its folder, such as ``"Food101:/data"``; the path of a .npz
+        or .npy file (see `load_arrays`), of a folder of images (see `load_folder`), or of a list of files (see
+        `load_list`).
     root
         Folder of downloaded data sets.
     mean, std, size
@@ -51,13 +53,15 @@ def load_data(
     name = str(spec)
     if name in DATA_SETS:
         data = load_builtin(name, root, download=download)
-        default = data.preprocessing
-        merged = Preprocessing.create(
-            size=overrides.size or default.size, mean=overrides.mean or default.mean, std=overrides.std or default.std
-        )
+        merged = _merged(overrides, data.preprocessing)
         merged.check_channels(data.train.images.shape[1])
         merged.check_size(*data.train.images.shape[2:])
         return dataclasses.replace(data, preprocessing=merged)
+    if is_named_set(spec):
+        known = split_name(name)[0].lower()
+        return load_torchvision_set(
+            name, _merged(overrides, builtin_preprocessing(known)) if known in DATA_SETS else overrides
+        )
     path = Path(spec)
     if path.is_dir():
         return load_folder(path, overrides)
@@ -66,3 +70,9 @@ def load_data(
     if is_image(path.name):
         raise DataError(f"{path} is one image, and several are needed: give its folder, or a list of files")
     return load_arrays(path, overrides)
+
+
+def _merged(first: Preprocessing, default: Preprocessing) -> Preprocessing:
+    return Preprocessing.create(
+        size=first.size or default.size, mean=first.mean or default.mean, std=first.std or default.std
+    )

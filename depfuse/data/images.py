@@ -87,18 +87,23 @@ def read_image(file: Path, *, grey: bool, size: tuple[int, int] | None = None) -
         The image cannot be read, is too large, or its numbers do not define white.
     """
     with opened(file) as image:
-        plain = _eight_bits(file, image)
-        if "transparency" in plain.info and plain.mode == "P":
-            plain = plain.convert("RGBA")
-        plain = plain.convert("L" if grey else "RGB")
-        if size is not None and (plain.height, plain.width) != size:
-            top, left, height, width = box_of_shape(plain.height, plain.width, size)
-            box = (left, top, left + width, top + height)
-            plain = plain.resize((size[1], size[0]), Image.Resampling.BICUBIC, box)
-        return np.array(plain, np.uint8)
+        return as_pixels(image, str(file), grey=grey, size=size)
 
 
-def _eight_bits(file: Path, image: Image.Image) -> Image.Image:
+def as_pixels(image: Image.Image, name: str, *, grey: bool, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """Convert an image to pixels as `read_image` gives them; `name` is for messages."""
+    plain = _eight_bits(name, image)
+    if "transparency" in plain.info and plain.mode == "P":
+        plain = plain.convert("RGBA")
+    plain = plain.convert("L" if grey else "RGB")
+    if size is not None and (plain.height, plain.width) != size:
+        top, left, height, width = box_of_shape(plain.height, plain.width, size)
+        box = (left, top, left + width, top + height)
+        plain = plain.resize((size[1], size[0]), Image.Resampling.BICUBIC, box)
+    return np.array(plain, np.uint8)
+
+
+def _eight_bits(file: str, image: Image.Image) -> Image.Image:
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image)

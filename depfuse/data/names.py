@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 
 from depfuse.data.preprocessing import Preprocessing
@@ -18,6 +19,7 @@ DOWNLOADED: dict[str, tuple[str, Preprocessing]] = {
 }
 
 DATA_SETS = ("digits", *DOWNLOADED)
+_NAMED = re.compile(r"[A-Za-z][A-Za-z0-9]+:.+", re.DOTALL)  # no letter of a disk
 
 
 def builtin_preprocessing(name: str) -> Preprocessing:
@@ -25,15 +27,32 @@ def builtin_preprocessing(name: str) -> Preprocessing:
     return DIGITS_PREPROCESSING if name == "digits" else DOWNLOADED[name][1]
 
 
+def is_named_set(spec: str | Path) -> bool:
+    """Tell whether this is a data set of torchvision and its folder, `NAME:FOLDER`, and no file or folder itself."""
+    return _NAMED.fullmatch(str(spec)) is not None and not Path(spec).exists()
+
+
+def split_name(spec: str) -> tuple[str, str]:
+    """Divide `NAME:FOLDER`."""
+    name, _, folder = spec.partition(":")
+    return name, folder
+
+
 def check_data_name(spec: str | Path) -> None:
-    """Raise `DataError` unless this is the name of a built-in data set, or a file or folder that is there."""
+    """Raise `DataError` unless this is a built-in data set, one of torchvision in a folder, or a file or folder."""
     name = str(spec)
     if name in DATA_SETS or Path(spec).is_dir() or Path(spec).is_file():
+        return
+    if is_named_set(spec):
+        kind, folder = split_name(name)
+        if not Path(folder).is_dir():
+            raise DataError(f"{name}: there is no folder {folder} with torchvision's {kind}, and nothing is downloaded")
         return
     near = difflib.get_close_matches(name, DATA_SETS, n=1)
     hint = (
         f"did you mean {near[0]}?"
         if near
-        else f"give {', '.join(DATA_SETS)}, a .npz or .npy file, a folder of images, or a list of their files"
+        else f"give {', '.join(DATA_SETS)}, torchvision's NAME:FOLDER, a .npz or .npy file, a folder of images, or a"
+        " list of their files"
     )
     raise DataError(f"{name} is no data set, file or folder: {hint}")
