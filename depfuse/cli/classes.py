@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from depfuse.data import DataSet, Split
 from depfuse.data.label_shares import read_classes
 from depfuse.ensemble.label_sets import LabelSets
-from depfuse.errors import DataError
+from depfuse.errors import DataError, DepfuseWarning
 from depfuse.io.cards import Card
 
 
@@ -35,6 +36,10 @@ def label_sets(
         by_name = bool(class_names(data)) or (not data.classes and all(card and card.names for card in cards))
         said = [None if card is None else card.names if card.names and by_name else card.classes for card in cards]
         if all(known == said[0] for known in said):
+            return None, None, data
+        if not data.classes and None in said:  # nothing says what a parent without a card knows
+            if len({known for known in said if known is not None}) > 1:
+                raise DataError("the parents know different labels: say which with --classes, once per parent")
             return None, None, data
     names = list(data.classes)
     for known in said:
@@ -91,6 +96,10 @@ def in_outputs(
     if not data.classes:
         return data
     found = [_places(data, *own) for own in zip(outputs, paths, known, strict=True)]
+    if data.by_name and any(
+        own is None and count == len(data.classes) for own, count in zip(known, outputs, strict=True)
+    ):
+        _say_the_order(data, paths[[own is None for own in known].index(True)])
     for path, places in zip(paths, found, strict=True):
         if places != found[0]:
             raise DataError(f"{paths[0]} and {path} have the classes of the data at different outputs: run them apart")
@@ -125,6 +134,20 @@ def _places(data: DataSet, outputs: int, path: Path, known: Sequence[int] | Sequ
     raise DataError(
         f"{path} has {outputs} outputs and {data.name} {count} classes, such as {data.classes[0]}, and nothing says"
         " which output is which: name all outputs in order with --classes, once per network, like --classes cat,dog"
+    )
+
+
+def _say_the_order(data: DataSet, path: Path) -> None:
+    """Say that classes are taken in alphabetical order, unless that is the order of their numbers."""
+    numbered = all(name.isdecimal() and name.isascii() for name in data.classes)
+    if numbered and list(data.classes) == sorted(data.classes, key=int):
+        return
+    warnings.warn(
+        f"nothing says what the outputs of {path} are called: the classes of {data.name},"
+        f" {', '.join(data.classes[:3])}{', ...' if len(data.classes) > 3 else ''}, are taken in alphabetical order, as"
+        " torchvision's ImageFolder numbers them; --classes names them otherwise",
+        DepfuseWarning,
+        stacklevel=3,
     )
 
 

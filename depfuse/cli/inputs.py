@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from depfuse.cli.channels import in_channels_of
 from depfuse.cli.classes import agreed_names, class_names, in_outputs, label_sets, of_network
 from depfuse.cli.named import agreed, read_named
 from depfuse.cli.normalised import warn_of_normalisation
@@ -99,10 +100,14 @@ def read_inputs(
     data = load_named(cards, options, named.data)
     if judged:
         data = with_judged_images(data, fused=fused)
-    example = data.example()
     labels, names = None, None
     if fused:
         labels, names, data = label_sets(cards, classes, data)
+    known = labels.sets[0] if labels else None if cards[0] is None else cards[0].classes
+    data = in_channels_of(
+        *_built(architectures[0], checkpoints[0], known, len(data.classes), data.image_shape[0]), data
+    )
+    example = data.example()
     models, outputs = [], []
     for number, (architecture, checkpoint) in enumerate(zip(architectures, checkpoints, strict=True)):
         card = cards[number]

@@ -81,7 +81,7 @@ def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
             f" images end in {', '.join(sorted(SUFFIXES))}"
         )
     classes = _classes(root, found, whole)
-    images = find_images([folder.files for folder in folders], root, preprocessing.size)
+    images = find_images([folder.files for folder in folders], root, preprocessing.size, preprocessing.of_colour)
     made = [
         Part(own, _labels(folder, classes) if folder.classes and classes else None)
         for own, folder in zip(images, folders, strict=True)

@@ -62,33 +62,33 @@ class ImageFiles(StoredImages):
 
 
 def find_images(
-    parts: Sequence[Sequence[str]], root: Path, size: tuple[int, int] | None
+    parts: Sequence[Sequence[str]], root: Path, size: tuple[int, int] | None, colour: bool = False
 ) -> list[StoredImages | Tensor]:
     """Read the headers of image files, part by part, and settle what shape all of them have.
 
     Few are decoded at once, see `StoredImages.held`. They are grey where most are, with a `DepfuseWarning` where some
-    are not, and RGB otherwise.
+    are not, and RGB otherwise, or where they shall be in `colour`.
 
     Raises
     ------
     DataError
         An image cannot be read, or sizes differ and no `size` (height, width) is given.
     """
-    colour: list[str] = []
+    coloured: list[str] = []
     first: tuple[str, tuple[int, int]] | None = None
     for path in _all(parts):
         with opened(Path(path)) as image:
             shape = (image.height, image.width)
             if not is_grey_mode(image.mode):
-                colour.append(path)
+                coloured.append(path)
         first = first or (path, shape)
         if size is None and shape != first[1]:
             raise _several_sizes(path, shape, *first)
     count = sum(map(len, parts))
-    grey = 2 * len(colour) < count
-    if grey and colour:
+    grey = not colour and 2 * len(coloured) < count
+    if grey and coloured:
         warnings.warn(
-            f"{len(colour)} of {count} images in {root} are in colour, such as {os.path.relpath(colour[0], root)}: "
+            f"{len(coloured)} of {count} images in {root} are in colour, such as {os.path.relpath(coloured[0], root)}: "
             "they are taken as grey, as most are",
             DepfuseWarning,
             stacklevel=2,

@@ -54,7 +54,9 @@ def load_list(path: Path, preprocessing: Preprocessing) -> DataSet:
         raise DataError(f"{path}: some files are said to be for training or tests and others are not: say it of all")
     names = sorted({row[3] for row in rows if row[3] is not None})
     groups = [[row for row in rows if row[3] == name] for name in names] or [rows]
-    files = find_images([[row[1] for row in group] for group in groups], path.parent, preprocessing.size)
+    files = find_images(
+        [[row[1] for row in group] for group in groups], path.parent, preprocessing.size, preprocessing.of_colour
+    )
     numbers = labelled is not None and all(row[2] is not None and re.fullmatch(r"\d{1,18}", row[2]) for row in rows)
     made = [Part(own, _labels(group, numbers) if labelled else None) for own, group in zip(files, groups, strict=True)]
     whole = None if names else made[0]

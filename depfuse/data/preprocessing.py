@@ -70,6 +70,11 @@ class Preprocessing(BaseModel):
             message = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise DataError(f"pre-processing: {message}") from None
 
+    @property
+    def of_colour(self) -> bool:
+        """Whether mean or std have a value for red, green and blue each."""
+        return any(values is not None and len(values) == 3 for values in (self.mean, self.std))
+
     def check_size(self, height: int, width: int) -> None:
         """Raise `DataError` where images (height, width) would be enlarged more than `MOST_TIMES` times a side."""
         if self.size is not None and max(self.size[0] / height, self.size[1] / width) > MOST_TIMES:

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from depfuse import DepfuseWarning, fuse, load
 from depfuse.cli import main
 from depfuse.cli.inputs import with_judged_images
 from depfuse.data import DataSet, Loader, calibration_loader, load_data
-from depfuse.io.checkpoint import read_checkpoint, state_digest
+from depfuse.io.cards import Card
+from depfuse.io.checkpoint import read_checkpoint, state_digest, write_checkpoint
+from depfuse.models import build_network
 from depfuse.report.schema import EvaluationReport, FusionReport, read_report
 from tests.conftest import assert_one_sentence
 
@@ -199,3 +202,52 @@ def test_a_size_that_is_none_is_one_sentence(images, capsys) -> None:
     np.save("a.npy", images)
     code = main(["eval", FIRST, "--data", "a.npy", "--size", "big", *NORMALISED])
     assert_one_sentence(capsys, code, "--size 'big' must be height and width")
+
+
+def test_images_in_colour_become_grey_for_networks_that_take_grey_ones(images, capsys) -> None:
+    for number, image in enumerate(images[:60]):
+        Path("p").mkdir(exist_ok=True)
+        Image.fromarray(image[0]).convert("RGB").save(f"p/{number:04d}.png")
+    np.save("grey.npy", images[:60])
+    np.save("colour.npy", np.repeat(images[:60], 3, 1).transpose(0, 2, 3, 1))
+    found = []
+    for data in ("grey.npy", "colour.npy", "p"):
+        assert main(["eval", FIRST, SECOND, "--data", data, "--report", "r.json", *NORMALISED]) == 0
+        said = capsys.readouterr().err
+        assert ("in colour, and" in said and "their luminance is taken" in said) is (data != "grey.npy")
+        found.append(read_report(Path("r.json")).networks)
+    assert found[0] == found[1] == found[2]
+
+
+def test_grey_images_are_given_to_networks_in_colour(images, capsys) -> None:
+    torch.manual_seed(0)
+    network = build_network("digits_resnet", in_channels=3, classes=10)
+    card = Card(architecture="digits_resnet(in_channels=3)")
+    write_checkpoint("c.safetensors", network.state_dict(), card)
+    for number, image in enumerate(images[:8]):
+        Path("p").mkdir(exist_ok=True)
+        Image.fromarray(image[0]).save(f"p/{number}.png")
+    assert main(["eval", "c.safetensors", "--data", "p"]) == 0
+    assert "p: the images are grey, and c.safetensors takes images in colour" in capsys.readouterr().err
+    assert load_data("p", mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)).train.images.shape == (8, 3, 8, 8)
+
+
+def test_a_file_without_a_card_is_fused_with_one_that_has_a_card(images, capsys) -> None:
+    np.save("a.npy", images[:40])
+    torch.save(read_checkpoint(Path(FIRST)).state, "plain.pt")
+    arch = ("--arch", read_checkpoint(Path(FIRST)).card.architecture)
+    assert main(["fuse", "plain.pt", SECOND, *arch, "--preset", "fast", "--data", "a.npy", *NORMALISED]) == 0
+    assert Path("child.safetensors").is_file()
+
+
+def test_an_order_of_classes_that_is_assumed_is_said(images, digits: DataSet, capsys) -> None:
+    names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    for number, label in enumerate(digits.test.labels[:200].tolist()):
+        for root, called in (("words", names[label]), ("numbers", str(label))):
+            Path(root, "val", called).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[number, 0]).save(Path(root, "val", called, f"{number}.png"))
+    for root in ("words", "numbers"):
+        assert main(["eval", FIRST, "--data", root, *NORMALISED]) == 0
+        assert ("eight, five, four, ..., are taken in alphabetical order" in capsys.readouterr().err) is (
+            root == "words"
+        )
