@@ -46,9 +46,13 @@ class StudyError(DepfuseError):
     """The study of a search cannot be reached, or is not the one that it is taken for."""
 
 
+class ReportError(DepfuseError):
+    """A report cannot be read, or a plot cannot be drawn."""
+
+
 class DepfuseWarning(UserWarning):
     """Something the user should know, and that does not make the result wrong."""
 
 
 class LimitWarning(DepfuseWarning):
-    """A solver stopped at its limit before it came to rest; its best result so far is used."""
+    """A solver stopped at its limit before it converged; its best result so far is used."""

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroup, ChannelGroups, Slot
-from depfuse.groups.channel_group import Role
 from depfuse.groups.nesting import Orbit, find_orbits
+from depfuse.groups.slots import Role
 
 ROLES: tuple[Role, Role] = ("produces", "consumes")
 

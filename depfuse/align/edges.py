@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from depfuse.groups.channel_group import Role
 from depfuse.groups.nesting import Orbit, Part
+from depfuse.groups.slots import Role
 
 State = Mapping[str, Tensor]
 

@@ -9,10 +9,11 @@ import typer
 
 from depfuse.cli.console import Screen
 from depfuse.cli.interruption import ended_at_once
-from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RecipeOptions, RunOptions, spread
+from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RecipeOptions, RunOptions
 from depfuse.cli.points import POINTS_OF_A_PLOT
 from depfuse.cli.request import Request
 from depfuse.cli.run_file import run_file
+from depfuse.cli.spread import spread
 from depfuse.report import loading_lines
 from depfuse.report.tables import family_table, fusion_table, shares_table, short_names
 

@@ -10,7 +10,8 @@ import typer
 
 from depfuse.cli.console import Screen
 from depfuse.cli.interruption import ended_at_once
-from depfuse.cli.options import AllowFixed, Architecture, RunOptions, SeedOption, spread
+from depfuse.cli.options import AllowFixed, Architecture, RunOptions, SeedOption
+from depfuse.cli.spread import spread
 from depfuse.data.memory import too_much
 from depfuse.errors import ArchitectureError, DataError
 from depfuse.io.atomic_files import replacing

@@ -21,8 +21,8 @@ from depfuse.cli.options import (
     ReportOption,
     RunOptions,
     TrustOption,
-    spread,
 )
+from depfuse.cli.spread import spread
 from depfuse.errors import RecipeError
 from depfuse.io.atomic_files import replacing
 from depfuse.io.output_files import check_outputs

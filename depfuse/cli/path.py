@@ -11,9 +11,10 @@ from depfuse.cli.console import Screen
 from depfuse.cli.help import Further
 from depfuse.cli.interruption import ended_at_once
 from depfuse.cli.methods import parse_methods
-from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RecipeOptions, RunOptions, spread
+from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RecipeOptions, RunOptions
 from depfuse.cli.points import POINTS_OF_A_PLOT, REFITTED_POINTS
 from depfuse.cli.request import Request
+from depfuse.cli.spread import spread
 from depfuse.report import PathReport, barrier_sentence
 from depfuse.report.tables import path_table
 

@@ -11,7 +11,8 @@ from depfuse.cli.console import Screen
 from depfuse.cli.help import FURTHER, Further
 from depfuse.cli.interruption import ended_at_once
 from depfuse.cli.named import read_named
-from depfuse.cli.options import Architecture, DataOptions, RunOptions, spread
+from depfuse.cli.options import Architecture, DataOptions, RunOptions
+from depfuse.cli.spread import spread
 from depfuse.data.label_shares import check_share, parse_labels
 from depfuse.errors import DataError
 from depfuse.io.cards import Card

@@ -12,15 +12,8 @@ from depfuse.cli.console import Screen
 from depfuse.cli.help import FURTHER, Further
 from depfuse.cli.interruption import ended_at_once
 from depfuse.cli.named import check_family, check_keys, read_named
-from depfuse.cli.options import (
-    Checkpoints,
-    DataOptions,
-    KeyOption,
-    RecipeOptions,
-    RunOptions,
-    TrustOption,
-    spread,
-)
+from depfuse.cli.options import Checkpoints, DataOptions, KeyOption, RecipeOptions, RunOptions, TrustOption
+from depfuse.cli.spread import spread
 from depfuse.cli.wording import in_options
 from depfuse.errors import CheckpointError, RecipeError, StudyError
 from depfuse.io.atomic_files import replacing

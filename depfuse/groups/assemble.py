@@ -15,12 +15,13 @@ import numpy as np
 from torch import nn
 
 from depfuse.groups.blocks import block_units
-from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, Slot
+from depfuse.groups.channel_group import ChannelGroup, ChannelGroups
 from depfuse.groups.labels.classes import Classes, mixed
 from depfuse.groups.labels.labels import Labels
 from depfuse.groups.labels.rules import Replay
 from depfuse.groups.occurrences import Occurrences
 from depfuse.groups.reasons import KERNEL, NOT_USED, PARTS, SINGLE, TOUCHES_INPUT, TOUCHES_OUTPUT
+from depfuse.groups.slots import Slot
 from depfuse.groups.taps import find_taps, position_tables
 
 

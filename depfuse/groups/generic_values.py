@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.errors import GroupError
-from depfuse.groups.channel_group import ChannelGroup, Slot
+from depfuse.groups.channel_group import ChannelGroup
+from depfuse.groups.slots import Slot
 from depfuse.networks.copying import evaluation_copy, unwrap
 from depfuse.networks.forward import Example, run_with
 from depfuse.networks.isolation import without_warnings

@@ -15,7 +15,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from depfuse.groups.channel_group import ChannelGroup, Role, siblings
+from depfuse.groups.channel_group import ChannelGroup, siblings
+from depfuse.groups.slots import Role
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depfuse.groups.channel_group import Role
 from depfuse.groups.labels.classes import Classes, mixed
 from depfuse.groups.labels.labels import Factor
 from depfuse.groups.labels.rules import Replay
+from depfuse.groups.slots import Role
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from depfuse.groups.channel_group import ChannelGroup, Position, Tap
+from depfuse.groups.channel_group import ChannelGroup
 from depfuse.groups.labels.classes import Classes
 from depfuse.groups.labels.labels import ZERO, Labels
 from depfuse.groups.labels.rules import RESHAPES, Replay, operation_name
+from depfuse.groups.slots import Position, Tap
 from depfuse.groups.tracing.depgraph import Call
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList
 
-from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, Slot
+from depfuse.groups.channel_group import ChannelGroup, ChannelGroups
 from depfuse.groups.mixing import UNFIT, Fault, compared, not_taken, outputs_of
+from depfuse.groups.slots import Slot
 from depfuse.networks.copying import evaluation_copy, fit_example
 from depfuse.networks.forward import Example
 from depfuse.networks.resizing import resize

@@ -15,7 +15,8 @@ from functools import cache
 from typing import Any
 
 from depfuse.recipe.renorms import RENORMS, Renorm
-from depfuse.recipe.solvers import SOLVERS, STARTS, facts
+from depfuse.recipe.solvers import SOLVERS, facts
+from depfuse.recipe.starts import STARTS
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from pydantic import BeforeValidator, SerializeAsAny, field_validator
 from depfuse.errors import RecipeError
 from depfuse.recipe.criteria import CRITERIA, DISTANCES_TRIED, Activations, Criterion, Mixture, TapPosition
 from depfuse.recipe.fields import Between, Choice, OneOf, Ratios, Registry, Section, setting
-from depfuse.recipe.solvers import SOLVERS, ActivationsStart, Emd, Solver, facts, serving
+from depfuse.recipe.solvers import SOLVERS, Emd, Solver, facts, serving
+from depfuse.recipe.starts import ActivationsStart
 
 
 class Through(Choice):

@@ -6,36 +6,14 @@ a class here, or a class anywhere else that is passed to `add_solver`.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, SerializeAsAny, create_model
+from pydantic import create_model
 
-from depfuse.recipe.criteria import Distance, TapPosition
 from depfuse.recipe.fields import Between, Choice, OneOf, Registry, setting
+from depfuse.recipe.starts import STARTS, NoStart, Start, StartChoice
 
 Masses = Literal["best", "whole", "equal", "free"]
-
-
-class Start(Choice):
-    """Start of an iterative solver."""
-
-
-class NoStart(Start):
-    """Uniform candidates, or what the solver takes otherwise."""
-
-    name: Literal["none"] = "none"
-
-
-class ActivationsStart(Start):
-    """The assignment by activations; with the distance of the criterion where that compares activations itself."""
-
-    name: Literal["activations"] = "activations"
-    distance: Distance = setting("best", "as that of criterion activations; best is cosine here", search=OneOf())
-    taps: TapPosition = setting("after", "as those of criterion activations", search=OneOf())
-
-
-STARTS = Registry(NoStart, ActivationsStart)
-StartChoice = Annotated[SerializeAsAny[Start], BeforeValidator(STARTS)]
 
 
 class Solver(Choice):

@@ -1,4 +1,5 @@
 from .environment import describe_environment
+from .reading import ReportError, read_report
 from .schema import (
     Barrier,
     Environment,
@@ -10,11 +11,9 @@ from .schema import (
     NetworkScores,
     PathReport,
     PathRow,
-    ReportError,
     ScoreValues,
     Seconds,
     SharesSummary,
-    read_report,
 )
 from .sentences import barrier_sentence, loading_lines
 

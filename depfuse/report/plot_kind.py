@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from depfuse.report.schema import ReportError
+from depfuse.errors import ReportError
 
 KINDS = ("png", "pdf", "svg")
 

@@ -16,7 +16,8 @@ from depfuse.data import DataSet, Loader, calibration_loader, load_data
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import read_checkpoint, state_digest, write_checkpoint
 from depfuse.models import build_network
-from depfuse.report.schema import EvaluationReport, FusionReport, read_report
+from depfuse.report.reading import read_report
+from depfuse.report.schema import EvaluationReport, FusionReport
 from tests.conftest import assert_one_sentence
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"

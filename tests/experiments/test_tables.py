@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from depfuse.report.schema import ReportError
+from depfuse.errors import ReportError
 from experiments.lib import plots, tables
 from experiments.lib.layouts import estimated
 from experiments.lib.steps import Fusion

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from depfuse.data.inputs import count_samples, split_samples, take_samples
 from depfuse.data.loader import Loader
 from depfuse.groups import ChannelGroups, Tap
-from depfuse.groups.channel_group import Position
 from depfuse.groups.nesting import Orbit, find_orbits, without
+from depfuse.groups.slots import Position
 from depfuse.networks.forward import in_layout, run_network
 from depfuse.networks.memory_format import choose_layout
 from depfuse.networks.running import evaluating, removing

@@ -16,7 +16,7 @@ from torch import Tensor
 from depfuse.align.coupling import Coupling, Couplings
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups, Slot
-from depfuse.groups.channel_group import Role
+from depfuse.groups.slots import Role
 
 State = Mapping[str, Tensor]
 

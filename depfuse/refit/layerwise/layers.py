@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.ensemble.label_sets import LabelSets
-from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
+from depfuse.errors import ArchitectureError, RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.merge.aligned import AlignedParents
 from depfuse.merge.average import average
 from depfuse.merge.shares import Shares
 from depfuse.networks.copying import evaluation_copy, unwrap
-from depfuse.progress import work
 from depfuse.recipe.refits import Refit, RegMean, Ridge
-from depfuse.refit.layerwise.ridge import Rows, ridge
-from depfuse.refit.layerwise.rows import Window
-from depfuse.refit.layerwise.streams import Streams
-from depfuse.refit.layerwise.targets import Mixtures, Targets, find_mixtures, shares_of
+from depfuse.refit.layerwise.unit_solver import UnitSolver
 from depfuse.refit.program.decomposition import DecomposedNetwork
-from depfuse.refit.program.folded import Folded, Teacher
-from depfuse.refit.program.graph import State
-from depfuse.refit.program.units import Unit, feeding
-from depfuse.refit.program.walk import Walk
 from depfuse.refit.second_order.session import Session
-
-LOOKED_AT = 250  # images that the clusters of the parents' channels are found on
-MOST_ROWS = 2**15  # of a linear system, over images and positions: more positions are drawn
-MOST_BYTES = 2**29  # of its inputs, in float32
 
 
 def refit_layers(
@@ -99,7 +86,7 @@ def refit_layers(
     if not parents.permuted:
         raise RecipeError("refitting needs couplings that are permutations: choose solver emd, or refit none")
     with torch.no_grad():
-        run = _Refit(child, parents.states(), Shares.create(parents.shares), calibration, labels, seed)
+        run = UnitSolver(child, parents.states(), Shares.create(parents.shares), calibration, labels, seed)
         if isinstance(settings, Ridge):
             augment = calibration.suited_augmentation if settings.augment else Augmentation()
             clustered = parents.groups if settings.targets == "clusters" else None
@@ -140,7 +127,7 @@ def refit_heads(
     states = [model.state_dict() for model in models]
     try:
         with torch.no_grad():
-            run = _Refit(children[0], states, Shares.create(shares), calibration, labels, 0)
+            run = UnitSolver(children[0], states, Shares.create(shares), calibration, labels, 0)
             run.heads([dict(unwrap(child).state_dict()) for child in children])
     except RuntimeError as error:
         shapes = [{key: tensor.shape for key, tensor in state.items()} for state in states]
@@ -166,260 +153,3 @@ def can_be_refitted(model: nn.Module, images: Loader) -> bool:
         return bool(DecomposedNetwork.create(evaluation_copy(model), images).units)
     except ArchitectureError:
         return False
-
-
-class _Refit:
-    """Solve the units of one child."""
-
-    def __init__(
-        self,
-        child: nn.Module,
-        parents: Sequence[State],
-        shares: Shares,
-        calibration: Loader,
-        labels: LabelSets | None,
-        seed: int,
-    ) -> None:
-        self.decomposed = DecomposedNetwork.create(child, calibration)
-        self.program, self.units, self.state = self.decomposed.program, self.decomposed.units, self.decomposed.state
-        self.loader, self.size = self.decomposed.loader, self.decomposed.size
-        self.parents, self.shares, self.labels, self.seed = list(parents), shares, labels, seed
-        self.images = len(self.loader) * self.size
-        self.outputs = None
-        if labels is not None and not labels.same:
-            self.outputs = self._outputs()
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def forward(
-        self,
-        clustered: ChannelGroups | None,
-        steps: int,
-        augment: Augmentation,
-        joint: bool,
-        held: Loader | None,
-    ) -> Session:
-        """Solve unit after unit from the child's own inputs, then improve all units together."""
-        self._check_count(self.units)
-        mixtures: Mixtures = {}
-        if clustered is not None:
-            few = Walk(self.program, self.parents, self._few())
-            inner = [unit for unit in self.units if unit is not self.outputs]
-            mixtures = find_mixtures(self.program, inner, self.parents, self.shares, clustered, few, self.seed)
-        targets = Targets(self.shares, mixtures, self.labels, self.outputs)
-        walk = Walk(self.program, [*self.parents, self.state], self.loader)
-        units = self.units[self._of_one_parent() :]
-        for unit in work().track(units, "refitting layer by layer"):
-            self._solve_forward(unit, walk, targets)
-        del walk
-        folded = Folded(self.program, self.units)
-        teacher = Teacher.create(folded, self.parents, self.shares.network, self.labels, joint=joint)
-        streams = Streams(folded.units, targets)
-
-        def targets_of(images: Tensor, temperature: float) -> tuple[Tensor, list[Tensor]]:
-            logits, values = teacher.watched(images, streams.nodes, temperature)
-            return logits, streams.wanted(values)
-
-        session = Session(self.decomposed, folded, targets_of, streams, self.seed)
-        session.second_pass(steps, augment, held=held)
-        return session
-
-    def _of_one_parent(self) -> int:
-        """Count the units, from the input on, that one parent has all shares in: they stay as they are."""
-        first = shares_of(self.units[0], self.shares) if self.units else ()
-        if max(first, default=0.0) < 1.0:
-            return 0
-        return next((n for n, unit in enumerate(self.units) if shares_of(unit, self.shares) != first), len(self.units))
-
-    def _few(self) -> Loader:
-        """Select about `LOOKED_AT` images, in batches of the program's size."""
-        count = self.size * max(1, min(LOOKED_AT, self.images) // self.size)
-        split = self.loader.split.take(slice(0, count))
-        return Loader(split, self.loader.preprocessing, batch_size=self.size, device=self.loader.device)
-
-    def heads(self, states: Sequence[dict[str, Tensor]]) -> None:
-        """Solve the layer that gives the logits, and no other: each state is a parent's, but for that layer."""
-        walk = Walk(self.program, self.parents, self.loader)
-        unit = self.outputs or next((unit for unit in self.units if unit.target is self.program.output), None)
-        if unit is None:
-            raise RecipeError("the layer that gives the class scores cannot be refitted")
-        self._check_count([unit])
-        targets = Targets(self.shares, {}, self.labels, self.outputs)
-        self._solve(unit, walk, targets, [walk.position(unit.target) + 1] * len(self.parents), states)
-
-    def in_parallel(self, *, pooled: bool) -> None:
-        """Solve each unit from the parents' inputs, stacked as rows (`pooled`) or averaged."""
-        self._check_count(self.units)
-        walk = Walk(self.program, self.parents, self.loader)
-        targets = Targets(self.shares, {}, self.labels, self.outputs)
-        for unit in work().track(self.units, "refitting layer by layer"):
-            window, end = Window.of(unit.node), walk.position(unit.end) + 1
-            shares = shares_of(unit, self.shares)
-            weights = shares_of(feeding(unit, self.units) or unit, self.shares)
-            intercept = has_intercept(unit)
-            places = self._places(unit, window, len(self.parents) if pooled else 1)
-            stack = _Stack(len(self.loader))
-            for number, values in enumerate(walk.until([end] * len(self.parents), [unit.end, unit.input])):
-                chosen = places(number)
-                sources = [parent_values[unit.input] for parent_values in values]
-                ends = [parent_values[unit.end] for parent_values in values]
-                if pooled and unit is not self.outputs:
-                    # The square root of a share on a row weights its error by the share.
-                    roots = [(share * len(shares)) ** 0.5 for share in shares]
-                    inputs = torch.cat(
-                        [
-                            root * self._inputs(window, x, chosen, intercept)
-                            for root, x in zip(roots, sources, strict=True)
-                        ],
-                        1,
-                    )
-                    outputs = torch.cat(
-                        [root * window.outputs(y, chosen) for root, y in zip(roots, ends, strict=True)], 1
-                    )
-                else:
-                    mean = torch.stack([w * x for w, x in zip(weights, sources, strict=True)]).sum(0)
-                    inputs = self._inputs(window, mean, chosen, intercept)
-                    outputs = window.outputs(targets.mixed(unit, ends), chosen)
-                stack.add(number, [inputs, outputs])
-            rows = Rows(*stack.tensors)
-            weight, _ = ridge(rows, self._prior(unit, window), intercept=intercept)
-            self._write(unit, window, weight, rows)
-
-    def _solve_forward(self, unit: Unit, walk: Walk, targets: Targets) -> None:
-        """Solve a unit of the child, which the walk runs after the parents."""
-        end = walk.position(unit.target) + 1
-        self._solve(unit, walk, targets, [end] * len(self.parents) + [walk.position(unit.node)], [self.state])
-
-    def _solve(
-        self, unit: Unit, walk: Walk, targets: Targets, ends: Sequence[int], states: Sequence[dict[str, Tensor]]
-    ) -> None:
-        """Solve a unit for the parents' mixture, in the states of the last networks of a walk, each from its inputs."""
-        window, intercept, parents = Window.of(unit.node), has_intercept(unit), len(self.parents)
-        needed = [unit.target, unit.input, *([unit.other] if unit.other is not None else [])]
-        places = self._places(unit, window)
-        stacks = [_Stack(len(self.loader)) for _ in states]
-        for number, values in enumerate(walk.until(ends, needed)):
-            chosen = places(number)
-            mixture, limits = targets(unit, [parent_values[unit.target] for parent_values in values[:parents]])
-            for stack, inputs in zip(stacks, values[-len(states) :], strict=True):
-                target, bounds = mixture, limits
-                if unit.other is not None:
-                    carried = inputs[unit.other]
-                    target = target - carried
-                    bounds = None if bounds is None else bounds - carried
-                parts = [self._inputs(window, inputs[unit.input], chosen, intercept)]
-                parts += [window.outputs(part, chosen) for part in (target, bounds) if part is not None]
-                stack.add(number, parts)
-        for stack, state in zip(stacks, states, strict=True):
-            self.state = state
-            rows = Rows(*stack.tensors)
-            weight, _ = ridge(rows, self._prior(unit, window), intercept=intercept)
-            self._write(unit, window, weight, rows)
-
-    def _inputs(self, window: Window, x: Tensor, places: Tensor | None, intercept: bool) -> Tensor:
-        rows = window.inputs(x, places)
-        return torch.cat([rows, torch.ones_like(rows[..., :1])], -1) if intercept else rows
-
-    def _places(self, unit: Unit, window: Window, copies: int = 1) -> Callable[[int], Tensor | None]:
-        """Choose positions of the images of each batch: all, or as many as memory allows, at random."""
-        width = window.groups
-        if unit.weight is not None:
-            width *= window.matrix(self.state[unit.weight]).shape[1]
-        most = min(MOST_ROWS, MOST_BYTES // (4 * width))
-        wanted = max(1, most // (self.images * copies))
-        if wanted >= window.positions:
-            return lambda _: None
-        drawn = [
-            torch.randperm(window.positions, generator=self._generator)[:wanted].sort().values for _ in self.loader
-        ]
-        return lambda number: drawn[number]
-
-    def _prior(self, unit: Unit, window: Window) -> Tensor:
-        """Return the merged layer as one linear map (G, K, O)."""
-        scale: Tensor | None = None
-        if unit.norm is not None and unit.norm.weight is not None:
-            scale = self.state[unit.norm.weight] / (self.state[unit.norm.variance] + unit.norm.epsilon).sqrt()
-        if unit.weight is None:
-            assert scale is not None
-            return scale.reshape(-1, 1, 1)
-        matrix: Tensor = window.matrix(self.state[unit.weight])
-        return matrix if scale is None else matrix * scale.reshape(window.groups, 1, -1)
-
-    def _write(self, unit: Unit, window: Window, weight: Tensor, rows: Rows) -> None:
-        """Write an affine map as the layer and its BatchNorm, with the statistics of its outputs for the rows."""
-        state, norm = self.state, unit.norm
-        shift = torch.zeros_like(weight[:, 0])
-        if has_intercept(unit):
-            weight, shift = weight[:, :-1], weight[:, -1]
-        if norm is None:
-            assert unit.weight is not None
-            _put(state[unit.weight], window.weight(weight, state[unit.weight].shape))
-            if unit.bias is not None:
-                _put(state[unit.bias], shift.reshape(-1))
-            return
-        predicted = rows.inputs[..., : weight.shape[1]]
-        if unit.weight is None:
-            factor = weight[:, 0]
-        else:
-            # The layer gives what varies as its average parent's output does, and the BatchNorm the rest.
-            predicted = predicted @ weight.to(predicted)
-            spread = predicted.double().std(1, correction=0)
-            factor = spread / state[norm.variance].double().reshape(spread.shape).clamp_min(1e-30).sqrt()
-            factor = torch.where(factor > 1e-10, factor, torch.ones_like(factor))
-            predicted = predicted / factor[:, None].to(predicted)
-            _put(state[unit.weight], window.weight(weight / factor[:, None], state[unit.weight].shape))
-            if unit.bias is not None:
-                state[unit.bias].zero_()
-        mean, variance = predicted.double().mean(1).reshape(-1), predicted.double().var(1).reshape(-1)
-        factor = factor.reshape(-1)
-        assert norm.weight is not None
-        assert norm.bias is not None
-        _put(state[norm.mean], mean)
-        _put(state[norm.variance], variance)
-        _put(state[norm.weight], (variance + norm.epsilon).sqrt() * factor)
-        _put(state[norm.bias], shift.reshape(-1) + mean * factor)
-
-    def _outputs(self) -> Unit:
-        """Find the unit whose outputs are the class scores."""
-        for unit in self.units:
-            if any(parent[unit.keys[0]].shape != self.state[unit.keys[0]].shape for parent in self.parents):
-                return unit
-        raise RecipeError("the layer that gives the class scores cannot be refitted: choose refit none")
-
-    def _check_count(self, units: Sequence[Unit]) -> None:
-        """Warn where a layer has more inputs than rows to fit them to."""
-        for unit in units:
-            window = Window.of(unit.node)
-            width = 1 if unit.weight is None else window.matrix(self.state[unit.weight]).shape[1]
-            if width > self.images * window.positions:
-                warnings.warn(
-                    f"{unit.keys[0]} has {width} inputs, but {self.images} images show only"
-                    f" {self.images * window.positions} examples of them: it stays closer to the average; "
-                    f"give more calibration images",
-                    DepfuseWarning,
-                    stacklevel=4,
-                )
-                return
-
-
-class _Stack:
-    """Tensors (G, rows, columns) that are stacked along rows, without a copy at the end."""
-
-    def __init__(self, total: int) -> None:
-        self.tensors: list[Tensor] = []
-        self._total = total
-
-    def add(self, number: int, parts: Sequence[Tensor]) -> None:
-        """Add part `number` of equal parts."""
-        if not self.tensors:
-            self.tensors = [part.new_empty(len(part), part.shape[1] * self._total, part.shape[2]) for part in parts]
-        for whole, part in zip(self.tensors, parts, strict=True):
-            whole[:, number * part.shape[1] : (number + 1) * part.shape[1]] = part
-
-
-def has_intercept(unit: Unit) -> bool:
-    """Tell whether a unit can add a constant to its outputs."""
-    return unit.bias is not None or unit.norm is not None
-
-
-def _put(tensor: Tensor, value: Tensor) -> None:
-    tensor.copy_(value.to(tensor))

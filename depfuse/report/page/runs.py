@@ -8,16 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from depfuse.errors import ReportError
 from depfuse.report.matching import MatchReport
-from depfuse.report.schema import (
-    EvaluationReport,
-    FusionReport,
-    PathReport,
-    ReportError,
-    as_report,
-    read_fields,
-    read_report,
-)
+from depfuse.report.reading import as_report, read_fields, read_report
+from depfuse.report.schema import EvaluationReport, FusionReport, PathReport
 from depfuse.report.study import STUDY, StudyReport
 
 AnyReport: TypeAlias = FusionReport | PathReport | MatchReport | EvaluationReport | StudyReport
