@@ -10,9 +10,8 @@ import typer
 
 from depfuse.cli.console import Screen
 from depfuse.cli.options import QuietOption
-from depfuse.errors import DepfuseWarning
+from depfuse.errors import DepfuseWarning, ReportError
 from depfuse.io.output_files import check_outputs
-from depfuse.report import ReportError
 from depfuse.report.page import find_runs
 
 

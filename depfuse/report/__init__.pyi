@@ -1,5 +1,5 @@
 from .environment import describe_environment
-from .reading import ReportError, read_report
+from .reading import read_report
 from .schema import (
     Barrier,
     Environment,
@@ -28,7 +28,6 @@ __all__ = [
     "NetworkScores",
     "PathReport",
     "PathRow",
-    "ReportError",
     "ScoreValues",
     "Seconds",
     "SharesSummary",

@@ -10,11 +10,9 @@ are absent are left out.
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -24,18 +22,12 @@ from depfuse.align import align
 from depfuse.data import Loader, calibration_loader
 from depfuse.groups import ChannelGroups
 from depfuse.models import build_network
-from depfuse.networks.memory_format import choose_layout
 from experiments.benchmarks.end_to_end import random_images, random_parents
 from experiments.lib.material import shared_material
 from experiments.lib.places import ROOT, SHARED
+from experiments.lib.timing import layouts_of, pass_forward, peak_mib, seconds_of
 
 RESNET20S = "resnet20-8-1-8-2"
-
-
-def seconds_of(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def show(name: str, figure: float, bound: float, unit: str) -> bool:
@@ -55,17 +47,13 @@ def groups_of_resnet18() -> list[bool]:
 def alignment(name: str, networks: Sequence[nn.Module], images: Loader, rounds: int = 7) -> bool:
     example = next(iter(images))[0][:1]
     groups = find_groups(networks[0], example)
-    layouts = [choose_layout(network, example)[0] for network in networks]
-
-    def forwards() -> None:
-        with torch.inference_mode():
-            for batch, _ in images:
-                for network, layout in zip(networks, layouts, strict=True):
-                    network(batch.contiguous(memory_format=layout))
-
-    forwards()
+    layouts = layouts_of(networks, images)
+    pass_forward(networks, images, layouts)  # warms
     pairs = [
-        (seconds_of(lambda: align(networks, groups, Recipe().align, images).couplings), seconds_of(forwards))
+        (
+            seconds_of(lambda: align(networks, groups, Recipe().align, images).couplings),
+            seconds_of(lambda: pass_forward(networks, images, layouts)),
+        )
         for _ in range(rounds)
     ]
     ratio = min(aligning for aligning, _ in pairs) / min(bare for _, bare in pairs)
@@ -81,7 +69,7 @@ def fusion_of_mnist_pair() -> bool:
 def print_peak_memory(images: int) -> None:
     inputs = shared_material(RESNET20S).inputs
     fuse(inputs.models, Recipe(refit="none"), calibration_loader(inputs.data, images))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(round(peak_mib()))
 
 
 def growth_of_memory() -> bool:
@@ -91,7 +79,7 @@ def growth_of_memory() -> bool:
         peaks.append(
             int(subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.split()[-1])
         )
-    print(f"       peak memory {peaks[0] / 1024:.0f} MiB with 2,000 images, {peaks[1] / 1024:.0f} MiB with 20,000")
+    print(f"       peak memory {peaks[0]} MiB with 2,000 images, {peaks[1]} MiB with 20,000")
     return show("growth of peak memory, 2,000 to 20,000 images", 100 * (peaks[1] / peaks[0] - 1), 10.0, "%")
 
 

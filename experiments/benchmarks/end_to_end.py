@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -25,34 +23,14 @@ from depfuse.distributed.device import resolve_device
 from depfuse.evaluate import evaluate
 from depfuse.fusion.parents import Parents
 from depfuse.models import build_network
-from depfuse.networks.memory_format import choose_layout
 from depfuse.renorm import renormalise
 from experiments.lib.command import check_counts, exit_code
 from experiments.lib.processes import CellError
 from experiments.lib.tables import markdown
+from experiments.lib.timing import Watch, pass_forward
 
 MOST_SECONDS, MOST_TIMES = 8.0, 1.3  # on a GPU, and of bare forward passes on a CPU
 WARMING = 500  # images
-
-
-class Watch:
-    """Wall-clock seconds by step; what a device still has to do counts for the step that asked for it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.seconds: dict[str, float] = {}
-        self._device = device
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Time what runs inside."""
-        started = self._now()
-        yield
-        self.seconds[name] = self._now() - started
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
 
 
 def random_images(count: int, device: torch.device, seed: int) -> Loader:
@@ -88,17 +66,6 @@ def fused(parents: list[nn.Module], align: Loader, reset: Loader, test: Loader, 
     return child
 
 
-def bare(parents: list[nn.Module], child: nn.Module, align: Loader, reset: Loader, test: Loader, watch: Watch) -> None:
-    """The forward passes that cannot be saved."""
-    with torch.inference_mode(), watch.step("bare forward passes"):
-        for networks, loader in ((parents, align), ([child], reset), ([child], test)):
-            layout = choose_layout(networks[0], next(iter(loader))[0][:1])[0]
-            for images, _ in loader:
-                given = images.contiguous(memory_format=layout)
-                for network in networks:
-                    network(given)
-
-
 def run(options: argparse.Namespace) -> None:
     """Measure and print; `CellError` where the bound of the device is missed."""
     check_counts(options, align=2, reset=2, test=1)
@@ -111,11 +78,13 @@ def run(options: argparse.Namespace) -> None:
     )
     few = align.first(WARMING)
     fused(parents, few, few, few, Watch(device))  # leaves them as they are
-    watch = Watch(device)
+    watch, bare = Watch(device), Watch(device)
     child = fused(parents, align, reset, test, watch)
     total = sum(watch.seconds.values())
-    bare(parents, child, align, reset, test, watch)
-    passes = watch.seconds.pop("bare forward passes")
+    with bare.step("passes"):  # which cannot be saved
+        for networks, loader in ((parents, align), ([child], reset), ([child], test)):
+            pass_forward(networks, loader)
+    passes = bare.seconds["passes"]
     rows = [*watch.seconds.items(), ("all", total), ("bare forward passes", passes)]
     print(markdown(["step", "seconds"], [[name, f"{seconds:.2f}"] for name, seconds in rows]))
     on_gpu = device.type == "cuda"

@@ -10,17 +10,13 @@ forward passes of the parents take, a part of `matching`. Exponents have their s
 from __future__ import annotations
 
 import argparse
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
 
 from depfuse import Recipe, find_groups, prove_groups
 from depfuse.align import Coupling, Couplings
@@ -33,7 +29,6 @@ from depfuse.data import Loader, Preprocessing, Split
 from depfuse.errors import RecipeError
 from depfuse.merge import average
 from depfuse.models import build_network
-from depfuse.networks.memory_format import choose_layout
 from depfuse.renorm import renormalise
 from experiments.lib.cells import Cell, Cells
 from experiments.lib.command import numbers
@@ -43,6 +38,7 @@ from experiments.lib.parents.trained import thin_resnet
 from experiments.lib.plots import draw_intervals
 from experiments.lib.power_law import PowerLaw, Rates, Work
 from experiments.lib.tables import Estimate, markdown
+from experiments.lib.timing import Watch, pass_forward, peak_mib
 
 KEYS = ("network", "parents", "images", "side", "seed")
 STEPS = ("groups", "forward", "matching", "assignment", "merge", "renorm")
@@ -97,43 +93,30 @@ def _corridor(cell: Mapping[str, Any]) -> dict[str, float]:
     loader = Loader(Split(pixels, torch.zeros(images, dtype=torch.int64)), Preprocessing(), batch_size=250)
     example = torch.rand(1, 3, side, side)
     recipe = Recipe(refit="none", distance="cosine")
-    took: dict[str, float] = {}
-
-    @contextmanager
-    def step(name: str) -> Iterator[None]:
-        begun = time.process_time()
-        yield
-        took[name] = time.process_time() - begun
-
-    before, started = _peak(), time.perf_counter()
-    with step("groups"):
+    watch = Watch(clock=time.process_time)
+    before, started = peak_mib(), time.perf_counter()
+    with watch.step("groups"):
         groups = prove_groups(networks[0], find_groups(networks[0], example), example)
-    with step("matching"):
+    with watch.step("matching"):
         moments = collect_moments(networks, groups, loader, recipe.align.taps)
     couplings: list[Couplings] = [{group.name: Coupling.identity(group.size) for group in groups.free}]
-    with step("assignment"):
+    with watch.step("assignment"):
         for own, network in zip(moments, networks[1:], strict=True):
             problem = MatchingProblem(groups, (networks[0], network), recipe.align, own, loader)
             couplings += [found.couplings for found in load_solver(recipe.align.solver.name).solve(problem)]
-    with step("merge"):
+    with watch.step("merge"):
         child = average(networks, groups, couplings, recipe.shares(len(networks)))
-    with step("renorm"):
+    with watch.step("renorm"):
         renormalise(child, "reset", loader)
-    found = {"all": sum(took.values()), "all_clock": time.perf_counter() - started, "memory": _peak() - before}
-    with step("forward"):
-        _forward(networks, loader)
+    found = {
+        "all": sum(watch.seconds.values()),
+        "all_clock": time.perf_counter() - started,
+        "memory": peak_mib() - before,
+    }
+    with watch.step("forward"):
+        pass_forward(networks, loader, at_once=AT_ONCE)
     work = Work.of(networks[0], groups, example)
-    return {**took, **found, "forward_flops": work.forward, "covariance_flops": work.covariance}
-
-
-def _forward(networks: Sequence[nn.Module], loader: Loader) -> None:
-    """The bare forward passes that matching needs."""
-    with torch.inference_mode():
-        for images, _ in loader:
-            layouts = [choose_layout(network, images[:1])[0] for network in networks]
-            for part in torch.split(images, AT_ONCE):
-                for network, layout in zip(networks, layouts, strict=True):
-                    network(part.contiguous(memory_format=layout))
+    return {**watch.seconds, **found, "forward_flops": work.forward, "covariance_flops": work.covariance}
 
 
 def _assignment(size: int, seed: int) -> dict[str, float]:
@@ -142,17 +125,11 @@ def _assignment(size: int, seed: int) -> dict[str, float]:
     causes = torch.randn(4000, size // 10)
     first, second = (causes @ torch.randn(size // 10, size) / size**0.5 + torch.randn(4000, size) for _ in range(2))
     cost = 1.0 - (first.T @ second) / first.norm(dim=0)[:, None] / second.norm(dim=0)[None, :]
-    before, begun, started = _peak(), time.process_time(), time.perf_counter()
+    before, begun, started = peak_mib(), time.process_time(), time.perf_counter()
     assigned(cost)
     seconds = time.process_time() - begun
     found = {"assignment": seconds, "all": seconds, "all_clock": time.perf_counter() - started}
-    return {**found, "memory": _peak() - before}
-
-
-def _peak() -> float:
-    """Peak memory of this process in MiB."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return {**found, "memory": peak_mib() - before}
 
 
 # --- what is shown ---------------------------------------------------------------------------------

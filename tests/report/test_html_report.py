@@ -23,7 +23,8 @@ from digits_parents import digits_files
 from test_report import fusion_report, network, path_report, scores
 
 from depfuse.cli import main
-from depfuse.report import PathReport, ReportError, ScoreValues
+from depfuse.errors import ReportError
+from depfuse.report import PathReport, ScoreValues
 from depfuse.report.page import Run, Runs, build_page, find_runs
 from depfuse.report.page.best import best_sentences
 from depfuse.report.page.scores import changed_settings, settings_text

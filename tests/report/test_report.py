@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from depfuse.errors import DepfuseError
+from depfuse.errors import DepfuseError, ReportError
 from depfuse.evaluate import PathPoint, Scores
 from depfuse.report import (
     Barrier,
@@ -22,7 +22,6 @@ from depfuse.report import (
     NetworkScores,
     PathReport,
     PathRow,
-    ReportError,
     ScoreValues,
     Seconds,
     barrier_sentence,
