@@ -83,10 +83,10 @@ def align(
     """
     originals, models = models, [evaluation_copy(model, shared=True) for model in models]
     shared = None if shared is None else shared.for_copies(originals, models)
-    found = _alignment(models, groups, settings, calibration, judge, shared, shares, seed)
-    for sentence in found.not_converged:
+    alignment = _alignment(models, groups, settings, calibration, judge, shared, shares, seed)
+    for sentence in alignment.not_converged:
         warnings.warn(sentence, LimitWarning, stacklevel=3)
-    return found
+    return alignment
 
 
 def _alignment(
@@ -131,7 +131,7 @@ def _alignment(
             MatchingProblem(groups, pair, variant, moments[variant.taps][place], calibration, seed=seed)
             for variant in variants
         ]
-        solutions = [found for problem in problems for found in load_solver(problem.solver.name).solve(problem)]
+        solutions = [solved for problem in problems for solved in load_solver(problem.solver.name).solve(problem)]
         not_converged += [sentence for solution in solutions for sentence in solution.not_converged]
         candidates = [solution.couplings for solution in solutions]
         if judge is None and criterion == "activations":
@@ -180,4 +180,4 @@ def _in_order_of(groups: ChannelGroups, couplings: list[Couplings], settings: Al
             "solver emd"
         )
     back = invert(groups, couplings[parent])
-    return [compose(groups, found, back) for found in couplings]
+    return [compose(groups, one_parents, back) for one_parents in couplings]

@@ -273,9 +273,9 @@ def _origins(orbit: Orbit, couplings: Couplings, origin: Tensor) -> Iterator[tup
         yield from _origins(child, couplings, blocks)
 
 
-def _flat(orbit: Orbit, own: Sequence[Coupling | None], origin: Tensor) -> Tensor:
+def _flat(orbit: Orbit, couplings: Sequence[Coupling | None], origin: Tensor) -> Tensor:
     orders = [
         torch.arange(orbit.size) if coupling is None or coupling.permutation is None else coupling.permutation.cpu()
-        for coupling in own
+        for coupling in couplings
     ]
     return (origin[:, None] * orbit.size + torch.stack(orders)).reshape(-1)

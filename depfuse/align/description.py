@@ -80,14 +80,14 @@ class Matching:
     taps: list[MatchedTap]
 
 
-def moved_channels(couplings: Sequence[Couplings], kept: int) -> tuple[int, int] | None:
-    """Count the channels that the couplings of parents other than `kept` move, and all their channels.
+def moved_channels(couplings: Sequence[Couplings], reference: int) -> tuple[int, int] | None:
+    """Count the channels that the couplings of parents other than `reference` move, and all their channels.
 
     Returns None where a coupling maps channels linearly or to another number of them, so that none keeps its place.
     """
     moved = channels = 0
     for number, parent in enumerate(couplings):
-        for coupling in parent.values() if number != kept else ():
+        for coupling in parent.values() if number != reference else ():
             if coupling.maps is not None or coupling.sizes[0] != coupling.sizes[1]:
                 return None
             source = coupling.permutation if coupling.permutation is not None else coupling.matrix.argmax(1)
@@ -123,16 +123,16 @@ def describe_matching(
     dict
         Parent -> matching, groups and taps in the order of the network.
     """
-    kept = settings.kept
+    reference = settings.kept
     images, _ = next(iter(calibration))
-    with torch.no_grad(), evaluating(models[kept], auxiliary=groups.auxiliary):
-        order = modules_in_order(models[kept], lambda: models[kept](images[:1]))
+    with torch.no_grad(), evaluating(models[reference], auxiliary=groups.auxiliary):
+        order = modules_in_order(models[reference], lambda: models[reference](images[:1]))
     depths = {name: depth for depth, name in enumerate(order)}
     collector = PairwiseCollector(models, groups, calibration, settings.taps)
     return {
-        parent: _against(models, groups, couplings[parent], settings, collector, (kept, parent), depths)
+        parent: _against(models, groups, couplings[parent], settings, collector, (reference, parent), depths)
         for parent in range(len(models))
-        if parent != kept
+        if parent != reference
     }
 
 
@@ -150,7 +150,7 @@ def _against(
     target, source = (dict(models[number].state_dict()) for number in pair)
     aligned = apply_couplings(groups, couplings, source)
     weights = {name for name, _ in models[pair[0]].named_parameters(remove_duplicate=False)}
-    found, taps = [], []
+    matched, taps = [], []
     for root in find_orbits(groups):
         for orbit in root.walk():
             matrix = _matrix(root, orbit, couplings)
@@ -169,9 +169,9 @@ def _against(
                 float(weight_cost(parts, target, state).diagonal(dim1=1, dim2=2).mean()) if parts else 0.0
                 for state in (source, aligned)
             ]
-            found.append(MatchedGroup(orbit.name, matrix, costs, (distances[0], distances[1]), correlations))
+            matched.append(MatchedGroup(orbit.name, matrix, costs, (distances[0], distances[1]), correlations))
     taps.sort(key=lambda tap: depths.get(tap.module, len(depths)))
-    return Matching(found, taps)
+    return Matching(matched, taps)
 
 
 def _before_and_after(table: Tensor, matrix: Tensor) -> tuple[float, float]:

@@ -130,11 +130,11 @@ def _of_tensor(
 def _entries(tensor: Tensor, first: int, rows: Tensor, second: int, columns: Tensor | None) -> Tensor:
     """Gather entries (n, m, d) of a tensor at rows (n, r) of one axis and columns (m, s) of another."""
     if columns is None:
-        taken = _along(tensor, first, rows).movedim(first, 0)
-        return taken.reshape(len(rows), 1, -1).float()
-    taken = _along(_along(tensor, first, rows), second, columns)
-    taken = taken.movedim((first, second), (0, 1)).reshape(*rows.shape, *columns.shape, -1)
-    return taken.transpose(1, 2).reshape(len(rows), len(columns), -1).float()
+        entries = _along(tensor, first, rows).movedim(first, 0)
+        return entries.reshape(len(rows), 1, -1).float()
+    entries = _along(_along(tensor, first, rows), second, columns)
+    entries = entries.movedim((first, second), (0, 1)).reshape(*rows.shape, *columns.shape, -1)
+    return entries.transpose(1, 2).reshape(len(rows), len(columns), -1).float()
 
 
 def _along(tensor: Tensor, axis: int, index: Tensor) -> Tensor:

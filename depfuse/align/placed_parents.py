@@ -84,10 +84,10 @@ class PlacedParents:
         for key, tensor in aligned.items():
             self._total[key] += share * tensor.double()
 
-    def _place(self, parent: int, found: Mapping[str, Placement]) -> None:
+    def _place(self, parent: int, placements: Mapping[str, Placement]) -> None:
         """Place a parent's channels, and update the mean."""
         if self._total is not None and parent in self.placed:
             self._count(parent, -self.shares[parent])
-        self.placed[parent] = {**self.placed.get(parent, {}), **found}
+        self.placed[parent] = {**self.placed.get(parent, {}), **placements}
         if self._total is not None:
             self._count(parent, self.shares[parent])

@@ -138,46 +138,46 @@ class MatchingProblem:
         Ties of activation costs are decided by weights (`break_ties`).
         """
         costs = self.activation_costs(distance)
-        found: dict[str, Coupling] = {}
+        couplings: dict[str, Coupling] = {}
         for root in self.roots:
             if root.children:
-                found |= from_flat_positions(root, self.tree_by_activations(root, costs, found))
+                couplings |= from_flat_positions(root, self.tree_by_activations(root, costs, couplings))
             elif root.name in costs:
-                found[root.name] = solve(costs[root.name])
+                couplings[root.name] = solve(costs[root.name])
         for root in self.roots:
-            if root.name not in found:
-                state = apply_couplings(self.groups, found, self.source)
-                found[root.name] = solve(weight_cost(self.parts(root), self.target, state)[0])
-        if any(coupling.permutation is None for coupling in found.values()):
-            return found
+            if root.name not in couplings:
+                state = apply_couplings(self.groups, couplings, self.source)
+                couplings[root.name] = solve(weight_cost(self.parts(root), self.target, state)[0])
+        if any(coupling.permutation is None for coupling in couplings.values()):
+            return couplings
         noise = {name: activation_noise(taps, distance).cpu() for name, taps in self.moments.items()}
-        return break_ties(self, found, costs, noise)
+        return break_ties(self, couplings, costs, noise)
 
-    def tree_by_activations(self, root: Orbit, costs: Mapping[str, Tensor], found: Couplings) -> Placement:
+    def tree_by_activations(self, root: Orbit, costs: Mapping[str, Tensor], couplings: Couplings) -> Placement:
         """Match a tree by activations; channels in it that no module carries are matched by weights."""
         untapped = {orbit.name for orbit in root.walk() if orbit.name not in costs and not orbit.children}
         watched = {orbit.name: costs[orbit.name] for orbit in root.walk() if orbit.name in costs}
-        state = apply_couplings(self.groups, found, self.source) if untapped else self.source
+        state = apply_couplings(self.groups, couplings, self.source) if untapped else self.source
 
         def usable(name: str, part: Part) -> bool:
             return name in untapped and part.key in self.weights
 
         return match_tree(self._tree(root, state, usable, watched, 1.0), root)
 
-    def couplings(self, found: Mapping[str, Placement]) -> Couplings:
+    def couplings(self, placements: Mapping[str, Placement]) -> Couplings:
         """Make couplings of every group from the placement of every root."""
         couplings: dict[str, Coupling] = {}
         for root in self.roots:
-            couplings |= from_flat_positions(root, found[root.name])
+            couplings |= from_flat_positions(root, placements[root.name])
         return couplings
 
     def placements(self, couplings: Couplings) -> dict[str, Placement]:
         """Return root name -> placement; roots with a soft coupling are left out."""
-        found = {}
+        placements = {}
         for root in self.roots:
             if (moved := flat_positions(root, couplings)) is not None:
-                found[root.name] = moved
-        return found
+                placements[root.name] = moved
+        return placements
 
     def distance(self, couplings: Couplings) -> float:
         """Compute the squared distance between the target's weights and the source's under the couplings."""
@@ -215,8 +215,8 @@ class MatchingProblem:
         def usable(name: str, part: Part) -> bool:
             return part.key in self.weights and (consumed or part.role != "consumes")
 
-        own = [orbit.name for orbit in root.walk() if orbit.name in self.watched]
-        watched = {name: self.watched[name][:, moved[name]] for name in own}
+        names = [orbit.name for orbit in root.walk() if orbit.name in self.watched]
+        watched = {name: self.watched[name][:, moved[name]] for name in names}
         tree = self._tree(root, state, usable, watched, 1.0 - self.settings.share if watched else 1.0)
         step = match_tree(tree, root)
         before, after = (float(tree.of_blocks(root, place).sum()) for place in (unmoved_placement(root), step))

@@ -30,29 +30,29 @@ ORDER = 1e-9  # cost of a channel that leaves its number, relative to the same: 
 
 
 def break_ties(
-    problem: MatchingProblem, found: Couplings, costs: Mapping[str, Tensor], noise: Mapping[str, Tensor]
+    problem: MatchingProblem, couplings: Couplings, costs: Mapping[str, Tensor], noise: Mapping[str, Tensor]
 ) -> Couplings:
     """Choose, among couplings of equal activation cost, the nearest in weights, then the one in channel order.
 
     Parameters
     ----------
-    found
+    couplings
         Permutations of all groups, of least activation cost.
     costs
         Orbit name -> activation cost (n, n) of that matching; a group without one is free to move.
     noise
         Orbit name -> (n, n) up to which these costs are equal.
     """
-    return _TieBreaking(problem, found, costs, noise).run()
+    return _TieBreaking(problem, couplings, costs, noise).run()
 
 
 class _TieBreaking:
     def __init__(
-        self, problem: MatchingProblem, found: Couplings, costs: Mapping[str, Tensor], noise: Mapping[str, Tensor]
+        self, problem: MatchingProblem, couplings: Couplings, costs: Mapping[str, Tensor], noise: Mapping[str, Tensor]
     ) -> None:
         self.problem, self.costs = problem, costs
-        self.placed = problem.placements(found)
-        self.state = apply_couplings(problem.groups, found, problem.source)
+        self.placed = problem.placements(couplings)
+        self.state = apply_couplings(problem.groups, couplings, problem.source)
         self.counted = {
             key
             for key, tensor in problem.source.items()

@@ -115,12 +115,12 @@ def break_tie(tie: Tie, cost: Tensor, home: Tensor) -> Tensor | None:
     if float(cost[stay, order].sum()) >= float(cost.diagonal().sum()) - size * noise:
         order = stay
     for equal in find_ties(cost, order, noise, tie.allowed):
-        taken = order[equal.rows]
-        foreign = (~home[equal.rows][:, taken]).double()
+        chosen = order[equal.rows]
+        foreign = (~home[equal.rows][:, chosen]).double()
         better = _assigned(foreign, equal.allowed)
-        if float(foreign[torch.arange(len(taken)), better].sum()) < float(foreign.diagonal().sum()):
+        if float(foreign[torch.arange(len(chosen)), better].sum()) < float(foreign.diagonal().sum()):
             order = order.clone()
-            order[equal.rows] = taken[better]
+            order[equal.rows] = chosen[better]
     return None if torch.equal(order, stay) else order
 
 

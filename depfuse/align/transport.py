@@ -34,7 +34,7 @@ def assigned(cost: Tensor) -> Tensor:
     return torch.from_numpy(linear_sum_assignment(values)[1].astype(np.int64))
 
 
-def reassigned(cost: Tensor, known: Tensor) -> Tensor:
+def reassigned(cost: Tensor, current: Tensor) -> Tensor:
     """Find a permutation of less cost than a known one, or of least cost; quick where `assigned` is slow.
 
     Large problems are solved among the few least costs of each row and the known pairs first: nearly always that gives
@@ -44,7 +44,7 @@ def reassigned(cost: Tensor, known: Tensor) -> Tensor:
     if size < SPARSE_FROM or not bool(torch.isfinite(cost.sum())):
         return assigned(cost)
     near = torch.topk(cost, NEAREST, dim=1, largest=False).indices
-    columns = torch.cat([near, known[:, None]], 1).sort(1).values
+    columns = torch.cat([near, current[:, None]], 1).sort(1).values
     first = torch.ones_like(columns, dtype=torch.bool)
     first[:, 1:] = columns[:, 1:] != columns[:, :-1]
     rows = torch.arange(size)[:, None].expand_as(columns)[first]
@@ -53,7 +53,7 @@ def reassigned(cost: Tensor, known: Tensor) -> Tensor:
     table = csr_array((entries, columns[first].numpy(), begins), shape=(size, size))
     order = torch.from_numpy(min_weight_full_bipartite_matching(table)[1].astype(np.int64))
     each = torch.arange(size)
-    after, before = float(cost[each, order].sum()), float(cost[each, known].sum())
+    after, before = float(cost[each, order].sum()), float(cost[each, current].sum())
     return order if before - after > 1e-6 * abs(before) else assigned(cost)
 
 
@@ -100,8 +100,8 @@ def whole(cost: Tensor, *, even: bool = True) -> Coupling:
     targets, sources = values.shape
     least, most = (targets // sources, -(-targets // sources)) if even else (1, targets - sources + 1)
     # Lower than any sum of costs, so that each source's first copies are all taken.
-    taken = values - 2.0 * targets * (np.abs(values).max() + 1.0)
-    copies = np.concatenate([taken] * least + [values] * (most - least), axis=1)
+    penalised = values - 2.0 * targets * (np.abs(values).max() + 1.0)
+    copies = np.concatenate([penalised] * least + [values] * (most - least), axis=1)
     rows, columns = linear_sum_assignment(copies)
     plan = np.zeros_like(values)
     plan[rows, columns % sources] = 1.0 / targets

@@ -83,9 +83,9 @@ def align_through_universe(
         universe.match_by_weights()
     else:
         universe.match_by_activations(judge)
-    found = universe.couplings(range(len(models)))
-    back = invert(groups, found[settings.kept])
-    aligned: list[Couplings] = [compose(groups, couplings, back) for couplings in found]
+    towards_universe = universe.couplings(range(len(models)))
+    back = invert(groups, towards_universe[settings.kept])
+    aligned: list[Couplings] = [compose(groups, couplings, back) for couplings in towards_universe]
     return Alignment(aligned, distinct(universe.not_converged), distinct(filter(None, [universe.distance])))
 
 
@@ -185,7 +185,7 @@ class Universe(PlacedParents):
     def _watch(self, block: Sequence[int], distance: str) -> PairwiseMoments:
         """Collect the similarity among some parents, and to all others that are placed."""
         assert self.collector is not None
-        others = {i: _by_orbit(found) for i, found in self.placed.items() if i not in block}
+        others = {i: _by_orbit(placement) for i, placement in self.placed.items() if i not in block}
         if not others:
             return self.collector.among(block)
         return self.collector.among_and_others(block, others, self.shares, distance)
@@ -197,7 +197,7 @@ class Universe(PlacedParents):
         pairwise = self._watch(block, "")
         distances = settings.distances if settings.criterion.name == "activations" else settings.distances[:1]
         starts = block[: self.through.restarts if judge is not None else 1]
-        found: list[tuple[str, Placed]] = []
+        candidates: list[tuple[str, Placed]] = []
         for distance in distances:
             for start in starts:
                 self.placed = {start: {root.name: unmoved_placement(root) for root in self.roots}}
@@ -206,26 +206,26 @@ class Universe(PlacedParents):
                     if parent != start:
                         self._join(pairwise, parent, distance, {start: self.placed[start]})
                 self._ascend(pairwise, distance)
-                found.append((distance, self.placed))
-        if len(found) == 1 or judge is None:
+                candidates.append((distance, self.placed))
+        if len(candidates) == 1 or judge is None:
             self.forget_mean()
-            return found[0]
+            return candidates[0]
         shares = [self.shares[parent] / sum(self.shares[member] for member in block) for parent in block]
         figures = []
-        for _, self.placed in found:
+        for _, self.placed in candidates:
             figures.append(judge.of_members(block, self.couplings(block), shares))
         self.forget_mean()
-        return found[min(range(len(found)), key=figures.__getitem__)]
+        return candidates[min(range(len(candidates)), key=figures.__getitem__)]
 
     def _join(self, pairwise: PairwiseMoments, parent: int, distance: str, placed: Placed | None = None) -> None:
         """Place a parent by its similarity to those that are placed."""
         others = self.placed if placed is None else placed
         unmoved = {root.name: unmoved_placement(root) for root in self.roots}
-        found = {}
+        placements = {}
         for root in self.roots:
             if self._taps(root):
-                found[root.name] = self._step(pairwise, root, parent, distance, others, unmoved[root.name])[0]
-        self._place(parent, {**unmoved, **found})
+                placements[root.name] = self._step(pairwise, root, parent, distance, others, unmoved[root.name])[0]
+        self._place(parent, {**unmoved, **placements})
 
     def _ascend(self, pairwise: PairwiseMoments, distance: str) -> bool:
         """Match some parents in turn, group by group, until none moves; tell whether any did."""
@@ -250,21 +250,23 @@ class Universe(PlacedParents):
     ) -> tuple[Placement, bool]:
         """Find the best placement of one group of one parent with all others fixed, and whether it is better."""
         placements = {
-            other: found[root.name] for other, found in placed.items() if other != parent and other in pairwise.members
+            other: placement[root.name]
+            for other, placement in placed.items()
+            if other != parent and other in pairwise.members
         }
         names = [orbit.name for orbit in root.walk() if orbit.name in pairwise.uses]
         costs = {name: -pairwise.similarity(name, parent, placements, self.shares, distance) for name in names}
         if root.children:
             untapped = any(o.name not in costs and not o.children for o in root.walk())
             target = self.mean_of_others(parent) if untapped else {}
-            found = self._problem(parent, target, costs).tree_by_activations(root, costs, {})
+            placement = self._problem(parent, target, costs).tree_by_activations(root, costs, {})
         else:
-            found = {root.name: reassigned(costs[root.name], now[root.name])}
+            placement = {root.name: reassigned(costs[root.name], now[root.name])}
         before, after = (
             sum(float(cost.gather(1, place[name][:, None]).sum()) for name, cost in costs.items())
-            for place in (now, found)
+            for place in (now, placement)
         )
-        return (found, True) if is_better(after, before) else (now, False)
+        return (placement, True) if is_better(after, before) else (now, False)
 
     def _until_converged(self, blocks: Sequence[Sequence[int]], distance: str) -> None:
         for _ in range(self.through.iterations):
@@ -298,8 +300,8 @@ class Universe(PlacedParents):
                 limit,
             )
             self.not_converged += at_limit("frank-wolfe", limit, unless=converged)
-            for parent, found in zip(self.visited, orders, strict=True):
-                self.placed[parent] |= {name: {name: order} for name, order in found.items()}
+            for parent, permutations in zip(self.visited, orders, strict=True):
+                self.placed[parent] |= {name: {name: order} for name, order in permutations.items()}
         else:
             for parent in rest:
                 problem = self._problem(parent, self.mean_of_others(parent))
@@ -350,15 +352,15 @@ class Universe(PlacedParents):
         if solver in DESCENTS or converged or len(numbers) < len(self.roots):
             descent = Descent(SharedCosts(problem), before)
             descent.run([numbers])
-            found = descent.placed
+            placements = descent.placed
         else:
-            found = problem.placements(self._best(problem))
-        now, then = problem.couplings(before), problem.couplings(found)
+            placements = problem.placements(self._best(problem))
+        now, then = problem.couplings(before), problem.couplings(placements)
         if all(torch.equal(_order(now[name]), _order(then[name])) for name in now):
             return False
         if criterion != "mixture" and not is_better(problem.distance(then), problem.distance(now)):
             return False
-        self._place(parent, found)
+        self._place(parent, placements)
         return True
 
 
@@ -367,8 +369,8 @@ def _order(coupling: Coupling) -> Tensor:
     return coupling.permutation
 
 
-def _by_orbit(found: Mapping[str, Placement]) -> Placement:
-    return {name: order for placement in found.values() for name, order in placement.items()}
+def _by_orbit(placements: Mapping[str, Placement]) -> Placement:
+    return {name: order for placement in placements.values() for name, order in placement.items()}
 
 
 def _norm(model: nn.Module) -> float:

@@ -138,27 +138,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     exception is a mistake in the program and keeps its traceback. Of several processes that `torchrun` started, the
     first one runs it, and the others help.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     # Anything else need not wait for torch.
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
         from depfuse.distributed.team import launch
 
-        return launch(lambda: _run(given))
-    return _run(given)
+        return launch(lambda: _run(words))
+    return _run(words)
 
 
-def _run(given: list[str]) -> int:
+def _run(words: list[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have bytes that are no Unicode
         sys.stdout.reconfigure(errors="backslashreplace")
     with warnings_in_one_line():
         try:
             with ended_at_once():
-                app = build_app(given)
+                app = build_app(words)
             status = typer.main.get_command(app).main(
-                args=in_settings(given) or ["--help"],
+                args=in_settings(words) or ["--help"],
                 prog_name="depfuse",
                 standalone_mode=False,
-                obj=["depfuse", *given],
+                obj=["depfuse", *words],
             )
         except (DepfuseError, DepfuseWarning) as error:  # a warning, where the user's filter makes it an error
             complain(str(error))

@@ -29,27 +29,34 @@ def label_sets(
     DataError
         A class of the data is known to no parent, or a number is none of the data's.
     """
-    said: Sequence[Sequence[int] | Sequence[str] | None]
+    labels_of_parents: Sequence[Sequence[int] | Sequence[str] | None]
     if classes:
-        said = [read_classes(text) for text in classes]
+        labels_of_parents = [read_classes(text) for text in classes]
     else:
         by_name = bool(class_names(data)) or (not data.classes and all(card and card.names for card in cards))
-        said = [None if card is None else card.names if card.names and by_name else card.classes for card in cards]
-        if all(known == said[0] for known in said):
+        labels_of_parents = [
+            None if card is None else card.names if card.names and by_name else card.classes for card in cards
+        ]
+        if all(parent_labels == labels_of_parents[0] for parent_labels in labels_of_parents):
             return None, None, data
-        if not data.classes and None in said:  # nothing says what a parent without a card knows
-            if len({known for known in said if known is not None}) > 1:
+        if not data.classes and None in labels_of_parents:  # nothing says what a parent without a card knows
+            if len({parent_labels for parent_labels in labels_of_parents if parent_labels is not None}) > 1:
                 raise DataError("the parents know different labels: say which with --classes, once per parent")
             return None, None, data
     names = list(data.classes)
-    for known in said:
-        names += [name for name in known or () if isinstance(name, str) and name not in names]
+    for parent_labels in labels_of_parents:
+        names += [name for name in parent_labels or () if isinstance(name, str) and name not in names]
     numbers = {name: number for number, name in enumerate(names)}
     everything = tuple(range(len(data.classes)))
     sets = LabelSets.create(
         [
-            everything if known is None else tuple(numbers[own] if isinstance(own, str) else own for own in known)
-            for known in said
+            everything
+            if parent_labels is None
+            else tuple(
+                numbers[label_or_name] if isinstance(label_or_name, str) else label_or_name
+                for label_or_name in parent_labels
+            )
+            for parent_labels in labels_of_parents
         ]
     )
     unknown = sorted(label for label in sets.joint if label >= len(names))
@@ -71,7 +78,10 @@ def label_sets(
 
 
 def in_outputs(
-    data: DataSet, outputs: Sequence[int], paths: Sequence[Path], known: Sequence[Sequence[int] | Sequence[str] | None]
+    data: DataSet,
+    outputs: Sequence[int],
+    paths: Sequence[Path],
+    labels_of_outputs: Sequence[Sequence[int] | Sequence[str] | None],
 ) -> DataSet:
     """Give the data's classes the numbers of networks' outputs; a network of more outputs keeps them all.
 
@@ -85,7 +95,7 @@ def in_outputs(
         How many outputs each network has.
     paths
         The networks' files.
-    known
+    labels_of_outputs
         For each network what its outputs stand for, where that is known.
 
     Raises
@@ -95,24 +105,26 @@ def in_outputs(
     """
     if not data.classes:
         return data
-    found = [_places(data, *own) for own in zip(outputs, paths, known, strict=True)]
+    places_by_network = [_places(data, *own) for own in zip(outputs, paths, labels_of_outputs, strict=True)]
     if data.by_name and any(
-        own is None and count == len(data.classes) for own, count in zip(known, outputs, strict=True)
+        own is None and count == len(data.classes) for own, count in zip(labels_of_outputs, outputs, strict=True)
     ):
-        _say_the_order(data, paths[[own is None for own in known].index(True)])
-    for path, places in zip(paths, found, strict=True):
-        if places != found[0]:
+        _say_the_order(data, paths[[own is None for own in labels_of_outputs].index(True)])
+    for path, places in zip(paths, places_by_network, strict=True):
+        if places != places_by_network[0]:
             raise DataError(f"{paths[0]} and {path} have the classes of the data at different outputs: run them apart")
     most = max(outputs)
-    if found[0] == list(range(len(data.classes))) and most <= len(data.classes):
+    if places_by_network[0] == list(range(len(data.classes))) and most <= len(data.classes):
         return data
     names = [str(number) for number in range(most)]
-    for name, place in zip(data.classes, found[0], strict=True):
+    for name, place in zip(data.classes, places_by_network[0], strict=True):
         names[place] = name
-    return renumbered(data, found[0], tuple(names))
+    return renumbered(data, places_by_network[0], tuple(names))
 
 
-def _places(data: DataSet, outputs: int, path: Path, known: Sequence[int] | Sequence[str] | None) -> list[int]:
+def _places(
+    data: DataSet, outputs: int, path: Path, labels_of_outputs: Sequence[int] | Sequence[str] | None
+) -> list[int]:
     """Find the output of each class of the data."""
     count = len(data.classes)
     if outputs < count:
@@ -120,13 +132,13 @@ def _places(data: DataSet, outputs: int, path: Path, known: Sequence[int] | Sequ
             f"{path} has {outputs} outputs, but the labels name {count} classes, so that labels from {outputs} on are"
             " out of range: say which labels each parent knows with --classes, once per parent"
         )
-    if known is not None:
-        wanted: Sequence[int] | Sequence[str] = data.classes if isinstance(known[0], str) else range(count)
+    if labels_of_outputs is not None:
+        wanted: Sequence[int] | Sequence[str] = data.classes if isinstance(labels_of_outputs[0], str) else range(count)
         for one in wanted:
-            if one not in known:
-                listed = f"{', '.join(map(str, known[:5]))}{', ...' if len(known) > 5 else ''}"
+            if one not in labels_of_outputs:
+                listed = f"{', '.join(map(str, labels_of_outputs[:5]))}{', ...' if len(labels_of_outputs) > 5 else ''}"
                 raise DataError(f"class {one} of {data.name} is none of those that {path} knows: {listed}")
-        return [list(known).index(one) for one in wanted]
+        return [list(labels_of_outputs).index(one) for one in wanted]
     if outputs == count or not data.by_name:
         return list(range(count))
     if all(name.isdecimal() and name.isascii() and int(name) < outputs for name in data.classes):

@@ -29,7 +29,7 @@ def parse_methods(text: str, recipe: Recipe) -> dict[str, Recipe]:
     RecipeError
         A method is unknown, named twice, or none is left beside `naive`.
     """
-    found: dict[str, Recipe] = {}
+    recipes: dict[str, Recipe] = {}
     names = [part.strip() for part in text.split(",")]
     for name in names:
         if names.count(name) > 1:
@@ -42,10 +42,12 @@ def parse_methods(text: str, recipe: Recipe) -> dict[str, Recipe]:
                 f"--methods {name!r} is not known: give {', '.join(CRITERIA)} or {NAIVE}, each with a solver"
                 " after a colon if need be, like weights:frank-wolfe"
             )
-        found[name] = recipe.changed({"align.criterion": criterion, "align.solver": solver or recipe.align.solver.name})
-    if not found:
+        recipes[name] = recipe.changed(
+            {"align.criterion": criterion, "align.solver": solver or recipe.align.solver.name}
+        )
+    if not recipes:
         raise RecipeError(f"--methods names no method beside {NAIVE}: add weights or activations")
-    return found
+    return recipes
 
 
 def method_path(name: str, result: FusionResult, points: Sequence[PathPoint]) -> MethodPath:

@@ -12,8 +12,8 @@ from depfuse.recipe.presets import Preset, names, preset
 
 def recipes() -> None:
     """List the presets and the published methods that `--preset` takes."""
-    found = sorted((preset(name) for name in names()), key=lambda own: (bool(own.paper), own.name))
-    Screen(quiet=False).show(recipes_table(found))
+    presets = sorted((preset(name) for name in names()), key=lambda own: (bool(own.paper), own.name))
+    Screen(quiet=False).show(recipes_table(presets))
 
 
 def recipes_table(recipes: Sequence[Preset]) -> Table:

@@ -30,16 +30,16 @@ def report(
     page = folder / "report.html" if out is None else out
     if page.suffix.lower() not in (".html", ".htm"):
         raise ReportError(f"--out {page}: the page's name must end in .html")
-    found = find_runs(folder)
+    runs = find_runs(folder)
     check_outputs({"--out": page})
     # What follows needs libraries that draw, for which no mistake above has to wait.
     from depfuse.report.page import write_page
     from depfuse.report.page.best import best_sentences
 
-    write_page(found, page)
-    for broken in found.broken:
+    write_page(runs, page)
+    for broken in runs.broken:
         warnings.warn(f"left out: {broken.reason}", DepfuseWarning, stacklevel=2)
     screen = Screen(quiet)
-    for sentence in best_sentences(found.runs):
+    for sentence in best_sentences(runs.runs):
         screen.say(sentence)
-    screen.say(f"{page} shows {len(found.runs)} {'run' if len(found.runs) == 1 else 'runs'}.")
+    screen.say(f"{page} shows {len(runs.runs)} {'run' if len(runs.runs) == 1 else 'runs'}.")

@@ -156,8 +156,8 @@ def _no_archive(path: Path) -> str:
 def _parsed(member: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Read shape, whether it is in Fortran's order, and type."""
     old = np.lib.format.read_magic(member) == (1, 0)
-    found = (np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0)(member)
-    shape, fortran, dtype = found
+    parsed = (np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0)(member)
+    shape, fortran, dtype = parsed
     return tuple(shape), bool(fortran), dtype
 
 

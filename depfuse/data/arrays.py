@@ -95,16 +95,16 @@ def _chosen(path: Path, headers: Mapping[str, ArrayHeader]) -> tuple[dict[str, s
             images[part] = name
     classes = [name for name in headers if name.lower() in CLASSES]
     if not images and not labels:
-        found = [name for name, header in headers.items() if header.may_be_images]
-        if len(found) > 1:
-            found = [name for name in found if name.lower() in IMAGES] or found
-        if len(found) > 1:
-            raise DataError(f"{path} holds several arrays of images, {' and '.join(found[:2])}: {_FORM}")
-        if not found:
+        candidates = [name for name, header in headers.items() if header.may_be_images]
+        if len(candidates) > 1:
+            candidates = [name for name in candidates if name.lower() in IMAGES] or candidates
+        if len(candidates) > 1:
+            raise DataError(f"{path} holds several arrays of images, {' and '.join(candidates[:2])}: {_FORM}")
+        if not candidates:
             raise DataError(f"{path} holds no array of images, (N, H, W), (N, H, W, C) or (N, C, H, W): {_FORM}")
-        images[""] = found[0]
-        count = headers[found[0]].shape[0]
-        others = [name for name in headers if name != found[0] and name not in classes]
+        images[""] = candidates[0]
+        count = headers[candidates[0]].shape[0]
+        others = [name for name in headers if name != candidates[0] and name not in classes]
         beside = [name for name in others if name.lower() in LABELS] or [
             name for name in others if headers[name].may_be_labels and headers[name].shape[0] == count
         ]

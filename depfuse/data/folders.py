@@ -59,7 +59,7 @@ def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
         train = {name: _by_class(place, least) for name, place in parts.items() if KINDS[name.lower()] == "train"}
         least = 1 if any(folder.classes for folder in train.values()) else 2
         tests = {name: _by_class(place, least) for name, place in parts.items() if name not in train}
-        found, whole = {**train, **tests}, None
+        parts_by_name, whole = {**train, **tests}, None
         if unused := sorted(
             name for own, name in children.items() if own not in KINDS and _images_below(str(root / name), set())
         ):
@@ -68,11 +68,11 @@ def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
         chosen = next(children[name] for name in PICTURES if name in children)
         masks = next(children[name] for name in MASKS if name in children)
         _say(f"{root}: the images of {chosen} are taken without labels: labels of pixels, {masks}, are not read")
-        found, whole = {}, _Folder(_images_below(str(root / chosen), set()))
+        parts_by_name, whole = {}, _Folder(_images_below(str(root / chosen), set()))
     else:
-        found, whole = {}, _by_class(str(root), exactly=True)
-    folders = [*found.values(), *([] if whole is None else [whole])]
-    for name, folder in found.items():
+        parts_by_name, whole = {}, _by_class(str(root), exactly=True)
+    folders = [*parts_by_name.values(), *([] if whole is None else [whole])]
+    for name, folder in parts_by_name.items():
         if not folder.files and KINDS[name.lower()] == "train":
             raise DataError(f"{root} has no images under {name}/: it needs {name}/CLASS/*.png, or {name}/*.png")
     if not any(folder.files for folder in folders):
@@ -80,30 +80,30 @@ def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
             f"{root} holds no images: it needs images, CLASS/IMAGE, or train/CLASS/IMAGE and test/CLASS/IMAGE, and"
             f" images end in {', '.join(sorted(SUFFIXES))}"
         )
-    classes = _classes(root, found, whole)
+    classes = _classes(root, parts_by_name, whole)
     images = find_images([folder.files for folder in folders], root, preprocessing.size, preprocessing.of_colour)
     made = [
         Part(own, _labels(folder, classes) if folder.classes and classes else None)
         for own, folder in zip(images, folders, strict=True)
     ]
-    named = {name: part for name, part in zip(found, made, strict=False) if len(part.images)}
+    named = {name: part for name, part in zip(parts_by_name, made, strict=False) if len(part.images)}
     rest = made[-1] if whole is not None else None
     return data_set_of(str(root), named, rest, classes, preprocessing, by_name=classes is not None)
 
 
-def _classes(root: Path, found: dict[str, _Folder], whole: _Folder | None) -> tuple[str, ...] | None:
+def _classes(root: Path, parts_by_name: dict[str, _Folder], whole: _Folder | None) -> tuple[str, ...] | None:
     """Settle the classes: those of the training images, else those of all."""
-    trained = [folder for name, folder in found.items() if KINDS[name.lower()] == "train" and folder.classes]
+    trained = [folder for name, folder in parts_by_name.items() if KINDS[name.lower()] == "train" and folder.classes]
     if not trained:
-        names = {name for folder in (whole, *found.values()) if folder is not None for name in folder.classes}
+        names = {name for folder in (whole, *parts_by_name.values()) if folder is not None for name in folder.classes}
         return tuple(sorted(names)) or None
-    known = set(trained[0].classes)
-    for part, folder in found.items():
-        if unknown := sorted(set(folder.classes) - known):
+    trained_classes = set(trained[0].classes)
+    for part, folder in parts_by_name.items():
+        if unknown := sorted(set(folder.classes) - trained_classes):
             raise DataError(
-                f"{root}: test class {unknown[0]} has no folder under {_train(found)}/, but one under {part}/"
+                f"{root}: test class {unknown[0]} has no folder under {_train(parts_by_name)}/, but one under {part}/"
             )
-    return tuple(sorted(known))
+    return tuple(sorted(trained_classes))
 
 
 def _one_class(places: Sequence[str]) -> bool:
@@ -114,8 +114,8 @@ def _one_class(places: Sequence[str]) -> bool:
     return names[0][0].lower() not in PICTURES
 
 
-def _train(found: dict[str, _Folder]) -> str:
-    return next(name for name in found if KINDS[name.lower()] == "train")
+def _train(parts_by_name: dict[str, _Folder]) -> str:
+    return next(name for name in parts_by_name if KINDS[name.lower()] == "train")
 
 
 def _labels(folder: _Folder, classes: Sequence[str]) -> np.ndarray:
@@ -138,13 +138,13 @@ def _by_class(place: str, least: int = 2, *, exactly: bool = False) -> _Folder:
     names = sorted(_subfolders(place))
     seen = {os.path.realpath(place)}
     below = {name: _images_below(os.path.join(place, name), seen) for name in names}
-    own = _images_in(place)
+    images = _images_in(place)
     deep = exactly and any(os.path.dirname(file) != os.path.join(place, name) for name in names for file in below[name])
     filled = [name for name in names if below[name]]
-    if len(names) < least or not filled or deep or (exactly and (own or len(filled) < least)):
-        return _Folder(sorted([*own, *(file for name in names for file in below[name])]))
-    if own:
-        _say(f"{place}: {len(own):,} images beside the folders of the classes, such as {own[0]}, are not used")
+    if len(names) < least or not filled or deep or (exactly and (images or len(filled) < least)):
+        return _Folder(sorted([*images, *(file for name in names for file in below[name])]))
+    if images:
+        _say(f"{place}: {len(images):,} images beside the folders of the classes, such as {images[0]}, are not used")
     files = [file for name in names for file in below[name]]
     return _Folder(files, names, [number for number, name in enumerate(names) for _ in below[name]])
 
@@ -163,7 +163,7 @@ def _images_in(place: str) -> list[str]:
 
 def _images_below(place: str, seen: set[str]) -> list[str]:
     """List the images in a folder and all folders below it, but those already seen: links may lead to one twice."""
-    found: list[str] = []
+    paths: list[str] = []
     for folder, below, _ in os.walk(place, followlinks=True):
         here = os.path.realpath(folder)
         if here in seen:
@@ -171,8 +171,8 @@ def _images_below(place: str, seen: set[str]) -> list[str]:
             continue
         seen.add(here)
         below[:] = sorted(name for name in below if not is_hidden(name))
-        found += _images_in(folder)
-    return found
+        paths += _images_in(folder)
+    return paths
 
 
 def _say(sentence: str) -> None:

@@ -35,7 +35,7 @@ class Ragged:
         index = index if isinstance(index, slice) else index.cpu()
         owners, places = torch.unique_consecutive(part_of[index], return_counts=True), place[index]
         chosen = zip(owners[0].tolist(), torch.split(places, owners[1].tolist()), strict=True)
-        return Ragged([take_samples(self.parts[part], own) for part, own in chosen])
+        return Ragged([take_samples(self.parts[part], rows) for part, rows in chosen])
 
 
 def count_samples(inputs: Any) -> int:

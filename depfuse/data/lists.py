@@ -135,7 +135,11 @@ def _columns(
     """Settle which column is which by its head, that of files also by its first cell."""
     columns = {"file": next((place for place in there if place in named), (*there, *named)[0])}
     for what, words in (("label", LABELS), ("part", PARTS)):
-        places = [place for place, own in enumerate(heads) if own & words and place not in columns.values()]
+        places = [
+            place
+            for place, words_of_head in enumerate(heads)
+            if words_of_head & words and place not in columns.values()
+        ]
         if places:
             columns[what] = places[0]
     others = [place for place in range(len(heads)) if place not in columns.values()]
@@ -159,8 +163,8 @@ def _place(path: Path, name: str) -> str | None:
     """Find a file that a list names: below the list's folder, or wherever the name leads from here."""
     if not name or "\0" in name:
         return None
-    for own in dict.fromkeys((name, name.replace("\\", "/"))):  # a list may come from Windows
-        for place in (os.path.join(path.parent, own), own):
+    for spelling in dict.fromkeys((name, name.replace("\\", "/"))):  # a list may come from Windows
+        for place in (os.path.join(path.parent, spelling), spelling):
             if os.path.isfile(place):
                 return place
     return None

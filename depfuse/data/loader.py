@@ -129,8 +129,8 @@ class Loader:
 
     def example(self, count: int = 1) -> Example:
         """Prepare the first samples as network inputs."""
-        found: Example = self._prepared(next(of_one_shape(take_samples(self.images, slice(0, count))))[0])
-        return found
+        example: Example = self._prepared(next(of_one_shape(take_samples(self.images, slice(0, count))))[0])
+        return example
 
     def first(self, count: int) -> Loader:
         """Restrict the loader to its first `count` samples, in batches of the same size."""
@@ -221,8 +221,8 @@ class Loader:
                 images = change(self.augment, images, drawn[batch])
             start = 0
             for piece, size in of_one_shape(images):
-                own = None if labels is None else labels[start : start + size]
-                yield self._prepared(piece, channels_last=self.channels_last), own
+                piece_labels = None if labels is None else labels[start : start + size]
+                yield self._prepared(piece, channels_last=self.channels_last), piece_labels
                 start += size
         if self.shuffle:
             self.epoch += 1
@@ -264,9 +264,13 @@ def calibration_loader(
     count = min(count, len(data.train), _room_for(data.train.images, count, room))
     if count < 2:
         raise DataError(f"{count} calibration images are too few for statistics: give at least 2, better 2000")
-    generator = torch.Generator().manual_seed(epoch_seed(seed, 0))
-    chosen = torch.randperm(len(data.train), generator=generator)[:count]
+    chosen = calibration_order(len(data.train), seed)[:count]
     return Loader(data.train.take(chosen), data.preprocessing, batch_size=batch_size, device=device)
+
+
+def calibration_order(count: int, seed: int) -> Tensor:
+    """Draw the order (count,) in which calibration takes training images: fewer are the first of more."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(epoch_seed(seed, 0)))
 
 
 def _room_for(images: Any, wanted: int, room: float | None) -> int:
@@ -277,14 +281,14 @@ def _room_for(images: Any, wanted: int, room: float | None) -> int:
     wanted, each = min(wanted, len(images)), images.nbytes / len(images)
     if wanted * each <= room:
         return wanted
-    found = int(room / each)
+    count = int(room / each)
     warnings.warn(
-        f"{found} of {wanted} calibration images are used: {wanted} as large as {images.example} take"
+        f"{count} of {wanted} calibration images are used: {wanted} as large as {images.example} take"
         f" {wanted * each / GIBIBYTE:.1f} GiB, and {room / GIBIBYTE:.1f} are for them",
         DepfuseWarning,
         stacklevel=3,
     )
-    return found
+    return count
 
 
 def epoch_seed(*numbers: int) -> int:

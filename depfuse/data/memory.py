@@ -25,8 +25,8 @@ def free_memory() -> int | None:
 
     All of the machine's where only that is known; None where nothing is.
     """
-    known = [size for size in (_free_on_machine(), _free_in_container()) if size is not None]
-    return min(known, default=None)
+    sizes = [size for size in (_free_on_machine(), _free_in_container()) if size is not None]
+    return min(sizes, default=None)
 
 
 def calibration_room() -> float:

@@ -79,13 +79,13 @@ def data_set_of(
         if chosen is not None and other != chosen[0]:
             _say(f"{name}: the test images are those of {chosen[0]}; those of {other} are not used")
     test = None if chosen is None else chosen[1]
-    found = [part for part in (train, test) if part is not None]
-    if not found:
+    parts_there = [part for part in (train, test) if part is not None]
+    if not parts_there:
         raise DataError(f"{name} holds no images")
-    names = _names(name, found, classes)
+    names = _names(name, parts_there, classes)
     split = None if train is None else _as_split(name, train, names)
     tested = None if test is None else _as_split(name, test, names)
-    labels_of_both = None if names is None and all(part.labels is None for part in found) else names
+    labels_of_both = None if names is None and all(part.labels is None for part in parts_there) else names
     if split is not None and test is None and whole is train and split.labels is not None:
         split, tested = _divided(name, split)
     by_name = by_name or (classes is None and names is not None)
@@ -121,13 +121,13 @@ def _divided(name: str, whole: Split) -> tuple[Split, Split | None]:
     numbers = torch.sort(torch.cat(held)).values if held else torch.zeros(0, dtype=torch.int64)
     if len(numbers) == 0:
         return whole, None
-    kept = torch.ones(len(whole), dtype=torch.bool)
-    kept[numbers] = False
+    in_training = torch.ones(len(whole), dtype=torch.bool)
+    in_training[numbers] = False
     _say(
         f"{name} has no labelled test set: {len(numbers):,} of {counted(len(whole), 'image')},"
         f" {100 * TEST_SHARE:.0f} % of each class, drawn by seed {SPLIT_SEED}, are the test images"
     )
-    return whole.take(torch.nonzero(kept)[:, 0]), whole.take(numbers)
+    return whole.take(torch.nonzero(in_training)[:, 0]), whole.take(numbers)
 
 
 def _names(name: str, parts: Sequence[Part], classes: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -137,10 +137,10 @@ def _names(name: str, parts: Sequence[Part], classes: Sequence[str] | None) -> t
     texts = [part.labels for part in parts if part.labels is not None and part.labels.dtype.kind == "U"]
     if not texts:
         return None
-    found = sorted({str(text) for labels in texts for text in np.unique(labels)})
-    if len(found) > MOST_CLASSES:
-        raise DataError(f"{name}: the labels are {len(found):,} different texts, more classes than any data set has")
-    return tuple(found)
+    names = sorted({str(text) for labels in texts for text in np.unique(labels)})
+    if len(names) > MOST_CLASSES:
+        raise DataError(f"{name}: the labels are {len(names):,} different texts, more classes than any data set has")
+    return tuple(names)
 
 
 def _as_split(name: str, part: Part, names: Sequence[str] | None) -> Split:

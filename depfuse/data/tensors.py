@@ -149,8 +149,8 @@ def checked_data_set(
     if test is not None and train.images.shape[1:] != test.images.shape[1:]:
         shapes = f"{tuple(train.images.shape[1:])} and test images {tuple(test.images.shape[1:])}"
         raise DataError(f"{name}: training images are {shapes}: they must have the same shape")
-    known = [split.required_labels for split in parts.values() if _some_labels(split)]
-    largest = max((int(labels.max()) for labels in known), default=-1)
+    labels_there = [split.required_labels for split in parts.values() if _some_labels(split)]
+    largest = max((int(labels.max()) for labels in labels_there), default=-1)
     if classes is None and largest >= max(MOST_CLASSES, sum(map(len, parts.values()))):
         raise DataError(f"{name}: label {largest} means more classes than any data set has: labels are 0, 1, 2, ...")
     if classes is None:

@@ -17,7 +17,7 @@ def mean_logits(outputs: Sequence[Tensor], shares: Sequence[float], labels: Labe
     """Average the parents' logits (N, C) by their shares; put them side by side where they know different labels."""
     if labels is not None and not labels.same:
         return labels.join(outputs, shares, 1)
-    return torch.stack([share * own for share, own in zip(shares, outputs, strict=True)]).sum(0)
+    return torch.stack([share * logits for share, logits in zip(shares, outputs, strict=True)]).sum(0)
 
 
 def ensemble_outputs(

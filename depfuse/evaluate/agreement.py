@@ -73,8 +73,8 @@ def evaluate_agreement(
             wanted = _probabilities(ensemble)
             for tally, logits in zip(tallies, [*own, ensemble, *rest], strict=True):
                 tally.add(logits, wanted, predicted)
-    found = [tally.agreement() for tally in tallies]
-    return found[: len(members)], found[len(members)], found[len(members) + 1 :]
+    agreements = [tally.agreement() for tally in tallies]
+    return agreements[: len(members)], agreements[len(members)], agreements[len(members) + 1 :]
 
 
 class _Tally:

@@ -119,6 +119,6 @@ def checked_layout(model: nn.Module, image: Example) -> torch.memory_format:
     """Choose the memory format of a network's inputs, and refuse one that gives no logits."""
     layout, output = choose_layout(model, image)
     if not isinstance(output, Tensor) or output.dim() != 2:
-        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise DataError(f"the network must return logits (images, classes), but returned {found}")
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise DataError(f"the network must return logits (images, classes), but returned {shape}")
     return layout

@@ -40,7 +40,7 @@ class Arrangement:
         cls,
         groups: ChannelGroups,
         hosts: Mapping[str, str],
-        kept: Mapping[str, Tensor],
+        counts_by_group: Mapping[str, Tensor],
         parents: int,
         state: Mapping[str, Tensor],
     ) -> Arrangement:
@@ -52,20 +52,20 @@ class Arrangement:
             Of the parents.
         hosts
             Group -> the group that its new channels are added to.
-        kept
+        counts_by_group
             Group -> its channels (k,) int64 that stay unmerged.
         state
             Of a network with these groups.
         """
         counts: dict[str, int] = {}
         begins: dict[str, int] = {}
-        for name, pairs in kept.items():
+        for name, pairs in counts_by_group.items():
             begins[name] = counts.get(hosts[name], 0)
             counts[hosts[name]] = begins[name] + len(pairs) * (parents - 1)
         room = make_room(groups, counts, state)
         owners = {axis: torch.full((len(source),), -1) for axis, source in room.source.items()}
         sources = [dict(room.source) for _ in range(parents)]
-        for name, pairs in kept.items():
+        for name, pairs in counts_by_group.items():
             _move(groups[name], groups[hosts[name]], pairs, begins[name], room, sources, owners)
         return cls(room, tuple(sources), owners)
 

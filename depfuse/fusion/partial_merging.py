@@ -196,9 +196,9 @@ def _unaffected(networks: Sequence[nn.Module], arrangement: Arrangement, example
         and not arrangement.owned(key)
         and not all(tensor.shape == state[key].shape and torch.equal(tensor, state[key]) for state in others)
     }
-    given = fit_example(example, networks[0])
+    inputs = fit_example(example, networks[0])
     with torch.no_grad(), evaluating(networks[0]):
-        order = modules_in_order(networks[0], lambda: run_network(networks[0], given))
+        order = modules_in_order(networks[0], lambda: run_network(networks[0], inputs))
     leaves = [name for name in order if next(networks[0].get_submodule(name).children(), None) is None]
     before = next((place for place, name in enumerate(leaves) if name in mixing), len(leaves))
     # Bare parameters belong to modules that run other modules: where they lie cannot be told.
@@ -209,9 +209,9 @@ def _counts(model: nn.Module, groups: ChannelGroups, settings: Merge, example: E
     """Count the channels of each free group that stay unmerged; tell whether these are all of the network."""
     stages, count = stages_of(model, example) if settings.keep_first or settings.keep_last else ({}, 0)
     whole = _whole_groups(stages, count, type(model).__name__, groups, settings)
-    found = {g.name: g.size if g.name in whole else round(settings.keep_worst * g.size) for g in groups.free}
+    counts = {g.name: g.size if g.name in whole else round(settings.keep_worst * g.size) for g in groups.free}
     everything = settings.keep_worst == 1.0 or 0 < count <= settings.keep_first + settings.keep_last
-    return found, everything and all(found[group.name] == group.size for group in groups.free)
+    return counts, everything and all(counts[group.name] == group.size for group in groups.free)
 
 
 def _worst_pairs(
@@ -235,13 +235,15 @@ def _whole_groups(stages: Mapping[str, int], count: int, name: str, groups: Chan
     for option, asked in (("merge.keep_first", settings.keep_first), ("merge.keep_last", settings.keep_last)):
         if asked > count:
             raise RecipeError(f"{option} {asked} is more than the {count} stages of {name}")
-    found = set()
+    whole = set()
     for group in groups.free:
         writers = {slot.key.rpartition(".")[0] for slot in group.slots if slot.role == "produces"}
-        own = [stages[name] for name in writers if name in stages]
-        if own and (max(own) < settings.keep_first or min(own) >= count - settings.keep_last):
-            found.add(group.name)
-    return found
+        writer_stages = [stages[name] for name in writers if name in stages]
+        if writer_stages and (
+            max(writer_stages) < settings.keep_first or min(writer_stages) >= count - settings.keep_last
+        ):
+            whole.add(group.name)
+    return whole
 
 
 def _distances(
@@ -252,7 +254,7 @@ def _distances(
     With images, the variance of the difference of the pair's activations, relative to the others at a tap and summed
     over taps and parents, times the squared weights that read the pair. Without, the squared distance of its weights.
     """
-    found: dict[str, Tensor] = {}
+    distances: dict[str, Tensor] = {}
     names = {group.name for group in chosen}
     states = [model.state_dict() for model in aligned]
     if calibration is not None:
@@ -262,12 +264,12 @@ def _distances(
                     squares = tap.target_square + tap.source_square - 2 * tap.product.diagonal()
                     mean = (tap.target_sum - tap.source_sum) / tap.count
                     variance = (squares / tap.count - mean.square()).clamp_min(0.0).cpu()
-                    found[name] = found.get(name, 0) + variance / variance.mean().clamp_min(1e-30)
+                    distances[name] = distances.get(name, 0) + variance / variance.mean().clamp_min(1e-30)
     for group in chosen:
         reading = [slot for slot in group.slots if slot.role == "consumes"]
-        if group.name in found:
+        if group.name in distances:
             read = [slot.read(state[slot.key]).double().square().sum(1).cpu() for slot in reading for state in states]
-            found[group.name] = found[group.name] * (torch.stack(read).sum(0) if read else 1.0)
+            distances[group.name] = distances[group.name] * (torch.stack(read).sum(0) if read else 1.0)
         else:
             parts = [
                 (slot.read(states[0][slot.key]).double() - slot.read(state[slot.key]).double()).square().sum(1).cpu()
@@ -275,5 +277,5 @@ def _distances(
                 for state in states[1:]
                 if state[slot.key].shape == states[0][slot.key].shape  # heads of other labels differ
             ]
-            found[group.name] = torch.stack(parts).sum(0)
-    return found
+            distances[group.name] = torch.stack(parts).sum(0)
+    return distances

@@ -191,8 +191,8 @@ def _unsuited(model: nn.Module, images: Loader) -> str:
     if not any(issubclass(kind, nn.Conv2d) for kind in kinds):
         return f"{name} has no convolutions"
     others = (nn.MultiheadAttention, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d)
-    if found := [kind.__name__ for kind in kinds if issubclass(kind, others)]:
-        return f"{name} has {sorted(found)[0]}, and no such network was searched on"
+    if names := [kind.__name__ for kind in kinds if issubclass(kind, others)]:
+        return f"{name} has {sorted(names)[0]}, and no such network was searched on"
     few = images.first(2)
     example = few.example()
     outputs = _outputs(model, example)

@@ -63,26 +63,26 @@ def check_alike(models: Sequence[nn.Module], example: Example | None) -> None:
 
 def _compare(first: nn.Module, model: nn.Module, example: Example, number: int) -> bool:
     """Compare a parent with the first one's modules; False where they cannot be run on its weights."""
-    modules, own = (_copied(network) for network in (first, model))
-    state = {key: tensor for key, tensor in own.state_dict().items() if _is_real(tensor)}
+    modules, parent = (_copied(network) for network in (first, model))
+    state = {key: tensor for key, tensor in parent.state_dict().items() if _is_real(tensor)}
     same_width = all(tensor.shape == state[key].shape for key, tensor in modules.state_dict().items() if key in state)
-    given = fit_example(example, own)
-    for inputs in (given, random_like(given, SCALE)):
-        wanted = _run(lambda: run_network(own, _cloned(inputs)))  # noqa: B023
-        if not _agree(_run(lambda: run_network(own, _cloned(inputs))), wanted):  # noqa: B023
+    example_inputs = fit_example(example, parent)
+    for inputs in (example_inputs, random_like(example_inputs, SCALE)):
+        wanted = _run(lambda: run_network(parent, _cloned(inputs)))  # noqa: B023
+        if not _agree(_run(lambda: run_network(parent, _cloned(inputs))), wanted):  # noqa: B023
             continue  # it does not run there, or is random: tracing and proving say that in their own words
-        found = _run(lambda: _with_weights(modules, state, inputs))  # noqa: B023
-        if isinstance(found, str):
+        by_first = _run(lambda: _with_weights(modules, state, inputs))  # noqa: B023
+        if isinstance(by_first, str):
             if not same_width:
                 return False
             raise RecipeError(
                 f"parent {number} is another network than parent 1, whose modules cannot be run with its weights "
-                f"({found})"
+                f"({by_first})"
             )
-        if not _agree(found, wanted):
+        if not _agree(by_first, wanted):
             raise RecipeError(
                 f"parent {number} is another network than parent 1, though their tensors fit: with equal weights "
-                f"{_first_difference(modules, own, state, inputs)}; fuse networks that differ in their weights only"
+                f"{_first_difference(modules, parent, state, inputs)}; fuse networks that differ in their weights only"
             )
     return True
 
@@ -111,9 +111,9 @@ def _run(forward: Callable[[], Any]) -> list[Tensor] | str:
         return first_line(error)
 
 
-def _agree(found: list[Tensor] | str, wanted: list[Tensor] | str) -> bool:
+def _agree(outputs: list[Tensor] | str, wanted: list[Tensor] | str) -> bool:
     """Tell whether two forward passes had the same outputs."""
-    return not isinstance(found, str) and not isinstance(wanted, str) and same_outputs(found, wanted)
+    return not isinstance(outputs, str) and not isinstance(wanted, str) and same_outputs(outputs, wanted)
 
 
 def _with_weights(modules: nn.Module, state: dict[str, Tensor], inputs: Example) -> Any:
@@ -121,21 +121,23 @@ def _with_weights(modules: nn.Module, state: dict[str, Tensor], inputs: Example)
     return run_with(modules, state, _cloned(inputs), tied=False)
 
 
-def _first_difference(modules: nn.Module, own: nn.Module, state: dict[str, Tensor], inputs: Example) -> str:
+def _first_difference(modules: nn.Module, parent: nn.Module, state: dict[str, Tensor], inputs: Example) -> str:
     """Name the module whose output differs first, or the buffer or index that does."""
-    wanted = _run(lambda: run_network(own, _cloned(inputs)))
-    for key, tensor in own.named_buffers():
+    wanted = _run(lambda: run_network(parent, _cloned(inputs)))
+    for key, tensor in parent.named_buffers():
         if key in state:
             continue
-        kind = "which is no weight and cannot be averaged" if key in own.state_dict() else "which no state dict holds"
-        found = _run(lambda: _with_weights(modules, {**state, key: tensor}, inputs))  # noqa: B023
-        if _agree(found, wanted):
+        kind = (
+            "which is no weight and cannot be averaged" if key in parent.state_dict() else "which no state dict holds"
+        )
+        by_first = _run(lambda: _with_weights(modules, {**state, key: tensor}, inputs))  # noqa: B023
+        if _agree(by_first, wanted):
             return f"they compute by another buffer {key}, {kind}"
     ours = _recorded(modules, lambda: _with_weights(modules, state, inputs))
-    theirs = _recorded(own, lambda: run_network(own, _cloned(inputs)))
-    for (name, kind, output), (other, its, expected) in zip(ours, theirs, strict=False):
+    of_parent = _recorded(parent, lambda: run_network(parent, _cloned(inputs)))
+    for (name, kind, output), (other, its, expected) in zip(ours, of_parent, strict=False):
         if name != other or not same_outputs(output, expected):
-            settings = next(_settings(modules, own, other), "")
+            settings = next(_settings(modules, parent, other), "")
             classes = its if kind == its else f"{kind}, {its}"
             return f"the output of {other or 'the network itself'} differs ({settings or classes})"
     return "the output differs"
@@ -143,12 +145,12 @@ def _first_difference(modules: nn.Module, own: nn.Module, state: dict[str, Tenso
 
 def _recorded(network: nn.Module, forward: Callable[[], Any]) -> list[tuple[str, str, list[Tensor]]]:
     """Record name, class and output tensors of every module call, in the order in which they end."""
-    found: list[tuple[str, str, list[Tensor]]] = []
+    records: list[tuple[str, str, list[Tensor]]] = []
 
     def noting(name: str) -> Callable[..., None]:
         def note(module: nn.Module, inputs: Any, output: Any) -> None:
             tensors = [leaf.clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-            found.append((name, type(module).__name__, tensors))
+            records.append((name, type(module).__name__, tensors))
 
         return note
 
@@ -158,7 +160,7 @@ def _recorded(network: nn.Module, forward: Callable[[], Any]) -> list[tuple[str,
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return records
 
 
 def _other_settings(first: nn.Module, other: nn.Module) -> Iterator[str]:

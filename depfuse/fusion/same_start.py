@@ -38,7 +38,7 @@ def share_a_start(models: Sequence[nn.Module], shares: Sequence[float], images: 
         Calibration images; labels are not read.
     """
     states = [dict(model.state_dict()) for model in models]
-    if any(own.keys() != states[0].keys() for own in states) or not _look_alike(models[0], states):
+    if any(state.keys() != states[0].keys() for state in states) or not _look_alike(models[0], states):
         return False
     split = CalibrationSplit.for_start(images)
     if split is None:
@@ -55,7 +55,7 @@ def share_a_start(models: Sequence[nn.Module], shares: Sequence[float], images: 
     average = copy.deepcopy(models[0])
     with torch.no_grad():  # not by load_state_dict, which some networks refuse without their metadata
         for key, tensor in average.state_dict().items():
-            tensor.copy_(_mean([own[key] for own in states], shares))
+            tensor.copy_(_mean([state[key] for state in states], shares))
     if agrees(average):
         return True
     if not has_batch_norm(average):
@@ -67,10 +67,10 @@ def share_a_start(models: Sequence[nn.Module], shares: Sequence[float], images: 
 def _look_alike(model: nn.Module, states: Sequence[dict[str, Tensor]]) -> bool:
     """Tell whether all parents' weights have the first one's shapes and a cosine of at least `COSINE` with its own."""
     first = states[0]
-    if any(own[key].shape != tensor.shape for own in states for key, tensor in first.items()):
+    if any(state[key].shape != tensor.shape for state in states for key, tensor in first.items()):
         return False
     keys = [key for key, weight in model.named_parameters(remove_duplicate=False) if weight.dim() > 1 and key in first]
-    vectors = [torch.cat([own[key].flatten().double() for key in keys]) for own in states if keys]
+    vectors = [torch.cat([state[key].flatten().double() for key in keys]) for state in states if keys]
     return bool(vectors) and all(
         float(nn.functional.cosine_similarity(vectors[0], other, dim=0)) >= COSINE for other in vectors[1:]
     )
@@ -79,4 +79,4 @@ def _look_alike(model: nn.Module, states: Sequence[dict[str, Tensor]]) -> bool:
 def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     if not tensors[0].is_floating_point():
         return tensors[0]
-    return torch.stack([share * own for share, own in zip(shares, tensors, strict=True)]).sum(0)
+    return torch.stack([share * tensor for share, tensor in zip(shares, tensors, strict=True)]).sum(0)

@@ -107,12 +107,14 @@ def build_in_peace(arch: str) -> nn.Module:
 
 def _same_shapes(built: nn.Module, child: nn.Module) -> bool | None:
     """Tell whether a network has the child's shapes; False where the child is wider, None where it is another one."""
-    shapes, own = ({key: t.shape for key, t in unwrap(net).state_dict().items()} for net in (built, child))
-    if shapes.keys() != own.keys() or any(len(shapes[key]) != len(own[key]) for key in own):
+    shapes, child_shapes = ({key: t.shape for key, t in unwrap(net).state_dict().items()} for net in (built, child))
+    if shapes.keys() != child_shapes.keys() or any(len(shapes[key]) != len(child_shapes[key]) for key in child_shapes):
         return None
-    if shapes == own:
+    if shapes == child_shapes:
         return True
-    wider = all(first >= second for key in own for first, second in zip(own[key], shapes[key], strict=True))
+    wider = all(
+        first >= second for key in child_shapes for first, second in zip(child_shapes[key], shapes[key], strict=True)
+    )
     return False if wider else None
 
 

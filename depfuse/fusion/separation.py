@@ -86,30 +86,30 @@ class SeparationProof:
         self,
         arrangement: Arrangement,
         parents: Sequence[nn.Module],
-        given: Example,
+        inputs: Example,
         shares: Sequence[float],
         whole: bool,
     ) -> Fault | None:
         generic = parents is self._generic
         wide = [arrangement.widen(parent, number) for number, parent in enumerate(parents)]
-        expected = [outputs_of(parent, given) for parent in parents]
+        expected = [outputs_of(parent, inputs) for parent in parents]
         if generic:
             for parent, wider, outputs in zip(parents, wide, expected, strict=True):
-                if fault := compared(wider, outputs, given, parent):
+                if fault := compared(wider, outputs, inputs, parent):
                     return fault
         if whole:
-            return compared(self._child(arrangement, wide, shares), self._mean(expected, shares), given, parents[0])
+            return compared(self._child(arrangement, wide, shares), self._mean(expected, shares), inputs, parents[0])
         for number, parent in enumerate(parents):
             alone = tuple(float(other == number) for other in range(len(parents)))
             child = self._child(arrangement, wide, alone)
-            if fault := compared(child, self._mean(expected, alone), given, parent):
+            if fault := compared(child, self._mean(expected, alone), inputs, parent):
                 return fault
         if not generic:
             return None
         alike = [_like(parents[0], parent) for parent in parents]
-        expected = [outputs_of(parent, given) for parent in alike]
+        expected = [outputs_of(parent, inputs) for parent in alike]
         wide = [arrangement.widen(parent, number) for number, parent in enumerate(alike)]
-        return compared(self._child(arrangement, wide, shares), self._mean(expected, shares), given, alike[0])
+        return compared(self._child(arrangement, wide, shares), self._mean(expected, shares), inputs, alike[0])
 
     def _child(self, arrangement: Arrangement, wide: Sequence[nn.Module], shares: Sequence[float]) -> nn.Module:
         template = None if self._template is None else arrangement.widen(self._template)
@@ -119,14 +119,14 @@ class SeparationProof:
     def _mean(self, outputs: Sequence[Sequence[Tensor]], shares: Sequence[float]) -> list[Tensor]:
         """Compute the ensemble's outputs; those of labels that a parent does not know are the others'."""
         labels = self._labels
-        found = []
+        means = []
         for each in zip(*outputs, strict=True):
             sizes = [output.shape[1] if output.dim() > 1 else 0 for output in each]
             if labels is not None and sizes == [len(own) for own in labels.sets]:
-                found.append(labels.join(each, shares, 1))
+                means.append(labels.join(each, shares, 1))
             else:
-                found.append(sum(share * output for share, output in zip(shares, each, strict=True)))
-        return found
+                means.append(sum(share * output for share, output in zip(shares, each, strict=True)))
+        return means
 
 
 def _noise(tensor: Tensor, generator: torch.Generator) -> Tensor:
@@ -139,5 +139,8 @@ def _noise(tensor: Tensor, generator: torch.Generator) -> Tensor:
 def _like(first: nn.Module, parent: nn.Module) -> nn.Module:
     """Copy a parent with the tensors of the first, but for its head where it has other labels."""
     state = first.state_dict()
-    own = parent.state_dict()
-    return with_state(parent, {key: state[key] if state[key].shape == own[key].shape else own[key] for key in own})
+    parent_state = parent.state_dict()
+    return with_state(
+        parent,
+        {key: state[key] if state[key].shape == parent_state[key].shape else parent_state[key] for key in parent_state},
+    )

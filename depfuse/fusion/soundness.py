@@ -96,11 +96,13 @@ class Soundness:
         if sum(map(count_samples, self._inputs)) < 2:
             return
         parents = [_spread(self._outputs(parent)) for parent in self._parents]
-        usual, own = sum(parents) / len(parents), _spread(self._outputs(child))
-        if not own <= HARDLY_ANYTHING * usual:
+        usual, spread = sum(parents) / len(parents), _spread(self._outputs(child))
+        if not spread <= HARDLY_ANYTHING * usual:
             return
-        variation = f"outputs vary {own / usual:.1e} times as much from image to image as its parents'" if usual else ""
-        if usual > 0 and own <= NOTHING * usual:
+        variation = (
+            f"outputs vary {spread / usual:.1e} times as much from image to image as its parents'" if usual else ""
+        )
+        if usual > 0 and spread <= NOTHING * usual:
             raise FusionError(
                 f"the child gives the same for every image: its {variation}; choose another matching, or refit ridge"
             )

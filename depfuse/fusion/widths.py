@@ -58,8 +58,8 @@ class WidthMatch:
     @property
     def not_converged(self) -> tuple[str, ...]:
         """A sentence for each coupling whose iteration stopped at its limit, each once."""
-        found = (c.not_converged for own in self.couplings for c in (own or {}).values())
-        return distinct(sentence for sentence in found if sentence is not None)
+        sentences = (c.not_converged for couplings in self.couplings for c in (couplings or {}).values())
+        return distinct(sentence for sentence in sentences if sentence is not None)
 
 
 class Widths:
@@ -103,15 +103,15 @@ class Widths:
         self.models, self.recipe, self.joint = models, recipe, joint
         self.template = models[_widest(models, recipe.merge.width_of)] if template is None else template
         self.shapes = shapes_of(self.template)
-        found = [(shapes_of(self.template), _proved(self.template, example, recipe.seed))]
-        self.groups = found[0][1]
+        groups_by_shapes = [(shapes_of(self.template), _proved(self.template, example, recipe.seed))]
+        self.groups = groups_by_shapes[0][1]
         self.of_parents: list[ChannelGroups] = []
         for model in models:
-            own = shapes_of(model)
-            groups = next((groups for shapes, groups in found if shapes == own), None)
+            parent_shapes = shapes_of(model)
+            groups = next((groups for shapes, groups in groups_by_shapes if shapes == parent_shapes), None)
             if groups is None:
                 groups = pair_groups(self.groups, _proved(model, example, recipe.seed))
-                found.append((own, groups))
+                groups_by_shapes.append((parent_shapes, groups))
             self.of_parents.append(groups)
         self.groups = self.groups.fix({name: why for groups in self.of_parents for name, why in groups.fixed.items()})
         for number in range(len(models)):
@@ -200,23 +200,23 @@ class Widths:
 
     def _alone(self, number: int, calibration: Loader | None) -> Couplings:
         """Couple one parent to the child's width by its own channels only."""
-        model, own = self.models[number], self.of_parents[number]
-        problem = UnequalProblem((model, model), (own, own), self.recipe.align, calibration)
+        model, parent_groups = self.models[number], self.of_parents[number]
+        problem = UnequalProblem((model, model), (parent_groups, parent_groups), self.recipe.align, calibration)
         costs = problem.costs()
-        found: dict[str, Coupling] = {}
+        couplings: dict[str, Coupling] = {}
         for group in self._matchable():
-            joins = group.size <= own[group.name].size
+            joins = group.size <= parent_groups[group.name].size
             measure = costs[group.name] if joins else problem.strength(group.name)
-            found[group.name] = (cluster_channels if joins else copy_channels)(measure, group.size)
-        return found
+            couplings[group.name] = (cluster_channels if joins else copy_channels)(measure, group.size)
+        return couplings
 
     def _matchable(self) -> list[ChannelGroup]:
         roots = find_orbits(self.groups)
         return [r.groups[0] for r in roots if not r.children and all(part.within is None for part in r.parts)]
 
     def _plain(self, number: int) -> Couplings:
-        own = self.of_parents[number]
-        return {group.name: in_order(group.size, own[group.name].size) for group in self._matchable()}
+        parent_groups = self.of_parents[number]
+        return {group.name: in_order(group.size, parent_groups[group.name].size) for group in self._matchable()}
 
     def _check_refit(self, number: int) -> None:
         """Raise `RecipeError` where a parent that a refit is to follow would lose channels first."""

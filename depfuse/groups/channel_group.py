@@ -280,10 +280,10 @@ def _order_in_block(groups: Sequence[ChannelGroup]) -> dict[str, int]:
     return order
 
 
-def _columns(inner: ChannelGroup, known: Mapping[str, ChannelGroup]) -> list[int]:
+def _columns(inner: ChannelGroup, groups: Mapping[str, ChannelGroup]) -> list[int]:
     """Find the block's positions that are an inner group's, in the first slot that contains it."""
     assert inner.inside is not None
-    around, block = known[inner.inside[0]], inner.inside[1]
+    around, block = groups[inner.inside[0]], inner.inside[1]
     for slot in inner.slots:
         for other in around.slots if slot.within is None else ():
             if (other.key, other.axis) == (slot.key, slot.axis):

@@ -39,16 +39,16 @@ class Fault:
     words: str
 
 
-def outputs_of(model: nn.Module, given: Example) -> list[Tensor]:
+def outputs_of(model: nn.Module, inputs: Example) -> list[Tensor]:
     """List the tensors that a network returns."""
     with torch.no_grad(), evaluating(model):
-        return float_tensors(run_network(model, given))
+        return float_tensors(run_network(model, inputs))
 
 
-def compared(network: nn.Module, expected: Sequence[Tensor], given: Example, parent: nn.Module) -> Fault | None:
+def compared(network: nn.Module, expected: Sequence[Tensor], inputs: Example, parent: nn.Module) -> Fault | None:
     """Find the fault in the outputs of a network that holds the channels of another, a parent, and more."""
     try:
-        outputs = outputs_of(network, given)
+        outputs = outputs_of(network, inputs)
     except UNFIT as error:
         return not_taken(network, error)
     scale = max((float(wanted.abs().max()) for wanted in expected if wanted.numel()), default=0.0)
@@ -60,7 +60,7 @@ def compared(network: nn.Module, expected: Sequence[Tensor], given: Example, par
     largest = max(differences) / scale
     if largest <= TOLERANCE:  # False for NaN
         return None
-    return Fault(largest, f"{_mixing_place(parent, network, given)} does not keep channels side by side apart")
+    return Fault(largest, f"{_mixing_place(parent, network, inputs)} does not keep channels side by side apart")
 
 
 def not_taken(model: nn.Module, error: BaseException) -> Fault:
@@ -78,7 +78,7 @@ class _Seen:
     value: Tensor
 
 
-def _seen(model: nn.Module, given: Example) -> list[_Seen]:
+def _seen(model: nn.Module, inputs: Example) -> list[_Seen]:
     """Record the first input and output tensors of each module, in the order in which they were computed."""
     seen: list[_Seen] = []
 
@@ -92,14 +92,14 @@ def _seen(model: nn.Module, given: Example) -> list[_Seen]:
         handles.append(module.register_forward_pre_hook(lambda _, values, name=name: note(name, "input", values)))
         handles.append(module.register_forward_hook(lambda _, __, value, name=name: note(name, "output", value)))
     with removing(handles):
-        outputs_of(model, given)
+        outputs_of(model, inputs)
     return seen
 
 
-def _mixing_place(parent: nn.Module, network: nn.Module, given: Example) -> str:
+def _mixing_place(parent: nn.Module, network: nn.Module, inputs: Example) -> str:
     """Find where a network that holds a parent's channels first computes another function than the parent."""
     before = ""
-    for narrow, wide in zip(_seen(parent, given), _seen(network, given), strict=False):
+    for narrow, wide in zip(_seen(parent, inputs), _seen(network, inputs), strict=False):
         if (narrow.module, narrow.side) != (wide.module, wide.side):
             break
         if not _contains(wide.value, narrow.value):

@@ -61,11 +61,11 @@ def parts_by_group(model: nn.Module, groups: ChannelGroups) -> dict[str, str]:
     return _with_tied(model, parts)
 
 
-def _with_tied(model: nn.Module, found: Mapping[str, str]) -> dict[str, str]:
+def _with_tied(model: nn.Module, reasons: Mapping[str, str]) -> dict[str, str]:
     """Give one tensor under several names the part of its first name."""
     first: dict[int, str] = {}
     state = model.state_dict()
     return {
         key: first.setdefault(state[key].data_ptr(), part) if state[key].numel() else part
-        for key, part in found.items()
+        for key, part in reasons.items()
     }

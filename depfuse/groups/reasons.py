@@ -40,9 +40,9 @@ def not_followed(groups: ChannelGroups, expected: Collection[str] = EXPECTED) ->
         Group or state-dict key -> reason. A tensor is left out where a fixed group says the same already.
     """
     reasons = {name: why for name, reason in groups.fixed.items() if (why := unexpected(reason, expected))}
-    said = set(reasons.values())
+    reasons_given = set(reasons.values())
     for key, reason in groups.fixed_tensors.items():
-        if (why := unexpected(reason, expected)) and not said.issuperset(why.split(SEPARATOR)):
+        if (why := unexpected(reason, expected)) and not reasons_given.issuperset(why.split(SEPARATOR)):
             reasons.setdefault(key, why)
     return reasons
 

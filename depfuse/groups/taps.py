@@ -67,13 +67,13 @@ def find_taps(
     return _without_crossings([tuple(taps.values()) for taps in taps_of])
 
 
-def _without_crossings(found: Sequence[tuple[Tap, ...]]) -> list[tuple[Tap, ...]]:
+def _without_crossings(candidates: Sequence[tuple[Tap, ...]]) -> list[tuple[Tap, ...]]:
     """Remove taps where two groups cross, as heads and the channels of a key that all heads share.
 
     There, the channels of neither group can be compared before the other is matched.
     """
     shared: dict[object, list[Tap]] = defaultdict(list)
-    for taps in found:
+    for taps in candidates:
         for tap in taps:
             if tap.index.shape[1] > 1:
                 shared[tap.module, tap.side, tap.axis, tap.position, tap.through].append(tap)
@@ -84,7 +84,7 @@ def _without_crossings(found: Sequence[tuple[Tap, ...]]) -> list[tuple[Tap, ...]
         if _cross(first.index, second.index)
         for tap in (first, second)
     }
-    return [tuple(tap for tap in taps if id(tap) not in crossing) for taps in found]
+    return [tuple(tap for tap in taps if id(tap) not in crossing) for taps in candidates]
 
 
 def _meeting(taps: Sequence[Tap]) -> set[tuple[Tap, Tap]]:
@@ -93,7 +93,7 @@ def _meeting(taps: Sequence[Tap]) -> set[tuple[Tap, Tap]]:
     for tap in taps:
         for position in torch.unique(tap.index).tolist():
             at[position].append(tap)
-    return {pair for together in at.values() for pair in combinations(together, 2)}
+    return {pair for meeting in at.values() for pair in combinations(meeting, 2)}
 
 
 def _cross(first: Tensor, second: Tensor) -> bool:

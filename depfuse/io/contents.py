@@ -111,7 +111,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _load_arrays(path: Path) -> dict[str, Tensor]:
     """Read the arrays of numbers in a .npz by name; others are left out."""
-    found = {}
+    arrays_by_name = {}
     try:
         with zipfile.ZipFile(path) as archive:
             check_size(path, sum(entry.file_size for entry in archive.infolist()))
@@ -119,7 +119,7 @@ def _load_arrays(path: Path) -> dict[str, Tensor]:
             for name in arrays.files:
                 values = arrays[name]
                 if values.dtype.kind in "fiub":
-                    found[name] = torch.from_numpy(values.astype(values.dtype.newbyteorder("="), order="C"))
+                    arrays_by_name[name] = torch.from_numpy(values.astype(values.dtype.newbyteorder("="), order="C"))
     except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} cannot be read as arrays of numbers: {first_line(error)}") from None
-    return found
+    return arrays_by_name

@@ -19,13 +19,13 @@ _NORMS = (
 _NEW = "parametrizations"
 
 
-def with_norms_of(own: Mapping[str, Tensor], top: Place) -> Place:
+def with_norms_of(target: Mapping[str, Tensor], top: Place) -> Place:
     """Rename weight and spectral norms of a file as the network has them, in a copy of the tree.
 
     Torch: `torch.nn.utils.parametrizations.weight_norm` reads the old names in the same way.
     """
-    is_new = any(_NEW in key.split(".") for key in own)
-    is_old = any(key.endswith(("_g", "_orig")) for key in own)
+    is_new = any(_NEW in key.split(".") for key in target)
+    is_old = any(key.endswith(("_g", "_orig")) for key in target)
     if not (is_new or is_old):
         return top
     return _renamed(top, None, to_new=is_new)
@@ -55,9 +55,9 @@ def _to_old(place: Place) -> None:
     parametrised = place.parts[_NEW]
     for name, of in list(parametrised.parts.items()):
         for norm in _NORMS:
-            found = [of.at(new) for new in norm.values()]
-            if all(part is not None and part.tensor is not None for part in found):
-                for part, ending in zip(found, norm, strict=True):
+            tensors = [of.at(new) for new in norm.values()]
+            if all(part is not None and part.tensor is not None for part in tensors):
+                for part, ending in zip(tensors, norm, strict=True):
                     assert part is not None
                     place.put(name + ending).tensor = part.tensor
                 del parametrised.parts[name]

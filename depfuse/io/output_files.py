@@ -21,13 +21,13 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path] = (
     inputs : sequence of Path
         Files that must survive.
     """
-    taken = {path.resolve(): "an input" for path in inputs}
+    uses = {path.resolve(): "an input" for path in inputs}
     for name, path in outputs.items():
         if path is None:
             continue
-        if path.resolve() in taken:
-            raise CheckpointError(f"{name} {path} would overwrite {taken[path.resolve()]}: choose another name")
-        taken[path.resolve()] = f"what {name} writes"
+        if path.resolve() in uses:
+            raise CheckpointError(f"{name} {path} would overwrite {uses[path.resolve()]}: choose another name")
+        uses[path.resolve()] = f"what {name} writes"
         check_writable(path)
 
 

@@ -11,10 +11,10 @@ from depfuse.errors import CheckpointError
 TIMES, BYTES = 16, 2**28
 
 
-def check_size(path: Path, needed: int, own: int | None = None) -> None:
-    """Raise `CheckpointError` where a file would take `needed` bytes of memory, out of all proportion to its `own`."""
-    own = path.stat().st_size if own is None else own
-    if needed > TIMES * own + BYTES:
+def check_size(path: Path, needed: int, size: int | None = None) -> None:
+    """Raise `CheckpointError` where a file would take `needed` bytes of memory, out of all proportion to its `size`."""
+    size = path.stat().st_size if size is None else size
+    if needed > TIMES * size + BYTES:
         raise CheckpointError(
-            f"{path} would take {needed / GIBIBYTE:.1f} GiB of memory, and is a file of {own} bytes: it is damaged"
+            f"{path} would take {needed / GIBIBYTE:.1f} GiB of memory, and is a file of {size} bytes: it is damaged"
         )

@@ -59,18 +59,18 @@ class Place:
 
     def tensors(self) -> dict[str, Tensor]:
         """Collect all tensors by their names from here."""
-        found = {} if self.tensor is None else {"": self.tensor}
+        tensors = {} if self.tensor is None else {"": self.tensor}
         for name, part in self.parts.items():
-            found |= {f"{name}.{key}" if key else name: tensor for key, tensor in part.tensors().items()}
-        return found
+            tensors |= {f"{name}.{key}" if key else name: tensor for key, tensor in part.tensors().items()}
+        return tensors
 
     def own_tensors(self) -> dict[str, Tensor]:
         """Collect the tensors by their names from here, without those of dicts and objects within it."""
-        found = {} if self.tensor is None else {"": self.tensor}
+        tensors = {} if self.tensor is None else {"": self.tensor}
         for name, part in self.parts.items():
             if not part.is_whole:
-                found |= {f"{name}.{key}" if key else name: tensor for key, tensor in part.own_tensors().items()}
-        return found
+                tensors |= {f"{name}.{key}" if key else name: tensor for key, tensor in part.own_tensors().items()}
+        return tensors
 
     def sets(self) -> list[Place]:
         """List the dicts and objects that hold tensors themselves; a module counts with all of its parts."""
@@ -78,10 +78,10 @@ class Place:
 
     def at(self, path: str) -> Place | None:
         """Find a place by its path from here."""
-        found: Place | None = self
+        place: Place | None = self
         for name in path.split("."):
-            found = None if found is None else found.parts.get(name)
-        return found
+            place = None if place is None else place.parts.get(name)
+        return place
 
     def put(self, path: str) -> Place:
         """Return the place of that path from here, made if need be."""
@@ -123,11 +123,11 @@ def choose_place(path: Path, top: Place, key: str | None) -> Place:
     """
     if key is None:
         return top
-    found = top.at(key)
-    if found is None:
+    place = top.at(key)
+    if place is None:
         message = f"{path} has no weights under the key {shown(key)}: {holds(top)}"
         raise UnknownKeyError(message, alone=len(top.sets()) < 2)
-    return found
+    return place
 
 
 def holds(top: Place) -> str:

@@ -40,7 +40,7 @@ class AlignedParents:
     @property
     def permuted(self) -> bool:
         """Whether every coupling is a permutation."""
-        return all(coupling.permutation is not None for own in self.couplings for coupling in own.values())
+        return all(coupling.permutation is not None for couplings in self.couplings for coupling in couplings.values())
 
     def states(self) -> list[dict[str, Tensor]]:
         """Apply each parent's couplings to its state dict."""

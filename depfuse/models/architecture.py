@@ -120,8 +120,10 @@ def family(arch: str) -> tuple[str, str]:
 
 def with_classes(arch: str, classes: int) -> str:
     """Replace the number of classes in an architecture string, where it has one."""
-    own = parse_architecture(arch).arguments
-    return with_arguments(arch, **{key: classes for key in ("classes", "num_classes", "num_labels") if key in own})
+    arguments = parse_architecture(arch).arguments
+    return with_arguments(
+        arch, **{key: classes for key in ("classes", "num_classes", "num_labels") if key in arguments}
+    )
 
 
 def with_arguments(arch: str, **changed: Any) -> str:
@@ -147,10 +149,10 @@ def needs_trust(arch: str) -> str | None:
     return why_not(architecture.source, architecture.arguments)
 
 
-def near_names(name: str, known: list[str]) -> str:
+def near_names(name: str, names: list[str]) -> str:
     """Suggest known names similar to an unknown one, or list the first of them."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f": did you mean {' or '.join(near)}?" if near else f": there are {', '.join(sorted(known)[:12])}, ..."
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f": did you mean {' or '.join(near)}?" if near else f": there are {', '.join(sorted(names)[:12])}, ..."
 
 
 def _parse_arguments(arch: str, text: str) -> dict[str, Any]:

@@ -159,17 +159,17 @@ def _resolve(architecture: Architecture) -> Callable[..., nn.Module]:
     if architecture.source == "transformers":
         return transformers_factory(architecture.name)
     module = load_module(architecture.text, architecture.source)
-    found: Any = module
+    value: Any = module
     for part in architecture.name.split("."):
-        if not hasattr(found, part):
-            names = [name for name in dir(found) if callable(getattr(found, name)) and not name.startswith("_")]
+        if not hasattr(value, part):
+            names = [name for name in dir(value) if callable(getattr(value, name)) and not name.startswith("_")]
             raise ArchitectureError(f"{architecture.source} has no {part}{near_names(part, names)}")
-        found = getattr(found, part)
-    if not callable(found):
+        value = getattr(value, part)
+    if not callable(value):
         raise ArchitectureError(
             f"{architecture.text}: {architecture.name} is no function or class that builds a network"
         )
-    return found  # type: ignore[no-any-return]
+    return value  # type: ignore[no-any-return]
 
 
 def _torchvision_factory(name: str) -> Callable[..., nn.Module]:

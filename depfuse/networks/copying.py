@@ -195,11 +195,11 @@ def check_hooks(model: nn.Module, example: Example) -> None:
     wanted: list[Tensor] | None = None
     with torch.no_grad(), evaluating(network):
         for inputs in (example, random_like(example)):
-            found, before = _outputs(copied, inputs), wanted
+            copied_outputs, before = _outputs(copied, inputs), wanted
             wanted = _outputs(network, inputs)
             if wanted is None or not same_outputs(_outputs(network, inputs), wanted):
                 return  # it does not run there, or is random: tracing and proving report that themselves
-            if not same_outputs(found, wanted):
+            if not same_outputs(copied_outputs, wanted):
                 raise ArchitectureError(_unfaithful(network, hooked, "computes something else than the network"))
         for tensor in {id(tensor): tensor for tensor in copied.state_dict().values()}.values():
             if tensor.is_floating_point():
@@ -223,10 +223,10 @@ def private_copy(model: nn.Module, example: Example | None) -> nn.Module:
     copied = evaluation_copy(model)
     if example is not None:
         check_hooks(model, example)
-        given = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, fit_example(example, copied))
+        inputs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, fit_example(example, copied))
         # Where it does not run, tracing reports that.
         with torch.no_grad(), ForeignWatch(model) as foreign, suppress(Exception):
-            run_network(copied, given)
+            run_network(copied, inputs)
         foreign.check()
     return copied
 
@@ -274,27 +274,27 @@ def _outputs(model: nn.Module, example: Example) -> list[Tensor] | None:
         return None
 
 
-def same_outputs(found: Sequence[Tensor] | None, wanted: Sequence[Tensor] | None, tolerance: float = 1e-4) -> bool:
+def same_outputs(outputs: Sequence[Tensor] | None, wanted: Sequence[Tensor] | None, tolerance: float = 1e-4) -> bool:
     """Tell whether outputs agree within a tolerance relative to the largest, and are finite at the same places."""
-    if found is None or wanted is None or len(found) != len(wanted):
-        return found is None and wanted is None
-    pairs = zip(found, wanted, strict=True)
+    if outputs is None or wanted is None or len(outputs) != len(wanted):
+        return outputs is None and wanted is None
+    pairs = zip(outputs, wanted, strict=True)
     return all(difference(one, other) <= TOLERANCE.get(other.dtype, tolerance) for one, other in pairs)
 
 
-def difference(found: Tensor, wanted: Tensor) -> float:
+def difference(outputs: Tensor, wanted: Tensor) -> float:
     """Compute the largest difference relative to the largest finite entry; infinite for tensors of different kinds."""
-    if found.shape != wanted.shape:
+    if outputs.shape != wanted.shape:
         return float("inf")
     if not wanted.numel():
         return 0.0
     if not wanted.is_floating_point():
-        return 0.0 if torch.equal(found, wanted) else float("inf")
-    found, wanted = found.double(), wanted.double()
-    if not torch.equal(found.isfinite(), wanted.isfinite()):
+        return 0.0 if torch.equal(outputs, wanted) else float("inf")
+    outputs, wanted = outputs.double(), wanted.double()
+    if not torch.equal(outputs.isfinite(), wanted.isfinite()):
         return float("inf")
-    found, wanted = found.nan_to_num(0.0, 0.0, 0.0), wanted.nan_to_num(0.0, 0.0, 0.0)
-    return float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
+    outputs, wanted = outputs.nan_to_num(0.0, 0.0, 0.0), wanted.nan_to_num(0.0, 0.0, 0.0)
+    return float((outputs - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
 
 
 class ForeignWatch(TorchFunctionMode):

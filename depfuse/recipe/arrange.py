@@ -51,8 +51,8 @@ class Place:
     @property
     def default(self) -> Any:
         """Default value; of a choice its name."""
-        found = self.field.default
-        return found.name if isinstance(found, Choice) else found
+        default = self.field.default
+        return default.name if isinstance(default, Choice) else default
 
 
 def places(
@@ -108,49 +108,51 @@ def arrange(model: type[Section], settings: Mapping[str, Any], keep: Collection[
         A setting or alternative is unknown, or a setting to be kept is read by nothing.
     """
     settings = in_current_names(settings)
-    given: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     name_of: dict[str, str] = {}  # path -> the name it was given by
-    kept: set[str] = set()
-    known = known_places(model)
+    must_be_read: set[str] = set()
+    places = known_places(model)
     for name, value in settings.items():
-        if not any(path == name or path.startswith(f"{name}.") for path in (*known, *OLD)):
-            raise ValueError(unknown(name, known))
+        if not any(path == name or path.startswith(f"{name}.") for path in (*places, *OLD)):
+            raise ValueError(unknown(name, places))
         current = dict.fromkeys(OLD[name], value) if is_old(name, value) else dict(_leaves(name, value))
         for path, setting in current.items():
-            if path not in known:
-                raise ValueError(unknown(path, known))
-            given[path], name_of[path] = setting, name if is_old(name, value) else path
-            kept = kept | {path} if keep is None or name in keep else kept - {path}
+            if path not in places:
+                raise ValueError(unknown(path, places))
+            values[path], name_of[path] = setting, name if is_old(name, value) else path
+            must_be_read = must_be_read | {path} if keep is None or name in keep else must_be_read - {path}
     while True:
-        found = _by_sections(model, given)
-        dropped = [path for path in given if not is_read(path, found.values)]
+        arranged = _by_sections(model, values)
+        dropped = [path for path in values if not is_read(path, arranged.values)]
         for path in dropped:
-            elsewhere = any(name_of[other] == name_of[path] and other not in dropped for other in given)
-            usual = (path in found.values or name_of[path] in OLD) and _is_usual(path, given[path], known)
-            if path in kept and not elsewhere and not usual:
-                raise ValueError(_ignored(path, given[path], name_of[path], found.values, known))
+            elsewhere = any(name_of[other] == name_of[path] and other not in dropped for other in values)
+            usual = (path in arranged.values or name_of[path] in OLD) and _is_usual(path, values[path], places)
+            if path in must_be_read and not elsewhere and not usual:
+                raise ValueError(_ignored(path, values[path], name_of[path], arranged.values, places))
         if not dropped:
-            return Arranged(found.nested, found.values, given)
+            return Arranged(arranged.nested, arranged.values, values)
         for path in dropped:
-            del given[path]
+            del values[path]
 
 
 def by_path(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Flatten settings by section, path or old name to path -> value, at every path that an old name stands for."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, value in in_current_names(settings).items():
-        found |= dict.fromkeys(OLD[name], value) if is_old(name, value) else dict(_leaves(name, value))
-    return found
+        values |= dict.fromkeys(OLD[name], value) if is_old(name, value) else dict(_leaves(name, value))
+    return values
 
 
 def unusual(model: type[Section], stored: Mapping[str, Any]) -> dict[str, Any]:
     """Select the settings of a stored recipe that differ from the defaults or are unknown, as path -> value."""
-    known = known_places(model)
-    found: dict[str, Any] = {}
+    places = known_places(model)
+    settings: dict[str, Any] = {}
     for name, value in in_current_names(stored).items():
         current = {OLD[name][0]: value} if is_old(name, value) else dict(_leaves(name, value))
-        found |= {path: one for path, one in current.items() if path not in known or not _is_usual(path, one, known)}
-    return found
+        settings |= {
+            path: one for path, one in current.items() if path not in places or not _is_usual(path, one, places)
+        }
+    return settings
 
 
 def may_be_read(model: type[Section], path: str, fixed: Mapping[str, Any]) -> bool:
@@ -161,24 +163,24 @@ def may_be_read(model: type[Section], path: str, fixed: Mapping[str, Any]) -> bo
 
 def leaves(model: BaseModel, prefix: str = "") -> dict[str, Any]:
     """Return path -> value of all settings of a built model; of a choice its name, before its settings."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name in type(model).model_fields:
         value = getattr(model, name)
         if isinstance(value, Choice):
-            found[f"{prefix}{name}"] = value.name
+            values[f"{prefix}{name}"] = value.name
         if isinstance(value, Section):
-            found |= leaves(value, f"{prefix}{name}.")
+            values |= leaves(value, f"{prefix}{name}.")
         elif not (name == "name" and isinstance(model, Choice)):
-            found[f"{prefix}{name}"] = value
-    return found
+            values[f"{prefix}{name}"] = value
+    return values
 
 
 def known_places(model: type[Section]) -> dict[str, list[Place]]:
     """Map path -> places of that setting."""
-    found: dict[str, list[Place]] = {}
+    places_by_path: dict[str, list[Place]] = {}
     for place in places(model):
-        found.setdefault(place.path, []).append(place)
-    return found
+        places_by_path.setdefault(place.path, []).append(place)
+    return places_by_path
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -194,60 +196,60 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from _leaves(f"{path}.{name}", inner)
 
 
-def _by_sections(model: type[Section], given: Mapping[str, Any], prefix: str = "") -> Arranged:
+def _by_sections(model: type[Section], settings: Mapping[str, Any], prefix: str = "") -> Arranged:
     nested: dict[str, Any] = {}
     values: Values = {}
     for name, info in model.model_fields.items():
         path, registry, section = f"{prefix}{name}", registry_of(info), section_of(info)
         if section is not None:
-            below = _by_sections(section, given, f"{path}.")
+            below = _by_sections(section, settings, f"{path}.")
             if below.nested:
                 nested[name] = below.nested
             values |= below.values
         elif registry is not None:
             usual = info.default.name
-            chosen = given.get(path, usual)
+            chosen = settings.get(path, usual)
             if not isinstance(chosen, str) or chosen not in registry:
                 raise ValueError(f"setting {path}: {chosen!r} is none of {', '.join(registry)}")
-            below = _by_sections(registry[chosen], given, f"{path}.")
-            if below.nested or path in given:
+            below = _by_sections(registry[chosen], settings, f"{path}.")
+            if below.nested or path in settings:
                 nested[name] = {"name": chosen, **below.nested}
             values |= {path: chosen, **below.values}
         elif name == "name" and issubclass(model, Choice):
             continue
         else:
-            values[path] = given.get(path, info.default)
-            if path in given:
-                nested[name] = given[path]
+            values[path] = settings.get(path, info.default)
+            if path in settings:
+                nested[name] = settings[path]
     return Arranged(nested, values)
 
 
-def _is_usual(path: str, value: Any, known: Mapping[str, list[Place]]) -> bool:
-    return any(value == place.default for place in known[path])
+def _is_usual(path: str, value: Any, places: Mapping[str, list[Place]]) -> bool:
+    return any(value == place.default for place in places[path])
 
 
-def _ignored(path: str, value: Any, name: str, values: Values, known: Mapping[str, list[Place]]) -> str:
+def _ignored(path: str, value: Any, name: str, values: Values, places: Mapping[str, list[Place]]) -> str:
     paths = OLD.get(name, (path,))
-    cases = [case for current in paths for place in known[current] for case in _whole_cases(place)]
+    cases = [case for current in paths for place in places[current] for case in _whole_cases(place)]
     return f"{name} {value} would be ignored: it needs {unmet(cases, values)}; leave {name} out, or change that"
 
 
 def _whole_cases(place: Place) -> Iterator[Case]:
     """Yield the cases in which a setting exists and is read."""
     for case in cases_of(place.path) or ({},):
-        found: dict[str, Any] = {**place.case, **case}
+        whole: dict[str, Any] = {**place.case, **case}
         for path in place.case.keys() & case.keys():
-            found[path] = tuple(name for name in place.case[path] if name in case[path])
-        if () not in found.values():
-            yield found
+            whole[path] = tuple(name for name in place.case[path] if name in case[path])
+        if () not in whole.values():
+            yield whole
 
 
-def unknown(path: str, known: Mapping[str, list[Place]]) -> str:
+def unknown(path: str, places: Mapping[str, list[Place]]) -> str:
     """Write the error message for an unknown setting, with a similar one if there is."""
-    near = difflib.get_close_matches(path, [*known, *OLD], n=1)
+    near = difflib.get_close_matches(path, [*places, *OLD], n=1)
     if not near:  # a last word alone
         last = path.rpartition(".")[2]
-        ends = {other.rpartition(".")[2]: other for other in known}
+        ends = {other.rpartition(".")[2]: other for other in places}
         near = [ends[word] for word in difflib.get_close_matches(last, ends, n=1)]
     meant = f"did you mean {near[0]}?" if near else "`depfuse settings` lists all settings"
     return f"there is no setting {path!r}: {meant}"

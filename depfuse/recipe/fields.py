@@ -77,8 +77,8 @@ def setting(
 
 def searched(field: FieldInfo) -> Search | None:
     """Return the search range of a field; None if it has none."""
-    found = about(field).get("search")
-    return found if isinstance(found, (Between, OneOf, Ratios)) else None
+    search = about(field).get("search")
+    return search if isinstance(search, (Between, OneOf, Ratios)) else None
 
 
 def about(field: FieldInfo) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class Registry:
 def registry_of(field: FieldInfo) -> Registry | None:
     """Return the registry of a field that is a choice; None for a plain value or a section."""
     validators = (entry.func for entry in field.metadata if isinstance(entry, BeforeValidator))
-    return next((found for found in validators if isinstance(found, Registry)), None)
+    return next((validator for validator in validators if isinstance(validator, Registry)), None)
 
 
 def section_of(field: FieldInfo) -> type[Section] | None:

@@ -53,19 +53,19 @@ def in_current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
     ValueError
         The recipe has a polish, which no longer exists.
     """
-    found = dict(settings)
-    if found.pop("parents_from", 1) == 0:
-        found |= {name: found[name] + 1 for name in ("reference", "order") if isinstance(found.get(name), int)}
-    polish, best = found.pop("polish", None), found.get("goal") == "best"
+    current = dict(settings)
+    if current.pop("parents_from", 1) == 0:
+        current |= {name: current[name] + 1 for name in ("reference", "order") if isinstance(current.get(name), int)}
+    polish, best = current.pop("polish", None), current.get("goal") == "best"
     if polish not in (None, best):
         raise ValueError(
             "goal best always ends with a step towards the ensemble: leave out polish"
             if best
             else f"there is no polish any more ({polish}): refit ridge gains more; leave it out"
         )
-    if isinstance(found.get("universe"), bool):
-        found["universe"] = _THROUGH[found["universe"]]
-    return found
+    if isinstance(current.get("universe"), bool):
+        current["universe"] = _THROUGH[current["universe"]]
+    return current
 
 
 def is_old(name: str, value: Any) -> bool:

@@ -21,20 +21,20 @@ def parsed(words: Iterable[str]) -> dict[str, Any]:
     RecipeError
         A word has no value, names no setting, or its value is of another kind.
     """
-    known = known_places(Recipe)
-    found: dict[str, Any] = {}
+    places = known_places(Recipe)
+    settings: dict[str, Any] = {}
     for word in words:
         path, equals, text = (part.strip() for part in word.partition("="))
         if not equals:
             raise RecipeError(f"{word!r} sets nothing: write a setting and its value, like align.solver=sinkhorn")
-        place = next((known[name][0] for name in OLD.get(path, (path,)) if name in known), None)
+        place = next((places[name][0] for name in OLD.get(path, (path,)) if name in places), None)
         if place is None:
-            raise RecipeError(unknown(path, known))
+            raise RecipeError(unknown(path, places))
         if place.registry is None:
-            found[path] = _value(path, text, place.field.annotation)
+            settings[path] = _value(path, text, place.field.annotation)
         else:
-            found[path] = _value(path, text, bool) if path == "universe" else text
-    return found
+            settings[path] = _value(path, text, bool) if path == "universe" else text
+    return settings
 
 
 def _value(path: str, text: str, kind: Any) -> Any:

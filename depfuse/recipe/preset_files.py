@@ -26,8 +26,8 @@ class PlainLoader(yaml.SafeLoader):
 
 def shipped(package: str, ending: str = ".json") -> list[str]:
     """Return the names of files that come with a package, in the order of the alphabet, without their ending."""
-    found = (entry.name for entry in files(package).iterdir())
-    return sorted(name.removesuffix(ending) for name in found if name.endswith(ending))
+    names = (entry.name for entry in files(package).iterdir())
+    return sorted(name.removesuffix(ending) for name in names if name.endswith(ending))
 
 
 @cache
@@ -56,5 +56,5 @@ def over_preset(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Collection
     name = settings.get("preset")
     if not isinstance(name, str) or name not in preset_names():
         return dict(settings), None
-    given = by_path(dict(settings))
-    return {**by_path(preset_fields(name).get("settings") or {}), **given}, list(given)
+    settings_by_path = by_path(dict(settings))
+    return {**by_path(preset_fields(name).get("settings") or {}), **settings_by_path}, list(settings_by_path)

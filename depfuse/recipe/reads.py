@@ -100,7 +100,7 @@ def unmet(cases: Sequence[Case], values: Mapping[str, Any]) -> str:
     """Describe which settings would have to change, in the case that needs the fewest."""
     joined = _joined(cases)
     other = [[path for path in case if path in values and values[path] not in case[path]] for case in joined]
-    wrong = [own or [path for path in case if path not in values] for own, case in zip(other, joined, strict=True)]
+    wrong = [paths or [path for path in case if path not in values] for paths, case in zip(other, joined, strict=True)]
     nearest = min(range(len(joined)), key=lambda number: len(wrong[number]) or len(joined) + 9)
     case = joined[nearest]
     now = {path: f", not {value}" for path, value in values.items()}
@@ -109,18 +109,21 @@ def unmet(cases: Sequence[Case], values: Mapping[str, Any]) -> str:
 
 def _joined(cases: Sequence[Case]) -> list[Case]:
     """Merge cases that differ by the values of one setting."""
-    found: list[dict[str, Any]] = []
+    joined: list[dict[str, Any]] = []
     for case in cases:
-        for own in found:
-            differing = [path for path in case if own.get(path) != case[path]]
-            if own.keys() == case.keys() and len(differing) == 1 and isinstance(own[differing[0]], tuple):
+        for earlier in joined:
+            differing = [path for path in case if earlier.get(path) != case[path]]
+            if earlier.keys() == case.keys() and len(differing) == 1 and isinstance(earlier[differing[0]], tuple):
                 more = case[differing[0]]
                 if isinstance(more, tuple):
-                    own[differing[0]] = (*own[differing[0]], *(v for v in more if v not in own[differing[0]]))
+                    earlier[differing[0]] = (
+                        *earlier[differing[0]],
+                        *(v for v in more if v not in earlier[differing[0]]),
+                    )
                     break
         else:
-            found.append(dict(case))
-    return [*found]
+            joined.append(dict(case))
+    return [*joined]
 
 
 def _written(allowed: tuple[Any, ...] | Above) -> str:

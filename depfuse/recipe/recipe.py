@@ -89,8 +89,8 @@ class Recipe(Section):
 
         Old settings that nothing reads any more return to their defaults; given ones that nothing reads raise an error.
         """
-        given = {**(settings or {}), **named}
-        return Recipe.with_read({**self.differing, **given}, keep=given)
+        changes = {**(settings or {}), **named}
+        return Recipe.with_read({**self.differing, **changes}, keep=changes)
 
     if not TYPE_CHECKING:  # depfuse itself reads sections
 

@@ -40,12 +40,12 @@ def lines(name: str = "") -> list[Line]:
         There is no such setting; the message suggests a similar one.
     """
     every = list(_every())
-    found = [line for line in every if line.path == name or line.path.startswith(f"{name}.") or not name]
-    if not found:
+    chosen = [line for line in every if line.path == name or line.path.startswith(f"{name}.") or not name]
+    if not chosen:
         near = difflib.get_close_matches(name, [line.path for line in every], n=1)
         meant = f"did you mean {near[0]}?" if near else "`depfuse settings` lists all settings"
         raise RecipeError(f"there is no setting {name!r}: {meant}")
-    return found
+    return chosen
 
 
 def markdown() -> str:
@@ -59,7 +59,7 @@ def markdown() -> str:
 
 def _every() -> Iterator[Line]:
     seen: dict[tuple[str, str], list[str]] = {}
-    found: dict[tuple[str, str], Line] = {}
+    lines_by_place: dict[tuple[str, str], Line] = {}
     for place in places(Recipe):
         if place.path == "preset":
             continue
@@ -67,8 +67,8 @@ def _every() -> Iterator[Line]:
         line = _line(place)
         key = (line.path, line.text + line.default)
         seen.setdefault(key, []).append(str(last))
-        found.setdefault(key, line)
-    for key, line in found.items():
+        lines_by_place.setdefault(key, line)
+    for key, line in lines_by_place.items():
         where = ", ".join(dict.fromkeys(name for name in seen[key] if name))
         yield Line(line.path, where, line.default, line.values, line.text)
 
@@ -93,13 +93,13 @@ def _values(place: Place) -> str:
         return ", ".join(_written(value) for value in place.choices)
     limits = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     bounds = [
-        f"{said} {getattr(bound, name):g}"
+        f"{words} {getattr(bound, name):g}"
         for bound in place.field.metadata
-        for name, said in limits.items()
+        for name, words in limits.items()
         if hasattr(bound, name)
     ]
     kind = str(place.field.annotation)
-    what = next((said for part, said in _KINDS.items() if part in kind), "text")
+    what = next((words for part, words in _KINDS.items() if part in kind), "text")
     return ", ".join([what, *bounds])
 
 

@@ -13,7 +13,7 @@ class Renorm(Choice):
     Attributes
     ----------
     place
-        `module:function`, called with the child; with parents, groups, couplings and shares if `parents`; with the
+        `module:function`, called with the child; with its `AlignedParents` if `parents`; with the
         calibration images if `images`, else an example input; and with names of layers to leave alone if `keeps`.
     images
         Whether it reads calibration images.

@@ -54,8 +54,8 @@ class Solver(Choice):
     @property
     def start_from(self) -> Start:
         """Settings of its start; `NoStart` for solvers without one."""
-        found = getattr(self, "start", None)
-        return found if isinstance(found, Start) else NoStart()
+        start = getattr(self, "start", None)
+        return start if isinstance(start, Start) else NoStart()
 
 
 class ByTransport(Solver):
@@ -302,8 +302,8 @@ def add_solver(kind: type[Solver]) -> None:
     """Register a solver, and as a start of others where it gives permutations."""
     SOLVERS.add(kind)
     if kind.gives == "permutation":
-        own = {n: (f.annotation, f) for n, f in kind.model_fields.items() if n not in _NOT_OF_A_START}
-        STARTS.add(create_model(f"{kind.__name__}Start", __base__=Start, __doc__=kind.__doc__, **own))  # type: ignore[call-overload]
+        fields_of_start = {n: (f.annotation, f) for n, f in kind.model_fields.items() if n not in _NOT_OF_A_START}
+        STARTS.add(create_model(f"{kind.__name__}Start", __base__=Start, __doc__=kind.__doc__, **fields_of_start))  # type: ignore[call-overload]
 
 
 for _kind in (
@@ -315,9 +315,9 @@ for _kind in (
 
 def solver_settings(name: str, **settings: Any) -> Solver:
     """Build a solver's settings; those that are not given have their defaults."""
-    found = SOLVERS({"name": name, **settings})
-    assert isinstance(found, Solver)
-    return found
+    solver = SOLVERS({"name": name, **settings})
+    assert isinstance(solver, Solver)
+    return solver
 
 
 def facts(name: str) -> type[Solver]:

@@ -15,22 +15,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from depfuse.align.coupling import Couplings, apply_couplings
-from depfuse.groups import ChannelGroups
+from depfuse.align.coupling import apply_couplings
+from depfuse.merge.aligned import AlignedParents
 from depfuse.merge.shares import Shares
 from depfuse.networks.forward import Example
 from depfuse.renorm.layers import Layer, factors, find_layers, in_order
 from depfuse.renorm.reset import BATCH_NORM
 
 
-def rescale_by_norms(
-    child: nn.Module,
-    parents: Sequence[nn.Module],
-    groups: ChannelGroups,
-    couplings: Sequence[Couplings],
-    shares: Shares | Sequence[float],
-    example: Example,
-) -> None:
+def rescale_by_norms(child: nn.Module, parents: AlignedParents, example: Example) -> None:
     r"""Restore the parents' deviations in each layer's outputs, estimated from the weights, in place.
 
     With :math:`w_p` the weights of an output channel in parent p before matching, :math:`s_p` the parent's share and
@@ -57,8 +50,8 @@ def rescale_by_norms(
     ----------
     child
         The merged network, of the parents' architecture.
-    parents, groups, couplings, shares
-        The arguments of the merge.
+    parents
+        What it is merged of.
     example
         An input (N, C, H, W) to see which BatchNorm follows which layer; its values do not matter.
 
@@ -67,25 +60,26 @@ def rescale_by_norms(
     RecipeError
         There is a BatchNorm of another kind than torch's own.
     """
-    layers = [
-        layer for layer in find_layers(child, example, "renorm data-free") if _is_shaped_alike(layer, [child, *parents])
-    ]
+    networks = [child, *parents.networks]
+    layers = [layer for layer in find_layers(child, example, "renorm data-free") if _is_shaped_alike(layer, networks)]
     norms = [layer.name for layer in layers if isinstance(child.get_submodule(layer.name), BATCH_NORM)]
     sources = _sources(layers, norms)
     bare = [layer.name for layer in layers if layer.name not in {*norms, *sources.values()}]
     signals: dict[str, Tensor] = {}
     goals: dict[str, Tensor] = {}
-    shares = Shares.create(shares)
-    for number, (parent, coupling, _) in enumerate(zip(parents, couplings, shares.network, strict=True)):
+    shares = Shares.create(parents.shares)
+    for number, (parent, coupling, _) in enumerate(
+        zip(parents.networks, parents.couplings, shares.network, strict=True)
+    ):
         figures = {name: _deviation(parent, name) for name in [*norms, *bare]}
         state: dict[str, Tensor] = dict(parent.state_dict())
         for norm, source in sources.items():
             weight = state[f"{source}.weight"].double()
             state[f"{source}.weight"] = _scaled(weight, figures[norm] / _norms(weight).clamp_min(1e-300))
-        moved = apply_couplings(groups, coupling, state)
+        moved = apply_couplings(parents.groups, coupling, state)
         for norm, source in sources.items():
             signals[norm] = signals.get(norm, 0.0) + shares.of(f"{source}.weight")[number] * moved[f"{source}.weight"]
-        for name, figure in in_order(parent, groups, coupling, figures).items():
+        for name, figure in in_order(parent, parents.groups, coupling, figures).items():
             goals[name] = goals.get(name, 0.0) + shares.of(f"{name}.weight")[number] * figure
     with torch.no_grad():
         for name in norms:

@@ -193,8 +193,8 @@ def forgotten_normalisation(
     return fitting
 
 
-def _explains(found: Normalisation, now: float) -> bool:
-    return found.distance <= RIGHT and found.distance * BETTER <= now
+def _explains(normalisation: Normalisation, now: float) -> bool:
+    return normalisation.distance <= RIGHT and normalisation.distance * BETTER <= now
 
 
 def _distance(residuals: Array) -> float:
@@ -275,9 +275,9 @@ def _moments(answer: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor
 
     nothing = places_of(answer(torch.zeros_like(images[:1])))
 
-    def alone(given: Tensor, channel: int) -> Tensor:
-        only = torch.zeros_like(given)
-        only[:, channel] = given[:, channel]
+    def alone(inputs: Tensor, channel: int) -> Tensor:
+        only = torch.zeros_like(inputs)
+        only[:, channel] = inputs[:, channel]
         return places_of(answer(only)) - nothing
 
     ones = [alone(torch.ones_like(images[:1]), channel) for channel in range(channels)]

@@ -75,17 +75,17 @@ def find_layers(model: nn.Module, images: Example, asking: str, advice: str = "c
     with torch.no_grad(), evaluating(model), hooked(model, {name: noting(name) for name in candidates}):
         result = run_network(model, images)
     giving = {id(output): name for name, _, output in runs}
-    norms = {id(given): name for name, given, _ in runs if isinstance(candidates[name], BATCH_NORM)}
+    norms = {id(ran): name for name, ran, _ in runs if isinstance(candidates[name], BATCH_NORM)}
     times = Counter(name for name, _, _ in runs)
     layers = {
         name: Layer(
             name,
-            giving.get(id(given)) if isinstance(candidates[name], BATCH_NORM) else None,
+            giving.get(id(ran)) if isinstance(candidates[name], BATCH_NORM) else None,
             norms.get(id(output)),
             times[name],
             output is result,
         )
-        for name, given, output in runs
+        for name, ran, output in runs
     }
     return list(layers.values())
 
@@ -102,6 +102,6 @@ def in_order(
     return {name: moved[f"{name}.weight"].reshape(len(figure), -1).mean(1) for name, figure in figures.items()}
 
 
-def factors(goal: Tensor, own: Tensor) -> Tensor:
+def factors(goal: Tensor, child: Tensor) -> Tensor:
     """Compute the factors from channels' own deviations or norms (C,) to their goals; 1 where a channel is silent."""
-    return torch.where(own <= LEAST * goal, 1.0, goal / own.clamp_min(1e-300))
+    return torch.where(child <= LEAST * goal, 1.0, goal / child.clamp_min(1e-300))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Collection
+from dataclasses import replace
 
 from torch import nn
 
@@ -41,7 +42,7 @@ def renormalise(
     method: str,
     loader: Loader | None,
     parents: AlignedParents | None = None,
-    kept: Collection[str] = (),
+    unchanged: Collection[str] = (),
 ) -> None:
     """Renormalise a network in place by a method's name (see `chosen_method` for `auto`).
 
@@ -55,7 +56,7 @@ def renormalise(
         Calibration images; their labels are not read. None where the method reads none.
     parents
         The parents of the network; None where the method does not compare it with them.
-    kept
+    unchanged
         Names of BatchNorms whose statistics are right already, for methods that can leave layers alone.
 
     Raises
@@ -74,14 +75,14 @@ def renormalise(
         if parents is None:
             raise RecipeError(f"renorm {method} compares a child with its parents: choose reset or none without them")
         networks = [evaluation_copy(network, shared=True) for network in parents.networks]
-        arguments += [networks, parents.groups, parents.couplings, parents.shares]
+        arguments.append(replace(parents, networks=networks))
     if not chosen.images and (parents is None or parents.example is None):
         raise RecipeError(f"renorm {method} needs an example input: the network must be run once")
     module, _, name = chosen.place.partition(":")
     function = getattr(importlib.import_module(module), name)
     arguments.append(loader if chosen.images else parents and parents.example)
     if chosen.keeps:
-        arguments.append(kept)
+        arguments.append(unchanged)
     check_changeable(model)
     with undisturbed():
         function(model, *arguments)

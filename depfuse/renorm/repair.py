@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depfuse.align.coupling import Couplings
 from depfuse.data.loader import Loader
 from depfuse.distributed.team import all_sum
 from depfuse.errors import RecipeError
-from depfuse.groups import ChannelGroups
+from depfuse.merge.aligned import AlignedParents
 from depfuse.merge.shares import Shares
 from depfuse.networks.batch_norm import set_statistics_keeping_function
 from depfuse.networks.forward import run_network
@@ -29,16 +28,7 @@ from depfuse.renorm.layers import factors, find_layers, in_order
 from depfuse.renorm.reset import AT_ONCE, BATCH_NORM
 
 
-def repair(
-    child: nn.Module,
-    parents: Sequence[nn.Module],
-    groups: ChannelGroups,
-    couplings: Sequence[Couplings],
-    shares: Shares | Sequence[float],
-    loader: Loader,
-    *,
-    shift: bool = True,
-) -> None:
+def repair(child: nn.Module, parents: AlignedParents, loader: Loader, *, shift: bool = True) -> None:
     """Give each layer's outputs the share-weighted mean and deviation of the parents', in place.
 
     A layer is a convolution or linear layer with the BatchNorm that follows it, or such a layer alone, or a BatchNorm
@@ -50,8 +40,8 @@ def repair(
     ----------
     child
         The merged network, of the parents' architecture.
-    parents, groups, couplings, shares
-        The arguments of the merge.
+    parents
+        What it is merged of.
     loader
         Images; labels are not read.
     shift
@@ -69,11 +59,13 @@ def repair(
     layers = find_layers(child, next(iter(loader))[0][:2], f"renorm {method}")
     names = [layer.name for layer in layers if layer.times == 1 and layer.norm is None and not layer.gives_outputs]
     goals = {name: (torch.zeros((), dtype=torch.float32), torch.zeros((), dtype=torch.float32)) for name in names}
-    shares = Shares.create(shares)
-    for number, (parent, coupling, _) in enumerate(zip(parents, couplings, shares.network, strict=True)):
+    shares = Shares.create(parents.shares)
+    for number, (parent, coupling, _) in enumerate(
+        zip(parents.networks, parents.couplings, shares.network, strict=True)
+    ):
         seen = all_sum(_statistics, loader, parent, names)
-        means = in_order(parent, groups, coupling, {name: row.mean for name, row in seen.items()})
-        deviations = in_order(parent, groups, coupling, {name: row.deviation for name, row in seen.items()})
+        means = in_order(parent, parents.groups, coupling, {name: row.mean for name, row in seen.items()})
+        deviations = in_order(parent, parents.groups, coupling, {name: row.deviation for name, row in seen.items()})
         share = {name: shares.of(f"{name}.weight")[number] for name in names}
         goals = {n: (mean + share[n] * means[n], sd + share[n] * deviations[n]) for n, (mean, sd) in goals.items()}
     corrections = {name: _Correction(*goals[name], shift) for name in names}

@@ -23,11 +23,11 @@ AT_ONCE = 250  # images per batch of statistics; those of fewer are far from the
 Statistics = dict[str, list[Tensor]]  # name of a layer -> count, two sums (C,), float64
 
 
-def _tracked(model: nn.Module, kept: Collection[str] = ()) -> dict[str, nn.modules.batchnorm._BatchNorm]:
+def _tracked(model: nn.Module, unchanged: Collection[str] = ()) -> dict[str, nn.modules.batchnorm._BatchNorm]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, BATCH_NORM) and module.running_mean is not None and name not in kept
+        if isinstance(module, BATCH_NORM) and module.running_mean is not None and name not in unchanged
     }
 
 
@@ -36,20 +36,20 @@ def has_batch_norm(model: nn.Module) -> bool:
     return bool(_tracked(model))
 
 
-def reset_batch_norm(model: nn.Module, loader: Loader, kept: Collection[str] = ()) -> None:
+def reset_batch_norm(model: nn.Module, loader: Loader, unchanged: Collection[str] = ()) -> None:
     """Set every BatchNorm's running mean and variance to their cumulative mean over batches of all images.
 
     One forward pass with batch statistics in the BatchNorm layers only (dropout stays off), without momentum, in
     batches of `AT_ONCE` images whatever the loader's are (Jordan et al. 2023, section 3: "reset"). Parameters and modes
     stay as they were, and so do the statistics of layers that the pass does not reach (auxiliary heads) and of those
-    named by `kept`.
+    named by `unchanged`.
 
     Raises
     ------
     DataError
         There is a single image: it has no variance.
     """
-    layers = _tracked(model, kept)
+    layers = _tracked(model, unchanged)
     if not layers:
         return
     if loader.count < 2:
@@ -109,8 +109,8 @@ def _sums_over_batches(loader: Loader, model: nn.Module, names: Sequence[str]) -
 def _sums_of_inputs(loader: Loader, model: nn.Module, names: Sequence[str]) -> tuple[Statistics, list[Tensor]]:
     """Count samples, and sum the layers' inputs and their squares."""
 
-    def seen(_: nn.Module, given: Tensor) -> Sequence[float | Tensor]:
-        rows = given.detach().double().transpose(0, 1).flatten(1)
+    def seen(_: nn.Module, inputs: Tensor) -> Sequence[float | Tensor]:
+        rows = inputs.detach().double().transpose(0, 1).flatten(1)
         return rows.shape[1], rows.sum(1), rows.square().sum(1)
 
     return _watched(loader, model, {name: model.get_submodule(name) for name in names}, seen)

@@ -169,9 +169,9 @@ def depths_table(match: ParentMatch) -> Table:
     return table
 
 
-def match_sentence(match: ParentMatch, name: str, kept: str) -> str:
+def match_sentence(match: ParentMatch, name: str, reference: str) -> str:
     """Say how much matching changed."""
-    sentence = f"Of {match.channels} channels of {name}, {match.moved} go to another place in {kept}"
+    sentence = f"Of {match.channels} channels of {name}, {match.moved} go to another place in {reference}"
     if match.mean_correlation is not None:
         before, after = match.mean_correlation
         sentence += f"; the mean correlation over all depths rises from {before:.3f} to {after:.3f}"

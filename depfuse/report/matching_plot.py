@@ -19,7 +19,7 @@ NAMED = 40  # groups up to which each block has its name
 
 
 def draw_matchings(
-    matchings: Mapping[str, Matching], kept: str, names: Sequence[str] | None, path: Path, kind: str = "png"
+    matchings: Mapping[str, Matching], reference: str, names: Sequence[str] | None, path: Path, kind: str = "png"
 ) -> None:
     """Draw the matching of each parent in a row, and write the picture to `path`.
 
@@ -30,7 +30,7 @@ def draw_matchings(
     ----------
     matchings
         Name of a parent -> its matching.
-    kept
+    reference
         Name of the parent whose channel order is kept.
     names
         Groups to draw; all where None.
@@ -48,7 +48,7 @@ def draw_matchings(
     FigureCanvasAgg(figure)
     rows = figure.subplots(len(chosen), 3, squeeze=False, width_ratios=(1.15, 0.9, 0.95))
     for axes, (parent, matching) in zip(rows, chosen.items(), strict=True):
-        _draw_matrix(axes[0], matching.groups, parent, kept)
+        _draw_matrix(axes[0], matching.groups, parent, reference)
         _draw_costs(axes[1], matching.groups)
         _draw_depths(axes[2], matching)
     handles, labels = rows[-1][2].get_legend_handles_labels()
@@ -56,7 +56,7 @@ def draw_matchings(
     save(figure, path, kind)
 
 
-def _draw_matrix(axes: Axes, groups: Sequence[MatchedGroup], parent: str, kept: str) -> None:
+def _draw_matrix(axes: Axes, groups: Sequence[MatchedGroup], parent: str, reference: str) -> None:
     sizes = [group.channels for group in groups]
     ends = np.cumsum([0, *sizes])
     total = int(ends[-1])
@@ -84,7 +84,7 @@ def _draw_matrix(axes: Axes, groups: Sequence[MatchedGroup], parent: str, kept: 
             [place for place, _ in shown], [f"{_short(g.name)} ({g.channels})" for _, g in shown], fontsize=6
         )
     axes.set_xlabel(f"channels of {parent}", fontsize="small")
-    axes.set_ylabel(f"channels of {kept}", fontsize="small")
+    axes.set_ylabel(f"channels of {reference}", fontsize="small")
     axes.set_xticks([])
     axes.set_title(f"matching of {len(groups)} group{'s' * (len(groups) != 1)}, {total:,} channels", fontsize="medium")
 

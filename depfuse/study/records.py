@@ -21,16 +21,16 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
         ) from None
 
 
-def _record_of(trial: FrozenTrial, found: dict[str, Any]) -> TrialRecord:
+def _record_of(trial: FrozenTrial, fields: dict[str, Any]) -> TrialRecord:
     complete = trial.state == TrialState.COMPLETE
     step = trial.last_step
     quality = trial.values[0] if complete else None if step is None else trial.intermediate_values[step]
-    recipe = found["recipe"]
+    recipe = fields["recipe"]
     return TrialRecord(
         trial=trial.number,
         state="complete" if complete else "refused" if step is None else "pruned",
         quality=quality,
         images=recipe["calibration"]["images"] if complete and recipe else step,
         parameters=trial.params,
-        **found,
+        **fields,
     )

@@ -114,9 +114,9 @@ def _check(study: Study, storage: Storage, identity: Mapping[str, Any], resume: 
             )
 
 
-def _is_whole(known: Any) -> bool:
+def _is_whole(stored: Any) -> bool:
     """Tell whether a recorded identity has its parents, each a path and a digest."""
-    parents = known.get("parents") if isinstance(known, dict) else None
+    parents = stored.get("parents") if isinstance(stored, dict) else None
     return isinstance(parents, list) and all(isinstance(parent, list) and len(parent) == 2 for parent in parents)
 
 

@@ -62,9 +62,9 @@ class _SearchedSetting:
     @property
     def depends(self) -> set[str]:
         """Paths of the settings that say whether it is drawn, and from what."""
-        found = {*self.place.case, *(path for case in cases_of(self.place.path) for path in case)}
+        paths = {*self.place.case, *(path for case in cases_of(self.place.path) for path in case)}
         by = self.search.by if isinstance(self.search, OneOf) else None
-        return found if by is None else found | {by[0]}
+        return paths if by is None else paths | {by[0]}
 
     def options(self, settings: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
         """Return the label of a choice and its options; none where it is not drawn."""
@@ -88,10 +88,10 @@ def declared(model: type[Section]) -> Iterator[_SearchedSetting]:
             yield _SearchedSetting(place, search)
 
 
-def unsearched(model: type[Recipe], given: Mapping[str, Any]) -> dict[str, Any]:
+def unsearched(model: type[Recipe], kept_values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that no trial changes: those that are given, and those that are never searched."""
-    open_paths = {own.place.path for own in declared(model)}
-    return {path: value for path, value in model().settings.items() if path not in open_paths} | dict(given)
+    open_paths = {setting_at.place.path for setting_at in declared(model)}
+    return {path: value for path, value in model().settings.items() if path not in open_paths} | dict(kept_values)
 
 
 class Space:
@@ -114,14 +114,14 @@ class Space:
 
     def __init__(self, parents: int, kept: Mapping[str, Any], *, model: type[Recipe] = Recipe) -> None:
         self._parents, self._kept, self._model = parents, by_path(kept), model
-        self._declared = [own for own in declared(model) if own.place.path not in self._kept]
+        self._declared = [setting_at for setting_at in declared(model) if setting_at.place.path not in self._kept]
         fixed = unsearched(model, self._kept)
-        if not any(may_be_read(model, own.place.path, fixed) for own in self._declared):
+        if not any(may_be_read(model, setting_at.place.path, fixed) for setting_at in self._declared):
             raise RecipeError("nothing is left to search: leave out some settings, or begin with no preset")
         several: dict[str, list[Search]] = {}
-        for own in self._declared:
-            several.setdefault(own.place.path, []).append(own.search)
-        self._ambiguous = {path for path, found in several.items() if any(one != found[0] for one in found)}
+        for setting_at in self._declared:
+            several.setdefault(setting_at.place.path, []).append(setting_at.search)
+        self._ambiguous = {path for path, searches in several.items() if any(one != searches[0] for one in searches)}
 
     def suggest(self, trial: BaseTrial) -> dict[str, Any]:
         """Let a trial draw the settings of a recipe: those that are read, given the others."""
@@ -147,9 +147,11 @@ class Space:
         waiting = list(self._declared)
         while waiting:
             # A setting comes after those that say whether it is used.
-            open_ = {own.place.path for own in waiting}
+            open_ = {setting_at.place.path for setting_at in waiting}
             settings = {**self._with_defaults(drawn), **drawn}
-            searched_setting = next(own for own in waiting if not own.depends & (open_ - {own.place.path}))
+            searched_setting = next(
+                setting_at for setting_at in waiting if not setting_at.depends & (open_ - {setting_at.place.path})
+            )
             path = searched_setting.place.path
             if searched_setting.is_drawn(settings):
                 drawn[path] = self._value(searched_setting, settings, ask)
@@ -166,15 +168,15 @@ class Space:
                 settings[place.path] = place.default
         return settings
 
-    def _value(self, own: _SearchedSetting, settings: Mapping[str, Any], ask: Callable[[Parameter], Any]) -> Any:
-        search, path = own.search, own.place.path
+    def _value(self, setting_at: _SearchedSetting, settings: Mapping[str, Any], ask: Callable[[Parameter], Any]) -> Any:
+        search, path = setting_at.search, setting_at.place.path
         default = settings[path]
         if isinstance(search, OneOf):
-            label, options = own.options(settings)
+            label, options = setting_at.options(settings)
             named = f"{path}[{label}]" if label else path
             return ask(Parameter(named, options=options, default=default if default in options else options[0]))
         if isinstance(search, Between):
-            named = f"{path}[{[*own.place.case.values()][-1][0]}]" if path in self._ambiguous else path
+            named = f"{path}[{[*setting_at.place.case.values()][-1][0]}]" if path in self._ambiguous else path
             nearest = min(max(default, search.low), search.high)
             return ask(Parameter(named, search.low, search.high, search.log, default=nearest))
         return self._ratios(path, search, ask)

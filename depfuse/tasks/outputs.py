@@ -187,10 +187,10 @@ def as_numbers(output: Any) -> Tensor:
     """Return a tensor unchanged; concatenate a dictionary or tuple of outputs to one column (N, m, 1) per image."""
     if isinstance(output, Tensor):
         return output
-    found = float_tensors(output)
-    if any(leaf.dim() == 0 or len(leaf) != len(found[0]) for leaf in found) or not found:
+    tensors = float_tensors(output)
+    if any(leaf.dim() == 0 or len(leaf) != len(tensors[0]) for leaf in tensors) or not tensors:
         raise DataError("outputs are compared image by image: give networks whose outputs have an entry for each image")
-    return torch.cat([leaf.reshape(len(leaf), -1) for leaf in found], 1).unsqueeze(-1)
+    return torch.cat([leaf.reshape(len(leaf), -1) for leaf in tensors], 1).unsqueeze(-1)
 
 
 def gives_classes(outputs: Tensor) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from depfuse.data import DataSet, calibration_loader
 from depfuse.data.augmentation import Augmentation
-from depfuse.data.loader import Loader, epoch_seed
+from depfuse.data.loader import Loader, calibration_order
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.errors import ArchitectureError, DepfuseWarning
@@ -162,7 +162,7 @@ class Distillation:
         held = min(HELD_MOST, round(HELD_SHARE * count))
         if held < 2:
             return self.data, self._few(device, seed)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch_seed(seed, 0)))
+        order = calibration_order(count, seed)
         judged = Loader(
             self.data.train.take(order[count - held :]),
             self.data.preprocessing,

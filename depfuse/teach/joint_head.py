@@ -199,7 +199,8 @@ def _counts(number: int, shares: Sequence[float], labels: LabelSets | None, clas
     if labels is None:
         return torch.full((classes,), shares[number], dtype=torch.float32)
     alone = [
-        torch.full((len(own),), float(parent == number), dtype=torch.float32) for parent, own in enumerate(labels.sets)
+        torch.full((len(label_set),), float(parent == number), dtype=torch.float32)
+        for parent, label_set in enumerate(labels.sets)
     ]
     return labels.join(alone, shares, 0)
 
@@ -209,8 +210,8 @@ def _of_all_labels(
 ) -> nn.Module:
     if labels is None or labels.same:
         return copy.deepcopy(models[number])
-    own = [float(number == other) for other in range(len(models))]
-    return average(models, ChannelGroups(()), [{}] * len(models), own, labels, template)
+    shares = [float(number == other) for other in range(len(models))]
+    return average(models, ChannelGroups(()), [{}] * len(models), shares, labels, template)
 
 
 def head_of(model: nn.Module, images: Example) -> nn.Linear:

@@ -62,10 +62,10 @@ class Run:
             drop_last=True,
         )
         labels = data.train.labels if self.taught else data.train.required_labels
-        known = {} if labels is None else {"labels": labels}
+        labels_argument = {} if labels is None else {"labels": labels}
         self.identity = {
             "recipe": recipe.model_dump(mode="json"),
-            "data": state_digest({"images": data.train.images, **known}),
+            "data": state_digest({"images": data.train.images, **labels_argument}),
             "start": state_digest(model.state_dict()) if start is None else start,
             "teacher": None if teacher is None else teacher.digest,
         }

@@ -241,7 +241,7 @@ def test_repair_gives_each_layer_the_statistics_of_its_shares():
     groups = proved(parents[0])
     shares = Shares.of_parts((0.5, 0.5), parts_by_group(parents[0], groups)).having("layer1.conv1", (0.0, 1.0))
     child = average(parents, groups, identity(groups), shares)
-    repair(child, parents, groups, identity(groups), shares, loader)
+    repair(child, AlignedParents(parents, groups, identity(groups), shares), loader)
     assert torch.equal(child.layer1.conv1.weight, parents[1].layer1.conv1.weight)
     seen: list[torch.Tensor] = []
     for model in (child, *parents):

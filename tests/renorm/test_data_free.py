@@ -18,7 +18,7 @@ from depfuse.errors import RecipeError
 from depfuse.evaluate import evaluate
 from depfuse.fusion.parents import Parents
 from depfuse.io.checkpoint import read_checkpoint
-from depfuse.merge import average
+from depfuse.merge import AlignedParents, average
 from depfuse.models import build_network
 from depfuse.renorm import rescale_by_norms
 
@@ -35,7 +35,7 @@ def child_of(parents, shares=(0.5, 0.5), couplings=None, example=IMAGE):
     couplings = couplings or [identity(groups)] * len(parents)
     plain = average(parents, groups, couplings, shares)
     corrected = copy.deepcopy(plain)
-    rescale_by_norms(corrected, parents, groups, couplings, shares, example)
+    rescale_by_norms(corrected, AlignedParents(parents, groups, couplings, shares), example)
     return plain, corrected
 
 

@@ -15,7 +15,7 @@ from depfuse.data import Loader, Preprocessing, Split, calibration_loader, load_
 from depfuse.errors import RecipeError
 from depfuse.evaluate import evaluate
 from depfuse.fusion.parents import Parents
-from depfuse.merge import average
+from depfuse.merge import AlignedParents, average
 from depfuse.models import build_network
 from depfuse.renorm import repair, reset_batch_norm
 from depfuse.train import TrainRecipe, train
@@ -78,7 +78,7 @@ def test_every_layer_gets_the_parents_statistics(norm):
         order = couplings[1][slots[f"{name}.weight"].name].permutation
         first, second = statistics(parents[0], name), statistics(parents[1], name)
         goals[name] = [0.3 * a + 0.7 * b[order] for a, b in zip(first, second, strict=True)]
-    repair(child, parents, groups, couplings, shares, images())
+    repair(child, AlignedParents(parents, groups, couplings, shares), images())
     for name in layers:
         mean, deviation = statistics(child, name)
         # A batch's own statistics stand for all images' while the layers after it are looked at.
@@ -94,7 +94,7 @@ def test_rescaling_leaves_biases_out():
     groups = find_groups(parents[0], torch.zeros(1, 1, 8, 8))
     child, couplings = merged(parents, groups, (0.5, 0.5))
     before = copy.deepcopy(child)
-    repair(child, parents, groups, couplings, (0.5, 0.5), images(), shift=False)
+    repair(child, AlignedParents(parents, groups, couplings, (0.5, 0.5)), images(), shift=False)
     scale = child.stem.bias / before.stem.bias
     torch.testing.assert_close(child.stem.weight / before.stem.weight, scale.reshape(-1, 1, 1, 1).expand(12, 1, 3, 3))
     torch.testing.assert_close(

@@ -13,5 +13,5 @@ if TYPE_CHECKING:
 
 def load_solver(name: str) -> Implementation:
     """Import the solver that a recipe names."""
-    found: Implementation = importlib.import_module(facts(name).module).SOLVER
-    return found
+    solver: Implementation = importlib.import_module(facts(name).module).SOLVER
+    return solver

@@ -56,10 +56,10 @@ def canonical_maps(
     checked(cross)
     roots, inverses = zip(*(_roots(covariance, regularisation) for covariance in (target, source)), strict=True)
     left, values, right = torch.linalg.svd(inverses[0] @ cross @ inverses[1])
-    known = int((values > DOUBT * values[0]).sum())
+    determined = int((values > DOUBT * values[0]).sum())
     permutation = torch.eye(len(cross), dtype=cross.dtype)[torch.arange(len(cross)) if order is None else order]
-    nearest, _, back = torch.linalg.svd(left[:, known:].T @ permutation @ right[known:].T)
-    rotation = left[:, :known] @ right[:known] + left[:, known:] @ (nearest @ back) @ right[known:]
+    nearest, _, back = torch.linalg.svd(left[:, determined:].T @ permutation @ right[determined:].T)
+    rotation = left[:, :determined] @ right[:determined] + left[:, determined:] @ (nearest @ back) @ right[determined:]
     return Maps(roots[0] @ rotation @ inverses[1], inverses[0] @ rotation @ roots[1])
 
 
@@ -80,7 +80,7 @@ def solve(problem: MatchingProblem) -> list[Solution]:
     """
     settings = problem.settings_of(Cca)
     assert problem.calibration is not None
-    found = {**problem.by_activations("pearson", emd)}
+    couplings = {**problem.by_activations("pearson", emd)}
     collector = PairwiseCollector(problem.networks, problem.groups, problem.calibration, problem.settings.taps)
     covariances = collector.covariances()
     for root in problem.roots:
@@ -91,10 +91,10 @@ def solve(problem: MatchingProblem) -> list[Solution]:
         if not taps:
             continue
         joint = torch.stack(taps).sum(0)
-        order = found[root.name].permutation
+        order = couplings[root.name].permutation
         maps = canonical_maps(joint[:n, :n], joint[n:, n:], joint[:n, n:], settings.regularisation, order)
-        found[root.name] = Coupling(maps=maps)
-    return [Solution(found)]
+        couplings[root.name] = Coupling(maps=maps)
+    return [Solution(couplings)]
 
 
 def _vary(joint: Tensor) -> bool:

@@ -57,13 +57,13 @@ def _run_in_order(shared: SharedCosts, placed: Mapping[str, Placement]) -> Solut
 def descents(shared: SharedCosts, restarts: int, start: Mapping[str, Placement] | None = None) -> list[Solution]:
     """Run descents that visit the groups in random orders."""
     generator = torch.Generator().manual_seed(shared.problem.seed)
-    found: list[Solution] = []
-    while len(found) < restarts and (shared.work < WORK_LIMIT or not shared.work):
+    solutions: list[Solution] = []
+    while len(solutions) < restarts and (shared.work < WORK_LIMIT or not shared.work):
         orders = [torch.randperm(len(shared.roots), generator=generator).tolist() for _ in range(16)]
         descent = Descent(shared, start)
         descent.run(orders)
-        found.append(_finished(descent))
-    return found
+        solutions.append(_finished(descent))
+    return solutions
 
 
 def swept(shared: SharedCosts) -> Solution:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,10 +12,10 @@ from depfuse.align.affinity import Candidates, inner
 from depfuse.align.costs import standardised
 from depfuse.align.edges import Edges
 from depfuse.align.problem import MatchingProblem
-from depfuse.align.solution import Solution, at_limit
+from depfuse.align.solution import Solution
 from depfuse.align.solvers.interface import Implementation
-from depfuse.align.solvers.rounding import assign, completed
-from depfuse.align.solvers.start import as_candidates, started
+from depfuse.align.solvers.rounding import assign
+from depfuse.align.solvers.start import as_candidates, best_of_starts
 from depfuse.recipe.solvers import FrankWolfe
 
 TOLERANCE = 1e-4  # relative gain of a step below which the iteration has converged: its last steps are tiny
@@ -62,15 +63,15 @@ class WeightSimilarity:
 
     def gradient(self, at: Candidates) -> Candidates:
         """Compute the derivative with respect to each group's X."""
-        found = {name: value.clone() for name, value in self.linear.items()}
+        gradient = {name: value.clone() for name, value in self.linear.items()}
         for e in self.pairs:
             first, second = e.ends
             assert second is not None
             carried = torch.einsum("jld,kl->jkd", e.source, at[second])
-            found[first] += e.target.flatten(1) @ carried.flatten(1).T
+            gradient[first] += e.target.flatten(1) @ carried.flatten(1).T
             carried = torch.einsum("jld,ij->ild", e.source, at[first])
-            found[second] += torch.einsum("ikd,ild->kl", e.target, carried)
-        return found
+            gradient[second] += torch.einsum("ikd,ild->kl", e.target, carried)
+        return gradient
 
     def bend(self, step: Candidates) -> float:
         """Compute the coefficient of t squared along at + t * step."""
@@ -118,16 +119,11 @@ def frank_wolfe(
 
 def solve(problem: MatchingProblem) -> list[Solution]:
     """Match from uniform candidates and from invariants and keep the best, or match from the recipe's start."""
-    iterations = problem.settings_of(FrankWolfe).iterations
     similarity = WeightSimilarity(problem.edges)
     if problem.settings.criterion.name == "mixture":
         similarity.mix(problem.watched, problem.settings.share)
-    starts, not_converged = started(problem, similarity.uniform())
-    with torch.no_grad():
-        found = [frank_wolfe(similarity, start, iterations) for start in starts]
-    orders, _, converged = max(found, key=lambda entry: entry[1])
-    not_converged += at_limit("frank-wolfe", iterations, unless=converged)
-    return [Solution(completed(problem, orders), not_converged)]
+    iterations = problem.settings_of(FrankWolfe).iterations
+    return best_of_starts(problem, similarity.uniform(), iterations, partial(frank_wolfe, similarity))
 
 
 SOLVER = Implementation(solve)

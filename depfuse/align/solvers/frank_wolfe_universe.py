@@ -50,7 +50,7 @@ class UniverseSimilarity:
 
     def gradient(self, at: Sequence[Candidates]) -> list[Candidates]:
         """Compute the derivative with respect to each network's candidates."""
-        found = [{name: torch.zeros_like(value) for name, value in candidates.items()} for candidates in at]
+        gradients = [{name: torch.zeros_like(value) for name, value in candidates.items()} for candidates in at]
         for networks in self.edges:
             ends = networks[0].ends
             carried = [_carried(e.source, x, ends) for e, x in zip(networks, at, strict=True)]
@@ -59,13 +59,15 @@ class UniverseSimilarity:
                 for share, x, c in zip(self.shares, at, carried, strict=True)
             ]
             total = torch.stack(placed).sum(0)
-            for e, x, c, own, share, gradient in zip(networks, at, carried, placed, self.shares, found, strict=True):
+            for e, x, c, own, share, gradient in zip(
+                networks, at, carried, placed, self.shares, gradients, strict=True
+            ):
                 others = 2.0 * share * (total - own)
                 gradient[ends[0]] += others.flatten(1) @ c.flatten(1).T
                 if ends[1] is not None:
                     rows = torch.einsum("ij,jld->ild", x[ends[0]], e.source)
                     gradient[ends[1]] += torch.einsum("ikd,ild->kl", others, rows)
-        return found
+        return gradients
 
     def along(self, at: Sequence[Candidates], step: Sequence[Candidates]) -> np.ndarray:
         """Compute coefficients (5,) of the similarity at `at + t * step`, a polynomial of fourth degree in t."""
@@ -83,9 +85,11 @@ class UniverseSimilarity:
                 if ends[1] is not None:
                     product[1] = product[1] + torch.einsum("ij,jkd->ikd", x[ends[0]], moves)
                     product[2] = torch.einsum("ij,jkd->ikd", s[ends[0]], moves)
-                own = [share * p for p in product]
-                total -= _square(own)
-                parts = [p if known is None else known + p for known, p in zip(parts, own, strict=True)]
+                weighted = [share * p for p in product]
+                total -= _square(weighted)
+                parts = [
+                    p if sum_so_far is None else sum_so_far + p for sum_so_far, p in zip(parts, weighted, strict=True)
+                ]
             total += _square([p for p in parts if p is not None])
         return total
 

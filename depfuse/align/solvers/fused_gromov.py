@@ -105,7 +105,7 @@ def solve(problem: MatchingProblem) -> list[Solution]:
     starts = problem.by_activations(settings.distances[0], emd) if by_activations else {}
     linear_costs: dict[str, Tensor] = {}
     noise: dict[str, Tensor] = {}
-    found: dict[str, Coupling] = {}
+    couplings_of_groups: dict[str, Coupling] = {}
     within: list[dict[str, list[Moments]]] = []
     if settings.criterion.name != "weights":
         assert problem.calibration is not None
@@ -121,7 +121,7 @@ def solve(problem: MatchingProblem) -> list[Solution]:
         if watched and settings.criterion.name == "activations":
             cost = costs[root.name]
         else:
-            state = apply_couplings(problem.groups, found, problem.source)
+            state = apply_couplings(problem.groups, couplings_of_groups, problem.source)
             before = [part for part in parts if part.role != "consumes"] or parts
             cost = problem.mixed(root.name, weight_cost(before, problem.target, state)[0])
         structures = (
@@ -139,7 +139,7 @@ def solve(problem: MatchingProblem) -> list[Solution]:
             noise[root.name] = (1.0 - solver.structure) * blur / scale + 4.0 * solver.structure * doubt
         converged = converged and done
         orders[root.name] = order
-        found[root.name] = Coupling(order)
+        couplings_of_groups[root.name] = Coupling(order)
     couplings = completed(problem, orders)
     if by_activations:
         trees = {name: cost for name, cost in costs.items() if name not in linear_costs}

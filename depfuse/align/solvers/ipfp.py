@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import torch
+from functools import partial
+
 from torch import Tensor
 
 from depfuse.align.affinity import Affinity, Candidates, inner
 from depfuse.align.problem import MatchingProblem
-from depfuse.align.solution import Solution, at_limit
+from depfuse.align.solution import Solution
 from depfuse.align.solvers.interface import Implementation
-from depfuse.align.solvers.rounding import affinity_of, assign, completed
-from depfuse.align.solvers.start import as_candidates, started
+from depfuse.align.solvers.rounding import affinity_of, assign
+from depfuse.align.solvers.start import as_candidates, best_of_starts
 from depfuse.recipe.solvers import Ipfp
 
 TOLERANCE = 1e-6  # relative change of the score in a step, below which the iteration has converged
@@ -48,14 +49,9 @@ def fixed_point(affinity: Affinity, start: Candidates, iterations: int) -> tuple
 
 def solve(problem: MatchingProblem) -> list[Solution]:
     """Match from uniform candidates and from invariants and keep the best, or match from the recipe's start."""
-    iterations = problem.settings_of(Ipfp).iterations
     affinity = affinity_of(problem)
-    starts, not_converged = started(problem, affinity.uniform())
-    with torch.no_grad():
-        found = [fixed_point(affinity, start, iterations) for start in starts]
-    orders, _, converged = max(found, key=lambda entry: entry[1])
-    not_converged += at_limit("ipfp", iterations, unless=converged)
-    return [Solution(completed(problem, orders), not_converged)]
+    iterations = problem.settings_of(Ipfp).iterations
+    return best_of_starts(problem, affinity.uniform(), iterations, partial(fixed_point, affinity))
 
 
 SOLVER = Implementation(solve)

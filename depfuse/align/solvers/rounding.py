@@ -26,10 +26,10 @@ def assign(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: assigned(-value) for name, value in weights.items()}
 
 
-def completed(problem: MatchingProblem, found: Mapping[str, Tensor]) -> Couplings:
+def completed(problem: MatchingProblem, permutations: Mapping[str, Tensor]) -> Couplings:
     """Complete the couplings: match blocks that hold groups, and groups without edges, given the others."""
-    placed = {name: {name: order} for name, order in found.items()}
-    rest = [number for number, root in enumerate(problem.roots) if root.name not in found]
+    placed = {name: {name: order} for name, order in permutations.items()}
+    rest = [number for number, root in enumerate(problem.roots) if root.name not in permutations]
     if not rest:
         return problem.couplings(placed)
     descent = Descent(SharedCosts(problem), placed)

@@ -35,12 +35,12 @@ def _in_order(problem: MatchingProblem, soft: Transport) -> Couplings:
     Only preceding groups are matched by then, so a group's cost leaves out the slots that consume it. Blocks that
     hold groups, and the groups inside them, get permutations.
     """
-    found: dict[str, Coupling] = {}
+    couplings: dict[str, Coupling] = {}
     state = dict(problem.source)
     for root in problem.roots:
         if root.children:
             step = problem.match_tree(root, state, unmoved_placement(root), consumed=False)[0]
-            found |= from_flat_positions(root, step)
+            couplings |= from_flat_positions(root, step)
             state = root.permute(state, step)
             continue
         parts = problem.parts(root)
@@ -48,10 +48,10 @@ def _in_order(problem: MatchingProblem, soft: Transport) -> Couplings:
         cost = torch.zeros(root.size, root.size, dtype=torch.float64)
         if before:
             cost = problem.mixed(root.name, weight_cost(before, problem.target, state)[0])
-        found[root.name] = coupling = soft(cost)
+        couplings[root.name] = coupling = soft(cost)
         for slot in root.groups[0].slots:
             state[slot.key] = coupling.apply(slot, state[slot.key])
-    return found
+    return couplings
 
 
 def transports(settings: Solver) -> list[Transport]:

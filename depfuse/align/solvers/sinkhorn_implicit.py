@@ -126,9 +126,9 @@ def solve(problem: MatchingProblem) -> list[Solution]:
             orders = assign({name: value.detach() for name, value in logits.items()})
             with torch.no_grad():
                 plans = {n: torch.eye(len(o), dtype=torch.float32)[o].to(run.device) for n, o in orders.items()}
-                found = sum(float(run.loss(plans, images, 0.5)) for images in held) / len(held)
-            if best is None or found < best[0]:
-                best, improved_at = (found, orders), step
+                held_loss = sum(float(run.loss(plans, images, 0.5)) for images in held) / len(held)
+            if best is None or held_loss < best[0]:
+                best, improved_at = (held_loss, orders), step
         if step < iterations:
             share = float(torch.rand((), generator=generator, dtype=torch.float32))
             with torch.enable_grad():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -11,8 +11,9 @@ from depfuse.align.affinity import Candidates
 from depfuse.align.coupling import Coupling
 from depfuse.align.invariants import by_invariants
 from depfuse.align.problem import MatchingProblem
-from depfuse.align.solution import Solution
+from depfuse.align.solution import Solution, at_limit
 from depfuse.align.solvers import load_solver
+from depfuse.align.solvers.rounding import completed
 from depfuse.align.transport import emd
 from depfuse.align.trees import Placement
 from depfuse.recipe.solvers import solver_settings
@@ -32,8 +33,8 @@ def start_of(problem: MatchingProblem, default: str = "none") -> Solution | None
         return Solution({group.name: Coupling.identity(group.size) for group in problem.groups.free})
     if start == "activations":
         return Solution(problem.by_activations(problem.settings.distances[0], emd))
-    own = {name: value for name, value in settings if name != "name"}
-    return load_solver(start).solve(problem.by(solver_settings(start, **own)))[0]
+    start_settings = {name: value for name, value in settings if name != "name"}
+    return load_solver(start).solve(problem.by(solver_settings(start, **start_settings)))[0]
 
 
 def as_candidates(orders: Mapping[str, Tensor], like: Candidates) -> Candidates:
@@ -48,10 +49,36 @@ def started(problem: MatchingProblem, uniform: Candidates) -> tuple[list[Candida
     candidates and the assignment by invariants (`by_invariants`): ascent ends in a local optimum, and the better of
     the two counts.
     """
-    given = start_of(problem)
-    if given is None:
+    start = start_of(problem)
+    if start is None:
         return [uniform, _vertices(by_invariants(problem), uniform)], ()
-    return [_vertices(problem.placements(given.couplings), uniform)], given.not_converged
+    return [_vertices(problem.placements(start.couplings), uniform)], start.not_converged
+
+
+def best_of_starts(
+    problem: MatchingProblem,
+    uniform: Candidates,
+    iterations: int,
+    ascend: Callable[[Candidates, int], tuple[dict[str, Tensor], float, bool]],
+) -> list[Solution]:
+    """Ascend from every start, and complete the permutations of the highest end.
+
+    Parameters
+    ----------
+    uniform
+        Candidates of equal weights, see `started`.
+    iterations
+        Limit of each ascent.
+    ascend
+        Maps starting candidates and the limit to permutations by group, what is maximised there, and whether it
+        converged.
+    """
+    starts, not_converged = started(problem, uniform)
+    with torch.no_grad():
+        results = [ascend(start, iterations) for start in starts]
+    permutations, _, converged = max(results, key=lambda entry: entry[1])
+    not_converged += at_limit(problem.solver.name, iterations, unless=converged)
+    return [Solution(completed(problem, permutations), not_converged)]
 
 
 def _vertices(placed: Mapping[str, Placement], uniform: Candidates) -> Candidates:

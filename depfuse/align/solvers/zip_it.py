@@ -118,18 +118,18 @@ def solve_jointly(
     covariances = PairwiseCollector(ordered, groups, calibration, settings.taps).covariances()
     roots = find_orbits(groups)
     free = [root for root in roots if root.name in covariances and not root.children]
-    found: list[dict[str, Coupling]] = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
+    couplings: list[dict[str, Coupling]] = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
     if len(free) < len(roots):
         moments = collect_moments(ordered, groups, calibration, settings.taps)
         for number, of_parent in zip(order[1:], moments, strict=True):
             problem = MatchingProblem(groups, (models[reference], models[number]), settings, of_parent, calibration)
-            found[number] |= problem.by_activations("pearson", emd)
+            couplings[number] |= problem.by_activations("pearson", emd)
     for root in free:
         similarity = torch.stack([_correlation(tap) for tap in covariances[root.name]]).mean(0)
         member = zipped(similarity, len(models), solver.reuse, solver.within)
         for number, maps in zip(order, maps_of(member, [shares[n] for n in order]), strict=True):
-            found[number][root.name] = Coupling(maps=maps)
-    return [*found]
+            couplings[number][root.name] = Coupling(maps=maps)
+    return [*couplings]
 
 
 def _correlation(covariance: Tensor) -> Tensor:

@@ -229,8 +229,8 @@ def _joint_sums(
     return (count, sums, products), [tensor for part in (count, sums, products) for tensor in part.values()]
 
 
-def _on_host(found: Similarities) -> Similarities:
-    return {name: value.cpu() for name, value in found.items()}
+def _on_host(similarities: Similarities) -> Similarities:
+    return {name: value.cpu() for name, value in similarities.items()}
 
 
 class PairwiseMoments:

@@ -56,9 +56,9 @@ class UnequalProblem:
         self.target, self.source = (network.state_dict() for network in networks)
         self.shapes = {key: tensor.shape for key, tensor in self.target.items()}
         self.weights = {name for name, _ in networks[0].named_parameters(remove_duplicate=False)}
-        theirs = {root.name: root for root in find_orbits(groups[1])}
+        source_roots = {root.name: root for root in find_orbits(groups[1])}
         self.roots: list[tuple[Orbit, Orbit]] = [
-            (root, theirs[root.name])
+            (root, source_roots[root.name])
             for root in find_orbits(groups[0])
             if not root.children and all(part.within is None for part in root.parts)
         ]
@@ -80,14 +80,14 @@ class UnequalProblem:
     def costs(self) -> dict[str, Tensor]:
         """Compute group name -> cost (n_target, n_source) with all other groups unmoved."""
         watched = self._watched(self.settings.distances[0])
-        found = {roots[0].name: self._cost(roots, {}) for roots in self.roots}
+        costs = {roots[0].name: self._cost(roots, {}) for roots in self.roots}
         if self.settings.criterion.name == "mixture":
-            return found | {n: mixed_cost(cost, found[n], self.settings.share) for n, cost in watched.items()}
-        return found | watched
+            return costs | {n: mixed_cost(cost, costs[n], self.settings.share) for n, cost in watched.items()}
+        return costs | watched
 
     def strength(self, name: str) -> Tensor:
         """Sum the squared weights of each of the target's channels (n,), each tensor's relative to their mean."""
-        root = next(own for own, _ in self.roots if own.name == name)
+        root = next(target_root for target_root, _ in self.roots if target_root.name == name)
         total = torch.zeros(root.size, dtype=torch.float64)
         for part in root.parts:
             if part.key in self.weights:
@@ -100,30 +100,30 @@ class UnequalProblem:
 
     def _by_activations(self, transport: Transport, watched: Mapping[str, Tensor]) -> Couplings:
         """Match each group by itself; those that no module carries by weights, with all others in place."""
-        found = {root.name: transport(watched[root.name]) for root, _ in self.roots if root.name in watched}
+        couplings = {root.name: transport(watched[root.name]) for root, _ in self.roots if root.name in watched}
         for roots in self.roots:
-            if roots[0].name not in found:
-                found[roots[0].name] = transport(self._cost(roots, found))
-        return found
+            if roots[0].name not in couplings:
+                couplings[roots[0].name] = transport(self._cost(roots, couplings))
+        return couplings
 
     def _by_weights(self, transport: Transport, watched: Mapping[str, Tensor]) -> Couplings:
         """Match layer by layer in the network's order, then by sweeps over all slots; keep the nearest.
 
         The first sweep compares the tensors that have the target's width by then (Singh & Jaggi 2020, section 4.1).
         """
-        found: dict[str, Coupling] = {}
-        best, nearest = dict(found), float("inf")
+        couplings: dict[str, Coupling] = {}
+        best, nearest = dict(couplings), float("inf")
         for _ in range(MAX_SWEEPS):
             for roots in self.roots:
                 name = roots[0].name
-                cost = self._cost(roots, {other: c for other, c in found.items() if other != name})
+                cost = self._cost(roots, {other: c for other, c in couplings.items() if other != name})
                 if name in watched:
                     cost = mixed_cost(watched[name], cost, self.settings.share)
-                found[name] = transport(cost)
-            distance = self._distance(found)
+                couplings[name] = transport(cost)
+            distance = self._distance(couplings)
             if distance >= nearest * (1.0 - 1e-9):
                 break
-            best, nearest = dict(found), distance
+            best, nearest = dict(couplings), distance
         return best
 
     def _cost(self, roots: tuple[Orbit, Orbit], others: Couplings) -> Tensor:

@@ -88,8 +88,8 @@ def _along(tensor: Tensor, key: str, axis: int, size: int, entries: Sequence[tup
     for slot, other, coupling in entries:
         indices = [side.index.to(old.device) for side in (slot, other)]
         weights = shares(coupling, slot.role).to(old.device)
-        taken = old[indices[1].reshape(-1)].reshape(len(indices[1]), -1)
-        new[indices[0].reshape(-1)] = (weights @ taken).reshape(indices[0].numel(), *old.shape[1:])
+        read = old[indices[1].reshape(-1)].reshape(len(indices[1]), -1)
+        new[indices[0].reshape(-1)] = (weights @ read).reshape(indices[0].numel(), *old.shape[1:])
         for free, side in zip(rest, (slot, other), strict=True):
             free[side.index] = False
     remaining = [torch.nonzero(free)[:, 0].to(old.device) for free in rest]

@@ -102,11 +102,11 @@ def preset(name: str) -> Preset:
     RecipeError
         There is no preset of that name; the message lists all.
     """
-    known = names()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
+    names_known = names()
+    if name not in names_known:
+        near = difflib.get_close_matches(name, names_known, n=1)
         meant = f"did you mean {near[0]}? There are" if near else "give a file, or one of"
-        raise RecipeError(f"there is no recipe {name!r}: {meant} {', '.join(known)}")
+        raise RecipeError(f"there is no recipe {name!r}: {meant} {', '.join(names_known)}")
     return Preset(name, **preset_fields(name))
 
 
@@ -128,16 +128,16 @@ def read(source: str) -> Source:
     """
     if source in names() or not _is_file(source):
         return Source(_checked(source, {**preset(source).settings, "preset": source}, None))
-    found = _content(source)
-    settings, run, stored = _parts(found)
+    content = _content(source)
+    settings, run, stored = _parts(content)
     if settings is None:
         raise RecipeError(f"recipe {source} is no object of settings, such as refit: none, or align: {{solver: emd}}")
     if stored and settings.keys() >= _WHOLE_FLAT and "parents_from" not in settings:
         settings = {**settings, "parents_from": 0}  # written when parents counted from 0
     keep: Collection[str] = ()
     if not stored:
-        settings, given = over_preset(settings)
-        keep = list(settings) if given is None else given
+        settings, changed = over_preset(settings)
+        keep = list(settings) if changed is None else changed
     settings = {"preset": "standard" if stored else Path(source).stem, **settings}
     return Source(_checked(source, settings, keep), run)
 
@@ -153,10 +153,12 @@ def as_recipe(source: Recipe | str | Path | Mapping[str, Any] | None) -> Recipe:
     if source is None or isinstance(source, Recipe):
         return source or Recipe()
     if isinstance(source, (str, Path)):
-        found = read(str(source))
-        if found.run:
-            raise RecipeError(f"{source} names {', '.join(found.run)}, which is for the command line: give arguments")
-        return Recipe.create(found.settings)
+        source_read = read(str(source))
+        if source_read.run:
+            raise RecipeError(
+                f"{source} names {', '.join(source_read.run)}, which is for the command line: give arguments"
+            )
+        return Recipe.create(source_read.settings)
     return Recipe.create(source)
 
 
@@ -184,29 +186,29 @@ def _checked(source: str, settings: Mapping[str, Any], keep: Collection[str] | N
     """Return path -> value of the settings that are given and read; unread ones in `keep` raise an error."""
     try:
         recipe = Recipe.with_read(settings, keep)
-        given = arrange(Recipe, settings, keep).given
+        settings_read = arrange(Recipe, settings, keep).given
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
     values = recipe.settings
-    return {path: values[path] for path in given}
+    return {path: values[path] for path in settings_read}
 
 
-def _parts(found: Any) -> tuple[dict[str, Any] | None, dict[str, Any], bool]:
+def _parts(content: Any) -> tuple[dict[str, Any] | None, dict[str, Any], bool]:
     """Split a file's content: its settings (None if there are none), arguments of the run, whether a run wrote it."""
     stored = False
     run: dict[str, Any] = {}
-    if isinstance(found, dict) and "settings" in found and found.keys() <= {*ABOUT, *RUN, "preset", "settings"}:
-        run = {name: found[name] for name in RUN if name in found}
-        inner = found["settings"] or {}
-        if isinstance(inner, dict) and "preset" in found:
-            inner = {**inner, "preset": found["preset"]}
-        found = inner
-    elif isinstance(found, dict) and "recipe" in found:
-        stored = len(found) > 1
-        found = found["recipe"]
-    elif isinstance(found, dict):
-        run = {name: found[name] for name in RUN if name in found}
-        found = {name: value for name, value in found.items() if name not in (*RUN, *ABOUT)}
-    if not isinstance(found, dict):
+    if isinstance(content, dict) and "settings" in content and content.keys() <= {*ABOUT, *RUN, "preset", "settings"}:
+        run = {name: content[name] for name in RUN if name in content}
+        inner = content["settings"] or {}
+        if isinstance(inner, dict) and "preset" in content:
+            inner = {**inner, "preset": content["preset"]}
+        content = inner
+    elif isinstance(content, dict) and "recipe" in content:
+        stored = len(content) > 1
+        content = content["recipe"]
+    elif isinstance(content, dict):
+        run = {name: content[name] for name in RUN if name in content}
+        content = {name: value for name, value in content.items() if name not in (*RUN, *ABOUT)}
+    if not isinstance(content, dict):
         return None, run, stored
-    return found, run, stored or found.keys() >= _WHOLE_FLAT or found.keys() >= _WHOLE
+    return content, run, stored or content.keys() >= _WHOLE_FLAT or content.keys() >= _WHOLE

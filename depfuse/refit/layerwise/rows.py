@@ -79,12 +79,12 @@ class Window:
         spatial = x.shape[2:]
         flat = x.movedim(1, -1).reshape(len(x), -1, x.shape[1])
         if math.prod(self.kernel) == 1 and places is None and flat.shape[1] == self.positions:
-            taken = flat
+            windows = flat
         else:
-            taken = flat.index_select(1, self._sources(spatial, places, x.device))
+            windows = flat.index_select(1, self._sources(spatial, places, x.device))
         count = len(places) if places is not None else self.positions
         size = math.prod(self.kernel)
-        rows = taken.reshape(len(x) * count, size, self.groups, -1)
+        rows = windows.reshape(len(x) * count, size, self.groups, -1)
         return rows.permute(2, 0, 1, 3).reshape(self.groups, len(x) * count, -1)
 
     def outputs(self, y: Tensor, places: Tensor | None = None) -> Tensor:

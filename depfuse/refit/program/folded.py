@@ -74,7 +74,7 @@ class Folded:
             state[shift].copy_(maps[shift] + scale * state[norm.mean])
 
     def run(
-        self, maps: State, state: State, images: Tensor, kept: Sequence[fx.Node] = ()
+        self, maps: State, state: State, images: Tensor, wanted: Sequence[fx.Node] = ()
     ) -> tuple[Tensor, list[Tensor]]:
         """Compute the outputs (N, C) and the values of some nodes.
 
@@ -86,7 +86,7 @@ class Folded:
             The tensors of everything else.
         """
         values: Values = {self.program.images: images}
-        held = {*kept, self.program.output}
+        held = {*wanted, self.program.output}
         remaining = {node: len(node.users) for node in self.program.nodes}
         for node in self.program.nodes:
             if node in self._layers:
@@ -102,7 +102,7 @@ class Folded:
                     remaining[source] -= 1
                     if remaining[source] == 0 and source not in held and source not in self._inner:
                         values.pop(source, None)
-        return values[self.program.output], [values[node] for node in kept]
+        return values[self.program.output], [values[node] for node in wanted]
 
 
 @dataclass(frozen=True, eq=False)

@@ -78,16 +78,16 @@ class Walk:
         """Return the number of an operation in the program's order."""
         return self._position[node]
 
-    def _run(self, state: State, values: Values, start: int, end: int, kept: set[fx.Node]) -> None:
+    def _run(self, state: State, values: Values, start: int, end: int, needed: set[fx.Node]) -> None:
         for number in range(start, end):
             node = self.program.nodes[number]
             values[node] = self.program.call(node, state, values)
             for source in node.all_input_nodes:
-                if source in values and self._last[source] <= number and source not in kept:
+                if source in values and self._last[source] <= number and source not in needed:
                     del values[source]
 
-    def _drop(self, values: Values, end: int, kept: set[fx.Node]) -> None:
-        for node in [node for node in values if self._last[node] < end and node not in kept]:
+    def _drop(self, values: Values, end: int, needed: set[fx.Node]) -> None:
+        for node in [node for node in values if self._last[node] < end and node not in needed]:
             del values[node]
 
     def _largest(self) -> int:

@@ -45,10 +45,10 @@ def changed_settings(recipe: dict[str, Any]) -> dict[str, Any]:
 
     The usual value of a setting that the defaults leave open is no difference either.
     """
-    found = unusual(Recipe, recipe)
+    settings = unusual(Recipe, recipe)
     return {
         path: value
-        for path, value in found.items()
+        for path, value in settings.items()
         if path not in ("preset", "parents_from") and value not in USUALLY.get(path, ()) and not _alike(value)
     }
 

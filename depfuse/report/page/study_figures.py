@@ -84,7 +84,7 @@ def slice_charts(report: StudyReport) -> list[Html]:
 def pareto(report: StudyReport) -> Html:
     """Draw the quality of each complete trial against its seconds, and the front of trials that none beats in both."""
     complete, front = complete_trials(report.trials), pareto_front(report.trials, labelled=report.labelled)
-    taken = [_seconds(trial) for trial in complete]
+    seconds = [_seconds(trial) for trial in complete]
     lines = [Line("no other is as good and as fast", "look0", [(_seconds(t), _shown(report, t)) for t in front])]
     chosen = {trial.trial for trial in front}
     others = [_mark(report, t, _seconds(t), _shown(report, t), "other") for t in complete if t.trial not in chosen]
@@ -92,15 +92,17 @@ def pareto(report: StudyReport) -> Html:
     says = f"{_title(report)} and seconds of {counted(len(complete), 'trial')}; no other is as good and as fast as " + (
         ", ".join(f"trial {t.trial} ({_text(report, t)}, {decimal(_seconds(t), 2)} s)" for t in front)
     )
-    scale = (logarithmic if min(taken) > 0 else linear)(taken, _MARGIN)
+    scale = (logarithmic if min(seconds) > 0 else linear)(seconds, _MARGIN)
     samples = {"no other is as good and as fast": marks[0]} | ({"other trial": others[0]} if others else {})
     drawing = chart(says, "seconds of a fusion", _title(report), lines, [*others, *marks], x=scale, y=_scale(report))
     return element("div", drawing, legend((), samples))
 
 
-def _says(report: StudyReport, own: Slice) -> str:
-    best = min(own.records, key=lambda trial: -_shown(report, trial) if report.labelled else _shown(report, trial))
-    return f"{_title(report)} by {own.name}, {counted(len(own.records), 'trial')}: best at {best.parameters[own.name]}"
+def _says(report: StudyReport, part: Slice) -> str:
+    best = min(part.records, key=lambda trial: -_shown(report, trial) if report.labelled else _shown(report, trial))
+    return (
+        f"{_title(report)} by {part.name}, {counted(len(part.records), 'trial')}: best at {best.parameters[part.name]}"
+    )
 
 
 def _mark(

@@ -142,9 +142,9 @@ def _zeros(shape: Sequence[int]) -> tuple[Factor, ...]:
     return tuple(Factor(torch.full(place, ZERO)) for place in places)
 
 
-def _as_part(labels: Labels, view: Sequence[int], kept: Sequence[int]) -> Labels:
+def _as_part(labels: Labels, view: Sequence[int], positions: Sequence[int]) -> Labels:
     """Extend labels of a written part to all axes of the tensor that it is written to."""
-    return move(pad_rank(labels, len(view)), lambda t: t.expand(view).reshape(list(kept)))
+    return move(pad_rank(labels, len(view)), lambda t: t.expand(view).reshape(list(positions)))
 
 
 def _written(ledger: Ledger, base: Labels, part: Labels, positions: Sequence[Tensor], axis: int, reason: str) -> Labels:
