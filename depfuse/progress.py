@@ -26,8 +26,6 @@ LEAST_DONE = 0.01  # share of a step, from which its end is estimated
 
 T = TypeVar("T")
 OnStep = Callable[[str], None]
-ProgressLike = bool | OnStep | None
-"""Whether progress is shown, by default where someone looks on; or what is called with the name of each step."""
 
 
 @dataclass
@@ -80,6 +78,11 @@ class Work:
         counted = "" if self.total is None else f", {self.done:,} of {self.total:,}"
         left = "" if self.left is None else f", about {clock(self.left)} left"
         return f"{self.description}{counted}, {clock(time.monotonic() - self.began)} so far{left}"
+
+
+ProgressLike = bool | OnStep | Work | None
+"""Whether progress is shown, by default where someone looks on; or what is called with the name of each step, or told
+of each part of it."""
 
 
 class Tracked(Generic[T]):
@@ -251,11 +254,14 @@ def shown(progress: ProgressLike = None) -> Generator[Work, None, None]:
     ----------
     progress
         Whether to show it; where None, if someone looks on: in a notebook, or at a prompt in a terminal. A function is
-        called with the name of each step that has one, and shows what it likes.
+        called with the name of each step that has one, and shows what it likes; so does a `Work`, which is told how
+        far each step is.
     """
     watching = _watching.get()
     if callable(progress):
         watching = Announced(progress, watching or Work())
+    elif isinstance(progress, Work):
+        watching = progress
     elif watching is not None:
         yield watching
         return

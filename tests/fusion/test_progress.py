@@ -41,18 +41,16 @@ def data() -> DataSet:
 
 
 @pytest.fixture
-def watcher(monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    recorded = Recorded()
-    monkeypatch.setattr(progress, "_display", lambda asked: recorded if asked else Work())
-    return recorded
+def watcher() -> Recorded:
+    return Recorded()
 
 
 def test_a_fusion_and_its_comparison_say_every_step_and_count_what_can_be_counted(
     data: DataSet, watcher: Recorded
 ) -> None:
     recipe = {"refit": {"name": "ridge", "steps": 8}}
-    result = fuse(small_parents(), recipe, calibration_loader(data, 200), progress=True)
-    compare(result, Loader(data.test, data.preprocessing, batch_size=100), progress=True)
+    result = fuse(small_parents(), recipe, calibration_loader(data, 200), progress=watcher)
+    compare(result, Loader(data.test, data.preprocessing, batch_size=100), progress=watcher)
     assert watcher.steps[0] == ("finding and proving channel groups", 0, None)
     assert ("refitting layer by layer", 7, 7) in watcher.steps
     assert ("refitting all layers together", 8, 8) in watcher.steps
@@ -62,7 +60,7 @@ def test_a_fusion_and_its_comparison_say_every_step_and_count_what_can_be_counte
 
 def test_a_training_says_epoch_loss_and_score_and_counts_batches(data: DataSet, watcher: Recorded) -> None:
     few = replace(data, train=data.train.take(slice(0, 100)))
-    with shown(True):
+    with shown(watcher):
         fit(small_parents()[0], few, TrainRecipe(epochs=2, batch_size=20, learning_rate=0.01))
     ((description, done, total),) = watcher.steps
     assert re.fullmatch(r"training: epoch 2 of 2, loss \d\.\d{3}, accuracy \d+\.\d %", description)
@@ -72,7 +70,7 @@ def test_a_training_says_epoch_loss_and_score_and_counts_batches(data: DataSet, 
         {"preset": "fast", "train.distil": 1},
         calibration_loader(data, 60),
         training=Distillation(few),
-        progress=True,
+        progress=watcher,
     )
     assert any(step.startswith("distil, child: epoch 1 of 1, loss") for step, _, _ in watcher.steps)
 

@@ -14,7 +14,6 @@ PATCHES = ("setattr", "delattr", "setitem", "delitem")
 STAYS = {
     "tests/data/test_forms.py: array_files._PIECE": "an array of many pieces, which would be of gigabytes",
     "tests/data/test_forms.py: stored_images.HELD_BYTES": "a folder that is too large to be held",
-    "tests/fusion/test_progress.py: progress._display": "what is shown to somebody who looks on",
     "tests/io/test_security.py: depfuse.data.memory.free_memory": "a machine with 100 bytes of memory",
     "tests/shared_work.py: processes.launch": "one team, which takes long to make, for all that is run in it",
 }
