@@ -81,11 +81,11 @@ def slope(logits: Tensor, target: Tensor, temperature: float = TEMPERATURE) -> T
     return distance_of(logits).slope(logits, target, temperature)
 
 
-def curved(change: Tensor, logits: Tensor) -> Tensor:
+def curvature_product(change: Tensor, logits: Tensor) -> Tensor:
     """Multiply the divergence's curvature at some outputs by a change of them: (N, ...)."""
     return distance_of(logits).curvature_product(change, logits, TEMPERATURE)
 
 
-def drawn(logits: Tensor, generator: torch.Generator, temperature: float = TEMPERATURE) -> Tensor:
+def sample_curvature(logits: Tensor, generator: torch.Generator, temperature: float = TEMPERATURE) -> Tensor:
     """Draw random (N, ...) with the divergence's curvature as covariance."""
     return distance_of(logits).sample(logits, generator, temperature)

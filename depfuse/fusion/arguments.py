@@ -81,7 +81,7 @@ def _read_data(
     return settings, loader
 
 
-def test_loader(source: CalibrationLike, like: nn.Module, labels: LabelsLike | None, call: Call | None) -> Loader:
+def as_test_loader(source: CalibrationLike, like: nn.Module, labels: LabelsLike | None, call: Call | None) -> Loader:
     """Collect data of any kind to score networks on: all of it, in order, with its labels where there are any.
 
     Parameters

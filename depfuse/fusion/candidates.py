@@ -26,8 +26,8 @@ from depfuse.ensemble.distance import at_best_scale, mean_or_infinite
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import ArchitectureError, RecipeError
 from depfuse.fusion.calibration import CalibrationSplit
+from depfuse.fusion.child_builder import ChildBuilder
 from depfuse.fusion.choose_shares import shares_by_part
-from depfuse.fusion.material import Material
 from depfuse.groups.partition import parts_by_stage
 from depfuse.merge import Shares
 from depfuse.networks.forward import Example, in_layout, run_network
@@ -90,13 +90,13 @@ class Family:
 
     Attributes
     ----------
-    material
+    builder
         What averages are made from.
     alone
         The parents as candidates; none where they do not know all labels.
     """
 
-    material: Material
+    builder: ChildBuilder
     alone: Sequence[nn.Module]
 
     def find(self) -> list[Candidate]:
@@ -118,10 +118,10 @@ class Family:
             raise RecipeError(
                 f"goal best needs at least {LEAST_IMAGES} calibration images, not {self._calibration.count}: give 2000"
             )
-        images, recipe = CalibrationSplit.for_candidates(self._calibration), self.material.recipe
+        images, recipe = CalibrationSplit.for_candidates(self._calibration), self.builder.recipe
         seen = images.statistics
         few = seen.first(COMPARED_IMAGES)
-        judge = Judge(self.material.ensemble, images.judging, recipe.seed)
+        judge = Judge(self.builder.ensemble, images.judging, recipe.seed)
         shares = Shares(recipe.shares(len(self._models)))
         candidates: list[Candidate] = []
 
@@ -187,24 +187,24 @@ class Family:
 
     @property
     def _models(self) -> Sequence[nn.Module]:
-        return self.material.networks
+        return self.builder.networks
 
     @property
     def _calibration(self) -> Loader:
-        assert self.material.calibration is not None
-        return self.material.calibration
+        assert self.builder.calibration is not None
+        return self.builder.calibration
 
     @property
     def _example(self) -> Example:
-        assert self.material.example is not None
-        return self.material.example
+        assert self.builder.example is not None
+        return self.builder.example
 
     def _heads(self, images: Loader) -> list[nn.Module]:
         """Refit the parents' heads; none where the network cannot be decomposed."""
-        ensemble = self.material.ensemble
+        ensemble = self.builder.ensemble
         try:
             return refit_heads(
-                self._models, ensemble.shares, images, labels=ensemble.labels, template=self.material.template
+                self._models, ensemble.shares, images, labels=ensemble.labels, template=self.builder.template
             )
         except (ArchitectureError, RecipeError):
             return []
@@ -224,21 +224,21 @@ class Family:
 
     @property
     def _best(self) -> Best:
-        goal = self.material.recipe.goal
+        goal = self.builder.recipe.goal
         assert isinstance(goal, Best)
         return goal
 
     def _by_stage(self, images: Loader) -> Shares:
-        recipe = self.material.recipe
+        recipe = self.builder.recipe
         few = images if recipe.teach.labelled else images.first(SHARES_IMAGES)
-        return shares_by_part(self.material, "stage", few).shares
+        return shares_by_part(self.builder, "stage", few).shares
 
     def _polished(self, network: nn.Module, images: Loader) -> nn.Module:
         """Take a Gauss-Newton step from a network, then set its BatchNorm statistics to those of the images."""
         network = _copied(network)
-        recipe = self.material.recipe
+        recipe = self.builder.recipe
         augment = self._augmentation if self._best.augment else None
-        step = gauss_newton_step(network, self.material.ensemble, images, augment=augment, seed=recipe.seed)
+        step = gauss_newton_step(network, self.builder.ensemble, images, augment=augment, seed=recipe.seed)
         if step.layers is not None:
             reset_keeping_function(network, images)
         return network
@@ -251,8 +251,8 @@ class Family:
         2022, section 3). Images are mixed but not shifted, and the parents have memorised none of the mixtures.
         """
         trained, half = _copied(network), _copied(network)
-        recipe = self.material.recipe
-        session = Session.towards(trained, self.material.ensemble, images, seed=recipe.seed)
+        recipe = self.builder.recipe
+        session = Session.towards(trained, self.builder.ensemble, images, seed=recipe.seed)
         session.second_pass(self._best.steps, Augmentation(flip=self._augmentation.flip), mixed=True)
         with torch.no_grad():
             for own, other in zip(half.state_dict().values(), trained.state_dict().values(), strict=True):
@@ -261,11 +261,11 @@ class Family:
         return half
 
     def _refitted(self, shares: Shares, images: Loader, steps: int) -> nn.Module:
-        network = self.material.average(shares)
+        network = self.builder.average(shares)
         # A stream has one mixture, which shares that differ by stage would have to agree on.
         targets: Targets = "matched" if shares.parts else self._best.targets
         settings = Ridge(targets=targets, steps=steps, augment=self._best.augment)
-        self.material.refit(network, shares, images, settings)
+        self.builder.refit(network, shares, images, settings)
         return network
 
 

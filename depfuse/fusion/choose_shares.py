@@ -9,8 +9,8 @@ from itertools import combinations
 from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError
 from depfuse.fusion.calibration import CalibrationSplit
+from depfuse.fusion.child_builder import ChildBuilder
 from depfuse.fusion.ensemble_judge import EnsembleJudge
-from depfuse.fusion.material import Material
 from depfuse.groups.partition import parts_by_group, parts_by_stage
 from depfuse.merge import Shares
 
@@ -71,7 +71,7 @@ def _divided(shares: Sequence[float], pair: tuple[int, int]) -> Iterator[tuple[f
             yield tuple(divided)
 
 
-def shares_by_part(material: Material, parts: str, calibration: Loader) -> ChosenShares:
+def shares_by_part(builder: ChildBuilder, parts: str, calibration: Loader) -> ChosenShares:
     """Choose the shares of every stage or group of channels, starting from the recipe's shares.
 
     The loss is the cross-entropy (nats) of the child under its parents' ensemble at the recipe's shares, on calibration
@@ -79,7 +79,7 @@ def shares_by_part(material: Material, parts: str, calibration: Loader) -> Chose
 
     Parameters
     ----------
-    material
+    builder
         What the children are averaged from, with an example input.
     parts
         `stage` or `group`.
@@ -95,11 +95,11 @@ def shares_by_part(material: Material, parts: str, calibration: Loader) -> Chose
         raise RecipeError(
             f"merge.weights_by {parts} needs at least 4 calibration images, not {calibration.count}: give 1000"
         )
-    assert material.example is not None
-    recipe, groups, first = material.recipe, material.groups, material.networks[0]
-    network, labelled = recipe.shares(len(material.networks)), recipe.teach.labelled
-    part_of = parts_by_stage(first, material.example) if parts == "stage" else parts_by_group(first, groups)
+    assert builder.example is not None
+    recipe, groups, first = builder.recipe, builder.groups, builder.networks[0]
+    network, labelled = recipe.shares(len(builder.networks)), recipe.teach.labelled
+    part_of = parts_by_stage(first, builder.example) if parts == "stage" else parts_by_group(first, groups)
     images = CalibrationSplit.for_shares(calibration, labelled)
-    judge = EnsembleJudge(material.ensemble, groups, recipe.renorm_alone.name, images, labelled=labelled > 0)
+    judge = EnsembleJudge(builder.ensemble, groups, recipe.renorm_alone.name, images, labelled=labelled > 0)
     start = Shares.of_parts(network, part_of)
-    return choose_shares(start, lambda shares: judge.of_child(material.average(shares), network))
+    return choose_shares(start, lambda shares: judge.of_child(builder.average(shares), network))

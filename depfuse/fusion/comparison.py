@@ -252,7 +252,7 @@ def naive_child(result: FusionResult, shares: Sequence[float], renorm: str) -> n
         models, labels, template = result.unmatched, result.labels, result.template
     child = naive_average(models, shares, result.groups, None if labels is None else labels.sets, template)
     identity = {group.name: Coupling.identity(group.size) for group in result.groups.free}
-    result.material.renormalise(child, [identity] * len(shares), shares, renorm)
+    result.builder.renormalise(child, [identity] * len(shares), shares, renorm)
     return child
 
 

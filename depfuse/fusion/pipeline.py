@@ -13,15 +13,15 @@ from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.fusion.aligned import Aligned
 from depfuse.fusion.arguments import CalibrationLike, RecipeLike, read_arguments
 from depfuse.fusion.candidates import Candidate, Family, best_of
+from depfuse.fusion.child_builder import ChildBuilder, FinishedChild
 from depfuse.fusion.choose_shares import ChosenShares, shares_by_part
-from depfuse.fusion.material import FinishedChild, Material
 from depfuse.fusion.parents import Parents
 from depfuse.fusion.partial_merging import merge_partially
 from depfuse.fusion.prepared import Prepared, announce
 from depfuse.fusion.resolve import resolve
 from depfuse.fusion.result import FusionResult
 from depfuse.fusion.soundness import Soundness
-from depfuse.fusion.step_acceptance import Keeper
+from depfuse.fusion.step_acceptance import StepAcceptance
 from depfuse.merge import AlignedParents, Shares, fisher_information
 from depfuse.networks.forward import Call
 from depfuse.networks.isolation import isolated
@@ -89,24 +89,24 @@ def fuse(
         aligned = Aligned.of(prepared)
         step, recipe, calibration = prepared.step, aligned.recipe, inputs.calibration
         with step("merge"):
-            material, unmatched = _material(aligned)
+            builder, unmatched = _builder(aligned)
             chosen_shares = ChosenShares(Shares(tuple(prepared.ensemble.shares)))
-            child = material.average(chosen_shares.shares)
-        if recipe.merge.weights_by != "network" and calibration is not None and material.example is not None:
+            child = builder.average(chosen_shares.shares)
+        if recipe.merge.weights_by != "network" and calibration is not None and builder.example is not None:
             with step("shares"):
-                chosen_shares = shares_by_part(material, recipe.merge.weights_by, calibration)
-                child = material.average(chosen_shares.shares)
-        soundness = Soundness(prepared.ensemble.networks, calibration, material.example)
+                chosen_shares = shares_by_part(builder, recipe.merge.weights_by, calibration)
+                child = builder.average(chosen_shares.shares)
+        soundness = Soundness(prepared.ensemble.networks, calibration, builder.example)
         soundness.after("the merge", child)
         family: Sequence[Candidate] = ()
         if recipe.goal.name == "best":
             with step("best"):
-                family = Family(material, _alone(aligned)).find()
+                family = Family(builder, _alone(aligned)).find()
             finished = FinishedChild(child=best_of(family).network)
             soundness.after("goal best", finished.child)
         else:
             with step("refit" if recipe.refits else "renorm"):
-                finished = material.finish(child, chosen_shares.shares)
+                finished = builder.finish(child, chosen_shares.shares)
             soundness.after(
                 f"refit {recipe.refit.name}" if recipe.refits else f"renorm {recipe.renorm.name}", finished.child
             )
@@ -122,9 +122,9 @@ def fuse(
         return FusionResult(
             child=with_types_of(finished.child, own.models[0]),
             parents=own.models,
-            recipe=resolve(recipe, finished, prepared.teachers, widths=aligned.widths, template=material.template),
+            recipe=resolve(recipe, finished, prepared.teachers, widths=aligned.widths, template=builder.template),
             seconds=step.seconds,
-            material=material,
+            builder=builder,
             ensemble=ensemble,
             chosen_shares=chosen_shares,
             parent_labels=prepared.labels,
@@ -154,7 +154,7 @@ def match(
         return Aligned.of(Prepared.of(inputs))
 
 
-def _material(aligned: Aligned) -> tuple[Material, Sequence[nn.Module]]:
+def _builder(aligned: Aligned) -> tuple[ChildBuilder, Sequence[nn.Module]]:
     """Collect what is averaged, widened by unmerged channels, and the parents with nothing matched."""
     prepared, recipe = aligned.prepared, aligned.recipe
     calibration, ensemble = prepared.inputs.calibration, prepared.ensemble
@@ -168,20 +168,20 @@ def _material(aligned: Aligned) -> tuple[Material, Sequence[nn.Module]]:
     information = None
     if recipe.merge.average == "fisher" and calibration is not None:
         information = [fisher_information(model, calibration, seed=recipe.seed) for model in models]
-    material = Material(
+    builder = ChildBuilder(
         networks=models,
         groups=groups,
         couplings=couplings,
         recipe=recipe,
         ensemble=ensemble,
         calibration=calibration,
-        keeper=None if calibration is None else Keeper(ensemble, calibration),
+        acceptance=None if calibration is None else StepAcceptance(ensemble, calibration),
         example=prepared.example,
         template=template,
         partial_merge=partial,
         information=information,
     )
-    return material, unmatched
+    return builder, unmatched
 
 
 def _train(finished: FinishedChild, aligned: Aligned, training: Distillation) -> Ensemble:

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from depfuse.data.loader import Loader
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
-from depfuse.fusion.material import FinishedChild
+from depfuse.fusion.child_builder import FinishedChild
 from depfuse.fusion.same_start import share_a_start
 from depfuse.fusion.widths import WidthMatch
 from depfuse.networks.forward import Example, run_network

@@ -14,12 +14,12 @@ from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
 from depfuse.fusion.agreement import AgreementComparison, compare_agreement
-from depfuse.fusion.arguments import CalibrationLike, LabelsLike, test_loader
+from depfuse.fusion.arguments import CalibrationLike, LabelsLike, as_test_loader
 from depfuse.fusion.arrangement import Owners
 from depfuse.fusion.candidates import Candidate, best_of
+from depfuse.fusion.child_builder import ChildBuilder
 from depfuse.fusion.choose_shares import ChosenShares
 from depfuse.fusion.comparison import Comparison, compare
-from depfuse.fusion.material import Material
 from depfuse.fusion.partial_merging import PartialMerge
 from depfuse.fusion.pretrained import save_pretrained
 from depfuse.fusion.saving import save
@@ -52,7 +52,7 @@ class FusionResult:
     seconds
         Wall-clock seconds of `groups` (tracing and proof), `align`, `choose` (between several alignments), `merge`,
         `renorm` or `refit`, and, where they were asked for, `shares` (by part), `distil` and `finetune`.
-    material
+    builder
         What was averaged, and how.
     ensemble
         The teacher: the parents as given, or with renewed statistics, or with one head.
@@ -82,7 +82,7 @@ class FusionResult:
     parents: Sequence[nn.Module]
     recipe: Recipe
     seconds: dict[str, float]
-    material: Material
+    builder: ChildBuilder
     ensemble: Ensemble
     chosen_shares: ChosenShares
     parent_labels: LabelSets | None = None
@@ -146,7 +146,7 @@ class FusionResult:
         networks = in_full_precision([*self.parents, self.child])
         alone = replace(self, parents=networks[:-1], child=networks[-1])
         call = None if self.calibration is None else self.calibration.call
-        loader = test_loader(test, networks[0], labels, call)
+        loader = as_test_loader(test, networks[0], labels, call)
         found: Comparison | AgreementComparison
         if loader.labels is None:
             found = compare_agreement(alone, loader, training=training, progress=progress)
@@ -162,32 +162,32 @@ class FusionResult:
     @property
     def groups(self) -> ChannelGroups:
         """The proved channel groups, of the child's width."""
-        return self.material.groups
+        return self.builder.groups
 
     @property
     def couplings(self) -> Sequence[Couplings]:
         """Group name -> coupling, one mapping per parent: from its channels at the child's width."""
-        return self.material.couplings
+        return self.builder.couplings
 
     @property
     def averaged(self) -> Sequence[nn.Module]:
         """What was averaged: the parents at the child's width, changed where they were."""
-        return self.material.networks
+        return self.builder.networks
 
     @property
     def calibration(self) -> Loader | None:
         """The calibration images."""
-        return self.material.calibration
+        return self.builder.calibration
 
     @property
     def example(self) -> Example | None:
         """An input of the parents, where one is known."""
-        return self.material.example
+        return self.builder.example
 
     @property
     def template(self) -> nn.Module | None:
         """A network of the child's shapes, where no parent has them."""
-        return self.material.template
+        return self.builder.template
 
     @property
     def labels(self) -> LabelSets | None:
@@ -207,7 +207,7 @@ class FusionResult:
     @property
     def partial_merge(self) -> PartialMerge | None:
         """The channels that stay unmerged, where some do; groups and what was averaged are then of the wider child."""
-        return self.material.partial_merge
+        return self.builder.partial_merge
 
     @property
     def owners(self) -> Owners | None:
@@ -217,7 +217,7 @@ class FusionResult:
     @property
     def information(self) -> Sequence[Mapping[str, Tensor]] | None:
         """Per parent the Fisher information of its parameters, where they are averaged by it."""
-        return self.material.information
+        return self.builder.information
 
     @property
     def like(self) -> int:
@@ -291,13 +291,13 @@ class FusionResult:
             solver = self.recipe.align.solver.name
             raise RecipeError(f"solver {solver} matches by the shares: fuse again to have others")
         self.recipe.changed({"merge.weights": shares.network}).shares(len(self.averaged))
-        material = self._resolved.at(shares)
-        return with_types_of(material.finish(material.average(shares), shares).child, self.parents[0])
+        builder = self._resolved.at(shares)
+        return with_types_of(builder.finish(builder.average(shares), shares).child, self.parents[0])
 
     @property
-    def _resolved(self) -> Material:
+    def _resolved(self) -> ChildBuilder:
         """What was averaged, with the resolved recipe."""
-        return replace(self.material, recipe=self.recipe)
+        return replace(self.builder, recipe=self.recipe)
 
     def _check_at(self) -> None:
         """Raise `RecipeError` where the child depends on more than couplings and shares."""
@@ -324,6 +324,6 @@ class FusionResult:
         By the recipe, layers before which nothing is merged keep their parents' statistics.
         """
         if method is not None:
-            self.material.renormalise(child, couplings, shares, method)
+            self.builder.renormalise(child, couplings, shares, method)
         else:
             self._resolved.renormalise_as_asked(child, couplings, shares)

@@ -75,7 +75,7 @@ class Step:
         )
 
 
-class Keeper:
+class StepAcceptance:
     """Compare a child before and after a step with its parents' ensemble, on images held out.
 
     Parameters
@@ -96,13 +96,13 @@ class Keeper:
         # In float64: by rounding alone, another network can be nearer to a network than that is to itself.
         self._distance = EnsembleDistance(ensemble, self.images.judging, precision=torch.float64)
 
-    def at(self, shares: Sequence[float]) -> Keeper:
+    def at(self, shares: Sequence[float]) -> StepAcceptance:
         """Compare with the same ensemble at other shares; no member is run again."""
         if tuple(shares) == tuple(self._distance.ensemble.shares):
             return self
-        keeper = copy.copy(self)
-        keeper._distance = self._distance.at(shares)
-        return keeper
+        acceptance = copy.copy(self)
+        acceptance._distance = self._distance.at(shares)
+        return acceptance
 
     def compare(self, stage: Literal["refit", "renorm"], method: str, before: nn.Module, after: nn.Module) -> Step:
         """Decide whether a step's result is kept.

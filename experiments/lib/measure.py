@@ -161,7 +161,7 @@ def _renormalised(result: FusionResult, method: str) -> nn.Module:
     recipe = result.recipe.changed(renorm="reset" if augmented else method, augment_statistics=augmented)
     shares = recipe.shares(len(result.averaged))
     child = average(result.averaged, result.groups, result.couplings, shares)
-    replace(result.material, recipe=recipe).renormalise_as_asked(child, result.couplings, shares)
+    replace(result.builder, recipe=recipe).renormalise_as_asked(child, result.couplings, shares)
     return child
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from depfuse import Recipe, fuse
 from depfuse.data import DataSet, calibration_loader
 from depfuse.ensemble.ensemble import Ensemble
-from depfuse.fusion.step_acceptance import Keeper
+from depfuse.fusion.step_acceptance import StepAcceptance
 
 
 @pytest.fixture(scope="module")
@@ -56,30 +56,30 @@ def test_statistics_that_are_wrong_are_renewed_and_those_that_are_asked_for_as_w
 @pytest.mark.parametrize(("count", "held"), [(3, 1), (80, 10), (256, 32), (400, 32), (512, 32), (1200, 75)])
 def test_a_keeper_holds_the_last_images_out(same, digits: DataSet, count: int, held: int):
     images = calibration_loader(digits, count)
-    keeper = Keeper(Ensemble(same, (0.5, 0.5)), images)
-    assert torch.equal(keeper.images.statistics.images, images.images[: count - held])
-    assert torch.equal(keeper.images.judging.images, images.images[count - held :])
+    acceptance = StepAcceptance(Ensemble(same, (0.5, 0.5)), images)
+    assert torch.equal(acceptance.images.statistics.images, images.images[: count - held])
+    assert torch.equal(acceptance.images.judging.images, images.images[count - held :])
 
 
 def test_of_two_images_none_is_held_out(same, digits: DataSet):
     images = calibration_loader(digits, 80)
-    assert Keeper(Ensemble(same, (0.5, 0.5)), images.first(2)).images.judging.count == 2
+    assert StepAcceptance(Ensemble(same, (0.5, 0.5)), images.first(2)).images.judging.count == 2
 
 
 def test_nearer_is_less_cross_entropy(same, digits: DataSet):
-    keeper = Keeper(Ensemble(same, (1.0, 0.0)), calibration_loader(digits, 400))
+    acceptance = StepAcceptance(Ensemble(same, (1.0, 0.0)), calibration_loader(digits, 400))
     noisy = copy.deepcopy(same[0])
     with torch.no_grad():
         noisy.linear.weight.add_(0.3 * torch.randn_like(noisy.linear.weight))
-    assert keeper.compare("renorm", "reset", noisy, same[0]).kept
-    assert not keeper.compare("renorm", "reset", same[0], noisy).kept
-    assert not keeper.compare("renorm", "reset", same[0], copy.deepcopy(same[0])).kept
+    assert acceptance.compare("renorm", "reset", noisy, same[0]).kept
+    assert not acceptance.compare("renorm", "reset", same[0], noisy).kept
+    assert not acceptance.compare("renorm", "reset", same[0], copy.deepcopy(same[0])).kept
     broken = copy.deepcopy(same[0])
     broken.linear.bias.data.fill_(torch.nan)
-    assert not keeper.compare("renorm", "reset", noisy, broken).kept
-    assert keeper.compare("renorm", "reset", broken, noisy).kept
-    inputs = torch.cat([images for images, _ in keeper.images.judging])
+    assert not acceptance.compare("renorm", "reset", noisy, broken).kept
+    assert acceptance.compare("renorm", "reset", broken, noisy).kept
+    inputs = torch.cat([images for images, _ in acceptance.images.judging])
     with torch.no_grad():
         wanted = same[0](inputs).softmax(1)
         by_hand = min(float(F.cross_entropy(2 ** (step / 2) * noisy(inputs), wanted)) for step in range(-6, 7))
-    assert keeper.compare("renorm", "reset", same[0], noisy).after == pytest.approx(by_hand, rel=1e-4)
+    assert acceptance.compare("renorm", "reset", same[0], noisy).after == pytest.approx(by_hand, rel=1e-4)

@@ -18,7 +18,7 @@ from depfuse.cli import main
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.data.augmentation import Augmentation
 from depfuse.ensemble.label_sets import LabelSets
-from depfuse.ensemble.targets import TEMPERATURE, divergence, drawn, slope
+from depfuse.ensemble.targets import TEMPERATURE, divergence, sample_curvature, slope
 from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
 from depfuse.fusion.parents import Parents
 from depfuse.groups import random_permutations
@@ -391,7 +391,7 @@ def test_a_natural_gradient_step_is_the_damped_kronecker_solution():
     assert float(loss) == pytest.approx(float(divergence(logits, target)), rel=1e-4)
     assert int(alike) == int((logits.argmax(1) == target.argmax(1)).sum())
     rows = torch.cat([batch.flatten(1), torch.ones(25, 1)], 1).double()
-    probe = drawn(logits, torch.Generator().manual_seed(5)).double()
+    probe = sample_curvature(logits, torch.Generator().manual_seed(5)).double()
     factors = [rows.T @ rows / 25, probe.T @ probe / 25]
     first, second = (
         factor + DAMPING**0.5 * factor.diagonal().mean() * torch.eye(len(factor)).double() for factor in factors

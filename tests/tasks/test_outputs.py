@@ -12,7 +12,15 @@ from torch import nn
 from depfuse import Recipe, fuse
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.ensemble.distance import at_best_scale
-from depfuse.ensemble.targets import TEMPERATURE, curved, divergence, drawn, ensemble_logits, ensemble_outputs, slope
+from depfuse.ensemble.targets import (
+    TEMPERATURE,
+    curvature_product,
+    divergence,
+    ensemble_logits,
+    ensemble_outputs,
+    sample_curvature,
+    slope,
+)
 from depfuse.errors import RecipeError
 from depfuse.merge import fisher_information
 from depfuse.tasks.outputs import CROSS_ENTROPY, SQUARED_ERROR, distance_of
@@ -40,17 +48,17 @@ def test_slope_and_curvature_are_the_divergences_derivatives(shape):
     (gradient,) = torch.autograd.grad(divergence(output, target), output)
     torch.testing.assert_close(slope(output.detach(), target), gradient)
     by_hand = torch.autograd.functional.hvp(lambda own: divergence(own, target), output.detach(), change)[1]
-    torch.testing.assert_close(curved(change, output.detach()), by_hand)
+    torch.testing.assert_close(curvature_product(change, output.detach()), by_hand)
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (1, 1), (1, 2, 2)])
 def test_random_directions_have_the_curvature_as_covariance(shape):
     output = torch.randn(shape, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
-    rows = drawn(output.expand(40_000, *shape[1:]), generator).reshape(40_000, -1)
+    rows = sample_curvature(output.expand(40_000, *shape[1:]), generator).reshape(40_000, -1)
     found = rows.T @ rows / len(rows)
     eye = torch.eye(rows.shape[1], dtype=torch.float64).reshape(-1, *shape[1:])
-    wanted = torch.stack([curved(row[None], output).reshape(-1) for row in eye])
+    wanted = torch.stack([curvature_product(row[None], output).reshape(-1) for row in eye])
     torch.testing.assert_close(found, wanted, atol=0.01, rtol=0)
 
 

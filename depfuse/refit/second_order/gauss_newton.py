@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from depfuse.data.augment import mix
 from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
-from depfuse.ensemble.targets import curved, drawn, slope
+from depfuse.ensemble.targets import curvature_product, sample_curvature, slope
 from depfuse.errors import RecipeError
 from depfuse.networks.copying import unwrap
 from depfuse.networks.forward import in_layout, run_with
@@ -259,7 +259,9 @@ class _Search:
                 return self._logits(parameters, images)
 
             output, pulled = vjp(logits, free)[:2]
-            pull = slope(output, target) if moved is None else curved(jvp(logits, (free,), (moved,))[1], output)
+            pull = (
+                slope(output, target) if moved is None else curvature_product(jvp(logits, (free,), (moved,))[1], output)
+            )
             total += _flatten(pulled(pull)[0])
         return scale * total / sum(len(images) for images, _ in views)
 
@@ -272,7 +274,7 @@ class _Search:
         images, _ = views[0]
         output, pulled = vjp(lambda parameters: self._logits(parameters, images), free)[:2]
         for _ in range(PROBES):
-            for name, gradient in pulled(drawn(output, self._generator))[0].items():
+            for name, gradient in pulled(sample_curvature(output, self._generator))[0].items():
                 squares[name] = squares[name] + gradient.square().mean() / (PROBES * len(images))
         scales = {name: square.clamp_min(1e-20).rsqrt() for name, square in squares.items()}
         return torch.cat([scales[name].expand(tensor.numel()) for name, tensor in free.items()])

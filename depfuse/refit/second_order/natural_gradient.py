@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from depfuse.ensemble.targets import TEMPERATURE, divergence, drawn, slope
+from depfuse.ensemble.targets import TEMPERATURE, divergence, sample_curvature, slope
 from depfuse.networks.memory_format import differentiable
 from depfuse.networks.running import bfloat16_pays
 from depfuse.refit.layerwise.rows import Window
@@ -254,7 +254,7 @@ class NaturalGradient:
             with torch.enable_grad(), self._quick, differentiable(self._device):
                 leaves = {key: tensor.clone().requires_grad_(True) for key, tensor in self.maps.items()}
                 output, values = self.folded.run(leaves, self.state, images, nodes)
-                probe = drawn(output.detach().float(), self.generator, self.temperature)
+                probe = sample_curvature(output.detach().float(), self.generator, self.temperature)
                 gradients = torch.autograd.grad(output, values[: len(units)], probe.to(output))
             for unit, gradient, value in zip(units, gradients, values[len(units) :], strict=True):
                 window = self._windows[unit]

@@ -13,7 +13,7 @@ from depfuse.data.loader import Loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.fusion.calibration import for_statistics
 from depfuse.fusion.partial_merging import PartialMerge
-from depfuse.fusion.step_acceptance import Keeper, Step
+from depfuse.fusion.step_acceptance import Step, StepAcceptance
 from depfuse.groups import ChannelGroups
 from depfuse.merge import AlignedParents, Shares, average
 from depfuse.networks.forward import Example
@@ -59,8 +59,8 @@ class FinishedChild:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Material:
-    """What the children of a fusion are averaged from.
+class ChildBuilder:
+    """Makes the children of a fusion from aligned parents.
 
     Attributes
     ----------
@@ -75,7 +75,7 @@ class Material:
         The teacher, at the recipe's shares.
     calibration, example
         Images, and an input, where there are any.
-    keeper
+    acceptance
         Compares children with the ensemble, where there are images.
     template
         A network of the child's shapes, where no parent has them.
@@ -91,13 +91,13 @@ class Material:
     recipe: Recipe
     ensemble: Ensemble
     calibration: Loader | None = None
-    keeper: Keeper | None = None
+    acceptance: StepAcceptance | None = None
     example: Example | None = None
     template: nn.Module | None = None
     partial_merge: PartialMerge | None = None
     information: Sequence[Mapping[str, Tensor]] | None = field(default=None, repr=False)
 
-    def at(self, shares: Shares) -> Material:
+    def at(self, shares: Shares) -> ChildBuilder:
         """Give the parents other shares; a joint head is divided between them anew."""
         before, now = self.ensemble.shares, shares.network
         if tuple(before) == now or not self.ensemble.joint or self.example is None:
@@ -106,8 +106,8 @@ class Material:
             reweight_joint_head(models, before, now, self.example) for models in (self.ensemble.networks, self.networks)
         )
         ensemble = replace(self.ensemble, networks=teachers, shares=now)
-        keeper = None if self.calibration is None else Keeper(ensemble, self.calibration)
-        return replace(self, networks=networks, ensemble=ensemble, keeper=keeper)
+        acceptance = None if self.calibration is None else StepAcceptance(ensemble, self.calibration)
+        return replace(self, networks=networks, ensemble=ensemble, acceptance=acceptance)
 
     def average(self, shares: Shares | Sequence[float]) -> nn.Module:
         """Average the parents' aligned weights."""
@@ -124,17 +124,17 @@ class Material:
         )
 
     def finish(self, child: nn.Module, shares: Shares) -> FinishedChild:
-        """Refit and renormalise an average by the recipe, where that helps (see `Keeper`); it may be changed."""
-        keeper = None if self.keeper is None else self.keeper.at(shares.network)
+        """Refit and renormalise an average by the recipe, where `StepAcceptance` says so; it may be changed."""
+        acceptance = None if self.acceptance is None else self.acceptance.at(shares.network)
         recipe = self.recipe
-        if keeper is None or not recipe.refits:
-            return FinishedChild(child=child, steps=self._renew(child, shares, recipe.renorm_after.name, keeper))
+        if acceptance is None or not recipe.refits:
+            return FinishedChild(child=child, steps=self._renew(child, shares, recipe.renorm_after.name, acceptance))
         refitted = copy.deepcopy(child)
-        images = keeper.images
+        images = acceptance.images
         session = self.refit(refitted, shares, images.statistics, recipe.refit, images.judging)
         self.renormalise_as_asked(refitted, self.couplings, shares)
-        steps = self._renew(child, shares, recipe.renorm.name, keeper)
-        steps.append(keeper.compare("refit", recipe.refit.name, child, refitted))
+        steps = self._renew(child, shares, recipe.renorm.name, acceptance)
+        steps.append(acceptance.compare("refit", recipe.refit.name, child, refitted))
         if steps[-1].kept:
             return FinishedChild(child=refitted, session=session, steps=steps)
         return FinishedChild(child=child, steps=steps)
@@ -179,14 +179,14 @@ class Material:
     def _for_statistics(self, images: Loader) -> Loader:
         return for_statistics(images, self.recipe.calibration, self.recipe.seed)
 
-    def _renew(self, child: nn.Module, shares: Shares, method: str, keeper: Keeper | None) -> list[Step]:
+    def _renew(self, child: nn.Module, shares: Shares, method: str, acceptance: StepAcceptance | None) -> list[Step]:
         """Renormalise an average in place; by `auto` only where that helps, and return the step."""
-        if keeper is None or method != "auto" or chosen_method("auto", child) != "reset":
+        if acceptance is None or method != "auto" or chosen_method("auto", child) != "reset":
             self.renormalise(child, self.couplings, shares, method, self._unaffected)
             return []
         assert self.calibration is not None
-        images, some = map(self._for_statistics, (self.calibration, keeper.images.statistics))
-        return [keeper.renew_where_nearer(child, images, some, self._unaffected)]
+        images, some = map(self._for_statistics, (self.calibration, acceptance.images.statistics))
+        return [acceptance.renew_where_nearer(child, images, some, self._unaffected)]
 
     @property
     def _unaffected(self) -> Sequence[str]:
