@@ -12,6 +12,7 @@ import typer
 from depfuse.cli.help import FURTHER
 from depfuse.cli.run_file import RunFile
 from depfuse.cli.spread import numbers
+from depfuse.distributed.device_names import check_device_name
 from depfuse.errors import RecipeError
 from depfuse.recipe import Recipe
 from depfuse.recipe.arrange import by_path
@@ -82,6 +83,9 @@ class RunOptions:
         "auto"
     )
     quiet: QuietOption = False
+
+    def __post_init__(self) -> None:
+        check_device_name(self.device)
 
 
 @dataclasses.dataclass(frozen=True)

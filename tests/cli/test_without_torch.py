@@ -102,6 +102,8 @@ MISTAKES = {
     f"fuse nothing.pt {GOOD} --data digits": "there is no file nothing.pt",
     f"fuse {GOOD} {GOOD} --data digits --out child.pt": "the name must end in .safetensors",
     f"fuse {GOOD} {GOOD} --data digits --classes 0-4": "--classes is given 1 times for 2 parents",
+    f"eval {GOOD} --data digits --device gpu": "'gpu' is no device: give cpu, cuda, cuda:N or auto",
+    f"fuse {GOOD} {GOOD} --data digits --device cuda:first": "'cuda:first' is no device",
     f"fuse {GOOD} --data digits": "a fusion needs at least two parents",
     f"fuse {GOOD} other.safetensors --data digits": "only networks of one architecture can be fused",
     f"fuse {PAIR} --set align.solver=hungarian": "align.solver: 'hungarian' is none of",
