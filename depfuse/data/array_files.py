@@ -80,9 +80,8 @@ class ArrayHeader:
         """Read it in pieces of its first axis, in order."""
         rows = max(1, _PIECE * self.shape[0] // max(1, self.nbytes))
         if self.offset is not None:
-            array = self.mapped()
             for start in range(0, self.shape[0], rows):
-                yield np.array(array[start : start + rows])
+                yield self.rows(np.arange(start, min(start + rows, self.shape[0])))
             return
         if not self.member:
             yield self.read()
@@ -97,9 +96,28 @@ class ArrayHeader:
                 content = file.read(math.prod(shape) * self.dtype.itemsize)
                 yield np.frombuffer(content, self.dtype).reshape(shape)
 
-    def mapped(self) -> NDArray[Any]:
-        """Map it into memory, which holds what is read of it; only where there is an `offset`."""
-        return np.memmap(self.path, self.dtype, "r", self.offset or 0, self.shape)
+    def rows(self, numbers: NDArray[np.int64]) -> NDArray[Any]:
+        """Read entries of the first axis by number (n,); only where there is an `offset`.
+
+        Not mapped into memory, which would hold whatever has been read until it is short.
+
+        Raises
+        ------
+        DataError
+            The file is no longer what it was.
+        """
+        found = np.empty((len(numbers), *self.shape[1:]), self.dtype)
+        content = found.reshape(len(numbers), -1).view(np.uint8) if found.size else found
+        size = content.shape[1] if found.size else 0
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                for place, number in enumerate(numbers.tolist() if size else ()):
+                    file.seek((self.offset or 0) + number * size)
+                    if file.readinto(content[place]) != size:
+                        raise EOFError("it is cut off")
+        except (OSError, EOFError) as error:
+            raise DataError(f"{self.where} can no longer be read: {first_line(error)}") from None
+        return found
 
 
 def header_of_npy(path: Path) -> ArrayHeader:
@@ -191,13 +209,9 @@ class ArrayImages(StoredImages):
 
     def fill(self, images: Tensor) -> None:
         """Read all images into a tensor; see `StoredImages.fill`."""
-        try:
-            array = self.header.mapped()
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self.header.where} can no longer be read: {first_line(error)}") from None
         rows = max(1, _PIECE * self.header.shape[0] // max(1, self.header.nbytes))
         for start in range(0, len(self), rows):
-            piece = _in_layout(array[self.numbers[start : start + rows]], self.header)
+            piece = _in_layout(self.header.rows(self.numbers[start : start + rows]), self.header)
             images.numpy()[start : start + rows] = _eight_bits(piece, self.header.where)
 
 

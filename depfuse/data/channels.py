@@ -10,6 +10,7 @@ from torch import Tensor
 
 from depfuse.data.image_files import ImageFiles
 from depfuse.data.tensors import DataSet, Split
+from depfuse.data.torchvision_sets import Samples
 
 _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, as in ITU-R BT.601
 
@@ -29,7 +30,7 @@ def _changed(split: Split, channels: int) -> Split | None:
     images: Any = split.images
     if {images.shape[1], channels} != {1, 3}:
         return None
-    if isinstance(images, ImageFiles):
+    if isinstance(images, (ImageFiles, Samples)):
         count, _, height, width = images.shape
         return dataclasses.replace(split, images=dataclasses.replace(images, shape=(count, channels, height, width)))
     if not isinstance(images, Tensor):

@@ -23,7 +23,7 @@ def test_the_examples_of_the_page_on_files_run(tmp_path: Path, monkeypatch: pyte
     exec(first, known)
     state = known["state"]
     assert isinstance(state, dict)
-    assert len(others) == 4
+    assert len(others) == 5
     for block in others:
         known.pop("network", None)
         with warnings.catch_warnings():
