@@ -2,12 +2,12 @@
 
     python -m experiments run memory_of_folders --threads 1
 
-Ten minutes and 2 GB of temporary files. Photographs of 400 x 300 are generated: in one folder without labels, in a
+Half an hour and 2 GB of temporary files. Photographs of 400 x 300 are generated: in one folder without labels, in a
 folder for each of ten classes, as a list of files, and as one array of 64 x 64 (.npy, and .npz of floats). Each is read
 in a process of its own: 100 calibration images are drawn and 2,000 are passed over (`read`), or two ResNets of random
 weights are fused from it by `depfuse fuse --size 64,64 --calibration 100`, with the recipes `fast` and `standard`. All
 are in batches of 20: the test images of 200 photographs are no more. The last line of each table, `of 200`, is the
-memory at the largest number as a multiple of that at the smallest.
+memory at the largest number as a multiple of that at the smallest. Seconds are those of a machine with other work.
 """
 
 from __future__ import annotations
