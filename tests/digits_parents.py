@@ -11,7 +11,7 @@ from torch import nn
 from depfuse.data import load_data
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import write_checkpoint
-from depfuse.io.loading import load_network
+from depfuse.io.into_network import load_network
 from depfuse.models import build_network
 from depfuse.train import TrainRecipe, fit
 

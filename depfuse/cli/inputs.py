@@ -26,7 +26,7 @@ from depfuse.errors import ArchitectureError, DataError, DepfuseWarning, RecipeE
 from depfuse.fusion.parents import Parents
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import Checkpoint, read_checkpoints
-from depfuse.io.loading import load_into
+from depfuse.io.into_network import load_into
 from depfuse.models import build_network, check_input, with_classes
 from depfuse.models.architecture import with_arguments
 from depfuse.models.origin import FromFile

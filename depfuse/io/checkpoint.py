@@ -18,9 +18,9 @@ from depfuse.io.atomic_files import replacing
 from depfuse.io.cards import CARD_KEY, Card
 from depfuse.io.contents import read_contents
 from depfuse.io.fitting import fit_weights, preferred
-from depfuse.io.foreign_pickles import Layout
 from depfuse.io.inert import Record
 from depfuse.io.layouts import without_wrappers
+from depfuse.io.paddle_and_jittor import Layout
 from depfuse.io.sizes import check_size
 from depfuse.io.versions import library_versions
 from depfuse.io.weights import Place, UnknownKeyError, choose_place, find_weights, holds

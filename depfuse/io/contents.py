@@ -17,9 +17,9 @@ from torch import Tensor
 from depfuse.errors import CheckpointError
 from depfuse.io.cards import Card, card_of
 from depfuse.io.folders import weight_files
-from depfuse.io.foreign_pickles import Layout, read_pickle
 from depfuse.io.headers import Kind, kind_of, metadata_of
 from depfuse.io.hub_folders import hub_card
+from depfuse.io.paddle_and_jittor import Layout, read_pickle
 from depfuse.io.sizes import check_size
 from depfuse.io.torch_files import load_torch
 from depfuse.models.origin import shown

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from depfuse.errors import DepfuseWarning
-from depfuse.io.foreign_pickles import Layout
+from depfuse.io.paddle_and_jittor import Layout
 
 _WRAPPERS = ("module.", "_orig_mod.")
 

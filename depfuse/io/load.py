@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from depfuse.io.checkpoint import read_checkpoint
-from depfuse.io.loading import load_into, load_network
+from depfuse.io.into_network import load_into, load_network
 from depfuse.models.registry import build_network, built_by, with_settings
 
 

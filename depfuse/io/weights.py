@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from depfuse.errors import CheckpointError
-from depfuse.io.foreign_pickles import Layout, torch_name
 from depfuse.io.inert import Record
+from depfuse.io.paddle_and_jittor import Layout, torch_name
 from depfuse.models.origin import shown
 
 # Bounds of what is looked for in a file.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.data import Loader, calibration_loader, load_data
-from depfuse.io.loading import load_network
+from depfuse.io.into_network import load_network
 from experiments.lib.places import CHECKPOINTS
 
 FILES = [CHECKPOINTS / f"digits-{name}.safetensors" for name in "ab"]

@@ -26,7 +26,7 @@ from depfuse import Recipe, fuse
 from depfuse.cli import main as depfuse
 from depfuse.data import calibration_loader
 from depfuse.evaluate import evaluate
-from depfuse.io.loading import load_network
+from depfuse.io.into_network import load_network
 from depfuse.study.trials import TrialRecord, best_first
 from experiments.gallery.digits import CHECKPOINTS, data, test
 

@@ -25,7 +25,7 @@ from depfuse.cli import main as depfuse
 from depfuse.data import DataSet, Loader, calibration_loader, load_data, select_share
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.evaluate import Scores, evaluate, evaluate_ensemble
-from depfuse.io.loading import load_network
+from depfuse.io.into_network import load_network
 from depfuse.teach.distil import Distillation
 from experiments.lib.command import check_counts, exit_code
 from experiments.lib.processes import CellError

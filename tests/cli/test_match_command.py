@@ -14,7 +14,7 @@ from depfuse import Recipe, fuse
 from depfuse.cli import main
 from depfuse.data import calibration_loader, load_data
 from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
-from depfuse.io.loading import load_network
+from depfuse.io.into_network import load_network
 from depfuse.report import PathReport, read_report
 from depfuse.report.matching import MatchReport
 

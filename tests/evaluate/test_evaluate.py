@@ -24,7 +24,7 @@ from depfuse.evaluate import (
     path_alphas,
 )
 from depfuse.io.checkpoint import read_checkpoint
-from depfuse.io.loading import load_into
+from depfuse.io.into_network import load_into
 from depfuse.models import build_network
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from depfuse.data import Loader, load_data, select_share
 from depfuse.errors import RecipeError
 from depfuse.evaluate import evaluate
-from depfuse.io.loading import load_network
+from depfuse.io.into_network import load_network
 from experiments.benchmarks import end_to_end as measured
 from experiments.benchmarks import peers
 from experiments.lib.cells import Cell

@@ -24,7 +24,7 @@ from depfuse.groups.channel_group import random_permutations
 from depfuse.groups.widening import find_hosts, make_room
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
-from depfuse.io.loading import load_into
+from depfuse.io.into_network import load_into
 from depfuse.merge import AlignedParents
 from depfuse.models import build_network
 from depfuse.networks.resizing import resize

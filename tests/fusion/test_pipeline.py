@@ -18,7 +18,7 @@ from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.fusion.ensemble_judge import EnsembleJudge
 from depfuse.groups import random_permutations
 from depfuse.io.checkpoint import read_checkpoint
-from depfuse.io.loading import load_into
+from depfuse.io.into_network import load_into
 from depfuse.merge import average
 from depfuse.models import build_network
 from depfuse.renorm import has_batch_norm, renormalise, reset_batch_norm

@@ -15,7 +15,7 @@ from depfuse.cli import main
 from depfuse.data import Loader, calibration_loader, load_data
 from depfuse.evaluate import evaluate
 from depfuse.fusion.same_start import share_a_start
-from depfuse.io.loading import load_network
+from depfuse.io.into_network import load_network
 from depfuse.models import build_network
 from depfuse.report import FusionReport
 

@@ -18,7 +18,7 @@ from depfuse.data.floats import to_floats
 from depfuse.errors import DepfuseWarning
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
-from depfuse.io.loading import load_network
+from depfuse.io.into_network import load_network
 from depfuse.models import build_network
 from depfuse.recipe.renorms import RENORMS
 from depfuse.recipe.solvers import SOLVERS

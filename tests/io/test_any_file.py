@@ -26,8 +26,8 @@ from torch.optim.swa_utils import AveragedModel
 from depfuse.errors import CheckpointError, DepfuseWarning
 from depfuse.io.checkpoint import read_checkpoint, state_digest
 from depfuse.io.inert import Record, read_inert
+from depfuse.io.into_network import load_into
 from depfuse.io.load import load
-from depfuse.io.loading import load_into
 from depfuse.io.torch_archives import read_archive
 from depfuse.models import build_network
 

@@ -17,7 +17,7 @@ from depfuse.evaluate import evaluate
 from depfuse.io.atomic_files import check_writable
 from depfuse.io.cards import Card, Parent
 from depfuse.io.checkpoint import read_checkpoint, state_digest, write_checkpoint
-from depfuse.io.loading import load_into, load_network
+from depfuse.io.into_network import load_into, load_network
 from depfuse.io.versions import library_versions
 from depfuse.models import build_network
 

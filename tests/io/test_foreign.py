@@ -17,7 +17,7 @@ from depfuse.data import Loader, load_data
 from depfuse.errors import CheckpointError, DepfuseWarning
 from depfuse.evaluate import evaluate
 from depfuse.io.checkpoint import read_checkpoint
-from depfuse.io.loading import load_into
+from depfuse.io.into_network import load_into
 from depfuse.models import build_network
 
 

@@ -29,7 +29,7 @@ from depfuse.cli import main
 from depfuse.data import load_data
 from depfuse.errors import ArchitectureError, CheckpointError, DataError, DepfuseWarning, RecipeError, StudyError
 from depfuse.io.checkpoint import read_checkpoint
-from depfuse.io.loading import load_into, load_network
+from depfuse.io.into_network import load_into, load_network
 from depfuse.models import build_network
 from depfuse.models.bounded import build_bounded
 from depfuse.models.origin import FromFile

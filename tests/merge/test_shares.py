@@ -25,7 +25,7 @@ from depfuse.fusion.ensemble_judge import EnsembleJudge
 from depfuse.fusion.parents import Parents
 from depfuse.groups.partition import parts_by_group, parts_by_stage
 from depfuse.io.checkpoint import read_checkpoint
-from depfuse.io.loading import load_into
+from depfuse.io.into_network import load_into
 from depfuse.merge import AlignedParents, Shares, average
 from depfuse.models import build_network
 from depfuse.recipe.refits import LeastSquares, RegMean, Ridge

@@ -17,7 +17,7 @@ from depfuse.data import load_data
 from depfuse.data.floats import to_floats
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
-from depfuse.io.loading import load_network
+from depfuse.io.into_network import load_network
 from depfuse.models import build_network
 from depfuse.renorm.input_normalisation import FirstBatchNorm, forgotten_normalisation
 

@@ -23,7 +23,7 @@ from depfuse.evaluate import evaluate
 from depfuse.fusion.parents import Parents
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import state_digest, write_checkpoint
-from depfuse.io.loading import load_network
+from depfuse.io.into_network import load_network
 from depfuse.models import build_network
 from depfuse.recipe.sections import Train
 from depfuse.refit import NaturalGradientTraining, Schedule, Session

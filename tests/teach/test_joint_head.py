@@ -25,7 +25,7 @@ from depfuse.fusion.ensemble_judge import EnsembleJudge
 from depfuse.fusion.parents import Parents
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import write_checkpoint
-from depfuse.io.loading import load_network
+from depfuse.io.into_network import load_network
 from depfuse.models import build_network
 from depfuse.renorm import reset_batch_norm
 from depfuse.teach.joint_head import (

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from depfuse.data import DATA_SETS, parse_labels
 from depfuse.errors import CheckpointError, DepfuseError, RecipeError
 from depfuse.io.checkpoint import read_checkpoint
-from depfuse.io.loading import load_into
+from depfuse.io.into_network import load_into
 from depfuse.models import build_network, check_input
 from depfuse.train import TrainRecipe
 
