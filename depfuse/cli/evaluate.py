@@ -70,7 +70,7 @@ def evaluate(
         if inputs.data.labelled:
             scores: Sequence[Scores | Agreement] = evaluate_together(inputs.models, images)
         else:
-            scores, _, _ = evaluate_agreement(inputs.models, [], images)
+            scores, _, _ = evaluate_agreement(inputs.models, [], images, sets=inputs.labels)
         seconds = time.perf_counter() - started
     networks = [
         NetworkScores.at(checkpoint.path, checkpoint.digest, found)

@@ -86,9 +86,10 @@ def read_inputs(
 
     What the user leaves out is taken from the checkpoints' cards. Architectures are one for all, or one per checkpoint.
     With `classes`, one text per checkpoint, each network has an output for each of its own labels; without, networks
-    have as many outputs as their files, whatever classes the data have. Networks to be `fused` may know different
-    labels. Where they are `judged`, the data have test images: see `with_judged_images`. Code and data that a card
-    names are used only where its file is one of those that the user trusts. Keys say where in files the weights are.
+    have as many outputs as their files, whatever classes the data have. Networks to be `fused`, and those compared on
+    data without labels, may know different labels. Where they are `judged`, the data have test images: see
+    `with_judged_images`. Code and data that a card names are used only where its file is one of those that the user
+    trusts. Keys say where in files the weights are.
     """
     named = read_named(paths, arch, options, classes, trust)
     checkpoints = read_checkpoints(paths, key)
@@ -101,7 +102,7 @@ def read_inputs(
     if judged:
         data = with_judged_images(data, fused=fused)
     labels, names = None, None
-    if fused:
+    if fused or not data.classes:
         labels, names, data = label_sets(cards, classes, data)
     known = labels.sets[0] if labels else None if cards[0] is None else cards[0].classes
     data = in_channels_of(
@@ -121,7 +122,7 @@ def read_inputs(
             raise DataError(f"{checkpoint.path} has {outputs[-1]} outputs, but is said to know {len(known)} classes")
         models.append(model.to(device).eval())
     if labels is None:
-        settled = fused and bool(classes or names)  # by `label_sets`
+        settled = (fused or not data.classes) and bool(classes or names)  # by `label_sets`
         said = [None if settled else of_network(card, data, text) for card, text in _each(cards, classes)]
         data = in_outputs(data, outputs, paths, said)
         names = names or agreed_names(cards) or class_names(data)

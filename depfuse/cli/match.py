@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from depfuse.cli.console import Screen
-from depfuse.cli.help import Further
+from depfuse.cli.help import FURTHER, Further
 from depfuse.cli.interruption import ended_at_once
 from depfuse.cli.named import check_keys, read_named, same_architecture
 from depfuse.cli.options import (
@@ -54,12 +54,21 @@ def match(
         ),
     ] = None,
     report: ReportOption = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--classes",
+            metavar="LABELS",
+            help="Which labels a parent knows, as for `depfuse fuse`.",
+            rich_help_panel=FURTHER,
+        ),
+    ] = None,
 ) -> None:
     """Match parents, and show what the matching does."""
     recipe = settings.recipe()
     if len(parents) < 2:
         raise RecipeError("a matching needs at least two parents")
-    architecture = same_architecture(parents, read_named(parents, arch, data, trust=trust).architectures)
+    architecture = same_architecture(parents, read_named(parents, arch, data, classes, trust).architectures)
     if recipe.align.solver.jointly:
         solver = recipe.align.solver.name
         raise RecipeError(f"solver {solver} matches no parent to another: choose emd to see a matching")
@@ -82,7 +91,7 @@ def match(
     screen = Screen(options.quiet)
     with screen.working() as work:
         work.step("reading networks and data")
-        inputs = read_inputs(parents, arch, data, device, trust=trust, key=key)
+        inputs = read_inputs(parents, arch, data, device, classes, fused=True, trust=trust, key=key)
         calibration = calibration_loader(
             inputs.data,
             recipe.calibration.images,

@@ -114,9 +114,9 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     if request.recipe.teach.labelled:
         inputs.require_labels("teach.labelled")
     if inputs.labels is not None and request.points is not None:
-        raise RecipeError("a path needs parents that know the same labels: leave out --plot")
+        raise RecipeError("a path needs parents that know the same labels: `depfuse fuse` without --plot fuses these")
     if request.points is not None and any(shapes_of(m) != shapes_of(inputs.models[0]) for m in inputs.models):
-        raise RecipeError("a path needs parents of one width: leave out --plot")
+        raise RecipeError("a path needs parents of one width: `depfuse fuse` without --plot fuses these")
     architecture, template = read_template(inputs, request.fusion.width, request.fusion.child_arch)
     calibration = _calibration(request.recipe, inputs, needs_images(request.methods))
     training = _training(request, inputs)

@@ -16,7 +16,8 @@ from depfuse.data.loader import Loader
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.fusion.soundness import check_variances
-from depfuse.networks.forward import Example
+from depfuse.networks.copying import fit_example
+from depfuse.networks.forward import Example, run_network
 from depfuse.recipe import Recipe
 from depfuse.recipe.sections import Reference
 from depfuse.renorm import chosen_method
@@ -153,6 +154,26 @@ def check_renorm(recipe: Recipe, model: nn.Module) -> None:
             f"calibration.augment has no statistics to renew: {type(model).__name__} has no BatchNorm; choose renorm "
             "repair or rescale, or leave it out"
         )
+
+
+def check_outputs(models: Sequence[nn.Module], example: Example | None) -> None:
+    """Raise `RecipeError` where parents of several shapes have several numbers of outputs, and no labels say why."""
+    shapes = [{key: tensor.shape for key, tensor in model.state_dict().items()} for model in models]
+    if example is None or all(own == shapes[0] for own in shapes):
+        return
+    with torch.no_grad():
+        outputs = [run_network(model, fit_example(example, model)) for model in models]
+    counts = [tuple(found.shape[1:]) for found in outputs if isinstance(found, Tensor)]
+    for number, count in enumerate(counts, start=1):
+        if len(counts) == len(models) and count != counts[0]:
+            raise RecipeError(
+                f"parent {number} has {_outputs(count)}, and parent 1 {_outputs(counts[0])}: where they know different"
+                " labels, say by `labels` which each of them knows"
+            )
+
+
+def _outputs(shape: Sequence[int]) -> str:
+    return f"{shape[0]} outputs" if len(shape) == 1 else f"outputs of shape {tuple(shape)}"
 
 
 def check_unequal(recipe: Recipe, template: nn.Module | None) -> None:

@@ -17,6 +17,7 @@ from depfuse.ensemble.label_sets import LabelSets
 from depfuse.fusion.calibration import for_statistics
 from depfuse.fusion.checks import (
     check_images,
+    check_outputs,
     check_parents,
     check_renorm,
     check_unequal,
@@ -157,6 +158,8 @@ class Prepared:
         example = None if no_input else example_of(given.example, calibration)
         check_alike(parents if template is None else [*parents, template], example)
         copies = [private_copy(model, example) for model in parents]
+        if sets is None:
+            check_outputs(copies, example)
         template = None if template is None else evaluation_copy(template)
         moments = None if given.moments is None else given.moments.for_copies(parents, copies)
         like = template or widest(copies, inputs.recipe.merge.width_of)

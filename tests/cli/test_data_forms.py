@@ -12,7 +12,9 @@ from PIL import Image
 from depfuse import DepfuseWarning, fuse, load
 from depfuse.cli import main
 from depfuse.cli.inputs import with_judged_images
-from depfuse.data import DataSet, Loader, calibration_loader, load_data
+from depfuse.data import DataSet, Loader, Preprocessing, calibration_loader, load_data
+from depfuse.data.floats import to_floats
+from depfuse.errors import RecipeError
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import read_checkpoint, state_digest, write_checkpoint
 from depfuse.models import build_network
@@ -167,6 +169,68 @@ def test_a_search_needs_no_label_unless_it_is_told_to_read_some(unlabelled: str,
     _assert_no_accuracy(capsys.readouterr().out)
     assert main([*command, "--labels", "10", "--out", "other", *NORMALISED]) == 2
     assert "a.npy has no labels, and --labels needs them" in capsys.readouterr().err
+
+
+@pytest.fixture
+def other_labels(images: np.ndarray) -> tuple[str, str]:
+    """Two networks of which one knows the labels 0 to 5 and the other 5 to 9."""
+    np.save("a.npy", images[:60])
+    files = []
+    for number, (file, labels) in enumerate(zip((FIRST, SECOND), (range(6), range(5, 10)), strict=True)):
+        whole = read_checkpoint(Path(file))
+        head = {key: tensor[list(labels)] for key, tensor in whole.state.items() if key.startswith("linear.")}
+        files.append(f"{number}.safetensors")
+        card = Card(architecture=whole.card.architecture, classes=tuple(labels))
+        write_checkpoint(Path(files[-1]), {**whole.state, **head}, card)
+    return files[0], files[1]
+
+
+def test_networks_of_other_labels_agree_where_they_predict_the_same_label(other_labels, images, capsys) -> None:
+    assert main(["eval", *other_labels, "--data", "a.npy", "--report", "r.json", *NORMALISED]) == 0
+    inputs = to_floats(torch.from_numpy(images[:60]), Preprocessing.create(mean=(0.3053,), std=(0.3758,)))
+    with torch.no_grad():
+        first, second = (load(file)(inputs) for file in other_labels)
+    joint = torch.cat([first[:, :5], (first[:, 5:] + second[:, :1]) / 2, second[:, 1:]], 1).argmax(1)
+    same = float((first.argmax(1) == second.argmax(1) + 5).double().mean())
+    found = read_report(Path("r.json")).networks
+    assert 0.02 < same < 0.5
+    assert found[0].agreement_with == pytest.approx([1.0, same])
+    assert found[1].agreement_with == pytest.approx([same, 1.0])
+    assert [own.agreement for own in found] == pytest.approx(
+        [float((first.argmax(1) == joint).double().mean()), float((second.argmax(1) + 5 == joint).double().mean())]
+    )
+
+
+@pytest.mark.parametrize("data", ["a.npy", "digits"])
+def test_parents_of_other_labels_are_matched(other_labels, data: str, capsys) -> None:
+    assert main(["match", *other_labels, "--data", data, *QUICK, *NORMALISED]) == 0
+    assert "channels of 1.safetensors" in capsys.readouterr().out
+
+
+def test_a_child_of_parents_of_other_labels_is_compared_without_labels(other_labels, capsys) -> None:
+    assert main(["fuse", *other_labels, "--data", "a.npy", *QUICK, "--report", "r.json", *NORMALISED]) == 0
+    report = read_report(Path("r.json"))
+    assert "no accuracy is known" in report.verdict
+    child = load("child.safetensors")
+    assert read_checkpoint(Path("child.safetensors")).card.classes == tuple(range(10))
+    assert child(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    assert all(0 <= share <= 1 for share in (report.child.agreement, *report.child.agreement_with))
+    _assert_no_accuracy(capsys.readouterr().out)
+    code = main(["path", *other_labels, "--data", "a.npy", *QUICK, *NORMALISED])
+    assert code == 2
+    assert "a path needs parents that know the same labels" in capsys.readouterr().err
+
+
+def test_parents_with_other_numbers_of_outputs_and_no_labels_are_refused_in_words(other_labels, capsys) -> None:
+    parents = [load(file) for file in other_labels]
+    with pytest.raises(RecipeError, match="parent 2 has 5 outputs, and parent 1 6 outputs: where they know different"):
+        fuse(parents, "fast", torch.rand(40, 1, 8, 8))
+    for file, parent in zip(other_labels, parents, strict=True):
+        torch.save(parent.state_dict(), f"{file}.pt")
+    bare = [f"{file}.pt" for file in other_labels]
+    arch = ("--arch", read_checkpoint(Path(other_labels[0])).card.architecture)
+    assert main(["match", *bare, *arch, "--data", "a.npy", *QUICK, *NORMALISED]) == 2
+    assert "say by --classes which each of them knows" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
