@@ -248,6 +248,16 @@ class RecipeOptions:
         int | None, typer.Option("--seed", metavar="NUMBER", help="Seed of every random choice.  [default: 0]")
     ] = None
     allow_fixed: AllowFixed = None
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            metavar="NAME",
+            help="What the networks' outputs mean: classes, dense, multilabel, binary, regression, features or none."
+            "  [default: by the outputs]",
+            rich_help_panel=FURTHER,
+        ),
+    ] = None
 
     @property
     def given(self) -> dict[str, Any]:
@@ -258,6 +268,7 @@ class RecipeOptions:
             "train.distil": self.distil,
             "seed": self.seed,
             "align.allow_fixed": self.allow_fixed,
+            "task": self.task,
         }
         return {**{path: value for path, value in found.items() if value is not None}, **parsed(self.changes or ())}
 

@@ -12,7 +12,8 @@ from depfuse.data.loader import Loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.networks.forward import run_network
 from depfuse.networks.running import evaluating
-from depfuse.tasks.outputs import as_numbers, distance_of, gives_classes
+from depfuse.tasks.outputs import as_numbers, task_by_shape
+from depfuse.tasks.task import Task
 
 SCALES = tuple(2.0 ** (step / 2) for step in range(-6, 7))
 
@@ -43,16 +44,17 @@ class EnsembleDistance:
 
     def of_outputs(self, outputs: Tensor) -> float:
         """Measure a network by its outputs (N, ...) for the images."""
-        return mean_or_infinite(at_best_scale(outputs, self.target)[0])
+        return mean_or_infinite(at_best_scale(outputs, self.target, task=self.ensemble.task)[0])
 
     def unscaled_losses(self, network: nn.Module) -> Tensor:
         """Measure a network image by image (N,), at the scale of its own scores."""
         outputs = self.outputs(network)
-        return distance_of(outputs).losses(outputs, self.target)
+        return self.ensemble.task_of(outputs).losses(outputs, self.target)
 
-    def agreement(self, outputs: Tensor) -> int:
-        """Count the images for which class scores (N, C) predict the ensemble's class."""
-        return int((outputs.argmax(1) == self.target.argmax(1)).sum())
+    def agreement(self, outputs: Tensor) -> float | None:
+        """Sum over images the share of predictions that are the ensemble's; None where none are predicted."""
+        task = self.ensemble.task_of(outputs)
+        return float(task.agreements(outputs, self.target)) if task.predicts else None
 
     @cached_property
     def target(self) -> Tensor:
@@ -83,10 +85,12 @@ class EnsembleDistance:
         return distance
 
 
-def at_best_scale(scores: Tensor, wanted: Tensor, scales: Sequence[float] = SCALES) -> tuple[Tensor, float]:
+def at_best_scale(
+    scores: Tensor, wanted: Tensor, scales: Sequence[float] = SCALES, *, task: Task | None = None
+) -> tuple[Tensor, float]:
     """Find the scale of class scores with the least mean cross-entropy under probabilities.
 
-    Outputs that are no class scores are compared as they are: their scale is part of what they mean.
+    Outputs that are no scores are compared as they are: their scale is part of what they mean.
 
     Parameters
     ----------
@@ -94,16 +98,18 @@ def at_best_scale(scores: Tensor, wanted: Tensor, scales: Sequence[float] = SCAL
         (N, C), or (N, ...) of numbers.
     scales
         Factors of the scores to choose from.
+    task
+        What the outputs mean; by their shape where None.
 
     Returns
     -------
     Tensor, float
         Cross-entropies (N,), nats, or squared errors, and the scale.
     """
-    distance = distance_of(scores)
-    if not gives_classes(scores):
-        return distance.losses(scores, wanted), 1.0
-    losses = {scale: distance.losses(scale * scores, wanted) for scale in scales}
+    task = task or task_by_shape(scores)
+    if not task.scalable:
+        return task.losses(scores, wanted), 1.0
+    losses = {scale: task.losses(scale * scores, wanted) for scale in scales}
     best = min(losses, key=lambda scale: float(losses[scale].mean()))
     return losses[best], best
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from depfuse.ensemble.label_sets import LabelSets
-from depfuse.tasks.outputs import distance_of
+from depfuse.tasks.outputs import task_by_shape
+from depfuse.tasks.task import Task
 
 TEMPERATURE = 4.0
 
@@ -21,9 +22,14 @@ def mean_logits(outputs: Sequence[Tensor], shares: Sequence[float], labels: Labe
 
 
 def ensemble_outputs(
-    outputs: Sequence[Tensor], shares: Sequence[float], labels: LabelSets | None = None, *, joint: bool = False
+    outputs: Sequence[Tensor],
+    shares: Sequence[float],
+    labels: LabelSets | None = None,
+    *,
+    joint: bool = False,
+    task: Task | None = None,
 ) -> Tensor:
-    """Combine the parents' outputs to those of the ensemble (N, ...), to compare others with (`Distance.losses`).
+    """Combine the parents' outputs to those of the ensemble (N, ...), to compare others with (`Task.losses`).
 
     For class scores they are the share-weighted mean of the parents' class probabilities; where the parents know
     different labels, the probabilities of their logits side by side, zero for a label that none knows; where they have
@@ -31,9 +37,11 @@ def ensemble_outputs(
     """
     if joint:
         logits = mean_logits(outputs, shares, labels)
-        return distance_of(logits).predictions(logits)
+        return (task or task_by_shape(logits)).predictions(logits)
     if labels is None or labels.same:
-        return distance_of(outputs[0]).mean(outputs, shares)
+        return (task or task_by_shape(outputs[0])).mean(outputs, shares)
+    if task is not None and task.name != "classes":
+        return task.predictions(labels.join(outputs, shares, 1))
     has_label = torch.stack(labels.of_outputs(outputs)).amax(0) > -torch.inf
     return labels.join(outputs, shares, 1).masked_fill(~has_label, -torch.inf).softmax(1)
 
@@ -45,6 +53,7 @@ def ensemble_logits(
     temperature: float = TEMPERATURE,
     *,
     joint: bool = False,
+    task: Task | None = None,
 ) -> Tensor:
     r"""Compute logits t (N, C) with :math:`\mathrm{softmax}(t / \tau) = \sum_p w_p\, \mathrm{softmax}(z_p / \tau)`.
 
@@ -65,27 +74,9 @@ def ensemble_logits(
         Temperature by which probabilities are softened; at 1 they are the ensemble's own.
     joint
         Whether the parents have a joint head, whose output is the mean of their logits.
+    task
+        What the outputs mean; by their shape where None.
     """
     if joint or (labels is not None and not labels.same):
         return mean_logits(outputs, shares, labels)
-    return distance_of(outputs[0]).ensemble_target(outputs, shares, temperature)
-
-
-def divergence(logits: Tensor, target: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """Measure the divergence of outputs from the ensemble's, summed over images (see `outputs`)."""
-    return distance_of(logits).divergence(logits, target, temperature)
-
-
-def slope(logits: Tensor, target: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """Compute the derivative (N, ...) of the divergence by the outputs."""
-    return distance_of(logits).slope(logits, target, temperature)
-
-
-def curvature_product(change: Tensor, logits: Tensor) -> Tensor:
-    """Multiply the divergence's curvature at some outputs by a change of them: (N, ...)."""
-    return distance_of(logits).curvature_product(change, logits, TEMPERATURE)
-
-
-def sample_curvature(logits: Tensor, generator: torch.Generator, temperature: float = TEMPERATURE) -> Tensor:
-    """Draw random (N, ...) with the divergence's curvature as covariance."""
-    return distance_of(logits).sample(logits, generator, temperature)
+    return (task or task_by_shape(outputs[0])).ensemble_target(outputs, shares, temperature)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from depfuse.align import Coupling, Couplings, align
-from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import GroupError
 from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.fusion.ensemble_judge import EnsembleJudge
@@ -20,6 +19,7 @@ from depfuse.groups.coverage import check_followed
 from depfuse.recipe import Recipe
 from depfuse.renorm import has_batch_norm
 from depfuse.renorm.folding import fold
+from depfuse.tasks.selection import whole_outputs
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,7 +72,7 @@ class Aligned:
         """
         recipe, calibration, step = start.recipe, start.inputs.calibration, start.step
         models = start.ensemble.networks
-        with step("groups"):
+        with step("groups"), whole_outputs(models[0]):
             groups, widths = _groups(start)
             check_followed(models[0], groups, recipe.align.allow_fixed, stacklevel=5)
         width_match: WidthMatch | None = None
@@ -90,7 +90,7 @@ class Aligned:
                 if width_match is None
                 else [width_match.reference, *sorted(width_match.remaining)]
             )
-            matched = Ensemble([models[number] for number in numbers], (), start.ensemble.labels, start.ensemble.joint)
+            matched = replace(start.ensemble, networks=[models[number] for number in numbers], shares=())
             judge = None
             if calibration is not None:
                 images = CalibrationSplit.for_matchings(calibration)
@@ -133,7 +133,8 @@ def _groups(start: Prepared) -> tuple[ChannelGroups, Widths | None]:
     """Find the groups unless they are given, and prove them; at several widths, pair those of all parents."""
     groups, models, seed = start.inputs.parents.groups, start.ensemble.networks, start.recipe.seed
     if start.unequal:
-        widths = Widths(models, start.recipe, start.input, start.template, joint=start.ensemble.joint)
+        joint, task = start.ensemble.joint, start.ensemble.task
+        widths = Widths(models, start.recipe, start.input, start.template, joint=joint, task=task)
         return widths.groups, widths
     if groups is None:
         return prove_groups(models[0], find_groups(models[0], start.input), start.input, seed=seed), None

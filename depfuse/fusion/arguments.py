@@ -22,6 +22,7 @@ from depfuse.networks.forward import Call, Called, Example
 from depfuse.networks.precision import in_full_precision
 from depfuse.recipe import Recipe
 from depfuse.recipe.presets import as_recipe
+from depfuse.tasks.selection import ScoresFunction
 
 RecipeLike = Recipe | str | Path | Mapping[str, Any]
 """A recipe, the name of a preset, a file of settings, or settings."""
@@ -36,6 +37,8 @@ def read_arguments(
     recipe: RecipeLike | CalibrationLike | None,
     calibration: CalibrationLike | None,
     call: Call | None,
+    scores: ScoresFunction | None = None,
+    task: str | None = None,
 ) -> tuple[Inputs, Parents]:
     """Read a recipe and collect the calibration data; data in the place of the recipe are data.
 
@@ -56,7 +59,9 @@ def read_arguments(
     models = in_full_precision(parents.models)
     settings, loader = _read_data(models, recipe, calibration, call)
     computed = replace(parents, models=models, example=as_called(parents.example, call))
-    return Inputs(computed, settings, loader), parents
+    if task is not None:
+        settings = settings.changed(task=task)
+    return Inputs(computed, settings, loader, scores), parents
 
 
 def _read_data(

@@ -39,7 +39,6 @@ from depfuse.recipe.refits import Ridge, Targets
 from depfuse.refit import Session, refit_heads
 from depfuse.refit.second_order.gauss_newton import gauss_newton_step
 from depfuse.renorm import reset_keeping_function
-from depfuse.tasks.outputs import distance_of
 from depfuse.teach.joint_head import head_of
 
 VIEWS = 4  # augmented views of each image that candidates are judged by
@@ -238,7 +237,8 @@ class Family:
         network = _copied(network)
         recipe = self.builder.recipe
         augment = self._augmentation if self._best.augment else None
-        step = gauss_newton_step(network, self.builder.ensemble, images, augment=augment, seed=recipe.seed)
+        ensemble = self.builder.ensemble
+        step = gauss_newton_step(network, ensemble, images, augment=augment, seed=recipe.seed, task=ensemble.task)
         if step.layers is not None:
             reset_keeping_function(network, images)
         return network
@@ -252,7 +252,9 @@ class Family:
         """
         trained, half = _copied(network), _copied(network)
         recipe = self.builder.recipe
-        session = Session.towards(trained, self.builder.ensemble, images, seed=recipe.seed)
+        session = Session.towards(
+            trained, self.builder.ensemble, images, seed=recipe.seed, task=self.builder.ensemble.task
+        )
         session.second_pass(self._best.steps, Augmentation(flip=self._augmentation.flip), mixed=True)
         with torch.no_grad():
             for own, other in zip(half.state_dict().values(), trained.state_dict().values(), strict=True):
@@ -294,11 +296,11 @@ class Judge:
 
     def __call__(self, network: nn.Module) -> tuple[Tensor, float]:
         """Compute each image's disagreement (N,), nats, and the network's scale; 1 without a linear head."""
-        views, mixed = _logits(network, self._views), _logits(network, self._mixed)
-        losses, scale = at_best_scale(views, torch.cat([self._wanted] * VIEWS))[0], 1.0
+        views, mixed, task = _logits(network, self._views), _logits(network, self._mixed), self._ensemble.task
+        losses, scale = at_best_scale(views, torch.cat([self._wanted] * VIEWS), task=task)[0], 1.0
         with suppress(RecipeError):
             head_of(network, take_samples(self._views[0], slice(0, 1)))
-            scale = at_best_scale(mixed, self._between)[1]
+            scale = at_best_scale(mixed, self._between, task=task)[1]
         return losses.reshape(VIEWS, -1).mean(0), scale
 
     def nearer(self, network: nn.Module, other: nn.Module) -> bool:
@@ -307,7 +309,7 @@ class Judge:
         It is for two networks of which one was made from the other: their confidence counts here.
         """
         logits = [_logits(model, self._mixed) for model in (network, other)]
-        losses, others = (distance_of(outputs).losses(outputs, self._between) for outputs in logits)
+        losses, others = (self._ensemble.task_of(outputs).losses(outputs, self._between) for outputs in logits)
         return beyond_chance(others - losses)
 
     def _of_ensemble(self, batches: Sequence[Tensor]) -> Tensor:

@@ -148,8 +148,7 @@ class ChildBuilder:
             self.parents(self.couplings, shares),
             images,
             settings,
-            labels=self.ensemble.labels,
-            joint=self.ensemble.joint,
+            ensemble=self.ensemble,
             seed=self.recipe.seed,
             held=held,
         )

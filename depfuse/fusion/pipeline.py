@@ -27,6 +27,7 @@ from depfuse.networks.forward import Call
 from depfuse.networks.isolation import isolated
 from depfuse.networks.precision import with_types_of
 from depfuse.progress import ProgressLike, shown
+from depfuse.tasks.selection import ScoresFunction, deselect
 from depfuse.teach.distil import Distillation
 
 
@@ -37,6 +38,8 @@ def fuse(
     calibration: CalibrationLike | None = None,
     *,
     call: Call | None = None,
+    scores: ScoresFunction | None = None,
+    task: str | None = None,
     training: Distillation | None = None,
     progress: ProgressLike = None,
 ) -> FusionResult:
@@ -63,6 +66,12 @@ def fuse(
         where the recipe needs none.
     call
         How a network is run on a batch, `call(model, batch)`, where it is not by the inputs that the batch begins with.
+    scores
+        Which tensor of a network's output counts, `scores(output)`, where that is a structure. By default an entry
+        `logits` or `out`, or its only floating-point tensor.
+    task
+        What the outputs mean, in the place of the recipe's `task`: classes, dense, multilabel, binary, regression,
+        features or none.
     training
         The training images, where the recipe says to distil or to fine-tune.
     progress
@@ -81,7 +90,7 @@ def fuse(
     GroupError, ArchitectureError, DataError
         See `find_groups`, `prove_groups` and `align`.
     """
-    inputs, own = read_arguments(parents, recipe, calibration, call)
+    inputs, own = read_arguments(parents, recipe, calibration, call, scores, task)
     if training is None and inputs.recipe.trains:
         raise RecipeError("distil and finetune need the training images: give training=Distillation(data)")
     with shown(progress):
@@ -120,7 +129,7 @@ def fuse(
         soundness.check()
         soundness.check_spread(finished.child)
         return FusionResult(
-            child=with_types_of(finished.child, own.models[0]),
+            child=with_types_of(deselect(finished.child), own.models[0]),
             parents=own.models,
             recipe=resolve(recipe, finished, prepared.teachers, widths=aligned.widths, template=builder.template),
             seconds=step.seconds,
@@ -136,6 +145,7 @@ def fuse(
             steps=finished.steps,
             folded=aligned.folded,
             refit_reason=prepared.refit_reason,
+            meaning=prepared.meaning,
         )
 
 
@@ -146,10 +156,12 @@ def match(
     calibration: CalibrationLike | None = None,
     *,
     call: Call | None = None,
+    scores: ScoresFunction | None = None,
+    task: str | None = None,
     progress: ProgressLike = None,
 ) -> Aligned:
     """Match the channels of parents by the first stages of `fuse`, with its arguments."""
-    inputs, _ = read_arguments(parents, recipe, calibration, call)
+    inputs, _ = read_arguments(parents, recipe, calibration, call, scores, task)
     with shown(progress):
         return Aligned.of(Prepared.of(inputs))
 
@@ -167,7 +179,7 @@ def _builder(aligned: Aligned) -> tuple[ChildBuilder, Sequence[nn.Module]]:
         couplings = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
     information = None
     if recipe.merge.average == "fisher" and calibration is not None:
-        information = [fisher_information(model, calibration, seed=recipe.seed) for model in models]
+        information = [fisher_information(model, calibration, seed=recipe.seed, task=ensemble.task) for model in models]
     builder = ChildBuilder(
         networks=models,
         groups=groups,

@@ -25,6 +25,7 @@ from depfuse.fusion.checks import (
     label_sets,
     say_what_is_not_augmented,
 )
+from depfuse.fusion.meaning import Meaning
 from depfuse.fusion.parents import Parents
 from depfuse.fusion.resolve import check_widths, resolve_refit, resolve_targets
 from depfuse.fusion.same_modules import check_alike
@@ -33,6 +34,7 @@ from depfuse.networks.copying import evaluation_copy, private_copy
 from depfuse.networks.forward import Example
 from depfuse.progress import work
 from depfuse.recipe import Recipe
+from depfuse.tasks.selection import ScoresFunction, select
 from depfuse.teach.teachers import Teachers, prepare_teachers
 
 STEPS = {
@@ -66,11 +68,14 @@ class Inputs:
         Computed with in float32, or in the double precision of all.
     recipe, calibration
         What the fusion does, and the images that it reads.
+    scores
+        The user's choice of the tensor that counts of an output.
     """
 
     parents: Parents
     recipe: Recipe
     calibration: Loader | None
+    scores: ScoresFunction | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +115,8 @@ class Prepared:
         The copies, with renewed statistics or one head where the recipe asks for that.
     ensemble
         The teachers with the recipe's shares.
+    meaning
+        What their outputs mean; they return the tensor that counts.
     template
         A network of the child's shapes, where no parent has them.
     alone
@@ -132,6 +139,7 @@ class Prepared:
     copies: Sequence[nn.Module]
     teachers: Teachers
     ensemble: Ensemble
+    meaning: Meaning
     template: nn.Module | None
     alone: Sequence[nn.Module]
     example: Example | None
@@ -162,14 +170,19 @@ class Prepared:
             check_outputs(copies, example)
         template = None if template is None else evaluation_copy(template)
         moments = None if given.moments is None else given.moments.for_copies(parents, copies)
+        meaning = Meaning.of(copies, inputs.recipe, calibration, example, inputs.scores, sets)
+        if template is not None:
+            select([template], meaning.scores)
         like = template or widest(copies, inputs.recipe.merge.width_of)
-        recipe, refit_reason = resolve_refit(inputs.recipe, copies, like, calibration, sets)
+        recipe, refit_reason = resolve_refit(inputs.recipe, copies, like, calibration, sets, meaning.task)
         recipe = resolve_targets(recipe)
+        if meaning.task is not None:
+            recipe = recipe.changed(task=meaning.task.name)
         shares = recipe.shares(len(copies))
         check_images(recipe, calibration)
         say_what_is_not_augmented(recipe, calibration)
         check_renorm(recipe, copies[0])
-        teachers = _teachers(Ensemble(copies, shares, sets), recipe, calibration, template)
+        teachers = _teachers(Ensemble(copies, shares, sets, task=meaning.task), recipe, calibration, template)
         models, remaining = teachers.models, teachers.labels
         child_template = None if teachers.joint else template
         shaped = (*models, child_template or models[0])
@@ -183,7 +196,8 @@ class Prepared:
             refit_reason=refit_reason,
             copies=copies,
             teachers=teachers,
-            ensemble=Ensemble(models, shares, remaining, teachers.joint),
+            ensemble=Ensemble(models, shares, remaining, teachers.joint, meaning.task),
+            meaning=meaning,
             template=child_template,
             alone=copies if sets is None else (),
             example=example,
@@ -197,7 +211,8 @@ class Prepared:
     def ensemble_of(self, images: Loader) -> Ensemble:
         """Prepare the parents once more with one head, fitted to other images."""
         recipe, shares = self.recipe.changed({"teach.head": "always"}), self.ensemble.shares
-        teachers = _teachers(Ensemble(self.copies, shares, self.labels), recipe, images, self.own_template)
+        parents = Ensemble(self.copies, shares, self.labels, task=self.meaning.task)
+        teachers = _teachers(parents, recipe, images, self.own_template)
         return replace(self.ensemble, networks=teachers.models)
 
     @property

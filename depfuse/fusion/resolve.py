@@ -31,6 +31,7 @@ from depfuse.recipe.reads import is_read
 from depfuse.recipe.refits import AutoRefit
 from depfuse.refit import can_be_refitted
 from depfuse.renorm import has_batch_norm
+from depfuse.tasks.task import Task
 from depfuse.teach.teachers import Teachers
 
 LARGEST = 1_000_000_000  # multiply-adds for an image, of the networks that were searched on
@@ -42,6 +43,7 @@ def resolve_refit(
     child: nn.Module,
     images: Loader | None,
     labels: LabelSets | None = None,
+    task: Task | None = None,
 ) -> tuple[Recipe, str]:
     """Resolve `refit auto` for some parents.
 
@@ -55,6 +57,8 @@ def resolve_refit(
         Calibration images, if there are any.
     labels
         The parents' label sets, where these differ.
+    task
+        What the outputs mean; by their shape where None.
 
     Returns
     -------
@@ -63,7 +67,7 @@ def resolve_refit(
     """
     if recipe.refit.name != "auto":
         return recipe, ""
-    against = _against(recipe, models, child, images) or _in_place(recipe, models, child, images, labels)
+    against = _against(recipe, models, child, images) or _in_place(recipe, models, child, images, labels, task)
     if against:
         why = f"refit auto is none here: {against}"
         made = recipe.changed(refit="none")
@@ -79,6 +83,8 @@ def resolve_refit(
 def _against(recipe: Recipe, models: Sequence[nn.Module], child: nn.Module, images: Loader | None) -> str:
     """Give the reason against a refit by ridge; empty where there is none."""
     solver, renorm = recipe.align.solver, recipe.renorm.name
+    if recipe.task.name == "none":
+        return "task none knows nothing of the outputs"
     if recipe.goal.name == "best":
         return "goal best refits its candidates itself"
     if solver.gives != "permutation":
@@ -172,14 +178,15 @@ def check_widths(recipe: Recipe, *, one_width: bool) -> None:
 
 
 def _in_place(
-    recipe: Recipe, models: Sequence[nn.Module], child: nn.Module, images: Loader | None, labels: LabelSets | None
-) -> str:
+    recipe: Recipe, models: Sequence[nn.Module], child: nn.Module, images: Loader | None,
+    labels: LabelSets | None, task: Task | None,
+) -> str:  # fmt: skip
     """Give the reason why parents need no refit; empty where they share no start, or the user says how to refit."""
     if recipe.refit != AutoRefit():
         return ""
     if images is None or labels is not None or _any_wider([child], models[0]) or _any_wider(models, child):
         return ""
-    if not share_a_start(models, recipe.shares(len(models)), images):
+    if not share_a_start(models, recipe.shares(len(models)), images, task):
         return ""
     return "the parents share a start, and their plain average agrees with their ensemble as well as the best of them"
 
@@ -196,8 +203,8 @@ def _unsuited(model: nn.Module, images: Loader) -> str:
     few = images.first(2)
     example = few.example()
     outputs = _outputs(model, example)
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
-        return f"{name} does not give one row of class scores per image"
+    if not isinstance(outputs, Tensor):
+        return f"{name} gives several outputs, of which none is known to count"
     size = multiply_adds(model, example)
     if size > LARGEST:
         return f"{name} takes {size:.2g} multiply-adds for an image, and none of over {LARGEST:.0e} was searched on"

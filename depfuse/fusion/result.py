@@ -20,6 +20,7 @@ from depfuse.fusion.candidates import Candidate, best_of
 from depfuse.fusion.child_builder import ChildBuilder
 from depfuse.fusion.choose_shares import ChosenShares
 from depfuse.fusion.comparison import Comparison, compare
+from depfuse.fusion.meaning import Meaning
 from depfuse.fusion.partial_merging import PartialMerge
 from depfuse.fusion.pretrained import save_pretrained
 from depfuse.fusion.saving import save
@@ -76,6 +77,8 @@ class FusionResult:
         then those of the folded networks.
     refit_reason
         How `refit auto` was resolved and why, in one sentence; empty where the recipe named the refit.
+    meaning
+        Which tensor of the networks' outputs counts, and what it means.
     """
 
     child: nn.Module
@@ -94,6 +97,7 @@ class FusionResult:
     steps: Sequence[Step] = ()
     folded: bool = False
     refit_reason: str = ""
+    meaning: Meaning = field(default_factory=Meaning)
     _comparisons: list[Comparison | AgreementComparison] = field(default_factory=list, init=False)
 
     def __repr__(self) -> str:

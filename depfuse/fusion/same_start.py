@@ -14,13 +14,15 @@ from depfuse.ensemble.distance import EnsembleDistance
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.renorm import has_batch_norm, renormalise
-from depfuse.tasks.outputs import distance_of
+from depfuse.tasks.task import Task
 
 COSINE = 0.3  # of the weights; those of networks with different starts are about 0
 ROUNDING = 1e-6  # of the distance's unit, about eight times the relative rounding of float32
 
 
-def share_a_start(models: Sequence[nn.Module], shares: Sequence[float], images: Loader) -> bool:
+def share_a_start(
+    models: Sequence[nn.Module], shares: Sequence[float], images: Loader, task: Task | None = None
+) -> bool:
     """Tell whether the plain average of parents agrees with their ensemble as well as the best of them does.
 
     Compared on the last calibration images (`CalibrationSplit.for_start`), within one standard error of the paired
@@ -36,6 +38,8 @@ def share_a_start(models: Sequence[nn.Module], shares: Sequence[float], images: 
         One per parent.
     images
         Calibration images; labels are not read.
+    task
+        What the outputs mean; by their shape where None.
     """
     states = [dict(model.state_dict()) for model in models]
     if any(state.keys() != states[0].keys() for state in states) or not _look_alike(models[0], states):
@@ -43,8 +47,8 @@ def share_a_start(models: Sequence[nn.Module], shares: Sequence[float], images: 
     split = CalibrationSplit.for_start(images)
     if split is None:
         return False
-    distance = EnsembleDistance(Ensemble(models, shares), split.judging)
-    rounding = ROUNDING * distance_of(distance.target).unit(distance.target)
+    distance = EnsembleDistance(Ensemble(models, shares, task=task), split.judging)
+    rounding = ROUNDING * distance.ensemble.task_of(distance.target).unit(distance.target)
     best = min(map(distance.unscaled_losses, models), key=lambda losses: float(losses.mean()))
 
     def agrees(network: nn.Module) -> bool:

@@ -20,7 +20,6 @@ from depfuse.ensemble.distance import EnsembleDistance
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.renorm import reset_batch_norm
-from depfuse.tasks.outputs import gives_classes
 
 RENEWED_FROM = 500  # images, to decide whether statistics are renewed
 NEGLIGIBLE = 1e-4  # relative difference of two distances
@@ -38,7 +37,8 @@ class Step:
         The child's distance from the ensemble before and after it: cross-entropy (nats) at the best scale of its
         scores, or mean squared error (see `outputs`).
     alike_before, alike_after
-        Number of images for which it predicted the ensemble's class; None where outputs are no class scores.
+        Number of images for which it predicted the ensemble's class, an image with several predictions counted by the
+        share of them; None where outputs predict none.
     images
         Number of images.
     kept
@@ -49,8 +49,8 @@ class Step:
     method: str
     before: float
     after: float
-    alike_before: int | None
-    alike_after: int | None
+    alike_before: float | None
+    alike_after: float | None
     images: int
     kept: bool
 
@@ -67,7 +67,7 @@ class Step:
     def __str__(self) -> str:
         alike = ""
         if self.alike_before is not None:
-            alike = f", and the ensemble's class for {self.alike_after} of them, not {self.alike_before}"
+            alike = f", and the ensemble's class for {self.alike_after:g} of them, not {self.alike_before:g}"
         verb = "brought" if self.kept else "did not bring"
         return (
             f"{self.name} {verb} the child nearer to its parents' ensemble: on {self.images} held-out images it is "
@@ -114,10 +114,9 @@ class StepAcceptance:
         outputs = [distance.outputs(model) for model in (before, after)]
         first, second = map(distance.of_outputs, outputs)
         kept = second < first
-        if not gives_classes(outputs[0]):
-            return Step(stage, method, first, second, None, None, count, kept)
         alike_before, alike_after = map(distance.agreement, outputs)
-        kept = kept and alike_after >= alike_before
+        if alike_before is not None and alike_after is not None:
+            kept = kept and alike_after >= alike_before
         return Step(stage, method, first, second, alike_before, alike_after, count, kept)
 
     def renew_where_nearer(self, child: nn.Module, images: Loader, some: Loader, kept: Sequence[str] = ()) -> Step:

@@ -28,6 +28,8 @@ from depfuse.networks.copying import evaluation_copy
 from depfuse.networks.forward import Example
 from depfuse.recipe import Recipe
 from depfuse.renorm import renormalise
+from depfuse.tasks.selection import whole_outputs
+from depfuse.tasks.task import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +79,8 @@ class Widths:
         A network of the child's width where no parent's is wanted.
     joint
         Whether the parents have a joint head.
+    task
+        What the outputs mean; by their shape where None.
 
     Attributes
     ----------
@@ -99,8 +103,9 @@ class Widths:
         template: nn.Module | None = None,
         *,
         joint: bool = False,
+        task: Task | None = None,
     ) -> None:
-        self.models, self.recipe, self.joint = models, recipe, joint
+        self.models, self.recipe, self.joint, self.task = models, recipe, joint, task
         self.template = models[_widest(models, recipe.merge.width_of)] if template is None else template
         self.shapes = shapes_of(self.template)
         groups_by_shapes = [(shapes_of(self.template), _proved(self.template, example, recipe.seed))]
@@ -190,7 +195,7 @@ class Widths:
         if len(candidates) == 1 or calibration is None:
             return candidates[0], 0.0
         judge = EnsembleJudge(
-            Ensemble([self.models[reference], self.models[number]], (0.5, 0.5), joint=self.joint),
+            Ensemble([self.models[reference], self.models[number]], (0.5, 0.5), joint=self.joint, task=self.task),
             self.groups,
             "auto",
             CalibrationSplit.for_matchings(calibration),
@@ -260,4 +265,5 @@ def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
 
 
 def _proved(model: nn.Module, example: Example, seed: int) -> ChannelGroups:
-    return prove_groups(model, find_groups(model, example), example, seed=seed)
+    with whole_outputs(model):
+        return prove_groups(model, find_groups(model, example), example, seed=seed)

@@ -12,7 +12,8 @@ from depfuse.errors import ArchitectureError
 from depfuse.networks.forward import run_network, run_with
 from depfuse.networks.memory_format import differentiable
 from depfuse.networks.running import evaluating
-from depfuse.tasks.outputs import distance_of
+from depfuse.tasks.outputs import task_by_shape
+from depfuse.tasks.task import Task
 from depfuse.text import first_line
 
 IMAGES = 500  # calibration images that the information is summed over
@@ -21,7 +22,13 @@ MOST_BYTES = 2**29  # of all images' gradients at a time
 
 
 def fisher_information(
-    model: nn.Module, loader: Loader, *, images: int = IMAGES, draws: int | None = 1, seed: int = 0
+    model: nn.Module,
+    loader: Loader,
+    *,
+    images: int = IMAGES,
+    draws: int | None = 1,
+    seed: int = 0,
+    task: Task | None = None,
 ) -> dict[str, Tensor]:
     r"""Estimate the diagonal Fisher information without labels (Matena & Raffel 2022, section 3.1).
 
@@ -44,6 +51,8 @@ def fisher_information(
         Vectors of signs per image; None for the exact expectation, with one backward pass per class.
     seed
         Of the signs.
+    task
+        What the outputs mean; by their shape where None.
 
     Returns
     -------
@@ -65,7 +74,7 @@ def fisher_information(
             lambda values: run_with(model, {**values, **buffers}, map_tensors(lambda leaf: leaf[None], image))[0],
             parameters,
         )
-        vectors = distance.factor(logits, signs)
+        vectors = meaning.factor(logits, signs)
         (gradients,) = vmap(backward)(vectors.reshape(len(vectors), *logits.shape))
         return {key: gradient.square().sum(0) for key, gradient in gradients.items()}
 
@@ -73,7 +82,7 @@ def fisher_information(
     total = {key: torch.zeros_like(tensor, dtype=torch.float64) for key, tensor in parameters.items()}
     with torch.no_grad(), evaluating(model), differentiable(loader.device):
         output = run_network(model, used.example())
-        distance, classes = distance_of(output), output[0].numel()
+        meaning, classes = task or task_by_shape(output), output[0].numel()
         rows = classes if draws is None else draws
         size = sum(tensor.numel() for tensor in parameters.values())
         at_once = min(AT_ONCE, max(1, MOST_BYTES // (4 * rows * max(1, size))))

@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.utils._pytree import register_pytree_node
 
 Call = Callable[[nn.Module, Any], Any]
+INNER = "network."
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,7 @@ def run_network(model: nn.Module, example: Example) -> Any:
 def run_with(model: nn.Module, state: Mapping[str, Tensor], example: Example, *, tied: bool = True) -> Any:
     """Run a network as `run_network` does, with other parameters and buffers, those that share a tensor `tied`."""
     if isinstance(example, Called):
-        prefixed = {f"network.{key}": tensor for key, tensor in state.items()}
+        prefixed = {f"{INNER}{key}": tensor for key, tensor in state.items()}
         return _logits(functional_call(_Caller(model, example.call), prefixed, (example.batch,), tie_weights=tied))
     if isinstance(example, dict):
         return _logits(functional_call(model, dict(state), (), example, tie_weights=tied))
@@ -61,8 +62,15 @@ def _logits(output: Any) -> Any:
     return output["logits"] if isinstance(output, Mapping) and list(output) == ["logits"] else output
 
 
+def as_module(model: nn.Module, example: Example) -> tuple[nn.Module, Any]:
+    """Wrap a network into one of a single argument, a batch of any structure; return it with that of the example."""
+    if isinstance(example, Called):
+        return _Caller(model, example.call), example.batch
+    return _Caller(model, run_network), example
+
+
 class _Caller(nn.Module):
-    """A network that is run by a function of the user's."""
+    """A network that is run on a whole batch by a function; its tensors are called `INNER` and their own name."""
 
     def __init__(self, network: nn.Module, call: Call) -> None:
         super().__init__()

@@ -18,6 +18,8 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
         yield "renorm data-free is for weights that are averaged: choose refit none, or another renorm"
     if recipe.goal.name == "best":
         yield from _of_a_family(recipe)
+    if recipe.task.name == "none" and (recipe.learns or recipe.train.finetune):
+        yield "task none knows nothing of outputs that a child could learn from: choose refit none, or another task"
     labelled, images = recipe.teach.labelled, recipe.calibration.images
     if labelled > images:
         yield f"teach.labelled {labelled} is more than the {images} calibration images: give more"

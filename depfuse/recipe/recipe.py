@@ -18,6 +18,7 @@ from depfuse.recipe.reads import holds
 from depfuse.recipe.refits import REFITS, AutoRefit, Refit, Ridge, refits_of
 from depfuse.recipe.renorms import RENORMS, AutoRenorm, Renorm, renorms_of
 from depfuse.recipe.sections import Align, Calibration, Merge, Teach, Train
+from depfuse.recipe.tasks import TASKS, AutoTask, TaskChoice
 
 WHOLE = {"whole": True}
 """Context in which settings are validated that are arranged already, the preset's among them."""
@@ -33,6 +34,9 @@ class Recipe(Section):
     """
 
     preset: str = setting("standard", "the preset that these settings began with")
+    task: Annotated[SerializeAsAny[TaskChoice], BeforeValidator(TASKS)] = setting(
+        AutoTask(), "what the networks' outputs mean"
+    )
     align: Align = setting(Align(), "which channel of one parent is which channel of another")
     merge: Merge = setting(Merge(), "how matched parents become one network")
     refit: Annotated[SerializeAsAny[Refit], BeforeValidator(REFITS)] = setting(

@@ -202,7 +202,8 @@ class Distillation:
         device = next(model.parameters()).device
         try:
             if session is None:
-                session = Session.towards(model.eval(), teacher, self._few(device, seed), seed=seed)
+                few = self._few(device, seed)
+                session = Session.towards(model.eval(), teacher, few, seed=seed, task=teacher.task)
             # Others than those that the network was fitted to, which any training makes worse at first.
             compared = calibration_loader(self.data, COMPARED_IMAGES, device=device, seed=seed + 1)
             # Images seen many times are memorised; mixtures of them never repeat.

@@ -80,12 +80,13 @@ def prepare_teachers(
     resized = labels is None and template is not None
     if resized and always:
         raise RecipeError("one head is fitted to features of the parents' own widths: leave out `template`")
-    different = labels is not None or (learns and knowledge_differs(models, calibration))
+    rows = parents.task is None or parents.task.name == "classes"
+    different = labels is not None or (learns and rows and knowledge_differs(models, calibration))
     renewable = settings.renorm == "auto" and different and has_batch_norm(models[0])
     renews = renewable or settings.renorm == "reset"
     if renews:
         models = renewed(models, statistics)
-    wanted = settings.head == "auto" and different and learns and not resized
+    wanted = settings.head == "auto" and different and learns and not resized and rows
     if always or (wanted and can_have_joint_head(models, calibration, labels)):
         copies = with_joint_head(models, parents.shares, calibration, settings.labelled, labels, template)
         return Teachers(copies, None, joint=True, renewed=renews)

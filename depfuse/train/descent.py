@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depfuse.distributed.team import Team
-from depfuse.ensemble.targets import divergence
+from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.errors import RecipeError
 from depfuse.networks.memory_format import differentiable
 from depfuse.networks.running import bfloat16_pays
-from depfuse.tasks.outputs import distance_of
 from depfuse.train.interfaces import Teacher
 from depfuse.train.recipe import Precision, TrainRecipe
 
@@ -77,15 +76,13 @@ class Descent:
         if self.teacher is None:
             loss = F.cross_entropy(outputs, wanted, label_smoothing=self.recipe.label_smoothing)
         else:
-            loss = divergence(outputs, wanted.float()) / len(wanted)
+            task = self.teacher.task_of(outputs)
+            loss = task.divergence(outputs, wanted.float(), TEMPERATURE) / len(wanted)
         self.optimizer.zero_grad(set_to_none=True)
         self._weighted(loss, len(images)).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         predicted = outputs.detach()
-        if self.teacher is None:
-            hits = (predicted.argmax(1) == wanted).sum()
-        else:
-            hits = distance_of(predicted).agreements(predicted, wanted)
+        hits = (predicted.argmax(1) == wanted).sum() if self.teacher is None else task.agreements(predicted, wanted)
         return loss.detach() * len(images), hits
 
     def _weighted(self, loss: Tensor, count: int) -> Tensor:

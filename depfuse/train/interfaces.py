@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from depfuse.tasks.task import Task
+
 
 @dataclass(frozen=True)
 class EpochReport:
@@ -42,6 +44,9 @@ class Teacher(Protocol):
     @property
     def digest(self) -> str:
         """A digest that differs between teachers."""
+
+    def task_of(self, outputs: Tensor, /) -> Task:
+        """Return what outputs (N, ...) mean."""
 
     def __call__(self, images: Tensor, /) -> Tensor:
         """Compute logits (N, C) for images, without gradients."""

@@ -6,14 +6,8 @@ import pytest
 import torch
 
 from depfuse.ensemble.label_sets import LabelSets
-from depfuse.ensemble.targets import (
-    TEMPERATURE,
-    curvature_product,
-    divergence,
-    ensemble_logits,
-    sample_curvature,
-    slope,
-)
+from depfuse.ensemble.targets import TEMPERATURE, ensemble_logits
+from tests.divergences import curvature_product, divergence, sample, slope
 
 
 @pytest.fixture
@@ -60,10 +54,10 @@ def test_slope_and_curvature_are_the_divergences_derivatives(logits):
 
 def test_drawn_vectors_have_the_curvature_as_covariance(logits):
     one = logits[0][:1].expand(200_000, -1)
-    vectors = sample_curvature(one, torch.Generator().manual_seed(0))
+    vectors = sample(one, torch.Generator().manual_seed(0))
     covariance = vectors.T @ vectors / len(vectors)
     torch.testing.assert_close(covariance, curvature_product(torch.eye(7, dtype=one.dtype), one[:7]), atol=5e-3, rtol=0)
     torch.testing.assert_close(vectors.mean(0), torch.zeros(7, dtype=one.dtype), atol=5e-3, rtol=0)
-    vectors = sample_curvature(one, torch.Generator().manual_seed(0), 1.0)
+    vectors = sample(one, torch.Generator().manual_seed(0), 1.0)
     p = one[0].softmax(0)
     torch.testing.assert_close(vectors.T @ vectors / len(vectors), p.diag() - p.outer(p), atol=5e-3, rtol=0)

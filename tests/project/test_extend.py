@@ -13,7 +13,7 @@ import torch
 from depfuse import Recipe, fuse
 from depfuse.data import calibration_loader, load_data
 from depfuse.models import build_network
-import greedy, halved
+import angles, greedy, halved
 
 torch.manual_seed(0)
 parents = [build_network("digits_resnet(width=0.25)").eval() for _ in range(2)]
@@ -37,12 +37,16 @@ except Exception as error:
     assert "jitter" in str(error), error
 else:
     raise AssertionError("a negative jitter was taken")
+result = fuse(parents, Recipe(task="angles", refit="none"), images)
+assert result.recipe.task.name == "angles", result.recipe
+found, wanted = torch.tensor([[359.0], [10.0]]), torch.tensor([[1.0], [20.0]])
+torch.testing.assert_close(result.meaning.task.losses(found, wanted), torch.tensor([2.0, 10.0]).square() / 90**2)
 """
 
 
-def test_a_solver_and_a_renorm_are_one_file_each_outside_the_package(tmp_path: Path) -> None:
+def test_a_solver_a_renorm_and_a_task_are_one_file_each_outside_the_package(tmp_path: Path) -> None:
     files = re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    assert [name for name, _ in files] == ["greedy.py", "halved.py"]
+    assert [name for name, _ in files] == ["greedy.py", "halved.py", "angles.py"]
     for name, text in files:
         (tmp_path / name).write_text(text, "utf-8")
     (tmp_path / "fusion.py").write_text(FUSION, "utf-8")

@@ -54,6 +54,16 @@ def resolved(model: nn.Module, images: Loader | None, **settings: object) -> tup
     return recipe.refit.name, why
 
 
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.one, self.other = nn.Conv2d(1, 8, 3), nn.Linear(8, 3), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.conv(x).relu().mean((2, 3))
+        return self.one(features), self.other(features)
+
+
 @pytest.mark.parametrize(
     ("model", "refit", "why"),
     [
@@ -65,7 +75,8 @@ def resolved(model: nn.Module, images: Loader | None, **settings: object) -> tup
             "none",
             "has GroupNorm",
         ),
-        (lambda: nn.Conv2d(1, 8, 3), "none", "one row of class scores"),
+        (lambda: nn.Conv2d(1, 8, 3), "ridge", "no normalisation"),
+        (lambda: TwoHeads(), "none", "gives several outputs"),
         (Branching, "none", "cannot be taken apart"),
     ],
 )

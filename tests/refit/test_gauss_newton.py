@@ -13,11 +13,12 @@ from torch.func import functional_call
 
 from depfuse.data import Loader, Split, calibration_loader, load_data
 from depfuse.data.preprocessing import Preprocessing
-from depfuse.ensemble.targets import TEMPERATURE, slope
+from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.errors import RecipeError
 from depfuse.networks.running import evaluating
 from depfuse.refit.second_order.gauss_newton import _flatten, _Search, _split, gauss_newton_step
 from depfuse.renorm import reset_keeping_function
+from tests.divergences import slope
 
 
 def images(count: int, size: int = 4, channels: int = 1, kind: type[Loader] = Loader) -> Loader:

@@ -18,7 +18,7 @@ from depfuse.cli import main
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.data.augmentation import Augmentation
 from depfuse.ensemble.label_sets import LabelSets
-from depfuse.ensemble.targets import TEMPERATURE, divergence, sample_curvature, slope
+from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.errors import ArchitectureError, DepfuseWarning, RecipeError
 from depfuse.fusion.parents import Parents
 from depfuse.groups import random_permutations
@@ -40,6 +40,7 @@ from depfuse.refit.program.units import find_units
 from depfuse.refit.program.walk import Walk
 from depfuse.refit.second_order.natural_gradient import DAMPING, MOMENTUM, NaturalGradient
 from depfuse.renorm import reset_batch_norm, reset_keeping_function
+from tests.divergences import divergence, sample, slope
 
 SOLVED = Ridge(steps=0, augment=False)  # layer by layer only
 
@@ -212,7 +213,7 @@ def test_a_program_is_its_network(name):
     model, batch = NETWORKS[name](0).eval(), torch.rand(5, 1, 8, 8)
     program = Program(model, batch)
     find_units(program, ())
-    values = {program.images: batch}
+    values = program.values_of(batch)
     for node in program.nodes:
         values[node] = program.call(node, model.state_dict(), values)
     torch.testing.assert_close(values[program.output], model(batch))
@@ -391,7 +392,7 @@ def test_a_natural_gradient_step_is_the_damped_kronecker_solution():
     assert float(loss) == pytest.approx(float(divergence(logits, target)), rel=1e-4)
     assert int(alike) == int((logits.argmax(1) == target.argmax(1)).sum())
     rows = torch.cat([batch.flatten(1), torch.ones(25, 1)], 1).double()
-    probe = sample_curvature(logits, torch.Generator().manual_seed(5)).double()
+    probe = sample(logits, torch.Generator().manual_seed(5)).double()
     factors = [rows.T @ rows / 25, probe.T @ probe / 25]
     first, second = (
         factor + DAMPING**0.5 * factor.diagonal().mean() * torch.eye(len(factor)).double() for factor in factors

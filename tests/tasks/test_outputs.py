@@ -12,33 +12,26 @@ from torch import nn
 from depfuse import Recipe, fuse
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.ensemble.distance import at_best_scale
-from depfuse.ensemble.targets import (
-    TEMPERATURE,
-    curvature_product,
-    divergence,
-    ensemble_logits,
-    ensemble_outputs,
-    sample_curvature,
-    slope,
-)
+from depfuse.ensemble.targets import TEMPERATURE, ensemble_logits, ensemble_outputs
 from depfuse.errors import RecipeError
 from depfuse.merge import fisher_information
-from depfuse.tasks.outputs import CROSS_ENTROPY, SQUARED_ERROR, distance_of
+from depfuse.tasks.outputs import CLASSES, NUMBERS, task_by_shape
+from tests.divergences import curvature_product, divergence, sample, slope
 
 
 @pytest.mark.parametrize(
-    ("shape", "distance"),
+    ("shape", "task"),
     [
-        ((4, 2), CROSS_ENTROPY),
-        ((4, 10), CROSS_ENTROPY),
-        ((4, 1), SQUARED_ERROR),
-        ((4,), SQUARED_ERROR),
-        ((4, 3, 5, 5), SQUARED_ERROR),
-        ((4, 7, 16), SQUARED_ERROR),
+        ((4, 2), CLASSES),
+        ((4, 10), CLASSES),
+        ((4, 1), NUMBERS),
+        ((4,), NUMBERS),
+        ((4, 3, 5, 5), NUMBERS),
+        ((4, 7, 16), NUMBERS),
     ],
 )
-def test_the_shape_says_what_outputs_are(shape, distance):
-    assert distance_of(torch.zeros(shape)) is distance
+def test_the_shape_says_what_outputs_are(shape, task):
+    assert task_by_shape(torch.zeros(shape)) is task
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (5, 1), (5,), (5, 2, 4, 4)])
@@ -55,7 +48,7 @@ def test_slope_and_curvature_are_the_divergences_derivatives(shape):
 def test_random_directions_have_the_curvature_as_covariance(shape):
     output = torch.randn(shape, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
-    rows = sample_curvature(output.expand(40_000, *shape[1:]), generator).reshape(40_000, -1)
+    rows = sample(output.expand(40_000, *shape[1:]), generator).reshape(40_000, -1)
     found = rows.T @ rows / len(rows)
     eye = torch.eye(rows.shape[1], dtype=torch.float64).reshape(-1, *shape[1:])
     wanted = torch.stack([curvature_product(row[None], output).reshape(-1) for row in eye])

@@ -1,8 +1,9 @@
-"""Networks that give a dictionary or a tuple: matched and merged as others; a refit needs one tensor, and says so."""
+"""Networks that give a dictionary or a tuple: matched and merged as others; a refit learns what counts of it."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,8 @@ class Structured(nn.Module):
     def forward(self, x: Tensor) -> object:
         features = torch.relu(self.norm(self.conv(x))).mean((2, 3))
         scores = self.head(features)
+        if self.kind == "plain":
+            return scores
         return {"out": scores, "sum": features.sum(1)} if self.kind == "dictionary" else (scores, features.sum(1))
 
 
@@ -44,12 +47,39 @@ def test_a_permuted_copy_is_recovered(kind: str) -> None:
         torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("kind", ["dictionary", "tuple"])
 @pytest.mark.parametrize("settings", [{"refit": "ridge"}, {"goal": "best"}])
-def test_a_refit_of_such_networks_is_refused_in_words(kind: str, settings: dict[str, str]) -> None:
-    word = "dict" if kind == "dictionary" else "tuple"
-    with pytest.raises(RecipeError, match=f"give a {word} of outputs"):
-        fuse([Structured(kind), Structured(kind)], Recipe(**settings), images())
+def test_a_refit_of_outputs_of_which_none_is_known_to_count_is_refused_in_words(settings: dict[str, str]) -> None:
+    with pytest.raises(RecipeError, match="give a tuple of outputs"):
+        fuse([Structured("tuple"), Structured("tuple")], Recipe(**settings), images())
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "tuple"])
+def test_a_refit_learns_what_counts_as_if_it_were_all(kind: str) -> None:
+    plain = [Structured("plain").eval() for _ in range(2)]
+    parents = [Structured(kind).eval() for _ in plain]
+    for parent, other in zip(parents, plain, strict=True):
+        parent.load_state_dict(other.state_dict())
+    recipe = Recipe(refit={"name": "ridge", "steps": 8})
+    chosen = None if kind == "dictionary" else lambda output: output[0]  # an entry `out` is found
+    result = fuse(parents, recipe, images(), scores=chosen)
+    wanted = fuse(plain, recipe, images()).child.state_dict()
+    for key, found in result.child.state_dict().items():
+        torch.testing.assert_close(found, wanted[key])
+    assert type(result.child(torch.rand(2, 1, 6, 6))) is type(parents[0](torch.rand(2, 1, 6, 6)))
+    assert result.recipe.task.name == "classes"
+
+
+@pytest.mark.parametrize(
+    ("scores", "sentence"),
+    [
+        (lambda output: output["head"], "`scores` fails on an output of type dict"),
+        (lambda output: output, "`scores` gives a dict"),
+        (lambda output: output["out"].argmax(1), "`scores` gives a torch.int64"),
+    ],
+)
+def test_a_wrong_choice_is_one_sentence(scores: Any, sentence: str) -> None:
+    with pytest.raises(RecipeError, match=sentence):
+        fuse([Structured("dictionary"), Structured("dictionary")], "fast", images(), scores=scores)
 
 
 def test_numbers_of_an_image_stand_in_one_column() -> None:

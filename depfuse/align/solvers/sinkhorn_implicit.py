@@ -21,7 +21,7 @@ from depfuse.networks.forward import run_network, run_with
 from depfuse.networks.memory_format import differentiable
 from depfuse.networks.running import evaluating
 from depfuse.recipe.solvers import SinkhornImplicit
-from depfuse.tasks.outputs import distance_of
+from depfuse.tasks.outputs import task_by_shape
 
 State = dict[str, Tensor]
 START = 0.5  # logit of the start's pairs above all others: small enough for gradients to move them
@@ -170,10 +170,10 @@ class _Path:
         }
         with torch.no_grad(), evaluating(*self.networks):
             outputs = [run_network(network, images) for network in self.networks]
-            wanted = distance_of(outputs[0]).mean(outputs, (0.5, 0.5))
+            wanted = task_by_shape(outputs[0]).mean(outputs, (0.5, 0.5))
         with differentiable(self.device):
             logits = run_with(self.between, state, images)
-        loss = distance_of(logits).losses(logits, wanted).mean()
+        loss = task_by_shape(logits).losses(logits, wanted).mean()
         checked(loss.detach())
         return loss
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
+from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import ArchitectureError, RecipeError
 from depfuse.groups import ChannelGroups
@@ -28,8 +29,7 @@ def refit_layers(
     calibration: Loader,
     settings: Refit,
     *,
-    labels: LabelSets | None = None,
-    joint: bool = False,
+    ensemble: Ensemble | None = None,
     seed: int = 0,
     held: Loader | None = None,
 ) -> Session | None:
@@ -62,10 +62,8 @@ def refit_layers(
         Unlabelled training images.
     settings
         The method, `ridge` with its targets, steps and augmentation.
-    labels
-        The parents' label sets, where they differ.
-    joint
-        True if the parents share one head, see `ensemble_logits`.
+    ensemble
+        What the parents' outputs are together: their label sets, their joint head and their task are read.
     held
         Images that choose the best of these steps; some of the others where None.
 
@@ -86,11 +84,12 @@ def refit_layers(
     if not parents.permuted:
         raise RecipeError("refitting needs couplings that are permutations: choose solver emd, or refit none")
     with torch.no_grad():
-        run = UnitSolver(child, parents.states(), Shares.create(parents.shares), calibration, labels, seed)
+        ensemble = ensemble or Ensemble((), ())
+        run = UnitSolver(child, parents.states(), Shares.create(parents.shares), calibration, ensemble, seed)
         if isinstance(settings, Ridge):
             augment = calibration.suited_augmentation if settings.augment else Augmentation()
             clustered = parents.groups if settings.targets == "clusters" else None
-            return run.forward(clustered, settings.steps, augment, joint, held)
+            return run.forward(clustered, settings.steps, augment, held)
         run.in_parallel(pooled=isinstance(settings, RegMean))
         return None
 
@@ -127,7 +126,7 @@ def refit_heads(
     states = [model.state_dict() for model in models]
     try:
         with torch.no_grad():
-            run = UnitSolver(children[0], states, Shares.create(shares), calibration, labels, 0)
+            run = UnitSolver(children[0], states, Shares.create(shares), calibration, Ensemble((), (), labels), 0)
             run.heads([dict(unwrap(child).state_dict()) for child in children])
     except RuntimeError as error:
         shapes = [{key: tensor.shape for key, tensor in state.items()} for state in states]

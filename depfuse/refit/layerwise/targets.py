@@ -8,14 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from depfuse.data.inputs import map_tensors, take_samples
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.groups import ChannelGroup, ChannelGroups, Slot
 from depfuse.merge.shares import Shares
 from depfuse.refit.layerwise.clusters import cluster_channels, in_order_of
-from depfuse.refit.program.graph import Program, State, Values
+from depfuse.refit.program.graph import Program, State
 from depfuse.refit.program.units import Unit
 from depfuse.refit.program.walk import Walk
-from depfuse.tasks.outputs import distance_of
+from depfuse.tasks.outputs import task_by_shape
+from depfuse.tasks.task import Task
 
 Mixtures = Mapping[Unit, Sequence[Tensor]]
 """Unit -> per parent, how much (n_channels, n_channels) of each of its channels goes to each channel of the child."""
@@ -82,7 +84,7 @@ def shares_of(unit: Unit, shares: Shares) -> tuple[float, ...]:
 
 def find_mixtures(
     program: Program, units: Sequence[Unit], states: Sequence[State], shares: Shares, groups: ChannelGroups,
-    walk: Walk, seed: int,
+    walk: Walk, seed: int, task: Task | None = None,
 ) -> Mixtures:  # fmt: skip
     """Find mixtures of channels that preserve what the parents' outputs depend on, from unlabelled images.
 
@@ -97,6 +99,8 @@ def find_mixtures(
         The aligned parents' weights.
     walk
         Run of these parents over the images.
+    task
+        What the outputs mean; by their shape where None.
 
     Returns
     -------
@@ -106,7 +110,7 @@ def find_mixtures(
     places = _places(units, groups)
     if not places:
         return {}
-    importance = _importance(program, list(places), states, walk, seed)
+    importance = _importance(program, list(places), states, walk, seed, task)
     covariances = _covariances(program, list(places), walk)
     weights: dict[str, Tensor] = {}
     sums: dict[str, Tensor] = {}
@@ -142,6 +146,10 @@ def find_mixtures(
         rows = clusters * weights[name].cpu()
         mixed[name] = rows / rows.sum(1, keepdim=True).clamp_min(1e-30)
     return {unit: _matrices(unit, slots, mixed, states, shares_of(unit, shares)) for unit, slots in places.items()}
+
+
+def _differentiable(leaf: Tensor) -> Tensor:
+    return leaf.clone().requires_grad_(leaf.is_floating_point())
 
 
 def _places(units: Sequence[Unit], groups: ChannelGroups) -> dict[Unit, list[tuple[ChannelGroup, Slot]]]:
@@ -211,7 +219,7 @@ def _covariances(program: Program, units: Sequence[Unit], walk: Walk) -> dict[Un
 
 
 def _importance(
-    program: Program, units: Sequence[Unit], states: Sequence[State], walk: Walk, seed: int
+    program: Program, units: Sequence[Unit], states: Sequence[State], walk: Walk, seed: int, task: Task | None
 ) -> dict[Unit, list[Tensor]]:
     """Compute the mean squared derivative (C,) of random output mixtures by every channel, per unit and parent."""
     generator = torch.Generator().manual_seed(seed)
@@ -221,13 +229,19 @@ def _importance(
         sums: dict[Unit, Tensor] = {}
         for images, _ in walk.loader:
             with torch.enable_grad():
-                values: Values = {program.images: images[: walk.size].clone().requires_grad_(True)}
-                plain = {key: tensor.detach().clone() for key, tensor in state.items()}
+                part = take_samples(images, slice(0, walk.size))
+                values = program.values_of(map_tensors(_differentiable, part))
+                # Where inputs are whole numbers, such as tokens, derivatives begin at the weights.
+                fixed = not any(value.requires_grad for value in values.values())
+                plain = {
+                    key: tensor.detach().clone().requires_grad_(fixed and tensor.is_floating_point())
+                    for key, tensor in state.items()
+                }
                 for node in program.nodes:
                     values[node] = program.call(node, plain, values)
                 output = values[program.output]
                 signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
-                signs = distance_of(output).centred(signs)
+                signs = (task or task_by_shape(output)).centred(signs)
                 found_here = torch.autograd.grad((output * signs).sum(), [values[node] for node in nodes.values()])
             for unit, gradient in zip(nodes, found_here, strict=True):
                 square = gradient.movedim(unit.axis, -1).flatten(0, -2).double().square().mean(0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
-from depfuse.ensemble.label_sets import LabelSets
+from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.merge.shares import Shares
@@ -40,13 +40,14 @@ class UnitSolver:
         parents: Sequence[State],
         shares: Shares,
         calibration: Loader,
-        labels: LabelSets | None,
+        ensemble: Ensemble,
         seed: int,
     ) -> None:
         self.decomposed = DecomposedNetwork.create(child, calibration)
         self.program, self.units, self.state = self.decomposed.program, self.decomposed.units, self.decomposed.state
         self.loader, self.size = self.decomposed.loader, self.decomposed.size
-        self.parents, self.shares, self.labels, self.seed = list(parents), shares, labels, seed
+        self.parents, self.shares, self.ensemble, self.seed = list(parents), shares, ensemble, seed
+        self.labels = labels = ensemble.labels
         self.images = len(self.loader) * self.size
         self.outputs = None
         if labels is not None and not labels.same:
@@ -58,7 +59,6 @@ class UnitSolver:
         clustered: ChannelGroups | None,
         steps: int,
         augment: Augmentation,
-        joint: bool,
         held: Loader | None,
     ) -> Session:
         """Solve unit after unit from the child's own inputs, then improve all units together."""
@@ -67,7 +67,9 @@ class UnitSolver:
         if clustered is not None:
             few = Walk(self.program, self.parents, self._few())
             inner = [unit for unit in self.units if unit is not self.outputs]
-            mixtures = find_mixtures(self.program, inner, self.parents, self.shares, clustered, few, self.seed)
+            mixtures = find_mixtures(
+                self.program, inner, self.parents, self.shares, clustered, few, self.seed, self.ensemble.task
+            )
         targets = Targets(self.shares, mixtures, self.labels, self.outputs)
         walk = Walk(self.program, [*self.parents, self.state], self.loader)
         units = self.units[self._of_one_parent() :]
@@ -75,14 +77,15 @@ class UnitSolver:
             self._solve_forward(unit, walk, targets)
         del walk
         folded = Folded(self.program, self.units)
-        teacher = Teacher.create(folded, self.parents, self.shares.network, self.labels, joint=joint)
+        joint, task = self.ensemble.joint, self.ensemble.task
+        teacher = Teacher.create(folded, self.parents, self.shares.network, self.labels, joint=joint, task=task)
         streams = Streams(folded.units, targets)
 
         def targets_of(images: Tensor, temperature: float) -> tuple[Tensor, list[Tensor]]:
             logits, values = teacher.watched(images, streams.nodes, temperature)
             return logits, streams.wanted(values)
 
-        session = Session(self.decomposed, folded, targets_of, streams, self.seed)
+        session = Session(self.decomposed, folded, targets_of, streams, self.seed, task)
         session.second_pass(steps, augment, held=held)
         return session
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from depfuse.data.inputs import Ragged, take_samples
 from depfuse.data.loader import Loader
 from depfuse.errors import ArchitectureError
 from depfuse.networks.batch_norm import set_statistics_keeping_function
@@ -52,13 +54,13 @@ class DecomposedNetwork:
         ArchitectureError
             The network cannot be decomposed, see `Program`.
         """
-        if not isinstance(images.example(), Tensor):
-            raise ArchitectureError("a network that takes anything but one tensor cannot be decomposed")
+        if isinstance(images.images, Ragged):
+            raise ArchitectureError("samples of several shapes cannot be taken apart: give some of one shape")
         network = unwrap(network)
         last = takes_channels_last(network, images.example())
         loader = _in_small_batches(images, channels_last=last)
         size = loader.count // len(loader)
-        program = Program(network, next(iter(loader))[0][:size])
+        program = Program(network, take_samples(next(iter(loader))[0], slice(0, size)))
         return cls(program, find_units(program, _shared(network)), dict(network.state_dict()), loader, size)
 
     def renew_statistics(self) -> None:
@@ -95,7 +97,8 @@ def _statistics(unit: Unit, walk: Walk) -> tuple[Tensor, Tensor]:
 
 def _in_small_batches(loader: Loader, *, channels_last: bool) -> Loader:
     """Divide images into batches of a size that depends on the images alone: programs and steps depend on it."""
-    positions = loader.images.shape[2:].numel()
+    leaves = [leaf for leaf in tree_leaves(loader.images) if isinstance(leaf, Tensor)]
+    positions = max(leaf.shape[2:].numel() for leaf in leaves)
     size = min(AT_ONCE, max(50, PIXELS_AT_ONCE // positions))
     small = Loader(loader.split, loader.preprocessing, batch_size=size, device=loader.device)
     small.channels_last = channels_last

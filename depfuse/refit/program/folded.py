@@ -10,8 +10,10 @@ from torch import Tensor, fx
 
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.ensemble.targets import ensemble_logits
+from depfuse.networks.forward import Example
 from depfuse.refit.program.graph import Program, State, Values
 from depfuse.refit.program.units import Unit
+from depfuse.tasks.task import Task
 
 
 class Folded:
@@ -74,7 +76,7 @@ class Folded:
             state[shift].copy_(maps[shift] + scale * state[norm.mean])
 
     def run(
-        self, maps: State, state: State, images: Tensor, wanted: Sequence[fx.Node] = ()
+        self, maps: State, state: State, images: Example, wanted: Sequence[fx.Node] = ()
     ) -> tuple[Tensor, list[Tensor]]:
         """Compute the outputs (N, C) and the values of some nodes.
 
@@ -85,7 +87,7 @@ class Folded:
         state
             The tensors of everything else.
         """
-        values: Values = {self.program.images: images}
+        values: Values = self.program.values_of(images)
         held = {*wanted, self.program.output}
         remaining = {node: len(node.users) for node in self.program.nodes}
         for node in self.program.nodes:
@@ -121,6 +123,8 @@ class Teacher:
         Their label sets, where they differ.
     joint
         True if they share one head, see `ensemble_logits`.
+    task
+        What their outputs mean; by their shape where None.
     """
 
     folded: Folded
@@ -128,6 +132,7 @@ class Teacher:
     shares: Sequence[float]
     labels: LabelSets | None
     joint: bool
+    task: Task | None
     _maps: list[dict[str, Tensor]]
 
     @classmethod
@@ -139,12 +144,13 @@ class Teacher:
         labels: LabelSets | None,
         *,
         joint: bool = False,
+        task: Task | None = None,
     ) -> Teacher:
         """Make an ensemble of networks, each with its BatchNorm folded."""
-        return cls(folded, states, shares, labels, joint, [folded.maps(state) for state in states])
+        return cls(folded, states, shares, labels, joint, task, [folded.maps(state) for state in states])
 
     def watched(
-        self, images: Tensor, nodes: Sequence[fx.Node], temperature: float
+        self, images: Example, nodes: Sequence[fx.Node], temperature: float
     ) -> tuple[Tensor, list[list[Tensor]]]:
         """Compute logits (N, C) in float32, see `ensemble_logits`, and each network's values of some nodes."""
         outputs, values = [], []
@@ -152,7 +158,7 @@ class Teacher:
             output, at_nodes = self.folded.run(maps, state, images, nodes)
             outputs.append(output.float())
             values.append(at_nodes)
-        return ensemble_logits(outputs, self.shares, self.labels, temperature, joint=self.joint), values
+        return ensemble_logits(outputs, self.shares, self.labels, temperature, joint=self.joint, task=self.task), values
 
 
 def weight_and_shift(unit: Unit) -> tuple[str, str | None]:

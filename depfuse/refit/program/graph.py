@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from depfuse.errors import ArchitectureError
 from depfuse.networks.copying import evaluation_copy
+from depfuse.networks.forward import INNER, Example, as_module
 from depfuse.networks.isolation import without_warnings
 from depfuse.networks.running import raised_in
 from depfuse.text import first_line
@@ -28,16 +30,16 @@ class Program:
     Parameters
     ----------
     model
-        Any network of one tensor input whose first output is a tensor; left as it was.
+        Any network whose first output is a tensor; left as it was.
     images
-        A batch of the size of all later ones: the size is part of the program.
+        A batch of the size and structure of all later ones: the size is part of the program.
 
     Attributes
     ----------
     nodes
         The operations in executable order; `reorder` changes it.
-    images
-        The input node.
+    inputs
+        The input nodes, one for each tensor of a batch, in its order.
     output
         The node that gives the network's (first) output.
 
@@ -47,11 +49,14 @@ class Program:
         The network's path depends on values, or it takes or returns something else.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor) -> None:
+    def __init__(self, model: nn.Module, images: Example) -> None:
         network = evaluation_copy(model, shared=True)
+        # A tensor is given to the network itself; any other batch is one argument of what calls it.
+        single = isinstance(images, Tensor)
+        exportable, argument = (network, images) if single else as_module(network, images)
         try:
             with without_warnings(), _without_logs(), redirect_stderr(io.StringIO()), torch.no_grad():
-                exported = torch.export.export(network, (images,), strict=False).run_decompositions({})
+                exported = torch.export.export(exportable, (argument,), strict=False).run_decompositions({})
         except Exception as error:  # torch.export has no one exception for what it cannot follow
             place = raised_in(network, error)
             raise ArchitectureError(
@@ -60,6 +65,8 @@ class Program:
             ) from error
         signature = exported.graph_signature
         self._keys = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        if not single:
+            self._keys = {name: key.removeprefix(INNER) for name, key in self._keys.items()}
         self._constants = {
             name: exported.constants[key] for name, key in signature.inputs_to_lifted_tensor_constants.items()
         }
@@ -68,15 +75,23 @@ class Program:
         buffers = dict(network.named_buffers(remove_duplicate=False))
         for name, key in list(self._keys.items()):
             if key not in keys:
-                self._constants[name] = exported.constants[key] if key in exported.constants else buffers[key]
+                inner = key if single else f"{INNER}{key}"
+                self._constants[name] = exported.constants[inner] if inner in exported.constants else buffers[key]
                 del self._keys[name]
         self._module = exported.graph_module
         graph = exported.graph_module.graph
         self.nodes = [node for node in graph.nodes if node.op == "call_function"]
         placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
-        self.images = placeholders[signature.user_inputs[0]]
+        # What is no tensor, such as a flag of a batch, is part of the program.
+        self.inputs = [placeholders[name] for name in signature.user_inputs if name in placeholders]
+        self.inputs = [node for node in self.inputs if isinstance(node.meta.get("val"), Tensor)]
         outputs = {node.name: node for node in graph.nodes}
         self.output = outputs[signature.user_outputs[0]]
+
+    def values_of(self, images: Example) -> Values:
+        """Bind a batch to the input nodes."""
+        leaves = [leaf for leaf in tree_leaves(images) if isinstance(leaf, Tensor)]
+        return dict(zip(self.inputs, leaves, strict=True))
 
     def key(self, argument: Any) -> str | None:
         """Return the state-dict key of an operation's argument, where it is a parameter or a buffer."""
@@ -84,7 +99,7 @@ class Program:
 
     def is_computed(self, node: fx.Node) -> bool:
         """Tell whether a node's value depends on the images or is computed from weights."""
-        return node.op == "call_function" or node is self.images
+        return node.op == "call_function" or node in self.inputs
 
     def call(self, node: fx.Node, state: State, values: Mapping[fx.Node, Tensor]) -> Any:
         """Run one operation."""

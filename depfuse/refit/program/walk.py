@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, fx
 
+from depfuse.data.inputs import take_samples
 from depfuse.data.loader import Loader
 from depfuse.distributed.device import free_memory_on
 from depfuse.refit.program.graph import Program, State, Values
@@ -38,7 +39,7 @@ class Walk:
             limit = HELD_UNKNOWN if free is None else int(HELD_SHARE * free)
         self.program, self.states, self.loader = program, states, loader
         self._position = {node: number for number, node in enumerate(program.nodes)}
-        self._last = dict.fromkeys([program.images, *program.nodes], -1)
+        self._last = dict.fromkeys([*program.inputs, *program.nodes], -1)
         for node in program.nodes:
             for source in node.all_input_nodes:
                 self._last[source] = self._position[node]
@@ -63,7 +64,9 @@ class Walk:
         ends = [max(end, reached) for end, reached in zip(ends, self._reached, strict=True)]
         for number, (images, _) in enumerate(self.loader):
             held = self._held[number]
-            values = held if held else [{self.program.images: images[: self.size]} for _ in self.states]
+            values = held
+            if not values:
+                values = [self.program.values_of(take_samples(images, slice(0, self.size))) for _ in self.states]
             starts = self._reached if held else [0] * len(self.states)
             for state, network_values, start, end in zip(self.states, values, starts, ends, strict=True):
                 self._run(state, network_values, start, end, kept_nodes)
@@ -101,7 +104,7 @@ class Walk:
             last = max(self._last[node], number)
             ending[last] = ending.get(last, 0) + size
             live -= ending.pop(number, 0)
-        return most + _bytes(self.program.images)
+        return most + sum(map(_bytes, self.program.inputs))
 
 
 def _bytes(node: fx.Node) -> int:

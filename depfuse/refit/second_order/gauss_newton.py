@@ -24,15 +24,17 @@ from torch.overrides import TorchFunctionMode
 
 from depfuse.data.augment import mix
 from depfuse.data.augmentation import Augmentation
+from depfuse.data.inputs import count_samples
 from depfuse.data.loader import Loader
-from depfuse.ensemble.targets import curvature_product, sample_curvature, slope
+from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.errors import RecipeError
 from depfuse.networks.copying import unwrap
 from depfuse.networks.forward import in_layout, run_with
 from depfuse.networks.memory_format import choose_layout, differentiable
 from depfuse.networks.running import evaluating
 from depfuse.networks.stages import stages_of
-from depfuse.tasks.outputs import distance_of
+from depfuse.tasks.outputs import task_by_shape
+from depfuse.tasks.task import Task
 
 VIEWS = 1000  # augmented views of the images that the curvature is taken from
 ITERATIONS = 5  # of Lanczos, each with a product of the curvature over all views
@@ -80,6 +82,7 @@ def gauss_newton_step(
     views: int = VIEWS,
     iterations: int = ITERATIONS,
     seed: int = 0,
+    task: Task | None = None,
 ) -> GaussNewtonStep:
     """Take one Gauss-Newton step of a network, in place, towards a teacher's logits on images without labels.
 
@@ -102,6 +105,8 @@ def gauss_newton_step(
         Number of images that the step sees; once all have been drawn, they are drawn again.
     iterations
         Number of products with the matrix.
+    task
+        What the outputs mean; by their shape where None.
 
     Returns
     -------
@@ -118,7 +123,7 @@ def gauss_newton_step(
             f"a Gauss-Newton step needs calibration images, not {calibration.count}: give at least 100, better 2000"
         )
     with torch.no_grad(), evaluating(model), _PlainAttention(), differentiable(calibration.device):
-        work = _Search(unwrap(model), teacher, calibration, augment, views, seed)
+        work = _Search(unwrap(model), teacher, calibration, augment, views, seed, task)
         return work.run(iterations)
 
 
@@ -142,6 +147,7 @@ class _Search:
         augment: Augmentation | None,
         views: int,
         seed: int,
+        task: Task | None = None,
     ) -> None:
         self.model, self.teacher, self.loader = model, teacher, calibration
         self._generator = torch.Generator().manual_seed(seed)
@@ -154,6 +160,7 @@ class _Search:
         self.views = self._batches(order, augment, mixed=augment is not None)
         self.rest = self._batches(torch.arange(seen, calibration.count), augment)
         self._stages, self._count = stages_of(model, example)
+        self._task = task or task_by_shape(self.rest[0][1])
 
     def run(self, iterations: int) -> GaussNewtonStep:
         """Choose the free layers, then take the best step."""
@@ -202,9 +209,9 @@ class _Search:
         """Compute the mean cross-entropy under the teacher on the held-out images, or the squared error."""
         total = 0.0
         for images, target in self.rest:
-            distance = distance_of(target)
-            total += float(distance.losses(self._logits(free, images).float(), distance.predictions(target)).sum())
-        return total / sum(len(images) for images, _ in self.rest)
+            outputs = self._logits(free, images).float()
+            total += float(self._task.losses(outputs, self._task.predictions(target)).sum())
+        return total / sum(count_samples(images) for images, _ in self.rest)
 
     def _best(self, free: Vector, views: list[Batch], iterations: int) -> tuple[float, dict[str, Tensor], float]:
         """Find the step with the least loss: the loss, the parameters after it, and the damping."""
@@ -259,11 +266,12 @@ class _Search:
                 return self._logits(parameters, images)
 
             output, pulled = vjp(logits, free)[:2]
-            pull = (
-                slope(output, target) if moved is None else curvature_product(jvp(logits, (free,), (moved,))[1], output)
-            )
+            if moved is None:
+                pull = self._task.slope(output, target, TEMPERATURE)
+            else:
+                pull = self._task.curvature_product(jvp(logits, (free,), (moved,))[1], output, TEMPERATURE)
             total += _flatten(pulled(pull)[0])
-        return scale * total / sum(len(images) for images, _ in views)
+        return scale * total / sum(count_samples(images) for images, _ in views)
 
     def _scales(self, free: Vector, views: list[Batch]) -> Tensor:
         """Scale the parameters so that the mean of the matrix's diagonal over each tensor is one.
@@ -274,8 +282,8 @@ class _Search:
         images, _ = views[0]
         output, pulled = vjp(lambda parameters: self._logits(parameters, images), free)[:2]
         for _ in range(PROBES):
-            for name, gradient in pulled(sample_curvature(output, self._generator))[0].items():
-                squares[name] = squares[name] + gradient.square().mean() / (PROBES * len(images))
+            for name, gradient in pulled(self._task.sample(output, self._generator, TEMPERATURE))[0].items():
+                squares[name] = squares[name] + gradient.square().mean() / (PROBES * count_samples(images))
         scales = {name: square.clamp_min(1e-20).rsqrt() for name, square in squares.items()}
         return torch.cat([scales[name].expand(tensor.numel()) for name, tensor in free.items()])
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from depfuse.ensemble.targets import TEMPERATURE, divergence, sample_curvature, slope
+from depfuse.data.inputs import count_samples
+from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.networks.memory_format import differentiable
 from depfuse.networks.running import bfloat16_pays
 from depfuse.refit.layerwise.rows import Window
@@ -15,7 +16,8 @@ from depfuse.refit.layerwise.streams import Streams
 from depfuse.refit.program.folded import Folded, weight_and_shift
 from depfuse.refit.program.units import Unit
 from depfuse.refit.second_order.schedule import Schedule
-from depfuse.tasks.outputs import distance_of
+from depfuse.tasks.outputs import task_by_shape
+from depfuse.tasks.task import Task
 
 PER_STEP = 125  # images per step
 MOST_ROWS = 2**15  # inputs of a layer that its Gram matrices are taken from, over images and positions
@@ -66,6 +68,8 @@ class NaturalGradient:
         See `Schedule`.
     bfloat16
         Whether gradients and targets are computed in it; where that is faster on the device, if left out.
+    task
+        What the outputs mean; by their shape where None.
 
     Attributes
     ----------
@@ -83,10 +87,11 @@ class NaturalGradient:
         *,
         trust: float = Schedule.trust,
         bfloat16: bool | None = None,
+        task: Task | None = None,
     ) -> None:
         self.folded, self.state, self.streams, self.generator = folded, state, streams, generator
         self.maps = folded.maps(state)
-        self._teacher = teacher
+        self._teacher, self._task = teacher, task
         self._windows = {unit: Window.of(unit.node) for unit in folded.units}
         self._change = {key: torch.zeros_like(tensor) for key, tensor in self.maps.items()}
         self._moments: dict[Unit, tuple[Tensor, Tensor]] = {}
@@ -125,11 +130,15 @@ class NaturalGradient:
 
     def loss(self, batches: Sequence[TargetBatch]) -> float:
         """Sum the divergence of the network's logits over images."""
-        losses = [
-            divergence(self.folded.run(self.maps, self.state, images)[0], logits, self.temperature)
-            for images, logits, _ in batches
-        ]
+        losses = []
+        for images, logits, _ in batches:
+            outputs = self.folded.run(self.maps, self.state, images)[0]
+            losses.append(self.task_of(outputs).divergence(outputs, logits, self.temperature))
         return float(torch.stack(losses).sum())
+
+    def task_of(self, outputs: Tensor) -> Task:
+        """Return what outputs (N, ...) mean."""
+        return self._task or task_by_shape(outputs)
 
     def step(self, batches: Sequence[TargetBatch], share: float, streams: float = 1.0) -> tuple[Tensor, Tensor]:
         """Take one step, after `begin`.
@@ -217,15 +226,17 @@ class NaturalGradient:
                 leaves = {key: tensor.clone().requires_grad_(True) for key, tensor in self.maps.items()}
                 output, values = self.folded.run(leaves, self.state, images, self.streams.nodes)
                 predicted = output.detach().float()
-                losses.append(divergence(predicted, logits, self.temperature))
-                alike.append(distance_of(predicted).agreements(predicted, logits))
-                pulls = [slope(predicted, logits, self.temperature), *self.streams.pulls(values, wanted, first, share)]
+                task = self.task_of(predicted)
+                losses.append(task.divergence(predicted, logits, self.temperature))
+                alike.append(task.agreements(predicted, logits))
+                pull = task.slope(predicted, logits, self.temperature)
+                pulls = [pull, *self.streams.pulls(values, wanted, first, share)]
                 outputs = [output, *values]
                 pulls = [pull.to(one) for pull, one in zip(pulls, outputs, strict=True)]
                 gradients = torch.autograd.grad(outputs, list(leaves.values()), pulls)
                 for key, gradient in zip(leaves, gradients, strict=True):
                     total[key] += gradient
-        count = sum(len(images) for images, *_ in batches)
+        count = sum(count_samples(images) for images, *_ in batches)
         mean = {key: gradient / count for key, gradient in total.items()}
         return mean, torch.stack(losses).sum(), torch.stack(alike).sum()
 
@@ -254,12 +265,13 @@ class NaturalGradient:
             with torch.enable_grad(), self._quick, differentiable(self._device):
                 leaves = {key: tensor.clone().requires_grad_(True) for key, tensor in self.maps.items()}
                 output, values = self.folded.run(leaves, self.state, images, nodes)
-                probe = sample_curvature(output.detach().float(), self.generator, self.temperature)
+                predicted = output.detach().float()
+                probe = self.task_of(predicted).sample(predicted, self.generator, self.temperature)
                 gradients = torch.autograd.grad(output, values[: len(units)], probe.to(output))
             for unit, gradient, value in zip(units, gradients, values[len(units) :], strict=True):
                 window = self._windows[unit]
                 rows = window.outputs(gradient.float())
-                part = (rows.mT @ rows).double() / (len(images) * len(batches))
+                part = (rows.mT @ rows).double() / (count_samples(images) * len(batches))
                 outputs[unit] = outputs[unit] + part if unit in outputs else part
                 part = self._gram(unit, value.detach().float()) * (window.positions / len(batches))
                 inputs[unit] = inputs[unit] + part if unit in inputs else part

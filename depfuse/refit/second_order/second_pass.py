@@ -13,7 +13,6 @@ from depfuse.data.loader import Loader
 from depfuse.progress import work
 from depfuse.refit.second_order.natural_gradient import PER_STEP, NaturalGradient, TargetBatch
 from depfuse.refit.second_order.rollback import COMPARED, Rollback
-from depfuse.tasks.outputs import distance_of
 
 HELD_OUT = 0.125  # share of the images that steps are compared on
 NOTHING = 1e-5  # a divergence due to rounding alone, in its unit
@@ -68,7 +67,7 @@ class SecondPass:
         rollback = Rollback(learner, rest)
         first = rollback.lowest / len(numbers)
         target = torch.cat([logits for _, logits, _ in rest])
-        if first <= NOTHING * distance_of(target).unit(target):
+        if first <= NOTHING * learner.task_of(target).unit(target):
             return
         learner.begin(first)
         for step in work().track(range(steps), "refitting all layers together"):

@@ -18,6 +18,7 @@ from depfuse.refit.second_order.natural_gradient import NaturalGradient, Teacher
 from depfuse.refit.second_order.schedule import Schedule
 from depfuse.refit.second_order.second_pass import SecondPass
 from depfuse.refit.second_order.training import NaturalGradientTraining
+from depfuse.tasks.task import Task
 
 STANDARD = Schedule()
 
@@ -34,6 +35,8 @@ class Session:
         The targets of its outputs and of its streams.
     seed
         Of what is drawn at random.
+    task
+        What the outputs mean; by their shape where None.
     """
 
     decomposed: DecomposedNetwork
@@ -41,10 +44,17 @@ class Session:
     teacher: TeacherFunction
     streams: Streams
     seed: int
+    task: Task | None = None
 
     @classmethod
     def towards(
-        cls, network: nn.Module, teacher: Callable[[Tensor, float], Tensor], images: Loader, *, seed: int = 0
+        cls,
+        network: nn.Module,
+        teacher: Callable[[Tensor, float], Tensor],
+        images: Loader,
+        *,
+        seed: int = 0,
+        task: Task | None = None,
     ) -> Session:
         """Prepare any network in eval mode to learn a teacher's logits (N, C) alone.
 
@@ -56,6 +66,8 @@ class Session:
             Images, temperature -> logits.
         images
             Some training images without labels.
+        task
+            What the outputs mean; by their shape where None.
 
         Raises
         ------
@@ -68,7 +80,7 @@ class Session:
         def logits_alone(images: Tensor, temperature: float) -> tuple[Tensor, list[Tensor]]:
             return teacher(images, temperature), []
 
-        return cls(decomposed, folded, logits_alone, Streams.none(), seed)
+        return cls(decomposed, folded, logits_alone, Streams.none(), seed, task)
 
     def second_pass(
         self, steps: int, augment: Augmentation, *, mixed: bool = False, held: Loader | None = None
@@ -109,4 +121,4 @@ class Session:
     def _learner(self, trust: float = STANDARD.trust) -> NaturalGradient:
         generator = torch.Generator().manual_seed(self.seed)
         state = self.decomposed.state
-        return NaturalGradient(self.folded, state, self.teacher, self.streams, generator, trust=trust)
+        return NaturalGradient(self.folded, state, self.teacher, self.streams, generator, trust=trust, task=self.task)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from depfuse.data.augment import mix
+from depfuse.data.inputs import count_samples, split_samples
 from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.refit.second_order.natural_gradient import PER_STEP, NaturalGradient
 from depfuse.refit.second_order.rollback import COMPARED, Rollback
@@ -99,9 +100,9 @@ class NaturalGradientTraining:
         with torch.no_grad():
             if self._mixes:
                 images = mix(images, self._learner.generator)
-            batches = self._learner.with_targets(torch.split(images, self._size), quick=True)
+            batches = self._learner.with_targets(list(split_samples(images, self._size)), quick=True)
             if not self._learner.begun:
-                self._learner.begin(self._learner.loss(batches) / len(images))
+                self._learner.begin(self._learner.loss(batches) / count_samples(images))
             if self._steps % COMPARED == 0:
                 self._rollback.compare()
             self._steps += 1

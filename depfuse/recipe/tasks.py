@@ -1,0 +1,82 @@
+"""Settings of the tasks: what the networks' outputs mean, with the class of each. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from depfuse.recipe.fields import Choice, Registry
+
+
+class TaskChoice(Choice):
+    """What the networks' outputs mean.
+
+    Attributes
+    ----------
+    place
+        `module:class` of the `Task`; its `of` builds one from the parents' outputs for some images.
+    """
+
+    place: ClassVar[str] = ""
+
+
+class AutoTask(TaskChoice):
+    """Chosen from the parents' outputs: rows of class scores, maps of them, or numbers."""
+
+    name: Literal["auto"] = "auto"
+
+
+class NoTask(TaskChoice):
+    """Outputs of which nothing is known: parents are matched and merged only."""
+
+    name: Literal["none"] = "none"
+
+
+class ClassesTask(TaskChoice):
+    """One row of class scores for each image, of which the highest is the prediction."""
+
+    place: ClassVar[str] = "depfuse.tasks.classes:Classes"
+
+    name: Literal["classes"] = "classes"
+
+
+class DenseTask(TaskChoice):
+    """Maps of class scores, of any spatial dimensions."""
+
+    place: ClassVar[str] = "depfuse.tasks.classes:Dense"
+
+    name: Literal["dense"] = "dense"
+
+
+class MultilabelTask(TaskChoice):
+    """Several independent yes-or-no logits."""
+
+    place: ClassVar[str] = "depfuse.tasks.labels:Labels"
+
+    name: Literal["multilabel"] = "multilabel"
+
+
+class BinaryTask(TaskChoice):
+    """One yes-or-no logit."""
+
+    place: ClassVar[str] = "depfuse.tasks.labels:Binary"
+
+    name: Literal["binary"] = "binary"
+
+
+class RegressionTask(TaskChoice):
+    """Numbers, each compared in units of its spread: a row of them, or maps, sequences and images."""
+
+    place: ClassVar[str] = "depfuse.tasks.regression:Regression"
+
+    name: Literal["regression"] = "regression"
+
+
+class FeaturesTask(TaskChoice):
+    """Embeddings, of which the direction counts."""
+
+    place: ClassVar[str] = "depfuse.tasks.features:Features"
+
+    name: Literal["features"] = "features"
+
+
+TASKS = Registry(AutoTask, NoTask, ClassesTask, DenseTask, MultilabelTask, BinaryTask, RegressionTask, FeaturesTask)

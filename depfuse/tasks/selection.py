@@ -1,0 +1,132 @@
+"""Which tensors of a network's output count: chosen by the user, or found where an output is a structure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from depfuse.errors import RecipeError
+from depfuse.networks.copying import unwrap
+
+ScoresFunction = Callable[[Any], Tensor]
+"""Output of a network -> the tensor (N, ...) that counts."""
+NAMES = ("logits", "out")  # of the outputs that count, as Hugging Face's and torchvision's networks call them
+
+
+class Selection:
+    """A forward hook that replaces the output of a network by the tensor that counts."""
+
+    def __init__(self, scores: ScoresFunction) -> None:
+        self.scores = scores
+
+    def __call__(self, network: nn.Module, inputs: Any, output: Any) -> Tensor:
+        """Select from an output."""
+        return self.scores(output)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Scores by the name or number of an entry of a mapping, an object or a sequence."""
+
+    key: Any
+
+    def __call__(self, output: Any) -> Tensor:
+        """Take the entry."""
+        entry: Tensor = getattr(output, self.key) if _has_fields(output) else output[self.key]
+        return entry
+
+
+def select(networks: Sequence[nn.Module], scores: ScoresFunction | None) -> None:
+    """Let networks return the tensor that counts, from now on; their tensors and names stay."""
+    for network in networks if scores is not None else ():
+        assert scores is not None
+        inner = unwrap(network)
+        if not _selections(inner):
+            inner.register_forward_hook(Selection(scores))
+
+
+def deselect(network: nn.Module) -> nn.Module:
+    """Let a network return its whole output again."""
+    inner = unwrap(network)
+    for number in _selections(inner):
+        del inner._forward_hooks[number]
+    return network
+
+
+@contextmanager
+def selecting(networks: Sequence[nn.Module], scores: ScoresFunction | None) -> Iterator[None]:
+    """Let networks return the tensor that counts within the block."""
+    changed = [network for network in networks if not _selections(unwrap(network))]
+    select(changed, scores)
+    try:
+        yield
+    finally:
+        for network in changed:
+            deselect(network)
+
+
+@contextmanager
+def whole_outputs(network: nn.Module) -> Iterator[None]:
+    """Let a network return its whole output within the block: all of it says which channels can be permuted."""
+    hooks = unwrap(network)._forward_hooks
+    selections = {number: hooks.pop(number) for number in _selections(unwrap(network))}
+    try:
+        yield
+    finally:
+        hooks.update(selections)
+
+
+def find_scores(output: Any) -> ScoresFunction | None:
+    """Find what of an output counts: an entry `logits` or `out`, or the only floating-point tensor; None of a tensor.
+
+    An output in which several tensors may count has no such: None, too.
+    """
+    if isinstance(output, Tensor):
+        return None
+    entries = _entries(output)
+    for name in NAMES:
+        if isinstance(entries.get(name), Tensor):
+            return Entry(name)
+    tensors = [key for key, entry in entries.items() if isinstance(entry, Tensor) and entry.is_floating_point()]
+    return Entry(tensors[0]) if len(tensors) == 1 else None
+
+
+def check_scores(scores: ScoresFunction, output: Any) -> Tensor:
+    """Return the tensor that a function of the user's selects from an output; raise `RecipeError` where it fails."""
+    try:
+        found = scores(output)
+    except Exception as error:  # whatever the user's function raises
+        raise RecipeError(
+            f"`scores` fails on an output of type {type(output).__name__} ({type(error).__name__}: {error}): give a "
+            "function of one output of the network"
+        ) from error
+    if not isinstance(found, Tensor) or not found.is_floating_point() or found.dim() == 0:
+        kind = f"{found.dtype} of {found.dim()} dimensions" if isinstance(found, Tensor) else type(found).__name__
+        raise RecipeError(f"`scores` gives a {kind}: it must give a floating-point tensor with an entry for each image")
+    return found
+
+
+def _entries(output: Any) -> dict[Any, Any]:
+    """List the entries of an output by what `Entry` takes them by."""
+    if isinstance(output, Mapping):
+        return dict(output)
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return {name: getattr(output, name) for name in output._fields}
+    if isinstance(output, (tuple, list)):
+        return dict(enumerate(output))
+    if dataclasses.is_dataclass(output):
+        return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    return {}
+
+
+def _has_fields(output: Any) -> bool:
+    """Tell whether the entries of an output are attributes: of a named tuple, or of a dataclass that is no mapping."""
+    return not isinstance(output, Mapping) and (hasattr(output, "_fields") or dataclasses.is_dataclass(output))
+
+
+def _selections(network: nn.Module) -> list[int]:
+    return [number for number, hook in network._forward_hooks.items() if isinstance(hook, Selection)]
