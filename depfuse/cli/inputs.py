@@ -216,7 +216,7 @@ def load_named(cards: Sequence[Card | None], options: DataOptions, name: str) ->
     used = Preprocessing()
     if mean is None or std is None:
         used = agreed(cards, "preprocessing") or used
-    return load_data(
+    data = load_data(
         name,
         root=options.data_root,
         mean=mean or used.mean,
@@ -224,6 +224,10 @@ def load_named(cards: Sequence[Card | None], options: DataOptions, name: str) ->
         size=options.sizes() or used.size,
         download=options.data is not None,
     )
+    if not data.dense:
+        return data
+    _say(f"{data.name} has labels of pixels, by which no command scores yet: its images are taken without labels")
+    return data.without_labels()
 
 
 def read_template(inputs: Inputs, width: float | None, child_arch: str | None) -> tuple[str | None, nn.Module | None]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os.path import join
 from pathlib import Path
 
 import numpy as np
 
 from depfuse.data.image_files import find_images
 from depfuse.data.images import SUFFIXES, is_hidden, is_image
+from depfuse.data.masks import find_masks, load_masks
 from depfuse.data.parts import KINDS, Part, data_set_of
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.data.tensors import DataSet
@@ -40,7 +42,7 @@ def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
     val/, valid/ or validation/ beside or for it   test images, where test/ has no labels or is not there
     train/IMAGE, or deeper                         training images without labels
     CLASS/IMAGE in two folders or more             images with labels, divided by seed
-    images/ and masks/                             the images, without labels
+    images/ and masks/, also below train/, test/   images with labels of pixels, matched by the names of files
     IMAGE, or deeper                               training images without labels
     =============================================  =============================================
 
@@ -54,6 +56,8 @@ def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
     """
     children = {child.lower(): child for child in _subfolders(str(root))}
     parts = {children[name]: str(root / children[name]) for name in children if name in KINDS}
+    if (dense := _with_masks(root, parts)) is not None:
+        return _dense(root, dense, preprocessing)
     if parts:
         least = 1 if _one_class(list(parts.values())) else 2
         train = {name: _by_class(place, least) for name, place in parts.items() if KINDS[name.lower()] == "train"}
@@ -89,6 +93,48 @@ def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
     named = {name: part for name, part in zip(parts_by_name, made, strict=False) if len(part.images)}
     rest = made[-1] if whole is not None else None
     return data_set_of(str(root), named, rest, classes, preprocessing, by_name=classes is not None)
+
+
+def _with_masks(root: Path, parts: Mapping[str, str]) -> dict[str, tuple[str, str]] | None:
+    """Find the folders of images and of masks of each part, one called "" where there are none; None without masks."""
+    if not parts:
+        pair = _pair(str(root))
+        if pair is None:
+            return None
+        below = [{name.lower(): name for name in _subfolders(place)} for place in pair]
+        shared = {name for name in below[0] if name in KINDS and name in below[1]}
+        if shared and below[0].keys() <= KINDS.keys():
+            return {name: (join(pair[0], below[0][name]), join(pair[1], below[1][name])) for name in sorted(shared)}
+        return {"": pair}
+    pairs = {name: _pair(place) for name, place in parts.items()}
+    return {name: pair for name, pair in pairs.items() if pair is not None} if all(pairs.values()) else None
+
+
+def _pair(place: str) -> tuple[str, str] | None:
+    """Find a folder's images and its masks, where it has both."""
+    names = {name.lower(): name for name in _subfolders(place)}
+    found = [next((names[own] for own in kinds if own in names), None) for kinds in (PICTURES, MASKS)]
+    if found[0] is None or found[1] is None:
+        return None
+    images, masks = join(place, found[0]), join(place, found[1])
+    return (images, masks) if _images_below(masks, set()) else None
+
+
+def _dense(root: Path, pairs: Mapping[str, tuple[str, str]], preprocessing: Preprocessing) -> DataSet:
+    """Load images with their masks."""
+    files = {}
+    try:
+        for part, (images, masks) in pairs.items():
+            own = _images_below(images, set())
+            files[part] = own, find_masks(own, images, _images_below(masks, set()), masks)
+        labels, classes = load_masks(files, preprocessing.size)
+    except DataError as error:
+        raise DataError(f"{error}; {next(iter(pairs.values()))[0]} alone has no labels") from None
+    loaded = find_images([own for own, _ in files.values()], root, preprocessing.size)
+    made = {part: Part(images, labels[part]) for part, images in zip(files, loaded, strict=True)}
+    whole = made.pop("", None)
+    named = {part: own for part, own in made.items() if len(own.images)}
+    return data_set_of(str(root), named, whole, classes, preprocessing)
 
 
 def _classes(root: Path, parts_by_name: dict[str, _Folder], whole: _Folder | None) -> tuple[str, ...] | None:

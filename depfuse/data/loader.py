@@ -27,10 +27,11 @@ from depfuse.networks.forward import Called, Example, in_layout
 class Loader:
     """Batches of a split that lives on the device, images as bytes.
 
-    Iterating gives pairs of inputs and labels (n,) int64, None where there are none. Images that are bytes are
-    pre-processed to (n, C, H, W) float32; other inputs are given as they are, a batch that holds samples of several
-    shapes in as many pieces. Batches differ in size by one sample at most and are never larger than `batch_size`, so
-    that no small batch remains; with `drop_last` they all have `batch_size` samples and the rest is left out.
+    Iterating gives pairs of inputs and labels (n,) int64, or (n, H, W) of pixels, None where there are none. Images
+    that are bytes are pre-processed to (n, C, H, W) float32; other inputs are given as they are, a batch that holds
+    samples of several shapes in as many pieces. Batches differ in size by one sample at most and are never larger than
+    `batch_size`, so that no small batch remains; with `drop_last` they all have `batch_size` samples and the rest is
+    left out.
 
     With `shuffle`, the order and the augmentation are a function of (`seed`, `epoch`) alone, on every
     device, and each iteration that ends advances `epoch`.
@@ -75,8 +76,9 @@ class Loader:
             raise DataError(f"batch size {batch_size} must be at least 1")
         if len(split) == 0:
             raise DataError("there are no images to load")
-        self.images = map_tensors(lambda tensor: tensor.to(device), split.held().images)
-        self.labels = None if split.labels is None else split.labels.to(device)
+        held = split.held()
+        self.images = map_tensors(lambda tensor: tensor.to(device), held.images)
+        self.labels: Tensor | None = None if held.labels is None else held.labels.to(device)
         self.preprocessing = preprocessing or Preprocessing()
         self.call = split.call
         if self.is_bytes:

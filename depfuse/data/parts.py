@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from depfuse.data.draws import order_of_class
+from depfuse.data.masks import MaskFiles
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.data.tensors import MOST_CLASSES, DataSet, Split, checked_data_set
 from depfuse.errors import DataError, DepfuseWarning
@@ -31,10 +32,10 @@ TEST_SHARE = 0.2  # of the images of a class, where nothing says which are for t
 
 @dataclass(frozen=True)
 class Part:
-    """Images, an array or files, with their labels, if they have any: numbers, or names of classes."""
+    """Images, an array or files, with their labels, if they have any: numbers, names of classes, or masks."""
 
     images: Any
-    labels: NDArray[Any] | None
+    labels: NDArray[Any] | Tensor | MaskFiles | None
 
 
 def data_set_of(
@@ -111,8 +112,8 @@ def with_test_images(data: DataSet) -> DataSet:
 
 
 def _divided(name: str, whole: Split) -> tuple[Split, Split | None]:
-    """Divide labelled images into training and test images, class by class, and say so."""
-    labels = whole.required_labels
+    """Divide labelled images into training and test images, class by class, and say so; by seed alone, with masks."""
+    labels = torch.zeros(len(whole), dtype=torch.int64) if whole.dense else whole.required_labels
     held = []
     for label in torch.unique(labels).tolist():
         of_class = torch.nonzero(labels == label)[:, 0]
@@ -123,9 +124,10 @@ def _divided(name: str, whole: Split) -> tuple[Split, Split | None]:
         return whole, None
     in_training = torch.ones(len(whole), dtype=torch.bool)
     in_training[numbers] = False
+    by_class = "" if whole.dense else " of each class"
     _say(
         f"{name} has no labelled test set: {len(numbers):,} of {counted(len(whole), 'image')},"
-        f" {100 * TEST_SHARE:.0f} % of each class, drawn by seed {SPLIT_SEED}, are the test images"
+        f" {100 * TEST_SHARE:.0f} %{by_class}, drawn by seed {SPLIT_SEED}, are the test images"
     )
     return whole.take(torch.nonzero(in_training)[:, 0]), whole.take(numbers)
 
@@ -134,7 +136,7 @@ def _names(name: str, parts: Sequence[Part], classes: Sequence[str] | None) -> t
     """Settle the names of classes: those given, else the texts that are labels; None where labels are numbers."""
     if classes is not None:
         return tuple(classes)
-    texts = [part.labels for part in parts if part.labels is not None and part.labels.dtype.kind == "U"]
+    texts = [part.labels for part in parts if isinstance(part.labels, np.ndarray) and part.labels.dtype.kind == "U"]
     if not texts:
         return None
     names = sorted({str(text) for labels in texts for text in np.unique(labels)})
@@ -145,14 +147,16 @@ def _names(name: str, parts: Sequence[Part], classes: Sequence[str] | None) -> t
 
 def _as_split(name: str, part: Part, names: Sequence[str] | None) -> Split:
     labels = part.labels
-    if labels is not None and labels.dtype.kind == "U":
+    if labels is None or isinstance(labels, (Tensor, MaskFiles)):
+        return Split(part.images, labels)
+    if labels.dtype.kind == "U":
         assert names is not None
         numbers = {text: number for number, text in enumerate(names)}
         unknown = next((text for text in labels.tolist() if text not in numbers), None)
         if unknown is not None:
             raise DataError(f"{name}: the label {unknown!r} is none of the classes {', '.join(list(names)[:5])}, ...")
         labels = np.array([numbers[text] for text in labels.tolist()], np.int64)
-    return Split(part.images, None if labels is None else _as_tensor(labels))
+    return Split(part.images, _as_tensor(labels))
 
 
 def _as_tensor(labels: NDArray[Any]) -> Tensor:

@@ -47,7 +47,7 @@ class Stream:
     @property
     def labels(self) -> Tensor | None:
         """The labels (N,), None where there are none."""
-        return self._split.labels
+        return None if self._split.labels is None else self._split.required_labels
 
     @property
     def required_labels(self) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from depfuse.data.floats import to_floats
 from depfuse.data.inputs import Index, count_samples, take_samples
+from depfuse.data.masks import MaskFiles
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.data.stored_images import StoredImages
 from depfuse.errors import DataError
@@ -28,13 +29,13 @@ class Split:
         Images (N, C, H, W) uint8, decoded or as `StoredImages`; or whatever else networks take, ready for them: a
         tensor (N, ...), several in a structure, or `Ragged`.
     labels
-        (N,) int64; None where they are not known.
+        (N,) int64, or (N, H, W) of pixels, decoded or as `MaskFiles`; None where they are not known.
     call
         How a network is run on a batch of them, where it is not by the inputs alone; batches are `Called` then.
     """
 
     images: Any
-    labels: Tensor | None = None
+    labels: Any = None
     call: Call | None = None
 
     def __len__(self) -> int:
@@ -42,10 +43,16 @@ class Split:
 
     @property
     def required_labels(self) -> Tensor:
-        """The labels (N,); raises `DataError` where there are none."""
+        """The labels (N,), or (N, H, W); raises `DataError` where there are none."""
         if self.labels is None:
             raise DataError("labels are needed here, and these data have none: give data with labels")
-        return self.labels
+        labels: Tensor = self.labels.decoded() if isinstance(self.labels, MaskFiles) else self.labels
+        return labels
+
+    @property
+    def dense(self) -> bool:
+        """Whether the labels are those of pixels."""
+        return self.labels is not None and self.labels.ndim > 1
 
     def take(self, index: Index) -> Split:
         """Select samples by number (n,), in that order, or a range of them."""
@@ -53,8 +60,10 @@ class Split:
         return Split(take_samples(self.images, index), labels, self.call)
 
     def held(self) -> Split:
-        """Decode images that are files, all of them."""
-        return replace(self, images=self.images.decoded()) if isinstance(self.images, StoredImages) else self
+        """Decode images and masks that are files, all of them."""
+        images = self.images.decoded() if isinstance(self.images, StoredImages) else self.images
+        labels = self.labels.decoded() if isinstance(self.labels, MaskFiles) else self.labels
+        return replace(self, images=images, labels=labels)
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,16 @@ class DataSet:
     def labelled(self) -> bool:
         """Whether there are test images with labels."""
         return self.test is not None and self.test.labels is not None
+
+    @property
+    def dense(self) -> bool:
+        """Whether the labels are those of pixels."""
+        return self.train.dense or (self.test is not None and self.test.dense)
+
+    def without_labels(self) -> DataSet:
+        """Leave all labels out."""
+        test = None if self.test is None else replace(self.test, labels=None)
+        return replace(self, classes=(), train=replace(self.train, labels=None), test=test)
 
     def held(self) -> DataSet:
         """Decode images that are files, all of them."""
@@ -167,4 +186,5 @@ def checked_data_set(
 
 
 def _some_labels(split: Split) -> bool:
-    return split.labels is not None and len(split.labels) > 0
+    """Tell whether there are labels of images; those of pixels have been looked at as they were found."""
+    return split.labels is not None and len(split.labels) > 0 and not split.dense

@@ -22,7 +22,18 @@ class Tally:
         self._correct: list[Tensor] = []
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Take in one batch: logits (N, classes), labels (N,)."""
+        """Take in one batch: logits (N, classes), labels (N,).
+
+        Raises
+        ------
+        DataError
+            The labels are those of pixels.
+        """
+        if labels.dim() != 1:
+            raise DataError(
+                "the data have labels of pixels, by which no network is scored yet: compare without labels, as"
+                " data.without_labels() has none"
+            )
         self._outputs = logits.shape[1]
         log_probabilities = logits.float().log_softmax(dim=1)
         # A label without an output would read past the end; it is refused once the pass is over, because

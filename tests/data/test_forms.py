@@ -190,10 +190,12 @@ def test_test_images_alone_cannot_calibrate(tmp_path: Path) -> None:
         calibration_loader(data, 10)
 
 
-def test_masks_are_left_aside_and_that_is_said(tmp_path: Path) -> None:
+def test_labels_of_pixels_that_are_no_images_are_left_aside_and_that_is_said(tmp_path: Path) -> None:
+    """Boxes of a detector, for instance."""
     picture(tmp_path / "images" / "0.png", 3)
-    picture(tmp_path / "masks" / "0.png", 4)
-    with pytest.warns(DepfuseWarning, match="labels of pixels, masks, are not read"):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "0.txt").write_text("0 0.5 0.5 0.1 0.1")
+    with pytest.warns(DepfuseWarning, match="labels of pixels, labels, are not read"):
         assert shades(load_data(tmp_path)) == [3]
 
 

@@ -22,7 +22,7 @@ def test_the_page_on_groups_shows_what_is_printed() -> None:
 def test_the_examples_of_data_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     examples = re.findall(r"^```python\n(.*?)^```", (DOCS / "guide" / "data.md").read_text("utf-8"), re.M | re.S)
-    assert len(examples) == 5
+    assert len(examples) == 6
     exec("\n".join(examples), {})
 
 
