@@ -104,7 +104,7 @@ def with_joint_head(
         parents'.
     """
     copies = [_of_all_labels(models, number, labels, template) for number in range(len(models))]
-    images = next(iter(calibration))[0][:1]
+    images = calibration.example()
     heads = [head_of(model, images) for model in copies]
     classes = heads[0].out_features
     if classes < 2:
@@ -112,7 +112,7 @@ def with_joint_head(
             "one head for all parents tells classes apart, and these networks have one output: leave out "
             "teach.labelled and teach.head"
         )
-    read = calibration.required_labels[:labelled].long().to(images.device) if labelled else None
+    read = calibration.required_labels[:labelled].long().to(calibration.device) if labelled else None
     if read is not None and int(read.max()) >= classes:
         raise RecipeError(
             f"the data have the label {int(read.max())}, but the parents know {classes} labels: 0 to {classes - 1}"
