@@ -115,10 +115,6 @@ class DataSet:
         test = None if self.test is None else replace(self.test, labels=None)
         return replace(self, classes=(), train=replace(self.train, labels=None), test=test)
 
-    def held(self) -> DataSet:
-        """Decode images that are files, all of them."""
-        return replace(self, train=self.train.held(), test=None if self.test is None else self.test.held())
-
     @property
     def _some(self) -> Split:
         return self.train if len(self.train) or self.test is None else self.test

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from depfuse.data import DataSet, Loader
+from depfuse.data import DataSet
+from depfuse.data.stream import batches_of
 from depfuse.distributed.team import Team, run_on_all
 from depfuse.distributed.team import count as count_processes
 from depfuse.errors import RecipeError
@@ -58,7 +59,7 @@ def train(
     _check_parts(data, recipe)
     saving = None if resume_path is None else Saving(Path(resume_path), save_seconds)
     last = run_on_all(_fit_on_all, model, data, recipe, device, saving=saving, progress=progress)
-    test = Loader(data.required_test, data.preprocessing, batch_size=500, device=device)
+    test = batches_of(data.required_test, data.preprocessing, batch_size=500, device=device)
     scores = evaluate(model, work().track(test, "evaluating"))
     return {
         "accuracy": scores.accuracy,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from depfuse.data import DataSet, Loader
 from depfuse.data.loader import epoch_seed
+from depfuse.data.stored_images import StoredImages
 from depfuse.distributed.team import Team
 from depfuse.errors import CheckpointError
 from depfuse.io.checkpoint import state_digest
@@ -21,7 +22,7 @@ from depfuse.networks.isolation import seeded
 from depfuse.networks.memory_format import takes_channels_last
 from depfuse.networks.running import evaluating
 from depfuse.progress import work
-from depfuse.text import first_line
+from depfuse.text import counted, first_line
 from depfuse.train.descent import Descent, SharedDescent, use_bfloat16
 from depfuse.train.interfaces import EpochReport, Learner, Progress, Teacher
 from depfuse.train.recipe import TrainRecipe
@@ -49,7 +50,9 @@ class Run:
         self.loss = self.accuracy = math.nan
         self.seconds = 0.0
         self.taught = teacher is not None or learner is not None
-        data = data.held()
+        if isinstance(data.train.images, StoredImages):
+            work().step(f"decoding {counted(len(data.train), 'image')}")
+            data = replace(data, train=data.train.held())
         self.saved = time.perf_counter()
         self.loader = Loader(
             data.train,

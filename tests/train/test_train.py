@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from depfuse.data import DataSet, parse_labels, select_labels
+from depfuse.data import DataSet, Preprocessing, Split, parse_labels, select_labels
+from depfuse.data.stored_images import StoredImages
 from depfuse.errors import CheckpointError, DataError, RecipeError
 from depfuse.io.checkpoint import read_checkpoint, state_digest
 from depfuse.models import build_network
@@ -240,3 +241,45 @@ def test_the_script_makes_the_shipped_digits_parents(tmp_path: Path, digits: Dat
         # Another processor may round otherwise, so that the weights differ but not what they reach.
         assert made.card.metrics["accuracy"] == pytest.approx(shipped.card.metrics["accuracy"], abs=0.1)
         assert made.card.recipe == shipped.card.recipe
+
+
+class Generated(StoredImages):
+    """Images that are made when they are asked for; remembers how many at once."""
+
+    def __init__(self, count: int, size: int, asked: list[int]) -> None:
+        self.shape, self.asked = (count, 1, size, size), asked
+
+    @property
+    def example(self) -> str:
+        return "0.png"
+
+    def take(self, index: slice | torch.Tensor) -> Generated:
+        return Generated(len(torch.arange(len(self))[index]), self.shape[2], self.asked)
+
+    def fill(self, images: torch.Tensor) -> None:
+        self.asked.append(len(images))
+        images.random_(generator=torch.Generator().manual_seed(0))
+
+
+def test_training_images_are_decoded_once_and_test_images_batch_by_batch() -> None:
+    for_training, for_tests = [], []
+    labels = torch.arange(1100) % 2
+    train_split = Split(Generated(540, 256, for_training), labels[:540])
+    data = DataSet(
+        "generated", ("a", "b"), train_split, Split(Generated(1100, 256, for_tests), labels), Preprocessing()
+    )
+    network = torch.nn.Sequential(torch.nn.AvgPool2d(64), torch.nn.Flatten(), torch.nn.Linear(16, 2))
+    train(network, data, TrainRecipe(epochs=1, batch_size=270))
+    assert for_training.count(540) == 1
+    assert sum(for_training) < 600
+    assert max(for_tests) <= 500
+    assert sum(for_tests) == 1100
+
+
+def test_more_images_than_memory_holds_are_refused_before_the_training() -> None:
+    labels = torch.arange(10**6) % 2
+    many, few = (Split(Generated(count, 8000, []), labels[:count]) for count in (10**6, 4))
+    data = DataSet("large", ("a", "b"), many, few, Preprocessing())
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(16, 2))
+    with pytest.raises(DataError, match=r"1,000,000 images as large as 0\.png need \d+\.\d GiB of memory, and"):
+        train(network, data, TrainRecipe(epochs=1))
