@@ -1,4 +1,4 @@
-"""The examples of the page on bringing one's own run, one after another."""
+"""The examples of the page on bringing one's own run, one after another, and that of parents with different labels."""
 
 from __future__ import annotations
 
@@ -30,3 +30,12 @@ def test_every_example_runs(
     printed = capsys.readouterr().out
     assert "FusionResult: 2 parents fused by preset fast" in printed
     assert "Keep " in printed
+    assert "Without labels no accuracy is known." in printed
+
+
+@pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")
+def test_the_example_of_parents_with_different_labels_runs() -> None:
+    page = PAGE.with_name("labels.md")
+    (example,) = re.findall(r"^```python\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    torch.manual_seed(0)
+    exec(compile(example, str(page), "exec"), {"__name__": "example"})
