@@ -37,7 +37,7 @@ def as_loader(
     batch_size: int = 250,
     call: Call | None = None,
     seed: int = 0,
-    room: int | None = None,
+    room: float | None = None,
 ) -> Loader:
     """Collect calibration data from whatever gives it, in one pass.
 
@@ -73,7 +73,9 @@ def as_loader(
         split = replace(source.split, call=call)
         return Loader(split, source.preprocessing, batch_size=source.batch_size, device=source.device)
     call = None if call is None else OnObjects(call)
-    collected = _Collected(images, Signature.of(model), call, calibration_room() if room is None else room)
+    room = calibration_room() if room is None else room
+    dtype = next((tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()), None)
+    collected = _Collected(images, Signature.of(model), call, room, dtype)
     for batch in _batches(source, model, images, batch_size, seed, called=call is not None):
         collected.add(batch)
         if collected.full:
@@ -94,6 +96,7 @@ class _Collected:
     takes: Signature
     call: Call | None
     room: float
+    dtype: torch.dtype | None
     inputs: list[Any] = field(default_factory=list)
     labels: list[Tensor | None] = field(default_factory=list)
     count: int = 0
@@ -103,12 +106,14 @@ class _Collected:
         """Take the samples of a batch, as many as are wanted still."""
         inputs, labels = (_called_structure(batch), None) if self.call else split_batch(batch, self.takes)
         count = _length(inputs)
+        if count == 0:
+            return
         if count > self.wanted - self.count:
             kept = slice(0, self.wanted - self.count)
             inputs, labels = take_samples(inputs, kept), None if labels is None else labels[kept]
             count = self.wanted - self.count
         # A data loader may use its memory again for the next batch.
-        inputs = map_tensors(lambda leaf: leaf.detach().cpu().clone(), inputs)
+        inputs = map_tensors(self._own, inputs)
         self.inputs.append(inputs)
         self.labels.append(labels if labels is not None and len(labels) == count else None)
         self.count += count
@@ -120,6 +125,10 @@ class _Collected:
                 DepfuseWarning,
                 stacklevel=2,
             )
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        dtype = self.dtype if tensor.is_floating_point() else None
+        return torch.clone(tensor.detach().to("cpu", dtype))
 
     @property
     def full(self) -> bool:
@@ -144,6 +153,7 @@ def _batches(source: Any, model: nn.Module, images: int, batch_size: int, seed: 
         )
     if not isinstance(source, Tensor) and hasattr(source, "__array__"):  # of pandas, h5py and others
         source = source if isinstance(source, np.ndarray) else np.asarray(source)
+    source = as_tensor(source) if isinstance(source, Tensor) else source
     if isinstance(source, (Tensor, np.ndarray)):
         yield from _drawn(_count(source), images, batch_size, seed, lambda index: _rows(source, index))
     elif isinstance(source, Mapping) or _is_whole(source, model, called=called):
@@ -329,7 +339,7 @@ def _length(inputs: Any) -> int:
         There is no tensor, or they have several.
     """
     sizes = {len(leaf) if leaf.dim() else 0 for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)}
-    if len(sizes) != 1 or 0 in sizes:
+    if len(sizes) != 1:
         found = f"tensors of {sorted(sizes)} samples" if sizes else "no tensor"
         raise DataError(f"a batch of the calibration data holds {found}: the first axis of each must count its samples")
     return count_samples(inputs)

@@ -60,7 +60,7 @@ register_pytree_node(
 
 def has_attributes(batch: Any) -> bool:
     """Tell whether a batch is an object of a class of the user's whose attributes can be taken apart."""
-    return hasattr(batch, "__dict__") and not isinstance(batch, (type, nn.Module))
+    return hasattr(batch, "__dict__") and not isinstance(batch, (Tensor, type, nn.Module))
 
 
 @dataclass(frozen=True)

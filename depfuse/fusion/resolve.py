@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from depfuse.data.inputs import Ragged
 from depfuse.data.loader import Loader
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
@@ -195,6 +196,8 @@ def _unsuited(model: nn.Module, images: Loader) -> str:
     """Give the reason why a network is not one of those that were searched on; empty where it is."""
     kinds = {type(module) for module in model.modules()}
     name = type(model).__name__
+    if isinstance(images.images, Ragged):
+        return "the calibration data are of several shapes"
     if not any(issubclass(kind, nn.Conv2d) for kind in kinds):
         return f"{name} has no convolutions"
     others = (nn.MultiheadAttention, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d)

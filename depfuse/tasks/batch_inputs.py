@@ -44,11 +44,14 @@ class Signature:
         Names of all parameters, in order.
     open
         Whether it takes keywords of any name.
+    by_name
+        Whether the first must be given by its name.
     """
 
     required: tuple[str, ...]
     names: tuple[str, ...]
     open: bool
+    by_name: bool = False
 
     @classmethod
     def of(cls, model: nn.Module) -> Signature:
@@ -62,6 +65,7 @@ class Signature:
             tuple(p.name for p in plain if p.default is p.empty),
             tuple(p.name for p in plain),
             any(p.kind == p.VAR_KEYWORD for p in parameters),
+            bool(plain) and plain[0].kind == inspect.Parameter.KEYWORD_ONLY,
         )
 
 
@@ -77,6 +81,13 @@ def split_batch(batch: Any, takes: Signature) -> tuple[Example, Tensor | None]:
     DataError
         The batch holds nothing, or too little, that the network takes.
     """
+    inputs, labels = _split(batch, takes)
+    if takes.by_name and isinstance(inputs, Tensor):
+        return {takes.names[0]: inputs}, labels
+    return inputs, labels
+
+
+def _split(batch: Any, takes: Signature) -> tuple[Example, Tensor | None]:
     if isinstance(batch, (Tensor, np.ndarray)):
         return as_tensor(batch), None
     if is_dataclass(batch) and not isinstance(batch, type):
@@ -97,7 +108,7 @@ def as_tensor(value: Any) -> Tensor:
         It is neither, or holds no numbers.
     """
     if isinstance(value, Tensor):
-        return value.detach()
+        return value.detach() if value.layout == torch.strided else value.detach().to_dense()
     if isinstance(value, np.ndarray):
         try:
             return torch.from_numpy(np.ascontiguousarray(value))

@@ -215,6 +215,28 @@ def test_a_function_of_the_users_is_given_batches_of_their_own_class() -> None:
     assert all(torch.equal(batch.image, given) for batch, given in zip(batches, IMAGES.split(10), strict=True))
 
 
+@pytest.mark.parametrize("batches", [IMAGES, IMAGES.numpy(), [IMAGES[:20], IMAGES[20:]]])
+def test_a_function_of_the_users_is_given_tensors(batches: Any) -> None:
+    loader = as_loader(batches, Plain(), call=lambda model, batch: model(2 * batch))
+    model = Plain().eval()
+    torch.testing.assert_close(torch.cat([run_network(model, batch) for batch, _ in loader]), model(2 * IMAGES))
+
+
+def test_batches_of_several_types_are_of_the_networks_and_empty_ones_are_passed_over() -> None:
+    loader = as_loader([IMAGES[:10].double(), IMAGES[:0], IMAGES[10:].numpy()], Plain())
+    assert torch.equal(loader.images, IMAGES)
+
+
+def test_an_input_that_is_taken_by_its_name_alone_is_given_by_it() -> None:
+    class Named(Plain):
+        def forward(self, *, pixels: Tensor, labels: Any = None) -> Tensor:
+            return super().forward(pixels)
+
+    for source in (IMAGES, [{"pixels": IMAGES, "labels": LABELS}]):
+        inputs, _ = next(iter(as_loader(source, Named())))
+        assert torch.equal(inputs["pixels"], IMAGES)
+
+
 def test_an_input_of_one_axis_with_its_label_is_a_sample() -> None:
     network = nn.Linear(7, 3)  # which takes one axis, too
     rows = torch.randn(20, 7, dtype=torch.float32)

@@ -246,3 +246,14 @@ def test_augmentation_is_said_where_inputs_are_no_images() -> None:
         warnings.simplefilter("error", DepfuseWarning)
         fuse(parents, RESET, rows)
         fuse(PARENTS, {**RESET, "calibration": {"augment": True}}, IMAGES)
+
+
+def test_refits_of_inputs_of_several_shapes_are_refused_in_words() -> None:
+    for recipe in ({"refit": "ridge"}, "best"):
+        with pytest.raises(RecipeError, match="needs inputs that are one tensor, all of one shape"):
+            fuse(PARENTS, recipe, [IMAGES[:30], IMAGES[30:, :, :6]])
+        with pytest.raises(RecipeError, match="needs inputs that are one tensor, all of one shape"):
+            fuse([TwoInputs(0), TwoInputs(1)], recipe, [(IMAGES[:20], torch.randn(20, 4, dtype=torch.float32))])
+        with pytest.raises(RecipeError, match="these are run by a function of yours"):
+            fuse(PARENTS, recipe, IMAGES, call=lambda model, batch: model(batch))
+    assert fuse(PARENTS, "standard", [IMAGES[:30], IMAGES[30:, :, :6]]).recipe.refit.name == "none"
