@@ -43,7 +43,7 @@ def find_groups(model: nn.Module, example: Example) -> ChannelGroups:
     with ForeignWatch(model) as foreign, BranchWatch(example) as watch, OverwriteWatch() as overwrites:
         traced, auxiliary = trace_with_auxiliary(model, example)
     foreign.check()
-    replay = Replay(traced, overwrites.regions)
+    replay = Replay(traced, overwrites.regions, watch.constants)
     replay.run()
     fix_branches(replay, watch.branches)
     return replace(assemble(replay, close(replay.ledger)), auxiliary=auxiliary)

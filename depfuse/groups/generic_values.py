@@ -7,7 +7,7 @@ branch.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -20,8 +20,9 @@ from depfuse.errors import GroupError
 from depfuse.groups.channel_group import ChannelGroup
 from depfuse.groups.slots import Slot
 from depfuse.networks.copying import evaluation_copy, unwrap
-from depfuse.networks.forward import Example, run_with
-from depfuse.networks.isolation import without_warnings
+from depfuse.networks.forward import Example, cloned, run_with
+from depfuse.networks.isolation import seeded, without_warnings
+from depfuse.networks.precision import DoublePrecision
 from depfuse.networks.running import evaluating, float_tensors, removing
 from depfuse.text import first_line
 
@@ -48,6 +49,8 @@ class GenericNetwork:
         The outputs of its first run.
     overwritten
         Keys of the floating-point tensors that the forward pass itself writes.
+    random
+        Whether a forward pass draws random numbers on the CPU, which it does from one seed.
     """
 
     def __init__(
@@ -73,15 +76,53 @@ class GenericNetwork:
                     tensor.abs_()
         for key in damped:
             self.state[key].mul_(0.1**draw)
-        device = next(iter(self.state.values())).device if self.state else None
-        self._inputs = self._several = tree_map(lambda leaf: _generic_input(leaf, device, generator), example)
+        self._seed, self.random = seed + draw, False
         self._modes = [(), tuple(auxiliary)] if auxiliary else [()]
+        self._drawn: Callable[[Any], Any] = self._normal
+        try:
+            self.first, self.overwritten = self._start(example)
+            if _finite(self.first):
+                return
+            failure = None
+        except GroupError as error:
+            failure = error
+        # It may want inputs of the example's range: a logarithm, a power, an assertion.
+        self._drawn = self._within
+        try:
+            first, overwritten = self._start(example)
+        except GroupError as error:
+            raise failure or error from error
+        if failure is not None or _finite(first):
+            self.first, self.overwritten = first, overwritten
+
+    def _start(self, example: Example) -> tuple[list[Tensor], frozenset[str]]:
+        """Draw inputs, set the statistics to theirs, and run the network; return its outputs and the keys it writes."""
+        self._inputs = self._several = tree_map(self._drawn, example)
         self._set_statistics()
         self._separate()
         written = {key: _fingerprint(tensor) for key, tensor in self.state.items()}
-        self._several = self._with_several()
-        self.first = self._first_run()
-        self.overwritten = frozenset(key for key, was in written.items() if _fingerprint(self.state[key]) != was)
+        self._several = self._with_several(example)
+        outputs = self._first_run()
+        return outputs, frozenset(key for key, was in written.items() if _fingerprint(self.state[key]) != was)
+
+    def _normal(self, leaf: Any) -> Any:
+        """Draw normal values in the shape of an input; those that are not floating-point stay."""
+        return self._draw(leaf, lambda shape: torch.randn(shape, generator=self._generator, dtype=torch.float64))
+
+    def _within(self, leaf: Any) -> Any:
+        """Draw values between the smallest and the largest of an input, from 0 to 1 where these are equal."""
+
+        def uniform(shape: Sequence[int]) -> Tensor:
+            low, high = (float(bound) for bound in leaf.aminmax()) if leaf.numel() else (0.0, 1.0)
+            low, high = (low, high) if low < high else (0.0, 1.0)
+            return torch.rand(shape, generator=self._generator, dtype=torch.float64) * (high - low) + low
+
+        return self._draw(leaf, uniform)
+
+    def _draw(self, leaf: Any, values: Callable[[Sequence[int]], Tensor]) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        return values(leaf.shape).to(next(iter(self.state.values())).device if self.state else leaf.device)
 
     def _set_statistics(self) -> None:
         """Bring BatchNorm's statistics near those of its inputs: signals neither die out nor explode."""
@@ -114,7 +155,7 @@ class GenericNetwork:
             self.state[key] = self.state[key].contiguous()
             seen.add(tensor.data_ptr())
 
-    def _with_several(self) -> Any:
+    def _with_several(self, example: Example) -> Any:
         """Make several different inputs where the example is one and the network supports more; else keep it."""
         tensors = [leaf for leaf in tree_leaves(self._inputs) if isinstance(leaf, Tensor)]
         if not tensors or any(leaf.dim() == 0 or leaf.shape[0] != 1 for leaf in tensors):
@@ -124,18 +165,18 @@ class GenericNetwork:
             if not isinstance(leaf, Tensor):
                 return leaf
             repeated = leaf.repeat(IMAGES, *[1] * (leaf.dim() - 1))
-            return _generic_input(repeated, leaf.device, self._generator)
+            return self._drawn(repeated)
 
-        return tree_map(extended, self._inputs)
+        return tree_map(extended, example)
 
     def _first_run(self) -> list[Tensor]:
         """Run several inputs, or one where the network supports only one, and return the outputs."""
         if self._several is not self._inputs:
             try:
                 outputs = self.run()
-                if all(bool(output.isfinite().all()) for output in outputs):
+                if _finite(outputs):
                     return outputs
-            except Exception:  # whatever a network raises that is made for one input
+            except GroupError:  # it is made for one input
                 pass
             self._several = self._inputs
         return self.run()
@@ -148,13 +189,29 @@ class GenericNetwork:
         self, inputs: Any, values: Mapping[str, Tensor], auxiliary: Sequence[str], gradient: bool
     ) -> list[Tensor]:
         try:
-            with evaluating(self._network, auxiliary=auxiliary), torch.set_grad_enabled(gradient):
-                result = run_with(self._network, values, inputs, tied=False)
-        except (RuntimeError, TypeError, ValueError) as error:
+            with (
+                evaluating(self._network, auxiliary=auxiliary),
+                torch.set_grad_enabled(gradient),
+                seeded(self._seed, next(iter(values.values())).device if values else torch.device("cpu")),
+                DoublePrecision(),
+            ):
+                before = torch.get_rng_state()
+                result = run_with(self._network, values, cloned(inputs), tied=False)
+                self.random = self.random or not torch.equal(before, torch.get_rng_state())
+        except Exception as error:  # whatever the user's network raises
             raise GroupError(
                 f"{self.name} cannot be run in float64, so that its groups cannot be proved: {first_line(error)}"
             ) from error
         return float_tensors(result)
+
+    @contextmanager
+    def reseeded(self, number: int) -> Iterator[None]:
+        """Draw the network's own random numbers from another seed, within the context; 0 is the first one."""
+        self._seed += number
+        try:
+            yield
+        finally:
+            self._seed -= number
 
     @contextmanager
     def changed(self, keys: Sequence[str]) -> Iterator[None]:
@@ -176,7 +233,8 @@ class GenericNetwork:
         entries of unit variance, from one backward pass for each mode. Each gradient is released at once.
 
         Returns as well whether the gradients are those of the function: a small step along them all changes the
-        projection as they predict. They are not where a forward pass rounds and passes gradients on.
+        projection as they predict. They are not where a forward pass rounds and passes gradients on, or has none:
+        a part without gradients, a tensor that is changed after it was used, a function without a backward pass.
         """
         largest = {group.name: 0.0 for group in groups}
         slots: dict[str, list[tuple[str, Slot]]] = defaultdict(list)
@@ -203,7 +261,10 @@ class GenericNetwork:
         before = size = 0.0
         along: list[list[Tensor]] = []
         for mode in self._modes:
-            outputs = self._outputs(self._inputs, leaves, mode, True)
+            try:
+                outputs = self._outputs(self._inputs, leaves, mode, True)
+            except GroupError:
+                return {}, False
             directions = [
                 torch.randn(out.shape, generator=self._generator, dtype=torch.float32).to(out) for out in outputs
             ]
@@ -216,10 +277,8 @@ class GenericNetwork:
                     torch.autograd.backward(
                         [out for out, _ in differentiable], [direction for _, direction in differentiable]
                     )
-                except (RuntimeError, NotImplementedError) as error:
-                    raise GroupError(
-                        f"{self.name} has no gradient, so that its groups cannot be proved: {first_line(error)}"
-                    ) from error
+                except Exception:  # whatever a backward pass of the user's raises
+                    return {}, False
         for step in STEPS:
             stepped = {**self.state, **{key: self.state[key] + step * change for key, change in steps.items()}}
             after = sum(
@@ -294,7 +353,6 @@ def _fingerprint(tensor: Tensor) -> tuple[float, float] | None:
     return (float(tensor.sum()), float(tensor.abs().sum())) if tensor.is_floating_point() else None
 
 
-def _generic_input(leaf: Any, device: torch.device | None, generator: torch.Generator) -> Any:
-    if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-        return leaf
-    return torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(device or leaf.device)
+def _finite(outputs: Sequence[Tensor]) -> bool:
+    """Tell whether all outputs are finite."""
+    return all(bool(output.isfinite().all()) for output in outputs)

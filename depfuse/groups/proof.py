@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Generic, TypeVar
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from depfuse.errors import GroupError
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, random_permutations
 from depfuse.groups.generic_values import GenericNetwork
 from depfuse.groups.reasons import HIDDEN, NOT_USED, OVERWRITTEN
+from depfuse.groups.splitting import find_parts, is_simple, split
 from depfuse.networks.forward import Example
 from depfuse.networks.isolation import undisturbed
 
@@ -21,6 +23,8 @@ TOLERANCE = 1e-9  # of outputs in float64, relative to the largest, whose roundi
 LEAST_EFFECT = 1e-6  # of permuting one slot alone, relative to the output: a proof must be able to fail
 DRAWS = 3  # of generic values, for groups without effect: all channels of a small one may be silent by chance
 NO_EFFECT = "not proved: permuting one of its tensors alone hardly changes the output"
+SEEDS = 5  # of random numbers in eval mode: two channels may have the same ones by chance
+RANDOM = ", and the network is random in eval mode"
 MOST_RUNS = 200  # of the network, to find the groups that fail
 
 
@@ -63,9 +67,10 @@ def prove_groups(
         errors.append(proof.error(silent))
         if errors[-1] > tolerance:
             proof.check_repeatable(tolerance)
-            return prove_groups(
-                model, groups.fix(proof.reasons(silent, tolerance)), example, seed=seed, tolerance=tolerance
-            )
+            failing = proof.reasons(silent, tolerance)
+            parts = proof.parts(groups, failing, tolerance)
+            fixed = split(groups.fix({name: why for name, why in failing.items() if name not in parts}), parts)
+            return prove_groups(model, fixed, example, seed=seed, tolerance=tolerance)
         silent = proof.without_effect(silent)
         not_used |= {group.name: NOT_USED for group in silent if proof.not_used(group)}
         silent = [group for group in silent if group.name not in not_used]
@@ -99,17 +104,22 @@ class _Proof:
         if not 0.0 < self._scale < float("inf"):
             raise GroupError(f"{name} gives no finite, non-zero output on random values: its groups cannot be proved")
 
-    def _change(self) -> float:
+    def _change(self, reference: Sequence[Tensor] | None = None) -> float:
         """Compute the largest absolute difference over all outputs, relative to the largest output."""
-        outputs = self._network.run()
-        errors = [float((a - b).abs().max()) for a, b in zip(self._reference, outputs, strict=True) if a.numel()]
+        outputs, wanted = self._network.run(), self._reference if reference is None else reference
+        errors = [float((a - b).abs().max()) for a, b in zip(wanted, outputs, strict=True) if a.numel()]
         largest = max(errors, default=0.0) / self._scale
         return largest if largest == largest else float("inf")
 
     def error(self, chosen: Sequence[ChannelGroup]) -> float:
-        """Measure the change of the output when these groups are permuted."""
-        with self._network.permuted(chosen, self._permutations):
-            return self._change()
+        """Measure the change of the output when these groups are permuted; for several seeds where it is random."""
+        errors = []
+        for number in range(SEEDS if self._network.random else 1):
+            with self._network.reseeded(number):
+                reference = self._network.run() if number else self._reference
+                with self._network.permuted(chosen, self._permutations):
+                    errors.append(self._change(reference))
+        return max(errors)
 
     def with_hidden(self, groups: ChannelGroups, tolerance: float) -> ChannelGroups:
         """Copy groups, with a reason for tensors that seem unused but change the output."""
@@ -136,7 +146,8 @@ class _Proof:
     def without_effect(self, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
         """Select the groups of which no tensor, permuted alone, changes the output.
 
-        To first order, by gradients; where these are not the function's, by permuting, `MOST_RUNS` times at most.
+        To first order, by gradients; where these are not the function's, by permuting: `MOST_RUNS` times, and once for
+        each group, at most.
         """
         if not groups:
             return []
@@ -148,7 +159,7 @@ class _Proof:
     def _by_permuting(self, groups: Sequence[ChannelGroup]) -> dict[str, float]:
         """Measure, per group, the output's change when one tensor is permuted alone, up to the first with an effect."""
         effects: dict[str, float] = {}
-        left = MOST_RUNS
+        left = MOST_RUNS + len(groups)
         for group in groups:
             largest = 0.0
             for slot in group.slots:
@@ -169,11 +180,48 @@ class _Proof:
     def reasons(self, free: Sequence[ChannelGroup], tolerance: float) -> dict[str, str]:
         """Return name -> reason, for each failing group."""
         failing = _bisect(list(free), _Counted(self.error), tolerance)
+        random = RANDOM if self._network.random else ""
         if len(failing) > MOST_RUNS // 4:
-            return {group.name: "not proved: permuting it with others changes the output" for group in failing}
+            return {group.name: f"not proved: permuting it with others changes the output{random}" for group in failing}
         return {
-            group.name: f"not proved: permuting it changes the output by {self.error([group]):.1e}" for group in failing
+            group.name: f"not proved: permuting it changes the output by {self.error([group]):.1e}{random}"
+            for group in failing
         }
+
+    def parts(self, groups: ChannelGroups, failing: Iterable[str], tolerance: float) -> dict[str, list[list[int]]]:
+        """Find, for each failing group in no block, the sets of its channels that may be permuted, where there are any.
+
+        The network runs `MOST_RUNS` times at most: a group that needs more has none. In a random one, channels may be
+        alike by chance.
+        """
+        if self._network.random:
+            return {}
+        left = MOST_RUNS
+        found: dict[str, list[list[int]]] = {}
+
+        def holds(group: ChannelGroup, order: Tensor) -> bool:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise _SpentError
+            with self._network.permuted([group], {group.name: order}):
+                return self._change() <= tolerance
+
+        for name in failing:
+            group = groups[name]
+            if not is_simple(group, groups):
+                continue
+            try:
+                parts = find_parts(group.size, partial(holds, group))
+            except _SpentError:
+                break
+            if any(1 < len(part) < group.size for part in parts):
+                found[name] = parts
+        return found
+
+
+class _SpentError(Exception):
+    """No run of the network is left."""
 
 
 class _Counted(Generic[Chosen]):

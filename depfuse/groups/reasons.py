@@ -12,6 +12,8 @@ TOUCHES_OUTPUT = "touches the network's output"
 NOT_USED = "not used in the forward pass"
 SINGLE = "a single channel"
 KERNEL = "positions of a convolution's kernel"
+PIXELS = "positions in space"
+PAIRS = "multiplied with one another, channel by channel"
 CONSTANT = "tied to a constant"
 PARTS = "parts that are not interchangeable"
 OVERLAP = "blocks that have channels in common"
@@ -21,7 +23,7 @@ OVERWRITTEN = "not proved: the forward pass itself writes {}"
 
 # What no permutation could move, or what nothing is gained by moving.
 EXPECTED = frozenset(
-    {TOUCHES_INPUT, TOUCHES_OUTPUT, CONSTANT, SINGLE, NOT_USED, KERNEL, MULTIPLIES_ZEROS, PARTS, OVERLAP}
+    {TOUCHES_INPUT, TOUCHES_OUTPUT, CONSTANT, SINGLE, NOT_USED, KERNEL, PIXELS, MULTIPLIES_ZEROS, PARTS, OVERLAP}
 )
 SEPARATOR = "; "  # between the reasons of a tensor that has several
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import register_pytree_node
+from torch.utils._pytree import register_pytree_node, tree_map
 
 Call = Callable[[nn.Module, Any], Any]
 INNER = "network."
@@ -44,6 +44,12 @@ def run_network(model: nn.Module, example: Example) -> Any:
     if isinstance(example, dict):
         return _logits(model(**example))
     return _logits(model(*example))
+
+
+def cloned(example: Example) -> Example:
+    """Copy an example's tensors, for a network that may write to its input."""
+    copied: Example = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, example)
+    return copied
 
 
 def run_with(model: nn.Module, state: Mapping[str, Tensor], example: Example, *, tied: bool = True) -> Any:

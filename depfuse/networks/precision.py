@@ -2,14 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.networks.copying import evaluation_copy, unwrap
 
 EXACT = (torch.float32, torch.float64)
+DOUBLED = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex32: torch.complex128,
+    torch.complex64: torch.complex128,
+}
+_CASTS = {
+    torch.Tensor.half: torch.Tensor.double,
+    torch.Tensor.bfloat16: torch.Tensor.double,
+    torch.Tensor.float: torch.Tensor.double,
+    torch.Tensor.chalf: torch.Tensor.cdouble,  # type: ignore[attr-defined]
+    torch.Tensor.cfloat: torch.Tensor.cdouble,  # type: ignore[attr-defined]
+}
+
+
+class DoublePrecision(TorchFunctionMode):
+    """Compute in float64, while active, what a forward pass computes in another floating-point type.
+
+    Types that are written into the code (`x.float()`, `softmax(dtype=torch.float32)`, `torch.arange(4) / 4`) are
+    replaced, so that no result is rounded to them: in real numbers the function is the same.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Run the function with wider types, and widen what it makes."""
+        kwargs = kwargs or {}
+        writes = getattr(func, "__name__", "").endswith("_")  # in place, or an access to an attribute
+        if any(_is_narrow(leaf, not writes) for leaf in tree_leaves((args, kwargs))):
+            args, kwargs = tree_map(lambda leaf: _wider(leaf) if _is_narrow(leaf, not writes) else leaf, (args, kwargs))
+        result = _CASTS.get(func, func)(*args, **kwargs)
+        if isinstance(result, Tensor):
+            return result if writes else _wider(result)
+        return tree_map(_wider, result) if isinstance(result, (tuple, list)) and not writes else result
+
+
+def _is_narrow(value: Any, tensors: bool) -> bool:
+    """Tell whether an argument is, or names, a type narrower than float64."""
+    if isinstance(value, Tensor):
+        return tensors and value.dtype in DOUBLED
+    return (isinstance(value, torch.dtype) and value in DOUBLED) or _wider(value) is not value
+
+
+def _wider(value: Any) -> Any:
+    """Convert a tensor, a type or the name of a type to float64."""
+    if isinstance(value, Tensor):
+        return value.to(DOUBLED[value.dtype]) if value.dtype in DOUBLED else value
+    if isinstance(value, torch.dtype):
+        return DOUBLED.get(value, value)
+    if isinstance(value, str) and value.endswith(("FloatTensor", "HalfTensor", "BFloat16Tensor")):
+        return value.replace("BFloat16", "Double").replace("Float", "Double").replace("Half", "Double")
+    return value
 
 
 def in_full_precision(models: Sequence[nn.Module]) -> Sequence[nn.Module]:

@@ -225,16 +225,38 @@ def test_channels_behind_a_saturated_softmax_are_proved_on_smaller_values():
 
 
 class Noisy(nn.Module):
+    """Dropout of the middle channels that is never switched off, between layers without it."""
+
     def __init__(self):
         super().__init__()
-        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.first, self.second, self.third = nn.Linear(4, 7), nn.Linear(7, 6), nn.Linear(6, 3)
 
     def forward(self, x):
-        return self.second(torch.dropout(self.first(x), 0.5, True))
+        return self.third(torch.dropout(self.second(torch.relu(self.first(x))), 0.5, True))
 
 
-def test_a_random_network_cannot_be_proved():
+def test_a_random_network_is_proved_by_a_seed_where_nothing_random_tells_channels_apart():
+    torch.manual_seed(0)
     network, example = Noisy(), torch.randn(1, 4)
+    groups = prove_groups(network, find_groups(network, example), example)
+    assert [group.name for group in groups.free] == ["first"]
+    assert groups.fixed["second"].endswith("the network is random in eval mode")
+
+
+class Counting(nn.Module):
+    """Another function at each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.calls = nn.Linear(4, 6), nn.Linear(6, 3), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.second(torch.tanh(self.first(x) * self.calls))
+
+
+def test_a_network_that_computes_another_function_at_each_call_cannot_be_proved():
+    network, example = Counting(), torch.randn(1, 4)
     with pytest.raises(GroupError, match="different outputs for the same input"):
         prove_groups(network, find_groups(network, example), example)
 

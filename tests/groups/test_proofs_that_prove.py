@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 from depfuse import Recipe, fuse
-from depfuse.errors import ArchitectureError, GroupError
+from depfuse.errors import ArchitectureError, DepfuseWarning, GroupError
 from depfuse.fusion.parents import Parents
 from depfuse.groups import ChannelGroups, explain, find_groups, not_followed, prove_groups
+from depfuse.groups.reasons import NOT_USED
 from depfuse.networks.copying import evaluation_copy
 
 IMAGE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -28,15 +30,21 @@ def proved(network: nn.Module, example: Tensor = IMAGE) -> ChannelGroups:
     return prove_groups(network, find_groups(network, example), example)
 
 
+def beside(_: Any, x: Tensor) -> Tensor:
+    """Add every channel to its neighbour, where autograd does not look."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("no gradients are kept here")
+    return x + x.roll(1, 1)
+
+
 class Named(nn.Module):
     """A step of one's own between two layers: it adds every channel to its neighbour."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.first, self.second, self.head = Conv(3, 8, 3), Conv(8, 12, 3), Conv(12, 4, 1)
-        forward = staticmethod(lambda _, x: x + x.roll(1, 1))
         backward = staticmethod(lambda _, gradient: gradient)
-        self.own = type(name, (torch.autograd.Function,), {"forward": forward, "backward": backward})
+        self.own = type(name, (torch.autograd.Function,), {"forward": staticmethod(beside), "backward": backward})
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(F.relu(self.second(self.own.apply(self.first(x)))))
@@ -226,13 +234,46 @@ def test_weights_that_forward_writes_are_not_proved() -> None:
 
 
 @pytest.mark.parametrize("run", [frozen, reentrant, detached])
-def test_what_no_gradient_shows_is_not_called_unused(run: Callable[[Net, Tensor], Tensor]) -> None:
-    groups = proved(Net(run))
-    named = {place.split(".")[0] for place, why in not_followed(groups).items() if why.startswith("used, but not seen")}
-    assert "stem" in named
-    assert "spare" not in named
-    with pytest.raises(GroupError, match="stem"):
-        fuse(Parents([Net(run), Net(run)], example=IMAGE), PLAIN)
+def test_what_no_gradient_shows_is_followed(run: Callable[[Net, Tensor], Tensor]) -> None:
+    network = Net(run)
+    found = find_groups(network.eval(), IMAGE)
+    groups = proved(network)
+    assert [(group.name, group.size) for group in groups.free] == [("stem", 8), ("middle", 6)]
+    assert groups.covered_share == found.covered_share
+    assert groups.fixed_tensors["spare.weight"] == NOT_USED
+    assert not not_followed(groups)
+    assert change_by_permuting(network, groups, IMAGE) < 1e-5
+
+
+class Normalise(torch.autograd.Function):
+    """A norm over the channels, with a scale of each, and no backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        return (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True) * scale.view(1, -1, 1, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        raise NotImplementedError
+
+
+class OwnNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head, self.scale = Conv(3, 8, 3), Conv(8, 3, 1), nn.Parameter(torch.rand(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(Normalise.apply(self.stem(x), self.scale)))
+
+
+def test_the_inside_of_a_function_of_ones_own_is_followed_and_proved_without_its_gradient() -> None:
+    network, apply = OwnNorm(), vars(torch.autograd.Function)["apply"]
+    groups = proved(network)
+    assert [(group.name, group.size) for group in groups.free] == [("stem", 8)]
+    assert {slot.key for slot in groups["stem"].slots} == {"stem.weight", "stem.bias", "scale", "head.weight"}
+    assert change_by_permuting(network, groups, IMAGE) < 1e-5
+    assert vars(torch.autograd.Function)["apply"] is apply
 
 
 class ChannelAttention(nn.Module):
@@ -251,11 +292,12 @@ class ChannelAttention(nn.Module):
 
 
 def test_attention_between_channels_does_not_touch_the_input() -> None:
-    groups = proved(ChannelAttention())
-    said = not_followed(groups)
-    assert any(place.startswith("q") for place in said)
-    assert any(place.startswith("k") for place in said)
-    assert "Bmm in the network itself" in explain(said)
+    network = ChannelAttention()
+    groups = proved(network)
+    assert not not_followed(groups)
+    sizes = {name: [group.size for group in groups.free if group.name.startswith(name)] for name in "qk"}
+    assert sizes == {"q": [2, 4, 4], "k": [4, 4]}
+    assert change_by_permuting(network, groups, IMAGE) < 1e-5
 
 
 class Bilinear(nn.Module):
@@ -272,9 +314,10 @@ class Bilinear(nn.Module):
 
 def test_a_network_without_groups_is_refused_unless_allowed() -> None:
     networks = [Bilinear(), Bilinear()]
-    with pytest.raises(GroupError, match=r"only 0% .*stem\.bias \(parts that are not interchangeable\)"):
+    with pytest.raises(GroupError, match=r"only 0% .*stem\.bias \(multiplied with one another, channel by channel\)"):
         fuse(Parents(networks, example=IMAGE), PLAIN)
-    fuse(Parents(networks, example=IMAGE), PLAIN.changed({"align.allow_fixed": True}))
+    with pytest.warns(DepfuseWarning, match="a part of Bilinear stays fixed"):
+        fuse(Parents(networks, example=IMAGE), PLAIN.changed({"align.allow_fixed": True}))
 
 
 def test_a_linear_model_has_no_channels_and_is_averaged_without_a_word(recwarn: pytest.WarningsRecorder) -> None:

@@ -10,7 +10,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from depfuse.groups.labels.labels import Ledger, distinct
-from depfuse.groups.reasons import OVERLAP
+from depfuse.groups.reasons import CONSTANT, OVERLAP
 
 ROUNDS = 3  # of colour refinement
 
@@ -69,6 +69,10 @@ def close(ledger: Ledger) -> Classes:
     for labels, reason in ledger.pinned:
         for label in np.unique(classes[labels]).tolist():
             reasons.setdefault(label, reason)
+    sizes = np.bincount(classes, minlength=count)
+    for labels in ledger.loose:
+        members = np.unique(classes[labels])
+        reasons.update(dict.fromkeys(members[sizes[members] == 1].tolist(), CONSTANT))
     relations = [relation[relation[:, 0] != relation[:, 1]] for relation in relations]
     for relation in relations:
         for block in _overlapping(relation).tolist():

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depfuse.groups.reasons import SINGLE, TOUCHES_INPUT
+from depfuse.groups.reasons import PAIRS, PARTS, SINGLE, TOUCHES_INPUT
 
 ZERO = -1  # label of positions whose values are always zero
 
@@ -93,12 +93,16 @@ def reduced(labels: Tensor) -> Tensor:
 
 @dataclass
 class Ledger:
-    """Facts learnt in the replay: unions, blocks, pinned labels and the roles of parameters' axes."""
+    """Facts learnt in the replay: unions, blocks, pinned labels and the roles of parameters' axes.
+
+    Labels in `loose` read a constant of one value, and are pinned where they are tied to nothing else.
+    """
 
     count: int = 0
     unions: list[np.ndarray] = field(default_factory=list)
     blocks: list[np.ndarray] = field(default_factory=list)
     pinned: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    loose: list[np.ndarray] = field(default_factory=list)
     roles: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def fresh(self, count: int) -> Tensor:
@@ -145,6 +149,30 @@ class Ledger:
         self.nest(factor.labels, outer)
         return Factor(outer)
 
+    def settle(self, factor: Factor, away: Iterable[int]) -> Factor | None:
+        """Keep positions along the axes `away` in their order: what lies along them is exchanged in whole blocks.
+
+        Returns the labels of the blocks, with size 1 along `away`; None where the factor varies along no other axis.
+        A linear layer's outputs that are viewed as channels of an image are such blocks, and so are the r * r channels
+        that a pixel shuffle makes one of.
+        """
+        away = factor.axes & frozenset(away)
+        remaining = factor.axes - away
+        if not away or not remaining:
+            return None if away else factor
+        sizes = factor.labels.shape
+        order = sorted(range(len(sizes)), key=lambda axis: axis not in remaining)
+        kept = int(np.prod([sizes[axis] for axis in remaining]))
+        rows = factor.labels.permute(order).reshape(kept, -1)
+        columns, place = torch.unique(rows, dim=1, return_inverse=True)
+        places = self.fresh(columns.shape[1])
+        self.pin(places, PARTS)
+        self.nest(rows, places[place][None])
+        patterns, number = torch.unique(rows, dim=0, return_inverse=True)
+        blocks = torch.where((patterns == ZERO).all(1), ZERO, self.fresh(len(patterns)))
+        self.nest(rows, blocks[number][:, None])
+        return Factor(blocks[number].reshape([size if axis in remaining else 1 for axis, size in enumerate(sizes)]))
+
     def single_out(self, labels: Labels) -> Labels:
         """Drop the factors with a single position, and pin it: no other can take its place."""
         for factor in labels.factors:
@@ -162,6 +190,8 @@ class Ledger:
             if len(alone) < 2:
                 continue
             first, second = (factor.labels.reshape(-1) for factor in alone[:2])
+            if np.isin(first.numpy(), second.numpy()).any():
+                self.pin(first, PAIRS)
             _, unit = torch.unique(torch.stack([first, second]), dim=1, return_inverse=True)
             units = self.fresh(int(unit.max()) + 1)[unit]
             units = torch.where((first == ZERO) | (second == ZERO), ZERO, units)
@@ -186,32 +216,77 @@ class Ledger:
             factors.append(factor if match is None else self._join(factor, match, first.plain, second.plain))
         alone = [factor for factor in first.factors if factor in factors]
         lost: set[Factor] = set()
+        tied: dict[Factor, Factor] = {}
         for other in unmatched:
             for factor in alone:
                 if other.axes < factor.axes:
-                    self._tie(factor, other, second.plain)
+                    tied[factor] = self._tie(tied.get(factor, factor), other, second.plain)
                     lost.add(other)
                 elif factor.axes < other.axes:
-                    self._tie(other, factor, first.plain)
+                    tied[other] = self._tie(tied.get(other, other), factor, first.plain)
                     lost.add(factor)
                 elif factor.axes & other.axes:
-                    self.pin(factor.labels, reason)
-                    self.pin(other.labels, reason)
+                    self._share_blocks(factor, other, reason)
         for mine, other_side in ((first, second), (second, first)):
             for factor in mine.factors:
-                tied = any(factor.axes & candidate.axes for candidate in other_side.factors)
-                if not tied and factor.axes & other_side.plain:
+                meeting = any(factor.axes & candidate.axes for candidate in other_side.factors)
+                if not meeting and factor.axes & other_side.plain:
                     self.pin(factor.labels, TOUCHES_INPUT)
                     lost.add(factor)
-        united = tuple(factor for factor in factors + unmatched if factor not in lost)
+        united = tuple(tied.get(factor, factor) for factor in factors + unmatched if factor not in lost)
         return Labels(shape, united, first.plain | second.plain)
 
-    def _tie(self, inner: Factor, outer: Factor, plain: frozenset[int]) -> None:
-        """Tie a factor to one that varies along fewer axes: as blocks; in lockstep where the rest is plain."""
+    def _tie(self, inner: Factor, outer: Factor, plain: frozenset[int]) -> Factor:
+        """Tie a factor to one that varies along fewer axes: as blocks; in lockstep where the rest is plain.
+
+        Returns the factor of the result: the inner one, or one of its own where several blocks share an inner label.
+        """
         if inner.axes - outer.axes <= plain:
             self.unite(inner.labels, outer.labels)
-        else:
-            self.nest(inner.labels, outer.labels)
+            return inner
+        pairs = distinct(_pairs(inner.labels, outer.labels))
+        owners = np.unique(pairs[:, 0], return_counts=True)[1]
+        if len(owners) and int(owners.max()) > 1 and not bool((inner.labels == ZERO).any()):
+            shared = self._shared(inner.labels, outer.labels, pairs)
+            if shared is not None:
+                return Factor(shared)
+        self.nest(inner.labels, outer.labels)
+        return inner
+
+    def _share_blocks(self, first: Factor, second: Factor, reason: str) -> None:
+        """Tie two factors along the axes that they share: heads, in each of which both have positions of their own."""
+        blocks = [self.split(one, one.axes - other.axes) for one, other in ((first, second), (second, first))]
+        if any(bool((factor.labels == ZERO).any()) for factor in (first, second)) or None in blocks:
+            self.pin(first.labels, reason)
+            self.pin(second.labels, reason)
+            return
+        self.unite(*(block.labels for block in blocks if block is not None))
+
+    def _shared(self, inner: Tensor, outer: Tensor, pairs: np.ndarray) -> Tensor | None:
+        """Label the positions where blocks share their inner labels, as query heads share a key and a value.
+
+        The blocks that share make one, in which each keeps its place. None where they do not share evenly.
+        """
+        blocks = np.unique(pairs[:, 1])
+        content = {block: tuple(pairs[pairs[:, 1] == block, 0].tolist()) for block in blocks.tolist()}
+        sharing: dict[tuple[int, ...], list[int]] = {}
+        for block, labels in content.items():
+            sharing.setdefault(labels, []).append(block)
+        if len({len(alike) for alike in sharing.values()}) > 1 or len(np.unique(pairs[:, 0])) != sum(map(len, sharing)):
+            return None
+        place = {block: rank for alike in sharing.values() for rank, block in enumerate(alike)}
+        for alike in sharing.values():
+            self.unite(torch.tensor(alike), torch.tensor(alike[:1]))
+        both = torch.stack([inner, outer.expand(inner.shape)]).flatten(1)
+        units: Tensor
+        units, number = torch.unique(both, dim=1, return_inverse=True)
+        labels, places = self.fresh(units.shape[1]), self.fresh(len(next(iter(sharing.values()))))
+        self.pin(places, PARTS)
+        self.nest(labels, units[0])
+        self.nest(labels, units[1])
+        self.nest(labels, places[torch.tensor([place[block] for block in units[1].tolist()])])
+        shared: Tensor = labels[number].reshape(inner.shape)
+        return shared
 
     def _join(self, first: Factor, second: Factor, *plain: frozenset[int]) -> Factor:
         """Make one factor of two that vary along the same axes; a zero takes the other's label.

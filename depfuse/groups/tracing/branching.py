@@ -59,12 +59,20 @@ class BranchWatch(TorchFunctionMode):
     """Recorder, while it is active, of modules run by `run_network` that read values in Python.
 
     Only values of tensors that depend on the example or on something that requires gradients count: a network may
-    ask about shapes and constants.
+    ask about shapes and constants. The latter are recorded where they meet other tensors.
+
+    Attributes
+    ----------
+    branches
+        The modules, in order.
+    constants
+        Autograd function -> the constants among its operands.
     """
 
     def __init__(self, example: Example) -> None:
         super().__init__()
         self.branches: dict[Branch, None] = {}
+        self.constants: dict[Any, list[Tensor]] = {}
         self._dependent = WeakTensorKeyDictionary()
         self._mark(example)
 
@@ -80,6 +88,10 @@ class BranchWatch(TorchFunctionMode):
             if func in ASKING and (module := _running_module(sys._getframe(1))) is not None:
                 self.branches[Branch(module, ASKING[func])] = None
             self._mark(operands[0] if func is torch.Tensor.__setitem__ else result)
+        if isinstance(result, Tensor) and result.grad_fn is not None and len(operands) > 1:
+            constants = [each for each in operands if not each.requires_grad and each not in self._dependent]
+            if constants:
+                self.constants.setdefault(result.grad_fn, [each.detach() for each in constants])
         return result
 
     def _mark(self, values: Any) -> None:

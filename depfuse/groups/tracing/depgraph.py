@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.errors import ArchitectureError
+from depfuse.groups.tracing.hidden import HiddenFlow, showing
 from depfuse.networks.copying import evaluation_copy
 from depfuse.networks.forward import Example, run_network
 from depfuse.networks.isolation import without_warnings
@@ -59,6 +60,8 @@ class Trace:
         Inputs and outputs of all modules.
     outputs
         The tensors that the network returns.
+    spans
+        First and last sequence number, and name, of each call of a module.
     """
 
     operations: tuple[Any, ...]
@@ -87,13 +90,21 @@ class Trace:
 def trace(model: nn.Module, example: Example, auxiliary: Iterable[str] = ()) -> Trace:
     """Run DepGraph's tracing on a copy of the network, on its own device and in its own memory.
 
-    The modules named by `auxiliary` run as in training mode (see `evaluating`).
+    The modules named by `auxiliary` run as in training mode (see `evaluating`). What autograd hides (`hidden.py`) is
+    shown, unless the network raises then: it may write to its own tensors where it has switched gradients off.
 
     Raises
     ------
     ArchitectureError
         The forward pass raises, or gives no tensor that depends on its input.
     """
+    try:
+        return _traced(model, example, auxiliary, shown=True)
+    except ArchitectureError:
+        return _traced(model, example, auxiliary, shown=False)
+
+
+def _traced(model: nn.Module, example: Example, auxiliary: Iterable[str], *, shown: bool) -> Trace:
     network = evaluation_copy(model, torch.float32, shared=True)
     leaves: dict[int, list[str]] = defaultdict(list)
     tensors: dict[str, Tensor] = {}
@@ -114,12 +125,15 @@ def trace(model: nn.Module, example: Example, auxiliary: Iterable[str] = ()) -> 
         if not isinstance(value, Tensor):
             return value
         value = value.detach().to(device)
-        return value.float().requires_grad_(True) if value.is_floating_point() else value
+        # Copied behind the leaf, which may not be written to in place.
+        return value.float().requires_grad_(True).clone() if value.is_floating_point() else value.clone()
 
     with torch.enable_grad(), _recorded(network) as (calls, spans):
-        graph, outputs = _depgraph(network, tree_map(as_input, example), auxiliary)
+        graph, outputs, flow = _depgraph(network, tree_map(as_input, example), auxiliary, shown)
     return Trace(
-        operations=_in_order([node.grad_fn for node in graph.module2node.values()] + [fn for fn, _ in outputs]),
+        operations=_in_order(
+            [node.grad_fn for node in graph.module2node.values()] + [fn for fn, _ in (*outputs, *flow.roots)]
+        ),
         leaves={key: tuple(name for name in names if name in saved) for key, names in leaves.items()},
         tensors=tensors,
         modules=dict(network.named_modules()),
@@ -130,9 +144,9 @@ def trace(model: nn.Module, example: Example, auxiliary: Iterable[str] = ()) -> 
 
 
 def _depgraph(
-    network: nn.Module, example: Example, auxiliary: Iterable[str]
-) -> tuple[Any, tuple[tuple[Any, int], ...]]:
-    """Build DepGraph's node graph of one forward pass, and return the network's outputs.
+    network: nn.Module, example: Example, auxiliary: Iterable[str], shown: bool
+) -> tuple[Any, tuple[tuple[Any, int], ...], HiddenFlow]:
+    """Build DepGraph's node graph of one forward pass, and return the network's outputs and what autograd hides.
 
     `DependencyGraph.build_dependency` traces and then maps indices; only the tracing is wanted, so its
     two steps before the mapping are called by themselves (they are private: the test
@@ -141,7 +155,8 @@ def _depgraph(
     outputs: list[tuple[Any, int]] = []
 
     def forward(model: nn.Module, inputs: Example) -> list[Tensor]:
-        with evaluating(model, auxiliary=auxiliary):  # here, since DepGraph calls eval() first
+        # Here, since DepGraph calls eval() first.
+        with evaluating(model, auxiliary=auxiliary), showing(flow if shown else None):
             outputs_found = [leaf for leaf in tree_leaves(_run(model, inputs)) if isinstance(leaf, Tensor)]
         outputs_found = [leaf for leaf in outputs_found if leaf.grad_fn is not None]
         if not outputs_found:
@@ -151,13 +166,14 @@ def _depgraph(
         outputs.extend((leaf.grad_fn, leaf.output_nr) for leaf in outputs_found)
         return outputs_found
 
+    flow = HiddenFlow()
     graph = torch_pruning.DependencyGraph()
     graph.model, graph.verbose, graph.ignored_params = network, False, []
     graph._module2name = {module: name for name, module in network.named_modules()}
     graph._param_to_name, graph.unwrapped_parameters = {}, []
     with without_warnings():
         graph.module2node = graph._trace(network, example, forward, None)
-    return graph, tuple(outputs)
+    return graph, tuple(outputs), flow
 
 
 def _run(network: nn.Module, example: Example) -> Any:

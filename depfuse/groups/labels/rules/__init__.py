@@ -6,8 +6,8 @@ matrix products and convolutions are an entry-by-entry product followed by a sum
 everything it touches, with a reason that names it.
 """
 
-from depfuse.groups.labels.rules import entries, joining, movement, products, sums
+from depfuse.groups.labels.rules import entries, joining, movement, products, space, sums
 from depfuse.groups.labels.rules.operations import RESHAPES, operation_name
 from depfuse.groups.labels.rules.replay import Replay
 
-__all__ = ["RESHAPES", "Replay", "entries", "joining", "movement", "operation_name", "products", "sums"]
+__all__ = ["RESHAPES", "Replay", "entries", "joining", "movement", "operation_name", "products", "space", "sums"]

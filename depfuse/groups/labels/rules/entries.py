@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from depfuse.groups.labels.labels import Factor, Labels, pad_rank
 from depfuse.groups.labels.rules.operations import ENTRY_BY_ENTRY, result_shape
-from depfuse.groups.labels.rules.replay import Operands, Replay, rule
+from depfuse.groups.labels.rules.replay import Operands, Replay, rule, varies
 from depfuse.groups.reasons import CONSTANT
 
 
@@ -20,6 +23,8 @@ def entry_by_entry(replay: Replay, operation: Any, operands: Operands) -> list[L
         result = replay.ledger.meet(result, other, reason)
     shape = result_shape(operation)
     result = pad_rank(result, len(shape))
+    for constant in replay.constants.get(operation, ()):
+        _keep_values(replay, result, constant)
     factors = list(result.factors)
     for axis, size in enumerate(shape):
         if size != result.shape[axis]:  # a constant's axis, whose entries differ
@@ -27,3 +32,21 @@ def entry_by_entry(replay: Replay, operation: Any, operands: Operands) -> list[L
             replay.ledger.pin(pinned, CONSTANT)
             factors.append(Factor(pinned.reshape([-1 if other == axis else 1 for other in range(len(shape))])))
     return [Labels(shape, tuple(factors), result.plain)]
+
+
+def _keep_values(replay: Replay, labels: Labels, constant: Tensor) -> None:
+    """Let only positions be exchanged at which a constant has the same values."""
+    if constant.is_meta or constant.dim() > len(labels.shape):
+        return
+    constant = constant.reshape((1,) * (len(labels.shape) - constant.dim()) + tuple(constant.shape))
+    for factor in labels.factors:
+        axes = [axis for axis in sorted(factor.axes) if varies(constant, axis)]
+        if not axes or any(factor.labels.shape[axis] != constant.shape[axis] for axis in axes):
+            continue
+        others = [axis for axis in range(constant.dim()) if axis not in axes]
+        rows = constant.permute(*axes, *others).flatten(len(axes)).flatten(0, len(axes) - 1)
+        values, number = torch.unique(rows.cpu(), dim=0, return_inverse=True)
+        blocks = replay.ledger.fresh(len(values))
+        replay.ledger.pin(blocks, CONSTANT)
+        extent = [constant.shape[axis] if axis in axes else 1 for axis in range(constant.dim())]
+        replay.ledger.nest(factor.labels, blocks[number].reshape(extent))

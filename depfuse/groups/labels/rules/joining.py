@@ -28,6 +28,8 @@ def _with_constants(operands: Operands, shape: Sequence[int], dim: int) -> list[
     if any(len(labels.shape) != len(shape) for labels in labelled):  # a stack, or an empty tensor among them
         return None
     size, rest = divmod(shape[dim] - sum(labels.shape[dim] for labels in labelled), missing)
+    if size == 0 and rest == 0:
+        return labelled
     if rest or size < 1:
         return None
     extent = [size if axis == dim else 1 for axis in range(len(shape))]
@@ -48,6 +50,7 @@ def _renamed(ledger: Ledger, labels: Tensor) -> Tensor:
 def _concatenate(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
     shape = result_shape(operation)
     dim = saved_dims(operation, "dim", len(shape))[0]
+    operands = [labels for labels in operands if labels is None or 0 not in labels.shape]
     parts = _with_constants(operands, shape, dim)
     if parts is None:
         return unknown(replay, operation, operands)

@@ -98,7 +98,7 @@ def _parts(labels: Labels | None, movement: Callable[[Tensor], Sequence[Tensor]]
     return [move(labels, lambda t, part=part: movement(t)[part]) for part in range(count)]
 
 
-@rule("Split", "SplitWithSizes")
+@rule("Split", "SplitWithSizes", "UnsafeSplit", "UnsafeSplitWithSizes")
 def _split(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
     dim = signed(operation._saved_dim)
     sizes = getattr(operation, "_saved_split_sizes", None) or operation._saved_split_size
@@ -145,6 +145,26 @@ def _pixel_shuffle(replay: Replay, operation: Any, operands: Operands) -> list[L
 def _pixel_unshuffle(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
     factor = int(operation._saved_downscale_factor)
     return _moved(operands[0], lambda t: F.pixel_unshuffle(t, factor))
+
+
+@rule("ChannelShuffle")
+def _channel_shuffle(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    parts = int(operation._saved_groups)
+    return _moved(
+        operands[0], lambda t: t.reshape(t.shape[0], parts, -1, *t.shape[2:]).transpose(1, 2).reshape(t.shape)
+    )
+
+
+@rule("Unfold")
+def _windows(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    dim, size, step = signed(operation._saved_dimension), int(operation._saved_size), int(operation._saved_step)
+    return _moved(operands[0], lambda t: t.unfold(dim, size, step))
+
+
+@rule("Diagonal")
+def _diagonal(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    offset, dims = int(operation._saved_offset), (signed(operation._saved_dim1), signed(operation._saved_dim2))
+    return _moved(operands[0], lambda t: t.diagonal(signed(offset), *dims))
 
 
 @rule("Index", "IndexSelect")

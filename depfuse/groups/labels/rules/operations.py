@@ -14,7 +14,10 @@ ENTRY_BY_ENTRY = """
     LogSigmoid Relu Relu6 Hardtanh Hardswish Hardsigmoid Silu Gelu Elu Celu Selu Softplus Softsign Mish
     LeakyRelu PreluKernel Threshold Clamp ClampMin ClampMax Where MaskedFill NativeDropout FusedDropout
     Maximum Minimum Lerp Addcmul Addcdiv Clone ToCopy Alias Copy Contiguous Hardshrink Softshrink
-    RreluWithNoise Floor Ceil Round Detach Fmod Remainder NanToNum
+    RreluWithNoise Floor Ceil Round Detach Fmod Remainder NanToNum Rsub Tan Atan Asin Acos Sinh Cosh Asinh
+    Acosh Atanh Atan2 Log2 Log10 Exp2 Logaddexp Logaddexp2 Hypot Xlogy Trunc Frac Sgn Angle Erfc Erfinv Sinc
+    Lgamma Digamma Logit I0 Conj ConjPhysical ResolveConj ResolveNeg Complex Polar Real Imag Copysign Rrelu
+    FakeQuantizePerTensorAffineCachemask
 """.split()
 RESHAPES = """
     View UnsafeView ReshapeAlias Reshape Squeeze Unsqueeze Flatten Unflatten ViewCopy

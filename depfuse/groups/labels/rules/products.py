@@ -10,13 +10,20 @@ from torch import Tensor
 
 from depfuse.groups.labels.labels import ZERO, Factor, Labels, Ledger, move, pad_rank
 from depfuse.groups.labels.rules.operations import result_shape
-from depfuse.groups.labels.rules.replay import Operands, Replay, rule, unknown
+from depfuse.groups.labels.rules.replay import Operands, Replay, rule, unknown, varies
+from depfuse.groups.labels.rules.space import settled
 from depfuse.groups.labels.rules.sums import scaled, sum_over
 from depfuse.groups.reasons import KERNEL, MULTIPLIES_ZEROS, TOUCHES_INPUT
 
 
-def _product(replay: Replay, first: Labels, second: Labels, where: str) -> Labels:
-    """Label a (batched) matrix product (..., i, k) x (..., k, j)."""
+def _product(
+    replay: Replay, first: Labels, second: Labels, where: str, uniform: tuple[bool, bool] = (False, False)
+) -> Labels:
+    """Label a (batched) matrix product (..., i, k) x (..., k, j).
+
+    `uniform` tells of each operand whether it is a constant that does not change along k, so that the other's entries
+    there are added up, in any order.
+    """
     rank = max(len(first.shape), len(second.shape))
     first, second = pad_rank(first, rank), pad_rank(second, rank)
     for labels, inner in ((first, rank - 1), (second, rank - 2)):
@@ -25,11 +32,13 @@ def _product(replay: Replay, first: Labels, second: Labels, where: str) -> Label
     reason = mixing = f"{where} sums it with positions that cannot be permuted"
     if rank - 1 in first.plain or rank - 2 in second.plain:
         reason = TOUCHES_INPUT
-    for labels, axis, other, across in (
-        (first, rank - 1, second, rank - 2),
-        (second, rank - 2, first, rank - 1),
+    for labels, axis, other, across, alike in (
+        (first, rank - 1, second, rank - 2, uniform[1]),
+        (second, rank - 2, first, rank - 1, uniform[0]),
     ):
-        if not other.on(across):
+        if alike:
+            replay.ledger.loose.extend(factor.labels.reshape(-1).numpy() for factor in labels.on(axis))
+        elif not other.on(across):
             replay.pin_all(labels, axis, reason)
         for factor in labels.on(axis):
             zeros = factor.axes == {axis} and bool((factor.labels == ZERO).any())
@@ -41,21 +50,77 @@ def _product(replay: Replay, first: Labels, second: Labels, where: str) -> Label
     return sum_over(replay.ledger, joint, [rank - 1], False)
 
 
+def _constant(value: Tensor | None) -> Labels | None:
+    """Label a constant operand from the value that autograd saved: what differs along an axis stays there."""
+    if value is None or value.is_meta:
+        return None
+    return Labels(tuple(value.shape), (), frozenset(a for a, size in enumerate(value.shape) if varies(value, a)))
+
+
+def _saved(operation: Any, *names: str) -> Tensor | None:
+    """Return the first of the tensors that autograd saved of an operation."""
+    return next((value for name in names if (value := getattr(operation, f"_saved_{name}", None)) is not None), None)
+
+
+def _operands_product(replay: Replay, operation: Any, pair: Operands, names: tuple[str, ...]) -> Labels | None:
+    """Label the product of two operands, one of which may be a constant; None where that was not saved.
+
+    `names` are those under which autograd saves them, of the first and then of the second.
+    """
+    half = len(names) // 2
+    values = [_saved(operation, *names[:half]), _saved(operation, *names[half:])]
+    if pair[0] is None and pair[1] is None:
+        return None
+    full = [_constant(value) if labels is None else labels for labels, value in zip(pair, values, strict=True)]
+    first, second = full
+    if first is None or second is None:
+        return None
+    uniform = tuple(labels is None for labels in pair)
+    inner = (len(first.shape) - 1 in first.plain, len(second.shape) - 2 in second.plain)
+    alike = (uniform[0] and not inner[0], uniform[1] and not inner[1])
+    return _product(replay, first, second, replay.where(operation), alike)
+
+
 @rule("Mm", "Bmm", "Matmul")
 def _matrix_product(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
-    first, second = operands[:2]
-    if first is None or second is None:
-        return unknown(replay, operation, operands)
-    return [_product(replay, first, second, replay.where(operation))]
+    result = _operands_product(replay, operation, operands[:2], ("self", "mat2"))
+    return unknown(replay, operation, operands) if result is None else [result]
 
 
 @rule("Addmm", "Baddbmm")
 def _biased_product(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
-    bias, first, second = operands
+    result = _operands_product(replay, operation, operands[1:3], ("mat1", "batch1", "mat2", "batch2"))
+    if result is None:
+        return unknown(replay, operation, operands)
+    bias = operands[0]
+    return [result if bias is None else replay.ledger.meet(result, bias, replay.where(operation))]
+
+
+@rule("Mv", "Addmv")
+def _matrix_times_vector(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    *bias, matrix, vector = operands
+    if matrix is None or vector is None:
+        return unknown(replay, operation, operands)
+    column = move(vector, lambda t: t.unsqueeze(-1))
+    result = move(_product(replay, matrix, column, replay.where(operation)), lambda t: t.squeeze(-1))
+    return [scaled(replay, result, bias, -1)]
+
+
+@rule("Dot", "Vdot")
+def _inner_product(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    first, second = operands
     if first is None or second is None:
         return unknown(replay, operation, operands)
-    result = _product(replay, first, second, replay.where(operation))
-    return [result if bias is None else replay.ledger.meet(result, bias, replay.where(operation))]
+    row, column = move(first, lambda t: t.unsqueeze(0)), move(second, lambda t: t.unsqueeze(1))
+    return [move(_product(replay, row, column, replay.where(operation)), lambda t: t.reshape(()))]
+
+
+@rule("Cdist", "EuclideanDist")
+def _distances(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    first, second = operands[:2]
+    if first is None or second is None:
+        return unknown(replay, operation, operands)
+    return [_product(replay, first, move(second, lambda t: t.transpose(-1, -2)), replay.where(operation))]
 
 
 @rule("Linear", "MkldnnLinear")
@@ -79,6 +144,9 @@ def _attention(replay: Replay, operation: Any, operands: Operands) -> list[Label
     if query is None or key is None or value is None:
         return unknown(replay, operation, operands)
     where = replay.where(operation)
+    if query.shape[-3] != key.shape[-3]:  # heads that share keys and values
+        times = query.shape[-3] // key.shape[-3]
+        key, value = (move(labels, lambda t: t.repeat_interleave(times, -3)) for labels in (key, value))
     scores = _product(replay, query, move(key, lambda t: t.transpose(-1, -2)), where)
     if len(operands) > 3 and operands[3] is not None:
         scores = replay.ledger.meet(scores, operands[3], where)
@@ -100,17 +168,20 @@ def _embedding(replay: Replay, operation: Any, operands: Operands) -> list[Label
 @rule("Convolution", "MkldnnConvolution", "CudnnConvolution", "SlowConv2D", "ConvolutionOverrideable")
 def _convolution(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
     labels, weight, bias = operands
+    if labels is None:
+        labels = _constant(_saved(operation, "input"))
     if labels is None or weight is None:
         return unknown(replay, operation, operands)
     weight = _without_kernel(replay.ledger, weight)
     groups = int(operation._saved_groups)
+    weight = _rows_and_columns(replay.ledger, weight) if groups == 1 else weight
     transposed = bool(operation._saved_transposed)
     into, out = (0, 1) if transposed else (1, 0)
     replay.role(weight, into, "consumes")
     replay.role(weight, out, "produces")
     for axis in range(2, len(weight.shape)):
         replay.pin_all(weight, axis, KERNEL)
-        replay.pin_all(labels, axis, f"{replay.where(operation)} slides over it")
+    labels = settled(replay, labels, range(2, len(labels.shape)), f"{replay.where(operation)} slides over it")
     incoming = _one_factor(replay, labels, 1, labels.shape[1], f"{replay.where(operation)} mixes it")
     rows = _weight_labels(weight, 0, groups)
     columns = _weight_labels(weight, 1, groups)
@@ -170,6 +241,21 @@ def _without_kernel(ledger: Ledger, weight: Labels) -> Labels:
                 labels = labels.narrow(axis, 0, 1)
             ledger.unite(factor.labels, labels)
         factors.append(replace(factor, labels=labels))
+    return replace(weight, factors=tuple(factors))
+
+
+def _rows_and_columns(ledger: Ledger, weight: Labels) -> Labels:
+    """Divide factors along outputs and inputs together, as a filter that is computed has them, into one of each."""
+    factors: list[Factor] = []
+    for factor in weight.factors:
+        if not factor.axes >= {0, 1}:
+            factors.append(factor)
+            continue
+        for axis in (0, 1):
+            extent = [size if other == axis else 1 for other, size in enumerate(factor.labels.shape)]
+            blocks = ledger.fresh(factor.labels.shape[axis]).reshape(extent)
+            ledger.nest(factor.labels, blocks)
+            factors.append(Factor(blocks))
     return replace(weight, factors=tuple(factors))
 
 

@@ -46,9 +46,15 @@ def lookup(operation: Any) -> Rule:
 class Replay:
     """Forward replay of a trace that fills a ledger."""
 
-    def __init__(self, trace: Trace, regions: Mapping[Any, Region | None] | None = None) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        regions: Mapping[Any, Region | None] | None = None,
+        constants: Mapping[Any, Sequence[Tensor]] | None = None,
+    ) -> None:
         self.trace = trace
         self.regions = regions or {}
+        self.constants = constants or {}
         self.ledger = Ledger()
         self.values: dict[tuple[Any, int], Labels] = {}
         self.leaves: dict[int, Labels] = {}
@@ -68,6 +74,9 @@ class Replay:
 
     def _labels(self, operation: Any, operands: Operands) -> list[Labels]:
         """Apply an operation's rule; pin everything where the rule does not fit the operands."""
+        shapes = [result_shape(operation, number) for number in range(len(operation._input_metadata))]
+        if all(0 in shape for shape in shapes):  # the rest of a head that is rotated as a whole
+            return [plain_everywhere(shape) for shape in shapes]
         try:
             return lookup(operation)(self, operation, operands)
         except (RuntimeError, IndexError):
@@ -92,7 +101,7 @@ class Replay:
             constant = self._is_constant(tensor)
             factors = []
             for axis, size in enumerate(shape):
-                if size == 1 or (constant and _uniform(tensor, axis)):
+                if size == 1 or (constant and not varies(tensor, axis)):
                     continue
                 extent = [size if other == axis else 1 for other in range(len(shape))]
                 if axis == 1 and blocks > 1:
@@ -162,10 +171,12 @@ def unknown(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
     return [plain_everywhere(result_shape(operation, number)) for number in results]
 
 
-def _uniform(tensor: Tensor, axis: int) -> bool:
-    """Tell whether a tensor's values do not change along an axis."""
+def varies(tensor: Tensor, axis: int) -> bool:
+    """Tell whether a tensor's values change along an axis."""
+    if tensor.shape[axis] < 2:
+        return False
     first = tensor.detach().narrow(axis, 0, 1)
-    return not tensor.is_meta and torch.equal(first.expand_as(tensor), tensor.detach())
+    return tensor.is_meta or not torch.equal(first.expand_as(tensor), tensor.detach())
 
 
 def plain_everywhere(shape: Sequence[int]) -> Labels:

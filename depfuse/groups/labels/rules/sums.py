@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from depfuse.groups.labels.labels import Labels, Ledger, move
 from depfuse.groups.labels.rules.entries import entry_by_entry
-from depfuse.groups.labels.rules.operations import SUMS, result_shape, saved_dims, signed
+from depfuse.groups.labels.rules.operations import SUMS, saved_dims, signed
 from depfuse.groups.labels.rules.replay import Operands, Replay, rule, unknown
-
-SPATIAL = re.compile(
-    r"(Adaptive)?(Avg|Max|Lp)Pool\dD(WithIndices)?|Upsample\w+\dD(Aa)?|(Reflection|Replication)Pad\dD|MkldnnAdaptive\w+"
-)
 
 
 def sum_over(ledger: Ledger, labels: Labels, dims: Iterable[int], keep: bool) -> Labels:
@@ -37,7 +32,7 @@ def _sum(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
     return [summed] * len(operation._input_metadata)
 
 
-@rule("Softmax", "LogSoftmax")
+@rule("Softmax", "LogSoftmax", "SafeSoftmax")
 def _softmax(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
     labels = operands[0]
     assert labels is not None
@@ -84,11 +79,10 @@ def _group_norm(replay: Replay, operation: Any, operands: Operands) -> list[Labe
     assert labels is not None
     groups = int(operation._saved_group)
     for factor in labels.factors:
-        if factor.axes == {1}:
+        if 1 in factor.axes:
             outer = replay.ledger.fresh(groups).repeat_interleave(labels.shape[1] // groups)
-            replay.ledger.nest(factor.labels.reshape(-1), outer)
-        elif 1 in factor.axes:
-            replay.ledger.pin(factor.labels, f"{replay.where(operation)} mixes it with other positions")
+            extent = [-1 if axis == 1 else 1 for axis in range(len(labels.shape))]
+            replay.ledger.nest(factor.labels, outer.reshape(extent))
     return [scaled(replay, labels, operands[1:3], 1)]
 
 
@@ -104,22 +98,3 @@ def _batch_norm(replay: Replay, operation: Any, operands: Operands) -> list[Labe
         if statistic is not None and id(statistic) in replay.tensors:
             parameters.append(replay.leaf(statistic))
     return [scaled(replay, labels, parameters, 1)]
-
-
-@rule(SPATIAL)
-def _spatial(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
-    """Label pooling, resizing and padding of the last axes."""
-    labels = operands[0]
-    assert labels is not None
-    match = re.search(r"(\d)D", operation.name())
-    rank = len(labels.shape)
-    axes = set(range(rank - int(match.group(1) if match else 2), rank))
-    factors = []
-    for factor in labels.factors:
-        if factor.axes & axes:
-            replay.ledger.pin(factor.labels, f"{replay.where(operation)} mixes neighbouring channels")
-        else:
-            factors.append(factor)
-    shape = result_shape(operation)
-    plain = (labels.plain - axes) | {axis for axis in axes if shape[axis] > 1}
-    return [Labels(shape, tuple(factors), frozenset(plain))]

@@ -1,0 +1,302 @@
+"""Kinds of networks that are followed: the proof fixes nothing, and the function is kept under random permutations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from depfuse.groups import explain, find_groups, not_followed, prove_groups, random_permutations
+from depfuse.groups.reasons import PAIRS
+from depfuse.networks.forward import run_network
+
+Conv = nn.Conv2d
+
+
+class Net(nn.Module):
+    """Modules by name, and a forward pass."""
+
+    def __init__(self, run: Callable[..., Any], **modules: nn.Module | nn.Parameter) -> None:
+        super().__init__()
+        self.run = run
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.run(self, *inputs)
+
+
+def image(*shape: int) -> Tensor:
+    return torch.rand(*(shape or (1, 3, 8, 8)), generator=torch.Generator().manual_seed(0))
+
+
+def sub_pixel() -> tuple[Net, Any]:
+    """r * r channels before a pixel shuffle are one channel behind it."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        x = F.pixel_shuffle(net.up(F.relu(net.stem(x))), 2)
+        return net.head(F.relu(net.mix(F.avg_pool2d(net.each(x), 2))))
+
+    up, each = Conv(8, 20, 3, padding=1), Conv(5, 5, 3, padding=1, groups=5)
+    return Net(run, stem=Conv(3, 8, 3, padding=1), up=up, each=each, mix=Conv(5, 6, 1), head=Conv(6, 3, 1)), image()
+
+
+def generator() -> tuple[Net, Any]:
+    """A linear layer's outputs are viewed as the channels of an image, with norms on both sides."""
+
+    def run(net: Net, z: Tensor) -> Tensor:
+        x = net.norm(F.relu(net.flat(net.start(z))).view(-1, 6, 2, 2))
+        return net.head(F.silu(net.groups(net.up(x))))
+
+    start, up = nn.Linear(7, 24), nn.ConvTranspose2d(6, 8, 4, 2, 1)
+    norms = {"flat": nn.BatchNorm1d(24), "norm": nn.BatchNorm2d(6), "groups": nn.GroupNorm(2, 8)}
+    return Net(run, start=start, up=up, head=Conv(8, 3, 3), **norms), image(1, 7)
+
+
+def group_norm_of_a_view() -> tuple[Net, Any]:
+    def run(net: Net, z: Tensor) -> Tensor:
+        x = F.interpolate(net.norm(net.start(z).view(-1, 6, 2, 2)), scale_factor=2, mode="bilinear")
+        return net.head(F.relu(x))
+
+    return Net(run, start=nn.Linear(7, 24), norm=nn.GroupNorm(3, 6), head=Conv(6, 3, 3)), image(1, 7)
+
+
+def written_types() -> tuple[Net, Any]:
+    """float32 written into forward: angles of a time, a cast before a norm, a softmax in a type."""
+
+    def run(net: Net, x: Tensor, time: Tensor) -> Tensor:
+        angle = time[:, None].float() * torch.exp(-torch.arange(3, dtype=torch.float32) / 3)
+        x = net.stem(x) + net.time(torch.cat([angle.sin(), angle.cos()], 1))[:, :, None, None]
+        x = net.norm(x.float().mean((2, 3))).to(x.dtype)
+        return net.head(F.softmax(x, 1, dtype=torch.float32).type_as(x))
+
+    layers = {"stem": Conv(3, 10, 3), "time": nn.Linear(6, 10), "norm": nn.LayerNorm(10), "head": nn.Linear(10, 3)}
+    return Net(run, **layers), [image(), torch.tensor([4])]
+
+
+def shared_keys(repeated: bool) -> tuple[Net, Any]:
+    """Two query heads for each head of keys and values."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        q = net.q(x).view(1, 5, 6, 4).transpose(1, 2)
+        k, v = (layer(x).view(1, 5, 3, 4).transpose(1, 2) for layer in (net.k, net.v))
+        if repeated:
+            k, v = (each.repeat_interleave(2, 1) for each in (k, v))
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=not repeated)
+        return net.head(net.out(y.transpose(1, 2).reshape(1, 5, 24)))
+
+    layers = {"q": nn.Linear(10, 24), "k": nn.Linear(10, 12), "v": nn.Linear(10, 12), "out": nn.Linear(24, 9)}
+    return Net(run, stem=nn.Linear(3, 10), head=nn.Linear(9, 2), **layers), image(1, 5, 3)
+
+
+def masked_attention() -> tuple[Net, Any]:
+    """A learned bias for each head, added to what attends."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        q, k, v = net.qkv(net.stem(x)).view(1, 5, 3, 3, 4).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=net.bias[None])
+        return net.out(y.transpose(1, 2).reshape(1, 5, 12))
+
+    layers = {"stem": nn.Linear(3, 8), "qkv": nn.Linear(8, 36), "out": nn.Linear(12, 3)}
+    return Net(run, bias=nn.Parameter(torch.randn(3, 5, 5)), **layers), image(1, 5, 3)
+
+
+def queries_of_a_constant() -> tuple[Net, Any]:
+    def run(net: Net, x: Tensor) -> Tensor:
+        places = torch.linspace(0, 1, 15, dtype=x.dtype).view(1, 5, 3)
+        return net.head(F.relu(net.stem(x) + net.place(places) + net.one(torch.ones(1, 4, dtype=x.dtype))))
+
+    layers = {"stem": nn.Linear(3, 8), "place": nn.Linear(3, 8), "one": nn.Linear(4, 8), "head": nn.Linear(8, 3)}
+    return Net(run, **layers), image(1, 5, 3)
+
+
+def gates() -> tuple[Net, Any]:
+    def run(net: Net, x: Tensor) -> Tensor:
+        y = F.relu(net.stem(x))
+        gate = net.gate(y).sigmoid()
+        return net.head(gate * y + (1 - gate) * torch.atan(F.softsign(net.other(y))))
+
+    return Net(run, stem=Conv(3, 8, 1), gate=Conv(8, 8, 1), other=Conv(8, 8, 1), head=Conv(8, 3, 1)), image()
+
+
+def written_in_place() -> tuple[Net, Any]:
+    """The input, a slice that is read before it is written, and an exponential that its gradient needs."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        x *= 255
+        x.sub_(net.mean)
+        y = net.stem(x)
+        y[:, :3] = net.part(y[:, :3])
+        return net.head(torch.exp(0.1 * net.mix(y)).add_(1.0))
+
+    layers = {"stem": Conv(3, 8, 1), "part": Conv(3, 3, 1), "mix": Conv(8, 5, 1), "head": Conv(5, 3, 1)}
+    return Net(run, mean=nn.Parameter(torch.rand(1, 3, 1, 1)), **layers), image()
+
+
+def of_a_range() -> tuple[Net, Any]:
+    """Inputs from 0 to 1: others give no number."""
+    return Net(lambda net, x: net.head(F.relu(net.stem(x.pow(2.2)))), stem=Conv(3, 8, 3), head=Conv(8, 3, 3)), image()
+
+
+def windows() -> tuple[Net, Any]:
+    """im2col and its inverse."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        y = net.mix(F.unfold(F.relu(net.stem(x)), 2, stride=2).transpose(1, 2)).transpose(1, 2)
+        return net.head(F.relu(F.fold(y, (8, 8), 2, stride=2)))
+
+    return Net(run, stem=Conv(3, 6, 1), mix=nn.Linear(24, 20), head=Conv(5, 3, 3)), image()
+
+
+def sampled() -> tuple[Net, Any]:
+    """Sampling at points, Fourier transforms, and tokens that are gathered by their scores."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        y = F.relu(net.stem(x))
+        y = F.grid_sample(y, net.flow(y).permute(0, 2, 3, 1).tanh(), align_corners=False)
+        f = torch.fft.rfft2(y)
+        real, imaginary = net.mix(torch.cat([f.real, f.imag], 1)).chunk(2, 1)
+        y = torch.fft.irfft2(torch.complex(real, imaginary), s=y.shape[-2:]).flatten(2).transpose(1, 2)
+        best = net.score(y).topk(3, 1).indices
+        return net.head(y.gather(1, best.expand(-1, -1, 8)))
+
+    layers = {"stem": Conv(3, 8, 1), "flow": Conv(8, 2, 1), "mix": Conv(16, 16, 1)}
+    return Net(run, score=nn.Linear(8, 1), head=nn.Linear(8, 3), **layers), image()
+
+
+def unpooled() -> tuple[Net, Any]:
+    def run(net: Net, x: Tensor) -> Tensor:
+        y, places = F.max_pool2d(F.relu(net.stem(x)), 2, return_indices=True)
+        return net.head(F.max_unpool2d(F.relu(net.middle(y)), places, 2))
+
+    return Net(run, stem=Conv(3, 8, 1), middle=Conv(8, 8, 1), head=Conv(8, 3, 1)), image()
+
+
+def mixed_filters() -> tuple[Net, Any]:
+    """A mixture of filters, flattened for a product and viewed as filters again."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        x = F.relu(net.stem(x))
+        shares = net.route(x.mean((2, 3))).softmax(1)
+        weight = (shares @ net.filters.flatten(1)).view(7, 5, 3, 3)
+        return net.head(F.relu(F.conv2d(x, weight)))
+
+    layers = {"stem": Conv(3, 5, 1), "route": nn.Linear(5, 4), "head": Conv(7, 3, 1)}
+    return Net(run, filters=nn.Parameter(torch.randn(4, 7, 5, 3, 3)), **layers), image()
+
+
+def attention_between_channels() -> tuple[Net, Any]:
+    """Each head attends from channels to channels."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        x = net.stem(x).flatten(2).transpose(1, 2)
+        q, k, v = (layer(x).view(1, 64, 3, 4).permute(0, 2, 3, 1) for layer in (net.q, net.k, net.v))
+        y = ((k @ q.transpose(-2, -1)).softmax(-1) @ v).permute(0, 3, 1, 2).reshape(1, 64, 12)
+        return net.head(net.out(y))
+
+    layers = {name: nn.Linear(8, 12) for name in ("q", "k", "v")}
+    return Net(run, stem=Conv(3, 8, 1), out=nn.Linear(12, 5), head=nn.Linear(5, 3), **layers), image()
+
+
+def rotated_whole() -> tuple[Net, Any]:
+    """A slice without channels, joined to the rest."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        q = net.stem(x).view(1, 5, 2, 4).transpose(1, 2)
+        return net.head(torch.cat([q[..., :4] * 2, q[..., 4:]], -1).transpose(1, 2).reshape(1, 5, 8))
+
+    return Net(run, stem=nn.Linear(3, 8), head=nn.Linear(8, 3)), image(1, 5, 3)
+
+
+def recurrent(kind: type[nn.RNNBase]) -> tuple[Net, Any]:
+    def run(net: Net, x: Tensor) -> Tensor:
+        x = F.relu(net.stem(x)).transpose(1, 2)
+        return net.head(net.cells(x)[0][:, -1])
+
+    return Net(run, stem=nn.Conv1d(4, 8, 3), cells=kind(8, 6, batch_first=True), head=nn.Linear(6, 2)), image(1, 4, 9)
+
+
+def spectral(norm: Callable[..., nn.Module]) -> tuple[Net, Any]:
+    run = lambda net, x: net.head(F.relu(net.middle(F.relu(net.stem(x)))))  # noqa: E731
+    return Net(run, stem=norm(Conv(3, 8, 3)), middle=norm(Conv(8, 6, 3)), head=Conv(6, 3, 1)), image()
+
+
+OLD, NEW = torch.nn.utils, torch.nn.utils.parametrizations
+KINDS: dict[str, tuple[Callable[[], tuple[Net, Any]], list[int]]] = {
+    "sub_pixel": (sub_pixel, [8, 5, 6]),
+    "generator": (generator, [6, 2, 4, 4]),
+    "group_norm_of_a_view": (group_norm_of_a_view, [3, 2, 2, 2]),
+    "written_types": (written_types, [10]),
+    "masked_attention": (masked_attention, [8, 3, 4, 4, 4, 4, 4, 4]),
+    "shared_keys": (lambda: shared_keys(False), [10, 3, 4, 4, 4, 4, 4, 4, 9]),
+    "repeated_keys": (lambda: shared_keys(True), [10, 3, 4, 4, 4, 4, 4, 4, 9]),
+    "queries_of_a_constant": (queries_of_a_constant, [8]),
+    "gates": (gates, [8]),
+    "written_in_place": (written_in_place, [3, 5, 3, 5]),
+    "of_a_range": (of_a_range, [8]),
+    "mixed_filters": (mixed_filters, [5, 4, 7]),
+    "attention_between_channels": (attention_between_channels, [8, 3, 4, 4, 4, 4, 4, 4, 5]),
+    "rotated_whole": (rotated_whole, [8]),
+    "windows": (windows, [6, 5]),
+    "sampled": (sampled, [8, 8]),
+    "unpooled": (unpooled, [8]),
+    "gru": (lambda: recurrent(nn.GRU), [8, 6]),
+    "old_spectral_norm": (lambda: spectral(OLD.spectral_norm), [8, 6]),
+    "new_spectral_norm": (lambda: spectral(NEW.spectral_norm), [8, 6]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_followed_and_proved(kind: str) -> None:
+    torch.manual_seed(0)
+    make, sizes = KINDS[kind]
+    network, example = make()
+    network.eval()
+    found = find_groups(network, example)
+    groups = prove_groups(network, found, example)
+    assert groups.fixed == found.fixed
+    assert groups.covered_share == found.covered_share
+    assert not not_followed(groups), explain(not_followed(groups))
+    assert [group.size for group in groups.free] == sizes
+    inputs = [leaf.clone() for leaf in (example if isinstance(example, list) else [example])]
+    with torch.no_grad():
+        before = run_network(network, [leaf.clone() for leaf in inputs])
+        state = network.state_dict()
+        for name, order in random_permutations(groups, 3).items():
+            state = groups[name].permute(state, order)
+        network.load_state_dict(state)
+        after = run_network(network, inputs)
+    assert float((after - before).abs().max() / before.abs().max()) < 1e-5
+
+
+def test_channels_that_are_cut_out_by_their_place_are_parts_of_a_group() -> None:
+    """They lie in the same tensors and go another way: the proof finds which may be exchanged."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        y = F.relu(net.stem(x))
+        z = torch.zeros_like(y)
+        z[:, ::2], z[:, 1::2] = y[:, ::2], y[:, 1::2] * 2
+        return net.head(torch.cat([z[:, :6].tanh(), z[:, 6:7], z[:, 7:]], 1))
+
+    network, example = Net(run, stem=Conv(3, 10, 1), head=Conv(10, 3, 1)), image()
+    groups = prove_groups(network, find_groups(network, example), example)
+    moved = [slot.index[:, 0].tolist() for group in groups.free for slot in group.slots if slot.key == "stem.weight"]
+    assert sorted(moved) == [[0, 2, 4], [1, 3, 5], [7, 9]]
+    assert groups.proof_error is not None
+    assert groups.proof_error <= 1e-9
+
+
+def test_pairs_of_channels_are_named() -> None:
+    def run(net: Net, x: Tensor) -> Tensor:
+        y = F.relu(net.stem(x)).flatten(2)
+        return net.head((y @ y.transpose(1, 2)).flatten(1))
+
+    network, example = Net(run, stem=Conv(3, 4, 1), head=nn.Linear(16, 3)), image()
+    groups = prove_groups(network, find_groups(network, example), example)
+    assert not groups.free
+    assert PAIRS in explain(not_followed(groups))
