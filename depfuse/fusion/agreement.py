@@ -14,6 +14,7 @@ from depfuse.evaluate import Agreement, evaluate_agreement
 from depfuse.fusion.comparison import make_rivals
 from depfuse.fusion.shown import comparison_as_html, comparison_as_text
 from depfuse.progress import ProgressLike, shown
+from depfuse.tasks.selection import selected
 from depfuse.teach.distil import Distillation
 
 if TYPE_CHECKING:
@@ -84,8 +85,10 @@ def compare_agreement(
         networks = [*made.averages, result.child, *made.heads]
         networks += [] if made.trained is None else [made.trained[1]]
         networks += [candidate.network for candidate in made.others]
-        batches = watched.track(images, "comparing the networks")
-        parents, ensemble, scores = evaluate_agreement(result.parents, networks, batches, sets=result.parent_labels)
+        batches, scores_of = watched.track(images, "comparing the networks"), result.meaning.scores
+        parents, ensemble, scores = evaluate_agreement(
+            selected(result.parents, scores_of), selected(networks, scores_of), batches, sets=result.parent_labels
+        )
     naive, renewed = scores[0], scores[len(made.averages) - 1]
     child, *rest = scores[len(made.averages) :]
     heads, rest = rest[: len(made.heads)], rest[len(made.heads) :]

@@ -30,6 +30,7 @@ from depfuse.networks.isolation import isolated
 from depfuse.progress import ProgressLike, shown
 from depfuse.refit import refit_heads
 from depfuse.renorm import has_batch_norm
+from depfuse.tasks.selection import selected
 from depfuse.teach.distil import Distillation
 
 if TYPE_CHECKING:
@@ -136,7 +137,9 @@ def compare(
     """
     with shown(progress) as watched:
         parents, ensemble = evaluate_with_ensemble(
-            result.parents, watched.track(test, "evaluating the parents"), sets=result.parent_labels
+            selected(result.parents, result.meaning.scores),
+            watched.track(test, "evaluating the parents"),
+            sets=result.parent_labels,
         )
         shares = result.ensemble.shares
         made = make_rivals(result, training)
@@ -144,6 +147,7 @@ def compare(
         networks = [*averages, result.child, *heads]
         networks += [] if trained is None else [trained[1]]
         networks += [candidate.network for candidate in others]
+        networks = [*selected(networks, result.meaning.scores)]
         scores = evaluate_together(networks, watched.track(test, "evaluating the child"))
         naive, renewed = scores[0], scores[len(averages) - 1]  # where there is nothing to reset, they are one network
         child, *rest = scores[len(averages) :]

@@ -56,7 +56,7 @@ def repair(child: nn.Module, parents: AlignedParents, loader: Loader, *, shift: 
     if loader.count < 2:
         raise RecipeError(f"renorm {method} needs at least 2 calibration images, not {loader.count}")
     loader = loader.in_batches(AT_ONCE)
-    layers = find_layers(child, next(iter(loader))[0][:2], f"renorm {method}")
+    layers = find_layers(child, loader.example(2), f"renorm {method}")
     names = [layer.name for layer in layers if layer.times == 1 and layer.norm is None and not layer.gives_outputs]
     goals = {name: (torch.zeros((), dtype=torch.float32), torch.zeros((), dtype=torch.float32)) for name in names}
     shares = Shares.create(parents.shares)

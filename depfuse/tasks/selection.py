@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from depfuse.errors import RecipeError
-from depfuse.networks.copying import unwrap
+from depfuse.networks.copying import evaluation_copy, unwrap
 
 ScoresFunction = Callable[[Any], Tensor]
 """Output of a network -> the tensor (N, ...) that counts."""
@@ -57,16 +57,13 @@ def deselect(network: nn.Module) -> nn.Module:
     return network
 
 
-@contextmanager
-def selecting(networks: Sequence[nn.Module], scores: ScoresFunction | None) -> Iterator[None]:
-    """Let networks return the tensor that counts within the block."""
-    changed = [network for network in networks if not _selections(unwrap(network))]
-    select(changed, scores)
-    try:
-        yield
-    finally:
-        for network in changed:
-            deselect(network)
+def selected(networks: Sequence[nn.Module], scores: ScoresFunction | None) -> Sequence[nn.Module]:
+    """Copy networks, with shared tensors, into ones that return the tensor that counts; the same where all do."""
+    if scores is None:
+        return networks
+    copies = [evaluation_copy(network, shared=True) for network in networks]
+    select(copies, scores)
+    return copies
 
 
 @contextmanager

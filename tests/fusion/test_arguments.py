@@ -170,6 +170,22 @@ def test_a_network_of_two_inputs_is_fused_by_pairs_and_by_a_function() -> None:
     assert example.groups.free
 
 
+@pytest.mark.filterwarnings("ignore:refit ridge did not bring")  # random networks
+def test_a_network_of_two_inputs_is_refitted_by_pairs_and_by_a_function() -> None:
+    parents = [TwoInputs(seed).eval() for seed in (0, 1)]
+    rows = torch.randn(60, 4, dtype=torch.float32)
+    named = [{"row": rows, "image": IMAGES}]
+    recipe = Recipe(refit={"name": "ridge", "steps": 8, "augment": False})
+    plain = fuse(parents, recipe, TensorDataset(IMAGES, rows))
+    called = fuse(parents, recipe, named, call=lambda model, batch: model(batch["image"], batch["row"]))
+    for other in (called, fuse(parents, recipe, named)):
+        assert other.recipe.refit == plain.recipe.refit
+        torch.testing.assert_close(outputs(other.child, IMAGES, rows), outputs(plain.child, IMAGES, rows))
+    mean = sum(outputs(parent, IMAGES, rows) for parent in parents) / 2
+    merged = outputs(fuse(parents, RESET, TensorDataset(IMAGES, rows)).child, IMAGES, rows)
+    assert float((outputs(plain.child, IMAGES, rows) - mean).norm()) < 0.8 * float((merged - mean).norm())
+
+
 def test_a_network_of_tokens_is_fused(tmp_path: Path) -> None:
     def language(seed: int) -> nn.Module:
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The examples of the page on bringing one's own run, one after another, and that of parents with different labels."""
+"""The examples of the guide's pages on bringing one's own, on outputs and on different labels run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,25 @@ import torch
 
 from depfuse import FusionResult
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "guide" / "bring_your_own.md"
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guide"
+
+
+def run_examples(page: str, least: int) -> dict[str, object]:
+    """Run the examples of a page, of which there are so many at least; return the names that they give."""
+    names: dict[str, object] = {"__name__": "example"}
+    examples = re.findall(r"^```python\n(.*?)^```$", (GUIDE / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert len(examples) >= least
+    for example in examples:
+        exec(compile(example, page, "exec"), names)
+    return names
+
+
+@pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")  # random networks, of which little is kept
+def test_every_example_of_outputs_runs() -> None:
+    torch.manual_seed(0)
+    names = run_examples("outputs.md", 3)
+    assert isinstance(names["kind"], torch.Tensor)
+    assert names["kind"].shape == (200, 5)
 
 
 @pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")  # random networks, of which little is kept
@@ -19,12 +37,7 @@ def test_every_example_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    names: dict[str, object] = {"__name__": "example"}
-    examples = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    assert len(examples) >= 12
-    for example in examples:
-        exec(compile(example, str(PAGE), "exec"), names)
-    result = names["result"]
+    result = run_examples("bring_your_own.md", 12)["result"]
     assert isinstance(result, FusionResult)
     assert (tmp_path / "child" / "config.json").is_file()
     printed = capsys.readouterr().out
@@ -35,7 +48,5 @@ def test_every_example_runs(
 
 @pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")
 def test_the_example_of_parents_with_different_labels_runs() -> None:
-    page = PAGE.with_name("labels.md")
-    (example,) = re.findall(r"^```python\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     torch.manual_seed(0)
-    exec(compile(example, str(page), "exec"), {"__name__": "example"})
+    run_examples("labels.md", 1)

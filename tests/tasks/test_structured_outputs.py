@@ -67,6 +67,12 @@ def test_a_refit_learns_what_counts_as_if_it_were_all(kind: str) -> None:
         torch.testing.assert_close(found, wanted[key])
     assert type(result.child(torch.rand(2, 1, 6, 6))) is type(parents[0](torch.rand(2, 1, 6, 6)))
     assert result.recipe.task.name == "classes"
+    scores = result.comparison(images())
+    assert scores.child.count == 60
+    whole = parents[0](torch.rand(2, 1, 6, 6))
+    assert type(whole) is (dict if kind == "dictionary" else tuple), "the parents stay as they were"
+    unlabelled = result.comparison(Loader(Split(images().images), Preprocessing(), batch_size=20))
+    assert 0 <= unlabelled.child.ensemble <= 1
 
 
 @pytest.mark.parametrize(
