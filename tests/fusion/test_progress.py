@@ -76,31 +76,37 @@ def test_a_training_says_epoch_loss_and_score_and_counts_batches(data: DataSet, 
 
 
 def test_candidates_are_named_before_their_steps(data: DataSet, watcher: Recorded) -> None:
-    result = fuse(small_parents(), {"preset": "best", "goal.steps": 0}, calibration_loader(data, 40), progress=True)
+    result = fuse(small_parents(), {"preset": "best", "goal.steps": 0}, calibration_loader(data, 40), progress=watcher)
     said = {description for description, _, _ in watcher.steps}
     assert {f"{own.name}: refitting layer by layer" for own in result.family if own.name.startswith("average")} <= said
     assert "refitting layer by layer" not in said
 
 
+def _run(watcher: Recorded, command: list[str]) -> int:
+    """Run a command while somebody watches."""
+    with shown(watcher):
+        return main(command)
+
+
 def test_commands_count_what_takes_longest(watcher: Recorded, tmp_path: Path) -> None:
     small = (*small_files(), "--data", "digits", "--calibration", "40", "--device", "cpu")
-    assert main(["path", *small, "--points", "4", "--set", "refit=ridge", "--set", "refit.steps=0"]) == 0
+    assert _run(watcher, ["path", *small, "--points", "4", "--set", "refit=ridge", "--set", "refit.steps=0"]) == 0
     first = watcher.steps.index(("evaluating the path", 2, 2))
     assert watcher.steps[first + 1 :] == [("evaluating the naive path", 2, 2)]
     watcher.steps.clear()
-    assert main(["tune", *small, "--trials", "2", "--set", "refit=none", "--out", str(tmp_path / "tune")]) == 0
+    assert _run(watcher, ["tune", *small, "--trials", "2", "--set", "refit=none", "--out", str(tmp_path / "tune")]) == 0
     assert [step for step in watcher.steps if step[0] == "searching"] == [("searching", 2, 2)]
     assert watcher.steps[-1] == ("drawing", 0, None)
     assert not any("refitting" in description for description, _, _ in watcher.steps)
     watcher.steps.clear()
     out = str(tmp_path / "net.safetensors")
-    assert main(["train", "digits_resnet(width=0.25)", "--data", "digits", "--epochs", "1", "--out", out]) == 0
+    assert _run(watcher, ["train", "digits_resnet(width=0.25)", "--data", "digits", "--epochs", "1", "--out", out]) == 0
     assert [description.split(",")[0] for description, _, _ in watcher.steps][-2:] == [
         "training: epoch 1 of 1", "evaluating",
     ]  # fmt: skip
     assert all(done == total for _, done, total in watcher.steps[-2:])
     watcher.steps.clear()
-    assert main(["eval", *small_files(), "--data", "digits", "--device", "cpu"]) == 0
+    assert _run(watcher, ["eval", *small_files(), "--data", "digits", "--device", "cpu"]) == 0
     assert watcher.steps[-1] == ("evaluating", 2, 2)
 
 
@@ -108,7 +114,7 @@ def test_a_training_says_its_epoch_before_the_first_is_over(data: DataSet, watch
     said: list[str] = []
     few = replace(data, train=data.train.take(slice(0, 40)))
     watcher.advance = lambda: said.append(watcher.description)  # type: ignore[method-assign]
-    with shown(True):
+    with shown(watcher):
         fit(small_parents()[0], few, TrainRecipe(epochs=2, batch_size=20, learning_rate=0.01))
     assert said[0] == "training: epoch 1 of 2"
 
