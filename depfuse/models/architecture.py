@@ -1,15 +1,15 @@
 """Architecture strings, which name networks. Nothing here needs torch.
 
-====================  ============================================================
-what is written       what is built
-====================  ============================================================
-``NAME``              a built-in network of `NETWORKS`
-``torchvision:NAME``  torchvision's network of that name, with random weights
-``timm:NAME``         timm's network of that name, with random weights
-``transformers:NAME`` transformers' class of that name, with random weights
-``FILE.py:FACTORY``   what that function or class of the user's own file returns
-``MODULE:FACTORY``    the same of a module that can be imported
-====================  ============================================================
+=====================  ============================================================
+what is written        what is built
+=====================  ============================================================
+``NAME``               a built-in network of `NETWORKS`
+``torchvision:NAME``   torchvision's network of that name, with random weights
+``timm:NAME``          timm's network of that name, with random weights
+``transformers:NAME``  transformers' class of that name, with random weights
+``FILE.py:FACTORY``    what that function or class of the user's own file returns
+``MODULE:FACTORY``     the same of a module that can be imported
+=====================  ============================================================
 
 Each may be followed by ``(key=value, ...)`` with plain Python values; those of transformers are the entries of a
 configuration, such as ``depths=[1, 1]``. The short names such as
