@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from depfuse.data.inputs import Ragged
 from depfuse.data.loader import Loader
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import DepfuseWarning, RecipeError
@@ -109,20 +110,11 @@ def check_weights(models: Any) -> None:
 
 
 def check_images(recipe: Recipe, calibration: Loader | None) -> None:
-    """Raise `RecipeError` where the recipe, its refit resolved, needs images, or images of one shape, and has none."""
+    """Raise `RecipeError` where the recipe, its refit resolved, needs images, or samples of one shape, and has none."""
     if calibration is not None:
-        by_themselves = isinstance(calibration.images, Tensor) and calibration.call is None
-        if not by_themselves and (recipe.refits or recipe.goal.name == "best"):
+        if isinstance(calibration.images, Ragged) and (recipe.refits or recipe.goal.name == "best"):
             setting = f"refit {recipe.refit.name}" if recipe.refits else "goal best"
-            lacking = (
-                "these are run by a function of yours (call=...)"
-                if calibration.call
-                else "the calibration data are of several"
-            )
-            raise RecipeError(
-                f"{setting} needs inputs that are one tensor, all of one shape, and {lacking}: leave it out, or choose"
-                " refit none"
-            )
+            raise RecipeError(f"{setting} needs samples of one shape: give such, or choose refit none")
         return
     merge = recipe.merge
     if merge.weights_by != "network" or merge.average == "fisher":
