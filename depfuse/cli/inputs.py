@@ -206,7 +206,10 @@ def _outputs(model: nn.Module, example: torch.Tensor) -> int:
     with torch.no_grad(), evaluating(model):
         outputs = run_network(model, example)
     if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:
-        raise DataError(f"{type(model).__name__} does not give one row of class scores per image")
+        raise DataError(
+            f"{type(model).__name__} does not give one row of class scores per image, which alone is scored: fuse "
+            "such networks in Python, by depfuse.fuse"
+        )
     return outputs.shape[1]
 
 

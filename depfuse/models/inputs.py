@@ -113,7 +113,10 @@ def check_input(model: nn.Module, example: Tensor, *, classes: int | None = None
         with torch.no_grad(), evaluating(model):
             outputs = run_network(model, example)
         if not isinstance(outputs, Tensor) or outputs.ndim != 2:
-            raise DataError(f"{type(model).__name__} does not give one row of class scores per image")
+            raise DataError(
+                f"{type(model).__name__} does not give one row of class scores per image, which alone is scored: fuse "
+                "such networks in Python, by depfuse.fuse"
+            )
         if outputs.shape[1] < classes:
             raise DataError(
                 f"{type(model).__name__} has {outputs.shape[1]} outputs, "

@@ -146,6 +146,7 @@ def test_the_users_task_is_that_of_the_result(name: str) -> None:
     assert result.recipe.task.name == name
     assert result.meaning.task is not None
     assert result.meaning.task.name == name
+    assert f"{name}: what the outputs mean" in repr(result)
     again = fuse(parents, result.recipe, images())
     for key, tensor in again.child.state_dict().items():
         assert torch.equal(tensor, result.child.state_dict()[key])
