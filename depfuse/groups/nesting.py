@@ -158,13 +158,14 @@ def _parts(groups: Sequence[ChannelGroup], inner: Sequence[Orbit]) -> Iterator[P
     for slots in zip(*(group.slots for group in groups), strict=True):
         key, axis = slots[0].key, slots[0].axis
         index = torch.stack([slot.index for slot in slots])
-        # All of a tree on this axis; what `within` limits is no part of the block's own axis.
+        # All of a tree on this axis; what `within` limits is no part of the block's own axis, but of its rows.
+        limited = slots[0].within is not None
         held = [
             part.index.reshape(-1)
             for orbit in inner
             for below in orbit.walk()
             for part in below.parts
-            if part.key == key and part.axis == axis and part.within is None
+            if part.key == key and part.axis == axis and (part.within is not None) == limited
         ]
         if held:
             index = without(index, torch.cat(held))

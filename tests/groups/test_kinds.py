@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from depfuse import Recipe, fuse
+from depfuse.fusion.parents import Parents
 from depfuse.groups import explain, find_groups, not_followed, prove_groups, random_permutations
 from depfuse.groups.reasons import PAIRS
 from depfuse.networks.forward import run_network
 
 Conv = nn.Conv2d
+BY_WEIGHTS = Recipe(criterion="weights", refit="none", renorm="none")
 
 
 class Net(nn.Module):
@@ -300,3 +304,42 @@ def test_pairs_of_channels_are_named() -> None:
     groups = prove_groups(network, find_groups(network, example), example)
     assert not groups.free
     assert PAIRS in explain(not_followed(groups))
+
+
+def grouped_by_four_and_two() -> tuple[Net, Any]:
+    """A stream that convolutions of four and of two groups read: blocks in blocks."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        return net.head(F.relu(x + net.twos(F.relu(net.fours(F.relu(x))))))
+
+    layers = {"fours": Conv(12, 12, 1, groups=4), "twos": Conv(12, 12, 1, groups=2)}
+    return Net(run, stem=Conv(3, 12, 3, padding=1), head=Conv(12, 3, 1), **layers), image()
+
+
+COPIED = {
+    "grouped_by_four_and_two": grouped_by_four_and_two,
+    "sub_pixel": sub_pixel,
+    "generator": generator,
+    "repeated_keys": lambda: shared_keys(True),
+    "attention_between_channels": attention_between_channels,
+}
+
+
+@pytest.mark.parametrize("kind", COPIED)
+@pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")
+def test_a_permuted_copy_is_recovered(kind: str) -> None:
+    torch.manual_seed(1)
+    network, example = COPIED[kind]()
+    network = network.double().eval()
+    example = example.double()
+    groups = prove_groups(network, find_groups(network, example), example)
+    other, state = copy.deepcopy(network), network.state_dict()
+    for name, order in random_permutations(groups, 5).items():
+        state = groups[name].permute(state, order)
+    other.load_state_dict(state)
+    child = fuse(Parents([network, other], example=example), BY_WEIGHTS).child
+    with torch.no_grad():
+        wanted = network(example)
+        assert float((other(example) - wanted).abs().max() / wanted.abs().max()) < 1e-9
+        assert float((child(example) - wanted).abs().max() / wanted.abs().max()) < 1e-6

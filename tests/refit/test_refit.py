@@ -83,6 +83,7 @@ NETWORKS = {
     "narrow digits_resnet": lambda seed: _seeded(seed, "digits_resnet(width=0.5)"),
     "mixed": Mixed,
     "perceptron": lambda seed: _perceptron(seed),
+    "neck": lambda seed: _neck(seed),
 }
 
 
@@ -96,6 +97,13 @@ def _perceptron(seed: int) -> nn.Module:
     return nn.Sequential(
         nn.Flatten(), nn.Linear(64, 12, bias=False), nn.ReLU(), nn.Linear(12, 12), nn.GELU(), nn.Linear(12, 4)
     )
+
+
+def _neck(seed: int) -> nn.Module:
+    """A norm of the pooled features before the head."""
+    torch.manual_seed(seed)
+    pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(10)]
+    return nn.Sequential(nn.Conv2d(1, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 10, 3), *pooled, nn.Linear(10, 4))
 
 
 def parent(name: str, seed: int, loader: Loader) -> nn.Module:

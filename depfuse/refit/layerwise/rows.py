@@ -39,7 +39,7 @@ class Window:
         """Read the geometry off an operation."""
         if node.target is NORMALISATION:  # a depthwise convolution with a kernel of one position
             _, channels, *sizes = node.args[0].meta["val"].shape  # type: ignore[union-attr]
-            ones = (1,) * len(sizes)
+            ones = (1,) * max(len(sizes), 1)  # features (N, C) are an image of one position
             return cls(ones, ones, ((0, 0),) * len(ones), ones, channels, math.prod(sizes))
         shape = tuple(node.meta["val"].shape)
         if node.target is aten.linear.default:
@@ -67,7 +67,7 @@ class Window:
         Parameters
         ----------
         x
-            (N, C, ...) for a convolution, (N, ..., C) for a linear layer.
+            (N, C, ...) for a convolution or a norm, (N, ..., C) for a linear layer.
         places
             Indices of positions, int64; all of them where None.
         """
@@ -75,6 +75,7 @@ class Window:
             rows = x.reshape(len(x), -1, x.shape[-1])
             rows = rows if places is None else rows[:, places]
             return rows.reshape(1, -1, x.shape[-1])
+        x = x[..., None] if x.dim() == 2 else x
         x = F.pad(x, [side for pads in reversed(self.padding) for side in pads])
         spatial = x.shape[2:]
         flat = x.movedim(1, -1).reshape(len(x), -1, x.shape[1])
@@ -89,6 +90,7 @@ class Window:
 
     def outputs(self, y: Tensor, places: Tensor | None = None) -> Tensor:
         """Arrange the layer's output by place: (G, N * places, output channels of a group)."""
+        y = y[..., None] if self.kernel and y.dim() == 2 else y
         rows = y.reshape(len(y), -1, y.shape[-1]) if not self.kernel else y.flatten(2).transpose(1, 2)
         if not self.kernel and y.dim() == 2:
             rows = y[:, None]
