@@ -76,18 +76,22 @@ class Meaning:
             check_scores(scores, output)
         scores = scores or find_scores(output)
         select(networks, scores)
-        if not isinstance(_run(networks[0], example), Tensor):
+        selected = _run(networks[0], example)
+        if not isinstance(selected, Tensor):
             if recipe.task.name not in ("auto", "none"):
                 raise RecipeError(
                     f"the networks give a {type(output).__name__} of outputs, and task {recipe.task.name} is of one "
                     "tensor: say which, as `scores`"
                 )
             return cls()
-        # Where labels differ, outputs differ in shape.
-        looked_at = networks if labels is None else networks[:1]
-        batches = [example] if images is None else [batch for batch, _ in images.first(IMAGES)]
-        outputs = [torch.cat([_run(network, batch).float() for batch in batches]) for network in looked_at]
-        return cls(scores, choose_task(recipe.task, outputs))
+
+        def outputs() -> list[Tensor]:
+            # Where labels differ, outputs differ in shape.
+            looked_at = networks if labels is None else networks[:1]
+            batches = [example] if images is None else [batch for batch, _ in images.first(IMAGES)]
+            return [torch.cat([_run(network, batch).float() for batch in batches]) for network in looked_at]
+
+        return cls(scores, choose_task(recipe.task, selected, outputs))
 
 
 def _run(network: nn.Module, batch: Example) -> Any:

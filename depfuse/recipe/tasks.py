@@ -13,10 +13,13 @@ class TaskChoice(Choice):
     Attributes
     ----------
     place
-        `module:class` of the `Task`; its `of` builds one from the parents' outputs for some images.
+        `module:class` of the `Task`; its `of` builds one from the parents' outputs.
+    reads_outputs
+        Whether it depends on the outputs for many images, and not on their shape alone.
     """
 
     place: ClassVar[str] = ""
+    reads_outputs: ClassVar[bool] = False
 
 
 class AutoTask(TaskChoice):
@@ -67,6 +70,7 @@ class RegressionTask(TaskChoice):
     """Numbers, each compared in units of its spread: a row of them, or maps, sequences and images."""
 
     place: ClassVar[str] = "depfuse.tasks.regression:Regression"
+    reads_outputs: ClassVar[bool] = True
 
     name: Literal["regression"] = "regression"
 

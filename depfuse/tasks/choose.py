@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -11,15 +11,19 @@ from depfuse.recipe.tasks import TASKS, TaskChoice
 from depfuse.tasks.task import Task
 
 
-def choose_task(choice: TaskChoice, outputs: Sequence[Tensor]) -> Task | None:
+def choose_task(
+    choice: TaskChoice, output: Tensor, outputs: Callable[[], Sequence[Tensor]] | None = None
+) -> Task | None:
     """Build the task that a recipe names, or the one that fits the outputs.
 
     Parameters
     ----------
     choice
         What the recipe says.
+    output
+        A parent's output (N, ...) for one image or more.
     outputs
-        Each parent's outputs (N, ...) for some images.
+        Computes each parent's outputs for some images, for a task that depends on them.
 
     Returns
     -------
@@ -33,20 +37,19 @@ def choose_task(choice: TaskChoice, outputs: Sequence[Tensor]) -> Task | None:
     """
     if choice.name == "none":
         return None
-    name = automatic(outputs) if choice.name == "auto" else choice.name
-    kind = TASKS[name]
+    kind = TASKS[automatic(output) if choice.name == "auto" else choice.name]
     assert issubclass(kind, TaskChoice)
     module, _, member = kind.place.partition(":")
-    task: Task = getattr(importlib.import_module(module), member).of(outputs)
+    of = getattr(importlib.import_module(module), member).of
+    task: Task = of(outputs() if kind.reads_outputs and outputs is not None else [output])
     return task
 
 
-def automatic(outputs: Sequence[Tensor]) -> str:
-    """Name the task that outputs are of: classes of rows (N, C), dense of maps (N, C, ...), regression of one number.
+def automatic(output: Tensor) -> str:
+    """Name the task that an output is of: classes for rows (N, C), dense for maps (N, C, ...), regression for a number.
 
     A map of one channel, and a tensor (N,), are numbers too.
     """
-    first = outputs[0]
-    if first.dim() < 2 or first.shape[1] < 2:
+    if output.dim() < 2 or output.shape[1] < 2:
         return "regression"
-    return "classes" if first.dim() == 2 else "dense"
+    return "classes" if output.dim() == 2 else "dense"

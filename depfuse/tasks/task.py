@@ -34,7 +34,7 @@ class Task(Protocol):
 
     @classmethod
     def of(cls, outputs: Sequence[Tensor]) -> Task:
-        """Build the task of each parent's outputs (N, ...) for some images; raise `RecipeError` of a wrong shape."""
+        """Build the task of each parent's outputs (N, ...), or one's; raise `RecipeError` of a wrong shape."""
 
     def ensemble_target(self, outputs: Sequence[Tensor], shares: Sequence[float], temperature: float) -> Tensor:
         """Combine the parents' outputs into the target of `divergence`."""
