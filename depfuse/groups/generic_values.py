@@ -20,7 +20,7 @@ from depfuse.errors import GroupError
 from depfuse.groups.channel_group import ChannelGroup
 from depfuse.groups.slots import Slot
 from depfuse.networks.copying import evaluation_copy, unwrap
-from depfuse.networks.forward import Example, cloned, run_with
+from depfuse.networks.forward import Example, run_with
 from depfuse.networks.isolation import seeded, without_warnings
 from depfuse.networks.precision import DoublePrecision
 from depfuse.networks.running import evaluating, float_tensors, removing
@@ -196,7 +196,7 @@ class GenericNetwork:
                 DoublePrecision(),
             ):
                 before = torch.get_rng_state()
-                result = run_with(self._network, values, cloned(inputs), tied=False)
+                result = run_with(self._network, values, inputs, tied=False)
                 self.random = self.random or not torch.equal(before, torch.get_rng_state())
         except Exception as error:  # whatever the user's network raises
             raise GroupError(

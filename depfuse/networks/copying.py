@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.errors import ArchitectureError
-from depfuse.networks.forward import Example, cloned, run_network
+from depfuse.networks.forward import Example, run_network
 from depfuse.networks.running import evaluating
 from depfuse.text import first_line
 
@@ -223,7 +223,7 @@ def private_copy(model: nn.Module, example: Example | None) -> nn.Module:
     copied = evaluation_copy(model)
     if example is not None:
         check_hooks(model, example)
-        inputs = cloned(fit_example(example, copied))
+        inputs = fit_example(example, copied)
         # Where it does not run, tracing reports that.
         with torch.no_grad(), ForeignWatch(model) as foreign, suppress(Exception):
             run_network(copied, inputs)
@@ -268,7 +268,7 @@ def _unfaithful(network: nn.Module, hooked: Sequence[str], what: str) -> str:
 def _outputs(model: nn.Module, example: Example) -> list[Tensor] | None:
     """Run a network and return its output tensors; None where it raises."""
     try:
-        return [leaf for leaf in tree_leaves(run_network(model, cloned(example))) if isinstance(leaf, Tensor)]
+        return [leaf for leaf in tree_leaves(run_network(model, example)) if isinstance(leaf, Tensor)]
     except Exception:  # whatever the user's network raises
         return None
 

@@ -35,8 +35,18 @@ register_pytree_node(
 Example = Tensor | Sequence[Any] | dict[str, Any] | Called
 
 
+def cloned(example: Example) -> Example:
+    """Copy an example's tensors, for a network that may write to its input."""
+    copied: Example = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, example)
+    return copied
+
+
 def run_network(model: nn.Module, example: Example) -> Any:
-    """Run a network on a tensor, a sequence of positional or a dict of keyword inputs, or as the user calls it."""
+    """Run a network on a tensor, a sequence of positional or a dict of keyword inputs, or as the user calls it.
+
+    It is given a copy: a network may write to its input (`x *= 255`), which the next one shall see as it was.
+    """
+    example = cloned(example)
     if isinstance(example, Tensor):
         return _logits(model(example))
     if isinstance(example, Called):
@@ -46,14 +56,9 @@ def run_network(model: nn.Module, example: Example) -> Any:
     return _logits(model(*example))
 
 
-def cloned(example: Example) -> Example:
-    """Copy an example's tensors, for a network that may write to its input."""
-    copied: Example = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, example)
-    return copied
-
-
 def run_with(model: nn.Module, state: Mapping[str, Tensor], example: Example, *, tied: bool = True) -> Any:
     """Run a network as `run_network` does, with other parameters and buffers, those that share a tensor `tied`."""
+    example = cloned(example)
     if isinstance(example, Called):
         prefixed = {f"{INNER}{key}": tensor for key, tensor in state.items()}
         return _logits(functional_call(_Caller(model, example.call), prefixed, (example.batch,), tie_weights=tied))

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from depfuse.errors import ArchitectureError
 from depfuse.groups.tracing.depgraph import Trace, trace
 from depfuse.networks.copying import evaluation_copy
-from depfuse.networks.forward import Example, cloned, run_network
+from depfuse.networks.forward import Example, run_network
 from depfuse.networks.running import evaluating
 
 
@@ -51,7 +51,7 @@ def _is_deterministic(model: nn.Module, example: Example, auxiliary: tuple[str, 
     network = evaluation_copy(model, torch.float32, shared=True)
     try:
         with torch.no_grad(), evaluating(network, auxiliary=auxiliary):
-            first, second = (tree_leaves(run_network(network, cloned(example))) for _ in range(2))
+            first, second = (tree_leaves(run_network(network, example)) for _ in range(2))
     except Exception:  # whatever a mode that was not asked for does, evaluation mode remains
         return False
     if len(first) != len(second):

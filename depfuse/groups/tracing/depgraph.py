@@ -125,8 +125,7 @@ def _traced(model: nn.Module, example: Example, auxiliary: Iterable[str], *, sho
         if not isinstance(value, Tensor):
             return value
         value = value.detach().to(device)
-        # Copied behind the leaf, which may not be written to in place.
-        return value.float().requires_grad_(True).clone() if value.is_floating_point() else value.clone()
+        return value.float().requires_grad_(True) if value.is_floating_point() else value
 
     with torch.enable_grad(), _recorded(network) as (calls, spans):
         graph, outputs, flow = _depgraph(network, tree_map(as_input, example), auxiliary, shown)
