@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from depfuse.evaluate import Agreement, Scores
 from depfuse.groups import ChannelGroups
+from depfuse.groups.reasons import left_in_place
 from depfuse.networks.copying import unwrap
 from depfuse.text import counted
 
@@ -114,7 +115,8 @@ def rows(result: FusionResult) -> Iterator[tuple[str, str]]:
     yield "parents", ", ".join(dict.fromkeys(map(network_line, result.parents)))
     yield "child", f"{network_line(result.child)}{_kind(result)}"
     yield "shares", _shares(result)
-    yield "groups", result.groups.summary()
+    left = left_in_place(result.groups)
+    yield "groups", f"{result.groups.summary()}; {left}" if left else result.groups.summary()
     align = result.recipe.align
     yield "matching", f"{align.criterion.name}, solver {align.solver.name}{_not_converged(result)}"
     yield "refit", result.refit_reason or f"{result.recipe.refit.name}, as the recipe asks"

@@ -132,6 +132,12 @@ class ChannelGroups:
         total = sum(sizes.values())
         return sum(size * (1.0 - uncovered.get(key, 1.0)) for key, size in sizes.items()) / total if total else 0.0
 
+    def uncovered_entries(self) -> dict[str, float]:
+        """Map state-dict key -> number of entries of each parameter that no free group moves, where there are any."""
+        uncovered = self._uncovered()
+        entries = {key: math.prod(shape) * uncovered.get(key, 1.0) for key, shape in self.parameters.items()}
+        return {key: count for key, count in entries.items() if count > 0.0}
+
     def _uncovered(self) -> dict[str, float]:
         """Map state-dict key -> share of the tensor's entries that no free group moves, where that is not 1."""
         along: dict[tuple[str, int], float] = {}  # (key, axis) -> share of the axis that lies in free groups

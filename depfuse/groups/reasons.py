@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -25,6 +26,7 @@ OVERWRITTEN = "not proved: the forward pass itself writes {}"
 EXPECTED = frozenset(
     {TOUCHES_INPUT, TOUCHES_OUTPUT, CONSTANT, SINGLE, NOT_USED, KERNEL, PIXELS, MULTIPLIES_ZEROS, PARTS, OVERLAP}
 )
+MOST_COVERED = 0.9  # of the parameters: below it, what stays in its place is said
 SEPARATOR = "; "  # between the reasons of a tensor that has several
 
 
@@ -73,3 +75,17 @@ def explain(wrong: Mapping[str, str], most: int = 3) -> str:
 
 def _joined(parts: Iterable[str], left: int) -> str:
     return "; ".join(parts) + (f"; and {left} more reasons" if left > 0 else "")
+
+
+def left_in_place(groups: ChannelGroups, most: int = 3) -> str:
+    """Write which share of the parameters no free group moves, where and why; empty where it is less than a tenth."""
+    if groups.covered_share >= MOST_COVERED or not groups.parameters:
+        return ""
+    of_group = {slot.key: reason for group in groups for slot in group.slots if (reason := group.fixed) is not None}
+    entries = groups.uncovered_entries()
+    places = by_reason({key: groups.fixed_tensors.get(key, of_group.get(key, SINGLE)) for key in entries})
+    total = sum(math.prod(shape) for shape in groups.parameters.values())
+    shares = {reason: sum(entries[key] for key in keys) / total for reason, keys in places.items()}
+    largest = sorted(places, key=lambda reason: -shares[reason])
+    parts = [f"{shares[why]:.0%} {why} ({named(sorted(places[why], key=lambda k: -entries[k]))})" for why in largest]
+    return f"{sum(shares.values()):.0%} of the parameters stay in place: {_joined(parts[:most], len(parts) - most)}"

@@ -13,7 +13,7 @@ from rich.tree import Tree
 from torch import Tensor
 
 from depfuse.groups import ChannelGroup, ChannelGroups, Slot, explain, not_followed
-from depfuse.groups.reasons import by_reason, named, unexpected
+from depfuse.groups.reasons import by_reason, left_in_place, named, unexpected
 from depfuse.text import counted
 
 Detail = Literal["brief", "usual", "full"]
@@ -76,13 +76,14 @@ def group_tree(
 
 
 def summary_line(groups: ChannelGroups) -> str:
-    """Summarise groups in a line: their channels, share of the parameters, proof error, and what is not followed."""
+    """Summarise groups in a line: their channels, share of the parameters, proof, what stays and is not followed."""
     proof = "not proved" if groups.proof_error is None else f"proved, relative error {groups.proof_error:.1e}"
     line = (
         f"{counted(groups.count, 'free group')}, {counted(groups.free_channels, 'channel')}, "
         f"{100 * groups.covered_share:.1f}% of the parameters; {proof}"
     )
-    wrong = not_followed(groups)
+    left, wrong = left_in_place(groups), not_followed(groups)
+    line = f"{line}; {left}" if left else line
     return f"{line}; not followed: {explain(wrong)}" if wrong else line
 
 

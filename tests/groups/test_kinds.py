@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from depfuse import Recipe, fuse
 from depfuse.fusion.parents import Parents
 from depfuse.groups import explain, find_groups, not_followed, prove_groups, random_permutations
-from depfuse.groups.reasons import PAIRS
+from depfuse.groups.reasons import PAIRS, left_in_place
 from depfuse.networks.forward import run_network
 
 Conv = nn.Conv2d
@@ -343,3 +343,18 @@ def test_a_permuted_copy_is_recovered(kind: str) -> None:
         wanted = network(example)
         assert float((other(example) - wanted).abs().max() / wanted.abs().max()) < 1e-9
         assert float((child(example) - wanted).abs().max() / wanted.abs().max()) < 1e-6
+
+
+def test_where_much_stays_in_place_a_line_says_what_and_why() -> None:
+    def run(net: Net, x: Tensor) -> Tensor:
+        return net.head(F.relu(net.stem(x)))
+
+    layers = {"stem": Conv(3, 6, 1), "head": Conv(6, 3, 1), "spare": nn.Linear(10, 10)}
+    network, example = Net(run, **layers), image()
+    groups = prove_groups(network, find_groups(network, example), example)
+    assert left_in_place(groups) == (
+        "73% of the parameters stay in place: 71% not used in the forward pass (spare.weight, spare.bias); "
+        "2% touches the network's output (head.bias)"
+    )
+    del network.spare
+    assert not left_in_place(prove_groups(network, find_groups(network, example), example))
