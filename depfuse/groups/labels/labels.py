@@ -270,22 +270,22 @@ class Ledger:
         blocks = np.unique(pairs[:, 1])
         content = {block: tuple(pairs[pairs[:, 1] == block, 0].tolist()) for block in blocks.tolist()}
         sharing: dict[tuple[int, ...], list[int]] = {}
-        for block, labels in content.items():
-            sharing.setdefault(labels, []).append(block)
+        for block, inside in content.items():
+            sharing.setdefault(inside, []).append(block)
         if len({len(alike) for alike in sharing.values()}) > 1 or len(np.unique(pairs[:, 0])) != sum(map(len, sharing)):
             return None
         place = {block: rank for alike in sharing.values() for rank, block in enumerate(alike)}
         for alike in sharing.values():
             self.unite(torch.tensor(alike), torch.tensor(alike[:1]))
         both = torch.stack([inner, outer.expand(inner.shape)]).flatten(1)
-        units: Tensor
-        units, number = torch.unique(both, dim=1, return_inverse=True)
-        labels, places = self.fresh(units.shape[1]), self.fresh(len(next(iter(sharing.values()))))
+        names, number = np.unique(both.numpy(), axis=1, return_inverse=True)
+        parts = torch.from_numpy(names)
+        labels, places = self.fresh(parts.shape[1]), self.fresh(len(next(iter(sharing.values()))))
         self.pin(places, PARTS)
-        self.nest(labels, units[0])
-        self.nest(labels, units[1])
-        self.nest(labels, places[torch.tensor([place[block] for block in units[1].tolist()])])
-        shared: Tensor = labels[number].reshape(inner.shape)
+        self.nest(labels, parts[0])
+        self.nest(labels, parts[1])
+        self.nest(labels, places[torch.tensor([place[block] for block in parts[1].tolist()])])
+        shared: Tensor = labels[torch.from_numpy(number.reshape(-1))].reshape(inner.shape)
         return shared
 
     def _join(self, first: Factor, second: Factor, *plain: frozenset[int]) -> Factor:
