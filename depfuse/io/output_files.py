@@ -43,8 +43,8 @@ def check_weights_name(name: str, path: Path | None, *, folder: bool = False) ->
 
 
 def is_folder(path: Path) -> bool:
-    """Tell whether a network is written as a folder: the name is that of one, or has no ending."""
-    return path.is_dir() or path.suffix == ""
+    """Tell whether a network is written as a folder: it is one, or has no ending, and not a file's."""
+    return path.suffix != ".safetensors" and (path.is_dir() or path.suffix == "")
 
 
 def weights_in(path: Path) -> Path:

@@ -563,7 +563,7 @@ def test_example_inputs_of_the_wrong_shape(place: Place, refused, shape: str, wo
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({"channels": 3}, ["3x6x6", "do not fit"]),
+        ({"channels": 5}, ["5", "do not fit"]),
         ({"side": 9}, ["1x9x9", "do not fit"]),
         ({"classes": 7}, ["4 outputs", "7 classes", "out of range"]),
     ],

@@ -194,7 +194,10 @@ def test_disagreement_is_least_for_the_right_alignment():
     ("spoil", "words"),
     [
         (lambda models: models[:1], "needs at least two"),
-        (lambda models: [models[0], build_network("digits_resnet(classes=7)")], "outputs differ in number"),
+        (
+            lambda models: [models[0], build_network("digits_resnet(classes=7)")],
+            "say by `labels` which each of them knows",
+        ),
         (lambda models: [models[0], build_network("vgg11(in_channels=1)")], "another architecture"),
         (lambda models: [models[0], _with_nan(models[1])], "NaN or infinite"),
     ],

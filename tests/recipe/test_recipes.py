@@ -101,7 +101,7 @@ def test_no_two_methods_are_the_same():
 def test_every_method_fuses_from_files_to_a_file(name, tmp_path):
     report = fused(tmp_path, "--recipe", name)
     asked, made = preset(name).recipe.changed(calibration=200).settings, Recipe(**report.recipe).settings
-    left_open = {"renorm", "teach.renorm", "teach.head", "merge.weights", "align.through.parent", "align.order"}
+    left_open = {"task", "renorm", "teach.renorm", "teach.head", "merge.weights", "align.through.parent", "align.order"}
     assert {p: made[p] for p in made.keys() - left_open} == {p: asked[p] for p in asked.keys() - left_open}
     assert "auto" not in made.values()
     assert read_checkpoint(tmp_path / "child.safetensors").digest == report.child.digest

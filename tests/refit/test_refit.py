@@ -513,7 +513,7 @@ def test_parents_with_other_labels_get_one_joint_head(method):
     torch.testing.assert_close(result.child(batch), side_by_side, rtol=10 * tolerance, atol=tolerance)
     with pytest.raises(RecipeError, match="template"):
         fuse(Parents([first, second], labels=[(0, 1, 2), (3, 4)]), Recipe(refit="none"), loader)
-    with pytest.raises(RecipeError, match="outputs differ in number"):
+    with pytest.raises(RecipeError, match="say by `labels` which each of them knows"):
         fuse([first, second], Recipe(refit="none"), loader)
 
 
