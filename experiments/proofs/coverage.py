@@ -299,9 +299,9 @@ class _Coverage(Measurement):
         return table
 
     def main(self, arguments: Sequence[str] | None = None) -> int:
-        """Begin anew, then measure."""
-        self.parser().parse_args(arguments)
-        begin_anew()
+        """Begin anew where something is to be measured, then measure."""
+        if not self.parser().parse_args(arguments).tables_only:
+            begin_anew()
         return super().main(arguments)
 
 
