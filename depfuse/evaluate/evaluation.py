@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.data.inputs import take_samples
+from depfuse.ensemble import targets
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import DataError, RecipeError
 from depfuse.evaluate.scores import Scores
@@ -112,7 +113,7 @@ def mean_logits(outputs: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     widths = sorted({logits.shape[1] for logits in outputs})
     if len(widths) > 1:
         raise DataError(f"networks with {widths} outputs cannot be averaged into one ensemble")
-    return torch.stack([share * logits for share, logits in zip(shares, outputs, strict=True)]).sum(0)
+    return targets.mean_logits(outputs, shares)
 
 
 def checked_layout(model: nn.Module, image: Example) -> torch.memory_format:

@@ -89,7 +89,8 @@ class Meaning:
             # Where labels differ, outputs differ in shape.
             looked_at = networks if labels is None else networks[:1]
             batches = [example] if images is None else [batch for batch, _ in images.first(IMAGES)]
-            return [torch.cat([_run(network, batch).float() for batch in batches]) for network in looked_at]
+            with torch.no_grad(), evaluating(*looked_at):
+                return [torch.cat([run_network(own, batch).float() for batch in batches]) for own in looked_at]
 
         return cls(scores, choose_task(recipe.task, selected, outputs))
 
