@@ -113,4 +113,4 @@ def test_the_notebook_runs_from_its_folder_and_shows_cards_and_pictures(monkeypa
 def test_the_guide_leads_to_the_notebook() -> None:
     page = (ROOT / "docs" / "guide" / "gallery.md").read_text(encoding="utf-8")
     assert "{download}`experiments/gallery/notebook.ipynb <../../experiments/gallery/notebook.ipynb>`" in page
-    assert "experiments/gallery/notebook.ipynb" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "](docs/guide/gallery.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
