@@ -8,8 +8,9 @@ order of positions inside a channel is assumed here, and proved afterwards (`pro
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 from torch import nn
@@ -20,7 +21,7 @@ from depfuse.groups.labels.classes import Classes, mixed
 from depfuse.groups.labels.labels import Labels
 from depfuse.groups.labels.rules import Replay
 from depfuse.groups.occurrences import Occurrences
-from depfuse.groups.reasons import KERNEL, NOT_USED, PARTS, SINGLE, TOUCHES_INPUT, TOUCHES_OUTPUT
+from depfuse.groups.reasons import CROSSING, KERNEL, NOT_USED, PARTS, SINGLE, TOUCHES_INPUT, TOUCHES_OUTPUT
 from depfuse.groups.slots import Slot
 from depfuse.groups.taps import find_taps, position_tables
 
@@ -58,7 +59,9 @@ def assemble(replay: Replay, classes: Classes) -> ChannelGroups:
             groups.append(ChannelGroup("", len(units), slots, (), why_fixed))
             ranks.append(units)
     first_use = {key: place for place, key in enumerate(_first_uses(replay))}
-    around = _enclosing(ranks)
+    holding = _holding(ranks)
+    crossing = _crossing(holding, [0 if group.fixed else group.size for group in groups])
+    around = _enclosing(ranks, holding, crossing)
     order = _blocks_first(sorted(range(len(groups)), key=lambda g: first_use[groups[g].slots[0].key]), around)
     names = _names([groups[g] for g in order])
     name_of = dict(zip(order, names, strict=True))
@@ -78,23 +81,65 @@ def assemble(replay: Replay, classes: Classes) -> ChannelGroups:
         for key in keys
         if isinstance(replay.trace.tensors[key], nn.Parameter)
     }
-    return ChannelGroups(named, _fixed_tensors(replay, classes, named), parameters)
+    found = ChannelGroups(named, _fixed_tensors(replay, classes, named), parameters)
+    return found.fix({name_of[g]: CROSSING for g in crossing})
 
 
-def _enclosing(ranks: Sequence[Sequence[Sequence[int]]]) -> list[tuple[int, int] | None]:
-    """Find, for each group (its units' members), the smallest block of another that holds it all: (group, block)."""
+def _holding(ranks: Sequence[Sequence[Sequence[int]]]) -> list[dict[int, int]]:
+    """Map, for each group (its units' members), each other group to its block that holds all of it, where one does."""
     sets = [[frozenset(unit) for unit in units] for units in ranks]
     blocks_of: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for number, units in enumerate(sets):
         for rank, unit in enumerate(units) if len(ranks[number][0]) > 1 else ():
             for member in unit:
                 blocks_of[member].append((number, rank))
-    enclosing: list[tuple[int, int] | None] = []
+    holding: list[dict[int, int]] = []
     for number, units in enumerate(sets):
         members = frozenset().union(*units)
-        holding = [(g, b) for g, b in blocks_of.get(ranks[number][0][0], ()) if g != number and members <= sets[g][b]]
-        enclosing.append(min(holding, key=lambda place: len(sets[place[0]][place[1]]), default=None))
-    return enclosing
+        near = blocks_of.get(ranks[number][0][0], ())
+        holding.append({g: block for g, block in near if g != number and members <= sets[g][block]})
+    return holding
+
+
+def _crossing(holding: Sequence[Mapping[int, int]], sizes: Sequence[int]) -> set[int]:
+    """Find groups whose blocks cross those of another, with free channels inside both.
+
+    The smallest example is a stream of eight channels, read by two filters of channels 1 to 4 and 5 to 8, and by two of
+    the odd and the even ones: a table of two rows and two columns. Rows may be exchanged, columns too, and the channels
+    inside each cell. Rows that hold cells are a tree, and so are columns, but not both: of two such groups, the one
+    with fewer blocks stays in its place.
+
+    Parameters
+    ----------
+    holding
+        For each group, the blocks of other groups that hold all of it.
+    sizes
+        Number of each group's channels; 0 where it is fixed.
+    """
+    rivals: dict[int, set[int]] = defaultdict(set)
+    for inner, blocks in enumerate(holding):
+        around = [group for group in blocks if sizes[group]] if sizes[inner] else []
+        for first, second in combinations(around, 2):
+            if first not in holding[second] and second not in holding[first]:
+                rivals[first].add(second)
+                rivals[second].add(first)
+    crossing: set[int] = set()
+    for group in sorted(rivals, key=lambda group: (-sizes[group], group)):
+        if group not in crossing:
+            crossing |= rivals[group]
+    return crossing
+
+
+def _enclosing(
+    ranks: Sequence[Sequence[Sequence[int]]], holding: Sequence[Mapping[int, int]], crossing: Collection[int]
+) -> list[tuple[int, int] | None]:
+    """Find, for each group, the smallest block of another that holds it all; crossing ones hold none."""
+
+    def positions(place: tuple[int, int]) -> int:
+        return len(ranks[place[0]][place[1]])
+
+    places = [[place for place in blocks.items() if place[0] not in crossing] for blocks in holding]
+    return [min(found, key=positions, default=None) for found in places]
 
 
 def _blocks_first(order: Sequence[int], around: Sequence[tuple[int, int] | None]) -> list[int]:

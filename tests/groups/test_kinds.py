@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depfuse import Recipe, fuse
+from depfuse.align.coupling import Coupling, apply_couplings, compose
 from depfuse.fusion.parents import Parents
 from depfuse.groups import explain, find_groups, not_followed, prove_groups, random_permutations
-from depfuse.groups.reasons import PAIRS, left_in_place
+from depfuse.groups.reasons import CROSSING, PAIRS, left_in_place
 from depfuse.networks.forward import run_network
 
 Conv = nn.Conv2d
@@ -317,8 +318,43 @@ def grouped_by_four_and_two() -> tuple[Net, Any]:
     return Net(run, stem=Conv(3, 12, 3, padding=1), head=Conv(12, 3, 1), **layers), image()
 
 
+def shuffled() -> tuple[Net, Any]:
+    """A residual stream read in two blocks and written in three, with a shuffle after each: blocks that cross."""
+
+    def mixed(x: Tensor, blocks: int) -> Tensor:
+        return x.unflatten(1, (blocks, -1)).transpose(1, 2).flatten(1, 2)
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        y = F.relu(net.depth(mixed(F.relu(net.up(x)), 2)))
+        return net.head(F.relu(x + mixed(net.down(y), 3)))
+
+    layers = {"up": Conv(12, 12, 1, groups=2), "depth": Conv(12, 12, 3, padding=1, groups=12)}
+    layers |= {"down": Conv(12, 12, 1, groups=3), "stem": Conv(3, 12, 3, padding=1), "head": Conv(12, 3, 1)}
+    return Net(run, **layers), image()
+
+
+def test_of_blocks_that_cross_the_larger_group_moves() -> None:
+    """Rows of a table may be exchanged, or columns; of both with their cells, couplings would not compose."""
+    network, example = shuffled()
+    groups = prove_groups(network, find_groups(network, example), example)
+    (crossing,) = [group for group in groups if group.fixed == CROSSING]
+    assert crossing.size == 2
+    assert [group.size for group in groups.free if group.inside is None] == [3]
+    assert groups.covered_share > 0.98
+    assert not not_followed(groups)
+    state = network.state_dict()
+    first, second = (
+        {name: Coupling(order) for name, order in random_permutations(groups, seed).items()} for seed in (1, 2)
+    )
+    twice = apply_couplings(groups, second, apply_couplings(groups, first, state))
+    at_once = apply_couplings(groups, compose(groups, first, second), state)
+    assert all(torch.equal(tensor, at_once[key]) for key, tensor in twice.items())
+
+
 COPIED = {
     "grouped_by_four_and_two": grouped_by_four_and_two,
+    "shuffled": shuffled,
     "sub_pixel": sub_pixel,
     "generator": generator,
     "repeated_keys": lambda: shared_keys(True),
