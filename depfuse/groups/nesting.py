@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from depfuse.groups.channel_group import ChannelGroup, siblings
-from depfuse.groups.slots import Role
+from depfuse.groups.slots import Role, Slot
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,26 +155,35 @@ def _find_orbits(groups: tuple[ChannelGroup, ...]) -> tuple[Orbit, ...]:
 
 def _parts(groups: Sequence[ChannelGroup], inner: Sequence[Orbit]) -> Iterator[Part]:
     """Collect the positions that the groups' slots hold and no inner orbit does."""
+    below = [part for child in inner for orbit in child.walk() for part in orbit.parts]
     for slots in zip(*(group.slots for group in groups), strict=True):
         key, axis = slots[0].key, slots[0].axis
         index = torch.stack([slot.index for slot in slots])
         # All of a tree on this axis; what `within` limits is no part of the block's own axis, but of its rows.
-        limited = slots[0].within is not None
-        held = [
-            part.index.reshape(-1)
-            for orbit in inner
-            for below in orbit.walk()
-            for part in below.parts
-            if part.key == key and part.axis == axis and (part.within is not None) == limited
+        alike = [
+            part
+            for part in below
+            if part.key == key and part.axis == axis and (part.within is None) == (slots[0].within is None)
         ]
-        if held:
-            index = without(index, torch.cat(held))
+        if alike:
+            index = torch.stack([without(slot.index, _held(slot, alike)) for slot in slots])
         if index.shape[2]:
             within = None
             if slots[0].within is not None:
                 rows = [slot.within[1] for slot in slots if slot.within is not None]
                 within = slots[0].within[0], torch.stack(rows)
             yield Part(key, axis, index, slots[0].role, within)
+
+
+def _held(slot: Slot, parts: Sequence[Part]) -> Tensor:
+    """Collect the positions that parts hold on a slot's axis, in its rows."""
+    held = [torch.zeros(0, dtype=torch.int64)]
+    for part in parts:
+        if slot.within is None or part.within is None:
+            held.append(part.index.reshape(-1))
+        else:
+            held.append(part.index[torch.isin(part.within[1], slot.within[1]).any(1)].reshape(-1))
+    return torch.cat(held)
 
 
 def without(index: Tensor, held: Tensor) -> Tensor:

@@ -318,8 +318,8 @@ def grouped_by_four_and_two() -> tuple[Net, Any]:
     return Net(run, stem=Conv(3, 12, 3, padding=1), head=Conv(12, 3, 1), **layers), image()
 
 
-def shuffled() -> tuple[Net, Any]:
-    """A residual stream read in two blocks and written in three, with a shuffle after each: blocks that cross."""
+def shuffled(written: int = 3, after: int = 3) -> tuple[Net, Any]:
+    """A residual stream read in two blocks and written in others, with a shuffle after each."""
 
     def mixed(x: Tensor, blocks: int) -> Tensor:
         return x.unflatten(1, (blocks, -1)).transpose(1, 2).flatten(1, 2)
@@ -327,10 +327,10 @@ def shuffled() -> tuple[Net, Any]:
     def run(net: Net, x: Tensor) -> Tensor:
         x = net.stem(x)
         y = F.relu(net.depth(mixed(F.relu(net.up(x)), 2)))
-        return net.head(F.relu(x + mixed(net.down(y), 3)))
+        return net.head(F.relu(x + mixed(net.down(y), after)))
 
     layers = {"up": Conv(12, 12, 1, groups=2), "depth": Conv(12, 12, 3, padding=1, groups=12)}
-    layers |= {"down": Conv(12, 12, 1, groups=3), "stem": Conv(3, 12, 3, padding=1), "head": Conv(12, 3, 1)}
+    layers |= {"down": Conv(12, 12, 1, groups=written), "stem": Conv(3, 12, 3, padding=1), "head": Conv(12, 3, 1)}
     return Net(run, **layers), image()
 
 
@@ -355,6 +355,7 @@ def test_of_blocks_that_cross_the_larger_group_moves() -> None:
 COPIED = {
     "grouped_by_four_and_two": grouped_by_four_and_two,
     "shuffled": shuffled,
+    "blocks_in_two_halves": lambda: shuffled(4, 6),
     "sub_pixel": sub_pixel,
     "generator": generator,
     "repeated_keys": lambda: shared_keys(True),
