@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ from depfuse.errors import RecipeError
 from depfuse.networks.forward import Example, run_network
 from depfuse.networks.running import evaluating
 from depfuse.recipe import Recipe
-from depfuse.tasks.choose import choose_task
+from depfuse.tasks.choose import by_shape, choose_task, have_same_heads
+from depfuse.tasks.evidence import Evidence, find_evidence
 from depfuse.tasks.selection import ScoresFunction, check_scores, find_scores, select
 from depfuse.tasks.task import Task
 
 IMAGES = 250  # of which outputs are looked at
+MAPS = 32  # of which maps are looked at, to tell what they are
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +35,13 @@ class Meaning:
         Gives the tensor that counts of an output; None where the output is one.
     task
         What it means; None where nothing is known, and parents are matched and merged only.
+    because
+        What the task was chosen by, in a sentence; empty where the recipe names it.
     """
 
     scores: ScoresFunction | None = None
     task: Task | None = None
+    because: str = ""
 
     @classmethod
     def of(
@@ -85,14 +91,54 @@ class Meaning:
                 )
             return cls()
 
-        def outputs() -> list[Tensor]:
-            # Where labels differ, outputs differ in shape.
-            looked_at = networks if labels is None else networks[:1]
-            batches = [example] if images is None else [batch for batch, _ in images.first(IMAGES)]
-            with torch.no_grad(), evaluating(*looked_at):
-                return [torch.cat([run_network(own, batch).float() for batch in batches]) for own in looked_at]
+        # Where labels differ, outputs differ in shape.
+        looked_at = networks if labels is None else networks[:1]
+        seen = _Seen(looked_at, images, example)
 
-        return cls(scores, choose_task(recipe.task, selected, outputs))
+        def evidence() -> Evidence:
+            if labels is not None:
+                return by_shape(selected)
+            few = seen.first(MAPS if selected.dim() > 2 else IMAGES)
+            same = selected.dim() > 1 and have_same_heads(networks, selected.shape[1])
+            return find_evidence(few.outputs, few.inputs, same_heads=same)
+
+        chosen = choose_task(recipe.task, selected, lambda: seen.first(IMAGES).outputs, evidence)
+        return cls(scores, chosen.task, chosen.because)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What networks return for some images."""
+
+    networks: Sequence[nn.Module]
+    images: Loader | None
+    example: Example
+
+    def first(self, count: int) -> _Some:
+        """Run them on the first images, once."""
+        if count not in self._found:
+            self._found[count] = self._run(count)
+        return self._found[count]
+
+    @cached_property
+    def _found(self) -> dict[int, _Some]:
+        return {}
+
+    def _run(self, count: int) -> _Some:
+        batches = [self.example] if self.images is None else [batch for batch, _ in self.images.first(count)]
+        with torch.no_grad(), evaluating(*self.networks):
+            outputs = [torch.cat([run_network(own, batch).float() for batch in batches]) for own in self.networks]
+        tensors = [batch for batch in batches if isinstance(batch, Tensor)]
+        alike = len(tensors) == len(batches) and len({batch.shape[1:] for batch in tensors}) == 1
+        return _Some(outputs, torch.cat(tensors) if alike else None)
+
+
+@dataclass(frozen=True, eq=False)
+class _Some:
+    """Each network's outputs (N, ...), and the images where they are one tensor."""
+
+    outputs: list[Tensor]
+    inputs: Tensor | None
 
 
 def _run(network: nn.Module, batch: Example) -> Any:

@@ -120,8 +120,9 @@ def rows(result: FusionResult) -> Iterator[tuple[str, str]]:
     align = result.recipe.align
     yield "matching", f"{align.criterion.name}, solver {align.solver.name}{_not_converged(result)}"
     yield "refit", result.refit_reason or f"{result.recipe.refit.name}, as the recipe asks"
-    if result.meaning.task is not None and result.meaning.task.name != "classes":
-        yield "task", f"{result.meaning.task.name}: what the outputs mean, by which the child learned"
+    meaning = result.meaning
+    if meaning.task is not None and (meaning.because or meaning.task.name != "classes"):
+        yield "task", f"{meaning.task.name}: {meaning.because or 'what the outputs mean, by which the child learned'}"
     for step in result.steps[:MOST_STEPS]:
         yield "step", _step(step)
     if len(result.steps) > MOST_STEPS:

@@ -23,7 +23,7 @@ class TaskChoice(Choice):
 
 
 class AutoTask(TaskChoice):
-    """Chosen from the parents' outputs: rows of class scores, maps of them, or numbers."""
+    """Chosen by what the parents' outputs for the calibration images tell, and said."""
 
     name: Literal["auto"] = "auto"
 

@@ -1,20 +1,46 @@
-"""Choice of the task: as the recipe names it, or from the parents' outputs."""
+"""Choice of the task: as the recipe names it, or by what the parents' outputs tell of it."""
 
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from depfuse.recipe.tasks import TASKS, TaskChoice
+from depfuse.tasks.evidence import Evidence
 from depfuse.tasks.task import Task
+
+SAME_HEADS = 0.9  # cosine of two last layers' weights from which on they share a start and have moved little
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """A task, and how it was chosen.
+
+    Attributes
+    ----------
+    task
+        None where the recipe says that nothing is known of the outputs.
+    because
+        What it was chosen by, in a sentence; empty where the recipe names it.
+    """
+
+    task: Task | None
+    because: str = ""
 
 
 def choose_task(
-    choice: TaskChoice, output: Tensor, outputs: Callable[[], Sequence[Tensor]] | None = None
-) -> Task | None:
-    """Build the task that a recipe names, or the one that fits the outputs.
+    choice: TaskChoice,
+    output: Tensor,
+    outputs: Callable[[], Sequence[Tensor]] | None = None,
+    evidence: Callable[[], Evidence] | None = None,
+) -> Chosen:
+    """Build the task that a recipe names, or the one that the outputs tell of.
 
     Parameters
     ----------
@@ -24,11 +50,8 @@ def choose_task(
         A parent's output (N, ...) for one image or more.
     outputs
         Computes each parent's outputs for some images, for a task that depends on them.
-
-    Returns
-    -------
-    Task or None
-        None where the recipe says that nothing is known of the outputs.
+    evidence
+        Finds what the outputs tell; asked where the recipe leaves the task open. Where None, their shape decides.
 
     Raises
     ------
@@ -36,20 +59,39 @@ def choose_task(
         The outputs are not of the shape that the task has.
     """
     if choice.name == "none":
-        return None
-    kind = TASKS[automatic(output) if choice.name == "auto" else choice.name]
+        return Chosen(None)
+    name, because = choice.name, ""
+    if name == "auto":
+        found = by_shape(output) if evidence is None else evidence()
+        name, because = found.task, found.sentence
+    kind = TASKS[name]
     assert issubclass(kind, TaskChoice)
     module, _, member = kind.place.partition(":")
     of = getattr(importlib.import_module(module), member).of
     task: Task = of(outputs() if kind.reads_outputs and outputs is not None else [output])
-    return task
+    return Chosen(task, because)
 
 
-def automatic(output: Tensor) -> str:
-    """Name the task that an output is of: classes for rows (N, C), dense for maps (N, C, ...), regression for a number.
-
-    A map of one channel, and a tensor (N,), are numbers too.
-    """
+def by_shape(output: Tensor) -> Evidence:
+    """Assume classes of rows (N, C), dense classes of maps (N, C, ...), and a number of what has one channel."""
     if output.dim() < 2 or output.shape[1] < 2:
-        return "regression"
-    return "classes" if output.dim() == 2 else "dense"
+        return Evidence("regression", "one number may be a logit as well", clear=False)
+    return Evidence("classes" if output.dim() == 2 else "dense", "nothing but their shape is known", clear=False)
+
+
+def have_same_heads(networks: Sequence[nn.Module], count: int) -> bool:
+    """Tell whether two networks' last layers with `count` outputs are much alike: of one start, and trained little."""
+    heads = [_last_weight(network, count) for network in networks]
+    return any(
+        one is not None
+        and other is not None
+        and one.shape == other.shape
+        and float(F.cosine_similarity(one.flatten(), other.flatten(), dim=0)) > SAME_HEADS
+        for one, other in itertools.combinations(heads, 2)
+    )
+
+
+def _last_weight(network: nn.Module, count: int) -> Tensor | None:
+    with torch.no_grad():
+        found = [p for p in network.parameters() if p.dim() > 1 and count in p.shape[:2]]
+        return found[-1].detach().double() if found else None

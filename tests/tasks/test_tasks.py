@@ -32,7 +32,7 @@ def task_of(name: str, shape: tuple[int, ...], seed: int = 0) -> tuple[Task, Ten
     """A task, and two outputs of its shape in float64."""
     generator = torch.Generator().manual_seed(seed)
     first, second = (2 * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
-    task = choose_task(TASKS(name), first, lambda: [first, second])
+    task = choose_task(TASKS(name), first, lambda: [first, second]).task
     assert task is not None
     assert task.name == name
     return task, first, second
@@ -101,7 +101,7 @@ def test_a_map_counts_as_its_mean_place_and_labels_as_their_sum() -> None:
 
 def test_a_number_counts_in_units_of_its_spread() -> None:
     outputs = torch.randn(50, 2, dtype=torch.float64) * torch.tensor([1.0, 1000.0])
-    task = choose_task(TASKS("regression"), outputs[:1], lambda: [outputs, outputs])
+    task = choose_task(TASKS("regression"), outputs[:1], lambda: [outputs, outputs]).task
     assert task is not None
     wrong = [outputs + torch.tensor(shift) * outputs.std(0, correction=0) for shift in ([1.0, 0.0], [0.0, 1.0])]
     first, second = (float(task.losses(one, outputs).mean()) for one in wrong)
@@ -119,10 +119,11 @@ def test_a_number_counts_in_units_of_its_spread() -> None:
         ((6, 1, 4, 4), "regression"),
     ],
 )
-def test_the_task_is_chosen_by_the_outputs(shape: tuple[int, ...], name: str) -> None:
-    task = choose_task(TASKS("auto"), torch.randn(shape))
-    assert task is not None
-    assert task.name == name
+def test_without_evidence_the_shape_decides_and_that_is_said(shape: tuple[int, ...], name: str) -> None:
+    chosen = choose_task(TASKS("auto"), torch.randn(shape))
+    assert chosen.task is not None
+    assert chosen.task.name == name
+    assert "assumed" in chosen.because
 
 
 class Gives(nn.Module):
