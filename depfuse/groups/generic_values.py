@@ -7,8 +7,8 @@ branch.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.errors import GroupError
 from depfuse.groups.channel_group import ChannelGroup
-from depfuse.groups.slots import Slot
+from depfuse.groups.slots import Slot, permuted
 from depfuse.networks.copying import evaluation_copy, unwrap
 from depfuse.networks.forward import Example, run_with
 from depfuse.networks.isolation import seeded, without_warnings
@@ -225,12 +225,13 @@ class GenericNetwork:
                 self.state[key].copy_(self.state[key].reshape(-1).flip(0).view_as(self.state[key]) / 2)
 
     def effects(
-        self, groups: Sequence[ChannelGroup], permutations: Mapping[str, Tensor]
+        self, groups: Sequence[ChannelGroup], permutations: Mapping[str, Tensor], enough: float
     ) -> tuple[dict[str, float], bool]:
         """Measure how much the outputs change, to first order, if one parameter's slot of a group is permuted alone.
 
         Returns group name -> the largest change, over its slots, of the outputs' projection on a random direction with
-        entries of unit variance, from one backward pass for each mode. Each gradient is released at once.
+        entries of unit variance, from one backward pass for each mode; the other slots of a group with `enough` are not
+        looked at. Each gradient is released at once.
 
         Returns as well whether the gradients are those of the function: a small step along them all changes the
         projection as they predict. They are not where a forward pass rounds and passes gradients on, or has none:
@@ -246,16 +247,17 @@ class GenericNetwork:
         def note(key: str, leaf: Tensor) -> None:
             gradient, leaf.grad = leaf.grad, None
             assert gradient is not None
-            predicted.append(float((gradient * steps[key]).sum()))
+            predicted.append(float(torch.dot(gradient.reshape(-1), _step(self.state[key]))))
             for name, slot in slots[key]:
+                if largest[name] >= enough:
+                    continue
                 entries = slot.read(self.state[key])
                 change = slot.read(gradient) * (entries[permutations[name].to(entries.device)] - entries)
                 largest[name] = max(largest[name], float(change.sum().abs()))
 
         leaves = {key: tensor.detach() for key, tensor in self.state.items()}
         keys = slots.keys() & {key for key, _ in self._network.named_parameters(remove_duplicate=False)}
-        steps = {key: _step(self.state[key]) for key in sorted(keys)}
-        for key in steps:
+        for key in sorted(keys):
             leaf = leaves[key].requires_grad_(True)
             leaf.register_post_accumulate_grad_hook(partial(note, key))  # type: ignore[no-untyped-call]
         before = size = 0.0
@@ -280,7 +282,9 @@ class GenericNetwork:
                 except Exception:  # whatever a backward pass of the user's raises
                     return {}, False
         for step in STEPS:
-            stepped = {**self.state, **{key: self.state[key] + step * change for key, change in steps.items()}}
+            stepped = dict(self.state)
+            for key in keys:
+                stepped[key] = self.state[key].add(_step(self.state[key]).view_as(self.state[key]), alpha=step)
             after = sum(
                 _projection(self._outputs(self._inputs, stepped, mode, False), directions)
                 for mode, directions in zip(self._modes, along, strict=True)
@@ -290,35 +294,28 @@ class GenericNetwork:
                 return largest, True
         return largest, False
 
+    def moved(self, slot: Slot, permutation: Tensor) -> AbstractContextManager[None]:
+        """Permute one slot alone within the context."""
+        return self._with(permuted(self.state, [([slot], permutation)]))
+
+    def permuted(
+        self, groups: Iterable[ChannelGroup], permutations: Mapping[str, Tensor]
+    ) -> AbstractContextManager[None]:
+        """Permute the channels of these groups within the context."""
+        return self._with(permuted(self.state, [(group.slots, permutations[group.name]) for group in groups]))
+
     @contextmanager
-    def moved(self, slot: Slot, permutation: Tensor) -> Iterator[None]:
-        """Permute one slot alone, in place, within the context."""
-        self.state[slot.key].copy_(slot.permute(self.state[slot.key], permutation))
+    def _with(self, state: dict[str, Tensor]) -> Iterator[None]:
+        before, self.state = self.state, state
         try:
             yield
         finally:
-            self.state[slot.key].copy_(slot.permute(self.state[slot.key], torch.argsort(permutation)))
-
-    @contextmanager
-    def permuted(self, groups: Sequence[ChannelGroup], permutations: Mapping[str, Tensor]) -> Iterator[None]:
-        """Permute the channels of these groups, in place, within the context."""
-        self._permute(groups, permutations)
-        try:
-            yield
-        finally:
-            inverse = {group.name: torch.argsort(permutations[group.name]) for group in groups}
-            self._permute(groups[::-1], inverse)
-
-    def _permute(self, groups: Sequence[ChannelGroup], permutations: Mapping[str, Tensor]) -> None:
-        for group in groups:
-            for slot in group.slots:
-                self.state[slot.key].copy_(slot.permute(self.state[slot.key], permutations[group.name]))
+            self.state = before
 
 
 def _step(tensor: Tensor) -> Tensor:
-    """Draw a direction to step along: entries as large as the tensor's, of all signs."""
-    pattern = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).remainder_(7.0).sub_(2.5)
-    return pattern.mul_(float(tensor.abs().mean())).view_as(tensor)
+    """Choose a direction to step along: each entry by the one before it."""
+    return tensor.reshape(-1).roll(1)
 
 
 def _projection(outputs: Sequence[Tensor], directions: Sequence[Tensor]) -> float:

@@ -151,7 +151,7 @@ class _Proof:
         """
         if not groups:
             return []
-        self._effects, true = self._network.effects(groups, self._permutations)
+        self._effects, true = self._network.effects(groups, self._permutations, LEAST_EFFECT * self._scale)
         if not true:
             self._effects = self._by_permuting(groups)
         return [group for group in groups if self._effects.get(group.name, 0.0) < LEAST_EFFECT * self._scale]

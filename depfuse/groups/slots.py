@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,6 +70,45 @@ class Slot:
         axis, positions = self.within[0], self.within[1].to(tensor.device)
         part = tensor.index_select(axis, positions).index_select(self.axis, order)
         return tensor.index_copy(axis, positions, part)
+
+    def permute_(self, tensor: Tensor, permutation: Tensor) -> None:
+        """Permute as `permute` does, in place: only the slot's own entries are read and written."""
+        targets = self.index.reshape(-1).to(tensor.device)
+        sources = self.index[permutation.cpu()].reshape(-1).to(tensor.device)
+        if self.within is None:
+            tensor.index_copy_(self.axis, targets, tensor.index_select(self.axis, sources))
+            return
+        axis, positions = self.within[0], self.within[1].to(tensor.device)
+        first, count = int(positions[0]), len(positions)
+        together = torch.equal(positions, torch.arange(first, first + count, device=tensor.device))
+        part = tensor.narrow(axis, first, count) if together else tensor.index_select(axis, positions)
+        part.index_copy_(self.axis, targets, part.index_select(self.axis, sources))
+        if not together:
+            tensor.index_copy_(axis, positions, part)
+
+    def covers(self, tensor: Tensor) -> bool:
+        """Tell whether every entry of a tensor lies in the slot."""
+        return self.within is None and self.index.numel() == tensor.shape[self.axis]
+
+
+def permuted(state: Mapping[str, Tensor], moves: Iterable[tuple[Sequence[Slot], Tensor]]) -> dict[str, Tensor]:
+    """Permute the slots of several groups in turn, in a new state dict; tensors without a slot are shared with `state`.
+
+    Each entry of a tensor is copied once, and then once for every slot that it lies in: what a grouped convolution
+    costs does not grow with its number of blocks.
+    """
+    result = dict(state)
+    own: set[str] = set()
+    for slots, permutation in moves:
+        for slot in slots:
+            tensor = result[slot.key]
+            if slot.covers(tensor):
+                result[slot.key] = slot.permute(tensor, permutation)
+            else:
+                result[slot.key] = tensor = tensor if slot.key in own else tensor.clone()
+                slot.permute_(tensor, permutation)
+            own.add(slot.key)
+    return result
 
 
 @dataclass(frozen=True, eq=False, repr=False)
