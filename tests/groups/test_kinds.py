@@ -226,6 +226,33 @@ def recurrent(kind: type[nn.RNNBase]) -> tuple[Net, Any]:
     return Net(run, stem=nn.Conv1d(4, 8, 3), cells=kind(8, 6, batch_first=True), head=nn.Linear(6, 2)), image(1, 4, 9)
 
 
+def gated_sub_pixel() -> tuple[Net, Any]:
+    """What a pixel shuffle made is multiplied by a map of gates: pixels stay in their order, channels move."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        x = F.pixel_shuffle(net.up(F.relu(net.stem(x))), 2)
+        return net.head(torch.cat([F.relu(net.mix(x)), net.gate(x).sigmoid() * x], 1))
+
+    layers = {"mix": Conv(5, 6, 1), "gate": Conv(5, 1, 1), "head": Conv(11, 3, 1)}
+    return Net(run, stem=Conv(3, 8, 3, padding=1), up=Conv(8, 20, 1), **layers), image()
+
+
+def biased_by_head(fused: bool) -> tuple[Net, Any]:
+    """Each head has a slope of its own for distances, which a mask says (ALiBi): heads stay, their channels move."""
+
+    def run(net: Net, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = net.qkv(net.stem(x)).view(1, 5, 2, 3, 4).permute(3, 0, 2, 1, 4)
+        bias = torch.tensor([0.5, 0.25])[:, None, None] * mask.cumsum(-1)[:, None, :].to(x.dtype)
+        if fused:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].expand(1, 2, 5, 5))
+        else:
+            y = (torch.baddbmm(bias.to(x.dtype), q[0], k[0].mT).softmax(-1) @ v[0])[None]
+        return net.head(net.out(y.transpose(1, 2).flatten(2)))
+
+    layers = {"qkv": nn.Linear(8, 24), "out": nn.Linear(8, 6), "head": nn.Linear(6, 3)}
+    return Net(run, stem=nn.Linear(3, 8), **layers), [image(1, 5, 3), torch.ones(1, 5, dtype=torch.int64)]
+
+
 def spectral(norm: Callable[..., nn.Module]) -> tuple[Net, Any]:
     run = lambda net, x: net.head(F.relu(net.middle(F.relu(net.stem(x)))))  # noqa: E731
     return Net(run, stem=norm(Conv(3, 8, 3)), middle=norm(Conv(8, 6, 3)), head=Conv(6, 3, 1)), image()
@@ -250,6 +277,9 @@ KINDS: dict[str, tuple[Callable[[], tuple[Net, Any]], list[int]]] = {
     "windows": (windows, [6, 5]),
     "sampled": (sampled, [8, 8]),
     "unpooled": (unpooled, [8]),
+    "gated_sub_pixel": (gated_sub_pixel, [8, 5, 6]),
+    "biased_by_head": (lambda: biased_by_head(False), [8, 4, 4, 4, 4, 6]),
+    "biased_by_head_fused": (lambda: biased_by_head(True), [8, 4, 4, 4, 4, 6]),
     "gru": (lambda: recurrent(nn.GRU), [8, 6]),
     "old_spectral_norm": (lambda: spectral(OLD.spectral_norm), [8, 6]),
     "new_spectral_norm": (lambda: spectral(NEW.spectral_norm), [8, 6]),

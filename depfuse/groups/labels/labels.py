@@ -230,9 +230,15 @@ class Ledger:
         for mine, other_side in ((first, second), (second, first)):
             for factor in mine.factors:
                 meeting = any(factor.axes & candidate.axes for candidate in other_side.factors)
-                if not meeting and factor.axes & other_side.plain:
+                if meeting or not factor.axes & other_side.plain:
+                    continue
+                # The channels of an image that a shuffle made are blocks of its pixels, which stay in their order.
+                blocks = self.settle(tied.get(factor, factor), other_side.plain)
+                if blocks is None:
                     self.pin(factor.labels, TOUCHES_INPUT)
                     lost.add(factor)
+                else:
+                    tied[factor] = blocks
         united = tuple(tied.get(factor, factor) for factor in factors + unmatched if factor not in lost)
         return Labels(shape, united, first.plain | second.plain)
 

@@ -59,22 +59,23 @@ class BranchWatch(TorchFunctionMode):
     """Recorder, while it is active, of modules run by `run_network` that read values in Python.
 
     Only values of tensors that depend on the example or on something that requires gradients count: a network may
-    ask about shapes and constants. The latter are recorded where they meet other tensors.
+    ask about shapes and constants. The latter are recorded where they meet other tensors, and so is what was computed
+    from inputs without gradients alone: a bias by head and distance of the tokens that a mask leaves.
 
     Attributes
     ----------
     branches
         The modules, in order.
     constants
-        Autograd function -> the constants among its operands.
+        Autograd function -> the constants among its operands, and values of inputs without gradients.
     """
 
     def __init__(self, example: Example) -> None:
         super().__init__()
         self.branches: dict[Branch, None] = {}
         self.constants: dict[Any, list[Tensor]] = {}
-        self._dependent = WeakTensorKeyDictionary()
-        self._mark(example)
+        self._dependent = WeakTensorKeyDictionary()  # tensor -> whether on something that requires gradients
+        self._mark(example, False)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
@@ -84,20 +85,26 @@ class BranchWatch(TorchFunctionMode):
         if isinstance(result, METADATA) and func not in ASKING:
             return result
         operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if any(operand.requires_grad or operand in self._dependent for operand in operands):
+        dependent = [operand for operand in operands if operand.requires_grad or operand in self._dependent]
+        if dependent:
             if func in ASKING and (module := _running_module(sys._getframe(1))) is not None:
                 self.branches[Branch(module, ASKING[func])] = None
-            self._mark(operands[0] if func is torch.Tensor.__setitem__ else result)
+            learnt = any(self._learnt(operand) for operand in dependent)
+            self._mark(operands[0] if func is torch.Tensor.__setitem__ else result, learnt)
         if isinstance(result, Tensor) and result.grad_fn is not None and len(operands) > 1:
-            constants = [each for each in operands if not each.requires_grad and each not in self._dependent]
+            constants = [each for each in operands if not self._learnt(each)]
             if constants:
                 self.constants.setdefault(result.grad_fn, [each.detach() for each in constants])
         return result
 
-    def _mark(self, values: Any) -> None:
+    def _learnt(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor depends on something that requires gradients."""
+        return tensor.requires_grad or self._dependent.get(tensor, False)
+
+    def _mark(self, values: Any, learnt: bool) -> None:
         for leaf in tree_leaves(values):
             if isinstance(leaf, Tensor):
-                self._dependent[leaf] = True
+                self._dependent[leaf] = learnt or self._dependent.get(leaf, False)
 
 
 def _running_module(frame: FrameType | None) -> str | None:

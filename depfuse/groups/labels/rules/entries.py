@@ -24,7 +24,7 @@ def entry_by_entry(replay: Replay, operation: Any, operands: Operands) -> list[L
     shape = result_shape(operation)
     result = pad_rank(result, len(shape))
     for constant in replay.constants.get(operation, ()):
-        _keep_values(replay, result, constant)
+        keep_values(replay, result, constant)
     factors = list(result.factors)
     for axis, size in enumerate(shape):
         if size != result.shape[axis]:  # a constant's axis, whose entries differ
@@ -34,7 +34,7 @@ def entry_by_entry(replay: Replay, operation: Any, operands: Operands) -> list[L
     return [Labels(shape, tuple(factors), result.plain)]
 
 
-def _keep_values(replay: Replay, labels: Labels, constant: Tensor) -> None:
+def keep_values(replay: Replay, labels: Labels, constant: Tensor) -> None:
     """Let only positions be exchanged at which a constant has the same values."""
     if constant.is_meta or constant.dim() > len(labels.shape):
         return

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from depfuse.groups.labels.labels import ZERO, Factor, Labels, Ledger, move, pad_rank
+from depfuse.groups.labels.rules.entries import keep_values
 from depfuse.groups.labels.rules.operations import result_shape
 from depfuse.groups.labels.rules.replay import Operands, Replay, rule, unknown, varies
 from depfuse.groups.labels.rules.space import settled
@@ -93,6 +94,9 @@ def _biased_product(replay: Replay, operation: Any, operands: Operands) -> list[
     if result is None:
         return unknown(replay, operation, operands)
     bias = operands[0]
+    if bias is None and getattr(operation, "_saved_beta", 1):  # with 0 it is not read
+        for constant in replay.constants.get(operation, ())[:1]:
+            keep_values(replay, result, constant)
     return [result if bias is None else replay.ledger.meet(result, bias, replay.where(operation))]
 
 
@@ -150,6 +154,8 @@ def _attention(replay: Replay, operation: Any, operands: Operands) -> list[Label
     scores = _product(replay, query, move(key, lambda t: t.transpose(-1, -2)), where)
     if len(operands) > 3 and operands[3] is not None:
         scores = replay.ledger.meet(scores, operands[3], where)
+    for mask in replay.constants.get(operation, ()):
+        keep_values(replay, scores, mask)
     return [_product(replay, scores, value, where)]
 
 
