@@ -8,7 +8,7 @@ covers. So all channels of the module's inputs, outputs and parameters are fixed
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -74,7 +74,8 @@ class BranchWatch(TorchFunctionMode):
         super().__init__()
         self.branches: dict[Branch, None] = {}
         self.constants: dict[Any, list[Tensor]] = {}
-        self._dependent = WeakTensorKeyDictionary()  # tensor -> whether on something that requires gradients
+        # Tensor -> whether it depends on something that requires gradients.
+        self._dependent: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
         self._mark(example, False)
 
     def __torch_function__(
