@@ -4,24 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from depfuse.data.inputs import count_samples
 from depfuse.data.loader import Loader
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
 from depfuse.networks.forward import Example, run_network
 from depfuse.networks.running import evaluating
 from depfuse.recipe import Recipe
+from depfuse.recipe.tasks import TASKS
 from depfuse.tasks.choose import by_shape, choose_task, have_same_heads
 from depfuse.tasks.evidence import Evidence, find_evidence
-from depfuse.tasks.selection import ScoresFunction, check_scores, find_scores, select
+from depfuse.tasks.selection import (
+    Counted,
+    Packed,
+    ScoresFunction,
+    check_scores,
+    find_counted,
+    find_scores,
+    select,
+)
 from depfuse.tasks.task import Task
+from depfuse.tasks.weighted import Part, Weighted
 
 IMAGES = 250  # of which outputs are looked at
+SEVERAL = 3  # of which the tensors that have an entry for each are found
 MAPS = 32  # of which maps are looked at, to tell what they are
 
 
@@ -32,16 +44,24 @@ class Meaning:
     Attributes
     ----------
     scores
-        Gives the tensor that counts of an output; None where the output is one.
+        Gives the tensor of an output that is scored; None where the output is one.
     task
-        What it means; None where nothing is known, and parents are matched and merged only.
+        What the child learns; None where nothing is known, and parents are matched and merged only.
     because
         What the task was chosen by, in a sentence; empty where the recipe names it.
+    packed
+        Gives what the child learns of an output, where that is several tensors.
     """
 
     scores: ScoresFunction | None = None
     task: Task | None = None
     because: str = ""
+    packed: Packed | None = None
+
+    @property
+    def learned(self) -> ScoresFunction | None:
+        """Gives what the child learns of an output; None where the output is that."""
+        return self.packed or self.scores
 
     @classmethod
     def of(
@@ -80,6 +100,10 @@ class Meaning:
             return cls()  # it does not run, which tracing reports
         if scores is not None:
             check_scores(scores, output)
+        if scores is None and labels is None and recipe.task.name in ("auto", "weighted"):
+            counted = _counted(networks[0], images, example)
+            if len(counted) > 1:
+                return cls._of_several(networks, counted, images, example)
         scores = scores or find_scores(output)
         select(networks, scores)
         selected = _run(networks[0], example)
@@ -104,6 +128,39 @@ class Meaning:
 
         chosen = choose_task(recipe.task, selected, lambda: seen.first(IMAGES).outputs, evidence)
         return cls(scores, chosen.task, chosen.because)
+
+    @classmethod
+    def _of_several(
+        cls, networks: Sequence[nn.Module], counted: Sequence[Counted], images: Loader | None, example: Example
+    ) -> Meaning:
+        """Give each of several tensors a task of its own; networks return them packed."""
+        shapes = [own(_run(networks[0], example)).shape[1:] for own in counted]
+        packed = Packed(tuple(counted))
+        select(networks, packed)
+        few = _Seen(networks, images, example).first(MAPS if any(len(shape) > 1 for shape in shapes) else IMAGES)
+        sizes = [max(1, shape.numel()) for shape in shapes]
+        parents = [torch.split(own, sizes, 1) for own in few.outputs]
+        parts, said = [], []
+        for number, (own, shape) in enumerate(zip(counted, shapes, strict=True)):
+            tensors = [parent[number].reshape(-1, *shape) for parent in parents]
+            same = bool(shape) and have_same_heads(networks, shape[0])
+            found = find_evidence(tensors, few.inputs, same_heads=same)
+            task = choose_task(TASKS(found.task), tensors[0], partial(list, tensors)).task
+            assert task is not None
+            parts.append(Part(own.name, task, shape, own.weight))
+            said.append(f"{own.name}, {task.name}{'' if found.clear else ' (assumed)'}, weight {own.weight:g}")
+        main = max(counted, key=lambda own: own.weight)
+        because = f"{len(parts)} tensors count: {'; '.join(said)}; {main.name} is scored"
+        return cls(main, Weighted.scaled(parts, few.outputs), because, packed)
+
+
+def _counted(network: nn.Module, images: Loader | None, example: Example) -> Sequence[Counted]:
+    """Find the tensors that count in what a network returns for several images, as far as there are any."""
+    batch = example if images is None else images.example(SEVERAL)
+    try:
+        return find_counted(_run(network, batch), count_samples(batch))
+    except StopIteration:  # a batch without a tensor
+        return ()
 
 
 @dataclass(frozen=True, eq=False)

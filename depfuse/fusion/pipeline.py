@@ -68,10 +68,10 @@ def fuse(
         How a network is run on a batch, `call(model, batch)`, where it is not by the inputs that the batch begins with.
     scores
         Which tensor of a network's output counts, `scores(output)`, where that is a structure. By default an entry
-        `logits` or `out`, or its only floating-point tensor.
+        `logits` or `out` and auxiliary outputs beside it, or all floating-point tensors with an entry for each image.
     task
         What the outputs mean, in the place of the recipe's `task`: classes, dense, multilabel, binary, regression,
-        features or none.
+        features, weighted or none.
     training
         The training images, where the recipe says to distil or to fine-tune.
     progress

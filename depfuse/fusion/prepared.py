@@ -172,7 +172,7 @@ class Prepared:
         moments = None if given.moments is None else given.moments.for_copies(parents, copies)
         meaning = Meaning.of(copies, inputs.recipe, calibration, example, inputs.scores, sets)
         if template is not None:
-            select([template], meaning.scores)
+            select([template], meaning.learned)
         like = template or widest(copies, inputs.recipe.merge.width_of)
         recipe, refit_reason = resolve_refit(inputs.recipe, copies, like, calibration, sets, meaning.task)
         recipe = resolve_targets(recipe)

@@ -83,4 +83,14 @@ class FeaturesTask(TaskChoice):
     name: Literal["features"] = "features"
 
 
-TASKS = Registry(AutoTask, NoTask, ClassesTask, DenseTask, MultilabelTask, BinaryTask, RegressionTask, FeaturesTask)
+class WeightedTask(TaskChoice):
+    """All tensors of a structure that count, each of a task of its own that is told as auto is."""
+
+    place: ClassVar[str] = "depfuse.tasks.weighted:Weighted"
+
+    name: Literal["weighted"] = "weighted"
+
+
+TASKS = Registry(
+    AutoTask, NoTask, ClassesTask, DenseTask, MultilabelTask, BinaryTask, RegressionTask, FeaturesTask, WeightedTask
+)

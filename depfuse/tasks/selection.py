@@ -11,10 +11,14 @@ from torch import Tensor, nn
 
 from depfuse.errors import RecipeError
 from depfuse.networks.copying import evaluation_copy, unwrap
+from depfuse.tasks.weighted import pack
 
 ScoresFunction = Callable[[Any], Tensor]
 """Output of a network -> the tensor (N, ...) that counts."""
 NAMES = ("logits", "out")  # of the outputs that count, as Hugging Face's and torchvision's networks call them
+AUXILIARY = "aux"  # how names of auxiliary outputs begin, as in torchvision's networks
+AUXILIARY_WEIGHT = 0.4  # of an auxiliary output beside the main one (Zhao et al. 2017, section 3.3)
+LEVEL_WEIGHT = 0.5  # of a map, relative to the next larger one of deep supervision (Isensee et al. 2021, methods)
 
 
 class Selection:
@@ -40,6 +44,37 @@ class Entry:
         return entry
 
 
+@dataclasses.dataclass(frozen=True)
+class Counted:
+    """A tensor of an output that counts: the keys that lead to it, and how much it counts."""
+
+    keys: tuple[Any, ...]
+    weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """The keys, with dots between."""
+        return ".".join(map(str, self.keys))
+
+    def __call__(self, output: Any) -> Tensor:
+        """Take the tensor."""
+        for key in self.keys:
+            output = Entry(key)(output)
+        found: Tensor = output
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """Scores that are all the tensors that count, one behind the other in a row (N, M)."""
+
+    tensors: tuple[Counted, ...]
+
+    def __call__(self, output: Any) -> Tensor:
+        """Take and pack them."""
+        return pack([counted(output) for counted in self.tensors])
+
+
 def select(networks: Sequence[nn.Module], scores: ScoresFunction | None) -> None:
     """Let networks return the tensor that counts, from now on; their tensors and names stay."""
     for network in networks if scores is not None else ():
@@ -61,7 +96,7 @@ def selected(networks: Sequence[nn.Module], scores: ScoresFunction | None) -> Se
     """Copy networks, with shared tensors, into ones that return the tensor that counts; the same where all do."""
     if scores is None:
         return networks
-    copies = [evaluation_copy(network, shared=True) for network in networks]
+    copies = [deselect(evaluation_copy(network, shared=True)) for network in networks]
     select(copies, scores)
     return copies
 
@@ -90,6 +125,53 @@ def find_scores(output: Any) -> ScoresFunction | None:
             return Entry(name)
     tensors = [key for key, entry in entries.items() if isinstance(entry, Tensor) and entry.is_floating_point()]
     return Entry(tensors[0]) if len(tensors) == 1 else None
+
+
+def find_counted(output: Any, images: int) -> tuple[Counted, ...]:
+    """Find the tensors of a structure that count, each with its weight; none where it is a tensor.
+
+    Those count that are of floating point and have an entry for each image. Where an entry `logits` or `out` is there,
+    it counts, and beside it auxiliary ones alone. Auxiliary outputs count less, and so do maps of as many channels as
+    a larger one has.
+
+    Parameters
+    ----------
+    output
+        What a network returns.
+    images
+        For so many images.
+    """
+    if isinstance(output, Tensor):
+        return ()
+    found = [keys for keys, leaf in _leaves(output) if leaf.is_floating_point() and leaf.shape[:1] == (images,)]
+    main = next(((name,) for name in NAMES if (name,) in found), None)
+    helping = [keys for keys in found if any(str(key).startswith(AUXILIARY) for key in keys)]
+    if main is not None:
+        found = [main, *(keys for keys in helping if keys != main)]
+    sizes = _levels([Counted(keys)(output) for keys in found if keys not in helping])
+    levels = iter(sizes)
+    return tuple(Counted(keys, AUXILIARY_WEIGHT if keys in helping else LEVEL_WEIGHT ** next(levels)) for keys in found)
+
+
+def _levels(tensors: Sequence[Tensor]) -> list[int]:
+    """Count, for each map (N, C, ...), the sizes of larger ones with as many channels and dimensions; 0 of rows."""
+    return [
+        len({
+            other.shape[2:].numel() for other in tensors
+            if other.dim() == own.dim() and other.shape[1] == own.shape[1]
+            and other.shape[2:].numel() > own.shape[2:].numel()
+        }) if own.dim() > 2 else 0
+        for own in tensors
+    ]  # fmt: skip
+
+
+def _leaves(output: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+    """List the tensors of a structure with the keys that lead to them."""
+    if isinstance(output, Tensor):
+        yield keys, output
+        return
+    for key, entry in _entries(output).items():
+        yield from _leaves(entry, (*keys, key))
 
 
 def check_scores(scores: ScoresFunction, output: Any) -> Tensor:

@@ -47,10 +47,17 @@ def test_a_permuted_copy_is_recovered(kind: str) -> None:
         torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")  # of networks that were never trained
 @pytest.mark.parametrize("settings", [{"refit": "ridge"}, {"goal": "best"}])
-def test_a_refit_of_outputs_of_which_none_is_known_to_count_is_refused_in_words(settings: dict[str, str]) -> None:
+def test_where_no_output_is_known_to_count_all_do(settings: dict[str, str]) -> None:
+    result = fuse([Structured("tuple"), Structured("tuple")], Recipe(**settings), images())
+    assert result.recipe.task.name == "weighted"
+    assert result.meaning.because.startswith("2 tensors count: 0, classes (assumed), weight 1; 1, regression")
+
+
+def test_one_task_of_several_outputs_is_refused_in_words() -> None:
     with pytest.raises(RecipeError, match="give a tuple of outputs"):
-        fuse([Structured("tuple"), Structured("tuple")], Recipe(**settings), images())
+        fuse([Structured("tuple"), Structured("tuple")], Recipe(refit="ridge"), images(), task="classes")
 
 
 @pytest.mark.parametrize("kind", ["dictionary", "tuple"])

@@ -22,6 +22,7 @@ from depfuse.text import first_line
 
 State = Mapping[str, Tensor]
 Values = dict[fx.Node, Tensor]
+_VIEW = torch.ops.aten.view.default
 
 
 class Program:
@@ -115,7 +116,8 @@ class Program:
 
         if node.target is operator.getitem:
             return fetch(node.args[0])[node.args[1]]  # type: ignore[arg-type]
-        target: Callable[..., Any] = node.target  # type: ignore[assignment]
+        # A batch may lie in memory otherwise than the one that was traced.
+        target: Callable[..., Any] = torch.reshape if node.target is _VIEW else node.target  # type: ignore[assignment]
         return target(*fx.node.map_arg(node.args, fetch), **fx.node.map_arg(node.kwargs, fetch))
 
     def reorder(self, after: Mapping[fx.Node, fx.Node]) -> None:
