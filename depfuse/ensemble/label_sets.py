@@ -96,11 +96,11 @@ class LabelSets:
         raise RecipeError(f"{key} has sizes {sizes} in the child and the parents, but these have {counts} labels")
 
     def of_outputs(self, outputs: Sequence[Tensor]) -> list[Tensor]:
-        """Widen the parents' logits (N, classes) to all labels: -inf where a parent does not know one."""
+        """Widen the parents' logits (N, classes, ...) to all labels: -inf where a parent does not know one."""
         widened = []
         for parent, logits in enumerate(outputs):
             columns = self.columns(parent).to(logits.device)
-            wide = logits.new_full((len(logits), len(self.joint)), -torch.inf)
+            wide = logits.new_full((len(logits), len(self.joint), *logits.shape[2:]), -torch.inf)
             widened.append(wide.index_copy(1, columns, logits))
         return widened
 

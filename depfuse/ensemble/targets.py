@@ -40,7 +40,7 @@ def ensemble_outputs(
         return (task or task_by_shape(logits)).predictions(logits)
     if labels is None or labels.same:
         return (task or task_by_shape(outputs[0])).mean(outputs, shares)
-    if task is not None and task.name != "classes":
+    if task is not None and task.name not in ("classes", "dense"):
         return task.predictions(labels.join(outputs, shares, 1))
     has_label = torch.stack(labels.of_outputs(outputs)).amax(0) > -torch.inf
     return labels.join(outputs, shares, 1).masked_fill(~has_label, -torch.inf).softmax(1)

@@ -102,8 +102,10 @@ class ChildBuilder:
         before, now = self.ensemble.shares, shares.network
         if tuple(before) == now or not self.ensemble.joint or self.example is None:
             return self
+        dense = self.ensemble.task is not None and self.ensemble.task.name == "dense"
         teachers, networks = (
-            reweight_joint_head(models, before, now, self.example) for models in (self.ensemble.networks, self.networks)
+            reweight_joint_head(models, before, now, self.example, dense=dense)
+            for models in (self.ensemble.networks, self.networks)
         )
         ensemble = replace(self.ensemble, networks=teachers, shares=now)
         acceptance = None if self.calibration is None else StepAcceptance(ensemble, self.calibration)

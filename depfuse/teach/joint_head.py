@@ -22,6 +22,12 @@ from depfuse.tasks.outputs import gives_classes
 from depfuse.teach.information_maximisation import maximise
 
 FEWEST = 10
+PLACES = 20_000  # of all images' maps, drawn at random, that one head is fitted to
+POINTWISE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+Head = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+"""A layer that gives scores: linear for rows, pointwise for maps."""
+
 COMPARED = 500
 AGREEING = 0.75
 
@@ -38,34 +44,40 @@ def renewed(models: Sequence[nn.Module], calibration: Loader) -> list[nn.Module]
     return copies
 
 
-def knowledge_differs(models: Sequence[nn.Module], images: Loader) -> bool:
+def knowledge_differs(models: Sequence[nn.Module], images: Loader, *, dense: bool = False) -> bool:
     """Tell whether parents with the same label sets have learned to discriminate different classes.
 
     Two of them then predict the same class far more seldom than their confidence suggests: on less than `AGREEING`
-    times the mean of their highest class probabilities, over all pairs and some unlabelled images. False where outputs
-    are no class scores.
+    times the mean of their highest class probabilities, over all pairs and some unlabelled images, and their places
+    where outputs are maps (`dense`). False where outputs are no class scores.
     """
     first = images.example()
     with torch.inference_mode(), evaluating(models[0]):
-        if not gives_classes(run_network(models[0], first)):
+        if not dense and not gives_classes(run_network(models[0], first)):
             return False
-    probabilities: list[list[Tensor]] = [[] for _ in models]
+    best: list[list[tuple[Tensor, Tensor]]] = [[] for _ in models]
     with torch.inference_mode(), evaluating(*models):
         for batch, _ in images.first(COMPARED):
-            for outputs, model in zip(probabilities, models, strict=True):
-                outputs.append(run_network(model, batch).float().softmax(1))
-    confidences, classes = zip(*(torch.cat(outputs).max(1) for outputs in probabilities), strict=True)
+            for outputs, model in zip(best, models, strict=True):
+                found = run_network(model, batch).float().softmax(1).max(1)
+                outputs.append((found.values, found.indices))
+    confidences, classes = zip(*(map(torch.cat, zip(*outputs, strict=True)) for outputs in best), strict=True)
     agreement = [float((one == other).float().mean()) for one, other in itertools.combinations(classes, 2)]
     return sum(agreement) / len(agreement) < AGREEING * float(torch.stack(confidences).mean())
 
 
-def can_have_joint_head(models: Sequence[nn.Module], images: Loader, labels: LabelSets | None = None) -> bool:
-    """Tell whether all networks end in a linear layer, and there are enough images to fit a head of so many classes."""
+def can_have_joint_head(
+    models: Sequence[nn.Module], images: Loader, labels: LabelSets | None = None, *, dense: bool = False
+) -> bool:
+    """Tell whether all networks end in a layer for a head, and there are enough images to fit one of so many classes.
+
+    A linear layer where outputs are rows, a pointwise convolution where they are maps (`dense`).
+    """
     first = images.example()
-    heads = [layer for layer in (_last(model, first) for model in models) if _is_head(layer)]
+    heads = [layer for layer in (_last(model, first) for model in models) if _is_head(layer, dense=dense)]
     if len(heads) < len(models):
         return False
-    classes = heads[0].out_features if labels is None else len(labels.joint)
+    classes = len(heads[0].weight) if labels is None else len(labels.joint)
     return classes > 1 and images.count >= FEWEST * classes
 
 
@@ -76,6 +88,8 @@ def with_joint_head(
     labelled: int = 0,
     labels: LabelSets | None = None,
     template: nn.Module | None = None,
+    *,
+    dense: bool = False,
 ) -> list[nn.Module]:
     """Copy the parents with heads over all labels whose share-weighted logits are those of one classifier.
 
@@ -96,6 +110,8 @@ def with_joint_head(
         The labels of so many of these, the first ones, are read.
     labels, template
         The parents' label sets and a network with an output for each label, where they differ.
+    dense
+        Whether outputs are maps: the head is a pointwise convolution, fitted to `PLACES` of them.
 
     Raises
     ------
@@ -105,8 +121,8 @@ def with_joint_head(
     """
     copies = [_of_all_labels(models, number, labels, template) for number in range(len(models))]
     images = calibration.example()
-    heads = [head_of(model, images) for model in copies]
-    classes = heads[0].out_features
+    heads = [head_of(model, images, dense=dense) for model in copies]
+    classes = len(heads[0].weight)
     if classes < 2:
         raise RecipeError(
             "one head for all parents tells classes apart, and these networks have one output: leave out "
@@ -126,7 +142,7 @@ def with_joint_head(
 
 
 def heads_side_by_side(
-    heads: Sequence[nn.Linear], shares: Sequence[float], labels: LabelSets | None = None
+    heads: Sequence[Head], shares: Sequence[float], labels: LabelSets | None = None
 ) -> tuple[Tensor, Tensor]:
     """Compute the classifier whose scores are those of heads side by side.
 
@@ -144,15 +160,15 @@ def heads_side_by_side(
     tuple of two tensors
         Weight (classes, widths of all that count, in order) and bias (classes,).
     """
-    classes = heads[0].out_features
+    classes = len(heads[0].weight)
     counted = [number for number, share in enumerate(shares) if share > 0]
-    counts = [_counts(number, shares, labels, classes).to(heads[number].bias) for number in counted]
-    weights = [count[:, None] * heads[number].weight for count, number in zip(counts, counted, strict=True)]
-    biases = [count * heads[number].bias for count, number in zip(counts, counted, strict=True)]
+    counts = [_counts(number, shares, labels, classes).to(heads[number].weight) for number in counted]
+    weights = [count[:, None] * heads[number].weight.flatten(1) for count, number in zip(counts, counted, strict=True)]
+    biases = [count * _bias(heads[number]) for count, number in zip(counts, counted, strict=True)]
     return torch.cat(weights, 1), torch.stack(biases).sum(0)
 
 
-def set_joint_head(heads: Sequence[nn.Linear], shares: Sequence[float], weight: Tensor, bias: Tensor) -> None:
+def set_joint_head(heads: Sequence[Head], shares: Sequence[float], weight: Tensor, bias: Tensor) -> None:
     """Give each head its part of a classifier, so that their share-weighted mean is that classifier.
 
     Parameters
@@ -165,14 +181,19 @@ def set_joint_head(heads: Sequence[nn.Linear], shares: Sequence[float], weight: 
     counted = [number for number, share in enumerate(shares) if share > 0]
     for head in heads:
         head.weight.zero_()
-        head.bias.copy_(bias)
-    widths = [heads[number].in_features for number in counted]
+        _bias(head).copy_(bias)
+    widths = [heads[number].weight.shape[1] for number in counted]
     for number, part in zip(counted, torch.split(weight, widths, 1), strict=True):
-        heads[number].weight.copy_(part / shares[number])
+        heads[number].weight.copy_((part / shares[number]).reshape(heads[number].weight.shape))
 
 
 def reweight_joint_head(
-    models: Sequence[nn.Module], before: Sequence[float], now: Sequence[float], images: Example
+    models: Sequence[nn.Module],
+    before: Sequence[float],
+    now: Sequence[float],
+    images: Example,
+    *,
+    dense: bool = False,
 ) -> list[nn.Module]:
     """Copy parents with a joint head so that their logits, weighted by other shares, are again those of that head.
 
@@ -186,11 +207,13 @@ def reweight_joint_head(
         The old shares and the new ones.
     images
         One input, to find the heads with.
+    dense
+        Whether outputs are maps.
     """
     copies = [copy.deepcopy(model) for model in models]
     with torch.no_grad():
         for model, old, new in zip(copies, before, now, strict=True):
-            head_of(model, images).weight.mul_(old / new if new > 0 else 0.0)
+            head_of(model, images, dense=dense).weight.mul_(old / new if new > 0 else 0.0)
     return copies
 
 
@@ -214,26 +237,36 @@ def _of_all_labels(
     return average(models, ChannelGroups(()), [{}] * len(models), shares, labels, template)
 
 
-def head_of(model: nn.Module, images: Example) -> nn.Linear:
-    """Find the linear layer that gives the logits: the last layer with weights that runs.
+def head_of(model: nn.Module, images: Example, *, dense: bool = False) -> Head:
+    """Find the layer that gives the logits: the last layer with weights that runs.
 
     Raises
     ------
     RecipeError
-        That layer is not linear, or has no bias.
+        That layer is not linear (of maps: no pointwise convolution), or has no bias.
     """
     layer = _last(model, images)
-    if not _is_head(layer):
-        lacking = " without one" if isinstance(layer, nn.Linear) else ""
+    if not _is_head(layer, dense=dense):
+        lacking = " without one" if isinstance(layer, (nn.Linear, *POINTWISE)) and layer.bias is None else ""
+        wanted = "pointwise convolution" if dense else "linear layer"
         raise RecipeError(
-            f"one head for all parents needs networks that end in a linear layer with a bias, not in"
+            f"one head for all parents needs networks that end in a {wanted} with a bias, not in"
             f" {type(layer).__name__}{lacking}: leave out teach.labelled and teach.head"
         )
     return layer
 
 
-def _is_head(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    return isinstance(layer, nn.Linear) and layer.bias is not None
+def _is_head(layer: nn.Module, *, dense: bool) -> TypeGuard[Head]:
+    if not dense:
+        return isinstance(layer, nn.Linear) and layer.bias is not None
+    if not isinstance(layer, POINTWISE) or layer.bias is None or layer.groups != 1:
+        return False
+    return {*layer.kernel_size, *layer.stride} == {1} and not any(layer.padding)
+
+
+def _bias(head: Head) -> Tensor:
+    assert head.bias is not None
+    return head.bias
 
 
 def _last(model: nn.Module, images: Example) -> nn.Module:
@@ -243,11 +276,24 @@ def _last(model: nn.Module, images: Example) -> nn.Module:
     return model.get_submodule(layers[-1]) if layers else model
 
 
-def _features(model: nn.Module, layer: nn.Module, loader: Loader) -> Tensor:
-    """Collect the inputs (N, width) of a layer, by a forward pass in bfloat16 where that is faster."""
+def _features(model: nn.Module, layer: Head, loader: Loader) -> Tensor:
+    """Collect the inputs (N, width) of a layer, by a forward pass in bfloat16 where that is faster.
+
+    Of maps, some places, drawn at random: the same ones for every network that has maps of that size.
+    """
     features: list[Tensor] = []
+    generator = torch.Generator().manual_seed(0)
     quick = torch.autocast(loader.device.type, torch.bfloat16, enabled=bfloat16_pays(loader.device))
-    handle = layer.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].float()))
+
+    def collect(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        rows = inputs[0].float()
+        if rows.dim() > 2:
+            rows = rows.movedim(1, -1).flatten(0, -2)
+            wanted = max(1, PLACES * len(inputs[0]) // loader.count)
+            rows = rows[torch.randperm(len(rows), generator=generator)[:wanted].to(rows.device)]
+        features.append(rows)
+
+    handle = layer.register_forward_pre_hook(collect)
     try:
         with torch.no_grad(), evaluating(model), quick:
             for images, _ in loader:

@@ -80,14 +80,21 @@ def prepare_teachers(
     resized = labels is None and template is not None
     if resized and always:
         raise RecipeError("one head is fitted to features of the parents' own widths: leave out `template`")
-    rows = parents.task is None or parents.task.name == "classes"
-    different = labels is not None or (learns and rows and knowledge_differs(models, calibration))
+    task = "classes" if parents.task is None else parents.task.name
+    dense, told_apart = task == "dense", task in ("classes", "dense")
+    if always and not told_apart:
+        raise RecipeError(
+            f"one head tells classes apart, and the task is {task}: leave out teach.labelled and teach.head"
+        )
+    if settings.labelled and dense:
+        raise RecipeError("teach.labelled reads a label for each image, and maps have one at each place: leave it out")
+    different = labels is not None or (learns and told_apart and knowledge_differs(models, calibration, dense=dense))
     renewable = settings.renorm == "auto" and different and has_batch_norm(models[0])
     renews = renewable or settings.renorm == "reset"
     if renews:
         models = renewed(models, statistics)
-    wanted = settings.head == "auto" and different and learns and not resized and rows
-    if always or (wanted and can_have_joint_head(models, calibration, labels)):
-        copies = with_joint_head(models, parents.shares, calibration, settings.labelled, labels, template)
+    wanted = settings.head == "auto" and different and learns and not resized and told_apart
+    if always or (wanted and can_have_joint_head(models, calibration, labels, dense=dense)):
+        copies = with_joint_head(models, parents.shares, calibration, settings.labelled, labels, template, dense=dense)
         return Teachers(copies, None, joint=True, renewed=renews)
     return Teachers(models, labels, joint=False, renewed=renews)

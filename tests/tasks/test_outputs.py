@@ -144,5 +144,5 @@ def test_one_head_for_networks_with_one_output_is_refused():
             return self.head(F.relu(self.conv(x)).mean((2, 3)))
 
     recipe = Recipe(refit="none", joint_head="always", calibration=300)
-    with pytest.raises(RecipeError, match="one output"):
+    with pytest.raises(RecipeError, match="tells classes apart, and the task is regression"):
         fuse([Linear().eval(), Linear().eval()], recipe, calibration=tinted())
