@@ -80,6 +80,8 @@ class ChannelGroups:
     auxiliary
         Names of the modules that run auxiliary heads in training mode only ('' is the network itself). The groups
         hold in both modes.
+    both_ways
+        Whether the forward pass decides something by the inputs alone; the groups hold whatever it decides.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -87,6 +89,7 @@ class ChannelGroups:
     parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     proof_error: float | None = None
     auxiliary: tuple[str, ...] = ()
+    both_ways: bool = False
 
     def __getitem__(self, name: str) -> ChannelGroup:
         for group in self.groups:

@@ -12,6 +12,7 @@ from depfuse.groups.labels.classes import close
 from depfuse.groups.labels.rules import Replay
 from depfuse.groups.tracing.auxiliary_heads import trace_with_auxiliary
 from depfuse.groups.tracing.branching import BranchWatch, fix_branches
+from depfuse.groups.tracing.decisions import others_run
 from depfuse.groups.tracing.overwrites import OverwriteWatch
 from depfuse.networks.copying import ForeignWatch, check_hooks
 from depfuse.networks.forward import Example
@@ -23,7 +24,8 @@ def find_groups(model: nn.Module, example: Example) -> ChannelGroups:
     """Find the channel groups of a network, not yet proved.
 
     The network is traced in eval mode, together with its auxiliary heads, on its own device, and left as it was.
-    The channels of a module whose computation depends on values (`branching.py`) are fixed.
+    The channels of a module whose computation depends on values (`branching.py`) are fixed, but where these are the
+    inputs' and the proof can take both paths (`decisions.py`).
 
     Parameters
     ----------
@@ -45,5 +47,6 @@ def find_groups(model: nn.Module, example: Example) -> ChannelGroups:
     foreign.check()
     replay = Replay(traced, overwrites.regions, watch.constants)
     replay.run()
-    fix_branches(replay, watch.branches)
-    return replace(assemble(replay, close(replay.ledger)), auxiliary=auxiliary)
+    both_ways = bool(watch.decisions) and others_run(model, example)
+    fix_branches(replay, watch.branches if both_ways else {**watch.branches, **watch.decisions})
+    return replace(assemble(replay, close(replay.ledger)), auxiliary=auxiliary, both_ways=both_ways)

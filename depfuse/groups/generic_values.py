@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.errors import GroupError
-from depfuse.groups.channel_group import ChannelGroup
+from depfuse.groups.channel_group import ChannelGroup, ChannelGroups
 from depfuse.groups.slots import Slot, permuted
+from depfuse.groups.tracing.decisions import Decisions
 from depfuse.networks.copying import evaluation_copy, unwrap
 from depfuse.networks.forward import Example, run_with
 from depfuse.networks.isolation import seeded, without_warnings
@@ -31,6 +32,13 @@ STEPS = 1e-8, 1e-9  # relative, of all parameters at once, to compare gradients 
 SLACK = 1e-3  # of what the gradients predict for a step
 ROUNDING = 1e-13  # of the outputs
 SMALL = 0.1  # a vector whose entries are all smaller is brought to the size of 0.5
+
+
+class Mode(NamedTuple):
+    """How the network is run: with which auxiliary heads, and with which decision about inputs turned round."""
+
+    auxiliary: Sequence[str] = ()
+    turned: int | None = None
 
 
 class GenericNetwork:
@@ -57,7 +65,7 @@ class GenericNetwork:
         self,
         model: nn.Module,
         example: Example,
-        auxiliary: Sequence[str],
+        groups: ChannelGroups,
         seed: int,
         draw: int = 0,
         damped: Collection[str] = (),
@@ -77,7 +85,8 @@ class GenericNetwork:
         for key in damped:
             self.state[key].mul_(0.1**draw)
         self._seed, self.random = seed + draw, False
-        self._modes = [(), tuple(auxiliary)] if auxiliary else [()]
+        self._modes = [Mode(), Mode(groups.auxiliary)] if groups.auxiliary else [Mode()]
+        self._both_ways, self._decisions = groups.both_ways, 0
         self._drawn: Callable[[Any], Any] = self._normal
         try:
             self.first, self.overwritten = self._start(example)
@@ -98,6 +107,9 @@ class GenericNetwork:
     def _start(self, example: Example) -> tuple[list[Tensor], frozenset[str]]:
         """Draw inputs, set the statistics to theirs, and run the network; return its outputs and the keys it writes."""
         self._inputs = self._several = tree_map(self._drawn, example)
+        if self._both_ways and not self._decisions:
+            self._outputs(self._inputs, self.state, Mode(), False)
+            self._modes += [Mode((), turned) for turned in range(self._decisions)]
         self._set_statistics()
         self._separate()
         written = {key: _fingerprint(tensor) for key, tensor in self.state.items()}
@@ -182,22 +194,25 @@ class GenericNetwork:
         return self.run()
 
     def run(self) -> list[Tensor]:
-        """Compute all outputs, those of auxiliary heads included, for several inputs where supported."""
+        """Compute all outputs, of all modes, for several inputs where supported."""
         return [output for mode in self._modes for output in self._outputs(self._several, self.state, mode, False)]
 
-    def _outputs(
-        self, inputs: Any, values: Mapping[str, Tensor], auxiliary: Sequence[str], gradient: bool
-    ) -> list[Tensor]:
+    def _outputs(self, inputs: Any, values: Mapping[str, Tensor], mode: Mode, gradient: bool) -> list[Tensor]:
+        computed = [*values.values(), *float_tensors(inputs)]
+        decisions = Decisions(inputs, computed, mode.turned) if self._both_ways else nullcontext()
         try:
             with (
-                evaluating(self._network, auxiliary=auxiliary),
+                evaluating(self._network, auxiliary=mode.auxiliary),
                 torch.set_grad_enabled(gradient),
                 seeded(self._seed, next(iter(values.values())).device if values else torch.device("cpu")),
+                decisions,
                 DoublePrecision(),
             ):
                 before = torch.get_rng_state()
                 result = run_with(self._network, values, inputs, tied=False)
                 self.random = self.random or not torch.equal(before, torch.get_rng_state())
+                if isinstance(decisions, Decisions):
+                    self._decisions = decisions.count
         except Exception as error:  # whatever the user's network raises
             raise GroupError(
                 f"{self.name} cannot be run in float64, so that its groups cannot be proved: {first_line(error)}"

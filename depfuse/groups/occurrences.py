@@ -104,6 +104,8 @@ class Occurrences:
 def _rows(factor: Factor, axis: int) -> Iterable[tuple[Tensor | None, np.ndarray]]:
     """Return the labels along a parameter's axis, once per block of rows where they depend on the block."""
     labels = factor.labels
+    if not labels.numel():
+        return
     if factor.axes == {axis}:
         yield None, labels.reshape(-1).numpy()
         return

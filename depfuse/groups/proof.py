@@ -36,9 +36,9 @@ def prove_groups(
 
     A copy of the network gets generic values (`generic_values.py`). With f its function and f_P that after random
     permutations of all free groups at once, the error is :math:`\max |f_P(x) - f(x)| / \max |f(x)|`, taken over all
-    outputs, those of auxiliary heads included, and a random input x in the example's shape. If it exceeds the
-    tolerance, the failing groups are found by bisection and fixed. So is a group of which no tensor has an effect on
-    the output: no error would show.
+    outputs, those of auxiliary heads and of either way of a decision about inputs included, and a random input x in the
+    example's shape. If it exceeds the tolerance, the failing groups are found by bisection and fixed. So is a group of
+    which no tensor has an effect on the output: no error would show.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def prove_groups(
     errors = []
     for draw in range(DRAWS if silent else 1):
         damped = {slot.key for group in silent for slot in group.slots if slot.role == "produces"} if draw else ()
-        network = GenericNetwork(model, example, groups.auxiliary, seed, draw, damped)
+        network = GenericNetwork(model, example, groups, seed, draw, damped)
         name = network.name
         if written := _overwritten(groups, network):
             return prove_groups(model, groups.fix(written), example, seed=seed, tolerance=tolerance)

@@ -13,6 +13,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from functools import partial
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
@@ -147,7 +148,23 @@ def _is_constant(value: Any, seen: frozenset[int]) -> bool:
         return all(_is_constant(part, seen) for part in value)
     if isinstance(value, Tensor):
         return not isinstance(value, nn.Parameter)
+    if _is_of_one_call(value):
+        return True
     return isinstance(value, (*CONSTANTS, FunctionType, torch.dtype, torch.device)) and _is_portable(value, seen)
+
+
+def _is_of_one_call(value: Any) -> bool:
+    """Tell whether a value is a context variable, or wraps one: set by each call for itself, and empty between calls.
+
+    By such, transformers' networks collect the hidden states that a later part reads.
+    """
+    if isinstance(value, ContextVar):
+        return value.get(None) is None
+    parts = getattr(value, "__dict__", None)
+    if not isinstance(parts, dict) or callable(value):
+        return False
+    inner = [part for part in parts.values() if not isinstance(part, CONSTANTS)]
+    return bool(inner) and all(isinstance(part, ContextVar) and part.get(None) is None for part in inner)
 
 
 def _reached(function: FunctionType) -> Iterator[Any]:

@@ -20,7 +20,35 @@ DOUBLED = {
     torch.complex32: torch.complex128,
     torch.complex64: torch.complex128,
 }
-_CASTS = {
+
+
+def _grouped_product(
+    a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """Multiply group by group as `torch.nn.functional.grouped_mm` does, which has no float64.
+
+    Groups are the first axis of an operand of three; of one of two they are parts of an axis, up to `offs`: of the rows
+    of `a`, the columns of `b`, or what is summed over where both have two.
+    """
+    if offs is None:
+        product = a @ b
+    else:
+        ends = offs.tolist()
+        parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+        if a.dim() == 2 and b.dim() == 2:
+            product = torch.stack([a[:, part] @ b[part] for part in parts])
+        elif a.dim() == 2:
+            product = torch.cat([a[part] @ own for part, own in zip(parts, b, strict=True)])
+            product = nn.functional.pad(product, (0, 0, 0, len(a) - len(product)))
+        else:
+            product = torch.cat([own @ b[:, part] for part, own in zip(parts, a, strict=True)], dim=1)
+            product = nn.functional.pad(product, (0, b.shape[1] - product.shape[1]))
+    return product if bias is None else product + bias
+
+
+_GROUPED = (getattr(nn.functional, "grouped_mm", None), getattr(torch, "_grouped_mm", None))
+_CASTS: dict[Callable[..., Any], Callable[..., Any]] = {
+    **{function: _grouped_product for function in _GROUPED if function is not None},
     torch.Tensor.half: torch.Tensor.double,
     torch.Tensor.bfloat16: torch.Tensor.double,
     torch.Tensor.float: torch.Tensor.double,

@@ -63,7 +63,7 @@ def apart(
     if "ended" not in found and not limit:  # killed by the system, most likely for its memory
         killed = "memory" if process.exitcode == -9 else "error"
         limit = {"ended": killed, "refused": f"ended with exit code {process.exitcode}"}
-    return {"peak_mib": peak // 2**20, **limit, **found}
+    return {"peak_mib": peak // 2**20, **found, **limit}
 
 
 def whole(found: dict[str, Any]) -> dict[str, Any]:

@@ -1,22 +1,24 @@
-"""Which architectures' channel groups are found and proved: one row per name of torchvision and timm.
+"""Which architectures' channel groups are found and proved: one row per network of many libraries.
 
-    python -m experiments run coverage
+    python -m experiments run coverage                      torchvision's and timm's classifiers
+    python -m experiments run coverage --family spandrel    or smp, transformers, torchvision_dense, pytorchcv, ...
 
-Hours for all names; a process and one thread each, and once more alone what takes more than its share of the memory.
+Small networks of other libraries take minutes, hours all names of torchvision and timm; a process and one thread each,
+and once more alone what takes more than its share of the memory.
 
 - proved: permuting all groups at random changes the output by at most 1e-9, and all that is fixed has to be;
 - refused: something could not be followed or proved, and is fixed and named; or the network cannot be traced;
 - error: an exception that depfuse does not raise on purpose; timeout, memory: the limit was reached.
 
 Seconds are of one thread: `find_seconds` for the groups and taps, `pass_seconds` for one forward and backward pass in
-float32, `prove_seconds` for the proof in float64 (of all threads, where a network runs alone).
+float32, `prove_seconds` for the proof in float64 (of all threads, where a network runs alone), `copy_seconds` for a
+fusion with a permuted copy by weights, of networks that are neither torchvision's classifiers nor timm's.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import time
 from collections import Counter
@@ -31,53 +33,25 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from depfuse.errors import RecipeError
 from depfuse.groups import TOLERANCE, explain, find_groups, not_followed, prove_groups
-from depfuse.groups.reasons import named, unexpected
+from depfuse.groups.reasons import NOT_USED, unexpected
 from depfuse.models import build_network, example_shape
+from depfuse.networks.forward import Example, run_network
 from experiments.lib.cells import Cell, Cells
+from experiments.lib.coverage_tables import summary
 from experiments.lib.measurement import Measurement
 from experiments.lib.own_process import GIB, PAGE, apart
+from experiments.lib.permuted_copy import recognise
 from experiments.lib.processes import cores
-from experiments.lib.tables import markdown
+from experiments.proofs.networks import LIBRARIES, networks
+from experiments.proofs.networks.timm_families import FAMILIES, names_of
 
 KEYS = ("library", "name")
 VALUES = (
-    "parameters", "groups", "free_channels", "covered_share", "proof_error", "find_seconds", "pass_seconds",
-    "prove_seconds", "build_seconds", "peak_mib",
+    "parameters", "groups", "free_channels", "covered_share", "reached_share", "proof_error", "find_seconds",
+    "pass_seconds", "prove_seconds", "recovered", "change", "copy_seconds", "build_seconds", "peak_mib",
 )  # fmt: skip
-TEXTS = ("family", "status", "input", "fixed")
-FAMILIES = {
-    "resnet": ["resnet*", "wide_resnet*", "nf_resnet*"],
-    "resnext": ["resnext*"],
-    "seresnet": ["seresnet*", "seresnext*", "legacy_seresne?t*", "nf_seresnet*"],
-    "ecaresnet": ["ecaresnet*", "ecaresnext*", "eca_resne?t*", "nf_ecaresnet*"],
-    "skresnet": ["skresnet*", "skresnext*"],
-    "res2net": ["res2net*", "res2next*"],
-    "regnet": ["regnet*", "nf_regnet*"],
-    "densenet": ["densenet*"],
-    "dla": ["dla*"],
-    "hrnet": ["hrnet*"],
-    "vgg": ["vgg*", "repvgg*"],
-    "mobilenet": ["mobilenet*", "tf_mobilenet*"],
-    "efficientnet": ["efficientnet*", "tf_efficientnet*"],
-    "mnasnet": ["mnasnet*", "semnasnet*", "spnasnet*"],
-    "ghostnet": ["ghostnet*"],
-    "rexnet": ["rexnet*"],
-    "convnext": ["convnext*"],
-    "nfnet": ["nfnet*", "dm_nfnet*", "eca_nfnet*"],
-    "cspnet": ["csp*", "cs3*", "darknet*", "sedarknet*"],
-    "inception": ["inception*"],
-    "xception": ["xception*", "legacy_xception*"],
-    "dpn": ["dpn*"],
-    "selecsls": ["selecsls*"],
-    "vit": ["vit_tiny*", "vit_xsmall*", "vit_small*"],
-    "deit": ["deit_tiny*", "deit_small*", "deit3_small*"],
-    "swin": ["swin_tiny*", "swin_small*", "swin_s3_tiny*", "swin_s3_small*", "swinv2_tiny*", "swinv2_small*",
-             "swinv2_cr_tiny*", "swinv2_cr_small*"],
-}  # fmt: skip
-TRANSFORMERS = ("*vit_*", "*swin*", "*deit*")
-LEAST_SHARE = {True: 0.90, False: 0.95}  # of the parameters in a free group: transformers, convolutional networks
+TEXTS = ("family", "status", "input", "fixed", "missed")
 
 
 # --- one name --------------------------------------------------------------------------------------
@@ -87,25 +61,27 @@ def measure(seconds: float, gibibytes: float, threads: int, pixels: int, cell: C
     """Find and prove the groups of one network within limits; `threads` prove."""
     if cell["library"] == "timm":
         import timm  # noqa: F401  once, before processes are forked
-    arguments = (f"{cell['library']}:{cell['name']}", threads, pixels)
+    elif cell["library"] in LIBRARIES:
+        networks(cell["library"])
+    arguments = (cell["library"], cell["name"], threads, pixels)
     found = {"doing": "building", **apart(figures, *arguments, seconds=seconds, gibibytes=gibibytes, fork=True)}
     if found["ended"]:
-        found["status"] = found["ended"]
-        if found["ended"] in ("timeout", "memory"):
-            found["refused"] = f"{found['refused']}, while {found['doing']}"
+        if found["ended"] == "error" or "status" not in found:
+            found["status"] = found["ended"]
+        found["refused"] = f"{found['refused']}, while {found['doing']}"
     return found
 
 
-def figures(arch: str, threads: int, pixels: int) -> Iterator[dict[str, Any]]:
+def figures(library: str, name: str, threads: int, pixels: int) -> Iterator[dict[str, Any]]:
     """Yield what is known of one network as soon as it is."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     started = time.perf_counter()
-    model = build_network(arch).eval()
-    example = torch.randn(1, *image_shape(arch, model, pixels))
+    model, example = build(library, name, pixels)
     built = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
-    shape = "x".join(map(str, example.shape[1:]))
-    yield {**built, "input": shape, "build_seconds": time.perf_counter() - started, "doing": "finding groups"}
+    shapes = ["x".join(map(str, leaf.shape[1:])) for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+    told = {"input": " ".join(shapes), "build_seconds": time.perf_counter() - started}
+    yield {**built, **told, "doing": "finding groups"}
 
     started = time.perf_counter()
     groups = find_groups(model, example)
@@ -119,6 +95,7 @@ def figures(arch: str, threads: int, pixels: int) -> Iterator[dict[str, Any]]:
     took = time.perf_counter() - started
     wrong = not_followed(groups)
     reasons = Counter((*groups.fixed.values(), *groups.fixed_tensors.values()))
+    reached = [key for key in groups.parameters if groups.fixed_tensors.get(key) != NOT_USED]
     assert groups.proof_error is not None
     yield {
         "prove_seconds": took,
@@ -126,10 +103,25 @@ def figures(arch: str, threads: int, pixels: int) -> Iterator[dict[str, Any]]:
         "groups": groups.count,
         "free_channels": groups.free_channels,
         "covered_share": groups.covered_share,
+        "reached_share": groups.share_covered(reached),
         "proof_error": groups.proof_error,
         "fixed": "; ".join(f"{reason} ({count})" for reason, count in reasons.items() if not unexpected(reason)),
         "refused": explain(wrong),
+        "doing": "fusing it with a permuted copy",
     }
+    if library in LIBRARIES and groups.free:
+        started = time.perf_counter()
+        yield {**recognise(model, groups, example), "copy_seconds": time.perf_counter() - started}
+
+
+def build(library: str, name: str, pixels: int) -> tuple[nn.Module, Example]:
+    """Build a network in evaluation mode, with an example input."""
+    if library in LIBRARIES:
+        model, example = networks(library)[name]()
+        return model.eval(), example
+    arch = f"{library}:{name}"
+    model = build_network(arch).eval()
+    return model, torch.randn(1, *image_shape(arch, model, pixels))
 
 
 def image_shape(arch: str, model: nn.Module, pixels: int) -> tuple[int, ...]:
@@ -141,13 +133,19 @@ def image_shape(arch: str, model: nn.Module, pixels: int) -> tuple[int, ...]:
     return channels, *(min(side, pixels) for side in sides)
 
 
-def seconds_of_a_pass(model: nn.Module, example: Tensor) -> float:
-    """Seconds of one forward and backward pass in evaluation mode; the second of two where the first is short."""
+def seconds_of_a_pass(model: nn.Module, example: Example) -> float:
+    """Seconds of one forward and backward pass in evaluation mode; the second of two where the first is short.
+
+    Not a number where the network has no backward pass.
+    """
     seconds = 0.0
     for _ in range(2):
         started = time.perf_counter()
-        outputs = [leaf for leaf in tree_leaves(model(example)) if isinstance(leaf, Tensor) and leaf.requires_grad]
-        torch.autograd.backward([leaf.sum() for leaf in outputs])
+        leaves = [leaf for leaf in tree_leaves(run_network(model, example)) if isinstance(leaf, Tensor)]
+        try:
+            torch.autograd.backward([leaf.sum() for leaf in leaves if leaf.requires_grad])
+        except (RuntimeError, NotImplementedError):
+            return float("nan")
         seconds = time.perf_counter() - started
         model.zero_grad(set_to_none=True)
         if seconds > 3.0:
@@ -165,85 +163,17 @@ def architectures(libraries: Sequence[str], families: Sequence[str], patterns: S
         for name in torchvision.models.list_models(module=torchvision.models):
             found[f"torchvision:{name}"] = {"library": "torchvision", "family": "torchvision", "name": name}
     if "timm" in libraries:
-        names = _timm_names()
-        for family in families or FAMILIES:
-            for name in names:
-                if any(fnmatch(name, glob) for glob in FAMILIES.get(family, ())):
-                    found.setdefault(f"timm:{name}", {"library": "timm", "family": family, "name": name})
+        of_timm = list(FAMILIES) if not families or "timm" in families else [one for one in families if one in FAMILIES]
+        for name, family in names_of(of_timm).items() if of_timm else ():
+            found[f"timm:{name}"] = {"library": "timm", "family": family, "name": name}
+    for library in LIBRARIES:
+        if library in families or (library.startswith("torchvision") and "torchvision" in families):
+            for name in networks(library):
+                found[f"{library}:{name}"] = {"library": library, "family": library, "name": name}
     return [cell for arch, cell in found.items() if not patterns or any(fnmatch(arch, pattern) for pattern in patterns)]
 
 
-def _timm_names() -> list[str]:
-    try:
-        import timm
-    except ImportError:
-        raise RecipeError(
-            "timm's networks need timm, which is not installed: pip install 'depfuse[timm]', or --library torchvision"
-        ) from None
-    return list(timm.list_models())
-
-
-# --- the summary -----------------------------------------------------------------------------------
-
-
-def summary(rows: pd.DataFrame) -> str:
-    """Sum up the rows as Markdown."""
-    timm = rows["library"] == "timm"
-    rows = rows.assign(
-        family=rows["family"].mask(timm, "timm " + rows["family"]), label=rows["library"] + ":" + rows["name"]
-    )
-    lines, families = [], list(rows.groupby("family"))
-    for family, own in [*families, *([("all", rows)] if len(families) > 1 else [])]:
-        proved, seconds = own[own["status"] == "proved"], own["find_seconds"]
-        error, share = proved["proof_error"].max(), 100 * proved["covered_share"].min()
-        took = (f"{value:.1f} s" for value in (seconds.median(), seconds.max()))
-        lines.append([str(family), f"{len(proved)} of {len(own)}", f"{error:.1e}", f"{share:.1f} %", *took])
-    heads = ("family", "proved", "worst error", "least share", "find, median", "find, longest")
-    return "\n\n".join([markdown(heads, lines), _shares(rows), _slowest(rows), _failures(rows)])
-
-
-def _listed(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _shares(rows: pd.DataFrame) -> str:
-    rows = rows.assign(least=[LEAST_SHARE[any(fnmatch(name, of) for of in TRANSFORMERS)] for name in rows["name"]])
-    low = [
-        f"{row['label']} {100 * row['covered_share']:.1f} % (at least {100 * row['least']:.0f} %)"
-        for row in rows[rows["covered_share"] < rows["least"]].to_dict("records")
-    ]
-    return f"Share of parameters in a free group too low: {len(low)}\n\n{_listed(low)}".rstrip()
-
-
-def _slowest(rows: pd.DataFrame) -> str:
-    timed = rows.dropna(subset=["find_seconds", "pass_seconds"]).sort_values("find_seconds", ascending=False)
-    slow = timed["label"][timed["find_seconds"] > 1.0 + 10.0 * timed["pass_seconds"]]
-    lines = [
-        f"{row['label']}: {row['find_seconds']:.3f} s, one pass {row['pass_seconds']:.3f} s,"
-        f" proof {row['prove_seconds']:.3f} s"
-        for row in timed.head(10).to_dict("records")
-    ]
-    return f"Slowest to find:\n\n{_listed(lines)}\n\nBeyond 1 s and ten passes: {', '.join(slow) or 'none'}"
-
-
-def _failures(rows: pd.DataFrame) -> str:
-    failed = rows[rows["status"] != "proved"]
-    failed = failed.assign(why=[_kinds(row["status"], row["refused"]) for row in failed.to_dict("records")])
-    kinds = [(*kind, list(own["label"])) for kind, own in failed.groupby(["status", "why"])]
-    lines = [
-        f"{status}: {why or 'no reason'} — {named(names, 6)}"
-        for status, why, names in sorted(kinds, key=lambda kind: (kind[0], -len(kind[2])))
-    ]
-    return f"Not proved: {len(failed)}\n\n{_listed(lines)}".rstrip()
-
-
-def _kinds(status: str, why: str) -> str:
-    """What `why` says, without the places: equal for networks that fail in the same way."""
-    if status != "refused":
-        return why
-    reasons = re.findall(r" \(((?:[^()]|\(\))*)\)(?:; |$)", why) or [why]
-    kinds = (re.sub(r"\d+(\.\d+)?e[+-]\d+", "...", re.sub(r" in (the network itself|\S+)", "", r)) for r in reasons)
-    return "; ".join(dict.fromkeys(kinds))
+# --- the command -----------------------------------------------------------------------------------
 
 
 def total_memory() -> float:
@@ -252,9 +182,6 @@ def total_memory() -> float:
         return os.sysconf("SC_PHYS_PAGES") * PAGE / GIB
     except (AttributeError, ValueError, OSError):
         return 16.0
-
-
-# --- the command -----------------------------------------------------------------------------------
 
 
 def begin_anew() -> None:
@@ -268,7 +195,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare what is measured, and the limits."""
     libraries = ["torchvision", "timm"]
     parser.add_argument("--library", dest="libraries", nargs="+", choices=libraries, default=libraries)
-    parser.add_argument("--family", nargs="+", choices=["torchvision", *FAMILIES], default=[], metavar="FAMILY")
+    families = ["torchvision", "timm", *FAMILIES, *LIBRARIES]
+    said = "of timm, or timm, torchvision, " + ", ".join(LIBRARIES)
+    parser.add_argument("--family", nargs="+", choices=families, default=[], metavar="FAMILY", help=said)
     parser.add_argument("--names", nargs="+", default=[], metavar="PATTERN", help="like torchvision:resnet*")
     parser.add_argument("--seconds", type=float, default=600.0, help="limit of each name")
     parser.add_argument("--pixels", type=int, default=10**4, help="longest side of images, where timm takes any size")

@@ -18,13 +18,17 @@ from torch import nn
 from depfuse.data import Loader, load_data, select_share
 from depfuse.errors import RecipeError
 from depfuse.evaluate import evaluate
+from depfuse.groups import find_groups, prove_groups
 from depfuse.io.into_network import load_network
 from experiments.benchmarks import end_to_end as measured
 from experiments.benchmarks import peers
+from experiments.lib import permuted_copy
 from experiments.lib.cells import Cell
 from experiments.lib.own_process import apart, whole
+from experiments.lib.permuted_copy import recognise
 from experiments.lib.processes import CellError
 from experiments.proofs import coverage
+from experiments.proofs.networks import LIBRARIES, torchvision_dense
 from experiments.studies import distil_unseen
 
 
@@ -50,6 +54,36 @@ def test_timms_families_hold_what_they_say() -> None:
         "convnextv2_tiny": "convnext", "eca_nfnet_l0": "nfnet", "cs3darknet_m": "cspnet",
     }.items():  # fmt: skip
         assert families.get(name) == family, name
+
+
+def test_networks_of_other_libraries_are_told_apart() -> None:
+    cells = coverage.architectures(["torchvision", "timm"], ["torchvision"], ["*:*rcnn*", "*:raft*", "*:vgg11"])
+    assert {(cell["library"], cell["name"]) for cell in cells} == {
+        ("torchvision", "vgg11"),
+        *(("torchvision_dense", name) for name in torchvision_dense.FLOW),
+        *(("torchvision_dense", name) for name in torchvision_dense.DETECTION if "rcnn" in name),
+    }
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LIBRARIES, "spandrel", ("no_such_module", "spandrel"))
+    with pytest.raises(RecipeError, match=re.escape("spandrel's networks need spandrel")) as raised:
+        coverage.architectures(["torchvision"], ["spandrel"], [])
+    assert str(raised.value).endswith("pip install 'depfuse[coverage]'")
+
+
+def test_a_permuted_copy_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    example = torch.randn(2, 4)
+    groups = prove_groups(network, find_groups(network, example), example)
+    found = recognise(network, groups, example)
+    assert (found["recovered"], found["missed"]) == (1, "")
+    assert found["change"] <= 1e-6
+    monkeypatch.setattr(permuted_copy, "RECIPE", permuted_copy.RECIPE.changed({"solver": "identity"}))
+    found = recognise(network, groups, example)
+    assert (found["recovered"], found["missed"]) == (0, "0 2")
+    assert found["change"] > 0.01
 
 
 def test_summary_counts_and_names() -> None:

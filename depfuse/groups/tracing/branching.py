@@ -2,24 +2,24 @@
 
 A trace shows one path through the network. Where the forward pass asks for a tensor's value in Python
 (`if x.sum() > 0`, `float(x)`, `x.tolist()`), other inputs may take other paths, which neither the trace nor the proof
-covers. So all channels of the module's inputs, outputs and parameters are fixed.
+covers. So all channels of the module's inputs, outputs and parameters are fixed; but for decisions about inputs
+(`decisions.py`), of which both paths are proved.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from depfuse.groups.labels.rules import Replay
+from depfuse.groups.tracing.decisions import YES_OR_NO, Dependence
 from depfuse.groups.tracing.overwrites import METADATA
 from depfuse.networks.forward import Example, run_network
 
@@ -55,7 +55,7 @@ class Branch:
         return f"{self.operation}() in {place} makes the computation depend on values"
 
 
-class BranchWatch(TorchFunctionMode):
+class BranchWatch(Dependence):
     """Recorder, while it is active, of modules run by `run_network` that read values in Python.
 
     Only values of tensors that depend on the example or on something that requires gradients count: a network may
@@ -66,17 +66,17 @@ class BranchWatch(TorchFunctionMode):
     ----------
     branches
         The modules, in order.
+    decisions
+        Those that only ask inputs, no parameters, for yes or no.
     constants
         Autograd function -> the constants among its operands, and values of inputs without gradients.
     """
 
     def __init__(self, example: Example) -> None:
-        super().__init__()
+        super().__init__(example)
         self.branches: dict[Branch, None] = {}
+        self.decisions: dict[Branch, None] = {}
         self.constants: dict[Any, list[Tensor]] = {}
-        # Tensor -> whether it depends on something that requires gradients.
-        self._dependent: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
-        self._mark(example, False)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
@@ -86,26 +86,17 @@ class BranchWatch(TorchFunctionMode):
         if isinstance(result, METADATA) and func not in ASKING:
             return result
         operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        dependent = [operand for operand in operands if operand.requires_grad or operand in self._dependent]
-        if dependent:
+        depends = self.of(operands)
+        if depends is not None:
             if func in ASKING and (module := _running_module(sys._getframe(1))) is not None:
-                self.branches[Branch(module, ASKING[func])] = None
-            learnt = any(self._learnt(operand) for operand in dependent)
-            self._mark(operands[0] if func is torch.Tensor.__setitem__ else result, learnt)
+                asked = self.decisions if depends and func in YES_OR_NO else self.branches
+                asked[Branch(module, ASKING[func])] = None
+            self.mark(operands[0] if func is torch.Tensor.__setitem__ else result, depends)
         if isinstance(result, Tensor) and result.grad_fn is not None and len(operands) > 1:
-            constants = [each for each in operands if not self._learnt(each)]
+            constants = [each for each in operands if self.of([each]) is not False]
             if constants:
                 self.constants.setdefault(result.grad_fn, [each.detach() for each in constants])
         return result
-
-    def _learnt(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor depends on something that requires gradients."""
-        return tensor.requires_grad or self._dependent.get(tensor, False)
-
-    def _mark(self, values: Any, learnt: bool) -> None:
-        for leaf in tree_leaves(values):
-            if isinstance(leaf, Tensor):
-                self._dependent[leaf] = learnt or self._dependent.get(leaf, False)
 
 
 def _running_module(frame: FrameType | None) -> str | None:
