@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any, Literal
 
 import torch
@@ -43,17 +44,30 @@ class Region:
         Shape of the view, which may lack axes of one position.
     kind
         `set` where the part was overwritten, `update` where it changed entry by entry, else `other`.
+    order
+        Axes of the tensor in the order in which the view runs through them.
     """
 
     positions: tuple[Tensor, ...]
     shape: tuple[int, ...]
-    kind: Kind = "update"
+    kind: Kind
+    order: tuple[int, ...]
 
     def read(self, tensor: Tensor) -> Tensor:
         """Read the part of a tensor, with as many axes as the tensor."""
         for axis, positions in enumerate(self.positions):
             tensor = take(tensor, axis, positions)
         return tensor
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """Read the part of a tensor as the view shows it."""
+        return self.read(tensor).permute(self.order).reshape(self.shape)
+
+    def unviewed(self, part: Tensor) -> Tensor:
+        """Arrange what is written through the view, with as many axes as the view, as `read` returns it."""
+        lengths = [len(self.positions[axis]) for axis in self.order]
+        back = sorted(range(len(self.order)), key=self.order.__getitem__)
+        return part.expand(self.shape).reshape(lengths).permute(back)
 
 
 def take(tensor: Tensor, axis: int, positions: Tensor) -> Tensor:
@@ -106,7 +120,7 @@ class OverwriteWatch(TorchFunctionMode):
 
 
 def _region(base: Tensor, view: Tensor, kind: Kind) -> Region | None:
-    """Find the region of a view in its base; None where it is no product of positions in the base's order."""
+    """Find the region of a view in its base; None where it is no product of positions."""
     if base.is_meta or not view.numel():
         return None
     start = base.storage_offset()
@@ -118,10 +132,15 @@ def _region(base: Tensor, view: Tensor, kind: Kind) -> Region | None:
         return None
     along = torch.unravel_index(flat, tuple(base.shape))
     positions = tuple(torch.unique(each) for each in along)
-    grid = torch.arange(base.numel()).reshape(base.shape)
-    region = Region(positions, tuple(view.shape), kind)
-    expected = grid[torch.meshgrid(*positions, indexing="ij")].reshape(-1) if positions else grid.reshape(-1)
-    return region if torch.equal(expected, flat) else None
+    part = torch.arange(base.numel()).reshape(base.shape)
+    part = part[torch.meshgrid(*positions, indexing="ij")] if positions else part
+    several = [axis for axis, inside in enumerate(positions) if len(inside) > 1]
+    for moved in permutations(several):
+        turned = iter(moved)
+        axes = tuple(next(turned) if axis in several else axis for axis in range(len(positions)))
+        if torch.equal(part.permute(axes).reshape(-1), flat):
+            return Region(positions, tuple(view.shape), kind, axes)
+    return None
 
 
 def _last(tensor: Tensor) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -109,7 +110,8 @@ def _overwrite(replay: Replay, operation: Any, operands: Operands) -> list[Label
     shape = result_shape(operation)
     base = Labels(shape, _zeros(shape)) if base is None else base
     lengths = [len(positions) for positions in region.positions]
-    others = [_as_part(labels, region.shape, lengths) for labels in operands[1:] if labels is not None]
+    written = [pad_rank(labels, len(region.shape)) for labels in operands[1:] if labels is not None]
+    others = [move(labels, region.unviewed) for labels in written]
     reason = f"{replay.where(operation)} ties its channels to positions that cannot be permuted"
     if region.kind == "update":
         _keep_apart(replay.ledger, base, region, frozenset(axis for labels in others for axis in _varying(labels)))
@@ -118,6 +120,54 @@ def _overwrite(replay: Replay, operation: Any, operands: Operands) -> list[Label
     for other in others[1:]:
         part = replay.ledger.meet(part, other, reason)
     return [_written(replay.ledger, base, part, region.positions, 0, reason)]
+
+
+@rule("IndexPut")
+def _put(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    """Write values at indices of neighbouring axes: tokens that are chosen or masked; constants count as zeros."""
+    base, values, shape = operands[0], operands[1], result_shape(operation)
+    indexed = _indexed(operation._saved_indices, shape)
+    if indexed is None:
+        return unknown(replay, operation, operands)
+    axes, places = indexed
+    before, after = shape[: axes[0]], shape[axes[-1] + 1 :]
+    flat = (*before, math.prod(shape[axis] for axis in axes), *after)  # the indexed axes as one
+    lengths = (*before, places.numel(), *after)
+    part = Labels(lengths, _zeros(lengths))
+    if values is not None:
+        written = (*before, *places.shape, *after)
+        part = move(pad_rank(values, len(written)), lambda t: t.expand(written).reshape(lengths))
+    reason = f"{replay.where(operation)} ties its channels to positions that cannot be permuted"
+    positions = [torch.arange(size) for size in flat]
+    positions[len(before)] = places.reshape(-1)
+    base = move(Labels(shape, _zeros(shape)) if base is None else base, lambda t: t.reshape(flat))
+    if operation._saved_accumulate:
+        part = replay.ledger.meet(move(base, lambda t: take(t, len(before), places.reshape(-1))), part, reason)
+    return [move(_written(replay.ledger, base, part, positions, 0, reason), lambda t: t.reshape(shape))]
+
+
+def _indexed(indices: Sequence[Tensor | None], shape: Sequence[int]) -> tuple[list[int], Tensor] | None:
+    """Find the axes that are indexed, and the places written, counted as if these axes were one.
+
+    Where nothing is written for the example, the first place stands for those of other inputs. None where the axes are
+    no neighbours, or a place is written twice.
+    """
+    along: list[Tensor | None] = []
+    for index in indices:
+        if index is not None and index.is_meta:
+            return None
+        masks = index is not None and index.dtype in (torch.bool, torch.uint8)
+        along += index.cpu().nonzero(as_tuple=True) if masks else [index]  # type: ignore[union-attr]
+    axes = [axis for axis, index in enumerate(along) if index is not None]
+    if not axes or axes != list(range(axes[0], axes[-1] + 1)):
+        return None
+    places = torch.zeros((), dtype=torch.int64)
+    for axis, index in enumerate(along):
+        if index is not None:
+            places = places * shape[axis] + index.cpu().remainder(shape[axis])
+    if not places.numel():
+        return axes, torch.zeros(1, dtype=torch.int64)
+    return (axes, places) if len(torch.unique(places)) == places.numel() else None
 
 
 def _keep_apart(ledger: Ledger, base: Labels, region: Region, tied: frozenset[int]) -> None:
@@ -143,11 +193,6 @@ def _zeros(shape: Sequence[int]) -> tuple[Factor, ...]:
     rank = len(shape)
     places = [[size if other == axis else 1 for other in range(rank)] for axis, size in enumerate(shape) if size > 1]
     return tuple(Factor(torch.full(place, ZERO)) for place in places)
-
-
-def _as_part(labels: Labels, view: Sequence[int], positions: Sequence[int]) -> Labels:
-    """Extend labels of a written part to all axes of the tensor that it is written to."""
-    return move(pad_rank(labels, len(view)), lambda t: t.expand(view).reshape(list(positions)))
 
 
 def _written(ledger: Ledger, base: Labels, part: Labels, positions: Sequence[Tensor], axis: int, reason: str) -> Labels:

@@ -32,7 +32,7 @@ def _as_strided(replay: Replay, operation: Any, operands: Operands) -> list[Labe
     labels = operands[0]
     region = replay.regions.get(operation)
     if labels is not None and region is not None:
-        return _moved(labels, lambda t: region.read(t).reshape(result_shape(operation)))
+        return _moved(labels, lambda t: region.view(t).reshape(result_shape(operation)))
     if labels is None or labels.shape != result_shape(operation):
         return unknown(replay, operation, operands)
     return [labels]

@@ -68,12 +68,13 @@ def _operands_product(replay: Replay, operation: Any, pair: Operands, names: tup
 
     `names` are those under which autograd saves them, of the first and then of the second.
     """
-    half = len(names) // 2
-    values = [_saved(operation, *names[:half]), _saved(operation, *names[half:])]
     if pair[0] is None and pair[1] is None:
         return None
-    full = [_constant(value) if labels is None else labels for labels, value in zip(pair, values, strict=True)]
-    first, second = full
+    half = len(names) // 2
+    first, second = (
+        _constant(_saved(operation, *saved)) if labels is None else labels
+        for labels, saved in zip(pair, (names[:half], names[half:]), strict=True)
+    )
     if first is None or second is None:
         return None
     uniform = tuple(labels is None for labels in pair)
@@ -94,7 +95,7 @@ def _biased_product(replay: Replay, operation: Any, operands: Operands) -> list[
     if result is None:
         return unknown(replay, operation, operands)
     bias = operands[0]
-    if bias is None and getattr(operation, "_saved_beta", 1):  # with 0 it is not read
+    if bias is None and getattr(operation, "_saved_beta", True):  # with 0 it is not read
         for constant in replay.constants.get(operation, ())[:1]:
             keep_values(replay, result, constant)
     return [result if bias is None else replay.ledger.meet(result, bias, replay.where(operation))]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from depfuse.groups.labels.labels import Labels, Ledger, move
-from depfuse.groups.labels.rules.entries import entry_by_entry
+from depfuse.groups.labels.rules.entries import entry_by_entry, keep_values
 from depfuse.groups.labels.rules.operations import SUMS, saved_dims, signed
 from depfuse.groups.labels.rules.replay import Operands, Replay, rule, unknown
 
@@ -30,6 +30,20 @@ def _sum(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
     keep = bool(getattr(operation, "_saved_keepdim", False))
     summed = sum_over(replay.ledger, labels, saved_dims(operation, "dim", rank), keep)
     return [summed] * len(operation._input_metadata)
+
+
+@rule("MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss")
+def _difference(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    """Compare two tensors of one shape entry by entry, and sum over all of them unless nothing is reduced."""
+    both = [labels for labels in operands if labels is not None]
+    labels = both[0]
+    for other in both[1:]:
+        labels = replay.ledger.meet(labels, other, f"{replay.where(operation)} compares it")
+    for constant in replay.constants.get(operation, ()):
+        keep_values(replay, labels, constant)
+    if operation._saved_reduction == 0:
+        return [labels]
+    return [sum_over(replay.ledger, labels, range(len(labels.shape)), False)]
 
 
 @rule("Softmax", "LogSoftmax", "SafeSoftmax")
