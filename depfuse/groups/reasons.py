@@ -18,6 +18,7 @@ PAIRS = "multiplied with one another, channel by channel"
 CONSTANT = "tied to a constant"
 PARTS = "parts that are not interchangeable"
 OVERLAP = "blocks that have channels in common"
+CHOSEN = "chosen by an index"
 CROSSING = "blocks that cross other blocks"
 MULTIPLIES_ZEROS = "multiplies channels that are always zero"
 HIDDEN = "used, but not seen in the trace (no_grad, detach, .data, a reentrant checkpoint or another branch)"
@@ -26,7 +27,7 @@ OVERWRITTEN = "not proved: the forward pass itself writes {}"
 # What no permutation could move, or what nothing is gained by moving.
 EXPECTED = frozenset(
     {TOUCHES_INPUT, TOUCHES_OUTPUT, CONSTANT, SINGLE, NOT_USED, KERNEL, PIXELS, MULTIPLIES_ZEROS, PARTS, OVERLAP}
-    | {CROSSING}
+    | {CROSSING, CHOSEN}
 )
 MOST_COVERED = 0.9  # of the parameters: below it, what stays in its place is said
 SEPARATOR = "; "  # between the reasons of a tensor that has several

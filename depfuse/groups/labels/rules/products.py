@@ -14,7 +14,7 @@ from depfuse.groups.labels.rules.operations import result_shape
 from depfuse.groups.labels.rules.replay import Operands, Replay, rule, unknown, varies
 from depfuse.groups.labels.rules.space import settled
 from depfuse.groups.labels.rules.sums import scaled, sum_over
-from depfuse.groups.reasons import KERNEL, MULTIPLIES_ZEROS, TOUCHES_INPUT
+from depfuse.groups.reasons import CHOSEN, KERNEL, MULTIPLIES_ZEROS, TOUCHES_INPUT
 
 
 def _product(
@@ -99,6 +99,18 @@ def _biased_product(replay: Replay, operation: Any, operands: Operands) -> list[
         for constant in replay.constants.get(operation, ())[:1]:
             keep_values(replay, result, constant)
     return [result if bias is None else replay.ledger.meet(result, bias, replay.where(operation))]
+
+
+@rule("GroupedMm")
+def _product_by_experts(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    """Multiply rows (N, K), each by one of the matrices (E, K, M): the experts keep their order, which routes rows."""
+    rows, experts = operands[:2]
+    if rows is None or experts is None or len(rows.shape) != 2 or len(experts.shape) != 3:
+        return unknown(replay, operation, operands)
+    replay.pin_all(experts, 0, CHOSEN)
+    rest = tuple(factor for factor in experts.factors if 0 not in factor.axes)
+    one = move(replace(experts, factors=rest), lambda t: t[0])
+    return [_product(replay, rows, one, replay.where(operation))]
 
 
 @rule("Mv", "Addmv")

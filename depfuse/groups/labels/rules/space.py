@@ -13,7 +13,7 @@ from depfuse.groups.labels.labels import Factor, Labels, move
 from depfuse.groups.labels.rules.operations import result_shape, saved_dims, signed
 from depfuse.groups.labels.rules.replay import Operands, Replay, plain_everywhere, rule, unknown, varies
 from depfuse.groups.labels.rules.sums import sum_over
-from depfuse.groups.reasons import PARTS, PIXELS
+from depfuse.groups.reasons import CHOSEN, PARTS, PIXELS
 
 SPATIAL = re.compile(
     r"(Adaptive)?(Avg|Max|Lp)Pool\dD(WithIndices)?|FractionalMaxPool\dD|Upsample\w+\dD(Aa)?|"
@@ -179,7 +179,7 @@ def _gather(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
     axes = {axis for axis in range(operation._saved_index.dim()) if varies(operation._saved_index, axis)} | {
         signed(operation._saved_dim) % len(labels.shape)
     }
-    return [along(replay, operation, labels, axes, f"{replay.where(operation)} chooses among its positions")]
+    return [along(replay, operation, labels, axes, CHOSEN)]
 
 
 @rule("Scatter", "ScatterAdd", "IndexAdd", "IndexCopy", "IndexFill")
@@ -191,13 +191,12 @@ def _scatter(replay: Replay, operation: Any, operands: Operands) -> list[Labels]
     axes = {dim} | (
         {axis for axis in range(index.dim()) if varies(index, axis)} if index.dim() == len(shape) else set()
     )
-    reason = f"{replay.where(operation)} chooses among its positions"
     result: Labels | None = None
     for labels in operands:
         if labels is None or len(labels.shape) != len(shape):
             continue
         if any(labels.shape[a] != shape[a] for a in range(len(shape)) if a not in axes):
             return unknown(replay, operation, operands)
-        rest = along(replay, operation, labels, axes, reason)
-        result = rest if result is None else replay.ledger.meet(result, rest, reason)
+        rest = along(replay, operation, labels, axes, CHOSEN)
+        result = rest if result is None else replay.ledger.meet(result, rest, CHOSEN)
     return [result or plain_everywhere(shape)]
