@@ -32,9 +32,9 @@ class Ridge(Refit):
 
 
 class AutoRefit(Ridge):
-    """Ridge for convolutional networks with images and permutations, none elsewhere; the output names which.
+    """Ridge with images and permutations for networks of up to a billion multiply-adds, else none; the output names it.
 
-    Convolutional networks with another normalisation than BatchNorm are not refitted.
+    Networks without convolutions and linear layers, and those that cannot be taken apart, are not refitted.
     """
 
     closed_form: ClassVar[bool] = False

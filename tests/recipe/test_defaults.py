@@ -44,7 +44,7 @@ def pair(model: nn.Module) -> list[nn.Module]:
     """It and another one that was not trained from the same start."""
     other = copy.deepcopy(model)
     for module in other.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
             module.reset_parameters()
     return [model, other]
 
@@ -69,12 +69,28 @@ class TwoHeads(nn.Module):
     [
         (lambda: build_network("digits_resnet(width=0.5)"), "ridge", "with BatchNorm"),
         (plain, "ridge", "no normalisation"),
-        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "none", "has no convolutions"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "ridge", "best for networks with no normalisation"),
         (
             lambda: nn.Sequential(nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.Flatten(), nn.Linear(288, 10)),
-            "none",
-            "has GroupNorm",
+            "ridge",
+            "best for convolutional networks with GroupNorm",
         ),
+        (
+            lambda: nn.Sequential(nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, 10)),
+            "ridge",
+            "best for networks with LayerNorm",
+        ),
+        (
+            lambda: nn.Sequential(nn.Flatten(2), nn.Conv1d(1, 8, 3), nn.BatchNorm1d(8)),
+            "ridge",
+            "best for convolutional networks with BatchNorm",
+        ),
+        (
+            lambda: nn.Sequential(nn.Unflatten(2, (2, 4)), nn.Conv3d(1, 8, 2), nn.InstanceNorm3d(8)),
+            "ridge",
+            "best for convolutional networks with InstanceNorm3d",
+        ),
+        (lambda: nn.Sequential(nn.BatchNorm2d(1), nn.ReLU()), "none", "neither convolutions nor linear layers"),
         (lambda: nn.Conv2d(1, 8, 3), "ridge", "no normalisation"),
         (lambda: TwoHeads(), "none", "gives several outputs"),
         (Branching, "none", "cannot be taken apart"),

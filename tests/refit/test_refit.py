@@ -227,6 +227,17 @@ def test_a_program_is_its_network(name):
     torch.testing.assert_close(values[program.output], model(batch))
 
 
+def test_positions_are_flattened_in_whatever_layout_they_come():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
+    program = Program(model, torch.rand(5, 1, 8, 8))
+    batch = torch.rand(5, 1, 8, 8)
+    values = program.values_of(batch)
+    for node in program.nodes:
+        value = program.call(node, model.state_dict(), values)
+        values[node] = value.to(memory_format=torch.channels_last) if value.dim() == 4 else value
+    torch.testing.assert_close(values[program.output], model(batch))
+
+
 def test_a_walk_that_holds_nothing_gives_the_same():
     model, loader = Mixed().eval(), images(20, batch_size=5)
     program = Program(model, next(iter(loader))[0])
