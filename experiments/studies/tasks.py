@@ -164,9 +164,9 @@ def wanted(options: argparse.Namespace) -> list[Cell]:
     networks = [network for network in COLUMNS if network != "distilled" or options.distil]
     return [
         {"task": name, "parents": parents, "network": network, "seed": seed}
+        for parents in KNOWLEDGE
         for seed in seeds
         for name in names
-        for parents in KNOWLEDGE
         for network in networks
     ]
 
