@@ -18,12 +18,14 @@ from depfuse.cli.options import (
     KeyOption,
     ReportOption,
     RunOptions,
+    TaskOption,
     TrustOption,
 )
 from depfuse.cli.spread import spread
 from depfuse.evaluate import Agreement, Scores
 from depfuse.io.atomic_files import replacing
 from depfuse.io.output_files import check_outputs
+from depfuse.recipe.presets import as_recipe
 from depfuse.report import EvaluationReport, NetworkScores
 from depfuse.report.tables import scores_table, short_names
 
@@ -38,6 +40,7 @@ def evaluate(
     key: KeyOption = None,
     trust: TrustOption = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")] = 250,
+    task: TaskOption = None,
     classes: Annotated[
         list[str] | None,
         typer.Option(
@@ -59,18 +62,24 @@ def evaluate(
         from depfuse.cli.inputs import read_inputs
         from depfuse.distributed.device import resolve_device
         from depfuse.evaluate import evaluate_agreement, evaluate_together
+        from depfuse.fusion.meaning import Meaning
         from depfuse.report import describe_environment
 
     device = resolve_device(options.device)
     with screen.working() as work:
         work.step("reading networks and data")
-        inputs = read_inputs(checkpoints, arch, data, device, classes, trust=trust, key=key, judged=True)
-        images = work.track(inputs.test_loader(batch_size), "evaluating")
+        named = as_recipe({} if task is None else {"task": task})
+        inputs = read_inputs(
+            checkpoints, arch, data, device, classes, trust=trust, key=key, judged=True, task=named.task.name
+        )
+        loader, example = inputs.test_loader(batch_size), inputs.data.example(device=device)
+        meaning = Meaning.of(inputs.models, inputs.recipe(named), loader, example, None, inputs.labels).scored
+        images = work.track(loader, "evaluating")
         started = time.perf_counter()
         if inputs.data.labelled:
-            scores: Sequence[Scores | Agreement] = evaluate_together(inputs.models, images)
+            scores: Sequence[Scores | Agreement] = evaluate_together(inputs.models, images, meaning)
         else:
-            scores, _, _ = evaluate_agreement(inputs.models, [], images, sets=inputs.labels)
+            scores, _, _ = evaluate_agreement(inputs.models, [], images, sets=inputs.labels, task=meaning)
         seconds = time.perf_counter() - started
     networks = [
         NetworkScores.at(checkpoint.path, checkpoint.digest, found)

@@ -33,6 +33,9 @@ from depfuse.models.origin import FromFile
 from depfuse.models.registry import with_settings
 from depfuse.networks.forward import run_network
 from depfuse.networks.running import evaluating
+from depfuse.recipe import Recipe
+from depfuse.tasks.choose import by_shape
+from depfuse.tasks.selection import find_scores
 
 HELD_OUT = 0.1  # share of images to judge by, where there is no test set
 MOST_HELD_OUT = 2000
@@ -64,10 +67,18 @@ class Inputs:
         """Load the test images, in order; many files are decoded as they are needed."""
         return batches_of(self.data.required_test, self.data.preprocessing, batch_size=batch_size, device=self.device)
 
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """Let a recipe that leaves the task open be of classes, where the data have classes of images."""
+        return recipe.changed(task="classes") if recipe.task.name == "auto" and self.data.of_classes else recipe
+
     def require_labels(self, purpose: str) -> None:
-        """Raise `DataError` where the training images have no labels, and `purpose` needs them."""
-        if self.data.train.labels is None:
-            raise DataError(f"{self.data_name} has no labels, and {purpose} needs them: give data with labels")
+        """Raise `DataError` where the training images have no classes, and `purpose` needs them."""
+        if not self.data.classes or not self.data.train.of_classes:
+            if self.data.train.labels is None:
+                raise DataError(f"{self.data_name} has no labels, and {purpose} needs them: give data with labels")
+            raise RecipeError(
+                f"{purpose} is of classes of images, and these networks or labels are of none: leave it out"
+            )
 
 
 def read_inputs(
@@ -81,6 +92,7 @@ def read_inputs(
     trust: Sequence[Path] | None = None,
     key: Sequence[str] | None = None,
     judged: bool = False,
+    task: str = "auto",
 ) -> Inputs:
     """Read checkpoints and data, build the networks on the device, and check that all of it fits.
 
@@ -89,7 +101,8 @@ def read_inputs(
     have as many outputs as their files, whatever classes the data have. Networks to be `fused`, and those compared on
     data without labels, may know different labels. Where they are `judged`, the data have test images: see
     `with_judged_images`. Code and data that a card names are used only where its file is one of those that the user
-    trusts. Keys say where in files the weights are.
+    trusts. Keys say where in files the weights are. Labels are classes of images where the outputs are a row of class
+    scores, by their shape or as the name of the `task` says; else they stay as they are.
     """
     named = read_named(paths, arch, options, classes, trust)
     checkpoints = read_checkpoints(paths, key)
@@ -101,6 +114,8 @@ def read_inputs(
     data = load_named(cards, options, named.data)
     if judged:
         data = with_judged_images(data, fused=fused)
+    if task not in ("auto", "none", "classes"):
+        data = data.without_classes()
     labels, names = None, None
     if fused or not data.classes:
         labels, names, data = label_sets(cards, classes, data)
@@ -117,14 +132,23 @@ def read_inputs(
         checkpoints[number] = checkpoint
         load_into(model, checkpoint)
         check_input(model, example)
-        outputs.append(_outputs(model, example))
-        if known and outputs[-1] != len(known):
+        outputs.append(_outputs(model, example, task))
+        if known and outputs[-1] not in (None, len(known)):
             raise DataError(f"{checkpoint.path} has {outputs[-1]} outputs, but is said to know {len(known)} classes")
         models.append(model.to(device).eval())
+    counts = [count for count in outputs if count is not None]
+    if data.dense and len(counts) == len(outputs):
+        _say(
+            f"{data.name} has labels of pixels, and the networks give scores of images: its images are taken without"
+            " labels"
+        )
+        data = data.without_labels()
+    if data.classes and (len(counts) < len(outputs) or data.dense):
+        data = data.without_classes()
     if labels is None:
         settled = (fused or not data.classes) and bool(classes or names)  # by `label_sets`
         said = [None if settled else of_network(card, data, text) for card, text in _each(cards, classes)]
-        data = in_outputs(data, outputs, paths, said)
+        data = in_outputs(data, counts, paths, said)
         names = names or agreed_names(cards) or class_names(data)
     warn_of_normalisation(paths, models, data, device)
     return Inputs(architectures, tuple(checkpoints), tuple(models), data, named.data, device, labels, names)
@@ -202,14 +226,19 @@ def _outputs_in(checkpoint: Checkpoint, model: nn.Module) -> int | None:
     return int(found[0][0])
 
 
-def _outputs(model: nn.Module, example: torch.Tensor) -> int:
+def _outputs(model: nn.Module, example: torch.Tensor, task: str) -> int | None:
+    """Count the class scores that a network gives for an image; None where its outputs are no row of them."""
     with torch.no_grad(), evaluating(model):
         outputs = run_network(model, example)
-    if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:
+    scores = find_scores(outputs)
+    outputs = outputs if scores is None else scores(outputs)
+    if not isinstance(outputs, torch.Tensor):
         raise DataError(
-            f"{type(model).__name__} does not give one row of class scores per image, which alone is scored: fuse "
-            "such networks in Python, by depfuse.fuse"
+            f"{type(model).__name__} gives a {type(outputs).__name__} of outputs, and nothing says which of them "
+            "counts: fuse such networks in Python, by depfuse.fuse(..., scores=...)"
         )
+    if task not in ("auto", "none", "classes") or by_shape(outputs).task != "classes":
+        return None
     return outputs.shape[1]
 
 
@@ -219,7 +248,7 @@ def load_named(cards: Sequence[Card | None], options: DataOptions, name: str) ->
     used = Preprocessing()
     if mean is None or std is None:
         used = agreed(cards, "preprocessing") or used
-    data = load_data(
+    return load_data(
         name,
         root=options.data_root,
         mean=mean or used.mean,
@@ -227,13 +256,11 @@ def load_named(cards: Sequence[Card | None], options: DataOptions, name: str) ->
         size=options.sizes() or used.size,
         download=options.data is not None,
     )
-    if not data.dense:
-        return data
-    _say(f"{data.name} has labels of pixels, by which no command scores yet: its images are taken without labels")
-    return data.without_labels()
 
 
-def read_template(inputs: Inputs, width: float | None, child_arch: str | None) -> tuple[str | None, nn.Module | None]:
+def read_template(
+    inputs: Inputs, width: float | None, child_arch: str | None, task: str = "auto"
+) -> tuple[str | None, nn.Module | None]:
     """Architecture and network that the child is to be like; None where it is like one of its parents.
 
     It is like none of them where the user asks for a width of its own, or the parents know different labels.
@@ -245,9 +272,10 @@ def read_template(inputs: Inputs, width: float | None, child_arch: str | None) -
     first = inputs.architectures[0]
     architecture = first if width is None else with_arguments(first, width=int(width) if width.is_integer() else width)
     architecture = architecture if child_arch is None else child_arch
-    count = _outputs(inputs.models[0], inputs.data.example(device=inputs.device))
+    count = _outputs(inputs.models[0], inputs.data.example(device=inputs.device), task)
     if inputs.labels is not None:
         count = len(inputs.labels.joint)
         architecture = with_classes(architecture, count)
-    template = build_network(architecture, classes=count, in_channels=inputs.data.image_shape[0])
+    settings: dict[str, Any] = {} if count is None else {"classes": count}
+    template = build_network(architecture, in_channels=inputs.data.image_shape[0], **settings)
     return architecture, template.to(inputs.device).eval()

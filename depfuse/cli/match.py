@@ -91,7 +91,9 @@ def match(
     screen = Screen(options.quiet)
     with screen.working() as work:
         work.step("reading networks and data")
-        inputs = read_inputs(parents, arch, data, device, classes, fused=True, trust=trust, key=key)
+        inputs = read_inputs(
+            parents, arch, data, device, classes, fused=True, trust=trust, key=key, task=recipe.task.name
+        )
         calibration = calibration_loader(
             inputs.data,
             recipe.calibration.images,

@@ -58,7 +58,7 @@ def method_path(name: str, result: FusionResult, points: Sequence[PathPoint]) ->
         name=name,
         path=rows,
         barrier_loss=barrier(alphas, [math.nan if row.nats is None else row.nats for row in rows]),
-        barrier_error=barrier(alphas, [1.0 - row.share for row in rows]),
+        barrier_error=barrier(alphas, [1.0 - row.value for row in rows]),
         seconds=result.seconds["align"] + result.seconds["choose"],
         recipe=result.recipe.model_dump(mode="json"),
         not_converged=list(result.not_converged),

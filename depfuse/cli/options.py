@@ -61,6 +61,16 @@ KeyOption = Annotated[
 ReportOption = Annotated[
     Path | None, typer.Option("--report", metavar="FILE", help="Write everything that was found as JSON.")
 ]
+TaskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="NAME",
+        help="What the networks' outputs mean: classes, dense, multilabel, binary, regression, features or none."
+        "  [default: by the outputs]",
+        rich_help_panel=FURTHER,
+    ),
+]
 AllowFixed = Annotated[
     bool | None,
     typer.Option(
@@ -248,16 +258,7 @@ class RecipeOptions:
         int | None, typer.Option("--seed", metavar="NUMBER", help="Seed of every random choice.  [default: 0]")
     ] = None
     allow_fixed: AllowFixed = None
-    task: Annotated[
-        str | None,
-        typer.Option(
-            "--task",
-            metavar="NAME",
-            help="What the networks' outputs mean: classes, dense, multilabel, binary, regression, features or none."
-            "  [default: by the outputs]",
-            rich_help_panel=FURTHER,
-        ),
-    ] = None
+    task: TaskOption = None
 
     @property
     def given(self) -> dict[str, Any]:

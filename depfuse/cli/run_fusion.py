@@ -63,6 +63,7 @@ from depfuse.report import (
 from depfuse.report.plot_kind import plot_kind
 from depfuse.report.plots import draw_family, draw_path
 from depfuse.report.tables import short_names
+from depfuse.tasks.selection import selected
 from depfuse.teach.distil import Distillation
 
 Ends = tuple[Scores | Agreement, Scores | Agreement]
@@ -89,8 +90,13 @@ class _Fused:
         """How a network is scored without labels; None with labels."""
         if self.inputs.data.labelled:
             return None
-        parents, sets = self.result.parents, self.result.parent_labels
-        return lambda network: evaluate_agreement(parents, [network], self.test, sets=sets)[2][0]
+        sets, task = self.result.parent_labels, self.result.meaning.scored
+        parents = selected(self.result.parents, self.result.meaning.scores)
+        return lambda network: evaluate_agreement(parents, [network], self.test, sets=sets, task=task)[2][0]
+
+    def counting(self, network: nn.Module) -> nn.Module:
+        """Let a network give the tensor that counts."""
+        return selected([network], self.result.meaning.scores)[0]
 
 
 def run(request: Request, work: Work) -> FusionReport | PathReport:
@@ -108,6 +114,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         trust=fusion.trust,
         key=fusion.key,
         judged=True,
+        task=request.recipe.task.name,
     )
     if request.recipe.train.finetune:
         inputs.require_labels("train.finetune")
@@ -117,13 +124,15 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         raise RecipeError("a path needs parents that know the same labels: `depfuse fuse` without --plot fuses these")
     if request.points is not None and any(shapes_of(m) != shapes_of(inputs.models[0]) for m in inputs.models):
         raise RecipeError("a path needs parents of one width: `depfuse fuse` without --plot fuses these")
-    architecture, template = read_template(inputs, request.fusion.width, request.fusion.child_arch)
+    architecture, template = read_template(
+        inputs, request.fusion.width, request.fusion.child_arch, request.recipe.task.name
+    )
     calibration = _calibration(request.recipe, inputs, needs_images(request.methods))
     training = _training(request, inputs)
     _say_what_a_plot_costs(request, inputs)
     result = fuse(
         inputs.parents(template),
-        request.recipe,
+        inputs.recipe(request.recipe),
         calibration,
         training=training,
     )
@@ -291,11 +300,12 @@ def _paths(fused: _Fused, ends: Ends, alphas: Sequence[float], work: Work) -> tu
     work.step("evaluating the naive path", total=len(alphas) - 2)
     naive = evaluate_path(
         ends,
-        lambda alpha: naive_child(fused.result, (1.0 - alpha, alpha), fused.renorm),
+        lambda alpha: fused.counting(naive_child(fused.result, (1.0 - alpha, alpha), fused.renorm)),
         fused.test,
         alphas,
         lambda _: work.advance(),
         score=fused.score,
+        task=fused.result.meaning.scored,
     )
     return matched, naive
 
@@ -303,7 +313,7 @@ def _paths(fused: _Fused, ends: Ends, alphas: Sequence[float], work: Work) -> tu
 def _matched_path(fused: _Fused, ends: Ends, alphas: Sequence[float], work: Work) -> list[PathPoint]:
     def between(alpha: float) -> nn.Module:
         with unseen():
-            return fused.result.at((1.0 - alpha, alpha))
+            return fused.counting(fused.result.at((1.0 - alpha, alpha)))
 
     return evaluate_path(
         ends,
@@ -312,6 +322,7 @@ def _matched_path(fused: _Fused, ends: Ends, alphas: Sequence[float], work: Work
         alphas,
         lambda _: work.advance(),
         score=fused.score,
+        task=fused.result.meaning.scored,
     )
 
 

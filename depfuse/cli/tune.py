@@ -148,7 +148,9 @@ def tune(
     with screen.working() as work:
         work.step("reading networks and data")
         device = resolve_device(options.device)
-        inputs = read_inputs(parents, arch, data, device, classes, fused=True, trust=trust, key=key)
+        inputs = read_inputs(
+            parents, arch, data, device, classes, fused=True, trust=trust, key=key, task=str(given.get("task", "auto"))
+        )
         if labels:
             inputs.require_labels("--labels")
         common = _common(given, inputs, judged)

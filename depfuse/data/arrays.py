@@ -29,7 +29,8 @@ def load_arrays(path: Path, preprocessing: Preprocessing) -> DataSet:
     Parts may be called otherwise, such as train_images and val_labels, and one array of images anything; labels that
     lie beside it are its own. `classes` holds the names of classes. Images are (N, H, W), (N, C, H, W), or (N, H, W, C)
     with a C of 1, 3 or 4 that is less than H; they are uint8, uint16, whose white is 65535, or floats in [0, 1], which
-    are rounded to 255ths. Labels are whole numbers (N,) from 0, texts (N,), or (N, K) with a one in each row.
+    are rounded to 255ths. Labels are classes, whole numbers (N,) from 0, texts (N,), or (N, K) with a one in each row;
+    labels of 0 and 1 (N, L); classes of pixels (N, H, W); or numbers (N, ...).
 
     Raises
     ------
@@ -130,7 +131,7 @@ def _role(name: str) -> tuple[str, str]:
 
 
 def _as_labels(array: NDArray[Any], where: str) -> NDArray[Any]:
-    """Convert labels to whole numbers or texts (N,)."""
+    """Convert labels to whole numbers or texts (N,); what is no class of images stays as it is."""
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim == 2 and array.dtype.kind in "uifb" and _is_one_hot(array):
@@ -141,11 +142,17 @@ def _as_labels(array: NDArray[Any], where: str) -> NDArray[Any]:
         )
     if array.ndim == 1 and array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():
         array = array.astype(np.int64)
-    if array.ndim != 1 or array.dtype.kind not in "uib":
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(f"{where} holds numbers that are not finite: leave out what has no label")
+    if array.ndim == 0 or array.dtype.kind not in "uibf":
         raise DataError(
-            f"{where} is {array.dtype} of shape {array.shape}: labels are whole numbers or texts of shape (N,), or"
-            " (N, K) with a one in each row"
+            f"{where} is {array.dtype} of shape {array.shape}: labels are whole numbers or texts of shape (N,), (N, K)"
+            " with a one in each row, (N, H, W) of pixels, or numbers (N, ...)"
         )
+    if array.dtype.kind == "f":
+        return array
+    if array.ndim > 1 and array.size and int(array.min()) < 0:
+        raise DataError(f"{where} holds label {int(array.min())}: labels are 0, 1, 2, ...")
     if array.size and int(array.max()) > np.iinfo(np.int64).max:
         raise DataError(f"{where} holds label {int(array.max())}: labels are 0, 1, 2, ...")
     return array

@@ -38,6 +38,7 @@ def as_loader(
     call: Call | None = None,
     seed: int = 0,
     room: float | None = None,
+    scored: bool = False,
 ) -> Loader:
     """Collect calibration data from whatever gives it, in one pass.
 
@@ -61,6 +62,8 @@ def as_loader(
     room
         How many bytes the samples may take; a quarter of the memory that is free where None. Of more than that the
         first are kept, with a `DepfuseWarning`.
+    scored
+        Whether outputs are scored by the labels: those that are no classes of images are kept then, too.
 
     Raises
     ------
@@ -75,7 +78,7 @@ def as_loader(
     call = None if call is None else OnObjects(call)
     room = calibration_room() if room is None else room
     dtype = next((tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()), None)
-    collected = _Collected(images, Signature.of(model), call, room, dtype)
+    collected = _Collected(images, Signature.of(model), call, room, dtype, scored)
     for batch in _batches(source, model, images, batch_size, seed, called=call is not None):
         collected.add(batch)
         if collected.full:
@@ -97,6 +100,7 @@ class _Collected:
     call: Call | None
     room: float
     dtype: torch.dtype | None
+    scored: bool
     inputs: list[Any] = field(default_factory=list)
     labels: list[Tensor | None] = field(default_factory=list)
     count: int = 0
@@ -115,7 +119,7 @@ class _Collected:
         # A data loader may use its memory again for the next batch.
         inputs = map_tensors(self._own, inputs)
         self.inputs.append(inputs)
-        self.labels.append(labels if labels is not None and len(labels) == count else None)
+        self.labels.append(self._kept(labels, count))
         self.count += count
         self.size += sum(leaf.nbytes for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
         if self.size > self.room and self.count < self.wanted:
@@ -125,6 +129,12 @@ class _Collected:
                 DepfuseWarning,
                 stacklevel=2,
             )
+
+    def _kept(self, labels: Tensor | None, count: int) -> Tensor | None:
+        """Copy labels, where there is one for each sample: classes, or whatever outputs are scored by."""
+        if labels is None or len(labels) != count:
+            return None
+        return labels.clone() if self.scored or (labels.dim() == 1 and not labels.is_floating_point()) else None
 
     def _own(self, tensor: Tensor) -> Tensor:
         dtype = self.dtype if tensor.is_floating_point() else None
@@ -140,6 +150,9 @@ class _Collected:
         if not self.inputs:
             raise DataError("the calibration data hold no batch: give at least 2 samples, better 2000")
         known = [labels for labels in self.labels if labels is not None]
+        shapes = {tuple(labels.shape[1:]) for labels in known}
+        if len(shapes) > 1:
+            raise DataError(f"labels have shapes {sorted(shapes)} in different batches: give labels of one shape")
         labels = torch.cat(known) if len(known) == len(self.labels) else None
         return Split(join_samples(self.inputs), labels)
 

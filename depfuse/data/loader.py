@@ -27,7 +27,7 @@ from depfuse.networks.forward import Called, Example, in_layout
 class Loader:
     """Batches of a split that lives on the device, images as bytes.
 
-    Iterating gives pairs of inputs and labels (n,) int64, or (n, H, W) of pixels, None where there are none. Images
+    Iterating gives pairs of inputs and labels (n,) int64, or others of `Split`, None where there are none. Images
     that are bytes are pre-processed to (n, C, H, W) float32; other inputs are given as they are, a batch that holds
     samples of several shapes in as many pieces. Batches differ in size by one sample at most and are never larger than
     `batch_size`, so that no small batch remains; with `drop_last` they all have `batch_size` samples and the rest is
@@ -126,7 +126,7 @@ class Loader:
 
     @property
     def required_labels(self) -> Tensor:
-        """The labels (N,); raises `DataError` where there are none."""
+        """The classes (N,) of images; raises `DataError` where there are none."""
         return self.split.required_labels
 
     def example(self, count: int = 1) -> Example:
@@ -250,7 +250,8 @@ def calibration_loader(
 ) -> Loader:
     """Load `count` training images drawn at random without replacement, in a fixed order.
 
-    All images where there are fewer than `count`; no method that calibrates reads the labels. Of files, no more than
+    All images where there are fewer than `count`; no method that calibrates reads the labels, of which only classes of
+    images are kept. Of files, no more than
     take `room` bytes, by default a quarter of the free memory, with a `DepfuseWarning`.
 
     Raises
@@ -267,7 +268,9 @@ def calibration_loader(
     if count < 2:
         raise DataError(f"{count} calibration images are too few for statistics: give at least 2, better 2000")
     chosen = calibration_order(len(data.train), seed)[:count]
-    return Loader(data.train.take(chosen), data.preprocessing, batch_size=batch_size, device=device)
+    drawn = data.train.take(chosen)
+    drawn = drawn if drawn.of_classes else replace(drawn, labels=None)
+    return Loader(drawn, data.preprocessing, batch_size=batch_size, device=device)
 
 
 def calibration_order(count: int, seed: int) -> Tensor:

@@ -112,8 +112,8 @@ def with_test_images(data: DataSet) -> DataSet:
 
 
 def _divided(name: str, whole: Split) -> tuple[Split, Split | None]:
-    """Divide labelled images into training and test images, class by class, and say so; by seed alone, with masks."""
-    labels = torch.zeros(len(whole), dtype=torch.int64) if whole.dense else whole.required_labels
+    """Divide labelled images into training and test images, and say so: class by class, other labels by seed alone."""
+    labels = whole.required_labels if whole.of_classes else torch.zeros(len(whole), dtype=torch.int64)
     held = []
     for label in torch.unique(labels).tolist():
         of_class = torch.nonzero(labels == label)[:, 0]
@@ -124,7 +124,7 @@ def _divided(name: str, whole: Split) -> tuple[Split, Split | None]:
         return whole, None
     in_training = torch.ones(len(whole), dtype=torch.bool)
     in_training[numbers] = False
-    by_class = "" if whole.dense else " of each class"
+    by_class = " of each class" if whole.of_classes else ""
     _say(
         f"{name} has no labelled test set: {len(numbers):,} of {counted(len(whole), 'image')},"
         f" {100 * TEST_SHARE:.0f} %{by_class}, drawn by seed {SPLIT_SEED}, are the test images"
@@ -160,7 +160,7 @@ def _as_split(name: str, part: Part, names: Sequence[str] | None) -> Split:
 
 
 def _as_tensor(labels: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(labels.astype(np.int64))
+    return torch.from_numpy(labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64))
 
 
 def _say(sentence: str) -> None:

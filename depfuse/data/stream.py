@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from depfuse.data.loader import Loader
 from depfuse.data.preprocessing import Preprocessing
@@ -44,15 +43,10 @@ class Stream:
         """Number of images."""
         return len(self._split)
 
-    @property
-    def labels(self) -> Tensor | None:
-        """The labels (N,), None where there are none."""
-        return None if self._split.labels is None else self._split.required_labels
-
-    @property
-    def required_labels(self) -> Tensor:
-        """The labels (N,); raises `DataError` where there are none."""
-        return self._split.required_labels
+    def first(self, count: int) -> Stream:
+        """Restrict the stream to its first `count` images, in batches of the same size."""
+        few = self._split.take(slice(0, count))
+        return Stream(few, self._preprocessing, batch_size=self._batch_size, device=self._device)
 
     def __len__(self) -> int:
         return -(-self.count // self._batch_size)

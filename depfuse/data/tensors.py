@@ -29,7 +29,8 @@ class Split:
         Images (N, C, H, W) uint8, decoded or as `StoredImages`; or whatever else networks take, ready for them: a
         tensor (N, ...), several in a structure, or `Ragged`.
     labels
-        (N,) int64, or (N, H, W) of pixels, decoded or as `MaskFiles`; None where they are not known.
+        Classes of images, (N,) int64; of pixels (N, H, W), decoded or as `MaskFiles`; or what else outputs are scored
+        by, (N, ...): labels of 0 and 1, numbers in float32. None where they are not known.
     call
         How a network is run on a batch of them, where it is not by the inputs alone; batches are `Called` then.
     """
@@ -43,16 +44,26 @@ class Split:
 
     @property
     def required_labels(self) -> Tensor:
-        """The labels (N,), or (N, H, W); raises `DataError` where there are none."""
+        """The classes (N,) of images; raises `DataError` where there are none."""
         if self.labels is None:
             raise DataError("labels are needed here, and these data have none: give data with labels")
-        labels: Tensor = self.labels.decoded() if isinstance(self.labels, MaskFiles) else self.labels
+        if not self.of_classes:
+            raise DataError(
+                f"classes of images are needed here, (N,), and the labels are of shape {tuple(self.labels.shape)}: give"
+                " data with a class for each image"
+            )
+        labels: Tensor = self.labels
         return labels
+
+    @property
+    def of_classes(self) -> bool:
+        """Whether the labels are classes of images: none of pixels, no numbers."""
+        return isinstance(self.labels, Tensor) and self.labels.dim() == 1 and not self.labels.is_floating_point()
 
     @property
     def dense(self) -> bool:
         """Whether the labels are those of pixels."""
-        return self.labels is not None and self.labels.ndim > 1
+        return self.labels is not None and self.labels.ndim > 1 and self.labels.shape[1:] == self.images.shape[2:]
 
     def take(self, index: Index) -> Split:
         """Select samples by number (n,), in that order, or a range of them."""
@@ -75,7 +86,7 @@ class DataSet:
     name
         What the data are called.
     classes
-        The names of the classes, as many as the labels mean; none where there are no labels.
+        The names of the classes, as many as the labels mean; none where there are no labels, or these are no classes.
     train
         The training images; none where there are only images for tests.
     test
@@ -110,10 +121,19 @@ class DataSet:
         """Whether the labels are those of pixels."""
         return self.train.dense or (self.test is not None and self.test.dense)
 
+    @property
+    def of_classes(self) -> bool:
+        """Whether the labels are classes of images."""
+        return bool(self.classes) and not self.dense
+
     def without_labels(self) -> DataSet:
         """Leave all labels out."""
         test = None if self.test is None else replace(self.test, labels=None)
         return replace(self, classes=(), train=replace(self.train, labels=None), test=test)
+
+    def without_classes(self) -> DataSet:
+        """Take labels as what they are, numbers, and no longer as classes of images."""
+        return replace(self, classes=())
 
     @property
     def _some(self) -> Split:
@@ -156,7 +176,7 @@ def checked_data_set(
             )
         if 0 in split.images.shape[1:]:
             raise DataError(f"{name}: {part} images of shape {tuple(split.images.shape[1:])} have no pixels")
-        if _some_labels(split) and (least := int(split.required_labels.min())) < 0:
+        if _some_classes(split) and (least := int(split.required_labels.min())) < 0:
             raise DataError(f"{name}: {part} label {least} is out of range: labels start at 0")
     if train is None:
         assert test is not None, "a data set has images"
@@ -164,14 +184,17 @@ def checked_data_set(
     if test is not None and train.images.shape[1:] != test.images.shape[1:]:
         shapes = f"{tuple(train.images.shape[1:])} and test images {tuple(test.images.shape[1:])}"
         raise DataError(f"{name}: training images are {shapes}: they must have the same shape")
-    labels_there = [split.required_labels for split in parts.values() if _some_labels(split)]
+    kinds = {(split.labels.ndim, split.of_classes) for split in parts.values() if split.labels is not None}
+    if len(kinds) > 1:
+        raise DataError(f"{name}: the labels of training and test images are of different kinds: give one kind of both")
+    labels_there = [split.required_labels for split in parts.values() if _some_classes(split)]
     largest = max((int(labels.max()) for labels in labels_there), default=-1)
     if classes is None and largest >= max(MOST_CLASSES, sum(map(len, parts.values()))):
         raise DataError(f"{name}: label {largest} means more classes than any data set has: labels are 0, 1, 2, ...")
     if classes is None:
         classes = tuple(str(label) for label in range(largest + 1))
     for part, split in parts.items():
-        if _some_labels(split) and (most := int(split.required_labels.max())) >= len(classes):
+        if _some_classes(split) and (most := int(split.required_labels.max())) >= len(classes):
             raise DataError(
                 f"{name}: {part} label {most} is out of range: "
                 f"with {len(classes)} classes labels are 0 to {len(classes) - 1}"
@@ -181,6 +204,6 @@ def checked_data_set(
     return DataSet(name, classes, train, test, preprocessing, by_name)
 
 
-def _some_labels(split: Split) -> bool:
-    """Tell whether there are labels of images; those of pixels have been looked at as they were found."""
-    return split.labels is not None and len(split.labels) > 0 and not split.dense
+def _some_classes(split: Split) -> bool:
+    """Tell whether there are classes of images; other labels have been looked at as they were found."""
+    return split.of_classes and len(split.labels) > 0

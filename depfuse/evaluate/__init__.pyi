@@ -4,15 +4,27 @@ from .evaluation import (
     evaluate_ensemble,
     evaluate_together,
     evaluate_with_ensemble,
-    most_frequent,
 )
 from .path import evaluate_path
-from .scores import CERTAIN, Agreement, Difference, PathPoint, Scores, barrier, difference, path_alphas
+from .scores import (
+    CERTAIN,
+    Agreement,
+    Difference,
+    Measure,
+    PathPoint,
+    Scores,
+    barrier,
+    difference,
+    path_alphas,
+    standard_error,
+    trivial,
+)
 
 __all__ = [
     "CERTAIN",
     "Agreement",
     "Difference",
+    "Measure",
     "PathPoint",
     "Scores",
     "barrier",
@@ -23,6 +35,7 @@ __all__ = [
     "evaluate_path",
     "evaluate_together",
     "evaluate_with_ensemble",
-    "most_frequent",
     "path_alphas",
+    "standard_error",
+    "trivial",
 ]

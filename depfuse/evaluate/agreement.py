@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,11 +11,14 @@ from torch import Tensor, nn
 from depfuse.data.inputs import take_samples
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import DataError
-from depfuse.evaluate.evaluation import Batches, checked_layout, mean_logits
+from depfuse.evaluate.evaluation import Batches, checked_layout, combine_outputs
 from depfuse.evaluate.scores import Agreement
 from depfuse.networks.copying import evaluation_copy
 from depfuse.networks.forward import in_layout, run_network
 from depfuse.networks.isolation import undisturbed
+from depfuse.tasks.outputs import CLASSES
+from depfuse.tasks.scores import R2
+from depfuse.tasks.task import Task
 
 
 @undisturbed()
@@ -24,10 +28,12 @@ def evaluate_agreement(
     batches: Batches,
     weights: Sequence[float] | None = None,
     sets: LabelSets | None = None,
+    task: Task = CLASSES,
 ) -> tuple[list[Agreement], Agreement, list[Agreement]]:
-    """Compare networks with their logit ensemble and with its members; no label is read.
+    """Compare networks with their ensemble and with its members; no label is read.
 
-    With one logit per image a class is its sign.
+    Class scores agree where their class is the same, labels and the places of maps by the share that is; other outputs
+    are scored by the task with those that they are compared with as targets. The ensemble is that of `combine_outputs`.
 
     Parameters
     ----------
@@ -41,6 +47,8 @@ def evaluate_agreement(
         One share per member; equal ones where None.
     sets
         Which labels the members' outputs stand for, where they differ.
+    task
+        What outputs mean.
 
     Returns
     -------
@@ -50,46 +58,46 @@ def evaluate_agreement(
     Raises
     ------
     DataError
-        There is no image, the images do not fit the networks, or outputs are no class scores of equal number.
+        There is no image, the images do not fit the networks, or outputs are not of the task or of one shape.
     """
     shares = list(weights) if weights is not None else [1.0 / len(members)] * len(members)
     networks = [evaluation_copy(m, shared=True) if any(p.training for p in m.modules()) else m for m in members]
     networks += [evaluation_copy(m, shared=True) if any(p.training for p in m.modules()) else m for m in others]
-    tallies = [_Tally() for _ in range(len(networks) + 1)]
+    kind = _Classes if task.name == CLASSES.name else _Predictions if task.predicts else _Numbers
+    tallies: list[_Classes | _Predictions | _Numbers] = [kind(task, len(members)) for _ in range(len(networks) + 1)]
     layouts: list[torch.memory_format] = []
     with torch.inference_mode():
         for inputs, _ in batches:
-            layouts = layouts or [checked_layout(model, take_samples(inputs, slice(0, 1))) for model in networks]
+            layouts = layouts or [checked_layout(model, take_samples(inputs, slice(0, 1)), task) for model in networks]
             outputs = [
                 run_network(model, in_layout(inputs, layout)).float()
                 for model, layout in zip(networks, layouts, strict=True)
             ]
             own, rest = outputs[: len(members)], outputs[len(members) :]
-            ensemble = mean_logits(own, shares) if sets is None else sets.join(own, shares, 1)
+            ensemble = combine_outputs(own, shares, sets, task)
             own = own if sets is None else sets.of_outputs(own)
-            if any(logits.shape != ensemble.shape for logits in rest):
+            if any(found.shape != ensemble.shape for found in rest):
                 raise DataError("a network has other outputs than the ensemble it is compared with")
-            predicted = [_probabilities(logits).argmax(1) for logits in own]
-            wanted = _probabilities(ensemble)
-            for tally, logits in zip(tallies, [*own, ensemble, *rest], strict=True):
-                tally.add(logits, wanted, predicted)
+            for tally, found in zip(tallies, [*own, ensemble, *rest], strict=True):
+                tally.add(found, ensemble, own)
     agreements = [tally.agreement() for tally in tallies]
     return agreements[: len(members)], agreements[len(members)], agreements[len(members) + 1 :]
 
 
-class _Tally:
-    """Sums over batches, kept on the device until the end."""
+class _Classes:
+    """Sums over batches of what class scores agree on, kept on the device until the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, task: Task, members: int) -> None:
         self._count = 0
         self._sums: Tensor | None = None
 
-    def add(self, logits: Tensor, wanted: Tensor, predicted: Sequence[Tensor]) -> None:
-        """Take in one batch: logits (N, C), the ensemble's probabilities (N, C) and the members' classes (N,)."""
-        probabilities = _probabilities(logits)
+    def add(self, logits: Tensor, ensemble: Tensor, members: Sequence[Tensor]) -> None:
+        """Take in one batch: logits (N, C), the ensemble's and each member's."""
+        probabilities, wanted = logits.softmax(1), ensemble.softmax(1)
         classes = probabilities.argmax(1)
         # What the ensemble gives no probability is not counted, even where a member excludes it.
         logs = torch.where(wanted > 0, probabilities.log(), 0.0)
+        predicted = [own.softmax(1).argmax(1) for own in members]
         same = [(classes == other).double().sum() for other in (wanted.argmax(1), *predicted)]
         sums = torch.stack([*same, probabilities.amax(1).double().sum(), -(wanted * logs).double().sum()])
         self._sums = sums if self._sums is None else self._sums + sums
@@ -103,8 +111,48 @@ class _Tally:
         return Agreement(ensemble, tuple(members), confidence, disagreement, self._count)
 
 
-def _probabilities(logits: Tensor) -> Tensor:
-    """Turn logits (N, C) into probabilities; one logit means two classes."""
-    if logits.shape[1] == 1:
-        logits = torch.cat([torch.zeros_like(logits), logits], 1)
-    return logits.softmax(1)
+class _Predictions:
+    """Sums over batches of the share of labels, or of places, that are predicted alike."""
+
+    def __init__(self, task: Task, members: int) -> None:
+        self._task, self._count = task, 0
+        self._alike = torch.zeros(members + 1, dtype=torch.float64)
+        self._loss = 0.0
+
+    def add(self, outputs: Tensor, ensemble: Tensor, members: Sequence[Tensor]) -> None:
+        """Take in one batch: outputs (N, ...), the ensemble's and each member's."""
+        targets = [self._task.predictions(other) for other in (ensemble, *members)]
+        alike = [self._task.agreements(outputs, target).double() for target in targets]
+        self._alike += torch.stack(alike).cpu()
+        self._loss += float(self._task.losses(outputs, targets[0]).double().sum())
+        self._count += len(outputs)
+
+    def agreement(self) -> Agreement:
+        """Divide by the number of images."""
+        if not self._count:
+            raise DataError("there is no image to evaluate on")
+        ensemble, *members = (self._alike / self._count).tolist()
+        return Agreement(ensemble, tuple(members), math.nan, self._loss / self._count, self._count)
+
+
+class _Numbers:
+    """Scores over batches of outputs that predict no classes, with others' outputs as targets."""
+
+    def __init__(self, task: Task, members: int) -> None:
+        self._task, self._count, self._loss = task, 0, 0.0
+        self._tallies = [task.tally() for _ in range(members + 1)]
+
+    def add(self, outputs: Tensor, ensemble: Tensor, members: Sequence[Tensor]) -> None:
+        """Take in one batch: outputs (N, ...), the ensemble's and each member's."""
+        for tally, target in zip(self._tallies, (ensemble, *members), strict=True):
+            tally.add(outputs, self._task.predictions(target))
+        self._loss += float(self._task.losses(outputs, self._task.predictions(ensemble)).double().sum())
+        self._count += len(outputs)
+
+    def agreement(self) -> Agreement:
+        """Score the sums."""
+        scores = [tally.scores() for tally in self._tallies]
+        # An image is infinitely like itself in decibels.
+        measure = R2 if R2 in scores[0].further else scores[0].measure
+        ensemble, *members = [found.by(measure) for found in scores]
+        return Agreement(ensemble, tuple(members), math.nan, self._loss / self._count, self._count, measure)

@@ -8,7 +8,10 @@ from torch import nn
 
 from depfuse.errors import RecipeError
 from depfuse.evaluate.evaluation import Batches, evaluate
-from depfuse.evaluate.scores import Agreement, PathPoint, Scores
+from depfuse.evaluate.scores import Agreement, PathPoint
+from depfuse.tasks.outputs import CLASSES
+from depfuse.tasks.scores import Scores
+from depfuse.tasks.task import Task
 
 
 def evaluate_path(
@@ -19,6 +22,7 @@ def evaluate_path(
     on_point: Callable[[float], None] | None = None,
     *,
     score: Callable[[nn.Module], Scores | Agreement] | None = None,
+    task: Task = CLASSES,
 ) -> list[PathPoint]:
     """Score the networks between two parents.
 
@@ -39,13 +43,15 @@ def evaluate_path(
         Called with alpha after each inner point.
     score : callable, optional
         Scores a network otherwise than on the labels of the batches.
+    task : Task, optional
+        What outputs mean; class scores when left out.
     """
     if len(alphas) < 2 or alphas[0] != 0.0 or alphas[-1] != 1.0:
         raise RecipeError(f"a path runs from 0 to 1, not over {list(alphas)}")
     points = [PathPoint(0.0, ends[0])]
     for alpha in alphas[1:-1]:
         network = network_at(alpha)
-        points.append(PathPoint(alpha, evaluate(network, batches) if score is None else score(network)))
+        points.append(PathPoint(alpha, evaluate(network, batches, task) if score is None else score(network)))
         if on_point is not None:
             on_point(alpha)
     return [*points, PathPoint(1.0, ends[1])]

@@ -1,45 +1,21 @@
-"""Scores of networks and how they differ. Plain numbers, which need no torch."""
+"""How scores of networks differ. Plain numbers, which need no torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from depfuse.errors import DataError, RecipeError
+from depfuse.tasks.scores import AGREEMENT
+from depfuse.tasks.scores import Measure as Measure
+from depfuse.tasks.scores import Scores as Scores
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CERTAIN = 2.0  # standard errors; by chance a difference is larger once in 22 times
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What one pass over labelled images tells about one network.
-
-    Attributes
-    ----------
-    accuracy : float
-        Fraction of the images whose largest output is the label's.
-    loss : float
-        Mean cross-entropy in nats, the outputs taken as logits.
-    calibration_error : float
-        Expected calibration error, a fraction: over 15 bins of equal width, the mean distance between
-        confidence and accuracy, weighted by the bins' counts (Guo et al. 2017).
-    count : int
-        Number of images.
-    correct : Tensor, optional
-        (count,) bool, on the CPU: which images, in the order of the pass. Two networks scored on the same images can
-        be told apart much better with it, see `difference`.
-    """
-
-    accuracy: float
-    loss: float
-    calibration_error: float
-    count: int
-    correct: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -49,15 +25,18 @@ class Agreement:
     Attributes
     ----------
     ensemble : float
-        Fraction of the images for which it predicts the ensemble's class.
+        How well it agrees with the ensemble, by `measure`: the fraction of the images for which it predicts the
+        ensemble's class (of the places of a map, of the labels), or its score with the ensemble's outputs as targets.
     members : tuple of float
-        For each member of the ensemble, the fraction of the images for which it predicts that one's class.
+        The same for each member of the ensemble.
     confidence : float
-        Mean probability of the class that it predicts.
+        Mean probability of the class that it predicts; NaN where outputs are no class scores.
     disagreement : float
-        Mean cross-entropy, in nats, of its probabilities under the ensemble's.
+        Mean loss under the ensemble's predictions: of class scores the cross-entropy, in nats.
     count : int
         Number of images.
+    measure : Measure
+        What `ensemble` and `members` are.
     """
 
     ensemble: float
@@ -65,11 +44,12 @@ class Agreement:
     confidence: float
     disagreement: float
     count: int
+    measure: Measure = AGREEMENT
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of one network minus that of another, a fraction, and its standard error over the images."""
+    """Score of one network minus that of another, and its standard error over the images."""
 
     value: float
     error: float
@@ -81,28 +61,51 @@ class Difference:
 
 
 def difference(first: Scores, second: Scores) -> Difference:
-    """Compare the accuracies of two networks that were scored on the same images.
+    """Compare two networks that were scored on the same images by the same measure.
 
-    With b images that only the first gets right and c that only the second does, the difference is (b - c) / n, and
-    its standard error that of matched pairs, half an image added to each of the four outcomes, so that it is never
-    none: sqrt((b + c + 1) - (b - c)^2 / (n + 2)) / (n + 2) (Agresti & Min 2005, Statistics in Medicine 24). Where it
-    is not known which images are right, the images of the two count as independent, which makes the error larger.
+    Of images that are right or not, with b that only the first gets right and c that only the second does, the
+    difference is (b - c) / n, and its standard error that of matched pairs, half an image added to each of the four
+    outcomes, so that it is never none: sqrt((b + c + 1) - (b - c)^2 / (n + 2)) / (n + 2) (Agresti & Min 2005,
+    Statistics in Medicine 24). By other measures it is that of the mean of the images' differences. Where it is not
+    known which images are right, the images of the two count as independent, which makes the error larger.
 
     Raises
     ------
     DataError
-        They were scored on different numbers of images.
+        They were scored on different numbers of images, or by different measures.
     """
-    if first.count != second.count:
-        raise DataError(f"scores on {first.count} and {second.count} images cannot be compared")
-    value, count = first.accuracy - second.accuracy, first.count + 2
-    if first.correct is None or second.correct is None:
-        shares = [(scores.accuracy * scores.count + 1) / count for scores in (first, second)]
-        return Difference(value, math.sqrt(sum(share * (1 - share) for share in shares) / count))
-    only_first = int((first.correct & ~second.correct).sum())
-    only_second = int((second.correct & ~first.correct).sum())
+    if first.count != second.count or first.measure != second.measure:
+        raise DataError(
+            f"{first.measure.name} on {first.count} images cannot be compared with {second.measure.name} on"
+            f" {second.count}: score both on the same images"
+        )
+    value, count = first.value - second.value, first.count + 2
+    if first.of_images is None or second.of_images is None:
+        return Difference(value, math.hypot(*(standard_error(scores) for scores in (first, second))))
+    if first.of_images.is_floating_point():
+        return Difference(value, _error_of_mean(first.of_images - second.of_images))
+    only_first = int((first.of_images & ~second.of_images).sum())
+    only_second = int((second.of_images & ~first.of_images).sum())
     spread = only_first + only_second + 1 - (only_first - only_second) ** 2 / count
     return Difference(value, math.sqrt(spread) / count)
+
+
+def standard_error(scores: Scores) -> float:
+    """Estimate the standard error of a score over the images; of a share with one image more of each outcome."""
+    if scores.of_images is not None and scores.of_images.is_floating_point():
+        return _error_of_mean(scores.of_images)
+    count = scores.count + 2
+    share = (scores.value * scores.count + 1) / count
+    return math.sqrt(max(0.0, share * (1 - share)) / count)
+
+
+def trivial(scores: Scores) -> bool:
+    """Tell whether a network is no better than the best constant output, within the error of so few images."""
+    return not scores.value > scores.trivial + CERTAIN * standard_error(scores)
+
+
+def _error_of_mean(values: Tensor) -> float:
+    return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.inf
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from depfuse.errors import DataError
-from depfuse.evaluate import CERTAIN, Scores, difference
+from depfuse.evaluate import CERTAIN, Scores, difference, trivial
 from depfuse.io.stored import Stored
+from depfuse.tasks.scores import ACCURACY, Measure
 
 What = Literal[
     "child", "parent", "ensemble", "average", "renewed average", "trained parent", "refitted parent", "teachers"
@@ -53,11 +53,12 @@ class Contender:
 class Compared(Stored):
     """A contender compared with the child.
 
-    `lead` is the child's accuracy minus this one's, a fraction; `error` is its standard error over the test images.
+    `value` is its score, of classes its accuracy, a fraction; `lead` the child's minus this one's, and `error` the
+    standard error of that over the test images.
     """
 
     what: What
-    accuracy: float
+    value: float = Field(validation_alias=AliasChoices("value", "accuracy"))
     lead: float
     error: float
     number: int | None = None
@@ -103,8 +104,10 @@ class Advice(Stored):
         Contenders that are better than the best single network but have no file.
     images
         Number of test images.
+    measure
+        What networks are scored by.
     chance
-        Share of the most frequent label among them.
+        Score of the best constant output: of classes, the share of the most frequent label.
     chance_alone
         True if the child is no better than that, within the error.
     same_start
@@ -117,28 +120,27 @@ class Advice(Stored):
     rivals: list[Compared]
     better: list[Compared] = Field(default_factory=list)
     images: int
+    measure: Measure = ACCURACY
     chance: float
     chance_alone: bool = False
     same_start: SameStart | None = None
 
     def best(self, *kinds: What) -> Compared | None:
-        """Return the most accurate rival of the given kinds."""
+        """Return the rival of the given kinds with the highest score."""
         candidates = [rival for rival in self.rivals if rival.what in kinds]
-        return max(candidates, key=lambda rival: rival.accuracy, default=None)
+        return max(candidates, key=lambda rival: rival.value, default=None)
 
 
-def advise(contenders: Sequence[Contender], chance: float, moved: SameStart | None = None) -> Advice:
+def advise(contenders: Sequence[Contender], moved: SameStart | None = None) -> Advice:
     """Decide which network to keep.
 
-    The best single network is the most accurate one that the user has, the child before others that are exactly as
-    accurate. The ensemble is kept only where it differs from that network by more than chance on the images.
+    The best single network is that with the highest score that the user has, the child before others of exactly the
+    same. The ensemble is kept only where it differs from that network by more than chance on the images.
 
     Parameters
     ----------
     contenders
-        The child and its rivals, all scored on the same labelled images.
-    chance
-        Accuracy of a network that always predicts the most frequent label.
+        The child and its rivals, all scored on the same labelled images by the same measure.
     moved
         Number of channels that the matching moved, where it gave permutations of the parents' own channels. The
         parents share a start if these are hardly any, and the plain average is not worse than the best parent.
@@ -148,17 +150,15 @@ def advise(contenders: Sequence[Contender], chance: float, moved: SameStart | No
         raise DataError(f"{len(children)} children among what is compared: one is needed")
     scores = children[0].scores
     rows = {id(contender): _beside(scores, contender) for contender in contenders}
-    useful = [
-        contender for contender in contenders if rows[id(contender)].held and not _at_chance(contender.scores, chance)
-    ]
+    useful = [contender for contender in contenders if rows[id(contender)].held and not trivial(contender.scores)]
     single = max(
         (contender for contender in useful if contender.networks == 1),
-        key=lambda contender: (contender.scores.accuracy, contender.what == "child"),
+        key=lambda contender: (contender.scores.value, contender.what == "child"),
         default=None,
     )
     several = max(
         (contender for contender in useful if contender.networks > 1),
-        key=lambda contender: contender.scores.accuracy,
+        key=lambda contender: contender.scores.value,
         default=None,
     )
     keep = single
@@ -169,7 +169,7 @@ def advise(contenders: Sequence[Contender], chance: float, moved: SameStart | No
     hidden = [
         max(
             (contender for contender in contenders if contender.what == kind),
-            key=lambda contender: contender.scores.accuracy,
+            key=lambda contender: contender.scores.value,
         )
         for kind in sorted(kinds)
     ]
@@ -180,9 +180,10 @@ def advise(contenders: Sequence[Contender], chance: float, moved: SameStart | No
         rivals=[rows[id(contender)] for contender in contenders if contender is not children[0]],
         better=[rows[id(contender)] for contender in hidden if best is not None and _above(contender, best)],
         images=scores.count,
-        chance=chance,
-        chance_alone=_at_chance(scores, chance),
-        same_start=moved if moved is not None and _share_a_start(contenders, chance, moved) else None,
+        measure=scores.measure,
+        chance=scores.trivial,
+        chance_alone=trivial(scores),
+        same_start=moved if moved is not None and _share_a_start(contenders, moved) else None,
     )
 
 
@@ -190,7 +191,7 @@ def _beside(child: Scores, other: Contender) -> Compared:
     lead = difference(child, other.scores)
     return Compared(
         what=other.what,
-        accuracy=other.scores.accuracy,
+        value=other.scores.value,
         lead=lead.value,
         error=0.0 if other.what == "child" else lead.error,
         number=other.number,
@@ -205,16 +206,10 @@ def _above(first: Contender, second: Contender) -> bool:
     return gain.value > 0 and gain.certain
 
 
-def _at_chance(scores: Scores, chance: float) -> bool:
-    share = (scores.accuracy * scores.count + 1) / (scores.count + 2)
-    error = math.sqrt(share * (1 - share) / (scores.count + 2))
-    return not scores.accuracy > chance + CERTAIN * error
-
-
-def _share_a_start(contenders: Sequence[Contender], chance: float, moved: SameStart) -> bool:
+def _share_a_start(contenders: Sequence[Contender], moved: SameStart) -> bool:
     parents = [contender for contender in contenders if contender.what == "parent"]
     averages = [contender for contender in contenders if contender.what in AVERAGES]
     if not parents or not averages or moved.moved > HARDLY * moved.channels:
         return False
-    parent = max(parents, key=lambda contender: contender.scores.accuracy)
-    return not _at_chance(parent.scores, chance) and any(not _above(parent, average) for average in averages)
+    parent = max(parents, key=lambda contender: contender.scores.value)
+    return not trivial(parent.scores) and any(not _above(parent, average) for average in averages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from depfuse.evaluate import Agreement, evaluate_agreement
 from depfuse.fusion.comparison import make_rivals
 from depfuse.fusion.shown import comparison_as_html, comparison_as_text
 from depfuse.progress import ProgressLike, shown
+from depfuse.tasks.outputs import CLASSES
+from depfuse.tasks.scores import AGREEMENT
 from depfuse.tasks.selection import selected
 from depfuse.teach.distil import Distillation
 
@@ -87,7 +90,11 @@ def compare_agreement(
         networks += [candidate.network for candidate in made.others]
         batches, scores_of = watched.track(images, "comparing the networks"), result.meaning.scores
         parents, ensemble, scores = evaluate_agreement(
-            selected(result.parents, scores_of), selected(networks, scores_of), batches, sets=result.parent_labels
+            selected(result.parents, scores_of),
+            selected(networks, scores_of),
+            batches,
+            sets=result.parent_labels,
+            task=result.meaning.scored,
         )
     naive, renewed = scores[0], scores[len(made.averages) - 1]
     child, *rest = scores[len(made.averages) :]
@@ -119,31 +126,57 @@ def agreement_verdict(found: AgreementComparison, names: Sequence[str]) -> str:
     names
         What the parents are called.
     """
-    child, parents = found.child, found.parents
-    beside = _listed(
-        [f"{name} {_per_cent(own.ensemble)}" for name, own in zip(names, parents, strict=True)],
-    )
-    with_each = _listed([f"{_per_cent(share)} with {name}" for name, share in zip(names, child.members, strict=True)])
-    sentence = (
-        f"Without labels no accuracy is known. Of {child.count:,} images the child predicts the ensemble's class for"
-        f" {_per_cent(child.ensemble)} ({beside}, which are part of the ensemble), and agrees on {with_each}; its mean"
-        f" confidence is {_per_cent(child.confidence)}, the ensemble's {_per_cent(found.ensemble.confidence)}."
-    )
+    child, parents, text = found.child, found.parents, found.child.measure.text
+    named = zip(names, parents, strict=True)
+    beside = _listed([f"{name} {text(own.ensemble)}" for name, own in named])
+    shares = list(zip(names, child.members, strict=True))
+    if child.measure == AGREEMENT:
+        with_each = _listed([f"{text(share)} with {name}" for name, share in shares])
+        sentence = (
+            f"Without labels no {_measured(found)} is known. Of {child.count:,} images the child predicts the"
+            f" {_predicted(found)} for {text(child.ensemble)} ({beside}, which are part of the ensemble), and agrees on"
+            f" {with_each}"
+        )
+        if math.isfinite(child.confidence):
+            confidences = [text(scores.confidence) for scores in (child, found.ensemble)]
+            sentence += f"; its mean confidence is {confidences[0]}, the ensemble's {confidences[1]}"
+    else:
+        with_each = _listed([f"{text(share)} under those of {name}" for name, share in shares])
+        sentence = (
+            f"Without targets no score is known. On {child.count:,} images the child has {child.measure.name}"
+            f" {text(child.ensemble)} under the ensemble's outputs ({beside}, which are part of the ensemble), and"
+            f" {with_each}"
+        )
+    sentence += "."
+    agrees = "agrees with the ensemble on" if child.measure == AGREEMENT else "has under the ensemble's outputs"
     if found.baseline is not None:
-        trained, share = names[found.baseline.parent], found.baseline.scores.ensemble
-        sentence += f" Trained as long, {trained} agrees with the ensemble on {_per_cent(share)}."
+        trained = names[found.baseline.parent]
+        sentence += f" Trained as long, {trained} {agrees} {text(found.baseline.scores.ensemble)}."
     worst = min(own.ensemble for own in parents)
     average = max(found.naive.ensemble, found.renewed.ensemble)
     if average > child.ensemble:
-        sentence += f" The naive average agrees with the ensemble on {_per_cent(average)}: compare with it."
+        sentence += f" The naive average {agrees} {text(average)}: compare with it."
     elif child.ensemble < worst:
         sentence += " The child agrees with the ensemble less than every parent does: do not replace them by it unseen."
     return f"{sentence} Labelled test images would tell which network to keep."
 
 
+def _measured(found: AgreementComparison) -> str:
+    """Name what labels would tell."""
+    return "accuracy" if _of_classes(found) else "score"
+
+
+def _predicted(found: AgreementComparison) -> str:
+    """Name what the child and the ensemble predict alike."""
+    if _of_classes(found):
+        return "ensemble's class"
+    dense = found.result.meaning.scored.name == "dense"
+    return "ensemble's classes of places" if dense else "ensemble's labels"
+
+
+def _of_classes(found: AgreementComparison) -> bool:
+    return found.result.meaning.scored.name == CLASSES.name
+
+
 def _listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def _per_cent(share: float) -> str:
-    return f"{100 * share:.2f} %"

@@ -107,11 +107,12 @@ def as_test_loader(source: CalibrationLike, like: nn.Module, labels: LabelsLike 
     """
     if labels is None and isinstance(source, tuple) and len(source) == 2 and _are_labels(source[1], source[0]):
         source, labels = source
-    loader = as_loader(source, like, images=sys.maxsize, call=call)
+    loader = as_loader(source, like, images=sys.maxsize, call=call, scored=True)
     if labels is not None:
-        given = torch.as_tensor(labels).flatten()
-        if len(given) != loader.count:
-            raise DataError(f"{len(given)} labels for {loader.count} test samples: give one for each")
+        given = torch.as_tensor(labels)
+        if given.dim() == 0 or len(given) != loader.count:
+            count = len(given) if given.dim() else 1
+            raise DataError(f"{count} labels for {loader.count} test samples: give one for each")
         split = replace(loader.split, labels=given)
         loader = Loader(split, loader.preprocessing, batch_size=loader.batch_size, device=loader.device)
     return loader

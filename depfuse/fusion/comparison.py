@@ -15,7 +15,7 @@ from depfuse.data.loader import Loader
 from depfuse.data.stream import Stream
 from depfuse.ensemble.distance import EnsembleDistance
 from depfuse.errors import ArchitectureError, RecipeError
-from depfuse.evaluate import Scores, evaluate_together, evaluate_with_ensemble, most_frequent
+from depfuse.evaluate import Scores, evaluate_together, evaluate_with_ensemble
 from depfuse.fusion.advice import Advice
 from depfuse.fusion.checks import check_parents, label_sets
 from depfuse.fusion.contenders import advise_on
@@ -68,9 +68,10 @@ class Comparison:
     child, parents
         The child's, and each parent's as it was given.
     ensemble
-        Of the parents' mean logits at equal shares; their heads side by side where they know different labels.
+        Of the parents' combined outputs at equal shares, see `combine_outputs`; their heads side by side where they
+        know different labels.
     teacher
-        Of the teachers' mean logits, where the parents were changed to teach.
+        Of the teachers' combined outputs, where the parents were changed to teach.
     naive, renewed
         Of the parents' average without any alignment, and with its BatchNorm reset.
     heads
@@ -81,7 +82,7 @@ class Comparison:
     family
         Of each candidate, in the order of `FusionResult.family`.
     chance
-        Accuracy of always predicting the most frequent label.
+        Of the best constant output, such as always predicting the most frequent label.
     """
 
     result: FusionResult
@@ -135,11 +136,13 @@ def compare(
         Whether the progress is shown, or what is called with `heads` and `baseline` as these networks are made; see
         `fuse`.
     """
+    task = result.meaning.scored
     with shown(progress) as watched:
         parents, ensemble = evaluate_with_ensemble(
             selected(result.parents, result.meaning.scores),
             watched.track(test, "evaluating the parents"),
             sets=result.parent_labels,
+            task=task,
         )
         shares = result.ensemble.shares
         made = make_rivals(result, training)
@@ -148,7 +151,7 @@ def compare(
         networks += [] if trained is None else [trained[1]]
         networks += [candidate.network for candidate in others]
         networks = [*selected(networks, result.meaning.scores)]
-        scores = evaluate_together(networks, watched.track(test, "evaluating the child"))
+        scores = evaluate_together(networks, watched.track(test, "evaluating the child"), task)
         naive, renewed = scores[0], scores[len(averages) - 1]  # where there is nothing to reset, they are one network
         child, *rest = scores[len(averages) :]
         head_scores, rest = rest[: len(heads)], rest[len(heads) :]
@@ -159,7 +162,7 @@ def compare(
         teacher = None
         if result.joint or result.recipe.teach.renorm == "reset":
             teacher = evaluate_with_ensemble(
-                result.teachers, watched.track(test, "evaluating the teachers"), shares, result.labels
+                result.teachers, watched.track(test, "evaluating the teachers"), shares, result.labels, task
             )[1]
         return Comparison(
             result=result,
@@ -172,7 +175,7 @@ def compare(
             heads=head_scores,
             baseline=baseline,
             family=[scores_of.get(candidate, child) for candidate in result.family],
-            chance=most_frequent(test.required_labels),
+            chance=child.trivial,
         )
 
 

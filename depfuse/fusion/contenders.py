@@ -51,7 +51,7 @@ def advise_on(
         contenders.append(Contender("trained parent", comparison.baseline.scores, number, baseline))
     if comparison.teacher is not None:
         contenders.append(Contender("teachers", comparison.teacher, networks=count))
-    return advise(contenders, comparison.chance, _same_start(result))
+    return advise(contenders, _same_start(result))
 
 
 def _same_start(result: FusionResult) -> SameStart | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from depfuse.data.inputs import count_samples
 from depfuse.data.loader import Loader
+from depfuse.data.stream import Stream
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
 from depfuse.networks.forward import Example, run_network
@@ -20,6 +21,7 @@ from depfuse.recipe import Recipe
 from depfuse.recipe.tasks import TASKS
 from depfuse.tasks.choose import by_shape, choose_task, have_same_heads
 from depfuse.tasks.evidence import Evidence, find_evidence
+from depfuse.tasks.outputs import CLASSES
 from depfuse.tasks.selection import (
     Counted,
     Packed,
@@ -63,12 +65,28 @@ class Meaning:
         """Gives what the child learns of an output; None where the output is that."""
         return self.packed or self.scores
 
+    @property
+    def scored(self) -> Task:
+        """What networks are scored by: of several tensors the main one's task, class scores where nothing is known."""
+        return self.task.main.task if isinstance(self.task, Weighted) else self.task or CLASSES
+
+    def check_labelled(self, recipe: Recipe) -> None:
+        """Raise `RecipeError` where a recipe learns from classes of images, and outputs are no scores of them."""
+        if self.scored.name == CLASSES.name:
+            return
+        read = {"train.finetune": recipe.train.finetune, "teach.labelled": recipe.teach.labelled}
+        for setting in [name for name, value in read.items() if value]:
+            raise RecipeError(
+                f"{setting} reads classes of images, and the networks' outputs are of task {self.scored.name}: leave it"
+                " out; train.distil learns from the parents' outputs"
+            )
+
     @classmethod
     def of(
         cls,
         networks: Sequence[nn.Module],
         recipe: Recipe,
-        images: Loader | None,
+        images: Loader | Stream | None,
         example: Example | None,
         scores: ScoresFunction | None,
         labels: LabelSets | None,
@@ -131,7 +149,7 @@ class Meaning:
 
     @classmethod
     def _of_several(
-        cls, networks: Sequence[nn.Module], counted: Sequence[Counted], images: Loader | None, example: Example
+        cls, networks: Sequence[nn.Module], counted: Sequence[Counted], images: Loader | Stream | None, example: Example
     ) -> Meaning:
         """Give each of several tensors a task of its own; networks return them packed."""
         shapes = [own(_run(networks[0], example)).shape[1:] for own in counted]
@@ -154,9 +172,9 @@ class Meaning:
         return cls(main, Weighted.scaled(parts, few.outputs), because, packed)
 
 
-def _counted(network: nn.Module, images: Loader | None, example: Example) -> Sequence[Counted]:
+def _counted(network: nn.Module, images: Loader | Stream | None, example: Example) -> Sequence[Counted]:
     """Find the tensors that count in what a network returns for several images, as far as there are any."""
-    batch = example if images is None else images.example(SEVERAL)
+    batch = example if images is None else next(iter(images.first(SEVERAL)))[0]
     try:
         return find_counted(_run(network, batch), count_samples(batch))
     except StopIteration:  # a batch without a tensor
@@ -168,7 +186,7 @@ class _Seen:
     """What networks return for some images."""
 
     networks: Sequence[nn.Module]
-    images: Loader | None
+    images: Loader | Stream | None
     example: Example
 
     def first(self, count: int) -> _Some:

@@ -178,6 +178,7 @@ class Prepared:
         recipe = resolve_targets(recipe)
         if meaning.task is not None:
             recipe = recipe.changed(task=meaning.task.name)
+        meaning.check_labelled(recipe)
         shares = recipe.shares(len(copies))
         check_images(recipe, calibration)
         say_what_is_not_augmented(recipe, calibration)

@@ -122,6 +122,8 @@ def _metrics(scores: Scores | Agreement) -> dict[str, Any]:
     if isinstance(scores, Agreement):
         named = {"agreement": scores.ensemble, "confidence": scores.confidence, "ensemble_loss": scores.disagreement}
     else:
-        named = {"accuracy": scores.accuracy, "loss": scores.loss, "calibration_error": scores.calibration_error}
+        measured = {scores.measure: scores.value, **scores.further}
+        named = {measure.name.replace(" ", "_"): value for measure, value in measured.items()}
+        named["loss"] = scores.loss
     finite = {name: value if math.isfinite(value) else None for name, value in named.items()}
     return {**finite, "images": scores.count}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from depfuse.evaluate import Agreement, Scores
 from depfuse.groups import ChannelGroups
 from depfuse.groups.reasons import left_in_place
 from depfuse.networks.copying import unwrap
+from depfuse.tasks.scores import ACCURACY, AGREEMENT
 from depfuse.text import counted
 
 if TYPE_CHECKING:
@@ -97,12 +99,17 @@ def comparison_rows(found: Comparison | AgreementComparison) -> tuple[str, tuple
     labelled = not isinstance(found.child, Agreement)
     title = f"Comparison on {found.child.count:,} images{'' if labelled else ' without labels'}"
     title += "" if few else f", the first {MOST_PARENTS} of {len(found.parents)} parents"
-    columns = ("accuracy", "loss") if labelled else ("agrees with the ensemble", "confidence")
-    return title, columns, [(name, f"{100 * _share(own):6.2f} %", _second(own)) for name, own in named]
+    measure = found.child.measure
+    agrees = "agrees with the ensemble" if measure == AGREEMENT else f"{measure.name} under the ensemble"
+    columns = (measure.name, "loss") if labelled else (agrees, "confidence" if measure == AGREEMENT else "loss")
+    return title, columns, [(name, f"{measure.text(_value(own)):>8}", _second(own)) for name, own in named]
 
 
 def _second(scores: Scores | Agreement) -> str:
-    return f"{100 * scores.confidence:6.2f} %" if isinstance(scores, Agreement) else f"{scores.loss:.4f}"
+    if isinstance(scores, Agreement) and math.isfinite(scores.confidence):
+        return f"{100 * scores.confidence:6.2f} %"
+    loss = scores.disagreement if isinstance(scores, Agreement) else scores.loss
+    return f"{loss:.4f}" if math.isfinite(loss) else "none"
 
 
 def heading(result: FusionResult) -> str:
@@ -177,18 +184,21 @@ def groups_folded(groups: ChannelGroups) -> str:
 
 
 def _scores(found: Comparison | AgreementComparison) -> tuple[str, str]:
-    """Write accuracies; without labels, the shares of images for which the ensemble's class is predicted."""
-    shares = {"child": _share(found.child), "best parent": max(map(_share, found.parents))}
-    shares |= {} if isinstance(found.ensemble, Agreement) else {"ensemble": _share(found.ensemble)}
-    shares["naive average"] = max(_share(found.naive), _share(found.renewed))
-    listed = ", ".join(f"{name} {100 * share:.2f} %" for name, share in shares.items())
+    """Write scores; without labels, how well networks agree with the ensemble."""
+    values = {"child": _value(found.child), "best parent": max(map(_value, found.parents))}
+    values |= {} if isinstance(found.ensemble, Agreement) else {"ensemble": _value(found.ensemble)}
+    values["naive average"] = max(_value(found.naive), _value(found.renewed))
+    measure = found.child.measure
+    listed = ", ".join(f"{name} {measure.text(value)}" for name, value in values.items())
+    by = "" if measure in (ACCURACY, AGREEMENT) else f"{measure.name}: "
     if isinstance(found.child, Agreement):
-        return "agreement", f"with the ensemble's class: {listed} (of {found.child.count:,})"
-    return "scores", f"{listed} (of {found.child.count:,})"
+        what = "with the ensemble's predictions: " if measure == AGREEMENT else f"under the ensemble's outputs, {by}"
+        return "agreement", f"{what}{listed} (of {found.child.count:,})"
+    return "scores", f"{by}{listed} (of {found.child.count:,})"
 
 
-def _share(scores: Scores | Agreement) -> float:
-    return scores.ensemble if isinstance(scores, Agreement) else scores.accuracy
+def _value(scores: Scores | Agreement) -> float:
+    return scores.ensemble if isinstance(scores, Agreement) else scores.value
 
 
 def _kind(result: FusionResult) -> str:

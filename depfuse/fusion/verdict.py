@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from depfuse.fusion.advice import AVERAGES, Advice, Compared
+from depfuse.tasks.scores import ACCURACY
 
 SOUP = {"average": '`preset("soup")`', "renewed average": '`preset("soup")` with `renorm="reset"`'}
 
@@ -28,20 +29,28 @@ def verdict(advice: Advice, candidate: str | None = None) -> str:
 
 
 def _recommendation(advice: Advice, child: str) -> str:
-    keep, images = advice.keep, f"{advice.images:,} test images"
+    keep, images, text = advice.keep, f"{advice.images:,} test images", advice.measure.text
     if keep is None:
-        return (
-            f"Keep none of them: of {images}, no network gets more right than one that always predicts the most"
-            f" frequent label ({_per_cent(advice.chance)}). Check the data, their labels, and `mean` and `std`."
+        better = (
+            f"no network gets more right than {_constant(advice)}"
+            if advice.measure == ACCURACY
+            else (f"no network has a higher {advice.measure.name} than {_constant(advice)}")
         )
+        return f"Keep none of them: of {images}, {better}. Check the data, their labels, and `mean` and `std`."
     if keep.what == "child":
-        return f"Keep {child}: of {images} it gets {_per_cent(keep.accuracy)} right, {_reasons(advice)}."
-    sentence = f"Keep {_name(keep, advice)} ({_per_cent(keep.accuracy)} of {images})"
+        gets = (
+            f"of {images} it gets {text(keep.value)} right"
+            if advice.measure == ACCURACY
+            else (f"on {images} its {advice.measure.name} is {text(keep.value)}")
+        )
+        return f"Keep {child}: {gets}, {_reasons(advice)}."
+    of = "of" if advice.measure == ACCURACY else f"{advice.measure.name} on"
+    sentence = f"Keep {_name(keep, advice)} ({text(keep.value)} {of} {images})"
     if advice.instead is not None:
         other = child if advice.instead.what == "child" else _name(advice.instead, advice)
-        share = "" if advice.instead.what == "child" else f" ({_per_cent(advice.instead.accuracy)})"
+        share = "" if advice.instead.what == "child" else f" ({text(advice.instead.value)})"
         sentence += f" where running {keep.networks} networks is affordable, otherwise {other}{share}"
-    return f"{sentence}: {child} reaches {_per_cent(advice.child.accuracy)}, {_reasons(advice)}."
+    return f"{sentence}: {child} reaches {text(advice.child.value)}, {_reasons(advice)}."
 
 
 def _reasons(advice: Advice) -> str:
@@ -50,29 +59,31 @@ def _reasons(advice: Advice) -> str:
     relations = [_relation(rival, advice) for rival in rivals]
     average = advice.best(*AVERAGES)
     if average is not None and average.lead < 0:
-        relations.append(f"below the {_name(average, advice).removeprefix('the ')} ({_per_cent(average.accuracy)})")
+        relations.append(
+            f"below the {_name(average, advice).removeprefix('the ')} ({advice.measure.text(average.value)})"
+        )
     trained = advice.best("trained parent")
     if trained is not None and trained.held:
         relations.append(_relation(trained, advice))
     if advice.chance_alone:
-        relations.append(f"no better than always predicting the most frequent label ({_per_cent(advice.chance)})")
+        relations.append(f"no better than {_constant(advice, doing=True)}")
     if len(relations) < 2:
         return relations[0] if relations else "alone"
     return f"{', '.join(relations[:-1])} and {relations[-1]}"
 
 
 def _relation(rival: Compared, advice: Advice) -> str:
-    points = round(round(100 * advice.child.accuracy, 2) - round(100 * rival.accuracy, 2), 2)
+    text, points = advice.measure.text, advice.measure.distance(advice.child.value, rival.value)
     name = f"{_name(rival, advice)}"
-    share = f" ({_per_cent(rival.accuracy)})"
+    share = f" ({text(rival.value)})"
     if rival.what == "parent":
         count = sum(other.what == "parent" for other in advice.rivals)
         name = f"the {'better' if count == 2 else 'best'} parent" if count > 1 else "the parent"
         labels = "" if rival.labels is None else f", which knows {rival.labels} of the labels"
-        share = f" ({'' if rival.path is None else f'{Path(rival.path).name}, '}{_per_cent(rival.accuracy)}{labels})"
+        share = f" ({'' if rival.path is None else f'{Path(rival.path).name}, '}{text(rival.value)}{labels})"
     if points == 0:
         return f"level with {name}{share}"
-    relation = f"{abs(points):.2f} points {'above' if points > 0 else 'below'} {name}{share}"
+    relation = f"{advice.measure.amount(points)} {'above' if points > 0 else 'below'} {name}{share}"
     if rival.certain:
         return relation
     saved = f", for the cost of one network instead of {rival.networks}" if rival.networks > 1 else ""
@@ -101,7 +112,7 @@ def _name(option: Compared, advice: Advice) -> str:
 
 def _notes(advice: Advice) -> list[str]:
     """List what else is worth knowing, and how to get a better network that has no file."""
-    notes = []
+    notes, text = [], advice.measure.text
     options = [option for option in (advice.keep, advice.instead) if option is not None]
     average = next((option for option in options if option.what in AVERAGES), None)
     if any(option.what == "child" and option.path is None for option in options):
@@ -112,7 +123,7 @@ def _notes(advice: Advice) -> list[str]:
         assert best is not None
         notes.append(
             f"The parents share a start: {'no channel' if moved == 0 else f'{moved:,} of {channels:,} channels'}"
-            f" {'was' if moved < 2 else 'were'} moved, and {_name(best, advice)} reaches {_per_cent(best.accuracy)}."
+            f" {'was' if moved < 2 else 'were'} moved, and {_name(best, advice)} reaches {text(best.value)}."
         )
         average = average or (best if best.lead <= 0 or not best.certain else None)
     if average is not None:
@@ -124,9 +135,16 @@ def _notes(advice: Advice) -> list[str]:
             else '`preset("best")` looks among such networks'
         )
         name = _name(option, advice)
-        notes.append(f"{name[0].upper()}{name[1:]} reaches {_per_cent(option.accuracy)} but lies in no file; {how}.")
+        notes.append(f"{name[0].upper()}{name[1:]} reaches {text(option.value)} but lies in no file; {how}.")
     return notes
 
 
-def _per_cent(share: float) -> str:
-    return f"{100 * share:.2f} %"
+def _constant(advice: Advice, *, doing: bool = False) -> str:
+    """Describe a network of the best constant output, or what it does, with its score."""
+    if advice.measure == ACCURACY:
+        what = (
+            "always predicting the most frequent label" if doing else "one that always predicts the most frequent label"
+        )
+    else:
+        what = "always giving the same output" if doing else "one that always gives the same output"
+    return f"{what} ({advice.measure.text(advice.chance)})"

@@ -114,8 +114,8 @@ def check_input(model: nn.Module, example: Tensor, *, classes: int | None = None
             outputs = run_network(model, example)
         if not isinstance(outputs, Tensor) or outputs.ndim != 2:
             raise DataError(
-                f"{type(model).__name__} does not give one row of class scores per image, which alone is scored: fuse "
-                "such networks in Python, by depfuse.fuse"
+                f"{type(model).__name__} does not give one row of class scores per image, by which alone a network is "
+                "trained on labels"
             )
         if outputs.shape[1] < classes:
             raise DataError(

@@ -15,7 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from depfuse.report.schema import FusionReport, PathReport, PathRow
-from depfuse.report.tables import score_names, short_names
+from depfuse.report.tables import ensemble_name, score_names, short_names
+from depfuse.tasks.scores import ACCURACY, AGREEMENT
 
 # Of Okabe and Ito's palette, which people with any colour vision can tell apart.
 MATCHED, NAIVE, ENSEMBLE = "#0072B2", "#D55E00", "#555555"
@@ -36,69 +37,73 @@ def draw_family(report: FusionReport, path: Path, kind: str = "png") -> None:
 
 
 def path_figure(report: PathReport) -> Figure:
-    """Draw accuracy and loss between the two parents.
+    """Draw score and loss between the two parents.
 
     The paths by all methods and the naive path share their ends, which are the parents themselves; the
-    ensemble's accuracy and loss are a dashed line.
+    ensemble's score and loss are a dashed line.
     """
     curves = {method.name: method.path for method in report.methods} or {"matched": report.path}
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    accuracy, loss = figure.subplots(1, 2)
-    share, nats = score_names(report.child)
+    score, loss = figure.subplots(1, 2)
+    measure, nats = report.child.by, score_names(report.child)[1]
     _draw(
-        accuracy,
-        f"{share} (%)",
-        {name: [100 * row.share for row in rows] for name, rows in curves.items()},
-        [100 * row.share for row in report.naive_path],
-        100 * report.ensemble.share,
+        score,
+        measure.title,
+        {name: [measure.number(row.value) for row in rows] for name, rows in curves.items()},
+        [measure.number(row.value) for row in report.naive_path],
+        measure.number(report.ensemble.value),
         report.path,
+        ensemble_name(report.child),
     )
     _draw(
         loss,
-        f"{nats} (nats)",
+        f"{nats} (nats)" if measure in (ACCURACY, AGREEMENT) else nats,
         {name: [_number(row.nats) for row in rows] for name, rows in curves.items()},
         [_number(row.nats) for row in report.naive_path],
         _number(report.ensemble.nats),
         report.path,
+        ensemble_name(report.child),
     )
     first, second = short_names(report.parents)
     figure.suptitle(f"{first}  →  {second}", fontsize="medium")
-    handles, labels = accuracy.get_legend_handles_labels()
+    handles, labels = score.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
     return figure
 
 
 def family_figure(report: FusionReport) -> Figure:
-    """Draw the candidates' accuracy, the score that chose among them, and their seconds.
+    """Draw the candidates' score, the disagreement that chose among them, and their seconds.
 
-    The parents' accuracies are dotted lines, the ensemble's is dashed; the child is coloured.
+    The parents' scores are dotted lines, the ensemble's is dashed; the child is coloured.
     """
     rows = report.ranked_family[::-1]
     figure = Figure(figsize=(10, 1.5 + 0.32 * len(rows)), layout=ConstrainedLayoutEngine(wspace=BETWEEN))
     FigureCanvasAgg(figure)
-    accuracy, disagreement, seconds = figure.subplots(1, 3, sharey=True)
+    score, disagreement, seconds = figure.subplots(1, 3, sharey=True)
+    measure = report.child.by
     places = range(len(rows))
     colours = [MATCHED if row.chosen else CANDIDATE for row in rows]
-    accuracy.scatter([100 * row.share for row in rows], places, color=colours, zorder=3)
+    score.scatter([measure.number(row.value) for row in rows], places, color=colours, zorder=3)
     for number, parent in enumerate(report.parents):
         label = None if number else "parents"
-        accuracy.axvline(100 * parent.share, color="black", linestyle=":", linewidth=1.5, label=label)
-    accuracy.axvline(100 * report.ensemble.share, color=ENSEMBLE, linestyle="--", linewidth=1.5, label="logit ensemble")
-    accuracy.set_xlabel(f"{score_names(report.child)[0]} (%)")
+        score.axvline(measure.number(parent.value), color="black", linestyle=":", linewidth=1.5, label=label)
+    level = measure.number(report.ensemble.value)
+    score.axvline(level, color=ENSEMBLE, linestyle="--", linewidth=1.5, label=ensemble_name(report.child))
+    score.set_xlabel(measure.title)
     disagreement.scatter([_number(row.disagreement) for row in rows], places, color=colours, zorder=3)
-    disagreement.set_xlabel("disagreement (nats)")
+    disagreement.set_xlabel("disagreement (nats)" if measure in (ACCURACY, AGREEMENT) else "disagreement")
     seconds.barh(places, [row.seconds for row in rows], color=colours)
     seconds.set_xlabel("seconds")
-    accuracy.set_yticks(places, [row.name for row in rows])
-    for axes in (accuracy, disagreement, seconds):
+    score.set_yticks(places, [row.name for row in rows])
+    for axes in (score, disagreement, seconds):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.ticklabel_format(axis="x", useOffset=False, style="plain")
     chosen = Line2D([], [], color=MATCHED, marker="o", linestyle="none", label="child")
-    handles = [chosen, *accuracy.get_legend_handles_labels()[0]]
+    handles = [chosen, *score.get_legend_handles_labels()[0]]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    for axes in (accuracy, disagreement, seconds):
+    for axes in (score, disagreement, seconds):
         _give_ticks_room(figure, axes)
     return figure
 
@@ -128,9 +133,10 @@ def _draw(
     naive: Sequence[float],
     ensemble: float,
     rows: Sequence[PathRow],
+    together: str,
 ) -> None:
     alphas = [row.alpha for row in rows]
-    axes.axhline(ensemble, color=ENSEMBLE, linestyle="--", linewidth=1, label="logit ensemble")
+    axes.axhline(ensemble, color=ENSEMBLE, linestyle="--", linewidth=1, label=together)
     axes.plot(alphas, naive, color=NAIVE, marker="s", markersize=4, label="naive average")
     for number, (name, values) in enumerate(curves.items()):
         colour, marker = METHODS[number % len(METHODS)], MARKERS[number % len(MARKERS)]

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 from depfuse.evaluate import Agreement, PathPoint, Scores, barrier
 from depfuse.fusion.advice import Advice
 from depfuse.io.stored import Stored
+from depfuse.tasks.scores import ACCURACY, AGREEMENT, CALIBRATION, Measure
 
 if TYPE_CHECKING:  # a report is read without torch
     from depfuse.fusion.candidates import Candidate
@@ -26,15 +27,20 @@ Loss = Annotated[float | None, BeforeValidator(_finite)]
 
 
 class ScoreValues(Stored):
-    """Accuracy and calibration error as fractions, mean cross-entropy in nats, where the images have labels.
+    """Scores of a network: of classes accuracy and calibration error as fractions, mean cross-entropy in nats.
 
-    Where they have none: `agreement` with the ensemble's class and with each member's, mean `confidence`, fractions,
-    and `ensemble_loss`, the mean cross-entropy under the ensemble's probabilities, in nats.
+    Of other tasks `score` by `measure`, and values by `further` measures. Where the images have no labels: `agreement`
+    with the ensemble's class and with each member's, mean `confidence`, fractions, and `ensemble_loss`, the mean
+    cross-entropy under the ensemble's probabilities, in nats; of outputs that are no classes, `agreement` is their
+    score by `measure` with the ensemble's as targets, and `ensemble_loss` their mean loss.
     """
 
     accuracy: float | None = None
     loss: Loss = None
     calibration_error: Loss = None
+    measure: Measure | None = None
+    score: Loss = None
+    further: dict[str, Loss] = Field(default_factory=dict)
     agreement: float | None = None
     agreement_with: list[float] = Field(default_factory=list)
     confidence: Loss = None
@@ -47,14 +53,19 @@ class ScoreValues(Stored):
 
     @property
     def labelled(self) -> bool:
-        """Whether an accuracy is known."""
-        return self.accuracy is not None
+        """Whether a score under labels is known."""
+        return self.accuracy is not None or self.score is not None
 
     @property
-    def share(self) -> float:
-        """The accuracy; without labels, the agreement with the ensemble."""
-        found = self.accuracy if self.labelled else self.agreement
-        return math.nan if found is None else found
+    def by(self) -> Measure:
+        """What `value` measures."""
+        return self.measure or (ACCURACY if self.labelled else AGREEMENT)
+
+    @property
+    def value(self) -> float:
+        """The accuracy or score; without labels, the agreement with the ensemble."""
+        known = (self.accuracy, self.score) if self.labelled else (self.agreement,)
+        return next((found for found in known if found is not None), math.nan)
 
     @property
     def nats(self) -> float | None:
@@ -64,6 +75,8 @@ class ScoreValues(Stored):
     @property
     def metrics(self) -> dict[str, Any]:
         """What is known, by name."""
+        if self.score is not None:
+            return {self.by.name: self.score, **self.further, "loss": self.loss}
         names = ("accuracy", "loss", "calibration_error")
         return self.model_dump(include=set(names if self.labelled else ("agreement", "confidence", "ensemble_loss")))
 
@@ -75,8 +88,12 @@ def _values(scores: Scores | Agreement) -> dict[str, Any]:
             "agreement_with": list(scores.members),
             "confidence": scores.confidence,
             "ensemble_loss": scores.disagreement,
+            "measure": None if scores.measure == AGREEMENT else scores.measure,
         }
-    return {"accuracy": scores.accuracy, "loss": scores.loss, "calibration_error": scores.calibration_error}
+    if scores.measure == ACCURACY and CALIBRATION in scores.further:
+        return {"accuracy": scores.accuracy, "loss": scores.loss, "calibration_error": scores.calibration_error}
+    further = {measure.name: value for measure, value in scores.further.items()}
+    return {"score": scores.value, "measure": scores.measure, "further": further, "loss": scores.loss}
 
 
 class NetworkScores(ScoreValues):
@@ -243,8 +260,9 @@ class PathRow(ScoreValues):
 class Barrier(Stored):
     """Height of the path above the straight line between the parents.
 
-    `loss` in nats, `error` as a fraction of wrong images; `naive_*` for the path of the plain averages. Without labels
-    both are by the ensemble of the parents: its probabilities, and the images for which its class is not predicted.
+    `loss` in nats, `error` as a fraction of wrong images, or the height of 1 minus the score; `naive_*` for the path of
+    the plain averages. Without labels both are by the ensemble of the parents: its probabilities, and the images for
+    which its class is not predicted.
     """
 
     loss: Loss
@@ -260,7 +278,7 @@ class Barrier(Stored):
             alphas = [point.alpha for point in points]
             rows = [PathRow.at_point(point) for point in points]
             losses = [math.nan if row.nats is None else row.nats for row in rows]
-            errors = [1.0 - row.share for row in rows]
+            errors = [1.0 - row.value for row in rows]
             return barrier(alphas, losses), barrier(alphas, errors)
 
         (loss, error), (naive_loss, naive_error) = heights(path), heights(naive)

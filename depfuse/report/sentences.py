@@ -8,16 +8,18 @@ from depfuse.report.schema import FusionReport, PathReport
 def barrier_sentence(report: PathReport) -> str:
     """Say how high the barrier between two parents is, matched and naively."""
     barrier = report.barrier
-    what = "points of accuracy" if report.labelled else "points of agreement with their ensemble"
+    measure = report.child.by
+    what = f"of {measure.name}{'' if report.labelled else ' with their ensemble'}"
     if report.methods:
         heights = [
-            f"{_nats(method.barrier_loss)} and {100 * method.barrier_error:.2f} {what} by {method.name}"
+            f"{_nats(method.barrier_loss)} and {measure.amount(measure.number(method.barrier_error))} {what} by"
+            f" {method.name}"
             for method in report.methods
         ]
-        naive = f"{_nats(barrier.naive_loss)} and {100 * barrier.naive_error:.2f} {what}"
+        naive = f"{_nats(barrier.naive_loss)} and {measure.amount(measure.number(barrier.naive_error))} {what}"
         return f"The barrier between the parents is {', '.join(heights)}; without matching it is {naive}."
     matched, naive = (
-        f"{_nats(loss)} and {100 * error:.2f} {what}"
+        f"{_nats(loss)} and {measure.amount(measure.number(error))} {what}"
         for loss, error in ((barrier.loss, barrier.error), (barrier.naive_loss, barrier.naive_error))
     )
     return f"The barrier between the parents is {matched}; without matching it is {naive}."

@@ -9,8 +9,9 @@ from typing import get_args
 
 from rich.table import Table
 
-from depfuse.report.schema import FusionReport, NetworkScores, PathReport, PathRow, ScoreValues, SharesSummary
+from depfuse.report.schema import FusionReport, NetworkScores, PathReport, ScoreValues, SharesSummary
 from depfuse.study.trials import State, TrialRecord, best_first
+from depfuse.tasks.scores import ACCURACY, AGREEMENT, CALIBRATION, measure_named
 
 
 def fusion_table(report: FusionReport) -> Table:
@@ -30,7 +31,7 @@ def fusion_rows(report: FusionReport) -> list[tuple[str, ScoreValues]]:
     if report.trained_parent is not None:
         path = report.trained_parent.path
         rows.append((f"parent {'' if path is None else Path(path).name}, trained as long", report.trained_parent))
-    rows.append(("logit ensemble", report.ensemble))
+    rows.append((ensemble_name(report.child), report.ensemble))
     if report.teacher is not None:
         rows.append(("ensemble that taught it (no file)", report.teacher))
     rows += [
@@ -41,11 +42,16 @@ def fusion_rows(report: FusionReport) -> list[tuple[str, ScoreValues]]:
     return rows
 
 
+def ensemble_name(scores: ScoreValues) -> str:
+    """Name the ensemble by what of its members is averaged: the logits of classes."""
+    return "logit ensemble" if scores.by in (ACCURACY, AGREEMENT) else "ensemble"
+
+
 def family_table(report: FusionReport) -> Table:
     """Tabulate the candidates of goal best, the child first."""
     table = plain_table("candidate", "disagreement", *score_names(report.child), "seconds")
     for row in report.ranked_family:
-        cells = (_nats(row.disagreement), *_cells(row)[:2], f"{row.seconds:.1f}")
+        cells = (_nats(row.disagreement), *_cells(row), f"{row.seconds:.1f}")
         table.add_row(row.name, *cells, style="bold" if row.chosen else None)
     return table
 
@@ -96,41 +102,50 @@ def drawn_text(trial: TrialRecord) -> str:
 def scores_table(
     rows: Iterable[tuple[str, ScoreValues]], emphasised: str | None = None, members: Sequence[str] = ()
 ) -> Table:
-    """Tabulate networks with their scores: accuracy and calibration error in per cent, loss in nats.
-
-    Without labels: agreement with the ensemble and each of its members, and mean confidence, in per cent.
-    """
+    """Tabulate networks with their scores and losses; see `label_heads` and `agreement_heads`."""
     listed = list(rows)
     labelled = all(scores.labelled for _, scores in listed)
-    table = plain_table("network", *(_LABELLED if labelled else agreement_heads(members)))
+    heads = label_heads(listed[0][1]) if labelled else agreement_heads(members, listed[0][1])
+    table = plain_table("network", *heads)
     for name, scores in listed:
-        cells = _cells(scores) if labelled else agreement_cells(scores, len(members))
+        cells = label_cells(scores) if labelled else agreement_cells(scores, len(members))
         table.add_row(name, *cells, style="bold" if name == emphasised else None)
     return table
 
 
-_LABELLED = ("accuracy", "loss", "calibration error")
-
-
 def score_names(scores: ScoreValues) -> tuple[str, str]:
-    """Return what the share and the nats of scores are."""
-    return ("accuracy", "loss") if scores.labelled else ("agreement", "ensemble loss")
+    """Return what the value and the nats of scores are."""
+    return (scores.by.name, "loss" if scores.labelled else "ensemble loss")
 
 
-def agreement_heads(members: Sequence[str]) -> list[str]:
+def label_heads(scores: ScoreValues) -> list[str]:
+    """List the columns of `label_cells`: score, loss, calibration error of classes or scores by further measures."""
+    return [scores.by.name, "loss", *(scores.further or ["calibration error"])]
+
+
+def label_cells(scores: ScoreValues) -> list[str]:
+    """Write score and loss, and what else was measured; the calibration error in per cent."""
+    further = [measure_named(name).text(value) for name, value in scores.further.items()]
+    rest = further or [CALIBRATION.text(scores.calibration_error)]
+    return [scores.by.text(scores.value), _nats(scores.loss), *rest]
+
+
+def agreement_heads(members: Sequence[str], scores: ScoreValues) -> list[str]:
     """List the columns of `agreement_cells`; of one network alone there is no agreement."""
-    several = ["agrees with the ensemble", *(f"with {name}" for name in members)]
-    return [*(several if len(members) > 1 else []), "confidence"]
+    agrees = "agrees with the ensemble" if scores.by == AGREEMENT else f"{scores.by.name} under the ensemble"
+    several = [agrees, *(f"with {name}" for name in members)]
+    return [*(several if len(members) > 1 else []), *_last(scores, ("confidence",), ("ensemble loss",))]
 
 
 def agreement_cells(scores: ScoreValues, members: int) -> list[str]:
-    """Write agreement with the ensemble and each member, and confidence."""
-    shares = [scores.share, *(scores.agreement_with or [math.nan] * members)] if members > 1 else []
-    return [_share(share) for share in (*shares, scores.confidence)]
+    """Write agreement with the ensemble and each member, and confidence; the loss of what has no confidence."""
+    values = [scores.value, *(scores.agreement_with or [math.nan] * members)] if members > 1 else []
+    last = _last(scores, (AGREEMENT.text(scores.confidence),), (_nats(scores.ensemble_loss),))
+    return [*map(scores.by.text, values), *last]
 
 
-def _share(share: float | None) -> str:
-    return "not finite" if share is None or not math.isfinite(share) else f"{100 * share:.2f} %"
+def _last(scores: ScoreValues, confidence: tuple[str], loss: tuple[str]) -> tuple[str]:
+    return loss if scores.confidence is None and scores.ensemble_loss is not None else confidence
 
 
 def path_table(report: PathReport) -> Table:
@@ -140,7 +155,7 @@ def path_table(report: PathReport) -> Table:
     heads = [f"{name} {what}".strip() for name in curves for what in score_names(report.child)]
     table = plain_table("share of parent 2", *heads)
     for rows in zip(*curves.values(), strict=True):
-        table.add_row(f"{rows[0].alpha:.2f}", *(cell for row in rows for cell in _cells(row)[:2]))
+        table.add_row(f"{rows[0].alpha:.2f}", *(cell for row in rows for cell in _cells(row)))
     return table
 
 
@@ -177,6 +192,5 @@ def _nats(loss: float | None) -> str:
     return "not finite" if loss is None else f"{loss:.4f}"
 
 
-def _cells(scores: ScoreValues | PathRow) -> tuple[str, str, str]:
-    calibration = "not finite" if scores.calibration_error is None else f"{100 * scores.calibration_error:.2f} %"
-    return f"{100 * scores.share:.2f} %", _nats(scores.nats), calibration
+def _cells(scores: ScoreValues) -> tuple[str, str]:
+    return scores.by.text(scores.value), _nats(scores.nats)

@@ -154,11 +154,11 @@ def _of_sequence(batch: Sequence[Any], takes: Signature) -> tuple[Example, Tenso
 
 
 def _labels(value: Any) -> Tensor | None:
-    """Labels (N,) where that is what a value is."""
-    found = torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind in "iu" else value
-    if not isinstance(found, Tensor) or found.dim() != 1 or found.is_floating_point() or found.is_complex():
+    """Labels (N, ...) where that is what a value is: whole numbers in int64, others in float32."""
+    found = torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind in "iufb" else value
+    if not isinstance(found, Tensor) or found.dim() == 0 or found.is_complex():
         return None
-    return found.detach().long()
+    return found.detach().float() if found.is_floating_point() else found.detach().long()
 
 
 def kind_of(value: Any) -> str:

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from depfuse.tasks.tallies.classes import ClassesTally
+from depfuse.tasks.tallies.dense import DenseTally
+from depfuse.tasks.tallies.tally import Tally
 from depfuse.tasks.task import check_shape, log_share, positions
 
 
@@ -94,6 +97,10 @@ class Classes:
         """Return one nat."""
         return 1.0
 
+    def tally(self) -> Tally:
+        """Begin to score outputs under labels (N,)."""
+        return ClassesTally()
+
 
 class Dense(Classes):
     """Maps of class scores (N, C, ...), of any spatial dimensions."""
@@ -107,3 +114,7 @@ class Dense(Classes):
             cls.name, outputs, outputs[0].dim() > 2 and outputs[0].shape[1] > 1, "(N, C, ...) of two or more classes"
         )
         return cls()
+
+    def tally(self) -> Tally:
+        """Begin to score maps under labels (N, ...)."""
+        return DenseTally()

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from depfuse.tasks.tallies.features import FeaturesTally
 from depfuse.tasks.task import check_shape, positions
 
 LEAST_LENGTH = 1e-12
@@ -84,6 +85,10 @@ class Features:
     def unit(self, target: Tensor) -> float:
         """Return one, the loss of features at right angles."""
         return 1.0
+
+    def tally(self) -> FeaturesTally:
+        """Begin to score outputs under classes (N,) or embeddings."""
+        return FeaturesTally()
 
 
 def _length(outputs: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from depfuse.tasks.tallies.labels import LabelsTally
 from depfuse.tasks.task import check_shape, log_share, positions
 
 
@@ -87,6 +88,10 @@ class Labels:
     def unit(self, target: Tensor) -> float:
         """Return one nat."""
         return 1.0
+
+    def tally(self) -> LabelsTally:
+        """Begin to score outputs under labels of 0 and 1."""
+        return LabelsTally()
 
 
 class Binary(Labels):

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from depfuse.tasks.tallies.regression import RegressionTally
+
 LEAST_VARIANCE = 1e-6  # of an output, relative to its mean square: one that hardly varies is constant
 
 
@@ -88,6 +90,10 @@ class Regression:
     def unit(self, target: Tensor) -> float:
         """Compute half the variance of the target over images, in units of the spread."""
         return 0.5 * float(self._scaled(target).reshape(len(target), -1).var(0, correction=0).mean())
+
+    def tally(self) -> RegressionTally:
+        """Begin to score outputs under targets."""
+        return RegressionTally()
 
     def _scaled(self, numbers: Tensor) -> Tensor:
         """Divide numbers (N, C, ...) by the spreads."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from depfuse.errors import RecipeError
+from depfuse.tasks.tallies.tally import Tally
 
 
 class Task(Protocol):
@@ -71,6 +72,9 @@ class Task(Protocol):
 
     def unit(self, target: Tensor) -> float:
         """Return the divergence per image that counts as large."""
+
+    def tally(self) -> Tally:
+        """Begin to score outputs under labels."""
 
 
 def positions(outputs: Tensor) -> int:

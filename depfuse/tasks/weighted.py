@@ -11,6 +11,7 @@ from torch import Tensor
 
 from depfuse.errors import RecipeError
 from depfuse.tasks.regression import Regression
+from depfuse.tasks.tallies.tally import Tally
 from depfuse.tasks.task import Task
 
 
@@ -149,6 +150,15 @@ class Weighted:
     def unit(self, target: Tensor) -> float:
         """Return the sum of the weights: each divergence is in its unit already."""
         return sum(part.weight for part in self.parts)
+
+    @property
+    def main(self) -> Part:
+        """The tensor that counts most, by which networks are scored."""
+        return max(self.parts, key=lambda part: part.weight)
+
+    def tally(self) -> Tally:
+        """Begin to score the main tensor, alone."""
+        return self.main.task.tally()
 
     def _each(self, function: Callable[..., Tensor], *packed: Tensor) -> list[Tensor]:
         return [

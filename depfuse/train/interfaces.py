@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,8 +17,8 @@ class EpochReport:
     """The progress of a training after `epoch` of `epochs`.
 
     `loss` and `accuracy` are means over the epoch's training batches (`taught` by a teacher, `accuracy` is how often
-    the network predicts its class), `learning_rate` is that of the last step, `seconds` the time of the epoch, and
-    `total_seconds` that of all so far.
+    the network predicts its class; NaN where outputs predict none), `learning_rate` is that of the last step, `seconds`
+    the time of the epoch, and `total_seconds` that of all so far.
     """
 
     epoch: int
@@ -31,8 +32,8 @@ class EpochReport:
 
     def __str__(self) -> str:
         share = "agreement with the teacher" if self.taught else "accuracy"
-        scores = f"loss {self.loss:.3f}, {share} {100 * self.accuracy:.1f} %"
-        return f"epoch {self.epoch} of {self.epochs}, {scores}"
+        known = f", {share} {100 * self.accuracy:.1f} %" if math.isfinite(self.accuracy) else ""
+        return f"epoch {self.epoch} of {self.epochs}, loss {self.loss:.3f}{known}"
 
 
 Progress = Callable[[EpochReport], None]

@@ -124,7 +124,7 @@ def fit(
         been saved there before is still there.
     """
     device = torch.device(device)
-    _check(model, data, device)
+    _check(model, data, device, labelled=teacher is None and learner is None)
     start = None if saving is None else saving.start
     return _to_the_end(Run(model, data, recipe, device, teacher, learner, start), saving, progress)
 
@@ -146,11 +146,11 @@ def _fit_on_all(
         return _to_the_end(Run(model, data, recipe, device, team=team), saving, progress, team)
 
 
-def _check(model: nn.Module, data: DataSet, device: torch.device) -> None:
+def _check(model: nn.Module, data: DataSet, device: torch.device, *, labelled: bool = True) -> None:
     """Move a network to a device, and raise `DataError` unless the images fit it and it can be changed."""
     check_changeable(model)
     model.to(device)
-    check_input(model, data.example(2, device), classes=len(data.classes))
+    check_input(model, data.example(2, device), classes=len(data.classes) if labelled else None)
 
 
 def _to_the_end(run: Run, saving: Saving | None, progress: Progress | None, team: Team | None = None) -> EpochReport:

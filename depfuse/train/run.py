@@ -50,6 +50,8 @@ class Run:
         self.loss = self.accuracy = math.nan
         self.seconds = 0.0
         self.taught = teacher is not None or learner is not None
+        if self.taught and not data.train.of_classes:
+            data = replace(data, train=replace(data.train, labels=None))
         if isinstance(data.train.images, StoredImages):
             work().step(f"decoding {counted(len(data.train), 'image')}")
             data = replace(data, train=data.train.held())
@@ -107,7 +109,7 @@ class Run:
         if isinstance(self.learner, SharedDescent):
             total, hits, counted = self.learner.end_epoch(total.double(), hits, torch.tensor(count))
             count = int(counted)
-        self.loss, self.accuracy = float(total) / count, int(hits) / count
+        self.loss, self.accuracy = float(total) / count, float(hits) / count
         seconds = time.perf_counter() - started
         self.seconds += seconds
         return replace(self.report, learning_rate=rate, seconds=seconds)
@@ -124,7 +126,7 @@ class Run:
             loss, correct = self.learner.step(images, labels, rate)
             # Sums stay on the device: reading them would make it wait for every step.
             total += loss
-            hits += correct
+            hits = hits + correct  # shares of labels or places are no whole numbers
             count += len(images)
             watched.advance()
         return total, hits, count, rate

@@ -159,7 +159,8 @@ def test_npz_names_its_classes(tmp_path: Path) -> None:
         ({"y_train": np.arange(11) % 3}, "12 training images but 11 labels"),
         ({"y_train": np.arange(12) - 1}, "training label -1 is out of range"),
         ({"y_test": np.arange(6), "classes": np.array(["a", "b", "c"])}, "test label 5 is out of range"),
-        ({"y_test": np.arange(6) / 2}, "labels are whole numbers"),
+        ({"y_test": np.arange(6) / 2}, "the labels of training and test images are of different kinds"),
+        ({"y_test": np.array(["a", "b"] * 3).reshape(3, 2)}, "labels are whole numbers"),
         (
             {"x_train": np.zeros((0, 6, 5, 3), np.uint8), "y_train": np.zeros(0, int)},
             "there are no training images",

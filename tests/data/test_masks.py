@@ -16,6 +16,7 @@ from depfuse.data import Loader, calibration_loader, load_data
 from depfuse.data.masks import IGNORED, MaskFiles, load_masks
 from depfuse.errors import DataError, DepfuseWarning
 from depfuse.evaluate import evaluate
+from depfuse.tasks.scores import IOU
 
 
 def write(path: Path, values: np.ndarray, mode: str | None = None) -> None:
@@ -47,8 +48,8 @@ def test_parts_with_masks_have_labels_of_pixels(tmp_path: Path) -> None:
     data = load_data(tmp_path)
     assert data.classes == ("0", "1", "2")
     assert data.dense
-    assert torch.equal(data.train.required_labels, expected(0, 1, 2))
-    assert torch.equal(data.required_test.required_labels, expected(0, 1))
+    assert torch.equal(data.train.held().labels, expected(0, 1, 2))
+    assert torch.equal(data.required_test.held().labels, expected(0, 1))
     images, labels = next(iter(Loader(data.train, data.preprocessing, batch_size=2)))
     assert images.shape == (2, 3, 6, 8)
     assert torch.equal(labels, expected(0, 1))
@@ -60,15 +61,15 @@ def test_without_parts_a_fifth_is_for_tests(tmp_path: Path, images: str, masks: 
     with pytest.warns(DepfuseWarning, match="1 of 5 images, 20 %, drawn by seed 0, are the test images"):
         data = load_data(tmp_path)
     assert len(data.train) == 4
-    assert data.required_test.required_labels.shape == (1, 6, 8)
+    assert data.required_test.held().labels.shape == (1, 6, 8)
 
 
 def test_parts_may_lie_below_images_and_masks(tmp_path: Path) -> None:
     for part, count in (("train", 3), ("test", 2)):
         write_pairs(tmp_path, count, f"images/{part}/city", f"masks/{part}/city")
     data = load_data(tmp_path)
-    assert torch.equal(data.train.required_labels, expected(0, 1, 2))
-    assert torch.equal(data.required_test.required_labels, expected(0, 1))
+    assert torch.equal(data.train.held().labels, expected(0, 1, 2))
+    assert torch.equal(data.required_test.held().labels, expected(0, 1))
 
 
 def test_masks_are_resized_by_the_nearest_pixel_as_their_images_are(tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_masks_are_resized_by_the_nearest_pixel_as_their_images_are(tmp_path: Pa
         write(tmp_path / "train" / "images" / f"{number}.png", np.stack([halves * 30] * 3, -1))
         write(tmp_path / "train" / "masks" / f"{number}_mask.png", halves)
     data = load_data(tmp_path, size=(4, 4))
-    labels = data.train.required_labels
+    labels = data.train.held().labels
     assert labels.shape == (2, 4, 4)
     assert labels[0].tolist() == [[0, 0, 7, 7]] * 4
     assert (data.train.images[0, 0, 1] > 128).tolist() == [False, False, True, True]
@@ -91,8 +92,8 @@ def test_255_is_no_class_unless_there_are_two_values_alone(tmp_path: Path) -> No
         write(tmp_path / "b" / "train" / "images" / f"{number}.png", np.zeros((2, 2, 3), np.uint8))
         write(tmp_path / "b" / "train" / "masks" / f"{number}.png", np.array([[0, 255], [255, 0]], np.uint8))
     first, second = load_data(tmp_path / "a"), load_data(tmp_path / "b")
-    assert first.train.required_labels[0].tolist() == [[0, IGNORED], [1, 0]]
-    assert second.train.required_labels[0].tolist() == [[0, 1], [1, 0]]
+    assert first.train.held().labels[0].tolist() == [[0, IGNORED], [1, 0]]
+    assert second.train.held().labels[0].tolist() == [[0, 1], [1, 0]]
     assert first.classes == second.classes == ("0", "1")
 
 
@@ -105,7 +106,7 @@ def test_palettes_and_16_bits_are_numbers(tmp_path: Path) -> None:
     (tmp_path / "train" / "masks").mkdir()
     indexed.save(tmp_path / "train" / "masks" / "0.png")
     write(tmp_path / "train" / "masks" / "1.png", mask(1).astype(np.uint16) + 300)
-    labels = load_data(tmp_path).train.required_labels
+    labels = load_data(tmp_path).train.held().labels
     assert torch.equal(labels[:1], expected(0))
     assert torch.equal(labels[1:], expected(1) + 300)
 
@@ -162,14 +163,17 @@ class Classes(Dense):
 
 
 @pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")
-def test_networks_are_fused_with_them_and_not_scored_yet(tmp_path: Path) -> None:
+def test_networks_are_fused_and_scored_with_them(tmp_path: Path) -> None:
     write_pairs(tmp_path / "train", 6)
     data = load_data(tmp_path)
     result = fuse([Dense().eval(), Dense().eval()], "fast", calibration_loader(data, 6))
     assert result.child(torch.rand(1, 3, 6, 8)).shape == (1, 3, 6, 8)
-    with pytest.raises(DataError, match=r"must return logits \(images, classes\), but returned"):
+    scores = evaluate(result.child, Loader(data.train, batch_size=3), result.meaning.task)
+    assert scores.measure == IOU
+    assert 0 < scores.value < 1
+    with pytest.raises(DataError, match=r"class scores are \(images, classes\): name the `task` that it is of"):
         evaluate(Dense(), Loader(data.train, batch_size=3))
-    with pytest.raises(DataError, match="labels of pixels, by which no network is scored yet"):
+    with pytest.raises(DataError, match=r"are scored by labels of images, whole numbers \(N,\), and the labels are"):
         evaluate(Classes(), Loader(data.train, batch_size=3))
 
 
@@ -186,6 +190,6 @@ def test_commands_take_the_images_and_say_so(
     words = ["--arch", "nets.py:Classes", "--data", "photos", "--preset", "fast"]
     assert main(["fuse", "a.pt", "b.pt", *words, "--out", "child.safetensors"]) == 0
     seen = capsys.readouterr()
-    said = "photos has labels of pixels, by which no command scores yet: its images are taken without labels"
+    said = "photos has labels of pixels, and the networks give scores of images: its images are taken without labels"
     assert said in seen.err
     assert "no accuracy is known" in seen.out

@@ -26,6 +26,7 @@ from depfuse.evaluate import (
 from depfuse.io.checkpoint import read_checkpoint
 from depfuse.io.into_network import load_into
 from depfuse.models import build_network
+from depfuse.tasks.scores import CALIBRATION
 
 
 class Table(nn.Module):
@@ -55,7 +56,7 @@ def brute_force(logits: Tensor, labels: Tensor) -> Scores:
         bins[place].append((confidence, float(hit)))
     gap = sum(abs(sum(c for c, _ in pairs) - sum(h for _, h in pairs)) for pairs in bins)
     count = len(labels)
-    return Scores(correct / count, loss / count, gap / count, count)
+    return Scores(correct / count, loss / count, count, further={CALIBRATION: gap / count})
 
 
 def assert_close(found: Scores, wanted: Scores) -> None:
@@ -158,7 +159,7 @@ def test_no_image_is_refused() -> None:
 
 
 def test_network_that_returns_no_logits_is_refused() -> None:
-    with pytest.raises(DataError, match=r"returned \(1, 4, 2, 2\)"):
+    with pytest.raises(DataError, match=r"gives \(1, 4, 2, 2\) for one image, and class scores are"):
         evaluate(nn.Conv2d(1, 4, 3), [(torch.randn(3, 1, 4, 4), torch.tensor([0, 1, 2]))])
 
 
@@ -166,7 +167,7 @@ def test_ensemble_needs_one_weight_per_network_and_equal_outputs() -> None:
     batches = [(torch.randn(3, 5), torch.tensor([0, 1, 2]))]
     with pytest.raises(RecipeError, match="3 weights for an ensemble of 2"):
         evaluate_ensemble([nn.Linear(5, 4), nn.Linear(5, 4)], batches, (0.2, 0.2, 0.6))
-    with pytest.raises(DataError, match=r"\[3, 4\] outputs"):
+    with pytest.raises(DataError, match=r"outputs of shapes \[\(3,\), \(4,\)\] cannot be combined"):
         evaluate_ensemble([nn.Linear(5, 4), nn.Linear(5, 3)], batches)
 
 
@@ -187,7 +188,7 @@ def test_barrier_of_a_line_and_of_a_bump() -> None:
 
 
 def test_path_starts_and_ends_at_the_parents() -> None:
-    first, second = Scores(0.9, 0.1, 0.0, 4), Scores(0.8, 0.2, 0.0, 4)
+    first, second = Scores(0.9, 0.1, 4), Scores(0.8, 0.2, 4)
     batches = [(torch.eye(4), torch.arange(4))]
     asked: list[float] = []
 
@@ -211,7 +212,7 @@ def test_path_of_one_point_is_refused(points: int) -> None:
 
 
 def test_path_that_does_not_run_from_end_to_end_is_refused() -> None:
-    ends = (Scores(1, 0, 0, 1), Scores(1, 0, 0, 1))
+    ends = (Scores(1, 0, 1), Scores(1, 0, 1))
     with pytest.raises(RecipeError, match="from 0 to 1"):
         evaluate_path(ends, lambda alpha: Table(), [], [0.0, 0.5])
 

@@ -42,7 +42,7 @@ def test_scores_are_those_of_the_networks_themselves(data: DataSet, test_images:
     assert found.baseline is None
     assert found.teacher is None
     advice = advise_on(result, found)
-    assert advice.child.accuracy == found.child.accuracy
+    assert advice.child.value == found.child.accuracy
     assert [rival.what for rival in advice.rivals].count("parent") == 2
     assert verdict(advice, None)
 

@@ -32,10 +32,11 @@ from depfuse.report.plot_kind import plot_kind
 from depfuse.report.plots import draw_path, family_figure, path_figure
 from depfuse.report.schema import FamilyRow
 from depfuse.report.tables import fusion_table, path_table, short_names
+from depfuse.tasks.scores import CALIBRATION
 
 
 def scores(accuracy: float, loss: float = 1.0) -> Scores:
-    return Scores(accuracy, loss, 0.05, 100)
+    return Scores(accuracy, loss, 100, further={CALIBRATION: 0.05})
 
 
 def network(accuracy: float, path: str | None = None) -> NetworkScores:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from test_report import fusion_report
 
 from depfuse.cli.wording import in_options
 from depfuse.errors import DataError
-from depfuse.evaluate import Difference, Scores, difference, evaluate, most_frequent
+from depfuse.evaluate import Difference, Scores, difference, evaluate
 from depfuse.fusion.advice import Advice, Contender, SameStart, advise
 from depfuse.fusion.verdict import verdict
 from depfuse.report import FusionReport, loading_lines
@@ -26,7 +27,7 @@ def scores(right: int, offset: int = 0, images: int = IMAGES) -> Scores:
     """A network that is right on images `offset` to `offset + right`, counted around."""
     correct = torch.zeros(images, dtype=torch.bool)
     correct[(torch.arange(right) + offset) % images] = True
-    return Scores(right / images, 1.0, 0.05, images, correct)
+    return Scores(right / images, 1.0, images, trivial=0.1, of_images=correct)
 
 
 def contenders(child: int, parents: list[int], ensemble: int, average: int = 50, **others: int) -> list[Contender]:
@@ -40,7 +41,8 @@ def contenders(child: int, parents: list[int], ensemble: int, average: int = 50,
 
 
 def said(chance: float = 0.1, moved: SameStart | None = None, **table) -> tuple[Advice, str]:
-    advice = advise(contenders(**table), chance, moved)
+    table = [replace(o, scores=replace(o.scores, trivial=chance)) for o in contenders(**table)]
+    advice = advise(table, moved)
     return advice, verdict(advice)
 
 
@@ -59,7 +61,7 @@ def test_what_is_kept_exists_and_nothing_of_equal_cost_is_better(
         child, parents, ensemble, average, trained_parent=trained, refitted_parent=refitted, teachers=teachers
     )
     table[1] = Contender("parent", scores(parents[0], offset), 1, Path("a.pt"))
-    advice = advise(table, 0.1)
+    advice = advise(table)
     words = verdict(advice)
     had = {"child": child, "parent": max(parents), "average": average, "ensemble": ensemble}
     if advice.keep is None:
@@ -70,7 +72,7 @@ def test_what_is_kept_exists_and_nothing_of_equal_cost_is_better(
     alone = {what: right for what, right in had.items() if what != "ensemble"}
     single = advice.instead or advice.keep
     if single.what != "ensemble":
-        assert round(IMAGES * single.accuracy) == max(alone.values())
+        assert round(IMAGES * single.value) == max(alone.values())
     if advice.keep.what == "child":
         assert child >= max(average, *parents)
         assert child > 50
@@ -87,8 +89,8 @@ def test_what_is_kept_exists_and_nothing_of_equal_cost_is_better(
 @settings(max_examples=50, deadline=None)
 def test_without_single_images_the_same_accuracies_are_told_apart_less(child, parents, ensemble, seed):
     table = contenders(child, parents, ensemble)
-    without = [Contender(o.what, Scores(o.scores.accuracy, 1, 0, IMAGES), o.number, o.path, o.networks) for o in table]
-    kept, less = advise(table, 0.1).keep, advise(without, 0.1).keep
+    without = [Contender(o.what, replace(o.scores, of_images=None), o.number, o.path, o.networks) for o in table]
+    kept, less = advise(table).keep, advise(without).keep
     assert kept is None or less is None or less.networks <= kept.networks
 
 
@@ -147,7 +149,7 @@ def test_what_lies_in_no_file_is_mentioned_with_the_option_that_writes_it():
     )
     assert unwritten in in_options(words)
     written = [*contenders(400, [300, 310], 405), Contender("trained parent", scores(450), 1, Path("trained.st"))]
-    advice = advise(written, 0.1)
+    advice = advise(written)
     assert advice.keep.what == "trained parent"
     assert verdict(advice).startswith("Keep the parent trained as long (trained.st) (90.00 % of 500 test images)")
     assert not advice.better
@@ -155,7 +157,7 @@ def test_what_lies_in_no_file_is_mentioned_with_the_option_that_writes_it():
 
 def test_a_child_that_was_not_written_is_recommended_with_the_option_that_writes_it():
     table = [own for own in contenders(490, [260, 296], 450) if own.what != "child"]
-    words = verdict(advise([Contender("child", scores(490)), *table], 0.1))
+    words = verdict(advise([Contender("child", scores(490)), *table]))
     assert words.endswith("no file: `result.save(file)` writes it.")
     assert in_options(words).endswith("The child lies in no file: --out FILE writes it.")
     assert "in no file" not in said(child=490, parents=[260, 296], ensemble=450)[1]
@@ -176,7 +178,7 @@ def test_parents_that_share_a_start_are_recognised(moved, average, expected):
 def test_parents_of_different_labels_are_told_with_how_many_they_know():
     table = contenders(380, [230, 240], 370)
     known = [Contender(o.what, o.scores, o.number, o.path, labels=5) if o.what == "parent" else o for o in table]
-    assert "the better parent (b.pt, 48.00 %, which knows 5 of the labels)" in verdict(advise(known, 0.1))
+    assert "the better parent (b.pt, 48.00 %, which knows 5 of the labels)" in verdict(advise(known))
 
 
 def test_standard_error_is_that_of_matched_pairs():
@@ -185,11 +187,11 @@ def test_standard_error_is_that_of_matched_pairs():
     only_first, only_second = 5, 4
     assert found.value == pytest.approx(0.002)
     assert found.error == pytest.approx((only_first + only_second + 1 - 1 / 502) ** 0.5 / 502)
-    independent = difference(Scores(0.98, 1, 0, 500), Scores(0.978, 1, 0, 500))
+    independent = difference(Scores(0.98, 1, 500), Scores(0.978, 1, 500))
     assert independent.error == pytest.approx((0.02 * 0.98 + 0.022 * 0.978) ** 0.5 / 500**0.5, rel=0.1)
     assert Difference(0.03, 0.01).certain
     assert not Difference(-0.02, 0.01).certain
-    with pytest.raises(DataError, match="500 and 100 images cannot be compared"):
+    with pytest.raises(DataError, match="accuracy on 500 images cannot be compared with accuracy on 100"):
         difference(first, scores(50, images=100))
 
 
@@ -202,9 +204,9 @@ def test_equal_networks_are_never_told_apart_and_five_images_are():
 def test_scores_say_which_images_are_right():
     logits = torch.eye(4)[[0, 1, 2, 2, 1]]
     found = evaluate(torch.nn.Identity(), [(logits[:2], torch.tensor([0, 1])), (logits[2:], torch.tensor([2, 3, 3]))])
-    assert found.correct is not None
-    assert found.correct.tolist() == [True, True, True, False, False]
-    assert most_frequent(torch.tensor([2, 1, 2, 0])) == 0.5
+    assert found.of_images is not None
+    assert found.of_images.tolist() == [True, True, True, False, False]
+    assert found.trivial == 0.4
 
 
 def test_how_the_child_is_loaded_runs_as_it_is_printed(tmp_path, monkeypatch):

@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 
 from depfuse.report.matching import MatchReport
-from depfuse.report.page.numbers import decimal, per_cent
+from depfuse.report.page.numbers import decimal
 from depfuse.report.page.runs import Run
 from depfuse.report.page.scores import single_networks
 from depfuse.report.page.study import study_sentence
 from depfuse.report.schema import EvaluationReport, FusionReport, ScoreValues
 from depfuse.report.study import StudyReport
 from depfuse.report.tables import short_names
+from depfuse.tasks.scores import ACCURACY, AGREEMENT, Measure
 from depfuse.text import counted
 
 
@@ -22,15 +23,14 @@ def best_sentences(runs: Sequence[Run]) -> list[str]:
     Without fusions, one sentence summarises all runs that are not studies.
     """
     fusions = [(run.name, run.report) for run in runs if isinstance(run.report, FusionReport)]
-    by_data: dict[str, list[tuple[str, FusionReport]]] = {}
+    by_data: dict[tuple[str, Measure], list[tuple[str, FusionReport]]] = {}
     for name, report in fusions:
         if report.labelled:
-            by_data.setdefault(report.data, []).append((name, report))
+            by_data.setdefault((report.data, report.child.by), []).append((name, report))
     others = [run for run in runs if not isinstance(run.report, StudyReport)]
-    sentences = [_of_fusions(data, rows) for data, rows in by_data.items()]
+    sentences = [_of_fusions(data, rows) for (data, _), rows in by_data.items()]
     sentences += [
-        f"On {report.data}, without labels, the child agrees with the ensemble on {per_cent(report.child.share)} %"
-        f" ({name})."
+        f"On {report.data}, without labels, the child {_agrees(report)} ({name})."
         for name, report in fusions
         if not report.labelled
     ]
@@ -45,7 +45,7 @@ def best_sentences(runs: Sequence[Run]) -> list[str]:
 
 def caution(runs: Sequence[Run]) -> str | None:
     """Say how small a difference the figures of several fusions can show; return None for a single fusion."""
-    reports = [run.report for run in runs if isinstance(run.report, FusionReport) and run.report.labelled]
+    reports = [run.report for run in runs if isinstance(run.report, FusionReport) and run.report.child.by == ACCURACY]
     if len(reports) < 2:
         return None
     images = min(report.images for report in reports)
@@ -59,14 +59,14 @@ def caution(runs: Sequence[Run]) -> str | None:
 
 def _of_fusions(data: str, fusions: Sequence[tuple[str, FusionReport]]) -> str:
     singles = [(name, *network) for name, report in fusions for network in single_networks(report)]
-    name, what, scores = max(singles, key=lambda single: _accuracy(single[2]))
-    sentence = f"Best on {data}: {what}, {per_cent(scores.accuracy)} % ({name})."
-    where, report = max(fusions, key=lambda fusion: _accuracy(fusion[1].ensemble))
-    if _accuracy(report.ensemble) <= _accuracy(scores):
+    name, what, scores = max(singles, key=lambda single: _value(single[2]))
+    sentence = f"Best on {data}: {what}, {scored(scores)} ({name})."
+    where, report = max(fusions, key=lambda fusion: _value(fusion[1].ensemble))
+    if _value(report.ensemble) <= _value(scores):
         return sentence
     return (
-        f"{sentence} The ensemble of {_all(report)} reaches {per_cent(report.ensemble.accuracy)} % ({where}), where"
-        f" running {len(report.parents)} networks is affordable."
+        f"{sentence} The ensemble of {_all(report)} reaches {report.ensemble.by.text(report.ensemble.value)} ({where}),"
+        f" where running {len(report.parents)} networks is affordable."
     )
 
 
@@ -84,11 +84,23 @@ def _of_the_rest(runs: Sequence[Run]) -> str:
         if network.labelled
     ]
     if networks:
-        name, network, data = max(networks, key=lambda row: _accuracy(row[1]))
-        return f"Best on {data}: {short_names([network])[0]}, {per_cent(network.accuracy)} % ({name})."
+        name, network, data = max(networks, key=lambda row: _value(row[1]))
+        return f"Best on {data}: {short_names([network])[0]}, {scored(network)} ({name})."
     matchings = sum(len(run.report.matchings) for run in runs if isinstance(run.report, MatchReport))
     return f"{counted(matchings, 'matching')}, and no fusion whose accuracy could be compared."
 
 
-def _accuracy(scores: ScoreValues) -> float:
-    return scores.share if math.isfinite(scores.share) else -math.inf
+def scored(scores: ScoreValues) -> str:
+    """Write a score, with its measure where that is not accuracy."""
+    return f"{'' if scores.by == ACCURACY else f'{scores.by.name} '}{scores.by.text(scores.value)}"
+
+
+def _agrees(report: FusionReport) -> str:
+    text = report.child.by.text(report.child.value)
+    if report.child.by == AGREEMENT:
+        return f"agrees with the ensemble on {text}"
+    return f"has {report.child.by.name} {text} under the ensemble's outputs"
+
+
+def _value(scores: ScoreValues) -> float:
+    return scores.value if math.isfinite(scores.value) else -math.inf

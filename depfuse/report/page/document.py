@@ -17,7 +17,7 @@ from depfuse.report.page.best import best_sentences, caution
 from depfuse.report.page.fusion import fusion_details, fusion_summary
 from depfuse.report.page.markup import Html, element, join
 from depfuse.report.page.matching import match_details, match_summary
-from depfuse.report.page.numbers import nats, per_cent, unbroken
+from depfuse.report.page.numbers import unbroken
 from depfuse.report.page.overview import Entry, evaluations_table, fusions_table, matchings_table, studies_table
 from depfuse.report.page.parts import environment_section, section
 from depfuse.report.page.runs import Broken, Runs
@@ -25,12 +25,12 @@ from depfuse.report.page.study import study_details, study_summary
 from depfuse.report.page.tables import plain_table
 from depfuse.report.schema import EvaluationReport, FusionReport
 from depfuse.report.study import StudyReport
-from depfuse.report.tables import agreement_cells, agreement_heads, short_names
+from depfuse.report.tables import agreement_cells, agreement_heads, label_cells, label_heads, short_names
 from depfuse.text import counted
 
 _FUSIONS = (
-    "Accuracies are per cent of the test images. Gain: points of the child above the best parent. Naive: the plain"
-    " average, renormalised where that is better. Seconds: without evaluation."
+    "Scores are per cent of the test images that are right, unless a measure is named. Gain: the child above the best"
+    " parent. Naive: the plain average, renormalised where that is better. Seconds: without evaluation."
 )
 _AGREEING = (
     "Per cent of the images for which a network predicts the class of the parents' ensemble; no accuracy is known."
@@ -46,7 +46,7 @@ _SEARCHED_ALIKE = (
     f"{_SEARCHES}. Disagreement: cross-entropy under the parents' ensemble, lower is better. Seconds: of the best"
     " fusion."
 )
-_EVALUATIONS = "Accuracy in per cent of the test images, loss in nats."
+_EVALUATIONS = "Accuracy in per cent of the test images, or the score that is named; loss in nats."
 _EVALUATED_ALIKE = (
     "Per cent of the images for which a network predicts the class of their ensemble; no accuracy is known."
 )
@@ -54,15 +54,13 @@ _EVALUATED_ALIKE = (
 
 def _evaluation_details(report: EvaluationReport) -> Html:
     names = short_names(report.networks)
-    labelled = report.labelled
-    heads = ("network", "accuracy %", "loss (nats)") if labelled else ("network", *agreement_heads(names))
+    first = report.networks[0]
+    heads = label_heads(first)[:2] if report.labelled else agreement_heads(names, first)
     rows = [
-        (name, per_cent(network.accuracy), nats(network.loss))
-        if labelled
-        else (name, *agreement_cells(network, len(names)))
+        (name, *(label_cells(network)[:2] if report.labelled else agreement_cells(network, len(names))))
         for name, network in zip(names, report.networks, strict=True)
     ]
-    scores = section("Scores", plain_table("Scores", heads, rows))
+    scores = section("Scores", plain_table("Scores", ["network", *heads], rows))
     rest = environment_section(report.environment, report.command)
     return join([element("div", scores, class_="column"), element("div", rest, class_="column")])
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from depfuse.report.page.figures import Line, chart, legend
 from depfuse.report.page.markup import Html, element, join
-from depfuse.report.page.numbers import decimal, nats, per_cent, unbroken
+from depfuse.report.page.numbers import decimal, nats, score, unbroken
 from depfuse.report.page.parts import (
     environment_section,
     on_demand,
@@ -17,9 +17,19 @@ from depfuse.report.page.parts import (
     warnings_part,
 )
 from depfuse.report.page.tables import plain_table
-from depfuse.report.schema import FusionReport, GroupsSummary, PathReport, PathRow, ScoreValues
+from depfuse.report.schema import FusionReport, GroupsSummary, PathReport, PathRow
 from depfuse.report.sentences import barrier_sentence, loading_lines
-from depfuse.report.tables import agreement_cells, agreement_heads, fusion_rows, score_names, short_names
+from depfuse.report.tables import (
+    agreement_cells,
+    agreement_heads,
+    ensemble_name,
+    fusion_rows,
+    label_cells,
+    label_heads,
+    score_names,
+    short_names,
+)
+from depfuse.tasks.scores import ACCURACY, AGREEMENT
 from depfuse.text import counted
 
 _LOOKS = 5  # that the style sheet has for the curves of methods
@@ -46,8 +56,12 @@ def _loading(report: FusionReport) -> Html | None:
 def fusion_summary(report: FusionReport) -> str:
     """Summarise a fusion in a line."""
     if not report.labelled:
-        return f"child agrees with the ensemble on {per_cent(report.child.share)} %, no labels"
-    return f"child {per_cent(report.child.accuracy)} %, ensemble {per_cent(report.ensemble.accuracy)} %"
+        agrees = "agrees with the ensemble on" if report.child.by == AGREEMENT else f"has {report.child.by.name}"
+        return f"child {agrees} {report.child.by.text(report.child.value)}, no labels"
+    scores = [
+        f"{name} {own.by.text(own.value)}" for name, own in (("child", report.child), ("ensemble", report.ensemble))
+    ]
+    return f"{'' if report.child.by == ACCURACY else f'{report.child.by.name}: '}{', '.join(scores)}"
 
 
 def _left(report: FusionReport) -> list[Html]:
@@ -72,20 +86,20 @@ def _scores(report: FusionReport) -> Html:
     rows = fusion_rows(report)
     child = next(number for number, (_, scores) in enumerate(rows) if scores is report.child)
     if report.labelled:
-        cells = [[name, *_score_cells(scores)] for name, scores in rows]
-        heads: Sequence[str] = ("network", "accuracy %", "loss (nats)", "calibration error %")
+        cells = [[name, *label_cells(scores)] for name, scores in rows]
+        heads: Sequence[str] = ["network", *label_heads(report.child)]
     else:
         names = short_names(report.parents)
         cells = [[name, *agreement_cells(scores, len(names))] for name, scores in rows]
-        heads = ["network", *agreement_heads(names)]
+        heads = ["network", *agreement_heads(names, report.child)]
     return section("Scores", plain_table("Scores", heads, cells, marked=child))
 
 
 def _family(report: FusionReport) -> Html:
     share, loss = score_names(report.child)
-    heads = ("candidate", "disagreement (nats)", f"{share} %", f"{loss} (nats)", "seconds")
+    heads = ("candidate", "disagreement", share, loss, "seconds")
     rows = [
-        (row.name, nats(row.disagreement), per_cent(row.share), nats(row.nats), decimal(row.seconds, 1))
+        (row.name, nats(row.disagreement), row.by.text(row.value), nats(row.nats), decimal(row.seconds, 1))
         for row in report.ranked_family
     ]
     return section("Candidates, the child first", plain_table("Candidates", heads, rows, marked=0))
@@ -98,23 +112,26 @@ def _path(report: PathReport) -> Html:
     ensemble = report.ensemble
 
     def lines(loss: bool) -> list[Line]:
-        level = ensemble.nats if loss else 100 * ensemble.share
-        drawn = [Line("logit ensemble", "ensemble", [(row.alpha, level) for row in report.path])]
+        level = ensemble.nats if loss else ensemble.by.number(ensemble.value)
+        drawn = [Line(ensemble_name(report.child), "ensemble", [(row.alpha, level) for row in report.path])]
         drawn.append(Line("naive average", "naive", _points(report.naive_path, loss)))
         return drawn + [Line(name, looks[name], _points(rows, loss)) for name, rows in curves.items()]
 
     names = score_names(report.child)
     charts = [
-        chart(f"{what} between the parents. {says}", "share of the second parent", f"{name} ({unit})", lines(loss))
-        for what, name, unit, loss in (
-            (names[0].capitalize(), names[0], "%", False),
-            (names[1].capitalize(), names[1], "nats", True),
+        chart(f"{what} between the parents. {says}", "share of the second parent", name, lines(loss))
+        for what, name, loss in (
+            (_capital(names[0]), report.child.by.title, False),
+            (_capital(names[1]), names[1], True),
         )
     ]
     told = [name.replace(":", ": ") for name in (*curves, "naive")]  # which may go on in the next line
-    heads = ["share", *(f"{name} {what}" for name in told for what in ("%", "nats"))]
+    heads = ["share", *(f"{name} {what}" for name in told for what in names)]
     rows = [
-        [decimal(several[0].alpha, 2), *(cell for row in several for cell in (per_cent(row.share), nats(row.nats)))]
+        [
+            decimal(several[0].alpha, 2),
+            *(cell for row in several for cell in (score(row.by, row.value), nats(row.nats))),
+        ]
         for several in zip(*curves.values(), report.naive_path, strict=False)
     ]
     return section(
@@ -127,7 +144,11 @@ def _path(report: PathReport) -> Html:
 
 
 def _points(rows: Sequence[PathRow], loss: bool) -> list[tuple[float, float | None]]:
-    return [(row.alpha, row.nats if loss else 100 * row.share) for row in rows]
+    return [(row.alpha, row.nats if loss else row.by.number(row.value)) for row in rows]
+
+
+def _capital(name: str) -> str:
+    return f"{name[0].upper()}{name[1:]}"
 
 
 def _groups(groups: GroupsSummary) -> Html:
@@ -144,8 +165,3 @@ def _subject(report: FusionReport) -> Html:
     return section(
         "Networks and data", pairs(rows if report.child.path is None else {**rows, "child": report.child.path})
     )
-
-
-def _score_cells(scores: ScoreValues) -> tuple[str, str, str]:
-    calibration = scores.calibration_error
-    return per_cent(scores.accuracy), nats(scores.loss), "not finite" if calibration is None else per_cent(calibration)

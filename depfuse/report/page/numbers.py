@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from depfuse.tasks.scores import Measure
+
 NOTHING = "–"
 
 
@@ -12,12 +14,18 @@ def per_cent(fraction: float | None) -> str:
     return decimal(None if fraction is None else 100 * fraction, 2)
 
 
-def points(difference: float | None) -> str:
-    """Write a difference of fractions in percentage points, with its sign."""
+def score(measure: Measure, value: float | None) -> str:
+    """Write a score in the unit of its measure, without the unit."""
+    return decimal(None if value is None else measure.number(value), measure.decimals)
+
+
+def gain(measure: Measure, difference: float | None) -> str:
+    """Write a difference of scores with its sign: of fractions, percentage points."""
+    digits = measure.decimals
     if difference is None or not math.isfinite(difference):
-        return decimal(difference, 2)
-    rounded = round(100 * difference, 2) + 0.0
-    return f"{rounded:+.2f}".replace("-", "−") if rounded else "0.00"
+        return decimal(difference, digits)
+    rounded = round(measure.number(difference), digits) + 0.0
+    return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"
 
 
 def decimal(value: float | None, digits: int) -> str:

@@ -9,13 +9,14 @@ from typing import Generic, TypeVar
 
 from depfuse.report.matching import MatchReport, ParentMatch
 from depfuse.report.page.markup import Html
-from depfuse.report.page.numbers import decimal, nats, per_cent, points
+from depfuse.report.page.numbers import decimal, gain, nats, per_cent, score
 from depfuse.report.page.scores import best_naive, best_parent, changed_settings, settings_text, stems
 from depfuse.report.page.tables import Column, sortable_table
 from depfuse.report.schema import EvaluationReport, FusionReport, NetworkScores, PathReport
 from depfuse.report.study import StudyReport
 from depfuse.report.tables import short_names
 from depfuse.study.trials import State, TrialRecord, complete_trials
+from depfuse.tasks.scores import ACCURACY
 
 R = TypeVar("R")
 SETTINGS, WORDS = "settings", "words"  # columns in the style sheet: of settings, and of words that are not broken
@@ -51,23 +52,27 @@ class _Evaluated:
 
 
 def fusions_table(entries: Sequence[Entry[FusionReport]]) -> Html:
-    """Tabulate all fusions, the best child first: by accuracy, or by agreement where there are no labels."""
+    """Tabulate all fusions, the best child first: by its score, or by agreement where there are no labels."""
     reports = [entry.report for entry in entries]
     columns: list[Column[Entry[FusionReport]]] = [
         Column("Run", lambda entry: entry.name),
-        _fraction("Child", lambda report: report.child.share),
-        _fraction("Best parent", _parent_share),
-        Column("Gain", lambda entry: points(_gain(entry.report)), lambda entry: _gain(entry.report)),
-        _fraction("Ensemble", lambda report: report.ensemble.accuracy),
-        _fraction("Naive", lambda report: best_naive(report).share),
+        _score("Child", lambda report: report.child.value),
+        _score("Best parent", _parent_value),
+        Column(
+            "Gain", lambda entry: gain(entry.report.child.by, _gain(entry.report)), lambda entry: _gain(entry.report)
+        ),
+        _score("Ensemble", lambda report: report.ensemble.value if report.labelled else None),
+        _score("Naive", lambda report: best_naive(report).value),
         Column("Keep", lambda entry: _keep(entry.report), look=WORDS),
         Column(
             "Recipe", lambda entry: settings_text(changed_settings(entry.report.recipe)) or "default", look=SETTINGS
         ),
-        Column("Barrier", lambda entry: per_cent(_barrier(entry.report)), lambda entry: _barrier(entry.report)),
+        _score("Barrier", _barrier),
         Column("Seconds", lambda entry: decimal(seconds(entry.report), 1), lambda entry: seconds(entry.report)),
         Column("Parents", lambda entry: ", ".join(stems(entry.report.parents))),
     ]
+    if any(report.labelled and report.child.by != ACCURACY for report in reports):
+        columns.insert(1, Column("Measure", lambda entry: entry.report.child.by.title, look=WORDS))
     if len({report.data for report in reports}) > 1:
         columns.append(Column("Data", lambda entry: entry.report.data))
     if len({report.architecture for report in reports}) > 1:
@@ -106,6 +111,7 @@ def evaluations_table(entries: Sequence[Entry[EvaluationReport]]) -> Html:
         Column("Run", lambda row: row.entry.name),
         Column("Network", lambda row: short_names([row.network])[0]),
         Column("Accuracy", lambda row: per_cent(row.network.accuracy), lambda row: row.network.accuracy),
+        Column("Score", lambda row: _of_task(row.network), lambda row: row.network.score),
         Column("Agreement", lambda row: per_cent(row.network.agreement), lambda row: row.network.agreement),
         Column("Confidence", lambda row: per_cent(row.network.confidence), lambda row: row.network.confidence),
         Column(
@@ -166,8 +172,15 @@ def _first(study: StudyReport) -> TrialRecord | None:
     return next((trial for trial in complete_trials(study.trials) if trial.trial == 0), None)
 
 
-def _fraction(head: str, value: Callable[[FusionReport], float | None]) -> Column[Entry[FusionReport]]:
-    return Column(head, lambda entry: per_cent(value(entry.report)), lambda entry: value(entry.report))
+def _score(head: str, value: Callable[[FusionReport], float | None]) -> Column[Entry[FusionReport]]:
+    return Column(
+        head, lambda entry: score(entry.report.child.by, value(entry.report)), lambda entry: value(entry.report)
+    )
+
+
+def _of_task(network: NetworkScores) -> str:
+    """Write a score other than accuracy with its measure."""
+    return "" if network.score is None else f"{network.by.name} {network.by.text(network.score)}"
 
 
 def _keep(report: FusionReport) -> str:
@@ -177,15 +190,15 @@ def _keep(report: FusionReport) -> str:
     return "none of them" if report.advice.keep is None else report.advice.keep.what
 
 
-def _parent_share(report: FusionReport) -> float | None:
+def _parent_value(report: FusionReport) -> float | None:
     parent = best_parent(report)
-    return None if parent is None else parent.share
+    return None if parent is None else parent.value
 
 
 def _gain(report: FusionReport) -> float | None:
-    """Accuracy above the best parent; parents agree with an ensemble that they are part of, so there is no gain."""
-    parent, child = _parent_share(report), report.child.accuracy
-    return None if parent is None or child is None else child - parent
+    """Score above the best parent; parents agree with an ensemble that they are part of, so there is no gain."""
+    parent = _parent_value(report)
+    return None if parent is None or not report.labelled else report.child.value - parent
 
 
 def _barrier(report: FusionReport) -> float | None:

@@ -13,13 +13,13 @@ from depfuse.report.tables import short_names
 
 
 def best_parent(report: FusionReport) -> NetworkScores | None:
-    """Return the most accurate parent; without labels, the one that agrees best with the ensemble."""
-    return max(report.parents, key=lambda parent: parent.share, default=None)
+    """Return the parent with the highest score; without labels, the one that agrees best with the ensemble."""
+    return max(report.parents, key=lambda parent: parent.value, default=None)
 
 
 def best_naive(report: FusionReport) -> ScoreValues:
     """Return the better of the two plain averages."""
-    return max(report.naive, report.naive_renorm, key=lambda scores: scores.share)
+    return max(report.naive, report.naive_renorm, key=lambda scores: scores.value)
 
 
 def single_networks(report: FusionReport) -> list[tuple[str, ScoreValues]]:

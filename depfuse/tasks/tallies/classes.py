@@ -1,4 +1,4 @@
-"""Sum up over batches what scores are made of."""
+"""Accuracy, cross-entropy and calibration error of one row of class scores for each image."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from depfuse.errors import DataError
-from depfuse.evaluate.scores import Scores
+from depfuse.tasks.scores import CALIBRATION, Scores
+from depfuse.tasks.tallies.tally import check_labels
 
 BINS = 15  # of the calibration error
 
 
-class Tally:
+class ClassesTally:
     """Sums over batches of what the scores are made of, kept on the device until the end."""
 
     def __init__(self) -> None:
@@ -20,20 +21,12 @@ class Tally:
         self._extremes: Tensor | None = None
         self._outputs = 0
         self._correct: list[Tensor] = []
+        self._labels: list[Tensor] = []
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Take in one batch: logits (N, classes), labels (N,).
-
-        Raises
-        ------
-        DataError
-            The labels are those of pixels.
-        """
-        if labels.dim() != 1:
-            raise DataError(
-                "the data have labels of pixels, by which no network is scored yet: compare without labels, as"
-                " data.without_labels() has none"
-            )
+        """Take in one batch: logits (N, classes), labels (N,)."""
+        fits = logits.dim() == 2 and labels.shape == logits.shape[:1] and not labels.is_floating_point()
+        check_labels(fits, logits, labels, "labels of images, whole numbers (N,)")
         self._outputs = logits.shape[1]
         log_probabilities = logits.float().log_softmax(dim=1)
         # A label without an output would read past the end; it is refused once the pass is over, because
@@ -43,6 +36,7 @@ class Tally:
         confidences = log_probabilities.max(dim=1).values.exp().double()
         right = logits.argmax(dim=1) == labels
         self._correct.append(right)
+        self._labels.append(labels)
         correct = right.double()
         bins = ((confidences * BINS).ceil() - 1).clamp(0, BINS - 1).nan_to_num(0).long()
         sums = torch.zeros(2 * BINS + 2, dtype=torch.float64, device=logits.device)
@@ -69,9 +63,10 @@ class Tally:
         sums = self._sums.cpu()
         gaps = (sums[:BINS] - sums[BINS : 2 * BINS]).abs().sum()
         return Scores(
-            accuracy=float(sums[-1]) / self._count,
+            value=float(sums[-1]) / self._count,
             loss=float(sums[-2]) / self._count,
-            calibration_error=float(gaps) / self._count,
             count=self._count,
-            correct=torch.cat(self._correct).cpu(),
+            further={CALIBRATION: float(gaps) / self._count},
+            trivial=int(torch.bincount(torch.cat(self._labels)).max()) / self._count,
+            of_images=torch.cat(self._correct).cpu(),
         )

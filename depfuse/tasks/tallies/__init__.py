@@ -1,0 +1,1 @@
+"""Scores of a network's outputs under labels, summed up over batches: one module for each kind of outputs."""

@@ -1,0 +1,171 @@
+"""Commands on networks whose outputs are no class scores: they are scored by their own measure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from depfuse.cli import main
+
+ARCHITECTURES = """
+from torch import nn
+
+
+class Body(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1),
+                         nn.BatchNorm2d(8), nn.ReLU())
+
+
+class Net(nn.Module):
+    def __init__(self, outputs):
+        super().__init__()
+        self.body, self.head = Body(), nn.Linear(8, outputs)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+
+class Maps(nn.Module):
+    def __init__(self, outputs=3):
+        super().__init__()
+        self.body, self.head = Body(), nn.Conv2d(8, outputs, 1)
+
+    def forward(self, x):
+        return {"out": self.head(self.body(x))}
+
+
+def one():
+    return Net(1)
+
+
+def three():
+    return Net(3)
+"""
+PARENTS = ["a.safetensors", "b.safetensors"]
+FUSE = ["fuse", *PARENTS, "--preset", "fast", "--calibration", "48", "--report", "r.json", "--out", "c.safetensors"]
+
+
+@pytest.fixture
+def networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, type[nn.Module]]:
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(ARCHITECTURES)
+    space: dict[str, type[nn.Module]] = {}
+    exec(ARCHITECTURES, space)
+    return space
+
+
+def pictures(count: int) -> Tensor:
+    return torch.randint(0, 256, (count, 3, 12, 12), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+
+
+def train(network: nn.Module, images: Tensor, loss) -> None:
+    """A few steps, so that the parents know something."""
+    torch.manual_seed(0)
+    optimiser = torch.optim.Adam(network.parameters(), lr=0.02)
+    for _ in range(40):
+        optimiser.zero_grad()
+        loss(network(images.float() / 255)).backward()
+        optimiser.step()
+
+
+def write_parents(make, images: Tensor, loss) -> None:
+    for number, name in enumerate("ab"):
+        torch.manual_seed(number)
+        network = make()
+        train(network, images, loss)
+        save_file(network.state_dict(), f"{name}.safetensors")
+
+
+def ran(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main([*arguments]) == 0
+    found = capsys.readouterr()
+    return " ".join((found.out + found.err).split())
+
+
+@pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")
+def test_maps_are_scored_by_masks(networks, capsys: pytest.CaptureFixture[str]) -> None:
+    images = pictures(64)
+    masks = (images[:, 0] > 128).long() + (images[:, 1] > 128)
+    for part, numbers in (("train", range(48)), ("test", range(48, 64))):
+        for kind in ("images", "masks"):
+            Path(part, kind).mkdir(parents=True)
+        for number in numbers:
+            Image.fromarray(images[number].permute(1, 2, 0).numpy()).save(f"{part}/images/{number}.png")
+            Image.fromarray(masks[number].numpy().astype(np.uint8)).save(f"{part}/masks/{number}.png")
+    write_parents(networks["Maps"], images, lambda out: nn.functional.cross_entropy(out["out"], masks))
+    common = ["--arch", "nets.py:Maps", "--data", "."]
+    said = ran(capsys, *FUSE, *common)
+    report = json.loads(Path("r.json").read_text())
+    assert report["child"]["measure"] == {"name": "mean IoU", "unit": "%"}
+    assert report["child"]["accuracy"] is None
+    assert 0 < report["child"]["score"] <= 1
+    assert set(report["child"]["further"]) == {"Dice", "pixel accuracy"}
+    assert report["advice"]["images"] == 16
+    assert f"{100 * report['child']['score']:.2f} %" in said
+    assert "mean IoU" in said
+    card = json.loads(Path("c.json").read_text()) if Path("c.json").exists() else None
+    assert card is None or "mean_IoU" in str(card)
+    told = ran(capsys, "eval", "a.safetensors", "c.safetensors", *common)
+    assert "mean IoU" in told
+    assert f"{100 * report['child']['score']:.2f} %" in told
+    assert "Of 16 channels of b.safetensors" in ran(capsys, "match", *PARENTS, *common, "--calibration", "48")
+    path = ran(capsys, "path", "a.safetensors", "b.safetensors", *common, "--points", "3", "--preset", "fast")
+    assert "mean IoU" in path
+    assert "points of mean IoU" in path
+    ran(capsys, "report", ".", "--out", "page.html")
+    assert "mean IoU" in Path("page.html").read_text()
+    assert "mean IoU" in ran(capsys, *FUSE, *common, "--distil", "1")
+
+
+@pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")
+def test_numbers_are_scored_by_what_they_explain(networks, capsys: pytest.CaptureFixture[str]) -> None:
+    images = pictures(64)
+    targets = images.float().mean((2, 3)) / 25.5 - 5
+    arrays = {"x_train": images[:48], "y_train": targets[:48], "x_test": images[48:], "y_test": targets[48:]}
+    np.savez("numbers.npz", **{name: array.numpy() for name, array in arrays.items()})
+    write_parents(networks["three"], images, lambda out: nn.functional.mse_loss(out, targets))
+    common = ["--arch", "nets.py:three", "--data", "numbers.npz"]
+    said = ran(capsys, *FUSE, *common, "--task", "regression")
+    report = json.loads(Path("r.json").read_text())
+    assert report["child"]["measure"] == {"name": "R2", "unit": ""}
+    assert "R2" in said
+    assert "R2" in ran(capsys, "eval", "a.safetensors", *common, "--task", "regression")
+    assert main([*FUSE, *common, "--task", "regression", "--set", "train.finetune=1"]) == 2
+    assert "is of classes of images" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")
+def test_one_logit_is_scored_by_labels_of_two_classes(networks, capsys: pytest.CaptureFixture[str]) -> None:
+    images = pictures(64)
+    labels = (images.float().mean((1, 2, 3)) > 127).long()
+    arrays = {"x_train": images[:48], "y_train": labels[:48], "x_test": images[48:], "y_test": labels[48:]}
+    np.savez("two.npz", **{name: array.numpy() for name, array in arrays.items()})
+    loss = nn.functional.binary_cross_entropy_with_logits
+    write_parents(networks["one"], images, lambda out: loss(out[:, 0], labels.float()))
+    said = ran(capsys, *FUSE, "--arch", "nets.py:one", "--data", "two.npz", "--task", "binary")
+    report = json.loads(Path("r.json").read_text())
+    assert report["child"]["measure"] == {"name": "accuracy", "unit": "%"}
+    assert set(report["child"]["further"]) == {"AUROC", "average precision"}
+    assert "of 16 test images it gets" in said or "Keep" in said
+
+
+@pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")
+def test_labels_that_do_not_fit_the_outputs_are_refused(networks, capsys: pytest.CaptureFixture[str]) -> None:
+    images = pictures(64)
+    wrong = np.random.default_rng(0).random((64, 5)).astype(np.float32)
+    parts = {"x_train": images[:48], "y_train": wrong[:48], "x_test": images[48:], "y_test": wrong[48:]}
+    np.savez("wrong.npz", **{name: np.asarray(array) for name, array in parts.items()})
+    write_parents(networks["three"], images, lambda out: out.square().mean())
+    assert main([*FUSE, "--arch", "nets.py:three", "--data", "wrong.npz", "--task", "regression"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "are scored by targets of the same shape, (3,) for each image" in said
+    assert "--task" in said
+    assert not Path("c.safetensors").exists()
