@@ -322,8 +322,8 @@ class Judge:
             head = head_of(candidate.network, take_samples(self._views[0], slice(0, 1)))
             with torch.no_grad():
                 head.weight.mul_(candidate.scale)
-                if head.bias is not None:
-                    head.bias.mul_(candidate.scale)
+                assert head.bias is not None, "as `head_of` wants it"
+                head.bias.mul_(candidate.scale)
         return candidate
 
 
