@@ -116,3 +116,25 @@ def test_frozen_and_reparametrised_layers():
     prefix = "2.parametrizations.weight"
     assert {(f"{prefix}.original0", 0), (f"{prefix}.original1", 0), ("4.weight", 1)} <= slots(groups, prefix)
     assert not network[0].weight.requires_grad
+
+
+class Blurred(nn.Module):
+    """A filter that is written into forward blurs every channel; each by itself, or by filters of their own."""
+
+    def __init__(self, alike: bool) -> None:
+        super().__init__()
+        self.stem, self.head, self.alike = nn.Conv2d(3, 6, 1), nn.Linear(6, 2), alike
+
+    def forward(self, x):
+        filters = torch.tensor([1.0, 2.0, 1.0]).repeat(6, 1)[:, None, None, :]
+        if not self.alike:
+            filters = filters * torch.arange(1.0, 7.0)[:, None, None, None]
+        x = F.conv2d(F.silu(self.stem(x)), filters, groups=6)
+        return self.head(F.silu(x).mean((2, 3)))
+
+
+def test_a_constant_filter_for_every_channel_is_followed():
+    assert [group.size for group in proved(Blurred(alike=True), IMAGE).free] == [6]
+    groups = find_groups(Blurred(alike=False), IMAGE)
+    assert not groups.free
+    assert "Convolution in the network itself on channels is unknown" in groups.fixed["stem"]

@@ -10,7 +10,7 @@ import torch
 from monai.networks import nets
 from torch import Tensor, nn
 
-from depfuse.networks.forward import Example
+from depfuse.networks.forward import Called, Example
 from experiments.proofs.networks import Make
 
 VOLUME = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2}
@@ -93,6 +93,7 @@ def _bag() -> Tensor:
     return torch.randn(1, 3, 3, 64, 64)
 
 
+TAKEN = {"ViT": 0, "ViTAutoEnc": 0, "PatchDiscriminator": -1}  # which part of the outputs is no hidden state
 # Name -> class, settings, example.
 NETWORKS: dict[str, tuple[str, dict[str, Any], Callable[[], Example]]] = {
     "UNet 2d": ("UNet", {**PICTURE, **LEVELS, "num_res_units": 2}, _picture),
@@ -190,4 +191,10 @@ def networks() -> dict[str, Make]:
 
 def _make(kind: str, settings: dict[str, Any], example: Callable[[], Example]) -> tuple[nn.Module, Example]:
     model: nn.Module = getattr(nets, kind)(**settings)
-    return model, example()
+    taken = TAKEN.get(kind)
+    return model, example() if taken is None else Called(example(), partial(_part, taken))
+
+
+def _part(which: int, model: nn.Module, batch: Any) -> Any:
+    """Take one part of the outputs: the others are hidden states, whose channels it would tie to the output."""
+    return model(batch)[which]

@@ -49,9 +49,10 @@ def _flow(name: str) -> tuple[nn.Module, Example]:
 
 
 def _detection(name: str) -> tuple[nn.Module, Example]:
-    """Build a detector, called on a list of images."""
-    model = _model(name, weights_backbone=None, num_classes=2 if name.startswith("keypoint") else 5)
-    return model, Called(torch.rand(1, 3, 64, 64), _on_images)
+    """Build a detector, called on a list of images, which it does not enlarge where it takes any size."""
+    size = {} if name.startswith("ssd") else {"min_size": 128, "max_size": 128}
+    model = _model(name, weights_backbone=None, num_classes=2 if name.startswith("keypoint") else 5, **size)
+    return model, Called(torch.rand(1, 3, 128, 128), _on_images)
 
 
 def _on_images(model: nn.Module, batch: Tensor) -> Any:

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from depfuse.networks.forward import Example
+from depfuse.networks.forward import Called, Example
 from experiments.proofs.networks import Make
 
 TOKENS, LENGTH = 99, 12
@@ -65,6 +65,7 @@ def _spectrogram() -> Tensor:
     return torch.randn(1, 32, 16)
 
 
+PREDICTIONS = ("logits", "pred_boxes", "predicted_depth")
 # Class -> settings of its configuration, and an example.
 NETWORKS: dict[str, tuple[dict[str, Any], Callable[[], Example]]] = {
     "ViTForImageClassification": (VISION, _image),
@@ -152,7 +153,16 @@ def networks() -> dict[str, Make]:
 
 
 def _make(name: str, settings: dict[str, Any], example: Callable[[], Example]) -> tuple[nn.Module, Example]:
-    """Build a network that does not cache what it has computed."""
+    """Build a network that does not cache what it has computed, called for what it predicts.
+
+    Hidden states that it returns as well are taken out: they would tie their channels to the output.
+    """
     kind = getattr(transformers, name)
     model: nn.Module = kind(kind.config_class(**settings, use_cache=False))
-    return model, example()
+    return model, Called(example(), _predictions)
+
+
+def _predictions(model: nn.Module, batch: Any) -> Tensor:
+    """Run a network on a tensor or on inputs by name, and take its predictions; of boxes beside their classes."""
+    output = model(**batch) if isinstance(batch, dict) else model(batch)
+    return torch.cat([output[name] for name in PREDICTIONS if name in output], -1)

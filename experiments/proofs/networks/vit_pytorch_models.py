@@ -80,7 +80,7 @@ NETWORKS: dict[str, Entry] = {
     "ViT with decorrelation": ("vit_with_decorr", "ViT", {**PLAIN, **HEADS}, IMAGE),
     "NormalizedViT": ("normalized_vit", "nViT", {**PLAIN, **HEADS}, IMAGE),
     "XCiT": ("xcit", "XCiT", {**PLAIN, **HEADS, "cls_depth": 1}, IMAGE),
-    "ATSViT": ("ats_vit", "ViT", {**PLAIN, **HEADS, "max_tokens_per_depth": (8, 4)}, IMAGE),
+    "ATSViT": ("ats_vit", "ViT", {**PLAIN, **HEADS, "max_tokens_per_depth": (48, 32, 16, 8)}, IMAGE),
     "LookViT": ("look_vit", "LookViT", {
         **UNNESTED, **HEADS, "patch_conv_kernel_size": 3, "highres_patch_size": 4, "patch_size": 8,
         "cross_attn_heads": 2, "cross_attn_dim_head": 8}, IMAGE),

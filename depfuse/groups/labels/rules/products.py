@@ -189,7 +189,9 @@ def _convolution(replay: Replay, operation: Any, operands: Operands) -> list[Lab
     labels, weight, bias = operands
     if labels is None:
         labels = _constant(_saved(operation, "input"))
-    if labels is None or weight is None:
+    if weight is None:  # a constant, such as a blur
+        weight = _constant(_saved(operation, "weight"))
+    if labels is None or weight is None or weight.plain & {0, 1}:
         return unknown(replay, operation, operands)
     weight = _without_kernel(replay.ledger, weight)
     groups = int(operation._saved_groups)
