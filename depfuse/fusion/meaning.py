@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -34,6 +34,7 @@ from depfuse.tasks.selection import (
 from depfuse.tasks.task import Task
 from depfuse.tasks.weighted import Part, Weighted
 
+LEARNED = "what the outputs mean, by which the child learned"
 IMAGES = 250  # of which outputs are looked at
 SEVERAL = 3  # of which the tensors that have an entry for each are found
 MAPS = 32  # of which maps are looked at, to tell what they are
@@ -59,6 +60,10 @@ class Meaning:
     task: Task | None = None
     because: str = ""
     packed: Packed | None = None
+
+    def with_note(self, *notes: str) -> Meaning:
+        """Add to what is said of the choice."""
+        return replace(self, because="; ".join([self.because or LEARNED, *notes])) if notes else self
 
     @property
     def learned(self) -> ScoresFunction | None:

@@ -35,6 +35,7 @@ from depfuse.networks.forward import Example
 from depfuse.progress import work
 from depfuse.recipe import Recipe
 from depfuse.tasks.selection import ScoresFunction, select
+from depfuse.teach.one_space import bring_into_one_space
 from depfuse.teach.teachers import Teachers, prepare_teachers
 
 STEPS = {
@@ -173,6 +174,8 @@ class Prepared:
         meaning = Meaning.of(copies, inputs.recipe, calibration, example, inputs.scores, sets)
         if template is not None:
             select([template], meaning.learned)
+        if meaning.task is not None and meaning.task.name == "features" and isinstance(calibration, Loader):
+            meaning = meaning.with_note(*map(str, bring_into_one_space(copies, calibration)))
         like = template or widest(copies, inputs.recipe.merge.width_of)
         recipe, refit_reason = resolve_refit(inputs.recipe, copies, like, calibration, sets, meaning.task)
         recipe = resolve_targets(recipe)

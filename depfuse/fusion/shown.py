@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from depfuse.evaluate import Agreement, Scores
+from depfuse.fusion.meaning import LEARNED
 from depfuse.groups import ChannelGroups
 from depfuse.groups.reasons import left_in_place
 from depfuse.networks.copying import unwrap
@@ -129,7 +130,7 @@ def rows(result: FusionResult) -> Iterator[tuple[str, str]]:
     yield "refit", result.refit_reason or f"{result.recipe.refit.name}, as the recipe asks"
     meaning = result.meaning
     if meaning.task is not None and (meaning.because or meaning.task.name != "classes"):
-        yield "task", f"{meaning.task.name}: {meaning.because or 'what the outputs mean, by which the child learned'}"
+        yield "task", f"{meaning.task.name}: {meaning.because or LEARNED}"
     for step in result.steps[:MOST_STEPS]:
         yield "step", _step(step)
     if len(result.steps) > MOST_STEPS:

@@ -74,7 +74,7 @@ def can_have_joint_head(
     A linear layer where outputs are rows, a pointwise convolution where they are maps (`dense`).
     """
     first = images.example()
-    heads = [layer for layer in (_last(model, first) for model in models) if _is_head(layer, dense=dense)]
+    heads = [layer for layer in (last_layer(model, first) for model in models) if _is_head(layer, dense=dense)]
     if len(heads) < len(models):
         return False
     classes = len(heads[0].weight) if labels is None else len(labels.joint)
@@ -245,7 +245,7 @@ def head_of(model: nn.Module, images: Example, *, dense: bool = False) -> Head:
     RecipeError
         That layer is not linear (of maps: no pointwise convolution), or has no bias.
     """
-    layer = _last(model, images)
+    layer = last_layer(model, images)
     if not _is_head(layer, dense=dense):
         lacking = " without one" if isinstance(layer, (nn.Linear, *POINTWISE)) and layer.bias is None else ""
         wanted = "pointwise convolution" if dense else "linear layer"
@@ -269,7 +269,8 @@ def _bias(head: Head) -> Tensor:
     return head.bias
 
 
-def _last(model: nn.Module, images: Example) -> nn.Module:
+def last_layer(model: nn.Module, images: Example) -> nn.Module:
+    """Find the last layer with weights that runs; the network itself where there is none."""
     with torch.no_grad(), evaluating(model):
         ran = modules_in_order(model, lambda: run_network(model, images))
     layers = [name for name in ran if name and next(model.get_submodule(name).parameters(False), None) is not None]
