@@ -90,18 +90,18 @@ class GenericNetwork:
         self._drawn: Callable[[Any], Any] = self._normal
         try:
             self.first, self.overwritten = self._start(example)
-            if _finite(self.first):
+            if _usable(self.first):
                 return
             failure = None
         except GroupError as error:
             failure = error
-        # It may want inputs of the example's range: a logarithm, a power, an assertion.
+        # It may want inputs of the example's range: a logarithm, a power, an assertion, boxes within an image.
         self._drawn = self._within
         try:
             first, overwritten = self._start(example)
         except GroupError as error:
             raise failure or error from error
-        if failure is not None or _finite(first):
+        if failure is not None or _usable(first):
             self.first, self.overwritten = first, overwritten
 
     def _start(self, example: Example) -> tuple[list[Tensor], frozenset[str]]:
@@ -186,7 +186,7 @@ class GenericNetwork:
         if self._several is not self._inputs:
             try:
                 outputs = self.run()
-                if _finite(outputs):
+                if _usable(outputs):
                     return outputs
             except GroupError:  # it is made for one input
                 pass
@@ -365,6 +365,6 @@ def _fingerprint(tensor: Tensor) -> tuple[float, float] | None:
     return (float(tensor.sum()), float(tensor.abs().sum())) if tensor.is_floating_point() else None
 
 
-def _finite(outputs: Sequence[Tensor]) -> bool:
-    """Tell whether all outputs are finite."""
-    return all(bool(output.isfinite().all()) for output in outputs)
+def _usable(outputs: Sequence[Tensor]) -> bool:
+    """Tell whether all outputs are finite, and some are not zero."""
+    return all(bool(output.isfinite().all()) for output in outputs) and any(bool(output.any()) for output in outputs)

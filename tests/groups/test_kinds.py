@@ -148,6 +148,12 @@ def of_a_range() -> tuple[Net, Any]:
     return Net(lambda net, x: net.head(F.relu(net.stem(x.pow(2.2)))), stem=Conv(3, 8, 3), head=Conv(8, 3, 3)), image()
 
 
+def zero_out_of_a_range() -> tuple[Net, Any]:
+    """Inputs from 0 to 1: of others, all outputs are zero."""
+    layers = {"stem": Conv(3, 8, 3), "head": Conv(8, 3, 3)}
+    return Net(lambda net, x: net.head(F.relu(net.stem(x.pow(2.2)))).nan_to_num().clamp(0, 1), **layers), image()
+
+
 def windows() -> tuple[Net, Any]:
     """im2col and its inverse."""
 
@@ -339,6 +345,7 @@ KINDS: dict[str, tuple[Callable[[], tuple[Net, Any]], list[int]]] = {
     "gates": (gates, [8]),
     "written_in_place": (written_in_place, [3, 5, 3, 5]),
     "of_a_range": (of_a_range, [8]),
+    "zero_out_of_a_range": (zero_out_of_a_range, [8]),
     "mixed_filters": (mixed_filters, [5, 4, 7]),
     "attention_between_channels": (attention_between_channels, [8, 3, 4, 4, 4, 4, 4, 4, 5]),
     "rotated_whole": (rotated_whole, [8]),
