@@ -20,7 +20,7 @@ DETECTION = ("fasterrcnn_mobilenet_v3_large_320_fpn", "fasterrcnn_mobilenet_v3_l
              "fasterrcnn_resnet50_fpn_v2", "maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2",
              "keypointrcnn_resnet50_fpn", "retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn",
              "ssd300_vgg16", "ssdlite320_mobilenet_v3_large")  # fmt: skip
-FRAMES = {"s3d": (16, 224, 224)}  # the least that it takes
+FRAMES = dict.fromkeys(("s3d", "mvit_v1_b", "mvit_v2_s"), (16, 224, 224))  # the least that they take
 OTHER_FRAMES = (8, 64, 64)
 
 
@@ -40,9 +40,7 @@ def _segmentation(name: str) -> tuple[nn.Module, Example]:
 
 
 def _video(name: str) -> tuple[nn.Module, Example]:
-    frames = FRAMES.get(name, OTHER_FRAMES)
-    size = {"temporal_size": frames[0], "spatial_size": frames[1:]} if name.startswith("mvit") else {}
-    return _model(name, num_classes=5, **size), torch.randn(1, 3, *frames)
+    return _model(name, num_classes=5), torch.randn(1, 3, *FRAMES.get(name, OTHER_FRAMES))
 
 
 def _flow(name: str) -> tuple[nn.Module, Example]:

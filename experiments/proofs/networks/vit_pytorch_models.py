@@ -21,8 +21,8 @@ STAGES = {"num_classes": 5, "dim": (8, 16, 24, 32), "depth": (1, 1, 1, 1)}
 SCALABLE = {"num_classes": 5, "dim": 16, "heads": (1, 2, 2, 2), "depth": (1, 1, 1, 1)}
 Entry = tuple[str, str, dict[str, Any], tuple[int, ...]]
 IMAGE, IMAGE_64, IMAGE_224 = (1, 3, 32, 32), (1, 3, 64, 64), (1, 3, 224, 224)
-VIDEO = {**PLAIN, "frames": 4, "image_patch_size": 8, "frame_patch_size": 2}
-SERIES = {"seq_len": 32, "patch_size": 4, "num_classes": 5, "dim": 24, "depth": 2, "heads": 3, "mlp_dim": 40}
+VIDEO = {**PLAIN, "frames": 4, "image_patch_size": 4, "frame_patch_size": 2}
+SERIES = {"seq_len": 32, "patch_size": 4, "num_classes": 5, "dim": 32, "depth": 4, "heads": 4, "mlp_dim": 128}
 VIDEO.pop("patch_size")
 # Name -> module, class, settings, shape of the input.
 NETWORKS: dict[str, Entry] = {
@@ -43,9 +43,9 @@ NETWORKS: dict[str, Entry] = {
                            "num_layers": 2, "num_heads": 3, "mlp_ratio": 2.0, "num_classes": 5,
                            "positional_embedding": "learnable"}, IMAGE),
     "CrossViT": ("cross_vit", "CrossViT", {
-        "image_size": 32, "num_classes": 5, "depth": 1, "sm_dim": 16, "sm_patch_size": 8, "sm_enc_depth": 1,
+        "image_size": 32, "num_classes": 5, "depth": 3, "sm_dim": 16, "sm_patch_size": 8, "sm_enc_depth": 1,
         "sm_enc_heads": 2, "sm_enc_mlp_dim": 24, "sm_enc_dim_head": 8, "lg_dim": 24, "lg_patch_size": 16,
-        "lg_enc_depth": 1, "lg_enc_heads": 2, "lg_enc_mlp_dim": 32, "lg_enc_dim_head": 8, "cross_attn_depth": 1,
+        "lg_enc_depth": 4, "lg_enc_heads": 2, "lg_enc_mlp_dim": 32, "lg_enc_dim_head": 8, "cross_attn_depth": 1,
         "cross_attn_heads": 2, "cross_attn_dim_head": 8}, IMAGE),
     "CrossFormer": ("crossformer", "CrossFormer", {
         **STAGES, "dim": (32, 32, 64, 64), "global_window_size": (4, 2, 2, 1), "local_window_size": 2}, IMAGE_64),
@@ -67,8 +67,8 @@ NETWORKS: dict[str, Entry] = {
         **SCALABLE, "ssa_dim_key": (8, 8, 8, 8), "reduction_factor": (4, 2, 2, 1), "window_size": (8, 4, None, None)},
         IMAGE_64),
     "SepViT": ("sep_vit", "SepViT", {**SCALABLE, "dim_head": 8}, IMAGE_224),
-    "T2TViT": ("t2t", "T2TViT", {"image_size": 32, "num_classes": 5, "dim": 24, "depth": 2, "heads": 3,
-                                 "mlp_dim": 40, "dim_head": 8, "t2t_layers": ((7, 4), (3, 2))}, IMAGE),
+    "T2TViT": ("t2t", "T2TViT", {"image_size": 32, "num_classes": 5, "dim": 32, "depth": 8, "heads": 4,
+                                 "mlp_dim": 96, "dim_head": 8, "t2t_layers": ((7, 4), (3, 2))}, IMAGE),
     "TwinsSVT": ("twins_svt", "TwinsSVT", {
         "num_classes": 5, **{f"s{n}_emb_dim": 8 * n for n in (1, 2, 3, 4)},
         **{f"s{n}_depth": 1 for n in (1, 2, 3, 4)}, "s1_local_patch_size": 2, "s2_local_patch_size": 2,
