@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_structure
 
 from depfuse.data.inputs import count_samples
 from depfuse.data.loader import Loader
 from depfuse.data.stream import Stream
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
-from depfuse.networks.forward import Example, run_network
+from depfuse.networks.copying import unwrap
+from depfuse.networks.forward import Called, Example, run_network
 from depfuse.networks.running import evaluating
 from depfuse.recipe import Recipe
 from depfuse.recipe.tasks import TASKS
@@ -121,6 +123,13 @@ class Meaning:
         output = _run(networks[0], example)
         if output is None:
             return cls()  # it does not run, which tracing reports
+        if not isinstance(output, Tensor) and not _is_given(networks[0], example):
+            if scores is not None or recipe.task.name not in ("auto", "none"):
+                raise RecipeError(
+                    f"`call` makes a {type(output).__name__} of what the networks return, of which alone `scores` and"
+                    " `task` are: let `call` return the tensor that counts"
+                )
+            return cls(because="`call` makes a structure of what the networks return")
         if scores is not None:
             check_scores(scores, output)
         if scores is None and labels is None and recipe.task.name in ("auto", "weighted"):
@@ -175,6 +184,19 @@ class Meaning:
         main = max(counted, key=lambda own: own.weight)
         because = f"{len(parts)} tensors count: {'; '.join(said)}; {main.name} is scored"
         return cls(main, Weighted.scaled(parts, few.outputs), because, packed)
+
+
+def _is_given(network: nn.Module, example: Example) -> bool:
+    """Tell whether a batch's output is what the network returns, or what its `call` makes of that."""
+    if not isinstance(example, Called):
+        return True
+    returned: list[Any] = []
+    handle = unwrap(network).register_forward_hook(lambda module, inputs, output: returned.append(output))
+    try:
+        output = _run(network, example)
+    finally:
+        handle.remove()
+    return any(own is output or tree_structure(own) == tree_structure(output) for own in returned)
 
 
 def _counted(network: nn.Module, images: Loader | Stream | None, example: Example) -> Sequence[Counted]:

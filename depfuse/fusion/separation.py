@@ -67,7 +67,7 @@ class SeparationProof:
         self._example = fit_example(example, self._parents[0])
         self._input = map_tensors(partial(_noise, generator=generator), self._example)
         self._generic = [
-            with_state(parent, GenericNetwork(parent, self._input, (), seed, draw).state)
+            with_state(parent, GenericNetwork(parent, self._input, None, seed, draw).state)
             for draw, parent in enumerate(self._parents, start=1)
         ]
 

@@ -65,7 +65,7 @@ class GenericNetwork:
         self,
         model: nn.Module,
         example: Example,
-        groups: ChannelGroups,
+        groups: ChannelGroups | None,
         seed: int,
         draw: int = 0,
         damped: Collection[str] = (),
@@ -85,8 +85,9 @@ class GenericNetwork:
         for key in damped:
             self.state[key].mul_(0.1**draw)
         self._seed, self.random = seed + draw, False
-        self._modes = [Mode(), Mode(groups.auxiliary)] if groups.auxiliary else [Mode()]
-        self._both_ways, self._decisions = groups.both_ways, 0
+        auxiliary, self._both_ways = (groups.auxiliary, groups.both_ways) if groups is not None else ((), False)
+        self._modes = [Mode(), Mode(auxiliary)] if auxiliary else [Mode()]
+        self._decisions = 0
         self._drawn: Callable[[Any], Any] = self._normal
         try:
             self.first, self.overwritten = self._start(example)

@@ -30,7 +30,7 @@ BOUNDED = settings(deadline=None, derandomize=True, print_blob=True, suppress_he
 
 def has_effect(network: Drawn, example: torch.Tensor, group: ChannelGroup) -> bool:
     """Whether other values in the group's tensors change the output."""
-    generic = GenericNetwork(network, example, (), seed=0)
+    generic = GenericNetwork(network, example, None, seed=0)
     before = generic.run()
     for slot in group.slots:
         entries = slot.read(generic.state[slot.key])
