@@ -91,7 +91,7 @@ class _Fused:
         if self.inputs.data.labelled:
             return None
         sets, task = self.result.parent_labels, self.result.meaning.scored
-        parents = selected(self.result.parents, self.result.meaning.scores)
+        parents = selected(self.result.scored_parents, self.result.meaning.scores)
         return lambda network: evaluate_agreement(parents, [network], self.test, sets=sets, task=task)[2][0]
 
     def counting(self, network: nn.Module) -> nn.Module:

@@ -90,7 +90,7 @@ def compare_agreement(
         networks += [candidate.network for candidate in made.others]
         batches, scores_of = watched.track(images, "comparing the networks"), result.meaning.scores
         parents, ensemble, scores = evaluate_agreement(
-            selected(result.parents, scores_of),
+            selected(result.scored_parents, scores_of),
             selected(networks, scores_of),
             batches,
             sets=result.parent_labels,

@@ -139,7 +139,7 @@ def compare(
     task = result.meaning.scored
     with shown(progress) as watched:
         parents, ensemble = evaluate_with_ensemble(
-            selected(result.parents, result.meaning.scores),
+            selected(result.scored_parents, result.meaning.scores),
             watched.track(test, "evaluating the parents"),
             sets=result.parent_labels,
             task=task,

@@ -146,6 +146,7 @@ def fuse(
             folded=aligned.folded,
             refit_reason=prepared.refit_reason,
             meaning=prepared.meaning,
+            in_one_space=prepared.copies if prepared.meaning.scored.name == "features" else (),
         )
 
 

@@ -79,6 +79,8 @@ class FusionResult:
         How `refit auto` was resolved and why, in one sentence; empty where the recipe named the refit.
     meaning
         Which tensor of the networks' outputs counts, and what it means.
+    in_one_space
+        The parents with their embeddings rotated into one space, where these are what they give.
     """
 
     child: nn.Module
@@ -98,6 +100,7 @@ class FusionResult:
     folded: bool = False
     refit_reason: str = ""
     meaning: Meaning = field(default_factory=Meaning)
+    in_one_space: Sequence[nn.Module] = ()
     _comparisons: list[Comparison | AgreementComparison] = field(default_factory=list, init=False)
 
     def __repr__(self) -> str:
@@ -202,6 +205,11 @@ class FusionResult:
     def teachers(self) -> Sequence[nn.Module]:
         """The parents whose ensemble the child learned from."""
         return self.ensemble.networks
+
+    @property
+    def scored_parents(self) -> Sequence[nn.Module]:
+        """The parents as they are scored together: of embeddings in several frames no mean means anything."""
+        return self.in_one_space or self.parents
 
     @property
     def joint(self) -> bool:

@@ -88,3 +88,5 @@ def test_a_fusion_rotates_copies_and_says_so() -> None:
     batch = torch.randn(5, 1, 8, 8)
     torch.testing.assert_close(result.child(batch), parent(batch), atol=1e-4, rtol=1e-3)
     assert all(torch.equal(tensor, other.state_dict()[key]) for key, tensor in before.items())
+    unlabelled = result.comparison(images())
+    assert unlabelled.child.ensemble == pytest.approx(1.0, abs=1e-4), "parents are compared in one space"
