@@ -18,7 +18,7 @@ from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader, calibration_order
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.targets import TEMPERATURE
-from depfuse.errors import ArchitectureError, DepfuseWarning
+from depfuse.errors import ArchitectureError, DataError, DepfuseWarning
 from depfuse.progress import named
 from depfuse.recipe.sections import Train
 from depfuse.refit import NaturalGradientTraining, Schedule, Session
@@ -72,6 +72,11 @@ class Distillation:
         See `Saving.seconds`.
     schedule
         Of the natural-gradient steps.
+
+    Raises
+    ------
+    DataError
+        The training data are no images.
     """
 
     data: DataSet
@@ -79,6 +84,12 @@ class Distillation:
     progress: Callable[[str, EpochReport], None] | None = field(default=None, kw_only=True)
     save_seconds: float = field(default=Saving.seconds, kw_only=True)
     schedule: Schedule = field(default=Schedule(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.data.train.call is not None or len(getattr(self.data.train.images, "shape", ())) != 4:
+            raise DataError(
+                "training is for images (N, C, H, W), and the training data are none: refit without distil and finetune"
+            )
 
     def train(
         self,
