@@ -2,7 +2,7 @@
 
     python -m experiments run tasks --threads 1
 
-An hour; one thread. Two parents of a seed have one task and different random starts. Of one knowledge, they see other
+Two hours; one thread. Two parents of a seed have one task and different random starts. Of one knowledge, they see other
 samples of all kinds; of different knowledge, nine tenths of their samples are from their own half of the labels, ranges
 or pictures. They are trained by the study and kept. Fusions see 1,500 unlabelled training inputs, half of them each
 parent's; networks are scored on 1,000 test inputs of all kinds that nothing has seen.
@@ -123,7 +123,7 @@ def _parent(number: int, of: Given) -> Tensor:
 def _ensemble(of: Given) -> Tensor:
     """The outputs whose meaning is the mean of the parents'."""
     outputs = [_parent(number, of) for number in range(len(of.parents))]
-    task = choose_task(MEANINGS(of.task.meaning), outputs[0], lambda: outputs)
+    task = choose_task(MEANINGS(of.task.meaning), outputs[0], lambda: outputs).task
     assert task is not None
     return task.ensemble_target(outputs, [1 / len(outputs)] * len(outputs), 1.0)
 
@@ -220,7 +220,8 @@ def show(rows: pd.DataFrame, options: argparse.Namespace) -> str:
 def _kept_table(rows: pd.DataFrame, knowledge: str) -> str:
     """Per cent that the ensemble and the children keep; the least of all seeds in brackets."""
     columns = [network for network in ("ensemble", "naive", *RECIPES) if network in set(rows["network"])]
-    headers = ["task", *(["knowledge"] if knowledge == "different" else []), *(COLUMNS[name] for name in columns)]
+    between = ["knowledge"] if knowledge == "different" else []
+    headers = ["task", *between, "seeds", *(COLUMNS[name] for name in columns)]
     lines = []
     for name, task in TASKS.items():
         own = rows[rows["task"] == name]
@@ -232,7 +233,7 @@ def _kept_table(rows: pd.DataFrame, knowledge: str) -> str:
             estimate = Estimate.of(shares)
             least = f" ({100 * min(shares):.1f})" if len(shares) > 1 else ""
             cells.append("" if estimate is None else f"{100 * estimate.mean:.1f}{least}")
-        lines.append([task.title, *([task.differ] if knowledge == "different" else []), *cells])
+        lines.append([task.title, *([task.differ] if between else []), str(own["seed"].nunique()), *cells])
     return (
         "Per cent of the better parent's score above the trivial one, the mean over seeds and in brackets the least\n\n"
         + markdown(headers, lines)
