@@ -302,6 +302,22 @@ def commitment() -> tuple[Net, Any]:
     return Net(run, stem=Conv(3, 8, 1), middle=Conv(8, 8, 1), head=Conv(8, 3, 1)), image()
 
 
+def constant_filters() -> tuple[Net, Any]:
+    """A blur for every channel, then two edge detectors; and a sharper filter for the last three channels."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        y, kernel = F.relu(net.stem(x)), torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]).to(x.dtype)
+        y = F.conv2d(y, kernel.expand(8, 1, 3, 3) / 16, stride=2, padding=1, groups=8)
+        edges = F.conv2d(
+            y, torch.stack([kernel.diff(dim=0), kernel.diff(dim=1).mT])[:, None].repeat(8, 1, 1, 1), groups=8
+        )
+        sharp = kernel * torch.tensor([1.0, 1, 1, 1, 1, 3, 3, 3]).to(x.dtype)[:, None, None, None]
+        return net.head(F.relu(edges)), net.other(F.relu(F.conv2d(net.next(y), sharp, groups=8)))
+
+    layers = {"stem": Conv(3, 8, 3, padding=1), "next": Conv(8, 8, 1), "head": Conv(16, 3, 1), "other": Conv(8, 3, 1)}
+    return Net(run, **layers), image()
+
+
 def test_a_product_by_experts_keeps_their_order() -> None:
     """What the experts read, hold and write is free; which of them a token goes to is an index."""
 
@@ -358,6 +374,7 @@ KINDS: dict[str, tuple[Callable[[], tuple[Net, Any]], list[int]]] = {
     "put_at_indices": (put_at_indices, [8, 5]),
     "added_to_a_turned_view": (added_to_a_turned_view, [8, 5]),
     "commitment": (commitment, [8]),
+    "constant_filters": (constant_filters, [8, 5, 3]),
     "gru": (lambda: recurrent(nn.GRU), [8, 6]),
     "old_spectral_norm": (lambda: spectral(OLD.spectral_norm), [8, 6]),
     "new_spectral_norm": (lambda: spectral(NEW.spectral_norm), [8, 6]),

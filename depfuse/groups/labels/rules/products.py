@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from depfuse.groups.labels.labels import ZERO, Factor, Labels, Ledger, move, pad_rank
@@ -14,7 +15,7 @@ from depfuse.groups.labels.rules.operations import result_shape
 from depfuse.groups.labels.rules.replay import Operands, Replay, rule, unknown, varies
 from depfuse.groups.labels.rules.space import settled
 from depfuse.groups.labels.rules.sums import scaled, sum_over
-from depfuse.groups.reasons import CHOSEN, KERNEL, MULTIPLIES_ZEROS, TOUCHES_INPUT
+from depfuse.groups.reasons import CHOSEN, CONSTANT, KERNEL, MULTIPLIES_ZEROS, PARTS, TOUCHES_INPUT
 
 
 def _product(
@@ -189,8 +190,10 @@ def _convolution(replay: Replay, operation: Any, operands: Operands) -> list[Lab
     labels, weight, bias = operands
     if labels is None:
         labels = _constant(_saved(operation, "input"))
-    if weight is None:  # a constant, such as a blur
-        weight = _constant(_saved(operation, "weight"))
+    if weight is None:
+        if labels is not None and (filtered := _filtered(replay, operation, labels, bias)) is not None:
+            return filtered
+        weight = _constant(_saved(operation, "weight"))  # the same for all channels
     if labels is None or weight is None or weight.plain & {0, 1}:
         return unknown(replay, operation, operands)
     weight = _without_kernel(replay.ledger, weight)
@@ -233,6 +236,38 @@ def _convolution(replay: Replay, operation: Any, operands: Operands) -> list[Lab
     produced = blocks.expand(groups, shape[1] // groups) if outer is None else outer
     produced = produced.reshape([-1 if axis == 1 else 1 for axis in range(len(shape))])
     result = Labels(shape, (Factor(produced),), _spatial_axes(shape))
+    return [scaled(replay, result, [bias], 1)]
+
+
+def _filtered(replay: Replay, operation: Any, labels: Labels, bias: Labels | None) -> list[Labels] | None:
+    """Label each channel behind constant filters of its own, as blurs and edge detectors have them; None for others.
+
+    Channels with the same filters may be exchanged, each with all that was made of it.
+    """
+    value, channels = _saved(operation, "weight"), labels.shape[1]
+    if value is None or value.is_meta or int(operation._saved_groups) != channels:
+        return None
+    where = replay.where(operation)
+    labels = settled(replay, labels, range(2, len(labels.shape)), f"{where} slides over it")
+    incoming = _one_factor(replay, labels, 1, channels, f"{where} mixes it")
+    shape = result_shape(operation)
+    if incoming is None:
+        return [Labels(shape, (), _spatial_axes(shape) | {1})]
+    kinds, kind = torch.unique(value.reshape(channels, -1).cpu(), dim=0, return_inverse=True)
+    if len(kinds) > 1:
+        alike = replay.ledger.fresh(len(kinds))
+        replay.ledger.pin(alike, CONSTANT)
+        replay.ledger.nest(incoming, alike[kind])
+    made = incoming[:, None]
+    if shape[1] > channels:
+        made = replay.ledger.fresh(shape[1]).reshape(channels, -1)
+        places = replay.ledger.fresh(made.shape[1])
+        replay.ledger.pin(places, PARTS)
+        replay.ledger.nest(made, places[None])
+        replay.ledger.nest(made, incoming[:, None])
+    result = Labels(
+        shape, (Factor(made.reshape([-1 if axis == 1 else 1 for axis in range(len(shape))])),), _spatial_axes(shape)
+    )
     return [scaled(replay, result, [bias], 1)]
 
 
