@@ -335,7 +335,9 @@ def _step(tensor: Tensor) -> Tensor:
 
 
 def _projection(outputs: Sequence[Tensor], directions: Sequence[Tensor]) -> float:
-    """Sum the outputs, weighted by directions."""
+    """Sum the outputs, weighted by directions; not a number where an output has another shape now."""
+    if [out.shape for out in outputs] != [along.shape for along in directions]:
+        return float("nan")
     return sum(float((out.detach() * along).sum()) for out, along in zip(outputs, directions, strict=True))
 
 

@@ -105,8 +105,13 @@ class _Proof:
             raise GroupError(f"{name} gives no finite, non-zero output on random values: its groups cannot be proved")
 
     def _change(self, reference: Sequence[Tensor] | None = None) -> float:
-        """Compute the largest absolute difference over all outputs, relative to the largest output."""
+        """Compute the largest absolute difference over all outputs, relative to the largest output.
+
+        It is infinite where an output's shape changes, as that of a list of boxes may.
+        """
         outputs, wanted = self._network.run(), self._reference if reference is None else reference
+        if [out.shape for out in outputs] != [out.shape for out in wanted]:
+            return float("inf")
         errors = [float((a - b).abs().max()) for a, b in zip(wanted, outputs, strict=True) if a.numel()]
         largest = max(errors, default=0.0) / self._scale
         return largest if largest == largest else float("inf")

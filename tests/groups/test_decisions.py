@@ -181,3 +181,25 @@ def test_layers_without_channels_are_no_obstacle() -> None:
     network, tokens = Positioned().eval(), torch.randn(1, 4, 3)
     groups = prove_groups(network, find_groups(network, tokens), tokens)
     assert [group.size for group in groups.free] == [8]
+
+
+class Choosing(nn.Module):
+    """Gives some of its tokens: those of which the first channel is positive, as a detector gives boxes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head, self.chooses = nn.Linear(3, 6), nn.Linear(6, 2), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.stem(x))
+        scores = self.head(hidden)
+        return scores[hidden[..., 0] > 0] if self.chooses else scores
+
+
+def test_a_channel_that_says_how_many_outputs_there_are_is_fixed() -> None:
+    torch.manual_seed(0)
+    network, tokens = Choosing().eval(), torch.randn(1, 16, 3)
+    groups = find_groups(network, tokens)
+    assert [group.size for group in groups.free] == [6]
+    network.chooses = True
+    assert [group.size for group in prove_groups(network, groups, tokens).free] == [5], "the others may be exchanged"
