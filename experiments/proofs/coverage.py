@@ -1,10 +1,15 @@
 """Which architectures' channel groups are found and proved: one row per network of many libraries.
 
-    python -m experiments run coverage                      torchvision's and timm's classifiers
-    python -m experiments run coverage --family spandrel    or smp, transformers, torchvision_dense, pytorchcv, ...
+Hours for all of torchvision's and timm's classifiers:
 
-Small networks of other libraries take minutes, hours all names of torchvision and timm; a process and one thread each,
-and once more alone what takes more than its share of the memory.
+    python -m experiments run coverage
+
+Minutes for small networks of another library (spandrel, smp, transformers, torchvision_dense, pytorchcv, monai,
+vit_pytorch, diffusers):
+
+    python -m experiments run coverage --family spandrel
+
+A process and one thread each, and once more alone what takes more than its share of the memory.
 
 - proved: permuting all groups at random changes the output by at most 1e-9, and all that is fixed has to be;
 - refused: something could not be followed or proved, and is fixed and named; or the network cannot be traced;
