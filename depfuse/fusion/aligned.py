@@ -131,17 +131,18 @@ class Aligned:
 
 def _groups(start: Prepared) -> tuple[ChannelGroups, Widths | None]:
     """Find the groups unless they are given, and prove them; at several widths, pair those of all parents."""
-    groups, models, seed = start.inputs.parents.groups, start.ensemble.networks, start.recipe.seed
+    groups, models, recipe = start.inputs.parents.groups, start.ensemble.networks, start.recipe
     if start.unequal:
         joint, task = start.ensemble.joint, start.ensemble.task
-        widths = Widths(models, start.recipe, start.input, start.template, joint=joint, task=task)
+        widths = Widths(models, recipe, start.input, start.template, joint=joint, task=task)
         return widths.groups, widths
     if groups is None:
-        return prove_groups(models[0], find_groups(models[0], start.input), start.input, seed=seed), None
+        found = find_groups(models[0], start.input)
+        return prove_groups(models[0], found, start.input, seed=recipe.seed, proof=recipe.align.proof), None
     if (wrong := groups.misfit(dict(start.copies[0].named_parameters(remove_duplicate=False)))) is not None:
         raise GroupError(f"the groups are of another network than the parents: {wrong}; find them on a parent")
     if groups.proof_error is None:
-        groups = prove_groups(models[0], groups, start.input, seed=seed)
+        groups = prove_groups(models[0], groups, start.input, seed=recipe.seed, proof=recipe.align.proof)
     return groups, None
 
 

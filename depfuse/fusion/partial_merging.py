@@ -22,7 +22,7 @@ from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import DepfuseWarning, GroupError, RecipeError
 from depfuse.fusion.arrangement import Arrangement, Owners, with_state
 from depfuse.fusion.separation import SeparationProof
-from depfuse.groups import ChannelGroup, ChannelGroups, find_groups, prove_groups
+from depfuse.groups import ChannelGroup, ChannelGroups, Extent, find_groups, prove_groups
 from depfuse.groups.mixing import Fault
 from depfuse.groups.reasons import NOT_USED, SEPARATOR, TOUCHES_OUTPUT, explain
 from depfuse.groups.widening import find_hosts, largest
@@ -82,6 +82,7 @@ def merge_partially(
     labels: LabelSets | None = None,
     *,
     seed: int = 0,
+    extent: Extent = "full",
 ) -> PartialMerge:
     """Widen the parents by the channels that are to be kept apart, in the order of their couplings.
 
@@ -100,6 +101,8 @@ def merge_partially(
         As `average` takes them, the template at the parents' width.
     seed
         Of the proofs' random values.
+    extent
+        Of the proof of the child's groups, see `prove_groups`.
 
     Raises
     ------
@@ -151,7 +154,7 @@ def merge_partially(
         networks,
         [arrangement.widen(model) for model in models],
         None if template is None else arrangement.widen(template),
-        prove_groups(networks[0], find_groups(networks[0], example), example, seed=seed),
+        prove_groups(networks[0], find_groups(networks[0], example), example, seed=seed, proof=extent),
         arrangement.owners,
         {name: len(pairs) for name, pairs in pairs_of.items()},
         tuple(without),

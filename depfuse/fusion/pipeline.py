@@ -175,7 +175,10 @@ def _builder(aligned: Aligned) -> tuple[ChildBuilder, Sequence[nn.Module]]:
     template, partial = prepared.template, None
     if recipe.merge.partly:
         parents = AlignedParents(models, groups, couplings, ensemble.shares, prepared.input)
-        partial = merge_partially(parents, recipe.merge, calibration, template, ensemble.labels, seed=recipe.seed)
+        extent = recipe.align.proof
+        partial = merge_partially(
+            parents, recipe.merge, calibration, template, ensemble.labels, seed=recipe.seed, extent=extent
+        )
         models, unmatched, template, groups = partial.models, partial.unmatched, partial.template, partial.groups
         couplings = [{g.name: Coupling.identity(g.size) for g in groups.free} for _ in models]
     information = None

@@ -108,14 +108,14 @@ class Widths:
         self.models, self.recipe, self.joint, self.task = models, recipe, joint, task
         self.template = models[_widest(models, recipe.merge.width_of)] if template is None else template
         self.shapes = shapes_of(self.template)
-        groups_by_shapes = [(shapes_of(self.template), _proved(self.template, example, recipe.seed))]
+        groups_by_shapes = [(shapes_of(self.template), _proved(self.template, example, recipe))]
         self.groups = groups_by_shapes[0][1]
         self.of_parents: list[ChannelGroups] = []
         for model in models:
             parent_shapes = shapes_of(model)
             groups = next((groups for shapes, groups in groups_by_shapes if shapes == parent_shapes), None)
             if groups is None:
-                groups = pair_groups(self.groups, _proved(model, example, recipe.seed))
+                groups = pair_groups(self.groups, _proved(model, example, recipe))
                 groups_by_shapes.append((parent_shapes, groups))
             self.of_parents.append(groups)
         self.groups = self.groups.fix({name: why for groups in self.of_parents for name, why in groups.fixed.items()})
@@ -264,6 +264,7 @@ def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
     return {key: tensor.shape for key, tensor in model.state_dict().items()}
 
 
-def _proved(model: nn.Module, example: Example, seed: int) -> ChannelGroups:
+def _proved(model: nn.Module, example: Example, recipe: Recipe) -> ChannelGroups:
     with whole_outputs(model):
-        return prove_groups(model, find_groups(model, example), example, seed=seed)
+        found = find_groups(model, example)
+        return prove_groups(model, found, example, seed=recipe.seed, proof=recipe.align.proof)

@@ -2,7 +2,7 @@
 
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, random_permutations
 from depfuse.groups.find import find_groups
-from depfuse.groups.proof import TOLERANCE, prove_groups
+from depfuse.groups.proof import TOLERANCE, Extent, prove_groups
 from depfuse.groups.reasons import explain, not_followed
 from depfuse.groups.slots import Slot, Tap
 
@@ -10,6 +10,7 @@ __all__ = [
     "TOLERANCE",
     "ChannelGroup",
     "ChannelGroups",
+    "Extent",
     "Slot",
     "Tap",
     "explain",

@@ -8,11 +8,11 @@ from torch import nn
 
 from depfuse.errors import DepfuseWarning, GroupError
 from depfuse.groups import ChannelGroups, explain, not_followed
-from depfuse.groups.reasons import KERNEL, NOT_USED, PIXELS, SINGLE, TOUCHES_INPUT, TOUCHES_OUTPUT
+from depfuse.groups.reasons import CHOSEN, KERNEL, NOT_USED, PIXELS, SINGLE, TOUCHES_INPUT, TOUCHES_OUTPUT
 
 LEAST_PROVED = 0.5  # of the parameters that reach the output: below it, an average is a guess
 # Why a channel stays in its place in every network of that architecture.
-IN_PLACE = frozenset({TOUCHES_INPUT, TOUCHES_OUTPUT, NOT_USED, SINGLE, KERNEL, PIXELS})
+IN_PLACE = frozenset({CHOSEN, TOUCHES_INPUT, TOUCHES_OUTPUT, NOT_USED, SINGLE, KERNEL, PIXELS})
 
 
 def check_followed(model: nn.Module, groups: ChannelGroups, allow_fixed: bool | None, *, stacklevel: int = 3) -> None:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.errors import GroupError
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups
+from depfuse.groups.deciding import DecidingWatch
 from depfuse.groups.slots import Slot, permuted
 from depfuse.groups.tracing.decisions import Decisions
 from depfuse.networks.copying import evaluation_copy, unwrap
@@ -25,6 +26,7 @@ from depfuse.networks.forward import Example, run_with
 from depfuse.networks.isolation import seeded, without_warnings
 from depfuse.networks.precision import DoublePrecision
 from depfuse.networks.running import evaluating, float_tensors, removing
+from depfuse.progress import work
 from depfuse.text import first_line
 
 IMAGES = 2  # different inputs: a network may mix them
@@ -54,9 +56,13 @@ class GenericNetwork:
     state
         The network's tensors, by state-dict key.
     first
-        The outputs of its first run.
+        The outputs of its first run, and the tensors that sizes are decided from (`deciding.py`).
+    scale
+        The largest entry of these, absolutely.
     overwritten
         Keys of the floating-point tensors that the forward pass itself writes.
+    decides
+        Whether the sizes of some tensors depend on the values of others, as in a detection network.
     random
         Whether a forward pass draws random numbers on the CPU, which it does from one seed.
     """
@@ -84,26 +90,30 @@ class GenericNetwork:
                     tensor.abs_()
         for key in damped:
             self.state[key].mul_(0.1**draw)
-        self._seed, self.random = seed + draw, False
+        self._seed, self.random, self.decides = seed + draw, False, False
         auxiliary, self._both_ways = (groups.auxiliary, groups.both_ways) if groups is not None else ((), False)
         self._modes = [Mode(), Mode(auxiliary)] if auxiliary else [Mode()]
         self._decisions = 0
         self._drawn: Callable[[Any], Any] = self._normal
+        self.first, self.overwritten = self._started(example)
+        self.scale = max(_sizes(self.first), default=0.0)
+
+    def _started(self, example: Example) -> tuple[list[Tensor], frozenset[str]]:
+        """Start on normal inputs, or on ones of the example's range where the network raises or is not finite there."""
         try:
-            self.first, self.overwritten = self._start(example)
-            if _usable(self.first):
-                return
+            outputs, overwritten = self._start(example)
+            if _usable(outputs):
+                return outputs, overwritten
             failure = None
         except GroupError as error:
             failure = error
         # It may want inputs of the example's range: a logarithm, a power, an assertion, boxes within an image.
         self._drawn = self._within
         try:
-            first, overwritten = self._start(example)
+            within = self._start(example)
         except GroupError as error:
             raise failure or error from error
-        if failure is not None or _usable(first):
-            self.first, self.overwritten = first, overwritten
+        return within if failure is not None or _usable(within[0]) else (outputs, overwritten)
 
     def _start(self, example: Example) -> tuple[list[Tensor], frozenset[str]]:
         """Draw inputs, set the statistics to theirs, and run the network; return its outputs and the keys it writes."""
@@ -208,17 +218,43 @@ class GenericNetwork:
                 seeded(self._seed, next(iter(values.values())).device if values else torch.device("cpu")),
                 decisions,
                 DoublePrecision(),
+                DecidingWatch() as watch,
             ):
                 before = torch.get_rng_state()
                 result = run_with(self._network, values, inputs, tied=False)
                 self.random = self.random or not torch.equal(before, torch.get_rng_state())
+                self.decides = self.decides or bool(watch.tensors)
                 if isinstance(decisions, Decisions):
                     self._decisions = decisions.count
         except Exception as error:  # whatever the user's network raises
             raise GroupError(
                 f"{self.name} cannot be run in float64, so that its groups cannot be proved: {first_line(error)}"
             ) from error
-        return float_tensors(result)
+        work().advance()
+        return float_tensors(result) + watch.tensors
+
+    def _scales_of(self, outputs: Sequence[Tensor]) -> list[float]:
+        """Return by what a change of each output is divided: `scale` or, where sizes are decided, its largest entry.
+
+        Scores and boxes, in pixels, are of different sizes.
+        """
+        return [size or 1.0 for size in _sizes(outputs)] if self.decides else [self.scale] * len(outputs)
+
+    def change(self, reference: Sequence[Tensor] | None = None) -> float:
+        """Run the network, and compute the largest absolute change of an output, relative to its scale.
+
+        It is infinite where an output is not finite, or has another shape.
+        """
+        outputs, wanted = self.run(), self.first if reference is None else reference
+        if [out.shape for out in outputs] != [out.shape for out in wanted]:
+            return float("inf")
+        errors = [
+            float((a - b).abs().max()) / scale
+            for a, b, scale in zip(wanted, outputs, self._scales_of(wanted), strict=True)
+            if a.numel()
+        ]
+        largest = max(errors, default=0.0)
+        return largest if all(error == error for error in errors) else float("inf")
 
     @contextmanager
     def reseeded(self, number: int) -> Iterator[None]:
@@ -284,7 +320,8 @@ class GenericNetwork:
             except GroupError:
                 return {}, False
             directions = [
-                torch.randn(out.shape, generator=self._generator, dtype=torch.float32).to(out) for out in outputs
+                torch.randn(out.shape, generator=self._generator, dtype=torch.float32).to(out).div_(scale)
+                for out, scale in zip(outputs, self._scales_of(outputs), strict=True)
             ]
             along.append(directions)
             before += _projection(outputs, directions)
@@ -366,6 +403,11 @@ def _make_generic(tensor: Tensor, generator: torch.Generator) -> None:
 def _fingerprint(tensor: Tensor) -> tuple[float, float] | None:
     """Compute two sums by which a tensor's values are recognised; none where they are not floating-point."""
     return (float(tensor.sum()), float(tensor.abs().sum())) if tensor.is_floating_point() else None
+
+
+def _sizes(outputs: Sequence[Tensor]) -> list[float]:
+    """Compute the largest absolute entry of each output; 0 of an empty one."""
+    return [float(out.detach().abs().max()) if out.numel() else 0.0 for out in outputs]
 
 
 def _usable(outputs: Sequence[Tensor]) -> bool:

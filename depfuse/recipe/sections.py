@@ -65,6 +65,12 @@ class Align(Section):
         "rest; if left out, refuse where that is more than half of the parameters that reach the output; where false, "
         "always refuse",
     )
+    proof: Literal["full", "sampled"] = setting(
+        "full",
+        "how channel groups are proved: full tells failing ones and their parts one by one; sampled permutes all at "
+        "once three times, so that a wrong one passes with a probability of at most 1/8, and fixes what 24 more runs "
+        "of the network do not clear",
+    )
     order: int | None = setting(
         None, "the parent, counted from 1, whose channel order the child has; the reference's if left out", ge=1
     )

@@ -116,7 +116,8 @@ class Objective:
         example = data.example(device=device) if parents.example is None else parents.example
         self._moments = None
         if parents.of_one_width:
-            groups = prove_groups(models[0], find_groups(models[0], example), example, seed=common.seed)
+            found = find_groups(models[0], example)
+            groups = prove_groups(models[0], found, example, seed=common.seed, proof=common.align.proof)
             self._moments = SharedMoments(models, groups)
             parents = replace(parents, groups=groups, moments=self._moments)
         self._parents = replace(parents, example=example)

@@ -12,7 +12,10 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from depfuse.errors import ArchitectureError, GroupError
 from depfuse.groups import ChannelGroup, ChannelGroups, find_groups, prove_groups
+from depfuse.groups.generic_values import GenericNetwork
+from depfuse.groups.proof import SAMPLED_RUNS
 from depfuse.models import build_network
+from depfuse.progress import Work, shown
 
 NETWORKS = [
     # architecture, image shape, sorted sizes of the free groups
@@ -201,6 +204,69 @@ def test_a_group_without_one_of_its_slots_is_found_out_and_fixed():
         assert set(result.fixed) - set(groups.fixed) == {target.name}, target.slots[place]
         assert result.fixed[target.name].startswith("not proved")
         assert result.proof_error <= 1e-9
+
+
+def chain(layers: int) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*(nn.Sequential(nn.Linear(5, 5), nn.Tanh()) for _ in range(layers)))
+
+
+def all_wrong(network: nn.Module, example) -> ChannelGroups:
+    """The groups of a network, each without its consumer."""
+    groups = find_groups(network, example)
+    cut = (replace(group, slots=tuple(slot for slot in group.slots if slot.role != "consumes")) for group in groups)
+    return replace(groups, groups=tuple(cut))
+
+
+def test_a_sampled_proof_is_bounded_and_frees_nothing_that_a_full_one_fixes(monkeypatch):
+    network, example = chain(40), torch.randn(1, 5)
+    groups = all_wrong(network, example)
+    assert groups.count == 39
+    runs = []
+    original = GenericNetwork.run
+    monkeypatch.setattr(GenericNetwork, "run", lambda self: runs.append(1) or original(self))
+    sampled = prove_groups(network, groups, example, proof="sampled")
+    bounded = len(runs)
+    runs.clear()
+    full = prove_groups(network, groups, example)
+    assert bounded <= SAMPLED_RUNS + 20 < len(runs)
+    assert sampled.count == full.count == 0
+    assert all(reason.startswith("not proved") for name, reason in sampled.fixed.items() if name not in groups.fixed)
+
+
+def test_a_sampled_proof_permutes_all_groups_at_once_three_times(monkeypatch):
+    network, example = build_network("digits_resnet"), torch.randn(1, 1, 8, 8)
+    groups = find_groups(network, example)
+    moves = []
+    original = GenericNetwork.permuted
+
+    def noted(self, chosen, permutations):
+        moves.append([permutations[group.name].tolist() for group in chosen])
+        return original(self, chosen, permutations)
+
+    monkeypatch.setattr(GenericNetwork, "permuted", noted)
+    sampled = prove_groups(network, groups, example, proof="sampled")
+    assert [group.name for group in sampled.free] == [group.name for group in groups.free]
+    assert len(moves) == 3
+    assert all(len(move) == groups.count for move in moves)
+    assert moves[0] != moves[1] != moves[2] != moves[0]
+
+
+def test_a_proof_says_what_it_does_and_how_much_is_left():
+    class Noted(Work):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[str] = []
+
+        def changed(self, *, begun: bool = False) -> None:
+            self.seen.append(str(self))
+
+    network, example, noted = chain(4), torch.randn(1, 5), Noted()
+    with shown(noted):
+        prove_groups(network, all_wrong(network, example), example)
+    assert noted.seen[0].startswith("proving 3 channel groups in float64, 0 of 6")
+    assert any(line.startswith("finding which of 3 channel groups fail their proof, 2 of 200") for line in noted.seen)
+    assert any("about" in line and line.endswith("left") for line in noted.seen)
 
 
 class Saturated(nn.Module):

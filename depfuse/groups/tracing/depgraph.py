@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.errors import ArchitectureError
+from depfuse.groups.deciding import DecidingWatch
 from depfuse.groups.tracing.hidden import HiddenFlow, showing
 from depfuse.networks.copying import evaluation_copy
 from depfuse.networks.forward import Example, run_network
@@ -59,9 +60,11 @@ class Trace:
     calls
         Inputs and outputs of all modules.
     outputs
-        The tensors that the network returns.
+        The tensors that the network returns, and those that sizes are decided from (`deciding.py`).
     spans
         First and last sequence number, and name, of each call of a module.
+    chosen
+        The operations that read a tensor at positions computed from others.
     """
 
     operations: tuple[Any, ...]
@@ -71,6 +74,7 @@ class Trace:
     calls: tuple[Call, ...]
     outputs: tuple[tuple[Any, int], ...]
     spans: tuple[tuple[int, int, str], ...]
+    chosen: frozenset[Any] = frozenset()
 
     @property
     def unused(self) -> frozenset[str]:
@@ -128,7 +132,7 @@ def _traced(model: nn.Module, example: Example, auxiliary: Iterable[str], *, sho
         return value.float().requires_grad_(True) if value.is_floating_point() else value
 
     with torch.enable_grad(), _recorded(network) as (calls, spans):
-        graph, outputs, flow = _depgraph(network, tree_map(as_input, example), auxiliary, shown)
+        graph, outputs, flow, chosen = _depgraph(network, tree_map(as_input, example), auxiliary, shown)
     return Trace(
         operations=_in_order(
             [node.grad_fn for node in graph.module2node.values()] + [fn for fn, _ in (*outputs, *flow.roots)]
@@ -139,13 +143,14 @@ def _traced(model: nn.Module, example: Example, auxiliary: Iterable[str], *, sho
         calls=tuple(calls),
         outputs=outputs,
         spans=tuple(spans),
+        chosen=chosen,
     )
 
 
 def _depgraph(
     network: nn.Module, example: Example, auxiliary: Iterable[str], shown: bool
-) -> tuple[Any, tuple[tuple[Any, int], ...], HiddenFlow]:
-    """Build DepGraph's node graph of one forward pass, and return the network's outputs and what autograd hides.
+) -> tuple[Any, tuple[tuple[Any, int], ...], HiddenFlow, frozenset[Any]]:
+    """Build DepGraph's node graph of one forward pass; return the outputs, what autograd hides, and chosen positions.
 
     `DependencyGraph.build_dependency` traces and then maps indices; only the tracing is wanted, so its
     two steps before the mapping are called by themselves (they are private: the test
@@ -155,8 +160,9 @@ def _depgraph(
 
     def forward(model: nn.Module, inputs: Example) -> list[Tensor]:
         # Here, since DepGraph calls eval() first.
-        with evaluating(model, auxiliary=auxiliary), showing(flow if shown else None):
+        with evaluating(model, auxiliary=auxiliary), showing(flow if shown else None), watch:
             outputs_found = [leaf for leaf in tree_leaves(_run(model, inputs)) if isinstance(leaf, Tensor)]
+        outputs_found += watch.tensors
         outputs_found = [leaf for leaf in outputs_found if leaf.grad_fn is not None]
         if not outputs_found:
             raise ArchitectureError(
@@ -165,14 +171,14 @@ def _depgraph(
         outputs.extend((leaf.grad_fn, leaf.output_nr) for leaf in outputs_found)
         return outputs_found
 
-    flow = HiddenFlow()
+    flow, watch = HiddenFlow(), DecidingWatch()
     graph = torch_pruning.DependencyGraph()
     graph.model, graph.verbose, graph.ignored_params = network, False, []
     graph._module2name = {module: name for name, module in network.named_modules()}
     graph._param_to_name, graph.unwrapped_parameters = {}, []
     with without_warnings():
         graph.module2node = graph._trace(network, example, forward, None)
-    return graph, tuple(outputs), flow
+    return graph, tuple(outputs), flow, frozenset(watch.chosen)
 
 
 def _run(network: nn.Module, example: Example) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from depfuse.groups.labels.labels import ZERO, Factor, Labels, compact, move
 from depfuse.groups.labels.rules.operations import RESHAPES, result_shape, signed
 from depfuse.groups.labels.rules.replay import Operands, Replay, rule, unknown
-from depfuse.groups.reasons import PARTS
+from depfuse.groups.reasons import CHOSEN, PARTS
 
 
 def _moved(labels: Labels | None, movement: Callable[[Tensor], Tensor]) -> list[Labels]:
@@ -175,8 +175,22 @@ def _index(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
         indices = (None,) * signed(operation._saved_dim) + (operation._saved_index,)
     if any(index is not None and index.is_meta for index in indices):
         return unknown(replay, operation, operands)
+    if operation in replay.trace.chosen and operands[0] is not None:
+        for axis in _indexed(indices):
+            replay.pin_all(operands[0], axis, CHOSEN)
     where = tuple(slice(None) if index is None else index.cpu() for index in indices)
     return _moved(operands[0], lambda t: t[where])
+
+
+def _indexed(indices: Iterable[Tensor | None]) -> list[int]:
+    """List the axes that are read at positions; a mask covers as many as it has itself."""
+    axes: list[int] = []
+    axis = 0
+    for index in indices:
+        count = index.dim() if index is not None and index.dtype in (torch.bool, torch.uint8) else 1
+        axes += range(axis, axis + count) if index is not None else ()
+        axis += count
+    return axes
 
 
 @rule("Glu")

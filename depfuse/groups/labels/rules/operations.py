@@ -8,6 +8,8 @@ from typing import Any
 from torch.autograd.function import BackwardCFunction
 
 IN_PLACE_NAMES = re.compile(r"Backward\d*$")
+LIBRARY = "torch._library.autograd"  # makes the functions of operators that a library registers
+REGISTERED = re.compile(r"GeneratedBackwardFor_(\w+)_default$")
 
 ENTRY_BY_ENTRY = """
     Add Sub Mul Div Pow Neg Abs Sign Exp Expm1 Log Log1P Sqrt Rsqrt Square Reciprocal Sin Cos Erf Tanh Sigmoid
@@ -30,10 +32,15 @@ SUMS = """
 def operation_name(operation: Any) -> str:
     """Return an autograd function's name without its suffix: 'ConvolutionBackward0' -> 'Convolution'.
 
-    A user's own `torch.autograd.Function` may have the name of any of torch's, and is distinguished from it.
+    A user's own `torch.autograd.Function` may have the name of any of torch's, and is distinguished from it. Operators
+    that a library registers are called by its name and theirs: 'torchvision_roi_align'.
     """
     if isinstance(operation, BackwardCFunction):
-        return f"the autograd.Function {IN_PLACE_NAMES.sub('', type(operation).__name__)}"
+        name = IN_PLACE_NAMES.sub("", type(operation).__name__)
+        registered = REGISTERED.match(name)
+        if registered and getattr(operation, "_forward_cls", type(operation)).__module__ == LIBRARY:
+            return registered[1]
+        return f"the autograd.Function {name}"
     return IN_PLACE_NAMES.sub("", operation.name().rsplit("::", 1)[-1])
 
 

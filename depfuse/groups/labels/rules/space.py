@@ -122,6 +122,17 @@ def _grid_sample(replay: Replay, operation: Any, operands: Operands) -> list[Lab
     return [along(replay, operation, labels, range(2, len(labels.shape)), PIXELS)]
 
 
+@rule("torchvision_roi_align", "torchvision_roi_pool")
+def _regions(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    """Pool each channel over regions whose coordinates keep their order: (B, C, H, W) -> (K, C, h, w)."""
+    labels, regions = operands[:2]
+    for factor in regions.factors if regions is not None else ():
+        replay.ledger.pin(factor.labels, PARTS)
+    if labels is None:
+        return [plain_everywhere(result_shape(operation))]
+    return [along(replay, operation, labels, (0, 2, 3), f"{replay.where(operation)} mixes neighbouring channels")]
+
+
 @rule("Im2Col")
 def _unfold(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
     """Lay the positions of a window side by side behind each channel: (B, C, H, W) -> (B, C * k * k, L)."""
