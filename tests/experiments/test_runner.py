@@ -56,6 +56,13 @@ STORED: dict[str, tuple[list[dict[str, object]], str]] = {
          for width, cell in scaling.AXES["width"].items()],
         "| exponent | 1.00 ± 0.00 | 1.00 ± 0.00 |",
     ),
+    "tasks": (
+        [{"task": "binary", "parents": "same", "network": network, "seed": 0, "score": score, "second": score,
+          "seconds": 1.0} for network, score in
+         (("parent 1", 0.8), ("parent 2", 0.9), ("ensemble", 0.9), ("trivial", 0.5), ("naive", 0.5), ("merged", 0.7),
+          ("refitted", 0.9))],
+        "| one logit: is a digit odd | 1 | 100.0 | 0.0 | 50.0 | 100.0 |",
+    ),
     "throughput": (
         [{**THROUGHPUT, "way": way, "trials_per_second": rate, "storage_share": 0.1, "storage_seconds_per_trial": 0.02}
          for way, rate in (("independent", 2.0), ("shared", 1.0))],
