@@ -8,7 +8,7 @@ And where nothing is chosen, the first entry is, so that what follows is run in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ class DecidingWatch(TorchFunctionMode):
         self.tensors: list[Tensor] = []
         self.chosen: dict[Any, None] = {}
         self._known: set[int] = set()
-        self._sources = WeakTensorKeyDictionary()
+        self._sources: MutableMapping[Tensor, list[Tensor]] = WeakTensorKeyDictionary()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
@@ -72,7 +72,7 @@ class DecidingWatch(TorchFunctionMode):
         found: dict[int, Tensor] = {}
         for operand in operands:
             if isinstance(operand, Tensor):
-                sources = [operand] if operand.is_floating_point() else self._sources.get(operand, ())
+                sources = [operand] if operand.is_floating_point() else self._sources.get(operand, [])
                 found |= {id(source): source for source in sources}
         return list(found.values())
 

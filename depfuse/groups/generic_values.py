@@ -231,7 +231,7 @@ class GenericNetwork:
                 f"{self.name} cannot be run in float64, so that its groups cannot be proved: {first_line(error)}"
             ) from error
         work().advance()
-        return float_tensors(result) + watch.tensors
+        return [*float_tensors(result), *watch.tensors]
 
     def _scales_of(self, outputs: Sequence[Tensor]) -> list[float]:
         """Return by what a change of each output is divided: `scale` or, where sizes are decided, its largest entry.
