@@ -14,6 +14,7 @@ from depfuse.recipe.arrange import known_places
 # Argument, or a whole call, -> its option; {} is the value, where the message gives one.
 OPTIONS = {
     "align.allow_fixed": "--allow-fixed",
+    "call": "call=... of fuse, in Python",
     "calibration.images": "--calibration {}",
     "device": "--device {}",
     "example": "--input-shape C,H,W",

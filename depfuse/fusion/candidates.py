@@ -322,7 +322,7 @@ class Judge:
             head = head_of(candidate.network, take_samples(self._views[0], slice(0, 1)))
             with torch.no_grad():
                 head.weight.mul_(candidate.scale)
-                assert head.bias is not None, "as `head_of` wants it"
+                assert head.bias is not None, "a head has one"
                 head.bias.mul_(candidate.scale)
         return candidate
 

@@ -30,7 +30,9 @@ SAME = 1e-4  # of the largest value: in float32, of tensors that were averaged w
 SPREAD = 0.1  # of parameters that a network begins with as zeros
 
 
-def recognise(model: nn.Module, groups: ChannelGroups, example: Example, seed: int = 0) -> dict[str, Any]:
+def recognise(
+    model: nn.Module, groups: ChannelGroups, example: Example, seed: int = 0, recipe: Recipe = RECIPE
+) -> dict[str, Any]:
     """Fuse a network with a permuted copy of it by weights.
 
     Parameters of one value, which no criterion could tell apart, are drawn at random first.
@@ -53,7 +55,7 @@ def recognise(model: nn.Module, groups: ChannelGroups, example: Example, seed: i
     with torch.no_grad():
         for key, tensor in other.state_dict().items():
             tensor.copy_(state[key])
-    child = fuse(Parents([model, other], example=example, groups=groups), RECIPE).child
+    child = fuse(Parents([model, other], example=example, groups=groups), recipe).child
     missed = _missed(groups, dict(child.state_dict()), dict(model.state_dict()))
     changed = change(model, child, example)
     return {"recovered": int(not missed or changed <= SAME), "change": changed, "missed": " ".join(missed)}

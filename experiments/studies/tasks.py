@@ -15,7 +15,7 @@ import copy
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -74,19 +74,19 @@ class Given:
 
 
 @lru_cache(maxsize=1)
-def given(name: str, knowledge: str, seed: int, folder: Path) -> Given:
+def given(name: str, knowledge: str, seed: int, folder: Path, samples: int) -> Given:
     """Train or load the parents of a seed, and draw what their fusions see."""
-    task, differ = TASKS[name], knowledge == "different"
+    task, differ = replace(TASKS[name], **{"count": samples} if samples else {}), knowledge == "different"
     drawn = [task.draw(draw_for(task, seed, number, differ=differ)) for number in range(2)]
     halves = [take_samples(inputs, slice(0, task.count // 2)) for inputs, _ in drawn]
     images = tree_map(lambda *parts: torch.cat(parts), *halves)
     trained = torch.cat([target for _, target in drawn])
-    return Given(task, parents(name, seed, folder, differ=differ), images, trained, *samples_of_the_test(task))
+    return Given(task, parents(task, seed, folder, differ=differ), images, trained, *samples_of_the_test(task))
 
 
-def measure(folder: Path, cell: Cell) -> dict[str, Any]:
+def measure(folder: Path, samples: int, cell: Cell) -> dict[str, Any]:
     """Score one network of one task, and say how its refit ended."""
-    of = given(cell["task"], cell["parents"], int(cell["seed"]), folder)
+    of = given(cell["task"], cell["parents"], int(cell["seed"]), folder, samples)
     started, note = time.perf_counter(), ""
     if cell["network"] in RECIPES:
         with warnings.catch_warnings():
@@ -176,7 +176,7 @@ def scheme(options: argparse.Namespace) -> Cells:
     return Cells(
         ("task", "parents", "network", "seed"),
         ("score", "second", "seconds"),
-        partial(measure, options.parents),
+        partial(measure, options.parents, options.samples),
         texts=("note",),
     )
 
@@ -186,6 +186,7 @@ def add_options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--tasks", nargs="+", metavar="NAME", default=[], help=", ".join(TASKS))
     options.add_argument("--seeds", metavar="N,...", help="of the parents; 0,1,2")
     options.add_argument("--distil", action="store_true", help="also children that are distilled, which takes minutes")
+    options.add_argument("--samples", type=int, default=0, metavar="N", help="train each parent on so few, for a trial")
     options.add_argument("--parents", type=Path, default=FOLDER, metavar="FOLDER", help="where trained ones are kept")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from math import nan
@@ -22,13 +23,12 @@ from depfuse.groups import find_groups, prove_groups
 from depfuse.io.into_network import load_network
 from experiments.benchmarks import end_to_end as measured
 from experiments.benchmarks import peers
-from experiments.lib import permuted_copy
 from experiments.lib.cells import Cell
 from experiments.lib.own_process import apart, whole
-from experiments.lib.permuted_copy import recognise
+from experiments.lib.permuted_copy import RECIPE, recognise
 from experiments.lib.processes import CellError
 from experiments.proofs import coverage
-from experiments.proofs.networks import LIBRARIES, torchvision_dense
+from experiments.proofs.networks import torchvision_dense
 from experiments.studies import distil_unseen
 
 
@@ -66,13 +66,13 @@ def test_networks_of_other_libraries_are_told_apart() -> None:
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LIBRARIES, "spandrel", ("no_such_module", "spandrel"))
+    monkeypatch.setitem(sys.modules, "spandrel", None)
     with pytest.raises(RecipeError, match=re.escape("spandrel's networks need spandrel")) as raised:
         coverage.architectures(["torchvision"], ["spandrel"], [])
     assert str(raised.value).endswith("pip install 'depfuse[coverage]'")
 
 
-def test_a_permuted_copy_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_permuted_copy_is_recognised() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
     example = torch.randn(2, 4)
@@ -80,8 +80,7 @@ def test_a_permuted_copy_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
     found = recognise(network, groups, example)
     assert (found["recovered"], found["missed"]) == (1, "")
     assert found["change"] <= 1e-6
-    monkeypatch.setattr(permuted_copy, "RECIPE", permuted_copy.RECIPE.changed({"solver": "identity"}))
-    found = recognise(network, groups, example)
+    found = recognise(network, groups, example, recipe=RECIPE.changed({"solver": "identity"}))
     assert (found["recovered"], found["missed"]) == (0, "0 2")
     assert found["change"] > 0.01
 

@@ -115,7 +115,7 @@ NETWORKS = {
     "channel shuffle": Fusion("shuffle", {"refit_steps": 6, "calibration": 320}),
     "one-dimensional": Fusion("one-dimensional", RIDGE),
     "without norm": Fusion("without norm", RIDGE),
-    "transformer": Fusion("transformer", {}),
+    "transformer": Fusion("transformer", PLAIN),
     "transformer, weights, repair": Fusion("transformer", {**PLAIN, "criterion": "weights", "renorm": "repair"}),
     "one output": Fusion("one output", RIDGE),
 }

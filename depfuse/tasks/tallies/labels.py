@@ -72,10 +72,10 @@ class LabelsTally:
         contributions = of_ratio(both, either)
         total = counts.sum(0)
         kept = (total[:, 2] + total[:, 3]) > 0
-        dice = (2 * total[kept, 0] / (total[kept, 2] + total[kept, 3])).mean() if bool(kept.any()) else torch.zeros(())
+        dice = float((2 * total[kept, 0] / (total[kept, 2] + total[kept, 3])).mean()) if bool(kept.any()) else 0.0
         trivial = float((true.sum(0) / places.sum(0)).mean())
         value = float(contributions.mean())
-        return Scores(value, loss, len(counts), IOU, {DICE: float(dice)}, trivial, contributions)
+        return Scores(value, loss, len(counts), IOU, {DICE: dice}, trivial, contributions)
 
     @staticmethod
     def _by(name: str, logits: Tensor, labels: Tensor) -> float:

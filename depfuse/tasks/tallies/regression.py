@@ -59,7 +59,7 @@ class RegressionTally:
         first, second = self._sums / count
         variance = second - first.square()
         kept = variance > 0
-        explained = 1 - errors[:, kept] / variance[kept] if bool(kept.any()) else torch.zeros(count, 1)
+        explained = 1 - errors[:, kept] / variance[kept] if bool(kept.any()) else torch.zeros_like(errors[:, :1])
         loss, of_images = self._loss / count, explained.double().mean(1)
         further = {RMSE: math.sqrt(float(errors.mean()))}
         determination = float(of_images.mean())

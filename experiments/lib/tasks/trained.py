@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from depfuse.io.atomic_files import replacing
 from depfuse.networks.forward import run_network
 from depfuse.networks.running import evaluating
 from experiments.lib.tasks.scenes import Draw
-from experiments.lib.tasks.tasks import TASKS, TrainedTask
+from experiments.lib.tasks.tasks import TrainedTask
 
 BATCH = 64
 TEST = 1000
@@ -33,15 +34,17 @@ def samples_of_the_test(task: TrainedTask) -> tuple[Any, Tensor]:
     return task.draw(Draw(TEST, 0, test=True))
 
 
-def parents(name: str, seed: int, folder: Path, *, differ: bool) -> list[nn.Module]:
+def parents(task: TrainedTask, seed: int, folder: Path, *, differ: bool) -> list[nn.Module]:
     """The parents of a seed in evaluation mode, trained unless they lie in a folder."""
-    task = TASKS[name]
     found = []
     for number in range(PARENTS):
         torch.manual_seed(1000 * seed + number)
         network = task.network()
         inputs, target = task.draw(draw_for(task, seed, number, differ=differ))
-        path = folder / f"{name.replace(' ', '-')}-{_digest(task, network, inputs, target)}.safetensors"
+        path = (
+            folder
+            / f"{re.sub(r'[^a-z0-9]+', '-', task.title.lower())}-{_digest(task, network, inputs, target)}.safetensors"
+        )
         if path.is_file():
             network.load_state_dict(load_file(path))
         else:

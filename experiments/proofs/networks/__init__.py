@@ -31,9 +31,10 @@ def networks(library: str) -> Mapping[str, Make]:
     """Map the names of a library's networks to what builds them; `RecipeError` where the library is not installed."""
     module, package = LIBRARIES[library]
     try:
-        found: Mapping[str, Make] = import_module(f"experiments.proofs.networks.{module}").networks()
+        import_module(package.replace("-", "_"))
     except ImportError as error:
         raise RecipeError(
             f"{library}'s networks need {package}, which cannot be imported ({error}): pip install 'depfuse[coverage]'"
         ) from None
+    found: Mapping[str, Make] = import_module(f"experiments.proofs.networks.{module}").networks()
     return found

@@ -64,40 +64,27 @@ def test_scores_have_right_values() -> None:
     assert scores.MAP.of(found, torch.tensor([0, 1, 0, 1])) < 60
 
 
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = replace(TASKS["regression-1"], count=128, epochs=1)
-    monkeypatch.setitem(TASKS, "regression-1", task)
-    monkeypatch.setattr(study, "RECIPES", {"refitted": {"preset": "fast"}})  # or it would take minutes
-    monkeypatch.delitem(study.COLUMNS, "merged")
-
-
-@pytest.mark.usefixtures("tiny")
-def test_a_task_is_measured_from_end_to_end_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_task_is_measured_from_end_to_end_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     csv, folder = tmp_path / "tasks.csv", tmp_path / "parents"
     words = ["--tasks", "regression-1", "--seeds", "0", "--csv", str(csv), "--parents", str(folder), "--threads", "1"]
+    words += ["--samples", "128"]
     assert study.MEASUREMENT.main(words) == 0
     shown = capsys.readouterr().out
     rows = pd.read_csv(csv, keep_default_na=False).set_index(["parents", "network"])["score"]
     assert set(rows.loc["same"].index) == set(study.COLUMNS) - {"distilled"}
     assert len(list(folder.iterdir())) == 4
-    task = TASKS["regression-1"]
+    task = replace(TASKS["regression-1"], count=128)
     inputs, target = samples_of_the_test(task)
-    first = parents("regression-1", 0, folder, differ=False)[0]
+    first = parents(task, 0, folder, differ=False)[0]
     expected = task.score.of(outputs_of(first, inputs, len(target)), target)
     assert float(rows["same", "parent 1"]) == pytest.approx(expected)
     assert float(rows["same", "trivial"]) == pytest.approx(0, abs=0.02)
     assert f"regression-1: R2 | {expected:.3f}" in shown
 
-    def fail(*_: object, **__: object) -> None:
-        raise AssertionError("measured twice")
-
-    monkeypatch.setattr(study, "measure", fail)
-    monkeypatch.setattr("experiments.lib.tasks.trained.train", fail)
+    seconds = pd.read_csv(csv)["seconds"].tolist()
     assert study.MEASUREMENT.main(words) == 0
     assert capsys.readouterr().out == shown
+    assert pd.read_csv(csv)["seconds"].tolist() == seconds, "what is measured is measured once"
 
 
 def test_what_is_kept_is_relative_to_the_trivial_score_in_either_direction() -> None:
