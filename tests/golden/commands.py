@@ -44,8 +44,13 @@ def verdict(report: dict[str, Any]) -> dict[str, Any]:
         return None if values is None else {name: values[name] for name in names}
 
     advice = report["advice"]
-    found: dict[str, Any] = {name: picked(advice[name], COMPARED) for name in ("keep", "instead", "child")}
-    found |= {name: [picked(one, COMPARED) for one in advice[name]] for name in ("rivals", "better")}
+
+    def compared(values: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Call a score what it was called when accuracy was the only one."""
+        return None if values is None else picked({"accuracy": values["value"], **values}, COMPARED)
+
+    found: dict[str, Any] = {name: compared(advice[name]) for name in ("keep", "instead", "child")}
+    found |= {name: [compared(one) for one in advice[name]] for name in ("rivals", "better")}
     found |= {name: advice[name] for name in ("images", "chance", "chance_alone", "same_start")}
     scored = ("child", "ensemble", "teacher", "naive", "naive_renorm")
     found["scores"] = {name: picked(report[name], SCORES) for name in scored}
