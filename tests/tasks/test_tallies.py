@@ -1,4 +1,4 @@
-"""Scores of every task against torchmetrics, what each image contributes, and what labels are refused."""
+"""Scores of every task against torchmetrics and scikit-learn, contributions of images, and labels that are refused."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 from torchmetrics.functional import classification, image, regression
 
@@ -80,15 +81,15 @@ def test_maps_are_scored_as_torchmetrics_scores_them(seed: int, places: tuple[in
 
 @given(seed=SEEDS)
 @settings(max_examples=20, deadline=None)
-def test_labels_are_scored_as_torchmetrics_scores_them(seed: int) -> None:
+def test_labels_are_scored_as_scikit_learn_scores_them(seed: int) -> None:
     generator = drawn(seed)
     labels = torch.randint(0, 2, (40, 5), generator=generator)
     labels[0], labels[1] = 0, 1
     outputs = (torch.randn(40, 5, generator=generator) + labels).mul(4).round().div(4)  # with ties
     scores = scored(Labels(), outputs, labels.float())
     assert scores.measure == AUROC
-    assert scores.value == pytest.approx(float(classification.multilabel_auroc(outputs, labels, 5)), abs=1e-6)
-    wanted = float(classification.multilabel_average_precision(outputs, labels, 5))
+    assert scores.value == pytest.approx(float(roc_auc_score(labels, outputs)), abs=1e-6)
+    wanted = float(average_precision_score(labels, outputs))
     assert scores.by(PRECISION) == pytest.approx(wanted, abs=1e-6)
     check_contributions(scores)
     assert scored(Labels(), outputs, labels.bool()).value == scores.value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -79,13 +80,22 @@ class LabelsTally:
 
     @staticmethod
     def _by(name: str, logits: Tensor, labels: Tensor) -> float:
-        """Compute the mean over the labels that are not the same for all images, by torchmetrics."""
+        """Compute the mean over the labels that are not the same for all images, by torchmetrics.
+
+        It is given ranks: the sigmoids that it takes of logits may differ by rounding where these are equal.
+        """
         from torchmetrics import classification
 
         there = (labels.min(0).values < labels.max(0).values).nonzero()[:, 0].tolist()
         metric = getattr(classification, f"Binary{name}")()
-        values = [float(metric(logits[:, number], labels[:, number])) for number in there]
+        values = [float(metric(_ranks(logits[:, number]), labels[:, number])) for number in there]
         return sum(values) / len(values) if values else 0.0
+
+
+def _ranks(scores: Tensor) -> Tensor:
+    """Map scores (N,) to [0, 1] in their order; equal ones stay equal."""
+    places = torch.from_numpy(np.unique(scores.numpy(), return_inverse=True)[1])
+    return places.double() / max(1, int(places.max()))
 
 
 def _of_areas(logits: Tensor, labels: Tensor) -> Tensor:
