@@ -84,18 +84,16 @@ def open_study(
             study = optuna.load_study(study_name=name, **settings)
             _check(study, storage, identity, resume)
             return study
+        study.set_user_attr(IDENTITY, dict(identity))  # before any trial: a study of trials without it is another's
         study.enqueue_trial(dict(defaults))
-        study.set_user_attr(IDENTITY, dict(identity))
     return study
 
 
 def _check(study: Study, storage: Storage, identity: Mapping[str, Any], resume: bool) -> None:
     where = f"{storage.shown} holds a study {study.study_name!r}"
-    begun = time.monotonic()
-    while (recorded := study.user_attrs.get(IDENTITY)) is None:
-        if study.get_trials(deepcopy=False) or time.monotonic() - begun > PATIENCE:
-            raise StudyError(f"{where} that is not one of depfuse tune: choose another `name`")
-        time.sleep(POLL / 10)
+    recorded = _wait_for_identity(study)
+    if recorded is None:
+        raise StudyError(f"{where} that is not one of depfuse tune: choose another `name`")
     if not _is_whole(recorded):
         raise StudyError(f"{where} that is damaged: choose another `name`")
     if not resume:
@@ -112,6 +110,22 @@ def _check(study: Study, storage: Storage, identity: Mapping[str, Any], resume: 
                 f"{where} with other {name} ({recorded.get(key)}, not {identity.get(key)}): give the same, or choose "
                 "another `name`"
             )
+
+
+def _wait_for_identity(study: Study) -> Any:
+    """Return what a study is of, and None if nothing says so.
+
+    The worker that creates a study says what it is of and then queues its first trial. Trials are read before the
+    identity here, so that a study with trials and without an identity never had one, and both are waited for, so that
+    no worker suggests parameters before the first trial is queued.
+    """
+    begun = time.monotonic()
+    while True:
+        has_trials = bool(study.get_trials(deepcopy=False))
+        recorded = study.user_attrs.get(IDENTITY)
+        if has_trials or time.monotonic() - begun > PATIENCE:
+            return recorded
+        time.sleep(POLL / 10)
 
 
 def _is_whole(stored: Any) -> bool:

@@ -12,6 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -567,3 +568,26 @@ def test_four_workers_of_which_one_is_killed(server: str, tmp_path: Path) -> Non
     written = set(found(out))
     assert written == {trial.number for trial in counted if trial.user_attrs["result"]["recipe"]}
     storage.close()
+
+
+def test_a_worker_waits_for_the_one_that_creates_the_study(tmp_path: Path) -> None:
+    """Whatever step the other one has reached, nothing but its whole study is opened."""
+    storage = FileStorage(tmp_path / "study.log")
+    created = optuna.create_study(storage=storage.optuna, study_name="depfuse", direction="minimize")
+    with ThreadPoolExecutor(1) as worker:
+        opened = worker.submit(begin, storage, judged=100)
+        time.sleep(0.3)
+        assert not opened.done()
+        created.set_user_attr(IDENTITY, {"parents": [["a", "1"], ["b", "2"]], "judged": 100})
+        time.sleep(0.3)
+        assert not opened.done()
+        created.enqueue_trial({"solver": "emd"})
+        trials = opened.result(timeout=5).trials
+    assert [trial.state for trial in trials] == [TrialState.WAITING]
+
+
+def test_four_workers_open_one_new_study_at_the_same_time(tmp_path: Path) -> None:
+    storages = [FileStorage(tmp_path / "study.log") for _ in range(4)]
+    with ThreadPoolExecutor(4) as workers:
+        studies = list(workers.map(partial(begin, judged=100), storages))
+    assert all(len(study.trials) == 1 for study in studies)
