@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import ot
 import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
@@ -70,6 +69,8 @@ def emd(cost: Tensor) -> Coupling:
     """
     if cost.shape[0] == cost.shape[1]:
         return Coupling(assigned(cost))
+    import ot  # here, as few matchings need it, and it takes a second
+
     values = checked(cost)
     # The simplex calls problems with negative costs infeasible and moves nothing; a constant changes no plan.
     plan = ot.emd(*_uniform(values), values - values.min())
@@ -119,6 +120,8 @@ def unbalanced(cost: Tensor, strictness: float) -> Coupling:
     scale = float(np.abs(values - values.mean()).mean())
     if scale == 0.0:
         return Coupling(plan=torch.full(values.shape, 1.0 / values.size, dtype=torch.float64))
+    import ot  # here, as in `emd`
+
     plan = ot.unbalanced.mm_unbalanced(*_uniform(values), (values - values.min()) / scale, strictness, div="kl")
     total = float(np.sum(plan))
     if not total > 0.0:
@@ -146,6 +149,8 @@ def sinkhorn(cost: Tensor, regularisation: float) -> Coupling:
     if scale == 0.0:
         size = values.shape
         return Coupling(plan=torch.full(size, 1.0 / (size[0] * size[1]), dtype=torch.float64))
+    import ot  # here, as in `emd`
+
     plan = ot.sinkhorn(
         *_uniform(values),
         (values - values.min()) / scale,

@@ -61,7 +61,6 @@ from depfuse.report import (
     describe_environment,
 )
 from depfuse.report.plot_kind import plot_kind
-from depfuse.report.plots import draw_family, draw_path
 from depfuse.report.tables import short_names
 from depfuse.tasks.selection import selected
 from depfuse.teach.distil import Distillation
@@ -355,10 +354,12 @@ def _write(
 ) -> None:
     """Write plot, report, trained parent and child; each takes its place only when all of them are complete."""
     with ExitStack() as complete:
-        if request.fusion.plot is not None and isinstance(report, PathReport):
-            draw_path(report, complete.enter_context(replacing(request.fusion.plot)), plot_kind(request.fusion.plot))
-        elif request.fusion.plot is not None:
-            draw_family(report, complete.enter_context(replacing(request.fusion.plot)), plot_kind(request.fusion.plot))
+        if request.fusion.plot is not None:
+            from depfuse.report.plots import draw_family, draw_path  # here, as matplotlib takes a second
+
+            plot = complete.enter_context(replacing(request.fusion.plot))
+            draw = draw_path if isinstance(report, PathReport) else draw_family
+            draw(report, plot, plot_kind(request.fusion.plot))
         if request.fusion.report is not None:
             text = report.model_dump_json(indent=2) + "\n"
             complete.enter_context(replacing(request.fusion.report)).write_text(text, encoding="utf-8")

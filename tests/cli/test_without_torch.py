@@ -1,4 +1,4 @@
-"""Help, reports and every mistake in arguments, paths and headers of files are answered without importing torch."""
+"""Nothing is imported that is not needed: help, reports and mistakes do without torch, fusions without more."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import torch
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import write_checkpoint
 from depfuse.report import EvaluationReport, NetworkScores, describe_environment
+
+CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 
 RUN = """
 import contextlib, io, json, sys
@@ -164,3 +166,15 @@ def test_a_plot_is_checked_without_a_library_that_draws() -> None:
     program = f"import sys; from depfuse.cli import main; main({words}); sys.exit('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "depfuse: there is no file nothing.pt\n")
+
+
+def test_a_fusion_imports_no_large_library_that_it_does_not_use(tmp_path: Path) -> None:
+    parents = [str(CHECKPOINTS / f"digits-{name}.safetensors") for name in "ab"]
+    words = ["fuse", *parents, "--data", "digits", "--preset", "fast", "--out", str(tmp_path / "child.safetensors")]
+    unused = ("sklearn", "ot", "matplotlib", "optuna", "torchmetrics", "transformers", "pandas", "IPython")
+    program = (
+        f"import json, sys; from depfuse.cli import main; code = main({words});"
+        f"print(json.dumps([code, [name for name in {unused} if name in sys.modules]]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == [0, []]

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from depfuse.data import (
     Augmentation,
@@ -44,6 +46,15 @@ def test_digits_are_split_once_and_for_all(digits: DataSet) -> None:
 
 
 DIGITS_TEST_DIGEST = "322404a7068b556c"
+
+
+def test_digits_are_scikit_learns_in_its_stratified_split(digits: DataSet) -> None:
+    found = load_digits()
+    images = np.rint(found.images * (255 / 16)).astype(np.uint8)[:, None]
+    parts = train_test_split(np.arange(len(images)), test_size=500, stratify=found.target, random_state=0)
+    for split, part in zip((digits.train, digits.test), parts, strict=True):
+        assert np.array_equal(split.images.numpy(), images[part])
+        assert np.array_equal(split.labels.numpy(), found.target[part])
 
 
 def test_digits_preprocessing_is_that_of_their_training_images(digits: DataSet) -> None:

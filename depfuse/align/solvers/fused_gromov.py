@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import ot
 import torch
 from torch import Tensor
 
@@ -46,6 +45,8 @@ def fused(
     start
         (n,) the permutation to start from; the assignment by cost alone where None.
     """
+    import ot  # here, as few matchings need it, and it takes a second
+
     size = len(cost)
     spread = _spread(target, source)
     inside = [checked(structure / spread) for structure in (target, source)]
