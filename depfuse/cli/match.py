@@ -103,7 +103,7 @@ def match(
         )
         result = match_channels(
             inputs.parents(read_template(inputs, None, None)[1]),
-            recipe,
+            inputs.recipe(recipe),
             calibration,
         )
         work.step("comparing matched channels")

@@ -336,7 +336,7 @@ def _methods(request: Request, fused: _Fused, ends: Ends, path: list[PathPoint],
         groups = None if fused.result.folded else fused.result.groups
         result = fuse(
             replace(fused.inputs.parents(), groups=groups),
-            recipe,
+            fused.inputs.recipe(recipe),
             fused.calibration,
         )
         other = replace(fused, result=result)

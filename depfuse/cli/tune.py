@@ -159,7 +159,7 @@ def tune(
         work.step("finding and proving channel groups")
         objective = Objective(
             space,
-            common,
+            inputs.recipe(common),
             inputs.parents(read_template(inputs, None, None)[1]),
             inputs.data,
             judged=judged,

@@ -51,8 +51,8 @@ class Objective:
     space
         The space that recipes are drawn from.
     common
-        A recipe with the settings that all of them share: calibration images, batch size, seed, and the shares of the
-        ensemble that children are judged against.
+        A recipe with the settings that all of them share: calibration images, batch size, seed, the shares of the
+        ensemble that children are judged against, and the task, where a drawn recipe leaves that open.
     parents
         The networks that every trial fuses.
     data
@@ -106,7 +106,7 @@ class Objective:
             seed=common.seed,
         )
         self.timed = timed
-        self._space = space
+        self._space, self._task = space, common.task.name
         sizes = [common.calibration.images] if timed else growing(common.calibration.images)
         self._images = {size: images.first(size) for size in sizes}
         held_out = images.between(common.calibration.images, images.count)
@@ -133,6 +133,7 @@ class Objective:
         """
         try:
             recipe = self._space.recipe(self._space.suggest(trial))
+            recipe = recipe.changed(task=self._task) if recipe.task.name == "auto" else recipe
         except (RecipeError, ValueError) as error:  # Optuna's own, where somebody has queued what is no choice
             raise _pruned(trial, None, str(error)) from None
         for size in self._images:

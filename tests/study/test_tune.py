@@ -44,7 +44,7 @@ from depfuse.report.page import build_page, find_runs
 from depfuse.report.study import StudyReport
 from depfuse.study.importances import importances
 from depfuse.study.judge import Quality
-from depfuse.study.objective import growing
+from depfuse.study.objective import Objective, growing
 from depfuse.study.search import IDENTITY, Search, open_study
 from depfuse.study.search_space import Space, declared
 from depfuse.study.storage import DatabaseStorage, FileStorage
@@ -184,6 +184,17 @@ def test_moments_are_collected_once_and_the_child_is_the_same(digits: DataSet) -
     fuse(Parents(parents, example=example, groups=groups, moments=shared), recipe.changed(taps="both"), images)
     fuse(Parents(small_parents(), example=example, groups=groups, moments=shared), recipe, images)
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize(("own", "found"), [({}, "multilabel"), ({"task": "classes"}, "classes")])
+def test_trials_are_of_the_common_task_where_their_recipe_leaves_it_open(
+    own: dict[str, Any], found: str, digits: DataSet
+) -> None:
+    space = Space(2, {"refit": "none", "solver": "emd", "criterion": "weights", **own})
+    common = Recipe(task="multilabel").changed({"calibration.images": 100})
+    trial = optuna.trial.FixedTrial(space.defaults())
+    Objective(space, common, Parents(small_parents()), digits, judged=50)(trial)
+    assert trial.user_attrs["result"]["recipe"]["task"] == {"name": found}
 
 
 def test_a_parent_agrees_less_than_its_twin_ensemble_and_labels_give_accuracy(digits: DataSet) -> None:
