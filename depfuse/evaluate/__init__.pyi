@@ -1,6 +1,8 @@
 from .agreement import evaluate_agreement
 from .evaluation import (
+    Members,
     evaluate,
+    evaluate_all,
     evaluate_ensemble,
     evaluate_together,
     evaluate_with_ensemble,
@@ -25,12 +27,14 @@ __all__ = [
     "Agreement",
     "Difference",
     "Measure",
+    "Members",
     "PathPoint",
     "Scores",
     "barrier",
     "difference",
     "evaluate",
     "evaluate_agreement",
+    "evaluate_all",
     "evaluate_ensemble",
     "evaluate_path",
     "evaluate_together",

@@ -8,13 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from depfuse.data.inputs import take_samples
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import DataError
-from depfuse.evaluate.evaluation import Batches, checked_layout, combine_outputs
+from depfuse.evaluate.evaluation import Batches, combine_outputs
 from depfuse.evaluate.scores import Agreement
-from depfuse.networks.copying import evaluation_copy
-from depfuse.networks.forward import in_layout, run_network
+from depfuse.evaluate.together import Together
 from depfuse.networks.isolation import undisturbed
 from depfuse.tasks.outputs import CLASSES
 from depfuse.tasks.scores import R2
@@ -61,18 +59,14 @@ def evaluate_agreement(
         There is no image, the images do not fit the networks, or outputs are not of the task or of one shape.
     """
     shares = list(weights) if weights is not None else [1.0 / len(members)] * len(members)
-    networks = [evaluation_copy(m, shared=True) if any(p.training for p in m.modules()) else m for m in members]
-    networks += [evaluation_copy(m, shared=True) if any(p.training for p in m.modules()) else m for m in others]
     kind = _Classes if task.name == CLASSES.name else _Predictions if task.predicts else _Numbers
-    tallies: list[_Classes | _Predictions | _Numbers] = [kind(task, len(members)) for _ in range(len(networks) + 1)]
-    layouts: list[torch.memory_format] = []
+    tallies: list[_Classes | _Predictions | _Numbers] = [
+        kind(task, len(members)) for _ in range(len(members) + 1 + len(others))
+    ]
+    together = Together([*members, *others], task)
     with torch.inference_mode():
         for inputs, _ in batches:
-            layouts = layouts or [checked_layout(model, take_samples(inputs, slice(0, 1)), task) for model in networks]
-            outputs = [
-                run_network(model, in_layout(inputs, layout)).float()
-                for model, layout in zip(networks, layouts, strict=True)
-            ]
+            outputs = [output.float() for output in together(inputs)]
             own, rest = outputs[: len(members)], outputs[len(members) :]
             ensemble = combine_outputs(own, shares, sets, task)
             own = own if sets is None else sets.of_outputs(own)

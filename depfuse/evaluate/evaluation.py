@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from depfuse.data.inputs import take_samples
 from depfuse.ensemble import targets
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import DataError, RecipeError
-from depfuse.networks.copying import evaluation_copy
-from depfuse.networks.forward import Example, in_layout, run_network
+from depfuse.evaluate.together import Together
 from depfuse.networks.isolation import undisturbed
-from depfuse.networks.memory_format import choose_layout
 from depfuse.tasks.outputs import CLASSES
 from depfuse.tasks.scores import Scores
 from depfuse.tasks.task import Task
@@ -37,7 +35,7 @@ def evaluate(model: nn.Module, batches: Batches, task: Task = CLASSES) -> Scores
 
 def evaluate_together(models: Sequence[nn.Module], batches: Batches, task: Task = CLASSES) -> list[Scores]:
     """Score several networks in one pass over the data, in the order given; see `evaluate`."""
-    return _score(models, batches, [], task=task)
+    return evaluate_all([], models, batches, task)[1]
 
 
 def evaluate_with_ensemble(
@@ -68,11 +66,7 @@ def evaluate_with_ensemble(
     list of Scores, Scores
         Each member's own, and those of their combination, see `combine_outputs`.
     """
-    shares = list(weights) if weights is not None else [1.0 / len(models)] * len(models)
-    if len(shares) != len(models):
-        raise RecipeError(f"{len(shares)} weights for an ensemble of {len(models)} networks: give one each")
-    *members, ensemble = _score(models, batches, [shares], sets, task)
-    return members, ensemble
+    return evaluate_all([Members(models, weights, sets)], [], batches, task)[0][0]
 
 
 def evaluate_ensemble(
@@ -82,30 +76,74 @@ def evaluate_ensemble(
     return evaluate_with_ensemble(models, batches, weights, task=task)[1]
 
 
+@dataclass(frozen=True, eq=False)
+class Members:
+    """Networks whose combined outputs are scored, see `combine_outputs`.
+
+    Attributes
+    ----------
+    networks
+        All have the same number of outputs, unless `sets` says what these stand for.
+    shares
+        One for each, summing to one; equal ones where None.
+    sets
+        Which labels the members' outputs stand for, where they differ. A member gives those that it does not know no
+        probability; the ensemble has the heads side by side.
+    alone
+        Whether each is scored by itself as well.
+    """
+
+    networks: Sequence[nn.Module]
+    shares: Sequence[float] | None = None
+    sets: LabelSets | None = None
+    alone: bool = True
+
+    @property
+    def weights(self) -> list[float]:
+        """One share for each; raises `RecipeError` where there are more or fewer."""
+        count = len(self.networks)
+        weights = [1.0 / count] * count if self.shares is None else list(self.shares)
+        if len(weights) != count:
+            raise RecipeError(f"{len(weights)} weights for an ensemble of {count} networks: give one each")
+        return weights
+
+
 @undisturbed()
-def _score(
-    models: Sequence[nn.Module],
-    batches: Batches,
-    ensembles: Sequence[Sequence[float]],
-    sets: LabelSets | None = None,
-    task: Task = CLASSES,
-) -> list[Scores]:
-    """Score every network, then every ensemble (one share per network), in one pass."""
-    # What is not in evaluation mode is copied instead of being switched: other threads may use it meanwhile.
-    models = [m if not any(part.training for part in m.modules()) else evaluation_copy(m, shared=True) for m in models]
-    tallies = [task.tally() for _ in range(len(models) + len(ensembles))]
-    layouts: list[torch.memory_format] = []
+def evaluate_all(
+    ensembles: Sequence[Members], networks: Sequence[nn.Module], batches: Batches, task: Task = CLASSES
+) -> tuple[list[tuple[list[Scores], Scores]], list[Scores]]:
+    """Score ensembles and networks in one pass over the data.
+
+    What differs from another network in its last layer alone takes no forward pass of its own, see `Together`.
+
+    Returns
+    -------
+    list of (list of Scores, Scores), list of Scores
+        For each ensemble the scores of its members, where they are wanted, and its own; and each network's.
+    """
+    members = [network for ensemble in ensembles for network in ensemble.networks]
+    weights = [ensemble.weights for ensemble in ensembles]
+    of_members = [[task.tally() for _ in ensemble.networks if ensemble.alone] for ensemble in ensembles]
+    of_ensembles = [task.tally() for _ in ensembles]
+    of_networks = [task.tally() for _ in networks]
+    together = Together([*members, *networks], task)
     with torch.inference_mode():
         for inputs, labels in batches:
-            layouts = layouts or [checked_layout(model, take_samples(inputs, slice(0, 1)), task) for model in models]
-            outputs = [
-                run_network(model, in_layout(inputs, layout)) for model, layout in zip(models, layouts, strict=True)
-            ]
-            joined = [combine_outputs(outputs, shares, sets, task) for shares in ensembles]
-            outputs = [*(outputs if sets is None else sets.of_outputs(outputs)), *joined]
-            for tally, logits in zip(tallies, outputs, strict=True):
+            outputs = together(inputs)
+            for ensemble, shares, own, tally in zip(ensembles, weights, of_members, of_ensembles, strict=True):
+                given, outputs = outputs[: len(shares)], outputs[len(shares) :]
+                joined = combine_outputs(given, shares, ensemble.sets, task)
+                alone = given if ensemble.sets is None else ensemble.sets.of_outputs(given)
+                for member, logits in zip(own, alone, strict=False):  # no tallies where none is scored alone
+                    member.add(logits, labels)
+                tally.add(joined, labels)
+            for tally, logits in zip(of_networks, outputs, strict=True):
                 tally.add(logits, labels)
-    return [tally.scores() for tally in tallies]
+    found = [
+        ([member.scores() for member in own], tally.scores())
+        for own, tally in zip(of_members, of_ensembles, strict=True)
+    ]
+    return found, [tally.scores() for tally in of_networks]
 
 
 def combine_outputs(
@@ -124,18 +162,3 @@ def combine_outputs(
     if task.name == CLASSES.name:
         return targets.mean_logits(outputs, shares)
     return task.ensemble_target([own.float() for own in outputs], shares, 1.0)
-
-
-def checked_layout(model: nn.Module, image: Example, task: Task = CLASSES) -> torch.memory_format:
-    """Choose the memory format of a network's inputs, and refuse one whose outputs are not of the task."""
-    layout, output = choose_layout(model, image)
-    if not isinstance(output, Tensor):
-        raise DataError(
-            f"the network gives a {type(output).__name__} of outputs: say which tensor of it is scored, as `scores`"
-        )
-    if task.name == CLASSES.name and output.dim() != 2:
-        raise DataError(
-            f"the network gives {tuple(output.shape)} for one image, and class scores are (images, classes): name the"
-            " `task` that it is of"
-        )
-    return layout

@@ -15,7 +15,7 @@ from depfuse.data.loader import Loader
 from depfuse.data.stream import Stream
 from depfuse.ensemble.distance import EnsembleDistance
 from depfuse.errors import ArchitectureError, RecipeError
-from depfuse.evaluate import Scores, evaluate_together, evaluate_with_ensemble
+from depfuse.evaluate import Members, Scores, evaluate_all
 from depfuse.fusion.advice import Advice
 from depfuse.fusion.checks import check_parents, label_sets
 from depfuse.fusion.contenders import advise_on
@@ -138,41 +138,33 @@ def compare(
     """
     task = result.meaning.scored
     with shown(progress) as watched:
-        parents, ensemble = evaluate_with_ensemble(
-            selected(result.scored_parents, result.meaning.scores),
-            watched.track(test, "evaluating the parents"),
-            sets=result.parent_labels,
-            task=task,
-        )
-        shares = result.ensemble.shares
         made = make_rivals(result, training)
-        averages, heads, trained, others = made.averages, made.heads, made.trained, made.others
-        networks = [*averages, result.child, *heads]
-        networks += [] if trained is None else [trained[1]]
-        networks += [candidate.network for candidate in others]
-        networks = [*selected(networks, result.meaning.scores)]
-        scores = evaluate_together(networks, watched.track(test, "evaluating the child"), task)
-        naive, renewed = scores[0], scores[len(averages) - 1]  # where there is nothing to reset, they are one network
-        child, *rest = scores[len(averages) :]
-        head_scores, rest = rest[: len(heads)], rest[len(heads) :]
-        baseline = None
-        if trained is not None:
-            baseline = Baseline(parent=trained[0], network=trained[1], scores=rest.pop(0))
-        scores_of = dict(zip(others, rest, strict=True))
-        teacher = None
+        networks = [*made.averages, result.child, *made.heads]
+        networks += [] if made.trained is None else [made.trained[1]]
+        networks += [candidate.network for candidate in made.others]
+        counted = result.meaning.scores
+        ensembles = [Members(selected(result.scored_parents, counted), sets=result.parent_labels)]
         if result.joint or result.recipe.teach.renorm == "reset":
-            teacher = evaluate_with_ensemble(
-                result.teachers, watched.track(test, "evaluating the teachers"), shares, result.labels, task
-            )[1]
+            ensembles.append(Members(result.teachers, result.ensemble.shares, result.labels, alone=False))
+        batches = watched.track(test, "evaluating the networks")
+        combined, scores = evaluate_all(ensembles, selected(networks, counted), batches, task)
+        parents, ensemble = combined[0]
+        naive, renewed = scores[0], scores[len(made.averages) - 1]  # the same where there is nothing to reset
+        child, *rest = scores[len(made.averages) :]
+        heads, rest = rest[: len(made.heads)], rest[len(made.heads) :]
+        baseline = None
+        if made.trained is not None:
+            baseline = Baseline(parent=made.trained[0], network=made.trained[1], scores=rest.pop(0))
+        scores_of = dict(zip(made.others, rest, strict=True))
         return Comparison(
             result=result,
             child=child,
             parents=parents,
             ensemble=ensemble,
-            teacher=teacher,
+            teacher=None if len(combined) == 1 else combined[1][1],
             naive=naive,
             renewed=renewed,
-            heads=head_scores,
+            heads=heads,
             baseline=baseline,
             family=[scores_of.get(candidate, child) for candidate in result.family],
             chance=child.trivial,

@@ -54,8 +54,7 @@ def test_a_fusion_and_its_comparison_say_every_step_and_count_what_can_be_counte
     assert watcher.steps[0] == ("finding and proving channel groups", 0, None)
     assert ("refitting layer by layer", 7, 7) in watcher.steps
     assert ("refitting all layers together", 8, 8) in watcher.steps
-    assert ("evaluating the parents", 5, 5) in watcher.steps
-    assert ("evaluating the child", 5, 5) in watcher.steps
+    assert ("evaluating the networks", 5, 5) in watcher.steps
 
 
 def test_a_training_says_epoch_loss_and_score_and_counts_batches(data: DataSet, watcher: Recorded) -> None:
