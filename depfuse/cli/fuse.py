@@ -14,7 +14,7 @@ from depfuse.cli.points import POINTS_OF_A_PLOT
 from depfuse.cli.request import Request
 from depfuse.cli.run_file import run_file
 from depfuse.cli.spread import spread
-from depfuse.report import loading_lines
+from depfuse.report import loading_lines, sentence_of_errors
 from depfuse.report.tables import family_table, fusion_table, shares_table, short_names
 
 
@@ -69,6 +69,8 @@ def fuse(
         screen.show(family_table(found))
     if found.refit_reason is not None:
         screen.say(f"\n{found.refit_reason[:1].upper()}{found.refit_reason[1:]}.")
+    if fusion.test is not None and (errors := sentence_of_errors(found)):
+        screen.say(f"\n{errors}")
     screen.say(f"\n{settings.named(chosen)}")
     for line in loading_lines(found):
         screen.say(line)

@@ -67,6 +67,15 @@ class Inputs:
         """Load the test images, in order; many files are decoded as they are needed."""
         return batches_of(self.data.required_test, self.data.preprocessing, batch_size=batch_size, device=self.device)
 
+    def with_fewer_test_images(self, count: int | None) -> Inputs:
+        """Draw so many of the test images, in their order, and say so; all of them where None or there are no more."""
+        test = self.data.required_test
+        if count is None or count >= len(test):
+            return self
+        _say(f"the networks are evaluated on {count:,} of {len(test):,} test images, drawn by seed {SPLIT_SEED}")
+        numbers = torch.sort(order_of_class(len(test), SPLIT_SEED, 0)[:count]).values
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, test=test.take(numbers)))
+
     def recipe(self, recipe: Recipe) -> Recipe:
         """Let a recipe that leaves the task open be of classes, where the data have classes of images."""
         return recipe.changed(task="classes") if recipe.task.name == "auto" and self.data.of_classes else recipe

@@ -198,6 +198,16 @@ class FusionOptions:
             help="Draw the path between two parents, or with goal best the candidates (.png, .pdf or .svg).",
         ),
     ] = None
+    test: Annotated[
+        int | None,
+        typer.Option(
+            "--test",
+            metavar="IMAGES",
+            min=2,
+            help="Evaluate on so many of the test images, drawn at random; the report has standard errors.",
+            rich_help_panel=FURTHER,
+        ),
+    ] = None
     out_parent: Annotated[
         Path | None,
         typer.Option(

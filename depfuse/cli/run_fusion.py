@@ -114,7 +114,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         key=fusion.key,
         judged=True,
         task=request.recipe.task.name,
-    )
+    ).with_fewer_test_images(fusion.test)
     if request.recipe.train.finetune:
         inputs.require_labels("train.finetune")
     if request.recipe.teach.labelled:

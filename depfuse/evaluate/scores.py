@@ -90,12 +90,21 @@ def difference(first: Scores, second: Scores) -> Difference:
     return Difference(value, math.sqrt(spread) / count)
 
 
-def standard_error(scores: Scores) -> float:
-    """Estimate the standard error of a score over the images; of a share with one image more of each outcome."""
-    if scores.of_images is not None and scores.of_images.is_floating_point():
-        return _error_of_mean(scores.of_images)
+def standard_error(scores: Scores | Agreement) -> float:
+    """Estimate the standard error of a score over the images; of a share with one image more of each outcome.
+
+    Of an agreement that is a share of the images, likewise; NaN of one by another measure.
+    """
+    if isinstance(scores, Agreement):
+        if scores.measure != AGREEMENT:
+            return math.nan
+        value = scores.ensemble
+    else:
+        if scores.of_images is not None and scores.of_images.is_floating_point():
+            return _error_of_mean(scores.of_images)
+        value = scores.value
     count = scores.count + 2
-    share = (scores.value * scores.count + 1) / count
+    share = (value * scores.count + 1) / count
     return math.sqrt(max(0.0, share * (1 - share)) / count)
 
 

@@ -15,7 +15,7 @@ from .schema import (
     Seconds,
     SharesSummary,
 )
-from .sentences import barrier_sentence, loading_lines
+from .sentences import barrier_sentence, loading_lines, sentence_of_errors
 
 __all__ = [
     "Barrier",
@@ -35,4 +35,5 @@ __all__ = [
     "describe_environment",
     "loading_lines",
     "read_report",
+    "sentence_of_errors",
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from depfuse.evaluate import Agreement, PathPoint, Scores, barrier
+from depfuse.evaluate import Agreement, PathPoint, Scores, barrier, standard_error
 from depfuse.fusion.advice import Advice
 from depfuse.io.stored import Stored
 from depfuse.tasks.scores import ACCURACY, AGREEMENT, CALIBRATION, Measure
@@ -32,7 +32,8 @@ class ScoreValues(Stored):
     Of other tasks `score` by `measure`, and values by `further` measures. Where the images have no labels: `agreement`
     with the ensemble's class and with each member's, mean `confidence`, fractions, and `ensemble_loss`, the mean
     cross-entropy under the ensemble's probabilities, in nats; of outputs that are no classes, `agreement` is their
-    score by `measure` with the ensemble's as targets, and `ensemble_loss` their mean loss.
+    score by `measure` with the ensemble's as targets, and `ensemble_loss` their mean loss. `standard_error` is that of
+    the score over the images, where each of them contributes to it by itself.
     """
 
     accuracy: float | None = None
@@ -45,6 +46,7 @@ class ScoreValues(Stored):
     agreement_with: list[float] = Field(default_factory=list)
     confidence: Loss = None
     ensemble_loss: Loss = None
+    standard_error: Loss = None
 
     @classmethod
     def of(cls, scores: Scores | Agreement) -> ScoreValues:
@@ -82,6 +84,10 @@ class ScoreValues(Stored):
 
 
 def _values(scores: Scores | Agreement) -> dict[str, Any]:
+    return {**_found(scores), "standard_error": standard_error(scores)}
+
+
+def _found(scores: Scores | Agreement) -> dict[str, Any]:
     if isinstance(scores, Agreement):
         return {
             "agreement": scores.ensemble,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from depfuse.report.schema import FusionReport, PathReport
+from depfuse.report.tables import fusion_rows
 
 
 def barrier_sentence(report: PathReport) -> str:
@@ -23,6 +24,19 @@ def barrier_sentence(report: PathReport) -> str:
         for loss, error in ((barrier.loss, barrier.error), (barrier.naive_loss, barrier.naive_error))
     )
     return f"The barrier between the parents is {matched}; without matching it is {naive}."
+
+
+def sentence_of_errors(report: FusionReport) -> str:
+    """Say how large the standard errors of the scores are over the images; empty where none is known."""
+    rows = [scores for _, scores in fusion_rows(report)] + list(report.family)
+    errors = [scores.standard_error for scores in rows if scores.standard_error is not None]
+    if not errors:
+        return ""
+    measure = report.child.by
+    return (
+        f"Scores are of {report.images:,} test images, with standard errors of up to"
+        f" {measure.amount(measure.number(max(errors)))}."
+    )
 
 
 def loading_lines(report: FusionReport) -> list[str]:

@@ -15,11 +15,13 @@ from depfuse.cli.inputs import with_judged_images
 from depfuse.data import DataSet, Loader, Preprocessing, calibration_loader, load_data
 from depfuse.data.floats import to_floats
 from depfuse.errors import RecipeError
+from depfuse.evaluate import Agreement, evaluate, standard_error
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import read_checkpoint, state_digest, write_checkpoint
 from depfuse.models import build_network
 from depfuse.report.reading import read_report
 from depfuse.report.schema import EvaluationReport, FusionReport
+from depfuse.tasks.scores import R2
 from tests.conftest import assert_one_sentence
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
@@ -316,3 +318,30 @@ def test_an_order_of_classes_that_is_assumed_is_said(images, digits: DataSet, ca
         assert ("eight, five, four, ..., are taken in alphabetical order" in capsys.readouterr().err) is (
             root == "words"
         )
+
+
+def test_fewer_test_images_are_drawn_and_scores_get_standard_errors(tmp_path, digits, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = ("--data", "digits", "--preset", "fast", "--report", "r.json", "--device", "cpu", "--calibration", "60")
+    assert main(["fuse", *SMALL, *settings, "--test", "100"]) == 0
+    captured = capsys.readouterr()
+    report = read_report(Path("r.json"))
+    assert isinstance(report, FusionReport)
+    assert report.images == 100
+    share = (report.child.accuracy * 100 + 1) / 102
+    assert report.child.standard_error == pytest.approx((share * (1 - share) / 102) ** 0.5)
+    assert "evaluated on 100 of 500 test images, drawn by seed 0" in captured.err
+    rows = [*report.parents, *report.heads, report.ensemble, report.naive, report.naive_renorm, report.child]
+    largest = 100 * max(row.standard_error for row in rows)
+    assert f"Scores are of 100 test images, with standard errors of up to {largest:.2f} points." in captured.out
+    numbers = torch.from_numpy(np.random.default_rng([0, 0]).permutation(500)[:100]).sort().values
+    drawn = Loader(digits.test.take(numbers), digits.preprocessing, batch_size=100)
+    assert report.parents[0].accuracy == evaluate(load(SMALL[0]), drawn).accuracy
+    assert main(["fuse", *SMALL, *settings, "--test", "500"]) == 0
+    assert "drawn by seed" not in capsys.readouterr().err
+
+
+def test_agreements_have_standard_errors_as_well() -> None:
+    agreement = Agreement(0.8, (0.8,), 0.9, 0.5, 98)
+    assert standard_error(agreement) == pytest.approx((0.794 * 0.206 / 100) ** 0.5)
+    assert np.isnan(standard_error(Agreement(0.8, (0.8,), 0.9, 0.5, 98, R2)))
