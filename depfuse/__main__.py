@@ -1,11 +1,15 @@
 """`python -m depfuse` is `depfuse`."""
 
+import os
 import sys
 
 
 def main() -> int:
     """Run the command line; an interruption ends it in one sentence, while it imports what it needs as well."""
     try:
+        from depfuse.distributed.threads import limited
+
+        os.environ.update(limited(os.environ))
         from depfuse.cli import main as run
 
         return run()

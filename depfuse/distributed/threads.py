@@ -1,0 +1,100 @@
+"""Number of threads: no more than the CPUs that a container may use, of which torch does not know."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+SET_BY_HAND = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # torch follows these
+
+
+def available_cpus(root: Path = Path("/")) -> int:
+    """Count the CPUs that this process may use: those that it is bound to, and its control groups' quota, rounded up.
+
+    Read are cgroup v1 (`cpu.cfs_quota_us` over `cpu.cfs_period_us`) and v2 (`cpu.max`) of the process's own group and
+    of all above it, of which the smallest quota counts.
+
+    Parameters
+    ----------
+    root
+        Of the file system.
+
+    Source: https://docs.kernel.org/admin-guide/cgroup-v2.html and ../scheduler/sched-bwc.html.
+    """
+    return min([_bound(), *(math.ceil(quota) for quota in _quotas(root))])
+
+
+def limited(environment: Mapping[str, str], root: Path = Path("/")) -> dict[str, str]:
+    """Return the variables to set before torch is imported, so that it takes no more threads than there are CPUs.
+
+    None where there is no quota, or the environment says how many threads there are.
+    """
+    count = available_cpus(root)
+    if count >= _bound() or any(environment.get(name) for name in SET_BY_HAND):
+        return {}
+    return {"OMP_NUM_THREADS": str(count)}
+
+
+def limit_threads() -> int:
+    """Let torch use no more threads than there are CPUs for this process, from now on; return their number.
+
+    The command line does so by itself. A program of your own is left as it is unless it calls this; sums over many
+    entries are rounded differently with another number of threads, and so is a child.
+    """
+    import torch
+
+    if not any(os.environ.get(name) for name in SET_BY_HAND):
+        torch.set_num_threads(min(torch.get_num_threads(), available_cpus()))
+    return torch.get_num_threads()
+
+
+def _bound() -> int:
+    """Count the CPUs that the process is bound to."""
+    with suppress(AttributeError):  # of Linux alone
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """List the quotas of a process's control groups, in CPUs; none where there are none or they cannot be read."""
+    for line in _words(root / "proc/self/cgroup", "\n"):
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:  # version 2
+            for folder in _folders([root / "sys/fs/cgroup"], path):
+                yield from _quota(_words(folder / "cpu.max"))
+        elif "cpu" in controllers.split(","):
+            for folder in _folders([root / "sys/fs/cgroup" / name for name in {controllers, "cpu"}], path):
+                yield from _quota([*_words(folder / "cpu.cfs_quota_us")[:1], *_words(folder / "cpu.cfs_period_us")[:1]])
+
+
+def _folders(mounts: list[Path], path: str) -> Iterator[Path]:
+    """List the folders of a control group and of those above it.
+
+    A container may see its own group as the root and be told the host's path of it, which it then does not find.
+    """
+    group = PurePosixPath("/", path)
+    for mount in mounts:
+        for level in (group, *group.parents):
+            yield mount / level.relative_to("/")
+
+
+def _quota(words: list[str]) -> Iterator[float]:
+    """Divide a quota by its period; nothing where there is none (`max`, or -1)."""
+    try:
+        quota, period = map(int, words)
+    except ValueError:
+        return
+    if quota > 0 and period > 0:
+        yield quota / period
+
+
+def _words(file: Path, separator: str | None = None) -> list[str]:
+    """Read the words of a file; none where it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8").split(separator)
+    except (OSError, ValueError):
+        return []
