@@ -6,10 +6,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from depfuse.data import DataSet, load_data
+
+# Every run draws the same examples, so that what fails is the change's doing; others by --hypothesis-profile=default.
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.load_profile("same")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the processor; what they start inherits it
     torch.set_num_threads(1)

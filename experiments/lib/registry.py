@@ -62,11 +62,11 @@ def write_page(name: str, rows: Path = places.MEASUREMENTS, pages: Path = places
     path = pages / f"{name}.md"
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     claim, _, more = docstring(files()[name]).partition("\n")
-    parts = [f"# {claim}", more.strip(), f"Measured on {_machines(csv)}.", experiment.page(csv)]
+    parts = [f"# {claim}", more, f"Measured on {_machines(csv)}.", experiment.page(csv)]
     if EARLIER in before:
         parts.append(EARLIER + before.partition(EARLIER)[2])
     with replacing(path) as temporary:
-        temporary.write_text("\n\n".join(part.strip() for part in parts if part) + "\n", encoding="utf-8")
+        temporary.write_text("\n\n".join(part.strip("\n") for part in parts if part.strip()) + "\n", encoding="utf-8")
     return path
 
 

@@ -156,4 +156,4 @@ def test_when_a_process_dies_the_others_stop(rank: int, after: float) -> None:
     assert done.returncode != 0
     assert "Signal 9 (SIGKILL) received by PID" in done.stderr
     assert re.search(rf"rank\s*: {rank} ", done.stderr)
-    assert time.perf_counter() - started < 60
+    assert time.perf_counter() - started < 400  # the others would wait for 600 s

