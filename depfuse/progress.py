@@ -2,6 +2,8 @@
 
 Shown are the current step, how far it is where its parts are counted, and for how long it will go on at that pace: as
 a bar in a terminal, below the cell of a notebook, and as a line every 30 seconds where standard error is no terminal.
+What will take over a minute is foretold in a sentence, with what would be quicker: before it begins where its cost is
+known, and else after its first seconds, from their pace.
 """
 
 from __future__ import annotations
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 EVERY = 30.0  # seconds between lines where there is no terminal
 REDRAWN = 0.25  # seconds between changes of a notebook's line
 LEAST_DONE = 0.01  # share of a step, from which its end is estimated
+LONG = 60.0  # seconds of a stage, from which its cost is foretold
+PACED = 2.0  # seconds of a step, after which its cost is estimated from its pace
+
+LOST = "what was computed is lost, nothing was written, and the same command begins anew"
 
 T = TypeVar("T")
 OnStep = Callable[[str], None]
@@ -30,36 +36,89 @@ OnStep = Callable[[str], None]
 
 @dataclass
 class Work:
-    """The progress of some work: its current step, and how much of that is done. Shows nothing itself."""
+    """The progress of some work: its current step, and how much of that is done. Shows nothing itself.
+
+    Attributes
+    ----------
+    description, total, done, began
+        Of the current step: what it is, its parts if they are counted and how many of them are done, and its start.
+    remains
+        What an interruption leaves, in a sentence; empty where all is lost.
+    """
 
     description: str = ""
     total: int | None = None
     done: int = 0
     began: float = field(default_factory=time.monotonic)
+    remains: str = ""
+    _quicker: str = ""
+    _foretold: bool = False
+    _paced: bool = False
 
-    def step(self, description: str, total: int | None = None) -> None:
-        """Begin the next step; the one before it is over."""
-        whole = f"{_part.get()}: {description}" if _part.get() else description
-        self.description, self.total, self.done, self.began = whole, total, 0, time.monotonic()
-        self.changed(begun=True)
+    def step(self, description: str, total: int | None = None, quicker: str = "") -> None:
+        """Begin the next step; the one before it is over. `quicker` says what would take less time."""
+        self._begin(f"{_part.get()}: {description}" if _part.get() else description, total, quicker)
 
-    def enter(self, name: str, description: str) -> None:
-        """Begin a step that has a name."""
+    def enter(self, name: str, description: str, quicker: str = "") -> None:
+        """Begin a stage that has a name; its steps follow. `quicker` says what would take less time."""
+        self._foretold = False
         self.step(description)
+        self._quicker = quicker
 
     def advance(self) -> None:
         """Count one part of the current step as done."""
         self.done += 1
         self.changed()
+        passed = time.monotonic() - self.began
+        if not self._paced and passed >= PACED and (left := self.left) is not None:
+            self._paced = True
+            if not self._foretold:
+                self._tell(passed + left)
+
+    def foretell(self, seconds: float) -> None:
+        """Say what the current stage costs, where that is over a minute; nothing more is said of its steps."""
+        self._foretold = True
+        self._tell(seconds)
+
+    def keeps(self, sentence: str) -> None:
+        """Note what an interruption leaves from now on."""
+        self.remains = sentence
+
+    def say(self, sentence: str) -> None:
+        """Show a sentence that stays."""
+
+    def _begin(self, description: str, total: int | None, quicker: str = "") -> None:
+        self.description, self.total, self.done, self.began = description, total, 0, time.monotonic()
+        self._quicker, self._paced = quicker, False
+        self.changed(begun=True)
+
+    def _tell(self, seconds: float) -> None:
+        if seconds >= LONG:
+            rest = f"; {self._quicker}" if self._quicker else ""
+            self.say(f"{self.description} will take about {rounded(seconds)}{rest}")
 
     def describe(self, description: str) -> None:
         """Say something else of the current step."""
         self.description = description
         self.changed()
 
-    def track(self, parts: Iterable[T], description: str) -> Tracked[T]:
+    def track(self, parts: Iterable[T], description: str, quicker: str = "") -> Tracked[T]:
         """Make a step of going through `parts`, each time it is done."""
-        return Tracked(self, parts, description)
+        return Tracked(self, parts, description, quicker)
+
+    def within(self, parts: Iterable[T], description: str) -> Iterator[T]:
+        """Go through parts of the current step as a step of its own, unless that one's parts are counted already."""
+        if self.total is not None and self.done < self.total:
+            yield from parts
+            return
+        before, quicker = self.description, self._quicker
+        yield from self.track(parts, description, quicker)
+        self._begin(before, None, quicker)
+
+    def interrupted(self) -> str:
+        """Say in a sentence what an interruption loses, and what remains."""
+        at = f" while {self}" if self.description else ""
+        return f"interrupted{at}: {self.remains or LOST}"
 
     def changed(self, *, begun: bool = False) -> None:
         """Show the progress."""
@@ -88,11 +147,12 @@ of each part of it."""
 class Tracked(Generic[T]):
     """Iterates over its parts and says how far it has come."""
 
-    def __init__(self, work: Work, parts: Iterable[T], description: str) -> None:
-        self._work, self._parts, self._description = work, parts, description
+    def __init__(self, work: Work, parts: Iterable[T], description: str, quicker: str = "") -> None:
+        self._work, self._parts, self._description, self._quicker = work, parts, description, quicker
 
     def __iter__(self) -> Iterator[T]:
-        self._work.step(self._description, len(self._parts) if isinstance(self._parts, Sized) else None)
+        total = len(self._parts) if isinstance(self._parts, Sized) else None
+        self._work.step(self._description, total, self._quicker)
         for part in self._parts:
             yield part
             self._work.advance()
@@ -105,14 +165,14 @@ class Announced(Work):
         super().__init__()
         self._on_step, self._watching = on_step, watching
 
-    def enter(self, name: str, description: str) -> None:
-        """Begin a step, and call the function with its name."""
+    def enter(self, name: str, description: str, quicker: str = "") -> None:
+        """Begin a stage, and call the function with its name."""
         self._on_step(name)
-        self._watching.enter(name, description)
+        self._watching.enter(name, description, quicker)
 
-    def step(self, description: str, total: int | None = None) -> None:
+    def step(self, description: str, total: int | None = None, quicker: str = "") -> None:
         """Begin a step without a name."""
-        self._watching.step(description, total)
+        self._watching.step(description, total, quicker)
 
     def advance(self) -> None:
         """Count one part of the current step as done."""
@@ -121,6 +181,22 @@ class Announced(Work):
     def describe(self, description: str) -> None:
         """Say something else of the current step."""
         self._watching.describe(description)
+
+    def foretell(self, seconds: float) -> None:
+        """Say what the current stage costs."""
+        self._watching.foretell(seconds)
+
+    def keeps(self, sentence: str) -> None:
+        """Note what an interruption leaves from now on."""
+        self._watching.keeps(sentence)
+
+    def within(self, parts: Iterable[T], description: str) -> Iterator[T]:
+        """Go through parts of the current step."""
+        return self._watching.within(parts, description)
+
+    def say(self, sentence: str) -> None:
+        """Show a sentence that stays."""
+        self._watching.say(sentence)
 
 
 class Bar(Work):
@@ -153,6 +229,10 @@ class Bar(Work):
         else:
             self._progress.update(self._task, completed=self.done, description=self.description)
 
+    def say(self, sentence: str) -> None:
+        """Print a sentence above the line."""
+        self._progress.console.print(f"depfuse: {wording.get()(sentence)}", markup=False, highlight=False)
+
     def close(self) -> None:
         """Remove the line."""
         self._progress.stop()
@@ -172,6 +252,10 @@ class Lines(Work):
             if self.description:
                 print(f"depfuse: {self}", file=sys.stderr, flush=True)
 
+    def say(self, sentence: str) -> None:
+        """Write a sentence at once."""
+        print(f"depfuse: {wording.get()(sentence)}", file=sys.stderr, flush=True)
+
     def close(self) -> None:
         """Write no more."""
         self._over.set()
@@ -184,7 +268,7 @@ class Cell(Work):
     def __init__(self) -> None:
         super().__init__()
         display: Any = importlib.import_module("IPython.display")  # there, as the notebook runs on it
-        self._html = display.HTML
+        self._html, self._show = display.HTML, display.display
         self._handle = display.display(display.HTML(""), display_id=True)
         self._drawn = 0.0
 
@@ -195,12 +279,18 @@ class Cell(Work):
             bar = "" if self.total is None else f'<progress max="{self.total}" value="{self.done}"></progress> '
             self._handle.update(self._html(f"<div>{bar}{html.escape(str(self))}</div>"))
 
+    def say(self, sentence: str) -> None:
+        """Show a sentence below the line."""
+        self._show(self._html(f"<div>{html.escape(sentence)}</div>"))
+
     def close(self) -> None:
         """Remove the line."""
         self._handle.update(self._html(""))
 
 
 _NOBODY = Work()
+wording: ContextVar[Callable[[str], str]] = ContextVar("depfuse_wording", default=str)
+"""How sentences are worded for who reads them: the command line writes options for arguments."""
 _watching: ContextVar[Work | None] = ContextVar("depfuse_progress", default=None)
 _part: ContextVar[str] = ContextVar("depfuse_part", default="")
 _name: ContextVar[str] = ContextVar("depfuse_name", default="")
@@ -279,6 +369,14 @@ def clock(seconds: float) -> str:
     """Write seconds as `0:01:30`."""
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+def rounded(seconds: float) -> str:
+    """Write seconds of a minute and more as people say them: `90 seconds`, `7 minutes`, `3 hours`."""
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{10 * round(seconds / 10)} seconds"
 
 
 def _display(progress: bool | None) -> Work:

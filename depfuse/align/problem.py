@@ -20,6 +20,7 @@ from depfuse.data.loader import Loader
 from depfuse.errors import DepfuseWarning
 from depfuse.groups import ChannelGroups
 from depfuse.groups.nesting import Orbit, Part, find_orbits
+from depfuse.progress import work
 from depfuse.recipe.sections import Align
 from depfuse.recipe.solvers import Solver
 
@@ -139,7 +140,7 @@ class MatchingProblem:
         """
         costs = self.activation_costs(distance)
         couplings: dict[str, Coupling] = {}
-        for root in self.roots:
+        for root in work().within(self.roots, "matching channels"):
             if root.children:
                 couplings |= from_flat_positions(root, self.tree_by_activations(root, costs, couplings))
             elif root.name in costs:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from depfuse.cli.console import complain, warnings_in_one_line
+from depfuse.cli.console import InterruptionError, complain, warnings_in_one_line
 from depfuse.cli.help import Command
 from depfuse.cli.interruption import ended_at_once
 from depfuse.cli.old_flags import in_settings
@@ -166,6 +166,9 @@ def _run(words: list[str]) -> int:
         except _UsageError as error:
             complain(_usage(error))
             return 2
+        except InterruptionError as interruption:
+            complain(str(interruption))
+            return 130
         except (KeyboardInterrupt, typer.Abort):
             status = 130
         if status == 130:  # newer versions of Typer turn the interruption into this code themselves

@@ -11,10 +11,14 @@ from rich.console import Console, RenderableType
 
 from depfuse.cli.wording import in_options
 from depfuse.errors import DepfuseWarning
-from depfuse.progress import Work, shown
+from depfuse.progress import Work, shown, wording
 from depfuse.text import readable
 
 _UNFOLDED = 10_000
+
+
+class InterruptionError(Exception):
+    """A command was interrupted; the sentence says what is lost and what remains."""
 
 
 class Screen:
@@ -25,9 +29,21 @@ class Screen:
 
     @contextmanager
     def working(self) -> Generator[Work, None, None]:
-        """Show progress on standard error while the block runs; in a terminal nothing of it stays."""
+        """Show progress on standard error while the block runs; in a terminal nothing of it stays.
+
+        Raises
+        ------
+        InterruptionError
+            The user interrupted it; its sentence says what is lost and what remains.
+        """
         with shown(not self._quiet) as work:
-            yield work
+            before = wording.set(in_options)
+            try:
+                yield work
+            except KeyboardInterrupt:
+                raise InterruptionError(work.interrupted()) from None
+            finally:
+                wording.reset(before)
 
     def show(self, result: RenderableType) -> None:
         """Print a table or a tree on standard output; it is folded to fit a terminal, and nothing else."""

@@ -180,6 +180,7 @@ def tune(
                 resume=resume,
             )
             work.step("searching", total=trials)
+            work.keeps("the trials that are finished are kept, and the same command with `resume` goes on with them")
 
             def note(trial: optuna.trial.FrozenTrial) -> None:
                 _in_words(record_of(trial)).write(out)

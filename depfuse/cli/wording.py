@@ -29,6 +29,7 @@ OPTIONS = {
     "size": "--size",
     "std": "--std",
     "task": "--task {}",
+    "test": "--test",
     "template": "--width and --child-arch",
     "trust": "--trust FILE",
     "url": "--storage",

@@ -30,7 +30,7 @@ def available_cpus(root: Path = Path("/")) -> int:
 def limited(environment: Mapping[str, str], root: Path = Path("/")) -> dict[str, str]:
     """Return the variables to set before torch is imported, so that it takes no more threads than there are CPUs.
 
-    None where there is no quota, or the environment says how many threads there are.
+    Empty where there is no quota, or the environment says how many threads there are.
     """
     count = available_cpus(root)
     if count >= _bound() or any(environment.get(name) for name in SET_BY_HAND):

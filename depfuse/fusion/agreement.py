@@ -12,7 +12,7 @@ from torch import nn
 from depfuse.data.loader import Loader
 from depfuse.data.stream import Stream
 from depfuse.evaluate import Agreement, evaluate_agreement
-from depfuse.fusion.comparison import make_rivals
+from depfuse.fusion.comparison import FEWER, make_rivals
 from depfuse.fusion.shown import comparison_as_html, comparison_as_text
 from depfuse.progress import ProgressLike, shown
 from depfuse.tasks.outputs import CLASSES
@@ -88,7 +88,7 @@ def compare_agreement(
         networks = [*made.averages, result.child, *made.heads]
         networks += [] if made.trained is None else [made.trained[1]]
         networks += [candidate.network for candidate in made.others]
-        batches, scores_of = watched.track(images, "comparing the networks"), result.meaning.scores
+        batches, scores_of = watched.track(images, "comparing the networks", FEWER), result.meaning.scores
         parents, ensemble, scores = evaluate_agreement(
             selected(result.scored_parents, scores_of),
             selected(networks, scores_of),

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from depfuse.fusion.result import FusionResult
 
 
+FEWER = "fewer `test` images take less"
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Baseline:
     """A parent trained as long as the child.
@@ -146,7 +149,7 @@ def compare(
         ensembles = [Members(selected(result.scored_parents, counted), sets=result.parent_labels)]
         if result.joint or result.recipe.teach.renorm == "reset":
             ensembles.append(Members(result.teachers, result.ensemble.shares, result.labels, alone=False))
-        batches = watched.track(test, "evaluating the networks")
+        batches = watched.track(test, "evaluating the networks", FEWER)
         combined, scores = evaluate_all(ensembles, selected(networks, counted), batches, task)
         parents, ensemble = combined[0]
         naive, renewed = scores[0], scores[len(made.averages) - 1]  # the same where there is nothing to reset

@@ -15,6 +15,7 @@ from depfuse.fusion.arguments import CalibrationLike, RecipeLike, read_arguments
 from depfuse.fusion.candidates import Candidate, Family, best_of
 from depfuse.fusion.child_builder import ChildBuilder, FinishedChild
 from depfuse.fusion.choose_shares import ChosenShares, shares_by_part
+from depfuse.fusion.costs import foretell_refit, quicker_than
 from depfuse.fusion.parents import Parents
 from depfuse.fusion.partial_merging import merge_partially
 from depfuse.fusion.prepared import Prepared, announce
@@ -109,12 +110,14 @@ def fuse(
         soundness.after("the merge", child)
         family: Sequence[Candidate] = ()
         if recipe.goal.name == "best":
-            with step("best"):
+            with step("best", quicker_than(recipe)):
                 family = Family(builder, _alone(aligned)).find()
             finished = FinishedChild(child=best_of(family).network)
             soundness.after("goal best", finished.child)
         else:
-            with step("refit" if recipe.refits else "renorm"):
+            with step("refit" if recipe.refits else "renorm", quicker_than(recipe) if recipe.refits else ""):
+                if recipe.refits and calibration is not None:
+                    foretell_refit(prepared.ensemble.networks, calibration, recipe)
                 finished = builder.finish(child, chosen_shares.shares)
             soundness.after(
                 f"refit {recipe.refit.name}" if recipe.refits else f"renorm {recipe.renorm.name}", finished.child

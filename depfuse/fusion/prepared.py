@@ -54,9 +54,9 @@ STEPS = {
 """Name of a step -> what it does."""
 
 
-def announce(step: str) -> None:
-    """Say which of the `STEPS` begins."""
-    work().enter(step, STEPS[step])
+def announce(step: str, quicker: str = "") -> None:
+    """Say which of the `STEPS` begins, and what would be quicker."""
+    work().enter(step, STEPS[step], quicker)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +87,9 @@ class Clock:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
+    def __call__(self, name: str, quicker: str = "") -> Iterator[None]:
         """Announce a step and measure it, on the device as well."""
-        announce(name)
+        announce(name, quicker)
         started = time.perf_counter()
         yield
         tensor = next(self.model.parameters(), None)
@@ -159,6 +159,7 @@ class Prepared:
         RecipeError
             The parents do not match, or the recipe does not suit them.
         """
+        work().step("preparing the parents")
         given, calibration = inputs.parents, inputs.calibration
         parents, template = given.models, given.template
         sets = label_sets(given.labels, parents, template)

@@ -24,6 +24,7 @@ from depfuse.merge.shares import Shares
 from depfuse.networks.batch_norm import set_statistics_keeping_function
 from depfuse.networks.forward import run_network
 from depfuse.networks.running import Hook, evaluating, hooked
+from depfuse.progress import work
 from depfuse.renorm.layers import factors, find_layers, in_order
 from depfuse.renorm.reset import AT_ONCE, BATCH_NORM
 
@@ -94,7 +95,7 @@ def _statistics(
         return hook
 
     with torch.no_grad(), evaluating(model), hooked(model, {name: watch(name) for name in names}):
-        for images, _ in loader:
+        for images, _ in work().within(loader, "collecting statistics of outputs"):
             run_network(model, images)
     return statistics, [tensor for collected in statistics.values() for tensor in collected.tensors]
 

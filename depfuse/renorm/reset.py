@@ -17,6 +17,7 @@ from depfuse.networks.batch_norm import set_statistics_keeping_function
 from depfuse.networks.forward import in_layout, run_network
 from depfuse.networks.memory_format import choose_layout
 from depfuse.networks.running import Hook, evaluating, hooked
+from depfuse.progress import work
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 AT_ONCE = 250  # images per batch of statistics; those of fewer are far from the statistics of all
@@ -138,7 +139,7 @@ def _watched(
 
     layout: torch.memory_format | None = None
     with ExitStack() as stack, torch.no_grad(), evaluating(model):
-        for images, _ in loader:
+        for images, _ in work().within(loader, "renewing statistics"):
             if layout is None:
                 layout = choose_layout(model, take_samples(images, slice(0, 1)))[0]
                 stack.enter_context(hooked(model, {name: watch(name) for name in layers}))

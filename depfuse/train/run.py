@@ -136,9 +136,14 @@ class Run:
         last = self.epoch == self.recipe.epochs
         if saving is not None and (last or time.perf_counter() - self.saved >= saving.seconds):
             write_state(saving.path, self.identity, self.state())
+            self._keep(saving.path)
             self.saved = time.perf_counter()
         if progress is not None:
             progress(report)
+
+    def _keep(self, path: Path) -> None:
+        """Note that an interruption leaves the state."""
+        work().keeps(f"{path} holds the training after epoch {self.epoch}, from which the same command goes on")
 
     def state(self) -> dict[str, Any]:
         """Collect all that changes from epoch to epoch."""
@@ -159,6 +164,7 @@ class Run:
             raise CheckpointError(
                 f"{path} is not the state of this training ({first_line(error)}): delete it to start afresh"
             ) from None
+        self._keep(path)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restore what `state` gave."""

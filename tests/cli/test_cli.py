@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -368,7 +369,7 @@ def test_train_writes_a_network_that_is_evaluated(place: Place, capsys: pytest.C
     assert main(["eval", str(out), *trust(out)]) == 0
 
 
-def test_training_that_was_cut_off_goes_on(place: Place) -> None:
+def test_training_that_was_cut_off_goes_on(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     steps = place.folder / "steps"  # a byte for each step that is left until the interruption
     (place.folder / "cut.py").write_text(
         f"{NETWORK}\nfrom pathlib import Path\n\nSTEPS = Path(__file__).with_name('steps')\n\n\n"
@@ -391,6 +392,9 @@ def test_training_that_was_cut_off_goes_on(place: Place) -> None:
     assert steps.read_bytes() == b""
     assert not (place.folder / "parts.safetensors").exists()
     assert (place.folder / "parts.safetensors.training").exists()
+    said = capsys.readouterr().err
+    assert "depfuse: interrupted while training: epoch 2 of 3, loss" in said  # which is the last that is over
+    assert "parts.safetensors.training holds the training after epoch 2, from which the same command goes on" in said
     steps.write_bytes(bytes(2))  # the third epoch alone is left
     assert main(command("parts.safetensors")) == 0
     assert steps.read_bytes() == b""
@@ -696,7 +700,9 @@ def test_mistakes_in_a_program_keep_their_traceback(place: Place) -> None:
 
 def test_interruption_is_code_130(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", *of_a_network_that(place, "__import__('_thread').interrupt_main()")]) == 130
-    assert capsys.readouterr().err == "depfuse: interrupted\n"
+    said = capsys.readouterr().err
+    lost = "what was computed is lost, nothing was written, and the same command begins anew"
+    assert re.fullmatch(rf"depfuse: interrupted while evaluating, 0 of \d, 0:00:0\d so far: {lost}\n", said)
 
 
 def test_nothing_is_left_when_a_file_cannot_be_finished(place: Place, refused, monkeypatch) -> None:

@@ -7,16 +7,18 @@ import re
 import sys
 import time
 import types
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 from digits_parents import small_files, small_parents
 
-from depfuse import compare, fuse, progress
+from depfuse import Recipe, compare, fuse, progress
 from depfuse.cli import main
+from depfuse.cli.console import Screen
 from depfuse.data import DataSet, Loader, calibration_loader, load_data
-from depfuse.progress import Bar, Cell, Lines, Work, clock, named, shown, work
+from depfuse.fusion.costs import LAYERS, STEP, foretell_refit, quicker_than, seconds_of_pass
+from depfuse.progress import LOST, Bar, Cell, Lines, Work, clock, named, rounded, shown, work
 from depfuse.teach.distil import Distillation
 from depfuse.train import TrainRecipe, fit
 
@@ -51,7 +53,8 @@ def test_a_fusion_and_its_comparison_say_every_step_and_count_what_can_be_counte
     recipe = {"refit": {"name": "ridge", "steps": 8}}
     result = fuse(small_parents(), recipe, calibration_loader(data, 200), progress=watcher)
     compare(result, Loader(data.test, data.preprocessing, batch_size=100), progress=watcher)
-    assert watcher.steps[0] == ("finding and proving channel groups", 0, None)
+    assert watcher.steps[0] == ("preparing the parents", 0, None)
+    assert ("finding and proving channel groups", 0, None) in watcher.steps
     assert ("refitting layer by layer", 7, 7) in watcher.steps
     assert ("refitting all layers together", 8, 8) in watcher.steps
     assert ("evaluating the networks", 5, 5) in watcher.steps
@@ -202,3 +205,93 @@ def test_work_within_work_is_shown_by_the_same_watcher(watcher: Recorded) -> Non
             assert progress.name("training") == "distil, child"
     assert type(work()) is Work
     assert progress.name("training") == "training"
+
+
+@dataclass
+class Told(Work):
+    """Remembers what it was told; its clock goes on when it is told to."""
+
+    said: list[str] = field(default_factory=list)
+
+    def say(self, sentence: str) -> None:
+        self.said.append(sentence)
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that stands still."""
+    time_now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: time_now[0])
+    return time_now
+
+
+def test_what_takes_over_a_minute_is_foretold_from_its_first_seconds(now: list[float]) -> None:
+    told = Told()
+    for seconds, expected in ((0.5, []), (0.7, ["evaluating will take about 70 seconds; fewer images take less"])):
+        for _ in told.track(range(100), "evaluating", "fewer images take less"):
+            now[0] += seconds
+        assert told.said == expected
+    told.said.clear()
+    for _ in told.track(range(100), "drawing"):
+        now[0] += 80.0
+    assert told.said == ["drawing will take about 2 hours"]
+
+
+def test_a_stage_whose_cost_is_known_is_foretold_before_it_begins_and_once(now: list[float]) -> None:
+    told = Told()
+    told.enter("refit", "refitting", "`preset=fast` leaves it out")
+    told.foretell(59.0)
+    assert told.said == []
+    told.enter("refit", "refitting", "`preset=fast` leaves it out")
+    told.foretell(423.0)
+    assert told.said == ["refitting will take about 7 minutes; `preset=fast` leaves it out"]
+    for _ in told.track(range(100), "refitting layer by layer"):
+        now[0] += 4.0
+    assert len(told.said) == 1
+    told.enter("heads", "refitting heads")
+    for _ in told.track(range(100), "evaluating"):
+        now[0] += 4.0
+    assert told.said[1:] == ["evaluating will take about 7 minutes"]
+
+
+def test_steps_within_a_step_show_unless_its_parts_are_counted(watcher: Recorded) -> None:
+    watcher.enter("align", "matching")
+    assert list(watcher.within([1, 2], "collecting")) == [1, 2]
+    for _ in watcher.track(range(2), "drawing"):
+        assert list(watcher.within([1, 2], "collecting")) == [1, 2]
+    assert watcher.steps == [("matching", 0, None), ("collecting", 2, 2), ("matching", 0, None), ("drawing", 2, 2)]
+
+
+def test_a_refit_is_foretold_by_passes_of_the_parents(data: DataSet) -> None:
+    ticks = iter([0.0, 9.0, 10.0, 10.32])  # the first run is to warm up: 32 images take 0.32 s
+    images, told = calibration_loader(data, 640), Told()
+    assert seconds_of_pass(small_parents(), images, lambda: next(ticks)) == pytest.approx(2 * 640 * 0.01)
+    ticks = iter([0.0, 9.0, 10.0, 10.32])
+    with shown(told):
+        foretell_refit(small_parents(), images, Recipe(refit="ridge"), lambda: next(ticks))
+    assert told.said == [f" will take about {rounded((LAYERS + 160 * STEP) * 12.8)}"]
+    assert "`preset=fast` leaves it out" in quicker_than(Recipe(refit="ridge"))
+    assert quicker_than(Recipe(refit="regmean")) == "`preset=fast` leaves it out"
+    assert "`preset=standard`" in quicker_than(Recipe(preset="best"))
+
+
+def test_a_sentence_in_a_log_speaks_of_options_on_the_command_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with Screen(quiet=False).working() as watching:
+        watching.say("`preset=fast` leaves it out")
+    assert capfd.readouterr().err == "depfuse: --preset fast leaves it out\n"
+
+
+def test_an_interruption_says_what_is_lost_and_what_remains(now: list[float]) -> None:
+    told = Told()
+    for _ in told.track(range(4), "training"):
+        now[0] += 30.0
+    assert told.interrupted() == f"interrupted while training, 4 of 4, 0:02:00 so far, about 0:00:00 left: {LOST}"
+    told.keeps("child.training holds the training")
+    assert told.interrupted().endswith(": child.training holds the training")
+
+
+def test_a_fusion_says_every_step_within_its_matching(data: DataSet, watcher: Recorded) -> None:
+    fuse(small_parents(), "fast", calibration_loader(data, 500), progress=watcher)
+    assert ("collecting activations", 2, 2) in watcher.steps
+    assert any(step == ("matching channels", total, total) for step in watcher.steps for total in [step[2]] if total)
+    assert any(description == "renewing statistics" and done == total for description, done, total in watcher.steps)

@@ -19,6 +19,7 @@ from depfuse.align.solution import Solution
 from depfuse.align.solvers.interface import Implementation
 from depfuse.align.statistics.pairwise import PairwiseCollector
 from depfuse.align.transport import checked, emd
+from depfuse.progress import work
 from depfuse.recipe.solvers import Cca
 
 DOUBT = 1e-3  # singular values below it, relative to the largest, leave their directions undetermined
@@ -83,7 +84,7 @@ def solve(problem: MatchingProblem) -> list[Solution]:
     couplings = {**problem.by_activations("pearson", emd)}
     collector = PairwiseCollector(problem.networks, problem.groups, problem.calibration, problem.settings.taps)
     covariances = collector.covariances()
-    for root in problem.roots:
+    for root in work().within(problem.roots, "matching channels"):
         if root.children or root.name not in covariances:
             continue
         n = root.size

@@ -20,6 +20,7 @@ from depfuse.align.tie_breaking import break_ties
 from depfuse.align.transport import assigned, checked, emd
 from depfuse.groups.nesting import Part
 from depfuse.networks.isolation import without_warnings
+from depfuse.progress import work
 from depfuse.recipe.solvers import FusedGromov
 
 TOLERANCE = 1e-9  # relative change of the loss in the last step, below which the iteration has converged
@@ -114,7 +115,7 @@ def solve(problem: MatchingProblem) -> list[Solution]:
             within += collect_moments([network, network], problem.groups, problem.calibration, settings.taps)
     costs = problem.activation_costs(settings.distances[0])
     converged = True
-    for root in problem.roots:
+    for root in work().within(problem.roots, "matching channels"):
         parts = problem.parts(root)
         watched = bool(within) and root.name in within[0]
         if root.children or not (watched or parts) or any(part.within is not None for part in parts):

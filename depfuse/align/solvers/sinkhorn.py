@@ -13,6 +13,7 @@ from depfuse.align.solution import Solution
 from depfuse.align.solvers.interface import Implementation, Transport
 from depfuse.align.transport import sinkhorn
 from depfuse.align.trees import unmoved_placement
+from depfuse.progress import work
 from depfuse.recipe.solvers import Sinkhorn, Solver
 
 
@@ -37,7 +38,7 @@ def _in_order(problem: MatchingProblem, soft: Transport) -> Couplings:
     """
     couplings: dict[str, Coupling] = {}
     state = dict(problem.source)
-    for root in problem.roots:
+    for root in work().within(problem.roots, "matching channels"):
         if root.children:
             step = problem.match_tree(root, state, unmoved_placement(root), consumed=False)[0]
             couplings |= from_flat_positions(root, step)

@@ -22,6 +22,7 @@ from depfuse.groups.slots import Position
 from depfuse.networks.forward import in_layout, run_network
 from depfuse.networks.memory_format import choose_layout
 from depfuse.networks.running import evaluating, removing
+from depfuse.progress import work
 
 TapChoice = Literal["after", "before", "both"]
 # Images per forward pass on the CPU. The tapped tensors of a pass are in memory at once: in small parts they stay in
@@ -131,7 +132,7 @@ class TapReader:
             captured = {
                 parent: stack.enter_context(_captured(model, readings)) for parent, model in self.models.items()
             }
-            for images, _ in loader:
+            for images, _ in work().within(loader, "collecting activations"):
                 layouts = layouts or [choose_layout(model, take_samples(images, slice(0, 1)))[0] for model in models]
                 for part in split_samples(images, AT_ONCE if loader.device.type == "cpu" else count_samples(images)):
                     for model, layout in zip(models, layouts, strict=True):

@@ -1,0 +1,74 @@
+"""What the stages of a fusion cost, foretold from a few images before they begin."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from depfuse.data.loader import Loader
+from depfuse.networks.forward import run_network
+from depfuse.networks.isolation import undisturbed
+from depfuse.networks.running import evaluating
+from depfuse.progress import work
+from depfuse.recipe import Recipe
+from depfuse.recipe.refits import Ridge
+
+TIMED = 32  # images that a parent is timed on, after as many to warm up
+# Passes of all parents over the calibration images that a refit takes as long as, from `experiments run standard`: its
+# layers, and a step for all of them together. Networks and processors differ by half or twice that.
+LAYERS = 7.0
+STEP = 0.045
+CLOSED_FORM = 3.0  # of regmean and least squares, which solve every layer once
+
+
+def foretell_refit(
+    parents: Sequence[nn.Module], images: Loader, recipe: Recipe, clock: Callable[[], float] = time.perf_counter
+) -> None:
+    """Say what the refit that begins will cost, where that is over a minute.
+
+    Parameters
+    ----------
+    parents
+        In evaluation mode.
+    images
+        For calibration; two times `TIMED` of them are run.
+    recipe
+        With its refit.
+    clock
+        Gives seconds.
+    """
+    refit = recipe.refit
+    passes = LAYERS + STEP * refit.steps if isinstance(refit, Ridge) else CLOSED_FORM
+    work().foretell(passes * seconds_of_pass(parents, images, clock))
+
+
+def quicker_than(recipe: Recipe) -> str:
+    """Say which preset or setting is quicker than the refit, or the candidates, of a recipe."""
+    if recipe.goal.name == "best":
+        return "`preset=standard` makes one child alone"
+    without = "`preset=fast` leaves it out"
+    several = isinstance(recipe.refit, Ridge) and recipe.refit.steps > 0
+    return f"`refit.steps=0` takes about half as long, and {without}" if several else without
+
+
+@undisturbed()
+def seconds_of_pass(
+    parents: Sequence[nn.Module], images: Loader, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Estimate the seconds of a pass of all parents over all images, from one parent on a few of them."""
+    few = images.first(TIMED)
+    model = parents[0]
+    tensor = next(model.parameters(), torch.zeros(()))
+    devices = [tensor.device] if tensor.is_cuda else []
+    with torch.random.fork_rng(devices), torch.no_grad(), evaluating(model):  # a network may draw random numbers
+        for _ in range(2):  # what is compiled or cached on the first run is no part of the pace
+            started = clock()
+            for batch, _ in few:
+                run_network(model, batch)
+            if tensor.is_cuda:
+                torch.cuda.synchronize(tensor.device)
+            seconds = clock() - started
+    return seconds * len(parents) * images.count / few.count
