@@ -51,6 +51,7 @@ def fuse(
         out,
         None if fusion.plot is None or chosen.goal.name == "best" else POINTS_OF_A_PLOT,
         context.obj,
+        path_refitted=False,
     )
     request.check()
     # What follows needs torch, for which no mistake above has to wait.

@@ -25,7 +25,8 @@ class Request:
 
     `points` is the number of networks on the path between two parents, None where none is wanted; of one that is
     refitted, each of which takes as long as a child, no more than `refitted_points`. `methods` are further recipes to
-    draw paths of; the first of them is `recipe`.
+    draw paths of; the first of them is `recipe`. Where not `path_refitted`, networks on the path are averaged and
+    renormalised only.
     """
 
     parents: Sequence[Path]
@@ -38,6 +39,7 @@ class Request:
     command: list[str]
     methods: Mapping[str, Recipe] = field(default_factory=dict)
     refitted_points: int = REFITTED_POINTS
+    path_refitted: bool = True
 
     def check(self) -> None:
         """Raise a `DepfuseError` where a file, a header, a name or the recipe cannot be what was meant."""

@@ -29,7 +29,7 @@ from depfuse.evaluate import (
     path_alphas,
 )
 from depfuse.fusion.agreement import AgreementComparison, agreement_verdict, compare_agreement
-from depfuse.fusion.comparison import Comparison, compare, naive_child
+from depfuse.fusion.comparison import Comparison, compare, matched_average, naive_child
 from depfuse.fusion.contenders import advise_on
 from depfuse.fusion.pipeline import fuse
 from depfuse.fusion.pretrained import save_pretrained
@@ -70,13 +70,18 @@ Ends = tuple[Scores | Agreement, Scores | Agreement]
 
 @dataclass(frozen=True)
 class _Fused:
-    """A fusion with everything that its path needs; `template` is as `fuse` was given it."""
+    """A fusion with everything that its path needs.
+
+    `template` is as `fuse` was given it, and networks on the path are refitted as the recipe says where
+    `path_refitted`.
+    """
 
     inputs: Inputs
     result: FusionResult
     template: nn.Module | None
     calibration: Loader | None
     test: Loader | Stream
+    path_refitted: bool = True
 
     @property
     def renorm(self) -> str:
@@ -135,7 +140,9 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         calibration,
         training=training,
     )
-    fused = _Fused(inputs, result, template, calibration, inputs.test_loader(request.recipe.calibration.batch_size))
+    test = inputs.test_loader(request.recipe.calibration.batch_size)
+    path_refitted = request.path_refitted or not result.recipe.refits
+    fused = _Fused(inputs, result, template, calibration, test, path_refitted)
 
     started = time.perf_counter()
     compared: Comparison | AgreementComparison
@@ -224,6 +231,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
             naive_path=[PathRow.at_point(point) for point in naive_path],
             barrier=Barrier.of(path, naive_path),
             methods=methods,
+            path_refitted=fused.path_refitted,
         )
     _write(request, report, fused, compared)
     if training is not None:
@@ -284,6 +292,12 @@ def _say_what_a_plot_costs(request: Request, inputs: Inputs) -> None:
     refit, curves = request.recipe.refit.name, max(1, len(request.methods))
     points, few = (max(0, most - 2) for most in (request.points, min(request.points, request.refitted_points)))
     counts = {"none": f"{points * curves}", "auto": f"{points * curves} (or {few * curves} that are refitted)"}
+    if not request.path_refitted and refit != "none":
+        remark(
+            f"the plot takes {few} matched and {few} naive averages, each with a pass over"
+            f" {len(inputs.data.required_test):,} test images; none is refitted, as `depfuse path` does"
+        )
+        return
     refitted = "" if refit == "none" else "; refitting one takes as long as refitting the child"
     remark(
         f"the plot takes {counts.get(refit, f'{few * curves} refitted')} matched networks and"
@@ -311,8 +325,11 @@ def _paths(fused: _Fused, ends: Ends, alphas: Sequence[float], work: Work) -> tu
 
 def _matched_path(fused: _Fused, ends: Ends, alphas: Sequence[float], work: Work) -> list[PathPoint]:
     def between(alpha: float) -> nn.Module:
+        shares = (1.0 - alpha, alpha)
         with unseen():
-            return fused.counting(fused.result.at((1.0 - alpha, alpha)))
+            if fused.path_refitted:
+                return fused.counting(fused.result.at(shares))
+            return fused.counting(matched_average(fused.result, shares, fused.renorm))
 
     return evaluate_path(
         ends,

@@ -24,7 +24,7 @@ from depfuse.fusion.shown import comparison_as_html, comparison_as_text
 from depfuse.fusion.verdict import verdict
 from depfuse.fusion.widths import shapes_of
 from depfuse.groups import ChannelGroups
-from depfuse.merge import average
+from depfuse.merge import Shares, average
 from depfuse.networks.copying import unwrap
 from depfuse.networks.isolation import isolated
 from depfuse.progress import ProgressLike, shown
@@ -244,6 +244,15 @@ def train_baseline(
     origin = recipe.model_dump_json()
     training.train(network, result.ensemble, recipe.train, seed=recipe.seed, name="parent", origin=origin)
     return number, network
+
+
+@isolated()
+def matched_average(result: FusionResult, shares: Sequence[float], renorm: str) -> nn.Module:
+    """Average the matched parents at other shares, and renormalise; it is not refitted."""
+    builder = result.builder
+    child = builder.average(Shares.create(shares))
+    builder.renormalise(child, builder.couplings, shares, renorm)
+    return child
 
 
 @isolated()

@@ -40,9 +40,9 @@ def path_figure(report: PathReport) -> Figure:
     """Draw score and loss between the two parents.
 
     The paths by all methods and the naive path share their ends, which are the parents themselves; the
-    ensemble's score and loss are a dashed line.
+    ensemble's score and loss are a dashed line. A child that is refitted, where the path is not, is a star.
     """
-    curves = {method.name: method.path for method in report.methods} or {"matched": report.path}
+    curves = report.curves
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     score, loss = figure.subplots(1, 2)
@@ -65,6 +65,11 @@ def path_figure(report: PathReport) -> Figure:
         report.path,
         ensemble_name(report.child),
     )
+    if report.child_at is not None:
+        for axes, value in ((score, measure.number(report.child.value)), (loss, _number(report.child.nats))):
+            axes.plot(
+                [report.child_at], [value], color=MATCHED, marker="*", linestyle="none", markersize=12, label="child"
+            )
     first, second = short_names(report.parents)
     figure.suptitle(f"{first}  →  {second}", fontsize="medium")
     handles, labels = score.get_legend_handles_labels()

@@ -306,13 +306,26 @@ class MethodPath(Stored):
 class PathReport(FusionReport):
     """The report of `depfuse path`: a fusion, and the networks between the two parents.
 
-    `methods` holds the paths of all methods that were asked for by name; the first one's is `path`, too.
+    `methods` holds the paths of all methods that were asked for by name; the first one's is `path`, too. Where not
+    `path_refitted`, the networks on the path are averages, and the child, which is refitted, lies beside it.
     """
 
     path: list[PathRow]
     naive_path: list[PathRow]
     barrier: Barrier
     methods: list[MethodPath] = Field(default_factory=list)
+    path_refitted: bool = True
+
+    @property
+    def curves(self) -> dict[str, list[PathRow]]:
+        """The matched paths by what they are called."""
+        matched = "matched" if self.path_refitted else "matched, not refitted"
+        return {method.name: method.path for method in self.methods} or {matched: self.path}
+
+    @property
+    def child_at(self) -> float | None:
+        """The second parent's share in the child, where the child is not on the path."""
+        return None if self.path_refitted or self.shares is None else self.shares.network[1]
 
 
 class EvaluationReport(Stored):

@@ -23,7 +23,8 @@ def barrier_sentence(report: PathReport) -> str:
         f"{_nats(loss)} and {measure.amount(measure.number(error))} {what}"
         for loss, error in ((barrier.loss, barrier.error), (barrier.naive_loss, barrier.naive_error))
     )
-    return f"The barrier between the parents is {matched}; without matching it is {naive}."
+    rest = "" if report.path_refitted else " Networks on the path are not refitted, as the child is."
+    return f"The barrier between the parents is {matched}; without matching it is {naive}.{rest}"
 
 
 def sentence_of_errors(report: FusionReport) -> str:

@@ -96,6 +96,12 @@ def test_commands_count_what_takes_longest(watcher: Recorded, tmp_path: Path) ->
     first = watcher.steps.index(("evaluating the path", 2, 2))
     assert watcher.steps[first + 1 :] == [("evaluating the naive path", 2, 2)]
     watcher.steps.clear()
+    plot = ["--plot", str(tmp_path / "path.png"), "--out", str(tmp_path / "child.safetensors")]
+    assert _run(watcher, ["fuse", *small, *plot, "--set", "refit=ridge", "--set", "refit.steps=0"]) == 0
+    refitted = [total for step, _, total in watcher.steps if step == "refitting layer by layer" and total]
+    assert len(refitted) == 1  # the child alone
+    assert ("evaluating the path", 3, 3) in watcher.steps
+    watcher.steps.clear()
     assert _run(watcher, ["tune", *small, "--trials", "2", "--set", "refit=none", "--out", str(tmp_path / "tune")]) == 0
     assert [step for step in watcher.steps if step[0] == "searching"] == [("searching", 2, 2)]
     assert watcher.steps[-1] == ("drawing", 0, None)

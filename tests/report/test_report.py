@@ -30,7 +30,7 @@ from depfuse.report import (
 )
 from depfuse.report.plot_kind import plot_kind
 from depfuse.report.plots import draw_path, family_figure, path_figure
-from depfuse.report.schema import FamilyRow
+from depfuse.report.schema import FamilyRow, SharesSummary
 from depfuse.report.tables import fusion_table, path_table, short_names
 from depfuse.tasks.scores import CALIBRATION
 
@@ -174,6 +174,17 @@ def test_barrier_is_said_in_words() -> None:
     sentence = barrier_sentence(path_report())
     assert "0.3000 nats and 11.00 points" in sentence
     assert "not finite" in sentence
+
+
+def test_a_child_that_is_refitted_lies_beside_a_path_that_is_not() -> None:
+    shares = SharesSummary(network=[0.25, 0.75])
+    beside = path_report().model_copy(update={"path_refitted": False, "shares": shares})
+    axes = path_figure(beside).axes[0]
+    star = next(line for line in axes.get_lines() if line.get_label() == "child")
+    assert (list(star.get_xdata()), list(star.get_ydata())) == ([0.75], [pytest.approx(93.0)])
+    assert "matched, not refitted" in [line.get_label() for line in axes.get_lines()]
+    assert barrier_sentence(beside).endswith("Networks on the path are not refitted, as the child is.")
+    assert "child" not in [line.get_label() for line in path_figure(path_report()).axes[0].get_lines()]
 
 
 @pytest.mark.parametrize(("kind", "head"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])

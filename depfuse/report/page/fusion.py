@@ -106,7 +106,7 @@ def _family(report: FusionReport) -> Html:
 
 
 def _path(report: PathReport) -> Html:
-    curves = {method.name: method.path for method in report.methods} or {"matched": report.path}
+    curves = report.curves
     looks = {name: f"look{number % _LOOKS}" for number, name in enumerate(curves)}
     says = barrier_sentence(report)
     ensemble = report.ensemble
