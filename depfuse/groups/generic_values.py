@@ -21,6 +21,7 @@ from depfuse.groups.channel_group import ChannelGroup, ChannelGroups
 from depfuse.groups.deciding import DecidingWatch
 from depfuse.groups.slots import Slot, permuted
 from depfuse.groups.tracing.decisions import Decisions
+from depfuse.groups.tracing.hidden import HiddenFlow, showing
 from depfuse.networks.copying import evaluation_copy, unwrap
 from depfuse.networks.forward import Example, run_with
 from depfuse.networks.isolation import seeded, without_warnings
@@ -316,7 +317,7 @@ class GenericNetwork:
         along: list[list[Tensor]] = []
         for mode in self._modes:
             try:
-                outputs = self._outputs(self._inputs, leaves, mode, True)
+                outputs = self._differentiable(leaves, mode)
             except GroupError:
                 return {}, False
             directions = [
@@ -346,6 +347,14 @@ class GenericNetwork:
             if error_of <= SLACK * sum(map(abs, predicted)) + ROUNDING * size / step:
                 return largest, True
         return largest, False
+
+    def _differentiable(self, leaves: Mapping[str, Tensor], mode: Mode) -> list[Tensor]:
+        """Compute outputs with gradients, through what a network hides from autograd too, where it runs so."""
+        try:
+            with showing(HiddenFlow()):
+                return self._outputs(self._inputs, leaves, mode, True)
+        except GroupError:
+            return self._outputs(self._inputs, leaves, mode, True)
 
     def moved(self, slot: Slot, permutation: Tensor) -> AbstractContextManager[None]:
         """Permute one slot alone within the context."""

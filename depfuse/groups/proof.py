@@ -108,6 +108,8 @@ def _prove(
         silent = [group for group in silent if group.name not in not_used]
         if not silent:
             break
+    if silent:  # to first order: nothing that is rounded, or chosen by the largest of some numbers, has an effect
+        silent = proofs[0].without_effect_if_moved(silent)
     if silent and len(silent) == groups.count:
         raise GroupError(
             f"the output of {name} hardly depends on its channels on random values: its groups cannot be proved"
@@ -204,6 +206,11 @@ class _Proof:
         if not true:
             self._effects = self._by_permuting(groups)
         return [group for group in groups if self._effects.get(group.name, 0.0) < LEAST_EFFECT]
+
+    def without_effect_if_moved(self, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
+        """Select the groups of which no tensor changes the output when it is permuted, found by permuting each."""
+        effects = self._by_permuting(groups)
+        return [group for group in groups if effects.get(group.name, 0.0) < LEAST_EFFECT]
 
     def _by_permuting(self, groups: Sequence[ChannelGroup]) -> dict[str, float]:
         """Measure, per group, the output's change when one tensor is permuted alone, up to the first with an effect."""

@@ -318,6 +318,45 @@ def constant_filters() -> tuple[Net, Any]:
     return Net(run, **layers), image()
 
 
+def linear_attention() -> tuple[Net, Any]:
+    """A row of ones below the values of each head sums up what is divided by."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        q, k, v = F.relu(net.qkv(net.stem(x))).view(1, 6, 2, 3, 4).permute(3, 0, 2, 4, 1)
+        scores = F.pad(v, (0, 0, 0, 1), value=1.0) @ k.mT
+        y = scores @ q
+        return net.head(net.out((y[:, :, :-1] / (y[:, :, -1:] + 1e-3)).flatten(1, 2).mT))
+
+    layers = {"qkv": nn.Linear(8, 24), "out": nn.Linear(8, 6), "head": nn.Linear(6, 3)}
+    return Net(run, stem=nn.Linear(3, 8), **layers), image(1, 6, 3)
+
+
+def folded() -> tuple[Net, Any]:
+    """A filter is made of two others, and of a shortcut's, and written into a layer in each forward pass."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        first, second, short = net.first.weight.data.clone(), net.second.weight.detach(), net.short.weight.data
+        both = F.conv2d(first.flip(2, 3).permute(1, 0, 2, 3), second, padding=2).flip(2, 3).permute(1, 0, 2, 3)
+        net.whole.weight.data = (both + F.pad(short, (1, 1, 1, 1))).contiguous()
+        shift = (second * net.first.bias.data.reshape(1, -1, 1, 1)).sum((1, 2, 3))
+        net.whole.bias.data = shift + net.second.bias.data + net.short.bias.data
+        return net.head(F.silu(net.whole(F.silu(net.stem(x)))))
+
+    parts = {"first": Conv(5, 7, 1), "second": Conv(7, 6, 3), "short": Conv(5, 6, 1)}
+    return Net(run, stem=Conv(3, 5, 1), **parts, whole=Conv(5, 6, 3, padding=1), head=Conv(6, 3, 1)), image()
+
+
+def rounded() -> tuple[Net, Any]:
+    """An image's code is rounded to bytes and read again: no gradient passes, but channels do."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        code = net.code(F.silu(net.stem(x))).div(6).add(0.5).clamp(0, 1)
+        read = (code * 255).round().byte() / 255.0
+        return net.head(F.silu(net.read(read)))
+
+    return Net(run, stem=Conv(3, 8, 1), code=Conv(8, 4, 1), read=Conv(4, 6, 1), head=Conv(6, 3, 1)), image()
+
+
 def test_a_product_by_experts_keeps_their_order() -> None:
     """What the experts read, hold and write is free; which of them a token goes to is an index."""
 
@@ -375,6 +414,9 @@ KINDS: dict[str, tuple[Callable[[], tuple[Net, Any]], list[int]]] = {
     "added_to_a_turned_view": (added_to_a_turned_view, [8, 5]),
     "commitment": (commitment, [8]),
     "constant_filters": (constant_filters, [8, 5, 3]),
+    "linear_attention": (linear_attention, [8, 2, 4, 4, 4, 4, 6]),
+    "folded": (folded, [7, 6, 5]),
+    "rounded": (rounded, [8, 4, 6]),
     "gru": (lambda: recurrent(nn.GRU), [8, 6]),
     "old_spectral_norm": (lambda: spectral(OLD.spectral_norm), [8, 6]),
     "new_spectral_norm": (lambda: spectral(NEW.spectral_norm), [8, 6]),

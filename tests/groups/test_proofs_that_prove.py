@@ -188,6 +188,16 @@ class Folding(nn.Module):
         self.first, self.second = Conv(3, 8, 1, bias=False), Conv(8, 3, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.first.weight.copy_(self.w * 2)
+            self.second.weight.copy_(self.u * 2)
+        return self.second(F.relu(self.first(x)))
+
+
+class FoldingData(Folding):
+    """The same, written through `.data`."""
+
+    def forward(self, x: Tensor) -> Tensor:
         self.first.weight.data, self.second.weight.data = self.w.data * 2, self.u.data * 2
         return self.second(F.relu(self.first(x)))
 
@@ -219,6 +229,19 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.run(self, x)
+
+
+def test_weights_that_forward_writes_through_data_are_followed_to_what_they_are_made_of() -> None:
+    network, other = FoldingData(), FoldingData()
+    groups = proved(network)
+    (group,) = groups.free
+    assert {(slot.key, slot.axis) for slot in group.slots} == {("w", 0), ("u", 1)}
+    assert groups.fixed_tensors["first.weight"] == NOT_USED
+    assert not not_followed(groups)
+    other.load_state_dict(group.permute(network.state_dict(), torch.randperm(8)))
+    child = fuse(Parents([network, other], example=IMAGE), PLAIN).child
+    with torch.no_grad():
+        torch.testing.assert_close(child(IMAGE), network(IMAGE))
 
 
 def test_weights_that_forward_writes_are_not_proved() -> None:

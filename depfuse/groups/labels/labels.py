@@ -42,6 +42,11 @@ class Factor:
         """Axes along which the labels vary."""
         return frozenset(axis for axis, size in enumerate(self.labels.shape) if size > 1)
 
+    def all_zero(self, away: Iterable[int]) -> bool:
+        """Tell whether, somewhere along its other axes, there are only zeros along the axes `away`."""
+        zero = self.labels == ZERO
+        return bool((zero.all(dim=tuple(away)) if away else zero).any())
+
     def with_labels(self, labels: Tensor) -> Factor:
         """Copy the factor with other labels, reduced to the axes along which they vary."""
         return replace(self, labels=_narrowed(labels, self.labels.numel(), len(self.axes)))
@@ -261,8 +266,10 @@ class Ledger:
 
     def _share_blocks(self, first: Factor, second: Factor, reason: str) -> None:
         """Tie two factors along the axes that they share: heads, in each of which both have positions of their own."""
-        blocks = [self.split(one, one.axes - other.axes) for one, other in ((first, second), (second, first))]
-        if any(bool((factor.labels == ZERO).any()) for factor in (first, second)) or None in blocks:
+        both = ((first, second), (second, first))
+        # A block of zeros alone would be any block: only zeros beside labels, as padding of each head, are no matter.
+        blocks = [None if one.all_zero(away := one.axes - other.axes) else self.split(one, away) for one, other in both]
+        if None in blocks:
             self.pin(first.labels, reason)
             self.pin(second.labels, reason)
             return

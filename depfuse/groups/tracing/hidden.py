@@ -1,25 +1,33 @@
 """What autograd does not record, made visible to the trace.
 
-A part under `no_grad` or behind `detach` computes like any other, and so does an `autograd.Function` of the network's
-own, whose inside is torch's operations again. Indices and masks (`topk`, `x > 0`) have no gradient: what they are made
-of counts as computed, since other channels there would give other indices.
+A part under `no_grad`, behind `detach` or `.data` computes like any other, and so does an `autograd.Function` of the
+network's own, whose inside is torch's operations again. A tensor that is written through `.data` (a convolution that
+is folded from others in each forward pass) is from then on what was written; a tensor rounded to integers and computed
+with is still itself. Indices and masks (`topk`, `x > 0`) have no gradient: what they are made of counts as computed,
+since other channels there would give other indices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from depfuse.groups.tracing.overwrites import METADATA
 from depfuse.networks.isolation import one_at_a_time
 
-DETACHING = (torch.Tensor.detach, torch.detach)
+READS_DATA, WRITES_DATA = torch.Tensor.data.__get__, torch.Tensor.data.__set__  # type: ignore[attr-defined]
+DETACHING = (torch.Tensor.detach, torch.detach, READS_DATA)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+CASTS = frozenset({"byte", "char", "short", "int", "long", "to", "type", "type_as"})
+WRITES = re.compile(r".*[^_]_|__(i\w+|setitem|set|delete)__")  # names of functions that write to an operand
 
 
 class HiddenFlow(TorchFunctionMode):
@@ -34,19 +42,53 @@ class HiddenFlow(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.roots: dict[tuple[Any, int], None] = {}
+        self._written: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
+        self._rounded: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        """Run the function; what detaches gives a view that is not detached."""
+        """Run the function; what detaches gives a view that is not detached, and what is written is read."""
         kwargs = kwargs or {}
         if func is torch._C._set_grad_enabled and args and not args[0]:
             return None
+        if func == WRITES_DATA:
+            self._write(*args)
+            return None
+        if self._written and getattr(func, "__name__", "") != "__set__":
+            args, kwargs = _replaced((args, kwargs), self._written)
         if func in DETACHING:
             return torch.ops.aten.alias.default(args[0])
         result = func(*args, **kwargs)
-        if not isinstance(result, METADATA):
-            self._note(result, args, kwargs)
+        if isinstance(result, METADATA):
+            return result
+        self._note(result, args, kwargs)
+        return self._unrounded(func, result, args, kwargs)
+
+    def _write(self, tensor: Tensor, value: Tensor) -> None:
+        """Set a tensor's data, and keep what was written for those who read it."""
+        self._written.pop(tensor, None)
+        if value.grad_fn is not None:
+            self._written[tensor] = value
+        WRITES_DATA(tensor, value.detach())
+
+    def _unrounded(self, func: Callable[..., Any], result: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Note that a result was rounded to integers; compute with what it was where such ones are computed with."""
+        if not isinstance(result, Tensor):
+            return result
+        name = getattr(func, "__name__", "")
+        if result.dtype in INTEGERS:
+            if name in CASTS and isinstance(args[0], Tensor) and args[0].grad_fn is not None:
+                self._rounded[result] = args[0]
+        elif result.is_floating_point() and self._rounded and not WRITES.fullmatch(name):
+            operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            if any(leaf in self._rounded for leaf in operands):
+                args, kwargs = _replaced((args, kwargs), self._rounded)
+                try:
+                    computed = func(*args, **kwargs)
+                except Exception:  # whatever a function raises that takes integers alone, as indices
+                    return result
+                return computed if computed.shape == result.shape and computed.requires_grad else result
         return result
 
     def _note(self, result: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
@@ -57,6 +99,11 @@ class HiddenFlow(TorchFunctionMode):
         for leaf in (*sources, *results):
             if leaf.grad_fn is not None:
                 self.roots[leaf.grad_fn, leaf.output_nr] = None
+
+
+def _replaced(values: Any, by: MutableMapping[Tensor, Tensor]) -> Any:
+    """Replace tensors by others in a structure."""
+    return tree_map(lambda leaf: by.get(leaf, leaf) if isinstance(leaf, Tensor) else leaf, values)
 
 
 class _Context:

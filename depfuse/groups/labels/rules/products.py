@@ -231,11 +231,13 @@ def _convolution(replay: Replay, operation: Any, operands: Operands) -> list[Lab
             replay.ledger.nest(inner, blocks)
         if outer is not None:
             replay.ledger.nest(outer, blocks)
+    # What lies along the batch: heads, or the channels of a filter that is itself convolved with another.
+    batch = tuple(factor for factor in labels.factors if factor.axes == {0})
     if shape[1] == 1:
-        return [Labels(shape, (), _spatial_axes(shape))]
+        return [Labels(shape, batch, _spatial_axes(shape))]
     produced = blocks.expand(groups, shape[1] // groups) if outer is None else outer
     produced = produced.reshape([-1 if axis == 1 else 1 for axis in range(len(shape))])
-    result = Labels(shape, (Factor(produced),), _spatial_axes(shape))
+    result = Labels(shape, (Factor(produced), *batch), _spatial_axes(shape))
     return [scaled(replay, result, [bias], 1)]
 
 
