@@ -213,8 +213,8 @@ class FusionOptions:
         typer.Option(
             "--out-parent",
             metavar="FILE",
-            help="Where the parent goes that is trained as long as the child, with --distil or train.finetune"
-            " (.safetensors).",
+            help="Where the parent goes that is trained as long as the child, with --distil, train.self_training or"
+            " train.finetune (.safetensors).",
             rich_help_panel=FURTHER,
         ),
     ] = None

@@ -55,7 +55,9 @@ class Request:
         if self.points is not None:
             self._check_path(self.points)
         if self.fusion.out_parent is not None and not self.recipe.trains:
-            raise RecipeError("no parent is trained: leave out --out-parent, or give --distil or train.finetune")
+            raise RecipeError(
+                "no parent is trained: leave out --out-parent, or give --distil, train.self_training or train.finetune"
+            )
 
     def _check_outputs(self) -> None:
         if self.fusion.plot is not None:
@@ -93,6 +95,8 @@ class Request:
                     "leave out the path or plot, or choose another solver"
                 )
         if self.recipe.trains:
-            raise RecipeError("a path shows children as they are merged: leave out --plot, or distil and finetune")
+            raise RecipeError(
+                "a path shows children as they are merged: leave out --plot, or distil, self_training and finetune"
+            )
         if self.recipe.merge.weights_by != "network":
             raise RecipeError("a path gives a parent one share everywhere: leave out merge.weights_by, or the path")

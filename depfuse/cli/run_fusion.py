@@ -57,6 +57,7 @@ from depfuse.report import (
     PathRow,
     ScoreValues,
     Seconds,
+    SelfTrainingSummary,
     SharesSummary,
     describe_environment,
 )
@@ -213,6 +214,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         ),
         shares=SharesSummary.of(result.chosen_shares),
         family=family,
+        self_training=SelfTrainingSummary.of(result.self_trained),
         refit_reason=result.refit_reason or None,
         seconds=seconds,
         recipe=result.recipe.model_dump(mode="json"),

@@ -246,7 +246,10 @@ def _check(given: dict[str, Any], parents: list[Path], out: Path) -> None:
     recipe.align.check_numbers(len(parents))
     Space(len(parents), given)  # refuses where nothing is left to search
     if recipe.trains:
-        raise RecipeError("a search compares children as they are fused: leave out train.distil and train.finetune")
+        raise RecipeError(
+            "a search compares children as they are fused: leave out train.distil, train.self_training and"
+            " train.finetune"
+        )
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"--out {out} is a file: give a folder")
 

@@ -112,6 +112,8 @@ class Advice(Stored):
         True if the child is no better than that, within the error.
     same_start
         Given where the parents share a start.
+    self_trained
+        Whether self-training was kept; None where there was none.
     """
 
     keep: Compared | None
@@ -124,6 +126,7 @@ class Advice(Stored):
     chance: float
     chance_alone: bool = False
     same_start: SameStart | None = None
+    self_trained: bool | None = None
 
     def best(self, *kinds: What) -> Compared | None:
         """Return the rival of the given kinds with the highest score."""
@@ -131,7 +134,7 @@ class Advice(Stored):
         return max(candidates, key=lambda rival: rival.value, default=None)
 
 
-def advise(contenders: Sequence[Contender], moved: SameStart | None = None) -> Advice:
+def advise(contenders: Sequence[Contender], moved: SameStart | None = None, self_trained: bool | None = None) -> Advice:
     """Decide which network to keep.
 
     The best single network is that with the highest score that the user has, the child before others of exactly the
@@ -144,6 +147,8 @@ def advise(contenders: Sequence[Contender], moved: SameStart | None = None) -> A
     moved
         Number of channels that the matching moved, where it gave permutations of the parents' own channels. The
         parents share a start if these are hardly any, and the plain average is not worse than the best parent.
+    self_trained
+        Whether self-training was kept, where there was any.
     """
     children = [contender for contender in contenders if contender.what == "child"]
     if len(children) != 1:
@@ -184,6 +189,7 @@ def advise(contenders: Sequence[Contender], moved: SameStart | None = None) -> A
         chance=scores.trivial,
         chance_alone=trivial(scores),
         same_start=moved if moved is not None and _share_a_start(contenders, moved) else None,
+        self_trained=self_trained,
     )
 
 

@@ -14,6 +14,7 @@ from depfuse.data.stream import Stream
 from depfuse.evaluate import Agreement, evaluate_agreement
 from depfuse.fusion.comparison import FEWER, make_rivals
 from depfuse.fusion.shown import comparison_as_html, comparison_as_text
+from depfuse.fusion.verdict import self_training_notes
 from depfuse.progress import ProgressLike, shown
 from depfuse.tasks.outputs import CLASSES
 from depfuse.tasks.scores import AGREEMENT
@@ -158,6 +159,9 @@ def agreement_verdict(found: AgreementComparison, names: Sequence[str]) -> str:
         sentence += f" The naive average {agrees} {text(average)}: compare with it."
     elif child.ensemble < worst:
         sentence += " The child agrees with the ensemble less than every parent does: do not replace them by it unseen."
+    step = found.result.self_trained
+    for note in self_training_notes(None if step is None else step.kept):
+        sentence += f" {note}"
     return f"{sentence} Labelled test images would tell which network to keep."
 
 

@@ -51,7 +51,8 @@ def advise_on(
         contenders.append(Contender("trained parent", comparison.baseline.scores, number, baseline))
     if comparison.teacher is not None:
         contenders.append(Contender("teachers", comparison.teacher, networks=count))
-    return advise(contenders, _same_start(result))
+    step = result.self_trained
+    return advise(contenders, _same_start(result), None if step is None else step.kept)
 
 
 def _same_start(result: FusionResult) -> SameStart | None:

@@ -81,11 +81,16 @@ class Meaning:
         """Raise `RecipeError` where a recipe learns from classes of images, and outputs are no scores of them."""
         if self.scored.name == CLASSES.name:
             return
-        read = {"train.finetune": recipe.train.finetune, "teach.labelled": recipe.teach.labelled}
+        read = {
+            "train.finetune": recipe.train.finetune,
+            "teach.labelled": recipe.teach.labelled,
+            "train.self_training": recipe.train.self_training,
+        }
         for setting in [name for name, value in read.items() if value]:
+            verb = "learns" if setting == "train.self_training" else "reads"
             raise RecipeError(
-                f"{setting} reads classes of images, and the networks' outputs are of task {self.scored.name}: leave it"
-                " out; train.distil learns from the parents' outputs"
+                f"{setting} {verb} classes of images, and the networks' outputs are of task {self.scored.name}: leave"
+                " it out; train.distil learns from the parents' outputs"
             )
 
     @classmethod

@@ -22,7 +22,7 @@ from depfuse.fusion.prepared import Prepared, announce
 from depfuse.fusion.resolve import resolve
 from depfuse.fusion.result import FusionResult
 from depfuse.fusion.soundness import Soundness
-from depfuse.fusion.step_acceptance import StepAcceptance
+from depfuse.fusion.step_acceptance import Step, StepAcceptance
 from depfuse.merge import AlignedParents, Shares, fisher_information
 from depfuse.networks.forward import Call
 from depfuse.networks.isolation import isolated
@@ -30,6 +30,7 @@ from depfuse.networks.precision import with_types_of
 from depfuse.progress import ProgressLike, shown
 from depfuse.tasks.selection import ScoresFunction, deselect
 from depfuse.teach.distil import Distillation
+from depfuse.teach.self_training import Effect
 
 
 @isolated()
@@ -74,7 +75,7 @@ def fuse(
         What the outputs mean, in the place of the recipe's `task`: classes, dense, multilabel, binary, regression,
         features, weighted or none.
     training
-        The training images, where the recipe says to distil or to fine-tune.
+        The training images, where the recipe says to distil, to self-train or to fine-tune.
     progress
         Whether the progress is shown, with an estimate of the end where steps are counted: as a bar in a terminal,
         below the cell of a notebook, and as a line on standard error every 30 seconds elsewhere. By default it is
@@ -93,7 +94,9 @@ def fuse(
     """
     inputs, own = read_arguments(parents, recipe, calibration, call, scores, task)
     if training is None and inputs.recipe.trains:
-        raise RecipeError("distil and finetune need the training images: give training=Distillation(data)")
+        raise RecipeError(
+            "distil, self_training and finetune need the training images: give training=Distillation(data)"
+        )
     with shown(progress):
         prepared = Prepared.of(inputs)
         aligned = Aligned.of(prepared)
@@ -125,9 +128,9 @@ def fuse(
             for effect in finished.steps:
                 if effect.stage == "refit" and not (effect.kept or effect.negligible):
                     warnings.warn(f"{effect}: the child stays as it was", DepfuseWarning, stacklevel=3)
-        ensemble = prepared.ensemble
+        ensemble, effect = prepared.ensemble, None
         if training is not None and recipe.trains:
-            ensemble = _train(finished, aligned, training)
+            ensemble, effect = _train(finished, aligned, training)
             soundness.after("the training", finished.child)
         soundness.check()
         soundness.check_spread(finished.child)
@@ -145,7 +148,7 @@ def fuse(
             not_converged=aligned.not_converged,
             widths=aligned.widths,
             family=family,
-            steps=finished.steps,
+            steps=finished.steps if effect is None else [*finished.steps, Step.of_self_training(effect)],
             folded=aligned.folded,
             refit_reason=prepared.refit_reason,
             meaning=prepared.meaning,
@@ -203,24 +206,29 @@ def _builder(aligned: Aligned) -> tuple[ChildBuilder, Sequence[nn.Module]]:
     return builder, unmatched
 
 
-def _train(finished: FinishedChild, aligned: Aligned, training: Distillation) -> Ensemble:
-    """Train a child in place; return the ensemble that it learned from."""
+def _train(finished: FinishedChild, aligned: Aligned, training: Distillation) -> tuple[Ensemble, Effect | None]:
+    """Train a child in place; return the ensemble that it learned from, and the effect of self-training."""
     prepared, recipe, ensemble = aligned.prepared, aligned.recipe, aligned.prepared.ensemble
     announce("train")
-    if recipe.train.distil and ensemble.joint and not recipe.teach.labelled:
-        # A head fitted to more images than those for calibration is better.
-        ensemble = prepared.ensemble_of(training.images(next(finished.child.parameters()).device, recipe.seed))
+    if recipe.train.teaches and ensemble.joint:
+        images = prepared.inputs.calibration
+        if not recipe.teach.labelled:
+            # A head fitted to more images than those for calibration is better.
+            images = training.images(next(finished.child.parameters()).device, recipe.seed)
+        assert images is not None, "a joint head is fitted to images"
+        mirrored = recipe.train.self_training > 0 and images.suited_augmentation.flip
+        if mirrored or not recipe.teach.labelled:
+            ensemble = prepared.ensemble_of(images, mirrored=mirrored)
     # At another width the parents' outputs are others; where they know other labels, mixtures of their streams hold
     # less than the child can learn.
     alike = aligned.widths is None and ensemble.labels is None and not ensemble.joint
     session = finished.session if alike else None
     origin = recipe.model_dump_json()
-    prepared.step.seconds.update(
-        training.train(
-            finished.child, ensemble, recipe.train, seed=recipe.seed, name="child", origin=origin, session=session
-        )
+    trained = training.train(
+        finished.child, ensemble, recipe.train, seed=recipe.seed, name="child", origin=origin, session=session
     )
-    return ensemble
+    prepared.step.seconds.update(trained.seconds)
+    return ensemble, trained.self_training
 
 
 def _alone(aligned: Aligned) -> Sequence[nn.Module]:

@@ -213,11 +213,11 @@ class Prepared:
             own_template=template,
         )
 
-    def ensemble_of(self, images: Loader) -> Ensemble:
-        """Prepare the parents once more with one head, fitted to other images."""
+    def ensemble_of(self, images: Loader, *, mirrored: bool = False) -> Ensemble:
+        """Prepare the parents once more with one head, fitted to other images, or also to their mirror images."""
         recipe, shares = self.recipe.changed({"teach.head": "always"}), self.ensemble.shares
         parents = Ensemble(self.copies, shares, self.labels, task=self.meaning.task)
-        teachers = _teachers(parents, recipe, images, self.own_template)
+        teachers = _teachers(parents, recipe, images, self.own_template, mirrored=mirrored)
         return replace(self.ensemble, networks=teachers.models)
 
     @property
@@ -226,6 +226,14 @@ class Prepared:
         return example_of(self.example, self.inputs.calibration)
 
 
-def _teachers(parents: Ensemble, recipe: Recipe, images: Loader | None, template: nn.Module | None) -> Teachers:
+def _teachers(
+    parents: Ensemble,
+    recipe: Recipe,
+    images: Loader | None,
+    template: nn.Module | None,
+    *,
+    mirrored: bool = False,
+) -> Teachers:
     statistics = None if images is None else for_statistics(images, recipe.calibration, recipe.seed)
-    return prepare_teachers(parents, recipe.teach, images, statistics, template, learns=recipe.learns)
+    learns = recipe.learns
+    return prepare_teachers(parents, recipe.teach, images, statistics, template, learns=learns, mirrored=mirrored)

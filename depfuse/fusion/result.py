@@ -52,7 +52,8 @@ class FusionResult:
         The settings, with every open one resolved: a fusion by it makes the same child.
     seconds
         Wall-clock seconds of `groups` (tracing and proof), `align`, `choose` (between several alignments), `merge`,
-        `renorm` or `refit`, and, where they were asked for, `shares` (by part), `distil` and `finetune`.
+        `renorm` or `refit`, and, where they were asked for, `shares` (by part), `distil`, `self_training` and
+        `finetune`.
     builder
         What was averaged, and how.
     ensemble
@@ -237,6 +238,11 @@ class FusionResult:
         return self.recipe.align.kept if self.widths is None else self.widths.reference
 
     @property
+    def self_trained(self) -> Step | None:
+        """The effect of self-training, where there was any."""
+        return next((step for step in self.steps if step.stage == "train"), None)
+
+    @property
     def best(self) -> Candidate | None:
         """The candidate that the child is, where the recipe's goal is the best of a family."""
         return best_of(self.family) if self.family else None
@@ -314,7 +320,8 @@ class FusionResult:
     def _check_at(self) -> None:
         """Raise `RecipeError` where the child depends on more than couplings and shares."""
         train = self.recipe.train
-        for name, epochs in (("distil", train.distil), ("finetune", train.finetune)):
+        steps = {"distil": train.distil, "self_training": train.self_training, "finetune": train.finetune}
+        for name, epochs in steps.items():
             if epochs:
                 raise RecipeError(f"the child was trained on ({name} {epochs}): fuse again to have one of other shares")
         if self.recipe.goal.name == "best":

@@ -20,6 +20,7 @@ from depfuse.ensemble.distance import EnsembleDistance
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.renorm import reset_batch_norm
+from depfuse.teach.self_training import Effect
 
 RENEWED_FROM = 500  # images, to decide whether statistics are renewed
 NEGLIGIBLE = 1e-4  # relative difference of two distances
@@ -32,10 +33,10 @@ class Step:
     Attributes
     ----------
     stage, method
-        As a recipe names them: `refit` by `ridge`, `renorm` by `reset`.
+        As a recipe names them: `refit` by `ridge`, `renorm` by `reset`, `train` by `self_training`.
     before, after
         The child's distance from the ensemble before and after it: cross-entropy (nats) at the best scale of its
-        scores, or mean squared error (see `outputs`).
+        scores, or mean squared error (see `outputs`). Of self-training from the labels of the ensemble that taught it.
     alike_before, alike_after
         Number of images for which it predicted the ensemble's class, an image with several predictions counted by the
         share of them; None where outputs predict none.
@@ -45,7 +46,7 @@ class Step:
         Whether the step's result is the child.
     """
 
-    stage: Literal["refit", "renorm"]
+    stage: Literal["refit", "renorm", "train"]
     method: str
     before: float
     after: float
@@ -53,6 +54,12 @@ class Step:
     alike_after: float | None
     images: int
     kept: bool
+
+    @classmethod
+    def of_self_training(cls, effect: Effect) -> Step:
+        """Describe self-training as the last step."""
+        alike = effect.alike_before, effect.alike_after
+        return cls("train", "self_training", effect.before, effect.after, *alike, effect.images, effect.kept)
 
     @property
     def name(self) -> str:

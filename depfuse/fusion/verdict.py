@@ -136,7 +136,17 @@ def _notes(advice: Advice) -> list[str]:
         )
         name = _name(option, advice)
         notes.append(f"{name[0].upper()}{name[1:]} reaches {text(option.value)} but lies in no file; {how}.")
+    notes += self_training_notes(advice.self_trained)
     return notes
+
+
+def self_training_notes(kept: bool | None) -> list[str]:
+    """Say whether self-training was kept; nothing where there was none."""
+    if kept is None:
+        return []
+    if kept:
+        return ["Self-training brought the child nearer to its teacher on held-out training images, and is kept."]
+    return ["Self-training brought the child no nearer to its teacher on held-out training images, and is not kept."]
 
 
 def _constant(advice: Advice, *, doing: bool = False) -> str:

@@ -137,12 +137,12 @@ class Recipe(Section):
     @property
     def learns(self) -> bool:
         """Whether the child learns from the parents' outputs, not from their weights alone."""
-        return self.refits or self.train.distil > 0 or self.goal.name == "best"
+        return self.refits or self.train.teaches or self.goal.name == "best"
 
     @property
     def trains(self) -> bool:
         """Whether the child is trained on."""
-        return self.train.distil > 0 or self.train.finetune > 0
+        return self.train.teaches or self.train.finetune > 0
 
     def shares(self, parents: int) -> tuple[float, ...]:
         """Return one share per parent, summing to one."""

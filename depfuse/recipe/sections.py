@@ -219,12 +219,24 @@ class Train(Section):
     distil: int = setting(
         0, "afterwards, epochs of training towards the parents' ensemble, without labels", unit="epochs", ge=0
     )
+    self_training: int = setting(
+        0,
+        "then passes over the training images with soft labels, of the parents' ensemble for image and mirror image, "
+        "and in the second half of the child as well; no label is read",
+        unit="passes",
+        ge=0,
+    )
     finetune: int = setting(0, "at last, epochs of training on the labels", unit="epochs", ge=0)
     learning_rate: float = setting(
         0.05,
         "of finetune, at the end of its warm-up; the steps of distil are longer or shorter in proportion",
         gt=0.0,
     )
+
+    @property
+    def teaches(self) -> bool:
+        """Whether the child is trained towards the parents' ensemble."""
+        return self.distil > 0 or self.self_training > 0
 
 
 class Calibration(Section):

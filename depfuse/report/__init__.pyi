@@ -13,6 +13,7 @@ from .schema import (
     PathRow,
     ScoreValues,
     Seconds,
+    SelfTrainingSummary,
     SharesSummary,
 )
 from .sentences import barrier_sentence, loading_lines, sentence_of_errors
@@ -30,6 +31,7 @@ __all__ = [
     "PathRow",
     "ScoreValues",
     "Seconds",
+    "SelfTrainingSummary",
     "SharesSummary",
     "barrier_sentence",
     "describe_environment",

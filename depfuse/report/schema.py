@@ -16,6 +16,7 @@ from depfuse.tasks.scores import ACCURACY, AGREEMENT, CALIBRATION, Measure
 if TYPE_CHECKING:  # a report is read without torch
     from depfuse.fusion.candidates import Candidate
     from depfuse.fusion.choose_shares import ChosenShares
+    from depfuse.fusion.step_acceptance import Step
 
 
 def _finite(value: Any) -> Any:
@@ -168,6 +169,26 @@ class FamilyRow(ScoreValues):
         )
 
 
+class SelfTrainingSummary(Stored):
+    """The effect of self-training on held-out images, and whether it was kept.
+
+    `before` and `after` are the child's distances (nats) from the labels of the ensemble that taught it, `alike_*` the
+    numbers of images for which it predicted that ensemble's class.
+    """
+
+    before: Loss
+    after: Loss
+    alike_before: float
+    alike_after: float
+    images: int
+    kept: bool
+
+    @classmethod
+    def of(cls, step: Step | None) -> SelfTrainingSummary | None:
+        """Make the report of self-training, where there was any."""
+        return None if step is None else cls(**{name: getattr(step, name) for name in cls.model_fields})
+
+
 class Seconds(Stored):
     """Wall-clock seconds of each step."""
 
@@ -180,6 +201,7 @@ class Seconds(Stored):
     renorm: float = 0.0
     best: float = 0.0
     distil: float = 0.0
+    self_training: float = 0.0
     finetune: float = 0.0
     evaluate: float = 0.0
 
@@ -203,7 +225,8 @@ class FusionReport(Stored):
     `teacher` is the ensemble that the child learns from, where the parents were renewed first or got one head.
     Where the child was trained further, `trained_parent` is a parent trained as long, from the weights with which it
     agreed best with the ensemble.
-    `family` holds all candidates of which the child is the best, where that was asked for.
+    `family` holds all candidates of which the child is the best, where that was asked for. `self_training` tells what
+    that changed, where it was asked for.
     `refit_reason` explains how `refit auto` was resolved. `suited_to` is in older reports only: a kind of networks.
     `advice` is the verdict as data; None in reports of versions that had words only. `widened` tells whether
     the child has channels side by side.
@@ -226,6 +249,7 @@ class FusionReport(Stored):
     groups: GroupsSummary
     shares: SharesSummary | None = None
     family: list[FamilyRow] = Field(default_factory=list)
+    self_training: SelfTrainingSummary | None = None
     refit_reason: str | None = None
     suited_to: str | None = None
     seconds: Seconds

@@ -1,4 +1,4 @@
-"""Train a child further: by distillation from its parents' ensemble, and on labels."""
+"""Train a child further: by distillation from its parents' ensemble, on soft labels, and on labels."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from depfuse.errors import ArchitectureError, DataError, DepfuseWarning
 from depfuse.progress import named
 from depfuse.recipe.sections import Train
 from depfuse.refit import NaturalGradientTraining, Schedule, Session
+from depfuse.teach.self_training import Effect, SelfTraining
 from depfuse.train import EpochReport, Saving, TrainRecipe, fit
 
 WARMUP = 0.1  # of the epochs, with SGD
@@ -57,8 +58,24 @@ class _Start:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """What a training did.
+
+    Attributes
+    ----------
+    seconds
+        Wall-clock seconds of `distil`, `self_training` and `finetune`, where there were epochs of them.
+    self_training
+        The effect of self-training, where there was any.
+    """
+
+    seconds: Mapping[str, float]
+    self_training: Effect | None = None
+
+
+@dataclass(frozen=True)
 class Distillation:
-    """Train a child after fusion: by distillation from the ensemble, then on labels.
+    """Train a child after fusion: by distillation from the ensemble, by self-training, then on labels.
 
     Attributes
     ----------
@@ -88,7 +105,8 @@ class Distillation:
     def __post_init__(self) -> None:
         if self.data.train.call is not None or len(getattr(self.data.train.images, "shape", ())) != 4:
             raise DataError(
-                "training is for images (N, C, H, W), and the training data are none: refit without distil and finetune"
+                "training is for images (N, C, H, W), and the training data are none: refit without distil,"
+                " self_training and finetune"
             )
 
     def train(
@@ -101,12 +119,13 @@ class Distillation:
         name: str,
         origin: str,
         session: Session | None = None,
-    ) -> dict[str, float]:
-        """Train a network in place, first towards the teacher, then on labels.
+    ) -> Trained:
+        """Train a network in place, first towards the teacher, then on soft labels (`SelfTraining`), then on labels.
 
         Towards the teacher by natural-gradient steps (`NaturalGradient`), or by SGD where the network cannot be
-        decomposed; on labels by SGD. A sixteenth of the images is held out from distillation, 500 at most: a network
-        that comes no nearer to the teacher on them stays as it was, with a `DepfuseWarning`.
+        decomposed; on labels of both kinds by SGD. A sixteenth of the images is held out from what learns from the
+        teacher, 500 at most: a network that comes no nearer to the teacher on them stays as it was, with a
+        `DepfuseWarning`.
 
         Parameters
         ----------
@@ -115,7 +134,7 @@ class Distillation:
         teacher
             The ensemble that it is distilled from.
         settings
-            Numbers of epochs, and the learning rate.
+            Numbers of epochs and passes, and the learning rate.
         seed
             Of the order and augmentation of the images.
         name
@@ -125,15 +144,18 @@ class Distillation:
         session
             The same network and teacher, where it learns the parents' streams besides their outputs.
 
-        Returns
-        -------
-        dict
-            Wall-clock seconds of `distil` and `finetune`, where there were epochs of them.
         """
         device = next(model.parameters()).device
-        seconds = {}
-        for step, epochs in (("distil", settings.distil), ("finetune", settings.finetune)):
+        seconds, effect = {}, None
+        for step, epochs in (
+            ("distil", settings.distil),
+            ("self_training", settings.self_training),
+            ("finetune", settings.finetune),
+        ):
             if epochs == 0:
+                continue
+            if step == "self_training":
+                seconds[step], effect = self._self_train(model, teacher, epochs, seed, name, origin)
                 continue
             learner = start = None
             data = self.data
@@ -161,7 +183,30 @@ class Distillation:
                     DepfuseWarning,
                     stacklevel=2,
                 )
-        return seconds
+        return Trained(seconds, effect)
+
+    def _self_train(
+        self, model: nn.Module, teacher: Ensemble, passes: int, seed: int, name: str, origin: str
+    ) -> tuple[float, Effect]:
+        """Train on soft labels; warn where the network stays as it was."""
+        data, judged = self._held_out(next(model.parameters()).device, seed)
+        training = SelfTraining(
+            data=data,
+            judging=judged,
+            teacher=teacher,
+            saving=lambda part: self._saving(name, f"self_training-{part}", f"{teacher.digest} {origin}"),
+            progress=None if self.progress is None else partial(self.progress, f"self-training: {name}"),
+            seed=seed,
+        )
+        with named(f"self-training, {name}"):
+            seconds, effect = training.train(model, passes)
+        if not effect.kept:
+            warnings.warn(
+                f"the {name} came no nearer to its teacher in {passes} passes of self-training, and stays as it was",
+                DepfuseWarning,
+                stacklevel=3,
+            )
+        return seconds, effect
 
     def images(self, device: torch.device | str, seed: int) -> Loader:
         """Draw some of the training images, for what is fitted before the training."""

@@ -90,6 +90,7 @@ def with_joint_head(
     template: nn.Module | None = None,
     *,
     dense: bool = False,
+    mirrored: bool = False,
 ) -> list[nn.Module]:
     """Copy the parents with heads over all labels whose share-weighted logits are those of one classifier.
 
@@ -112,6 +113,8 @@ def with_joint_head(
         The parents' label sets and a network with an output for each label, where they differ.
     dense
         Whether outputs are maps: the head is a pointwise convolution, fitted to `PLACES` of them.
+    mirrored
+        Whether the features are means over each image and its mirror image: a better head where both mean the same.
 
     Raises
     ------
@@ -134,7 +137,7 @@ def with_joint_head(
             f"the data have the label {int(read.max())}, but the parents know {classes} labels: 0 to {classes - 1}"
         )
     counted = [number for number, share in enumerate(shares) if share > 0]
-    features = [_features(copies[number], heads[number], calibration) for number in counted]
+    features = [_features(copies[number], heads[number], calibration, mirrored=mirrored) for number in counted]
     with torch.no_grad():
         weight, bias = heads_side_by_side(heads, shares, labels)
         set_joint_head(heads, shares, *maximise(torch.cat(features, 1), weight, bias, read))
@@ -277,7 +280,7 @@ def last_layer(model: nn.Module, images: Example) -> nn.Module:
     return model.get_submodule(layers[-1]) if layers else model
 
 
-def _features(model: nn.Module, layer: Head, loader: Loader) -> Tensor:
+def _features(model: nn.Module, layer: Head, loader: Loader, *, mirrored: bool = False) -> Tensor:
     """Collect the inputs (N, width) of a layer, by a forward pass in bfloat16 where that is faster.
 
     Of maps, some places, drawn at random: the same ones for every network that has maps of that size.
@@ -299,6 +302,10 @@ def _features(model: nn.Module, layer: Head, loader: Loader) -> Tensor:
         with torch.no_grad(), evaluating(model), quick:
             for images, _ in loader:
                 run_network(model, images)
+                if mirrored:
+                    run_network(model, images.flip(-1))
+                    other = features.pop()
+                    features[-1] = (features[-1] + other) / 2
     finally:
         handle.remove()
     return torch.cat(features)

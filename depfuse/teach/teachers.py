@@ -46,6 +46,7 @@ def prepare_teachers(
     template: nn.Module | None = None,
     *,
     learns: bool,
+    mirrored: bool = False,
 ) -> Teachers:
     """Prepare parents as teachers: renew their BatchNorm statistics and fit one head, as the settings say.
 
@@ -63,6 +64,8 @@ def prepare_teachers(
         A network with an output for each label, where the parents' labels differ; else one of another width.
     learns
         Whether the child learns from the parents' outputs: what is left open is only done then.
+    mirrored
+        Whether one head is fitted to the means of features over each image and its mirror image.
 
     Raises
     ------
@@ -95,6 +98,15 @@ def prepare_teachers(
         models = renewed(models, statistics)
     wanted = settings.head == "auto" and different and learns and not resized and told_apart
     if always or (wanted and can_have_joint_head(models, calibration, labels, dense=dense)):
-        copies = with_joint_head(models, parents.shares, calibration, settings.labelled, labels, template, dense=dense)
+        copies = with_joint_head(
+            models,
+            parents.shares,
+            calibration,
+            settings.labelled,
+            labels,
+            template,
+            dense=dense,
+            mirrored=mirrored and not dense,
+        )
         return Teachers(copies, None, joint=True, renewed=renews)
     return Teachers(models, labels, joint=False, renewed=renews)

@@ -82,8 +82,10 @@ class Descent:
         self._weighted(loss, len(images)).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         predicted = outputs.detach()
-        hits = (predicted.argmax(1) == wanted).sum() if self.teacher is None else task.agreements(predicted, wanted)
-        return loss.detach() * len(images), hits
+        if self.teacher is not None:
+            return loss.detach() * len(images), task.agreements(predicted, wanted)
+        classes = wanted.argmax(1) if wanted.is_floating_point() else wanted  # of soft labels
+        return loss.detach() * len(images), (predicted.argmax(1) == classes).sum()
 
     def _weighted(self, loss: Tensor, count: int) -> Tensor:
         return loss

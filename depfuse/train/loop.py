@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from depfuse.data import DataSet
 from depfuse.data.stream import batches_of
@@ -76,7 +76,7 @@ def fit(
     data: DataSet,
     recipe: TrainRecipe,
     *,
-    teacher: Teacher | None = None,
+    teacher: Teacher | Tensor | None = None,
     learner: Learner | None = None,
     device: torch.device | str = "cpu",
     saving: Saving | None = None,
@@ -97,7 +97,9 @@ def fit(
         The settings of the training.
     teacher
         Where given, the loss is the divergence from its softened class scores
-        (`depfuse.ensemble.targets.divergence`), and no label is read.
+        (`depfuse.ensemble.targets.divergence`), and no label is read. Or soft labels that are known before: class
+        probabilities (N, C) of the training images, learned in place of their labels. These are not part of what a
+        state belongs to.
     learner
         Takes the steps in place of SGD; it holds the network, and the teacher if there is one. Of the recipe it is
         given the learning rate.

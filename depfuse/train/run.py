@@ -38,7 +38,7 @@ class Run:
         data: DataSet,
         recipe: TrainRecipe,
         device: torch.device,
-        teacher: Teacher | None = None,
+        teacher: Teacher | Tensor | None = None,
         learner: Learner | None = None,
         start: str | None = None,
         team: Team | None = None,
@@ -50,6 +50,7 @@ class Run:
         self.loss = self.accuracy = math.nan
         self.seconds = 0.0
         self.taught = teacher is not None or learner is not None
+        soft_labels, teacher = (teacher, None) if isinstance(teacher, Tensor) else (None, teacher)
         if self.taught and not data.train.of_classes:
             data = replace(data, train=replace(data.train, labels=None))
         if isinstance(data.train.images, StoredImages):
@@ -57,7 +58,7 @@ class Run:
             data = replace(data, train=data.train.held())
         self.saved = time.perf_counter()
         self.loader = Loader(
-            data.train,
+            data.train if soft_labels is None else replace(data.train, labels=soft_labels),
             data.preprocessing,
             batch_size=recipe.batch_size,
             device=device,

@@ -147,9 +147,11 @@ def ensemble(of: Material, models: Sequence[nn.Module] | None = None) -> Joint:
     return Joint(of.inputs.models if models is None else models, of.shares, of.inputs.labels)
 
 
-def teachers(of: Material, calibration: Loader, recipe: Recipe | None = None) -> Teachers:
-    """The parents as they teach a refitted child, or that of another recipe."""
+def teachers(of: Material, calibration: Loader, recipe: Recipe | None = None, *, mirrored: bool = False) -> Teachers:
+    """The parents as they teach a refitted child, or that of another recipe; see `prepare_teachers`."""
     recipe = recipe or Recipe(refit="ridge")
     parents = Ensemble(of.inputs.models, of.shares, of.inputs.labels)
     statistics = for_statistics(calibration, recipe.calibration, recipe.seed)
-    return prepare_teachers(parents, recipe.teach, calibration, statistics, of.template, learns=recipe.learns)
+    return prepare_teachers(
+        parents, recipe.teach, calibration, statistics, of.template, learns=recipe.learns, mirrored=mirrored
+    )

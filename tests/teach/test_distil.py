@@ -29,7 +29,7 @@ from depfuse.recipe.sections import Train
 from depfuse.refit import NaturalGradientTraining, Schedule, Session
 from depfuse.refit.second_order.natural_gradient import NaturalGradient
 from depfuse.report import FusionReport
-from depfuse.teach.distil import Distillation
+from depfuse.teach.distil import Distillation, Trained
 from depfuse.train import EpochReport, Saving, TrainRecipe, fit
 
 SMALL = ["--calibration", "200", "--refit", "ridge", "--refit-steps", "0"]
@@ -88,7 +88,7 @@ def test_streams_are_taught_where_the_parents_know_the_same(parents, data):
 
         def train(self, model, teacher, settings, *, session, **_):
             self.streams = 0 if session is None else len(session.streams.nodes)
-            return {}
+            return Trained({})
 
     streams = {}
     for name, settings, sets in (
@@ -188,7 +188,9 @@ def test_a_distillation_that_was_cut_off_goes_on_bit_for_bit(parents, data, tmp_
 
 def distilled(training: Distillation, student: torch.nn.Module, teacher: Ensemble, epochs: int, **own) -> float:
     """Train the student in place, and return the seconds."""
-    return training.train(student, teacher, Train(distil=epochs, **own), seed=0, name="child", origin="")["distil"]
+    return training.train(student, teacher, Train(distil=epochs, **own), seed=0, name="child", origin="").seconds[
+        "distil"
+    ]
 
 
 def test_steps_that_are_far_too_long_are_taken_back(parents, data):
