@@ -11,7 +11,9 @@ PENALTY = 1e-2
 ITERATIONS = 50
 
 
-def maximise(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def maximise(
+    features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor | None = None, *, overwrite: bool = False
+) -> tuple[Tensor, Tensor]:
     r"""Maximise the information of a linear classifier about the class, keeping how often it predicts each.
 
     It minimises
@@ -32,14 +34,18 @@ def maximise(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor | No
         Of the classifier at the start, (classes, width) and (classes,).
     labels
         Of the first images (int64), if there are any.
+    overwrite
+        Standardise float64 features in place: all that is held of every image is then held once.
 
     Returns
     -------
     tuple of two tensors
         Weight and bias of the new classifier, whose scores are at temperature 1.
     """
-    mean, deviation = features.double().mean(0), features.double().std(0).clamp_min(1e-6)
-    x = (features.double() - mean) / deviation
+    x = features.double()
+    mean, deviation = x.mean(0), x.std(0).clamp_min(1e-6)
+    x = x.sub_(mean) if overwrite or x is not features else x - mean
+    x /= deviation
     start = (weight.double() * deviation / TEMPERATURE, (bias.double() + weight.double() @ mean) / TEMPERATURE)
     scores = x @ start[0].T + start[1]
     prior = (TEMPERATURE * scores).log_softmax(1).exp().mean(0).clamp_min(1e-12).log()

@@ -137,10 +137,12 @@ def with_joint_head(
             f"the data have the label {int(read.max())}, but the parents know {classes} labels: 0 to {classes - 1}"
         )
     counted = [number for number, share in enumerate(shares) if share > 0]
-    features = [_features(copies[number], heads[number], calibration, mirrored=mirrored) for number in counted]
+    features = _side_by_side(
+        [_features(copies[number], heads[number], calibration, mirrored=mirrored) for number in counted]
+    )
     with torch.no_grad():
         weight, bias = heads_side_by_side(heads, shares, labels)
-        set_joint_head(heads, shares, *maximise(torch.cat(features, 1), weight, bias, read))
+        set_joint_head(heads, shares, *maximise(features, weight, bias, read, overwrite=True))
     return copies
 
 
@@ -278,6 +280,19 @@ def last_layer(model: nn.Module, images: Example) -> nn.Module:
         ran = modules_in_order(model, lambda: run_network(model, images))
     layers = [name for name in ran if name and next(model.get_submodule(name).parameters(False), None) is not None]
     return model.get_submodule(layers[-1]) if layers else model
+
+
+def _side_by_side(features: list[Tensor]) -> Tensor:
+    """Put features (N, widths) side by side in float64, each freed as soon as it is copied."""
+    first = features[0]
+    joined = torch.empty(len(first), sum(own.shape[1] for own in features), dtype=torch.float64, device=first.device)
+    end = joined.shape[1]
+    while features:
+        own = features.pop()
+        start = end - own.shape[1]
+        joined[:, start:end] = own
+        end = start
+    return joined
 
 
 def _features(model: nn.Module, layer: Head, loader: Loader, *, mirrored: bool = False) -> Tensor:

@@ -171,7 +171,17 @@ def test_a_plot_is_checked_without_a_library_that_draws() -> None:
 def test_a_fusion_imports_no_large_library_that_it_does_not_use(tmp_path: Path) -> None:
     parents = [str(CHECKPOINTS / f"digits-{name}.safetensors") for name in "ab"]
     words = ["fuse", *parents, "--data", "digits", "--preset", "fast", "--out", str(tmp_path / "child.safetensors")]
-    unused = ("sklearn", "ot", "matplotlib", "optuna", "torchmetrics", "transformers", "pandas", "IPython")
+    unused = (
+        "sklearn",
+        "ot",
+        "matplotlib",
+        "optuna",
+        "torchmetrics",
+        "transformers",
+        "pandas",
+        "IPython",
+        "scipy.cluster",
+    )
     program = (
         f"import json, sys; from depfuse.cli import main; code = main({words});"
         f"print(json.dumps([code, [name for name in {unused} if name in sys.modules]]))"

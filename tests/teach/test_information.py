@@ -53,6 +53,16 @@ def test_it_is_the_optimum_that_scipy_finds(labelled):
     assert objective(x, start, scores, moved, y) < loss(np.zeros(15)) - 0.01
 
 
+def test_features_are_overwritten_only_where_that_is_asked_for():
+    features, weight, bias = drawn(0)
+    features = features.double()
+    before = features.clone()
+    found = maximise(features, weight, bias)
+    assert torch.equal(features, before)
+    assert all(map(torch.equal, maximise(features, weight, bias, overwrite=True), found))
+    torch.testing.assert_close(features, (before - before.mean(0)) / before.std(0))
+
+
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000), order=st.permutations(range(3)))
 def test_the_order_of_the_classes_does_not_matter(seed, order):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from depfuse.align.coupling import Coupling
@@ -22,6 +20,9 @@ def cluster_channels(cost: Tensor, targets: int) -> Coupling:
     targets
         Number of clusters, at most n.
     """
+    from scipy.cluster.hierarchy import fcluster, linkage  # here, as few fusions need them
+    from scipy.spatial.distance import squareform
+
     values = checked(cost)
     distances = (values + values.T) / 2
     distances -= distances.min()
