@@ -377,8 +377,10 @@ def _write(
             from depfuse.report.plots import draw_family, draw_path  # here, as matplotlib takes a second
 
             plot = complete.enter_context(replacing(request.fusion.plot))
-            draw = draw_path if isinstance(report, PathReport) else draw_family
-            draw(report, plot, plot_kind(request.fusion.plot))
+            if isinstance(report, PathReport):
+                draw_path(report, plot, plot_kind(request.fusion.plot))
+            else:
+                draw_family(report, plot, plot_kind(request.fusion.plot))
         if request.fusion.report is not None:
             text = report.model_dump_json(indent=2) + "\n"
             complete.enter_context(replacing(request.fusion.report)).write_text(text, encoding="utf-8")
