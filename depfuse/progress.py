@@ -55,14 +55,17 @@ class Work:
     _foretold: bool = False
     _paced: bool = False
 
-    def step(self, description: str, total: int | None = None, quicker: str = "") -> None:
-        """Begin the next step; the one before it is over. `quicker` says what would take less time."""
-        self._begin(f"{_part.get()}: {description}" if _part.get() else description, total, quicker)
+    def step(self, description: str, total: int | None = None) -> None:
+        """Begin the next step; the one before it is over."""
+        self._begin(f"{_part.get()}: {description}" if _part.get() else description, total)
 
-    def enter(self, name: str, description: str, quicker: str = "") -> None:
-        """Begin a stage that has a name; its steps follow. `quicker` says what would take less time."""
+    def enter(self, name: str, description: str) -> None:
+        """Begin a stage that has a name; its steps follow."""
         self._foretold = False
         self.step(description)
+
+    def advise(self, quicker: str) -> None:
+        """Note what would take less time than the step that has begun, to be said with what it costs."""
         self._quicker = quicker
 
     def advance(self) -> None:
@@ -87,9 +90,9 @@ class Work:
     def say(self, sentence: str) -> None:
         """Show a sentence that stays."""
 
-    def _begin(self, description: str, total: int | None, quicker: str = "") -> None:
+    def _begin(self, description: str, total: int | None) -> None:
         self.description, self.total, self.done, self.began = description, total, 0, time.monotonic()
-        self._quicker, self._paced = quicker, False
+        self._quicker, self._paced = "", False
         self.changed(begun=True)
 
     def _tell(self, seconds: float) -> None:
@@ -113,7 +116,8 @@ class Work:
             return
         before, quicker = self.description, self._quicker
         yield from self.track(parts, description, quicker)
-        self._begin(before, None, quicker)
+        self._begin(before, None)
+        self._quicker = quicker
 
     def interrupted(self) -> str:
         """Say in a sentence what an interruption loses, and what remains."""
@@ -152,7 +156,8 @@ class Tracked(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         total = len(self._parts) if isinstance(self._parts, Sized) else None
-        self._work.step(self._description, total, self._quicker)
+        self._work.step(self._description, total)
+        self._work.advise(self._quicker)
         for part in self._parts:
             yield part
             self._work.advance()
@@ -165,14 +170,18 @@ class Announced(Work):
         super().__init__()
         self._on_step, self._watching = on_step, watching
 
-    def enter(self, name: str, description: str, quicker: str = "") -> None:
+    def enter(self, name: str, description: str) -> None:
         """Begin a stage, and call the function with its name."""
         self._on_step(name)
-        self._watching.enter(name, description, quicker)
+        self._watching.enter(name, description)
 
-    def step(self, description: str, total: int | None = None, quicker: str = "") -> None:
+    def step(self, description: str, total: int | None = None) -> None:
         """Begin a step without a name."""
-        self._watching.step(description, total, quicker)
+        self._watching.step(description, total)
+
+    def advise(self, quicker: str) -> None:
+        """Note what would take less time."""
+        self._watching.advise(quicker)
 
     def advance(self) -> None:
         """Count one part of the current step as done."""

@@ -56,7 +56,8 @@ STEPS = {
 
 def announce(step: str, quicker: str = "") -> None:
     """Say which of the `STEPS` begins, and what would be quicker."""
-    work().enter(step, STEPS[step], quicker)
+    work().enter(step, STEPS[step])
+    work().advise(quicker)
 
 
 @dataclass(frozen=True, eq=False)

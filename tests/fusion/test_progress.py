@@ -245,10 +245,12 @@ def test_what_takes_over_a_minute_is_foretold_from_its_first_seconds(now: list[f
 
 def test_a_stage_whose_cost_is_known_is_foretold_before_it_begins_and_once(now: list[float]) -> None:
     told = Told()
-    told.enter("refit", "refitting", "`preset=fast` leaves it out")
+    told.enter("refit", "refitting")
+    told.advise("`preset=fast` leaves it out")
     told.foretell(59.0)
     assert told.said == []
-    told.enter("refit", "refitting", "`preset=fast` leaves it out")
+    told.enter("refit", "refitting")
+    told.advise("`preset=fast` leaves it out")
     told.foretell(423.0)
     assert told.said == ["refitting will take about 7 minutes; `preset=fast` leaves it out"]
     for _ in told.track(range(100), "refitting layer by layer"):
