@@ -14,6 +14,9 @@ from depfuse.errors import RecipeError
 
 SPARSE_FROM = 768  # channels from which an assignment among a few costs of each row is tried first
 NEAREST = 16  # least costs of each row in it
+CONTENDED_FROM = 512  # channels from which it is asked whether many rows contend for few columns
+WANTED = 0.5  # of the columns, below which they do
+SIMPLEX_STEPS = 10**9  # limit of pivots: none
 SINKHORN_STEPS = 2000  # limit of iterations
 UNEVEN = 0.05  # of a channel's mass: a plan that misses it by more has not converged
 
@@ -27,10 +30,31 @@ def checked(cost: Tensor) -> np.ndarray:
 
 
 def assigned(cost: Tensor) -> Tensor:
-    """Compute the permutation (n,) int64 of least cost: row i goes with column order[i]."""
+    """Compute the permutation (n,) int64 of least cost: row i goes with column order[i].
+
+    SciPy's shortest augmenting paths are the quickest for most costs. Where nearly all rows are cheapest in the same few
+    columns (costs of low rank, such as products of one weight per channel), each path visits nearly all rows, and POT's
+    network simplex takes a tenth of the time; elsewhere it takes two to four times as long.
+    """
     values = checked(cost)
     values = values - values.min(0, initial=np.inf)  # changes no assignment, and the search begins nearer to its end
+    if len(values) >= CONTENDED_FROM and _wanted(values) < WANTED:
+        ones = np.ones(len(values))
+        plan, log = ot.emd(ones, ones, values, numItermax=SIMPLEX_STEPS, log=True)
+        order = np.asarray(plan).argmax(1).astype(np.int64)
+        if log["warning"] is None and np.array_equal(np.sort(order), np.arange(len(order))):
+            return torch.from_numpy(order)
     return torch.from_numpy(linear_sum_assignment(values)[1].astype(np.int64))
+
+
+def _wanted(values: np.ndarray) -> float:
+    """Compute the share of columns that some row is cheapest in; a row that is so in several counts in part for each.
+
+    It is :math:`1 - 1 / e` where the cheapest columns are drawn at random.
+    """
+    cheapest = values <= values.min(1, keepdims=True)
+    rows_of_column = (1.0 / cheapest.sum(1)) @ cheapest
+    return float(np.minimum(rows_of_column, 1.0).sum() / len(values))
 
 
 def reassigned(cost: Tensor, current: Tensor) -> Tensor:
