@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -289,6 +289,10 @@ class GenericNetwork:
         Returns as well whether the gradients are those of the function: a small step along them all changes the
         projection as they predict. They are not where a forward pass rounds and passes gradients on, or has none:
         a part without gradients, a tensor that is changed after it was used, a function without a backward pass.
+
+        Where sizes are decided, outputs that jump over a small step are left out: what is sorted or chosen by scores,
+        when two of these change places. What it is chosen from does not jump. Then, the answer is no: groups without
+        an effect may have one on these. No group has an effect where the gradients are wrong.
         """
         largest = {group.name: 0.0 for group in groups}
         slots: dict[str, list[tuple[str, Slot]]] = defaultdict(list)
@@ -314,20 +318,37 @@ class GenericNetwork:
             leaf = leaves[key].requires_grad_(True)
             leaf.register_post_accumulate_grad_hook(partial(note, key))  # type: ignore[no-untyped-call]
         before = size = 0.0
-        along: list[list[Tensor]] = []
+        along: list[list[Tensor | None]] = []
+        whole = True
+
+        @cache
+        def after(step: float, mode: Mode) -> list[Tensor]:
+            stepped = dict(self.state)
+            for key in keys:
+                stepped[key] = self.state[key].add(_step(self.state[key]).view_as(self.state[key]), alpha=step)
+            return self._outputs(self._inputs, stepped, mode, False)
+
         for mode in self._modes:
             try:
                 outputs = self._differentiable(leaves, mode)
             except GroupError:
                 return {}, False
-            directions = [
+            directions: list[Tensor | None] = [
                 torch.randn(out.shape, generator=self._generator, dtype=torch.float32).to(out).div_(scale)
                 for out, scale in zip(outputs, self._scales_of(outputs), strict=True)
             ]
+            if self.decides:
+                jumping = _jumping(outputs, {step: after(step, mode) for step in STEPS})
+                whole = whole and not any(jumping)
+                directions = [None if jumps else along for jumps, along in zip(jumping, directions, strict=True)]
             along.append(directions)
             before += _projection(outputs, directions)
-            size += _projection([out.abs() for out in outputs], [direction.abs() for direction in directions])
-            differentiable = [pair for pair in zip(outputs, directions, strict=True) if pair[0].requires_grad]
+            size += _projection(
+                [out.abs() for out in outputs], [along if along is None else along.abs() for along in directions]
+            )
+            differentiable = [
+                pair for pair in zip(outputs, directions, strict=True) if pair[0].requires_grad and pair[1] is not None
+            ]
             with without_warnings():  # its own thread has no CUDA context at first: torch makes one, and says so
                 try:
                     torch.autograd.backward(
@@ -336,17 +357,11 @@ class GenericNetwork:
                 except Exception:  # whatever a backward pass of the user's raises
                     return {}, False
         for step in STEPS:
-            stepped = dict(self.state)
-            for key in keys:
-                stepped[key] = self.state[key].add(_step(self.state[key]).view_as(self.state[key]), alpha=step)
-            after = sum(
-                _projection(self._outputs(self._inputs, stepped, mode, False), directions)
-                for mode, directions in zip(self._modes, along, strict=True)
-            )
-            error_of = abs((after - before) / step - sum(predicted))
+            reached = sum(_projection(after(step, mode), part) for mode, part in zip(self._modes, along, strict=True))
+            error_of = abs((reached - before) / step - sum(predicted))
             if error_of <= SLACK * sum(map(abs, predicted)) + ROUNDING * size / step:
-                return largest, True
-        return largest, False
+                return largest, whole
+        return {}, False
 
     def _differentiable(self, leaves: Mapping[str, Tensor], mode: Mode) -> list[Tensor]:
         """Compute outputs with gradients, through what a network hides from autograd too, where it runs so."""
@@ -380,11 +395,29 @@ def _step(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1).roll(1)
 
 
-def _projection(outputs: Sequence[Tensor], directions: Sequence[Tensor]) -> float:
-    """Sum the outputs, weighted by directions; not a number where an output has another shape now."""
-    if [out.shape for out in outputs] != [along.shape for along in directions]:
+def _projection(outputs: Sequence[Tensor], directions: Sequence[Tensor | None]) -> float:
+    """Sum the outputs, weighted by directions, those with one; not a number where an output has another shape now."""
+    weighted = [(out, along) for out, along in zip(outputs, directions, strict=False) if along is not None]
+    if len(outputs) != len(directions) or any(out.shape != along.shape for out, along in weighted):
         return float("nan")
-    return sum(float((out.detach() * along).sum()) for out, along in zip(outputs, directions, strict=True))
+    return sum(float((out.detach() * along).sum()) for out, along in weighted)
+
+
+def _jumping(outputs: Sequence[Tensor], after: Mapping[float, Sequence[Tensor]]) -> list[bool]:
+    """Tell of each output whether it jumps: its change over the largest step is not as many times that over another."""
+    if any(len(reached) != len(outputs) for reached in after.values()):
+        return [True] * len(outputs)
+    jumps = []
+    for number, out in enumerate(outputs):
+        if any(reached[number].shape != out.shape for reached in after.values()):
+            jumps.append(True)
+            continue
+        rates = [(reached[number] - out.detach()) / step for step, reached in after.items()]
+        rounding = 10.0 * ROUNDING * float(out.detach().abs().amax()) / min(after) if out.numel() else 0.0
+        apart = max((float((rate - rates[0]).abs().max()) for rate in rates if rate.numel()), default=0.0)
+        largest = max((float(rate.abs().max()) for rate in rates if rate.numel()), default=0.0)
+        jumps.append(not apart <= 0.1 * largest + rounding)
+    return jumps
 
 
 def _make_generic(tensor: Tensor, generator: torch.Generator) -> None:

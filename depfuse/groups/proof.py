@@ -197,14 +197,14 @@ class _Proof:
     def without_effect(self, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
         """Select the groups of which no tensor, permuted alone, changes the output.
 
-        To first order, by gradients; where these are not the function's, by permuting: `MOST_RUNS` times, and once for
-        each group, at most, or what is left of a sampled proof's runs.
+        To first order, by gradients; where these are not the function's, or not of all outputs, and show no effect, by
+        permuting: `MOST_RUNS` times, and once for each group, at most, or what is left of a sampled proof's runs.
         """
         if not groups:
             return []
         self._effects, true = self._network.effects(groups, self._permutations, LEAST_EFFECT)
         if not true:
-            self._effects = self._by_permuting(groups)
+            self._effects |= self._by_permuting([g for g in groups if self._effects.get(g.name, 0.0) < LEAST_EFFECT])
         return [group for group in groups if self._effects.get(group.name, 0.0) < LEAST_EFFECT]
 
     def without_effect_if_moved(self, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
