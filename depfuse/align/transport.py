@@ -32,13 +32,15 @@ def checked(cost: Tensor) -> np.ndarray:
 def assigned(cost: Tensor) -> Tensor:
     """Compute the permutation (n,) int64 of least cost: row i goes with column order[i].
 
-    SciPy's shortest augmenting paths are the quickest for most costs. Where nearly all rows are cheapest in the same few
-    columns (costs of low rank, such as products of one weight per channel), each path visits nearly all rows, and POT's
-    network simplex takes a tenth of the time; elsewhere it takes two to four times as long.
+    SciPy's shortest augmenting paths are the quickest for most costs. Where nearly all rows are cheapest in the same
+    few columns (costs of low rank, such as products of one weight per channel), each path visits nearly all rows, and
+    POT's network simplex takes a tenth of the time; elsewhere it takes two to four times as long.
     """
     values = checked(cost)
     values = values - values.min(0, initial=np.inf)  # changes no assignment, and the search begins nearer to its end
     if len(values) >= CONTENDED_FROM and _wanted(values) < WANTED:
+        import ot  # here, as in `emd`
+
         ones = np.ones(len(values))
         plan, log = ot.emd(ones, ones, values, numItermax=SIMPLEX_STEPS, log=True)
         order = np.asarray(plan).argmax(1).astype(np.int64)
