@@ -1,4 +1,5 @@
 from .errors import DepfuseError, DepfuseWarning
+from .fusion.ask import ask
 from .fusion.comparison import Comparison, compare, naive_average
 from .fusion.parents import Parents
 from .fusion.pipeline import fuse
@@ -19,6 +20,7 @@ __all__ = [
     "Slot",
     "Tap",
     "__version__",
+    "ask",
     "compare",
     "find_groups",
     "fuse",

@@ -54,6 +54,13 @@ COMMANDS = {
         " and a closing sentence says which of them to keep.",
         "depfuse fuse first.safetensors second.safetensors --data digits --out child.safetensors",
     ),
+    "ask": _Command(
+        "depfuse.cli.ask:ask",
+        "Choose the unlabelled images whose labels would help a fusion most.\n\n"
+        "They are written into a folder with a table, labels.csv, in which you fill in the column `label`; `depfuse"
+        " fuse --labels-from` reads it. The parents together know little of them, and they differ from each other.",
+        "depfuse ask first.safetensors second.safetensors --data photos --number 100 --out to-label",
+    ),
     "tune": _Command(
         "depfuse.cli.tune:tune",
         "Search for the recipe that gives the best child.\n\n"

@@ -19,6 +19,7 @@ from depfuse.cli.normalised import warn_of_normalisation
 from depfuse.cli.options import DataOptions
 from depfuse.data import DataSet, Loader, Preprocessing, load_data
 from depfuse.data.draws import order_of_class
+from depfuse.data.loader import calibration_order
 from depfuse.data.parts import SPLIT_SEED
 from depfuse.data.stream import Stream, batches_of
 from depfuse.ensemble.label_sets import LabelSets
@@ -27,6 +28,7 @@ from depfuse.fusion.parents import Parents
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import Checkpoint, read_checkpoints
 from depfuse.io.into_network import load_into
+from depfuse.io.label_table import read_table
 from depfuse.models import build_network, check_input, with_classes
 from depfuse.models.architecture import with_arguments
 from depfuse.models.origin import FromFile
@@ -79,6 +81,35 @@ class Inputs:
     def recipe(self, recipe: Recipe) -> Recipe:
         """Let a recipe that leaves the task open be of classes, where the data have classes of images."""
         return recipe.changed(task="classes") if recipe.task.name == "auto" and self.data.of_classes else recipe
+
+    @property
+    def texts_of_outputs(self) -> list[tuple[str, ...]]:
+        """The texts that mean each output of the child: the number of its label, and its name."""
+        example = self.data.example(device=self.device)
+        numbers = None if self.labels is None else self.labels.joint
+        if numbers is None:
+            count = len(self.data.classes) or _outputs(self.models[0], example, "auto") or 0
+            numbers = tuple(range(count))
+        names = self.names or self.data.classes or tuple(map(str, numbers))
+        return [tuple(dict.fromkeys((str(number), name))) for number, name in zip(numbers, names, strict=True)]
+
+    def with_labels_of(self, table: Path, seed: int) -> tuple[Inputs, int]:
+        """Take the labels of a table that `depfuse ask` wrote, and no others; return how many there are, too.
+
+        The training images change places, so that calibration by this seed takes those with labels first; the other
+        ones have the label -1.
+        """
+        numbers, labels = read_table(table, self.data.train, self.texts_of_outputs)
+        count = len(self.data.train)
+        order = calibration_order(count, seed)
+        rest = torch.ones(count, dtype=torch.bool)
+        rest[numbers] = False
+        places = torch.empty(count, dtype=torch.int64)
+        places[order] = torch.cat([numbers, rest.nonzero()[:, 0]])
+        known = torch.full((count,), -1)
+        known[order[: len(numbers)]] = labels
+        train = dataclasses.replace(self.data.train.take(places), labels=known)
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, train=train)), len(numbers)
 
     def require_labels(self, purpose: str) -> None:
         """Raise `DataError` where the training images have no classes, and `purpose` needs them."""

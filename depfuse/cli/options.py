@@ -198,6 +198,15 @@ class FusionOptions:
             help="Draw the path between two parents, or with goal best the candidates (.png, .pdf or .svg).",
         ),
     ] = None
+    labels_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels-from",
+            metavar="FILE",
+            help="Table of `depfuse ask` with labels filled in: they help to find one head for all parents.",
+            rich_help_panel=FURTHER,
+        ),
+    ] = None
     test: Annotated[
         int | None,
         typer.Option(

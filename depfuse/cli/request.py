@@ -10,7 +10,7 @@ from pathlib import Path
 from depfuse.cli.named import check_family, check_keys, read_named
 from depfuse.cli.options import DataOptions, FusionOptions, RunOptions
 from depfuse.cli.points import REFITTED_POINTS
-from depfuse.errors import RecipeError
+from depfuse.errors import DataError, RecipeError
 from depfuse.evaluate import path_alphas
 from depfuse.io.folders import weight_files
 from depfuse.io.output_files import check_outputs, check_weights_name, weights_in
@@ -54,6 +54,8 @@ class Request:
         self.recipe.align.check_numbers(len(self.parents))
         if self.points is not None:
             self._check_path(self.points)
+        if self.fusion.labels_from is not None:
+            self._check_labels(self.fusion.labels_from)
         if self.fusion.out_parent is not None and not self.recipe.trains:
             raise RecipeError(
                 "no parent is trained: leave out --out-parent, or give --distil, train.self_training or train.finetune"
@@ -67,6 +69,16 @@ class Request:
         outputs = {"--out": None if self.out is None else weights_in(self.out), "--out-parent": self.fusion.out_parent}
         read = [*self.parents, *(file for parent in self.parents for file in weight_files(parent))]
         check_outputs({**outputs, "--report": self.fusion.report, "--plot": self.fusion.plot}, read)
+
+    def _check_labels(self, table: Path) -> None:
+        if not table.is_file():
+            raise DataError(f"there is no file {table}: give --labels-from what `depfuse ask` wrote")
+        for setting, value in (
+            ("teach.labelled", self.recipe.teach.labelled),
+            ("train.finetune", self.recipe.train.finetune),
+        ):
+            if value:
+                raise RecipeError(f"--labels-from gives the labels of a few images: leave out {setting}")
 
     def _check_width(self, first: str) -> None:
         width, child_arch = self.fusion.width, self.fusion.child_arch

@@ -64,6 +64,7 @@ from depfuse.report import (
 from depfuse.report.plot_kind import plot_kind
 from depfuse.report.tables import short_names
 from depfuse.tasks.selection import selected
+from depfuse.teach.ask import label_weight
 from depfuse.teach.distil import Distillation
 
 Ends = tuple[Scores | Agreement, Scores | Agreement]
@@ -121,10 +122,16 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         judged=True,
         task=request.recipe.task.name,
     ).with_fewer_test_images(fusion.test)
+    if fusion.labels_from is not None:
+        inputs, count = inputs.with_labels_of(fusion.labels_from, request.recipe.seed)
+        if count > request.recipe.calibration.images:
+            raise RecipeError(f"{count} images have labels: give at least `calibration.images={count}`")
+        recipe = request.recipe.changed({"teach.labelled": count, "teach.label_weight": label_weight(count)})
+        request = replace(request, recipe=recipe, methods=dict.fromkeys(request.methods, recipe))
+    elif request.recipe.teach.labelled:
+        inputs.require_labels("teach.labelled")
     if request.recipe.train.finetune:
         inputs.require_labels("train.finetune")
-    if request.recipe.teach.labelled:
-        inputs.require_labels("teach.labelled")
     if inputs.labels is not None and request.points is not None:
         raise RecipeError("a path needs parents that know the same labels: `depfuse fuse` without --plot fuses these")
     if request.points is not None and any(shapes_of(m) != shapes_of(inputs.models[0]) for m in inputs.models):

@@ -242,7 +242,10 @@ def train_baseline(
     network = copy.deepcopy(candidates[number])
     recipe = result.recipe
     origin = recipe.model_dump_json()
-    training.train(network, result.ensemble, recipe.train, seed=recipe.seed, name="parent", origin=origin)
+    labelled = recipe.teach.labelled
+    training.train(
+        network, result.ensemble, recipe.train, seed=recipe.seed, name="parent", origin=origin, labelled=labelled
+    )
     return number, network
 
 

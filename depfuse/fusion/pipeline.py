@@ -225,7 +225,14 @@ def _train(finished: FinishedChild, aligned: Aligned, training: Distillation) ->
     session = finished.session if alike else None
     origin = recipe.model_dump_json()
     trained = training.train(
-        finished.child, ensemble, recipe.train, seed=recipe.seed, name="child", origin=origin, session=session
+        finished.child,
+        ensemble,
+        recipe.train,
+        seed=recipe.seed,
+        name="child",
+        origin=origin,
+        session=session,
+        labelled=recipe.teach.labelled,
     )
     prepared.step.seconds.update(trained.seconds)
     return ensemble, trained.self_training

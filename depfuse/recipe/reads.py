@@ -81,6 +81,7 @@ def _table(_solvers: tuple[str, ...], _renorms: tuple[str, ...]) -> dict[str, tu
             {"renorm": _renewing(), "goal": ("child",)},
             {"teach.renorm": ("reset",)},
         ),
+        "teach.label_weight": ({"teach.labelled": Above(0)},),
         "train.learning_rate": ({"train.distil": Above(0)}, {"train.finetune": Above(0)}),
     }
 

@@ -211,6 +211,13 @@ class Teach(Section):
         unit="images",
         ge=0,
     )
+    label_weight: float = setting(
+        1.0,
+        "what the mean loss on these labels counts for in finding the head, beside what is found without labels; 0.1 "
+        "for 100 labels, 0.5 for 500",
+        gt=0.0,
+        le=10.0,
+    )
 
 
 class Train(Section):

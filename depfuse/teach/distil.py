@@ -22,7 +22,7 @@ from depfuse.errors import ArchitectureError, DataError, DepfuseWarning
 from depfuse.progress import named
 from depfuse.recipe.sections import Train
 from depfuse.refit import NaturalGradientTraining, Schedule, Session
-from depfuse.teach.self_training import Effect, SelfTraining
+from depfuse.teach.self_training import Effect, KnownLabels, SelfTraining
 from depfuse.train import EpochReport, Saving, TrainRecipe, fit
 
 WARMUP = 0.1  # of the epochs, with SGD
@@ -119,6 +119,7 @@ class Distillation:
         name: str,
         origin: str,
         session: Session | None = None,
+        labelled: int = 0,
     ) -> Trained:
         """Train a network in place, first towards the teacher, then on soft labels (`SelfTraining`), then on labels.
 
@@ -143,6 +144,9 @@ class Distillation:
             Whatever tells how the network came about: a training is resumed from a state of the same origin only.
         session
             The same network and teacher, where it learns the parents' streams besides their outputs.
+        labelled
+            The labels of so many training images, the first that calibration draws, are read by self-training as well,
+            which takes them for certain.
 
         """
         device = next(model.parameters()).device
@@ -155,7 +159,7 @@ class Distillation:
             if epochs == 0:
                 continue
             if step == "self_training":
-                seconds[step], effect = self._self_train(model, teacher, epochs, seed, name, origin)
+                seconds[step], effect = self._self_train(model, teacher, epochs, seed, name, origin, labelled)
                 continue
             learner = start = None
             data = self.data
@@ -186,7 +190,7 @@ class Distillation:
         return Trained(seconds, effect)
 
     def _self_train(
-        self, model: nn.Module, teacher: Ensemble, passes: int, seed: int, name: str, origin: str
+        self, model: nn.Module, teacher: Ensemble, passes: int, seed: int, name: str, origin: str, labelled: int
     ) -> tuple[float, Effect]:
         """Train on soft labels; warn where the network stays as it was."""
         data, judged = self._held_out(next(model.parameters()).device, seed)
@@ -197,6 +201,7 @@ class Distillation:
             saving=lambda part: self._saving(name, f"self_training-{part}", f"{teacher.digest} {origin}"),
             progress=None if self.progress is None else partial(self.progress, f"self-training: {name}"),
             seed=seed,
+            known=self._known(data, seed, labelled),
         )
         with named(f"self-training, {name}"):
             seconds, effect = training.train(model, passes)
@@ -211,6 +216,16 @@ class Distillation:
     def images(self, device: torch.device | str, seed: int) -> Loader:
         """Draw some of the training images, for what is fitted before the training."""
         return calibration_loader(self.data, PREPARING_IMAGES, device=device, seed=seed)
+
+    def _known(self, data: DataSet, seed: int, labelled: int) -> KnownLabels | None:
+        """Find the images whose labels are read among those to train on."""
+        count = len(self.data.train)
+        first = calibration_order(count, seed)
+        kept = first[: len(data.train)].sort().values if len(data.train) < count else torch.arange(count)
+        first = first[: min(labelled, len(data.train))]
+        if not labelled or not self.data.train.of_classes:
+            return None
+        return KnownLabels(torch.searchsorted(kept, first), self.data.train.required_labels[first])
 
     def _held_out(self, device: torch.device, seed: int) -> tuple[DataSet, Loader]:
         """Hold out the last of the images that calibration draws, or none of so few that two cannot be spared."""

@@ -12,7 +12,13 @@ ITERATIONS = 50
 
 
 def maximise(
-    features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor | None = None, *, overwrite: bool = False
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor | None = None,
+    label_weight: float = 1.0,
+    *,
+    overwrite: bool = False,
 ) -> tuple[Tensor, Tensor]:
     r"""Maximise the information of a linear classifier about the class, keeping how often it predicts each.
 
@@ -24,7 +30,7 @@ def maximise(
     first two terms are the mutual information of image and class with a prior for the classes (Krause et al. 2010,
     section 3; Liang et al. 2020, section 3.2); :math:`\pi` is the mean of its probabilities at the start, and not
     uniform, since the images need not be balanced. :math:`\Delta W` is by standardised features. Where
-    there are labels, their mean cross-entropy is added.
+    there are labels, their mean cross-entropy is added, times `label_weight`.
 
     Parameters
     ----------
@@ -34,6 +40,8 @@ def maximise(
         Of the classifier at the start, (classes, width) and (classes,).
     labels
         Of the first images (int64), if there are any.
+    label_weight
+        What their mean cross-entropy counts for.
     overwrite
         Standardise float64 features in place: all that is held of every image is then held once.
 
@@ -62,7 +70,7 @@ def maximise(
         loss = -((probabilities + stay) * logarithms).sum(1).mean() + (marginal * (marginal.log() - prior)).sum()
         loss = loss + 0.5 * PENALTY * moved.square().sum()
         if labels is not None:
-            loss = loss + nn.functional.nll_loss(logarithms[: len(labels)], labels)
+            loss = loss + label_weight * nn.functional.nll_loss(logarithms[: len(labels)], labels)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Sequence
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,13 @@ Head = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 COMPARED = 500
 AGREEING = 0.75
+
+
+class Read(NamedTuple):
+    """How many labels of calibration images are read, the first ones, and what their mean loss counts for."""
+
+    count: int
+    weight: float = 1.0
 
 
 def renewed(models: Sequence[nn.Module], calibration: Loader) -> list[nn.Module]:
@@ -85,7 +92,7 @@ def with_joint_head(
     models: Sequence[nn.Module],
     shares: Sequence[float],
     calibration: Loader,
-    labelled: int = 0,
+    read: Read | None = None,
     labels: LabelSets | None = None,
     template: nn.Module | None = None,
     *,
@@ -107,8 +114,8 @@ def with_joint_head(
         One weight per parent; one of weight zero does not count.
     calibration
         Images.
-    labelled
-        The labels of so many of these, the first ones, are read.
+    read
+        Which labels of these are read, if any.
     labels, template
         The parents' label sets and a network with an output for each label, where they differ.
     dense
@@ -131,18 +138,19 @@ def with_joint_head(
             "one head for all parents tells classes apart, and these networks have one output: leave out "
             "teach.labelled and teach.head"
         )
-    read = calibration.required_labels[:labelled].long().to(calibration.device) if labelled else None
-    if read is not None and int(read.max()) >= classes:
+    known = calibration.required_labels[: read.count].long().to(calibration.device) if read is not None else None
+    if known is not None and int(known.max()) >= classes:
         raise RecipeError(
-            f"the data have the label {int(read.max())}, but the parents know {classes} labels: 0 to {classes - 1}"
+            f"the data have the label {int(known.max())}, but the parents know {classes} labels: 0 to {classes - 1}"
         )
     counted = [number for number, share in enumerate(shares) if share > 0]
     features = _side_by_side(
-        [_features(copies[number], heads[number], calibration, mirrored=mirrored) for number in counted]
+        [collect_features(copies[number], heads[number], calibration, mirrored=mirrored) for number in counted]
     )
+    label_weight = 1.0 if read is None else read.weight
     with torch.no_grad():
         weight, bias = heads_side_by_side(heads, shares, labels)
-        set_joint_head(heads, shares, *maximise(features, weight, bias, read, overwrite=True))
+        set_joint_head(heads, shares, *maximise(features, weight, bias, known, label_weight, overwrite=True))
     return copies
 
 
@@ -295,7 +303,7 @@ def _side_by_side(features: list[Tensor]) -> Tensor:
     return joined
 
 
-def _features(model: nn.Module, layer: Head, loader: Loader, *, mirrored: bool = False) -> Tensor:
+def collect_features(model: nn.Module, layer: Head, loader: Loader, *, mirrored: bool = False) -> Tensor:
     """Collect the inputs (N, width) of a layer, by a forward pass in bfloat16 where that is faster.
 
     Of maps, some places, drawn at random: the same ones for every network that has maps of that size.

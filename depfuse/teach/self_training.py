@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,13 @@ class Effect:
     kept: bool
 
 
+class KnownLabels(NamedTuple):
+    """Numbers (n,) of images, and their classes (n,)."""
+
+    numbers: Tensor
+    classes: Tensor
+
+
 @dataclass(frozen=True, kw_only=True)
 class SelfTraining:
     """Train a network in rounds on soft labels of images.
@@ -81,6 +89,8 @@ class SelfTraining:
         Called after every pass.
     seed
         Of the order and augmentation of the images.
+    known
+        Labels that are read, if any: they are taken for certain in both rounds.
     """
 
     data: DataSet
@@ -89,6 +99,7 @@ class SelfTraining:
     saving: Callable[[str], Saving | None]
     progress: Progress | None
     seed: int
+    known: KnownLabels | None = None
 
     def train(self, model: nn.Module, passes: int) -> tuple[float, Effect]:
         r"""Train a network in place; return wall-clock seconds, and the effect.
@@ -134,6 +145,14 @@ class SelfTraining:
         own = predict(model, self._images, mirrored=self.mirrored)
         return balanced((taught + own) / 2, taught.exp().mean(0))
 
+    def _with_known(self, labels: Tensor) -> Tensor:
+        """Put the labels that are known in the place of soft ones."""
+        if self.known is None:
+            return labels
+        known = labels.clone()
+        known[self.known.numbers] = nn.functional.one_hot(self.known.classes, labels.shape[1]).to(labels)
+        return known
+
     def _stored(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """Read labels that were made before, or make and write them: a resumed training learns the same ones."""
         saving = self.saving(name)
@@ -166,7 +185,7 @@ class SelfTraining:
                 model,
                 self.data,
                 recipe,
-                teacher=labels.exp(),
+                teacher=self._with_known(labels.exp()),
                 device=self.judging.device,
                 saving=self.saving(f"round{number}"),
                 progress=self.progress,

@@ -13,7 +13,7 @@ from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
 from depfuse.recipe.sections import Teach
 from depfuse.renorm import has_batch_norm
-from depfuse.teach.joint_head import can_have_joint_head, knowledge_differs, renewed, with_joint_head
+from depfuse.teach.joint_head import Read, can_have_joint_head, knowledge_differs, renewed, with_joint_head
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def prepare_teachers(
             models,
             parents.shares,
             calibration,
-            settings.labelled,
+            Read(settings.labelled, settings.label_weight) if settings.labelled else None,
             labels,
             template,
             dense=dense,

@@ -29,6 +29,7 @@ from depfuse.io.into_network import load_network
 from depfuse.models import build_network
 from depfuse.renorm import reset_batch_norm
 from depfuse.teach.joint_head import (
+    Read,
     can_have_joint_head,
     head_of,
     heads_side_by_side,
@@ -73,7 +74,14 @@ def test_one_head_tells_labels_apart_better_than_heads_side_by_side(halves, data
     sets = LabelSets.create([range(5), range(5, 10)])
     shares = (0.4, 0.6)
     fresh = renewed(halves, calibration)
-    teachers = with_joint_head(fresh, shares, calibration, labelled, sets, build_network("digits_resnet(width=0.5)"))
+    teachers = with_joint_head(
+        fresh,
+        shares,
+        calibration,
+        Read(labelled) if labelled else None,
+        sets,
+        build_network("digits_resnet(width=0.5)"),
+    )
     test = Loader(data.test, data.preprocessing, batch_size=500)
     beside, joint = evaluate_with_ensemble(fresh, test, shares, sets)[1], evaluate_ensemble(teachers, test, shares)
     assert joint.accuracy > beside.accuracy
@@ -86,7 +94,7 @@ def test_the_heads_together_are_the_classifier_that_they_were_given(halves, data
     images, shares = data.example(200), (0.3, 0.7)
     sets = LabelSets.create([range(5), range(5, 10)])
     template = build_network("digits_resnet(width=0.5)")
-    teachers = with_joint_head(halves, shares, calibration_loader(data, 200), 0, sets, template)
+    teachers = with_joint_head(halves, shares, calibration_loader(data, 200), None, sets, template)
     heads, features = [head_of(model, images[:1]) for model in teachers], []
     for head in heads:
         head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
@@ -113,7 +121,9 @@ def test_the_heads_together_are_the_classifier_that_they_were_given(halves, data
 def test_a_parent_without_a_share_has_no_say(halves, data):
     calibration = calibration_loader(data, 200)
     sets = LabelSets.create([range(5), range(5, 10)])
-    teachers = with_joint_head(halves, (0.0, 1.0), calibration, 100, sets, build_network("digits_resnet(width=0.5)"))
+    teachers = with_joint_head(
+        halves, (0.0, 1.0), calibration, Read(100), sets, build_network("digits_resnet(width=0.5)")
+    )
     heads = [[m for m in model.modules() if isinstance(m, nn.Linear)][-1] for model in teachers]
     assert not heads[0].weight.any()
     assert heads[1].weight.any()
@@ -162,7 +172,7 @@ def test_where_parents_have_one_head(data, names, settings, joint, changed):
 def test_matchings_are_judged_by_what_the_one_head_says(halves, data):
     calibration = calibration_loader(data, 200)
     sets = LabelSets.create([range(5), range(5, 10)])
-    teachers = with_joint_head(halves, (0.5, 0.5), calibration, 0, sets, build_network("digits_resnet(width=0.5)"))
+    teachers = with_joint_head(halves, (0.5, 0.5), calibration, None, sets, build_network("digits_resnet(width=0.5)"))
     groups = find_groups(teachers[0], data.example())
     child = copy.deepcopy(teachers[0])
     judge = EnsembleJudge(
@@ -236,7 +246,7 @@ def test_refusals(halves, data):
     with pytest.raises(RecipeError, match="labelled images are read for one head"):
         Recipe.create(labelled=5, joint_head="none")
     with pytest.raises(RecipeError, match="the data have the label 9, but the parents know 5 labels"):
-        with_joint_head(halves, (0.5, 0.5), calibration, 300)
+        with_joint_head(halves, (0.5, 0.5), calibration, Read(300))
     with pytest.raises(RecipeError, match="need calibration images"):
         fuse(Parents(halves, example=data.example()), Recipe(refit="none", criterion="weights", labelled=50), None)
     convolutional = nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())
