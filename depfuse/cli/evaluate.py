@@ -64,6 +64,7 @@ def evaluate(
         from depfuse.evaluate import evaluate_agreement, evaluate_together
         from depfuse.fusion.meaning import Meaning
         from depfuse.report import describe_environment
+        from depfuse.tasks.selection import selected
 
     device = resolve_device(options.device)
     with screen.working() as work:
@@ -73,13 +74,14 @@ def evaluate(
             checkpoints, arch, data, device, classes, trust=trust, key=key, judged=True, task=named.task.name
         )
         loader, example = inputs.test_loader(batch_size), inputs.data.example(device=device)
-        meaning = Meaning.of(inputs.models, inputs.recipe(named), loader, example, None, inputs.labels).scored
+        meaning = Meaning.of(inputs.models, inputs.recipe(named), loader, example, None, inputs.labels)
+        models = selected(inputs.models, meaning.scores)
         images = work.track(loader, "evaluating")
         started = time.perf_counter()
         if inputs.data.labelled:
-            scores: Sequence[Scores | Agreement] = evaluate_together(inputs.models, images, meaning)
+            scores: Sequence[Scores | Agreement] = evaluate_together(models, images, meaning.scored)
         else:
-            scores, _, _ = evaluate_agreement(inputs.models, [], images, sets=inputs.labels, task=meaning)
+            scores, _, _ = evaluate_agreement(models, [], images, sets=inputs.labels, task=meaning.scored)
         seconds = time.perf_counter() - started
     networks = [
         NetworkScores.at(checkpoint.path, checkpoint.digest, found)

@@ -273,10 +273,7 @@ def _outputs(model: nn.Module, example: torch.Tensor, task: str) -> int | None:
     scores = find_scores(outputs)
     outputs = outputs if scores is None else scores(outputs)
     if not isinstance(outputs, torch.Tensor):
-        raise DataError(
-            f"{type(model).__name__} gives a {type(outputs).__name__} of outputs, and nothing says which of them "
-            "counts: fuse such networks in Python, by depfuse.fuse(..., scores=...)"
-        )
+        return None
     if task not in ("auto", "none", "classes") or by_shape(outputs).task != "classes":
         return None
     return outputs.shape[1]

@@ -79,7 +79,7 @@ def as_loader(
     room = calibration_room() if room is None else room
     dtype = next((tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()), None)
     collected = _Collected(images, Signature.of(model), call, room, dtype, scored)
-    for batch in _batches(source, model, images, batch_size, seed, called=call is not None):
+    for batch in _batches(source, model, images, batch_size, seed, called=call is not None, scored=scored):
         collected.add(batch)
         if collected.full:
             break
@@ -157,7 +157,9 @@ class _Collected:
         return Split(join_samples(self.inputs), labels)
 
 
-def _batches(source: Any, model: nn.Module, images: int, batch_size: int, seed: int, *, called: bool) -> Iterator[Any]:
+def _batches(
+    source: Any, model: nn.Module, images: int, batch_size: int, seed: int, *, called: bool, scored: bool
+) -> Iterator[Any]:
     """Yield batches of whatever calibration data are."""
     if isinstance(source, (str, Path)):
         raise DataError(
@@ -169,7 +171,7 @@ def _batches(source: Any, model: nn.Module, images: int, batch_size: int, seed: 
     source = as_tensor(source) if isinstance(source, Tensor) else source
     if isinstance(source, (Tensor, np.ndarray)):
         yield from _drawn(_count(source), images, batch_size, seed, lambda index: _rows(source, index))
-    elif isinstance(source, Mapping) or _is_whole(source, model, called=called):
+    elif isinstance(source, Mapping) or _is_whole(source, model, called=called, scored=scored):
         parts = source if isinstance(source, Mapping) else dict(enumerate(source))
         whole = {key: value if isinstance(value, np.ndarray) else as_tensor(value) for key, value in parts.items()}
         counts = {_count(value) for value in whole.values()}
@@ -219,14 +221,33 @@ def _collated(samples: Iterable[Any], batch_size: int) -> Iterator[Any]:
         yield _collate(found)
 
 
-def _is_whole(source: Any, model: nn.Module, *, called: bool) -> bool:
-    """Tell whether a tuple holds arrays of all samples, inputs and labels for instance: not each of them is a batch."""
+def _is_whole(source: Any, model: nn.Module, *, called: bool, scored: bool) -> bool:
+    """Tell whether a tuple holds arrays of all samples, inputs and labels for instance: not each of them is a batch.
+
+    Targets may be of the inputs' shape, as pictures of a network that gives pictures are. Of two arrays that could
+    both be a batch the second are labels where labels are wanted, or where the two are not parts of one tensor, as
+    `split` gives them.
+    """
     if called or not isinstance(source, tuple) or len(source) < 2:
         return False
     if not all(isinstance(part, (Tensor, np.ndarray)) and part.ndim for part in source):
         return False
-    few = [as_tensor(part[:2]) for part in source]
-    return len({len(part) for part in source}) == 1 and not all(_runs(model, part) for part in few)
+    if len({len(part) for part in source}) > 1:
+        return False
+    if len(source) == 2 and not _several(model) and (scored or not _are_parts(*source)):
+        return True
+    return not all(_runs(model, as_tensor(part[:2])) for part in source)
+
+
+def _are_parts(first: Tensor | np.ndarray, second: Tensor | np.ndarray) -> bool:
+    """Tell whether two arrays are views of the same memory."""
+    return _memory(first) == _memory(second)
+
+
+def _memory(part: Tensor | np.ndarray) -> int:
+    if isinstance(part, np.ndarray):
+        return id(part if part.base is None else part.base)
+    return as_tensor(part).untyped_storage().data_ptr()
 
 
 def _drawn(count: int, images: int, batch_size: int, seed: int, take: Any) -> Iterator[Any]:

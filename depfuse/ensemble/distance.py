@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from depfuse.data.inputs import count_samples
 from depfuse.data.loader import Loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.networks.forward import run_network
@@ -66,9 +67,13 @@ class EnsembleDistance:
         return [self.outputs(network) for network in self.ensemble.networks]
 
     def outputs(self, network: nn.Module) -> Tensor:
-        """Run a network on all images: its outputs (N, ...), of a dictionary or tuple all numbers of an image."""
+        """Run a network on all images: its outputs (N, ...), of a dictionary or tuple all numbers of an image.
+
+        Where they have no entry for each image, all numbers (M, 1) that it gives.
+        """
         with torch.inference_mode(), evaluating(network):
-            outputs = torch.cat([as_numbers(run_network(network, batch)) for batch, _ in self.images])
+            found = [(as_numbers(run_network(network, batch)), count_samples(batch)) for batch, _ in self.images]
+        outputs = torch.cat([own if own.shape[:1] == (count,) else own.reshape(-1, 1) for own, count in found])
         return outputs if self._precision is None else outputs.to(self._precision)
 
     def at(self, shares: Sequence[float]) -> EnsembleDistance:

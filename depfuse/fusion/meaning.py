@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -15,14 +16,14 @@ from depfuse.data.inputs import count_samples
 from depfuse.data.loader import Loader
 from depfuse.data.stream import Stream
 from depfuse.ensemble.label_sets import LabelSets
-from depfuse.errors import RecipeError
+from depfuse.errors import DataError, DepfuseWarning, RecipeError
 from depfuse.networks.copying import unwrap
 from depfuse.networks.forward import Called, Example, run_network
 from depfuse.networks.running import evaluating
 from depfuse.recipe import Recipe
 from depfuse.recipe.tasks import TASKS
 from depfuse.tasks.choose import by_shape, choose_task, have_same_heads
-from depfuse.tasks.evidence import Evidence, find_evidence
+from depfuse.tasks.evidence import Evidence, are_probabilities, find_evidence
 from depfuse.tasks.outputs import CLASSES
 from depfuse.tasks.selection import (
     Counted,
@@ -137,13 +138,13 @@ class Meaning:
             return cls(because="`call` makes a structure of what the networks return")
         if scores is not None:
             check_scores(scores, output)
-        if scores is None and labels is None and recipe.task.name in ("auto", "weighted"):
-            counted = _counted(networks[0], images, example)
-            if len(counted) > 1:
-                return cls._of_several(networks, counted, images, example)
-        scores = scores or find_scores(output)
+        few = example if images is None else next(iter(images.first(SEVERAL)))[0]
+        counted = () if scores is not None else _counted(networks[0], few)
+        if labels is None and recipe.task.name in ("auto", "weighted") and len(counted) > 1:
+            return cls._of_several(networks, counted, images, example)
+        scores = scores or find_scores(output) or (counted[0] if len(counted) == 1 else None)
         select(networks, scores)
-        selected = _run(networks[0], example)
+        selected = _run(networks[0], few)
         if not isinstance(selected, Tensor):
             if recipe.task.name not in ("auto", "none"):
                 raise RecipeError(
@@ -151,6 +152,12 @@ class Meaning:
                     "tensor: say which, as `scores`"
                 )
             return cls()
+        if selected.dim() == 0 or len(selected) != _count(few, len(selected)):
+            found = f"of shape {tuple(selected.shape)} for {_count(few, 0)} images, no entry for each of them"
+            if recipe.task.name not in ("auto", "none"):
+                named = f"`task={recipe.task.name}`"
+                raise RecipeError(f"{named} is of outputs with an entry for each image, and the networks' are {found}")
+            return cls(scores, None, f"the outputs are {found}: nothing is known of them")
 
         # Where labels differ, outputs differ in shape.
         looked_at = networks if labels is None else networks[:1]
@@ -164,6 +171,14 @@ class Meaning:
             return find_evidence(few.outputs, few.inputs, same_heads=same)
 
         chosen = choose_task(recipe.task, selected, lambda: seen.first(IMAGES).outputs, evidence)
+        if recipe.task.name in ("binary", "multilabel") and are_probabilities(seen.first(IMAGES).outputs):
+            warnings.warn(
+                f"`task={recipe.task.name}` is of logits, and all outputs lie between 0 and 1, as what a sigmoid gives:"
+                " every label counts as predicted then; let `scores` undo the sigmoid (`torch.logit`), or name task"
+                " regression",
+                DepfuseWarning,
+                stacklevel=2,
+            )
         return cls(scores, chosen.task, chosen.because)
 
     @classmethod
@@ -204,13 +219,17 @@ def _is_given(network: nn.Module, example: Example) -> bool:
     return any(own is output or tree_structure(own) == tree_structure(output) for own in returned)
 
 
-def _counted(network: nn.Module, images: Loader | Stream | None, example: Example) -> Sequence[Counted]:
+def _counted(network: nn.Module, batch: Example) -> Sequence[Counted]:
     """Find the tensors that count in what a network returns for several images, as far as there are any."""
-    batch = example if images is None else next(iter(images.first(SEVERAL)))[0]
+    return find_counted(_run(network, batch), _count(batch, 0))
+
+
+def _count(batch: Example, otherwise: int) -> int:
+    """Count the images of a batch, as far as it holds a tensor."""
     try:
-        return find_counted(_run(network, batch), count_samples(batch))
-    except StopIteration:  # a batch without a tensor
-        return ()
+        return count_samples(batch)
+    except StopIteration:
+        return otherwise
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,6 +254,13 @@ class _Seen:
         batches = [self.example] if self.images is None else [batch for batch, _ in self.images.first(count)]
         with torch.no_grad(), evaluating(*self.networks):
             outputs = [torch.cat([run_network(own, batch).float() for batch in batches]) for own in self.networks]
+        for number, own in enumerate(outputs, 1):
+            broken = own.isnan().reshape(len(own), -1).any(1)
+            if bool(broken.any()):
+                raise DataError(
+                    f"parent {number} gives NaN for {int(broken.sum())} of {len(own)} calibration images, from which"
+                    " nothing can be learned: leave such images out, or mend the network"
+                )
         tensors = [batch for batch in batches if isinstance(batch, Tensor)]
         alike = len(tensors) == len(batches) and len({batch.shape[1:] for batch in tensors}) == 1
         return _Some(outputs, torch.cat(tensors) if alike else None)

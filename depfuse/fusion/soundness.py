@@ -12,7 +12,7 @@ from depfuse.data.inputs import count_samples, map_tensors
 from depfuse.data.loader import Loader
 from depfuse.errors import DepfuseWarning, FusionError, RecipeError
 from depfuse.networks.forward import Example, run_network
-from depfuse.networks.running import evaluating
+from depfuse.networks.running import evaluating, float_tensors
 
 VARIANCE = "running_var"
 IMAGES = 64  # to run networks on
@@ -122,7 +122,7 @@ class Soundness:
         """Compute the floating-point tensors of the outputs, for each batch."""
         parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
         with torch.inference_mode(), evaluating(model):
-            return [_tensors(run_network(model, _in_type_of(images, parameter))) for images in self._inputs]
+            return [float_tensors(run_network(model, _in_type_of(images, parameter))) for images in self._inputs]
 
 
 def _in_type_of(inputs: Example, parameter: Tensor | None) -> Example:
@@ -134,14 +134,6 @@ def _in_type_of(inputs: Example, parameter: Tensor | None) -> Example:
     return converted
 
 
-def _tensors(output: object) -> list[Tensor]:
-    """List the floating-point tensors of a network's output."""
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (list, tuple)) else ()
-    return [tensor for part in parts for tensor in _tensors(part)]
-
-
 def _all_finite(batches: list[list[Tensor]]) -> bool:
     return all(bool(tensor.isfinite().all()) for batch in batches for tensor in batch)
 
@@ -151,5 +143,7 @@ def _spread(batches: list[list[Tensor]]) -> float:
     first = [batch[0] for batch in batches if batch]
     if not first:
         return 0.0
-    rows = torch.cat([tensor.reshape(len(tensor), -1) for tensor in first if tensor.dim()]).double()
-    return float(rows.var(0, correction=0).mean().sqrt())
+    rows = [tensor.reshape(len(tensor), -1) if tensor.dim() else tensor.reshape(1, 1) for tensor in first]
+    # What has no entry for each image may have another width in a smaller batch.
+    alike = torch.cat([own for own in rows if own.shape[1] == rows[0].shape[1]]).double()
+    return float(alike.var(0, correction=0).mean().sqrt())

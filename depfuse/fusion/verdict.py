@@ -36,7 +36,9 @@ def _recommendation(advice: Advice, child: str) -> str:
             if advice.measure == ACCURACY
             else (f"no network has a higher {advice.measure.name} than {_constant(advice)}")
         )
-        return f"Keep none of them: of {images}, {better}. Check the data, their labels, and `mean` and `std`."
+        return (
+            f"Keep none of them: of {images}, {better}. Check the data, their labels, the `task`, and `mean` and `std`."
+        )
     if keep.what == "child":
         gets = (
             f"of {images} it gets {text(keep.value)} right"

@@ -1,18 +1,20 @@
 """Calls of a network: by one tensor, by several inputs, or by a function of the user's.
 
-An output whose only entry is `logits`, as transformers' networks for classification have, is that tensor.
+An output whose only entry is `logits`, as transformers' networks for classification have, is that tensor. Data classes
+among outputs are made known to torch's pytrees, so that all their tensors are seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import register_pytree_node, tree_map
+from torch.utils._pytree import SUPPORTED_NODES, register_pytree_node, tree_leaves, tree_map
 
 Call = Callable[[nn.Module, Any], Any]
 INNER = "network."
@@ -70,7 +72,32 @@ def run_with(model: nn.Module, state: Mapping[str, Tensor], example: Example, *,
 
 def _logits(output: Any) -> Any:
     """Take the logits of an output that has nothing beside them; any other stays."""
+    _know_data_classes(output)
     return output["logits"] if isinstance(output, Mapping) and list(output) == ["logits"] else output
+
+
+def _know_data_classes(output: Any) -> None:
+    """Register the classes of an output's data classes as nodes of pytrees, those within each other, too."""
+    if isinstance(output, Tensor):
+        return
+    for leaf in tree_leaves(output):
+        kind = type(leaf)
+        if is_dataclass(kind) and kind not in SUPPORTED_NODES:
+            names = tuple(field.name for field in fields(kind))
+            register_pytree_node(
+                kind,
+                lambda own, names=names: ([getattr(own, name, None) for name in names], names),
+                partial(_data_class, kind),
+            )
+            _know_data_classes(leaf)
+
+
+def _data_class(kind: type, values: Iterable[Any], names: Sequence[str]) -> Any:
+    """Build an object of a data class without running its code."""
+    built = object.__new__(kind)
+    for name, value in zip(names, values, strict=True):
+        object.__setattr__(built, name, value)
+    return built
 
 
 def as_module(model: nn.Module, example: Example) -> tuple[nn.Module, Any]:

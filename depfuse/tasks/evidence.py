@@ -89,11 +89,18 @@ def find_evidence(outputs: Sequence[Tensor], inputs: Tensor | None = None, *, sa
     if any(own.shape != first.shape for own in outputs):
         return Evidence(assumed, "the parents know different labels", clear=False)
     rows = [_rows(own) for own in outputs]
-    if len(rows[0]) < FEWEST or not all(bool(own.isfinite().all()) for own in rows):
+    if len(rows[0]) < FEWEST:
         return Evidence(assumed, "there are too few images to tell", clear=False)
+    if not all(bool(own.isfinite().all()) for own in rows):
+        return Evidence(assumed, "some are not finite, by which nothing can be told", clear=False)
     if single:
         return _of_one(rows, assumed)
     return _of_form(rows, assumed) or _of_agreement(rows, outputs, inputs, assumed, same_heads)
+
+
+def are_probabilities(outputs: Sequence[Tensor]) -> bool:
+    """Tell whether the outputs (N, ...) of enough images lie between 0 and 1, as what a sigmoid gives."""
+    return len(outputs[0]) >= FEWEST and _between(outputs)
 
 
 def _of_one(rows: Sequence[Tensor], assumed: str) -> Evidence:

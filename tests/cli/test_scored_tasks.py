@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from depfuse.cli import main
@@ -40,6 +40,16 @@ class Maps(nn.Module):
 
     def forward(self, x):
         return {"out": self.head(self.body(x))}
+
+
+class Several(Net):
+    def __init__(self):
+        super().__init__(3)
+        self.size = torch.nn.Linear(3, 2)
+
+    def forward(self, x):
+        kinds = super().forward(x)
+        return {"kind": kinds, "size": self.size(kinds)}
 
 
 def one():
@@ -140,6 +150,25 @@ def test_numbers_are_scored_by_what_they_explain(networks, capsys: pytest.Captur
     assert "R2" in ran(capsys, "eval", "a.safetensors", *common, "--task", "regression")
     assert main([*FUSE, *common, "--task", "regression", "--set", "train.finetune=1"]) == 2
     assert "is of classes of images" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")
+def test_of_several_tensors_the_same_is_scored_by_every_command(networks, capsys: pytest.CaptureFixture[str]) -> None:
+    images = pictures(64)
+    labels = (images.float().mean((2, 3)) > 127).sum(1).clamp(max=2)
+    arrays = {"x_train": images[:48], "y_train": labels[:48], "x_test": images[48:], "y_test": labels[48:]}
+    np.savez("kinds.npz", **{name: array.numpy() for name, array in arrays.items()})
+    write_parents(networks["Several"], images, lambda out: nn.functional.cross_entropy(out["kind"], labels))
+    common = ["--arch", "nets.py:Several", "--data", "kinds.npz"]
+    assert "Keep" in ran(capsys, *FUSE, *common)
+    report = json.loads(Path("r.json").read_text())
+    assert report["recipe"]["task"] == {"name": "weighted"}
+    child = networks["Several"]().eval()
+    child.load_state_dict(load_file("c.safetensors"))
+    with torch.no_grad():
+        right = (child(images[48:].float() / 255)["kind"].argmax(1) == labels[48:]).double().mean()
+    assert report["child"]["accuracy"] == pytest.approx(float(right))
+    assert f"{100 * right:.2f} %" in ran(capsys, "eval", "c.safetensors", *common)
 
 
 @pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")

@@ -319,3 +319,12 @@ def test_too_few_inputs_for_forward_are_named() -> None:
         as_loader([(IMAGES,)], Pair())
     with pytest.raises(DataError, match="tensors of"):
         as_loader([(IMAGES, IMAGES[:3, :, 0, 0])], Pair())
+
+
+def test_targets_of_the_inputs_shape_are_no_inputs() -> None:
+    targets = IMAGES + 1
+    for scored in (False, True):
+        for pair in ((IMAGES, targets), (IMAGES.numpy(), targets.numpy())):
+            found = as_loader(pair, Plain(), scored=scored)
+            torch.testing.assert_close(gathered(found), IMAGES, rtol=0, atol=0)
+            assert not scored or torch.equal(found.split.labels, targets)

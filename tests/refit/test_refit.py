@@ -392,6 +392,30 @@ def test_a_child_of_one_parent_twice_has_nothing_to_learn():
     )
 
 
+class Casting(nn.Module):
+    """A network that computes part of itself in other types."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(9, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.last(self.first(x.flatten(1)).double().relu().float()).half()
+
+
+def test_targets_in_bfloat16_are_those_of_a_network_that_casts():
+    torch.manual_seed(0)
+    network = Casting().eval()
+    loader = images(25, (1, 3, 3))
+    batch = next(iter(loader))[0]
+    folded = Session.towards(network, lambda *_: torch.randn(25, 4), loader, seed=5).folded
+    teacher = Teacher.create(folded, [network.state_dict()], (1.0,), None)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits, _ = teacher.watched(batch, [], 1.0)
+    wanted = network(batch).float().log_softmax(1)
+    torch.testing.assert_close(logits.float().log_softmax(1), wanted, atol=0.03, rtol=0.03)
+
+
 def test_a_natural_gradient_step_is_the_damped_kronecker_solution():
     """Of a network of one layer: the gradient times the inverse of the product of its two factors, written out."""
     torch.manual_seed(0)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from depfuse import Recipe, fuse
 from depfuse.data import Loader, Preprocessing, Split
-from depfuse.errors import DataError, RecipeError
+from depfuse.errors import DataError, DepfuseWarning, RecipeError
 from depfuse.tasks.outputs import as_numbers
 
 
@@ -117,3 +120,79 @@ def test_a_call_that_makes_a_structure_is_left_alone_and_one_that_passes_it_on_i
         fuse(parents(), "fast", images, call=lambda model, batch: [model(batch), batch], task="classes")
     passed = fuse(parents(), "fast", images, call=lambda model, batch: model(batch), task="classes")
     assert passed.recipe.task.name == "classes"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What no pytree knows."""
+
+    scores: Tensor
+    names: tuple[str, ...] = ()
+
+
+class Shaped(Structured):
+    """Class scores, given in another form."""
+
+    def __init__(self, form: Callable[[Tensor], Any]) -> None:
+        super().__init__("plain")
+        self.form = form
+
+    def forward(self, x: Tensor) -> Any:
+        return self.form(super().forward(x))
+
+
+def shaped(form: Callable[[Tensor], Any]) -> list[nn.Module]:
+    """Two networks, always the same."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return [Shaped(form).eval() for _ in range(2)]
+
+
+@pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda y: Scored(y),
+        lambda y: {"first": [Scored(y)], "count": 3},
+        lambda y: (y, y.mean()),  # a loss is no output of an image
+        lambda y: {"a": {"b": [(y,)]}, "chosen": y.argmax(1)},
+    ],
+    ids=["data class", "nested", "with a loss", "deep"],
+)
+@pytest.mark.parametrize("task", [None, "classes"])
+def test_the_one_tensor_that_counts_is_found_in_any_structure(form: Callable[[Tensor], Any], task: str | None) -> None:
+    recipe = Recipe(refit={"name": "ridge", "steps": 4})
+    result = fuse(shaped(form), recipe, images(), task=task)
+    plain = fuse(shaped(lambda y: y), recipe, images(), task=task)
+    assert result.recipe.task.name == "classes"
+    for key, found in result.child.state_dict().items():
+        torch.testing.assert_close(found, plain.child.state_dict()[key])
+    assert result.comparison(images()).child.count == 60
+    assert type(result.child(torch.rand(2, 1, 6, 6))) is type(form(torch.rand(2, 5)))
+
+
+@pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")
+@pytest.mark.parametrize(
+    "form", [lambda y: y.mean(), lambda y: y.mean(0), lambda y: y.T], ids=["loss", "mean", "turned"]
+)
+def test_outputs_without_an_entry_for_each_image_are_merged_only(form: Callable[[Tensor], Any]) -> None:
+    result = fuse(shaped(form), Recipe(), images())
+    assert result.meaning.task is None
+    assert "no entry for each of them" in result.meaning.because
+    with pytest.raises(RecipeError, match="no entry for each of them"):
+        fuse(shaped(form), Recipe(), images(), task="regression")
+
+
+def test_nan_in_an_output_is_said() -> None:
+    parents = shaped(lambda y: y.where(torch.arange(len(y))[:, None] != 2, torch.nan))
+    with pytest.raises(DataError, match="parent 1 gives NaN for 3 of 60 calibration images"):
+        fuse(parents, "fast", images())
+
+
+def test_probabilities_are_no_logits() -> None:
+    with pytest.warns(DepfuseWarning, match="all outputs lie between 0 and 1, as what a sigmoid gives"):
+        fuse(shaped(torch.sigmoid), "fast", images(), task="multilabel")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fuse(shaped(torch.sigmoid), "fast", images(), task="multilabel", scores=torch.logit)
+    assert not [own for own in said if "sigmoid" in str(own.message)]

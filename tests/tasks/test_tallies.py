@@ -236,3 +236,31 @@ def test_measures_write_themselves() -> None:
     assert Measure("own", "").title == "own"
     with pytest.raises(AttributeError, match="no mean IoU is known here: the scores are accuracy"):
         Scores(0.5, 1.0, 2).by(IOU)
+
+
+def test_labels_fit_outputs_up_to_axes_of_one() -> None:
+    whole, numbers = torch.randint(3, (20,)), torch.rand(20, 4, 4)
+    rows = torch.randn(20, 3)
+    assert scored(Classes(), rows, whole[:, None]) == scored(Classes(), rows, whole)
+    of_places = scored(Dense(), rows[:, :, None, None], whole)
+    assert of_places.by(PIXEL_ACCURACY) == pytest.approx(scored(Classes(), rows, whole).value)
+    maps, places = torch.randn(20, 3, 4, 4), torch.randint(3, (20, 4, 4))
+    assert scored(Dense(), maps, places[:, None]) == scored(Dense(), maps, places)
+    assert scored(Regression(), maps[:, :1], numbers) == scored(Regression(), maps[:, :1], numbers[:, None])
+    with pytest.raises(DataError, match="are scored by labels of places"):
+        scored(Dense(), maps[:, :, :2], places[:, :, :2].reshape(20, 4, 2))
+
+
+def test_places_of_label_255_are_no_class_where_there_are_fewer() -> None:
+    maps, places = torch.randn(20, 3, 4, 4), torch.randint(3, (20, 4, 4))
+    without = places.where(places > 0, torch.tensor(-100))
+    assert scored(Dense(), maps, places.where(places > 0, torch.tensor(255)).to(torch.uint8)) == scored(
+        Dense(), maps, without
+    )
+    many = scored(Dense(), torch.randn(4, 256, 2, 2), torch.full((4, 2, 2), 255))
+    assert math.isfinite(many.loss), "class 255 counts"
+
+
+def test_one_place_is_no_picture() -> None:
+    outputs, targets = torch.rand(20, 1, 1, 1), torch.rand(20)
+    assert scored(Regression(), outputs, targets).measure is R2

@@ -23,6 +23,7 @@ from depfuse.text import first_line
 State = Mapping[str, Tensor]
 Values = dict[fx.Node, Tensor]
 _VIEW = torch.ops.aten.view.default
+_CHECKS = (torch.ops.aten._assert_tensor_metadata.default,)  # of a cast's input, which autocast gives another type
 
 
 class Program:
@@ -81,7 +82,7 @@ class Program:
                 del self._keys[name]
         self._module = exported.graph_module
         graph = exported.graph_module.graph
-        self.nodes = [node for node in graph.nodes if node.op == "call_function"]
+        self.nodes = [node for node in graph.nodes if node.op == "call_function" and node.target not in _CHECKS]
         placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
         # What is no tensor, such as a flag of a batch, is part of the program.
         self.inputs = [placeholders[name] for name in signature.user_inputs if name in placeholders]

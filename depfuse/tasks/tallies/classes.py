@@ -7,7 +7,7 @@ from torch import Tensor
 
 from depfuse.errors import DataError
 from depfuse.tasks.scores import CALIBRATION, Scores
-from depfuse.tasks.tallies.tally import check_labels
+from depfuse.tasks.tallies.tally import check_labels, fitted
 
 BINS = 15  # of the calibration error
 
@@ -25,6 +25,7 @@ class ClassesTally:
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Take in one batch: logits (N, classes), labels (N,)."""
+        labels = fitted(labels, logits.shape[:1])
         fits = logits.dim() == 2 and labels.shape == logits.shape[:1] and not labels.is_floating_point()
         check_labels(fits, logits, labels, "labels of images, whole numbers (N,)")
         self._outputs = logits.shape[1]

@@ -9,13 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from depfuse.tasks.scores import DICE, IOU, PIXEL_ACCURACY, Scores
-from depfuse.tasks.tallies.tally import check_labels, check_range, joined, of_ratio, value_of
+from depfuse.tasks.tallies.tally import check_labels, check_range, fitted, joined, of_ratio, value_of
 
 IGNORED = -100  # label of places without a class, as torch's losses have it
+_NO_CLASS = 255  # the same where labels are bytes, as files of masks have it
 
 
 class DenseTally:
-    """Sums over batches of maps (N, C, ...) of class scores under labels (N, ...); places of label -100 do not count.
+    """Sums over batches of maps (N, C, ...) of class scores under labels (N, ...).
+
+    Places of label -100 do not count, nor do those of label 255 where there are fewer classes.
 
     The value is the mean over the classes of intersection over union, each over all images together.
     """
@@ -31,8 +34,11 @@ class DenseTally:
     def add(self, outputs: Tensor, labels: Tensor) -> None:
         """Take in a batch."""
         classes = outputs.shape[1]
+        labels = fitted(labels, (len(outputs), *outputs.shape[2:]))
         fits = labels.shape == (len(outputs), *outputs.shape[2:]) and not labels.is_floating_point()
         check_labels(fits, outputs, labels, "labels of places, whole numbers (N, ...) of the size of the maps")
+        labels = labels.long()
+        labels = labels.masked_fill(labels == _NO_CLASS, IGNORED) if classes <= _NO_CLASS else labels
         check_range(labels, classes, IGNORED)
         predicted = outputs.float().nan_to_num(0).argmax(1)
         for metric in self._of(classes, outputs.device).values():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from depfuse.tasks.scores import PSNR, R2, RMSE, SSIM, Measure, Scores
-from depfuse.tasks.tallies.tally import check_labels, finite, joined, value_of
+from depfuse.tasks.tallies.tally import check_labels, finite, fitted, joined, value_of
 
 COLOURS = (1, 3)  # channels of pictures
 WINDOW = 11  # pixels that SSIM needs
@@ -35,18 +35,19 @@ class RegressionTally:
     def add(self, outputs: Tensor, labels: Tensor) -> None:
         """Take in a batch."""
         rows = outputs if outputs.dim() > 1 else outputs.unsqueeze(1)
-        alike = labels.shape == rows.shape or (rows[0].numel() == 1 and labels.numel() == len(rows))
-        check_labels(alike, outputs, labels, f"targets of the same shape, {tuple(rows.shape[1:])} for each image")
-        wanted, given = labels.reshape(rows.shape).float(), finite(rows)
-        flat = wanted.flatten(2) if wanted.dim() > 2 else wanted.unsqueeze(2)  # (N, C, places)
+        labels = fitted(labels, rows.shape)
+        wanted = f"targets of the same shape, {tuple(rows.shape[1:])} for each image"
+        check_labels(labels.shape == rows.shape, outputs, labels, wanted)
+        targets, given = labels.float(), finite(rows)
+        flat = targets.flatten(2) if targets.dim() > 2 else targets.unsqueeze(2)  # (N, C, places)
         if self._about is None:
             self._about = flat.double().mean((0, 2)).cpu()
-            self._range = _range(wanted)
-            self._pictures = _measures(wanted, self._range)
+            self._range = _range(targets)
+            self._pictures = _measures(targets, self._range)
         for metric in self._pictures.values():
-            metric.update(given, wanted)
+            metric.update(given, targets)
         self._errors.append((given.reshape(flat.shape).double() - flat.double()).square().mean(2).cpu())
-        self._loss += float((rows.float() - wanted).square().flatten(1).mean(1).sum())
+        self._loss += float((rows.float() - targets).square().flatten(1).mean(1).sum())
         away = flat.double() - self._about.to(flat.device)[:, None]
         sums = torch.stack([away.mean(2).sum(0), away.square().mean(2).sum(0)]).cpu()
         self._sums = sums if self._sums is None else self._sums + sums
@@ -76,7 +77,7 @@ class RegressionTally:
 
 def _range(targets: Tensor) -> float | None:
     """Return the width of the range that pictures are in; None of what are no pictures, or of another range."""
-    if targets.dim() != 4 or targets.shape[1] not in COLOURS:
+    if targets.dim() != 4 or targets.shape[1] not in COLOURS or targets.shape[2:].numel() == 1:
         return None
     lowest, highest = float(targets.min()), float(targets.max())
     if lowest >= 0:

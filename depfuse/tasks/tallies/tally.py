@@ -32,6 +32,13 @@ def check_labels(fits: bool, outputs: Tensor, labels: Tensor, wanted: str) -> No
         )
 
 
+def fitted(labels: Tensor, shape: Sequence[int]) -> Tensor:
+    """Give labels a shape from which theirs differs by axes of length one alone; others stay."""
+    wanted = torch.Size(shape)
+    alike = len(labels) == wanted[0] and [n for n in labels.shape[1:] if n > 1] == [n for n in wanted[1:] if n > 1]
+    return labels.reshape(wanted) if alike and labels.numel() == wanted.numel() else labels
+
+
 def check_range(labels: Tensor, outputs: int, ignored: int | None = None) -> None:
     """Raise `DataError` unless labels are 0 ... outputs - 1; those that are ignored aside."""
     counted = labels if ignored is None else labels[labels != ignored]
