@@ -86,15 +86,19 @@ def _know_data_classes(output: Any) -> None:
             names = tuple(field.name for field in fields(kind))
             register_pytree_node(
                 kind,
-                lambda own, names=names: ([getattr(own, name, None) for name in names], names),
+                partial(_entries_of, names),
                 partial(_data_class, kind),
             )
             _know_data_classes(leaf)
 
 
+def _entries_of(names: Sequence[str], own: Any) -> tuple[list[Any], Any]:
+    return [getattr(own, name, None) for name in names], names
+
+
 def _data_class(kind: type, values: Iterable[Any], names: Sequence[str]) -> Any:
     """Build an object of a data class without running its code."""
-    built = object.__new__(kind)
+    built: Any = object.__new__(kind)
     for name, value in zip(names, values, strict=True):
         object.__setattr__(built, name, value)
     return built

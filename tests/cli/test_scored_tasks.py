@@ -45,7 +45,7 @@ class Maps(nn.Module):
 class Several(Net):
     def __init__(self):
         super().__init__(3)
-        self.size = torch.nn.Linear(3, 2)
+        self.size = nn.Linear(3, 2)
 
     def forward(self, x):
         kinds = super().forward(x)
