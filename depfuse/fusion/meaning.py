@@ -174,7 +174,7 @@ class Meaning:
         if recipe.task.name in ("binary", "multilabel") and are_probabilities(seen.first(IMAGES).outputs):
             warnings.warn(
                 f"`task={recipe.task.name}` is of logits, and all outputs lie between 0 and 1, as what a sigmoid gives:"
-                " every label counts as predicted then; let `scores` undo the sigmoid (`torch.logit`), or name task"
+                " every label counts as predicted then; let `scores` undo the sigmoid (torch.logit), or name task"
                 " regression",
                 DepfuseWarning,
                 stacklevel=2,

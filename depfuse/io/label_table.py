@@ -95,7 +95,7 @@ def read_table(path: Path, split: Split, labels: Sequence[Sequence[str]]) -> tup
             raise DataError(f"{where}: image {number} has another label in a line before: give one")
         digests[int(number)] = row["image"].strip()
     if not found:
-        raise DataError(f"{path} has no label yet: fill in the column `label`")
+        raise DataError(f"{path} has no label yet: fill in the column named label")
     numbers = torch.tensor(list(found))
     images = split.take(numbers).held().images
     for number, image in zip(found, images, strict=True):
