@@ -49,9 +49,16 @@ def _flow(name: str) -> tuple[nn.Module, Example]:
 
 
 def _detection(name: str) -> tuple[nn.Module, Example]:
-    """Build a detector, called on a list of images, which it does not enlarge where it takes any size."""
+    """Build a detector, called on a list of images, which it does not enlarge where it takes any size.
+
+    Of the boxes that it proposes and keeps there are a few dozen: a thousand take most of the time.
+    """
+    boxes = {"topk_candidates": 50, "detections_per_img": 8}
+    if "rcnn" in name:
+        boxes = {"rpn_pre_nms_top_n_test": 60, "rpn_post_nms_top_n_test": 40, "box_detections_per_img": 8}
     size = {} if name.startswith("ssd") else {"min_size": 128, "max_size": 128}
-    model = _model(name, weights_backbone=None, num_classes=2 if name.startswith("keypoint") else 5, **size)
+    classes = 2 if name.startswith("keypoint") else 5
+    model = _model(name, weights_backbone=None, num_classes=classes, **size, **boxes)
     return model, Called(torch.rand(1, 3, 128, 128), _on_images)
 
 
