@@ -62,13 +62,15 @@ TEXTS = ("family", "status", "input", "fixed", "missed")
 # --- one name --------------------------------------------------------------------------------------
 
 
-def measure(seconds: float, gibibytes: float, threads: int, pixels: int, cell: Cell) -> dict[str, Any]:
+def measure(
+    seconds: float, gibibytes: float, threads: int, pixels: int, copies: bool, cell: Cell
+) -> dict[str, Any]:
     """Find and prove the groups of one network within limits; `threads` prove."""
     if cell["library"] == "timm":
         import timm  # noqa: F401  once, before processes are forked
     elif cell["library"] in LIBRARIES:
         networks(cell["library"])
-    arguments = (cell["library"], cell["name"], threads, pixels)
+    arguments = (cell["library"], cell["name"], threads, pixels, copies)
     found = {"doing": "building", **apart(figures, *arguments, seconds=seconds, gibibytes=gibibytes, fork=True)}
     if found["ended"]:
         if found["ended"] == "error" or "status" not in found:
@@ -77,7 +79,7 @@ def measure(seconds: float, gibibytes: float, threads: int, pixels: int, cell: C
     return found
 
 
-def figures(library: str, name: str, threads: int, pixels: int) -> Iterator[dict[str, Any]]:
+def figures(library: str, name: str, threads: int, pixels: int, copies: bool) -> Iterator[dict[str, Any]]:
     """Yield what is known of one network as soon as it is."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -114,7 +116,7 @@ def figures(library: str, name: str, threads: int, pixels: int) -> Iterator[dict
         "refused": explain(wrong),
         "doing": "fusing it with a permuted copy",
     }
-    if library in LIBRARIES and groups.free:
+    if copies and library in LIBRARIES and groups.free:
         started = time.perf_counter()
         yield {**recognise(model, groups, example), "copy_seconds": time.perf_counter() - started}
 
@@ -208,13 +210,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pixels", type=int, default=10**4, help="longest side of images, where timm takes any size")
     memory = round(0.85 * total_memory(), 1)
     parser.add_argument("--memory", type=float, default=memory, metavar="GIB", help="limit of all together")
+    parser.add_argument("--no-copies", action="store_true", help="find and prove groups, and fuse nothing")
     parser.set_defaults(proving=1)  # threads
 
 
 def scheme(options: argparse.Namespace) -> Cells:
     """How rows are measured and kept, by processes that share the memory."""
-    limits = (options.seconds, options.memory / (options.processes or cores()), options.proving, options.pixels)
-    return Cells(KEYS, VALUES, partial(measure, *limits), TEXTS)
+    memory = options.memory / (options.processes or cores())
+    settings = (options.seconds, memory, options.proving, options.pixels, not options.no_copies)
+    return Cells(KEYS, VALUES, partial(measure, *settings), TEXTS)
 
 
 class _Coverage(Measurement):

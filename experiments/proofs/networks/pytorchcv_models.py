@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 from pytorchcv.model_provider import get_model
+from pytorchcv.models.condensenet import CondenseComplexConv, CondenseLinear
 from torch import nn
 
 from depfuse.networks.forward import Example
@@ -33,6 +34,13 @@ def networks() -> dict[str, Make]:
 
 
 def _make(name: str, side: int) -> tuple[nn.Module, Example]:
+    """Build a network; in CondenseNet each group of filters reads channels of its own choice, as after training."""
     settings = {} if side == 32 else {"in_size": (side, side), "num_classes": 10}
     model: nn.Module = get_model(name, pretrained=False, **settings)
+    for module in model.modules():
+        if isinstance(module, CondenseComplexConv):
+            channels, groups = len(module.index), module.conv.groups
+            module.index.copy_(torch.cat([torch.randperm(channels)[: channels // groups] for _ in range(groups)]))
+        elif isinstance(module, CondenseLinear):  # half of them
+            module.index.copy_(torch.randperm(2 * len(module.index))[: len(module.index)])
     return model, torch.randn(1, 3, side, side)

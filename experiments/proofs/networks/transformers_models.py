@@ -135,7 +135,7 @@ NETWORKS: dict[str, tuple[dict[str, Any], Callable[[], Example]]] = {
     "MarianMTModel": (BOTH, _pair_of_tokens),
     "Wav2Vec2ForCTC": (WAVES, _wave),
     "HubertForCTC": (WAVES, _wave),
-    "WavLMForSequenceClassification": (WAVES, _wave),
+    "WavLMForSequenceClassification": ({**WAVES, "num_buckets": 16, "max_bucket_distance": 40}, _wave),
     "SEWForCTC": ({**WAVES, "squeeze_factor": 2}, _wave),
     "WhisperForConditionalGeneration": ({**BOTH, "num_mel_bins": 16, "max_source_positions": 20,
                                          "max_target_positions": 24}, _spectrogram_and_tokens),
