@@ -62,9 +62,7 @@ TEXTS = ("family", "status", "input", "fixed", "missed")
 # --- one name --------------------------------------------------------------------------------------
 
 
-def measure(
-    seconds: float, gibibytes: float, threads: int, pixels: int, copies: bool, cell: Cell
-) -> dict[str, Any]:
+def measure(seconds: float, gibibytes: float, threads: int, pixels: int, copies: bool, cell: Cell) -> dict[str, Any]:
     """Find and prove the groups of one network within limits; `threads` prove."""
     if cell["library"] == "timm":
         import timm  # noqa: F401  once, before processes are forked

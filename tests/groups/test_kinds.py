@@ -15,7 +15,7 @@ from depfuse import Recipe, fuse
 from depfuse.align.coupling import Coupling, apply_couplings, compose
 from depfuse.fusion.parents import Parents
 from depfuse.groups import explain, find_groups, not_followed, prove_groups, random_permutations
-from depfuse.groups.reasons import CROSSING, PAIRS, left_in_place
+from depfuse.groups.reasons import CHOSEN, CROSSING, PAIRS, left_in_place
 from depfuse.networks.forward import run_network
 
 Conv = nn.Conv2d
@@ -371,7 +371,8 @@ def test_a_product_by_experts_keeps_their_order() -> None:
 
     layers = {"stem": nn.Linear(3, 8), "route": nn.Linear(8, 4), "head": nn.Linear(8, 3)}
     experts = {"up": nn.Parameter(torch.randn(4, 12, 8)), "down": nn.Parameter(torch.randn(4, 12, 8))}
-    found = find_groups(Net(run, **layers, **experts), image(1, 6, 3))
+    network = Net(run, **layers, **experts)
+    found = find_groups(network, image(1, 6, 3))
     moved = {(slot.key, slot.axis): group.size for group in found.free for slot in group.slots}
     assert {place: size for place, size in moved.items() if place[0] in experts} == {
         ("up", 1): 12,
@@ -379,7 +380,10 @@ def test_a_product_by_experts_keeps_their_order() -> None:
         ("down", 1): 12,
         ("down", 2): 8,
     }
-    assert not not_followed(found)
+    assert found["route"].fixed == CHOSEN
+    groups = prove_groups(network, found, image(1, 6, 3))
+    assert groups.fixed == found.fixed
+    assert not not_followed(groups)
 
 
 def spectral(norm: Callable[..., nn.Module]) -> tuple[Net, Any]:

@@ -65,6 +65,8 @@ class Trace:
         First and last sequence number, and name, of each call of a module.
     chosen
         The operations that read a tensor at positions computed from others.
+    ranked
+        (Tensor's value, axis) where the places of the largest along an axis are used as indices.
     """
 
     operations: tuple[Any, ...]
@@ -75,6 +77,7 @@ class Trace:
     outputs: tuple[tuple[Any, int], ...]
     spans: tuple[tuple[int, int, str], ...]
     chosen: frozenset[Any] = frozenset()
+    ranked: tuple[tuple[tuple[Any, int], int], ...] = ()
 
     @property
     def unused(self) -> frozenset[str]:
@@ -144,6 +147,7 @@ def _traced(model: nn.Module, example: Example, auxiliary: Iterable[str], *, sho
         outputs=outputs,
         spans=tuple(spans),
         chosen=chosen,
+        ranked=tuple(flow.ranked),
     )
 
 

@@ -26,6 +26,8 @@ from depfuse.networks.isolation import one_at_a_time
 READS_DATA, WRITES_DATA = torch.Tensor.data.__get__, torch.Tensor.data.__set__  # type: ignore[attr-defined]
 DETACHING = (torch.Tensor.detach, torch.detach, READS_DATA)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+RANKING = {"topk": 2, "kthvalue": 2} | dict.fromkeys(("sort", "argsort", "msort", "max", "min", "argmax", "argmin"), 1)
+# Functions that return places along an axis, and the place of that axis among their arguments.
 CASTS = frozenset({"byte", "char", "short", "int", "long", "to", "type", "type_as"})
 WRITES = re.compile(r".*[^_]_|__(i\w+|setitem|set|delete)__")  # names of functions that write to an operand
 
@@ -37,11 +39,15 @@ class HiddenFlow(TorchFunctionMode):
     ----------
     roots
         (Autograd function, output number) of each tensor from which indices or masks were made.
+    ranked
+        Those of which the places of the largest along an axis are used (experts that a token goes to), and the axis.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.roots: dict[tuple[Any, int], None] = {}
+        self.ranked: dict[tuple[tuple[Any, int], int], None] = {}
+        self._places: MutableMapping[Tensor, tuple[tuple[Any, int], int]] = WeakTensorKeyDictionary()
         self._written: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
         self._rounded: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
 
@@ -63,7 +69,21 @@ class HiddenFlow(TorchFunctionMode):
         if isinstance(result, METADATA):
             return result
         self._note(result, args, kwargs)
+        self._rank(getattr(func, "__name__", ""), result, args, kwargs)
         return self._unrounded(func, result, args, kwargs)
+
+    def _rank(self, name: str, result: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """Note which tensor places along an axis were computed from, and whether they are used."""
+        if self._places:
+            used = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf in self._places)
+            self.ranked |= dict.fromkeys(self._places[leaf] for leaf in used)
+        if name not in RANKING or not isinstance(args[0], Tensor) or args[0].grad_fn is None:
+            return
+        at = RANKING[name]
+        axis = kwargs.get("dim", args[at] if len(args) > at else -1)
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.dtype in INTEGERS and isinstance(axis, int):
+                self._places[leaf] = (args[0].grad_fn, args[0].output_nr), axis % max(args[0].dim(), 1)
 
     def _write(self, tensor: Tensor, value: Tensor) -> None:
         """Set a tensor's data, and keep what was written for those who read it."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from depfuse.groups.labels.labels import Factor, Labels, Ledger
 from depfuse.groups.labels.rules.operations import ENTRY_BY_ENTRY, RESHAPES, SUMS, operation_name, result_shape
-from depfuse.groups.reasons import CONSTANT, TOUCHES_OUTPUT
+from depfuse.groups.reasons import CHOSEN, CONSTANT, TOUCHES_OUTPUT
 from depfuse.groups.tracing.depgraph import Trace
 from depfuse.groups.tracing.overwrites import Region
 
@@ -62,11 +62,13 @@ class Replay:
         self.tensors = {id(tensor): tensor for tensor in trace.tensors.values()}
 
     def run(self) -> None:
-        """Apply the rule of every operation, then pin the outputs."""
+        """Apply the rule of every operation, then pin the outputs, and what indices stand for."""
         for operation in self.trace.operations:
             operands = [self.operand(below, number) for below, number in operation.next_functions]
             for number, labels in enumerate(self._labels(operation, operands)):
                 self.values[operation, number] = self.ledger.joined(self.ledger.single_out(labels))
+        for value, axis in self.trace.ranked:
+            self.pin_all(self.values.get(value), axis, CHOSEN)
         for output in self.trace.outputs:
             if output in self.values:
                 for factor in self.values[output].factors:
