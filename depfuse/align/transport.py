@@ -10,6 +10,7 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
 from depfuse.align.coupling import Coupling
+from depfuse.align.entropic import entropic
 from depfuse.errors import RecipeError
 
 SPARSE_FROM = 768  # channels from which an assignment among a few costs of each row is tried first
@@ -17,6 +18,7 @@ NEAREST = 16  # least costs of each row in it
 CONTENDED_FROM = 512  # channels from which it is asked whether many rows contend for few columns
 WANTED = 0.5  # of the columns, below which they do
 SIMPLEX_STEPS = 10**9  # limit of pivots: none
+KERNEL_FROM = 65  # channels from which entropic transport is computed by kernels; with fewer POT is quick enough
 SINKHORN_STEPS = 2000  # limit of iterations
 UNEVEN = 0.05  # of a channel's mass: a plan that misses it by more has not converged
 
@@ -164,7 +166,7 @@ def in_order(targets: int, sources: int) -> Coupling:
 
 
 def sinkhorn(cost: Tensor, regularisation: float) -> Coupling:
-    r"""Compute entropic optimal transport (Cuturi 2013), in the log domain.
+    r"""Compute entropic optimal transport (Cuturi 2013).
 
     Minimises :math:`\langle T, C \rangle + \epsilon \sum_{ij} T_{ij} \log T_{ij}` with
     :math:`\epsilon` = `regularisation` times the mean absolute deviation of the cost, so that the same number means the
@@ -175,26 +177,30 @@ def sinkhorn(cost: Tensor, regularisation: float) -> Coupling:
     if scale == 0.0:
         size = values.shape
         return Coupling(plan=torch.full(size, 1.0 / (size[0] * size[1]), dtype=torch.float64))
-    import ot  # here, as in `emd`
+    relative = (values - values.min()) / scale
+    if max(values.shape) >= KERNEL_FROM:
+        plan = entropic(relative, regularisation, SINKHORN_STEPS)
+    else:
+        import ot  # here, as in `emd`
 
-    plan = ot.sinkhorn(
-        *_uniform(values),
-        (values - values.min()) / scale,
-        regularisation,
-        method="sinkhorn_log",
-        numItermax=SINKHORN_STEPS,
-        warn=False,  # it would where the marginals are met to less than 1e-9
-    )
-    misses = (
-        np.abs(np.asarray(plan).sum(axis) * size - 1.0) for axis, size in ((1, len(values)), (0, values.shape[1]))
-    )
+        plan = np.asarray(
+            ot.sinkhorn(
+                *_uniform(values),
+                relative,
+                regularisation,
+                method="sinkhorn_log",
+                numItermax=SINKHORN_STEPS,
+                warn=False,  # it would where the marginals are met to less than 1e-9
+            )
+        )
+    misses = (np.abs(plan.sum(axis) * size - 1.0) for axis, size in ((1, len(values)), (0, values.shape[1])))
     limit = None
     if not max(float(miss.max()) for miss in misses) < UNEVEN:
         limit = (
             f"sinkhorn did not converge in {SINKHORN_STEPS} iterations: its best result so far is used; more"
             " regularisation converges sooner"
         )
-    return Coupling(plan=torch.from_numpy(np.asarray(plan)), not_converged=limit)
+    return Coupling(plan=torch.from_numpy(plan), not_converged=limit)
 
 
 def _uniform(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

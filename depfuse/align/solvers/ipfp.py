@@ -10,8 +10,9 @@ from depfuse.align.affinity import Affinity, Candidates, inner
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution
 from depfuse.align.solvers.interface import Implementation
-from depfuse.align.solvers.rounding import affinity_of, assign
+from depfuse.align.solvers.rounding import QUICKER, affinity_of, assign
 from depfuse.align.solvers.start import as_candidates, best_of_starts
+from depfuse.progress import work
 from depfuse.recipe.solvers import Ipfp
 
 TOLERANCE = 1e-6  # relative change of the score in a step, below which the iteration has converged
@@ -26,7 +27,7 @@ def fixed_point(affinity: Affinity, start: Candidates, iterations: int) -> tuple
     weights = start
     best: tuple[float, dict[str, Tensor]] | None = None
     last = None
-    for _ in range(iterations):
+    for _ in work().track(range(iterations), "searching the fixed point of affinities", QUICKER):
         support = affinity.support(weights)
         orders = assign(support)
         vertex = as_candidates(orders, weights)

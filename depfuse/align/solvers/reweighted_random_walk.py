@@ -9,7 +9,8 @@ from depfuse.align.affinity import Affinity, Candidates
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution, at_limit
 from depfuse.align.solvers.interface import Implementation
-from depfuse.align.solvers.rounding import affinity_of, assign, completed
+from depfuse.align.solvers.rounding import QUICKER, affinity_of, assign, completed
+from depfuse.progress import work
 from depfuse.recipe.solvers import ReweightedRandomWalk
 
 SINKHORN_STEPS = 20  # scalings of rows or columns in a jump, whose sums need not be exact
@@ -23,7 +24,7 @@ def walk(affinity: Affinity, start: Candidates, settings: ReweightedRandomWalk) 
     sums of one (Cho et al. 2010, algorithm 1). Each group has its own walker, which the others attract.
     """
     weights = start
-    for _ in range(settings.iterations):
+    for _ in work().track(range(settings.iterations), "walking at random among candidates", QUICKER):
         support = affinity.support(weights)
         walked = {name: value / value.sum() for name, value in support.items()}
         moved, change = {}, 0.0

@@ -12,6 +12,8 @@ from depfuse.align.descent import Descent, SharedCosts
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.transport import assigned
 
+QUICKER = "solvers emd and coordinate-descent take seconds"
+
 
 def affinity_of(problem: MatchingProblem) -> Affinity:
     """Build the affinities between candidates by the problem's criterion."""

@@ -13,13 +13,14 @@ from depfuse.align.descent import Descent, SharedCosts
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution, at_limit
 from depfuse.align.solvers.interface import Implementation
-from depfuse.align.solvers.rounding import assign
+from depfuse.align.solvers.rounding import QUICKER, assign
 from depfuse.align.solvers.start import start_of
 from depfuse.align.transport import checked
 from depfuse.groups.nesting import Orbit, Part
 from depfuse.networks.forward import run_network, run_with
 from depfuse.networks.memory_format import differentiable
 from depfuse.networks.running import evaluating
+from depfuse.progress import work
 from depfuse.recipe.solvers import SinkhornImplicit
 from depfuse.tasks.outputs import task_by_shape
 
@@ -121,7 +122,7 @@ def solve(problem: MatchingProblem) -> list[Solution]:
     best: tuple[float, dict[str, Tensor]] | None = None
     every = max(1, iterations // 10)
     improved_at = 0
-    for step in range(iterations + 1):
+    for step in work().track(range(iterations + 1), "descending on couplings", QUICKER):
         if step % every == 0 or step == iterations:
             orders = assign({name: value.detach() for name, value in logits.items()})
             with torch.no_grad():

@@ -8,7 +8,8 @@ from depfuse.align.affinity import Affinity, Candidates
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution, at_limit
 from depfuse.align.solvers.interface import Implementation
-from depfuse.align.solvers.rounding import affinity_of, assign, completed
+from depfuse.align.solvers.rounding import QUICKER, affinity_of, assign, completed
+from depfuse.progress import work
 from depfuse.recipe.solvers import Spectral
 
 TOLERANCE = 1e-5  # mean change per channel and group in a step, below which the iteration has converged
@@ -23,7 +24,7 @@ def principal(affinity: Affinity, start: Candidates, iterations: int) -> tuple[C
     (Leordeanu & Hebert 2005, section 2; Liu et al. 2022.)
     """
     weights = start
-    for _ in range(iterations):
+    for _ in work().track(range(iterations), "computing the principal eigenvector of affinities", QUICKER):
         support = affinity.support(weights)
         moved = {name: value * (len(value) / value.sum()) for name, value in support.items()}
         change = sum(float((moved[name] - weights[name]).abs().sum()) / len(moved[name]) for name in moved)
