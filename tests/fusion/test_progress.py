@@ -303,3 +303,22 @@ def test_a_fusion_says_every_step_within_its_matching(data: DataSet, watcher: Re
     assert ("collecting activations", 2, 2) in watcher.steps
     assert any(step == ("matching channels", total, total) for step in watcher.steps for total in [step[2]] if total)
     assert any(description == "renewing statistics" and done == total for description, done, total in watcher.steps)
+
+
+@pytest.mark.filterwarnings("ignore::depfuse.errors.LimitWarning")
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("spectral", "computing the principal eigenvector of affinities"),
+        ("reweighted-random-walk", "walking at random among candidates"),
+        ("ipfp", "searching the fixed point of affinities"),
+        ("sinkhorn-implicit", "descending on couplings"),
+    ],
+)
+def test_solvers_of_all_groups_count_their_iterations(data: DataSet, watcher: Recorded, name: str, step: str) -> None:
+    criterion = "activations" if name == "sinkhorn-implicit" else "weights"
+    recipe = {"solver": name, "criterion": criterion, "iterations": 3, "refit": "none"}
+    fuse(small_parents(), recipe, calibration_loader(data, 200), progress=watcher)
+    counted = [total for description, done, total in watcher.steps if description.endswith(step) and done]
+    assert counted
+    assert all(total in (3, 4) for total in counted)
