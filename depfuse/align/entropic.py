@@ -52,9 +52,10 @@ def entropic(cost: np.ndarray, regularisation: float, steps: int) -> np.ndarray:
 
 
 def _kernel(logits: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    kernel = logits + u[:, None]
+    kernel: np.ndarray = logits + u[:, None]
     kernel += v
-    return np.exp(kernel, out=kernel)
+    np.exp(kernel, out=kernel)
+    return kernel
 
 
 def _logarithmic(logits: np.ndarray, u: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
