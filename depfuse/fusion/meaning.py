@@ -38,6 +38,7 @@ from depfuse.tasks.task import Task
 from depfuse.tasks.weighted import Part, Weighted
 
 LEARNED = "what the outputs mean, by which the child learned"
+OF_LABELS = ("classes", "dense", "multilabel")  # tasks of which parents may know different labels
 IMAGES = 250  # of which outputs are looked at
 SEVERAL = 3  # of which the tensors that have an entry for each are found
 MAPS = 32  # of which maps are looked at, to tell what they are
@@ -171,6 +172,11 @@ class Meaning:
             return find_evidence(few.outputs, few.inputs, same_heads=same)
 
         chosen = choose_task(recipe.task, selected, lambda: seen.first(IMAGES).outputs, evidence)
+        if labels is not None and chosen.task is not None and chosen.task.name not in OF_LABELS:
+            raise RecipeError(
+                f"`labels` say which classes or labels each parent knows, and the outputs are of task {chosen.task.name}:"
+                f" name a `task` of {', '.join(OF_LABELS)}, or give no `labels`"
+            )
         if recipe.task.name in ("binary", "multilabel") and are_probabilities(seen.first(IMAGES).outputs):
             warnings.warn(
                 f"`task={recipe.task.name}` is of logits, and all outputs lie between 0 and 1, as what a sigmoid gives:"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from depfuse import Recipe, fuse
+from depfuse import Parents, Recipe, fuse
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.errors import DataError, DepfuseWarning, RecipeError
 from depfuse.tasks.outputs import as_numbers
@@ -196,3 +196,11 @@ def test_probabilities_are_no_logits() -> None:
         warnings.simplefilter("always")
         fuse(shaped(torch.sigmoid), "fast", images(), task="multilabel", scores=torch.logit)
     assert not [own for own in said if "sigmoid" in str(own.message)]
+
+
+@pytest.mark.parametrize("task", ["regression", "features"])
+def test_numbers_and_embeddings_have_no_labels(task: str) -> None:
+    networks = [nn.Sequential(nn.Flatten(), nn.Linear(36, 6), nn.ReLU(), nn.Linear(6, n)).eval() for n in (2, 2, 4)]
+    parents = Parents(networks[:2], labels=[[0, 1], [2, 3]], template=networks[2])
+    with pytest.raises(RecipeError, match=f"the outputs are of task {task}: name a `task` of classes, dense, multi"):
+        fuse(parents, "fast", images(), task=task)
