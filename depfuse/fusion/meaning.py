@@ -174,8 +174,8 @@ class Meaning:
         chosen = choose_task(recipe.task, selected, lambda: seen.first(IMAGES).outputs, evidence)
         if labels is not None and chosen.task is not None and chosen.task.name not in OF_LABELS:
             raise RecipeError(
-                f"`labels` say which classes or labels each parent knows, and the outputs are of task {chosen.task.name}:"
-                f" name a `task` of {', '.join(OF_LABELS)}, or give no `labels`"
+                "`labels` say which classes or labels each parent knows, and the outputs are of task"
+                f" {chosen.task.name}: name a `task` of {', '.join(OF_LABELS)}, or give no `labels`"
             )
         if recipe.task.name in ("binary", "multilabel") and are_probabilities(seen.first(IMAGES).outputs):
             warnings.warn(
