@@ -148,7 +148,10 @@ def self_training_notes(kept: bool | None) -> list[str]:
         return []
     if kept:
         return ["Self-training brought the child nearer to its teacher on held-out training images, and is kept."]
-    return ["Self-training brought the child no nearer to its teacher on held-out training images, and is not kept."]
+    return [
+        "Self-training is not kept: it brought the child no nearer to its teacher on held-out training images, or that"
+        " knows too little."
+    ]
 
 
 def _constant(advice: Advice, *, doing: bool = False) -> str:

@@ -207,7 +207,8 @@ class Distillation:
             seconds, effect = training.train(model, passes)
         if not effect.kept:
             warnings.warn(
-                f"the {name} came no nearer to its teacher in {passes} passes of self-training, and stays as it was",
+                f"the {name} came no nearer to its teacher in {passes} passes of self-training, or that knows too"
+                " little, and it stays as it was",
                 DepfuseWarning,
                 stacklevel=3,
             )

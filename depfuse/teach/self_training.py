@@ -37,6 +37,8 @@ STEPS = 40  # least number of steps in a pass, where images are few
 FEWEST = 16  # images in a step
 PREDICTED_AT_ONCE = 500
 BALANCING = 50  # iterations
+KNOWN = 0.1  # least share of what there is to know of the class that labels tell
+KNOWN_BY_HEAD = 0.5  # of one head for all parents, which information maximisation makes confident of anything
 SHIFT = 1  # pixels, of images that are not mirrored
 
 
@@ -109,24 +111,30 @@ class SelfTraining:
         :math:`\mathrm{softmax}((t + c) / 2 + b)`, where the biases b of the classes give the labels the class shares
         that the teacher's have. A single pass learns the teacher's.
 
-        The network is kept where it is nearer to the teacher on the held-out images, and predicts its class at least as
-        often; else it stays as it was. Labels that the child helped to make cannot tell whether it drifts: the
-        teacher's do not move.
+        The network is that after the last round where it is nearer to the teacher on the held-out images, and predicts
+        its class at least as often; else that after the first, if this holds for it; else it stays as it was. Labels
+        that the child helped to make cannot tell whether it drifts: the teacher's do not move. Nothing is learned from
+        a teacher that tells less than `KNOWN`, or `KNOWN_BY_HEAD`, of what there is to know of the class.
         """
         judged = predict(self.teacher, self.judging, mirrored=self.mirrored)
         start, before = copy.deepcopy(model.state_dict()), predict(model, self.judging)
-        seconds = 0.0
+        taught = self._stored("labels1", lambda: predict(self.teacher, self._images, mirrored=self.mirrored))
+        if known_share(taught) < (KNOWN_BY_HEAD if self.teacher.joint else KNOWN):
+            return 0.0, replace(_effect(judged, before, before), kept=False)
+        seconds, after_first = 0.0, None
         try:
-            taught = self._stored("labels1", lambda: predict(self.teacher, self._images, mirrored=self.mirrored))
             first = -(-passes // 2)
             seconds += self._round(model, taught, first, 1)
             if passes > first:
+                after_first = copy.deepcopy(model.state_dict()), _effect(judged, before, predict(model, self.judging))
                 both = self._stored("labels2", lambda: self._joined(taught, model))
                 seconds += self._round(model, both, passes - first, 2)
         except RecipeError:  # it diverged
             model.load_state_dict(start)
-        after = predict(model, self.judging)
-        effect = _effect(judged, before, after)
+        effect = _effect(judged, before, predict(model, self.judging))
+        if not effect.kept and after_first is not None and after_first[1].kept:
+            model.load_state_dict(after_first[0])
+            return seconds, after_first[1]
         if not effect.kept:
             model.load_state_dict(start)
         return seconds, effect
@@ -214,6 +222,19 @@ def predict(network: nn.Module | Ensemble, images: Loader, *, mirrored: bool = F
         found.append(logarithms.log_softmax(1).cpu())
         work().advance()
     return torch.cat(found)
+
+
+def known_share(logarithms: Tensor) -> float:
+    r"""Compute what labels (N, C), log-probabilities, tell of the class, as a share of all that there is to know.
+
+    The information :math:`H(\bar p) - \overline{H(p)}` over :math:`H(\bar p)`: 0 where all labels are the class shares,
+    1 where every label is certain and there are several.
+    """
+    probabilities = logarithms.double().exp()
+    mean = probabilities.mean(0)
+    of_all = float(-torch.xlogy(mean, mean).sum())
+    of_each = float(-torch.xlogy(probabilities, probabilities).sum(1).mean())
+    return 1 - of_each / of_all if of_all > 0 else 0.0
 
 
 def balanced(logarithms: Tensor, shares: Tensor) -> Tensor:

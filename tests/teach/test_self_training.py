@@ -23,7 +23,7 @@ from depfuse.fusion.verdict import self_training_notes
 from depfuse.report import FusionReport
 from depfuse.teach.distil import Distillation
 from depfuse.teach.joint_head import with_joint_head
-from depfuse.teach.self_training import balanced, predict
+from depfuse.teach.self_training import balanced, known_share, predict
 from depfuse.train import EpochReport, TrainRecipe, fit
 
 FAST = {"preset": "fast", "calibration.images": 300}
@@ -57,6 +57,27 @@ def test_balanced_labels_have_the_class_shares_that_are_wanted_and_keep_their_or
     shift = found - logarithms.log_softmax(1)
     relative = shift - shift[:, :1]  # the same bias for every image
     torch.testing.assert_close(relative, relative[:1].expand_as(relative), atol=1e-4, rtol=0)
+
+
+def test_what_labels_tell_of_the_class_is_between_nothing_and_all():
+    certain = torch.eye(4).clamp_min(1e-30).log()
+    assert known_share(certain) == pytest.approx(1.0)
+    assert known_share(torch.zeros(5, 4).log_softmax(1)) == pytest.approx(0.0, abs=1e-6)
+    assert known_share(torch.tensor([[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]]).clamp_min(1e-30).log()) == pytest.approx(0.5)
+    assert known_share(certain[:1].expand(5, 4)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_teacher_that_knows_next_to_nothing_teaches_nothing(data):
+    torch.manual_seed(0)
+    untrained = [nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval() for _ in range(2)]
+    student = copy.deepcopy(small_parents()[0])
+    before, settings = weights(student), Recipe.create({"train.self_training": 4}).train
+    teacher = Ensemble(untrained, (0.5, 0.5))
+    with pytest.warns(DepfuseWarning, match="or that knows too little"):
+        trained = Distillation(data).train(student, teacher, settings, seed=0, name="child", origin="")
+    assert torch.equal(weights(student), before)
+    assert not trained.self_training.kept
+    assert trained.seconds["self_training"] == 0
 
 
 class Left(nn.Module):
@@ -143,7 +164,7 @@ def test_a_network_that_comes_no_nearer_stays_as_it_was(parents, data):
     assert torch.equal(weights(student), weights(parents[0]))
     assert not trained.self_training.kept
     assert trained.self_training.alike_before == trained.self_training.images
-    assert "is not kept" in self_training_notes(False)[0]
+    assert "not kept" in self_training_notes(False)[0]
     assert self_training_notes(None) == []
 
 
