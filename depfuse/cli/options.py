@@ -248,8 +248,8 @@ class RecipeOptions:
             "--preset",
             "--recipe",
             metavar="NAME|FILE",
-            help="fast, standard, best, distil or a published method (`depfuse recipes` lists them), a YAML or JSON"
-            " file of settings, or an earlier run's report. Options change it.  [default: standard]",
+            help="fast, closed-form, standard, best, distil or a published method (`depfuse recipes` lists them), a"
+            " YAML or JSON file of settings, or an earlier run's report. Options change it.  [default: standard]",
         ),
     ] = None
     changes: Annotated[

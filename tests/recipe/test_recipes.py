@@ -54,7 +54,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], *words: st
 
 def test_all_methods_are_there_and_are_packed():
     assert set(published()) == ASKED_FOR
-    assert set(names()) == {*ASKED_FOR, "fast", "standard", "best", "distil"}
+    assert set(names()) == {*ASKED_FOR, "fast", "closed-form", "standard", "best", "distil"}
     (line,) = [line for line in (TOP / "pyproject.toml").read_text().splitlines() if line.startswith("depfuse = [")]
     patterns = json.loads(line.partition("=")[2])
     for name in names():

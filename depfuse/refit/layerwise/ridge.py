@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # ridges to try, relative to the inputs' mean variance
+FIRST = 2  # which of these is tried first
 BLOCK = 16384  # rows multiplied at a time, in float32 before they are summed in float64
+COLUMNS = 512  # columns of a block of a Gram matrix, of which one of each symmetric pair is multiplied
+WIDE = 1024  # inputs from which strengths are compared by Cholesky factors in float32
 
 
 @dataclass(frozen=True)
@@ -39,23 +42,40 @@ class Rows:
         """Compute X W."""
         return self.inputs @ weight.to(self.inputs)
 
-    def projected(self, weight: Tensor) -> Tensor:
+    def projected(self, prediction: Tensor) -> Tensor:
         """Return Y, its free entries replaced by the prediction X W as far as their bounds allow."""
         if self.bounds is None:
             return self.outputs
         free = self.bounds > -torch.inf
-        return torch.where(free, torch.minimum(self.predict(weight), self.bounds), self.outputs)
+        return torch.where(free, torch.minimum(prediction, self.bounds), self.outputs)
 
     def error(self, weight: Tensor) -> float:
         """Sum the squared differences between prediction and Y, or the nearest value that the bounds allow."""
-        return float((self.predict(weight) - self.projected(weight)).double().square().sum())
+        prediction = self.predict(weight)
+        return float((prediction - self.projected(prediction)).double().square().sum())
 
 
 def gram(first: Tensor, second: Tensor) -> Tensor:
     """Compute first^T second (G, K, O) of matrices with equally many rows, block by block, summed in float64."""
     total = torch.zeros(len(first), first.shape[2], second.shape[2], dtype=torch.float64, device=first.device)
+    return _add_gram(total, first, second)
+
+
+def _add_gram(total: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Add first^T second in place; of a matrix with itself, only blocks on and above the diagonal are multiplied."""
+    symmetric = first is second and first.shape[2] > 2 * COLUMNS
     for start in range(0, first.shape[1], BLOCK):
-        total += first[:, start : start + BLOCK].mT @ second[:, start : start + BLOCK]
+        left, right = first[:, start : start + BLOCK], second[:, start : start + BLOCK]
+        if not symmetric:
+            total += left.mT @ right
+            continue
+        for column in range(0, first.shape[2], COLUMNS):
+            chosen = slice(column, column + COLUMNS)
+            total[:, chosen, column:] += left[..., chosen].mT @ left[..., column:]
+    if symmetric:
+        for column in range(COLUMNS, first.shape[2], COLUMNS):
+            chosen = slice(column, column + COLUMNS)
+            total[:, chosen, :column] = total[:, :column, chosen].mT
     return total
 
 
@@ -70,8 +90,8 @@ def ridge(
 ) -> tuple[Tensor, float]:
     r"""Minimise :math:`\|XW - Y\|^2 / n + \lambda \|W - sW_0\|^2` for every group of channels.
 
-    :math:`\lambda` is a strength times the mean variance of the inputs; the strength with the least error on held-out
-    last rows is chosen, and all rows are then solved with it. The scales s (one per
+    :math:`\lambda` is a strength times the mean variance of the inputs; a strength with the least error on held-out
+    last rows, of itself and its neighbours, is chosen, and all rows are then solved with it. The scales s (one per
     output) fit the prior to the data. Entries of Y with a bound are then replaced by the prediction where that is
     lower, `sweeps` times.
 
@@ -93,20 +113,45 @@ def ridge(
     count = rows.inputs.shape[1]
     seen = count - round(held_out * count)
     train, rest = rows.part(0, seen), rows.part(seen, count)
-    grams = [gram(part.inputs, part.inputs) for part in (train, rest)]
-    crosses = [gram(part.inputs, part.outputs) for part in (train, rest)]
-    covariance, cross = grams[0] + grams[1], crosses[0] + crosses[1]
-    start = _scaled(covariance, cross, prior.double(), intercept)
-    strength = strengths[0]
+    covariance, cross = gram(train.inputs, train.inputs), gram(train.inputs, train.outputs)
+    prior, strength = prior.double(), strengths[0]
     if len(strengths) > 1 and 0 < seen < count:
-        tried = {s: _solve(_factor(grams[0], s, intercept), grams[0], crosses[0], start) for s in strengths}
-        errors = {s: rest.error(solution) for s, solution in tried.items()}
-        strength = min(errors, key=errors.__getitem__)
+        strength = _chosen(strengths, covariance, cross, prior, rest, intercept)
+    covariance = _add_gram(covariance, rest.inputs, rest.inputs)
+    cross = _add_gram(cross, rest.inputs, rest.outputs)
+    start = _scaled(covariance, cross, prior, intercept)
+    of_start = covariance @ start
     factor = _factor(covariance, strength, intercept)
-    solution = _solve(factor, covariance, cross, start)
+    solution = start + torch.cholesky_solve(cross - of_start, factor)
     for _ in range(sweeps if rows.bounds is not None else 0):
-        solution = _solve(factor, covariance, gram(rows.inputs, rows.projected(solution)), start)
+        cross = gram(rows.inputs, rows.projected(rows.predict(solution)))
+        solution = start + torch.cholesky_solve(cross - of_start, factor)
     return solution, strength
+
+
+def _chosen(
+    strengths: tuple[float, ...], covariance: Tensor, cross: Tensor, prior: Tensor, rest: Rows, intercept: bool
+) -> float:
+    """Choose the strength with the least error on other rows: from `FIRST` on, as long as the next one is better."""
+    start = _scaled(covariance, cross, prior, intercept)
+    residual = cross - covariance @ start
+    quick = covariance.float() if covariance.shape[1] > WIDE else covariance
+    errors: dict[int, float] = {}
+
+    def error(number: int) -> float:
+        if number not in errors:
+            factor = _factor(quick, strengths[number], intercept)
+            errors[number] = rest.error(start + torch.cholesky_solve(residual.to(factor), factor))
+        return errors[number]
+
+    number = min(FIRST, len(strengths) - 1)
+    for step in (1, -1):
+        before = number
+        while 0 <= number + step < len(strengths) and error(number + step) < error(number):
+            number += step
+        if number != before:
+            break
+    return strengths[number]
 
 
 def _scaled(covariance: Tensor, cross: Tensor, prior: Tensor, intercept: bool) -> Tensor:
@@ -136,13 +181,11 @@ def _factor(covariance: Tensor, strength: float, intercept: bool) -> Tensor:
     if intercept:
         penalty[:, -1] = 0.0
     while True:
+        damped = covariance.clone()
+        damped.diagonal(dim1=1, dim2=2).add_(penalty)
         factor: Tensor
-        factor, failed = torch.linalg.cholesky_ex(covariance + torch.diag_embed(penalty))
+        factor, failed = torch.linalg.cholesky_ex(damped)
         if not bool(failed.any()):
             return factor
-        # Sums in float32 can leave a Gram matrix slightly indefinite; more ridge makes up for it.
+        # Rounding can leave a Gram matrix slightly indefinite; more ridge makes up for it.
         penalty = penalty * 10.0
-
-
-def _solve(factor: Tensor, covariance: Tensor, cross: Tensor, start: Tensor) -> Tensor:
-    return start + torch.cholesky_solve(cross - covariance @ start, factor)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from depfuse.refit.program.units import NORMALISATION, aten
@@ -76,13 +75,16 @@ class Window:
             rows = rows if places is None else rows[:, places]
             return rows.reshape(1, -1, x.shape[-1])
         x = x[..., None] if x.dim() == 2 else x
-        x = F.pad(x, [side for pads in reversed(self.padding) for side in pads])
         spatial = x.shape[2:]
         flat = x.movedim(1, -1).reshape(len(x), -1, x.shape[1])
-        if math.prod(self.kernel) == 1 and places is None and flat.shape[1] == self.positions:
+        padded = any(side for pads in self.padding for side in pads)
+        if math.prod(self.kernel) == 1 and places is None and flat.shape[1] == self.positions and not padded:
             windows = flat
         else:
-            windows = flat.index_select(1, self._sources(spatial, places, x.device))
+            sources, outside = self._sources(spatial, places, x.device)
+            windows = flat.index_select(1, sources)
+            if padded:
+                windows[:, outside] = 0.0
         count = len(places) if places is not None else self.positions
         size = math.prod(self.kernel)
         rows = windows.reshape(len(x) * count, size, self.groups, -1)
@@ -96,6 +98,12 @@ class Window:
             rows = y[:, None]
         rows = rows if places is None else rows[:, places]
         return rows.reshape(-1, self.groups, rows.shape[-1] // self.groups).transpose(0, 1)
+
+    def gathered(self, y: Tensor, places: Tensor) -> Tensor:
+        """Select places of the layer's output, with its channels on the same axis: (N, C, places) or (N, places, C)."""
+        if not self.kernel:
+            return y.reshape(len(y), -1, y.shape[-1])[:, places]
+        return y.movedim(1, -1).reshape(len(y), -1, y.shape[1]).index_select(1, places.to(y.device)).transpose(1, 2)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Reshape a layer's weight to (G, inputs, outputs), the inputs in the order of `inputs`."""
@@ -111,16 +119,25 @@ class Window:
         parts = matrix.reshape(self.groups, math.prod(self.kernel), shape[1], -1)
         return parts.permute(0, 3, 2, 1).reshape(shape)
 
-    def _sources(self, spatial: torch.Size, places: Tensor | None, device: torch.device) -> Tensor:
-        """Compute flat positions in the padded input for every kernel position of every place."""
-        index = torch.zeros((), dtype=torch.int64)
-        offset = torch.zeros((), dtype=torch.int64)
-        for size, kernel, stride, dilation in zip(spatial, self.kernel, self.stride, self.dilation, strict=True):
-            outputs = (size - dilation * (kernel - 1) - 1) // stride + 1
-            index = index[..., None] * size + torch.arange(outputs) * stride
-            offset = offset[..., None] * size + torch.arange(kernel) * dilation
-        positions = (index.reshape(-1, 1) + offset.reshape(1, -1)).to(device)
-        return (positions if places is None else positions[places]).reshape(-1)
+    def _sources(self, spatial: torch.Size, places: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Compute flat positions in the input for every kernel position of every place, and which lie in the padding.
+
+        Those in the padding have position 0.
+        """
+        index = torch.zeros(1, 1, dtype=torch.int64)
+        outside = torch.zeros(1, 1, dtype=torch.bool)
+        for size, kernel, stride, dilation, pads in zip(
+            spatial, self.kernel, self.stride, self.dilation, self.padding, strict=True
+        ):
+            outputs = (size + sum(pads) - dilation * (kernel - 1) - 1) // stride + 1
+            along = torch.arange(outputs)[:, None] * stride + torch.arange(kernel) * dilation - pads[0]
+            beyond = (along < 0) | (along >= size)
+            # (places so far, 1, kernel so far, 1) with (1, outputs, 1, kernel)
+            index = (index[:, None, :, None] * size + along.clamp(0, size - 1)[None, :, None]).flatten(2).flatten(0, 1)
+            outside = (outside[:, None, :, None] | beyond[None, :, None]).flatten(2).flatten(0, 1)
+        if places is not None:
+            index, outside = index[places], outside[places]
+        return index.reshape(-1).to(device), outside.reshape(-1).to(device)
 
 
 def _each(value: Any, dimensions: int) -> tuple[int, ...]:

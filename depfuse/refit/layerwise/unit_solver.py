@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -28,7 +29,10 @@ from depfuse.refit.second_order.session import Session
 
 LOOKED_AT = 250  # images that the clusters of the parents' channels are found on
 MOST_ROWS = 2**15  # of a linear system, over images and positions: more positions are drawn
-MOST_BYTES = 2**29  # of its inputs, in float32
+MOST_BYTES = 2**28  # of its inputs, in float32
+# Rows are drawn from so many images, or from as many as give `MOST_ROWS` of one in `SPREAD` positions, if fewer do.
+IMAGES = 500
+SPREAD = 8
 
 
 class UnitSolver:
@@ -71,12 +75,14 @@ class UnitSolver:
                 self.program, inner, self.parents, self.shares, clustered, few, self.seed, self.ensemble.task
             )
         targets = Targets(self.shares, mixtures, self.labels, self.outputs)
-        walk = Walk(self.program, [*self.parents, self.state], self.loader)
+        folded = Folded(self.program, self.units)
+        walk = Walk(self.program, [*self.parents, self.state], self.loader, folded=folded)
         units = self.units[self._of_one_parent() :]
         for unit in work().track(units, "refitting layer by layer"):
             self._solve_forward(unit, walk, targets)
+            if unit.weight is not None:
+                walk.maps[-1].update(folded.map_of(unit, self.state))
         del walk
-        folded = Folded(self.program, self.units)
         joint, task = self.ensemble.joint, self.ensemble.task
         teacher = Teacher.create(folded, self.parents, self.shares.network, self.labels, joint=joint, task=task)
         streams = Streams(folded.units, targets)
@@ -122,7 +128,7 @@ class UnitSolver:
             shares = shares_of(unit, self.shares)
             weights = shares_of(feeding(unit, self.units) or unit, self.shares)
             intercept = has_intercept(unit)
-            places = self._places(unit, window, len(self.parents) if pooled else 1)
+            places = self._places(unit, window, self.images * (len(self.parents) if pooled else 1))
             stack = _Stack(len(self.loader))
             for number, values in enumerate(walk.until([end] * len(self.parents), [unit.end, unit.input])):
                 chosen = places(number)
@@ -161,19 +167,24 @@ class UnitSolver:
         """Solve a unit for the parents' mixture, in the states of the last networks of a walk, each from its inputs."""
         window, intercept, parents = Window.of(unit.node), has_intercept(unit), len(self.parents)
         needed = [unit.target, unit.input, *([unit.other] if unit.other is not None else [])]
-        places = self._places(unit, window)
-        stacks = [_Stack(len(self.loader)) for _ in states]
-        for number, values in enumerate(walk.until(ends, needed)):
+        batches = self._batches(unit, window)
+        places = self._places(unit, window, batches * self.size)
+        stacks = [_Stack(batches) for _ in states]
+        for number, values in enumerate(walk.until(ends, needed, batches)):
             chosen = places(number)
-            mixture, limits = targets(unit, [parent_values[unit.target] for parent_values in values[:parents]])
+
+            def at_places(value: Tensor, chosen: Tensor | None = chosen) -> Tensor:
+                return value if chosen is None else window.gathered(value, chosen)
+
+            mixture, limits = targets(unit, [at_places(own[unit.target]) for own in values[:parents]])
             for stack, inputs in zip(stacks, values[-len(states) :], strict=True):
                 target, bounds = mixture, limits
                 if unit.other is not None:
-                    carried = inputs[unit.other]
+                    carried = at_places(inputs[unit.other])
                     target = target - carried
                     bounds = None if bounds is None else bounds - carried
                 parts = [self._inputs(window, inputs[unit.input], chosen, intercept)]
-                parts += [window.outputs(part, chosen) for part in (target, bounds) if part is not None]
+                parts += [window.outputs(part) for part in (target, bounds) if part is not None]
                 stack.add(number, parts)
         for stack, state in zip(stacks, states, strict=True):
             self.state = state
@@ -185,13 +196,25 @@ class UnitSolver:
         rows = window.inputs(x, places)
         return torch.cat([rows, torch.ones_like(rows[..., :1])], -1) if intercept else rows
 
-    def _places(self, unit: Unit, window: Window, copies: int = 1) -> Callable[[int], Tensor | None]:
-        """Choose positions of the images of each batch: all, or as many as memory allows, at random."""
+    def _most_rows(self, unit: Unit, window: Window) -> int:
+        """Compute the number of rows that suffice, or that memory allows."""
         width = window.groups
         if unit.weight is not None:
             width *= window.matrix(self.state[unit.weight]).shape[1]
-        most = min(MOST_ROWS, MOST_BYTES // (4 * width))
-        wanted = max(1, most // (self.images * copies))
+        return min(MOST_ROWS, MOST_BYTES // (4 * width))
+
+    def _batches(self, unit: Unit, window: Window) -> int:
+        """Compute from how many batches the rows of a unit are drawn.
+
+        Where maps are large, few images have enough positions, and the values of more would only take time and memory.
+        """
+        alone = self._most_rows(unit, window) / window.positions  # images that have as many rows
+        images = max(alone, min(IMAGES, SPREAD * alone))
+        return min(len(self.loader), math.ceil(images / self.size))
+
+    def _places(self, unit: Unit, window: Window, samples: int) -> Callable[[int], Tensor | None]:
+        """Choose positions of the images of each batch: all, or as many as memory allows, at random."""
+        wanted = max(1, self._most_rows(unit, window) // samples)
         if wanted >= window.positions:
             return lambda _: None
         drawn = [

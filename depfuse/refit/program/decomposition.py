@@ -20,6 +20,8 @@ from depfuse.refit.program.units import Unit, find_units
 from depfuse.refit.program.walk import Walk
 
 AT_ONCE = 125  # images in a batch, of up to 32 x 32 pixels
+RENEWED_FROM = 1000  # images that BatchNorm statistics are taken from
+_TINY = 1e-12  # epsilon of a BatchNorm that computes nothing but statistics
 PIXELS_AT_ONCE = AT_ONCE * 32 * 32  # in a batch of larger images, of which there are at least 50
 
 
@@ -64,7 +66,11 @@ class DecomposedNetwork:
         return cls(program, find_units(program, _shared(network)), dict(network.state_dict()), loader, size)
 
     def renew_statistics(self) -> None:
-        """Set every BatchNorm's statistics to those of its inputs without changing the network's function."""
+        """Set every BatchNorm's statistics to those of its inputs without changing the network's function.
+
+        The inputs are those for the first images, of which `RENEWED_FROM` are enough: the function does not depend on
+        them.
+        """
         walk = Walk(self.program, [self.state], self.loader)
         for unit in self.units:
             if unit.norm is None:
@@ -85,10 +91,13 @@ def _statistics(unit: Unit, walk: Walk) -> tuple[Tensor, Tensor]:
     end = walk.position(unit.node) + (unit.weight is not None)
     count = 0
     total = square = torch.zeros((), dtype=torch.float64)
-    for values in walk.until([0] * (len(walk.states) - 1) + [end], [source]):
-        value = values[-1][source].transpose(0, 1).flatten(1)
-        mean, variance = value.mean(1).double(), value.var(1, correction=0).double()
-        size = value.shape[1]
+    batches = -(-RENEWED_FROM // walk.size)
+    for values in walk.until([0] * (len(walk.states) - 1) + [end], [source], batches):
+        value = values[-1][source]
+        # The kernel of BatchNorm in training is several times faster than a variance over strided axes.
+        _, part, deviation = torch.native_batch_norm(value, None, None, None, None, True, 0.0, _TINY)
+        mean, variance = part.double(), (deviation.double() ** -2 - _TINY).clamp_min(0.0)
+        size = value.numel() // value.shape[1]
         count += size
         total, square = total.to(mean) + size * mean, square.to(mean) + size * (variance + mean * mean)
     mean = total / count

@@ -34,25 +34,25 @@ class Folded:
         self._ends = {unit.end: unit for unit in self.units if unit.end is not unit.node}
         self._inner = {unit.node for unit in self._ends.values()}
         norms = {user for unit in self.units if unit.norm is not None for user in unit.node.users}
-        self._left_out = norms | {user for norm in norms for user in norm.users}
+        self._left_out = (norms | {user for norm in norms for user in norm.users}) - self._ends.keys()
 
     def maps(self, state: State) -> dict[str, Tensor]:
         """Compute weight and shift of every unit, with its BatchNorm folded in, by `weight_and_shift`."""
-        maps: dict[str, Tensor] = {}
-        for unit in self.units:
-            weight, shift = weight_and_shift(unit)
-            tensor, norm = state[weight], unit.norm
-            if norm is None:
-                maps[weight] = tensor.clone()
-                if shift is not None:
-                    maps[shift] = state[shift].clone()
-                continue
-            assert shift is not None
-            scale = scale_of(unit, state)
-            offset = state[norm.mean] if unit.bias is None else state[norm.mean] - state[unit.bias]
-            maps[weight] = tensor * scale.reshape(-1, *[1] * (tensor.dim() - 1))
-            maps[shift] = state[shift] - scale * offset
-        return maps
+        return {key: tensor for unit in self.units for key, tensor in self.map_of(unit, state).items()}
+
+    def map_of(self, unit: Unit, state: State) -> dict[str, Tensor]:
+        """Compute weight and shift of one unit, with its BatchNorm folded in."""
+        weight, shift = weight_and_shift(unit)
+        tensor, norm = state[weight], unit.norm
+        if norm is None:
+            return {weight: tensor.clone()} if shift is None else {weight: tensor.clone(), shift: state[shift].clone()}
+        assert shift is not None
+        scale = scale_of(unit, state)
+        offset = state[norm.mean] if unit.bias is None else state[norm.mean] - state[unit.bias]
+        return {
+            weight: tensor * scale.reshape(-1, *[1] * (tensor.dim() - 1)),
+            shift: state[shift] - scale * offset,
+        }
 
     def write(self, maps: State, state: State) -> None:
         """Invert `maps`: write the maps into layers and BatchNorms, whose statistics stay."""
@@ -75,6 +75,21 @@ class Folded:
             state[norm.weight].copy_(scale * (state[norm.variance] + norm.epsilon).sqrt())
             state[shift].copy_(maps[shift] + scale * state[norm.mean])
 
+    def is_inner(self, node: fx.Node) -> bool:
+        """Tell whether a value lies between a layer and its BatchNorm's output: there is none, or `call` removes it."""
+        return node in self._inner or node in self._left_out
+
+    def call(self, node: fx.Node, maps: State, state: State, values: Values) -> None:
+        """Run one operation, if it is any, and enter its value among `values`."""
+        if node in self._layers:
+            weight, shift = weight_and_shift(self._layers[node])
+            bias = None if shift is None else maps[shift]
+            values[node] = node.target(values[node.args[0]], maps[weight], bias, *node.args[3:])  # type: ignore[operator, index]
+        elif node in self._ends:
+            values[node] = values.pop(self._ends[node].node)
+        elif node not in self._left_out:
+            values[node] = self.program.call(node, state, values)
+
     def run(
         self, maps: State, state: State, images: Example, wanted: Sequence[fx.Node] = ()
     ) -> tuple[Tensor, list[Tensor]]:
@@ -91,18 +106,11 @@ class Folded:
         held = {*wanted, self.program.output}
         remaining = {node: len(node.users) for node in self.program.nodes}
         for node in self.program.nodes:
-            if node in self._layers:
-                weight, shift = weight_and_shift(self._layers[node])
-                bias = None if shift is None else maps[shift]
-                values[node] = node.target(values[node.args[0]], maps[weight], bias, *node.args[3:])
-            elif node in self._ends:
-                values[node] = values.pop(self._ends[node].node)
-            elif node not in self._left_out:
-                values[node] = self.program.call(node, state, values)
+            self.call(node, maps, state, values)
             for source in node.all_input_nodes:
-                if source in remaining and source not in self._left_out:
+                if source in remaining and not self.is_inner(source):
                     remaining[source] -= 1
-                    if remaining[source] == 0 and source not in held and source not in self._inner:
+                    if remaining[source] == 0 and source not in held:
                         values.pop(source, None)
         return values[self.program.output], [values[node] for node in wanted]
 

@@ -271,7 +271,7 @@ class NaturalGradient:
             for unit, gradient, value in zip(units, gradients, values[len(units) :], strict=True):
                 window = self._windows[unit]
                 rows = window.outputs(gradient.float())
-                part = (rows.mT @ rows).double() / (count_samples(images) * len(batches))
+                part = (rows.mT @ rows) / (count_samples(images) * len(batches))
                 outputs[unit] = outputs[unit] + part if unit in outputs else part
                 part = self._gram(unit, value.detach().float()) * (window.positions / len(batches))
                 inputs[unit] = inputs[unit] + part if unit in inputs else part
@@ -287,7 +287,7 @@ class NaturalGradient:
         rows = window.inputs(value, places)
         if weight_and_shift(unit)[1] is not None:
             rows = torch.cat([rows, torch.ones_like(rows[..., :1])], -1)
-        return (rows.mT @ rows).double() / rows.shape[1]
+        return (rows.mT @ rows) / rows.shape[1]
 
     def _preconditioned(self, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
         direction: dict[str, Tensor] = {}
@@ -308,8 +308,9 @@ class NaturalGradient:
 
 def _cholesky(factor: Tensor, share: float) -> Tensor:
     """Compute Cholesky factors (G, K, K) of matrices with a share of their mean variance added, in float32."""
-    power = factor.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-20)
-    damping = share**0.5 * power * torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
+    damped = factor.double()
+    power = damped.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-20)
+    damped.diagonal(dim1=1, dim2=2).add_(share**0.5 * power)
     # Diverged weights, which a rollback will restore, may have no factor: checking would make the host wait.
-    lower: Tensor = torch.linalg.cholesky_ex(factor + damping).L
+    lower: Tensor = torch.linalg.cholesky_ex(damped).L
     return lower.float()

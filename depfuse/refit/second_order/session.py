@@ -85,7 +85,12 @@ class Session:
     def second_pass(
         self, steps: int, augment: Augmentation, *, mixed: bool = False, held: Loader | None = None
     ) -> None:
-        """Take some steps in place, see `SecondPass`, then set every BatchNorm's statistics to those of its inputs."""
+        """Take some steps in place, see `SecondPass`, then set every BatchNorm's statistics to those of its inputs.
+
+        Without steps nothing changes.
+        """
+        if steps == 0:
+            return
         with torch.no_grad():
             if self.folded.units:
                 SecondPass(self._learner(), self.decomposed.loader, augment, mixed=mixed, held=held).run(steps)
