@@ -240,4 +240,5 @@ MEASUREMENT = Measurement(
     lambda _: Cells(KEYS, VALUES, measure),
     lambda rows, _: tables(rows),
     add_options,
+    shown_as="speed",
 )

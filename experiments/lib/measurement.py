@@ -48,6 +48,8 @@ class Measurement:
         (rows, options, file): the same as a picture, where there is one.
     judge
         Called with the rows once they are shown; raises `CellError` where they are not as they have to be.
+    shown_as
+        Name of its page, its own where empty.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Measurement:
     add_options: Callable[[argparse.ArgumentParser], object] = _nothing
     draw: Callable[[pd.DataFrame, argparse.Namespace, Path], None] | None = None
     judge: Callable[[pd.DataFrame], None] | None = None
+    shown_as: str = ""
 
     @property
     def csv(self) -> Path:

@@ -20,10 +20,14 @@ EARLIER = "## Measured earlier\n"
 
 @dataclass(frozen=True)
 class Experiment:
-    """How an experiment is run with the words of a command line, and what makes tables of its rows, if it keeps any."""
+    """How an experiment is run with the words of a command line, and what makes tables of its rows, if it keeps any.
+
+    Its page is `shown_as`, its own name where that is empty.
+    """
 
     main: Callable[[Sequence[str]], int]
     page: Callable[[Path], str] | None
+    shown_as: str = ""
 
 
 def files() -> dict[str, Path]:
@@ -48,18 +52,20 @@ def load(name: str) -> Experiment:
     path = files()[name].relative_to(places.ROOT).with_suffix("")
     module = import_module(".".join(path.parts))
     declared = getattr(module, "STUDY", None) or getattr(module, "MEASUREMENT", None)
-    return Experiment(module.main, None) if declared is None else Experiment(declared.main, declared.page)
+    if declared is None:
+        return Experiment(module.main, None)
+    return Experiment(declared.main, declared.page, getattr(declared, "shown_as", ""))
 
 
 def write_page(name: str, rows: Path = places.MEASUREMENTS, pages: Path = places.PAGES) -> Path | None:
-    """Write PAGES/NAME.md from the rows that are stored in a folder; None where there are none.
+    """Write PAGES/NAME.md, or what it is shown as, from the rows stored in a folder; None where there are none.
 
     What the page says under `## Measured earlier` stays.
     """
     experiment, csv = load(name), rows / f"{name}.csv"
     if experiment.page is None or not csv.exists():
         return None
-    path = pages / f"{name}.md"
+    path = pages / f"{experiment.shown_as or name}.md"
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     claim, _, more = docstring(files()[name]).partition("\n")
     parts = [f"# {claim}", more, f"Measured on {_machines(csv)}.", experiment.page(csv)]

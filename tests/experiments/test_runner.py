@@ -127,7 +127,7 @@ def test_every_command_in_the_documentation_is_understood(command: str) -> None:
 @pytest.mark.parametrize("name", STORED)
 def test_a_page_is_rebuilt_from_stored_rows_of_every_kind(name: str, tmp_path: Path, capsys) -> None:
     store(tmp_path / "rows", name)
-    page = tmp_path / "pages" / f"{name}.md"
+    page = tmp_path / "pages" / f"{registry.load(name).shown_as or name}.md"
     page.parent.mkdir()
     assert main(["tables", name, "--rows", str(tmp_path / "rows"), "--pages", str(page.parent)]) == 0
     assert capsys.readouterr().out == f"{page}\n"
