@@ -77,5 +77,5 @@ def _error(unit: Unit, value: Tensor, wanted: Tensor) -> Tensor:
     value = value.detach().float()
     if unit.rectified:
         # A choice by weights of 0 and 1, exact, in a third of the time that `torch.where` takes: no target is negative.
-        value = torch.lerp(value.relu(), value, wanted.sign())
+        value = torch.lerp(value.relu(), value, wanted.sign().to(value))
     return value - wanted
