@@ -3,7 +3,7 @@
     python -m experiments run self_training --threads 1
 
 A day for all 50,000 images and 20 passes; one thread. Halves of CIFAR-10, trained by other people and by depfuse.
-Settings were chosen on own halves, and those of other people report. A seed draws calibration and unlabelled images, in
+Settings are chosen on own halves, and those of other people report. A seed draws calibration and unlabelled images, in
 the order of training. Accuracy is on test images, as they are and as the mean of an image and its mirror image.
 """
 
