@@ -98,11 +98,11 @@ def read_table(path: Path, split: Split, labels: Sequence[Sequence[str]]) -> tup
         raise DataError(f"{path} has no label yet: fill in the column named label")
     numbers = torch.tensor(list(found))
     images = split.take(numbers).held().images
-    for number, image in zip(found, images, strict=True):
-        if digest(image) != digests[number]:
+    for image_number, image in zip(found, images, strict=True):
+        if digest(image) != digests[image_number]:
             raise DataError(
-                f"{path}: training image {number} is not the one that was labelled: give the data that they were chosen"
-                " from"
+                f"{path}: training image {image_number} is not the one that was labelled: give the data that they were"
+                " chosen from"
             )
     return numbers, torch.tensor(list(found.values()))
 

@@ -254,7 +254,8 @@ def _log_probabilities(network: nn.Module | Ensemble, images: Tensor) -> Tensor:
     with torch.no_grad(), evaluating(*members):
         outputs = [run_network(member, images).float() for member in members]
     if isinstance(network, nn.Module):
-        return outputs[0].log_softmax(1)
+        own: Tensor = outputs[0].log_softmax(1)
+        return own
     return network.combine(outputs).clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
@@ -264,4 +265,4 @@ def _effect(judged: Tensor, before: Tensor, after: Tensor) -> Effect:
     distances = [mean_or_infinite(at_best_scale(own, wanted)[0]) for own in (before, after)]
     alike = [float((own.argmax(1) == wanted.argmax(1)).sum()) for own in (before, after)]
     kept = distances[1] < distances[0] and alike[1] >= alike[0]
-    return Effect(*distances, *alike, len(judged), kept)
+    return Effect(distances[0], distances[1], alike[0], alike[1], len(judged), kept)
