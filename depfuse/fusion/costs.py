@@ -61,7 +61,7 @@ def seconds_of_pass(
     """Estimate the seconds of a pass of all parents over all images, from one parent on a few of them."""
     few = images.first(TIMED)
     model = parents[0]
-    tensor = next(model.parameters(), torch.zeros(()))
+    tensor = next(model.parameters(), torch.zeros((), dtype=torch.float32))
     devices = [tensor.device] if tensor.is_cuda else []
     with torch.random.fork_rng(devices), torch.no_grad(), evaluating(model):  # a network may draw random numbers
         for _ in range(2):  # what is compiled or cached on the first run is no part of the pace

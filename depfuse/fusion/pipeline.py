@@ -30,7 +30,6 @@ from depfuse.networks.precision import with_types_of
 from depfuse.progress import ProgressLike, shown
 from depfuse.tasks.selection import ScoresFunction, deselect
 from depfuse.teach.distil import Distillation
-from depfuse.teach.self_training import Effect
 
 
 @isolated()
@@ -128,9 +127,9 @@ def fuse(
             for effect in finished.steps:
                 if effect.stage == "refit" and not (effect.kept or effect.negligible):
                     warnings.warn(f"{effect}: the child stays as it was", DepfuseWarning, stacklevel=3)
-        ensemble, effect = prepared.ensemble, None
+        ensemble, further = prepared.ensemble, list[Step]()
         if training is not None and recipe.trains:
-            ensemble, effect = _train(finished, aligned, training)
+            ensemble, further = _train(finished, aligned, training)
             soundness.after("the training", finished.child)
         soundness.check()
         soundness.check_spread(finished.child)
@@ -148,7 +147,7 @@ def fuse(
             not_converged=aligned.not_converged,
             widths=aligned.widths,
             family=family,
-            steps=finished.steps if effect is None else [*finished.steps, Step.of_self_training(effect)],
+            steps=[*finished.steps, *further],
             folded=aligned.folded,
             refit_reason=prepared.refit_reason,
             meaning=prepared.meaning,
@@ -206,8 +205,8 @@ def _builder(aligned: Aligned) -> tuple[ChildBuilder, Sequence[nn.Module]]:
     return builder, unmatched
 
 
-def _train(finished: FinishedChild, aligned: Aligned, training: Distillation) -> tuple[Ensemble, Effect | None]:
-    """Train a child in place; return the ensemble that it learned from, and the effect of self-training."""
+def _train(finished: FinishedChild, aligned: Aligned, training: Distillation) -> tuple[Ensemble, list[Step]]:
+    """Train a child in place; return the ensemble that it learned from, and what self-training did."""
     prepared, recipe, ensemble = aligned.prepared, aligned.recipe, aligned.prepared.ensemble
     announce("train")
     if recipe.train.teaches and ensemble.joint:
@@ -235,7 +234,8 @@ def _train(finished: FinishedChild, aligned: Aligned, training: Distillation) ->
         labelled=recipe.teach.labelled,
     )
     prepared.step.seconds.update(trained.seconds)
-    return ensemble, trained.self_training
+    effect = trained.self_training
+    return ensemble, [] if effect is None else [Step.of_self_training(effect)]
 
 
 def _alone(aligned: Aligned) -> Sequence[nn.Module]:

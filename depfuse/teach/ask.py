@@ -1,4 +1,4 @@
-"""Choose the unlabelled images whose labels would help most."""
+"""Choose the unlabelled images whose labels are most in doubt."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def _centres(points: Tensor, weights: Tensor, count: int, seed: int) -> Tensor:
     centres = points[chosen]
     for _ in range(SWEEPS):
         nearest = torch.cdist(points, centres).argmin(1)
-        mass = torch.zeros(count).index_add_(0, nearest, weights)
-        sums = torch.zeros(count, points.shape[1]).index_add_(0, nearest, points * weights[:, None])
+        mass = torch.zeros(count, dtype=weights.dtype).index_add_(0, nearest, weights)
+        sums = torch.zeros(count, points.shape[1], dtype=points.dtype).index_add_(0, nearest, points * weights[:, None])
         centres = torch.where(mass[:, None] > 0, sums / mass[:, None].clamp_min(1e-12), centres)
     taken: dict[int, None] = {}
     for row in torch.cdist(centres, points).argsort(1):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple, TypeGuard
+from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,8 @@ COMPARED = 500
 AGREEING = 0.75
 
 
-class Read(NamedTuple):
+@dataclass(frozen=True)
+class Read:
     """How many labels of calibration images are read, the first ones, and what their mean loss counts for."""
 
     count: int

@@ -62,6 +62,11 @@ STORED: dict[str, tuple[list[dict[str, object]], str]] = {
           "accuracy": 0.98, "held_out_accuracy": 0.99} for run, seconds in enumerate((6.0, 5.0, 40.0))],
         "| pair 0 | standard | 900 | 2.00 | 6.0 | 3.00 | 300 | 1028 | 98.00 | 99.00 |",
     ),
+    "self_training": (
+        [{"set": "halves", "network": "beside", "seed": 0, "images": 5000, "passes": 4, "test_limit": 0,
+          "accuracy": 0.8, "mirrored": 0.82, "cpu_seconds": 30.0}],
+        "| heads side by side (two networks) | 80.0 (82.0) | 30 |",
+    ),
     "tasks": (
         [{"task": "binary", "parents": "same", "network": network, "seed": 0, "score": score, "second": score,
           "seconds": 1.0} for network, score in

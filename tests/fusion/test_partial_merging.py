@@ -286,7 +286,7 @@ REFUSED = {
     "softmax": (lambda _, x: 12 * x.softmax(1), None, 12, "between norm and second"),
     "largest": (lambda _, x: x * x.amax(1, True), None, 12, "between norm and second"),
     "top-k": (lambda _, x: x * (x >= x.topk(4, 1).values[:, -1:]), None, 12, "between norm and second"),
-    "argmax": (lambda _, x: x * F.one_hot(x.argmax(1), x.shape[1]).movedim(-1, 1), None, 12, "between norm and second"),
+    "argmax": (lambda _, x: x * F.one_hot(x.argmax(1), x.shape[1]).movedim(-1, 1), None, 12, "chosen by an index"),
     "sort": (lambda _, x: x.sort(1).values, None, 12, "no other number of channels"),
     "gather": (lambda _, x: x.gather(1, ORDER[None, :, None, None].expand_as(x)), None, 12, "chosen by an index"),
     "length": (lambda _, x: F.normalize(x, dim=1), None, 12, "between norm and second"),

@@ -75,21 +75,20 @@ def test_places_of_tokens_are_gathered_with_their_channels_last() -> None:
 
 
 @pytest.mark.parametrize("width", [5, 23, 64])
-def test_half_the_blocks_of_a_gram_matrix_are_enough(width: int, monkeypatch) -> None:
-    monkeypatch.setattr(regression, "COLUMNS", 8)
-    monkeypatch.setattr(regression, "BLOCK", 50)
+def test_half_the_blocks_of_a_gram_matrix_are_enough(width: int) -> None:
+    small = {"columns": 8, "block": 50}
     x = torch.randn(2, 130, width)
     wanted = x.double().mT @ x.double()
-    found = gram(x, x)
+    found = gram(x, x, **small)
     assert torch.equal(found, found.mT)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(gram(x, x[:, :, :3]), wanted[:, :, :3], rtol=1e-4, atol=1e-4)
-    twice = regression._add_gram(found.clone(), x, x)
+    torch.testing.assert_close(gram(x, x[:, :, :3], **small), wanted[:, :, :3], rtol=1e-4, atol=1e-4)
+    twice = regression.add_gram(found.clone(), x, x, **small)
     torch.testing.assert_close(twice, 2 * found)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3, 30.0])
-def test_the_chosen_strength_is_at_least_as_good_as_its_neighbours(noise: float, monkeypatch) -> None:
+def test_the_chosen_strength_is_at_least_as_good_as_its_neighbours(noise: float) -> None:
     """Also by factors in float32, which are for the choice alone."""
     torch.manual_seed(1)
     x = torch.cat([torch.randn(1, 240, 30) * torch.logspace(0, -3, 30), torch.ones(1, 240, 1)], 2)
@@ -101,8 +100,7 @@ def test_the_chosen_strength_is_at_least_as_good_as_its_neighbours(noise: float,
     chosen = regression.STRENGTHS.index(strength)
     near = errors[max(0, chosen - 1) : chosen + 2]
     assert errors[chosen] == pytest.approx(min(near), rel=1e-6)
-    monkeypatch.setattr(regression, "WIDE", 8)
-    quick, same = ridge(Rows(x, y), prior, intercept=True)
+    quick, same = ridge(Rows(x, y), prior, intercept=True, wide=8)
     assert same == strength
     assert torch.equal(quick, solution)
 

@@ -55,26 +55,26 @@ class Rows:
         return float((prediction - self.projected(prediction)).double().square().sum())
 
 
-def gram(first: Tensor, second: Tensor) -> Tensor:
+def gram(first: Tensor, second: Tensor, *, block: int = BLOCK, columns: int = COLUMNS) -> Tensor:
     """Compute first^T second (G, K, O) of matrices with equally many rows, block by block, summed in float64."""
     total = torch.zeros(len(first), first.shape[2], second.shape[2], dtype=torch.float64, device=first.device)
-    return _add_gram(total, first, second)
+    return add_gram(total, first, second, block=block, columns=columns)
 
 
-def _add_gram(total: Tensor, first: Tensor, second: Tensor) -> Tensor:
+def add_gram(total: Tensor, first: Tensor, second: Tensor, *, block: int = BLOCK, columns: int = COLUMNS) -> Tensor:
     """Add first^T second in place; of a matrix with itself, only blocks on and above the diagonal are multiplied."""
-    symmetric = first is second and first.shape[2] > 2 * COLUMNS
-    for start in range(0, first.shape[1], BLOCK):
-        left, right = first[:, start : start + BLOCK], second[:, start : start + BLOCK]
+    symmetric = first is second and first.shape[2] > 2 * columns
+    for start in range(0, first.shape[1], block):
+        left, right = first[:, start : start + block], second[:, start : start + block]
         if not symmetric:
             total += left.mT @ right
             continue
-        for column in range(0, first.shape[2], COLUMNS):
-            chosen = slice(column, column + COLUMNS)
+        for column in range(0, first.shape[2], columns):
+            chosen = slice(column, column + columns)
             total[:, chosen, column:] += left[..., chosen].mT @ left[..., column:]
     if symmetric:
-        for column in range(COLUMNS, first.shape[2], COLUMNS):
-            chosen = slice(column, column + COLUMNS)
+        for column in range(columns, first.shape[2], columns):
+            chosen = slice(column, column + columns)
             total[:, chosen, :column] = total[:, :column, chosen].mT
     return total
 
@@ -87,6 +87,7 @@ def ridge(
     held_out: float = 0.125,
     strengths: tuple[float, ...] = STRENGTHS,
     sweeps: int = 3,
+    wide: int = WIDE,
 ) -> tuple[Tensor, float]:
     r"""Minimise :math:`\|XW - Y\|^2 / n + \lambda \|W - sW_0\|^2` for every group of channels.
 
@@ -105,6 +106,8 @@ def ridge(
         True if the last column of X is the intercept's; its weight is not penalised.
     held_out
         Share of the rows that choose the strength.
+    wide
+        Number of inputs above which strengths are compared by factors in float32.
 
     Returns
     -------
@@ -116,9 +119,10 @@ def ridge(
     covariance, cross = gram(train.inputs, train.inputs), gram(train.inputs, train.outputs)
     prior, strength = prior.double(), strengths[0]
     if len(strengths) > 1 and 0 < seen < count:
-        strength = _chosen(strengths, covariance, cross, prior, rest, intercept)
-    covariance = _add_gram(covariance, rest.inputs, rest.inputs)
-    cross = _add_gram(cross, rest.inputs, rest.outputs)
+        quick = covariance.float() if covariance.shape[1] > wide else covariance
+        strength = _chosen(strengths, covariance, cross, prior, rest, intercept, quick)
+    covariance = add_gram(covariance, rest.inputs, rest.inputs)
+    cross = add_gram(cross, rest.inputs, rest.outputs)
     start = _scaled(covariance, cross, prior, intercept)
     of_start = covariance @ start
     factor = _factor(covariance, strength, intercept)
@@ -130,12 +134,20 @@ def ridge(
 
 
 def _chosen(
-    strengths: tuple[float, ...], covariance: Tensor, cross: Tensor, prior: Tensor, rest: Rows, intercept: bool
+    strengths: tuple[float, ...],
+    covariance: Tensor,
+    cross: Tensor,
+    prior: Tensor,
+    rest: Rows,
+    intercept: bool,
+    quick: Tensor,
 ) -> float:
-    """Choose the strength with the least error on other rows: from `FIRST` on, as long as the next one is better."""
+    """Choose the strength with the least error on other rows: from `FIRST` on, as long as the next one is better.
+
+    `quick` is the covariance as it is factorised for the choice.
+    """
     start = _scaled(covariance, cross, prior, intercept)
     residual = cross - covariance @ start
-    quick = covariance.float() if covariance.shape[1] > WIDE else covariance
     errors: dict[int, float] = {}
 
     def error(number: int) -> float:

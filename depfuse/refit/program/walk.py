@@ -111,7 +111,10 @@ class Walk:
         count, parts = self.loader.count, len(self.loader)
         first = number * (count // parts) + min(number, count % parts)  # as `tensor_split` divides them
         numbers = torch.arange(first, first + self.size)
-        return self.loader.prepared(numbers, None, torch.Generator(), channels_last=self.loader.channels_last)
+        images: Example = self.loader.prepared(
+            numbers, None, torch.Generator(), channels_last=self.loader.channels_last
+        )
+        return images
 
     def position(self, node: fx.Node) -> int:
         """Return the number of an operation in the program's order."""
