@@ -56,7 +56,7 @@ COMMANDS = {
     ),
     "ask": _Command(
         "depfuse.cli.ask:ask",
-        "Choose the unlabelled images whose labels would help a fusion most.\n\n"
+        "Choose the unlabelled images whose labels are most in doubt.\n\n"
         "They are written into a folder with a table, labels.csv, in which you fill in the column `label`; `depfuse"
         " fuse --labels-from` reads it. The parents together know little of them, and they differ from each other.",
         "depfuse ask first.safetensors second.safetensors --data photos --number 100 --out to-label",

@@ -86,34 +86,28 @@ def compare_agreement(
     """
     with shown(progress) as watched:
         made = make_rivals(result, training)
-        networks = [*made.averages, result.child, *made.heads]
-        networks += [] if made.trained is None else [made.trained[1]]
-        networks += [candidate.network for candidate in made.others]
         batches, scores_of = watched.track(images, "comparing the networks", FEWER), result.meaning.scores
         parents, ensemble, scores = evaluate_agreement(
             selected(result.scored_parents, scores_of),
-            selected(networks, scores_of),
+            selected(made.networks(result.child), scores_of),
             batches,
             sets=result.parent_labels,
             task=result.meaning.scored,
         )
-    naive, renewed = scores[0], scores[len(made.averages) - 1]
-    child, *rest = scores[len(made.averages) :]
-    heads, rest = rest[: len(made.heads)], rest[len(made.heads) :]
+    own = made.scored(scores)
     baseline = None
-    if made.trained is not None:
-        baseline = AgreementBaseline(parent=made.trained[0], network=made.trained[1], scores=rest.pop(0))
-    of_candidate = dict(zip(made.others, rest, strict=True))
+    if made.trained is not None and own.trained is not None:
+        baseline = AgreementBaseline(parent=made.trained[0], network=made.trained[1], scores=own.trained)
     return AgreementComparison(
         result=result,
-        child=child,
+        child=own.child,
         parents=parents,
         ensemble=ensemble,
-        naive=naive,
-        renewed=renewed,
-        heads=heads,
+        naive=own.naive,
+        renewed=own.renewed,
+        heads=own.heads,
         baseline=baseline,
-        family=[of_candidate.get(candidate, child) for candidate in result.family],
+        family=[own.others.get(candidate, own.child) for candidate in result.family],
     )
 
 

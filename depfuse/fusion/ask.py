@@ -1,4 +1,4 @@
-"""Choose the unlabelled images whose labels would help a fusion most."""
+"""Choose the unlabelled images that the parents together know least of."""
 
 from __future__ import annotations
 

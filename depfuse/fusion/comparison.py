@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from torch import nn
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from depfuse.fusion.result import FusionResult
 
 
+S = TypeVar("S")
 FEWER = "fewer `test` images take less"
 
 
@@ -142,36 +143,42 @@ def compare(
     task = result.meaning.scored
     with shown(progress) as watched:
         made = make_rivals(result, training)
-        networks = [*made.averages, result.child, *made.heads]
-        networks += [] if made.trained is None else [made.trained[1]]
-        networks += [candidate.network for candidate in made.others]
-        counted = result.meaning.scores
+        networks, counted = made.networks(result.child), result.meaning.scores
         ensembles = [Members(selected(result.scored_parents, counted), sets=result.parent_labels)]
         if result.joint or result.recipe.teach.renorm == "reset":
             ensembles.append(Members(result.teachers, result.ensemble.shares, result.labels, alone=False))
         batches = watched.track(test, "evaluating the networks", FEWER)
         combined, scores = evaluate_all(ensembles, selected(networks, counted), batches, task)
         parents, ensemble = combined[0]
-        naive, renewed = scores[0], scores[len(made.averages) - 1]  # the same where there is nothing to reset
-        child, *rest = scores[len(made.averages) :]
-        heads, rest = rest[: len(made.heads)], rest[len(made.heads) :]
+        own = made.scored(scores)
         baseline = None
-        if made.trained is not None:
-            baseline = Baseline(parent=made.trained[0], network=made.trained[1], scores=rest.pop(0))
-        scores_of = dict(zip(made.others, rest, strict=True))
+        if made.trained is not None and own.trained is not None:
+            baseline = Baseline(parent=made.trained[0], network=made.trained[1], scores=own.trained)
         return Comparison(
             result=result,
-            child=child,
+            child=own.child,
             parents=parents,
             ensemble=ensemble,
             teacher=None if len(combined) == 1 else combined[1][1],
-            naive=naive,
-            renewed=renewed,
-            heads=heads,
+            naive=own.naive,
+            renewed=own.renewed,
+            heads=own.heads,
             baseline=baseline,
-            family=[scores_of.get(candidate, child) for candidate in result.family],
-            chance=child.trivial,
+            family=[own.others.get(candidate, own.child) for candidate in result.family],
+            chance=own.child.trivial,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Scored(Generic[S]):
+    """Scores of a child and its `Rivals`; `renewed` is `naive` where there is nothing to reset."""
+
+    naive: S
+    renewed: S
+    child: S
+    heads: Sequence[S]
+    trained: S | None
+    others: Mapping[Candidate, S]
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +201,19 @@ class Rivals:
     heads: Sequence[nn.Module]
     trained: tuple[int, nn.Module] | None
     others: Sequence[Candidate]
+
+    def networks(self, child: nn.Module) -> list[nn.Module]:
+        """List them with the child, in the order that `scored` takes scores in."""
+        trained = [] if self.trained is None else [self.trained[1]]
+        return [*self.averages, child, *self.heads, *trained, *(candidate.network for candidate in self.others)]
+
+    def scored(self, scores: Sequence[S]) -> Scored[S]:
+        """Tell whose the scores of `networks` are."""
+        child, *rest = scores[len(self.averages) :]
+        heads, rest = rest[: len(self.heads)], rest[len(self.heads) :]
+        trained = None if self.trained is None else rest.pop(0)
+        others = dict(zip(self.others, rest, strict=True))
+        return Scored(scores[0], scores[len(self.averages) - 1], child, heads, trained, others)
 
 
 def make_rivals(result: FusionResult, training: Distillation | None) -> Rivals:
