@@ -1,8 +1,9 @@
 r"""Entropic optimal transport between uniform masses, stable for little entropy and quick for many channels.
 
 Sinkhorn's iteration in the log domain takes two exponentials of each cost per step. Here steps of a block scale a
-kernel, :math:`K_{ij} = \exp(u_i + v_j - C_{ij} / \epsilon)`, whose potentials u and v take in the scalings after each
-block (Schmitzer 2019, section 3.3): two products with K per step, the same iterates up to rounding.
+kernel, :math:`K_{ij} = \exp(u_i + v_j - C_{ij} / \epsilon)`, whose potentials u and v take in the scalings before these
+leave the range of numbers (Schmitzer 2019, section 3.3): two products with K per step, the same iterates but for
+rounding.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import logsumexp
 
-BLOCK = 10  # steps between two kernels, after which the column sums are checked
+BLOCK = 10  # steps, after which column sums and scalings are checked
+FAR = 100.0  # largest logarithm of a scaling that potentials have not taken in
 EXACT = 1e-9  # norm of what the column sums miss, below which the iteration ends, as in POT
 
 
@@ -35,19 +37,27 @@ def entropic(cost: np.ndarray, regularisation: float, steps: int) -> np.ndarray:
     rows, columns = (1.0 / size for size in cost.shape)
     # The first step is in the log domain: from then on every row and column of the kernel has entries that count.
     u, v = _logarithmic(logits, np.zeros(len(logits)), 1)
-    kernel = _kernel(logits, u, v)
-    done = 1
-    while done < steps and np.linalg.norm(kernel.sum(0) - columns) >= EXACT:
-        count = min(BLOCK, steps - done)
-        x = np.ones(len(kernel))
+    kernel, x, y = _kernel(logits, u, v), np.ones(cost.shape[0]), np.ones(cost.shape[1])
+    sums, done = kernel.sum(0), 1
+    while done < steps and np.linalg.norm(y * sums - columns) >= EXACT:
+        count, before = min(BLOCK, steps - done), x
         with np.errstate(all="ignore"):
             for _ in range(count):
-                y = columns / (x @ kernel)
+                y = columns / sums
                 x = rows / (kernel @ y)
-            moved = u + np.log(x), v + np.log(y)
-        u, v = moved if all(np.isfinite(part).all() for part in moved) else _logarithmic(logits, u, count)
-        kernel = _kernel(logits, u, v)
+                sums = x @ kernel
+            farthest = max(float(np.abs(np.log(scaling)).max()) for scaling in (x, y))
         done += count
+        if farthest <= FAR:
+            continue
+        if np.isfinite(farthest):
+            u, v = u + np.log(x), v + np.log(y)
+        else:
+            u, v = _logarithmic(logits, u + np.log(before), count)
+        kernel, x, y = _kernel(logits, u, v), np.ones(cost.shape[0]), np.ones(cost.shape[1])
+        sums = kernel.sum(0)
+    kernel *= x[:, None]
+    kernel *= y
     return kernel
 
 

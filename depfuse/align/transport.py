@@ -18,7 +18,6 @@ NEAREST = 16  # least costs of each row in it
 CONTENDED_FROM = 512  # channels from which it is asked whether many rows contend for few columns
 WANTED = 0.5  # of the columns, below which they do
 SIMPLEX_STEPS = 10**9  # limit of pivots: none
-KERNEL_FROM = 65  # channels from which entropic transport is computed by kernels; with fewer POT is quick enough
 SINKHORN_STEPS = 2000  # limit of iterations
 UNEVEN = 0.05  # of a channel's mass: a plan that misses it by more has not converged
 
@@ -177,22 +176,7 @@ def sinkhorn(cost: Tensor, regularisation: float) -> Coupling:
     if scale == 0.0:
         size = values.shape
         return Coupling(plan=torch.full(size, 1.0 / (size[0] * size[1]), dtype=torch.float64))
-    relative = (values - values.min()) / scale
-    if max(values.shape) >= KERNEL_FROM:
-        plan = entropic(relative, regularisation, SINKHORN_STEPS)
-    else:
-        import ot  # here, as in `emd`
-
-        plan = np.asarray(
-            ot.sinkhorn(
-                *_uniform(values),
-                relative,
-                regularisation,
-                method="sinkhorn_log",
-                numItermax=SINKHORN_STEPS,
-                warn=False,  # it would where the marginals are met to less than 1e-9
-            )
-        )
+    plan = entropic((values - values.min()) / scale, regularisation, SINKHORN_STEPS)
     misses = (np.abs(plan.sum(axis) * size - 1.0) for axis, size in ((1, len(values)), (0, values.shape[1])))
     limit = None
     if not max(float(miss.max()) for miss in misses) < UNEVEN:
