@@ -6,10 +6,8 @@ branch.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,16 +22,13 @@ from depfuse.groups.tracing.decisions import Decisions
 from depfuse.groups.tracing.hidden import HiddenFlow, showing
 from depfuse.networks.copying import evaluation_copy, unwrap
 from depfuse.networks.forward import Example, run_with
-from depfuse.networks.isolation import seeded, without_warnings
+from depfuse.networks.isolation import seeded
 from depfuse.networks.precision import DoublePrecision
 from depfuse.networks.running import evaluating, float_tensors, removing
 from depfuse.progress import work
 from depfuse.text import first_line
 
 IMAGES = 2  # different inputs: a network may mix them
-STEPS = 1e-8, 1e-9  # relative, of all parameters at once, to compare gradients with the function
-SLACK = 1e-3  # of what the gradients predict for a step
-ROUNDING = 1e-13  # of the outputs
 SMALL = 0.1  # a vector whose entries are all smaller is brought to the size of 0.5
 
 
@@ -62,6 +57,8 @@ class GenericNetwork:
         The largest entry of these, absolutely.
     overwritten
         Keys of the floating-point tensors that the forward pass itself writes.
+    modes
+        How it is run: as it is, and with auxiliary heads or decisions turned round.
     decides
         Whether the sizes of some tensors depend on the values of others, as in a detection network.
     random
@@ -93,7 +90,7 @@ class GenericNetwork:
             self.state[key].mul_(0.1**draw)
         self._seed, self.random, self.decides = seed + draw, False, False
         auxiliary, self._both_ways = (groups.auxiliary, groups.both_ways) if groups is not None else ((), False)
-        self._modes = [Mode(), Mode(auxiliary)] if auxiliary else [Mode()]
+        self.modes = [Mode(), Mode(auxiliary)] if auxiliary else [Mode()]
         self._decisions = 0
         self._drawn: Callable[[Any], Any] = self._normal
         self.first, self.overwritten = self._started(example)
@@ -121,7 +118,7 @@ class GenericNetwork:
         self._inputs = self._several = tree_map(self._drawn, example)
         if self._both_ways and not self._decisions:
             self._outputs(self._inputs, self.state, Mode(), False)
-            self._modes += [Mode((), turned) for turned in range(self._decisions)]
+            self.modes += [Mode((), turned) for turned in range(self._decisions)]
         self._set_statistics()
         self._separate()
         written = {key: _fingerprint(tensor) for key, tensor in self.state.items()}
@@ -207,7 +204,7 @@ class GenericNetwork:
 
     def run(self) -> list[Tensor]:
         """Compute all outputs, of all modes, for several inputs where supported."""
-        return [output for mode in self._modes for output in self._outputs(self._several, self.state, mode, False)]
+        return [output for mode in self.modes for output in self._outputs(self._several, self.state, mode, False)]
 
     def _outputs(self, inputs: Any, values: Mapping[str, Tensor], mode: Mode, gradient: bool) -> list[Tensor]:
         computed = [*values.values(), *float_tensors(inputs)]
@@ -277,99 +274,29 @@ class GenericNetwork:
             for key in keys:
                 self.state[key].copy_(self.state[key].reshape(-1).flip(0).view_as(self.state[key]) / 2)
 
-    def effects(
-        self, groups: Sequence[ChannelGroup], permutations: Mapping[str, Tensor], enough: float
-    ) -> tuple[dict[str, float], bool]:
-        """Measure how much the outputs change, to first order, if one parameter's slot of a group is permuted alone.
+    @property
+    def parameters(self) -> frozenset[str]:
+        """State-dict keys of the parameters."""
+        return frozenset(key for key, _ in self._network.named_parameters(remove_duplicate=False))
 
-        Returns group name -> the largest change, over its slots, of the outputs' projection on a random direction with
-        entries of unit variance, from one backward pass for each mode; the other slots of a group with `enough` are not
-        looked at. Each gradient is released at once.
+    def outputs_of_one(self, values: Mapping[str, Tensor], mode: Mode) -> list[Tensor]:
+        """Compute the outputs of a mode for one input, with other values."""
+        return self._outputs(self._inputs, values, mode, False)
 
-        Returns as well whether the gradients are those of the function: a small step along them all changes the
-        projection as they predict. They are not where a forward pass rounds and passes gradients on, or has none:
-        a part without gradients, a tensor that is changed after it was used, a function without a backward pass.
-
-        Where sizes are decided, outputs that jump over a small step are left out: what is sorted or chosen by scores,
-        when two of these change places. What it is chosen from does not jump. Then, the answer is no: groups without
-        an effect may have one on these. No group has an effect where the gradients are wrong.
-        """
-        largest = {group.name: 0.0 for group in groups}
-        slots: dict[str, list[tuple[str, Slot]]] = defaultdict(list)
-        for group in groups:
-            for slot in group.slots:
-                slots[slot.key].append((group.name, slot))
-        predicted: list[float] = []
-
-        def note(key: str, leaf: Tensor) -> None:
-            gradient, leaf.grad = leaf.grad, None
-            assert gradient is not None
-            predicted.append(float(torch.dot(gradient.reshape(-1), _step(self.state[key]))))
-            for name, slot in slots[key]:
-                if largest[name] >= enough:
-                    continue
-                entries = slot.read(self.state[key])
-                change = slot.read(gradient) * (entries[permutations[name].to(entries.device)] - entries)
-                largest[name] = max(largest[name], float(change.sum().abs()))
-
-        leaves = {key: tensor.detach() for key, tensor in self.state.items()}
-        keys = slots.keys() & {key for key, _ in self._network.named_parameters(remove_duplicate=False)}
-        for key in sorted(keys):
-            leaf = leaves[key].requires_grad_(True)
-            leaf.register_post_accumulate_grad_hook(partial(note, key))  # type: ignore[no-untyped-call]
-        before = size = 0.0
-        along: list[list[Tensor | None]] = []
-        whole = True
-
-        @cache
-        def after(step: float, mode: Mode) -> list[Tensor]:
-            stepped = dict(self.state)
-            for key in keys:
-                stepped[key] = self.state[key].add(_step(self.state[key]).view_as(self.state[key]), alpha=step)
-            return self._outputs(self._inputs, stepped, mode, False)
-
-        for mode in self._modes:
-            try:
-                outputs = self._differentiable(leaves, mode)
-            except GroupError:
-                return {}, False
-            directions: list[Tensor | None] = [
-                torch.randn(out.shape, generator=self._generator, dtype=torch.float32).to(out).div_(scale)
-                for out, scale in zip(outputs, self._scales_of(outputs), strict=True)
-            ]
-            if self.decides:
-                jumping = _jumping(outputs, {step: after(step, mode) for step in STEPS})
-                whole = whole and not any(jumping)
-                directions = [None if jumps else along for jumps, along in zip(jumping, directions, strict=True)]
-            along.append(directions)
-            before += _projection(outputs, directions)
-            size += _projection(
-                [out.abs() for out in outputs], [along if along is None else along.abs() for along in directions]
-            )
-            differentiable = [
-                pair for pair in zip(outputs, directions, strict=True) if pair[0].requires_grad and pair[1] is not None
-            ]
-            with without_warnings():  # its own thread has no CUDA context at first: torch makes one, and says so
-                try:
-                    torch.autograd.backward(
-                        [out for out, _ in differentiable], [direction for _, direction in differentiable]
-                    )
-                except Exception:  # whatever a backward pass of the user's raises
-                    return {}, False
-        for step in STEPS:
-            reached = sum(_projection(after(step, mode), part) for mode, part in zip(self._modes, along, strict=True))
-            error_of = abs((reached - before) / step - sum(predicted))
-            if error_of <= SLACK * sum(map(abs, predicted)) + ROUNDING * size / step:
-                return largest, whole
-        return {}, False
-
-    def _differentiable(self, leaves: Mapping[str, Tensor], mode: Mode) -> list[Tensor]:
-        """Compute outputs with gradients, through what a network hides from autograd too, where it runs so."""
+    def differentiable(self, values: Mapping[str, Tensor], mode: Mode) -> list[Tensor]:
+        """Compute the outputs of a mode for one input with gradients, through what a network hides from autograd."""
         try:
             with showing(HiddenFlow()):
-                return self._outputs(self._inputs, leaves, mode, True)
-        except GroupError:
-            return self._outputs(self._inputs, leaves, mode, True)
+                return self._outputs(self._inputs, values, mode, True)
+        except GroupError:  # it does not run so
+            return self._outputs(self._inputs, values, mode, True)
+
+    def directions(self, outputs: Sequence[Tensor]) -> list[Tensor | None]:
+        """Draw a direction for each output, with entries of unit variance, relative to its scale."""
+        return [
+            torch.randn(out.shape, generator=self._generator, dtype=torch.float32).to(out).div_(scale)
+            for out, scale in zip(outputs, self._scales_of(outputs), strict=True)
+        ]
 
     def moved(self, slot: Slot, permutation: Tensor) -> AbstractContextManager[None]:
         """Permute one slot alone within the context."""
@@ -388,36 +315,6 @@ class GenericNetwork:
             yield
         finally:
             self.state = before
-
-
-def _step(tensor: Tensor) -> Tensor:
-    """Choose a direction to step along: each entry by the one before it."""
-    return tensor.reshape(-1).roll(1)
-
-
-def _projection(outputs: Sequence[Tensor], directions: Sequence[Tensor | None]) -> float:
-    """Sum the outputs, weighted by directions, those with one; not a number where an output has another shape now."""
-    weighted = [(out, along) for out, along in zip(outputs, directions, strict=False) if along is not None]
-    if len(outputs) != len(directions) or any(out.shape != along.shape for out, along in weighted):
-        return float("nan")
-    return sum(float((out.detach() * along).sum()) for out, along in weighted)
-
-
-def _jumping(outputs: Sequence[Tensor], after: Mapping[float, Sequence[Tensor]]) -> list[bool]:
-    """Tell of each output whether it jumps: its change over the largest step is not as many times that over another."""
-    if any(len(reached) != len(outputs) for reached in after.values()):
-        return [True] * len(outputs)
-    jumps = []
-    for number, out in enumerate(outputs):
-        if any(reached[number].shape != out.shape for reached in after.values()):
-            jumps.append(True)
-            continue
-        rates = [(reached[number] - out.detach()) / step for step, reached in after.items()]
-        rounding = 10.0 * ROUNDING * float(out.detach().abs().amax()) / min(after) if out.numel() else 0.0
-        apart = max((float((rate - rates[0]).abs().max()) for rate in rates if rate.numel()), default=0.0)
-        largest = max((float(rate.abs().max()) for rate in rates if rate.numel()), default=0.0)
-        jumps.append(not apart <= 0.1 * largest + rounding)
-    return jumps
 
 
 def _make_generic(tensor: Tensor, generator: torch.Generator) -> None:

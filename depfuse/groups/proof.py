@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from depfuse.errors import GroupError
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, random_permutations
+from depfuse.groups.effects import first_order_effects
 from depfuse.groups.generic_values import GenericNetwork
 from depfuse.groups.reasons import HIDDEN, NOT_USED, OVERWRITTEN
 from depfuse.groups.splitting import find_parts, is_simple, split
@@ -202,9 +203,10 @@ class _Proof:
         """
         if not groups:
             return []
-        self._effects, true = self._network.effects(groups, self._permutations, LEAST_EFFECT)
-        if not true:
-            self._effects |= self._by_permuting([g for g in groups if self._effects.get(g.name, 0.0) < LEAST_EFFECT])
+        self._effects, whole = first_order_effects(self._network, groups, self._permutations, LEAST_EFFECT)
+        if not whole:
+            shown = {name: effect for name, effect in self._effects.items() if effect >= LEAST_EFFECT}
+            self._effects = shown | self._by_permuting([group for group in groups if group.name not in shown])
         return [group for group in groups if self._effects.get(group.name, 0.0) < LEAST_EFFECT]
 
     def without_effect_if_moved(self, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
