@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from depfuse.groups.labels.classes import Classes
+from depfuse.groups.labels.classes import Classes, mixed
 from depfuse.groups.labels.labels import distinct
 from depfuse.groups.occurrences import Occurrences
 
@@ -35,6 +35,7 @@ def block_units(occurrences: Occurrences, classes: Classes) -> list[tuple[list[l
         for member in cell:
             containing[member].append(cell)
     drafts: dict[tuple[int, str], list[list[list[int]]]] = defaultdict(list)
+    alike: dict[Hashable, list[list[list[int]]]] = defaultdict(list)
     relations = _Blocks(classes, occurrences)
     numbers = {cell: number for number, cell in enumerate(cells)}
     for cell, blocks in cells.items():
@@ -57,17 +58,18 @@ def block_units(occurrences: Occurrences, classes: Classes) -> list[tuple[list[l
         )
         unit = members + sorted(blocks)
         if any(occurrences.occurs(member) for member in unit):
-            alike = drafts[key, pinned]
-            fitting = (units for units in alike if relations.exchangeable(units[0], unit))
+            candidates = alike[key, pinned, relations.fixed_around(unit)]
+            fitting = (units for units in candidates if relations.exchangeable(units[0], unit))
             equal_units = next(fitting, None)
             if equal_units is None:
-                alike.append([unit])
+                candidates.append([unit])
+                drafts[key, pinned].append(candidates[-1])
             else:
                 equal_units.append(unit)
     return [
         ([[member for member in unit if occurrences.occurs(member)] for unit in units], pinned or None)
-        for (_, pinned), alike in drafts.items()
-        for units in alike
+        for (_, pinned), drafted in drafts.items()
+        for units in drafted
     ]
 
 
@@ -76,17 +78,26 @@ class _Blocks:
 
     def __init__(self, classes: Classes, occurrences: Occurrences) -> None:
         self._classes, self._occurrences = classes, occurrences
-        self._members: dict[int, frozenset[int]] = {}
         self._around: dict[int, list[int]] = defaultdict(list)
-        self._holding: dict[frozenset[int], set[int]] = defaultdict(set)
+        self._content: dict[int, int] = {}  # label -> sum of the hashes of the block's members
+        self._holding: dict[int, list[int]] = defaultdict(list)
+        self._fixed: set[int] = set()
         pairs = distinct(np.concatenate(classes.inside)) if classes.inside else np.zeros((0, 2), np.int64)
         pairs = pairs[np.argsort(pairs[:, 1], kind="stable")]
+        self._hashes: list[int] = mixed(np.arange(classes.count)).tolist()
         labels, starts = np.unique(pairs[:, 1], return_index=True)
         for label, members in zip(labels.tolist(), np.split(pairs[:, 0], starts[1:]), strict=False):
-            self._members[label] = frozenset(members.tolist())
-            self._holding[self._members[label]].add(label)
+            content = sum(self._hashes[member] for member in members.tolist())
+            self._content[label] = content
+            if int(classes.of[label]) in classes.reasons:
+                self._fixed.add(label)
+            self._holding[content].append(label)
             for member in members.tolist():
                 self._around[member].append(label)
+
+    def fixed_around(self, unit: Sequence[int]) -> Hashable:
+        """List, for each member, the blocks around it that keep their places: exchangeable units have the same."""
+        return tuple(tuple(label for label in self._around.get(member, ()) if label in self._fixed) for member in unit)
 
     def exchangeable(self, first: Sequence[int], second: Sequence[int]) -> bool:
         """Tell whether exchanging two units member by member takes every block to a block.
@@ -96,10 +107,13 @@ class _Blocks:
         if len(first) != len(second):
             return False
         exchange = dict(zip((*first, *second), (*second, *first), strict=True))
+        image = {label: self._content[label] for member in exchange for label in self._around.get(member, ())}
+        for member, taken in exchange.items():
+            for label in self._around.get(member, ()):
+                image[label] += self._hashes[taken] - self._hashes[member]
         return all(
-            any(self._is_taken_to(label, other, exchange) for other in self._holding.get(image, ()))
-            for label in {label for member in exchange for label in self._around.get(member, ())}
-            for image in [frozenset(exchange.get(member, member) for member in self._members[label])]
+            any(self._is_taken_to(label, other, exchange) for other in self._holding.get(content, ()))
+            for label, content in image.items()
         ) and all(map(self._occurrences.in_one_order, first, second))
 
     def _is_taken_to(self, label: int, other: int, exchange: Mapping[int, int]) -> bool:
