@@ -35,7 +35,8 @@ class Ragged:
         index = index if isinstance(index, slice) else index.cpu()
         owners, places = torch.unique_consecutive(part_of[index], return_counts=True), place[index]
         chosen = zip(owners[0].tolist(), torch.split(places, owners[1].tolist()), strict=True)
-        return Ragged([take_samples(self.parts[part], rows) for part, rows in chosen])
+        joined = join_samples([take_samples(self.parts[part], rows) for part, rows in chosen])
+        return joined if isinstance(joined, Ragged) else Ragged([joined])
 
 
 def count_samples(inputs: Any) -> int:
@@ -88,9 +89,19 @@ def join_samples(batches: Sequence[Any]) -> Any:
     return joined[0] if len(joined) == 1 else Ragged(joined)
 
 
+def by_shape(inputs: Ragged) -> list[Tensor]:
+    """List the numbers (n,) of the samples of each shape, the shapes in the order in which they come."""
+    found: dict[str, list[Tensor]] = {}
+    start = 0
+    for part in inputs.parts:
+        found.setdefault(str(_shapes(part)), []).append(torch.arange(start, start + count_samples(part)))
+        start += count_samples(part)
+    return [torch.cat(numbers) for numbers in found.values()]
+
+
 def is_pictures(inputs: Any) -> bool:
     """Tell whether inputs are images (N, C, H, W) of more than one pixel a side, which can be shifted and mirrored."""
-    return isinstance(inputs, Tensor) and inputs.dim() == 4 and min(inputs.shape[2:]) > 1
+    return isinstance(inputs, (Tensor, StoredImages)) and len(inputs.shape) == 4 and min(inputs.shape[2:]) > 1
 
 
 def _taken(leaf: Tensor, index: Index) -> Tensor:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from depfuse.data.augment import change, draw_changes
 from depfuse.data.augmentation import Augmentation
 from depfuse.data.floats import to_floats
-from depfuse.data.inputs import count_samples, is_pictures, map_tensors, of_one_shape, take_samples
+from depfuse.data.inputs import Ragged, by_shape, count_samples, map_tensors, of_one_shape, take_samples
 from depfuse.data.memory import GIBIBYTE, calibration_room
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.data.stored_images import StoredImages
@@ -34,7 +34,7 @@ class Loader:
     left out.
 
     With `shuffle`, the order and the augmentation are a function of (`seed`, `epoch`) alone, on every
-    device, and each iteration that ends advances `epoch`.
+    device, and each iteration that ends advances `epoch`. A batch of shuffled samples of several shapes has one shape.
 
     Parameters
     ----------
@@ -106,12 +106,12 @@ class Loader:
     @property
     def is_bytes(self) -> bool:
         """Whether the samples are images (N, C, H, W) uint8, which are pre-processed."""
-        return is_pictures(self.images) and self.images.dtype == torch.uint8
+        return self.split.is_bytes
 
     @property
     def pictures(self) -> bool:
         """Whether the samples are images, which can be augmented and mixed."""
-        return self.call is None and is_pictures(self.images) and (self.is_bytes or self.images.is_floating_point())
+        return self.split.pictures
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -206,18 +206,45 @@ class Loader:
         return images if self.call is None else Called(images, self.call)
 
     def __len__(self) -> int:
-        return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
+        return sum(map(self._batches_of, self._counts))
+
+    @property
+    def _counts(self) -> list[int]:
+        """The numbers of samples among which batches are made: all, or those of each shape where they are shuffled."""
+        return [len(numbers) for numbers in by_shape(self.images)] if self._sorted else [self.count]
+
+    @property
+    def _sorted(self) -> bool:
+        return self.shuffle and isinstance(self.images, Ragged)
+
+    def _batches_of(self, count: int) -> int:
+        """Count the batches of so many samples; fewer than one batch are still one."""
+        return max(1, count // self.batch_size) if self.drop_last else -(-count // self.batch_size)
+
+    def _shuffled(self, generator: torch.Generator) -> list[Tensor]:
+        """Draw batches of samples of one shape, by number."""
+        batches: list[Tensor] = []
+        for numbers in by_shape(self.images):
+            order = numbers[torch.randperm(len(numbers), generator=generator)]
+            count = self._batches_of(len(order))
+            kept = count * self.batch_size if self.drop_last else len(order)
+            batches += torch.tensor_split(order[:kept], count)
+        return [batches[number] for number in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def _ordered(self, generator: torch.Generator) -> list[Tensor]:
+        """Draw the batches of a pass, by number."""
+        order = torch.randperm(self.count, generator=generator) if self.shuffle else torch.arange(self.count)
+        if self.drop_last:
+            order = order[: len(self) * self.batch_size]
+        return list(torch.tensor_split(order, len(self)))
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         generator = self._generator()
-        order = torch.randperm(self.count, generator=generator) if self.shuffle else torch.arange(self.count)
+        batches = self._shuffled(generator) if self._sorted else self._ordered(generator)
         drawn = self._drawn(generator) if self.augment else None
-        order = order.to(self.device)
-        if self.drop_last:
-            order = order[: len(self) * self.batch_size]
         part, parts = self.part
-        for whole in torch.tensor_split(order, len(self)):
-            batch = torch.tensor_split(whole, parts)[part]
+        for whole in batches:
+            batch = torch.tensor_split(whole.to(self.device), parts)[part]
             images, labels = take_samples(self.images, batch), None if self.labels is None else self.labels[batch]
             if self.augment and drawn is not None:
                 images = change(self.augment, images, drawn[batch])

@@ -22,10 +22,9 @@ from depfuse.data.memory import too_much
 from depfuse.data.preprocessing import box_of_shape
 from depfuse.data.stored_images import HELD_BYTES
 from depfuse.errors import DataError
+from depfuse.tasks.label_kinds import IGNORED, NO_CLASS
 from depfuse.text import counted
 
-IGNORED = -100  # label of pixels without a class, `ignore_index` of torch's losses
-_NO_CLASS = 255  # in a file
 _MOST_CLASSES = 10_000
 _MODES = ("1", "L", "P", "I", "I;16")
 _ENDINGS = ("", "_mask", "_masks", "_label", "_labels", "_seg", "_gt")  # of the name of a mask after its image's
@@ -164,8 +163,8 @@ def load_masks(
                     )
             shape = size or (own.shape[0], own.shape[1])
             values |= set(np.unique(own).tolist())
-    binary = values == {0, _NO_CLASS}
-    count = 2 if binary else max(values - {_NO_CLASS}, default=0) + 1
+    binary = values == {0, NO_CLASS}
+    count = 2 if binary else max(values - {NO_CLASS}, default=0) + 1
     if min(values, default=0) < 0 or count > _MOST_CLASSES:
         wrong = min(values) if min(values) < 0 else count - 1
         raise DataError(f"a mask holds {wrong}, which is no class: the numbers in masks are 0, 1, 2, ...")
@@ -177,4 +176,4 @@ def load_masks(
 
 
 def _labels(values: NDArray[np.int64], *, binary: bool) -> NDArray[np.int64]:
-    return np.where(values == _NO_CLASS, 1 if binary else IGNORED, values)
+    return np.where(values == NO_CLASS, 1 if binary else IGNORED, values)

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from depfuse.data.augmentation import Augmentation
 from depfuse.data.floats import to_floats
-from depfuse.data.inputs import Index, count_samples, take_samples
+from depfuse.data.inputs import Index, count_samples, is_pictures, map_tensors, of_one_shape, take_samples
 from depfuse.data.masks import MaskFiles
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.data.stored_images import StoredImages
 from depfuse.errors import DataError
-from depfuse.networks.forward import Call
+from depfuse.networks.forward import Call, Called, Example
+from depfuse.tasks.label_kinds import are_classes
 
 MOST_CLASSES = 100_000  # where there are fewer images than that
 
@@ -58,12 +60,27 @@ class Split:
     @property
     def of_classes(self) -> bool:
         """Whether the labels are classes of images: none of pixels, no numbers."""
-        return isinstance(self.labels, Tensor) and self.labels.dim() == 1 and not self.labels.is_floating_point()
+        return are_classes(self.labels)
+
+    @property
+    def is_bytes(self) -> bool:
+        """Whether the samples are images (N, C, H, W) uint8, which are pre-processed."""
+        return is_pictures(self.images) and self.images.dtype == torch.uint8
+
+    @property
+    def pictures(self) -> bool:
+        """Whether the samples are images, which can be augmented and mixed."""
+        return self.call is None and is_pictures(self.images) and (self.is_bytes or self.images.dtype.is_floating_point)
 
     @property
     def dense(self) -> bool:
         """Whether the labels are those of pixels."""
-        return self.labels is not None and self.labels.ndim > 1 and self.labels.shape[1:] == self.images.shape[2:]
+        return (
+            self.labels is not None
+            and self.labels.ndim > 1
+            and hasattr(self.images, "shape")
+            and self.labels.shape[1:] == self.images.shape[2:]
+        )
 
     def take(self, index: Index) -> Split:
         """Select samples by number (n,), in that order, or a range of them."""
@@ -147,9 +164,19 @@ class DataSet:
             height, width = self.preprocessing.size
         return int(channels), int(height), int(width)
 
-    def example(self, count: int = 1, device: torch.device | str = "cpu") -> Tensor:
-        """Pre-process the first `count` training images: an example input (count, C, H, W)."""
-        return to_floats(self._some.images[:count].to(device), self.preprocessing)
+    @property
+    def suited_augmentation(self) -> Augmentation:
+        """Augmentation that keeps the meaning of most images; none of what is no image."""
+        return Augmentation.suited_to(self.image_shape) if self._some.pictures else Augmentation()
+
+    def example(self, count: int = 1, device: torch.device | str = "cpu") -> Any:
+        """Prepare the first training samples as network inputs, `count` of them as far as they have one shape."""
+        few = self._some.take(slice(0, count)).held()
+        inputs: Example = map_tensors(lambda leaf: leaf.to(device), next(of_one_shape(few.images))[0])
+        if few.is_bytes:
+            assert isinstance(inputs, Tensor)
+            return to_floats(inputs, self.preprocessing)
+        return inputs if few.call is None else Called(inputs, few.call)
 
 
 def checked_data_set(

@@ -263,7 +263,8 @@ def train_baseline(
     recipe = result.recipe
     origin = recipe.model_dump_json()
     labelled = recipe.teach.labelled
-    training.train(
+    call = None if result.calibration is None else result.calibration.call
+    training.read(network, call).train(
         network, result.ensemble, recipe.train, seed=recipe.seed, name="parent", origin=origin, labelled=labelled
     )
     return number, network

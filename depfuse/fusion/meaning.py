@@ -84,7 +84,6 @@ class Meaning:
         if self.scored.name == CLASSES.name:
             return
         read = {
-            "train.finetune": recipe.train.finetune,
             "teach.labelled": recipe.teach.labelled,
             "train.self_training": recipe.train.self_training,
         }

@@ -18,7 +18,7 @@ from depfuse.fusion.choose_shares import ChosenShares, shares_by_part
 from depfuse.fusion.costs import foretell_refit, quicker_than
 from depfuse.fusion.parents import Parents
 from depfuse.fusion.partial_merging import merge_partially
-from depfuse.fusion.prepared import Prepared, announce
+from depfuse.fusion.prepared import Inputs, Prepared, announce
 from depfuse.fusion.resolve import resolve
 from depfuse.fusion.result import FusionResult
 from depfuse.fusion.soundness import Soundness
@@ -92,12 +92,10 @@ def fuse(
         See `find_groups`, `prove_groups` and `align`.
     """
     inputs, own = read_arguments(parents, recipe, calibration, call, scores, task)
-    if training is None and inputs.recipe.trains:
-        raise RecipeError(
-            "distil, self_training and finetune need the training images: give training=Distillation(data)"
-        )
     with shown(progress):
+        training = _read(training, inputs, call)
         prepared = Prepared.of(inputs)
+        _check(training, prepared)
         aligned = Aligned.of(prepared)
         step, recipe, calibration = prepared.step, aligned.recipe, inputs.calibration
         with step("merge"):
@@ -170,6 +168,24 @@ def match(
     inputs, _ = read_arguments(parents, recipe, calibration, call, scores, task)
     with shown(progress):
         return Aligned.of(Prepared.of(inputs))
+
+
+def _read(training: Distillation | None, inputs: Inputs, call: Call | None) -> Distillation | None:
+    """Collect the training data; None where nothing is trained. Raises `RecipeError` where there are none."""
+    if not inputs.recipe.trains:
+        return None
+    if training is None:
+        raise RecipeError(
+            "distil, self_training and finetune need the training images: give training=Distillation(data)"
+        )
+    return training.read(inputs.parents.models[0], call)
+
+
+def _check(training: Distillation | None, prepared: Prepared) -> None:
+    """Raise `DataError` where labels that are to be learned do not fit the child's outputs."""
+    if training is not None:
+        like = prepared.template or prepared.ensemble.networks[0]
+        training.check(like, prepared.meaning.task, prepared.recipe.train)
 
 
 def _builder(aligned: Aligned) -> tuple[ChildBuilder, Sequence[nn.Module]]:

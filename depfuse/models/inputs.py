@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from depfuse.errors import ArchitectureError, DataError
 from depfuse.models.architecture import NETWORKS, Architecture, parse_architecture
 from depfuse.models.registry import build_network
-from depfuse.networks.forward import run_network
+from depfuse.networks.forward import Example, run_network
 from depfuse.networks.running import evaluating, raised_in
 from depfuse.text import first_line
 
@@ -93,7 +94,7 @@ def _of_timm(architecture: Architecture, network: nn.Module) -> tuple[int, int, 
     return channels, int(height), int(width)
 
 
-def check_input(model: nn.Module, example: Tensor, *, classes: int | None = None) -> None:
+def check_input(model: nn.Module, example: Example, *, classes: int | None = None) -> None:
     """Raise `DataError` unless the network takes the example and gives a score for each class.
 
     Parameters
@@ -101,14 +102,14 @@ def check_input(model: nn.Module, example: Tensor, *, classes: int | None = None
     model
         The network; left as it was.
     example
-        One or more inputs (N, C, H, W).
+        One or more inputs (N, ...).
     classes
         Number of classes that the labels name; ``None`` leaves the outputs alone.
     """
-    shape = "x".join(map(str, example.shape[1:]))
     outcome = _failure(model, example)
     if isinstance(outcome, str):
-        raise DataError(f"images of shape {shape} do not fit {type(model).__name__}: {outcome}")
+        what = "images" if isinstance(example, Tensor) and example.dim() == 4 else "inputs"
+        raise DataError(f"{what} of shape {_shapes(example)} do not fit {type(model).__name__}: {outcome}")
     if classes is not None:
         with torch.no_grad(), evaluating(model):
             outputs = run_network(model, example)
@@ -125,7 +126,13 @@ def check_input(model: nn.Module, example: Tensor, *, classes: int | None = None
             )
 
 
-def _failure(model: nn.Module, example: Tensor) -> str | None:
+def _shapes(example: Example) -> str:
+    """Write the shapes of the tensors of an input without their first axis: 3x32x32, or several with commas."""
+    leaves = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+    return ", ".join("x".join(map(str, leaf.shape[1:])) or "one number" for leaf in leaves)
+
+
+def _failure(model: nn.Module, example: Example) -> str | None:
     """Explain why the network does not run on the example; ``None`` if it does."""
     try:
         with torch.no_grad(), evaluating(model):

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from depfuse.tasks.label_kinds import IGNORED, check_range, fitted_classes, fitted_places
 from depfuse.tasks.tallies.classes import ClassesTally
 from depfuse.tasks.tallies.dense import DenseTally
 from depfuse.tasks.tallies.tally import Tally
@@ -97,6 +99,20 @@ class Classes:
         """Return one nat."""
         return 1.0
 
+    def fitted_labels(self, labels: Tensor, outputs: Tensor) -> Tensor:
+        """Give labels the shape (N,) of whole numbers, one of the outputs each."""
+        labels = fitted_classes(labels, outputs)
+        check_range(labels, outputs.shape[1])
+        return labels
+
+    def label_loss(self, outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+        """Compute the cross-entropy, nats, under classes (N,) or soft labels (N, C)."""
+        return F.cross_entropy(outputs, labels, label_smoothing=smoothing)
+
+    def right(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Count the images whose highest score is the label's, or that of the highest soft label."""
+        return (outputs.argmax(1) == (labels.argmax(1) if labels.is_floating_point() else labels)).sum()
+
     def tally(self) -> Tally:
         """Begin to score outputs under labels (N,)."""
         return ClassesTally()
@@ -114,6 +130,22 @@ class Dense(Classes):
             cls.name, outputs, outputs[0].dim() > 2 and outputs[0].shape[1] > 1, "(N, C, ...) of two or more classes"
         )
         return cls()
+
+    def fitted_labels(self, labels: Tensor, outputs: Tensor) -> Tensor:
+        """Give labels the shape (N, ...) of the places, whole numbers; those without a class are `IGNORED`."""
+        return fitted_places(labels, outputs)
+
+    def label_loss(self, outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+        """Compute the cross-entropy, nats, the mean over the places that have a class."""
+        count = (labels != IGNORED).sum().clamp_min(1)
+        loss = F.cross_entropy(outputs, labels, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)
+        return loss / count
+
+    def right(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Sum over images the share of the places with a class that is predicted."""
+        counted = (labels != IGNORED).flatten(1)
+        right = (outputs.argmax(1) == labels).flatten(1) & counted
+        return (right.sum(1) / counted.sum(1).clamp_min(1)).sum()
 
     def tally(self) -> Tally:
         """Begin to score maps under labels (N, ...)."""

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from depfuse.errors import DataError
+from depfuse.tasks.label_kinds import are_classes, fitted_directions
 from depfuse.tasks.tallies.features import FeaturesTally
 from depfuse.tasks.task import check_shape, positions
 
@@ -85,6 +87,29 @@ class Features:
     def unit(self, target: Tensor) -> float:
         """Return one, the loss of features at right angles."""
         return 1.0
+
+    def fitted_labels(self, labels: Tensor, outputs: Tensor) -> Tensor:
+        """Take classes (N,) of embeddings (N, D), or embeddings of the outputs' shape."""
+        return fitted_directions(labels, outputs)
+
+    def label_loss(self, outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+        """Compute the mean of one minus the cosine with given embeddings.
+
+        Raises
+        ------
+        DataError
+            The labels are classes, of which embeddings have no loss.
+        """
+        if are_classes(labels):
+            raise DataError(
+                "the labels are classes and the outputs embeddings, which learn from embeddings alone: give embeddings"
+                " as labels, or leave out train.finetune"
+            )
+        return self.losses(outputs, labels.float()).mean()
+
+    def right(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return NaN: no class is predicted."""
+        return self.agreements(outputs, labels)
 
     def tally(self) -> FeaturesTally:
         """Begin to score outputs under classes (N,) or embeddings."""

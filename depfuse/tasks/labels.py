@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from depfuse.tasks.label_kinds import fitted_answers
 from depfuse.tasks.tallies.labels import LabelsTally
 from depfuse.tasks.task import check_shape, log_share, positions
 
@@ -88,6 +89,18 @@ class Labels:
     def unit(self, target: Tensor) -> float:
         """Return one nat."""
         return 1.0
+
+    def fitted_labels(self, labels: Tensor, outputs: Tensor) -> Tensor:
+        """Give labels of 0 and 1 the shape of the outputs."""
+        return fitted_answers(labels, outputs)
+
+    def label_loss(self, outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+        """Compute the cross-entropy, nats, summed over labels; smoothing brings them towards one half."""
+        return self.losses(outputs, labels + smoothing * (0.5 - labels)).mean()
+
+    def right(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Sum the share of labels that are predicted."""
+        return self.agreements(outputs, labels)
 
     def tally(self) -> LabelsTally:
         """Begin to score outputs under labels of 0 and 1."""

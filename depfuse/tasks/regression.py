@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from depfuse.tasks.label_kinds import fitted_numbers
 from depfuse.tasks.tallies.regression import RegressionTally
 
 LEAST_VARIANCE = 1e-6  # of an output, relative to its mean square: one that hardly varies is constant
@@ -34,12 +35,25 @@ class Regression:
         """Build the task with the spread of each channel over images and places, the mean of the parents'."""
         if outputs[0].dim() < 2 or outputs[0].shape[1] < 2 or len(outputs[0]) < 2:
             return cls()
+        return cls(cls._spread_of(outputs))
+
+    @classmethod
+    def of_targets(cls, targets: Tensor) -> Regression:
+        """Build the task in units of the targets (N, ...) that are learned; one number for each image has a unit, too.
+
+        Steps of SGD then are as long for metres as for millimetres.
+        """
+        return cls(cls._spread_of([targets if targets.dim() > 1 else targets[:, None]]))
+
+    @staticmethod
+    def _spread_of(outputs: Sequence[Tensor]) -> Tensor | None:
+        """Compute the spread (C,) of each channel, the mean of the networks'; None where nothing varies."""
         channels = [own.movedim(1, 0).flatten(1).double() for own in outputs]
         variance = torch.stack([own.var(1, correction=0) for own in channels]).mean(0)
         square = torch.stack([own.square().mean(1) for own in channels]).mean(0)
         variance = variance.maximum(LEAST_VARIANCE * square)
         # What is zero throughout has no unit of its own.
-        return cls(variance.where(variance > 0, variance.max()).sqrt() if float(variance.max()) > 0 else None)
+        return variance.where(variance > 0, variance.max()).sqrt() if float(variance.max()) > 0 else None
 
     def ensemble_target(self, outputs: Sequence[Tensor], shares: Sequence[float], temperature: float) -> Tensor:
         """Average the parents' outputs."""
@@ -90,6 +104,18 @@ class Regression:
     def unit(self, target: Tensor) -> float:
         """Compute half the variance of the target over images, in units of the spread."""
         return 0.5 * float(self._scaled(target).reshape(len(target), -1).var(0, correction=0).mean())
+
+    def fitted_labels(self, labels: Tensor, outputs: Tensor) -> Tensor:
+        """Give targets the shape of the outputs."""
+        return fitted_numbers(labels, outputs)
+
+    def label_loss(self, outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+        """Compute half the mean squared error, in units of the spread; numbers are not smoothed."""
+        return 0.5 * self.losses(outputs, labels).mean()
+
+    def right(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return NaN: no class is predicted."""
+        return self.agreements(outputs, labels)
 
     def tally(self) -> RegressionTally:
         """Begin to score outputs under targets."""

@@ -73,6 +73,15 @@ class Task(Protocol):
     def unit(self, target: Tensor) -> float:
         """Return the divergence per image that counts as large."""
 
+    def fitted_labels(self, labels: Tensor, outputs: Tensor) -> Tensor:
+        """Give labels the form by which outputs (N, ...) are learned; raise `DataError` where they do not fit them."""
+
+    def label_loss(self, outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+        """Compute the mean loss of outputs under labels of their form; smoothing spreads a share over all classes."""
+
+    def right(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Sum over images the share of predictions that are the labels; NaN where outputs predict none."""
+
     def tally(self) -> Tally:
         """Begin to score outputs under labels."""
 

@@ -156,6 +156,21 @@ class Weighted:
         """The tensor that counts most, by which networks are scored."""
         return max(self.parts, key=lambda part: part.weight)
 
+    def fitted_labels(self, labels: Tensor, outputs: Tensor) -> Tensor:
+        """Give labels the form of the main tensor's, whose labels they are."""
+        return self.main.task.fitted_labels(labels, self._main_of(outputs))
+
+    def label_loss(self, outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+        """Compute the loss of the main tensor; no label is of the others."""
+        return self.main.task.label_loss(self._main_of(outputs), labels, smoothing)
+
+    def right(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Sum the share of the main tensor's predictions that are its labels."""
+        return self.main.task.right(self._main_of(outputs), labels)
+
+    def _main_of(self, packed: Tensor) -> Tensor:
+        return self.split(packed)[self.parts.index(self.main)]
+
     def tally(self) -> Tally:
         """Begin to score the main tensor, alone."""
         return self.main.task.tally()

@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from depfuse.data import DataSet, calibration_loader
-from depfuse.data.augmentation import Augmentation
+from depfuse.data.batches import as_loader
+from depfuse.data.inputs import Ragged
 from depfuse.data.loader import Loader, calibration_order
+from depfuse.data.masks import MaskFiles
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.errors import ArchitectureError, DataError, DepfuseWarning
+from depfuse.networks.forward import Call, run_network
+from depfuse.networks.running import evaluating
 from depfuse.progress import named
 from depfuse.recipe.sections import Train
 from depfuse.refit import NaturalGradientTraining, Schedule, Session
+from depfuse.tasks.label_kinds import UNKNOWN, are_classes, labels_for
+from depfuse.tasks.outputs import CLASSES
+from depfuse.tasks.regression import Regression
+from depfuse.tasks.task import Task
 from depfuse.teach.self_training import Effect, KnownLabels, SelfTraining
 from depfuse.train import EpochReport, Saving, TrainRecipe, fit
+from depfuse.train.interfaces import Labels
 
 WARMUP = 0.1  # of the epochs, with SGD
 STATISTICS_IMAGES = 2000
@@ -80,7 +91,7 @@ class Distillation:
     Attributes
     ----------
     data
-        The training images, and for `finetune` their labels.
+        The training samples, and for `finetune` their labels: a `DataSet`, or whatever `fuse` takes for calibration.
     resume
         Path that the names of the state files of an unfinished training begin with; None to save no state.
     progress
@@ -90,23 +101,59 @@ class Distillation:
     schedule
         Of the natural-gradient steps.
 
-    Raises
-    ------
-    DataError
-        The training data are no images.
+    Images (N, C, H, W) are flipped and shifted as suits them; what is no image is taken as it is.
     """
 
-    data: DataSet
+    data: Any
     resume: Path | None = field(default=None, kw_only=True)
     progress: Callable[[str, EpochReport], None] | None = field(default=None, kw_only=True)
     save_seconds: float = field(default=Saving.seconds, kw_only=True)
     schedule: Schedule = field(default=Schedule(), kw_only=True)
 
-    def __post_init__(self) -> None:
-        if self.data.train.call is not None or len(getattr(self.data.train.images, "shape", ())) != 4:
-            raise DataError(
-                "training is for images (N, C, H, W), and the training data are none: refit without distil,"
-                " self_training and finetune"
+    _collected: list[DataSet] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def read(self, model: nn.Module, call: Call | None = None) -> Distillation:
+        """Collect data of any kind as a data set, once.
+
+        Parameters
+        ----------
+        model
+            A network that takes them.
+        call
+            How it is run on a batch, where that is not by the inputs alone.
+
+        Raises
+        ------
+        DataError
+            See `as_loader`.
+        """
+        if isinstance(self.data, DataSet):
+            return self
+        if not self._collected:
+            loader = as_loader(self.data, model, images=sys.maxsize, call=call, scored=True)
+            self._collected.append(DataSet("the training data", (), loader.split, None, loader.preprocessing))
+        return replace(self, data=self._collected[0])
+
+    def check(self, model: nn.Module, task: Task | None, settings: Train) -> None:
+        """Raise `DataError` where labels that are to be learned do not fit a network, and say what is not augmented.
+
+        Parameters
+        ----------
+        model
+            A network with the outputs that the child has.
+        task
+            What these mean; None where nothing is known of them.
+        settings
+            What is learned.
+        """
+        if settings.finetune:
+            self._labels(model, task or CLASSES)
+        if not self.data.train.pictures:
+            warnings.warn(
+                "the training data are no images, as far as is known, and are learned as they are: nothing is flipped"
+                " or shifted",
+                DepfuseWarning,
+                stacklevel=3,
             )
 
     def train(
@@ -163,17 +210,24 @@ class Distillation:
                 continue
             learner = start = None
             data = self.data
+            target: Ensemble | Labels | None = None
+            if step == "finetune":
+                target = self._labels(model, teacher.task or CLASSES)
             if step == "distil":
+                target = teacher
                 data, judged = self._held_out(device, seed)
                 learner = self._natural_gradient(model, teacher, settings, seed, session, len(data.train))
                 temperature = TEMPERATURE if learner is None else learner.last_temperature
                 start = _Start.of(model, teacher, judged, temperature)
+            recipe = replace(self, data=data).train_recipe(epochs, settings.learning_rate, seed, learner)
+            if isinstance(target, Labels) and not target.of_whole:
+                recipe = recipe.model_copy(update={"flip": False, "translate": 0})
             with named(f"{step}, {name}"):
                 report = fit(
                     model,
                     data,
-                    replace(self, data=data).train_recipe(epochs, settings.learning_rate, seed, learner),
-                    teacher=teacher if step == "distil" else None,
+                    recipe,
+                    teacher=target,
                     learner=learner,
                     device=device,
                     saving=self._saving(name, step, f"{self._patient(settings)} {teacher.digest} {origin}"),
@@ -214,6 +268,30 @@ class Distillation:
             )
         return seconds, effect
 
+    def _labels(self, model: nn.Module, task: Task) -> Labels:
+        """Bring the labels of the training samples into the form by which a network learns them.
+
+        Raises
+        ------
+        DataError
+            There are none, not one for each sample, or they do not fit the outputs.
+        """
+        labels = self.data.train.labels
+        if labels is None:
+            raise DataError("train.finetune learns labels, and the training data have none: give such, or leave it out")
+        labels = labels.decoded() if isinstance(labels, MaskFiles) else labels
+        if are_classes(labels) and (lacking := int((labels == UNKNOWN).sum())):
+            raise DataError(
+                f"train.finetune learns the labels of all training samples, and {lacking} of {len(labels)} have none:"
+                " leave it out; train.self_training learns from some labels"
+            )
+        with torch.no_grad(), evaluating(model):
+            outputs = run_network(model, self.data.example(2, next(model.parameters()).device)).float()
+        values = labels_for(task, labels, outputs)
+        task = Regression.of_targets(values) if isinstance(task, Regression) else task
+        task.label_loss(outputs, values[: len(outputs)].to(outputs.device), 0.0)  # embeddings have none under classes
+        return Labels(values, task)
+
     def images(self, device: torch.device | str, seed: int) -> Loader:
         """Draw some of the training images, for what is fitted before the training."""
         return calibration_loader(self.data, PREPARING_IMAGES, device=device, seed=seed)
@@ -235,8 +313,9 @@ class Distillation:
         if held < 2:
             return self.data, self._few(device, seed)
         order = calibration_order(count, seed)
+        last = order[count - held :]
         judged = Loader(
-            self.data.train.take(order[count - held :]),
+            self.data.train.take(last.sort().values if isinstance(self.data.train.images, Ragged) else last),
             self.data.preprocessing,
             batch_size=JUDGED_AT_ONCE,
             device=device,
@@ -270,7 +349,12 @@ class Distillation:
     def _natural_gradient(
         self, model: nn.Module, teacher: Ensemble, settings: Train, seed: int, session: Session | None, images: int
     ) -> NaturalGradientTraining | None:
-        """Prepare natural-gradient steps; None where the network cannot be decomposed or the images are too few."""
+        """Prepare natural-gradient steps; None where the network cannot be decomposed or the images are too few.
+
+        Nor are there any of samples of several shapes.
+        """
+        if isinstance(self.data.train.images, Ragged):
+            return None
         device = next(model.parameters()).device
         try:
             if session is None:
@@ -291,7 +375,7 @@ class Distillation:
         options: dict[str, float] = {"warmup": WARMUP * epochs, "label_smoothing": 0.0}
         if learner is not None:
             # Shifted images are harder to learn than those as they are, and pay where each is seen many times.
-            most = Augmentation.suited_to(self.data.image_shape).translate
+            most = self.data.suited_augmentation.translate
             size = learner.batch_size(len(self.data.train))
             options = {"warmup": 0.0, "batch_size": size, "translate": min(most, epochs // EPOCHS_PER_PIXEL)}
         return TrainRecipe.suited_to(self.data, epochs=epochs, learning_rate=learning_rate, seed=seed, **options)

@@ -18,7 +18,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
 from depfuse.data.tensors import DataSet
 from depfuse.ensemble.distance import at_best_scale, mean_or_infinite
@@ -142,7 +141,7 @@ class SelfTraining:
     @property
     def mirrored(self) -> bool:
         """Whether an image and its mirror image mean the same, as is taken for colour images."""
-        return Augmentation.suited_to(self.data.image_shape).flip
+        return self.data.suited_augmentation.flip
 
     @property
     def _images(self) -> Loader:
@@ -185,7 +184,7 @@ class SelfTraining:
             warmup=0.0,
             label_smoothing=0.0,
             flip=self.mirrored,
-            translate=0 if self.mirrored else SHIFT,
+            translate=SHIFT if self.data.train.pictures and not self.mirrored else 0,
             seed=self.seed + number - 1,
         )
         with named(f"self-training, round {number}"):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depfuse.distributed.team import Team
 from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.errors import RecipeError
+from depfuse.networks.forward import Example, run_network
 from depfuse.networks.memory_format import differentiable
 from depfuse.networks.running import bfloat16_pays
+from depfuse.tasks.outputs import CLASSES
+from depfuse.tasks.task import Task
 from depfuse.train.interfaces import Teacher
 from depfuse.train.recipe import Precision, TrainRecipe
 
@@ -36,8 +37,10 @@ class Descent:
         teacher: Teacher | None,
         fast: bool,
         steps: int,
+        task: Task = CLASSES,
     ) -> None:
         self.model, self.recipe, self.teacher, self.device, self.fast = model, recipe, teacher, device, fast
+        self.task = task
         weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
         others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
         self.optimizer = torch.optim.SGD(
@@ -55,7 +58,7 @@ class Descent:
         if compiled is None:
             compiled = device.type == "cuda" and steps >= _STEPS_THAT_PAY_FOR_COMPILING
         running = self._running()
-        self.forward: Callable[[Tensor], Tensor] = torch.compile(running) if compiled else running
+        self.forward: nn.Module = torch.compile(running) if compiled else running  # type: ignore[assignment]
 
     def _running(self) -> nn.Module:
         return self.model
@@ -64,28 +67,28 @@ class Descent:
         """Put the network into training mode."""
         self.model.train()
 
-    def step(self, images: Tensor, labels: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
+    def step(self, images: Example, labels: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
         """Take one step on a batch; return its loss, summed over images, and the number of correct predictions."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with differentiable(self.device), torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
             wanted = labels if self.teacher is None else self.teacher(images)
-            outputs = self.forward(images)
+            outputs = run_network(self.forward, images)
         assert wanted is not None
         outputs = outputs.float()
         if self.teacher is None:
-            loss = F.cross_entropy(outputs, wanted, label_smoothing=self.recipe.label_smoothing)
+            loss = self.task.label_loss(outputs, wanted, self.recipe.label_smoothing)
         else:
             task = self.teacher.task_of(outputs)
             loss = task.divergence(outputs, wanted.float(), TEMPERATURE) / len(wanted)
         self.optimizer.zero_grad(set_to_none=True)
-        self._weighted(loss, len(images)).backward()  # type: ignore[no-untyped-call]
+        count = len(outputs)
+        self._weighted(loss, count).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         predicted = outputs.detach()
         if self.teacher is not None:
-            return loss.detach() * len(images), task.agreements(predicted, wanted)
-        classes = wanted.argmax(1) if wanted.is_floating_point() else wanted  # of soft labels
-        return loss.detach() * len(images), (predicted.argmax(1) == classes).sum()
+            return loss.detach() * count, task.agreements(predicted, wanted)
+        return loss.detach() * count, self.task.right(predicted, wanted)
 
     def _weighted(self, loss: Tensor, count: int) -> Tensor:
         return loss
@@ -138,9 +141,10 @@ class SharedDescent(Descent):
         return [self.team.add(figure) for figure in figures]
 
 
-def use_bfloat16(precision: Precision, device: torch.device, image_shape: tuple[int, int, int]) -> bool:
+def use_bfloat16(precision: Precision, device: torch.device, image_shape: tuple[int, int, int] | None) -> bool:
     """Decide whether to multiply in bfloat16, where the recipe leaves it open: where that is faster."""
     if precision != "auto":
         return precision == "bfloat16"
-    enough = device.type == "cuda" or image_shape[1] * image_shape[2] >= _PIXELS_THAT_PAY_FOR_BFLOAT16
+    large = image_shape is not None and image_shape[1] * image_shape[2] >= _PIXELS_THAT_PAY_FOR_BFLOAT16
+    enough = device.type == "cuda" or large
     return enough and bfloat16_pays(device)

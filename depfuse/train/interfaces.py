@@ -9,7 +9,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from depfuse.networks.forward import Example
 from depfuse.tasks.task import Task
+from depfuse.tasks.weighted import Weighted
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,28 @@ class EpochReport:
         return f"epoch {self.epoch} of {self.epochs}, loss {self.loss:.3f}{known}"
 
 
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """Labels of all training images.
+
+    Attributes
+    ----------
+    values
+        (N, ...), in the form that `Task.fitted_labels` gives them.
+    task
+        What the network's outputs mean.
+    """
+
+    values: Tensor
+    task: Task
+
+    @property
+    def of_whole(self) -> bool:
+        """Whether they are of whole images, and stay what they are where these are flipped or shifted."""
+        task = self.task.main.task if isinstance(self.task, Weighted) else self.task
+        return task.predicts and task.name != "dense" and self.values.dim() <= 2
+
+
 Progress = Callable[[EpochReport], None]
 
 
@@ -49,7 +73,7 @@ class Teacher(Protocol):
     def task_of(self, outputs: Tensor, /) -> Task:
         """Return what outputs (N, ...) mean."""
 
-    def __call__(self, images: Tensor, /) -> Tensor:
+    def __call__(self, images: Example, /) -> Tensor:
         """Compute logits (N, C) for images, without gradients."""
 
 
@@ -59,7 +83,7 @@ class Learner(Protocol):
     def begin_epoch(self) -> None:
         """Prepare for an epoch; called before each."""
 
-    def step(self, images: Tensor, labels: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
+    def step(self, images: Any, labels: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
         """Take one step on a batch; return its loss, summed over images, and the number of correct predictions."""
 
     def finish(self) -> None:

@@ -19,7 +19,7 @@ from depfuse.evaluate import evaluate
 from depfuse.models import check_input
 from depfuse.networks.isolation import check_changeable, undisturbed
 from depfuse.progress import name, work
-from depfuse.train.interfaces import EpochReport, Learner, Progress, Teacher
+from depfuse.train.interfaces import EpochReport, Labels, Learner, Progress, Teacher
 from depfuse.train.recipe import SAVE_SECONDS, TrainRecipe
 from depfuse.train.resuming import Saving
 from depfuse.train.run import Run
@@ -76,7 +76,7 @@ def fit(
     data: DataSet,
     recipe: TrainRecipe,
     *,
-    teacher: Teacher | Tensor | None = None,
+    teacher: Teacher | Labels | Tensor | None = None,
     learner: Learner | None = None,
     device: torch.device | str = "cpu",
     saving: Saving | None = None,
@@ -99,7 +99,7 @@ def fit(
         Where given, the loss is the divergence from its softened class scores
         (`depfuse.ensemble.targets.divergence`), and no label is read. Or soft labels that are known before: class
         probabilities (N, C) of the training images, learned in place of their labels. These are not part of what a
-        state belongs to.
+        state belongs to. Or labels of another kind than classes, in place of those of the images.
     learner
         Takes the steps in place of SGD; it holds the network, and the teacher if there is one. Of the recipe it is
         given the learning rate.

@@ -56,7 +56,7 @@ class TrainRecipe(BaseModel):
     @classmethod
     def suited_to(cls, data: DataSet, **settings: Any) -> TrainRecipe:
         """Build a recipe whose augmentation suits the images, where `settings` do not say otherwise."""
-        suited = Augmentation.suited_to(data.image_shape)
+        suited = data.suited_augmentation
         return cls.create(**{"flip": suited.flip, "translate": suited.translate, **settings})
 
     @property

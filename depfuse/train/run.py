@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from depfuse.data import DataSet, Loader
+from depfuse.data.inputs import Ragged, count_samples
 from depfuse.data.loader import epoch_seed
 from depfuse.data.stored_images import StoredImages
 from depfuse.distributed.team import Team
@@ -22,9 +24,11 @@ from depfuse.networks.isolation import seeded
 from depfuse.networks.memory_format import takes_channels_last
 from depfuse.networks.running import evaluating
 from depfuse.progress import work
+from depfuse.tasks.outputs import CLASSES
+from depfuse.tasks.task import Task
 from depfuse.text import counted, first_line
 from depfuse.train.descent import Descent, SharedDescent, use_bfloat16
-from depfuse.train.interfaces import EpochReport, Learner, Progress, Teacher
+from depfuse.train.interfaces import EpochReport, Labels, Learner, Progress, Teacher
 from depfuse.train.recipe import TrainRecipe
 from depfuse.train.resuming import Saving, read_state, write_state
 
@@ -38,7 +42,7 @@ class Run:
         data: DataSet,
         recipe: TrainRecipe,
         device: torch.device,
-        teacher: Teacher | Tensor | None = None,
+        teacher: Teacher | Labels | Tensor | None = None,
         learner: Learner | None = None,
         start: str | None = None,
         team: Team | None = None,
@@ -49,6 +53,9 @@ class Run:
         self.epoch = 0
         self.loss = self.accuracy = math.nan
         self.seconds = 0.0
+        task: Task = CLASSES
+        if isinstance(teacher, Labels):
+            data, task, teacher = replace(data, train=replace(data.train, labels=teacher.values)), teacher.task, None
         self.taught = teacher is not None or learner is not None
         soft_labels, teacher = (teacher, None) if isinstance(teacher, Tensor) else (None, teacher)
         if self.taught and not data.train.of_classes:
@@ -67,22 +74,26 @@ class Run:
             seed=recipe.seed,
             drop_last=True,
         )
-        labels = data.train.labels if self.taught else data.train.required_labels
+        of_classes = not self.taught and task is CLASSES
+        labels = data.train.required_labels if of_classes else data.train.labels
         labels_argument = {} if labels is None else {"labels": labels}
         self.identity = {
             "recipe": recipe.model_dump(mode="json"),
-            "data": state_digest({"images": data.train.images, **labels_argument}),
+            "data": state_digest({**_named(data.train.images), **labels_argument}),
             "start": state_digest(model.state_dict()) if start is None else start,
             "teacher": None if teacher is None else teacher.digest,
         }
         if recipe.channels_last:
-            self.loader.channels_last = _in_channels_last(model, data.example(2, device), weights=learner is None)
+            pictures = data.train.pictures
+            self.loader.channels_last = pictures and _in_channels_last(
+                model, data.example(2, device), weights=learner is None
+            )
         if learner is None:
-            fast = use_bfloat16(recipe.precision, device, data.image_shape)
+            fast = use_bfloat16(recipe.precision, device, data.image_shape if data.train.pictures else None)
             steps = recipe.epochs * len(self.loader)
             options: dict[str, Any] = {"fast": fast, "steps": steps}
             if team is None:
-                learner = Descent(model, recipe, device, teacher=teacher, **options)
+                learner = Descent(model, recipe, device, teacher=teacher, task=task, **options)
             else:
                 self.loader.part = team.rank, team.size
                 batch = min(recipe.batch_size, self.loader.count)
@@ -128,7 +139,7 @@ class Run:
             # Sums stay on the device: reading them would make it wait for every step.
             total += loss
             hits = hits + correct  # shares of labels or places are no whole numbers
-            count += len(images)
+            count += count_samples(images)
             watched.advance()
         return total, hits, count, rate
 
@@ -172,6 +183,15 @@ class Run:
         self.learner.load_state_dict(state["learner"])
         self.epoch = state["epoch"]
         self.loss, self.accuracy, self.seconds = state["figures"]
+
+
+def _named(inputs: Any) -> dict[str, Tensor]:
+    """Name the tensors of inputs, for a digest."""
+    if isinstance(inputs, Tensor):
+        return {"images": inputs}
+    parts = inputs.parts if isinstance(inputs, Ragged) else [inputs]
+    leaves = [leaf for part in parts for leaf in tree_leaves(part) if isinstance(leaf, Tensor)]
+    return {f"images.{number}": leaf for number, leaf in enumerate(leaves)}
 
 
 def _in_channels_last(model: nn.Module, images: Tensor, *, weights: bool) -> bool:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from depfuse import fuse
 from depfuse.cli import main
 from depfuse.data import Loader, calibration_loader, load_data
-from depfuse.data.masks import IGNORED, MaskFiles, load_masks
+from depfuse.data.masks import MaskFiles, load_masks
 from depfuse.errors import DataError, DepfuseWarning
 from depfuse.evaluate import evaluate
+from depfuse.tasks.label_kinds import IGNORED
 from depfuse.tasks.scores import IOU
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from depfuse.errors import DataError
+from depfuse.tasks.label_kinds import check_extremes, fitted_classes
 from depfuse.tasks.scores import CALIBRATION, Scores
-from depfuse.tasks.tallies.tally import check_labels, fitted
 
 BINS = 15  # of the calibration error
 
@@ -25,9 +25,7 @@ class ClassesTally:
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Take in one batch: logits (N, classes), labels (N,)."""
-        labels = fitted(labels, logits.shape[:1])
-        fits = logits.dim() == 2 and labels.shape == logits.shape[:1] and not labels.is_floating_point()
-        check_labels(fits, logits, labels, "labels of images, whole numbers (N,)")
+        labels = fitted_classes(labels, logits)
         self._outputs = logits.shape[1]
         log_probabilities = logits.float().log_softmax(dim=1)
         # A label without an output would read past the end; it is refused once the pass is over, because
@@ -54,13 +52,7 @@ class ClassesTally:
         """Fetch the sums and divide."""
         if self._sums is None or self._extremes is None:
             raise DataError("there is no image to evaluate on")
-        lowest, highest = -int(self._extremes[0]), int(self._extremes[1])
-        if lowest < 0 or highest >= self._outputs:
-            wrong = lowest if lowest < 0 else highest
-            raise DataError(
-                f"the data have the label {wrong}, but the network has {self._outputs} outputs"
-                f" (labels 0 to {self._outputs - 1}): use the data set that the network was trained for"
-            )
+        check_extremes(-int(self._extremes[0]), int(self._extremes[1]), self._outputs)
         sums = self._sums.cpu()
         gaps = (sums[:BINS] - sums[BINS : 2 * BINS]).abs().sum()
         return Scores(

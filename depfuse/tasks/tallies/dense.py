@@ -8,11 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from depfuse.tasks.label_kinds import IGNORED, fitted_places
 from depfuse.tasks.scores import DICE, IOU, PIXEL_ACCURACY, Scores
-from depfuse.tasks.tallies.tally import check_labels, check_range, fitted, joined, of_ratio, value_of
-
-IGNORED = -100  # label of places without a class, as torch's losses have it
-_NO_CLASS = 255  # the same where labels are bytes, as files of masks have it
+from depfuse.tasks.tallies.tally import joined, of_ratio, value_of
 
 
 class DenseTally:
@@ -34,12 +32,7 @@ class DenseTally:
     def add(self, outputs: Tensor, labels: Tensor) -> None:
         """Take in a batch."""
         classes = outputs.shape[1]
-        labels = fitted(labels, (len(outputs), *outputs.shape[2:]))
-        fits = labels.shape == (len(outputs), *outputs.shape[2:]) and not labels.is_floating_point()
-        check_labels(fits, outputs, labels, "labels of places, whole numbers (N, ...) of the size of the maps")
-        labels = labels.long()
-        labels = labels.masked_fill(labels == _NO_CLASS, IGNORED) if classes <= _NO_CLASS else labels
-        check_range(labels, classes, IGNORED)
+        labels = fitted_places(labels, outputs)
         predicted = outputs.float().nan_to_num(0).argmax(1)
         for metric in self._of(classes, outputs.device).values():
             metric.update(predicted, labels)

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from depfuse.tasks.label_kinds import are_classes, fitted_directions
 from depfuse.tasks.scores import COSINE, RECALL, Scores
-from depfuse.tasks.tallies.tally import check_labels, finite, joined
+from depfuse.tasks.tallies.tally import finite, joined
 
 ROWS = 1024  # of images whose neighbours are looked for at once
 
@@ -28,11 +29,9 @@ class FeaturesTally:
 
     def add(self, outputs: Tensor, labels: Tensor) -> None:
         """Take in a batch."""
-        classes = labels.dim() == 1 and not labels.is_floating_point() and outputs.dim() == 2
-        fits = len(labels) == len(outputs) and (classes or labels.shape == outputs.shape)
-        check_labels(fits, outputs, labels, "classes (N,) of embeddings (N, D), or embeddings of the same shape")
+        labels = fitted_directions(labels, outputs)
         directions = F.normalize(finite(outputs), dim=1)
-        if classes:
+        if are_classes(labels):
             self._found.append(directions)
             self._labels.append(labels)
             return

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from depfuse.tasks.label_kinds import fitted_answers
 from depfuse.tasks.scores import ACCURACY, AUROC, DICE, IOU, PRECISION, Measure, Scores
-from depfuse.tasks.tallies.tally import check_labels, finite, joined, of_ratio
+from depfuse.tasks.tallies.tally import finite, joined, of_ratio
 
 
 class LabelsTally:
@@ -28,10 +29,7 @@ class LabelsTally:
     def add(self, outputs: Tensor, labels: Tensor) -> None:
         """Take in a batch."""
         rows = outputs.reshape(len(outputs), 1) if outputs.dim() == 1 else outputs
-        fits = labels.numel() == rows.numel() and len(labels) == len(rows)
-        fits = fits and bool(((labels == 0) | (labels == 1)).all())
-        check_labels(fits, outputs, labels, f"labels 0 and 1 of shape (N{', '.join(['', *map(str, rows.shape[1:])])})")
-        wanted = labels.reshape(rows.shape).float()
+        wanted = fitted_answers(labels, outputs).reshape(rows.shape)
         self._loss += float(F.binary_cross_entropy_with_logits(rows.float(), wanted, reduction="sum"))
         self._loss_places = max(1, rows.shape[2:].numel())
         self._images += len(rows)

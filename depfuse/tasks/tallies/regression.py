@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from depfuse.tasks.label_kinds import fitted_numbers
 from depfuse.tasks.scores import PSNR, R2, RMSE, SSIM, Measure, Scores
-from depfuse.tasks.tallies.tally import check_labels, finite, fitted, joined, value_of
+from depfuse.tasks.tallies.tally import finite, joined, value_of
 
 COLOURS = (1, 3)  # channels of pictures
 WINDOW = 11  # pixels that SSIM needs
@@ -35,10 +36,7 @@ class RegressionTally:
     def add(self, outputs: Tensor, labels: Tensor) -> None:
         """Take in a batch."""
         rows = outputs if outputs.dim() > 1 else outputs.unsqueeze(1)
-        labels = fitted(labels, rows.shape)
-        wanted = f"targets of the same shape, {tuple(rows.shape[1:])} for each image"
-        check_labels(labels.shape == rows.shape, outputs, labels, wanted)
-        targets, given = labels.float(), finite(rows)
+        targets, given = fitted_numbers(labels, outputs).reshape(rows.shape), finite(rows)
         flat = targets.flatten(2) if targets.dim() > 2 else targets.unsqueeze(2)  # (N, C, places)
         if self._about is None:
             self._about = flat.double().mean((0, 2)).cpu()

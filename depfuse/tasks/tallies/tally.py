@@ -22,36 +22,6 @@ class Tally(Protocol):
         """Compute the scores; raise `DataError` where there was no image."""
 
 
-def check_labels(fits: bool, outputs: Tensor, labels: Tensor, wanted: str) -> None:
-    """Raise `DataError` unless labels have the shape by which outputs are scored."""
-    if not fits:
-        kind = "whole numbers" if not labels.is_floating_point() else "numbers"
-        raise DataError(
-            f"outputs {tuple(outputs.shape)} are scored by {wanted}, and the labels are {kind} of shape"
-            f" {tuple(labels.shape)}: give labels of that shape, or name the `task` that the networks are of"
-        )
-
-
-def fitted(labels: Tensor, shape: Sequence[int]) -> Tensor:
-    """Give labels a shape from which theirs differs by axes of length one alone; others stay."""
-    wanted = torch.Size(shape)
-    alike = len(labels) == wanted[0] and [n for n in labels.shape[1:] if n > 1] == [n for n in wanted[1:] if n > 1]
-    return labels.reshape(wanted) if alike and labels.numel() == wanted.numel() else labels
-
-
-def check_range(labels: Tensor, outputs: int, ignored: int | None = None) -> None:
-    """Raise `DataError` unless labels are 0 ... outputs - 1; those that are ignored aside."""
-    counted = labels if ignored is None else labels[labels != ignored]
-    if not counted.numel():
-        return
-    lowest, highest = int(counted.min()), int(counted.max())
-    if lowest < 0 or highest >= outputs:
-        raise DataError(
-            f"the data have the label {lowest if lowest < 0 else highest}, but the network has {outputs} outputs"
-            f" (labels 0 to {outputs - 1}): use the data set that the network was trained for"
-        )
-
-
 def joined(parts: Sequence[Tensor]) -> Tensor:
     """Concatenate what was kept of each batch; raise `DataError` where there was none."""
     if not parts:
