@@ -19,7 +19,7 @@ from depfuse.cli.normalised import warn_of_normalisation
 from depfuse.cli.options import DataOptions
 from depfuse.data import DataSet, Loader, Preprocessing, load_data
 from depfuse.data.draws import order_of_class
-from depfuse.data.loader import calibration_order
+from depfuse.data.labels import labelled_first
 from depfuse.data.parts import SPLIT_SEED
 from depfuse.data.stream import Stream, batches_of
 from depfuse.ensemble.label_sets import LabelSets
@@ -96,20 +96,10 @@ class Inputs:
     def with_labels_of(self, table: Path, seed: int) -> tuple[Inputs, int]:
         """Take the labels of a table that `depfuse ask` wrote, and no others; return how many there are, too.
 
-        The training images change places, so that calibration by this seed takes those with labels first; the other
-        ones have the label -1.
+        See `labelled_first`.
         """
         numbers, labels = read_table(table, self.data.train, self.texts_of_outputs)
-        count = len(self.data.train)
-        order = calibration_order(count, seed)
-        rest = torch.ones(count, dtype=torch.bool)
-        rest[numbers] = False
-        places = torch.empty(count, dtype=torch.int64)
-        places[order] = torch.cat([numbers, rest.nonzero()[:, 0]])
-        known = torch.full((count,), -1)
-        known[order[: len(numbers)]] = labels
-        train = dataclasses.replace(self.data.train.take(places), labels=known)
-        return dataclasses.replace(self, data=dataclasses.replace(self.data, train=train)), len(numbers)
+        return dataclasses.replace(self, data=labelled_first(self.data, numbers, labels, seed)), len(numbers)
 
     def require_labels(self, purpose: str) -> None:
         """Raise `DataError` where the training images have no classes, and `purpose` needs them."""

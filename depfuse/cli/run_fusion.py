@@ -130,8 +130,6 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         request = replace(request, recipe=recipe, methods=dict.fromkeys(request.methods, recipe))
     elif request.recipe.teach.labelled:
         inputs.require_labels("teach.labelled")
-    if request.recipe.train.finetune:
-        inputs.require_labels("train.finetune")
     if inputs.labels is not None and request.points is not None:
         raise RecipeError("a path needs parents that know the same labels: `depfuse fuse` without --plot fuses these")
     if request.points is not None and any(shapes_of(m) != shapes_of(inputs.models[0]) for m in inputs.models):
@@ -142,13 +140,13 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
     calibration = _calibration(request.recipe, inputs, needs_images(request.methods))
     training = _training(request, inputs)
     _say_what_a_plot_costs(request, inputs)
+    test = inputs.test_loader(request.recipe.calibration.batch_size)
     result = fuse(
-        inputs.parents(template),
+        replace(inputs.parents(template), test=test),
         inputs.recipe(request.recipe),
         calibration,
         training=training,
     )
-    test = inputs.test_loader(request.recipe.calibration.batch_size)
     path_refitted = request.path_refitted or not result.recipe.refits
     fused = _Fused(inputs, result, template, calibration, test, path_refitted)
 

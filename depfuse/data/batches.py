@@ -26,6 +26,7 @@ from depfuse.networks.copying import fit_example
 from depfuse.networks.forward import Call, run_network
 from depfuse.networks.running import evaluating
 from depfuse.tasks.batch_inputs import Signature, as_tensor, kind_of, split_batch
+from depfuse.tasks.label_kinds import are_classes
 from depfuse.text import first_line
 
 
@@ -116,6 +117,7 @@ class _Collected:
             kept = slice(0, self.wanted - self.count)
             inputs, labels = take_samples(inputs, kept), None if labels is None else labels[kept]
             count = self.wanted - self.count
+        _check_finite(inputs, self.count)
         # A data loader may use its memory again for the next batch.
         inputs = map_tensors(self._own, inputs)
         self.inputs.append(inputs)
@@ -134,7 +136,7 @@ class _Collected:
         """Copy labels, where there is one for each sample: classes, or whatever outputs are scored by."""
         if labels is None or len(labels) != count:
             return None
-        return labels.clone() if self.scored or (labels.dim() == 1 and not labels.is_floating_point()) else None
+        return labels.clone() if self.scored or are_classes(labels) else None
 
     def _own(self, tensor: Tensor) -> Tensor:
         dtype = self.dtype if tensor.is_floating_point() else None
@@ -155,6 +157,22 @@ class _Collected:
             raise DataError(f"labels have shapes {sorted(shapes)} in different batches: give labels of one shape")
         labels = torch.cat(known) if len(known) == len(self.labels) else None
         return Split(join_samples(self.inputs), labels)
+
+
+def _check_finite(inputs: Any, first: int) -> None:
+    """Raise `DataError` where a value is not finite; `first` is the number of the first sample.
+
+    Of several inputs only NaN counts: masks of attention hold minus infinity.
+    """
+    sound = torch.isfinite if isinstance(inputs, Tensor) else lambda leaf: ~leaf.isnan()
+    for leaf in tree_leaves(inputs):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(sound(leaf).all()):
+            broken = (~sound(leaf)).reshape(len(leaf), -1).any(1)
+            number = first + int(broken.nonzero()[0, 0])
+            raise DataError(
+                f"sample {number} of the data holds NaN or infinite values ({int(broken.sum())} of {len(leaf)} in its"
+                " batch do): leave such samples out, or mend them"
+            )
 
 
 def _batches(

@@ -10,8 +10,35 @@ from torch import Tensor
 
 from depfuse.data.draws import order_of_class
 from depfuse.data.label_shares import LabelShare, check_share
+from depfuse.data.loader import calibration_order
 from depfuse.data.tensors import DataSet, Split
 from depfuse.errors import DataError
+from depfuse.tasks.label_kinds import UNKNOWN
+
+
+def labelled_first(data: DataSet, numbers: Tensor, labels: Tensor, seed: int) -> DataSet:
+    """Give some training images labels, and no other ones; calibration by this seed takes these images first.
+
+    Parameters
+    ----------
+    data
+        The training images change places.
+    numbers
+        Of the images with labels (n,).
+    labels
+        Their labels (n,), int64; the other images have `UNKNOWN`.
+    seed
+        Of the calibration.
+    """
+    count = len(data.train)
+    order = calibration_order(count, seed)
+    rest = torch.ones(count, dtype=torch.bool)
+    rest[numbers] = False
+    places = torch.empty(count, dtype=torch.int64)
+    places[order] = torch.cat([numbers, rest.nonzero()[:, 0]])
+    known = torch.full((count,), UNKNOWN)
+    known[order[: len(numbers)]] = labels
+    return dataclasses.replace(data, train=dataclasses.replace(data.train.take(places), labels=known))
 
 
 def select_labels(data: DataSet, shares: LabelShare, *, seed: int = 0) -> tuple[DataSet, list[int]]:

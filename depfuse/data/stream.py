@@ -39,6 +39,11 @@ class Stream:
         self._batch_size, self._device = batch_size, device
 
     @property
+    def split(self) -> Split:
+        """The images with their labels."""
+        return self._split
+
+    @property
     def count(self) -> int:
         """Number of images."""
         return len(self._split)

@@ -22,6 +22,7 @@ from depfuse.networks.forward import Call, Called, Example
 from depfuse.networks.precision import in_full_precision
 from depfuse.recipe import Recipe
 from depfuse.recipe.presets import as_recipe
+from depfuse.tasks.label_kinds import are_classes
 from depfuse.tasks.selection import ScoresFunction
 
 RecipeLike = Recipe | str | Path | Mapping[str, Any]
@@ -123,7 +124,7 @@ def _are_labels(second: object, first: object) -> bool:
     if not all(isinstance(part, (Tensor, np.ndarray)) for part in (first, second)):
         return False
     labels = torch.as_tensor(second)
-    return labels.dim() == 1 and not labels.is_floating_point() and len(labels) == len(first)  # type: ignore[arg-type]
+    return are_classes(labels) and len(labels) == len(first)  # type: ignore[arg-type]
 
 
 def as_called(example: Example | None, call: Call | None) -> Example | None:

@@ -16,6 +16,7 @@ from depfuse.data.stream import Stream
 from depfuse.ensemble.distance import EnsembleDistance
 from depfuse.errors import ArchitectureError, RecipeError
 from depfuse.evaluate import Members, Scores, evaluate_all
+from depfuse.evaluate.fitting import check_test_labels
 from depfuse.fusion.advice import Advice
 from depfuse.fusion.checks import check_parents, label_sets
 from depfuse.fusion.contenders import advise_on
@@ -141,6 +142,7 @@ def compare(
         `fuse`.
     """
     task = result.meaning.scored
+    check_test_labels(selected([result.child], result.meaning.scores)[0], test, task)
     with shown(progress) as watched:
         made = make_rivals(result, training)
         networks, counted = made.networks(result.child), result.meaning.scores

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from depfuse.align.statistics.shared import SharedMoments
+from depfuse.data.loader import Loader
+from depfuse.data.stream import Stream
 from depfuse.fusion.widths import shapes_of
 from depfuse.groups import ChannelGroups
 from depfuse.networks.forward import Example
@@ -35,6 +37,9 @@ class Parents:
         not used where widths differ.
     moments
         Activation moments of these parents and groups, to be reused in several fusions.
+    test
+        Images that the child will be scored on. Nothing is looked at but whether their labels fit its outputs, so that
+        this is said before anything is computed.
     """
 
     models: Sequence[nn.Module]
@@ -43,6 +48,7 @@ class Parents:
     example: Example | None = None
     groups: ChannelGroups | None = None
     moments: SharedMoments | None = None
+    test: Loader | Stream | None = None
 
     @classmethod
     def of(cls, parents: Sequence[nn.Module] | Parents) -> Parents:

@@ -10,6 +10,7 @@ from torch import nn
 from depfuse.align import Coupling
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import DepfuseWarning, RecipeError
+from depfuse.evaluate.fitting import check_test_labels
 from depfuse.fusion.aligned import Aligned
 from depfuse.fusion.arguments import CalibrationLike, RecipeLike, read_arguments
 from depfuse.fusion.candidates import Candidate, Family, best_of
@@ -28,6 +29,7 @@ from depfuse.networks.forward import Call
 from depfuse.networks.isolation import isolated
 from depfuse.networks.precision import with_types_of
 from depfuse.progress import ProgressLike, shown
+from depfuse.tasks.outputs import CLASSES
 from depfuse.tasks.selection import ScoresFunction, deselect
 from depfuse.teach.distil import Distillation
 
@@ -182,10 +184,12 @@ def _read(training: Distillation | None, inputs: Inputs, call: Call | None) -> D
 
 
 def _check(training: Distillation | None, prepared: Prepared) -> None:
-    """Raise `DataError` where labels that are to be learned do not fit the child's outputs."""
+    """Raise `DataError` where labels that are to be learned, or to be scored by, do not fit the child's outputs."""
+    like, task = prepared.template or prepared.ensemble.networks[0], prepared.meaning.task
     if training is not None:
-        like = prepared.template or prepared.ensemble.networks[0]
-        training.check(like, prepared.meaning.task, prepared.recipe.train)
+        training.check(like, task, prepared.recipe.train)
+    if prepared.inputs.parents.test is not None:
+        check_test_labels(like, prepared.inputs.parents.test, task or CLASSES)
 
 
 def _builder(aligned: Aligned) -> tuple[ChildBuilder, Sequence[nn.Module]]:
