@@ -13,7 +13,7 @@ from depfuse.data.loader import Loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.networks.forward import run_network
 from depfuse.networks.running import evaluating
-from depfuse.tasks.outputs import as_numbers, task_by_shape
+from depfuse.tasks.outputs import as_numbers, check_numbers, task_by_shape
 from depfuse.tasks.task import Task
 
 SCALES = tuple(2.0 ** (step / 2) for step in range(-6, 7))
@@ -64,7 +64,10 @@ class EnsembleDistance:
 
     @cached_property
     def _members(self) -> list[Tensor]:
-        return [self.outputs(network) for network in self.ensemble.networks]
+        found = [self.outputs(network) for network in self.ensemble.networks]
+        for number, own in enumerate(found):
+            check_numbers(own, number)
+        return found
 
     def outputs(self, network: nn.Module) -> Tensor:
         """Run a network on all images: its outputs (N, ...), of a dictionary or tuple all numbers of an image.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from depfuse.ensemble.label_sets import LabelSets
-from depfuse.tasks.outputs import task_by_shape
+from depfuse.tasks.outputs import check_numbers, task_by_shape
 from depfuse.tasks.task import Task
 
 TEMPERATURE = 4.0
@@ -76,7 +76,14 @@ def ensemble_logits(
         Whether the parents have a joint head, whose output is the mean of their logits.
     task
         What the outputs mean; by their shape where None.
+
+    Raises
+    ------
+    DataError
+        A parent gives NaN, from which nothing can be learned.
     """
+    for number, own in enumerate(outputs):
+        check_numbers(own, number)
     if joint or (labels is not None and not labels.same):
         return mean_logits(outputs, shares, labels)
     return (task or task_by_shape(outputs[0])).ensemble_target(outputs, shares, temperature)

@@ -27,6 +27,22 @@ def as_numbers(output: Any) -> Tensor:
     return torch.cat([leaf.reshape(len(leaf), -1) for leaf in tensors], 1).unsqueeze(-1)
 
 
+def check_numbers(output: Any, parent: int, first: int | None = None) -> None:
+    """Raise `DataError` where a parent, counted from 0, gives NaN for an image.
+
+    `first` is the number of the first image, where that is known.
+    """
+    for leaf in float_tensors(output):
+        if not bool(leaf.isnan().any()):
+            continue
+        broken = leaf.isnan().reshape(len(leaf), -1).any(1) if leaf.dim() else leaf.isnan()[None]
+        which = "an image" if first is None else f"calibration image {first + int(broken.nonzero()[0, 0])}"
+        raise DataError(
+            f"parent {parent + 1} gives NaN for {which}, from which nothing can be learned: leave such images out, or"
+            " mend the network"
+        )
+
+
 def gives_classes(outputs: Tensor) -> bool:
     """Tell whether outputs are one row of class scores (N, C) per image by their shape.
 

@@ -148,8 +148,16 @@ def test_numbers_are_scored_by_what_they_explain(networks, capsys: pytest.Captur
     assert report["child"]["measure"] == {"name": "R2", "unit": ""}
     assert "R2" in said
     assert "R2" in ran(capsys, "eval", "a.safetensors", *common, "--task", "regression")
-    assert main([*FUSE, *common, "--task", "regression", "--set", "train.finetune=1"]) == 2
-    assert "is of classes of images" in " ".join(capsys.readouterr().err.split())
+    assert "R2" in ran(capsys, *FUSE, *common, "--task", "regression", "--set", "train.finetune=1")
+    assert json.loads(Path("r.json").read_text())["seconds"]["finetune"] > 0
+    begun = ["--task", "regression", "--data", "wrong.npz"]
+    np.savez(
+        "wrong.npz", **{name: array.numpy()[:, :2] if "y" in name else array.numpy() for name, array in arrays.items()}
+    )
+    assert main([*FUSE, *common, *begun]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "outputs (16, 3) are scored by targets of the same shape" in said
+    assert "finding and proving" not in said
 
 
 @pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")

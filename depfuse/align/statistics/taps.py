@@ -23,6 +23,7 @@ from depfuse.networks.forward import in_layout, run_network
 from depfuse.networks.memory_format import choose_layout
 from depfuse.networks.running import evaluating, removing
 from depfuse.progress import work
+from depfuse.tasks.outputs import check_numbers
 
 TapChoice = Literal["after", "before", "both"]
 # Images per forward pass on the CPU. The tapped tensors of a pass are in memory at once: in small parts they stay in
@@ -127,6 +128,7 @@ class TapReader:
         models = list(self.models.values())
         keys = self.keys
         layouts: list[torch.memory_format] = []
+        seen = 0
         with ExitStack() as stack, torch.inference_mode(), evaluating(*models, auxiliary=self.auxiliary):
             readings = {reading for reading, _ in keys}
             captured = {
@@ -135,8 +137,9 @@ class TapReader:
             for images, _ in work().within(loader, "collecting activations"):
                 layouts = layouts or [choose_layout(model, take_samples(images, slice(0, 1)))[0] for model in models]
                 for part in split_samples(images, AT_ONCE if loader.device.type == "cpu" else count_samples(images)):
-                    for model, layout in zip(models, layouts, strict=True):
-                        run_network(model, in_layout(part, layout))
+                    for parent, model, layout in zip(self.models, models, layouts, strict=True):
+                        check_numbers(run_network(model, in_layout(part, layout)), parent, seen)
+                    seen += count_samples(part)
                     for key in keys:
                         reading, _ = key
                         yield (
