@@ -6,6 +6,7 @@ branch.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ from depfuse.progress import work
 from depfuse.text import first_line
 
 IMAGES = 2  # different inputs: a network may mix them
+PART = 2**16  # entries that are made generic at once
 SMALL = 0.1  # a vector whose entries are all smaller is brought to the size of 0.5
 
 
@@ -114,17 +116,16 @@ class GenericNetwork:
         return within if failure is not None or _usable(within[0]) else (outputs, overwritten)
 
     def _start(self, example: Example) -> tuple[list[Tensor], frozenset[str]]:
-        """Draw inputs, set the statistics to theirs, and run the network; return its outputs and the keys it writes."""
+        """Draw inputs, and run the network; return its outputs and the keys that it writes."""
         self._inputs = self._several = tree_map(self._drawn, example)
         if self._both_ways and not self._decisions:
             self._outputs(self._inputs, self.state, Mode(), False)
             self.modes += [Mode((), turned) for turned in range(self._decisions)]
-        self._set_statistics()
-        self._separate()
-        written = {key: _fingerprint(tensor) for key, tensor in self.state.items()}
         self._several = self._with_several(example)
-        outputs = self._first_run()
-        return outputs, frozenset(key for key, was in written.items() if _fingerprint(self.state[key]) != was)
+        outputs, before = self._first_run()
+        written = frozenset(key for key, was in before.items() if _fingerprint(self.state[key]) != was)
+        self._separate()
+        return outputs, written
 
     def _normal(self, leaf: Any) -> Any:
         """Draw normal values in the shape of an input; those that are not floating-point stay."""
@@ -144,28 +145,6 @@ class GenericNetwork:
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
             return leaf
         return values(leaf.shape).to(next(iter(self.state.values())).device if self.state else leaf.device)
-
-    def _set_statistics(self) -> None:
-        """Bring BatchNorm's statistics near those of its inputs: signals neither die out nor explode."""
-
-        def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            values, mean, variance = inputs[0], module.running_mean, module.running_var
-            assert isinstance(mean, Tensor)
-            assert isinstance(variance, Tensor)
-            values = values.transpose(0, 1).flatten(1) if values.ndim > 1 else values
-            if values.shape[1] > 1 and (spread := values.var(1)).min() > 0.0:
-                noise = torch.rand((2, len(mean)), generator=self._generator, dtype=torch.float64).to(mean.device)
-                mean.copy_(values.mean(1) + 0.2 * spread.sqrt() * (noise[0] - 0.5))
-                variance.copy_(spread * (0.9 + 0.2 * noise[1]))
-
-        handles = [
-            module.register_forward_pre_hook(before)
-            for module in self._network.modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and isinstance(module.running_var, Tensor)
-        ]
-        with removing(handles):
-            if handles:
-                self.run()
 
     def _separate(self) -> None:
         """Give every name its own memory, tied tensors too: each is permuted in place by itself."""
@@ -190,17 +169,54 @@ class GenericNetwork:
 
         return tree_map(extended, example)
 
-    def _first_run(self) -> list[Tensor]:
-        """Run several inputs, or one where the network supports only one, and return the outputs."""
+    def _first_run(self) -> tuple[list[Tensor], dict[str, tuple[float, float] | None]]:
+        """Run several inputs, or one where the network supports only one; return the outputs, and what it started from.
+
+        The latter are fingerprints of the network's tensors.
+        """
         if self._several is not self._inputs:
             try:
-                outputs = self.run()
+                outputs, before = self._with_statistics()
                 if _usable(outputs):
-                    return outputs
+                    return outputs, before
             except GroupError:  # it is made for one input
                 pass
             self._several = self._inputs
-        return self.run()
+        return self._with_statistics()
+
+    def _with_statistics(self) -> tuple[list[Tensor], dict[str, tuple[float, float] | None]]:
+        """Run the network, and bring each BatchNorm's statistics near those of its inputs where it is first called.
+
+        So signals neither die out nor explode, and the outputs are those that the network has with these statistics.
+        """
+        before = {key: _fingerprint(tensor) for key, tensor in self.state.items()}
+        keys: dict[int, list[str]] = defaultdict(list)
+        for key, tensor in self.state.items():
+            keys[id(tensor)].append(key)
+        called: set[nn.Module] = set()
+
+        def set_statistics(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if module in called:
+                return
+            called.add(module)
+            values, mean, variance = inputs[0], module.running_mean, module.running_var
+            assert isinstance(mean, Tensor)
+            assert isinstance(variance, Tensor)
+            with torch._C.DisableTorchFunction():  # what is asked here is nothing for the other modes
+                values = values.transpose(0, 1).flatten(1) if values.ndim > 1 else values
+                if values.shape[1] > 1 and (spread := values.var(1)).min() > 0.0:
+                    noise = torch.rand((2, len(mean)), generator=self._generator, dtype=torch.float64).to(mean.device)
+                    mean.copy_(values.mean(1) + 0.2 * spread.sqrt() * (noise[0] - 0.5))
+                    variance.copy_(spread * (0.9 + 0.2 * noise[1]))
+                    before.update({key: _fingerprint(own) for own in (mean, variance) for key in keys[id(own)]})
+
+        handles = [
+            module.register_forward_pre_hook(set_statistics)
+            for module in self._network.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and isinstance(module.running_var, Tensor)
+        ]
+        with removing(handles):
+            return self.run(), before
 
     def run(self) -> list[Tensor]:
         """Compute all outputs, of all modes, for several inputs where supported."""
@@ -328,20 +344,23 @@ def _make_generic(tensor: Tensor, generator: torch.Generator) -> None:
     if sum(extent > 1 for extent in tensor.shape) <= 1:
         wanted = size if size >= SMALL else 0.5
     elif size:
-        gain = float(tensor.square().mean() * (tensor.numel() / tensor.shape[0])) ** 0.5
+        gain = float(torch.linalg.vector_norm(tensor)) / tensor.shape[0] ** 0.5
         wanted = size / min(gain, 1.0)
     if size:
         tensor.mul_(wanted / size)
         low, high = low * wanted / size, high * wanted / size
     size = wanted or 0.1
     spread = 0.5 * size if low == high else 0.1 * (high - low)
-    noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
-    tensor.add_(noise.sub_(0.0 if low >= 0.0 else 0.5).mul_(spread))
+    parts = tensor.view(-1).split(PART) if tensor.is_contiguous() else (tensor,)
+    noise = torch.empty(max(part.numel() for part in parts), dtype=torch.float64)
+    for part in parts:  # while it lies in the cache
+        own = noise[: part.numel()].view(part.shape).uniform_(generator=generator)
+        part.add_(own.sub_(0.0 if low >= 0.0 else 0.5).mul_(spread).to(tensor.device))
 
 
 def _fingerprint(tensor: Tensor) -> tuple[float, float] | None:
     """Compute two sums by which a tensor's values are recognised; none where they are not floating-point."""
-    return (float(tensor.sum()), float(tensor.abs().sum())) if tensor.is_floating_point() else None
+    return (float(tensor.sum()), float(torch.linalg.vector_norm(tensor))) if tensor.is_floating_point() else None
 
 
 def _sizes(outputs: Sequence[Tensor]) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -66,7 +67,7 @@ class Slot:
         order[self.index] = self.index[permutation.cpu()]
         order = order.to(tensor.device)
         if self.within is None:
-            return tensor.index_select(self.axis, order)
+            return _reordered(tensor, self.axis, order)
         axis, positions = self.within[0], self.within[1].to(tensor.device)
         part = tensor.index_select(axis, positions).index_select(self.axis, order)
         return tensor.index_copy(axis, positions, part)
@@ -89,6 +90,14 @@ class Slot:
     def covers(self, tensor: Tensor) -> bool:
         """Tell whether every entry of a tensor lies in the slot."""
         return self.within is None and self.index.numel() == tensor.shape[self.axis]
+
+
+def _reordered(tensor: Tensor, axis: int, order: Tensor) -> Tensor:
+    """Select along an axis as `index_select` does, which takes three times as long where entries lie one by one."""
+    if axis == 0 or math.prod(tensor.shape[axis + 1 :]) > 1:
+        return tensor.index_select(axis, order)
+    rows = tensor.reshape(-1, tensor.shape[axis])
+    return rows.gather(1, order.expand_as(rows)).view(tensor.shape)
 
 
 def permuted(state: Mapping[str, Tensor], moves: Iterable[tuple[Sequence[Slot], Tensor]]) -> dict[str, Tensor]:

@@ -16,8 +16,8 @@ from depfuse.networks.running import evaluating, raised_in
 from depfuse.text import first_line
 
 _USUAL_SIDE = 224  # of the images of ImageNet, where a library says nothing
-# Groups do not depend on the size of the images, but time does: networks for larger images get this size if they run.
-_LARGEST_SIDE = 320
+# Groups do not depend on the size of images, but time does: networks for larger ones get the usual size if they run.
+_LARGEST_SIDE = 300
 # Tried in this order on networks that do not declare their input shape.
 _COMMON_SHAPES = ((3, 32, 32), (1, 28, 28), (3, 224, 224), (1, 8, 8), (3, 299, 299))
 
@@ -73,10 +73,14 @@ def _of_torchvision(architecture: Architecture) -> tuple[int, int, int]:
             side = getattr(weights.transforms, "keywords", {}).get("crop_size")
             if isinstance(side, int):  # the images of videos have two
                 smallest = max(weights.meta.get("min_size", (1, 1)))
-                sides.append(max(min(side, _LARGEST_SIDE), smallest))
+                sides.append(max(_handy(side), smallest))
         size = min(sides, default=_USUAL_SIDE)
     height, width = (size, size) if isinstance(size, int) else size
     return 3, int(height), int(width)
+
+
+def _handy(side: int) -> int:
+    return side if side <= _LARGEST_SIDE else _USUAL_SIDE
 
 
 def _of_timm(architecture: Architecture, network: nn.Module) -> tuple[int, int, int]:
@@ -86,7 +90,7 @@ def _of_timm(architecture: Architecture, network: nn.Module) -> tuple[int, int, 
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
     channels = int(architecture.arguments.get("in_chans", channels))
-    smaller = channels, min(height, _LARGEST_SIDE), min(width, _LARGEST_SIDE)
+    smaller = channels, _handy(height), _handy(width)
     if size is None and max(height, width) > _LARGEST_SIDE and not described.get("fixed_input_size", False):
         first = next(network.parameters(), torch.empty(0))
         if _failure(network, torch.zeros(1, *smaller, dtype=first.dtype, device=first.device)) is None:

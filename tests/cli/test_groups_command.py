@@ -216,7 +216,7 @@ def test_colours_of_neighbours_differ() -> None:
         ("torchvision:swin_v2_t", (3, 256, 256)),
         ("torchvision:vit_h_14", (3, 224, 224)),
         ("torchvision:maxvit_t", (3, 224, 224)),
-        ("torchvision:efficientnet_b7", (3, 320, 320)),
+        ("torchvision:efficientnet_b7", (3, 224, 224)),
         ("torchvision:vit_b_16(image_size=96)", (3, 96, 96)),
     ],
 )
