@@ -15,7 +15,7 @@ from depfuse.cli.named import check_family, check_keys, read_named
 from depfuse.cli.options import Checkpoints, DataOptions, KeyOption, RecipeOptions, RunOptions, TrustOption
 from depfuse.cli.spread import spread
 from depfuse.cli.wording import in_options
-from depfuse.errors import CheckpointError, RecipeError, StudyError
+from depfuse.errors import CheckpointError, DataError, RecipeError, StudyError
 from depfuse.io.atomic_files import replacing
 from depfuse.recipe import Recipe
 from depfuse.recipe.arrange import by_path, may_be_read
@@ -151,8 +151,8 @@ def tune(
         inputs = read_inputs(
             parents, arch, data, device, classes, fused=True, trust=trust, key=key, task=str(given.get("task", "auto"))
         )
-        if labels:
-            inputs.require_labels("--labels")
+        if labels and inputs.data.train.labels is None:
+            raise DataError(f"{inputs.data_name} has no labels, and --labels reads them: leave it out")
         common = _common(given, inputs, judged)
         kept = {**given, **{path: common.settings[path] for path in SHARED}}
         space = Space(len(parents), kept)
@@ -202,6 +202,7 @@ def tune(
             trials=records,
             importances=shares or None,
             labelled=labels > 0,
+            measure=objective.quality.measure,
             timed=seconds,
             asked=trials,
             parents=[str(parent.path) for parent in inputs.checkpoints],
@@ -215,9 +216,9 @@ def tune(
         )
         _write(report, out)
     shown = pareto_front(records, labelled=labels > 0) if seconds else ranked[:SHOWN]
-    screen.show(search_table(shown, labelled=labels > 0))
+    screen.show(search_table(shown, report.by))
     screen.say(
-        f"\n{search_sentence(records, labelled=labels > 0)}; "
+        f"\n{search_sentence(records, report.by)}; "
         f"depfuse fuse --preset {out / f'trial-{ranked[0].trial}.json'} makes its child; {out / PAGE} shows all trials"
     )
 

@@ -8,7 +8,7 @@ from pydantic import Field, FiniteFloat, NonNegativeInt, field_validator
 
 from depfuse.io.stored import Stored
 from depfuse.report.schema import Environment
-from depfuse.study.trials import TrialRecord, best_first, complete_trials
+from depfuse.study.trials import Judged, TrialRecord, best_first, complete_trials
 
 STUDY = "study.json"  # its name in the folder of a search
 Share = Annotated[FiniteFloat, Field(ge=0)]
@@ -24,7 +24,9 @@ class StudyReport(Stored):
     importances
         Share of each parameter in the quality, the largest first; None where there are too few trials.
     labelled
-        True if the quality is accuracy, for which labels were read, and not disagreement with the ensemble.
+        True if the quality is by labels, such as the accuracy, and not disagreement with the ensemble.
+    measure
+        What the quality is called, where it is neither the accuracy nor a disagreement in nats.
     timed
         True if seconds were a second objective.
     asked
@@ -40,6 +42,7 @@ class StudyReport(Stored):
     trials: list[TrialRecord]
     importances: dict[str, Share] | None
     labelled: bool
+    measure: str | None = None
     timed: bool
     asked: NonNegativeInt
     parents: list[str]
@@ -57,6 +60,11 @@ class StudyReport(Stored):
         if not complete_trials(trials):
             raise ValueError("none of the trials is complete")
         return trials
+
+    @property
+    def by(self) -> Judged:
+        """How children were judged."""
+        return Judged(self.labelled, self.measure)
 
     @property
     def best(self) -> TrialRecord:

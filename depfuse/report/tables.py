@@ -10,7 +10,7 @@ from typing import get_args
 from rich.table import Table
 
 from depfuse.report.schema import FusionReport, NetworkScores, PathReport, ScoreValues, SharesSummary
-from depfuse.study.trials import State, TrialRecord, best_first
+from depfuse.study.trials import Judged, State, TrialRecord, best_first
 from depfuse.tasks.scores import ACCURACY, AGREEMENT, CALIBRATION, measure_named
 
 
@@ -64,21 +64,21 @@ def shares_table(shares: SharesSummary, names: Sequence[str]) -> Table:
     return table
 
 
-def search_table(trials: Sequence[TrialRecord], *, labelled: bool) -> Table:
+def search_table(trials: Sequence[TrialRecord], judged: Judged) -> Table:
     """Tabulate trials of a search in their order, with the parameters that were drawn for each."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("trial")
-    for title in (_measure(labelled), "seconds"):
+    for title in (f"held-out {judged.measure.name}", "seconds"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("drawn", overflow="fold")
     for trial in trials:
-        table.add_row(str(trial.trial), _quality(trial, labelled), f"{trial.seconds or 0.0:.2f}", drawn_text(trial))
+        table.add_row(str(trial.trial), judged.text(trial.quality), f"{trial.seconds or 0.0:.2f}", drawn_text(trial))
     return table
 
 
-def search_sentence(trials: Sequence[TrialRecord], *, labelled: bool) -> str:
+def search_sentence(trials: Sequence[TrialRecord], judged: Judged) -> str:
     """Say which trial is the best, of how many, and how far from the recipe that the search began with."""
-    ranked = best_first(trials, labelled=labelled)
+    ranked = best_first(trials, labelled=judged.labelled)
     best = ranked[0]
     counts = {state: sum(trial.state == state for trial in trials) for state in get_args(State)}
     first = next((trial for trial in ranked if trial.trial == 0), None)
@@ -87,10 +87,10 @@ def search_sentence(trials: Sequence[TrialRecord], *, labelled: bool) -> str:
     elif first is best:
         began = " (it is the first trial, with defaults)"
     else:
-        began = f" (the first trial, with defaults, has {_quality(first, labelled)})"
+        began = f" (the first trial, with defaults, has {judged.text(first.quality)})"
     return (
         f"trial {best.trial} is the best of {len(trials)} trials, {counts['complete']} complete, {counts['pruned']} "
-        f"pruned, {counts['refused']} refused: {_measure(labelled)} {_quality(best, labelled)}{began}"
+        f"pruned, {counts['refused']} refused: held-out {judged.measure.name} {judged.text(best.quality)}{began}"
     )
 
 
@@ -174,14 +174,6 @@ def plain_table(first: str, *others: str, left: Collection[str] = ()) -> Table:
         text = other in left
         table.add_column(other, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     return table
-
-
-def _measure(labelled: bool) -> str:
-    return "held-out accuracy" if labelled else "held-out disagreement"
-
-
-def _quality(trial: TrialRecord, labelled: bool) -> str:
-    return f"{100 * (trial.quality or 0.0):.2f} %" if labelled else _nats(trial.quality)
 
 
 def _short(value: object) -> str:

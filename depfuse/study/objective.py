@@ -13,19 +13,22 @@ from optuna import Trial, TrialPruned
 
 from depfuse.align.statistics.shared import SharedMoments
 from depfuse.data import DataSet
-from depfuse.data.loader import calibration_loader
+from depfuse.data.loader import Loader, calibration_loader, calibration_order
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import ArchitectureError, DataError, LimitWarning, RecipeError
+from depfuse.fusion.meaning import Meaning
 from depfuse.fusion.parents import Parents
 from depfuse.fusion.pipeline import fuse
 from depfuse.fusion.result import FusionResult
 from depfuse.groups import find_groups, prove_groups
 from depfuse.io.checkpoint import state_digest
+from depfuse.networks.copying import private_copy
 from depfuse.progress import unseen
 from depfuse.recipe import Recipe
 from depfuse.study.judge import Quality
 from depfuse.study.search_space import Space
+from depfuse.teach.one_space import bring_into_one_space
 
 RESULT = "result"  # the user attribute of a trial that holds its recipe and result
 FEWEST = 100  # calibration images, before a trial may be pruned
@@ -110,10 +113,20 @@ class Objective:
         sizes = [common.calibration.images] if timed else growing(common.calibration.images)
         self._images = {size: images.first(size) for size in sizes}
         held_out = images.between(common.calibration.images, images.count)
+        if labelled and held_out.labels is None:  # those for calibration have no labels but classes
+            chosen = calibration_order(len(data.train), common.seed)[common.calibration.images : images.count]
+            held_out = Loader(
+                data.train.take(chosen), data.preprocessing, batch_size=common.calibration.batch_size, device=device
+            )
         self.judged = held_out.count
         labels = None if parents.labels is None else LabelSets.create(parents.labels)
-        self.quality = Quality(Ensemble(models, common.shares(len(models)), labels), held_out, labelled=labelled)
         example = data.example(device=device) if parents.example is None else parents.example
+        copies = [private_copy(model, example) for model in models]
+        meaning = Meaning.of(copies, common, images, example, None, None if labels is None or labels.same else labels)
+        if meaning.scored.name == "features":
+            bring_into_one_space(copies, images)
+        ensemble = Ensemble(copies, common.shares(len(models)), labels, task=meaning.task)
+        self.quality = Quality(ensemble, held_out, labelled=labelled, meaning=meaning)
         self._moments = None
         if parents.of_one_width:
             found = find_groups(models[0], example)

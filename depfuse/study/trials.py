@@ -11,10 +11,41 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from depfuse.io.atomic_files import replacing
+from depfuse.tasks.scores import Measure, measure_named
 
 State = Literal["complete", "pruned", "refused"]
 Value = bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | FiniteFloat | str | None
 LOG_RATIO = 10.0  # of the largest and the smallest value, from which they are drawn on a logarithmic scale
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How the children of a search are judged.
+
+    Attributes
+    ----------
+    labelled
+        Whether by labels: the higher the quality, the better then.
+    name
+        What the quality is called, where it is neither the accuracy nor a disagreement in nats.
+    """
+
+    labelled: bool
+    name: str | None = None
+
+    @property
+    def measure(self) -> Measure:
+        """The measure that labels are read for, or a number without a unit."""
+        return measure_named(self.name or "accuracy") if self.labelled else Measure(self.name or "disagreement", "")
+
+    @property
+    def title(self) -> str:
+        """The name with its unit, of an axis."""
+        return f"held-out {self.measure.title}{'' if self.labelled or self.name else ' (nats)'}"
+
+    def text(self, quality: float | None) -> str:
+        """Write a quality with its unit; nats are said by the title."""
+        return "not finite" if quality is None else self.measure.text(quality)
 
 
 class TrialRecord(BaseModel):
@@ -57,10 +88,10 @@ class TrialRecord(BaseModel):
             raise ValueError("a complete trial has a quality, its seconds and a recipe")
         return self
 
-    def shown_quality(self, *, labelled: bool) -> float:
-        """Convert the quality for figures: accuracy in per cent, disagreement in nats."""
+    def shown_quality(self, judged: Judged) -> float:
+        """Convert the quality for figures: fractions in per cent."""
         assert self.quality is not None
-        return 100 * self.quality if labelled else self.quality
+        return judged.measure.number(self.quality) if judged.labelled else self.quality
 
     def write(self, folder: Path) -> None:
         """Write `trial-N.json`, where there is a recipe to write."""
@@ -81,11 +112,6 @@ class Slice:
     values: list[float] | list[str]
     numeric: bool
     log: bool
-
-
-def quality_title(*, labelled: bool) -> str:
-    """Return the name of a search's quality, with its unit."""
-    return "held-out accuracy (%)" if labelled else "held-out disagreement (nats)"
 
 
 def is_wide(values: Sequence[float]) -> bool:

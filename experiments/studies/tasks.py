@@ -1,11 +1,11 @@
 """Every kind of output: what a child keeps of its parents' score, on networks trained for twelve tasks.
 
-    python -m experiments run tasks --threads 1
+    python -m experiments run tasks --distil --threads 1
 
-Two hours; one thread. Two parents of a seed have one task and different random starts. Of one knowledge, they see other
-samples of all kinds; of different knowledge, nine tenths of their samples are from their own half of the labels, ranges
-or pictures. They are trained by the study and kept. Fusions see 1,500 unlabelled training inputs, half of them each
-parent's; networks are scored on 1,000 test inputs of all kinds that nothing has seen.
+Two and a half hours; one thread. Two parents of a seed have one task and different random starts. Of one knowledge,
+they see other samples of all kinds; of different knowledge, nine tenths of their samples are from their own half of the
+labels, ranges or pictures. They are trained by the study and kept. Fusions see 1,500 unlabelled training inputs, half
+of them each parent's; networks are scored on 1,000 test inputs of all kinds that nothing has seen.
 """
 
 from __future__ import annotations

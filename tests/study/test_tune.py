@@ -28,7 +28,9 @@ from pydantic import TypeAdapter
 from depfuse.align.statistics.moments import collect_moments
 from depfuse.align.statistics.shared import SharedMoments
 from depfuse.cli import main
-from depfuse.data import DataSet, calibration_loader
+from depfuse.data import DataSet, Preprocessing, Split, calibration_loader
+from depfuse.data.loader import calibration_order
+from depfuse.ensemble.distance import SCALES
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import RecipeError, StudyError
 from depfuse.fusion.parents import Parents
@@ -48,7 +50,7 @@ from depfuse.study.objective import Objective, growing
 from depfuse.study.search import IDENTITY, Search, open_study
 from depfuse.study.search_space import Space, declared
 from depfuse.study.storage import DatabaseStorage, FileStorage
-from depfuse.study.trials import TrialRecord, best_first, pareto_front
+from depfuse.study.trials import Judged, TrialRecord, best_first, pareto_front
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
@@ -603,3 +605,65 @@ def test_four_workers_open_one_new_study_at_the_same_time(tmp_path: Path) -> Non
     with ThreadPoolExecutor(4) as workers:
         studies = list(workers.map(partial(begin, judged=100), storages))
     assert all(len(study.trials) == 1 for study in studies)
+
+
+def numbers(outputs: int) -> torch.nn.Module:
+    return torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(64, 12), torch.nn.ReLU(), torch.nn.Linear(12, outputs)
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "labelled", "measure"),
+    [
+        ("regression", 3, True, "R2"),
+        ("regression", 3, False, "squared error"),
+        ("multilabel", 3, True, "AUROC"),
+        ("multilabel", 3, False, None),
+        ("binary", 1, True, None),
+    ],
+)
+def test_children_are_judged_by_their_task(task, outputs, labelled, measure) -> None:
+    """Three numbers were judged as scores of three classes."""
+    images = torch.randint(0, 256, (120, 1, 8, 8), dtype=torch.uint8)
+    targets = images.float().reshape(120, -1)[:, :outputs] / 255
+    labels = targets if task == "regression" else (targets > 0.5).long()
+    data = DataSet("drawn", (), Split(images, labels), None, Preprocessing())
+    torch.manual_seed(0)
+    parents = [numbers(outputs).eval(), numbers(outputs).eval()]
+    recipe = Recipe.create(preset="fast", task=task, **{"calibration.images": 60})
+    objective = Objective(Space(2, {}), recipe, Parents(parents), data, judged=40, labelled=labelled)
+    quality = objective.quality
+    found = [quality(parent) for parent in parents]
+    judged = calibration_loader(data, 100).between(60, 100)
+    with torch.no_grad():
+        outputs_of = [torch.cat([parent(batch) for batch, _ in judged]) for parent in parents]
+    chosen = data.train.take(calibration_order(120, 0)[60:100]).labels
+    if labelled:
+        scorer = quality._meaning.scored
+        wanted = []
+        for own in outputs_of:
+            tally = scorer.tally()
+            tally.add(own, chosen)
+            wanted.append(tally.scores().value)
+        assert found == pytest.approx(wanted)
+    else:
+        scored = quality._meaning.task
+        target = scored.mean(outputs_of, (0.5, 0.5))
+        assert found[0] == pytest.approx(
+            min(
+                float(scored.losses(scale * outputs_of[0], target).mean())
+                for scale in (SCALES if scored.scalable else (1.0,))
+            ),
+            rel=1e-4,
+        )
+    assert quality.measure == measure
+    assert (
+        Judged(labelled, measure).title
+        == {
+            "R2": "held-out R2",
+            "squared error": "held-out squared error",
+            "AUROC": "held-out AUROC (%)",
+            None: "held-out accuracy (%)" if labelled else "held-out disagreement (nats)",
+        }[measure]
+    )

@@ -39,7 +39,7 @@ def study_summary(report: StudyReport) -> str:
 
 def study_sentence(report: StudyReport) -> str:
     """Say which trial is the best, without a full stop."""
-    return search_sentence(report.trials, labelled=report.labelled)
+    return search_sentence(report.trials, report.by)
 
 
 def _importances(report: StudyReport) -> Html:
@@ -65,7 +65,7 @@ def _slices(report: StudyReport) -> Html | None:
 def _trials(report: StudyReport) -> Html:
     complete = best_first(report.trials, labelled=report.labelled)
     others = [trial for state in ("pruned", "refused") for trial in report.trials if trial.state == state]
-    head = "Accuracy %" if report.labelled else "Disagreement (nats)"
+    head = _head(report)
     columns: list[Column[TrialRecord]] = [
         Column("Trial", lambda trial: str(trial.trial), lambda trial: trial.trial),
         Column(head, lambda trial: _quality(report, trial), _final),
@@ -84,7 +84,16 @@ def _trials(report: StudyReport) -> Html:
 def _quality(report: StudyReport, trial: TrialRecord) -> str:
     if trial.state != "complete":
         return ""
+    if report.measure is not None:
+        return report.by.text(trial.quality)
     return per_cent(trial.quality) if report.labelled else nats(trial.quality)
+
+
+def _head(report: StudyReport) -> str:
+    """Head the column of qualities; cells of other measures have their unit."""
+    if report.measure is not None:
+        return report.measure[:1].upper() + report.measure[1:]
+    return "Accuracy %" if report.labelled else "Disagreement (nats)"
 
 
 def _final(trial: TrialRecord) -> float | None:
@@ -95,7 +104,7 @@ def _final(trial: TrialRecord) -> float | None:
 def _subject(report: StudyReport) -> Html:
     files = {f"parent {number}": path for number, path in enumerate(report.parents, start=1)}
     kinds = ", ".join(dict.fromkeys(report.architectures))
-    judged = "accuracy" if report.labelled else "agreement with the ensemble, labels unread"
+    judged = report.by.measure.name if report.labelled else "agreement with the ensemble, labels unread"
     rows = {
         "architecture": kinds,
         "data": report.data,

@@ -14,7 +14,6 @@ from depfuse.study.trials import (
     complete_trials,
     is_wide,
     pareto_front,
-    quality_title,
     slices_of,
 )
 from depfuse.text import counted
@@ -119,15 +118,15 @@ def _scale(report: StudyReport) -> Scale:
 
 
 def _title(report: StudyReport) -> str:
-    return quality_title(labelled=report.labelled)
+    return report.by.title
 
 
 def _shown(report: StudyReport, trial: TrialRecord) -> float:
-    return trial.shown_quality(labelled=report.labelled)
+    return trial.shown_quality(report.by)
 
 
 def _text(report: StudyReport, trial: TrialRecord) -> str:
-    return f"{_shown(report, trial):.2f} %" if report.labelled else f"{_shown(report, trial):.4f} nats"
+    return f"{report.by.text(trial.quality)}{'' if report.by.labelled or report.by.name else ' nats'}"
 
 
 def _seconds(trial: TrialRecord) -> float:
