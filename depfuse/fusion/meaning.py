@@ -81,7 +81,8 @@ class Meaning:
 
     def check_labelled(self, recipe: Recipe) -> None:
         """Raise `RecipeError` where a recipe learns from classes of images, and outputs are no scores of them."""
-        if self.scored.name == CLASSES.name:
+        task = self.task or CLASSES
+        if task.name == CLASSES.name:
             return
         read = {
             "teach.labelled": recipe.teach.labelled,
@@ -90,7 +91,7 @@ class Meaning:
         for setting in [name for name, value in read.items() if value]:
             verb = "learns" if setting == "train.self_training" else "reads"
             raise RecipeError(
-                f"{setting} {verb} classes of images, and the networks' outputs are of task {self.scored.name}: leave"
+                f"{setting} {verb} classes of images, and the networks' outputs are of task {task.name}: leave"
                 " it out; train.distil learns from the parents' outputs"
             )
 

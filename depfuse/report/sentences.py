@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from depfuse.report.schema import FusionReport, PathReport
 from depfuse.report.tables import fusion_rows
+from depfuse.tasks.scores import Measure, has_loss, in_nats
 
 
 def barrier_sentence(report: PathReport) -> str:
@@ -13,14 +14,13 @@ def barrier_sentence(report: PathReport) -> str:
     what = f"of {measure.name}{'' if report.labelled else ' with their ensemble'}"
     if report.methods:
         heights = [
-            f"{_nats(method.barrier_loss)} and {measure.amount(measure.number(method.barrier_error))} {what} by"
-            f" {method.name}"
+            f"{_height(measure, method.barrier_loss, method.barrier_error)} {what} by {method.name}"
             for method in report.methods
         ]
-        naive = f"{_nats(barrier.naive_loss)} and {measure.amount(measure.number(barrier.naive_error))} {what}"
+        naive = f"{_height(measure, barrier.naive_loss, barrier.naive_error)} {what}"
         return f"The barrier between the parents is {', '.join(heights)}; without matching it is {naive}."
     matched, naive = (
-        f"{_nats(loss)} and {measure.amount(measure.number(error))} {what}"
+        f"{_height(measure, loss, error)} {what}"
         for loss, error in ((barrier.loss, barrier.error), (barrier.naive_loss, barrier.naive_error))
     )
     rest = "" if report.path_refitted else " Networks on the path are not refitted, as the child is."
@@ -65,5 +65,10 @@ def _from_folder(path: str, architecture: str) -> list[str]:
     return ["    import depfuse", f"    model = depfuse.load({path!r})"]
 
 
-def _nats(loss: float | None) -> str:
-    return "not finite" if loss is None else f"{loss:.4f} nats"
+def _height(measure: Measure, loss: float | None, error: float) -> str:
+    """Write the height of a barrier in the loss, where there is one, and in the score."""
+    height = measure.amount(measure.number(error))
+    if not has_loss(measure):
+        return height
+    unit = " nats" if in_nats(measure) else " of loss"
+    return f"{'not finite' if loss is None else f'{loss:.4f}{unit}'} and {height}"

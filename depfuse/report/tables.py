@@ -11,7 +11,7 @@ from rich.table import Table
 
 from depfuse.report.schema import FusionReport, NetworkScores, PathReport, ScoreValues, SharesSummary
 from depfuse.study.trials import Judged, State, TrialRecord, best_first
-from depfuse.tasks.scores import ACCURACY, AGREEMENT, CALIBRATION, measure_named
+from depfuse.tasks.scores import ACCURACY, AGREEMENT, CALIBRATION, has_loss, measure_named
 
 
 def fusion_table(report: FusionReport) -> Table:
@@ -49,9 +49,10 @@ def ensemble_name(scores: ScoreValues) -> str:
 
 def family_table(report: FusionReport) -> Table:
     """Tabulate the candidates of goal best, the child first."""
-    table = plain_table("candidate", "disagreement", *score_names(report.child), "seconds")
+    shown = _columns(report.child)
+    table = plain_table("candidate", "disagreement", *score_names(report.child)[shown], "seconds")
     for row in report.ranked_family:
-        cells = (_nats(row.disagreement), *_cells(row), f"{row.seconds:.1f}")
+        cells = (_nats(row.disagreement), *_cells(row)[shown], f"{row.seconds:.1f}")
         table.add_row(row.name, *cells, style="bold" if row.chosen else None)
     return table
 
@@ -120,14 +121,15 @@ def score_names(scores: ScoreValues) -> tuple[str, str]:
 
 def label_heads(scores: ScoreValues) -> list[str]:
     """List the columns of `label_cells`: score, loss, calibration error of classes or scores by further measures."""
-    return [scores.by.name, "loss", *(scores.further or ["calibration error"])]
+    loss = ["loss"] if has_loss(scores.by) else []
+    return [scores.by.name, *loss, *(scores.further or (["calibration error"] if scores.by == ACCURACY else []))]
 
 
 def label_cells(scores: ScoreValues) -> list[str]:
     """Write score and loss, and what else was measured; the calibration error in per cent."""
     further = [measure_named(name).text(value) for name, value in scores.further.items()]
-    rest = further or [CALIBRATION.text(scores.calibration_error)]
-    return [scores.by.text(scores.value), _nats(scores.loss), *rest]
+    rest = further or ([CALIBRATION.text(scores.calibration_error)] if scores.by == ACCURACY else [])
+    return [scores.by.text(scores.value), *([_nats(scores.loss)] if has_loss(scores.by) else []), *rest]
 
 
 def agreement_heads(members: Sequence[str], scores: ScoreValues) -> list[str]:
@@ -152,11 +154,17 @@ def path_table(report: PathReport) -> Table:
     """Tabulate the networks between the two parents, by each method, beside the plain averages at the same shares."""
     curves = {method.name: method.path for method in report.methods} or {"": report.path}
     curves["naive"] = report.naive_path
-    heads = [f"{name} {what}".strip() for name in curves for what in score_names(report.child)]
+    shown = _columns(report.child)
+    heads = [f"{name} {what}".strip() for name in curves for what in score_names(report.child)[shown]]
     table = plain_table("share of parent 2", *heads)
     for rows in zip(*curves.values(), strict=True):
-        table.add_row(f"{rows[0].alpha:.2f}", *(cell for row in rows for cell in _cells(row)))
+        table.add_row(f"{rows[0].alpha:.2f}", *(cell for row in rows for cell in _cells(row)[shown]))
     return table
+
+
+def _columns(scores: ScoreValues) -> slice:
+    """Select the score, and the loss where there is one."""
+    return slice(0, 2 if has_loss(scores.by) else 1)
 
 
 def short_names(networks: Sequence[NetworkScores]) -> list[str]:

@@ -67,6 +67,7 @@ class Quality:
         if not self.labelled:
             return self._distance.of_outputs(outputs)
         tally = self._meaning.scored.tally()
+        assert self._images.labels is not None, "labels were looked at"
         tally.add(outputs, self._images.labels.to(outputs.device))
         scores = tally.scores()
         self.measure = None if scores.measure == ACCURACY else scores.measure.name

@@ -77,6 +77,16 @@ _ALL = (ACCURACY, PIXEL_ACCURACY, IOU, DICE, AUROC, PRECISION, RECALL, CALIBRATI
 _NAMED = {measure.name: measure for measure in _ALL}
 
 
+def has_loss(measure: Measure) -> bool:
+    """Tell whether there is a loss beside a measure: retrieval has none."""
+    return measure != RECALL
+
+
+def in_nats(measure: Measure) -> bool:
+    """Tell whether the loss beside a measure is a cross-entropy, and not of numbers or directions."""
+    return measure.unit == "%" and has_loss(measure)
+
+
 def measure_named(name: str) -> Measure:
     """Return the measure of a name; one that is not known has no unit."""
     return _NAMED.get(name, Measure(name, ""))

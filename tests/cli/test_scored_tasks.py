@@ -206,3 +206,48 @@ def test_labels_that_do_not_fit_the_outputs_are_refused(networks, capsys: pytest
     assert "are scored by targets of the same shape, (3,) for each image" in said
     assert "--task" in said
     assert not Path("c.safetensors").exists()
+
+
+@pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")
+def test_words_and_units_are_those_of_the_task(networks, capsys: pytest.CaptureFixture[str]) -> None:
+    """Squared errors are no nats, embeddings under classes have no loss, and only classes have a calibration error."""
+    images = pictures(64)
+    kinds = images.float().mean((2, 3)).argmax(1)
+    targets = {"regression": images.float().mean((2, 3)) / 25.5, "features": kinds}
+    write_parents(networks["three"], images, lambda out: nn.functional.mse_loss(out, targets["regression"]))
+    common = ["--arch", "nets.py:three", "--data", "d.npz", "--calibration", "48", "--preset", "fast", "--points", "3"]
+    for task, labels in targets.items():
+        arrays = {"x_train": images[:48], "y_train": labels[:48], "x_test": images[48:], "y_test": labels[48:]}
+        np.savez("d.npz", **{name: array.numpy() for name, array in arrays.items()})
+        said = ran(capsys, "path", "a.safetensors", "b.safetensors", *common, "--task", task)
+        assert "nats" not in said
+        assert "not finite" not in said
+        assert "calibration error" not in said
+        assert ("of loss and" in said) is (task == "regression")
+        evaluated = ran(capsys, "eval", "a.safetensors", *common[:4], "--task", task)
+        assert "calibration" not in evaluated
+        assert ("loss" in evaluated) is (task == "regression")
+        found = ran(
+            capsys,
+            "tune",
+            "a.safetensors",
+            "b.safetensors",
+            *common[:4],
+            "--preset",
+            "fast",
+            "--task",
+            task,
+            "--trials",
+            "1",
+            "--calibration",
+            "24",
+            "--labels",
+            "20",
+            "--out",
+            f"tuned-{task}",
+        )
+        assert ("held-out R2" if task == "regression" else "held-out recall at 1") in found
+    several = ["fuse", "a.safetensors", "b.safetensors", "--arch", "nets.py:Several", "--data", "d.npz"]
+    write_parents(networks["Several"], images, lambda out: nn.functional.cross_entropy(out["kind"], kinds))
+    assert main([*several, "--preset", "fast", "--calibration", "48", "--set", "train.self_training=2"]) == 2
+    assert "the networks' outputs are of task weighted" in " ".join(capsys.readouterr().err.split())
