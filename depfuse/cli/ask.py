@@ -9,7 +9,7 @@ import typer
 
 from depfuse.cli.console import Screen
 from depfuse.cli.interruption import ended_at_once
-from depfuse.cli.named import check_keys, read_named
+from depfuse.cli.named import read_named
 from depfuse.cli.options import ArchitectureOption, Checkpoints, DataOptions, KeyOption, RunOptions, TrustOption
 from depfuse.cli.spread import spread
 from depfuse.errors import CheckpointError, RecipeError
@@ -39,8 +39,7 @@ def ask(
     """Choose images to label, and write them with an empty table."""
     if len(parents) < 2:
         raise RecipeError("images are chosen between parents: give at least two")
-    check_keys(parents, key)
-    read_named(parents, arch, data, classes, trust)
+    read_named(parents, arch, data, classes, trust, key)
     if out.is_file():
         raise CheckpointError(f"--out {out} is a file: give a folder")
     check_writable(out / "labels.csv")

@@ -10,7 +10,7 @@ import typer
 
 from depfuse.cli.console import Screen
 from depfuse.cli.interruption import ended_at_once
-from depfuse.cli.named import check_keys, read_named
+from depfuse.cli.named import read_named
 from depfuse.cli.options import (
     ArchitectureOption,
     Checkpoints,
@@ -55,8 +55,7 @@ def evaluate(
     """Evaluate networks in one pass over the test images; without labels, see how well they agree."""
     screen = Screen(options.quiet)
     check_outputs({"--report": report}, checkpoints)
-    check_keys(checkpoints, key)
-    read_named(checkpoints, arch, data, classes, trust)
+    read_named(checkpoints, arch, data, classes, trust, key)
     # What follows needs torch, for which no mistake above has to wait.
     with ended_at_once():
         from depfuse.cli.inputs import read_inputs

@@ -29,8 +29,9 @@ from depfuse.io.cards import Card
 from depfuse.io.checkpoint import Checkpoint, read_checkpoints
 from depfuse.io.into_network import load_into
 from depfuse.io.label_table import read_table
+from depfuse.io.recognising import recognised
 from depfuse.models import build_network, check_input, with_classes
-from depfuse.models.architecture import with_arguments
+from depfuse.models.architecture import parse_architecture, with_arguments
 from depfuse.models.origin import FromFile
 from depfuse.models.registry import with_settings
 from depfuse.networks.forward import run_network
@@ -134,8 +135,11 @@ def read_inputs(
     trusts. Keys say where in files the weights are. Labels are classes of images where the outputs are a row of class
     scores, by their shape or as the name of the `task` says; else they stay as they are.
     """
-    named = read_named(paths, arch, options, classes, trust)
-    checkpoints = read_checkpoints(paths, key)
+    named = read_named(paths, arch, options, classes, trust, key)
+    checkpoints = [
+        recognised(own) if parse_architecture(text).source == "spandrel" else own
+        for own, text in zip(read_checkpoints(paths, key), named.architectures, strict=True)
+    ]
     architectures = tuple(
         with_settings(architecture, own.settings)
         for architecture, own in zip(named.architectures, checkpoints, strict=True)

@@ -11,7 +11,7 @@ import typer
 from depfuse.cli.console import Screen
 from depfuse.cli.help import FURTHER, Further
 from depfuse.cli.interruption import ended_at_once
-from depfuse.cli.named import check_keys, read_named, same_architecture
+from depfuse.cli.named import read_named, same_architecture
 from depfuse.cli.options import (
     ArchitectureOption,
     Checkpoints,
@@ -68,11 +68,10 @@ def match(
     recipe = settings.recipe()
     if len(parents) < 2:
         raise RecipeError("a matching needs at least two parents")
-    architecture = same_architecture(parents, read_named(parents, arch, data, classes, trust).architectures)
+    architecture = same_architecture(parents, read_named(parents, arch, data, classes, trust, key).architectures)
     if recipe.align.solver.jointly:
         solver = recipe.align.solver.name
         raise RecipeError(f"solver {solver} matches no parent to another: choose emd to see a matching")
-    check_keys(parents, key)
     recipe.shares(len(parents))
     recipe.align.check_numbers(len(parents))
     kind = None if plot is None else plot_kind(plot)

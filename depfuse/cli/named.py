@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +33,13 @@ def read_named(
     options: DataOptions,
     classes: Sequence[str] | None = None,
     trust: Sequence[Path] | None = None,
+    key: Sequence[str] | None = None,
 ) -> Named:
     """Read the headers of checkpoints, and settle what the networks and the data are.
 
     What the user leaves out is taken from the cards. Code and data that a card names are taken only where its file is
-    one of those that the user trusts.
+    one of those that the user trusts. Where nothing says what a network is, its tensors are read for it (`key` says
+    where in the file they are).
 
     Raises
     ------
@@ -51,9 +54,11 @@ def read_named(
     words *= len(paths) // len(words)
     trusted = _trusted(paths, trust or ())
     cards = [read_card(path) for path in paths]
+    _check_keys(paths, key)
+    keys = list(key or (None,)) * (len(paths) if len(key or (None,)) == 1 else 1)
     architectures = tuple(
-        _architecture(path, card, text, trusted=path in trusted)
-        for path, card, text in zip(paths, cards, words, strict=True)
+        _by_tensors(path, own) if card is None and text is None else _architecture(path, card, text, path in trusted)
+        for path, card, text, own in zip(paths, cards, words, keys, strict=True)
     )
     if classes and len(classes) != len(paths):
         raise RecipeError(f"--classes is given {len(classes)} times for {len(paths)} parents: once per parent")
@@ -65,7 +70,7 @@ def read_named(
     return Named(architectures, data)
 
 
-def check_keys(paths: Sequence[Path], keys: Sequence[str] | None) -> None:
+def _check_keys(paths: Sequence[Path], keys: Sequence[str] | None) -> None:
     """Raise `RecipeError` where keys are given neither once nor once per file."""
     if keys and len(keys) not in (1, len(paths)):
         raise RecipeError(f"{len(keys)} keys for {len(paths)} files: give --key once, or once per file")
@@ -101,14 +106,27 @@ def _trusted(paths: Sequence[Path], trust: Sequence[Path]) -> set[Path]:
     return {own for own in paths if any(path.resolve() == own.resolve() for path in trust)}
 
 
-def _architecture(path: Path, card: Card | None, arch: str | None, *, trusted: bool) -> str:
+def _by_tensors(path: Path, key: str | None) -> str:
+    """Recognise a network whose file does not say what it is."""
+    advice = "give --arch"
+    if importlib.util.find_spec("spandrel") is None:
+        advice += ", or `pip install 'depfuse[upscale]'`, by which upscalers are recognised"
+    else:
+        from depfuse.io.recognising import recognised_architecture  # here, as it needs torch
+
+        found = recognised_architecture(path, key)
+        if found is not None:
+            return found
+    raise ArchitectureError(f"{path} does not say what network it is: {advice}")
+
+
+def _architecture(path: Path, card: Card | None, arch: str | None, trusted: bool) -> str:
     """Take the architecture in the user's words, else in the file's, which are the user's where the file is trusted."""
     if arch is not None:
         check_built_in(parse_architecture(arch))
         configured = hub_card(path)
         return arch if configured is None else _agreeing(path, configured.architecture, arch)
-    if card is None:
-        raise ArchitectureError(f"{path} does not say what network it is: give --arch")
+    assert card is not None
     named = card.architecture
     if trusted:
         return str(named)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from depfuse.cli.named import check_family, check_keys, read_named
+from depfuse.cli.named import check_family, read_named
 from depfuse.cli.options import DataOptions, FusionOptions, RunOptions
 from depfuse.cli.points import REFITTED_POINTS
 from depfuse.errors import DataError, RecipeError
@@ -44,8 +44,9 @@ class Request:
     def check(self) -> None:
         """Raise a `DepfuseError` where a file, a header, a name or the recipe cannot be what was meant."""
         self._check_outputs()
-        named = read_named(self.parents, self.fusion.arch, self.data, self.fusion.classes, self.fusion.trust)
-        check_keys(self.parents, self.fusion.key)
+        named = read_named(
+            self.parents, self.fusion.arch, self.data, self.fusion.classes, self.fusion.trust, self.fusion.key
+        )
         check_family(self.parents, named.architectures)
         if len(self.parents) < 2:
             raise RecipeError("a fusion needs at least two parents")
@@ -64,7 +65,7 @@ class Request:
     def _check_outputs(self) -> None:
         if self.fusion.plot is not None:
             plot_kind(self.fusion.plot)
-        check_weights_name("--out", self.out, folder=True)
+        check_weights_name("--out", self.out, child=True)
         check_weights_name("--out-parent", self.fusion.out_parent)
         outputs = {"--out": None if self.out is None else weights_in(self.out), "--out-parent": self.fusion.out_parent}
         read = [*self.parents, *(file for parent in self.parents for file in weight_files(parent))]

@@ -40,7 +40,8 @@ from depfuse.fusion.widths import shapes_of
 from depfuse.io.atomic_files import replacing
 from depfuse.io.cards import Card, Parent
 from depfuse.io.checkpoint import state_digest, write_checkpoint
-from depfuse.io.output_files import is_folder
+from depfuse.io.output_files import is_folder, is_pickled
+from depfuse.io.same_layout import Layout, layout_of, write_content
 from depfuse.models import with_classes
 from depfuse.progress import Work, unseen
 from depfuse.recipe import Recipe
@@ -75,7 +76,7 @@ class _Fused:
     """A fusion with everything that its path needs.
 
     `template` is as `fuse` was given it, and networks on the path are refitted as the recipe says where
-    `path_refitted`.
+    `path_refitted`. The child's file has a `layout` where that is one of another program.
     """
 
     inputs: Inputs
@@ -84,6 +85,7 @@ class _Fused:
     calibration: Loader | None
     test: Loader | Stream
     path_refitted: bool = True
+    layout: Layout | None = None
 
     @property
     def renorm(self) -> str:
@@ -122,6 +124,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         judged=True,
         task=request.recipe.task.name,
     ).with_fewer_test_images(fusion.test)
+    layout = _layout(request, inputs)
     if fusion.labels_from is not None:
         inputs, count = inputs.with_labels_of(fusion.labels_from, request.recipe.seed)
         if count > request.recipe.calibration.images:
@@ -148,7 +151,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         training=training,
     )
     path_refitted = request.path_refitted or not result.recipe.refits
-    fused = _Fused(inputs, result, template, calibration, test, path_refitted)
+    fused = _Fused(inputs, result, template, calibration, test, path_refitted, layout)
 
     started = time.perf_counter()
     compared: Comparison | AgreementComparison
@@ -370,6 +373,14 @@ def _methods(request: Request, fused: _Fused, ends: Ends, path: list[PathPoint],
     return found
 
 
+def _layout(request: Request, inputs: Inputs) -> Layout | None:
+    """Read the layout of the first parent's file where the child is to have it."""
+    if request.out is None or not is_pickled(request.out):
+        return None
+    keys = request.fusion.key
+    return layout_of(request.parents[0], keys[0] if keys else None, inputs.models[0].state_dict())
+
+
 def _write(
     request: Request,
     report: FusionReport | PathReport,
@@ -397,6 +408,10 @@ def _write(
             )
         if request.out is not None and is_folder(request.out):
             save_pretrained(fused.result, request.out, card=_card_of_child(report, fused, images))
+        elif request.out is not None and fused.layout is not None:
+            write_content(
+                complete.enter_context(replacing(request.out)), fused.layout.content(fused.result.child.state_dict())
+            )
         elif request.out is not None:
             write_checkpoint(request.out, fused.result.child.state_dict(), _card_of_child(report, fused, images))
 

@@ -11,7 +11,7 @@ import typer
 from depfuse.cli.console import Screen
 from depfuse.cli.help import FURTHER, Further
 from depfuse.cli.interruption import ended_at_once
-from depfuse.cli.named import check_family, check_keys, read_named
+from depfuse.cli.named import check_family, read_named
 from depfuse.cli.options import Checkpoints, DataOptions, KeyOption, RecipeOptions, RunOptions, TrustOption
 from depfuse.cli.spread import spread
 from depfuse.cli.wording import in_options
@@ -127,8 +127,7 @@ def tune(
         from depfuse.study.storage import parse_url
 
         parse_url(storage)
-    check_keys(parents, key)
-    check_family(parents, read_named(parents, arch, data, classes, trust).architectures)
+    check_family(parents, read_named(parents, arch, data, classes, trust, key).architectures)
     # What follows needs torch, for which no mistake above has to wait.
     with ended_at_once():
         import optuna

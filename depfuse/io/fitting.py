@@ -204,7 +204,7 @@ def _take(own: Place, there: Place, fit: Fit) -> None:
     if tensor is None:
         fit.missing += [own.path] * (own.name != COUNTER)
         return
-    if own.name == COUNTER and tensor.numel() <= 1:  # some programs keep it as a list of one or no number
+    if own.name == COUNTER and tensor.dim() and tensor.numel() <= 1:  # some programs keep a list of one or no number
         if tensor.numel() == 0:
             return
         tensor = tensor.reshape(())

@@ -15,6 +15,7 @@ from depfuse.io.cards import Card
 from depfuse.io.checkpoint import Checkpoint, read_checkpoint
 from depfuse.io.hub_folders import describe
 from depfuse.io.layouts import in_layout_of
+from depfuse.io.recognising import recognised
 from depfuse.models.origin import shown
 from depfuse.models.registry import build_network
 from depfuse.networks.resizing import resize
@@ -79,8 +80,9 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
 def load_network(path: str | Path, *, key: str | None = None, trust: bool = False, **defaults: Any) -> nn.Module:
     """Load the network in a file that depfuse wrote, in evaluation mode on the CPU.
 
-    Its card has the architecture and the number of classes. Other programs' files have no card: name the architecture
-    to `depfuse.load`, or build the network and use `read_checkpoint` and `load_into`.
+    Its card has the architecture and the number of classes. Other programs' files have no card: an upscaler or restorer
+    of spandrel is recognised; else name the architecture to `depfuse.load`, or build the network and use
+    `read_checkpoint` and `load_into`.
 
     Parameters
     ----------
@@ -96,11 +98,11 @@ def load_network(path: str | Path, *, key: str | None = None, trust: bool = Fals
     Raises
     ------
     CheckpointError
-        The file has no card; for what else, see `read_checkpoint` and `load_into`.
+        The file has no card, and is not recognised; for what else, see `read_checkpoint` and `load_into`.
     ArchitectureError
         See `build_network`; the card names code of its own, and `trust` is not given.
     """
-    checkpoint = read_checkpoint(path, key)
+    checkpoint = recognised(read_checkpoint(path, key))
     if checkpoint.card is None:
         raise CheckpointError(
             f"{path} does not say what network it is: name it to depfuse.load, or use build_network, then load_into"

@@ -9,6 +9,7 @@ from depfuse.errors import CheckpointError
 from depfuse.io.atomic_files import check_writable
 
 WEIGHTS = "model.safetensors"  # of a folder, as hubs name it
+PICKLED = (".pth", ".pt", ".ckpt")  # endings of what torch.save writes
 
 
 def check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path] = ()) -> None:
@@ -31,15 +32,22 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path] = (
         check_writable(path)
 
 
-def check_weights_name(name: str, path: Path | None, *, folder: bool = False) -> None:
-    """Raise `CheckpointError` when weights would be written under a name that says something else than that, or than
-    a folder, where that may be.
+def check_weights_name(name: str, path: Path | None, *, child: bool = False) -> None:
+    """Raise `CheckpointError` when weights would be written under a name that says something else than that.
+
+    A `child` may also be written as a folder, or in the layout of its first parent's file.
     """
-    if path is not None and path.suffix != ".safetensors" and not (folder and is_folder(path)):
-        also = ", or be that of a folder" if folder else ""
+    if path is not None and path.suffix != ".safetensors" and not (child and (is_folder(path) or is_pickled(path))):
+        endings = ", ".join(PICKLED)
+        also = f", or in {endings} for the layout of the first parent, or be that of a folder" if child else ""
         raise CheckpointError(
             f"{name} {path}: weights are written as safetensors; the name must end in .safetensors{also}"
         )
+
+
+def is_pickled(path: Path) -> bool:
+    """Tell whether a network is written by torch.save, as other programs read it."""
+    return path.suffix in PICKLED and not path.is_dir()
 
 
 def is_folder(path: Path) -> bool:

@@ -7,6 +7,7 @@ what is written        what is built
 ``torchvision:NAME``   torchvision's network of that name, with random weights
 ``timm:NAME``          timm's network of that name, with random weights
 ``transformers:NAME``  transformers' class of that name, with random weights
+``spandrel:NAME``      spandrel's network of that name, with random weights
 ``FILE.py:FACTORY``    what that function or class of the user's own file returns
 ``MODULE:FACTORY``     the same of a module that can be imported
 =====================  ============================================================
@@ -97,7 +98,7 @@ def parse_architecture(arch: str) -> Architecture:
     if match is None:
         raise ArchitectureError(
             f"{shown(arch)!r} is no architecture: write NAME, torchvision:NAME, timm:NAME, transformers:NAME, "
-            f"FILE.py:FACTORY or MODULE:FACTORY, each with (key=value, ...) if need be"
+            f"spandrel:NAME, FILE.py:FACTORY or MODULE:FACTORY, each with (key=value, ...) if need be"
         )
     arguments = _parse_arguments(arch, match["arguments"]) if match["arguments"] else {}
     source = (match["source"] or "").strip()

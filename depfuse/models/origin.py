@@ -1,9 +1,9 @@
 """Origin of an architecture string: the user or a file.
 
 A string of the user may name the user's own code: a function of a file or module, which is imported and called. A
-string from a file, a `FromFile`, is data: it may name a built-in network, or one of torchvision, timm or transformers
-with plain values, and nothing that it names is imported. For the smallest example, `build_network("nets.py:net")` runs
-nets.py, and `build_network(FromFile("nets.py:net"))` raises an `ArchitectureError`.
+string from a file, a `FromFile`, is data: it may name a built-in network, or one of torchvision, timm, transformers or
+spandrel with plain values, and nothing that it names is imported. For the smallest example,
+`build_network("nets.py:net")` runs nets.py, and `build_network(FromFile("nets.py:net"))` raises an `ArchitectureError`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from depfuse.text import readable
 
-REGISTRIES = ("", "torchvision", "timm", "transformers")
+REGISTRIES = ("", "torchvision", "timm", "transformers", "spandrel")
 SHOWN = 120  # characters of a file's text in an error message
 _WORD = re.compile(r"[\w.+\- ]{0,100}")
 _LARGEST = 1_000_000  # of a number, which may be how often something is repeated

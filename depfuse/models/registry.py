@@ -24,6 +24,7 @@ from depfuse.models.architecture import (
 from depfuse.models.bounded import build_bounded
 from depfuse.models.origin import REGISTRIES, FromFile, shown, why_not
 from depfuse.models.sources import describe_error, load_module
+from depfuse.models.spandrel_networks import spandrel_factory
 from depfuse.models.transformers_networks import transformers_factory
 from depfuse.networks.copying import runnable, unwrap
 
@@ -32,6 +33,7 @@ _RENAMED = {
     "torchvision": {"classes": "num_classes"},
     "timm": {"classes": "num_classes", "in_channels": "in_chans"},
     "transformers": {"classes": "num_labels", "in_channels": "num_channels"},
+    "spandrel": {},
 }
 
 # What networks were built as, as long as they exist.
@@ -158,6 +160,8 @@ def _resolve(architecture: Architecture) -> Callable[..., nn.Module]:
         return _timm_factory(architecture.name)
     if architecture.source == "transformers":
         return transformers_factory(architecture.name)
+    if architecture.source == "spandrel":
+        return spandrel_factory(architecture.name)
     module = load_module(architecture.text, architecture.source)
     value: Any = module
     for part in architecture.name.split("."):

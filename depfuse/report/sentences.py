@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from depfuse.io.output_files import is_pickled
 from depfuse.report.schema import FusionReport, PathReport
 from depfuse.report.tables import fusion_rows
 from depfuse.tasks.scores import Measure, has_loss, in_nats
@@ -46,6 +49,8 @@ def loading_lines(report: FusionReport) -> list[str]:
         return []
     path = report.child.path
     lines = [f"The child is in {path}, a {report.architecture}."]
+    if is_pickled(Path(path)):
+        return [f"{lines[0][:-1]}, in the layout of {report.parents[0].path}."]
     if not path.endswith(".safetensors"):  # a folder
         return [*lines, *_from_folder(path, report.architecture)]
     if report.widened:

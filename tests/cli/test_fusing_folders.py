@@ -189,7 +189,7 @@ def test_what_contradicts_the_folder_is_one_sentence(capsys: pytest.CaptureFixtu
         "--arch", "transformers:ResNetForImageClassification(depths=[2, 2])"
     )
     assert "would overwrite an input" in refused("--out", "a")
-    assert "the name must end in .safetensors, or be that of a folder" in refused("--out", "child.pt")
+    assert "for the layout of the first parent, or be that of a folder" in refused("--out", "child.bin")
     assert "wider than its library builds it" in refused("--out", "child", "--set", "merge.keep_worst=0.5")
     assert not Path("child").exists()
     write_network(Path("b"), ("cat", "dog"), kind="ConvNextV2")

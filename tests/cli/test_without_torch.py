@@ -102,7 +102,7 @@ MISTAKES = {
     f"eval {GOOD} --data digits --report {GOOD}": "would overwrite an input",
     f"eval {GOOD} --data digits --batch 3": "No such option",
     f"fuse nothing.pt {GOOD} --data digits": "there is no file nothing.pt",
-    f"fuse {GOOD} {GOOD} --data digits --out child.pt": "the name must end in .safetensors",
+    f"fuse {GOOD} {GOOD} --data digits --out child.bin": "the name must end in .safetensors, or in .pth, .pt, .ckpt",
     f"fuse {GOOD} {GOOD} --data digits --classes 0-4": "--classes is given 1 times for 2 parents",
     f"eval {GOOD} --data digits --device gpu": "'gpu' is no device: give cpu, cuda, cuda:N or auto",
     f"fuse {GOOD} {GOOD} --data digits --device cuda:first": "'cuda:first' is no device",
