@@ -33,6 +33,12 @@ class _Command:
 
 
 COMMANDS = {
+    "demo": _Command(
+        "depfuse.cli.demo:demo",
+        "Fuse two small networks that come with depfuse, to see what a fusion says.\n\n"
+        "It needs no files and no network connection, and takes under half a minute.",
+        "depfuse demo --out first-fusion",
+    ),
     "groups": _Command(
         "depfuse.cli.groups:groups",
         "Find, prove and print the channel groups of a network.\n\n"

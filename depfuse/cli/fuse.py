@@ -54,10 +54,16 @@ def fuse(
         path_refitted=False,
     )
     request.check()
-    # What follows needs torch, for which no mistake above has to wait.
+    fuse_and_show(request, settings)
+
+
+def fuse_and_show(request: Request, settings: RecipeOptions) -> Screen:
+    """Run a fusion that was checked, and print what it found."""
+    # What follows needs torch, for which no mistake in the request has to wait.
     with ended_at_once():
         from depfuse.cli.run_fusion import run
 
+    options, fusion = request.options, request.fusion
     screen = Screen(options.quiet)
     with screen.working() as work:
         found = run(request, work)
@@ -72,9 +78,10 @@ def fuse(
         screen.say(f"\n{found.refit_reason[:1].upper()}{found.refit_reason[1:]}.")
     if fusion.test is not None and (errors := sentence_of_errors(found)):
         screen.say(f"\n{errors}")
-    screen.say(f"\n{settings.named(chosen)}")
+    screen.say(f"\n{settings.named(request.recipe)}")
     for line in loading_lines(found):
         screen.say(line)
     if fusion.out_parent is not None and found.trained_parent is not None:
         screen.say(f"The trained parent is in {fusion.out_parent}.")
     screen.say(f"\n{found.verdict}")
+    return screen
