@@ -30,7 +30,7 @@ def inspect(
     with ended_at_once():
         from depfuse.io.contents import read_contents
         from depfuse.io.weights import choose_place, find_weights
-        from depfuse.report.inspection import heading, other_entries, sets_table, tensors_table
+        from depfuse.report.inspection import heading, other_entries, recognised_line, sets_table, tensors_table
 
     screen = Screen(quiet=False)
     contents = read_contents(file)
@@ -41,6 +41,8 @@ def inspect(
         return
     for line in heading(file, contents):
         screen.say(line)
+    if contents.card is None and (line_of_network := recognised_line(top)) is not None:
+        screen.say(line_of_network)
     screen.say("")
     if top.parts:
         screen.show(sets_table(top))

@@ -20,10 +20,10 @@ from depfuse.recipe.paths import parsed
 from depfuse.recipe.presets import Source, read
 
 _NAMING = (
-    "NAME of a built-in network, torchvision:NAME, timm:NAME, transformers:NAME, FILE.py:FACTORY or MODULE:FACTORY,"
-    " each with (key=value, ...) if need be"
+    "NAME of a built-in network, torchvision:NAME, timm:NAME, transformers:NAME, spandrel:NAME, FILE.py:FACTORY or"
+    " MODULE:FACTORY, each with (key=value, ...) if need be"
 )
-_FROM_CARDS = "Default: what the checkpoints' cards say."
+_FROM_CARDS = "Default: what the checkpoints' cards say, or the tensors of an upscaler."
 
 Architecture = Annotated[str, typer.Argument(metavar="ARCH", help=f"{_NAMING}.")]
 Checkpoints = Annotated[

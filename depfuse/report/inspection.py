@@ -10,10 +10,12 @@ from typing import Any
 from rich.table import Table
 from torch import Tensor
 
+from depfuse.errors import ArchitectureError
 from depfuse.io.contents import Contents
 from depfuse.io.inert import Record
 from depfuse.io.weights import Place
 from depfuse.models.origin import shown
+from depfuse.models.spandrel_networks import recognise
 from depfuse.report.tables import plain_table
 from depfuse.text import counted
 
@@ -32,6 +34,18 @@ def heading(path: Path, contents: Contents) -> list[str]:
         card = contents.card.model_dump(mode="json", exclude_none=True, exclude={"tensors", "versions"})
         lines += [f"card: {name}: {brief(value)}" for name, value in card.items() if value not in ({}, [], (), False)]
     return lines
+
+
+def recognised_line(top: Place) -> str | None:
+    """Say what network one of the sets of tensors is by its names and shapes; None where it is none that is known."""
+    for place in top.sets()[:_ENTRIES]:
+        try:
+            found = recognise(place.tensors())
+        except ArchitectureError:
+            continue
+        if found is not None:
+            return f"recognised by its tensors: {shown(found.architecture)}"
+    return None
 
 
 def sets_table(top: Place) -> Table:

@@ -117,3 +117,13 @@ def test_a_key_chooses_for_one_file_or_for_all(tmp_path: Path, capsys) -> None:
         assert (said in stderr) == (key is None)
     assert scores[None] == scores["params_ema"] != scores["params"]
     assert_one_sentence(capsys, main([*evaluate, "--key", "ema"]), "it holds params, params_ema")
+
+
+def test_an_upscaler_is_recognised(tmp_path: Path, capsys) -> None:
+    pytest.importorskip("spandrel")
+    state = build_network("spandrel:Compact(num_feat=12, num_conv=3, upscale=2)").state_dict()
+    torch.save({"step": 4, "params_ema": state}, tmp_path / "up.pth")
+    text = shown(capsys, tmp_path / "up.pth")
+    assert "recognised by its tensors: spandrel:Compact(num_feat=12, num_conv=3, upscale=2)" in text
+    torch.save(build_network(ARCH).state_dict(), tmp_path / "digits.pth")
+    assert "recognised by" not in shown(capsys, tmp_path / "digits.pth")
