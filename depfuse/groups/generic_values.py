@@ -351,7 +351,7 @@ def _make_generic(tensor: Tensor, generator: torch.Generator) -> None:
         low, high = low * wanted / size, high * wanted / size
     size = wanted or 0.1
     spread = 0.5 * size if low == high else 0.1 * (high - low)
-    parts = tensor.view(-1).split(PART) if tensor.is_contiguous() else (tensor,)
+    parts = torch.split(tensor.view(-1), PART) if tensor.is_contiguous() else (tensor,)
     noise = torch.empty(max(part.numel() for part in parts), dtype=torch.float64)
     for part in parts:  # while it lies in the cache
         own = noise[: part.numel()].view(part.shape).uniform_(generator=generator)

@@ -56,6 +56,7 @@ class Occurrences:
         self.member = np.concatenate(members)[order] if members else order
         self.position = np.concatenate(positions)[order] if members else order
         self.starts = np.searchsorted(self.member, np.arange(classes.count + 1))
+        self._first = self._earliest()
         self.in_rows: dict[int, dict[int, set[tuple[int, int]]]] = defaultdict(lambda: defaultdict(set))
         grouped = np.array([spot.within is not None for spot in self.spots], dtype=bool)
         for row in grouped[self.spot].nonzero()[0].tolist():
@@ -63,9 +64,14 @@ class Occurrences:
             place = (spot, int(self.position[row]))
             self.in_rows[int(self.member[row])][self.spots[spot].kind].add(place)
 
-    def of(self, member: int) -> slice:
-        """Return the rows of one class."""
-        return slice(int(self.starts[member]), int(self.starts[member + 1]))
+    def _earliest(self) -> dict[int, tuple[int, int]]:
+        """Map each class to (spot, position) of its earliest occurrence."""
+        if not len(self.member):
+            return {}
+        width = int(self.position.max()) + 1
+        members, starts = np.unique(self.member, return_index=True)
+        spots, positions = np.divmod(np.minimum.reduceat(self.spot * width + self.position, starts), width)
+        return dict(zip(members.tolist(), zip(spots.tolist(), positions.tolist(), strict=True), strict=True))
 
     def in_one_order(self, first: int, second: int) -> bool:
         """Tell whether two classes have the same positions in the rows of their two blocks."""
@@ -83,10 +89,7 @@ class Occurrences:
 
     def first(self, unit: Sequence[int]) -> tuple[int, int]:
         """Find (spot, position) of the earliest occurrence of a unit, some classes that belong together."""
-        rows = np.concatenate([np.arange(s.start, s.stop) for s in map(self.of, unit)])
-        spots, positions = self.spot[rows], self.position[rows]
-        place = np.lexsort((positions, spots))[0]
-        return int(spots[place]), int(positions[place])
+        return min(self._first[member] for member in unit if member in self._first)
 
     def signatures(self, identities: np.ndarray, count: int) -> np.ndarray:
         """Hash, per class, how often it occurs at each identity (spot or kind), and in which places of the class."""

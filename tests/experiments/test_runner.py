@@ -46,6 +46,12 @@ STORED: dict[str, tuple[list[dict[str, object]], str]] = {
           "distance": 2.0, "seconds": 3.0}],
         "| vgg11 |  |  |  |  | kept (0e+00), with statistics kept (0e+00) | 50 % | 2.000 | 3.0 |",
     ),
+    "proof_time": (
+        [{"kind": "classification", "name": name, "input": "3x224x224", "parameters": 11.7e6, "groups": 13,
+          "pass": 0.05, "find": 0.5, "prove": prove, "runs": 5, "proof_error": 1e-14}
+         for name, prove in (("small", 1.5), ("large", 12.0))],
+        "Beyond 10 s for classification and 60 s for the others: large (12 s).",
+    ),
     "recovery": (
         [{"name": "timm:dla34", "images": 32, "seed": 0, "groups": 4, "channels": 1200, "by_weights": 4,
           "by_activations": 3, "weights_seconds": 0.5, "activations_seconds": 1.0}],

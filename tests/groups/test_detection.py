@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models.detection import FCOS, FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD
-from torchvision.ops import MultiScaleRoIAlign, nms
+from torchvision.ops import MultiScaleRoIAlign, nms, roi_align
 
 from depfuse.groups import ChannelGroups, find_groups, not_followed, prove_groups
 from depfuse.groups.reasons import CHOSEN, TOUCHES_OUTPUT
@@ -199,3 +199,31 @@ def test_outputs_that_jump_do_not_make_a_proof_permute_group_after_group():
     groups = prove_groups(network, found, example)
     assert len(groups.free) == 20
     assert len(Sorted.runs) <= 6  # the outputs, permuted, with gradients, two steps, and one to spare
+
+
+class Pooling(nn.Module):
+    """Pools where it proposes boxes, which has no gradient with respect to the boxes."""
+
+    runs: ClassVar[list[int]] = []
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(layers)))
+        self.corners, self.hidden, self.last = nn.Linear(6, 2), nn.Linear(4, 7), nn.Linear(7, 3)
+
+    def forward(self, x):
+        self.runs.append(len(x))
+        corners = self.corners(self.layers(x))
+        boxes = torch.cat([torch.zeros_like(corners), 3.0 + corners.tanh()], 1)
+        pooled = roi_align(x.new_ones(1, 1, 8, 8).cumsum(2), [boxes], 2)
+        return corners[corners > 0], self.last(self.hidden(pooled.flatten(1)).tanh())
+
+
+def test_only_what_follows_a_function_without_gradients_is_permuted_group_by_group():
+    torch.manual_seed(0)
+    network, example = Pooling(20).eval(), torch.randn(3, 6)
+    found = find_groups(network, example)
+    Pooling.runs.clear()
+    groups = prove_groups(network, found, example)
+    assert {group.name for group in groups.free} == {*(f"layers.{number}.0" for number in range(20)), "hidden"}
+    assert len(Pooling.runs) <= 8  # the outputs, permuted, with gradients, two steps, for `hidden`, and two to spare

@@ -158,25 +158,40 @@ def _overlapping(relation: np.ndarray) -> np.ndarray:
 
 def _same_blocks(relations: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Find pairs of blocks of two divisions with the same of those channels that both divide."""
-    divisions: list[np.ndarray] = []
-    for relation in filter(
-        len, relations
-    ):  # relations with a block in common are one division: a convolution's inputs and outputs
-        joined = [division for division in divisions if len(np.intersect1d(division[:, 1], relation[:, 1]))]
-        divisions = [division for division in divisions if not any(division is other for other in joined)]
-        divisions.append(distinct(np.concatenate([relation, *joined])))
+    divisions = _divisions([relation for relation in relations if len(relation)])
+    labels = [np.unique(division[:, 0], return_index=True) for division in divisions]
     same = []
-    for number, first in enumerate(divisions):
-        for second in divisions[:number]:
-            shared, mine, others = np.intersect1d(first[:, 0], second[:, 0], return_indices=True)
-            if not len(shared):
-                continue
-            pairs = distinct(np.stack([first[mine, 1], second[others, 1]], axis=1))
-            single = [_once(pairs[:, side]) for side in (0, 1)]
-            pairs = pairs[single[0] & single[1] & (pairs[:, 0] != pairs[:, 1])]
-            if len(pairs):
-                same.append(pairs)
+    for number, other in _sharing([of for of, _ in labels]):
+        _, mine, others = np.intersect1d(labels[number][0], labels[other][0], assume_unique=True, return_indices=True)
+        blocks = divisions[number][labels[number][1][mine], 1], divisions[other][labels[other][1][others], 1]
+        pairs = distinct(np.stack(blocks, axis=1))
+        single = [_once(pairs[:, side]) for side in (0, 1)]
+        pairs = pairs[single[0] & single[1] & (pairs[:, 0] != pairs[:, 1])]
+        if len(pairs):
+            same.append(pairs)
     return same
+
+
+def _divisions(relations: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Join relations with a block in common, which are one division: a convolution's inputs and outputs."""
+    divisions: dict[int, np.ndarray] = {}
+    owner = np.full(1 + max((int(relation[:, 1].max()) for relation in relations), default=-1), -1)
+    for number, relation in enumerate(relations):
+        joined = [divisions.pop(own) for own in np.unique(owner[relation[:, 1]]).tolist() if own >= 0]
+        divisions[number] = distinct(np.concatenate([relation, *joined]))
+        owner[divisions[number][:, 1]] = number
+    return list(divisions.values())
+
+
+def _sharing(sets: Sequence[np.ndarray]) -> list[tuple[int, int]]:
+    """List the pairs of sets with a label in common, each with the later one first."""
+    if not sets:
+        return []
+    number = np.repeat(np.arange(len(sets)), [len(own) for own in sets])
+    _, label = np.unique(np.concatenate(sets), return_inverse=True)
+    holds = coo_array((np.ones(len(label), dtype=np.int32), (number, label))).tocsr()
+    later, earlier = (holds @ holds.T).nonzero()
+    return sorted((int(a), int(b)) for a, b in zip(later, earlier, strict=True) if a > b)
 
 
 def _once(values: np.ndarray) -> np.ndarray:

@@ -131,7 +131,7 @@ def _region(base: Tensor, view: Tensor, kind: Kind) -> Region | None:
     if bool((flat < 0).any()):
         return None
     along = torch.unravel_index(flat, tuple(base.shape))
-    positions = tuple(torch.unique(each) for each in along)
+    positions = tuple(_occurring(each, size) for each, size in zip(along, base.shape, strict=True))
     part = torch.arange(base.numel()).reshape(base.shape)
     part = part[torch.meshgrid(*positions, indexing="ij")] if positions else part
     several = [axis for axis, inside in enumerate(positions) if len(inside) > 1]
@@ -141,6 +141,13 @@ def _region(base: Tensor, view: Tensor, kind: Kind) -> Region | None:
         if torch.equal(part.permute(axes).reshape(-1), flat):
             return Region(positions, tuple(view.shape), kind, axes)
     return None
+
+
+def _occurring(values: Tensor, size: int) -> Tensor:
+    """List the distinct values below `size`, sorted."""
+    occurs = torch.zeros(size, dtype=torch.bool)
+    occurs[values] = True
+    return occurs.nonzero().reshape(-1)
 
 
 def _last(tensor: Tensor) -> int:
