@@ -18,6 +18,7 @@ from depfuse.cli.named import agreed, read_named
 from depfuse.cli.normalised import warn_of_normalisation
 from depfuse.cli.options import DataOptions
 from depfuse.data import DataSet, Loader, Preprocessing, load_data
+from depfuse.data.crops import Crop, Crops
 from depfuse.data.draws import order_of_class
 from depfuse.data.labels import labelled_first
 from depfuse.data.parts import SPLIT_SEED
@@ -145,7 +146,7 @@ def read_inputs(
         for architecture, own in zip(named.architectures, checkpoints, strict=True)
     )
     cards = [checkpoint.card for checkpoint in checkpoints]
-    data = load_named(cards, options, named.data)
+    data = load_named(cards, options, named.data, named.architectures)
     if judged:
         data = with_judged_images(data, fused=fused)
     if task not in ("auto", "none", "classes"):
@@ -205,15 +206,20 @@ def with_judged_images(data: DataSet, *, fused: bool) -> DataSet:
             )
         return dataclasses.replace(data, test=data.train)
     lacks = "has no labels" if data.train.labels is None else "has no test set"
-    held = min(round(HELD_OUT * count), MOST_HELD_OUT)
-    order = order_of_class(count, SPLIT_SEED, 0)
-    numbers = torch.sort(order[:held]).values if held else torch.arange(count)
+    # Squares of one photograph are held out together.
+    crops = isinstance(data.train.images, Crops)
+    whole = data.train.images.photographs if crops else torch.arange(count)
+    wholes = int(whole.max()) + 1
+    held = min(round(HELD_OUT * wholes), MOST_HELD_OUT)
+    order, what = order_of_class(wholes, SPLIT_SEED, 0), "photographs" if crops else "images"
+    out = torch.isin(whole, order[:held])
+    numbers = torch.nonzero(out)[:, 0] if held else torch.arange(count)
     _say(
         f"{data.name} {lacks}, so that no accuracy is known: how well the networks agree is measured on"
-        f" {f'{held:,} of its {count:,} images, drawn by seed {SPLIT_SEED}' if held else f'its {count} images'}, which"
-        f" {'are not used for calibration' if held else 'are those of the calibration: there are too few'}"
+        f" {f'{held:,} of its {wholes:,} {what}, drawn by seed {SPLIT_SEED}' if held else f'its {wholes} {what}'},"
+        f" which {'are not used for calibration' if held else 'are those of the calibration: there are too few'}"
     )
-    train = data.train.take(torch.sort(order[held:]).values)
+    train = data.train.take(torch.nonzero(~out)[:, 0])
     return dataclasses.replace(data, train=train, test=dataclasses.replace(data.train.take(numbers), labels=None))
 
 
@@ -273,18 +279,29 @@ def _outputs(model: nn.Module, example: torch.Tensor, task: str) -> int | None:
     return outputs.shape[1]
 
 
-def load_named(cards: Sequence[Card | None], options: DataOptions, name: str) -> DataSet:
-    """Load a data set, preprocessed as the user says, else as the cards say, else in its own way."""
+def load_named(
+    cards: Sequence[Card | None], options: DataOptions, name: str, architectures: Sequence[str] = ()
+) -> DataSet:
+    """Load a data set, preprocessed as the user says, else as the cards say, else in its own way.
+
+    A folder for networks of spandrel, which give pictures of any size, is cut into squares unless there is a size.
+    """
     mean, std = options.means(), options.stds()
     used = Preprocessing()
     if mean is None or std is None:
         used = agreed(cards, "preprocessing") or used
+    size = options.sizes() or used.size
+    crop: Crop | None = options.crop
+    of_pictures = bool(architectures) and all(parse_architecture(own).source == "spandrel" for own in architectures)
+    if crop is None and size is None and of_pictures and Path(name).is_dir():
+        crop = "auto"
     return load_data(
         name,
         root=options.data_root,
         mean=mean or used.mean,
         std=std or used.std,
-        size=options.sizes() or used.size,
+        size=options.sizes() if options.crop else size,
+        crop=crop,
         download=options.data is not None,
     )
 

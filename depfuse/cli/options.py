@@ -12,6 +12,7 @@ import typer
 from depfuse.cli.help import FURTHER
 from depfuse.cli.run_file import RunFile
 from depfuse.cli.spread import numbers
+from depfuse.data.preprocessing import MOST_PIXELS, SIDE
 from depfuse.distributed.device_names import check_device_name
 from depfuse.errors import RecipeError
 from depfuse.recipe import Recipe
@@ -135,6 +136,20 @@ class DataOptions:
             "--size",
             metavar="H,W",
             help="Resize images until they cover this height and width, and crop their middle.",
+            rich_help_panel=FURTHER,
+        ),
+    ] = None
+
+    crop: Annotated[
+        int | None,
+        typer.Option(
+            "--crop",
+            metavar="PIXELS",
+            min=1,
+            max=MOST_PIXELS,
+            help="Cut squares of this many pixels a side out of the images of a folder at random, instead of resizing"
+            " them. Default: where the networks are of spandrel and --size is left out, as many as nine tenths"
+            f" of the images have, {SIDE} at most.",
             rich_help_panel=FURTHER,
         ),
     ] = None

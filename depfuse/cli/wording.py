@@ -16,6 +16,7 @@ OPTIONS = {
     "align.allow_fixed": "--allow-fixed",
     "call": "call=... of fuse, in Python",
     "calibration.images": "--calibration {}",
+    "crop": "--crop {}",
     "device": "--device {}",
     "example": "--input-shape C,H,W",
     "key": "--key {}",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from depfuse.data.crops import Crops
 from depfuse.data.image_files import ImageFiles
 from depfuse.data.tensors import DataSet, Split
 from depfuse.data.torchvision_sets import Samples
@@ -30,7 +31,7 @@ def _changed(split: Split, channels: int) -> Split | None:
     images: Any = split.images
     if {images.shape[1], channels} != {1, 3}:
         return None
-    if isinstance(images, (ImageFiles, Samples)):
+    if isinstance(images, (Crops, ImageFiles, Samples)):
         count, _, height, width = images.shape
         return dataclasses.replace(split, images=dataclasses.replace(images, shape=(count, channels, height, width)))
     if not isinstance(images, Tensor):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from depfuse.data.arrays import load_arrays
 from depfuse.data.builtin import load_builtin
+from depfuse.data.crops import Crop, load_crops
 from depfuse.data.folders import load_folder
 from depfuse.data.images import is_image
 from depfuse.data.lists import ENDINGS, load_list
@@ -25,6 +26,7 @@ def load_data(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     size: Sequence[int] | None = None,
+    crop: Crop | None = None,
     download: bool = True,
 ) -> DataSet:
     """Load a data set by name or from the user's own files.
@@ -40,6 +42,9 @@ def load_data(
     mean, std, size
         Override that part of the data set's pre-processing; a .npz file or a folder has none of its
         own. `size` is (height, width), to which images are resized and cropped.
+    crop
+        Cut squares of that many pixels a side out of the images of a folder at random, which then may have any size;
+        `auto` finds a side (see `load_crops`). There are no labels then.
     download
         True if a data set that is not under `root` may be downloaded.
 
@@ -51,6 +56,12 @@ def load_data(
     check_data_name(spec)
     overrides = Preprocessing.create(size=size, mean=mean, std=std)
     name = str(spec)
+    if crop is not None:
+        if not Path(spec).is_dir():
+            raise DataError(f"`crop` cuts squares out of the images of a folder, and {name} is none: leave it out")
+        if size is not None:
+            raise DataError("`size` resizes images and `crop` cuts squares out of them: give one of the two")
+        return load_crops(Path(spec), crop, overrides)
     if name in DATA_SETS:
         data = load_builtin(name, root, download=download)
         merged = _merged(overrides, data.preprocessing)

@@ -95,6 +95,23 @@ def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
     return data_set_of(str(root), named, rest, classes, preprocessing, by_name=classes is not None)
 
 
+def find_photographs(root: Path) -> dict[str, list[str]]:
+    """List the images below a folder, whatever they show: those of train/ and of others in `KINDS`, or all as "".
+
+    Raises
+    ------
+    DataError
+        There are none.
+    """
+    below = _subfolders(str(root))
+    kinds = {KINDS[name.lower()]: name for name in below if name.lower() in KINDS}
+    parts = {name: _images_below(str(root / name), set()) for name in kinds.values()} if "train" in kinds else {}
+    parts = {name: files for name, files in parts.items() if files} or {"": _images_below(str(root), set())}
+    if not any(parts.values()):
+        raise DataError(f"{root} holds no images: they end in {', '.join(sorted(SUFFIXES))}")
+    return parts
+
+
 def _with_masks(root: Path, parts: Mapping[str, str]) -> dict[str, tuple[str, str]] | None:
     """Find the folders of images and of masks of each part, one called "" where there are none; None without masks."""
     if not parts:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from depfuse.errors import DataError
 
 MOST_PIXELS = 4096  # a side
+SIDE = 64  # pixels of squares cut out of photographs at random, unless these are smaller
 MOST_TIMES = 64  # as many pixels a side as an image had
 
 

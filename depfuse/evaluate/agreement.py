@@ -15,7 +15,8 @@ from depfuse.evaluate.scores import Agreement
 from depfuse.evaluate.together import Together
 from depfuse.networks.isolation import undisturbed
 from depfuse.tasks.outputs import CLASSES
-from depfuse.tasks.scores import R2
+from depfuse.tasks.scores import PSNR, R2, RMSE
+from depfuse.tasks.tallies.regression import range_of_pictures
 from depfuse.tasks.task import Task
 
 
@@ -78,6 +79,15 @@ def evaluate_agreement(
     return agreements[: len(members)], agreements[len(members)], agreements[len(members) + 1 :]
 
 
+OVERSHOOT = 0.1  # of the range of pictures, which networks go beyond at edges
+MOST_DECIBELS = 100.0  # of pictures that are the same but for rounding: JSON knows no infinity
+
+
+def _decibels(error: float, width: float) -> float:
+    """Compute the peak signal-to-noise ratio of a root mean square error, in dB."""
+    return min(MOST_DECIBELS, 20 * math.log10(width / error)) if error > 0 else MOST_DECIBELS
+
+
 class _Classes:
     """Sums over batches of what class scores agree on, kept on the device until the end."""
 
@@ -135,9 +145,12 @@ class _Numbers:
     def __init__(self, task: Task, members: int) -> None:
         self._task, self._count, self._loss = task, 0, 0.0
         self._tallies = [task.tally() for _ in range(members + 1)]
+        self._range: float | None = None  # of pictures
 
     def add(self, outputs: Tensor, ensemble: Tensor, members: Sequence[Tensor]) -> None:
         """Take in one batch: outputs (N, ...), the ensemble's and each member's."""
+        if not self._count and self._task.name == "regression":
+            self._range = range_of_pictures(ensemble, OVERSHOOT)
         for tally, target in zip(self._tallies, (ensemble, *members), strict=True):
             tally.add(outputs, self._task.predictions(target))
         self._loss += float(self._task.losses(outputs, self._task.predictions(ensemble)).double().sum())
@@ -146,7 +159,10 @@ class _Numbers:
     def agreement(self) -> Agreement:
         """Score the sums."""
         scores = [tally.scores() for tally in self._tallies]
-        # An image is infinitely like itself in decibels.
-        measure = R2 if R2 in scores[0].further else scores[0].measure
-        ensemble, *members = [found.by(measure) for found in scores]
+        if self._range is None:
+            measure = R2 if R2 in scores[0].further else scores[0].measure
+            ensemble, *members = [found.by(measure) for found in scores]
+        else:
+            measure = PSNR
+            ensemble, *members = [_decibels(found.by(RMSE), self._range) for found in scores]
         return Agreement(ensemble, tuple(members), math.nan, self._loss / self._count, self._count, measure)

@@ -40,7 +40,7 @@ class RegressionTally:
         flat = targets.flatten(2) if targets.dim() > 2 else targets.unsqueeze(2)  # (N, C, places)
         if self._about is None:
             self._about = flat.double().mean((0, 2)).cpu()
-            self._range = _range(targets)
+            self._range = range_of_pictures(targets)
             self._pictures = _measures(targets, self._range)
         for metric in self._pictures.values():
             metric.update(given, targets)
@@ -73,14 +73,24 @@ class RegressionTally:
         return Scores(value, loss, count, PSNR, further, trivial, of_images)
 
 
-def _range(targets: Tensor) -> float | None:
-    """Return the width of the range that pictures are in; None of what are no pictures, or of another range."""
+def range_of_pictures(targets: Tensor, overshoot: float = 0.0) -> float | None:
+    """Return the width of the range that pictures are in; None of what are no pictures, or of another range.
+
+    Parameters
+    ----------
+    targets
+        (N, C, H, W).
+    overshoot
+        Part of the width by which values may be outside, as those that networks give are.
+    """
     if targets.dim() != 4 or targets.shape[1] not in COLOURS or targets.shape[2:].numel() == 1:
         return None
     lowest, highest = float(targets.min()), float(targets.max())
-    if lowest >= 0:
-        return 1.0 if highest <= 1 else 255.0 if highest <= 255 else None
-    return 2.0 if lowest >= -1 and highest <= 1 else None
+    for least, most in ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)):
+        beyond = overshoot * (most - least)
+        if lowest >= least - beyond and highest <= most + beyond:
+            return most - least
+    return None
 
 
 def _measures(targets: Tensor, width: float | None) -> dict[Measure, Any]:
