@@ -24,7 +24,7 @@ def path(
     context: typer.Context,
     parents: Checkpoints,
     data: DataOptions,
-    settings: Annotated[RecipeOptions, Further("distil")],
+    settings: Annotated[RecipeOptions, Further("distil", "weights")],
     options: RunOptions,
     fusion: Annotated[FusionOptions, Further("classes")],
     points: Annotated[
@@ -43,6 +43,15 @@ def path(
             help="Draw the paths of several methods together, beside the naive one: weights, activations or mixture,"
             " each with another solver after a colon if need be, like weights,activations:sinkhorn. The child is the"
             " first one's.",
+        ),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            "--picture",
+            metavar="FILE",
+            help="Show what becomes of one image along the path, for networks that give pictures (.png): a row each for"
+            " the average, the aligned and the refitted networks, a column for each point.",
         ),
     ] = None,
     out: Annotated[
@@ -65,6 +74,7 @@ def path(
         context.obj,
         several,
         REFITTED_POINTS if points is None else points,
+        picture=picture,
     )
     request.check()
     # What follows needs torch, for which no mistake above has to wait.

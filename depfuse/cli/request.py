@@ -26,7 +26,7 @@ class Request:
     `points` is the number of networks on the path between two parents, None where none is wanted; of one that is
     refitted, each of which takes as long as a child, no more than `refitted_points`. `methods` are further recipes to
     draw paths of; the first of them is `recipe`. Where not `path_refitted`, networks on the path are averaged and
-    renormalised only.
+    renormalised only. `picture` is the file of a strip of pictures along the path.
     """
 
     parents: Sequence[Path]
@@ -40,6 +40,7 @@ class Request:
     methods: Mapping[str, Recipe] = field(default_factory=dict)
     refitted_points: int = REFITTED_POINTS
     path_refitted: bool = True
+    picture: Path | None = None
 
     def check(self) -> None:
         """Raise a `DepfuseError` where a file, a header, a name or the recipe cannot be what was meant."""
@@ -69,7 +70,10 @@ class Request:
         check_weights_name("--out-parent", self.fusion.out_parent)
         outputs = {"--out": None if self.out is None else weights_in(self.out), "--out-parent": self.fusion.out_parent}
         read = [*self.parents, *(file for parent in self.parents for file in weight_files(parent))]
-        check_outputs({**outputs, "--report": self.fusion.report, "--plot": self.fusion.plot}, read)
+        if self.picture is not None and self.picture.suffix.lower() != ".png":
+            raise RecipeError(f"--picture {self.picture}: its name must end in .png")
+        shown = {"--plot": self.fusion.plot, "--picture": self.picture}
+        check_outputs({**outputs, "--report": self.fusion.report, **shown}, read)
 
     def _check_labels(self, table: Path) -> None:
         if not table.is_file():

@@ -16,7 +16,7 @@ from depfuse.cli.methods import method_path, needs_images
 from depfuse.cli.request import Request
 from depfuse.cli.wording import in_options
 from depfuse.data import Loader, calibration_loader
-from depfuse.data.stream import Stream
+from depfuse.data.stream import Stream, batches_of
 from depfuse.distributed import team as processes
 from depfuse.distributed.device import resolve_device
 from depfuse.errors import DepfuseWarning, RecipeError
@@ -63,11 +63,13 @@ from depfuse.report import (
     describe_environment,
 )
 from depfuse.report.plot_kind import plot_kind
+from depfuse.report.strip import Strip
 from depfuse.report.tables import short_names
 from depfuse.tasks.selection import selected
 from depfuse.teach.ask import label_weight
 from depfuse.teach.distil import Distillation
 
+AVERAGE, ALIGNED, REFITTED = "average", "aligned", "refitted"  # rows of a strip of pictures
 Ends = tuple[Scores | Agreement, Scores | Agreement]
 
 
@@ -76,7 +78,8 @@ class _Fused:
     """A fusion with everything that its path needs.
 
     `template` is as `fuse` was given it, and networks on the path are refitted as the recipe says where
-    `path_refitted`. The child's file has a `layout` where that is one of another program.
+    `path_refitted`. The child's file has a `layout` where that is one of another program. A `strip` shows one image
+    along the path.
     """
 
     inputs: Inputs
@@ -86,6 +89,7 @@ class _Fused:
     test: Loader | Stream
     path_refitted: bool = True
     layout: Layout | None = None
+    strip: Strip | None = None
 
     @property
     def renorm(self) -> str:
@@ -106,6 +110,13 @@ class _Fused:
         """Let a network give the tensor that counts."""
         return selected([network], self.result.meaning.scores)[0]
 
+    def show(self, row: str, alpha: float, network: nn.Module) -> nn.Module:
+        """Add a network to the strip, if there is one, and return it, see `counting`."""
+        counting = self.counting(network)
+        if self.strip is not None:
+            self.strip.add(row, alpha, counting)
+        return counting
+
 
 def run(request: Request, work: Work) -> FusionReport | PathReport:
     """Fuse, evaluate, and write what was asked for; nothing is written unless all of it succeeded."""
@@ -125,6 +136,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         task=request.recipe.task.name,
     ).with_fewer_test_images(fusion.test)
     layout = _layout(request, inputs)
+    strip = None if request.picture is None else _strip(inputs)
     if fusion.labels_from is not None:
         inputs, count = inputs.with_labels_of(fusion.labels_from, request.recipe.seed)
         if count > request.recipe.calibration.images:
@@ -151,7 +163,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         training=training,
     )
     path_refitted = request.path_refitted or not result.recipe.refits
-    fused = _Fused(inputs, result, template, calibration, test, path_refitted, layout)
+    fused = _Fused(inputs, result, template, calibration, test, path_refitted, layout, strip)
 
     started = time.perf_counter()
     compared: Comparison | AgreementComparison
@@ -317,29 +329,47 @@ def _say_what_a_plot_costs(request: Request, inputs: Inputs) -> None:
 
 
 def _paths(fused: _Fused, ends: Ends, alphas: Sequence[float], work: Work) -> tuple[list[PathPoint], list[PathPoint]]:
-    """Evaluate the path and the naive path, which differ by the couplings alone."""
-    work.step("evaluating the path", total=len(alphas) - 2)
-    matched = _matched_path(fused, ends, alphas, work)
+    """Evaluate the naive path and the path, which differ by the couplings alone."""
     work.step("evaluating the naive path", total=len(alphas) - 2)
     naive = evaluate_path(
         ends,
-        lambda alpha: fused.counting(naive_child(fused.result, (1.0 - alpha, alpha), fused.renorm)),
+        lambda alpha: fused.show(AVERAGE, alpha, naive_child(fused.result, (1.0 - alpha, alpha), fused.renorm)),
         fused.test,
         alphas,
         lambda _: work.advance(),
         score=fused.score,
         task=fused.result.meaning.scored,
     )
+    refitted = fused.path_refitted and fused.result.recipe.refits
+    if fused.strip is not None and refitted:
+        for alpha in alphas[1:-1]:
+            with unseen():
+                fused.show(ALIGNED, alpha, matched_average(fused.result, (1.0 - alpha, alpha), fused.renorm))
+    work.step("evaluating the path", total=len(alphas) - 2)
+    matched = _matched_path(fused, ends, alphas, work, REFITTED if refitted else ALIGNED)
+    if fused.strip is not None:
+        for row in fused.strip.rows:
+            for alpha, parent in zip((0.0, 1.0), fused.inputs.models, strict=True):
+                fused.show(row, alpha, parent)
     return matched, naive
 
 
-def _matched_path(fused: _Fused, ends: Ends, alphas: Sequence[float], work: Work) -> list[PathPoint]:
+def _strip(inputs: Inputs) -> Strip:
+    """Begin a strip of pictures with the first test image."""
+    first = inputs.data.required_test.take(slice(0, 1))
+    image, _ = next(iter(batches_of(first, inputs.data.preprocessing, batch_size=1, device=inputs.device)))
+    return Strip.of(inputs.models[0], image)
+
+
+def _matched_path(
+    fused: _Fused, ends: Ends, alphas: Sequence[float], work: Work, row: str = ALIGNED
+) -> list[PathPoint]:
     def between(alpha: float) -> nn.Module:
         shares = (1.0 - alpha, alpha)
         with unseen():
             if fused.path_refitted:
-                return fused.counting(fused.result.at(shares))
-            return fused.counting(matched_average(fused.result, shares, fused.renorm))
+                return fused.show(row, alpha, fused.result.at(shares))
+            return fused.show(row, alpha, matched_average(fused.result, shares, fused.renorm))
 
     return evaluate_path(
         ends,
@@ -366,7 +396,7 @@ def _methods(request: Request, fused: _Fused, ends: Ends, path: list[PathPoint],
             fused.inputs.recipe(recipe),
             fused.calibration,
         )
-        other = replace(fused, result=result)
+        other = replace(fused, result=result, strip=None)
         alphas = [point.alpha for point in path]
         work.step(f"evaluating the path by {name}", total=len(alphas) - 2)
         found.append(method_path(name, result, _matched_path(other, ends, alphas, work)))
@@ -397,6 +427,9 @@ def _write(
                 draw_path(report, plot, plot_kind(request.fusion.plot))
             else:
                 draw_family(report, plot, plot_kind(request.fusion.plot))
+        if request.picture is not None and fused.strip is not None:
+            names = [label.rpartition(".")[0] or label for label in short_names(report.parents)]
+            fused.strip.draw(complete.enter_context(replacing(request.picture)), names)
         if request.fusion.report is not None:
             text = report.model_dump_json(indent=2) + "\n"
             complete.enter_context(replacing(request.fusion.report)).write_text(text, encoding="utf-8")

@@ -24,6 +24,7 @@ OPTIONS = {
     "load_data": "--data {}",
     "mean": "--mean",
     "name": "name with --study",
+    "picture": "--picture",
     "preset": "--preset {}",
     "resume": "--resume",
     "scores": "scores=... of fuse, in Python",

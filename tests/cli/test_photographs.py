@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_one_sentence
+from digits_parents import digits_files
 from PIL import Image
 
 from depfuse.cli import main
 from depfuse.models import build_network
+from depfuse.report.strip import GAP, LABELS, TEXT
 
 pytest.importorskip("spandrel")
 
@@ -61,3 +63,31 @@ def test_pictures_agree_in_decibels(files: list[str], tmp_path: Path, capsys) ->
     assert "the child has PSNR" in verdict
     # The ensemble is half way, so that a parent's distance to it is half of that to the other parent: 6.02 dB.
     assert float(row[2]) - float(row[6]) == pytest.approx(6.02, abs=0.011)
+
+
+def test_a_strip_shows_one_image_along_the_path(files: list[str], tmp_path: Path, capsys) -> None:
+    picture = tmp_path / "strip.png"
+    out = ["--set", "refit=ridge", "--calibration", "6", "--points", "4", "--picture", str(picture)]
+    assert main(["path", *files, "--crop", "16", *out]) == 0
+    with Image.open(picture) as image:
+        pixels = np.asarray(image)
+    height = width = 128  # squares of 16 become pictures of 32, enlarged four times
+    assert pixels.shape == (TEXT + 2 * GAP + 3 * (height + GAP), LABELS + 4 * (width + GAP), 3)
+    tops = [TEXT + 2 * GAP + row * (height + GAP) for row in range(3)]
+    lefts = [LABELS + column * (width + GAP) for column in range(4)]
+    panels = [[pixels[top : top + height, left : left + width] for left in lefts] for top in tops]
+    for column in (0, 3):  # the parents
+        assert np.array_equal(panels[0][column], panels[1][column])
+        assert np.array_equal(panels[0][column], panels[2][column])
+    for column in (1, 2):
+        assert not np.array_equal(panels[0][column], panels[2][column])
+    small = panels[0][0][::4, ::4]
+    assert np.array_equal(np.kron(small, np.ones((4, 4, 1), np.uint8)), panels[0][0])
+
+
+def test_a_strip_of_class_scores_is_refused(tmp_path: Path, capsys) -> None:
+    parents = digits_files("a", "b")
+    code = main(["path", *map(str, parents), "--picture", str(tmp_path / "strip.png")])
+    assert_one_sentence(capsys, code, "these give no pictures", "leave out --picture")
+    code = main(["path", *map(str, parents), "--picture", str(tmp_path / "strip.jpg")])
+    assert_one_sentence(capsys, code, "its name must end in .png")
