@@ -79,6 +79,7 @@ class GenericNetwork:
         generator = self._generator = torch.Generator().manual_seed(seed + draw)
         self.name = type(unwrap(model)).__name__
         self._network = evaluation_copy(model, dtype=torch.float64)
+        self._learnt = [key for key, own in self._network.named_parameters(remove_duplicate=False) if own.requires_grad]
         self.state: dict[str, Tensor] = dict(self._network.state_dict())
         for tensor in {id(tensor): tensor for tensor in self.state.values()}.values():
             if tensor.is_floating_point() and tensor.numel():
@@ -229,6 +230,7 @@ class GenericNetwork:
             with (
                 evaluating(self._network, auxiliary=mode.auxiliary),
                 torch.set_grad_enabled(gradient),
+                nullcontext() if gradient else _as_parameters([values[key] for key in self._learnt if key in values]),
                 seeded(self._seed, next(iter(values.values())).device if values else torch.device("cpu")),
                 decisions,
                 DoublePrecision(),
@@ -331,6 +333,21 @@ class GenericNetwork:
             yield
         finally:
             self.state = before
+
+
+@contextmanager
+def _as_parameters(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Let tensors require gradients, as parameters do, within the context.
+
+    By a weight that does not, torch multiplies a sequence that is not contiguous image by image.
+    """
+    for tensor in tensors:
+        tensor.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for tensor in tensors:
+            tensor.requires_grad_(False)
 
 
 def _make_generic(tensor: Tensor, generator: torch.Generator) -> None:
