@@ -1,0 +1,1 @@
+"""Other people's tools around a fusion; each is imported by its own module alone."""

@@ -1,0 +1,203 @@
+"""One fusion of many clients' networks, as a federated server has them: state dicts or lists of arrays, and counts.
+
+Averaging is wrong for networks with BatchNorm whose clients saw different data: their channels do not match and their
+statistics are of other distributions. Here clients are aligned, merged by how many samples each had, refitted and
+renormalised by unlabelled samples of the server. A client that sent something else is left out, and said why.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from depfuse.errors import DataError, DepfuseError
+from depfuse.evaluate.agreement import evaluate_agreement
+from depfuse.evaluate.scores import Agreement
+from depfuse.fusion.arguments import CalibrationLike, RecipeLike
+from depfuse.fusion.parents import Parents
+from depfuse.fusion.pipeline import fuse
+from depfuse.fusion.result import FusionResult
+from depfuse.io.checkpoint import Checkpoint, state_digest
+from depfuse.io.fitting import COUNTER
+from depfuse.io.into_network import load_into
+from depfuse.io.weights import find_weights
+from depfuse.networks.forward import Example
+from depfuse.recipe.presets import as_recipe
+from depfuse.tasks.selection import selected
+
+State: TypeAlias = Mapping[str, Any] | Sequence[Any]
+
+WITHOUT_DATA = {"align.criterion": "weights", "refit": "none", "renorm": "data-free"}
+
+
+@dataclass(frozen=True, eq=False)
+class Aggregated:
+    """One network of many clients.
+
+    Attributes
+    ----------
+    model
+        The child; where only one client sent a network, that one.
+    used
+        Numbers of the clients that it was made of, from 0.
+    left_out
+        Number of a client -> why its network was not used.
+    shares
+        The share of each client that was used.
+    worth
+        Number of a client -> how its network agrees with the ensemble of all that were used, on the server's samples;
+        empty without these.
+    result
+        The fusion; None where only one client was left.
+    """
+
+    model: nn.Module
+    used: tuple[int, ...]
+    left_out: Mapping[int, str]
+    shares: tuple[float, ...]
+    worth: Mapping[int, Agreement]
+    result: FusionResult | None
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The tensors that go back to the clients."""
+        return {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+
+    def __str__(self) -> str:
+        lines = [
+            f"client {number}: share {share:.2f}{self._worth_of(number)}"
+            for number, share in zip(self.used, self.shares, strict=True)
+        ]
+        return "\n".join([*lines, *(f"client {number} left out: {why}" for number, why in self.left_out.items())])
+
+    def _worth_of(self, number: int) -> str:
+        if number not in self.worth:
+            return ""
+        found = self.worth[number]
+        return f", {found.measure.text(found.ensemble)} of {found.measure.name} with the ensemble"
+
+
+def aggregate(
+    network: nn.Module | Callable[[int], nn.Module],
+    states: Sequence[State],
+    batches: CalibrationLike | None = None,
+    *,
+    counts: Sequence[float] | None = None,
+    labels: Sequence[Sequence[int]] | None = None,
+    recipe: RecipeLike | None = None,
+    example: Example | None = None,
+) -> Aggregated:
+    """Fuse the networks that clients sent into one.
+
+    Parameters
+    ----------
+    network
+        A network of the clients' architecture, which is left as it is; or what builds that of a client by its number,
+        from 0, where their outputs differ.
+    states
+        What each client sent: a state dict, or its arrays in that order, with or without BatchNorm's counters.
+    batches
+        Unlabelled samples of the server, anything that `fuse` takes for calibration. Where None, clients are matched by
+        weights and statistics are rescaled without data, which loses much.
+    counts
+        How many samples each client trained on; equal ones where None.
+    labels
+        The labels of each client's outputs, where these differ.
+    recipe
+        Settings of the fusion; the defaults, or those without data, where None.
+    example
+        An input (1, ...) of the networks, where there are no batches.
+
+    Raises
+    ------
+    DataError
+        No client sent a network that can be used.
+    RecipeError, GroupError
+        See `fuse`.
+    """
+    _check_numbers(states, counts, labels)
+    models: dict[int, nn.Module] = {}
+    left_out: dict[int, str] = {}
+    for number, state in enumerate(states):
+        model = copy.deepcopy(network) if isinstance(network, nn.Module) else network(number)
+        weight = 1.0 if counts is None else float(counts[number])
+        try:
+            if not (math.isfinite(weight) and weight > 0):
+                raise DataError(f"it trained on {weight:g} samples")
+            _load(model, state, number)
+        except DepfuseError as error:
+            left_out[number] = str(error)
+            continue
+        models[number] = model.eval()
+    if not models:
+        raise DataError(f"no client sent a usable network: {'; '.join(left_out.values()) or 'there is none'}")
+    used = tuple(models)
+    weights = [1.0 if counts is None else float(counts[number]) for number in used]
+    shares = tuple(weight / sum(weights) for weight in weights)
+    if len(models) == 1:
+        return Aggregated(models[used[0]], used, left_out, shares, {}, None)
+    settings = as_recipe(recipe if recipe is not None or batches is not None else WITHOUT_DATA)
+    sets = None if labels is None else [labels[number] for number in used]
+    result = fuse(
+        Parents(list(models.values()), sets, example=example),
+        settings.changed({"merge.weights": list(shares)}),
+        batches,
+    )
+    return Aggregated(result.child, used, left_out, shares, _worth(result, used), result)
+
+
+def _check_numbers(
+    states: Sequence[State], counts: Sequence[float] | None, labels: Sequence[Sequence[int]] | None
+) -> None:
+    for name, given in (("counts", counts), ("labels", labels)):
+        if given is not None and len(given) != len(states):
+            raise DataError(f"`{name}` has {len(given)} entries for {len(states)} clients: give one for each")
+
+
+def _load(model: nn.Module, state: State, number: int) -> None:
+    """Put what a client sent into a network; all of it must fit."""
+    sender = Path(f"client {number}")
+    if not isinstance(state, (Mapping, Sequence)) or isinstance(state, (str, bytes)):
+        raise DataError(f"{sender} sent a {type(state).__name__}: a state dict or a list of arrays is wanted")
+    named = state if isinstance(state, Mapping) else _in_order(state, list(model.state_dict()), sender)
+    loaded = {str(name): _tensor(value, sender) for name, value in named.items()}
+    weights = find_weights(sender, loaded)
+    tensors = weights.tensors()
+    load_into(model, Checkpoint(sender, tensors, None, state_digest(tensors), weights=weights))
+
+
+def _in_order(arrays: Sequence[Any], names: Sequence[str], sender: Path) -> dict[str, Any]:
+    """Name arrays in the order of a state dict, with or without the counters of BatchNorm."""
+    without = [name for name in names if not name.endswith(COUNTER)]
+    for known in (names, without):
+        if len(known) == len(arrays):
+            return dict(zip(known, arrays, strict=True))
+    raise DataError(
+        f"{sender} sent {len(arrays)} arrays: the network has {len(names)}, {len(without)} of them no counters"
+    )
+
+
+def _tensor(value: Any, sender: Path) -> Tensor:
+    try:
+        return value.detach() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{sender} sent a {type(value).__name__} that is no array: {error}") from None
+
+
+def _worth(result: FusionResult, used: Sequence[int]) -> dict[int, Agreement]:
+    """Measure how each client agrees with all of them together, on the calibration samples."""
+    if result.calibration is None:
+        return {}
+    parents = selected(result.scored_parents, result.meaning.scores)
+    each, _, _ = evaluate_agreement(
+        parents, [], result.calibration, result.recipe.merge.weights, result.parent_labels, result.meaning.scored
+    )
+    return dict(zip(used, each, strict=True))

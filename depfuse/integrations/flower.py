@@ -1,0 +1,113 @@
+"""Flower strategies: one fusion in the place of the first average (`pip install 'depfuse[flower]'`).
+
+```python
+from depfuse.integrations.flower import FuseOnce
+
+strategy = FuseOnce(network, images, min_fit_clients=5)
+flwr.server.start_server(config=flwr.server.ServerConfig(num_rounds=1), strategy=strategy)
+print(strategy.aggregated)
+```
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from depfuse.errors import DepfuseError
+from depfuse.fusion.arguments import CalibrationLike, RecipeLike
+from depfuse.integrations.federated import Aggregated, aggregate
+from depfuse.networks.forward import Example
+
+if TYPE_CHECKING or find_spec("flwr") is not None:
+    from flwr.server.strategy import FedAvg
+else:
+
+    class FedAvg:
+        """Stand in for Flower's strategy, of which only a description can be read without Flower."""
+
+        def __init__(self, **_: Any) -> None:
+            raise DepfuseError("a strategy for Flower needs Flower: pip install 'depfuse[flower]'")
+
+
+class FuseOnce(FedAvg):  # type: ignore[misc]
+    """Fuse the clients' networks after every round, of which there is usually one.
+
+    Clients send all tensors of their state dicts in order, BatchNorm's statistics and counters among them, as Flower's
+    examples do. One that leaves, sends NaN or another architecture is left out, and the round ends with the others.
+
+    Parameters
+    ----------
+    network, batches, recipe, example
+        See `depfuse.integrations.federated.aggregate`.
+    **flower
+        Settings of `flwr.server.strategy.FedAvg`: how many clients there are, and what they are told.
+
+    Attributes
+    ----------
+    aggregated
+        What became of the last round: shares, what each client was worth, and who was left out.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | Callable[[int], nn.Module],
+        batches: CalibrationLike | None = None,
+        *,
+        recipe: RecipeLike | None = None,
+        example: Example | None = None,
+        **flower: Any,
+    ) -> None:
+        super().__init__(**flower)
+        self._network, self._batches, self._recipe, self._example = network, batches, recipe, example
+        self.aggregated: Aggregated | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(accept_failures={self.accept_failures})"
+
+    def aggregate_fit(
+        self, server_round: int, results: Sequence[Any], failures: Sequence[Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Fuse what the clients sent; return the child's parameters, and what each client was worth."""
+        if not results or (failures and not self.accept_failures):
+            return None, {}
+        from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
+        from flwr.common.logger import log
+
+        sent = sorted(results, key=lambda result: str(result[0].cid))  # the same child whoever answers first
+        try:
+            found = aggregate(
+                self._network,
+                [parameters_to_ndarrays(answer.parameters) for _, answer in sent],
+                self._batches,
+                counts=[answer.num_examples for _, answer in sent],
+                recipe=self._recipe,
+                example=self._example,
+            )
+        except DepfuseError as error:
+            log(logging.WARNING, "round %s gives no network: %s", server_round, error)
+            return None, {}
+        self.aggregated = found
+        for number, why in found.left_out.items():
+            log(logging.WARNING, "client %s is left out: %s", sent[number][0].cid, why)
+        metrics: dict[str, Any] = {"clients": len(found.used), "left_out": len(found.left_out)}
+        metrics |= {f"agreement of {sent[number][0].cid}": own.ensemble for number, own in found.worth.items()}
+        return ndarrays_to_parameters([np.asarray(tensor.cpu()) for tensor in found.state.values()]), metrics
+
+
+class FuseThenAverage(FuseOnce):
+    """Fuse after the first round, and average after all others, in which clients share a start."""
+
+    def aggregate_fit(
+        self, server_round: int, results: Sequence[Any], failures: Sequence[Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Fuse in the first round that gives a network, and average in the rounds after it."""
+        if self.aggregated is None:
+            return super().aggregate_fit(server_round, results, failures)
+        averaged: tuple[Any, dict[str, Any]] = FedAvg.aggregate_fit(self, server_round, list(results), list(failures))
+        return averaged

@@ -1,0 +1,115 @@
+"""A federated server's aggregation: clients with BatchNorm, some of which send what cannot be used."""
+
+from __future__ import annotations
+
+import copy
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from depfuse.errors import DataError, DepfuseError
+from depfuse.groups import find_groups, random_permutations
+from depfuse.integrations.federated import aggregate
+from depfuse.integrations.flower import FuseOnce
+from depfuse.models import build_network
+from depfuse.recipe import Recipe
+
+IMAGES = torch.rand(96, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+FAST = Recipe.create({"refit": "none", "calibration.images": 96})
+
+
+def client(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    network = build_network("digits_resnet(width=0.5)")
+    network.train()
+    with torch.no_grad():
+        for _ in range(3):
+            network(torch.rand(64, 1, 8, 8))
+    return network.eval()
+
+
+def permuted(network: nn.Module) -> dict[str, Tensor]:
+    state = dict(network.state_dict())
+    groups = find_groups(network, IMAGES[:1])
+    for name, order in random_permutations(groups, 1).items():
+        state = dict(groups[name].permute(state, order))
+    return state
+
+
+def arrays(state: dict[str, Tensor]) -> list[object]:
+    return [tensor.numpy() for tensor in state.values()]
+
+
+def test_clients_that_are_one_network_in_other_orders_give_it_back() -> None:
+    network = client(0)
+    found = aggregate(client(5), [network.state_dict(), permuted(network)], IMAGES, counts=[30, 10], recipe=FAST)
+    assert found.used == (0, 1)
+    assert found.shares == (0.75, 0.25)
+    assert not found.left_out
+    with torch.no_grad():
+        # Equal weights; statistics are those of the server's images instead of the client's.
+        assert torch.equal(found.model(IMAGES).argmax(1), found.result.child(IMAGES).argmax(1))
+    for name, tensor in network.named_parameters():
+        assert torch.allclose(found.model.get_parameter(name), tensor, atol=1e-5), name
+    assert [own.ensemble for own in found.worth.values()] == [1.0, 1.0]
+    assert "client 0: share 0.75, 100.00 %" in str(found)
+
+
+def test_lists_of_arrays_are_state_dicts_in_their_order() -> None:
+    states = [client(seed).state_dict() for seed in (0, 1)]
+    of_dicts = aggregate(client(5), states, IMAGES, recipe=FAST)
+    of_arrays = aggregate(client(5), [arrays(state) for state in states], IMAGES, recipe=FAST)
+    counted = [[a for a, name in zip(arrays(s), s, strict=True) if "num_batches" not in name] for s in states]
+    without = aggregate(client(5), counted, IMAGES, recipe=FAST)
+    for name, tensor in of_dicts.state.items():
+        assert "num_batches" in name or torch.equal(without.state[name], tensor), name
+        assert torch.equal(of_arrays.state[name], tensor), name
+
+
+def test_who_sends_something_else_is_left_out() -> None:
+    good = [client(seed).state_dict() for seed in (0, 1)]
+    broken = copy.deepcopy(good[0])
+    next(iter(broken.values())).view(-1)[0] = float("nan")
+    other = build_network("digits_resnet(width=1)").state_dict()
+    states = [good[0], broken, other, arrays(other)[:-2], "weights", good[1], good[0]]
+    counts = [10, 10, 10, 10, 10, 30, float("nan")]
+    found = aggregate(client(5), states, IMAGES, counts=counts, recipe=FAST)
+    assert found.used == (0, 5)
+    assert found.shares == (0.25, 0.75)
+    assert sorted(found.left_out) == [1, 2, 3, 4, 6]
+    assert "not finite (NaN or infinity)" in found.left_out[1]
+    assert "client 2 does not fit" in found.left_out[2]
+    assert found.left_out[3] == "client 3 sent 36 arrays: the network has 38, 32 of them no counters"
+    assert found.left_out[4] == "client 4 sent a str: a state dict or a list of arrays is wanted"
+    assert found.left_out[6] == "it trained on nan samples"
+    assert "client 4 left out: client 4 sent a str" in str(found)
+
+
+def test_one_client_alone_is_kept_as_it_is() -> None:
+    state = client(0).state_dict()
+    found = aggregate(client(5), [state, "nothing"], IMAGES)
+    assert found.result is None
+    assert all(torch.equal(found.state[name], tensor) for name, tensor in state.items())
+    with pytest.raises(DataError, match="no client sent a usable network: client 0 sent a str"):
+        aggregate(client(5), ["nothing"], IMAGES)
+    with pytest.raises(DataError, match="`counts` has 2 entries for 1 clients"):
+        aggregate(client(5), [state], IMAGES, counts=[1, 2])
+
+
+def test_without_data_clients_are_matched_by_weights() -> None:
+    network = client(0)
+    template = client(5)
+    before = copy.deepcopy(template.state_dict())
+    found = aggregate(template, [network.state_dict(), permuted(network)], example=IMAGES[:1])
+    with torch.no_grad():
+        assert torch.allclose(found.model(IMAGES), network(IMAGES), atol=1e-4)
+    assert found.worth == {}
+    assert all(torch.equal(template.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.skipif(find_spec("flwr") is not None, reason="Flower is installed")
+def test_without_flower_its_strategies_say_what_is_missing() -> None:
+    with pytest.raises(DepfuseError, match=r"needs Flower: pip install 'depfuse\[flower\]'"):
+        FuseOnce(client(0), IMAGES)

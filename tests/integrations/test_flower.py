@@ -1,0 +1,121 @@
+"""A Flower server and its clients on loopback: one leaves, one sends NaN, one another architecture."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from depfuse.models import build_network
+from depfuse.recipe import Recipe
+
+flwr = pytest.importorskip("flwr", reason="Flower is not installed: pip install 'depfuse[flower]'")
+
+IMAGES = torch.rand(96, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+FAST = Recipe.create({"refit": "none", "calibration.images": 96})
+
+
+def arrays(width: float, seed: int = 0) -> list[np.ndarray]:
+    torch.manual_seed(seed)
+    return [tensor.numpy() for tensor in build_network(f"digits_resnet(width={width})").state_dict().values()]
+
+
+class Client(flwr.client.NumPyClient):
+    """The first two are good ones, the others are not."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def get_parameters(self, config: object) -> list[np.ndarray]:
+        return []
+
+    def fit(self, parameters: object, config: object) -> tuple[list[np.ndarray], int, dict[str, float]]:
+        if self.number == 4:
+            raise RuntimeError("it leaves in the middle of the round")
+        sent = arrays(1.0 if self.number == 3 else 0.5, self.number)
+        if self.number == 2:
+            sent[0] = sent[0] * np.nan
+        return sent, 10 * (self.number + 1), {}
+
+
+def free_address() -> str:
+    with socket.socket() as open_for_now:
+        open_for_now.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{open_for_now.getsockname()[1]}"
+
+
+def answer(name: str, sent: list[np.ndarray], count: int) -> tuple[object, object]:
+    """What a client sends, as a strategy gets it."""
+    parameters = flwr.common.ndarrays_to_parameters(sent)
+    status = flwr.common.Status(flwr.common.Code.OK, "")
+    return SimpleNamespace(cid=name), flwr.common.FitRes(status, parameters, count, {})
+
+
+def run(strategy: object, clients: int) -> object:
+    address = free_address()
+
+    def join(number: int) -> None:
+        client = Client(number).to_client()
+        flwr.client.start_client(server_address=address, client=client, insecure=True)
+
+    threads = [threading.Thread(target=join, args=(number,), daemon=True) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    config = flwr.server.ServerConfig(num_rounds=1)
+    return flwr.server.start_server(server_address=address, config=config, strategy=strategy)
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "0")
+    start = flwr.common.ndarrays_to_parameters(arrays(0.5, 9))
+    return {"recipe": FAST, "fraction_evaluate": 0.0, "initial_parameters": start}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_round_ends_with_the_clients_that_sent_a_network(settings: dict[str, object]) -> None:
+    from depfuse.integrations.flower import FuseOnce
+
+    network = build_network("digits_resnet(width=0.5)")
+    strategy = FuseOnce(network, IMAGES, min_fit_clients=5, min_available_clients=5, **settings)
+    history = run(strategy, clients=5)
+    found = strategy.aggregated
+    assert len(found.used) == 2
+    assert sorted(found.shares) == pytest.approx([1 / 3, 2 / 3])
+    assert sorted("finite" in why for why in found.left_out.values()) == [False, True]
+    assert history.metrics_distributed_fit["clients"] == [(1, 2)]
+    assert history.metrics_distributed_fit["left_out"] == [(1, 2)]
+    assert sum(name.startswith("agreement of ") for name in history.metrics_distributed_fit) == 2
+
+
+def test_later_rounds_are_averaged(settings: dict[str, object]) -> None:
+    from depfuse.integrations.flower import FuseThenAverage
+
+    strategy = FuseThenAverage(build_network("digits_resnet(width=0.5)"), IMAGES, inplace=False, **settings)
+    sent = [answer(str(number), arrays(0.5, number), 10 * (number + 1)) for number in range(2)]
+    assert strategy.aggregate_fit(1, [], []) == (None, {})
+    fused, metrics = strategy.aggregate_fit(1, sent, [])
+    assert metrics["clients"] == 2
+    averaged, _ = strategy.aggregate_fit(2, sent, [])
+    weights = flwr.common.parameters_to_ndarrays(averaged)[0]
+    expected = (arrays(0.5, 0)[0] + 2 * arrays(0.5, 1)[0]) / 3
+    assert np.allclose(weights, expected, atol=1e-6)
+    assert not np.allclose(flwr.common.parameters_to_ndarrays(fused)[0], expected, atol=1e-3)
+
+
+def test_whoever_answers_first_the_child_is_the_same(settings: dict[str, object]) -> None:
+    from depfuse.integrations.flower import FuseOnce
+
+    sent = [answer(name, arrays(0.5, number), 10) for number, name in enumerate("ab")]
+    found = []
+    for order in (sent, sent[::-1]):
+        strategy = FuseOnce(build_network("digits_resnet(width=0.5)"), IMAGES, **settings)
+        found.append(flwr.common.parameters_to_ndarrays(strategy.aggregate_fit(1, order, [])[0]))
+    assert all(np.array_equal(one, other) for one, other in zip(*found, strict=True))
+    nothing = FuseOnce(build_network("digits_resnet(width=0.5)"), IMAGES, **settings)
+    assert nothing.aggregate_fit(1, [answer("a", arrays(1.0), 10)], []) == (None, {})
