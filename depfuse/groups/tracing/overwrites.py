@@ -123,6 +123,9 @@ def _region(base: Tensor, view: Tensor, kind: Kind) -> Region | None:
     """Find the region of a view in its base; None where it is no product of positions."""
     if base.is_meta or not view.numel():
         return None
+    along = _along_axes(base, view)
+    if along is not None:
+        return Region(along[0], tuple(view.shape), kind, along[1])
     start = base.storage_offset()
     end = 1 + max(_last(base), _last(view))
     order = torch.full((end - start,), -1)
@@ -141,6 +144,43 @@ def _region(base: Tensor, view: Tensor, kind: Kind) -> Region | None:
         if torch.equal(part.permute(axes).reshape(-1), flat):
             return Region(positions, tuple(view.shape), kind, axes)
     return None
+
+
+def _along_axes(base: Tensor, view: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]] | None:
+    """Find the positions of a view and its order of axes by strides alone, where each axis is one of the base's.
+
+    None where it is not so, or the base's entries do not lie one axis within another.
+    """
+    nested = sorted((axis for axis, size in enumerate(base.shape) if size > 1), key=base.stride, reverse=True)
+    inside = 1
+    for axis in reversed(nested):
+        if base.stride(axis) < inside:
+            return None
+        inside += (base.shape[axis] - 1) * base.stride(axis)
+
+    def place(offset: int) -> list[int] | None:
+        found = [0] * base.dim()
+        for axis in nested:
+            found[axis], offset = divmod(offset, base.stride(axis))
+        return found if not offset and all(at < size for at, size in zip(found, base.shape, strict=True)) else None
+
+    offset = view.storage_offset() - base.storage_offset()
+    first = place(offset) if offset >= 0 else None
+    if first is None:
+        return None
+    positions = [torch.tensor([at]) for at in first]
+    moved: list[int] = []
+    for size, stride in zip(view.shape, view.stride(), strict=True):
+        if size == 1:
+            continue
+        last = place(offset + (size - 1) * stride)
+        changed = [axis for axis in range(base.dim()) if last is not None and last[axis] != first[axis]]
+        if last is None or len(changed) != 1 or changed[0] in moved or stride % base.stride(changed[0]):
+            return None
+        moved += changed
+        positions[changed[0]] = first[changed[0]] + torch.arange(size) * (stride // base.stride(changed[0]))
+    turned = iter(moved)
+    return tuple(positions), tuple(next(turned) if axis in moved else axis for axis in range(base.dim()))
 
 
 def _occurring(values: Tensor, size: int) -> Tensor:
