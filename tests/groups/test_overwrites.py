@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.groups import ChannelGroups, find_groups, not_followed, prove_groups
+from depfuse.groups.tracing import overwrites
 
 Between = Callable[[Tensor, Tensor], Tensor]
 
@@ -103,3 +104,28 @@ def test_what_is_written_in_place_is_followed(between: Between) -> None:
     assert not_followed(groups) == {}
     produced = [{s.key.split(".")[0] for s in group.slots if s.role == "produces"} for group in groups.free]
     assert sorted(map(sorted, produced)) == sorted(map(sorted, FREE[between]))
+
+
+def views(base: torch.Tensor) -> list[torch.Tensor]:
+    """Views of a tensor of three axes: parts, steps, turned axes, one axis of two, windows that overlap."""
+    return [
+        base[1:], base[:, 1], base[:, ::2], base[..., 1:3], base.transpose(0, 2)[1], base.permute(2, 0, 1)[:, 1:],
+        base.unsqueeze(1)[0], base.unfold(2, 2, 1), base.diagonal(), base[0, 0, 0],
+    ]  # fmt: skip
+
+
+BASES = [torch.zeros(3, 4, 5), torch.zeros(5, 3, 4).permute(1, 2, 0), torch.zeros(3, 4, 9)[..., ::2]]
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_place_of_a_view_is_the_same_by_strides_as_entry_by_entry(base, monkeypatch):
+    by_strides = [overwrites._region(base, view, "set") for view in views(base)]
+    found = [overwrites._along_axes(base, view) is not None for view in views(base)]
+    monkeypatch.setattr(overwrites, "_along_axes", lambda base, view: None)
+    one_by_one = [overwrites._region(base, view, "set") for view in views(base)]
+    entries = torch.arange(base.numel()).reshape(base.shape)
+    for first, second in zip(by_strides, one_by_one, strict=True):
+        assert (first is None) == (second is None)
+        if first is not None and second is not None:
+            assert torch.equal(first.view(entries), second.view(entries))
+    assert found == [True] * 7 + [False] * 2 + [True]

@@ -123,9 +123,9 @@ def _region(base: Tensor, view: Tensor, kind: Kind) -> Region | None:
     """Find the region of a view in its base; None where it is no product of positions."""
     if base.is_meta or not view.numel():
         return None
-    along = _along_axes(base, view)
-    if along is not None:
-        return Region(along[0], tuple(view.shape), kind, along[1])
+    found = _along_axes(base, view)
+    if found is not None:
+        return Region(found[0], tuple(view.shape), kind, found[1])
     start = base.storage_offset()
     end = 1 + max(_last(base), _last(view))
     order = torch.full((end - start,), -1)
@@ -151,20 +151,21 @@ def _along_axes(base: Tensor, view: Tensor) -> tuple[tuple[Tensor, ...], tuple[i
 
     None where it is not so, or the base's entries do not lie one axis within another.
     """
-    nested = sorted((axis for axis, size in enumerate(base.shape) if size > 1), key=base.stride, reverse=True)
+    steps = base.stride()
+    nested = sorted((axis for axis, size in enumerate(base.shape) if size > 1), key=lambda axis: -steps[axis])
     inside = 1
     for axis in reversed(nested):
-        if base.stride(axis) < inside:
+        if steps[axis] < inside:
             return None
-        inside += (base.shape[axis] - 1) * base.stride(axis)
+        inside += (base.shape[axis] - 1) * steps[axis]
 
     def place(offset: int) -> list[int] | None:
         found = [0] * base.dim()
         for axis in nested:
-            found[axis], offset = divmod(offset, base.stride(axis))
+            found[axis], offset = divmod(offset, steps[axis])
         return found if not offset and all(at < size for at, size in zip(found, base.shape, strict=True)) else None
 
-    offset = view.storage_offset() - base.storage_offset()
+    offset = int(view.storage_offset() - base.storage_offset())
     first = place(offset) if offset >= 0 else None
     if first is None:
         return None
@@ -173,12 +174,12 @@ def _along_axes(base: Tensor, view: Tensor) -> tuple[tuple[Tensor, ...], tuple[i
     for size, stride in zip(view.shape, view.stride(), strict=True):
         if size == 1:
             continue
-        last = place(offset + (size - 1) * stride)
+        last = place(int(offset + (size - 1) * stride))
         changed = [axis for axis in range(base.dim()) if last is not None and last[axis] != first[axis]]
-        if last is None or len(changed) != 1 or changed[0] in moved or stride % base.stride(changed[0]):
+        if last is None or len(changed) != 1 or changed[0] in moved or stride % steps[changed[0]]:
             return None
         moved += changed
-        positions[changed[0]] = first[changed[0]] + torch.arange(size) * (stride // base.stride(changed[0]))
+        positions[changed[0]] = first[changed[0]] + torch.arange(size) * (stride // steps[changed[0]])
     turned = iter(moved)
     return tuple(positions), tuple(next(turned) if axis in moved else axis for axis in range(base.dim()))
 
