@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from depfuse.groups import ChannelGroups, find_groups, not_followed, prove_groups
-from depfuse.groups.tracing import overwrites
+from depfuse.groups.tracing.overwrites import Region, place_by_entries, place_by_strides
 
 Between = Callable[[Tensor, Tensor], Tensor]
 
@@ -118,14 +118,14 @@ BASES = [torch.zeros(3, 4, 5), torch.zeros(5, 3, 4).permute(1, 2, 0), torch.zero
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_the_place_of_a_view_is_the_same_by_strides_as_entry_by_entry(base, monkeypatch):
-    by_strides = [overwrites._region(base, view, "set") for view in views(base)]
-    found = [overwrites._along_axes(base, view) is not None for view in views(base)]
-    monkeypatch.setattr(overwrites, "_along_axes", lambda base, view: None)
-    one_by_one = [overwrites._region(base, view, "set") for view in views(base)]
+def test_the_place_of_a_view_is_the_same_by_strides_as_entry_by_entry(base):
     entries = torch.arange(base.numel()).reshape(base.shape)
-    for first, second in zip(by_strides, one_by_one, strict=True):
-        assert (first is None) == (second is None)
-        if first is not None and second is not None:
-            assert torch.equal(first.view(entries), second.view(entries))
+    found = []
+    for view in views(base):
+        place, expected = place_by_strides(base, view), place_by_entries(base, view)
+        found.append(place is not None)
+        if place is not None:
+            assert expected is not None
+            regions = [Region(positions, tuple(view.shape), "set", order) for positions, order in (place, expected)]
+            assert torch.equal(regions[0].view(entries), regions[1].view(entries))
     assert found == [True] * 7 + [False] * 2 + [True]

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from depfuse.groups.labels.labels import compact
 
 Kind = Literal["set", "update", "other"]
+Place = tuple[tuple[Tensor, ...], tuple[int, ...]]  # positions in each axis of a tensor, and an order of its axes
 NAMES = """
     add sub mul div pow neg abs exp log sqrt rsqrt sin cos erf tanh sigmoid relu relu6 hardtanh hardswish hardsigmoid
     silu gelu elu celu selu mish leaky_relu threshold clamp clamp_min clamp_max clip masked_fill dropout lerp addcmul
@@ -123,9 +124,12 @@ def _region(base: Tensor, view: Tensor, kind: Kind) -> Region | None:
     """Find the region of a view in its base; None where it is no product of positions."""
     if base.is_meta or not view.numel():
         return None
-    found = _along_axes(base, view)
-    if found is not None:
-        return Region(found[0], tuple(view.shape), kind, found[1])
+    place = place_by_strides(base, view) or place_by_entries(base, view)
+    return None if place is None else Region(place[0], tuple(view.shape), kind, place[1])
+
+
+def place_by_entries(base: Tensor, view: Tensor) -> Place | None:
+    """Find the positions of a view's entries in its base along each axis, and the view's order of axes."""
     start = base.storage_offset()
     end = 1 + max(_last(base), _last(view))
     order = torch.full((end - start,), -1)
@@ -142,11 +146,11 @@ def _region(base: Tensor, view: Tensor, kind: Kind) -> Region | None:
         turned = iter(moved)
         axes = tuple(next(turned) if axis in several else axis for axis in range(len(positions)))
         if torch.equal(part.permute(axes).reshape(-1), flat):
-            return Region(positions, tuple(view.shape), kind, axes)
+            return positions, axes
     return None
 
 
-def _along_axes(base: Tensor, view: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]] | None:
+def place_by_strides(base: Tensor, view: Tensor) -> Place | None:
     """Find the positions of a view and its order of axes by strides alone, where each axis is one of the base's.
 
     None where it is not so, or the base's entries do not lie one axis within another.
