@@ -77,9 +77,18 @@ def test_a_search_finds_more_than_the_defaults(run) -> None:
     assert best > defaults + 5
 
 
+@pytest.mark.slow
+def test_upscalers_need_the_refit(run) -> None:
+    pytest.importorskip("spandrel")
+    reached = run("step6_upscale")
+    assert reached["average"] < reached["parent a"] - 1
+    assert reached["refitted"] > max(reached["average"], reached["aligned"]) + 0.7
+    assert reached["refitted"] > max(reached["parent a"], reached["parent b"]) - 0.3
+
+
 def test_the_gallery_shows_every_script_and_picture() -> None:
     page = (ROOT / "docs" / "guide" / "gallery.md").read_text(encoding="utf-8")
-    assert [script.stem[:5] for script in SCRIPTS] == [f"step{number}" for number in range(1, 6)]
+    assert [script.stem[:5] for script in SCRIPTS] == [f"step{number}" for number in range(1, 7)]
     for script in SCRIPTS:
         assert f"{{literalinclude}} ../../experiments/gallery/{script.name}\n" in page
         assert f"{{image}} ../../experiments/gallery/{script.stem}.png\n" in page

@@ -1,0 +1,92 @@
+"""Fuse two upscalers, and look at one picture along the path between them.
+
+    python -m experiments.gallery.step6_upscale
+
+Two networks that double the size of pictures (convolutions and PReLU, no BatchNorm, a kind that upscaling programs load
+as one `.pth`) are trained here from different starts, on coloured fields with edges. Averaged as they are, as people
+interpolate such files, what they learned cancels: no better than plain enlargement, which networks of this kind begin
+from; of other kinds users report very dark pictures. Matched first they do hardly better, as
+channels are not quite alike and nothing sets right how strong they are. Refitted, without one picture in full size, the
+child is as good as its parents. The picture has what each makes of one square, from one parent to the other.
+
+Needs `pip install 'depfuse[upscale]'`, and about a minute. Reached on 24 pictures that nothing has seen (seed 0, one
+thread): plain enlargement 20.14 dB, parents 21.95 and 21.94 dB; average 20.11, aligned 20.55, refitted 21.98 dB.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from depfuse import fuse
+from depfuse.evaluate import evaluate
+from depfuse.fusion.comparison import matched_average, naive_child
+from depfuse.models import build_network
+from depfuse.report.strip import Strip
+from depfuse.tasks.regression import Regression
+
+ARCH = "spandrel:Compact(num_feat=16, num_conv=4, upscale=2)"
+SIDE = 32  # pixels of a picture in full size
+STEPS = 150
+SHARES = (0.25, 0.5, 0.75)  # of the second parent
+
+
+def squares(count: int, generator: torch.Generator) -> Tensor:
+    """Draw pictures (count, 3, SIDE, SIDE) in [0, 1]: colours that pass into one another, with edges."""
+    fields = functional.interpolate(torch.rand(count, 4, 6, 6, generator=generator), SIDE, mode="bicubic")
+    return torch.where(fields[:, 3:] > 0.5, fields[:, :3], 1 - fields[:, :3]).clamp(0, 1)
+
+
+def shrunk(pictures: Tensor) -> Tensor:
+    return functional.interpolate(pictures, scale_factor=0.5, mode="area")
+
+
+def trained(seed: int, pictures: Tensor) -> nn.Module:
+    torch.manual_seed(seed)
+    network = build_network(ARCH).train()
+    optimizer = torch.optim.Adam(network.parameters(), 2e-3)
+    for _ in range(STEPS):
+        wanted = pictures[torch.randint(len(pictures), (16,))]
+        loss = functional.l1_loss(network(shrunk(wanted)), wanted)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network.eval()
+
+
+def main(picture: Path) -> dict[str, float]:
+    generator = torch.Generator().manual_seed(0)
+    seen, unseen = squares(150, generator), squares(24, generator)
+    parents = [trained(seed, seen) for seed in range(2)]
+    result = fuse(parents, calibration=shrunk(seen))
+
+    strip = Strip.of(parents[0], shrunk(unseen[:1]))
+    reached = {}
+    made = {"enlarged": nn.Upsample(scale_factor=2), "parent a": parents[0], "parent b": parents[1]}
+    for share in SHARES:
+        shares = (1 - share, share)
+        between = {
+            "average": naive_child(result, shares, "none"),
+            "aligned": matched_average(result, shares, "none"),
+            "refitted": result.at(shares),
+        }
+        for name, network in between.items():
+            strip.add(name, share, network)
+        made |= between if share == 0.5 else {}
+    for row in strip.rows:
+        for share, parent in enumerate(parents):
+            strip.add(row, float(share), parent)
+    for name, network in made.items():
+        reached[name] = evaluate(network, [(shrunk(unseen), unseen)], Regression()).value
+        print(f"{name:10s} {reached[name]:5.2f} dB")
+    strip.draw(picture, "ab")
+    return reached
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # as for the figures above
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_suffix(".png"))
