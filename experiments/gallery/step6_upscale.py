@@ -53,7 +53,7 @@ def trained(seed: int, pictures: Tensor) -> nn.Module:
         wanted = pictures[torch.randint(len(pictures), (16,))]
         loss = functional.l1_loss(network(shrunk(wanted)), wanted)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return network.eval()
 

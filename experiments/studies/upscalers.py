@@ -115,7 +115,7 @@ def parent(kind: str, seed: int, steps: int) -> nn.Module:
         chosen = torch.randint(len(wanted), (BATCH,))
         loss = functional.l1_loss(network(given[chosen]), wanted[chosen])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     return network.eval()
