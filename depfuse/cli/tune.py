@@ -151,7 +151,7 @@ def tune(
             parents, arch, data, device, classes, fused=True, trust=trust, key=key, task=str(given.get("task", "auto"))
         )
         if labels and inputs.data.train.labels is None:
-            raise DataError(f"{inputs.data_name} has no labels, and --labels reads them: leave it out")
+            raise DataError(f"{inputs.data_name} has no labels, and --labels needs them: leave it out")
         common = _common(given, inputs, judged)
         kept = {**given, **{path: common.settings[path] for path in SHARED}}
         space = Space(len(parents), kept)

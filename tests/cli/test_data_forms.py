@@ -236,15 +236,18 @@ def test_parents_with_other_numbers_of_outputs_and_no_labels_are_refused_in_word
 
 
 @pytest.mark.parametrize(
-    "command",
-    [("train", "digits_resnet", "--out", "x.safetensors"), ("fuse", FIRST, SECOND, "--set", "train.finetune=1")],
+    ("command", "sentence"),
+    [
+        (("train", "digits_resnet", "--out", "x.safetensors"), "a.npy has no labels, and"),
+        (("fuse", FIRST, SECOND, "--set", "train.finetune=1"), "learns labels, and the training data have none"),
+    ],
 )
-def test_what_needs_labels_says_so(images, capsys, command: tuple[str, ...]) -> None:
+def test_what_needs_labels_says_so(images, capsys, command: tuple[str, ...], sentence: str) -> None:
     np.save("a.npy", images)
     code = main([*command, "--data", "a.npy", *NORMALISED])
     err = capsys.readouterr().err.splitlines()
     assert code == 2
-    assert "a.npy has no labels, and" in err[-1]
+    assert sentence in err[-1]
 
 
 def test_classes_of_a_folder_are_found_by_number_or_refused(images, digits: DataSet, capsys) -> None:
