@@ -60,7 +60,7 @@ def test_few_rows_are_fitted_with_more_ridge() -> None:
     x, truth = torch.randn(1, 2000, 40), torch.randn(1, 40, 3)
     y = x @ truth + 3 * torch.randn(1, 2000, 3)
     prior = torch.zeros(1, 40, 3)
-    few, many = (ridge(Rows(x[:, :n], y[:, :n]), prior, intercept=False)[1] for n in (30, 2000))
+    few, many = (ridge(Rows(x[:, :n], y[:, :n]), prior, intercept=False).strength for n in (30, 2000))
     assert few > many
 
 

@@ -39,6 +39,7 @@ from depfuse.refit.program.graph import Program
 from depfuse.refit.program.units import find_units
 from depfuse.refit.program.walk import Walk
 from depfuse.refit.second_order.natural_gradient import DAMPING, MOMENTUM, NaturalGradient
+from depfuse.refit.second_order.second_pass import REUSED
 from depfuse.renorm import reset_batch_norm, reset_keeping_function
 from tests.divergences import divergence, sample, slope
 
@@ -165,30 +166,41 @@ def test_the_gram_matrix_is_that_of_explicit_patches():
 def test_ridge_is_least_squares_with_penalty_rows(intercept):
     x, y, prior = torch.randn(2, 200, 6), torch.randn(2, 200, 3) + 2, torch.zeros(2, 6, 3)
     full = torch.cat([x, torch.ones(2, 200, 1)], 2) if intercept else x
-    found, strength = ridge(Rows(full, y), prior, intercept=intercept, strengths=(0.1,))
-    assert strength == 0.1
+    solution = ridge(Rows(full, y), prior, intercept=intercept, strengths=(0.1,))
+    assert solution.strength == 0.1
     for group in range(2):
         centred = x[group].double() - (x[group].double().mean(0) if intercept else 0)
         penalty = (0.1 * centred.square().sum(0).mean()).sqrt() * torch.eye(full.shape[2], dtype=torch.float64)[:6]
         system = torch.cat([full[group].double(), penalty])
         sides = torch.cat([y[group].double(), torch.zeros(6, 3, dtype=torch.float64)])
         expected = torch.linalg.lstsq(system, sides).solution
-        torch.testing.assert_close(found[group], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(solution.weight[group], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_ridge_chooses_its_strength_on_rows_it_has_not_seen():
     x = torch.randn(1, 40, 30)
     noise, signal = torch.randn(1, 40, 2), x[:, :, :1].repeat(1, 1, 2)
     prior = torch.zeros(1, 30, 2)
-    assert ridge(Rows(x, noise), prior, intercept=False)[1] > ridge(Rows(x, signal), prior, intercept=False)[1]
+    of_noise, of_signal = (ridge(Rows(x, y), prior, intercept=False).strength for y in (noise, signal))
+    assert of_noise > of_signal
 
 
 @pytest.mark.parametrize("rows", [1, 3, 30])
 def test_ridge_survives_singular_systems(rows):
     x = torch.randn(1, rows, 1).repeat(1, 1, 20)
     x[..., 5:] = 0.0
-    found, _ = ridge(Rows(x, torch.ones(1, rows, 2)), torch.zeros(1, 20, 2), intercept=False)
+    found = ridge(Rows(x, torch.ones(1, rows, 2)), torch.zeros(1, 20, 2), intercept=False).weight
     assert bool(torch.isfinite(found).all())
+
+
+def test_moments_of_a_solution_are_those_of_what_it_predicts():
+    x = torch.cat([torch.randn(2, 300, 4) + 3, torch.ones(2, 300, 1)], 2)
+    solution = ridge(Rows(x, torch.randn(2, 300, 3) + x[..., :3]), torch.zeros(2, 4, 3), intercept=True)
+    weight = solution.weight[:, :-1]
+    mean, variance = solution.moments(weight)
+    predicted = x[..., :-1].double() @ weight
+    torch.testing.assert_close(mean, predicted.mean(1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(variance, predicted.var(1, correction=0), rtol=1e-4, atol=1e-5)
 
 
 def test_bounds_leave_what_a_relu_hides_free():
@@ -197,7 +209,7 @@ def test_bounds_leave_what_a_relu_hides_free():
     truth = x.double() @ torch.randn(6, 3, dtype=torch.float64)
     after = truth.relu().float()
     bounds = torch.where(after > 0, -torch.inf, 0.0)
-    found, _ = ridge(Rows(x, after, bounds), torch.zeros(1, 5, 3), intercept=True, sweeps=200)
+    found = ridge(Rows(x, after, bounds), torch.zeros(1, 5, 3), intercept=True, sweeps=200).weight
     torch.testing.assert_close((x.double() @ found).relu(), truth.relu(), rtol=1e-2, atol=1e-2)
 
 
@@ -470,6 +482,18 @@ def test_where_no_layer_can_be_moved_that_is_said_and_nothing_is():
     assert all(torch.equal(tensor, before[key]) for key, tensor in tied.state_dict().items())
     with pytest.raises(ArchitectureError, match="no layer"):
         session.training(loader)
+
+
+def test_the_teacher_sees_the_images_of_every_third_step():
+    loader, seen = images(300), []
+    network = parent("perceptron", 0, loader)
+
+    def teacher(inputs, _):
+        seen.append(inputs)
+        return torch.zeros(len(inputs), 4)
+
+    Session.towards(network, teacher, loader).second_pass(48, Augmentation())
+    assert len(seen) == 1 + 48 / REUSED  # one for the held-out images
 
 
 def test_the_same_refit_twice_is_the_same_bit_for_bit():

@@ -94,15 +94,15 @@ def test_the_chosen_strength_is_at_least_as_good_as_its_neighbours(noise: float)
     x = torch.cat([torch.randn(1, 240, 30) * torch.logspace(0, -3, 30), torch.ones(1, 240, 1)], 2)
     y = x @ torch.randn(1, 31, 4) + noise * torch.randn(1, 240, 4)
     prior = torch.zeros(1, 30, 4)
-    solution, strength = ridge(Rows(x, y), prior, intercept=True)
+    found = ridge(Rows(x, y), prior, intercept=True)
     train, rest = Rows(x, y).part(0, 210), Rows(x, y).part(210, 240)
-    errors = [rest.error(ridge(train, prior, intercept=True, strengths=(s,))[0]) for s in regression.STRENGTHS]
-    chosen = regression.STRENGTHS.index(strength)
+    errors = [rest.error(ridge(train, prior, intercept=True, strengths=(s,)).weight) for s in regression.STRENGTHS]
+    chosen = regression.STRENGTHS.index(found.strength)
     near = errors[max(0, chosen - 1) : chosen + 2]
     assert errors[chosen] == pytest.approx(min(near), rel=1e-6)
-    quick, same = ridge(Rows(x, y), prior, intercept=True, wide=8)
-    assert same == strength
-    assert torch.equal(quick, solution)
+    quick = ridge(Rows(x, y), prior, intercept=True, wide=8)
+    assert quick.strength == found.strength
+    assert torch.equal(quick.weight, found.weight)
 
 
 class Branches(nn.Module):

@@ -55,6 +55,32 @@ class Rows:
         return float((prediction - self.projected(prediction)).double().square().sum())
 
 
+@dataclass(frozen=True)
+class Solution:
+    """What a ridge regression found.
+
+    Attributes
+    ----------
+    weight
+        W (G, K, O), float64.
+    strength
+        The ridge, relative to the inputs' mean variance.
+    products
+        X^T X (G, K, K), float64.
+    """
+
+    weight: Tensor
+    strength: float
+    products: Tensor
+
+    def moments(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute mean and population variance (G, O) of X V, V (G, K - 1, O) beside an intercept of zero."""
+        count = self.products[:, -1:, -1:]
+        mean = (self.products[:, -1:, :-1] / count) @ weight
+        square = (weight * (self.products[:, :-1, :-1] @ weight)).sum(1, keepdim=True) / count
+        return mean[:, 0], (square - mean.square()).clamp_min(0.0)[:, 0]
+
+
 def gram(first: Tensor, second: Tensor, *, block: int = BLOCK, columns: int = COLUMNS) -> Tensor:
     """Compute first^T second (G, K, O) of matrices with equally many rows, block by block, summed in float64."""
     total = torch.zeros(len(first), first.shape[2], second.shape[2], dtype=torch.float64, device=first.device)
@@ -88,7 +114,7 @@ def ridge(
     strengths: tuple[float, ...] = STRENGTHS,
     sweeps: int = 3,
     wide: int = WIDE,
-) -> tuple[Tensor, float]:
+) -> Solution:
     r"""Minimise :math:`\|XW - Y\|^2 / n + \lambda \|W - sW_0\|^2` for every group of channels.
 
     :math:`\lambda` is a strength times the mean variance of the inputs; a strength with the least error on held-out
@@ -111,7 +137,8 @@ def ridge(
 
     Returns
     -------
-    W (G, K, O) float64 and the strength.
+    Solution
+        The weight and what belongs to it.
     """
     count = rows.inputs.shape[1]
     seen = count - round(held_out * count)
@@ -130,7 +157,7 @@ def ridge(
     for _ in range(sweeps if rows.bounds is not None else 0):
         cross = gram(rows.inputs, rows.projected(rows.predict(solution)))
         solution = start + torch.cholesky_solve(cross - of_start, factor)
-    return solution, strength
+    return Solution(solution, strength, covariance)
 
 
 def _chosen(

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
-from depfuse.data.inputs import map_tensors, take_samples
+from depfuse.data.inputs import map_tensors
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.groups import ChannelGroup, ChannelGroups, Slot
 from depfuse.merge.shares import Shares
+from depfuse.networks.forward import Example
 from depfuse.refit.layerwise.clusters import cluster_channels, in_order_of
-from depfuse.refit.program.graph import Program, State
+from depfuse.refit.program.folded import Folded
+from depfuse.refit.program.graph import State
 from depfuse.refit.program.units import Unit
-from depfuse.refit.program.walk import Walk
 from depfuse.tasks.outputs import task_by_shape
 from depfuse.tasks.task import Task
 
@@ -83,8 +84,8 @@ def shares_of(unit: Unit, shares: Shares) -> tuple[float, ...]:
 
 
 def find_mixtures(
-    program: Program, units: Sequence[Unit], states: Sequence[State], shares: Shares, groups: ChannelGroups,
-    walk: Walk, seed: int, task: Task | None = None,
+    folded: Folded, units: Sequence[Unit], states: Sequence[State], shares: Shares, groups: ChannelGroups,
+    images: Sequence[Example], seed: int, task: Task | None = None,
 ) -> Mixtures:  # fmt: skip
     """Find mixtures of channels that preserve what the parents' outputs depend on, from unlabelled images.
 
@@ -95,10 +96,12 @@ def find_mixtures(
 
     Parameters
     ----------
+    folded
+        The parents' program.
     states
         The aligned parents' weights.
-    walk
-        Run of these parents over the images.
+    images
+        Batches of the program's size.
     task
         What the outputs mean; by their shape where None.
 
@@ -110,8 +113,7 @@ def find_mixtures(
     places = _places(units, groups)
     if not places:
         return {}
-    importance = _importance(program, list(places), states, walk, seed, task)
-    covariances = _covariances(program, list(places), walk)
+    importance, covariances = _moments(folded, list(places), states, images, seed, task)
     weights: dict[str, Tensor] = {}
     sums: dict[str, Tensor] = {}
     sizes: dict[str, int] = {}
@@ -201,51 +203,68 @@ def _watched(unit: Unit) -> fx.Node:
     return next(iter(unit.target.users)) if unit.rectified else unit.target
 
 
-def _covariances(program: Program, units: Sequence[Unit], walk: Walk) -> dict[Unit, Tensor]:
-    """Compute the covariance of all parents' channels (P * C, P * C) at every unit."""
-    nodes = {unit: _watched(unit) for unit in units}
+def _moments(
+    folded: Folded,
+    units: Sequence[Unit],
+    states: Sequence[State],
+    images: Sequence[Example],
+    seed: int,
+    task: Task | None,
+) -> tuple[dict[Unit, list[Tensor]], dict[Unit, Tensor]]:
+    """Compute how much the outputs depend on the parents' channels, and how these vary together, in one pass.
+
+    Returns
+    -------
+    tuple of two dicts
+        Per unit, for each parent the mean squared derivative (C,) of random output mixtures by every channel; and the
+        covariance (P * C, P * C) of all parents' channels. Both in float64.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    nodes = [_watched(unit) for unit in units]
     count: dict[Unit, int] = dict.fromkeys(units, 0)
     first: dict[Unit, Tensor] = {}
     second: dict[Unit, Tensor] = {}
-    for values in walk.until([len(program.nodes)] * len(walk.states), list(nodes.values())):
-        for unit, node in nodes.items():
-            flat = [value[node].movedim(unit.axis, -1).flatten(0, -2) for value in values]
-            rows = torch.cat(flat, 1)
+    squares: dict[Unit, list[Tensor]] = {unit: [] for unit in units}
+    for batch in images:
+        values, gradients = zip(
+            *(_values_and_gradients(folded, nodes, state, batch, generator, task) for state in states), strict=True
+        )
+        for number, unit in enumerate(units):
+            rows = torch.cat([_by_place(unit, own[number]) for own in values], 1)
             count[unit] += len(rows)
-            first[unit] = first.get(unit, 0) + rows.sum(0, dtype=torch.float64)
+            first[unit] = first.get(unit, 0) + rows.sum(0).double()
             second[unit] = second.get(unit, 0) + (rows.T @ rows).double()
+            sums = [_by_place(unit, own[number]).square().sum(0).double() for own in gradients]
+            squares[unit] = [a + b for a, b in zip(squares[unit], sums, strict=True)] if squares[unit] else sums
+    importance = {unit: [square / count[unit] for square in squares[unit]] for unit in units}
     means = {unit: first[unit] / count[unit] for unit in units}
-    return {unit: second[unit] / count[unit] - torch.outer(means[unit], means[unit]) for unit in units}
+    return importance, {unit: second[unit] / count[unit] - torch.outer(means[unit], means[unit]) for unit in units}
 
 
-def _importance(
-    program: Program, units: Sequence[Unit], states: Sequence[State], walk: Walk, seed: int, task: Task | None
-) -> dict[Unit, list[Tensor]]:
-    """Compute the mean squared derivative (C,) of random output mixtures by every channel, per unit and parent."""
-    generator = torch.Generator().manual_seed(seed)
-    importance: dict[Unit, list[Tensor]] = {unit: [] for unit in units}
-    nodes = {unit: _watched(unit) for unit in units}
-    for state in states:
-        sums: dict[Unit, Tensor] = {}
-        for images, _ in walk.loader:
-            with torch.enable_grad():
-                part = take_samples(images, slice(0, walk.size))
-                values = program.values_of(map_tensors(_differentiable, part))
-                # Where inputs are whole numbers, such as tokens, derivatives begin at the weights.
-                fixed = not any(value.requires_grad for value in values.values())
-                plain = {
-                    key: tensor.detach().clone().requires_grad_(fixed and tensor.is_floating_point())
-                    for key, tensor in state.items()
-                }
-                for node in program.nodes:
-                    values[node] = program.call(node, plain, values)
-                output = values[program.output]
-                signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
-                signs = (task or task_by_shape(output)).centred(signs)
-                found_here = torch.autograd.grad((output * signs).sum(), [values[node] for node in nodes.values()])
-            for unit, gradient in zip(nodes, found_here, strict=True):
-                square = gradient.movedim(unit.axis, -1).flatten(0, -2).double().square().mean(0)
-                sums[unit] = sums.get(unit, 0) + square
-        for unit in units:
-            importance[unit].append(F.relu(sums[unit]))
-    return importance
+def _by_place(unit: Unit, value: Tensor) -> Tensor:
+    """Arrange a value by place: (images * places, C)."""
+    return value.movedim(unit.axis, -1).flatten(0, -2)
+
+
+def _values_and_gradients(
+    folded: Folded,
+    nodes: Sequence[fx.Node],
+    state: State,
+    images: Example,
+    generator: torch.Generator,
+    task: Task | None,
+) -> tuple[list[Tensor], Sequence[Tensor]]:
+    """Compute a network's values at some nodes, and the derivatives of a random mixture of its outputs by them."""
+    with torch.enable_grad():
+        inputs = map_tensors(_differentiable, images)
+        # Where inputs are whole numbers, such as tokens, derivatives begin at the weights.
+        fixed = not any(leaf.requires_grad for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
+        plain = {
+            key: tensor.detach().clone().requires_grad_(fixed and tensor.is_floating_point())
+            for key, tensor in state.items()
+        }
+        output, values = folded.run(folded.maps(plain), plain, inputs, nodes)
+        signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
+        signs = (task or task_by_shape(output)).centred(signs)
+        gradients = torch.autograd.grad((output * signs).sum(), values)
+    return [value.detach() for value in values], gradients

@@ -15,8 +15,9 @@ from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.merge.shares import Shares
+from depfuse.networks.forward import Example
 from depfuse.progress import work
-from depfuse.refit.layerwise.ridge import Rows, ridge
+from depfuse.refit.layerwise.ridge import Rows, Solution, ridge
 from depfuse.refit.layerwise.rows import Window
 from depfuse.refit.layerwise.streams import Streams
 from depfuse.refit.layerwise.targets import Mixtures, Targets, find_mixtures, shares_of
@@ -30,9 +31,11 @@ from depfuse.refit.second_order.session import Session
 LOOKED_AT = 250  # images that the clusters of the parents' channels are found on
 MOST_ROWS = 2**15  # of a linear system, over images and positions: more positions are drawn
 MOST_BYTES = 2**28  # of its inputs, in float32
-# Rows are drawn from so many images, or from as many as give `MOST_ROWS` of one in `SPREAD` positions, if fewer do.
+# Rows are drawn from so many images, or from as many as give `MOST_ROWS` of one in `SPREAD` positions, if fewer do; and
+# from more where there would be fewer than `PER_INPUT` rows for each input.
 IMAGES = 500
 SPREAD = 8
+PER_INPUT = 32
 
 
 class UnitSolver:
@@ -67,15 +70,13 @@ class UnitSolver:
     ) -> Session:
         """Solve unit after unit from the child's own inputs, then improve all units together."""
         self._check_count(self.units)
+        folded = Folded(self.program, self.units)
         mixtures: Mixtures = {}
         if clustered is not None:
-            few = Walk(self.program, self.parents, self._few())
             inner = [unit for unit in self.units if unit is not self.outputs]
-            mixtures = find_mixtures(
-                self.program, inner, self.parents, self.shares, clustered, few, self.seed, self.ensemble.task
-            )
+            few, task = self._few(), self.ensemble.task
+            mixtures = find_mixtures(folded, inner, self.parents, self.shares, clustered, few, self.seed, task)
         targets = Targets(self.shares, mixtures, self.labels, self.outputs)
-        folded = Folded(self.program, self.units)
         walk = Walk(self.program, [*self.parents, self.state], self.loader, folded=folded)
         units = self.units[self._of_one_parent() :]
         for unit in work().track(units, "refitting layer by layer"):
@@ -102,11 +103,12 @@ class UnitSolver:
             return 0
         return next((n for n, unit in enumerate(self.units) if shares_of(unit, self.shares) != first), len(self.units))
 
-    def _few(self) -> Loader:
-        """Select about `LOOKED_AT` images, in batches of the program's size."""
+    def _few(self) -> list[Example]:
+        """Prepare about `LOOKED_AT` images, in batches of the program's size."""
         count = self.size * max(1, min(LOOKED_AT, self.images) // self.size)
-        split = self.loader.split.take(slice(0, count))
-        return Loader(split, self.loader.preprocessing, batch_size=self.size, device=self.loader.device)
+        last, generator = self.loader.channels_last, torch.Generator()
+        parts = torch.arange(count).split(self.size)
+        return [self.loader.prepared(part, None, generator, channels_last=last) for part in parts]
 
     def heads(self, states: Sequence[dict[str, Tensor]]) -> None:
         """Solve the layer that gives the logits, and no other: each state is a parent's, but for that layer."""
@@ -116,7 +118,8 @@ class UnitSolver:
             raise RecipeError("the layer that gives the class scores cannot be refitted")
         self._check_count([unit])
         targets = Targets(self.shares, {}, self.labels, self.outputs)
-        self._solve(unit, walk, targets, [walk.position(unit.target) + 1] * len(self.parents), states)
+        ends = [walk.position(unit.target) + 1] * len(self.parents)
+        self._solve(unit, walk, targets, ends, states, len(self.loader))
 
     def in_parallel(self, *, pooled: bool) -> None:
         """Solve each unit from the parents' inputs, stacked as rows (`pooled`) or averaged."""
@@ -153,21 +156,26 @@ class UnitSolver:
                     outputs = window.outputs(targets.mixed(unit, ends), chosen)
                 stack.add(number, [inputs, outputs])
             rows = Rows(*stack.tensors)
-            weight, _ = ridge(rows, self._prior(unit, window), intercept=intercept)
-            self._write(unit, window, weight, rows)
+            self._write(unit, window, ridge(rows, self._prior(unit, window), intercept=intercept))
 
     def _solve_forward(self, unit: Unit, walk: Walk, targets: Targets) -> None:
         """Solve a unit of the child, which the walk runs after the parents."""
         end = walk.position(unit.target) + 1
-        self._solve(unit, walk, targets, [end] * len(self.parents) + [walk.position(unit.node)], [self.state])
+        ends = [end] * len(self.parents) + [walk.position(unit.node)]
+        self._solve(unit, walk, targets, ends, [self.state], self._batches(unit, Window.of(unit.node)))
 
     def _solve(
-        self, unit: Unit, walk: Walk, targets: Targets, ends: Sequence[int], states: Sequence[dict[str, Tensor]]
+        self,
+        unit: Unit,
+        walk: Walk,
+        targets: Targets,
+        ends: Sequence[int],
+        states: Sequence[dict[str, Tensor]],
+        batches: int,
     ) -> None:
         """Solve a unit for the parents' mixture, in the states of the last networks of a walk, each from its inputs."""
         window, intercept, parents = Window.of(unit.node), has_intercept(unit), len(self.parents)
         needed = [unit.target, unit.input, *([unit.other] if unit.other is not None else [])]
-        batches = self._batches(unit, window)
         places = self._places(unit, window, batches * self.size)
         stacks = [_Stack(batches) for _ in states]
         for number, values in enumerate(walk.until(ends, needed, batches)):
@@ -189,8 +197,7 @@ class UnitSolver:
         for stack, state in zip(stacks, states, strict=True):
             self.state = state
             rows = Rows(*stack.tensors)
-            weight, _ = ridge(rows, self._prior(unit, window), intercept=intercept)
-            self._write(unit, window, weight, rows)
+            self._write(unit, window, ridge(rows, self._prior(unit, window), intercept=intercept))
 
     def _inputs(self, window: Window, x: Tensor, places: Tensor | None, intercept: bool) -> Tensor:
         rows = window.inputs(x, places)
@@ -208,8 +215,10 @@ class UnitSolver:
 
         Where maps are large, few images have enough positions, and the values of more would only take time and memory.
         """
-        alone = self._most_rows(unit, window) / window.positions  # images that have as many rows
-        images = max(alone, min(IMAGES, SPREAD * alone))
+        width = 1 if unit.weight is None else window.matrix(self.state[unit.weight]).shape[1]
+        most = self._most_rows(unit, window)
+        enough = min(most, PER_INPUT * width) / window.positions
+        images = max(enough, min(IMAGES, SPREAD * most / window.positions))
         return min(len(self.loader), math.ceil(images / self.size))
 
     def _places(self, unit: Unit, window: Window, samples: int) -> Callable[[int], Tensor | None]:
@@ -233,9 +242,9 @@ class UnitSolver:
         matrix: Tensor = window.matrix(self.state[unit.weight])
         return matrix if scale is None else matrix * scale.reshape(window.groups, 1, -1)
 
-    def _write(self, unit: Unit, window: Window, weight: Tensor, rows: Rows) -> None:
+    def _write(self, unit: Unit, window: Window, solved: Solution) -> None:
         """Write an affine map as the layer and its BatchNorm, with the statistics of its outputs for the rows."""
-        state, norm = self.state, unit.norm
+        state, norm, weight = self.state, unit.norm, solved.weight
         shift = torch.zeros_like(weight[:, 0])
         if has_intercept(unit):
             weight, shift = weight[:, :-1], weight[:, -1]
@@ -245,21 +254,19 @@ class UnitSolver:
             if unit.bias is not None:
                 _put(state[unit.bias], shift.reshape(-1))
             return
-        predicted = rows.inputs[..., : weight.shape[1]]
         if unit.weight is None:
             factor = weight[:, 0]
+            mean, variance = solved.moments(torch.ones_like(weight))
         else:
             # The layer gives what varies as its average parent's output does, and the BatchNorm the rest.
-            predicted = predicted @ weight.to(predicted)
-            spread = predicted.double().std(1, correction=0)
-            factor = spread / state[norm.variance].double().reshape(spread.shape).clamp_min(1e-30).sqrt()
+            mean, variance = solved.moments(weight)
+            factor = (variance / state[norm.variance].double().reshape(variance.shape).clamp_min(1e-30)).sqrt()
             factor = torch.where(factor > 1e-10, factor, torch.ones_like(factor))
-            predicted = predicted / factor[:, None].to(predicted)
+            mean, variance = mean / factor, variance / factor.square()
             _put(state[unit.weight], window.weight(weight / factor[:, None], state[unit.weight].shape))
             if unit.bias is not None:
                 state[unit.bias].zero_()
-        mean, variance = predicted.double().mean(1).reshape(-1), predicted.double().var(1).reshape(-1)
-        factor = factor.reshape(-1)
+        mean, variance, factor = mean.reshape(-1), variance.reshape(-1), factor.reshape(-1)
         assert norm.weight is not None
         assert norm.bias is not None
         _put(state[norm.mean], mean)

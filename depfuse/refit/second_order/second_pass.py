@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from depfuse.data.augment import mix
 from depfuse.data.augmentation import Augmentation
@@ -16,13 +17,17 @@ from depfuse.refit.second_order.rollback import COMPARED, Rollback
 
 HELD_OUT = 0.125  # share of the images that steps are compared on
 NOTHING = 1e-5  # a divergence due to rounding alone, in its unit
+REUSED = 3  # steps that see the same augmented images, with the teacher's outputs for them
+HELD_STEPS = 8  # whose images and targets are held for that, as far as they take no more than
+HELD_BYTES = 2**28
 
 
 class SecondPass:
     """Take natural-gradient steps of decaying length on a few images, seen many times.
 
     Solving layer by layer ignores what later layers make of an error; here all layers move at once. The weights with
-    the lowest loss on held-out images are kept.
+    the lowest loss on held-out images are kept. A step takes the teacher's outputs from an earlier one with the same
+    images in two of three cases (`REUSED`); these cost as much again as the network's own passes.
 
     Parameters
     ----------
@@ -70,8 +75,9 @@ class SecondPass:
         if first <= NOTHING * learner.task_of(target).unit(target):
             return
         learner.begin(first)
+        views = self._views(steps)
         for step in work().track(range(steps), "refitting all layers together"):
-            learner.step(self._draw(PER_STEP), 1 - step / steps)
+            learner.step(next(views), 1 - step / steps)
             if step % COMPARED == COMPARED - 1 or step == steps - 1:
                 rollback.compare()
         learner.maps = dict(rollback.best)
@@ -85,6 +91,20 @@ class SecondPass:
         images = [loader.prepared(part, augment, generator, channels_last=last) for part in parts]
         return [mix(batch, generator) for batch in images] if self._mixed else images
 
+    def _views(self, steps: int) -> Iterator[list[TargetBatch]]:
+        """Draw the images of each step; the teacher is run on those of every `REUSED`-th, which are held for others."""
+        held: list[list[TargetBatch]] = []
+        most = HELD_STEPS
+        for step in range(steps):
+            place = step % (most * REUSED)
+            if place == 0:
+                held = []
+            if place < most:
+                held.append(_in_half(self._draw(PER_STEP)))
+            yield held[place % most]
+            if step == 0:
+                most = min(most, max(1, HELD_BYTES // _bytes(held[0])))
+
     def _draw(self, count: int) -> list[TargetBatch]:
         """Draw images for a step without replacement, with their targets."""
         count = min(max(1, count // self._size) * self._size, self._seen // self._size * self._size)
@@ -92,3 +112,14 @@ class SecondPass:
             self._order = torch.randperm(self._seen, generator=self._learner.generator)
         chosen, self._order = self._order[:count], self._order[count:]
         return self._learner.with_targets(self._images(self._loader, chosen, self._augment), quick=True)
+
+
+def _in_half(batches: Sequence[TargetBatch]) -> list[TargetBatch]:
+    """Keep the targets of streams in bfloat16."""
+    return [(images, logits, [target.to(torch.bfloat16) for target in streams]) for images, logits, streams in batches]
+
+
+def _bytes(batches: Sequence[TargetBatch]) -> int:
+    """Count the bytes of images and targets."""
+    leaves = [leaf for leaf in tree_leaves(list(batches)) if isinstance(leaf, Tensor)]
+    return sum(leaf.nbytes for leaf in leaves)
