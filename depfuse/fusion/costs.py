@@ -51,7 +51,7 @@ def quicker_than(recipe: Recipe) -> str:
         return "`preset=standard` makes one child alone"
     without = "`preset=fast` leaves it out"
     several = isinstance(recipe.refit, Ridge) and recipe.refit.steps > 0
-    return f"`refit.steps=0` takes about a third as long, and {without}" if several else without
+    return f"`refit.steps=0` takes about a quarter as long, and {without}" if several else without
 
 
 @undisturbed()
