@@ -93,8 +93,8 @@ def _run(watcher: Recorded, command: list[str]) -> int:
 def test_commands_count_what_takes_longest(watcher: Recorded, tmp_path: Path) -> None:
     small = (*small_files(), "--data", "digits", "--calibration", "40", "--device", "cpu")
     assert _run(watcher, ["path", *small, "--points", "4", "--set", "refit=ridge", "--set", "refit.steps=0"]) == 0
-    first = watcher.steps.index(("evaluating the path", 2, 2))
-    assert watcher.steps[first + 1 :] == [("evaluating the naive path", 2, 2)]
+    first = watcher.steps.index(("evaluating the naive path", 2, 2))
+    assert watcher.steps[first + 1 :] == [("evaluating the path", 2, 2)]
     watcher.steps.clear()
     plot = ["--plot", str(tmp_path / "path.png"), "--out", str(tmp_path / "child.safetensors")]
     assert _run(watcher, ["fuse", *small, *plot, "--set", "refit=ridge", "--set", "refit.steps=0"]) == 0

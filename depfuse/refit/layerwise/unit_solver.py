@@ -107,7 +107,7 @@ class UnitSolver:
         """Prepare about `LOOKED_AT` images, in batches of the program's size."""
         count = self.size * max(1, min(LOOKED_AT, self.images) // self.size)
         last, generator = self.loader.channels_last, torch.Generator()
-        parts = torch.arange(count).split(self.size)
+        parts = [torch.arange(start, start + self.size) for start in range(0, count, self.size)]
         return [self.loader.prepared(part, None, generator, channels_last=last) for part in parts]
 
     def heads(self, states: Sequence[dict[str, Tensor]]) -> None:
