@@ -50,7 +50,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     if missing or extra:
         parts = [f"{_few(missing)} missing"] * bool(missing) + [f"{_few(extra)} left over"] * bool(extra)
         raise CheckpointError(f"{where}: {' and '.join(parts)}; {_reason(model, checkpoint, missing, extra)}")
-    wrong = [key for key in state if state[key].shape != own[key].shape]
+    wrong = [key for key in own if key in state and state[key].shape != own[key].shape]
     if wrong:
         key = wrong[0]
         others = f" and {len(wrong) - 1} more differ" if len(wrong) > 1 else ""

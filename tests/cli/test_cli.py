@@ -146,7 +146,10 @@ def test_help_shows_an_example_that_parses(command: str, capsys: pytest.CaptureF
     assert main([command, "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert f"Example: {COMMANDS[command].example}" in text
-    needless = {"report": ("--device",), **dict.fromkeys(("recipes", "settings", "inspect"), ("--device", "--quiet"))}
+    needless = {
+        **dict.fromkeys(("report", "demo"), ("--device",)),
+        **dict.fromkeys(("recipes", "settings", "inspect"), ("--device", "--quiet")),
+    }
     for option in {"--device", "--quiet"}.difference(needless.get(command, ())):
         assert option in text
     words = COMMANDS[command].example.split()
@@ -608,7 +611,7 @@ def test_calibration_sets_without_statistics(place: Place, refused, count: int) 
         (["--colour"], ["--colour", "depfuse fuse --help"]),
         (["--device", "abacus"], ["abacus"]),
         (["--plot", "path.txt"], ["path.txt", ".png"]),
-        (["--out", "child.pt"], ["child.pt", ".safetensors"]),
+        (["--out", "child.bin"], ["child.bin", ".safetensors"]),
     ],
 )
 def test_settings_that_make_no_sense(place: Place, refused, options: list[str], words: list[str]) -> None:

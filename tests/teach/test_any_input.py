@@ -23,6 +23,8 @@ from depfuse.teach.distil import Distillation
 
 COUNT = 120
 IMAGES = torch.rand(COUNT, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+BRIGHTNESS = torch.randn(COUNT, generator=torch.Generator().manual_seed(1))
+LIT = IMAGES + BRIGHTNESS[:, None, None, None]
 
 
 class TwoInputs(nn.Module):
@@ -125,18 +127,23 @@ def test_samples_of_several_shapes_are_shuffled_into_batches_of_one():
 @pytest.mark.parametrize(
     ("task", "parents", "labels", "loss"),
     [
-        ("multilabel", lambda: pictures(4), torch.rand(COUNT, 4).round(), "average precision"),
-        ("binary", lambda: pictures(1), torch.randint(0, 2, (COUNT,)), "accuracy"),
-        ("regression", lambda: pictures(2), torch.randn(COUNT, 2), "RMSE"),
-        ("dense", lambda: pictures(3, maps=True), (2.99 * IMAGES[:, 0]).long(), "mean IoU"),
-        ("binary", lambda: pictures(1, maps=True), (IMAGES > 0.5).long(), "mean IoU"),
+        (
+            "multilabel",
+            lambda: pictures(4),
+            (BRIGHTNESS[:, None] > torch.tensor([-1.0, -0.5, 0.5, 1.0])).float(),
+            "average precision",
+        ),
+        ("binary", lambda: pictures(1), (BRIGHTNESS > 0).long(), "accuracy"),
+        ("regression", lambda: pictures(2), torch.stack([BRIGHTNESS, -BRIGHTNESS], 1), "RMSE"),
+        ("dense", lambda: pictures(3, maps=True), (LIT[:, 0] + 1).clamp(0, 2.99).long(), "mean IoU"),
+        ("binary", lambda: pictures(1, maps=True), (LIT > 0.5).long(), "mean IoU"),
     ],
 )
 def test_a_child_learns_labels_of_every_task(task, parents, labels, loss):
     recipe = Recipe.create(preset="fast", **{"train.finetune": 30, "train.learning_rate": 0.02})
-    result = fuse(two(parents), recipe, IMAGES, task=task, training=Distillation((IMAGES, labels)))
-    merged = fuse(two(parents), "fast", IMAGES, task=task)
-    after, before = (own.comparison(IMAGES, labels).child for own in (result, merged))
+    result = fuse(two(parents), recipe, LIT, task=task, training=Distillation((LIT, labels)))
+    merged = fuse(two(parents), "fast", LIT, task=task)
+    after, before = (own.comparison(LIT, labels).child for own in (result, merged))
     assert after.loss < before.loss
     assert loss in [measure.name for measure in (after.measure, *after.further)]
 
