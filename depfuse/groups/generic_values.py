@@ -205,7 +205,8 @@ class GenericNetwork:
             assert isinstance(variance, Tensor)
             with torch._C.DisableTorchFunction():  # what is asked here is nothing for the other modes
                 values = values.transpose(0, 1).flatten(1) if values.ndim > 1 else values
-                if values.shape[1] > 1 and (spread := values.var(1)).min() > 0.0:
+                # Of one place of two images, values may be alike by chance: their spread would enlarge rounding errors.
+                if values.shape[1] > IMAGES and (spread := values.var(1)).min() > 0.0:
                     noise = torch.rand((2, len(mean)), generator=self._generator, dtype=torch.float64).to(mean.device)
                     mean.copy_(values.mean(1) + 0.2 * spread.sqrt() * (noise[0] - 0.5))
                     variance.copy_(spread * (0.9 + 0.2 * noise[1]))

@@ -1,12 +1,10 @@
 """Flower strategies: one fusion in the place of the first average (`pip install 'depfuse[flower]'`).
 
-```python
-from depfuse.integrations.flower import FuseOnce
+The smallest example has five clients and one round::
 
-strategy = FuseOnce(network, images, min_fit_clients=5)
-flwr.server.start_server(config=flwr.server.ServerConfig(num_rounds=1), strategy=strategy)
-print(strategy.aggregated)
-```
+    strategy = FuseOnce(network, images, min_fit_clients=5)
+    flwr.server.start_server(config=flwr.server.ServerConfig(num_rounds=1), strategy=strategy)
+    print(strategy.aggregated)
 """
 
 from __future__ import annotations

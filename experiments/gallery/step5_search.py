@@ -27,7 +27,7 @@ from depfuse.cli import main as depfuse
 from depfuse.data import calibration_loader
 from depfuse.evaluate import evaluate
 from depfuse.io.into_network import load_network
-from depfuse.study.trials import TrialRecord, best_first
+from depfuse.study.trials import Judged, TrialRecord, best_first
 from experiments.gallery.digits import CHECKPOINTS, data, test
 
 FILES = [CHECKPOINTS / f"digits-skewed-2-{name}.safetensors" for name in "ab"]
@@ -57,7 +57,7 @@ def draw(trials: list[TrialRecord], picture: Path) -> None:
     axes = figure.add_subplot(xlabel="trial", ylabel="accuracy on held-out images, %")
     complete = [record for record in trials if record.state == "complete"]
     numbers = [record.trial for record in complete]
-    values = [record.shown_quality(labelled=True) for record in complete]
+    values = [record.shown_quality(Judged(labelled=True)) for record in complete]
     axes.plot(numbers, values, "o", label="trial")
     axes.plot(numbers, list(itertools.accumulate(values, max)), drawstyle="steps-post", label="best so far")
     axes.legend(frameon=False)
