@@ -19,10 +19,9 @@ from torch import Tensor
 
 from depfuse.errors import CheckpointError, DepfuseWarning
 from depfuse.io.checkpoint import read_checkpoint
+from depfuse.io.fitting import COUNTER
 from depfuse.io.recognising import recognised
 from depfuse.io.weights import Place
-
-COUNTER = "num_batches_tracked"  # of a BatchNorm; old files have none
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ def fitted_places(labels: Tensor, outputs: Tensor) -> Tensor:
 def fitted_answers(labels: Tensor, outputs: Tensor) -> Tensor:
     """Give labels of 0 and 1 the shape of logits (N,), (N, L) or (N, L, ...), in float32."""
     shape = (len(outputs), 1) if outputs.dim() == 1 else outputs.shape
-    fits = labels.numel() == shape_size(shape) and len(labels) == len(outputs)
+    fits = labels.numel() == math.prod(shape) and len(labels) == len(outputs)
     fits = fits and bool(((labels == 0) | (labels == 1)).all())
     check_labels(fits, outputs, labels, f"labels 0 and 1 of shape (N{', '.join(['', *map(str, shape[1:])])})")
     return labels.reshape(outputs.shape).float()
@@ -109,11 +110,6 @@ def check_extremes(lowest: int, highest: int, outputs: int) -> None:
             f"the data have the label {lowest if lowest < 0 else highest}, but the network has {outputs} outputs"
             f" (labels 0 to {outputs - 1}): use the data set that the network was trained for"
         )
-
-
-def shape_size(shape: Sequence[int]) -> int:
-    """Count the numbers of a shape."""
-    return torch.Size(shape).numel()
 
 
 def labels_for(task: Task, labels: Any, outputs: Tensor) -> Tensor:

@@ -191,12 +191,17 @@ class Sorted(nn.Module):
         return scores[scores > 0], boxes, 100.0 * boxes.gather(1, digits)
 
 
-def test_outputs_that_jump_do_not_make_a_proof_permute_group_after_group():
+def proved_counting_runs(kind):
+    """Find and prove the groups of such a network of 20 layers; its `runs` are those of the proof."""
     torch.manual_seed(0)
-    network, example = Sorted(20).eval(), torch.randn(3, 6)
+    network, example = kind(20).eval(), torch.randn(3, 6)
     found = find_groups(network, example)
-    Sorted.runs.clear()
-    groups = prove_groups(network, found, example)
+    kind.runs.clear()
+    return prove_groups(network, found, example)
+
+
+def test_outputs_that_jump_do_not_make_a_proof_permute_group_after_group():
+    groups = proved_counting_runs(Sorted)
     assert len(groups.free) == 20
     assert len(Sorted.runs) <= 6  # the outputs, permuted, with gradients, two steps, and one to spare
 
@@ -220,10 +225,6 @@ class Pooling(nn.Module):
 
 
 def test_only_what_follows_a_function_without_gradients_is_permuted_group_by_group():
-    torch.manual_seed(0)
-    network, example = Pooling(20).eval(), torch.randn(3, 6)
-    found = find_groups(network, example)
-    Pooling.runs.clear()
-    groups = prove_groups(network, found, example)
+    groups = proved_counting_runs(Pooling)
     assert {group.name for group in groups.free} == {*(f"layers.{number}.0" for number in range(20)), "hidden"}
     assert len(Pooling.runs) <= 8  # the outputs, permuted, with gradients, two steps, for `hidden`, and two to spare
