@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -22,7 +22,7 @@ from depfuse.refit import refit_heads
 from depfuse.renorm import renormalise
 from depfuse.teach.distil import Distillation
 from depfuse.teach.joint_head import renewed
-from experiments.lib.material import Joint, Material, ensemble, teachers
+from experiments.lib.material import Joint, Material, Probabilities, ensemble, teachers
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +53,17 @@ def ensemble_as_it_is(seen: Seen) -> nn.Module:
     return ensemble(seen.of)
 
 
+def ensemble_by_counts(seen: Seen) -> nn.Module:
+    """The mean of the parents' logits, weighed by their numbers of training images."""
+    return Joint(seen.of.inputs.models, seen.of.shares_by_counts, seen.of.inputs.labels)
+
+
+def ensemble_of_probabilities(seen: Seen) -> nn.Module:
+    """The mean of the parents' class probabilities."""
+    parents = Ensemble(seen.of.inputs.models, seen.of.shares, seen.of.inputs.labels)
+    return Probabilities(parents)
+
+
 def ensemble_renewed(seen: Seen) -> nn.Module:
     """The same with the parents' BatchNorm statistics renewed."""
     return ensemble(seen.of, renewed(seen.of.inputs.models, seen.loader))
@@ -76,6 +87,23 @@ def naive_reset(seen: Seen) -> nn.Module:
     found = naive(seen)
     renormalise(found, "auto", seen.loader)
     return found
+
+
+def naive_by_counts(seen: Seen) -> nn.Module:
+    """The average of the parents by their numbers of training images, with the average of their statistics (FedAvg)."""
+    of = seen.of
+    return naive_average(of.inputs.models, of.shares_by_counts, of.groups)
+
+
+def pairs_in_turn(seen: Seen) -> nn.Module:
+    """The refitted child of the first two parents, then that of it and the next one, with the share of all before."""
+    of = seen.of
+    child = of.inputs.models[0]
+    for number, parent in enumerate(of.inputs.models[1:], start=1):
+        recipe = Recipe.create(refit="ridge", weights=(number / (number + 1), 1 / (number + 1)), seed=seen.seed)
+        pair = replace(of.inputs.parents(), models=(child, parent), groups=of.groups)
+        child = fuse(pair, recipe.changed(calibration=seen.images), seen.loader).child
+    return child
 
 
 def naive_to_width(seen: Seen, number: int) -> nn.Module:
@@ -108,7 +136,7 @@ def best_parent(seen: Seen, epochs: int = 0) -> nn.Module:
 BASELINES: dict[str, Callable[..., nn.Module]] = {
     function.__name__: function
     for function in (
-        parent, ensemble_as_it_is, ensemble_renewed, ensemble_with_joint_head, naive, naive_reset, naive_to_width,
-        best_parent,
+        parent, ensemble_as_it_is, ensemble_by_counts, ensemble_of_probabilities, ensemble_renewed,
+        ensemble_with_joint_head, naive, naive_reset, naive_by_counts, naive_to_width, pairs_in_turn, best_parent,
     )
 }  # fmt: skip

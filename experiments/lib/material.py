@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from depfuse.cli.inputs import Inputs, read_inputs, read_template
 from depfuse.cli.options import DataOptions
-from depfuse.data import DataSet, Loader, Split, calibration_loader
+from depfuse.data import DataSet, Loader, Split, calibration_loader, load_data, select_share
+from depfuse.data.loader import calibration_order
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.ensemble.targets import mean_logits
@@ -47,11 +48,15 @@ def data_files(sets: Sequence[ParentSet], given: Mapping[str, str]) -> dict[str,
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """The networks of a set, with their template where labels differ, and their data."""
+    """The networks of a set, with their template where labels differ, and their data.
+
+    `foreign` says that the training images are of another data set: none of them is held out.
+    """
 
     parents: ParentSet
     inputs: Inputs
     template: nn.Module | None
+    foreign: bool = False
 
     @cached_property
     def groups(self) -> ChannelGroups:
@@ -63,6 +68,24 @@ class Material:
     def shares(self) -> tuple[float, ...]:
         """Equal shares."""
         return (1.0 / len(self.inputs.models),) * len(self.inputs.models)
+
+    @property
+    def shares_by_counts(self) -> tuple[float, ...]:
+        """Shares by numbers of training images, by the clients' cards; `CheckpointError` where these do not tell."""
+        counts = []
+        for checkpoint in self.inputs.checkpoints:
+            split = {} if checkpoint.card is None else checkpoint.card.recipe or {}
+            if not {"number", "of"} <= split.keys():
+                raise CheckpointError(f"{checkpoint.path} has no card that says which share of the images it saw")
+            share = {"alpha": split.get("alpha"), "seed": split.get("seed", 0)}
+            counts.append(len(select_share(self.inputs.data, split["number"], split["of"], **share).train))
+        return tuple(count / sum(counts) for count in counts)
+
+    def of_foreign(self, file: str) -> Material:
+        """Take training images from another data set, without labels and as these networks take them."""
+        train = replace(load_data(file).train, labels=None)
+        inputs = replace(self.inputs, data=replace(self.inputs.data, train=train))
+        return replace(self, inputs=inputs, foreign=True)
 
     def test(self, limit: int) -> Loader:
         """The test images; `limit` of them where it is not 0."""
@@ -80,11 +103,17 @@ class Material:
         """The data without these images, to train on."""
         return replace(self.inputs.data, train=self._parted(images, seed)[1])
 
+    def to_train_on(self, images: int, seed: int, count: int) -> DataSet:
+        """Select training images that are not held out, those of calibration first: `count` of them, all where 0."""
+        data = self.without_held_out(images, seed)
+        return replace(data, train=data.train.take(slice(0, count))) if count else data
+
     def _parted(self, images: int, seed: int) -> tuple[Split | None, Split]:
         whole = len(self.inputs.data.train)
         kept = whole - min(HELD_OUT, whole // 4)
-        if images > kept:
-            return None, self.inputs.data.train
+        if images > kept or self.foreign:
+            order = calibration_order(whole, seed)
+            return None, self.inputs.data.train.take(order) if self.foreign else self.inputs.data.train
         drawn = calibration_loader(self.inputs.data, whole, seed=seed)  # calibration takes its first ones
         return Split(drawn.images[kept:], drawn.labels[kept:]), Split(drawn.images[:kept], drawn.labels[:kept])
 
@@ -140,6 +169,18 @@ class Joint(nn.Module):
         if self.labels is not None and len(outputs) == 1:
             return self.labels.of_outputs(outputs)[0]
         return mean_logits(outputs, self.shares, self.labels)
+
+
+class Probabilities(nn.Module):
+    """An ensemble whose outputs are the logarithms of its class probabilities."""
+
+    def __init__(self, members: Ensemble) -> None:
+        super().__init__()
+        self.models, self._members = nn.ModuleList(members.networks), members
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Log-probabilities (N, labels)."""
+        return self._members.combine([model(images) for model in self.models]).clamp_min(1e-12).log()
 
 
 def ensemble(of: Material, models: Sequence[nn.Module] | None = None) -> Joint:

@@ -28,7 +28,7 @@ from experiments.lib.baselines import BASELINES, Seen
 from experiments.lib.cells import Cell
 from experiments.lib.material import Joint, Material, ensemble, read_material, teachers
 from experiments.lib.parents.families import Family
-from experiments.lib.size import keep_worst_for, parameters
+from experiments.lib.size import keep_worst_for, multiplications, parameters
 from experiments.lib.steps import Baseline, Fusion, Step
 from experiments.lib.untied import groups_of
 
@@ -40,6 +40,7 @@ ALWAYS = (
 AGREEMENT = ("agreement",)
 BESIDE = ("parents_accuracy", "parents_held_out", "ensemble_accuracy", "ensemble_held_out")
 JUDGED = ("judged",)
+FLOPS = ("flops",)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Setup:
     parents, steps
         Those of the study, by name and as text.
     values
-        What is measured: `ALWAYS`, and what of `AGREEMENT`, `BESIDE` and `JUDGED` is asked for.
+        What is measured: `ALWAYS`, and what of `AGREEMENT`, `BESIDE`, `JUDGED` and `FLOPS` is asked for.
     files
         Data set -> where it lies.
     folder
@@ -74,13 +75,18 @@ def measure(setup: Setup, cell: Cell) -> dict[str, Any]:
     step, device = setup.steps[cell["settings"]], torch.device(setup.device)
     parents = setup.parents[cell["set"]].parents(seed, step.parents, setup.folder, step.training)
     of = read_material(parents, setup.files[parents.data], device)
-    seen = Seen(of, drawn(of, images, seed), images, seed)
+    foreign = step.foreign if isinstance(step, Fusion) else ""
+    shown = of.of_foreign(setup.files[foreign]) if foreign else of
+    seen = Seen(shown, drawn(shown, images, seed), images, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LimitWarning)  # noted in the row
         network, found = _fused(seen, step, setup.values) if isinstance(step, Fusion) else _compared(seen, step)
     scores = evaluate(network, of.test(limit))
     found |= {"accuracy": scores.accuracy, "loss": scores.loss}
     found["parameters"] = parameters(network) / parameters(of.inputs.models[0])
+    if FLOPS[0] in setup.values:
+        example = of.inputs.data.example(device=device)
+        found["flops"] = multiplications(network, example) / multiplications(of.inputs.models[0], example)
     held_out = of.held_out(images, seed, limit)
     if held_out is not None:
         classes = _classes(network, held_out)
@@ -116,9 +122,14 @@ def _fused(seen: Seen, step: Fusion, values: tuple[str, ...]) -> tuple[nn.Module
     of, inputs = seen.of, seen.of.inputs
     settings, note = dict(step.settings), []
     example = inputs.data.example(device=inputs.device)
-    if step.times:
-        settings["keep_worst"] = keep_worst_for(step.times, inputs.models, of.groups, example, of.template)
+    if step.times or step.flops:
+        size, counted = step.times or step.flops, bool(step.flops)
+        settings["keep_worst"] = keep_worst_for(
+            size, inputs.models, of.groups, example, of.template, multiplications=counted
+        )
         note.append(f"keep_worst {settings['keep_worst']:.4g}")
+    if step.weigh:
+        settings["weights"] = of.shares_by_counts
     recipe = Recipe.create(**{"refit": "none", **settings}, calibration=seen.images, seed=seen.seed)
     calibration = drawn(of, step.match, seen.seed) if step.match else seen.calibration
     # One head, and another width, is another network.
@@ -135,7 +146,7 @@ def _fused(seen: Seen, step: Fusion, values: tuple[str, ...]) -> tuple[nn.Module
         replace(inputs.parents(of.template), example=example, groups=groups),
         recipe,
         calibration,
-        training=Distillation(of.without_held_out(seen.images, seen.seed)) if recipe.trains else None,
+        training=Distillation(of.to_train_on(seen.images, seen.seed, step.unlabelled)) if recipe.trains else None,
         progress=begin,
     )
     child = _renormalised(result, step.renorm) if step.renorm else result.child

@@ -70,6 +70,8 @@ class Fusion:
         Those of the recipe that are not its defaults; not refitted where they do not say so.
     times
         How many times the parameters of a parent the child shall have; `keep_worst` is then found out.
+    flops
+        How many times the multiplications of a merged child it shall have instead.
     needs
         What the parents must be.
     count
@@ -87,10 +89,17 @@ class Fusion:
         How they are trained, if not as the family's.
     only
         Families that it is for; all where empty.
+    unlabelled
+        How many training images it sees if it is trained on; all that are not held out where it is 0.
+    foreign
+        Data set from which all images come that it sees; the parents' own where empty.
+    weigh
+        What the parents count for: `counts` where they count by their numbers of training images.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     times: float = 0.0
+    flops: float = 0.0
     needs: Needs = "all"
     count: int | None = None
     match: int | None = None
@@ -100,6 +109,9 @@ class Fusion:
     parents: int = 2
     training: Training | None = None
     only: tuple[str, ...] = ()
+    unlabelled: int = 0
+    foreign: str = ""
+    weigh: Literal["", "counts"] = ""
 
     images = True
 
@@ -112,7 +124,7 @@ class Fusion:
     def long(self) -> str:
         """The option that asks for it: training and a matching chosen for each group take minutes."""
         settings = by_path(self.settings)
-        if settings.get("train.distil") or settings.get("train.finetune"):
+        if any(settings.get(f"train.{name}") for name in ("distil", "self_training", "finetune")):
             return "--distil"
         return "--by-group" if settings.get("align.choose") == "groups" else ""
 

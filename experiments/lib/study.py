@@ -35,6 +35,7 @@ from experiments.lib.command import (
     numbers,
     say,
 )
+from experiments.lib.data_files import files_of
 from experiments.lib.material import data_files
 from experiments.lib.measure import ALWAYS, Setup, measure
 from experiments.lib.parents.families import Family
@@ -42,7 +43,7 @@ from experiments.lib.parents.sets import ZOO
 from experiments.lib.parents.trained import FOLDER, train_missing
 from experiments.lib.places import MEASUREMENTS
 from experiments.lib.processes import cores
-from experiments.lib.steps import Step
+from experiments.lib.steps import Fusion, Step
 
 KEYS = ("set", "settings", "seed", "images", "test_limit")
 Factors = Mapping[str, Mapping[str, Step]]
@@ -128,7 +129,7 @@ class Study:
         check_plot(options.plot)
         check_counts(options, limit_test=0)
         chosen = chosen_steps(self, options)
-        names = options.sets or [name for name, family in self.parents.items() if not _to_be_trained(family)]
+        names = options.sets or [name for name, family in self.parents.items() if not _left_open(family, options)]
         if unknown := [name for name in names if name not in self.parents]:
             raise RecipeError(f"there is no set of parents {unknown[0]!r}: choose from {', '.join(self.parents)}")
         cells = cells_of(self, names, chosen, options)
@@ -182,11 +183,14 @@ class Study:
             for family, step, seed in wanted
         ]
         files = data_files([parents for real, parents in sets if real], given)  # before any training
+        files |= files_of([parents.data for real, parents in sets if not real], given)
+        files |= files_of([step.foreign for _, step, _ in wanted if isinstance(step, Fusion) and step.foreign], given)
         own = [
             (step.training or family.training, seed, step.parents) for family, step, seed in wanted if not family.real
         ]
-        train_missing(own, options.parents, processes=processes, threads=threads, say=say)
-        return files | data_files([parents for real, parents in sets if not real], given)
+        device = resolve_device(options.device)
+        train_missing(own, options.parents, files, device=device, processes=processes, threads=threads, say=say)
+        return files
 
     def main(self, arguments: Sequence[str] | None = None) -> int:
         """0 where all is well, 1 where cells failed, 2 where the request or the data are wrong."""
@@ -203,12 +207,14 @@ def _with_rows(chosen: Chosen, rows: pd.DataFrame) -> Chosen:
     return {factor: steps for factor, steps in left.items() if steps}
 
 
-def _to_be_trained(family: Family) -> bool:
-    """Whether these are networks of the zoo that nobody has trained yet."""
-    if not family.real:
-        return False
-    parents = family.parents(0, 2, FOLDER)
-    return parents.kind == ZOO and bool(parents.lacks)
+def _left_open(family: Family, options: argparse.Namespace) -> bool:
+    """Whether parents are not there that are trained only where asked for: of the zoo, or on a GPU."""
+    seeds = family.seeds if options.seeds is None else numbers("--seeds", options.seeds, 0)
+    on_gpu = options.tables_only or resolve_device(options.device).type != "cpu"
+    if family.real:
+        parents = family.parents(0, 2, FOLDER)
+        return parents.kind == ZOO and bool(parents.lacks)
+    return family.gpu and not on_gpu and any(family.parents(seed, 2, options.parents).lacks for seed in seeds)
 
 
 def fits(name: str, pattern: str) -> bool:

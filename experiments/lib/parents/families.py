@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from experiments.lib.parents.sets import DIGITS, SETS, ParentSet
-from experiments.lib.parents.trained import Training, thin_resnet
+from experiments.lib.parents.trained import Trainer, Training, thin_resnet
 
 SEEDS = 10
 
@@ -29,21 +29,24 @@ class Family:
         Whether these are one set for all seeds, which draw the calibration images only.
     count
         Number of seeds that are taken where nothing is said; of real sets, all.
+    gpu
+        Whether its parents are trained on a GPU alone, where nobody asks for them by name.
     """
 
     title: str
     images: int
-    training: Training = field(default_factory=Training)
+    training: Trainer = field(default_factory=Training)
     real: tuple[ParentSet, ...] = ()
     fixed: bool = False
     count: int = SEEDS
+    gpu: bool = False
 
     @property
     def seeds(self) -> range:
         """The seeds that are taken where nothing is said."""
         return range(len(self.real) or self.count)
 
-    def parents(self, seed: int, count: int, folder: Path, training: Training | None = None) -> ParentSet:
+    def parents(self, seed: int, count: int, folder: Path, training: Trainer | None = None) -> ParentSet:
         """Name so many parents of a seed, trained in another way where it is given; see `Training.parents`."""
         if self.real:
             return self.real[0 if self.fixed else seed]
@@ -90,6 +93,11 @@ def families(*names: str) -> dict[str, Family]:
 def sets(*names: str) -> dict[str, Family]:
     """Choose sets of sets.py by their names, all where none is given."""
     return {name: _of_set(name) for name in names or SETS}
+
+
+def shipped(name: str, title: str, kind: str) -> Family:
+    """Choose a set of sets.py under another title, in a table of its own kind."""
+    return replace(_of_set(name), title=title, real=(replace(SETS[name], kind=kind),))
 
 
 def _of_set(name: str) -> Family:

@@ -14,7 +14,8 @@ import argparse
 import dataclasses
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -74,8 +75,9 @@ def train_entry(
     out: Path,
     device: torch.device,
     save_seconds: float = SAVE_SECONDS,
+    say: Callable[[str], object] = partial(print, flush=True),
 ) -> float:
-    """Train one network and write it with its card; its accuracy (fraction).
+    """Train one network and write it with its card; its accuracy (fraction). `say` is called after every epoch.
 
     Where the disk fills, `CheckpointError` says so; what had been saved of the training goes on another time.
     """
@@ -87,7 +89,7 @@ def train_entry(
 
     def report(done: EpochReport) -> None:
         accuracy = f"{100 * done.accuracy:.1f} % of the training images"
-        print(f"{name}: epoch {done.epoch} of {done.epochs}, {accuracy}, {done.seconds:.1f} s", flush=True)
+        say(f"{name}: epoch {done.epoch} of {done.epochs}, {accuracy}, {done.seconds:.1f} s")
 
     metrics = train(model, data, recipe, device=device, resume_path=resume, progress=report, save_seconds=save_seconds)
     trained = model.to("cpu").state_dict()

@@ -1,4 +1,4 @@
-"""Parents that an ablation trains for itself, on digits, in seconds; each is trained once and kept with its card."""
+"""Parents that a study trains for itself: each is trained once and kept with its card; on digits it takes seconds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -25,6 +25,16 @@ def thin_resnet(blocks: int, width: float = 0.5, in_channels: int = 1) -> str:
     """The CIFAR ResNet of depth 6 blocks + 2 with zero-padded shortcuts, for digits where nothing else is said."""
     network = "depfuse.models.thin_resnet:ThinResNet"
     return f"{network}(blocks={blocks}, shortcut='A', classes=10, width={width}, in_channels={in_channels})"
+
+
+class Trainer(Protocol):
+    """Names the parents of a seed, and trains them."""
+
+    def parents(self, seed: int, count: int, folder: Path, /) -> ParentSet:
+        """Name the first parents of one seed; they need not be trained yet."""
+
+    def train(self, seed: int, number: int, path: Path, file: str, device: torch.device, /) -> None:
+        """Train one parent of a seed on the data set that lies in a file, and keep it."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +75,9 @@ class Training:
         names = tuple(f"digits-{digest}{'' if fold is None else f'-fold{fold}'}-{number}" for number in numbers)
         return ParentSet(f"seed {seed}", DIGITS, "digits", names, folder=folder, fold=fold)
 
-    def train(self, seed: int, number: int, path: Path) -> None:
-        """Train one parent of a seed and keep it."""
-        data = load_data("digits", size=None if self.size is None else (self.size, self.size))
+    def train(self, seed: int, number: int, path: Path, file: str = "digits", _: torch.device | None = None) -> None:
+        """Train one parent of a seed and keep it; always on the CPU, where it takes seconds."""
+        data = load_data(file, size=None if self.size is None else (self.size, self.size))
         if self.fold:
             data = without_fold(data, seed % FOLDS)
         architecture, first = self.architectures[number % len(self.architectures)], self.first + self.apart * seed
@@ -87,21 +97,27 @@ class Training:
 
 @dataclass(frozen=True)
 class _Missing:
-    training: Training
+    training: Trainer
     seed: int
     number: int
     path: Path
+    file: str
+    device: torch.device
 
 
 def train_missing(
-    wanted: Iterable[tuple[Training, int, int]],
+    wanted: Iterable[tuple[Trainer, int, int]],
     folder: Path,
+    files: Mapping[str, str],
     *,
+    device: torch.device,
     processes: int,
     threads: int,
     say: Callable[[str], None],
 ) -> None:
     """Train the parents, given as (training, seed, number of parents), that are not in the folder yet.
+
+    `files` says where each data set lies.
 
     Raises
     ------
@@ -110,10 +126,11 @@ def train_missing(
     CellError
         A process died.
     """
+    sets = [(training, seed, training.parents(seed, count, folder)) for training, seed, count in wanted]
     missing = {
-        path: _Missing(training, seed, number, path)
-        for training, seed, count in wanted
-        for number, path in enumerate(training.parents(seed, count, folder).paths)
+        path: _Missing(training, seed, number, path, files[parents.data], device)
+        for training, seed, parents in sets
+        for number, path in enumerate(parents.paths)
         if not path.is_file()
     }
     for path in missing:
@@ -124,4 +141,4 @@ def train_missing(
 
 
 def _train(parent: _Missing) -> None:
-    parent.training.train(parent.seed, parent.number, parent.path)
+    parent.training.train(parent.seed, parent.number, parent.path, parent.file, parent.device)
