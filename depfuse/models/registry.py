@@ -111,6 +111,14 @@ def check_arguments(factory: Callable[..., Any], arguments: Mapping[str, Any], n
 
 
 def built_by(factory: Any, settings: Mapping[str, Any]) -> nn.Module:
+    """Build a network by a class or function, and of a LightningModule without a forward of its own take that inside.
+
+    See `made_by` for the arguments, and for what is raised.
+    """
+    return runnable(made_by(factory, settings))
+
+
+def made_by(factory: Any, settings: Mapping[str, Any]) -> nn.Module:
     """Build a network by a class or function, with the settings of a file that it takes.
 
     Raises
@@ -129,7 +137,7 @@ def built_by(factory: Any, settings: Mapping[str, Any]) -> nn.Module:
             f"a {type(factory).__name__} does not say what network it is: give an architecture, or a class or function"
             " that builds a network"
         )
-    return runnable(made)
+    return made
 
 
 def with_settings(arch: str, settings: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The examples of the guide's pages on bringing one's own, on outputs and on different labels run."""
+"""The examples of the guide's pages on bringing one's own, hubs, outputs and different labels run."""
 
 from __future__ import annotations
 
@@ -50,3 +50,13 @@ def test_every_example_runs(
 def test_the_example_of_parents_with_different_labels_runs() -> None:
     torch.manual_seed(0)
     run_examples("labels.md", 1)
+
+
+@pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning", "ignore::UserWarning")
+def test_every_example_of_hubs_and_trainers_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("transformers", "timm", "lightning"):
+        pytest.importorskip(module)
+    monkeypatch.chdir(tmp_path)
+    names = run_examples("hubs.md", 4)
+    assert type(names["child"]) is names["Lit"]
+    assert "parents" in (tmp_path / "child" / "README.md").read_text("utf-8")

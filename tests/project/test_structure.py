@@ -73,6 +73,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
     homes = {module: {spelled(name) for name in names} for module, names in packages_distributions().items()}
     # Under its usual name where it is not installed here.
     used = {module: homes.get(module, {spelled(module)}) for module in imported()}
-    allowed = declared() | declared("timm") | declared("huggingface") | declared("upscale") | declared("flower")
+    extras = ("timm", "huggingface", "lightning", "upscale", "flower")
+    allowed = declared().union(*map(declared, extras))
     assert [module for module, names in used.items() if not names & allowed] == []
     assert declared() - set().union(*used.values()) == set()
