@@ -181,6 +181,8 @@ def test_a_fusion_imports_no_large_library_that_it_does_not_use(tmp_path: Path) 
         "pandas",
         "IPython",
         "scipy.cluster",
+        "timm",
+        "torchvision",
     )
     program = (
         f"import json, sys; from depfuse.cli import main; code = main({words});"

@@ -8,6 +8,8 @@ node as Python lists (Fang et al., DepGraph, CVPR 2023, section 3.2), is replace
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch_pruning
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -27,6 +28,23 @@ from depfuse.networks.forward import Example, run_network
 from depfuse.networks.isolation import without_warnings
 from depfuse.networks.running import evaluating, removing
 from depfuse.text import first_line
+
+
+def _without_timm() -> Any:
+    """Import torch-pruning, but not timm, whose attention it counts operations of where it is installed.
+
+    timm brings torchvision and TorchDynamo along: nearly half of the seconds in which depfuse is imported.
+    """
+    if "timm" in sys.modules:
+        return importlib.import_module("torch_pruning")
+    sys.modules["timm"] = None  # type: ignore[assignment]  # an import of it fails, as if it were not installed
+    try:
+        return importlib.import_module("torch_pruning")
+    finally:
+        del sys.modules["timm"]
+
+
+torch_pruning = _without_timm()
 
 
 @dataclass(frozen=True)
