@@ -100,7 +100,7 @@ class FuseCallback(Callback):
     ) -> None:
         super().__init__()
         if isinstance(others, (str, Path)) or (others is not None and not others):
-            raise RecipeError("`others` is a list of checkpoints, such as ['earlier.ckpt']")
+            raise RecipeError("other runs are given as a list of checkpoints, such as ['earlier.ckpt']")
         self._others = None if others is None else [Path(path) for path in others]
         self._recipe, self._batches, self._out = as_recipe(recipe), batches, None if out is None else Path(out)
         self._loaded: list[nn.Module] = []
@@ -157,8 +157,8 @@ class FuseCallback(Callback):
         own = copy.deepcopy(network.state_dict())
         if {name: tensor.shape for name, tensor in own.items()} != {name: t.shape for name, t in child.items()}:
             raise ArchitectureError(
-                f"the child has other shapes than {type(module).__name__}, whose checkpoint cannot hold it: leave out"
-                " `out`, and take `result.child`"
+                f"the child has other shapes than {type(module).__name__}, whose checkpoint cannot hold it: name no"
+                " file, and take the child of the result"
             )
         try:
             network.load_state_dict(child)
@@ -174,6 +174,6 @@ def _keeper(trainer: Any) -> Any:
         if getattr(callback, "save_top_k", 1) not in (0, 1) and hasattr(callback, "best_k_models"):
             return callback
     raise RecipeError(
-        "there is nothing to fuse with: give `others`, checkpoints of other runs, or let the Trainer keep several by"
+        "there is nothing to fuse with: give checkpoints of other runs, or let the Trainer keep several by"
         " ModelCheckpoint(save_top_k=3, monitor=...)"
     )

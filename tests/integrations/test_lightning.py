@@ -113,7 +113,7 @@ def test_mistakes_are_said_before_the_training(tmp_path: Path) -> None:
     refused(
         CheckpointError, r"wide\.ckpt does not fit Lit: net.0.weight has shape", FuseCallback([tmp_path / "wide.ckpt"])
     )
-    refused(RecipeError, "there is nothing to fuse with: give `others`", FuseCallback())
+    refused(RecipeError, "there is nothing to fuse with: give checkpoints", FuseCallback())
     (tmp_path / "file").touch()
     torch.save({"state_dict": Lit().state_dict()}, tmp_path / "fine.ckpt")
     refused(
@@ -121,7 +121,7 @@ def test_mistakes_are_said_before_the_training(tmp_path: Path) -> None:
         "cannot be written",
         FuseCallback([tmp_path / "fine.ckpt"], out=tmp_path / "file" / "child.ckpt"),
     )
-    with pytest.raises(RecipeError, match="`others` is a list of checkpoints"):
+    with pytest.raises(RecipeError, match="other runs are given as a list"):
         FuseCallback("earlier.ckpt")
     with pytest.raises(RecipeError, match="nonsense"):
         FuseCallback(["earlier.ckpt"], recipe={"nonsense": 1})

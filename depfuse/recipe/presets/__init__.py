@@ -25,12 +25,14 @@ import yaml
 
 from depfuse.errors import RecipeError
 from depfuse.recipe.arrange import arrange
+from depfuse.recipe.other_words import check_words
 from depfuse.recipe.preset_files import PlainLoader, over_preset, preset_fields, preset_names
 from depfuse.recipe.recipe import Recipe
 
 ENDINGS = (".yaml", ".yml", ".json")
 ABOUT = ("title", "paper", "differs", "cost")
-RUN = ("parents", "key", "data", "classes", "out", "report")  # arguments of a command that a file may hold
+# Arguments of a command that a file may hold.
+RUN = ("parents", "arch", "key", "data", "size", "mean", "std", "crop", "classes", "out", "report")
 _LARGEST = 2**26  # characters, of a recipe or a report that holds one
 _WHOLE_FLAT = frozenset({"criterion", "solver", "weights", "reference", "order", "refit", "seed"})  # a stored recipe
 _WHOLE = frozenset({"align", "merge", "refit", "renorm", "teach", "seed"})
@@ -136,6 +138,8 @@ def read(source: str) -> Source:
         settings = {**settings, "parents_from": 0}  # written when parents counted from 0
     keep: Collection[str] = ()
     if not stored:
+        check_words(source, content)
+        _check_preset(source, settings)
         settings, changed = over_preset(settings)
         keep = list(settings) if changed is None else changed
     settings = {"preset": "standard" if stored else Path(source).stem, **settings}
@@ -159,7 +163,20 @@ def as_recipe(source: Recipe | str | Path | Mapping[str, Any] | None) -> Recipe:
                 f"{source} names {', '.join(source_read.run)}, which is for the command line: give arguments"
             )
         return Recipe.create(source_read.settings)
+    if not source.keys() >= _WHOLE:
+        _check_preset("settings", source)
     return Recipe.create(source)
+
+
+def _check_preset(source: str, settings: Mapping[str, Any]) -> None:
+    """Raise `RecipeError` where settings name a preset that there is not: a recipe that a run stored may, these not."""
+    name = settings.get("preset")
+    if name is None or name in names():
+        return
+    try:
+        preset(str(name))
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from None
 
 
 def _is_file(source: str) -> bool:
