@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Any
 
 
@@ -32,3 +34,16 @@ def first_line(error: BaseException) -> str:
 def counted(number: int, thing: str) -> str:
     """Write `1 run`, `2 runs`."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def short_paths(paths: Sequence[str]) -> list[str]:
+    """Leave out the folders of files that do not tell them apart: a.pt and b.pt, or fold_0/a.pt and fold_1/a.pt.
+
+    As many of the last parts stay of each; all of the path where no number of them does.
+    """
+    parts = [PurePath(path).parts for path in paths]
+    for count in range(1, max(map(len, parts), default=1)):
+        short = ["/".join(own[-count:]) for own in parts]
+        if len(set(short)) == len(set(paths)) and not any(own[-count:][0] == "/" for own in parts):
+            return short
+    return list(paths)

@@ -18,10 +18,11 @@ from depfuse.cli.named import agreed, read_named
 from depfuse.cli.normalised import warn_of_normalisation
 from depfuse.cli.options import DataOptions
 from depfuse.data import DataSet, Loader, Preprocessing, load_data
-from depfuse.data.crops import Crop, Crops
+from depfuse.data.crops import Crops
 from depfuse.data.draws import order_of_class
 from depfuse.data.labels import labelled_first
 from depfuse.data.parts import SPLIT_SEED
+from depfuse.data.patches import Crop
 from depfuse.data.stream import Stream, batches_of
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import ArchitectureError, DataError, DepfuseWarning, RecipeError
@@ -125,6 +126,7 @@ def read_inputs(
     key: Sequence[str] | None = None,
     judged: bool = False,
     task: str = "auto",
+    seed: int = SPLIT_SEED,
 ) -> Inputs:
     """Read checkpoints and data, build the networks on the device, and check that all of it fits.
 
@@ -134,7 +136,8 @@ def read_inputs(
     data without labels, may know different labels. Where they are `judged`, the data have test images: see
     `with_judged_images`. Code and data that a card names are used only where its file is one of those that the user
     trusts. Keys say where in files the weights are. Labels are classes of images where the outputs are a row of class
-    scores, by their shape or as the name of the `task` says; else they stay as they are.
+    scores, by their shape or as the name of the `task` says; else they stay as they are. The seed is of where squares
+    and patches are cut out.
     """
     named = read_named(paths, arch, options, classes, trust, key)
     checkpoints = [
@@ -146,7 +149,7 @@ def read_inputs(
         for architecture, own in zip(named.architectures, checkpoints, strict=True)
     )
     cards = [checkpoint.card for checkpoint in checkpoints]
-    data = load_named(cards, options, named.data, named.architectures)
+    data = load_named(cards, options, named.data, named.architectures, seed)
     if judged:
         data = with_judged_images(data, fused=fused)
     if task not in ("auto", "none", "classes"):
@@ -206,12 +209,13 @@ def with_judged_images(data: DataSet, *, fused: bool) -> DataSet:
             )
         return dataclasses.replace(data, test=data.train)
     lacks = "has no labels" if data.train.labels is None else "has no test set"
-    # Squares of one photograph are held out together.
-    crops = isinstance(data.train.images, Crops)
-    whole = data.train.images.photographs if crops else torch.arange(count)
+    # What is cut out of one photograph or volume is held out together.
+    sources = data.train.sources
+    whole = torch.arange(count) if sources is None else sources
     wholes = int(whole.max()) + 1
     held = min(round(HELD_OUT * wholes), MOST_HELD_OUT)
-    order, what = order_of_class(wholes, SPLIT_SEED, 0), "photographs" if crops else "images"
+    order = order_of_class(wholes, SPLIT_SEED, 0)
+    what = "images" if sources is None else "photographs" if isinstance(data.train.images, Crops) else "volumes"
     out = torch.isin(whole, order[:held])
     numbers = torch.nonzero(out)[:, 0] if held else torch.arange(count)
     _say(
@@ -280,18 +284,23 @@ def _outputs(model: nn.Module, example: torch.Tensor, task: str) -> int | None:
 
 
 def load_named(
-    cards: Sequence[Card | None], options: DataOptions, name: str, architectures: Sequence[str] = ()
+    cards: Sequence[Card | None],
+    options: DataOptions,
+    name: str,
+    architectures: Sequence[str] = (),
+    seed: int = SPLIT_SEED,
 ) -> DataSet:
     """Load a data set, preprocessed as the user says, else as the cards say, else in its own way.
 
-    A folder for networks of spandrel, which give pictures of any size, is cut into squares unless there is a size.
+    A folder for networks of spandrel, which give pictures of any size, is cut into squares unless there is a size; the
+    seed draws where.
     """
     mean, std = options.means(), options.stds()
     used = Preprocessing()
     if mean is None or std is None:
         used = agreed(cards, "preprocessing") or used
     size = options.sizes() or used.size
-    crop: Crop | None = options.crop
+    crop: Crop | None = options.crops()
     of_pictures = bool(architectures) and all(parse_architecture(own).source == "spandrel" for own in architectures)
     if crop is None and size is None and of_pictures and Path(name).is_dir():
         crop = "auto"
@@ -302,6 +311,7 @@ def load_named(
         std=std or used.std,
         size=options.sizes() if options.crop else size,
         crop=crop,
+        seed=seed,
         download=options.data is not None,
     )
 

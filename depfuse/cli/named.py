@@ -66,7 +66,7 @@ def read_named(
         read_classes(text)
     data = options.data or _named_data(paths, cards, trusted)
     check_data_name(data)
-    options.means(), options.stds(), options.sizes()
+    options.means(), options.stds(), options.sizes(), options.crops()
     return Named(architectures, data)
 
 

@@ -109,7 +109,7 @@ class DataOptions:
             "--data",
             metavar="DATA",
             help="digits, cifar10, cifar100, mnist, torchvision's NAME:FOLDER, a .npz or .npy file, a folder of images,"
-            " by class or not, or a list of files (.txt, .csv); labels are not needed to fuse."
+            " by class or not, or of volumes, or a list of files (.txt, .csv); labels are not needed to fuse."
             " Default: the built-in data set that the checkpoints' cards name.",
         ),
     ] = None
@@ -141,18 +141,27 @@ class DataOptions:
     ] = None
 
     crop: Annotated[
-        int | None,
+        str | None,
         typer.Option(
             "--crop",
             metavar="PIXELS",
-            min=1,
-            max=MOST_PIXELS,
             help="Cut squares of this many pixels a side out of the images of a folder at random, instead of resizing"
-            " them. Default: where the networks are of spandrel and --size is left out, as many as nine tenths"
-            f" of the images have, {SIDE} at most.",
+            " them; or patches out of volumes, 64 or D,H,W. Default: of volumes, and where the networks are of spandrel"
+            f" and --size is left out, as many as nine tenths of them have, {SIDE} at most.",
             rich_help_panel=FURTHER,
         ),
     ] = None
+
+    def crops(self) -> int | tuple[int, ...] | None:
+        """Read `--crop`: one number, or two or three."""
+        if self.crop is None:
+            return None
+        if not re.fullmatch(r"\d{1,6}([,x]\d{1,6}){0,2}", self.crop):
+            raise RecipeError(f"--crop {self.crop!r} must be pixels a side, like 64, or the sides of a patch, 32,64,64")
+        sides = tuple(map(int, re.split("[,x]", self.crop)))
+        if not all(1 <= side <= MOST_PIXELS for side in sides):
+            raise RecipeError(f"--crop {self.crop} must be from 1 to {MOST_PIXELS} pixels a side")
+        return sides if len(sides) > 1 else sides[0]
 
     def sizes(self) -> tuple[int, int] | None:
         """Read `--size`; one number is a square."""

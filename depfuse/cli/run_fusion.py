@@ -134,6 +134,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         key=fusion.key,
         judged=True,
         task=request.recipe.task.name,
+        seed=request.recipe.seed,
     ).with_fewer_test_images(fusion.test)
     layout = _layout(request, inputs)
     strip = None if request.picture is None else _strip(inputs)

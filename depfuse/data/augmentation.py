@@ -25,7 +25,7 @@ class Augmentation:
     cutout: int = 0
 
     @classmethod
-    def suited_to(cls, image_shape: tuple[int, int, int]) -> Augmentation:
+    def suited_to(cls, image_shape: tuple[int, ...]) -> Augmentation:
         """Choose an augmentation that keeps the meaning of most images (channels, height, width).
 
         Colour images are mirrored and shifted by up to an eighth of their side; grey ones, often digits and

@@ -34,7 +34,7 @@ def _changed(split: Split, channels: int) -> Split | None:
     if isinstance(images, (Crops, ImageFiles, Samples)):
         count, _, height, width = images.shape
         return dataclasses.replace(split, images=dataclasses.replace(images, shape=(count, channels, height, width)))
-    if not isinstance(images, Tensor):
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
         return None
     if channels == 3:
         return dataclasses.replace(split, images=images.expand(-1, 3, -1, -1).contiguous())

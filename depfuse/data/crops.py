@@ -10,23 +10,19 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from depfuse.data.folders import find_photographs
 from depfuse.data.images import is_grey_mode, opened, read_image
-from depfuse.data.parts import SPLIT_SEED, Part, data_set_of
-from depfuse.data.preprocessing import MOST_PIXELS, SIDE, Preprocessing
+from depfuse.data.parts import KINDS, SPLIT_SEED, Part, data_set_of
+from depfuse.data.patches import CROPS, Crop, auto_side, check_sides, draw_starts, sides
+from depfuse.data.preprocessing import Preprocessing
 from depfuse.data.stored_images import StoredImages
 from depfuse.data.tensors import DataSet
 from depfuse.errors import DataError, DepfuseWarning
 from depfuse.text import counted
-
-Crop = int | Literal["auto"]
-STEP = 8  # networks shrink images by powers of two
-CROPS = 2000  # altogether where there are fewer photographs, as many as calibration takes by default
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,12 +86,12 @@ def load_crops(root: Path, crop: Crop, preprocessing: Preprocessing, seed: int =
     root
         The folder; images to any depth below it, and those of train/ and test/ apart, where there are such.
     crop
-        Pixels a side. With `auto` as many as nine tenths of the photographs have, down to a multiple of `STEP`, and no
-        more than `SIDE`. Smaller photographs are left out, which is said.
+        Pixels a side. With `auto` as many as nine tenths of the photographs have, see `auto_side`. Smaller photographs
+        are left out, which is said.
     preprocessing
         What happens to the squares before a network.
     seed
-        Of the places.
+        Of the places in what networks learn from; those of test/ are always the same.
 
     Raises
     ------
@@ -109,20 +105,23 @@ def load_crops(root: Path, crop: Crop, preprocessing: Preprocessing, seed: int =
         with opened(Path(path)) as image:
             sizes[path] = (image.height, image.width)
             grey += is_grey_mode(image.mode)
-    side = _side(sizes) if crop == "auto" else crop
-    if not 1 <= side <= MOST_PIXELS:
-        raise DataError(f"`crop={side}` must be from 1 to {MOST_PIXELS} pixels a side")
+    side = auto_side([min(size) for size in sizes.values()]) if crop == "auto" else _square(crop)
     small = [path for path, size in sizes.items() if min(size) < side]
     if len(small) == len(sizes):
         most = max(min(size) for size in sizes.values())
         raise DataError(f"no image in {root} has {side} x {side} pixels: give a smaller `crop`, {most} at most")
     channels = 1 if not preprocessing.of_colour and 2 * grey > len(sizes) else 3
-    generator = torch.Generator().manual_seed(seed)
     most = -(-CROPS // (len(sizes) - len(small)))
     drawn = {}
     for part, files in parts.items():
-        boxes = [box for path in files for box in _boxes(path, sizes[path], side, most, generator)]
-        drawn[part] = Part(Crops(boxes, (len(boxes), channels, side, side)), None)
+        generator = torch.Generator().manual_seed(seed if KINDS.get(part.lower(), "train") == "train" else SPLIT_SEED)
+        boxes = [
+            (path, top, left)
+            for path in files
+            for top, left in draw_starts(sizes[path], (side, side), (0, most), generator)
+        ]
+        crops = Crops(boxes, (len(boxes), channels, side, side))
+        drawn[part] = Part(crops, None, crops.photographs)
     count = sum(len(part.images) for part in drawn.values())
     left_out = f"; {counted(len(small), 'smaller one')} left out, such as {small[0]}" if small else ""
     warnings.warn(
@@ -136,16 +135,10 @@ def load_crops(root: Path, crop: Crop, preprocessing: Preprocessing, seed: int =
     return data_set_of(str(root), filled, whole, None, preprocessing)
 
 
-def _side(sizes: dict[str, tuple[int, int]]) -> int:
-    shorter = sorted(min(size) for size in sizes.values())
-    side = min(SIDE, shorter[len(shorter) // 10])
-    return side - side % STEP if side >= STEP else side
-
-
-def _boxes(
-    path: str, size: tuple[int, int], side: int, most: int, generator: torch.Generator
-) -> list[tuple[str, int, int]]:
-    """Draw places in one photograph (height, width)."""
-    count = min(most, (size[0] // side) * (size[1] // side))
-    tops, lefts = (torch.randint(max(0, length - side) + 1, (count,), generator=generator).tolist() for length in size)
-    return [(path, top, left) for top, left in zip(tops, lefts, strict=True)]
+def _square(crop: int | tuple[int, ...]) -> int:
+    """Take the side of a square; raise `DataError` where it is none."""
+    given = (crop,) if isinstance(crop, int) else crop
+    check_sides(given)
+    if len(given) > 2 or len(set(given)) > 1:
+        raise DataError(f"`crop={sides(given)}`: squares are cut out of photographs: give one number, their side")
+    return given[0]

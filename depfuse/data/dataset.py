@@ -8,14 +8,17 @@ from pathlib import Path
 
 from depfuse.data.arrays import load_arrays
 from depfuse.data.builtin import load_builtin
-from depfuse.data.crops import Crop, load_crops
+from depfuse.data.crops import load_crops
 from depfuse.data.folders import load_folder
 from depfuse.data.images import is_image
 from depfuse.data.lists import ENDINGS, load_list
 from depfuse.data.names import DATA_SETS, builtin_preprocessing, check_data_name, is_named_set, split_name
+from depfuse.data.parts import SPLIT_SEED
+from depfuse.data.patches import Crop
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.data.tensors import DataSet
 from depfuse.data.torchvision_sets import load_torchvision_set
+from depfuse.data.volumes import holds_volumes, load_volumes
 from depfuse.errors import DataError
 
 
@@ -27,6 +30,7 @@ def load_data(
     std: Sequence[float] | None = None,
     size: Sequence[int] | None = None,
     crop: Crop | None = None,
+    seed: int = SPLIT_SEED,
     download: bool = True,
 ) -> DataSet:
     """Load a data set by name or from the user's own files.
@@ -44,7 +48,10 @@ def load_data(
         own. `size` is (height, width), to which images are resized and cropped.
     crop
         Cut squares of that many pixels a side out of the images of a folder at random, which then may have any size;
-        `auto` finds a side (see `load_crops`). There are no labels then.
+        `auto` finds a side (see `load_crops`). There are no labels then. Of a folder of volumes patches are cut in any
+        case, by default of a size that fits (see `load_volumes`); several numbers are the sides of a patch.
+    seed
+        Of the places where they are cut out.
     download
         True if a data set that is not under `root` may be downloaded.
 
@@ -61,7 +68,7 @@ def load_data(
             raise DataError(f"`crop` cuts squares out of the images of a folder, and {name} is none: leave it out")
         if size is not None:
             raise DataError("`size` resizes images and `crop` cuts squares out of them: give one of the two")
-        return load_crops(Path(spec), crop, overrides)
+        return (load_volumes if holds_volumes(Path(spec)) else load_crops)(Path(spec), crop, overrides, seed)
     if name in DATA_SETS:
         data = load_builtin(name, root, download=download)
         merged = _merged(overrides, data.preprocessing)
@@ -75,7 +82,7 @@ def load_data(
         )
     path = Path(spec)
     if path.is_dir():
-        return load_folder(path, overrides)
+        return load_volumes(path, "auto", overrides, seed) if holds_volumes(path) else load_folder(path, overrides)
     if path.suffix.lower() in ENDINGS:
         return load_list(path, overrides)
     if is_image(path.name):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import join
 from pathlib import Path
@@ -21,6 +21,7 @@ from depfuse.errors import DataError, DepfuseWarning
 
 PICTURES = ("images", "image", "imgs", "img", "jpegimages")
 MASKS = ("masks", "mask", "annotations", "labels", "segmentationclass")
+Wanted = Callable[[str], bool]  # by the name of a file
 
 
 @dataclass(frozen=True)
@@ -95,18 +96,37 @@ def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
     return data_set_of(str(root), named, rest, classes, preprocessing, by_name=classes is not None)
 
 
+def find_files(root: Path, wanted: Wanted = is_image) -> dict[str, list[str]]:
+    """List the files below a folder, whatever they show: those of train/ and of others in `KINDS`, or all as ""."""
+    below = _subfolders(str(root))
+    kinds = {KINDS[name.lower()]: name for name in below if name.lower() in KINDS}
+    parts = {}
+    if "train" in kinds:
+        parts = {name: _images_below(str(root / name), set(), wanted) for name in kinds.values()}
+    return {name: files for name, files in parts.items() if files} or {"": _images_below(str(root), set(), wanted)}
+
+
+def has_images(root: Path) -> bool:
+    """Tell whether there is an image below a folder; the first one ends the search."""
+    seen: set[str] = set()
+    for folder, below, _ in os.walk(root, followlinks=True):
+        here = os.path.realpath(folder)
+        below[:] = [] if here in seen else [name for name in below if not is_hidden(name)]
+        if here not in seen and _images_in(folder):
+            return True
+        seen.add(here)
+    return False
+
+
 def find_photographs(root: Path) -> dict[str, list[str]]:
-    """List the images below a folder, whatever they show: those of train/ and of others in `KINDS`, or all as "".
+    """List the images below a folder, see `find_files`.
 
     Raises
     ------
     DataError
         There are none.
     """
-    below = _subfolders(str(root))
-    kinds = {KINDS[name.lower()]: name for name in below if name.lower() in KINDS}
-    parts = {name: _images_below(str(root / name), set()) for name in kinds.values()} if "train" in kinds else {}
-    parts = {name: files for name, files in parts.items() if files} or {"": _images_below(str(root), set())}
+    parts = find_files(root)
     if not any(parts.values()):
         raise DataError(f"{root} holds no images: they end in {', '.join(sorted(SUFFIXES))}")
     return parts
@@ -217,14 +237,14 @@ def _subfolders(place: str) -> list[str]:
         return [entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir()]
 
 
-def _images_in(place: str) -> list[str]:
+def _images_in(place: str, wanted: Wanted = is_image) -> list[str]:
     return sorted(
-        os.path.join(place, name) for name in os.listdir(place) if is_image(name) and not is_hidden(name)
+        os.path.join(place, name) for name in os.listdir(place) if wanted(name) and not is_hidden(name)
         and not os.path.isdir(os.path.join(place, name))
     )  # fmt: skip
 
 
-def _images_below(place: str, seen: set[str]) -> list[str]:
+def _images_below(place: str, seen: set[str], wanted: Wanted = is_image) -> list[str]:
     """List the images in a folder and all folders below it, but those already seen: links may lead to one twice."""
     paths: list[str] = []
     for folder, below, _ in os.walk(place, followlinks=True):
@@ -234,7 +254,7 @@ def _images_below(place: str, seen: set[str]) -> list[str]:
             continue
         seen.add(here)
         below[:] = sorted(name for name in below if not is_hidden(name))
-        paths += _images_in(folder)
+        paths += _images_in(folder, wanted)
     return paths
 
 

@@ -27,7 +27,7 @@ from depfuse.text import counted
 
 _MOST_CLASSES = 10_000
 _MODES = ("1", "L", "P", "I", "I;16")
-_ENDINGS = ("", "_mask", "_masks", "_label", "_labels", "_seg", "_gt")  # of the name of a mask after its image's
+MASK_ENDINGS = ("", "_mask", "_masks", "_label", "_labels", "_seg", "_gt")  # of the name of a mask after its image's
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +126,7 @@ def find_masks(images: Sequence[str], folder: str, below: Sequence[str], masks: 
     found = []
     for image in images:
         name = os.path.splitext(os.path.relpath(image, folder))[0]
-        mask = next((known[name + ending] for ending in _ENDINGS if name + ending in known), None)
+        mask = next((known[name + ending] for ending in MASK_ENDINGS if name + ending in known), None)
         if mask is None:
             raise DataError(f"{image} has no mask {os.path.join(masks, name)}.png: give one for each image")
         found.append(mask)

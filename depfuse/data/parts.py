@@ -32,10 +32,14 @@ TEST_SHARE = 0.2  # of the images of a class, where nothing says which are for t
 
 @dataclass(frozen=True)
 class Part:
-    """Images, an array or files, with their labels, if they have any: numbers, names of classes, or masks."""
+    """Images, an array or files, with their labels, if they have any: numbers, names of classes, or masks.
+
+    `sources` are those of `Split`.
+    """
 
     images: Any
     labels: NDArray[Any] | Tensor | MaskFiles | None
+    sources: Tensor | None = None
 
 
 def data_set_of(
@@ -148,7 +152,7 @@ def _names(name: str, parts: Sequence[Part], classes: Sequence[str] | None) -> t
 def _as_split(name: str, part: Part, names: Sequence[str] | None) -> Split:
     labels = part.labels
     if labels is None or isinstance(labels, (Tensor, MaskFiles)):
-        return Split(part.images, labels)
+        return Split(part.images, labels, sources=part.sources)
     if labels.dtype.kind == "U":
         assert names is not None
         numbers = {text: number for number, text in enumerate(names)}

@@ -35,11 +35,14 @@ class Split:
         by, (N, ...): labels of 0 and 1, numbers in float32. None where they are not known.
     call
         How a network is run on a batch of them, where it is not by the inputs alone; batches are `Called` then.
+    sources
+        Number (N,) of the photograph or volume that each sample is cut out of; None where each is one of its own.
     """
 
     images: Any
     labels: Any = None
     call: Call | None = None
+    sources: Tensor | None = None
 
     def __len__(self) -> int:
         return count_samples(self.images)
@@ -85,7 +88,8 @@ class Split:
     def take(self, index: Index) -> Split:
         """Select samples by number (n,), in that order, or a range of them."""
         labels = None if self.labels is None else self.labels[index]
-        return Split(take_samples(self.images, index), labels, self.call)
+        sources = None if self.sources is None else self.sources[index if isinstance(index, slice) else index.cpu()]
+        return Split(take_samples(self.images, index), labels, self.call, sources)
 
     def held(self) -> Split:
         """Decode images and masks that are files, all of them."""
@@ -157,12 +161,10 @@ class DataSet:
         return self.train if len(self.train) or self.test is None else self.test
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Shape (C, H, W) of the images as network inputs."""
-        channels, height, width = self._some.images.shape[1:]
-        if self.preprocessing.size is not None:
-            height, width = self.preprocessing.size
-        return int(channels), int(height), int(width)
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape (C, H, W) of the images as network inputs, or (C, D, H, W) of patches of volumes."""
+        shape = tuple(map(int, self._some.images.shape[1:]))
+        return shape if self.preprocessing.size is None else (shape[0], *self.preprocessing.size)
 
     @property
     def suited_augmentation(self) -> Augmentation:
@@ -227,7 +229,8 @@ def checked_data_set(
                 f"with {len(classes)} classes labels are 0 to {len(classes) - 1}"
             )
     preprocessing.check_channels(train.images.shape[1])
-    preprocessing.check_size(*train.images.shape[2:])
+    if preprocessing.size is not None:
+        preprocessing.check_size(*train.images.shape[2:])
     return DataSet(name, classes, train, test, preprocessing, by_name)
 
 

@@ -5,10 +5,9 @@ What is to be called or given stands as one writes it in Python; the command lin
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from depfuse.fusion.advice import AVERAGES, Advice, Compared
 from depfuse.tasks.scores import ACCURACY
+from depfuse.text import short_paths
 
 SOUP = {"average": '`preset("soup")`', "renewed average": '`preset("soup")` with `renorm="reset"`'}
 
@@ -82,7 +81,7 @@ def _relation(rival: Compared, advice: Advice) -> str:
         count = sum(other.what == "parent" for other in advice.rivals)
         name = f"the {'better' if count == 2 else 'best'} parent" if count > 1 else "the parent"
         labels = "" if rival.labels is None else f", which knows {rival.labels} of the labels"
-        share = f" ({'' if rival.path is None else f'{Path(rival.path).name}, '}{text(rival.value)}{labels})"
+        share = f" ({'' if rival.path is None else f'{_file(rival.path, advice)}, '}{text(rival.value)}{labels})"
     if points == 0:
         return f"level with {name}{share}"
     relation = f"{advice.measure.amount(points)} {'above' if points > 0 else 'below'} {name}{share}"
@@ -94,7 +93,7 @@ def _relation(rival: Compared, advice: Advice) -> str:
 
 def _name(option: Compared, advice: Advice) -> str:
     """Name a network, with its file where it has one."""
-    file = None if option.path is None else Path(option.path).name
+    file = None if option.path is None else _file(option.path, advice)
     if option.what == "parent":
         return f"parent {file or option.number}"
     if option.what == "ensemble":
@@ -107,9 +106,16 @@ def _name(option: Compared, advice: Advice) -> str:
         return f"the parent trained as long{'' if file is None else f' ({file})'}"
     if option.what == "refitted parent":
         files = [other.path for other in advice.rivals if other.what == "parent" and other.number == option.number]
-        named = Path(files[0]).name if files and files[0] is not None else option.number
+        named = _file(files[0], advice) if files and files[0] is not None else option.number
         return f"parent {named} with its head refitted to the ensemble"
     return "the child" if option.what == "child" else "the ensemble that taught the child"
+
+
+def _file(path: str, advice: Advice) -> str:
+    """Name a file as short as tells it from those of the parents."""
+    options = [*advice.rivals, *([] if advice.keep is None else [advice.keep])]
+    files = dict.fromkeys([path, *(own.path for own in options if own.what == "parent" and own.path is not None)])
+    return short_paths(list(files))[0]
 
 
 def _notes(advice: Advice) -> list[str]:

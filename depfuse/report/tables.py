@@ -12,6 +12,7 @@ from rich.table import Table
 from depfuse.report.schema import FusionReport, NetworkScores, PathReport, ScoreValues, SharesSummary
 from depfuse.study.trials import Judged, State, TrialRecord, best_first
 from depfuse.tasks.scores import ACCURACY, AGREEMENT, CALIBRATION, has_loss, measure_named
+from depfuse.text import short_paths
 
 
 def fusion_table(report: FusionReport) -> Table:
@@ -168,10 +169,8 @@ def _columns(scores: ScoreValues) -> slice:
 
 
 def short_names(networks: Sequence[NetworkScores]) -> list[str]:
-    """Leave out the folders of files where the names alone differ."""
-    paths = [network.path or "in memory" for network in networks]
-    names = [Path(path).name for path in paths]
-    return names if len(set(names)) == len(names) else paths
+    """Name networks by their files, without the folders that do not tell them apart."""
+    return short_paths([network.path or "in memory" for network in networks])
 
 
 def plain_table(first: str, *others: str, left: Collection[str] = ()) -> Table:

@@ -141,7 +141,7 @@ class SharedDescent(Descent):
         return [self.team.add(figure) for figure in figures]
 
 
-def use_bfloat16(precision: Precision, device: torch.device, image_shape: tuple[int, int, int] | None) -> bool:
+def use_bfloat16(precision: Precision, device: torch.device, image_shape: tuple[int, ...] | None) -> bool:
     """Decide whether to multiply in bfloat16, where the recipe leaves it open: where that is faster."""
     if precision != "auto":
         return precision == "bfloat16"

@@ -19,6 +19,7 @@ from depfuse.fusion.advice import Advice, Contender, SameStart, advise
 from depfuse.fusion.verdict import verdict
 from depfuse.report import FusionReport, loading_lines
 from depfuse.report.page.overview import Entry, fusions_table
+from depfuse.text import short_paths
 
 IMAGES = 500
 
@@ -120,6 +121,18 @@ def test_of_many_parents_the_best_is_named():
     _, words = said(child=300, parents=[100, 400, 200], ensemble=480)
     assert "Keep the ensemble of all 3 parents" in words
     assert "where running 3 networks is affordable, otherwise parent b.pt (80.00 %)" in words
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders():
+    table = [
+        replace(own, path=Path(f"run/fold_{own.number}/final.pth")) if own.what == "parent" else own
+        for own in contenders(child=70, parents=[60, 80, 50], ensemble=75)
+    ]
+    assert "Keep parent fold_2/final.pth (" in verdict(advise(table))
+    assert short_paths(["a/b/c.pt", "a/d/c.pt"]) == ["b/c.pt", "d/c.pt"]
+    assert short_paths(["a/c.pt", "a/d.pt"]) == ["c.pt", "d.pt"]
+    assert short_paths(["in memory", "in memory"]) == ["in memory", "in memory"]
+    assert short_paths(["/c.pt", "b/c.pt"]) == ["/c.pt", "b/c.pt"]
 
 
 def test_a_better_average_is_kept_and_how_to_write_it_is_said():

@@ -1,0 +1,217 @@
+"""Five folds into one: the Dice of segmentation networks, their ensemble, and one network that is made of them.
+
+    python -m experiments run folds --threads 1
+
+A seed has scenes of its own, made of MNIST's zeros, ones and sevens: two pasted over each of CIFAR-10's pictures (32 x
+32), or one extruded in a noisy volume (16 x 16 x 16). Five small U-Nets with deep supervision are trained by depfuse's
+loop, each without another fifth of the scenes. Fusions see all of these scenes without labels, which is what the
+trainer of five folds has. Networks are scored on 300 scenes of other digits and pictures. Dice is the mean over the
+classes, with the background; the best fold is the best of five by the test, which favours it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from depfuse import FusionResult, Recipe, fuse
+from depfuse.errors import DepfuseWarning, LimitWarning, RecipeError
+from depfuse.evaluate import evaluate
+from depfuse.fusion.comparison import naive_child
+from depfuse.tasks.classes import Dense
+from depfuse.tasks.scores import DICE
+from depfuse.teach.distil import Distillation
+from experiments.lib.cells import Cell, Cells
+from experiments.lib.command import numbers
+from experiments.lib.folds.networks import Norm
+from experiments.lib.folds.scenes import SCENES
+from experiments.lib.folds.training import FOLDS, Plan, data_of, fold
+from experiments.lib.measurement import Measurement
+from experiments.lib.tables import Estimate, markdown
+
+NORMS: tuple[Norm, ...] = ("batch", "instance")
+PLANS: Mapping[str, Plan] = {
+    "pictures": Plan(scenes=100, epochs=40, batch_size=8, learning_rate=0.1),
+    "volumes": Plan(scenes=40, epochs=40, batch_size=4, learning_rate=0.1, width=4, tests=100),
+}
+SEEDS = (0, 1, 2)
+DISTIL = 20  # epochs: the scenes are few
+MADE = ("ensemble", "average", "average, reset", "refitted", "distilled")
+COLUMNS = ("mean fold", "best fold", *MADE)
+REPEATS = 3  # of which the fastest counts
+
+
+class Ensemble(nn.Module):
+    """The logarithm of the mean of the folds' probabilities."""
+
+    def __init__(self, folds: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.folds = nn.ModuleList(folds)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([fold(images).softmax(1) for fold in self.folds]).mean(0).log()
+
+
+@lru_cache(maxsize=1)
+def given(task: str, seed: int) -> tuple[Tensor, Tensor]:
+    """The scenes of a seed, with labels."""
+    return SCENES[task].draw(PLANS[task].scenes, torch.Generator().manual_seed(1 + seed), False)
+
+
+@lru_cache(maxsize=1)
+def tests(task: str) -> tuple[Tensor, Tensor]:
+    """The scenes that networks are scored on."""
+    return SCENES[task].draw(PLANS[task].tests, torch.Generator().manual_seed(0), True)
+
+
+@lru_cache(maxsize=FOLDS)
+def trained(task: str, norm: Norm, seed: int, number: int) -> nn.Module:
+    """Train a fold of a seed."""
+    return fold(SCENES[task], norm, *given(task, seed), number, seed, PLANS[task])
+
+
+def folds(task: str, norm: Norm, seed: int) -> list[nn.Module]:
+    """Train all folds of a seed."""
+    return [trained(task, norm, seed, number) for number in range(FOLDS)]
+
+
+@lru_cache(maxsize=1)
+def fused(task: str, norm: Norm, seed: int, distil: int) -> FusionResult:
+    """Fuse the folds of a seed on its scenes, without labels."""
+    images = given(task, seed)[0]
+    recipe = Recipe.create(seed=seed, task="dense").changed({"train.distil": distil})
+    training = Distillation(data_of(SCENES[task], images)) if distil else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DepfuseWarning)
+        warnings.simplefilter("ignore", LimitWarning)
+        return fuse(folds(task, norm, seed), recipe, calibration=images, training=training)
+
+
+def made(network: str, task: str, norm: Norm, seed: int) -> nn.Module:
+    """Make a network of a row."""
+    if network.startswith("fold "):
+        return trained(task, norm, seed, int(network.removeprefix("fold ")))
+    if network == "ensemble":
+        return Ensemble(folds(task, norm, seed))
+    if network.startswith("average"):
+        result = fused(task, norm, seed, 0)
+        return naive_child(result, (1 / FOLDS,) * FOLDS, "reset" if network.endswith("reset") else "none")
+    return fused(task, norm, seed, DISTIL if network == "distilled" else 0).child
+
+
+def measure(cell: Cell) -> dict[str, Any]:
+    """Score a network, and time it on one scene."""
+    started = time.perf_counter()
+    network = made(cell["network"], cell["task"], cell["norm"], int(cell["seed"])).eval()
+    seconds = time.perf_counter() - started
+    images, labels = tests(cell["task"])
+    parts = zip(images.split(50), labels.split(50), strict=True)
+    dice = evaluate(network, list(parts), Dense()).by(DICE)
+    return {"dice": dice, "milliseconds": 1000 * _seconds(network, images[:50]), "seconds": seconds}
+
+
+def _seconds(network: nn.Module, images: Tensor) -> float:
+    """Time a network on each of some scenes, in seconds per scene."""
+    times = []
+    with torch.inference_mode():
+        for _ in range(REPEATS):
+            started = time.process_time()
+            network(images)
+            times.append(time.process_time() - started)
+    return min(times) / len(images)
+
+
+def wanted(options: argparse.Namespace) -> list[Cell]:
+    """The cells: every fold and what is made of them, seed by seed."""
+    seeds = SEEDS if options.seeds is None else numbers("--seeds", options.seeds, 0)
+    for chosen, known in ((options.tasks, SCENES), (options.norms, NORMS)):
+        if unknown := [name for name in chosen if name not in known]:
+            raise RecipeError(f"there is no {unknown[0]!r}: choose from {', '.join(known)}")
+    networks = (*(f"fold {number}" for number in range(FOLDS)), *MADE)
+    return [
+        {"task": task, "norm": norm, "network": network, "seed": seed}
+        for task in options.tasks or SCENES
+        for norm in options.norms or NORMS
+        for seed in seeds
+        for network in networks
+    ]
+
+
+def scheme(options: argparse.Namespace) -> Cells:
+    """How its rows are measured and kept."""
+    return Cells(("task", "norm", "network", "seed"), ("dice", "milliseconds", "seconds"), measure)
+
+
+def add_options(options: argparse.ArgumentParser) -> None:
+    """Which cells."""
+    options.add_argument("--seeds", metavar="N,...", help="of scenes and folds; 0,1,2")
+    options.add_argument("--tasks", nargs="+", metavar="NAME", default=[], help=", ".join(SCENES))
+    options.add_argument("--norms", nargs="+", metavar="NAME", default=[], help=", ".join(NORMS))
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def by_seed(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """A value of every network for each seed that has all folds; of the folds their mean and that of the best."""
+    table = rows.pivot_table(index="seed", columns="network", values=column)
+    of_folds = [f"fold {number}" for number in range(FOLDS)]
+    if not set(of_folds) <= set(table):
+        return pd.DataFrame()
+    table = table.dropna(subset=of_folds)
+    return table.assign(**{"mean fold": table[of_folds].mean(axis=1), "best fold": table[of_folds].max(axis=1)})
+
+
+def show(rows: pd.DataFrame, options: argparse.Namespace) -> str:
+    """Dice, what children reach of the goals, and milliseconds."""
+    found = []
+    for (task, norm), own in rows.groupby(["task", "norm"], sort=False):
+        title = f"{SCENES[task].title}, {'BatchNorm' if norm == 'batch' else 'InstanceNorm'}"
+        dice, cost = by_seed(own, "dice"), by_seed(own, "milliseconds")
+        if not dice.empty:
+            found.append((title, dice, cost))
+    if not found:
+        return "No seed has all of its folds yet."
+    scores = [[title, str(len(dice)), *(_text(dice, name, 100) for name in COLUMNS)] for title, dice, _ in found]
+    goals = [[title, *_goals(dice)] for title, dice, _ in found]
+    costs = [[title, *(_text(cost, name, 1, 2) for name in ("ensemble", "refitted"))] for title, _, cost in found]
+    return "\n\n".join([
+        "Dice in per cent, the mean over seeds with its 95 % interval",
+        markdown(["scenes", "seeds", *COLUMNS], scores),
+        "What children have more than folds, in points of Dice, over the same seeds; and which share of the ensemble's"
+        " gain over the mean fold a distilled child has",
+        markdown(
+            ["scenes", "refitted over mean fold", "distilled over best fold", "ensemble over mean fold", "share"], goals
+        ),
+        "Milliseconds of one thread for a scene, in batches of 50",
+        markdown(["scenes", "ensemble", "child"], costs),
+    ])  # fmt: skip
+
+
+def _text(table: pd.DataFrame, column: str, scale: float, digits: int = 1) -> str:
+    found = Estimate.of(table[column].tolist()) if column in table else None
+    return "" if found is None else found.text(scale, digits)
+
+
+def _goals(dice: pd.DataFrame) -> list[str]:
+    pairs = (("refitted", "mean fold"), ("distilled", "best fold"), ("ensemble", "mean fold"))
+    cells = []
+    for first, second in pairs:
+        there = first in dice
+        found = Estimate.of((dice[first] - dice[second]).tolist()) if there else None
+        cells.append("" if found is None else found.text(100))
+    if not {"distilled", "ensemble"} <= set(dice):
+        return [*cells, ""]
+    gain, reached = (float((dice[name] - dice["mean fold"]).mean()) for name in ("ensemble", "distilled"))
+    return [*cells, f"{100 * reached / gain:.0f} %" if gain > 0 else ""]
+
+
+MEASUREMENT = Measurement("folds", __doc__, wanted, scheme, show, add_options)
