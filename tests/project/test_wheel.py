@@ -55,10 +55,13 @@ def test_a_wheel_runs_without_the_repository(tmp_path: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert there <= names, there - names
-    subprocess.run([*pip, "install", "-q", "--no-deps", "--target", str(installed), str(wheel)], check=True, timeout=300)
+    install = [*pip, "install", "-q", "--no-deps", "--target", str(installed), str(wheel)]
+    subprocess.run(install, check=True, timeout=300)
     own = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
-    run = [sys.executable, "-c", "import depfuse, sys; print(depfuse.__file__); from depfuse.__main__ import main; main()"]
-    done = subprocess.run([*run, "demo"], cwd=elsewhere, env=own, capture_output=True, text=True, timeout=300)
+    code = "import depfuse; print(depfuse.__file__); from depfuse.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "demo"], cwd=elsewhere, env=own, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(installed))
     assert "Keep the child: of 500 test images it gets 9" in done.stdout
