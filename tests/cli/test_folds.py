@@ -85,6 +85,7 @@ def test_five_folds_become_one(files: FILES, capsys, dimensions: int, norm: str)
     assert len(report["parents"]) == 5
 
 
+@pytest.mark.slow
 def test_maps_of_every_size_count_where_networks_return_them(files: FILES, capsys) -> None:
     words = files(2, "batch")
     Path("my_unet.py").write_text(

@@ -1,0 +1,74 @@
+"""The study of folds: what a fold is trained on, how sizes of maps are weighed, and what is timed and scored."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from experiments.lib.folds.networks import UNet
+from experiments.lib.folds.scenes import Scenes
+from experiments.lib.folds.training import FOLDS, Plan, fold
+from experiments.studies import folds as study
+
+
+def squares(count: int, generator: torch.Generator, test: bool) -> tuple[Tensor, Tensor]:
+    """Draw a bright place in noise."""
+    images = torch.randn(count, 1, 8, 8, generator=generator)
+    labels = (images[:, 0] > 1).long()
+    return images, labels
+
+
+SCENES = Scenes("squares", 1, 2, 2, squares)
+PLAN = Plan(scenes=20, tests=10, epochs=2, batch_size=4, width=2)
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_maps_of_every_size_in_training_and_one_in_evaluation(dimensions: int) -> None:
+    network = UNet(1, 3, dimensions, "instance", width=2)
+    images = torch.randn(2, 1, *[8] * dimensions)
+    assert [tuple(own.shape) for own in network.train()(images)] == [
+        (2, 3, *[8] * dimensions), (2, 3, *[4] * dimensions),
+    ]  # fmt: skip
+    assert network.eval()(images).shape == (2, 3, *[8] * dimensions)
+
+
+def test_a_fold_does_not_see_its_own_fifth() -> None:
+    images, labels = squares(20, torch.Generator().manual_seed(0), False)
+    own = torch.arange(20) % FOLDS == 1
+    changed = torch.where(own[:, None, None], 1 - labels, labels)
+    first = fold(SCENES, "batch", images, labels, 1, 0, PLAN).state_dict()
+    again = fold(SCENES, "batch", images, changed, 1, 0, PLAN).state_dict()
+    other = fold(SCENES, "batch", images, changed, 2, 0, PLAN).state_dict()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+@pytest.mark.slow
+def test_a_network_of_every_row_is_made_and_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "SCENES", {"pictures": SCENES})
+    monkeypatch.setattr(study, "PLANS", {"pictures": PLAN})
+    monkeypatch.setattr(study, "DISTIL", 1)
+    for cache in (study.given, study.tests, study.trained, study.fused):
+        cache.cache_clear()
+    for network in ("fold 3", "ensemble", "average, reset", "refitted", "distilled"):
+        found = study.measure({"task": "pictures", "norm": "batch", "network": network, "seed": "0"})
+        assert 0 <= found["dice"] <= 1
+        assert found["milliseconds"] > 0
+    for cache in (study.given, study.tests, study.trained, study.fused):
+        cache.cache_clear()
+
+
+def test_only_seeds_with_all_folds_count() -> None:
+    rows = pd.DataFrame(
+        [
+            {"seed": seed, "network": f"fold {number}", "dice": 0.1 * number}
+            for seed, count in ((0, 5), (1, 4))
+            for number in range(count)
+        ]
+    )
+    table = study.by_seed(rows, "dice")
+    assert list(table.index) == [0]
+    assert table.loc[0, "mean fold"] == pytest.approx(0.2)
+    assert table.loc[0, "best fold"] == pytest.approx(0.4)
