@@ -40,6 +40,8 @@ class Ensemble:
         Whether they have a joint head, so that no member's logits are predictions by themselves.
     task
         What their outputs mean; by their shape where None.
+    heads
+        Keys of the weights of their joint head; those of the last layer where there are none.
     """
 
     networks: Sequence[nn.Module]
@@ -47,6 +49,7 @@ class Ensemble:
     labels: LabelSets | None = None
     joint: bool = False
     task: Task | None = None
+    heads: tuple[str, ...] = ()
 
     @cached_property
     def digest(self) -> str:
@@ -66,7 +69,8 @@ class Ensemble:
     def among(self, members: Sequence[int], shares: Sequence[float]) -> Ensemble:
         """Take some of the members, by number, as an ensemble with shares of its own."""
         labels = None if self.labels is None else self.labels.of(*members)
-        return Ensemble([self.networks[member] for member in members], shares, labels, self.joint, self.task)
+        networks = [self.networks[member] for member in members]
+        return replace(self, networks=networks, shares=shares, labels=labels)
 
     def combine(self, outputs: Sequence[Tensor]) -> Tensor:
         """Combine each member's outputs (N, ...) to those of the ensemble (N, ...), see `ensemble_outputs`."""

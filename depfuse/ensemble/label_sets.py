@@ -12,6 +12,27 @@ from depfuse.errors import RecipeError
 
 
 @dataclass(frozen=True)
+class LabelAxis:
+    """Where the labels are in a tensor: an axis of blocks, each of which has all of them.
+
+    Of the head of a detector that compares places with several anchors there is one block for each anchor; elsewhere
+    there is one.
+    """
+
+    axis: int
+    blocks: int = 1
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """Bring the labels of a tensor to the front: (labels, blocks, ...)."""
+        front = tensor.movedim(self.axis, 0)
+        return front.reshape(self.blocks, -1, *front.shape[1:]).movedim(1, 0)
+
+    def tensor(self, rows: Tensor) -> Tensor:
+        """Invert `rows`."""
+        return rows.movedim(0, 1).flatten(0, 1).movedim(0, self.axis)
+
+
+@dataclass(frozen=True)
 class LabelSets:
     """For every parent in order, the labels that its outputs stand for.
 
@@ -79,8 +100,12 @@ class LabelSets:
         scale = torch.where(total > 0, 1.0 / total, 0.0).to(joint)
         return (joint * scale.reshape(-1, *[1] * (joint.dim() - 1))).movedim(0, axis)
 
-    def axis(self, key: str, child: Mapping[str, Tensor], parents: Sequence[Mapping[str, Tensor]]) -> int:
-        """Find the axis of the labels in a tensor, from its sizes in the child and in the parents.
+    def join_at(self, tensors: Sequence[Tensor], shares: Sequence[float], place: LabelAxis) -> Tensor:
+        """Put tensors side by side as `join` does, block by block."""
+        return place.tensor(self.join([place.rows(tensor) for tensor in tensors], shares, 0))
+
+    def axis(self, key: str, child: Mapping[str, Tensor], parents: Sequence[Mapping[str, Tensor]]) -> LabelAxis:
+        """Find the labels in a tensor, from its sizes in the child and in the parents.
 
         Raises
         ------
@@ -91,8 +116,9 @@ class LabelSets:
         counts = [len(self.joint), *(len(labels) for labels in self.sets)]
         for axis in range(len(sizes[0])):
             rest = {size[:axis] + size[axis + 1 :] for size in sizes}
-            if len(rest) == 1 and [size[axis] for size in sizes] == counts:
-                return axis
+            blocks = sizes[0][axis] // counts[0]
+            if len(rest) == 1 and blocks and [size[axis] for size in sizes] == [blocks * count for count in counts]:
+                return LabelAxis(axis, blocks)
         raise RecipeError(f"{key} has sizes {sizes} in the child and the parents, but these have {counts} labels")
 
     def of_outputs(self, outputs: Sequence[Tensor]) -> list[Tensor]:

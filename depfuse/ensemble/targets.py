@@ -10,6 +10,7 @@ from torch import Tensor
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.tasks.outputs import check_numbers, task_by_shape
 from depfuse.tasks.task import Task
+from depfuse.tasks.weighted import Weighted
 
 TEMPERATURE = 4.0
 
@@ -19,6 +20,13 @@ def mean_logits(outputs: Sequence[Tensor], shares: Sequence[float], labels: Labe
     if labels is not None and not labels.same:
         return labels.join(outputs, shares, 1)
     return torch.stack([share * logits for share, logits in zip(shares, outputs, strict=True)]).sum(0)
+
+
+def _joint_mean(
+    outputs: Sequence[Tensor], shares: Sequence[float], labels: LabelSets | None, task: Task | None
+) -> Tensor:
+    """Average the outputs of parents with a joint head, each tensor of several as their task says."""
+    return task.joint_mean(outputs, shares) if isinstance(task, Weighted) else mean_logits(outputs, shares, labels)
 
 
 def ensemble_outputs(
@@ -36,7 +44,7 @@ def ensemble_outputs(
     a joint head, those of the mean of their logits. For numbers they are the share-weighted mean.
     """
     if joint:
-        logits = mean_logits(outputs, shares, labels)
+        logits = _joint_mean(outputs, shares, labels, task)
         return (task or task_by_shape(logits)).predictions(logits)
     if labels is None or labels.same:
         return (task or task_by_shape(outputs[0])).mean(outputs, shares)
@@ -84,6 +92,8 @@ def ensemble_logits(
     """
     for number, own in enumerate(outputs):
         check_numbers(own, number)
-    if joint or (labels is not None and not labels.same):
+    if joint:
+        return _joint_mean(outputs, shares, labels, task)
+    if labels is not None and not labels.same:
         return mean_logits(outputs, shares, labels)
     return (task or task_by_shape(outputs[0])).ensemble_target(outputs, shares, temperature)

@@ -210,4 +210,5 @@ def _differs_by_labels(tensor: Tensor, first: Tensor, number: int, labels: Label
     if labels is None or tensor.dim() != first.dim():
         return False
     different = [sizes for sizes in zip(tensor.shape, first.shape, strict=True) if sizes[0] != sizes[1]]
-    return different == [(len(labels.sets[number - 1]), len(labels.sets[0]))]
+    counts = len(labels.sets[number - 1]), len(labels.sets[0])
+    return len(different) == 1 and different[0][0] * counts[1] == different[0][1] * counts[0]

@@ -22,6 +22,7 @@ from depfuse.recipe.refits import Refit
 from depfuse.refit import Session, refit_layers
 from depfuse.renorm import chosen_method, renormalise
 from depfuse.teach.joint_head import reweight_joint_head
+from depfuse.teach.side_by_side import reweight_side_by_side
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,14 +103,19 @@ class ChildBuilder:
         before, now = self.ensemble.shares, shares.network
         if tuple(before) == now or not self.ensemble.joint or self.example is None:
             return self
-        dense = self.ensemble.task is not None and self.ensemble.task.name == "dense"
         teachers, networks = (
-            reweight_joint_head(models, before, now, self.example, dense=dense)
-            for models in (self.ensemble.networks, self.networks)
+            self._reweighted(models, now, self.example) for models in (self.ensemble.networks, self.networks)
         )
         ensemble = replace(self.ensemble, networks=teachers, shares=now)
         acceptance = None if self.calibration is None else StepAcceptance(ensemble, self.calibration)
         return replace(self, networks=networks, ensemble=ensemble, acceptance=acceptance)
+
+    def _reweighted(self, models: Sequence[nn.Module], now: Sequence[float], example: Example) -> list[nn.Module]:
+        """Divide the joint head of some networks by other shares."""
+        before, heads, task = self.ensemble.shares, self.ensemble.heads, self.ensemble.task
+        if heads:
+            return reweight_side_by_side(models, heads, before, now)
+        return reweight_joint_head(models, before, now, example, dense=task is not None and task.name == "dense")
 
     def average(self, shares: Shares | Sequence[float]) -> nn.Module:
         """Average the parents' aligned weights."""

@@ -5,21 +5,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_structure
 
-from depfuse.data.inputs import count_samples
 from depfuse.data.loader import Loader
 from depfuse.data.stream import Stream
 from depfuse.ensemble.label_sets import LabelSets
-from depfuse.errors import DataError, DepfuseWarning, RecipeError
+from depfuse.errors import DepfuseWarning, RecipeError
+from depfuse.fusion.detectors import detector_of
+from depfuse.fusion.seen import IMAGES, MAPS, SEVERAL, Seen, count_of, run_or_none
 from depfuse.networks.copying import unwrap
-from depfuse.networks.forward import Called, Example, run_network
-from depfuse.networks.running import evaluating
+from depfuse.networks.forward import Called, Example
 from depfuse.recipe import Recipe
 from depfuse.recipe.tasks import TASKS
 from depfuse.tasks.choose import by_shape, choose_task, have_same_heads
@@ -30,6 +30,7 @@ from depfuse.tasks.selection import (
     Packed,
     ScoresFunction,
     check_scores,
+    counted_of,
     find_counted,
     find_scores,
     select,
@@ -39,9 +40,6 @@ from depfuse.tasks.weighted import Part, Weighted
 
 LEARNED = "what the outputs mean, by which the child learned"
 OF_LABELS = ("classes", "dense", "multilabel")  # tasks of which parents may know different labels
-IMAGES = 250  # of which outputs are looked at
-SEVERAL = 3  # of which the tensors that have an entry for each are found
-MAPS = 32  # of which maps are looked at, to tell what they are
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +61,7 @@ class Meaning:
     scores: ScoresFunction | None = None
     task: Task | None = None
     because: str = ""
-    packed: Packed | None = None
+    packed: ScoresFunction | None = None
 
     def with_note(self, *notes: str) -> Meaning:
         """Add to what is said of the choice."""
@@ -104,6 +102,8 @@ class Meaning:
         example: Example | None,
         scores: ScoresFunction | None,
         labels: LabelSets | None,
+        template: nn.Module | None = None,
+        background: int | None = None,
     ) -> Meaning:
         """Choose what counts and what it means; from now on the networks return that alone.
 
@@ -117,8 +117,10 @@ class Meaning:
             Images to run them on, or an input where there are none.
         scores
             The user's choice of the tensor that counts.
-        labels
-            The parents' label sets, where they differ.
+        labels, background
+            The parents' label sets, where they differ, and the label of background, where they have one.
+        template
+            A network with an output for each label, where they differ; it returns what the networks do from now on.
 
         Raises
         ------
@@ -127,25 +129,30 @@ class Meaning:
         """
         if example is None:
             return cls()
-        output = _run(networks[0], example)
+        output = run_or_none(networks[0], example)
         if output is None:
             return cls()  # it does not run, which tracing reports
-        if not isinstance(output, Tensor) and not _is_given(networks[0], example):
-            if scores is not None or recipe.task.name not in ("auto", "none"):
-                raise RecipeError(
-                    f"`call` makes a {type(output).__name__} of what the networks return, of which alone `scores` and"
-                    " `task` are: let `call` return the tensor that counts"
-                )
-            return cls(because="`call` makes a structure of what the networks return")
+        # What `call` makes of the networks' outputs, no hook of theirs sees.
+        made = not isinstance(output, Tensor) and not _is_given(networks[0], example)
         if scores is not None:
             check_scores(scores, output)
         few = example if images is None else next(iter(images.first(SEVERAL)))[0]
+        if labels is not None and scores is None and template is not None:
+            detector = detector_of(networks, template, recipe.task.name, labels, background, images, few, made=made)
+            if detector is not None:
+                return cls(detector.classes, detector.task, detector.because, detector.packed)
+        if background is not None:
+            raise RecipeError(
+                "`background` is of detectors whose labels differ: give `labels`, a `template`, and networks that"
+                " return class scores with boxes beside them"
+            )
         counted = () if scores is not None else _counted(networks[0], few)
         if labels is None and recipe.task.name in ("auto", "weighted") and len(counted) > 1:
-            return cls._of_several(networks, counted, images, example)
+            return cls._of_several(networks, counted, images, example, made=made)
         scores = scores or find_scores(output) or (counted[0] if len(counted) == 1 else None)
-        select(networks, scores)
-        selected = _run(networks[0], few)
+        scores = None if scores is None else counted_of(scores, made=made)
+        select(networks if template is None else [*networks, template], scores)
+        selected = run_or_none(networks[0], few)
         if not isinstance(selected, Tensor):
             if recipe.task.name not in ("auto", "none"):
                 raise RecipeError(
@@ -153,8 +160,8 @@ class Meaning:
                     "tensor: say which, as `scores`"
                 )
             return cls()
-        if selected.dim() == 0 or len(selected) != _count(few, len(selected)):
-            found = f"of shape {tuple(selected.shape)} for {_count(few, 0)} images, no entry for each of them"
+        if selected.dim() == 0 or len(selected) != count_of(few, len(selected)):
+            found = f"of shape {tuple(selected.shape)} for {count_of(few, 0)} images, no entry for each of them"
             if recipe.task.name not in ("auto", "none"):
                 named = f"`task={recipe.task.name}`"
                 raise RecipeError(f"{named} is of outputs with an entry for each image, and the networks' are {found}")
@@ -162,7 +169,7 @@ class Meaning:
 
         # Where labels differ, outputs differ in shape.
         looked_at = networks if labels is None else networks[:1]
-        seen = _Seen(looked_at, images, example)
+        seen = Seen(looked_at, images, example)
 
         def evidence() -> Evidence:
             if labels is not None:
@@ -189,13 +196,19 @@ class Meaning:
 
     @classmethod
     def _of_several(
-        cls, networks: Sequence[nn.Module], counted: Sequence[Counted], images: Loader | Stream | None, example: Example
+        cls,
+        networks: Sequence[nn.Module],
+        counted: Sequence[Counted],
+        images: Loader | Stream | None,
+        example: Example,
+        *,
+        made: bool,
     ) -> Meaning:
         """Give each of several tensors a task of its own; networks return them packed."""
-        shapes = [own(_run(networks[0], example)).shape[1:] for own in counted]
-        packed = Packed(tuple(counted))
+        shapes = [own(run_or_none(networks[0], example)).shape[1:] for own in counted]
+        packed = counted_of(Packed(tuple(counted)), made=made)
         select(networks, packed)
-        few = _Seen(networks, images, example).first(MAPS if any(len(shape) > 1 for shape in shapes) else IMAGES)
+        few = Seen(networks, images, example).first(MAPS if any(len(shape) > 1 for shape in shapes) else IMAGES)
         sizes = [max(1, shape.numel()) for shape in shapes]
         parents = [torch.split(own, sizes, 1) for own in few.outputs]
         parts, said = [], []
@@ -209,7 +222,7 @@ class Meaning:
             said.append(f"{own.name}, {task.name}{'' if found.clear else ' (assumed)'}, weight {own.weight:g}")
         main = max(counted, key=lambda own: own.weight)
         because = f"{len(parts)} tensors count: {'; '.join(said)}; {main.name} is scored"
-        return cls(main, Weighted.scaled(parts, few.outputs), because, packed)
+        return cls(counted_of(main, made=made), Weighted.scaled(parts, few.outputs), because, packed)
 
 
 def _is_given(network: nn.Module, example: Example) -> bool:
@@ -219,7 +232,7 @@ def _is_given(network: nn.Module, example: Example) -> bool:
     returned: list[Any] = []
     handle = unwrap(network).register_forward_hook(lambda module, inputs, output: returned.append(output))
     try:
-        output = _run(network, example)
+        output = run_or_none(network, example)
     finally:
         handle.remove()
     return any(own is output or tree_structure(own) == tree_structure(output) for own in returned)
@@ -227,65 +240,4 @@ def _is_given(network: nn.Module, example: Example) -> bool:
 
 def _counted(network: nn.Module, batch: Example) -> Sequence[Counted]:
     """Find the tensors that count in what a network returns for several images, as far as there are any."""
-    return find_counted(_run(network, batch), _count(batch, 0))
-
-
-def _count(batch: Example, otherwise: int) -> int:
-    """Count the images of a batch, as far as it holds a tensor."""
-    try:
-        return count_samples(batch)
-    except StopIteration:
-        return otherwise
-
-
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """What networks return for some images."""
-
-    networks: Sequence[nn.Module]
-    images: Loader | Stream | None
-    example: Example
-
-    def first(self, count: int) -> _Some:
-        """Run them on the first images, once."""
-        if count not in self._found:
-            self._found[count] = self._run(count)
-        return self._found[count]
-
-    @cached_property
-    def _found(self) -> dict[int, _Some]:
-        return {}
-
-    def _run(self, count: int) -> _Some:
-        batches = [self.example] if self.images is None else [batch for batch, _ in self.images.first(count)]
-        with torch.no_grad(), evaluating(*self.networks):
-            outputs = [torch.cat([run_network(own, batch).float() for batch in batches]) for own in self.networks]
-        for number, own in enumerate(outputs, 1):
-            broken = own.isnan().reshape(len(own), -1).any(1)
-            if bool(broken.any()):
-                raise DataError(
-                    f"parent {number} gives NaN for {int(broken.sum())} of {len(own)} calibration images, from which"
-                    " nothing can be learned: leave such images out, or mend the network"
-                )
-        tensors = [batch for batch in batches if isinstance(batch, Tensor)]
-        alike = len(tensors) == len(batches) and len({batch.shape[1:] for batch in tensors}) == 1
-        return _Some(outputs, torch.cat(tensors) if alike else None)
-
-
-@dataclass(frozen=True, eq=False)
-class _Some:
-    """Each network's outputs (N, ...), and the images where they are one tensor."""
-
-    outputs: list[Tensor]
-    inputs: Tensor | None
-
-
-def _run(network: nn.Module, batch: Example) -> Any:
-    """Run a network; None where it fails."""
-    with torch.no_grad(), evaluating(network):
-        try:
-            return run_network(network, batch)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except Exception:  # whatever the user's network raises
-            return None
+    return find_counted(run_or_none(network, batch), count_of(batch, 0))

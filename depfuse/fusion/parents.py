@@ -40,6 +40,8 @@ class Parents:
     test
         Images that the child will be scored on. Nothing is looked at but whether their labels fit its outputs, so that
         this is said before anything is computed.
+    background
+        Of detectors: the label of background, which each parent has, where class scores are of a softmax with it.
     """
 
     models: Sequence[nn.Module]
@@ -49,6 +51,7 @@ class Parents:
     groups: ChannelGroups | None = None
     moments: SharedMoments | None = None
     test: Loader | Stream | None = None
+    background: int | None = None
 
     @classmethod
     def of(cls, parents: Sequence[nn.Module] | Parents) -> Parents:

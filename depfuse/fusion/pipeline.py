@@ -229,7 +229,7 @@ def _train(finished: FinishedChild, aligned: Aligned, training: Distillation) ->
     """Train a child in place; return the ensemble that it learned from, and what self-training did."""
     prepared, recipe, ensemble = aligned.prepared, aligned.recipe, aligned.prepared.ensemble
     announce("train")
-    if recipe.train.teaches and ensemble.joint:
+    if recipe.train.teaches and ensemble.joint and not ensemble.heads:
         images = prepared.inputs.calibration
         if not recipe.teach.labelled:
             # A head fitted to more images than those for calibration is better.

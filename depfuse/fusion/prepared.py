@@ -34,7 +34,7 @@ from depfuse.networks.copying import evaluation_copy, private_copy
 from depfuse.networks.forward import Example
 from depfuse.progress import work
 from depfuse.recipe import Recipe
-from depfuse.tasks.selection import ScoresFunction, select
+from depfuse.tasks.selection import ScoresFunction
 from depfuse.teach.one_space import bring_into_one_space
 from depfuse.teach.teachers import Teachers, prepare_teachers
 
@@ -173,9 +173,9 @@ class Prepared:
             check_outputs(copies, example)
         template = None if template is None else evaluation_copy(template)
         moments = None if given.moments is None else given.moments.for_copies(parents, copies)
-        meaning = Meaning.of(copies, inputs.recipe, calibration, example, inputs.scores, sets)
-        if template is not None:
-            select([template], meaning.learned)
+        meaning = Meaning.of(
+            copies, inputs.recipe, calibration, example, inputs.scores, sets, template, given.background
+        )
         if meaning.task is not None and meaning.task.name == "features" and isinstance(calibration, Loader):
             meaning = meaning.with_note(*map(str, bring_into_one_space(copies, calibration)))
         like = template or widest(copies, inputs.recipe.merge.width_of)
@@ -202,7 +202,7 @@ class Prepared:
             refit_reason=refit_reason,
             copies=copies,
             teachers=teachers,
-            ensemble=Ensemble(models, shares, remaining, teachers.joint, meaning.task),
+            ensemble=Ensemble(models, shares, remaining, teachers.joint, meaning.task, teachers.heads),
             meaning=meaning,
             template=child_template,
             alone=copies if sets is None else (),

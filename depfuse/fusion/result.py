@@ -34,6 +34,7 @@ from depfuse.networks.isolation import isolated
 from depfuse.networks.precision import in_full_precision, with_types_of
 from depfuse.progress import ProgressLike
 from depfuse.recipe import Recipe
+from depfuse.tasks.selection import deselect
 from depfuse.teach.distil import Distillation
 
 
@@ -310,7 +311,7 @@ class FusionResult:
             raise RecipeError(f"solver {solver} matches by the shares: fuse again to have others")
         self.recipe.changed({"merge.weights": shares.network}).shares(len(self.averaged))
         builder = self._resolved.at(shares)
-        return with_types_of(builder.finish(builder.average(shares), shares).child, self.parents[0])
+        return with_types_of(deselect(builder.finish(builder.average(shares), shares).child), self.parents[0])
 
     @property
     def _resolved(self) -> ChildBuilder:

@@ -137,6 +137,8 @@ def _side_by_side(
         return {}
     aligned = [apply_couplings(groups, coupling, state) for coupling, state in zip(couplings, states, strict=True)]
     return {
-        key: labels.join([state[key].double() for state in aligned], shares.of(key), labels.axis(key, target, states))
+        key: labels.join_at(
+            [state[key].double() for state in aligned], shares.of(key), labels.axis(key, target, states)
+        )
         for key in wide
     }

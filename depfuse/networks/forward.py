@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,23 @@ class Called:
 
     batch: Any
     call: Call
+
+
+class Selecting(Protocol):
+    """What takes the tensors that count from an output that a function of the user's made."""
+
+    def __call__(self, output: Any) -> Any:
+        """Take them."""
+
+
+SELECTING = "_depfuse_selecting"  # attribute of a network: what its user's `call` made is given to it
+
+
+def _called(model: nn.Module, example: Called) -> Any:
+    """Run a network as the user calls it; take what counts of the output, where the network says so."""
+    output = example.call(model, example.batch)
+    selecting: Selecting | None = getattr(model, SELECTING, None)
+    return output if selecting is None else selecting(output)
 
 
 register_pytree_node(
@@ -52,7 +69,7 @@ def run_network(model: nn.Module, example: Example) -> Any:
     if isinstance(example, Tensor):
         return _logits(model(example))
     if isinstance(example, Called):
-        return _logits(example.call(model, example.batch))
+        return _logits(_called(model, example))
     if isinstance(example, dict):
         return _logits(model(**example))
     return _logits(model(*example))
@@ -120,7 +137,7 @@ class _Caller(nn.Module):
 
     def forward(self, batch: Any) -> Any:
         """Run the network."""
-        return self._call(self.network, batch)
+        return _called(self.network, Called(batch, self._call))
 
 
 def in_layout(inputs: Any, layout: torch.memory_format) -> Any:

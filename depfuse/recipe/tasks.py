@@ -91,6 +91,23 @@ class WeightedTask(TaskChoice):
     name: Literal["weighted"] = "weighted"
 
 
+class DetectionTask(TaskChoice):
+    """Class scores at each place with boxes and other numbers beside them, of parents that know different classes."""
+
+    place: ClassVar[str] = "depfuse.tasks.detection:Detection"
+
+    name: Literal["detection"] = "detection"
+
+
 TASKS = Registry(
-    AutoTask, NoTask, ClassesTask, DenseTask, MultilabelTask, BinaryTask, RegressionTask, FeaturesTask, WeightedTask
+    AutoTask,
+    NoTask,
+    ClassesTask,
+    DenseTask,
+    MultilabelTask,
+    BinaryTask,
+    RegressionTask,
+    FeaturesTask,
+    WeightedTask,
+    DetectionTask,
 )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from depfuse.errors import RecipeError
 from depfuse.networks.copying import evaluation_copy, unwrap
+from depfuse.networks.forward import SELECTING
 from depfuse.tasks.weighted import pack
 
 ScoresFunction = Callable[[Any], Tensor]
@@ -46,10 +47,11 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Counted:
-    """A tensor of an output that counts: the keys that lead to it, and how much it counts."""
+    """A tensor of an output that counts: the keys that lead to it, how much it counts, and the axis of its channels."""
 
     keys: tuple[Any, ...]
     weight: float = 1.0
+    axis: int = 1
 
     @property
     def name(self) -> str:
@@ -57,11 +59,11 @@ class Counted:
         return ".".join(map(str, self.keys))
 
     def __call__(self, output: Any) -> Tensor:
-        """Take the tensor."""
+        """Take the tensor, its channels as axis 1."""
         for key in self.keys:
             output = Entry(key)(output)
         found: Tensor = output
-        return found
+        return found if self.axis == 1 else found.movedim(self.axis, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +77,30 @@ class Packed:
         return pack([counted(output) for counted in self.tensors])
 
 
+@dataclasses.dataclass(frozen=True)
+class AfterCall:
+    """Scores of what a function of the user's makes of a network's output, which no hook of the network sees."""
+
+    scores: ScoresFunction
+
+    def __call__(self, output: Any) -> Tensor:
+        """Take them."""
+        return self.scores(output)
+
+
+def counted_of(scores: ScoresFunction, *, made: bool) -> ScoresFunction:
+    """Take what counts after a function of the user's has `made` the output, or as the network returns it."""
+    return AfterCall(scores) if made else scores
+
+
 def select(networks: Sequence[nn.Module], scores: ScoresFunction | None) -> None:
     """Let networks return the tensor that counts, from now on; their tensors and names stay."""
     for network in networks if scores is not None else ():
         assert scores is not None
         inner = unwrap(network)
-        if not _selections(inner):
+        if isinstance(scores, AfterCall):
+            setattr(network, SELECTING, scores)
+        elif not _selections(inner):
             inner.register_forward_hook(Selection(scores))
 
 
@@ -89,6 +109,7 @@ def deselect(network: nn.Module) -> nn.Module:
     inner = unwrap(network)
     for number in _selections(inner):
         del inner._forward_hooks[number]
+    vars(network).pop(SELECTING, None)
     return network
 
 
@@ -106,10 +127,13 @@ def whole_outputs(network: nn.Module) -> Iterator[None]:
     """Let a network return its whole output within the block: all of it says which channels can be permuted."""
     hooks = unwrap(network)._forward_hooks
     selections = {number: hooks.pop(number) for number in _selections(unwrap(network))}
+    after_call = vars(network).pop(SELECTING, None)
     try:
         yield
     finally:
         hooks.update(selections)
+        if after_call is not None:
+            setattr(network, SELECTING, after_call)
 
 
 def find_scores(output: Any) -> ScoresFunction | None:
@@ -127,7 +151,7 @@ def find_scores(output: Any) -> ScoresFunction | None:
     return Entry(tensors[0]) if len(tensors) == 1 else None
 
 
-def find_counted(output: Any, images: int) -> tuple[Counted, ...]:
+def find_counted(output: Any, images: int, *, named: bool = True) -> tuple[Counted, ...]:
     """Find the tensors of a structure that count, each with its weight; none where it is a tensor.
 
     Those count that are of floating point and have an entry for each image. Where an entry `logits` or `out` is there,
@@ -140,11 +164,13 @@ def find_counted(output: Any, images: int) -> tuple[Counted, ...]:
         What a network returns.
     images
         For so many images.
+    named
+        Whether entries `logits` and `out` leave others out.
     """
     if isinstance(output, Tensor):
         return ()
     found = [keys for keys, leaf in _leaves(output) if leaf.is_floating_point() and leaf.shape[:1] == (images,)]
-    main = next(((name,) for name in NAMES if (name,) in found), None)
+    main = next(((name,) for name in NAMES if named and (name,) in found), None)
     helping = [keys for keys in found if any(str(key).startswith(AUXILIARY) for key in keys)]
     if main is not None:
         found = [main, *(keys for keys in helping if keys != main)]

@@ -87,6 +87,10 @@ class Weighted:
         rows = torch.split(packed, self._sizes, 1)
         return [own.reshape(len(packed), *part.shape) for own, part in zip(rows, self.parts, strict=True)]
 
+    def joint_mean(self, outputs: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+        """Average the packed outputs of parents with a joint head, of which none predicts anything by itself."""
+        return torch.stack([share * own for share, own in zip(shares, outputs, strict=True)]).sum(0)
+
     def ensemble_target(self, outputs: Sequence[Tensor], shares: Sequence[float], temperature: float) -> Tensor:
         """Combine each tensor as its task does."""
         return self._combined(outputs, lambda task, own: task.ensemble_target(own, shares, temperature))

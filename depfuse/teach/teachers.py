@@ -13,7 +13,9 @@ from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
 from depfuse.recipe.sections import Teach
 from depfuse.renorm import has_batch_norm
+from depfuse.tasks.detection import Detection
 from depfuse.teach.joint_head import Read, can_have_joint_head, knowledge_differs, renewed, with_joint_head
+from depfuse.teach.side_by_side import with_heads_side_by_side
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,15 @@ class Teachers:
         Whether they have one head over all labels.
     renewed
         Whether their BatchNorm statistics were renewed.
+    heads
+        Keys of the weights of that head, where it is heads side by side, and nothing was fitted.
     """
 
     models: Sequence[nn.Module]
     labels: LabelSets | None
     joint: bool
     renewed: bool = False
+    heads: tuple[str, ...] = ()
 
 
 def prepare_teachers(
@@ -84,6 +89,8 @@ def prepare_teachers(
     if resized and always:
         raise RecipeError("one head is fitted to features of the parents' own widths: leave out `template`")
     task = "classes" if parents.task is None else parents.task.name
+    if isinstance(parents.task, Detection) and labels is not None and template is not None:
+        return _side_by_side(parents, labels, template, parents.task, settings, statistics)
     dense, told_apart = task == "dense", task in ("classes", "dense")
     if always and not told_apart:
         raise RecipeError(
@@ -110,3 +117,19 @@ def prepare_teachers(
         )
         return Teachers(copies, None, joint=True, renewed=renews)
     return Teachers(models, labels, joint=False, renewed=renews)
+
+
+def _side_by_side(
+    parents: Ensemble, labels: LabelSets, template: nn.Module, task: Detection, settings: Teach, images: Loader
+) -> Teachers:
+    """Prepare detectors of different labels: renewed, and with their class heads side by side."""
+    if settings.head == "always" or settings.labelled:
+        raise RecipeError(
+            "one head is fitted to classes of images or of places, and detectors have theirs side by side: leave out"
+            " teach.labelled and teach.head"
+        )
+    renews = settings.renorm == "reset" or (settings.renorm == "auto" and has_batch_norm(parents.networks[0]))
+    models = renewed(parents.networks, images) if renews else parents.networks
+    background = None if task.background is None else labels.joint[task.background]
+    copies, heads = with_heads_side_by_side(models, parents.shares, labels, template, background)
+    return Teachers(copies, None, joint=True, renewed=renews, heads=heads)

@@ -108,15 +108,20 @@ def test_numbers_of_an_image_stand_in_one_column() -> None:
         as_numbers((first, torch.rand(3)))
 
 
-def test_a_call_that_makes_a_structure_is_left_alone_and_one_that_passes_it_on_is_not() -> None:
+def test_what_a_call_makes_of_an_output_is_learned_as_what_a_network_returns() -> None:
     def parents() -> list[nn.Module]:
         return [nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval() for _ in range(2)]
 
     images = torch.randn(40, 6)
-    made = fuse(parents(), "fast", images, call=lambda model, batch: {"logits": model(batch), "more": batch})
-    assert made.meaning.task is None
-    assert "`call` makes a structure" in made.meaning.because
-    with pytest.raises(RecipeError, match="let `call` return the tensor that counts"):
+    networks = parents()
+    made = fuse(
+        networks, "fast", images, call=lambda model, batch: {"logits": model(batch), "more": batch}, task="classes"
+    )
+    alone = fuse(networks, "fast", images, task="classes")
+    assert made.recipe.task.name == "classes"
+    torch.testing.assert_close(made.child(images), alone.child(images), atol=1e-5, rtol=1e-5)
+    assert not any(key.startswith("_depfuse") for key in vars(made.child))
+    with pytest.raises(RecipeError, match="say which, as `scores`"):
         fuse(parents(), "fast", images, call=lambda model, batch: [model(batch), batch], task="classes")
     passed = fuse(parents(), "fast", images, call=lambda model, batch: model(batch), task="classes")
     assert passed.recipe.task.name == "classes"
