@@ -92,6 +92,7 @@ def aggregate(
     *,
     counts: Sequence[float] | None = None,
     labels: Sequence[Sequence[int]] | None = None,
+    template: nn.Module | Callable[[int], nn.Module] | None = None,
     recipe: RecipeLike | None = None,
     example: Example | None = None,
 ) -> Aggregated:
@@ -110,7 +111,9 @@ def aggregate(
     counts
         How many samples each client trained on; equal ones where None.
     labels
-        The labels of each client's outputs, where these differ.
+        The labels of each client's outputs, where these differ. The child has an output for each of all, ascending.
+    template
+        Where labels differ, a network with so many outputs, which is left as it is, or what builds one.
     recipe
         Settings of the fusion; the defaults, or those without data, where None.
     example
@@ -146,8 +149,12 @@ def aggregate(
         return Aggregated(models[used[0]], used, left_out, shares, {}, None)
     settings = as_recipe(recipe if recipe is not None or batches is not None else WITHOUT_DATA)
     sets = None if labels is None else [labels[number] for number in used]
+    whole = None
+    if sets is not None and template is not None:
+        joint = {label for own in sets for label in own}
+        whole = template if isinstance(template, nn.Module) else template(len(joint))
     result = fuse(
-        Parents(list(models.values()), sets, example=example),
+        Parents(list(models.values()), sets, whole, example=example),
         settings.changed({"merge.weights": list(shares)}),
         batches,
     )

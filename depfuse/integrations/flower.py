@@ -10,14 +10,15 @@ The smallest example has five clients and one round::
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
-from depfuse.errors import DepfuseError
+from depfuse.data.label_shares import read_classes
+from depfuse.errors import DataError, DepfuseError
 from depfuse.fusion.arguments import CalibrationLike, RecipeLike
 from depfuse.integrations.federated import Aggregated, aggregate
 from depfuse.networks.forward import Example
@@ -39,9 +40,15 @@ class FuseOnce(FedAvg):  # type: ignore[misc]
     Clients send all tensors of their state dicts in order, BatchNorm's statistics and counters among them, as Flower's
     examples do. One that leaves, sends NaN or another architecture is left out, and the round ends with the others.
 
+    Clients that know different classes say which in the metrics of their answer, `{"labels": "0-4"}` or `"1,3,7"`: the
+    child has an output for each of all labels, ascending, and the round's metrics name them as `labels`.
+
     Parameters
     ----------
-    network, batches, recipe, example
+    network
+        A network of the clients' architecture; or, where they know different classes, what builds one with so many
+        outputs.
+    batches, recipe, example
         See `depfuse.integrations.federated.aggregate`.
     **flower
         Settings of `flwr.server.strategy.FedAvg`: how many clients there are, and what they are told.
@@ -79,11 +86,17 @@ class FuseOnce(FedAvg):  # type: ignore[misc]
 
         sent = sorted(results, key=lambda result: str(result[0].cid))  # the same child whoever answers first
         try:
+            labels: list[list[int]] | None = labels_of(
+                [(str(proxy.cid), answer.metrics or {}) for proxy, answer in sent]
+            )
+            outputs = [len(own) for own in labels or ()]
             found = aggregate(
-                self._network,
+                self._network if labels is None else lambda number: self._built(outputs[number]),
                 [parameters_to_ndarrays(answer.parameters) for _, answer in sent],
                 self._batches,
                 counts=[answer.num_examples for _, answer in sent],
+                labels=labels,
+                template=None if labels is None else self._built,
                 recipe=self._recipe,
                 example=self._example,
             )
@@ -94,8 +107,45 @@ class FuseOnce(FedAvg):  # type: ignore[misc]
         for number, why in found.left_out.items():
             log(logging.WARNING, "client %s is left out: %s", sent[number][0].cid, why)
         metrics: dict[str, Any] = {"clients": len(found.used), "left_out": len(found.left_out)}
+        if found.result is not None and found.result.parent_labels is not None:
+            metrics["labels"] = ",".join(map(str, found.result.parent_labels.joint))
         metrics |= {f"agreement of {sent[number][0].cid}": own.ensemble for number, own in found.worth.items()}
         return ndarrays_to_parameters([np.asarray(tensor.cpu()) for tensor in found.state.values()]), metrics
+
+    def _built(self, outputs: int) -> nn.Module:
+        """Build a network with so many outputs."""
+        if isinstance(self._network, nn.Module):
+            raise DataError(
+                "clients know different classes: the strategy's network has to be what builds one with so many outputs"
+            )
+        return self._network(outputs)
+
+
+def labels_of(said: Sequence[tuple[str, Mapping[str, Any]]]) -> list[list[int]] | None:
+    """Read which classes clients know, by their names and the metrics of their answers; None where none says it.
+
+    Raises
+    ------
+    DataError
+        Some say it and others do not, or what one says is no list of labels.
+    """
+    found = {client: metrics["labels"] for client, metrics in said if "labels" in metrics}
+    if not found:
+        return None
+    silent = [client for client, _ in said if client not in found]
+    if silent:
+        raise DataError(f"client {silent[0]} does not say its labels, and client {next(iter(found))} does: all have to")
+    return [_labels(client, text) for client, text in found.items()]
+
+
+def _labels(client: str, text: object) -> list[int]:
+    try:
+        labels: Sequence[int] | Sequence[str] = read_classes(text) if isinstance(text, str) else []
+    except DepfuseError as error:
+        raise DataError(f"client {client}: {error}") from None
+    if not labels or not all(isinstance(label, int) for label in labels):
+        raise DataError(f"client {client} says that its labels are {text!r}: write numbers, such as 0-4 or 1,3,7")
+    return [int(label) for label in labels]
 
 
 class FuseThenAverage(FuseOnce):

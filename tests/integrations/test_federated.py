@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from depfuse.errors import DataError, DepfuseError
 from depfuse.groups import find_groups, random_permutations
 from depfuse.integrations.federated import aggregate
-from depfuse.integrations.flower import FuseOnce
+from depfuse.integrations.flower import FuseOnce, labels_of
 from depfuse.models import build_network
 from depfuse.recipe import Recipe
 
@@ -113,3 +113,38 @@ def test_without_data_clients_are_matched_by_weights() -> None:
 def test_without_flower_its_strategies_say_what_is_missing() -> None:
     with pytest.raises(DepfuseError, match=r"needs Flower: pip install 'depfuse\[flower\]'"):
         FuseOnce(client(0), IMAGES)
+
+
+def test_clients_that_know_different_classes_say_which() -> None:
+    assert labels_of([("a", {}), ("b", {"loss": 1.0})]) is None
+    assert labels_of([("a", {"labels": "0-2"}), ("b", {"labels": "1,3"})]) == [[0, 1, 2], [1, 3]]
+    with pytest.raises(DataError, match="client b does not say its labels, and client a does"):
+        labels_of([("a", {"labels": "0-2"}), ("b", {})])
+    for wrong in (3, "cat,dog", "", "0-"):
+        with pytest.raises(DataError, match="client a"):
+            labels_of([("a", {"labels": wrong})])
+
+
+@pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")
+def test_a_child_of_clients_that_know_different_classes_knows_all() -> None:
+    labels = [[0, 1, 2], [2, 3], [3, 7]]
+
+    def built(number: int) -> nn.Module:
+        torch.manual_seed(number)
+        return build_network("digits_resnet(width=0.5)", classes=len(labels[number]))
+
+    states: list[object] = [*(built(number).state_dict() for number in range(2)), "it leaves"]
+    found = aggregate(
+        built,
+        states,
+        IMAGES,
+        labels=labels,
+        template=lambda outputs: build_network("digits_resnet(width=0.5)", classes=outputs),
+        recipe=FAST,
+    )
+    assert found.result is not None
+    assert found.result.parent_labels is not None
+    assert found.result.parent_labels.joint == (0, 1, 2, 3)
+    assert found.model(IMAGES).shape == (96, 4)
+    assert found.used == (0, 1)
+    assert set(found.worth) == {0, 1}

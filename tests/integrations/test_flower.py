@@ -119,3 +119,22 @@ def test_whoever_answers_first_the_child_is_the_same(settings: dict[str, object]
     assert all(np.array_equal(one, other) for one, other in zip(*found, strict=True))
     nothing = FuseOnce(build_network("digits_resnet(width=0.5)"), IMAGES, **settings)
     assert nothing.aggregate_fit(1, [answer("a", arrays(1.0), 10)], []) == (None, {})
+
+
+def test_clients_of_different_classes_get_a_child_of_all(settings: dict[str, object]) -> None:
+    from depfuse.integrations.flower import FuseOnce
+
+    def built(outputs: int) -> torch.nn.Module:
+        torch.manual_seed(outputs)
+        return build_network("digits_resnet(width=0.5)", classes=outputs)
+
+    sent = []
+    for name, outputs, said in (("a", 3, "0-2"), ("b", 2, "2,3")):
+        proxy, result = answer(name, [tensor.numpy() for tensor in built(outputs).state_dict().values()], 10)
+        result.metrics = {"labels": said}
+        sent.append((proxy, result))
+    strategy = FuseOnce(built, IMAGES, **settings)
+    fused, metrics = strategy.aggregate_fit(1, sent, [])
+    assert metrics["labels"] == "0,1,2,3"
+    assert flwr.common.parameters_to_ndarrays(fused)[-1].shape == (4,)
+    assert FuseOnce(built(3), IMAGES, **settings).aggregate_fit(1, sent, []) == (None, {})
