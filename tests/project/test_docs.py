@@ -6,9 +6,12 @@ import doctest
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+
+from depfuse.errors import DepfuseWarning
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -24,6 +27,16 @@ def test_the_examples_of_data_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     examples = re.findall(r"^```python\n(.*?)^```", (DOCS / "guide" / "data.md").read_text("utf-8"), re.M | re.S)
     assert len(examples) == 6
     exec("\n".join(examples), {})
+
+
+def test_the_examples_of_detectors_run() -> None:
+    examples = re.findall(r"^```python\n(.*?)^```", (DOCS / "guide" / "detectors.md").read_text("utf-8"), re.M | re.S)
+    assert len(examples) == 2
+    scope: dict = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DepfuseWarning)  # of networks with random weights
+        exec("\n".join(examples), scope)
+    assert scope["maps"](scope["result"].child, scope["pictures"])["cls_logits"].shape[-1] == 5
 
 
 def test_the_design_names_the_rooms_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:

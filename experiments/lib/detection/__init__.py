@@ -1,0 +1,1 @@
+"""Small detectors without anchors, the pictures they learn from, and their scores."""
