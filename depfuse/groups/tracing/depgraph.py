@@ -8,7 +8,6 @@ node as Python lists (Fang et al., DepGraph, CVPR 2023, section 3.2), is replace
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,13 +34,16 @@ def _without_timm() -> Any:
 
     timm brings torchvision and TorchDynamo along: nearly half of the seconds in which depfuse is imported.
     """
-    if "timm" in sys.modules:
-        return importlib.import_module("torch_pruning")
-    sys.modules["timm"] = None  # type: ignore[assignment]  # an import of it fails, as if it were not installed
+    left_out = "timm" not in sys.modules
+    if left_out:
+        sys.modules["timm"] = None  # type: ignore[assignment]  # an import of it fails, as if it were not installed
     try:
-        return importlib.import_module("torch_pruning")
+        import torch_pruning
+
+        return torch_pruning
     finally:
-        del sys.modules["timm"]
+        if left_out:
+            del sys.modules["timm"]
 
 
 torch_pruning = _without_timm()
