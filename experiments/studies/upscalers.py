@@ -219,12 +219,9 @@ def show(rows: pd.DataFrame, options: argparse.Namespace) -> str:
         if own.empty:
             continue
         middle = own[own["share"].astype(float) == 0.5]
-        parts += [
-            f"## Parents of {knowledge}",
-            _middle(middle),
-            "Less the better parent, paired by seed:",
-            _gains(middle),
-        ]
+        parts += [f"## Parents of {knowledge}", _middle(middle)]
+        if {"parent 1", "parent 2"} <= set(middle["network"]):
+            parts += ["Less the better parent, paired by seed:", _gains(middle)]
         if len(middle) < len(own):
             parts += ["Along the path, the mean PSNR of both kinds:", _path(own)]
     return "\n\n".join(parts)
