@@ -216,7 +216,11 @@ class Prepared:
 
     def ensemble_of(self, images: Loader, *, mirrored: bool = False) -> Ensemble:
         """Prepare the parents once more with one head, fitted to other images, or also to their mirror images."""
-        recipe, shares = self.recipe.changed({"teach.head": "always"}), self.ensemble.shares
+        as_before = {
+            "teach.renorm": "reset" if self.teachers.renewed else "none",
+            "teach.head": "recall" if self.teachers.recalled else "always",
+        }
+        recipe, shares = self.recipe.changed(as_before), self.ensemble.shares
         parents = Ensemble(self.copies, shares, self.labels, task=self.meaning.task)
         teachers = _teachers(parents, recipe, images, self.own_template, mirrored=mirrored)
         return replace(self.ensemble, networks=teachers.models)

@@ -133,7 +133,7 @@ def resolve(
     resolved: dict[str, Any] = {
         "renorm": renorm,
         "teach.renorm": "reset" if teachers.renewed else "none",
-        "teach.head": "always" if teachers.joint and not teachers.heads else "none",
+        "teach.head": "recall" if teachers.recalled else "always" if teachers.joint and not teachers.heads else "none",
         "merge.weights": recipe.shares(len(teachers.models)),
     }
     if widths is None:

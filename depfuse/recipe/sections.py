@@ -199,10 +199,12 @@ class Teach(Section):
         "where they know different labels, and where a child that learns from them finds that they tell different ones "
         "apart",
     )
-    head: Literal["auto", "none", "always"] = setting(
+    head: Literal["auto", "none", "always", "recall"] = setting(
         "auto",
         "the parents teach the child with one head over all their features, found on the calibration images without "
-        "labels; auto: where they know different things and the child is refitted, distilled, or the best of a family",
+        "labels; auto: where they know different things and the child is refitted, distilled, or the best of a family; "
+        "recall: always, from heads each of which counts for a class as far as it finds its images, for parents that "
+        "never saw some of the classes",
     )
     labelled: int = setting(
         0,

@@ -21,6 +21,7 @@ from depfuse.networks.running import bfloat16_pays, evaluating, modules_in_order
 from depfuse.renorm import reset_batch_norm
 from depfuse.tasks.outputs import gives_classes
 from depfuse.teach.information_maximisation import maximise
+from depfuse.teach.recall import estimate_recall
 
 FEWEST = 10
 PLACES = 20_000  # of all images' maps, drawn at random, that one head is fitted to
@@ -31,6 +32,22 @@ Head = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 COMPARED = 500
 AGREEING = 0.75
+
+
+@dataclass(frozen=True, eq=False)
+class JointHead:
+    """Networks with one head.
+
+    Attributes
+    ----------
+    networks
+        Copies of the parents whose share-weighted mean of logits is the head's.
+    information
+        Mutual information (nats) of image and predicted class on the images that it was found from.
+    """
+
+    networks: list[nn.Module]
+    information: float
 
 
 @dataclass(frozen=True)
@@ -100,7 +117,8 @@ def with_joint_head(
     *,
     dense: bool = False,
     mirrored: bool = False,
-) -> list[nn.Module]:
+    recalled: bool = False,
+) -> JointHead:
     """Copy the parents with heads over all labels whose share-weighted logits are those of one classifier.
 
     Heads side by side are poorly calibrated against each other: each parent is as confident on images of classes that
@@ -124,6 +142,9 @@ def with_joint_head(
         Whether outputs are maps: the head is a pointwise convolution, fitted to `PLACES` of them.
     mirrored
         Whether the features are means over each image and its mirror image: a better head where both mean the same.
+    recalled
+        Whether each parent counts at the start for each class as far as it finds it (`estimate_recall`), in place of
+        its share. For parents with the same labels.
 
     Raises
     ------
@@ -146,18 +167,25 @@ def with_joint_head(
             f"the data have the label {int(known.max())}, but the parents know {classes} labels: 0 to {classes - 1}"
         )
     counted = [number for number, share in enumerate(shares) if share > 0]
-    features = _side_by_side(
-        [collect_features(copies[number], heads[number], calibration, mirrored=mirrored) for number in counted]
-    )
+    collected = [collect_features(copies[number], heads[number], calibration, mirrored=mirrored) for number in counted]
     label_weight = 1.0 if read is None else read.weight
     with torch.no_grad():
-        weight, bias = heads_side_by_side(heads, shares, labels)
-        set_joint_head(heads, shares, *maximise(features, weight, bias, known, label_weight, overwrite=True))
-    return copies
+        recall = None
+        if recalled:
+            scores = [
+                own @ heads[number].weight.flatten(1).T + _bias(heads[number])
+                for number, own in zip(counted, collected, strict=True)
+            ]
+            recall = estimate_recall(scores, [shares[number] for number in counted])
+        weight, bias = heads_side_by_side(heads, shares, labels, recall)
+        features = _side_by_side(collected)
+        found = maximise(features, weight, bias, known, label_weight, overwrite=True)
+        set_joint_head(heads, shares, found.weight, found.bias)
+    return JointHead(copies, float(found.information))
 
 
 def heads_side_by_side(
-    heads: Sequence[Head], shares: Sequence[float], labels: LabelSets | None = None
+    heads: Sequence[Head], shares: Sequence[float], labels: LabelSets | None = None, recall: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Compute the classifier whose scores are those of heads side by side.
 
@@ -169,6 +197,9 @@ def heads_side_by_side(
         One weight per parent; one of weight zero does not count.
     labels
         The parents' label sets, where they differ: a label's score is the mean over the parents that know it.
+    recall
+        What each of these parents counts for in each class (parents, classes), in place of its share. Its scores are
+        taken from their mean over classes then, since what is added to all of them no longer cancels.
 
     Returns
     -------
@@ -177,9 +208,16 @@ def heads_side_by_side(
     """
     classes = len(heads[0].weight)
     counted = [number for number, share in enumerate(shares) if share > 0]
-    counts = [_counts(number, shares, labels, classes).to(heads[number].weight) for number in counted]
-    weights = [count[:, None] * heads[number].weight.flatten(1) for count, number in zip(counts, counted, strict=True)]
-    biases = [count * _bias(heads[number]) for count, number in zip(counts, counted, strict=True)]
+    weights = [heads[number].weight.flatten(1) for number in counted]
+    biases = [_bias(heads[number]) for number in counted]
+    if recall is None:
+        counts = [_counts(number, shares, labels, classes) for number in counted]
+    else:
+        counts = list(recall)
+        weights, biases = [own - own.mean(0) for own in weights], [own - own.mean() for own in biases]
+    counts = [count.to(own) for count, own in zip(counts, weights, strict=True)]
+    weights = [count[:, None] * own for count, own in zip(counts, weights, strict=True)]
+    biases = [count * own for count, own in zip(counts, biases, strict=True)]
     return torch.cat(weights, 1), torch.stack(biases).sum(0)
 
 

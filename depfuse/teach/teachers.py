@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
@@ -34,6 +35,8 @@ class Teachers:
         Whether their BatchNorm statistics were renewed.
     heads
         Keys of the weights of that head, where it is heads side by side, and nothing was fitted.
+    recalled
+        Whether their one head was found from heads in which each counts for each class as far as it finds it.
     """
 
     models: Sequence[nn.Module]
@@ -41,6 +44,7 @@ class Teachers:
     joint: bool
     renewed: bool = False
     heads: tuple[str, ...] = ()
+    recalled: bool = False
 
 
 def prepare_teachers(
@@ -72,17 +76,23 @@ def prepare_teachers(
     mirrored
         Whether one head is fitted to the means of features over each image and its mirror image.
 
+    Where parents with the same labels know different classes and nothing says how their statistics are taken, one head
+    is found twice: from parents with renewed statistics, and from parents as they are, each of which counts for each
+    class as far as it finds it. The one with more information about the class is taken.
+
     Raises
     ------
     RecipeError
         The settings need images that there are not, heads of one width, or heads of another kind.
     """
     models, labels = parents.networks, parents.labels
-    always = settings.labelled > 0 or settings.head == "always"
+    always, recalled = settings.labelled > 0 or settings.head in ("always", "recall"), settings.head == "recall"
+    if recalled and labels is not None:
+        raise RecipeError("teach.head recall is for parents with the same labels, and these differ: choose always")
     if calibration is None or statistics is None:
         if always or settings.renorm == "reset":
             raise RecipeError(
-                "teach.renorm reset, teach.labelled and teach.head always need calibration images: give at least 2"
+                "teach.renorm reset, teach.labelled and one head (teach.head) need calibration images: give at least 2"
             )
         return Teachers(models, labels, joint=False)
     resized = labels is None and template is not None
@@ -99,23 +109,29 @@ def prepare_teachers(
     if settings.labelled and dense:
         raise RecipeError("teach.labelled reads a label for each image, and maps have one at each place: leave it out")
     different = labels is not None or (learns and told_apart and knowledge_differs(models, calibration, dense=dense))
-    renewable = settings.renorm == "auto" and different and has_batch_norm(models[0])
+    renewable = settings.renorm == "auto" and different and has_batch_norm(models[0]) and not recalled
     renews = renewable or settings.renorm == "reset"
     if renews:
         models = renewed(models, statistics)
     wanted = settings.head == "auto" and different and learns and not resized and told_apart
     if always or (wanted and can_have_joint_head(models, calibration, labels, dense=dense)):
-        copies = with_joint_head(
-            models,
-            parents.shares,
-            calibration,
-            Read(settings.labelled, settings.label_weight) if settings.labelled else None,
-            labels,
-            template,
+        find_head = partial(
+            with_joint_head,
+            shares=parents.shares,
+            calibration=calibration,
+            read=Read(settings.labelled, settings.label_weight) if settings.labelled else None,
+            labels=labels,
+            template=template,
             dense=dense,
             mirrored=mirrored and not dense,
         )
-        return Teachers(copies, None, joint=True, renewed=renews)
+        head = find_head(models, recalled=recalled)
+        if renewable and labels is None:
+            # A parent that never saw a class, with statistics of its own, knows that it does not know its images.
+            other = find_head(parents.networks, recalled=True)
+            if other.information > head.information:
+                return Teachers(other.networks, None, joint=True, recalled=True)
+        return Teachers(head.networks, None, joint=True, renewed=renews, recalled=recalled)
     return Teachers(models, labels, joint=False, renewed=renews)
 
 

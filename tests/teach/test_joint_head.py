@@ -81,7 +81,7 @@ def test_one_head_tells_labels_apart_better_than_heads_side_by_side(halves, data
         Read(labelled) if labelled else None,
         sets,
         build_network("digits_resnet(width=0.5)"),
-    )
+    ).networks
     test = Loader(data.test, data.preprocessing, batch_size=500)
     beside, joint = evaluate_with_ensemble(fresh, test, shares, sets)[1], evaluate_ensemble(teachers, test, shares)
     assert joint.accuracy > beside.accuracy
@@ -94,7 +94,7 @@ def test_the_heads_together_are_the_classifier_that_they_were_given(halves, data
     images, shares = data.example(200), (0.3, 0.7)
     sets = LabelSets.create([range(5), range(5, 10)])
     template = build_network("digits_resnet(width=0.5)")
-    teachers = with_joint_head(halves, shares, calibration_loader(data, 200), None, sets, template)
+    teachers = with_joint_head(halves, shares, calibration_loader(data, 200), None, sets, template).networks
     heads, features = [head_of(model, images[:1]) for model in teachers], []
     for head in heads:
         head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
@@ -123,7 +123,7 @@ def test_a_parent_without_a_share_has_no_say(halves, data):
     sets = LabelSets.create([range(5), range(5, 10)])
     teachers = with_joint_head(
         halves, (0.0, 1.0), calibration, Read(100), sets, build_network("digits_resnet(width=0.5)")
-    )
+    ).networks
     heads = [[m for m in model.modules() if isinstance(m, nn.Linear)][-1] for model in teachers]
     assert not heads[0].weight.any()
     assert heads[1].weight.any()
@@ -172,7 +172,8 @@ def test_where_parents_have_one_head(data, names, settings, joint, changed):
 def test_matchings_are_judged_by_what_the_one_head_says(halves, data):
     calibration = calibration_loader(data, 200)
     sets = LabelSets.create([range(5), range(5, 10)])
-    teachers = with_joint_head(halves, (0.5, 0.5), calibration, None, sets, build_network("digits_resnet(width=0.5)"))
+    template = build_network("digits_resnet(width=0.5)")
+    teachers = with_joint_head(halves, (0.5, 0.5), calibration, None, sets, template).networks
     groups = find_groups(teachers[0], data.example())
     child = copy.deepcopy(teachers[0])
     judge = EnsembleJudge(

@@ -102,7 +102,7 @@ def right(scores: Tensor) -> float:
 def test_one_head_for_all_places_tells_classes_apart_better_than_heads_side_by_side() -> None:
     sets, shares = LabelSets.create(SETS), (0.5, 0.5)
     before = [copy.deepcopy(model.state_dict()) for model in halves()]
-    teachers = with_joint_head(halves(), shares, data(), None, sets, Maps(4), dense=True)
+    teachers = with_joint_head(halves(), shares, data(), None, sets, Maps(4), dense=True).networks
     with torch.no_grad():
         beside = mean_logits([model(blocks()[0]) for model in halves()], shares, sets)
         joint = mean_logits([model(blocks()[0]) for model in teachers], shares)

@@ -111,7 +111,7 @@ def test_one_head_for_image_and_mirror_image_does_not_depend_on_which_of_them_is
     flipped = Loader(Split(loader.images.flip(-1)), loader.preprocessing, batch_size=200)
 
     def head(images, mirrored):
-        return with_joint_head(parents, (0.5, 0.5), images, mirrored=mirrored)[0].linear.weight
+        return with_joint_head(parents, (0.5, 0.5), images, mirrored=mirrored).networks[0].linear.weight
 
     torch.testing.assert_close(head(flipped, True), head(loader, True), atol=1e-3, rtol=1e-3)
     assert (head(flipped, False) - head(loader, False)).abs().max() > 0.05
