@@ -18,6 +18,8 @@ from depfuse.tasks.detection import Detection
 from depfuse.teach.joint_head import Read, can_have_joint_head, knowledge_differs, renewed, with_joint_head
 from depfuse.teach.side_by_side import with_heads_side_by_side
 
+GAIN = 0.05  # nats, the least by which a head tells more of the class: networks that know nothing differ by chance
+
 
 @dataclass(frozen=True)
 class Teachers:
@@ -78,7 +80,7 @@ def prepare_teachers(
 
     Where parents with the same labels know different classes and nothing says how their statistics are taken, one head
     is found twice: from parents with renewed statistics, and from parents as they are, each of which counts for each
-    class as far as it finds it. The one with more information about the class is taken.
+    class as far as it finds it. The second is taken where it has more information about the class, by `GAIN`.
 
     Raises
     ------
@@ -129,7 +131,7 @@ def prepare_teachers(
         if renewable and labels is None:
             # A parent that never saw a class, with statistics of its own, knows that it does not know its images.
             other = find_head(parents.networks, recalled=True)
-            if other.information > head.information:
+            if other.information > head.information + GAIN:
                 return Teachers(other.networks, None, joint=True, recalled=True)
         return Teachers(head.networks, None, joint=True, renewed=renews, recalled=recalled)
     return Teachers(models, labels, joint=False, renewed=renews)

@@ -14,7 +14,7 @@ from experiments.lib import study as runner
 from experiments.lib.parents.families import Family
 from experiments.lib.parents.protocols import Clients, Protocol, RandomClasses
 from experiments.lib.study import Study
-from experiments.studies import one_shot, zipit
+from experiments.studies import one_shot, seed_paper, zipit
 
 DIGITS = "digits_resnet(width=0.5)"
 BRIEF = {"epochs": 1, "batch_size": 64, "learning_rate": 0.1}
@@ -73,6 +73,12 @@ def test_parents_of_one_task_differ_by_their_seed_alone() -> None:
             ["| heads side by side | ", "| naive average, reset | "],
         ),
         (
+            seed_paper.STUDY,
+            "seed-digits-cutout",
+            ["parent 2", "ensemble", "OT, weights"],
+            ["| parent 2 | ", "| OT, weights | "],
+        ),
+        (
             one_shot.STUDY,
             "one-shot-digits-0.1",
             ["client 5", "ensemble by counts", "average by*", "matched by counts"],
@@ -92,7 +98,7 @@ def test_a_study_trains_its_parents_once_and_shows_them(
     wider = table[table["step"].str.contains("1.33")]
     assert wider["flops"].sub(1.33).abs().lt(0.05).all()
     ensembles = table[table["step"].str.startswith(("heads", "ensemble"))]
-    assert set(ensembles["flops"].round(1)) == {2.0 if of is zipit.STUDY else 5.0}
+    assert set(ensembles["flops"].round(1)) == {5.0 if of is one_shot.STUDY else 2.0}
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
     assert own.main(small(tmp_path, "--steps", *steps)) == 0
     assert capsys.readouterr().out == text
@@ -118,8 +124,15 @@ def test_what_a_paper_says_stands_beside_ours() -> None:
     assert "| heads side by side |  | 87.4 |" in text
 
 
+def test_each_part_of_a_training_recipe_is_changed_by_itself() -> None:
+    for changed in (seed_paper.CHANGED, seed_paper.CHANGED_DIGITS):
+        assert [len(part) for part in changed.values()] == [0, 1, 1, 1, 1, 2]  # a batch with its rate
+    names = [family.training.parents(0, 2, Path()).files for family in seed_paper.STUDY.parents.values()]
+    assert len({file for pair in names for file in pair}) == 2 * len(names)
+
+
 def test_every_gpu_line_has_the_settings_of_its_training() -> None:
-    for of in (zipit.STUDY, one_shot.STUDY):
+    for of in (zipit.STUDY, one_shot.STUDY, seed_paper.STUDY):
         for family in of.parents.values():
             if isinstance(family, Family) and family.gpu:
                 family.training.entry(0, 1).check_network()
