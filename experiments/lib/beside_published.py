@@ -14,6 +14,7 @@ from experiments.lib.parents.trained import FOLDER
 from experiments.lib.tables import Estimate, markdown
 
 if TYPE_CHECKING:
+    from experiments.lib.steps import Step
     from experiments.lib.study import Chosen, Study
 
 COSTS = {"flops": "multiplications", "parameters": "parameters", "cpu_seconds": "CPU seconds"}  # times a parent's
@@ -80,7 +81,7 @@ class BesidePublished:
         rows = with_names(table[table["set"].isin(names)], steps)
         for step in dict.fromkeys([*steps, *(row for paper in published for row in paper.figures)]):
             found = [estimated(table, name, steps[step], "accuracy") if step in steps else None for name in names]
-            cells = ["" if one is None else one.text() for one in found]
+            cells = [_cell(table, name, steps.get(step), one) for name, one in zip(names, found, strict=True)]
             cells += [paper.figures.get(step, "") for paper in published]
             if any(cells):
                 own = rows[rows["step"] == step]
@@ -89,6 +90,13 @@ class BesidePublished:
         notes = [f"{study.parents[name].title}: {self.given[name]}." for name in names if name in self.given]
         headers = ["network", *titles, *(paper.heading for paper in published), *COSTS.values()]
         return "\n\n".join([markdown(headers, lines), *notes])
+
+
+def _cell(table: pd.DataFrame, name: str, step: Step | None, found: Estimate | None) -> str:
+    if step is None or found is None:
+        return ""
+    seeds, whole = _seeds(table[table["settings"] == step.described], name), _seeds(table, name)
+    return found.text() if seeds == whole else f"{found.text()} ({seeds} of {whole} seeds)"
 
 
 def _kind(family: Family) -> str:

@@ -5,7 +5,7 @@
 ResNet18 of CIFAR-10 and CIFAR-100, 200 local epochs, and ResNet20 and ResNet18 of width 16, 60 local epochs, need a
 GPU. A CPU has clients of digits, the four of `checkpoints/` (ResNet20, Dirichlet 0.3, 40 local epochs), and clients of
 half a ResNet20's width and few epochs: `--sets one-shot-digits-0.1 shares --threads 1`. A seed draws the shares, the
-clients and the images. The server has 2,000 unlabelled images of the task to match, refit and find one
+clients and the images. The server has 2,000 unlabelled images of the task (digits: 900) to match, refit and find one
 head by; to train on it has these, or all that are not held out (45,000); or nothing but images of CIFAR-100. Ensembles
 run all networks. Intervals are of 95 per cent over seeds; multiplications and parameters are times a client's.
 """
@@ -52,7 +52,7 @@ FUSED: dict[str, Step] = {
         for name, what, passes in (
             ("distilled for 3 passes", "distil", 3),
             ("distilled for 20 passes", "distil", 20),
-            ("self-trained for 20 passes", "self_training", 20),
+            ("self-trained for 20 passes", "train.self_training", 20),
         )
         for shown, count in ((f"{FEW:,} images", FEW), ("all images", 0))
     },

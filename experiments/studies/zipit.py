@@ -39,7 +39,7 @@ STEPS: dict[str, Step] = {
     "refitted": Fusion(RIDGE),
     "distilled for 3 passes": Fusion({**RIDGE, "distil": 3}),
     "distilled for 20 passes": Fusion({**RIDGE, "distil": 20}),
-    "self-trained for 20 passes": Fusion({**RIDGE, "self_training": 20}),
+    "self-trained for 20 passes": Fusion({**RIDGE, "train.self_training": 20}),
     **{f"matched, {flops} times the multiplications": Fusion(flops=flops) for flops in WIDER},
     **{f"refitted, {flops} times the multiplications": Fusion(RIDGE, flops=flops) for flops in WIDER},
 }
