@@ -9,6 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import chromium
 import pytest
 
 from depfuse.errors import DepfuseWarning
@@ -58,15 +59,36 @@ def test_the_reference_has_every_module(monkeypatch: pytest.MonkeyPatch) -> None
         assert name in named
 
 
-@pytest.mark.slow
-def test_the_site_builds_without_a_warning_and_asks_for_nothing_from_elsewhere(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site."""
     for module in ("sphinx", "furo", "myst_parser", "latex2mathml"):
         pytest.importorskip(module, reason="the site needs pip install -e '.[docs]'")
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", str(DOCS), str(tmp_path)]
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", str(DOCS), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
+    return folder
 
-    pages = {page.relative_to(tmp_path).as_posix(): page.read_text("utf-8") for page in tmp_path.rglob("*.html")}
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_first_page_fits_a_telephone_and_shows_its_pictures(site: Path, width: int) -> None:
+    script = (
+        "const pictures = [...inside.images];"
+        "document.body.dataset.fits = inside.documentElement.scrollWidth <= width;"
+        "document.body.dataset.empty = pictures.filter(own => !own.complete || !own.naturalWidth).length;"
+        "document.body.dataset.shown = inside.querySelectorAll('.pictures img').length;"
+    )
+    shown = chromium.dumped(site / "index.html", width, script)
+    told = dict(re.findall(r'data-(fits|empty|shown)="(.*?)"', shown))
+    assert told == {"fits": "true", "empty": "0", "shown": "3"}
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_asks_for_nothing_from_elsewhere(site: Path) -> None:
+    pages = {page.relative_to(site).as_posix(): page.read_text("utf-8") for page in site.rglob("*.html")}
+    pages.pop("window.html", None)
     for page, text in pages.items():
         loaded = re.findall(r'<(?:script|img|iframe)[^>]* src="([^"]*)"|<link[^>]* href="([^"]*)"', text)
         assert not [place for places in loaded for place in places if "//" in place], page

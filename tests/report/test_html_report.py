@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import json
 import os
 import re
 import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -17,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import chromium
 import pytest
 from digits_parents import digits_files
 from test_report import fusion_report, network, path_report, scores
@@ -351,31 +350,13 @@ def measured(page: Path, width: int) -> list[str]:
     return json.loads(body["data-found"] or "[]")
 
 
-@functools.cache
-def browser() -> str:
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("needs Chromium")
-    return found
-
-
 def dumped(page: Path, width: int, *options: str) -> str:
     """The page as the browser has it after its scripts have run, in a window of some width."""
-    inside = page.with_name("window.html")
-    # A window cannot be as narrow as a phone; a frame can.
-    inside.write_text(
-        f'<body style="margin:0"><iframe src="{page.name}" style="width:{width}px;height:800px;border:0"></iframe>'
-        "<script>onload = () => { const inside = frames[0].document.documentElement;"
-        " document.body.dataset.fits = inside.scrollWidth <= frames[0].innerWidth;"
-        f" document.body.dataset.found = JSON.stringify(({MEASURED})(frames[0].document)); }}</script>"
+    script = (
+        "document.body.dataset.fits = inside.documentElement.scrollWidth <= width;"
+        f" document.body.dataset.found = JSON.stringify(({MEASURED})(inside));"
     )
-    root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    command = [browser(), "--headless=new", "--disable-gpu", "--allow-file-access-from-files", *root, *options]
-    done = subprocess.run(
-        [*command, "--virtual-time-budget=5000", "--dump-dom", inside.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    return done.stdout
+    return chromium.dumped(page, width, script, *options)
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -424,9 +405,7 @@ def test_buttons_sort_and_words_filter(many: Path, tmp_path: Path) -> None:
     policy = re.sub("script-src &#x27;[^&]*&#x27;", "script-src &#x27;unsafe-inline&#x27;", text)
     page = tmp_path / "page.html"
     page.write_text(policy.replace("</body>", f"{script}</body>"), encoding="utf-8")
-    root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    command = [browser(), "--headless=new", "--disable-gpu", *root, "--dump-dom", page.as_uri()]
-    found = Page(subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout)
+    found = Page(chromium.dom_of(page))
     (body,) = found.all("body")
     assert body["data-first"] == "sweep-199"
     assert body["data-sorted"] == "descending"
