@@ -115,7 +115,7 @@ def show(rows: pd.DataFrame, options: argparse.Namespace) -> str:
             ])  # fmt: skip
     heads = ["network", *(f"mAP, {value}" for value in VALUES), "of side by side", "million multiply-adds"]
     return "\n\n".join([
-        "Per cent, the mean over seeds with its standard error.",
+        f"Per cent, the mean over seeds ({', '.join(sorted(set(rows['seed'].astype(str))))}) with its standard error.",
         markdown([*heads, "CPU seconds to make"], lines),
         *_reached(rows),
     ])  # fmt: skip
