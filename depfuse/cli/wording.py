@@ -14,7 +14,7 @@ from depfuse.recipe.arrange import known_places
 # Argument, or a whole call, -> its option; {} is the value, where the message gives one.
 OPTIONS = {
     "align.allow_fixed": "--allow-fixed",
-    "call": "call=... of fuse, in Python",
+    "background": "background=... of Parents, in Python",
     "calibration.images": "--calibration {}",
     "crop": "--crop {}",
     "device": "--device {}",

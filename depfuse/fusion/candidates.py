@@ -39,7 +39,7 @@ from depfuse.recipe.refits import Ridge, Targets
 from depfuse.refit import Session, refit_heads
 from depfuse.refit.second_order.gauss_newton import gauss_newton_step
 from depfuse.renorm import reset_keeping_function
-from depfuse.teach.joint_head import head_of
+from depfuse.teach.heads import head_of
 
 VIEWS = 4  # augmented views of each image that candidates are judged by
 FARTHER = 2  # times the usual translation, so that views differ from those of the refit

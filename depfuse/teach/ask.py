@@ -9,7 +9,8 @@ from depfuse.data.loader import Loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import DataError
-from depfuse.teach.joint_head import collect_features, head_of
+from depfuse.teach.heads import head_of
+from depfuse.teach.joint_head import collect_features
 from depfuse.teach.self_training import predict
 
 SWEEPS = 15  # of k-means

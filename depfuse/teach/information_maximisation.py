@@ -105,4 +105,5 @@ def mutual_information(scores: Tensor) -> Tensor:
     r"""Compute :math:`H(\bar p) - \overline{H(p)}` in nats, of class scores (N, C) with probabilities p."""
     probabilities = scores.softmax(1)
     marginal = probabilities.mean(0)
-    return torch.special.entr(marginal).sum() - torch.special.entr(probabilities).sum(1).mean()
+    information: Tensor = torch.special.entr(marginal).sum() - torch.special.entr(probabilities).sum(1).mean()
+    return information

@@ -6,7 +6,6 @@ import copy
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +16,15 @@ from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.merge import average
 from depfuse.networks.forward import Example, run_network
-from depfuse.networks.running import bfloat16_pays, evaluating, modules_in_order
+from depfuse.networks.running import bfloat16_pays, evaluating
 from depfuse.renorm import reset_batch_norm
 from depfuse.tasks.outputs import gives_classes
+from depfuse.teach.heads import Head, bias_of, head_of, heads_side_by_side, is_head, last_layer, set_joint_head
 from depfuse.teach.information_maximisation import maximise
 from depfuse.teach.recall import estimate_recall
 
 FEWEST = 10
 PLACES = 20_000  # of all images' maps, drawn at random, that one head is fitted to
-POINTWISE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-Head = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-"""A layer that gives scores: linear for rows, pointwise for maps."""
-
 COMPARED = 500
 AGREEING = 0.75
 
@@ -56,6 +51,29 @@ class Read:
 
     count: int
     weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class HeadFit:
+    """How one head is fitted.
+
+    Attributes
+    ----------
+    dense
+        Whether outputs are maps: the head is a pointwise convolution, fitted to `PLACES` of them.
+    mirrored
+        Whether the features are means over each image and its mirror image: a better head where both mean the same.
+    recalled
+        Whether each parent counts at the start for each class as far as it finds it (`estimate_recall`), in place of
+        its share. For parents with the same labels.
+    """
+
+    dense: bool = False
+    mirrored: bool = False
+    recalled: bool = False
+
+
+AS_IT_IS = HeadFit()
 
 
 def renewed(models: Sequence[nn.Module], calibration: Loader) -> list[nn.Module]:
@@ -100,7 +118,7 @@ def can_have_joint_head(
     A linear layer where outputs are rows, a pointwise convolution where they are maps (`dense`).
     """
     first = images.example()
-    heads = [layer for layer in (last_layer(model, first) for model in models) if _is_head(layer, dense=dense)]
+    heads = [layer for layer in (last_layer(model, first) for model in models) if is_head(layer, dense=dense)]
     if len(heads) < len(models):
         return False
     classes = len(heads[0].weight) if labels is None else len(labels.joint)
@@ -114,10 +132,7 @@ def with_joint_head(
     read: Read | None = None,
     labels: LabelSets | None = None,
     template: nn.Module | None = None,
-    *,
-    dense: bool = False,
-    mirrored: bool = False,
-    recalled: bool = False,
+    fit: HeadFit = AS_IT_IS,
 ) -> JointHead:
     """Copy the parents with heads over all labels whose share-weighted logits are those of one classifier.
 
@@ -138,13 +153,8 @@ def with_joint_head(
         Which labels of these are read, if any.
     labels, template
         The parents' label sets and a network with an output for each label, where they differ.
-    dense
-        Whether outputs are maps: the head is a pointwise convolution, fitted to `PLACES` of them.
-    mirrored
-        Whether the features are means over each image and its mirror image: a better head where both mean the same.
-    recalled
-        Whether each parent counts at the start for each class as far as it finds it (`estimate_recall`), in place of
-        its share. For parents with the same labels.
+    fit
+        Of which features, and from which start.
 
     Raises
     ------
@@ -154,7 +164,7 @@ def with_joint_head(
     """
     copies = [_of_all_labels(models, number, labels, template) for number in range(len(models))]
     images = calibration.example()
-    heads = [head_of(model, images, dense=dense) for model in copies]
+    heads = [head_of(model, images, dense=fit.dense) for model in copies]
     classes = len(heads[0].weight)
     if classes < 2:
         raise RecipeError(
@@ -167,13 +177,15 @@ def with_joint_head(
             f"the data have the label {int(known.max())}, but the parents know {classes} labels: 0 to {classes - 1}"
         )
     counted = [number for number, share in enumerate(shares) if share > 0]
-    collected = [collect_features(copies[number], heads[number], calibration, mirrored=mirrored) for number in counted]
+    collected = [
+        collect_features(copies[number], heads[number], calibration, mirrored=fit.mirrored) for number in counted
+    ]
     label_weight = 1.0 if read is None else read.weight
     with torch.no_grad():
         recall = None
-        if recalled:
+        if fit.recalled:
             scores = [
-                own @ heads[number].weight.flatten(1).T + _bias(heads[number])
+                own @ heads[number].weight.flatten(1).T + bias_of(heads[number])
                 for number, own in zip(counted, collected, strict=True)
             ]
             recall = estimate_recall(scores, [shares[number] for number in counted])
@@ -182,62 +194,6 @@ def with_joint_head(
         found = maximise(features, weight, bias, known, label_weight, overwrite=True)
         set_joint_head(heads, shares, found.weight, found.bias)
     return JointHead(copies, float(found.information))
-
-
-def heads_side_by_side(
-    heads: Sequence[Head], shares: Sequence[float], labels: LabelSets | None = None, recall: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Compute the classifier whose scores are those of heads side by side.
-
-    Parameters
-    ----------
-    heads
-        One per parent, each over all labels.
-    shares
-        One weight per parent; one of weight zero does not count.
-    labels
-        The parents' label sets, where they differ: a label's score is the mean over the parents that know it.
-    recall
-        What each of these parents counts for in each class (parents, classes), in place of its share. Its scores are
-        taken from their mean over classes then, since what is added to all of them no longer cancels.
-
-    Returns
-    -------
-    tuple of two tensors
-        Weight (classes, widths of all that count, in order) and bias (classes,).
-    """
-    classes = len(heads[0].weight)
-    counted = [number for number, share in enumerate(shares) if share > 0]
-    weights = [heads[number].weight.flatten(1) for number in counted]
-    biases = [_bias(heads[number]) for number in counted]
-    if recall is None:
-        counts = [_counts(number, shares, labels, classes) for number in counted]
-    else:
-        counts = list(recall)
-        weights, biases = [own - own.mean(0) for own in weights], [own - own.mean() for own in biases]
-    counts = [count.to(own) for count, own in zip(counts, weights, strict=True)]
-    weights = [count[:, None] * own for count, own in zip(counts, weights, strict=True)]
-    biases = [count * own for count, own in zip(counts, biases, strict=True)]
-    return torch.cat(weights, 1), torch.stack(biases).sum(0)
-
-
-def set_joint_head(heads: Sequence[Head], shares: Sequence[float], weight: Tensor, bias: Tensor) -> None:
-    """Give each head its part of a classifier, so that their share-weighted mean is that classifier.
-
-    Parameters
-    ----------
-    heads
-        One per parent, changed in place; one of share zero gets no weights.
-    weight, bias
-        Of the classifier, as `heads_side_by_side` gives them.
-    """
-    counted = [number for number, share in enumerate(shares) if share > 0]
-    for head in heads:
-        head.weight.zero_()
-        _bias(head).copy_(bias)
-    widths = [heads[number].weight.shape[1] for number in counted]
-    for number, part in zip(counted, torch.split(weight, widths, 1), strict=True):
-        heads[number].weight.copy_((part / shares[number]).reshape(heads[number].weight.shape))
 
 
 def reweight_joint_head(
@@ -270,17 +226,6 @@ def reweight_joint_head(
     return copies
 
 
-def _counts(number: int, shares: Sequence[float], labels: LabelSets | None, classes: int) -> Tensor:
-    """Compute a parent's share in each output (classes,), among the parents that know its label."""
-    if labels is None:
-        return torch.full((classes,), shares[number], dtype=torch.float32)
-    alone = [
-        torch.full((len(label_set),), float(parent == number), dtype=torch.float32)
-        for parent, label_set in enumerate(labels.sets)
-    ]
-    return labels.join(alone, shares, 0)
-
-
 def _of_all_labels(
     models: Sequence[nn.Module], number: int, labels: LabelSets | None, template: nn.Module | None
 ) -> nn.Module:
@@ -288,46 +233,6 @@ def _of_all_labels(
         return copy.deepcopy(models[number])
     shares = [float(number == other) for other in range(len(models))]
     return average(models, ChannelGroups(()), [{}] * len(models), shares, labels, template)
-
-
-def head_of(model: nn.Module, images: Example, *, dense: bool = False) -> Head:
-    """Find the layer that gives the logits: the last layer with weights that runs.
-
-    Raises
-    ------
-    RecipeError
-        That layer is not linear (of maps: no pointwise convolution), or has no bias.
-    """
-    layer = last_layer(model, images)
-    if not _is_head(layer, dense=dense):
-        lacking = " without one" if isinstance(layer, (nn.Linear, *POINTWISE)) and layer.bias is None else ""
-        wanted = "pointwise convolution" if dense else "linear layer"
-        raise RecipeError(
-            f"one head for all parents needs networks that end in a {wanted} with a bias, not in"
-            f" {type(layer).__name__}{lacking}: leave out teach.labelled and teach.head"
-        )
-    return layer
-
-
-def _is_head(layer: nn.Module, *, dense: bool) -> TypeGuard[Head]:
-    if not dense:
-        return isinstance(layer, nn.Linear) and layer.bias is not None
-    if not isinstance(layer, POINTWISE) or layer.bias is None or layer.groups != 1:
-        return False
-    return {*layer.kernel_size, *layer.stride} == {1} and not any(layer.padding)
-
-
-def _bias(head: Head) -> Tensor:
-    assert head.bias is not None
-    return head.bias
-
-
-def last_layer(model: nn.Module, images: Example) -> nn.Module:
-    """Find the last layer with weights that runs; the network itself where there is none."""
-    with torch.no_grad(), evaluating(model):
-        ran = modules_in_order(model, lambda: run_network(model, images))
-    layers = [name for name in ran if name and next(model.get_submodule(name).parameters(False), None) is not None]
-    return model.get_submodule(layers[-1]) if layers else model
 
 
 def _side_by_side(features: list[Tensor]) -> Tensor:

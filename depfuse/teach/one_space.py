@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from depfuse.data.loader import Loader
 from depfuse.networks.forward import run_network
 from depfuse.networks.running import evaluating
-from depfuse.teach.joint_head import last_layer
+from depfuse.teach.heads import last_layer
 
 FEWEST = 16  # images that a rotation is found from
 PLACES = 16  # of an image's map, drawn at random

@@ -39,4 +39,5 @@ def estimate_recall(scores: Sequence[Tensor], shares: Sequence[float]) -> Tensor
     classes = (weights * confidence * probabilities).sum(0)
     classes = classes / classes.sum(1, keepdim=True)
     recall = weights[:, 0] * (classes * probabilities).sum(1)
-    return recall / recall.sum(0).clamp_min(torch.finfo(recall.dtype).tiny)
+    normalised: Tensor = recall / recall.sum(0).clamp_min(torch.finfo(recall.dtype).tiny)
+    return normalised

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import nn
@@ -15,7 +15,7 @@ from depfuse.errors import RecipeError
 from depfuse.recipe.sections import Teach
 from depfuse.renorm import has_batch_norm
 from depfuse.tasks.detection import Detection
-from depfuse.teach.joint_head import Read, can_have_joint_head, knowledge_differs, renewed, with_joint_head
+from depfuse.teach.joint_head import HeadFit, Read, can_have_joint_head, knowledge_differs, renewed, with_joint_head
 from depfuse.teach.side_by_side import with_heads_side_by_side
 
 GAIN = 0.05  # nats, the least by which a head tells more of the class: networks that know nothing differ by chance
@@ -124,13 +124,12 @@ def prepare_teachers(
             read=Read(settings.labelled, settings.label_weight) if settings.labelled else None,
             labels=labels,
             template=template,
-            dense=dense,
-            mirrored=mirrored and not dense,
         )
-        head = find_head(models, recalled=recalled)
+        fit = HeadFit(dense, mirrored=mirrored and not dense, recalled=recalled)
+        head = find_head(models, fit=fit)
         if renewable and labels is None:
             # A parent that never saw a class, with statistics of its own, knows that it does not know its images.
-            other = find_head(parents.networks, recalled=True)
+            other = find_head(parents.networks, fit=replace(fit, recalled=True))
             if other.information > head.information + GAIN:
                 return Teachers(other.networks, None, joint=True, recalled=True)
         return Teachers(head.networks, None, joint=True, renewed=renews, recalled=recalled)

@@ -28,15 +28,13 @@ from depfuse.io.checkpoint import write_checkpoint
 from depfuse.io.into_network import load_network
 from depfuse.models import build_network
 from depfuse.renorm import reset_batch_norm
+from depfuse.teach.heads import head_of, heads_side_by_side, set_joint_head
 from depfuse.teach.joint_head import (
     Read,
     can_have_joint_head,
-    head_of,
-    heads_side_by_side,
     knowledge_differs,
     renewed,
     reweight_joint_head,
-    set_joint_head,
     with_joint_head,
 )
 from depfuse.train import TrainRecipe, fit

@@ -18,7 +18,8 @@ from depfuse.ensemble.targets import ensemble_outputs, mean_logits
 from depfuse.errors import RecipeError
 from depfuse.fusion.parents import Parents
 from depfuse.tasks.classes import Dense
-from depfuse.teach.joint_head import can_have_joint_head, head_of, knowledge_differs, with_joint_head
+from depfuse.teach.heads import head_of
+from depfuse.teach.joint_head import HeadFit, can_have_joint_head, knowledge_differs, with_joint_head
 
 COLOURS = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0.8, 0.8, 0]])
 
@@ -102,7 +103,7 @@ def right(scores: Tensor) -> float:
 def test_one_head_for_all_places_tells_classes_apart_better_than_heads_side_by_side() -> None:
     sets, shares = LabelSets.create(SETS), (0.5, 0.5)
     before = [copy.deepcopy(model.state_dict()) for model in halves()]
-    teachers = with_joint_head(halves(), shares, data(), None, sets, Maps(4), dense=True).networks
+    teachers = with_joint_head(halves(), shares, data(), None, sets, Maps(4), HeadFit(dense=True)).networks
     with torch.no_grad():
         beside = mean_logits([model(blocks()[0]) for model in halves()], shares, sets)
         joint = mean_logits([model(blocks()[0]) for model in teachers], shares)

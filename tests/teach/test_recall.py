@@ -15,7 +15,7 @@ from depfuse.evaluate import evaluate_ensemble
 from depfuse.models import build_network
 from depfuse.recipe.sections import Teach
 from depfuse.teach.information_maximisation import mutual_information
-from depfuse.teach.joint_head import renewed, with_joint_head
+from depfuse.teach.joint_head import HeadFit, renewed, with_joint_head
 from depfuse.teach.recall import estimate_recall
 from depfuse.teach.teachers import prepare_teachers
 from depfuse.train import TrainRecipe, fit
@@ -70,7 +70,7 @@ def test_information_is_that_of_confident_and_balanced_predictions():
 def test_clients_that_never_saw_some_classes_teach_more_where_they_count_as_far_as_they_find_them(data, clients):
     calibration, test = calibration_loader(data, 900), Loader(data.test, data.preprocessing, batch_size=500)
     plain = with_joint_head(renewed(clients, calibration), SHARES, calibration)
-    recalled = with_joint_head(clients, SHARES, calibration, recalled=True)
+    recalled = with_joint_head(clients, SHARES, calibration, fit=HeadFit(recalled=True))
     accuracy = {
         name: evaluate_ensemble(head.networks, test, SHARES).accuracy
         for name, head in (("plain", plain), ("recalled", recalled))

@@ -22,7 +22,7 @@ from depfuse.evaluate import evaluate
 from depfuse.fusion.verdict import self_training_notes
 from depfuse.report import FusionReport
 from depfuse.teach.distil import Distillation
-from depfuse.teach.joint_head import with_joint_head
+from depfuse.teach.joint_head import HeadFit, with_joint_head
 from depfuse.teach.self_training import balanced, known_share, predict
 from depfuse.train import EpochReport, TrainRecipe, fit
 
@@ -111,7 +111,7 @@ def test_one_head_for_image_and_mirror_image_does_not_depend_on_which_of_them_is
     flipped = Loader(Split(loader.images.flip(-1)), loader.preprocessing, batch_size=200)
 
     def head(images, mirrored):
-        return with_joint_head(parents, (0.5, 0.5), images, mirrored=mirrored).networks[0].linear.weight
+        return with_joint_head(parents, (0.5, 0.5), images, fit=HeadFit(mirrored=mirrored)).networks[0].linear.weight
 
     torch.testing.assert_close(head(flipped, True), head(loader, True), atol=1e-3, rtol=1e-3)
     assert (head(flipped, False) - head(loader, False)).abs().max() > 0.05
