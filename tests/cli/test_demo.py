@@ -51,3 +51,12 @@ def test_a_file_is_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["demo", "--out", str(path)]) == 2
     assert f"--out {path} is a file: give a folder" in capsys.readouterr().err
     assert path.read_text() == "kept"
+
+
+def test_an_interrupted_one_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("depfuse.cli.demo.fuse_and_show", interrupted)
+    assert main(["demo", "--out", str(tmp_path / "first")]) == 130
+    assert list((tmp_path / "first").iterdir()) == []
