@@ -85,11 +85,13 @@ class FuseOnce(FedAvg):  # type: ignore[misc]
         from flwr.common.logger import log
 
         sent = sorted(results, key=lambda result: str(result[0].cid))  # the same child whoever answers first
+        known, without = labels_of([answer.metrics or {} for _, answer in sent])
+        for number, why in without.items():
+            log(logging.WARNING, "client %s is left out: it %s", sent[number][0].cid, why)
+        sent = [own for number, own in enumerate(sent) if number not in without]
+        labels = list(known.values()) or None
+        outputs = [len(own) for own in labels or ()]
         try:
-            labels: list[list[int]] | None = labels_of(
-                [(str(proxy.cid), answer.metrics or {}) for proxy, answer in sent]
-            )
-            outputs = [len(own) for own in labels or ()]
             found = aggregate(
                 self._network if labels is None else lambda number: self._built(outputs[number]),
                 [parameters_to_ndarrays(answer.parameters) for _, answer in sent],
@@ -106,7 +108,7 @@ class FuseOnce(FedAvg):  # type: ignore[misc]
         self.aggregated = found
         for number, why in found.left_out.items():
             log(logging.WARNING, "client %s is left out: %s", sent[number][0].cid, why)
-        metrics: dict[str, Any] = {"clients": len(found.used), "left_out": len(found.left_out)}
+        metrics: dict[str, Any] = {"clients": len(found.used), "left_out": len(found.left_out) + len(without)}
         if found.result is not None and found.result.parent_labels is not None:
             metrics["labels"] = ",".join(map(str, found.result.parent_labels.joint))
         metrics |= {f"agreement of {sent[number][0].cid}": own.ensemble for number, own in found.worth.items()}
@@ -121,30 +123,37 @@ class FuseOnce(FedAvg):  # type: ignore[misc]
         return self._network(outputs)
 
 
-def labels_of(said: Sequence[tuple[str, Mapping[str, Any]]]) -> list[list[int]] | None:
-    """Read which classes clients know, by their names and the metrics of their answers; None where none says it.
+def labels_of(said: Sequence[Mapping[str, Any]]) -> tuple[dict[int, list[int]], dict[int, str]]:
+    """Read which classes clients know from the metrics of their answers.
 
-    Raises
-    ------
-    DataError
-        Some say it and others do not, or what one says is no list of labels.
+    Returns
+    -------
+    dict, dict
+        By the number of a client, its labels; and what is wrong with what another one says, where some say theirs. Both
+        are empty where none does.
     """
-    found = {client: metrics["labels"] for client, metrics in said if "labels" in metrics}
-    if not found:
-        return None
-    silent = [client for client, _ in said if client not in found]
-    if silent:
-        raise DataError(f"client {silent[0]} does not say its labels, and client {next(iter(found))} does: all have to")
-    return [_labels(client, text) for client, text in found.items()]
+    known: dict[int, list[int]] = {}
+    wrong: dict[int, str] = {}
+    if not any("labels" in metrics for metrics in said):
+        return known, wrong
+    for number, metrics in enumerate(said):
+        try:
+            known[number] = _labels(metrics)
+        except DepfuseError as error:
+            wrong[number] = str(error)
+    return known, wrong
 
 
-def _labels(client: str, text: object) -> list[int]:
+def _labels(metrics: Mapping[str, Any]) -> list[int]:
+    if "labels" not in metrics:
+        raise DataError("does not say its labels, and others do")
+    text = metrics["labels"]
     try:
         labels: Sequence[int] | Sequence[str] = read_classes(text) if isinstance(text, str) else []
     except DepfuseError as error:
-        raise DataError(f"client {client}: {error}") from None
+        raise DataError(f"says that its labels are {text!r}: {error}") from None
     if not labels or not all(isinstance(label, int) for label in labels):
-        raise DataError(f"client {client} says that its labels are {text!r}: write numbers, such as 0-4 or 1,3,7")
+        raise DataError(f"says that its labels are {text!r}: write numbers, such as 0-4 or 1,3,7")
     return [int(label) for label in labels]
 
 

@@ -116,13 +116,16 @@ def test_without_flower_its_strategies_say_what_is_missing() -> None:
 
 
 def test_clients_that_know_different_classes_say_which() -> None:
-    assert labels_of([("a", {}), ("b", {"loss": 1.0})]) is None
-    assert labels_of([("a", {"labels": "0-2"}), ("b", {"labels": "1,3"})]) == [[0, 1, 2], [1, 3]]
-    with pytest.raises(DataError, match="client b does not say its labels, and client a does"):
-        labels_of([("a", {"labels": "0-2"}), ("b", {})])
-    for wrong in (3, "cat,dog", "", "0-"):
-        with pytest.raises(DataError, match="client a"):
-            labels_of([("a", {"labels": wrong})])
+    assert labels_of([{}, {"loss": 1.0}]) == ({}, {})
+    assert labels_of([{"labels": "0-2"}, {"labels": "1,3"}]) == ({0: [0, 1, 2], 1: [1, 3]}, {})
+
+
+def test_clients_whose_labels_cannot_be_read_are_left_out() -> None:
+    known, wrong = labels_of([{"labels": "0-2"}, {}, *({"labels": text} for text in (3, "cat,dog", "", "0-"))])
+    assert known == {0: [0, 1, 2]}
+    assert wrong.pop(1) == "does not say its labels, and others do"
+    assert sorted(wrong) == [2, 3, 4, 5]
+    assert all(why.startswith("says that its labels are ") for why in wrong.values())
 
 
 @pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")
