@@ -15,6 +15,7 @@ import argparse
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -32,21 +33,31 @@ from depfuse.teach.distil import Distillation
 from experiments.lib.cells import Cell, Cells
 from experiments.lib.command import numbers
 from experiments.lib.folds.networks import Norm
-from experiments.lib.folds.scenes import SCENES
+from experiments.lib.folds.scenes import SCENES, Scenes
 from experiments.lib.folds.training import FOLDS, Plan, data_of, fold
 from experiments.lib.measurement import Measurement
 from experiments.lib.tables import Estimate, markdown
 
 NORMS: tuple[Norm, ...] = ("batch", "instance")
-PLANS: Mapping[str, Plan] = {
-    "pictures": Plan(scenes=100, epochs=40, batch_size=8, learning_rate=0.1),
-    "volumes": Plan(scenes=40, epochs=40, batch_size=4, learning_rate=0.1, width=4, tests=100),
-}
 SEEDS = (0, 1, 2)
-DISTIL = 20  # epochs: the scenes are few
 MADE = ("ensemble", "average", "average, reset", "refitted", "distilled")
 COLUMNS = ("mean fold", "best fold", *MADE)
 REPEATS = 3  # of which the fastest counts
+
+
+@dataclass(frozen=True)
+class Task:
+    """What folds learn, how they are trained, and for how many epochs their child is distilled: scenes are few."""
+
+    scenes: Scenes
+    plan: Plan
+    distil: int = 20
+
+
+TASKS: Mapping[str, Task] = {
+    "pictures": Task(SCENES["pictures"], Plan(scenes=100, epochs=40, batch_size=8, learning_rate=0.1)),
+    "volumes": Task(SCENES["volumes"], Plan(scenes=40, epochs=40, batch_size=4, learning_rate=0.1, width=4, tests=100)),
+}
 
 
 class Ensemble(nn.Module):
@@ -61,41 +72,41 @@ class Ensemble(nn.Module):
 
 
 @lru_cache(maxsize=1)
-def given(task: str, seed: int) -> tuple[Tensor, Tensor]:
+def given(task: Task, seed: int) -> tuple[Tensor, Tensor]:
     """The scenes of a seed, with labels."""
-    return SCENES[task].draw(PLANS[task].scenes, torch.Generator().manual_seed(1 + seed), False)
+    return task.scenes.draw(task.plan.scenes, torch.Generator().manual_seed(1 + seed), False)
 
 
 @lru_cache(maxsize=1)
-def tests(task: str) -> tuple[Tensor, Tensor]:
+def tests(task: Task) -> tuple[Tensor, Tensor]:
     """The scenes that networks are scored on."""
-    return SCENES[task].draw(PLANS[task].tests, torch.Generator().manual_seed(0), True)
+    return task.scenes.draw(task.plan.tests, torch.Generator().manual_seed(0), True)
 
 
 @lru_cache(maxsize=FOLDS)
-def trained(task: str, norm: Norm, seed: int, number: int) -> nn.Module:
+def trained(task: Task, norm: Norm, seed: int, number: int) -> nn.Module:
     """Train a fold of a seed."""
-    return fold(SCENES[task], norm, *given(task, seed), number, seed, PLANS[task])
+    return fold(task.scenes, norm, *given(task, seed), number, seed, task.plan)
 
 
-def folds(task: str, norm: Norm, seed: int) -> list[nn.Module]:
+def folds(task: Task, norm: Norm, seed: int) -> list[nn.Module]:
     """Train all folds of a seed."""
     return [trained(task, norm, seed, number) for number in range(FOLDS)]
 
 
 @lru_cache(maxsize=1)
-def fused(task: str, norm: Norm, seed: int, distil: int) -> FusionResult:
+def fused(task: Task, norm: Norm, seed: int, distil: int) -> FusionResult:
     """Fuse the folds of a seed on its scenes, without labels."""
     images = given(task, seed)[0]
     recipe = Recipe.create(seed=seed, task="dense").changed({"train.distil": distil})
-    training = Distillation(data_of(SCENES[task], images)) if distil else None
+    training = Distillation(data_of(task.scenes, images)) if distil else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DepfuseWarning)
         warnings.simplefilter("ignore", LimitWarning)
         return fuse(folds(task, norm, seed), recipe, calibration=images, training=training)
 
 
-def made(network: str, task: str, norm: Norm, seed: int) -> nn.Module:
+def made(network: str, task: Task, norm: Norm, seed: int) -> nn.Module:
     """Make a network of a row."""
     if network.startswith("fold "):
         return trained(task, norm, seed, int(network.removeprefix("fold ")))
@@ -104,15 +115,20 @@ def made(network: str, task: str, norm: Norm, seed: int) -> nn.Module:
     if network.startswith("average"):
         result = fused(task, norm, seed, 0)
         return naive_child(result, (1 / FOLDS,) * FOLDS, "reset" if network.endswith("reset") else "none")
-    return fused(task, norm, seed, DISTIL if network == "distilled" else 0).child
+    return fused(task, norm, seed, task.distil if network == "distilled" else 0).child
 
 
 def measure(cell: Cell) -> dict[str, Any]:
+    """Score and time the network of a cell."""
+    return scored(TASKS[cell["task"]], cell["norm"], cell["network"], int(cell["seed"]))
+
+
+def scored(task: Task, norm: Norm, name: str, seed: int) -> dict[str, float]:
     """Score a network, and time it on one scene."""
     started = time.perf_counter()
-    network = made(cell["network"], cell["task"], cell["norm"], int(cell["seed"])).eval()
+    network = made(name, task, norm, seed).eval()
     seconds = time.perf_counter() - started
-    images, labels = tests(cell["task"])
+    images, labels = tests(task)
     parts = zip(images.split(50), labels.split(50), strict=True)
     dice = evaluate(network, list(parts), Dense()).by(DICE)
     return {"dice": dice, "milliseconds": 1000 * _seconds(network, images[:50]), "seconds": seconds}
@@ -132,13 +148,13 @@ def _seconds(network: nn.Module, images: Tensor) -> float:
 def wanted(options: argparse.Namespace) -> list[Cell]:
     """The cells: every fold and what is made of them, seed by seed."""
     seeds = SEEDS if options.seeds is None else numbers("--seeds", options.seeds, 0)
-    for chosen, known in ((options.tasks, SCENES), (options.norms, NORMS)):
+    for chosen, known in ((options.tasks, TASKS), (options.norms, NORMS)):
         if unknown := [name for name in chosen if name not in known]:
             raise RecipeError(f"there is no {unknown[0]!r}: choose from {', '.join(known)}")
     networks = (*(f"fold {number}" for number in range(FOLDS)), *MADE)
     return [
         {"task": task, "norm": norm, "network": network, "seed": seed}
-        for task in options.tasks or SCENES
+        for task in options.tasks or TASKS
         for norm in options.norms or NORMS
         for seed in seeds
         for network in networks
@@ -153,7 +169,7 @@ def scheme(options: argparse.Namespace) -> Cells:
 def add_options(options: argparse.ArgumentParser) -> None:
     """Which cells."""
     options.add_argument("--seeds", metavar="N,...", help="of scenes and folds; 0,1,2")
-    options.add_argument("--tasks", nargs="+", metavar="NAME", default=[], help=", ".join(SCENES))
+    options.add_argument("--tasks", nargs="+", metavar="NAME", default=[], help=", ".join(TASKS))
     options.add_argument("--norms", nargs="+", metavar="NAME", default=[], help=", ".join(NORMS))
 
 
@@ -174,7 +190,7 @@ def show(rows: pd.DataFrame, options: argparse.Namespace) -> str:
     """Dice, what children reach of the goals, and milliseconds."""
     found = []
     for (task, norm), own in rows.groupby(["task", "norm"], sort=False):
-        title = f"{SCENES[task].title}, {'BatchNorm' if norm == 'batch' else 'InstanceNorm'}"
+        title = f"{TASKS[task].scenes.title}, {'BatchNorm' if norm == 'batch' else 'InstanceNorm'}"
         dice, cost = by_seed(own, "dice"), by_seed(own, "milliseconds")
         if not dice.empty:
             found.append((title, dice, cost))

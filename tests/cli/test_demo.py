@@ -53,10 +53,9 @@ def test_a_file_is_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert path.read_text() == "kept"
 
 
-def test_an_interrupted_one_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("depfuse.cli.demo.fuse_and_show", interrupted)
-    assert main(["demo", "--out", str(tmp_path / "first")]) == 130
-    assert list((tmp_path / "first").iterdir()) == []
+def test_one_that_fails_leaves_no_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "first" / "child.safetensors"
+    place.mkdir(parents=True)
+    assert main(["demo", "--out", str(place.parent)]) == 2
+    assert f"{place} cannot be written: it is a folder" in capsys.readouterr().err
+    assert list(place.parent.iterdir()) == [place]

@@ -46,18 +46,12 @@ def test_a_fold_does_not_see_its_own_fifth() -> None:
 
 
 @pytest.mark.slow
-def test_a_network_of_every_row_is_made_and_scored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "SCENES", {"pictures": SCENES})
-    monkeypatch.setattr(study, "PLANS", {"pictures": PLAN})
-    monkeypatch.setattr(study, "DISTIL", 1)
-    for cache in (study.given, study.tests, study.trained, study.fused):
-        cache.cache_clear()
+def test_a_network_of_every_row_is_made_and_scored() -> None:
+    task = study.Task(SCENES, PLAN, distil=1)
     for network in ("fold 3", "ensemble", "average, reset", "refitted", "distilled"):
-        found = study.measure({"task": "pictures", "norm": "batch", "network": network, "seed": "0"})
+        found = study.scored(task, "batch", network, 0)
         assert 0 <= found["dice"] <= 1
         assert found["milliseconds"] > 0
-    for cache in (study.given, study.tests, study.trained, study.fused):
-        cache.cache_clear()
 
 
 def test_only_seeds_with_all_folds_count() -> None:

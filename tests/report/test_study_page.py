@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from chromium import dom_of
 from pydantic import ValidationError
-from test_html_report import HOSTILE, Page, browser, digest, dumped, measured
+from test_html_report import HOSTILE, Page, digest, dumped, measured
 from test_report import fusion_report
 
 from depfuse.cli import main
@@ -309,8 +309,7 @@ def test_words_filter_the_trials_and_buttons_sort_them(tmp_path: Path) -> None:
     policy = re.sub("script-src &#x27;[^&]*&#x27;", "script-src &#x27;unsafe-inline&#x27;", text)
     page = tmp_path / "page.html"
     page.write_text(policy.replace("</body>", f"<script>{{ {steps} }}</script></body>"), encoding="utf-8")
-    command = [browser(), "--headless=new", "--disable-gpu", "--no-sandbox", "--dump-dom", page.as_uri()]
-    found = Page(subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout)
+    found = Page(dom_of(page))
     (body,) = found.all("body")
     expected = sum(own.state == "complete" and own.parameters["distance"] == "cosine" for own in study(60).trials)
     assert body["data-said"] == f"{expected} of 60 trials"
