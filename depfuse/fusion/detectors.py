@@ -21,7 +21,7 @@ from depfuse.tasks.labels import Labels
 from depfuse.tasks.regression import Regression
 from depfuse.tasks.selection import AUXILIARY_WEIGHT, Counted, Packed, ScoresFunction, counted_of, find_counted, select
 from depfuse.tasks.task import Task
-from depfuse.tasks.weighted import Part, pack
+from depfuse.tasks.weighted import WeightedPart, pack
 
 ASKED = ("auto", "weighted", "detection")  # tasks with which several tensors count
 
@@ -191,7 +191,7 @@ def _parts(
     classes: Sequence[bool],
     labels: LabelSets,
     background: int | None,
-) -> tuple[list[Part], Tensor]:
+) -> tuple[list[WeightedPart], Tensor]:
     """Describe the tensors, each of a task of its own, and put the parents' packed outputs side by side.
 
     Parameters
@@ -217,5 +217,5 @@ def _parts(
         else:
             task = Regression.of(tensors)
             joined.append(torch.stack(tensors).mean(0))
-        parts.append(Part(own.name, task, of[0], own.weight))
+        parts.append(WeightedPart(own.name, task, of[0], own.weight))
     return parts, pack(joined)

@@ -36,7 +36,7 @@ from depfuse.tasks.selection import (
     select,
 )
 from depfuse.tasks.task import Task
-from depfuse.tasks.weighted import Part, Weighted
+from depfuse.tasks.weighted import Weighted, WeightedPart
 
 LEARNED = "what the outputs mean, by which the child learned"
 OF_LABELS = ("classes", "dense", "multilabel")  # tasks of which parents may know different labels
@@ -218,7 +218,7 @@ class Meaning:
             found = find_evidence(tensors, few.inputs, same_heads=same)
             task = choose_task(TASKS(found.task), tensors[0], partial(list, tensors)).task
             assert task is not None
-            parts.append(Part(own.name, task, shape, own.weight))
+            parts.append(WeightedPart(own.name, task, shape, own.weight))
             said.append(f"{own.name}, {task.name}{'' if found.clear else ' (assumed)'}, weight {own.weight:g}")
         main = max(counted, key=lambda own: own.weight)
         because = f"{len(parts)} tensors count: {'; '.join(said)}; {main.name} is scored"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from depfuse.errors import RecipeError
-from depfuse.tasks.weighted import Part, Weighted, pack
+from depfuse.tasks.weighted import Weighted, WeightedPart, pack
 
 LEAST_CONFIDENCE = 1e-3  # of a parent, so that their numbers are averaged where none of them sees anything
 
@@ -45,7 +45,7 @@ class Detection(Weighted):
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[WeightedPart],
         beside: Sequence[int | None],
         known: Sequence[Sequence[int]] = (),
         background: int | None = None,
@@ -79,7 +79,7 @@ class Detection(Weighted):
         return Detection(self.parts, self.beside, self.known, self.background, units, seen)
 
     @property
-    def main(self) -> Part:
+    def main(self) -> WeightedPart:
         """The class scores, the first of several."""
         places = zip(self.parts, self.beside, strict=True)
         return next(part for part, place in places if place is None and part.task.predicts)

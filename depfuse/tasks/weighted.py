@@ -16,7 +16,7 @@ from depfuse.tasks.task import Task
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class WeightedPart:
     """One of the tensors.
 
     Attributes
@@ -53,7 +53,7 @@ class Weighted:
     name = "weighted"
     scalable = False  # a factor is of one head
 
-    def __init__(self, parts: Sequence[Part], units: Sequence[float] | None = None) -> None:
+    def __init__(self, parts: Sequence[WeightedPart], units: Sequence[float] | None = None) -> None:
         self.parts = tuple(parts)
         self._factors = [
             part.weight / (unit if unit > 0 else 1.0)
@@ -70,7 +70,7 @@ class Weighted:
         )
 
     @classmethod
-    def scaled(cls, parts: Sequence[Part], outputs: Sequence[Tensor]) -> Weighted:
+    def scaled(cls, parts: Sequence[WeightedPart], outputs: Sequence[Tensor]) -> Weighted:
         """Build the task with units from each parent's packed outputs (N, M)."""
         plain = cls(parts)
         shares = (1.0 / len(outputs),) * len(outputs)
@@ -156,7 +156,7 @@ class Weighted:
         return sum(part.weight for part in self.parts)
 
     @property
-    def main(self) -> Part:
+    def main(self) -> WeightedPart:
         """The tensor that counts most, by which networks are scored."""
         return max(self.parts, key=lambda part: part.weight)
 

@@ -61,6 +61,10 @@ def prepare_teachers(
 ) -> Teachers:
     """Prepare parents as teachers: renew their BatchNorm statistics and fit one head, as the settings say.
 
+    Where parents with the same labels know different classes and nothing says how their statistics are taken, one head
+    is found twice: from parents with renewed statistics, and from parents as they are, each of which counts for each
+    class as far as it finds it. The second is taken where it has more information about the class, by `GAIN`.
+
     Parameters
     ----------
     parents
@@ -77,10 +81,6 @@ def prepare_teachers(
         Whether the child learns from the parents' outputs: what is left open is only done then.
     mirrored
         Whether one head is fitted to the means of features over each image and its mirror image.
-
-    Where parents with the same labels know different classes and nothing says how their statistics are taken, one head
-    is found twice: from parents with renewed statistics, and from parents as they are, each of which counts for each
-    class as far as it finds it. The second is taken where it has more information about the class, by `GAIN`.
 
     Raises
     ------

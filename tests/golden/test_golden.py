@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from .cases import FAST, FUSIONS, NAMES
-from .compute import VALUES, compute, deviations, differences, distance, merged, read, records_file
+from .compute import IMAGES, VALUES, compute, deviations, differences, distance, merged, read, records_file
 from .machine import kind
-from .product import choices
+from .product import choices, digits
 from .record import Outcome, state_digest
 
 RENEW = "If that is meant: python -m tests.golden --write"
@@ -76,11 +76,18 @@ def test_values_of_kinds_that_differ_little_are_compared_closely_and_others_by_a
     assert deviations(outcome(0.50002), stored) == []
     assert len(deviations(outcome(0.51), stored)) == 1
     assert len(deviations(outcome(0.5, chosen="b"), stored)) == 1
+    tied = merged([Outcome([], {}, [[0.5, 1.0]], 0.9, "a").values] * 2)
+    assert deviations(Outcome([], {}, [[0.5, 1.0]], 0.9, "b"), tied) == []
+    assert len(deviations(Outcome([], {}, [[0.7, 1.0]], 0.9, "b"), tied)) == 2
     assert len(deviations(outcome(0.5, code=2), stored)) == 1
     flipped = merged([outcome(0.5).values, outcome(0.7, chosen="b").values])
     assert (flipped["within"], flipped["chosen"]) == (None, None)
-    assert deviations(outcome(0.9, accuracy=0.885, chosen="c"), flipped) == []
-    assert len(deviations(outcome(0.5, accuracy=0.87), flipped)) == 1
+    assert deviations(outcome(0.9, accuracy=0.86, chosen="c"), flipped) == []
+    assert len(deviations(outcome(0.5, accuracy=0.83), flipped)) == 1
+
+
+def test_accuracies_are_of_so_many_images() -> None:
+    assert len(digits().test.images) == IMAGES
 
 
 def test_a_kind_names_a_file() -> None:

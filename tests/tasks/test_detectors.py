@@ -11,7 +11,7 @@ from depfuse.tasks.classes import Dense
 from depfuse.tasks.detection import Detection
 from depfuse.tasks.labels import Labels
 from depfuse.tasks.regression import Regression
-from depfuse.tasks.weighted import Part, pack
+from depfuse.tasks.weighted import WeightedPart, pack
 
 SHAPES = {"classes": (3, 2, 2), "boxes": (4, 2, 2), "size": (2,)}
 KINDS = {"logits": (Labels(), None), "softmax": (Dense(), 0)}
@@ -20,7 +20,7 @@ KINDS = {"logits": (Labels(), None), "softmax": (Dense(), 0)}
 def task(kind: str = "logits") -> Detection:
     classes, background = KINDS[kind]
     tasks = {"classes": classes, "boxes": Regression(torch.tensor([1.0, 2.0, 0.5, 1.0])), "size": Regression()}
-    parts = [Part(name, tasks[name], torch.Size(shape), 1.0) for name, shape in SHAPES.items()]
+    parts = [WeightedPart(name, tasks[name], torch.Size(shape), 1.0) for name, shape in SHAPES.items()]
     return Detection(parts, (None, 0, None), ((1,), (2,)), background, [0.2, 0.5, 1.0], seen=0.3)
 
 

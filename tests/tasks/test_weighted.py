@@ -19,7 +19,7 @@ from depfuse.tasks.features import Features
 from depfuse.tasks.labels import Binary, Labels
 from depfuse.tasks.regression import Regression
 from depfuse.tasks.selection import find_counted
-from depfuse.tasks.weighted import Part, Weighted, pack
+from depfuse.tasks.weighted import Weighted, WeightedPart, pack
 
 SHAPES = {"kind": (4,), "map": (3, 2, 2), "labels": (5,), "sign": (), "box": (4,), "direction": (3,)}
 
@@ -30,7 +30,7 @@ def task() -> Weighted:
         "box": Regression(torch.tensor([1.0, 2.0, 0.5, 1.0])), "direction": Features(),
     }  # fmt: skip
     parts = [
-        Part(name, kinds[name], torch.Size(shape), weight)
+        WeightedPart(name, kinds[name], torch.Size(shape), weight)
         for weight, (name, shape) in zip((1.0, 0.4, 1.0, 1.0, 1.0, 0.5), SHAPES.items(), strict=True)
     ]
     return Weighted(parts, [1.0, 1.0, 2.0, 1.0, 0.25, 1.0])
