@@ -61,8 +61,8 @@ def prepare_teachers(
 ) -> Teachers:
     """Prepare parents as teachers: renew their BatchNorm statistics and fit one head, as the settings say.
 
-    Where parents with the same labels know different classes and nothing says how their statistics are taken, one head
-    is found twice: from parents with renewed statistics, and from parents as they are, each of which counts for each
+    Where parents with the same labels know different classes and the settings leave both head and statistics open, one
+    head is found twice: from parents with renewed statistics, and from parents as they are, each of which counts for each
     class as far as it finds it. The second is taken where it has more information about the class, by `GAIN`.
 
     Parameters
@@ -127,7 +127,7 @@ def prepare_teachers(
         )
         fit = HeadFit(dense, mirrored=mirrored and not dense, recalled=recalled)
         head = find_head(models, fit=fit)
-        if renewable and labels is None:
+        if renewable and labels is None and not always:
             # A parent that never saw a class, with statistics of its own, knows that it does not know its images.
             other = find_head(parents.networks, fit=replace(fit, recalled=True))
             if other.information > head.information + GAIN:

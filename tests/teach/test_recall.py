@@ -85,6 +85,11 @@ def test_clients_that_never_saw_some_classes_teach_more_where_they_count_as_far_
     for one, other in zip(chosen.models, asked.models, strict=True):
         assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
     assert not prepare_teachers(parents, Teach(renorm="reset"), calibration, calibration, learns=True).recalled
+    for asked_for in (Teach(head="always"), Teach(labelled=50)):
+        found = prepare_teachers(parents, asked_for, calibration, calibration, learns=True)
+        assert found.joint
+        assert found.renewed
+        assert not found.recalled
 
 
 def test_the_recipe_of_a_child_says_how_its_teachers_counted(data, clients):
