@@ -21,8 +21,7 @@ from depfuse.recipe import Recipe
 from depfuse.recipe.refits import Refit
 from depfuse.refit import Session, refit_layers
 from depfuse.renorm import chosen_method, renormalise
-from depfuse.teach.joint_head import reweight_joint_head
-from depfuse.teach.side_by_side import reweight_side_by_side
+from depfuse.teach.heads import head_weight, reweight_heads
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,10 +111,11 @@ class ChildBuilder:
 
     def _reweighted(self, models: Sequence[nn.Module], now: Sequence[float], example: Example) -> list[nn.Module]:
         """Divide the joint head of some networks by other shares."""
-        before, heads, task = self.ensemble.shares, self.ensemble.heads, self.ensemble.task
-        if heads:
-            return reweight_side_by_side(models, heads, before, now)
-        return reweight_joint_head(models, before, now, example, dense=task is not None and task.name == "dense")
+        task, weights = self.ensemble.task, self.ensemble.heads
+        if not weights:
+            dense = task is not None and task.name == "dense"
+            weights = (head_weight(models[0], example, dense=dense),)
+        return reweight_heads(models, weights, self.ensemble.shares, now)
 
     def average(self, shares: Shares | Sequence[float]) -> nn.Module:
         """Average the parents' aligned weights."""

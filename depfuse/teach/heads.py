@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TypeGuard
 
@@ -36,6 +37,12 @@ def head_of(model: nn.Module, images: Example, *, dense: bool = False) -> Head:
             f" {type(layer).__name__}{lacking}: leave out teach.labelled and teach.head"
         )
     return layer
+
+
+def head_weight(model: nn.Module, images: Example, *, dense: bool = False) -> str:
+    """Find the key of that layer's weight; raises `RecipeError` as `head_of` does."""
+    head = head_of(model, images, dense=dense)
+    return next(f"{name}.weight" if name else "weight" for name, layer in model.named_modules() if layer is head)
 
 
 def is_head(layer: nn.Module, *, dense: bool) -> TypeGuard[Head]:
@@ -115,6 +122,31 @@ def set_joint_head(heads: Sequence[Head], shares: Sequence[float], weight: Tenso
     widths = [heads[number].weight.shape[1] for number in counted]
     for number, part in zip(counted, torch.split(weight, widths, 1), strict=True):
         heads[number].weight.copy_((part / shares[number]).reshape(heads[number].weight.shape))
+
+
+def reweight_heads(
+    models: Sequence[nn.Module], weights: Sequence[str], before: Sequence[float], now: Sequence[float]
+) -> list[nn.Module]:
+    """Copy networks of one head so that their scores, weighted by other shares, are again those of that head.
+
+    A parent of weight zero, now or before, does not count.
+
+    Parameters
+    ----------
+    models
+        From `with_joint_head` or `with_heads_side_by_side`, or these with other channels.
+    weights
+        Keys of the weights that give the scores.
+    before, now
+        The old shares and the new ones.
+    """
+    copies = [copy.deepcopy(model) for model in models]
+    with torch.no_grad():
+        for model, old, new in zip(copies, before, now, strict=True):
+            state = model.state_dict()
+            for key in weights:
+                state[key].mul_(old / new if new > 0 else 0.0)
+    return copies
 
 
 def _counts(number: int, shares: Sequence[float], labels: LabelSets | None, classes: int) -> Tensor:

@@ -15,7 +15,7 @@ from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.merge import average
-from depfuse.networks.forward import Example, run_network
+from depfuse.networks.forward import run_network
 from depfuse.networks.running import bfloat16_pays, evaluating
 from depfuse.renorm import reset_batch_norm
 from depfuse.tasks.outputs import gives_classes
@@ -194,36 +194,6 @@ def with_joint_head(
         found = maximise(features, weight, bias, known, label_weight, overwrite=True)
         set_joint_head(heads, shares, found.weight, found.bias)
     return JointHead(copies, float(found.information))
-
-
-def reweight_joint_head(
-    models: Sequence[nn.Module],
-    before: Sequence[float],
-    now: Sequence[float],
-    images: Example,
-    *,
-    dense: bool = False,
-) -> list[nn.Module]:
-    """Copy parents with a joint head so that their logits, weighted by other shares, are again those of that head.
-
-    A parent of weight zero, now or before, does not count.
-
-    Parameters
-    ----------
-    models
-        The networks of `with_joint_head`, or these with other channels.
-    before, now
-        The old shares and the new ones.
-    images
-        One input, to find the heads with.
-    dense
-        Whether outputs are maps.
-    """
-    copies = [copy.deepcopy(model) for model in models]
-    with torch.no_grad():
-        for model, old, new in zip(copies, before, now, strict=True):
-            head_of(model, images, dense=dense).weight.mul_(old / new if new > 0 else 0.0)
-    return copies
 
 
 def _of_all_labels(

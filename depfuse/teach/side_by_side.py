@@ -11,7 +11,6 @@ is no answer to what only another one knows.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -56,10 +55,10 @@ def with_heads_side_by_side(
     states = [model.state_dict() for model in models]
     target = template.state_dict()
     axes = head_axes(target, states, labels)
-    joined = {}
-    for key, axis in axes.items():
-        own = [_without_background(state[key], axis, labels, number, background) for number, state in enumerate(states)]
-        joined[key] = labels.join_at(own, shares, axis)
+    rows = {
+        key: [_without_background(state[key], axis, labels, number, background) for number, state in enumerate(states)]
+        for key, axis in axes.items()
+    }
     copies = []
     for number, state in enumerate(states):
         wide = evaluation_copy(template)
@@ -68,30 +67,14 @@ def with_heads_side_by_side(
                 if key not in axes:
                     tensor.copy_(state[key])
                 elif target[key].dim() == 1:
-                    tensor.copy_(joined[key])
+                    tensor.copy_(labels.join_at(rows[key], shares, axes[key]))
                 elif shares[number] > 0:
-                    alone = [
-                        _without_background(other[key], axes[key], labels, parent, background) * (parent == number)
-                        for parent, other in enumerate(states)
-                    ]
+                    alone = [own * (parent == number) for parent, own in enumerate(rows[key])]
                     tensor.copy_(labels.join_at(alone, shares, axes[key]) / shares[number])
                 else:
                     tensor.zero_()
         copies.append(wide)
     return copies, tuple(key for key in axes if target[key].dim() > 1)
-
-
-def reweight_side_by_side(
-    models: Sequence[nn.Module], heads: Sequence[str], before: Sequence[float], now: Sequence[float]
-) -> list[nn.Module]:
-    """Copy such parents so that their mean by other shares has the heads side by side again."""
-    copies = [copy.deepcopy(model) for model in models]
-    with torch.no_grad():
-        for model, old, new in zip(copies, before, now, strict=True):
-            state = model.state_dict()
-            for key in heads:
-                state[key].mul_(old / new if new > 0 else 0.0)
-    return copies
 
 
 def head_axes(

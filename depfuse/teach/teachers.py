@@ -61,9 +61,9 @@ def prepare_teachers(
 ) -> Teachers:
     """Prepare parents as teachers: renew their BatchNorm statistics and fit one head, as the settings say.
 
-    Where parents with the same labels know different classes and the settings leave both head and statistics open, one
-    head is found twice: from parents with renewed statistics, and from parents as they are, each of which counts for each
-    class as far as it finds it. The second is taken where it has more information about the class, by `GAIN`.
+    Where parents with the same labels know different classes and the settings leave both head and statistics open,
+    one head is found twice: from parents with renewed statistics, and from parents as they are, each of which counts
+    for each class as far as it finds it. The second is taken where it has more information about the class, by `GAIN`.
 
     Parameters
     ----------

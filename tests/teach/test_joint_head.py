@@ -28,13 +28,12 @@ from depfuse.io.checkpoint import write_checkpoint
 from depfuse.io.into_network import load_network
 from depfuse.models import build_network
 from depfuse.renorm import reset_batch_norm
-from depfuse.teach.heads import head_of, heads_side_by_side, set_joint_head
+from depfuse.teach.heads import head_of, head_weight, heads_side_by_side, reweight_heads, set_joint_head
 from depfuse.teach.joint_head import (
     Read,
     can_have_joint_head,
     knowledge_differs,
     renewed,
-    reweight_joint_head,
     with_joint_head,
 )
 from depfuse.train import TrainRecipe, fit
@@ -132,7 +131,8 @@ def test_at_other_shares_the_one_head_stays_what_it_is(data):
     test = Loader(data.test, data.preprocessing, batch_size=500)
     result = fuse(parents, Recipe(refit="ridge", refit_steps=0, seed=1), calibration_loader(data, 300))
     images = data.example(50)
-    anew = reweight_joint_head(result.teachers, (0.5, 0.5), (0.2, 0.8), images[:1])
+    weight = head_weight(result.teachers[0], images[:1])
+    anew = reweight_heads(result.teachers, [weight], (0.5, 0.5), (0.2, 0.8))
     with torch.no_grad():
         before = mean_logits([model(images) for model in result.teachers], (0.5, 0.5))
         torch.testing.assert_close(mean_logits([model(images) for model in anew], (0.2, 0.8)), before)
