@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from torch import nn
@@ -88,6 +89,8 @@ class Comparison:
         Of each candidate, in the order of `FusionResult.family`.
     chance
         Of the best constant output, such as always predicting the most frequent label.
+    file
+        Where the child was written to, if it was.
     """
 
     result: FusionResult
@@ -101,11 +104,12 @@ class Comparison:
     baseline: Baseline | None
     family: Sequence[Scores]
     chance: float
+    file: Path | None = None
 
     @cached_property
     def advice(self) -> Advice:
         """Which network to keep, and why."""
-        return advise_on(self.result, self)
+        return advise_on(self.result, self, child=self.file)
 
     @property
     def verdict(self) -> str:

@@ -79,7 +79,7 @@ def save_pretrained(
         if described is not None and (described / PREPROCESSOR).is_file():
             shutil.copyfile(described / PREPROCESSOR, temporary / PREPROCESSOR)
         if not (temporary / README).exists():
-            (temporary / README).write_text(model_card(result, card), encoding="utf-8")
+            (temporary / README).write_text(model_card(result.written(folder), card), encoding="utf-8")
 
 
 def folder_of(network: nn.Module) -> Path | None:

@@ -104,6 +104,7 @@ class FusionResult:
     meaning: Meaning = field(default_factory=Meaning)
     in_one_space: Sequence[nn.Module] = ()
     _comparisons: list[Comparison | AgreementComparison] = field(default_factory=list, init=False)
+    _files: list[Path] = field(default_factory=list, init=False)
 
     def __repr__(self) -> str:
         return as_text(self)
@@ -161,12 +162,21 @@ class FusionResult:
             found = compare_agreement(alone, loader, training=training, progress=progress)
         else:
             found = compare(alone, loader, training=training, progress=progress)
-        self.keep(found)
-        return found
+        return self.keep(found)
 
-    def keep(self, compared: Comparison | AgreementComparison) -> None:
-        """Keep a comparison of this result, to be shown with it and written to its card."""
+    def keep(self, compared: Comparison | AgreementComparison) -> Comparison | AgreementComparison:
+        """Keep a comparison of this result, to be shown with it and written to its card, and return it."""
+        if self._files and isinstance(compared, Comparison):
+            compared = replace(compared, file=self._files[-1])
         self._comparisons[:] = [compared]
+        return compared
+
+    def written(self, path: str | Path) -> FusionResult:
+        """Copy this result as one whose child lies in a file, which its verdict then need not say how to write."""
+        copied = replace(self)
+        copied._comparisons[:] = self._comparisons
+        copied._lies_in(path)
+        return copied
 
     @property
     def groups(self) -> ChannelGroups:
@@ -274,6 +284,7 @@ class FusionResult:
             What `arch` builds is another network.
         """
         save(self, path, arch)
+        self._lies_in(path)
 
     def save_pretrained(self, folder: str | Path, arch: str | None = None) -> None:
         """Write the child as a folder with config.json, model.safetensors and a model card.
@@ -291,6 +302,12 @@ class FusionResult:
             See `save`.
         """
         save_pretrained(self, folder, arch)
+        self._lies_in(folder)
+
+    def _lies_in(self, path: str | Path) -> None:
+        self._files[:] = [Path(path)]
+        if self.compared is not None:
+            self.keep(self.compared)
 
     @isolated()
     def at(self, shares: Shares | Sequence[float]) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,23 @@ def test_a_folder_holds_configuration_weights_and_a_model_card(data: DataSet, tm
     assert repr(result) in (folder / "README.md").read_text()
     assert same(depfuse.load(folder, Own), result.child)
     assert [path.name for path in tmp_path.iterdir()] == ["child"]
+
+
+def test_what_is_written_lies_in_a_file_by_its_model_card_and_its_result(data: DataSet, tmp_path: Path) -> None:
+    test = Loader(data.test, data.preprocessing, batch_size=500)
+    recipe = {"preset": "standard", "refit.steps": 0, "teach.head": "none"}
+    result = fuse(small_parents(), recipe, calibration_loader(data, 100))
+    found = result.comparison(test)
+    assert "The child lies in no file" in found.verdict
+    alone = replace(result)
+    alone.keep(found)
+    result.save_pretrained(tmp_path / "child")
+    text = (tmp_path / "child" / "README.md").read_text()
+    assert "in no file" not in " ".join(text.split())
+    for verdict in (result.verdict, result.comparison(test).verdict):
+        assert verdict == found.verdict.replace(" The child lies in no file: `result.save(file)` writes it.", "")
+    alone.save(tmp_path / "child.safetensors")
+    assert alone.verdict == result.verdict
 
 
 def test_a_network_that_writes_itself_does(data: DataSet, tmp_path: Path) -> None:
