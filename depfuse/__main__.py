@@ -7,9 +7,9 @@ import sys
 def main() -> int:
     """Run the command line; an interruption ends it in one sentence, while it imports what it needs as well."""
     try:
-        from depfuse.distributed.threads import limited
+        from depfuse.distributed.threads import considerate
 
-        os.environ.update(limited(os.environ))
+        os.environ.update(considerate(os.environ))
         from depfuse.cli import main as run
 
         return run()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from depfuse.distributed.threads import available_cpus, limit_threads, limited
+from depfuse.distributed.threads import WAITING, available_cpus, considerate, limit_threads
 
 BOUND = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 pytestmark = pytest.mark.skipif(BOUND < 2, reason="a quota of one CPU means nothing on one CPU")
@@ -70,14 +70,14 @@ NO_QUOTA = {
 def test_a_quota_of_one_cpu_is_found(files: dict[str, str], tmp_path: Path) -> None:
     root = tree(tmp_path, files)
     assert available_cpus(root) == 1
-    assert limited({}, root) == {"OMP_NUM_THREADS": "1"}
+    assert considerate({}, root) == {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @pytest.mark.parametrize("files", NO_QUOTA.values(), ids=NO_QUOTA)
-def test_without_a_quota_nothing_is_changed(files: dict[str, str], tmp_path: Path) -> None:
+def test_without_a_quota_the_number_stays(files: dict[str, str], tmp_path: Path) -> None:
     root = tree(tmp_path, files)
     assert available_cpus(root) == BOUND
-    assert limited({}, root) == {}
+    assert considerate({}, root) == {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def test_a_part_of_a_cpu_more_counts_as_one(tmp_path: Path) -> None:
@@ -88,7 +88,12 @@ def test_a_part_of_a_cpu_more_counts_as_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
 def test_a_number_that_is_said_stays(name: str, tmp_path: Path) -> None:
     root = tree(tmp_path, ONE_CPU["v1"])
-    assert limited({name: "3"}, root) == {}
+    assert considerate({name: "3"}, root) == {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_a_way_of_waiting_that_is_said_stays(name: str, tmp_path: Path) -> None:
+    assert considerate({name: "1"}, tmp_path) == {}
 
 
 def test_a_program_is_left_as_it_is_until_it_asks() -> None:
@@ -111,3 +116,18 @@ def test_threads_that_are_said_are_not_limited(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     before = torch.get_num_threads()
     assert limit_threads() == before == torch.get_num_threads()
+
+
+def test_the_command_s_threads_wait_asleep() -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in WAITING}
+    program = (
+        "import sys; sys.argv = ['depfuse', '--version']\n"
+        "from depfuse.__main__ import main; main()\n"
+        "import torch; torch.zeros(8)\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program], env={**environment, "OMP_DISPLAY_ENV": "true"}, capture_output=True, text=True
+    )
+    if "OMP_WAIT_POLICY" not in shown.stderr:
+        pytest.skip("this OpenMP does not show what it was told")
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown.stderr
