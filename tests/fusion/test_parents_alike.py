@@ -133,3 +133,23 @@ def test_nothing_of_the_parents_is_changed() -> None:
     assert all(net.training for net in networks)
     for net, state in zip(networks, before, strict=True):
         assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+
+
+class Anchors(nn.Module):
+    """A head that puts its channels into columns of classes, as those of torchvision's detectors do."""
+
+    def __init__(self, classes: int, act: type[nn.Module] = nn.ReLU) -> None:
+        super().__init__()
+        self.classes, self.enter, self.act = classes, nn.Conv2d(3, 6, 3), act()
+        self.head = nn.Conv2d(6, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.head(self.act(self.enter(x)))
+        return scores.reshape(len(x), -1, self.classes).sigmoid()
+
+
+def test_a_head_that_keeps_the_number_of_its_classes_is_no_other_network(recwarn: pytest.WarningsRecorder) -> None:
+    check_alike([Anchors(2), Anchors(3), Anchors(6)], EXAMPLE)
+    assert not recwarn.list
+    with pytest.raises(RecipeError, match="output of act differs"):
+        check_alike([Anchors(2), Anchors(6, act=nn.SiLU)], EXAMPLE)
