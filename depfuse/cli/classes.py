@@ -77,6 +77,23 @@ def label_sets(
     return (None if sets.same else sets), named, data
 
 
+def label_of(text: str, labels: LabelSets | None, names: tuple[str, ...] | None) -> int:
+    """Find the label that a number or a name stands for; names are those of the child's outputs, where known.
+
+    Raises
+    ------
+    DataError
+        It is no number, and no output has that name.
+    """
+    if names and text in names:
+        place = names.index(text)
+        return place if labels is None else labels.joint[place]
+    if text.isdecimal() and text.isascii():
+        return int(text)
+    known = "they have no names" if not names else f"they are called {', '.join(names)}"
+    raise DataError(f"--background {text} is no number, and none of the outputs is called that: {known}")
+
+
 def in_outputs(
     data: DataSet,
     outputs: Sequence[int],

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from depfuse.cli.channels import in_channels_of
-from depfuse.cli.classes import agreed_names, class_names, in_outputs, label_sets, of_network
+from depfuse.cli.classes import agreed_names, class_names, in_outputs, label_of, label_sets, of_network
 from depfuse.cli.named import agreed, read_named
 from depfuse.cli.normalised import warn_of_normalisation
 from depfuse.cli.options import DataOptions
@@ -51,7 +51,7 @@ class Inputs:
     """Networks with their checkpoints and architectures, and the data that they take.
 
     `labels` are the labels of their outputs, where these differ; the data's labels are those of the child's outputs,
-    and `names` what these are called, where that is known.
+    and `names` what these are called, where that is known. `background` is the label of detectors' background.
     """
 
     architectures: tuple[str, ...]
@@ -62,11 +62,13 @@ class Inputs:
     device: torch.device
     labels: LabelSets | None = None
     names: tuple[str, ...] | None = None
+    background: int | None = None
 
     def parents(self, template: nn.Module | None = None) -> Parents:
         """Collect what is known of the networks for a fusion; `template` has the child's shapes."""
         labels = None if self.labels is None else self.labels.sets
-        return Parents(self.models, labels, template, self.data.example(device=self.device))
+        example = self.data.example(device=self.device)
+        return Parents(self.models, labels, template, example, background=self.background)
 
     def test_loader(self, batch_size: int) -> Loader | Stream:
         """Load the test images, in order; many files are decoded as they are needed."""
@@ -120,6 +122,7 @@ def read_inputs(
     options: DataOptions,
     device: torch.device,
     classes: Sequence[str] | None = None,
+    background: str | None = None,
     *,
     fused: bool = False,
     trust: Sequence[Path] | None = None,
@@ -189,7 +192,8 @@ def read_inputs(
         data = in_outputs(data, counts, paths, said)
         names = names or agreed_names(cards) or class_names(data)
     warn_of_normalisation(paths, models, data, device)
-    return Inputs(architectures, tuple(checkpoints), tuple(models), data, named.data, device, labels, names)
+    empty = None if background is None else label_of(background, labels, names)
+    return Inputs(architectures, tuple(checkpoints), tuple(models), data, named.data, device, labels, names, empty)
 
 
 def with_judged_images(data: DataSet, *, fused: bool) -> DataSet:

@@ -67,7 +67,8 @@ TaskOption = Annotated[
     typer.Option(
         "--task",
         metavar="NAME",
-        help="What the networks' outputs mean: classes, dense, multilabel, binary, regression, features or none."
+        help="What the networks' outputs mean: classes, dense, multilabel, binary, regression, features, detection"
+        " or none."
         "  [default: by the outputs]",
         rich_help_panel=FURTHER,
     ),
@@ -258,6 +259,15 @@ class FusionOptions:
             metavar="LABELS",
             help="Which labels the outputs of a parent stand for, once per parent in order: 0-4, or 1,3,7, or names of"
             " classes, cat,dog. The child has an output for each of all labels. Default: what the cards say.",
+        ),
+    ] = None
+    background: Annotated[
+        str | None,
+        typer.Option(
+            "--background",
+            metavar="LABEL",
+            help="Of detectors whose scores are of a softmax with background: which label that is, by number or name.",
+            rich_help_panel=FURTHER,
         ),
     ] = None
 

@@ -51,6 +51,7 @@ class RunFile:
         said = {
             "arch": self._architectures(),
             "classes": self._texts("classes", "a list with one text per parent, such as [0-4, 5-9]"),
+            "background": self._label("background"),
             "key": self._texts("key", "a text, such as state_dict_ema, or a list with one text per parent", one=True),
             "report": None if report is None else self._place(report),
         }
@@ -88,6 +89,12 @@ class RunFile:
         if value is not None and not isinstance(value, str):
             raise RecipeError(f"{self.path}: {name} is a text, not {value!r}")
         return value
+
+    def _label(self, name: str) -> str | None:
+        value = self.run.get(name)
+        if value is not None and (not isinstance(value, (int, str)) or isinstance(value, bool)):
+            raise RecipeError(f"{self.path}: {name} is a label or the name of one, such as 0")
+        return None if value is None else str(value)
 
     def _texts(self, name: str, form: str, *, one: bool = False) -> list[str] | None:
         value = self.run.get(name)

@@ -129,6 +129,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         request.data,
         device,
         fusion.classes,
+        fusion.background,
         fused=True,
         trust=fusion.trust,
         key=fusion.key,

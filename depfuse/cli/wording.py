@@ -14,7 +14,7 @@ from depfuse.recipe.arrange import known_places
 # Argument, or a whole call, -> its option; {} is the value, where the message gives one.
 OPTIONS = {
     "align.allow_fixed": "--allow-fixed",
-    "background": "background=... of Parents, in Python",
+    "background": "--background",
     "calibration.images": "--calibration {}",
     "crop": "--crop {}",
     "device": "--device {}",

@@ -101,7 +101,7 @@ def detector_of(
         return None
     common = next(axis for axis in axes if axis is not None)
     counted = tuple(
-        replace(own, axis=axis or (common if len(of[0]) > common else 1), weight=_weight(own))
+        replace(own, axis=axis or (common if len(of[0]) > common else 1), weight=level_weight(own))
         for own, axis, of in zip(counted, axes, shapes, strict=True)
     )
     for own, axis, of in zip(counted, axes, shapes, strict=True):
@@ -111,12 +111,12 @@ def detector_of(
                 " parents, which do not differ as the numbers of labels do"
             )
     places = {
-        _places(of[0], own.axis): number
+        places_of(of[0], own.axis): number
         for number, (own, axis, of) in reversed(list(enumerate(zip(counted, axes, shapes, strict=True))))
         if axis is not None and len(of[0]) > 2
     }
     beside = [
-        None if axis is not None else places.get(_places(of[0], own.axis))
+        None if axis is not None else places.get(places_of(of[0], own.axis))
         for own, axis, of in zip(counted, axes, shapes, strict=True)
     ]
     if all(place is None for place in beside):
@@ -171,15 +171,15 @@ def _label_axis(shapes: Sequence[torch.Size], labels: LabelSets) -> int | None:
 
 
 def _channels_first(shape: torch.Size, axis: int) -> torch.Size:
-    return torch.Size((shape[axis], *_places(shape, axis))) if len(shape) > 1 else torch.Size(())
+    return torch.Size((shape[axis], *places_of(shape, axis))) if len(shape) > 1 else torch.Size(())
 
 
-def _places(shape: torch.Size, axis: int) -> tuple[int, ...]:
+def places_of(shape: torch.Size, axis: int) -> tuple[int, ...]:
     """List the places of a tensor (N, ...): all axes but images and channels."""
     return tuple(size for number, size in enumerate(shape) if number not in (0, axis))
 
 
-def _weight(own: Counted) -> float:
+def level_weight(own: Counted) -> float:
     """Weigh an auxiliary output less, and levels of detectors alike."""
     return own.weight if own.weight == AUXILIARY_WEIGHT else 1.0
 

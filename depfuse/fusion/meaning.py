@@ -17,6 +17,7 @@ from depfuse.data.stream import Stream
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.fusion.detectors import detector_of
+from depfuse.fusion.same_class_detectors import same_class_detector_of
 from depfuse.fusion.seen import IMAGES, MAPS, SEVERAL, Seen, count_of, run_or_none
 from depfuse.networks.copying import unwrap
 from depfuse.networks.forward import Called, Example
@@ -118,7 +119,8 @@ class Meaning:
         scores
             The user's choice of the tensor that counts.
         labels, background
-            The parents' label sets, where they differ, and the label of background, where they have one.
+            The parents' label sets, where they differ, and the label of background, where they have one; where label
+            sets do not differ, its column.
         template
             A network with an output for each label, where they differ; it returns what the networks do from now on.
 
@@ -141,12 +143,16 @@ class Meaning:
             detector = detector_of(networks, template, recipe.task.name, labels, background, images, few, made=made)
             if detector is not None:
                 return cls(detector.classes, detector.task, detector.because, detector.packed)
+        counted = () if scores is not None else _counted(networks[0], few, named=recipe.task.name != "detection")
+        if labels is None and len(counted) > 1:
+            detector = same_class_detector_of(networks, recipe.task.name, counted, background, images, few, made=made)
+            if detector is not None:
+                return cls(detector.classes, detector.task, detector.because, detector.packed)
         if background is not None:
             raise RecipeError(
-                "`background` is of detectors whose labels differ: give `labels`, a `template`, and networks that"
-                " return class scores with boxes beside them"
+                "`background` is of detectors: give networks that return class scores with boxes beside them, and"
+                " where their labels differ `labels` and a `template`"
             )
-        counted = () if scores is not None else _counted(networks[0], few)
         if labels is None and recipe.task.name in ("auto", "weighted") and len(counted) > 1:
             return cls._of_several(networks, counted, images, example, made=made)
         scores = scores or find_scores(output) or (counted[0] if len(counted) == 1 else None)
@@ -238,6 +244,6 @@ def _is_given(network: nn.Module, example: Example) -> bool:
     return any(own is output or tree_structure(own) == tree_structure(output) for own in returned)
 
 
-def _counted(network: nn.Module, batch: Example) -> Sequence[Counted]:
+def _counted(network: nn.Module, batch: Example, *, named: bool) -> Sequence[Counted]:
     """Find the tensors that count in what a network returns for several images, as far as there are any."""
-    return find_counted(run_or_none(network, batch), count_of(batch, 0))
+    return find_counted(run_or_none(network, batch), count_of(batch, 0), named=named)

@@ -10,6 +10,7 @@ from torch import nn
 from depfuse.align.statistics.shared import SharedMoments
 from depfuse.data.loader import Loader
 from depfuse.data.stream import Stream
+from depfuse.errors import RecipeError
 from depfuse.fusion.widths import shapes_of
 from depfuse.groups import ChannelGroups
 from depfuse.networks.forward import Example
@@ -57,6 +58,17 @@ class Parents:
     def of(cls, parents: Sequence[nn.Module] | Parents) -> Parents:
         """Take networks of which nothing else is known, or parents as they are."""
         return parents if isinstance(parents, Parents) else cls(parents)
+
+    @property
+    def column_of_background(self) -> int | None:
+        """The output that is background, of parents that know the same labels."""
+        if self.background is None or self.labels is None:
+            return self.background
+        if self.background not in self.labels[0]:
+            raise RecipeError(
+                f"`background` is {self.background}, which must be a label of each parent: name it among `labels`"
+            )
+        return list(self.labels[0]).index(self.background)
 
     @property
     def of_one_width(self) -> bool:

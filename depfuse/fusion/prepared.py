@@ -173,9 +173,8 @@ class Prepared:
             check_outputs(copies, example)
         template = None if template is None else evaluation_copy(template)
         moments = None if given.moments is None else given.moments.for_copies(parents, copies)
-        meaning = Meaning.of(
-            copies, inputs.recipe, calibration, example, inputs.scores, sets, template, given.background
-        )
+        background = given.background if sets is not None else given.column_of_background
+        meaning = Meaning.of(copies, inputs.recipe, calibration, example, inputs.scores, sets, template, background)
         if meaning.task is not None and meaning.task.name == "features" and isinstance(calibration, Loader):
             meaning = meaning.with_note(*map(str, bring_into_one_space(copies, calibration)))
         like = template or widest(copies, inputs.recipe.merge.width_of)

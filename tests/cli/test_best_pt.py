@@ -78,3 +78,17 @@ def test_two_files_are_fused_with_a_class_of_ones_own(trained: Path, capsys: pyt
     found = child(torch.rand(2, 3, 32, 32))
     assert found["classes"].shape == (2, 5, 16, 16)
     assert found["boxes"].shape == (2, 4, 16, 16)
+
+
+def test_background_is_named_by_its_label(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(trained / name) for name in ("a.pt", "b.pt")]
+    words = ["--arch", f"{trained / 'mine.py'}:detector", "--preset", "fast", "--data", str(trained / "pictures.npz")]
+    known = ["--classes", "0-2", "--classes", "0,3"]
+    out = trained / "child.safetensors"
+    code = main(["fuse", *files, *words, *known, "--background", "0", "--out", str(out)])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    assert load(out, arch=f"{trained / 'mine.py'}:detector(classes=4)").classes.weight.shape[0] == 4
+    for own, sentence in (("3", "--background is 3, which must be a label of each parent"), ("no", "none of the")):
+        assert main(["fuse", *files, *words, *known, "--background", own, "--out", str(trained / "no.pt")]) == 2
+        assert sentence in capsys.readouterr().err.replace("\n", " ")

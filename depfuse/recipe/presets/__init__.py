@@ -32,7 +32,7 @@ from depfuse.recipe.recipe import Recipe
 ENDINGS = (".yaml", ".yml", ".json")
 ABOUT = ("title", "paper", "differs", "cost")
 # Arguments of a command that a file may hold.
-RUN = ("parents", "arch", "key", "data", "size", "mean", "std", "crop", "classes", "out", "report")
+RUN = ("parents", "arch", "key", "data", "size", "mean", "std", "crop", "classes", "background", "out", "report")
 _LARGEST = 2**26  # characters, of a recipe or a report that holds one
 _WHOLE_FLAT = frozenset({"criterion", "solver", "weights", "reference", "order", "refit", "seed"})  # a stored recipe
 _WHOLE = frozenset({"align", "merge", "refit", "renorm", "teach", "seed"})
