@@ -16,6 +16,7 @@ from depfuse.networks.batch_norm import set_statistics_keeping_function
 from depfuse.networks.copying import unwrap
 from depfuse.networks.memory_format import takes_channels_last
 from depfuse.refit.program.graph import Program
+from depfuse.refit.program.reuse import program_of
 from depfuse.refit.program.units import Unit, find_units
 from depfuse.refit.program.walk import Walk
 
@@ -62,7 +63,7 @@ class DecomposedNetwork:
         last = takes_channels_last(network, images.example())
         loader = _in_small_batches(images, channels_last=last)
         size = loader.count // len(loader)
-        program = Program(network, take_samples(next(iter(loader))[0], slice(0, size)))
+        program = program_of(network, take_samples(next(iter(loader))[0], slice(0, size)))
         return cls(program, find_units(program, _shared(network)), dict(network.state_dict()), loader, size)
 
     def renew_statistics(self) -> None:

@@ -1,0 +1,124 @@
+"""Networks of one structure share a program; what a program could depend on beside that is never shared."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from depfuse.refit.program.graph import Program
+from depfuse.refit.program.reuse import MOST, program_of
+
+
+class Scaled(nn.Module):
+    """A network with an attribute that `forward` reads, and buffers that a state dict holds or does not."""
+
+    def __init__(self, seed: int = 0, factor: object = 2.0, *, persistent: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layer, self.norm, self.head = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+        self.register_buffer("shift", torch.tensor(float(seed)), persistent=persistent)
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.factor * torch.relu(self.norm(self.layer(x))).mean((2, 3)) + self.shift)
+
+
+IMAGES = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def run(program: Program, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    values = program.values_of(images)
+    with torch.no_grad():
+        for node in program.nodes:
+            values[node] = program.call(node, network.state_dict(), values)
+    return values[program.output]
+
+
+def test_networks_of_one_structure_have_one_program() -> None:
+    first, second = Scaled(0).eval(), Scaled(1).eval()
+    programs = [program_of(network, IMAGES) for network in (first, second, copy.deepcopy(first).train())]
+    assert all(program.nodes == programs[0].nodes for program in programs)
+    for program, network in zip(programs, (first, second, first), strict=True):
+        torch.testing.assert_close(run(program, network, IMAGES), network(IMAGES))
+    programs[0].nodes.clear()  # an order is a program's own
+    assert programs[1].nodes == program_of(first, IMAGES).nodes != []
+
+
+def with_hook() -> nn.Module:
+    network = Scaled()
+    network.layer.register_forward_hook(lambda *args: args[2] + 1)
+    return network
+
+
+def of_another_epsilon() -> nn.Module:
+    network = Scaled()
+    network.norm.eps = 1.0
+    return network
+
+
+def with_a_forward_of_its_own() -> nn.Module:
+    network = Scaled()
+    network.norm.forward = lambda x: 3 * x
+    return network
+
+
+def with_one_tensor_twice() -> nn.Module:
+    network = Scaled()
+    network.norm.bias = network.norm.weight
+    return network
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Scaled(factor=3.0),
+        lambda: Scaled(factor=2),
+        lambda: Scaled(factor=torch.tensor(2.0)),
+        lambda: Scaled(persistent=False),
+        lambda: Scaled().to(memory_format=torch.channels_last),
+        of_another_epsilon,
+        with_a_forward_of_its_own,
+        with_one_tensor_twice,
+        with_hook,
+    ],
+)
+def test_what_differs_is_taken_apart_anew(make: Callable[[], nn.Module]) -> None:
+    before = program_of(Scaled(), IMAGES)
+    other = make().eval()
+    found = program_of(other, IMAGES)
+    assert found.nodes != before.nodes
+    torch.testing.assert_close(run(found, other, IMAGES), other(IMAGES))
+
+
+@pytest.mark.parametrize("images", [IMAGES[:4], IMAGES.double(), IMAGES[..., :7]])
+def test_other_batches_have_other_programs(images: torch.Tensor) -> None:
+    network = Scaled().to(images.dtype).eval()
+    found = program_of(network, images)
+    assert found.nodes != program_of(Scaled(), IMAGES).nodes
+    torch.testing.assert_close(run(found, network, images), network(images))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Scaled(factor=torch.tensor(2.0)), lambda: Scaled(persistent=False), with_hook]
+)
+def test_what_cannot_be_compared_is_never_shared(make: Callable[[], nn.Module]) -> None:
+    network = make().eval()
+    assert program_of(network, IMAGES).nodes != program_of(network, IMAGES).nodes
+
+
+def test_a_class_of_another_forward_is_another_structure(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = program_of(Scaled(), IMAGES)
+    monkeypatch.setattr(Scaled, "forward", lambda self, x: self.head(self.layer(x).mean((2, 3))))
+    assert program_of(Scaled(), IMAGES).nodes != before.nodes
+
+
+def test_only_the_last_programs_are_kept() -> None:
+    first = program_of(Scaled(factor=0.5), IMAGES)
+    assert program_of(Scaled(factor=0.5), IMAGES).nodes == first.nodes
+    for number in range(MOST):
+        program_of(Scaled(factor=10.0 + number), IMAGES)
+    assert program_of(Scaled(factor=0.5), IMAGES).nodes != first.nodes
