@@ -41,9 +41,8 @@ def program_of(network: nn.Module, images: Example) -> Program:
     ArchitectureError
         See `Program`.
     """
-    try:
-        key = tuple(_structure(network, images))
-    except _UnknownError:
+    key = structure_of(network, images)
+    if key is None:
         return Program(network, images)
     found = _kept.get(key)
     if found is None:
@@ -52,6 +51,14 @@ def program_of(network: nn.Module, images: Example) -> Program:
     reused = copy.copy(found)
     reused.nodes = list(found.nodes)  # `reorder` changes it
     return reused
+
+
+def structure_of(network: nn.Module, images: Example) -> Hashable | None:
+    """Compute what a network's program for such a batch depends on; None where that cannot be told."""
+    try:
+        return tuple(_structure(network, images))
+    except _UnknownError:
+        return None
 
 
 class _UnknownError(Exception):
@@ -83,7 +90,6 @@ _kept = _Kept()
 
 
 def _structure(network: nn.Module, images: Example) -> Iterator[Hashable]:
-    """Yield all that a program depends on; raises `_UnknownError` where that cannot be told."""
     if not isinstance(images, Tensor):
         raise _UnknownError
     yield torch.get_default_dtype()
