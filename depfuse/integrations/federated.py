@@ -76,7 +76,11 @@ class Aggregated:
             f"client {number}: share {share:.2f}{self._worth_of(number)}"
             for number, share in zip(self.used, self.shares, strict=True)
         ]
-        return "\n".join([*lines, *(f"client {number} left out: {why}" for number, why in self.left_out.items())])
+        left_out = [
+            f"client {number} left out: {why.removeprefix(f'client {number}: ')}"
+            for number, why in self.left_out.items()
+        ]
+        return "\n".join([*lines, *left_out])
 
     def _worth_of(self, number: int) -> str:
         if number not in self.worth:

@@ -1,1 +1,1 @@
-"""A notebook, and five scripts to be read in order."""
+"""A notebook, and scripts to be read in order."""

@@ -95,6 +95,16 @@ def test_two_detectors_become_one_that_finds_all(run) -> None:
     assert reached["child"] > reached["average"] + 10
 
 
+@pytest.mark.slow
+def test_a_round_ends_with_the_clients_that_sent_something(run, capsys) -> None:
+    reached = run("step9_federated")
+    clients = {name: value for name, value in reached.items() if name.startswith("client")}
+    assert len(clients) == 4
+    assert reached["averaged once"] < 30
+    assert reached["child"] > max(clients.values()) + 25
+    assert re.search(r"client 2 left out: .*are not finite", capsys.readouterr().out)
+
+
 def test_the_gallery_shows_every_script_and_picture() -> None:
     page = (ROOT / "docs" / "guide" / "gallery.md").read_text(encoding="utf-8")
     numbers = re.findall(r"^## (\d+)\. ", page, re.MULTILINE)
