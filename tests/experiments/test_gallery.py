@@ -19,7 +19,10 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "experiments" / "gallery" / "notebook.ipynb"
-SCRIPTS = sorted((ROOT / "experiments" / "gallery").glob("step*.py"))
+SCRIPTS = sorted(
+    (ROOT / "experiments" / "gallery").glob("step*.py"),
+    key=lambda script: (len(script.name.split("_")[0]), script.name),
+)
 
 
 @pytest.fixture
@@ -105,10 +108,17 @@ def test_a_round_ends_with_the_clients_that_sent_something(run, capsys) -> None:
     assert re.search(r"client 2 left out: .*are not finite", capsys.readouterr().out)
 
 
+@pytest.mark.slow
+def test_folders_of_a_hub_become_one(run, capsys) -> None:
+    reached = run("step10_hubs")
+    assert reached["child"] > max(reached["folder_a"], reached["folder_b"]) + 30
+    assert "from_pretrained(" in capsys.readouterr().out
+
+
 def test_the_gallery_shows_every_script_and_picture() -> None:
     page = (ROOT / "docs" / "guide" / "gallery.md").read_text(encoding="utf-8")
     numbers = re.findall(r"^## (\d+)\. ", page, re.MULTILINE)
-    assert [script.stem[:5] for script in SCRIPTS] == [f"step{number}" for number in numbers]
+    assert [script.stem.split("_")[0] for script in SCRIPTS] == [f"step{number}" for number in numbers]
     for script in SCRIPTS:
         assert f"{{literalinclude}} ../../experiments/gallery/{script.name}\n" in page
         assert f"{{image}} ../../experiments/gallery/{script.stem}.png\n" in page
