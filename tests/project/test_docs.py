@@ -11,6 +11,7 @@ from pathlib import Path
 
 import chromium
 import pytest
+import torch
 
 from depfuse.errors import DepfuseWarning
 
@@ -38,6 +39,42 @@ def test_the_examples_of_detectors_run() -> None:
         warnings.simplefilter("ignore", DepfuseWarning)  # of networks with random weights
         exec("\n".join(examples), scope)
     assert scope["maps"](scope["result"].child, scope["pictures"])["cls_logits"].shape[-1] == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["fcos_resnet50_fpn", "ssdlite320_mobilenet_v3_large"])
+def test_whole_detectors_of_torchvision_are_fused(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (DOCS / "guide" / "detectors.md").read_text("utf-8")
+    example = re.findall(r"^```py\n(.*?)^```", page, re.M | re.S)[0].replace("fcos_resnet50_fpn", family)
+    before, found, after = example.partition("known = ")
+    if family.startswith("ssd"):
+        said = re.findall(r"`(Parents\(parents, .*?)`", page)[0]
+        found = f"known = {said}\n"
+        after = after.partition("\n")[2]
+        before = before.replace('detector(2, "b.pth")', 'detector(3, "b.pth")')
+    scope: dict = {}
+    exec(before.partition("parents = ")[0], scope)
+    for seed, (name, classes) in enumerate([("a.pth", 3), ("b.pth", 3 if family.startswith("ssd") else 2)]):
+        torch.manual_seed(seed)
+        network = scope["detector"](classes)
+        for own in network.modules():
+            if isinstance(own, torch.nn.BatchNorm2d):
+                own.momentum = None
+        with torch.no_grad():
+            scope["maps"](network.train(), torch.rand(8, 3, 64, 64))  # random weights need statistics
+        torch.save(network.state_dict(), name)
+    torch.save(torch.rand(6, 3, 64, 64), "pictures.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DepfuseWarning)
+        exec(before + found + after, scope)
+    result, child = scope["result"], scope["detector"](5, "child.pth")
+    assert result.recipe.task.name == "detection"
+    assert result.groups.proof_error < 1e-9
+    assert len(result.groups.free) > 30
+    child.score_thresh = 0.0
+    boxes = child(list(torch.rand(2, 3, 64, 64)))
+    assert all(len(own["boxes"]) > 0 and int(own["labels"].max()) < 5 for own in boxes)
 
 
 def test_the_design_names_the_rooms_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
