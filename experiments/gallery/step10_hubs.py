@@ -23,7 +23,6 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.functional import to_pil_image
@@ -31,21 +30,11 @@ from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageCla
 from transformers.utils import logging
 
 from depfuse.cli import main as depfuse
+from experiments.lib.hubs.pictures import MEAN, SIDE, STD, pictures
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 KNOWN = {"folder_a": range(5), "folder_b": range(5, 10)}
-SIDE, EPOCHS, SHOWN = 32, 8, 8
-MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-
-
-def pictures(part: slice, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw digits (N, 3, SIDE, SIDE) in one colour over fields of another, and their labels."""
-    digits = load_digits()
-    ink = torch.tensor(digits.images[part]).float()[:, None] / 16
-    ink = functional.interpolate(ink, SIDE, mode="bicubic").clamp(0, 1)
-    fields = functional.interpolate(torch.rand(len(ink), 3, 3, 3, generator=generator), SIDE, mode="bicubic") / 2
-    colours = 0.75 + torch.rand(len(ink), 3, 1, 1, generator=generator) / 4
-    return ((1 - ink) * fields + ink * colours).clamp(0, 1), torch.tensor(digits.target[part])
+EPOCHS, SHOWN = 8, 8
 
 
 def train(folder: Path, images: Tensor, labels: Tensor, known: Sequence[int], seed: int) -> None:
@@ -58,7 +47,7 @@ def train(folder: Path, images: Tensor, labels: Tensor, known: Sequence[int], se
     )  # fmt: skip
     network = ResNetForImageClassification(config).train()
     own = torch.isin(labels, torch.tensor(known))
-    images, targets = (images[own] - 0.5) / 0.25, labels[own] - known[0]
+    images, targets = (images[own] - MEAN) / STD, labels[own] - known[0]
     steps = EPOCHS * (len(images) // 32)
     optimiser = torch.optim.AdamW(network.parameters(), 3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
@@ -70,7 +59,7 @@ def train(folder: Path, images: Tensor, labels: Tensor, known: Sequence[int], se
         schedule.step()
     network.eval().save_pretrained(folder)
     ConvNextImageProcessor(
-        size={"shortest_edge": SIDE}, crop_pct=1.0, image_mean=list(MEAN), image_std=list(STD)
+        size={"shortest_edge": SIDE}, crop_pct=1.0, image_mean=[MEAN] * 3, image_std=[STD] * 3
     ).save_pretrained(folder)
 
 

@@ -1,0 +1,1 @@
+"""Networks as hubs and trainers write and load them."""
