@@ -51,7 +51,8 @@ def path(
             "--picture",
             metavar="FILE",
             help="Show what becomes of one image along the path, for networks that give pictures (.png): a row each for"
-            " the average, the aligned and the refitted networks, a column for each point.",
+            " the average, the aligned and the refitted networks, a column for each point, and below each how far it"
+            " is from the mean of the parents' pictures.",
         ),
     ] = None,
     out: Annotated[

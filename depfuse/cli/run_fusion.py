@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from depfuse.cli.console import remark
@@ -63,12 +64,13 @@ from depfuse.report import (
     describe_environment,
 )
 from depfuse.report.plot_kind import plot_kind
-from depfuse.report.strip import Strip
+from depfuse.report.strip import Strip, detail
 from depfuse.report.tables import short_names
 from depfuse.tasks.selection import selected
 from depfuse.teach.ask import label_weight
 from depfuse.teach.distil import Distillation
 
+LOOKED_AT = 100  # test images, of which a strip shows one
 AVERAGE, ALIGNED, REFITTED = "average", "aligned", "refitted"  # rows of a strip of pictures
 Ends = tuple[Scores | Agreement, Scores | Agreement]
 
@@ -357,10 +359,12 @@ def _paths(fused: _Fused, ends: Ends, alphas: Sequence[float], work: Work) -> tu
 
 
 def _strip(inputs: Inputs) -> Strip:
-    """Begin a strip of pictures with the first test image."""
-    first = inputs.data.required_test.take(slice(0, 1))
-    image, _ = next(iter(batches_of(first, inputs.data.preprocessing, batch_size=1, device=inputs.device)))
-    return Strip.of(inputs.models[0], image)
+    """Begin a strip with the test image, of the first ones, that has most detail."""
+    few = inputs.data.required_test.take(slice(0, LOOKED_AT))
+    images = [image for image, _ in batches_of(few, inputs.data.preprocessing, batch_size=1, device=inputs.device)]
+    if all(isinstance(image, torch.Tensor) and image.dim() == 4 for image in images):
+        images = sorted(images, key=lambda image: float(detail(image)), reverse=True)
+    return Strip.of(inputs.models[0], images[0])
 
 
 def _matched_path(

@@ -1,8 +1,12 @@
-"""One picture along the path between two networks: a row for each way to merge, a column for each share."""
+"""One picture along the path between two networks: a row for each way to merge, a column for each share.
+
+Below each picture is how far it is from the mean of the parents' pictures, each counting by its share: dark is near,
+and one scale holds for all, on which the largest difference is white.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,13 +66,13 @@ class Strip:
         self.rows.setdefault(row, {})[share] = pixels.expand(-1, -1, 3)
 
     def draw(self, path: Path, ends: Sequence[str]) -> None:
-        """Write the strip as PNG; the columns at both ends are those of the networks called so."""
+        """Write the strip as PNG; every row has both ends, which are the pictures of the networks called so."""
         shares = sorted({share for row in self.rows.values() for share in row})
         first = next(iter(next(iter(self.rows.values())).values()))
         panel = _panel(first)
         width, height = panel.size
         sheet = Image.new(
-            "RGB", (LABELS + len(shares) * (width + GAP), TEXT + 2 * GAP + len(self.rows) * (height + GAP)), "white"
+            "RGB", (LABELS + len(shares) * (width + GAP), TEXT + 2 * GAP + 2 * len(self.rows) * (height + GAP)), "white"
         )
         draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT)
         for column, share in enumerate(shares):
@@ -76,12 +80,38 @@ class Strip:
             while len(heading) > 1 and draw.textlength(heading, font) > width:
                 heading = heading[:-1]
             draw.text((LABELS + column * (width + GAP), GAP), heading, "black", font)
-        for line, (name, row) in enumerate(self.rows.items()):
+        for line, (name, row) in enumerate(_with_differences(self.rows)):
             top = TEXT + 2 * GAP + line * (height + GAP)
             draw.text((GAP, top + (height - TEXT) // 2), name, "black", font)
             for share, pixels in row.items():
                 sheet.paste(_panel(pixels), (LABELS + shares.index(share) * (width + GAP), top))
         sheet.save(path, "PNG")
+
+
+def detail(images: Tensor) -> Tensor:
+    """Compute the mean square of differences between neighbouring pixels of images (N, C, H, W): (N,)."""
+    images = images.float()
+    return sum(images.diff(dim=axis).square().mean((1, 2, 3)) for axis in (2, 3))  # type: ignore[return-value]
+
+
+def _with_differences(rows: Mapping[str, Mapping[float, Tensor]]) -> list[tuple[str, Mapping[float, Tensor]]]:
+    """Put below each row how far its pictures (H, W, 3) are from those of both ends, mixed by their shares."""
+    found = {
+        name: {
+            share: (own.float() - (1 - share) * row[0.0].float() - share * row[1.0].float()).abs().mean(2)
+            for share, own in row.items()
+        }
+        for name, row in rows.items()
+    }
+    most = max(float(own.max()) for row in found.values() for own in row.values())
+    lines: list[tuple[str, Mapping[float, Tensor]]] = []
+    for name, row in rows.items():
+        scaled = {share: (own * 255 / max(most, 1.0)).to(torch.uint8) for share, own in found[name].items()}
+        lines += [
+            (name, row),
+            ("difference", {share: own[:, :, None].expand(-1, -1, 3) for share, own in scaled.items()}),
+        ]
+    return lines
 
 
 def _outputs(network: nn.Module, inputs: Any) -> Any:

@@ -72,14 +72,18 @@ def test_a_strip_shows_one_image_along_the_path(files: list[str], tmp_path: Path
     with Image.open(picture) as image:
         pixels = np.asarray(image)
     height = width = 128  # squares of 16 become pictures of 32, enlarged four times
-    assert pixels.shape == (TEXT + 2 * GAP + 3 * (height + GAP), LABELS + 4 * (width + GAP), 3)
-    tops = [TEXT + 2 * GAP + row * (height + GAP) for row in range(3)]
+    assert pixels.shape == (TEXT + 2 * GAP + 6 * (height + GAP), LABELS + 4 * (width + GAP), 3)
+    tops = [TEXT + 2 * GAP + row * (height + GAP) for row in range(6)]
     lefts = [LABELS + column * (width + GAP) for column in range(4)]
-    panels = [[pixels[top : top + height, left : left + width] for left in lefts] for top in tops]
+    every = [[pixels[top : top + height, left : left + width] for left in lefts] for top in tops]
+    panels, differences = every[::2], every[1::2]
     for column in (0, 3):  # the parents
         assert np.array_equal(panels[0][column], panels[1][column])
         assert np.array_equal(panels[0][column], panels[2][column])
+        assert not any(row[column].any() for row in differences)
+    assert max(int(panel.max()) for row in differences for panel in row) == 255
     for column in (1, 2):
+        assert differences[0][column].mean() > differences[2][column].mean()  # of the average, of the refitted
         assert not np.array_equal(panels[0][column], panels[2][column])
     small = panels[0][0][::4, ::4]
     assert np.array_equal(np.kron(small, np.ones((4, 4, 1), np.uint8)), panels[0][0])
