@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import warnings
 
@@ -87,7 +88,9 @@ def permuted(model: nn.Module, groups, seed: int) -> nn.Module:
     return copy
 
 
+@functools.cache
 def copies(count: int, kind: type[nn.Module] = Residual):
+    """A network and others in other orders of channels, and their groups: what is done with them changes none."""
     first = network(0, kind)
     groups = find_groups(first, EXAMPLE)
     return [first, *(permuted(first, groups, seed) for seed in range(1, count))], groups
@@ -117,7 +120,7 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("count", [3, 4, 5])
+@pytest.mark.parametrize("count", [3, 5])
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: "-".join(s.values()))
 def test_permuted_copies_of_one_parent_are_recovered(count, setting):
     parents, groups = copies(count)
@@ -145,7 +148,7 @@ def test_groups_inside_blocks_are_recovered(criterion):
 
 
 @given(seed=st.integers(0, 1000), count=st.integers(3, 5), criterion=st.sampled_from(["weights", "activations"]))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_any_two_parents_are_matched_through_the_universe(seed, count, criterion):
     parents = [network(seed + number) for number in range(count)]
     groups = find_groups(parents[0], EXAMPLE)
@@ -239,7 +242,7 @@ def test_no_single_move_of_a_parent_makes_activations_more_alike():
                 assert cost[rows, other].sum() >= cost[rows, places[i]].sum() - 1e-6
 
 
-@pytest.mark.parametrize("count", [3, 5, 6, 7, 9, 14])
+@pytest.mark.parametrize("count", [3, 6, 7, 14])
 def test_memory_is_linear_in_the_number_of_parents(count):
     parents = [network(seed) for seed in range(count)]
     groups = find_groups(parents[0], EXAMPLE)
@@ -277,7 +280,7 @@ def test_the_others_mean_counts_like_the_sum_over_them(distance):
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_frank_wolfes_similarity_slope_and_line_are_those_of_all_pairs(seed):
     parents = [network(seed + number) for number in range(3)]
     groups = find_groups(parents[0], EXAMPLE)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from depfuse.networks.forward import Called
 from depfuse.refit.program.graph import Program
 from depfuse.refit.program.reuse import program_of, structure_of
 
@@ -102,7 +103,27 @@ def test_other_batches_have_other_structures(images: torch.Tensor) -> None:
 )
 def test_what_cannot_be_compared_has_no_structure(make: Callable[[], nn.Module]) -> None:
     assert structure_of(make(), IMAGES) is None
-    assert structure_of(Scaled(), {"x": IMAGES}) is None
+    assert structure_of(Scaled(), Called(IMAGES, Unknown())) is None
+
+
+class Unknown:
+    """Calls a network, as an object that may hold anything."""
+
+    def __call__(self, network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return network(batch)
+
+
+def test_batches_of_several_inputs_and_what_calls_networks_are_part_of_structures() -> None:
+    batches = [IMAGES, (IMAGES,), {"x": IMAGES}, {"y": IMAGES}, {"x": IMAGES, "flag": True}]
+    batches += [{"x": IMAGES, "flag": False}, {"x": IMAGES[:3]}, Called(IMAGES, called), Called(IMAGES, run)]
+    found = [structure_of(Scaled(), batch) for batch in batches]
+    assert None not in found
+    assert len(set(found)) == len(batches)
+    assert structure_of(Scaled(1), Called(IMAGES.clone(), called)) == found[7]
+
+
+def called(network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    return network(batch)
 
 
 def test_without_a_structure_a_program_is_made_anew() -> None:

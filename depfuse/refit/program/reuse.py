@@ -13,12 +13,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from depfuse.networks.copying import FORWARD_HOOKS
-from depfuse.networks.forward import Example
+from depfuse.networks.forward import Called, Example
 from depfuse.refit.program.graph import Program
 
-MOST = 4  # programs that are kept, the last ones
+MOST = 8  # programs that are kept, the last ones
 _PLAIN = (int, float, str, bytes, types.NoneType, Enum, torch.dtype, torch.device, torch.memory_format)
 _CODE = (type, types.FunctionType, types.BuiltinFunctionType)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
@@ -90,12 +91,19 @@ _kept = _Kept()
 
 
 def _structure(network: nn.Module, images: Example) -> Iterator[Hashable]:
-    if not isinstance(images, Tensor):
-        raise _UnknownError
     yield torch.get_default_dtype()
     yield torch.backends.mha.get_fastpath_enabled()
-    yield torch.is_autocast_enabled(images.device.type)
-    yield _layout(images)
+    if isinstance(images, Called):
+        yield _frozen(images.call)
+        images = images.batch
+    leaves, places = tree_flatten(images)
+    yield str(places)
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            yield _layout(leaf)
+            yield torch.is_autocast_enabled(leaf.device.type)
+        else:
+            yield _frozen(leaf)
     state = network.state_dict().keys()
     tensors: dict[int, str] = {}
     for name, module in network.named_modules(remove_duplicate=False):
