@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from depfuse.io.headers import read_card
 from depfuse.io.hub_folders import hub_card
 from depfuse.models.architecture import check_built_in, family, needs_trust, parse_architecture, with_arguments
 from depfuse.models.origin import REGISTRIES, shown
+from depfuse.models.upscalers import EXTRA, has_spandrel
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ def _trusted(paths: Sequence[Path], trust: Sequence[Path]) -> set[Path]:
 def _by_tensors(path: Path, key: str | None) -> str:
     """Recognise a network whose file does not say what it is."""
     advice = "give --arch"
-    if importlib.util.find_spec("spandrel") is None:
-        advice += ", or `pip install 'depfuse[upscale]'`, by which upscalers are recognised"
+    if not has_spandrel():
+        advice += f", or `{EXTRA}`, by which upscalers are recognised"
     else:
         from depfuse.io.recognising import recognised_architecture  # here, as it needs torch
 

@@ -21,8 +21,7 @@ from depfuse.errors import ArchitectureError
 from depfuse.models.architecture import near_names
 from depfuse.models.bounded import Bounded
 from depfuse.models.origin import FromFile, shown
-
-EXTRA = "pip install 'depfuse[upscale]'"
+from depfuse.models.upscalers import EXTRA, has_spandrel
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,6 @@ class Recognised:
     names: dict[str, str]
 
 
-def is_installed() -> bool:
-    """Tell whether spandrel can be imported."""
-    return importlib.util.find_spec("spandrel") is not None
-
-
 def spandrel_factory(name: str) -> Callable[..., nn.Module]:
     """Return the class of that name, such as `Compact` or `RealCUGAN.UpCunet2x`.
 
@@ -57,7 +51,7 @@ def spandrel_factory(name: str) -> Callable[..., nn.Module]:
     ArchitectureError
         spandrel is not installed, or has no such network.
     """
-    if not is_installed():
+    if not has_spandrel():
         raise ArchitectureError(f"spandrel:{name} needs spandrel, which is not installed: {EXTRA}")
     from spandrel import MAIN_REGISTRY
 
@@ -72,7 +66,7 @@ def spandrel_factory(name: str) -> Callable[..., nn.Module]:
 
 def recognise(state: Mapping[str, Tensor]) -> Recognised | None:
     """Recognise a network by the names and shapes of its tensors; None where it is none of spandrel's."""
-    if not is_installed():
+    if not has_spandrel():
         return None
     from spandrel import MAIN_REGISTRY
 

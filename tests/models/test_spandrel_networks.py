@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from depfuse.errors import ArchitectureError
+from depfuse.io.checkpoint import read_checkpoint
+from depfuse.io.recognising import recognised, recognised_architecture
+from depfuse.io.same_layout import layout_of
 from depfuse.models import build_network
 from depfuse.models.origin import FromFile
 from depfuse.models.spandrel_networks import recognise
@@ -63,6 +68,28 @@ def test_tensors_of_another_version_are_found_by_their_places() -> None:
     assert found.names.keys() == network.state_dict().keys()
     for name, key in found.names.items():
         assert torch.equal(network.state_dict()[name], state[key]), name
+
+
+@pytest.mark.parametrize("rename", [lambda state: state, in_new_names])
+def test_a_file_is_recognised_once_whatever_is_asked_of_it(
+    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = esrgan()
+    path = tmp_path / "upscaler.pth"
+    torch.save(rename(network.state_dict()), path)
+    asked: list[int] = []
+    load = spandrel.MAIN_REGISTRY.load
+    monkeypatch.setattr(spandrel.MAIN_REGISTRY, "load", lambda state: asked.append(1) or load(state))
+    assert recognised_architecture(path) == "spandrel:ESRGAN(num_filters=8, num_blocks=2)"
+    read = recognised(read_checkpoint(path))
+    assert layout_of(path, None, network.state_dict()).keys.keys() == network.state_dict().keys()
+    assert asked == [1]
+    assert all(
+        torch.equal(read.fitted_to(network.state_dict()).state[key], own) for key, own in network.state_dict().items()
+    )
+    torch.save(rename(esrgan().state_dict()), path)
+    assert recognised(read_checkpoint(path)).digest != read.digest
+    assert asked == [1, 1]
 
 
 def test_random_numbers_of_the_process_stay() -> None:
