@@ -50,6 +50,7 @@ PARENTS: Mapping[str, tuple[str, str]] = {"one kind": ("blur", "blur"), "two kin
 SHARES = (0.25, 0.5, 0.75)  # of the second parent
 MIDDLE = ("aligned", "aligned by weights", "repair", "distilled")  # children that are made at equal shares alone
 ROWS = ("enlarged", "parent 1", "parent 2", "ensemble", "average", *MIDDLE[:3], "refitted", MIDDLE[3])
+PATH = ("average", "aligned", "refitted")  # networks that are made at other shares, too
 SEEDS = (0, 1, 2)
 IMAGES, CALIBRATION, TAUGHT, TESTS = 5000, 300, 1200, 500
 BATCH, RATE = 32, 2e-3
@@ -185,7 +186,7 @@ def wanted(options: argparse.Namespace) -> list[Cell]:
     seeds = SEEDS if options.seeds is None else numbers("--seeds", options.seeds, 0)
     middle = [(network, 0.5) for network in ROWS]
     alike = [cell for cell in middle if cell[0] != "distilled"]
-    path = [(network, share) for network in ("average", "aligned", "refitted") for share in SHARES if share != 0.5]
+    path = [(network, share) for network in PATH for share in SHARES if share != 0.5]
     parts = [(seed, own) for seed in seeds for own in (("one kind", alike), ("two kinds", middle))]
     if options.path:
         parts += [(seed, ("two kinds", path)) for seed in seeds]
@@ -222,8 +223,9 @@ def show(rows: pd.DataFrame, options: argparse.Namespace) -> str:
         parts += [f"## Parents of {knowledge}", _middle(middle)]
         if {"parent 1", "parent 2"} <= set(middle["network"]):
             parts += ["Less the better parent, paired by seed:", _gains(middle)]
-        if len(middle) < len(own):
-            parts += ["Along the path, the mean PSNR of both kinds:", _path(own)]
+        if not (path := _of_whole_paths(own)).empty:
+            seeds = ", ".join(sorted(set(path["seed"].astype(str))))
+            parts += [f"Along the path, the mean PSNR of both kinds over seeds {seeds}:", _path(path)]
     return "\n\n".join(parts)
 
 
@@ -254,9 +256,16 @@ def _gains(rows: pd.DataFrame) -> str:
     return markdown(["network", "blur PSNR", "jpeg PSNR", "PSNR of both"], lines)
 
 
+def _of_whole_paths(rows: pd.DataFrame) -> pd.DataFrame:
+    """Select the rows of seeds that have every share of the path."""
+    path = rows[rows["network"].isin(PATH)]
+    counts = path.groupby("seed")["share"].count()
+    return path[path["seed"].isin(counts[counts == len(PATH) * len(SHARES)].index)]
+
+
 def _path(rows: pd.DataFrame) -> str:
     lines = []
-    for network in ("average", "aligned", "refitted"):
+    for network in PATH:
         own = rows[rows["network"] == network]
         cells = [_text(_both(own[own["share"].astype(float) == share]), 2) for share in SHARES]
         lines.append([network, *cells])
