@@ -131,21 +131,17 @@ def check_images(recipe: Recipe, calibration: Loader | None) -> None:
 
 
 def say_what_is_not_augmented(recipe: Recipe, calibration: Loader | None) -> None:
-    """Warn where the recipe, its refit resolved, flips and shifts images, and the calibration data are none."""
-    if calibration is None or calibration.pictures:
+    """Warn where the recipe flips and shifts images against its default, and the calibration data are none.
+
+    Where that is the default, as in the steps of a refit, nobody asked for it.
+    """
+    if calibration is None or calibration.pictures or not recipe.calibration.augment:
         return
-    asked = {
-        "calibration.augment": recipe.calibration.augment,
-        "refit.augment": recipe.refits and recipe.settings.get("refit.augment") and recipe.settings.get("refit.steps"),
-        "goal.augment": recipe.goal.name == "best" and recipe.settings.get("goal.augment"),
-    }
-    if names := [name for name, wanted in asked.items() if wanted]:
-        warnings.warn(
-            f"{' and '.join(names)}: the calibration data are no images, as far as is known, and are not flipped and"
-            " shifted",
-            DepfuseWarning,
-            stacklevel=3,
-        )
+    warnings.warn(
+        "calibration.augment: the calibration data are no images, as far as is known, and are not flipped and shifted",
+        DepfuseWarning,
+        stacklevel=3,
+    )
 
 
 def check_renorm(recipe: Recipe, model: nn.Module) -> None:

@@ -42,6 +42,8 @@ COMPARED_IMAGES = 250
 JUDGED_AT_ONCE = 250
 PREPARING_IMAGES = 10_000
 EPOCHS_PER_PIXEL = 4
+STEPS_OF_FEW = 4  # of SGD in an epoch, where all images would be less than one batch
+FEWEST_PER_STEP = 8  # images
 HELD_SHARE = 1 / 16  # of the training images: they tell whether a distilled network is nearer to its teacher
 HELD_MOST = 500
 STATE = 4  # of a training: another number where states of before cannot be gone on from
@@ -373,9 +375,11 @@ class Distillation:
     ) -> TrainRecipe:
         """Choose the settings of the training loop: by SGD, or for a learner that takes other steps."""
         options: dict[str, float] = {"warmup": WARMUP * epochs, "label_smoothing": 0.0}
+        if (count := len(self.data.train)) < TrainRecipe.create().batch_size:
+            options["batch_size"] = max(FEWEST_PER_STEP, count // STEPS_OF_FEW)
         if learner is not None:
             # Shifted images are harder to learn than those as they are, and pay where each is seen many times.
             most = self.data.suited_augmentation.translate
-            size = learner.batch_size(len(self.data.train))
+            size = learner.batch_size(count)
             options = {"warmup": 0.0, "batch_size": size, "translate": min(most, epochs // EPOCHS_PER_PIXEL)}
         return TrainRecipe.suited_to(self.data, epochs=epochs, learning_rate=learning_rate, seed=seed, **options)

@@ -91,6 +91,15 @@ def test_upscalers_need_the_refit(run) -> None:
 
 
 @pytest.mark.slow
+def test_folds_become_one_as_good_as_their_ensemble(run) -> None:
+    reached = run("step7_folds")
+    folds = [reached[f"fold {number}"] for number in range(1, 6)]
+    assert reached["average"] < sum(folds) / 5 - 0.4
+    assert reached["child"] > max(folds)
+    assert reached["child"] > reached["ensemble"] - 0.02
+
+
+@pytest.mark.slow
 def test_two_detectors_become_one_that_finds_all(run) -> None:
     pytest.importorskip("pycocotools", reason="mean average precision needs pycocotools")
     reached = run("step8_detectors")

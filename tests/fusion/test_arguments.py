@@ -264,6 +264,9 @@ def test_augmentation_is_said_where_inputs_are_no_images() -> None:
         warnings.simplefilter("error", DepfuseWarning)
         fuse(parents, RESET, rows)
         fuse(PARENTS, {**RESET, "calibration": {"augment": True}}, IMAGES)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*no images", DepfuseWarning)
+        fuse(parents, {"refit": {"name": "ridge", "steps": 2}}, rows)  # whose steps flip images by default
 
 
 def test_refits_of_inputs_of_several_shapes_are_refused_in_words() -> None:

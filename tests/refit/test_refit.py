@@ -353,6 +353,21 @@ def test_a_second_pass_comes_closer_still_and_keeps_true_statistics():
             torch.testing.assert_close(tensor, before[key], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("count", [24, 60, 125])
+def test_images_that_would_be_one_batch_are_several_so_that_steps_are_taken(count):
+    loader, seen = images(count), []
+    network = parent("perceptron", 0, loader)
+
+    def teacher(inputs, _):
+        seen.append(inputs)
+        return torch.zeros(len(inputs), 4)
+
+    session = Session.towards(network, teacher, loader)
+    assert 3 <= len(session.decomposed.loader) <= 9
+    session.second_pass(3, Augmentation())
+    assert len(seen) > 2  # held-out images, and those of a step
+
+
 def test_streams_are_pulled_to_the_parents_mixtures():
     """Each stage's stream as much as another, and nothing is too low in front of a ReLU."""
     loader = images(25)
@@ -418,10 +433,9 @@ class Casting(nn.Module):
 def test_targets_in_bfloat16_are_those_of_a_network_that_casts():
     torch.manual_seed(0)
     network = Casting().eval()
-    loader = images(25, (1, 3, 3))
-    batch = next(iter(loader))[0]
-    folded = Session.towards(network, lambda *_: torch.randn(25, 4), loader, seed=5).folded
-    teacher = Teacher.create(folded, [network.state_dict()], (1.0,), None)
+    session = Session.towards(network, lambda *_: torch.randn(25, 4), images(25, (1, 3, 3)), seed=5)
+    batch = next(iter(session.decomposed.loader))[0][: session.decomposed.size]
+    teacher = Teacher.create(session.folded, [network.state_dict()], (1.0,), None)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         logits, _ = teacher.watched(batch, [], 1.0)
     wanted = network(batch).float().log_softmax(1)
@@ -432,27 +446,27 @@ def test_a_natural_gradient_step_is_the_damped_kronecker_solution():
     """Of a network of one layer: the gradient times the inverse of the product of its two factors, written out."""
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Flatten(), nn.Linear(9, 4)).eval()
-    loader, target = images(25, (1, 3, 3)), torch.randn(25, 4)
-    session = Session.towards(layer, lambda *_: target, loader, seed=5)
-    batch = next(iter(loader))[0]
+    count, target = 100, torch.randn(100, 4)  # of 200 images, which are two batches
+    session = Session.towards(layer, lambda *_: target, images(200, (1, 3, 3)), seed=5)
+    batch = next(iter(session.decomposed.loader))[0]
     state = session.decomposed.state
     generator = torch.Generator().manual_seed(5)
     learner = NaturalGradient(session.folded, state, session.teacher, session.streams, generator, bfloat16=False)
     before = {key: tensor.clone() for key, tensor in learner.maps.items()}
     with torch.no_grad():
         taught = learner.with_targets([batch])
-        learner.begin(learner.loss(taught) / 25)
+        learner.begin(learner.loss(taught) / count)
         logits = layer(batch)
         loss, alike = learner.step(taught, 1.0)
     assert float(loss) == pytest.approx(float(divergence(logits, target)), rel=1e-4)
     assert int(alike) == int((logits.argmax(1) == target.argmax(1)).sum())
-    rows = torch.cat([batch.flatten(1), torch.ones(25, 1)], 1).double()
+    rows = torch.cat([batch.flatten(1), torch.ones(count, 1)], 1).double()
     probe = sample(logits, torch.Generator().manual_seed(5)).double()
-    factors = [rows.T @ rows / 25, probe.T @ probe / 25]
+    factors = [rows.T @ rows / count, probe.T @ probe / count]
     first, second = (
         factor + DAMPING**0.5 * factor.diagonal().mean() * torch.eye(len(factor)).double() for factor in factors
     )
-    gradient = rows.T @ slope(logits, target).double() / 25
+    gradient = rows.T @ slope(logits, target).double() / count
     wanted = -torch.linalg.solve(torch.kron(first, second), gradient.reshape(-1)).reshape(10, 4)
     change = torch.cat(
         [learner.maps["1.weight"] - before["1.weight"], (learner.maps["1.bias"] - before["1.bias"])[:, None]], 1
@@ -462,7 +476,7 @@ def test_a_natural_gradient_step_is_the_damped_kronecker_solution():
     # A whole step is as long as the loss that its model says it saves.
     saved = -float((gradient * taken).sum()) / (1 - MOMENTUM)
     length = float(taken.norm() / wanted.norm()) / (1 - MOMENTUM)
-    assert saved * length == pytest.approx(Schedule.trust * float(loss) / 25, rel=1e-3)
+    assert saved * length == pytest.approx(Schedule.trust * float(loss) / count, rel=1e-3)
 
 
 def test_where_no_layer_can_be_moved_that_is_said_and_nothing_is():
@@ -509,7 +523,7 @@ def test_the_same_refit_twice_is_the_same_bit_for_bit():
 def test_fewer_images_than_inputs_are_said_and_survived():
     loader = images(20)
     models = [parent("perceptron", seed, loader) for seed in (0, 1)]
-    with pytest.warns(DepfuseWarning, match="64 inputs, but 20 images"):
+    with pytest.warns(DepfuseWarning, match="64 inputs, but 18 images"):
         child = refitted(models, loader)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in child.state_dict().values())
     with warnings.catch_warnings():

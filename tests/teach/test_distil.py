@@ -360,9 +360,20 @@ def watched(parents, data, patient: int = 0, **settings) -> tuple[Watched, Natur
 
 def trained_by(training: NaturalGradientTraining, parents, data) -> None:
     """Take four epochs of one step."""
-    size = training.batch_size(len(data.train))
+    size = len(data.train)
     recipe = TrainRecipe(epochs=4, batch_size=size, learning_rate=0.05, warmup=0.0, label_smoothing=0.0)
     fit(copy.deepcopy(parents[0]), data, recipe, teacher=Ensemble(parents, (0.5, 0.5)), learner=training)
+
+
+@pytest.mark.parametrize(("count", "fewest"), [(30, 3), (60, 4), (100, 4), (125, 4)])
+def test_few_images_are_several_steps_an_epoch(parents, data, count, fewest):
+    few = dataclasses.replace(data, train=data.train.take(torch.arange(count)))
+    session = Session.towards(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), calibration_loader(few, count))
+    learner = session.training(calibration_loader(few, count))
+    recipe = Distillation(few).train_recipe(2, 0.05, 0, learner)
+    assert count // recipe.batch_size >= fewest
+    by_descent = Distillation(few).train_recipe(2, 0.05, 0, None)
+    assert count // by_descent.batch_size >= fewest
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ USUAL_RATE = 0.05  # learning rate at which steps have their usual length
 # Factors of the length of a second pass's steps, which are fewer.
 SHARE = 0.7
 PATIENT_SHARE = 0.28  # of the same length, in a long training
+STEPS = 4  # in an epoch, at least, as far as there are so many of the program's batches
 FINISHING_TEMPERATURE = 1.0  # at the end of a long training, for the ensemble's own probabilities
 
 
@@ -82,7 +83,8 @@ class NaturalGradientTraining:
 
     def batch_size(self, images: int) -> int:
         """Compute the number of images in a step from that of all training images; 0 where these are too few."""
-        return min(max(1, PER_STEP // self._size), images // self._size) * self._size
+        batches = images // self._size
+        return min(max(1, PER_STEP // self._size), max(1, batches // STEPS), batches) * self._size
 
     def begin_epoch(self) -> None:
         """Discard the curvature, so that a resumed training and an uninterrupted one are the same."""

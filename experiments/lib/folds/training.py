@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,25 @@ FOLDS = 5
 DEEP = (1.0, 0.5)  # weights of the maps, the largest first
 
 
+def loss_of(scores: Tensor, labels: Tensor) -> Tensor:
+    """Compute cross-entropy plus one less soft Dice (Milletari et al. 2016), its mean over the foreground.
+
+    Without the second term small classes are given up for the background (Isensee et al. 2021 add it as well).
+
+    Parameters
+    ----------
+    scores, labels
+        (N, C, ...) and (N, ...).
+    """
+    probabilities = scores.softmax(1)
+    wanted = functional.one_hot(labels, scores.shape[1]).movedim(-1, 1)
+    places = (0, *range(2, scores.dim()))
+    dice = (2 * (probabilities * wanted).sum(places) + 1) / ((probabilities + wanted).sum(places) + 1)
+    return functional.cross_entropy(scores, labels) + 1 - dice[1:].mean()
+
+
 class DeeplySupervised(Descent):
-    """SGD on the cross-entropy of maps of every size; labels are shrunk by the nearest place."""
+    """SGD on the loss of maps of every size; labels are shrunk by the nearest place."""
 
     def step(self, images: Any, labels: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
         """Take one step on a batch; see `Descent.step`."""
@@ -31,12 +49,23 @@ class DeeplySupervised(Descent):
         loss = torch.zeros(())
         for own, weight in zip(maps, DEEP, strict=True):
             wanted = functional.interpolate(labels[:, None].float(), own.shape[2:])[:, 0].long()
-            loss = loss + weight * functional.cross_entropy(own, wanted)
+            loss = loss + weight * loss_of(own, wanted)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         right = (maps[0].detach().argmax(1) == labels).flatten(1).float().mean(1).sum()
         return loss.detach() * len(labels), right
+
+
+class Ensemble(nn.Module):
+    """The logarithm of the mean of the folds' probabilities."""
+
+    def __init__(self, folds: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.folds = nn.ModuleList(folds)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([fold(images).softmax(1) for fold in self.folds]).mean(0).log()
 
 
 @dataclass(frozen=True)
