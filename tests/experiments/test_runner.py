@@ -43,6 +43,11 @@ STORED: dict[str, tuple[list[dict[str, object]], str]] = {
           ("average, reset", 0.25), ("refitted", 0.65), ("distilled", 0.7))],
         "| digits over pictures, 32 x 32, BatchNorm | 1.0 | 2.0 | 10.0 | 60 % |",
     ),
+    "hubs": (
+        [{"hub": "Lightning", "seed": 0, "parent 1": 0.5, "parent 2": 0.6, "ensemble": 0.9, "average": 0.1,
+          "child": 0.8, "difference": 2e-6, "seconds": 20.0}],
+        "| Lightning | 50.0 | 60.0 | 90.0 | 10.0 | 80.0 | 2.0e-06 | 20 |",
+    ),
     "memory_of_folders": (
         [{"layout": "folder", "step": "fast", "photographs": count, "peak_mib": peak, "seconds": 30.0}
          for count, peak in ((200, 800.0), (20_000, 820.0))],
