@@ -41,7 +41,7 @@ STORED: dict[str, tuple[list[dict[str, object]], str]] = {
           "seconds": 1.0} for network, dice in
          (*((f"fold {number}", 0.6 + 0.02 * number) for number in range(5)), ("ensemble", 0.74), ("average", 0.25),
           ("average, reset", 0.25), ("refitted", 0.65), ("distilled", 0.7))],
-        "| digits over pictures, 32 x 32, BatchNorm | 1.0 | 2.0 | 10.0 | 60 % |",
+        "| digits over pictures, 24 x 24, BatchNorm | 1.0 | 2.0 | 10.0 | 60 % |",
     ),
     "hubs": (
         [{"hub": "Lightning", "seed": 0, "parent 1": 0.5, "parent 2": 0.6, "ensemble": 0.9, "average": 0.1,
