@@ -21,7 +21,7 @@ from depfuse.refit.program.units import Unit, find_units
 from depfuse.refit.program.walk import Walk
 
 AT_ONCE = 125  # images in a batch, of up to 32 x 32 pixels
-OF_FEW = 8  # batches where all images would be one: one is held out to compare the steps on the others
+OF_FEW = 8  # batches, or some fewer, where all images would be one: one is held out to compare the steps on the others
 FEWEST = 8  # images in a batch
 RENEWED_FROM = 1000  # images that BatchNorm statistics are taken from
 _TINY = 1e-12  # epsilon of a BatchNorm that computes nothing but statistics
@@ -112,8 +112,11 @@ def _in_small_batches(loader: Loader, *, channels_last: bool) -> Loader:
     leaves = [leaf for leaf in tree_leaves(loader.images) if isinstance(leaf, Tensor)]
     positions = max(leaf.shape[2:].numel() for leaf in leaves)
     size = min(AT_ONCE, max(50, PIXELS_AT_ONCE // positions))
-    if loader.count <= size:
-        size = max(FEWEST, loader.count // OF_FEW)
+    most = min(OF_FEW, loader.count // FEWEST)
+    if loader.count <= size and most > 1:
+        # Batches are of one size, and what remains is left out: as little as can be.
+        parts = min(range(most, max(2, most // 2) - 1, -1), key=lambda parts: loader.count % parts)
+        size = -(-loader.count // parts)
     small = Loader(loader.split, loader.preprocessing, batch_size=size, device=loader.device)
     small.channels_last = channels_last
     return small
