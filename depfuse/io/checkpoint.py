@@ -26,6 +26,9 @@ from depfuse.io.versions import library_versions
 from depfuse.io.weights import Place, UnknownKeyError, choose_place, find_weights, holds
 from depfuse.models.origin import shown
 
+# Of a Trainer's checkpoint: its version, the arguments of its module, and the name of the one that takes all.
+LIGHTNING, SETTINGS, SETTINGS_NAME = "pytorch-lightning_version", "hyper_parameters", "hparams_name"
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -49,6 +52,8 @@ class Checkpoint:
         The keys under which the file has tensors, in words.
     settings
         What the file says its network was built with: Lightning's `hyper_parameters`.
+    described
+        Entries of the file, of words and numbers, without which Lightning builds no network from it.
     """
 
     path: Path
@@ -59,6 +64,7 @@ class Checkpoint:
     weights: Place | None = field(default=None, repr=False)
     holds: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    described: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def fitted_to(self, own: Mapping[str, Tensor]) -> Checkpoint:
         """Find the tensors for a network's state dict among all that the file holds, by the network's own names.
@@ -129,8 +135,10 @@ def read_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
         raise CheckpointError(f"{path} holds {kind}: give a file with the weights of a network, by name")
     state = without_wrappers(_usual_set(place))
     _check_tensors(path, state, contents.size)
-    digest, settings = state_digest(state), _settings(contents.loaded)
-    return Checkpoint(path, state, contents.card, digest, contents.layout, place, _nested(top), settings)
+    settings = _settings(contents.loaded)
+    described = _described(contents.loaded, settings)
+    digest = state_digest(state)
+    return Checkpoint(path, state, contents.card, digest, contents.layout, place, _nested(top), settings, described)
 
 
 def read_checkpoints(paths: Sequence[Path], keys: Sequence[str] | None = None) -> list[Checkpoint]:
@@ -174,10 +182,28 @@ def _with_card(path: Path, state: dict[str, Tensor], card: Card) -> Checkpoint:
 
 def _settings(loaded: Any) -> dict[str, Any]:
     """Find the settings by which a LightningModule was built."""
-    found = loaded.get("hyper_parameters") if isinstance(loaded, Mapping) else None
+    found = loaded.get(SETTINGS) if isinstance(loaded, Mapping) else None
     if isinstance(found, Record):
         found = {**found.attributes, **{key: value for key, value in found.entries if key is not None}}
     return {key: value for key, value in found.items() if isinstance(key, str)} if isinstance(found, Mapping) else {}
+
+
+def _described(loaded: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Select Lightning's version and settings, as far as they are words and numbers; nothing of other files."""
+    if not isinstance(loaded, Mapping) or LIGHTNING not in loaded:
+        return {}
+    found = {name: loaded[name] for name in (LIGHTNING, SETTINGS_NAME) if _is_plain(loaded.get(name))}
+    plain = {name: value for name, value in settings.items() if _is_plain(value)}
+    return {**found, **({SETTINGS: plain} if plain else {})}
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether a value is of words and numbers alone."""
+    if type(value) in (list, tuple):
+        return all(map(_is_plain, value))
+    if type(value) is dict:
+        return all(map(_is_plain, (*value, *value.values())))
+    return type(value) in (str, int, float, bool, type(None))
 
 
 def _nested(top: Place) -> str:

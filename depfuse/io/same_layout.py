@@ -10,7 +10,7 @@ import itertools
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,17 @@ class Layout:
         Name in the network -> keys from the top of the file.
     types
         Name in the network -> type of the file's numbers.
+    described
+        What the file says of its network beside the tensors, see `Checkpoint`.
     """
 
     keys: Mapping[str, tuple[str, ...]]
     types: Mapping[str, torch.dtype]
+    described: Mapping[str, Any] = field(default_factory=dict)
 
     def content(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Arrange the tensors of such a network as the file has them."""
-        content: dict[str, Any] = {}
+        content: dict[str, Any] = dict(self.described)
         for name, (*outer, last) in self.keys.items():
             inner = content
             for key in outer:
@@ -90,7 +93,7 @@ def layout_of(path: Path, key: str | None, own: Mapping[str, Tensor]) -> Layout:
     for name, tensor in found.items():
         likeness = [(sets[place.own_set.path], _common_parts(place.path, name)) for place in places[id(tensor)]]
         keys[name] = _keys(places[id(tensor)][likeness.index(max(likeness))])
-    return Layout(keys, {name: tensor.dtype for name, tensor in found.items()})
+    return Layout(keys, {name: tensor.dtype for name, tensor in found.items()}, read.described)
 
 
 def write_content(path: Path, content: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from depfuse.errors import CheckpointError, DepfuseError, RecipeError
 from depfuse.integrations.lightning import FuseCallback, load
+from depfuse.io.same_layout import layout_of, write_content
 
 lightning = pytest.importorskip("lightning", reason="Lightning is not installed: pip install 'depfuse[lightning]'")
 
@@ -88,6 +89,16 @@ def test_a_run_is_fused_with_an_earlier_one(kind: type[Bare], tmp_path: Path) ->
     again = load(tmp_path / "child.ckpt", kind)
     assert type(again) is kind
     torch.testing.assert_close(again.net(IMAGES), child.net(IMAGES))
+    # As the command line writes a child beside a parent: what builds the module is kept, and nothing of its training.
+    write_content(
+        tmp_path / "child2.ckpt",
+        layout_of(tmp_path / "earlier.ckpt", None, first.state_dict()).content(child.state_dict()),
+    )
+    beside = kind.load_from_checkpoint(tmp_path / "child2.ckpt", weights_only=True).eval()
+    torch.testing.assert_close(beside.net(IMAGES), child.net(IMAGES))
+    kept = torch.load(tmp_path / "child2.ckpt", weights_only=True)
+    assert kept.keys() <= {"state_dict", "hyper_parameters", "hparams_name", "pytorch-lightning_version"}
+    assert kept["hyper_parameters"] == {"width": 6, "lr": 0.01}
     mine = kind(lr=1.0)
     assert load(tmp_path / "earlier.ckpt", mine) is mine
     torch.testing.assert_close(mine.net(IMAGES), first.eval().net(IMAGES))
