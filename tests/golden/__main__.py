@@ -37,9 +37,8 @@ def check(names: list[str]) -> int:
     for name in names:
         started = time.perf_counter()
         outcome = compute(name)
-        if records:
-            stored = records.get(name)
-            found = ["it has no record"] if stored is None else differences(outcome, stored)
+        if name in records:
+            found = differences(outcome, records[name])
         else:
             found = deviations(outcome, values[name]) if name in values else ["it has no values"]
         wrong += bool(found)
@@ -64,18 +63,22 @@ def renew(names: list[str]) -> int:
         if any(ended):
             return 1
         taken = [json.loads(file.read_text()) for file in files]
-    for one in taken:
-        _store(records_file(one["kind"]), one["records"], names)
+    changed = {name for one in taken for name in _store(records_file(one["kind"]), one["records"], names)}
+    kinds = {records_file(one["kind"]) for one in taken}
+    for other in set(records_file().parent.glob("*.json")) - kinds:  # what cannot be taken here is compared by values
+        write(other, {name: record for name, record in read(other).items() if name not in changed})
     _store(VALUES, {name: merged([one["values"][name] for one in taken]) for name in names}, names)
     return 0
 
 
-def _store(path: Path, found: dict[str, Any], names: list[str]) -> None:
+def _store(path: Path, found: dict[str, Any], names: list[str]) -> list[str]:
+    """Store cases and return those whose record was another one."""
     before = read(path)
     kept = {name: before[name] for name in before if name in NAMES and name not in names}
     changed = [name for name in names if before.get(name) != found[name]]
     write(path, {**kept, **found})
     print(f"{path.name}: {len(changed)} of {len(names)} changed{': ' if changed else ''}{'; '.join(changed)}")
+    return [name for name in changed if name in before]
 
 
 def take(path: Path, names: list[str]) -> int:

@@ -18,16 +18,19 @@ RENEW = "If that is meant: python -m tests.golden --write"
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in NAMES])
 def test_nothing_has_changed(name: str) -> None:
-    records, outcome = read(records_file()), compute(name)
-    found = differences(outcome, records[name]) if records else deviations(outcome, read(VALUES)[name])
+    record, outcome = read(records_file()).get(name), compute(name)
+    found = deviations(outcome, read(VALUES)[name]) if record is None else differences(outcome, record)
     assert found == [], f"{name}: {'; '.join(found)}. {RENEW}"
 
 
-def test_every_case_is_stored_on_every_kind() -> None:
-    files = [VALUES, *records_file().parent.glob("*.json")]
-    assert len(files) >= 3
+def test_every_case_is_stored() -> None:
+    """What another kind of machine has made stale is compared by values, until records are taken on that kind again."""
+    assert sorted(read(VALUES)) == sorted(NAMES), RENEW
+    files = list(records_file().parent.glob("*.json"))
+    assert len(files) >= 2
     for file in files:
-        assert sorted(read(file)) == sorted(NAMES), f"{file.name}. {RENEW}"
+        assert set(read(file)) <= set(NAMES), f"{file.name}. {RENEW}"
+        assert len(read(file)) > 0.8 * len(NAMES), f"{file.name} is of another time. {RENEW}"
     assert set(FAST) <= set(NAMES)
 
 
