@@ -94,6 +94,14 @@ class Meaning:
                 " it out; train.distil learns from the parents' outputs"
             )
 
+    def check_refit(self, recipe: Recipe) -> None:
+        """Raise `RecipeError` where a refit compares outputs image by image, and nothing is known of them."""
+        if self.task is None and self.because and recipe.settings.get("refit.steps"):
+            raise RecipeError(
+                f"refit {recipe.refit.name} ends with steps that compare the outputs for each image, and"
+                f" {self.because}: give refit none, or refit.steps 0"
+            )
+
     @classmethod
     def of(
         cls,

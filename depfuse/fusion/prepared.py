@@ -178,11 +178,13 @@ class Prepared:
         if meaning.task is not None and meaning.task.name == "features" and isinstance(calibration, Loader):
             meaning = meaning.with_note(*map(str, bring_into_one_space(copies, calibration)))
         like = template or widest(copies, inputs.recipe.merge.width_of)
-        recipe, refit_reason = resolve_refit(inputs.recipe, copies, like, calibration, sets, meaning.task)
+        unknown = meaning.because if meaning.task is None else ""
+        recipe, refit_reason = resolve_refit(inputs.recipe, copies, like, calibration, sets, meaning.task, unknown)
         recipe = resolve_targets(recipe)
         if meaning.task is not None:
             recipe = recipe.changed(task=meaning.task.name)
         meaning.check_labelled(recipe)
+        meaning.check_refit(recipe)
         shares = recipe.shares(len(copies))
         check_images(recipe, calibration)
         say_what_is_not_augmented(recipe, calibration)

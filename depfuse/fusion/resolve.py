@@ -48,6 +48,7 @@ def resolve_refit(
     images: Loader | None,
     labels: LabelSets | None = None,
     task: Task | None = None,
+    unknown: str = "",
 ) -> tuple[Recipe, str]:
     """Resolve `refit auto` for some parents.
 
@@ -63,6 +64,8 @@ def resolve_refit(
         The parents' label sets, where these differ.
     task
         What the outputs mean; by their shape where None.
+    unknown
+        Why nothing is known of the outputs, which nothing can be refitted to then.
 
     Returns
     -------
@@ -71,7 +74,8 @@ def resolve_refit(
     """
     if recipe.refit.name != "auto":
         return recipe, ""
-    against = _against(recipe, models, child, images) or _in_place(recipe, models, child, images, labels, task)
+    against = _against(recipe, models, child, images) or unknown
+    against = against or _in_place(recipe, models, child, images, labels, task)
     if against:
         why = f"refit auto is none here: {against}"
         made = recipe.changed(refit="none")

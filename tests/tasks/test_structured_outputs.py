@@ -184,6 +184,9 @@ def test_outputs_without_an_entry_for_each_image_are_merged_only(form: Callable[
     result = fuse(shaped(form), Recipe(), images())
     assert result.meaning.task is None
     assert "no entry for each of them" in result.meaning.because
+    assert result.recipe.refit.name == "none"
+    with pytest.raises(RecipeError, match=r"steps that compare the outputs for each image.*refit\.steps 0"):
+        fuse(shaped(form), Recipe(refit="ridge"), images())
     with pytest.raises(RecipeError, match="no entry for each of them"):
         fuse(shaped(form), Recipe(), images(), task="regression")
 
