@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from depfuse.data import Loader, calibration_loader, load_data
@@ -28,3 +32,16 @@ def accuracy_by_digit(network: nn.Module) -> Tensor:
     with torch.no_grad():
         right = (network(images).argmax(1) == labels).double()
     return 100 * torch.stack([right[labels == digit].mean() for digit in range(10)])
+
+
+def draw_by_digit(networks: Mapping[str, nn.Module], picture: Path, height: float) -> None:
+    """Draw accuracy digit by digit as a table of shades, a row with a title for each network."""
+    figure = Figure(figsize=(7, height), layout="constrained")
+    axes = figure.subplots()
+    table = torch.stack([accuracy_by_digit(network) for network in networks.values()]).numpy()
+    image = axes.imshow(table, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    axes.set_xticks(range(10))
+    axes.set_xlabel("digit")
+    axes.set_yticks(range(len(networks)), list(networks), fontsize="small")
+    figure.colorbar(image, label="accuracy (%)")
+    figure.savefig(picture, dpi=110)

@@ -24,13 +24,13 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 from torchvision.transforms.functional import to_pil_image
 from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification, pipeline
 from transformers.utils import logging
 
 from depfuse.cli import main as depfuse
 from experiments.lib.hubs.pictures import MEAN, SIDE, STD, pictures
+from experiments.lib.hubs.trades import descend
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 KNOWN = {"folder_a": range(5), "folder_b": range(5, 10)}
@@ -45,19 +45,10 @@ def train(folder: Path, images: Tensor, labels: Tensor, known: Sequence[int], se
         id2label={number: NAMES[label] for number, label in enumerate(known)},
         label2id={NAMES[label]: number for number, label in enumerate(known)},
     )  # fmt: skip
-    network = ResNetForImageClassification(config).train()
+    network = ResNetForImageClassification(config)
     own = torch.isin(labels, torch.tensor(known))
-    images, targets = (images[own] - MEAN) / STD, labels[own] - known[0]
-    steps = EPOCHS * (len(images) // 32)
-    optimiser = torch.optim.AdamW(network.parameters(), 3e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    for _ in range(steps):
-        chosen = torch.randint(len(images), (32,))
-        optimiser.zero_grad()
-        functional.cross_entropy(network(images[chosen]).logits, targets[chosen]).backward()
-        optimiser.step()
-        schedule.step()
-    network.eval().save_pretrained(folder)
+    descend(network, lambda batch: network(batch).logits, (images[own] - MEAN) / STD, labels[own] - known[0], EPOCHS)
+    network.save_pretrained(folder)
     ConvNextImageProcessor(
         size={"shortest_edge": SIDE}, crop_pct=1.0, image_mean=[MEAN] * 3, image_std=[STD] * 3
     ).save_pretrained(folder)

@@ -19,7 +19,6 @@ import sys
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from depfuse.data import select_share
@@ -27,7 +26,7 @@ from depfuse.evaluate import evaluate
 from depfuse.integrations.federated import aggregate
 from depfuse.models import build_network
 from depfuse.train import TrainRecipe, train
-from experiments.gallery.digits import accuracy_by_digit, calibration, data, test
+from experiments.gallery.digits import calibration, data, draw_by_digit, test
 
 CLIENTS, ALPHA, LOST = 5, 0.1, 2
 
@@ -72,15 +71,7 @@ def main(picture: Path) -> dict[str, float]:
     for name, accuracy in reached.items():
         print(f"{name:22s} {accuracy:5.1f} %")
 
-    figure = Figure(figsize=(7, 2.8), layout="constrained")
-    axes = figure.subplots()
-    table = torch.stack([accuracy_by_digit(network) for network in networks.values()]).numpy()
-    image = axes.imshow(table, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-    axes.set_xticks(range(10))
-    axes.set_xlabel("digit")
-    axes.set_yticks(range(len(networks)), [f"{name}: {reached[name]:.1f} %" for name in networks], fontsize="small")
-    figure.colorbar(image, label="accuracy (%)")
-    figure.savefig(picture, dpi=110)
+    draw_by_digit({f"{name}: {reached[name]:.1f} %": network for name, network in networks.items()}, picture, 2.8)
     return reached
 
 

@@ -40,10 +40,10 @@ class Trade(ABC):
         """Load what `depfuse fuse` wrote, by the hub's own loader alone."""
 
 
-def descend(network: nn.Module, logits: Logits, images: Tensor, labels: Tensor) -> None:
+def descend(network: nn.Module, logits: Logits, images: Tensor, labels: Tensor, epochs: int = EPOCHS) -> None:
     """Train a network by AdamW with a cosine schedule, as it stands in scripts; leave it in eval mode."""
     network.train()
-    steps = EPOCHS * (len(images) // BATCH)
+    steps = epochs * (len(images) // BATCH)
     optimiser = torch.optim.AdamW(network.parameters(), RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
