@@ -13,14 +13,15 @@ from depfuse.tasks.label_kinds import IGNORED, check_range, fitted_classes, fitt
 from depfuse.tasks.tallies.classes import ClassesTally
 from depfuse.tasks.tallies.dense import DenseTally
 from depfuse.tasks.tallies.tally import Tally
-from depfuse.tasks.task import check_shape, log_share, positions
+from depfuse.tasks.task import check_shape, log_share, positions, softening
 
 
 class Classes:
     r"""Kullback-Leibler divergence of class scores z (N, C, ...) from targets t, the mean over the places of a map.
 
     It is :math:`\tau^2\, \mathrm{KL}(\mathrm{softmax}(t / \tau), \mathrm{softmax}(z / \tau))`.
-    At high temperatures :math:`\tau` it tends to half the squared distance of the centred scores, divided by C.
+    At high temperatures :math:`\tau` it tends to half the squared distance of the centred scores, divided by C. Maps
+    are not softened, see `softening`.
     """
 
     name = "classes"
@@ -37,6 +38,7 @@ class Classes:
 
     def ensemble_target(self, outputs: Sequence[Tensor], shares: Sequence[float], temperature: float) -> Tensor:
         """Compute the scores whose probabilities at this temperature are the mean of the parents'."""
+        temperature = softening(outputs[0], temperature)
         weighted = [
             (scores / temperature).log_softmax(1) + log_share(share)
             for scores, share in zip(outputs, shares, strict=True)
@@ -45,17 +47,19 @@ class Classes:
 
     def divergence(self, outputs: Tensor, target: Tensor, temperature: float) -> Tensor:
         """Compute the divergence, see the class."""
+        temperature = softening(outputs, temperature)
         target, outputs = (target / temperature).log_softmax(1), (outputs / temperature).log_softmax(1)
         return temperature**2 * (target.exp() * (target - outputs)).sum() / positions(outputs)
 
     def slope(self, outputs: Tensor, target: Tensor, temperature: float) -> Tensor:
         """Subtract the probabilities at this temperature."""
+        temperature = softening(outputs, temperature)
         difference = (outputs / temperature).softmax(1) - (target / temperature).softmax(1)
         return temperature * difference / positions(outputs)
 
     def curvature_product(self, change: Tensor, outputs: Tensor, temperature: float) -> Tensor:
         """Multiply by H = diag(p) - p p^T at each place."""
-        p = (outputs / temperature).softmax(1)
+        p = (outputs / softening(outputs, temperature)).softmax(1)
         return p * (change - (p * change).sum(1, keepdim=True)) / positions(outputs)
 
     def factor(self, outputs: Tensor, signs: Tensor) -> Tensor:
@@ -67,7 +71,7 @@ class Classes:
 
     def sample(self, outputs: Tensor, generator: torch.Generator, temperature: float) -> Tensor:
         """Sample one-hot classes, less the classes' probabilities."""
-        p = (outputs / temperature).softmax(1)
+        p = (outputs / softening(outputs, temperature)).softmax(1)
         rows = p.movedim(1, -1)
         classes = torch.multinomial(rows.reshape(-1, p.shape[1]).cpu(), 1, generator=generator).to(p.device)
         chosen = torch.zeros_like(rows).scatter_(-1, classes.reshape(*rows.shape[:-1], 1), 1.0).movedim(-1, 1)

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from depfuse.tasks.label_kinds import fitted_answers
 from depfuse.tasks.tallies.labels import LabelsTally
-from depfuse.tasks.task import check_shape, log_share, positions
+from depfuse.tasks.task import check_shape, log_share, positions, softening
 
 
 class Labels:
     r"""Kullback-Leibler divergence of logits z (N, L, ...) from targets t, summed over labels, the mean over places.
 
     Of one label it is :math:`\tau^2\, \mathrm{KL}(\sigma(t / \tau), \sigma(z / \tau))` of two Bernoulli distributions.
+    Maps are not softened, see `softening`.
     """
 
     name = "multilabel"
@@ -32,6 +33,7 @@ class Labels:
 
     def ensemble_target(self, outputs: Sequence[Tensor], shares: Sequence[float], temperature: float) -> Tensor:
         """Compute the logits whose probabilities at this temperature are the mean of the parents'."""
+        temperature = softening(outputs[0], temperature)
         scaled = [logits / temperature for logits in outputs]
         logs = [log_share(share) for share in shares]
         yes = torch.logsumexp(torch.stack([F.logsigmoid(z) + log for z, log in zip(scaled, logs, strict=True)]), 0)
@@ -40,6 +42,7 @@ class Labels:
 
     def divergence(self, outputs: Tensor, target: Tensor, temperature: float) -> Tensor:
         """Compute the divergence, see the class."""
+        temperature = softening(outputs, temperature)
         z, t = outputs / temperature, target / temperature
         yes = t.sigmoid() * (F.logsigmoid(t) - F.logsigmoid(z))
         no = (-t).sigmoid() * (F.logsigmoid(-t) - F.logsigmoid(-z))
@@ -47,12 +50,13 @@ class Labels:
 
     def slope(self, outputs: Tensor, target: Tensor, temperature: float) -> Tensor:
         """Subtract the probabilities at this temperature."""
+        temperature = softening(outputs, temperature)
         difference = (outputs / temperature).sigmoid() - (target / temperature).sigmoid()
         return temperature * difference / positions(outputs)
 
     def curvature_product(self, change: Tensor, outputs: Tensor, temperature: float) -> Tensor:
         """Multiply by H = p (1 - p)."""
-        return _variance(outputs / temperature) * change / positions(outputs)
+        return _variance(outputs / softening(outputs, temperature)) * change / positions(outputs)
 
     def factor(self, outputs: Tensor, signs: Tensor) -> Tensor:
         """Multiply by B, the square root of p (1 - p)."""
@@ -60,7 +64,7 @@ class Labels:
 
     def sample(self, outputs: Tensor, generator: torch.Generator, temperature: float) -> Tensor:
         """Sample labels, less their probabilities."""
-        p = (outputs / temperature).sigmoid()
+        p = (outputs / softening(outputs, temperature)).sigmoid()
         drawn = torch.bernoulli(p.cpu(), generator=generator).to(p)
         return (drawn - p) / math.sqrt(positions(outputs))
 

@@ -91,6 +91,15 @@ def positions(outputs: Tensor) -> int:
     return max(1, outputs.shape[2:].numel())
 
 
+def softening(outputs: Tensor, temperature: float) -> float:
+    """Return the temperature by which outputs (N, C, ...) are softened: 1 for a map, whatever is asked for.
+
+    Softening tells of one row per image what else is likely. A map has a row at each place, most of them of background
+    with scores far apart: at high temperatures the distances of these count most, and places in doubt hardly at all.
+    """
+    return temperature if outputs.dim() < 3 else 1.0
+
+
 def log_share(share: float) -> float:
     """Compute the logarithm of a share in float32; -inf of none."""
     return float(torch.tensor(share, dtype=torch.float32).log())

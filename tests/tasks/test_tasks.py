@@ -50,6 +50,20 @@ def test_the_slope_is_the_gradient_of_the_divergence(name: str, shape: tuple[int
     assert float(task.divergence(outputs, target, temperature)) > 1e-3
 
 
+@pytest.mark.parametrize("name", ["dense", "multilabel"])
+def test_maps_are_not_softened_and_rows_are(name: str) -> None:
+    for shape, softened in (((2, 3, 4, 5), False), ((2, 3), True)):
+        task, outputs, other = task_of(name if not softened or name != "dense" else "classes", shape)
+        for found in (
+            lambda temperature, task=task, z=outputs, t=other: task.ensemble_target([z, t], (0.4, 0.6), temperature),
+            lambda temperature, task=task, z=outputs, t=other: task.divergence(z, t, temperature),
+            lambda temperature, task=task, z=outputs, t=other: task.slope(z, t, temperature),
+            lambda temperature, task=task, z=outputs, t=other: task.curvature_product(t, z, temperature),
+            lambda temperature, task=task, z=outputs: task.sample(z, torch.Generator().manual_seed(0), temperature),
+        ):
+            assert torch.equal(found(1.0), found(TEMPERATURE)) is not softened
+
+
 @pytest.mark.parametrize(("name", "shape"), CASES)
 def test_the_curvature_is_that_of_the_divergence_at_its_minimum(name: str, shape: tuple[int, ...]) -> None:
     task, outputs, change = task_of(name, shape)
