@@ -23,7 +23,7 @@ def draw_changes(augmentation: Augmentation, count: int, height: int, width: int
 def change(augmentation: Augmentation, images: Tensor, drawn: Tensor) -> Tensor:
     """Apply drawn changes (N, 5) to images (N, C, H, W)."""
     height, width = images.shape[-2:]
-    flips, down, right, centre_y, centre_x = drawn.to(images.device).unbind(1)
+    flips, down, right, centre_y, centre_x = drawn.to(images.device, non_blocking=True).unbind(1)
     rows = torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device)
     if augmentation.flip or augmentation.translate:
@@ -53,7 +53,7 @@ def mix(images: Any, generator: torch.Generator) -> Any:
     """
     if not isinstance(images, Tensor) or not images.is_floating_point():
         return images
-    share = 0.5 * torch.rand(len(images), generator=generator, dtype=torch.float32).to(images)
+    share = 0.5 * torch.rand(len(images), generator=generator, dtype=torch.float32).to(images, non_blocking=True)
     share = share.reshape(-1, *[1] * (images.dim() - 1))
-    other = torch.randperm(len(images), generator=generator).to(images.device)
+    other = torch.randperm(len(images), generator=generator).to(images.device, non_blocking=True)
     return images + share * (images[other] - images)

@@ -192,7 +192,7 @@ class Loader:
         self, numbers: Tensor, augment: Augmentation | None, generator: torch.Generator, *, channels_last: bool = False
     ) -> Any:
         """Prepare samples by number (n,) as network inputs, augmented with changes that the generator draws."""
-        images = take_samples(self.images, numbers.to(self.device))
+        images = take_samples(self.images, numbers.to(self.device, non_blocking=True))
         if augment:
             images = change(augment, images, draw_changes(augment, len(images), *self.image_shape[1:], generator))
         return self._prepared(images, channels_last=channels_last)
@@ -236,7 +236,7 @@ class Loader:
         order = torch.randperm(self.count, generator=generator) if self.shuffle else torch.arange(self.count)
         if self.drop_last:
             order = order[: len(self) * self.batch_size]
-        return list(torch.tensor_split(order, len(self)))
+        return list(torch.tensor_split(order.to(self.device), len(self)))
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         generator = self._generator()

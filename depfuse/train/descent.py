@@ -13,20 +13,21 @@ from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.errors import RecipeError
 from depfuse.networks.forward import Example, run_network
 from depfuse.networks.memory_format import differentiable
+from depfuse.networks.replaying import Recording
 from depfuse.networks.running import bfloat16_pays
 from depfuse.tasks.outputs import CLASSES
 from depfuse.tasks.task import Task
 from depfuse.train.interfaces import Teacher
 from depfuse.train.recipe import Precision, TrainRecipe
 
-# Compiling takes about as long as this many steps of a small network save.
-_STEPS_THAT_PAY_FOR_COMPILING = 2000
 # On smaller images converting to bfloat16 and back takes longer than it saves on a CPU.
 _PIXELS_THAT_PAY_FOR_BFLOAT16 = 16 * 16
 
 
 class Descent:
     """SGD on labels, or towards a teacher."""
+
+    _alone = True  # whether no other process takes part in a step
 
     def __init__(
         self,
@@ -36,11 +37,12 @@ class Descent:
         *,
         teacher: Teacher | None,
         fast: bool,
-        steps: int,
         task: Task = CLASSES,
     ) -> None:
         self.model, self.recipe, self.teacher, self.device, self.fast = model, recipe, teacher, device, fast
         self.task = task
+        self._recorded = device.type == "cuda" and recipe.compile is None and self._alone
+        self._steps = Recording(device)
         weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
         others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
         self.optimizer = torch.optim.SGD(
@@ -48,17 +50,15 @@ class Descent:
                 {"params": weights, "weight_decay": recipe.weight_decay},
                 {"params": others, "weight_decay": 0.0},
             ],
-            lr=recipe.learning_rate,
+            lr=torch.tensor(recipe.learning_rate, device=device) if self._recorded else recipe.learning_rate,
             momentum=recipe.momentum,
             nesterov=recipe.momentum > 0,
+            fused=self._recorded,
         )
-        compiled = recipe.compile
-        if compiled and device.type == "cpu":  # the compiler chooses layouts itself, whatever the network is given
+        if recipe.compile and device.type == "cpu":  # it chooses layouts itself, whatever the network is given
             raise RecipeError("compile is for CUDA: leave it out on a CPU")
-        if compiled is None:
-            compiled = device.type == "cuda" and steps >= _STEPS_THAT_PAY_FOR_COMPILING
         running = self._running()
-        self.forward: nn.Module = torch.compile(running) if compiled else running  # type: ignore[assignment]
+        self.forward: nn.Module = torch.compile(running) if recipe.compile else running  # type: ignore[assignment]
 
     def _running(self) -> nn.Module:
         return self.model
@@ -70,7 +70,16 @@ class Descent:
     def step(self, images: Example, labels: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
         """Take one step on a batch; return its loss, summed over images, and the number of correct predictions."""
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            if self._recorded:
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        if not self._recorded:
+            return self._taken(images, labels)
+        taken: tuple[Tensor, Tensor] = self._steps.run(self._taken, images, labels)
+        return taken
+
+    def _taken(self, images: Example, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         with differentiable(self.device), torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
             wanted = labels if self.teacher is None else self.teacher(images)
             outputs = run_network(self.forward, images)
@@ -105,10 +114,16 @@ class Descent:
         """Restore what `state_dict` gave."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self._recorded:
+            for group in self.optimizer.param_groups:
+                group["lr"] = torch.as_tensor(group["lr"], device=self.device)
+        self._steps.forget()
 
 
 class SharedDescent(Descent):
     """SGD on labels by several processes, each of which sees its part of every batch."""
+
+    _alone = False
 
     def __init__(
         self,

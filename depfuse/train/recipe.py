@@ -40,7 +40,9 @@ class TrainRecipe(BaseModel):
     cutout: int = Field(0, ge=0, description="side in pixels of a square that is blacked out")
     precision: Precision = Field("auto", description="bfloat16 autocast; auto: where it is faster")
     channels_last: bool = Field(True, description="memory layout of images and weights, where the network can take it")
-    compile: bool | None = Field(None, description="torch.compile; None: on CUDA where training is long enough")
+    compile: bool | None = Field(
+        None, description="torch.compile, for CUDA; None: steps are recorded as a CUDA graph instead"
+    )
     seed: int = Field(0, ge=0, le=2**63 - 1, description="of the order of the images and their augmentation")
 
     @classmethod

@@ -90,8 +90,7 @@ class Run:
             )
         if learner is None:
             fast = use_bfloat16(recipe.precision, device, data.image_shape if data.train.pictures else None)
-            steps = recipe.epochs * len(self.loader)
-            options: dict[str, Any] = {"fast": fast, "steps": steps}
+            options: dict[str, Any] = {"fast": fast}
             if team is None:
                 learner = Descent(model, recipe, device, teacher=teacher, task=task, **options)
             else:

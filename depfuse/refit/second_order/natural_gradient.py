@@ -10,6 +10,7 @@ from torch import Tensor
 from depfuse.data.inputs import count_samples
 from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.networks.memory_format import differentiable
+from depfuse.networks.replaying import Recording
 from depfuse.networks.running import bfloat16_pays
 from depfuse.refit.layerwise.rows import Window
 from depfuse.refit.layerwise.streams import Streams
@@ -103,10 +104,12 @@ class NaturalGradient:
         self._device = next(iter(state.values())).device
         enabled = bfloat16_pays(self._device) if bfloat16 is None else bfloat16
         self._quick = torch.autocast(self._device.type, torch.bfloat16, enabled=enabled)
+        self._steps, self._targets = Recording(self._device), Recording(self._device)
 
     def begin(self, loss: float) -> None:
         """Set the loss per image before the first step, relative to which steps and streams are scaled."""
         self._first, self.streams.weights = loss, []
+        self._steps.forget()
 
     @property
     def begun(self) -> bool:
@@ -116,6 +119,7 @@ class NaturalGradient:
     def soften(self, temperature: float) -> None:
         """Change the temperature; `begin` has to be called again."""
         self.temperature, self._first = temperature, None
+        self._targets.forget()
 
     def refresh(self) -> None:
         """Discard the running means of the curvature, which is computed anew at the next step."""
@@ -126,7 +130,10 @@ class NaturalGradient:
         if not quick:
             return [(images, *self._teacher(images, self.temperature)) for images in parts]
         with self._quick:
-            return [(images, *self._teacher(images, self.temperature)) for images in parts]
+            return [(images, *self._targets.run(self._taught, images)) for images in parts]
+
+    def _taught(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return self._teacher(images, self.temperature)
 
     def loss(self, batches: Sequence[TargetBatch]) -> float:
         """Sum the divergence of the network's logits over images."""
@@ -162,21 +169,29 @@ class NaturalGradient:
         if self._taken % REFRESHED == 0:
             self._renew_curvature(batches)
         self._taken += 1
+        trusted = self._trust / len(self.folded.units) * self._first * (1 + self.streams.weight) ** 0.5
+        moved: tuple[Tensor, Tensor] = self._steps.run(self._moved, batches, trusted, share, streams)
+        return moved
+
+    def _moved(
+        self, batches: Sequence[TargetBatch], trusted: float, share: float, streams: float
+    ) -> tuple[Tensor, Tensor]:
+        """Move all weights in place, of which all stays on the device: reading a number would make it wait."""
+        assert self._first is not None
         gradient, loss, alike = self._gradient(batches, self._first, streams)
         direction = self._preconditioned(gradient)
-        # All of it stays on the device: reading a number would make it wait.
         power = -torch.stack([(gradient[key].double() * direction[key]).sum() for key in self.maps]).sum()
-        trusted = self._trust / len(self.folded.units) * self._first * (1 + self.streams.weight) ** 0.5
         length = (trusted / power.clamp_min(1e-30)).sqrt() * share
         for key, tensor in self.maps.items():
-            self._change[key] = MOMENTUM * self._change[key] + (1 - MOMENTUM) * length * direction[key]
-            self.maps[key] = tensor + self._change[key]
+            self._change[key].mul_(MOMENTUM).add_((1 - MOMENTUM) * length * direction[key])
+            tensor.add_(self._change[key])
         return loss, alike
 
     def restore(self, maps: Mapping[str, Tensor]) -> None:
         """Restore earlier weights, increase the damping, shorten the steps and discard the curvature."""
-        self.maps = dict(maps)
-        self._change = {key: torch.zeros_like(tensor) for key, tensor in maps.items()}
+        for key, tensor in maps.items():
+            self.maps[key].copy_(tensor)
+            self._change[key].zero_()
         self._damping, self._trust = min(MOST_DAMPING, self._damping * MORE_DAMPING), self._trust * LESS_TRUST
         self.refresh()
 
@@ -187,8 +202,8 @@ class NaturalGradient:
     def state_dict(self) -> dict[str, object]:
         """Collect all that changes from step to step but the curvature: call `refresh` whenever this is saved."""
         return {
-            "maps": dict(self.maps),
-            "change": dict(self._change),
+            "maps": copied(self.maps),
+            "change": copied(self._change),
             "first": self._first,
             "weights": list(self.streams.weights),
             "generator": self.generator.get_state(),
@@ -201,7 +216,8 @@ class NaturalGradient:
         """Restore what `state_dict` gave."""
         for tensors, saved in ((self.maps, state["maps"]), (self._change, state["change"])):
             assert isinstance(saved, dict)
-            tensors.update({key: tensor.to(tensors[key]) for key, tensor in saved.items()})
+            for key, tensor in saved.items():
+                tensors[key].copy_(tensor)
         first, weights, generator = state["first"], state["weights"], state["generator"]
         damping, trust, temperature = state["damping"], state["trust"], state["temperature"]
         assert isinstance(first, float)
@@ -213,6 +229,8 @@ class NaturalGradient:
         self._first, self.streams.weights = first, weights
         self.generator.set_state(generator)
         self._damping, self._trust, self.temperature = damping, trust, temperature
+        self._steps.forget()
+        self._targets.forget()
         self.refresh()
 
     def _gradient(
@@ -248,12 +266,15 @@ class NaturalGradient:
             before = self._moments.get(unit, moments)
             inputs, outputs = (torch.lerp(old, now, new) for old, now in zip(before, moments, strict=True))
             self._moments[unit] = inputs, outputs
-            self._factors[unit] = self._damped(unit)
+            factors = self._damped(unit)
+            for own, factor in zip(self._factors.setdefault(unit, factors), factors, strict=True):
+                own.copy_(factor)  # where a recorded step reads it
 
     def _damped(self, unit: Unit) -> tuple[Tensor, Tensor]:
         """Factorise a unit's curvature; both factors get the same share of the damping, each in its own units."""
         inputs, outputs = self._moments[unit]
-        return _cholesky(inputs, self._damping), _cholesky(outputs / self._windows[unit].positions, self._damping)
+        positions = self._windows[unit].positions
+        return _factorised(inputs, self._damping), _factorised(outputs / positions, self._damping)
 
     def _moments_of(self, batches: Sequence[TargetBatch]) -> dict[Unit, tuple[Tensor, Tensor]]:
         """Compute the mean products of every unit's inputs, and of the derivatives by its outputs."""
@@ -298,7 +319,7 @@ class NaturalGradient:
             if shift is not None:
                 step = torch.cat([step, gradient[shift].reshape(window.groups, 1, -1)], 1)
             inputs, outputs = self._factors[unit]
-            step = -torch.cholesky_solve(torch.cholesky_solve(step, inputs).mT, outputs).mT
+            step = -_solved(outputs, _solved(inputs, step).mT).mT
             if shift is not None:
                 direction[shift] = step[:, -1].reshape(-1).to(gradient[shift])
                 step = step[:, :-1]
@@ -306,11 +327,24 @@ class NaturalGradient:
         return direction
 
 
-def _cholesky(factor: Tensor, share: float) -> Tensor:
-    """Compute Cholesky factors (G, K, K) of matrices with a share of their mean variance added, in float32."""
-    damped = factor.double()
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors that steps change in place."""
+    return {key: tensor.clone() for key, tensor in tensors.items()}
+
+
+def _factorised(matrix: Tensor, share: float) -> Tensor:
+    """Prepare matrices (G, K, K) with a share of their mean variance added for `_solved`, in float32.
+
+    Cholesky factors; on a GPU inverses, since a product takes a fraction of the time of two triangular solutions there.
+    """
+    damped = matrix.double()
     power = damped.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-20)
     damped.diagonal(dim1=1, dim2=2).add_(share**0.5 * power)
     # Diverged weights, which a rollback will restore, may have no factor: checking would make the host wait.
     lower: Tensor = torch.linalg.cholesky_ex(damped).L
-    return lower.float()
+    return torch.cholesky_inverse(lower).float() if lower.is_cuda else lower.float()
+
+
+def _solved(factors: Tensor, right: Tensor) -> Tensor:
+    """Solve linear systems with right-hand sides (G, K, N) by what `_factorised` gave."""
+    return factors @ right if factors.is_cuda else torch.cholesky_solve(right, factors)

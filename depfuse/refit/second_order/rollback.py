@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from depfuse.refit.second_order.natural_gradient import NaturalGradient, TargetBatch
+from depfuse.refit.second_order.natural_gradient import NaturalGradient, TargetBatch, copied
 
 COMPARED = 16  # steps between two comparisons
 WORSE = 1.25  # factor of the lowest loss above which steps are taken back
@@ -28,7 +28,7 @@ class Rollback:
 
     def __init__(self, learner: NaturalGradient, images: Sequence[TargetBatch]) -> None:
         self._learner, self._images = learner, images
-        self.best: Mapping[str, Tensor] = dict(learner.maps)
+        self.best: Mapping[str, Tensor] = copied(learner.maps)
         self.lowest = learner.loss(images)  # of the best weights, summed over the images
 
     def compare(self) -> None:
@@ -37,7 +37,7 @@ class Rollback:
         if not loss <= WORSE * self.lowest:  # also where it is not a number
             self._learner.restore(self.best)
         elif loss < self.lowest:
-            self.best, self.lowest = dict(self._learner.maps), loss
+            self.best, self.lowest = copied(self._learner.maps), loss
 
     def state_dict(self) -> dict[str, object]:
         """Collect the best weights and their loss."""
