@@ -3,10 +3,11 @@
     python -m experiments run standard --sets resnet20-8-1-8-2 resnet20-1-4 halves --torch-threads 1 --runs 3
 
 A minute a run of a ResNet20, and ten of a ResNet18 of full width. Every run is a process of its own, on the processor
-as it is or as one without AVX-512 (`avx2`). The bare forward passes of all parents over the calibration images are
-timed before and after the fusion, and their mean is the unit of the ratios. Shown are medians over runs: CPU seconds,
-which work beside it hardly changes, where one thread computes, and seconds on the wall where several do. Memory is the
-peak of each stage above what the process held before the fusion, and `bound` four times the parents and 1 GiB.
+as it is, as one without AVX-512 (`avx2`), or on a GPU (`gpu`). The bare forward passes of all parents over the
+calibration images are timed before and after the fusion, and their mean is the unit of the ratios. Shown are medians
+over runs: CPU seconds, which work beside it hardly changes, where one thread computes, and seconds on the wall where
+several do, or a GPU, on which the first fusion of a process is not measured. Memory is the peak of each stage above
+what the process held before the fusion, of a GPU all of its own memory, and `bound` four times the parents and 1 GiB.
 """
 
 from __future__ import annotations
@@ -54,7 +55,10 @@ TESTED = 1000  # images that the fusion's networks are scored on
 PROCESSORS: dict[str, dict[str, str]] = {
     "as it is": {},
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "gpu": {},
 }
+GPU = torch.device("cuda")
+KINDS = {"as it is": "The processor as it is", "avx2": "As a processor with avx2 alone", "gpu": "A GPU"}
 BOUND_TIMES, BOUND_MIB = 4, 1024  # of memory: times the parents, and beside that
 STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -62,7 +66,7 @@ STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 # --- one run ---------------------------------------------------------------------------------------
 
 
-def measure(cell: Mapping[str, Any]) -> dict[str, float]:
+def measure(cell: Mapping[str, Any]) -> dict[str, Any]:
     """Measure a run in a process of its own, on a processor of the cell's kind."""
     with _environment(PROCESSORS[cell["processor"]]):
         return whole(apart(figures, cell))
@@ -85,23 +89,38 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
 class Stages:
     """Seconds and peak memory of the stages of a fusion, each of which ends as the next one begins."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.found: dict[str, float] = {}
+        self._device = device
         self._held, self._stage = _memory("VmRSS"), ""
-        self._begun = time.perf_counter(), time.process_time()
+        self._begun = _clocks(self._device)
 
     def begin(self, stage: str) -> None:
         """End the stage before this one; '' begins none, and stages of other names belong to the one before them."""
         if stage and stage not in STAGES:
             return
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall, cpu = _clocks(self._device)
         if self._stage:
             for what, now, then in zip(("wall", "cpu"), (wall, cpu), self._begun, strict=True):
                 self.found[f"{self._stage}_{what}"] = now - then
-            self.found[f"{self._stage}_mib"] = max(0.0, _memory("VmHWM") - self._held)
+            self.found[f"{self._stage}_mib"] = self._peak()
+        if self._device == GPU:
+            torch.cuda.reset_peak_memory_stats()
         with suppress(OSError):
             REFERENCES.write_text("5", encoding="ascii")  # the peak begins anew
-        self._stage, self._begun = stage, (time.perf_counter(), time.process_time())
+        self._stage, self._begun = stage, _clocks(self._device)
+
+    def _peak(self) -> float:
+        if self._device == GPU:
+            return torch.cuda.max_memory_allocated() / 2**20
+        return max(0.0, _memory("VmHWM") - self._held)
+
+
+def _clocks(device: torch.device) -> tuple[float, float]:
+    """Read the clock on the wall and that of the processor, once the device has done its work."""
+    if device == GPU:
+        torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()
 
 
 def _memory(name: str) -> float:
@@ -113,11 +132,12 @@ def _memory(name: str) -> float:
     return 0.0
 
 
-def figures(cell: Mapping[str, Any]) -> Iterator[dict[str, float]]:
+def figures(cell: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield what a fusion took, stage by stage, and what its child is worth."""
     torch.set_num_threads(int(cell["cores"]))
     parents, images = SETS[cell["set"]], int(cell["images"])
-    of = read_material(parents, files_of([parents.data], {})[parents.data], torch.device("cpu"))
+    device = GPU if cell["processor"] == "gpu" else torch.device("cpu")
+    of = read_material(parents, files_of([parents.data], {})[parents.data], device)
     calibration, held_out = drawn(of, images, 0), of.held_out(images, 0, 0)
     if calibration is None or held_out is None:
         raise RecipeError(f"--images {images}: none are left to judge children of {parents.title} by")
@@ -126,13 +146,17 @@ def figures(cell: Mapping[str, Any]) -> Iterator[dict[str, float]]:
     recipe = Recipe.create(preset=cell["preset"], calibration=images)
 
     def bare() -> tuple[float, float]:
-        wall, cpu = time.perf_counter(), time.process_time()
+        begun = _clocks(device)
         pass_forward(of.inputs.models, calibration, layouts)
-        return time.perf_counter() - wall, time.process_time() - cpu
+        wall, cpu = (now - then for now, then in zip(_clocks(device), begun, strict=True))
+        return wall, cpu
 
     bare()  # what is chosen and built once is no part of it
-    passes, stages = [bare()], Stages()
-    result = fuse(replace(of.inputs.parents(of.template), example=example), recipe, calibration, progress=stages.begin)
+    given = replace(of.inputs.parents(of.template), example=example)
+    if device == GPU:
+        fuse(given, recipe, calibration)
+    passes, stages = [bare()], Stages(device)
+    result = fuse(given, recipe, calibration, progress=stages.begin)
     stages.begin("evaluate")
     result.comparison(of.test(TESTED))
     stages.begin("")
@@ -146,6 +170,7 @@ def figures(cell: Mapping[str, Any]) -> Iterator[dict[str, float]]:
         "parents_mib": 4 * sum(parameters(model) for model in of.inputs.models) / 2**20,
         "accuracy": child.accuracy,
         "held_out_accuracy": evaluate(result.child, held_out).accuracy,
+        **({"machine": torch.cuda.get_device_name()} if device == GPU else {}),
         **({"parents_accuracy": fmean(own)} if own else {}),
     }
 
@@ -159,7 +184,7 @@ def tables(rows: pd.DataFrame) -> str:
     heads += ["MiB of the refit", "bound", "child", "held-out"]
     parts = []
     for (processor, cores), own in rows[rows["refused"] == ""].groupby(["processor", "cores"], sort=False):
-        clock = "cpu" if cores == "1" else "wall"
+        clock = "cpu" if cores == "1" and processor != "gpu" else "wall"
         lines = []
         for (name, preset, images), runs in own.groupby(["set", "preset", "images"], sort=False):
             median = runs[list(VALUES)].median()
@@ -170,8 +195,8 @@ def tables(rows: pd.DataFrame) -> str:
             line += [_text(median["refit_mib"], 0), f"{bound:.0f}"]
             line += [_text(100 * median[column], 2) for column in ("accuracy", "held_out_accuracy")]
             lines.append(line)
-        threads = "one thread, CPU seconds" if cores == "1" else f"{cores} threads, seconds on the wall"
-        kind = "The processor as it is" if processor == "as it is" else f"As a processor with {processor} alone"
+        threads = "one thread, CPU seconds" if clock == "cpu" else f"{cores} threads, seconds on the wall"
+        kind = KINDS[processor]
         parts.append(f"{kind}, {threads}; medians of {_counts(own)}.\n\n{markdown(heads, lines)}")
     return "\n\n".join(parts)
 

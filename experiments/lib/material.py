@@ -123,9 +123,9 @@ class Material:
         return Loader(part, self.inputs.data.preprocessing, batch_size=BATCH, device=self.inputs.device)
 
 
-def shared_material(name: str) -> Material:
+def shared_material(name: str, device: torch.device | str = "cpu") -> Material:
     """Read a set of other people's parents, as all scripts that take no data of their own do."""
-    return read_material(SETS[name], data_files([SETS[name]], {})[SETS[name].data], torch.device("cpu"))
+    return read_material(SETS[name], data_files([SETS[name]], {})[SETS[name].data], torch.device(device))
 
 
 def read_material(parents: ParentSet, file: str, device: torch.device) -> Material:

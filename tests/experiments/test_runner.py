@@ -88,7 +88,7 @@ STORED: dict[str, tuple[list[dict[str, object]], str]] = {
     ),
     "self_training": (
         [{"set": "halves", "network": "beside", "seed": 0, "images": 5000, "passes": 4, "test_limit": 0,
-          "accuracy": 0.8, "mirrored": 0.82, "cpu_seconds": 30.0}],
+          "accuracy": 0.8, "mirrored": 0.82, "seconds": 30.0}],
         "| heads side by side (two networks) | 80.0 (82.0) | 30 |",
     ),
     "tasks": (
