@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
 from digits_parents import digits_parents
+from torch import Tensor
 
 from depfuse import Recipe, find_groups, fuse, prove_groups
 from depfuse.data import DataSet, Loader, calibration_loader
 from depfuse.evaluate import Scores, evaluate
 from depfuse.fusion.parents import Parents
 from depfuse.models import build_network
+from depfuse.networks.replaying import Recording
 from depfuse.recipe.presets import preset, published
 from depfuse.teach.distil import Distillation
-from depfuse.train import TrainRecipe, train
+from depfuse.train import EpochReport, TrainRecipe, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 IMAGES = 400
@@ -82,8 +85,8 @@ def test_groups_are_proved() -> None:
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_training(digits: DataSet, compiled: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("compiled", [None, False, True], ids=["recorded", "plain", "compiled"])
+def test_training(digits: DataSet, compiled: bool | None, tmp_path: Path) -> None:
     recipe = TrainRecipe.suited_to(digits, epochs=4, compile=compiled, precision="bfloat16")
     network = build_network("digits_resnet(width=1.25)")
     metrics = train(network, digits, recipe, device="cuda", resume_path=tmp_path / "state", save_seconds=0)
@@ -91,3 +94,85 @@ def test_training(digits: DataSet, compiled: bool, tmp_path: Path) -> None:
     again = build_network("digits_resnet(width=1.25)")
     again.load_state_dict(network.state_dict())
     assert evaluate(again.eval(), Loader(digits.test, digits.preprocessing, batch_size=100)).accuracy > 0.8
+
+
+def test_recorded_steps_are_those_of_the_host(digits: DataSet) -> None:
+    states = []
+    for compiled in (None, False):
+        torch.manual_seed(0)
+        network = build_network("digits_resnet(width=1.25)")
+        recipe = TrainRecipe.create(epochs=2, compile=compiled, precision="float32", batch_size=100)
+        train(network, digits, recipe, device="cuda")
+        states.append(network.state_dict())
+    for key, tensor in states[0].items():
+        assert torch.allclose(tensor.float(), states[1][key].float(), atol=2e-3, rtol=2e-2), key
+
+
+def test_a_recorded_training_that_was_cut_off_goes_on(digits: DataSet, tmp_path: Path) -> None:
+    class CutOffError(Exception):
+        pass
+
+    def cut(report: EpochReport) -> None:
+        if report.epoch == 2:
+            raise CutOffError
+
+    states = []
+    for parts in (1, 2):
+        torch.manual_seed(0)
+        network = build_network("digits_resnet(width=1.25)")
+        recipe = TrainRecipe.create(epochs=4, precision="float32", batch_size=100)
+        options = {"device": "cuda", "resume_path": tmp_path / str(parts), "save_seconds": 0}
+        if parts == 2:
+            with pytest.raises(CutOffError):
+                train(network, digits, recipe, progress=cut, **options)
+            torch.manual_seed(0)
+            network = build_network("digits_resnet(width=1.25)")
+        train(network, digits, recipe, **options)
+        states.append(network.state_dict())
+    for key, tensor in states[0].items():
+        assert torch.allclose(tensor.float(), states[1][key].float(), atol=5e-3, rtol=5e-2), key
+
+
+def test_a_recording_changes_tensors_as_the_function_does() -> None:
+    device, recording = torch.device("cuda"), Recording(torch.device("cuda"))
+    sums = torch.zeros(3, device=device)
+
+    def add(values: list[Tensor], factor: float) -> tuple[Tensor, Tensor]:
+        sums.add_(values[0] * factor)
+        return sums * 2, values[0].sum()
+
+    expected = torch.zeros(3)
+    for number in range(8):
+        values = torch.full((3,), float(number))
+        expected += values * (number / 2)
+        twice, total = recording.run(add, [values.to(device)], number / 2)
+        assert torch.allclose(twice.cpu(), 2 * expected)
+        assert float(total) == 3 * number
+    # Outputs are the caller's own: the next run does not change them.
+    first, _ = recording.run(add, [torch.ones(3, device=device)], 1.0)
+    kept = first.clone()
+    recording.run(add, [torch.ones(3, device=device)], 1.0)
+    assert torch.equal(first, kept)
+
+
+def test_what_waits_or_has_another_shape_is_run_as_it_is() -> None:
+    device, recording, seen = torch.device("cuda"), Recording(torch.device("cuda")), []
+
+    def waiting(values: Tensor) -> Tensor:
+        seen.append(float(values.sum()))
+        return values + seen[-1]
+
+    for number in range(8):
+        assert float(recording.run(waiting, torch.full((1,), float(number), device=device))) == 2 * number
+    assert seen == [float(number) for number in range(8)]
+    quick = Recording(device)
+    for size in (2, 2, 2, 2, 2, 5, 2, 3):
+        assert torch.equal(
+            quick.run(torch.cumsum, torch.ones(size, device=device), 0).cpu(), torch.arange(1.0, size + 1)
+        )
+
+
+def test_random_numbers_differ_from_replay_to_replay() -> None:
+    recording, ones = Recording(torch.device("cuda")), torch.ones(1000, device="cuda")
+    drawn = [recording.run(torch.nn.functional.dropout, ones).cpu() for _ in range(8)]
+    assert all(not torch.equal(one, other) for one, other in itertools.pairwise(drawn))
