@@ -206,15 +206,14 @@ def _unsuited(model: nn.Module, images: Loader) -> str:
         return "the calibration data are of several shapes"
     if not any(issubclass(kind, (nn.Linear, *CONVOLUTIONS)) for kind in kinds):
         return f"{name} has neither convolutions nor linear layers"
-    few = images.first(2)
-    example = few.example()
+    example = images.example()
     outputs = _outputs(model, example)
     if not isinstance(outputs, Tensor):
         return f"{name} gives several outputs, of which none is known to count"
     size = multiply_adds(model, example)
     if size > LARGEST:
         return f"{name} takes {size:.2g} multiply-adds for an image, and none of over {LARGEST:.0e} was searched on"
-    if not can_be_refitted(model, few):
+    if not can_be_refitted(model, images):
         return f"{name} cannot be taken apart"
     return ""
 

@@ -49,6 +49,40 @@ def test_networks_of_one_structure_have_one_program() -> None:
     assert programs[1].nodes == program_of(first, IMAGES).nodes != []
 
 
+class Fixed(Scaled):
+    """A network of which nothing but what `forward` does at the end depends on how many images there are."""
+
+    def __init__(self, end: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__(factor=1.0)
+        self.end = end
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.norm(self.layer(x)))
+        return self.head(self.end(y + y).flatten(2).mean(2))
+
+
+ENDS = {
+    "shuffled": lambda y: torch.cat(y.reshape(len(y), 2, 2, -1).transpose(1, 2).flatten(1, 2).chunk(2, 1), 1),
+    "scaled by the number": lambda y: y / len(y),
+    "mean of the batch": lambda y: y - y.mean(0, keepdim=True),
+    "all in one": lambda y: y.reshape(2 * len(y), 2, -1).reshape(len(y), 4, -1),
+    "halves": lambda y: torch.cat(y.chunk(2)),
+    "a constant": lambda y: y + torch.arange(float(len(y)))[:, None, None, None],
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_batches_of_any_size_have_one_program_where_nothing_depends_on_it(end: str) -> None:
+    network = Fixed(ENDS[end]).eval()
+    many, few = torch.randn(12, 1, 8, 8), torch.randn(8, 1, 8, 8)
+    programs = [program_of(network, many), program_of(network, few), program_of(network, many)]
+    assert programs[0].nodes == programs[2].nodes
+    assert (programs[0].nodes == programs[1].nodes) is (end == "shuffled")
+    for program, images in zip(programs, (many, few, many), strict=True):
+        with torch.no_grad():
+            assert torch.equal(run(program, network, images), network(images))
+
+
 def with_hook() -> nn.Module:
     network = Scaled()
     network.layer.register_forward_hook(lambda *args: args[2] + 1)

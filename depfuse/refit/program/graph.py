@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export.graph_signature import OutputKind
 from torch.utils._pytree import tree_leaves
 
 from depfuse.errors import ArchitectureError
@@ -18,12 +19,12 @@ from depfuse.networks.copying import evaluation_copy
 from depfuse.networks.forward import INNER, Example, as_module
 from depfuse.networks.isolation import without_warnings
 from depfuse.networks.running import raised_in
+from depfuse.refit.program.functional import CHECKS, functional, name_of
 from depfuse.text import first_line
 
 State = Mapping[str, Tensor]
 Values = dict[fx.Node, Tensor]
 _VIEW = torch.ops.aten.view.default
-_CHECKS = (torch.ops.aten._assert_tensor_metadata.default,)  # of a cast's input, which autocast gives another type
 
 
 class Program:
@@ -58,7 +59,7 @@ class Program:
         exportable, argument = (network, images) if single else as_module(network, images)
         try:
             with without_warnings(), _without_logs(), redirect_stderr(io.StringIO()), torch.no_grad():
-                exported = torch.export.export(exportable, (argument,), strict=False).run_decompositions({})
+                exported = functional(torch.export.export(exportable, (argument,), strict=False))
         except Exception as error:  # torch.export has no one exception for what it cannot follow
             place = raised_in(network, error)
             raise ArchitectureError(
@@ -82,13 +83,13 @@ class Program:
                 del self._keys[name]
         self._module = exported.graph_module
         graph = exported.graph_module.graph
-        self.nodes = [node for node in graph.nodes if node.op == "call_function" and node.target not in _CHECKS]
+        self.nodes = [node for node in graph.nodes if node.op == "call_function" and name_of(node) != CHECKS]
         placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
         # What is no tensor, such as a flag of a batch, is part of the program.
         self.inputs = [placeholders[name] for name in signature.user_inputs if name in placeholders]
         self.inputs = [node for node in self.inputs if isinstance(node.meta.get("val"), Tensor)]
-        outputs = {node.name: node for node in graph.nodes}
-        self.output = outputs[signature.user_outputs[0]]
+        first = next(n for n, spec in enumerate(signature.output_specs) if spec.kind == OutputKind.USER_OUTPUT)
+        self.output: fx.Node = next(iter(reversed(graph.nodes))).args[0][first]
 
     def values_of(self, images: Example) -> Values:
         """Bind a batch to the input nodes."""
@@ -98,6 +99,11 @@ class Program:
     def key(self, argument: Any) -> str | None:
         """Return the state-dict key of an operation's argument, where it is a parameter or a buffer."""
         return self._keys.get(argument.name) if isinstance(argument, fx.Node) else None
+
+    @property
+    def has_constants(self) -> bool:
+        """Whether an operation reads a tensor that is neither an input nor of the state dict."""
+        return bool(self._constants)
 
     def is_computed(self, node: fx.Node) -> bool:
         """Tell whether a node's value depends on the images or is computed from weights."""

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten
 
 from depfuse.networks.copying import FORWARD_HOOKS
 from depfuse.networks.forward import Called, Example
+from depfuse.refit.program.batch_size import free_batch_size
 from depfuse.refit.program.graph import Program
 
 MOST = 8  # programs that are kept, the last ones
@@ -29,8 +30,9 @@ def program_of(network: nn.Module, images: Example) -> Program:
     """Take apart a network, or reuse the program of one that has the same structure.
 
     Structures are the same where modules have equal classes and attributes, tensors equal names, shapes, strides, types
-    and devices, and batches too. What a program could depend on beside these, such as a hook or an attribute that
-    is an object or a tensor, has it made anew.
+    and devices, and batches too, but for the number of their images where the program does not depend on it. What a
+    program could depend on beside these, such as a hook or an attribute that is an object or a tensor, has it made
+    anew.
 
     Parameters
     ----------
@@ -45,10 +47,12 @@ def program_of(network: nn.Module, images: Example) -> Program:
     key = structure_of(network, images)
     if key is None:
         return Program(network, images)
-    found = _kept.get(key)
+    of_any_size = ("any size", structure_of(network, images[:1])) if isinstance(images, Tensor) else None
+    found = _kept.get(key) or _kept.get(of_any_size)
     if found is None:
         found = Program(network, images)
-        _kept.keep(key, found)
+        free = isinstance(images, Tensor) and free_batch_size(found, len(images))
+        _kept.keep(of_any_size if free else key, found)
     reused = copy.copy(found)
     reused.nodes = list(found.nodes)  # `reorder` changes it
     return reused
