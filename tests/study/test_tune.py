@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
+from wsgiref.util import setup_testing_defaults
 
 import optuna
 import pytest
@@ -260,6 +261,22 @@ def test_the_whole_study_is_one_file_and_one_page(searched: Path) -> None:
         (own,) = [trial for trial in report.trials if trial.trial == number]
         assert own.model_dump(mode="json", exclude={"trial", "seconds"}) == kept
     assert (searched / "report.html").read_text(encoding="utf-8") == build_page(find_runs(searched))
+
+
+def test_optunas_dashboard_shows_a_search(searched: Path) -> None:
+    dashboard = pytest.importorskip("optuna_dashboard", reason="needs optuna-dashboard")
+    journal = optuna.storages.journal.JournalFileBackend(str(searched / "study.log"))
+    application = dashboard.wsgi(optuna.storages.JournalStorage(journal))
+
+    def answer(address: str) -> Any:
+        environment: dict[str, Any] = {"PATH_INFO": address}
+        setup_testing_defaults(environment)
+        return json.loads(b"".join(application(environment, lambda status, headers, failure=None: None)))
+
+    (summary,) = answer("/api/studies")["study_summaries"]
+    trials = answer(f"/api/studies/{summary['study_id']}")["trials"]
+    assert {trial["number"] for trial in trials} == set(found(searched))
+    assert all(trial["params"] for trial in trials)
 
 
 def test_a_trial_run_again_by_fuse_gives_the_same_child(searched: Path, tmp_path: Path) -> None:
