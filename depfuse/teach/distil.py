@@ -238,8 +238,8 @@ class Distillation:
             seconds[step] = report.total_seconds
             if start is not None and not start.keep_the_nearer(model):
                 warnings.warn(
-                    f"the {name} came no nearer to the ensemble in {epochs} epochs and stays as it was: "
-                    f"lower train.learning_rate {settings.learning_rate:g}",
+                    f"the {name} came no nearer to the ensemble in {epochs} epochs and stays as it was: give"
+                    f" more images, or lower train.learning_rate {settings.learning_rate:g}",
                     DepfuseWarning,
                     stacklevel=2,
                 )

@@ -10,6 +10,7 @@ from torch import Tensor
 from experiments.lib.folds.networks import UNet
 from experiments.lib.folds.scenes import Scenes
 from experiments.lib.folds.training import FOLDS, Plan, fold
+from experiments.studies import fold_rates
 from experiments.studies import folds as study
 
 
@@ -47,11 +48,27 @@ def test_a_fold_does_not_see_its_own_fifth() -> None:
 
 @pytest.mark.slow
 def test_a_network_of_every_row_is_made_and_scored() -> None:
-    task = study.Task(SCENES, PLAN, distil=1)
+    task = study.Task(SCENES, PLAN, {"batch": 0.05}, distil=1)
     for network in ("fold 3", "ensemble", "average, reset", "refitted", "distilled"):
         found = study.scored(task, "batch", network, 0)
         assert 0 <= found["dice"] <= 1
         assert found["milliseconds"] > 0
+
+
+def test_children_that_stayed_the_refitted_ones_are_counted() -> None:
+    rows = [{"refitted": 0.5, "distilled": 0.5}, {"refitted": 0.5, "distilled": 0.6}, {"refitted": 0.5}]
+    assert study._discarded(pd.DataFrame(rows)) == "1 of 2"
+
+
+def test_a_rate_is_chosen_on_scenes_that_the_study_does_not_draw() -> None:
+    assert fold_rates.SEED not in study.SEEDS
+    rows = [
+        {"task": "volumes", "norm": "batch", "rate": str(rate), "fold": fold, "dice": dice}
+        for rate, values in zip(fold_rates.RATES, ((0.5, 0.6), (0.9, 0.8), (0.9, 0.4)), strict=True)
+        for fold, dice in enumerate(values)
+    ]
+    shown = fold_rates.show(pd.DataFrame(rows), fold_rates.MEASUREMENT.parser().parse_args([]))
+    assert "| batch | 50.0, 60.0 | 90.0, 80.0 | 90.0, 40.0 | 0.1 |" in shown
 
 
 def test_only_seeds_with_all_folds_count() -> None:

@@ -36,12 +36,17 @@ STORED: dict[str, tuple[list[dict[str, object]], str]] = {
         [{"part": "wide", "kind": "rank one", "by": "assigned", "seconds": 1.5}],
         "| rank one | assigned | 1.50 |  |",
     ),
+    "fold_rates": (
+        [{"task": "pictures", "norm": "batch", "rate": rate, "fold": 0, "dice": dice}
+         for rate, dice in ((0.05, 0.5), (0.1, 0.7), (0.2, 0.6))],
+        "| digits over pictures, 24 x 24 | batch | 50.0 | 70.0 | 60.0 | 0.1 |",
+    ),
     "folds": (
         [{"task": "pictures", "norm": "batch", "network": network, "seed": 0, "dice": dice, "milliseconds": 1.0,
           "seconds": 1.0} for network, dice in
          (*((f"fold {number}", 0.6 + 0.02 * number) for number in range(5)), ("ensemble", 0.74), ("average", 0.25),
           ("average, reset", 0.25), ("refitted", 0.65), ("distilled", 0.7))],
-        "| digits over pictures, 24 x 24, BatchNorm | 1.0 | 2.0 | 10.0 | 60 % |",
+        "| digits over pictures, 24 x 24, BatchNorm | 1.0 | 2.0 | 10.0 | 60 % | 0 of 1 |",
     ),
     "hubs": (
         [{"hub": "Lightning", "seed": 0, "parent 1": 0.5, "parent 2": 0.6, "ensemble": 0.9, "average": 0.1,

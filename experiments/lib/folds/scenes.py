@@ -18,6 +18,7 @@ SIDE = 24  # pixels of a scene
 NOISE = 0.3  # standard deviation in volumes
 SHOWN = (0, 1, 7)  # the digits that are classes
 MOST = 10_000  # of CIFAR-10's pictures, and of MNIST's digits of these classes
+IN_VOLUMES = 3  # classes, with the background
 INK = 0.4  # of white; pixels of a digit that are darker are its background
 
 
@@ -83,9 +84,10 @@ def over_pictures(count: int, generator: torch.Generator, test: bool) -> tuple[T
 
 
 def in_volumes(count: int, generator: torch.Generator, test: bool) -> tuple[Tensor, Tensor]:
-    """Extrude one digit through half of the slices of each volume, and add noise."""
-    depth, across, side = 8, 12, 10
+    """Extrude a zero or a one through half of the slices of each volume, and add noise."""
+    depth, across, side = 8, 16, 14
     shapes, kinds = digits(side, test)
+    shapes, kinds = shapes[kinds < IN_VOLUMES], kinds[kinds < IN_VOLUMES]
     images = torch.randn(count, 1, depth, across, across, generator=generator) * NOISE
     labels = torch.zeros(count, depth, across, across, dtype=torch.int64)
     for image, mask in zip(images, labels, strict=True):
@@ -100,5 +102,5 @@ def in_volumes(count: int, generator: torch.Generator, test: bool) -> tuple[Tens
 
 SCENES: Mapping[str, Scenes] = {
     "pictures": Scenes("digits over pictures, 24 x 24", 3, 4, 2, over_pictures),
-    "volumes": Scenes("extruded digits in noise, 8 x 12 x 12", 1, 4, 3, in_volumes),
+    "volumes": Scenes("extruded digits in noise, 8 x 16 x 16", 1, IN_VOLUMES, 3, in_volumes),
 }
