@@ -155,7 +155,7 @@ def scored(task: Task, norm: Norm, name: str, seed: int) -> dict[str, float]:
     network = made(name, task, norm, seed).eval()
     seconds = time.perf_counter() - started
     images, labels = tests(task)
-    parts = zip(images.split(50), labels.split(50), strict=True)
+    parts = zip(torch.split(images, 50), torch.split(labels, 50), strict=True)
     dice = evaluate(network, list(parts), Dense()).by(DICE)
     return {"dice": dice, "milliseconds": 1000 * _seconds(network, images[:50]), "seconds": seconds}
 
