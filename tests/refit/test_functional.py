@@ -59,6 +59,12 @@ def attention(net: Of, x: Tensor) -> Tensor:
     return F.gelu(F.scaled_dot_product_attention(y, y, y)).softmax(-1).mean(1)
 
 
+def computed_for_nothing(net: Of, x: Tensor) -> Tensor:
+    y = net.layer(x)
+    F.relu(net.norm(net.other(y)), inplace=True)
+    return y
+
+
 def read_again_by_a_view(net: Of, x: Tensor) -> Tensor:
     y = net.layer(x)
     view = y.flatten(1)
@@ -92,7 +98,7 @@ def by_its_own_statistics(net: Of, x: Tensor) -> Tensor:
     return F.instance_norm(F.batch_norm(x, None, None, training=True), eps=0.1)
 
 
-REWRITTEN = (residual, shapes, attention, read_again_by_another_name)
+REWRITTEN = (residual, shapes, attention, computed_for_nothing, read_again_by_another_name)
 TRACED_AGAIN = (
     in_place_along_views,
     read_again_by_a_view,

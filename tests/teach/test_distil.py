@@ -13,7 +13,7 @@ from digits_parents import SMALL_ARCHITECTURE, small_files, small_parents
 
 from depfuse import Recipe, fuse
 from depfuse.cli import main
-from depfuse.data import DataSet, Loader, calibration_loader, load_data
+from depfuse.data import Augmentation, DataSet, Loader, calibration_loader, load_data
 from depfuse.ensemble.distance import EnsembleDistance
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
@@ -28,6 +28,7 @@ from depfuse.models import build_network
 from depfuse.recipe.sections import Train
 from depfuse.refit import NaturalGradientTraining, Schedule, Session
 from depfuse.refit.second_order.natural_gradient import NaturalGradient
+from depfuse.refit.second_order.second_pass import SecondPass
 from depfuse.report import FusionReport
 from depfuse.teach.distil import Distillation, Trained
 from depfuse.train import EpochReport, Saving, TrainRecipe, fit
@@ -374,6 +375,17 @@ def test_few_images_are_several_steps_an_epoch(parents, data, count, fewest):
     assert count // recipe.batch_size >= fewest
     by_descent = Distillation(few).train_recipe(2, 0.05, 0, None)
     assert count // by_descent.batch_size >= fewest
+
+
+@pytest.mark.parametrize(("count", "size", "step"), [(60, 10, 50), (250, 125, 125)])
+def test_steps_on_few_images_run_a_network_on_all_of_them_at_once(parents, data, count, size, step):
+    few = dataclasses.replace(data, train=data.train.take(torch.arange(count)))
+    session = Session.towards(copy.deepcopy(parents[0]), Ensemble(parents, (0.5, 0.5)), calibration_loader(few, count))
+    own, generator = session.decomposed, torch.Generator().manual_seed(0)
+    assert (own.size, own.at_once) == (size, 125)
+    learner = Watched(session.folded, own.state, session.teacher, session.streams, generator)
+    SecondPass(learner, own.loader, Augmentation(), at_once=own.at_once).run(2)
+    assert [len(images) for images, *_ in learner.targets] == [step, step]
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ _LAYERS = (
 _VIEWS = ("view.default", "_unsafe_view.default")
 
 
-def free_batch_size(program: Program, size: int) -> bool:
+def free_batch_size(program: Program, size: int) -> None:
     """Make a program hold for batches of any size, if it can be told that none of its operations depends on that.
 
     These are layers, arithmetic of tensors, and what leaves the first axis alone; shapes that begin with the size do so
@@ -32,16 +32,19 @@ def free_batch_size(program: Program, size: int) -> bool:
     Parameters
     ----------
     program
-        Of a network whose only input is a batch.
+        Changed in place.
     size
         Of the batch that was traced.
     """
-    if size < LEAST or program.has_constants or not all(_is_free(node, size) for node in program.nodes):
-        return False
+    inputs = all(_shape(node)[:1] == [size] for node in program.inputs)
+    if size < LEAST or program.has_constants or not inputs:
+        return
+    if not all(_is_free(node, size) for node in program.nodes):
+        return
+    program.any_size = True
     for node in program.nodes:
         if name_of(node) in _VIEWS:
             node.update_arg(1, [-1, *_shape(node)[1:]])
-    return True
 
 
 def _is_free(node: fx.Node, size: int) -> bool:

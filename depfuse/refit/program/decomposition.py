@@ -42,6 +42,9 @@ class DecomposedNetwork:
         Its tensors, which are those of the network.
     loader
         The images in batches of `size`, in channels-last layout where the network supports it.
+    at_once
+        The images that steps may run the program on together: more than `size` where it holds for batches of any size
+        and these are small because there are few images.
     """
 
     program: Program
@@ -49,6 +52,7 @@ class DecomposedNetwork:
     state: dict[str, Tensor]
     loader: Loader
     size: int
+    at_once: int
 
     @classmethod
     def create(cls, network: nn.Module, images: Loader) -> DecomposedNetwork:
@@ -66,7 +70,9 @@ class DecomposedNetwork:
         loader = _in_small_batches(images, channels_last=last)
         size = loader.count // len(loader)
         program = program_of(network, take_samples(next(iter(loader))[0], slice(0, size)))
-        return cls(program, find_units(program, _shared(network)), dict(network.state_dict()), loader, size)
+        few = program.any_size and images.count <= (most := _most_at_once(images))
+        units, state = find_units(program, _shared(network)), dict(network.state_dict())
+        return cls(program, units, state, loader, size, most if few else size)
 
     def renew_statistics(self) -> None:
         """Set every BatchNorm's statistics to those of its inputs without changing the network's function.
@@ -109,9 +115,7 @@ def _statistics(unit: Unit, walk: Walk) -> tuple[Tensor, Tensor]:
 
 def _in_small_batches(loader: Loader, *, channels_last: bool) -> Loader:
     """Divide images into batches of a size that depends on the images alone: programs and steps depend on it."""
-    leaves = [leaf for leaf in tree_leaves(loader.images) if isinstance(leaf, Tensor)]
-    positions = max(leaf.shape[2:].numel() for leaf in leaves)
-    size = min(AT_ONCE, max(50, PIXELS_AT_ONCE // positions))
+    size = _most_at_once(loader)
     most = min(OF_FEW, loader.count // FEWEST)
     if loader.count <= size and most > 1:
         # Batches are of one size, and what remains is left out: as little as can be.
@@ -120,6 +124,13 @@ def _in_small_batches(loader: Loader, *, channels_last: bool) -> Loader:
     small = Loader(loader.split, loader.preprocessing, batch_size=size, device=loader.device)
     small.channels_last = channels_last
     return small
+
+
+def _most_at_once(loader: Loader) -> int:
+    """Count the images of a batch that is as large as any may be."""
+    leaves = [leaf for leaf in tree_leaves(loader.images) if isinstance(leaf, Tensor)]
+    positions = max(leaf.shape[2:].numel() for leaf in leaves)
+    return min(AT_ONCE, max(50, PIXELS_AT_ONCE // positions))
 
 
 def _shared(network: nn.Module) -> set[str]:

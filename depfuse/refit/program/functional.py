@@ -1,8 +1,8 @@
 """Functional form of an exported network: what `run_decompositions({})` makes of it, without tracing it once more.
 
-That second trace takes twice as long as the export. For most networks it does no more than four things: it names the
-kernel of a BatchNorm in eval mode, makes operations in place (`relu_`) functional, leaves out what is the identity in
-eval mode, and writes the operations that only change a shape as those that all of them are made of (`view`, `clone`).
+That second trace takes twice as long as the export. For most networks it does no more than this: it names the kernel of
+a BatchNorm in eval mode, makes operations in place (`relu_`) functional, leaves out what is read by nothing or the
+identity in eval mode, and writes what only changes a shape by the operations that it is made of (`view`, `clone`).
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
                 made = rewrite(graph, node)
             node.replace_all_uses_with(made)
             graph.erase_node(node)
+    graph.eliminate_dead_code()
     return exported
 
 

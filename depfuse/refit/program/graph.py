@@ -35,7 +35,7 @@ class Program:
     model
         Any network whose first output is a tensor; left as it was.
     images
-        A batch of the size and structure of all later ones: the size is part of the program.
+        A batch of the structure of all later ones, and of their size, which is part of most programs.
 
     Attributes
     ----------
@@ -45,6 +45,8 @@ class Program:
         The input nodes, one for each tensor of a batch, in its order.
     output
         The node that gives the network's (first) output.
+    any_size
+        True if batches may have any size, see `free_batch_size`.
 
     Raises
     ------
@@ -82,6 +84,7 @@ class Program:
                 self._constants[name] = exported.constants[inner] if inner in exported.constants else buffers[key]
                 del self._keys[name]
         self._module = exported.graph_module
+        self.any_size = False
         graph = exported.graph_module.graph
         self.nodes = [node for node in graph.nodes if node.op == "call_function" and name_of(node) != CHECKS]
         placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from depfuse.data.inputs import count_samples, take_samples
 from depfuse.networks.copying import FORWARD_HOOKS
 from depfuse.networks.forward import Called, Example
 from depfuse.refit.program.batch_size import free_batch_size
@@ -47,12 +48,12 @@ def program_of(network: nn.Module, images: Example) -> Program:
     key = structure_of(network, images)
     if key is None:
         return Program(network, images)
-    of_any_size = ("any size", structure_of(network, images[:1])) if isinstance(images, Tensor) else None
+    of_any_size = ("any size", structure_of(network, take_samples(images, slice(0, 1))))
     found = _kept.get(key) or _kept.get(of_any_size)
     if found is None:
         found = Program(network, images)
-        free = isinstance(images, Tensor) and free_batch_size(found, len(images))
-        _kept.keep(of_any_size if free else key, found)
+        free_batch_size(found, count_samples(images))
+        _kept.keep(of_any_size if found.any_size else key, found)
     reused = copy.copy(found)
     reused.nodes = list(found.nodes)  # `reorder` changes it
     return reused

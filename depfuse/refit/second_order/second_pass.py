@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -41,6 +42,8 @@ class SecondPass:
         Augmentation of each image each time it is drawn for a step.
     mixed
         Whether images are mixed with each other (`mix`), held-out ones as well.
+    at_once
+        Images that the program is run on together; the size of its batches where None.
     """
 
     def __init__(
@@ -51,9 +54,11 @@ class SecondPass:
         *,
         mixed: bool = False,
         held: Loader | None = None,
+        at_once: int | None = None,
     ) -> None:
         self._learner, self._augment, self._loader, self._mixed = learner, augment, calibration, mixed
         self._size = size = calibration.count // len(calibration)
+        self._at_once = at_once or size
         self._seen = calibration.count
         if held is None:
             self._seen -= max(1, round(HELD_OUT * calibration.count / size)) * size
@@ -84,8 +89,8 @@ class SecondPass:
         learner.write()
 
     def _images(self, loader: Loader, numbers: Tensor, augment: Augmentation | None = None) -> Sequence[Tensor]:
-        """Prepare images of a loader by number, in batches of the program's size and its memory layout."""
-        parts = numbers.tensor_split(max(1, len(numbers) // self._size))
+        """Prepare images of a loader by number, in batches that the program takes, in its memory layout."""
+        parts = numbers.tensor_split(math.ceil(len(numbers) / self._at_once))
         generator = self._learner.generator
         last = self._loader.channels_last
         images = [loader.prepared(part, augment, generator, channels_last=last) for part in parts]

@@ -93,7 +93,8 @@ class Session:
             return
         with torch.no_grad():
             if self.folded.units:
-                SecondPass(self._learner(), self.decomposed.loader, augment, mixed=mixed, held=held).run(steps)
+                images, at_once = self.decomposed.loader, self.decomposed.at_once
+                SecondPass(self._learner(), images, augment, mixed=mixed, held=held, at_once=at_once).run(steps)
             self.decomposed.renew_statistics()
 
     def training(self, compared: Loader, *, patient: int = 0, schedule: Schedule = STANDARD) -> NaturalGradientTraining:
@@ -121,7 +122,9 @@ class Session:
         last = decomposed.loader.channels_last
         images = [compared.prepared(part, None, learner.generator, channels_last=last) for part in parts]
         renew, finishing = decomposed.renew_statistics, schedule.finishing
-        return NaturalGradientTraining(learner, size, images, renew, patient=patient, finishing=finishing)
+        training = NaturalGradientTraining(learner, size, images, renew, patient=patient, finishing=finishing)
+        training.at_once = decomposed.at_once
+        return training
 
     def _learner(self, trust: float = STANDARD.trust) -> NaturalGradient:
         generator = torch.Generator().manual_seed(self.seed)

@@ -42,6 +42,11 @@ class NaturalGradientTraining:
         epochs are on images as they are, towards the ensemble's probabilities at temperature 1.
     finishing
         The share of these last epochs, see `Schedule`.
+
+    Attributes
+    ----------
+    at_once
+        Images that the program is run on together, see `DecomposedNetwork`.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class NaturalGradientTraining:
         finishing: float = Schedule.finishing,
     ) -> None:
         self._learner, self._size, self._compared = learner, size, compared
+        self.at_once = size
         self._renew_statistics = renew_statistics
         self._patient, self._share_finishing = patient, finishing
         self._epochs = self._steps = 0
@@ -102,7 +108,7 @@ class NaturalGradientTraining:
         with torch.no_grad():
             if self._mixes:
                 images = mix(images, self._learner.generator)
-            batches = self._learner.with_targets(list(split_samples(images, self._size)), quick=True)
+            batches = self._learner.with_targets(list(split_samples(images, self.at_once)), quick=True)
             if not self._learner.begun:
                 self._learner.begin(self._learner.loss(batches) / count_samples(images))
             if self._steps % COMPARED == 0:
