@@ -40,11 +40,8 @@ def loss_of(scores: Tensor, labels: Tensor) -> Tensor:
 class DeeplySupervised(Descent):
     """SGD on the loss of maps of every size; labels are shrunk by the nearest place."""
 
-    def step(self, images: Any, labels: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
-        """Take one step on a batch; see `Descent.step`."""
+    def _taken(self, images: Any, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         assert labels is not None
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         maps = self.forward(images)
         loss = torch.zeros(())
         for own, weight in zip(maps, DEEP, strict=True):
@@ -99,6 +96,6 @@ def fold(scenes: Scenes, norm: Norm, inputs: Tensor, labels: Tensor, number: int
         channels_last=False,
         seed=FOLDS * seed + number,
     )
-    learner = DeeplySupervised(network, recipe, torch.device("cpu"), teacher=None, fast=False, steps=0)
+    learner = DeeplySupervised(network, recipe, torch.device("cpu"), teacher=None, fast=False)
     fit(network, data_of(scenes, inputs[own]), recipe, teacher=labels[own], learner=learner)
     return network.eval()
