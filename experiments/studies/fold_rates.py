@@ -4,8 +4,8 @@
 
 Two of five folds are trained at each rate, on scenes of a seed that the study of folds and the gallery do not use, and
 scored on 300 more of them, which are drawn from the training digits and pictures as well. The rate with the highest
-mean of a task and norm is that of `experiments run folds`. What is not in the table has not been tried yet: the rate of
-volumes with InstanceNorm is that of pictures, and that of the gallery's script (0.1) was once chosen by its own test.
+mean of a task and norm is that of `experiments run folds` and of the gallery's script. What is not in the table has not
+been tried yet: the rate of volumes with InstanceNorm is that of pictures.
 """
 
 from __future__ import annotations
