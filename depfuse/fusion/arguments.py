@@ -80,11 +80,19 @@ def _read_data(
     settings = as_recipe(recipe)  # type: ignore[arg-type]
     if calibration is None or not models:
         return settings, None
-    wanted = settings.calibration
-    loader = as_loader(
-        calibration, models[0], images=wanted.images, batch_size=wanted.batch_size, call=call, seed=settings.seed
-    )
-    return settings, loader
+    return settings, read_calibration(models[0], settings, calibration, call)
+
+
+def read_calibration(model: nn.Module, recipe: Recipe, source: CalibrationLike, call: Call | None = None) -> Loader:
+    """Collect as many calibration samples as a recipe wants, as a network in full precision takes them.
+
+    Raises
+    ------
+    DataError
+        See `as_loader`.
+    """
+    wanted = recipe.calibration
+    return as_loader(source, model, images=wanted.images, batch_size=wanted.batch_size, call=call, seed=recipe.seed)
 
 
 def as_test_loader(source: CalibrationLike, like: nn.Module, labels: LabelsLike | None, call: Call | None) -> Loader:

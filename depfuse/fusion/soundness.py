@@ -36,12 +36,19 @@ def check_variances(state: Mapping[str, Tensor], number: int) -> None:
     RecipeError
         There are some; it names the parent and the key.
     """
+    if (found := negative_variances(state)) is not None:
+        raise RecipeError(f"parent {number} has {found}")
+
+
+def negative_variances(state: Mapping[str, Tensor]) -> str | None:
+    """Say which variances of a state dict are negative, and what that means; None where none are."""
     for key, tensor in state.items():
         if key.rpartition(".")[2] == VARIANCE and bool((tensor < 0).any()):
-            raise RecipeError(
-                f"parent {number} has negative variances in {key} ({int((tensor < 0).sum())} of {tensor.numel()}): "
+            return (
+                f"negative variances in {key} ({int((tensor < 0).sum())} of {tensor.numel()}): "
                 "no images give these, the checkpoint is damaged or was changed"
             )
+    return None
 
 
 class Soundness:
@@ -59,7 +66,7 @@ class Soundness:
         self._parents = parents
         self._inputs = [example] if example is not None else []
         if calibration is not None:
-            self._inputs = [images for images, _ in calibration.first(IMAGES)]
+            self._inputs = _first_inputs(calibration)
         self._step: str | None = None
         self._what = ""
 
@@ -119,10 +126,24 @@ class Soundness:
         return "its outputs hold"
 
     def _outputs(self, model: nn.Module) -> list[list[Tensor]]:
-        """Compute the floating-point tensors of the outputs, for each batch."""
-        parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
-        with torch.inference_mode(), evaluating(model):
-            return [float_tensors(run_network(model, _in_type_of(images, parameter))) for images in self._inputs]
+        return _outputs(model, self._inputs)
+
+
+def gives_finite_outputs(model: nn.Module, calibration: Loader | None, example: Example | None) -> bool:
+    """Tell whether a network's outputs are finite for the first images, or for an input where there are none."""
+    given = [] if example is None else [example]
+    return _all_finite(_outputs(model, given if calibration is None else _first_inputs(calibration)))
+
+
+def _first_inputs(calibration: Loader) -> list[Example]:
+    return [images for images, _ in calibration.first(IMAGES)]
+
+
+def _outputs(model: nn.Module, inputs: Sequence[Example]) -> list[list[Tensor]]:
+    """Compute the floating-point tensors of the outputs, for each batch."""
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    with torch.inference_mode(), evaluating(model):
+        return [float_tensors(run_network(model, _in_type_of(images, parameter))) for images in inputs]
 
 
 def _in_type_of(inputs: Example, parameter: Tensor | None) -> Example:

@@ -18,18 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from depfuse.errors import DataError, DepfuseError
+from depfuse.data.loader import Loader
+from depfuse.errors import DataError, DepfuseError, RecipeError
 from depfuse.evaluate.agreement import evaluate_agreement
 from depfuse.evaluate.scores import Agreement
-from depfuse.fusion.arguments import CalibrationLike, RecipeLike
+from depfuse.fusion.arguments import CalibrationLike, RecipeLike, read_calibration
 from depfuse.fusion.parents import Parents
 from depfuse.fusion.pipeline import fuse
 from depfuse.fusion.result import FusionResult
+from depfuse.fusion.soundness import gives_finite_outputs, negative_variances
 from depfuse.io.checkpoint import Checkpoint, state_digest
 from depfuse.io.fitting import COUNTER
 from depfuse.io.into_network import load_into
 from depfuse.io.weights import find_weights
 from depfuse.networks.forward import Example
+from depfuse.networks.precision import in_full_precision
 from depfuse.recipe.presets import as_recipe
 from depfuse.tasks.selection import selected
 
@@ -128,9 +131,13 @@ def aggregate(
     DataError
         No client sent a network that can be used.
     RecipeError, GroupError
-        See `fuse`.
+        See `fuse`; or the recipe sets shares, which follow from `counts`.
     """
     _check_numbers(states, counts, labels)
+    settings = as_recipe(recipe if recipe is not None or batches is not None else WITHOUT_DATA)
+    if settings.merge.weights is not None:
+        raise RecipeError("`merge.weights` is set: shares follow from the clients' `counts`, leave one of them out")
+    samples: Loader | None = None
     models: dict[int, nn.Module] = {}
     left_out: dict[int, str] = {}
     for number, state in enumerate(states):
@@ -144,14 +151,21 @@ def aggregate(
             left_out[number] = str(error)
             continue
         models[number] = model.eval()
+    if batches is not None and models:
+        first = in_full_precision([next(iter(models.values()))])[0]
+        samples = read_calibration(first, settings, batches)
+    for number in list(models):
+        if not gives_finite_outputs(models[number], samples, example):
+            left_out[number] = f"client {number} gives NaN or infinite outputs"
+            del models[number]
     if not models:
-        raise DataError(f"no client sent a usable network: {'; '.join(left_out.values()) or 'there is none'}")
+        why = [_named(text, number) for number, text in sorted(left_out.items())]
+        raise DataError(f"no client sent a usable network: {'; '.join(why) or 'there is none'}")
     used = tuple(models)
     weights = [1.0 if counts is None else float(counts[number]) for number in used]
     shares = tuple(weight / sum(weights) for weight in weights)
     if len(models) == 1:
         return Aggregated(models[used[0]], used, left_out, shares, {}, None)
-    settings = as_recipe(recipe if recipe is not None or batches is not None else WITHOUT_DATA)
     sets = None if labels is None else [labels[number] for number in used]
     whole = None
     if sets is not None and template is not None:
@@ -160,7 +174,7 @@ def aggregate(
     result = fuse(
         Parents(list(models.values()), sets, whole, example=example),
         settings.changed({"merge.weights": list(shares)}),
-        batches,
+        samples,
     )
     return Aggregated(result.child, used, left_out, shares, _worth(result, used), result)
 
@@ -182,7 +196,14 @@ def _load(model: nn.Module, state: State, number: int) -> None:
     loaded = {str(name): _tensor(value, sender) for name, value in named.items()}
     weights = find_weights(sender, loaded)
     tensors = weights.tensors()
+    if (found := negative_variances(tensors)) is not None:
+        raise DataError(f"{sender} has {found}")
     load_into(model, Checkpoint(sender, tensors, None, state_digest(tensors), weights=weights))
+
+
+def _named(why: str, number: int) -> str:
+    """Say which client was left out, once."""
+    return why if why.startswith(f"client {number}") else f"client {number}: {why}"
 
 
 def _in_order(arrays: Sequence[Any], names: Sequence[str], sender: Path) -> dict[str, Any]:

@@ -151,3 +151,27 @@ def test_a_child_of_clients_that_know_different_classes_knows_all() -> None:
     assert found.model(IMAGES).shape == (96, 4)
     assert found.used == (0, 1)
     assert set(found.worth) == {0, 1}
+
+
+@pytest.mark.parametrize("images", [IMAGES, None], ids=["with-images", "without"])
+def test_a_client_whose_network_cannot_be_run_is_left_out(images: Tensor | None) -> None:
+    good = [client(seed).state_dict() for seed in (0, 1)]
+    negative = {name: -tensor if "running_var" in name else tensor for name, tensor in good[0].items()}
+    overflowing = {name: tensor * 1e30 if tensor.is_floating_point() else tensor for name, tensor in good[0].items()}
+    recipe = None if images is None else FAST
+    states = [good[0], negative, overflowing, good[1]]
+    found = aggregate(client(5), states, images, recipe=recipe, example=IMAGES[:1])
+    assert found.used == (0, 3)
+    assert "negative variances" in found.left_out[1]
+    assert "client 2 gives NaN or infinite outputs" in str(found)
+
+
+def test_shares_come_from_counts_and_are_not_overridden_in_silence() -> None:
+    states = [client(seed).state_dict() for seed in (0, 1)]
+    with pytest.raises(DepfuseError, match="shares follow from the clients' `counts`"):
+        aggregate(client(5), states, IMAGES, recipe={"merge.weights": [0.9, 0.1]})
+
+
+def test_the_sentence_of_a_round_without_a_network_names_each_client_once() -> None:
+    with pytest.raises(DataError, match="client 0: it trained on 0 samples; client 1 sent a str"):
+        aggregate(client(5), [client(0).state_dict(), "weights"], IMAGES, counts=[0, 1])
