@@ -104,13 +104,17 @@ def drawn_text(trial: TrialRecord) -> str:
 def scores_table(
     rows: Iterable[tuple[str, ScoreValues]], emphasised: str | None = None, members: Sequence[str] = ()
 ) -> Table:
-    """Tabulate networks with their scores and losses; see `label_heads` and `agreement_heads`."""
+    """Tabulate networks with their scores and losses; see `label_heads` and `agreement_columns`."""
     listed = list(rows)
     labelled = all(scores.labelled for _, scores in listed)
-    heads = label_heads(listed[0][1]) if labelled else agreement_heads(members, listed[0][1])
+    networks = [scores for _, scores in listed]
+    heads, rows_of_cells = (
+        (label_heads(networks[0]), [label_cells(scores) for scores in networks])
+        if labelled
+        else agreement_columns(members, networks)
+    )
     table = plain_table("network", *heads)
-    for name, scores in listed:
-        cells = label_cells(scores) if labelled else agreement_cells(scores, len(members))
+    for (name, _), cells in zip(listed, rows_of_cells, strict=True):
         table.add_row(name, *cells, style="bold" if name == emphasised else None)
     return table
 
@@ -133,22 +137,26 @@ def label_cells(scores: ScoreValues) -> list[str]:
     return [scores.by.text(scores.value), *([_nats(scores.loss)] if has_loss(scores.by) else []), *rest]
 
 
-def agreement_heads(members: Sequence[str], scores: ScoreValues) -> list[str]:
-    """List the columns of `agreement_cells`; of one network alone there is no agreement."""
-    agrees = "agrees with the ensemble" if scores.by == AGREEMENT else f"{scores.by.name} under the ensemble"
-    several = [agrees, *(f"with {name}" for name in members)]
-    return [*(several if len(members) > 1 else []), *_last(scores, ("confidence",), ("ensemble loss",))]
+def agreement_columns(members: Sequence[str], networks: Sequence[ScoreValues]) -> tuple[list[str], list[list[str]]]:
+    """Tabulate agreement with the ensemble and each member, and confidence; the loss where no network has confidence.
 
-
-def agreement_cells(scores: ScoreValues, members: int) -> list[str]:
-    """Write agreement with the ensemble and each member, and confidence; the loss of what has no confidence."""
-    values = [scores.value, *(scores.agreement_with or [math.nan] * members)] if members > 1 else []
-    last = _last(scores, (AGREEMENT.text(scores.confidence),), (_nats(scores.ensemble_loss),))
-    return [*map(scores.by.text, values), *last]
-
-
-def _last(scores: ScoreValues, confidence: tuple[str], loss: tuple[str]) -> tuple[str]:
-    return loss if scores.confidence is None and scores.ensemble_loss is not None else confidence
+    Returns
+    -------
+    heads, rows
+        Titles of the columns, and the cells of each network; of one network alone there is no agreement.
+    """
+    losses = all(scores.confidence is None for scores in networks) and any(
+        scores.ensemble_loss is not None for scores in networks
+    )
+    measure = networks[0].by
+    agrees = "agrees with the ensemble" if measure == AGREEMENT else f"{measure.name} under the ensemble"
+    several = [agrees, *(f"with {name}" for name in members)] if len(members) > 1 else []
+    rows = []
+    for scores in networks:
+        last = _nats(scores.ensemble_loss) if losses else AGREEMENT.text(scores.confidence)
+        values = [scores.value, *(scores.agreement_with or [math.nan] * len(members))] if several else []
+        rows.append([*map(scores.by.text, values), last])
+    return [*several, "ensemble loss" if losses else "confidence"], rows
 
 
 def path_table(report: PathReport) -> Table:

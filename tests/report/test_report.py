@@ -31,7 +31,7 @@ from depfuse.report import (
 from depfuse.report.plot_kind import plot_kind
 from depfuse.report.plots import draw_path, family_figure, path_figure
 from depfuse.report.schema import FamilyRow, SharesSummary
-from depfuse.report.tables import fusion_table, path_table, short_names
+from depfuse.report.tables import agreement_columns, fusion_table, path_table, short_names
 from depfuse.tasks.scores import CALIBRATION
 
 
@@ -250,3 +250,15 @@ def test_environment_says_where_the_run_took_place() -> None:
     assert environment.device == "cpu"
     assert environment.torch == torch.__version__
     assert environment.threads >= 1
+
+
+def test_a_loss_that_is_not_finite_is_not_taken_for_a_confidence() -> None:
+    # Detectors of other classes: each has no logit for what the other one sees.
+    unlike = ScoreValues(agreement=0.9, agreement_with=[1.0, 0.8])
+    child = ScoreValues(agreement=0.9, agreement_with=[0.9, 0.9], ensemble_loss=0.4)
+    heads, rows = agreement_columns(["a.pt", "b.pt"], [unlike, child])
+    assert heads == ["agrees with the ensemble", "with a.pt", "with b.pt", "ensemble loss"]
+    assert [row[-1] for row in rows] == ["not finite", "0.4000"]
+    classes = [ScoreValues(agreement=0.9, confidence=None), ScoreValues(agreement=0.9, confidence=0.8)]
+    heads, rows = agreement_columns(["a.pt"], classes)
+    assert (heads, rows) == (["confidence"], [["not finite"], ["80.00 %"]])

@@ -25,7 +25,7 @@ from depfuse.report.page.study import study_details, study_summary
 from depfuse.report.page.tables import plain_table
 from depfuse.report.schema import EvaluationReport, FusionReport
 from depfuse.report.study import StudyReport
-from depfuse.report.tables import agreement_cells, agreement_heads, label_cells, label_heads, short_names
+from depfuse.report.tables import agreement_columns, label_cells, label_heads, short_names
 from depfuse.text import counted
 
 _FUSIONS = (
@@ -54,12 +54,11 @@ _EVALUATED_ALIKE = (
 
 def _evaluation_details(report: EvaluationReport) -> Html:
     names = short_names(report.networks)
-    first = report.networks[0]
-    heads = label_heads(first)[:2] if report.labelled else agreement_heads(names, first)
-    rows = [
-        (name, *(label_cells(network)[:2] if report.labelled else agreement_cells(network, len(names))))
-        for name, network in zip(names, report.networks, strict=True)
-    ]
+    if report.labelled:
+        heads, cells = label_heads(report.networks[0])[:2], [label_cells(network)[:2] for network in report.networks]
+    else:
+        heads, cells = agreement_columns(names, report.networks)
+    rows = [(name, *own) for name, own in zip(names, cells, strict=True)]
     scores = section("Scores", plain_table("Scores", ["network", *heads], rows))
     rest = environment_section(report.environment, report.command)
     return join([element("div", scores, class_="column"), element("div", rest, class_="column")])

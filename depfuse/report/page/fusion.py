@@ -20,8 +20,7 @@ from depfuse.report.page.tables import plain_table
 from depfuse.report.schema import FusionReport, GroupsSummary, PathReport, PathRow
 from depfuse.report.sentences import barrier_sentence, loading_lines
 from depfuse.report.tables import (
-    agreement_cells,
-    agreement_heads,
+    agreement_columns,
     ensemble_name,
     fusion_rows,
     label_cells,
@@ -86,13 +85,11 @@ def _scores(report: FusionReport) -> Html:
     rows = fusion_rows(report)
     child = next(number for number, (_, scores) in enumerate(rows) if scores is report.child)
     if report.labelled:
-        cells = [[name, *label_cells(scores)] for name, scores in rows]
-        heads: Sequence[str] = ["network", *label_heads(report.child)]
+        heads, columns = label_heads(report.child), [label_cells(scores) for _, scores in rows]
     else:
-        names = short_names(report.parents)
-        cells = [[name, *agreement_cells(scores, len(names))] for name, scores in rows]
-        heads = ["network", *agreement_heads(names, report.child)]
-    return section("Scores", plain_table("Scores", heads, cells, marked=child))
+        heads, columns = agreement_columns(short_names(report.parents), [scores for _, scores in rows])
+    cells = [[name, *own] for (name, _), own in zip(rows, columns, strict=True)]
+    return section("Scores", plain_table("Scores", ["network", *heads], cells, marked=child))
 
 
 def _family(report: FusionReport) -> Html:
