@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LIKE_IMAGES = "they are like the images themselves, channel by channel"
 FEWEST = 16  # rows that can tell anything
 MOST_PLACES = 64  # of a map, drawn at random
 AGREE = 0.8  # least correlation of the parents' common shifts where these are learned; 0.86 and more of 15 such pairs
@@ -133,11 +134,13 @@ def _of_agreement(
     common = _mean([_correlation(means[one], means[other]) for one, other in pairs])
     rho = _mean([_shift(own, mean) for own, mean in zip(rows, means, strict=True)])
     if not pairs or agree > SAME:
+        if rho >= SHIFT and _follow(outputs, inputs):
+            return Evidence("regression", LIKE_IMAGES)
         return Evidence(assumed, "the parents are one function, from which nothing can be told", clear=False)
     count, said = rows[0].shape[1], f"the parents agree on the mean of an image's numbers (correlation {common:.2f})"
     learned = common >= AGREE and rho >= SHIFT and rho + agree >= LEARNED and not same_heads
     if (learned or (common >= SHIFT and rho >= 1.0)) and _follow(outputs, inputs):
-        return Evidence("regression", "they are like the images themselves, channel by channel")
+        return Evidence("regression", LIKE_IMAGES)
     if learned and _are_logits(rows) and (count <= MANY or _mostly_no(rows)):
         return Evidence("multilabel", f"{said}, and each is on both sides of zero and seldom near it, as a logit is")
     if learned and _between(rows):

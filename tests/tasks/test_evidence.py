@@ -147,6 +147,14 @@ def test_what_cannot_be_told_is_assumed_and_said() -> None:
     assert find_evidence([torch.randn(50, 4), torch.randn(50, 3)]).because == "the parents know different labels"
 
 
+@pytest.mark.parametrize(("kind", "clear"), [("images", True), ("maps of classes that follow the colours", False)])
+def test_copies_of_one_network_that_gives_pictures_are_told_by_the_pictures(kind: str, clear: bool) -> None:
+    make, loss, target, task = KINDS[kind]
+    parent = trained(make, loss, target(), 0)
+    found = told([parent, copy.deepcopy(parent)])
+    assert (found.task, found.clear) == (task, clear), found
+
+
 def test_the_choice_is_that_of_the_result_and_is_said() -> None:
     parents = [trained(partial(Rows, 4), F.mse_loss, numbers(), seed) for seed in (0, 1)]
     data = Loader(Split(images()), batch_size=100)
