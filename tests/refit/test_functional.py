@@ -45,7 +45,7 @@ def shapes(net: Of, x: Tensor) -> Tensor:
     y = torch.cat([second, first.contiguous()], 1).swapaxes(2, 3)
     y = y.reshape(5, 2, 2, 8, 8).transpose(1, 2).contiguous().flatten(1).unflatten(1, (4, 64))
     y = F.dropout(net.head(F.dropout(y.permute(0, 2, 1), 0.5, net.training)), 0.1, net.training)
-    return F.dropout(y, 0.5, net.training, inplace=True).flatten(1).flatten(1)
+    return F.normalize(F.dropout(y, 0.5, net.training, inplace=True).flatten(1).flatten(1))
 
 
 def in_place_along_views(net: Of, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from depfuse.refit.program.functional import name_of
 from depfuse.refit.program.graph import Program
 
 LEAST = 8  # images in a batch that was traced: the sizes of a network's own axes are often smaller
+EPSILON = 1e-4  # below which a number is added so that none is divided by zero
 _LAYERS = (
     *(f"conv{axes}d.{kind}" for axes in (1, 2, 3) for kind in ("default", "padding")),
     *(f"{pool}_pool{axes}d.default" for axes in (1, 2, 3) for pool in ("adaptive_avg", "_adaptive_avg", "avg", "max")),
@@ -20,7 +21,7 @@ _LAYERS = (
     *("relu.default", "hardtanh.default", "hardswish.default", "hardsigmoid.default", "silu.default", "gelu.default"),
     *("leaky_relu.default", "elu.default", "sigmoid.default", "tanh.default", "mish.default", "clone.default"),
 )
-_VIEWS = ("view.default", "_unsafe_view.default")
+_VIEWS = ("view.default", "_unsafe_view.default", "expand.default")
 
 
 def free_batch_size(program: Program, size: int) -> None:
@@ -62,7 +63,9 @@ def _shape(node: Any) -> list[int]:
 
 
 def _of_tensors(node: fx.Node) -> bool:
-    return all(isinstance(argument, fx.Node) for argument in node.args[:2]) and not node.kwargs
+    """Tell whether an operation is of tensors, or of one and a number that is no size, nor a share of one."""
+    operands = node.args[:2]
+    return not node.kwargs and all(isinstance(one, fx.Node) or 0 < abs(one) < EPSILON for one in operands)  # type: ignore[arg-type, operator]
 
 
 def _others(place: int, default: int | None = None) -> Callable[[fx.Node], bool]:
@@ -85,9 +88,10 @@ def _first_stays(node: fx.Node) -> bool:
 
 
 _AXES: dict[str, Callable[[fx.Node], bool]] = {
-    **dict.fromkeys(("add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor"), _of_tensors),
+    **dict.fromkeys(("add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor", "clamp_min.default"), _of_tensors),
     **dict.fromkeys(("mean.dim", "softmax.int", "log_softmax.int"), _others(1)),
     "cat.default": _others(1, 0),
+    "linalg_vector_norm.default": _others(2),
     "split.Tensor": _others(2, 0),
     "transpose.int": lambda node: _others(1)(node) and _others(2)(node),
     "permute.default": _first_stays,

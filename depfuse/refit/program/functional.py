@@ -230,6 +230,11 @@ def _transposed(graph: fx.Graph, node: fx.Node) -> fx.Node:
     return _call(graph, aten.transpose.int, node.args, node.meta["val"])
 
 
+def _expanded(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    value = node.meta["val"]
+    return _call(graph, aten.expand.default, (node.args[0], list(value.shape)), value)
+
+
 _REWRITES: dict[str, Callable[[fx.Graph, fx.Node], Any]] = {
     **dict.fromkeys(_DROPOUTS, _input),
     **dict.fromkeys(_IN_PLACE, _out_of_place),
@@ -237,5 +242,6 @@ _REWRITES: dict[str, Callable[[fx.Graph, fx.Node], Any]] = {
     **dict.fromkeys(("swapaxes.default", "swapdims.default"), _transposed),
     "batch_norm.default": _batch_norm,
     "contiguous.default": _contiguous,
+    "expand_as.default": _expanded,
     "chunk.default": _split,
 }
