@@ -35,6 +35,7 @@ def batches() -> list[BatchEncoding]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("few_steps")
 @pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")
 def test_a_loader_of_their_batches_is_enough(kind: str) -> None:
     parents = [network(kind, seed) for seed in (0, 1)]

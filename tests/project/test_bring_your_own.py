@@ -10,6 +10,7 @@ import torch
 
 from depfuse import FusionResult
 
+pytestmark = pytest.mark.usefixtures("few_steps")
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guide"
 
 
