@@ -172,6 +172,33 @@ def check_outputs(models: Sequence[nn.Module], example: Example | None) -> None:
             )
 
 
+def check_label_counts(
+    models: Sequence[nn.Module], template: nn.Module | None, sets: LabelSets, example: Example | None
+) -> None:
+    """Raise `RecipeError` where a parent or the template has not one output (N, L, ...) for each of its labels."""
+    if example is None:
+        return
+    for number, (model, labels) in enumerate(zip(models, sets.sets, strict=True), start=1):
+        count = _count_outputs(model, example)
+        if count is not None and count != len(labels):
+            raise RecipeError(
+                f"parent {number} has {count} outputs, and {len(labels)} labels are said of it: `labels` names each of"
+                " its outputs once"
+            )
+    count = None if template is None else _count_outputs(template, example)
+    if count is not None and count != len(sets.joint):
+        raise RecipeError(
+            f"the parents know {len(sets.joint)} labels together, and the child's network has {count} outputs: it needs"
+            " one for each"
+        )
+
+
+def _count_outputs(model: nn.Module, example: Example) -> int | None:
+    with torch.no_grad():
+        output = run_network(model, fit_example(example, model))
+    return output.shape[1] if isinstance(output, Tensor) and output.dim() > 1 else None
+
+
 def _outputs(shape: Sequence[int]) -> str:
     return f"{shape[0]} outputs" if len(shape) == 1 else f"outputs of shape {tuple(shape)}"
 

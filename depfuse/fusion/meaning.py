@@ -159,7 +159,7 @@ class Meaning:
         if background is not None:
             raise RecipeError(
                 "`background` is of detectors: give networks that return class scores with boxes beside them, and"
-                " where their labels differ `labels` and a `template`"
+                " where they know different labels, say by `labels` which each of them knows"
             )
         if labels is None and recipe.task.name in ("auto", "weighted") and len(counted) > 1:
             return cls._of_several(networks, counted, images, example, made=made)

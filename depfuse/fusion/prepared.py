@@ -17,6 +17,7 @@ from depfuse.ensemble.label_sets import LabelSets
 from depfuse.fusion.calibration import for_statistics
 from depfuse.fusion.checks import (
     check_images,
+    check_label_counts,
     check_outputs,
     check_parents,
     check_renorm,
@@ -38,6 +39,7 @@ from depfuse.tasks.selection import ScoresFunction
 from depfuse.teach.one_space import bring_into_one_space
 from depfuse.teach.teachers import Teachers, prepare_teachers
 
+OUTPUT_PER_LABEL = ("classes", "dense", "multilabel")  # detectors have blocks of them, and numbers beside
 STEPS = {
     "groups": "finding and proving channel groups",
     "align": "matching channels",
@@ -175,6 +177,8 @@ class Prepared:
         moments = None if given.moments is None else given.moments.for_copies(parents, copies)
         background = given.background if sets is not None else given.column_of_background
         meaning = Meaning.of(copies, inputs.recipe, calibration, example, inputs.scores, sets, template, background)
+        if sets is not None and meaning.task is not None and meaning.task.name in OUTPUT_PER_LABEL:
+            check_label_counts(copies, template, sets, example)
         if meaning.task is not None and meaning.task.name == "features" and isinstance(calibration, Loader):
             meaning = meaning.with_note(*map(str, bring_into_one_space(copies, calibration)))
         like = template or widest(copies, inputs.recipe.merge.width_of)

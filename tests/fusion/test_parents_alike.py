@@ -153,3 +153,14 @@ def test_a_head_that_keeps_the_number_of_its_classes_is_no_other_network(recwarn
     assert not recwarn.list
     with pytest.raises(RecipeError, match="output of act differs"):
         check_alike([Anchors(2), Anchors(6, act=nn.SiLU)], EXAMPLE)
+
+
+def test_each_label_needs_an_output_of_the_parents_and_of_the_child() -> None:
+    def of(outputs: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, outputs, 1)).eval()
+
+    pictures, parents = torch.rand(20, 3, 8, 8), [of(3), of(3)]
+    with pytest.raises(RecipeError, match="know 4 labels together, and the child's network has 3 outputs"):
+        fuse(Parents(parents, [range(3), range(1, 4)], of(3)), "fast", pictures)
+    with pytest.raises(RecipeError, match="parent 1 has 3 outputs, and 2 labels are said of it"):
+        fuse(Parents(parents, [range(2), range(2, 4)], of(4)), "fast", pictures)
