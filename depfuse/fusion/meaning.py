@@ -16,6 +16,7 @@ from depfuse.data.loader import Loader
 from depfuse.data.stream import Stream
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import DepfuseWarning, RecipeError
+from depfuse.fusion.checks import check_label_counts
 from depfuse.fusion.detectors import detector_of
 from depfuse.fusion.same_class_detectors import same_class_detector_of
 from depfuse.fusion.seen import IMAGES, MAPS, SEVERAL, Seen, count_of, run_or_none
@@ -153,6 +154,7 @@ class Meaning:
                 return cls(detector.classes, detector.task, detector.because, detector.packed)
         counted = () if scores is not None else _counted(networks[0], few, named=recipe.task.name != "detection")
         if labels is None and len(counted) > 1:
+            _check_shapes(networks, counted, few)
             detector = same_class_detector_of(networks, recipe.task.name, counted, background, images, few, made=made)
             if detector is not None:
                 return cls(detector.classes, detector.task, detector.because, detector.packed)
@@ -166,8 +168,16 @@ class Meaning:
         scores = scores or find_scores(output) or (counted[0] if len(counted) == 1 else None)
         scores = None if scores is None else counted_of(scores, made=made)
         select(networks if template is None else [*networks, template], scores)
+        if labels is not None and not isinstance(output, Tensor):
+            check_label_counts(networks, template, labels, few)
         selected = run_or_none(networks[0], few)
         if not isinstance(selected, Tensor):
+            if labels is not None:
+                raise RecipeError(
+                    "`labels` say which outputs each parent has, and in what these networks return no tensor has one"
+                    " for each of the parent's labels, and in the child's one for each of all: say which, as `scores`,"
+                    " or give the child's network an output for each label"
+                )
             if recipe.task.name not in ("auto", "none"):
                 raise RecipeError(
                     f"the networks give a {type(output).__name__} of outputs, and task {recipe.task.name} is of one "
@@ -250,6 +260,19 @@ def _is_given(network: nn.Module, example: Example) -> bool:
     finally:
         handle.remove()
     return any(own is output or tree_structure(own) == tree_structure(output) for own in returned)
+
+
+def _check_shapes(networks: Sequence[nn.Module], counted: Sequence[Counted], batch: Example) -> None:
+    """Raise `RecipeError` where a tensor that counts has another shape in another parent."""
+    outputs = [run_or_none(network, batch) for network in networks]
+    for own in counted:
+        shapes = [tuple(own(output).shape[1:]) for output in outputs]
+        for number, shape in enumerate(shapes, start=1):
+            if shape != shapes[0]:
+                raise RecipeError(
+                    f"{own.name} has shape {shape} in parent {number}, and {shapes[0]} in parent 1: where they know"
+                    " different labels, say by `labels` which each of them knows"
+                )
 
 
 def _counted(network: nn.Module, batch: Example, *, named: bool) -> Sequence[Counted]:

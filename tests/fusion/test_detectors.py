@@ -158,3 +158,28 @@ def test_what_is_no_detector_is_said_in_one_sentence() -> None:
         fuse(Parents(heads[:2], labels=KNOWN, template=heads[2]), "fast", images(), task="detection")
     with pytest.raises(RecipeError, match=r"leave out teach\.labelled and teach\.head"):
         fuse(Parents(parents, **known), {"preset": "fast", "teach.head": "always"}, images())
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "template", "message"),
+    [
+        (
+            (3, 3),
+            [range(3), range(2, 5)],
+            3,
+            "no tensor has one for each of the parent's labels, and in the child's one for each of all",
+        ),
+        (
+            (3, 2),
+            None,
+            None,
+            r"has shape \(2, 8, 8\) in parent 2, and \(3, 8, 8\) in parent 1: where they know different",
+        ),
+    ],
+    ids=["head of the child", "labels not said"],
+)
+def test_heads_that_do_not_fit_are_one_sentence(classes, labels, template, message) -> None:
+    networks = [Tiny(count).eval() for count in classes]
+    parents = Parents(networks, labels=labels, template=None if template is None else Tiny(template).eval())
+    with pytest.raises(RecipeError, match=message):
+        fuse(parents, PLAIN, torch.rand(12, 3, 16, 16))
