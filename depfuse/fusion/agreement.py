@@ -20,6 +20,7 @@ from depfuse.tasks.outputs import CLASSES
 from depfuse.tasks.scores import AGREEMENT
 from depfuse.tasks.selection import selected
 from depfuse.teach.distil import Distillation
+from depfuse.text import counted
 
 if TYPE_CHECKING:
     from depfuse.fusion.result import FusionResult
@@ -128,7 +129,7 @@ def agreement_verdict(found: AgreementComparison, names: Sequence[str]) -> str:
     if child.measure == AGREEMENT:
         with_each = _listed([f"{text(share)} with {name}" for name, share in shares])
         sentence = (
-            f"Without labels no {_measured(found)} is known. Of {child.count:,} images the child predicts the"
+            f"Without labels no {_measured(found)} is known. Of {counted(child.count, 'image')} the child predicts the"
             f" {_predicted(found)} for {text(child.ensemble)} ({beside}, which are part of the ensemble), and agrees on"
             f" {with_each}"
         )
