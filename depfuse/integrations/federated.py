@@ -136,7 +136,7 @@ def aggregate(
     _check_numbers(states, counts, labels)
     settings = as_recipe(recipe if recipe is not None or batches is not None else WITHOUT_DATA)
     if settings.merge.weights is not None:
-        raise RecipeError("`merge.weights` is set: shares follow from the clients' `counts`, leave one of them out")
+        raise RecipeError("`merge.weights` is set: shares follow from the clients' counts, leave one of them out")
     samples: Loader | None = None
     models: dict[int, nn.Module] = {}
     left_out: dict[int, str] = {}

@@ -168,7 +168,7 @@ def test_a_client_whose_network_cannot_be_run_is_left_out(images: Tensor | None)
 
 def test_shares_come_from_counts_and_are_not_overridden_in_silence() -> None:
     states = [client(seed).state_dict() for seed in (0, 1)]
-    with pytest.raises(DepfuseError, match="shares follow from the clients' `counts`"):
+    with pytest.raises(DepfuseError, match="shares follow from the clients' counts"):
         aggregate(client(5), states, IMAGES, recipe={"merge.weights": [0.9, 0.1]})
 
 
