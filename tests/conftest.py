@@ -11,9 +11,6 @@ import pytest
 import torch
 
 from depfuse.data import DataSet, load_data
-from depfuse.refit.second_order.second_pass import SecondPass
-
-FEW_STEPS = 20  # after the first 16 of which they are compared with what was before
 
 # Every run draws the same examples, so that what fails is the change's doing; others by --hypothesis-profile=default.
 hypothesis.settings.register_profile("same", derandomize=True)
@@ -48,13 +45,6 @@ def assert_one_sentence(capsys: pytest.CaptureFixture[str], code: int, *words: s
     assert stderr.startswith("depfuse: ")
     for word in words:
         assert word in stderr
-
-
-@pytest.fixture
-def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have refits take a few steps of all layers together: for tests that say nothing of how good a child is."""
-    run = SecondPass.run
-    monkeypatch.setattr(SecondPass, "run", lambda self, steps: run(self, min(steps, FEW_STEPS)))
 
 
 @pytest.fixture(autouse=True)

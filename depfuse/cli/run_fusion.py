@@ -153,8 +153,8 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         raise RecipeError("a path needs parents that know the same labels: `depfuse fuse` without --plot fuses these")
     if request.points is not None and any(shapes_of(m) != shapes_of(inputs.models[0]) for m in inputs.models):
         raise RecipeError(
-            "a path needs parents whose tensors have the same shapes: where they differ in width alone, `depfuse fuse`"
-            " without --plot fuses them"
+            "a path needs parents of one width, with tensors of the same shapes: where they differ in width alone,"
+            " `depfuse fuse` without --plot fuses them"
         )
     architecture, template = read_template(
         inputs, request.fusion.width, request.fusion.child_arch, request.recipe.task.name

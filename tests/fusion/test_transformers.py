@@ -35,11 +35,10 @@ def batches() -> list[BatchEncoding]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.usefixtures("few_steps")
 @pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")
 def test_a_loader_of_their_batches_is_enough(kind: str) -> None:
     parents = [network(kind, seed) for seed in (0, 1)]
-    result = fuse(parents, {"preset": "fast", "refit": "ridge"}, batches())
+    result = fuse(parents, {"preset": "fast", "refit": {"name": "ridge", "steps": 20}}, batches())
     assert type(result.child) is type(parents[0])
     assert result.groups.count == 4
     given = batches()[0]["pixel_values"]

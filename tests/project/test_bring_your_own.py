@@ -10,7 +10,6 @@ import torch
 
 from depfuse import FusionResult
 
-pytestmark = pytest.mark.usefixtures("few_steps")
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guide"
 
 
