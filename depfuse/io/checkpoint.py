@@ -192,7 +192,7 @@ def _described(loaded: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Select Lightning's version and settings, as far as they are words and numbers; nothing of other files."""
     if not isinstance(loaded, Mapping) or LIGHTNING not in loaded:
         return {}
-    found = {name: loaded[name] for name in (LIGHTNING, SETTINGS_NAME) if _is_plain(loaded.get(name))}
+    found = {name: loaded[name] for name in (LIGHTNING, SETTINGS_NAME) if name in loaded and _is_plain(loaded[name])}
     plain = {name: value for name, value in settings.items() if _is_plain(value)}
     return {**found, **({SETTINGS: plain} if plain else {})}
 

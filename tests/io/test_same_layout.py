@@ -50,6 +50,16 @@ def test_the_childs_file_has_the_parents_keys(tmp_path: Path, wrap: object) -> N
     assert same(torch.load(child), wrap(halved(own)))
 
 
+def test_a_checkpoint_of_lightnings_without_settings_has_none_afterwards(tmp_path: Path) -> None:
+    own = network().state_dict()
+    path, child = tmp_path / "parent.ckpt", tmp_path / "child.ckpt"
+    torch.save({"pytorch-lightning_version": "2.4.0", "state_dict": own, "epoch": 3}, path)
+    write_content(child, layout_of(path, None, own).content(halved(own)))
+    found = torch.load(child)
+    assert found.keys() == {"pytorch-lightning_version", "state_dict"}
+    assert same(found["state_dict"], halved(own))
+
+
 def test_the_bytes_do_not_depend_on_the_files_name(tmp_path: Path) -> None:
     own = network().state_dict()
     for name in ("a.pth", "another name.pth"):
