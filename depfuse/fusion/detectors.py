@@ -90,7 +90,7 @@ def detector_of(
         raise RecipeError(f"`background` is {background}, which must be a label of each parent: name it among `labels`")
     outputs = [run_or_none(network, few) for network in (template, *networks)]
     counted = find_counted(outputs[1], count_of(few, 0), named=asked != "detection")
-    tensors = [_tensors(counted, output) for output in outputs]
+    tensors = [tensors_of(counted, output) for output in outputs]
     if any(own is None for own in tensors) or not counted:
         _refuse(asked)
         return None
@@ -152,7 +152,7 @@ def _refuse(asked: str) -> None:
         )
 
 
-def _tensors(counted: Sequence[Counted], output: Any) -> list[Tensor] | None:
+def tensors_of(counted: Sequence[Counted], output: Any) -> list[Tensor] | None:
     """Take the tensors that count; None where an output has another structure."""
     try:
         return [own(output) for own in counted]

@@ -17,7 +17,7 @@ from depfuse.data.stream import Stream
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.fusion.checks import check_label_counts
-from depfuse.fusion.detectors import detector_of
+from depfuse.fusion.detectors import detector_of, tensors_of
 from depfuse.fusion.same_class_detectors import same_class_detector_of
 from depfuse.fusion.seen import IMAGES, MAPS, SEVERAL, Seen, count_of, run_or_none
 from depfuse.networks.copying import unwrap
@@ -264,13 +264,12 @@ def _is_given(network: nn.Module, example: Example) -> bool:
 
 def _check_shapes(networks: Sequence[nn.Module], counted: Sequence[Counted], batch: Example) -> None:
     """Raise `RecipeError` where a tensor that counts has another shape in another parent."""
-    outputs = [run_or_none(network, batch) for network in networks]
-    for own in counted:
-        shapes = [tuple(own(output).shape[1:]) for output in outputs]
-        for number, shape in enumerate(shapes, start=1):
-            if shape != shapes[0]:
+    tensors = [tensors_of(counted, run_or_none(network, batch)) for network in networks]
+    for number, found in enumerate(tensors[1:], start=2):
+        for own, tensor, first in zip(counted, found or (), tensors[0] or (), strict=False):
+            if (shape := tuple(tensor.shape[1:])) != (expected := tuple(first.shape[1:])):
                 raise RecipeError(
-                    f"{own.name} has shape {shape} in parent {number}, and {shapes[0]} in parent 1: where they know"
+                    f"{own.name} has shape {shape} in parent {number}, and {expected} in parent 1: where they know"
                     " different labels, say by `labels` which each of them knows"
                 )
 
