@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 
-from experiments.lib.parents.sets import DIGITS, SETS, ParentSet
+from experiments.lib.parents.sets import DIGITS, RUNS, SETS, ParentSet, resnet20
 from experiments.lib.parents.trained import Trainer, Training, thin_resnet
 
 SEEDS = 10
@@ -65,6 +66,7 @@ FAMILIES = {
     "digits-skewed": Family("digits, skewed", 900, Training(skewed=True)),
     "digits-deep": Family("digits, ResNet20", 900, Training((thin_resnet(blocks=3),))),
     "resnet20": Family("real ResNet20", 2000, real=_sets("resnet20-8-1-8-2", "resnet20-8-1-8-3", "resnet20-8-2-8-3")),
+    "resnet20-pairs": Family("pairs of ResNet20", 2000, real=tuple(resnet20(*pair) for pair in combinations(RUNS, 2))),
     "digits-shipped": Family("shipped pairs", 2000, real=_sets("digits", *(f"digits-skewed-{n}" for n in range(1, 5)))),
     "digits-skewed-folds": Family(
         "skewed, judged on a fifth of the training images", 2000,

@@ -88,9 +88,11 @@ def _others(kind: str, title: str, network: str, data: str, files: Sequence[str]
 
 
 RESNET20 = "cifar_resnet_a.py:resnet20"
+RUNS = ("run8-1", "run8-2", "run8-3", "run1", "run4")
 
 
-def _resnet20(*runs: str) -> ParentSet:
+def resnet20(*runs: str) -> ParentSet:
+    """Choose some of other people's ResNet20s of CIFAR-10."""
     return _others(SAME, " + ".join(runs), RESNET20, "cifar10", [f"cifar10-resnet20/{run}.th" for run in runs])
 
 
@@ -100,11 +102,11 @@ def _zoo(title: str, data: str, network: str) -> ParentSet:
 
 HALVES = ("classes0-4", "classes5-9")
 SETS: dict[str, ParentSet] = {
-    "resnet20-8-1-8-2": _resnet20("run8-1", "run8-2"),
-    "resnet20-8-1-8-3": _resnet20("run8-1", "run8-3"),
-    "resnet20-8-2-8-3": _resnet20("run8-2", "run8-3"),
-    "resnet20-1-4": _resnet20("run1", "run4"),
-    "resnet20-five": replace(_resnet20("run8-1", "run8-2", "run8-3", "run1", "run4"), title="all five"),
+    "resnet20-8-1-8-2": resnet20("run8-1", "run8-2"),
+    "resnet20-8-1-8-3": resnet20("run8-1", "run8-3"),
+    "resnet20-8-2-8-3": resnet20("run8-2", "run8-3"),
+    "resnet20-1-4": resnet20("run1", "run4"),
+    "resnet20-five": replace(resnet20(*RUNS), title="all five"),
     "resnet56-3-5": _others(
         OTHERS, "ResNet56 run3 + run5", "cifar_resnet_a.py:resnet56", "cifar10",
         ["cifar10-resnet56/run3.th", "cifar10-resnet56/run5.th"],
