@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from depfuse.networks.forward import Example
 from depfuse.recipe import Recipe
 from depfuse.recipe.refits import Refit
 from depfuse.refit import Session, refit_layers
-from depfuse.renorm import chosen_method, renormalise
+from depfuse.renorm import chosen_method, renormalise, reset_batch_norm
 from depfuse.teach.heads import head_weight, reweight_heads
 
 
@@ -56,6 +56,25 @@ class FinishedChild:
         if resets:
             return "reset" if resets[0] else "none"
         return chosen_method(recipe.renorm.name, self.child)
+
+
+@dataclass(frozen=True, eq=False)
+class Renewal:
+    """An average whose statistics are renewed, or will be.
+
+    Attributes
+    ----------
+    tried
+        A network of equal weights to compare others with, its statistics perhaps those of some images.
+    steps
+        What was decided, where something was.
+    completed
+        Renews the average from all images, as was decided, and returns it.
+    """
+
+    tried: nn.Module
+    steps: list[Step]
+    completed: Callable[[], nn.Module]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -136,16 +155,18 @@ class ChildBuilder:
         acceptance = None if self.acceptance is None else self.acceptance.at(shares.network)
         recipe = self.recipe
         if acceptance is None or not recipe.refits:
-            return FinishedChild(child=child, steps=self._renew(child, shares, recipe.renorm_after.name, acceptance))
+            renewal = self._renewal(child, shares, recipe.renorm_after.name, acceptance)
+            return FinishedChild(child=renewal.completed(), steps=renewal.steps)
         refitted = copy.deepcopy(child)
         images = acceptance.images
         session = self.refit(refitted, shares, images.statistics, recipe.refit, images.judging)
         self.renormalise_as_asked(refitted, self.couplings, shares)
-        steps = self._renew(child, shares, recipe.renorm.name, acceptance)
-        steps.append(acceptance.compare("refit", recipe.refit.name, child, refitted))
-        if steps[-1].kept:
+        renewal = self._renewal(child, shares, recipe.renorm.name, acceptance)
+        step = acceptance.compare("refit", recipe.refit.name, renewal.tried, refitted)
+        steps = [*renewal.steps, step]
+        if step.kept:
             return FinishedChild(child=refitted, session=session, steps=steps)
-        return FinishedChild(child=child, steps=steps)
+        return FinishedChild(child=renewal.completed(), steps=steps)
 
     def refit(
         self, child: nn.Module, shares: Shares, images: Loader, settings: Refit, held: Loader | None = None
@@ -186,14 +207,21 @@ class ChildBuilder:
     def _for_statistics(self, images: Loader) -> Loader:
         return for_statistics(images, self.recipe.calibration, self.recipe.seed)
 
-    def _renew(self, child: nn.Module, shares: Shares, method: str, acceptance: StepAcceptance | None) -> list[Step]:
-        """Renormalise an average in place; by `auto` only where that helps, and return the step."""
+    def _renewal(self, child: nn.Module, shares: Shares, method: str, acceptance: StepAcceptance | None) -> Renewal:
+        """Renormalise an average; by `auto` only where that helps, and from all images not before it is to be used."""
         if acceptance is None or method != "auto" or chosen_method("auto", child) != "reset":
             self.renormalise(child, self.couplings, shares, method, self._unaffected)
-            return []
+            return Renewal(child, [], lambda: child)
         assert self.calibration is not None
         images, some = map(self._for_statistics, (self.calibration, acceptance.images.statistics))
-        return [acceptance.renew_where_nearer(child, images, some, self._unaffected)]
+        step, tried = acceptance.try_reset(child, some, self._unaffected)
+
+        def completed() -> nn.Module:
+            if step.kept:
+                reset_batch_norm(child, images, self._unaffected)
+            return child
+
+        return Renewal(tried, [step], completed)
 
     @property
     def _unaffected(self) -> Sequence[str]:

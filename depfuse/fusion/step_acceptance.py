@@ -126,21 +126,22 @@ class StepAcceptance:
             kept = kept and alike_after >= alike_before
         return Step(stage, method, first, second, alike_before, alike_after, count, kept)
 
-    def renew_where_nearer(self, child: nn.Module, images: Loader, some: Loader, kept: Sequence[str] = ()) -> Step:
-        """Reset a child's BatchNorm statistics in place where that reduces its distance from the ensemble.
+    def try_reset(self, child: nn.Module, images: Loader, kept: Sequence[str] = ()) -> tuple[Step, nn.Module]:
+        """Decide whether a child's BatchNorm statistics are reset: where that reduces its distance from the ensemble.
 
         Parameters
         ----------
         images
-            Images of the statistics.
-        some
-            Those of them that are not held out, of which the reset is tried.
+            Those that are not held out, on the first `RENEWED_FROM` of which the reset is tried.
         kept
             Names of layers whose statistics are kept in any case.
+
+        Returns
+        -------
+        Step, nn.Module
+            The decision, and the nearer one of the child and its copy with other statistics.
         """
         renewed = copy.deepcopy(child)
-        reset_batch_norm(renewed, some.first(RENEWED_FROM), kept)
+        reset_batch_norm(renewed, images.first(RENEWED_FROM), kept)
         step = self.compare("renorm", "reset", child, renewed)
-        if step.kept:
-            reset_batch_norm(child, images, kept)
-        return step
+        return step, renewed if step.kept else child

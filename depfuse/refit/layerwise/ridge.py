@@ -10,7 +10,7 @@ from torch import Tensor
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # ridges to try, relative to the inputs' mean variance
 FIRST = 2  # which of these is tried first
 BLOCK = 16384  # rows multiplied at a time, in float32 before they are summed in float64
-COLUMNS = 512  # columns of a block of a Gram matrix, of which one of each symmetric pair is multiplied
+COLUMNS = 256  # columns of a block of a Gram matrix, of which one of each symmetric pair is multiplied
 WIDE = 1024  # inputs from which strengths are compared by Cholesky factors in float32
 
 
@@ -89,7 +89,7 @@ def gram(first: Tensor, second: Tensor, *, block: int = BLOCK, columns: int = CO
 
 def add_gram(total: Tensor, first: Tensor, second: Tensor, *, block: int = BLOCK, columns: int = COLUMNS) -> Tensor:
     """Add first^T second in place; of a matrix with itself, only blocks on and above the diagonal are multiplied."""
-    symmetric = first is second and first.shape[2] > 2 * columns
+    symmetric = first is second and first.shape[2] > columns
     for start in range(0, first.shape[1], block):
         left, right = first[:, start : start + block], second[:, start : start + block]
         if not symmetric:
