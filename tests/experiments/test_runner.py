@@ -16,6 +16,7 @@ from experiments.lib import places, registry
 from experiments.lib.measurement import Measurement
 from experiments.lib.study import Study, chosen_steps
 from experiments.studies.ablate_child import STEPS
+from experiments.studies.distances import DISTANCES
 
 MACHINE = {"machine": "a processor", "threads": "1", "refused": ""}
 THROUGHPUT = {"round": "0", "objectives": "2", "refit": "none", "workers": "4", "trials": "25"}
@@ -26,6 +27,13 @@ STORED: dict[str, tuple[list[dict[str, object]], str]] = {
           "step": "naive average", "accuracy": 0.5, "held_out_accuracy": 0.7, "parameters": 1, "seconds": 0.1,
           "cpu_seconds": 0.1}],
         "| naive average | 50.0 |",
+    ),
+    "distances": (
+        [{"set": "digits-shipped", "settings": DISTANCES[name].described, "seed": seed, "images": 2000, "test_limit": 0,
+          "accuracy": accuracy, "judged": judged, "cpu_seconds": 1.0}
+         for seed, name, accuracy, judged in
+         ((0, "pearson", 0.5, 2.0), (0, "scaled", 0.6, 1.0), (1, "pearson", 0.7, 1.0), (1, "scaled", 0.4, 2.0))],
+        "| shipped pairs | pearson (1), scaled (1) | 45.0 ",
     ),
     "coverage": (
         [{"library": "torchvision", "family": "torchvision", "name": "vgg11", "status": "proved", "proof_error": 1e-15,
@@ -180,7 +188,8 @@ def test_a_page_is_rebuilt_from_stored_rows_of_every_kind(name: str, tmp_path: P
 
 def test_every_kind_of_rows_has_been_tried() -> None:
     kept = {name for name in registry.files() if registry.load(name).page is not None}
-    assert {name for name in kept if isinstance(declared(name), Measurement)} == STORED.keys() - {"ablate_child"}
+    measurements = {name for name in kept if isinstance(declared(name), Measurement)}
+    assert measurements == STORED.keys() - {"ablate_child", "distances"}
 
 
 def test_what_is_measured_is_shown_again_from_its_rows(tmp_path: Path, capsys) -> None:
