@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from depfuse.data.inputs import count_samples, join_samples, map_tensors, take_samples
-from depfuse.data.loader import Loader, epoch_seed
+from depfuse.data.loader import Loader
 from depfuse.data.memory import GIBIBYTE, calibration_room
 from depfuse.data.objects import Attributes, OnObjects, has_attributes
+from depfuse.data.sources import batches_of_source
 from depfuse.data.tensors import Split
 from depfuse.errors import DataError, DepfuseWarning
 from depfuse.networks.copying import fit_example
-from depfuse.networks.forward import Call, run_network
-from depfuse.networks.running import evaluating
-from depfuse.tasks.batch_inputs import Signature, as_tensor, kind_of, split_batch
+from depfuse.networks.forward import Call
+from depfuse.tasks.batch_inputs import Signature, as_tensor, split_batch
 from depfuse.tasks.label_kinds import are_classes
-from depfuse.text import first_line
 
 
 def as_loader(
@@ -80,7 +75,7 @@ def as_loader(
     room = calibration_room() if room is None else room
     dtype = next((tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()), None)
     collected = _Collected(images, Signature.of(model), call, room, dtype, scored)
-    for batch in _batches(source, model, images, batch_size, seed, called=call is not None, scored=scored):
+    for batch in batches_of_source(source, model, images, batch_size, seed, called=call is not None, scored=scored):
         collected.add(batch)
         if collected.full:
             break
@@ -173,194 +168,6 @@ def _check_finite(inputs: Any, first: int) -> None:
                 f"sample {number} of the data holds NaN or infinite values ({int(broken.sum())} of {len(leaf)} in its"
                 " batch do): leave such samples out, or mend them"
             )
-
-
-def _batches(
-    source: Any, model: nn.Module, images: int, batch_size: int, seed: int, *, called: bool, scored: bool
-) -> Iterator[Any]:
-    """Yield batches of whatever calibration data are."""
-    if isinstance(source, (str, Path)):
-        raise DataError(
-            f"{source} is a name or path, and calibration data are wanted: give "
-            f"calibration_loader(load_data({str(source)!r}), {images})"
-        )
-    if not isinstance(source, Tensor) and hasattr(source, "__array__"):  # of pandas, h5py and others
-        source = source if isinstance(source, np.ndarray) else np.asarray(source)
-    source = as_tensor(source) if isinstance(source, Tensor) else source
-    if isinstance(source, (Tensor, np.ndarray)):
-        yield from _drawn(_count(source), images, batch_size, seed, lambda index: _rows(source, index))
-    elif isinstance(source, Mapping) or _is_whole(source, model, called=called, scored=scored):
-        parts = source if isinstance(source, Mapping) else dict(enumerate(source))
-        whole = {key: value if isinstance(value, np.ndarray) else as_tensor(value) for key, value in parts.items()}
-        counts = {_count(value) for value in whole.values()}
-        if len(counts) != 1:
-            raise DataError(f"the calibration data hold arrays of {sorted(counts)} samples: give as many of each")
-
-        def take(index: Tensor) -> Any:
-            rows = {key: _rows(value, index) for key, value in whole.items()}
-            return rows if isinstance(source, Mapping) else tuple(rows.values())
-
-        yield from _drawn(counts.pop(), images, batch_size, seed, take)
-    elif isinstance(source, IterableDataset):
-        yield from _collated(source, batch_size)
-    elif isinstance(source, Dataset) or (
-        isinstance(source, (list, tuple)) and source and _is_sample(source[0], model, called=called, listed=True)
-    ):
-        yield from _drawn(
-            len(cast(Sized, source)),
-            images,
-            batch_size,
-            seed,
-            lambda index: _collate([source[n] for n in index.tolist()]),
-        )
-    elif isinstance(source, Iterable):
-        batches = iter(source)
-        first = list(itertools.islice(batches, 1))
-        one = bool(first) and _is_sample(first[0], model, called=called, listed=False)
-        rest = itertools.chain(first, batches)
-        yield from _collated(rest, batch_size) if one else rest
-    else:
-        raise DataError(f"calibration data are {kind_of(source)}: give a tensor, a data set, or what yields batches")
-
-
-def _count(whole: Tensor | np.ndarray) -> int:
-    return len(whole) if whole.ndim else 0
-
-
-def _rows(whole: Tensor | np.ndarray, index: Tensor) -> Tensor:
-    """Select rows; of an array that is mapped from a file no others are read."""
-    return whole[index] if isinstance(whole, Tensor) else as_tensor(whole[index.numpy()])
-
-
-def _collated(samples: Iterable[Any], batch_size: int) -> Iterator[Any]:
-    """Stack single samples to batches."""
-    left = iter(samples)
-    while found := list(itertools.islice(left, batch_size)):
-        yield _collate(found)
-
-
-def _is_whole(source: Any, model: nn.Module, *, called: bool, scored: bool) -> bool:
-    """Tell whether a tuple holds arrays of all samples, inputs and labels for instance: not each of them is a batch.
-
-    Targets may be of the inputs' shape, as pictures of a network that gives pictures are. Of two arrays that could
-    both be a batch the second are labels where labels are wanted, or where the two are not parts of one tensor, as
-    `split` gives them.
-    """
-    if called or not isinstance(source, tuple) or len(source) < 2:
-        return False
-    if not all(isinstance(part, (Tensor, np.ndarray)) and part.ndim for part in source):
-        return False
-    if len({len(part) for part in source}) > 1:
-        return False
-    if len(source) == 2 and not _several(model) and (scored or not _are_parts(*source)):
-        return True
-    return not all(_runs(model, as_tensor(part[:2])) for part in source)
-
-
-def _are_parts(first: Tensor | np.ndarray, second: Tensor | np.ndarray) -> bool:
-    """Tell whether two arrays are views of the same memory."""
-    return _memory(first) == _memory(second)
-
-
-def _memory(part: Tensor | np.ndarray) -> int:
-    if isinstance(part, np.ndarray):
-        return id(part if part.base is None else part.base)
-    return as_tensor(part).untyped_storage().data_ptr()
-
-
-def _drawn(count: int, images: int, batch_size: int, seed: int, take: Any) -> Iterator[Any]:
-    """Yield batches of all samples in order, or of some drawn at random where there are more than wanted."""
-    order = torch.arange(count)
-    if count > images:
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch_seed(seed, 0)))[:images]
-    for index in order.split(batch_size) if count else ():  # type: ignore[no-untyped-call]
-        yield take(index)
-
-
-def _is_sample(first: Any, model: nn.Module, *, called: bool, listed: bool) -> bool:
-    """Tell whether this is a single sample: the network runs on it as a batch of one, and not as it is.
-
-    Parameters
-    ----------
-    first
-        The first of what the data hold or yield.
-    model, called
-        The network, and whether it is run by a function of the user's, who gives batches.
-    listed
-        Whether the data are a list, of which images (C, H, W) are samples whatever they are of.
-
-    Raises
-    ------
-    DataError
-        It is the name of a file.
-    """
-    if isinstance(first, (str, Path)):
-        raise DataError(
-            f"calibration data are names of files, such as {first}: give their tensors, or load a folder or list of"
-            " them by calibration_loader(load_data(...))"
-        )
-    if called:
-        return False
-    if isinstance(first, Image.Image):
-        return True
-    if isinstance(first, (Tensor, np.ndarray)):
-        return _is_one(as_tensor(first), model, listed=listed)
-    if not isinstance(first, (tuple, list, Mapping)) or not first:
-        return False
-    if not isinstance(first, Mapping) and isinstance(first[0], (Tensor, np.ndarray)) and not _several(model):
-        return _is_one(as_tensor(first[0]), model, listed=listed)
-    return not _runs(model, first) and _runs(model, _collate([first]))
-
-
-def _is_one(first: Tensor, model: nn.Module, *, listed: bool) -> bool:
-    """Tell whether a tensor is one input of a network, and no batch."""
-    convolution = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    if first.dim() == 3 and convolution is not None:
-        # It takes a single image (C, H, W), too, which is no batch of C rows.
-        return listed or (len(first) == convolution.in_channels and _runs(model, first[None]))
-    return (first.dim() < 2 or not _runs(model, first)) and _runs(model, first[None])
-
-
-def _several(model: nn.Module) -> bool:
-    return len(Signature.of(model).required) > 1
-
-
-def _runs(model: nn.Module, batch: Any) -> bool:
-    try:
-        inputs, _ = split_batch(batch, Signature.of(model))
-        with torch.no_grad(), evaluating(model):
-            run_network(model, fit_example(inputs, model))
-    except Exception:  # whatever the user's network raises
-        return False
-    return True
-
-
-def _collate(samples: Sequence[Any]) -> Any:
-    """Stack samples to a batch, pictures as tensors (C, H, W) in [0, 1].
-
-    Raises
-    ------
-    DataError
-        They have several shapes.
-    """
-    try:
-        return default_collate([_without_pictures(sample) for sample in samples])
-    except (RuntimeError, TypeError) as error:
-        raise DataError(
-            f"samples of the calibration data do not make a batch ({first_line(error)}): give them one shape, or a "
-            "DataLoader with a collate function"
-        ) from error
-
-
-def _without_pictures(value: Any) -> Any:
-    if isinstance(value, Image.Image):
-        pixels = torch.from_numpy(np.array(value if value.mode in ("L", "RGB") else value.convert("RGB")))
-        return (pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)).float() / 255
-    if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        return tuple(map(_without_pictures, value))
-    if isinstance(value, dict):
-        return {key: _without_pictures(entry) for key, entry in value.items()}
-    return value
 
 
 def _structure(batch: Any) -> Any:

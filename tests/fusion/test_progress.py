@@ -18,7 +18,10 @@ from depfuse.cli import main
 from depfuse.cli.console import Screen
 from depfuse.data import DataSet, Loader, calibration_loader, load_data
 from depfuse.fusion.costs import LAYERS, STEP, foretell_refit, quicker_than, seconds_of_pass
-from depfuse.progress import LOST, Bar, Cell, Lines, Work, clock, named, rounded, shown, work
+from depfuse.progress import Work, named, shown, work
+from depfuse.progress.displays import Bar, Cell, Lines
+from depfuse.progress.steps import LOST
+from depfuse.progress.words import clock, rounded
 from depfuse.teach.distil import Distillation
 from depfuse.train import TrainRecipe, fit
 
