@@ -6,6 +6,7 @@ import numpy as np
 import ot
 import pytest
 
+from depfuse.align import entropic as module
 from depfuse.align.entropic import entropic
 
 
@@ -39,3 +40,25 @@ def test_converged_plans_have_uniform_rows_and_columns() -> None:
     plan = entropic(cost(60, 90), 0.1, 5000)
     assert np.allclose(plan.sum(1) * 60, 1.0, atol=1e-7)
     assert np.allclose(plan.sum(0) * 90, 1.0, atol=1e-7)
+
+
+@pytest.mark.parametrize("regularisation", [0.002, 0.05])  # a few entries in a hundred count, or nearly all
+@pytest.mark.parametrize("shape", [(300, 300), (280, 300)])
+def test_plans_of_lighter_kernels_are_those_of_full_ones(
+    shape: tuple[int, int], regularisation: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = cost(*shape)
+    plan = entropic(values, regularisation, 400)
+    lighter = []
+    monkeypatch.setattr(module._Kernel, "lighter", lambda entries: lighter.append(1))
+    monkeypatch.setattr(module, "LIGHT_FROM", 1000)
+    full = entropic(values, regularisation, 400)
+    assert not lighter
+    assert not np.array_equal(plan, full)
+    assert np.abs(plan - full).max() < 1e-5 * full.max()
+    assert np.allclose(plan.sum(1) * shape[0], 1.0, rtol=1e-12)
+
+
+def test_a_lighter_kernel_that_nears_its_end_is_made_exact() -> None:
+    plan = entropic(cost(300, 300), 0.2, 5000)
+    assert np.linalg.norm(plan.sum(0) - 1 / 300) < 1e-9
