@@ -25,8 +25,8 @@ from depfuse.errors import RecipeError
 from depfuse.fusion.child_builder import FinishedChild
 from depfuse.fusion.same_start import share_a_start
 from depfuse.fusion.widths import WidthMatch
+from depfuse.networks.counting import multiply_adds
 from depfuse.networks.forward import Example, run_network
-from depfuse.networks.isolation import one_at_a_time
 from depfuse.networks.running import evaluating
 from depfuse.recipe import Recipe
 from depfuse.recipe.reads import is_read
@@ -225,15 +225,6 @@ def _kind(model: nn.Module) -> str:
     norms += sorted({norm.__name__ for norm in OTHER_NORMS for kind in kinds if issubclass(kind, norm)})
     convolutional = any(issubclass(kind, CONVOLUTIONS) for kind in kinds)
     return f"{'convolutional ' * convolutional}networks with {' and '.join(norms) or 'no normalisation'}"
-
-
-def multiply_adds(model: nn.Module, image: Example) -> int:
-    """Count the multiply-adds of a forward pass of one image (1, C, H, W)."""
-    from torch.utils.flop_counter import FlopCounterMode  # here, as it brings a third of torch along
-
-    with one_at_a_time(), FlopCounterMode(display=False) as counter:  # it hooks all modules there are
-        _outputs(model, image)
-    return int(counter.get_total_flops()) // 2
 
 
 def _outputs(model: nn.Module, image: Example) -> object:

@@ -18,6 +18,7 @@ from depfuse.errors import GroupError
 from depfuse.groups.channel_group import ChannelGroup
 from depfuse.groups.generic_values import GenericNetwork, Mode
 from depfuse.groups.slots import Slot
+from depfuse.networks.derivatives import scalar_with
 from depfuse.networks.isolation import without_warnings
 
 STEPS = 1e-8, 1e-9  # relative, of all parameters at once, to compare gradients with the function
@@ -150,13 +151,16 @@ class _Gradients:
         """Run a backward pass of the outputs that have a direction; tell whether it ran."""
         self._predicted, self._found = [], dict.fromkeys(self.effects, 0.0)
         roots = [
-            pair for pair in zip(outputs, directions, strict=True) if pair[0].requires_grad and pair[1] is not None
+            (output, direction)
+            for output, direction in zip(outputs, directions, strict=True)
+            if output.requires_grad and direction is not None
         ]
+        if not roots:
+            return True
         with without_warnings():  # its own thread has no CUDA context at first: torch makes one, and says so
             try:
-                torch.autograd.backward(
-                    [out for out, _ in roots], [direction for _, direction in roots], retain_graph=len(roots) > 1
-                )
+                scalar = scalar_with([direction for _, direction in roots], [output for output, _ in roots])
+                torch.autograd.backward(scalar, retain_graph=len(roots) > 1)
             except Exception:  # whatever a backward pass of the user's raises
                 return False
         return True

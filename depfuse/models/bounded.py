@@ -48,6 +48,11 @@ class Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._tensors = _TIMES * len(fitting) + _TENSORS
         self._operations = _OPERATIONS * self._tensors
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Have torch leave `__torch_dispatch__` as it is; what it wraps imports its compiler, which takes seconds."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: Any,

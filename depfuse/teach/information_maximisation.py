@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,12 @@ TEMPERATURE = 2.0
 KEPT = 0.5
 PENALTY = 1e-2
 ITERATIONS = 50
+
+
+class _LBFGS(torch.optim.LBFGS):
+    """The optimiser without a decorator against compiling, which imports the compiler: that takes seconds."""
+
+    add_param_group = inspect.unwrap(torch.optim.LBFGS.add_param_group)
 
 
 class Classifier(NamedTuple):
@@ -78,10 +85,10 @@ def maximise(
     stay = KEPT * scores.softmax(1)
     moved = torch.zeros_like(start[0], requires_grad=True)
     shift = torch.zeros_like(start[1], requires_grad=True)
-    optimiser = torch.optim.LBFGS([moved, shift], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+    optimiser = _LBFGS([moved, shift], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
-        optimiser.zero_grad()
+        moved.grad = shift.grad = None
         logarithms = (x @ (start[0] + moved).T + start[1] + shift).log_softmax(1)
         probabilities = logarithms.exp()
         marginal = probabilities.mean(0).clamp_min(1e-12)

@@ -33,7 +33,7 @@ from depfuse import FusionResult, Parents, Recipe, fuse
 from depfuse.data import DataSet, Preprocessing, Split
 from depfuse.errors import DepfuseWarning
 from depfuse.fusion.comparison import matched_average, naive_child
-from depfuse.fusion.resolve import multiply_adds
+from depfuse.networks.counting import multiply_adds
 from depfuse.tasks.selection import deselect, select
 from depfuse.teach.distil import Distillation
 from experiments.lib.cells import Cell, Cells

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from depfuse import Recipe, fuse
 from depfuse.cli import main
 from depfuse.data import Loader, calibration_loader
-from depfuse.fusion.resolve import multiply_adds, resolve_refit
+from depfuse.fusion.resolve import resolve_refit
 from depfuse.io.checkpoint import read_checkpoint
 from depfuse.models import build_network
+from depfuse.networks.counting import multiply_adds
 
 
 class Branching(nn.Module):

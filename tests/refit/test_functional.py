@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from depfuse.refit.program import functional as module
 from depfuse.refit.program.functional import CHECKS, functional, name_of
 from depfuse.refit.program.graph import Program
+from depfuse.refit.program.operations import Operations
 
 IMAGES = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -109,7 +110,7 @@ TRACED_AGAIN = (
 )
 
 
-def operations(exported: ExportedProgram) -> list[object]:
+def operations(exported: ExportedProgram | Operations) -> list[object]:
     """List the operations of a graph with their arguments and the shape and strides that they give."""
     numbers: dict[fx.Node, str] = {}
     found: list[object] = []

@@ -56,11 +56,17 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
 
     Its graph is rewritten in place where all its operations are known here, and traced once more otherwise.
     """
-    graph = exported.graph_module.graph
+    if make_functional(exported.graph_module.graph):
+        return exported
+    traced: ExportedProgram = exported.run_decompositions({})
+    return traced
+
+
+def make_functional(graph: fx.Graph) -> bool:
+    """Make the operations of a graph functional in place, where all of them are known here; tell whether they are."""
     nodes = [node for node in graph.nodes if node.op == "call_function"]
     if not all(map(_is_known, nodes)):
-        traced: ExportedProgram = exported.run_decompositions({})
-        return traced
+        return False
     for node in nodes:
         if (rewrite := _REWRITES.get(name_of(node))) is not None:
             with graph.inserting_before(node):
@@ -68,7 +74,7 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
             node.replace_all_uses_with(made)
             graph.erase_node(node)
     graph.eliminate_dead_code()
-    return exported
+    return True
 
 
 def name_of(node: fx.Node) -> str:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import operator
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export.graph_signature import OutputKind
 from torch.utils._pytree import tree_leaves
 
 from depfuse.errors import ArchitectureError
 from depfuse.networks.copying import evaluation_copy
-from depfuse.networks.forward import INNER, Example, as_module
-from depfuse.networks.isolation import without_warnings
+from depfuse.networks.forward import Example
 from depfuse.networks.running import raised_in
-from depfuse.refit.program.functional import CHECKS, functional, name_of
+from depfuse.refit.program.exported import exported_operations
+from depfuse.refit.program.functional import CHECKS, name_of
+from depfuse.refit.program.plain import plain_operations
 from depfuse.text import first_line
 
 State = Mapping[str, Tensor]
@@ -28,7 +25,7 @@ _VIEW = torch.ops.aten.view.default
 
 
 class Program:
-    """The operations of a network in eval mode on batches of one size (`torch.export`), named by state-dict keys.
+    """The operations of a network in eval mode on batches of one size, named by state-dict keys.
 
     Parameters
     ----------
@@ -56,43 +53,18 @@ class Program:
 
     def __init__(self, model: nn.Module, images: Example) -> None:
         network = evaluation_copy(model, shared=True)
-        # A tensor is given to the network itself; any other batch is one argument of what calls it.
-        single = isinstance(images, Tensor)
-        exportable, argument = (network, images) if single else as_module(network, images)
         try:
-            with without_warnings(), _without_logs(), redirect_stderr(io.StringIO()), torch.no_grad():
-                exported = functional(torch.export.export(exportable, (argument,), strict=False))
+            found = plain_operations(network, images) or exported_operations(network, images)
         except Exception as error:  # torch.export has no one exception for what it cannot follow
             place = raised_in(network, error)
             raise ArchitectureError(
                 f"{type(model).__name__}{f' ({place})' if place else ''} cannot be taken apart for refitting "
                 f"({first_line(error)}): choose refit none"
             ) from error
-        signature = exported.graph_signature
-        self._keys = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        if not single:
-            self._keys = {name: key.removeprefix(INNER) for name, key in self._keys.items()}
-        self._constants = {
-            name: exported.constants[key] for name, key in signature.inputs_to_lifted_tensor_constants.items()
-        }
-        # Buffers outside the state dict are the same in every network.
-        keys = network.state_dict().keys()
-        buffers = dict(network.named_buffers(remove_duplicate=False))
-        for name, key in list(self._keys.items()):
-            if key not in keys:
-                inner = key if single else f"{INNER}{key}"
-                self._constants[name] = exported.constants[inner] if inner in exported.constants else buffers[key]
-                del self._keys[name]
-        self._module = exported.graph_module
+        self._keys, self._constants, self._module = found.keys, found.constants, found.module
         self.any_size = False
-        graph = exported.graph_module.graph
-        self.nodes = [node for node in graph.nodes if node.op == "call_function" and name_of(node) != CHECKS]
-        placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
-        # What is no tensor, such as a flag of a batch, is part of the program.
-        self.inputs = [placeholders[name] for name in signature.user_inputs if name in placeholders]
-        self.inputs = [node for node in self.inputs if isinstance(node.meta.get("val"), Tensor)]
-        first = next(n for n, spec in enumerate(signature.output_specs) if spec.kind == OutputKind.USER_OUTPUT)
-        self.output: fx.Node = next(iter(reversed(graph.nodes))).args[0][first]
+        self.nodes = [node for node in found.graph.nodes if node.op == "call_function" and name_of(node) != CHECKS]
+        self.inputs, self.output = found.inputs, found.output
 
     def values_of(self, images: Example) -> Values:
         """Bind a batch to the input nodes."""
@@ -147,14 +119,3 @@ class Program:
                 placed.add(node)
                 order.append(node)
         self.nodes = order
-
-
-@contextmanager
-def _without_logs() -> Iterator[None]:
-    """Silence the logs of tracing, which print pages about what it could not follow; its exception is one sentence."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)

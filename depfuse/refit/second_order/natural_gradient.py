@@ -9,6 +9,7 @@ from torch import Tensor
 
 from depfuse.data.inputs import count_samples
 from depfuse.ensemble.targets import TEMPERATURE
+from depfuse.networks.derivatives import scalar_with
 from depfuse.networks.memory_format import differentiable
 from depfuse.networks.replaying import Recording
 from depfuse.networks.running import bfloat16_pays
@@ -251,7 +252,7 @@ class NaturalGradient:
                 pulls = [pull, *self.streams.pulls(values, wanted, first, share)]
                 outputs = [output, *values]
                 pulls = [pull.to(one) for pull, one in zip(pulls, outputs, strict=True)]
-                gradients = torch.autograd.grad(outputs, list(leaves.values()), pulls)
+                gradients = torch.autograd.grad(scalar_with(pulls, outputs), list(leaves.values()))
                 for key, gradient in zip(leaves, gradients, strict=True):
                     total[key] += gradient
         count = sum(count_samples(images) for images, *_ in batches)
@@ -288,7 +289,7 @@ class NaturalGradient:
                 output, values = self.folded.run(leaves, self.state, images, nodes)
                 predicted = output.detach().float()
                 probe = self.task_of(predicted).sample(predicted, self.generator, self.temperature)
-                gradients = torch.autograd.grad(output, values[: len(units)], probe.to(output))
+                gradients = torch.autograd.grad(scalar_with([probe.to(output)], [output]), values[: len(units)])
             for unit, gradient, value in zip(units, gradients, values[len(units) :], strict=True):
                 window = self._windows[unit]
                 rows = window.outputs(gradient.float())
