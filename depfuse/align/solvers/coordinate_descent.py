@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -29,23 +29,35 @@ def solve(problem: MatchingProblem) -> list[Solution]:
     shared = SharedCosts(problem)
     start = start_of(problem)
     if start is None:
-        return [*descents(shared, problem.settings_of(CoordinateDescent).restarts), from_invariants(shared)]
+        return with_invariants(shared, descents(shared, problem.settings_of(CoordinateDescent).restarts))
     placed = problem.placements(start.couplings)
     first = _run_in_order(shared, placed)
     first = replace(first, not_converged=distinct((*start.not_converged, *first.not_converged)))
     return [first, *descents(shared, problem.settings_of(CoordinateDescent).restarts - 1, placed)]
 
 
-def from_invariants(shared: SharedCosts) -> Solution:
+def from_invariants(shared: SharedCosts, others: Sequence[Solution] = ()) -> Solution | None:
     """Find the local optimum near the assignment by weights that no order of the other groups changes.
 
-    Blocks, to which that does not apply, are matched first.
+    Blocks, to which that does not apply, are matched first. In large networks (`WORK_LIMIT`) the descent ends after a
+    sweep that leaves it farther than others have come, and finds none: of a permuted copy it is the nearest by then.
     """
     roots = shared.roots
     order = sorted(range(len(roots)), key=lambda number: not roots[number].children)
     descent = Descent(shared, by_invariants(shared.problem))
+    if others and shared.work > WORK_LIMIT and not shared.problem.watched:
+        descent.run([order], sweeps=1)
+        distance = shared.problem.distance
+        if distance(descent.couplings) > min(distance(other.couplings) for other in others):
+            return None
     descent.run([order])
     return _finished(descent)
+
+
+def with_invariants(shared: SharedCosts, others: Sequence[Solution]) -> list[Solution]:
+    """Add the local optimum of `from_invariants` to others, where it finds one."""
+    found = from_invariants(shared, others)
+    return [*others] if found is None else [*others, found]
 
 
 def _run_in_order(shared: SharedCosts, placed: Mapping[str, Placement]) -> Solution:

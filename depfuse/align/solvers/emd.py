@@ -7,7 +7,7 @@ from functools import partial
 from depfuse.align.descent import SharedCosts
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution
-from depfuse.align.solvers.coordinate_descent import descents, from_invariants, swept
+from depfuse.align.solvers.coordinate_descent import descents, swept, with_invariants
 from depfuse.align.solvers.interface import Implementation, Transport
 from depfuse.align.transport import emd, whole
 from depfuse.recipe.solvers import ByTransport, Emd, Solver
@@ -24,7 +24,7 @@ def solve(problem: MatchingProblem) -> list[Solution]:
     if settings.criterion.name == "activations":
         return [Solution(problem.by_activations(distance, emd), distance=distance) for distance in settings.distances]
     shared = SharedCosts(problem)
-    return [swept(shared), *descents(shared, problem.settings_of(Emd).restarts - 1), from_invariants(shared)]
+    return with_invariants(shared, [swept(shared), *descents(shared, problem.settings_of(Emd).restarts - 1)])
 
 
 def transports(settings: Solver) -> list[Transport]:
