@@ -32,6 +32,7 @@ FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 1e-1}  # of outputs, relative to the largest; 1e-4 for other types
 UNLIKELY = 5_381_742_099  # a seed that no example is drawn from, lest the random inputs be the example again
+CONTAINERS = (OrderedDict, dict, list, set)
 CONSTANTS = (str, bytes, int, float, complex, bool, type(None), type, ModuleType, CodeType, BuiltinFunctionType)
 
 
@@ -94,7 +95,7 @@ def evaluation_copy(model: nn.Module, dtype: torch.dtype | None = None, *, share
             f"{scripted[0] or type(network).__name__} is compiled to TorchScript, in which operations cannot be "
             "followed: give the network that it was made from"
         )
-    copies: dict[int, Any] = {}
+    copies = _empty_containers(network)
     for tensor in (*network.parameters(), *network.buffers(), *_plain_tensors(network)):
         moved = tensor.detach().to(dtype=dtype if tensor.is_floating_point() else None, copy=not shared)
         is_parameter = isinstance(tensor, nn.Parameter)
@@ -121,8 +122,19 @@ def _plain_tensors(network: nn.Module) -> Iterator[Tensor]:
     """Yield the tensors among a network's plain attributes: constants, and what a hook or a forward pass left there."""
     for module in network.modules():
         for name, value in vars(module).items():
-            if name not in ("_parameters", "_buffers", "_modules"):
+            if name not in ("_parameters", "_buffers", "_modules") and not _is_plain(value):
                 yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether an attribute of a module holds no tensor, as most do: a constant or an empty container."""
+    return type(value) in CONSTANTS or (type(value) in CONTAINERS and not value)
+
+
+def _empty_containers(network: nn.Module) -> dict[int, Any]:
+    """Make copies of the empty containers of modules, by `id`: of these `deepcopy` takes a third of its time."""
+    values = (value for module in network.modules() for value in vars(module).values())
+    return {id(value): type(value)() for value in values if type(value) in CONTAINERS and not value}
 
 
 def _is_portable(hook: Any, seen: frozenset[int] = frozenset()) -> bool:
