@@ -35,7 +35,11 @@ MOST_BYTES = 2**28  # of its inputs, in float32
 # from more where there would be fewer than `PER_INPUT` rows for each input.
 IMAGES = 500
 SPREAD = 8
-PER_INPUT = 32
+PER_INPUT = 16
+# Times that outputs which are free below a bound are renewed, see `ridge`: before steps of all units, and before none,
+# where more of them cost a tenth of the refit and leave children no better.
+SWEEPS = 3
+SWEEPS_ALONE = 1
 
 
 class UnitSolver:
@@ -78,9 +82,10 @@ class UnitSolver:
             mixtures = find_mixtures(folded, inner, self.parents, self.shares, clustered, few, self.seed, task)
         targets = Targets(self.shares, mixtures, self.labels, self.outputs)
         walk = Walk(self.program, [*self.parents, self.state], self.loader, folded=folded)
+        sweeps = SWEEPS if steps else SWEEPS_ALONE
         units = self.units[self._of_one_parent() :]
         for unit in work().track(units, "refitting layer by layer"):
-            self._solve_forward(unit, walk, targets)
+            self._solve_forward(unit, walk, targets, sweeps)
             if unit.weight is not None:
                 walk.maps[-1].update(folded.map_of(unit, self.state))
         del walk
@@ -158,11 +163,11 @@ class UnitSolver:
             rows = Rows(*stack.tensors)
             self._write(unit, window, ridge(rows, self._prior(unit, window), intercept=intercept))
 
-    def _solve_forward(self, unit: Unit, walk: Walk, targets: Targets) -> None:
+    def _solve_forward(self, unit: Unit, walk: Walk, targets: Targets, sweeps: int) -> None:
         """Solve a unit of the child, which the walk runs after the parents."""
         end = walk.position(unit.target) + 1
         ends = [end] * len(self.parents) + [walk.position(unit.node)]
-        self._solve(unit, walk, targets, ends, [self.state], self._batches(unit, Window.of(unit.node)))
+        self._solve(unit, walk, targets, ends, [self.state], self._batches(unit, Window.of(unit.node)), sweeps)
 
     def _solve(
         self,
@@ -172,6 +177,7 @@ class UnitSolver:
         ends: Sequence[int],
         states: Sequence[dict[str, Tensor]],
         batches: int,
+        sweeps: int = SWEEPS,
     ) -> None:
         """Solve a unit for the parents' mixture, in the states of the last networks of a walk, each from its inputs."""
         window, intercept, parents = Window.of(unit.node), has_intercept(unit), len(self.parents)
@@ -197,7 +203,7 @@ class UnitSolver:
         for stack, state in zip(stacks, states, strict=True):
             self.state = state
             rows = Rows(*stack.tensors)
-            self._write(unit, window, ridge(rows, self._prior(unit, window), intercept=intercept))
+            self._write(unit, window, ridge(rows, self._prior(unit, window), intercept=intercept, sweeps=sweeps))
 
     def _inputs(self, window: Window, x: Tensor, places: Tensor | None, intercept: bool) -> Tensor:
         rows = window.inputs(x, places)
