@@ -114,6 +114,7 @@ class Space:
 
     def __init__(self, parents: int, kept: Mapping[str, Any], *, model: type[Recipe] = Recipe) -> None:
         self._parents, self._kept, self._model = parents, by_path(kept), model
+        self._places = list(places(model))
         self._declared = [setting_at for setting_at in declared(model) if setting_at.place.path not in self._kept]
         fixed = unsearched(model, self._kept)
         if not any(may_be_read(model, setting_at.place.path, fixed) for setting_at in self._declared):
@@ -163,7 +164,7 @@ class Space:
     def _with_defaults(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
         """Add the defaults of the other settings that exist; contradictions are not checked yet."""
         settings = {**self._kept, **drawn}
-        for place in places(self._model):
+        for place in self._places:
             if place.path not in settings and holds(place.case, settings):
                 settings[place.path] = place.default
         return settings
