@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,13 +78,18 @@ class Entry(BaseModel):
         known = range(classes) if self.labels is None else list(parse_labels(self.labels))
         if known[-1] >= classes:
             raise RecipeError(f"labels {self.labels}: {self.data} has labels 0 to {classes - 1}")
-        with torch.device("meta"):  # shapes without values: takes no time
-            network = build_network(self.architecture).eval()
-            example = torch.zeros(2, *shape)
-            check_input(network, example)
-            outputs = network(example).shape[1]
+        outputs = _count_outputs(self.architecture, shape)
         if outputs != len(known):
             raise RecipeError(f"{self.architecture} has {outputs} outputs for {len(known)} labels: say classes=...")
+
+
+@cache
+def _count_outputs(architecture: str, shape: tuple[int, ...]) -> int:
+    """Count the outputs of a network for an image of a shape; many entries have the same."""
+    with torch.device("meta"):  # shapes without values
+        network, example = build_network(architecture).eval(), torch.zeros(2, *shape)
+        check_input(network, example)
+        return int(network(example).shape[1])
 
 
 def read_zoo(path: Path = ZOO) -> dict[str, Entry]:
