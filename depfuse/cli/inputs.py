@@ -41,6 +41,7 @@ from depfuse.networks.running import evaluating
 from depfuse.recipe import Recipe
 from depfuse.tasks.choose import by_shape
 from depfuse.tasks.selection import find_scores
+from depfuse.text import counted
 
 HELD_OUT = 0.1  # share of images to judge by, where there is no test set
 MOST_HELD_OUT = 2000
@@ -219,13 +220,16 @@ def with_judged_images(data: DataSet, *, fused: bool) -> DataSet:
     wholes = int(whole.max()) + 1
     held = min(round(HELD_OUT * wholes), MOST_HELD_OUT)
     order = order_of_class(wholes, SPLIT_SEED, 0)
-    what = "images" if sources is None else "photographs" if isinstance(data.train.images, Crops) else "volumes"
+    what = "image" if sources is None else "photograph" if isinstance(data.train.images, Crops) else "volume"
     out = torch.isin(whole, order[:held])
     numbers = torch.nonzero(out)[:, 0] if held else torch.arange(count)
+    those = (
+        f"{held:,} of its {wholes:,} {what}s, drawn by seed {SPLIT_SEED}" if held else f"its {counted(wholes, what)}"
+    )
     _say(
         f"{data.name} {lacks}, so that no accuracy is known: how well the networks agree is measured on"
-        f" {f'{held:,} of its {wholes:,} {what}, drawn by seed {SPLIT_SEED}' if held else f'its {wholes} {what}'},"
-        f" which {'are not used for calibration' if held else 'are those of the calibration: there are too few'}"
+        f" {those}, which {'is' if (held or wholes) == 1 else 'are'} {'not used' if held else 'used'} for calibration"
+        f"{'' if held else ' as well: there are too few'}"
     )
     train = data.train.take(torch.nonzero(~out)[:, 0])
     return dataclasses.replace(data, train=train, test=dataclasses.replace(data.train.take(numbers), labels=None))

@@ -25,16 +25,18 @@ class Augmentation:
     cutout: int = 0
 
     @classmethod
-    def suited_to(cls, image_shape: tuple[int, ...]) -> Augmentation:
+    def suited_to(cls, image_shape: tuple[int, ...], mirrored: bool | None = None) -> Augmentation:
         """Choose an augmentation that keeps the meaning of most images (channels, height, width).
 
         Colour images are mirrored and shifted by up to an eighth of their side; grey ones, often digits and
-        letters that mean something else when mirrored, are only shifted, by a twelfth.
+        letters that mean something else when mirrored, are only shifted, by a twelfth. Where it is known whether they
+        mean the same when mirrored, that decides instead.
         """
         channels, height, width = image_shape
         colour = channels >= 3
         side = min(height, width)
-        return cls(flip=colour, translate=round(side / 8) if colour else math.ceil(side / 12))
+        flip = colour if mirrored is None else mirrored
+        return cls(flip=flip, translate=round(side / 8) if colour else math.ceil(side / 12))
 
     def __bool__(self) -> bool:
         return self.flip or self.translate > 0 or self.cutout > 0

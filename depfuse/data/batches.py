@@ -23,6 +23,7 @@ from depfuse.networks.copying import fit_example
 from depfuse.networks.forward import Call
 from depfuse.tasks.batch_inputs import Signature, as_tensor, split_batch
 from depfuse.tasks.label_kinds import are_classes
+from depfuse.text import counted
 
 
 def as_loader(
@@ -81,7 +82,8 @@ def as_loader(
             break
     split = collected.split()
     if len(split) < 2:
-        raise DataError(f"{len(split)} calibration samples are too few for statistics: give at least 2, better 2000")
+        few = f"{counted(len(split), 'calibration sample')} {'is' if len(split) == 1 else 'are'} too few for statistics"
+        raise DataError(f"{few}: give at least 2, better 2000")
     inputs = map_tensors(lambda leaf: fit_example(leaf, model), split.images)
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     return Loader(Split(inputs, split.labels, call), batch_size=batch_size, device=device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,6 +23,7 @@ from depfuse.data.stored_images import StoredImages
 from depfuse.data.tensors import DataSet, Split
 from depfuse.errors import DataError, DepfuseWarning
 from depfuse.networks.forward import Called, Example, in_layout
+from depfuse.text import counted
 
 
 class Loader:
@@ -51,6 +53,8 @@ class Loader:
         Give batches in channels-last memory layout.
     epoch
         Number of the pass, from which the order is drawn.
+    mirrored
+        See `Split`.
     part
         Index and number of parts: every batch is divided and this part is given; (0, 1) for whole batches.
 
@@ -80,7 +84,7 @@ class Loader:
         self.images = map_tensors(lambda tensor: tensor.to(device), held.images)
         self.labels: Tensor | None = None if held.labels is None else held.labels.to(device)
         self.preprocessing = preprocessing or Preprocessing()
-        self.call = split.call
+        self.call, self.mirrored = split.call, split.mirrored
         if self.is_bytes:
             self.preprocessing.check_channels(self.images.shape[1])
         self.batch_size = batch_size
@@ -122,7 +126,7 @@ class Loader:
     @property
     def suited_augmentation(self) -> Augmentation:
         """Augmentation that keeps the meaning of most images; none of what is no image."""
-        return Augmentation.suited_to(self.image_shape) if self.pictures else Augmentation()
+        return Augmentation.suited_to(self.image_shape, self.mirrored) if self.pictures else Augmentation()
 
     @property
     def required_labels(self) -> Tensor:
@@ -164,6 +168,12 @@ class Loader:
         """
         return self._over(self.split, self.augment, self.seed, size)
 
+    def mirroring(self, allowed: bool | None) -> Loader:
+        """Say whether the images and their mirror images mean the same."""
+        loader = copy.copy(self)
+        loader.mirrored = allowed
+        return loader
+
     def augmented(self, augment: Augmentation, seed: int = 0) -> Loader:
         """Augment the same images in the same order, with changes drawn once: every pass gives the same images."""
         return self._over(self.split, augment, seed)
@@ -171,7 +181,7 @@ class Loader:
     @property
     def split(self) -> Split:
         """The samples on the device, with their labels."""
-        return Split(self.images, self.labels, self.call)
+        return Split(self.images, self.labels, self.call, mirrored=self.mirrored)
 
     def _over(
         self, split: Split, augment: Augmentation | None = None, seed: int = 0, batch_size: int | None = None
@@ -293,7 +303,8 @@ def calibration_loader(
         )
     count = min(count, len(data.train), _room_for(data.train.images, count, room))
     if count < 2:
-        raise DataError(f"{count} calibration images are too few for statistics: give at least 2, better 2000")
+        few = f"{counted(count, 'calibration image')} {'is' if count == 1 else 'are'} too few for statistics"
+        raise DataError(f"{few}: give at least 2, better 2000")
     chosen = calibration_order(len(data.train), seed)[:count]
     drawn = data.train.take(chosen)
     drawn = drawn if drawn.of_classes else replace(drawn, labels=None)

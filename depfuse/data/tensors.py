@@ -37,12 +37,15 @@ class Split:
         How a network is run on a batch of them, where it is not by the inputs alone; batches are `Called` then.
     sources
         Number (N,) of the photograph or volume that each sample is cut out of; None where each is one of its own.
+    mirrored
+        Whether images and their mirror images mean the same; None where the kind of image decides it.
     """
 
     images: Any
     labels: Any = None
     call: Call | None = None
     sources: Tensor | None = None
+    mirrored: bool | None = None
 
     def __len__(self) -> int:
         return count_samples(self.images)
@@ -89,7 +92,7 @@ class Split:
         """Select samples by number (n,), in that order, or a range of them."""
         labels = None if self.labels is None else self.labels[index]
         sources = None if self.sources is None else self.sources[index if isinstance(index, slice) else index.cpu()]
-        return Split(take_samples(self.images, index), labels, self.call, sources)
+        return Split(take_samples(self.images, index), labels, self.call, sources, self.mirrored)
 
     def held(self) -> Split:
         """Decode images and masks that are files, all of them."""
@@ -169,7 +172,8 @@ class DataSet:
     @property
     def suited_augmentation(self) -> Augmentation:
         """Augmentation that keeps the meaning of most images; none of what is no image."""
-        return Augmentation.suited_to(self.image_shape) if self._some.pictures else Augmentation()
+        some = self._some
+        return Augmentation.suited_to(self.image_shape, some.mirrored) if some.pictures else Augmentation()
 
     def example(self, count: int = 1, device: torch.device | str = "cpu") -> Any:
         """Prepare the first training samples as network inputs, `count` of them as far as they have one shape."""

@@ -90,6 +90,13 @@ def difference(first: Scores, second: Scores) -> Difference:
     return Difference(value, math.sqrt(spread) / count)
 
 
+def share_interval(share: float, count: int) -> tuple[float, float]:
+    """Compute the 95 % interval of a share of images (Wilson 1927), which says something of 0 and of 1 as well."""
+    z = 1.96
+    middle, beyond = share + z**2 / (2 * count), z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return max(0.0, (middle - beyond) / (1 + z**2 / count)), min(1.0, (middle + beyond) / (1 + z**2 / count))
+
+
 def standard_error(scores: Scores | Agreement) -> float:
     """Estimate the standard error of a score over the images; of a share with one image more of each outcome.
 

@@ -14,7 +14,7 @@ from depfuse.data.stream import Stream
 from depfuse.evaluate import Agreement, evaluate_agreement
 from depfuse.fusion.comparison import FEWER, make_rivals
 from depfuse.fusion.shown import comparison_as_html, comparison_as_text
-from depfuse.fusion.verdict import self_training_notes
+from depfuse.fusion.verdict import self_training_notes, too_few
 from depfuse.progress import ProgressLike, shown
 from depfuse.tasks.outputs import CLASSES
 from depfuse.tasks.scores import AGREEMENT
@@ -139,11 +139,13 @@ def agreement_verdict(found: AgreementComparison, names: Sequence[str]) -> str:
     else:
         with_each = _listed([f"{text(share)} under those of {name}" for name, share in shares])
         sentence = (
-            f"Without targets no score is known. On {child.count:,} images the child has {child.measure.name}"
+            f"Without targets no score is known. On {counted(child.count, 'image')} the child has {child.measure.name}"
             f" {text(child.ensemble)} under the ensemble's outputs ({beside}, which are part of the ensemble), and"
             f" {with_each}"
         )
     sentence += "."
+    if caution := too_few(child.ensemble, child.count, child.measure):
+        sentence += f" {caution}"
     agrees = "agrees with the ensemble on" if child.measure == AGREEMENT else "has under the ensemble's outputs"
     if found.baseline is not None:
         trained = names[found.baseline.parent]

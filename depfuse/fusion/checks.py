@@ -20,6 +20,7 @@ from depfuse.fusion.soundness import check_variances
 from depfuse.networks.copying import fit_example
 from depfuse.networks.forward import Example, run_network
 from depfuse.recipe import Recipe
+from depfuse.recipe.goals import Best
 from depfuse.recipe.sections import Reference
 from depfuse.renorm import chosen_method
 from depfuse.tasks.batch_inputs import kind_of
@@ -62,6 +63,13 @@ def check_parents(models: Sequence[nn.Module], labels: LabelSets | None = None) 
         for key, tensor in state.items():
             fits = tensor.dim() == first[key].dim() if labels is None else tensor.shape == first[key].shape
             if not fits and not _differs_by_labels(tensor, first[key], number, labels):
+                if labels is not None and tensor.dim() == first[key].dim():
+                    counts = [len(labels.sets[own - 1]) for own in (number, 1)]
+                    raise RecipeError(
+                        f"parent {number} does not fit parent 1 with {counts[0]} labels beside {counts[1]}: `labels`"
+                        f" names each output of a parent once, and {key} has shape {tuple(tensor.shape)} beside"
+                        f" {tuple(first[key].shape)}"
+                    )
                 raise RecipeError(
                     f"parent {number} does not fit parent 1: {key} has shape {tuple(tensor.shape)}, "
                     f"not {tuple(first[key].shape)}"
@@ -131,17 +139,29 @@ def check_images(recipe: Recipe, calibration: Loader | None) -> None:
 
 
 def say_what_is_not_augmented(recipe: Recipe, calibration: Loader | None) -> None:
-    """Warn where the recipe flips and shifts images against its default, and the calibration data are none.
+    """Warn where a recipe names that images are flipped and shifted, and the calibration data are none.
 
-    Where that is the default, as in the steps of a refit, nobody asked for it.
+    Where that is left to the default, as in the steps of a refit, nobody asked for it.
+
+    Raises
+    ------
+    RecipeError
+        It says that mirror images mean the same, and there are no images.
     """
-    if calibration is None or calibration.pictures or not recipe.calibration.augment:
+    if calibration is None or calibration.pictures:
         return
-    warnings.warn(
-        "calibration.augment: the calibration data are no images, as far as is known, and are not flipped and shifted",
-        DepfuseWarning,
-        stacklevel=3,
-    )
+    none = "the calibration data are no images (N, C, H, W), as far as is known"
+    if recipe.calibration.mirror:
+        raise RecipeError(f"`calibration.mirror=true` mirrors images, and {none}: leave it out")
+    steps = recipe.candidates
+    named = {
+        "calibration.augment": recipe.calibration.augment,
+        f"{'goal' if isinstance(steps, Best) else 'refit'}.augment": steps is not None
+        and steps.augment
+        and "augment" in steps.model_fields_set,
+    }
+    for setting in [name for name, wanted in named.items() if wanted]:
+        warnings.warn(f"{setting}: {none}, and are not flipped and shifted", DepfuseWarning, stacklevel=3)
 
 
 def check_renorm(recipe: Recipe, model: nn.Module) -> None:

@@ -5,10 +5,12 @@ What is to be called or given stands as one writes it in Python; the command lin
 
 from __future__ import annotations
 
+from depfuse.evaluate.scores import share_interval
 from depfuse.fusion.advice import AVERAGES, Advice, Compared
-from depfuse.tasks.scores import ACCURACY
-from depfuse.text import short_paths
+from depfuse.tasks.scores import ACCURACY, AGREEMENT, Measure
+from depfuse.text import counted, short_paths
 
+WIDE = 0.25  # of an interval of a share
 SOUP = {"average": '`preset("soup")`', "renewed average": '`preset("soup")` with `renorm="reset"`'}
 
 
@@ -28,7 +30,7 @@ def verdict(advice: Advice, candidate: str | None = None) -> str:
 
 
 def _recommendation(advice: Advice, child: str) -> str:
-    keep, images, text = advice.keep, f"{advice.images:,} test images", advice.measure.text
+    keep, images, text = advice.keep, counted(advice.images, "test image"), advice.measure.text
     if keep is None:
         better = (
             f"no network gets more right than {_constant(advice)}"
@@ -120,7 +122,9 @@ def _file(path: str, advice: Advice) -> str:
 
 def _notes(advice: Advice) -> list[str]:
     """List what else is worth knowing, and how to get a better network that has no file."""
-    notes, text = [], advice.measure.text
+    notes, text = list[str](), advice.measure.text
+    if caution := too_few(advice.child.value, advice.images, advice.measure):
+        notes.append(caution)
     options = [option for option in (advice.keep, advice.instead) if option is not None]
     average = next((option for option in options if option.what in AVERAGES), None)
     if any(option.what == "child" and option.path is None for option in options):
@@ -146,6 +150,23 @@ def _notes(advice: Advice) -> list[str]:
         notes.append(f"{name[0].upper()}{name[1:]} reaches {text(option.value)} but lies in no file; {how}.")
     notes += self_training_notes(advice.self_trained)
     return notes
+
+
+def too_few(value: float, count: int, measure: Measure) -> str:
+    """Caution that a score of so few images hardly tells anything; empty where there are enough.
+
+    They are too few where the 95 % interval of a share of them (Wilson 1927) is wider than a quarter, or where another
+    score is that of one image.
+    """
+    if measure not in (ACCURACY, AGREEMENT):
+        return "" if count > 1 else f"A score of {counted(count, 'image')} tells hardly anything of others."
+    low, high = share_interval(value, count)
+    if high - low <= WIDE:
+        return ""
+    return (
+        f"{counted(count, 'image')} {'tells' if count == 1 else 'tell'} hardly anything: {measure.text(value)} of so"
+        f" few stands for {100 * low:.0f} to {100 * high:.0f} % (95 % interval)."
+    )
 
 
 def self_training_notes(kept: bool | None) -> list[str]:

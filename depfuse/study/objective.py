@@ -29,6 +29,7 @@ from depfuse.recipe import Recipe
 from depfuse.study.judge import Quality
 from depfuse.study.search_space import Space
 from depfuse.teach.one_space import bring_into_one_space
+from depfuse.text import counted
 
 RESULT = "result"  # the user attribute of a trial that holds its recipe and result
 FEWEST = 100  # calibration images, before a trial may be pruned
@@ -98,8 +99,8 @@ class Objective:
         available = max(len(data.train) - common.calibration.images, 0)
         if available < min(judged, FEWEST_JUDGED):
             raise DataError(
-                f"{common.calibration.images} of {len(data.train)} training images are for calibration, and {available}"
-                " are left to judge children by: give fewer, as `calibration.images`"
+                f"{common.calibration.images} of {counted(len(data.train), 'training image')} would be for calibration,"
+                f" which leaves {available} to judge children by: give fewer, as `calibration.images`"
             )
         images = calibration_loader(
             data,

@@ -39,10 +39,7 @@ class Regression:
 
     @classmethod
     def of_targets(cls, targets: Tensor) -> Regression:
-        """Build the task in units of the targets (N, ...) that are learned; one number for each image has a unit, too.
-
-        Steps of SGD then are as long for metres as for millimetres.
-        """
+        """Build the task in units of the targets (N, ...) that are learned; one number per image has a unit, too."""
         return cls(cls._spread_of([targets if targets.dim() > 1 else targets[:, None]]))
 
     @staticmethod

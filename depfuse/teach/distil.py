@@ -7,6 +7,7 @@ import hashlib
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from depfuse.tasks.outputs import CLASSES
 from depfuse.tasks.regression import Regression
 from depfuse.tasks.task import Task
 from depfuse.teach.self_training import Effect, KnownLabels, SelfTraining
+from depfuse.teach.units_of_numbers import in_their_unit
 from depfuse.train import EpochReport, Saving, TrainRecipe, fit
 from depfuse.train.interfaces import Labels
 
@@ -103,7 +105,7 @@ class Distillation:
     schedule
         Of the natural-gradient steps.
 
-    Images (N, C, H, W) are flipped and shifted as suits them; what is no image is taken as it is.
+    Images (N, C, H, W) are flipped and shifted as suits them (`Split.mirrored`); what is no image is taken as it is.
     """
 
     data: Any
@@ -135,6 +137,10 @@ class Distillation:
             loader = as_loader(self.data, model, images=sys.maxsize, call=call, scored=True)
             self._collected.append(DataSet("the training data", (), loader.split, None, loader.preprocessing))
         return replace(self, data=self._collected[0])
+
+    def mirroring(self, allowed: bool | None) -> Distillation:
+        """Say whether the images and their mirror images mean the same."""
+        return replace(self, data=replace(self.data, train=replace(self.data.train, mirrored=allowed)))
 
     def check(self, model: nn.Module, task: Task | None, settings: Train) -> None:
         """Raise `DataError` where labels that are to be learned do not fit a network, and say what is not augmented.
@@ -224,7 +230,10 @@ class Distillation:
             recipe = replace(self, data=data).train_recipe(epochs, settings.learning_rate, seed, learner)
             if isinstance(target, Labels) and not target.of_whole:
                 recipe = recipe.model_copy(update={"flip": False, "translate": 0})
-            with named(f"{step}, {name}"):
+            with ExitStack() as stack:
+                stack.enter_context(named(f"{step}, {name}"))
+                if isinstance(target, Labels):
+                    target = stack.enter_context(in_their_unit(model, target, data.example(2, device)))
                 report = fit(
                     model,
                     data,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from depfuse.data import select_share
 from depfuse.evaluate import evaluate
-from depfuse.integrations.federated import aggregate
+from depfuse.integrations import aggregate
 from depfuse.models import build_network
 from depfuse.train import TrainRecipe, train
 from experiments.gallery.digits import calibration, data, draw_by_digit, test

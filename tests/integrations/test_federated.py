@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from depfuse.errors import DataError, DepfuseError
+from depfuse.errors import DataError, DepfuseError, RecipeError
 from depfuse.groups import find_groups, random_permutations
 from depfuse.integrations.federated import aggregate
 from depfuse.integrations.flower import FuseOnce, labels_of
@@ -175,3 +177,22 @@ def test_shares_come_from_counts_and_are_not_overridden_in_silence() -> None:
 def test_the_sentence_of_a_round_without_a_network_names_each_client_once() -> None:
     with pytest.raises(DataError, match="client 0: it trained on 0 samples; client 1 sent a str"):
         aggregate(client(5), [client(0).state_dict(), "weights"], IMAGES, counts=[0, 1])
+
+
+def test_labels_that_are_too_many_are_named() -> None:
+    def network(number: int) -> nn.Module:
+        return build_network("digits_resnet(width=0.5)", classes=(3, 2)[number])
+
+    states = [network(number).state_dict() for number in (0, 1)]
+    for labels in ([[0, 1, 2, 3], [3, 4]], [[0, 1, 2, 3, 4, 5], [3, 4, 6, 7]]):
+        with pytest.raises(RecipeError, match=r"labels.*`labels` names each"):
+            aggregate(
+                network, states, IMAGES, labels=labels, recipe=FAST,
+                template=lambda count: build_network("digits_resnet(width=0.5)", classes=count),
+            )  # fmt: skip
+
+
+def test_the_name_stands_in_the_package() -> None:
+    code = "import sys\nimport depfuse.integrations\nassert 'torch' not in sys.modules\n"
+    code += "from depfuse.integrations import aggregate\nassert aggregate.__module__.endswith('federated')"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,3 @@
+from .federated import Aggregated, aggregate
+
+__all__ = ["Aggregated", "aggregate"]
