@@ -76,6 +76,8 @@ def fuse_and_show(request: Request, settings: RecipeOptions) -> Screen:
         screen.show(family_table(found))
     if found.refit_reason is not None:
         screen.say(f"\n{found.refit_reason[:1].upper()}{found.refit_reason[1:]}.")
+    if found.mirroring is not None:
+        screen.say(f"\n{found.mirroring[:1].upper()}{found.mirroring[1:]}.")
     if fusion.test is not None and (errors := sentence_of_errors(found)):
         screen.say(f"\n{errors}")
     screen.say(f"\n{settings.named(request.recipe)}")

@@ -76,6 +76,7 @@ def report_of(
         family=_family(result, compared.family),
         self_training=SelfTrainingSummary.of(result.self_trained),
         refit_reason=result.refit_reason or None,
+        mirroring=in_options(result.mirroring) or None,
         seconds=seconds,
         recipe=result.recipe.model_dump(mode="json"),
         architecture=architecture,

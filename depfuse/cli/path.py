@@ -89,4 +89,6 @@ def path(
     screen.show(path_table(found))
     if found.refit_reason is not None:
         screen.say(f"\n{found.refit_reason[:1].upper()}{found.refit_reason[1:]}.")
+    if found.mirroring is not None:
+        screen.say(f"\n{found.mirroring[:1].upper()}{found.mirroring[1:]}.")
     screen.say(f"\n{barrier_sentence(found)}")

@@ -60,7 +60,7 @@ def ask(
     inputs, _ = read_arguments(parents, recipe, images, None)
     with shown(progress):
         prepared = Prepared.of(inputs)
-        loader, task = inputs.calibration, prepared.meaning.scored
+        loader, task = prepared.inputs.calibration, prepared.meaning.scored
         assert loader is not None, "images were given"
         if task.name != "classes":
             raise RecipeError(f"images are chosen by classes, and the networks' outputs are of task {task.name}")

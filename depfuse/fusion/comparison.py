@@ -270,7 +270,7 @@ def train_baseline(
     origin = recipe.model_dump_json()
     labelled = recipe.teach.labelled
     call = None if result.calibration is None else result.calibration.call
-    training.read(network, call).train(
+    training.read(network, call).mirroring(result.recipe.calibration.mirror).train(
         network, result.ensemble, recipe.train, seed=recipe.seed, name="parent", origin=origin, labelled=labelled
     )
     return number, network

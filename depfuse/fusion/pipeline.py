@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -20,7 +21,7 @@ from depfuse.fusion.costs import foretell_refit, quicker_than
 from depfuse.fusion.parents import Parents
 from depfuse.fusion.partial_merging import merge_partially
 from depfuse.fusion.prepared import Inputs, Prepared, announce
-from depfuse.fusion.resolve import resolve
+from depfuse.fusion.resolve import resolve, resolve_mirroring
 from depfuse.fusion.result import FusionResult
 from depfuse.fusion.soundness import Soundness
 from depfuse.fusion.step_acceptance import Step, StepAcceptance
@@ -97,9 +98,10 @@ def fuse(
     with shown(progress):
         training = _read(training, inputs, call)
         prepared = Prepared.of(inputs)
+        training, prepared = _mirroring(training, prepared)
         _check(training, prepared)
         aligned = Aligned.of(prepared)
-        step, recipe, calibration = prepared.step, aligned.recipe, inputs.calibration
+        step, recipe, calibration = prepared.step, aligned.recipe, prepared.inputs.calibration
         with step("merge"):
             builder, unmatched = _builder(aligned)
             chosen_shares = ChosenShares(Shares(tuple(prepared.ensemble.shares)))
@@ -150,6 +152,7 @@ def fuse(
             steps=[*finished.steps, *further],
             folded=aligned.folded,
             refit_reason=prepared.refit_reason,
+            mirroring=prepared.mirroring.because,
             meaning=prepared.meaning,
             in_one_space=prepared.copies if prepared.meaning.scored.name == "features" else (),
         )
@@ -181,6 +184,17 @@ def _read(training: Distillation | None, inputs: Inputs, call: Call | None) -> D
             "distil, self_training and finetune need the training images: give training=Distillation(data)"
         )
     return training.read(inputs.parents.models[0], call)
+
+
+def _mirroring(training: Distillation | None, prepared: Prepared) -> tuple[Distillation | None, Prepared]:
+    """Let training images be mirrored as calibration images are; where there are none of these, ask once more."""
+    if training is None:
+        return None, prepared
+    if prepared.inputs.calibration is None:
+        images = training.images(next(prepared.ensemble.networks[0].parameters()).device, prepared.recipe.seed)
+        recipe, mirroring = resolve_mirroring(prepared.recipe, prepared.copies, prepared.ensemble, images)
+        prepared = replace(prepared, recipe=recipe, mirroring=mirroring)
+    return training.mirroring(prepared.mirroring.allowed), prepared
 
 
 def _check(training: Distillation | None, prepared: Prepared) -> None:

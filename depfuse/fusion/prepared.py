@@ -27,8 +27,9 @@ from depfuse.fusion.checks import (
     say_what_is_not_augmented,
 )
 from depfuse.fusion.meaning import Meaning
+from depfuse.fusion.mirror_images import Mirroring
 from depfuse.fusion.parents import Parents
-from depfuse.fusion.resolve import check_widths, resolve_refit, resolve_targets
+from depfuse.fusion.resolve import check_widths, resolve_mirroring, resolve_refit, resolve_targets
 from depfuse.fusion.same_modules import check_alike
 from depfuse.fusion.widths import shapes_of, widest
 from depfuse.networks.copying import evaluation_copy, private_copy
@@ -119,6 +120,8 @@ class Prepared:
         The copies, with renewed statistics or one head where the recipe asks for that.
     ensemble
         The teachers with the recipe's shares.
+    mirroring
+        Whether images are mirrored, and why.
     meaning
         What their outputs mean; they return the tensor that counts.
     template
@@ -143,6 +146,7 @@ class Prepared:
     copies: Sequence[nn.Module]
     teachers: Teachers
     ensemble: Ensemble
+    mirroring: Mirroring
     meaning: Meaning
     template: nn.Module | None
     alone: Sequence[nn.Module]
@@ -163,7 +167,10 @@ class Prepared:
             The parents do not match, or the recipe does not suit them.
         """
         work().step("preparing the parents")
+        say_what_is_not_augmented(inputs.recipe, inputs.calibration)
         given, calibration = inputs.parents, inputs.calibration
+        if calibration is not None:
+            calibration = calibration.mirroring(inputs.recipe.calibration.mirror)
         parents, template = given.models, given.template
         sets = label_sets(given.labels, parents, template)
         check_parents(parents if template is None or sets is not None else [*parents, template], sets)
@@ -191,10 +198,13 @@ class Prepared:
         meaning.check_refit(recipe)
         shares = recipe.shares(len(copies))
         check_images(recipe, calibration)
-        say_what_is_not_augmented(recipe, calibration)
         check_renorm(recipe, copies[0])
         teachers = _teachers(Ensemble(copies, shares, sets, task=meaning.task), recipe, calibration, template)
         models, remaining = teachers.models, teachers.labels
+        ensemble = Ensemble(models, shares, remaining, teachers.joint, meaning.task, teachers.heads)
+        recipe, mirroring = resolve_mirroring(recipe, copies, ensemble, calibration)
+        if calibration is not None:
+            calibration = calibration.mirroring(mirroring.allowed)
         child_template = None if teachers.joint else template
         shaped = (*models, child_template or models[0])
         unequal = remaining is None and any(shapes_of(model) != shapes_of(models[0]) for model in shaped)
@@ -202,12 +212,13 @@ class Prepared:
             check_unequal(recipe, child_template)
         check_widths(recipe, one_width=not unequal)
         return cls(
-            inputs=inputs,
+            inputs=replace(inputs, calibration=calibration),
             recipe=recipe,
             refit_reason=refit_reason,
             copies=copies,
             teachers=teachers,
-            ensemble=Ensemble(models, shares, remaining, teachers.joint, meaning.task, teachers.heads),
+            ensemble=ensemble,
+            mirroring=mirroring,
             meaning=meaning,
             template=child_template,
             alone=copies if sets is None else (),

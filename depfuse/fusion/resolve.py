@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from depfuse.data.inputs import Ragged
 from depfuse.data.loader import Loader
+from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
 from depfuse.fusion.child_builder import FinishedChild
+from depfuse.fusion.mirror_images import Mirroring
 from depfuse.fusion.same_start import share_a_start
 from depfuse.fusion.widths import WidthMatch
 from depfuse.networks.counting import multiply_adds
@@ -157,6 +159,33 @@ def resolve_targets(recipe: Recipe) -> Recipe:
     ridge = recipe.candidates
     by_clusters = recipe.refit.name == "ridge" and ridge is not None and ridge.targets == "clusters"
     return _compared_by(recipe, "scaled") if by_clusters and recipe.align.choose == "whole" else recipe
+
+
+def resolve_mirroring(
+    recipe: Recipe, copies: Sequence[nn.Module], ensemble: Ensemble, images: Loader | None
+) -> tuple[Recipe, Mirroring]:
+    """Fill in whether images are mirrored where that is read and left open, as the parents tell.
+
+    Of data that are no images it is filled in that the steps of a refit leave them as they are.
+
+    Parameters
+    ----------
+    copies, ensemble
+        The parents, and as teachers together, which tell of detectors whose classes differ.
+    images
+        The calibration images, or those to train on; None where there are none.
+    """
+    given = recipe.calibration.mirror
+    if images is not None and not images.pictures:
+        read = is_read("refit.augment", recipe.settings)
+        return (recipe.changed({"refit.augment": False}) if read else recipe), Mirroring(given)
+    if given is not None or images is None or ensemble.task is None:
+        return recipe, Mirroring(given)
+    if not is_read("calibration.mirror", recipe.settings):
+        return recipe, Mirroring()
+    alone = [Ensemble([model], (1.0,), task=ensemble.task) for model in copies]
+    found = Mirroring.told_by([ensemble] if ensemble.heads else alone, images)
+    return (recipe if found.allowed is None else recipe.changed({"calibration.mirror": found.allowed})), found
 
 
 def resolve_distance(recipe: Recipe, distances: Sequence[str]) -> Recipe:

@@ -79,6 +79,8 @@ class FusionResult:
         then those of the folded networks.
     refit_reason
         How `refit auto` was resolved and why, in one sentence; empty where the recipe named the refit.
+    mirroring
+        Whether images were mirrored and why, in one sentence; empty where that was not asked of the parents.
     meaning
         Which tensor of the networks' outputs counts, and what it means.
     in_one_space
@@ -101,6 +103,7 @@ class FusionResult:
     steps: Sequence[Step] = ()
     folded: bool = False
     refit_reason: str = ""
+    mirroring: str = ""
     meaning: Meaning = field(default_factory=Meaning)
     in_one_space: Sequence[nn.Module] = ()
     _comparisons: list[Comparison | AgreementComparison] = field(default_factory=list, init=False)

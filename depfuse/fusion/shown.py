@@ -128,6 +128,8 @@ def rows(result: FusionResult) -> Iterator[tuple[str, str]]:
     align = result.recipe.align
     yield "matching", f"{align.criterion.name}, solver {align.solver.name}{_not_converged(result)}"
     yield "refit", result.refit_reason or f"{result.recipe.refit.name}, as the recipe asks"
+    if result.mirroring:
+        yield "mirror", result.mirroring
     meaning = result.meaning
     if meaning.task is not None and (meaning.because or meaning.task.name != "classes"):
         yield "task", f"{meaning.task.name}: {meaning.because or LEARNED}"

@@ -81,6 +81,14 @@ def _table(_solvers: tuple[str, ...], _renorms: tuple[str, ...]) -> dict[str, tu
             {"renorm": _renewing(), "goal": ("child",)},
             {"teach.renorm": ("reset",)},
         ),
+        "calibration.mirror": (
+            {"refit.augment": (True,), "refit.steps": Above(0), **_CHILD},
+            {"goal.augment": (True,)},
+            {"train.distil": Above(0)},
+            {"train.self_training": Above(0)},
+            {"train.finetune": Above(0)},
+            {"calibration.augment": (True,)},
+        ),
         "teach.label_weight": ({"teach.labelled": Above(0)},),
         "train.learning_rate": ({"train.distil": Above(0)}, {"train.finetune": Above(0)}),
     }

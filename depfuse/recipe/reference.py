@@ -103,7 +103,7 @@ def _values(place: Place) -> str:
     return ", ".join([what, *bounds])
 
 
-_KINDS = {"tuple": "numbers", "int": "whole number", "float": "number"}
+_KINDS = {"bool": "no, yes", "tuple": "numbers", "int": "whole number", "float": "number"}
 
 
 def _written(value: Any) -> str:

@@ -263,3 +263,8 @@ class Calibration(Section):
         "statistics of BatchNorm, repair and rescale come from calibration images flipped and shifted",
         search=OneOf(),
     )
+    mirror: bool | None = setting(
+        None,
+        "whether images and their mirror images mean the same, so that refits and trainings learn from both; if left "
+        "out, grey images are not mirrored, and colour ones where the parents agree with themselves on mirror images",
+    )

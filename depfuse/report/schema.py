@@ -228,6 +228,7 @@ class FusionReport(Stored):
     `family` holds all candidates of which the child is the best, where that was asked for. `self_training` tells what
     that changed, where it was asked for.
     `refit_reason` explains how `refit auto` was resolved. `suited_to` is in older reports only: a kind of networks.
+    `mirroring` tells whether images were mirrored, and why; None where the parents were not asked.
     `advice` is the verdict as data; None in reports of versions that had words only. `widened` tells whether
     the child has channels side by side.
     `not_converged` has one sentence for each solver that stopped at its limit, with the best result so far.
@@ -251,6 +252,7 @@ class FusionReport(Stored):
     family: list[FamilyRow] = Field(default_factory=list)
     self_training: SelfTrainingSummary | None = None
     refit_reason: str | None = None
+    mirroring: str | None = None
     suited_to: str | None = None
     seconds: Seconds
     recipe: dict[str, Any]

@@ -46,8 +46,9 @@ from depfuse.tasks.scores import DICE
 from depfuse.teach.distil import Distillation, Trained
 from experiments.lib.cells import Cell, Cells
 from experiments.lib.command import numbers
-from experiments.lib.folds.networks import Norm
+from experiments.lib.folds.networks import Norm, UNet
 from experiments.lib.folds.scenes import SCENES, Scenes
+from experiments.lib.folds.store import stored
 from experiments.lib.folds.training import FOLDS, Ensemble, Plan, data_of, fold
 from experiments.lib.measurement import Measurement
 from experiments.lib.tables import Estimate, markdown
@@ -102,24 +103,29 @@ def tests(task: Task) -> tuple[Tensor, Tensor]:
 
 
 @lru_cache(maxsize=FOLDS)
-def trained(task: Task, norm: Norm, seed: int, number: int) -> nn.Module:
-    """Train a fold of a seed."""
-    return fold(task.scenes, norm, *given(task, seed), number, seed, task.plan_with(norm))
+def trained(task: Task, norm: Norm, seed: int, number: int) -> tuple[nn.Module, float]:
+    """Train a fold of a seed, or load it where it was trained before; and the seconds that it took."""
+    scenes, plan = task.scenes, task.plan_with(norm)
+    return stored(
+        f"{scenes.title} {norm} {seed} {number} {plan} {torch.get_num_threads()}",
+        lambda: UNet(scenes.channels, scenes.classes, scenes.dimensions, norm, plan.width),
+        lambda: fold(scenes, norm, *given(task, seed), number, seed, plan),
+    )
 
 
 def folds(task: Task, norm: Norm, seed: int) -> list[nn.Module]:
     """Train all folds of a seed."""
-    return [trained(task, norm, seed, number) for number in range(FOLDS)]
+    return [trained(task, norm, seed, number)[0] for number in range(FOLDS)]
 
 
 class Recorded(Distillation):
     """Distil, and keep the child as it was before."""
 
-    before: nn.Module
+    before: list[nn.Module] = field(default_factory=list, kw_only=True)
 
     def train(self, model: nn.Module, *others: Any, **settings: Any) -> Trained:
         """Train a network in place; see `Distillation.train`."""
-        object.__setattr__(self, "before", copy.deepcopy(model))
+        self.before.append(copy.deepcopy(model))
         return super().train(model, *others, **settings)
 
 
@@ -132,13 +138,13 @@ def fused(task: Task, norm: Norm, seed: int) -> tuple[FusionResult, nn.Module]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DepfuseWarning)
         warnings.simplefilter("ignore", LimitWarning)
-        return fuse(folds(task, norm, seed), recipe, calibration=images, training=training), training.before
+        return fuse(folds(task, norm, seed), recipe, calibration=images, training=training), training.before[0]
 
 
 def made(network: str, task: Task, norm: Norm, seed: int) -> nn.Module:
     """Make a network of a row."""
     if network.startswith("fold "):
-        return trained(task, norm, seed, int(network.removeprefix("fold ")))
+        return trained(task, norm, seed, int(network.removeprefix("fold ")))[0]
     if network == "ensemble":
         return Ensemble(folds(task, norm, seed))
     result, refitted = fused(task, norm, seed)
@@ -157,6 +163,8 @@ def scored(task: Task, norm: Norm, name: str, seed: int) -> dict[str, float]:
     started = time.perf_counter()
     network = made(name, task, norm, seed).eval()
     seconds = time.perf_counter() - started
+    if name.startswith("fold "):
+        seconds = trained(task, norm, seed, int(name.removeprefix("fold ")))[1]
     images, labels = tests(task)
     parts = zip(torch.split(images, 50), torch.split(labels, 50), strict=True)
     dice = evaluate(network, list(parts), Dense()).by(DICE)
