@@ -27,7 +27,7 @@ FULL = 0.1  # share of other entries from which it is in float32
 NEARLY_EXACT = 1e-6  # norm of what the column sums miss, below which float32 is not enough
 
 
-def entropic(cost: np.ndarray, regularisation: float, steps: int) -> np.ndarray:
+def entropic(cost: np.ndarray, regularisation: float, steps: int, light_from: int = LIGHT_FROM) -> np.ndarray:
     r"""Minimise :math:`\langle T, C \rangle + \epsilon \sum_{ij} T_{ij} \log T_{ij}` over plans with uniform marginals.
 
     Parameters
@@ -38,6 +38,8 @@ def entropic(cost: np.ndarray, regularisation: float, steps: int) -> np.ndarray:
         The weight of the entropy.
     steps
         Limit of iterations; the plan reached by then need not have uniform columns.
+    light_from
+        Number of channels from which most steps take a lighter kernel.
 
     Returns
     -------
@@ -49,7 +51,7 @@ def entropic(cost: np.ndarray, regularisation: float, steps: int) -> np.ndarray:
     # The first step is in the log domain: from then on every row and column of the kernel has entries that count.
     u, v = _logarithmic(logits, np.zeros(len(logits)), 1)
     kernel = _Kernel.of(_entries(logits, u, v))
-    light = min(cost.shape) >= LIGHT_FROM
+    light = min(cost.shape) >= light_from
     x, y, sums, done = *(np.ones(size) for size in cost.shape), kernel.column_sums(), 1
     while done < steps and (missed := np.linalg.norm(y * sums - columns)) >= EXACT:
         count, before = min(BLOCK, steps - done), x

@@ -21,7 +21,7 @@ from depfuse.align.descent import Descent, SharedCosts
 from depfuse.align.edges import Edges
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution
-from depfuse.align.solvers import coordinate_descent, load_solver
+from depfuse.align.solvers import load_solver
 from depfuse.align.solvers.coordinate_descent import from_invariants, swept, with_invariants
 from depfuse.align.solvers.frank_wolfe import WeightSimilarity, frank_wolfe
 from depfuse.align.solvers.fused_gromov import fused
@@ -270,7 +270,7 @@ def couplings_of(groups):
 
 
 @pytest.mark.parametrize("permuted", [True, False])
-def test_large_networks_descend_from_invariants_where_one_sweep_brings_them_near(permuted, monkeypatch):
+def test_large_networks_descend_from_invariants_where_one_sweep_brings_them_near(permuted):
     networks = [build_network("digits_resnet(width=0.5)").eval() for _ in range(2)]
     groups = find_groups(networks[0], torch.zeros(1, 1, 8, 8))
     if permuted:
@@ -282,10 +282,9 @@ def test_large_networks_descend_from_invariants_where_one_sweep_brings_them_near
     assert problem.distance(optimum.couplings) < 1e-6 or not permuted
     nearest = min((swept(shared), optimum), key=lambda found: problem.distance(found.couplings))
     unmoved = Solution({group.name: Coupling.identity(group.size) for group in groups.free})
-    monkeypatch.setattr(coordinate_descent, "WORK_LIMIT", 0.0)
-    assert len(with_invariants(shared, [unmoved])) == 2
+    assert len(with_invariants(shared, [unmoved], work_limit=0.0)) == 2
     # One sweep is not the end of a descent, but where the networks are alike.
-    assert len(with_invariants(shared, [nearest])) == 1 + permuted
+    assert len(with_invariants(shared, [nearest], work_limit=0.0)) == 1 + permuted
 
 
 def test_edges_within_a_group_never_raise_the_distance():

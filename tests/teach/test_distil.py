@@ -81,6 +81,9 @@ def test_streams_are_taught_where_the_parents_know_the_same(parents, data):
         def read(self, model, call):
             return self
 
+        def mirroring(self, allowed):
+            return self
+
         def check(self, model, task, settings):
             self.streams = -1
 

@@ -36,16 +36,19 @@ def solve(problem: MatchingProblem) -> list[Solution]:
     return [first, *descents(shared, problem.settings_of(CoordinateDescent).restarts - 1, placed)]
 
 
-def from_invariants(shared: SharedCosts, others: Sequence[Solution] = ()) -> Solution | None:
+def from_invariants(
+    shared: SharedCosts, others: Sequence[Solution] = (), work_limit: float = WORK_LIMIT
+) -> Solution | None:
     """Find the local optimum near the assignment by weights that no order of the other groups changes.
 
-    Blocks, to which that does not apply, are matched first. In large networks (`WORK_LIMIT`) the descent ends after a
-    sweep that leaves it farther than others have come, and finds none: of a permuted copy it is the nearest by then.
+    Blocks, to which that does not apply, are matched first. In networks of over `work_limit` multiply-adds the descent
+    ends after a sweep that leaves it farther than others have come, and finds none: of a permuted copy it is the
+    nearest by then.
     """
     roots = shared.roots
     order = sorted(range(len(roots)), key=lambda number: not roots[number].children)
     descent = Descent(shared, by_invariants(shared.problem))
-    if others and shared.work > WORK_LIMIT and not shared.problem.watched:
+    if others and shared.work > work_limit and not shared.problem.watched:
         descent.run([order], sweeps=1)
         distance = shared.problem.distance
         if distance(descent.couplings) > min(distance(other.couplings) for other in others):
@@ -54,9 +57,9 @@ def from_invariants(shared: SharedCosts, others: Sequence[Solution] = ()) -> Sol
     return _finished(descent)
 
 
-def with_invariants(shared: SharedCosts, others: Sequence[Solution]) -> list[Solution]:
+def with_invariants(shared: SharedCosts, others: Sequence[Solution], work_limit: float = WORK_LIMIT) -> list[Solution]:
     """Add the local optimum of `from_invariants` to others, where it finds one."""
-    found = from_invariants(shared, others)
+    found = from_invariants(shared, others, work_limit)
     return [*others] if found is None else [*others, found]
 
 
