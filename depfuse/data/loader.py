@@ -85,6 +85,7 @@ class Loader:
         self.labels: Tensor | None = None if held.labels is None else held.labels.to(device)
         self.preprocessing = preprocessing or Preprocessing()
         self.call, self.mirrored = split.call, split.mirrored
+        self._mirrorings: dict[bool | None, Loader] = {}
         if self.is_bytes:
             self.preprocessing.check_channels(self.images.shape[1])
         self.batch_size = batch_size
@@ -169,10 +170,14 @@ class Loader:
         return self._over(self.split, self.augment, self.seed, size)
 
     def mirroring(self, allowed: bool | None) -> Loader:
-        """Say whether the images and their mirror images mean the same."""
-        loader = copy.copy(self)
-        loader.mirrored = allowed
-        return loader
+        """Say whether the images and their mirror images mean the same: each time by the same loader."""
+        if allowed == self.mirrored:
+            return self
+        if allowed not in self._mirrorings:
+            loader = copy.copy(self)
+            loader.mirrored, loader._mirrorings = allowed, {}
+            self._mirrorings[allowed] = loader
+        return self._mirrorings[allowed]
 
     def augmented(self, augment: Augmentation, seed: int = 0) -> Loader:
         """Augment the same images in the same order, with changes drawn once: every pass gives the same images."""

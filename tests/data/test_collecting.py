@@ -295,7 +295,7 @@ def test_parts_are_taken_as_one_tensor_would_be(parts: list[tuple[int, int]], da
         ("photos/", "load_data"),
         (3, "are an int"),
         ([], "hold no batch"),
-        (torch.zeros(1, 3, 6, 5), "1 calibration samples are too few"),
+        (torch.zeros(1, 3, 6, 5), "1 calibration sample is too few"),
         (torch.tensor(3.0), "hold no batch"),
         ([{"before": IMAGES, "after": IMAGES}], "name them alike, or say how"),
         (["a.png"], "names of files, such as a.png"),

@@ -367,9 +367,9 @@ def test_calibration_takes_what_there_is(digits: DataSet) -> None:
     assert calibration_loader(digits, 10_000).count == 1297
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_too_few_calibration_images_are_refused(digits: DataSet, count: int) -> None:
-    with pytest.raises(DataError, match=f"{count} calibration images are too few"):
+@pytest.mark.parametrize(("count", "words"), [(0, "0 calibration images are"), (1, "1 calibration image is")])
+def test_too_few_calibration_images_are_refused(digits: DataSet, count: int, words: str) -> None:
+    with pytest.raises(DataError, match=f"{words} too few"):
         calibration_loader(digits, count)
 
 

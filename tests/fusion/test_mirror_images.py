@@ -94,6 +94,14 @@ def test_nobody_is_asked_of_grey_images_and_one_image_tells_nothing() -> None:
     assert told(left, Classes(), IMAGES[:1]) is None
 
 
+def test_trials_of_a_search_share_the_images_that_were_decided_on() -> None:
+    images = Loader(Split(IMAGES), batch_size=8)
+    assert images.mirroring(None) is images
+    assert images.mirroring(False) is images.mirroring(False)
+    assert images.mirroring(False).mirroring(True) is not images.mirroring(False)
+    assert images.suited_augmentation.flip
+
+
 @pytest.mark.parametrize(("symmetric", "given", "mirrored"), [
     (True, None, True), (False, None, False), (False, True, True), (True, False, False),
 ])  # fmt: skip

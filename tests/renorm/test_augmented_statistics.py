@@ -59,7 +59,7 @@ def parents() -> list[torch.nn.Module]:
 @pytest.mark.parametrize("renorm", ["auto", "reset", "repair", "rescale"])
 def test_the_child_has_their_statistics(parents, renorm):
     recipe = Recipe(refit="none", criterion="weights", restarts=1, renorm=renorm, seed=5)
-    augmented = recipe.changed(augment_statistics=True)
+    augmented = recipe.changed({"calibration.augment": True, "calibration.mirror": True})
     children = [fuse(parents, own, images()).child.state_dict() for own in (recipe, augmented, augmented)]
     key = "layer1.bn1.running_mean"
     assert torch.equal(children[1][key], children[2][key])

@@ -441,7 +441,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
 def test_settings_that_cannot_be_searched_are_refused(tmp_path: Path, refused) -> None:
     refused(tune(tmp_path, parents=digits_files("a")), "at least two parents")
     refused(tune(tmp_path, "--distil", "2"), "leave out train.distil")
-    refused(tune(tmp_path, "--calibration", "1290"), "left to judge children by")
+    refused(tune(tmp_path, "--calibration", "1290"), "which leaves 7 to judge children by")
     (tmp_path / "file").write_text("")
     refused(tune(tmp_path / "file"), "is a file: give a folder")
     (tmp_path / "all.json").write_text(json.dumps(Recipe().model_dump(mode="json")))
