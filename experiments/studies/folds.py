@@ -118,6 +118,7 @@ def folds(task: Task, norm: Norm, seed: int) -> list[nn.Module]:
     return [trained(task, norm, seed, number)[0] for number in range(FOLDS)]
 
 
+@dataclass(frozen=True)
 class Recorded(Distillation):
     """Distil, and keep the child as it was before."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import torch
@@ -47,12 +49,14 @@ def test_a_fold_does_not_see_its_own_fifth() -> None:
 
 
 @pytest.mark.slow
-def test_a_network_of_every_row_is_made_and_scored() -> None:
+def test_a_network_of_every_row_is_made_and_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     task = study.Task(SCENES, PLAN, {"batch": 0.05}, distil=1)
     for network in ("fold 3", "ensemble", "average, reset", "refitted", "distilled"):
         found = study.scored(task, "batch", network, 0)
         assert 0 <= found["dice"] <= 1
         assert found["milliseconds"] > 0
+    assert len(list((tmp_path / "depfuse" / "folds").glob("*.safetensors"))) == FOLDS
 
 
 def test_children_that_stayed_the_refitted_ones_are_counted() -> None:
