@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from depfuse.errors import ArchitectureError
 from depfuse.models.origin import FromFile, shown
+from depfuse.networks.dispatch import Watching
 
 # A network's factory may make _TIMES as many numbers and tensors as the file holds, plus _NUMBERS and _TENSORS.
 _TIMES, _NUMBERS, _TENSORS = 16, 2**22, 2000
@@ -28,7 +28,7 @@ def build_bounded(
         return factory(**arguments)
 
 
-class Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Bounded(Watching):
     """Mode that stops the building of a network before a tensor is made that its file cannot hold.
 
     Parameters
@@ -47,11 +47,6 @@ class Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._numbers = _TIMES * sum(tensor.numel() for tensor in fitting.values()) + _NUMBERS
             self._tensors = _TIMES * len(fitting) + _TENSORS
         self._operations = _OPERATIONS * self._tensors
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Have torch leave `__torch_dispatch__` as it is; what it wraps imports its compiler, which takes seconds."""
-        return False
 
     def __torch_dispatch__(
         self,

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from depfuse.networks.dispatch import Watching
 from depfuse.networks.forward import Example, run_network
 from depfuse.networks.running import evaluating
 
@@ -25,16 +25,11 @@ def multiply_adds(model: nn.Module, image: Example) -> int:
     return counting.total
 
 
-class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Counting(Watching):  # type: ignore[no-untyped-call]
     """Mode that adds up the multiply-adds of the operations run in it."""
 
     supports_higher_order_operators = True
     total: int = 0
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Have torch leave `__torch_dispatch__` as it is; what it wraps imports its compiler, which takes seconds."""
-        return False
 
     def __torch_dispatch__(
         self,
