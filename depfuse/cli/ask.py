@@ -14,6 +14,7 @@ from depfuse.cli.options import ArchitectureOption, Checkpoints, DataOptions, Ke
 from depfuse.cli.spread import spread
 from depfuse.errors import CheckpointError, RecipeError
 from depfuse.io.atomic_files import check_writable
+from depfuse.io.label_rows import TABLE, check_folder_of_table
 from depfuse.text import counted
 
 TO_CHOOSE_FROM = 10_000
@@ -42,7 +43,8 @@ def ask(
     read_named(parents, arch, data, classes, trust, key)
     if out.is_file():
         raise CheckpointError(f"--out {out} is a file: give a folder")
-    check_writable(out / "labels.csv")
+    check_folder_of_table(out, None if data.data is None else Path(data.data))
+    check_writable(out / TABLE)
     # What follows needs torch, for which no mistake above has to wait.
     with ended_at_once():
         from depfuse.cli.inputs import read_inputs, read_template
@@ -50,7 +52,7 @@ def ask(
         from depfuse.data.loader import calibration_order
         from depfuse.distributed.device import resolve_device
         from depfuse.fusion.ask import ask as choose
-        from depfuse.io.label_table import TABLE, write_table
+        from depfuse.io.label_table import write_table
 
     screen = Screen(options.quiet)
     with screen.working() as work:

@@ -54,7 +54,7 @@ def evaluate(
 ) -> None:
     """Evaluate networks in one pass over the test images; without labels, see how well they agree."""
     screen = Screen(options.quiet)
-    check_outputs({"--report": report}, checkpoints)
+    check_outputs({"--report": report}, [*checkpoints, *data.files])
     read_named(checkpoints, arch, data, classes, trust, key)
     # What follows needs torch, for which no mistake above has to wait.
     with ended_at_once():

@@ -40,7 +40,7 @@ def fuse(
     if (file := run_file(parents)) is not None:
         settings = settings.of_file(file)
         parents, data, fusion, out = file.completed(data, fusion, out)
-    chosen = settings.recipe()
+    chosen = settings.recipe(labelled=fusion.labels_from is not None)
     out = out or Path("child.safetensors")
     request = Request(
         parents,
@@ -52,6 +52,7 @@ def fuse(
         None if fusion.plot is None or chosen.goal.name == "best" else POINTS_OF_A_PLOT,
         context.obj,
         path_refitted=False,
+        settings=settings.files,
     )
     request.check()
     fuse_and_show(request, settings)

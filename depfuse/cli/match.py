@@ -75,7 +75,7 @@ def match(
     recipe.shares(len(parents))
     recipe.align.check_numbers(len(parents))
     kind = None if plot is None else plot_kind(plot)
-    check_outputs({"--report": report, "--plot": plot}, parents)
+    check_outputs({"--report": report, "--plot": plot}, [*parents, *data.files, *settings.files])
     # What follows needs torch, for which no mistake above has to wait.
     with ended_at_once():
         from depfuse.align.description import describe_matching

@@ -17,7 +17,7 @@ from depfuse.distributed.device_names import check_device_name
 from depfuse.errors import RecipeError
 from depfuse.recipe import Recipe
 from depfuse.recipe.arrange import by_path
-from depfuse.recipe.paths import parsed
+from depfuse.recipe.paths import check_once, parsed
 from depfuse.recipe.presets import Source, read
 
 _NAMING = (
@@ -152,6 +152,11 @@ class DataOptions:
             rich_help_panel=FURTHER,
         ),
     ] = None
+
+    @property
+    def files(self) -> list[Path]:
+        """The file or folder that the data may be, which no output may overwrite."""
+        return [] if self.data is None else [Path(self.data)]
 
     def crops(self) -> int | tuple[int, ...] | None:
         """Read `--crop`: one number, or two or three."""
@@ -324,7 +329,17 @@ class RecipeOptions:
             "align.allow_fixed": self.allow_fixed,
             "task": self.task,
         }
-        return {**{path: value for path, value in found.items() if value is not None}, **parsed(self.changes or ())}
+        options = {path: value for path, value in found.items() if value is not None}
+        changes = parsed(self.changes or ())
+        if "preset" in changes:
+            raise RecipeError(f"a preset is more than its name: give --preset {changes['preset']} instead of --set")
+        check_once(options, changes)
+        return {**options, **changes}
+
+    @property
+    def files(self) -> list[Path]:
+        """The file that the preset may be, which no output may overwrite."""
+        return [] if self.preset is None else [Path(self.preset)]
 
     def read(self) -> Source:
         """Read the preset; `standard` where none is named."""
@@ -341,7 +356,14 @@ class RecipeOptions:
         changed = ", ".join(f"{path}={value}" for path, value in by_path(self.given).items())
         return f"By preset {recipe.preset}{f', with {changed}' if changed else ''}."
 
-    def recipe(self) -> Recipe:
-        """Build the preset with the settings that options change, without those that nothing reads any more."""
+    def recipe(self, *, labelled: bool = False) -> Recipe:
+        """Build the preset with the settings that options change, without those that nothing reads any more.
+
+        Where images are `labelled` by a table that is still to be read, the recipe has one such image.
+        """
         given = self.given
-        return Recipe.with_read({**self.read().settings, **given}, keep=given)
+        settings = {**self.read().settings, **given}
+        for path in ("teach.labelled", "train.finetune"):
+            if labelled and by_path(settings).get(path):
+                raise RecipeError(f"--labels-from gives the labels of a few images: leave out {path}")
+        return Recipe.with_read({**settings, **({"teach.labelled": 1} if labelled else {})}, keep=given)

@@ -61,7 +61,7 @@ def path(
     ] = None,
 ) -> None:
     """Fuse two parents at every share between them."""
-    base = settings.recipe()
+    base = settings.recipe(labelled=fusion.labels_from is not None)
     several = {} if methods is None else parse_methods(methods, base)
     first = next(iter(several.values()), base)
     request = Request(
@@ -76,6 +76,7 @@ def path(
         several,
         REFITTED_POINTS if points is None else points,
         picture=picture,
+        settings=settings.files,
     )
     request.check()
     # What follows needs torch, for which no mistake above has to wait.

@@ -13,6 +13,7 @@ from depfuse.cli.points import REFITTED_POINTS
 from depfuse.errors import DataError, RecipeError
 from depfuse.evaluate import path_alphas
 from depfuse.io.folders import weight_files
+from depfuse.io.label_rows import TABLE
 from depfuse.io.output_files import check_outputs, check_weights_name, weights_in
 from depfuse.models.architecture import check_built_in, family, parse_architecture
 from depfuse.recipe import Recipe
@@ -26,7 +27,8 @@ class Request:
     `points` is the number of networks on the path between two parents, None where none is wanted; of one that is
     refitted, each of which takes as long as a child, no more than `refitted_points`. `methods` are further recipes to
     draw paths of; the first of them is `recipe`. Where not `path_refitted`, networks on the path are averaged and
-    renormalised only. `picture` is the file of a strip of pictures along the path.
+    renormalised only. `picture` is the file of a strip of pictures along the path. `settings` are files that the
+    recipe is read from.
     """
 
     parents: Sequence[Path]
@@ -41,6 +43,7 @@ class Request:
     refitted_points: int = REFITTED_POINTS
     path_refitted: bool = True
     picture: Path | None = None
+    settings: Sequence[Path] = ()
 
     def check(self) -> None:
         """Raise a `DepfuseError` where a file, a header, a name or the recipe cannot be what was meant."""
@@ -70,20 +73,17 @@ class Request:
         check_weights_name("--out-parent", self.fusion.out_parent)
         outputs = {"--out": None if self.out is None else weights_in(self.out), "--out-parent": self.fusion.out_parent}
         read = [*self.parents, *(file for parent in self.parents for file in weight_files(parent))]
+        read += [*self.data.files, *self.settings, *([self.fusion.labels_from] if self.fusion.labels_from else [])]
         if self.picture is not None and self.picture.suffix.lower() != ".png":
             raise RecipeError(f"--picture {self.picture}: its name must end in .png")
         shown = {"--plot": self.fusion.plot, "--picture": self.picture}
         check_outputs({**outputs, "--report": self.fusion.report, **shown}, read)
 
     def _check_labels(self, table: Path) -> None:
+        if table.is_dir():
+            raise DataError(f"{table} is a folder: give --labels-from its table, {table / TABLE}")
         if not table.is_file():
             raise DataError(f"there is no file {table}: give --labels-from what `depfuse ask` wrote")
-        for setting, value in (
-            ("teach.labelled", self.recipe.teach.labelled),
-            ("train.finetune", self.recipe.train.finetune),
-        ):
-            if value:
-                raise RecipeError(f"--labels-from gives the labels of a few images: leave out {setting}")
 
     def _check_width(self, first: str) -> None:
         width, child_arch = self.fusion.width, self.fusion.child_arch

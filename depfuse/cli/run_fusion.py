@@ -116,8 +116,14 @@ def _with_labels(request: Request, inputs: Inputs) -> tuple[Request, Inputs]:
     inputs, count = inputs.with_labels_of(request.fusion.labels_from, request.recipe.seed)
     if count > request.recipe.calibration.images:
         raise RecipeError(f"{count} images have labels: give at least `calibration.images={count}`")
-    recipe = request.recipe.changed({"teach.labelled": count, "teach.label_weight": label_weight(count)})
-    return replace(request, recipe=recipe, methods=dict.fromkeys(request.methods, recipe)), inputs
+
+    def labelled(recipe: Recipe) -> Recipe:
+        own = "label_weight" in recipe.teach.model_fields_set
+        weight = recipe.teach.label_weight if own else label_weight(count)
+        return recipe.changed({"teach.labelled": count, "teach.label_weight": weight})
+
+    methods = {name: labelled(recipe) for name, recipe in request.methods.items()}
+    return replace(request, recipe=labelled(request.recipe), methods=methods), inputs
 
 
 def _check_path(inputs: Inputs) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import shutil
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import torch
@@ -17,10 +16,9 @@ from depfuse.data.image_files import ImageFiles
 from depfuse.data.tensors import Split
 from depfuse.errors import DataError
 from depfuse.io.atomic_files import replacing_files
+from depfuse.io.label_rows import COLUMNS, TABLE, read_rows
 
-TABLE = "labels.csv"
-COLUMNS = ("file", "number", "image", "label")
-MOST_BYTES = 2**24
+DIGEST = "sha256-"
 
 
 def write_table(folder: Path, split: Split, numbers: Tensor) -> None:
@@ -78,12 +76,12 @@ def read_table(path: Path, split: Split, labels: Sequence[Sequence[str]]) -> tup
     DataError
         The table cannot be read, has no label, one that no output has, or is of other images; the line is named.
     """
-    known = {text: place for place, texts in enumerate(labels) for text in texts}
+    known = _places(labels)
     found: dict[int, int] = {}
     digests: dict[int, str] = {}
-    for line, row in _rows(path):
+    for line, row in read_rows(path):
         where = f"{path}, line {line}"
-        number, label = row["number"].strip(), row["label"].strip()
+        number, label = row["number"].strip(), _whole(row["label"].strip(), known)
         if not number.isdecimal() or len(number) > 12 or int(number) >= len(split):
             raise DataError(f"{where}: {number or 'nothing'} is no number of one of the {len(split)} training images")
         if not label:
@@ -99,7 +97,7 @@ def read_table(path: Path, split: Split, labels: Sequence[Sequence[str]]) -> tup
     numbers = torch.tensor(list(found))
     images = split.take(numbers).held().images
     for image_number, image in zip(found, images, strict=True):
-        if digest(image) != digests[image_number]:
+        if digests[image_number] not in (digest(image), digest(image).removeprefix(DIGEST)):
             raise DataError(
                 f"{path}: training image {image_number} is not the one that was labelled: give the data that they were"
                 " chosen from"
@@ -108,30 +106,21 @@ def read_table(path: Path, split: Split, labels: Sequence[Sequence[str]]) -> tup
 
 
 def digest(image: Tensor) -> str:
-    """Compute a digest of an image, as a text of 16 letters and numbers."""
-    return hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()[:16]
+    """Compute a digest of an image: 16 digits and letters, after a word that keeps spreadsheets from reading 1e5."""
+    return DIGEST + hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
-def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Read the rows of a table with their lines."""
-    if not path.is_file():
-        raise DataError(f"there is no file {path}: give the table that `depfuse ask` wrote, with labels filled in")
-    if path.stat().st_size > MOST_BYTES:
-        raise DataError(f"{path} has more than {MOST_BYTES // 2**20} MiB, more than any table of labels")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-        delimiter = ";" if text.partition("\n")[0].count(";") > text.partition("\n")[0].count(",") else ","
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="", strict=True)
-        if not set(COLUMNS) <= set(reader.fieldnames or ()):
-            raise DataError(
-                f"{path} is no table of images to label: it needs the columns {', '.join(COLUMNS)}, as `depfuse ask`"
-                " writes them"
-            )
-        return [(reader.line_num, row) for row in reader]
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is no table of images to label: it is not text in UTF-8") from None
-    except csv.Error as error:
-        raise DataError(f"{path} cannot be read as a table: {error}") from None
+def _places(labels: Sequence[Sequence[str]]) -> dict[str, int]:
+    """Map each text to its output: names, and numbers of labels that are no name of another."""
+    names = {texts[-1]: place for place, texts in enumerate(labels)}
+    numbers = {texts[0]: place for place, texts in enumerate(labels)}
+    return {**numbers, **names}
+
+
+def _whole(label: str, known: Container[str]) -> str:
+    """Read 3.0, which a column of numbers with gaps becomes in pandas, as 3."""
+    whole = label.removesuffix(".0")
+    return whole if label not in known and whole in known else label
 
 
 def _write_picture(path: Path, image: Tensor) -> None:

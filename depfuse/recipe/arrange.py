@@ -245,7 +245,9 @@ def _whole_cases(place: Place) -> Iterator[Case]:
 
 
 def unknown(path: str, places: Mapping[str, list[Place]]) -> str:
-    """Write the error message for an unknown setting, with a similar one if there is."""
+    """Write the error message for an unknown setting, with those of the section or a similar one if there is."""
+    if own := [other for other in places if other.startswith(f"{path}.")]:
+        return f"{path!r} is a section: set one of {', '.join(own[:9])}"
     near = difflib.get_close_matches(path, [*places, *OLD], n=1)
     if not near:  # a last word alone
         last = path.rpartition(".")[2]

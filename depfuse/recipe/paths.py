@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
 from depfuse.errors import RecipeError
-from depfuse.recipe.arrange import known_places, unknown
+from depfuse.recipe.arrange import by_path, known_places, unknown
 from depfuse.recipe.old_names import OLD
 from depfuse.recipe.recipe import Recipe
 
@@ -19,7 +19,7 @@ def parsed(words: Iterable[str]) -> dict[str, Any]:
     Raises
     ------
     RecipeError
-        A word has no value, names no setting, or its value is of another kind.
+        A word has no value, names no setting, its value is of another kind, or two give one setting several values.
     """
     places = known_places(Recipe)
     settings: dict[str, Any] = {}
@@ -31,10 +31,20 @@ def parsed(words: Iterable[str]) -> dict[str, Any]:
         if place is None:
             raise RecipeError(unknown(path, places))
         if place.registry is None:
-            settings[path] = _value(path, text, place.field.annotation)
+            value = _value(path, text, place.field.annotation)
         else:
-            settings[path] = _value(path, text, bool) if path == "universe" else text
+            value = _value(path, text, bool) if path == "universe" else text
+        check_once(settings, {path: value})
+        settings[path] = value
     return settings
+
+
+def check_once(settings: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+    """Raise `RecipeError` where two mappings from name to value give one setting two values."""
+    first = by_path(settings)
+    for path, value in by_path(others).items():
+        if first.get(path, value) != value:
+            raise RecipeError(f"{path} is set twice, to {first[path]} and to {value}: set it once")
 
 
 def _value(path: str, text: str, kind: Any) -> Any:

@@ -110,7 +110,7 @@ def unmet(cases: Sequence[Case], values: Mapping[str, Any]) -> str:
     joined = _joined(cases)
     other = [[path for path in case if path in values and values[path] not in case[path]] for case in joined]
     wrong = [paths or [path for path in case if path not in values] for paths, case in zip(other, joined, strict=True)]
-    nearest = min(range(len(joined)), key=lambda number: len(wrong[number]) or len(joined) + 9)
+    nearest = min(range(len(joined)), key=lambda number: (not other[number], len(wrong[number]) or len(joined) + 9))
     case = joined[nearest]
     now = {path: f", not {value}" for path, value in values.items()}
     return " and ".join(f"{path} {_written(case[path])}{now.get(path, '')}" for path in wrong[nearest])

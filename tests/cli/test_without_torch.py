@@ -58,6 +58,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wide = Card(architecture="digits_resnet(width=2)")
     write_checkpoint(folder / "wide.safetensors", {"w": torch.ones(2)}, wide)
     (folder / "runs").mkdir()
+    (folder / "runs" / "own.txt").write_text("what a user keeps there")
+    (folder / "images.npz").touch()
+    (folder / "recipe.yaml").write_text("preset: fast")
     (folder / "reports").mkdir()
     (folder / "reports" / "report.json").write_text(evaluation().model_dump_json())
     return folder
@@ -100,6 +103,12 @@ MISTAKES = {
     f"eval {GOOD} --data digits --arch resnet19": "there is no built-in network resnet19",
     f"eval {GOOD} --data digits --trust other.pt": "--trust other.pt is none of the files that are read",
     f"eval {GOOD} --data digits --report {GOOD}": "would overwrite an input",
+    f"eval {GOOD} --data images.npz --report images.npz": "would overwrite an input",
+    f"match {PAIR} --preset recipe.yaml --report recipe.yaml": "would overwrite an input",
+    f"fuse {GOOD} {GOOD} --data images.npz --report images.npz": "would overwrite an input",
+    f"fuse {PAIR} --preset recipe.yaml --report recipe.yaml": "would overwrite an input",
+    f"path {PAIR} --distil 1 --labels-from runs/own.txt --report runs/own.txt": "would overwrite an input",
+    f"ask {PAIR} --out runs": "runs holds other files than images to label",
     f"eval {GOOD} --data digits --batch 3": "No such option",
     f"fuse nothing.pt {GOOD} --data digits": "there is no file nothing.pt",
     f"fuse {GOOD} {GOOD} --data digits --out child.bin": "the name must end in .safetensors, or in .pth, .pt, .ckpt",
@@ -110,6 +119,12 @@ MISTAKES = {
     f"fuse {GOOD} other.safetensors --data digits": "only networks of one architecture can be fused",
     f"fuse {PAIR} --set align.solver=hungarian": "align.solver: 'hungarian' is none of",
     f"fuse {PAIR} --set merge.wheight=1": "merge.wheight",
+    f"fuse {PAIR} --set train=1": "'train' is a section: set one of train.distil, train.self_training",
+    f"fuse {PAIR} --set seed=1 --set seed=2": "seed is set twice, to 1 and to 2",
+    f"fuse {PAIR} --set solver=emd --set align.solver=sinkhorn": "align.solver is set twice, to emd and to sinkhorn",
+    f"fuse {PAIR} --calibration 100 --set calibration.images=200": "calibration.images is set twice, to 100 and to 200",
+    f"fuse {PAIR} --preset fast --set preset=best": "give --preset best instead of --set",
+    f"fuse {PAIR} --preset fast --set calibration.mirror=true": "it needs train.distil above 0, not 0",
     f"fuse {PAIR} --weights 0.5,0.6": "they must sum to 1",
     f"fuse {PAIR} --weights 1": "1 weights for 2 parents",
     f"fuse {PAIR} --width 2 --child-arch digits_resnet": "--width and --child-arch both say",

@@ -155,7 +155,8 @@ def test_fusing_with_the_labels_of_a_table(asked, data, tmp_path, capsys):
     table = filled(asked, tmp_path / "labels.csv", lambda _, number: str(int(truth[number])))
     arguments = ["fuse", *small_files(), "--data", "digits", "--preset", "fast", "--calibration", "300"]
     arguments += ["--out", str(tmp_path / "child.safetensors"), "--report", str(report)]
-    assert main([*arguments, "--labels-from", str(table), "--set", "train.self_training=2"]) == 0
+    arguments += ["--set", "train.self_training=2"]
+    assert main([*arguments, "--labels-from", str(table)]) == 0
     recipe = json.loads(report.read_text())["recipe"]["teach"]
     assert (recipe["labelled"], recipe["label_weight"]) == (30, 0.03)
     capsys.readouterr()
@@ -224,3 +225,86 @@ def test_asking_is_refused_in_words(tmp_path, capsys):
         assert main(["ask", *arguments, "--data", "digits", "--out", out]) == 2
         assert sentence in " ".join(capsys.readouterr().err.split())
     assert not Path(out).exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "File, Number ,image,label\r\na.png,4,DIGEST,3\r\n",
+        "file\tnumber\timage\tlabel\na.png\t4\tDIGEST\t3\n",
+        "file,number,image,label,note\na.png,4,DIGEST,3\n,,,,\n\n",
+        "file,number,image,label\na.png,4,DIGEST,3.0\n",
+        'file,number,image,label\n"a.png","4","DIGEST"," 3 "\n',
+    ],
+)
+def test_tables_as_spreadsheets_and_pandas_write_them(data, tmp_path, text):
+    own = digest(data.train.images[4])
+    for written in (own, own.removeprefix("sha256-")):  # earlier tables had no word before the digest
+        (tmp_path / TABLE).write_text(text.replace("DIGEST", written), encoding="utf-8", newline="")
+        numbers, labels = read_table(tmp_path / TABLE, data.train, TEXTS)
+        assert (numbers.tolist(), labels.tolist()) == ([4], [3])
+
+
+def test_a_label_with_a_comma_is_not_cut(data, tmp_path):
+    (tmp_path / TABLE).write_text("file,number,image,label\na.png,4,x,3, say\n")
+    with pytest.raises(DataError, match=r"line 2: there are 5 cells for 4 columns: put a label that has a ',' in quo"):
+        read_table(tmp_path / TABLE, data.train, TEXTS)
+
+
+def test_names_that_are_numbers_of_other_labels_are_names(data, tmp_path):
+    """Folders 0 to 11 in the order of the alphabet: the third class is called 10, and the tenth label is 8."""
+    names = sorted(map(str, range(12)))
+    texts = [(str(number), name) for number, name in enumerate(names)]
+    rows = "".join(f"a.png,{n},{digest(data.train.images[n])},{n}\n" for n in range(12))
+    (tmp_path / TABLE).write_text(f"file,number,image,label\n{rows}")
+    numbers, labels = read_table(tmp_path / TABLE, data.train, texts)
+    assert [names[label] for label in labels.tolist()] == [str(number) for number in numbers.tolist()]
+
+
+def test_a_digest_is_no_number_to_a_spreadsheet(data):
+    assert all(digest(image).startswith("sha256-") for image in data.train.images[:3])
+
+
+def test_asking_overwrites_no_labels_and_no_data(asked, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(4):
+        Image.fromarray(np.full((8, 8), 60 * number, np.uint8)).save(photos / f"{number + 1:05d}.png")
+    before = {file: file.read_bytes() for file in photos.iterdir()}
+    labelled = tmp_path / "labelled"
+    labelled.mkdir()
+    filled(asked, labelled / TABLE, lambda place, _: "3" if place == 7 else None)
+    for data, out, sentence in (
+        (photos, photos, "is in the data"),
+        (photos, photos / "to-label", "is in the data"),
+        ("digits", photos, "holds other files than images to label"),
+        ("digits", labelled, "has labels, which would be lost"),
+    ):
+        assert main(["ask", *small_files(), "--data", str(data), "--out", str(out), "--number", "2"]) == 2
+        assert sentence in " ".join(capsys.readouterr().err.split())
+    assert {file: file.read_bytes() for file in photos.iterdir()} == before
+    assert main(["ask", *small_files(), "--data", "digits", "--out", str(asked), "--number", "30", "--quiet"]) == 0
+
+
+def test_settings_beside_a_table_of_labels(asked, data, tmp_path, capsys):
+    truth, report = data.train.required_labels, tmp_path / "report.json"
+    table = filled(asked, tmp_path / "labels.csv", lambda _, number: str(int(truth[number])))
+    fuse = ["fuse", *small_files(), "--data", "digits", "--preset", "fast", "--calibration", "300"]
+    fuse += ["--labels-from", str(table), "--out", str(tmp_path / "child.safetensors")]
+    weighed = ["--set", "train.distil=1", "--set", "teach.label_weight=1", "--report", str(report)]
+    assert main([*fuse, *weighed]) == 0
+    teach = json.loads(report.read_text())["recipe"]["teach"]
+    assert (teach["labelled"], teach["label_weight"]) == (30, 1)
+    capsys.readouterr()
+    text = table.read_text()
+    for more, sentence in (
+        ([], "nothing teaches it"),
+        (["--set", "train.distil=1", "--report", str(table)], "would overwrite an input"),
+        (
+            ["--set", "train.distil=1", "--labels-from", str(asked)],
+            f"is a folder: give --labels-from its table, {asked}",
+        ),
+    ):
+        assert main([*fuse, *more]) == 2
+        assert sentence in " ".join(capsys.readouterr().err.split())
+    assert table.read_text() == text
