@@ -92,7 +92,8 @@ class Sinkhorn(Solver):
     name: Literal["sinkhorn"] = "sinkhorn"
     regularisation: float = setting(
         0.01,
-        "weight of the entropy",
+        "weight of the entropy; the more, the more channels are averaged, the less is left of their weights, and the "
+        "more the child is like the reference whatever the shares",
         unit="of the cost's scale",
         source="Cuturi 2013",
         gt=0.0,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from depfuse import FusionResult, Recipe, fuse
+from depfuse.align.coupling import apply_couplings
 from depfuse.data import Loader, calibration_loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import LimitWarning
@@ -41,6 +42,7 @@ AGREEMENT = ("agreement",)
 BESIDE = ("parents_accuracy", "parents_held_out", "ensemble_accuracy", "ensemble_held_out")
 JUDGED = ("judged",)
 FLOPS = ("flops",)
+SECOND = ("second_share",)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Setup:
     parents, steps
         Those of the study, by name and as text.
     values
-        What is measured: `ALWAYS`, and what of `AGREEMENT`, `BESIDE`, `JUDGED` and `FLOPS` is asked for.
+        What is measured: `ALWAYS`, and what of `AGREEMENT`, `BESIDE`, `JUDGED`, `FLOPS` and `SECOND` is asked for.
     files
         Data set -> where it lies.
     folder
@@ -163,7 +165,22 @@ def _fused(seen: Seen, step: Fusion, values: tuple[str, ...]) -> tuple[nn.Module
         split = CalibrationSplit.for_matchings(calibration)
         judge = EnsembleJudge(Ensemble(inputs.models, ()), of.groups, recipe.renorm.name, split)
         found["judged"] = judge(1, result.couplings[1])
+    if SECOND[0] in values:
+        found["second_share"] = _second_share(result)
     return child, found | {f"seconds_{part}": result.seconds.get(part, 0.0) for part in PARTS}
+
+
+def _second_share(result: FusionResult) -> float:
+    r"""Compute the second of two parents' share of the child's kernels, :math:`w_2 r / (w_1 + w_2 r)`.
+
+    r is the norm of a matched kernel by that before matching, the mean of all: less than one where channels are mixed.
+    """
+    first, second = result.recipe.shares(2)
+    state = result.averaged[1].state_dict()
+    matched = apply_couplings(result.groups, result.couplings[1], state)
+    ratios = [float(matched[name].norm() / tensor.norm()) for name, tensor in state.items() if tensor.dim() > 1]
+    ratio = sum(ratios) / len(ratios)
+    return second * ratio / (first + second * ratio)
 
 
 def _renormalised(result: FusionResult, method: str) -> nn.Module:

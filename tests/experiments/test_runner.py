@@ -32,7 +32,8 @@ STORED: dict[str, tuple[list[dict[str, object]], str]] = {
         [{"set": "digits-shipped", "settings": DISTANCES[name].described, "seed": seed, "images": 2000, "test_limit": 0,
           "accuracy": accuracy, "judged": judged, "cpu_seconds": 1.0}
          for seed, name, accuracy, judged in
-         ((0, "pearson", 0.5, 2.0), (0, "scaled", 0.6, 1.0), (1, "pearson", 0.7, 1.0), (1, "scaled", 0.4, 2.0))],
+         ((0, "pearson", 0.5, 2.0), (0, "scaled", 0.6, 1.0), (1, "pearson", 0.7, 1.0), (1, "scaled", 0.4, 2.0),
+          (0, "pearson, sinkhorn 0.1", 0.9, 0.1), (1, "pearson, sinkhorn 0.1", 0.9, 0.1))],  # leaning: never chosen
         "| shipped pairs | pearson (1), scaled (1) | 45.0 ",
     ),
     "coverage": (

@@ -34,6 +34,7 @@ SMALL = {
     "ablate_parents": (["--sets", "digits", "--steps", "parents: 3", "share*: 0"], 2),
     "ablate_training": (["--sets", "digits", "--steps", "width: 0.25", "learning rate: 0.4"], 2),
     "compare_recipes": (["--sets", "digits", "--images", "100", "--steps", "git-re-basin", "cca"], 2),
+    "distances": (["--sets", "digits-shipped", "--images", "300", "--steps", "pearson*"], 4),
     "skewed_digits": (["--sets", "digits-shipped", "--steps", "naive*", "parent 1", "child, merged"], 3),
     "widths_digits": (["--sets", "digits-widths", "--steps", "to 1: naive*", "to 1: emd", "parent: 1"], 3),
 }  # fmt: skip
@@ -95,6 +96,18 @@ def test_a_small_run_is_shown_drawn_and_not_measured_twice(name: str, parents, t
     assert capsys.readouterr().out == shown
     assert csv.read_bytes() == before
     assert plot.read_text().startswith("<?xml")
+
+
+def test_soft_couplings_leave_less_of_the_second_parent_than_its_share(parents, tmp_path: Path) -> None:
+    csv = tmp_path / "table.csv"
+    words = ["--sets", "digits-shipped", "--images", "100", "--seeds", "0", "--steps", "pearson*"]
+    assert STUDIES["distances"].main(small(csv, parents, *words)) == 0
+    share = pd.read_csv(csv).set_index("step")["second_share"]
+    assert share["pearson"] == pytest.approx(0.5)
+    assert share["pearson, shares 0.6 : 0.4"] == pytest.approx(0.4)
+    soft, compensated = share["pearson, sinkhorn 0.1"], share["pearson, sinkhorn 0.1, shares 0.42 : 0.58"]
+    assert 0.35 < soft < 0.45
+    assert compensated / (1 - compensated) == pytest.approx(soft / (1 - soft) * 0.58 / 0.42)
 
 
 def test_seeds_give_intervals_and_differences(parents, tmp_path: Path, capsys) -> None:
