@@ -2,11 +2,11 @@
 
     python -m experiments run distances --threads 1
 
-Half an hour; one thread. All pairs of five ResNet20s that other people trained on CIFAR-10, two ResNet56s, the ResNet18
-of width 16 and the ResNet20 of CIFAR-100 in `checkpoints/`, and the five pairs of digits; children are matched by
-activations, averaged, and their BatchNorm is reset. `best` lets the calibration images of each pair decide. A distance
-is chosen by the disagreement with the parents' ensemble on unlabelled training images, of all pairs but the one that it
-is then used on.
+Half an hour on one thread (`--sets digits-shipped`: a minute). All pairs of five ResNet20s that other people trained on
+CIFAR-10, two ResNet56s, the ResNet18 of width 16 and the ResNet20 of CIFAR-100 in `checkpoints/`, and the five pairs of
+digits; children are matched by activations, averaged, and their BatchNorm is reset. `best` lets the calibration images
+of each pair decide. A distance is chosen by the disagreement with the parents' ensemble on unlabelled training images,
+of all pairs but the one that it is then used on.
 
 Soft couplings average channels, which leaves less of the second parent's weights: at equal shares the child leans on
 the first parent. They stand beside permutations merged at unequal shares that lean as far, and nothing is chosen among
