@@ -92,7 +92,7 @@ def measure(setup: Setup, cell: Cell) -> dict[str, Any]:
     held_out = of.held_out(images, seed, limit)
     if held_out is not None:
         classes = _classes(network, held_out)
-        found["held_out_accuracy"] = _share(classes, held_out.labels)
+        found["held_out_accuracy"] = _share(classes, held_out.required_labels)
         if AGREEMENT[0] in setup.values:
             found["agreement"] = _share(classes, _classes_of_teachers(of, images, seed, limit))
     if BESIDE[0] in setup.values:
