@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,17 +12,25 @@ from torch import Tensor
 from depfuse.data.augmentation import Augmentation
 
 
-def draw_changes(augmentation: Augmentation, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """Draw changes for `count` images: (count, 5) int64 of flip, shifts and cutout centre (y, x).
+def draw_changes(augmentation: Augmentation, count: int, sizes: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Draw changes for `count` images: (count, 5) int64 of flip, shifts (y, x) and cutout centre (y, x).
 
-    Drawn on the host, so that every device sees the same images for the same seed.
+    Of volumes, whose `sizes` are depth, height and width, (count, 6): a shift in depth comes last. Drawn on the host,
+    so that every device sees the same images for the same seed.
     """
-    bounds = (2, 2 * augmentation.translate + 1, 2 * augmentation.translate + 1, height, width)
+    places, (height, width) = 2 * augmentation.translate + 1, sizes[-2:]
+    bounds = (2, places, places, height, width, *[places] * (len(sizes) - 2))
     return torch.stack([torch.randint(bound, (count,), generator=generator) for bound in bounds], 1)
 
 
 def change(augmentation: Augmentation, images: Tensor, drawn: Tensor) -> Tensor:
-    """Apply drawn changes (N, 5) to images (N, C, H, W)."""
+    """Apply drawn changes (N, 5) to images (N, C, H, W), or (N, 6) to volumes (N, C, D, H, W).
+
+    A volume is mirrored left to right, shifted along all of its axes, and cut out through all of its slices.
+    """
+    if images.dim() == 5:
+        slices = _shifted_in_depth(augmentation, images, drawn[:, 5])
+        return change(augmentation, slices.flatten(1, 2), drawn[:, :5]).reshape(images.shape)
     height, width = images.shape[-2:]
     flips, down, right, centre_y, centre_x = drawn.to(images.device, non_blocking=True).unbind(1)
     rows = torch.arange(height, device=images.device)
@@ -43,6 +52,15 @@ def change(augmentation: Augmentation, images: Tensor, drawn: Tensor) -> Tensor:
         inside_columns = (columns >= first_column) & (columns < first_column + augmentation.cutout)
         images = images.masked_fill((inside_rows[:, :, None] & inside_columns[:, None, :])[:, None], 0)
     return images
+
+
+def _shifted_in_depth(augmentation: Augmentation, volumes: Tensor, drawn: Tensor) -> Tensor:
+    """Shift volumes (N, C, D, H, W) along D; slices from outside are zero."""
+    pad, depth = augmentation.translate, volumes.shape[2]
+    padded = F.pad(volumes, (0, 0, 0, 0, pad, pad))
+    slices = torch.arange(depth, device=volumes.device) + drawn.to(volumes.device, non_blocking=True)[:, None]
+    number = torch.arange(len(volumes), device=volumes.device)[:, None]
+    return padded.transpose(1, 2)[number, slices].transpose(1, 2)
 
 
 def mix(images: Any, generator: torch.Generator) -> Any:

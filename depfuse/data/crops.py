@@ -125,8 +125,9 @@ def load_crops(root: Path, crop: Crop, preprocessing: Preprocessing, seed: int =
     count = sum(len(part.images) for part in drawn.values())
     left_out = f"; {counted(len(small), 'smaller one')} left out, such as {small[0]}" if small else ""
     warnings.warn(
-        f"{root}: {counted(count, 'square')} of {side} x {side} pixels (`crop={side}`) are cut out of"
-        f" {counted(len(sizes) - len(small), 'photograph')} at random, by seed {seed}{left_out}",
+        f"{root}: {counted(count, 'square')} of {side} x {side} pixels (`crop={side}`)"
+        f" {'is' if count == 1 else 'are'} cut out of {counted(len(sizes) - len(small), 'photograph')} at random, by"
+        f" seed {seed}{left_out}",
         DepfuseWarning,
         stacklevel=3,
     )

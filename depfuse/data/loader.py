@@ -115,14 +115,13 @@ class Loader:
 
     @property
     def pictures(self) -> bool:
-        """Whether the samples are images, which can be augmented and mixed."""
+        """Whether the samples are images, or volumes of floats, which can be augmented and mixed."""
         return self.split.pictures
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width before pre-processing; only of `pictures`."""
-        channels, height, width = self.images.shape[1:]
-        return channels, height, width
+    def image_shape(self) -> tuple[int, ...]:
+        """Channels, height and width before pre-processing, of volumes channels, depth, ...; only of `pictures`."""
+        return tuple(map(int, self.images.shape[1:]))
 
     @property
     def suited_augmentation(self) -> Augmentation:
@@ -209,7 +208,7 @@ class Loader:
         """Prepare samples by number (n,) as network inputs, augmented with changes that the generator draws."""
         images = take_samples(self.images, numbers.to(self.device, non_blocking=True))
         if augment:
-            images = change(augment, images, draw_changes(augment, len(images), *self.image_shape[1:], generator))
+            images = change(augment, images, draw_changes(augment, len(images), self.image_shape[1:], generator))
         return self._prepared(images, channels_last=channels_last)
 
     def _prepared(self, images: Any, *, channels_last: bool = False) -> Any:
@@ -277,8 +276,7 @@ class Loader:
     def _drawn(self, generator: torch.Generator) -> Tensor:
         """Draw the changes of all images."""
         assert self.augment is not None
-        height, width = self.images.shape[-2:]
-        return draw_changes(self.augment, self.count, height, width, generator).to(self.device)
+        return draw_changes(self.augment, self.count, self.images.shape[2:], generator).to(self.device)
 
 
 def calibration_loader(

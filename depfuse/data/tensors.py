@@ -10,7 +10,7 @@ from torch import Tensor
 
 from depfuse.data.augmentation import Augmentation
 from depfuse.data.floats import to_floats
-from depfuse.data.inputs import Index, count_samples, is_pictures, map_tensors, of_one_shape, take_samples
+from depfuse.data.inputs import Index, count_samples, is_pictures, is_volumes, map_tensors, of_one_shape, take_samples
 from depfuse.data.masks import MaskFiles
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.data.stored_images import StoredImages
@@ -75,8 +75,10 @@ class Split:
 
     @property
     def pictures(self) -> bool:
-        """Whether the samples are images, which can be augmented and mixed."""
-        return self.call is None and is_pictures(self.images) and (self.is_bytes or self.images.dtype.is_floating_point)
+        """Whether the samples are images, or volumes of floats, which can be augmented and mixed."""
+        if self.call is not None or not (is_pictures(self.images) or is_volumes(self.images)):
+            return False
+        return self.is_bytes or self.images.dtype.is_floating_point
 
     @property
     def dense(self) -> bool:

@@ -76,9 +76,10 @@ class Case:
             raise DataError(f"{self.volume.where} has shape {shape}, and {wanted}: give arrays of such a shape")
         size = shape[axes - space :]
         if self.mask is not None and mask != size:
+            last = "move the channels, which are the last axis, to the front"
+            wanted = last if mask == shape[:-1] else "give masks of the volumes' size"
             raise DataError(
-                f"{self.mask.where} has shape {self.mask.shape} and its volume {self.volume.where} {shape}: give masks"
-                " of the volumes' size"
+                f"{self.mask.where} has shape {self.mask.shape} and its volume {self.volume.where} {shape}: {wanted}"
             )
         return replace(self, channels=shape[0] if axes > space else 1, size=size)
 
@@ -181,13 +182,18 @@ def _arrays_of(path: Path) -> tuple[ArrayHeader, ArrayHeader | None]:
     """Find the volume in a file, and the mask beside it, if there is one."""
     headers = _headers(path)
     masks = [name for name in headers if name.lower() in MASK_NAMES]
-    others = [name for name in headers if name not in masks and len(headers[name].shape) > 1]
+    others = [name for name in headers if name not in masks and _may_be_volume(name, headers[name])]
     volumes = [name for name in others if name.lower() in IMAGES] or others
     if len(volumes) != 1 or len(masks) > 1:
         what = f"holds {' and '.join((volumes if len(volumes) > 1 else masks)[:2])}" if headers else "is empty"
         found = "holds no volume" if not volumes else what
         raise DataError(f"{path} {found}: call the array of its volume data, and that of its mask seg")
-    return headers[volumes[0]], headers[masks[0]] if masks else None
+    return _of_numbers(headers[volumes[0]]), _of_numbers(headers[masks[0]]) if masks else None
+
+
+def _may_be_volume(name: str, header: ArrayHeader) -> bool:
+    """Tell whether an array has axes; of pickled objects, whether it is called a volume, as what it is is not known."""
+    return name.lower() in IMAGES if header.dtype.hasobject else len(header.shape) > 1
 
 
 def _only(path: Path) -> ArrayHeader:
@@ -195,7 +201,7 @@ def _only(path: Path) -> ArrayHeader:
     headers = _headers(path)
     if len(headers) != 1:
         raise DataError(f"{path} holds {' and '.join(list(headers)[:2])}, and a mask is one array")
-    return next(iter(headers.values()))
+    return _of_numbers(next(iter(headers.values())))
 
 
 def _headers(path: Path) -> dict[str, ArrayHeader]:
@@ -207,12 +213,16 @@ def _headers(path: Path) -> dict[str, ArrayHeader]:
         raise
     except Exception as error:  # a damaged archive or header may raise anything
         raise DataError(f"{path} cannot be read: {first_line(error)}") from None
-    for header in headers.values():
-        if header.dtype.hasobject:
-            raise DataError(f"{header.where} cannot be read: it holds pickled objects")
-        if header.dtype.kind not in "uifb" and len(header.shape) > 1:
-            raise DataError(f"{header.where} is {header.dtype}: volumes and masks are numbers")
     return headers
+
+
+def _of_numbers(header: ArrayHeader) -> ArrayHeader:
+    """Pass the header of a volume or mask; what else lies beside them, such as a trainer's properties, is not read."""
+    if header.dtype.hasobject:
+        raise DataError(f"{header.where} cannot be read: it holds pickled objects")
+    if header.dtype.kind not in "uifb":
+        raise DataError(f"{header.where} is {header.dtype}: volumes and masks are numbers")
+    return header
 
 
 def _without_ones(shape: tuple[int, ...], axes: int) -> tuple[int, ...]:

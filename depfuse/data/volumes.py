@@ -104,8 +104,9 @@ def load_volumes(root: Path, crop: Crop, preprocessing: Preprocessing, seed: int
     shape = " x ".join(map(str, patch))
     memory = f"; more do not fit into {calibration_room() / GIBIBYTE:.1f} GiB" if room < total else ""
     warnings.warn(
-        f"{root}: {count:,} {'patch' if count == 1 else 'patches'} of {shape} (`crop={sides(patch)}`) are cut out of"
-        f" {counted(len(large), 'volume')} at random, by seed {seed}{left_out}{memory}",
+        f"{root}: {count:,} {'patch' if count == 1 else 'patches'} of {shape} (`crop={sides(patch)}`)"
+        f" {'is' if count == 1 else 'are'} cut out of {counted(len(large), 'volume')} at random, by seed"
+        f" {seed}{left_out}{memory}",
         DepfuseWarning,
         stacklevel=3,
     )

@@ -150,7 +150,7 @@ def say_what_is_not_augmented(recipe: Recipe, calibration: Loader | None) -> Non
     """
     if calibration is None or calibration.pictures:
         return
-    none = "the calibration data are no images (N, C, H, W), as far as is known"
+    none = "the calibration data are no images (N, C, H, W) nor volumes of floats, as far as is known"
     if recipe.calibration.mirror:
         raise RecipeError(f"`calibration.mirror=true` mirrors images, and {none}: leave it out")
     steps = recipe.candidates

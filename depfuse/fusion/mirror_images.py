@@ -109,8 +109,8 @@ def _tensors(task: Task, outputs: Tensor) -> Iterator[tuple[Task, Tensor]]:
 
 
 def _comparable(own: Tensor, mirrored: Tensor) -> tuple[Tensor, Tensor]:
-    """Mirror maps (N, C, H, W) back; places (N, C, P) without known neighbours are put into order in both."""
-    if own.dim() == 4:
+    """Mirror maps of images and volumes back; places (N, C, P) without known neighbours are put into order in both."""
+    if own.dim() >= 4:
         return own, mirrored.flip(-1)
     if own.dim() == 3:
         return own.sort(-1).values, mirrored.sort(-1).values

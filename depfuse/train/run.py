@@ -83,13 +83,13 @@ class Run:
             "start": state_digest(model.state_dict()) if start is None else start,
             "teacher": None if teacher is None else teacher.digest,
         }
+        pictures = data.train.pictures and len(data.image_shape) == 3
         if recipe.channels_last:
-            pictures = data.train.pictures
             self.loader.channels_last = pictures and _in_channels_last(
                 model, data.example(2, device), weights=learner is None
             )
         if learner is None:
-            fast = use_bfloat16(recipe.precision, device, data.image_shape if data.train.pictures else None)
+            fast = use_bfloat16(recipe.precision, device, data.image_shape if pictures else None)
             options: dict[str, Any] = {"fast": fast}
             if team is None:
                 learner = Descent(model, recipe, device, teacher=teacher, task=task, **options)

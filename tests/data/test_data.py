@@ -379,7 +379,7 @@ def test_too_few_calibration_images_are_refused(digits: DataSet, count: int, wor
 def test_flips_and_shifts_are_those_that_were_drawn() -> None:
     images = torch.randint(1, 256, (40, 3, 6, 7), dtype=torch.uint8)
     augment = Augmentation(flip=True, translate=2)
-    drawn = draw_changes(augment, 40, 6, 7, torch.Generator().manual_seed(0))
+    drawn = draw_changes(augment, 40, (6, 7), torch.Generator().manual_seed(0))
     found = change(augment, images, drawn)
     assert set(drawn[:, 0].tolist()) == {0, 1}
     assert set(drawn[:, 1].tolist()) == set(range(5))
@@ -390,10 +390,31 @@ def test_flips_and_shifts_are_those_that_were_drawn() -> None:
         assert torch.equal(result, window.flip(2) if flip else window)
 
 
+def test_volumes_are_shifted_along_every_axis_and_mirrored_where_that_is_said() -> None:
+    volumes = torch.randn(40, 2, 4, 6, 7)
+    augment = Augmentation(flip=True, translate=1)
+    drawn = draw_changes(augment, 40, (4, 6, 7), torch.Generator().manual_seed(0))
+    found = change(augment, volumes, drawn)
+    assert set(drawn[:, 5].tolist()) == set(range(3))
+    for volume, (flip, down, right, _, _, deep), result in zip(volumes, drawn.tolist(), found, strict=True):
+        padded = torch.zeros(2, 6, 8, 9)
+        padded[:, 1:5, 1:7, 1:8] = volume
+        window = padded[:, deep : deep + 4, down : down + 6, right : right + 7]
+        assert torch.equal(result, window.flip(3) if flip else window)
+    loader = Loader(Split(volumes), batch_size=10)
+    assert loader.suited_augmentation == Augmentation(translate=1)
+    assert loader.mirroring(True).suited_augmentation == Augmentation(flip=True, translate=1)
+    seen = torch.cat([batch for batch, _ in loader.augmented(loader.suited_augmentation, 1)])
+    assert seen.shape == volumes.shape
+    assert not torch.equal(seen, volumes)
+    for still in (Split(volumes.long()), Split(volumes[:, :, :1])):  # whole numbers, and slices, are no volumes
+        assert not Loader(still, batch_size=10).suited_augmentation
+
+
 def test_cutout_blacks_one_square_out() -> None:
     images = torch.full((200, 1, 8, 8), 255, dtype=torch.uint8)
     augment = Augmentation(cutout=3)
-    found = change(augment, images, draw_changes(augment, 200, 8, 8, torch.Generator().manual_seed(0)))
+    found = change(augment, images, draw_changes(augment, 200, (8, 8), torch.Generator().manual_seed(0)))
     gone = (found == 0).flatten(1).sum(1)
     assert gone.max() == 9  # whole inside
     assert gone.min() == 4  # a corner of the image is the centre

@@ -193,6 +193,20 @@ def test_what_is_wrong_is_named(tmp_path: Path, number: int, said: str) -> None:
         quietly(root, crop=4)
 
 
+def test_channels_that_come_last_are_said_to(tmp_path: Path) -> None:
+    np.savez(tmp_path / "case.npz", data=np.zeros((8, 9, 3), np.float32), seg=np.zeros((8, 9), np.uint8))
+    with pytest.raises(DataError, match="move the channels, which are the last axis, to the front"):
+        quietly(tmp_path, crop=4)
+
+
+def test_what_lies_beside_a_volume_is_not_read(tmp_path: Path) -> None:
+    for number in range(3):
+        data, mask = np.zeros((1, 8, 8, 8), np.float32), np.zeros((8, 8, 8), np.uint8)
+        beside = {"properties": np.array({"spacing": 1}, dtype=object), "names": np.array([["a", "b"]])}
+        np.savez(tmp_path / f"case_{number}.npz", data=data, seg=mask, **beside)
+    assert quietly(tmp_path, crop=4).train.images.shape[1:] == (1, 4, 4, 4)
+
+
 def test_what_contradicts_is_refused(tmp_path: Path) -> None:
     root = packed(tmp_path, [(8, 8, 8)])
     with pytest.raises(DataError, match="`size` resizes images"):

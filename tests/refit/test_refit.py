@@ -85,6 +85,7 @@ NETWORKS = {
     "mixed": Mixed,
     "perceptron": lambda seed: _perceptron(seed),
     "neck": lambda seed: _neck(seed),
+    "upsampling": lambda seed: _upsampling(seed),
 }
 
 
@@ -105,6 +106,15 @@ def _neck(seed: int) -> nn.Module:
     torch.manual_seed(seed)
     pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(10)]
     return nn.Sequential(nn.Conv2d(1, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 10, 3), *pooled, nn.Linear(10, 4))
+
+
+def _upsampling(seed: int) -> nn.Module:
+    """Transposed convolutions, of separate groups and with norms."""
+    torch.manual_seed(seed)
+    up = nn.ConvTranspose2d(8, 8, 2, 2, groups=2, bias=False), nn.BatchNorm2d(8), nn.ReLU()
+    last = nn.ConvTranspose2d(8, 6, 3, 2, 1, output_padding=1), nn.LeakyReLU(0.01)
+    pooled = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
+    return nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), *up, *last, *pooled)
 
 
 def parent(name: str, seed: int, loader: Loader) -> nn.Module:
@@ -138,12 +148,15 @@ def refitted(models, loader, settings=SOLVED, seed=0):
         nn.Conv2d(4, 4, 3, groups=4, padding="same"),
         nn.Conv1d(4, 5, 3, padding=1),
         nn.Conv3d(4, 2, 2),
+        nn.ConvTranspose1d(4, 5, 3, stride=2, padding=1),
+        nn.ConvTranspose2d(4, 6, (3, 2), stride=(2, 3), padding=1, output_padding=(1, 2), groups=2, dilation=(2, 1)),
+        nn.ConvTranspose3d(4, 2, 2, 2),
         nn.Linear(7, 5),
     ],
 )
 def test_rows_times_matrix_is_the_layer(layer):
-    kinds = {nn.Conv1d: (3, 4, 9), nn.Conv2d: (3, 4, 9, 7), nn.Conv3d: (3, 4, 5, 4, 3), nn.Linear: (3, 2, 7)}
-    x = torch.randn(kinds[type(layer)])
+    shapes = [(3, 2, 7), (3, 4, 9), (3, 4, 9, 7), (3, 4, 5, 4, 3)]
+    x = torch.randn(shapes[layer.weight.dim() - 2])
     program = Program(layer, x)
     (unit,) = find_units(program, ())
     window = Window.of(unit.node)

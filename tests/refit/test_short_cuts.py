@@ -25,39 +25,46 @@ from depfuse.renorm import reset_batch_norm
 
 
 @st.composite
-def convolutions(draw) -> tuple[Window, torch.Tensor, torch.Tensor, dict[str, object]]:
-    """A window, an input and a weight in float64, and the arguments of the convolution."""
-    dimensions = draw(st.integers(1, 2))
+def convolutions(draw) -> tuple[nn.Module, torch.Tensor]:
+    """A convolution in float64, transposed or not, and an input."""
+    axes, transposed = draw(st.integers(1, 2)), draw(st.booleans())
     each = [
         {
-            "kernel": draw(st.integers(1, 3)),
+            "kernel_size": draw(st.integers(1, 3)),
             "stride": draw(st.integers(1, 3)),
             "padding": draw(st.integers(0, 2)),
             "dilation": draw(st.integers(1, 2)),
         }
-        for _ in range(dimensions)
+        for _ in range(axes)
     ]
-    sizes = [draw(st.integers(own["dilation"] * (own["kernel"] - 1) + 1, 8)) for own in each]
+    reach = [own["dilation"] * (own["kernel_size"] - 1) for own in each]
+    if transposed:  # and something is left of the output
+        for own, extent in zip(each, reach, strict=True):
+            own["padding"] = min(own["padding"], extent)
+            own["output_padding"] = draw(st.integers(0, max(own["stride"], own["dilation"]) - 1))
+    sizes = [draw(st.integers(2 if transposed else extent + 1, 8)) for extent in reach]
+    if transposed:
+        for own, size, extent in zip(each, sizes, reach, strict=True):
+            most = ((size - 1) * own["stride"] + extent + own["output_padding"]) // 2
+            own["padding"] = min(own["padding"], most)
     groups, channels, outputs = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(1, 2))
     torch.manual_seed(draw(st.integers(0, 100)))
-    x = torch.randn(2, groups * channels, *sizes, dtype=torch.float64)
-    weight = torch.randn(groups * outputs, channels, *(own["kernel"] for own in each), dtype=torch.float64)
     named = {name: tuple(own[name] for own in each) for name in each[0]}
-    places = 1
-    for size, own in zip(sizes, each, strict=True):
-        places *= (size + 2 * own["padding"] - own["dilation"] * (own["kernel"] - 1) - 1) // own["stride"] + 1
-    pads = tuple((pad, pad) for pad in named["padding"])
-    window = Window(named["kernel"], named["stride"], pads, named["dilation"], groups, places)
-    return window, x, weight, {name: named[name] for name in ("stride", "padding", "dilation")} | {"groups": groups}
+    kinds = [nn.ConvTranspose1d, nn.ConvTranspose2d] if transposed else [nn.Conv1d, nn.Conv2d]
+    layer = kinds[axes - 1](groups * channels, groups * outputs, **named, groups=groups, bias=False).double()
+    return layer, torch.randn(2, groups * channels, *sizes, dtype=torch.float64)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(convolutions(), st.booleans(), st.data())
 def test_rows_at_places_are_the_convolution_there(drawn, last, data) -> None:
-    window, x, weight, arguments = drawn
+    layer, x = drawn
+    (unit,) = find_units(Program(layer, x), ())
+    window, weight = Window.of(unit.node), layer.weight.detach()
     if last and x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)
-    output = (F.conv1d if x.dim() == 3 else F.conv2d)(x, weight, **arguments)
+    output = layer(x).detach()
+    assert torch.equal(window.weight(window.matrix(weight), weight.shape), weight)
     chosen = data.draw(st.lists(st.integers(0, window.positions - 1), min_size=1, max_size=5, unique=True))
     places = torch.tensor(sorted(chosen))
     for own in (None, places):
@@ -69,7 +76,7 @@ def test_rows_at_places_are_the_convolution_there(drawn, last, data) -> None:
 
 
 def test_places_of_tokens_are_gathered_with_their_channels_last() -> None:
-    window = Window((), (), (), (), 1, 6)
+    window = Window(None, 1, 6)
     y, places = torch.randn(4, 2, 3, 5), torch.tensor([1, 4])
     assert torch.equal(window.outputs(window.gathered(y, places)), window.outputs(y, places))
 

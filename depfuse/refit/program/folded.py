@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.ensemble.targets import ensemble_logits
 from depfuse.networks.forward import Example
+from depfuse.refit.program.convolutions import by_output
 from depfuse.refit.program.graph import Program, State, Values
 from depfuse.refit.program.units import Unit
 from depfuse.tasks.task import Task
@@ -50,7 +51,7 @@ class Folded:
         scale = scale_of(unit, state)
         offset = state[norm.mean] if unit.bias is None else state[norm.mean] - state[unit.bias]
         return {
-            weight: tensor * scale.reshape(-1, *[1] * (tensor.dim() - 1)),
+            weight: tensor * by_output(unit.node, tensor, scale),
             shift: state[shift] - scale * offset,
         }
 
@@ -69,7 +70,7 @@ class Folded:
             scale = scale_of(unit, state)
             # A channel that was switched off has no scale of its own.
             scale = torch.where(scale.abs() > 1e-6, scale, torch.ones_like(scale))
-            state[weight].copy_(maps[weight] / scale.reshape(-1, *[1] * (maps[weight].dim() - 1)))
+            state[weight].copy_(maps[weight] / by_output(unit.node, maps[weight], scale))
             if unit.bias is not None:
                 state[unit.bias].zero_()
             state[norm.weight].copy_(scale * (state[norm.variance] + norm.epsilon).sqrt())

@@ -7,21 +7,11 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 
+from depfuse.refit.program.convolutions import CONVOLUTIONS, aten
 from depfuse.refit.program.graph import Program
 
-aten = torch.ops.aten
-CONVOLUTIONS = (
-    aten.conv1d.default,
-    aten.conv2d.default,
-    aten.conv3d.default,
-    aten.conv1d.padding,
-    aten.conv2d.padding,
-    aten.conv3d.padding,
-    aten.convolution.default,
-)
 NORMALISATION = aten._native_batch_norm_legit_no_training.default
 
 
@@ -160,8 +150,6 @@ def _layer(program: Program, node: fx.Node) -> _Layer | None:
             return None
         return _Layer(node, None, None, norm, outputs)
     if node.target not in CONVOLUTIONS and node.target is not aten.linear.default:
-        return None
-    if node.target is aten.convolution.default and node.args[6]:
         return None
     weight = program.key(node.args[1])
     has_bias = len(node.args) > 2 and node.args[2] is not None
