@@ -109,7 +109,8 @@ def test_a_child_is_distilled_whatever_its_inputs_are(name):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DepfuseWarning)
         result = fuse(parents, recipe, inputs, call=call, training=Distillation(inputs))
-    as_they_are = ["are no images, as far as is known, and are learned as they are" in str(one.message) for one in caught]
+    said = "are no images, as far as is known, and are learned as they are"
+    as_they_are = [said in str(one.message) for one in caught]
     assert any(as_they_are) is (name != "volumes")  # which are shifted
     images = merged.calibration
     assert result.ensemble.divergence(result.child, images) < result.ensemble.divergence(merged.child, images)
