@@ -28,6 +28,7 @@ from depfuse.io.output_files import check_outputs
 from depfuse.recipe.presets import as_recipe
 from depfuse.report import EvaluationReport, NetworkScores
 from depfuse.report.tables import scores_table, short_names
+from depfuse.text import counted
 
 
 @spread
@@ -101,4 +102,6 @@ def evaluate(
     names = short_names(networks)
     screen.show(scores_table(zip(names, networks, strict=True), members=names))
     if not inputs.data.labelled:
-        screen.say(f"\nWithout labels no accuracy is known; these are the outputs for {scores[0].count:,} images.")
+        screen.say(
+            f"\nWithout labels no accuracy is known; these are the outputs for {counted(scores[0].count, 'image')}."
+        )

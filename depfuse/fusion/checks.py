@@ -24,6 +24,7 @@ from depfuse.recipe.goals import Best
 from depfuse.recipe.sections import Reference
 from depfuse.renorm import chosen_method
 from depfuse.tasks.batch_inputs import kind_of
+from depfuse.text import counted
 
 
 def label_sets(
@@ -51,7 +52,7 @@ def check_parents(models: Sequence[nn.Module], labels: LabelSets | None = None) 
     Where the parents have different labels, the shapes may differ by their numbers only.
     """
     if len(models) < 2:
-        raise RecipeError(f"{len(models)} parent given: fusion needs at least two")
+        raise RecipeError(f"{counted(len(models), 'parent')} given: fusion needs at least two")
     first = models[0].state_dict()
     for number, model in enumerate(models, start=1):
         state = model.state_dict()

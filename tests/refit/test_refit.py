@@ -650,3 +650,18 @@ def test_classes_on_the_command_line(tmp_path, capsys):
     assert "once per parent" in capsys.readouterr().err
     assert main([*command, "--classes", "0-4", "--classes", "4-8"]) == 2
     assert "no parent knows label 9" in capsys.readouterr().err
+
+
+def test_outputs_whose_squares_overflow_are_refused():
+    class Enormous(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU())
+            self.head = nn.Linear(6, 2)
+
+        def forward(self, x):
+            return 1e30 * self.head(self.body(x).mean((2, 3)))
+
+    recipe = {"refit.steps": 2}
+    with pytest.raises(RecipeError, match="too large to be refitted"):
+        fuse([Enormous().eval(), Enormous().eval()], recipe, torch.rand(60, 3, 9, 9))

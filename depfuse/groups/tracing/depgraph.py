@@ -118,27 +118,30 @@ def trace(model: nn.Module, example: Example, auxiliary: Iterable[str] = ()) -> 
     """Run DepGraph's tracing on a copy of the network, on its own device and in its own memory.
 
     The modules named by `auxiliary` run as in training mode (see `evaluating`). What autograd hides (`hidden.py`) is
-    shown, unless the network raises then: it may write to its own tensors where it has switched gradients off.
+    shown, unless the network raises then: it may write to its own tensors where it has switched gradients off. A buffer
+    that it writes to in any case, such as a counter of its calls, is then none that a gradient is taken by.
 
     Raises
     ------
     ArchitectureError
         The forward pass raises, or gives no tensor that depends on its input.
     """
-    try:
-        return _traced(model, example, auxiliary, shown=True)
-    except ArchitectureError:
-        return _traced(model, example, auxiliary, shown=False)
+    for shown, buffers in ((True, True), (False, True), (True, False)):
+        try:
+            return _traced(model, example, auxiliary, shown=shown, buffers=buffers)
+        except ArchitectureError as error:
+            raised = error
+    raise raised
 
 
-def _traced(model: nn.Module, example: Example, auxiliary: Iterable[str], *, shown: bool) -> Trace:
+def _traced(model: nn.Module, example: Example, auxiliary: Iterable[str], *, shown: bool, buffers: bool) -> Trace:
     network = evaluation_copy(model, torch.float32, shared=True)
     leaves: dict[int, list[str]] = defaultdict(list)
     tensors: dict[str, Tensor] = {}
     normalisation = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
     for name, module in network.named_modules(remove_duplicate=False):
         prefix = f"{name}." if name else ""
-        statistics = set() if not isinstance(module, normalisation) else set(module._buffers)
+        statistics = set(module._buffers) if isinstance(module, normalisation) or not buffers else set()
         owned = [(k, t) for k, t in (*module._parameters.items(), *module._buffers.items()) if t is not None]
         for key, tensor in owned:
             leaves[id(tensor)].append(prefix + key)

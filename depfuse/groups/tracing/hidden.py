@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from depfuse.groups.tracing.functional_norms import has_own_statistics, normalised
 from depfuse.groups.tracing.overwrites import METADATA
 from depfuse.networks.isolation import one_at_a_time
 
@@ -65,7 +66,7 @@ class HiddenFlow(TorchFunctionMode):
             args, kwargs = _replaced((args, kwargs), self._written)
         if func in DETACHING:
             return torch.ops.aten.alias.default(args[0])
-        result = func(*args, **kwargs)
+        result = normalised(args, kwargs) if has_own_statistics(func, args, kwargs) else func(*args, **kwargs)
         if isinstance(result, METADATA):
             return result
         self._note(result, args, kwargs)

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from depfuse.data.inputs import map_tensors
 from depfuse.ensemble.label_sets import LabelSets
+from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroup, ChannelGroups, Slot
 from depfuse.merge.shares import Shares
 from depfuse.networks.forward import Example
@@ -109,6 +110,11 @@ def find_mixtures(
     -------
     Mapping
         Unit -> mixtures, in the channel order of the aligned parents as far as clusters have one.
+
+    Raises
+    ------
+    RecipeError
+        Squares of activations or of the outputs' derivatives are not finite.
     """
     places = _places(units, groups)
     if not places:
@@ -142,6 +148,11 @@ def find_mixtures(
             written.setdefault(group.name, []).append(unit_shares)
     mixed: dict[str, Tensor] = {}
     for name, covariance in sums.items():
+        if not bool(covariance.isfinite().all()):
+            raise RecipeError(
+                f"activations or outputs are too large to be refitted: their squares at {name} exceed float32; scale"
+                " the networks' outputs, or choose refit none"
+            )
         mean = torch.tensor(written[name], dtype=torch.float64).mean(0)
         aligned = torch.cat([share * torch.eye(sizes[name], dtype=torch.float64) for share in mean], 1)
         clusters = in_order_of(cluster_channels(covariance.cpu(), sizes[name]), aligned)
