@@ -20,8 +20,14 @@ images), and without mirrored views, at rates of 0.01 and 0.003 and with ten tim
 three points of 73 %. Seed 0 with BatchNorm was measured anew since maps are no longer softened in refits; seeds 1 and 2
 are from before.
 
-Of volumes there is one seed, with BatchNorm: the child is at the mean fold, and distilling adds nothing, so two of the
-three goals are missed there.
+Of volumes there is one seed, with BatchNorm. Its child was at the mean fold (90.6 %, distilled 90.5), as volumes were
+learned as they are. On scenes of seed 7, which report nothing, a child refitted to 80 volumes was 0.0016 nats from the
+ensemble at a place of these, and 0.0081 at one of 150 others: it had learned them by heart. With transposed
+convolutions refitted, which stayed averages before, it is at 0.0024 and 0.0072, and with volumes shifted at random, as
+pictures are, at 0.0034 and 0.0048. Three of these five folds do not tell the digits apart, and the child's Dice on
+others, 88.5, 74.0 and 84.2 % in this order, tells mostly how it decides where the ensemble (93.0) is in doubt. The
+distilled child of seed 0 has more than half of the ensemble's gain; a point is missing to the best fold, which is 0.2
+points below the ensemble. Pictures are from before transposed convolutions were refitted.
 """
 
 from __future__ import annotations
