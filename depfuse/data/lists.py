@@ -7,7 +7,7 @@ import csv
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from depfuse.data.parts import KINDS, Part, data_set_of
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.data.tensors import DataSet
 from depfuse.errors import DataError, DepfuseWarning
+from depfuse.text import counted
 
 ENDINGS = (".txt", ".csv", ".tsv")
 # Words in the heads of columns.
@@ -39,9 +40,10 @@ def load_list(path: Path, preprocessing: Preprocessing) -> DataSet:
     Raises
     ------
     DataError
-        It is no such list, names a file that is not there, or only some files have a label; the line is named.
+        It is no such list, names a file that is not there or says two things of one, or only some files have a label;
+        the line is named.
     """
-    rows = list(_rows(path))
+    rows = _once(path, _rows(path))
     if not rows:
         raise DataError(f"{path} names no images: it needs one file a line")
     unlabelled = next((row for row in rows if row[2] is None), None)
@@ -61,6 +63,26 @@ def load_list(path: Path, preprocessing: Preprocessing) -> DataSet:
     made = [Part(own, _labels(group, numbers) if labelled else None) for own, group in zip(files, groups, strict=True)]
     whole = None if names else made[0]
     return data_set_of(str(path), dict(zip(names, made, strict=False)), whole, None, preprocessing)
+
+
+def _once(path: Path, rows: Iterable[Row]) -> list[Row]:
+    """Keep the first of several equal rows of one file, which would be a training and a test image else."""
+    first: dict[tuple[str, bool], Row] = {}  # that only some have a label is said elsewhere
+    repeated = 0
+    for row in rows:
+        before = first.setdefault((os.path.abspath(row[1]), row[2] is None), row)
+        if before is row:
+            continue
+        if before[2:] != row[2:]:
+            raise DataError(f"{path}, line {row[0]}: {row[1]} has another label or part in line {before[0]}: give one")
+        repeated += 1
+    if repeated:
+        warnings.warn(
+            f"{path}: each file is taken once, and {counted(repeated, 'line')} left out that repeat others",
+            DepfuseWarning,
+            stacklevel=3,
+        )
+    return list(first.values())
 
 
 def _labels(rows: Sequence[Row], numbers: bool) -> NDArray[np.int64] | NDArray[np.str_]:
@@ -98,7 +120,13 @@ def _of_text(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[Row]:
             yield number, file, label or None, None
 
 
+def _is_comment(path: Path, line: str) -> bool:
+    """Tell a comment from a name of a file, or from heads, which may begin like one."""
+    return line.startswith("#") and not re.search("[,;\t]", line) and _place(path, line.strip()) is None
+
+
 def _of_table(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[Row]:
+    lines = [line for line in lines if not _is_comment(path, line[1])]
     if not lines:
         return
     head = lines[0][1]

@@ -275,6 +275,8 @@ def test_a_list_may_be_utf_16_and_name_files_as_windows_does(tmp_path: Path) -> 
         ("a.txt", "", "names no images"),
         ("a.csv", "0.png,1\n0.png\n", "line 2: .* has no label, and others have"),
         ("a.csv", "file,split\n0.png,fold7\n", "fold7 is no part of a data set"),
+        ("a.csv", "file,label\n0.png,1\n./0.png,2\n", "line 3: .* has another label or part in line 2"),
+        ("a.csv", "file,split\n0.png,train\n0.png,test\n", "line 3: .* has another label or part in line 2"),
     ],
 )
 def test_lists_that_are_wrong_are_one_sentence(tmp_path: Path, name: str, text: str, sentence: str) -> None:
@@ -282,6 +284,16 @@ def test_lists_that_are_wrong_are_one_sentence(tmp_path: Path, name: str, text: 
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=sentence):
         load_data(tmp_path / name)
+
+
+def test_a_file_that_a_list_names_twice_is_one_image(tmp_path: Path) -> None:
+    for number in range(10):
+        picture(tmp_path / f"{number}.png", number)
+    rows = "".join(f"{number}.png\n" for number in range(10))
+    (tmp_path / "a.csv").write_text(f"# both annotators\nfile\n{rows}{rows}")
+    with pytest.warns(DepfuseWarning, match="each file is taken once, and 10 lines left out"):
+        data = load_data(tmp_path / "a.csv")
+    assert sorted(data.train.images[:, 0, 0, 0].tolist()) == list(range(10))
 
 
 # Sizes

@@ -13,6 +13,9 @@ from depfuse.groups import find_groups, prove_groups
 class Normalised(nn.Module):
     """A convolution and BatchNorm as a function, by statistics that are buffers of the network."""
 
+    mean: Tensor
+    variance: Tensor
+
     def __init__(self, *, always: bool = False, scaled: bool = True) -> None:
         super().__init__()
         self.conv, self.head, self.always = nn.Conv2d(3, 8, 3), nn.Linear(8, 2), always
@@ -31,6 +34,8 @@ class Normalised(nn.Module):
 
 class Counting(nn.Module):
     """A network that counts its calls, in evaluation mode as well."""
+
+    calls: Tensor
 
     def __init__(self) -> None:
         super().__init__()

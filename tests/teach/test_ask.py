@@ -21,7 +21,8 @@ from depfuse.data.loader import calibration_order
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import DataError, RecipeError
-from depfuse.io.label_table import TABLE, digest, read_table, write_table
+from depfuse.io.label_rows import TABLE
+from depfuse.io.label_table import digest, read_table, write_table
 from depfuse.teach.ask import doubt, label_weight, most_telling
 
 TEXTS = [(str(number),) for number in range(10)]

@@ -32,6 +32,7 @@ def normalised(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     if given["training"]:
         return functional.batch_norm(**{**given, **{name: given[name].detach().clone() for name in _STATISTICS}})
     images: Tensor = given["input"]
+    found: Tensor
     by_channel = (-1, *[1] * (images.dim() - 2))
     mean, variance = (given[name].view(by_channel) for name in _STATISTICS)
     found = (images - mean) / torch.sqrt(variance + given["eps"])
