@@ -84,7 +84,9 @@ class Checkpoint:
             return replace(self, weights=None)
         if state.keys() == self.state.keys() and all(state[key] is self.state[key] for key in state):
             return replace(self, weights=None)
-        _check_tensors(self.path, state)
+        # What is in memory already, such as what a client sent, has no file to be out of proportion to.
+        held = None if self.path.exists() else sum(tensor.nbytes for tensor in state.values())
+        _check_tensors(self.path, state, held)
         return replace(self, state=state, digest=state_digest(state), weights=None)
 
 

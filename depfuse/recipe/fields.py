@@ -108,6 +108,8 @@ def first_mistake(error: ValidationError) -> tuple[str, str]:
     first = error.errors()[0]
     inner = first.get("ctx", {})
     where = [*map(str, first["loc"]), *filter(None, [inner.get("where")])]
+    if first["type"] in ("tuple_type", "list_type"):  # YAML and users know lists alone
+        return ".".join(where), f"it must be a list, not {first['input']!r}"
     return ".".join(where), inner.get("message") or str(first["msg"]).removeprefix("Value error, ")
 
 

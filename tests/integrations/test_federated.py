@@ -70,6 +70,15 @@ def test_lists_of_arrays_are_state_dicts_in_their_order() -> None:
         assert torch.equal(of_arrays.state[name], tensor), name
 
 
+def test_clients_in_parallel_wrappers_send_their_names_with_a_prefix() -> None:
+    states = [client(seed).state_dict() for seed in (0, 1)]
+    wrapped = [states[0], {f"module.{name}": tensor for name, tensor in states[1].items()}]
+    found, plain = (aggregate(client(5), own, IMAGES, recipe=FAST) for own in (wrapped, states))
+    assert found.used == (0, 1)
+    for name, tensor in plain.state.items():
+        assert torch.equal(found.state[name], tensor), name
+
+
 def test_who_sends_something_else_is_left_out() -> None:
     good = [client(seed).state_dict() for seed in (0, 1)]
     broken = copy.deepcopy(good[0])

@@ -383,3 +383,8 @@ def test_settings_are_given_over_those_of_the_preset_that_they_name() -> None:
     with pytest.raises(RecipeError, match="regularisation"):
         Recipe.create({"preset": "git-re-basin", "align.solver.regularisation": 0.1})
     assert Recipe(preset="own").preset == "own"
+
+
+def test_what_is_no_list_is_said_to_be_none() -> None:
+    with pytest.raises(RecipeError, match=r"merge\.weights: it must be a list, not 'hello'"):
+        Recipe.create({"merge": {"weights": "hello"}})
