@@ -72,6 +72,7 @@ MISTAKES: list[tuple[object, str]] = [
     ({**NETWORKS, "arch": {"name": "resnet18"}}, "arch is an architecture, such as torchvision:resnet18"),
     ({**NETWORKS, "arch": "nets.py:Net"}, "arch nets.py:Net is code of somebody's own, and reading a file runs none"),
     ("parents: [a.safetensors, b.safetensors", "is not YAML"),
+    ("parents: [a.safetensors, b.safetensors]\nseed: 1\nseed: 2", "seed is said twice"),
     ("- a.safetensors", "is no object of settings"),
     (
         {"models": [{"model": "a"}, {"model": "b"}], "merge_method": "linear", "dtype": "float16"},

@@ -206,6 +206,7 @@ def test_recipes_that_do_not_exist(command, capsys):
         ("{", ["is not JSON", "line 1"]),
         (b"\xff\xfe\x00", ["is not JSON"]),
         ("[1, 2]", ["is no object of settings"]),
+        ('{"seed": 1, "train": {"distil": 1, "distil": 2}}', ["is not JSON: distil is said twice"]),
         ('{"settings": 3, "title": ""}', ["is no object of settings"]),
         ('{"recipe": "cca"}', ["is no object of settings"]),
         ('{"solvr": "emd"}', ["no setting 'solvr'", "did you mean solver?"]),

@@ -26,7 +26,7 @@ import yaml
 from depfuse.errors import RecipeError
 from depfuse.recipe.arrange import arrange
 from depfuse.recipe.other_words import check_words
-from depfuse.recipe.preset_files import PlainLoader, over_preset, preset_fields, preset_names
+from depfuse.recipe.preset_files import PlainLoader, over_preset, preset_fields, preset_names, without_repeated
 from depfuse.recipe.recipe import Recipe
 
 ENDINGS = (".yaml", ".yml", ".json")
@@ -190,7 +190,9 @@ def _content(source: str) -> Any:
             text = file.read(_LARGEST + 1)
         if len(text) > _LARGEST:
             raise RecipeError(f"recipe {source} is larger than any recipe or report")
-        return json.loads(text) if kind == "JSON" or text.startswith("{") else yaml.load(text, PlainLoader)
+        if kind == "JSON" or text.startswith("{"):
+            return json.loads(text, object_pairs_hook=without_repeated)
+        return yaml.load(text, PlainLoader)
     except OSError as error:
         raise RecipeError(f"recipe {source} cannot be read: {error.strerror or error}") from None
     except RecursionError:
