@@ -27,7 +27,8 @@ convolutions refitted, which stayed averages before, it is at 0.0024 and 0.0072,
 pictures are, at 0.0034 and 0.0048. Three of these five folds do not tell the digits apart, and the child's Dice on
 others, 88.5, 74.0 and 84.2 % in this order, tells mostly how it decides where the ensemble (93.0) is in doubt. The
 distilled child of seed 0 has more than half of the ensemble's gain; a point is missing to the best fold, which is 0.2
-points below the ensemble. Pictures are from before transposed convolutions were refitted.
+points below the ensemble. Pictures are from before transposed convolutions were refitted, but for those of seed 0 with
+BatchNorm: 95.5 %, distilled 95.9, which were 95.5 and 95.7.
 """
 
 from __future__ import annotations
