@@ -14,7 +14,8 @@ from depfuse.cli.points import POINTS_OF_A_PLOT
 from depfuse.cli.request import Request
 from depfuse.cli.run_file import run_file
 from depfuse.cli.spread import spread
-from depfuse.report import loading_lines, sentence_of_errors
+from depfuse.cli.wording import in_options
+from depfuse.report import decisions, loading_lines, sentence_of_errors
 from depfuse.report.tables import family_table, fusion_table, shares_table, short_names
 
 
@@ -75,10 +76,8 @@ def fuse_and_show(request: Request, settings: RecipeOptions) -> Screen:
     if found.family:
         screen.say("")
         screen.show(family_table(found))
-    if found.refit_reason is not None:
-        screen.say(f"\n{found.refit_reason[:1].upper()}{found.refit_reason[1:]}.")
-    if found.mirroring is not None:
-        screen.say(f"\n{found.mirroring[:1].upper()}{found.mirroring[1:]}.")
+    for sentence in decisions(found):
+        screen.say(f"\n{in_options(sentence)}")
     if fusion.test is not None and (errors := sentence_of_errors(found)):
         screen.say(f"\n{errors}")
     screen.say(f"\n{settings.named(request.recipe)}")

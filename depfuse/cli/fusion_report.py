@@ -72,7 +72,7 @@ def report_of(
             proof_error=result.groups.proof_error,
             fixed=result.groups.fixed,
         ),
-        shares=SharesSummary.of(result.chosen_shares),
+        shares=SharesSummary.of(result.chosen_shares, result.effective_shares),
         family=_family(result, compared.family),
         self_training=SelfTrainingSummary.of(result.self_trained),
         refit_reason=result.refit_reason or None,

@@ -15,7 +15,8 @@ from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RecipeO
 from depfuse.cli.points import POINTS_OF_A_PLOT, REFITTED_POINTS
 from depfuse.cli.request import Request
 from depfuse.cli.spread import spread
-from depfuse.report import PathReport, barrier_sentence
+from depfuse.cli.wording import in_options
+from depfuse.report import PathReport, barrier_sentence, decisions
 from depfuse.report.tables import path_table
 
 
@@ -88,8 +89,6 @@ def path(
         found = run(request, work)
     assert isinstance(found, PathReport)
     screen.show(path_table(found))
-    if found.refit_reason is not None:
-        screen.say(f"\n{found.refit_reason[:1].upper()}{found.refit_reason[1:]}.")
-    if found.mirroring is not None:
-        screen.say(f"\n{found.mirroring[:1].upper()}{found.mirroring[1:]}.")
+    for sentence in decisions(found):
+        screen.say(f"\n{in_options(sentence)}")
     screen.say(f"\n{barrier_sentence(found)}")

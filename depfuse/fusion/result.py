@@ -28,7 +28,7 @@ from depfuse.fusion.shown import as_html, as_text
 from depfuse.fusion.step_acceptance import Step
 from depfuse.fusion.widths import WidthMatch
 from depfuse.groups import ChannelGroups
-from depfuse.merge import Shares
+from depfuse.merge import Shares, effective_shares
 from depfuse.networks.forward import Example
 from depfuse.networks.isolation import isolated
 from depfuse.networks.precision import in_full_precision, with_types_of
@@ -36,6 +36,8 @@ from depfuse.progress import ProgressLike
 from depfuse.recipe import Recipe
 from depfuse.tasks.selection import deselect
 from depfuse.teach.distil import Distillation
+
+SLIGHT = 0.01  # of a share that is still the share
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -265,6 +267,13 @@ class FusionResult:
     def shares(self) -> Shares:
         """The parents' shares in the child."""
         return self.chosen_shares.shares
+
+    @property
+    def effective_shares(self) -> Sequence[float] | None:
+        """The shares that soft couplings leave the parents, of the network's; None where these are about the same."""
+        shares = self.shares.network
+        left = effective_shares(self.averaged, self.groups, self.couplings, shares)
+        return left if max(abs(own - given) for own, given in zip(left, shares, strict=True)) > SLIGHT else None
 
     def save(self, path: str | Path, arch: str | None = None) -> None:
         """Write the child as safetensors with the card that `depfuse fuse` writes, all or nothing.

@@ -219,7 +219,10 @@ def _kind(result: FusionResult) -> str:
 def _shares(result: FusionResult) -> str:
     shares = result.shares
     text = ", ".join(f"{share:.3g}" for share in shares.network)
-    return f"{text}, and other ones in {counted(len(shares.parts), 'part')}" if shares.parts else text
+    text += f", and other ones in {counted(len(shares.parts), 'part')}" if shares.parts else ""
+    if (left := result.effective_shares) is not None:
+        text += f"; soft couplings leave {', '.join(f'{share:.2f}' for share in left)}"
+    return text
 
 
 def _not_converged(result: FusionResult) -> str:

@@ -16,7 +16,7 @@ from .schema import (
     SelfTrainingSummary,
     SharesSummary,
 )
-from .sentences import barrier_sentence, loading_lines, sentence_of_errors
+from .sentences import barrier_sentence, decisions, loading_lines, sentence_of_errors
 
 __all__ = [
     "Barrier",
@@ -34,6 +34,7 @@ __all__ = [
     "SelfTrainingSummary",
     "SharesSummary",
     "barrier_sentence",
+    "decisions",
     "describe_environment",
     "loading_lines",
     "read_report",

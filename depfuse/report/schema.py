@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -128,21 +129,27 @@ class SharesSummary(Stored):
     """The parents' shares in the child: of the network, and of its stages or groups where they were chosen.
 
     `loss_before` and `loss_after` are the child's loss (nats) on the images held out, with the network's shares in all
-    parts and with the chosen ones.
+    parts and with the chosen ones. `effective` are those that soft couplings leave of the network's; None where they
+    are the same.
     """
 
     network: list[float]
+    effective: list[float] | None = None
     parts: dict[str, list[float]] = Field(default_factory=dict)
     loss_before: Loss = None
     loss_after: Loss = None
 
     @classmethod
-    def of(cls, chosen: ChosenShares | None) -> SharesSummary | None:
-        """Make the report of a choice of shares."""
-        if chosen is None:
-            return None
+    def of(cls, chosen: ChosenShares, effective: Sequence[float] | None) -> SharesSummary:
+        """Make the report of a choice of shares, and of what soft couplings leave of them."""
         parts = {part: list(shares) for part, shares in chosen.shares.parts.items()}
-        return cls(network=list(chosen.shares.network), parts=parts, loss_before=chosen.before, loss_after=chosen.after)
+        return cls(
+            network=list(chosen.shares.network),
+            effective=None if effective is None else list(effective),
+            parts=parts,
+            loss_before=chosen.before,
+            loss_after=chosen.after,
+        )
 
 
 class FamilyRow(ScoreValues):

@@ -30,6 +30,23 @@ def barrier_sentence(report: PathReport) -> str:
     return f"The barrier between the parents is {matched}; without matching it is {naive}.{rest}"
 
 
+def decisions(report: FusionReport) -> list[str]:
+    """Say what was decided by the networks and not by the recipe: the refit, mirrored images, what shares are left."""
+    said = [f"{text[:1].upper()}{text[1:]}." for text in (report.refit_reason, report.mirroring) if text is not None]
+    shares = report.shares
+    if shares is not None and shares.effective is not None:
+        # A parent whose kernels keep the part r of their norm counts as before with 1 / r of its share.
+        parts = [given**2 / left if left else 0.0 for given, left in zip(shares.network, shares.effective, strict=True)]
+        given, left, instead = (
+            ",".join(f"{share / sum(own):.2f}" for share in own) for own in (shares.network, shares.effective, parts)
+        )
+        said.append(
+            "Soft couplings average channels, and those that differ cancel: of the shares"
+            f" {given} the child's kernels have {left}; `merge.weights={instead}` would leave {given}."
+        )
+    return said
+
+
 def sentence_of_errors(report: FusionReport) -> str:
     """Say how large the standard errors of the scores are over the images; empty where none is known."""
     rows = [scores for _, scores in fusion_rows(report)] + list(report.family)

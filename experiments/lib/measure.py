@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from depfuse import FusionResult, Recipe, fuse
-from depfuse.align.coupling import apply_couplings
 from depfuse.data import Loader, calibration_loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.errors import LimitWarning
 from depfuse.evaluate import evaluate, evaluate_with_ensemble
 from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.fusion.ensemble_judge import EnsembleJudge
-from depfuse.merge import average
+from depfuse.merge import average, effective_shares
 from depfuse.networks.running import evaluating
 from depfuse.renorm import renormalise
 from depfuse.teach.distil import Distillation
@@ -166,21 +165,10 @@ def _fused(seen: Seen, step: Fusion, values: tuple[str, ...]) -> tuple[nn.Module
         judge = EnsembleJudge(Ensemble(inputs.models, ()), of.groups, recipe.renorm.name, split)
         found["judged"] = judge(1, result.couplings[1])
     if SECOND[0] in values:
-        found["second_share"] = _second_share(result)
+        found["second_share"] = effective_shares(
+            result.averaged, result.groups, result.couplings, recipe.shares(len(result.averaged))
+        )[1]
     return child, found | {f"seconds_{part}": result.seconds.get(part, 0.0) for part in PARTS}
-
-
-def _second_share(result: FusionResult) -> float:
-    r"""Compute the second of two parents' share of the child's kernels, :math:`w_2 r / (w_1 + w_2 r)`.
-
-    r is the norm of a matched kernel by that before matching, the mean of all: less than one where channels are mixed.
-    """
-    first, second = result.recipe.shares(2)
-    state = result.averaged[1].state_dict()
-    matched = apply_couplings(result.groups, result.couplings[1], state)
-    ratios = [float(matched[name].norm() / tensor.norm()) for name, tensor in state.items() if tensor.dim() > 1]
-    ratio = sum(ratios) / len(ratios)
-    return second * ratio / (first + second * ratio)
 
 
 def _renormalised(result: FusionResult, method: str) -> nn.Module:
