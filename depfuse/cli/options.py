@@ -366,4 +366,11 @@ class RecipeOptions:
         for path in ("teach.labelled", "train.finetune"):
             if labelled and by_path(settings).get(path):
                 raise RecipeError(f"--labels-from gives the labels of a few images: leave out {path}")
-        return Recipe.with_read({**settings, **({"teach.labelled": 1} if labelled else {})}, keep=given)
+        recipe = Recipe.with_read({**settings, **({"teach.labelled": 1} if labelled else {})}, keep=given)
+        taught = recipe.refit.name != "none" or recipe.learns or recipe.merge.weights_by != "network"
+        if recipe.teach.labelled and not taught:
+            raise RecipeError(
+                "labelled images are read for a head that teaches the child, and nothing teaches it: choose a refit,"
+                " train.distil or goal best, or leave the labels out"
+            )
+        return recipe

@@ -25,11 +25,6 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
         yield f"teach.labelled {labelled} is more than the {images} calibration images: give more"
     if labelled and recipe.teach.head == "none":
         yield "labelled images are read for one head of all parents: leave out teach.head none"
-    if labelled and recipe.refit.name == "none" and not recipe.learns and recipe.merge.weights_by == "network":
-        yield (
-            "labelled images are read for a head that teaches the child, and nothing teaches it: choose a refit,"
-            " train.distil or goal best, or leave the labels out"
-        )
 
 
 def _of_the_matching(recipe: Recipe) -> Iterator[str]:

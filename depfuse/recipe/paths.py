@@ -14,12 +14,12 @@ from depfuse.recipe.recipe import Recipe
 
 
 def parsed(words: Iterable[str]) -> dict[str, Any]:
-    """Read `path=value` words, each value as the kind that its setting has.
+    """Read `path=value` words, each value as the kind that its setting has; of several with one path the last counts.
 
     Raises
     ------
     RecipeError
-        A word has no value, names no setting, its value is of another kind, or two give one setting several values.
+        A word has no value, names no setting, its value is of another kind, or two names of a setting have two values.
     """
     places = known_places(Recipe)
     settings: dict[str, Any] = {}
@@ -34,7 +34,7 @@ def parsed(words: Iterable[str]) -> dict[str, Any]:
             value = _value(path, text, place.field.annotation)
         else:
             value = _value(path, text, bool) if path == "universe" else text
-        check_once(settings, {path: value})
+        check_once({name: given for name, given in settings.items() if name != path}, {path: value})
         settings[path] = value
     return settings
 
@@ -43,7 +43,7 @@ def check_once(settings: Mapping[str, Any], others: Mapping[str, Any]) -> None:
     """Raise `RecipeError` where two mappings from name to value give one setting two values."""
     first = by_path(settings)
     for path, value in by_path(others).items():
-        if first.get(path, value) != value:
+        if path in first and first[path] != value:
             raise RecipeError(f"{path} is set twice, to {first[path]} and to {value}: set it once")
 
 

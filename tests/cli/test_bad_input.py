@@ -98,7 +98,7 @@ def test_shares_of_channels_that_are_none(place: Place, capsys, share: str) -> N
 
 
 @pytest.mark.parametrize("outputs", [(2, 2), (2, 3)])
-@pytest.mark.parametrize("labelled", [[], ["--labelled", 16]])
+@pytest.mark.parametrize("labelled", [[], ["--labelled", 16, "--refit", "ridge"]])
 def test_parents_of_some_labels_without_classes(place: Place, capsys, outputs, labelled) -> None:
     for seed, (path, classes) in enumerate(zip(place.parents, outputs, strict=True)):
         place.write_parent(path, seed, classes=classes)

@@ -120,7 +120,6 @@ MISTAKES = {
     f"fuse {PAIR} --set align.solver=hungarian": "align.solver: 'hungarian' is none of",
     f"fuse {PAIR} --set merge.wheight=1": "merge.wheight",
     f"fuse {PAIR} --set train=1": "'train' is a section: set one of train.distil, train.self_training",
-    f"fuse {PAIR} --set seed=1 --set seed=2": "seed is set twice, to 1 and to 2",
     f"fuse {PAIR} --set solver=emd --set align.solver=sinkhorn": "align.solver is set twice, to emd and to sinkhorn",
     f"fuse {PAIR} --calibration 100 --set calibration.images=200": "calibration.images is set twice, to 100 and to 200",
     f"fuse {PAIR} --preset fast --set preset=best": "give --preset best instead of --set",

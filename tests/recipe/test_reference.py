@@ -65,6 +65,12 @@ def test_words_that_set_nothing_are_refused(word, said) -> None:
         parsed([word])
 
 
+def test_the_last_of_several_values_counts_and_two_names_of_one_setting_are_refused():
+    assert parsed(["seed=1", "seed=2"]) == {"seed": 2}
+    with pytest.raises(RecipeError, match=r"align\.solver is set twice, to emd and to sinkhorn"):
+        parsed(["solver=emd", "align.solver=sinkhorn"])
+
+
 def test_a_file_is_the_whole_command(tmp_path, capsys) -> None:
     file = tmp_path / "recipe.yaml"
     parents = digits_files("a", "b")
