@@ -17,7 +17,7 @@ def effective_shares(
 
     :math:`r_p` is the norm of a matched kernel of parent p by that before matching, the mean of all. A soft coupling
     averages channels, and those that differ cancel: its kernels get smaller, and count less than the recipe's shares
-    :math:`w_p` say. Permutations leave every :math:`r_p` at 1.
+    :math:`w_p` say. Without plans, :math:`r_p` is 1: permutations keep norms, and maps are undone by the next layer.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def effective_shares(
 
 
 def _norm_left(model: nn.Module, groups: ChannelGroups, couplings: Couplings) -> float:
-    if all(coupling.permutation is not None for coupling in couplings.values()):
+    if all(coupling.plan is None for coupling in couplings.values()):
         return 1.0
     state = model.state_dict()
     matched = apply_couplings(groups, couplings, state)

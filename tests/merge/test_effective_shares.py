@@ -24,6 +24,12 @@ def test_permutations_leave_the_shares_as_they_are():
     assert "soft couplings" not in repr(result)
 
 
+def test_maps_that_the_next_layer_undoes_leave_the_shares_as_they_are():
+    result = fuse(parents(), Recipe(refit="none", solver="cca"), images())
+    assert any(coupling.maps is not None for coupling in result.couplings[1].values())
+    assert result.effective_shares is None
+
+
 def test_soft_couplings_leave_less_of_the_one_they_move():
     result = fuse(parents(), Recipe(**SOFT), images())
     first, second = result.effective_shares
