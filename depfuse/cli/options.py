@@ -363,10 +363,12 @@ class RecipeOptions:
         """
         given = self.given
         settings = {**self.read().settings, **given}
-        for path in ("teach.labelled", "train.finetune"):
-            if labelled and by_path(settings).get(path):
-                raise RecipeError(f"--labels-from gives the labels of a few images: leave out {path}")
-        recipe = Recipe.with_read({**settings, **({"teach.labelled": 1} if labelled else {})}, keep=given)
+        if labelled:
+            said = by_path(settings)
+            if also := next((path for path in ("teach.labelled", "train.finetune") if said.get(path)), None):
+                raise RecipeError(f"--labels-from gives the labels of a few images: leave out {also}")
+            settings["teach.labelled"] = 1
+        recipe = Recipe.with_read(settings, keep=given)
         taught = recipe.refit.name != "none" or recipe.learns or recipe.merge.weights_by != "network"
         if recipe.teach.labelled and not taught:
             raise RecipeError(

@@ -101,12 +101,16 @@ def by_shape(inputs: Ragged) -> list[Tensor]:
 
 def is_pictures(inputs: Any) -> bool:
     """Tell whether inputs are images (N, C, H, W) of more than one pixel a side."""
-    return isinstance(inputs, (Tensor, StoredImages)) and len(inputs.shape) == 4 and min(inputs.shape[2:]) > 1
+    return _on_grid(inputs, 2)
 
 
 def is_volumes(inputs: Any) -> bool:
     """Tell whether inputs are volumes (N, C, D, H, W) of more than one voxel a side."""
-    return isinstance(inputs, (Tensor, StoredImages)) and len(inputs.shape) == 5 and min(inputs.shape[2:]) > 1
+    return _on_grid(inputs, 3)
+
+
+def _on_grid(inputs: Any, axes: int) -> bool:
+    return isinstance(inputs, (Tensor, StoredImages)) and len(inputs.shape) == axes + 2 and min(inputs.shape[2:]) > 1
 
 
 def _taken(leaf: Tensor, index: Index) -> Tensor:

@@ -46,7 +46,8 @@ def show(study: Study, rows: pd.DataFrame, _: Chosen) -> str:
     named = rows.assign(distance=rows["settings"].map(described), pair=rows["set"] + " " + rows["seed"])
     of = {name: [pair for pair in dict.fromkeys(named["pair"]) if pair.split()[0] == name] for name in study.parents}
     kinds = {study.parents[name].title: pairs for name, pairs in of.items() if pairs}
-    parts = [_all(*_whole(named, EVEN, kinds)), _left_out(named, *_whole(named, EVEN, kinds))]
+    even = _whole(named, EVEN, kinds)
+    parts = [_all(*even), _left_out(named, *even)]
     if named["distance"].isin(LEANING).any():
         parts.append(_leaning(named, *_whole(named, [PLAIN, *LEANING], kinds)))
     return "\n\n".join(parts)

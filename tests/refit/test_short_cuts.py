@@ -76,7 +76,7 @@ def test_rows_at_places_are_the_convolution_there(drawn, last, data) -> None:
 
 
 def test_places_of_tokens_are_gathered_with_their_channels_last() -> None:
-    window = Window(None, 1, 6)
+    window = Window(None, 6)
     y, places = torch.randn(4, 2, 3, 5), torch.tensor([1, 4])
     assert torch.equal(window.outputs(window.gathered(y, places)), window.outputs(y, places))
 

@@ -20,15 +20,17 @@ class Window:
     ----------
     layer
         The convolution; None for a linear layer.
-    groups
-        Number of groups G; the layer's input and output channels are G blocks.
     positions
         Number of places (output positions, tokens) in one image.
     """
 
     layer: Convolution | None
-    groups: int
     positions: int
+
+    @property
+    def groups(self) -> int:
+        """Number of groups G; the layer's input and output channels are G blocks."""
+        return 1 if self.layer is None else self.layer.groups
 
     @classmethod
     def of(cls, node: fx.Node) -> Window:
@@ -37,12 +39,11 @@ class Window:
             _, channels, *sizes = node.args[0].meta["val"].shape  # type: ignore[union-attr]
             ones = (1,) * max(len(sizes), 1)  # features (N, C) are an image of one position
             layer = Convolution(ones, ones, ones, ((0, 0),) * len(ones), ones, channels, False)
-            return cls(layer, channels, math.prod(sizes))
+            return cls(layer, math.prod(sizes))
         shape = tuple(node.meta["val"].shape)
         if node.target is aten.linear.default:
-            return cls(None, 1, math.prod(shape[1:-1]))
-        layer = Convolution.of(node)
-        return cls(layer, layer.groups, math.prod(shape[2:]))
+            return cls(None, math.prod(shape[1:-1]))
+        return cls(Convolution.of(node), math.prod(shape[2:]))
 
     def inputs(self, x: Tensor, places: Tensor | None = None) -> Tensor:
         """Unfold the layer's input at each place: (G, N * places, kernel positions * channels of a group).
