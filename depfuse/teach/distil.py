@@ -7,7 +7,6 @@ import hashlib
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,35 +18,29 @@ from torch import Tensor, nn
 from depfuse.data import DataSet, calibration_loader
 from depfuse.data.batches import as_loader
 from depfuse.data.inputs import Ragged
-from depfuse.data.loader import Loader, calibration_order
-from depfuse.data.masks import MaskFiles
+from depfuse.data.loader import Loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.targets import TEMPERATURE
-from depfuse.errors import ArchitectureError, DataError, DepfuseWarning
-from depfuse.networks.forward import Call, run_network
-from depfuse.networks.running import evaluating
+from depfuse.errors import ArchitectureError, DepfuseWarning
+from depfuse.networks.forward import Call
 from depfuse.progress import named
 from depfuse.recipe.sections import Train
 from depfuse.refit import NaturalGradientTraining, Schedule, Session
-from depfuse.tasks.label_kinds import UNKNOWN, are_classes, labels_for
 from depfuse.tasks.outputs import CLASSES
-from depfuse.tasks.regression import Regression
 from depfuse.tasks.task import Task
-from depfuse.teach.self_training import Effect, KnownLabels, SelfTraining
+from depfuse.teach.labels_to_learn import labels_to_learn
+from depfuse.teach.self_training import Effect, SelfTraining
+from depfuse.teach.training_images import few_images, hold_out, known_labels
 from depfuse.teach.units_of_numbers import in_their_unit
 from depfuse.train import EpochReport, Saving, TrainRecipe, fit
 from depfuse.train.interfaces import Labels
 
 WARMUP = 0.1  # of the epochs, with SGD
-STATISTICS_IMAGES = 2000
 COMPARED_IMAGES = 250
-JUDGED_AT_ONCE = 250
 PREPARING_IMAGES = 10_000
 EPOCHS_PER_PIXEL = 4
 STEPS_OF_FEW = 4  # of SGD in an epoch, where all images would be less than one batch
 FEWEST_PER_STEP = 8  # images
-HELD_SHARE = 1 / 16  # of the training images: they tell whether a distilled network is nearer to its teacher
-HELD_MOST = 500
 STATE = 4  # of a training: another number where states of before cannot be gone on from
 
 
@@ -155,7 +148,7 @@ class Distillation:
             What is learned.
         """
         if settings.finetune:
-            self._labels(model, task or CLASSES)
+            labels_to_learn(self.data, model, task or CLASSES)
         if not self.data.train.pictures:
             warnings.warn(
                 "the training data are no images, as far as is known, and are learned as they are: nothing is flipped"
@@ -204,180 +197,25 @@ class Distillation:
             which takes them for certain.
 
         """
-        device = next(model.parameters()).device
+        run = _Run(self, model, teacher, settings, seed, name, origin)
         seconds, effect = {}, None
-        for step, epochs in (
-            ("distil", settings.distil),
-            ("self_training", settings.self_training),
-            ("finetune", settings.finetune),
-        ):
-            if epochs == 0:
-                continue
-            if step == "self_training":
-                seconds[step], effect = self._self_train(model, teacher, epochs, seed, name, origin, labelled)
-                continue
-            learner = start = None
-            data = self.data
-            target: Ensemble | Labels | None = None
-            if step == "finetune":
-                target = self._labels(model, teacher.task or CLASSES)
-            if step == "distil":
-                target = teacher
-                data, judged = self._held_out(device, seed)
-                learner = self._natural_gradient(model, teacher, settings, seed, session, len(data.train))
-                temperature = TEMPERATURE if learner is None else learner.last_temperature
-                start = _Start.of(model, teacher, judged, temperature)
-            recipe = replace(self, data=data).train_recipe(epochs, settings.learning_rate, seed, learner)
-            if isinstance(target, Labels) and not target.of_whole:
-                recipe = recipe.model_copy(update={"flip": False, "translate": 0})
-            with ExitStack() as stack:
-                stack.enter_context(named(f"{step}, {name}"))
-                if isinstance(target, Labels):
-                    target = stack.enter_context(in_their_unit(model, target, data.example(2, device)))
-                report = fit(
-                    model,
-                    data,
-                    recipe,
-                    teacher=target,
-                    learner=learner,
-                    device=device,
-                    saving=self._saving(name, step, f"{self._patient(settings)} {teacher.digest} {origin}"),
-                    progress=None if self.progress is None else partial(self.progress, f"{step}: {name}"),
-                )
-            seconds[step] = report.total_seconds
-            if start is not None and not start.keep_the_nearer(model):
-                warnings.warn(
-                    f"the {name} came no nearer to the ensemble in {epochs} epochs and stays as it was: give"
-                    f" more images, or lower train.learning_rate {settings.learning_rate:g}",
-                    DepfuseWarning,
-                    stacklevel=2,
-                )
+        if settings.distil:
+            seconds["distil"] = run.distil(session)
+        if settings.self_training:
+            seconds["self_training"], effect = run.self_train(labelled)
+        if settings.finetune:
+            seconds["finetune"] = run.finetune()
         return Trained(seconds, effect)
-
-    def _self_train(
-        self, model: nn.Module, teacher: Ensemble, passes: int, seed: int, name: str, origin: str, labelled: int
-    ) -> tuple[float, Effect]:
-        """Train on soft labels; warn where the network stays as it was."""
-        data, judged = self._held_out(next(model.parameters()).device, seed)
-        training = SelfTraining(
-            data=data,
-            judging=judged,
-            teacher=teacher,
-            saving=lambda part: self._saving(name, f"self_training-{part}", f"{teacher.digest} {origin}"),
-            progress=None if self.progress is None else partial(self.progress, f"self-training: {name}"),
-            seed=seed,
-            known=self._known(data, seed, labelled),
-        )
-        with named(f"self-training, {name}"):
-            seconds, effect = training.train(model, passes)
-        if not effect.kept:
-            warnings.warn(
-                f"the {name} came no nearer to its teacher in {passes} passes of self-training, or that knows too"
-                " little, and it stays as it was",
-                DepfuseWarning,
-                stacklevel=3,
-            )
-        return seconds, effect
-
-    def _labels(self, model: nn.Module, task: Task) -> Labels:
-        """Bring the labels of the training samples into the form by which a network learns them.
-
-        Raises
-        ------
-        DataError
-            There are none, not one for each sample, or they do not fit the outputs.
-        """
-        labels = self.data.train.labels
-        if labels is None:
-            raise DataError("train.finetune learns labels, and the training data have none: give such, or leave it out")
-        labels = labels.decoded() if isinstance(labels, MaskFiles) else labels
-        if are_classes(labels) and (lacking := int((labels == UNKNOWN).sum())):
-            raise DataError(
-                f"train.finetune learns the labels of all training samples, and {lacking} of {len(labels)} have none:"
-                " leave it out; train.self_training learns from some labels"
-            )
-        with torch.no_grad(), evaluating(model):
-            outputs = run_network(model, self.data.example(2, next(model.parameters()).device)).float()
-        values = labels_for(task, labels, outputs)
-        task = Regression.of_targets(values) if isinstance(task, Regression) else task
-        task.label_loss(outputs, values[: len(outputs)].to(outputs.device), 0.0)  # embeddings have none under classes
-        return Labels(values, task)
 
     def images(self, device: torch.device | str, seed: int) -> Loader:
         """Draw some of the training images, for what is fitted before the training."""
         return calibration_loader(self.data, PREPARING_IMAGES, device=device, seed=seed)
-
-    def _known(self, data: DataSet, seed: int, labelled: int) -> KnownLabels | None:
-        """Find the images whose labels are read among those to train on."""
-        count = len(self.data.train)
-        first = calibration_order(count, seed)
-        kept = first[: len(data.train)].sort().values if len(data.train) < count else torch.arange(count)
-        first = first[: min(labelled, len(data.train))]
-        if not labelled or not self.data.train.of_classes:
-            return None
-        return KnownLabels(torch.searchsorted(kept, first), self.data.train.required_labels[first])
-
-    def _held_out(self, device: torch.device, seed: int) -> tuple[DataSet, Loader]:
-        """Hold out the last of the images that calibration draws, or none of so few that two cannot be spared."""
-        count = len(self.data.train)
-        held = min(HELD_MOST, round(HELD_SHARE * count))
-        if held < 2:
-            return self.data, self._few(device, seed)
-        order = calibration_order(count, seed)
-        last = order[count - held :]
-        judged = Loader(
-            self.data.train.take(last.sort().values if isinstance(self.data.train.images, Ragged) else last),
-            self.data.preprocessing,
-            batch_size=JUDGED_AT_ONCE,
-            device=device,
-        )
-        return replace(self.data, train=self.data.train.take(order[: count - held].sort().values)), judged
-
-    def _few(self, device: torch.device, seed: int) -> Loader:
-        return calibration_loader(self.data, STATISTICS_IMAGES, device=device, seed=seed)
 
     def delete_states(self) -> None:
         """Delete the state files, once what was trained is saved."""
         if self.resume is not None:
             for state in self.resume.parent.glob(f"{self.resume.name}.*-*"):
                 state.unlink()
-
-    def _saving(self, name: str, step: str, origin: str) -> Saving | None:
-        """Choose where the state of a step is saved, identified by its origin instead of the network's weights.
-
-        A network that was refitted with another number of threads or on a GPU is not the same bit for bit.
-        """
-        if self.resume is None:
-            return None
-        start = hashlib.sha256(f"{STATE} {name} {step} {origin}".encode()).hexdigest()
-        state = self.resume.with_name(f"{self.resume.name}.{name}-{step}")
-        return Saving(state, self.save_seconds, start)
-
-    def _patient(self, settings: Train) -> int:
-        """Return the number of epochs of a long training, 0 for a short one."""
-        return self.schedule.patience(settings.distil, len(self.data.train))
-
-    def _natural_gradient(
-        self, model: nn.Module, teacher: Ensemble, settings: Train, seed: int, session: Session | None, images: int
-    ) -> NaturalGradientTraining | None:
-        """Prepare natural-gradient steps; None where the network cannot be decomposed or the images are too few.
-
-        Nor are there any of samples of several shapes.
-        """
-        if isinstance(self.data.train.images, Ragged):
-            return None
-        device = next(model.parameters()).device
-        try:
-            if session is None:
-                few = self._few(device, seed)
-                session = Session.towards(model.eval(), teacher, few, seed=seed, task=teacher.task)
-            # Others than those that the network was fitted to, which any training makes worse at first.
-            compared = calibration_loader(self.data, COMPARED_IMAGES, device=device, seed=seed + 1)
-            # Images seen many times are memorised; mixtures of them never repeat.
-            learner = session.training(compared, patient=self._patient(settings), schedule=self.schedule)
-        except ArchitectureError:
-            return None
-        return learner if learner.batch_size(images) else None
 
     def train_recipe(
         self, epochs: int, learning_rate: float, seed: int, learner: NaturalGradientTraining | None
@@ -392,3 +230,133 @@ class Distillation:
             size = learner.batch_size(count)
             options = {"warmup": 0.0, "batch_size": size, "translate": min(most, epochs // EPOCHS_PER_PIXEL)}
         return TrainRecipe.suited_to(self.data, epochs=epochs, learning_rate=learning_rate, seed=seed, **options)
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """The training of one network; see `Distillation.train`."""
+
+    training: Distillation
+    model: nn.Module
+    teacher: Ensemble
+    settings: Train
+    seed: int
+    name: str
+    origin: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.model.parameters()).device
+
+    def distil(self, session: Session | None) -> float:
+        """Take steps towards the teacher; return seconds. Warn where the network stays as it was."""
+        epochs = self.settings.distil
+        data, judged = hold_out(self.training.data, self.device, self.seed)
+        learner = self._natural_gradient(session, len(data.train))
+        temperature = TEMPERATURE if learner is None else learner.last_temperature
+        start = _Start.of(self.model, self.teacher, judged, temperature)
+        seconds = self._fit("distil", epochs, data, self.teacher, learner)
+        if not start.keep_the_nearer(self.model):
+            warnings.warn(
+                f"the {self.name} came no nearer to the ensemble in {epochs} epochs and stays as it was: give"
+                f" more images, or lower train.learning_rate {self.settings.learning_rate:g}",
+                DepfuseWarning,
+                stacklevel=3,
+            )
+        return seconds
+
+    def self_train(self, labelled: int) -> tuple[float, Effect]:
+        """Train on soft labels; return seconds and the effect. Warn where the network stays as it was."""
+        data, judged = hold_out(self.training.data, self.device, self.seed)
+        training = SelfTraining(
+            data=data,
+            judging=judged,
+            teacher=self.teacher,
+            saving=lambda part: self._saving(f"self_training-{part}", f"{self.teacher.digest} {self.origin}"),
+            progress=self._progress("self-training"),
+            seed=self.seed,
+            known=known_labels(self.training.data, len(data.train), self.seed, labelled),
+        )
+        with named(f"self-training, {self.name}"):
+            seconds, effect = training.train(self.model, self.settings.self_training)
+        if not effect.kept:
+            warnings.warn(
+                f"the {self.name} came no nearer to its teacher in {self.settings.self_training} passes of"
+                " self-training, or that knows too little, and it stays as it was",
+                DepfuseWarning,
+                stacklevel=3,
+            )
+        return seconds, effect
+
+    def finetune(self) -> float:
+        """Learn the labels of all images; return seconds."""
+        data = self.training.data
+        labels = labels_to_learn(data, self.model, self.teacher.task or CLASSES)
+        with in_their_unit(self.model, labels, data.example(2, self.device)) as target:
+            return self._fit("finetune", self.settings.finetune, data, target)
+
+    def _fit(
+        self,
+        step: str,
+        epochs: int,
+        data: DataSet,
+        target: Ensemble | Labels,
+        learner: NaturalGradientTraining | None = None,
+    ) -> float:
+        own = replace(self.training, data=data)
+        recipe = own.train_recipe(epochs, self.settings.learning_rate, self.seed, learner)
+        if isinstance(target, Labels) and not target.of_whole:
+            recipe = recipe.model_copy(update={"flip": False, "translate": 0})
+        with named(f"{step}, {self.name}"):
+            report = fit(
+                self.model,
+                data,
+                recipe,
+                teacher=target,
+                learner=learner,
+                device=self.device,
+                saving=self._saving(step, f"{self._patience} {self.teacher.digest} {self.origin}"),
+                progress=self._progress(step),
+            )
+        return report.total_seconds
+
+    def _progress(self, step: str) -> Callable[[EpochReport], None] | None:
+        told = self.training.progress
+        return None if told is None else partial(told, f"{step}: {self.name}")
+
+    def _saving(self, step: str, origin: str) -> Saving | None:
+        """Choose where the state of a step is saved, identified by its origin instead of the network's weights.
+
+        A network that was refitted with another number of threads or on a GPU is not the same bit for bit.
+        """
+        resume = self.training.resume
+        if resume is None:
+            return None
+        start = hashlib.sha256(f"{STATE} {self.name} {step} {origin}".encode()).hexdigest()
+        return Saving(resume.with_name(f"{resume.name}.{self.name}-{step}"), self.training.save_seconds, start)
+
+    @property
+    def _patience(self) -> int:
+        """The number of epochs of a long training, 0 for a short one."""
+        return self.training.schedule.patience(self.settings.distil, len(self.training.data.train))
+
+    def _natural_gradient(self, session: Session | None, images: int) -> NaturalGradientTraining | None:
+        """Prepare natural-gradient steps; None where the network cannot be decomposed or the images are too few.
+
+        Nor are there any of samples of several shapes.
+        """
+        data = self.training.data
+        if isinstance(data.train.images, Ragged):
+            return None
+        try:
+            if session is None:
+                few = few_images(data, self.device, self.seed)
+                session = Session.towards(self.model.eval(), self.teacher, few, seed=self.seed, task=self.teacher.task)
+            # Others than those that the network was fitted to, which any training makes worse at first.
+            compared = calibration_loader(data, COMPARED_IMAGES, device=self.device, seed=self.seed + 1)
+            # Images seen many times are memorised; mixtures of them never repeat.
+            learner = session.training(compared, patient=self._patience, schedule=self.training.schedule)
+        except ArchitectureError:
+            return None
+        return learner if learner.batch_size(images) else None
