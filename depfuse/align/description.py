@@ -15,6 +15,7 @@ from depfuse.align.statistics.pairwise import PairwiseCollector
 from depfuse.data.loader import Loader
 from depfuse.groups import ChannelGroups
 from depfuse.groups.nesting import Orbit, find_orbits
+from depfuse.networks.real_state import real_state
 from depfuse.networks.running import evaluating, modules_in_order
 from depfuse.recipe.sections import Align
 
@@ -147,7 +148,7 @@ def _against(
 ) -> Matching:
     pairwise = collector.among(pair)
     distance = "cosine" if settings.compared.distance == "best" else settings.compared.distance
-    target, source = (dict(models[number].state_dict()) for number in pair)
+    target, source = (real_state(models[number]) for number in pair)
     aligned = apply_couplings(groups, couplings, source)
     weights = {name for name, _ in models[pair[0]].named_parameters(remove_duplicate=False)}
     matched, taps = [], []

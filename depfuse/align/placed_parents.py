@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from depfuse.align.trees import Placement
 from depfuse.groups.nesting import Orbit
+from depfuse.networks.real_state import real_state
 
 LEAST_SHARE = 1e-3  # of an equal share: a parent without weight is matched nevertheless
 
@@ -45,7 +46,7 @@ class PlacedParents:
         each = [max(share, least) for share in shares or [1.0 / len(models)] * len(models)]
         self.shares = [share / sum(each) for share in each]
         self.placed: Placed = {}
-        states = [model.state_dict() for model in models]
+        states = [real_state(model) for model in models]
         self.keys = [
             key
             for key, tensor in states[0].items()
@@ -58,7 +59,7 @@ class PlacedParents:
         self._total = None
 
     def _aligned(self, parent: int) -> dict[str, Tensor]:
-        state = dict(self.models[parent].state_dict())
+        state = real_state(self.models[parent])
         for root in self.roots:
             state = root.permute(state, self.placed[parent][root.name])
         return {key: state[key] for key in self.keys}
@@ -74,7 +75,7 @@ class PlacedParents:
         mean = {}
         for key, tensor in self._total.items():
             rest = tensor if aligned is None else tensor - self.shares[parent] * aligned[key].double()
-            mean[key] = (rest / share).to(self.models[parent].state_dict()[key].dtype)
+            mean[key] = (rest / share).to(real_state(self.models[parent])[key].dtype)
         return mean
 
     def _count(self, parent: int, share: float) -> None:

@@ -20,6 +20,7 @@ from depfuse.data.loader import Loader
 from depfuse.errors import DepfuseWarning
 from depfuse.groups import ChannelGroups
 from depfuse.groups.nesting import Orbit, Part, find_orbits
+from depfuse.networks.real_state import real_state
 from depfuse.progress import work
 from depfuse.recipe.sections import Align
 from depfuse.recipe.solvers import Solver
@@ -83,8 +84,8 @@ class MatchingProblem:
         self.costs = costs
         self.calibration = calibration
         self.roots = find_orbits(groups)
-        self.target: State = networks[0].state_dict() if target is None else target
-        self.source: State = networks[1].state_dict()
+        self.target: State = real_state(networks[0]) if target is None else target
+        self.source: State = real_state(networks[1])
         self.weights = {
             name
             for name, parameter in networks[1].named_parameters(remove_duplicate=False)

@@ -29,6 +29,7 @@ from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.groups.nesting import Orbit, find_orbits
+from depfuse.networks.real_state import real_state
 from depfuse.recipe.sections import Align
 from depfuse.recipe.sections import Universe as ThroughUniverse
 from depfuse.recipe.solvers import FrankWolfe
@@ -135,7 +136,7 @@ class Universe(PlacedParents):
     ) -> MatchingProblem:
         """Pose the matching of one parent to the mean of the others."""
         model = self.models[parent]
-        state = {**model.state_dict(), **target}
+        state = {**real_state(model), **target}
         problem = MatchingProblem(
             self.groups,
             (model, model),

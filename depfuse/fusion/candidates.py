@@ -258,7 +258,7 @@ class Family:
         session.second_pass(self._best.steps, Augmentation(flip=self._augmentation.flip), mixed=True)
         with torch.no_grad():
             for own, other in zip(half.state_dict().values(), trained.state_dict().values(), strict=True):
-                if own.is_floating_point():
+                if own.is_floating_point() or own.is_complex():
                     own.lerp_(other, 0.5)
         return half
 

@@ -75,7 +75,7 @@ def check_parents(models: Sequence[nn.Module], labels: LabelSets | None = None) 
                     f"parent {number} does not fit parent 1: {key} has shape {tuple(tensor.shape)}, "
                     f"not {tuple(first[key].shape)}"
                 )
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()):
                 raise RecipeError(
                     f"parent {number} holds NaN or infinite values in {key}: give an earlier checkpoint of it"
                 )

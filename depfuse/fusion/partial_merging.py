@@ -116,6 +116,8 @@ def merge_partially(
     if parents.example is None:
         raise RecipeError("give an example input or calibration images: the network must be run once to be traced")
     models, groups, example = parents.networks, parents.groups, parents.example
+    if found := next((key for key, tensor in models[0].state_dict().items() if tensor.is_complex()), None):
+        raise RecipeError(f"channels cannot stand side by side beside complex weights ({found}): merge all of them")
     aligned = [with_state(model, state) for model, state in zip(models, parents.states(), strict=True)]
     counts, whole = _counts(aligned[0], groups, settings, example)
     host, why = find_hosts(models[0], groups, example)

@@ -13,6 +13,7 @@ from depfuse.data.loader import Loader
 from depfuse.ensemble.distance import EnsembleDistance
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.fusion.calibration import CalibrationSplit
+from depfuse.networks.real_state import as_real
 from depfuse.renorm import has_batch_norm, renormalise
 from depfuse.tasks.task import Task
 
@@ -74,13 +75,13 @@ def _look_alike(model: nn.Module, states: Sequence[dict[str, Tensor]]) -> bool:
     if any(state[key].shape != tensor.shape for state in states for key, tensor in first.items()):
         return False
     keys = [key for key, weight in model.named_parameters(remove_duplicate=False) if weight.dim() > 1 and key in first]
-    vectors = [torch.cat([state[key].flatten().double() for key in keys]) for state in states if keys]
+    vectors = [torch.cat([as_real(state[key]).flatten().double() for key in keys]) for state in states if keys]
     return bool(vectors) and all(
         float(nn.functional.cosine_similarity(vectors[0], other, dim=0)) >= COSINE for other in vectors[1:]
     )
 
 
 def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    if not tensors[0].is_floating_point():
+    if not (tensors[0].is_floating_point() or tensors[0].is_complex()):
         return tensors[0]
     return torch.stack([share * tensor for share, tensor in zip(shares, tensors, strict=True)]).sum(0)

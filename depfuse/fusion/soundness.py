@@ -119,7 +119,7 @@ class Soundness:
     def _not_finite(self, child: nn.Module) -> str | None:
         """Name what of a child is not finite: a tensor, or the outputs where those of all parents are."""
         for key, tensor in child.state_dict().items():
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            if (tensor.is_floating_point() or tensor.is_complex()) and not bool(tensor.isfinite().all()):
                 return f"{key} holds"
         if _all_finite(self._outputs(child)) or not all(map(_all_finite, map(self._outputs, self._parents))):
             return None

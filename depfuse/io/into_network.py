@@ -18,6 +18,7 @@ from depfuse.io.layouts import in_layout_of
 from depfuse.io.recognising import recognised
 from depfuse.models.origin import shown
 from depfuse.models.registry import build_network
+from depfuse.networks.real_state import as_real
 from depfuse.networks.resizing import resize
 
 _ADAPTER = re.compile(r"(^|[._])(lora|loha|lokr|hada|ia3)_")  # in the names of adapters' weights
@@ -67,7 +68,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     if other:
         kinds = ("complex", "real") if state[other[0]].is_complex() else ("real", "complex")
         raise CheckpointError(f"{where}: {_few(other)} {kinds[0]} in the file and {kinds[1]} in the network")
-    broken = [key for key in state if state[key].is_floating_point() and not state[key].isfinite().all()]
+    broken = [key for key in state if not as_real(state[key]).isfinite().all()]
     if broken:
         raise CheckpointError(f"{checkpoint.path}: {_few(broken)} not finite (NaN or infinity): no usable network")
     with torch.no_grad():  # not by load_state_dict, which some networks refuse without their metadata

@@ -12,7 +12,9 @@ from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.merge.shares import Shares
+from depfuse.merge.spectral_norms import SpectralNorms
 from depfuse.networks.copying import evaluation_copy
+from depfuse.networks.real_state import real_state
 
 FLOOR = 1e-6  # of the mean of a tensor's Fisher information
 
@@ -31,7 +33,8 @@ def average(
 
     With Fisher information F it is :math:`\sum_p w_p F_p \theta_p / \sum_p w_p F_p`, entry by entry (Matena & Raffel
     2022, section 3): each entry follows the parents whose predictions it affects. A small constant is added to F, so
-    that entries that affect none have the plain average.
+    that entries that affect none have the plain average. Complex weights are averaged as pairs of numbers, and weights
+    with a spectral norm as its layer computes with them.
 
     Parameters
     ----------
@@ -69,14 +72,16 @@ def average(
     if information is not None and any(c.permutation is None for coupling in couplings for c in coupling.values()):
         raise RecipeError("Fisher-weighted averages need couplings that are permutations: choose solver emd, or mean")
     floors = {} if information is None else _floors(information)
+    spectral = SpectralNorms(models, shares.of)
     merged: dict[str, Tensor] = {}
     totals: dict[str, Tensor] = {}
     for number, (model, coupling, _) in enumerate(zip(models, couplings, shares.network, strict=True)):
         counts = shares.count(number) or owners is not None
-        state = apply_couplings(groups, coupling, model.state_dict()) if counts else model.state_dict()
+        own = spectral.scaled(number, real_state(model))
+        state = apply_couplings(groups, coupling, own) if counts else own
         fisher = {}
         if information is not None and counts:
-            fisher = apply_couplings(groups, coupling, {**model.state_dict(), **information[number]})
+            fisher = apply_couplings(groups, coupling, {**own, **_of_pairs(information[number], own)})
         for key, tensor in state.items():
             share = shares.of(key)[number]
             if not tensor.is_floating_point():
@@ -93,9 +98,16 @@ def average(
     if labels is not None:
         merged |= _side_by_side(models, groups, couplings, shares, labels, child)
     with torch.no_grad():  # not by load_state_dict, which some networks refuse without their metadata
-        for key, tensor in child.state_dict().items():
+        for key, tensor in real_state(child).items():
             tensor.copy_(merged[key])
+        spectral.renew(child)
     return child
+
+
+def _of_pairs(information: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the information of a complex entry to both numbers of its pair."""
+    wider = {key: fisher.dim() < state[key].dim() for key, fisher in information.items()}
+    return {key: own[..., None].expand_as(state[key]) if wider[key] else own for key, own in information.items()}
 
 
 def _floors(information: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
@@ -130,8 +142,8 @@ def _side_by_side(
     child: nn.Module,
 ) -> dict[str, Tensor]:
     """Join the tensors whose shape differs from some parent's: those of the output layers."""
-    target = child.state_dict()
-    states = [model.state_dict() for model in models]
+    target = real_state(child)
+    states = [real_state(model) for model in models]
     wide = [key for key, tensor in target.items() if any(state[key].shape != tensor.shape for state in states)]
     if not wide:
         return {}

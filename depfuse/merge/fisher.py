@@ -76,7 +76,7 @@ def fisher_information(
         )
         vectors = meaning.factor(logits, signs)
         (gradients,) = vmap(backward)(vectors.reshape(len(vectors), *logits.shape))
-        return {key: gradient.square().sum(0) for key, gradient in gradients.items()}
+        return {key: gradient.abs().square().sum(0) for key, gradient in gradients.items()}
 
     used = loader.first(images)
     total = {key: torch.zeros_like(tensor, dtype=torch.float64) for key, tensor in parameters.items()}

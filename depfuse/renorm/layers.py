@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from depfuse.align.coupling import Couplings, apply_couplings
 from depfuse.errors import RecipeError
@@ -58,10 +59,17 @@ def find_layers(model: nn.Module, images: Example, asking: str, advice: str = "c
     Raises
     ------
     RecipeError
-        There is a BatchNorm of another kind than torch's own, or without running statistics or parameters.
+        There is a BatchNorm of another kind than torch's own, or without running statistics or parameters; or a layer
+        computes its weight.
     """
     runs: list[tuple[str, Tensor, Tensor]] = []
     candidates = {name: module for name, module in model.named_modules() if type(module) in LAYERS}
+    computed = [name for name, module in model.named_modules() if isinstance(module, LAYERS) and _is_computed(module)]
+    if computed:
+        raise RecipeError(
+            f"{asking} changes the weights of layers, and {computed[0]} computes its own, as by a weight or spectral"
+            " norm: choose another method, or none"
+        )
     for name, module in model.named_modules():
         if not isinstance(module, BATCH_NORM):
             continue
@@ -88,6 +96,11 @@ def find_layers(model: nn.Module, images: Example, asking: str, advice: str = "c
         for name, ran, output in runs
     }
     return list(layers.values())
+
+
+def _is_computed(layer: nn.Module) -> bool:
+    """Tell whether a layer computes its weight from other tensors, by a parametrisation or a hook."""
+    return is_parametrized(layer, "weight") or ("weight" not in layer._parameters and hasattr(layer, "weight"))
 
 
 def in_order(

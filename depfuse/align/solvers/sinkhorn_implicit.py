@@ -19,6 +19,7 @@ from depfuse.align.transport import checked
 from depfuse.groups.nesting import Orbit, Part
 from depfuse.networks.forward import run_network, run_with
 from depfuse.networks.memory_format import differentiable
+from depfuse.networks.real_state import as_stored
 from depfuse.networks.running import evaluating
 from depfuse.progress import work
 from depfuse.recipe.solvers import SinkhornImplicit
@@ -173,7 +174,7 @@ class _Path:
             outputs = [run_network(network, images) for network in self.networks]
             wanted = task_by_shape(outputs[0]).mean(outputs, (0.5, 0.5))
         with differentiable(self.device):
-            logits = run_with(self.between, state, images)
+            logits = run_with(self.between, as_stored(state, self.between), images)
         loss = task_by_shape(logits).losses(logits, wanted).mean()
         checked(loss.detach())
         return loss

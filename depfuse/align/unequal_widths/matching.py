@@ -17,6 +17,7 @@ from depfuse.data.loader import Loader
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.groups.nesting import Orbit, Part, find_orbits
+from depfuse.networks.real_state import real_state
 from depfuse.recipe.sections import Align
 
 MAX_SWEEPS = 20  # over all groups; they stop where the distance no longer falls
@@ -53,7 +54,7 @@ class UnequalProblem:
     ) -> None:
         self.groups = groups
         self.settings = settings
-        self.target, self.source = (network.state_dict() for network in networks)
+        self.target, self.source = (real_state(network) for network in networks)
         self.shapes = {key: tensor.shape for key, tensor in self.target.items()}
         self.weights = {name for name, _ in networks[0].named_parameters(remove_duplicate=False)}
         source_roots = {root.name: root for root in find_orbits(groups[1])}
