@@ -257,9 +257,11 @@ def _built(
     try:
         model = build_network(architecture, **settings)
         checkpoint = checkpoint.fitted_to(model.state_dict())
-        found = None if known else _outputs_in(checkpoint, model)
+        found = _outputs_in(checkpoint, model)
         if found is not None:
-            model = build_network(architecture, **{**settings, "classes": found})
+            # One string stands for parents of different labels, whatever number of classes it says.
+            own = architecture if known is None else with_classes(architecture, found)
+            model = build_network(own, **{**settings, "classes": found})
         return model, checkpoint
     except ArchitectureError as error:
         if isinstance(architecture, FromFile):

@@ -34,6 +34,12 @@ from depfuse.models.origin import FromFile, shown, why_not
 if TYPE_CHECKING:
     from torch import nn
 
+# What a setting is called here -> what networks of others call it, in the order in which they are looked for.
+OTHER_NAMES = {
+    "classes": ("classes", "num_classes", "n_classes", "nclasses", "nb_classes", "num_labels"),
+    "in_channels": ("in_channels", "in_chans", "input_channels"),
+}
+
 
 @dataclass(frozen=True)
 class Network:
@@ -122,9 +128,7 @@ def family(arch: str) -> tuple[str, str]:
 def with_classes(arch: str, classes: int) -> str:
     """Replace the number of classes in an architecture string, where it has one."""
     arguments = parse_architecture(arch).arguments
-    return with_arguments(
-        arch, **{key: classes for key in ("classes", "num_classes", "num_labels") if key in arguments}
-    )
+    return with_arguments(arch, **{key: classes for key in OTHER_NAMES["classes"] if key in arguments})
 
 
 def with_arguments(arch: str, **changed: Any) -> str:

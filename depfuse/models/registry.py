@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from depfuse.errors import ArchitectureError
 from depfuse.models.architecture import (
     NETWORKS,
+    OTHER_NAMES,
     Architecture,
     check_built_in,
     near_names,
@@ -225,7 +226,7 @@ def _preset(builder: Callable[..., nn.Module], preset: dict[str, Any]) -> Callab
 
 
 def _known(factory: Callable[..., nn.Module], defaults: dict[str, Any], source: str) -> dict[str, Any]:
-    """Select the defaults that the factory accepts, under its own names."""
+    """Select the defaults that the factory accepts, under its own names; see `OTHER_NAMES` for those of a user's."""
     if source in _RENAMED:
         renamed = _RENAMED[source]
         return {renamed[key]: value for key, value in defaults.items() if key in renamed}
@@ -233,4 +234,5 @@ def _known(factory: Callable[..., nn.Module], defaults: dict[str, Any], source: 
         parameters = inspect.signature(factory).parameters
     except (TypeError, ValueError):
         return {}
-    return {key: value for key, value in defaults.items() if key in parameters}
+    found = {key: next((own for own in OTHER_NAMES.get(key, (key,)) if own in parameters), None) for key in defaults}
+    return {own: defaults[key] for key, own in found.items() if own is not None}

@@ -80,6 +80,22 @@ def test_two_files_are_fused_with_a_class_of_ones_own(trained: Path, capsys: pyt
     assert found["boxes"].shape == (2, 4, 16, 16)
 
 
+@pytest.mark.parametrize("arguments", ["", "(num_classes=3)"])
+def test_one_factory_builds_parents_of_different_labels(
+    trained: Path, arguments: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By whatever name it takes the number of classes, and whatever number its own default or the user's string has."""
+    (trained / "other.py").write_text(f"{OWN}\n\ndef other(num_classes=80):\n    return Mine(num_classes)\n")
+    files = [str(trained / name) for name in ("a.pt", "b.pt")]
+    words = ["--arch", f"{trained / 'other.py'}:other{arguments}", "--classes", "0-2", "--classes", "2-3", "-q"]
+    out = trained / "child.pt"
+    code = main(
+        ["fuse", *files, *words, "--preset", "fast", "--data", str(trained / "pictures.npz"), "--out", str(out)]
+    )
+    assert code == 0, capsys.readouterr().err
+    assert torch.load(out)["model"]["classes.weight"].shape == (4, 8, 1, 1)
+
+
 def test_background_is_named_by_its_label(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [str(trained / name) for name in ("a.pt", "b.pt")]
     words = ["--arch", f"{trained / 'mine.py'}:detector", "--preset", "fast", "--data", str(trained / "pictures.npz")]

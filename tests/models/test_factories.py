@@ -128,3 +128,15 @@ def test_hyper_parameters_that_read_files_are_not_passed(tmp_path: Path) -> None
 def test_of_several_networks_inside_one_is_asked_for(file: str) -> None:
     with pytest.raises(ArchitectureError, match=r"with 2 networks inside \(generator, critic\): give one network"):
         build_network("nets.py:Two")
+
+
+@pytest.mark.parametrize("name", ["classes", "num_classes", "n_classes"])
+def test_the_number_of_classes_is_passed_by_any_of_its_names(tmp_path: Path, name: str) -> None:
+    """Factories of others call it num_classes; a file of four classes did not fit one whose own default is 1,000."""
+    (tmp_path / "heads.py").write_text(
+        f"from torch import nn\ndef head({name}=1000, in_chans=3):\n    return nn.Conv2d(in_chans, {name}, 1)\n"
+    )
+    head = build_network(f"{tmp_path / 'heads.py'}:head", classes=4, in_channels=1)
+    assert head.weight.shape == (4, 1, 1, 1)
+    head = build_network(f"{tmp_path / 'heads.py'}:head({name}=7)", classes=4)
+    assert head.weight.shape == (7, 3, 1, 1)  # what one says oneself counts
