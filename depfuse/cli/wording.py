@@ -15,6 +15,7 @@ from depfuse.recipe.arrange import known_places
 OPTIONS = {
     "align.allow_fixed": "--allow-fixed",
     "background": "--background",
+    "call": "call=... of fuse, in Python",
     "calibration.images": "--calibration {}",
     "crop": "--crop {}",
     "device": "--device {}",

@@ -69,7 +69,7 @@ def check_parents(models: Sequence[nn.Module], labels: LabelSets | None = None) 
                     raise RecipeError(
                         f"parent {number} does not fit parent 1 with {counts[0]} labels beside {counts[1]}: `labels`"
                         f" names each output of a parent once, and {key} has shape {tuple(tensor.shape)} beside"
-                        f" {tuple(first[key].shape)}"
+                        f" {tuple(first[key].shape)}{_with_others(tensor, first[key], counts)}"
                     )
                 raise RecipeError(
                     f"parent {number} does not fit parent 1: {key} has shape {tuple(tensor.shape)}, "
@@ -191,6 +191,14 @@ def check_outputs(models: Sequence[nn.Module], example: Example | None) -> None:
                 f"parent {number} has {_outputs(count)}, and parent 1 {_outputs(counts[0])}: where they know different"
                 " labels, say by `labels` which each of them knows"
             )
+
+
+def _with_others(tensor: Tensor, first: Tensor, counts: Sequence[int]) -> str:
+    """Say of a layer that gives as many numbers more than labels in two parents that it should not; else nothing."""
+    more = {own.shape[0] - count for own, count in zip((tensor, first), counts, strict=True) if own.dim()}
+    if len(more) != 1 or (other := more.pop()) < 1:
+        return ""
+    return f"; the {other} that it gives besides labels, such as boxes, need a layer of their own"
 
 
 def check_label_counts(

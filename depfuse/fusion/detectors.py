@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,7 +95,7 @@ def detector_of(
         _refuse(asked)
         return None
     shapes = [[own.shape for own in each] for each in zip(*(own for own in tensors if own is not None), strict=True)]
-    axes = [_label_axis(own, labels) for own in shapes]
+    axes = [label_axis(own, labels) for own in shapes]
     if all(axis is None for axis in axes):
         _refuse(asked)
         return None
@@ -152,6 +152,16 @@ def _refuse(asked: str) -> None:
         )
 
 
+def check_maps(output: Any) -> None:
+    """Raise `RecipeError` where networks return what they found in each image, as torchvision's detectors do."""
+    several = isinstance(output, (list, tuple)) and len(output) > 0
+    if several and all(isinstance(own, Mapping) and "boxes" in own for own in output):
+        raise RecipeError(
+            "the networks return what they found, boxes after a threshold, of which two networks have no two alike: let"
+            " them return the maps before it, class scores and boxes at each place, or run them up to these by `call`"
+        )
+
+
 def tensors_of(counted: Sequence[Counted], output: Any) -> list[Tensor] | None:
     """Take the tensors that count; None where an output has another structure."""
     try:
@@ -160,7 +170,7 @@ def tensors_of(counted: Sequence[Counted], output: Any) -> list[Tensor] | None:
         return None
 
 
-def _label_axis(shapes: Sequence[torch.Size], labels: LabelSets) -> int | None:
+def label_axis(shapes: Sequence[torch.Size], labels: LabelSets) -> int | None:
     """Find the axis of the labels from a tensor's shapes in the template and the parents; None of other tensors."""
     counts = [len(labels.joint), *map(len, labels.sets)]
     for axis in range(1, len(shapes[0])):

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_structure
+from torch.utils._pytree import tree_leaves, tree_structure
 
 from depfuse.data.loader import Loader
 from depfuse.data.stream import Stream
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.fusion.checks import check_label_counts
-from depfuse.fusion.detectors import detector_of, tensors_of
+from depfuse.fusion.detectors import check_maps, detector_of, label_axis, tensors_of
 from depfuse.fusion.same_class_detectors import same_class_detector_of
 from depfuse.fusion.seen import IMAGES, MAPS, SEVERAL, Seen, count_of, run_or_none
 from depfuse.networks.copying import unwrap
@@ -28,6 +28,7 @@ from depfuse.tasks.choose import by_shape, choose_task, have_same_heads
 from depfuse.tasks.evidence import Evidence, are_probabilities, find_evidence
 from depfuse.tasks.outputs import CLASSES
 from depfuse.tasks.selection import (
+    ChannelsFirst,
     Counted,
     Packed,
     ScoresFunction,
@@ -143,6 +144,8 @@ class Meaning:
         output = run_or_none(networks[0], example)
         if output is None:
             return cls()  # it does not run, which tracing reports
+        if images is not None:
+            check_maps(output)
         # What `call` makes of the networks' outputs, no hook of theirs sees.
         made = not isinstance(output, Tensor) and not _is_given(networks[0], example)
         if scores is not None:
@@ -166,6 +169,8 @@ class Meaning:
         if labels is None and recipe.task.name in ("auto", "weighted") and len(counted) > 1:
             return cls._of_several(networks, counted, images, example, made=made)
         scores = scores or find_scores(output) or (counted[0] if len(counted) == 1 else None)
+        if scores is not None and labels is not None and template is not None:
+            scores = _labels_first(scores, [template, *networks], labels, few)
         scores = None if scores is None else counted_of(scores, made=made)
         select(networks if template is None else [*networks, template], scores)
         if labels is not None and not isinstance(output, Tensor):
@@ -249,6 +254,15 @@ class Meaning:
         return cls(counted_of(main, made=made), Weighted.scaled(parts, few.outputs), because, packed)
 
 
+def _labels_first(
+    scores: ScoresFunction, networks: Sequence[nn.Module], labels: LabelSets, batch: Example
+) -> ScoresFunction:
+    """Move the axis in which scores of the template and the parents differ as their labels do to that of channels."""
+    shapes = [check_scores(scores, run_or_none(network, batch)).shape for network in networks]
+    axis = label_axis(shapes, labels)
+    return scores if axis is None or axis == 1 else ChannelsFirst(scores, axis)
+
+
 def _is_given(network: nn.Module, example: Example) -> bool:
     """Tell whether a batch's output is what the network returns, or what its `call` makes of that."""
     if not isinstance(example, Called):
@@ -259,7 +273,15 @@ def _is_given(network: nn.Module, example: Example) -> bool:
         output = run_or_none(network, example)
     finally:
         handle.remove()
-    return any(own is output or tree_structure(own) == tree_structure(output) for own in returned)
+    return any(own is output or _same(own, output) for own in returned)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Tell whether two structures hold the same tensors: what `call` makes may have the names that a network gives."""
+    if tree_structure(one) != tree_structure(other):
+        return False
+    pairs = zip(tree_leaves(one), tree_leaves(other), strict=True)
+    return all(a is b or (isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)) for a, b in pairs)
 
 
 def _check_shapes(networks: Sequence[nn.Module], counted: Sequence[Counted], batch: Example) -> None:

@@ -60,8 +60,8 @@ class Detection(Weighted):
     def of(cls, outputs: Sequence[Tensor]) -> Weighted:
         """Raise `RecipeError`: what a detector gives is several tensors."""
         raise RecipeError(
-            f"`task=detection` is of class scores with boxes, and the networks give one tensor,"
-            f" {tuple(outputs[0].shape)}: leave it out"
+            f"`task=detection` is of class scores with boxes beside them, and the networks give one tensor,"
+            f" {tuple(outputs[0].shape)}: let them return a dictionary of the two"
         )
 
     def in_units_of(self, target: Tensor) -> Detection:

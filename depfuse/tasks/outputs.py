@@ -22,7 +22,7 @@ def as_numbers(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
     tensors = float_tensors(output)
-    if any(leaf.dim() == 0 or len(leaf) != len(tensors[0]) for leaf in tensors) or not tensors:
+    if not tensors or any(leaf.numel() == 0 or leaf.dim() == 0 or len(leaf) != len(tensors[0]) for leaf in tensors):
         raise DataError("outputs are compared image by image: give networks whose outputs have an entry for each image")
     return torch.cat([leaf.reshape(len(leaf), -1) for leaf in tensors], 1).unsqueeze(-1)
 

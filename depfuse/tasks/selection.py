@@ -18,6 +18,7 @@ ScoresFunction = Callable[[Any], Tensor]
 """Output of a network -> the tensor (N, ...) that counts."""
 NAMES = ("logits", "out")  # of the outputs that count, as Hugging Face's and torchvision's networks call them
 AUXILIARY = "aux"  # how names of auxiliary outputs begin, as in torchvision's networks
+BOX = "box"  # in names of boxes, which a detector has beside its logits, as Hugging Face's `pred_boxes`
 AUXILIARY_WEIGHT = 0.4  # of an auxiliary output beside the main one (Zhao et al. 2017, section 3.3)
 LEVEL_WEIGHT = 0.5  # of a map, relative to the next larger one of deep supervision (Isensee et al. 2021, methods)
 
@@ -64,6 +65,18 @@ class Counted:
             output = Entry(key)(output)
         found: Tensor = output
         return found if self.axis == 1 else found.movedim(self.axis, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelsFirst:
+    """Scores of a function of the user's with the axis of their channels moved to 1."""
+
+    scores: ScoresFunction
+    axis: int
+
+    def __call__(self, output: Any) -> Tensor:
+        """Take the scores."""
+        return self.scores(output).movedim(self.axis, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +168,8 @@ def find_counted(output: Any, images: int, *, named: bool = True) -> tuple[Count
     """Find the tensors of a structure that count, each with its weight; none where it is a tensor.
 
     Those count that are of floating point and have an entry for each image. Where an entry `logits` or `out` is there,
-    it counts, and beside it auxiliary ones alone. Auxiliary outputs count less, and so do maps of as many channels as
-    a larger one has.
+    it counts, and beside it auxiliary ones and boxes (entries with `box` in their names) alone. Auxiliary outputs count
+    less, and so do maps of as many channels as a larger one has.
 
     Parameters
     ----------
@@ -173,7 +186,8 @@ def find_counted(output: Any, images: int, *, named: bool = True) -> tuple[Count
     main = next(((name,) for name in NAMES if named and (name,) in found), None)
     helping = [keys for keys in found if any(str(key).startswith(AUXILIARY) for key in keys)]
     if main is not None:
-        found = [main, *(keys for keys in helping if keys != main)]
+        boxes = [keys for keys in found if keys not in helping and any(BOX in str(key).lower() for key in keys)]
+        found = [main, *(keys for keys in (*boxes, *helping) if keys != main)]
     sizes = _levels([Counted(keys)(output) for keys in found if keys not in helping])
     levels = iter(sizes)
     return tuple(Counted(keys, AUXILIARY_WEIGHT if keys in helping else LEVEL_WEIGHT ** next(levels)) for keys in found)

@@ -183,3 +183,48 @@ def test_heads_that_do_not_fit_are_one_sentence(classes, labels, template, messa
     parents = Parents(networks, labels=labels, template=None if template is None else Tiny(template).eval())
     with pytest.raises(RecipeError, match=message):
         fuse(parents, PLAIN, torch.rand(12, 3, 16, 16))
+
+
+class Logits(Tiny):
+    """Class scores called `logits`, as Hugging Face's networks call them."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        found = super().forward(x)
+        return {"logits": found["classes"], "pred_boxes": found["boxes"], "hidden_states": found["centre"]}
+
+
+def test_logits_do_not_leave_out_the_boxes_beside_them() -> None:
+    known = Parents([Logits(3).eval(), Logits(2).eval()], labels=KNOWN, template=Logits(5))
+    result = fuse(known, PLAIN, torch.rand(8, 3, 32, 32))
+    assert result.recipe.task.name == "detection"
+    assert "pred_boxes, numbers beside them" in result.meaning.because
+    assert "hidden" not in result.meaning.because
+
+
+def test_scores_of_columns_of_places_have_labels_in_their_last_axis() -> None:
+    """As torchvision's heads give them, (N, P, C)."""
+
+    def columns(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        return {name: own.flatten(2).mT for name, own in network(images).items()}
+
+    known = Parents([Tiny(3).eval(), Tiny(2).eval()], labels=KNOWN, template=Tiny(5))
+    images = torch.rand(8, 3, 32, 32)
+    result = fuse(known, PLAIN, images, call=columns, scores=lambda found: found["classes"])
+    assert result.recipe.task.name == "dense"
+    assert result.child(images)["classes"].shape[1] == 5
+
+
+def test_boxes_in_the_layer_of_the_classes_are_named() -> None:
+    class One(nn.Module):
+        def __init__(self, classes: int) -> None:
+            super().__init__()
+            self.enter, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4 + classes, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.relu(self.enter(x)))
+
+    known = Parents([One(3).eval(), One(2).eval()], labels=KNOWN, template=One(5))
+    with pytest.raises(
+        RecipeError, match="the 4 that it gives besides labels, such as boxes, need a layer of their own"
+    ):
+        fuse(known, PLAIN, torch.rand(8, 3, 32, 32))

@@ -110,3 +110,27 @@ def test_tensors_of_other_places_are_no_detector() -> None:
 
     with pytest.raises(RecipeError, match="no two tensors are over the same places"):
         fuse([Apart(1).eval(), Apart(2).eval()], CHEAP, spots(), task="detection")
+
+
+class Found(Spots):
+    """Returns what it found, after a threshold, as torchvision's detectors do."""
+
+    def forward(self, x: Tensor) -> Any:
+        found = super().forward(x)
+        boxes, classes = (found[name].flatten(2).mT for name in ("boxes", "classes"))
+        return [{"boxes": own[seen.amax(1) > 9], "scores": seen[seen.amax(1) > 9]} for own, seen in zip(boxes, classes)]  # noqa: B905
+
+
+@pytest.mark.parametrize("asked", ["auto", "detection", "none"])
+def test_networks_that_return_what_they_found_are_refused(asked: str) -> None:
+    with pytest.raises(RecipeError, match="let them return the maps before it"):
+        fuse([Found(1).eval(), Found(2).eval()], CHEAP, spots(), task=asked)
+
+
+def test_one_tensor_of_classes_and_boxes_is_no_detector() -> None:
+    class One(Spots):
+        def forward(self, x: Tensor) -> Any:
+            return torch.cat(list(super().forward(x).values()), 1)
+
+    with pytest.raises(RecipeError, match="let them return a dictionary of the two"):
+        fuse([One(1).eval(), One(2).eval()], CHEAP, spots(), task="detection")
