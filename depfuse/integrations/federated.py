@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -38,6 +38,7 @@ from depfuse.tasks.selection import selected
 
 State: TypeAlias = Mapping[str, Any] | Sequence[Any]
 
+SAID = 5  # clients of which a sentence says why they were left out
 WITHOUT_DATA = {"align.criterion": "weights", "refit": "none", "renorm": "data-free"}
 
 
@@ -133,6 +134,10 @@ def aggregate(
     RecipeError, GroupError
         See `fuse`; or the recipe sets shares, which follow from `counts`.
     """
+    check_builder("network", network)
+    if template is not None:
+        check_builder("template", template)
+    states = _check_sent(states)
     _check_numbers(states, counts, labels)
     settings = as_recipe(recipe if recipe is not None or batches is not None else WITHOUT_DATA)
     if settings.merge.weights is not None:
@@ -141,11 +146,10 @@ def aggregate(
     models: dict[int, nn.Module] = {}
     left_out: dict[int, str] = {}
     for number, state in enumerate(states):
-        model = copy.deepcopy(network) if isinstance(network, nn.Module) else network(number)
-        weight = 1.0 if counts is None else float(counts[number])
+        model = copy.deepcopy(network) if isinstance(network, nn.Module) else _built("network", network, number)
         try:
-            if not (math.isfinite(weight) and weight > 0):
-                raise DataError(f"it trained on {weight:g} samples")
+            if counts is not None:
+                _check_count(counts[number])
             _load(model, state, number)
         except DepfuseError as error:
             left_out[number] = str(error)
@@ -160,7 +164,8 @@ def aggregate(
             del models[number]
     if not models:
         why = [_named(text, number) for number, text in sorted(left_out.items())]
-        raise DataError(f"no client sent a usable network: {'; '.join(why) or 'there is none'}")
+        more = f"; and so on for {len(why) - SAID:,} more" if len(why) > SAID else ""
+        raise DataError(f"no client sent a usable network: {'; '.join(why[:SAID]) or 'there is none'}{more}")
     used = tuple(models)
     weights = [1.0 if counts is None else float(counts[number]) for number in used]
     shares = tuple(weight / sum(weights) for weight in weights)
@@ -170,7 +175,7 @@ def aggregate(
     whole = None
     if sets is not None and template is not None:
         joint = {label for own in sets for label in own}
-        whole = template if isinstance(template, nn.Module) else template(len(joint))
+        whole = template if isinstance(template, nn.Module) else _built("template", template, len(joint))
     result = fuse(
         Parents(list(models.values()), sets, whole, example=example),
         settings.changed({"merge.weights": list(shares)}),
@@ -179,10 +184,47 @@ def aggregate(
     return Aggregated(result.child, used, left_out, shares, _worth(result, used), result)
 
 
+def check_builder(name: str, given: object) -> None:
+    """Raise `RecipeError` where an argument is neither a network nor a function that builds one."""
+    if not callable(given) or isinstance(given, type):
+        what = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
+        raise RecipeError(
+            f"`{name}` is {what}: give a network, or a function of a number that builds one; arguments are in the order"
+            " network, states, batches"
+        )
+
+
+def _built(name: str, builder: Callable[[int], nn.Module], number: int) -> nn.Module:
+    """Build a network by a function of the user's."""
+    found = builder(number)
+    if not isinstance(found, nn.Module):
+        raise RecipeError(f"`{name}` gives a {type(found).__name__} for {number}: it must build a network")
+    return found
+
+
+def _check_sent(states: object) -> Sequence[State]:
+    """List what the clients sent; raise `DataError` where it is no list of that."""
+    if isinstance(states, (Tensor, np.ndarray, nn.Module, Mapping, str, bytes)) or not isinstance(states, Iterable):
+        raise DataError(
+            f"`states` is a {type(states).__name__}: give a list of what each client sent, state dicts or lists of"
+            " arrays; arguments are in the order network, states, batches"
+        )
+    return list(states)
+
+
+def _check_count(count: object) -> None:
+    """Raise `DataError` unless a client's number of samples is one."""
+    number = isinstance(count, (int, float, np.number)) or (isinstance(count, Tensor) and count.numel() == 1)
+    if not number or not (math.isfinite(float(count)) and float(count) > 0):  # type: ignore[arg-type]
+        raise DataError(f"it trained on {count} samples")
+
+
 def _check_numbers(
     states: Sequence[State], counts: Sequence[float] | None, labels: Sequence[Sequence[int]] | None
 ) -> None:
     for name, given in (("counts", counts), ("labels", labels)):
+        if given is not None and (isinstance(given, (Mapping, str)) or not hasattr(given, "__len__")):
+            raise DataError(f"`{name}` is of type {type(given).__name__}: give a list with an entry for each client")
         if given is not None and len(given) != len(states):
             raise DataError(f"`{name}` has {len(given)} entries for {len(states)} clients: give one for each")
 

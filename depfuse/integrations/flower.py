@@ -20,7 +20,7 @@ from torch import nn
 from depfuse.data.label_shares import read_classes
 from depfuse.errors import DataError, DepfuseError
 from depfuse.fusion.arguments import CalibrationLike, RecipeLike
-from depfuse.integrations.federated import Aggregated, aggregate
+from depfuse.integrations.federated import Aggregated, aggregate, check_builder
 from depfuse.networks.forward import Example
 
 if TYPE_CHECKING or find_spec("flwr") is not None:
@@ -68,6 +68,8 @@ class FuseOnce(FedAvg):  # type: ignore[misc]
         example: Example | None = None,
         **flower: Any,
     ) -> None:
+        if not isinstance(network, type):
+            check_builder("network", network)
         super().__init__(**flower)
         self._network, self._batches, self._recipe, self._example = network, batches, recipe, example
         self.aggregated: Aggregated | None = None

@@ -59,6 +59,7 @@ MISTAKES: list[tuple[object, str]] = [
     ({**NETWORKS, "parents": ["a.safetensors"]}, "two"),
     ({**NETWORKS, "parents": ["a.safetensors", "c.safetensors"]}, "c.safetensors"),
     ({**NETWORKS, "preset": "fats"}, "there is no recipe 'fats': did you mean fast?"),
+    ("{parents: [a.safetensors, b.safetensors], preset: fats}", "there is no recipe 'fats'"),
     ({**NETWORKS, "presets": "fast"}, "there is no setting 'presets': did you mean preset?"),
     ({**NETWORKS, "merge": {"weights": [0.7, 0.4]}}, "they must sum to 1"),
     ({**NETWORKS, "merge": {"weights": [0.5, 0.3, 0.2]}}, "3"),
@@ -71,7 +72,13 @@ MISTAKES: list[tuple[object, str]] = [
     ({**NETWORKS, "out": 3}, "out is a text, not 3"),
     ({**NETWORKS, "arch": {"name": "resnet18"}}, "arch is an architecture, such as torchvision:resnet18"),
     ({**NETWORKS, "arch": "nets.py:Net"}, "arch nets.py:Net is code of somebody's own, and reading a file runs none"),
-    ("parents: [a.safetensors, b.safetensors", "is not YAML"),
+    ("parents: [a.safetensors, b.safetensors", "is not YAML in line 1, column 39: expected ',' or ']'"),
+    (
+        "preset: fast\nmerge: {weights: [0.7, 0.3}\n",
+        "is not YAML in line 2, column 27: expected ',' or ']', but got '}'",
+    ),
+    ("parents: [a, b]\n\tpreset: fast\n", "is not YAML in line 2, column 1: found character"),
+    ("a: \x01", "is not YAML: unacceptable character #x0001: special characters are not allowed at position 3"),
     ("parents: [a.safetensors, b.safetensors]\nseed: 1\nseed: 2", "seed is said twice"),
     ("- a.safetensors", "is no object of settings"),
     (

@@ -205,3 +205,23 @@ def test_the_name_stands_in_the_package() -> None:
     code = "import sys\nimport depfuse.integrations\nassert 'torch' not in sys.modules\n"
     code += "from depfuse.integrations import aggregate\nassert aggregate.__module__.endswith('federated')"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"network": [], "states": nn.Identity()}, "`network` is a list: give a network, or a function"),
+        ({"network": nn.Linear}, "`network` is the class Linear: give a network"),
+        ({"network": lambda _: "a"}, "`network` gives a str for 0: it must build a network"),
+        ({"states": IMAGES}, "`states` is a Tensor: give a list of what each client sent"),
+        ({"states": {}}, "`states` is a dict: give a list"),
+        ({"states": list(IMAGES)}, "client 4 sent a Tensor: .*; and so on for 91 more$"),
+        ({"counts": 5}, "`counts` is of type int: give a list"),
+        ({"counts": ["a", None]}, "client 0: it trained on a samples; client 1: it trained on None samples"),
+        ({"template": "x"}, "`template` is a str: give a network"),
+    ],
+)
+def test_arguments_in_another_order_or_of_another_kind_are_one_sentence(change: dict, message: str) -> None:
+    given = {"network": client(5), "states": [client(seed).state_dict() for seed in (0, 1)], "batches": IMAGES}
+    with pytest.raises(DepfuseError, match=message):
+        aggregate(**{**given, **change}, recipe=FAST)

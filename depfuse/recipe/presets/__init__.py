@@ -16,6 +16,7 @@ import difflib
 import json
 import os
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,7 @@ ENDINGS = (".yaml", ".yml", ".json")
 ABOUT = ("title", "paper", "differs", "cost")
 # Arguments of a command that a file may hold.
 RUN = ("parents", "arch", "key", "data", "size", "mean", "std", "crop", "classes", "background", "out", "report")
+_UNNAMED = 'in "<unicode string>", '  # what YAML's reader calls a text
 _LARGEST = 2**26  # characters, of a recipe or a report that holds one
 _WHOLE_FLAT = frozenset({"criterion", "solver", "weights", "reference", "order", "refit", "seed"})  # a stored recipe
 _WHOLE = frozenset({"align", "merge", "refit", "renorm", "teach", "seed"})
@@ -190,15 +192,33 @@ def _content(source: str) -> Any:
             text = file.read(_LARGEST + 1)
         if len(text) > _LARGEST:
             raise RecipeError(f"recipe {source} is larger than any recipe or report")
-        if kind == "JSON" or text.startswith("{"):
+        if kind == "JSON":
             return json.loads(text, object_pairs_hook=without_repeated)
+        if text.startswith("{"):
+            with suppress(json.JSONDecodeError):  # a mapping of YAML may begin so, too
+                return json.loads(text, object_pairs_hook=without_repeated)
         return yaml.load(text, PlainLoader)
     except OSError as error:
         raise RecipeError(f"recipe {source} cannot be read: {error.strerror or error}") from None
     except RecursionError:
         raise RecipeError(f"recipe {source} is nested too deeply to be a recipe") from None
+    except yaml.MarkedYAMLError as error:
+        raise RecipeError(f"recipe {source} is not YAML{_where(error)}") from None
     except (ValueError, yaml.YAMLError) as error:
-        raise RecipeError(f"recipe {source} is not {kind}: {' '.join(str(error).split())}") from None
+        raise RecipeError(
+            f"recipe {source} is not {kind}: {' '.join(str(error).replace(_UNNAMED, 'at ').split())}"
+        ) from None
+
+
+def _where(error: yaml.MarkedYAMLError) -> str:
+    """Say what is wrong in which line and column, and where what it stands in begins."""
+    wrong, begun = error.problem_mark, error.context_mark
+    place = "" if wrong is None else f" in line {wrong.line + 1}, column {wrong.column + 1}"
+    said = f"{place}: {error.problem or error.context}"
+    if begun is None or wrong is None or (begun.line, begun.column) == (wrong.line, wrong.column):
+        return said
+    doing = (error.context or "").removeprefix("while ")
+    return f"{said}, {doing + ' ' if doing else ''}that begins in line {begun.line + 1}, column {begun.column + 1}"
 
 
 def _checked(source: str, settings: Mapping[str, Any], keep: Collection[str] | None) -> dict[str, Any]:
