@@ -37,6 +37,10 @@ def first_order_effects(
     unit variance. A small step along all parameters has to change the projection as the gradients predict. Where it
     does not, those outputs are looked for, in the order in which they are computed, up to which it does.
 
+    A group of which one slot has an effect needs no gradient of another. So gradients are those of vectors at first,
+    biases and scales, and of the smallest parameter of a group that has none; the backward pass is half as long, and
+    no large tensor is permuted. The step is along these. A second one gives those of all slots of what is left.
+
     Where sizes are decided, outputs that jump over a small step are left out: what is sorted or chosen by scores, when
     two of these change places. What it is chosen from does not jump.
 
@@ -53,10 +57,19 @@ def first_order_effects(
         Whether these were all outputs: else a group without an effect may have one on another.
     """
     gradients = _Gradients(network, groups, permutations, enough)
-    steps = _steps(network, gradients.keys)
+    if not network.decides:
+        right = True
+        for mode in reversed(network.modes):
+            right = gradients.measure_light(mode) and right
+            if gradients.shown:
+                return gradients.effects, True
+        if right and gradients.only_light:
+            return gradients.effects, True
     whole = True
     for mode in network.modes:
-        whole = gradients.measure(mode, steps) and whole
+        whole = gradients.measure(mode) and whole
+        if gradients.shown:
+            break
     return gradients.effects, whole
 
 
@@ -84,8 +97,6 @@ class _Gradients:
     ----------
     effects
         Group name -> the largest effect of its slots so far.
-    keys
-        The parameters in slots, by state-dict key.
     """
 
     def __init__(
@@ -102,23 +113,47 @@ class _Gradients:
             for slot in group.slots:
                 self._slots[slot.key].append((group.name, slot))
         self._leaves = {key: tensor.detach() for key, tensor in network.state.items()}
-        self.keys = sorted(self._slots.keys() & network.parameters)
+        self._keys = sorted(self._slots.keys() & network.parameters)
+        self._light = sorted(_light_keys(groups, {key: network.state[key] for key in self._keys}))
+        self._computed: dict[Mode, tuple[list[Tensor], list[Tensor | None]]] = {}
+        self._after, self._after_light = _steps(network, self._keys), _steps(network, self._light)
         self._predicted: list[float] = []
         self._found: dict[str, float] = {}
-        for key in self.keys:
+        for key in self._keys:
             leaf = self._leaves[key].requires_grad_(True)
             leaf.register_post_accumulate_grad_hook(partial(self._note, key))  # type: ignore[no-untyped-call]
 
-    def measure(self, mode: Mode, after: After) -> bool:
-        """Measure effects on the outputs of a mode; tell whether the gradients of all of them are right."""
+    @property
+    def shown(self) -> bool:
+        """True if every group has an effect."""
+        return all(effect >= self._enough for effect in self.effects.values())
+
+    @property
+    def only_light(self) -> bool:
+        """True if groups without an effect have no parameters but small ones."""
+        silent = [name for name, effect in self.effects.items() if effect < self._enough]
+        heavy = {name for key in set(self._keys) - set(self._light) for name, _ in self._slots[key]}
+        return heavy.isdisjoint(silent)
+
+    def measure_light(self, mode: Mode) -> bool:
+        """Measure effects of small parameters on the outputs of a mode; tell whether their gradients are right."""
         try:
-            outputs = self._network.differentiable(self._leaves, mode)
+            outputs, directions = self._outputs(mode)
         except GroupError:
             return False
-        directions: list[Tensor | None] = self._network.directions(outputs)
+        leaves = [self._leaves[key] for key in self._light]
+        return self._add_if_right(outputs, directions, lambda step: self._after_light(step, mode), leaves)
+
+    def measure(self, mode: Mode) -> bool:
+        """Measure effects on the outputs of a mode; tell whether the gradients of all of them are right."""
+        try:
+            outputs, directions = self._outputs(mode)
+        except GroupError:
+            return False
+        del self._computed[mode]
         whole = True
         if self._network.decides:
-            jumping = _jumping(outputs, {step: after(step, mode) for step in STEPS})
+            jumping = _jumping(outputs, {step: self._after(step, mode) for step in STEPS})
             whole = not any(jumping)
             directions = [None if jumps else along for jumps, along in zip(jumping, directions, strict=True)]
         order = sorted(
@@ -129,12 +164,7 @@ class _Gradients:
         def right(count: int) -> bool:
             chosen = set(order[:count])
             part = [along if number in chosen else None for number, along in enumerate(directions)]
-            if not self._backward(outputs, part):
-                return False
-            if not any(self._agrees(outputs, part, after(step, mode), step) for step in STEPS):
-                return False
-            self.effects = {name: max(effect, self._found[name]) for name, effect in self.effects.items()}
-            return True
+            return self._add_if_right(outputs, part, lambda step: self._after(step, mode))
 
         if right(len(order)):
             return whole
@@ -147,8 +177,38 @@ class _Gradients:
                 failing = middle
         return False
 
-    def _backward(self, outputs: Sequence[Tensor], directions: Sequence[Tensor | None]) -> bool:
-        """Run a backward pass of the outputs that have a direction; tell whether it ran."""
+    def _outputs(self, mode: Mode) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Compute the outputs of a mode with gradients, and draw their directions, once."""
+        if mode not in self._computed:
+            outputs = self._network.differentiable(self._leaves, mode)
+            self._computed[mode] = outputs, self._network.directions(outputs)
+        return self._computed[mode]
+
+    def _add_if_right(
+        self,
+        outputs: Sequence[Tensor],
+        directions: Sequence[Tensor | None],
+        after: Callable[[float], list[Tensor]],
+        leaves: Sequence[Tensor] | None = None,
+    ) -> bool:
+        """Add effects on the outputs that have a direction where gradients are the function's; tell whether they are.
+
+        Of `leaves` alone, or of all parameters in slots.
+        """
+        if not self._backward(outputs, directions, leaves):
+            return False
+        steps = list(STEPS)
+        if leaves is not None:  # the shorter first, over which fewer rectified values change their sign
+            steps = [step for step in reversed(STEPS) if self._tells(outputs, directions, step)]
+        if not any(self._agrees(outputs, directions, after(step), step) for step in steps):
+            return False
+        self.effects = {name: max(effect, self._found[name]) for name, effect in self.effects.items()}
+        return True
+
+    def _backward(
+        self, outputs: Sequence[Tensor], directions: Sequence[Tensor | None], leaves: Sequence[Tensor] | None
+    ) -> bool:
+        """Run a backward pass of the outputs that have a direction, to `leaves` or all; tell whether it ran."""
         self._predicted, self._found = [], dict.fromkeys(self.effects, 0.0)
         roots = [
             (output, direction)
@@ -160,7 +220,7 @@ class _Gradients:
         with without_warnings():  # its own thread has no CUDA context at first: torch makes one, and says so
             try:
                 scalar = scalar_with([direction for _, direction in roots], [output for output, _ in roots])
-                torch.autograd.backward(scalar, retain_graph=len(roots) > 1)
+                torch.autograd.backward(scalar, retain_graph=leaves is not None or len(roots) > 1, inputs=leaves)
             except Exception:  # whatever a backward pass of the user's raises
                 return False
         return True
@@ -182,11 +242,26 @@ class _Gradients:
     ) -> bool:
         """Tell whether the outputs, projected on directions, changed over a step as the gradients predict."""
         before = _projection(outputs, directions)
-        size = _projection(
-            [out.abs() for out in outputs], [along if along is None else along.abs() for along in directions]
-        )
         error = abs((_projection(reached, directions) - before) / step - sum(self._predicted))
-        return error <= SLACK * sum(map(abs, self._predicted)) + ROUNDING * size / step
+        return error <= self._slack + _rounding(outputs, directions, step)
+
+    def _tells(self, outputs: Sequence[Tensor], directions: Sequence[Tensor | None], step: float) -> bool:
+        """Tell whether rounding over a step cannot hide that gradients are wrong."""
+        return _rounding(outputs, directions, step) <= self._slack
+
+    @property
+    def _slack(self) -> float:
+        return SLACK * sum(map(abs, self._predicted))
+
+
+def _light_keys(groups: Sequence[ChannelGroup], parameters: Mapping[str, Tensor]) -> set[str]:
+    """Select each group's vectors among its parameters, and the smallest of them where it has none."""
+    light: set[str] = set()
+    for group in groups:
+        keys = [slot.key for slot in group.slots if slot.key in parameters]
+        vectors = {key for key in keys if sum(extent > 1 for extent in parameters[key].shape) <= 1}
+        light |= vectors or {min(keys, key=lambda key: parameters[key].numel())} if keys else set()
+    return light
 
 
 def _effect(slot: Slot, tensor: Tensor, gradient: Tensor, permutation: Tensor) -> float:
@@ -205,6 +280,14 @@ def _projection(outputs: Sequence[Tensor], directions: Sequence[Tensor | None]) 
     if len(outputs) != len(directions) or any(out.shape != along.shape for out, along in weighted):
         return float("nan")
     return sum(float((out.detach() * along).sum()) for out, along in weighted)
+
+
+def _rounding(outputs: Sequence[Tensor], directions: Sequence[Tensor | None], step: float) -> float:
+    """Bound what rounding changes of a difference quotient of the outputs' projection."""
+    size = _projection(
+        [out.abs() for out in outputs], [along if along is None else along.abs() for along in directions]
+    )
+    return ROUNDING * size / step
 
 
 def _jumping(outputs: Sequence[Tensor], after: Mapping[float, Sequence[Tensor]]) -> list[bool]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -81,9 +82,10 @@ class GenericNetwork:
         self._network = evaluation_copy(model, dtype=torch.float64)
         self._learnt = [key for key, own in self._network.named_parameters(remove_duplicate=False) if own.requires_grad]
         self.state: dict[str, Tensor] = dict(self._network.state_dict())
+        noise = np.random.Generator(np.random.SFC64(seed + draw))  # thrice as quick as torch's
         for tensor in {id(tensor): tensor for tensor in self.state.values()}.values():
             if tensor.is_floating_point() and tensor.numel():
-                _make_generic(tensor, generator)
+                _make_generic(tensor, noise)
                 if draw:
                     shuffled = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
                     tensor.copy_(tensor.reshape(-1)[shuffled].view_as(tensor))
@@ -351,7 +353,7 @@ def _as_parameters(tensors: Sequence[Tensor]) -> Iterator[None]:
             tensor.requires_grad_(False)
 
 
-def _make_generic(tensor: Tensor, generator: torch.Generator) -> None:
+def _make_generic(tensor: Tensor, generator: np.random.Generator) -> None:
     """Move each entry by a tenth of its tensor's scale, in place; non-negative tensors stay so.
 
     Weights too small to pass a signal on (depthwise ones, where they were drawn by fan-out) are enlarged.
@@ -372,7 +374,9 @@ def _make_generic(tensor: Tensor, generator: torch.Generator) -> None:
     parts = torch.split(tensor.view(-1), PART) if tensor.is_contiguous() else (tensor,)
     noise = torch.empty(max(part.numel() for part in parts), dtype=torch.float64)
     for part in parts:  # while it lies in the cache
-        own = noise[: part.numel()].view(part.shape).uniform_(generator=generator)
+        own = noise[: part.numel()]
+        generator.random(out=own.numpy())
+        own = own.view(part.shape)
         part.add_(own.sub_(0.0 if low >= 0.0 else 0.5).mul_(spread).to(tensor.device))
 
 

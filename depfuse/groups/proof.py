@@ -14,6 +14,7 @@ from depfuse.groups.channel_group import ChannelGroup, ChannelGroups, random_per
 from depfuse.groups.effects import first_order_effects
 from depfuse.groups.generic_values import GenericNetwork
 from depfuse.groups.reasons import HIDDEN, NOT_USED, OVERWRITTEN
+from depfuse.groups.smaller_example import smaller_example
 from depfuse.groups.splitting import find_parts, is_simple, split
 from depfuse.networks.forward import Example
 from depfuse.networks.isolation import undisturbed
@@ -51,7 +52,9 @@ def prove_groups(
     permutations of all free groups at once, the error is :math:`\max |f_P(x) - f(x)| / \max |f(x)|`, taken over all
     outputs, those of auxiliary heads and of either way of a decision about inputs included, and a random input x in the
     example's shape. If it exceeds the tolerance, the failing groups are found by bisection and fixed. So is a group of
-    which no tensor has an effect on the output: no error would show.
+    which no tensor has an effect on the output: no error would show. Where the network runs the same operations on a
+    smaller image (`smaller_example.py`), x is one, unless something is not proved by it: then all is proved by x in the
+    example's shape.
 
     The permutations of a wrong group that keep the function on generic values are a proper subgroup of all, so at most
     half of them: a random one of all groups at once lets it pass with a probability of at most 1/2. Where a kinds of
@@ -76,12 +79,26 @@ def prove_groups(
         The network's function is not finite or does not depend on its parameters, so that nothing can be
         proved, or does not give the same output twice.
     """
+    smaller = smaller_example(model, groups, example)
+    if smaller is not None:
+        try:
+            return _prove(model, groups, smaller, seed, tolerance, _Budget(proof), whole=True)
+        except (_NotWholeError, GroupError):
+            pass
     return _prove(model, groups, example, seed, tolerance, _Budget(proof))
 
 
 def _prove(
-    model: nn.Module, groups: ChannelGroups, example: Example, seed: int, tolerance: float, budget: _Budget
+    model: nn.Module,
+    groups: ChannelGroups,
+    example: Example,
+    seed: int,
+    tolerance: float,
+    budget: _Budget,
+    *,
+    whole: bool = False,
 ) -> ChannelGroups:
+    """Prove groups and fix those that fail; or raise `_NotWholeError` there, where only the `whole` counts."""
     several = [random_permutations(groups, seed + number) for number in range(budget.permutations)]
     silent = list(groups.free)
     not_used: dict[str, str] = {}
@@ -92,13 +109,20 @@ def _prove(
         network = GenericNetwork(model, example, groups, seed, draw, damped)
         name = network.name
         if written := _overwritten(groups, network):
+            if whole:
+                raise _NotWholeError
             return _prove(model, groups.fix(written), example, seed, tolerance, budget)
         proofs = [_Proof(name, network, permutations, budget) for permutations in several]
         if not draw:
-            groups = proofs[0].with_hidden(groups, tolerance)
+            found = proofs[0].with_hidden(groups, tolerance)
+            if whole and found is not groups:
+                raise _NotWholeError
+            groups = found
         for proof in proofs:
             errors.append(proof.error(silent))
             if errors[-1] > tolerance:
+                if whole:
+                    raise _NotWholeError
                 proof.check_repeatable(tolerance)
                 failing = proof.reasons(silent, tolerance)
                 parts = proof.parts(groups, failing, tolerance)
@@ -109,6 +133,8 @@ def _prove(
         silent = [group for group in silent if group.name not in not_used]
         if not silent:
             break
+    if whole and (silent or not_used):
+        raise _NotWholeError
     if silent:  # to first order: nothing that is rounded, or chosen by the largest of some numbers, has an effect
         silent = proofs[0].without_effect_if_moved(silent)
     if silent and len(silent) == groups.count:
@@ -277,6 +303,10 @@ class _Proof:
             if any(1 < len(part) < group.size for part in parts):
                 found[name] = parts
         return found
+
+
+class _NotWholeError(Exception):
+    """Something is not proved on a smaller image."""
 
 
 class _SpentError(Exception):
