@@ -206,7 +206,7 @@ def _check_sent(states: object) -> Sequence[State]:
     """List what the clients sent; raise `DataError` where it is no list of that."""
     if isinstance(states, (Tensor, np.ndarray, nn.Module, Mapping, str, bytes)) or not isinstance(states, Iterable):
         raise DataError(
-            f"`states` is a {type(states).__name__}: give a list of what each client sent, state dicts or lists of"
+            f"the states are a {type(states).__name__}: give a list of what each client sent, state dicts or lists of"
             " arrays; arguments are in the order network, states, batches"
         )
     return list(states)
