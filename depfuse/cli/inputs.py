@@ -78,6 +78,8 @@ class Inputs:
     def with_fewer_test_images(self, count: int | None) -> Inputs:
         """Draw so many of the test images, in their order, and say so; all of them where None or there are no more."""
         test = self.data.required_test
+        if count is not None and count > len(test):
+            _say(f"--test {count:,} is more than the {counted(len(test), 'test image')}: all are taken")
         if count is None or count >= len(test):
             return self
         _say(f"the networks are evaluated on {count:,} of {len(test):,} test images, drawn by seed {SPLIT_SEED}")
@@ -235,6 +237,13 @@ def with_judged_images(data: DataSet, *, fused: bool) -> DataSet:
     return dataclasses.replace(data, train=train, test=dataclasses.replace(data.train.take(numbers), labels=None))
 
 
+def say_all_are_used(recipe: Recipe, data: DataSet) -> None:
+    """Warn where more calibration images are asked for than there are; the default is no such request."""
+    asked, count = recipe.calibration.images, len(data.train)
+    if asked > count and asked != type(recipe.calibration).model_fields["images"].default:
+        _say(f"`calibration.images={asked}` is more than the {counted(count, 'training image')}: all are used")
+
+
 def _say(sentence: str) -> None:
     warnings.warn(sentence, DepfuseWarning, stacklevel=3)
 
@@ -316,7 +325,7 @@ def load_named(
         crop = "auto"
     return load_data(
         name,
-        root=options.data_root,
+        root=options.root(name),
         mean=mean or used.mean,
         std=std or used.std,
         size=options.sizes() if options.crop else size,

@@ -12,9 +12,10 @@ import typer
 from depfuse.cli.help import FURTHER
 from depfuse.cli.run_file import RunFile
 from depfuse.cli.spread import numbers
+from depfuse.data.names import DOWNLOADED
 from depfuse.data.preprocessing import MOST_PIXELS, SIDE
 from depfuse.distributed.device_names import check_device_name
-from depfuse.errors import RecipeError
+from depfuse.errors import DataError, RecipeError
 from depfuse.recipe import Recipe
 from depfuse.recipe.arrange import by_path
 from depfuse.recipe.paths import check_once, parsed
@@ -115,11 +116,14 @@ class DataOptions:
         ),
     ] = None
     data_root: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            "--data-root", metavar="FOLDER", help="Where downloaded data sets are kept.", rich_help_panel=FURTHER
+            "--data-root",
+            metavar="FOLDER",
+            help="Where downloaded data sets are kept. Default: data.",
+            rich_help_panel=FURTHER,
         ),
-    ] = Path("data")
+    ] = None
     mean: Annotated[
         str | None,
         typer.Option(
@@ -157,6 +161,14 @@ class DataOptions:
     def files(self) -> list[Path]:
         """The file or folder that the data may be, which no output may overwrite."""
         return [] if self.data is None else [Path(self.data)]
+
+    def root(self, name: str) -> Path:
+        """Give the folder of downloaded data sets; raise `DataError` where it is said of one that is none."""
+        if self.data_root is not None and name not in DOWNLOADED:
+            raise DataError(
+                f"--data-root says where {', '.join(DOWNLOADED)} are kept, and {name} is none of them: leave it out"
+            )
+        return self.data_root or Path("data")
 
     def crops(self) -> int | tuple[int, ...] | None:
         """Read `--crop`: one number, or two or three."""
@@ -374,5 +386,10 @@ class RecipeOptions:
             raise RecipeError(
                 "labelled images are read for a head that teaches the child, and nothing teaches it: choose a refit,"
                 " train.distil or goal best, or leave the labels out"
+            )
+        if recipe.teach.head in ("always", "recall") and not taught:
+            raise RecipeError(
+                f"teach.head {recipe.teach.head} finds a head that teaches the child, and nothing teaches it: choose a"
+                " refit, train.distil or goal best, or leave it out"
             )
         return recipe

@@ -12,7 +12,7 @@ from depfuse.cli.along_path import PathBetween, begin_strip, evaluate_methods, e
 from depfuse.cli.fused import Fused
 from depfuse.cli.fusion_files import layout_of_child, write_files
 from depfuse.cli.fusion_report import path_report, report_of
-from depfuse.cli.inputs import Inputs, read_inputs, read_template
+from depfuse.cli.inputs import Inputs, read_inputs, read_template, say_all_are_used
 from depfuse.cli.methods import needs_images
 from depfuse.cli.request import Request
 from depfuse.data import Loader, calibration_loader
@@ -159,6 +159,7 @@ def _calibration(recipe: Recipe, inputs: Inputs, wanted: bool = False) -> Loader
     )
     if not needed and recipe.calibration.images < 2:
         return None
+    say_all_are_used(recipe, inputs.data)
     loader = calibration_loader(
         inputs.data,
         recipe.calibration.images,

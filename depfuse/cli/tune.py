@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,7 @@ from depfuse.cli.named import check_family, read_named
 from depfuse.cli.options import Checkpoints, DataOptions, KeyOption, RecipeOptions, RunOptions, TrustOption
 from depfuse.cli.spread import spread
 from depfuse.cli.wording import in_options
-from depfuse.errors import CheckpointError, DataError, RecipeError, StudyError
+from depfuse.errors import CheckpointError, DataError, DepfuseWarning, RecipeError, StudyError
 from depfuse.io.atomic_files import replacing
 from depfuse.recipe import Recipe
 from depfuse.recipe.arrange import by_path, may_be_read
@@ -23,6 +24,7 @@ from depfuse.report.study import STUDY, StudyReport
 from depfuse.report.tables import search_sentence, search_table
 from depfuse.study.search_space import Space, unsearched
 from depfuse.study.trials import TrialRecord, best_first, pareto_front
+from depfuse.text import counted
 
 if TYPE_CHECKING:
     from depfuse.cli.inputs import Inputs
@@ -132,7 +134,7 @@ def tune(
     with ended_at_once():
         import optuna
 
-        from depfuse.cli.inputs import read_inputs, read_template
+        from depfuse.cli.inputs import read_inputs, read_template, say_all_are_used
         from depfuse.distributed.device import resolve_device
         from depfuse.report import describe_environment
         from depfuse.study.importances import importances
@@ -153,6 +155,7 @@ def tune(
         if labels and inputs.data.train.labels is None:
             raise DataError(f"{inputs.data_name} has no labels, and --labels needs them: leave it out")
         common = _common(given, inputs, judged)
+        say_all_are_used(common, inputs.data)
         kept = {**given, **{path: common.settings[path] for path in SHARED}}
         space = Space(len(parents), kept)
         work.step("finding and proving channel groups")
@@ -165,6 +168,13 @@ def tune(
             labelled=labels > 0,
             timed=seconds,
         )
+        if objective.judged < labels:
+            warnings.warn(
+                f"--labels {labels:,} is more than are held out of the {counted(len(inputs.data.train), 'image')}:"
+                f" the labels of {objective.judged:,} are read",
+                DepfuseWarning,
+                stacklevel=1,
+            )
         place: Storage
         place = FileStorage(out / FILE) if storage is None else DatabaseStorage(storage, heartbeat)
         try:

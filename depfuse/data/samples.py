@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import default_collate
 
 from depfuse.errors import DataError
@@ -89,6 +90,11 @@ def collate(samples: Sequence[Any]) -> Any:
     DataError
         They have several shapes.
     """
+    if any(leaf is None for sample in samples for leaf in tree_leaves(sample)):
+        raise DataError(
+            "a sample of the calibration data holds None, such as a label that is missing: give the inputs alone, or a"
+            " DataLoader with a collate function"
+        )
     try:
         return default_collate([_without_pictures(sample) for sample in samples])
     except (RuntimeError, TypeError) as error:

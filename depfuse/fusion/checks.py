@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.utils._pytree import tree_leaves
 
 from depfuse.data.inputs import Ragged
 from depfuse.data.loader import Loader
@@ -19,6 +20,7 @@ from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.fusion.soundness import check_variances
 from depfuse.networks.copying import fit_example
 from depfuse.networks.forward import Example, run_network
+from depfuse.networks.running import evaluating
 from depfuse.recipe import Recipe
 from depfuse.recipe.goals import Best
 from depfuse.recipe.sections import Reference
@@ -199,6 +201,19 @@ def _with_others(tensor: Tensor, first: Tensor, counts: Sequence[int]) -> str:
     if len(more) != 1 or (other := more.pop()) < 1:
         return ""
     return f"; the {other} that it gives besides labels, such as boxes, need a layer of their own"
+
+
+def check_real(model: nn.Module, example: Example | None) -> None:
+    """Raise `RecipeError` where a network gives complex numbers, which no task has."""
+    if example is None:
+        return
+    with torch.no_grad(), evaluating(model):
+        outputs = tree_leaves(run_network(model, fit_example(example, model)))
+    if outputs and all(isinstance(leaf, Tensor) and leaf.is_complex() for leaf in outputs):
+        raise RecipeError(
+            f"{type(model).__name__} gives complex numbers, and outputs are compared as real ones: let it give"
+            " torch.view_as_real of them"
+        )
 
 
 def check_label_counts(

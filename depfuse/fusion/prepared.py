@@ -20,6 +20,7 @@ from depfuse.fusion.checks import (
     check_label_counts,
     check_outputs,
     check_parents,
+    check_real,
     check_renorm,
     check_unequal,
     example_of,
@@ -32,7 +33,8 @@ from depfuse.fusion.parents import Parents
 from depfuse.fusion.resolve import check_widths, resolve_mirroring, resolve_refit, resolve_targets
 from depfuse.fusion.same_modules import check_alike
 from depfuse.fusion.widths import shapes_of, widest
-from depfuse.networks.copying import evaluation_copy, private_copy
+from depfuse.models.inputs import check_input
+from depfuse.networks.copying import evaluation_copy, fit_example, private_copy
 from depfuse.networks.forward import Example
 from depfuse.progress import work
 from depfuse.recipe import Recipe
@@ -176,10 +178,13 @@ class Prepared:
         check_parents(parents if template is None or sets is not None else [*parents, template], sets)
         no_input = given.example is None and calibration is None
         example = None if no_input else example_of(given.example, calibration)
+        if example is not None:
+            check_input(parents[0], fit_example(example, parents[0]))
         check_alike(parents if template is None else [*parents, template], example)
         copies = [private_copy(model, example) for model in parents]
         if sets is None:
             check_outputs(copies, example)
+        check_real(copies[0], example)
         template = None if template is None else evaluation_copy(template)
         moments = None if given.moments is None else given.moments.for_copies(parents, copies)
         background = given.background if sets is not None else given.column_of_background

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from pathlib import Path
 
 from depfuse.errors import DataError
@@ -40,7 +41,8 @@ def check_folder_of_table(folder: Path, data: Path | None) -> None:
 def read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     """Read the rows of a table, column -> cell, with their lines.
 
-    Cells are separated by commas, semicolons or tabulators; empty rows are left out.
+    Text is UTF-8, or UTF-16 with its mark, as spreadsheets write "Unicode text". Cells are separated by commas,
+    semicolons or tabulators; empty rows are left out.
 
     Raises
     ------
@@ -52,7 +54,8 @@ def read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     if path.stat().st_size > MOST_BYTES:
         raise DataError(f"{path} has more than {MOST_BYTES // 2**20} MiB, more than any table of labels")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        raw = path.read_bytes()
+        text = raw.decode("utf-16" if raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
         heads = text.partition("\n")[0]
         delimiter = max(DELIMITERS, key=heads.count)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -75,6 +78,6 @@ def read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
             rows.append((reader.line_num, dict(zip(columns, cells, strict=False))))
         return rows
     except UnicodeDecodeError:
-        raise DataError(f"{path} is no table of images to label: it is not text in UTF-8") from None
+        raise DataError(f"{path} is no table of images to label: it is not text in UTF-8: save it as UTF-8") from None
     except csv.Error as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from None

@@ -113,7 +113,8 @@ def check_input(model: nn.Module, example: Example, *, classes: int | None = Non
     outcome = _failure(model, example)
     if isinstance(outcome, str):
         what = "images" if isinstance(example, Tensor) and example.dim() == 4 else "inputs"
-        raise DataError(f"{what} of shape {_shapes(example)} do not fit {type(model).__name__}: {outcome}")
+        advice = "; give them as (N, C, H, W)" if _fits_channels_first(model, example) else ""
+        raise DataError(f"{what} of shape {_shapes(example)} do not fit {type(model).__name__}: {outcome}{advice}")
     if classes is not None:
         with torch.no_grad(), evaluating(model):
             outputs = run_network(model, example)
@@ -128,6 +129,12 @@ def check_input(model: nn.Module, example: Example, *, classes: int | None = Non
                 f"but the labels name {classes} classes: "
                 f"labels from {outputs.shape[1]} on are out of range"
             )
+
+
+def _fits_channels_first(model: nn.Module, example: Example) -> bool:
+    """Tell whether a network runs on images (N, H, W, C) once their channels come first."""
+    channels_last = isinstance(example, Tensor) and example.dim() == 4 and example.shape[-1] < example.shape[1]
+    return channels_last and _failure(model, example.movedim(-1, 1)) is None  # type: ignore[union-attr]
 
 
 def _shapes(example: Example) -> str:

@@ -56,6 +56,7 @@ class Ratios:
 
 
 Search = Between | OneOf | Ratios
+MOST_STEPS = 1_000_000  # of any iteration; whoever writes more typed a digit too many
 
 
 def setting(

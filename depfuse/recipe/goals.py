@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from depfuse.recipe.fields import Choice, Registry, setting
+from depfuse.recipe.fields import MOST_STEPS, Choice, Registry, setting
 from depfuse.recipe.refits import TARGETS, Targets
 
 
@@ -26,7 +26,7 @@ class Best(Goal):
 
     name: Literal["best"] = "best"
     targets: Targets = setting("clusters", f"what refits of the candidates aim at: {TARGETS}")
-    steps: int = setting(160, "steps of all layers together towards the ensemble's outputs", ge=0)
+    steps: int = setting(160, "steps of all layers together towards the ensemble's outputs", ge=0, le=MOST_STEPS)
     augment: bool = setting(True, "these steps see the calibration images flipped and shifted anew each time")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from depfuse.recipe.fields import Between, Choice, OneOf, Registry, setting
+from depfuse.recipe.fields import MOST_STEPS, Between, Choice, OneOf, Registry, setting
 from depfuse.recipe.solvers import facts
 
 Targets = Literal["clusters", "matched"]
@@ -24,7 +24,11 @@ class Ridge(Refit):
     name: Literal["ridge"] = "ridge"
     targets: Targets = setting("clusters", f"what it aims at: {TARGETS}", search=OneOf())
     steps: int = setting(
-        160, "steps of all layers together towards the ensemble's outputs, afterwards; 0 for none", ge=0, search=_STEPS
+        160,
+        "steps of all layers together towards the ensemble's outputs, afterwards; 0 for none",
+        ge=0,
+        le=MOST_STEPS,
+        search=_STEPS,
     )
     augment: bool = setting(
         True, "these steps see the calibration images flipped and shifted anew each time", search=OneOf()

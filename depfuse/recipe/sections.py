@@ -13,6 +13,8 @@ from depfuse.recipe.fields import Between, Choice, OneOf, Ratios, Registry, Sect
 from depfuse.recipe.solvers import SOLVERS, Emd, Solver, facts, serving
 from depfuse.recipe.starts import ActivationsStart
 
+MOST_PASSES = 100_000  # over images; of any more a digit too many was typed
+
 
 class Through(Choice):
     """How more than two parents are matched."""
@@ -226,7 +228,11 @@ class Train(Section):
     """How the child is trained on once it is fused."""
 
     distil: int = setting(
-        0, "afterwards, epochs of training towards the parents' ensemble, without labels", unit="epochs", ge=0
+        0,
+        "afterwards, epochs of training towards the parents' ensemble, without labels",
+        unit="epochs",
+        ge=0,
+        le=MOST_PASSES,
     )
     self_training: int = setting(
         0,
@@ -234,8 +240,9 @@ class Train(Section):
         "and in the second half of the child as well; no label is read",
         unit="passes",
         ge=0,
+        le=MOST_PASSES,
     )
-    finetune: int = setting(0, "at last, epochs of training on the labels", unit="epochs", ge=0)
+    finetune: int = setting(0, "at last, epochs of training on the labels", unit="epochs", ge=0, le=MOST_PASSES)
     learning_rate: float = setting(
         0.05,
         "of finetune, at the end of its warm-up; the steps of distil are longer or shorter in proportion",

@@ -56,6 +56,28 @@ def test_fewer_images_than_a_layer_has_inputs(place: Place, capsys) -> None:
     assert finite(place.folder / "child.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--data-root", "elsewhere"], "--data-root says where cifar10, cifar100, mnist are kept, and"),
+        (["--set", "teach.head=always"], "teach.head always finds a head that teaches the child, and nothing teaches"),
+        (["--set", "train.self_training=100000000000000000000"], "less than or equal to 100000"),
+        (["--set", "refit.steps=100000000000000000000", "--refit", "ridge"], "less than or equal to 1000000"),
+    ],
+)
+def test_settings_that_nothing_reads_or_that_have_no_end(
+    place: Place, capsys, options: list[str], sentence: str
+) -> None:
+    assert sentence in refused(place, capsys, *options)
+
+
+def test_more_images_than_there_are_is_said(place: Place, capsys) -> None:
+    assert place.fuse("--test", 41, "--calibration", 99) == 0
+    said = capsys.readouterr().err
+    assert "--test 41 is more than the 40 test images: all are taken" in said
+    assert "--calibration 99 is more than the 40 training images: all are used" in said
+
+
 def test_few_rows_are_fitted_with_more_ridge() -> None:
     x, truth = torch.randn(1, 2000, 40), torch.randn(1, 40, 3)
     y = x @ truth + 3 * torch.randn(1, 2000, 3)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -25,7 +25,7 @@ from depfuse.data import (
 )
 from depfuse.data.augment import change, draw_changes
 from depfuse.data.floats import to_floats
-from depfuse.errors import DataError
+from depfuse.errors import DataError, DepfuseWarning
 
 
 def counts(split: Split, classes: int = 10) -> list[int]:
@@ -252,6 +252,23 @@ def test_a_test_class_that_is_never_trained_is_named(tmp_path: Path) -> None:
     (folder_of_images(tmp_path) / "test" / "cow").mkdir()
     with pytest.raises(DataError, match="test class cow has no folder under train/"):
         load_data(tmp_path)
+
+
+def test_turns_and_further_frames_that_are_not_read_are_said(tmp_path: Path) -> None:
+    folder = folder_of_images(tmp_path, "L") / "train" / "ant"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("L", (5, 4)).save(folder / "0.jpg", exif=exif)
+    exif[ExifTags.Base.Orientation] = 1
+    Image.new("L", (5, 4)).save(folder / "1.jpg", exif=exif)
+    Image.new("L", (5, 4)).save(folder / "stack.tif", save_all=True, append_images=[Image.new("L", (5, 4), 9)])
+    with pytest.warns(DepfuseWarning) as caught:
+        load_data(tmp_path)
+    said = [str(one.message) for one in caught]
+    assert len(said) == 2
+    assert "1 of 13 images" in said[0]
+    assert "their EXIF says, such as train/ant/0.jpg: all are taken as stored" in said[0]
+    assert "have several frames or pages, such as train/ant/stack.tif: the first of each is taken" in said[1]
 
 
 @pytest.mark.parametrize("content", [b"no image", b"\x89PNG\r\n\x1a\n"])

@@ -11,6 +11,7 @@ from torch import nn
 from depfuse import Recipe, fuse
 from depfuse.data import Loader, Preprocessing, Split
 from depfuse.data.augmentation import Augmentation
+from depfuse.errors import DataError
 
 
 class Small(nn.Module):
@@ -34,6 +35,19 @@ def images(count: int, batch_size: int) -> Loader:
     pixels = torch.randint(256, (count, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     split = Split(pixels, torch.zeros(count, dtype=torch.int64))
     return Loader(split, Preprocessing.create(mean=(0.5,), std=(0.25,)), batch_size=batch_size)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (torch.rand(8, 8, 8, 1), r"images of shape 8x8x1 do not fit Small: .*; give them as \(N, C, H, W\)"),
+        (torch.rand(8, 3, 8, 8), "images of shape 3x8x8 do not fit Small: .*"),
+        ([(torch.rand(1, 8, 8), None), (torch.rand(1, 8, 8), 1)], "holds None, such as a label that is missing"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_said(given: object, sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence):
+        fuse([network(0), network(1)], "fast", given)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,15 @@ def test_complex_weights_that_are_not_finite_are_refused() -> None:
         fuse(parents, MERGED_ONLY, IMAGES)
 
 
+def test_complex_outputs_are_refused_by_that_name() -> None:
+    class Phases(Fourier):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.view_as_complex(super().forward(x).unflatten(1, (2, 2)))
+
+    with pytest.raises(RecipeError, match="Phases gives complex numbers, and outputs are compared as real ones"):
+        fuse(pair(Phases), MERGED_ONLY, IMAGES)
+
+
 @pytest.mark.parametrize("norm", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
 def test_an_average_has_singular_vectors_of_its_own(norm: Callable[..., nn.Module]) -> None:
     parents = pair(lambda: with_norm(norm))

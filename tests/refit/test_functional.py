@@ -91,6 +91,13 @@ def into_a_part(net: Of, x: Tensor) -> Tensor:
     return y
 
 
+def assigned_to_a_part(net: Of, x: Tensor) -> Tensor:
+    y = net.layer(x)
+    z = torch.zeros_like(y)
+    z[:, :3], z[:, 3] = y[:, 1:].relu(), net.other(x)[:, :1].mean((1, 2, 3), keepdim=True)[:, 0].double()
+    return net.norm(z).mean((2, 3))
+
+
 def of_another_type(net: Of, x: Tensor) -> Tensor:
     return (net.layer(x) > 0).to(torch.float32).add_(torch.ones((), dtype=torch.float64))
 
@@ -145,6 +152,20 @@ def test_graphs_are_those_of_a_second_trace(
 def test_programs_compute_what_networks_do(computed: Callable[[Of, Tensor], Tensor]) -> None:
     network = Of(computed).eval()
     assert torch.equal(run(Program(network, IMAGES), network, IMAGES), network(IMAGES))
+
+
+def test_assignments_to_a_part_have_derivatives() -> None:
+    network = Of(assigned_to_a_part).eval()
+    program = Program(network, IMAGES)
+    assert torch.equal(run(program, network, IMAGES), network(IMAGES))
+    state = {key: tensor.detach().clone() for key, tensor in network.state_dict().items()}
+    weight = state["other.weight"] = state["other.weight"].requires_grad_(True)
+    values = program.values_of(IMAGES)
+    for node in program.nodes:
+        values[node] = program.call(node, state, values)
+    (found,) = torch.autograd.grad(values[program.output].sum(), weight)
+    (wanted,) = torch.autograd.grad(network(IMAGES).sum(), network.other.weight)
+    torch.testing.assert_close(found, wanted)
 
 
 def test_an_operation_that_is_not_known_is_traced_again() -> None:

@@ -246,6 +246,14 @@ def test_tables_as_spreadsheets_and_pandas_write_them(data, tmp_path, text):
         assert (numbers.tolist(), labels.tolist()) == ([4], [3])
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_table_of_unicode_text_is_read(data, tmp_path, encoding):
+    text = f"\ufefffile\tnumber\timage\tlabel\r\na.png\t4\t{digest(data.train.images[4])}\t3\r\n"
+    (tmp_path / TABLE).write_bytes(text.encode(encoding))
+    numbers, labels = read_table(tmp_path / TABLE, data.train, TEXTS)
+    assert (numbers.tolist(), labels.tolist()) == ([4], [3])
+
+
 def test_a_label_with_a_comma_is_not_cut(data, tmp_path):
     (tmp_path / TABLE).write_text("file,number,image,label\na.png,4,x,3, say\n")
     with pytest.raises(DataError, match=r"line 2: there are 5 cells for 4 columns: put a label that has a ',' in quo"):

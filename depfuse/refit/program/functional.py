@@ -59,6 +59,7 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
     if make_functional(exported.graph_module.graph):
         return exported
     traced: ExportedProgram = exported.run_decompositions({})
+    _without_copies(traced.graph_module.graph)
     return traced
 
 
@@ -75,6 +76,18 @@ def make_functional(graph: fx.Graph) -> bool:
             graph.erase_node(node)
     graph.eliminate_dead_code()
     return True
+
+
+def _without_copies(graph: fx.Graph) -> None:
+    """Write what is assigned to a part of a tensor as it is: autograd knows no derivative of `copy`."""
+    for node in graph.find_nodes(op="call_function", target=aten.copy.default):
+        (_, source, *_), value = node.args, node.meta["val"]
+        with graph.inserting_before(node):
+            if source.meta["val"].dtype != value.dtype:
+                source = _call(graph, aten._to_copy.default, (source,), value, dtype=value.dtype)
+            made = _call(graph, aten.expand.default, (source, list(value.shape)), value)
+        node.replace_all_uses_with(made)
+        graph.erase_node(node)
 
 
 def name_of(node: fx.Node) -> str:
