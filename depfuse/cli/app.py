@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -161,6 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed, as by `>&-`: nobody wants to read it
+            setattr(sys, name, _nowhere())
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have bytes that are no Unicode
         sys.stdout.reconfigure(errors="backslashreplace")
     with warnings_in_one_line():
@@ -184,9 +189,22 @@ def _run(words: list[str]) -> int:
             return 130
         except (KeyboardInterrupt, typer.Abort):
             status = 130
+        except OSError as error:
+            if error.filename is not None or error.errno not in _UNWRITABLE:
+                raise
+            sys.stdout = _nowhere()  # at its end Python would try again
+            complain(f"the results cannot be printed ({error.strerror}): give another place")
+            return 2
         if status == 130:  # newer versions of Typer turn the interruption into this code themselves
             complain("interrupted")
     return status if isinstance(status, int) else 0
+
+
+def _nowhere() -> io.TextIOBase:
+    return Path(os.devnull).open("w", encoding="utf-8")
+
+
+_UNWRITABLE = (errno.ENOSPC, errno.EIO, errno.EBADF)
 
 
 def _load(place: str) -> Callable[..., None]:

@@ -55,6 +55,11 @@ def _named(name: str | None) -> torch.device:
         torch.empty(1, device=device)
     except Exception as error:  # each backend has its own way to say that it is not there
         raise DeviceError(
-            f'{name} was asked for, but cannot be used here ({first_line(error)}): give `device="cpu"`'
+            f'{name} was asked for, but cannot be used here ({_short(error)}): give `device="cpu"`'
         ) from None
     return device
+
+
+def _short(error: Exception) -> str:
+    """Quote the first sentence of an error; what torch adds about its builds concerns nobody here."""
+    return first_line(error).partition(". ")[0]

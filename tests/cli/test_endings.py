@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,3 +68,17 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_done(
     assert said.err.count("\n") == 1
     assert "nets.py" in said.err
     assert {path: path.read_bytes() for path in place.folder.iterdir() if path.is_file()} == before
+
+
+def test_output_that_is_closed_or_full_is_no_traceback(tmp_path: Path) -> None:
+    """Nobody reads what is closed; a disk without room is said."""
+    words = [sys.executable, "-m", "depfuse"]
+    closed = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *words, "recipes"], stderr=subprocess.PIPE, text=True)
+    assert (closed.returncode, closed.stderr) == (0, "")
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*words, "recipes"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("depfuse: the results cannot be printed (No space left on device)")
+    assert done.stderr.count("\n") == 1
