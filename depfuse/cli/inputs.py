@@ -27,6 +27,7 @@ from depfuse.data.stream import Stream, batches_of
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import ArchitectureError, DataError, DepfuseWarning, RecipeError
 from depfuse.fusion.parents import Parents
+from depfuse.fusion.same_modules import check_alike
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import Checkpoint, read_checkpoints
 from depfuse.io.into_network import load_into
@@ -154,6 +155,14 @@ def read_inputs(
         with_settings(architecture, own.settings)
         for architecture, own in zip(named.architectures, checkpoints, strict=True)
     )
+    if (
+        fused
+        and len(set(architectures)) > 1
+        and all(parse_architecture(own).source == "spandrel" for own in architectures)
+    ):
+        # Enlargements that differ are told before photographs are read, which takes long.
+        networks = [build_network(a, fitting=own.state) for a, own in zip(architectures, checkpoints, strict=True)]
+        check_alike(networks, None)
     cards = [checkpoint.card for checkpoint in checkpoints]
     data = load_named(cards, options, named.data, named.architectures, seed)
     if judged:

@@ -72,7 +72,10 @@ def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
     elif any(name in children for name in PICTURES) and any(name in children for name in MASKS):
         chosen = next(children[name] for name in PICTURES if name in children)
         masks = next(children[name] for name in MASKS if name in children)
-        _say(f"{root}: the images of {chosen} are taken without labels: labels of pixels, {masks}, are not read")
+        _say(
+            f"{root}: the images of {chosen} are taken without labels: there are no masks in {masks}, and boxes are not"
+            " read"
+        )
         parts_by_name, whole = {}, _Folder(_images_below(str(root / chosen), set()))
     else:
         parts_by_name, whole = {}, _by_class(str(root), exactly=True)

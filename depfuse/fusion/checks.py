@@ -24,7 +24,7 @@ from depfuse.networks.running import evaluating
 from depfuse.recipe import Recipe
 from depfuse.recipe.goals import Best
 from depfuse.recipe.sections import Reference
-from depfuse.renorm import chosen_method
+from depfuse.renorm import chosen_method, untracked_statistics
 from depfuse.tasks.batch_inputs import kind_of
 from depfuse.text import counted
 
@@ -245,6 +245,19 @@ def _count_outputs(model: nn.Module, example: Example) -> int | None:
 
 def _outputs(shape: Sequence[int]) -> str:
     return f"{shape[0]} outputs" if len(shape) == 1 else f"outputs of shape {tuple(shape)}"
+
+
+def warn_of_statistics(model: nn.Module, recipe: Recipe) -> None:
+    """Warn of running statistics that no renormalisation computes anew."""
+    found = [] if recipe.renorm.name == "none" else untracked_statistics(model)
+    if found:
+        named = ", ".join(found[:2]) + (f" and {len(found) - 2} more" if len(found) > 2 else "")
+        warnings.warn(
+            f"{named}: running statistics that no BatchNorm layer of torch's has are averaged, and not computed anew"
+            " from the child's activations; write the module with nn.BatchNorm1d, 2d or 3d to have them reset",
+            DepfuseWarning,
+            stacklevel=3,
+        )
 
 
 def check_unequal(recipe: Recipe, template: nn.Module | None) -> None:

@@ -26,6 +26,7 @@ from depfuse.fusion.checks import (
     example_of,
     label_sets,
     say_what_is_not_augmented,
+    warn_of_statistics,
 )
 from depfuse.fusion.meaning import Meaning
 from depfuse.fusion.mirror_images import Mirroring
@@ -181,6 +182,7 @@ class Prepared:
         if example is not None:
             check_input(parents[0], fit_example(example, parents[0]))
         check_alike(parents if template is None else [*parents, template], example)
+        warn_of_statistics(parents[0], inputs.recipe)
         copies = [private_copy(model, example) for model in parents]
         if sets is None:
             check_outputs(copies, example)

@@ -3,7 +3,7 @@
 from depfuse.renorm.data_free import rescale_by_norms
 from depfuse.renorm.registry import chosen_method, renormalise
 from depfuse.renorm.repair import repair
-from depfuse.renorm.reset import has_batch_norm, reset_batch_norm, reset_keeping_function
+from depfuse.renorm.reset import has_batch_norm, reset_batch_norm, reset_keeping_function, untracked_statistics
 
 __all__ = [
     "chosen_method",
@@ -13,4 +13,5 @@ __all__ = [
     "rescale_by_norms",
     "reset_batch_norm",
     "reset_keeping_function",
+    "untracked_statistics",
 ]

@@ -37,6 +37,17 @@ def has_batch_norm(model: nn.Module) -> bool:
     return bool(_tracked(model))
 
 
+def untracked_statistics(model: nn.Module) -> list[str]:
+    """List running statistics that no layer of torch's has: a module gives them to `torch.batch_norm` itself."""
+    return [
+        f"{name}.{key}".removeprefix(".")
+        for name, module in model.named_modules()
+        if not isinstance(module, nn.modules.batchnorm._NormBase)
+        for key, _ in module.named_buffers(recurse=False)
+        if "running_mean" in key or "running_var" in key
+    ]
+
+
 def reset_batch_norm(model: nn.Module, loader: Loader, unchanged: Collection[str] = ()) -> None:
     """Set every BatchNorm's running mean and variance to their cumulative mean over batches of all images.
 

@@ -95,3 +95,12 @@ def test_a_strip_of_class_scores_is_refused(tmp_path: Path, capsys) -> None:
     assert_one_sentence(capsys, code, "these give no pictures", "leave out --picture")
     code = main(["path", *map(str, parents), "--picture", str(tmp_path / "strip.jpg")])
     assert_one_sentence(capsys, code, "its name must end in .png")
+
+
+def test_enlargements_that_differ_are_told_before_photographs_are_read(files: list[str], capsys) -> None:
+    network = build_network("spandrel:Compact(num_feat=6, num_conv=2, upscale=4)")
+    torch.save({"params_ema": network.state_dict()}, files[1])
+    code = main(["fuse", *files])
+    assert_one_sentence(
+        capsys, code, "parents 1 and 2 are other networks: they differ in upsampler.upscale_factor (2, 4)"
+    )

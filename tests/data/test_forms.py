@@ -195,7 +195,7 @@ def test_labels_of_pixels_that_are_no_images_are_left_aside_and_that_is_said(tmp
     picture(tmp_path / "images" / "0.png", 3)
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "0.txt").write_text("0 0.5 0.5 0.1 0.1")
-    with pytest.warns(DepfuseWarning, match="labels of pixels, labels, are not read"):
+    with pytest.warns(DepfuseWarning, match="there are no masks in labels, and boxes are not read"):
         assert shades(load_data(tmp_path)) == [3]
 
 
