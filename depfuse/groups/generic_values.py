@@ -87,8 +87,7 @@ class GenericNetwork:
             if tensor.is_floating_point() and tensor.numel():
                 _make_generic(tensor, noise)
                 if draw:
-                    shuffled = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
-                    tensor.copy_(tensor.reshape(-1)[shuffled].view_as(tensor))
+                    tensor.copy_(_shuffled(tensor.reshape(-1), generator).view_as(tensor))
                 if draw % 2 and sum(extent > 1 for extent in tensor.shape) <= 1:
                     tensor.abs_()
         for key in damped:
@@ -378,6 +377,14 @@ def _make_generic(tensor: Tensor, generator: np.random.Generator) -> None:
         generator.random(out=own.numpy())
         own = own.view(part.shape)
         part.add_(own.sub_(0.0 if low >= 0.0 else 0.5).mul_(spread).to(tensor.device))
+
+
+def _shuffled(entries: Tensor, generator: torch.Generator) -> Tensor:
+    """Shuffle the entries of a tensor; roll those of a large one, of which a shuffle takes longer than a proof."""
+    count = len(entries)
+    if count > PART:
+        return entries.roll(int(torch.randint(1, count, (), generator=generator)))
+    return entries[torch.randperm(count, generator=generator).to(entries.device)]
 
 
 def _fingerprint(tensor: Tensor) -> tuple[float, float] | None:

@@ -5,8 +5,10 @@
 Half an hour. Seconds are the processor's, of one thread: `find` until the groups and taps are there, `prove` for their
 proof in float64, `pass` for one forward pass of one example in float32. A proof runs the network a few times (`runs`):
 once for the outputs, once permuted, both on two examples; once with gradients, and once or twice after a small step,
-on one. A run in float64 takes two to five times one in float32, and one with gradients three times as long. Then it
-runs it once more for each group that has no effect on outputs with gradients, as those behind a detector's choice.
+on one. A run in float64 takes two to five times one in float32, and one with gradients of small parameters, which are
+enough for most networks, twice as long. Then it runs it once more for each group that has no effect on outputs with
+gradients, as those behind a detector's choice. Where a network runs the same operations on smaller images (96 pixels
+for most convolutional ones), it is run on these.
 
 Classifiers get images of the size that `depfuse groups` gives them, 224 pixels where they do not say 256 or 299;
 segmentation 64 pixels, videos 8 frames of 64 pixels or the least that they take, and detectors 128 pixels or the size
