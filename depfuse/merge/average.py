@@ -11,6 +11,7 @@ from depfuse.align.coupling import Couplings, apply_couplings
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
+from depfuse.merge.pruning_masks import masked, pruned_weights, unite_masks
 from depfuse.merge.shares import Shares
 from depfuse.merge.spectral_norms import SpectralNorms
 from depfuse.networks.copying import evaluation_copy
@@ -34,7 +35,7 @@ def average(
     With Fisher information F it is :math:`\sum_p w_p F_p \theta_p / \sum_p w_p F_p`, entry by entry (Matena & Raffel
     2022, section 3): each entry follows the parents whose predictions it affects. A small constant is added to F, so
     that entries that affect none have the plain average. Complex weights are averaged as pairs of numbers, and weights
-    with a spectral norm as its layer computes with them.
+    with a spectral norm or a pruning mask as their layers compute with them.
 
     Parameters
     ----------
@@ -72,12 +73,12 @@ def average(
     if information is not None and any(c.permutation is None for coupling in couplings for c in coupling.values()):
         raise RecipeError("Fisher-weighted averages need couplings that are permutations: choose solver emd, or mean")
     floors = {} if information is None else _floors(information)
-    spectral = SpectralNorms(models, shares.of)
+    spectral, pruned = SpectralNorms(models, shares.of), pruned_weights(models[0])
     merged: dict[str, Tensor] = {}
     totals: dict[str, Tensor] = {}
     for number, (model, coupling, _) in enumerate(zip(models, couplings, shares.network, strict=True)):
         counts = shares.count(number) or owners is not None
-        own = spectral.scaled(number, real_state(model))
+        own = spectral.scaled(number, masked(real_state(model), pruned))
         state = apply_couplings(groups, coupling, own) if counts else own
         fisher = {}
         if information is not None and counts:
@@ -101,6 +102,7 @@ def average(
         for key, tensor in real_state(child).items():
             tensor.copy_(merged[key])
         spectral.renew(child)
+        unite_masks(child, pruned)
     return child
 
 

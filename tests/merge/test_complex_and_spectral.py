@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from depfuse import Recipe, fuse
 from depfuse.errors import RecipeError
@@ -120,3 +121,22 @@ def test_renorms_that_scale_weights_refuse_computed_ones(norm: Callable[..., nn.
     parents = pair(lambda: with_norm(norm))
     with pytest.raises(RecipeError, match=f"renorm {renorm} changes the weights of layers, and 0 computes its own"):
         fuse(parents, Recipe(refit="none", renorm=renorm), IMAGES)
+
+
+@pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")
+def test_pruned_weights_are_averaged_as_they_are_computed_with() -> None:
+    def pruned() -> nn.Module:
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+        prune.random_unstructured(network[0], "weight", 0.5)
+        return network
+
+    first, second = pair(pruned)
+    own = pair(pruned)[1]
+    weights = {key: value for key, value in first.state_dict().items() if not key.endswith("mask")}
+    own.load_state_dict(weights, strict=False)  # the same order of channels, so that nothing is moved
+    child = fuse([first, own], {**MERGED_ONLY, "align.allow_fixed": True, "align.criterion": "weights"}, IMAGES).child
+    child(IMAGES), first(IMAGES), own(IMAGES)  # weights are computed as they run
+    torch.testing.assert_close(child[0].weight.sum((1, 2, 3)).sum(), (first[0].weight + own[0].weight).sum() / 2)
+    assert set(child[0].weight_mask.unique().tolist()) == {0.0, 1.0}
+    alone = fuse([first, second], {**MERGED_ONLY, "align.allow_fixed": True, "merge.weights": (0.0, 1.0)}, IMAGES).child
+    torch.testing.assert_close(alone(IMAGES), second(IMAGES))
