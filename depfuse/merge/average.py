@@ -14,6 +14,7 @@ from depfuse.groups import ChannelGroups
 from depfuse.merge.pruning_masks import masked, pruned_weights, unite_masks
 from depfuse.merge.shares import Shares
 from depfuse.merge.spectral_norms import SpectralNorms
+from depfuse.merge.weight_norms import weight_norms, with_directions
 from depfuse.networks.copying import evaluation_copy
 from depfuse.networks.real_state import real_state
 
@@ -35,7 +36,7 @@ def average(
     With Fisher information F it is :math:`\sum_p w_p F_p \theta_p / \sum_p w_p F_p`, entry by entry (Matena & Raffel
     2022, section 3): each entry follows the parents whose predictions it affects. A small constant is added to F, so
     that entries that affect none have the plain average. Complex weights are averaged as pairs of numbers, and weights
-    with a spectral norm or a pruning mask as their layers compute with them.
+    with a spectral norm, a weight norm or a pruning mask as their layers compute with them.
 
     Parameters
     ----------
@@ -74,11 +75,12 @@ def average(
         raise RecipeError("Fisher-weighted averages need couplings that are permutations: choose solver emd, or mean")
     floors = {} if information is None else _floors(information)
     spectral, pruned = SpectralNorms(models, shares.of), pruned_weights(models[0])
+    normed = weight_norms(models[0]) if not shares.of_one_parent else []
     merged: dict[str, Tensor] = {}
     totals: dict[str, Tensor] = {}
     for number, (model, coupling, _) in enumerate(zip(models, couplings, shares.network, strict=True)):
         counts = shares.count(number) or owners is not None
-        own = spectral.scaled(number, masked(real_state(model), pruned))
+        own = with_directions(spectral.scaled(number, masked(real_state(model), pruned)), normed)
         state = apply_couplings(groups, coupling, own) if counts else own
         fisher = {}
         if information is not None and counts:
