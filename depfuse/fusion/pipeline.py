@@ -77,7 +77,8 @@ def fuse(
         What the outputs mean, in the place of the recipe's `task`: classes, dense, multilabel, binary, regression,
         features, weighted or none.
     training
-        The training images, where the recipe says to distil, to self-train or to fine-tune.
+        The training images, where the recipe says to distil, to self-train or to fine-tune. Of one object that is given
+        for calibration too, the images that judge the training are not calibrated on.
     progress
         Whether the progress is shown, with an estimate of the end where steps are counted: as a bar in a terminal,
         below the cell of a notebook, and as a line on standard error every 30 seconds elsewhere. By default it is
@@ -96,7 +97,10 @@ def fuse(
     """
     inputs, own = read_arguments(parents, recipe, calibration, call, scores, task)
     with shown(progress):
+        source = None if training is None else training.data
         training = _read(training, inputs, call)
+        if training is not None and source is calibration and inputs.calibration is not None:
+            inputs = replace(inputs, calibration=training.calibration(inputs.recipe, inputs.calibration.device))
         prepared = Prepared.of(inputs)
         training, prepared = _mirroring(training, prepared)
         _check(training, prepared)

@@ -22,6 +22,16 @@ def few_images(data: DataSet, device: torch.device | str, seed: int) -> Loader:
     return calibration_loader(data, STATISTICS_IMAGES, device=device, seed=seed)
 
 
+def spared(count: int) -> int:
+    """Count the images that judge a training on `count` images, 0 where two cannot be spared.
+
+    They are the last that calibration draws. A network that is fitted to them as well is nearer to its teacher there
+    than anywhere else, and whatever it learns afterwards takes it further away.
+    """
+    held = min(HELD_MOST, round(HELD_SHARE * count))
+    return held if held > 1 else 0
+
+
 def hold_out(data: DataSet, device: torch.device | str, seed: int) -> tuple[DataSet, Loader]:
     """Hold out the last of the images that calibration draws, or none of so few that two cannot be spared.
 
@@ -33,8 +43,8 @@ def hold_out(data: DataSet, device: torch.device | str, seed: int) -> tuple[Data
         Those held out; some of all where none are.
     """
     count = len(data.train)
-    held = min(HELD_MOST, round(HELD_SHARE * count))
-    if held < 2:
+    held = spared(count)
+    if not held:
         return data, few_images(data, device, seed)
     order = calibration_order(count, seed)
     last = order[count - held :]

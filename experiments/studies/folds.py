@@ -58,7 +58,7 @@ from experiments.lib.command import numbers
 from experiments.lib.folds.networks import Norm, UNet
 from experiments.lib.folds.scenes import SCENES, Scenes
 from experiments.lib.folds.store import stored
-from experiments.lib.folds.training import FOLDS, Ensemble, Plan, data_of, fold
+from experiments.lib.folds.training import FOLDS, Ensemble, Plan, fold
 from experiments.lib.measurement import Measurement
 from experiments.lib.tables import Estimate, markdown
 
@@ -144,7 +144,7 @@ def fused(task: Task, norm: Norm, seed: int) -> tuple[FusionResult, nn.Module]:
     """Fuse the folds of a seed on its scenes, without labels; the result, and the child before it was distilled."""
     images = given(task, seed)[0]
     recipe = Recipe.create(seed=seed, task="dense").changed({"train.distil": task.distil})
-    training = Recorded(data_of(task.scenes, images))
+    training = Recorded(images)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DepfuseWarning)
         warnings.simplefilter("ignore", LimitWarning)

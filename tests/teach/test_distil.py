@@ -78,6 +78,8 @@ def test_the_teacher_is_the_ensemble(parents, data):
 
 def test_streams_are_taught_where_the_parents_know_the_same(parents, data):
     class Listener:
+        data = None
+
         def read(self, model, call):
             return self
 
