@@ -7,7 +7,9 @@ GPU. A CPU has clients of digits, the four of `checkpoints/` (ResNet20, Dirichle
 half a ResNet20's width and few epochs: `--sets one-shot-digits-0.1 shares --threads 1`. A seed draws the shares, the
 clients and the images. The server has 2,000 unlabelled images of the task (digits: 900) to match, refit and find one
 head by; to train on it has these, or all that are not held out (45,000); or nothing but images of CIFAR-100. Ensembles
-run all networks. Intervals are of 95 per cent over seeds; multiplications and parameters are times a client's.
+run all networks. Intervals are of 95 per cent over seeds; multiplications and parameters are times a client's. In the
+row of one head all clients count alike; children are taught by that head or by one in which each client counts for a
+class as far as it finds it, whichever tells more.
 """
 
 from __future__ import annotations
