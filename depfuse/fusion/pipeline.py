@@ -77,8 +77,7 @@ def fuse(
         What the outputs mean, in the place of the recipe's `task`: classes, dense, multilabel, binary, regression,
         features, weighted or none.
     training
-        The training images, where the recipe says to distil, to self-train or to fine-tune. Of one object that is given
-        for calibration too, the images that judge the training are not calibrated on.
+        The images to distil, self-train or fine-tune on. Given for calibration too, its judges are not calibrated on.
     progress
         Whether the progress is shown, with an estimate of the end where steps are counted: as a bar in a terminal,
         below the cell of a notebook, and as a line on standard error every 30 seconds elsewhere. By default it is
@@ -97,10 +96,7 @@ def fuse(
     """
     inputs, own = read_arguments(parents, recipe, calibration, call, scores, task)
     with shown(progress):
-        source = None if training is None else training.data
-        training = _read(training, inputs, call)
-        if training is not None and source is calibration and inputs.calibration is not None:
-            inputs = replace(inputs, calibration=training.calibration(inputs.recipe, inputs.calibration.device))
+        training, inputs = _read(training, inputs, call, calibration)
         prepared = Prepared.of(inputs)
         training, prepared = _mirroring(training, prepared)
         _check(training, prepared)
@@ -179,15 +175,23 @@ def match(
         return Aligned.of(Prepared.of(inputs))
 
 
-def _read(training: Distillation | None, inputs: Inputs, call: Call | None) -> Distillation | None:
-    """Collect the training data; None where nothing is trained. Raises `RecipeError` where there are none."""
+def _read(
+    training: Distillation | None, inputs: Inputs, call: Call | None, source: CalibrationLike | None
+) -> tuple[Distillation | None, Inputs]:
+    """Collect the training data, None where nothing is trained; calibrate apart from its judges if of one source.
+
+    Raises `RecipeError` where there are none.
+    """
     if not inputs.recipe.trains:
-        return None
+        return None, inputs
     if training is None:
         raise RecipeError(
             "distil, self_training and finetune need the training images: give training=Distillation(data)"
         )
-    return training.read(inputs.parents.models[0], call)
+    read = training.read(inputs.parents.models[0], call)
+    if training.data is source and inputs.calibration is not None:
+        inputs = replace(inputs, calibration=read.calibration(inputs.recipe, inputs.calibration.device))
+    return read, inputs
 
 
 def _mirroring(training: Distillation | None, prepared: Prepared) -> tuple[Distillation | None, Prepared]:
