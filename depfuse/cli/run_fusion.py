@@ -31,7 +31,6 @@ from depfuse.renorm import chosen_method
 from depfuse.report import FusionReport, PathReport, Seconds
 from depfuse.teach.ask import label_weight
 from depfuse.teach.distil import Distillation
-from depfuse.teach.training_images import spared
 
 
 def run(request: Request, work: Work) -> FusionReport | PathReport:
@@ -167,7 +166,6 @@ def _calibration(recipe: Recipe, inputs: Inputs, wanted: bool = False) -> Loader
         batch_size=recipe.calibration.batch_size,
         device=inputs.device,
         seed=recipe.seed,
-        spare=spared(len(inputs.data.train)) if recipe.train.teaches else 0,
     )
     if processes.count() > len(loader):
         warnings.warn(

@@ -146,6 +146,13 @@ class Loader:
         """Restrict the loader to its samples from number `start` up to, not including, `end`."""
         return self._over(self.split.take(slice(start, end)))
 
+    def taking(self, numbers: Tensor) -> Loader:
+        """Restrict the loader to samples by number (n,), and leave it as it is otherwise."""
+        loader = copy.copy(self)
+        loader.images, loader._mirrorings = take_samples(self.images, numbers), {}
+        loader.labels = None if self.labels is None else self.labels[numbers.to(self.device)]
+        return loader
+
     def batches(self, start: int, end: int) -> Loader:
         """Restrict the loader to its batches from number `start` up to, not including, `end`.
 
@@ -287,13 +294,12 @@ def calibration_loader(
     device: torch.device | str = "cpu",
     seed: int = 0,
     room: float | None = None,
-    spare: int = 0,
 ) -> Loader:
     """Load `count` training images drawn at random without replacement, in a fixed order.
 
-    All images where there are fewer than `count`, but for the last `spare` ones of the order; no method that calibrates
-    reads the labels, of which only classes of images are kept. Of files, no more than take `room` bytes, by default a
-    quarter of the free memory, with a `DepfuseWarning`.
+    All images where there are fewer than `count`; no method that calibrates reads the labels, of which only classes of
+    images are kept. Of files, no more than take `room` bytes, by default a quarter of the free memory, with a
+    `DepfuseWarning`.
 
     Raises
     ------
@@ -305,7 +311,7 @@ def calibration_loader(
             f"{data.name} has only test images, and no method may see these: give training images as well, or the"
             " images of these alone, which are then divided"
         )
-    count = min(count, len(data.train) - spare, _room_for(data.train.images, count, room))
+    count = min(count, len(data.train), _room_for(data.train.images, count, room))
     if count < 2:
         few = f"{counted(count, 'calibration image')} {'is' if count == 1 else 'are'} too few for statistics"
         raise DataError(f"{few}: give at least 2, better 2000")

@@ -33,6 +33,7 @@ from depfuse.progress import ProgressLike, shown
 from depfuse.tasks.outputs import CLASSES
 from depfuse.tasks.selection import ScoresFunction, deselect
 from depfuse.teach.distil import Distillation
+from depfuse.teach.training_images import apart_from_judges
 
 
 @isolated()
@@ -77,7 +78,7 @@ def fuse(
         What the outputs mean, in the place of the recipe's `task`: classes, dense, multilabel, binary, regression,
         features, weighted or none.
     training
-        The images to distil, self-train or fine-tune on. Given for calibration too, its judges are not calibrated on.
+        The images to distil, self-train or fine-tune on. Those that judge the training are not calibrated on.
     progress
         Whether the progress is shown, with an estimate of the end where steps are counted: as a bar in a terminal,
         below the cell of a notebook, and as a line on standard error every 30 seconds elsewhere. By default it is
@@ -96,7 +97,7 @@ def fuse(
     """
     inputs, own = read_arguments(parents, recipe, calibration, call, scores, task)
     with shown(progress):
-        training, inputs = _read(training, inputs, call, calibration)
+        training, inputs = _read(training, inputs, call)
         prepared = Prepared.of(inputs)
         training, prepared = _mirroring(training, prepared)
         _check(training, prepared)
@@ -175,10 +176,8 @@ def match(
         return Aligned.of(Prepared.of(inputs))
 
 
-def _read(
-    training: Distillation | None, inputs: Inputs, call: Call | None, source: CalibrationLike | None
-) -> tuple[Distillation | None, Inputs]:
-    """Collect the training data, None where nothing is trained; calibrate apart from its judges if of one source.
+def _read(training: Distillation | None, inputs: Inputs, call: Call | None) -> tuple[Distillation | None, Inputs]:
+    """Collect the training data, None where nothing is trained, and calibrate on none of those that judge it.
 
     Raises `RecipeError` where there are none.
     """
@@ -189,8 +188,9 @@ def _read(
             "distil, self_training and finetune need the training images: give training=Distillation(data)"
         )
     read = training.read(inputs.parents.models[0], call)
-    if training.data is source and inputs.calibration is not None:
-        inputs = replace(inputs, calibration=read.calibration(inputs.recipe, inputs.calibration.device))
+    if inputs.recipe.train.teaches and inputs.calibration is not None:
+        apart = apart_from_judges(inputs.calibration, read.data, inputs.recipe.seed)
+        inputs = replace(inputs, calibration=apart)
     return read, inputs
 
 

@@ -24,14 +24,13 @@ from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.errors import ArchitectureError, DepfuseWarning
 from depfuse.networks.forward import Call
 from depfuse.progress import named
-from depfuse.recipe import Recipe
 from depfuse.recipe.sections import Train
 from depfuse.refit import NaturalGradientTraining, Schedule, Session
 from depfuse.tasks.outputs import CLASSES
 from depfuse.tasks.task import Task
 from depfuse.teach.labels_to_learn import labels_to_learn
 from depfuse.teach.self_training import Effect, SelfTraining
-from depfuse.teach.training_images import few_images, hold_out, known_labels, spared
+from depfuse.teach.training_images import few_images, hold_out, known_labels
 from depfuse.teach.units_of_numbers import in_their_unit
 from depfuse.train import EpochReport, Saving, TrainRecipe, fit
 from depfuse.train.interfaces import Labels
@@ -131,14 +130,6 @@ class Distillation:
             loader = as_loader(self.data, model, images=sys.maxsize, call=call, scored=True)
             self._collected.append(DataSet("the training data", (), loader.split, None, loader.preprocessing))
         return replace(self, data=self._collected[0])
-
-    def calibration(self, recipe: Recipe, device: torch.device | str) -> Loader:
-        """Draw the calibration images of a recipe from the same data, but for those that judge the training."""
-        wanted = recipe.calibration
-        spare = spared(len(self.data.train)) if recipe.train.teaches else 0
-        return calibration_loader(
-            self.data, wanted.images, batch_size=wanted.batch_size, device=device, seed=recipe.seed, spare=spare
-        )
 
     def mirroring(self, allowed: bool | None) -> Distillation:
         """Say whether the images and their mirror images mean the same."""

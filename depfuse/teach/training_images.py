@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from depfuse.data import DataSet, calibration_loader
+from depfuse.data.contents import are_among
 from depfuse.data.inputs import Ragged
 from depfuse.data.loader import Loader, calibration_order
 from depfuse.teach.self_training import KnownLabels
@@ -22,14 +23,16 @@ def few_images(data: DataSet, device: torch.device | str, seed: int) -> Loader:
     return calibration_loader(data, STATISTICS_IMAGES, device=device, seed=seed)
 
 
-def spared(count: int) -> int:
-    """Count the images that judge a training on `count` images, 0 where two cannot be spared.
+def apart_from_judges(calibration: Loader, data: DataSet, seed: int) -> Loader:
+    """Leave out of calibration the images that judge a training, however they came to be there.
 
-    They are the last that calibration draws. A network that is fitted to them as well is nearer to its teacher there
-    than anywhere else, and whatever it learns afterwards takes it further away.
+    A network that is fitted to them as well is nearer to its teacher there than anywhere else, and whatever it learns
+    afterwards takes it further away. All images are kept where all but one judge.
     """
-    held = min(HELD_MOST, round(HELD_SHARE * count))
-    return held if held > 1 else 0
+    if not _held(len(data.train)):
+        return calibration
+    others = torch.nonzero(~are_among(calibration, hold_out(data, calibration.device, seed)[1])).flatten()
+    return calibration.taking(others) if 1 < len(others) < calibration.count else calibration
 
 
 def hold_out(data: DataSet, device: torch.device | str, seed: int) -> tuple[DataSet, Loader]:
@@ -43,7 +46,7 @@ def hold_out(data: DataSet, device: torch.device | str, seed: int) -> tuple[Data
         Those held out; some of all where none are.
     """
     count = len(data.train)
-    held = spared(count)
+    held = _held(count)
     if not held:
         return data, few_images(data, device, seed)
     order = calibration_order(count, seed)
@@ -69,3 +72,9 @@ def known_labels(data: DataSet, left: int, seed: int, labelled: int) -> KnownLab
     kept = order[:left].sort().values if left < count else torch.arange(count)
     first = order[: min(labelled, left)]
     return KnownLabels(torch.searchsorted(kept, first), data.train.required_labels[first])
+
+
+def _held(count: int) -> int:
+    """Count the images that judge a training on `count` images, 0 where two cannot be spared."""
+    held = min(HELD_MOST, round(HELD_SHARE * count))
+    return held if held > 1 else 0
