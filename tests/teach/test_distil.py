@@ -77,23 +77,14 @@ def test_the_teacher_is_the_ensemble(parents, data):
 
 
 def test_streams_are_taught_where_the_parents_know_the_same(parents, data):
-    class Listener:
-        data = None
+    heard = []
 
-        def read(self, model, call):
-            return self
-
-        def mirroring(self, allowed):
-            return self
-
-        def check(self, model, task, settings):
-            self.streams = -1
-
+    class Listener(Distillation):
         def images(self, device, seed):
             return calibration_loader(data, 200)
 
         def train(self, model, teacher, settings, *, session, **_):
-            self.streams = 0 if session is None else len(session.streams.nodes)
+            heard.append(0 if session is None else len(session.streams.nodes))
             return Trained({})
 
     streams = {}
@@ -103,13 +94,10 @@ def test_streams_are_taught_where_the_parents_know_the_same(parents, data):
         ("one head", {"refit": "ridge", "refit_steps": 0}, None),
         ("other labels", {"refit": "ridge", "refit_steps": 0, "joint_head": "none"}, [range(10), range(5, 15)]),
     ):
-        training, template = (
-            Listener(),
-            None if sets is None else build_network("digits_resnet(width=0.5, classes=15)"),
-        )
-        recipe = Recipe(distil=1, calibration=200, **settings)
-        fuse(Parents(parents, labels=sets, template=template), recipe, calibration_loader(data, 200), training=training)
-        streams[name] = training.streams
+        template = None if sets is None else build_network("digits_resnet(width=0.5, classes=15)")
+        recipe, few = Recipe(distil=1, calibration=200, **settings), calibration_loader(data, 200)
+        fuse(Parents(parents, labels=sets, template=template), recipe, few, training=Listener(data))
+        streams[name] = heard[-1]
     assert streams == {"same": 2, "averaged": 0, "one head": 0, "other labels": 0}
 
 
