@@ -15,12 +15,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import _WeightNorm
-from torch.nn.utils.parametrize import ParametrizationList
 
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups
 from depfuse.groups.mixing import UNFIT, Fault, compared, not_taken, outputs_of
 from depfuse.groups.slots import Slot
+from depfuse.networks.computed_weights import WEIGHT_NORM, computed_weights
 from depfuse.networks.copying import evaluation_copy, fit_example
 from depfuse.networks.forward import Example
 from depfuse.networks.resizing import resize
@@ -173,11 +172,8 @@ def spread(model: nn.Module, sources: Mapping[Axis, Tensor]) -> dict[str, Tensor
 def _divisors(model: nn.Module) -> set[Axis]:
     """Find axes along which entries are divided by, and may not be zero: variances, and directions of weight norm."""
     axes = {(key, 0) for key in model.state_dict() if key.endswith("running_var")}
-    for name, module in model.named_modules():
-        if isinstance(module, ParametrizationList) and isinstance(module[0], _WeightNorm):
-            direction = module.original1
-            assert isinstance(direction, Tensor)
-            axes.add((f"{name}.original1", module[0].dim % direction.dim()))
+    for norm, (_, direction) in computed_weights(model, WEIGHT_NORM):
+        axes.add((direction, norm.dim % model.state_dict()[direction].dim()))
     return axes
 
 

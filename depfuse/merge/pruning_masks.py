@@ -7,18 +7,13 @@ where it should count half. So products are averaged, and the child keeps what a
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn.utils.prune import BasePruningMethod
+
+from depfuse.networks.computed_weights import PRUNED, computed_weights
 
 
 def pruned_weights(model: nn.Module) -> dict[str, str]:
     """Map the state-dict key of each pruned weight to that of its mask."""
-    found = {}
-    for name, module in model.named_modules():
-        for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, BasePruningMethod):
-                key = f"{name}.{hook._tensor_name}" if name else hook._tensor_name
-                found[f"{key}_orig"] = f"{key}_mask"
-    return found
+    return {weight: mask for _, (weight, mask) in computed_weights(model, PRUNED)}
 
 
 def masked(state: dict[str, Tensor], pruned: dict[str, str]) -> dict[str, Tensor]:

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import _SpectralNorm
-from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
+
+from depfuse.networks.computed_weights import SPECTRAL_NORM, computed_weights
 
 
 @dataclass(frozen=True)
@@ -88,14 +87,8 @@ def _largest(matrix: Tensor) -> float:
 
 
 def _norms(model: nn.Module) -> Iterator[_Norm]:
-    """List the spectral norms by torch's parametrisation and by its older hook."""
-    for name, module in model.named_modules():
-        prefix = f"{name}." if name else ""
-        if isinstance(module, ParametrizationList) and len(module) == 1 and isinstance(module[0], _SpectralNorm):
-            own: Any = module[0]
-            if isinstance(getattr(own, "_u", None), Tensor):  # vectors have none: they are normalised exactly
-                yield _Norm(f"{prefix}original", f"{prefix}0._u", f"{prefix}0._v", own._reshape_weight_to_matrix)
-        for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, SpectralNorm):
-                key = prefix + hook.name
-                yield _Norm(f"{key}_orig", f"{key}_u", f"{key}_v", hook.reshape_weight_to_matrix)
+    stored = model.state_dict().keys()
+    for norm, (weight, left, right) in computed_weights(model, SPECTRAL_NORM):
+        if left in stored:  # a vector is normalised exactly
+            matrix = norm.reshape_weight_to_matrix if isinstance(norm, SpectralNorm) else norm._reshape_weight_to_matrix
+            yield _Norm(weight, left, right, matrix)

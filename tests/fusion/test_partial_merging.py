@@ -266,6 +266,11 @@ def weight_normed() -> nn.Module:
     return nn.utils.parametrizations.weight_norm(nn.Conv2d(12, 12, 3, padding=1))
 
 
+def weight_normed_by_a_hook() -> nn.Module:
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        return nn.utils.weight_norm(nn.Conv2d(12, 12, 3, padding=1))
+
+
 ORDER = torch.tensor([3, 1, 4, 0, 5, 9, 2, 6, 8, 7, 11, 10])
 # Name -> what is done in the middle, its layer, and how many channels come out.
 EXACT = {
@@ -276,6 +281,7 @@ EXACT = {
     "instance norm": (lambda layer, x: layer(x), lambda: nn.InstanceNorm2d(12, affine=True), 12),
     "depthwise": (lambda layer, x: layer(x).relu(), lambda: nn.Conv2d(12, 12, 3, padding=1, groups=12), 12),
     "weight norm": (lambda layer, x: layer(x).relu(), weight_normed, 12),
+    "hooked weight norm": (lambda layer, x: layer(x).relu(), weight_normed_by_a_hook, 12),
     "slopes": (lambda layer, x: layer(x - 0.5), lambda: nn.PReLU(12), 12),
 }
 REFUSED = {
