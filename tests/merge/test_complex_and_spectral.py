@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from depfuse import Recipe, fuse
+from depfuse import Recipe, find_groups, fuse
 from depfuse.errors import RecipeError
 
 MERGED_ONLY = {"refit": "none", "renorm": "none"}
@@ -140,3 +140,22 @@ def test_pruned_weights_are_averaged_as_they_are_computed_with() -> None:
     assert set(child[0].weight_mask.unique().tolist()) == {0.0, 1.0}
     alone = fuse([first, second], {**MERGED_ONLY, "align.allow_fixed": True, "merge.weights": (0.0, 1.0)}, IMAGES).child
     torch.testing.assert_close(alone(IMAGES), second(IMAGES))
+
+
+def test_masks_of_pruned_weights_are_permuted_with_them() -> None:
+    def pruned() -> nn.Module:
+        layers = [nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        for place in (0, 2):
+            prune.random_unstructured(layers[place], "weight", 0.5)
+        return nn.Sequential(*layers)
+
+    first = pair(pruned)[0]
+    groups = find_groups(first, IMAGES)
+    second = copy.deepcopy(first)
+    state = second.state_dict()
+    for group in groups.free:
+        state = group.permute(state, torch.tensor([3, 1, 5, 0, 2, 4]))
+    second.load_state_dict(state)
+    child = fuse([first, second], {**MERGED_ONLY, "align.criterion": "weights"}, IMAGES).child
+    torch.testing.assert_close(child(IMAGES), first(IMAGES), rtol=1e-4, atol=1e-5)
+    assert torch.equal(child[2].weight_mask, first[2].weight_mask)

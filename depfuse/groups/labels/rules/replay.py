@@ -14,6 +14,7 @@ from depfuse.groups.labels.rules.operations import ENTRY_BY_ENTRY, RESHAPES, SUM
 from depfuse.groups.reasons import CHOSEN, CONSTANT, TOUCHES_OUTPUT
 from depfuse.groups.tracing.depgraph import Trace
 from depfuse.groups.tracing.overwrites import Region
+from depfuse.networks.computed_weights import PRUNED, computed_weights
 
 Operands = list["Labels | None"]
 Rule = Callable[["Replay", Any, Operands], "list[Labels]"]
@@ -60,6 +61,7 @@ class Replay:
         self.leaves: dict[int, Labels] = {}
         self._grouped = _grouped_weights(trace)
         self.tensors = {id(tensor): tensor for tensor in trace.tensors.values()}
+        self._masks = {id(trace.tensors[keys[1]]) for _, keys in computed_weights(trace.modules[""], PRUNED)}
 
     def run(self) -> None:
         """Apply the rule of every operation, then pin the outputs, and what indices stand for."""
@@ -120,6 +122,8 @@ class Replay:
 
     def _is_constant(self, tensor: Tensor) -> bool:
         """Tell whether a tensor is no state of the network (a non-persistent buffer), or an untrained table."""
+        if id(tensor) in self._masks:
+            return False
         table = not isinstance(tensor, nn.Parameter) and sum(size > 1 for size in tensor.shape) > 1
         return table or not self.trace.leaves[id(tensor)]
 
