@@ -53,7 +53,7 @@ class Aggregated:
     used
         Numbers of the clients that it was made of, from 0.
     left_out
-        Number of a client -> why its network was not used.
+        Number of a client -> a sentence that names it and why its network was not used.
     shares
         The share of each client that was used.
     worth
@@ -61,6 +61,8 @@ class Aggregated:
         empty without these.
     result
         The fusion; None where only one client was left.
+    names
+        What all clients are called.
     """
 
     model: nn.Module
@@ -69,6 +71,7 @@ class Aggregated:
     shares: tuple[float, ...]
     worth: Mapping[int, Agreement]
     result: FusionResult | None
+    names: Sequence[str]
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -77,14 +80,10 @@ class Aggregated:
 
     def __str__(self) -> str:
         lines = [
-            f"client {number}: share {share:.2f}{self._worth_of(number)}"
+            f"client {self.names[number]}: share {share:.2f}{self._worth_of(number)}"
             for number, share in zip(self.used, self.shares, strict=True)
         ]
-        left_out = [
-            f"client {number} left out: {why.removeprefix(f'client {number}: ')}"
-            for number, why in self.left_out.items()
-        ]
-        return "\n".join([*lines, *left_out])
+        return "\n".join([*lines, *(f"left out: {why}" for why in self.left_out.values())])
 
     def _worth_of(self, number: int) -> str:
         if number not in self.worth:
@@ -95,7 +94,7 @@ class Aggregated:
 
 def aggregate(
     network: nn.Module | Callable[[int], nn.Module],
-    states: Sequence[State],
+    states: Sequence[State] | Mapping[str, State],
     batches: CalibrationLike | None = None,
     *,
     counts: Sequence[float] | None = None,
@@ -112,7 +111,8 @@ def aggregate(
         A network of the clients' architecture, which is left as it is; or what builds that of a client by its number,
         from 0, where their outputs differ.
     states
-        What each client sent: a state dict, or its arrays in that order, with or without BatchNorm's counters.
+        What each client sent: a state dict, or its arrays in that order, with or without BatchNorm's counters; or that
+        by the name of the client, by which it is called then, and not by its number.
     batches
         Unlabelled samples of the server, anything that `fuse` takes for calibration. Where None, clients are matched by
         weights and statistics are rescaled without data, which loses much.
@@ -137,20 +137,21 @@ def aggregate(
     check_builder("network", network)
     if template is not None:
         check_builder("template", template)
-    states = _check_sent(states)
-    _check_numbers(states, counts, labels)
+    called, sent = _check_sent(states)
+    _check_numbers(sent, counts=counts, labels=labels)
     settings = as_recipe(recipe if recipe is not None or batches is not None else WITHOUT_DATA)
     if settings.merge.weights is not None:
         raise RecipeError("`merge.weights` is set: shares follow from the clients' counts, leave one of them out")
     samples: Loader | None = None
     models: dict[int, nn.Module] = {}
     left_out: dict[int, str] = {}
-    for number, state in enumerate(states):
+    for number, state in enumerate(sent):
         model = copy.deepcopy(network) if isinstance(network, nn.Module) else _built("network", network, number)
+        sender = f"client {called[number]}"
         try:
             if counts is not None:
-                _check_count(counts[number])
-            _load(model, state, number)
+                _check_count(counts[number], sender)
+            _load(model, state, sender)
         except DepfuseError as error:
             left_out[number] = str(error)
             continue
@@ -160,17 +161,17 @@ def aggregate(
         samples = read_calibration(first, settings, batches)
     for number in list(models):
         if not gives_finite_outputs(models[number], samples, example):
-            left_out[number] = f"client {number} gives NaN or infinite outputs"
+            left_out[number] = f"client {called[number]} gives NaN or infinite outputs"
             del models[number]
     if not models:
-        why = [_named(text, number) for number, text in sorted(left_out.items())]
+        why = [text for _, text in sorted(left_out.items())]
         more = f"; and so on for {len(why) - SAID:,} more" if len(why) > SAID else ""
         raise DataError(f"no client sent a usable network: {'; '.join(why[:SAID]) or 'there is none'}{more}")
     used = tuple(models)
     weights = [1.0 if counts is None else float(counts[number]) for number in used]
     shares = tuple(weight / sum(weights) for weight in weights)
     if len(models) == 1:
-        return Aggregated(models[used[0]], used, left_out, shares, {}, None)
+        return Aggregated(models[used[0]], used, left_out, shares, {}, None, called)
     sets = None if labels is None else [labels[number] for number in used]
     whole = None
     if sets is not None and template is not None:
@@ -181,7 +182,7 @@ def aggregate(
         settings.changed({"merge.weights": list(shares)}),
         samples,
     )
-    return Aggregated(result.child, used, left_out, shares, _worth(result, used), result)
+    return Aggregated(result.child, used, left_out, shares, _worth(result, used), result, called)
 
 
 def check_builder(name: str, given: object) -> None:
@@ -202,53 +203,52 @@ def _built(name: str, builder: Callable[[int], nn.Module], number: int) -> nn.Mo
     return found
 
 
-def _check_sent(states: object) -> Sequence[State]:
-    """List what the clients sent; raise `DataError` where it is no list of that."""
+def _check_sent(states: object) -> tuple[list[str], list[State]]:
+    """List clients and what they sent; raise `DataError` where it is no list of that."""
+    if (
+        isinstance(states, Mapping)
+        and states
+        and all(isinstance(own, (Mapping, list, tuple)) for own in states.values())
+    ):
+        return list(map(str, states)), list(states.values())
     if isinstance(states, (Tensor, np.ndarray, nn.Module, Mapping, str, bytes)) or not isinstance(states, Iterable):
         raise DataError(
             f"the states are a {type(states).__name__}: give a list of what each client sent, state dicts or lists of"
             " arrays; arguments are in the order network, states, batches"
         )
-    return list(states)
+    sent = list(states)
+    return [str(number) for number in range(len(sent))], sent
 
 
-def _check_count(count: object) -> None:
+def _check_count(count: object, sender: str) -> None:
     """Raise `DataError` unless a client's number of samples is one."""
     number = isinstance(count, (int, float, np.number)) or (isinstance(count, Tensor) and count.numel() == 1)
     if not number or not (math.isfinite(float(count)) and float(count) > 0):  # type: ignore[arg-type]
-        raise DataError(f"it trained on {count} samples")
+        raise DataError(f"{sender} trained on {count} samples")
 
 
-def _check_numbers(
-    states: Sequence[State], counts: Sequence[float] | None, labels: Sequence[Sequence[int]] | None
-) -> None:
-    for name, given in (("counts", counts), ("labels", labels)):
+def _check_numbers(states: Sequence[State], **of_each: Sequence[Any] | None) -> None:
+    for name, given in of_each.items():
         if given is not None and (isinstance(given, (Mapping, str)) or not hasattr(given, "__len__")):
             raise DataError(f"`{name}` is of type {type(given).__name__}: give a list with an entry for each client")
         if given is not None and len(given) != len(states):
             raise DataError(f"`{name}` has {len(given)} entries for {len(states)} clients: give one for each")
 
 
-def _load(model: nn.Module, state: State, number: int) -> None:
+def _load(model: nn.Module, state: State, sender: str) -> None:
     """Put what a client sent into a network; all of it must fit."""
-    sender = Path(f"client {number}")
     if not isinstance(state, (Mapping, Sequence)) or isinstance(state, (str, bytes)):
         raise DataError(f"{sender} sent a {type(state).__name__}: a state dict or a list of arrays is wanted")
     named = state if isinstance(state, Mapping) else _in_order(state, list(model.state_dict()), sender)
     loaded = {str(name): _tensor(value, sender) for name, value in named.items()}
-    weights = find_weights(sender, loaded)
+    weights = find_weights(Path(sender), loaded)
     tensors = weights.tensors()
     if (found := negative_variances(tensors)) is not None:
         raise DataError(f"{sender} has {found}")
-    load_into(model, Checkpoint(sender, tensors, None, state_digest(tensors), weights=weights))
+    load_into(model, Checkpoint(Path(sender), tensors, None, state_digest(tensors), weights=weights))
 
 
-def _named(why: str, number: int) -> str:
-    """Say which client was left out, once."""
-    return why if why.startswith(f"client {number}") else f"client {number}: {why}"
-
-
-def _in_order(arrays: Sequence[Any], names: Sequence[str], sender: Path) -> dict[str, Any]:
+def _in_order(arrays: Sequence[Any], names: Sequence[str], sender: str) -> dict[str, Any]:
     """Name arrays in the order of a state dict, with or without the counters of BatchNorm."""
     without = [name for name in names if not name.endswith(COUNTER)]
     for known in (names, without):
@@ -259,7 +259,7 @@ def _in_order(arrays: Sequence[Any], names: Sequence[str], sender: Path) -> dict
     )
 
 
-def _tensor(value: Any, sender: Path) -> Tensor:
+def _tensor(value: Any, sender: str) -> Tensor:
     try:
         return value.detach() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
     except (TypeError, ValueError) as error:

@@ -21,6 +21,7 @@ from depfuse.data.label_shares import read_classes
 from depfuse.errors import DataError, DepfuseError
 from depfuse.fusion.arguments import CalibrationLike, RecipeLike
 from depfuse.integrations.federated import Aggregated, aggregate, check_builder
+from depfuse.integrations.head_sizes import build_with, sizes_of, takes_a_size, usual_size
 from depfuse.networks.forward import Example
 
 if TYPE_CHECKING or find_spec("flwr") is not None:
@@ -46,8 +47,8 @@ class FuseOnce(FedAvg):  # type: ignore[misc]
     Parameters
     ----------
     network
-        A network of the clients' architecture; or, where they know different classes, what builds one with so many
-        outputs.
+        A network of the clients' architecture; or a class or function that builds one with so many outputs: as many as
+        a client says labels, or, where none does, as most clients sent.
     batches, recipe, example
         See `depfuse.integrations.federated.aggregate`.
     **flower
@@ -68,10 +69,12 @@ class FuseOnce(FedAvg):  # type: ignore[misc]
         example: Example | None = None,
         **flower: Any,
     ) -> None:
-        if not isinstance(network, type):
+        if not (isinstance(network, type) and issubclass(network, nn.Module)):
             check_builder("network", network)
         super().__init__(**flower)
-        self._network, self._batches, self._recipe, self._example = network, batches, recipe, example
+        fixed = not isinstance(network, nn.Module) and not takes_a_size(network)
+        self._network = network() if fixed else network  # type: ignore[call-arg]
+        self._batches, self._recipe, self._example = batches, recipe, example
         self.aggregated: Aggregated | None = None
 
     def __repr__(self) -> str:
@@ -88,19 +91,21 @@ class FuseOnce(FedAvg):  # type: ignore[misc]
 
         sent = sorted(results, key=lambda result: str(result[0].cid))  # the same child whoever answers first
         known, without = labels_of([answer.metrics or {} for _, answer in sent])
-        for number, why in without.items():
-            log(logging.WARNING, "client %s is left out: it %s", sent[number][0].cid, why)
-        sent = [own for number, own in enumerate(sent) if number not in without]
-        labels = list(known.values()) or None
-        outputs = [len(own) for own in labels or ()]
+        arrays = [parameters_to_ndarrays(answer.parameters) for _, answer in sent]
         try:
+            without |= self._of_other_sizes(known, arrays)
+            for number, why in without.items():
+                log(logging.WARNING, "left out: client %s %s", sent[number][0].cid, why)
+            sent, arrays = ([own for n, own in enumerate(each) if n not in without] for each in (sent, arrays))
+            labels = [own for number, own in known.items() if number not in without] or None
+            network, template = self._networks(labels, arrays)
             found = aggregate(
-                self._network if labels is None else lambda number: self._built(outputs[number]),
-                [parameters_to_ndarrays(answer.parameters) for _, answer in sent],
+                network,
+                {proxy.cid: own for (proxy, _), own in zip(sent, arrays, strict=True)},
                 self._batches,
                 counts=[answer.num_examples for _, answer in sent],
-                labels=labels,
-                template=None if labels is None else self._built,
+                labels=None if template is None else labels,
+                template=template,
                 recipe=self._recipe,
                 example=self._example,
             )
@@ -108,21 +113,50 @@ class FuseOnce(FedAvg):  # type: ignore[misc]
             log(logging.WARNING, "round %s gives no network: %s", server_round, error)
             return None, {}
         self.aggregated = found
-        for number, why in found.left_out.items():
-            log(logging.WARNING, "client %s is left out: %s", sent[number][0].cid, why)
+        for why in found.left_out.values():
+            log(logging.WARNING, "left out: %s", why)
         metrics: dict[str, Any] = {"clients": len(found.used), "left_out": len(found.left_out) + len(without)}
-        if found.result is not None and found.result.parent_labels is not None:
-            metrics["labels"] = ",".join(map(str, found.result.parent_labels.joint))
+        if labels is not None:
+            sets = None if found.result is None else found.result.parent_labels
+            metrics["labels"] = ",".join(map(str, labels[found.used[0]] if sets is None else sets.joint))
         metrics |= {f"agreement of {sent[number][0].cid}": own.ensemble for number, own in found.worth.items()}
         return ndarrays_to_parameters([np.asarray(tensor.cpu()) for tensor in found.state.values()]), metrics
 
-    def _built(self, outputs: int) -> nn.Module:
-        """Build a network with so many outputs."""
-        if isinstance(self._network, nn.Module):
+    def _of_other_sizes(
+        self, known: Mapping[int, Sequence[int]], arrays: Sequence[Sequence[np.ndarray]]
+    ) -> dict[int, str]:
+        """Find the clients whose networks have another number of outputs than they say labels."""
+        if isinstance(self._network, nn.Module) or not known:
+            return {}
+        sizes = sizes_of(self._network, arrays)
+        return {
+            number: f"says {len(labels)} labels, and its network has {sizes[number]} outputs: say the label of each"
+            for number, labels in known.items()
+            if sizes[number] not in (None, len(labels))
+        }
+
+    def _networks(
+        self, labels: Sequence[Sequence[int]] | None, arrays: Sequence[Sequence[np.ndarray]]
+    ) -> tuple[nn.Module | Callable[[int], nn.Module], Callable[[int], nn.Module] | None]:
+        """Find what the clients' networks are, and what builds one of all labels where these differ."""
+        own = self._network
+        if not arrays:
+            raise DataError("no client is left")
+        if isinstance(own, nn.Module):
+            if labels is not None and any(each != labels[0] for each in labels):
+                raise DataError(
+                    "clients know different classes: the strategy's network has to be what builds one with so many"
+                    " outputs"
+                )
+            return own, None
+        if labels is not None:
+            return lambda number: build_with(own, len(labels[number])), lambda outputs: build_with(own, outputs)
+        outputs = usual_size(sizes_of(own, arrays))
+        if outputs is None:
             raise DataError(
-                "clients know different classes: the strategy's network has to be what builds one with so many outputs"
+                "no client sent a network that the strategy's function builds, with whatever number of outputs"
             )
-        return self._network(outputs)
+        return build_with(own, outputs), None
 
 
 def labels_of(said: Sequence[Mapping[str, Any]]) -> tuple[dict[int, list[int]], dict[int, str]]:

@@ -94,8 +94,15 @@ def test_who_sends_something_else_is_left_out() -> None:
     assert "client 2 does not fit" in found.left_out[2]
     assert found.left_out[3] == "client 3 sent 36 arrays: the network has 38, 32 of them no counters"
     assert found.left_out[4] == "client 4 sent a str: a state dict or a list of arrays is wanted"
-    assert found.left_out[6] == "it trained on nan samples"
-    assert "client 4 left out: client 4 sent a str" in str(found)
+    assert found.left_out[6] == "client 6 trained on nan samples"
+    assert "left out: client 4 sent a str" in str(found)
+
+
+def test_clients_with_names_are_called_by_them() -> None:
+    good = [client(seed).state_dict() for seed in (0, 1)]
+    found = aggregate(client(5), {"north": good[0], "south": arrays(good[1]), "west": []}, IMAGES, recipe=FAST)
+    assert str(found).startswith("client north: share 0.50, ")
+    assert "left out: client west sent 0 arrays" in str(found)
 
 
 def test_one_client_alone_is_kept_as_it_is() -> None:
@@ -184,7 +191,7 @@ def test_shares_come_from_counts_and_are_not_overridden_in_silence() -> None:
 
 
 def test_the_sentence_of_a_round_without_a_network_names_each_client_once() -> None:
-    with pytest.raises(DataError, match="client 0: it trained on 0 samples; client 1 sent a str"):
+    with pytest.raises(DataError, match="client 0 trained on 0 samples; client 1 sent a str"):
         aggregate(client(5), [client(0).state_dict(), "weights"], IMAGES, counts=[0, 1])
 
 
@@ -217,7 +224,7 @@ def test_the_name_stands_in_the_package() -> None:
         ({"states": {}}, "the states are a dict: give a list"),
         ({"states": list(IMAGES)}, "client 4 sent a Tensor: .*; and so on for 91 more$"),
         ({"counts": 5}, "`counts` is of type int: give a list"),
-        ({"counts": ["a", None]}, "client 0: it trained on a samples; client 1: it trained on None samples"),
+        ({"counts": ["a", None]}, "client 0 trained on a samples; client 1 trained on None samples"),
         ({"template": "x"}, "`template` is a str: give a network"),
     ],
 )

@@ -138,3 +138,82 @@ def test_clients_of_different_classes_get_a_child_of_all(settings: dict[str, obj
     assert metrics["labels"] == "0,1,2,3"
     assert flwr.common.parameters_to_ndarrays(fused)[-1].shape == (4,)
     assert FuseOnce(built(3), IMAGES, **settings).aggregate_fit(1, sent, []) == (None, {})
+
+
+def built(outputs: int) -> torch.nn.Module:
+    torch.manual_seed(outputs)
+    return build_network("digits_resnet(width=0.5)", classes=outputs)
+
+
+class Named(torch.nn.Module):
+    def __init__(self, width: int = 8, num_classes: int = 2) -> None:
+        super().__init__()
+        self.body, self.norm = torch.nn.Conv2d(1, width, 3), torch.nn.BatchNorm2d(width)
+        self.head = torch.nn.Linear(width, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.body(images)).relu().mean((2, 3)))
+
+
+def sent_by(networks: list[torch.nn.Module], said: list[str | None]) -> list[tuple[object, object]]:
+    answers = [
+        answer(f"of-{n}", [tensor.numpy() for tensor in own.state_dict().values()], 10)
+        for n, own in enumerate(networks)
+    ]
+    for (_, result), labels in zip(answers, said, strict=True):
+        result.metrics = {} if labels is None else {"labels": labels}
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("network", "sent"),
+    [
+        (lambda outputs: built(outputs), [built(4), built(4), built(3)]),
+        (Named, [Named(num_classes=4), Named(num_classes=4), Named(num_classes=3)]),
+        (lambda: built(4), [built(4), built(4), built(3)]),
+    ],
+    ids=["function", "class", "function without arguments"],
+)
+def test_what_builds_a_network_has_as_many_outputs_as_most_clients_sent(
+    settings: dict[str, object], network: object, sent: list[torch.nn.Module]
+) -> None:
+    from depfuse.integrations.flower import FuseOnce
+
+    strategy = FuseOnce(network, IMAGES, **settings)
+    fused, metrics = strategy.aggregate_fit(1, sent_by(sent, [None] * 3), [])
+    assert metrics["clients"] == 2
+    assert "labels" not in metrics
+    assert flwr.common.parameters_to_ndarrays(fused)[-1].shape == (4,)
+    assert "left out: client of-2 does not fit" in str(strategy.aggregated)
+    assert str(strategy.aggregated).startswith("client of-0: share 0.50")
+
+
+@pytest.mark.parametrize("network", [built, built(3)], ids=["function", "network"])
+def test_clients_that_all_say_the_same_labels_are_fused_as_those_that_say_none(
+    settings: dict[str, object], network: object
+) -> None:
+    from depfuse.integrations.flower import FuseOnce
+
+    strategy = FuseOnce(network, IMAGES, **settings)
+    fused, metrics = strategy.aggregate_fit(1, sent_by([built(3), built(3)], ["5-7", "5-7"]), [])
+    assert metrics["labels"] == "5,6,7"
+    assert flwr.common.parameters_to_ndarrays(fused)[-1].shape == (3,)
+
+
+def test_who_says_fewer_labels_than_it_has_outputs_is_left_out(
+    settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from depfuse.integrations.flower import FuseOnce
+
+    said: list[str] = []
+    monkeypatch.setattr("flwr.common.logger.log", lambda level, text, *values: said.append(text % values))
+    sent = sent_by([built(3), built(2), built(10)], ["0-2", "3,4", "5-9"])
+    _, metrics = FuseOnce(built, IMAGES, **settings).aggregate_fit(1, sent, [])
+    assert (metrics["labels"], metrics["left_out"]) == ("0,1,2,3,4", 1)
+    assert said == [
+        "left out: client of-2 says 5 labels, and its network has 10 outputs: say the label of each",
+    ]
+    assert FuseOnce(built(2), IMAGES, **settings).aggregate_fit(1, sent_by([built(2)], ["many"]), []) == (None, {})
+    assert said[-1] == "round 1 gives no network: no client is left"
+    with pytest.raises(Exception, match="`network` is the class list"):
+        FuseOnce(list, IMAGES, **settings)
