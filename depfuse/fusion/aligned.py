@@ -17,7 +17,7 @@ from depfuse.fusion.widths import WidthMatch, Widths
 from depfuse.groups import ChannelGroups, find_groups, prove_groups
 from depfuse.groups.coverage import check_followed
 from depfuse.recipe import Recipe
-from depfuse.renorm import has_batch_norm
+from depfuse.renorm import has_running_statistics
 from depfuse.renorm.folding import fold
 from depfuse.tasks.selection import whole_outputs
 
@@ -81,7 +81,7 @@ class Aligned:
             if widths is not None:
                 width_match, unmatched = widths.match(calibration), widths.unmatched()
                 models = width_match.models
-            folded = recipe.align.solver.folds and has_batch_norm(models[0])
+            folded = recipe.align.solver.folds and has_running_statistics(models[0])
             if folded:
                 reference = recipe.align.target if width_match is None else width_match.reference
                 models, groups = fold(models, groups, start.input, models[reference])

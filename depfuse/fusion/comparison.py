@@ -31,7 +31,7 @@ from depfuse.networks.copying import unwrap
 from depfuse.networks.isolation import isolated
 from depfuse.progress import ProgressLike, shown
 from depfuse.refit import refit_heads
-from depfuse.renorm import has_batch_norm
+from depfuse.renorm import has_running_statistics
 from depfuse.tasks.selection import selected
 from depfuse.teach.distil import Distillation
 
@@ -224,7 +224,7 @@ class Rivals:
 
 def make_rivals(result: FusionResult, training: Distillation | None) -> Rivals:
     """Make the networks that a child is compared with, beside its parents."""
-    possible = result.calibration is not None and has_batch_norm(result.parents[0])
+    possible = result.calibration is not None and has_running_statistics(result.parents[0])
     averages = [
         naive_child(result, result.ensemble.shares, renorm) for renorm in ("none", "reset")[: 2 if possible else 1]
     ]

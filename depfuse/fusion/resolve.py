@@ -34,7 +34,7 @@ from depfuse.recipe import Recipe
 from depfuse.recipe.reads import is_read
 from depfuse.recipe.refits import AutoRefit
 from depfuse.refit import can_be_refitted
-from depfuse.renorm import has_batch_norm
+from depfuse.renorm.reset import BATCH_NORM
 from depfuse.tasks.task import Task
 from depfuse.teach.teachers import Teachers
 
@@ -250,7 +250,7 @@ def _unsuited(model: nn.Module, images: Loader) -> str:
 def _kind(model: nn.Module) -> str:
     """Name the kind of a network that is refitted: by its layers, and what normalises them."""
     kinds = {type(module) for module in model.modules()}
-    norms = ["BatchNorm"] if has_batch_norm(model) else []
+    norms = ["BatchNorm"] if any(issubclass(kind, BATCH_NORM) for kind in kinds) else []
     norms += sorted({norm.__name__ for norm in OTHER_NORMS for kind in kinds if issubclass(kind, norm)})
     convolutional = any(issubclass(kind, CONVOLUTIONS) for kind in kinds)
     return f"{'convolutional ' * convolutional}networks with {' and '.join(norms) or 'no normalisation'}"

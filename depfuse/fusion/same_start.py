@@ -14,7 +14,7 @@ from depfuse.ensemble.distance import EnsembleDistance
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.networks.real_state import as_real
-from depfuse.renorm import has_batch_norm, renormalise
+from depfuse.renorm import has_running_statistics, renormalise
 from depfuse.tasks.task import Task
 
 COSINE = 0.3  # of the weights; those of networks with different starts are about 0
@@ -63,7 +63,7 @@ def share_a_start(
             tensor.copy_(_mean([state[key] for state in states], shares))
     if agrees(average):
         return True
-    if not has_batch_norm(average):
+    if not has_running_statistics(average):
         return False
     renormalise(average, "reset", split.statistics)
     return agrees(average)

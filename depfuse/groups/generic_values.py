@@ -30,6 +30,7 @@ from depfuse.networks.running import evaluating, float_tensors, removing
 from depfuse.progress import work
 from depfuse.text import first_line
 
+INSTANCE_NORM = nn.modules.instancenorm._InstanceNorm
 IMAGES = 2  # different inputs: a network may mix them
 PART = 2**16  # entries that are made generic at once
 SMALL = 0.1  # a vector whose entries are all smaller is brought to the size of 0.5
@@ -187,7 +188,7 @@ class GenericNetwork:
         return self._with_statistics()
 
     def _with_statistics(self) -> tuple[list[Tensor], dict[str, tuple[float, float] | None]]:
-        """Run the network, and bring each BatchNorm's statistics near those of its inputs where it is first called.
+        """Run the network, and bring each norm's running statistics near those of its inputs where it is first called.
 
         So signals neither die out nor explode, and the outputs are those that the network has with these statistics.
         """
@@ -205,6 +206,8 @@ class GenericNetwork:
             assert isinstance(mean, Tensor)
             assert isinstance(variance, Tensor)
             with torch._C.DisableTorchFunction():  # what is asked here is nothing for the other modes
+                if isinstance(module, INSTANCE_NORM) and values.ndim == module._get_no_batch_dim():  # type: ignore[no-untyped-call]
+                    values = values[None]
                 values = values.transpose(0, 1).flatten(1) if values.ndim > 1 else values
                 # Of one place of two images, values may be alike by chance: their spread would enlarge rounding errors.
                 if values.shape[1] > IMAGES and (spread := values.var(1)).min() > 0.0:
@@ -216,7 +219,7 @@ class GenericNetwork:
         handles = [
             module.register_forward_pre_hook(set_statistics)
             for module in self._network.modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and isinstance(module.running_var, Tensor)
+            if isinstance(module, nn.modules.batchnorm._NormBase) and isinstance(module.running_var, Tensor)
         ]
         with removing(handles):
             return self.run(), before

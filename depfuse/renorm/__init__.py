@@ -3,11 +3,11 @@
 from depfuse.renorm.data_free import rescale_by_norms
 from depfuse.renorm.registry import chosen_method, renormalise
 from depfuse.renorm.repair import repair
-from depfuse.renorm.reset import has_batch_norm, reset_batch_norm, reset_keeping_function, untracked_statistics
+from depfuse.renorm.reset import has_running_statistics, reset_batch_norm, reset_keeping_function, untracked_statistics
 
 __all__ = [
     "chosen_method",
-    "has_batch_norm",
+    "has_running_statistics",
     "renormalise",
     "repair",
     "rescale_by_norms",

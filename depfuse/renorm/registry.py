@@ -14,7 +14,7 @@ from depfuse.merge.aligned import AlignedParents
 from depfuse.networks.copying import evaluation_copy
 from depfuse.networks.isolation import check_changeable, undisturbed
 from depfuse.recipe.renorms import RENORMS, renorm_facts
-from depfuse.renorm.reset import has_batch_norm
+from depfuse.renorm.reset import has_running_statistics
 
 
 def chosen_method(method: str, model: nn.Module) -> str:
@@ -26,10 +26,10 @@ def chosen_method(method: str, model: nn.Module) -> str:
         The method is not known, or is `reset` for a network that has no BatchNorm.
     """
     if method == "auto":
-        return "reset" if has_batch_norm(model) else "none"
+        return "reset" if has_running_statistics(model) else "none"
     if method not in RENORMS:
         raise RecipeError(f"renorm {method} is not known: choose from {', '.join(RENORMS)}")
-    if method == "reset" and not has_batch_norm(model):
+    if method == "reset" and not has_running_statistics(model):
         raise RecipeError(
             f"renorm reset has nothing to reset: {type(model).__name__} has no BatchNorm with running statistics; "
             "choose renorm repair, data-free or none"

@@ -1,4 +1,4 @@
-"""BatchNorm statistics recomputed on the merged network's own activations."""
+"""Running statistics recomputed on the merged network's own activations."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from depfuse.networks.running import Hook, evaluating, hooked
 from depfuse.progress import work
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
+WITH_STATISTICS = nn.modules.batchnorm._NormBase  # BatchNorm and InstanceNorm
 AT_ONCE = 250  # images per batch of statistics; those of fewer are far from the statistics of all
 Statistics = dict[str, list[Tensor]]  # name of a layer -> count, two sums (C,), float64
 
 
-def _tracked(model: nn.Module, unchanged: Collection[str] = ()) -> dict[str, nn.modules.batchnorm._BatchNorm]:
+def _tracked(model: nn.Module, unchanged: Collection[str] = ()) -> dict[str, nn.modules.batchnorm._NormBase]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, BATCH_NORM) and module.running_mean is not None and name not in unchanged
+        if isinstance(module, WITH_STATISTICS) and module.running_mean is not None and name not in unchanged
     }
 
 
-def has_batch_norm(model: nn.Module) -> bool:
-    """Tell whether the network has BatchNorm layers with running statistics."""
+def has_running_statistics(model: nn.Module) -> bool:
+    """Tell whether the network has BatchNorm layers, or InstanceNorm layers, with running statistics."""
     return bool(_tracked(model))
 
 
@@ -42,7 +43,7 @@ def untracked_statistics(model: nn.Module) -> list[str]:
     return [
         f"{name}.{key}".removeprefix(".")
         for name, module in model.named_modules()
-        if not isinstance(module, nn.modules.batchnorm._NormBase)
+        if not isinstance(module, WITH_STATISTICS)
         for key, _ in module.named_buffers(recurse=False)
         if "running_mean" in key or "running_var" in key
     ]
@@ -52,8 +53,9 @@ def reset_batch_norm(model: nn.Module, loader: Loader, unchanged: Collection[str
     """Set every BatchNorm's running mean and variance to their cumulative mean over batches of all images.
 
     One forward pass with batch statistics in the BatchNorm layers only (dropout stays off), without momentum, in
-    batches of `AT_ONCE` images whatever the loader's are (Jordan et al. 2023, section 3: "reset"). Parameters and modes
-    stay as they were, and so do the statistics of layers that the pass does not reach (auxiliary heads) and of those
+    batches of `AT_ONCE` images whatever the loader's are (Jordan et al. 2023, section 3: "reset"). InstanceNorm layers
+    with running statistics get the mean of those of single images, as in training. Parameters and modes stay as they
+    were, and so do the statistics of layers that the pass does not reach (auxiliary heads) and of those
     named by `unchanged`.
 
     Raises
@@ -83,7 +85,7 @@ def reset_keeping_function(model: nn.Module, loader: Loader) -> None:
     Scale and shift compensate for the other mean and variance. Layers without both, and those that the images do not
     reach, stay as they were.
     """
-    layers = {name: layer for name, layer in _tracked(model).items() if layer.affine}
+    layers = {name: layer for name, layer in _tracked(model).items() if isinstance(layer, BATCH_NORM) and layer.affine}
     statistics = all_sum(_sums_of_inputs, loader, model, list(layers))
     with torch.no_grad():
         for name, layer in layers.items():

@@ -13,7 +13,7 @@ from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
 from depfuse.recipe.sections import Teach
-from depfuse.renorm import has_batch_norm
+from depfuse.renorm import has_running_statistics
 from depfuse.tasks.detection import Detection
 from depfuse.teach.joint_head import HeadFit, Read, can_have_joint_head, knowledge_differs, renewed, with_joint_head
 from depfuse.teach.side_by_side import with_heads_side_by_side
@@ -111,7 +111,7 @@ def prepare_teachers(
     if settings.labelled and dense:
         raise RecipeError("teach.labelled reads a label for each image, and maps have one at each place: leave it out")
     different = labels is not None or (learns and told_apart and knowledge_differs(models, calibration, dense=dense))
-    renewable = settings.renorm == "auto" and different and has_batch_norm(models[0]) and not recalled
+    renewable = settings.renorm == "auto" and different and has_running_statistics(models[0]) and not recalled
     renews = renewable or settings.renorm == "reset"
     if renews:
         models = renewed(models, statistics)
@@ -145,7 +145,7 @@ def _side_by_side(
             "one head is fitted to classes of images or of places, and detectors have theirs side by side: leave out"
             " teach.labelled and teach.head"
         )
-    renews = settings.renorm == "reset" or (settings.renorm == "auto" and has_batch_norm(parents.networks[0]))
+    renews = settings.renorm == "reset" or (settings.renorm == "auto" and has_running_statistics(parents.networks[0]))
     models = renewed(parents.networks, images) if renews else parents.networks
     background = None if task.background is None else labels.joint[task.background]
     copies, heads = with_heads_side_by_side(models, parents.shares, labels, template, background)

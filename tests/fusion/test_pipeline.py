@@ -21,7 +21,7 @@ from depfuse.io.checkpoint import read_checkpoint
 from depfuse.io.into_network import load_into
 from depfuse.merge import average
 from depfuse.models import build_network
-from depfuse.renorm import has_batch_norm, renormalise, reset_batch_norm
+from depfuse.renorm import has_running_statistics, renormalise, reset_batch_norm
 
 
 def images(count: int, batch_size: int = 25, shape=(1, 8, 8)) -> Loader:
@@ -126,10 +126,10 @@ def test_reset_repairs_a_scrambled_network_and_spares_others():
     assert not torch.allclose(model(batch), expected)
     reset_batch_norm(model, loader)
     torch.testing.assert_close(model(batch), expected)
-    assert not has_batch_norm(nn.Linear(2, 2))
+    assert not has_running_statistics(nn.Linear(2, 2))
     untracked = Normed(track=False)
     untracked.last = nn.Identity()
-    assert not has_batch_norm(untracked)
+    assert not has_running_statistics(untracked)
     before = copy.deepcopy(untracked.state_dict())
     renormalise(untracked, "auto", loader)
     reset_batch_norm(untracked, loader)

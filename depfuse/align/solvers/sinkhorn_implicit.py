@@ -155,7 +155,7 @@ class _Path:
         self.parts = [(root.name, part) for root in plain for part in problem.parts(root)]
         self.between = copy.deepcopy(problem.networks[0]).eval()
         for module in self.between.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if isinstance(module, nn.modules.batchnorm._NormBase):
                 module.train()
         for parameter in self.between.parameters():
             parameter.requires_grad_(False)

@@ -138,10 +138,10 @@ def _traced(model: nn.Module, example: Example, auxiliary: Iterable[str], *, sho
     network = evaluation_copy(model, torch.float32, shared=True)
     leaves: dict[int, list[str]] = defaultdict(list)
     tensors: dict[str, Tensor] = {}
-    normalisation = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
     for name, module in network.named_modules(remove_duplicate=False):
         prefix = f"{name}." if name else ""
-        statistics = set(module._buffers) if isinstance(module, normalisation) or not buffers else set()
+        replayed = isinstance(module, nn.modules.batchnorm._BatchNorm)  # with the statistics that autograd saves
+        statistics = set(module._buffers) if replayed or not buffers else set()
         owned = [(k, t) for k, t in (*module._parameters.items(), *module._buffers.items()) if t is not None]
         for key, tensor in owned:
             leaves[id(tensor)].append(prefix + key)

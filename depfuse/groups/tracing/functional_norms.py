@@ -1,4 +1,4 @@
-"""BatchNorm as a function whose statistics are the network's own buffers, in operations that autograd records."""
+"""Norms as functions whose statistics are the network's own buffers, in operations that autograd records."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_NAMES = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-_STATISTICS = _NAMES[1:3]
-_DEFAULTS: Mapping[str, Any] = {"weight": None, "bias": None, "training": False, "eps": 1e-5}
+_STATISTICS = ("running_mean", "running_var")
+_ARGUMENTS = ("input", *_STATISTICS, "weight", "bias")
+# Function -> whether it uses the statistics of its inputs, as an argument of this name says, and by default.
+_BY_INPUTS = {functional.batch_norm: ("training", False), functional.instance_norm: ("use_input_stats", True)}
 
 
 def has_own_statistics(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Tell whether a call is of BatchNorm by statistics that require gradients, of which torch has no derivative."""
-    if func is not functional.batch_norm:
+    """Tell whether a call is of a norm by statistics that require gradients, of which torch has no derivative."""
+    if func not in _BY_INPUTS:
         return False
-    given = {**dict(zip(_NAMES, args, strict=False)), **kwargs}
+    given = _given(func, args, kwargs)
     return any(isinstance(own := given.get(name), Tensor) and own.requires_grad for name in _STATISTICS)
 
 
-def normalised(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-    """Compute BatchNorm with statistics that require gradients.
+def normalised(func: Callable[..., Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """Compute BatchNorm or InstanceNorm with statistics that require gradients.
 
     (x - mean) / sqrt(var + eps) * weight + bias, each by channel, where the statistics are used; where those of the
-    batch are, theirs are only renewed and no part of the output.
+    inputs are, theirs are only renewed and no part of the output.
     """
-    given = {**_DEFAULTS, **dict(zip(_NAMES, args, strict=False)), **kwargs}
-    if given["training"]:
-        return functional.batch_norm(**{**given, **{name: given[name].detach().clone() for name in _STATISTICS}})
+    given = _given(func, args, kwargs)
+    if given[_BY_INPUTS[func][0]]:
+        return func(**{**given, **{name: given[name].detach().clone() for name in _STATISTICS}})
     images: Tensor = given["input"]
     found: Tensor
     by_channel = (-1, *[1] * (images.dim() - 2))
@@ -39,3 +40,11 @@ def normalised(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     if given["weight"] is not None:
         found = found * given["weight"].view(by_channel)
     return found if given["bias"] is None else found + given["bias"].view(by_channel)
+
+
+def _given(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the arguments of a norm's call."""
+    by_inputs, usually = _BY_INPUTS[func]
+    names = (*_ARGUMENTS, by_inputs, "momentum", "eps")
+    usual = {"weight": None, "bias": None, by_inputs: usually, "eps": 1e-5}
+    return usual | dict(zip(names, args, strict=False)) | dict(kwargs)

@@ -66,7 +66,7 @@ class HiddenFlow(TorchFunctionMode):
             args, kwargs = _replaced((args, kwargs), self._written)
         if func in DETACHING:
             return torch.ops.aten.alias.default(args[0])
-        result = normalised(args, kwargs) if has_own_statistics(func, args, kwargs) else func(*args, **kwargs)
+        result = normalised(func, args, kwargs) if has_own_statistics(func, args, kwargs) else func(*args, **kwargs)
         if isinstance(result, METADATA):
             return result
         self._note(result, args, kwargs)
