@@ -185,7 +185,7 @@ def with_joint_head(
         recall = None
         if fit.recalled:
             scores = [
-                own @ heads[number].weight.flatten(1).T + bias_of(heads[number])
+                own @ heads[number].weight.flatten(1).T.to(own) + bias_of(heads[number]).to(own)
                 for number, own in zip(counted, collected, strict=True)
             ]
             recall = estimate_recall(scores, [shares[number] for number in counted])
