@@ -11,12 +11,13 @@ The smallest example fuses a run with an earlier one, on the batches it was trai
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.utils.data import DataLoader
 
 from depfuse.errors import ArchitectureError, DepfuseError, RecipeError
 from depfuse.fusion.arguments import CalibrationLike, RecipeLike
@@ -127,6 +128,14 @@ class FuseCallback(Callback):
             _keeper(trainer)
         self._loaded = [load(path, copy.deepcopy(pl_module)) for path in self._others or ()]
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Raise `RecipeError` where the training has several loaders, and nothing says which samples are taken."""
+        if self._batches is None and _has_several(trainer.train_dataloader):
+            raise RecipeError(
+                "the training has several loaders: give FuseCallback the samples by which networks are fused, as"
+                " `batches=`"
+            )
+
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Fuse, and write the child.
 
@@ -166,6 +175,13 @@ class FuseCallback(Callback):
                 trainer.save_checkpoint(temporary, weights_only=True)
         finally:
             network.load_state_dict(own)
+
+
+def _has_several(loader: Any) -> bool:
+    """Tell a loader of batches from a list, mapping or `CombinedLoader` of loaders."""
+    loaders = getattr(loader, "flattened", loader)
+    own = list(loaders.values()) if isinstance(loaders, Mapping) else loaders
+    return isinstance(own, (list, tuple)) and any(isinstance(each, DataLoader) for each in own)
 
 
 def _keeper(trainer: Any) -> Any:

@@ -218,7 +218,7 @@ def _usual_set(top: Place) -> dict[str, Tensor]:
     sets = [(place, place.own_tensors()) for place in top.sets()] or [(top, top.tensors())]
     names = max((state.keys() for _, state in sets), key=len)
     alike = [(place, state) for place, state in sets if state.keys() == names]
-    return alike[preferred([place.path for place, _ in alike])[0]][1]
+    return alike[preferred([(place.path, state) for place, state in alike])[0]][1]
 
 
 def write_checkpoint(path: str | Path, state: Mapping[str, Tensor], card: Card) -> str:

@@ -98,7 +98,7 @@ def fit_weights(path: Path, top: Place, own: Mapping[str, Tensor]) -> dict[str, 
         return _by_order(path, top, own)
     best = min(fit.rank for fit in fits)
     alike = [fit for fit in fits if fit.rank == best]
-    number, why = preferred([fit.place.path for fit in alike])
+    number, why = preferred([(fit.place.path, fit.found) for fit in alike])
     chosen = alike[number]
     if not _is_whole(chosen):
         return {**chosen.found, **chosen.extra}
@@ -127,14 +127,28 @@ def _by_order(path: Path, top: Place, own: Mapping[str, Tensor]) -> dict[str, Te
     return None
 
 
-def preferred(paths: Sequence[str]) -> tuple[int, str]:
-    """Choose among sets of weights with the same names by their keys, and say why."""
-    first = [number for number, path in enumerate(paths) if not _LATER.search(path)]
+def preferred(sets: Sequence[tuple[str, Mapping[str, Tensor]]]) -> tuple[int, str]:
+    """Choose among sets of weights with the same names, by their keys in the file, and say why.
+
+    Averages of parameters alone keep the running statistics with which a training began: such a set is no network where
+    another one has them.
+    """
+    paths = [path for path, _ in sets]
+    first = [number for number, path in enumerate(paths) if not _LATER.search(path)] or [0]
+    counted = [number for number in first if not _is_uncounted(sets[number][1])]
     for words, why in _PREFERENCES:
         wanted = re.compile(rf"(^|[._\d])({words})($|[._\d])", re.IGNORECASE)
         if found := [number for number in first if wanted.search(paths[number])]:
-            return found[0], why
-    return (first or [0])[0], "as the first in the file"
+            if kept := [number for number in found if number in counted or not counted]:
+                return kept[0], why
+            return counted[0], f"as BatchNorm has seen nothing in {shown(paths[found[0]])}"
+    return (counted or first)[0], "as the first in the file"
+
+
+def _is_uncounted(state: Mapping[str, Tensor]) -> bool:
+    """Tell whether BatchNorm's counters are there, and all at 0."""
+    counters = [tensor for key, tensor in state.items() if key.endswith(COUNTER) and tensor.numel()]
+    return bool(counters) and not any(bool(tensor.any()) for tensor in counters)
 
 
 def _only_part(tree: Place) -> Place | None:

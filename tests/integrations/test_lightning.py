@@ -150,3 +150,24 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     )
     load(tmp_path / "bad.ckpt", Lit)
     assert not trap.exists()
+
+
+@pytest.mark.parametrize("several", [lambda one: {"a": one, "b": one}, lambda one: [one, one]], ids=["mapping", "list"])
+def test_several_loaders_are_refused_before_the_training_unless_samples_are_given(several: Any, tmp_path: Path) -> None:
+    class Paired(Lit):
+        steps = 0
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            self.steps += 1
+            return super().training_step(batch["a"] if isinstance(batch, dict) else batch[0], index)
+
+    earlier, _ = train(tmp_path, 0)
+    earlier.save_checkpoint(tmp_path / "earlier.ckpt")
+    batches = several(DataLoader(TensorDataset(IMAGES, LABELS), batch_size=16))
+    module = Paired()
+    with pytest.raises(RecipeError, match="several loaders: give FuseCallback the samples"):
+        trainer(tmp_path, FuseCallback([tmp_path / "earlier.ckpt"], recipe=FAST)).fit(module, batches)
+    assert module.steps == 0
+    fusing = FuseCallback([tmp_path / "earlier.ckpt"], recipe=FAST, batches=IMAGES)
+    trainer(tmp_path, fusing, max_epochs=1).fit(Paired(), batches)
+    assert fusing.result is not None

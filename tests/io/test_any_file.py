@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import io
 import json
@@ -247,6 +248,25 @@ def test_of_several_sets_the_choice_is_said_and_a_key_makes_it(
         found, said = loaded(own, path, key)
         assert_same(found, state)
         assert said == []
+
+
+def test_an_average_whose_batch_norm_has_seen_nothing_is_not_preferred(tmp_path: Path) -> None:
+    own = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    averaged = copy.deepcopy(own).state_dict()
+    own(torch.rand(8, 3, 8, 8))
+    trained = own.state_dict()
+    path = saved(
+        tmp_path / "net.ckpt", {"callbacks": {"SWA": {"average_model_state": averaged}}, "state_dict": trained}
+    )
+    found, (said,) = loaded(copy.deepcopy(own), path)
+    assert_same(found, trained)
+    assert "took state_dict as BatchNorm has seen nothing in callbacks.SWA.average_model_state, not" in said
+    assert_same(read_checkpoint(path).state, trained)
+    averaged["1.num_batches_tracked"] = torch.tensor(3)
+    path = saved(
+        tmp_path / "net.ckpt", {"callbacks": {"SWA": {"average_model_state": averaged}}, "state_dict": trained}
+    )
+    assert_same(loaded(copy.deepcopy(own), path)[0], averaged)
 
 
 def test_the_digest_is_that_of_what_was_taken(tmp_path: Path, own: nn.Module, wanted: State) -> None:
