@@ -18,6 +18,7 @@ from torch import nn
 from depfuse.groups.blocks import block_units
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups
 from depfuse.groups.labels.classes import Classes, mixed
+from depfuse.groups.labels.distinct import distinct
 from depfuse.groups.labels.labels import Labels
 from depfuse.groups.labels.rules import Replay
 from depfuse.groups.occurrences import Occurrences
@@ -40,8 +41,8 @@ def assemble(replay: Replay, classes: Classes) -> ChannelGroups:
 
     drafts: list[tuple[list[list[int]], str | None]] = []
     gathered: dict[int, list[int]] = defaultdict(list)
-    holders = {int(block) for relation in classes.blocks for block in np.unique(relation[:, 1])}
-    for member in np.unique(occurrences.member).tolist():
+    holders = {block for relation in classes.blocks for block in distinct(relation[:, 1]).tolist()}
+    for member in distinct(occurrences.member).tolist():
         if member in holders:  # it names a block (a head's column in a table of biases) and moves with it
             continue
         gathered[int(signature[member])].append(member)
@@ -168,8 +169,8 @@ def _slots(occurrences: Occurrences, units: Sequence[Sequence[int]]) -> tuple[Sl
     rank, spots, positions = np.repeat(ranks, sizes), occurrences.spot[rows], occurrences.position[rows]
     if whole_blocks:  # where each block has rows of its own, the input axis moves along with them
         moving = np.array([spot.within is None for spot in occurrences.spots])[spots]
-        pairs = np.unique(np.stack([spots, rank]), axis=1)
-        moving |= np.bincount(pairs[0], minlength=len(occurrences.spots))[spots] > 1
+        pairs = distinct(spots * len(units) + rank)
+        moving |= np.bincount(pairs // len(units), minlength=len(occurrences.spots))[spots] > 1
         rank, spots, positions = rank[moving], spots[moving], positions[moving]
     slots: list[Slot] = []
     for spot, index in position_tables(spots, rank, positions, len(units)):
@@ -216,10 +217,10 @@ def _why(labels: Labels | None, classes: Classes) -> str:
     reasons = {
         classes.reasons[member]
         for factor in labels.factors
-        for member in np.unique(classes.of[factor.labels.reshape(-1).numpy()]).tolist()
+        for member in distinct(classes.of[factor.labels.reshape(-1).numpy()]).tolist()
         if member in classes.reasons
     } - {KERNEL}
     for first in (TOUCHES_INPUT, TOUCHES_OUTPUT):
         reasons = ({first} | (reasons - {first})) if first in reasons else reasons
-    several = any(len(np.unique(classes.of[factor.labels.reshape(-1).numpy()])) > 1 for factor in labels.factors)
+    several = any(len(distinct(classes.of[factor.labels.reshape(-1).numpy()])) > 1 for factor in labels.factors)
     return "; ".join(sorted(reasons)) or (PARTS if several else SINGLE)

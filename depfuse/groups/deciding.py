@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from depfuse.groups.tracing.overwrites import METADATA
+from depfuse.networks.leaves import tensors_in
 
 SELECTING = frozenset({"nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "nms"})
 READING = frozenset({"__getitem__", "index_select", "index"})
@@ -49,7 +50,9 @@ class DecidingWatch(TorchFunctionMode):
     ) -> Any:
         """Run the function, and record what a choice is made of."""
         kwargs = kwargs or {}
-        for source in self._made_of(_deciding(func, args, kwargs)):
+        with torch._C.DisableTorchFunction():  # what is asked here is nothing for the other modes
+            sources = self._made_of(_deciding(func, args, kwargs))
+        for source in sources:
             args, kwargs = tree_map(self._choosing, (args, kwargs))
             if id(source) not in self._known:
                 self._known.add(id(source))
@@ -57,23 +60,23 @@ class DecidingWatch(TorchFunctionMode):
         result = func(*args, **kwargs)
         if isinstance(result, METADATA):
             return result
-        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and not leaf.is_floating_point()]
-        if results and (sources := self._made_of(tree_leaves((args, kwargs)))):
-            for leaf in results:
-                self._sources[leaf] = sources
-        if getattr(func, "__name__", "") in READING and result.grad_fn is not None:
-            read = [leaf for leaf in tree_leaves((args[1:], kwargs)) if isinstance(leaf, Tensor)]
-            if any(leaf in self._sources for leaf in read):
-                self.chosen[result.grad_fn] = None
+        with torch._C.DisableTorchFunction():
+            results = [leaf for leaf in tensors_in(result) if not leaf.is_floating_point()]
+            if results and (sources := self._made_of(tensors_in(args, kwargs))):
+                for leaf in results:
+                    self._sources[leaf] = sources
+            if getattr(func, "__name__", "") in READING and result.grad_fn is not None:
+                read = tensors_in(args[1:], kwargs)
+                if any(leaf in self._sources for leaf in read):
+                    self.chosen[result.grad_fn] = None
         return result
 
-    def _made_of(self, operands: Iterable[Any]) -> list[Tensor]:
+    def _made_of(self, operands: Iterable[Tensor]) -> list[Tensor]:
         """List the floating-point tensors among operands, and those that the others were computed from."""
         found: dict[int, Tensor] = {}
         for operand in operands:
-            if isinstance(operand, Tensor):
-                sources = [operand] if operand.is_floating_point() else self._sources.get(operand, [])
-                found |= {id(source): source for source in sources}
+            sources = [operand] if operand.is_floating_point() else self._sources.get(operand, [])
+            found |= {id(source): source for source in sources}
         return list(found.values())
 
     def _choosing(self, leaf: Any) -> Any:
@@ -97,4 +100,4 @@ def _deciding(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, A
         operands = [leaf for leaf in tree_leaves(args[1]) if isinstance(leaf, Tensor) and leaf.dtype in MASKS]
     elif name in SELECTING or (name == "where" and len(args) + len(kwargs) == 1):
         operands = (args[1:2] or kwargs.get("mask")) if name == "masked_select" else (args, kwargs)
-    return [leaf for leaf in tree_leaves(operands) if isinstance(leaf, Tensor)]
+    return tensors_in(operands)

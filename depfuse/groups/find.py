@@ -16,10 +16,11 @@ from depfuse.groups.tracing.decisions import others_run
 from depfuse.groups.tracing.overwrites import OverwriteWatch
 from depfuse.networks.copying import ForeignWatch, check_hooks
 from depfuse.networks.forward import Example
-from depfuse.networks.isolation import undisturbed
+from depfuse.networks.isolation import uncollected, undisturbed
 
 
 @undisturbed()
+@uncollected()
 def find_groups(model: nn.Module, example: Example) -> ChannelGroups:
     """Find the channel groups of a network, not yet proved.
 

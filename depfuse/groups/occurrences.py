@@ -57,12 +57,8 @@ class Occurrences:
         self.position = np.concatenate(positions)[order] if members else order
         self.starts = np.searchsorted(self.member, np.arange(classes.count + 1))
         self._first = self._earliest()
-        self.in_rows: dict[int, dict[int, set[tuple[int, int]]]] = defaultdict(lambda: defaultdict(set))
-        grouped = np.array([spot.within is not None for spot in self.spots], dtype=bool)
-        for row in grouped[self.spot].nonzero()[0].tolist():
-            spot = int(self.spot[row])
-            place = (spot, int(self.position[row]))
-            self.in_rows[int(self.member[row])][self.spots[spot].kind].add(place)
+        self._occurs: list[bool] = (self.starts[1:] > self.starts[:-1]).tolist()
+        self._in_rows = self._rows_of_blocks()
 
     def _earliest(self) -> dict[int, tuple[int, int]]:
         """Map each class to (spot, position) of its earliest occurrence."""
@@ -73,22 +69,35 @@ class Occurrences:
         spots, positions = np.divmod(np.minimum.reduceat(self.spot * width + self.position, starts), width)
         return dict(zip(members.tolist(), zip(spots.tolist(), positions.tolist(), strict=True), strict=True))
 
+    def _rows_of_blocks(self) -> dict[int, dict[int, tuple[set[int], set[int]]]]:
+        """Map each class -> kind of spot -> the spots and positions at which it lies in rows of one block."""
+        found: dict[int, dict[int, tuple[set[int], set[int]]]] = defaultdict(dict)
+        grouped = np.array([spot.within is not None for spot in self.spots], dtype=bool)
+        rows = grouped[self.spot].nonzero()[0]
+        columns = (self.member[rows].tolist(), self.spot[rows].tolist(), self.position[rows].tolist())
+        for member, spot, position in zip(*columns, strict=True):
+            spots, positions = found[member].setdefault(self.spots[spot].kind, (set(), set()))
+            spots.add(spot)
+            positions.add(position)
+        return found
+
     def in_one_order(self, first: int, second: int) -> bool:
         """Tell whether two classes have the same positions in the rows of their two blocks."""
-        firsts, others = self.in_rows.get(first, {}), self.in_rows.get(second, {})
-        for kind in firsts.keys() & others.keys():
-            spots = [{spot for spot, _ in places[kind]} for places in (firsts, others)]
-            positions = [{position for _, position in places[kind]} for places in (firsts, others)]
-            if spots[0] != spots[1] and positions[0] != positions[1]:
-                return False
-        return firsts.keys() == others.keys()
+        firsts, others = self._in_rows.get(first), self._in_rows.get(second)
+        if firsts is None or others is None:
+            return firsts is others
+        if firsts.keys() != others.keys():
+            return False
+        return all(places[0] == others[kind][0] or places[1] == others[kind][1] for kind, places in firsts.items())
 
     def occurs(self, member: int) -> bool:
         """Tell whether a class has a position in any tensor; one that only names a block may have none."""
-        return bool(self.starts[member] < self.starts[member + 1])
+        return self._occurs[member]
 
     def first(self, unit: Sequence[int]) -> tuple[int, int]:
         """Find (spot, position) of the earliest occurrence of a unit, some classes that belong together."""
+        if len(unit) == 1:
+            return self._first[unit[0]]
         return min(self._first[member] for member in unit if member in self._first)
 
     def signatures(self, identities: np.ndarray, count: int) -> np.ndarray:

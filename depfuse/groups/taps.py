@@ -160,7 +160,7 @@ class _Carriers:
     """The free group and channel of each class."""
 
     def __init__(self, groups: Sequence[ChannelGroup], ranks: Sequence[Sequence[Sequence[int]]]) -> None:
-        self._sizes = [group.size for group in groups]
+        self._sizes = np.array([group.size for group in groups])
         rows = [
             (member, number, rank)
             for number, (group, units) in enumerate(zip(groups, ranks, strict=True))
@@ -178,13 +178,9 @@ class _Carriers:
         rows = np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(int(counts.sum()))
         positions = np.repeat(np.arange(len(members)), counts)
         numbers, ranks = self._numbers[rows], self._ranks[rows]
-        for number in np.unique(numbers).tolist():
-            of_group = numbers == number
-            for _, index in position_tables(
-                numbers[of_group], ranks[of_group], positions[of_group], self._sizes[number]
-            ):
-                if index is not None:
-                    yield number, index
+        for number, index in position_tables(numbers, ranks, positions, self._sizes):
+            if index is not None:
+                yield number, index
 
 
 def _position(call: Call, module: nn.Module, is_normalised: bool, raw: set[tuple[object, int]]) -> Position | None:
@@ -202,14 +198,33 @@ def _position(call: Call, module: nn.Module, is_normalised: bool, raw: set[tuple
 
 
 def position_tables(
-    kinds: np.ndarray, ranks: np.ndarray, positions: np.ndarray, size: int
+    kinds: np.ndarray, ranks: np.ndarray, positions: np.ndarray, sizes: np.ndarray | int
 ) -> Iterable[tuple[int, Tensor | None]]:
-    """Return, for each kind, positions by rank as (size, repeats); None where ranks have unequal numbers."""
-    order = np.lexsort((ranks, kinds))
-    kinds, ranks, positions = kinds[order], ranks[order], positions[order]
-    distinct, starts = np.unique(kinds, return_index=True)
-    ends = np.append(starts[1:], len(kinds))
-    for kind, start, end in zip(distinct.tolist(), starts.tolist(), ends.tolist(), strict=True):
-        counts = np.bincount(ranks[start:end], minlength=size)
-        equal = bool((counts == counts[0]).all())
-        yield kind, torch.from_numpy(positions[start:end].reshape(size, -1).copy()) if equal else None
+    """Return, for each kind, positions by rank as (size, repeats); None where ranks have unequal numbers.
+
+    `sizes` are the numbers of ranks by kind, or one for all.
+    """
+    if not len(kinds):
+        return
+    width = int(ranks.max()) + 1
+    both = kinds * width + ranks
+    order = np.argsort(both, kind="stable")
+    both, positions = both[order], positions[order]
+    runs = _beginnings(both)  # of a kind and rank
+    lengths = np.diff(runs, append=len(both))
+    kinds = both[runs] // width
+    first = _beginnings(kinds)
+    kinds, counts = kinds[first], np.diff(first, append=len(runs))
+    equal = counts == (sizes if isinstance(sizes, int) else sizes[kinds])
+    equal &= np.minimum.reduceat(lengths, first) == np.maximum.reduceat(lengths, first)
+    ends = np.append(runs[first[1:]], len(both))
+    rows = zip(kinds.tolist(), counts.tolist(), runs[first].tolist(), ends.tolist(), equal.tolist(), strict=True)
+    for kind, count, start, end, is_equal in rows:
+        yield kind, torch.from_numpy(positions[start:end].reshape(count, -1).copy()) if is_equal else None
+
+
+def _beginnings(values: np.ndarray) -> np.ndarray:
+    """Find where runs of equal values begin."""
+    begins = np.ones(len(values), dtype=bool)
+    np.not_equal(values[1:], values[:-1], out=begins[1:])
+    return begins.nonzero()[0]

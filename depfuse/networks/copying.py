@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.errors import ArchitectureError
 from depfuse.networks.forward import Example, run_network
+from depfuse.networks.leaves import tensors_in
 from depfuse.networks.running import evaluating
 from depfuse.text import first_line
 
@@ -345,8 +346,8 @@ class ForeignWatch(TorchFunctionMode):
         self, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         """Run the function, and record the original's tensors among its operands."""
-        for operand in tree_leaves((args, kwargs)):
-            if isinstance(operand, Tensor) and id(operand) in self._known and _is_running():
+        for operand in tensors_in(args, kwargs):
+            if id(operand) in self._known and _is_running():
                 self.found[self._known[id(operand)]] = None
         return func(*args, **(kwargs or {}))
 

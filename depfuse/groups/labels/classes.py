@@ -9,7 +9,8 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from depfuse.groups.labels.labels import Ledger, distinct
+from depfuse.groups.labels.distinct import distinct, distinct_pairs
+from depfuse.groups.labels.labels import Ledger
 from depfuse.groups.reasons import CONSTANT, OVERLAP
 
 ROUNDS = 3  # of colour refinement
@@ -57,7 +58,7 @@ def close(ledger: Ledger) -> Classes:
     unions = [*ledger.unions, *same]
     while True:
         classes, count = _components(unions, ledger.count)
-        relations = [distinct(classes[pairs]) for pairs in blocks]
+        relations = [distinct_pairs(classes[pairs]) for pairs in blocks]
         extra = [pairs for relation in relations if len(pairs := _alone(relation))]
         extra = extra or _same_blocks([relation[relation[:, 0] != relation[:, 1]] for relation in relations])
         if not extra:
@@ -67,11 +68,11 @@ def close(ledger: Ledger) -> Classes:
         unions.extend(representative[pairs] for pairs in extra)
     reasons: dict[int, str] = {}
     for labels, reason in ledger.pinned:
-        for label in np.unique(classes[labels]).tolist():
+        for label in distinct(classes[labels]).tolist():
             reasons.setdefault(label, reason)
     sizes = np.bincount(classes, minlength=count)
     for labels in ledger.loose:
-        members = np.unique(classes[labels])
+        members = distinct(classes[labels])
         reasons.update(dict.fromkeys(members[sizes[members] == 1].tolist(), CONSTANT))
     relations = [relation[relation[:, 0] != relation[:, 1]] for relation in relations]
     for relation in relations:
@@ -85,7 +86,7 @@ def close(ledger: Ledger) -> Classes:
 def _inside(classes: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """Return class and label of its block, for one relation between labels."""
     pairs = pairs[classes[pairs[:, 0]] != classes[pairs[:, 1]]]
-    rows: np.ndarray = distinct(np.stack([classes[pairs[:, 0]], pairs[:, 1]], axis=1))
+    rows: np.ndarray = distinct_pairs(np.stack([classes[pairs[:, 0]], pairs[:, 1]], axis=1))
     return rows
 
 
@@ -124,7 +125,7 @@ def _without_copies(ledger: Ledger) -> tuple[list[np.ndarray], list[np.ndarray]]
 
 def _identical(pairs: np.ndarray) -> np.ndarray:
     """Find pairs of blocks of one relation with the same labels."""
-    pairs = distinct(pairs)
+    pairs = distinct_pairs(pairs)
     blocks, where = np.unique(pairs[:, 1], return_inverse=True)
     content: np.ndarray = np.zeros(len(blocks), dtype=np.uint64)
     np.add.at(content, where, mixed(pairs[:, 0]))
@@ -152,7 +153,7 @@ def _alone(relation: np.ndarray) -> np.ndarray:
 
 def _overlapping(relation: np.ndarray) -> np.ndarray:
     """Find blocks of one relation that share a channel with another block."""
-    overlapping: np.ndarray = np.unique(relation[~_once(relation[:, 0]), 1])
+    overlapping: np.ndarray = distinct(relation[~_once(relation[:, 0]), 1])
     return overlapping
 
 
@@ -164,7 +165,7 @@ def _same_blocks(relations: Sequence[np.ndarray]) -> list[np.ndarray]:
     for number, other in _sharing([of for of, _ in labels]):
         _, mine, others = np.intersect1d(labels[number][0], labels[other][0], assume_unique=True, return_indices=True)
         blocks = divisions[number][labels[number][1][mine], 1], divisions[other][labels[other][1][others], 1]
-        pairs = distinct(np.stack(blocks, axis=1))
+        pairs = distinct_pairs(np.stack(blocks, axis=1))
         single = [_once(pairs[:, side]) for side in (0, 1)]
         pairs = pairs[single[0] & single[1] & (pairs[:, 0] != pairs[:, 1])]
         if len(pairs):
@@ -177,8 +178,8 @@ def _divisions(relations: Sequence[np.ndarray]) -> list[np.ndarray]:
     divisions: dict[int, np.ndarray] = {}
     owner = np.full(1 + max((int(relation[:, 1].max()) for relation in relations), default=-1), -1)
     for number, relation in enumerate(relations):
-        joined = [divisions.pop(own) for own in np.unique(owner[relation[:, 1]]).tolist() if own >= 0]
-        divisions[number] = distinct(np.concatenate([relation, *joined]))
+        joined = [divisions.pop(own) for own in distinct(owner[relation[:, 1]]).tolist() if own >= 0]
+        divisions[number] = distinct_pairs(np.concatenate([relation, *joined]))
         owner[divisions[number][:, 1]] = number
     return list(divisions.values())
 

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from depfuse.groups.labels.distinct import distinct, distinct_pairs
 from depfuse.groups.reasons import PAIRS, PARTS, SINGLE, TOUCHES_INPUT
 
 ZERO = -1  # label of positions whose values are always zero
@@ -129,7 +130,7 @@ class Ledger:
 
     def pin(self, labels: Tensor, reason: str) -> None:
         """Fix labels: their channels must stay where they are."""
-        values = np.unique(labels.numpy())
+        values = distinct(labels.numpy())
         values = values[values != ZERO]
         if len(values):
             self.pinned.append((values, reason))
@@ -255,7 +256,7 @@ class Ledger:
         if inner.axes - outer.axes <= plain:
             self.unite(inner.labels, outer.labels)
             return inner
-        pairs = distinct(_pairs(inner.labels, outer.labels))
+        pairs = distinct_pairs(_pairs(inner.labels, outer.labels))
         owners = np.unique(pairs[:, 0], return_counts=True)[1]
         if len(owners) and int(owners.max()) > 1 and not bool((inner.labels == ZERO).any()):
             shared = self._shared(inner.labels, outer.labels, pairs)
@@ -280,12 +281,12 @@ class Ledger:
 
         The blocks that share make one, in which each keeps its place. None where they do not share evenly.
         """
-        blocks = np.unique(pairs[:, 1])
+        blocks = distinct(pairs[:, 1])
         content = {block: tuple(pairs[pairs[:, 1] == block, 0].tolist()) for block in blocks.tolist()}
         sharing: dict[tuple[int, ...], list[int]] = {}
         for block, inside in content.items():
             sharing.setdefault(inside, []).append(block)
-        if len({len(alike) for alike in sharing.values()}) > 1 or len(np.unique(pairs[:, 0])) != sum(map(len, sharing)):
+        if len({len(alike) for alike in sharing.values()}) > 1 or len(distinct(pairs[:, 0])) != sum(map(len, sharing)):
             return None
         place = {block: rank for alike in sharing.values() for rank, block in enumerate(alike)}
         for alike in sharing.values():
@@ -321,11 +322,11 @@ class Ledger:
 def _is_coarser(outer: Tensor, inner: Tensor) -> bool:
     """Tell whether the parts of `outer` are fewer, and each is a union of parts of `inner`; no zeros."""
     coarse, fine = outer.reshape(-1).numpy(), inner.reshape(-1).numpy()
-    parts = len(np.unique(coarse))
+    parts = len(distinct(coarse))
     if parts == len(coarse) or ZERO in coarse or ZERO in fine:
         return False
-    count = len(np.unique(fine))
-    return parts < count == len(distinct(np.stack([fine, coarse], axis=1)))
+    count = len(distinct(fine))
+    return parts < count == len(distinct_pairs(np.stack([fine, coarse], axis=1)))
 
 
 def _pairs(first: Tensor, second: Tensor) -> np.ndarray:
@@ -336,15 +337,7 @@ def _pairs(first: Tensor, second: Tensor) -> np.ndarray:
         first, second = _narrow_together(first, second)
     pairs = np.stack([first.reshape(-1).numpy(), second.reshape(-1).numpy()], axis=1)
     pairs = pairs[(pairs != ZERO).all(axis=1) & (pairs[:, 0] != pairs[:, 1])]
-    return distinct(pairs) if len(pairs) > 4096 else pairs
-
-
-def distinct(pairs: np.ndarray) -> np.ndarray:
-    """List distinct rows of pairs (n, 2) of non-negative integers, sorted."""
-    if not len(pairs):
-        return pairs
-    base = int(pairs[:, 1].max()) + 1
-    return np.stack(np.divmod(np.unique(pairs[:, 0] * base + pairs[:, 1]), base), axis=1)
+    return distinct_pairs(pairs) if len(pairs) > 4096 else pairs
 
 
 def _narrow_together(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from depfuse.groups.labels.rules import Replay
 from depfuse.groups.tracing.decisions import YES_OR_NO, Dependence
 from depfuse.groups.tracing.overwrites import METADATA
 from depfuse.networks.forward import Example, run_network
+from depfuse.networks.leaves import tensors_in
 
 ASKING: dict[Any, str] = {
     torch.Tensor.__bool__: "bool",
@@ -85,17 +85,18 @@ class BranchWatch(Dependence):
         result = func(*args, **(kwargs or {}))
         if isinstance(result, METADATA) and func not in ASKING:
             return result
-        operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        depends = self.of(operands)
-        if depends is not None:
-            if func in ASKING and (module := _running_module(sys._getframe(1))) is not None:
-                asked = self.decisions if depends and func in YES_OR_NO else self.branches
-                asked[Branch(module, ASKING[func])] = None
-            self.mark(operands[0] if func is torch.Tensor.__setitem__ else result, depends)
-        if isinstance(result, Tensor) and result.grad_fn is not None and len(operands) > 1:
-            constants = [each for each in operands if self.of([each]) is not False]
-            if constants:
-                self.constants.setdefault(result.grad_fn, [each.detach() for each in constants])
+        operands = tensors_in(args, kwargs)
+        with torch._C.DisableTorchFunction():  # what is asked here is nothing for the other modes
+            depends = self.of(operands)
+            if depends is not None:
+                if func in ASKING and (module := _running_module(sys._getframe(1))) is not None:
+                    asked = self.decisions if depends and func in YES_OR_NO else self.branches
+                    asked[Branch(module, ASKING[func])] = None
+                self.mark(operands[0] if func is torch.Tensor.__setitem__ else result, depends)
+            if isinstance(result, Tensor) and result.grad_fn is not None and len(operands) > 1:
+                constants = [each for each in operands if self.of([each]) is not False]
+                if constants:
+                    self.constants.setdefault(result.grad_fn, [each.detach() for each in constants])
         return result
 
 

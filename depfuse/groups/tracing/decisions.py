@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from depfuse.groups.tracing.overwrites import METADATA
 from depfuse.networks.forward import Example, run_network
+from depfuse.networks.leaves import tensors_in
 from depfuse.networks.running import evaluating
 
 YES_OR_NO = frozenset({
@@ -47,9 +48,8 @@ class Dependence(TorchFunctionMode):
 
     def mark(self, values: Any, given: bool) -> None:
         """Note that values depend on inputs alone, or on something else."""
-        for leaf in tree_leaves(values):
-            if isinstance(leaf, Tensor):
-                (self._given if given else self._computed)[leaf] = True
+        for leaf in tensors_in(values):
+            (self._given if given else self._computed)[leaf] = True
 
     def of(self, operands: Iterable[Tensor]) -> bool | None:
         """Tell whether operands depend on inputs alone (True), on something computed (False), or are constants."""
@@ -83,7 +83,7 @@ class Decisions(Dependence):
         result = func(*args, **(kwargs or {}))
         if isinstance(result, METADATA) and func not in YES_OR_NO:
             return result
-        operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        operands = tensors_in(args, kwargs)
         depends = self.of(operands)
         if depends and func in YES_OR_NO:
             self.count += 1

@@ -13,8 +13,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -25,6 +27,7 @@ from depfuse.groups.tracing.hidden import HiddenFlow, showing
 from depfuse.networks.copying import evaluation_copy
 from depfuse.networks.forward import Example, run_network
 from depfuse.networks.isolation import without_warnings
+from depfuse.networks.leaves import tensors_in
 from depfuse.networks.running import evaluating, removing
 from depfuse.text import first_line
 
@@ -110,8 +113,14 @@ class Trace:
     def module_of(self, operation: Any) -> str:
         """Return the innermost module that ran the operation; '' for the network itself."""
         number = operation._sequence_nr()
-        inside = [(end - start, name) for start, end, name in self.spans if start <= number < end]
-        return min(inside, key=lambda span: span[0])[1] if inside else ""
+        starts, ends = self._limits
+        inside = ((starts <= number) & (number < ends)).nonzero()[0]
+        return self.spans[inside[(ends - starts)[inside].argmin()]][2] if len(inside) else ""
+
+    @cached_property
+    def _limits(self) -> np.ndarray:
+        """First and last sequence numbers of the spans, (2, n)."""
+        return np.array([span[:2] for span in self.spans], dtype=np.int64).reshape(-1, 2).T
 
 
 def trace(model: nn.Module, example: Example, auxiliary: Iterable[str] = ()) -> Trace:
@@ -233,8 +242,9 @@ def _recorded(network: nn.Module) -> Iterator[tuple[list[Call], list[tuple[int, 
 
     def note(name: str, side: str, value: Any) -> None:
         first = value[0] if side == "input" and value else value
-        traced = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
-        calls.extend(Call(name, side, (leaf.grad_fn, leaf.output_nr), leaf is first) for leaf in traced)
+        with torch._C.DisableTorchFunction():  # what is asked here is nothing for the modes
+            traced = [leaf for leaf in tensors_in(value) if leaf.grad_fn is not None]
+            calls.extend(Call(name, side, (leaf.grad_fn, leaf.output_nr), leaf is first) for leaf in traced)
 
     def before(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, keywords: Any) -> None:

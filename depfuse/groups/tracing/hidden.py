@@ -23,6 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from depfuse.groups.tracing.functional_norms import has_own_statistics, normalised
 from depfuse.groups.tracing.overwrites import METADATA
 from depfuse.networks.isolation import one_at_a_time
+from depfuse.networks.leaves import tensors_in
 
 READS_DATA, WRITES_DATA = torch.Tensor.data.__get__, torch.Tensor.data.__set__  # type: ignore[attr-defined]
 DETACHING = (torch.Tensor.detach, torch.detach, READS_DATA)
@@ -69,8 +70,9 @@ class HiddenFlow(TorchFunctionMode):
         result = normalised(func, args, kwargs) if has_own_statistics(func, args, kwargs) else func(*args, **kwargs)
         if isinstance(result, METADATA):
             return result
-        self._note(result, args, kwargs)
-        self._rank(getattr(func, "__name__", ""), result, args, kwargs)
+        with torch._C.DisableTorchFunction():  # what is asked here is nothing for the other modes
+            self._note(result, args, kwargs)
+            self._rank(getattr(func, "__name__", ""), result, args, kwargs)
         return self._unrounded(func, result, args, kwargs)
 
     def _rank(self, name: str, result: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
@@ -98,11 +100,13 @@ class HiddenFlow(TorchFunctionMode):
         if not isinstance(result, Tensor):
             return result
         name = getattr(func, "__name__", "")
-        if result.dtype in INTEGERS:
+        with torch._C.DisableTorchFunction():
+            is_integer, is_floating = result.dtype in INTEGERS, result.is_floating_point()
+        if is_integer:
             if name in CASTS and isinstance(args[0], Tensor) and args[0].grad_fn is not None:
                 self._rounded[result] = args[0]
-        elif result.is_floating_point() and self._rounded and not WRITES.fullmatch(name):
-            operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        elif is_floating and self._rounded and not WRITES.fullmatch(name):
+            operands = tensors_in(args, kwargs)
             if any(leaf in self._rounded for leaf in operands):
                 args, kwargs = _replaced((args, kwargs), self._rounded)
                 try:
@@ -113,10 +117,10 @@ class HiddenFlow(TorchFunctionMode):
         return result
 
     def _note(self, result: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        results = tensors_in(result)
         if all(leaf.is_floating_point() or leaf.is_complex() for leaf in results):
             return
-        sources = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        sources = tensors_in(args, kwargs)
         for leaf in (*sources, *results):
             if leaf.grad_fn is not None:
                 self.roots[leaf.grad_fn, leaf.output_nr] = None

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from depfuse.groups.labels.labels import compact
+from depfuse.networks.leaves import tensors_in
 
 Kind = Literal["set", "update", "other"]
 Place = tuple[tuple[Tensor, ...], tuple[int, ...]]  # positions in each axis of a tensor, and an order of its axes
@@ -99,8 +99,8 @@ class OverwriteWatch(TorchFunctionMode):
         if isinstance(result, METADATA):
             return result
         with torch._C.DisableTorchFunction():  # what is asked here is nothing for the other modes
-            for operand in tree_leaves((args, kwargs, result)):
-                if isinstance(operand, Tensor) and operand.requires_grad and operand.layout is torch.strided:
+            for operand in tensors_in(args, kwargs, result):
+                if operand.requires_grad and operand.layout is torch.strided:
                     self._note(func, operand, args)
         return result
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from depfuse.groups.labels.distinct import distinct
 from depfuse.groups.labels.labels import ZERO, Factor, Labels, Ledger, move, pad_rank, reduced
 from depfuse.groups.labels.rules.operations import operation_name, result_shape, saved_dims
 from depfuse.groups.labels.rules.replay import Operands, Replay, rule, unknown
@@ -91,8 +92,8 @@ def _joined(ledger: Ledger, parts: Sequence[Labels], shape: Sequence[int], dim: 
                 if dim in labels.plain or labels.shape[dim] == 1:
                     ledger.pin(pinned, TOUCHES_INPUT if dim in labels.plain else SINGLE)
                 pieces.append(pinned.reshape([-1 if a == dim else 1 for a in range(len(shape))]).expand(wanted))
-        each = [np.unique(piece.numpy()) for piece in pieces]
-        if len(np.unique(np.concatenate(each))) < sum(map(len, each)):
+        each = [distinct(piece.numpy()) for piece in pieces]
+        if len(distinct(np.concatenate(each))) < sum(map(len, each)):
             pieces = [_renamed(ledger, piece) for piece in pieces]  # x beside f(x): two places of one channel
         factors.append(Factor(reduced(torch.cat(pieces, dim))))
         plain.discard(dim)
