@@ -320,7 +320,7 @@ class NaturalGradient:
             if shift is not None:
                 step = torch.cat([step, gradient[shift].reshape(window.groups, 1, -1)], 1)
             inputs, outputs = self._factors[unit]
-            step = -_solved(outputs, _solved(inputs, step).mT).mT
+            step = -_solved(outputs, _solved(inputs, step.to(inputs)).mT).mT
             if shift is not None:
                 direction[shift] = step[:, -1].reshape(-1).to(gradient[shift])
                 step = step[:, :-1]
