@@ -10,6 +10,8 @@ rows of the first weight, sorted rows of the second one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -36,35 +38,39 @@ def by_invariants(problem: MatchingProblem) -> dict[str, Placement]:
 def invariant_cost(problem: MatchingProblem, root: Orbit) -> Tensor:
     """Compute the cost (n, n), float64 on the CPU: least squared distance over the other groups' orders."""
     total = torch.zeros(root.size, root.size, dtype=torch.float64)
+    squares = torch.zeros(2, root.size, dtype=torch.float64)
+    for target, source in _rows(problem, root):
+        # From the mean row, which nearly all of a sorted row is: beside it, rounding would hide how rows differ.
+        centre = target.mean(0)
+        target, source = target.sub_(centre), source.sub_(centre)
+        total.add_(target @ source.T, alpha=-2.0)
+        for sums, rows in zip(squares, (target, source), strict=True):
+            sums += torch.linalg.vector_norm(rows, dim=1).double().square()
+    return total.add_(squares[0, :, None]).add_(squares[1])
+
+
+def _rows(problem: MatchingProblem, root: Orbit) -> Iterator[tuple[Tensor, Tensor]]:
+    """Arrange what each tensor has of a root's target and source channels, (n, d * m) float32 copies on the CPU."""
     for edges in problem.edges:
         for end in (0, 1):
             if edges.ends[end] == root.name:
-                total += _distances(*_sorted(edges, end))
+                yield _sorted(edges, end)
     for part in problem.beside_edges.get(root.name, ()):
-        total += _distances(*(_in_order(part.read(state[part.key])[0]) for state in (problem.target, problem.source)))
-    return total
+        target, source = (part.read(state[part.key])[0] for state in (problem.target, problem.source))
+        yield _in_order(target), _in_order(source)
 
 
 def _sorted(edges: Edges, end: int) -> tuple[Tensor, Tensor]:
     """Arrange rows (n, d * m) of target and source channels at one end, sorted for each d unless the other is fixed."""
     target, source = (t.transpose(1, 2) if end == 0 else t.permute(1, 2, 0) for t in (edges.target, edges.source))
-    if edges.ends[1 - end] is not None:
-        target, source = _in_order(target), _in_order(source)
-    return target.flatten(1), source.flatten(1)
+    arranged = _in_order if edges.ends[1 - end] is not None else _copied
+    return arranged(target).flatten(1), arranged(source).flatten(1)
+
+
+def _copied(entries: Tensor) -> Tensor:
+    return entries.detach().to("cpu", torch.float32, copy=True)
 
 
 def _in_order(entries: Tensor) -> Tensor:
     """Sort along the last dimension; NumPy does so in vector registers, which takes a twentieth of torch's time."""
     return torch.from_numpy(np.sort(entries.detach().float().cpu().numpy(), axis=-1))
-
-
-def _distances(target: Tensor, source: Tensor) -> Tensor:
-    """Compute squared distances between rows, their products in float32.
-
-    From the mean row, which nearly all of a sorted row is: beside it, rounding would hide how rows differ.
-    """
-    centre = target.mean(0)
-    target, source = (rows.sub(centre).float().cpu() for rows in (target, source))
-    cost = (target @ source.T).double().mul_(-2.0)
-    squares = (torch.einsum("nk,nk->n", rows, rows).double() for rows in (target, source))
-    return cost.add_(next(squares)[:, None]).add_(next(squares))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from depfuse.align.costs import activation_cost, activation_noise, mixed_cost, standardised, weight_cost
@@ -187,7 +188,7 @@ class MatchingProblem:
         keys = {part.key for root in self.roots for orbit in root.walk() for part in self.parts(orbit)}
         # Heads of other labels differ in shape.
         alike = [key for key in sorted(keys) if self.target[key].shape == state[key].shape]
-        return sum(float((self.target[key].double() - state[key].double()).square().sum()) for key in alike)
+        return sum(_squared_distance(self.target[key], state[key]) for key in alike)
 
     def mixed(self, name: str, weights: Tensor) -> Tensor:
         """Mix a root's weight cost with its activation cost for criterion `mixture`."""
@@ -240,6 +241,14 @@ class MatchingProblem:
         rest = 1.0 - share if self.settings.criterion.name == "mixture" else 1.0
         costs = {name: rest * standardised(cost) for name, cost in watched.items()}
         return weights.scaled(share / spread if spread > 0 else 1.0).with_costs(costs)
+
+
+def _squared_distance(first: Tensor, second: Tensor) -> float:
+    """Sum squared differences, in float64; their own rounding in float32 is far below what a choice turns on."""
+    if not first.dtype == second.dtype == torch.float32:
+        first, second = first.double(), second.double()
+    difference = (first - second).reshape(-1)
+    return float(torch.linalg.vector_norm(difference, dtype=torch.float64).square())
 
 
 def is_better(cost: float, than: float) -> bool:

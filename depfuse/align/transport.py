@@ -16,7 +16,7 @@ from depfuse.errors import RecipeError
 SPARSE_FROM = 768  # channels from which an assignment among a few costs of each row is tried first
 NEAREST = 16  # least costs of each row in it
 CONTENDED_FROM = 512  # channels from which it is asked whether many rows contend for few columns
-WANTED = 0.5  # of the columns, below which they do
+WANTED = 0.25  # of the columns, below which they do
 SIMPLEX_STEPS = 10**9  # limit of pivots: none
 SINKHORN_STEPS = 2000  # limit of iterations
 UNEVEN = 0.05  # of a channel's mass: a plan that misses it by more has not converged
@@ -39,7 +39,7 @@ def assigned(cost: Tensor) -> Tensor:
     """
     values = checked(cost)
     values = values - values.min(0, initial=np.inf)  # changes no assignment, and the search begins nearer to its end
-    if len(values) >= CONTENDED_FROM and _wanted(values) < WANTED:
+    if len(values) >= CONTENDED_FROM and _is_contended(values):
         import ot  # here, as in `emd`
 
         ones = np.ones(len(values))
@@ -48,6 +48,15 @@ def assigned(cost: Tensor) -> Tensor:
         if log["warning"] is None and np.array_equal(np.sort(order), np.arange(len(order))):
             return torch.from_numpy(order)
     return torch.from_numpy(linear_sum_assignment(values)[1].astype(np.int64))
+
+
+def _is_contended(values: np.ndarray) -> bool:
+    """Tell whether many rows are cheapest in few columns, with what is constant along rows and columns or without."""
+    if _wanted(values) >= WANTED:
+        return False
+    centred = values - values.mean(1, keepdims=True)
+    centred -= centred.mean(0)
+    return _wanted(centred) < WANTED
 
 
 def _wanted(values: np.ndarray) -> float:
