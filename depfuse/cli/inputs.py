@@ -20,6 +20,7 @@ from depfuse.cli.options import DataOptions
 from depfuse.data import DataSet, Loader, Preprocessing, load_data
 from depfuse.data.crops import Crops
 from depfuse.data.draws import order_of_class
+from depfuse.data.label_shares import read_classes
 from depfuse.data.labels import labelled_first
 from depfuse.data.parts import SPLIT_SEED
 from depfuse.data.patches import Crop
@@ -53,7 +54,8 @@ class Inputs:
     """Networks with their checkpoints and architectures, and the data that they take.
 
     `labels` are the labels of their outputs, where these differ; the data's labels are those of the child's outputs,
-    and `names` what these are called, where that is known. `background` is the label of detectors' background.
+    and `names` what these are called, where that is known. `background` is the label of detectors' background, and
+    `same_labels` how many the user says that each of them knows, where these are the same.
     """
 
     architectures: tuple[str, ...]
@@ -65,10 +67,13 @@ class Inputs:
     labels: LabelSets | None = None
     names: tuple[str, ...] | None = None
     background: int | None = None
+    same_labels: int | None = None
 
     def parents(self, template: nn.Module | None = None) -> Parents:
         """Collect what is known of the networks for a fusion; `template` has the child's shapes."""
-        labels = None if self.labels is None else self.labels.sets
+        labels: Sequence[Sequence[int]] | None = None if self.labels is None else self.labels.sets
+        if labels is None and self.same_labels is not None:
+            labels = [range(self.same_labels)] * len(self.models)
         example = self.data.example(device=self.device)
         return Parents(self.models, labels, template, example, background=self.background)
 
@@ -205,7 +210,10 @@ def read_inputs(
         names = names or agreed_names(cards) or class_names(data)
     warn_of_normalisation(paths, models, data, device)
     empty = None if background is None else label_of(background, labels, names)
-    return Inputs(architectures, tuple(checkpoints), tuple(models), data, named.data, device, labels, names, empty)
+    same = len(read_classes(classes[0])) if classes and labels is None else None
+    return Inputs(
+        architectures, tuple(checkpoints), tuple(models), data, named.data, device, labels, names, empty, same
+    )
 
 
 def with_judged_images(data: DataSet, *, fused: bool) -> DataSet:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from depfuse.errors import CheckpointError
+from depfuse.fusion.class_names import class_names
 from depfuse.fusion.saving import IN_MEMORY, child_card
 from depfuse.io.atomic_files import replacing_files
 from depfuse.io.cards import Card
@@ -36,7 +37,8 @@ def save_pretrained(
 
     A network that has a method `save_pretrained` writes itself, one of timm's is written as `timm` does; any other gets
     `config.json` and `model.safetensors` with the card. Names of classes are those of the parents, all of them; what
-    prepares images (`preprocessor_config.json`) is copied from the parent whose channels the child has.
+    prepares images (`preprocessor_config.json`) is copied from the parent whose channels the child has, or from the
+    first that has one.
 
     Parameters
     ----------
@@ -75,9 +77,8 @@ def save_pretrained(
             write_checkpoint(temporary / WEIGHTS, child.state_dict(), card)
             config = {"architectures": [type(child).__name__], "depfuse": card.model_dump(mode="json")}
             (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        described = folder_of(like)
-        if described is not None and (described / PREPROCESSOR).is_file():
-            shutil.copyfile(described / PREPROCESSOR, temporary / PREPROCESSOR)
+        if (described := _preprocessor(like, result.parents)) is not None:
+            shutil.copyfile(described, temporary / PREPROCESSOR)
         if not (temporary / README).exists():
             (temporary / README).write_text(model_card(result.written(folder), card), encoding="utf-8")
 
@@ -88,28 +89,11 @@ def folder_of(network: nn.Module) -> Path | None:
     return Path(place) if isinstance(place, str) and place and Path(place).is_dir() else None
 
 
-def class_names(result: FusionResult) -> tuple[str, ...] | None:
-    """Name the child's classes by its parents' configurations; None where these do not name all."""
-    sets = result.parent_labels
-    known: dict[int, str] = {}
-    for number, parent in enumerate(result.parents):
-        labels = _labels(unwrap(parent))
-        if labels is None:
-            return None
-        places = range(len(labels)) if sets is None else sets.sets[number]
-        for place, label in enumerate(places):
-            known.setdefault(label, str(labels.get(place)))
-    names = tuple(known[label] for label in (sorted(known) if sets is None else sets.joint))
-    return names if len(set(names)) == len(names) else None
-
-
-def _labels(network: nn.Module) -> Mapping[int, str] | None:
-    """Read what the outputs of a network of transformers or timm are called; None where that is not known."""
-    found = getattr(getattr(network, "config", None), "id2label", None)
-    listed = getattr(network, "pretrained_cfg", None)
-    if isinstance(listed, dict) and isinstance(listed.get("label_names"), list):
-        found = dict(enumerate(listed["label_names"]))
-    return found if isinstance(found, Mapping) else None
+def _preprocessor(like: nn.Module, parents: Sequence[nn.Module]) -> Path | None:
+    """Find the file that says how a parent's images are prepared."""
+    folders = [folder_of(unwrap(parent)) for parent in (like, *parents)]
+    files = [folder / PREPROCESSOR for folder in folders if folder is not None]
+    return next((file for file in files if file.is_file()), None)
 
 
 def model_card(result: FusionResult, card: Card) -> str:

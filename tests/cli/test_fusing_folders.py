@@ -112,6 +112,20 @@ def test_a_child_of_different_labels_has_those_of_both(labelled: bool) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")
+def test_numbered_data_do_not_say_which_of_differently_named_outputs_are_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for seed, (name, names) in enumerate({"a": ("ant", "cat"), "b": ("cat", "dog")}.items()):
+        write_network(Path(name), names, seed)
+    images = np.random.default_rng(0).random((30, 32, 32, 3), np.float32)
+    np.savez("numbered.npz", x_train=images, y_train=np.arange(30) % 2, x_test=images, y_test=np.arange(30) % 2)
+    command = ["fuse", "a", "b", "--data", "numbered.npz", "--preset", "fast", "--out", "child.safetensors"]
+    assert main(command) == 2
+    assert "parent 1 calls its outputs ant, cat, and parent 2 cat, dog: say so by --classes" in capsys.readouterr().err
+    assert main([*command, "--classes", "0-1", "--classes", "0-1"]) == 0
+
+
+@pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")
 def test_fewer_classes_are_found_by_their_names() -> None:
     """Data of two of the three classes that id2label names: nothing has to be said."""
     for seed, name in enumerate("ab"):

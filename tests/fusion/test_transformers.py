@@ -12,8 +12,8 @@ from torch import nn
 from transformers import BatchEncoding, ConvNextImageProcessor
 
 import depfuse
-from depfuse import fuse
-from depfuse.errors import CheckpointError
+from depfuse import Parents, fuse
+from depfuse.errors import CheckpointError, RecipeError
 
 SMALL = {"num_channels": 3, "hidden_sizes": [8, 16], "depths": [1, 1]}
 KINDS = {
@@ -70,10 +70,11 @@ def test_a_permuted_copy_is_matched_and_gives_the_parent_again() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")
-def test_networks_from_pretrained_are_written_as_they_came(tmp_path: Path) -> None:
+@pytest.mark.parametrize("having_it", "ab")
+def test_networks_from_pretrained_are_written_as_they_came(tmp_path: Path, having_it: str) -> None:
     for seed, name in enumerate("ab"):
         network("ResNet", seed, id2label=dict(enumerate(("ant", "cat", "dog", "fox")))).save_pretrained(tmp_path / name)
-    ConvNextImageProcessor(size={"shortest_edge": 32}).save_pretrained(tmp_path / "a")
+    ConvNextImageProcessor(size={"shortest_edge": 32}).save_pretrained(tmp_path / having_it)
     kind = transformers.ResNetForImageClassification
     parents = [kind.from_pretrained(tmp_path / name) for name in "ab"]
     result = fuse(parents, "fast", batches())
@@ -84,7 +85,7 @@ def test_networks_from_pretrained_are_written_as_they_came(tmp_path: Path) -> No
         expected = result.child.state_dict()
         assert all(torch.equal(tensor, expected[key]) for key, tensor in loaded.state_dict().items())
     assert (tmp_path / "child/preprocessor_config.json").read_text() == (
-        tmp_path / "a/preprocessor_config.json"
+        tmp_path / having_it / "preprocessor_config.json"
     ).read_text()
     card = (tmp_path / "child" / "README.md").read_text()
     assert "- a network in memory, SHA-256" in card
@@ -99,3 +100,19 @@ def test_what_its_library_would_not_load_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="wider than its library builds it"):
         result.save_pretrained(tmp_path / "child")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_with_other_names_are_not_averaged_with_each_other() -> None:
+    images = torch.rand(32, 3, 32, 32)
+
+    def named(seed: int, *names: str) -> nn.Module:
+        return network("ResNet", seed, id2label=dict(enumerate(names))).eval()
+
+    one = named(0, "ant", "cat", "dog", "fox")
+    with pytest.raises(RecipeError, match=r"parent 2 cat, dog, fox, pig: .*`labels`.* \[0, 1, 2, 3\], \[1, 2, 3, 4\]"):
+        fuse([one, named(1, "cat", "dog", "fox", "pig")], "fast", images)
+    with pytest.raises(RecipeError, match="into one order first"):
+        fuse([one, named(1, "cat", "ant", "dog", "fox")], "fast", images)
+    other = named(1, "Ant", "Cat", "Dog", "Fox")
+    assert fuse(Parents([one, other], labels=[range(4)] * 2), "fast", images).child.config.id2label[0] == "ant"
+    fuse([one, network("ResNet", 1)], "fast", images)  # of which nothing but numbers is known

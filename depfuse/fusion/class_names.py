@@ -1,0 +1,77 @@
+"""What networks of transformers and timm call their outputs: two with other names know other classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from depfuse.errors import RecipeError
+from depfuse.networks.copying import unwrap
+
+if TYPE_CHECKING:
+    from depfuse.fusion.result import FusionResult
+
+_FEW = 4
+
+
+def labels_of(network: nn.Module) -> Mapping[int, str] | None:
+    """Read what the outputs of a network of transformers or timm are called; None where that is not known."""
+    found = getattr(getattr(network, "config", None), "id2label", None)
+    listed = getattr(network, "pretrained_cfg", None)
+    if isinstance(listed, dict) and isinstance(listed.get("label_names"), list):
+        found = dict(enumerate(listed["label_names"]))
+    return found if isinstance(found, Mapping) else None
+
+
+def class_names(result: FusionResult) -> tuple[str, ...] | None:
+    """Name the child's classes by its parents' configurations; None where these do not name all."""
+    sets = result.parent_labels
+    known: dict[int, str] = {}
+    for number, parent in enumerate(result.parents):
+        labels = labels_of(unwrap(parent))
+        if labels is None:
+            return None
+        places = range(len(labels)) if sets is None else sets.sets[number]
+        for place, label in enumerate(places):
+            known.setdefault(label, str(labels.get(place)))
+    names = tuple(known[label] for label in (sorted(known) if sets is None else sets.joint))
+    return names if len(set(names)) == len(names) else None
+
+
+def check_class_names(models: Sequence[nn.Module]) -> None:
+    """Raise `RecipeError` where parents of which no labels are said call their outputs by different names.
+
+    They would be averaged output by output, a cat of one with an ox of another.
+    """
+    named = {number: names for number, model in enumerate(models, start=1) if (names := _own_names(model)) is not None}
+    for number, names in named.items():
+        first, expected = next(iter(named.items()))
+        if names == expected:
+            continue
+        called = f"parent {first} calls its outputs {_few(expected)}, and parent {number} {_few(names)}"
+        if sorted(names) == sorted(expected):
+            raise RecipeError(
+                f"{called}: put the rows of their heads into one order first, or give equal `labels` if they mean the"
+                " same"
+            )
+        everything = list(dict.fromkeys(name for own in named.values() for name in own))
+        sets = ", ".join(str([everything.index(name) for name in own]) for own in (expected, names))
+        raise RecipeError(
+            f"{called}: say so by `labels`, such as {sets}, with a `template` of {len(everything)} outputs, or give"
+            " equal ones if they mean the same"
+        )
+
+
+def _own_names(model: nn.Module) -> list[str] | None:
+    """List the names of outputs in order; None where there are none but the library's own."""
+    labels = labels_of(unwrap(model))
+    if not labels or sorted(labels) != list(range(len(labels))):
+        return None
+    names = [str(labels[place]) for place in range(len(labels))]
+    return None if names == [f"LABEL_{place}" for place in range(len(labels))] else names
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_FEW]) + (", ..." if len(names) > _FEW else "")
