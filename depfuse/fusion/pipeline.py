@@ -23,7 +23,7 @@ from depfuse.fusion.partial_merging import merge_partially
 from depfuse.fusion.prepared import Inputs, Prepared, announce
 from depfuse.fusion.resolve import resolve, resolve_mirroring
 from depfuse.fusion.result import FusionResult
-from depfuse.fusion.soundness import Soundness
+from depfuse.fusion.soundness import Soundness, warn_of_scales
 from depfuse.fusion.step_acceptance import Step, StepAcceptance
 from depfuse.merge import AlignedParents, Shares, fisher_information
 from depfuse.networks.forward import Call
@@ -210,6 +210,7 @@ def _check(training: Distillation | None, prepared: Prepared) -> None:
     like, task = prepared.template or prepared.ensemble.networks[0], prepared.meaning.task
     if training is not None:
         training.check(like, task, prepared.recipe.train)
+    warn_of_scales(prepared.inputs.parents.models, prepared.inputs.calibration)
     if prepared.inputs.parents.test is not None:
         check_test_labels(like, prepared.inputs.parents.test, task or CLASSES)
 

@@ -16,6 +16,7 @@ from depfuse.networks.running import evaluating, float_tensors
 
 VARIANCE = "running_var"
 IMAGES = 64  # to run networks on
+LOUD = 10.0  # times the spread of another parent's outputs; of smoothed labels and sharp ones it is three or four
 # Spread of the outputs over images, as a share of the parents'.
 NOTHING = 1e-5
 HARDLY_ANYTHING = 1e-3
@@ -127,6 +128,27 @@ class Soundness:
 
     def _outputs(self, model: nn.Module) -> list[list[Tensor]]:
         return _outputs(model, self._inputs)
+
+
+def warn_of_scales(parents: Sequence[nn.Module], calibration: Loader | None) -> None:
+    """Warn of a parent beside which another one's outputs hardly count in their mean, or whose outputs are constant."""
+    inputs = [] if calibration is None else _first_inputs(calibration)
+    found = [_outputs(parent, inputs) for parent in parents]
+    if sum(map(count_samples, inputs)) < 2 or any(len(batch) != 1 for batches in found for batch in batches):
+        return
+    spreads = [_spread(batches) for batches in found]
+    loudest = max(range(len(spreads)), key=spreads.__getitem__)
+    for number, spread in enumerate(spreads, 1):
+        if spreads[loudest] == 0 or spreads[loudest] < LOUD * spread:
+            continue
+        said = f"parent {number} gives the same for every image: is it trained, and are the images what it takes?"
+        if spread:
+            said = (
+                f"outputs of parent {loudest + 1} vary {spreads[loudest] / spread:.3g} times as much from image to"
+                f" image as those of parent {number}, which hardly count in their mean: bring their last layers to one"
+                " scale"
+            )
+        warnings.warn(said, DepfuseWarning, stacklevel=4)
 
 
 def gives_finite_outputs(model: nn.Module, calibration: Loader | None, example: Example | None) -> bool:

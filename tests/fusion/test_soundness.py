@@ -90,3 +90,14 @@ def test_fuse_returns_no_child_that_is_constant_or_not_finite():
         fuse([two_layers(1.0, 1.0), two_layers(1.0, -1.0)], recipe, calibration=images())
     with pytest.raises(FusionError, match="after the merge its outputs hold NaN or infinite values"):
         fuse([two_layers(1e25, 1e-25), two_layers(1e-25, 1e25)], recipe, calibration=images())
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"), [(50.0, "times as much .* those of parent 1"), (0.0, "parent 2 gives the same")]
+)
+def test_parents_of_other_scales_are_named(factor: float, said: str) -> None:
+    first, second = parents()
+    with torch.no_grad():
+        second.linear.weight.mul_(factor)
+    with pytest.warns(DepfuseWarning, match=said):
+        fuse([first, second], Recipe(refit="none"), images())
