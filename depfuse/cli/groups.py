@@ -10,13 +10,13 @@ import typer
 
 from depfuse.cli.console import Screen
 from depfuse.cli.interruption import ended_at_once
-from depfuse.cli.options import AllowFixed, Architecture, RunOptions, SeedOption
+from depfuse.cli.named import architecture_of
+from depfuse.cli.options import NAMING, AllowFixed, RunOptions, SeedOption
 from depfuse.cli.spread import spread
 from depfuse.data.memory import too_much
 from depfuse.errors import ArchitectureError, DataError
 from depfuse.io.atomic_files import replacing
 from depfuse.io.output_files import check_outputs
-from depfuse.models.architecture import check_built_in, parse_architecture
 from depfuse.report.plot_kind import plot_kind
 
 _BYTES = 4  # of a number in float32
@@ -24,7 +24,9 @@ _BYTES = 4  # of a number in float32
 
 @spread
 def groups(
-    arch: Architecture,
+    arch: Annotated[
+        str, typer.Argument(metavar="ARCH", help=f"{NAMING}; or a file or folder of weights that says it.")
+    ],
     options: RunOptions,
     input_shape: Annotated[
         str | None,
@@ -64,7 +66,7 @@ def groups(
     shape = None if input_shape is None else _shape(input_shape)
     kind = None if plot is None else plot_kind(plot)
     check_outputs({"--plot": plot})
-    check_built_in(parse_architecture(arch))
+    arch = architecture_of(arch)
     # What follows needs torch, for which no mistake above has to wait.
     with ended_at_once():
         import torch

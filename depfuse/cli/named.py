@@ -70,6 +70,31 @@ def read_named(
     return Named(architectures, data)
 
 
+def architecture_of(text: str) -> str:
+    """Return an architecture as it is named, or as a file or folder of weights says its own.
+
+    Raises
+    ------
+    ArchitectureError, CheckpointError
+        It is neither, or the file does not say it in a way that can be followed without trust.
+    """
+    path = Path(text)
+    try:
+        check_built_in(parse_architecture(text))
+    except ArchitectureError:
+        if not path.exists() or path.suffix == ".py":
+            raise
+    else:
+        return text
+    card = read_card(path)
+    try:
+        return _by_tensors(path, None) if card is None else _architecture(path, card, None, trusted=False)
+    except ArchitectureError:
+        raise ArchitectureError(
+            f"{path} does not say what network it is, or names code of its own: give the architecture in its place"
+        ) from None
+
+
 def _check_keys(paths: Sequence[Path], keys: Sequence[str] | None) -> None:
     """Raise `RecipeError` where keys are given neither once nor once per file."""
     if keys and len(keys) not in (1, len(paths)):

@@ -21,13 +21,13 @@ from depfuse.recipe.arrange import by_path
 from depfuse.recipe.paths import check_once, parsed
 from depfuse.recipe.presets import Source, read
 
-_NAMING = (
+NAMING = (
     "NAME of a built-in network, torchvision:NAME, timm:NAME, transformers:NAME, spandrel:NAME, FILE.py:FACTORY or"
     " MODULE:FACTORY, each with (key=value, ...) if need be"
 )
 _FROM_CARDS = "Default: what the checkpoints' cards say, or the tensors of an upscaler."
 
-Architecture = Annotated[str, typer.Argument(metavar="ARCH", help=f"{_NAMING}.")]
+Architecture = Annotated[str, typer.Argument(metavar="ARCH", help=f"{NAMING}.")]
 Checkpoints = Annotated[
     list[Path],
     typer.Argument(
@@ -36,7 +36,7 @@ Checkpoints = Annotated[
 ]
 ArchitectureOption = Annotated[
     str | None,
-    typer.Option("--arch", metavar="ARCH", help=f"What the networks are: {_NAMING}. {_FROM_CARDS}"),
+    typer.Option("--arch", metavar="ARCH", help=f"What the networks are: {NAMING}. {_FROM_CARDS}"),
 ]
 TrustOption = Annotated[
     list[Path] | None,
@@ -208,7 +208,7 @@ class FusionOptions:
         typer.Option(
             "--arch",
             metavar="ARCH",
-            help=f"What the networks are: {_NAMING}; once, or once per parent where their widths differ. {_FROM_CARDS}",
+            help=f"What the networks are: {NAMING}; once, or once per parent where their widths differ. {_FROM_CARDS}",
         ),
     ] = None
     width: Annotated[

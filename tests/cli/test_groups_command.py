@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_one_sentence
+from digits_parents import digits_files
 from rich.console import Console
 from torch import nn
 
@@ -259,3 +260,14 @@ def test_torchvision_networks_are_printed_and_drawn(name: str, tmp_path: Path, c
 def test_an_input_that_does_not_fit_into_memory_is_one_sentence(capsys) -> None:
     command = ["groups", "digits_resnet(width=1.25)", "--input-shape", "1,10000000,10000000"]
     assert_one_sentence(capsys, main(command), "an input of shape 1, 10000000, 10000000 needs", "give a smaller one")
+
+
+def test_a_file_of_weights_says_its_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = digits_files("a")[0]
+    assert main(["groups", path, "--brief"]) == 0
+    of_file = capsys.readouterr().out
+    assert main(["groups", "digits_resnet(width=1.25)", "--brief"]) == 0
+    assert of_file == capsys.readouterr().out
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "bare.pt")
+    assert main(["groups", str(tmp_path / "bare.pt")]) == 2
+    assert "give the architecture in its place" in capsys.readouterr().err
