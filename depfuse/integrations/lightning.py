@@ -133,7 +133,7 @@ class FuseCallback(Callback):
         if self._batches is None and _has_several(trainer.train_dataloader):
             raise RecipeError(
                 "the training has several loaders: give FuseCallback the samples by which networks are fused, as"
-                " `batches=`"
+                " batches"
             )
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
