@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from depfuse.data.annotations import unread_annotations
 from depfuse.data.image_files import find_images
 from depfuse.data.images import SUFFIXES, is_hidden, is_image
 from depfuse.data.masks import find_masks, load_masks
@@ -57,6 +58,7 @@ def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
     """
     children = {child.lower(): child for child in _subfolders(str(root))}
     parts = {children[name]: str(root / children[name]) for name in children if name in KINDS}
+    said = False
     if (dense := _with_masks(root, parts)) is not None:
         return _dense(root, dense, preprocessing)
     if parts:
@@ -77,6 +79,7 @@ def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
             " read"
         )
         parts_by_name, whole = {}, _Folder(_images_below(str(root / chosen), set()))
+        said = True
     else:
         parts_by_name, whole = {}, _by_class(str(root), exactly=True)
     folders = [*parts_by_name.values(), *([] if whole is None else [whole])]
@@ -88,6 +91,9 @@ def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
             f"{root} holds no images: it needs images, CLASS/IMAGE, or train/CLASS/IMAGE and test/CLASS/IMAGE, and"
             f" images end in {', '.join(sorted(SUFFIXES))}"
         )
+    files = [file for folder in folders for file in folder.files]
+    if not said and (unread := unread_annotations(root, files)) is not None:
+        _say(unread)
     classes = _classes(root, parts_by_name, whole)
     images = find_images([folder.files for folder in folders], root, preprocessing.size, preprocessing.of_colour)
     made = [
@@ -227,7 +233,8 @@ def _by_class(place: str, least: int = 2, *, exactly: bool = False) -> _Folder:
     images = _images_in(place)
     deep = exactly and any(os.path.dirname(file) != os.path.join(place, name) for name in names for file in below[name])
     filled = [name for name in names if below[name]]
-    if len(names) < least or not filled or deep or (exactly and (images or len(filled) < least)):
+    unlabelled = {name.lower() for name in filled} <= set(PICTURES) and any(name.lower() in MASKS for name in names)
+    if len(names) < least or not filled or unlabelled or deep or (exactly and (images or len(filled) < least)):
         return _Folder(sorted([*images, *(file for name in names for file in below[name])]))
     if images:
         _say(f"{place}: {len(images):,} images beside the folders of the classes, such as {images[0]}, are not used")

@@ -21,9 +21,9 @@ from depfuse.text import counted
 
 Kind = Literal["train", "test", "valid"]
 KINDS: Mapping[str, Kind] = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("test", "testing"), "test"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "valid"),
+    **dict.fromkeys(("train", "training", "train2014", "train2017"), "train"),
+    **dict.fromkeys(("test", "testing", "test2014", "test2017"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "val2014", "val2017"), "valid"),
 }
 """What people call a part -> what it is; in small letters."""
 SPLIT_SEED = 0  # always the same images are tested, whatever other seeds are

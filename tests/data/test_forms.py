@@ -438,3 +438,39 @@ def test_files_of_other_kinds_are_one_sentence_that_says_what_to_do(tmp_path: Pa
     ):
         with pytest.raises(DataError, match=said):
             load_data(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("images", "file", "content"),
+    [
+        ("train/images/0.png valid/images/1.png", "train/labels/0.txt", "0 0.5 0.5 0.2 0.2"),
+        ("train/0.png valid/1.png", "valid/1.txt", "0 0.5 0.5 0.2 0.2"),
+        ("train/0.png valid/1.png", "train/0.xml", "<annotation/>"),
+        ("train/0.png valid/1.png", "train/_annotations.coco.json", '{"images": [], "annotations": []}'),
+        ("train2017/0.png val2017/1.png", "annotations/instances.json", '{"annotations": [{"bbox": [0, 0, 1, 1]}]}'),
+        ("0.png 1.png", "boxes.csv", "filename,class,xmin,ymin,xmax,ymax\n0.png,cat,0,0,4,4"),
+        ("0.png 1.png", "labels.csv", "file_name,label\n0.png,cat"),
+    ],
+    ids=["yolo", "darknet", "voc", "coco of a part", "coco", "csv", "labels"],
+)
+def test_annotations_beside_images_are_said_not_to_be_read(
+    tmp_path: Path, images: str, file: str, content: str
+) -> None:
+    for place in [*images.split(), file]:
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    for place in images.split():
+        Image.new("RGB", (8, 8)).save(tmp_path / place)
+    (tmp_path / file).write_text(content)
+    with pytest.warns(DepfuseWarning, match="not read") as said:
+        found = load_data(str(tmp_path))
+    assert [str(own.message) for own in said] == [str(own.message) for own in said if file in str(own.message)]
+    assert found.classes == ()
+    assert len(found.train) == (1 if "/" in images else 2)
+
+
+def test_other_files_beside_images_need_no_word(tmp_path: Path) -> None:
+    for number in range(2):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    for name, content in {"README.txt": "photographs", "meta.json": "{}", "sizes.csv": "width,height\n8,8"}.items():
+        (tmp_path / name).write_text(content)
+    assert len(load_data(str(tmp_path)).train) == 2
