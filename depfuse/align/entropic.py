@@ -60,8 +60,8 @@ def entropic(cost: np.ndarray, regularisation: float, steps: int, light_from: in
         with np.errstate(all="ignore"):
             for _ in range(count):
                 y = columns / sums
-                x = rows / (kernel.entries @ y.astype(kernel.type))
-                sums = kernel.transposed @ x.astype(kernel.type)
+                x = rows / (kernel.entries @ y.astype(kernel.type, copy=False))
+                sums = kernel.transposed @ x.astype(kernel.type, copy=False)
             farthest = max(float(np.abs(np.log(scaling)).max()) for scaling in (x, y))
             wanted = light and bool(np.abs(np.log(x / before)).max() <= CALM)
         done += count
