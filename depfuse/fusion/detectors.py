@@ -17,6 +17,7 @@ from depfuse.fusion.seen import MAPS, Seen, count_of, run_or_none
 from depfuse.networks.forward import Example
 from depfuse.tasks.classes import Dense
 from depfuse.tasks.detection import Detection
+from depfuse.tasks.evidence import are_probabilities
 from depfuse.tasks.labels import Labels
 from depfuse.tasks.regression import Regression
 from depfuse.tasks.selection import AUXILIARY_WEIGHT, Counted, Packed, ScoresFunction, counted_of, find_counted, select
@@ -162,6 +163,15 @@ def check_maps(output: Any) -> None:
         )
 
 
+def check_logits(name: str, tensors: Sequence[Tensor]) -> None:
+    """Raise `RecipeError` where class scores are probabilities: nowhere would be nothing."""
+    if are_probabilities(tensors):
+        raise RecipeError(
+            f"the class scores {name} all lie between 0 and 1, as what a sigmoid or softmax gives, and detectors are"
+            " fused by logits: let the networks return these, or undo the sigmoid in `call` (torch.logit)"
+        )
+
+
 def tensors_of(counted: Sequence[Counted], output: Any) -> list[Tensor] | None:
     """Take the tensors that count; None where an output has another structure."""
     try:
@@ -219,6 +229,7 @@ def _parts(
     for place, (own, of, is_classes) in enumerate(zip(counted, shapes, classes, strict=True)):
         tensors = [parent[place].reshape(-1, *of[number]) for number, parent in enumerate(rows, start=1)]
         if is_classes:
+            check_logits(own.name, tensors)
             task: Task = Labels() if background is None else Dense()
             if background is not None:
                 columns = [labels_of.index(background) for labels_of in labels.sets]

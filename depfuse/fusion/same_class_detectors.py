@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from depfuse.data.loader import Loader
 from depfuse.data.stream import Stream
 from depfuse.errors import RecipeError
-from depfuse.fusion.detectors import Detector, level_weight, places_of
+from depfuse.fusion.detectors import Detector, check_logits, level_weight, places_of
 from depfuse.fusion.seen import MAPS, Seen, run_or_none
 from depfuse.networks.forward import Example
 from depfuse.tasks.classes import Dense
@@ -100,6 +100,8 @@ def same_class_detector_of(
     found = [_level(numbers, tensors, background) for numbers in together]
     if not named and not _recognised(found, tensors, alone=len(counted) > sum(map(len, together))):
         return None
+    for level in found:
+        check_logits(counted[level.classes].name, tensors[level.classes])
     select(networks, packed)
     places: dict[int, int] = {number: level.classes for level in found for number in level.beside}
     classes = [level.classes for level in found]

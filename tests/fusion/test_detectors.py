@@ -228,3 +228,14 @@ def test_boxes_in_the_layer_of_the_classes_are_named() -> None:
         RecipeError, match="the 4 that it gives besides labels, such as boxes, need a layer of their own"
     ):
         fuse(known, PLAIN, torch.rand(8, 3, 32, 32))
+
+
+def test_class_maps_that_came_out_of_a_sigmoid_are_refused() -> None:
+    class Shown(Tiny):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            found = super().forward(x)
+            return {**found, "classes": found["classes"].sigmoid()}
+
+    given = Parents([Shown(count).eval() for count in (3, 2)], labels=KNOWN, template=Shown(5))
+    with pytest.raises(RecipeError, match=r"the class scores classes all lie between 0 and 1, .*undo the sigmoid"):
+        fuse(given, "fast", torch.rand(40, 3, 16, 16))
