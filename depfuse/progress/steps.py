@@ -118,7 +118,7 @@ class Work:
     @property
     def left(self) -> float | None:
         """Seconds to the end of the step at its pace so far; None where nothing is known of it."""
-        if not self.total or self.done < LEAST_DONE * self.total or not self.done:
+        if not self.total or self.done < int(LEAST_DONE * self.total) or not self.done:
             return None
         return (time.monotonic() - self.began) * max(0, self.total - self.done) / self.done
 
