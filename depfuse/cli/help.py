@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections import Counter
 from typing import Annotated, Any, get_args
 
 import typer
 from typer.core import TyperCommand
-
-from depfuse.errors import RecipeError
 
 FURTHER = "Further options"
 SHOWN = 15  # options that a help may have before it leaves any to --help-all
@@ -29,17 +26,7 @@ class Further:
 
 
 class Command(TyperCommand):
-    """A subcommand that takes an option once, and whose help leaves further ones to `--help-all`, where it has one."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse arguments; raise `RecipeError` where an option that has one value is given another."""
-        given = Counter(id(parameter) for parameter in self.make_parser(ctx).parse_args(args=list(args))[2])
-        for parameter in self.params:
-            if given[id(parameter)] > 1 and _has_one_value(parameter):
-                raise RecipeError(
-                    f"{'/'.join([*parameter.opts, *parameter.secondary_opts])} is given twice: give it once"
-                )
-        return super().parse_args(ctx, args)
+    """A subcommand whose help leaves further options to `--help-all`, where it has one."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the options that the help lists."""
@@ -61,15 +48,6 @@ def with_help_all(parameters: list[inspect.Parameter]) -> list[inspect.Parameter
     """Add `--help-all` to the parameters of a command that has more options than a help shows."""
     options = [own for own in parameters if any(_is_option(part) for part in get_args(own.annotation))]
     return parameters if len(options) <= SHOWN else [*parameters, _HELP_ALL]
-
-
-def _has_one_value(parameter: Any) -> bool:
-    return bool(
-        parameter.param_type_name == "option"
-        and not parameter.multiple
-        and not parameter.count
-        and (not parameter.is_flag or parameter.secondary_opts)
-    )
 
 
 def _is_option(part: Any) -> bool:

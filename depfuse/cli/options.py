@@ -309,7 +309,7 @@ class RecipeOptions:
             "--set",
             metavar="SETTING=VALUE",
             help="Change a setting, such as align.solver=sinkhorn or align.solver.regularisation=0.05; may be given"
-            " again. `depfuse settings` lists all.",
+            " again, and of two values of one setting the last counts. `depfuse settings` lists all.",
         ),
     ] = None
     calibration: Annotated[

@@ -14,12 +14,12 @@ from depfuse.recipe.recipe import Recipe
 
 
 def parsed(words: Iterable[str]) -> dict[str, Any]:
-    """Read `path=value` words, each value as the kind that its setting has.
+    """Read `path=value` words, each value as the kind that its setting has; of several with one path the last counts.
 
     Raises
     ------
     RecipeError
-        A word has no value, names no setting, its value is of another kind, or a setting has two values.
+        A word has no value, names no setting, its value is of another kind, or two names of a setting have two values.
     """
     places = known_places(Recipe)
     settings: dict[str, Any] = {}
@@ -34,7 +34,7 @@ def parsed(words: Iterable[str]) -> dict[str, Any]:
             value = _value(path, text, place.field.annotation)
         else:
             value = _value(path, text, bool) if path == "universe" else text
-        check_once(settings, {path: value})
+        check_once({name: given for name, given in settings.items() if name != path}, {path: value})
         settings[path] = value
     return settings
 
