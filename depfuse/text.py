@@ -31,6 +31,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def decimal(number: float) -> str:
+    """Write a loss or distance with four decimals, and a very large one as a power of ten: 0.1234, 5.269e+20."""
+    return f"{number:.4f}" if abs(number) < 1e6 else f"{number:.4g}"
+
+
 def counted(number: int, thing: str) -> str:
     """Write `1 run`, `2 runs`."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -58,10 +58,7 @@ def check_class_names(models: Sequence[nn.Module]) -> None:
             )
         everything = list(dict.fromkeys(name for own in named.values() for name in own))
         sets = ", ".join(str([everything.index(name) for name in own]) for own in (expected, names))
-        raise RecipeError(
-            f"{called}: say so by `labels`, such as {sets}, with a `template` of {len(everything)} outputs, or give"
-            " equal ones if they mean the same"
-        )
+        raise RecipeError(f"{called}: say so by `labels`, such as {sets}, or give equal ones if they mean the same")
 
 
 def _own_names(model: nn.Module) -> list[str] | None:

@@ -14,7 +14,7 @@ from depfuse.groups import ChannelGroups
 from depfuse.groups.reasons import left_in_place
 from depfuse.networks.copying import unwrap
 from depfuse.tasks.scores import ACCURACY, AGREEMENT
-from depfuse.text import counted
+from depfuse.text import counted, decimal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -110,7 +110,7 @@ def _second(scores: Scores | Agreement) -> str:
     if isinstance(scores, Agreement) and math.isfinite(scores.confidence):
         return f"{100 * scores.confidence:6.2f} %"
     loss = scores.disagreement if isinstance(scores, Agreement) else scores.loss
-    return f"{loss:.4f}" if math.isfinite(loss) else "none"
+    return decimal(loss) if math.isfinite(loss) else "none"
 
 
 def heading(result: FusionResult) -> str:
@@ -235,5 +235,5 @@ def _not_converged(result: FusionResult) -> str:
 def _step(step: Step) -> str:
     """Say in a line what a step after the merge changed."""
     kept = "kept" if step.kept else "not kept"
-    distances = f"{step.after:.4f} from the ensemble, {step.before:.4f} without"
+    distances = f"{decimal(step.after)} from the ensemble, {decimal(step.before)} without"
     return f"{step.name} {kept}: {distances} (on {step.images:,} held-out samples)"

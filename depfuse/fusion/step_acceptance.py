@@ -21,6 +21,7 @@ from depfuse.ensemble.ensemble import Ensemble
 from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.renorm import reset_batch_norm
 from depfuse.teach.self_training import Effect
+from depfuse.text import decimal
 
 RENEWED_FROM = 500  # images, to decide whether statistics are renewed
 NEGLIGIBLE = 1e-4  # relative difference of two distances
@@ -78,7 +79,7 @@ class Step:
         verb = "brought" if self.kept else "did not bring"
         return (
             f"{self.name} {verb} the child nearer to its parents' ensemble: on {self.images} held-out images it is "
-            f"{self.after:.4f} from it, and {self.before:.4f} without{alike}"
+            f"{decimal(self.after)} from it, and {decimal(self.before)} without{alike}"
         )
 
 

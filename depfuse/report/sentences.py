@@ -8,6 +8,7 @@ from depfuse.io.output_files import is_pickled
 from depfuse.report.schema import FusionReport, PathReport
 from depfuse.report.tables import fusion_rows
 from depfuse.tasks.scores import Measure, has_loss, in_nats
+from depfuse.text import decimal
 
 
 def barrier_sentence(report: PathReport) -> str:
@@ -93,4 +94,4 @@ def _height(measure: Measure, loss: float | None, error: float) -> str:
     if not has_loss(measure):
         return height
     unit = " nats" if in_nats(measure) else " of loss"
-    return f"{'not finite' if loss is None else f'{loss:.4f}{unit}'} and {height}"
+    return f"{'not finite' if loss is None else f'{decimal(loss)}{unit}'} and {height}"

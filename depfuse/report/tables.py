@@ -12,7 +12,7 @@ from rich.table import Table
 from depfuse.report.schema import FusionReport, NetworkScores, PathReport, ScoreValues, SharesSummary
 from depfuse.study.trials import Judged, State, TrialRecord, best_first
 from depfuse.tasks.scores import ACCURACY, AGREEMENT, CALIBRATION, has_loss, measure_named
-from depfuse.text import short_paths
+from depfuse.text import decimal, short_paths
 
 
 def fusion_table(report: FusionReport) -> Table:
@@ -196,7 +196,7 @@ def _short(value: object) -> str:
 
 
 def _nats(loss: float | None) -> str:
-    return "not finite" if loss is None else f"{loss:.4f}"
+    return "not finite" if loss is None else decimal(loss)
 
 
 def _cells(scores: ScoreValues) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from depfuse.fusion.advice import Advice, Contender, SameStart, advise
 from depfuse.fusion.verdict import verdict
 from depfuse.report import FusionReport, loading_lines
 from depfuse.report.page.overview import Entry, fusions_table
-from depfuse.text import short_paths
+from depfuse.text import decimal, short_paths
 
 IMAGES = 500
 
@@ -246,3 +246,7 @@ def test_a_report_holds_the_advice_and_one_with_words_only_is_still_read():
     old = json.loads(report.model_dump_json(exclude={"advice", "widened"}))
     table = fusions_table([Entry("1", "new", report), Entry("2", "old", FusionReport.model_validate(old))])
     assert str(table).count(">child</td>") == 1
+
+
+def test_large_distances_are_powers_of_ten() -> None:
+    assert [decimal(number) for number in (0.12345, 12.0, 5.26914e20)] == ["0.1235", "12.0000", "5.269e+20"]
