@@ -32,6 +32,7 @@ def path(
         int | None,
         typer.Option(
             "--points",
+            "--steps",
             help="Number of networks on the path, both parents included. Default: "
             f"{POINTS_OF_A_PLOT}, or {REFITTED_POINTS} where each is refitted.",
         ),

@@ -135,6 +135,7 @@ MISTAKES = {
     f"fuse {PAIR} --plot a.bmp": "a plot's name must end in",
     f"fuse {PAIR} --plot a.png --distil 1": "a path shows children as they are merged",
     f"path {PAIR} --points 1": "has no two ends",
+    f"path {PAIR} --steps 1": "has no two ends",
     f"path {GOOD} {PAIR}": "a path runs between two parents, not 3",
     f"path {PAIR} --set align.solver=zip-it": "a path has other shares at every point",
     f"path {PAIR} --methods weights,weights": "--methods names weights twice",
