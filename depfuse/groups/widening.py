@@ -171,9 +171,10 @@ def spread(model: nn.Module, sources: Mapping[Axis, Tensor]) -> dict[str, Tensor
 
 def _divisors(model: nn.Module) -> set[Axis]:
     """Find axes along which entries are divided by, and may not be zero: variances, and directions of weight norm."""
-    axes = {(key, 0) for key in model.state_dict() if key.endswith("running_var")}
+    state = model.state_dict()
+    axes = {(key, 0) for key in state if key.endswith("running_var")}
     for norm, (_, direction) in computed_weights(model, WEIGHT_NORM):
-        axes.add((direction, norm.dim % model.state_dict()[direction].dim()))
+        axes.add((direction, norm.dim % state[direction].dim()))
     return axes
 
 

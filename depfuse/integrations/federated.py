@@ -27,6 +27,7 @@ from depfuse.fusion.parents import Parents
 from depfuse.fusion.pipeline import fuse
 from depfuse.fusion.result import FusionResult
 from depfuse.fusion.soundness import gives_finite_outputs, negative_variances
+from depfuse.integrations.head_sizes import names_of
 from depfuse.io.checkpoint import Checkpoint, state_digest
 from depfuse.io.fitting import COUNTER
 from depfuse.io.into_network import load_into
@@ -250,13 +251,14 @@ def _load(model: nn.Module, state: State, sender: str) -> None:
 
 def _in_order(arrays: Sequence[Any], names: Sequence[str], sender: str) -> dict[str, Any]:
     """Name arrays in the order of a state dict, with or without the counters of BatchNorm."""
-    without = [name for name in names if not name.endswith(COUNTER)]
-    for known in (names, without):
-        if len(known) == len(arrays):
-            return dict(zip(known, arrays, strict=True))
-    raise DataError(
-        f"{sender} sent {len(arrays)} arrays: the network has {len(names)}, {len(without)} of them no counters"
-    )
+    known = names_of(arrays, names)
+    if known is None:
+        counters = sum(name.endswith(COUNTER) for name in names)
+        raise DataError(
+            f"{sender} sent {len(arrays)} arrays: the network has {len(names)}, {len(names) - counters} of them no"
+            " counters"
+        )
+    return dict(zip(known, arrays, strict=True))
 
 
 def _tensor(value: Any, sender: str) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -49,7 +50,7 @@ def sizes_of(builder: Callable[..., nn.Module], sent: Sequence[Sequence[np.ndarr
     few, more = (build_with(builder, count).state_dict() for count in _TRIED)
     found: list[int | None] = []
     for arrays in sent:
-        names = next((own for own in (list(few), _without_counters(few)) if len(own) == len(arrays)), [])
+        names = names_of(arrays, list(few)) or []
         counts = {
             size - less + _TRIED[0]
             for name, array in zip(names, arrays, strict=False)
@@ -66,5 +67,7 @@ def usual_size(sizes: Sequence[int | None]) -> int | None:
     return min(known, key=lambda size: (-known[size], size), default=None)
 
 
-def _without_counters(names: Sequence[str] | dict[str, object]) -> list[str]:
-    return [name for name in names if not name.endswith(COUNTER)]
+def names_of(arrays: Sequence[Any], names: Sequence[str]) -> Sequence[str] | None:
+    """Return the names of a state dict that arrays are of, all or those of no counters; None for any other number."""
+    without = [name for name in names if not name.endswith(COUNTER)]
+    return next((known for known in (names, without) if len(known) == len(arrays)), None)

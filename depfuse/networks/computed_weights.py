@@ -35,9 +35,9 @@ class ComputedWeight(NamedTuple):
 
 
 def computed_weights(model: nn.Module, methods: tuple[type, ...]) -> Iterator[ComputedWeight]:
-    """List the weights that are computed by one of some methods, in the order of the modules."""
+    """List the weights that are computed by one of some methods, before others or alone, module by module."""
     for name, module in model.named_modules():
-        if isinstance(module, ParametrizationList) and len(module) == 1 and isinstance(module[0], methods):
+        if isinstance(module, ParametrizationList) and isinstance(module[0], methods):
             yield ComputedWeight(module[0], _keys(name, module[0], PARAMETRISED))
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, methods):

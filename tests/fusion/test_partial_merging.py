@@ -271,6 +271,17 @@ def weight_normed_by_a_hook() -> nn.Module:
         return nn.utils.weight_norm(nn.Conv2d(12, 12, 3, padding=1))
 
 
+class Halved(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x / 2
+
+
+def weight_normed_and_halved() -> nn.Module:
+    layer = weight_normed()
+    nn.utils.parametrize.register_parametrization(layer, "weight", Halved())
+    return layer
+
+
 ORDER = torch.tensor([3, 1, 4, 0, 5, 9, 2, 6, 8, 7, 11, 10])
 # Name -> what is done in the middle, its layer, and how many channels come out.
 EXACT = {
@@ -281,6 +292,7 @@ EXACT = {
     "instance norm": (lambda layer, x: layer(x), lambda: nn.InstanceNorm2d(12, affine=True), 12),
     "depthwise": (lambda layer, x: layer(x).relu(), lambda: nn.Conv2d(12, 12, 3, padding=1, groups=12), 12),
     "weight norm": (lambda layer, x: layer(x).relu(), weight_normed, 12),
+    "weight norm and another": (lambda layer, x: layer(x).relu(), weight_normed_and_halved, 12),
     "hooked weight norm": (lambda layer, x: layer(x).relu(), weight_normed_by_a_hook, 12),
     "slopes": (lambda layer, x: layer(x - 0.5), lambda: nn.PReLU(12), 12),
 }
