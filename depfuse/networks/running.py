@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
@@ -54,18 +53,6 @@ def removing(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 def float_tensors(outputs: Any) -> list[Tensor]:
     """List the floating-point tensors in the outputs of a network, however they are nested."""
     return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-
-
-def bfloat16_pays(device: torch.device) -> bool:
-    """Tell whether a device multiplies bfloat16 faster than float32.
-
-    Without instructions for it a CPU converts back and forth, which is slower than float32; so does one that has them
-    where torch is told to do without (`ATEN_CPU_CAPABILITY`).
-    """
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    used = device.type == "cpu" and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return used and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
 def raised_in(model: nn.Module, error: BaseException) -> str:

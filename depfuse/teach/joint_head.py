@@ -16,7 +16,8 @@ from depfuse.errors import RecipeError
 from depfuse.groups import ChannelGroups
 from depfuse.merge import average
 from depfuse.networks.forward import run_network
-from depfuse.networks.running import bfloat16_pays, evaluating
+from depfuse.networks.processor import bfloat16_pays
+from depfuse.networks.running import evaluating
 from depfuse.renorm import reset_batch_norm
 from depfuse.tasks.outputs import gives_classes
 from depfuse.teach.heads import Head, bias_of, head_of, heads_side_by_side, is_head, last_layer, set_joint_head

@@ -13,8 +13,8 @@ from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.errors import RecipeError
 from depfuse.networks.forward import Example, run_network
 from depfuse.networks.memory_format import differentiable
+from depfuse.networks.processor import bfloat16_pays
 from depfuse.networks.replaying import Recording
-from depfuse.networks.running import bfloat16_pays
 from depfuse.tasks.outputs import CLASSES
 from depfuse.tasks.task import Task
 from depfuse.train.interfaces import Teacher

@@ -11,8 +11,8 @@ from depfuse.data.inputs import count_samples
 from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.networks.derivatives import scalar_with
 from depfuse.networks.memory_format import differentiable
+from depfuse.networks.processor import bfloat16_pays
 from depfuse.networks.replaying import Recording
-from depfuse.networks.running import bfloat16_pays
 from depfuse.refit.layerwise.rows import Window
 from depfuse.refit.layerwise.streams import Streams
 from depfuse.refit.program.folded import Folded, weight_and_shift
