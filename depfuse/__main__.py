@@ -7,12 +7,13 @@ import sys
 def main() -> int:
     """Run the command line; an interruption ends it in one sentence, while it imports what it needs as well."""
     try:
-        from depfuse.distributed.threads import considerate
+        from depfuse.distributed.threads import chosen_by_work, considerate
 
-        os.environ.update(considerate(os.environ))
-        from depfuse.cli import main as run
+        with chosen_by_work(os.environ):
+            os.environ.update(considerate(os.environ))
+            from depfuse.cli import main as run
 
-        return run()
+            return run()
     except KeyboardInterrupt:
         print("depfuse: interrupted", file=sys.stderr)
         return 130

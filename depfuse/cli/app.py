@@ -17,7 +17,7 @@ import typer
 
 from depfuse.cli.console import InterruptionError, complain, warnings_in_one_line
 from depfuse.cli.help import Command
-from depfuse.cli.interruption import ended_at_once
+from depfuse.cli.importing import importing
 from depfuse.cli.old_flags import in_settings
 from depfuse.errors import DepfuseError, DepfuseWarning
 
@@ -170,7 +170,7 @@ def _run(words: list[str]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     with warnings_in_one_line():
         try:
-            with ended_at_once():
+            with importing():
                 app = build_app(words)
             status = typer.main.get_command(app).main(
                 args=in_settings(words) or ["--help"],

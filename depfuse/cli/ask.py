@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from depfuse.cli.console import Screen
-from depfuse.cli.interruption import ended_at_once
+from depfuse.cli.importing import importing
 from depfuse.cli.named import read_named
 from depfuse.cli.options import ArchitectureOption, Checkpoints, DataOptions, KeyOption, RunOptions, TrustOption
 from depfuse.cli.spread import spread
@@ -46,7 +46,7 @@ def ask(
     check_folder_of_table(out, None if data.data is None else Path(data.data))
     check_writable(out / TABLE)
     # What follows needs torch, for which no mistake above has to wait.
-    with ended_at_once():
+    with importing():
         from depfuse.cli.inputs import read_inputs, read_template
         from depfuse.data import calibration_loader
         from depfuse.data.loader import calibration_order

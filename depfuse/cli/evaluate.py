@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from depfuse.cli.console import Screen
-from depfuse.cli.interruption import ended_at_once
+from depfuse.cli.importing import importing
 from depfuse.cli.named import read_named
 from depfuse.cli.options import (
     ArchitectureOption,
@@ -58,7 +58,7 @@ def evaluate(
     check_outputs({"--report": report}, [*checkpoints, *data.files])
     read_named(checkpoints, arch, data, classes, trust, key)
     # What follows needs torch, for which no mistake above has to wait.
-    with ended_at_once():
+    with importing():
         from depfuse.cli.inputs import read_inputs
         from depfuse.distributed.device import resolve_device
         from depfuse.evaluate import evaluate_agreement, evaluate_together

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from depfuse.cli.console import Screen
-from depfuse.cli.interruption import ended_at_once
+from depfuse.cli.importing import importing
 from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RecipeOptions, RunOptions
 from depfuse.cli.points import POINTS_OF_A_PLOT
 from depfuse.cli.request import Request
@@ -62,7 +62,7 @@ def fuse(
 def fuse_and_show(request: Request, settings: RecipeOptions) -> Screen:
     """Run a fusion that was checked, and print what it found."""
     # What follows needs torch, for which no mistake in the request has to wait.
-    with ended_at_once():
+    with importing():
         from depfuse.cli.run_fusion import run
 
     options, fusion = request.options, request.fusion

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from depfuse.cli.console import Screen
-from depfuse.cli.interruption import ended_at_once
+from depfuse.cli.importing import importing
 from depfuse.cli.named import architecture_of
 from depfuse.cli.options import NAMING, AllowFixed, RunOptions, SeedOption
 from depfuse.cli.spread import spread
@@ -68,7 +68,7 @@ def groups(
     check_outputs({"--plot": plot})
     arch = architecture_of(arch)
     # What follows needs torch, for which no mistake above has to wait.
-    with ended_at_once():
+    with importing():
         import torch
 
         from depfuse.distributed.device import resolve_device

@@ -17,6 +17,7 @@ from depfuse.cli.classes import agreed_names, class_names, in_outputs, label_of,
 from depfuse.cli.named import agreed, read_named
 from depfuse.cli.normalised import warn_of_normalisation
 from depfuse.cli.options import DataOptions
+from depfuse.cli.work import suit_threads_to
 from depfuse.data import DataSet, Loader, Preprocessing, load_data
 from depfuse.data.crops import Crops
 from depfuse.data.draws import order_of_class
@@ -208,6 +209,7 @@ def read_inputs(
         said = [None if settled else of_network(card, data, text) for card, text in _each(cards, classes)]
         data = in_outputs(data, counts, paths, said)
         names = names or agreed_names(cards) or class_names(data)
+    suit_threads_to(models, example)
     warn_of_normalisation(paths, models, data, device)
     empty = None if background is None else label_of(background, labels, names)
     same = len(read_classes(classes[0])) if classes and labels is None else None

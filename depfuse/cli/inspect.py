@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from depfuse.cli.console import Screen
-from depfuse.cli.interruption import ended_at_once
+from depfuse.cli.importing import importing
 from depfuse.io.folders import weight_files
 from depfuse.io.headers import kind_of
 
@@ -27,7 +27,7 @@ def inspect(
     for own in weight_files(file):
         kind_of(own)
     # What follows needs torch, for which no mistake above has to wait.
-    with ended_at_once():
+    with importing():
         from depfuse.io.contents import read_contents
         from depfuse.io.weights import choose_place, find_weights
         from depfuse.report.inspection import heading, other_entries, recognised_line, sets_table, tensors_table

@@ -10,7 +10,7 @@ import typer
 
 from depfuse.cli.console import Screen
 from depfuse.cli.help import FURTHER, Further
-from depfuse.cli.interruption import ended_at_once
+from depfuse.cli.importing import importing
 from depfuse.cli.named import read_named, same_architecture
 from depfuse.cli.options import (
     ArchitectureOption,
@@ -77,7 +77,7 @@ def match(
     kind = None if plot is None else plot_kind(plot)
     check_outputs({"--report": report, "--plot": plot}, [*parents, *data.files, *settings.files])
     # What follows needs torch, for which no mistake above has to wait.
-    with ended_at_once():
+    with importing():
         from depfuse.align.description import describe_matching
         from depfuse.cli.inputs import read_inputs, read_template
         from depfuse.data import calibration_loader

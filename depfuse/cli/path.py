@@ -9,7 +9,7 @@ import typer
 
 from depfuse.cli.console import Screen
 from depfuse.cli.help import Further
-from depfuse.cli.interruption import ended_at_once
+from depfuse.cli.importing import importing
 from depfuse.cli.methods import parse_methods
 from depfuse.cli.options import Checkpoints, DataOptions, FusionOptions, RecipeOptions, RunOptions
 from depfuse.cli.points import POINTS_OF_A_PLOT, REFITTED_POINTS
@@ -82,7 +82,7 @@ def path(
     )
     request.check()
     # What follows needs torch, for which no mistake above has to wait.
-    with ended_at_once():
+    with importing():
         from depfuse.cli.run_fusion import run
 
     screen = Screen(options.quiet)

@@ -9,7 +9,7 @@ import typer
 
 from depfuse.cli.console import Screen
 from depfuse.cli.help import FURTHER, Further
-from depfuse.cli.interruption import ended_at_once
+from depfuse.cli.importing import importing
 from depfuse.cli.named import read_named
 from depfuse.cli.options import Architecture, DataOptions, RunOptions
 from depfuse.cli.spread import spread
@@ -91,10 +91,11 @@ def train(
     check_built_in(parse_architecture(arch))
     named = read_named([], None, data)
     # What follows needs torch, for which no mistake above has to wait.
-    with ended_at_once():
+    with importing():
         import torch
 
         from depfuse.cli.inputs import load_named
+        from depfuse.cli.work import suit_threads_to
         from depfuse.data.labels import select_labels, select_share
         from depfuse.data.parts import with_test_images
         from depfuse.distributed.device import resolve_device
@@ -115,6 +116,7 @@ def train(
         recipe = TrainRecipe.suited_to(images, **settings)
         torch.manual_seed(recipe.seed)
         model = build_network(arch, classes=len(images.classes), in_channels=images.image_shape[0])
+        suit_threads_to([model.to(device)], images.example())
         state = out.with_name(f"{out.name}.training")
         metrics = train_network(
             model, images, recipe, device=device, resume_path=state if resume else None, save_seconds=save_seconds

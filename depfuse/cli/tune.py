@@ -11,7 +11,7 @@ import typer
 
 from depfuse.cli.console import Screen
 from depfuse.cli.help import FURTHER, Further
-from depfuse.cli.interruption import ended_at_once
+from depfuse.cli.importing import importing
 from depfuse.cli.named import check_family, read_named
 from depfuse.cli.options import Checkpoints, DataOptions, KeyOption, RecipeOptions, RunOptions, TrustOption
 from depfuse.cli.spread import spread
@@ -131,7 +131,7 @@ def tune(
         parse_url(storage)
     check_family(parents, read_named(parents, arch, data, classes, trust, key).architectures)
     # What follows needs torch, for which no mistake above has to wait.
-    with ended_at_once():
+    with importing():
         import optuna
 
         from depfuse.cli.inputs import read_inputs, read_template, say_all_are_used

@@ -1,14 +1,17 @@
-"""Threads: no more than the CPUs that a container may use, of which torch does not know, and none that waits awake."""
+"""Threads: no more than the CPUs of a container or than the work is enough for, and none that waits awake."""
 
 from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 
 SET_BY_HAND = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # torch follows these
+ENOUGH = 8e6  # multiply-adds of an image from which several threads are quicker than one, in batches of 125
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # what says how OpenMP's threads wait for each other
 
 
@@ -43,6 +46,54 @@ def considerate(environment: Mapping[str, str], root: Path = Path("/")) -> dict[
     if not any(environment.get(name) for name in WAITING):
         found["OMP_WAIT_POLICY"] = "PASSIVE"
     return found
+
+
+_before: ContextVar[list[int] | None] = ContextVar("threads before the work chose them", default=None)
+
+
+@contextmanager
+def chosen_by_work(environment: Mapping[str, str]) -> Iterator[None]:
+    """Let `suit_threads` choose the number of torch's threads within the block, and restore it at the end.
+
+    Not where the environment says how many, or torch is imported already: its number is then the caller's.
+    """
+    free = "torch" not in sys.modules and not any(environment.get(name) for name in SET_BY_HAND)
+    before: list[int] = []
+    token = _before.set(before if free else None)
+    try:
+        yield
+    finally:
+        _before.reset(token)
+        if before:
+            import torch
+
+            torch.set_num_threads(before[0])
+
+
+def may_suit() -> bool:
+    """Tell whether `suit_threads` has a choice; if not, the work need not be counted."""
+    return _before.get() is not None
+
+
+def suit_threads(multiply_adds: float) -> None:
+    """Compute with one thread from now on, within `chosen_by_work`, where the networks are small.
+
+    Threads of a convolution wait for each other, in its backward pass awake. For a batch of a small network the waiting
+    takes what the second thread brings, and many times as long where another program keeps a core busy. The number
+    follows from the networks alone, so that every run on a machine rounds alike.
+
+    Parameters
+    ----------
+    multiply_adds
+        Of the largest network, for one image; networks of fewer than `ENOUGH` are small.
+    """
+    before = _before.get()
+    if before is None or multiply_adds >= ENOUGH:
+        return
+    import torch
+
+    before.append(torch.get_num_threads())
+    torch.set_num_threads(1)
 
 
 def limit_threads() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from depfuse.distributed.threads import WAITING, available_cpus, considerate, limit_threads
+from depfuse.distributed.threads import ENOUGH, SET_BY_HAND, WAITING, available_cpus, considerate, limit_threads
+from depfuse.models.demo import PARENTS
 
 BOUND = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 pytestmark = pytest.mark.skipif(BOUND < 2, reason="a quota of one CPU means nothing on one CPU")
@@ -131,3 +133,40 @@ def test_the_command_s_threads_wait_asleep() -> None:
     if "OMP_WAIT_POLICY" not in shown.stderr:
         pytest.skip("this OpenMP does not show what it was told")
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown.stderr
+
+
+UNSAID = {name: value for name, value in os.environ.items() if name not in SET_BY_HAND}
+WITHIN = (
+    "from depfuse.distributed.threads import chosen_by_work, suit_threads\n"
+    "with chosen_by_work({environment}):\n"
+    "    import torch\n"
+    "    before = torch.get_num_threads()\n"
+    "    suit_threads({work})\n"
+    "    assert torch.get_num_threads() == {expected}, torch.get_num_threads()\n"
+    "assert torch.get_num_threads() == before\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("first", "environment", "work", "expected"),
+    [
+        ("", {}, ENOUGH - 1, "1 < before"),
+        ("", {}, ENOUGH, "before"),
+        ("", {"MKL_NUM_THREADS": "2"}, ENOUGH - 1, "before"),
+        ("import torch\n", {}, ENOUGH - 1, "before"),
+    ],
+    ids=["small", "large", "said", "a program's own"],
+)
+def test_small_networks_take_one_thread_where_nobody_said_how_many(
+    first: str, environment: dict[str, str], work: float, expected: str
+) -> None:
+    program = first + WITHIN.format(environment=environment, work=work, expected=expected)
+    subprocess.run([sys.executable, "-c", program], env=UNSAID, check=True)
+
+
+@pytest.mark.parametrize(("said", "threads"), [({}, 1), ({"OMP_NUM_THREADS": "2"}, 2)], ids=["unsaid", "said"])
+def test_a_command_with_small_networks_takes_one_thread(said: dict[str, str], threads: int, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    words = ["eval", str(PARENTS[0]), "--data", "digits", "--quiet", "--report", str(report)]
+    subprocess.run([sys.executable, "-m", "depfuse", *words], env={**UNSAID, **said}, check=True)
+    assert json.loads(report.read_text(encoding="utf-8"))["environment"]["threads"] == threads
