@@ -9,13 +9,14 @@ each other by the similarity of the edges between the channels, :math:`\exp(-\|A
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from depfuse.align.costs import standardised
 from depfuse.align.edges import Edges
+from depfuse.align.timing import Stopwatch
 
 EXACT = 2**26  # pairs of edges of one tensor up to which the affinity is exact: 256 MiB in float32
 KEPT = 2**28  # pairs of edges of all tensors that are kept in memory: 1 GiB in float32
@@ -57,14 +58,23 @@ class _Exact:
         assert total is not None
         return total.reshape(self.target.shape[1], self.source.shape[1])
 
+    def part(self) -> tuple[_Exact, float]:
+        """Return the operator of some target channels, as many as are computed at a time, and the quotient of all."""
+        few = self.target[: _step(self.target, self.source, self.at_once)]
+        return (self, 1.0) if self.kept is not None else (replace(self, target=few), len(self.target) / len(few))
+
 
 def _rows(target: Tensor, source: Tensor, at_once: int) -> Iterator[Tensor]:
     """Compute affinities (b * n', m * m') of edges, for some target channels at a time."""
     m, (other, columns, _) = target.shape[1], source.shape
-    step = max(1, at_once // (m * other * columns))
-    for rows in torch.split(target, step):
+    for rows in torch.split(target, _step(target, source, at_once)):
         near = affinities(rows.flatten(0, 1), source.flatten(0, 1)).reshape(len(rows), m, other, columns)
         yield near.transpose(1, 2).reshape(len(rows) * other, m * columns)
+
+
+def _step(target: Tensor, source: Tensor, at_once: int) -> int:
+    """Count the target channels whose affinities are computed at a time."""
+    return max(1, at_once // (target.shape[1] * source.shape[0] * source.shape[1]))
 
 
 def affinities(first: Tensor, second: Tensor) -> Tensor:
@@ -114,6 +124,10 @@ class _LowRank:
         for target, source in zip(self.target, self.source, strict=True):
             total += (target.T @ first) @ source
         return total
+
+    def part(self) -> tuple[_LowRank, float]:
+        """Return the operator of one feature, and the number of features."""
+        return _LowRank(self.target[:1], self.source[:1]), float(len(self.target))
 
 
 class Affinity:
@@ -189,6 +203,18 @@ class Affinity:
             support[first] += self.share * kernel.to_first(weights[second])
             support[second] += self.share * kernel.to_second(weights[first])
         return support
+
+    def seconds(self, weights: Candidates, watch: Stopwatch) -> float:
+        """Estimate the seconds of a multiplication by a part of every kernel; those of one shape take as long."""
+        known: dict[tuple[int, ...], float] = {}
+        total = 0.0
+        for first, second, kernel in self._kernels:
+            if kernel.target.shape not in known:
+                part, times = kernel.part()
+                both = watch.seconds(part.to_first, weights[second]) + watch.seconds(part.to_second, weights[first])
+                known[kernel.target.shape] = times * both
+            total += known[kernel.target.shape]
+        return total
 
     def support(self, weights: Candidates) -> Candidates:
         """Compute the same with the support of fixed nodes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -90,9 +90,24 @@ class Work:
         self.description = description
         self.changed()
 
-    def track(self, parts: Iterable[T], description: str, quicker: str = "") -> Tracked[T]:
-        """Make a step of going through `parts`, each time it is done."""
-        return Tracked(self, parts, description, quicker)
+    def track(
+        self, parts: Iterable[T], description: str, quicker: str = "", cost: Callable[[], float] | None = None
+    ) -> Tracked[T]:
+        """Make a step of going through `parts`, each time it is done.
+
+        Parameters
+        ----------
+        parts
+            Of the step.
+        description
+            Of the step.
+        quicker
+            What would take less time, see `advise`.
+        cost
+            Estimates the seconds of all parts before the first one, where that one may take minutes; from a minute on
+            they are told then, else from the pace.
+        """
+        return Tracked(self, parts, description, quicker, cost)
 
     def within(self, parts: Iterable[T], description: str) -> Iterator[T]:
         """Go through parts of the current step as a step of its own, unless that one's parts are counted already."""
@@ -131,13 +146,23 @@ class Work:
 class Tracked(Generic[T]):
     """Iterates over its parts and says how far it has come."""
 
-    def __init__(self, work: Work, parts: Iterable[T], description: str, quicker: str = "") -> None:
+    def __init__(
+        self,
+        work: Work,
+        parts: Iterable[T],
+        description: str,
+        quicker: str = "",
+        cost: Callable[[], float] | None = None,
+    ) -> None:
         self._work, self._parts, self._description, self._quicker = work, parts, description, quicker
+        self._cost = cost
 
     def __iter__(self) -> Iterator[T]:
         total = len(self._parts) if isinstance(self._parts, Sized) else None
         self._work.step(self._description, total)
         self._work.advise(self._quicker)
+        if self._cost is not None and (seconds := self._cost()) >= LONG:
+            self._work.foretell(seconds)
         for part in self._parts:
             yield part
             self._work.advance()

@@ -15,7 +15,7 @@ from scipy.optimize import quadratic_assignment
 from torch import nn
 
 from depfuse.align import Coupling, align, apply_couplings
-from depfuse.align.affinity import Affinity, _Exact, _LowRank, inner
+from depfuse.align.affinity import RANK, Affinity, _Exact, _LowRank, inner
 from depfuse.align.costs import weight_cost
 from depfuse.align.descent import Descent, SharedCosts
 from depfuse.align.edges import Edges
@@ -31,6 +31,7 @@ from depfuse.align.solvers.rounding import assign
 from depfuse.align.solvers.sinkhorn_implicit import Sinkhorn
 from depfuse.align.solvers.spectral import principal
 from depfuse.align.solvers.start import as_candidates
+from depfuse.align.timing import Stopwatch
 from depfuse.errors import DataError, DepfuseWarning, RecipeError
 from depfuse.groups import find_groups, random_permutations
 from depfuse.models import build_network
@@ -136,6 +137,23 @@ def test_few_features_approximate_the_affinities_of_large_layers(width):
         torch.testing.assert_close(found, wanted, rtol=0.01, atol=0.0)
         correlation = np.corrcoef(wanted.reshape(-1).numpy(), found.reshape(-1).numpy())[0, 1]
         assert correlation > 0.9
+
+
+@pytest.mark.parametrize(("sizes", "expected"), [((30, 20), 2), ((100, 90), 2 * RANK)], ids=["exact", "approximate"])
+def test_a_product_is_foretold_from_a_part_of_it(sizes, expected):
+    target, source = torch.rand(*sizes, 9), torch.rand(*sizes, 9)
+    affinity = Affinity([Edges("w", ("g", "h"), ("produces", "consumes"), target, source)])
+    ticks = itertools.count()
+    seconds = affinity.seconds(affinity.uniform(), Stopwatch(lambda: float(next(ticks))))  # all that is timed takes one
+    assert seconds == pytest.approx(expected, rel=0.05)  # features without weight are left out
+
+
+def test_a_part_of_an_exact_product_has_some_target_channels():
+    target, source = torch.rand(20, 15, 3), torch.rand(20, 15, 3)
+    part, times = _Exact.of(target, source, False, 2 * 15 * 20 * 15).part()
+    assert (len(part.target), times) == (2, 10.0)
+    assert part.to_first(torch.rand(15, 15)).shape == (2, 20)
+    assert part.to_second(torch.rand(20, 20)).shape == (15, 15)
 
 
 # --- against pygmtools ------------------------------------------------------------------------------

@@ -265,6 +265,17 @@ def test_a_stage_whose_cost_is_known_is_foretold_before_it_begins_and_once(now: 
     assert told.said[1:] == ["evaluating will take about 7 minutes"]
 
 
+def test_what_a_step_costs_is_told_before_its_first_part_where_it_is_known(now: list[float]) -> None:
+    told = Told()
+    for _ in told.track(range(100), "walking", "others are quicker", lambda: 3600.0):
+        assert told.said == ["walking will take about 60 minutes; others are quicker"]
+        now[0] += 30.0
+    told = Told()
+    for done in told.track(range(100), "walking", cost=lambda: 59.0):  # it was thought to take less than it does
+        assert told.said == ["walking will take about 5 minutes"] * (done > 0)
+        now[0] += 3.0
+
+
 def test_steps_within_a_step_show_unless_its_parts_are_counted(watcher: Recorded) -> None:
     watcher.enter("align", "matching")
     assert list(watcher.within([1, 2], "collecting")) == [1, 2]
@@ -308,8 +319,7 @@ def test_a_fusion_says_every_step_within_its_matching(data: DataSet, watcher: Re
     assert any(description == "renewing statistics" and done == total for description, done, total in watcher.steps)
 
 
-@pytest.mark.filterwarnings("ignore::depfuse.errors.LimitWarning")
-@pytest.mark.parametrize(
+OF_ALL_GROUPS = pytest.mark.parametrize(
     ("name", "step"),
     [
         ("spectral", "computing the principal eigenvector of affinities"),
@@ -318,6 +328,36 @@ def test_a_fusion_says_every_step_within_its_matching(data: DataSet, watcher: Re
         ("sinkhorn-implicit", "descending on couplings"),
     ],
 )
+
+
+@dataclass
+class ToldWhen(Told):
+    """Remembers also how many parts of a step were done when it was told."""
+
+    when: list[int] = field(default_factory=list)
+
+    def say(self, sentence: str) -> None:
+        super().say(sentence)
+        self.when.append(self.done)
+
+
+@pytest.mark.filterwarnings("ignore::depfuse.errors.LimitWarning")
+@OF_ALL_GROUPS
+def test_solvers_of_all_groups_tell_their_cost_before_their_first_step(
+    data: DataSet, monkeypatch: pytest.MonkeyPatch, name: str, step: str
+) -> None:
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(time, "perf_counter", lambda: 10.0 * next(ticks))  # all that is timed takes ten seconds
+    told = ToldWhen()
+    criterion = "activations" if name == "sinkhorn-implicit" else "weights"
+    recipe = {"solver": name, "criterion": criterion, "iterations": 3, "refit": "none"}
+    fuse(small_parents(), recipe, calibration_loader(data, 200), progress=told)
+    assert told.when[0] == 0
+    assert re.fullmatch(rf"(.*)?{step} will take about [^;]+; solvers emd and .* take seconds", told.said[0])
+
+
+@pytest.mark.filterwarnings("ignore::depfuse.errors.LimitWarning")
+@OF_ALL_GROUPS
 def test_solvers_of_all_groups_count_their_iterations(data: DataSet, watcher: Recorded, name: str, step: str) -> None:
     criterion = "activations" if name == "sinkhorn-implicit" else "weights"
     recipe = {"solver": name, "criterion": criterion, "iterations": 3, "refit": "none"}

@@ -10,6 +10,7 @@ from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution, at_limit
 from depfuse.align.solvers.interface import Implementation
 from depfuse.align.solvers.rounding import QUICKER, affinity_of, assign, completed
+from depfuse.align.timing import Stopwatch
 from depfuse.progress import work
 from depfuse.recipe.solvers import ReweightedRandomWalk
 
@@ -24,7 +25,14 @@ def walk(affinity: Affinity, start: Candidates, settings: ReweightedRandomWalk) 
     sums of one (Cho et al. 2010, algorithm 1). Each group has its own walker, which the others attract.
     """
     weights = start
-    for _ in work().track(range(settings.iterations), "walking at random among candidates", QUICKER):
+    steps = range(settings.iterations)
+
+    def cost() -> float:
+        watch = Stopwatch()
+        scaling = sum(watch.seconds(torch.logsumexp, value, 1) for value in start.values())
+        return len(steps) * (affinity.seconds(start, watch) + SINKHORN_STEPS * scaling)
+
+    for _ in work().track(steps, "walking at random among candidates", QUICKER, cost):
         support = affinity.support(weights)
         walked = {name: value / value.sum() for name, value in support.items()}
         moved, change = {}, 0.0

@@ -9,6 +9,7 @@ from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution, at_limit
 from depfuse.align.solvers.interface import Implementation
 from depfuse.align.solvers.rounding import QUICKER, affinity_of, assign, completed
+from depfuse.align.timing import Stopwatch
 from depfuse.progress import work
 from depfuse.recipe.solvers import Spectral
 
@@ -24,7 +25,11 @@ def principal(affinity: Affinity, start: Candidates, iterations: int) -> tuple[C
     (Leordeanu & Hebert 2005, section 2; Liu et al. 2022.)
     """
     weights = start
-    for _ in work().track(range(iterations), "computing the principal eigenvector of affinities", QUICKER):
+
+    def cost() -> float:
+        return iterations * affinity.seconds(start, Stopwatch())
+
+    for _ in work().track(range(iterations), "computing the principal eigenvector of affinities", QUICKER, cost):
         support = affinity.support(weights)
         moved = {name: value * (len(value) / value.sum()) for name, value in support.items()}
         change = sum(float((moved[name] - weights[name]).abs().sum()) / len(moved[name]) for name in moved)
