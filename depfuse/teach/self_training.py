@@ -12,7 +12,7 @@ mean is 0.79 and 0.21.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -128,7 +128,7 @@ class SelfTraining:
         if known_share(taught) < (KNOWN_BY_HEAD if self.teacher.joint else KNOWN):
             return 0.0, replace(_effect(judged, before, before), kept=False)
         seconds, effect, best = 0.0, _effect(judged, before, before), start
-        labels, children = taught, torch.zeros_like(taught)
+        labels, children = taught, list[Tensor]()
         parts = rounds(passes)
         try:
             for number, part in enumerate(parts, 1):
@@ -139,9 +139,8 @@ class SelfTraining:
                 if found.kept:
                     best = copy.deepcopy(model.state_dict())
                 if number < len(parts):
-                    own = self._stored(f"labels{number + 1}", partial(self._own, model))
-                    children = children + own
-                    labels = balanced((taught + children / number) / 2, taught.exp().mean(0))
+                    children.append(self._stored(f"labels{number + 1}", partial(self._own, model)))
+                    labels = joined(taught, children)
         except RecipeError:  # it diverged
             pass
         model.load_state_dict(best)
@@ -255,6 +254,14 @@ def known_share(logarithms: Tensor) -> float:
     of_all = float(-torch.xlogy(mean, mean).sum())
     of_each = float(-torch.xlogy(probabilities, probabilities).sum(1).mean())
     return 1 - of_each / of_all if of_all > 0 else 0.0
+
+
+def joined(taught: Tensor, children: Sequence[Tensor]) -> Tensor:
+    """Compute the log-probabilities (N, C) that a teacher and its children say together, with the teacher's shares.
+
+    Those of the teacher count as much as the mean of the children's.
+    """
+    return balanced((taught + sum(children, torch.zeros_like(taught)) / len(children)) / 2, taught.exp().mean(0))
 
 
 def balanced(logarithms: Tensor, shares: Tensor) -> Tensor:
