@@ -21,7 +21,7 @@ from depfuse.networks.running import evaluating
 from depfuse.renorm import reset_batch_norm
 from depfuse.tasks.outputs import gives_classes
 from depfuse.teach.heads import Head, bias_of, head_of, heads_side_by_side, is_head, last_layer, set_joint_head
-from depfuse.teach.information_maximisation import maximise
+from depfuse.teach.information_maximisation import agreement, maximise
 from depfuse.teach.recall import estimate_recall
 
 FEWEST = 10
@@ -40,10 +40,13 @@ class JointHead:
         Copies of the parents whose share-weighted mean of logits is the head's.
     information
         Mutual information (nats) of image and predicted class on the images that it was found from.
+    agreement
+        Share of the images that two heads, each found on half of them, name alike; 1 where that was not looked at.
     """
 
     networks: list[nn.Module]
     information: float
+    agreement: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,14 @@ class HeadFit:
     recalled
         Whether each parent counts at the start for each class as far as it finds it (`estimate_recall`), in place of
         its share. For parents with the same labels.
+    compared
+        Whether heads found on halves of the images are compared.
     """
 
     dense: bool = False
     mirrored: bool = False
     recalled: bool = False
+    compared: bool = False
 
 
 AS_IT_IS = HeadFit()
@@ -192,9 +198,10 @@ def with_joint_head(
             recall = estimate_recall(scores, [shares[number] for number in counted])
         weight, bias = heads_side_by_side(heads, shares, labels, recall)
         features = _side_by_side(collected)
+        alike = agreement(features, weight, bias) if fit.compared else 1.0
         found = maximise(features, weight, bias, known, label_weight, overwrite=True)
         set_joint_head(heads, shares, found.weight, found.bias)
-    return JointHead(copies, float(found.information))
+    return JointHead(copies, float(found.information), alike)
 
 
 def _of_all_labels(

@@ -20,6 +20,8 @@ from depfuse.teach.side_by_side import with_heads_side_by_side
 
 GAIN = 0.05  # nats, the least by which a head tells more of the class: networks that know nothing differ by chance
 
+CERTAIN = 0.6  # share of the images that heads found on halves of them name alike, at least
+
 
 @dataclass(frozen=True)
 class Teachers:
@@ -39,6 +41,8 @@ class Teachers:
         Keys of the weights of that head, where it is heads side by side, and nothing was fitted.
     recalled
         Whether their one head was found from heads in which each counts for each class as far as it finds it.
+    note
+        What the user should know of it.
     """
 
     models: Sequence[nn.Module]
@@ -47,6 +51,7 @@ class Teachers:
     renewed: bool = False
     heads: tuple[str, ...] = ()
     recalled: bool = False
+    note: str = ""
 
 
 def prepare_teachers(
@@ -125,14 +130,20 @@ def prepare_teachers(
             labels=labels,
             template=template,
         )
-        fit = HeadFit(dense, mirrored=mirrored and not dense, recalled=recalled)
+        fit = HeadFit(dense, mirrored=mirrored and not dense, recalled=recalled, compared=not always)
         head = find_head(models, fit=fit)
         if renewable and labels is None and not always:
             # A parent that never saw a class, with statistics of its own, knows that it does not know its images.
             other = find_head(parents.networks, fit=replace(fit, recalled=True))
             if other.information > head.information + GAIN:
-                return Teachers(other.networks, None, joint=True, recalled=True)
-        return Teachers(head.networks, None, joint=True, renewed=renews, recalled=recalled)
+                head, renews, recalled = other, False, True
+        if head.agreement >= CERTAIN:
+            return Teachers(head.networks, None, joint=True, renewed=renews, recalled=recalled)
+        note = (
+            "one head for all parents was not taken, as those found on either half of the images name only"
+            f" {100 * head.agreement:.0f} % of them alike: more images make one certain, and teach.head always takes it"
+        )
+        return Teachers(models, labels, joint=False, renewed=models is not parents.networks, note=note)
     return Teachers(models, labels, joint=False, renewed=renews)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
-from depfuse.networks import processor
+from depfuse.networks.processor import bfloat16_pays
 
 
 @pytest.mark.parametrize(
@@ -22,17 +23,10 @@ from depfuse.networks import processor
     ],
 )
 def test_bfloat16_is_chosen_where_the_processor_gains_by_it_and_torch_uses_it(
-    monkeypatch: pytest.MonkeyPatch, has: Sequence[str], capability: str, amd: bool, pays: bool
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, has: Sequence[str], capability: str, amd: bool, pays: bool
 ) -> None:
     for name in ("avx512_bf16", "amx_tile"):
         monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda name=name: name in has, raising=False)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(processor, "_made_by_amd", lambda: amd)
-    assert processor.bfloat16_pays(torch.device("cpu")) is pays
-
-
-def test_the_maker_is_told_as_the_system_tells_it() -> None:
-    listed = processor.Path("/proc/cpuinfo")
-    if not listed.is_file():
-        pytest.skip("no Linux")
-    assert processor._made_by_amd() is any("AuthenticAMD" in line for line in listed.read_text().splitlines())
+    (tmp_path / "cpuinfo").write_text(f"vendor_id\t: {'AuthenticAMD' if amd else 'GenuineIntel'}\n", encoding="utf-8")
+    assert bfloat16_pays(torch.device("cpu"), tmp_path / "cpuinfo") is pays

@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from torch import Tensor
 
-from depfuse.teach.information_maximisation import KEPT, PENALTY, TEMPERATURE, maximise
+from depfuse.teach.information_maximisation import KEPT, PENALTY, TEMPERATURE, agreement, maximise
 
 
 def drawn(seed: int, count: int = 60, width: int = 4, classes: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,3 +96,13 @@ def test_constant_features_and_absent_classes_are_no_trouble():
     found = maximise(features, weight, bias)
     assert all(tensor.isfinite().all() for tensor in found)
     assert not ((features @ found[0].T + found[1]).argmax(1) == 2).any()
+
+
+def test_heads_found_on_halves_agree_where_the_images_have_groups_and_not_where_they_have_none():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(400, 20, generator=generator)
+    truth = torch.randint(0, 4, (400,), generator=generator)
+    groups = noise + 6 * torch.eye(20)[truth]
+    weight, bias = 0.05 * torch.randn(4, 20, generator=generator), torch.zeros(4)
+    assert agreement(groups, weight + 0.2 * torch.eye(20)[:4], bias) > 0.95
+    assert agreement(noise, weight, bias) < 0.6

@@ -13,7 +13,7 @@ from torch import nn
 
 from depfuse import Recipe, find_groups, fuse
 from depfuse.cli import main
-from depfuse.data import Loader, calibration_loader, load_data, parse_labels, select_labels
+from depfuse.data import Loader, Split, calibration_loader, load_data, parse_labels, select_labels
 from depfuse.ensemble.distance import at_best_scale
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
@@ -36,6 +36,7 @@ from depfuse.teach.joint_head import (
     renewed,
     with_joint_head,
 )
+from depfuse.teach.teachers import prepare_teachers
 from depfuse.train import TrainRecipe, fit
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
@@ -85,6 +86,20 @@ def test_one_head_tells_labels_apart_better_than_heads_side_by_side(halves, data
     assert joint.loss < beside.loss
     for model, state in zip(halves, before, strict=True):
         assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("head", "joint"), [("auto", False), ("always", True)])
+def test_a_head_that_the_images_do_not_tell_is_taken_only_where_it_is_asked_for(halves, data, head, joint):
+    shape = (400, *data.train.images.shape[1:])
+    noise = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = Loader(Split(noise, None), data.preprocessing, batch_size=200)
+    fresh = [build_network(ARCHITECTURE).eval() for _ in halves]
+    sets = LabelSets.create([range(5), range(5, 10)])
+    parents, settings = Ensemble(fresh, (0.5, 0.5), sets), Recipe.create({"teach.head": head}).teach
+    found = prepare_teachers(parents, settings, images, images, build_network("digits_resnet(width=0.5)"), learns=True)
+    assert found.joint is joint
+    assert ("alike" in found.note) is not joint
+    assert found.renewed
 
 
 def test_the_heads_together_are_the_classifier_that_they_were_given(halves, data):
