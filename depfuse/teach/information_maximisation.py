@@ -12,6 +12,7 @@ TEMPERATURE = 2.0
 KEPT = 0.5
 PENALTY = 1e-2
 ITERATIONS = 50
+PER_CLASS = 20
 
 
 class _LBFGS(torch.optim.LBFGS):
@@ -109,9 +110,11 @@ def maximise(
 
 
 def agreement(features: Tensor, weight: Tensor, bias: Tensor) -> float:
-    """Find the classifier on either half of the images, and return the share of all images that both name alike.
+    """Find the classifier on two sets of images, and return the share of all images that both name alike.
 
-    What differs between them was not told by the images. Halves are drawn at random, the same ones at each call.
+    What differs between them was not told by the images. They are halves of the images, or `PER_CLASS` images for each
+    class where there are more: of many images even the wrong classes of parents that know little are found again. They
+    are drawn at random, the same ones at each call.
 
     Parameters
     ----------
@@ -122,8 +125,8 @@ def agreement(features: Tensor, weight: Tensor, bias: Tensor) -> float:
     """
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0)).to(features.device)
     named = []
-    for half in (order[::2], order[1::2]):
-        found = maximise(features[half], weight, bias, overwrite=True)
+    for drawn in (order[::2], order[1::2]):
+        found = maximise(features[drawn[: PER_CLASS * len(weight)]], weight, bias, overwrite=True)
         named.append((features @ found.weight.T.to(features) + found.bias.to(features)).argmax(1))
     return float((named[0] == named[1]).double().mean())
 

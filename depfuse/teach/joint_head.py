@@ -41,7 +41,7 @@ class JointHead:
     information
         Mutual information (nats) of image and predicted class on the images that it was found from.
     agreement
-        Share of the images that two heads, each found on half of them, name alike; 1 where that was not looked at.
+        Share of the images that heads found on different ones of them name alike; 1 where that was not looked at.
     """
 
     networks: list[nn.Module]
@@ -71,7 +71,7 @@ class HeadFit:
         Whether each parent counts at the start for each class as far as it finds it (`estimate_recall`), in place of
         its share. For parents with the same labels.
     compared
-        Whether heads found on halves of the images are compared.
+        Whether heads found on different images are compared.
     """
 
     dense: bool = False

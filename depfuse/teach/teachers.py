@@ -20,7 +20,7 @@ from depfuse.teach.side_by_side import with_heads_side_by_side
 
 GAIN = 0.05  # nats, the least by which a head tells more of the class: networks that know nothing differ by chance
 
-CERTAIN = 0.6  # share of the images that heads found on halves of them name alike, at least
+CERTAIN = 2 / 3  # share of the images that heads found on different ones of them name alike, at least
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,9 @@ def prepare_teachers(
         if head.agreement >= CERTAIN:
             return Teachers(head.networks, None, joint=True, renewed=renews, recalled=recalled)
         note = (
-            "one head for all parents was not taken, as those found on either half of the images name only"
-            f" {100 * head.agreement:.0f} % of them alike: more images make one certain, and teach.head always takes it"
+            "one head for all parents was not taken, as those found on different images name only"
+            f" {100 * head.agreement:.0f} % of all alike: parents that know more make one certain, and teach.head"
+            " always takes it"
         )
         return Teachers(models, labels, joint=False, renewed=models is not parents.networks, note=note)
     return Teachers(models, labels, joint=False, renewed=renews)
