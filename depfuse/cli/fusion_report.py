@@ -77,6 +77,7 @@ def report_of(
         self_training=SelfTrainingSummary.of(result.self_trained),
         refit_reason=result.refit_reason or None,
         mirroring=in_options(result.mirroring) or None,
+        teaching=in_options(result.teaching) or None,
         seconds=seconds,
         recipe=result.recipe.model_dump(mode="json"),
         architecture=architecture,

@@ -154,6 +154,7 @@ def fuse(
             folded=aligned.folded,
             refit_reason=prepared.refit_reason,
             mirroring=prepared.mirroring.because,
+            teaching=prepared.teachers.note,
             meaning=prepared.meaning,
             in_one_space=prepared.copies if prepared.meaning.scored.name == "features" else (),
         )

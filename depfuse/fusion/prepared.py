@@ -210,7 +210,6 @@ class Prepared:
         check_images(recipe, calibration)
         check_renorm(recipe, copies[0])
         teachers = _teachers(Ensemble(copies, shares, sets, task=meaning.task), recipe, calibration, template)
-        meaning = meaning.with_note(teachers.note) if teachers.note else meaning
         models, remaining = teachers.models, teachers.labels
         ensemble = Ensemble(models, shares, remaining, teachers.joint, meaning.task, teachers.heads)
         recipe, mirroring = resolve_mirroring(recipe, copies, ensemble, calibration)

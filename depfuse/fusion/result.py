@@ -83,6 +83,8 @@ class FusionResult:
         How `refit auto` was resolved and why, in one sentence; empty where the recipe named the refit.
     mirroring
         Whether images were mirrored and why, in one sentence; empty where that was not asked of the parents.
+    teaching
+        Why the parents have no head in common as teachers, in one sentence; empty where they have or need none.
     meaning
         Which tensor of the networks' outputs counts, and what it means.
     in_one_space
@@ -106,6 +108,7 @@ class FusionResult:
     folded: bool = False
     refit_reason: str = ""
     mirroring: str = ""
+    teaching: str = ""
     meaning: Meaning = field(default_factory=Meaning)
     in_one_space: Sequence[nn.Module] = ()
     _comparisons: list[Comparison | AgreementComparison] = field(default_factory=list, init=False)

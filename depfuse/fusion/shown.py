@@ -130,6 +130,8 @@ def rows(result: FusionResult) -> Iterator[tuple[str, str]]:
     yield "refit", result.refit_reason or f"{result.recipe.refit.name}, as the recipe asks"
     if result.mirroring:
         yield "mirror", result.mirroring
+    if result.teaching:
+        yield "teacher", result.teaching
     meaning = result.meaning
     if meaning.task is not None and (meaning.because or meaning.task.name != "classes"):
         yield "task", f"{meaning.task.name}: {meaning.because or LEARNED}"

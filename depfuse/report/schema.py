@@ -235,7 +235,8 @@ class FusionReport(Stored):
     `family` holds all candidates of which the child is the best, where that was asked for. `self_training` tells what
     that changed, where it was asked for.
     `refit_reason` explains how `refit auto` was resolved. `suited_to` is in older reports only: a kind of networks.
-    `mirroring` tells whether images were mirrored, and why; None where the parents were not asked.
+    `mirroring` tells whether images were mirrored, and why; None where the parents were not asked. `teaching` tells why
+    the parents have no head in common as teachers; None where they have or need none.
     `advice` is the verdict as data; None in reports of versions that had words only. `widened` tells whether
     the child has channels side by side.
     `not_converged` has one sentence for each solver that stopped at its limit, with the best result so far.
@@ -260,6 +261,7 @@ class FusionReport(Stored):
     self_training: SelfTrainingSummary | None = None
     refit_reason: str | None = None
     mirroring: str | None = None
+    teaching: str | None = None
     suited_to: str | None = None
     seconds: Seconds
     recipe: dict[str, Any]

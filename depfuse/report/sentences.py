@@ -32,8 +32,9 @@ def barrier_sentence(report: PathReport) -> str:
 
 
 def decisions(report: FusionReport) -> list[str]:
-    """Say what was decided by the networks and not by the recipe: the refit, mirrored images, what shares are left."""
-    said = [f"{text[:1].upper()}{text[1:]}." for text in (report.refit_reason, report.mirroring) if text is not None]
+    """Say what the networks decided and not the recipe: refit, mirrored images, teachers, the shares that are left."""
+    reasons = (report.refit_reason, report.mirroring, report.teaching)
+    said = [f"{text[:1].upper()}{text[1:]}." for text in reasons if text is not None]
     shares = report.shares
     if shares is not None and shares.effective is not None:
         # A parent whose kernels keep the part r of their norm counts as before with 1 / r of its share.

@@ -141,8 +141,8 @@ def prepare_teachers(
             return Teachers(head.networks, None, joint=True, renewed=renews, recalled=recalled)
         note = (
             "one head for all parents was not taken, as those found on different images name only"
-            f" {100 * head.agreement:.0f} % of all alike: parents that know more make one certain, and teach.head"
-            " always takes it"
+            f" {100 * head.agreement:.0f} % of the images alike: the parents' own heads teach, and `teach.head=always`"
+            " takes it anyway"
         )
         return Teachers(models, labels, joint=False, renewed=models is not parents.networks, note=note)
     return Teachers(models, labels, joint=False, renewed=renews)

@@ -100,6 +100,10 @@ def test_a_head_that_the_images_do_not_tell_is_taken_only_where_it_is_asked_for(
     assert found.joint is joint
     assert ("alike" in found.note) is not joint
     assert found.renewed
+    given = Parents(fresh, labels=sets.sets, template=build_network("digits_resnet(width=0.5)"))
+    result = fuse(given, Recipe.create({"teach.head": head, "refit": "ridge", "refit.steps": 0}), images)
+    assert (result.joint, "alike" in result.teaching) == (joint, not joint)
+    assert result.recipe.teach.head == ("always" if joint else "none")
 
 
 def test_the_heads_together_are_the_classifier_that_they_were_given(halves, data):
