@@ -124,9 +124,8 @@ def fuse(
                 if recipe.refits and calibration is not None:
                     foretell_refit(prepared.ensemble.networks, calibration, recipe)
                 finished = builder.finish(child, chosen_shares.shares)
-            soundness.after(
-                f"refit {recipe.refit.name}" if recipe.refits else f"renorm {recipe.renorm.name}", finished.child
-            )
+            done = f"refit {recipe.refit.name}" if recipe.refits else f"renorm {recipe.renorm.name}"
+            soundness.after(done, finished.child)
             for effect in finished.steps:
                 if effect.stage == "refit" and not (effect.kept or effect.negligible):
                     warnings.warn(f"{effect}: the child stays as it was", DepfuseWarning, stacklevel=3)
