@@ -236,8 +236,8 @@ class Train(Section):
     )
     self_training: int = setting(
         0,
-        "then passes over the training images with soft labels, in rounds of about five: of the parents' ensemble for "
-        "image and mirror image, and after the first round of the child as well; no label is read",
+        "then passes over the training images with soft labels, of the parents' ensemble for image and mirror image, "
+        "and in the second half of the child as well; no label is read",
         unit="passes",
         ge=0,
         le=MOST_PASSES,

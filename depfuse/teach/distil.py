@@ -41,7 +41,7 @@ PREPARING_IMAGES = 10_000
 EPOCHS_PER_PIXEL = 4
 STEPS_OF_FEW = 4  # of SGD in an epoch, where all images would be less than one batch
 FEWEST_PER_STEP = 8  # images
-STATE = 5  # of a training: another number where states of before cannot be gone on from
+STATE = 4  # of a training: another number where states of before cannot be gone on from
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
 """Train a child on soft labels of unlabelled images: its teacher's first, then those of both.
 
 A child stops where its teacher stops, unless what makes the labels differs from what learns them. Here the labels are
-the teacher's for an image and its mirror image together, which a network cannot do by itself from one image. The first
-round of passes learns these. Then the child knows what the teacher does not, so each later round learns what the
-teacher and the children after all rounds before say together.
+the teacher's for an image and its mirror image together, which a network cannot do by itself from one image. Half of
+the passes learn these. Then the child knows what the teacher does not, so the other half learns what both say together.
 
 The smallest example is two labels that a teacher gives with 0.6 and 0.4 and the child with 0.9 and 0.1: their geometric
 mean is 0.79 and 0.21.
@@ -12,9 +11,8 @@ mean is 0.79 and 0.21.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -32,11 +30,8 @@ from depfuse.train import Saving, TrainRecipe, fit
 from depfuse.train.interfaces import Progress
 from depfuse.train.resuming import read_state, write_state
 
-RATE = 0.08  # highest rate of steps of `BATCH` images, in proportion for fewer, which falls as a cosine
-LEAST_RATE = 0.02
-WARMUP = 0.5  # passes
+RATE = 0.02  # highest rate of the steps, which falls as a cosine
 BATCH = 250  # images in a step
-PASSES = 5  # of a round, of which there are two at least
 STEPS = 40  # least number of steps in a pass, where images are few
 FEWEST = 16  # images in a step
 PREDICTED_AT_ONCE = 500
@@ -110,15 +105,13 @@ class SelfTraining:
     def train(self, model: nn.Module, passes: int) -> tuple[float, Effect]:
         r"""Train a network in place; return wall-clock seconds, and the effect.
 
-        With the teacher's log-probabilities :math:`t`, means over the image and its mirror image, the first round of
-        passes learns :math:`\mathrm{softmax}(t)`. With the child's :math:`c_1, c_2, \dots` found so after each round,
-        and their mean :math:`\bar c`, a later one learns :math:`\mathrm{softmax}((t + \bar c) / 2 + b)`, where the
-        biases b of the classes give the labels the class shares that the teacher's have. Every round starts at the
-        highest rate again, so that its child differs from those before (Huang et al. 2017, section 3). A single pass
-        learns the teacher's.
+        With the teacher's log-probabilities :math:`t`, means over the image and its mirror image, the first half of the
+        passes learns :math:`\mathrm{softmax}(t)`. With the child's :math:`c` found so, the second half learns
+        :math:`\mathrm{softmax}((t + c) / 2 + b)`, where the biases b of the classes give the labels the class shares
+        that the teacher's have. A single pass learns the teacher's.
 
-        The network is that after the last round for which it is nearer to the teacher on the held-out images than at
-        the start, and predicts its class at least as often; if there is none, it stays as it was. Labels
+        The network is that after the last round where it is nearer to the teacher on the held-out images, and predicts
+        its class at least as often; else that after the first, if this holds for it; else it stays as it was. Labels
         that the child helped to make cannot tell whether it drifts: the teacher's do not move. Nothing is learned from
         a teacher that tells less than `KNOWN`, or `KNOWN_BY_HEAD`, of what there is to know of the class.
         """
@@ -127,23 +120,22 @@ class SelfTraining:
         taught = self._stored("labels1", lambda: predict(self.teacher, self._images, mirrored=self.mirrored))
         if known_share(taught) < (KNOWN_BY_HEAD if self.teacher.joint else KNOWN):
             return 0.0, replace(_effect(judged, before, before), kept=False)
-        seconds, effect, best = 0.0, _effect(judged, before, before), start
-        labels, children = taught, list[Tensor]()
-        parts = rounds(passes)
+        seconds, after_first = 0.0, None
         try:
-            for number, part in enumerate(parts, 1):
-                seconds += self._round(model, labels, part, number)
-                found = _effect(judged, before, predict(model, self.judging))
-                if found.kept or not effect.kept:
-                    effect = found
-                if found.kept:
-                    best = copy.deepcopy(model.state_dict())
-                if number < len(parts):
-                    children.append(self._stored(f"labels{number + 1}", partial(self._own, model)))
-                    labels = joined(taught, children)
+            first = -(-passes // 2)
+            seconds += self._round(model, taught, first, 1)
+            if passes > first:
+                after_first = copy.deepcopy(model.state_dict()), _effect(judged, before, predict(model, self.judging))
+                both = self._stored("labels2", lambda: self._joined(taught, model))
+                seconds += self._round(model, both, passes - first, 2)
         except RecipeError:  # it diverged
-            pass
-        model.load_state_dict(best)
+            model.load_state_dict(start)
+        effect = _effect(judged, before, predict(model, self.judging))
+        if not effect.kept and after_first is not None and after_first[1].kept:
+            model.load_state_dict(after_first[0])
+            return seconds, after_first[1]
+        if not effect.kept:
+            model.load_state_dict(start)
         return seconds, effect
 
     @property
@@ -152,19 +144,13 @@ class SelfTraining:
         return self.data.suited_augmentation.flip
 
     @property
-    def _shift(self) -> int:
-        """The number of pixels that images are shifted by, at most."""
-        if not self.data.train.pictures:
-            return 0
-        return self.data.suited_augmentation.translate if self.mirrored else SHIFT
-
-    @property
     def _images(self) -> Loader:
         images = replace(self.data.train, labels=None)
         return Loader(images, self.data.preprocessing, batch_size=PREDICTED_AT_ONCE, device=self.judging.device)
 
-    def _own(self, model: nn.Module) -> Tensor:
-        return predict(model, self._images, mirrored=self.mirrored)
+    def _joined(self, taught: Tensor, model: nn.Module) -> Tensor:
+        own = predict(model, self._images, mirrored=self.mirrored)
+        return balanced((taught + own) / 2, taught.exp().mean(0))
 
     def _with_known(self, labels: Tensor) -> Tensor:
         """Put the labels that are known in the place of soft ones."""
@@ -193,12 +179,12 @@ class SelfTraining:
         recipe = TrainRecipe.create(
             epochs=passes,
             batch_size=size,
-            learning_rate=max(LEAST_RATE, RATE * size / BATCH),
+            learning_rate=RATE,
             schedule="cosine",
-            warmup=WARMUP,
+            warmup=0.0,
             label_smoothing=0.0,
             flip=self.mirrored,
-            translate=self._shift,
+            translate=SHIFT if self.data.train.pictures and not self.mirrored else 0,
             seed=self.seed + number - 1,
         )
         with named(f"self-training, round {number}"):
@@ -212,12 +198,6 @@ class SelfTraining:
                 progress=self.progress,
             )
         return report.total_seconds
-
-
-def rounds(passes: int) -> list[int]:
-    """Divide passes into rounds of about `PASSES`, two at least where there are several passes; earlier ones first."""
-    count = min(passes, max(2, round(passes / PASSES)))
-    return [passes // count + (number < passes % count) for number in range(count)]
 
 
 def predict(network: nn.Module | Ensemble, images: Loader, *, mirrored: bool = False) -> Tensor:
@@ -254,14 +234,6 @@ def known_share(logarithms: Tensor) -> float:
     of_all = float(-torch.xlogy(mean, mean).sum())
     of_each = float(-torch.xlogy(probabilities, probabilities).sum(1).mean())
     return 1 - of_each / of_all if of_all > 0 else 0.0
-
-
-def joined(taught: Tensor, children: Sequence[Tensor]) -> Tensor:
-    """Compute the log-probabilities (N, C) that a teacher and its children say together, with the teacher's shares.
-
-    Those of the teacher count as much as the mean of the children's.
-    """
-    return balanced((taught + sum(children, torch.zeros_like(taught)) / len(children)) / 2, taught.exp().mean(0))
 
 
 def balanced(logarithms: Tensor, shares: Tensor) -> Tensor:
