@@ -42,7 +42,7 @@ class Teachers:
     recalled
         Whether their one head was found from heads in which each counts for each class as far as it finds it.
     note
-        What the user should know of it.
+        Why they have no head in common, though one was looked for.
     """
 
     models: Sequence[nn.Module]
@@ -121,6 +121,7 @@ def prepare_teachers(
     if renews:
         models = renewed(models, statistics)
     wanted = settings.head == "auto" and different and learns and not resized and told_apart
+    note = ""
     if always or (wanted and can_have_joint_head(models, calibration, labels, dense=dense)):
         find_head = partial(
             with_joint_head,
@@ -132,20 +133,20 @@ def prepare_teachers(
         )
         fit = HeadFit(dense, mirrored=mirrored and not dense, recalled=recalled, compared=not always)
         head = find_head(models, fit=fit)
+        found = Teachers(head.networks, None, joint=True, renewed=renews, recalled=recalled)
         if renewable and labels is None and not always:
             # A parent that never saw a class, with statistics of its own, knows that it does not know its images.
             other = find_head(parents.networks, fit=replace(fit, recalled=True))
             if other.information > head.information + GAIN:
-                head, renews, recalled = other, False, True
+                head, found = other, Teachers(other.networks, None, joint=True, recalled=True)
         if head.agreement >= CERTAIN:
-            return Teachers(head.networks, None, joint=True, renewed=renews, recalled=recalled)
+            return found
         note = (
             "one head for all parents was not taken, as those found on different images name only"
             f" {100 * head.agreement:.0f} % of the images alike: the parents' own heads teach, and `teach.head=always`"
             " takes it anyway"
         )
-        return Teachers(models, labels, joint=False, renewed=models is not parents.networks, note=note)
-    return Teachers(models, labels, joint=False, renewed=renews)
+    return Teachers(models, labels, joint=False, renewed=renews, note=note)
 
 
 def _side_by_side(
