@@ -16,7 +16,7 @@ from torch import Tensor
 
 from depfuse.align.costs import standardised
 from depfuse.align.edges import Edges
-from depfuse.align.timing import Stopwatch
+from depfuse.networks.stopwatch import Stopwatch
 
 EXACT = 2**26  # pairs of edges of one tensor up to which the affinity is exact: 256 MiB in float32
 KEPT = 2**28  # pairs of edges of all tensors that are kept in memory: 1 GiB in float32
@@ -148,6 +148,8 @@ class Affinity:
         Group name -> (n, n) support of candidates by fixed nodes.
     share
         Factor of all affinities.
+    device
+        Of all tensors.
     """
 
     def __init__(self, edges: Sequence[Edges]) -> None:
@@ -173,9 +175,9 @@ class Affinity:
                 continue
             pairs += (n * m) ** 2
             self._kernels.append((first, second, _Exact.of(part.target, part.source, keep=pairs <= KEPT)))
-        device = edges[0].target.device if edges else torch.device("cpu")
+        self.device = edges[0].target.device if edges else torch.device("cpu")
         for name, size in self.sizes.items():
-            self.standing.setdefault(name, torch.zeros(size, size, dtype=torch.float32, device=device))
+            self.standing.setdefault(name, torch.zeros(size, size, dtype=torch.float32, device=self.device))
 
     @property
     def exact(self) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from depfuse.merge import Shares
 from depfuse.networks.forward import Example, in_layout, run_network
 from depfuse.networks.memory_format import choose_layout
 from depfuse.networks.running import evaluating
+from depfuse.networks.stopwatch import Stopwatch, device_of
 from depfuse.progress import part
 from depfuse.recipe.goals import Best
 from depfuse.recipe.refits import Ridge, Targets
@@ -123,6 +123,7 @@ class Family:
         judge = Judge(self.builder.ensemble, images.judging, recipe.seed)
         shares = Shares(recipe.shares(len(self._models)))
         candidates: list[Candidate] = []
+        watch = Stopwatch(device_of(self._models[0]))
 
         def judged(name: str, network: nn.Module, seconds: float) -> float:
             """Add a candidate; return its disagreement."""
@@ -132,18 +133,18 @@ class Family:
 
         def add(name: str, make: Callable[[], nn.Module]) -> float:
             """Make a candidate and add it; return its disagreement, infinity where it cannot be made."""
-            started = time.perf_counter()
+            started = watch.now()
             try:
                 with part(name):
                     network = make()
             except (ArchitectureError, RecipeError):  # the network cannot be decomposed
                 return float("inf")
-            return judged(name, network, time.perf_counter() - started)
+            return judged(name, network, watch.now() - started)
 
         bases: dict[str, int] = {}
-        started = time.perf_counter()
+        started = watch.now()
         heads = self._heads(seen)
-        spent = (time.perf_counter() - started) / len(self._models)
+        spent = (watch.now() - started) / len(self._models)
         for number in range(len(self._models)):
             name = f"parent {number + 1}"
             bases |= {name: number, f"{name}, head refitted": number}

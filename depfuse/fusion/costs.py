@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import nn
 
 from depfuse.data.loader import Loader
-from depfuse.networks.forward import run_network
 from depfuse.networks.isolation import undisturbed
-from depfuse.networks.running import evaluating
+from depfuse.networks.stopwatch import seconds_of_pass
 from depfuse.progress import work
 from depfuse.recipe import Recipe
 from depfuse.recipe.refits import Ridge
@@ -25,7 +22,7 @@ CLOSED_FORM = 3.0  # of regmean and least squares, which solve every layer once
 
 
 def foretell_refit(
-    parents: Sequence[nn.Module], images: Loader, recipe: Recipe, clock: Callable[[], float] = time.perf_counter
+    parents: Sequence[nn.Module], images: Loader, recipe: Recipe, clock: Callable[[], float] | None = None
 ) -> None:
     """Say what the refit that begins will cost, where that is over a minute.
 
@@ -38,11 +35,11 @@ def foretell_refit(
     recipe
         With its refit.
     clock
-        Gives seconds.
+        Gives seconds; the system's where None.
     """
     refit = recipe.refit
     passes = LAYERS + STEP * refit.steps if isinstance(refit, Ridge) else CLOSED_FORM
-    work().foretell(passes * seconds_of_pass(parents, images, clock))
+    work().foretell(passes * seconds_of_passes(parents, images, clock))
 
 
 def quicker_than(recipe: Recipe) -> str:
@@ -55,20 +52,7 @@ def quicker_than(recipe: Recipe) -> str:
 
 
 @undisturbed()
-def seconds_of_pass(
-    parents: Sequence[nn.Module], images: Loader, clock: Callable[[], float] = time.perf_counter
-) -> float:
+def seconds_of_passes(parents: Sequence[nn.Module], images: Loader, clock: Callable[[], float] | None = None) -> float:
     """Estimate the seconds of a pass of all parents over all images, from one parent on a few of them."""
     few = images.first(TIMED)
-    model = parents[0]
-    tensor = next(model.parameters(), torch.zeros((), dtype=torch.float32))
-    devices = [tensor.device] if tensor.is_cuda else []
-    with torch.random.fork_rng(devices), torch.no_grad(), evaluating(model):  # a network may draw random numbers
-        for _ in range(2):  # what is compiled or cached on the first run is no part of the pace
-            started = clock()
-            for batch, _ in few:
-                run_network(model, batch)
-            if tensor.is_cuda:
-                torch.cuda.synchronize(tensor.device)
-            seconds = clock() - started
-    return seconds * len(parents) * images.count / few.count
+    return seconds_of_pass(parents[0], few, clock) * len(parents) * images.count / few.count

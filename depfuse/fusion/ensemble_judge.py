@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from torch import nn
@@ -13,6 +12,7 @@ from depfuse.ensemble.ensemble import Ensemble
 from depfuse.fusion.calibration import CalibrationSplit
 from depfuse.groups import ChannelGroups
 from depfuse.merge import average
+from depfuse.networks.stopwatch import Stopwatch, device_of
 from depfuse.renorm import renormalise
 
 
@@ -57,6 +57,7 @@ class EnsembleJudge:
     ) -> None:
         self.reference = reference
         self.seconds = 0.0
+        self._watch = Stopwatch(device_of(ensemble.networks[0]))
         self._groups, self._renorm, self._images = groups, renorm, images
         self._template, self._labelled = template, labelled
         self._distance = EnsembleDistance(ensemble, images.judging)
@@ -77,9 +78,9 @@ class EnsembleJudge:
 
     def of_child(self, child: nn.Module, shares: Sequence[float]) -> float:
         """Measure a child of all parents from their ensemble at some shares; it is renormalised in place."""
-        started = time.perf_counter()
+        started = self._watch.now()
         loss = self._loss(child, self._distance if self._labelled else self._distance.at(shares))
-        self.seconds += time.perf_counter() - started
+        self.seconds += self._watch.now() - started
         return loss
 
     def _identity(self) -> Couplings:
@@ -92,11 +93,11 @@ class EnsembleJudge:
         couplings: Sequence[Couplings],
         shares: Sequence[float],
     ) -> float:
-        started = time.perf_counter()
+        started = self._watch.now()
         distance = self._distance.among(members, shares)
         child = average(networks, self._groups, couplings, shares, distance.ensemble.labels, self._template)
         loss = self._loss(child, distance)
-        self.seconds += time.perf_counter() - started
+        self.seconds += self._watch.now() - started
         return loss
 
     def _loss(self, child: nn.Module, distance: EnsembleDistance) -> float:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import nn
 
 from depfuse.align.statistics.shared import SharedMoments
@@ -38,6 +36,7 @@ from depfuse.fusion.widths import shapes_of, widest
 from depfuse.models.inputs import check_input
 from depfuse.networks.copying import evaluation_copy, fit_example, private_copy
 from depfuse.networks.forward import Example
+from depfuse.networks.stopwatch import Stopwatch, device_of
 from depfuse.progress import work
 from depfuse.recipe import Recipe
 from depfuse.tasks.selection import ScoresFunction
@@ -91,19 +90,16 @@ class Inputs:
 class Clock:
     """Announce each step as it begins, and measure its wall-clock seconds."""
 
-    model: nn.Module
+    watch: Stopwatch
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def __call__(self, name: str, quicker: str = "") -> Iterator[None]:
         """Announce a step and measure it, on the device as well."""
         announce(name, quicker)
-        started = time.perf_counter()
+        started = self.watch.now()
         yield
-        tensor = next(self.model.parameters(), None)
-        if tensor is not None and tensor.is_cuda:
-            torch.cuda.synchronize(tensor.device)
-        self.seconds[name] = time.perf_counter() - started
+        self.seconds[name] = self.watch.now() - started
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -235,7 +231,7 @@ class Prepared:
             example=example,
             moments=moments,
             unequal=unequal,
-            step=Clock(models[0]),
+            step=Clock(Stopwatch(device_of(models[0]))),
             labels=sets,
             own_template=template,
         )

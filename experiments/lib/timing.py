@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,6 +12,7 @@ from torch import nn
 
 from depfuse.data import Loader
 from depfuse.networks.memory_format import choose_layout
+from depfuse.networks.stopwatch import Stopwatch
 
 
 class Watch:
@@ -23,24 +23,19 @@ class Watch:
     device
         Waited for at the ends of a step.
     clock
-        `time.perf_counter`, or `time.process_time` for seconds of the processor.
+        The system's where None; `time.process_time` for seconds of the processor.
     """
 
-    def __init__(self, device: torch.device | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, device: torch.device | None = None, clock: Callable[[], float] | None = None) -> None:
         self.seconds: dict[str, float] = {}
-        self._device, self._clock = device, clock
+        self._watch = Stopwatch(device or torch.device("cpu"), clock)
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Time what runs inside."""
-        started = self._now()
+        started = self._watch.now()
         yield
-        self.seconds[name] = self._now() - started
-
-    def _now(self) -> float:
-        if self._device is not None and self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return self._clock()
+        self.seconds[name] = self._watch.now() - started
 
 
 def seconds_of(work: Callable[[], object]) -> float:

@@ -31,10 +31,10 @@ from depfuse.align.solvers.rounding import assign
 from depfuse.align.solvers.sinkhorn_implicit import Sinkhorn
 from depfuse.align.solvers.spectral import principal
 from depfuse.align.solvers.start import as_candidates
-from depfuse.align.timing import Stopwatch
 from depfuse.errors import DataError, DepfuseWarning, RecipeError
 from depfuse.groups import find_groups, random_permutations
 from depfuse.models import build_network
+from depfuse.networks.stopwatch import Stopwatch
 from depfuse.recipe import Recipe
 from depfuse.recipe.solvers import SOLVERS, ReweightedRandomWalk, facts, solver_settings
 
@@ -144,7 +144,8 @@ def test_a_product_is_foretold_from_a_part_of_it(sizes, expected):
     target, source = torch.rand(*sizes, 9), torch.rand(*sizes, 9)
     affinity = Affinity([Edges("w", ("g", "h"), ("produces", "consumes"), target, source)])
     ticks = itertools.count()
-    seconds = affinity.seconds(affinity.uniform(), Stopwatch(lambda: float(next(ticks))))  # all that is timed takes one
+    watch = Stopwatch(affinity.device, lambda: float(next(ticks)))  # all that is timed takes one
+    seconds = affinity.seconds(affinity.uniform(), watch)
     assert seconds == pytest.approx(expected, rel=0.05)  # features without weight are left out
 
 

@@ -12,7 +12,7 @@ from depfuse.align.solution import Solution
 from depfuse.align.solvers.interface import Implementation
 from depfuse.align.solvers.rounding import QUICKER, affinity_of, assign
 from depfuse.align.solvers.start import as_candidates, best_of_starts
-from depfuse.align.timing import Stopwatch
+from depfuse.networks.stopwatch import Stopwatch
 from depfuse.progress import work
 from depfuse.recipe.solvers import Ipfp
 
@@ -30,7 +30,9 @@ def fixed_point(affinity: Affinity, start: Candidates, iterations: int) -> tuple
     last = None
 
     def cost() -> float:
-        return iterations * 3 * affinity.seconds(start, Stopwatch())  # `support` is computed three times in a step
+        return (
+            iterations * 3 * affinity.seconds(start, Stopwatch(affinity.device))
+        )  # `support` is computed three times in a step
 
     for _ in work().track(range(iterations), "searching the fixed point of affinities", QUICKER, cost):
         support = affinity.support(weights)

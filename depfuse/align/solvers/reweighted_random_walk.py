@@ -10,7 +10,7 @@ from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution, at_limit
 from depfuse.align.solvers.interface import Implementation
 from depfuse.align.solvers.rounding import QUICKER, affinity_of, assign, completed
-from depfuse.align.timing import Stopwatch
+from depfuse.networks.stopwatch import Stopwatch
 from depfuse.progress import work
 from depfuse.recipe.solvers import ReweightedRandomWalk
 
@@ -28,7 +28,7 @@ def walk(affinity: Affinity, start: Candidates, settings: ReweightedRandomWalk) 
     steps = range(settings.iterations)
 
     def cost() -> float:
-        watch = Stopwatch()
+        watch = Stopwatch(affinity.device)
         scaling = sum(watch.seconds(torch.logsumexp, value, 1) for value in start.values())
         return len(steps) * (affinity.seconds(start, watch) + SINKHORN_STEPS * scaling)
 

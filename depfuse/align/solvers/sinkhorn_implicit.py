@@ -15,13 +15,13 @@ from depfuse.align.solution import Solution, at_limit
 from depfuse.align.solvers.interface import Implementation
 from depfuse.align.solvers.rounding import QUICKER, assign
 from depfuse.align.solvers.start import start_of
-from depfuse.align.timing import Stopwatch
 from depfuse.align.transport import checked
 from depfuse.groups.nesting import Orbit, Part
 from depfuse.networks.forward import run_network, run_with
 from depfuse.networks.memory_format import differentiable
 from depfuse.networks.real_state import as_stored
 from depfuse.networks.running import evaluating
+from depfuse.networks.stopwatch import Stopwatch, seconds_of_pass
 from depfuse.progress import work
 from depfuse.recipe.solvers import SinkhornImplicit
 from depfuse.tasks.outputs import task_by_shape
@@ -189,9 +189,7 @@ class _Path:
         checked(loss.detach())
         return loss
 
-    def seconds(
-        self, logits: Mapping[str, Tensor], images: Tensor, iterations: int, watch: Stopwatch | None = None
-    ) -> float:
+    def seconds(self, logits: Mapping[str, Tensor], images: Tensor, iterations: int) -> float:
         """Estimate the seconds of a descent from a product and an alternation of each size, and a pass of a network.
 
         Parameters
@@ -203,10 +201,8 @@ class _Path:
             A batch, of which `TIMED` images are run.
         iterations
             Steps of the descent.
-        watch
-            Measures the parts.
         """
-        watch = watch or Stopwatch()
+        watch = Stopwatch(self.device)
         step = 0.0
         for name, value in logits.items():
             plan = value.double()
@@ -215,10 +211,8 @@ class _Path:
             columns = sum(self.target[part.key].numel() / len(plan) for group, part in self.parts if group == name)
             # What is moved, and its gradient, are products in float32, which take half as long each.
             step += 2 * TYPICAL_STEPS * scaling + (SOLVED + columns / len(plan)) * product
-        network, few = self.networks[0], images[:TIMED]
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.no_grad(), evaluating(network):
-            one = watch.seconds(run_network, network, few) * len(images) / len(few)
+        few = images[:TIMED]
+        one = seconds_of_pass(self.networks[0], [(few, None)]) * len(images) / len(few)
         # Passes of the parents, and of the network between them, of which a backward pass takes as long as two.
         passes = iterations * (len(self.networks) + 3) + (COMPARED + 1) * HELD * (len(self.networks) + 1)
         return iterations * step + passes * one

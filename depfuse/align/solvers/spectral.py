@@ -9,7 +9,7 @@ from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution, at_limit
 from depfuse.align.solvers.interface import Implementation
 from depfuse.align.solvers.rounding import QUICKER, affinity_of, assign, completed
-from depfuse.align.timing import Stopwatch
+from depfuse.networks.stopwatch import Stopwatch
 from depfuse.progress import work
 from depfuse.recipe.solvers import Spectral
 
@@ -27,7 +27,7 @@ def principal(affinity: Affinity, start: Candidates, iterations: int) -> tuple[C
     weights = start
 
     def cost() -> float:
-        return iterations * affinity.seconds(start, Stopwatch())
+        return iterations * affinity.seconds(start, Stopwatch(affinity.device))
 
     for _ in work().track(range(iterations), "computing the principal eigenvector of affinities", QUICKER, cost):
         support = affinity.support(weights)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Sequence
 
 from torch import nn
@@ -13,6 +12,7 @@ from depfuse.align.statistics.sums import Moments
 from depfuse.align.statistics.taps import TapChoice
 from depfuse.data.loader import Loader
 from depfuse.groups import ChannelGroups
+from depfuse.networks.stopwatch import Stopwatch, device_of
 
 Found = list[dict[str, list[Moments]]]
 
@@ -66,7 +66,8 @@ class SharedMoments:
             moments, seconds, _ = self._kept[key]
             self._seconds[0] += seconds
             return moments
-        started = time.perf_counter()
+        watch = Stopwatch(device_of(models[0]))
+        started = watch.now()
         moments = self._collect(models, groups, loader, choice)
-        self._kept[key] = (moments, time.perf_counter() - started, loader)
+        self._kept[key] = (moments, watch.now() - started, loader)
         return moments
