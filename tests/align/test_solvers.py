@@ -15,7 +15,7 @@ from scipy.optimize import quadratic_assignment
 from torch import nn
 
 from depfuse.align import Coupling, align, apply_couplings
-from depfuse.align.affinity import RANK, Affinity, _Exact, _LowRank, inner
+from depfuse.align.affinity import RANK, Affinity, _Exact, _LowRank, inner, seconds_of_building
 from depfuse.align.costs import weight_cost
 from depfuse.align.descent import Descent, SharedCosts
 from depfuse.align.edges import Edges
@@ -147,6 +147,21 @@ def test_a_product_is_foretold_from_a_part_of_it(sizes, expected):
     watch = Stopwatch(affinity.device, lambda: float(next(ticks)))  # all that is timed takes one
     seconds = affinity.seconds(affinity.uniform(), watch)
     assert seconds == pytest.approx(expected, rel=0.05)  # features without weight are left out
+
+
+@pytest.mark.parametrize(
+    ("second", "sizes", "expected"),
+    [("h", (30, 20), 0), ("h", (100, 90), 10), (None, (100, 90), 90)],
+    ids=["exact", "approximate", "fixed nodes"],
+)
+def test_building_affinities_is_foretold_from_a_part_of_them(monkeypatch, second, sizes, expected):
+    monkeypatch.setattr("depfuse.align.affinity.TIMED", 900)
+    target, source = torch.rand(*sizes, 9), torch.rand(*sizes, 9)
+    edges = [Edges(key, ("g", second), ("produces", "consumes"), target, source) for key in "vw"]
+    ticks = itertools.count()
+    watch = Stopwatch(torch.device("cpu"), lambda: float(next(ticks)))  # all that is timed takes one
+    assert seconds_of_building(edges, watch) == 2 * expected
+    assert next(ticks) == 2 * bool(expected)  # one tensor of a shape is timed
 
 
 def test_a_part_of_an_exact_product_has_some_target_channels():

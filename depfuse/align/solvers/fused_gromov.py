@@ -101,6 +101,8 @@ def solve(problem: MatchingProblem) -> list[Solution]:
 
     Ties of activations are decided by weights, before and after (`break_ties`).
     """
+    import ot  # noqa: F401  before the first group, whose pace would foretell the second that it takes for each
+
     settings, solver = problem.settings, problem.settings_of(FusedGromov)
     orders = {}
     by_activations = settings.criterion.name == "activations"

@@ -30,9 +30,8 @@ def fixed_point(affinity: Affinity, start: Candidates, iterations: int) -> tuple
     last = None
 
     def cost() -> float:
-        return (
-            iterations * 3 * affinity.seconds(start, Stopwatch(affinity.device))
-        )  # `support` is computed three times in a step
+        # `support` is computed three times in a step.
+        return iterations * 3 * affinity.seconds(start, Stopwatch(affinity.device))
 
     for _ in work().track(range(iterations), "searching the fixed point of affinities", QUICKER, cost):
         support = affinity.support(weights)

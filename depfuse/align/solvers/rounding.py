@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from torch import Tensor
 
-from depfuse.align.affinity import Affinity
+from depfuse.align.affinity import Affinity, seconds_of_building
 from depfuse.align.coupling import Couplings
 from depfuse.align.descent import Descent, SharedCosts
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.transport import assigned
+from depfuse.networks.stopwatch import Stopwatch
+from depfuse.progress import work
 
 QUICKER = "solvers emd and coordinate-descent take seconds"
 
 
 def affinity_of(problem: MatchingProblem) -> Affinity:
     """Build the affinities between candidates by the problem's criterion."""
-    affinity = Affinity(problem.edges)
+    edges = problem.edges
+    cost = partial(seconds_of_building, edges, Stopwatch(edges[0].target.device)) if edges else None
+    # Not counted: of a network that widens, the pace of the first tensors says nothing of the last ones.
+    affinity = Affinity(work().track(iter(edges), "computing affinities", QUICKER, cost))
     if problem.settings.criterion.name == "mixture":
         affinity.mix(problem.watched, problem.settings.share)
     return affinity
