@@ -63,18 +63,21 @@ def label_sets(
     if unknown and data.classes and data.by_name:
         raise DataError(f"the data have labels 0 to {len(names) - 1}, but a parent is said to know {unknown[0]}")
     names += [str(number) for number in range(len(names), max(sets.joint) + 1)]
-    places = {label: place for place, label in enumerate(sets.joint)}
+    # Parents that know the same have a child with their outputs in their order, whatever it is.
+    alike = len(set(sets.sets)) == 1
+    order = sets.sets[0] if alike else sets.joint
+    places = {label: place for place, label in enumerate(order)}
     missing = [label for label in everything if label not in places]
     if missing:
         called = "" if names[missing[0]] == str(missing[0]) else f" ({names[missing[0]]})"
         raise DataError(
             f"no parent knows label {missing[0]}{called} of the data: give data of the labels that they know"
         )
-    joint = tuple(names[label] for label in sets.joint)
+    joint = tuple(names[label] for label in order)
     if data.classes:
         data = renumbered(data, [places[label] for label in everything], joint)
     named = None if all(name.isdecimal() for name in joint) else joint
-    return (None if sets.same else sets), named, data
+    return (None if alike else sets), named, data
 
 
 def label_of(text: str, labels: LabelSets | None, names: tuple[str, ...] | None) -> int:
@@ -208,4 +211,7 @@ def of_network(card: Card | None, data: DataSet, given: str | None) -> Sequence[
     """Return what a network's outputs stand for, in the user's words or by its card's names."""
     if given is not None:
         return read_classes(given)
-    return card.names if card is not None and card.names and class_names(data) else None
+    if card is None or not card.names:
+        return None
+    numbered = all(name.isdecimal() for name in card.names)  # outputs in another order than that of their numbers
+    return card.names if numbered or class_names(data) else None

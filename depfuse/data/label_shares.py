@@ -29,6 +29,11 @@ def parse_labels(text: str) -> dict[int, float]:
     DataError
         The text is malformed, a label occurs twice, or a share is outside (0, 1].
     """
+    return dict(sorted(_shares(text).items()))
+
+
+def _shares(text: str) -> dict[int, float]:
+    """Parse labels with their shares, in the order in which they are written."""
     shares: dict[int, float] = {}
     for piece in text.split(","):
         match = _PIECE.fullmatch(piece.strip())
@@ -49,11 +54,11 @@ def parse_labels(text: str) -> dict[int, float]:
             if label in shares:
                 raise DataError(f"labels {text!r}: label {label} stands twice")
             shares[label] = share
-    return dict(sorted(shares.items()))
+    return shares
 
 
 def read_classes(text: str) -> tuple[int, ...] | tuple[str, ...]:
-    """Read `0-4` or `1,3,7` as numbers, and `cat,dog` as names.
+    """Read `0-4` or `7,3,1` as numbers, and `cat,dog` as names, in the order in which they are written.
 
     Raises
     ------
@@ -61,7 +66,7 @@ def read_classes(text: str) -> tuple[int, ...] | tuple[str, ...]:
         It is malformed, or names one class twice.
     """
     if _NUMBERS.fullmatch(text):
-        return tuple(parse_labels(text))
+        return tuple(_shares(text))
     names = tuple(name.strip() for name in text.split(","))
     if "" in names or len(set(names)) < len(names):
         raise DataError(f"classes {text!r} must be different names with commas between them, like cat,dog")

@@ -268,6 +268,28 @@ def test_classes_of_a_folder_are_found_by_number_or_refused(images, digits: Data
     assert read_report(Path("w.json")).networks[0].accuracy > 0.95
 
 
+def test_numbers_of_classes_are_those_of_the_outputs_in_their_order(images, capsys) -> None:
+    """Outputs that stand for 9, 8, ..., 0 are no outputs for 0, 1, ..., 9, whether of a parent or of the child."""
+    files = []
+    for number, file in enumerate((FIRST, SECOND)):
+        whole = read_checkpoint(Path(file))
+        files.append(f"{number}.safetensors")
+        state = {**whole.state, **{key: whole.state[key].flip(0) for key in ("linear.weight", "linear.bias")}}
+        write_checkpoint(Path(files[-1]), state, Card(architecture=whole.card.architecture))
+    data, numbers = ("--data", "digits", *NORMALISED), "9,8,7,6,5,4,3,2,1,0"
+    assert main(["eval", files[0], *data, "--classes", numbers, "--report", "r.json"]) == 0
+    assert read_report(Path("r.json")).networks[0].accuracy > 0.95
+    command = ["fuse", *files, *data, *QUICK, "--out", "c.safetensors", "--report", "r.json"]
+    assert main([*command, "--classes", numbers, "--classes", numbers]) == 0
+    found = read_report(Path("r.json"))
+    assert min(parent.accuracy for parent in found.parents) > 0.95
+    assert main(["eval", "c.safetensors", *data, "--report", "e.json"]) == 0
+    assert read_report(Path("e.json")).networks[0].accuracy == found.child.accuracy
+    capsys.readouterr()
+    code = main(["fuse", FIRST, files[1], *data, *QUICK, "--classes", "0-9", "--classes", numbers])
+    assert_one_sentence(capsys, code, "the parents know the same labels in different orders")
+
+
 def test_a_size_that_is_none_is_one_sentence(images, capsys) -> None:
     np.save("a.npy", images)
     code = main(["eval", FIRST, "--data", "a.npy", "--size", "big", *NORMALISED])
