@@ -30,11 +30,15 @@ class Classifier(NamedTuple):
         (classes, width) and (classes,).
     information
         Mutual information (nats) of image and predicted class on the images that it was found from, a scalar.
+    mean, deviation
+        (width,) of their features.
     """
 
     weight: Tensor
     bias: Tensor
     information: Tensor
+    mean: Tensor
+    deviation: Tensor
 
 
 def maximise(
@@ -105,29 +109,50 @@ def maximise(
     found, shifted = start[0] + moved.detach(), start[1] + shift.detach()
     solution = found / deviation
     return Classifier(
-        solution.to(weight), (shifted - solution @ mean).to(bias), mutual_information(x @ found.T + shifted)
+        solution.to(weight),
+        (shifted - solution @ mean).to(bias),
+        mutual_information(x @ found.T + shifted),
+        mean,
+        deviation,
     )
 
 
-def agreement(features: Tensor, weight: Tensor, bias: Tensor) -> float:
+def two_sets(features: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Copy the features of two sets of images (N, width).
+
+    They are halves of the images, or `PER_CLASS` images for each class where there are more: of many images even the
+    wrong classes of parents that know little are found again. They are drawn at random, the same ones at each call.
+    """
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0)).to(features.device)
+    first, second = (features[drawn[: PER_CLASS * classes]] for drawn in (order[::2], order[1::2]))
+    return first, second
+
+
+def agreement(
+    sets: tuple[Tensor, Tensor], start: tuple[Tensor, Tensor], standardised: Tensor, found: Classifier
+) -> float:
     """Find the classifier on two sets of images, and return the share of all images that both name alike.
 
-    What differs between them was not told by the images. They are halves of the images, or `PER_CLASS` images for each
-    class where there are more: of many images even the wrong classes of parents that know little are found again. They
-    are drawn at random, the same ones at each call.
+    What differs between them was not told by the images.
 
     Parameters
     ----------
-    features, weight, bias
-        As `maximise` takes them.
+    sets
+        Features of `two_sets`, which are overwritten.
+    start
+        Weight and bias of the classifier at the start, as `maximise` takes them.
+    standardised
+        Features of all images, as `maximise` leaves them where it overwrites them.
+    found
+        What it found then, with their mean and deviation.
 
     Source: stability of a clustering, Lange et al. 2004, *Stability-based validation of clustering solutions*.
     """
-    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0)).to(features.device)
     named = []
-    for drawn in (order[::2], order[1::2]):
-        found = maximise(features[drawn[: PER_CLASS * len(weight)]], weight, bias, overwrite=True)
-        named.append((features @ found.weight.T.to(features) + found.bias.to(features)).argmax(1))
+    for drawn in sets:
+        weight, bias, *_ = maximise(drawn, *start, overwrite=True)
+        weight, bias = weight.to(standardised), bias.to(standardised)
+        named.append((standardised @ (weight * found.deviation).T + bias + weight @ found.mean).argmax(1))
     return float((named[0] == named[1]).double().mean())
 
 

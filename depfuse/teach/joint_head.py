@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from depfuse.networks.running import evaluating
 from depfuse.renorm import reset_batch_norm
 from depfuse.tasks.outputs import gives_classes
 from depfuse.teach.heads import Head, bias_of, head_of, heads_side_by_side, is_head, last_layer, set_joint_head
-from depfuse.teach.information_maximisation import agreement, maximise
+from depfuse.teach.information_maximisation import agreement, maximise, two_sets
 from depfuse.teach.recall import estimate_recall
 
 FEWEST = 10
@@ -70,14 +71,15 @@ class HeadFit:
     recalled
         Whether each parent counts at the start for each class as far as it finds it (`estimate_recall`), in place of
         its share. For parents with the same labels.
-    compared
-        Whether heads found on different images are compared.
+    compared_above
+        Information (nats) of the head from which on heads found on different images are compared: of one that tells
+        less, and is not taken, nothing more need be known.
     """
 
     dense: bool = False
     mirrored: bool = False
     recalled: bool = False
-    compared: bool = False
+    compared_above: float = math.inf
 
 
 AS_IT_IS = HeadFit()
@@ -198,10 +200,13 @@ def with_joint_head(
             recall = estimate_recall(scores, [shares[number] for number in counted])
         weight, bias = heads_side_by_side(heads, shares, labels, recall)
         features = _side_by_side(collected)
-        alike = agreement(features, weight, bias) if fit.compared else 1.0
+        sets = two_sets(features, classes) if fit.compared_above < math.inf else None
         found = maximise(features, weight, bias, known, label_weight, overwrite=True)
         set_joint_head(heads, shares, found.weight, found.bias)
-    return JointHead(copies, float(found.information), alike)
+        information, alike = float(found.information), 1.0
+        if sets is not None and information > fit.compared_above:
+            alike = agreement(sets, (weight, bias), features, found)
+    return JointHead(copies, information, alike)
 
 
 def _of_all_labels(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -131,13 +132,15 @@ def prepare_teachers(
             labels=labels,
             template=template,
         )
-        fit = HeadFit(dense, mirrored=mirrored and not dense, recalled=recalled, compared=not always)
+        fit = HeadFit(dense, mirrored=mirrored and not dense, recalled=recalled)
+        fit = fit if always else replace(fit, compared_above=-math.inf)
         head = find_head(models, fit=fit)
         found = Teachers(head.networks, None, joint=True, renewed=renews, recalled=recalled)
         if renewable and labels is None and not always:
             # A parent that never saw a class, with statistics of its own, knows that it does not know its images.
-            other = find_head(parents.networks, fit=replace(fit, recalled=True))
-            if other.information > head.information + GAIN:
+            enough = head.information + GAIN
+            other = find_head(parents.networks, fit=replace(fit, recalled=True, compared_above=enough))
+            if other.information > enough:
                 head, found = other, Teachers(other.networks, None, joint=True, recalled=True)
         if head.agreement >= CERTAIN:
             return found

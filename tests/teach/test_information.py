@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from torch import Tensor
 
-from depfuse.teach.information_maximisation import KEPT, PENALTY, TEMPERATURE, agreement, maximise
+from depfuse.teach.information_maximisation import KEPT, PENALTY, TEMPERATURE, agreement, maximise, two_sets
 
 
 def drawn(seed: int, count: int = 60, width: int = 4, classes: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,5 +104,23 @@ def test_heads_found_on_halves_agree_where_the_images_have_groups_and_not_where_
     truth = torch.randint(0, 4, (400,), generator=generator)
     groups = noise + 6 * torch.eye(20)[truth]
     weight, bias = 0.05 * torch.randn(4, 20, generator=generator), torch.zeros(4)
-    assert agreement(groups, weight + 0.2 * torch.eye(20)[:4], bias) > 0.95
-    assert agreement(noise, weight, bias) < 0.6
+
+    def alike(features: torch.Tensor, start: torch.Tensor) -> float:
+        sets, standardised = two_sets(features.double(), 4), features.double()
+        found = maximise(standardised, start, bias, overwrite=True)
+        return agreement(sets, (start, bias), standardised, found)
+
+    assert alike(groups, weight + 0.2 * torch.eye(20)[:4]) > 0.95
+    assert alike(noise, weight) < 0.6
+
+
+def test_heads_of_two_sets_name_all_images_by_their_own_features():
+    features, bias = 3.0 + 2.0 * torch.randn(300, 8, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    weight = torch.randn(3, 8, dtype=torch.float64)
+    heads = [maximise(own, weight, bias) for own in two_sets(features, 3)]
+    named = [(features @ head.weight.T + head.bias).argmax(1) for head in heads]
+    sets, standardised = two_sets(features, 3), features.clone()
+    found = maximise(standardised, weight, bias, overwrite=True)
+    expected = float((named[0] == named[1]).double().mean())
+    assert 0.3 < expected < 1.0
+    assert agreement(sets, (weight, bias), standardised, found) == expected

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from depfuse import Recipe, fuse
+from depfuse import Recipe, fuse, load
 from depfuse.data import Loader, calibration_loader, load_data, select_share
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import RecipeError
 from depfuse.evaluate import evaluate_ensemble
 from depfuse.models import build_network
+from depfuse.models.demo import PARENTS
 from depfuse.recipe.sections import Teach
 from depfuse.teach.information_maximisation import mutual_information
 from depfuse.teach.joint_head import HeadFit, renewed, with_joint_head
@@ -90,6 +91,23 @@ def test_clients_that_never_saw_some_classes_teach_more_where_they_count_as_far_
         assert found.joint
         assert found.renewed
         assert not found.recalled
+
+
+@pytest.mark.parametrize("recalled", [False, True])
+def test_heads_of_different_images_are_compared_where_the_head_may_be_taken(data, monkeypatch, recalled):
+    compared = []
+
+    def counted(*arguments):
+        compared.append(arguments)
+        return 1.0
+
+    monkeypatch.setattr("depfuse.teach.joint_head.agreement", counted)
+    monkeypatch.setattr("depfuse.teach.teachers.GAIN", -10.0 if recalled else 10.0)
+    parents, images = Ensemble([load(path) for path in PARENTS], (0.5, 0.5)), calibration_loader(data, 300)
+    assert prepare_teachers(parents, Teach(), images, images, learns=True).recalled == recalled
+    assert len(compared) == 1 + recalled
+    prepare_teachers(parents, Teach(head="always"), images, images, learns=True)
+    assert len(compared) == 1 + recalled
 
 
 def test_the_recipe_of_a_child_says_how_its_teachers_counted(data, clients):
