@@ -56,8 +56,8 @@ KeyOption = Annotated[
         metavar="NAME",
         rich_help_panel=FURTHER,
         help="Which weights of a file that holds several, by the key that `depfuse inspect` shows, such as"
-        " state_dict_ema, or model.net with dots for depth; once, or once per file. Default: those with the network's"
-        " names, and of several an average of steps (EMA).",
+        " state_dict_ema, model.net with dots for depth, or . for the top; once, or once per file. Default: those with"
+        " the network's names, and of several an average of steps (EMA).",
     ),
 ]
 ReportOption = Annotated[

@@ -79,13 +79,15 @@ class Checkpoint:
         """
         if self.weights is None:
             return self
-        state = fit_weights(self.path, self.weights, own)
+        # What is in memory already, such as what a client sent, has no file: none to choose from by a key, and none to
+        # be out of proportion to.
+        in_file = self.path.exists()
+        state = fit_weights(self.path, self.weights, own, keyed=in_file)
         if state is None:
             return replace(self, weights=None)
         if state.keys() == self.state.keys() and all(state[key] is self.state[key] for key in state):
             return replace(self, weights=None)
-        # What is in memory already, such as what a client sent, has no file to be out of proportion to.
-        held = None if self.path.exists() else sum(tensor.nbytes for tensor in state.values())
+        held = None if in_file else sum(tensor.nbytes for tensor in state.values())
         _check_tensors(self.path, state, held)
         return replace(self, state=state, digest=state_digest(state), weights=None)
 
@@ -114,8 +116,9 @@ def read_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
     path
         The file or folder.
     key
-        Where the weights are in it, with dots for depth, such as ``"state_dict_ema"``. Without it, and until a network
-        is known, they are taken to be the largest set of tensors; of several alike, an average of steps (EMA).
+        Where the weights are in it, with dots for depth, such as ``"state_dict_ema"``; ``"."`` is the top. Without it,
+        and until a network is known, they are taken to be the largest set of tensors; of several alike, an average of
+        steps (EMA).
 
     Raises
     ------

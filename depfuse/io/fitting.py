@@ -17,7 +17,7 @@ from torch import Tensor
 
 from depfuse.errors import DepfuseWarning
 from depfuse.io.norms import with_norms_of
-from depfuse.io.weights import Place
+from depfuse.io.weights import TOP, Place
 from depfuse.models.origin import shown
 
 COUNTER = "num_batches_tracked"  # of a BatchNorm; it is read nowhere in evaluation mode
@@ -68,7 +68,7 @@ class Fit:
         return (len(self.missing), bool(self.unlike), len(self.extra))
 
 
-def fit_weights(path: Path, top: Place, own: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+def fit_weights(path: Path, top: Place, own: Mapping[str, Tensor], *, keyed: bool = True) -> dict[str, Tensor] | None:
     """Find the tensors of a network in a file, and say in one line what was chosen, passed over or left out.
 
     Parameters
@@ -79,12 +79,15 @@ def fit_weights(path: Path, top: Place, own: Mapping[str, Tensor]) -> dict[str, 
         The place of the file to look in.
     own
         The network's state dict.
+    keyed
+        Whether the user can choose another set by its key.
 
     Returns
     -------
     dict or None
-        Tensors by the network's own names. Where no place has all of them, the place that has most is taken, without a
-        word, and what it has beside them is there as well; None where no place has any.
+        Tensors by the network's own names: of the place that the user named, where they are there. Where no
+        place has all of them, the place that has most is taken, without a word, and what it has beside them is there
+        as well; None where no place has any.
     """
     top = with_norms_of(own, top)
     tree = Place()
@@ -98,11 +101,12 @@ def fit_weights(path: Path, top: Place, own: Mapping[str, Tensor]) -> dict[str, 
         return _by_order(path, top, own)
     best = min(fit.rank for fit in fits)
     alike = [fit for fit in fits if fit.rank == best]
+    alike = [fit for fit in alike if fit.place.is_named] or alike
     number, why = preferred([(fit.place.path, fit.found) for fit in alike])
     chosen = alike[number]
     if not _is_whole(chosen):
         return {**chosen.found, **chosen.extra}
-    if said := _said(chosen, why, alike):
+    if said := _said(chosen, why, alike, fits, keyed):
         warnings.warn(f"{path}: {'; '.join(said)}", DepfuseWarning, stacklevel=4)
     return chosen.found
 
@@ -142,7 +146,7 @@ def preferred(sets: Sequence[tuple[str, Mapping[str, Tensor]]]) -> tuple[int, st
             if kept := [number for number in found if number in counted or not counted]:
                 return kept[0], why
             return counted[0], f"as BatchNorm has seen nothing in {shown(paths[found[0]])}"
-    return (counted or first)[0], "as the first in the file"
+    return (counted or first)[0], "as the first"
 
 
 def _is_uncounted(state: Mapping[str, Tensor]) -> bool:
@@ -172,6 +176,8 @@ def _fits(tree: Place, top: Place) -> list[Fit]:
             _leave_out(tree, fit)
             if fit.found:
                 fits.append(fit)
+    for fit in fits:
+        _leave_out_other_sets(fit, fits)
     return fits
 
 
@@ -246,6 +252,18 @@ def _leave_out(tree: Place, fit: Fit) -> None:
             del fit.extra[key]
 
 
+def _leave_out_other_sets(fit: Fit, fits: Sequence[Fit]) -> None:
+    """Leave out what a place has beside the network's names, where those are further sets of them.
+
+    In `conv.weight` and `ema_model.conv.weight`, either is the network.
+    """
+    if fit.missing or fit.unlike:
+        return
+    others = {id(tensor) for other in fits if not other.missing for tensor in other.found.values()}
+    if all(id(tensor) in others for tensor in fit.extra.values()):
+        fit.extra.clear()
+
+
 def _is_number(tensor: Tensor | None) -> bool:
     return tensor is not None and tensor.numel() <= 1
 
@@ -255,18 +273,22 @@ def _named(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return {f"{name}.{key}".strip("."): tensor for key, tensor in tensors.items()}
 
 
-def _said(chosen: Fit, why: str, fits: list[Fit]) -> list[str]:
+def _said(chosen: Fit, why: str, alike: list[Fit], fits: list[Fit], keyed: bool) -> list[str]:
     """Say which of several sets was chosen, which names were passed over, and what was left out."""
     said = []
-    if len(fits) > 1:
-        others = ", ".join(_shown(fit.place.path) for fit in fits if fit is not chosen)
-        said.append(f"took {_shown(chosen.place.path)} {why}, not {others}, which fit too (`key=...` chooses)")
-    around = chosen.place.own_set
+    if len(alike) > 1:
+        others = [fit.place.path for fit in alike if fit is not chosen]
+        named = ", ".join(map(_shown, others))
+        choice = f" (`key={'...' if all(others) else TOP}` chooses)" if keyed else ""
+        said.append(f"took {_shown(chosen.place.path)} {why}, not {named}, which fit too{choice}")
+    around = chosen.place
+    while not (around.is_whole or around.is_named) and around.above is not None:
+        around = around.above
     prefix = chosen.place.path.removeprefix(around.path).strip(".")
     passed = [name for name in dict.fromkeys([*prefix.split("."), *chosen.wrappers]) if name]
     if set(passed) - _USUAL:
         said.append(f"passed over {', '.join(map(shown, passed))} in the names of its weights")
-    taken = {id(tensor) for fit in fits for tensor in fit.found.values()}
+    taken = {id(tensor) for fit in [*alike, *fits] for tensor in fit.found.values() if not fit.missing}
     counters = re.compile(rf"(^|\.){COUNTER}$")
     left = [key for key, value in around.own_tensors().items() if id(value) not in taken and not counters.search(key)]
     if left:

@@ -58,16 +58,16 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
         if state[key].numel() == 0:
             raise CheckpointError(
                 f"{checkpoint.path} has no numbers for {key}{others.removesuffix(' differ')}: several processes have a"
-                " part each (FSDP, DeepSpeed ZeRO): make one file of them, such as by zero_to_fp32.py"
+                " part each (FSDP, DeepSpeed ZeRO): put the parts together, such as by zero_to_fp32.py"
             )
         raise CheckpointError(
-            f"{where}: {key} has shape {tuple(state[key].shape)} in the file and "
-            f"{tuple(own[key].shape)} in the network{others}; {_advice(checkpoint.card)}"
+            f"{where}: {key} has shape {tuple(state[key].shape)} there and {tuple(own[key].shape)} in the network"
+            f"{others}; {_advice(checkpoint.card)}"
         )
     other = [key for key in state if state[key].is_complex() != own[key].is_complex()]
     if other:
         kinds = ("complex", "real") if state[other[0]].is_complex() else ("real", "complex")
-        raise CheckpointError(f"{where}: {_few(other)} {kinds[0]} in the file and {kinds[1]} in the network")
+        raise CheckpointError(f"{where}: {_few(other)} {kinds[0]} there and {kinds[1]} in the network")
     broken = [key for key in state if not as_real(state[key]).isfinite().all()]
     if broken:
         raise CheckpointError(f"{checkpoint.path}: {_few(broken)} not finite (NaN or infinity): no usable network")

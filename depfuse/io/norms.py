@@ -32,7 +32,7 @@ def with_norms_of(target: Mapping[str, Tensor], top: Place) -> Place:
 
 
 def _renamed(place: Place, above: Place | None, *, to_new: bool) -> Place:
-    made = Place(place.name, above, place.tensor, is_whole=place.is_whole)
+    made = Place(place.name, above, place.tensor, is_whole=place.is_whole, is_named=place.is_named)
     made.parts = {name: _renamed(part, made, to_new=to_new) for name, part in place.parts.items()}
     if to_new:
         _to_new(made)

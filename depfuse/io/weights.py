@@ -16,6 +16,7 @@ from depfuse.models.origin import shown
 
 # Bounds of what is looked for in a file.
 DEEPEST, VALUES, ELEMENTS = 100, 500_000, 1_000
+TOP = "."  # key of the top
 _NAMED = 12  # sets that a message lists
 _PARTS_OF_MODULES = {"_parameters", "_buffers", "_modules"}
 
@@ -32,7 +33,8 @@ class UnknownKeyError(CheckpointError):
 class Place:
     """A place in a file: a tensor, further places by name, or both.
 
-    `is_whole` says whether it is a dict, list or object of its own and no part of a dotted name.
+    `is_whole` says whether it is a dict, list or object of its own and no part of a dotted name, `is_named` whether the
+    user named it.
     """
 
     name: str = ""
@@ -40,6 +42,7 @@ class Place:
     tensor: Tensor | None = field(default=None, repr=False)
     parts: dict[str, Place] = field(default_factory=dict, repr=False)
     is_whole: bool = False
+    is_named: bool = False
 
     @property
     def path(self) -> str:
@@ -114,7 +117,7 @@ def find_weights(path: Path, loaded: Any, layout: Layout = "torch") -> Place:
 
 
 def choose_place(path: Path, top: Place, key: str | None) -> Place:
-    """Find what the user's key names; all of the file where there is none.
+    """Find what the user's key names, where a single dot is the top; all of the file where there is none.
 
     Raises
     ------
@@ -123,10 +126,11 @@ def choose_place(path: Path, top: Place, key: str | None) -> Place:
     """
     if key is None:
         return top
-    place = top.at(key)
+    place = top if key == TOP else top.at(key)
     if place is None:
         message = f"{path} has no weights under the key {shown(key)}: {holds(top)}"
         raise UnknownKeyError(message, alone=len(top.sets()) < 2)
+    place.is_named = True
     return place
 
 

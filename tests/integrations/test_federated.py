@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from depfuse.errors import DataError, DepfuseError, RecipeError
+from depfuse.errors import DataError, DepfuseError, DepfuseWarning, RecipeError
 from depfuse.groups import find_groups, random_permutations
 from depfuse.integrations.federated import aggregate
 from depfuse.integrations.flower import FuseOnce, labels_of
@@ -92,10 +92,20 @@ def test_who_sends_something_else_is_left_out() -> None:
     assert sorted(found.left_out) == [1, 2, 3, 4, 6]
     assert "not finite (NaN or infinity)" in found.left_out[1]
     assert "client 2 does not fit" in found.left_out[2]
+    assert "there and (8, 1, 3, 3) in the network" in found.left_out[2]
+    assert not any("file" in why for why in found.left_out.values())
     assert found.left_out[3] == "client 3 sent 36 arrays: the network has 38, 32 of them no counters"
     assert found.left_out[4] == "client 4 sent a str: a state dict or a list of arrays is wanted"
     assert found.left_out[6] == "client 6 trained on nan samples"
     assert "left out: client 4 sent a str" in str(found)
+
+
+def test_a_client_that_sends_two_sets_is_told_no_key_to_choose_by() -> None:
+    state = client(0).state_dict()
+    two = {f"{where}.{key}": value for where in ("model", "model_ema") for key, value in state.items()}
+    sent = [two, client(1).state_dict()]
+    with pytest.warns(DepfuseWarning, match=r"client 0: took model_ema .*, not model, which fit too;"):
+        aggregate(client(5), sent, IMAGES, recipe=FAST)
 
 
 def test_clients_with_names_are_called_by_them() -> None:

@@ -222,8 +222,8 @@ def test_weights_are_found_under_any_key_at_any_depth(tmp_path: Path, own: nn.Mo
         ("model", "ema.model", "as the average of a training's steps"),
         ("student", "teacher", "as the teacher"),
         ("last", "best_state_dict", "as the best of a training"),
-        ("second", "first", "as the first in the file"),
-        ("optimizer.exp_avg", "net", "as the first in the file"),
+        ("second", "first", "as the first"),
+        ("optimizer.exp_avg", "net", "as the first"),
     ],
 )
 def test_of_several_sets_the_choice_is_said_and_a_key_makes_it(
@@ -238,7 +238,7 @@ def test_of_several_sets_the_choice_is_said_and_a_key_makes_it(
         return content  # type: ignore[no-any-return]
 
     order = (nested(taken, wanted), nested(other, rest))
-    content = {**order[0], **order[1]} if why.endswith("file") and "." not in other else {**order[1], **order[0]}
+    content = {**order[0], **order[1]} if why.endswith("first") and "." not in other else {**order[1], **order[0]}
     path = saved(tmp_path / "net.pth", content)
     found, (said,) = loaded(own, path)
     assert_same(found, wanted)
@@ -246,6 +246,25 @@ def test_of_several_sets_the_choice_is_said_and_a_key_makes_it(
     assert f"not {other}, which fit too (`key=...` chooses)" in said
     for key, state in ((taken, wanted), (other, rest)):
         found, said = loaded(own, path, key)
+        assert_same(found, state)
+        assert said == []
+
+
+@pytest.mark.parametrize(("above", "key"), [("", "."), ("state_dict", "state_dict")])
+def test_an_average_within_the_network_s_own_names_is_said_and_a_key_takes_them(
+    tmp_path: Path, own: nn.Module, wanted: State, above: str, key: str
+) -> None:
+    averaged = {name: value * 2 for name, value in wanted.items()}
+    state = {**wanted, **{f"ema_model.{name}": value for name, value in averaged.items()}}
+    path = saved(tmp_path / "net.ckpt", {above: state} if above else state)
+    average = f"{above}.ema_model".strip(".")
+    found, (said,) = loaded(own, path)
+    assert_same(found, averaged)
+    assert f"took {average} as the average of a training's steps, not {above or 'the top'}, which fit too" in said
+    assert f"(`key={'...' if above else '.'}` chooses)" in said
+    assert "left out" not in said
+    for chosen, state in ((key, wanted), (average, averaged)):
+        found, said = loaded(own, path, chosen)
         assert_same(found, state)
         assert said == []
 

@@ -311,7 +311,7 @@ def reshaped(state: dict[str, Tensor]) -> None:
         (infinite, "bn1.running_var is not finite"),
         (missing, "does not fit DigitsResNet: linear.bias is missing"),
         (extra, "linear2.bias is left over"),
-        (reshaped, r"conv1.weight has shape \(9, 1, 3, 3\) in the file and \(4, 1, 3, 3\)"),
+        (reshaped, r"conv1.weight has shape \(9, 1, 3, 3\) there and \(4, 1, 3, 3\)"),
     ],
 )
 def test_weights_that_do_not_fit_are_named_and_change_nothing(

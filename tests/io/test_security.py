@@ -330,7 +330,7 @@ def test_numbers_that_mean_something_else_in_the_network_are_refused(tmp_path: P
     with pytest.raises(CheckpointError, match=f"{key} has 8 bits per number"):
         read_checkpoint(tmp_path / "a.safetensors")
     torch.save({**state, key: torch.complex(state[key], state[key])}, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match=f"{key} is complex in the file and real in the network"):
+    with pytest.raises(CheckpointError, match=f"{key} is complex there and real in the network"):
         load_into(build_network(ARCH), read_checkpoint(tmp_path / "a.pt"))
 
 
