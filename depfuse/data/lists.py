@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depfuse.data.image_files import find_images
+from depfuse.data.images import SUFFIXES
 from depfuse.data.parts import KINDS, Part, data_set_of
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.data.tensors import DataSet
@@ -59,7 +60,10 @@ def load_list(path: Path, preprocessing: Preprocessing) -> DataSet:
     files = find_images(
         [[row[1] for row in group] for group in groups], path.parent, preprocessing.size, preprocessing.of_colour
     )
-    numbers = labelled is not None and all(row[2] is not None and re.fullmatch(r"\d{1,18}", row[2]) for row in rows)
+    # A table with a label missing, or of several columns of numbers, has been written with 3.0 for 3.
+    numbers = labelled is not None and all(
+        row[2] is not None and re.fullmatch(r"\d{1,18}(\.0+)?", row[2]) for row in rows
+    )
     made = [Part(own, _labels(group, numbers) if labelled else None) for own, group in zip(files, groups, strict=True)]
     whole = None if names else made[0]
     return data_set_of(str(path), dict(zip(names, made, strict=False)), whole, None, preprocessing)
@@ -87,7 +91,9 @@ def _once(path: Path, rows: Iterable[Row]) -> list[Row]:
 
 def _labels(rows: Sequence[Row], numbers: bool) -> NDArray[np.int64] | NDArray[np.str_]:
     texts = [str(row[2]) for row in rows]
-    return np.array(texts, np.int64) if numbers else np.array(texts, np.str_)
+    if numbers:
+        return np.array([text.partition(".")[0] for text in texts], np.int64)
+    return np.array(texts, np.str_)
 
 
 def _rows(path: Path) -> Iterator[Row]:
@@ -191,10 +197,14 @@ def _place(path: Path, name: str) -> str | None:
     """Find a file that a list names: below the list's folder, or wherever the name leads from here."""
     if not name or "\0" in name:
         return None
+    endings = (
+        ("",) if os.path.splitext(name)[1].lower() in SUFFIXES else ("", *sorted(SUFFIXES))
+    )  # a table may have bare names
     for spelling in dict.fromkeys((name, name.replace("\\", "/"))):  # a list may come from Windows
-        for place in (os.path.join(path.parent, spelling), spelling):
-            if os.path.isfile(place):
-                return place
+        for start in (os.path.join(path.parent, spelling), spelling):
+            for ending in endings:
+                if os.path.isfile(start + ending):
+                    return start + ending
     return None
 
 

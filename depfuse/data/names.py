@@ -45,6 +45,8 @@ def check_data_name(spec: str | Path) -> None:
         return
     if is_named_set(spec):
         kind, folder = split_name(name)
+        if folder.startswith("//"):
+            raise DataError(f"{name} is an address, and nothing is downloaded: fetch the files, and give their folder")
         if not Path(folder).is_dir():
             raise DataError(f"{name}: there is no folder {folder} with torchvision's {kind}, and nothing is downloaded")
         return

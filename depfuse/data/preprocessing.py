@@ -88,6 +88,5 @@ class Preprocessing(BaseModel):
         """Raise `DataError` unless mean and std suit images of `channels` channels."""
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) not in (1, channels):
-                raise DataError(
-                    f"{name} has {len(values)} values, but the images have {channels} channels: give 1 or {channels}"
-                )
+                what, wanted = ("1 channel", "1") if channels == 1 else (f"{channels} channels", f"1 or {channels}")
+                raise DataError(f"{name} has {len(values)} values, but the images have {what}: give {wanted}")

@@ -88,6 +88,8 @@ def check_weights(models: Any) -> None:
     """Raise `RecipeError` unless these are networks, and all of their tensors hold numbers that can be averaged."""
     if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
         raise RecipeError("one network is given: give a list of two or more parents")
+    if isinstance(models, Mapping):
+        raise RecipeError("the parents are a dictionary: give a list of two or more networks")
     for number, model in enumerate(models, start=1):
         if not isinstance(model, nn.Module):
             known = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 
@@ -55,9 +56,11 @@ class Parents:
     background: int | None = None
 
     @classmethod
-    def of(cls, parents: Sequence[nn.Module] | Parents) -> Parents:
+    def of(cls, parents: Iterable[nn.Module] | Parents) -> Parents:
         """Take networks of which nothing else is known, or parents as they are."""
-        return parents if isinstance(parents, Parents) else cls(parents)
+        if isinstance(parents, Parents):
+            return parents
+        return cls(list(parents) if isinstance(parents, Iterator) else cast("Sequence[nn.Module]", parents))
 
     @property
     def column_of_background(self) -> int | None:

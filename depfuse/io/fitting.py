@@ -151,7 +151,7 @@ def preferred(sets: Sequence[tuple[str, Mapping[str, Tensor]]]) -> tuple[int, st
 
 def _is_uncounted(state: Mapping[str, Tensor]) -> bool:
     """Tell whether BatchNorm's counters are there, and all at 0."""
-    counters = [tensor for key, tensor in state.items() if key.endswith(COUNTER) and tensor.numel()]
+    counters = [tensor for key, tensor in state.items() if key.endswith(COUNTER) and not tensor.is_meta]
     return bool(counters) and not any(bool(tensor.any()) for tensor in counters)
 
 

@@ -100,6 +100,11 @@ def parse_architecture(arch: str) -> Architecture:
     """
     # Greedy on the source: a Windows path and a timm tag may hold colons and dots of their own.
     head, bracket, rest = arch.strip().partition("(")
+    if head.strip().endswith(".py") and len(arch) <= _LONGEST:
+        raise ArchitectureError(
+            f"{shown(head.strip())} is a file: say which function or class of it builds the network, like"
+            f" {shown(head.strip())}:Net"
+        )
     match = None if len(arch) > _LONGEST else _ARCHITECTURE.fullmatch(head.strip() + bracket + rest)
     if match is None:
         raise ArchitectureError(

@@ -24,7 +24,7 @@ from depfuse.models.architecture import (
 )
 from depfuse.models.bounded import build_bounded
 from depfuse.models.origin import REGISTRIES, FromFile, shown, why_not
-from depfuse.models.sources import describe_error, load_module
+from depfuse.models.sources import describe_error, ending, load_module
 from depfuse.models.spandrel_networks import spandrel_factory
 from depfuse.models.transformers_networks import transformers_factory
 from depfuse.networks.copying import runnable, unwrap
@@ -85,6 +85,10 @@ def build_network(
         network = build_bounded(factory, arch, arguments, fitting)
     except ArchitectureError:
         raise
+    except SystemExit as error:
+        raise ArchitectureError(
+            f"{shown(arch)}: building it {ending(error)}: give a function that reads no arguments of a program"
+        ) from None
     except Exception as error:  # a user's factory may raise anything
         raise ArchitectureError(f"{shown(arch)}: building it raised {describe_error(error)}") from error
     if not isinstance(network, nn.Module):
@@ -178,7 +182,7 @@ def _resolve(architecture: Architecture) -> Callable[..., nn.Module]:
             names = [name for name in dir(value) if callable(getattr(value, name)) and not name.startswith("_")]
             raise ArchitectureError(f"{architecture.source} has no {part}{near_names(part, names)}")
         value = getattr(value, part)
-    if not callable(value):
+    if not callable(value) or isinstance(value, nn.Module):
         raise ArchitectureError(
             f"{architecture.text}: {architecture.name} is no function or class that builds a network"
         )

@@ -59,6 +59,11 @@ def load_module(arch: str, source: str) -> Any:
                 f"or a module that can be imported"
             ) from None
         raise ArchitectureError(f"{arch}: importing {source} raised {describe_error(error)}") from error
+    except SystemExit as error:
+        raise ArchitectureError(
+            f"{arch}: importing {source} runs it as a program, which {ending(error)}: put what only a program does"
+            " below a line: if __name__ == '__main__':"
+        ) from None
     except Exception as error:  # the user's file may raise anything
         raise ArchitectureError(f"{arch}: importing {source} raised {describe_error(error)}") from error
 
@@ -157,6 +162,11 @@ def _importable(folder: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(str(folder))
+
+
+def ending(error: SystemExit) -> str:
+    """Say that code of the user's wanted to end the process, as a reader of its own arguments does."""
+    return f"ends with {error.code}" if isinstance(error.code, str) else f"ends with code {error.code or 0}"
 
 
 def describe_error(error: BaseException) -> str:

@@ -545,6 +545,7 @@ def test_files_that_are_no_checkpoints(place: Place, refused, kind: str) -> None
         ("FOLDER/nets.py:absent", ["absent"]),
         ("FOLDER/nets.py:broken", ["this factory is broken"]),
         ("FOLDER/nets.py:number", ["int"]),
+        ("FOLDER/nets.py", ["is a file: say which function or class", "nets.py:Net"]),
         ("FOLDER/nets.py:tiny(depth=3)", ["depth"]),
         ("FOLDER/nets.py:tiny(", ["tiny("]),
     ],

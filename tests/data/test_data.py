@@ -111,7 +111,7 @@ def test_preprocessing_that_contradicts_itself_is_one_sentence(settings: dict[st
 
 
 def test_means_for_another_number_of_channels_are_refused() -> None:
-    with pytest.raises(DataError, match="mean has 3 values, but the images have 1 channels"):
+    with pytest.raises(DataError, match=r"mean has 3 values, but the images have 1 channel: give 1$"):
         load_data("digits", mean=(0.1, 0.2, 0.3), std=(1, 1, 1))
 
 
@@ -206,7 +206,11 @@ def test_a_truncated_npz_is_one_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "sentence"),
-    [("digit", "did you mean digits"), ("nowhere.npz", "is no data set, file or folder")],
+    [
+        ("digit", "did you mean digits"),
+        ("nowhere.npz", "is no data set, file or folder"),
+        ("https://example.org/photos.zip", "is an address, and nothing is downloaded"),
+    ],
 )
 def test_data_that_are_not_there_are_one_sentence(spec: str, sentence: str) -> None:
     with pytest.raises(DataError, match=sentence):

@@ -215,6 +215,8 @@ def test_one_image_is_not_enough(tmp_path: Path) -> None:
         ("a.csv", "file,label\nx y.png,bee\nsub/z.png,ant\n", [1, 0]),
         ("a.csv", "\ufeffid;path\n7;x y.png\n8;sub/z.png\n", [7, 8]),
         ("a.csv", "x y.png,1\nsub/z.png,0\n", [1, 0]),
+        ("a.csv", "x y.png,10.0\nsub/z.png,2.0\n", [10, 2]),
+        ("a.csv", "image_id,label\nx y,1\nsub/z,0\n", [1, 0]),
         ("a.tsv", "image\tcategory\nx y.png\t1\nsub/z.png\t0\n", [1, 0]),
     ],
 )

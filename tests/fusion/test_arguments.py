@@ -233,6 +233,7 @@ def test_arrays_of_several_kinds(wanted: Tensor) -> None:
     ("parents", "message"),
     [
         (PARENTS[0], "one network is given: give a list of two"),
+        (dict(enumerate(PARENTS)), "the parents are a dictionary: give a list"),
         (
             [parent.state_dict() for parent in PARENTS],
             r"parent 1 is an OrderedDict, .*: make the network",
@@ -244,6 +245,10 @@ def test_arrays_of_several_kinds(wanted: Tensor) -> None:
 def test_what_is_no_list_of_networks_is_one_sentence(parents: Any, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         fuse(parents, {"refit": "none"}, IMAGES)
+
+
+def test_parents_may_come_one_after_another(wanted: Tensor) -> None:
+    assert torch.equal(outputs(fuse((parent for parent in PARENTS), RESET, IMAGES).child), wanted)
 
 
 def test_inputs_and_labels_in_a_module_list(wanted: Tensor) -> None:

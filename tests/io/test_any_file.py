@@ -591,6 +591,12 @@ def test_other_files_are_named_with_what_to_do(tmp_path: Path, name: str, conten
         read_checkpoint(tmp_path / name)
 
 
+def test_tensors_without_numbers_are_named(tmp_path: Path, own: nn.Module, wanted: State) -> None:
+    path = saved(tmp_path / "net.pt", {key: tensor.to("meta") for key, tensor in wanted.items()})
+    with pytest.raises(CheckpointError, match=r"is no plain tensor .*without numbers"):
+        read_checkpoint(path).fitted_to(own.state_dict())
+
+
 def test_exported_programs_and_other_archives_are_named(tmp_path: Path) -> None:
     for name, sentence in (("archive/archive_format", "is an exported program"), ("net/net.pt", "zip archive without")):
         with zipfile.ZipFile(tmp_path / "net.pt2", "w") as archive:

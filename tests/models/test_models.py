@@ -191,6 +191,20 @@ def test_a_users_file_that_raises_is_one_sentence(tmp_path: Path) -> None:
         build_network(f"{file}:net")
 
 
+@pytest.mark.parametrize("last", ["raise SystemExit", "net = parse", "net = torch.nn.Linear(2, 2)"])
+def test_a_users_program_does_not_end_this_one(tmp_path: Path, last: str) -> None:
+    """A training that reads its arguments when it is imported, or when the network is built; a network, not built."""
+    file = tmp_path / "train.py"
+    file.write_text(f"import torch\n\n\ndef parse():\n    raise SystemExit(2)\n\n\n{last}\n")
+    said = {
+        "raise SystemExit": "runs it as a program, which ends with code 0: put what only a program does below",
+        "net = parse": "building it ends with code 2: give a function that reads no arguments of a program",
+        "net = torch.nn.Linear(2, 2)": "net is no function or class that builds a network",
+    }
+    with pytest.raises(ArchitectureError, match=said[last]):
+        build_network(f"{file}:net")
+
+
 def test_images_that_do_not_fit_are_named(digits: DataSet) -> None:
     with pytest.raises(DataError, match="images of shape 1x8x8 do not fit ThinResNet"):
         check_input(build_network("resnet20(width=0.25)"), digits.example())
