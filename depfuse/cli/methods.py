@@ -42,9 +42,13 @@ def parse_methods(text: str, recipe: Recipe) -> dict[str, Recipe]:
                 f"--methods {name!r} is not known: give {', '.join(CRITERIA)} or {NAIVE}, each with a solver"
                 " after a colon if need be, like weights:frank-wolfe"
             )
-        recipes[name] = recipe.changed(
-            {"align.criterion": criterion, "align.solver": solver or recipe.align.solver.name}
-        )
+        made = recipe.changed({"align.criterion": criterion, "align.solver": solver or recipe.align.solver.name})
+        own = made.align.solver
+        if made.refit.name == "auto" and own.gives != "permutation":
+            because = f"solver {own.name} gives no permutations, which a refit needs"
+            if needless := made.changed(refit="none").teaches_nobody(because):
+                raise RecipeError(f"--methods {name}: {needless}")
+        recipes[name] = made
     if not recipes:
         raise RecipeError(f"--methods names no method beside {NAIVE}: add weights or activations")
     return recipes

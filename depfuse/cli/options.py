@@ -381,15 +381,6 @@ class RecipeOptions:
                 raise RecipeError(f"--labels-from gives the labels of a few images: leave out {also}")
             settings["teach.labelled"] = 1
         recipe = Recipe.with_read(settings, keep=given)
-        taught = recipe.refit.name != "none" or recipe.learns or recipe.merge.weights_by != "network"
-        if recipe.teach.labelled and not taught:
-            raise RecipeError(
-                "labelled images are read for a head that teaches the child, and nothing teaches it: choose a refit,"
-                " train.distil or goal best, or leave the labels out"
-            )
-        if recipe.teach.head in ("always", "recall") and not taught:
-            raise RecipeError(
-                f"teach.head {recipe.teach.head} finds a head that teaches the child, and nothing teaches it: choose a"
-                " refit, train.distil or goal best, or leave it out"
-            )
+        if why := recipe.teaches_nobody():
+            raise RecipeError(why)
         return recipe

@@ -81,6 +81,8 @@ def resolve_refit(
     if against:
         why = f"refit auto is none here: {against}"
         made = recipe.changed(refit="none")
+        if needless := made.teaches_nobody(why):
+            raise RecipeError(needless)
         for path in sorted(recipe.differing.keys() - made.differing.keys()):
             value = recipe.settings[path]
             raise RecipeError(f"{path} {value} would be ignored: {why}; leave {path} out, or give refit ridge")

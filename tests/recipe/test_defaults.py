@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from depfuse import Recipe, fuse
 from depfuse.cli import main
 from depfuse.data import Loader, calibration_loader
+from depfuse.errors import RecipeError
 from depfuse.fusion.resolve import resolve_refit
 from depfuse.io.checkpoint import read_checkpoint
 from depfuse.models import build_network
@@ -123,6 +124,15 @@ def test_what_contradicts_a_refit_is_named(images, settings, why):
 
 def test_without_images_nothing_is_refitted():
     assert resolved(plain(), None) == ("none", "refit auto is none here: there are no calibration images")
+
+
+@pytest.mark.parametrize(("asked", "what"), [({"labelled": 5}, "labelled images"), ({"head": "always"}, "teach.head")])
+def test_a_head_that_teaches_nobody_is_refused_where_the_refit_that_was_left_open_is_none(images, asked, what):
+    recipe = Recipe(align={"solver": "sinkhorn"}, teach=asked)
+    parents = pair(plain())
+    with pytest.raises(RecipeError, match=f"{what} .* nothing teaches it .refit auto is none here: solver sinkhorn"):
+        resolve_refit(recipe, parents, parents[0], images)
+    assert resolve_refit(recipe.changed({"train.distil": 1}), parents, parents[0], images)[0].refit.name == "none"
 
 
 def test_a_refit_that_is_named_stays(images):

@@ -317,3 +317,8 @@ def test_settings_beside_a_table_of_labels(asked, data, tmp_path, capsys):
         assert main([*fuse, *more]) == 2
         assert sentence in " ".join(capsys.readouterr().err.split())
     assert table.read_text() == text
+    path = ["path", *small_files(), "--data", "digits", "--labels-from", str(table)]
+    assert main([*path, "--methods", "activations,activations:sinkhorn"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--methods activations:sinkhorn: labelled images are read for a head that teaches the child, and" in said
+    assert "nothing teaches it (solver sinkhorn gives no permutations, which a refit needs): choose a refit," in said
