@@ -15,6 +15,7 @@ from depfuse.data.parts import KINDS, Part, data_set_of
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.data.tensors import MOST_CLASSES, DataSet
 from depfuse.errors import DataError
+from depfuse.tasks.label_kinds import IGNORED, NO_CLASS
 
 IMAGES = ("x", "images", "image", "imgs", "img", "data", "inputs", "input", "features")
 LABELS = ("y", "labels", "label", "targets", "target")
@@ -30,7 +31,7 @@ def load_arrays(path: Path, preprocessing: Preprocessing) -> DataSet:
     lie beside it are its own. `classes` holds the names of classes. Images are (N, H, W), (N, C, H, W), or (N, H, W, C)
     with a C of 1, 3 or 4 that is less than H; they are uint8, uint16, whose white is 65535, or floats in [0, 1], which
     are rounded to 255ths. Labels are classes, whole numbers (N,) from 0, texts (N,), or (N, K) with a one in each row;
-    labels of 0 and 1 (N, L); classes of pixels (N, H, W); or numbers (N, ...).
+    labels of 0 and 1 (N, L); classes of pixels (N, H, W), -100 where there is none; or numbers (N, ...).
 
     Raises
     ------
@@ -55,6 +56,7 @@ def load_arrays(path: Path, preprocessing: Preprocessing) -> DataSet:
             )
             for part, name in images_of.items()
         }
+        parts = _with_white_as_one(parts)
         names = _as_names(_whole(headers[classes[0]]), headers[classes[0]].where) if classes else None
     except DataError:
         raise
@@ -151,11 +153,29 @@ def _as_labels(array: NDArray[Any], where: str) -> NDArray[Any]:
         )
     if array.dtype.kind == "f":
         return array
-    if array.ndim > 1 and array.size and int(array.min()) < 0:
-        raise DataError(f"{where} holds label {int(array.min())}: labels are 0, 1, 2, ...")
+    known = array[array != IGNORED] if array.ndim > 2 else array  # of pixels
+    if array.ndim > 1 and known.size and int(known.min()) < 0:
+        raise DataError(f"{where} holds label {int(known.min())}: labels are 0, 1, 2, ...")
     if array.size and int(array.max()) > np.iinfo(np.int64).max:
         raise DataError(f"{where} holds label {int(array.max())}: labels are 0, 1, 2, ...")
     return array
+
+
+def _with_white_as_one(parts: dict[str, Part]) -> dict[str, Part]:
+    """Make 255 class 1 of labels of pixels that are nothing but 0 and 255, as in files of masks."""
+    masks = [part.labels for part in parts.values() if isinstance(part.labels, np.ndarray) and _is_mask(part.labels)]
+    if not masks or {int(value) for own in masks for value in np.unique(own)} != {0, NO_CLASS}:
+        return parts
+    return {
+        name: Part(part.images, (part.labels == NO_CLASS).astype(np.uint8))
+        if isinstance(part.labels, np.ndarray) and _is_mask(part.labels)
+        else part
+        for name, part in parts.items()
+    }
+
+
+def _is_mask(labels: NDArray[Any]) -> bool:
+    return labels.dtype.kind in "ui" and (labels.ndim == 3 or (labels.ndim == 4 and labels.shape[1] == 1))
 
 
 def _is_one_hot(array: NDArray[Any]) -> bool:

@@ -194,3 +194,28 @@ def test_commands_take_the_images_and_say_so(
     said = "photos has labels of pixels, and the networks give scores of images: its images are taken without labels"
     assert said in seen.err
     assert "no accuracy is known" in seen.out
+
+
+@pytest.mark.parametrize("value", [255, 100])
+@pytest.mark.parametrize("single", [False, True])
+def test_masks_in_arrays_mean_what_they_mean_in_files(tmp_path: Path, value: int, single: bool) -> None:
+    masks = np.zeros((6, 4, 4), np.uint8)
+    masks[:, 1:3] = value
+    masks[1] = 0
+    images = np.zeros((6, 4, 4, 3), np.uint8)
+    labels = masks[:, None] if single else masks
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=labels, x_test=images[:2], y_test=labels[:2])
+    data = load_data(tmp_path / "a.npz")
+    wanted = torch.from_numpy(labels).long()
+    assert torch.equal(data.train.labels, wanted // 255 if value == 255 else wanted)
+    assert data.test is not None
+    assert torch.equal(data.test.labels, data.train.labels[:2])
+
+
+def test_places_of_no_class_in_arrays_may_be_as_torchs_losses_have_them(tmp_path: Path) -> None:
+    masks = np.tile(np.array([0, 1, 2, -100], np.int16), (6, 4, 1))
+    images = np.zeros((6, 4, 4, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=masks)
+    labels = load_data(tmp_path / "a.npz").train.labels
+    assert labels is not None
+    assert labels.unique().tolist() == [-100, 0, 1, 2]
