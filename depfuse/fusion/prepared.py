@@ -180,7 +180,7 @@ class Prepared:
         example = None if no_input else example_of(given.example, calibration)
         if example is not None:
             check_input(parents[0], fit_example(example, parents[0]))
-        check_alike(parents if template is None else [*parents, template], example)
+        check_alike(parents, example, template)
         warn_of_statistics(parents[0], inputs.recipe)
         copies = [private_copy(model, example) for model in parents]
         if sets is None:

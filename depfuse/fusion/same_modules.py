@@ -24,44 +24,52 @@ NAMES = """
     embed_dim kdim vdim num_heads head_dim num_embeddings embedding_dim input_size hidden_size training
 """
 SIZES = frozenset(NAMES.split())
+# Those that do not change what a layer computes in evaluation mode: of BatchNorm, dropout, attention, and embeddings.
+IN_TRAINING = frozenset(("momentum", "p", "dropout", "inplace", "sparse", "scale_grad_by_freq"))
 
 
-def check_alike(models: Sequence[nn.Module], example: Example | None) -> None:
+def check_alike(models: Sequence[nn.Module], example: Example | None, template: nn.Module | None = None) -> None:
     """Check that every parent computes what the first one's modules do with its weights.
 
-    The child has the modules of parent 1. With f_1(theta, x) the function of its modules, f_1(theta_k, x) must equal
-    the output of parent k, for the example and for random inputs of its shape. So activations, strides, an epsilon,
-    attributes that `forward` reads, forward hooks, buffers that are not in the state dict, and tensors that cannot be
-    averaged (an index) are all compared. Settings that do not show there (a momentum) are warned of.
+    The child has the modules of parent 1, or of the template. With f_1(theta, x) the function of its modules,
+    f_1(theta_k, x) must equal the output of parent k, for the example and for random inputs of its shape. So
+    activations, strides, an epsilon, attributes that `forward` reads, forward hooks, buffers that are not in the state
+    dict, and tensors that cannot be averaged (an index) are all compared. Settings that do not show there (a momentum)
+    are warned of.
 
     Parameters
     ----------
     models
         Networks with equal tensor names.
     example
-        An input; where None, only the modules' classes and settings are compared.
+        An input; where None, only the modules' classes and settings are compared, and those that count in training
+        alone are warned of.
+    template
+        A network of the child's shapes, which must compute the same, too.
 
     Raises
     ------
     RecipeError
         A parent computes something else; names the first module whose output differs.
     """
-    for number, model in enumerate(models[1:], start=2):
-        compared = example is not None and _compare(models[0], model, example, number)
-        other = next(_other_settings(models[0], model), None)
-        if other is None:
+    both = [(f"parent {number}", f"parents 1 and {number}", model) for number, model in enumerate(models[1:], start=2)]
+    both += [] if template is None else [("the template", "parent 1 and the template", template)]
+    for name, pair, model in both:
+        compared = example is not None and _compare(models[0], model, example, name)
+        others = list(_other_settings(models[0], model))
+        if not compared and (counted := next((text for text, counts in others if counts), None)):
+            raise RecipeError(f"{pair} are other networks: they differ in {counted}")
+        if not others:
             continue
-        if not compared:
-            raise RecipeError(f"parents 1 and {number} are other networks: they differ in {other}")
         warnings.warn(
-            f"parents 1 and {number} differ in {other}, which does not show in what they compute: the child has parent "
-            "1's",
+            f"{pair} differ in {others[0][0]}, which does not show in what they compute: the child has"
+            f" {name if model is template else 'parent 1'}'s",
             DepfuseWarning,
             stacklevel=4,
         )
 
 
-def _compare(first: nn.Module, model: nn.Module, example: Example, number: int) -> bool:
+def _compare(first: nn.Module, model: nn.Module, example: Example, name: str) -> bool:
     """Compare a parent with the first one's modules; False where they cannot be run on its weights."""
     modules, parent = (_copied(network) for network in (first, model))
     state = {key: tensor for key, tensor in parent.state_dict().items() if _is_real(tensor)}
@@ -76,14 +84,13 @@ def _compare(first: nn.Module, model: nn.Module, example: Example, number: int) 
             if not same_width:
                 return False
             raise RecipeError(
-                f"parent {number} is another network than parent 1, whose modules cannot be run with its weights "
-                f"({by_first})"
+                f"{name} is another network than parent 1, whose modules cannot be run with its weights ({by_first})"
             )
         if not _agree(by_first, wanted):
             if not same_width and _differ_by_shape(modules, parent, state, inputs):
                 return False  # a head that keeps the number of its classes puts another number of them in other shapes
             raise RecipeError(
-                f"parent {number} is another network than parent 1, though their tensors fit: with equal weights "
+                f"{name} is another network than parent 1, though their tensors fit: with equal weights "
                 f"{_first_difference(modules, parent, state, inputs)}; fuse networks that differ in their weights only"
             )
     return True
@@ -139,7 +146,7 @@ def _first_difference(modules: nn.Module, parent: nn.Module, state: dict[str, Te
     of_parent = _recorded(parent, lambda: run_network(parent, _cloned(inputs)))
     for (name, kind, output), (other, its, expected) in zip(ours, of_parent, strict=False):
         if name != other or not same_outputs(output, expected):
-            settings = next(_settings(modules, parent, other), "")
+            settings = next((text for text, counts in _settings(modules, parent, other) if counts), "")
             classes = its if kind == its else f"{kind}, {its}"
             return f"the output of {other or 'the network itself'} differs ({settings or classes})"
     return "the output differs"
@@ -176,8 +183,8 @@ def _recorded(network: nn.Module, forward: Callable[[], Any]) -> list[tuple[str,
     return records
 
 
-def _other_settings(first: nn.Module, other: nn.Module) -> Iterator[str]:
-    """Yield the differing settings of torch's own layers, but for sizes."""
+def _other_settings(first: nn.Module, other: nn.Module) -> Iterator[tuple[str, bool]]:
+    """Yield the differing settings of torch's own layers, see `_settings`."""
     for name, _ in unwrap(first).named_modules():
         yield from _settings(unwrap(first), unwrap(other), name)
 
@@ -188,8 +195,11 @@ def _of_one_kind(one: nn.Module, two: nn.Module) -> bool:
     return is_parametrized(one) == is_parametrized(two) and kinds[0] == kinds[1]
 
 
-def _settings(first: nn.Module, other: nn.Module, name: str) -> Iterator[str]:
-    """Yield the differing settings of one of torch's own layers, but for sizes: `bn1.eps (1e-05, 0.1)`."""
+def _settings(first: nn.Module, other: nn.Module, name: str) -> Iterator[tuple[str, bool]]:
+    """Yield the differing settings of one of torch's own layers, but for sizes: `bn1.eps (1e-05, 0.1)`.
+
+    With each, whether it counts in evaluation mode.
+    """
     modules = dict(first.named_modules()), dict(other.named_modules())
     if name not in modules[0] or name not in modules[1]:
         return
@@ -197,10 +207,10 @@ def _settings(first: nn.Module, other: nn.Module, name: str) -> Iterator[str]:
     if not all(type(module).__module__.startswith("torch.nn.") for module in (one, two)):
         return
     if not _of_one_kind(one, two):
-        yield f"{name} ({type(one).__name__}, {type(two).__name__})"
+        yield f"{name} ({type(one).__name__}, {type(two).__name__})", True
         return
     for key, value in vars(one).items():
         its = vars(two).get(key)
         compared = not (key.startswith("_") or key in SIZES) and all(isinstance(each, PLAIN) for each in (value, its))
         if compared and value != its:
-            yield f"{name}.{key} ({value}, {its})"
+            yield f"{name}.{key} ({value}, {its})", key not in IN_TRAINING

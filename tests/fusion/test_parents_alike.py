@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -116,6 +117,21 @@ def test_a_setting_that_does_not_show_is_warned_of() -> None:
     other.bn.momentum = 0.01
     with pytest.warns(DepfuseWarning, match=r"bn.momentum \(0.1, 0.01\), which does not show"):
         check_alike([Net(), other], EXAMPLE)
+
+
+@pytest.mark.parametrize(("width", "example"), [(9, EXAMPLE), (6, None)], ids=["another width", "without an input"])
+def test_a_setting_of_training_is_no_other_network_where_outputs_cannot_be_compared(width: int, example: Any) -> None:
+    other = Net(width=width)
+    other.bn.momentum = 0.01
+    with pytest.warns(DepfuseWarning, match=r"bn.momentum \(0.1, 0.01\), which does not show"):
+        check_alike([Net(), other], example)
+    with pytest.warns(
+        DepfuseWarning, match=r"parent 1 and the template differ in bn.mom.*: the child has the template's$"
+    ):
+        check_alike([Net()], example, other)
+    other.bn.eps = 0.1
+    with pytest.raises(RecipeError, match=r"bn.eps \(1e-05, 0.1\)"):
+        check_alike([Net(), other], example)
 
 
 @pytest.mark.parametrize("example", [EXAMPLE, None])
