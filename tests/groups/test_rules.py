@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from depfuse import fuse
 from depfuse.errors import GroupError
 from depfuse.groups import ChannelGroups, find_groups, not_followed, prove_groups, random_permutations
 from depfuse.groups.proof import NO_EFFECT
@@ -414,3 +416,47 @@ def test_channels_that_begin_silent_are_proved():
     nn.init.constant_(network[2].bias, -20.0)
     groups = proved(network, TOKENS[:, 0])
     assert [group.name for group in groups.free] == ["0", "2"]
+
+
+# --- a bilinear form ------------------------------------------------------------------------------
+
+
+class OfTwo(nn.Module):
+    """A bilinear form of two hidden layers, of one with itself, or of one and the input."""
+
+    def __init__(self, of: str) -> None:
+        super().__init__()
+        sizes = {"two": (4, 5), "itself": (4, 4), "the input": (4, 6)}[of]
+        self.of, self.a, self.b = of, nn.Linear(6, 4), nn.Linear(6, 5)
+        self.both, self.head = nn.Bilinear(*sizes, 7), nn.Linear(7, 3)
+
+    def forward(self, x):
+        a = F.silu(self.a(x))
+        other = F.silu(self.b(x)) if self.of == "two" else a if self.of == "itself" else x
+        return self.head(F.silu(self.both(a, other)))
+
+
+@pytest.mark.parametrize("of", ["two", "itself", "the input"])
+@pytest.mark.parametrize("example", [TOKENS, TOKENS[:, 0]], ids=["tokens", "rows"])
+def test_a_bilinear_form_moves_with_each_of_its_inputs(of, example):
+    groups = proved(OfTwo(of), example)
+    assert not not_followed(groups)
+    first, produced = [[0], [1], [2], [3]], [[number] for number in range(7)]
+    second = {"two": [[[number] for number in range(5)]], "itself": [first], "the input": []}[of]
+    assert moved_by(groups, "both.weight", 1) == [first]
+    assert moved_by(groups, "both.weight", 2) == second
+    assert moved_by(groups, "both.weight") == moved_by(groups, "head.weight", 1) == [produced]
+
+
+@pytest.mark.parametrize("criterion", ["weights", "activations"])
+def test_networks_that_are_one_bilinear_form_in_other_orders_are_matched(criterion):
+    torch.manual_seed(0)
+    network, inputs = OfTwo("two").eval(), torch.randn(200, 6)
+    groups = proved(network, inputs[:2])
+    other, state = copy.deepcopy(network), network.state_dict()
+    for name, order in random_permutations(groups, 5).items():
+        state = groups[name].permute(state, order)
+    other.load_state_dict(state)
+    assert not torch.equal(other.both.weight, network.both.weight)
+    child = fuse([network, other], {"criterion": criterion, "refit": "none", "task": "features"}, inputs).child
+    torch.testing.assert_close(child(inputs), network(inputs))

@@ -150,6 +150,22 @@ def _linear(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
     return [scaled(replay, result, operands[2:3], -1)]
 
 
+@rule("Trilinear")
+def _bilinear(replay: Replay, operation: Any, operands: Operands) -> list[Labels]:
+    """Label the sum over i and j of first (n, i) x weight (o, i, j) x second (n, j), as `nn.Bilinear` has it."""
+    first, weight, second = operands
+    dims = tuple(tuple(getattr(operation, f"_saved_{name}")) for name in ("expand1", "expand2", "expand3", "sumdim"))
+    if first is None or weight is None or second is None or dims != ((1, 3), (0,), (1, 2), (2, 3)):
+        return unknown(replay, operation, operands)
+    where = replay.where(operation)
+    replay.role(weight, 0, "produces")
+    replay.role(weight, 2, "consumes")
+    summed = _product(replay, move(first, lambda t: t.unsqueeze(0)), weight, where)  # (o, n, j)
+    column = move(second, lambda t: t.unsqueeze(-1))
+    result = _product(replay, move(summed, lambda t: t.transpose(0, 1)), column, where)
+    return [move(result, lambda t: t.squeeze(-1))]
+
+
 @rule(
     "ScaledDotProductFlashAttentionForCpu",
     "ScaledDotProductFlashAttention",
