@@ -21,6 +21,7 @@ from depfuse.data.patches import CROPS, Crop, auto_side, check_sides, draw_start
 from depfuse.data.preprocessing import Preprocessing
 from depfuse.data.stored_images import StoredImages
 from depfuse.data.tensors import DataSet
+from depfuse.data.unread import Unread
 from depfuse.errors import DataError, DepfuseWarning
 from depfuse.text import counted
 
@@ -79,6 +80,7 @@ class Crops(StoredImages):
 def load_crops(root: Path, crop: Crop, preprocessing: Preprocessing, seed: int = SPLIT_SEED) -> DataSet:
     """Load squares of the photographs in a folder, without labels, and say how many of what size.
 
+    What is not read of the photographs is said as well (`Unread`).
     Of each photograph as many are drawn as its area holds, but no more than bring all photographs to `CROPS`.
 
     Parameters
@@ -100,11 +102,13 @@ def load_crops(root: Path, crop: Crop, preprocessing: Preprocessing, seed: int =
     """
     parts = find_photographs(root)
     sizes: dict[str, tuple[int, int]] = {}
-    grey = 0
+    grey, unread = 0, Unread()
     for path in [path for files in parts.values() for path in files]:
         with opened(Path(path)) as image:
             sizes[path] = (image.height, image.width)
             grey += is_grey_mode(image.mode)
+            unread.note(path, image)
+    unread.say(len(sizes), root)
     side = auto_side([min(size) for size in sizes.values()]) if crop == "auto" else _square(crop)
     small = [path for path, size in sizes.items() if min(size) < side]
     if len(small) == len(sizes):

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depfuse.data.images import is_grey_mode, is_turned, opened, read_image
+from depfuse.data.images import is_grey_mode, opened, read_image
 from depfuse.data.stored_images import StoredImages
+from depfuse.data.unread import Unread
 from depfuse.errors import DataError, DepfuseWarning
 
 
@@ -67,8 +68,7 @@ def find_images(
     """Read the headers of image files, part by part, and settle what shape all of them have.
 
     Few are decoded at once, see `StoredImages.held`. They are grey where most are, with a `DepfuseWarning` where some
-    are not, and RGB otherwise, or where they shall be in `colour`. As torchvision does, they are taken as they are
-    stored, not as EXIF turns them, and of several frames the first; both are said.
+    are not, and RGB otherwise, or where they shall be in `colour`. What is not read of them is said (`Unread`).
 
     Raises
     ------
@@ -76,18 +76,14 @@ def find_images(
         An image cannot be read, or sizes differ and no `size` (height, width) is given.
     """
     coloured: list[str] = []
-    turned: list[str] = []
-    several: list[str] = []
+    unread = Unread()
     first: tuple[str, tuple[int, int]] | None = None
     for path in _all(parts):
         with opened(Path(path)) as image:
             shape = (image.height, image.width)
             if not is_grey_mode(image.mode):
                 coloured.append(path)
-            if is_turned(image):
-                turned.append(path)
-            if getattr(image, "is_animated", False):
-                several.append(path)
+            unread.note(path, image)
         first = first or (path, shape)
         if size is None and shape != first[1]:
             raise _several_sizes(path, shape, *first)
@@ -100,23 +96,11 @@ def find_images(
             DepfuseWarning,
             stacklevel=2,
         )
-    _say_what_is_left(
-        turned, count, root, "are to be turned for viewing, as their EXIF says", "all are taken as stored"
-    )
-    _say_what_is_left(several, count, root, "have several frames or pages", "the first of each is taken")
+    unread.say(count, root)
     height, width = size or (first[1] if first else (1, 1))
     channels = 1 if grey else 3
     files = [ImageFiles(part, (len(part), channels, height, width), size is not None) for part in parts]
     return [part.held() for part in files]
-
-
-def _say_what_is_left(files: Sequence[str], count: int, root: Path, what: str, taken: str) -> None:
-    """Warn of files that hold more than is read."""
-    if files:
-        shown = os.path.relpath(files[0], root)
-        warnings.warn(
-            f"{len(files)} of {count} images in {root} {what}, such as {shown}: {taken}", DepfuseWarning, stacklevel=3
-        )
 
 
 def _all(parts: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 
 from depfuse.data.preprocessing import box_of_shape
 from depfuse.errors import DataError
@@ -67,11 +67,6 @@ def opened(file: Path) -> Iterator[Image.Image]:
 def is_grey_mode(mode: str) -> bool:
     """Tell whether Pillow's mode of an image has one channel; a palette counts as colour."""
     return mode in _GREY or mode.startswith("I;16")
-
-
-def is_turned(image: Image.Image) -> bool:
-    """Tell whether the EXIF of an image says that it is to be turned or mirrored before it is shown."""
-    return "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
 
 
 def read_image(file: Path, *, grey: bool, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:

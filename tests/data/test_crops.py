@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from depfuse.data import load_data
 from depfuse.data.crops import CROPS, Crops
@@ -107,3 +107,17 @@ def test_what_contradicts_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images"):
         load_data(tmp_path / "empty", crop=16)
+
+
+def test_turns_and_further_frames_that_are_not_read_are_said(tmp_path: Path) -> None:
+    root = folder(tmp_path, {"a.png": (20, 40), "b.png": (30, 30)})
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (40, 20)).save(root / "turned.jpg", exif=exif)
+    Image.new("RGB", (40, 20)).save(root / "stack.tif", save_all=True, append_images=[Image.new("RGB", (40, 20), 9)])
+    with pytest.warns(DepfuseWarning) as caught:
+        load_data(root, crop=20)
+    turned, several, _ = [str(one.message) for one in caught]
+    assert "1 of 4 images" in turned
+    assert "as their EXIF says, such as turned.jpg: all are taken as stored" in turned
+    assert "have several frames or pages, such as stack.tif: the first of each is taken" in several
