@@ -1,12 +1,16 @@
-"""Backward passes that begin with given derivatives."""
+"""Backward passes that begin with given derivatives, and forward ones."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Point = TypeVar("Point")  # tensors in any structure
 
 
 def scalar_with(derivatives: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
@@ -16,6 +20,21 @@ def scalar_with(derivatives: Sequence[Tensor], outputs: Sequence[Tensor]) -> Ten
     """
     scalar: Tensor = _Given.apply(derivatives, *outputs)
     return scalar
+
+
+def forward_derivative(function: Callable[[Point], Tensor], at: Point, along: Point) -> Tensor:
+    """Compute a directional derivative, of the output's shape, without a word of torch's about torch."""
+    _load_forward_rules()
+    derivative: Tensor = torch.func.jvp(function, (at,), (along,))[1]
+    return derivative
+
+
+@functools.cache
+def _load_forward_rules() -> None:
+    """Let torch import its rules, which it does at the first derivative, by calls that it warns of itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.func.jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
 
 
 class _Given(torch.autograd.Function):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import jvp, vjp
+from torch.func import vjp
 from torch.overrides import TorchFunctionMode
 
 from depfuse.data.augment import mix
@@ -29,6 +29,7 @@ from depfuse.data.loader import Loader
 from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.errors import RecipeError
 from depfuse.networks.copying import unwrap
+from depfuse.networks.derivatives import forward_derivative
 from depfuse.networks.forward import in_layout, run_with
 from depfuse.networks.memory_format import choose_layout, differentiable
 from depfuse.networks.running import evaluating
@@ -269,7 +270,8 @@ class _Search:
             if moved is None:
                 pull = self._task.slope(output, target, TEMPERATURE)
             else:
-                pull = self._task.curvature_product(jvp(logits, (free,), (moved,))[1], output, TEMPERATURE)
+                change = forward_derivative(logits, free, moved)
+                pull = self._task.curvature_product(change, output, TEMPERATURE)
             total += _flatten(pulled(pull)[0])
         return scale * total / sum(count_samples(images) for images, _ in views)
 
