@@ -230,7 +230,7 @@ def _is_large(edges: Edges) -> bool:
     return edges.ends[1] is not None and (n * m) ** 2 > EXACT
 
 
-def seconds_of_building(edges: Iterable[Edges], watch: Stopwatch) -> float:
+def seconds_of_building(edges: Iterable[Edges], watch: Stopwatch, timed: int = TIMED) -> float:
     """Estimate the seconds that affinities of large tensors and of fixed nodes take, by a part of each shape.
 
     Parts that fit into a cache are quicker: two ResNet50s took 1.7 times as long as this says. Those of small tensors
@@ -245,7 +245,7 @@ def seconds_of_building(edges: Iterable[Edges], watch: Stopwatch) -> float:
             if fixed:
                 known[kind] = watch.seconds(affinities, part.target[:, 0], part.source[:, 0]) * m
             elif _is_large(part):
-                few = max(1, TIMED // m)
+                few = max(1, timed // m)
                 some = part.target[:few], part.source[:few]
                 known[kind] = watch.seconds(_LowRank.of, *some) * n / len(some[0])
         total += known.get(kind, 0.0)

@@ -154,13 +154,12 @@ def test_a_product_is_foretold_from_a_part_of_it(sizes, expected):
     [("h", (30, 20), 0), ("h", (100, 90), 10), (None, (100, 90), 90)],
     ids=["exact", "approximate", "fixed nodes"],
 )
-def test_building_affinities_is_foretold_from_a_part_of_them(monkeypatch, second, sizes, expected):
-    monkeypatch.setattr("depfuse.align.affinity.TIMED", 900)
+def test_building_affinities_is_foretold_from_a_part_of_them(second, sizes, expected):
     target, source = torch.rand(*sizes, 9), torch.rand(*sizes, 9)
     edges = [Edges(key, ("g", second), ("produces", "consumes"), target, source) for key in "vw"]
     ticks = itertools.count()
     watch = Stopwatch(torch.device("cpu"), lambda: float(next(ticks)))  # all that is timed takes one
-    assert seconds_of_building(edges, watch) == 2 * expected
+    assert seconds_of_building(edges, watch, 900) == 2 * expected
     assert next(ticks) == 2 * bool(expected)  # one tensor of a shape is timed
 
 

@@ -93,21 +93,19 @@ def test_clients_that_never_saw_some_classes_teach_more_where_they_count_as_far_
         assert not found.recalled
 
 
-@pytest.mark.parametrize("recalled", [False, True])
-def test_heads_of_different_images_are_compared_where_the_head_may_be_taken(data, monkeypatch, recalled):
-    compared = []
-
-    def counted(*arguments):
-        compared.append(arguments)
-        return 1.0
-
-    monkeypatch.setattr("depfuse.teach.joint_head.agreement", counted)
-    monkeypatch.setattr("depfuse.teach.teachers.GAIN", -10.0 if recalled else 10.0)
-    parents, images = Ensemble([load(path) for path in PARENTS], (0.5, 0.5)), calibration_loader(data, 300)
-    assert prepare_teachers(parents, Teach(), images, images, learns=True).recalled == recalled
-    assert len(compared) == 1 + recalled
-    prepare_teachers(parents, Teach(head="always"), images, images, learns=True)
-    assert len(compared) == 1 + recalled
+def test_heads_of_different_images_are_compared_where_the_head_tells_more_than_was_asked(data):
+    parents, images = [load(path) for path in PARENTS], calibration_loader(data, 300)
+    plain = with_joint_head(parents, (0.5, 0.5), images)
+    less, more = (
+        with_joint_head(parents, (0.5, 0.5), images, fit=HeadFit(compared_above=plain.information + margin))
+        for margin in (0.01, -0.01)
+    )
+    assert plain.information == less.information == more.information
+    assert plain.agreement == less.agreement == 1.0  # not looked at
+    assert 0.5 < more.agreement < 1.0
+    for own in (less, more):
+        for one, other in zip(own.networks, plain.networks, strict=True):
+            assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
 
 
 def test_the_recipe_of_a_child_says_how_its_teachers_counted(data, clients):
