@@ -14,7 +14,7 @@ from depfuse.errors import DataError, RecipeError
 from depfuse.evaluate import path_alphas
 from depfuse.io.folders import weight_files
 from depfuse.io.label_rows import TABLE
-from depfuse.io.output_files import check_outputs, check_weights_name, weights_in
+from depfuse.io.output_files import check_model_card, check_outputs, check_weights_name, is_folder, weights_in
 from depfuse.models.architecture import check_built_in, family, parse_architecture
 from depfuse.recipe import Recipe
 from depfuse.report.plot_kind import plot_kind
@@ -70,6 +70,8 @@ class Request:
         if self.fusion.plot is not None:
             plot_kind(self.fusion.plot)
         check_weights_name("--out", self.out, child=True)
+        if self.out is not None and is_folder(self.out):
+            check_model_card("--out", self.out)
         check_weights_name("--out-parent", self.fusion.out_parent)
         outputs = {"--out": None if self.out is None else weights_in(self.out), "--out-parent": self.fusion.out_parent}
         read = [*self.parents, *(file for parent in self.parents for file in weight_files(parent))]

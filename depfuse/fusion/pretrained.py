@@ -19,13 +19,12 @@ from depfuse.io.atomic_files import replacing_files
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import write_checkpoint
 from depfuse.io.hub_folders import CONFIG, OF_IMAGES, PREPROCESSOR
-from depfuse.io.output_files import WEIGHTS
+from depfuse.io.output_files import README, TAGS, WEIGHTS, check_model_card
 from depfuse.networks.copying import unwrap
 
 if TYPE_CHECKING:
     from depfuse.fusion.result import FusionResult
 
-README = "README.md"
 _DIGITS = 12  # of a digest
 _OF_OTHER_WEIGHTS = ("license", "tag", "paper_ids", "paper_name", "origin_url", "notes")  # in timm's configuration
 
@@ -57,6 +56,7 @@ def save_pretrained(
         The folder cannot be written, or the child is wider than its library would build it.
     """
     child, like, folder = unwrap(result.child), unwrap(result.parents[result.like]), Path(folder)
+    check_model_card("the folder", folder)
     card = card or child_card(result, arch)
     names = card.names or class_names(result)
     own: Callable[[str], object] | None = getattr(child, "save_pretrained", None)
@@ -105,7 +105,7 @@ def model_card(result: FusionResult, card: Card) -> str:
         "---",
         *([f"library_name: {library}"] if library else []),
         *(["pipeline_tag: image-classification"] if classifies else []),
-        "tags: [model-fusion, depfuse]",
+        f"tags: [{TAGS}]",
         "---",
         f"# {kind.__name__}, fused from {len(result.parents)} parents",
         "",

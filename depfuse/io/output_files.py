@@ -9,6 +9,8 @@ from depfuse.errors import CheckpointError
 from depfuse.io.atomic_files import check_writable
 
 WEIGHTS = "model.safetensors"  # of a folder, as hubs name it
+README = "README.md"  # of a folder: its model card
+TAGS = "model-fusion, depfuse"  # in a model card that depfuse wrote, which may be written anew
 PICKLED = (".pth", ".pt", ".ckpt")  # endings of what torch.save writes
 
 
@@ -43,6 +45,13 @@ def check_weights_name(name: str, path: Path | None, *, child: bool = False) -> 
         raise CheckpointError(
             f"{name} {path}: weights are written as safetensors; the name must end in .safetensors{also}"
         )
+
+
+def check_model_card(name: str, folder: Path) -> None:
+    """Raise `CheckpointError` where a folder has a README.md that is no model card of depfuse's: it would be lost."""
+    readme = folder / README
+    if readme.is_file() and TAGS not in readme.read_text(encoding="utf-8", errors="replace"):
+        raise CheckpointError(f"{name} {folder} has a {README} of its own, which would be lost: choose another folder")
 
 
 def is_pickled(path: Path) -> bool:

@@ -203,6 +203,9 @@ def test_what_contradicts_the_folder_is_one_sentence(capsys: pytest.CaptureFixtu
         "--arch", "transformers:ResNetForImageClassification(depths=[2, 2])"
     )
     assert "would overwrite an input" in refused("--out", "a")
+    Path("project").mkdir()
+    Path("project/README.md").write_text("# Everything that I know of cats\n")
+    assert "project has a README.md of its own, which would be lost" in refused("--out", "project")
     assert "for the layout of the first parent, or be that of a folder" in refused("--out", "child.bin")
     assert "wider than its library builds it" in refused("--out", "child", "--set", "merge.keep_worst=0.5")
     assert not Path("child").exists()

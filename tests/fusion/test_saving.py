@@ -143,6 +143,11 @@ def test_a_folder_holds_configuration_weights_and_a_model_card(data: DataSet, tm
     assert repr(result) in (folder / "README.md").read_text()
     assert same(depfuse.load(folder, Own), result.child)
     assert [path.name for path in tmp_path.iterdir()] == ["child"]
+    result.save_pretrained(folder)  # of depfuse's own card nothing is lost
+    (folder / "README.md").write_text("# My project\n")
+    with pytest.raises(CheckpointError, match=r"child has a README\.md of its own, which would be lost"):
+        result.save_pretrained(folder)
+    assert (folder / "README.md").read_text() == "# My project\n"
 
 
 def test_what_is_written_lies_in_a_file_by_its_model_card_and_its_result(data: DataSet, tmp_path: Path) -> None:
