@@ -233,7 +233,7 @@ def _is_large(edges: Edges) -> bool:
 def seconds_of_building(edges: Iterable[Edges], watch: Stopwatch, timed: int = TIMED) -> float:
     """Estimate the seconds that affinities of large tensors and of fixed nodes take, by a part of each shape.
 
-    Parts that fit into a cache are quicker: two ResNet50s took 1.7 times as long as this says. Those of small tensors
+    Parts that fit into a cache are quicker: two ResNet50s took 1.2 times as long as this says. Those of small tensors
     take a second or two in all: `KEPT` of them are computed at most.
     """
     known: dict[tuple[int, ...], float] = {}
